@@ -1,0 +1,21 @@
+"""The entry point of the ``kata-node`` command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; ``--version`` alone does so without loading it."""
+    if sys.argv[1:] == ["--version"]:
+        from kata_node import __version__
+
+        sys.stdout.write(f"kata-node {__version__}\n")
+        return
+    from kata_node.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What is there: gathered from the host, the runtime and the payload. Decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata_node.actions import Tools
+from kata_node.receipt import Receipt
+from kata_node.settings import Settings
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to work, as opposed to what is wanted. Times are in seconds."""
+
+    payload: Path
+    offline: bool = False
+    runtime: str = ""
+    """``containerd://2.1.9``: what the node runs, when it cannot or shall not be asked."""
+    cri_socket: str = "/run/containerd/containerd.sock"
+    restart_timeout: float = 120.0
+    label_timeout: float = 300.0
+    stable_for: float = 10.0
+    node_name: str = ""
+    expected_machine_id: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """All a stage needs to look at the node."""
+
+    settings: Settings
+    receipt: Receipt
+    tools: Tools
+    options: Options

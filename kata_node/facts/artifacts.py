@@ -1,0 +1,154 @@
+"""What the payload holds and what of it stands below the install dir."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kata_node import __version__
+from kata_node.facts import Look
+from kata_node.host.files import Root
+from kata_node.layout import Found, Wanted, layout
+from kata_node.receipt import STATE_DIR
+
+if TYPE_CHECKING:
+    from kata_node.payload import Entry
+    from kata_node.payload_index import Payload
+
+
+@dataclass(frozen=True)
+class ArtifactFacts:
+    """For the artifacts stage.
+
+    ``wanted`` is ``None`` when the inputs are those of the last completed run and nothing has
+    changed on the host since: then reading the payload at all would be wasted.
+    """
+
+    inputs: str
+    wanted: Mapping[str, Wanted] | None = None
+    entries: tuple[Entry, ...] = ()
+    """What the payload brings for the enabled shims, before it is laid out."""
+    found: Mapping[str, Found] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    missing_dirs: tuple[str, ...] = ()
+    release: str = ""
+    payload: Callable[[], Payload] = field(default=lambda: _no_payload(), repr=False, compare=False)
+
+
+def look(look: Look) -> ArtifactFacts:
+    """Compare by stat alone where the receipt vouches for the content; hash only what it does not know."""
+    from kata_node import payload_index
+    from kata_node.payload import select
+
+    settings, root = look.settings, look.tools.root
+    placed = look.receipt.artifacts
+    signature = payload_index.signature(look.options.payload)
+    inputs = _inputs(signature, [shim.name for shim in settings.shims], settings.arch)
+    if placed and placed.state == "placed" and placed.inputs == inputs:
+        found = find(root, settings.install_dir, placed.files)
+        if all(path in found and found[path].is_as(record) for path, record in placed.files.items()):
+            return ArtifactFacts(inputs)
+    payload = payload_index.load(look.options.payload)
+    entries = select(payload.manifest, settings.shims, settings.arch)
+    wanted = layout(entries, settings.shims)
+    known = placed.files if placed else {}
+    found = find(root, settings.install_dir, {**wanted, **known})
+    unknown = (path for path in found if path not in known and found[path].kind == "file")
+    digests = {
+        path: hashlib.sha256(root.read(f"{settings.install_dir}/{path}") or b"").hexdigest()
+        for path in unknown
+        if found[path].size == wanted[path].size
+    }
+    return ArtifactFacts(
+        inputs,
+        wanted,
+        entries,
+        found,
+        digests,
+        missing_dirs(root, settings.install_dir),
+        payload.manifest.release,
+        lambda: payload,
+    )
+
+
+@dataclass(frozen=True)
+class RemovalFacts:
+    """For remove-artifacts. ``found`` are the files and links below the install dir, the record's aside.
+
+    ``bare``: the install dir is there and holds nothing but, at most, the record's own directory.
+    """
+
+    recorded: bool
+    bare: bool
+    found: tuple[str, ...]
+
+
+def look_for_removal(look: Look) -> RemovalFacts:
+    """Everything below the install dir, whoever put it there."""
+    root, install_dir = look.tools.root, look.receipt.install_dir
+    return RemovalFacts(
+        recorded=look.receipt.artifacts is not None,
+        bare=root.is_dir(install_dir) and set(root.list_dir(install_dir)) <= {STATE_DIR},
+        found=tuple(path for path in walk(root, install_dir) if not path.startswith(f"{STATE_DIR}/")),
+    )
+
+
+def find(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, Found]:
+    """What stands at ``paths`` below the install dir; those with nothing are left out."""
+    found: dict[str, Found] = {}
+    parents: dict[str, Path] = {}  # hundreds of files share a few directories
+    for path in paths:
+        parent, name = posixpath.split(f"{install_dir}/{path}")
+        if parent not in parents:
+            parents[parent] = root.resolve(parent)
+        real = parents[parent] / name
+        try:
+            info = real.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        link = str(real.readlink()) if stat.S_ISLNK(info.st_mode) else ""
+        found[path] = Found(
+            _kind(info.st_mode), stat.S_IMODE(info.st_mode), info.st_size, int(info.st_mtime), link
+        )
+    return found
+
+
+def walk(root: Root, install_dir: str) -> Iterator[str]:
+    """Files and links below the install dir, relative to it."""
+    base = root.resolve(install_dir)
+    for directory, dirs, names in os.walk(base):
+        links = [name for name in dirs if Path(directory, name).is_symlink()]
+        for name in sorted((*names, *links)):
+            yield str(Path(directory, name).relative_to(base))
+
+
+def missing_dirs(root: Root, path: str) -> tuple[str, ...]:
+    """The directories down to ``path`` that are not there, outermost first."""
+    missing: list[str] = []
+    while path != "/" and not root.is_dir(path):
+        missing.insert(0, path)
+        path = posixpath.dirname(path)
+    return tuple(missing)
+
+
+def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISLNK(mode):
+        return "link"
+    return "dir" if stat.S_ISDIR(mode) else "other"
+
+
+def _inputs(signature: str, shims: Iterable[str], arch: str) -> str:
+    text = "\n".join((__version__, signature, arch, *shims))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _no_payload() -> Payload:
+    raise LookupError("these facts were gathered without reading the payload")

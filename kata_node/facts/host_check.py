@@ -1,0 +1,84 @@
+"""Everything host-check decides by, gathered to the end even when parts of it fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kata_node import layout
+from kata_node.errors import KataNodeError
+from kata_node.facts import Look
+from kata_node.facts import artifacts as artifact_facts
+from kata_node.facts import runtime as runtime_facts
+from kata_node.facts.artifacts import ArtifactFacts
+from kata_node.facts.machine import MachineFacts, look_at_machine
+from kata_node.facts.runtime import RuntimeFacts
+from kata_node.receipt import Receipt
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HostCheckFacts:
+    """Each part is what was found, or the error met in its place."""
+
+    offline: bool
+    expected_machine_id: str
+    machine: MachineFacts
+    systemd: KataNodeError | None
+    runtime: RuntimeFacts | KataNodeError
+    artifacts: ArtifactFacts | KataNodeError
+    missing: Mapping[str, tuple[str, ...]]
+    """Per shim, the files it needs that the payload lacks."""
+    to_place: int
+    """Bytes the artifacts stage would write."""
+    conflicts: tuple[str, ...]
+    """Paths where foreign files stand in the way."""
+
+
+def look(look: Look) -> HostCheckFacts:
+    """Gather all; an error in one part is a fact like any other."""
+    runtime = _or_error(lambda: runtime_facts.look(look))
+    artifacts = _or_error(lambda: artifact_facts.look(look))
+    etc = runtime.config_path if isinstance(runtime, RuntimeFacts) else "/etc/containerd/config.toml"
+    difference = _difference(artifacts, look.receipt)
+    return HostCheckFacts(
+        look.options.offline,
+        look.options.expected_machine_id,
+        look_at_machine(look, (look.settings.install_dir, etc.rpartition("/")[0])),
+        None if look.options.offline else _error(look.tools.systemd),
+        runtime,
+        artifacts,
+        _missing(look, artifacts),
+        sum(want.size for want in difference.missing) if difference else 0,
+        difference.conflicts if difference else (),
+    )
+
+
+def _difference(artifacts: ArtifactFacts | KataNodeError, receipt: Receipt) -> layout.Difference | None:
+    if isinstance(artifacts, KataNodeError) or artifacts.wanted is None:
+        return None
+    placed = receipt.artifacts.files if receipt.artifacts else {}
+    return layout.compare(artifacts.wanted, artifacts.found, placed, artifacts.digests)
+
+
+def _missing(look: Look, artifacts: ArtifactFacts | KataNodeError) -> dict[str, tuple[str, ...]]:
+    if isinstance(artifacts, KataNodeError) or artifacts.wanted is None:
+        return {}
+    from kata_node.payload import missing
+
+    lacking = ((shim.name, tuple(missing(artifacts.entries, shim))) for shim in look.settings.shims)
+    return {name: paths for name, paths in lacking if paths}
+
+
+def _or_error(gather: Callable[[], T]) -> T | KataNodeError:
+    try:
+        return gather()
+    except KataNodeError as error:
+        return error
+
+
+def _error(gather: Callable[[], object]) -> KataNodeError | None:
+    found = _or_error(gather)
+    return found if isinstance(found, KataNodeError) else None

@@ -1,0 +1,143 @@
+"""One unary gRPC call over a unix socket of the host.
+
+What gRPC sends over HTTP/2: one POST, a message behind five bytes (compressed or not, length), and the
+outcome in trailers, or in the headers when there is no message. h2 speaks the HTTP/2; the gRPC
+runtime would add 19 MB and 50 ms to every start for this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import struct
+import time
+from collections.abc import Iterable
+from urllib.parse import unquote
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
+from h2.exceptions import H2Error
+
+from kata_node.host.sockets import Stream
+
+MAX_ANSWER = 16 << 20
+"""Bytes; what the kubelet, too, accepts of a container runtime."""
+
+OK = 0
+DEADLINE_EXCEEDED = 4
+UNIMPLEMENTED = 12
+
+_PREFIX = struct.Struct(">BI")
+
+
+class StatusError(Exception):
+    """The server answered, with another status than OK: a gRPC ``code`` and its ``message``."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{message} (gRPC status {code})" if message else f"gRPC status {code}")
+        self.code = code
+        self.message = message
+
+
+class ProtocolError(Exception):
+    """What the other side sent is not gRPC, or ended before the answer was whole."""
+
+
+def unary(stream: Stream, method: str, request: bytes, deadline: float) -> bytes:
+    """Call ``method`` (``/package.Service/Method``) on a fresh connection: the serialized answer.
+
+    Raises :class:`StatusError`, :class:`ProtocolError`, and what :class:`Stream` raises.
+    """
+    http = H2Connection(H2Configuration(client_side=True, header_encoding=None))
+    call = _Call(http)
+    try:
+        http.initiate_connection()
+        http.send_headers(call.stream_id, _headers(method, deadline))
+        http.send_data(call.stream_id, _PREFIX.pack(0, len(request)) + request, end_stream=True)
+        stream.send(http.data_to_send(), deadline)
+        while not call.ended:
+            for event in http.receive_data(stream.receive(deadline)):
+                call.take(event)
+            # Also what h2 answers by itself: settings, pings, and room for more data.
+            if answer := http.data_to_send():
+                # A server may answer and hang up at once; what it said is still to be read.
+                with contextlib.suppress(ConnectionError):
+                    stream.send(answer, deadline)
+    except H2Error as error:
+        raise ProtocolError(f"the other side does not speak HTTP/2 as it should: {error}") from error
+    return call.result()
+
+
+def _headers(method: str, deadline: float) -> list[tuple[str, str]]:
+    # Rounded up, so that it is our own clock that runs out first; and eight digits at most.
+    milliseconds = min(max(1, math.ceil((deadline - time.monotonic()) * 1000)), 99_999_999)
+    return [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", "localhost"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        ("user-agent", "kata-node"),
+        ("grpc-timeout", f"{milliseconds}m"),
+    ]
+
+
+class _Call:
+    """What has come of the answer so far."""
+
+    def __init__(self, http: H2Connection) -> None:
+        self.stream_id = http.get_next_available_stream_id()
+        self.ended = False
+        self._http = http
+        self._headers: dict[str, str] = {}
+        self._body = bytearray()
+
+    def take(self, event: Event) -> None:
+        if self.ended:
+            return
+        if isinstance(event, ResponseReceived | TrailersReceived):
+            self._headers.update(_text(event.headers))
+        elif isinstance(event, DataReceived):
+            self._body += event.data
+            if len(self._body) > MAX_ANSWER:
+                raise ProtocolError(f"the answer is longer than {MAX_ANSWER >> 20} MiB")
+            # Without this the server stops after 64 KiB and waits for ever.
+            self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        elif isinstance(event, StreamEnded):
+            self.ended = True
+        elif isinstance(event, StreamReset | ConnectionTerminated):
+            raise ProtocolError(f"the other side gave the call up (HTTP/2 error {event.error_code!r})")
+
+    def result(self) -> bytes:
+        status = self._headers.get("grpc-status", "")
+        if not status.isdecimal():
+            raise ProtocolError(
+                f"the other side speaks HTTP but not gRPC (HTTP status {self._headers.get(':status')})"
+            )
+        if int(status) != OK:
+            raise StatusError(int(status), unquote(self._headers.get("grpc-message", "")))
+        if len(self._body) < _PREFIX.size:
+            raise ProtocolError("the answer has no message")
+        compressed, length = _PREFIX.unpack_from(self._body)
+        message = bytes(self._body[_PREFIX.size :])
+        if compressed or len(message) != length:
+            raise ProtocolError(f"the answer is not one plain message of {length} bytes")
+        return message
+
+
+def _text(headers: Iterable[tuple[str | bytes, str | bytes]]) -> Iterable[tuple[str, str]]:
+    for name, value in headers:
+        yield (
+            name.decode() if isinstance(name, bytes) else name,
+            value.decode(errors="replace") if isinstance(value, bytes) else value,
+        )

@@ -1,0 +1,277 @@
+"""The host's systemd: what a unit is doing, and restarting it. No ``systemctl`` is needed.
+
+It is reached over D-Bus, on systemd's own private socket or else on the system bus. Root needs no
+capability and no polkit for either. Its interface is described in org.freedesktop.systemd1(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from kata_node.errors import SystemdError
+from kata_node.host.files import Root
+from kata_node.host.sockets import explain
+
+if TYPE_CHECKING:
+    from kata_node.host.dbus import Connection, RefusedError
+
+PRIVATE_SOCKET = "/run/systemd/private"
+BUS_SOCKET = "/run/dbus/system_bus_socket"
+
+_UNIT = "org.freedesktop.systemd1.Unit"
+_SERVICE = "org.freedesktop.systemd1.Service"
+_NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
+_DENIED = (
+    "org.freedesktop.DBus.Error.AccessDenied",
+    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+)
+
+_JOB_RESULTS = {
+    "failed": "it was restarted but did not come up",
+    "timeout": "it was restarted but did not come up in the time systemd gives it",
+    "dependency": "it could not be restarted, because a unit that it needs did not start",
+    "canceled": "its restart was canceled by another request to systemd",
+    "condition": "it is stopped now, because its unit file has a condition that this host does not meet",
+}
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit at one moment, in systemd's own words (``systemctl show``)."""
+
+    name: str
+    """Its real name, when it was asked for by an alias."""
+    load_state: str
+    """``loaded``, ``masked``, ``error``, ``bad-setting``."""
+    active_state: str
+    """``active``, ``reloading``, ``inactive``, ``failed``, ``activating``, ``deactivating``."""
+    sub_state: str
+    """Of services: ``running``, ``dead``, ``auto-restart``, …"""
+    result: str
+    """How a service last ended: ``success``, ``exit-code``, ``start-limit-hit``, …; empty of other units."""
+    invocation_id: str
+    """32 hexadecimal digits, new at every activation; empty when it never started."""
+    main_pid: int
+    """In the host's pid namespace; 0 when nothing runs."""
+    argv: tuple[str, ...]
+    """The first ``ExecStart``, as the unit file has it now; empty of other units than services."""
+    need_daemon_reload: bool
+    """Whether its unit file changed since systemd read it."""
+    active_enter_usec: int
+    """When it was last activated, in microseconds since 1970; 0 when never."""
+
+
+class JobError(SystemdError):
+    """The unit did not come up; ``result`` says how systemd's job ended.
+
+    In systemd's words (``failed``, ``timeout``, ``dependency``, ``canceled``, …), and ``condition``.
+    """
+
+    def __init__(self, what: str, *, result: str, where: str, hint: str) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.result = result
+
+
+class Systemd:
+    """A connection to the host's systemd; a context manager that closes it.
+
+    Restarting the container runtime does not disturb it. When systemd itself is re-executed, or the
+    bus restarts, the next call connects again.
+    """
+
+    def __init__(self, root: Root, timeout: float) -> None:
+        self._root = root
+        self._timeout = timeout
+        self._connection: Connection | None = None
+
+    @classmethod
+    def connect(cls, root: Root, timeout: float = 10) -> Self:
+        """Connect to the systemd of the host at ``root``.
+
+        ``timeout``, in seconds, is for connecting and for each later read. Raises :class:`SystemdError`,
+        naming both sockets and what is wrong with each, when neither leads to systemd.
+        """
+        systemd = cls(root, timeout)
+        systemd._connected(time.monotonic() + timeout)
+        return systemd
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def unit(self, name: str) -> Unit | None:
+        """The unit ``name``, with its suffix (``containerd.service``); ``None`` when there is none."""
+        with self._explained(name, f"systemd did not answer within {self._timeout:g} s"):
+            deadline = time.monotonic() + self._timeout
+            return self._retried(lambda connection: _read_unit(connection, name, deadline), deadline)
+
+    def restart(self, name: str, timeout: float) -> None:
+        """Restart the unit ``name``, or start it, and wait until systemd says that it has started.
+
+        A start limit it ran into before is forgotten first. ``timeout``, in seconds, is for all of it.
+        Raises :class:`JobError` when the unit did not come up, and :class:`SystemdError` when the time is up,
+        systemd refuses, or it goes away meanwhile.
+        """
+        deadline = time.monotonic() + timeout
+        with self._explained(name, f"it was not restarted within {timeout:g} s; systemd may still be at it"):
+            unit = shlex.quote(name)
+            log.info("systemctl reset-failed %s; systemctl restart %s", unit, unit)
+            connection = self._retried(lambda connection: _prepare(connection, name, deadline), deadline)
+            (job,) = connection.manager("RestartUnit", "ss", (name, "replace"), deadline=deadline)
+            result = connection.job_result(job, deadline)
+            properties = _properties(connection, name, deadline)
+        if result == "done" and not properties["ConditionResult"]:
+            result = "condition"  # for systemd, not to start such a unit is the job well done
+        if result != "done":
+            words = dict.fromkeys((result, properties.get("Result", "success")))
+            words.pop("success", None)
+            raise JobError(
+                f"{_JOB_RESULTS.get(result, 'systemd could not restart it')} ({', '.join(words)})",
+                result=result,
+                where=name,
+                hint=f"run `journalctl -u {unit} -n 50` on the node to see why",
+            )
+
+    def _retried(self, ask: Callable[[Connection], T], deadline: float) -> T:
+        """Ask something that may be asked twice: once more when the connection turns out to be dead."""
+        try:
+            return ask(self._connected(deadline))
+        except ConnectionError as error:
+            log.debug("connecting to systemd again: %s", explain(error))
+            self.close()
+            return ask(self._connected(deadline))
+
+    def _connected(self, deadline: float) -> Connection:
+        if self._connection is None:
+            self._connection = _open(self._root, deadline)
+        return self._connection
+
+    @contextlib.contextmanager
+    def _explained(self, name: str, timed_out: str) -> Iterator[None]:
+        """Turn what the connection raises into errors about the unit ``name``."""
+        from kata_node.host.dbus import RefusedError
+
+        try:
+            yield
+        except RefusedError as error:
+            raise _refused(name, error) from error
+        except TimeoutError as error:
+            self.close()  # a message may have been cut in the middle
+            raise SystemdError(
+                timed_out,
+                where=name,
+                hint=f"see `systemctl status {shlex.quote(name)}` and `systemctl list-jobs` on the node",
+            ) from error
+        except OSError as error:
+            self.close()
+            raise SystemdError(
+                f"the connection to systemd broke: {explain(error)}",
+                where=name,
+                hint="systemd or the bus restarted just now; run again",
+            ) from error
+
+
+def _open(root: Root, deadline: float) -> Connection:
+    from kata_node.host.dbus import Connection, RefusedError
+
+    tried: list[str] = []
+    denied = False
+    for path, is_bus in ((PRIVATE_SOCKET, False), (BUS_SOCKET, True)):
+        now = time.monotonic()
+        # A socket that hangs must leave time for the other.
+        until = deadline if is_bus else now + (deadline - now) / 2
+        try:
+            connection = Connection.open(root, path, until, is_bus=is_bus)
+        except RefusedError as error:
+            tried.append(f"{path} ({error})")
+        except OSError as error:
+            denied |= isinstance(error, PermissionError)
+            tried.append(f"{path} ({explain(error)})")
+        else:
+            log.debug("systemd answers on %s", path)
+            return connection
+    raise SystemdError(
+        f"it answers neither on {tried[0]} nor on {tried[1]}",
+        where="systemd",
+        hint="run as root"
+        if denied and os.geteuid() != 0
+        else "a container needs the host's /run/systemd and /run/dbus mounted below --host-root; "
+        "on a host that systemd does not run, use --offline",
+    )
+
+
+def _properties(connection: Connection, name: str, deadline: float) -> dict[str, Any]:
+    """Everything systemd tells of a unit, and of a service what it tells of those."""
+    # Unlike GetUnit it also finds a unit that never ran, and it knows the object path of any name.
+    (path,) = connection.manager("LoadUnit", "s", (name,), deadline=deadline)
+    properties = connection.properties(path, _UNIT, deadline)
+    if properties["LoadState"] != "not-found" and properties["Id"].endswith(".service"):
+        properties |= connection.properties(path, _SERVICE, deadline)
+    return properties
+
+
+def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | None:
+    from kata_node.host.dbus import RefusedError
+
+    try:
+        properties = _properties(connection, name, deadline)
+    except RefusedError as error:
+        if error.name == _NO_SUCH_UNIT:
+            return None
+        raise
+    if properties["LoadState"] == "not-found":
+        return None
+    commands = properties.get("ExecStart", [])
+    return Unit(
+        name=properties["Id"],
+        load_state=properties["LoadState"],
+        active_state=properties["ActiveState"],
+        sub_state=properties["SubState"],
+        result=properties.get("Result", ""),
+        invocation_id=properties["InvocationID"].hex(),
+        main_pid=properties.get("MainPID", 0),
+        argv=tuple(commands[0][1]) if commands else (),
+        need_daemon_reload=properties["NeedDaemonReload"],
+        active_enter_usec=properties["ActiveEnterTimestamp"],
+    )
+
+
+def _prepare(connection: Connection, name: str, deadline: float) -> Connection:
+    """All that a restart needs and that may be done twice; the connection is seen to work by it."""
+    from kata_node.host.dbus import RefusedError
+
+    connection.listen(deadline)
+    try:
+        connection.manager("ResetFailedUnit", "s", (name,), deadline=deadline)
+    except RefusedError as error:
+        if error.name != _NO_SUCH_UNIT:  # not loaded yet: nothing to forget
+            raise
+    return connection
+
+
+def _refused(name: str, error: RefusedError) -> SystemdError:
+    if error.name == _NO_SUCH_UNIT:
+        hint = "look for its name with `systemctl list-unit-files`"
+    elif error.name in _DENIED:
+        hint = "run as root"
+    else:
+        hint = f"see `systemctl status {shlex.quote(name)}` on the node"
+    return SystemdError(f"systemd refused: {error.text or error.name}", where=name, hint=hint)

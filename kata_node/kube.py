@@ -1,0 +1,282 @@
+"""The one door to the API server: a Node, its labels, and changes to them that last.
+
+Only ``get`` and ``patch`` on ``nodes`` are used, so that is all an account needs: what changes is
+polled, not watched, for a watch would need the right to list every Node of the cluster.
+
+A deadline is a point of the clock (:func:`time.monotonic`). No request is made again after it; one
+that is under way may take its own timeout longer.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from kata_node.errors import KubeError, UsageError
+from kata_node.kube_access import find_credentials, open_client
+from kata_node.kube_failures import OTHER_SERVER, ConflictError, NoSuchNodeError, failure_of, refusal
+from kata_node.kube_node import NodeFacts, check_machine, not_held, not_ready, waiting_for
+
+if TYPE_CHECKING:
+    from lightkube import Client
+    from lightkube.generic_resource import GenericGlobalResource
+
+__all__ = ["Clock", "ConflictError", "Kube", "NoSuchNodeError", "NodeFacts", "in_cluster_or_configured"]
+
+REQUEST_TIMEOUT = 10.0
+"""Seconds for each of connecting, sending, and waiting for the next bytes of an answer."""
+
+POLL = 1.0
+"""Seconds between two looks at a Node that is waited for."""
+
+ABSENCE = 30.0
+"""Seconds a Node may be missing: some distributions delete it and register it anew on a restart."""
+
+TOKEN_TRIES = 6
+"""How often refused credentials are tried: a rotated token, or an API server that has just started
+and has not read the ServiceAccounts yet, comes right within seconds."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+
+_NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+
+log = logging.getLogger(__name__)
+
+
+def _random() -> float:
+    import random  # lightkube loads it anyway; nothing else here needs it
+
+    return random.random()  # noqa: S311 - spreads retries of many nodes, guards nothing
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What passes time: seconds of a clock that only goes forward, a way to wait, a number in [0, 1)."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = _random
+
+
+REAL_CLOCK = Clock()
+
+
+class Kube:
+    """A connection to the API server, to be closed, or used as a context manager."""
+
+    def __init__(self, client: Client, *, clock: Clock = REAL_CLOCK) -> None:
+        from lightkube.types import PatchType
+
+        self.clock = clock
+        self.server = client.config.cluster.server
+        self._client = client
+        self._resource = _node_resource()
+        self._merge = PatchType.MERGE
+
+    @classmethod
+    def connect(cls, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT) -> Kube:
+        """Use the pod's ServiceAccount, else the kubeconfig of ``KUBECONFIG`` or ``~/.kube/config``.
+
+        Nothing is sent yet. Raises :class:`KubeError` when there are no credentials, or they cannot
+        be used. In a pod, proxies of the environment are not used: the API server is the cluster's own.
+        """
+        return cls(open_client(request_timeout), clock=clock)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def __enter__(self) -> Kube:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def within(self, seconds: float) -> float:
+        """The deadline that lies ``seconds`` ahead."""
+        return self.clock.now() + seconds
+
+    def node(self, name: str, deadline: float) -> NodeFacts:
+        """The Node ``name`` as it is now.
+
+        Raises :class:`NoSuchNodeError` when there is none, and :class:`KubeError` when the API
+        server refuses, or gives no answer until ``deadline``.
+        """
+        if not _NODE_NAME.fullmatch(name):
+            raise UsageError(
+                "this cannot be the name of a Node",
+                where=repr(name),
+                hint="set NODE_NAME to metadata.name of the Node, in a pod from spec.nodeName",
+            )
+        return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
+
+    def patch_labels(
+        self, name: str, changes: Mapping[str, str | None], resource_version: str, deadline: float
+    ) -> NodeFacts:
+        """Set labels, and remove those whose value is ``None``, on the Node as it was read, or not at all.
+
+        Raises :class:`ConflictError` when the Node is no longer at ``resource_version``, and what
+        :meth:`node` raises.
+        """
+        # The version makes the request safe to repeat: had the first try been carried out and only
+        # its answer been lost, the second would be a conflict.
+        patch = {"metadata": {"resourceVersion": resource_version, "labels": dict(changes)}}
+        return self._call(
+            "patch",
+            name,
+            deadline,
+            lambda: self._client.patch(self._resource, name, patch, patch_type=self._merge),
+        )
+
+    def wait_ready(
+        self,
+        name: str,
+        handlers: Collection[str] = (),
+        *,
+        timeout: float,
+        expected_machine_id: str | None = None,
+        poll: float = POLL,
+    ) -> NodeFacts:
+        """Wait until the Node is Ready and reports all of ``handlers``, or reports no handler at all.
+
+        Raises :class:`KubeError` when that is not so within ``timeout`` seconds, and
+        :class:`UnfitNodeError` when the Node is not on the machine of ``expected_machine_id``.
+        """
+        deadline = self.within(timeout)
+        told: object = None
+        while True:
+            facts = self._look(name, deadline, expected_machine_id, poll)
+            missing = facts.missing(handlers)
+            if facts.ready and not missing:
+                return facts
+            left = deadline - self.clock.now()
+            if left <= 0:
+                raise not_ready(facts, missing, timeout)
+            if told != (told := (facts.ready, missing)):
+                log.info("waiting for Node %s: %s", name, waiting_for(facts, missing))
+            self.clock.sleep(min(poll, left))
+
+    def settle(
+        self,
+        name: str,
+        change: Callable[[Mapping[str, str]], Mapping[str, str | None]],
+        *,
+        window: float,
+        timeout: float,
+        expected_machine_id: str | None = None,
+        poll: float = POLL,
+    ) -> NodeFacts:
+        """Make the changes that ``change`` asks for, until it has asked for none for ``window`` seconds.
+
+        A kubelet that registers again writes old labels over new ones: one look proves nothing. When
+        it happens the changes are made again and the window begins anew. A Node already as it should
+        be is not written to. Raises :class:`KubeError` when ``timeout`` seconds were not enough, and
+        :class:`UnfitNodeError`, before any change, when the Node is not on the machine of
+        ``expected_machine_id``.
+        """
+        if window > timeout:
+            raise UsageError(
+                f"labels cannot hold for {window:g} s when there are {timeout:g} s for all of it",
+                hint="raise the timeout above the stability window",
+            )
+        deadline = self.within(timeout)
+        since: float | None = None  # when the labels were first seen as they should be, of late
+        undone = conflicts = 0
+        while True:
+            facts = self._look(name, deadline, expected_machine_id, poll)
+            now, changes = self.clock.now(), change(facts.labels)
+            if changes:
+                if since is not None:
+                    undone += 1
+                    log.warning("what was changed on Node %s was undone; changing it again", name)
+                try:
+                    self.patch_labels(name, changes, facts.resource_version, deadline)
+                    log.info("Node %s: %s", name, _show(changes))
+                    since = self.clock.now()
+                except (ConflictError, NoSuchNodeError) as error:
+                    since, conflicts = None, conflicts + 1
+                    log.debug("reading Node %s again: %s", name, error.what)
+            elif since is None:
+                since = now
+            elif now - since >= window:
+                return facts
+            left = deadline - self.clock.now()
+            if left <= 0:
+                raise not_held(name, window, timeout, undone, conflicts)
+            self.clock.sleep(min(poll, left, since + window - now if since is not None else left))
+
+    def _look(self, name: str, deadline: float, machine_id: str | None, poll: float) -> NodeFacts:
+        """The Node on the machine that is meant; one that is away is given some time to come back."""
+        patience = min(deadline, self.within(ABSENCE))
+        while True:
+            try:
+                facts = self.node(name, deadline)
+                break
+            except NoSuchNodeError:
+                left = patience - self.clock.now()
+                if left <= 0:
+                    raise
+                log.info("there is no Node %s; giving it %.0f s more to be registered", name, left)
+            self.clock.sleep(min(poll, left))
+        check_machine(facts, machine_id)
+        return facts
+
+    def _call(
+        self, verb: str, name: str, deadline: float, request: Callable[[], Mapping[str, Any]]
+    ) -> NodeFacts:
+        """Send a request, again and again while what fails may pass and the deadline is ahead."""
+        tries = refused = 0
+        while True:
+            try:
+                answer = request()
+                break
+            except Exception as error:
+                failure = failure_of(error)
+                if failure is None:
+                    raise
+                tries += 1
+                refused += failure.status == 401
+                pause = max(failure.retry_after, self._backoff(tries))
+                late = self.clock.now() + pause >= deadline
+                if late or not failure.may_pass or refused >= TOKEN_TRIES:
+                    raise refusal(failure, verb, name, self.server, tries) from error
+            log.warning("the API server %s; trying again in %.1f s", failure.what, pause)
+            self.clock.sleep(pause)
+        if answer.get("kind") != "Node":
+            raise KubeError("the answer is no Node", where=self.server, hint=OTHER_SERVER)
+        return NodeFacts.of(answer)
+
+    def _backoff(self, tries: int) -> float:
+        """Seconds to wait after so many failures: doubling, and spread so that nodes do not march in step."""
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 1, 10)) * (1 + self.clock.jitter()) / 2
+
+
+@functools.cache  # lightkube lets a process register a resource of the core group once only
+def _node_resource() -> type[GenericGlobalResource]:
+    """The Node as a plain mapping.
+
+    lightkube's typed one refuses the whole object when one field of it, though it be one that nobody
+    here reads, is not as that release of its models has it.
+    """
+    from lightkube.generic_resource import create_global_resource
+
+    return create_global_resource("", "v1", "Node", "nodes")
+
+
+def in_cluster_or_configured() -> bool:
+    """Whether there are credentials for an API server at all; cheap, and nothing is asked."""
+    return find_credentials() is not None
+
+
+def _show(changes: Mapping[str, str | None]) -> str:
+    return ", ".join(
+        f"{key} removed" if value is None else f"{key}={value}" for key, value in changes.items()
+    )

@@ -1,0 +1,122 @@
+"""Why a request to the API server failed, whether that may pass, and how to say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kata_node.errors import KubeError, UnfitNodeError
+
+if TYPE_CHECKING:
+    import httpx2
+
+OTHER_SERVER = "check that this is the address of a Kubernetes API server"
+
+
+class ConflictError(KubeError):
+    """The Node changed after it was read, so a change meant for what was read was not made."""
+
+
+class NoSuchNodeError(UnfitNodeError):
+    """The cluster has no Node of this name."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request failed: ``what`` goes on after "the API server"; ``status`` is 0 without an answer."""
+
+    what: str
+    may_pass: bool
+    status: int = 0
+    reason: str = ""
+    retry_after: float = 0.0  # seconds
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """What ``error`` says about the request; ``None`` when it is a mistake in the program."""
+    import ssl
+
+    import httpx2
+    import msgspec
+    from lightkube import ConfigError
+
+    # lightkube stumbles over error answers that are no Status object or name no content type, as a
+    # load balancer in front of the API server may give them: the answer is then further down.
+    chain = _chain(error)
+    for each in chain:
+        if isinstance(each, httpx2.HTTPStatusError):
+            return _answered(each.response)
+    if isinstance(error, httpx2.TransportError):
+        hopeless = isinstance(error, httpx2.UnsupportedProtocol) or any(
+            isinstance(each, ssl.SSLCertVerificationError) for each in chain
+        )
+        return Failure(f"gave no answer ({one_line(error)})", may_pass=not hopeless)
+    if isinstance(error, ConfigError | OSError | httpx2.InvalidURL):
+        return Failure(f"cannot be asked ({one_line(error)})", may_pass=False)
+    if isinstance(error, msgspec.DecodeError):
+        return Failure(f"gave an answer that is no JSON ({one_line(error)})", may_pass=False)
+    return None
+
+
+def _answered(response: httpx2.Response) -> Failure:
+    try:
+        status = response.json()
+        message, reason = str(status["message"]), str(status.get("reason", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, reason = response.reason_phrase, ""
+    wait = response.headers.get("Retry-After", "")
+    return Failure(
+        f"answered {response.status_code}: {message}",
+        may_pass=response.status_code in (401, 408, 429) or response.status_code >= 500,
+        status=response.status_code,
+        reason=reason,
+        retry_after=float(wait) if wait.isdecimal() else 0.0,
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, what it came from, and so on; lightkube also raises errors from themselves."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
+
+
+def refusal(failure: Failure, verb: str, name: str, server: str, tries: int) -> KubeError | UnfitNodeError:
+    """The error for a request that failed ``tries`` times, the last time so, and is not made again."""
+    what = f"the API server {failure.what}" + (f" (asked {tries} times)" if tries > 1 else "")
+    match failure.status, failure.reason:
+        case 404, "NotFound":
+            return NoSuchNodeError(
+                f"the cluster has no Node named {name}",
+                where=server,
+                hint="check NODE_NAME (in a pod it comes from spec.nodeName), and that the node is still "
+                "part of this cluster",
+            )
+        case 409, _:
+            return ConflictError(what, where=f"node/{name}", hint="run again")
+        case 401, _:
+            hint = "give it a token that is still valid; in a pod, see that its ServiceAccount still exists"
+        case 403, _ if f"cannot {verb} " in failure.what:
+            hint = (
+                f'the account lacks the verb "{verb}" on the resource "nodes" (API group ""); a ClusterRole '
+                f'with "get" and "patch" on "nodes", bound to it, is enough'
+            )
+        case 403, _:
+            hint = "the account may do this, but an admission rule of the cluster forbids this change"
+        case 404, _:
+            hint = OTHER_SERVER
+        case 0, _:
+            hint = (
+                "see that this address is right and reachable from here, and its certificate is the cluster's"
+            )
+        case _:
+            hint = "look at the log of the API server" if failure.may_pass else ""
+    return KubeError(what, where=f"node/{name} at {server}", hint=hint)
+
+
+def one_line(error: BaseException) -> str:
+    """An error of another library, to be quoted in a sentence of ours."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,24 @@
+"""The log on stderr. stdout belongs to results.
+
+Timestamps are UTC and to the second: pods of one rollout are compared across nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def setup(level: str) -> None:
+    """Send this project's log records of ``level`` (one of :data:`LEVELS`) and above to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("kata_node")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False

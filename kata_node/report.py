@@ -1,0 +1,149 @@
+"""What a stage says when it is done: for a person, for a program, for the pod's status."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from kata_node.errors import KataNodeError
+
+CheckStatus = Literal["pass", "warn", "fail", "skip"]
+Outcome = Literal["done", "skipped", "planned", "failed"]
+
+TERMINATION_MESSAGE_LIMIT = 4096  # bytes; the kubelet cuts what is longer
+SHORTEST = 128
+"""Characters to which every text of a termination message can be cut so that all fit without a list:
+none takes more than six bytes of JSON each."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One named finding of host-check. ``permanent`` tells whether a retry is pointless."""
+
+    name: str
+    status: CheckStatus
+    reason: str
+    remedy: str = ""
+    permanent: bool = True
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as data."""
+
+    what: str
+    where: str
+    hint: str
+    exit_code: int
+
+    @classmethod
+    def of(cls, error: KataNodeError) -> Problem:
+        """The error as data."""
+        return cls(error.what, error.where, error.hint, error.exit_code)
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage did. ``changes`` are sentences; ``diff`` is a unified diff, of plans only."""
+
+    stage: str
+    outcome: Outcome
+    summary: str
+    changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+    diff: str = ""
+    seconds: float = 0.0
+    error: Problem | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What the process should exit with after this stage."""
+        return self.error.exit_code if self.error else 0
+
+
+def to_json(reports: Sequence[StageReport]) -> dict[str, Any]:
+    """One JSON document for any number of stages."""
+    return {
+        "outcome": "failed" if any(report.error for report in reports) else "ok",
+        "stages": [_prune(dataclasses.asdict(report)) for report in reports],
+    }
+
+
+def _prune(data: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in data.items() if value not in ((), "", None)}
+    return kept | {"seconds": round(data["seconds"], 3)}
+
+
+def to_text(report: StageReport, *, diffs: bool) -> str:
+    """The report of one stage for a person: a line that says it all, then the details."""
+    lines = [f"{report.stage:<16} {report.outcome:<8} {report.summary}"]
+    for check in report.checks:
+        lines.append(f"  {check.status:<5} {check.name:<14} {check.reason}")
+        if check.remedy and check.status in ("warn", "fail"):
+            lines.append(f"        {'':<14} -> {check.remedy}")
+    lines += [f"  - {change}" for change in report.changes]
+    lines += [f"  note: {note}" for note in report.notes]
+    if report.error and not report.checks:
+        lines += [f"  at: {report.error.where}"] if report.error.where else []
+        lines += [f"  hint: {report.error.hint}"] if report.error.hint else []
+    if diffs and report.diff:
+        lines.append(report.diff.rstrip("\n"))
+    # A file name that is no UTF-8 would otherwise stop the printing.
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
+def write_termination_message(path: Path, report: StageReport) -> None:
+    """Leave the stage's result where the kubelet picks it up for the pod's status.
+
+    Only when the kubelet made that file: elsewhere there is nobody to read it. What cannot be written
+    there is only logged, for the stage itself ended as it did.
+    """
+    if not os.access(path, os.W_OK) or not path.is_file():
+        return
+    try:
+        path.write_bytes(termination_message(report))
+    except OSError as error:
+        log.warning("%s: the termination message could not be written: %s", path, error.strerror)
+
+
+def termination_message(report: StageReport) -> bytes:
+    """One JSON document that the kubelet does not cut: its texts are shortened until it fits."""
+    message: dict[str, Any] = {
+        "stage": report.stage,
+        "outcome": report.outcome,
+        "summary": report.summary,
+    }
+    if report.error:
+        message["error"] = dataclasses.asdict(report.error)
+    failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
+    if failed:
+        message["failed"] = failed
+    limit = TERMINATION_MESSAGE_LIMIT
+    while len(text := _encode(_shorten(message, limit))) > TERMINATION_MESSAGE_LIMIT:
+        limit //= 2
+        if limit <= SHORTEST:
+            message.pop("failed", None)  # the error names them as well
+    return text
+
+
+def _encode(message: dict[str, Any]) -> bytes:
+    # A file name that is no UTF-8 has surrogates in it; their escape is the same in JSON.
+    return json.dumps(message, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def _shorten(value: Any, limit: int) -> Any:
+    """The same with no text longer than ``limit`` characters."""
+    if isinstance(value, str):
+        return value if len(value) <= limit else value[: limit - 1] + "…"
+    if isinstance(value, dict):
+        return {key: _shorten(each, limit) for key, each in value.items()}
+    return [_shorten(each, limit) for each in value] if isinstance(value, list) else value

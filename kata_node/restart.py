@@ -1,0 +1,177 @@
+"""The acts on the CRI runtime itself: check what it will read, restart it, prove what it serves."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from kata_node import receipt as receipts
+from kata_node.actions import Tools
+from kata_node.errors import CriError, HostError, SystemdError
+from kata_node.host import kernel
+from kata_node.receipt import Receipt
+from kata_node.versions import Version
+
+log = logging.getLogger(__name__)
+
+POLL = 0.05  # seconds between two looks at a runtime that is starting
+PATIENCE = 5.0
+"""Seconds a freshly started runtime may give a wrong answer (no CRI, a handler missing) before it
+counts as final. containerd loads its plugins before it opens the socket, so a wrong answer stays
+wrong; waiting the whole timeout for it would only lengthen the time the node runs no pods."""
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Check what containerd will read, after the files are written and before it is restarted.
+
+    ``labels`` names where a file's content comes from, for the error (``containerd.userDropIn``).
+    """
+
+    config_path: str
+    own_paths: tuple[str, ...]
+    handlers: tuple[str, ...]
+    labels: Mapping[str, str]
+    version: Version
+
+    def describe(self) -> str:
+        """One line."""
+        return f"check what the runtime will read from {self.config_path}"
+
+    def diff(self) -> str:
+        """Nothing changes."""
+        return ""
+
+    def apply(self, tools: Tools) -> None:
+        """Raises :class:`HostError` with every problem found."""
+        from kata_node import containerd
+
+        problems = containerd.check(
+            self.config_path,
+            containerd.import_closure(self.config_path, tools.root.read, tools.root.glob),
+            own_paths=self.own_paths,
+            handlers=self.handlers,
+            labels=self.labels,
+            exists=tools.root.exists,
+            version=self.version,
+        )
+        if problems:
+            raise HostError("; ".join(problems), where=self.config_path, hint="correct it and run again")
+
+    def check(self, tools: Tools) -> None:
+        """Applying it is the check."""
+
+
+@dataclass(frozen=True)
+class RestartRuntime:
+    """Restart the CRI runtime's unit and prove that it serves ``serve`` and none of ``gone``.
+
+    ``restart``: ``always``; ``never``, when the running invocation is known to have read the files;
+    ``if-read``, for putting files back: only when the unit is no longer the invocation ``since``
+    that ran before the first of them was written, or is not running.
+
+    ``pending`` is recorded right before the restart and ``proven`` once the proof is there, both
+    with the invocation and boot id of that moment. ``timeout`` is in seconds, for all of it.
+    """
+
+    unit: str
+    serve: tuple[str, ...]
+    gone: tuple[str, ...]
+    timeout: float
+    proven: Receipt
+    pending: Receipt | None = None
+    restart: Literal["always", "never", "if-read"] = "always"
+    since: str = ""
+
+    def describe(self) -> str:
+        """One line."""
+        if self.restart == "never":
+            return f"see {self.unit} serve {_names(self.serve)}"
+        return f"restart {self.unit} and see it serve {_names(self.serve)}"
+
+    def diff(self) -> str:
+        """A line in its place."""
+        return "" if self.restart == "never" else f"restart {self.unit}\n"
+
+    def apply(self, tools: Tools) -> None:
+        """Raises :class:`SystemdError` or :class:`CriError` when the proof fails."""
+        deadline = time.monotonic() + self.timeout
+        before = self._invocation(tools)
+        if self._needed(tools, before):
+            if self.pending is not None:
+                receipts.save(tools.root, _stamp(self.pending, before))
+            tools.systemd().restart(self.unit, self.timeout)
+            after = self._prove(tools, deadline, other_than=before)
+        else:
+            after = self._prove(tools, deadline, other_than="")
+        receipts.save(tools.root, _stamp(self.proven, after))
+
+    def check(self, tools: Tools) -> None:
+        """The proof is part of applying it."""
+
+    def _invocation(self, tools: Tools) -> str:
+        unit = tools.systemd().unit(self.unit)
+        if unit is None:
+            raise SystemdError("systemd does not know this unit", where=self.unit)
+        return unit.invocation_id
+
+    def _needed(self, tools: Tools, invocation: str) -> bool:
+        if self.restart != "if-read":
+            return self.restart == "always"
+        unit = tools.systemd().unit(self.unit)
+        return unit is None or unit.active_state != "active" or invocation != self.since
+
+    def _prove(self, tools: Tools, deadline: float, *, other_than: str) -> str:
+        """Wait for the proof; return the invocation that gave it."""
+        from kata_node.host.cri import Reason
+
+        wrong_since = 0.0
+        while True:
+            unit = tools.systemd().unit(self.unit)
+            if unit is None or unit.active_state == "failed":
+                raise SystemdError(
+                    "the runtime did not start", where=self.unit, hint=f"look at journalctl -u {self.unit}"
+                )
+            error: CriError | None
+            try:
+                handlers = tools.cri().status(timeout=max(0.1, deadline - time.monotonic())).handlers
+            except CriError as answer:
+                error = answer
+                # Only an answer can be wrong; a socket nobody listens on yet is a runtime starting.
+                answered = getattr(answer, "reason", None) in (Reason.NO_CRI, Reason.ERROR)
+            else:
+                error, answered = _verdict(self.unit, handlers, self.serve, self.gone), True
+                if error is None and unit.active_state == "active" and unit.invocation_id != other_than:
+                    return unit.invocation_id
+            now = time.monotonic()
+            wrong_since = (wrong_since or now) if answered and error is not None else 0.0
+            if now >= deadline or (wrong_since and now - wrong_since >= PATIENCE):
+                raise error or CriError("the runtime was not seen restarting", where=self.unit)
+            time.sleep(POLL)
+
+
+def _verdict(
+    unit: str, handlers: tuple[str, ...], serve: tuple[str, ...], gone: tuple[str, ...]
+) -> CriError | None:
+    missing = [name for name in serve if name not in handlers]
+    lingering = [name for name in gone if name in handlers]
+    if missing:
+        return CriError(f"the runtime serves, but without {_names(missing)}", where=unit)
+    if lingering:
+        return CriError(f"the runtime still serves {_names(lingering)}", where=unit)
+    return None
+
+
+def _stamp(receipt: Receipt, invocation: str) -> Receipt:
+    if receipt.cri is None:
+        return receipt
+    cri = dataclasses.replace(receipt.cri, invocation=invocation, boot=kernel.boot_id())
+    return dataclasses.replace(receipt, cri=cri)
+
+
+def _names(handlers: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(handlers) if handlers else "the CRI"

@@ -1,0 +1,277 @@
+"""What this node is to get: the values file, and what flags and variables change of it.
+
+The file is the one the Helm chart takes, with the keys of the public kata-deploy chart as of mid-2026.
+Keys that only the cluster side uses are known and passed over; every other key is known by name and
+type, and all that is wrong is reported in one error.
+
+Which shims are on:
+
+- A shim named under ``shims`` is on when its ``enabled`` is true, off when it is false, and otherwise
+  on unless ``shims.disableAll``. A shim the file does not name is off: Helm has merged the chart's
+  own list in before a node sees the file.
+- A file that names no shim, or no file, means a run by hand: one shim is on, the ``defaultShim`` of
+  this architecture or else ``qemu``. ``disableAll: true`` alone switches that off too.
+- The override ``shims`` replaces this choice by the shims it names.
+- One file serves nodes of every architecture, so a shim that does not run on this one is skipped, not
+  refused. It is an error only when none is left, or when the override named it for this very node.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from kata_node.errors import SettingsError
+from kata_node.selection import CustomRuntime, ShimSettings, read_custom_runtimes, select
+from kata_node.shims import Shim
+from kata_node.values import Reader, describe, read_yaml
+
+__all__ = ["ContainerdSettings", "CustomRuntime", "Settings", "ShimSettings", "SnapshotterSettings", "load"]
+
+DISTRIBUTIONS = ("k8s", "k3s", "rke2", "k0s", "microk8s")
+OVERRIDES = ("installation_prefix", "multi_install_suffix", "debug", "shims")
+"""What flags and ``KATA_NODE_…`` variables can set; all values are strings."""
+
+DEFAULT_INSTALL_DIR = "/opt/kata"
+DEFAULT_INSTANCE = "default"
+
+CLUSTER_SIDE = (
+    "affinity",
+    "deploymentMode",
+    "devkit",
+    "fullnameOverride",
+    "global",
+    "health",
+    "image",
+    "imagePullPolicy",
+    "imagePullSecrets",
+    "job",
+    "kubectlImage",
+    "logLevel",
+    "monitor",
+    "nameOverride",
+    "node-feature-discovery",
+    "nodeBinaries",
+    "nodeFeatureRules",
+    "nodeSelector",
+    "podAnnotations",
+    "podLabels",
+    "priorityClassName",
+    "rbac",
+    "resources",
+    "runtimeClasses",
+    "selinux",
+    "serviceAccount",
+    "tolerations",
+    "updateStrategy",
+    "verification",
+)
+"""Top-level keys whose work the chart's templates do; their values are not looked at."""
+
+TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+NAME_LIMIT = 63
+"""The longest RuntimeClass handler, and the longest name of a label behind its slash."""
+
+_SUFFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+# What needs no quoting in TOML, in a shell, in a systemd unit or in containerd's globs.
+_PREFIX = re.compile(r"/[A-Za-z0-9._+@=/-]*")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ContainerdSettings:
+    """Where containerd is when it is not where the distribution puts it, and what it passes on."""
+
+    config_dir: str = ""
+    config_file_name: str = ""
+    runtime_socket: str = ""
+    extra_pod_annotations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SnapshotterSettings:
+    """The snapshotters to set up on the node."""
+
+    setup: tuple[str, ...] = ()
+    erofs_merge_mode: str = ""
+    erofs_snapshotter_mode: str = ""
+    erofs_dmverity: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the node side needs to know, checked."""
+
+    shims: tuple[Shim, ...]
+    """The shims that are on and run on this architecture, in the table's order."""
+    arch: str
+    """The machine name of this node: ``x86_64``, ``aarch64``, ``s390x``, ``ppc64le``."""
+    install_dir: str = DEFAULT_INSTALL_DIR
+    """Where Kata goes on the host: ``<env.installationPrefix>/opt/kata[-<env.multiInstallSuffix>]``."""
+    instance: str = DEFAULT_INSTANCE
+    """What this installation is called in labels and receipts: the suffix, or ``default``."""
+    suffix: str = ""
+    """``env.multiInstallSuffix``: what ends the names of handlers and files of this installation."""
+    user_drop_in: str = ""
+    """``containerd.userDropIn``: TOML of the user's own, read after ours; not looked at here."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """The shims that are on but not for this node, each with the reason."""
+    shim_settings: Mapping[str, ShimSettings] = field(default_factory=dict)
+    """What the values say of each shim in ``shims``, by its name."""
+    default_shim: str = ""
+    """``defaultShim`` for this architecture; nothing when it is not given, or an override left it out."""
+    custom_runtimes: tuple[CustomRuntime, ...] = ()
+    """Those of ``customRuntimes``; none while it is not enabled."""
+    distribution: str = DISTRIBUTIONS[0]
+    """``k8sDistribution``, one of :data:`DISTRIBUTIONS`."""
+    containerd: ContainerdSettings = ContainerdSettings()
+    snapshotter: SnapshotterSettings = SnapshotterSettings()
+    host_os: str = ""
+    debug: bool = False
+    startup_taints: tuple[str, ...] = ()
+    """Taints to take off the Node once it is labelled: ``key`` or ``key:effect``."""
+
+    def digest(self) -> str:
+        """The sha256, in hex, of all settings that decide what is written on the host.
+
+        What only labels, RuntimeClasses or this run's report depend on is left out, so a change of
+        those does not make a finished node look out of date.
+        """
+        import hashlib
+
+        decisive = asdict(self)
+        for name in ("skipped", "default_shim", "startup_taints", "instance"):
+            del decisive[name]
+        decisive["shims"] = [shim.name for shim in self.shims]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settings:
+    """The settings for a node of machine ``arch``, from the YAML file at ``path`` and ``overrides``.
+
+    ``overrides`` has keys of :data:`OVERRIDES`; an empty value counts as not given. Without a
+    ``path`` all values have their defaults. Raises :class:`~kata_node.errors.SettingsError` that
+    names everything wrong with the file and the overrides, each by its key.
+    """
+    if unknown := overrides.keys() - set(OVERRIDES):
+        raise ValueError(f"unknown overrides: {unknown}")
+    problems: list[str] = []
+    with Reader(read_yaml(path) if path else {}, "", problems) as values:
+        settings = _read(values, overrides, arch)
+    if problems:
+        raise SettingsError(
+            problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems]),
+            where=path or "settings",
+            hint="correct the settings and run again; nothing was changed on this node",
+        )
+    for name, reason in settings.skipped:
+        log.debug("no shim %s on this %s node: it %s", name, arch, reason)
+    return settings
+
+
+def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
+    values.skip(*CLUSTER_SIDE)
+    with values.section("env") as env:
+        host_os = env.text("hostOS")
+        prefix, prefix_key = env.text("installationPrefix"), "env.installationPrefix"
+        suffix, suffix_key = env.text("multiInstallSuffix"), "env.multiInstallSuffix"
+    if given := overrides.get("installation_prefix"):
+        prefix, prefix_key = given, "--installation-prefix"
+    if given := overrides.get("multi_install_suffix"):
+        suffix, suffix_key = given, "--multi-install-suffix"
+    prefix = _prefix(values, prefix_key, prefix)
+    suffix = _suffix(values, suffix_key, suffix)
+    with values.section("containerd") as containerd:
+        user_drop_in = containerd.text("userDropIn")
+        containerd_settings = ContainerdSettings(
+            config_dir=containerd.text("configDir"),
+            config_file_name=containerd.text("configFileName"),
+            runtime_socket=containerd.text("runtimeSocket"),
+            extra_pod_annotations=containerd.texts("extraPodAnnotations") or (),
+        )
+    with values.section("snapshotter") as snapshotter:
+        snapshotter_settings = SnapshotterSettings(
+            setup=snapshotter.texts("setup") or (),
+            erofs_merge_mode=snapshotter.choice("erofsMergeMode", ("", "merged", "unmerged")),
+            erofs_snapshotter_mode=snapshotter.choice("erofsSnapshotterMode", ("", "disk", "memory")),
+            erofs_dmverity=snapshotter.flag("erofsDmverity"),
+        )
+    custom = read_custom_runtimes(values)
+    selection = select(values, arch, only=overrides.get("shims", ""), may_be_empty=bool(custom))
+    _check_handlers(values, suffix_key, suffix, selection.shims)
+    return Settings(
+        shims=selection.shims,
+        arch=arch,
+        install_dir=prefix + DEFAULT_INSTALL_DIR + (f"-{suffix}" if suffix else ""),
+        instance=suffix or DEFAULT_INSTANCE,
+        suffix=suffix,
+        user_drop_in=user_drop_in,
+        skipped=selection.skipped,
+        shim_settings=selection.shim_settings,
+        default_shim=selection.default_shim,
+        custom_runtimes=custom,
+        distribution=values.choice("k8sDistribution", DISTRIBUTIONS),
+        containerd=containerd_settings,
+        snapshotter=snapshotter_settings,
+        host_os=host_os,
+        debug=_debug(values, overrides.get("debug", "")),
+        startup_taints=_taints(values),
+    )
+
+
+def _prefix(values: Reader, key: str, prefix: str) -> str:
+    """The prefix, normalised; the empty string for the root."""
+    if prefix and (not _PREFIX.fullmatch(prefix) or ".." in prefix.split("/")):
+        values.problem(
+            key, f"{describe(prefix)} is not an absolute path of letters, digits and . _ - + @ = without `..`"
+        )
+        return ""
+    return posixpath.normpath(f"/{prefix.strip('/')}").rstrip("/")
+
+
+def _suffix(values: Reader, key: str, suffix: str) -> str:
+    if suffix == DEFAULT_INSTANCE:
+        values.problem(key, f"{suffix} is what an installation without a suffix is called; choose another")
+    elif suffix and not _SUFFIX.fullmatch(suffix):
+        values.problem(
+            key,
+            f"{describe(suffix)} cannot end a path and a label: use small letters, digits and inner dashes",
+        )
+    else:
+        return suffix
+    return ""
+
+
+def _check_handlers(values: Reader, key: str, suffix: str, shims: tuple[Shim, ...]) -> None:
+    """Handlers and the instance's label have the suffix in them, and Kubernetes limits both."""
+    longest = max((shim.handler(suffix) for shim in shims), key=len, default=suffix)
+    if suffix and len(longest) > NAME_LIMIT:
+        values.problem(
+            key,
+            f"with {suffix} the name {longest} has {len(longest)} characters; Kubernetes allows {NAME_LIMIT}",
+        )
+
+
+def _debug(values: Reader, override: str) -> bool:
+    debug = values.flag("debug")
+    if override not in ("", "true", "false"):
+        values.problem("--debug", f"expected true or false, got {describe(override)}")
+    return override == "true" if override else debug
+
+
+def _taints(values: Reader) -> tuple[str, ...]:
+    taints = values.texts("startupTaints") or ()
+    for taint in taints:
+        key, colon, effect = taint.partition(":")
+        if not key or (colon and effect not in TAINT_EFFECTS):
+            values.problem(
+                "startupTaints",
+                f"{describe(taint)} is neither `key` nor `key:effect` with an effect of "
+                f"{', '.join(TAINT_EFFECTS)}",
+            )
+    return taints

@@ -1,0 +1,27 @@
+"""host-check: can this node run what the settings ask for? Reads only, and names all that is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from kata_node.actions import Plan
+from kata_node.checks import all_checks
+from kata_node.facts.host_check import HostCheckFacts, look
+from kata_node.receipt import Receipt
+from kata_node.settings import Settings
+
+__all__ = ["NAME", "look", "plan"]
+
+NAME = "host-check"
+
+
+def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
+    """Nothing to do, only findings."""
+    checks = all_checks(settings, facts, receipt)
+    counts = Counter(check.status for check in checks)
+    summary = f"{counts['pass']} passed"
+    if counts["warn"]:
+        summary += f", {counts['warn']} warnings"
+    if counts["fail"]:
+        summary += f", {counts['fail']} failed"
+    return Plan(summary, checks=checks)

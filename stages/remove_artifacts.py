@@ -1,0 +1,51 @@
+"""remove-artifacts: take away what the artifacts stage placed, and the record of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kata_node.actions import Action, Forget, Plan, Record, RemoveDirs, RemoveFiles
+from kata_node.errors import KataNodeError
+from kata_node.facts.artifacts import RemovalFacts
+from kata_node.facts.artifacts import look_for_removal as look
+from kata_node.receipt import Receipt
+from kata_node.settings import Settings
+
+__all__ = ["NAME", "look", "plan"]
+
+NAME = "remove-artifacts"
+
+
+def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
+    """Remove what the receipt names; leave and name what it does not."""
+    install_dir = receipt.install_dir
+    if receipt.cri is not None:
+        raise KataNodeError(
+            "the CRI runtime is still configured to use the files below this directory",
+            where=install_dir,
+            hint="run the stage revert-cri first",
+        )
+    before = receipt.artifacts
+    files = before.files if before else {}
+    left = tuple(
+        f"left, not placed by kata-node: {install_dir}/{path}" for path in facts.found if path not in files
+    )
+    if before is None and not facts.bare:
+        return Plan("nothing of this instance is on the node", notes=left)
+    actions: list[Action] = []
+    if before is not None:
+        paths = tuple(path for path, placed in files.items() if placed.kind != "dir")
+        dirs = tuple(f"{install_dir}/{path}" for path in sorted(files, reverse=True) if path not in paths)
+        actions = [
+            Record(replace(receipt, artifacts=replace(before, state="removing"))),
+            RemoveFiles(install_dir, paths),
+            RemoveDirs(dirs),
+        ]
+    actions.append(Forget(install_dir))
+    # Empty, it is of no use to anybody, even when a run was killed after it forgot that it made it.
+    actions.append(RemoveDirs(tuple(reversed(before.made_dirs)) if before else (install_dir,)))
+    return Plan(
+        f"{len(files)} files removed",
+        tuple(actions),
+        notes=left,
+    )

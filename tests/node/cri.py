@@ -1,0 +1,103 @@
+"""What a CRI socket answers, asked with Google's gRPC and protobuf.
+
+It shares no code with the client in ``kata_node``, so that a test which compares the two, or trusts
+this one, does not prove a mistake with itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# The fields of runtime.v1 that are read here: message -> name -> (number, type).
+_MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
+    "VersionResponse": {"runtime_name": (2, "string"), "runtime_version": (3, "string")},
+    "StatusRequest": {"verbose": (1, "bool")},
+    "StatusResponse": {
+        "status": (1, "RuntimeStatus"),
+        "info": (2, "repeated InfoEntry"),
+        "runtime_handlers": (3, "repeated RuntimeHandler"),
+    },
+    "RuntimeStatus": {"conditions": (1, "repeated RuntimeCondition")},
+    "RuntimeCondition": {"type": (1, "string"), "status": (2, "bool")},
+    "RuntimeHandler": {"name": (1, "string")},
+    # On the wire a map is a repeated message of key and value.
+    "InfoEntry": {"key": (1, "string"), "value": (2, "string")},
+}
+
+
+@dataclass(frozen=True)
+class CriStatus:
+    """The answer to ``Status``, or why there is none."""
+
+    error: str = ""
+    """Empty when the CRI is served; else gRPC's word: ``UNIMPLEMENTED``, ``UNAVAILABLE``, …"""
+    handlers: tuple[str, ...] = ()
+    """Sorted; the default runtime is also listed under its own name, ``runc``, never as an empty one."""
+    conditions: Mapping[str, bool] = field(default_factory=dict)
+    """``RuntimeReady`` and the like."""
+    version: str = ""
+    """As ``containerd://2.1.9`` on the Node object, ``name://version``."""
+
+    @property
+    def serving(self) -> bool:
+        """Whether the CRI answered at all."""
+        return not self.error
+
+
+def status(socket: Path, *, timeout: float = 5) -> CriStatus:
+    """Ask the CRI at ``socket`` for its version and status; ``timeout`` is in seconds for each."""
+    grpc: Any = importlib.import_module("grpc")  # 80 ms, and not needed to stop or list nodes
+    message = _messages()
+    with grpc.insecure_channel(f"unix:{socket}") as channel:
+
+        def call(method: str, request: bytes) -> bytes:
+            ask = channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")
+            answer: bytes = ask(request, timeout=timeout)
+            return answer
+
+        try:
+            version = message["VersionResponse"].FromString(call("Version", b""))
+            verbose = message["StatusRequest"](verbose=True).SerializeToString()
+            answer = message["StatusResponse"].FromString(call("Status", verbose))
+        except grpc.RpcError as error:
+            return CriStatus(error=error.code().name)
+    names = {handler.name for handler in answer.runtime_handlers} - {""}
+    if not names:  # containerd before 2.0 does not fill the field
+        config = next((entry.value for entry in answer.info if entry.key == "config"), "{}")
+        names = set(json.loads(config).get("containerd", {}).get("runtimes", {}))
+    return CriStatus(
+        handlers=tuple(sorted(names)),
+        conditions={condition.type: condition.status for condition in answer.status.conditions},
+        version=f"{version.runtime_name}://{version.runtime_version}",
+    )
+
+
+@functools.cache
+def _messages() -> Mapping[str, Any]:
+    """Classes for the messages above; fields they do not name are skipped, as protobuf does."""
+    descriptors: Any = importlib.import_module("google.protobuf.descriptor_pb2")
+    pools: Any = importlib.import_module("google.protobuf.descriptor_pool")
+    factory: Any = importlib.import_module("google.protobuf.message_factory")
+    file = descriptors.FileDescriptorProto(name="cri.proto", package="runtime.v1", syntax="proto3")
+    kinds = descriptors.FieldDescriptorProto
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for field_name, (number, kind) in fields.items():
+            added = message.field.add(name=field_name, number=number)
+            added.label = kinds.LABEL_REPEATED if kind.startswith("repeated ") else kinds.LABEL_OPTIONAL
+            kind = kind.removeprefix("repeated ")
+            if kind in _MESSAGES:
+                added.type, added.type_name = kinds.TYPE_MESSAGE, f".runtime.v1.{kind}"
+            else:
+                added.type = kinds.TYPE_BOOL if kind == "bool" else kinds.TYPE_STRING
+    pool = pools.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: factory.GetMessageClass(pool.FindMessageTypeByName(f"runtime.v1.{name}")) for name in _MESSAGES
+    }

@@ -1,0 +1,292 @@
+"""The whole way on a real node: real systemd, real containerd, the real command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from node.cache import CHECKOUT
+from node.machine import Node
+from node.running import wait_until
+from node.snapshot import changes
+
+PAYLOAD = "/srv/payload"
+VALUES = {
+    "shims": {"qemu": {"enabled": True}, "clh": {"enabled": True}, "qemu-runtime-rs": {"enabled": True}}
+}
+HANDLERS = ("kata-clh", "kata-qemu", "kata-qemu-runtime-rs")
+UNIT = "containerd.service"
+MAIN = "/etc/containerd/config.toml"
+WATCHED = ("/etc", "/opt")
+# The tables are those of version 2, which Debian's own configuration has.
+NO_CRI = '[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "nobody"\n'
+EXTRA = """\
+[plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.extra]
+runtime_type = 'io.containerd.runc.v2'
+"""
+NO_TOML = "this is [not TOML\n"
+
+
+@pytest.fixture(scope="session")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("payload")
+    subprocess.run([sys.executable, CHECKOUT / "scripts/sample-payload", directory], check=True)
+    return directory
+
+
+@pytest.fixture
+def ready(node: Node, payload: Path) -> Node:
+    """A node without KVM of its own, told that it has it: nothing here starts a VM."""
+    node.run(["sh", "-c", "test -e /dev/kvm || touch /dev/kvm"])
+    node.mount(payload, PAYLOAD)
+    return node
+
+
+def install(node: Node, **more: object) -> None:
+    done = node.kata_node("install", config={**VALUES, **more}, payload=PAYLOAD)
+    assert done.returncode == 0, done.stderr
+
+
+def kata_handlers(node: Node) -> tuple[str, ...]:
+    return tuple(name for name in node.cri_handlers() if name.startswith("kata-"))
+
+
+def test_a_fresh_node_serves_the_handlers_after_exactly_one_restart(ready: Node) -> None:
+    before = ready.unit(UNIT)
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+    assert ready.activations(UNIT) == 2
+    assert ready.unit(UNIT).invocation != before.invocation
+    status = json.loads(ready.kata_node("status", "--output", "json").stdout)
+    (only,) = status["installations"]
+    assert (only["cri"], only["artifacts"], only["drift"]) == ("serving", "placed", [])
+    assert tuple(only["handlers"]) != ()
+    assert not only["restart_owed"]
+
+
+def test_a_second_install_skips_every_stage_and_writes_nothing(ready: Node) -> None:
+    install(ready)
+    invocation, before = ready.unit(UNIT).invocation, ready.snapshot(*WATCHED)
+    done = ready.kata_node("install", "--output", "json", config=VALUES, payload=PAYLOAD, check=True)
+    outcomes = {stage["stage"]: stage["outcome"] for stage in json.loads(done.stdout)["stages"]}
+    assert outcomes == {"host-check": "done", "artifacts": "skipped", "cri": "skipped", "label": "skipped"}
+    assert changes(before, ready.snapshot(*WATCHED), times=True) == []
+    assert ready.unit(UNIT).invocation == invocation
+
+
+def test_revert_takes_everything_back_with_one_restart(ready: Node) -> None:
+    before = ready.snapshot(*WATCHED)
+    install(ready)
+    ready.kata_node("revert", check=True)
+    assert kata_handlers(ready) == ()
+    assert changes(before, ready.snapshot(*WATCHED)) == []
+    assert ready.activations(UNIT) == 3
+    assert not (ready.root / "run/kata-node").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(None, id="no-main-file"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"version = 2\n", id="schema-2"),
+        pytest.param(b"# no version\n[debug]\n  level = 'debug'\n", id="no-version"),
+        pytest.param(
+            b"version = 3\r\nimports = [\r\n  '/etc/containerd/own.d/*.toml', # ours\r\n]\r\n\r\n[debug]\r\n",
+            id="imports-of-its-own-and-windows-line-ends",
+        ),
+        pytest.param(b"version = 3\n[debug]\nlevel = 'info'", id="no-line-end-at-the-end"),
+    ],
+)
+def test_any_sound_main_file_is_extended_and_comes_back_byte_for_byte(
+    ready: Node, config: bytes | None
+) -> None:
+    main = ready.root / MAIN.lstrip("/")
+    main.unlink(missing_ok=True)
+    if config is not None:
+        main.write_bytes(config)
+    ready.run(["systemctl", "restart", UNIT])
+    ready.wait_for_containerd()
+    before = ready.snapshot("/etc")
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+    assert "runc" in ready.cri_handlers()
+    ready.kata_node("revert", check=True)
+    assert changes(before, ready.snapshot("/etc")) == []
+    assert kata_handlers(ready) == ()
+
+
+def test_an_edit_made_after_the_install_survives_the_revert(ready: Node) -> None:
+    install(ready)
+    main = ready.root / MAIN.lstrip("/")
+    main.write_bytes(main.read_bytes() + b"\n[debug] # the admin's\nlevel = 'debug'\n")
+    ready.kata_node("revert", check=True)
+    text = main.read_text()
+    assert "the admin's" in text
+    assert "kata" not in text
+    assert tomllib.loads(text)["debug"] == {"level": "debug"}
+    assert ready.cri().serving
+
+
+def test_a_main_file_that_is_a_symlink_stays_one(ready: Node) -> None:
+    ready.run(["sh", "-c", f"mv {MAIN} /etc/containerd/real.toml && ln -s real.toml {MAIN}"])
+    before = ready.snapshot("/etc")
+    install(ready)
+    assert (ready.root / MAIN.lstrip("/")).is_symlink()
+    assert kata_handlers(ready) == HANDLERS
+    ready.kata_node("revert", check=True)
+    assert changes(before, ready.snapshot("/etc")) == []
+
+
+@pytest.mark.parametrize("broken", [pytest.param(NO_TOML, id="not-toml"), pytest.param(NO_CRI, id="no-cri")])
+def test_a_broken_user_drop_in_is_rolled_back_and_the_runtime_serves(ready: Node, broken: str) -> None:
+    before = ready.snapshot("/etc")
+    done = ready.kata_node(
+        "install", config={**VALUES, "containerd": {"userDropIn": broken}}, payload=PAYLOAD
+    )
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "hint" in done.stdout
+    assert ready.cri().serving
+    assert kata_handlers(ready) == ()
+    assert changes(before, ready.snapshot("/etc")) == []
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+
+
+@pytest.mark.parametrize("broken", [pytest.param(NO_TOML, id="not-toml"), pytest.param(NO_CRI, id="no-cri")])
+def test_a_broken_update_goes_back_to_the_handlers_that_served(ready: Node, broken: str) -> None:
+    install(ready)
+    before = ready.snapshot("/etc", "/opt/kata/containerd")
+    done = ready.kata_node(
+        "stage", "cri", config={**VALUES, "containerd": {"userDropIn": broken}}, payload=PAYLOAD
+    )
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert kata_handlers(ready) == HANDLERS
+    assert changes(before, ready.snapshot("/etc", "/opt/kata/containerd")) == []
+    ready.kata_node("revert", check=True)
+    assert kata_handlers(ready) == ()
+
+
+def test_a_user_drop_in_counts_after_ours_and_goes_when_it_is_switched_off(ready: Node) -> None:
+    install(ready, containerd={"userDropIn": EXTRA})
+    assert "extra" in ready.cri_handlers()
+    install(ready)
+    assert "extra" not in ready.cri_handlers()
+    assert kata_handlers(ready) == HANDLERS
+
+
+def test_a_shim_switched_off_later_goes_with_its_handler(ready: Node) -> None:
+    install(ready)
+    config = {"shims": {"qemu": {"enabled": True}, "clh": {"enabled": False}}}
+    ready.kata_node("install", config=config, payload=PAYLOAD, check=True)
+    assert kata_handlers(ready) == ("kata-qemu",)
+    runtimes = ready.root / "opt/kata/share/defaults/kata-containers/runtimes"
+    assert sorted(path.name for path in runtimes.iterdir()) == ["qemu"]
+
+
+def test_a_broken_main_file_is_refused_before_anything_is_written(ready: Node) -> None:
+    main = ready.root / MAIN.lstrip("/")
+    main.write_text("version = 3\n[broken\n")
+    before = ready.snapshot(*WATCHED)
+    done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
+    assert done.returncode == 3
+    assert MAIN in done.stdout
+    assert "line 2" in done.stdout
+    assert changes(before, ready.snapshot(*WATCHED), times=True) == []
+
+
+def test_from_a_container_with_only_the_needed_mounts(ready: Node, payload: Path) -> None:
+    before = ready.snapshot(*WATCHED)
+    for stage in ("host-check", "artifacts", "cri"):
+        done = ready.kata_node_outside("stage", stage, config=VALUES, payload=payload)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert kata_handlers(ready) == HANDLERS
+    assert ready.activations(UNIT) == 2
+    done = ready.kata_node_outside("stage", "cri", "--output", "json", config=VALUES, payload=payload)
+    assert json.loads(done.stdout)["stages"][0]["outcome"] == "skipped"
+    for stage in ("revert-cri", "remove-artifacts"):
+        done = ready.kata_node_outside("stage", stage, config=VALUES, payload=payload)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert kata_handlers(ready) == ()
+    assert changes(before, ready.snapshot(*WATCHED)) == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param("rename", id="at-every-file-it-replaces"),
+        pytest.param("sendto", id="at-every-message-it-sends"),
+    ],
+)
+def test_killed_anywhere_in_the_transaction_the_next_run_converges(ready: Node, call: str) -> None:
+    """SIGKILL at the n-th such system call, for every n, forwards and backwards, on one node."""
+    before = ready.snapshot(*WATCHED)
+    ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
+    placed = ready.snapshot("/etc")
+    for stage in ("cri", "revert-cri"):
+        cuts = 0
+        while killed_at(ready, stage, call, cuts + 1):
+            cuts += 1
+            assert ready.wait_for_containerd().serving
+            ready.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, check=True)
+            assert kata_handlers(ready) == (HANDLERS if stage == "cri" else ())
+            other = "revert-cri" if stage == "cri" else "cri"
+            ready.kata_node("stage", other, config=VALUES, payload=PAYLOAD, check=True)
+        assert cuts >= 4, f"{stage} was cut only {cuts} times"
+        assert kata_handlers(ready) == (HANDLERS if stage == "cri" else ())
+    assert changes(placed, ready.snapshot("/etc")) == []
+    ready.kata_node("revert", check=True)
+    assert changes(before, ready.snapshot(*WATCHED)) == []
+
+
+def killed_at(node: Node, stage: str, call: str, count: int) -> bool:
+    """Run ``stage`` and kill it on entry to that system call; say whether it came to that."""
+    inject = ("strace", "--quiet=all", "-o", "/dev/null", f"--inject={call}:signal=KILL:when={count}")
+    done = node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, prefix=inject)
+    assert done.returncode in (0, -9, 137), done.stdout + done.stderr
+    return done.returncode != 0
+
+
+def test_killed_in_the_restart_the_next_run_converges(ready: Node) -> None:
+    ready.run(["sh", "-c", "mkdir -p /run/systemd/system/containerd.service.d"])
+    slow = ready.root / "run/systemd/system/containerd.service.d/slow.conf"
+    slow.write_text("[Service]\nExecStartPre=/bin/sleep 3\n")
+    ready.run(["systemctl", "daemon-reload"])
+    ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
+    running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
+    wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
+    running.kill()
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+    running = ready.start_kata_node("stage", "revert-cri", config=VALUES)
+    wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
+    running.kill()
+    ready.kata_node("revert", check=True)
+    assert kata_handlers(ready) == ()
+    assert ready.cri().serving
+
+
+def test_two_runs_at_once_take_turns(ready: Node) -> None:
+    first = ready.start_kata_node("install", config=VALUES, payload=PAYLOAD)
+    second = ready.start_kata_node("install", config=VALUES, payload=PAYLOAD)
+    assert [first.wait(120).returncode, second.wait(120).returncode] == [0, 0]
+    assert kata_handlers(ready) == HANDLERS
+    assert ready.activations(UNIT) == 2
+
+
+def test_a_baked_image_serves_at_its_next_start_and_needs_no_restart_then(ready: Node) -> None:
+    done = ready.kata_node(
+        *("install", "--offline", "--runtime", "containerd://2.1.9"), config=VALUES, payload=PAYLOAD
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert kata_handlers(ready) == ()
+    status = json.loads(ready.kata_node("status", "--output", "json").stdout)
+    assert status["installations"][0]["restart_owed"]
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+    assert ready.activations(UNIT) == 2

@@ -1,0 +1,197 @@
+"""Tiny payloads for tests, honest and hostile, in both forms."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kata_node.payload import Entry
+from kata_node.shims import Shim, table
+
+if sys.version_info >= (3, 14):
+    import tarfile
+
+    from compression.zstd import open as zstd_open
+else:
+    from backports.zstd import open as zstd_open
+    from backports.zstd import tarfile
+
+__all__ = ["tarfile", "zstd_open"]
+
+MTIME = 1_700_000_000
+HOLE = 1024 * 1024
+"""Long enough for every file system to leave a hole."""
+QEMU: Shim = table()["qemu"]
+QEMU_RS: Shim = table()["qemu-runtime-rs"]
+
+CONFIG = """\
+[hypervisor.qemu]
+path = "/opt/kata/bin/qemu-system-x86_64"
+kernel = "/opt/kata/share/kata-containers/vmlinux.container"
+image = "/opt/kata/share/kata-containers/kata-containers.img"
+initrd = ""
+shared_fs = "virtio-fs"
+virtio_fs_daemon = "/opt/kata/libexec/virtiofsd"
+valid_hypervisor_paths = ["/opt/kata/bin/qemu-system-x86_64", "/opt/kata/bin/never-shipped"]
+entropy_source = "/dev/urandom"
+"""
+
+Content = bytes | str
+"""A file's bytes, or a link's target."""
+
+FILES: Mapping[str, Content] = {
+    "VERSION": b"4.1.0-test\n",
+    "bin/containerd-shim-kata-v2": b"#!shim",
+    "bin/qemu-system-x86_64": b"#!qemu" + bytes(HOLE) + b"end",
+    "libexec/virtiofsd": b"#!virtiofsd",
+    "share/defaults/kata-containers/configuration-qemu.toml": CONFIG.encode(),
+    "share/defaults/kata-containers/configuration.toml": "configuration-qemu.toml",
+    "share/kata-containers/kata-containers.img": b"head" * 1024 + bytes(4 * HOLE) + b"tail" * 1024,
+    "share/kata-containers/vmlinux-6.18": b"kernel",
+    "share/kata-containers/vmlinux.container": "vmlinux-6.18",
+}
+COMPONENTS: Mapping[str, Sequence[str]] = {
+    "shim-v2-go": [path for path in FILES if "shim" in path or "defaults" in path or path == "VERSION"],
+    "qemu": ["bin/qemu-system-x86_64"],
+    "virtiofsd": ["libexec/virtiofsd"],
+    "rootfs-image": ["share/kata-containers/kata-containers.img"],
+    "kernel": ["share/kata-containers/vmlinux-6.18", "share/kata-containers/vmlinux.container"],
+}
+SHIMS = {"qemu": {"x86_64": list(COMPONENTS)}}
+
+
+def mode_of(path: str) -> int:
+    """Programs are executable."""
+    return 0o755 if path.startswith(("bin/", "libexec/")) else 0o644
+
+
+def tree(directory: Path, files: Mapping[str, Content] = FILES) -> Path:
+    """A payload in the form of a tree."""
+    for path, content in files.items():
+        real = directory / "opt/kata" / path
+        real.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            real.symlink_to(content)
+            continue
+        write_sparse(real, content)
+        real.chmod(mode_of(path))
+        os.utime(real, (MTIME, MTIME))
+    return directory
+
+
+def write_sparse(path: Path, content: bytes) -> None:
+    """Write ``content``, leaving a hole for every run of zeros."""
+    with path.open("wb") as file:
+        for start in range(0, len(content), 4096):
+            block = content[start : start + 4096]
+            if block.strip(b"\0"):
+                file.seek(start)
+                file.write(block)
+        file.truncate(len(content))
+
+
+def tarballs(
+    directory: Path,
+    components: Mapping[str, Iterable[Member]] | None = None,
+    shims: Mapping[str, Mapping[str, Sequence[str]]] = SHIMS,
+) -> Path:
+    """A payload in the form of archives."""
+    honest = {name: members({path: FILES[path] for path in paths}) for name, paths in COMPONENTS.items()}
+    (directory / "tarballs").mkdir(parents=True)
+    for name, packed in (honest if components is None else components).items():
+        archive(archive_path(directory, name), packed)
+    text = json.dumps({"_comment": ["for tests"], "shims": shims})
+    (directory / "shim-components.json").write_text(text)
+    return directory
+
+
+def archive_path(directory: Path, component: str) -> Path:
+    return directory / f"tarballs/kata-static-{component}.tar.zst"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of an archive, with nothing checked."""
+
+    name: str
+    content: bytes = b""
+    type: bytes = tarfile.REGTYPE
+    link: str = ""
+    mode: int = 0o644
+    mtime: int = MTIME
+    pax: Mapping[str, str] = field(default_factory=dict)
+
+
+def file(path: str, content: bytes = b"content", mode: int | None = None) -> Member:
+    return Member(f"./opt/kata/{path}", content, mode=mode_of(path) if mode is None else mode)
+
+
+def sparse_file(path: str, regions: Sequence[tuple[int, bytes]], size: int) -> Member:
+    """A file as GNU tar packs it with ``-S``: sparse format 1.0, which tarfile reads but does not write."""
+    numbers = [len(regions), *(number for offset, data in regions for number in (offset, len(data)))]
+    head = "".join(f"{number}\n" for number in numbers).encode()
+    head += bytes(-len(head) % tarfile.BLOCKSIZE)
+    pax = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": f"./opt/kata/{path}",
+        "GNU.sparse.realsize": str(size),
+    }
+    return Member("./GNUSparseFile.0/x", head + b"".join(data for _, data in regions), pax=pax)
+
+
+def link(path: str, target: str) -> Member:
+    return Member(f"./opt/kata/{path}", type=tarfile.SYMTYPE, link=target, mode=0o777)
+
+
+def hard_link(path: str, target: str) -> Member:
+    return Member(f"./opt/kata/{path}", type=tarfile.LNKTYPE, link=target)
+
+
+def directory(path: str, mode: int = 0o755) -> Member:
+    return Member(f"./opt/kata/{path}", type=tarfile.DIRTYPE, mode=mode)
+
+
+def members(files: Mapping[str, Content]) -> list[Member]:
+    """Archive members of files and links, as Kata's builds pack them."""
+    above = [Member(name, type=tarfile.DIRTYPE, mode=0o755) for name in ("./", "./opt/", "./opt/kata/")]
+    return above + [
+        link(path, content) if isinstance(content, str) else file(path, content)
+        for path, content in files.items()
+    ]
+
+
+def archive(path: Path, packed: Iterable[Member]) -> Path:
+    """Write a ``tar.zst``."""
+    with tarfile.open(path, "w:zst", format=tarfile.PAX_FORMAT) as tar:
+        for member in packed:
+            info = tarfile.TarInfo(member.name)
+            info.type, info.linkname = member.type, member.link
+            info.mode, info.mtime = member.mode, member.mtime
+            info.size, info.pax_headers = len(member.content), dict(member.pax)
+            tar.addfile(info, io.BytesIO(member.content))
+    return path
+
+
+def entry(path: str, **fields: object) -> Entry:
+    """A plain file of a payload."""
+    return Entry(**{"path": path, "kind": "file", "mode": 0o644, **fields})  # type: ignore[arg-type]
+
+
+def snapshot(base: Path) -> dict[str, tuple[object, ...]]:
+    """Everything below ``base``: kind and mode, and content and mtime, or the target of a link."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(base.rglob("*")):
+        info = path.lstat()
+        if path.is_symlink():
+            found[str(path.relative_to(base))] = ("link", str(path.readlink()))
+        elif path.is_dir():
+            found[str(path.relative_to(base))] = ("dir", oct(info.st_mode))
+        else:
+            found[str(path.relative_to(base))] = ("file", oct(info.st_mode), path.read_bytes(), info.st_mtime)
+    return found

@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_node.errors import HostError, LockedError
+from kata_node.host import lock
+from kata_node.host.files import Root
+from kata_node.host.lock import LOCK_PATH, hold
+
+PLENTY = 60.0  # seconds; never waited for in full
+
+HOLDER = """
+import sys
+from pathlib import Path
+from kata_node.host.files import Root
+from kata_node.host.lock import hold
+with hold(Root(Path(sys.argv[1])), sys.argv[2], 60):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def another_run(root: Root, stage: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lock until it is told to go on, or killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(root.base), stage],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+@contextlib.contextmanager
+def in_a_thread(work: Callable[[], object]) -> Iterator[None]:
+    """Run ``work`` beside the body, and raise what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    for error in raised:
+        raise error
+
+
+class Told(logging.Handler):
+    """What runs in this process say while they wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.event = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self.event.set()
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    handler, logger = Told(), logging.getLogger("kata_node.host.lock")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+def fail_with(error: int) -> Callable[..., Any]:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return fail
+
+
+def everything(root: Root) -> list[str]:
+    return sorted(str(path.relative_to(root.base)) for path in root.base.rglob("*"))
+
+
+# --- one at a time ----------------------------------------------------------------------------------
+
+
+@pytest.mark.commands
+def test_a_second_run_is_told_who_holds_the_lock(root: Root) -> None:
+    with another_run(root, "artifacts") as first:
+        with pytest.raises(LockedError) as caught, hold(root, "cri", timeout=0):
+            pytest.fail("two at once")
+        assert f"worked on by artifacts (pid {first.pid} on {platform.node()}, for " in caught.value.what
+        assert caught.value.where == LOCK_PATH
+        assert "--lock-timeout" in caught.value.hint
+        assert caught.value.exit_code == 5
+        first.communicate("go on\n")
+    assert first.returncode == 0
+    with hold(root, "cri", timeout=0):
+        pass
+
+
+@pytest.mark.commands
+def test_a_second_run_goes_on_when_the_first_is_done(root: Root, told: Told) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with hold(root, "cri", PLENTY):
+            order.append("second")
+
+    with another_run(root, "artifacts") as first, in_a_thread(second):
+        assert told.event.wait(PLENTY)
+        order.append("first")
+        first.communicate("go on\n")
+    assert order == ["first", "second"]
+    holder = f"artifacts (pid {first.pid} on {platform.node()}, for "
+    assert [line.startswith(f"waiting for the lock held by {holder}") for line in told.lines] == [True]
+    assert everything(root) == []
+
+
+@pytest.mark.commands
+def test_a_killed_run_is_no_obstacle_and_what_it_made_goes_with_the_next(root: Root) -> None:
+    with another_run(root, "artifacts") as first:
+        first.kill()
+    assert everything(root) == ["run", "run/kata-node", "run/kata-node/lock"]
+    with hold(root, "cri", timeout=0):
+        holder = json.loads(root.read(LOCK_PATH) or b"")
+        assert (holder["stage"], holder["pid"]) == ("cri", os.getpid())
+    assert everything(root) == []
+
+
+def test_threads_exclude_each_other_like_processes(root: Root) -> None:
+    def other() -> None:
+        with hold(root, "cri", timeout=0):
+            pytest.fail("two at once")
+
+    with hold(root, "artifacts", timeout=0), pytest.raises(LockedError), in_a_thread(other):
+        pass
+
+
+def test_instances_and_prefixes_share_the_lock_but_roots_do_not(root: Root, tmp_path: Path) -> None:
+    (tmp_path / "image").mkdir()
+    with hold(root, "artifacts", timeout=0), hold(Root(tmp_path / "image"), "artifacts", timeout=0):
+        pass
+
+
+HAMMER = """
+import os, sys
+from pathlib import Path
+from kata_node.host import lock
+from kata_node.host.files import Root
+lock.POLL = 0.0005
+root = Root(Path(sys.argv[1]))
+for _ in range(int(sys.argv[2])):
+    with lock.hold(root, "cri", 60):
+        os.close(os.open(root.base / "inside", os.O_CREAT | os.O_EXCL))
+        os.unlink(root.base / "inside")
+"""
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("run", ["there", "missing"])
+def test_it_is_exclusive_however_often_it_is_taken_and_given_back(
+    root: Root, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    if run == "there":
+        (root.base / "run").mkdir()
+    rounds = 40
+    processes = [
+        subprocess.Popen([sys.executable, "-c", HAMMER, str(root.base), str(rounds)]) for _ in range(3)
+    ]
+    monkeypatch.setattr(lock, "POLL", 0.0005)
+
+    def work() -> None:
+        for _ in range(rounds):
+            with hold(root, "artifacts", PLENTY):
+                os.close(os.open(root.base / "inside", os.O_CREAT | os.O_EXCL))
+                os.unlink(root.base / "inside")
+
+    try:
+        with contextlib.ExitStack() as threads:
+            for _ in range(3):
+                threads.enter_context(in_a_thread(work))
+    finally:
+        assert [process.wait(PLENTY) for process in processes] == [0, 0, 0]
+    left = everything(root)
+    # Where /run is missing, two that overlap by a hair can each take it for the other's.
+    assert left == ["run"] if run == "there" else left in ([], ["run"])
+
+
+# --- what is left -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_left_of_it(root: Root) -> None:
+    with hold(root, "artifacts", timeout=0):
+        assert everything(root) == ["run", "run/kata-node", "run/kata-node/lock"]
+    assert everything(root) == []
+
+
+def test_what_was_there_is_left(root: Root) -> None:
+    (root.base / "run/kata-node").mkdir(parents=True)
+    (root.base / "run/kata-node/theirs").touch()
+    with hold(root, "artifacts", timeout=0):
+        pass
+    assert everything(root) == ["run", "run/kata-node", "run/kata-node/theirs"]
+    (root.base / "run/kata-node/theirs").unlink()
+    with hold(root, "artifacts", timeout=0):
+        pass
+    assert everything(root) == ["run"], "the directory is this program's, whoever made it"
+
+
+def test_the_last_of_several_removes_what_the_first_made(
+    root: Root, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has the lock before the first comes to removing the directories."""
+    second_has_it, first_is_gone = threading.Event(), threading.Event()
+    remove_dir = Root.remove_dir
+
+    def late(self: Root, path: str) -> bool:
+        if threading.current_thread() is threading.main_thread():
+            assert second_has_it.wait(PLENTY)
+        return remove_dir(self, path)
+
+    def second() -> None:
+        with hold(root, "cri", PLENTY):
+            second_has_it.set()
+            assert first_is_gone.wait(PLENTY)
+
+    monkeypatch.setattr(Root, "remove_dir", late)
+    monkeypatch.setattr(lock, "POLL", 0.001)
+    with contextlib.ExitStack() as until_both_are_gone:
+        with hold(root, "artifacts", timeout=0):
+            until_both_are_gone.enter_context(in_a_thread(second))
+            assert told.event.wait(PLENTY)
+        assert everything(root) == ["run", "run/kata-node", "run/kata-node/lock"]
+        first_is_gone.set()
+    assert everything(root) == []
+
+
+def test_a_directory_that_goes_before_the_file_is_in_it_is_made_again(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dirs = Root.make_dirs
+    times = iter(range(3))
+
+    def taken_away(self: Root, path: str, mode: int = 0o755) -> list[str]:
+        made = make_dirs(self, path, mode)
+        if next(times, None) is not None:
+            for each in reversed(made):
+                self.remove_dir(each)
+        return made
+
+    monkeypatch.setattr(Root, "make_dirs", taken_away)
+    with hold(root, "artifacts", timeout=0):
+        assert root.exists(LOCK_PATH)
+    assert everything(root) == []
+
+
+def test_a_file_that_can_never_be_made_is_an_error_and_no_endless_loop(root: Root) -> None:
+    (root.base / "run/kata-node").mkdir(parents=True)
+    (root.base / "run/kata-node/lock").symlink_to("/gone/for/good")
+    with pytest.raises(HostError, match="No such file") as caught, hold(root, "artifacts", timeout=PLENTY):
+        pytest.fail("held what is not there")
+    assert caught.value.where == LOCK_PATH
+
+
+def test_a_lock_that_its_last_holder_removed_is_not_taken(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it, the last holder is done and a third run has its own file."""
+    flock, path = fcntl.flock, root.base / LOCK_PATH.strip("/")
+    removed = iter([True])
+
+    def removed_before(fd: int, operation: int) -> None:
+        if next(removed, False):
+            path.unlink()
+            path.touch()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with hold(root, "artifacts", timeout=0):
+        assert "artifacts" in path.read_text()
+    assert everything(root) == []
+
+
+def test_a_lock_file_that_is_not_ours_any_more_is_left(root: Root) -> None:
+    """Somebody removed ours, and another run made its own: a third must not get past that one."""
+    path = root.base / LOCK_PATH.strip("/")
+    with hold(root, "artifacts", timeout=0):
+        path.unlink()
+        second = contextlib.ExitStack()
+        second.enter_context(hold(root, "cri", timeout=0))
+    with second, pytest.raises(LockedError), hold(root, "label", timeout=0):
+        pytest.fail("two at once")
+
+
+# --- when it goes wrong -----------------------------------------------------------------------------
+
+
+def test_what_the_work_raises_is_raised_and_the_lock_given_back(root: Root) -> None:
+    with pytest.raises(KeyError, match="mine"), hold(root, "artifacts", timeout=0):
+        raise KeyError("mine")
+    assert everything(root) == []
+
+
+@pytest.mark.parametrize("call", ["unlink", "rmdir"])
+def test_what_the_work_raises_is_not_hidden_by_a_failing_cleanup(
+    root: Root, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def work() -> None:
+        monkeypatch.setattr(Path, call, fail_with(errno.EROFS))
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"), hold(root, "artifacts", timeout=0):
+        work()
+    monkeypatch.undo()
+    with hold(root, "cri", timeout=0):
+        pass
+    assert root.list_dir("/run") == []
+
+
+@pytest.mark.parametrize(
+    ("prepared", "owner", "call", "where"),
+    [
+        pytest.param("run", Path, "mkdir", "/run/kata-node", id="directory"),
+        pytest.param("run/kata-node", os, "open", LOCK_PATH, id="file"),
+    ],
+)
+def test_a_read_only_root_is_an_error_that_says_so(
+    root: Root, monkeypatch: pytest.MonkeyPatch, prepared: str, owner: object, call: str, where: str
+) -> None:
+    (root.base / prepared).mkdir(parents=True)
+    monkeypatch.setattr(owner, call, fail_with(errno.EROFS))
+    with pytest.raises(HostError, match="Read-only file system") as caught, hold(root, "cri", PLENTY):
+        pytest.fail("held what is not there")
+    assert caught.value.where == where
+    assert "mount it writable" in caught.value.hint
+
+
+def test_a_file_in_the_place_of_the_directory_is_named(root: Root) -> None:
+    (root.base / "run").touch()
+    with pytest.raises(HostError) as caught, hold(root, "cri", PLENTY):
+        pytest.fail("held what is not there")
+    assert caught.value.where == "/run"
+
+
+def test_a_file_system_without_locks_is_an_error(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.ENOLCK))
+    with pytest.raises(HostError, match="No locks available") as caught, hold(root, "cri", PLENTY):
+        pytest.fail("held what is not there")
+    assert caught.value.where == LOCK_PATH
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_full_disk_takes_the_name_and_not_the_lock(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", fail_with(errno.ENOSPC))
+    with (
+        hold(root, "artifacts", timeout=0),
+        pytest.raises(LockedError, match="worked on by another run;"),
+        hold(root, "cri", timeout=0),
+    ):
+        pytest.fail("two at once")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff", b'{"stage": 1, "pid": 2}', b'{"stage": "cri"}']
+)
+def test_a_holder_that_cannot_be_read_is_another_run(root: Root, content: bytes) -> None:
+    with hold(root, "artifacts", timeout=0):
+        (root.base / LOCK_PATH.strip("/")).write_bytes(content)
+        with pytest.raises(LockedError, match="worked on by another run;"), hold(root, "cri", timeout=0):
+            pytest.fail("two at once")
+
+
+def test_no_descriptor_is_left_open(root: Root) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with hold(root, "artifacts", timeout=0):
+        with pytest.raises(LockedError), hold(root, "cri", timeout=0):
+            pytest.fail("two at once")
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,248 @@
+"""What is shipped is what was tried: the pins, the wheel, the image, and no word about one machine."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+MACHINES = ("x86_64", "aarch64", "s390x", "ppc64le")
+
+
+def group(name: str) -> list[str]:
+    """What a dependency group asks for, with the groups it includes."""
+    lines: list[str] = []
+    for each in PROJECT["dependency-groups"][name]:
+        lines += [each] if isinstance(each, str) else group(each["include-group"])
+    return lines
+
+
+ASKED = {
+    "runtime": PROJECT["project"]["dependencies"],
+    "build": [*PROJECT["build-system"]["requires"], *group("build")],
+    "dev": [*PROJECT["project"]["dependencies"], *group("dev")],
+}
+"""The lock files, and what each has to satisfy."""
+
+
+def pins(name: str) -> dict[str, Requirement]:
+    """The packages of a lock file, by their canonical names."""
+    text = re.sub(
+        r"\\\n|^ *#.*$", "", (CHECKOUT / f"requirements/{name}.txt").read_text(), flags=re.MULTILINE
+    )
+    found = [Requirement(line.partition(" --hash=")[0]) for line in text.splitlines() if "==" in line]
+    return {canonicalize_name(each.name): each for each in found}
+
+
+def environments() -> Iterator[dict[str, str]]:
+    for python in PYTHONS:
+        for machine in MACHINES:
+            yield {
+                "python_version": python,
+                "python_full_version": f"{python}.9",
+                "platform_machine": machine,
+                "sys_platform": "linux",
+                "platform_python_implementation": "CPython",
+            }
+
+
+def applies(requirement: Requirement, environment: dict[str, str]) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate(environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [pytest.param(name, line, id=f"{name}: {line}") for name, lines in ASKED.items() for line in lines],
+)
+def test_a_dependency_is_pinned_to_a_version_within_its_range(name: str, asked: str) -> None:
+    wanted = Requirement(asked)
+    pinned = pins(name).get(canonicalize_name(wanted.name))
+    assert pinned is not None, f"{wanted.name} is not pinned: run scripts/lock"
+    (version,) = [each.version for each in pinned.specifier if each.operator == "=="]
+    assert wanted.specifier.contains(version, prereleases=True), (
+        f"{version} is out of range: run scripts/lock"
+    )
+    for environment in environments():
+        if applies(wanted, environment):
+            assert applies(pinned, environment), f"not pinned for {environment}"
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_lock_file_holds_pins_with_hashes_and_nothing_about_where_they_come_from(name: str) -> None:
+    entries = re.sub(r"\\\n", "", (CHECKOUT / f"requirements/{name}.txt").read_text()).splitlines()
+    pinned = re.compile(r"[a-z0-9-]+==[\w.]+(?: ; [^@/]+?)?(?: +--hash=sha256:[0-9a-f]{64})+")
+    strange = [line for line in entries if not pinned.fullmatch(line) and not line.lstrip().startswith("#")]
+    assert not strange
+    assert "://" not in "".join(entries)
+
+
+@pytest.mark.parametrize("name", ["runtime", "build"])
+def test_the_tests_run_with_the_versions_that_are_shipped_and_built_with(name: str) -> None:
+    tested = pins("dev")
+    assert {each: str(tested[each].specifier) for each in pins(name)} == {
+        each: str(pinned.specifier) for each, pinned in pins(name).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    directory = tmp_path_factory.mktemp("wheel")
+    (path,) = WheelBuilder(str(CHECKOUT)).build(directory=str(directory), versions=["standard"])
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_has_the_programs_and_their_data_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = {
+        str(path.relative_to(CHECKOUT))
+        for package in ("kata_node", "stages")
+        for path in (CHECKOUT / package).rglob("*")
+        if path.suffix in {".py", ".typed"}
+    }
+    data = {
+        f"kata_node/{path.relative_to(CHECKOUT)}"
+        for path in (CHECKOUT / "assets").rglob("*")
+        if path.is_file()
+    }
+    assert data
+    assert names == expected | data
+
+
+def test_the_wheel_brings_the_command(wheel: zipfile.ZipFile) -> None:
+    (entry,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    assert wheel.read(entry).decode().split("\n")[:2] == [
+        "[console_scripts]",
+        "kata-node = kata_node.__main__:main",
+    ]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Containerfile's instructions, each with its text on one line, without comments."""
+    text = re.sub(r"^\s*#.*\n", "", (CHECKOUT / "Containerfile").read_text(), flags=re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines) if word]
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """The instructions of each build stage; the last, nameless one is ``""``."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for word, rest in instructions():
+        if word == "FROM":
+            found[rest.partition(" AS ")[2]] = []
+        if found:
+            list(found.values())[-1].append((word, rest))
+    return found
+
+
+def context() -> list[str]:
+    """What the image is built from: the sources of all that is copied out of the checkout."""
+    return [
+        source
+        for word, rest in instructions()
+        if word == "COPY" and not rest.startswith(("--from", "${"))
+        for source in rest.split()[:-1]
+    ]
+
+
+def test_the_image_starts_empty_and_runs_the_command() -> None:
+    program = dict(stages()["program"])
+    assert program["FROM"] == "scratch AS program"
+    assert json.loads(program["ENTRYPOINT"]) == ["/usr/bin/kata-node"]
+    assert "RUN" not in program
+
+
+def test_the_image_with_a_payload_differs_by_the_payload_and_its_manifest() -> None:
+    assert [word for word, _ in stages()["program-with-payload"]] == ["FROM", "ARG", "COPY", "RUN"]
+    assert stages()[""] == [("FROM", "program${PAYLOAD:+-with-payload}")]
+
+
+def test_a_compiler_is_installed_only_where_it_is_left_behind() -> None:
+    compilers = re.compile(r"\b(gcc|g\+\+|clang|build-essential|make|binutils)\b")
+    assert [name for name, lines in stages().items() if any(compilers.search(rest) for _, rest in lines)] == [
+        "build"
+    ]
+
+
+def test_the_image_is_built_from_files_that_exist_and_reach_the_builder() -> None:
+    patterns = [
+        line.removeprefix("/")
+        for line in (CHECKOUT / ".containerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert context()
+    for source in context():
+        assert (CHECKOUT / source).exists()
+        kept = [pattern for pattern in patterns if fnmatch.fnmatch(source.partition("/")[0], pattern)]
+        assert not kept, f".containerignore keeps {source} away"
+
+
+def test_all_that_the_wheel_is_built_from_is_in_the_image_s_build() -> None:
+    hatch = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {
+        *hatch["packages"],
+        *hatch["force-include"],
+        PROJECT["project"]["readme"],
+        *PROJECT["project"]["license-files"],
+        "pyproject.toml",
+    }
+    assert needed <= set(context())
+
+
+def test_nothing_unpinned_is_installed_into_the_image() -> None:
+    text = " ".join(rest for word, rest in instructions() if word == "RUN")
+    installs = re.findall(r"pip(?: --python \S+)? install ([^;]*)", text)
+    assert installs
+    for options in installs:
+        assert "--require-hashes" in options or "--no-deps" in options
+    for lock in re.findall(r"-r /([\w./-]+)", text):
+        assert (CHECKOUT / lock).is_file()
+
+
+def test_the_programs_in_scripts_can_be_run_and_are_linted() -> None:
+    programs = [path for path in (CHECKOUT / "scripts").iterdir() if not path.name.startswith(("_", "."))]
+    first_lines = {path: path.read_text().partition("\n")[0] for path in programs if path.is_file()}
+    assert set(first_lines.values()) == {"#!/usr/bin/env python3", "#!/usr/bin/env bash"}
+    assert all(os.access(path, os.X_OK) for path in first_lines)
+    python = {f"scripts/{path.name}" for path, line in first_lines.items() if line.endswith("python3")}
+    assert set(PROJECT["tool"]["ruff"]["extend-include"]) == python
+
+
+def tracked() -> Iterator[Path]:
+    """The files that are in version control or could be: all but what .gitignore names."""
+    ignored = {".git", *(line.strip("/") for line in (CHECKOUT / ".gitignore").read_text().splitlines())}
+    for directory, names, files in os.walk(CHECKOUT):
+        names[:] = [name for name in names if name not in ignored]
+        yield from (Path(directory, name) for name in files if name not in ignored)
+
+
+@pytest.mark.parametrize(
+    "word",
+    # Put together here, so that this file does not hold them.
+    [
+        ".".join(("pypi", "org")),
+        ".".join(("pythonhosted", "org")),
+        ".".join(("deb", "debian", "org")),
+        ".".join(("proxy", "golang", "org")),
+        ".".join(("registry", "npmjs", "org")),
+        "/".join(("", "work", "")),
+        "/".join(("", "root", ".")),
+    ],
+)
+def test_no_file_names_a_package_host_or_a_place_on_one_machine(word: str) -> None:
+    found = [str(path.relative_to(CHECKOUT)) for path in tracked() if word.encode() in path.read_bytes()]
+    assert not found

@@ -1,0 +1,361 @@
+"""The plans of the CRI transaction, as tables: no host, no runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+
+from kata_node.actions import Action, Plan, Record, RemoveFile, Sweep, Tools, WriteFile
+from kata_node.facts.runtime import RuntimeFacts
+from kata_node.host.files import FileState
+from kata_node.receipt import Artifacts, Backup, Cri, CriFile, Previous, Receipt
+from kata_node.restart import RestartRuntime
+from kata_node.transaction import Change, PutBack, install, revert, sha256
+from kata_node.versions import runtime_version
+
+DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
+MAIN = "/etc/containerd/config.toml"
+OLD, NEW = b"version = 3\n", b'version = 3\nimports = ["/opt/kata/containerd/config.d/*.toml"]\n'
+HANDLERS = ("kata-qemu",)
+CHANGES = (Change(DROP_IN, b"handlers\n"), Change(MAIN, NEW, without=OLD))
+BACK = (Change(MAIN, OLD), Change(DROP_IN, None))
+BEFORE = Backup(sha256(OLD), 0o640, 0, 7)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Stands for the check of the configuration."""
+
+    def describe(self) -> str:
+        return "check"
+
+    def diff(self) -> str:
+        return ""
+
+    def apply(self, tools: Tools) -> None: ...
+
+    def check(self, tools: Tools) -> None: ...
+
+
+def facts(
+    files: Mapping[str, bytes],
+    *,
+    handlers: tuple[str, ...] | None = (),
+    invocation: str = "run-1",
+    unit: bool = True,
+) -> RuntimeFacts:
+    return RuntimeFacts(
+        runtime_version("containerd://2.1.9"),
+        "the CRI socket",
+        MAIN,
+        {path: FileState(content, 0o640, 0, 7) for path, content in files.items()},
+        {sha256(OLD): OLD},
+        () if DROP_IN in files else ("/opt/kata/containerd", "/opt/kata/containerd/config.d"),
+        "containerd.service" if unit else "",
+        invocation if unit else "",
+        "active" if unit else "",
+        "boot-1",
+        handlers if unit else None,
+    )
+
+
+def receipt(cri: Cri | None = None) -> Receipt:
+    return Receipt("default", "/opt/kata", "0", artifacts=Artifacts("placed", "r", "i", {}), cri=cri)
+
+
+SERVING = Cri(
+    "serving",
+    "containerd",
+    "2.1.9",
+    "containerd.service",
+    "run-1",
+    "boot-1",
+    HANDLERS,
+    (CriFile(DROP_IN, None, sha256(b"handlers\n")), CriFile(MAIN, BEFORE, sha256(NEW))),
+    ("/opt/kata/containerd", "/opt/kata/containerd/config.d"),
+)
+FRESH = (Previous(DROP_IN, None), Previous(MAIN, BEFORE))
+WRITING = replace(SERVING, state="writing", previous=FRESH)
+RESTARTING = replace(SERVING, state="restarting", previous=FRESH)
+INSTALLED = {DROP_IN: b"handlers\n", MAIN: NEW}
+
+
+def steps(plan: Plan) -> list[str]:
+    """The plan in words short enough for a table."""
+    return [_step(action) for action in plan.actions if not isinstance(action, Sweep)]
+
+
+def _step(action: Action) -> str:
+    match action:
+        case Record(receipt=written):
+            return f"record {written.cri.state if written.cri else 'nothing'}"
+        case WriteFile(path=path):
+            return f"write {path.rpartition('/')[2]}"
+        case RemoveFile(path=path):
+            return f"remove {path.rpartition('/')[2]}"
+        case RestartRuntime(restart="never"):
+            return "prove"
+        case RestartRuntime(restart=restart, proven=proven):
+            return f"restart {restart}, then {proven.cri.state if proven.cri else 'nothing'}"
+        case PutBack(path=path):
+            return f"put back {path.rpartition('/')[2]}"
+        case Looked():
+            return "check"
+        case _:
+            return action.describe().split(" /")[0]
+
+
+FULL_INSTALL = [
+    "record writing",
+    "make directory",
+    "write 99-kata-deploy.toml",
+    "write config.toml",
+    "check",
+    "restart always, then serving",
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "cri", "expected"),
+    [
+        pytest.param(facts({MAIN: OLD}), None, FULL_INSTALL, id="on-a-fresh-node"),
+        pytest.param(facts({}), None, FULL_INSTALL, id="without-a-main-file"),
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), SERVING, [], id="served-already"),
+        pytest.param(
+            facts(INSTALLED, handlers=HANDLERS, invocation="run-9"),
+            SERVING,
+            [],
+            id="restarted-by-others-since",
+        ),
+        pytest.param(
+            facts(INSTALLED),
+            SERVING,
+            ["check", "restart always, then serving"],
+            id="files-right-but-not-served",
+        ),
+        pytest.param(facts({MAIN: OLD}), WRITING, FULL_INSTALL, id="killed-before-the-first-byte"),
+        pytest.param(
+            facts({MAIN: OLD, DROP_IN: b"handlers\n"}),
+            WRITING,
+            ["record writing", "write config.toml", "check", "restart always, then serving"],
+            id="killed-between-two-files",
+        ),
+        pytest.param(
+            facts(INSTALLED),
+            WRITING,
+            ["check", "restart always, then serving"],
+            id="killed-between-write-and-restart",
+        ),
+        pytest.param(
+            facts(INSTALLED),
+            RESTARTING,
+            ["check", "restart always, then serving"],
+            id="killed-right-before-the-restart",
+        ),
+        pytest.param(
+            facts(INSTALLED, invocation="run-2", handlers=HANDLERS),
+            RESTARTING,
+            ["check", "prove"],
+            id="killed-by-the-restart-itself",
+        ),
+        pytest.param(
+            facts(INSTALLED, handlers=None),
+            replace(RESTARTING, boot="boot-0"),
+            ["check", "prove"],
+            id="node-rebooted-before-the-restart",
+        ),
+        pytest.param(
+            facts({**INSTALLED, DROP_IN: b"edited\n"}, handlers=HANDLERS),
+            SERVING,
+            ["record writing", "write 99-kata-deploy.toml", "check", "restart always, then serving"],
+            id="drop-in-edited-on-the-host",
+        ),
+        pytest.param(
+            facts({MAIN: OLD}, unit=False),
+            None,
+            [*FULL_INSTALL[:-1], "record restarting"],
+            id="offline",
+        ),
+        pytest.param(
+            facts(INSTALLED, unit=False), replace(RESTARTING, invocation=""), [], id="offline-again"
+        ),
+        pytest.param(
+            facts(INSTALLED, handlers=HANDLERS),
+            replace(RESTARTING, invocation="", boot="boot-of-the-image-builder"),
+            ["check", "prove"],
+            id="baked-image-booted",
+        ),
+        pytest.param(
+            facts(INSTALLED),
+            replace(RESTARTING, invocation=""),
+            ["check", "restart always, then serving"],
+            id="written-offline-on-the-running-node",
+        ),
+    ],
+)
+def test_install_does_what_is_missing_and_no_more(
+    found: RuntimeFacts, cri: Cri | None, expected: list[str]
+) -> None:
+    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, Looked())) == expected
+
+
+def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
+    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, Looked()).actions[0]
+    assert isinstance(first, Record)
+    assert OLD in first.backups
+    cri = first.receipt.cri
+    assert cri is not None
+    assert cri.previous == FRESH
+    assert cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
+    assert cri.file(DROP_IN) == CriFile(DROP_IN, None, sha256(b"handlers\n"))
+
+
+def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
+    changes = (Change(DROP_IN, b"other handlers\n"), *CHANGES[1:])
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, Looked())
+    restart = plan.actions[-1]
+    assert isinstance(restart, RestartRuntime)
+    assert restart.proven.cri is not None
+    assert restart.proven.cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
+
+
+def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> None:
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, Looked())
+    record = plan.actions[0]
+    assert isinstance(record, Record)
+    assert record.receipt.cri is not None
+    known = record.receipt.cri.file(MAIN)
+    assert known is not None
+    assert known.before is not None
+    assert known.before.sha256 == sha256(OLD)
+    assert OLD in record.backups
+
+
+def test_undoing_a_first_install_puts_everything_back_in_the_opposite_order() -> None:
+    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, Looked())
+    assert [_step(action) for action in plan.undo] == [
+        "put back config.toml",
+        "put back 99-kata-deploy.toml",
+        "remove 2 empty directories",
+        "restart if-read, then nothing",
+    ]
+    restart = plan.undo[-1]
+    assert isinstance(restart, RestartRuntime)
+    assert restart.since == "run-1"
+    assert restart.gone == HANDLERS
+
+
+def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_kill_left() -> None:
+    """The run that was killed had written a configuration nobody ever saw serving."""
+    broken = {**INSTALLED, DROP_IN: b"broken\n"}
+    resumed = replace(
+        SERVING,
+        state="restarting",
+        previous=(Previous(DROP_IN, Backup(sha256(b"handlers\n"), 0o644, 0, 0)), Previous(MAIN, BEFORE)),
+        fallback=SERVING,
+    )
+    found = facts(broken, handlers=None, invocation="run-2")
+    found = replace(found, backups={sha256(OLD): OLD, sha256(b"handlers\n"): b"handlers\n"})
+    changes = (Change(DROP_IN, b"broken\n"), *CHANGES[1:])
+    plan = install(found, receipt(resumed), changes, HANDLERS, Looked())
+    put_back = {action.path: action.state for action in plan.undo if isinstance(action, PutBack)}
+    assert put_back[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
+    restart = plan.undo[-1]
+    assert isinstance(restart, RestartRuntime)
+    assert restart.serve == HANDLERS
+    assert restart.since == ""
+    assert restart.proven.cri == SERVING
+
+
+FULL_REVERT = [
+    "record reverting",
+    "write config.toml",
+    "remove 99-kata-deploy.toml",
+    "remove 2 empty directories",
+    "check",
+    "restart always, then nothing",
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "cri", "expected"),
+    [
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), SERVING, FULL_REVERT, id="what-serves"),
+        pytest.param(
+            facts({MAIN: OLD, DROP_IN: b"handlers\n"}),
+            WRITING,
+            [
+                "record reverting",
+                "remove 99-kata-deploy.toml",
+                "remove 2 empty directories",
+                "check",
+                "prove",
+            ],
+            id="an-install-killed-before-its-restart-needs-none",
+        ),
+        pytest.param(
+            facts({MAIN: OLD, DROP_IN: b"handlers\n"}, invocation="run-2"),
+            WRITING,
+            [
+                "record reverting",
+                "remove 99-kata-deploy.toml",
+                "remove 2 empty directories",
+                "check",
+                "restart always, then nothing",
+            ],
+            id="unless-the-runtime-was-restarted-by-somebody-meanwhile",
+        ),
+        pytest.param(facts(INSTALLED), RESTARTING, FULL_REVERT, id="an-install-killed-at-its-restart"),
+        pytest.param(
+            facts({MAIN: OLD}, handlers=HANDLERS),
+            replace(SERVING, state="reverting", previous=FRESH),
+            ["record reverting", "remove 2 empty directories", "check", "restart always, then nothing"],
+            id="killed-between-putting-back-and-restart",
+        ),
+        pytest.param(
+            facts({MAIN: OLD}, invocation="run-2"),
+            replace(SERVING, state="unloading", previous=FRESH),
+            ["record reverting", "remove 2 empty directories", "check", "prove"],
+            id="killed-by-the-restart-itself",
+        ),
+        pytest.param(
+            facts(INSTALLED, unit=False),
+            replace(RESTARTING, invocation=""),
+            [*FULL_REVERT[:-1], "record nothing"],
+            id="offline",
+        ),
+        pytest.param(
+            replace(facts(INSTALLED, handlers=None), state="inactive"),
+            SERVING,
+            [*FULL_REVERT[:-1], "record nothing"],
+            id="a-runtime-somebody-stopped-stays-stopped",
+        ),
+    ],
+)
+def test_revert_takes_back_what_is_there_and_restarts_only_what_has_read_it(
+    found: RuntimeFacts, cri: Cri, expected: list[str]
+) -> None:
+    assert steps(revert(found, receipt(cri), BACK, Looked())) == expected
+
+
+def test_the_file_that_imports_is_put_back_before_what_it_imports() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), BACK, Looked())
+    paths = [action.path for action in plan.actions if isinstance(action, WriteFile | RemoveFile)]
+    assert paths == [MAIN, DROP_IN]
+
+
+def test_putting_back_keeps_mode_and_owner() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), BACK, Looked())
+    main = next(action for action in plan.actions if isinstance(action, WriteFile))
+    assert (main.mode, main.owner) == (0o640, (0, 7))
+
+
+def test_a_failed_revert_goes_back_to_serving() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), BACK, Looked())
+    assert [_step(action) for action in plan.undo] == [
+        "put back 99-kata-deploy.toml",
+        "put back config.toml",
+        "restart if-read, then serving",
+    ]

@@ -1,0 +1,59 @@
+"""A server on a unix socket, for tests of clients: real bytes on a real socket, in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UnixPeer:
+    """Listens at ``path`` and gives each connection to ``serve``, in a thread, until closed."""
+
+    def __init__(self, path: Path, serve: Callable[[socket.socket], None], backlog: int = 16) -> None:
+        self._serve = serve
+        self._connections: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = listen(path, backlog)
+        self._start(self._accept)
+
+    def close(self) -> None:
+        for unix in (self._listener, *self._connections):
+            with contextlib.suppress(OSError):
+                unix.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for unix in (self._listener, *self._connections):
+            unix.close()
+
+    def _start(self, work: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=work))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self._listener.accept()
+                self._connections.append(connection)
+                self._start(lambda connection=connection: self._run(connection))  # type: ignore[misc]
+
+    def _run(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the client hung up, or the test is over
+            self._serve(connection)
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def listen(path: Path, backlog: int = 16) -> socket.socket:
+    """A listening socket at ``path``, however long that is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    directory = os.open(path.parent, os.O_PATH)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
+    listener.listen(backlog)
+    return listener
