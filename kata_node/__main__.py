@@ -12,9 +12,13 @@ def main() -> None:
 
         sys.stdout.write(f"kata-node {__version__}\n")
         return
-    from kata_node.cli import app
+    try:
+        from kata_node.cli import run
 
-    app()
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before it got as far as to handle this itself
+        sys.exit("error: interrupted")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class Record(_Quiet):
             tools.root.make_dirs(receipts.backups(install_dir), mode=0o700)
         for content in self.backups:
             path = receipts.backup_path(install_dir, hashlib.sha256(content).hexdigest())
-            if tools.root.lstat(path) is None:
+            if tools.root.read(path) != content:
                 tools.root.write(path, content, mode=0o600)
         receipts.save(tools.root, self.receipt)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from kata_node import containerd, versions
 from kata_node.actions import human
-from kata_node.errors import CriError, KataNodeError, SystemdError
+from kata_node.errors import KataNodeError, SystemdError
 from kata_node.facts.host_check import HostCheckFacts
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.receipt import Receipt
@@ -90,7 +90,7 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
     runtime = facts.runtime
     if isinstance(runtime, KataNodeError):
         if not isinstance(runtime, SystemdError) or not facts.systemd:
-            yield _of_error("runtime", runtime, permanent=not isinstance(runtime, CriError | SystemdError))
+            yield _of_error("runtime", runtime)
         return
     reason = versions.support(runtime.runtime)
     told = f"{runtime.runtime}, says {runtime.told_by}"
@@ -160,7 +160,9 @@ def _space(facts: HostCheckFacts) -> Iterator[Check]:
             yield Check("writable", "pass", space.path)
     room = facts.machine.spaces[0]
     needed = facts.to_place + SPARE if facts.to_place else 0
-    reason = f"{human(facts.to_place)} to place, {human(room.free)} free at {room.path}"
+    reason = f"{human(room.free)} free at {room.path}"
+    if not isinstance(facts.artifacts, KataNodeError):
+        reason = f"{human(facts.to_place)} to place, {reason}"
     if needed > room.free:
         yield Check("space", "fail", reason, f"free {human(needed - room.free)} there", permanent=False)
     else:

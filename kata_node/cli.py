@@ -1,21 +1,33 @@
-"""The command line: options, environment variables, and what is printed. The only importer of ``stages``."""
+"""The command line: its commands, and what they are made of. The only importer of ``stages``."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
-import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from kata_node import __version__, log
+from kata_node import __version__
+from kata_node import log as logs
+from kata_node.cli_options import (
+    EPILOG,
+    LIVE_ONLY,
+    Common,
+    LogLevel,
+    Output,
+    StageName,
+    misspelt,
+)
+from kata_node.cli_progress import progress
+from kata_node.cli_result import NAME, WrongUsage, complain, fail, say, say_json, show_anything, usage_error
 from kata_node.errors import KataNodeError, UsageError
 
 if TYPE_CHECKING:
@@ -25,151 +37,96 @@ if TYPE_CHECKING:
     from kata_node.report import StageReport
     from kata_node.settings import Settings
 
-DEFAULT_PAYLOAD = Path("/opt/kata-payload")
-PROGRESS_EVERY = 5.0  # seconds, where stderr is not a terminal
 EXIT_PLANNED = 10
 """``plan``: something would change."""
 
+log = logging.getLogger(__name__)
+
 app = typer.Typer(
-    name="kata-node",
+    name=NAME,
     help="Put Kata Containers on this node in short stages, and take it off again.",
-    no_args_is_help=True,
+    epilog="""To try it in an empty directory, as any user:
+
+    \b
+    mkdir node
+    kata-node install --offline --host-root ./node --payload DIR --runtime containerd://2.1.9
+    kata-node revert --offline --host-root ./node
+
+    \b
+    Exit codes: 0 done, or already done      3 this node cannot run it, never retry
+                1 failed, a retry may help   4 failed and put back as it was
+                2 wrong usage or settings    5 another run holds the node's lock
+                                             10 plan: something would change""",
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-payload_app = typer.Typer(help="The Kata files to install.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(payload_app, name="payload")
+payload_app = typer.Typer(help="Prepare the Kata files that are to be installed.", rich_markup_mode=None)
 
 
-class Output(StrEnum):
-    """The form of the result on stdout."""
+class Direction(StrEnum):
+    """What to plan."""
 
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """Least severity of what is logged on stderr."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class StageName(StrEnum):
-    """What ``stage`` can run."""
-
-    HOST_CHECK = "host-check"
-    ARTIFACTS = "artifacts"
-    CRI = "cri"
-    LABEL = "label"
-    UNLABEL = "unlabel"
-    REVERT_CRI = "revert-cri"
-    REMOVE_ARTIFACTS = "remove-artifacts"
+    INSTALL = "install"
+    REVERT = "revert"
 
 
 INSTALL = (StageName.HOST_CHECK, StageName.ARTIFACTS, StageName.CRI, StageName.LABEL)
 REVERT = (StageName.UNLABEL, StageName.REVERT_CRI, StageName.REMOVE_ARTIFACTS)
 
 
-def _option(name: str, text: str, **more: Any) -> Any:
-    variable = "KATA_NODE_" + name.upper().replace("-", "_")
-    return typer.Option(f"--{name}", envvar=[variable, *more.pop("also", ())], help=text, **more)
+COMMON = [
+    each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    for each in inspect.signature(Common, eval_str=True).parameters.values()
+]
+"""The common options as parameters of a function, which is what typer makes options from."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Common:
-    """The options every command takes. Each has a variable, ``KATA_NODE_`` and its name."""
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command line and return the exit code. All that goes wrong is told, nothing is raised."""
+    show_anything()
+    logs.setup(LogLevel.INFO)
+    try:
+        return app(list(arguments), prog_name=NAME, standalone_mode=False) or 0
+    except KataNodeError as error:
+        return fail(arguments, error)
+    except WrongUsage as error:
+        return fail(arguments, usage_error(arguments, error))
+    except Exception as error:
+        from kata_node import pipeline
 
-    config: Annotated[
-        Path | None, _option("config", "Values file (YAML), the same the Helm chart takes.")
-    ] = None
-    host_root: Annotated[Path, _option("host-root", "Where the host's file system is seen from here.")] = (
-        Path("/")
-    )
-    payload: Annotated[Path, _option("payload", "Directory that holds the Kata files.")] = DEFAULT_PAYLOAD
-    output: Annotated[Output, _option("output", "Form of the result on stdout.")] = Output.TEXT
-    log_level: Annotated[LogLevel, _option("log-level", "Least severity logged on stderr.")] = LogLevel.INFO
-    dry_run: Annotated[bool, _option("dry-run", "Show what would change, and change nothing.")] = False
-    offline: Annotated[
-        bool, _option("offline", "Write files only: no systemd, no CRI socket, no API server.")
-    ] = False
-    runtime: Annotated[
-        str, _option("runtime", "What the node runs, as containerd://VERSION, instead of asking it.")
-    ] = ""
-    installation_prefix: Annotated[
-        str, _option("installation-prefix", "Overrides env.installationPrefix of the values.")
-    ] = ""
-    multi_install_suffix: Annotated[
-        str, _option("multi-install-suffix", "Overrides env.multiInstallSuffix of the values.")
-    ] = ""
-    shims: Annotated[str, _option("shims", "Overrides which shims the values enable: names, by commas.")] = ""
-    node_name: Annotated[str, _option("node-name", "The Node to label.", also=("NODE_NAME",))] = ""
-    expected_machine_id: Annotated[
-        str, _option("expected-machine-id", "Refuse to work on a machine with another machine id.")
-    ] = ""
-    cri_socket: Annotated[str, _option("cri-socket", "The CRI socket on the host.")] = (
-        "/run/containerd/containerd.sock"
-    )
-    lock_timeout: Annotated[
-        float, _option("lock-timeout", "Seconds to wait for another run on this node.", min=0)
-    ] = 300.0
-    restart_timeout: Annotated[
-        float, _option("restart-timeout", "Seconds the CRI runtime has to serve again.", min=1)
-    ] = 120.0
-    label_timeout: Annotated[
-        float, _option("label-timeout", "Seconds the Node has to become ready and keep its labels.", min=1)
-    ] = 300.0
-    label_stable_for: Annotated[
-        float, _option("label-stable-for", "Seconds the labels must hold without a break.", min=0)
-    ] = 10.0
-    termination_log: Annotated[
-        Path, _option("termination-log", "Where the kubelet looks for the result.")
-    ] = Path("/dev/termination-log")
+        return fail(arguments, pipeline.as_known(error, where=NAME))
 
 
-def command(target: typer.Typer, name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register ``function(common, **own)`` as a command that takes its own and all common options.
+def command(
+    target: typer.Typer, name: str, *options: str
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Register ``function(common, **own)`` as a command; what it returns is the exit code.
 
-    What it returns is the exit code. Errors raised before a stage runs end here.
+    It takes its own options and the common ones, or those of them that are named.
     """
+    shared = [each for each in COMMON if not options or each.name in options]
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
-        fields = dataclasses.fields(Common)
-        hints = inspect.get_annotations(Common, eval_str=True)
-        shared = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields
-        ]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
-        def run(**values: Any) -> None:
-            common = Common(**{field.name: values.pop(field.name) for field in fields})
-            log.setup(common.log_level)
+        def call(context: typer.Context, **values: Any) -> int:
+            common = Common(**{each.name: values.pop(each.name) for each in shared})
+            logs.setup(common.log_level)
+            _check_usage(context, common)
             try:
-                code = function(common, **values)
-            except KataNodeError as error:
-                typer.echo(f"error: {error}", err=True)
-                code = error.exit_code
+                return function(common, **values)
             except KeyboardInterrupt:
-                typer.echo("interrupted; running the same command again goes on from here", err=True)
-                code = 1
-            raise typer.Exit(code)
+                raise KataNodeError("interrupted", hint="run the same command again") from None
 
-        run.__doc__ = function.__doc__
-        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*own, *shared], return_annotation=None
-        )
-        run.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}
-        target.command(name)(run)
+        call.__doc__ = function.__doc__
+        parameters = [*own, *shared, context]
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {each.name: each.annotation for each in parameters}
+        target.command(name, epilog=EPILOG)(call)
         return function
 
     return register
@@ -177,17 +134,15 @@ def command(target: typer.Typer, name: str) -> Callable[[Callable[..., int]], Ca
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"kata-node {__version__}")
+        say(f"{NAME} {__version__}")
         raise typer.Exit
-
-
-@command(app, "stage")
-def stage(common: Common, name: Annotated[StageName, typer.Argument(help="The stage to run.")]) -> int:
-    """Run one stage, as an initContainer does."""
-    return _stages(common, (name,))
+    if context.invoked_subcommand is None:
+        complain(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
 
 
 @command(app, "install")
@@ -202,18 +157,16 @@ def revert(common: Common) -> int:
     return _stages(common, REVERT)
 
 
-class Direction(StrEnum):
-    """What to plan."""
-
-    INSTALL = "install"
-    REVERT = "revert"
-
-
 @command(app, "plan")
-def plan(common: Common, direction: Annotated[Direction, typer.Argument()] = Direction.INSTALL) -> int:
+def plan(
+    common: Common,
+    direction: Annotated[
+        Direction, typer.Argument(metavar="[install|revert]", show_default=False, help="By default install.")
+    ] = Direction.INSTALL,
+) -> int:
     """Show what install (or revert) would change, as diffs. Exit code: 0 nothing, 10 something."""
     names = INSTALL if direction is Direction.INSTALL else REVERT
-    return _stages(dataclasses.replace(common, dry_run=True), names, diffs=True)
+    return _stages(dataclasses.replace(common, dry_run=True), names, code_if_planned=EXIT_PLANNED)
 
 
 @command(app, "status")
@@ -223,66 +176,104 @@ def status(
         bool, typer.Option("--deep", help="Compare content by digest, not by size and time.")
     ] = False,
 ) -> int:
-    """Show every installation on this node: release, drift, handlers served, restart owed."""
+    """Show what is installed, what changed since, and what is served."""
     from kata_node import status as statuses
 
+    _check_host_root(common)
     with _tools(common) as tools:
         found = statuses.gather(_settings(common), _options(common), tools, deep=deep)
-    if common.output is Output.JSON:
-        typer.echo(json.dumps(statuses.to_json(found), indent=2))
+    if common.output is Output.TEXT:
+        say(statuses.to_text(found))
     else:
-        typer.echo(statuses.to_text(found))
+        say_json(statuses.to_json(found))
     return 0
 
 
-@payload_app.command("index")
-def payload_index(directory: Annotated[Path, typer.Argument(help="The payload's directory.")]) -> None:
+@command(app, "stage")
+def stage(
+    common: Common,
+    name: Annotated[StageName, typer.Argument(metavar="STAGE", help=f"One of {', '.join(StageName)}.")],
+) -> int:
+    """Run one stage, as a container of a Job does."""
+    return _stages(common, (name,))
+
+
+app.add_typer(payload_app, name="payload")
+
+
+@command(payload_app, "index", "output", "log_level")
+def payload_index(
+    common: Common, directory: Annotated[Path, typer.Argument(metavar="DIR", help="The payload.")]
+) -> int:
     """Write the payload's manifest, once, when its image is built."""
     from kata_node import payload_index
 
-    try:
-        path = payload_index.write_index(directory)
-    except KataNodeError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    typer.echo(str(path))
+    path = str(payload_index.write_index(directory))
+    if common.output is Output.TEXT:
+        say(path)
+    else:
+        say_json({"outcome": "ok", "manifest": path})
+    return 0
 
 
-def _stages(common: Common, names: tuple[StageName, ...], *, diffs: bool = False) -> int:
+def _stages(common: Common, names: tuple[StageName, ...], *, code_if_planned: int = 0) -> int:
     from kata_node import pipeline, report
 
-    _check_root(common)
+    _check_host_root(common)
+    _check_rights(common, names)
     modules = [cast("Stage", importlib.import_module(f"stages.{name.replace('-', '_')}")) for name in names]
-    as_text = common.output is Output.TEXT
 
     def show(done: StageReport) -> None:
-        if as_text:
-            typer.echo(report.to_text(done, diffs=diffs or common.dry_run))
         report.write_termination_message(common.termination_log, done)
+        if common.output is Output.TEXT:
+            # The log has told what a real run changes, at the time.
+            shown = done if common.dry_run else dataclasses.replace(done, changes=())
+            say(report.to_text(shown, diffs=common.dry_run))
 
     with _tools(common) as tools:
-        run = pipeline.Run(
-            _settings(common), _options(common), tools, common.lock_timeout, common.dry_run, show
-        )
+        settings, options = _settings(common), _options(common)
+        run = pipeline.Run(settings, options, tools, common.lock_timeout, common.dry_run, show)
         reports = pipeline.run(modules, run)
-    if not as_text:
-        typer.echo(json.dumps(report.to_json(reports), indent=2))
-    code = next((done.exit_code for done in reports if done.error), 0)
-    if diffs and code == 0 and any(done.outcome == "planned" for done in reports):
-        return EXIT_PLANNED
-    return code
+    failed = next((done for done in reports if done.error), None)
+    if common.output is Output.JSON:
+        say_json(report.to_json(reports))
+        if failed and failed.error:
+            complain(f"error: {failed.stage}: {failed.error}")
+    if failed:
+        return failed.exit_code
+    return code_if_planned if any(done.outcome == "planned" for done in reports) else 0
 
 
-def _check_root(common: Common) -> None:
-    import os
+def _check_usage(context: typer.Context, common: Common) -> None:
+    for strange, meant in misspelt().items():
+        log.warning("the variable %s means nothing; did you mean %s?", strange, meant)
+    for name in LIVE_ONLY if common.offline else ():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                "it cannot be used together with --offline, which asks neither the CRI socket nor a cluster",
+                where=f"--{name.replace('_', '-')}",
+                hint="leave out one of the two",
+            )
+    if common.runtime:
+        from kata_node.versions import runtime_version
 
+        runtime_version(common.runtime)
+
+
+def _check_host_root(common: Common) -> None:
     if not common.host_root.is_dir():
         raise UsageError(
-            "the host root is not a directory",
+            f"the host root is {'no directory' if common.host_root.exists() else 'not there'}",
             where=str(common.host_root),
-            hint="give --host-root a directory",
+            hint="name with --host-root the directory that the host's file system is seen in",
         )
-    if os.geteuid() != 0 and not common.offline and not common.dry_run:
+
+
+def _check_rights(common: Common, names: Sequence[str]) -> None:
+    from kata_node.pipeline import READS_ONLY
+
+    if os.geteuid() and not common.offline and not common.dry_run and not READS_ONLY.issuperset(names):
         raise UsageError(
             "changing a live node needs root",
             hint="run it as root, or with --offline --host-root DIR on a directory of your own",
@@ -318,17 +309,16 @@ def _options(common: Common) -> Options:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _tools(common: Common) -> Iterator[Tools]:
     """The doors to the node and the API server, opened when first used and closed at the end."""
-    from contextlib import ExitStack
     from functools import cache
 
     from kata_node.actions import Tools
     from kata_node.host.files import Root
 
     root = Root(common.host_root)
-    with ExitStack() as opened:
+    with contextlib.ExitStack() as opened:
 
         @cache
         def systemd() -> Any:
@@ -348,28 +338,4 @@ def _tools(common: Common) -> Iterator[Tools]:
 
             return opened.enter_context(Kube.connect())
 
-        yield Tools(root, systemd, cri, kube, _progress)
-
-
-@contextmanager
-def _progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; elsewhere a line now and then."""
-    if sys.stderr.isatty():
-        with typer.progressbar(length=total, label=title, file=sys.stderr) as bar:
-            yield bar.update
-        return
-    import logging
-    import threading
-    import time
-
-    logger, lock, done, told = logging.getLogger(__name__), threading.Lock(), 0, time.monotonic()
-
-    def advance(size: int) -> None:
-        nonlocal done, told
-        with lock:
-            done += size
-            if (now := time.monotonic()) - told >= PROGRESS_EVERY:
-                told = now
-                logger.info("%s: %d %%", title, min(100, done * 100 // (total or 1)))
-
-    yield advance
+        yield Tools(root, systemd, cri, kube, progress)

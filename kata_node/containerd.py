@@ -41,6 +41,7 @@ from kata_node.containerd_read import (
     RUNTIME_TABLE,
     SCHEMA_2_TABLE,
     check,
+    defined_handlers,
     import_closure,
     imports,
     in_order,
@@ -64,10 +65,13 @@ __all__ = [
     "add_import",
     "check",
     "config_path",
+    "defined_handlers",
     "import_closure",
     "import_entry",
     "imports",
     "is_drop_in",
+    "is_of",
+    "matches",
     "own_paths",
     "places",
     "remove_import",
@@ -180,6 +184,14 @@ def _has_our_name(path: str) -> bool:
     return posixpath.basename(path).startswith((DROP_IN, USER_DROP_IN))
 
 
+def is_of(install_dir: str, drop_in: bytes) -> bool:
+    """Whether a drop-in with handlers is of the instance in ``install_dir``: by the programs it names.
+
+    Instances of one suffix in several install dirs would share its path in a ``conf.d``.
+    """
+    return f'"{install_dir}/'.encode() in drop_in
+
+
 def config_path(argv: Sequence[str], working_directory: str = "/") -> str:
     """The main file of a containerd started as ``argv``, the program first, as ExecStart has it."""
     path = CONFIG_PATH
@@ -275,29 +287,31 @@ def _without(main: bytes, install_dir: str, main_path: str, *, but: str = "") ->
 
 def render(settings: Settings, root_schema: int) -> bytes:
     """The drop-in with the handlers, for a main configuration of ``root_schema``."""
+    import tomlkit
+
     version = min(root_schema, NEWEST_SCHEMA)
-    plugin = SCHEMA_2_TABLE if version == 2 else RUNTIME_TABLE
-    lines = [
-        f"# Managed by kata-node (instance {settings.instance}). Changes here are lost:",
-        "# put your own into the setting containerd.userDropIn.",
-        f"version = {version}",
-    ]
+    handlers = tomlkit.table(is_super_table=True)
     for shim in settings.shims:
-        table = f"plugins.{toml_edit.quote(plugin)}.containerd.runtimes"
-        table = f"{table}.{toml_edit.key(shim.handler(settings.suffix))}"
-        program = f"{settings.install_dir}/{shim.shim_binary}"
-        config = f"{settings.install_dir}/{shim.own_config}"
-        lines += [
-            "",
-            f"[{table}]",
-            f"runtime_type = {toml_edit.quote(f'io.containerd.kata-{shim.name}.v2')}",
-            f"runtime_path = {toml_edit.quote(program)}",
-            "privileged_without_host_devices = true",
-            f"pod_annotations = [{', '.join(map(toml_edit.quote, _pod_annotations(settings, shim)))}]",
-            f"[{table}.options]",
-            f"ConfigPath = {toml_edit.quote(config)}",
-        ]
-    return "\n".join([*lines, ""]).encode()
+        handler = tomlkit.table()
+        handler["runtime_type"] = f"io.containerd.kata-{shim.name}.v2"
+        handler["runtime_path"] = f"{settings.install_dir}/{shim.shim_binary}"
+        handler["privileged_without_host_devices"] = True
+        handler["pod_annotations"] = _pod_annotations(settings, shim)
+        handler["options"] = {"ConfigPath": f"{settings.install_dir}/{shim.own_config}"}
+        handlers[shim.handler(settings.suffix)] = handler
+    table = handlers
+    for name in ("runtimes", "containerd", SCHEMA_2_TABLE if version == 2 else RUNTIME_TABLE, "plugins"):
+        above = tomlkit.table(is_super_table=True)
+        above[name] = table
+        table = above
+    document = tomlkit.document()
+    document.add(
+        tomlkit.comment(f"Managed by kata-node (instance {settings.instance}). Changes here are lost:")
+    )
+    document.add(tomlkit.comment("put your own into the setting containerd.userDropIn."))
+    document["version"] = version
+    document["plugins"] = table["plugins"]
+    return document.as_string().encode()
 
 
 def _pod_annotations(settings: Settings, shim: Shim) -> list[str]:

@@ -5,6 +5,7 @@ Callers use it through :mod:`kata_node.containerd`, which also has the measureme
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -108,6 +109,16 @@ def schema(files: Mapping[str, bytes]) -> int:
         if isinstance(version, int) and not isinstance(version, bool) and version > 0:
             return version
     return SCHEMA_IF_NONE
+
+
+def defined_handlers(main_path: str, files: Mapping[str, bytes]) -> frozenset[str]:
+    """Every handler that those of ``files`` define which containerd reads; broken ones define none."""
+    found: set[str] = set()
+    for path, content in in_order(main_path, files).items():
+        for plugin in CRI_PLUGINS:
+            with contextlib.suppress(HostError):
+                found |= _File(path, path, toml_edit.load(content, path), own=False).runtimes(plugin).keys()
+    return frozenset(found)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from kata_node.errors import PayloadError
@@ -117,7 +117,7 @@ def from_json(raw: bytes, where: str) -> Manifest:
         schema = msgspec.json.decode(raw, type=_Header).schema
         if schema == SCHEMA:
             return msgspec.json.decode(raw, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PayloadError(
             f"the payload's manifest is damaged: {error}",
             where=where,
@@ -143,11 +143,18 @@ def parse_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[str, .
     import msgspec.json
 
     try:
-        shims = msgspec.json.decode(raw, type=_ShimComponents).shims
-    except msgspec.MsgspecError as error:
+        read = msgspec.json.decode(raw, type=_ShimComponents)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PayloadError(
             f"the map of shims to components is damaged: {error}", where=where, hint=PULL
         ) from error
+    shims = {
+        shim: {
+            arch: tuple(dict.fromkeys((*names, *read.requiredComponents.get(arch, ()))))
+            for arch, names in arches.items()
+        }
+        for shim, arches in read.shims.items()
+    }
     for name in {name for arches in shims.values() for names in arches.values() for name in names}:
         check_path(name, where=where)
         if "/" in name:
@@ -158,6 +165,8 @@ def parse_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[str, .
 @dataclass(frozen=True)
 class _ShimComponents:
     shims: dict[str, dict[str, tuple[str, ...]]]
+    requiredComponents: dict[str, tuple[str, ...]] = field(default_factory=dict)  # noqa: N815 - the file's key
+    """By machine name, what every shim needs besides its own; not in every release of Kata."""
 
 
 def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:

@@ -140,7 +140,7 @@ def load(directory: Path) -> Payload:
     path = directory / MANIFEST
     raw = _read(path)
     if raw is None:
-        return Payload(directory, index(directory))
+        return Payload(directory, _read_all(directory, signature(directory)))
     manifest = from_json(raw, where=str(path))
     if manifest.form != form:
         raise _stale(path, f"it is of a payload of the form {manifest.form}")
@@ -149,6 +149,13 @@ def load(directory: Path) -> Payload:
     else:
         _check_archives(directory, manifest, path)
     return Payload(directory, manifest)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_all(directory: Path, signature: str) -> Manifest:
+    """The index, which takes a while to make and which one stage after the other asks for."""
+    log.info("%s has no %s: reading all of it", directory, MANIFEST)
+    return index(directory)
 
 
 def signature(directory: Path) -> str:
@@ -176,6 +183,12 @@ def _form(directory: Path) -> Literal["tree", "tarballs"]:
     tree, tarballs = (directory / TREE).is_dir(), (directory / TARBALLS).is_dir()
     if tree != tarballs:
         return "tree" if tree else "tarballs"
+    if not directory.is_dir():
+        raise PayloadError(
+            f"{'it is not a' if directory.exists() else 'there is no such'} directory",
+            where=str(directory),
+            hint="name the directory that holds the Kata files with --payload",
+        )
     raise PayloadError(
         f"there is {'both' if tree else 'neither'} a tree {TREE} {'and' if tree else 'nor'} "
         f"a directory {TARBALLS} with archives here",

@@ -91,7 +91,7 @@ class TreeLinks:
         inside = f"{target}/".removeprefix(f"{BUILTIN_PREFIX}/")
         if inside.startswith("/") or ".." in inside.split("/"):
             raise refuse(path, f"it links to {target}, outside the install dir")
-        return posixpath.relpath(inside or ".", posixpath.dirname(path) or ".")
+        return posixpath.relpath(f"/{inside}", posixpath.dirname(f"/{path}"))
 
     def resolve(self, path: str) -> str:
         """The path that ``path`` means once every link is followed, whether or not it is there.

@@ -110,17 +110,10 @@ def _packed_file(archive: Archive, member: Member, below: str, component: str) -
     digest = hashlib.sha256()
     keeps = _keeps(below)
     content = bytearray()
-    end = 0
-    for offset, piece in archive.content():
-        for zeros in _hole(offset - end):
-            digest.update(zeros)
+    for piece in _whole(archive, member.size):
         digest.update(piece)
-        end = offset + len(piece)
         if keeps and len(content) <= LARGEST_CONTENT:
-            content += bytes(offset - len(content))
             content += piece
-    for zeros in _hole(member.size - end):
-        digest.update(zeros)
     return Entry(
         below,
         "file",
@@ -159,6 +152,16 @@ def _text(below: str, content: bytes) -> str:
         raise refuse(below, f"it is not UTF-8 text: {error}") from error
 
 
-def _hole(length: int) -> Iterator[bytes]:
+def _whole(archive: Archive, size: int) -> Iterator[memoryview]:
+    """The content of the current member, of ``size`` bytes, with zeros for its holes."""
+    end = 0
+    for offset, piece in archive.content():
+        yield from _zeros(offset - end)
+        yield piece
+        end = offset + len(piece)
+    yield from _zeros(size - end)
+
+
+def _zeros(length: int) -> Iterator[memoryview]:
     for start in range(0, length, len(_ZEROS)):
-        yield _ZEROS[: length - start]
+        yield memoryview(_ZEROS)[: length - start]

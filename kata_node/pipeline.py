@@ -19,8 +19,9 @@ from kata_node.errors import KataNodeError, RolledBackError, UnfitNodeError
 from kata_node.facts import Look, Options
 from kata_node.host import lock
 from kata_node.host.files import host_error
+from kata_node.labelling import AwaitNode
 from kata_node.receipt import Receipt
-from kata_node.report import Check, Problem, StageReport
+from kata_node.report import Check, Outcome, Problem, StageReport
 from kata_node.restart import RestartRuntime
 from kata_node.settings import Settings
 
@@ -71,8 +72,9 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
                     report, imagined = _imagine(stage, run, imagined)
                 else:
                     report = _carry_out(stage, run)
-            except Exception as error:
-                report = _failed(stage.NAME, error)
+            except (Exception, KeyboardInterrupt) as error:
+                known = as_known(error, stage.NAME)
+                report = StageReport(stage.NAME, "failed", known.what, error=Problem.of(known))
             report = replace(report, seconds=time.monotonic() - started)
             run.report(report)
             done.append(report)
@@ -86,20 +88,13 @@ def _carry_out(stage: Stage, run: Run) -> StageReport:
     _apply(plan, run.tools)
     if plan.actions:
         left = _plan(stage, run, _receipt(run))
-        if left.actions:
+        # A Node that is not Ready for a moment, after a restart of its runtime, is nobody's difference.
+        if any(not isinstance(action, AwaitNode) for action in left.actions):
             raise KataNodeError(
                 "the node still differs after everything was done: " + "; ".join(left.changes),
                 hint="look for another program that writes the same files, then run again",
             )
-    return StageReport(
-        stage.NAME,
-        "done" if plan.actions or plan.checks else "skipped",
-        plan.summary,
-        plan.changes,
-        plan.notes,
-        plan.checks,
-        error=_refusal(plan.checks),
-    )
+    return _report(stage, plan, "done" if plan.actions else "skipped")
 
 
 def _imagine(stage: Stage, run: Run, imagined: Receipt | None) -> tuple[StageReport, Receipt]:
@@ -108,21 +103,19 @@ def _imagine(stage: Stage, run: Run, imagined: Receipt | None) -> tuple[StageRep
     for action in plan.actions:
         if isinstance(action, Record):
             receipt = action.receipt
-        elif isinstance(action, RestartRuntime):
+        elif isinstance(action, RestartRuntime) and action.proven:
             receipt = action.proven
         elif isinstance(action, Forget):
             receipt = _blank(run)
-    report = StageReport(
-        stage.NAME,
-        "planned" if plan.changes else "skipped",
-        plan.summary,
-        plan.changes,
-        plan.notes,
-        plan.checks,
-        "".join(action.diff() for action in plan.actions),
-        error=_refusal(plan.checks),
-    )
-    return report, receipt
+    report = _report(stage, plan, "planned" if plan.changes else "skipped")
+    return replace(report, diff="".join(action.diff() for action in plan.actions)), receipt
+
+
+def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
+    error = _refusal(plan.checks)
+    if plan.checks:  # which is all there is to do about them, in a dry run too
+        outcome = "failed" if error else "done"
+    return StageReport(stage.NAME, outcome, plan.summary, plan.changes, plan.notes, plan.checks, error=error)
 
 
 def _plan(stage: Stage, run: Run, receipt: Receipt) -> Plan:
@@ -130,7 +123,9 @@ def _plan(stage: Stage, run: Run, receipt: Receipt) -> Plan:
 
 
 def _receipt(run: Run) -> Receipt:
-    return receipts.load(run.tools.root, run.settings.install_dir) or _blank(run)
+    """The record, as the writing of this program that it will be when it is written again."""
+    found = receipts.load(run.tools.root, run.settings.install_dir)
+    return replace(found, program=__version__) if found else _blank(run)
 
 
 def _blank(run: Run) -> Receipt:
@@ -140,24 +135,22 @@ def _blank(run: Run) -> Receipt:
 def _apply(plan: Plan, tools: Tools) -> None:
     try:
         _do(plan.actions, tools)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if not plan.undo:
             raise
-        cause = error.what if isinstance(error, KataNodeError) else repr(error)
-        where = error.where if isinstance(error, KataNodeError) else ""
-        log.error("%s; putting back what was there", str(error).replace("\n", "; "))
-        try:
-            _do(plan.undo, tools)
-        except Exception as second:
+        cause = as_known(error, "")
+        place = f"{cause.where}: " if cause.where else ""
+        log.error("%s%s; putting back what was there", place, cause.what)
+        if failures := _undo(plan.undo, tools):
             raise KataNodeError(
-                f"{cause}; and putting back what was there failed too: {second}",
-                where=where,
+                f"{cause.what}; and on the way back this failed: " + "; ".join(failures),
+                where=cause.where,
                 hint="look at this node now; running the stage again goes on from where this one stopped",
             ) from error
         raise RolledBackError(
-            f"{cause}; the node was put back as it was",
-            where=where,
-            hint=getattr(error, "hint", "") or "correct the cause, then run again",
+            f"{cause.what}; the node was put back as it was",
+            where=cause.where,
+            hint=cause.hint or "correct the cause, then run again",
         ) from error
 
 
@@ -167,6 +160,23 @@ def _do(actions: Sequence[Action], tools: Tools) -> None:
             log.info("%s", line)
         action.apply(tools)
         action.check(tools)
+
+
+def _undo(actions: Sequence[Action], tools: Tools) -> list[str]:
+    """Do all that can be done: what failed. The record stays as it is then, and the next run goes on."""
+    failures: list[str] = []
+    for action in actions:
+        if failures and isinstance(action, Record | Forget):
+            continue
+        if failures and isinstance(action, RestartRuntime):
+            action = replace(action, proven=None)
+        try:
+            _do((action,), tools)
+        except Exception as error:
+            known = as_known(error, "")
+            place = f"{known.where}: " if known.where else ""
+            failures.append(f"{action.describe() or 'keeping the record'}: {place}{known.what}")
+    return failures
 
 
 def _refusal(checks: Sequence[Check]) -> Problem | None:
@@ -179,16 +189,19 @@ def _refusal(checks: Sequence[Check]) -> Problem | None:
     return Problem.of(kind(what, hint=hint))
 
 
-def _failed(stage: str, error: Exception) -> StageReport:
+def as_known(error: BaseException, where: str) -> KataNodeError:
+    """``error`` as one that can be shown to a person; ``where`` it happened, if it does not say itself."""
     log.debug("failed", exc_info=error)
+    if isinstance(error, KataNodeError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return KataNodeError("interrupted", hint="run the same command again")
     if isinstance(error, OSError):
-        error = host_error(str(error.filename or stage), error)
-    elif not isinstance(error, KataNodeError):
-        error = KataNodeError(
-            f"unexpected error: {type(error).__name__}: {error}",
-            hint="this is a defect of kata-node: run again with --log-level debug and report the traceback",
-        )
-    return StageReport(stage, "failed", error.what, error=Problem.of(error))
+        return host_error(str(error.filename or where), error)
+    return KataNodeError(
+        f"unexpected error: {type(error).__name__}: {error}",
+        hint="this is a defect of kata-node: run again with --log-level debug and report the traceback",
+    )
 
 
 class _Lock:

@@ -51,6 +51,11 @@ class Artifacts:
     made_dirs: tuple[str, ...] = ()
     """Directories above and including the install dir that were not there before."""
 
+    @property
+    def count(self) -> int:
+        """How many files and links there are; people do not count directories."""
+        return sum(placed.kind != "dir" for placed in self.files.values())
+
 
 @dataclass(frozen=True)
 class Backup:
@@ -112,6 +117,18 @@ class Cri:
         """The record of the file at ``path``."""
         return next((file for file in self.files if file.path == path), None)
 
+    def paths(self) -> Iterator[str]:
+        """Every file it speaks of, that it would fall back to included."""
+        yield from (file.path for file in self.files)
+        yield from (previous.path for previous in self.previous)
+        yield from self.fallback.paths() if self.fallback else ()
+
+    def backups(self) -> Iterator[Backup]:
+        """Every backup it refers to, likewise."""
+        yield from (file.before for file in self.files if file.before)
+        yield from (previous.state for previous in self.previous if previous.state)
+        yield from self.fallback.backups() if self.fallback else ()
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -167,9 +184,12 @@ def load(root: Root, install_dir: str) -> Receipt | None:
 
 
 def save(root: Root, receipt: Receipt) -> None:
-    """Write the receipt; after this it survives a power cut."""
+    """Write the receipt, unless it is there already; after this it survives a power cut."""
+    content = render(receipt)
+    if root.read(path(receipt.install_dir)) == content:
+        return  # on a full disk, what was put back can still be recorded so
     root.make_dirs(directory(receipt.install_dir), mode=0o700)
-    root.write(path(receipt.install_dir), render(receipt), mode=0o600)
+    root.write(path(receipt.install_dir), content, mode=0o600)
 
 
 def render(receipt: Receipt) -> bytes:

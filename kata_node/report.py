@@ -49,6 +49,9 @@ class Problem:
         """The error as data."""
         return cls(error.what, error.where, error.hint, error.exit_code)
 
+    def __str__(self) -> str:
+        return str(KataNodeError(self.what, where=self.where, hint=self.hint))
+
 
 @dataclass(frozen=True)
 class StageReport:
@@ -71,11 +74,15 @@ class StageReport:
 
 
 def to_json(reports: Sequence[StageReport]) -> dict[str, Any]:
-    """One JSON document for any number of stages."""
-    return {
-        "outcome": "failed" if any(report.error for report in reports) else "ok",
-        "stages": [_prune(dataclasses.asdict(report)) for report in reports],
-    }
+    """One JSON document for any number of stages; the error of the one that failed is also at its top."""
+    error = next((report.error for report in reports if report.error), None)
+    stages = [_prune(dataclasses.asdict(report)) for report in reports]
+    return (failure(error) if error else {"outcome": "ok"}) | {"stages": stages}
+
+
+def failure(error: Problem) -> dict[str, Any]:
+    """The document of a command that came to nothing."""
+    return {"outcome": "failed", "error": dataclasses.asdict(error)}
 
 
 def _prune(data: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
+from kata_node import containerd
 from kata_node import receipt as receipts
 from kata_node.actions import Tools
 from kata_node.errors import CriError, HostError, SystemdError
@@ -16,7 +18,16 @@ from kata_node.host import kernel
 from kata_node.receipt import Receipt
 from kata_node.versions import Version
 
+if TYPE_CHECKING:
+    from kata_node.host.files import Root
+    from kata_node.host.systemd import Unit
+
 log = logging.getLogger(__name__)
+
+Restart = Literal["always", "never", "if-read"]
+
+DOWN = ("inactive", "failed", "deactivating")
+"""The states of a unit that will not come up by itself; systemd is still at it in the others."""
 
 POLL = 0.05  # seconds between two looks at a runtime that is starting
 PATIENCE = 5.0
@@ -27,9 +38,11 @@ wrong; waiting the whole timeout for it would only lengthen the time the node ru
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Check what containerd will read, after the files are written and before it is restarted.
+    """Check what containerd will read, before it is restarted.
 
     ``labels`` names where a file's content comes from, for the error (``containerd.userDropIn``).
+    ``ahead`` has content that is yet to be written, ``None`` where a file is to go: what is refused then
+    is on the disk at no time, so a node that loses its power meanwhile comes up with its runtime.
     """
 
     config_path: str
@@ -37,10 +50,11 @@ class CheckConfig:
     handlers: tuple[str, ...]
     labels: Mapping[str, str]
     version: Version
+    ahead: Mapping[str, bytes | None] = field(default_factory=dict, repr=False)
 
     def describe(self) -> str:
         """One line."""
-        return f"check what the runtime will read from {self.config_path}"
+        return "" if self.ahead else f"check what the runtime will read from {self.config_path}"
 
     def diff(self) -> str:
         """Nothing changes."""
@@ -48,15 +62,15 @@ class CheckConfig:
 
     def apply(self, tools: Tools) -> None:
         """Raises :class:`HostError` with every problem found."""
-        from kata_node import containerd
-
         problems = containerd.check(
             self.config_path,
-            containerd.import_closure(self.config_path, tools.root.read, tools.root.glob),
+            containerd.import_closure(
+                self.config_path, partial(self._read, tools.root), partial(self._glob, tools.root)
+            ),
             own_paths=self.own_paths,
             handlers=self.handlers,
             labels=self.labels,
-            exists=tools.root.exists,
+            exists=partial(self._exists, tools.root),
             version=self.version,
         )
         if problems:
@@ -65,6 +79,16 @@ class CheckConfig:
     def check(self, tools: Tools) -> None:
         """Applying it is the check."""
 
+    def _read(self, root: Root, path: str) -> bytes | None:
+        return self.ahead[path] if path in self.ahead else root.read(path)
+
+    def _exists(self, root: Root, path: str) -> bool:
+        return self.ahead[path] is not None if path in self.ahead else root.exists(path)
+
+    def _glob(self, root: Root, pattern: str) -> list[str]:
+        to_come = (path for path in self.ahead if containerd.matches(pattern, path))
+        return sorted({*root.glob(pattern), *to_come})
+
 
 @dataclass(frozen=True)
 class RestartRuntime:
@@ -72,26 +96,29 @@ class RestartRuntime:
 
     ``restart``: ``always``; ``never``, when the running invocation is known to have read the files;
     ``if-read``, for putting files back: only when the unit is no longer the invocation ``since``
-    that ran before the first of them was written, or is not running.
+    that ran before the first of them was written. A unit that is down is started in any case, but
+    for ``may_be_down``, which leaves alone one that somebody stopped: it has nothing loaded.
 
-    ``pending`` is recorded right before the restart and ``proven`` once the proof is there, both
-    with the invocation and boot id of that moment. ``timeout`` is in seconds, for all of it.
+    ``pending`` is recorded right before the restart and ``proven`` once the proof is there, each if there
+    is one and with the invocation and boot id of that moment. ``timeout`` is in seconds, for all of it.
     """
 
     unit: str
     serve: tuple[str, ...]
     gone: tuple[str, ...]
     timeout: float
-    proven: Receipt
+    proven: Receipt | None
     pending: Receipt | None = None
-    restart: Literal["always", "never", "if-read"] = "always"
+    restart: Restart = "always"
     since: str = ""
+    may_be_down: bool = False
 
     def describe(self) -> str:
         """One line."""
         if self.restart == "never":
             return f"see {self.unit} serve {_names(self.serve)}"
-        return f"restart {self.unit} and see it serve {_names(self.serve)}"
+        condition = ", if it runs," if self.may_be_down else ""
+        return f"restart {self.unit}{condition} and see it serve {_names(self.serve)}"
 
     def diff(self) -> str:
         """A line in its place."""
@@ -100,30 +127,32 @@ class RestartRuntime:
     def apply(self, tools: Tools) -> None:
         """Raises :class:`SystemdError` or :class:`CriError` when the proof fails."""
         deadline = time.monotonic() + self.timeout
-        before = self._invocation(tools)
-        if self._needed(tools, before):
-            if self.pending is not None:
-                receipts.save(tools.root, _stamp(self.pending, before))
+        before = self._unit(tools)
+        if self.may_be_down and before.active_state == "inactive":
+            if self.proven is not None:
+                receipts.save(tools.root, self.proven)
+            return
+        other_than = ""
+        if self._is_due(before):
+            _save(tools, self.pending, before.invocation_id)
             tools.systemd().restart(self.unit, self.timeout)
-            after = self._prove(tools, deadline, other_than=before)
-        else:
-            after = self._prove(tools, deadline, other_than="")
-        receipts.save(tools.root, _stamp(self.proven, after))
+            other_than = before.invocation_id
+        after = self._prove(tools, deadline, other_than=other_than)
+        _save(tools, self.proven, after)
 
     def check(self, tools: Tools) -> None:
         """The proof is part of applying it."""
 
-    def _invocation(self, tools: Tools) -> str:
+    def _unit(self, tools: Tools) -> Unit:
         unit = tools.systemd().unit(self.unit)
         if unit is None:
             raise SystemdError("systemd does not know this unit", where=self.unit)
-        return unit.invocation_id
+        return unit
 
-    def _needed(self, tools: Tools, invocation: str) -> bool:
-        if self.restart != "if-read":
-            return self.restart == "always"
-        unit = tools.systemd().unit(self.unit)
-        return unit is None or unit.active_state != "active" or invocation != self.since
+    def _is_due(self, unit: Unit) -> bool:
+        if self.restart == "always" or unit.active_state in DOWN:
+            return True
+        return self.restart == "if-read" and (unit.active_state, unit.invocation_id) != ("active", self.since)
 
     def _prove(self, tools: Tools, deadline: float, *, other_than: str) -> str:
         """Wait for the proof; return the invocation that gave it."""
@@ -166,11 +195,13 @@ def _verdict(
     return None
 
 
-def _stamp(receipt: Receipt, invocation: str) -> Receipt:
-    if receipt.cri is None:
-        return receipt
-    cri = dataclasses.replace(receipt.cri, invocation=invocation, boot=kernel.boot_id())
-    return dataclasses.replace(receipt, cri=cri)
+def _save(tools: Tools, receipt: Receipt | None, invocation: str) -> None:
+    """Record ``receipt``, if any, as of ``invocation``."""
+    if receipt is not None and receipt.cri is not None:
+        cri = dataclasses.replace(receipt.cri, invocation=invocation, boot=kernel.boot_id())
+        receipt = dataclasses.replace(receipt, cri=cri)
+    if receipt is not None:
+        receipts.save(tools.root, receipt)
 
 
 def _names(handlers: tuple[str, ...] | list[str]) -> str:

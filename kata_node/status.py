@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,24 @@ from kata_node.errors import KataNodeError
 from kata_node.facts import Options
 from kata_node.facts.artifacts import find
 from kata_node.host import kernel
-from kata_node.host.files import Root
+from kata_node.host.files import Root, host_error
 from kata_node.receipt import Receipt
 from kata_node.settings import Settings
 from kata_node.transaction import is_owed
 
 CALL_TIMEOUT = 5.0  # seconds
+
+PLAINLY = {
+    "placing": "half placed",
+    "removing": "half removed",
+    "writing": "half written",
+    "restarting": "written",
+    "reverting": "half put back",
+    "unloading": "put back",
+}
+"""The states of the record that do not explain themselves."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,27 +61,35 @@ def gather(settings: Settings, options: Options, tools: Tools, *, deep: bool) ->
     pattern = f"{parent}/kata*/{receipts.STATE_DIR}/receipt.json"
     dirs = (path.removesuffix(f"/{receipts.STATE_DIR}/receipt.json") for path in tools.root.glob(pattern))
     served, invocation = _runtime(options, tools)
-    return [_status(tools.root, install_dir, served, invocation, deep=deep) for install_dir in dirs]
+    found: list[Status] = []
+    for install_dir in dirs:
+        try:
+            if receipt := receipts.load(tools.root, install_dir):
+                found.append(_status(tools.root, receipt, served, invocation, deep=deep))
+        except KataNodeError as error:
+            found.append(_unreadable(install_dir, error))
+        except OSError as error:
+            found.append(_unreadable(install_dir, host_error(str(error.filename), error)))
+    return found
+
+
+def _unreadable(install_dir: str, error: KataNodeError) -> Status:
+    return Status(
+        "", install_dir, "", "", "unreadable", 0, "unreadable", "", "", (), None, False, (), str(error)
+    )
 
 
 def _status(
-    root: Root, install_dir: str, served: tuple[str, ...] | None, invocation: str, *, deep: bool
+    root: Root, receipt: Receipt, served: tuple[str, ...] | None, invocation: str, *, deep: bool
 ) -> Status:
-    try:
-        receipt = receipts.load(root, install_dir)
-        assert receipt is not None
-    except KataNodeError as error:
-        return Status(
-            "", install_dir, "", "", "unreadable", 0, "unreadable", "", "", (), None, False, (), str(error)
-        )
     artifacts, cri = receipt.artifacts, receipt.cri
     return Status(
         instance=receipt.instance,
-        install_dir=install_dir,
+        install_dir=receipt.install_dir,
         program=receipt.program,
         release=artifacts.release if artifacts else "",
         artifacts=artifacts.state if artifacts else "absent",
-        files=len(artifacts.files) if artifacts else 0,
+        files=artifacts.count if artifacts else 0,
         cri=cri.state if cri else "absent",
         runtime=f"{cri.runtime}://{cri.version}" if cri else "",
         unit=cri.unit if cri else "",
@@ -104,10 +125,9 @@ def _cri_drift(root: Root, receipt: Receipt) -> list[str]:
     drift = []
     for file in receipt.cri.files:
         content = root.read(file.path)
-        if content is None:
-            drift.append(f"{file.path}: missing")
-        elif hashlib.sha256(content).hexdigest() != file.after:
-            drift.append(f"{file.path}: changed")
+        digest = "" if content is None else hashlib.sha256(content).hexdigest()
+        if digest != file.after:  # which is empty for a file that is to be gone
+            drift.append(f"{file.path}: {'changed' if digest else 'missing'}")
     return drift
 
 
@@ -117,7 +137,8 @@ def _runtime(options: Options, tools: Tools) -> tuple[tuple[str, ...] | None, st
         return None, ""
     try:
         served: tuple[str, ...] | None = tools.cri().status(CALL_TIMEOUT).handlers
-    except KataNodeError:
+    except KataNodeError as error:
+        log.warning("what is served is not known: %s", str(error).replace("\n", ";"))
         served = None
     try:
         unit = tools.systemd().unit("containerd.service")
@@ -128,7 +149,7 @@ def _runtime(options: Options, tools: Tools) -> tuple[tuple[str, ...] | None, st
 
 def to_json(statuses: Sequence[Status]) -> dict[str, Any]:
     """One JSON document."""
-    return {"installations": [dataclasses.asdict(status) for status in statuses]}
+    return {"outcome": "ok", "installations": [dataclasses.asdict(status) for status in statuses]}
 
 
 def to_text(statuses: Sequence[Status]) -> str:
@@ -144,8 +165,8 @@ def _lines(status: Status) -> list[str]:
     lines = [
         f"{status.instance}: {status.install_dir}, release {status.release or 'unknown'}, "
         f"by kata-node {status.program}",
-        f"  artifacts  {status.artifacts}, {status.files} files",
-        f"  cri        {status.cri}"
+        f"  artifacts  {PLAINLY.get(status.artifacts, status.artifacts)}, {status.files} files",
+        f"  cri        {PLAINLY.get(status.cri, status.cri)}"
         + (f", {status.runtime} {status.unit}".rstrip() if status.runtime else ""),
     ]
     lines += [f"  handler    {name}: {_serving(status, name)}" for name in status.handlers]
@@ -157,5 +178,5 @@ def _lines(status: Status) -> list[str]:
 
 def _serving(status: Status, handler: str) -> str:
     if status.served is None:
-        return "configured (the CRI was not asked)"
+        return "configured, not seen served"
     return "served" if handler in status.served else "NOT served"

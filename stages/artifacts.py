@@ -32,8 +32,9 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     """Place what is missing, repair what changed, remove what an earlier release left."""
     before = receipt.artifacts
     placed = before.files if before else {}
+    in_place = f"all {before.count if before else 0} files in place"
     if facts.wanted is None:
-        return Plan(f"all {len(placed)} files in place")
+        return Plan(in_place)
     difference = layout.compare(facts.wanted, facts.found, placed, facts.digests)
     if difference.conflicts:
         raise UnfitNodeError(
@@ -47,7 +48,7 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     done = replace(receipt, artifacts=artifacts)
     if not difference:
         if before is not None and before.state == "placed" and before == artifacts:
-            return Plan(f"all {len(placed)} files in place")
+            return Plan(in_place)
         return Plan("all files in place, taken into the record", (Record(done),))
     notes = tuple(f"changed on the host since it was placed, repaired: {path}" for path in difference.drifted)
     announced = replace(artifacts, state="placing", files=layout.announce(difference, placed))
@@ -105,5 +106,6 @@ def _undo(install_dir: str, difference: layout.Difference, facts: ArtifactFacts)
 
 def _summary(difference: layout.Difference) -> str:
     size = human(sum(want.size for want in difference.missing))
+    files = sum(want.kind != "dir" for want in difference.missing)
     removed = f", {len(difference.stale)} files of an earlier release removed" if difference.stale else ""
-    return f"{len(difference.missing)} files placed ({size}){removed}"
+    return f"{files} files placed ({size}){removed}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from kata_node import containerd, transaction, versions
+from dataclasses import replace
+
+from kata_node import containerd, handback, transaction, versions
 from kata_node.actions import Plan
+from kata_node.cri_files import Change
 from kata_node.errors import KataNodeError, UnfitNodeError
 from kata_node.facts.runtime import RuntimeFacts, look
 from kata_node.receipt import Receipt
 from kata_node.restart import CheckConfig
 from kata_node.settings import Settings
-from kata_node.transaction import Change
 
 __all__ = ["NAME", "look", "plan"]
 
@@ -26,14 +28,42 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         )
     if reason := versions.support(facts.runtime):
         raise UnfitNodeError(reason, hint="use a node, or a kata-node release, that fits")
+    handback.refuse_others(facts, receipt, settings.suffix)
     handlers = tuple(shim.handler(settings.suffix) for shim in settings.shims)
-    wanted = containerd.wanted(settings, facts.runtime.version, facts.config_path, contents(facts))
+    contents = {path: state.content for path, state in facts.files.items()}
+    wanted = containerd.wanted(settings, facts.runtime.version, facts.config_path, contents)
     changes = [Change(file.path, file.content, file.without) for file in wanted.files]
+    # What this instance wrote while the runtime had another main file.
+    elsewhere, _ = handback.hand_back(facts, receipt, settings.suffix)
+    changes += [change for change in elsewhere if change.path not in {each.path for each in changes}]
     own = containerd.own_paths(settings.install_dir, settings.suffix, facts.config_path)
     check = CheckConfig(facts.config_path, own, handlers, wanted.labels, facts.runtime.version)
-    return transaction.install(facts, receipt, changes, handlers, check)
+    plan = transaction.install(
+        facts,
+        receipt,
+        changes,
+        handlers,
+        transaction.Checks(replace(check, ahead={each.path: each.content for each in changes}), check),
+        handback.of_others(facts, own),
+    )
+    if plan.actions:
+        _refuse_other_runtimes(facts, receipt)
+    return plan
 
 
-def contents(facts: RuntimeFacts) -> dict[str, bytes]:
-    """The configuration files as bytes."""
-    return {path: state.content for path, state in facts.files.items()}
+def _refuse_other_runtimes(facts: RuntimeFacts, receipt: Receipt) -> None:
+    """A restart is of use only where the unit is what answers on the CRI socket."""
+    if facts.others:
+        raise UnfitNodeError(
+            f"this node runs {', '.join(facts.others)}, which is not in this release",
+            hint="set k8sDistribution to it once a release supports it",
+        )
+    if not facts.offline and not facts.unit:
+        raise UnfitNodeError("systemd knows no containerd.service", hint="start the CRI runtime as this unit")
+    finished = receipt.cri is None or receipt.cri.state == "serving"
+    if facts.unit and facts.state == "inactive" and finished:
+        raise KataNodeError(
+            "the CRI answers, but this unit is not running",
+            where=facts.unit,
+            hint="start the CRI runtime as this unit; it must be restarted through it",
+        )

@@ -21,7 +21,7 @@ def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
     counts = Counter(check.status for check in checks)
     summary = f"{counts['pass']} passed"
     if counts["warn"]:
-        summary += f", {counts['warn']} warnings"
+        summary += f", {counts['warn']} warning{'s' if counts['warn'] > 1 else ''}"
     if counts["fail"]:
         summary += f", {counts['fail']} failed"
     return Plan(summary, checks=checks)

@@ -16,18 +16,18 @@ NAME = "label"
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     """Wait for the Node to be ready with our handlers, then set both labels and see them hold."""
-    node = facts.node
-    if node is None:
+    if not facts.name:
         return Plan(f"nothing to label: {facts.reason}")
+    node = facts.node
     handlers = tuple(shim.handler(settings.suffix) for shim in settings.shims)
-    changes = labels.wanted(node.labels, settings.instance)
+    changes = labels.wanted(node.labels if node else {}, settings.instance)
     actions: list[Action] = []
-    if changes or not node.ready or node.missing(handlers):
-        actions.append(AwaitNode(node.name, handlers, facts.timeout, facts.expected_machine_id))
+    if changes or node is None or not node.ready or node.missing(handlers):
+        actions.append(AwaitNode(facts.name, handlers, facts.timeout, facts.expected_machine_id))
     if changes:
         actions.append(
             SettleLabels(
-                node.name,
+                facts.name,
                 settings.instance,
                 "wanted",
                 tuple(changes.items()),
@@ -37,4 +37,4 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
             )
         )
     done = "labelled" if changes else "labelled already"
-    return Plan(f"Node {node.name} {done}", tuple(actions))
+    return Plan(f"Node {facts.name} {done}", tuple(actions))

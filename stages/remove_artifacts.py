@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kata_node.actions import Action, Forget, Plan, Record, RemoveDirs, RemoveFiles
+from kata_node.containerd import is_drop_in
 from kata_node.errors import KataNodeError
 from kata_node.facts.artifacts import RemovalFacts
 from kata_node.facts.artifacts import look_for_removal as look
@@ -27,8 +28,10 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
         )
     before = receipt.artifacts
     files = before.files if before else {}
+    # A drop-in is there only in a dry run, in which revert-cri did not remove it.
+    foreign = [f"{install_dir}/{path}" for path in facts.found if path not in files]
     left = tuple(
-        f"left, not placed by kata-node: {install_dir}/{path}" for path in facts.found if path not in files
+        f"left, not placed by kata-node: {path}" for path in foreign if not is_drop_in(path, install_dir)
     )
     if before is None and not facts.bare:
         return Plan("nothing of this instance is on the node", notes=left)
@@ -44,8 +47,4 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
     actions.append(Forget(install_dir))
     # Empty, it is of no use to anybody, even when a run was killed after it forgot that it made it.
     actions.append(RemoveDirs(tuple(reversed(before.made_dirs)) if before else (install_dir,)))
-    return Plan(
-        f"{len(files)} files removed",
-        tuple(actions),
-        notes=left,
-    )
+    return Plan(f"{before.count if before else 0} files removed", tuple(actions), notes=left)

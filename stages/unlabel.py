@@ -16,17 +16,18 @@ NAME = "unlabel"
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     """Remove this instance's mark, and the shared label with the last mark."""
-    node = facts.node
-    if node is None:
+    if not facts.name:
         return Plan(f"nothing to unlabel: {facts.reason}")
-    changes = labels.unwanted(node.labels, receipt.instance)
+    # Of a Node that is away just now, all that it can have.
+    there = facts.node.labels if facts.node else dict.fromkeys(labels.wanted({}, receipt.instance), "")
+    changes = labels.unwanted(there, receipt.instance)
     if not changes:
-        return Plan(f"Node {node.name} does not carry our labels")
+        return Plan(f"Node {facts.name} does not carry our labels")
     return Plan(
-        f"Node {node.name} unlabelled",
+        f"Node {facts.name} unlabelled",
         (
             SettleLabels(
-                node.name,
+                facts.name,
                 receipt.instance,
                 "unwanted",
                 tuple(changes.items()),

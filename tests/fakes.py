@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kata_node.actions import Tools
-from kata_node.errors import SystemdError
+from kata_node.containerd import config_path
+from kata_node.errors import KubeError, SystemdError
 from kata_node.host.cri import CriCallError, Reason, Status, Version
 from kata_node.host.files import Root
 from kata_node.host.systemd import Unit
+from kata_node.kube_failures import NoSuchNodeError
+from kata_node.kube_node import NodeFacts
 
 MAIN = "/etc/containerd/config.toml"
 UNIT = "containerd.service"
@@ -36,19 +39,33 @@ class FakeNode:
     restarts: int = 0
     on_restart: Callable[[], None] = lambda: None
     exists: bool = True
+    argv: tuple[str, ...] = ("/usr/bin/containerd",)
+    others: tuple[str, ...] = ()
+    """Units of other runtimes that are active."""
+    systemd_gone: bool = False
+    cri_hangs: bool = False
+    refusals: int = 0
+    """How many of the next restarts fail, whatever the configuration."""
     kube: object = None
     asked: list[str] = field(default_factory=list)
 
     def tools(self) -> Tools:
         """The doors to this node."""
-        return Tools(self.root, lambda: self, lambda: FakeCri(self), lambda: self.kube, _no_progress)  # type: ignore[arg-type, return-value]
+        return Tools(self.root, self._systemd, lambda: FakeCri(self), lambda: self.kube, _no_progress)  # type: ignore[arg-type, return-value]
 
     # systemd
 
+    def _systemd(self) -> FakeNode:
+        if self.systemd_gone:
+            raise SystemdError("it does not answer", where="systemd")
+        return self
+
     def unit(self, name: str) -> Unit | None:
         """The one unit there is."""
-        if name != UNIT or not self.exists:
+        if (name != UNIT or not self.exists) and name not in self.others:
             return None
+        if name in self.others:
+            return Unit(name, "loaded", "active", "running", "success", "f" * 32, 43, (), False, 1)
         return Unit(
             name,
             "loaded",
@@ -57,7 +74,7 @@ class FakeNode:
             "success",
             f"{self.invocation:032x}",
             42,
-            ("/usr/bin/containerd",),
+            self.argv,
             False,
             self.invocation,
         )
@@ -68,16 +85,24 @@ class FakeNode:
         self.restarts += 1
         self.invocation += 1
         try:
-            self.handlers = self._load()
+            if self.refusals:
+                self.refusals -= 1
+                raise OSError("no space left for a pid file")
+            self.handlers = self.load()
             self.state = "active"
         except (OSError, ValueError) as error:
             self.handlers, self.state = (), "failed"
             raise SystemdError(f"the job ended as failed: {error}", where=name) from error
         self.on_restart()
 
-    def _load(self) -> tuple[str, ...] | None:
+    def stop(self) -> None:
+        """Somebody stops it."""
+        self.state, self.handlers = "inactive", ()
+
+    def load(self) -> tuple[str, ...] | None:
+        """What it would serve if it was started now: ``None`` without the CRI; raises when it would end."""
         merged: dict[str, object] = {}
-        main = self.root.read(MAIN)
+        main = self.root.read(config_path(self.argv))
         todo = [main] if main is not None else []
         while todo:
             data = tomllib.loads(todo.pop(0).decode())
@@ -97,6 +122,8 @@ class FakeNode:
     def _answers(self) -> tuple[str, ...]:
         if self.state != "active":
             raise CriCallError("nobody listens", reason=Reason.REFUSED, where="the socket")
+        if self.cri_hangs:
+            raise CriCallError("no answer", reason=Reason.TIMEOUT, where="the socket")
         if self.handlers is None:
             raise CriCallError("no CRI", reason=Reason.NO_CRI, where="the socket")
         return self.handlers
@@ -138,3 +165,51 @@ def _merge(into: dict[str, object], more: dict[str, object]) -> None:
 @contextlib.contextmanager
 def _no_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
     yield lambda _: None
+
+
+@dataclass
+class FakeKube:
+    """An API server with one Node, whose kubelet reports what ``host`` serves."""
+
+    host: FakeNode
+    labels: dict[str, str] = field(default_factory=dict)
+    ready: bool = True
+    away: int = 0
+    """How often the Node is not there when it is looked for."""
+    error: KubeError | None = None
+
+    def within(self, seconds: float) -> float:
+        """The deadline that lies so far ahead."""
+        return seconds
+
+    def node(self, name: str, deadline: float) -> NodeFacts:
+        """The Node as it is."""
+        if self.error:
+            raise self.error
+        if self.away:
+            self.away -= 1
+            raise NoSuchNodeError("there is no such Node", where=f"node/{name}")
+        return NodeFacts(name, dict(self.labels), self.ready, self.host.handlers, "", "1")
+
+    def wait_ready(
+        self, name: str, handlers: Collection[str], *, timeout: float, expected_machine_id: str | None
+    ) -> None:
+        """Time passes until the Node is back, and then it must be good."""
+        self.away = 0
+        facts = self.node(name, timeout)
+        if not facts.ready or facts.missing(handlers):
+            raise KubeError("the Node is not as it should be", where=f"node/{name}")
+
+    def settle(
+        self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str | None]], **_: object
+    ) -> None:
+        """Set and remove labels."""
+        self.away = 0
+        for key, value in change(self.node(name, 0).labels).items():
+            if value is None:
+                del self.labels[key]
+            else:
+                self.labels[key] = value
+        self.on_settled()
+
+    on_settled: Callable[[], None] = lambda: None

@@ -51,7 +51,10 @@ FILES: Mapping[str, Content] = {
     "libexec/virtiofsd": b"#!virtiofsd",
     "share/defaults/kata-containers/configuration-qemu.toml": CONFIG.encode(),
     "share/defaults/kata-containers/configuration.toml": "configuration-qemu.toml",
-    "share/kata-containers/kata-containers.img": b"head" * 1024 + bytes(4 * HOLE) + b"tail" * 1024,
+    "share/kata-containers/kata-containers.img": b"head" * 1024
+    + bytes(2 * HOLE)
+    + b"tail" * 1024
+    + bytes(HOLE),
     "share/kata-containers/vmlinux-6.18": b"kernel",
     "share/kata-containers/vmlinux.container": "vmlinux-6.18",
 }

@@ -127,10 +127,16 @@ def test_the_machines_own_root_is_a_root_like_any_other() -> None:
 def test_a_root_given_by_a_link_is_the_directory_itself(tmp_path: Path) -> None:
     (tmp_path / "host").mkdir()
     (tmp_path / "link").symlink_to("host")
-    assert Root(tmp_path / "link").base == tmp_path / "host"
+    Root(tmp_path / "link").make_dirs("/etc")
+    assert (tmp_path / "host/etc").is_dir()
 
 
 # --- what is there ----------------------------------------------------------------------------------
+
+
+def test_the_root_of_a_process_is_not_taken_for_what_its_link_says() -> None:
+    """``/proc/PID/root`` reads as a link to ``/`` for every process, whatever that one's root is."""
+    assert Root(Path("/proc/self/root")).resolve("/etc") == Path("/proc/self/root/etc")
 
 
 def test_what_is_there_is_told_apart(root: Root) -> None:

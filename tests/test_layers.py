@@ -15,7 +15,7 @@ PROJECT = Path(__file__).parent.parent
 
 # Which modules make up a layer, by pattern; the first layer that fits is the module's.
 LAYERS = {
-    "command line": ("kata_node.__main__", "kata_node.cli"),
+    "command line": ("kata_node.__main__", "kata_node.cli", "kata_node.cli_*"),
     "stages": ("stages", "stages.*"),
     "pipeline": ("kata_node.pipeline",),
     "host": ("kata_node.host", "kata_node.host.*"),
@@ -46,7 +46,7 @@ MAY_IMPORT = {
 # What only some modules may import: each is one way out of this process, or costs start-up time.
 RESERVED = {
     "stages": ("kata_node.cli",),
-    "typer": ("kata_node.cli",),
+    "typer": ("kata_node.cli", "kata_node.cli_*"),
     "yaml": ("kata_node.values",),
     "psutil": ("kata_node.facts.machine",),
     "lightkube": ("kata_node.kube", "kata_node.kube_*"),
@@ -67,7 +67,8 @@ FILES = ("os", "pathlib")
 TOUCHES_FILES = {
     "kata_node.host.*": "the node",
     "kata_node.assets": "the data in this package",
-    "kata_node.cli": "paths on the command line",
+    "kata_node.cli": "asks who runs it, and names paths on the command line",
+    "kata_node.cli_*": "reads variables, and names paths on the command line",
     "kata_node.facts": "names the payload's directory",
     "kata_node.facts.artifacts": "walks the install dir, by paths that the host layer resolved",
     "kata_node.facts.machine": "asks for free space, by paths that the host layer resolved",

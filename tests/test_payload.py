@@ -269,6 +269,8 @@ def changed(**fields: object) -> bytes:
     [
         pytest.param(to_json(TARBALLS)[:500], "damaged", id="cut short"),
         pytest.param(b"", "damaged", id="empty"),
+        pytest.param(b'{"schema": 1, "form": "\xff"}', "damaged", id="not UTF-8"),
+        pytest.param(b'{"schema": 1, "form": ' + b"[" * 100_000, "damaged", id="nested without end"),
         pytest.param(changed(schema="1"), "damaged", id="mistyped schema"),
         pytest.param(changed(form="zip"), "damaged", id="unknown form"),
         pytest.param(changed(entries=[{"path": "a"}]), "damaged", id="entry without a kind"),
@@ -290,10 +292,18 @@ def test_the_map_of_shims_to_components_is_read_past_its_comments() -> None:
     assert parse_components(raw, "here") == {"qemu": {"x86_64": ("shim-v2-go", "qemu")}}
 
 
+def test_what_every_shim_requires_is_added_to_each() -> None:
+    """Later releases of Kata keep the common components apart."""
+    raw = b"""{"shims": {"qemu": {"x86_64": ["qemu"], "s390x": ["qemu"]}},
+        "requiredComponents": {"x86_64": ["shim-v2-go", "qemu"]}}"""
+    assert parse_components(raw, "here")["qemu"] == {"x86_64": ("qemu", "shim-v2-go"), "s390x": ("qemu",)}
+
+
 @pytest.mark.parametrize(
     "raw",
     [
         pytest.param(b'{"shims": {"qemu": {"x86_64": "qemu"}}}', id="mistyped"),
+        pytest.param(b'{"shims": {}, "requiredComponents": ["qemu"]}', id="mistyped requirements"),
         pytest.param(b'{"shims": ', id="cut short"),
         pytest.param(b"{}", id="without shims"),
         pytest.param(b'{"shims": {"qemu": {"x86_64": ["../../etc/x"]}}}', id="leads elsewhere"),

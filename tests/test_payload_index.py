@@ -173,6 +173,23 @@ def test_a_hard_link_is_as_good_as_a_second_file(tmp_path: Path) -> None:
         assert (entries[path].sha256, entries[path].mode) == (entries["bin/a"].sha256, 0o755)
 
 
+def test_holes_count_as_the_zeros_they_are_read_as(tmp_path: Path) -> None:
+    content = b"a" * 4096 + bytes(payloads.HOLE) + b"b" * 100 + bytes(payloads.HOLE)
+    regions = [(0, b"a" * 4096), (4096 + payloads.HOLE, b"b" * 100)]
+    payload = hostile(tmp_path / "payload", payloads.sparse_file("share/image", regions, len(content)))
+    entry = by_path(payload_index.index(payload).entries)["share/image"]
+    assert (entry.size, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize("regions", [[(0, b"x"), (0, b"x")], [(9, b"xx")]], ids=["overlap", "past the end"])
+def test_a_sparse_member_with_data_where_none_can_be_is_refused(
+    tmp_path: Path, regions: list[tuple[int, bytes]]
+) -> None:
+    payload = hostile(tmp_path / "payload", payloads.sparse_file("share/image", regions, 10))
+    with pytest.raises(PayloadError, match="data where none can be"):
+        payload_index.load(payload)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "setuid", "link"])
 def test_a_hostile_tree_is_refused(tmp_path: Path, kind: str) -> None:
     payload = payloads.tree(tmp_path / "payload")
@@ -260,6 +277,12 @@ def another_shim(payload: Path) -> None:
     path.write_text(path.read_text().replace('"qemu": {', '"clh": {'))
 
 
+def archive_come_back(payload: Path) -> None:
+    away = archive_path(payload, "kernel").rename(payload / "away")
+    payload_index.write_index(payload)
+    away.rename(archive_path(payload, "kernel"))
+
+
 def archive_from_nowhere(payload: Path) -> None:
     path = payload / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -278,7 +301,16 @@ def truncated(payload: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [another_size, another_archive, another_shim, archive_from_nowhere, tree_instead, truncated]
+    "change",
+    [
+        another_size,
+        another_archive,
+        another_shim,
+        archive_come_back,
+        archive_from_nowhere,
+        tree_instead,
+        truncated,
+    ],
 )
 def test_a_manifest_that_is_not_of_these_archives_is_noticed(
     tmp_path: Path, change: Callable[[Path], None]

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from kata_node.actions import Action, Plan, Record, RemoveFile, Sweep, Tools, WriteFile
+from kata_node.cri_files import Change, PutBack, sha256
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.host.files import FileState
 from kata_node.receipt import Artifacts, Backup, Cri, CriFile, Previous, Receipt
 from kata_node.restart import RestartRuntime
-from kata_node.transaction import Change, PutBack, install, revert, sha256
+from kata_node.transaction import Checks, install, revert
 from kata_node.versions import runtime_version
 
 DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
@@ -20,16 +21,18 @@ MAIN = "/etc/containerd/config.toml"
 OLD, NEW = b"version = 3\n", b'version = 3\nimports = ["/opt/kata/containerd/config.d/*.toml"]\n'
 HANDLERS = ("kata-qemu",)
 CHANGES = (Change(DROP_IN, b"handlers\n"), Change(MAIN, NEW, without=OLD))
-BACK = (Change(MAIN, OLD), Change(DROP_IN, None))
+BACK = (Change(MAIN, OLD, without=OLD), Change(DROP_IN, None))
 BEFORE = Backup(sha256(OLD), 0o640, 0, 7)
 
 
 @dataclass(frozen=True)
 class Looked:
-    """Stands for the check of the configuration."""
+    """Stands for a check of the configuration."""
+
+    what: str
 
     def describe(self) -> str:
-        return "check"
+        return self.what
 
     def diff(self) -> str:
         return ""
@@ -59,6 +62,9 @@ def facts(
         "boot-1",
         handlers if unit else None,
     )
+
+
+CHECKS = Checks(Looked("check ahead"), Looked("check"))
 
 
 def receipt(cri: Cri | None = None) -> Receipt:
@@ -98,17 +104,18 @@ def _step(action: Action) -> str:
         case RestartRuntime(restart="never"):
             return "prove"
         case RestartRuntime(restart=restart, proven=proven):
-            return f"restart {restart}, then {proven.cri.state if proven.cri else 'nothing'}"
+            return f"restart {restart}, then {proven.cri.state if proven and proven.cri else 'nothing'}"
         case PutBack(path=path):
             return f"put back {path.rpartition('/')[2]}"
-        case Looked():
-            return "check"
+        case Looked(what):
+            return what
         case _:
             return action.describe().split(" /")[0]
 
 
 FULL_INSTALL = [
     "record writing",
+    "check ahead",
     "make directory",
     "write 99-kata-deploy.toml",
     "write config.toml",
@@ -132,44 +139,62 @@ FULL_INSTALL = [
         pytest.param(
             facts(INSTALLED),
             SERVING,
-            ["check", "restart always, then serving"],
+            ["record serving", "check", "restart always, then serving"],
             id="files-right-but-not-served",
         ),
         pytest.param(facts({MAIN: OLD}), WRITING, FULL_INSTALL, id="killed-before-the-first-byte"),
         pytest.param(
             facts({MAIN: OLD, DROP_IN: b"handlers\n"}),
             WRITING,
-            ["record writing", "write config.toml", "check", "restart always, then serving"],
+            ["record writing", "check ahead", "write config.toml", "check", "restart always, then serving"],
             id="killed-between-two-files",
         ),
         pytest.param(
             facts(INSTALLED),
             WRITING,
-            ["check", "restart always, then serving"],
+            ["record writing", "check", "restart always, then serving"],
             id="killed-between-write-and-restart",
         ),
         pytest.param(
             facts(INSTALLED),
             RESTARTING,
-            ["check", "restart always, then serving"],
+            ["record restarting", "check", "restart always, then serving"],
             id="killed-right-before-the-restart",
         ),
         pytest.param(
             facts(INSTALLED, invocation="run-2", handlers=HANDLERS),
             RESTARTING,
-            ["check", "prove"],
+            ["record restarting", "check", "prove"],
             id="killed-by-the-restart-itself",
+        ),
+        pytest.param(
+            facts(INSTALLED, invocation="run-2", handlers=HANDLERS),
+            replace(RESTARTING, files=(CriFile(DROP_IN, None, sha256(b"others\n")), SERVING.files[1])),
+            ["record restarting", "check", "restart always, then serving"],
+            id="killed-in-the-rollback-to-what-is-wanted-now",
+        ),
+        pytest.param(
+            facts(INSTALLED, invocation="run-2", handlers=HANDLERS),
+            replace(RESTARTING, state="unloading", fallback=SERVING),
+            ["record unloading", "check", "restart always, then serving"],
+            id="a-revert-killed-in-its-rollback",
         ),
         pytest.param(
             facts(INSTALLED, handlers=None),
             replace(RESTARTING, boot="boot-0"),
-            ["check", "prove"],
+            ["record restarting", "check", "prove"],
             id="node-rebooted-before-the-restart",
         ),
         pytest.param(
             facts({**INSTALLED, DROP_IN: b"edited\n"}, handlers=HANDLERS),
             SERVING,
-            ["record writing", "write 99-kata-deploy.toml", "check", "restart always, then serving"],
+            [
+                "record writing",
+                "check ahead",
+                "write 99-kata-deploy.toml",
+                "check",
+                "restart always, then serving",
+            ],
             id="drop-in-edited-on-the-host",
         ),
         pytest.param(
@@ -184,13 +209,13 @@ FULL_INSTALL = [
         pytest.param(
             facts(INSTALLED, handlers=HANDLERS),
             replace(RESTARTING, invocation="", boot="boot-of-the-image-builder"),
-            ["check", "prove"],
+            ["record restarting", "check", "prove"],
             id="baked-image-booted",
         ),
         pytest.param(
             facts(INSTALLED),
             replace(RESTARTING, invocation=""),
-            ["check", "restart always, then serving"],
+            ["record restarting", "check", "restart always, then serving"],
             id="written-offline-on-the-running-node",
         ),
     ],
@@ -198,11 +223,11 @@ FULL_INSTALL = [
 def test_install_does_what_is_missing_and_no_more(
     found: RuntimeFacts, cri: Cri | None, expected: list[str]
 ) -> None:
-    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, Looked())) == expected
+    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, CHECKS)) == expected
 
 
 def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
-    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, Looked()).actions[0]
+    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS).actions[0]
     assert isinstance(first, Record)
     assert OLD in first.backups
     cri = first.receipt.cri
@@ -214,15 +239,16 @@ def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
 
 def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
     changes = (Change(DROP_IN, b"other handlers\n"), *CHANGES[1:])
-    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, Looked())
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS)
     restart = plan.actions[-1]
     assert isinstance(restart, RestartRuntime)
+    assert restart.proven is not None
     assert restart.proven.cri is not None
     assert restart.proven.cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
 
 
 def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> None:
-    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, Looked())
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, CHECKS)
     record = plan.actions[0]
     assert isinstance(record, Record)
     assert record.receipt.cri is not None
@@ -234,7 +260,7 @@ def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> N
 
 
 def test_undoing_a_first_install_puts_everything_back_in_the_opposite_order() -> None:
-    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, Looked())
+    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS)
     assert [_step(action) for action in plan.undo] == [
         "put back config.toml",
         "put back 99-kata-deploy.toml",
@@ -259,18 +285,20 @@ def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_
     found = facts(broken, handlers=None, invocation="run-2")
     found = replace(found, backups={sha256(OLD): OLD, sha256(b"handlers\n"): b"handlers\n"})
     changes = (Change(DROP_IN, b"broken\n"), *CHANGES[1:])
-    plan = install(found, receipt(resumed), changes, HANDLERS, Looked())
+    plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS)
     put_back = {action.path: action.state for action in plan.undo if isinstance(action, PutBack)}
     assert put_back[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
     restart = plan.undo[-1]
     assert isinstance(restart, RestartRuntime)
     assert restart.serve == HANDLERS
     assert restart.since == ""
+    assert restart.proven is not None
     assert restart.proven.cri == SERVING
 
 
 FULL_REVERT = [
     "record reverting",
+    "check ahead",
     "write config.toml",
     "remove 99-kata-deploy.toml",
     "remove 2 empty directories",
@@ -288,6 +316,7 @@ FULL_REVERT = [
             WRITING,
             [
                 "record reverting",
+                "check ahead",
                 "remove 99-kata-deploy.toml",
                 "remove 2 empty directories",
                 "check",
@@ -300,6 +329,7 @@ FULL_REVERT = [
             WRITING,
             [
                 "record reverting",
+                "check ahead",
                 "remove 99-kata-deploy.toml",
                 "remove 2 empty directories",
                 "check",
@@ -310,14 +340,14 @@ FULL_REVERT = [
         pytest.param(facts(INSTALLED), RESTARTING, FULL_REVERT, id="an-install-killed-at-its-restart"),
         pytest.param(
             facts({MAIN: OLD}, handlers=HANDLERS),
-            replace(SERVING, state="reverting", previous=FRESH),
+            replace(SERVING, state="reverting", previous=FRESH, fallback=SERVING),
             ["record reverting", "remove 2 empty directories", "check", "restart always, then nothing"],
             id="killed-between-putting-back-and-restart",
         ),
         pytest.param(
             facts({MAIN: OLD}, invocation="run-2"),
             replace(SERVING, state="unloading", previous=FRESH),
-            ["record reverting", "remove 2 empty directories", "check", "prove"],
+            ["record unloading", "remove 2 empty directories", "check", "prove"],
             id="killed-by-the-restart-itself",
         ),
         pytest.param(
@@ -326,34 +356,28 @@ FULL_REVERT = [
             [*FULL_REVERT[:-1], "record nothing"],
             id="offline",
         ),
-        pytest.param(
-            replace(facts(INSTALLED, handlers=None), state="inactive"),
-            SERVING,
-            [*FULL_REVERT[:-1], "record nothing"],
-            id="a-runtime-somebody-stopped-stays-stopped",
-        ),
     ],
 )
 def test_revert_takes_back_what_is_there_and_restarts_only_what_has_read_it(
     found: RuntimeFacts, cri: Cri, expected: list[str]
 ) -> None:
-    assert steps(revert(found, receipt(cri), BACK, Looked())) == expected
+    assert steps(revert(found, receipt(cri), cri, BACK, CHECKS)) == expected
 
 
 def test_the_file_that_imports_is_put_back_before_what_it_imports() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), BACK, Looked())
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
     paths = [action.path for action in plan.actions if isinstance(action, WriteFile | RemoveFile)]
     assert paths == [MAIN, DROP_IN]
 
 
 def test_putting_back_keeps_mode_and_owner() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), BACK, Looked())
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
     main = next(action for action in plan.actions if isinstance(action, WriteFile))
     assert (main.mode, main.owner) == (0o640, (0, 7))
 
 
 def test_a_failed_revert_goes_back_to_serving() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), BACK, Looked())
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
     assert [_step(action) for action in plan.undo] == [
         "put back 99-kata-deploy.toml",
         "put back config.toml",

@@ -61,7 +61,7 @@ def look(look: Look) -> ArtifactFacts:
     found = find(root, settings.install_dir, {**wanted, **known})
     unknown = (path for path in found if path not in known and found[path].kind == "file")
     digests = {
-        path: hashlib.sha256(root.read(f"{settings.install_dir}/{path}") or b"").hexdigest()
+        path: _sha256(root.resolve(f"{settings.install_dir}/{path}"))
         for path in unknown
         if found[path].size == wanted[path].size
     }
@@ -135,6 +135,12 @@ def missing_dirs(root: Root, path: str) -> tuple[str, ...]:
         missing.insert(0, path)
         path = posixpath.dirname(path)
     return tuple(missing)
+
+
+def _sha256(path: Path) -> str:
+    """Of a file of any size, a piece at a time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:

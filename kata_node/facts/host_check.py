@@ -14,6 +14,7 @@ from kata_node.facts import runtime as runtime_facts
 from kata_node.facts.artifacts import ArtifactFacts
 from kata_node.facts.machine import MachineFacts, look_at_machine
 from kata_node.facts.runtime import RuntimeFacts
+from kata_node.host.files import host_error
 from kata_node.receipt import Receipt
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ def _or_error(gather: Callable[[], T]) -> T | KataNodeError:
         return gather()
     except KataNodeError as error:
         return error
+    except OSError as error:
+        return host_error(str(error.filename), error)
 
 
 def _error(gather: Callable[[], object]) -> KataNodeError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -43,11 +44,11 @@ class RuntimeFacts:
     files: Mapping[str, FileState] = field(repr=False)
     """Every configuration file that the runtime reads, and every one this instance could have."""
     backups: Mapping[str, bytes] = field(repr=False)
-    """The content of the receipt's backups, by digest."""
+    """The content of the receipt's backups, by digest; without those that are lost or damaged."""
     missing_dirs: tuple[str, ...]
     """Directories a configuration file of ours would need that are not there."""
     unit: str = ""
-    """Empty offline, as is ``invocation``."""
+    """Empty when there is none, and offline, as is ``invocation``."""
     invocation: str = ""
     state: str = ""
     """The unit's ActiveState."""
@@ -57,6 +58,7 @@ class RuntimeFacts:
     others: tuple[str, ...] = ()
     """Distributions and runtimes of :data:`OTHER_UNITS` whose units are active."""
     timeout: float = 120.0
+    offline: bool = False
 
 
 def look(look: Look) -> RuntimeFacts:
@@ -86,11 +88,11 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         others = _others(look)
     runtime, told_by = _recorded_or_any(look) if for_revert else identify(look)
     config_path = containerd.config_path(argv)
-    wanted = containerd.own_paths(look.settings.install_dir, look.settings.suffix, config_path)
+    wanted = containerd.own_paths(receipt.install_dir, look.settings.suffix, config_path)
     paths = {
         *containerd.import_closure(config_path, root.read, root.glob),
         *wanted,
-        *((file.path for file in receipt.cri.files) if receipt.cri else ()),
+        *(receipt.cri.paths() if receipt.cri else ()),
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
     return RuntimeFacts(
@@ -107,6 +109,7 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         None if options.offline else _handlers(look, may_be_down=for_revert),
         others,
         options.restart_timeout,
+        options.offline,
     )
 
 
@@ -179,25 +182,12 @@ def _handlers(look: Look, *, may_be_down: bool) -> tuple[str, ...] | None:
 
 
 def _backups(look: Look, receipt: Receipt) -> dict[str, bytes]:
-    if receipt.cri is None:
-        return {}
-    digests = {
-        backup.sha256
-        for backup in (
-            *(file.before for file in receipt.cri.files),
-            *(previous.state for previous in receipt.cri.previous),
-        )
-        if backup is not None
+    digests = {backup.sha256 for backup in receipt.cri.backups()} if receipt.cri else set()
+    found = {
+        digest: look.tools.root.read(receipts.backup_path(receipt.install_dir, digest)) for digest in digests
     }
-    found: dict[str, bytes] = {}
-    for digest in digests:
-        path = receipts.backup_path(receipt.install_dir, digest)
-        content = look.tools.root.read(path)
-        if content is None:
-            raise KataNodeError(
-                "the record refers to a backup that is not there",
-                where=path,
-                hint="restore the .kata-node directory from a copy",
-            )
-        found[digest] = content
-    return found
+    return {
+        digest: content
+        for digest, content in found.items()
+        if content is not None and hashlib.sha256(content).hexdigest() == digest
+    }

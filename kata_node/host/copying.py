@@ -7,6 +7,7 @@ the kernel cannot copy by itself is read and written here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -81,7 +82,8 @@ class Output:
     def _start_writing(self) -> None:
         """Have the kernel write what is dirty, without waiting: the side effect of this advice."""
         length = self._done - self._started
-        os.posix_fadvise(self._fd, self._started, length, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # only advice
+            os.posix_fadvise(self._fd, self._started, length, os.POSIX_FADV_DONTNEED)
         self._started = self._done
 
 

@@ -63,7 +63,8 @@ class Root:
     """The host's file system as seen from ``base`` (``/``, or ``/host`` in a pod)."""
 
     def __init__(self, base: Path) -> None:
-        self.base = Path(os.path.realpath(base))
+        # Not resolved: that would turn /proc/PID/root, which is another machine's root, into our own.
+        self.base = Path(os.path.abspath(base))
 
     def __repr__(self) -> str:
         return f"Root({str(self.base)!r})"

@@ -88,10 +88,11 @@ def place(
 ) -> None:
     """Place ``entries`` of ``payload`` below the host directory ``install_dir``.
 
-    When this returns, all of it survives a power cut; when it raises, no file has changed. Files
-    get their mode and mtime and belong to the user this runs as. Directories that are missing are
-    made, listed or not; those that are there stay as they are. ``progress`` is called from several
-    threads, with bytes that add up to the sizes of ``entries``.
+    When this returns, all of it survives a power cut; when it raises, no file has changed, unless
+    it was one of the renames in the end that was refused. Files get their mode and mtime and belong
+    to the user this runs as. Directories that are missing are made, listed or not; those that are
+    there stay as they are. ``progress`` is called from several threads, with bytes that add up to
+    the sizes of ``entries``.
 
     Raises :class:`HostError`: the host refuses, a directory stands where a file belongs, or a
     symlink or file stands where a directory belongs. Raises :class:`PayloadError`: the payload is
@@ -209,12 +210,8 @@ class _Placing:
         with contextlib.closing(Archive(path)) as archive:
             for member in archive.members():
                 self.advance(0)
-                if member.kind != "file":
-                    continue
-                known = self.payload.member(component, member.name)
-                if known is None or known.size != member.size:
-                    raise _stale(path, f"its member {member.name} is not as the manifest says")
-                same = pending.pop((known.sha256, known.size), [])
+                known = self.payload.member(component, member.name) if member.kind == "file" else None
+                same = pending.pop((known.sha256, known.size), None) if known else None
                 if same:
                     self.write_member(archive, same)
                 if not pending:

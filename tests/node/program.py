@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
+import tempfile
 from pathlib import Path
 
 from node.cache import CHECKOUT, NodeError, cache_dir, key_of, made_once
@@ -38,25 +38,24 @@ def python_version(tree: Path) -> str:
 
 
 def requirements(version: str) -> list[str]:
-    """What pyproject.toml asks for on Python ``version``, each without its environment marker.
+    """What ``requirements/runtime.txt`` pins for Python ``version``, with the hashes, a line each.
 
     The markers are judged here because pip judges them for the Python it runs on, even when told
     to install for another.
     """
     from packaging.requirements import Requirement
 
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(line) for line in project["dependencies"]]
+    text = (CHECKOUT / "requirements/runtime.txt").read_text().replace("\\\n", " ")
     node = {"python_version": version, "python_full_version": f"{version}.0"}
-    return sorted(
-        str(Requirement(f"{one.name}{_extras(one.extras)}{one.specifier}"))
-        for one in wanted
-        if one.marker is None or one.marker.evaluate({**node})
-    )
-
-
-def _extras(names: set[str]) -> str:
-    return f"[{','.join(sorted(names))}]" if names else ""
+    chosen = []
+    for line in text.splitlines():
+        pin, *hashes = line.partition("#")[0].split(" --hash=")
+        if pin.strip():
+            requirement = Requirement(pin)
+            if requirement.marker is None or requirement.marker.evaluate({**node}):
+                exact = f"{requirement.name}{requirement.specifier}"
+                chosen.append(" ".join((exact, *(f"--hash={each.strip()}" for each in hashes))))
+    return sorted(chosen)
 
 
 def libraries(version: str) -> Path:
@@ -65,8 +64,14 @@ def libraries(version: str) -> Path:
     target = cache_dir() / "libraries" / f"python{version}-{key_of(version, platform.machine(), wanted)}"
 
     def make(directory: Path) -> None:
-        command = [*_installer(version), "--target", str(directory), *wanted]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
+            pins.write("\n".join(wanted))
+            pins.flush()
+            what = ["--target", str(directory), "--no-deps", "--require-hashes", "-r", pins.name]
+            command = [*_installer(version), *what]
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            )
         if done.returncode:
             raise NodeError(f"could not fetch the libraries for the node's Python {version}:\n{done.stderr}")
 

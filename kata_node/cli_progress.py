@@ -1,0 +1,69 @@
+"""How far a long copy is: a bar on a terminal; elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+EVERY = 5.0  # seconds between two lines
+STEPS = 200
+"""How often at most the bar is drawn: a payload comes in thousands of pieces."""
+ROOM = 40
+"""Columns beside the title below which there is room for the bar and the percentage alone."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """Show how many of ``total`` bytes are done; what is yielded counts more, from any thread."""
+    if not total or not log.isEnabledFor(logging.INFO):
+        yield lambda _: None
+    elif sys.stderr is not None and sys.stderr.isatty():
+        with _bar(total, title) as advance:
+            yield advance
+    else:
+        yield _lines(total, title)
+
+
+@contextmanager
+def _bar(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    lock = threading.Lock()
+    # A line that the terminal wraps cannot be drawn over. Width 0 fills what is left of it.
+    room = typer.get_terminal_size().columns >= len(title) + ROOM
+    with typer.progressbar(
+        length=total,
+        label=title if room else "",
+        show_eta=room,
+        width=0,
+        file=sys.stderr,
+        update_min_steps=total // STEPS,
+    ) as bar:
+
+        def advance(size: int) -> None:
+            with lock:
+                bar.update(size)
+
+        yield advance
+        bar.finish()
+        bar.render_progress()
+
+
+def _lines(total: int, title: str) -> Callable[[int], None]:
+    lock, done, told = threading.Lock(), 0, time.monotonic()
+
+    def advance(size: int) -> None:
+        nonlocal done, told
+        with lock:
+            done += size
+            if (now := time.monotonic()) - told >= EVERY:
+                told = now
+                log.info("%s: %d %%", title, min(100, done * 100 // total))
+
+    return advance

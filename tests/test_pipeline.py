@@ -1,0 +1,564 @@
+"""Installations as their users live through them, end to end over a node in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import MAIN, FakeKube, FakeNode
+from runs import (
+    CONFIG,
+    INSTALL,
+    REVERT,
+    Killed,
+    cut_after,
+    errors,
+    exit_code,
+    make_node,
+    outcomes,
+    run,
+    small_payload,
+    snapshot,
+)
+
+from kata_node import receipt as receipts
+from kata_node import restart
+from kata_node.errors import HostError, KubeError
+from kata_node.host.files import Root
+from stages import artifacts, cri, remove_artifacts, revert_cri
+
+CRI = (artifacts, cri)
+"""Without host-check, which refuses what this release does not promise, such as suffixes."""
+BACK = (revert_cri, remove_artifacts)
+
+NO_TOML = "this is [not TOML\n"
+NO_CRI = '[plugins."io.containerd.cri.v1.runtime".containerd]\ndefault_runtime_name = "nobody"\n'
+EXTRA = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.extra]\nruntime_type = 'x'\n"
+WITH_CONF_D = b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
+KATA_DEPLOY = b"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata-qemu]\nruntime_type = 'x'\n"
+DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
+USER_DROP_IN = "/opt/kata/containerd/config.d/zz-kata-deploy-user.toml"
+CONF_D = "/etc/containerd/conf.d/99-kata-deploy.toml"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(restart, "POLL", 0.001)
+    monkeypatch.setattr(restart, "PATIENCE", 0.01)
+
+
+@pytest.fixture(scope="module")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_payload(tmp_path_factory.mktemp("payload"))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return make_node(tmp_path / "host")
+
+
+def write(node: FakeNode, path: str, content: bytes) -> None:
+    real = node.root.resolve(path)
+    real.parent.mkdir(parents=True, exist_ok=True)
+    real.write_bytes(content)
+
+
+def read(node: FakeNode, path: str = MAIN) -> bytes | None:
+    return node.root.read(path)
+
+
+def handlers(node: FakeNode) -> tuple[str, ...]:
+    return tuple(name for name in node.handlers or () if name.startswith("kata"))
+
+
+def all_of_ours(node: FakeNode) -> bytes:
+    directory = "/opt/kata/containerd/config.d"
+    return b"".join(read(node, f"{directory}/{name}") or b"" for name in node.root.list_dir(directory))
+
+
+def die(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def state(node: FakeNode, install_dir: str = "/opt/kata") -> str:
+    receipt = receipts.load(node.root, install_dir)
+    return receipt.cri.state if receipt and receipt.cri else "nothing"
+
+
+# What the admin wrote
+
+
+def test_an_edit_by_the_admin_survives_an_update_and_the_revert_after_it(
+    node: FakeNode, payload: Path
+) -> None:
+    """The update records the edited file anew: what the node had first is not what it has now."""
+    assert errors(run(node, INSTALL, payload)) == []
+    write(node, MAIN, (read(node) or b"") + b"# a new admin\n")
+    assert errors(run(node, INSTALL, payload, shims="qemu,clh")) == []
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG + b"# a new admin\n"
+
+
+def test_a_main_file_the_admin_removed_does_not_come_back_with_the_revert(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    node.root.resolve(MAIN).unlink()
+    assert errors(run(node, INSTALL, payload)) == []
+    assert handlers(node) == ("kata-qemu",)
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) is None
+
+
+def test_reverting_one_of_two_installations_leaves_the_other_served(node: FakeNode, payload: Path) -> None:
+    before = snapshot(node)
+    assert errors(run(node, CRI, payload)) == []
+    assert errors(run(node, CRI, payload, multi_install_suffix="blue")) == []
+    assert errors(run(node, CRI, payload, shims="qemu,clh")) == []
+    assert handlers(node) == ("kata-clh", "kata-qemu", "kata-qemu-blue")
+    assert errors(run(node, BACK, payload)) == []
+    assert handlers(node) == ("kata-qemu-blue",)
+    assert errors(run(node, BACK, payload, multi_install_suffix="blue")) == []
+    assert snapshot(node) == before
+
+
+def test_a_rollback_keeps_what_the_admin_wrote_while_a_run_was_unfinished(
+    node: FakeNode, payload: Path
+) -> None:
+    """Undoing failed, the admin repaired the node by hand, and the next run fails as well."""
+    node.refusals = 2
+    assert exit_code(run(node, INSTALL, payload)) == 1
+    write(node, MAIN, CONFIG + b"# repaired by hand\n")
+    node.restart("containerd.service", 1)
+    node.refusals = 1
+    assert exit_code(run(node, INSTALL, payload)) == 4
+    assert read(node) == CONFIG + b"# repaired by hand\n"
+    assert node.handlers == ("runc",)
+
+
+def test_a_drop_in_somebody_removed_does_not_keep_a_rollback_from_ending(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    node.root.resolve(DROP_IN).unlink()
+    node.restart("containerd.service", 1)
+    reports = run(node, INSTALL, payload, user_drop_in=NO_CRI)
+    assert exit_code(reports) == 4, reports
+    assert node.handlers == ("runc",)
+    assert errors(run(node, INSTALL, payload)) == []
+    assert handlers(node) == ("kata-qemu",)
+
+
+# Handlers that others define
+
+
+def test_a_handler_of_another_installer_is_refused_and_the_node_stays_as_it_was(
+    node: FakeNode, payload: Path
+) -> None:
+    write(node, MAIN, CONFIG + KATA_DEPLOY)
+    node.restart("containerd.service", 1)
+    assert errors(run(node, (artifacts,), payload)) == []
+    before = snapshot(node, "etc")
+    reports = run(node, (cri,), payload)
+    assert exit_code(reports) == 4, reports
+    assert snapshot(node, "etc") == before
+    assert state(node) == "nothing"
+    assert node.restarts == 1
+
+
+def test_a_handler_that_the_admin_took_over_does_not_hold_up_the_revert(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    write(node, MAIN, (read(node) or b"") + KATA_DEPLOY)
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG + KATA_DEPLOY
+    assert handlers(node) == ("kata-qemu",)
+
+
+# Interrupted, then something else
+
+
+def every_cut(
+    tmp_path: Path, prepare: Callable[[FakeNode], None], cut: Callable[[FakeNode], object]
+) -> list[FakeNode]:
+    nodes = []
+    for changes in range(200):
+        node = make_node(tmp_path / f"host-{changes}")
+        prepare(node)
+        try:
+            with cut_after(changes):
+                cut(node)
+        except Killed:
+            nodes.append(node)
+        else:
+            return nodes
+    pytest.fail("the run never came to its end")
+
+
+def test_an_update_that_moves_the_drop_ins_can_be_killed_anywhere_and_reverted(
+    tmp_path: Path, payload: Path
+) -> None:
+    """containerd was upgraded, and the admin made it import conf.d: the drop-ins of old must go too."""
+
+    def upgraded(node: FakeNode) -> None:
+        assert errors(run(node, CRI, payload, user_drop_in=EXTRA)) == []
+        write(node, MAIN, WITH_CONF_D.replace(b"]", b', "/opt/kata/containerd/config.d/*.toml"]'))
+        node.version = "2.2.1"
+        node.restart("containerd.service", 1)
+
+    nodes = every_cut(tmp_path, upgraded, lambda node: run(node, CRI, payload))
+    assert len(nodes) > 5
+    for node in nodes:
+        assert errors(run(node, BACK, payload)) == []
+        assert node.handlers == ("runc",)
+        assert read(node) == WITH_CONF_D
+        assert snapshot(node, "opt") == {}
+        assert snapshot(node, "etc/containerd/conf.d") == {}
+
+
+def test_a_resumed_install_that_is_rolled_back_leaves_no_directory_behind(
+    tmp_path: Path, payload: Path
+) -> None:
+    def placed(node: FakeNode) -> None:
+        assert errors(run(node, (artifacts,), payload)) == []
+
+    for node in every_cut(tmp_path, placed, lambda node: run(node, (cri,), payload)):
+        served = ("kata-qemu", "runc") if state(node) == "serving" else ("runc",)
+        assert exit_code(run(node, (cri,), payload, user_drop_in=NO_CRI)) == 4
+        assert node.handlers == served
+        assert errors(run(node, BACK, payload)) == []
+        assert snapshot(node, "opt") == {}
+        assert read(node) == CONFIG
+
+
+def test_a_rollback_that_is_killed_leaves_a_restart_owed(tmp_path: Path, payload: Path) -> None:
+    """What the running invocation has read is not what is on the disk any more."""
+
+    def installed(node: FakeNode) -> None:
+        assert errors(run(node, CRI, payload)) == []
+        # The update loads, yet without one of the handlers wanted.
+        node.on_restart = lambda: setattr(
+            node, "handlers", tuple(sorted(set(node.handlers or ()) - {"kata-clh"}))
+        )
+
+    nodes = every_cut(
+        tmp_path, installed, lambda node: run(node, CRI, payload, shims="qemu,clh", user_drop_in=EXTRA)
+    )
+    assert any("extra" in (node.handlers or ()) and b"extra" not in all_of_ours(node) for node in nodes)
+    for node in nodes:
+        assert errors(run(node, CRI, payload)) == []
+        assert node.handlers == ("kata-qemu", "runc")
+
+
+def test_a_restart_that_kills_the_installer_itself_can_be_resumed_though_the_files_were_right(
+    node: FakeNode, payload: Path
+) -> None:
+    """The handlers were lost without a file changed, so nothing is written but the restart is done."""
+    assert errors(run(node, INSTALL, payload)) == []
+    node.handlers = ("runc",)
+    node.on_restart = die
+    with pytest.raises(Killed):
+        run(node, (cri,), payload)
+    node.on_restart = lambda: None
+    assert errors(run(node, INSTALL, payload)) == []
+    assert handlers(node) == ("kata-qemu",)
+
+
+# A revert that cannot be proven
+
+
+def test_a_revert_after_which_the_runtime_does_not_start_is_taken_back(node: FakeNode, payload: Path) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    before = snapshot(node)
+    node.refusals = 1
+    reports = run(node, (revert_cri,), payload)
+    assert exit_code(reports) == 4, reports
+    assert handlers(node) == ("kata-qemu",)
+    assert {
+        path: what for path, what in snapshot(node).items() if "backups" not in path and "receipt" not in path
+    } == {path: what for path, what in before.items() if "backups" not in path and "receipt" not in path}
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG
+    assert snapshot(node, "opt") == {}
+
+
+# The unit
+
+
+def test_a_runtime_that_a_killed_run_left_stopped_is_started_and_put_back_if_that_fails(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, (artifacts,), payload)) == []
+    node.on_restart = die
+    with pytest.raises(Killed):
+        run(node, (cri,), payload)
+    node.on_restart = lambda: None
+    node.stop()
+    reports = run(node, (cri,), payload, user_drop_in=NO_CRI)
+    assert exit_code(reports) == 4, reports
+    assert node.handlers == ("runc",)
+    assert state(node) == "nothing"
+
+
+def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(node: FakeNode, payload: Path) -> None:
+    before = snapshot(node)
+    assert errors(run(node, INSTALL, payload)) == []
+    node.stop()
+    assert errors(run(node, REVERT, payload)) == []
+    assert (node.state, node.restarts, snapshot(node)) == ("inactive", 1, before)
+
+
+def test_a_revert_that_is_refused_does_not_start_a_runtime_that_somebody_stopped(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    write(node, MAIN, b'imports = ["/etc/missing.toml"]\n' + (read(node) or b"").replace(b"imports", b"#"))
+    node.stop()
+    restarts = node.restarts
+    reports = run(node, REVERT, payload)
+    assert exit_code(reports) == 4, reports
+    assert node.state == "inactive"
+    assert node.restarts == restarts
+
+
+def test_without_the_unit_a_live_node_is_not_taken_for_an_image(node: FakeNode, payload: Path) -> None:
+    assert errors(run(node, (artifacts,), payload)) == []
+    node.exists = False
+    before = snapshot(node)
+    reports = run(node, (cri,), payload)
+    assert exit_code(reports) == 3, reports
+    assert snapshot(node) == before
+
+
+def test_on_a_node_of_another_distribution_containerd_is_left_alone(node: FakeNode, payload: Path) -> None:
+    assert errors(run(node, (artifacts,), payload)) == []
+    node.others = ("k3s.service",)
+    before = snapshot(node)
+    reports = run(node, (cri,), payload)
+    assert exit_code(reports) == 3, reports
+    assert snapshot(node) == before
+
+
+def test_a_runtime_that_does_not_answer_is_not_restarted_when_nothing_is_owed(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    node.cri_hangs = True
+    before = snapshot(node)
+    assert exit_code(run(node, (cri,), payload)) == 1
+    assert (node.restarts, snapshot(node)) == (1, before)
+
+
+def test_another_main_file_named_by_the_unit_takes_over_all_of_ours(node: FakeNode, payload: Path) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    write(node, "/etc/own/containerd.toml", b"version = 3\n")
+    node.argv = ("/usr/bin/containerd", "--config", "/etc/own/containerd.toml")
+    assert errors(run(node, INSTALL, payload)) == []
+    assert handlers(node) == ("kata-qemu",)
+    assert read(node) == CONFIG
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node, "/etc/own/containerd.toml") == b"version = 3\n"
+    assert snapshot(node, "opt") == {}
+
+
+# Records lost, and installations of the same name
+
+
+def test_a_backup_that_is_lost_costs_nothing_but_the_copy(node: FakeNode, payload: Path) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    shutil.rmtree(node.root.resolve("/opt/kata/.kata-node/backups"))
+    assert errors(run(node, INSTALL, payload, shims="qemu,clh")) == []
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG
+    assert snapshot(node, "opt") == {}
+
+
+def test_a_lost_record_is_made_anew_and_the_revert_after_it_is_complete(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    shutil.rmtree(node.root.resolve("/opt/kata/.kata-node"))
+    assert errors(run(node, INSTALL, payload)) == []
+    assert node.restarts == 2
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG
+    # Whose directories they are, the record would have told.
+    assert {kind for _, kind, _ in snapshot(node, "opt").values()} == {""}
+
+
+def test_a_revert_for_another_prefix_leaves_the_drop_in_that_both_would_have(
+    node: FakeNode, payload: Path
+) -> None:
+    write(node, MAIN, WITH_CONF_D)
+    node.version = "2.2.1"
+    assert errors(run(node, CRI, payload, installation_prefix="/srv")) == []
+    assert errors(run(node, BACK, payload)) == []
+    assert handlers(node) == ("kata-qemu",)
+    assert read(node, CONF_D) is not None
+
+
+def test_an_install_at_another_prefix_does_not_overwrite_the_drop_in_of_the_first(
+    node: FakeNode, payload: Path
+) -> None:
+    write(node, MAIN, WITH_CONF_D)
+    node.version = "2.2.1"
+    assert errors(run(node, CRI, payload)) == []
+    before = snapshot(node, "etc")
+    reports = run(node, CRI, payload, installation_prefix="/srv")
+    assert exit_code(reports) == 3, reports
+    assert snapshot(node, "etc") == before
+
+
+# A disk that is full, systemd that is gone
+
+
+def test_an_install_on_a_full_disk_fails_before_anything_and_says_so(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert errors(run(node, (artifacts,), payload)) == []
+    before = snapshot(node)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fchmod", full)
+    reports = run(node, (cri,), payload)
+    assert exit_code(reports) == 4, reports
+    assert {path: what for path, what in snapshot(node).items() if not path.endswith("backups")} == before
+
+
+def test_a_file_that_cannot_be_put_back_does_not_keep_the_runtime_from_being_restarted(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Root.write
+
+    def refuse_the_old(self: Root, path: str, content: bytes, **more: Any) -> None:
+        if path == MAIN and content == CONFIG:
+            raise HostError("No space left on device", where=path)
+        real(self, path, content, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Root, "write", refuse_the_old)
+        reports = run(node, INSTALL, payload, user_drop_in=NO_CRI)
+    assert exit_code(reports) == 1, reports
+    assert "put back /etc/containerd/config.toml: " in reports[-1].summary
+    assert node.handlers == ("runc",)
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG
+    assert snapshot(node, "opt") == {}
+
+
+def test_when_systemd_goes_away_in_between_the_files_are_put_back_and_the_next_run_goes_on(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(node, "etc")
+    real = restart.CheckConfig.apply
+
+    def and_then_it_goes(self: restart.CheckConfig, tools: object) -> None:
+        real(self, tools)  # type: ignore[arg-type]
+        node.systemd_gone = True
+
+    monkeypatch.setattr(restart.CheckConfig, "apply", and_then_it_goes)
+    reports = run(node, INSTALL, payload)
+    assert exit_code(reports) == 1, reports
+    assert snapshot(node, "etc") == before
+    monkeypatch.undo()
+    node.systemd_gone = False
+    assert errors(run(node, INSTALL, payload)) == []
+    assert handlers(node) == ("kata-qemu",)
+    assert outcomes(run(node, INSTALL, payload))[1:] == ["artifacts skipped", "cri skipped", "label skipped"]
+
+
+# The cluster
+
+
+@pytest.fixture
+def cluster(node: FakeNode) -> FakeKube:
+    kube = FakeKube(node, {"kubernetes.io/hostname": "n1"})
+    node.kube = kube
+    return kube
+
+
+MARKS = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/default": "true"}
+
+
+def test_the_labels_come_with_the_install_and_go_with_the_revert(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    assert errors(run(node, INSTALL, payload, node_name="n1")) == []
+    assert cluster.labels == {"kubernetes.io/hostname": "n1"} | MARKS
+    assert outcomes(run(node, INSTALL, payload, node_name="n1"))[-1] == "label skipped"
+    assert errors(run(node, REVERT, payload, node_name="n1")) == []
+    assert cluster.labels == {"kubernetes.io/hostname": "n1"}
+
+
+def test_a_node_that_registers_anew_after_the_restart_is_waited_for(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    cluster.away = 1
+    assert errors(run(node, INSTALL, payload, node_name="n1")) == []
+    assert cluster.labels.items() >= MARKS.items()
+
+
+def test_a_node_that_is_not_ready_for_a_moment_once_it_is_labelled_is_no_failure(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    cluster.on_settled = lambda: setattr(cluster, "ready", False)
+    assert errors(run(node, INSTALL, payload, node_name="n1")) == []
+
+
+def test_an_api_server_that_refuses_costs_only_the_labels_until_the_next_run(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    cluster.error = KubeError("it refuses", where="https://api")
+    reports = run(node, INSTALL, payload, node_name="n1")
+    assert (reports[-1].stage, exit_code(reports)) == ("label", 1)
+    assert handlers(node) == ("kata-qemu",)
+    cluster.error = None
+    assert outcomes(run(node, INSTALL, payload, node_name="n1"))[1:] == [
+        "artifacts skipped",
+        "cri skipped",
+        "label done",
+    ]
+
+
+def test_nothing_is_taken_away_while_the_cluster_still_sends_pods_here(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    assert errors(run(node, INSTALL, payload, node_name="n1")) == []
+    before = snapshot(node)
+    cluster.error = KubeError("it refuses", where="https://api")
+    assert exit_code(run(node, REVERT, payload, node_name="n1")) == 1
+    assert (snapshot(node), handlers(node)) == (before, ("kata-qemu",))
+
+
+# What is only said
+
+
+def test_a_dry_run_tells_all_that_would_happen_and_changes_nothing(node: FakeNode, payload: Path) -> None:
+    before = snapshot(node)
+    planned = run(node, INSTALL, payload, dry_run=True)
+    assert [report.outcome for report in planned] == ["done", "planned", "planned", "skipped"]
+    assert f"+++ {MAIN}" in planned[2].diff
+    assert (snapshot(node), node.restarts) == (before, 0)
+    assert errors(run(node, INSTALL, payload)) == []
+    installed = snapshot(node)
+    planned = run(node, REVERT, payload, dry_run=True)
+    assert [report.outcome for report in planned] == ["skipped", "planned", "planned"]
+    assert [note for report in planned for note in report.notes] == []
+    assert (snapshot(node), node.restarts) == (installed, 1)
+
+
+def test_a_revert_needs_neither_the_payload_nor_the_settings_of_the_install(
+    node: FakeNode, payload: Path, tmp_path: Path
+) -> None:
+    before = snapshot(node)
+    assert errors(run(node, INSTALL, payload, shims="qemu,clh", user_drop_in=EXTRA)) == []
+    assert errors(run(node, REVERT, tmp_path / "no-payload", shims="remote")) == []
+    assert snapshot(node) == before
