@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kata_node import containerd, versions
+from kata_node import containerd, handback, versions
 from kata_node.actions import human
-from kata_node.errors import KataNodeError, SystemdError
+from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
 from kata_node.facts.host_check import HostCheckFacts
+from kata_node.facts.machine import is_machine
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.receipt import Receipt
 from kata_node.report import Check
@@ -72,7 +73,7 @@ def _machine_id(facts: HostCheckFacts) -> Check:
     expected, found = facts.expected_machine_id, facts.machine.machine_id
     if not expected:
         return Check("machine-id", "skip", "no machine id was given to compare with")
-    if expected == found:
+    if is_machine(found, expected):
         return Check("machine-id", "pass", found)
     return Check(
         "machine-id",
@@ -107,7 +108,7 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
         yield Check("runtime", "pass", told)
     if not facts.offline:
         yield from _live(runtime, receipt)
-    yield _config(settings, runtime)
+    yield _config(settings, runtime, receipt)
 
 
 def _live(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Check]:
@@ -132,7 +133,11 @@ def _live(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Check]:
         yield Check("cri", "warn", reason, "none needed: the cri stage goes on from there")
 
 
-def _config(settings: Settings, runtime: RuntimeFacts) -> Check:
+def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Check:
+    try:
+        handback.refuse_others(runtime, receipt, settings.suffix)
+    except UnfitNodeError as error:
+        return _of_error("config", error)
     contents = {path: state.content for path, state in runtime.files.items()}
     own = containerd.own_paths(settings.install_dir, settings.suffix, runtime.config_path)
     problems = containerd.check(

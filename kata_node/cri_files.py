@@ -32,6 +32,11 @@ class PutBack:
     path: str
     state: FileState | None
 
+    @property
+    def content(self) -> bytes | None:
+        """What it held; ``None`` when it was not there."""
+        return self.state.content if self.state else None
+
     def describe(self) -> str:
         """One line."""
         return f"put back {self.path}"
@@ -115,6 +120,14 @@ def without_us(change: Change, facts: RuntimeFacts) -> Backup | None:
     return Backup(sha256(change.without), there.mode, there.uid, there.gid)
 
 
+def with_us(change: Change, facts: RuntimeFacts) -> Backup | None:
+    """The file as it is now, with our entries if they are at hand."""
+    there = facts.files.get(change.path)
+    if there is None or change.content is None or change.content == change.without:
+        return backup(there)
+    return Backup(sha256(change.content), there.mode, there.uid, there.gid)
+
+
 def backup(there: FileState | None) -> Backup | None:
     """The record of a file as it is."""
     return Backup(sha256(there.content), there.mode, there.uid, there.gid) if there else None
@@ -127,8 +140,9 @@ def is_at_hand(recorded: Backup | None, facts: RuntimeFacts) -> bool:
 
 def contents(facts: RuntimeFacts, changes: Iterable[Change]) -> Mapping[str, bytes]:
     """All content that is at hand and that a backup can stand for, by digest."""
-    without = (change.without for change in changes if change.without is not None)
-    found = (*without, *(state.content for state in facts.files.values()))
+    found = [state.content for state in facts.files.values()]
+    for change in changes:
+        found += [content for content in (change.content, change.without) if content is not None]
     return {**facts.backups, **{sha256(content): content for content in found}}
 
 

@@ -6,10 +6,10 @@ keep it), the files themselves.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from kata_node import containerd
-from kata_node.cri_files import Change, digests, records, sha256
+from kata_node.cri_files import Change, digests, is_at_hand, records, sha256
 from kata_node.errors import UnfitNodeError
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.receipt import Receipt
@@ -48,12 +48,6 @@ def refuse_others(facts: RuntimeFacts, receipt: Receipt, suffix: str) -> None:
             )
 
 
-def of_others(facts: RuntimeFacts, own_paths: Collection[str]) -> frozenset[str]:
-    """The handlers that the runtime's other configuration defines, and serves whatever becomes of ours."""
-    files = {path: state.content for path, state in facts.files.items() if path not in own_paths}
-    return containerd.defined_handlers(facts.config_path, files)
-
-
 def _found(facts: RuntimeFacts, install_dir: str, suffix: str) -> Iterator[str]:
     for place in containerd.places(install_dir, suffix, facts.config_path).values():
         drop_in = facts.files.get(place.drop_in)
@@ -72,17 +66,14 @@ def _without_us(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes
         others_had_it = any(each.before is not None for each in known)
         return None, "removed by somebody since, left so" if others_had_it else ""
     digest = sha256(there.content)
-    for each in known:
-        if digest in digests(each) and each.before is None:
+    recognised = [each for each in known if digest in digests(each)]
+    for each in recognised:
+        if each.before is None:
             return None, ""
-        if digest in digests(each) and each.before and each.before.sha256 in facts.backups:
+        if is_at_hand(each.before, facts):
             return facts.backups[each.before.sha256], ""
-    edited = (
-        "edited by somebody since, " if known and not any(digest in digests(each) for each in known) else ""
-    )
+    edited = "edited by somebody since, " if known and not recognised else ""
     if containerd.is_drop_in(path, receipt.install_dir):
         return None, edited and f"{edited}removed all the same for it was ours"
     left = containerd.without_us(there.content, receipt.install_dir, path)
-    if left == there.content:
-        return left, ""
-    return left, edited and f"{edited}only our entry taken out"
+    return left, f"{edited}only our entry taken out" if edited and left != there.content else ""

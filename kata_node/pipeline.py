@@ -17,6 +17,7 @@ from kata_node import receipt as receipts
 from kata_node.actions import Action, Forget, Plan, Record, Tools
 from kata_node.errors import KataNodeError, RolledBackError, UnfitNodeError
 from kata_node.facts import Look, Options
+from kata_node.facts.machine import is_machine, machine_id
 from kata_node.host import lock
 from kata_node.host.files import host_error
 from kata_node.labelling import AwaitNode
@@ -67,6 +68,7 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
         for stage in stages:
             started = time.monotonic()
             try:
+                _check_machine(stage, run)
                 locked.for_stage(stage.NAME)
                 if run.dry_run:
                     report, imagined = _imagine(stage, run, imagined)
@@ -81,6 +83,19 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
             if report.error:
                 break
     return done
+
+
+def _check_machine(stage: Stage, run: Run) -> None:
+    """A Node's name can outlive its machine. host-check says so too, but is no part of the way back."""
+    expected = run.options.expected_machine_id
+    if not expected or stage.NAME in READS_ONLY:
+        return
+    if not is_machine(found := machine_id(run.tools.root), expected):
+        raise UnfitNodeError(
+            f"this is machine {found or 'without an id'}, the work was meant for {expected}",
+            where="/etc/machine-id",
+            hint="the Node's name now belongs to another machine: start over so that the Node is read again",
+        )
 
 
 def _carry_out(stage: Stage, run: Run) -> StageReport:

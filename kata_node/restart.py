@@ -95,9 +95,10 @@ class RestartRuntime:
     """Restart the CRI runtime's unit and prove that it serves ``serve`` and none of ``gone``.
 
     ``restart``: ``always``; ``never``, when the running invocation is known to have read the files;
-    ``if-read``, for putting files back: only when the unit is no longer the invocation ``since``
-    that ran before the first of them was written. A unit that is down is started in any case, but
-    for ``may_be_down``, which leaves alone one that somebody stopped: it has nothing loaded.
+    ``if-read``, for putting files back: only when the unit is no longer the invocation ``since`` that
+    ran before the first of them was written. If it is, it never had what shall be gone. A unit that is
+    down is started in any case, but for ``may_be_down``, which leaves alone one that somebody stopped:
+    it has nothing loaded.
 
     ``pending`` is recorded right before the restart and ``proven`` once the proof is there, each if there
     is one and with the invocation and boot id of that moment. ``timeout`` is in seconds, for all of it.
@@ -132,12 +133,14 @@ class RestartRuntime:
             if self.proven is not None:
                 receipts.save(tools.root, self.proven)
             return
-        other_than = ""
+        other_than, gone = "", self.gone
         if self._is_due(before):
             _save(tools, self.pending, before.invocation_id)
             tools.systemd().restart(self.unit, self.timeout)
             other_than = before.invocation_id
-        after = self._prove(tools, deadline, other_than=other_than)
+        elif self.restart == "if-read":
+            gone = ()
+        after = self._prove(tools, deadline, gone, other_than=other_than)
         _save(tools, self.proven, after)
 
     def check(self, tools: Tools) -> None:
@@ -154,7 +157,7 @@ class RestartRuntime:
             return True
         return self.restart == "if-read" and (unit.active_state, unit.invocation_id) != ("active", self.since)
 
-    def _prove(self, tools: Tools, deadline: float, *, other_than: str) -> str:
+    def _prove(self, tools: Tools, deadline: float, gone: tuple[str, ...], *, other_than: str) -> str:
         """Wait for the proof; return the invocation that gave it."""
         from kata_node.host.cri import Reason
 
@@ -173,7 +176,7 @@ class RestartRuntime:
                 # Only an answer can be wrong; a socket nobody listens on yet is a runtime starting.
                 answered = getattr(answer, "reason", None) in (Reason.NO_CRI, Reason.ERROR)
             else:
-                error, answered = _verdict(self.unit, handlers, self.serve, self.gone), True
+                error, answered = _verdict(self.unit, handlers, self.serve, gone), True
                 if error is None and unit.active_state == "active" and unit.invocation_id != other_than:
                     return unit.invocation_id
             now = time.monotonic()

@@ -7,7 +7,7 @@ step on, so that any later run, of either direction, can put it back.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kata_node import cri_files
@@ -16,6 +16,9 @@ from kata_node.cri_files import Change, PutBack
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.receipt import Backup, Cri, CriFile, Previous, Receipt
 from kata_node.restart import Restart, RestartRuntime
+
+Defines = Callable[[Mapping[str, bytes]], Collection[str]]
+"""Tells which handlers configuration files define, given their content by path."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,12 @@ def install(
     changes: Sequence[Change],
     handlers: tuple[str, ...],
     checks: Checks,
-    others: Collection[str] = (),
+    defines: Defines,
 ) -> Plan:
-    """Bring the files to what ``changes`` says, in this order, and the runtime to serve ``handlers``.
-
-    ``others`` are the handlers that files of others define: whatever becomes of ours, they stay.
-    """
+    """Bring the files to what ``changes`` says, in this order, and the runtime to serve ``handlers``."""
     cri = receipt.cri
     todo = cri_files.to_do(facts, changes)
-    if not todo and cri is not None and _is_served(cri, facts, handlers):
+    if not todo and cri is not None and _is_served(cri, facts, changes, handlers):
         return Plan(_served(facts, handlers))
     begun = _Begun.of(cri, facts, changes)
     written = [change for change in changes if change.content is not None]
@@ -77,13 +77,13 @@ def install(
         _proof(
             facts,
             serve=handlers,
-            gone=[name for name in _handlers(cri) if name not in {*handlers, *others}],
+            gone=set(_handlers(cri)).difference(handlers, _defined(facts, changes, defines)),
             restart="never" if has_read else "always",
             pending=replace(receipt, cri=replace(flying, state="restarting")),
             proven=replace(receipt, cri=serving),
         ),
     )
-    undo = begun.undo(facts, receipt, changes, flying.made_dirs, (*handlers, *_handlers(cri)), others)
+    undo = begun.undo(facts, receipt, changes, flying.made_dirs, (*handlers, *_handlers(cri)), defines)
     return Plan(_served(facts, handlers), actions, undo)
 
 
@@ -93,7 +93,7 @@ def revert(
     cri: Cri,
     changes: Sequence[Change],
     checks: Checks,
-    others: Collection[str] = (),
+    defines: Defines,
 ) -> Plan:
     """Bring the files to what ``changes`` says, and the runtime to serve none of the handlers of ``cri``.
 
@@ -123,14 +123,14 @@ def revert(
         _proof(
             facts,
             serve=(),
-            gone=[name for name in _handlers(cri) if name not in others],
+            gone=set(_handlers(cri)).difference(_defined(facts, changes, defines)),
             restart=_restart_back(cri, facts, bool(todo)),
             pending=replace(receipt, cri=replace(flying, state="unloading")),
             proven=replace(receipt, cri=None),
             may_be_down=True,
         ),
     )
-    undo = begun.undo(facts, receipt, changes, cri.made_dirs, _handlers(cri), others)
+    undo = begun.undo(facts, receipt, changes, cri.made_dirs, _handlers(cri), defines)
     return Plan(f"{facts.unit or facts.runtime.name} serves none of our handlers", actions, undo)
 
 
@@ -155,9 +155,9 @@ class _Begun:
             if change.path in known and not cri_files.is_edited(change, known[change.path], cri, facts):
                 continue
             known.pop(change.path, None)
-            if not (cri.fallback and cri.fallback.file(change.path)):
-                # Where nothing of ours was served before, nothing of ours is to be in it.
-                states[change.path] = cri_files.without_us(change, facts)
+            # Ours is to be in it where something of ours was served before, and nowhere else.
+            was_ours = cri.fallback and cri.fallback.file(change.path)
+            states[change.path] = (cri_files.with_us if was_ours else cri_files.without_us)(change, facts)
         untouched = cri.state in ("writing", "reverting") and cri.boot == facts.boot
         since = cri.invocation if untouched else ""
         return cls(_previous(states | known), cri.fallback, since, None)
@@ -169,7 +169,7 @@ class _Begun:
         changes: Sequence[Change],
         made_dirs: Sequence[str],
         handlers: Iterable[str],
-        others: Collection[str],
+        defines: Defines,
     ) -> tuple[Action, ...]:
         """Put back all files, in the opposite order, and see the runtime serve as it did.
 
@@ -177,19 +177,21 @@ class _Begun:
         """
         contents = cri_files.contents(facts, changes)
         order = {change.path: at for at, change in enumerate(changes)}
-        states = sorted(self.previous, key=lambda previous: order.get(previous.path, -1), reverse=True)
-        kept, serve = (self.fallback.made_dirs, self.fallback.handlers) if self.fallback else ((), ())
-        if self.served is not None:
-            serve = tuple(name for name in serve if name in self.served)
-        stay = {*serve, *others, *(self.served or ())}
+        previous = sorted(self.previous, key=lambda each: order.get(each.path, -1), reverse=True)
+        put_back = [PutBack(each.path, cri_files.state(each.state, contents)) for each in previous]
+        kept, served = (self.fallback.made_dirs, self.fallback.handlers) if self.fallback else ((), ())
+        # Somebody may have removed a drop-in whose handlers were still served, or the other way round.
+        defined = _defined(facts, (Change(each.path, each.content) for each in put_back), defines)
+        known = defined if self.served is None else self.served
+        serve = tuple(name for name in served if name in defined and name in known)
         emptied = tuple(path for path in reversed(made_dirs) if path not in kept)
         return (
-            *(PutBack(each.path, cri_files.state(each.state, contents)) for each in states),
+            *put_back,
             *((RemoveDirs(emptied),) if emptied else ()),
             _proof(
                 facts,
                 serve=serve,
-                gone=[name for name in handlers if name not in stay],
+                gone=set(handlers).difference(defined, known),
                 restart="if-read",
                 pending=None,
                 proven=replace(receipt, cri=self.fallback),
@@ -225,16 +227,32 @@ def _proof(
 ) -> Action:
     """Restart and prove; without a runtime to restart, record how far this got."""
     if facts.unit:
-        absent = tuple(dict.fromkeys(gone))
         return RestartRuntime(
-            facts.unit, serve, absent, facts.timeout, proven, pending, restart, since, may_be_down
+            facts.unit,
+            serve,
+            tuple(sorted(gone)),
+            facts.timeout,
+            proven,
+            pending,
+            restart,
+            since,
+            may_be_down,
         )
     return Record(pending if pending is not None and serve else proven)
 
 
-def _is_served(cri: Cri, facts: RuntimeFacts, handlers: tuple[str, ...]) -> bool:
+def _defined(facts: RuntimeFacts, changes: Iterable[Change], defines: Defines) -> Collection[str]:
+    """The handlers that all configuration files define once ``changes`` are made."""
+    now = {path: state.content for path, state in facts.files.items()}
+    then = now | {change.path: change.content for change in changes}
+    return defines({path: content for path, content in then.items() if content is not None})
+
+
+def _is_served(cri: Cri, facts: RuntimeFacts, changes: Iterable[Change], handlers: tuple[str, ...]) -> bool:
     """Whether the running invocation is known to serve exactly these files."""
-    if cri.handlers != handlers:
+    drop_ins = {change.path: cri_files.digest(change.content) for change in changes if change.without is None}
+    recorded = {file.path: file.after for file in cri.files if file.after and file.path in drop_ins}
+    if cri.handlers != handlers or recorded != {path: after for path, after in drop_ins.items() if after}:
         return False
     if not facts.unit:
         return cri.state in ("serving", "restarting")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from kata_node import containerd, handback, transaction, versions
 from kata_node.actions import Plan
@@ -44,7 +45,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         changes,
         handlers,
         transaction.Checks(replace(check, ahead={each.path: each.content for each in changes}), check),
-        handback.of_others(facts, own),
+        partial(containerd.defined_handlers, facts.config_path),
     )
     if plan.actions:
         _refuse_other_runtimes(facts, receipt)

@@ -46,5 +46,6 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
         ]
     actions.append(Forget(install_dir))
     # Empty, it is of no use to anybody, even when a run was killed after it forgot that it made it.
-    actions.append(RemoveDirs(tuple(reversed(before.made_dirs)) if before else (install_dir,)))
+    made_dirs = reversed(before.made_dirs) if before else ()
+    actions.append(RemoveDirs(tuple(dict.fromkeys((install_dir, *made_dirs)))))
     return Plan(f"{before.count if before else 0} files removed", tuple(actions), notes=left)

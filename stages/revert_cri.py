@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from kata_node import containerd, handback, transaction
 from kata_node.actions import Plan
@@ -23,7 +24,6 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     cri = receipt.cri or (_lost(settings, facts) if changes else None)
     if cri is None:
         return Plan("the runtime's configuration has nothing of this instance")
-    own = containerd.own_paths(receipt.install_dir, settings.suffix, facts.config_path)
     check = CheckConfig(facts.config_path, (), (), {}, facts.runtime.version)
     plan = transaction.revert(
         facts,
@@ -31,7 +31,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         cri,
         changes,
         transaction.Checks(replace(check, ahead={each.path: each.content for each in changes}), check),
-        handback.of_others(facts, own),
+        partial(containerd.defined_handlers, facts.config_path),
     )
     return replace(plan, notes=tuple(notes))
 

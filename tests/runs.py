@@ -70,6 +70,8 @@ def run(
     offline: bool = False,
     node_name: str = "",
     runtime: str = "",
+    machine_id: str = "",
+    lock_timeout: float = 1,
     **values: str,
 ) -> list[StageReport]:
     """Run ``stages`` for the shim qemu; ``values`` are overrides of the settings."""
@@ -82,8 +84,11 @@ def run(
         restart_timeout=restart_timeout,
         node_name=node_name,
         stable_for=0,
+        expected_machine_id=machine_id,
     )
-    return pipeline.run(stages, pipeline.Run(wanted, options, node.tools(), lock_timeout=1, dry_run=dry_run))
+    return pipeline.run(
+        stages, pipeline.Run(wanted, options, node.tools(), lock_timeout=lock_timeout, dry_run=dry_run)
+    )
 
 
 def snapshot(node: FakeNode, below: str = "") -> dict[str, tuple[object, ...]]:

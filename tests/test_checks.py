@@ -9,7 +9,7 @@ import pytest
 
 from kata_node import settings
 from kata_node.checks import all_checks
-from kata_node.errors import CriError, PayloadError, SystemdError
+from kata_node.errors import CriError, HostError, PayloadError, SystemdError
 from kata_node.facts.artifacts import ArtifactFacts
 from kata_node.facts.host_check import HostCheckFacts
 from kata_node.facts.machine import MachineFacts, Space
@@ -21,6 +21,7 @@ from kata_node.versions import runtime_version
 
 GIB = 1 << 30
 MAIN = "/etc/containerd/config.toml"
+CONF_D = "/etc/containerd/conf.d/99-kata-deploy.toml"
 CLASH = b"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata-qemu]\n"
 MACHINE = MachineFacts(
     root_user=True,
@@ -180,6 +181,22 @@ def test_a_good_node_passes_everything() -> None:
             True,
             "kata-qemu",
             id="a-handler-of-that-name-is-there",
+        ),
+        pytest.param(
+            runtime(files={CONF_D: FileState(b'runtime_path = "/srv/opt/kata/bin/x"\n', 0o644, 0, 0)}),
+            "config",
+            "fail",
+            True,
+            CONF_D,
+            id="a-drop-in-of-an-installation-elsewhere",
+        ),
+        pytest.param(
+            replace(GOOD, runtime=HostError("input/output error", where=MAIN, hint="look at the disk")),
+            "runtime",
+            "fail",
+            False,
+            MAIN,
+            id="a-disk-that-may-recover",
         ),
     ],
 )

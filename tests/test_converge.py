@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeNode
-from payloads import tree
-from runs import INSTALL, REVERT, Killed, cut_after, errors, make_node, outcomes, run, snapshot
+from runs import INSTALL, REVERT, Killed, cut_after, errors, make_node, outcomes, run, small_payload, snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +20,7 @@ def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def payload(tmp_path: Path) -> Path:
-    return tree(tmp_path / "payload")
+    return small_payload(tmp_path / "payload")
 
 
 @pytest.fixture

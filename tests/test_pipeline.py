@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -26,8 +27,10 @@ from runs import (
 )
 
 from kata_node import receipt as receipts
-from kata_node import restart
+from kata_node import restart, settings, status
 from kata_node.errors import HostError, KubeError
+from kata_node.facts import Options
+from kata_node.host import lock
 from kata_node.host.files import Root
 from stages import artifacts, cri, remove_artifacts, revert_cri
 
@@ -115,6 +118,20 @@ def test_a_main_file_the_admin_removed_does_not_come_back_with_the_revert(
     assert read(node) is None
 
 
+def test_a_main_file_that_became_a_symlink_stays_one_and_what_it_leads_to_is_edited(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    real = node.root.resolve(MAIN)
+    real.rename(real.with_name("real.toml"))
+    real.symlink_to("real.toml")
+    assert outcomes(run(node, INSTALL, payload))[2] == "cri skipped"
+    assert errors(run(node, INSTALL, payload, user_drop_in=EXTRA)) == []
+    assert errors(run(node, REVERT, payload)) == []
+    assert node.root.read_link(MAIN) == "real.toml"
+    assert read(node) == CONFIG
+
+
 def test_reverting_one_of_two_installations_leaves_the_other_served(node: FakeNode, payload: Path) -> None:
     before = snapshot(node)
     assert errors(run(node, CRI, payload)) == []
@@ -199,6 +216,16 @@ def every_cut(
         else:
             return nodes
     pytest.fail("the run never came to its end")
+
+
+def test_an_install_killed_anywhere_and_completed_is_reverted_in_one_go(
+    tmp_path: Path, payload: Path
+) -> None:
+    before = snapshot(make_node(tmp_path / "untouched"))
+    for node in every_cut(tmp_path, lambda _: None, lambda node: run(node, CRI, payload)):
+        assert errors(run(node, CRI, payload)) == []
+        assert errors(run(node, BACK, payload)) == []
+        assert snapshot(node) == before
 
 
 def test_an_update_that_moves_the_drop_ins_can_be_killed_anywhere_and_reverted(
@@ -367,6 +394,38 @@ def test_another_main_file_named_by_the_unit_takes_over_all_of_ours(node: FakeNo
     assert snapshot(node, "opt") == {}
 
 
+def test_a_runtime_that_hangs_after_the_restart_is_put_back_and_restarted(
+    node: FakeNode, payload: Path
+) -> None:
+    before = snapshot(node, "etc")
+    node.on_restart = lambda: setattr(node, "cri_hangs", node.restarts == 1)
+    reports = run(node, INSTALL, payload, restart_timeout=0.05)
+    assert exit_code(reports) == 4, reports
+    assert (node.handlers, node.restarts) == (("runc",), 2)
+    assert snapshot(node, "etc") == before
+
+
+def test_a_runtime_that_systemd_keeps_starting_in_vain_is_put_back(node: FakeNode, payload: Path) -> None:
+    node.on_restart = lambda: setattr(node, "state", "activating" if node.restarts == 1 else "active")
+    reports = run(node, INSTALL, payload, restart_timeout=0.05)
+    assert exit_code(reports) == 4, reports
+    assert (node.handlers, state(node)) == (("runc",), "nothing")
+
+
+def test_an_interrupted_install_is_put_back(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(node, "etc")
+
+    def control_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeNode, "restart", control_c)
+    reports = run(node, INSTALL, payload)
+    assert exit_code(reports) == 4, reports
+    assert snapshot(node, "etc") == before
+
+
 # Records lost, and installations of the same name
 
 
@@ -390,6 +449,40 @@ def test_a_lost_record_is_made_anew_and_the_revert_after_it_is_complete(
     assert read(node) == CONFIG
     # Whose directories they are, the record would have told.
     assert {kind for _, kind, _ in snapshot(node, "opt").values()} == {""}
+
+
+def test_what_others_left_beside_our_files_stays_and_does_not_hold_up_a_revert(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    copy, notes = "/opt/kata/.kata-node/receipt.json.bak", "/opt/kata/notes"
+    write(node, copy, b"a copy")
+    write(node, notes, b"a note")
+    reports = run(node, REVERT, payload)
+    assert errors(reports) == []
+    assert {note.rpartition(" ")[2] for note in reports[-1].notes} == {copy, notes}
+    assert read(node, copy) == b"a copy"
+    assert errors(run(node, REVERT, payload)) == []
+
+
+def test_an_install_dir_that_is_a_mount_point_stays(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = node.root.resolve("/opt/kata")
+    mounted.mkdir()
+    real = Path.rmdir
+
+    def busy(self: Path) -> None:
+        if self == mounted:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(self)
+
+    monkeypatch.setattr(Path, "rmdir", busy)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
+    assert errors(run(node, INSTALL, payload)) == []
+    assert errors(run(node, REVERT, payload)) == []
+    assert set(snapshot(node, "opt")) == {"opt/kata"}
+    assert outcomes(run(node, REVERT, payload))[-1] == "remove-artifacts skipped"
 
 
 def test_a_revert_for_another_prefix_leaves_the_drop_in_that_both_would_have(
@@ -538,7 +631,66 @@ def test_nothing_is_taken_away_while_the_cluster_still_sends_pods_here(
     assert (snapshot(node), handlers(node)) == (before, ("kata-qemu",))
 
 
+# Refusals
+
+
+def test_the_wrong_machine_is_not_touched_on_the_way_back_either(node: FakeNode, payload: Path) -> None:
+    write(node, "/etc/machine-id", b"0123456789abcdef0123456789abcdef\n")
+    right = "01234567-89AB-CDEF-0123-456789ABCDEF"
+    assert errors(run(node, INSTALL, payload, machine_id=right)) == []
+    before = snapshot(node)
+    assert exit_code(run(node, REVERT, payload, machine_id="f" * 32)) == 3
+    assert snapshot(node) == before
+
+
+def test_a_node_that_another_run_works_on_is_left_to_it(node: FakeNode, payload: Path) -> None:
+    with lock.hold(node.root, "cri", 0):
+        before = snapshot(node)
+        assert exit_code(run(node, CRI, payload, lock_timeout=0)) == 5
+        assert snapshot(node) == before
+
+
 # What is only said
+
+
+def test_status_tells_of_a_restart_that_is_owed_until_it_is_done(node: FakeNode, payload: Path) -> None:
+    (done,) = installed_and_seen(node, payload)
+    assert (done.restart_owed, done.drift, done.served) == (False, (), ("kata-qemu", "runc"))
+    node.handlers = ("runc",)
+    node.restart = die  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        run(node, (cri,), payload)
+    (owed,) = seen(node, payload)
+    assert (owed.cri, owed.restart_owed, owed.served) == ("restarting", True, ("runc",))
+    node.systemd_gone = True
+    assert seen(node, payload)[0].restart_owed
+    node.systemd_gone = False
+    del node.restart
+    node.restart("containerd.service", 1)
+    assert not seen(node, payload)[0].restart_owed
+
+
+def test_status_names_what_changed_and_what_cannot_be_read(node: FakeNode, payload: Path) -> None:
+    assert seen(node, payload) == []
+    installed_and_seen(node, payload)
+    write(node, DROP_IN, b"# by hand\n")
+    write(node, "/opt/kata/bin/qemu-system-x86_64", b"# by hand")
+    write(
+        node, "/opt/kata-copy/.kata-node/receipt.json", read(node, "/opt/kata/.kata-node/receipt.json") or b""
+    )
+    found, copy = seen(node, payload)
+    assert found.drift == ("/opt/kata/bin/qemu-system-x86_64: changed", f"{DROP_IN}: changed")
+    assert "/opt/kata" in copy.error
+
+
+def installed_and_seen(node: FakeNode, payload: Path) -> list[status.Status]:
+    assert errors(run(node, CRI, payload)) == []
+    return seen(node, payload)
+
+
+def seen(node: FakeNode, payload: Path) -> list[status.Status]:
+    wanted = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    return status.gather(wanted, Options(payload), node.tools(), deep=False)
 
 
 def test_a_dry_run_tells_all_that_would_happen_and_changes_nothing(node: FakeNode, payload: Path) -> None:

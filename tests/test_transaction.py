@@ -67,6 +67,11 @@ def facts(
 CHECKS = Checks(Looked("check ahead"), Looked("check"))
 
 
+def defines(files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Which handlers the files define."""
+    return HANDLERS if files.get(DROP_IN) else ()
+
+
 def receipt(cri: Cri | None = None) -> Receipt:
     return Receipt("default", "/opt/kata", "0", artifacts=Artifacts("placed", "r", "i", {}), cri=cri)
 
@@ -223,11 +228,11 @@ FULL_INSTALL = [
 def test_install_does_what_is_missing_and_no_more(
     found: RuntimeFacts, cri: Cri | None, expected: list[str]
 ) -> None:
-    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, CHECKS)) == expected
+    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, CHECKS, defines)) == expected
 
 
 def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
-    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS).actions[0]
+    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS, defines).actions[0]
     assert isinstance(first, Record)
     assert OLD in first.backups
     cri = first.receipt.cri
@@ -239,7 +244,7 @@ def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
 
 def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
     changes = (Change(DROP_IN, b"other handlers\n"), *CHANGES[1:])
-    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS)
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS, defines)
     restart = plan.actions[-1]
     assert isinstance(restart, RestartRuntime)
     assert restart.proven is not None
@@ -248,7 +253,7 @@ def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
 
 
 def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> None:
-    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, CHECKS)
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, CHECKS, defines)
     record = plan.actions[0]
     assert isinstance(record, Record)
     assert record.receipt.cri is not None
@@ -260,7 +265,7 @@ def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> N
 
 
 def test_undoing_a_first_install_puts_everything_back_in_the_opposite_order() -> None:
-    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS)
+    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS, defines)
     assert [_step(action) for action in plan.undo] == [
         "put back config.toml",
         "put back 99-kata-deploy.toml",
@@ -285,7 +290,7 @@ def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_
     found = facts(broken, handlers=None, invocation="run-2")
     found = replace(found, backups={sha256(OLD): OLD, sha256(b"handlers\n"): b"handlers\n"})
     changes = (Change(DROP_IN, b"broken\n"), *CHANGES[1:])
-    plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS)
+    plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS, defines)
     put_back = {action.path: action.state for action in plan.undo if isinstance(action, PutBack)}
     assert put_back[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
     restart = plan.undo[-1]
@@ -361,23 +366,23 @@ FULL_REVERT = [
 def test_revert_takes_back_what_is_there_and_restarts_only_what_has_read_it(
     found: RuntimeFacts, cri: Cri, expected: list[str]
 ) -> None:
-    assert steps(revert(found, receipt(cri), cri, BACK, CHECKS)) == expected
+    assert steps(revert(found, receipt(cri), cri, BACK, CHECKS, defines)) == expected
 
 
 def test_the_file_that_imports_is_put_back_before_what_it_imports() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS, defines)
     paths = [action.path for action in plan.actions if isinstance(action, WriteFile | RemoveFile)]
     assert paths == [MAIN, DROP_IN]
 
 
 def test_putting_back_keeps_mode_and_owner() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS, defines)
     main = next(action for action in plan.actions if isinstance(action, WriteFile))
     assert (main.mode, main.owner) == (0o640, (0, 7))
 
 
 def test_a_failed_revert_goes_back_to_serving() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS, defines)
     assert [_step(action) for action in plan.undo] == [
         "put back 99-kata-deploy.toml",
         "put back config.toml",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -77,11 +78,17 @@ def look(look: Look) -> ArtifactFacts:
     )
 
 
+_OF_RECORD = re.compile(
+    rf"{re.escape(STATE_DIR)}/(receipt\.json|\.receipt\.json\.kata-node-tmp|backups/\.?[0-9a-f]{{64}}(\..*)?)"
+)
+"""The record, its backups, and what an interrupted writing of them left, but no copies somebody made."""
+
+
 @dataclass(frozen=True)
 class RemovalFacts:
     """For remove-artifacts. ``found`` are the files and links below the install dir, the record's aside.
 
-    ``bare``: the install dir is there and holds nothing but, at most, the record's own directory.
+    ``bare``: there is an install dir to remove that holds nothing but, at most, what the record left.
     """
 
     recorded: bool
@@ -92,10 +99,13 @@ class RemovalFacts:
 def look_for_removal(look: Look) -> RemovalFacts:
     """Everything below the install dir, whoever put it there."""
     root, install_dir = look.tools.root, look.receipt.install_dir
+    found = tuple(path for path in walk(root, install_dir) if not _OF_RECORD.fullmatch(path))
+    names = root.list_dir(install_dir)
+    empty = not names and root.is_dir(install_dir) and not os.path.ismount(root.resolve(install_dir))
     return RemovalFacts(
         recorded=look.receipt.artifacts is not None,
-        bare=root.is_dir(install_dir) and set(root.list_dir(install_dir)) <= {STATE_DIR},
-        found=tuple(path for path in walk(root, install_dir) if not path.startswith(f"{STATE_DIR}/")),
+        bare=not found and (empty or names == [STATE_DIR]),
+        found=found,
     )
 
 

@@ -38,29 +38,44 @@ class MachineFacts:
     vsock: bool
     tees: frozenset[str]
     memory: int
+    """Bytes; not asked for offline."""
     selinux: str
     spaces: tuple[Space, ...]
 
 
 def look_at_machine(look: Look, paths: tuple[str, ...]) -> MachineFacts:
     """Gather them; ``paths`` are the directories that will be written to."""
-    import psutil
-
     root = look.tools.root
     flags = kernel.cpu_flags()
     return MachineFacts(
         root_user=os.geteuid() == 0,
-        machine_id=(root.read("/etc/machine-id") or b"").decode(errors="replace").strip(),
+        machine_id=machine_id(root),
         dev_visible=root.lstat("/dev/null") is not None,
         kvm=root.lstat("/dev/kvm") is not None,
         virtualization=bool(flags & {"vmx", "svm"}) or kernel.arch() not in ("x86_64",),
         modules=frozenset(name for name in MODULES if kernel.has_module(name)),
         vsock=root.lstat("/dev/vhost-vsock") is not None,
         tees=frozenset(kind for kind in ("snp", "tdx", "se") if kernel.tee(kind)),
-        memory=psutil.virtual_memory().total,
+        memory=0 if look.options.offline else _memory(),
         selinux=kernel.selinux(),
         spaces=tuple({space.path: space for space in (_space(root, path) for path in paths)}.values()),
     )
+
+
+def machine_id(root: Root) -> str:
+    """The host's machine id; empty when it has none."""
+    return (root.read("/etc/machine-id") or b"").decode(errors="replace").strip()
+
+
+def is_machine(found: str, expected: str) -> bool:
+    """Whether two machine ids are the same; some kubelets report it in the form of a UUID."""
+    return found.replace("-", "").lower() == expected.strip().replace("-", "").lower()
+
+
+def _memory() -> int:
+    import psutil
+
+    return psutil.virtual_memory().total
 
 
 def _space(root: Root, path: str) -> Space:

@@ -290,3 +290,100 @@ def test_a_baked_image_serves_at_its_next_start_and_needs_no_restart_then(ready:
     install(ready)
     assert kata_handlers(ready) == HANDLERS
     assert ready.activations(UNIT) == 2
+
+
+def test_an_edit_survives_an_update_that_comes_after_it_and_the_revert(ready: Node) -> None:
+    install(ready)
+    main = ready.root / MAIN.lstrip("/")
+    before = main.read_bytes()
+    main.write_bytes(before + b"\n# the admin's\n")
+    install(ready, containerd={"userDropIn": EXTRA})
+    ready.kata_node("revert", check=True)
+    assert main.read_bytes().endswith(b"\n# the admin's\n")
+    assert b"kata" not in main.read_bytes()
+    assert ready.cri().serving
+
+
+def test_a_revert_after_which_the_runtime_does_not_start_is_taken_back(ready: Node) -> None:
+    before = ready.snapshot(*WATCHED)
+    install(ready)
+    installed = ready.snapshot("/etc", "/opt/kata/containerd")
+    fail_once(ready)
+    done = ready.kata_node("stage", "revert-cri", config=VALUES)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert kata_handlers(ready) == HANDLERS
+    assert changes(installed, ready.snapshot("/etc", "/opt/kata/containerd")) == []
+    ready.kata_node("revert", check=True)
+    assert kata_handlers(ready) == ()
+    assert changes(before, ready.snapshot(*WATCHED)) == []
+
+
+def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serves(ready: Node) -> None:
+    before = ready.snapshot("/etc")
+    fail_once(ready)
+    done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert (kata_handlers(ready), ready.cri().serving) == ((), True)
+    assert changes(before, ready.snapshot("/etc")) == []
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+
+
+def fail_once(node: Node) -> None:
+    """The next start of the runtime fails, and systemd does not try again by itself."""
+    directory = node.root / "run/systemd/system/containerd.service.d"
+    directory.mkdir(parents=True)
+    command = "test ! -e /run/fail-once || { rm /run/fail-once; exit 1; }"
+    (directory / "fail.conf").write_text(f"[Service]\nRestart=no\nExecStartPre=/bin/sh -c '{command}'\n")
+    (node.root / "run/fail-once").touch()
+    node.run(["systemctl", "daemon-reload"])
+
+
+def test_a_handler_of_another_installer_is_left_alone_and_nothing_is_restarted(ready: Node) -> None:
+    main = ready.root / MAIN.lstrip("/")
+    other = EXTRA.replace("extra", "kata-qemu").encode()
+    main.write_bytes(main.read_bytes() + b"\n" + other)
+    ready.run(["systemctl", "restart", UNIT])
+    ready.wait_for_containerd()
+    ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
+    before, invocation = ready.snapshot("/etc"), ready.unit(UNIT).invocation
+    done = ready.kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "kata-qemu" in done.stdout
+    assert changes(before, ready.snapshot("/etc")) == []
+    assert ready.unit(UNIT).invocation == invocation
+    ready.kata_node("revert", check=True)
+
+
+def test_drop_ins_move_to_conf_d_when_the_runtime_comes_to_read_it_and_nothing_is_left(ready: Node) -> None:
+    """As after an upgrade to 2.2; 2.1 reads what its main file imports as well."""
+    install(ready, containerd={"userDropIn": EXTRA})
+    main = ready.root / MAIN.lstrip("/")
+    with_conf_d = b'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
+    main.write_bytes(with_conf_d)
+    ready.run(["systemctl", "restart", UNIT])
+    ready.wait_for_containerd()
+    config = {**VALUES, "containerd": {"userDropIn": EXTRA}}
+    upgraded = ("--runtime", "containerd://2.2.1")
+    ready.kata_node("install", *upgraded, config=config, payload=PAYLOAD, check=True)
+    assert kata_handlers(ready) == HANDLERS
+    assert "extra" in ready.cri_handlers()
+    assert main.read_bytes() == with_conf_d
+    assert not (ready.root / "opt/kata/containerd/config.d/99-kata-deploy.toml").exists()
+    ready.kata_node("revert", check=True)
+    assert ready.cri_handlers() == ("runc",)
+    assert main.read_bytes() == with_conf_d
+    assert not (ready.root / "etc/containerd/conf.d").exists()
+    assert not (ready.root / "opt/kata").exists()
+
+
+def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(ready: Node) -> None:
+    before = ready.snapshot(*WATCHED)
+    install(ready)
+    ready.run(["systemctl", "stop", UNIT])
+    ready.kata_node("revert", check=True)
+    assert ready.unit(UNIT).active == "inactive"
+    assert changes(before, ready.snapshot(*WATCHED)) == []
+    ready.run(["systemctl", "start", UNIT])
+    assert ready.wait_for_containerd().serving
+    assert kata_handlers(ready) == ()
