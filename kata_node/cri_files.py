@@ -74,16 +74,23 @@ def before(change: Change, cri: Cri | None, facts: RuntimeFacts) -> Backup | Non
     That is what was recorded, as long as nobody else has written the file since; from then on it is
     what others have in it now.
     """
+    known = _recognised(change.path, cri, facts)
+    return known.before if known else without_us(change, facts)
+
+
+def until_now(change: Change, cri: Cri, facts: RuntimeFacts) -> CriFile:
+    """The record of a file that is about to lose what is ours in it: what it is before, and after it."""
     there = facts.files.get(change.path)
-    for known in records(cri, change.path):
-        if there is not None and sha256(there.content) in digests(known) and is_at_hand(known.before, facts):
-            return known.before
-    return without_us(change, facts)
+    known = _recognised(change.path, cri, facts)
+    return known or CriFile(change.path, without_us(change, facts), digest(there.content if there else None))
 
 
-def after(change: Change, cri: Cri) -> str:
-    """The digest of what of us is in the file until it is taken back, for the record."""
-    return next((known.after for known in records(cri, change.path)), "")
+def _recognised(path: str, cri: Cri | None, facts: RuntimeFacts) -> CriFile | None:
+    there = facts.files.get(path)
+    if there is None:
+        return None
+    found = (known for known in records(cri, path) if sha256(there.content) in digests(known))
+    return next((known for known in found if is_at_hand(known.before, facts)), None)
 
 
 def records(cri: Cri | None, path: str) -> list[CriFile]:

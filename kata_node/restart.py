@@ -29,6 +29,8 @@ Restart = Literal["always", "never", "if-read"]
 DOWN = ("inactive", "failed", "deactivating")
 """The states of a unit that will not come up by itself; systemd is still at it in the others."""
 
+CALL_TIMEOUT = 10.0  # seconds for one question to a runtime that is up
+
 POLL = 0.05  # seconds between two looks at a runtime that is starting
 PATIENCE = 5.0
 """Seconds a freshly started runtime may give a wrong answer (no CRI, a handler missing) before it
@@ -98,7 +100,7 @@ class RestartRuntime:
     ``if-read``, for putting files back: only when the unit is no longer the invocation ``since`` that
     ran before the first of them was written. If it is, it never had what shall be gone. A unit that is
     down is started in any case, but for ``may_be_down``, which leaves alone one that somebody stopped:
-    it has nothing loaded.
+    it has nothing loaded. One that serves is not restarted when ``unless`` fails.
 
     ``pending`` is recorded right before the restart and ``proven`` once the proof is there, each if there
     is one and with the invocation and boot id of that moment. ``timeout`` is in seconds, for all of it.
@@ -113,6 +115,7 @@ class RestartRuntime:
     restart: Restart = "always"
     since: str = ""
     may_be_down: bool = False
+    unless: CheckConfig | None = None
 
     def describe(self) -> str:
         """One line."""
@@ -135,6 +138,7 @@ class RestartRuntime:
             return
         other_than, gone = "", self.gone
         if self._is_due(before):
+            self._spare_what_serves(tools)
             _save(tools, self.pending, before.invocation_id)
             tools.systemd().restart(self.unit, self.timeout)
             other_than = before.invocation_id
@@ -156,6 +160,23 @@ class RestartRuntime:
         if self.restart == "always" or unit.active_state in DOWN:
             return True
         return self.restart == "if-read" and (unit.active_state, unit.invocation_id) != ("active", self.since)
+
+    def _spare_what_serves(self, tools: Tools) -> None:
+        """Files put back are those that were there before, which can be broken by others' hands."""
+        if self.unless is None:
+            return
+        try:
+            self.unless.apply(tools)
+        except HostError:
+            if self._answers(tools):
+                raise
+
+    def _answers(self, tools: Tools) -> bool:
+        try:
+            tools.cri().status(CALL_TIMEOUT)
+        except CriError:
+            return False
+        return True
 
     def _prove(self, tools: Tools, deadline: float, gone: tuple[str, ...], *, other_than: str) -> str:
         """Wait for the proof; return the invocation that gave it."""

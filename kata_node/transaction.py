@@ -15,7 +15,7 @@ from kata_node.actions import Action, MakeDirs, Plan, Record, RemoveDirs, Remove
 from kata_node.cri_files import Change, PutBack
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.receipt import Backup, Cri, CriFile, Previous, Receipt
-from kata_node.restart import Restart, RestartRuntime
+from kata_node.restart import CheckConfig, Restart, RestartRuntime
 
 Defines = Callable[[Mapping[str, bytes]], Collection[str]]
 """Tells which handlers configuration files define, given their content by path."""
@@ -23,10 +23,11 @@ Defines = Callable[[Mapping[str, bytes]], Collection[str]]
 
 @dataclass(frozen=True)
 class Checks:
-    """Of the configuration: ``ahead`` of the writing, and of what is ``written``."""
+    """Of the configuration: ``ahead`` of the writing, of what is ``written``, and of what is ``put_back``."""
 
     ahead: Action
     written: Action
+    put_back: CheckConfig
 
 
 def install(
@@ -76,14 +77,20 @@ def install(
         checks.written,
         _proof(
             facts,
-            serve=handlers,
-            gone=set(_handlers(cri)).difference(handlers, _defined(facts, changes, defines)),
-            restart="never" if has_read else "always",
-            pending=replace(receipt, cri=replace(flying, state="restarting")),
-            proven=replace(receipt, cri=serving),
+            RestartRuntime(
+                facts.unit,
+                serve=handlers,
+                gone=_sorted(set(_handlers(cri)).difference(handlers, _defined(facts, changes, defines))),
+                timeout=facts.timeout,
+                pending=replace(receipt, cri=replace(flying, state="restarting")),
+                proven=replace(receipt, cri=serving),
+                restart="never" if has_read else "always",
+            ),
         ),
     )
-    undo = begun.undo(facts, receipt, changes, flying.made_dirs, (*handlers, *_handlers(cri)), defines)
+    undo = begun.undo(
+        facts, receipt, changes, flying.made_dirs, (*handlers, *_handlers(cri)), checks, defines
+    )
     return Plan(_served(facts, handlers), actions, undo)
 
 
@@ -106,10 +113,7 @@ def revert(
         state="reverting",
         invocation=begun.since,
         boot=facts.boot,
-        files=tuple(
-            CriFile(change.path, cri_files.before(change, cri, facts), cri_files.after(change, cri))
-            for change in changes
-        ),
+        files=tuple(cri_files.until_now(change, cri, facts) for change in changes),
         previous=begun.previous,
         fallback=begun.fallback,
     )
@@ -122,15 +126,19 @@ def revert(
         checks.written,
         _proof(
             facts,
-            serve=(),
-            gone=set(_handlers(cri)).difference(_defined(facts, changes, defines)),
-            restart=_restart_back(cri, facts, bool(todo)),
-            pending=replace(receipt, cri=replace(flying, state="unloading")),
-            proven=replace(receipt, cri=None),
-            may_be_down=True,
+            RestartRuntime(
+                facts.unit,
+                serve=(),
+                gone=_sorted(set(_handlers(cri)).difference(_defined(facts, changes, defines))),
+                timeout=facts.timeout,
+                pending=replace(receipt, cri=replace(flying, state="unloading")),
+                proven=replace(receipt, cri=None),
+                restart=_restart_back(cri, facts, bool(todo)),
+                may_be_down=True,
+            ),
         ),
     )
-    undo = begun.undo(facts, receipt, changes, cri.made_dirs, _handlers(cri), defines)
+    undo = begun.undo(facts, receipt, changes, cri.made_dirs, _handlers(cri), checks, defines)
     return Plan(f"{facts.unit or facts.runtime.name} serves none of our handlers", actions, undo)
 
 
@@ -169,6 +177,7 @@ class _Begun:
         changes: Sequence[Change],
         made_dirs: Sequence[str],
         handlers: Iterable[str],
+        checks: Checks,
         defines: Defines,
     ) -> tuple[Action, ...]:
         """Put back all files, in the opposite order, and see the runtime serve as it did.
@@ -190,13 +199,17 @@ class _Begun:
             *((RemoveDirs(emptied),) if emptied else ()),
             _proof(
                 facts,
-                serve=serve,
-                gone=set(handlers).difference(defined, known),
-                restart="if-read",
-                pending=None,
-                proven=replace(receipt, cri=self.fallback),
-                since=self.since,
-                may_be_down=facts.state == "inactive",
+                RestartRuntime(
+                    facts.unit,
+                    serve=serve,
+                    gone=_sorted(set(handlers).difference(defined, known)),
+                    timeout=facts.timeout,
+                    proven=replace(receipt, cri=self.fallback),
+                    restart="if-read",
+                    since=self.since,
+                    may_be_down=facts.state == "inactive",
+                    unless=checks.put_back,
+                ),
             ),
         )
 
@@ -214,31 +227,13 @@ def _record(
     return Record(replace(receipt, cri=cri), tuple(contents[each] for each in digests if each in contents))
 
 
-def _proof(
-    facts: RuntimeFacts,
-    *,
-    serve: tuple[str, ...],
-    gone: Iterable[str],
-    restart: Restart,
-    pending: Receipt | None,
-    proven: Receipt,
-    since: str = "",
-    may_be_down: bool = False,
-) -> Action:
+def _proof(facts: RuntimeFacts, restart: RestartRuntime) -> Action:
     """Restart and prove; without a runtime to restart, record how far this got."""
     if facts.unit:
-        return RestartRuntime(
-            facts.unit,
-            serve,
-            tuple(sorted(gone)),
-            facts.timeout,
-            proven,
-            pending,
-            restart,
-            since,
-            may_be_down,
-        )
-    return Record(pending if pending is not None and serve else proven)
+        return restart
+    recorded = restart.pending if restart.pending is not None and restart.serve else restart.proven
+    assert recorded is not None
+    return Record(recorded)
 
 
 def _defined(facts: RuntimeFacts, changes: Iterable[Change], defines: Defines) -> Collection[str]:
@@ -287,6 +282,10 @@ def _restart_back(cri: Cri, facts: RuntimeFacts, changed: bool) -> Restart:
         # Killed before the restart: the runtime never read what is taken back now.
         return "never" if (cri.invocation, cri.boot) == (facts.invocation, facts.boot) else "always"
     return "always"
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names))
 
 
 def _handlers(cri: Cri | None) -> tuple[str, ...]:

@@ -44,7 +44,11 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         receipt,
         changes,
         handlers,
-        transaction.Checks(replace(check, ahead={each.path: each.content for each in changes}), check),
+        transaction.Checks(
+            ahead=replace(check, ahead={each.path: each.content for each in changes}),
+            written=check,
+            put_back=replace(check, own_paths=(), handlers=(), labels={}),
+        ),
         partial(containerd.defined_handlers, facts.config_path),
     )
     if plan.actions:

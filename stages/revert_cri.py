@@ -30,7 +30,11 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         receipt,
         cri,
         changes,
-        transaction.Checks(replace(check, ahead={each.path: each.content for each in changes}), check),
+        transaction.Checks(
+            ahead=replace(check, ahead={each.path: each.content for each in changes}),
+            written=check,
+            put_back=check,
+        ),
         partial(containerd.defined_handlers, facts.config_path),
     )
     return replace(plan, notes=tuple(notes))

@@ -58,6 +58,8 @@ class History:
     suffixes: tuple[str, ...]
     main: bytes | None = CONFIG
     """The main file as the admin last left it, without anything of ours."""
+    copies: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    """Copies of the main file as it was, each with what it was without anything of ours."""
     told: list[str] = field(default_factory=list)
 
     def step(self) -> None:
@@ -67,6 +69,7 @@ class History:
             self.edit_main: 2,
             self.replace_main: 1,
             self.remove_main: 1,
+            self.restore_main: 1,
             self.remove_drop_in: 1,
             self.restart: 1,
             self.stop: 0.3,
@@ -152,6 +155,7 @@ class History:
         text = b"# edit %d\n" % len(self.told)
         there = self.node.root.read(MAIN)
         self.told.append("edit")
+        self.copies += [(there, self.main)] if there else []
         if there is None:
             self.main = text
         elif self.main is None:
@@ -164,6 +168,15 @@ class History:
         self.main = self.dice.choice((CONFIG, WITH_CONF_D, b""))
         self.told.append(f"replace {self.main!r}")
         self.write_main(self.main)
+
+    def restore_main(self) -> None:
+        """The admin takes an edit back, or thinks better of it, with a copy made at some time."""
+        if copy := self.node.root.read(MAIN):
+            self.copies.append((copy, self.main))
+        if self.copies:
+            self.told.append("restore main")
+            copy, self.main = self.dice.choice(self.copies)
+            self.write_main(copy)
 
     def remove_main(self) -> None:
         self.told.append("remove main")

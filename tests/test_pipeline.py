@@ -158,6 +158,16 @@ def test_a_rollback_keeps_what_the_admin_wrote_while_a_run_was_unfinished(
     assert node.handlers == ("runc",)
 
 
+def test_a_drop_in_that_was_removed_by_hand_is_unloaded_once_it_is_not_wanted(
+    node: FakeNode, payload: Path
+) -> None:
+    """Nothing is left to write, yet the running invocation has read it."""
+    assert errors(run(node, INSTALL, payload, user_drop_in=EXTRA)) == []
+    node.root.resolve(USER_DROP_IN).unlink()
+    assert errors(run(node, INSTALL, payload)) == []
+    assert node.handlers == ("kata-qemu", "runc")
+
+
 def test_a_drop_in_somebody_removed_does_not_keep_a_rollback_from_ending(
     node: FakeNode, payload: Path
 ) -> None:
@@ -216,6 +226,16 @@ def every_cut(
         else:
             return nodes
     pytest.fail("the run never came to its end")
+
+
+def test_a_broken_user_drop_in_is_on_the_disk_at_no_time(tmp_path: Path, payload: Path) -> None:
+    """A node that loses its power meanwhile would come up without its runtime."""
+
+    def placed(node: FakeNode) -> None:
+        assert errors(run(node, (artifacts,), payload)) == []
+
+    for node in every_cut(tmp_path, placed, lambda node: run(node, (cri,), payload, user_drop_in=NO_TOML)):
+        assert node.load() == ("runc",)
 
 
 def test_an_install_killed_anywhere_and_completed_is_reverted_in_one_go(
@@ -333,6 +353,38 @@ def test_a_runtime_that_a_killed_run_left_stopped_is_started_and_put_back_if_tha
     assert state(node) == "nothing"
 
 
+def test_a_runtime_that_somebody_stopped_after_the_run_was_killed_is_started(
+    node: FakeNode, payload: Path
+) -> None:
+    node.on_restart = die
+    with pytest.raises(Killed):
+        run(node, INSTALL, payload)
+    node.on_restart = lambda: None
+    node.stop()
+    assert errors(run(node, INSTALL, payload, restart_timeout=0.05)) == []
+    assert handlers(node) == ("kata-qemu",)
+
+
+def test_a_revert_killed_anywhere_waits_for_the_admin_to_correct_the_file_it_puts_back(
+    tmp_path: Path, payload: Path
+) -> None:
+    def installed(node: FakeNode) -> None:
+        assert errors(run(node, CRI, payload)) == []
+
+    dangling, right = b'imports = ["/etc/missing.toml"]\n' + CONFIG, CONFIG + b"# corrected\n"
+    for node in every_cut(tmp_path, installed, lambda node: run(node, (revert_cri,), payload)):
+        if state(node) == "nothing":
+            continue
+        served = node.handlers
+        write(node, MAIN, dangling)
+        # Whether it may stay as it is depends on what the runtime may have read; restarted it must not be.
+        assert exit_code(run(node, (revert_cri,), payload)) in (1, 4)
+        assert (read(node), node.handlers) == (dangling, served)
+        write(node, MAIN, right)
+        assert errors(run(node, BACK, payload)) == []
+        assert (read(node), node.handlers) == (right, ("runc",))
+
+
 def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(node: FakeNode, payload: Path) -> None:
     before = snapshot(node)
     assert errors(run(node, INSTALL, payload)) == []
@@ -438,6 +490,38 @@ def test_a_backup_that_is_lost_costs_nothing_but_the_copy(node: FakeNode, payloa
     assert snapshot(node, "opt") == {}
 
 
+def test_a_damaged_backup_is_not_put_back(node: FakeNode, payload: Path) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    backups = "/opt/kata/.kata-node/backups"
+    for name in node.root.list_dir(backups):
+        write(node, f"{backups}/{name}", b"")
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG
+
+
+def test_backups_that_are_lost_in_the_middle_do_not_keep_a_run_from_ending(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    node.on_restart = die
+    with pytest.raises(Killed):
+        run(node, (cri,), payload, user_drop_in=EXTRA)
+    node.on_restart = lambda: None
+    shutil.rmtree(node.root.resolve("/opt/kata/.kata-node/backups"))
+    assert exit_code(run(node, (cri,), payload, user_drop_in=NO_CRI)) == 4
+    assert handlers(node) == ("kata-qemu",)
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG
+
+
+def test_what_a_lost_record_does_not_tell_is_found_by_the_revert(node: FakeNode, payload: Path) -> None:
+    assert errors(run(node, INSTALL, payload, user_drop_in=EXTRA)) == []
+    shutil.rmtree(node.root.resolve("/opt/kata/.kata-node"))
+    assert errors(run(node, REVERT, payload)) == []
+    assert (read(node), node.handlers) == (CONFIG, ("runc",))
+    assert (read(node, DROP_IN), read(node, USER_DROP_IN)) == (None, None)
+
+
 def test_a_lost_record_is_made_anew_and_the_revert_after_it_is_complete(
     node: FakeNode, payload: Path
 ) -> None:
@@ -541,7 +625,7 @@ def test_a_file_that_cannot_be_put_back_does_not_keep_the_runtime_from_being_res
         reports = run(node, INSTALL, payload, user_drop_in=NO_CRI)
     assert exit_code(reports) == 1, reports
     assert "put back /etc/containerd/config.toml: " in reports[-1].summary
-    assert node.handlers == ("runc",)
+    assert (node.handlers, state(node)) == (("runc",), "restarting")
     assert errors(run(node, REVERT, payload)) == []
     assert read(node) == CONFIG
     assert snapshot(node, "opt") == {}

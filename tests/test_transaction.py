@@ -12,7 +12,7 @@ from kata_node.cri_files import Change, PutBack, sha256
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.host.files import FileState
 from kata_node.receipt import Artifacts, Backup, Cri, CriFile, Previous, Receipt
-from kata_node.restart import RestartRuntime
+from kata_node.restart import CheckConfig, RestartRuntime
 from kata_node.transaction import Checks, install, revert
 from kata_node.versions import runtime_version
 
@@ -64,7 +64,11 @@ def facts(
     )
 
 
-CHECKS = Checks(Looked("check ahead"), Looked("check"))
+CHECKS = Checks(
+    Looked("check ahead"),
+    Looked("check"),
+    CheckConfig(MAIN, (), (), {}, runtime_version("containerd://2.1.9").version),
+)
 
 
 def defines(files: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -387,3 +387,29 @@ def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(ready: Node) ->
     ready.run(["systemctl", "start", UNIT])
     assert ready.wait_for_containerd().serving
     assert kata_handlers(ready) == ()
+
+
+def test_a_runtime_that_serves_is_not_restarted_into_a_file_somebody_broke_meanwhile(ready: Node) -> None:
+    """An unfinished run owes a restart, and what there is to be read is not what it wrote."""
+    ready.run(["sh", "-c", "mkdir -p /run/systemd/system/containerd.service.d"])
+    slow = ready.root / "run/systemd/system/containerd.service.d/slow.conf"
+    slow.write_text("[Service]\nExecStartPre=/bin/sleep 3\n")
+    ready.run(["systemctl", "daemon-reload"])
+    ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
+    running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
+    wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
+    running.kill()
+    ready.wait_for_containerd()
+    main, invocation = ready.root / MAIN.lstrip("/"), ready.unit(UNIT).invocation
+    written = main.read_bytes()
+    main.write_bytes(written.replace(b"imports = [", b'imports = ["/etc/missing.toml", '))
+    for stage in ("cri", "revert-cri"):
+        done = ready.kata_node("stage", stage, config=VALUES, payload=PAYLOAD)
+        assert done.returncode in (1, 4), done.stdout + done.stderr
+        assert "/etc/missing.toml" in done.stdout
+        assert ready.unit(UNIT).invocation == invocation
+        assert ready.cri().serving
+    main.write_bytes(written)
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+    ready.kata_node("revert", check=True)
