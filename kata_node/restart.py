@@ -98,7 +98,7 @@ class RestartRuntime:
 
     ``restart``: ``always``; ``never``, when the running invocation is known to have read the files;
     ``if-read``, for putting files back: only when the unit is no longer the invocation ``since`` that
-    ran before the first of them was written. If it is, it never had what shall be gone. A unit that is
+    ran before the first of them was written, for while it is, it serves what it did. A unit that is
     down is started in any case, but for ``may_be_down``, which leaves alone one that somebody stopped:
     it has nothing loaded. One that serves is not restarted when ``unless`` fails.
 
@@ -136,15 +136,15 @@ class RestartRuntime:
             if self.proven is not None:
                 receipts.save(tools.root, self.proven)
             return
-        other_than, gone = "", self.gone
+        proof, other_than = self, ""
         if self._is_due(before):
             self._spare_what_serves(tools)
             _save(tools, self.pending, before.invocation_id)
             tools.systemd().restart(self.unit, self.timeout)
             other_than = before.invocation_id
         elif self.restart == "if-read":
-            gone = ()
-        after = self._prove(tools, deadline, gone, other_than=other_than)
+            proof = dataclasses.replace(self, serve=(), gone=())
+        after = proof._prove(tools, deadline, other_than=other_than)
         _save(tools, self.proven, after)
 
     def check(self, tools: Tools) -> None:
@@ -178,7 +178,7 @@ class RestartRuntime:
             return False
         return True
 
-    def _prove(self, tools: Tools, deadline: float, gone: tuple[str, ...], *, other_than: str) -> str:
+    def _prove(self, tools: Tools, deadline: float, *, other_than: str) -> str:
         """Wait for the proof; return the invocation that gave it."""
         from kata_node.host.cri import Reason
 
@@ -197,7 +197,7 @@ class RestartRuntime:
                 # Only an answer can be wrong; a socket nobody listens on yet is a runtime starting.
                 answered = getattr(answer, "reason", None) in (Reason.NO_CRI, Reason.ERROR)
             else:
-                error, answered = _verdict(self.unit, handlers, self.serve, gone), True
+                error, answered = _verdict(self.unit, handlers, self.serve, self.gone), True
                 if error is None and unit.active_state == "active" and unit.invocation_id != other_than:
                     return unit.invocation_id
             now = time.monotonic()

@@ -375,14 +375,32 @@ def test_a_revert_killed_anywhere_waits_for_the_admin_to_correct_the_file_it_put
     for node in every_cut(tmp_path, installed, lambda node: run(node, (revert_cri,), payload)):
         if state(node) == "nothing":
             continue
-        served = node.handlers
+        served, has_read = node.handlers, state(node) == "unloading"
         write(node, MAIN, dangling)
-        # Whether it may stay as it is depends on what the runtime may have read; restarted it must not be.
-        assert exit_code(run(node, (revert_cri,), payload)) in (1, 4)
+        # One that may have read what is put back would have to be restarted, and must not be.
+        assert exit_code(run(node, (revert_cri,), payload)) == (1 if has_read else 4)
         assert (read(node), node.handlers) == (dangling, served)
         write(node, MAIN, right)
         assert errors(run(node, BACK, payload)) == []
         assert (read(node), node.handlers) == (right, ("runc",))
+
+
+def test_a_runtime_that_serves_is_not_restarted_into_a_file_somebody_broke_meanwhile(
+    node: FakeNode, payload: Path
+) -> None:
+    node.on_restart = die
+    with pytest.raises(Killed):
+        run(node, INSTALL, payload)
+    node.on_restart = lambda: None
+    written, restarts = read(node) or b"", node.restarts
+    write(node, MAIN, written.replace(b"imports = [", b'imports = ["/etc/missing.toml", '))
+    for stage in (cri, revert_cri):
+        assert exit_code(run(node, (stage,), payload)) in (1, 4)
+        assert (handlers(node), node.restarts) == (("kata-qemu",), restarts)
+    write(node, MAIN, written)
+    assert errors(run(node, INSTALL, payload)) == []
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node) == CONFIG
 
 
 def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(node: FakeNode, payload: Path) -> None:
@@ -505,11 +523,11 @@ def test_backups_that_are_lost_in_the_middle_do_not_keep_a_run_from_ending(
     assert errors(run(node, INSTALL, payload)) == []
     node.on_restart = die
     with pytest.raises(Killed):
-        run(node, (cri,), payload, user_drop_in=EXTRA)
+        run(node, CRI, payload, shims="qemu,clh")
     node.on_restart = lambda: None
     shutil.rmtree(node.root.resolve("/opt/kata/.kata-node/backups"))
-    assert exit_code(run(node, (cri,), payload, user_drop_in=NO_CRI)) == 4
-    assert handlers(node) == ("kata-qemu",)
+    assert exit_code(run(node, CRI, payload, shims="clh", user_drop_in=NO_CRI)) == 4
+    assert node.handlers is not None
     assert errors(run(node, REVERT, payload)) == []
     assert read(node) == CONFIG
 
