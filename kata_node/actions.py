@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 class Tools:
     """All an action may touch. systemd, CRI and API server are reached when first asked for.
 
+    ``cri`` takes the path of the socket.
     ``progress(total, title)`` shows how many of ``total`` bytes are done.
     """
 
     root: files.Root
     systemd: Callable[[], Systemd]
-    cri: Callable[[], Cri]
+    cri: Callable[[str], Cri]
     kube: Callable[[], Kube]
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 

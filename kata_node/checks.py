@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kata_node import containerd, handback, versions
+from kata_node import checks_snapshotters, handback, support
 from kata_node.actions import human
-from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
+from kata_node.cri_config import own_paths
+from kata_node.errors import KataNodeError, SystemdError
+from kata_node.facts.artifacts import ArtifactFacts
 from kata_node.facts.host_check import HostCheckFacts
 from kata_node.facts.machine import is_machine
 from kata_node.facts.runtime import RuntimeFacts
+from kata_node.handlers import handlers
 from kata_node.receipt import Receipt
 from kata_node.report import Check
 from kata_node.settings import Settings
@@ -29,6 +32,10 @@ def _all(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Iterato
     yield _payload(settings, facts)
     yield _machine_id(facts)
     yield from _runtime(settings, facts, receipt)
+    if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
+        placed = receipt.artifacts.files if receipt.artifacts else None
+        known = facts.artifacts.wanted if isinstance(facts.artifacts, ArtifactFacts) else None
+        yield from checks_snapshotters.checks(settings, facts.runtime, facts.snapshotters, known or placed)
     yield from _space(facts)
     yield _foreign(settings, facts)
     if facts.offline:
@@ -39,7 +46,7 @@ def _all(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Iterato
 
 def _settings(settings: Settings) -> Check:
     refused = unsupported(settings)
-    names = ", ".join(shim.name for shim in settings.shims)
+    names = ", ".join(handler.name for handler in handlers(settings))
     if refused:
         return Check(
             "settings",
@@ -93,19 +100,10 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
         if not isinstance(runtime, SystemdError) or not facts.systemd:
             yield _of_error("runtime", runtime)
         return
-    reason = versions.support(runtime.runtime)
-    told = f"{runtime.runtime}, says {runtime.told_by}"
-    if reason:
-        yield Check("runtime", "fail", reason, "use a node, or a kata-node release, that fits")
-    elif runtime.others:
-        yield Check(
-            "runtime",
-            "fail",
-            f"this node runs {', '.join(runtime.others)}, which is not in this release",
-            "set k8sDistribution to it once a release supports it",
-        )
+    if error := support.refusal(settings, runtime):
+        yield _of_error("runtime", error)
     else:
-        yield Check("runtime", "pass", told)
+        yield Check("runtime", "pass", f"{runtime.runtime}, says {runtime.told_by}")
     if not facts.offline:
         yield from _live(runtime, receipt)
     yield _config(settings, runtime, receipt)
@@ -134,18 +132,22 @@ def _live(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Check]:
 
 
 def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Check:
-    try:
-        handback.refuse_others(runtime, receipt, settings.suffix)
-    except UnfitNodeError as error:
-        return _of_error("config", error)
     contents = {path: state.content for path, state in runtime.files.items()}
-    own = containerd.own_paths(settings.install_dir, settings.suffix, runtime.config_path)
-    problems = containerd.check(
-        runtime.config_path,
-        {path: content for path, content in contents.items() if path not in own},
+    own = own_paths(runtime.config)
+    try:
+        handback.refuse_others(runtime, receipt)
+        wanted = runtime.config.wanted(settings, contents)
+    except KataNodeError as error:
+        return _of_error("config", error, permanent=True)
+    # What the user's own drop-in imports may be there, and is looked for when it is written.
+    written = {file.path: file.content for file in wanted.files if file.path not in wanted.labels}
+    then = {**contents, **dict.fromkeys(own), **written}
+    problems = runtime.config.check(
+        {path: content for path, content in then.items() if content is not None},
         own_paths=own,
-        handlers=tuple(shim.handler(settings.suffix) for shim in settings.shims),
-        version=runtime.runtime.version,
+        handlers=wanted.handlers,
+        labels=wanted.labels,
+        exists=lambda path: path.startswith(f"{settings.install_dir}/"),
     )
     if problems:
         return Check("config", "fail", "; ".join(problems), "correct the runtime's configuration first")
@@ -188,7 +190,8 @@ def _foreign(settings: Settings, facts: HostCheckFacts) -> Check:
 
 def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Check]:
     machine = facts.machine
-    local = [shim.name for shim in settings.shims if shim.local_hypervisor]
+    shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
+    local = [name for name, shim in shims.items() if shim.local_hypervisor]
     if not local:
         yield Check("kvm", "skip", "no enabled shim runs VMs on this node")
     elif not machine.dev_visible:
@@ -209,7 +212,7 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Check]:
             "cpu", "warn", "the CPU shows no virtualization extensions", "switch them on in the firmware"
         )
     yield from _modules(machine.modules, vsock=machine.vsock, dev_visible=machine.dev_visible, local=local)
-    for kind in sorted({shim.tee for shim in settings.shims if shim.tee}):
+    for kind in sorted({shim.tee for shim in shims.values() if shim.tee}):
         if kind in machine.tees:
             yield Check(f"tee-{kind}", "pass", "the kernel can start such guests")
         else:

@@ -287,7 +287,8 @@ def _settings(common: Common) -> Settings:
     return settings.load(
         str(common.config) if common.config else None,
         overrides={
-            name: getattr(common, name) for name in ("installation_prefix", "multi_install_suffix", "shims")
+            name: getattr(common, name)
+            for name in ("installation_prefix", "k8s_distribution", "multi_install_suffix", "shims")
         },
         arch=kernel.arch(),
     )
@@ -326,11 +327,10 @@ def _tools(common: Common) -> Iterator[Tools]:
 
             return opened.enter_context(Systemd.connect(root))
 
-        @cache
-        def cri() -> Any:
+        def cri(socket: str) -> Any:
             from kata_node.host.cri import Cri
 
-            return Cri(root, common.cri_socket)
+            return Cri(root, socket)
 
         @cache
         def kube() -> Any:

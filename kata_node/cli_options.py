@@ -121,6 +121,9 @@ class Common:
     multi_install_suffix: Annotated[
         str, _option("multi-install-suffix", "NAME", "Overrides env.multiInstallSuffix of the values.")
     ] = ""
+    k8s_distribution: Annotated[
+        str, _option("k8s-distribution", "NAME", "Overrides k8sDistribution of the values.")
+    ] = ""
     node_name: Annotated[
         str,
         _option("node-name", "NAME", "The Node to label; also taken from NODE_NAME.", also=("NODE_NAME",)),
@@ -128,9 +131,9 @@ class Common:
     expected_machine_id: Annotated[
         str, _option("expected-machine-id", "ID", "Refuse to work on any other machine.")
     ] = ""
-    cri_socket: Annotated[str, _option("cri-socket", "PATH", "The CRI socket.")] = (
-        "/run/containerd/containerd.sock"
-    )
+    cri_socket: Annotated[
+        str, _option("cri-socket", "PATH", "The CRI socket, when it is not where its runtime has it.")
+    ] = ""
     lock_timeout: Annotated[
         float, _seconds_option("lock-timeout", "How long to wait for another run.", least=0)
     ] = 300

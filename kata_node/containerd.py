@@ -1,12 +1,15 @@
 """What containerd's configuration should be, as bytes, and what is wrong with one. Pure.
 
-containerd merges the files its main one ``imports`` in, field by field, the later file winning. So
-an instance brings drop-ins of its own and touches the main file at most to name them:
+containerd 2 merges the files its main one ``imports`` in, field by field, the later file winning. So
+an instance brings drop-ins of its own and touches the main file at most to name them. On 1.x a file
+that names the CRI plugin replaces all that others say of it, so there the main file has it all.
 
 ``import``   the drop-ins lie in the install dir, and the main file gets one ``imports`` entry.
-``conf.d``   from 2.2 on, where a configuration on disk imports ``/etc/containerd/conf.d/*.toml``
-             anyway: the drop-ins lie there, and the main file is left alone. ``conf.d`` is looked for
-             beside the main file, wherever that is.
+``conf.d``   where the distribution reads a directory of drop-ins by itself, or a configuration on disk
+             of containerd 2.2 or later imports ``/etc/containerd/conf.d/*.toml`` anyway: the drop-ins
+             lie there, and the main file is left alone. ``conf.d`` is looked for beside the main file.
+``main``     containerd 1.x, and distributions that render the main file from a template which is no
+             TOML: one marked block of tables at the end of that file.
 
 Measured on containerd 2.1.9 (2.0 and 2.2 read files by the same code) and 2.3.4:
 
@@ -32,169 +35,339 @@ Measured on containerd 2.1.9 (2.0 and 2.2 read files by the same code) and 2.3.4
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kata_node import toml_edit
-from kata_node.containerd_read import (
-    RUNTIME_TABLE,
-    SCHEMA_2_TABLE,
-    check,
-    defined_handlers,
-    import_closure,
-    imports,
-    in_order,
-    matches,
-    patterns,
-    resolve,
-    schema,
+from kata_node import containerd_main, containerd_read, toml_edit, toml_tables
+from kata_node.containerd_read import imports, in_order, patterns, resolve
+from kata_node.containerd_render import render, render_block
+from kata_node.cri_config import (
+    DROP_IN,
+    USER_DROP_IN,
+    ConfigFile,
+    Glob,
+    Place,
+    Read,
+    Wanted,
+    is_drop_in,
+    named,
+    own_paths,
 )
+from kata_node.distributions import k0s_manages
+from kata_node.errors import HostError, UnfitNodeError
+from kata_node.handlers import names
+from kata_node.host.globs import matches
 
 if TYPE_CHECKING:
+    from kata_node.distributions import Home
     from kata_node.settings import Settings
-    from kata_node.shims import Shim
     from kata_node.versions import Version
-
-__all__ = [
-    "CONFIG_PATH",
-    "ConfigFile",
-    "Mode",
-    "Place",
-    "Wanted",
-    "add_import",
-    "check",
-    "config_path",
-    "defined_handlers",
-    "import_closure",
-    "import_entry",
-    "imports",
-    "is_drop_in",
-    "is_of",
-    "matches",
-    "own_paths",
-    "places",
-    "remove_import",
-    "render",
-    "wanted",
-    "without_us",
-]
-
-CONFIG_PATH = "/etc/containerd/config.toml"
 
 MADE_MAIN = b"""\
 # Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
 version = 3
 """
-"""The main file where there was none, before it gets its ``imports`` entry."""
+"""The main file of containerd 2 where there was none, before it gets its ``imports`` entry."""
 
-DROP_IN, USER_DROP_IN = "99-kata-deploy", "zz-kata-deploy-user"
-"""How the names of our files begin. They sort behind those of others, and the user's behind ours."""
-
-NEWEST_SCHEMA = 3
-"""The newest schema our drop-ins are written in; every later containerd reads it too."""
-
-POD_ANNOTATIONS = "io.katacontainers.*"
-"""The annotations of a pod that reach the shim; Kata's own configuration decides which it heeds."""
-
-Mode = Literal["import", "conf.d"]
+Mode = Literal["import", "conf.d", "main"]
 
 
 @dataclass(frozen=True)
-class ConfigFile:
-    """A file as it should be; ``content`` is ``None`` where there must be none.
+class ContainerdConfig:
+    """One instance on a containerd of ``version``, which keeps its configuration at ``home``."""
 
-    ``without`` is what it would be, as it is now, without this instance: ``None`` when all of it is ours.
-    """
-
-    path: str
-    content: bytes | None
-    without: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What one instance wants of containerd's configuration.
-
-    ``files`` are in the order that can be interrupted anywhere: the drop-ins, then the main file if
-    it has to name or no longer to name them, then what must be gone. Backwards, it is the order of
-    the way back. ``labels`` names the settings that some of them come from.
-    """
-
-    mode: Mode
-    files: tuple[ConfigFile, ...]
-    handlers: tuple[str, ...]
-    labels: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Place:
-    """The drop-ins of an instance in one directory."""
-
-    directory: str
+    install_dir: str
     suffix: str
+    version: Version
+    home: Home
+    ours: tuple[str, ...] = ()
+    """Handlers that this instance is known to have in a file of others, were their markers gone."""
 
     @property
-    def drop_in(self) -> str:
-        """The handlers."""
-        return self._path(DROP_IN)
+    def main_path(self) -> str:
+        """What containerd reads first."""
+        return self.home.config
 
     @property
-    def user_drop_in(self) -> str:
-        """What the settings have as ``containerd.userDropIn``."""
-        return self._path(USER_DROP_IN)
+    def import_entry(self) -> str:
+        """The entry of the main file's ``imports`` that names the drop-ins in the install dir."""
+        return f"{self.install_dir}/containerd/config.d/*.toml"
 
-    def _path(self, name: str) -> str:
-        return (
-            f"{self.directory}/{name}-{self.suffix}.toml" if self.suffix else f"{self.directory}/{name}.toml"
+    def places(self) -> tuple[Place, ...]:
+        """The install dir, and where drop-ins are read without being named."""
+        conf_d = (posixpath.join(posixpath.dirname(self.main_path), "conf.d"),)
+        directories = (posixpath.dirname(self.import_entry), *(self.home.drop_ins.values() or conf_d))
+        return tuple(self._place(directory) for directory in dict.fromkeys(directories))
+
+    def shared_paths(self) -> tuple[str, ...]:
+        """The main file, or the templates it is rendered from."""
+        return tuple(dict.fromkeys(self.home.template.values())) or (self.main_path,)
+
+    def closure(self, read: Read, glob: Glob) -> dict[str, bytes]:
+        """The main file with all it imports, and the templates."""
+        files = containerd_read.import_closure(self._root_path, read, glob)
+        shared = {path: read(path) for path in (*self.shared_paths(), self.main_path) if path not in files}
+        return files | {path: content for path, content in shared.items() if content is not None}
+
+    def wanted(self, settings: Settings, files: Mapping[str, bytes]) -> Wanted:
+        """The drop-ins or the tables, in the way that this containerd reads them.
+
+        ``files`` has at least what :meth:`closure` gives. What this instance may have left elsewhere, in
+        another mode or for a setting that is off now, is among what must be gone; it need not be there.
+        Raises :class:`HostError` when a file of others is broken or not safe to edit, and
+        :class:`UnfitNodeError` when the settings ask for what this containerd cannot do.
+        """
+        own = own_paths(self)
+        others = {path: content for path, content in files.items() if path not in own}
+        mode, place = self._mode(self._in_order(others))
+        drop_ins: list[ConfigFile] = []
+        if place is not None:
+            content = render(settings, self._schema(others), self.version)
+            drop_ins.append(ConfigFile(place.drop_in, content))
+        if settings.user_drop_in.strip():
+            if place is None:
+                raise self._no_drop_ins("containerd.userDropIn")
+            text = settings.user_drop_in.rstrip("\n") + "\n"
+            drop_ins.append(ConfigFile(place.beside[0], text.encode()))
+        kept = [file.path for file in drop_ins]
+        return Wanted(
+            mode,
+            (
+                *drop_ins,
+                *self._shared(settings, others, mode),
+                *(ConfigFile(path, None) for path in own if path not in kept),
+            ),
+            names(settings),
+            {place.beside[0]: "containerd.userDropIn" for place in self.places()},
+        )
+
+    def without_us(self, path: str, content: bytes) -> bytes | None:
+        """A main file or template without this instance; ``None`` when nothing of others is left.
+
+        A file that never named it comes back as it is. Raises :class:`HostError` when it is broken, or
+        not safe to edit.
+        """
+        left = self._without(path, content)
+        return None if left in self._made() and left != content else left
+
+    def check(
+        self,
+        files: Mapping[str, bytes],
+        *,
+        own_paths: Collection[str],
+        handlers: Collection[str],
+        labels: Mapping[str, str],
+        exists: Callable[[str], bool],
+    ) -> list[str]:
+        """As of :class:`~kata_node.cri_config.CriConfig`."""
+        effective = self._in_order(files)
+        if self.version.major < 2:
+            return containerd_main.check_main(
+                self._root_path,
+                effective,
+                instance=self._name,
+                handlers=handlers,
+                exists=exists,
+                version=self.version,
+            )
+        root = effective.get(self._root_path)
+        problems: list[str] = []
+        if root is not None and toml_tables.has(root, self._name):
+            # Our own tables there are no clash, but they must fit what is around them.
+            try:
+                toml_edit.load(root, self._root_path)
+                effective[self._root_path] = toml_tables.remove(root, self._name, where=self._root_path)
+            except HostError as error:
+                problems.append(f"{self._root_path}: {error.what}")
+        return problems + containerd_read.check(
+            self._root_path,
+            effective,
+            own_paths=own_paths,
+            handlers=handlers,
+            labels=labels,
+            exists=exists,
+            version=self.version,
+        )
+
+    def reloads(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
+        """Whoever restarts it in the end, it reads everything anew."""
+        return True
+
+    def defined(self, files: Mapping[str, bytes]) -> frozenset[str]:
+        """As of :class:`~kata_node.cri_config.CriConfig`."""
+        return containerd_read.defined_handlers(self._root_path, self._in_order(files))
+
+    @property
+    def _name(self) -> str:
+        return self.suffix or "default"
+
+    @property
+    def _renders(self) -> bool:
+        """Whether the main file is rendered from a template that cannot be read as one."""
+        return bool(self.home.template) and not self.home.template_is_toml
+
+    @property
+    def _root_path(self) -> str:
+        """The file whose content tells what containerd reads."""
+        return self.main_path if not self.home.template or self._renders else self._edited({})
+
+    def _edited(self, files: Mapping[str, bytes]) -> str:
+        """The file to edit, given those that are there."""
+        if not self.home.template:
+            return self.main_path
+        return self.home.template_in_use(self._newest_schema, files.__contains__)[1]
+
+    @property
+    def _newest_schema(self) -> int:
+        return 2 if self.version.major < 2 else containerd_read.SCHEMA_IF_NONE
+
+    def _place(self, directory: str) -> Place:
+        user = named(f"{directory}/{USER_DROP_IN}", self.suffix, ".toml")
+        return Place(named(f"{directory}/{DROP_IN}", self.suffix, ".toml"), (user,))
+
+    def _schema(self, files: Mapping[str, bytes]) -> int:
+        """The schema to write for."""
+        read = self._in_order(files)
+        if self._renders and self.main_path not in read:
+            return self.home.template_in_use(self._newest_schema, files.__contains__)[0]
+        if self._merges_itself(read):
+            return self._newest_schema
+        if self.version.major < 2:
+            return containerd_main.schema_of(toml_edit.load(content, path) for path, content in read.items())
+        return containerd_read.schema(read)
+
+    def _merges_itself(self, read: Mapping[str, bytes]) -> bool:
+        """Whether the distribution reads the drop-ins, and containerd what it makes of them."""
+        return self.home.drop_ins_always and k0s_manages(read.get(self.main_path))
+
+    def _mode(self, read: Mapping[str, bytes]) -> tuple[Mode, Place | None]:
+        at_home, *others = self.places()
+        if self._merges_itself(read):
+            return "conf.d", others[0]
+        if self.version.major < 2:
+            return "main", None
+        if self.version.at_least(2, 2) or self.home.drop_ins:
+            for place in others:
+                if _is_imported(place, read):
+                    return "conf.d", place
+        return ("main", None) if self._renders else ("import", at_home)
+
+    def _shared(self, settings: Settings, files: Mapping[str, bytes], mode: Mode) -> Iterator[ConfigFile]:
+        """The files of others that this instance has anything to say of."""
+        edited = self._edited(files) if mode != "conf.d" else ""
+        for path in self.shared_paths():
+            there = files.get(path)
+            without = None if there is None else self.without_us(path, there)
+            if path == edited:
+                yield ConfigFile(path, self._with_us(settings, path, files, mode), without)
+            elif without != there:
+                yield ConfigFile(path, without, without)
+
+    def _with_us(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
+        start = files[path] if path in files else self._start()
+        if mode == "import":
+            left = self._without(path, start, but=self.import_entry)
+            return toml_edit.add(left, "imports", self.import_entry, after="version", where=path)
+        left = start if self._renders else self._marked(path, self._without_imports(path, start))
+        files = {**files, path: left}
+        main, name = self._root_path, self._name
+        others = toml_tables.remove(files.get(main, b""), name, where=main, template=self._renders)
+        block = render_block(
+            settings,
+            self._schema(files),
+            self.version,
+            toml_edit.load(others, main),
+            where=main,
+            # What is rendered from a template of the distribution has it.
+            with_runc=self.version.major < 2 and not self._renders,
+        )
+        return toml_tables.add(left, block, name, where=path, template=self._renders)
+
+    def _marked(self, path: str, content: bytes) -> bytes:
+        """The file without tables of ours that have lost their markers."""
+        whole = toml_tables.is_whole(content, self._name, where=path)
+        return content if whole else self._without_tables(path, content)
+
+    def _start(self) -> bytes:
+        """What a shared file begins with that is not there."""
+        if self.home.template:
+            if not self.home.template_start:
+                raise UnfitNodeError(
+                    f"{self.home.distribution} has no template of its configuration here",
+                    where=self._edited({}),
+                    hint="see whether the distribution is installed, and where it keeps its configuration",
+                )
+            return self.home.template_start.encode()
+        return containerd_main.MADE_MAIN if self.version.major < 2 else MADE_MAIN
+
+    def _made(self) -> tuple[bytes, ...]:
+        """What a shared file of our own making holds without us, whatever the version then."""
+        return (MADE_MAIN, containerd_main.MADE_MAIN, self.home.template_start.encode() or MADE_MAIN)
+
+    def _without(self, path: str, content: bytes, *, but: str = "") -> bytes:
+        """The file without our tables, and without the imports, ``but`` one, that mean our drop-ins."""
+        if self._renders:
+            return toml_tables.remove(content, self._name, where=path, template=True)
+        return self._without_tables(path, self._without_imports(path, content, but=but))
+
+    def _without_tables(self, path: str, content: bytes) -> bytes:
+        tables = containerd_read.tables_below(path, content, self.install_dir, self.ours) if self.ours else ()
+        return toml_tables.remove(content, self._name, where=path, tables=tables)
+
+    def _without_imports(self, path: str, content: bytes, *, but: str = "") -> bytes:
+        """A plain path to a drop-in is never ours to write, but would stop the daemon once that is gone."""
+        directory = posixpath.dirname(self.import_entry)
+        for entry in imports(content, path):
+            meant = resolve(path, entry)
+            at_home = posixpath.dirname(meant) == directory and is_drop_in(meant)
+            if meant != but and (meant == self.import_entry or at_home):
+                content = toml_edit.remove(content, "imports", entry, where=path)
+        return content
+
+    def _in_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """What containerd reads of ``files`` once the templates are rendered, in its order."""
+        return in_order(self._root_path, self._rendered(files))
+
+    def _rendered(self, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """The files with our tables in the main one as the template has them now."""
+        if not self._renders:
+            return files
+        rendered = files.get(self.main_path)
+        block = next(
+            (
+                block
+                for path in self.shared_paths()
+                if path in files and (block := toml_tables.block_of(files[path], self._name, where=path))
+            ),
+            b"",
+        )
+        if rendered is None and not block:
+            return files
+        left = toml_tables.remove(rendered or b"", self._name, where=self.main_path, template=True)
+        return {
+            **files,
+            self.main_path: toml_tables.add(left, block, self._name, where=self.main_path, template=True)
+            if block
+            else left,
+        }
+
+    def _no_drop_ins(self, key: str) -> UnfitNodeError:
+        why = (
+            f"containerd {self.version} reads no drop-ins without losing settings of others"
+            if self.version.major < 2
+            else f"this {self.home.distribution} reads no drop-ins"
+        )
+        return UnfitNodeError(
+            f"{key} cannot be honoured here: {why}",
+            where=self._edited({}),
+            hint=f"take out {key} for this node, and put its content into that file yourself",
         )
 
 
-def places(install_dir: str, suffix: str, main_path: str) -> dict[Mode, Place]:
-    """Where the drop-ins of an instance lie in each mode."""
-    conf_d = posixpath.join(posixpath.dirname(main_path), "conf.d")
-    return {
-        "import": Place(posixpath.dirname(import_entry(install_dir)), suffix),
-        "conf.d": Place(conf_d, suffix),
-    }
-
-
-def own_paths(install_dir: str, suffix: str, main_path: str) -> tuple[str, ...]:
-    """Every file an instance can have, whatever the mode; the main one is nobody's own."""
-    both = places(install_dir, suffix, main_path).values()
-    return tuple(path for place in both for path in (place.drop_in, place.user_drop_in))
-
-
-def import_entry(install_dir: str) -> str:
-    """The entry of the main file's ``imports`` that names the drop-ins in the install dir."""
-    return f"{install_dir}/containerd/config.d/*.toml"
-
-
-def is_drop_in(path: str, install_dir: str) -> bool:
-    """Whether ``path`` is a drop-in of the instance in ``install_dir``, or of any in a ``conf.d``."""
-    in_conf_d = posixpath.basename(posixpath.dirname(path)) == "conf.d"
-    return _is_at_home(path, install_dir) or (in_conf_d and _has_our_name(path))
-
-
-def _is_at_home(path: str, install_dir: str) -> bool:
-    return posixpath.dirname(path) == posixpath.dirname(import_entry(install_dir)) and _has_our_name(path)
-
-
-def _has_our_name(path: str) -> bool:
-    return posixpath.basename(path).startswith((DROP_IN, USER_DROP_IN))
-
-
-def is_of(install_dir: str, drop_in: bytes) -> bool:
-    """Whether a drop-in with handlers is of the instance in ``install_dir``: by the programs it names.
-
-    Instances of one suffix in several install dirs would share its path in a ``conf.d``.
-    """
-    return f'"{install_dir}/'.encode() in drop_in
-
-
-def config_path(argv: Sequence[str], working_directory: str = "/") -> str:
+def config_path(argv: Sequence[str], default: str, working_directory: str = "/") -> str:
     """The main file of a containerd started as ``argv``, the program first, as ExecStart has it."""
-    path = CONFIG_PATH
+    path = default
     arguments = iter(argv[1:])
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -207,122 +380,6 @@ def config_path(argv: Sequence[str], working_directory: str = "/") -> str:
 _FLAGS_WITH_VALUE = ("config", "c", "log-level", "l", "address", "a", "root", "state")
 
 
-def add_import(main: bytes, entry: str, where: str = CONFIG_PATH) -> bytes:
-    """Name ``entry`` in ``imports``, by one insertion into the main file at ``where``.
-
-    Raises :class:`~kata_node.errors.HostError` when the file is broken, or not safe to edit.
-    """
-    return toml_edit.add(main, "imports", entry, after="version", where=where)
-
-
-def remove_import(main: bytes, entry: str, where: str = CONFIG_PATH) -> bytes:
-    """Undo :func:`add_import`, byte for byte; of a file edited since, take only the entry.
-
-    Raises :class:`~kata_node.errors.HostError` when the file is broken, or not safe to edit.
-    """
-    return toml_edit.remove(main, "imports", entry, where=where)
-
-
-def wanted(settings: Settings, version: Version, main_path: str, files: Mapping[str, bytes]) -> Wanted:
-    """What the instance of ``settings`` wants of a containerd of ``version``.
-
-    ``files`` has, by path, at least those that containerd reads now; without the main one, there is
-    none. What this instance may have left elsewhere, in the other mode or for a setting that is off
-    now, is among what must be gone; it need not be there. Raises
-    :class:`~kata_node.errors.HostError` when the main file is broken, or not safe to edit.
-    """
-    both = places(settings.install_dir, settings.suffix, main_path)
-    own = own_paths(settings.install_dir, settings.suffix, main_path)
-    read = in_order(main_path, {path: content for path, content in files.items() if path not in own})
-    mode: Mode = "conf.d" if version.at_least(2, 2) and _is_imported(both["conf.d"], read) else "import"
-
-    drop_ins = [ConfigFile(both[mode].drop_in, render(settings, schema(read)))]
-    if settings.user_drop_in.strip():
-        text = settings.user_drop_in.rstrip("\n") + "\n"
-        drop_ins.append(ConfigFile(both[mode].user_drop_in, text.encode()))
-    kept = [file.path for file in drop_ins]
-    return Wanted(
-        mode,
-        (
-            *drop_ins,
-            *_main(settings.install_dir, main_path, files.get(main_path), mode),
-            *(ConfigFile(path, None) for path in own if path not in kept),
-        ),
-        tuple(shim.handler(settings.suffix) for shim in settings.shims),
-        {place.user_drop_in: "containerd.userDropIn" for place in both.values()},
-    )
-
-
-def _main(install_dir: str, main_path: str, main: bytes | None, mode: Mode) -> tuple[ConfigFile, ...]:
-    """The main file, if this instance has anything to say of it."""
-    without = None if main is None else without_us(main, install_dir, main_path)
-    if mode == "conf.d":
-        return () if without == main else (ConfigFile(main_path, without, without),)
-    entry = import_entry(install_dir)
-    content = MADE_MAIN if main is None else _without(main, install_dir, main_path, but=entry)
-    return (ConfigFile(main_path, add_import(content, entry, main_path), without),)
-
-
-def without_us(main: bytes, install_dir: str, main_path: str) -> bytes | None:
-    """The main file without the instance in ``install_dir``; ``None`` when nothing of others is left.
-
-    A file that never named it comes back as it is. Raises :class:`~kata_node.errors.HostError` when
-    it is broken, or not safe to edit.
-    """
-    left = _without(main, install_dir, main_path)
-    return None if left == MADE_MAIN != main else left
-
-
-def _without(main: bytes, install_dir: str, main_path: str, *, but: str = "") -> bytes:
-    """The main file without the imports, ``but`` one, that mean our drop-ins in the install dir.
-
-    A plain path to one is never ours to write, but would stop the daemon once that drop-in is gone.
-    """
-    for entry in imports(main, main_path):
-        path = resolve(main_path, entry)
-        if path != but and (path == import_entry(install_dir) or _is_at_home(path, install_dir)):
-            main = remove_import(main, entry, main_path)
-    return main
-
-
-def render(settings: Settings, root_schema: int) -> bytes:
-    """The drop-in with the handlers, for a main configuration of ``root_schema``."""
-    import tomlkit
-
-    version = min(root_schema, NEWEST_SCHEMA)
-    handlers = tomlkit.table(is_super_table=True)
-    for shim in settings.shims:
-        handler = tomlkit.table()
-        handler["runtime_type"] = f"io.containerd.kata-{shim.name}.v2"
-        handler["runtime_path"] = f"{settings.install_dir}/{shim.shim_binary}"
-        handler["privileged_without_host_devices"] = True
-        handler["pod_annotations"] = _pod_annotations(settings, shim)
-        handler["options"] = {"ConfigPath": f"{settings.install_dir}/{shim.own_config}"}
-        handlers[shim.handler(settings.suffix)] = handler
-    table = handlers
-    for name in ("runtimes", "containerd", SCHEMA_2_TABLE if version == 2 else RUNTIME_TABLE, "plugins"):
-        above = tomlkit.table(is_super_table=True)
-        above[name] = table
-        table = above
-    document = tomlkit.document()
-    document.add(
-        tomlkit.comment(f"Managed by kata-node (instance {settings.instance}). Changes here are lost:")
-    )
-    document.add(tomlkit.comment("put your own into the setting containerd.userDropIn."))
-    document["version"] = version
-    document["plugins"] = table["plugins"]
-    return document.as_string().encode()
-
-
-def _pod_annotations(settings: Settings, shim: Shim) -> list[str]:
-    per_shim = settings.shim_settings.get(shim.name)
-    extra = (
-        *settings.containerd.extra_pod_annotations,
-        *(per_shim.extra_pod_annotations if per_shim else ()),
-    )
-    return list(dict.fromkeys((POD_ANNOTATIONS, *extra)))
-
-
 def _is_imported(place: Place, files: Mapping[str, bytes]) -> bool:
     """Whether a glob finds both drop-ins there; no plain path can.
 
@@ -330,6 +387,6 @@ def _is_imported(place: Place, files: Mapping[str, bytes]) -> bool:
     write leaves beside them, and the daemon would not start.
     """
     return any(
-        pattern.endswith(".toml") and matches(pattern, place.drop_in) and matches(pattern, place.user_drop_in)
+        pattern.endswith(".toml") and all(matches(pattern, path) for path in place.paths)
         for _, pattern in patterns(files)
     )

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node import toml_edit
+from kata_node.cri_config import Glob, Read
 from kata_node.errors import HostError
-from kata_node.host.globs import compile_name
+from kata_node.host.globs import matches
 
 if TYPE_CHECKING:
     from kata_node.versions import Version
@@ -28,9 +29,6 @@ CRI_PLUGINS = (RUNTIME_TABLE, SCHEMA_2_TABLE, "io.containerd.cri.v1.images", "cr
 
 SCHEMA_IF_NONE = 3
 """The schema a drop-in may have where no file gives a ``version``."""
-
-Read = Callable[[str], bytes | None]
-Glob = Callable[[str], list[str]]
 
 
 def imports(config: bytes, where: str = "") -> tuple[str, ...]:
@@ -51,16 +49,6 @@ def resolve(importer: str, entry: str) -> str:
 def is_glob(path: str) -> bool:
     """Whether containerd takes an entry as a pattern; all others must exist."""
     return "*" in path
-
-
-def matches(pattern: str, path: str) -> bool:
-    """Whether a glob finds ``path``; a malformed one finds nothing."""
-    parts, names = pattern.split("/"), path.split("/")
-    try:
-        found = [compile_name(part).fullmatch(name) for part, name in zip(parts, names, strict=False)]
-    except ValueError:
-        return False
-    return len(parts) == len(names) and None not in found
 
 
 def patterns(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
@@ -109,6 +97,19 @@ def schema(files: Mapping[str, bytes]) -> int:
         if isinstance(version, int) and not isinstance(version, bool) and version > 0:
             return version
     return SCHEMA_IF_NONE
+
+
+def tables_below(
+    path: str, content: bytes, install_dir: str, handlers: Collection[str]
+) -> tuple[tuple[str, ...], ...]:
+    """The key paths of those ``handlers`` in a file whose programs lie below ``install_dir``."""
+    file = _File(path, path, toml_edit.load(content, path), own=False)
+    return tuple(
+        ("plugins", plugin, "containerd", "runtimes", name)
+        for plugin in CRI_PLUGINS
+        for name, fields in file.runtimes(plugin).items()
+        if name in handlers and str(fields.get("runtime_path", "")).startswith(f"{install_dir}/")
+    )
 
 
 def defined_handlers(main_path: str, files: Mapping[str, bytes]) -> frozenset[str]:

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kata_node.actions import Tools
+from kata_node.cri_config import ConfigFile as Change
 from kata_node.errors import HostError
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.host.files import FileState
 from kata_node.receipt import Backup, Cri, CriFile
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a configuration file shall hold; ``None``: it shall not be there.
-
-    ``without`` is what it holds, as it is now, apart from our entries; ``None`` when all of it is ours.
-    """
-
-    path: str
-    content: bytes | None = field(repr=False)
-    without: bytes | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)

@@ -8,39 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kata_node import containerd
-from kata_node.cri_files import Change, digests, is_at_hand, records, sha256
+from kata_node.cri_config import ConfigFile as Change
+from kata_node.cri_config import is_drop_in, is_of
+from kata_node.cri_files import digests, is_at_hand, records, sha256
 from kata_node.errors import UnfitNodeError
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.receipt import Receipt
 
 
-def hand_back(facts: RuntimeFacts, receipt: Receipt, suffix: str) -> tuple[list[Change], list[str]]:
+def hand_back(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[Change], list[str]]:
     """Every file with something of this instance as it is to be without, and what there is to say of it.
 
     Those that others write as well come first, for they import the rest.
     """
     recorded = receipt.cri.paths() if receipt.cri else ()
-    paths = dict.fromkeys((*recorded, *_found(facts, receipt.install_dir, suffix)))
+    paths = dict.fromkeys((*recorded, *_found(facts, receipt.install_dir)))
     changes: list[Change] = []
     notes: list[str] = []
-    for path in sorted(paths, key=lambda path: containerd.is_drop_in(path, receipt.install_dir)):
+    for path in sorted(paths, key=is_drop_in):
         content, note = _without_us(path, facts, receipt)
         changes.append(Change(path, content, content))
         notes += [f"{note}: {path}"] if note else []
     return changes, notes
 
 
-def refuse_others(facts: RuntimeFacts, receipt: Receipt, suffix: str) -> None:
+def refuse_others(facts: RuntimeFacts, receipt: Receipt) -> None:
     """Raise :class:`UnfitNodeError` when another installation has drop-ins where this one needs them."""
     recorded = set(receipt.cri.paths()) if receipt.cri else set()
-    for place in containerd.places(receipt.install_dir, suffix, facts.config_path).values():
+    for place in facts.config.places():
         there = facts.files.get(place.drop_in)
-        if (
-            there
-            and place.drop_in not in recorded
-            and not containerd.is_of(receipt.install_dir, there.content)
-        ):
+        if there and place.drop_in not in recorded and not is_of(receipt.install_dir, there.content):
             raise UnfitNodeError(
                 "this drop-in is of another installation",
                 where=place.drop_in,
@@ -48,16 +45,15 @@ def refuse_others(facts: RuntimeFacts, receipt: Receipt, suffix: str) -> None:
             )
 
 
-def _found(facts: RuntimeFacts, install_dir: str, suffix: str) -> Iterator[str]:
-    for place in containerd.places(install_dir, suffix, facts.config_path).values():
+def _found(facts: RuntimeFacts, install_dir: str) -> Iterator[str]:
+    for place in facts.config.places():
         drop_in = facts.files.get(place.drop_in)
-        if place.directory.startswith(f"{install_dir}/") or (
-            drop_in and containerd.is_of(install_dir, drop_in.content)
-        ):
-            yield from (path for path in (place.drop_in, place.user_drop_in) if path in facts.files)
-    main = facts.files.get(facts.config_path)
-    if main and containerd.without_us(main.content, install_dir, facts.config_path) != main.content:
-        yield facts.config_path
+        if place.directory.startswith(f"{install_dir}/") or (drop_in and is_of(install_dir, drop_in.content)):
+            yield from (path for path in place.paths if path in facts.files)
+    for path in facts.config.shared_paths():
+        there = facts.files.get(path)
+        if there and facts.config.without_us(path, there.content) != there.content:
+            yield path
 
 
 def _without_us(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes | None, str]:
@@ -73,7 +69,7 @@ def _without_us(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes
         if is_at_hand(each.before, facts):
             return facts.backups[each.before.sha256], ""
     edited = "edited by somebody since, " if known and not recognised else ""
-    if containerd.is_drop_in(path, receipt.install_dir):
+    if is_drop_in(path):
         return None, edited and f"{edited}removed all the same for it was ours"
-    left = containerd.without_us(there.content, receipt.install_dir, path)
+    left = facts.config.without_us(path, there.content)
     return left, f"{edited}only our entry taken out" if edited and left != there.content else ""

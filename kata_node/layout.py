@@ -1,8 +1,14 @@
 """What belongs below the install dir, and how that differs from what is there. Pure.
 
-Every enabled shim gets a directory of its own, so that Kata reads one ``config.d`` per shim: it
+Every handler gets a directory of its own, so that Kata reads one ``config.d`` per handler: it
 looks beside the *real* configuration file, symlinks resolved. The file's usual path stays, as a
-symlink to it.
+symlink to that of the shim's plain handler.
+
+Kata's QEMU looks for its firmware and its ROMs where it was built to lie. Installed elsewhere it finds
+them by a directory ``qemu-bundle`` beside the program, below which it takes such a path as if it were
+the root: there, a symlink leads from the built-in prefix to the install dir. QEMU has done so since 7.1,
+whether built to be relocatable or not (Kata's is not), and the program that runs is still QEMU itself:
+no wrapper, which would need a shell on the host and another answer from every security module.
 """
 
 from __future__ import annotations
@@ -13,11 +19,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from kata_node.handlers import handlers
+from kata_node.kata_config import drop_ins, parse
+from kata_node.kata_merge import Table, section
+from kata_node.payload_rules import BUILTIN_PREFIX
 from kata_node.receipt import Placed
-from kata_node.shims import Shim
 
 if TYPE_CHECKING:
+    from kata_node.handlers import Handler
     from kata_node.payload import Entry
+    from kata_node.settings import Settings
 
 HEADER = b"""\
 # Managed by kata-node: replaced whenever the payload changes.
@@ -66,32 +77,55 @@ class Found:
         return self.link == placed.link if placed.kind == "link" else True
 
 
-def layout(entries: Iterable[Entry], shims: Iterable[Shim]) -> dict[str, Wanted]:
-    """Everything that belongs below the install dir for ``shims``, by path, parents first."""
-    wanted = {entry.path: _of_entry(entry) for entry in entries}
-    brought = dict(wanted)
-    for shim in shims:
-        config = _target(brought, shim.base_config)
+def layout(entries: Iterable[Entry], settings: Settings) -> dict[str, Wanted]:
+    """Everything that belongs below the install dir, by path, parents first.
+
+    Raises what :func:`~kata_node.kata_config.drop_ins` raises.
+    """
+    brought = {entry.path: _of_entry(entry) for entry in entries}
+    wanted = dict(brought)
+    parsed: dict[str, Table] = {}  # several handlers share the configuration of a shim
+    for handler in handlers(settings):
+        config = _target(brought, handler.shim.base_config)
         if config is not None and config.kind == "file":
-            wanted |= {want.path: want for want in _own(shim, config)}
+            if config.path not in parsed:
+                parsed[config.path] = parse(config.content, config.path)
+            wanted |= {want.path: want for want in _own(handler, config, settings, parsed[config.path])}
     return dict(sorted(wanted.items()))
 
 
-def _own(shim: Shim, config: Entry) -> Iterator[Wanted]:
-    """What makes ``config`` the own configuration of ``shim``."""
-    content = HEADER + config.content.encode()
-    for directory in (posixpath.dirname(shim.own_dir), shim.own_dir, f"{shim.own_dir}/config.d"):
+def _own(handler: Handler, config: Entry, settings: Settings, base: Table) -> Iterator[Wanted]:
+    """What makes ``config`` the own configuration of ``handler``."""
+    for directory in (posixpath.dirname(handler.own_dir), handler.own_dir, handler.config_d):
         yield Wanted(directory, "dir")
-    yield Wanted(
-        shim.own_config,
-        "file",
-        mode=0o644,
-        size=len(content),
-        mtime=config.mtime,
-        sha256=hashlib.sha256(content).hexdigest(),
-        content=content,
-    )
-    yield Wanted(shim.base_config, "link", link=shim.own_config.removeprefix(f"{shim.config_dir}/"))
+    yield _of_content(handler.own_config, HEADER + config.content.encode(), config.mtime)
+    for name, content in drop_ins(handler, settings, base).items():
+        yield _of_content(f"{handler.config_d}/{name}", content, config.mtime)
+    shim = handler.shim
+    if handler.own_config == shim.own_config:
+        yield Wanted(shim.base_config, "link", link=shim.own_config.removeprefix(f"{shim.config_dir}/"))
+    if settings.install_dir != BUILTIN_PREFIX:
+        yield from _qemu_bundle(base)
+
+
+def _qemu_bundle(base: Table) -> Iterator[Wanted]:
+    """What makes the QEMU of a configuration find its files in an install dir it was not built for."""
+    program = str(section(base, "hypervisor", "qemu").get("path", ""))
+    if not program.startswith(f"{BUILTIN_PREFIX}/"):
+        return
+    directory = posixpath.dirname(program.removeprefix(f"{BUILTIN_PREFIX}/"))
+    link = posixpath.normpath(f"{directory}/qemu-bundle{BUILTIN_PREFIX}")
+    above = posixpath.dirname(link)
+    yield Wanted(link, "link", link="/".join(".." for _ in above.split("/")))
+    while above != directory:
+        yield Wanted(above, "dir")
+        above = posixpath.dirname(above)
+
+
+def _of_content(path: str, content: bytes, mtime: int) -> Wanted:
+    """A file of our own. It is as old as the configuration it is made for."""
+    digest = hashlib.sha256(content).hexdigest()
+    return Wanted(path, "file", 0o644, len(content), mtime, digest, content=content)
 
 
 def _target(brought: Mapping[str, Wanted], path: str) -> Entry | None:
@@ -121,7 +155,7 @@ class Difference:
     missing: tuple[Wanted, ...]
     """To be placed: new, changed by the payload, or changed on the host."""
     stale: tuple[str, ...]
-    """Files and links an earlier release placed and this one does not have."""
+    """Files and links placed before, which this release or these settings do not have."""
     stale_dirs: tuple[str, ...]
     """Directories likewise, deepest first."""
     drifted: tuple[str, ...]

@@ -197,14 +197,25 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(found[path] for path in sorted(found))
 
 
-def select(manifest: Manifest, shims: Iterable[ShimFiles], arch: str) -> tuple[Entry, ...]:
+def select(
+    manifest: Manifest, shims: Iterable[ShimFiles], arch: str, components: Iterable[str] = ()
+) -> tuple[Entry, ...]:
     """The entries ``shims`` need on machines of ``arch``, validated: of a tree all there are.
 
-    Raises :class:`PayloadError` when the payload lacks a component, or does not know a shim.
+    ``components`` are needed besides. Raises :class:`PayloadError` when the payload lacks a component, or
+    does not know a shim.
     """
     if manifest.form == "tree":
         return validate(manifest.entries)
     needed = {component for shim in shims for component in _components(manifest, shim, arch)}
+    for component in components:
+        if component not in manifest.archives:
+            raise PayloadError(
+                f"the settings need the component {component}, which the payload lacks",
+                where=f"kata-static-{component}.tar.zst",
+                hint="use an image whose payload has it, or take what needs it out of the settings",
+            )
+        needed.add(component)
     return validate(entry for entry in manifest.entries if entry.component in needed)
 
 

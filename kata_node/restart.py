@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from kata_node import containerd
 from kata_node import receipt as receipts
 from kata_node.actions import Tools
+from kata_node.cri_config import CriConfig
 from kata_node.errors import CriError, HostError, SystemdError
-from kata_node.host import kernel
+from kata_node.host import globs, kernel
 from kata_node.receipt import Receipt
-from kata_node.versions import Version
 
 if TYPE_CHECKING:
+    from kata_node.distributions import Applies
     from kata_node.host.files import Root
     from kata_node.host.systemd import Unit
 
@@ -36,27 +36,29 @@ PATIENCE = 5.0
 """Seconds a freshly started runtime may give a wrong answer (no CRI, a handler missing) before it
 counts as final. containerd loads its plugins before it opens the socket, so a wrong answer stays
 wrong; waiting the whole timeout for it would only lengthen the time the node runs no pods."""
+WATCHED = 30.0
+"""Seconds for a distribution that watches its files: k0s waits three after the last change, ends its
+containerd, and starts it anew."""
 
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Check what containerd will read, before it is restarted.
+    """Check what the runtime will read, before it is restarted.
 
     ``labels`` names where a file's content comes from, for the error (``containerd.userDropIn``).
     ``ahead`` has content that is yet to be written, ``None`` where a file is to go: what is refused then
     is on the disk at no time, so a node that loses its power meanwhile comes up with its runtime.
     """
 
-    config_path: str
+    config: CriConfig
     own_paths: tuple[str, ...]
     handlers: tuple[str, ...]
     labels: Mapping[str, str]
-    version: Version
     ahead: Mapping[str, bytes | None] = field(default_factory=dict, repr=False)
 
     def describe(self) -> str:
         """One line."""
-        return "" if self.ahead else f"check what the runtime will read from {self.config_path}"
+        return "" if self.ahead else f"check what the runtime will read from {self.config.main_path}"
 
     def diff(self) -> str:
         """Nothing changes."""
@@ -64,19 +66,15 @@ class CheckConfig:
 
     def apply(self, tools: Tools) -> None:
         """Raises :class:`HostError` with every problem found."""
-        problems = containerd.check(
-            self.config_path,
-            containerd.import_closure(
-                self.config_path, partial(self._read, tools.root), partial(self._glob, tools.root)
-            ),
+        problems = self.config.check(
+            self.config.closure(partial(self._read, tools.root), partial(self._glob, tools.root)),
             own_paths=self.own_paths,
             handlers=self.handlers,
             labels=self.labels,
             exists=partial(self._exists, tools.root),
-            version=self.version,
         )
         if problems:
-            raise HostError("; ".join(problems), where=self.config_path, hint="correct it and run again")
+            raise HostError("; ".join(problems), where=self.config.main_path, hint="correct it and run again")
 
     def check(self, tools: Tools) -> None:
         """Applying it is the check."""
@@ -88,13 +86,16 @@ class CheckConfig:
         return self.ahead[path] is not None if path in self.ahead else root.exists(path)
 
     def _glob(self, root: Root, pattern: str) -> list[str]:
-        to_come = (path for path in self.ahead if containerd.matches(pattern, path))
+        to_come = (path for path in self.ahead if globs.matches(pattern, path))
         return sorted({*root.glob(pattern), *to_come})
 
 
 @dataclass(frozen=True)
 class RestartRuntime:
     """Restart the CRI runtime's unit and prove that it serves ``serve`` and none of ``gone``.
+
+    Where ``applies`` says that the runtime takes a change up while it runs, a change of its handlers is
+    given the time for that, and only then the unit is restarted.
 
     ``restart``: ``always``; ``never``, when the running invocation is known to have read the files;
     ``if-read``, for putting files back: only when the unit is no longer the invocation ``since`` that
@@ -107,6 +108,8 @@ class RestartRuntime:
     """
 
     unit: str
+    socket: str
+    applies: Applies
     serve: tuple[str, ...]
     gone: tuple[str, ...]
     timeout: float
@@ -116,6 +119,8 @@ class RestartRuntime:
     since: str = ""
     may_be_down: bool = False
     unless: CheckConfig | None = None
+    served: tuple[str, ...] | None = None
+    """What the runtime served before the first of the files was written, as far as known."""
 
     def describe(self) -> str:
         """One line."""
@@ -140,12 +145,37 @@ class RestartRuntime:
         if self._is_due(before):
             self._spare_what_serves(tools)
             _save(tools, self.pending, before.invocation_id)
+            if invocation := self._reload(tools, before, deadline):
+                _save(tools, self.proven, invocation)
+                return
             tools.systemd().restart(self.unit, self.timeout)
             other_than = before.invocation_id
         elif self.restart == "if-read":
             proof = dataclasses.replace(self, serve=(), gone=())
-        after = proof._prove(tools, deadline, other_than=other_than)
+        after = proof._prove(tools, deadline, PATIENCE, other_than=other_than)
         _save(tools, self.proven, after)
+
+    def _reload(self, tools: Tools, unit: Unit, deadline: float) -> str:
+        """Have the change taken up without a restart; the invocation when that is proven, or nothing.
+
+        The set of handlers is the proof: it was not yet what it shall be. A change of anything else
+        shows nowhere, and needs the restart.
+        """
+        if self.applies == "restart" or unit.active_state != "active" or self.served is None:
+            return ""
+        if _verdict(self.unit, self.served, self.serve, self.gone) is None:
+            return ""
+        try:
+            if self.applies == "signal":
+                tools.systemd().reload(self.unit, self.timeout)
+            patience = PATIENCE if self.applies == "signal" else WATCHED
+            return self._prove(tools, min(deadline, time.monotonic() + patience), patience, other_than="")
+        except (CriError, SystemdError) as error:
+            log.info("%s: not taken up without a restart: %s", self.unit, error.what)
+            return ""
+
+    def _served(self, tools: Tools, timeout: float) -> tuple[str, ...]:
+        return tools.cri(self.socket).status(timeout).handlers
 
     def check(self, tools: Tools) -> None:
         """The proof is part of applying it."""
@@ -173,12 +203,12 @@ class RestartRuntime:
 
     def _answers(self, tools: Tools) -> bool:
         try:
-            tools.cri().status(CALL_TIMEOUT)
+            self._served(tools, CALL_TIMEOUT)
         except CriError:
             return False
         return True
 
-    def _prove(self, tools: Tools, deadline: float, *, other_than: str) -> str:
+    def _prove(self, tools: Tools, deadline: float, patience: float, *, other_than: str) -> str:
         """Wait for the proof; return the invocation that gave it."""
         from kata_node.host.cri import Reason
 
@@ -191,7 +221,7 @@ class RestartRuntime:
                 )
             error: CriError | None
             try:
-                handlers = tools.cri().status(timeout=max(0.1, deadline - time.monotonic())).handlers
+                handlers = self._served(tools, max(0.1, deadline - time.monotonic()))
             except CriError as answer:
                 error = answer
                 # Only an answer can be wrong; a socket nobody listens on yet is a runtime starting.
@@ -202,7 +232,7 @@ class RestartRuntime:
                     return unit.invocation_id
             now = time.monotonic()
             wrong_since = (wrong_since or now) if answered and error is not None else 0.0
-            if now >= deadline or (wrong_since and now - wrong_since >= PATIENCE):
+            if now >= deadline or (wrong_since and now - wrong_since >= patience):
                 raise error or CriError("the runtime was not seen restarting", where=self.unit)
             time.sleep(POLL)
 

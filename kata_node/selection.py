@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kata_node.shims import MACHINES, Shim, table
-from kata_node.values import Reader, nearest
+from kata_node.values import Reader, describe, nearest, parse_yaml
 
 FALLBACK = "qemu"
 """The shim of a run that names none: of those Kata builds for every architecture, the plainest."""
+
+_HANDLER = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_WORD = re.compile(r"[!#-&(-~]*")
 
 _K8S_NAMES = {machine: name for name, machine in MACHINES.items()}
 
@@ -38,9 +42,9 @@ class CustomRuntime:
     name: str
     base_config: str
     """The shim it starts from."""
+    handler: str
+    """The name the CRI serves it under: that of its RuntimeClass, whatever the suffix."""
     drop_in: str = ""
-    runtime_class: str = ""
-    """A RuntimeClass manifest, as YAML text."""
     snapshotter: str = ""
     crio_pull_type: str = ""
 
@@ -65,11 +69,18 @@ class _Named:
     settings: ShimSettings
 
 
-def select(values: Reader, arch: str, *, only: str, may_be_empty: bool) -> Selection:
+def select(
+    values: Reader,
+    arch: str,
+    *,
+    only: str,
+    custom: Collection[CustomRuntime] = (),
+    elsewhere: tuple[tuple[str, str], ...] = (),
+) -> Selection:
     """Read ``shims`` and ``defaultShim``, and choose for machine ``arch``.
 
-    ``only`` are names that replace the file's choice, separated by commas; with ``may_be_empty`` a
-    node without any shim is no problem.
+    ``only`` are names that replace the file's choice, separated by commas. With ``custom`` runtimes a node
+    without any shim is no problem; ``elsewhere`` are those it cannot have, each with the reason.
     """
     before = len(values.problems)
     with values.section("shims") as section:
@@ -86,7 +97,8 @@ def select(values: Reader, arch: str, *, only: str, may_be_empty: bool) -> Selec
     if only:
         for name, reason in skipped:
             values.problem("--shims", f"{name} cannot run on this {here} node: it {reason}")
-    elif not shims and not may_be_empty:
+    skipped += elsewhere
+    if not only and not shims and not custom:
         reasons = "; ".join(f"{name} {reason}" for name, reason in skipped)
         why = f"no shim that is on runs on {here}: {reasons}" if skipped else "no shim is on"
         values.problem("shims", f"{why}; this node would get nothing")
@@ -134,32 +146,77 @@ def for_arch(
     return tuple(chosen), tuple(skipped)
 
 
-def read_custom_runtimes(values: Reader) -> tuple[CustomRuntime, ...]:
-    """Read ``customRuntimes``: all are checked, and handed back only when they are enabled."""
+def read_custom_runtimes(
+    values: Reader, arch: str
+) -> tuple[tuple[CustomRuntime, ...], tuple[tuple[str, str], ...]]:
+    """Read ``customRuntimes``: those for machine ``arch``; then the others, each with the reason.
+
+    All are checked, and handed back only when they are enabled.
+    """
     with values.section("customRuntimes") as section:
         enabled = section.flag("enabled")
         with section.section("runtimes") as runtimes:
-            read = tuple(_read_custom(runtimes, name) for name in runtimes.names())
-    return read if enabled else ()
+            read = [_read_custom(runtimes, name) for name in runtimes.names()]
+    sound = [runtime for runtime in read if runtime is not None and enabled]
+    skipped = [
+        (f"customRuntimes.runtimes.{runtime.name}", f"runs {_listed(table()[runtime.base_config].arches)}")
+        for runtime in sound
+        if arch not in table()[runtime.base_config].arches
+    ]
+    return tuple(each for each in sound if arch in table()[each.base_config].arches), tuple(skipped)
 
 
-def _read_custom(runtimes: Reader, name: str) -> CustomRuntime:
+def _read_custom(runtimes: Reader, name: str) -> CustomRuntime | None:
+    """One of them; ``None`` when a problem with it was noted."""
+    before = len(runtimes.problems)
     with runtimes.section(name) as values:
         base = values.text("baseConfig")
-        if not values.has("baseConfig"):
+        if not base:
             values.problem("baseConfig", "is missing: name the shim whose configuration this one starts from")
-        elif base and base not in table():
+        elif base not in table():
             values.problem("baseConfig", f"there is no shim {base}{nearest(base, table())}")
         values.skip("inheritBaseOverhead")
         with values.section("containerd") as containerd, values.section("crio") as crio:
-            return CustomRuntime(
+            runtime = CustomRuntime(
                 name=name,
                 base_config=base,
-                drop_in=values.text("dropIn"),
-                runtime_class=values.text("runtimeClass"),
+                handler=_read_handler(values),
+                drop_in=read_toml(values, "dropIn"),
                 snapshotter=containerd.text("snapshotter"),
-                crio_pull_type=crio.text("pullType"),
+                crio_pull_type=crio.choice("pullType", ("", "default", "guest-pull")),
             )
+    return runtime if len(runtimes.problems) == before else None
+
+
+def _read_handler(values: Reader) -> str:
+    """The ``handler`` of the RuntimeClass manifest in ``runtimeClass``."""
+    text = values.text("runtimeClass")
+    try:
+        manifest = parse_yaml(text)
+    except ValueError as error:
+        values.problem("runtimeClass", str(error))
+        return ""
+    handler = manifest.get("handler") if isinstance(manifest, dict) else None
+    if not isinstance(handler, str) or not _HANDLER.fullmatch(handler):
+        values.problem(
+            "runtimeClass",
+            "must be a RuntimeClass manifest with a handler of small letters, digits and inner dashes",
+        )
+        return ""
+    return handler
+
+
+def read_toml(values: Reader, key: str) -> str:
+    """A string that is to become a TOML file of its own, checked to be one."""
+    text = values.text(key)
+    if text.strip():
+        import tomllib
+
+        try:
+            tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            values.problem(key, f"is not valid TOML: {error}")
+    return text
 
 
 def _known(section: Reader, name: str) -> bool:
@@ -186,18 +243,41 @@ def _read_shim(section: Reader, name: str) -> _Named:
             values.section("nvrc") as nvrc,
         ):
             settings = ShimSettings(
-                drop_in=values.text("dropIn"),
+                drop_in=read_toml(values, "dropIn"),
                 allowed_hypervisor_annotations=values.texts("allowedHypervisorAnnotations") or (),
                 snapshotter=containerd.text("snapshotter"),
                 force_guest_pull=containerd.flag("forceGuestPull"),
                 extra_pod_annotations=containerd.texts("extraPodAnnotations") or (),
                 crio_guest_pull=crio.flag("guestPull"),
-                https_proxy=agent.text("httpsProxy"),
-                no_proxy=agent.text("noProxy"),
+                https_proxy=_read_word(agent, "httpsProxy"),
+                no_proxy=_read_word(agent, "noProxy"),
                 rootless=hypervisor.flag("rootless"),
                 enable_dcgm=nvrc.flag("enableDCGM"),
             )
-        return _Named(values.switch("enabled"), _read_arches(values, table()[name]), settings)
+            shim = table()[name]
+            if settings.rootless and not _can_be_rootless(shim):
+                others = ", ".join(each.name for each in table().values() if _can_be_rootless(each))
+                hypervisor.problem(
+                    "rootless", f"{name} runs its hypervisor as root only; others can: {others}"
+                )
+            if settings.enable_dcgm and not shim.gpu:
+                nvrc.problem("enableDCGM", f"{name} hands no NVIDIA GPUs to its guests")
+        return _Named(values.switch("enabled"), _read_arches(values, shim), settings)
+
+
+def _read_word(values: Reader, key: str) -> str:
+    """A string that goes onto the guest kernel's command line, where a blank would end it."""
+    text = values.text(key)
+    if not _WORD.fullmatch(text):
+        values.problem(
+            key, f"{describe(text)} has blanks, quotes or the like, which a kernel parameter cannot have"
+        )
+    return text
+
+
+def _can_be_rootless(shim: Shim) -> bool:
+    """Whether its hypervisor can run without privileges: runtime-rs opens what it needs of the host first."""
+    return shim.runtime == "runtime-rs" and (shim.hypervisor == "qemu" or shim.name == "clh-runtime-rs")
 
 
 def _read_arches(values: Reader, shim: Shim) -> tuple[str, ...] | None:

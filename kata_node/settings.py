@@ -26,14 +26,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from kata_node.errors import SettingsError
-from kata_node.selection import CustomRuntime, ShimSettings, read_custom_runtimes, select
+from kata_node.handlers import handlers
+from kata_node.selection import CustomRuntime, ShimSettings, read_custom_runtimes, read_toml, select
 from kata_node.shims import Shim
 from kata_node.values import Reader, describe, read_yaml
 
 __all__ = ["ContainerdSettings", "CustomRuntime", "Settings", "ShimSettings", "SnapshotterSettings", "load"]
 
 DISTRIBUTIONS = ("k8s", "k3s", "rke2", "k0s", "microk8s")
-OVERRIDES = ("installation_prefix", "multi_install_suffix", "debug", "shims")
+OVERRIDES = ("installation_prefix", "k8s_distribution", "multi_install_suffix", "debug", "shims")
 """What flags and ``KATA_NODE_…`` variables can set; all values are strings."""
 
 DEFAULT_INSTALL_DIR = "/opt/kata"
@@ -118,15 +119,15 @@ class Settings:
     suffix: str = ""
     """``env.multiInstallSuffix``: what ends the names of handlers and files of this installation."""
     user_drop_in: str = ""
-    """``containerd.userDropIn``: TOML of the user's own, read after ours; not looked at here."""
+    """``containerd.userDropIn``: TOML of the user's own, read after ours."""
     skipped: tuple[tuple[str, str], ...] = ()
-    """The shims that are on but not for this node, each with the reason."""
+    """The shims and custom runtimes that are on but not for this node, each with the reason."""
     shim_settings: Mapping[str, ShimSettings] = field(default_factory=dict)
     """What the values say of each shim in ``shims``, by its name."""
     default_shim: str = ""
     """``defaultShim`` for this architecture; nothing when it is not given, or an override left it out."""
     custom_runtimes: tuple[CustomRuntime, ...] = ()
-    """Those of ``customRuntimes``; none while it is not enabled."""
+    """Those of ``customRuntimes`` that run on this architecture; none while it is not enabled."""
     distribution: str = DISTRIBUTIONS[0]
     """``k8sDistribution``, one of :data:`DISTRIBUTIONS`."""
     containerd: ContainerdSettings = ContainerdSettings()
@@ -135,6 +136,10 @@ class Settings:
     debug: bool = False
     startup_taints: tuple[str, ...] = ()
     """Taints to take off the Node once it is labelled: ``key`` or ``key:effect``."""
+
+    def of(self, shim: Shim) -> ShimSettings:
+        """What the values say of a shim."""
+        return self.shim_settings.get(shim.name, ShimSettings())
 
     def digest(self) -> str:
         """The sha256, in hex, of all settings that decide what is written on the host.
@@ -170,7 +175,7 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settin
             hint="correct the settings and run again; nothing was changed on this node",
         )
     for name, reason in settings.skipped:
-        log.debug("no shim %s on this %s node: it %s", name, arch, reason)
+        log.debug("no %s on this %s node: it %s", name, arch, reason)
     return settings
 
 
@@ -187,7 +192,7 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
     prefix = _prefix(values, prefix_key, prefix)
     suffix = _suffix(values, suffix_key, suffix)
     with values.section("containerd") as containerd:
-        user_drop_in = containerd.text("userDropIn")
+        user_drop_in = read_toml(containerd, "userDropIn")
         containerd_settings = ContainerdSettings(
             config_dir=containerd.text("configDir"),
             config_file_name=containerd.text("configFileName"),
@@ -201,10 +206,9 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
             erofs_snapshotter_mode=snapshotter.choice("erofsSnapshotterMode", ("", "disk", "memory")),
             erofs_dmverity=snapshotter.flag("erofsDmverity"),
         )
-    custom = read_custom_runtimes(values)
-    selection = select(values, arch, only=overrides.get("shims", ""), may_be_empty=bool(custom))
-    _check_handlers(values, suffix_key, suffix, selection.shims)
-    return Settings(
+    custom, elsewhere = read_custom_runtimes(values, arch)
+    selection = select(values, arch, only=overrides.get("shims", ""), custom=custom, elsewhere=elsewhere)
+    settings = Settings(
         shims=selection.shims,
         arch=arch,
         install_dir=prefix + DEFAULT_INSTALL_DIR + (f"-{suffix}" if suffix else ""),
@@ -215,13 +219,15 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
         shim_settings=selection.shim_settings,
         default_shim=selection.default_shim,
         custom_runtimes=custom,
-        distribution=values.choice("k8sDistribution", DISTRIBUTIONS),
+        distribution=_distribution(values, overrides.get("k8s_distribution", "")),
         containerd=containerd_settings,
         snapshotter=snapshotter_settings,
         host_os=host_os,
         debug=_debug(values, overrides.get("debug", "")),
         startup_taints=_taints(values),
     )
+    _check_handlers(values, suffix_key, settings)
+    return settings
 
 
 def _prefix(values: Reader, key: str, prefix: str) -> str:
@@ -247,14 +253,29 @@ def _suffix(values: Reader, key: str, suffix: str) -> str:
     return ""
 
 
-def _check_handlers(values: Reader, key: str, suffix: str, shims: tuple[Shim, ...]) -> None:
-    """Handlers and the instance's label have the suffix in them, and Kubernetes limits both."""
-    longest = max((shim.handler(suffix) for shim in shims), key=len, default=suffix)
-    if suffix and len(longest) > NAME_LIMIT:
+def _check_handlers(values: Reader, key: str, settings: Settings) -> None:
+    """Handlers must differ. They and the instance's label have the suffix, and Kubernetes limits both."""
+    seen: dict[str, str] = {}
+    for handler in handlers(settings):
+        if handler.name in seen:
+            values.problem(
+                f"{handler.key}.runtimeClass",
+                f"its handler {handler.name} is that of {seen[handler.name]} too",
+            )
+        seen[handler.name] = handler.key
+    longest = max((*seen, settings.suffix), key=len)
+    if len(longest) > NAME_LIMIT:
         values.problem(
-            key,
-            f"with {suffix} the name {longest} has {len(longest)} characters; Kubernetes allows {NAME_LIMIT}",
+            key if settings.suffix else seen[longest],
+            f"the name {longest} has {len(longest)} characters; Kubernetes allows {NAME_LIMIT}",
         )
+
+
+def _distribution(values: Reader, override: str) -> str:
+    distribution = values.choice("k8sDistribution", DISTRIBUTIONS)
+    if override and override not in DISTRIBUTIONS:
+        values.problem("--k8s-distribution", f"expected one of {', '.join(DISTRIBUTIONS)}")
+    return override or distribution
 
 
 def _debug(values: Reader, override: str) -> bool:

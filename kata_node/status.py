@@ -12,8 +12,9 @@ from typing import Any
 from kata_node import receipt as receipts
 from kata_node.actions import Tools
 from kata_node.errors import KataNodeError
-from kata_node.facts import Options
+from kata_node.facts import Look, Options
 from kata_node.facts.artifacts import find
+from kata_node.facts.runtime import find_home, find_unit
 from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
 from kata_node.receipt import Receipt
@@ -60,7 +61,7 @@ def gather(settings: Settings, options: Options, tools: Tools, *, deep: bool) ->
     parent = settings.install_dir.rpartition("/")[0]
     pattern = f"{parent}/kata*/{receipts.STATE_DIR}/receipt.json"
     dirs = (path.removesuffix(f"/{receipts.STATE_DIR}/receipt.json") for path in tools.root.glob(pattern))
-    served, invocation = _runtime(options, tools)
+    served, invocation = _runtime(options, settings, tools)
     found: list[Status] = []
     for install_dir in dirs:
         try:
@@ -131,19 +132,19 @@ def _cri_drift(root: Root, receipt: Receipt) -> list[str]:
     return drift
 
 
-def _runtime(options: Options, tools: Tools) -> tuple[tuple[str, ...] | None, str]:
+def _runtime(options: Options, settings: Settings, tools: Tools) -> tuple[tuple[str, ...] | None, str]:
     """What the CRI serves, and the unit's invocation."""
     if options.offline:
         return None, ""
+    look = Look(settings, Receipt(settings.instance, settings.install_dir, ""), tools, options)
+    unit = None
     try:
-        served: tuple[str, ...] | None = tools.cri().status(CALL_TIMEOUT).handlers
+        unit = find_unit(look, for_revert=False)
+        socket = find_home(look, unit, for_revert=False).socket
+        served: tuple[str, ...] | None = tools.cri(socket).status(CALL_TIMEOUT).handlers
     except KataNodeError as error:
         log.warning("what is served is not known: %s", str(error).replace("\n", ";"))
         served = None
-    try:
-        unit = tools.systemd().unit("containerd.service")
-    except KataNodeError:
-        unit = None
     return served, unit.invocation_id if unit else ""
 
 

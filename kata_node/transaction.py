@@ -7,18 +7,20 @@ step on, so that any later run, of either direction, can put it back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kata_node import cri_files
 from kata_node.actions import Action, MakeDirs, Plan, Record, RemoveDirs, RemoveFile, Sweep, WriteFile
-from kata_node.cri_files import Change, PutBack
+from kata_node.cri_config import ConfigFile as Change
+from kata_node.cri_files import PutBack
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.receipt import Backup, Cri, CriFile, Previous, Receipt
 from kata_node.restart import CheckConfig, Restart, RestartRuntime
 
-Defines = Callable[[Mapping[str, bytes]], Collection[str]]
-"""Tells which handlers configuration files define, given their content by path."""
+if TYPE_CHECKING:
+    from kata_node.distributions import Applies
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,18 @@ def install(
     changes: Sequence[Change],
     handlers: tuple[str, ...],
     checks: Checks,
-    defines: Defines,
+    services: tuple[Action, ...] = (),
 ) -> Plan:
-    """Bring the files to what ``changes`` says, in this order, and the runtime to serve ``handlers``."""
+    """Bring the files to what ``changes`` says, in this order, and the runtime to serve ``handlers``.
+
+    ``services`` are what the runtime will need by then.
+    """
     cri = receipt.cri
     todo = cri_files.to_do(facts, changes)
     if not todo and cri is not None and _is_served(cri, facts, changes, handlers):
         return Plan(_served(facts, handlers))
     begun = _Begun.of(cri, facts, changes)
+    applies = begun.applies(facts, changes)
     written = [change for change in changes if change.content is not None]
     made = (path for path in facts.missing_dirs if _is_above(path, written, receipt.install_dir))
     flying = Cri(
@@ -72,6 +78,7 @@ def install(
         _record(receipt, flying if todo or cri is None else cri, flying, facts, changes),
         *_swept(cri, changes),
         *((checks.ahead,) if todo else ()),
+        *services,
         *(MakeDirs(path) for path in _parents(written) if path in facts.missing_dirs),
         *_writes(todo, facts),
         checks.written,
@@ -79,18 +86,19 @@ def install(
             facts,
             RestartRuntime(
                 facts.unit,
+                facts.home.socket,
+                applies,
                 serve=handlers,
-                gone=_sorted(set(_handlers(cri)).difference(handlers, _defined(facts, changes, defines))),
+                gone=_sorted(set(_handlers(cri)).difference(handlers, _defined(facts, changes))),
                 timeout=facts.timeout,
                 pending=replace(receipt, cri=replace(flying, state="restarting")),
                 proven=replace(receipt, cri=serving),
                 restart="never" if has_read else "always",
+                served=facts.handlers,
             ),
         ),
     )
-    undo = begun.undo(
-        facts, receipt, changes, flying.made_dirs, (*handlers, *_handlers(cri)), checks, defines
-    )
+    undo = begun.undo(facts, receipt, changes, flying.made_dirs, (*handlers, *_handlers(cri)), checks)
     return Plan(_served(facts, handlers), actions, undo)
 
 
@@ -100,7 +108,6 @@ def revert(
     cri: Cri,
     changes: Sequence[Change],
     checks: Checks,
-    defines: Defines,
 ) -> Plan:
     """Bring the files to what ``changes`` says, and the runtime to serve none of the handlers of ``cri``.
 
@@ -108,6 +115,7 @@ def revert(
     """
     todo = cri_files.to_do(facts, changes)
     begun = _Begun.of(cri, facts, changes)
+    applies = begun.applies(facts, changes)
     flying = replace(
         cri,
         state="reverting",
@@ -128,17 +136,20 @@ def revert(
             facts,
             RestartRuntime(
                 facts.unit,
+                facts.home.socket,
+                applies,
                 serve=(),
-                gone=_sorted(set(_handlers(cri)).difference(_defined(facts, changes, defines))),
+                gone=_sorted(set(_handlers(cri)).difference(_defined(facts, changes))),
                 timeout=facts.timeout,
                 pending=replace(receipt, cri=replace(flying, state="unloading")),
                 proven=replace(receipt, cri=None),
-                restart=_restart_back(cri, facts, bool(todo)),
+                restart=_restart_back(cri, facts, bool(todo)) if applies == "restart" else "always",
                 may_be_down=True,
+                served=facts.handlers,
             ),
         ),
     )
-    undo = begun.undo(facts, receipt, changes, cri.made_dirs, _handlers(cri), checks, defines)
+    undo = begun.undo(facts, receipt, changes, cri.made_dirs, _handlers(cri), checks)
     return Plan(f"{facts.unit or facts.runtime.name} serves none of our handlers", actions, undo)
 
 
@@ -170,6 +181,17 @@ class _Begun:
         since = cri.invocation if untouched else ""
         return cls(_previous(states | known), cri.fallback, since, None)
 
+    def applies(self, facts: RuntimeFacts, changes: Sequence[Change]) -> Applies:
+        """How a runtime that serves what was there takes up what is to be there."""
+        contents = cri_files.contents(facts, changes)
+        now = {path: state.content for path, state in facts.files.items()}
+        served: dict[str, bytes | None] = {**now}
+        for each in self.previous:
+            served[each.path] = contents.get(each.state.sha256) if each.state else None
+        then: dict[str, bytes | None] = {**now, **{change.path: change.content for change in changes}}
+        reloads = facts.config.reloads(_there(served), _there(then))
+        return facts.home.applies if reloads else "restart"
+
     def undo(
         self,
         facts: RuntimeFacts,
@@ -178,19 +200,19 @@ class _Begun:
         made_dirs: Sequence[str],
         handlers: Iterable[str],
         checks: Checks,
-        defines: Defines,
     ) -> tuple[Action, ...]:
         """Put back all files, in the opposite order, and see the runtime serve as it did.
 
         ``made_dirs`` and ``handlers`` are all that may have come of the transaction until then.
         """
+        applies = self.applies(facts, changes)
         contents = cri_files.contents(facts, changes)
         order = {change.path: at for at, change in enumerate(changes)}
         previous = sorted(self.previous, key=lambda each: order.get(each.path, -1), reverse=True)
         put_back = [PutBack(each.path, cri_files.state(each.state, contents)) for each in previous]
         kept, served = (self.fallback.made_dirs, self.fallback.handlers) if self.fallback else ((), ())
         # Somebody may have removed a drop-in whose handlers were still served, or the other way round.
-        defined = _defined(facts, (Change(each.path, each.content) for each in put_back), defines)
+        defined = _defined(facts, (Change(each.path, each.content) for each in put_back))
         known = defined if self.served is None else self.served
         serve = tuple(name for name in served if name in defined and name in known)
         emptied = tuple(path for path in reversed(made_dirs) if path not in kept)
@@ -201,11 +223,13 @@ class _Begun:
                 facts,
                 RestartRuntime(
                     facts.unit,
+                    facts.home.socket,
+                    applies,
                     serve=serve,
                     gone=_sorted(set(handlers).difference(defined, known)),
                     timeout=facts.timeout,
                     proven=replace(receipt, cri=self.fallback),
-                    restart="if-read",
+                    restart="if-read" if applies == "restart" else "always",
                     since=self.since,
                     may_be_down=facts.state == "inactive",
                     unless=checks.put_back,
@@ -236,11 +260,15 @@ def _proof(facts: RuntimeFacts, restart: RestartRuntime) -> Action:
     return Record(recorded)
 
 
-def _defined(facts: RuntimeFacts, changes: Iterable[Change], defines: Defines) -> Collection[str]:
+def _there(files: Mapping[str, bytes | None]) -> dict[str, bytes]:
+    return {path: content for path, content in files.items() if content is not None}
+
+
+def _defined(facts: RuntimeFacts, changes: Iterable[Change]) -> Collection[str]:
     """The handlers that all configuration files define once ``changes`` are made."""
     now = {path: state.content for path, state in facts.files.items()}
     then = now | {change.path: change.content for change in changes}
-    return defines({path: content for path, content in then.items() if content is not None})
+    return facts.config.defined(_there(then))
 
 
 def _is_served(cri: Cri, facts: RuntimeFacts, changes: Iterable[Change], handlers: tuple[str, ...]) -> bool:

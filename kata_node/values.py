@@ -59,6 +59,16 @@ def read_yaml(path: str) -> Mapping[object, object]:
     return data
 
 
+def parse_yaml(text: str) -> object:
+    """The one YAML document in ``text``. Raises :class:`ValueError` that tells the line."""
+    import yaml
+
+    try:
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(_yaml_problem(error)) from error
+
+
 def _refuse_duplicates(node: Node | None) -> None:
     """YAML's last-one-wins would silently drop half of somebody's settings.
 

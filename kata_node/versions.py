@@ -50,8 +50,8 @@ class Runtime:
         return f"{self.name}://{self.version}"
 
 
-OLDEST = Runtime("containerd", Version(2, 0, 0, "2.0.0"))
-"""The oldest runtime this release works with: what holds for it holds for all."""
+UNKNOWN = Runtime("containerd", Version(2, 0, 0, "2.0.0"))
+"""What is assumed on the way back when nothing tells: the most common, in its oldest form."""
 
 
 def parse_version(text: str, *, where: str = "") -> Version:
@@ -86,10 +86,12 @@ def runtime_version(flag: str) -> Runtime:
 def support(runtime: Runtime) -> str | None:
     """Why this release does not work with the runtime; ``None`` when it does."""
     version = runtime.version
-    if runtime.name != "containerd":
-        return f"{runtime.name} is not in this release"
-    if version.major < 2:
-        return f"containerd {version} is not in this release, which needs 2.0 or later"
+    if runtime.name == "cri-o":
+        if not version.at_least(1, 30):
+            return f"CRI-O {version} does not tell which handlers it serves, which 1.30 and later do"
+        return None
+    if not version.at_least(1, 6):
+        return f"containerd {version} is too old, this release needs 1.6 or later"
     if version.major > 2:
         return f"containerd {version} is newer than what this release knows, which is 2.x"
     return None

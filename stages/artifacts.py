@@ -29,7 +29,7 @@ NAME = "artifacts"
 
 
 def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
-    """Place what is missing, repair what changed, remove what an earlier release left."""
+    """Place what is missing, repair what changed, remove what is no longer wanted."""
     before = receipt.artifacts
     placed = before.files if before else {}
     in_place = f"all {before.count if before else 0} files in place"
@@ -50,7 +50,8 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
         if before is not None and before.state == "placed" and before == artifacts:
             return Plan(in_place)
         return Plan("all files in place, taken into the record", (Record(done),))
-    notes = tuple(f"changed on the host since it was placed, repaired: {path}" for path in difference.drifted)
+    repaired = (f"changed on the host since it was placed, repaired: {path}" for path in difference.drifted)
+    notes = (*repaired, *facts.doubts)
     announced = replace(artifacts, state="placing", files=layout.announce(difference, placed))
     steps = _steps(settings.install_dir, difference, facts)
     return Plan(
@@ -107,5 +108,5 @@ def _undo(install_dir: str, difference: layout.Difference, facts: ArtifactFacts)
 def _summary(difference: layout.Difference) -> str:
     size = human(sum(want.size for want in difference.missing))
     files = sum(want.kind != "dir" for want in difference.missing)
-    removed = f", {len(difference.stale)} files of an earlier release removed" if difference.stale else ""
+    removed = f", {len(difference.stale)} no longer wanted removed" if difference.stale else ""
     return f"{files} files placed ({size}){removed}"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-from kata_node import containerd, handback, transaction, versions
+from kata_node import handback, nydus, snapshotters, support, transaction
 from kata_node.actions import Plan
-from kata_node.cri_files import Change
+from kata_node.cri_config import own_paths
 from kata_node.errors import KataNodeError, UnfitNodeError
 from kata_node.facts.runtime import RuntimeFacts, look
+from kata_node.facts.snapshotters import NydusFacts
 from kata_node.receipt import Receipt
 from kata_node.restart import CheckConfig
 from kata_node.settings import Settings
+from kata_node.snapshotters import NYDUS
 
 __all__ = ["NAME", "look", "plan"]
 
@@ -27,46 +28,57 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             where=settings.install_dir,
             hint="run the stage artifacts first",
         )
-    if reason := versions.support(facts.runtime):
-        raise UnfitNodeError(reason, hint="use a node, or a kata-node release, that fits")
-    handback.refuse_others(facts, receipt, settings.suffix)
-    handlers = tuple(shim.handler(settings.suffix) for shim in settings.shims)
-    contents = {path: state.content for path, state in facts.files.items()}
-    wanted = containerd.wanted(settings, facts.runtime.version, facts.config_path, contents)
-    changes = [Change(file.path, file.content, file.without) for file in wanted.files]
-    # What this instance wrote while the runtime had another main file.
-    elsewhere, _ = handback.hand_back(facts, receipt, settings.suffix)
+    support.require(settings, facts)
+    handback.refuse_others(facts, receipt)
+    config, contents = facts.config, {path: state.content for path, state in facts.files.items()}
+    wanted = config.wanted(settings, contents)
+    changes = list(wanted.files)
+    # What this instance wrote while the runtime had another main file, or was another one.
+    elsewhere, _ = handback.hand_back(facts, receipt)
     changes += [change for change in elsewhere if change.path not in {each.path for each in changes}]
-    own = containerd.own_paths(settings.install_dir, settings.suffix, facts.config_path)
-    check = CheckConfig(facts.config_path, own, handlers, wanted.labels, facts.runtime.version)
+    check = CheckConfig(config, own_paths(config), wanted.handlers, wanted.labels)
     plan = transaction.install(
         facts,
         receipt,
         changes,
-        handlers,
+        wanted.handlers,
         transaction.Checks(
             ahead=replace(check, ahead={each.path: each.content for each in changes}),
             written=check,
             put_back=replace(check, own_paths=(), handlers=(), labels={}),
         ),
-        partial(containerd.defined_handlers, facts.config_path),
+        services=nydus.install_actions(settings, facts.nydus) if facts.nydus else (),
     )
+    if facts.nydus:
+        plan = _with_nydus(plan, settings, facts.nydus)
     if plan.actions:
-        _refuse_other_runtimes(facts, receipt)
+        _refuse_what_cannot_be_restarted(facts, receipt)
     return plan
 
 
-def _refuse_other_runtimes(facts: RuntimeFacts, receipt: Receipt) -> None:
+def _with_nydus(plan: Plan, settings: Settings, facts: NydusFacts) -> Plan:
+    """``plan`` with the snapshotter up before the runtime needs it, and gone after it does no more."""
+    before = () if plan.actions else nydus.install_actions(settings, facts)
+    after = () if snapshotters.sets_up(settings, NYDUS) else nydus.revert_actions(settings, facts)
+    return replace(
+        plan,
+        actions=(*before, *plan.actions, *after),
+        undo=(*plan.undo, *nydus.undo_actions(settings, facts)),
+        notes=(*plan.notes, *(nydus.notes(settings, facts) if after else ())),
+    )
+
+
+def _refuse_what_cannot_be_restarted(facts: RuntimeFacts, receipt: Receipt) -> None:
     """A restart is of use only where the unit is what answers on the CRI socket."""
-    if facts.others:
+    if facts.offline:
+        return
+    if not facts.unit:
         raise UnfitNodeError(
-            f"this node runs {', '.join(facts.others)}, which is not in this release",
-            hint="set k8sDistribution to it once a release supports it",
+            f"systemd knows no unit of {facts.runtime.name}",
+            hint="start the CRI runtime as one of: " + ", ".join(facts.home.units),
         )
-    if not facts.offline and not facts.unit:
-        raise UnfitNodeError("systemd knows no containerd.service", hint="start the CRI runtime as this unit")
     finished = receipt.cri is None or receipt.cri.state == "serving"
-    if facts.unit and facts.state == "inactive" and finished:
+    if facts.state == "inactive" and finished:
         raise KataNodeError(
             "the CRI answers, but this unit is not running",
             where=facts.unit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kata_node import labels
 from kata_node.actions import Action, Plan
 from kata_node.facts.node import LabelFacts, look
+from kata_node.handlers import names
 from kata_node.labelling import AwaitNode, SettleLabels
 from kata_node.receipt import Receipt
 from kata_node.settings import Settings
@@ -19,7 +20,7 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     if not facts.name:
         return Plan(f"nothing to label: {facts.reason}")
     node = facts.node
-    handlers = tuple(shim.handler(settings.suffix) for shim in settings.shims)
+    handlers = names(settings)
     changes = labels.wanted(node.labels if node else {}, settings.instance)
     actions: list[Action] = []
     if changes or node is None or not node.ready or node.missing(handlers):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kata_node.actions import Action, Forget, Plan, Record, RemoveDirs, RemoveFiles
-from kata_node.containerd import is_drop_in
+from kata_node.cri_config import is_drop_in
 from kata_node.errors import KataNodeError
 from kata_node.facts.artifacts import RemovalFacts
 from kata_node.facts.artifacts import look_for_removal as look
@@ -30,9 +30,7 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
     files = before.files if before else {}
     # A drop-in is there only in a dry run, in which revert-cri did not remove it.
     foreign = [f"{install_dir}/{path}" for path in facts.found if path not in files]
-    left = tuple(
-        f"left, not placed by kata-node: {path}" for path in foreign if not is_drop_in(path, install_dir)
-    )
+    left = tuple(f"left, not placed by kata-node: {path}" for path in foreign if not is_drop_in(path))
     if before is None and not facts.bare:
         return Plan("nothing of this instance is on the node", notes=left)
     actions: list[Action] = []

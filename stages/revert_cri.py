@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-from kata_node import containerd, handback, transaction
+from kata_node import handback, nydus, transaction
 from kata_node.actions import Plan
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.facts.runtime import look_for_revert as look
+from kata_node.handlers import names
 from kata_node.receipt import Cri, Receipt
 from kata_node.restart import CheckConfig
 from kata_node.settings import Settings
@@ -20,11 +20,13 @@ NAME = "revert-cri"
 
 def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     """Old bytes for a file nobody touched since; an edited one loses our entries and keeps the rest."""
-    changes, notes = handback.hand_back(facts, receipt, settings.suffix)
+    changes, notes = handback.hand_back(facts, receipt)
     cri = receipt.cri or (_lost(settings, facts) if changes else None)
+    services = nydus.revert_actions(settings, facts.nydus) if facts.nydus else ()
+    notes += nydus.notes(settings, facts.nydus) if facts.nydus else ()
     if cri is None:
-        return Plan("the runtime's configuration has nothing of this instance")
-    check = CheckConfig(facts.config_path, (), (), {}, facts.runtime.version)
+        return Plan("the runtime's configuration has nothing of this instance", services, notes=tuple(notes))
+    check = CheckConfig(facts.config, (), (), {})
     plan = transaction.revert(
         facts,
         receipt,
@@ -35,9 +37,8 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             written=check,
             put_back=check,
         ),
-        partial(containerd.defined_handlers, facts.config_path),
     )
-    return replace(plan, notes=tuple(notes))
+    return replace(plan, actions=(*plan.actions, *services), notes=tuple(notes))
 
 
 def _lost(settings: Settings, facts: RuntimeFacts) -> Cri:
@@ -49,6 +50,6 @@ def _lost(settings: Settings, facts: RuntimeFacts) -> Cri:
         facts.unit,
         facts.invocation,
         facts.boot,
-        tuple(shim.handler(settings.suffix) for shim in settings.shims),
+        names(settings),
         (),
     )

@@ -34,6 +34,9 @@ class FakeNode:
     version: str = "2.1.9"
     handlers: tuple[str, ...] | None = ()
     """What the running invocation serves; ``None``: up, but without the CRI."""
+    unit_name: str = UNIT
+    main: str = MAIN
+    runtime_name: str = "containerd"
     state: str = "active"
     invocation: int = 1
     restarts: int = 0
@@ -51,7 +54,7 @@ class FakeNode:
 
     def tools(self) -> Tools:
         """The doors to this node."""
-        return Tools(self.root, self._systemd, lambda: FakeCri(self), lambda: self.kube, _no_progress)  # type: ignore[arg-type, return-value]
+        return Tools(self.root, self._systemd, lambda socket: FakeCri(self), lambda: self.kube, _no_progress)  # type: ignore[arg-type, return-value]
 
     # systemd
 
@@ -62,7 +65,7 @@ class FakeNode:
 
     def unit(self, name: str) -> Unit | None:
         """The one unit there is."""
-        if (name != UNIT or not self.exists) and name not in self.others:
+        if (name != self.unit_name or not self.exists) and name not in self.others:
             return None
         if name in self.others:
             return Unit(name, "loaded", "active", "running", "success", "f" * 32, 43, (), False, 1)
@@ -102,7 +105,7 @@ class FakeNode:
     def load(self) -> tuple[str, ...] | None:
         """What it would serve if it was started now: ``None`` without the CRI; raises when it would end."""
         merged: dict[str, object] = {}
-        main = self.root.read(config_path(self.argv))
+        main = self.root.read(config_path(self.argv, self.main))
         todo = [main] if main is not None else []
         while todo:
             data = tomllib.loads(todo.pop(0).decode())
@@ -135,7 +138,7 @@ class FakeNode:
     def version_of(self) -> Version:
         """What the running invocation says it is."""
         self._answers()
-        return Version("containerd", self.version, "v1")
+        return Version(self.runtime_name, self.version, "v1")
 
 
 class FakeCri:

@@ -41,6 +41,123 @@ valid_hypervisor_paths = ["/opt/kata/bin/qemu-system-x86_64", "/opt/kata/bin/nev
 entropy_source = "/dev/urandom"
 """
 
+# Samples of the shapes Kata's configurations come in: keys and sections as its releases have them, few of
+# them, and values of our own.
+GO_QEMU_CONFIG = """\
+[hypervisor.qemu]
+path = "/opt/kata/bin/qemu-system-x86_64"
+kernel = "/opt/kata/share/kata-containers/vmlinux.container"
+image = "/opt/kata/share/kata-containers/kata-containers.img"
+rootless = false
+enable_annotations = ["enable_iommu", "kernel_params"]
+valid_hypervisor_paths = ["/opt/kata/bin/qemu-system-x86_64", "/usr/bin/qemu"]
+kernel_params = "cgroup_no_v1=all"
+firmware = ""
+machine_type = "q35"
+default_vcpus = 1
+enable_debug = false
+
+[agent.kata]
+enable_debug = false
+kernel_modules = []
+debug_console_enabled = false
+
+[runtime]
+enable_debug = false
+sandbox_bind_mounts = ["/opt/katalog"]
+experimental = []
+kubelet_root_dir = "/var/lib/kubelet"
+"""
+GO_TDX_GPU_CONFIG = (
+    GO_QEMU_CONFIG.replace("vmlinux.container", "vmlinuz-gpu.container")
+    .replace("kata-containers.img", "kata-containers-gpu.img")
+    .replace('firmware = ""', 'firmware = "/opt/kata/share/ovmf/TDX.fd"\nconfidential_guest = true')
+    + """\
+experimental_force_guest_pull = false
+pod_resource_api_sock = "/var/lib/kubelet/pod-resources/kubelet.sock"
+"""
+)
+GO_FC_CONFIG = """\
+[hypervisor.firecracker]
+path = "/opt/kata/bin/firecracker"
+kernel = "/opt/kata/share/kata-containers/vmlinux.container"
+image = ""
+initrd = "/opt/kata/share/kata-containers/kata-containers-initrd.img"
+enable_annotations = []
+jailer_path = "/opt/kata/bin/jailer"
+valid_jailer_paths = ["/opt/kata/bin/jailer"]
+kernel_params = ""
+enable_debug = false
+
+[agent.kata]
+enable_debug = false
+debug_console_enabled = false
+
+[runtime]
+enable_debug = false
+experimental = []
+kubelet_root_dir = "/var/lib/kubelet"
+"""
+RS_SNP_CONFIG = (
+    GO_QEMU_CONFIG.replace('kubelet_root_dir = "/var/lib/kubelet"\n', "")
+    .replace("experimental = []", 'experimental = ["else"]')
+    .replace("default_vcpus = 1", "default_vcpus = 1.0\nconfidential_guest = true")
+    + """\
+hypervisor_name = "qemu"
+
+[[hypervisor.qemu.guest_extension_images]]
+name = "gpu"
+path = "/opt/kata/share/kata-containers/gpu.img"
+verity_params = ""
+
+[[hypervisor.qemu.guest_extension_images]]
+name = "mine"
+path = "/srv/mine.img"
+verity_params = "root=1"
+"""
+)
+RS_DRAGONBALL_CONFIG = """\
+[hypervisor.dragonball]
+kernel = "/opt/kata/share/kata-containers/vmlinux.container"
+image = "/opt/kata/share/kata-containers/kata-containers.img"
+enable_annotations = ["enable_iommu"]
+kernel_params = "console=ttyS1 agent.log_vport=1025"
+enable_debug = false
+log_level = "info"
+
+[agent.kata]
+enable_debug = false
+log_level = "info"
+debug_console_enabled = false
+
+[runtime]
+enable_debug = false
+log_level = "info"
+experimental = []
+"""
+REMOTE_CONFIG = """\
+[hypervisor.remote]
+remote_hypervisor_socket = "/run/peerpod/hypervisor.sock"
+enable_annotations = ["machine_type"]
+
+[agent.kata]
+enable_debug = false
+
+[runtime]
+enable_debug = false
+experimental = []
+kubelet_root_dir = "/var/lib/kubelet"
+"""
+CONFIGS: Mapping[str, str] = {
+    "qemu": GO_QEMU_CONFIG,
+    "qemu-nvidia-gpu-tdx": GO_TDX_GPU_CONFIG,
+    "fc": GO_FC_CONFIG,
+    "qemu-snp-runtime-rs": RS_SNP_CONFIG,
+    "dragonball": RS_DRAGONBALL_CONFIG,
+    "remote": REMOTE_CONFIG,
+}
+"""By shim."""
+
 Content = bytes | str
 """A file's bytes, or a link's target."""
 

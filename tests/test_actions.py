@@ -50,7 +50,7 @@ def no_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def tools(root: Root) -> Tools:
-    return Tools(root, unused, unused, unused, no_progress)
+    return Tools(root, unused, lambda socket: unused(), unused, no_progress)
 
 
 def do(action: Action, tools: Tools) -> None:
@@ -198,7 +198,7 @@ def test_the_payload_is_placed_with_progress_to_the_last_byte(root: Root, placin
         told.extend((total, title))
         yield done.append
 
-    do(placing, Tools(root, unused, unused, unused, progress))
+    do(placing, Tools(root, unused, lambda socket: unused(), unused, progress))
     size = sum(len(content) for content in payloads.FILES.values() if isinstance(content, bytes))
     assert told == [size, "placing below /opt/kata"]
     assert sum(done) == placing.size == size

@@ -9,6 +9,8 @@ import pytest
 
 from kata_node import settings
 from kata_node.checks import all_checks
+from kata_node.containerd import ContainerdConfig
+from kata_node.distributions import home
 from kata_node.errors import CriError, HostError, PayloadError, SystemdError
 from kata_node.facts.artifacts import ArtifactFacts
 from kata_node.facts.host_check import HostCheckFacts
@@ -17,7 +19,7 @@ from kata_node.facts.runtime import RuntimeFacts
 from kata_node.host.files import FileState
 from kata_node.receipt import Cri, Receipt
 from kata_node.report import Check
-from kata_node.versions import runtime_version
+from kata_node.versions import parse_version, runtime_version
 
 GIB = 1 << 30
 MAIN = "/etc/containerd/config.toml"
@@ -39,7 +41,8 @@ MACHINE = MachineFacts(
 RUNTIME = RuntimeFacts(
     runtime_version("containerd://2.1.9"),
     "the CRI socket",
-    MAIN,
+    home("k8s", "containerd"),
+    ContainerdConfig("/opt/kata", "", parse_version("2.1.9"), home("k8s", "containerd")),
     {MAIN: FileState(b"version = 3\n", 0o644, 0, 0)},
     {},
     (),
@@ -156,14 +159,21 @@ def test_a_good_node_passes_everything() -> None:
             id="no-cri-socket",
         ),
         pytest.param(
-            runtime(runtime=runtime_version("containerd://1.7.24")),
+            runtime(runtime=runtime_version("containerd://1.5.18")),
             "runtime",
             "fail",
             True,
-            "1.7.24",
-            id="containerd-1",
+            "1.5.18 is too old",
+            id="containerd-1.5",
         ),
-        pytest.param(runtime(others=("k3s",)), "runtime", "fail", True, "k3s", id="another-distribution"),
+        pytest.param(
+            runtime(home=home("k3s", "containerd"), unit="k3s.service"),
+            "runtime",
+            "fail",
+            True,
+            "this node runs k3s.service",
+            id="another-distribution",
+        ),
         pytest.param(runtime(unit=""), "unit", "fail", True, "containerd.service", id="no-such-unit"),
         pytest.param(runtime(state="inactive"), "unit", "fail", False, "inactive", id="unit-down"),
         pytest.param(
@@ -242,6 +252,15 @@ def test_offline_no_hardware_is_judged() -> None:
 
 
 def test_settings_this_release_does_not_carry_out_are_refused_by_name() -> None:
-    found = checks(GOOD, multi_install_suffix="blue")["settings"]
+    taints = replace(settings.load(None, overrides={}, arch="x86_64"), startup_taints=("a.example/b",))
+    found = {check.name: check for check in all_checks(taints, GOOD, RECEIPT)}["settings"]
     assert found.status == "fail"
-    assert "env.multiInstallSuffix" in found.remedy
+    assert "startupTaints" in found.remedy
+
+
+def test_several_installations_are_refused_where_they_would_share_one_configuration_file() -> None:
+    old = runtime(runtime=runtime_version("containerd://1.7.24"))
+    found = checks(old, multi_install_suffix="blue")["runtime"]
+    assert (found.status, found.permanent) == ("fail", True)
+    assert "env.multiInstallSuffix: containerd 1.7.24 has one configuration file" in found.reason
+    assert "runtime" not in checks(old)

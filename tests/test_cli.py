@@ -260,10 +260,14 @@ def test_a_values_file_that_cannot_be_is_refused(
     assert console.files() == before
 
 
-def test_a_setting_this_release_does_not_carry_out_is_refused_by_name(console: Console) -> None:
+def test_a_setting_this_release_does_not_carry_out_is_refused_by_name(
+    console: Console, tmp_path: Path
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("startupTaints: [example.com/new-node]\n")
     before = console.files()
-    result = console.offline("install", "--multi-install-suffix", "beta")
-    refused(console, result, 3, "/opt/kata-beta", "env.multiInstallSuffix")
+    result = console.offline("install", "--config", values)
+    refused(console, result, 3, "startupTaints", "is not in this release")
     assert result.outcomes == ["host-check failed"]
     assert console.files() == before
 
@@ -477,7 +481,7 @@ def test_a_node_without_a_cri_socket_is_refused(
 ) -> None:
     user(0)
     root = Root(console.host)
-    on(monkeypatch, dataclasses.replace(FakeNode(root).tools(), cri=lambda: Cri(root)))
+    on(monkeypatch, dataclasses.replace(FakeNode(root).tools(), cri=lambda socket: Cri(root, socket)))
     before = console.files()
     refused(console, console.online("install"), 1, "/run/containerd/containerd.sock", "no CRI socket")
     status = console.online("status")

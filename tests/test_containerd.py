@@ -9,9 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from kata_node import containerd, shims
-from kata_node.containerd import ConfigFile
+from kata_node import containerd, containerd_read, shims, toml_edit
+from kata_node.containerd import ContainerdConfig
 from kata_node.containerd_read import in_order
+from kata_node.containerd_render import render
+from kata_node.cri_config import ConfigFile, Wanted, is_drop_in, own_paths
+from kata_node.distributions import home
 from kata_node.errors import HostError
 from kata_node.settings import ContainerdSettings, Settings, ShimSettings
 from kata_node.versions import parse_version
@@ -26,7 +29,13 @@ IMPORTS_CONF_D = b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
 
 SETTINGS = Settings(shims=(shims.table()["qemu"], shims.table()["clh-runtime-rs"]), arch="x86_64")
 SECOND = replace(SETTINGS, install_dir="/opt/kata-two", instance="two", suffix="two")
-V21, V23 = parse_version("2.1.9"), parse_version("2.3.4")
+V21 = parse_version("2.1.9")
+
+
+def config(settings: Settings = SETTINGS, version: str = "2.1.9", main: str = MAIN) -> ContainerdConfig:
+    """Plain containerd, with its main file where the command line says."""
+    plain = replace(home("k8s", "containerd"), config=main)
+    return ContainerdConfig(settings.install_dir, settings.suffix, parse_version(version), plain)
 
 
 class Host:
@@ -40,7 +49,7 @@ class Host:
         return sorted(p for p in self.files if p.count("/") == deep and fnmatch.fnmatchcase(p, pattern))
 
     def closure(self, main: str = MAIN) -> dict[str, bytes]:
-        return containerd.import_closure(main, self.files.get, self.glob)
+        return containerd_read.import_closure(main, self.files.get, self.glob)
 
     def apply(self, changes: Sequence[ConfigFile]) -> None:
         for change in changes:
@@ -49,16 +58,15 @@ class Host:
             else:
                 self.files[change.path] = change.content
 
-    def install(self, settings: Settings = SETTINGS, version: str = "2.1.9") -> containerd.Wanted:
-        wanted = containerd.wanted(settings, parse_version(version), MAIN, self.closure())
+    def install(self, settings: Settings = SETTINGS, version: str = "2.1.9") -> Wanted:
+        wanted = config(settings, version).wanted(settings, self.closure())
         self.apply(wanted.files)
         return wanted
 
     def revert(self, settings: Settings = SETTINGS) -> None:
         if main := self.files.get(MAIN):
-            self.apply([ConfigFile(MAIN, containerd.without_us(main, settings.install_dir, MAIN))])
-        place = (settings.install_dir, settings.suffix, MAIN)
-        self.apply([ConfigFile(path, None) for path in containerd.own_paths(*place)])
+            self.apply([ConfigFile(MAIN, config(settings).without_us(MAIN, main))])
+        self.apply([ConfigFile(path, None) for path in own_paths(config(settings))])
 
     def handlers(self) -> set[str]:
         """What any file containerd reads defines under the CRI plugin of schema 3."""
@@ -69,10 +77,10 @@ class Host:
         return found
 
     def problems(self, settings: Settings = SETTINGS, version: str | None = None) -> list[str]:
-        return containerd.check(
+        return containerd_read.check(
             MAIN,
             self.files,
-            own_paths=containerd.own_paths(settings.install_dir, settings.suffix, MAIN),
+            own_paths=own_paths(config(settings)),
             handlers=tuple(shim.handler(settings.suffix) for shim in settings.shims),
             labels={USER: "containerd.userDropIn"},
             version=parse_version(version) if version else None,
@@ -90,7 +98,7 @@ def runtimes(name: str, *, plugin: str = RUNTIME) -> str:
 
 
 def test_each_shim_becomes_a_handler_with_its_own_program_and_configuration() -> None:
-    data = tomllib.loads(containerd.render(SETTINGS, 3).decode())
+    data = tomllib.loads(render(SETTINGS, 3, V21).decode())
     kata = "/opt/kata/share/defaults/kata-containers"
     assert data == {
         "version": 3,
@@ -132,7 +140,7 @@ def test_a_suffix_names_the_handlers_and_files_but_not_the_type() -> None:
 
 
 def test_the_drop_in_says_whose_it_is_and_never_varies() -> None:
-    first, second = (containerd.render(SECOND, 3) for _ in range(2))
+    first, second = (render(SECOND, 3, V21) for _ in range(2))
     assert first == second
     assert first.startswith(b"# Managed by kata-node (instance two). Changes here are lost:\n")
     assert first.endswith(b"\n")
@@ -145,9 +153,7 @@ def test_annotations_of_the_settings_are_passed_on_each_once() -> None:
         containerd=ContainerdSettings(extra_pod_annotations=("a.example/*", "io.katacontainers.*")),
         shim_settings={"qemu": ShimSettings(extra_pod_annotations=("b.example/*", "a.example/*"))},
     )
-    table = tomllib.loads(containerd.render(settings, 3).decode())["plugins"][RUNTIME]["containerd"][
-        "runtimes"
-    ]
+    table = tomllib.loads(render(settings, 3, V21).decode())["plugins"][RUNTIME]["containerd"]["runtimes"]
     assert table["kata-qemu"]["pod_annotations"] == ["io.katacontainers.*", "a.example/*", "b.example/*"]
     assert table["kata-clh-runtime-rs"]["pod_annotations"] == ["io.katacontainers.*", "a.example/*"]
 
@@ -299,7 +305,7 @@ def test_conf_d_is_used_only_where_a_file_on_disk_imports_it(
 def test_what_is_imported_is_written_before_what_imports_it_and_what_must_go_comes_last() -> None:
     host = Host({MAIN: "version = 2\n"})
     settings = replace(SETTINGS, user_drop_in="[debug]\n")
-    install = containerd.wanted(settings, V21, MAIN, host.closure()).files
+    install = config(settings).wanted(settings, host.closure()).files
     assert [(file.path, file.content is not None) for file in install] == [
         (DROP_IN, True),
         (USER, True),
@@ -371,7 +377,7 @@ def test_an_import_that_names_a_drop_in_by_its_path_does_not_outlive_it(path: st
     "main", [IMPORTS_CONF_D, containerd.MADE_MAIN, b"", b"imports = ['/opt/kata-two/*.toml']"]
 )
 def test_the_way_back_leaves_a_main_file_alone_that_never_named_us(main: bytes) -> None:
-    assert containerd.without_us(main, "/opt/kata", MAIN) == main
+    assert config().without_us(MAIN, main) == main
 
 
 def test_what_the_main_file_was_without_us_is_known_even_when_we_are_in_it() -> None:
@@ -398,22 +404,22 @@ def test_an_admin_may_move_our_entry_among_the_imports() -> None:
         (CONF_D_USER, True),
         ("/etc/containerd/conf.d/99-kata-deploy-two.toml", True),
         (MAIN, False),
-        ("/opt/kata-two/containerd/config.d/99-kata-deploy-two.toml", False),
+        ("/etc/crio/crio.conf.d/99-kata-deploy.debug-two", True),
         ("/opt/kata/containerd/config.d/kata-deploy.toml", False),
         ("/etc/containerd/conf.d/registry.toml", False),
     ],
 )
 def test_a_recorded_file_is_told_from_the_main_one_by_its_path(path: str, ours: bool) -> None:
-    assert containerd.is_drop_in(path, "/opt/kata") == ours
+    assert is_drop_in(path) == ours
 
 
 def test_conf_d_is_looked_for_beside_the_main_file() -> None:
     main = "/srv/containerd/main.toml"
     files = {main: b"version = 3\nimports = ['conf.d/*.toml']\n"}
-    wanted = containerd.wanted(SETTINGS, V23, main, files)
+    wanted = config(SETTINGS, "2.3.4", main).wanted(SETTINGS, files)
     assert wanted.mode == "conf.d"
     assert wanted.files[0].path == "/srv/containerd/conf.d/99-kata-deploy.toml"
-    assert "/srv/containerd/conf.d/99-kata-deploy.toml" in containerd.own_paths("/opt/kata", "", main)
+    assert "/srv/containerd/conf.d/99-kata-deploy.toml" in own_paths(config(main=main))
 
 
 @pytest.mark.parametrize("version", ["2.1.9", "2.3.4"])
@@ -443,7 +449,7 @@ def test_a_broken_main_file_is_named_with_its_line_and_never_edited(version: str
     ],
 )
 def test_the_main_file_is_where_the_daemon_was_told(argv: list[str], path: str) -> None:
-    assert containerd.config_path(argv) == path
+    assert containerd.config_path(argv, MAIN) == path
 
 
 # --- what containerd reads --------------------------------------------------------------------------
@@ -471,10 +477,10 @@ def test_imports_are_followed_in_the_order_containerd_reads_them() -> None:
 
 
 def test_the_imports_of_a_file_are_given_as_written() -> None:
-    assert containerd.imports(b"imports = ['a', '/b/*']") == ("a", "/b/*")
-    assert containerd.imports(b"") == ()
+    assert containerd_read.imports(b"imports = ['a', '/b/*']") == ("a", "/b/*")
+    assert containerd_read.imports(b"") == ()
     with pytest.raises(HostError, match="line 1"):
-        containerd.imports(b"imports =", MAIN)
+        containerd_read.imports(b"imports =", MAIN)
 
 
 # --- what would stop it -----------------------------------------------------------------------------
@@ -599,7 +605,7 @@ def test_what_keeps_containerd_from_serving_is_found_and_named(
 ) -> None:
     host = Host({MAIN: "version = 3\n", **files})
     for entry in (GLOB, "/x/*.toml"):
-        host.files[MAIN] = containerd.add_import(host.files[MAIN], entry)
+        host.files[MAIN] = toml_edit.add(host.files[MAIN], "imports", entry, where=MAIN)
     problems = host.problems(version=version)
     assert len(problems) == 1
     assert problem in problems[0]
@@ -644,11 +650,11 @@ def test_from_2_3_each_file_may_have_the_table_of_its_own_schema(main: str, user
 
 def test_a_broken_user_drop_in_is_found_before_anything_is_written() -> None:
     host = Host({MAIN: "version = 2\n"})
-    wanted = containerd.wanted(replace(SETTINGS, user_drop_in="nonsense"), V21, MAIN, host.files)
-    problems = containerd.check(
+    wanted = config().wanted(replace(SETTINGS, user_drop_in="nonsense"), host.files)
+    problems = containerd_read.check(
         MAIN,
         host.files | {file.path: file.content for file in wanted.files if file.content is not None},
-        own_paths=containerd.own_paths("/opt/kata", "", MAIN),
+        own_paths=own_paths(config()),
         handlers=wanted.handlers,
         labels=wanted.labels,
     )
@@ -657,7 +663,9 @@ def test_a_broken_user_drop_in_is_found_before_anything_is_written() -> None:
 
 def test_an_import_that_is_there_but_was_not_read_is_no_problem() -> None:
     host = Host({MAIN: "imports = ['/etc/secret.toml']\n"})
-    problems = containerd.check(MAIN, host.files, own_paths=(), handlers=(), exists="/etc/secret.toml".__eq__)
+    problems = containerd_read.check(
+        MAIN, host.files, own_paths=(), handlers=(), exists="/etc/secret.toml".__eq__
+    )
     assert problems == []
 
 

@@ -185,6 +185,47 @@ def test_fields_of_newer_runtimes_are_passed_over(serve: Callable[..., Cri]) -> 
     assert status.runtime_ready
 
 
+def info(key: str, value: str) -> tuple[int, bytes]:
+    return 2, message((1, key), (2, value))
+
+
+def test_handlers_a_runtime_does_not_report_are_read_from_its_configuration(
+    serve: Callable[..., Cri],
+) -> None:
+    config = '{"containerd": {"defaultRuntimeName": "runc", "runtimes": {"runc": {}, "kata-qemu": {}}}}'
+    answer = message((1, READY), info("golang", '"go1.24"'), info("config", config))
+    runtime = Runtime({"Status": answer})
+    status = serve(runtime.serve).status(5)
+    assert status.handlers == ("kata-qemu", "runc")
+    assert status.runtime_ready
+    plain, verbose = (body[5:] for _, body in runtime.requests)
+    assert (plain, verbose) == (b"", message((1, True)))
+
+
+def test_a_runtime_that_reports_its_handlers_is_asked_once(serve: Callable[..., Cri]) -> None:
+    config = info("config", '{"containerd": {"runtimes": {"other": {}}}}')
+    runtime = Runtime({"Status": message((1, READY), config, (3, handler("runc")))})
+    assert serve(runtime.serve).status(5).handlers == ("runc",)
+    assert len(runtime.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("[crio.runtime]\ndefault_runtime = 'crun'\n", id="toml-of-another-runtime"),
+        pytest.param("[]", id="array"),
+        pytest.param('{"containerd": null}', id="null"),
+        pytest.param('{"containerd": {"runtimes": null}}', id="no-runtimes"),
+        pytest.param('{"containerd": {"runtimes": "runc"}}', id="text"),
+    ],
+)
+def test_a_configuration_without_runtimes_names_no_handlers(serve: Callable[..., Cri], config: str) -> None:
+    status = serve(Runtime({"Status": message((1, READY), info("config", config))}).serve).status(5)
+    assert status.handlers == ()
+    assert status.runtime_ready
+
+
 @pytest.mark.parametrize(
     ("answer", "what"),
     [
@@ -204,7 +245,7 @@ def test_an_answer_that_is_no_message_is_an_error_of_its_own(
 
 
 def test_the_request_is_what_a_grpc_server_asks_for(serve: Callable[..., Cri]) -> None:
-    runtime = Runtime()
+    runtime = Runtime({"Status": message((3, handler("runc")))})
     serve(runtime.serve).status(5)
     [(headers, body)] = runtime.requests
     assert headers[":method"] == "POST"

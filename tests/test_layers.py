@@ -23,10 +23,8 @@ LAYERS = {
     "errors": ("kata_node.errors",),
     "ground": (
         "kata_node",
-        *(
-            f"kata_node.{name}"
-            for name in ("assets", "log", "report", "selection", "settings", "shims", "text", "values")
-        ),
+        *(f"kata_node.{name}" for name in ("assets", "handlers", "log", "report", "selection")),
+        *(f"kata_node.{name}" for name in ("settings", "shims", "text", "values")),
     ),
     "libraries": ("kata_node.*",),
 }
@@ -82,18 +80,29 @@ TOUCHES_FILES = {
 PURE = (
     "kata_node.checks",
     "kata_node.containerd",
+    "kata_node.containerd_main",
     "kata_node.containerd_read",
+    "kata_node.containerd_render",
+    "kata_node.cri_config",
+    "kata_node.cri_configs",
     "kata_node.cri_files",
+    "kata_node.crio",
+    "kata_node.distributions",
     "kata_node.errors",
     "kata_node.handback",
+    "kata_node.handlers",
+    "kata_node.kata_config",
     "kata_node.labels",
     "kata_node.layout",
     "kata_node.payload",
     "kata_node.selection",
     "kata_node.settings",
     "kata_node.shims",
+    "kata_node.snapshotters",
+    "kata_node.support",
     "kata_node.text",
     "kata_node.toml_edit",
+    "kata_node.toml_tables",
     "kata_node.transaction",
     "kata_node.unsupported",
     "kata_node.versions",

@@ -3,12 +3,16 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from kata_node.errors import PayloadError, SettingsError
 from kata_node.layout import HEADER, Difference, Found, Wanted, announce, compare, layout
 from kata_node.payload import Entry
 from kata_node.receipt import Placed
+from kata_node.selection import CustomRuntime, ShimSettings
+from kata_node.settings import Settings
 from kata_node.shims import Shim, table
 
 QEMU, RUST = table()["qemu"], table()["qemu-runtime-rs"]
@@ -34,6 +38,17 @@ def dirs(*paths: str) -> tuple[Entry, ...]:
     return tuple(Entry(path, "dir", 0o755) for path in sorted(every))
 
 
+def on(*shims: Shim, drop_in: str = "", **fields: Any) -> Settings:
+    """Settings with ``shims`` on, each with the same drop-in of the user's."""
+    own = {shim.name: ShimSettings(drop_in=drop_in) for shim in shims}
+    return Settings(shims, "x86_64", shim_settings=own, **fields)
+
+
+def added(wanted: dict[str, Wanted]) -> dict[str, str]:
+    """What of it the payload does not bring: path to kind."""
+    return {path: want.kind for path, want in wanted.items() if path not in layout(PAYLOAD, on())}
+
+
 PAYLOAD = (
     *dirs("bin", GO_DIR, f"{GO_DIR}/runtime-rs"),
     file("bin/containerd-shim-kata-v2", "shim", mode=0o755),
@@ -49,7 +64,7 @@ PAYLOAD = (
 
 
 def test_a_payload_entry_is_wanted_as_it_is() -> None:
-    wanted = layout(PAYLOAD, [])
+    wanted = layout(PAYLOAD, on())
     assert list(wanted) == sorted(entry.path for entry in PAYLOAD)
     assert all(wanted[entry.path].entry == entry for entry in PAYLOAD)
     assert wanted["bin/containerd-shim-kata-v2"].placed(pending=False) == Placed(
@@ -70,10 +85,10 @@ def test_a_payload_entry_is_wanted_as_it_is() -> None:
 def test_an_enabled_shim_has_a_directory_of_its_own_and_its_usual_path_leads_there(
     shim: Shim, config_dir: str, mtime: int
 ) -> None:
-    wanted = layout(PAYLOAD, [shim])
+    wanted = layout(PAYLOAD, on(shim))
     own = f"{config_dir}/runtimes/{shim.name}"
     content = HEADER + b"[hypervisor.qemu]\n"
-    assert {path: want.kind for path, want in wanted.items() if path not in layout(PAYLOAD, [])} == {
+    assert added(wanted) == {
         f"{config_dir}/runtimes": "dir",
         own: "dir",
         f"{own}/config.d": "dir",
@@ -103,27 +118,27 @@ def test_a_managed_configuration_says_so_in_comments_alone() -> None:
 
 def test_parents_come_before_what_lies_in_them() -> None:
     seen: set[str] = {""}
-    for path in layout(reversed(PAYLOAD), [QEMU, RUST]):
+    for path in layout(reversed(PAYLOAD), on(QEMU, RUST, debug=True)):
         assert posixpath.dirname(path) in seen
         seen.add(path)
 
 
 def test_the_configuration_may_be_a_link_to_another() -> None:
-    real = file(f"{GO_DIR}/versions/qemu.toml", "real\n")
+    real = file(f"{GO_DIR}/versions/qemu.toml", "real = 1\n")
     link = Entry(f"{GO_DIR}/configuration-qemu.toml", "link", 0o777, link="versions/qemu.toml")
-    wanted = layout((*dirs(f"{GO_DIR}/versions"), real, link), [QEMU])
-    assert wanted[QEMU.own_config].content == HEADER + b"real\n"
+    wanted = layout((*dirs(f"{GO_DIR}/versions"), real, link), on(QEMU))
+    assert wanted[QEMU.own_config].content == HEADER + b"real = 1\n"
     assert wanted[QEMU.base_config].link == "runtimes/qemu/configuration-qemu.toml"
     assert wanted[real.path].entry == real
 
 
 def test_two_shims_may_share_one_configuration_by_a_link() -> None:
     clh = table()["clh"]
-    shared = file(QEMU.base_config, "shared\n")
+    shared = file(QEMU.base_config, "shared = 1\n")
     link = Entry(clh.base_config, "link", 0o777, link="configuration-qemu.toml")
     for shims in ([QEMU, clh], [clh, QEMU]):
-        wanted = layout((*dirs(GO_DIR), shared, link), shims)
-        assert wanted[QEMU.own_config].content == wanted[clh.own_config].content == HEADER + b"shared\n"
+        wanted = layout((*dirs(GO_DIR), shared, link), on(*shims))
+        assert wanted[QEMU.own_config].content == wanted[clh.own_config].content == HEADER + b"shared = 1\n"
 
 
 @pytest.mark.parametrize(
@@ -135,12 +150,87 @@ def test_two_shims_may_share_one_configuration_by_a_link() -> None:
     ],
 )
 def test_a_shim_without_a_configuration_gets_no_directory(entries: tuple[Entry, ...]) -> None:
-    assert list(layout(entries, [QEMU])) == [entry.path for entry in entries]
+    assert list(layout(entries, on(QEMU))) == [entry.path for entry in entries]
 
 
 def test_what_the_payload_has_in_the_place_of_our_own_file_does_not_replace_it() -> None:
-    wanted = layout((*PAYLOAD, file(QEMU.own_config, "theirs\n")), [QEMU])
+    wanted = layout((*PAYLOAD, file(QEMU.own_config, "theirs\n")), on(QEMU))
     assert wanted[QEMU.own_config].content == HEADER + b"[hypervisor.qemu]\n"
+
+
+def test_a_debug_variant_has_a_directory_of_its_own_and_the_usual_path_stays_with_the_plain_one() -> None:
+    wanted = layout(PAYLOAD, on(QEMU, debug=True))
+    debug = f"{GO_DIR}/runtimes/qemu-debug"
+    assert {path: kind for path, kind in added(wanted).items() if path.startswith(debug)} == {
+        debug: "dir",
+        f"{debug}/config.d": "dir",
+        f"{debug}/configuration-qemu.toml": "file",
+    }, "a configuration with no key of it has nothing to log more of"
+    assert wanted[QEMU.base_config].link == "runtimes/qemu/configuration-qemu.toml"
+
+
+def test_drop_ins_lie_in_config_d_and_are_as_old_as_the_configuration() -> None:
+    wanted = layout(PAYLOAD, on(RUST, drop_in="a = 1\n"))
+    path = f"{RUST.own_dir}/config.d/50-user-overrides.toml"
+    assert wanted[path] == Wanted(path, "file", 0o644, 6, 200, sha("a = 1\n"), content=b"a = 1\n")
+
+
+def test_a_custom_runtime_needs_its_shim_in_the_payload_and_not_switched_on() -> None:
+    mine = CustomRuntime("mine", "qemu-runtime-rs", "kata-mine", drop_in="a = 1\n")
+    wanted = layout(PAYLOAD, on(custom_runtimes=(mine,)))
+    own = f"{GO_DIR}/runtime-rs/custom-runtimes/kata-mine"
+    assert added(wanted) == {
+        f"{GO_DIR}/runtime-rs/custom-runtimes": "dir",
+        own: "dir",
+        f"{own}/config.d": "dir",
+        f"{own}/config.d/50-user-overrides.toml": "file",
+        f"{own}/configuration-qemu-runtime-rs.toml": "file",
+    }
+    assert wanted[RUST.base_config].kind == "file", "whoever uses the shim by hand finds it as it was"
+    both = layout(PAYLOAD, on(RUST, custom_runtimes=(mine,)))
+    assert both[f"{own}/configuration-qemu-runtime-rs.toml"].content == both[RUST.own_config].content
+    assert f"{RUST.own_dir}/config.d/50-user-overrides.toml" not in both
+
+
+QEMU_OF_PAYLOAD = file(
+    QEMU.base_config, "[hypervisor.qemu]\npath = '/opt/kata/bin/qemu'\nkernel = '/opt/kata/k'\n"
+)
+
+
+def test_elsewhere_qemu_finds_its_firmware_below_the_path_it_was_built_for() -> None:
+    wanted = layout((QEMU_OF_PAYLOAD,), on(QEMU, install_dir="/srv/opt/kata"))
+    bundle = {path: want for path, want in wanted.items() if path.startswith("bin/qemu-bundle")}
+    assert {path: want.kind for path, want in bundle.items()} == {
+        "bin/qemu-bundle": "dir",
+        "bin/qemu-bundle/opt": "dir",
+        "bin/qemu-bundle/opt/kata": "link",
+    }
+    target = bundle["bin/qemu-bundle/opt/kata"].link
+    assert posixpath.normpath(f"/srv/opt/kata/bin/qemu-bundle/opt/{target}") == "/srv/opt/kata"
+    assert f"{QEMU.own_dir}/config.d/10-install-dir.toml" in wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "install_dir"),
+    [
+        pytest.param(QEMU_OF_PAYLOAD, "/opt/kata", id="where it was built for"),
+        pytest.param(
+            file(QEMU.base_config, "[hypervisor.qemu]\npath = '/usr/bin/qemu'\n"), "/srv", id="the host's"
+        ),
+        pytest.param(file(QEMU.base_config, "[hypervisor.clh]\npath = '/opt/kata/x'\n"), "/srv", id="none"),
+    ],
+)
+def test_a_qemu_that_finds_its_firmware_anyway_is_left_alone(config: Entry, install_dir: str) -> None:
+    assert not [path for path in layout((config,), on(QEMU, install_dir=install_dir)) if "bundle" in path]
+
+
+def test_what_no_configuration_could_be_made_of_is_said_before_anything_is_placed() -> None:
+    with pytest.raises(PayloadError) as broken:
+        layout((file(QEMU.base_config, "[a"),), on(QEMU))
+    assert broken.value.where == QEMU.base_config
+    with pytest.raises(SettingsError) as refused:
+        layout(PAYLOAD, on(QEMU, drop_in="[hypervisor]\nqemu = 1"))
+    assert refused.value.where == "shims.qemu.dropIn"
 
 
 # --- how it differs from what is there --------------------------------------------------------------
@@ -333,7 +423,7 @@ def found_as(wanted: dict[str, Wanted]) -> dict[str, Found]:
 
 
 def test_a_shim_switched_off_loses_its_directory_and_gets_its_plain_file_back() -> None:
-    both, one = layout(PAYLOAD, [QEMU, RUST]), layout(PAYLOAD, [RUST])
+    both, one = layout(PAYLOAD, on(QEMU, RUST)), layout(PAYLOAD, on(RUST))
     placed = compare(both, {}, {}, {}).keep
     difference = compare(one, found_as(both), placed, {})
     assert missing(difference) == [QEMU.base_config]
@@ -348,13 +438,32 @@ def test_a_shim_switched_off_loses_its_directory_and_gets_its_plain_file_back() 
     assert not compare(one, found_as(one), difference.keep, {})
 
 
+def test_a_drop_in_goes_with_its_setting_and_a_debug_variant_with_debug() -> None:
+    before, now = layout(PAYLOAD, on(QEMU, drop_in="a = 1", debug=True)), layout(PAYLOAD, on(QEMU))
+    placed = compare(before, {}, {}, {}).keep
+    difference = compare(now, found_as(before), placed, {})
+    assert difference.missing == ()
+    assert difference.stale == (
+        f"{QEMU.own_dir}-debug/config.d/50-user-overrides.toml",
+        f"{QEMU.own_dir}-debug/configuration-qemu.toml",
+        f"{QEMU.own_dir}/config.d/50-user-overrides.toml",
+    )
+    assert difference.stale_dirs == (f"{QEMU.own_dir}-debug/config.d", f"{QEMU.own_dir}-debug")
+
+
+def test_a_drop_in_is_written_anew_when_only_its_words_change() -> None:
+    before, now = layout(PAYLOAD, on(QEMU, drop_in="a = 1")), layout(PAYLOAD, on(QEMU, drop_in="a = 2"))
+    difference = compare(now, found_as(before), compare(before, {}, {}, {}).keep, {})
+    assert missing(difference) == [f"{QEMU.own_dir}/config.d/50-user-overrides.toml"]
+
+
 def test_what_a_user_put_into_config_d_is_no_concern_of_ours() -> None:
-    both = layout(PAYLOAD, [QEMU])
+    both = layout(PAYLOAD, on(QEMU))
     placed = compare(both, {}, {}, {}).keep
     theirs = f"{QEMU.own_dir}/config.d/50-mine.toml"
     there = {**found_as(both), theirs: Found("file", 0o644, 1, 1, "")}
     assert not compare(both, there, placed, {})
-    off = compare(layout(PAYLOAD, []), there, placed, {})
+    off = compare(layout(PAYLOAD, on()), there, placed, {})
     assert theirs not in off.stale
     assert theirs not in off.keep
 

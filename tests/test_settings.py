@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from kata_node import handlers
 from kata_node import settings as module
 from kata_node.assets import asset
 from kata_node.errors import SettingsError
@@ -27,6 +29,29 @@ def load(
     path = tmp_path / "values.yaml"
     path.write_bytes(values if isinstance(values, bytes) else values.encode())
     return module.load(str(path), overrides=overrides, arch=arch)
+
+
+MINE = "{baseConfig: qemu, runtimeClass: 'handler: kata-mine'}"
+ROOTLESS = (
+    "clh-runtime-rs",
+    "qemu-runtime-rs",
+    "qemu-coco-dev-runtime-rs",
+    "qemu-nvidia-cpu-runtime-rs",
+    "qemu-nvidia-gpu-runtime-rs",
+    "qemu-nvidia-gpu-snp-runtime-rs",
+    "qemu-nvidia-gpu-tdx-runtime-rs",
+    "qemu-se-runtime-rs",
+    "qemu-snp-runtime-rs",
+    "qemu-tdx-runtime-rs",
+)
+"""The shims whose hypervisor can run as a plain user: those the public chart allows it for."""
+NO_RUNTIME_CLASS = "must be a RuntimeClass manifest with a handler of small letters, digits and inner dashes"
+
+
+def custom(*, enabled: bool = True, **runtimes: str) -> str:
+    """The ``customRuntimes`` of a values file: name to YAML."""
+    inside = ", ".join(f"{name}: {runtime}" for name, runtime in runtimes.items())
+    return f"customRuntimes: {{enabled: {str(enabled).lower()}, runtimes: {{{inside}}}}}\n"
 
 
 def problems(values: str | bytes, arch: str = "x86_64", *, tmp_path: Path, **overrides: str) -> list[str]:
@@ -209,12 +234,118 @@ def test_a_default_shim_needs_no_shim_on_architectures_that_get_none(tmp_path: P
 
 
 def test_custom_runtimes_alone_are_something_to_install(tmp_path: Path) -> None:
-    values = (
-        "shims: {disableAll: true}\ncustomRuntimes: {enabled: true, runtimes: {mine: {baseConfig: qemu}}}"
-    )
-    settings = load(values, tmp_path=tmp_path)
+    settings = load("shims: {disableAll: true}\n" + custom(mine=MINE), tmp_path=tmp_path)
     assert settings.shims == ()
     assert [(runtime.name, runtime.base_config) for runtime in settings.custom_runtimes] == [("mine", "qemu")]
+    assert names(settings) == ""
+    assert handlers.names(settings) == ("kata-mine",)
+
+
+# --- custom runtimes
+
+
+def test_a_custom_runtime_is_named_by_its_runtime_class_whatever_the_suffix(tmp_path: Path) -> None:
+    values = "shims: {clh: {}}\nenv: {multiInstallSuffix: blue}\n" + custom(mine=MINE)
+    assert handlers.names(load(values, tmp_path=tmp_path)) == ("kata-clh-blue", "kata-mine")
+
+
+def test_a_custom_runtime_that_cannot_run_on_this_node_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    values = "shims: {qemu: {}}\n" + custom(
+        here=MINE, elsewhere="{baseConfig: qemu-se, runtimeClass: 'handler: kata-se'}"
+    )
+    settings = load(values, tmp_path=tmp_path)
+    assert handlers.names(settings) == ("kata-qemu", "kata-mine")
+    assert settings.skipped == (("customRuntimes.runtimes.elsewhere", "runs only on s390x"),)
+    assert handlers.names(load(values, "s390x", tmp_path=tmp_path)) == ("kata-qemu", "kata-mine", "kata-se")
+
+
+def test_a_node_for_which_no_custom_runtime_is_left_either_would_get_nothing(tmp_path: Path) -> None:
+    values = "shims: {disableAll: true}\n" + custom(mine="{baseConfig: qemu-se, runtimeClass: 'handler: a'}")
+    assert problems(values, tmp_path=tmp_path) == [
+        "shims: no shim that is on runs on amd64: customRuntimes.runtimes.mine runs only on s390x; this node "
+        "would get nothing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "wanted"),
+    [
+        pytest.param(
+            {"mine": "{baseConfig: qemu, runtimeClass: 'handler: kata-clh'}"},
+            "customRuntimes.runtimes.mine.runtimeClass: its handler kata-clh is that of shims.clh too",
+            id="a-shims-handler",
+        ),
+        pytest.param(
+            {"mine": "{baseConfig: qemu, runtimeClass: 'handler: kata-clh-debug'}"},
+            "customRuntimes.runtimes.mine.runtimeClass: its handler kata-clh-debug is that of shims.clh too",
+            id="a-debug-handler",
+        ),
+        pytest.param(
+            {"mine": MINE, "yours": MINE},
+            "customRuntimes.runtimes.yours.runtimeClass: its handler kata-mine is that of "
+            "customRuntimes.runtimes.mine too",
+            id="another-custom-one",
+        ),
+        pytest.param(
+            {"mine": "{runtimeClass: 'handler: a'}"},
+            "customRuntimes.runtimes.mine.baseConfig: is missing: name the shim whose configuration this one "
+            "starts from",
+            id="no-base",
+        ),
+        pytest.param(
+            {"mine": "{baseConfig: '', runtimeClass: 'handler: a'}"},
+            "customRuntimes.runtimes.mine.baseConfig: is missing: name the shim whose configuration this one "
+            "starts from",
+            id="empty-base",
+        ),
+        pytest.param(
+            {"mine": "{baseConfig: qemu-tdxx, runtimeClass: 'handler: a'}"},
+            "customRuntimes.runtimes.mine.baseConfig: there is no shim qemu-tdxx; did you mean qemu-tdx?",
+            id="unknown-base",
+        ),
+        pytest.param(
+            {"mine": "{baseConfig: qemu}"},
+            f"customRuntimes.runtimes.mine.runtimeClass: {NO_RUNTIME_CLASS}",
+            id="no-runtime-class",
+        ),
+        pytest.param(
+            {"mine": "{baseConfig: qemu, runtimeClass: 'kind: RuntimeClass'}"},
+            f"customRuntimes.runtimes.mine.runtimeClass: {NO_RUNTIME_CLASS}",
+            id="no-handler",
+        ),
+        pytest.param(
+            {"mine": "{baseConfig: qemu, runtimeClass: 'handler: ../mine'}"},
+            f"customRuntimes.runtimes.mine.runtimeClass: {NO_RUNTIME_CLASS}",
+            id="handler-that-is-a-path",
+        ),
+        pytest.param(
+            {"mine": "{baseConfig: qemu, runtimeClass: 'handler: a', dropIn: 'a = '}"},
+            "customRuntimes.runtimes.mine.dropIn: is not valid TOML: Invalid value (at end of document)",
+            id="drop-in-no-toml",
+        ),
+        pytest.param(
+            {"mine": "{baseConfig: qemu, runtimeClass: 'handler: a', crio: {pullType: host}}"},
+            'customRuntimes.runtimes.mine.crio.pullType: the string "host" is not one of default, guest-pull',
+            id="pull-type",
+        ),
+    ],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_custom_runtime_that_cannot_be_is_refused(
+    runtimes: dict[str, str], wanted: str, enabled: bool, tmp_path: Path
+) -> None:
+    values = "shims: {clh: {}}\ndebug: true\n" + custom(enabled=enabled, **runtimes)
+    if enabled or " too" not in wanted:  # those that are off clash with nothing
+        assert problems(values, tmp_path=tmp_path) == [wanted]
+    else:
+        assert load(values, tmp_path=tmp_path).custom_runtimes == ()
+
+
+def test_a_runtime_class_that_is_no_yaml_is_refused_with_the_line(tmp_path: Path) -> None:
+    (problem,) = problems(custom(mine=MINE.replace("handler: ", r"handler: [")), tmp_path=tmp_path)
+    assert re.match(
+        r"customRuntimes\.runtimes\.mine\.runtimeClass: line \d, column \d+: not valid YAML: ", problem
+    )
 
 
 # --- values of every kind
@@ -235,7 +366,7 @@ containerd:
   extraPodAnnotations: [a.example.com/*]
 snapshotter: {setup: [nydus], erofsMergeMode: merged, erofsSnapshotterMode: disk, erofsDmverity: true}
 shims:
-  qemu:
+  qemu-nvidia-gpu-runtime-rs:
     enabled: true
     supportedArches: [amd64]
     dropIn: "[runtime]"
@@ -251,25 +382,26 @@ customRuntimes:
   runtimes:
     mine:
       baseConfig: clh
-      dropIn: "x"
-      runtimeClass: "kind: RuntimeClass"
+      dropIn: "x = 1"
+      runtimeClass: "kind: RuntimeClass\\nhandler: mine"
       inheritBaseOverhead: false
       containerd: {snapshotter: erofs}
       crio: {pullType: guest-pull}
-defaultShim: {amd64: qemu}
+defaultShim: {amd64: qemu-nvidia-gpu-runtime-rs}
 """,
         tmp_path=tmp_path,
     )
     assert settings.install_dir == "/srv/kata/opt/kata-blue"
     assert (settings.instance, settings.suffix, settings.host_os) == ("blue", "blue", "cbl-mariner")
-    assert (settings.distribution, settings.debug, settings.default_shim) == ("rke2", True, "qemu")
+    assert (settings.distribution, settings.debug) == ("rke2", True)
+    assert settings.default_shim == "qemu-nvidia-gpu-runtime-rs"
     assert settings.user_drop_in == "[debug]\n"
     assert settings.startup_taints == ("example.com/kata", "example.com/kata:NoSchedule")
     assert settings.containerd == module.ContainerdSettings(
         "/etc/mine", "mine.toml", "unix:///run/mine.sock", ("a.example.com/*",)
     )
     assert settings.snapshotter == module.SnapshotterSettings(("nydus",), "merged", "disk", True)
-    assert settings.shim_settings["qemu"] == ShimSettings(
+    assert settings.shim_settings["qemu-nvidia-gpu-runtime-rs"] == ShimSettings(
         drop_in="[runtime]",
         allowed_hypervisor_annotations=("default_vcpus",),
         snapshotter="nydus",
@@ -282,7 +414,7 @@ defaultShim: {amd64: qemu}
         enable_dcgm=True,
     )
     assert settings.custom_runtimes == (
-        module.CustomRuntime("mine", "clh", "x", "kind: RuntimeClass", "erofs", "guest-pull"),
+        module.CustomRuntime("mine", "clh", "mine", "x = 1", "erofs", "guest-pull"),
     )
 
 
@@ -359,15 +491,38 @@ def test_null_counts_as_not_given_anywhere(tmp_path: Path) -> None:
             id="taint-effect",
         ),
         pytest.param(
-            "customRuntimes: {runtimes: {mine: {}}}",
-            "customRuntimes.runtimes.mine.baseConfig: is missing: name the shim whose configuration this one "
-            "starts from",
-            id="custom-runtime-without-base",
+            "shims: {qemu: {dropIn: '[runtime'}}",
+            "shims.qemu.dropIn: is not valid TOML: Expected ']' at the end of a table declaration (at end of "
+            "document)",
+            id="drop-in-no-toml",
         ),
         pytest.param(
-            "customRuntimes: {runtimes: {mine: {baseConfig: qemu-tdxx}}}",
-            "customRuntimes.runtimes.mine.baseConfig: there is no shim qemu-tdxx; did you mean qemu-tdx?",
-            id="custom-runtime-with-unknown-base",
+            "containerd: {userDropIn: 'a = 1\n\n  a = 2'}",
+            "containerd.userDropIn: is not valid TOML: Cannot overwrite a value (at end of document)",
+            id="user-drop-in-no-toml",
+        ),
+        pytest.param(
+            "shims: {qemu: {agent: {noProxy: 'a, b'}}}",
+            'shims.qemu.agent.noProxy: the string "a, b" has blanks, quotes or the like, which a kernel '
+            "parameter cannot have",
+            id="a-blank-in-a-kernel-parameter",
+        ),
+        pytest.param(
+            "shims: {qemu: {agent: {httpsProxy: 'http://x\\\"'}}}".replace("'", '"'),
+            'shims.qemu.agent.httpsProxy: the string "http://x"" has blanks, quotes or the like, which a '
+            "kernel parameter cannot have",
+            id="a-quote-in-a-kernel-parameter",
+        ),
+        pytest.param(
+            "shims: {qemu: {hypervisor: {rootless: true}}}",
+            "shims.qemu.hypervisor.rootless: qemu runs its hypervisor as root only; others can: "
+            + ", ".join(ROOTLESS),
+            id="rootless-where-it-cannot-be",
+        ),
+        pytest.param(
+            "shims: {qemu-nvidia-cpu: {nvrc: {enableDCGM: true}}}",
+            "shims.qemu-nvidia-cpu.nvrc.enableDCGM: qemu-nvidia-cpu hands no NVIDIA GPUs to its guests",
+            id="dcgm-without-a-gpu",
         ),
     ],
 )
@@ -434,8 +589,8 @@ def test_a_suffix_may_be_as_long_as_the_longest_handler_allows(tmp_path: Path) -
     assert load(values % ("a" * fits), tmp_path=tmp_path).suffix == "a" * fits
     suffix = "a" * (fits + 1)
     assert problems(values % suffix, tmp_path=tmp_path) == [
-        f"env.multiInstallSuffix: with {suffix} the name kata-qemu-snp-runtime-rs-{suffix} has 64 "
-        "characters; Kubernetes allows 63"
+        f"env.multiInstallSuffix: the name kata-qemu-snp-runtime-rs-{suffix} has 64 characters; Kubernetes "
+        "allows 63"
     ]
 
 
@@ -534,11 +689,14 @@ def test_the_digest_changes_with_everything_that_is_written_and_nothing_else(tmp
     decisive = [
         "",
         "shims: {clh: {}}",
-        "shims: {qemu: {dropIn: x}}",
+        "shims: {qemu: {dropIn: x = 1}}",
         "shims: {qemu: {containerd: {snapshotter: x}}}",
         "env: {multiInstallSuffix: b}",
         "env: {installationPrefix: /b}",
-        "containerd: {userDropIn: b}",
+        "containerd: {userDropIn: b = 1}",
+        custom(mine=MINE),
+        custom(mine=MINE.replace("kata-mine", "kata-yours")),
+        custom(mine=MINE.replace("}", ", dropIn: a = 1}")),
         "debug: true",
         "snapshotter: {setup: [nydus]}",
         "k8sDistribution: k3s",
@@ -558,8 +716,8 @@ def test_the_digest_changes_with_everything_that_is_written_and_nothing_else(tmp
 
 @pytest.mark.commands
 def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
-    values = "containerd: {userDropIn: x}\nshims: {qemu: {dropIn: a}, clh: {}}"
-    reordered = "shims: {clh: {}, qemu: {dropIn: a}}\ncontainerd: {userDropIn: x}"
+    values = "containerd: {userDropIn: x = 1}\nshims: {qemu: {dropIn: a = 1}, clh: {}}"
+    reordered = "shims: {clh: {}, qemu: {dropIn: a = 1}}\ncontainerd: {userDropIn: x = 1}"
     (tmp_path / "reordered.yaml").write_text(reordered)
     program = (
         "import sys; from kata_node.settings import load\n"
@@ -581,33 +739,8 @@ def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "keys"),
     [
-        pytest.param("debug: true", "debug", id="debug"),
-        pytest.param("k8sDistribution: k0s", "k8sDistribution", id="distribution"),
-        pytest.param("env: {installationPrefix: /srv}", "env.installationPrefix", id="prefix"),
-        pytest.param("env: {multiInstallSuffix: b}", "env.multiInstallSuffix", id="suffix"),
         pytest.param("env: {hostOS: cbl-mariner}", "env.hostOS", id="host-os"),
-        pytest.param("snapshotter: {setup: [nydus]}", "snapshotter.setup", id="snapshotter"),
-        pytest.param("containerd: {configDir: /etc/mine}", "containerd.configDir", id="config-dir"),
-        pytest.param(
-            "customRuntimes: {enabled: true, runtimes: {mine: {baseConfig: qemu}}}",
-            "customRuntimes.runtimes",
-            id="custom-runtimes",
-        ),
-        pytest.param(
-            "shims: {qemu: {dropIn: x, allowedHypervisorAnnotations: [a], hypervisor: {rootless: true}}}",
-            "shims.qemu.dropIn shims.qemu.allowedHypervisorAnnotations shims.qemu.hypervisor.rootless",
-            id="kata-settings",
-        ),
-        pytest.param(
-            "shims: {qemu: {containerd: {snapshotter: nydus, forceGuestPull: true}}}",
-            "shims.qemu.containerd.snapshotter shims.qemu.containerd.forceGuestPull",
-            id="containerd-of-a-shim",
-        ),
-        pytest.param(
-            "shims: {qemu: {agent: {httpsProxy: a, noProxy: b}}}",
-            "shims.qemu.agent.httpsProxy shims.qemu.agent.noProxy",
-            id="proxies",
-        ),
+        pytest.param("startupTaints: [a]", "startupTaints", id="taints"),
     ],
 )
 def test_what_this_release_cannot_do_is_named(values: str, keys: str, tmp_path: Path) -> None:
@@ -621,12 +754,14 @@ def test_what_this_release_cannot_do_is_named(values: str, keys: str, tmp_path: 
     [
         pytest.param("", id="nothing"),
         pytest.param("containerd: {userDropIn: '[a]'}", id="what-is-supported"),
-        pytest.param("shims: {qemu: {}, clh: {enabled: false, dropIn: x}}", id="a-shim-that-is-off"),
-        pytest.param("shims: {qemu: {}, qemu-se: {dropIn: x}}", id="a-shim-of-another-architecture"),
-        pytest.param("shims: {qemu: {crio: {guestPull: true}}}", id="a-key-for-cri-o"),
         pytest.param(
-            "customRuntimes: {runtimes: {mine: {baseConfig: qemu}}}", id="custom-runtimes-that-are-off"
+            "shims: {qemu: {}, clh: {enabled: false, containerd: {snapshotter: x}}}", id="a-shim-that-is-off"
         ),
+        pytest.param(
+            "shims: {qemu: {}, qemu-se: {containerd: {snapshotter: x}}}", id="a-shim-of-another-architecture"
+        ),
+        pytest.param("shims: {qemu: {crio: {guestPull: true}}}", id="a-key-for-cri-o"),
+        pytest.param(custom(enabled=False, mine=MINE), id="custom-runtimes-that-are-off"),
         pytest.param(
             "shims: {qemu: {dropIn: '', allowedHypervisorAnnotations: [], agent: {noProxy: ''}, "
             "containerd: {snapshotter: '', forceGuestPull: false}}}",

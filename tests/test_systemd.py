@@ -185,6 +185,18 @@ class Client:
     def ResetFailedUnit(self, call: Message, path: str, name: str) -> None:  # noqa: N802
         self.answer(call)
 
+    def ReloadUnit(self, call: Message, path: str, name: str, mode: str) -> None:  # noqa: N802
+        self.RestartUnit(call, path, name, mode)
+
+    def StartUnit(self, call: Message, path: str, name: str, mode: str) -> None:  # noqa: N802
+        self.RestartUnit(call, path, name, mode)
+
+    def StopUnit(self, call: Message, path: str, name: str, mode: str) -> None:  # noqa: N802
+        self.RestartUnit(call, path, name, mode)
+
+    def Reload(self, call: Message, path: str) -> None:  # noqa: N802
+        self.answer(call)
+
     def RestartUnit(self, call: Message, path: str, name: str, mode: str) -> None:  # noqa: N802
         job = "/org/freedesktop/systemd1/job/1801"
         self.removed("/org/freedesktop/systemd1/job/1800", "failed")
@@ -536,6 +548,71 @@ def test_a_restart_is_logged_as_a_command_to_paste(host: Host, caplog: pytest.Lo
 
 
 @both
+def test_a_reload_waits_for_the_end_of_its_job_and_restarts_nothing(host: Host, kind: str) -> None:
+    manager = host.either(kind)
+    with Systemd.connect(host.root) as systemd:
+        manager.calls.clear()
+        systemd.reload("crio.service", timeout=5)
+        systemd.reload("crio.service", timeout=5)
+    members = [call for call in manager.calls if not call.startswith("AddMatch")]
+    assert members == ["Subscribe", *["ReloadUnit crio.service replace"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("result", "what"),
+    [
+        pytest.param("failed", "take in its configuration failed (failed)", id="the-command-failed"),
+        pytest.param("invalid", "it does not run, so it cannot be reloaded (invalid)", id="not-running"),
+        pytest.param("timeout", "in the time systemd gives it (timeout)", id="timeout"),
+        pytest.param("canceled", "another request to systemd (canceled)", id="canceled"),
+        pytest.param("frozen", "systemd could not reload it (frozen)", id="unheard-of"),
+    ],
+)
+def test_a_reload_that_fails_says_how_its_job_ended(host: Host, result: str, what: str) -> None:
+    host.private(result=result)
+    with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
+        systemd.reload("crio.service", timeout=5)
+    assert caught.value.result == result
+    assert caught.value.what.endswith(what)
+    assert caught.value.where == "crio.service"
+    assert "journalctl -u crio.service" in caught.value.hint
+
+
+def test_a_unit_that_cannot_reload_is_to_be_restarted(host: Host) -> None:
+    words = "Job type reload is not applicable for unit crio.service."
+    host.private(refuses={"ReloadUnit": ("org.freedesktop.systemd1.JobTypeNotApplicable", words)})
+    with Systemd.connect(host.root) as systemd, pytest.raises(SystemdError) as caught:
+        systemd.reload("crio.service", timeout=5)
+    assert not isinstance(caught.value, JobError)
+    assert words in caught.value.what
+    assert "ExecReload" in caught.value.hint
+    assert "restart it instead" in caught.value.hint
+
+
+def test_a_reload_that_takes_too_long_is_an_error(host: Host) -> None:
+    host.private(result="")
+    slow = pytest.raises(SystemdError, match=r"not reloaded within 0.1 s")
+    with Systemd.connect(host.root) as systemd, slow:
+        systemd.reload("crio.service", timeout=0.1)
+
+
+@both
+def test_a_reload_on_a_connection_that_died_meanwhile_connects_again(host: Host, kind: str) -> None:
+    manager = host.either(kind)
+    with Systemd.connect(host.root) as systemd:
+        systemd.reload("crio.service", timeout=5)
+        manager.hangs_up_at.append("ReloadUnit")
+        systemd.reload("crio.service", timeout=5)
+
+
+def test_a_reload_is_logged_as_a_command_to_paste(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.private()
+    with caplog.at_level(logging.INFO, "kata_node"), Systemd.connect(host.root) as systemd:
+        systemd.reload("crio.service", timeout=5)
+    assert caplog.messages == ["systemctl reload crio.service"]
+
+
+@both
 def test_reading_a_unit_logs_nothing_and_changes_nothing(
     host: Host, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -569,3 +646,90 @@ def test_a_root_deeper_than_a_socket_address_can_say_is_no_obstacle(tmp_path: Pa
             assert systemd.unit("containerd.service") is not None
     finally:
         deep.close()
+
+
+OURS = {"mine.service": {**SETTLED, UNIT: SETTLED[UNIT] | {"Id": ("s", "mine.service")}}}
+
+
+@both
+def test_starting_and_stopping_wait_for_the_end_of_their_jobs(host: Host, kind: str) -> None:
+    manager = host.either(kind, units=OURS)
+    with Systemd.connect(host.root) as systemd:
+        manager.calls.clear()
+        systemd.start("mine.service", timeout=5)
+        systemd.stop("mine.service", timeout=5)
+    members = [call for call in manager.calls if not call.startswith(("AddMatch", "LoadUnit", "GetAll"))]
+    assert members == [
+        "Subscribe",
+        "ResetFailedUnit mine.service",
+        "StartUnit mine.service replace",
+        "StopUnit mine.service replace",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("act", "what"),
+    [
+        pytest.param("start", "it was started but did not come up (failed)", id="start"),
+        pytest.param("stop", "systemd could not stop it (failed)", id="stop"),
+    ],
+)
+def test_a_start_or_stop_that_fails_names_the_unit(host: Host, act: str, what: str) -> None:
+    host.private(result="failed", units=OURS)
+    with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
+        getattr(systemd, act)("mine.service", timeout=5)
+    assert (caught.value.what, caught.value.where, caught.value.result) == (what, "mine.service", "failed")
+    assert "mine.service" in caught.value.hint
+
+
+@pytest.mark.parametrize("act", ["start", "stop"])
+def test_a_start_or_stop_that_takes_too_long_is_an_error(host: Host, act: str) -> None:
+    host.private(result="", units=OURS)
+    slow = pytest.raises(SystemdError, match=r"within 0.1 s")
+    with Systemd.connect(host.root) as systemd, slow:
+        getattr(systemd, act)("mine.service", timeout=0.1)
+
+
+def test_a_unit_whose_condition_the_host_does_not_meet_has_not_started(host: Host) -> None:
+    unmet = {"mine.service": {**SETTLED, UNIT: SETTLED[UNIT] | {"ConditionResult": ("b", False)}}}
+    host.private(units=unmet)
+    with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
+        systemd.start("mine.service", timeout=5)
+    assert caught.value.result == "condition"
+
+
+def test_a_unit_that_there_is_none_of_is_stopped(host: Host) -> None:
+    gone = ("org.freedesktop.systemd1.NoSuchUnit", "Unit mine.service not loaded.")
+    manager = host.private(refuses={"StopUnit": gone})
+    with Systemd.connect(host.root) as systemd:
+        systemd.stop("mine.service", timeout=5)
+    assert "StopUnit mine.service replace" in manager.calls
+
+
+def test_a_stop_that_is_refused_is_an_error(host: Host) -> None:
+    host.private(refuses={"StopUnit": ("org.freedesktop.DBus.Error.AccessDenied", "Permission denied")})
+    with Systemd.connect(host.root) as systemd, pytest.raises(SystemdError, match="Permission denied"):
+        systemd.stop("mine.service", timeout=5)
+
+
+@both
+def test_unit_files_are_read_anew_also_on_a_connection_that_died_meanwhile(host: Host, kind: str) -> None:
+    manager = host.either(kind)
+    with Systemd.connect(host.root) as systemd:
+        systemd.daemon_reload(timeout=5)
+        manager.hangs_up_at.append("Reload")
+        systemd.daemon_reload(timeout=5)
+    assert manager.calls.count("Reload") == 3
+
+
+def test_acts_on_a_unit_are_logged_as_commands_to_paste(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.private(units=OURS)
+    with caplog.at_level(logging.INFO, "kata_node"), Systemd.connect(host.root) as systemd:
+        systemd.daemon_reload(timeout=5)
+        systemd.start("mine.service", timeout=5)
+        systemd.stop("mine.service", timeout=5)
+    assert caplog.messages == [
+        "systemctl daemon-reload",
+        "systemctl reset-failed mine.service; systemctl start mine.service",
+        "systemctl stop mine.service",
+    ]

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import pytest
 
 from kata_node.actions import Action, Plan, Record, RemoveFile, Sweep, Tools, WriteFile
-from kata_node.cri_files import Change, PutBack, sha256
+from kata_node.containerd import ContainerdConfig
+from kata_node.cri_config import ConfigFile as Change
+from kata_node.cri_files import PutBack, sha256
+from kata_node.distributions import Applies, home
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.host.files import FileState
 from kata_node.receipt import Artifacts, Backup, Cri, CriFile, Previous, Receipt
 from kata_node.restart import CheckConfig, RestartRuntime
 from kata_node.transaction import Checks, install, revert
-from kata_node.versions import runtime_version
+from kata_node.versions import parse_version, runtime_version
 
 DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
 MAIN = "/etc/containerd/config.toml"
@@ -42,17 +45,29 @@ class Looked:
     def check(self, tools: Tools) -> None: ...
 
 
+class OneDropIn(ContainerdConfig):
+    """A configuration whose one drop-in, whatever it holds, defines the handlers."""
+
+    def defined(self, files: Mapping[str, bytes]) -> frozenset[str]:
+        return frozenset(HANDLERS if files.get(DROP_IN) else ())
+
+
+CONFIG = OneDropIn("/opt/kata", "", parse_version("2.1.9"), home("k8s", "containerd"))
+
+
 def facts(
     files: Mapping[str, bytes],
     *,
     handlers: tuple[str, ...] | None = (),
     invocation: str = "run-1",
     unit: bool = True,
+    applies: Applies = "restart",
 ) -> RuntimeFacts:
     return RuntimeFacts(
         runtime_version("containerd://2.1.9"),
         "the CRI socket",
-        MAIN,
+        replace(home("k8s", "containerd"), applies=applies),
+        CONFIG,
         {path: FileState(content, 0o640, 0, 7) for path, content in files.items()},
         {sha256(OLD): OLD},
         () if DROP_IN in files else ("/opt/kata/containerd", "/opt/kata/containerd/config.d"),
@@ -67,13 +82,8 @@ def facts(
 CHECKS = Checks(
     Looked("check ahead"),
     Looked("check"),
-    CheckConfig(MAIN, (), (), {}, runtime_version("containerd://2.1.9").version),
+    CheckConfig(CONFIG, (), (), {}),
 )
-
-
-def defines(files: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Which handlers the files define."""
-    return HANDLERS if files.get(DROP_IN) else ()
 
 
 def receipt(cri: Cri | None = None) -> Receipt:
@@ -232,11 +242,11 @@ FULL_INSTALL = [
 def test_install_does_what_is_missing_and_no_more(
     found: RuntimeFacts, cri: Cri | None, expected: list[str]
 ) -> None:
-    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, CHECKS, defines)) == expected
+    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, CHECKS)) == expected
 
 
 def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
-    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS, defines).actions[0]
+    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS).actions[0]
     assert isinstance(first, Record)
     assert OLD in first.backups
     cri = first.receipt.cri
@@ -248,7 +258,7 @@ def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
 
 def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
     changes = (Change(DROP_IN, b"other handlers\n"), *CHANGES[1:])
-    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS, defines)
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS)
     restart = plan.actions[-1]
     assert isinstance(restart, RestartRuntime)
     assert restart.proven is not None
@@ -257,7 +267,7 @@ def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
 
 
 def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> None:
-    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, CHECKS, defines)
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, CHECKS)
     record = plan.actions[0]
     assert isinstance(record, Record)
     assert record.receipt.cri is not None
@@ -269,7 +279,7 @@ def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> N
 
 
 def test_undoing_a_first_install_puts_everything_back_in_the_opposite_order() -> None:
-    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS, defines)
+    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS)
     assert [_step(action) for action in plan.undo] == [
         "put back config.toml",
         "put back 99-kata-deploy.toml",
@@ -294,7 +304,7 @@ def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_
     found = facts(broken, handlers=None, invocation="run-2")
     found = replace(found, backups={sha256(OLD): OLD, sha256(b"handlers\n"): b"handlers\n"})
     changes = (Change(DROP_IN, b"broken\n"), *CHANGES[1:])
-    plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS, defines)
+    plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS)
     put_back = {action.path: action.state for action in plan.undo if isinstance(action, PutBack)}
     assert put_back[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
     restart = plan.undo[-1]
@@ -370,23 +380,23 @@ FULL_REVERT = [
 def test_revert_takes_back_what_is_there_and_restarts_only_what_has_read_it(
     found: RuntimeFacts, cri: Cri, expected: list[str]
 ) -> None:
-    assert steps(revert(found, receipt(cri), cri, BACK, CHECKS, defines)) == expected
+    assert steps(revert(found, receipt(cri), cri, BACK, CHECKS)) == expected
 
 
 def test_the_file_that_imports_is_put_back_before_what_it_imports() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS, defines)
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
     paths = [action.path for action in plan.actions if isinstance(action, WriteFile | RemoveFile)]
     assert paths == [MAIN, DROP_IN]
 
 
 def test_putting_back_keeps_mode_and_owner() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS, defines)
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
     main = next(action for action in plan.actions if isinstance(action, WriteFile))
     assert (main.mode, main.owner) == (0o640, (0, 7))
 
 
 def test_a_failed_revert_goes_back_to_serving() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS, defines)
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
     assert [_step(action) for action in plan.undo] == [
         "put back 99-kata-deploy.toml",
         "put back config.toml",

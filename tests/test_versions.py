@@ -84,9 +84,12 @@ def test_a_malformed_flag_is_told_the_form(flag: str) -> None:
     [
         ("containerd://2.0.0", None),
         ("containerd://2.3.4", None),
-        ("containerd://1.7.34", "containerd 1.7.34 is not in this release, which needs 2.0 or later"),
+        ("containerd://1.7.34", None),
+        ("containerd://1.6.0", None),
+        ("containerd://1.5.18", "containerd 1.5.18 is too old, this release needs 1.6 or later"),
         ("containerd://3.0.0", "containerd 3.0.0 is newer than what this release knows, which is 2.x"),
-        ("cri-o://1.36.3", "cri-o is not in this release"),
+        ("cri-o://1.30.0", None),
+        ("cri-o://1.29.9", "CRI-O 1.29.9 does not tell which handlers it serves, which 1.30 and later do"),
     ],
 )
 def test_this_release_says_which_runtimes_it_works_with(flag: str, reason: str | None) -> None:

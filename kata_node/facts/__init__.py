@@ -18,7 +18,8 @@ class Options:
     offline: bool = False
     runtime: str = ""
     """``containerd://2.1.9``: what the node runs, when it cannot or shall not be asked."""
-    cri_socket: str = "/run/containerd/containerd.sock"
+    cri_socket: str = ""
+    """Where the CRI is served, when it is not where the settings or the distribution have it."""
     restart_timeout: float = 120.0
     label_timeout: float = 300.0
     stable_for: float = 10.0

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kata_node import __version__
+from kata_node import __version__, kata_config, snapshotters
 from kata_node.facts import Look
+from kata_node.handlers import handlers
 from kata_node.host.files import Root
+from kata_node.kata_config import doubts
 from kata_node.layout import Found, Wanted, layout
 from kata_node.receipt import STATE_DIR
 
 if TYPE_CHECKING:
     from kata_node.payload import Entry
     from kata_node.payload_index import Payload
+    from kata_node.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class ArtifactFacts:
     digests: Mapping[str, str] = field(default_factory=dict)
     missing_dirs: tuple[str, ...] = ()
     release: str = ""
+    doubts: tuple[str, ...] = ()
+    """Sentences about settings that can be carried out and will hardly do what is meant."""
     payload: Callable[[], Payload] = field(default=lambda: _no_payload(), repr=False, compare=False)
 
 
@@ -50,14 +55,16 @@ def look(look: Look) -> ArtifactFacts:
     settings, root = look.settings, look.tools.root
     placed = look.receipt.artifacts
     signature = payload_index.signature(look.options.payload)
-    inputs = _inputs(signature, [shim.name for shim in settings.shims], settings.arch)
+    inputs = _inputs(signature, settings)
     if placed and placed.state == "placed" and placed.inputs == inputs:
         found = find(root, settings.install_dir, placed.files)
         if all(path in found and found[path].is_as(record) for path, record in placed.files.items()):
             return ArtifactFacts(inputs)
     payload = payload_index.load(look.options.payload)
-    entries = select(payload.manifest, settings.shims, settings.arch)
-    wanted = layout(entries, settings.shims)
+    every = handlers(settings)
+    shims = {handler.shim.name: handler.shim for handler in every}
+    entries = select(payload.manifest, shims.values(), settings.arch, snapshotters.components(settings))
+    wanted = layout(entries, settings)
     known = placed.files if placed else {}
     found = find(root, settings.install_dir, {**wanted, **known})
     unknown = (path for path in found if path not in known and found[path].kind == "file")
@@ -74,6 +81,7 @@ def look(look: Look) -> ArtifactFacts:
         digests,
         missing_dirs(root, settings.install_dir),
         payload.manifest.release,
+        tuple(dict.fromkeys(doubt for handler in every for doubt in doubts(handler, settings, wanted))),
         lambda: payload,
     )
 
@@ -161,8 +169,9 @@ def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:
     return "dir" if stat.S_ISDIR(mode) else "other"
 
 
-def _inputs(signature: str, shims: Iterable[str], arch: str) -> str:
-    text = "\n".join((__version__, signature, arch, *shims))
+def _inputs(signature: str, settings: Settings) -> str:
+    more = snapshotters.components(settings)
+    text = "\n".join((__version__, signature, settings.arch, kata_config.inputs(settings), *more))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -11,9 +11,12 @@ from kata_node.errors import KataNodeError
 from kata_node.facts import Look
 from kata_node.facts import artifacts as artifact_facts
 from kata_node.facts import runtime as runtime_facts
+from kata_node.facts import snapshotters as snapshotter_facts
 from kata_node.facts.artifacts import ArtifactFacts
 from kata_node.facts.machine import MachineFacts, look_at_machine
 from kata_node.facts.runtime import RuntimeFacts
+from kata_node.facts.snapshotters import SnapshotterFacts
+from kata_node.handlers import handlers
 from kata_node.host.files import host_error
 from kata_node.receipt import Receipt
 
@@ -36,6 +39,8 @@ class HostCheckFacts:
     """Bytes the artifacts stage would write."""
     conflicts: tuple[str, ...]
     """Paths where foreign files stand in the way."""
+    snapshotters: SnapshotterFacts | None = None
+    """``None`` when there is no runtime that could have any."""
 
 
 def look(look: Look) -> HostCheckFacts:
@@ -54,6 +59,7 @@ def look(look: Look) -> HostCheckFacts:
         _missing(look, artifacts),
         sum(want.size for want in difference.missing) if difference else 0,
         difference.conflicts if difference else (),
+        snapshotter_facts.look(look, runtime.home.units) if isinstance(runtime, RuntimeFacts) else None,
     )
 
 
@@ -69,7 +75,8 @@ def _missing(look: Look, artifacts: ArtifactFacts | KataNodeError) -> dict[str, 
         return {}
     from kata_node.payload import missing
 
-    lacking = ((shim.name, tuple(missing(artifacts.entries, shim))) for shim in look.settings.shims)
+    shims = {handler.shim.name: handler.shim for handler in handlers(look.settings)}
+    lacking = ((name, tuple(missing(artifacts.entries, shim))) for name, shim in shims.items())
     return {name: paths for name, paths in lacking if paths}
 
 

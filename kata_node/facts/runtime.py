@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from kata_node import containerd
+from kata_node import distributions
 from kata_node import receipt as receipts
+from kata_node.cri_config import CriConfig, own_paths
+from kata_node.cri_configs import configuration, located
+from kata_node.distributions import HOMES, Home
 from kata_node.errors import CriError, KataNodeError, UnfitNodeError
 from kata_node.facts import Look
 from kata_node.facts.artifacts import missing_dirs
+from kata_node.facts.snapshotters import NydusFacts, look_at_nydus
 from kata_node.host import kernel
 from kata_node.host.files import FileState
 from kata_node.receipt import Receipt
-from kata_node.versions import OLDEST, Runtime, evidence, parse_version, runtime_version
+from kata_node.versions import UNKNOWN, Runtime, evidence, parse_version, runtime_version
+
+if TYPE_CHECKING:
+    from kata_node.host.systemd import Unit
 
 CALL_TIMEOUT = 10.0  # seconds for one question to a runtime that is up
-
-UNIT = "containerd.service"
-OTHER_UNITS: Mapping[str, str] = {
-    "k3s.service": "k3s",
-    "k3s-agent.service": "k3s",
-    "rke2-server.service": "rke2",
-    "rke2-agent.service": "rke2",
-    "k0scontroller.service": "k0s",
-    "k0sworker.service": "k0s",
-    "snap.microk8s.daemon-containerd.service": "microk8s",
-    "crio.service": "cri-o",
-}
-"""Units that run a CRI runtime of their own: what tells the distributions apart, for a k3s node
-can report ``containerd://2.2.2-bd1.34`` like any other."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,10 @@ class RuntimeFacts:
     runtime: Runtime
     told_by: str
     """Who says so: ``the CRI socket``, ``--runtime``, …"""
-    config_path: str
+    home: Home
+    """The distribution's way to keep it, at the places where it is here."""
+    config: CriConfig
+    """How this instance configures it."""
     files: Mapping[str, FileState] = field(repr=False)
     """Every configuration file that the runtime reads, and every one this instance could have."""
     backups: Mapping[str, bytes] = field(repr=False)
@@ -55,10 +52,15 @@ class RuntimeFacts:
     boot: str = ""
     handlers: tuple[str, ...] | None = None
     """What the CRI serves; ``None`` when it does not answer, or was not asked."""
-    others: tuple[str, ...] = ()
-    """Distributions and runtimes of :data:`OTHER_UNITS` whose units are active."""
     timeout: float = 120.0
     offline: bool = False
+    nydus: NydusFacts | None = None
+    """The nydus-snapshotter of this instance; ``None`` where the runtime has no snapshotters."""
+
+    @property
+    def config_path(self) -> str:
+        """The runtime's main configuration file."""
+        return self.config.main_path
 
 
 def look(look: Look) -> RuntimeFacts:
@@ -77,62 +79,103 @@ def look_for_revert(look: Look) -> RuntimeFacts:
 
 def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
     options, root, receipt = look.options, look.tools.root, look.receipt
-    argv: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
-    unit, invocation, state = "", "", ""
-    if not options.offline:
-        found = look.tools.systemd().unit(UNIT)
-        if found is not None:
-            unit, invocation, argv = found.name, found.invocation_id, found.argv
-            state = found.active_state
-        others = _others(look)
-    runtime, told_by = _recorded_or_any(look) if for_revert else identify(look)
-    config_path = containerd.config_path(argv)
-    wanted = containerd.own_paths(receipt.install_dir, look.settings.suffix, config_path)
+    unit = None if options.offline else find_unit(look, for_revert=for_revert)
+    home = find_home(look, unit, for_revert=for_revert)
+    runtime, told_by = _recorded_or_any(look, home) if for_revert else identify(look, home)
+    if runtime.name != home.runtime:
+        home = distributions.home(home.distribution, runtime.name)
+    config = configuration(receipt, look.settings.suffix, runtime, home)
+    own = own_paths(config)
     paths = {
-        *containerd.import_closure(config_path, root.read, root.glob),
-        *wanted,
+        *config.closure(root.read, root.glob),
+        *own,
+        *config.shared_paths(),
         *(receipt.cri.paths() if receipt.cri else ()),
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
     return RuntimeFacts(
         runtime,
         told_by,
-        config_path,
+        home,
+        config,
         {path: state for path, state in states.items() if state is not None},
         _backups(look, receipt),
-        tuple(dict.fromkeys(d for path in wanted for d in missing_dirs(root, path.rpartition("/")[0]))),
-        unit,
-        invocation,
-        state,
+        tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, path.rpartition("/")[0]))),
+        unit.name if unit else "",
+        unit.invocation_id if unit else "",
+        unit.active_state if unit else "",
         kernel.boot_id(),
-        None if options.offline else _handlers(look, may_be_down=for_revert),
-        others,
+        None if options.offline else _handlers(look, home, may_be_down=for_revert),
         options.restart_timeout,
         options.offline,
+        look_at_nydus(look, home.units) if runtime.name == "containerd" else None,
     )
 
 
-def identify(look: Look) -> tuple[Runtime, str]:
+def find_unit(look: Look, *, for_revert: bool) -> Unit | None:
+    """The unit that runs the CRI: the one that is up, or that the record of an unfinished run names.
+
+    Raises :class:`UnfitNodeError` when several are up and nothing tells which one the kubelet uses.
+    """
+    systemd, recorded = look.tools.systemd(), look.receipt.cri
+    known = (systemd.unit(name) for home in HOMES for name in home.units)
+    units = {unit.name: unit for unit in known if unit is not None}
+    if recorded is not None and recorded.unit in units and (for_revert or recorded.state != "serving"):
+        return units[recorded.unit]
+    own = {name: unit for name, unit in units.items() if not _is_elsewhere(unit)}
+    found = {name for name, unit in own.items() if unit.active_state not in ("inactive", "failed")}
+    homes = distributions.among(found or own)
+    socket = look.options.cri_socket or look.settings.containerd.runtime_socket
+    homes = tuple(home for home in homes if home.socket == socket) or homes
+    names = [name for home in homes for name in home.units if name in (found or own)]
+    if found and len(homes) > 1:
+        raise UnfitNodeError(
+            "several container runtimes are up: " + ", ".join(names),
+            hint="tell which one the kubelet uses with --cri-socket, or stop the other",
+        )
+    return units[names[0]] if names else None
+
+
+def _is_elsewhere(unit: Unit) -> bool:
+    home = distributions.by_unit(unit.name)
+    return home is not None and distributions.runs_elsewhere(home, unit.argv) != ""
+
+
+def find_home(look: Look, unit: Unit | None, *, for_revert: bool) -> Home:
+    """Where the runtime of ``unit`` keeps its things; without one, as the settings and the record have it."""
+    options, containerd = look.options, look.settings.containerd
+    home = distributions.by_unit(unit.name) if unit is not None else None
+    if home is not None and unit is not None:
+        home = located(home, containerd, unit.argv)
+    else:
+        recorded = look.receipt.cri
+        name = runtime_version(options.runtime).name if options.runtime else "containerd"
+        if recorded is not None and (for_revert or not options.runtime):
+            name = recorded.runtime
+        home = located(distributions.home(look.settings.distribution, name), containerd, ())
+    return replace(home, socket=options.cri_socket) if options.cri_socket else home
+
+
+def identify(look: Look, home: Home) -> tuple[Runtime, str]:
     """The runtime, and who told: flag, running CRI, receipt, files, in this order."""
     options, recorded = look.options, look.receipt.cri
     if options.runtime:
         return runtime_version(options.runtime), "--runtime"
     if options.offline:
-        return _by_files(look)
+        return _by_files(look, home)
     try:
-        answer = look.tools.cri().version(CALL_TIMEOUT)
+        answer = look.tools.cri(home.socket).version(CALL_TIMEOUT)
     except CriError:
         # A run that was killed may have left it down; then this one is here to get it up again.
         told = _recorded(look)
         if told is None or recorded is None or recorded.state == "serving":
             raise
         return told
-    version = parse_version(answer.runtime_version, where=options.cri_socket)
+    version = parse_version(answer.runtime_version, where=home.socket)
     return Runtime(answer.runtime_name, version), "the CRI socket"
 
 
-def _by_files(look: Look) -> tuple[Runtime, str]:
+def _by_files(look: Look, home: Home) -> tuple[Runtime, str]:
     root = look.tools.root
     dpkg = root.read("/var/lib/dpkg/status")
     if version := evidence(dpkg, None):
@@ -140,7 +183,7 @@ def _by_files(look: Look) -> tuple[Runtime, str]:
     # Before the configuration, which may be of our own making.
     if told := _recorded(look):
         return told
-    if version := evidence(dpkg, root.read(containerd.CONFIG_PATH)):
+    if version := evidence(dpkg, root.read(home.config)):
         return Runtime("containerd", version), "its configuration"
     raise UnfitNodeError(
         "no file here tells which container runtime the node will run",
@@ -149,21 +192,14 @@ def _by_files(look: Look) -> tuple[Runtime, str]:
     )
 
 
-def _others(look: Look) -> tuple[str, ...]:
-    systemd = look.tools.systemd()
-    units = ((name, systemd.unit(name)) for name in OTHER_UNITS)
-    active = (OTHER_UNITS[name] for name, unit in units if unit and unit.active_state == "active")
-    return tuple(dict.fromkeys(active))
-
-
-def _recorded_or_any(look: Look) -> tuple[Runtime, str]:
+def _recorded_or_any(look: Look, home: Home) -> tuple[Runtime, str]:
     """For the way back, which does not hang on a version: what is taken away is known by name."""
     if told := _recorded(look):
         return told
     try:
-        return identify(look)
+        return identify(look, home)
     except KataNodeError:
-        return OLDEST, "nobody"
+        return UNKNOWN, "nobody"
 
 
 def _recorded(look: Look) -> tuple[Runtime, str] | None:
@@ -171,10 +207,10 @@ def _recorded(look: Look) -> tuple[Runtime, str] | None:
     return (Runtime(cri.runtime, parse_version(cri.version)), "the receipt") if cri else None
 
 
-def _handlers(look: Look, *, may_be_down: bool) -> tuple[str, ...] | None:
+def _handlers(look: Look, home: Home, *, may_be_down: bool) -> tuple[str, ...] | None:
     recorded = look.receipt.cri
     try:
-        return look.tools.cri().status(CALL_TIMEOUT).handlers
+        return look.tools.cri(home.socket).status(CALL_TIMEOUT).handlers
     except CriError:
         if may_be_down or (recorded is not None and recorded.state != "serving"):
             return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -17,6 +17,9 @@ from kata_node.host.protobuf import DecodeError, Message
 from kata_node.host.sockets import Stream, explain
 
 T = TypeVar("T")
+
+_VERBOSE = b"\x08\x01"
+"""A ``StatusRequest`` with field 1, ``verbose``, set."""
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 
@@ -93,8 +96,8 @@ class Status:
     network_ready: bool
     """Whether pods can get a network; a node without a CNI plugin yet says no, and serves all the same."""
     handlers: tuple[str, ...]
-    """The names of the runtime handlers, sorted, without the unnamed default one. Empty before containerd 2.0
-    and CRI-O 1.30, which do not report them."""
+    """The names of the runtime handlers, sorted, without the unnamed default one. Empty before CRI-O 1.30,
+    which does not report them."""
     conditions: tuple[Condition, ...] = ()
 
 
@@ -113,8 +116,17 @@ class Cri:
         return self._call("Version", b"", _version, timeout)
 
     def status(self, timeout: float) -> Status:
-        """Whether it is ready, and which handlers it serves."""
-        return self._call("Status", b"", _status, timeout)
+        """Whether it is ready, and which handlers it serves.
+
+        containerd 1.x leaves the handlers out; then a second, verbose question gets its configuration,
+        as the CRI plugin has it loaded, and the handlers are in that.
+        """
+        deadline = time.monotonic() + timeout
+        status = self._call("Status", b"", _status, timeout)
+        if status.handlers:
+            return status
+        left = round(max(deadline - time.monotonic(), 0), 1)
+        return replace(status, handlers=self._call("Status", _VERBOSE, _handlers_of_config, left))
 
     def _call(self, method: str, request: bytes, read: Callable[[Message], T], timeout: float) -> T:
         """Call a method of the RuntimeService with a serialized request, and ``read`` its answer."""
@@ -171,3 +183,15 @@ def _status(answer: Message) -> Status:
         handlers=tuple(sorted(handlers - {""})),
         conditions=conditions,
     )
+
+
+def _handlers_of_config(answer: Message) -> tuple[str, ...]:
+    """The handlers in containerd's ``info["config"]``, which is JSON; none when there is no such thing."""
+    import json
+
+    config = next((entry.text(2) for entry in answer.messages(2) if entry.text(1) == "config"), "")
+    try:
+        runtimes = json.loads(config)["containerd"]["runtimes"]
+    except (ValueError, LookupError, TypeError):  # another runtime's, or another version's
+        return ()
+    return tuple(sorted(runtimes)) if isinstance(runtimes, dict) else ()

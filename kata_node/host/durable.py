@@ -12,10 +12,14 @@ from pathlib import Path
 
 
 def temp_sibling(path: Path) -> Path:
-    """Where new content of ``path`` is prepared.
+    """Where new content of ``path`` is prepared: beside it, or beside the drop-in directory it is in.
 
-    The name depends on nothing else, so what an interrupted run left is found and overwritten.
+    Of such a directory others may read every file, whatever it is called: CRI-O does, and Kata. The name
+    depends on nothing else, so what an interrupted run left is found and overwritten.
     """
+    directory = path.parent
+    if directory.name.endswith(".d"):
+        return directory.with_name(f".{directory.name}.{path.name}.kata-node-tmp")
     return path.with_name(f".{path.name}.kata-node-tmp")
 
 

@@ -17,6 +17,16 @@ def is_pattern(name: str) -> bool:
     return not _SPECIAL.isdisjoint(name)
 
 
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern for a whole path finds ``path``; a malformed one finds nothing."""
+    parts, names = pattern.split("/"), path.split("/")
+    try:
+        found = [compile_name(part).fullmatch(name) for part, name in zip(parts, names, strict=False)]
+    except ValueError:
+        return False
+    return len(parts) == len(names) and None not in found
+
+
 @functools.lru_cache(maxsize=64)
 def compile_name(pattern: str) -> re.Pattern[str]:
     """An expression whose ``fullmatch`` says whether ``pattern``, one component of a path, finds a name.

@@ -28,17 +28,25 @@ BUS_SOCKET = "/run/dbus/system_bus_socket"
 _UNIT = "org.freedesktop.systemd1.Unit"
 _SERVICE = "org.freedesktop.systemd1.Service"
 _NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
+_NOT_APPLICABLE = "org.freedesktop.systemd1.JobTypeNotApplicable"
 _DENIED = (
     "org.freedesktop.DBus.Error.AccessDenied",
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
 )
 
 _JOB_RESULTS = {
-    "failed": "it was restarted but did not come up",
-    "timeout": "it was restarted but did not come up in the time systemd gives it",
-    "dependency": "it could not be restarted, because a unit that it needs did not start",
-    "canceled": "its restart was canceled by another request to systemd",
+    "failed": "it was {verb}ed but did not come up",
+    "timeout": "it was {verb}ed but did not come up in the time systemd gives it",
+    "dependency": "it could not be {verb}ed, because a unit that it needs did not start",
+    "canceled": "its {verb} was canceled by another request to systemd",
     "condition": "it is stopped now, because its unit file has a condition that this host does not meet",
+}
+
+_RELOAD_RESULTS = {
+    "failed": "the command that makes it take in its configuration failed",
+    "invalid": "it does not run, so it cannot be reloaded",
+    "timeout": "it did not take in its configuration in the time systemd gives it",
+    "canceled": "its reload was canceled by another request to systemd",
 }
 
 T = TypeVar("T")
@@ -130,12 +138,85 @@ class Systemd:
         Raises :class:`JobError` when the unit did not come up, and :class:`SystemdError` when the time is up,
         systemd refuses, or it goes away meanwhile.
         """
+        self._bring_up("restart", "RestartUnit", name, timeout)
+
+    def reload(self, name: str, timeout: float) -> None:
+        """Have the running unit ``name`` take in its configuration anew, by its ``ExecReload``.
+
+        That is done when systemd has run the command: where it only sends a signal, the service may not
+        have acted on it yet. ``timeout``, in seconds, is for all of it. Raises :class:`JobError` when the
+        command failed or the unit does not run, and :class:`SystemdError` when the unit has no such
+        command, and as :meth:`restart` does.
+        """
         deadline = time.monotonic() + timeout
-        with self._explained(name, f"it was not restarted within {timeout:g} s; systemd may still be at it"):
+        with self._explained(name, f"it was not reloaded within {timeout:g} s; systemd may still be at it"):
             unit = shlex.quote(name)
-            log.info("systemctl reset-failed %s; systemctl restart %s", unit, unit)
+            log.info("systemctl reload %s", unit)
+            # Unlike a restart it does no harm twice.
+            connection, job = self._retried(lambda connection: _reload(connection, name, deadline), deadline)
+            result = connection.job_result(job, deadline)
+        if result != "done":
+            raise JobError(
+                f"{_RELOAD_RESULTS.get(result, 'systemd could not reload it')} ({result})",
+                result=result,
+                where=name,
+                hint=f"run `journalctl -u {unit} -n 50` on the node to see why",
+            )
+
+    def start(self, name: str, timeout: float) -> None:
+        """Start the unit ``name``, unless it runs, and wait until systemd says that it has started.
+
+        Otherwise as :meth:`restart`, which raises the same.
+        """
+        self._bring_up("start", "StartUnit", name, timeout)
+
+    def stop(self, name: str, timeout: float) -> None:
+        """Stop the unit ``name`` and wait until it is down; one that there is none of is down.
+
+        ``timeout`` is in seconds. Raises :class:`JobError` when it could not be stopped, and
+        :class:`SystemdError` as :meth:`restart` does.
+        """
+        from kata_node.host.dbus import RefusedError
+
+        deadline = time.monotonic() + timeout
+        with self._explained(name, f"it was not stopped within {timeout:g} s; systemd may still be at it"):
+            unit = shlex.quote(name)
+            log.info("systemctl stop %s", unit)
+            try:
+                connection, job = self._retried(
+                    lambda connection: _stop(connection, name, deadline), deadline
+                )
+            except RefusedError as error:
+                if error.name == _NO_SUCH_UNIT:
+                    return
+                raise
+            result = connection.job_result(job, deadline)
+        if result != "done":
+            raise JobError(
+                f"systemd could not stop it ({result})",
+                result=result,
+                where=name,
+                hint=f"see `systemctl status {unit}` on the node",
+            )
+
+    def daemon_reload(self, timeout: float) -> None:
+        """Have systemd read its unit files anew. ``timeout`` is in seconds; raises :class:`SystemdError`."""
+        deadline = time.monotonic() + timeout
+        with self._explained("systemd", f"it did not read its unit files anew within {timeout:g} s"):
+            log.info("systemctl daemon-reload")
+
+            def reload(connection: Connection) -> None:
+                connection.manager("Reload", None, (), deadline=deadline)
+
+            self._retried(reload, deadline)
+
+    def _bring_up(self, verb: str, member: str, name: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with self._explained(name, f"it was not {verb}ed within {timeout:g} s; systemd may still be at it"):
+            unit = shlex.quote(name)
+            log.info("systemctl reset-failed %s; systemctl %s %s", unit, verb, unit)
             connection = self._retried(lambda connection: _prepare(connection, name, deadline), deadline)
-            (job,) = connection.manager("RestartUnit", "ss", (name, "replace"), deadline=deadline)
+            (job,) = connection.manager(member, "ss", (name, "replace"), deadline=deadline)
             result = connection.job_result(job, deadline)
             properties = _properties(connection, name, deadline)
         if result == "done" and not properties["ConditionResult"]:
@@ -143,8 +224,9 @@ class Systemd:
         if result != "done":
             words = dict.fromkeys((result, properties.get("Result", "success")))
             words.pop("success", None)
+            reason = _JOB_RESULTS.get(result, "systemd could not {verb} it")
             raise JobError(
-                f"{_JOB_RESULTS.get(result, 'systemd could not restart it')} ({', '.join(words)})",
+                f"{reason.format(verb=verb)} ({', '.join(words)})",
                 result=result,
                 where=name,
                 hint=f"run `journalctl -u {unit} -n 50` on the node to see why",
@@ -254,6 +336,18 @@ def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | Non
     )
 
 
+def _stop(connection: Connection, name: str, deadline: float) -> tuple[Connection, str]:
+    connection.listen(deadline)
+    (job,) = connection.manager("StopUnit", "ss", (name, "replace"), deadline=deadline)
+    return connection, job
+
+
+def _reload(connection: Connection, name: str, deadline: float) -> tuple[Connection, str]:
+    connection.listen(deadline)
+    (job,) = connection.manager("ReloadUnit", "ss", (name, "replace"), deadline=deadline)
+    return connection, job
+
+
 def _prepare(connection: Connection, name: str, deadline: float) -> Connection:
     """All that a restart needs and that may be done twice; the connection is seen to work by it."""
     from kata_node.host.dbus import RefusedError
@@ -270,6 +364,8 @@ def _prepare(connection: Connection, name: str, deadline: float) -> Connection:
 def _refused(name: str, error: RefusedError) -> SystemdError:
     if error.name == _NO_SUCH_UNIT:
         hint = "look for its name with `systemctl list-unit-files`"
+    elif error.name == _NOT_APPLICABLE:
+        hint = "its unit file has no ExecReload=; restart it instead"
     elif error.name in _DENIED:
         hint = "run as root"
     else:

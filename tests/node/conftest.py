@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import pytest
 
 from node.cache import missing_parts
+from node.gomodule import missing_go
+from node.installing import PAYLOAD, make_payload, with_kvm
 from node.machine import Node
 
 _nodes = pytest.StashKey[list[Node]]()
@@ -30,18 +32,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.node)
 
 
-@pytest.fixture(scope="session")
-def machine() -> Iterator[None]:
-    """A machine that can boot nodes; elsewhere the test is skipped, or failed where nodes are required."""
-    reason = missing_parts()
+def needs_no(reason: str) -> None:
+    """Skip the test for ``reason`` if there is one; fail it where nodes are required."""
     if reason and os.environ.get("KATA_NODE_REQUIRE_NODES") == "1":
         pytest.fail(f"nodes are required here (KATA_NODE_REQUIRE_NODES=1): {reason}", pytrace=False)
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[None]:
+    """A machine that can boot nodes; elsewhere the test is skipped, or failed where nodes are required."""
+    needs_no(missing_parts())
     # Whoever loses patience with the tests sends SIGTERM: let it end them as Ctrl-C does, tidily.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def go(machine: None) -> None:
+    """A machine that can build what no Debian suite has; see :mod:`node.gomodule`."""
+    needs_no(missing_go())
 
 
 @pytest.fixture
@@ -51,6 +63,8 @@ def boot_node(machine: None, request: pytest.FixtureRequest) -> Iterator[BootNod
     with ExitStack() as stack:
 
         def boot(suite: str = "", **options: Any) -> Node:
+            if options.get("containerd"):
+                needs_no(missing_go())
             node = stack.enter_context(Node.boot(suite, **options) if suite else Node.boot(**options))
             nodes.append(node)
             return node
@@ -62,6 +76,19 @@ def boot_node(machine: None, request: pytest.FixtureRequest) -> Iterator[BootNod
 def node(boot_node: BootNode) -> Node:
     """A fresh Debian node whose containerd serves."""
     return boot_node()
+
+
+@pytest.fixture(scope="session")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample payload."""
+    return make_payload(tmp_path_factory.mktemp("payload"))
+
+
+@pytest.fixture
+def ready(node: Node, payload: Path) -> Node:
+    """A fresh node that Kata can be installed on, with the payload mounted."""
+    node.mount(payload, PAYLOAD)
+    return with_kvm(node)
 
 
 @pytest.hookimpl(wrapper=True)

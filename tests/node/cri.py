@@ -41,6 +41,8 @@ class CriStatus:
     """Sorted; the default runtime is also listed under its own name, ``runc``, never as an empty one."""
     conditions: Mapping[str, bool] = field(default_factory=dict)
     """``RuntimeReady`` and the like."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """containerd's CRI plugin as it runs, from the verbose answer; its shape is that of the release."""
     version: str = ""
     """As ``containerd://2.1.9`` on the Node object, ``name://version``."""
 
@@ -67,13 +69,14 @@ def status(socket: Path, *, timeout: float = 5) -> CriStatus:
             answer = message["StatusResponse"].FromString(call("Status", verbose))
         except grpc.RpcError as error:
             return CriStatus(error=error.code().name)
+    config = json.loads(next((entry.value for entry in answer.info if entry.key == "config"), "{}"))
     names = {handler.name for handler in answer.runtime_handlers} - {""}
     if not names:  # containerd before 2.0 does not fill the field
-        config = next((entry.value for entry in answer.info if entry.key == "config"), "{}")
-        names = set(json.loads(config).get("containerd", {}).get("runtimes", {}))
+        names = set(config.get("containerd", {}).get("runtimes", {}))
     return CriStatus(
         handlers=tuple(sorted(names)),
         conditions={condition.type: condition.status for condition in answer.status.conditions},
+        config=config,
         version=f"{version.runtime_name}://{version.runtime_version}",
     )
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypedDict, Unpack
 
-from node import boot, places, program
+from node import boot, containerd_build, places, program
 from node.cache import CHECKOUT, NodeError
 from node.cri import CriStatus
 from node.cri import status as cri_status
 from node.places import Record
-from node.running import CommandFailed, Done, Running, told, wait_until
+from node.running import Done, Running, checked, told, wait_until
 from node.snapshot import Snapshot, take
 from node.tree import PACKAGES, SUITE, built_tree
 
@@ -39,8 +39,6 @@ POD_MOUNTS = (
     "/run/kata-node",
 )
 """Of the node, what a container that installs Kata gets below its host root."""
-
-VALUES = "/tmp/kata-node-values.yaml"
 
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -104,21 +102,26 @@ class Node:
         suite: str = SUITE,
         *,
         packages: Sequence[str] = PACKAGES,
+        containerd: str = "",
+        tree: Path | None = None,
         name: str = "",
         detached: bool = False,
         timeout: float = 60,
     ) -> Node:
         """Boot a fresh node and return when its containerd serves the CRI.
 
-        The tree is built first if it is not kept yet. A ``detached`` node lives on after this
-        process; any other dies with it, even when it is killed. Raises :class:`NodeError`, and leaves
-        nothing behind, when the node does not come up within ``timeout`` seconds.
+        ``containerd`` is a release, such as ``2.4.2``, to run in place of the suite's own. ``tree`` is
+        what the node is a copy of, if not the tree of ``packages``, which is built when it is not kept
+        yet. A ``detached`` node lives on after this process; any other dies with it, even when it is
+        killed. Raises :class:`NodeError`, and leaves nothing behind, when the node does not come up
+        within ``timeout`` seconds.
         """
-        tree = built_tree(suite, packages)
+        tree = tree or built_tree(suite, packages)
+        built = containerd_build.binds(containerd) if containerd else []
         record = places.reserve(name or f"{suite}-{os.getpid()}-{next(_numbers)}", suite)
         supervisor = None
         try:
-            options = [f"--machine={record.name}", *program.binds(tree, record.directory)]
+            options = [f"--machine={record.name}", *program.binds(tree, record.directory), *built]
             supervisor = boot.start(record, tree, options, detached=detached)
             record = places.started(record, supervisor.pid)
             record = boot.led(record, supervisor, timeout)
@@ -177,7 +180,7 @@ class Node:
         The exit code is the command's own, negative for the signal that ended it. Raises
         :class:`CommandFailed` when ``check`` and it is not 0, :class:`NodeError` after ``timeout`` seconds.
         """
-        return _checked(self.start(args, env=env, text=text).wait(timeout), check=check)
+        return checked(self.start(args, env=env, text=text).wait(timeout), check=check)
 
     def become(self, args: Sequence[str]) -> NoReturn:
         """Turn this process into a command in the node, on the terminal as it is; does not return."""
@@ -190,15 +193,16 @@ class Node:
         if "payload" in how:
             env["KATA_NODE_PAYLOAD"] = how["payload"]
         if "config" in how:
-            _write_values(Path(f"{self.root}{VALUES}"), how["config"])
-            env["KATA_NODE_CONFIG"] = VALUES
+            values = f"/tmp/kata-node-values-{next(_numbers)}.yaml"  # of this run alone
+            _write_values(Path(f"{self.root}{values}"), how["config"])
+            env["KATA_NODE_CONFIG"] = values
         running = self.start([*how.get("prefix", ()), program.COMMAND, *args], env=env)
         running.when_done(self.history.append)
         return running
 
     def kata_node(self, *args: str, check: bool = False, timeout: float = 300, **how: Unpack[How]) -> Done:
         """Run ``kata-node`` in the node to its end; see :meth:`start_kata_node` and :meth:`run`."""
-        return _checked(self.start_kata_node(*args, **how).wait(timeout), check=check)
+        return checked(self.start_kata_node(*args, **how).wait(timeout), check=check)
 
     def kata_node_outside(
         self,
@@ -242,14 +246,26 @@ class Node:
             running = Running(entering, command, env=environment, depth=2, pass_fds=[namespace])
         self._commands.append(running)
         running.when_done(self.history.append)
-        return _checked(running.wait(timeout), check=check)
+        return checked(running.wait(timeout), check=check)
 
-    def mount(self, source: Path, target: str) -> None:
+    def mount(self, source: Path, target: str, *, read_only: bool = False) -> None:
         """Mount a file or directory of the machine in the node, for as long as the node runs."""
+        act = "attach-read-only" if read_only else "attach"
         with self._mount_namespace() as namespace:
-            command = [*_MOUNTER, "attach", str(namespace), str(source), target]
+            command = [*_MOUNTER, act, str(namespace), str(source), target]
             done = subprocess.run(command, pass_fds=[namespace], capture_output=True, text=True, check=False)
-        _checked(done, check=True)
+        checked(done, check=True)
+
+    def go_over_to(self, containerd: str = "", *, serving: bool = True) -> CriStatus:
+        """Replace containerd by that release, or by the suite's own, and restart it: as an upgrade does.
+
+        Unless it is to be found ``serving`` the CRI, what is returned is what it answers when it is up.
+        """
+        self.run(["umount", "--lazy", containerd_build.PROGRAM], check=False)  # it runs, and may be no mount
+        if containerd:
+            self.mount(containerd_build.built(containerd), containerd_build.PROGRAM, read_only=True)
+        self.run(["systemctl", "restart", "containerd.service"])
+        return self.wait_for_containerd() if serving else self.cri()
 
     @contextmanager
     def _mount_namespace(self) -> Iterator[int]:
@@ -320,7 +336,7 @@ class Node:
         if self.leader.alive:
             lines = self.journal("containerd.service").splitlines(keepends=True)
             # A hundred lines at every start that say nothing went wrong.
-            telling = "".join(line for line in lines if 'loading plugin"' not in line)
+            telling = "".join(line for line in lines if "loading plugin" not in line)
             sections.append((f"{self.name}: journal of containerd", telling))
         else:
             sections.append((f"{self.name}: console", boot.console(self._record)))
@@ -329,9 +345,3 @@ class Node:
 
 def _write_values(path: Path, config: Mapping[str, Any] | str) -> None:
     path.write_text(config if isinstance(config, str) else json.dumps(config))  # JSON is YAML
-
-
-def _checked(done: Done, *, check: bool) -> Done:
-    if check and done.returncode:
-        raise CommandFailed(done)
-    return done

@@ -1,10 +1,12 @@
 """Mounts between a node and the machine, as the kubelet makes them for a container.
 
 A mount of another mount namespace cannot be bound directly. It can be cloned there and attached
-here: ``open_tree(OPEN_TREE_CLONE)`` inside, ``move_mount`` outside (Linux 5.2 and later). Run as a
-program, because changing the mount namespace is only allowed to a process with a single thread::
+here: ``open_tree(OPEN_TREE_CLONE)`` inside, ``move_mount`` outside (Linux 5.2 and later, 5.12 for a
+read-only one). Run as a program, because changing the mount namespace is only allowed to a process
+with a single thread::
 
     mounts.py attach NODE-FD SOURCE TARGET          SOURCE of this machine, at TARGET in the node
+    mounts.py attach-read-only NODE-FD SOURCE TARGET                  the same, for reading only
     mounts.py pod NODE-FD HOST PATH... -- COMMAND   COMMAND in a container, the node's PATHs below HOST
 
 NODE-FD is an inherited descriptor of the node's mount namespace. Imports only the standard library.
@@ -15,12 +17,14 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_OPEN_TREE, _MOVE_MOUNT = 428, 429  # the same number on every architecture
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same numbers on every architecture
 _OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_FDCWD, _MOVE_MOUNT_F_EMPTY_PATH = 1, 0x8000, -100, 4
+_AT_EMPTY_PATH, _MOUNT_ATTR_RDONLY = 0x1000, 1
 _CLONE_NEWNS = 0x20000
 _PR_CAPBSET_DROP = 24
 
@@ -62,9 +66,15 @@ def _place(target: Path, *, directory: bool) -> None:
             target.touch()
 
 
-def attach(node: int, source: str, target: str) -> None:
+def attach(node: int, source: str, target: str, *, read_only: bool = False) -> None:
     """Mount the machine's ``source`` in the node at ``target``, for as long as the node runs."""
     tree = _clone(source)
+    if read_only:
+        attributes = struct.pack("=4Q", _MOUNT_ATTR_RDONLY, 0, 0, 0)  # to set, to clear, and two not used
+        changed = _libc.syscall(
+            *(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attributes, len(attributes))
+        )
+        _checked(changed, f"making the mount of {source} read-only")
     directory = Path(source).is_dir()
     _enter(node)
     _place(Path(target), directory=directory)
@@ -98,8 +108,8 @@ def pod(node: int, host: str, paths: Sequence[str], command: Sequence[str]) -> N
 
 def main(arguments: Sequence[str]) -> None:
     act, node, *rest = arguments
-    if act == "attach":
-        attach(int(node), *rest)
+    if act in ("attach", "attach-read-only"):
+        attach(int(node), *rest, read_only=act == "attach-read-only")
     else:
         host, *rest = rest
         end = rest.index("--")

@@ -37,6 +37,13 @@ def told(done: Done) -> str:
     return text
 
 
+def checked(done: Done, *, check: bool) -> Done:
+    """``done``; raises :class:`CommandFailed` when ``check`` and its exit code is not 0."""
+    if check and done.returncode:
+        raise CommandFailed(done)
+    return done
+
+
 class Running:
     """A command started by ``entering``, which puts it into a node ``depth`` processes further down.
 

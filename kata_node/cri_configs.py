@@ -1,0 +1,55 @@
+"""Which configuration belongs to a node's runtime. Pure."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kata_node import containerd
+from kata_node.containerd import ContainerdConfig
+from kata_node.crio import CrioConfig
+
+if TYPE_CHECKING:
+    from kata_node.cri_config import CriConfig
+    from kata_node.distributions import Home
+    from kata_node.receipt import Receipt
+    from kata_node.settings import ContainerdSettings
+    from kata_node.versions import Runtime
+
+
+def configuration(receipt: Receipt, suffix: str, runtime: Runtime, home: Home) -> CriConfig:
+    """How the instance of ``receipt`` configures ``runtime``, which is at ``home``."""
+    if runtime.name == "cri-o":
+        return CrioConfig(receipt.install_dir, suffix, posixpath.dirname(home.config))
+    config = ContainerdConfig(receipt.install_dir, suffix, runtime.version, home)
+    if receipt.cri is None or not set(config.shared_paths()).intersection(receipt.cri.paths()):
+        return config
+    earlier = receipt.cri.fallback.handlers if receipt.cri.fallback else ()
+    return replace(config, ours=tuple(dict.fromkeys((*receipt.cri.handlers, *earlier))))
+
+
+def located(home: Home, settings: ContainerdSettings, argv: Sequence[str]) -> Home:
+    """``home`` where the settings move it, or else the command line of its unit."""
+    if home.runtime != "containerd":
+        return home
+    if settings.config_dir or settings.config_file_name:
+        directory = settings.config_dir or posixpath.dirname(home.config)
+        name = settings.config_file_name or posixpath.basename(home.config)
+        home = replace(
+            home,
+            config=posixpath.join(directory, name),
+            template=_moved(home.template, posixpath.dirname(home.config), directory),
+            drop_ins=_moved(home.drop_ins, posixpath.dirname(home.config), directory),
+        )
+    elif home.config_from_argv:
+        home = replace(home, config=containerd.config_path(argv, home.config))
+    return replace(home, socket=settings.runtime_socket) if settings.runtime_socket else home
+
+
+def _moved(paths: Mapping[int, str], old: str, new: str) -> dict[int, str]:
+    return {
+        schema: posixpath.join(new, posixpath.relpath(path, old)) if path.startswith(f"{old}/") else path
+        for schema, path in paths.items()
+    }

@@ -1,0 +1,146 @@
+"""A node whose CRI runtime is CRI-O, built from its Go module; no Debian suite has it as a package.
+
+:data:`NEWEST` is the newest release when this was last looked at (``go list -m -versions
+github.com/cri-o/cri-o``). Nothing here can run a pod: ``pinns``, which makes the namespaces of one, is a
+stand-in, and there is no network plugin.
+"""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import socket
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from node.cache import NodeError
+from node.cri import CriStatus
+from node.cri import status as cri_status
+from node.gomodule import Program, built, missing_go
+from node.running import wait_until
+
+if TYPE_CHECKING:
+    from node.conftest import BootNode
+    from node.machine import Node
+
+NEWEST = "1.36.3"
+
+UNIT = "crio.service"
+SOCKET = "run/crio/crio.sock"
+CONF_D = "etc/crio/crio.conf.d"
+
+PACKAGES = ("systemd-sysv", "dbus", "conmon", "crun", "nftables", "python3", "procps", "strace")
+"""What CRI-O does not start without, and what every node has."""
+
+PROGRAM = "/usr/local/bin/crio"
+
+OWN = """\
+[crio.runtime]
+default_runtime = "crun"
+
+[crio.runtime.runtimes.crun]
+runtime_path = "/usr/bin/crun"
+monitor_path = "/usr/bin/conmon"
+"""
+"""``10-crio.conf``, as CRI-O's own packages bring one."""
+
+SERVICE = f"""\
+[Unit]
+Description=CRI-O
+
+[Service]
+Type=notify
+ExecStartPre=/bin/sh -c 'mountpoint -q /var/lib/containers || mount -t tmpfs tmpfs /var/lib/containers'
+ExecStart={PROGRAM}
+ExecReload=/bin/kill -s HUP $MAINPID
+Restart=on-failure
+RestartSec=1
+"""
+"""As upstream's, but for a storage of its own: the node's root is an overlay, and cannot hold another."""
+
+
+def release(version: str) -> Program:
+    """The ``crio`` of release ``version``, such as ``1.36.3``. Of C libraries it needs libc alone."""
+    tags = "containers_image_openpgp exclude_graphdriver_btrfs"
+    return Program("github.com/cri-o/cri-o", f"v{version}", "./cmd/crio", tags, cgo=True, ldflags="-s -w")
+
+
+def missing_compiler() -> str:
+    """Why this machine cannot build it though it has Go, with the remedy; empty when it can."""
+    if shutil.which("gcc") is None:
+        return "a C compiler is missing, which CRI-O is built with: apt-get install gcc libc6-dev"
+    return ""
+
+
+def boot(boot_node: BootNode, version: str = NEWEST, *, drop_ins: bool = True, main: str = "") -> Node:
+    """A fresh node whose CRI-O serves; it has a ``crio.conf.d`` if ``drop_ins``, and ``main`` as its file.
+
+    The test is skipped on a machine that cannot build CRI-O, or failed where nodes are required.
+    """
+    from node.conftest import needs_no
+
+    needs_no(missing_go() or missing_compiler())
+    program = built(release(version))
+    node = boot_node(packages=PACKAGES)
+    node.mount(program, PROGRAM)
+    (node.root / "usr/local/bin/pinns").symlink_to("/usr/bin/true")
+    (node.root / "var/lib/containers").mkdir(exist_ok=True)
+    (node.root / "etc/crio").mkdir()
+    if drop_ins:
+        write(node, "10-crio.conf", OWN)
+    if main:
+        (node.root / "etc/crio/crio.conf").write_text(main)
+    (node.root / f"etc/systemd/system/{UNIT}").write_text(SERVICE)
+    node.run(["systemctl", "daemon-reload"])
+    restart(node)
+    return node
+
+
+def write(node: Node, name: str, content: str) -> None:
+    """A file of the administrator's below ``crio.conf.d``."""
+    path = node.root / CONF_D / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def restart(node: Node) -> CriStatus:
+    """Start CRI-O anew and wait until it serves; raises :class:`NodeError` with its journal otherwise."""
+    node.run(["systemctl", "reset-failed", UNIT], check=False)  # a test may start it often
+    node.run(["systemctl", "restart", UNIT], check=False)
+    answers: list[CriStatus] = []
+
+    def serving() -> bool:
+        answers[:] = [status(node)]
+        return answers[0].serving
+
+    try:
+        wait_until(serving, "CRI-O serves the CRI")
+    except NodeError as error:
+        raise NodeError(f"{error}\n{node.journal(UNIT, lines=40)}") from error
+    return answers[0]
+
+
+def status(node: Node) -> CriStatus:
+    """What CRI-O answers, asked without any code of kata-node."""
+    return cri_status(node.root / SOCKET)
+
+
+def handlers(node: Node) -> tuple[str, ...]:
+    """Those of Kata that it serves, sorted; raises :class:`NodeError` when it does not serve at all."""
+    answer = status(node)
+    if not answer.serving:
+        raise NodeError(f"CRI-O does not serve: {answer.error}\n{node.journal(UNIT, lines=40)}")
+    return tuple(name for name in answer.handlers if name.startswith("kata-"))
+
+
+def running(node: Node) -> dict[str, Any]:
+    """The configuration it runs with: the ``crio`` table that it hands out on its own socket."""
+    connection = http.client.HTTPConnection("crio")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(node.root / SOCKET))
+    try:
+        connection.request("GET", "/config")
+        table: dict[str, Any] = tomllib.loads(connection.getresponse().read().decode())["crio"]
+        return table
+    finally:
+        connection.close()

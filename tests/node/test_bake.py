@@ -1,0 +1,123 @@
+"""Kata baked into the tree of a node that never ran: it serves from the first boot on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from node.cache import CHECKOUT, remove_tree
+from node.conftest import BootNode
+from node.containerd_build import NEWEST
+from node.installing import (
+    HANDLERS,
+    MAIN,
+    PAYLOAD,
+    UNIT,
+    VALUES,
+    install,
+    kata_handlers,
+    skips_everything,
+    with_kvm,
+)
+from node.snapshot import changes, take
+from node.tree import built_tree
+
+WATCHED = ("/etc/containerd", "/opt/kata")
+"""Where Kata goes; a boot changes other things by itself."""
+
+
+class Kind(NamedTuple):
+    suite: str
+    version: str
+    release: str = ""
+    """A release in place of the suite's own."""
+    config: str = ""
+    """A main file in place of the suite's own."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(Kind("bookworm", "1.6.20"), id="1.6"),
+        pytest.param(Kind("trixie", "1.7.24"), id="1.7"),
+        pytest.param(Kind("forky", "2.1.9"), id="2.1"),
+        pytest.param(Kind("forky", NEWEST, NEWEST), id="newest"),
+        pytest.param(
+            Kind("forky", NEWEST, NEWEST, 'version = 4\nimports = ["/etc/containerd/conf.d/*.toml"]\n'),
+            id="newest-with-conf.d",
+        ),
+    ]
+)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    chosen: Kind = request.param
+    return chosen
+
+
+@pytest.fixture
+def image(machine: None, kind: Kind, tmp_path: Path) -> Iterator[Path]:
+    """The tree of a node, to write to."""
+    tree = tmp_path / "image"
+    subprocess.run(["cp", "--archive", "--reflink=auto", built_tree(kind.suite), tree], check=True)
+    if kind.config:
+        (tree / MAIN.lstrip("/")).write_text(kind.config)
+    yield tree
+    remove_tree(tree)
+
+
+def bake(image: Path, payload: Path, kind: Kind, *command: str) -> None:
+    """Run this Python's ``kata-node`` on an image that is mounted somewhere."""
+    values = image.with_name("values.yaml")
+    values.write_text(json.dumps(VALUES))
+    options = ["--offline", f"--host-root={image}", f"--config={values}", f"--payload={payload}"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "kata_node",
+            *command,
+            *options,
+            f"--runtime=containerd://{kind.version}",
+        ],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_baked_node_serves_from_its_first_boot_and_a_run_on_it_restarts_nothing(
+    boot_node: BootNode, image: Path, kind: Kind, payload: Path
+) -> None:
+    before = take(image, WATCHED)
+    bake(image, payload, kind, "install")
+    node = with_kvm(boot_node(kind.suite, tree=image, containerd=kind.release))
+    node.mount(payload, PAYLOAD)
+    assert node.cri().version.removeprefix("containerd://").lstrip("v").startswith(kind.version)
+    assert node.cri_handlers() == (*HANDLERS, "runc")
+    (only,) = json.loads(node.kata_node("status", "--output", "json").stdout)["installations"]
+    assert (only["artifacts"], only["drift"]) == ("placed", [])
+    etc = node.snapshot("/etc/containerd")
+    install(node)
+    assert changes(etc, node.snapshot("/etc/containerd"), times=True) == []
+    assert node.activations(UNIT) == 1
+    skips_everything(node)
+    node.kata_node("revert", check=True)
+    assert kata_handlers(node) == ()
+    assert node.activations(UNIT) == 2
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+def test_what_was_baked_can_be_taken_out_of_the_image_again(image: Path, kind: Kind, payload: Path) -> None:
+    before = take(image, ("/",))
+    bake(image, payload, kind, "install")
+    bake(image, payload, kind, "install")
+    bake(image, payload, kind, "revert")
+    assert changes(before, take(image, ("/",))) == []

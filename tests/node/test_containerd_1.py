@@ -1,0 +1,268 @@
+"""containerd 1.6 and 1.7, as Debian ships them: the main file itself is edited, and given back."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from node.conftest import BootNode
+from node.installing import (
+    HANDLERS,
+    MAIN,
+    PAYLOAD,
+    UNIT,
+    VALUES,
+    WATCHED,
+    configure,
+    converges_when_killed,
+    fail_once,
+    install,
+    kata_handlers,
+    main_file,
+    skips_everything,
+)
+from node.machine import Node
+from node.snapshot import changes
+
+CRI = 'plugins."io.containerd.grpc.v1.cri"'
+CRI_1 = "plugins.cri"
+
+BY_DEFAULT = f"""\
+version = 2
+imports = []
+
+[grpc]
+  address = "/run/containerd/containerd.sock"
+
+[{CRI}]
+  sandbox_image = "registry.example/pause:3.9" # the admin's
+  [{CRI}.cni]
+    bin_dir = "/usr/lib/cni"
+  [{CRI}.containerd]
+    default_runtime_name = "runc"
+    [{CRI}.containerd.runtimes]
+      [{CRI}.containerd.runtimes.runc]
+        runtime_type = "io.containerd.runc.v2"
+        [{CRI}.containerd.runtimes.runc.options]
+          SystemdCgroup = true
+  [{CRI}.registry]
+    config_path = "/etc/containerd/certs.d"
+"""
+"""In the form of ``containerd config default``, with what an admin changes of it."""
+
+DOTTED = f"""\
+version = 2
+{CRI}.sandbox_image = "registry.example/pause:3.9"
+{CRI}.containerd.runtimes.mine.runtime_type = "io.containerd.runc.v2"
+{CRI}.containerd.runtimes.runc.runtime_type = "io.containerd.runc.v2"
+"""
+
+INLINE = f"""\
+version = 2
+[{CRI}]
+cni = {{ bin_dir = "/usr/lib/cni", conf_dir = "/etc/cni/net.d" }}
+[{CRI}.containerd.runtimes]
+mine = {{ runtime_type = "io.containerd.runc.v2", options = {{ SystemdCgroup = true }} }}
+runc = {{ runtime_type = "io.containerd.runc.v2" }}
+"""
+
+SEALED = f"""\
+version = 2
+[{CRI}]
+containerd = {{ runtimes = {{ runc = {{ runtime_type = "io.containerd.runc.v2" }} }} }}
+"""
+
+LARGE = BY_DEFAULT + "".join(
+    f"""
+    [{CRI}.registry.configs."registry-{number}.example".auth] # one of many
+      username = "user-{number}"
+"""
+    for number in range(1000)
+)
+
+
+@pytest.fixture(params=["bookworm", "trixie"])
+def node(boot_node: BootNode, request: pytest.FixtureRequest) -> Node:
+    return boot_node(request.param)
+
+
+def rest_of_the_cri(node: Node) -> Mapping[str, Any]:
+    """All that the CRI plugin runs with, but for the handlers of Kata."""
+    config = dict(node.cri().config)
+    handlers = {}
+    for name, handler in config["containerd"]["runtimes"].items():
+        if not name.startswith("kata-"):
+            # Options that are all as they are without being given may be given or not.
+            given = {key: value for key, value in (handler["options"] or {}).items() if value}
+            handlers[name] = {**handler, "options": given}
+    config["containerd"] = {**config["containerd"], "runtimes": handlers}
+    return config
+
+
+def test_the_handlers_are_served_after_exactly_one_restart_and_runc_still_is(ready: Node) -> None:
+    version = ready.cri().version
+    assert version.startswith(("containerd://1.6.", "containerd://1.7."))
+    install(ready)
+    assert ready.cri_handlers() == (*HANDLERS, "runc")
+    assert ready.activations(UNIT) == 2
+    (only,) = json.loads(ready.kata_node("status", "--output", "json").stdout)["installations"]
+    assert (only["cri"], only["drift"], only["restart_owed"]) == ("serving", [], False)
+
+
+def test_a_second_install_skips_every_stage_and_writes_nothing(ready: Node) -> None:
+    install(ready)
+    skips_everything(ready)
+
+
+def test_revert_takes_everything_back_with_one_restart(ready: Node) -> None:
+    before = ready.snapshot(*WATCHED)
+    install(ready)
+    ready.kata_node("revert", check=True)
+    assert ready.cri_handlers() == ("runc",)
+    assert changes(before, ready.snapshot(*WATCHED)) == []
+    assert ready.activations(UNIT) == 3
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(None, id="no-main-file"),
+        pytest.param(b"", id="empty"),
+        pytest.param(BY_DEFAULT.encode(), id="as-containerd-prints-it"),
+        pytest.param(BY_DEFAULT.replace("\n", "\r\n").encode(), id="windows-line-ends"),
+        pytest.param(BY_DEFAULT.rstrip().encode(), id="no-line-end-at-the-end"),
+        pytest.param(DOTTED.encode(), id="dotted-keys"),
+        pytest.param(INLINE.encode(), id="inline-tables"),
+        pytest.param(SEALED.encode(), id="the-whole-plugin-an-inline-table"),
+        pytest.param(BY_DEFAULT.replace("version = 2", "").replace(CRI, CRI_1).encode(), id="schema-1"),
+        pytest.param(LARGE.encode(), id="very-large"),
+    ],
+)
+def test_every_other_setting_is_kept_and_the_main_file_comes_back_byte_for_byte(
+    ready: Node, config: bytes | None
+) -> None:
+    configure(ready, config)
+    before, served, rest = ready.snapshot("/etc"), ready.cri_handlers(), rest_of_the_cri(ready)
+    install(ready)
+    assert ready.cri_handlers() == tuple(sorted((*HANDLERS, *served)))
+    assert rest_of_the_cri(ready) == rest
+    ready.kata_node("revert", check=True)
+    assert changes(before, ready.snapshot("/etc")) == []
+    assert ready.cri_handlers() == served
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        pytest.param(BY_DEFAULT.replace("[grpc]", "[grpc"), "line 4", id="broken"),
+        pytest.param(BY_DEFAULT.replace("[]", '["/etc/containerd/gone.toml"]'), "gone.toml", id="import"),
+        pytest.param(f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n{BY_DEFAULT}', "CRI", id="no-cri"),
+    ],
+)
+def test_what_would_keep_it_from_serving_is_told_before_anything_is_written(
+    ready: Node, config: str, reason: str
+) -> None:
+    main_file(ready).write_text(config)
+    before, invocation = ready.snapshot(*WATCHED), ready.unit(UNIT).invocation
+    done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert MAIN in done.stdout
+    assert reason in done.stdout
+    assert changes(before, ready.snapshot(*WATCHED), times=True) == []
+    assert ready.unit(UNIT).invocation == invocation
+
+
+def test_an_edit_made_after_the_install_survives_the_revert(ready: Node) -> None:
+    configure(ready, BY_DEFAULT.encode())
+    install(ready)
+    main = main_file(ready)
+    edited = main.read_text().replace("pause:3.9", "pause:3.10")
+    main.write_text(f"{edited}\n[debug] # the admin's, too\n  level = 'debug'\n")
+    ready.kata_node("revert", check=True)
+    text = main.read_text()
+    wanted = tomllib.loads(BY_DEFAULT.replace("pause:3.9", "pause:3.10")) | {"debug": {"level": "debug"}}
+    assert tomllib.loads(text) == wanted
+    assert "# the admin's, too" in text
+    assert "kata" not in text
+    assert ready.cri_handlers() == ("runc",)
+
+
+def test_a_tool_that_writes_the_main_file_anew_without_comments_does_not_keep_ours_in_it(ready: Node) -> None:
+    configure(ready, BY_DEFAULT.encode())
+    install(ready)
+    main = main_file(ready)
+    lines = [line for line in main.read_text().splitlines() if not line.lstrip().startswith("#")]
+    main.write_text("\n".join(lines))
+    ready.kata_node("revert", check=True)
+    assert tomllib.loads(main.read_text()) == tomllib.loads(BY_DEFAULT)
+    assert ready.cri_handlers() == ("runc",)
+
+
+def test_an_edit_survives_an_update_and_the_revert_after_it(ready: Node) -> None:
+    install(ready)
+    main = main_file(ready)
+    before = main.read_bytes()
+    main.write_bytes(before.replace(b"version = 2\n", b"version = 2 # the admin's\n"))
+    install(ready, shims={"clh": {"enabled": True}})
+    assert kata_handlers(ready) == ("kata-clh",)
+    ready.kata_node("revert", check=True)
+    assert main.read_bytes().startswith(b"version = 2 # the admin's\n")
+    assert b"kata" not in main.read_bytes()
+    assert ready.cri_handlers() == ("runc",)
+
+
+def test_a_shim_switched_off_later_goes_with_its_handler(ready: Node) -> None:
+    install(ready)
+    install(ready, shims={"qemu": {"enabled": True}})
+    assert ready.cri_handlers() == ("kata-qemu", "runc")
+    assert ready.activations(UNIT) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "reason"),
+    [
+        pytest.param(
+            ("--multi-install-suffix", "blue"), {}, "multiInstallSuffix", id="a second installation"
+        ),
+        pytest.param((), {"containerd": {"userDropIn": "[debug]\n"}}, "userDropIn", id="a drop-in"),
+    ],
+)
+def test_what_needs_a_drop_in_is_refused_with_the_reason_and_nothing_is_written(
+    ready: Node, arguments: tuple[str, ...], more: Mapping[str, Any], reason: str
+) -> None:
+    before = ready.snapshot(*WATCHED)
+    done = ready.kata_node("install", *arguments, config={**VALUES, **more}, payload=PAYLOAD)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert reason in done.stdout
+    assert "containerd 1" in done.stdout
+    assert changes(before, ready.snapshot(*WATCHED), times=True) == []
+
+
+def test_a_handler_of_another_installer_is_left_alone_and_nothing_is_restarted(ready: Node) -> None:
+    theirs = f'[{CRI}.containerd.runtimes.kata-qemu]\n  runtime_type = "io.containerd.runc.v2"\n'
+    configure(ready, (BY_DEFAULT + theirs).encode())
+    before, invocation = ready.snapshot("/etc"), ready.unit(UNIT).invocation
+    done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
+    assert done.returncode in (3, 4), done.stdout + done.stderr
+    assert "kata-qemu" in done.stdout
+    assert changes(before, ready.snapshot("/etc")) == []
+    assert ready.unit(UNIT).invocation == invocation
+
+
+def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serves(ready: Node) -> None:
+    before = ready.snapshot("/etc")
+    fail_once(ready)
+    done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert ready.cri_handlers() == ("runc",)
+    assert changes(before, ready.snapshot("/etc")) == []
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+
+
+def test_killed_anywhere_in_the_transaction_the_next_run_converges(ready: Node) -> None:
+    converges_when_killed(ready, "rename")

@@ -1,0 +1,267 @@
+"""The lines of containerd 2, which read drop-ins in different ways: by an import, from conf.d, and moved."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from node.conftest import BootNode
+from node.containerd_build import NEWEST
+from node.installing import (
+    HANDLERS,
+    PAYLOAD,
+    UNIT,
+    WATCHED,
+    configure,
+    install,
+    kata_handlers,
+    main_file,
+    skips_everything,
+    with_kvm,
+)
+from node.machine import Node
+from node.snapshot import changes
+
+OLDEST = "2.0.14"
+WITH_CONF_D = "2.2.9"
+"""The oldest line that reads conf.d, and the newest that migrates all files as one."""
+
+CONF_D = 'imports = ["/etc/containerd/conf.d/*.toml"]\n'
+IMPORT_ENTRY = b"/opt/kata/containerd/config.d/*.toml"
+DROP_IN = "etc/containerd/conf.d/99-kata-deploy.toml"
+IMPORTED = "opt/kata/containerd/config.d"
+PLUGINS = {
+    2: "io.containerd.grpc.v1.cri",
+    3: "io.containerd.cri.v1.runtime",
+    4: "io.containerd.cri.v1.runtime",
+}
+HANDLER = """\
+version = {schema}
+[plugins.'{plugin}'.containerd.runtimes.{name}]
+runtime_type = 'io.containerd.runc.v2'
+"""
+
+
+@pytest.fixture
+def boot_ready(boot_node: BootNode, payload: object) -> BootNode:
+    """Boots nodes that Kata can be installed on."""
+
+    def boot(suite: str = "forky", **options: object) -> Node:
+        node = with_kvm(boot_node(suite, **options))
+        node.mount(payload, PAYLOAD)  # type: ignore[arg-type]
+        return node
+
+    return boot
+
+
+@pytest.mark.parametrize("release", [OLDEST, WITH_CONF_D, NEWEST])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param("as-shipped", id="as-debian-ships-it"),
+        pytest.param(None, id="no-main-file"),
+        pytest.param(b"version = 3\n[debug]\nlevel = 'info'", id="schema-3"),
+    ],
+)
+def test_without_conf_d_the_main_file_gets_one_import_and_comes_back_byte_for_byte(
+    boot_ready: BootNode, release: str, config: bytes | str | None
+) -> None:
+    node = boot_ready(containerd=release)
+    if not isinstance(config, str):
+        configure(node, config)
+    before = node.snapshot(*WATCHED)
+    starts = node.activations(UNIT)
+    install(node)
+    assert node.cri_handlers() == (*HANDLERS, "runc")
+    assert node.activations(UNIT) == starts + 1
+    assert IMPORT_ENTRY in main_file(node).read_bytes()
+    skips_everything(node)
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == ("runc",)
+    assert changes(before, node.snapshot(*WATCHED)) == []
+    assert node.activations(UNIT) == starts + 2
+
+
+@pytest.mark.parametrize(
+    ("release", "schema"),
+    [
+        pytest.param(WITH_CONF_D, 2, id="2.2-schema-2"),
+        pytest.param(WITH_CONF_D, 3, id="2.2-schema-3"),
+        pytest.param(NEWEST, 2, id="newest-schema-2"),
+        pytest.param(NEWEST, 3, id="newest-schema-3"),
+        pytest.param(NEWEST, 4, id="newest-schema-4"),
+    ],
+)
+def test_where_conf_d_is_imported_the_main_file_and_what_others_have_there_are_left_alone(
+    boot_ready: BootNode, release: str, schema: int
+) -> None:
+    node = boot_ready(containerd=release)
+    conf_d = node.root / "etc/containerd/conf.d"
+    conf_d.mkdir()
+    for name, handler in (("00-first", "first"), ("99-z", "middle"), ("zzz-last", "last")):
+        text = HANDLER.format(schema=schema, plugin=PLUGINS[schema], name=handler)
+        (conf_d / f"{name}.toml").write_text(text)
+    configure(node, f"version = {schema}\n{CONF_D}".encode())
+    assert node.cri_handlers() == ("first", "last", "middle", "runc")
+    before = node.snapshot(*WATCHED)
+    main = node.snapshot("/etc/containerd/config.toml")
+    install(node)
+    assert node.cri_handlers() == ("first", *HANDLERS, "last", "middle", "runc")
+    assert node.activations(UNIT) == 3
+    assert changes(main, node.snapshot("/etc/containerd/config.toml"), times=True) == []
+    assert not (node.root / IMPORTED).exists()
+    skips_everything(node)
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == ("first", "last", "middle", "runc")
+    assert changes(before, node.snapshot(*WATCHED)) == []
+    assert node.activations(UNIT) == 4
+
+
+def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_back(
+    boot_ready: BootNode,
+) -> None:
+    node = boot_ready()
+    main = f"version = 2\n{CONF_D}".encode()
+    configure(node, main)
+    before = node.snapshot(*WATCHED)
+    install(node)
+    assert IMPORT_ENTRY in main_file(node).read_bytes()
+    for _ in range(2):
+        assert node.go_over_to(NEWEST).version == f"containerd://v{NEWEST}"
+        assert kata_handlers(node) == HANDLERS
+        install(node)
+        assert kata_handlers(node) == HANDLERS
+        assert main_file(node).read_bytes() == main
+        assert (node.root / DROP_IN).exists()
+        assert not list((node.root / IMPORTED).glob("*"))
+        skips_everything(node)
+
+        assert node.go_over_to().version.startswith("containerd://2.1.")
+        assert kata_handlers(node) == HANDLERS
+        install(node)
+        assert kata_handlers(node) == HANDLERS
+        assert IMPORT_ENTRY in main_file(node).read_bytes()
+        assert not (node.root / DROP_IN).exists()
+        skips_everything(node)
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == ("runc",)
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+@pytest.mark.parametrize(
+    ("suite", "config"),
+    [
+        pytest.param("forky", "as-shipped", id="from-2.1"),
+        pytest.param("forky", f"version = 2\n{CONF_D}", id="from-2.1-to-conf.d"),
+        pytest.param("trixie", "as-shipped", id="from-1.7"),
+        pytest.param("trixie", f"version = 2\n{CONF_D}", id="from-1.7-to-conf.d"),
+    ],
+)
+def test_a_revert_after_an_upgrade_takes_back_what_was_written_for_the_old_release(
+    boot_ready: BootNode, suite: str, config: str
+) -> None:
+    node = boot_ready(suite)
+    if config != "as-shipped":
+        configure(node, config.encode())
+    before = node.snapshot(*WATCHED)
+    install(node)
+    node.go_over_to(NEWEST)
+    assert kata_handlers(node) == HANDLERS
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == ("runc",)
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+def test_an_upgrade_that_changes_nothing_of_what_is_read_gives_an_install_nothing_to_do(
+    boot_ready: BootNode,
+) -> None:
+    node = boot_ready()
+    install(node)
+    node.go_over_to(NEWEST)
+    assert kata_handlers(node) == HANDLERS
+    install(node)
+    assert node.activations(UNIT) == 3
+    skips_everything(node)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param("as-shipped", id="to-an-import"),
+        pytest.param(f"version = 2\n{CONF_D}", id="to-conf.d"),
+    ],
+)
+def test_an_upgrade_from_1_7_takes_the_tables_out_of_the_main_file(boot_ready: BootNode, config: str) -> None:
+    node = boot_ready("trixie")
+    if config != "as-shipped":
+        configure(node, config.encode())
+    before, main = node.snapshot(*WATCHED), main_file(node).read_text()
+    install(node)
+    assert "kata-qemu" in main_file(node).read_text()
+    node.go_over_to(NEWEST)
+    assert kata_handlers(node) == HANDLERS
+    install(node)
+    assert node.cri_handlers() == (*HANDLERS, "runc")
+    text = main_file(node).read_text()
+    assert "kata-qemu" not in text
+    assert (text == main) == (config != "as-shipped")
+    skips_everything(node)
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == ("runc",)
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+def test_a_downgrade_to_1_7_which_has_no_cri_with_drop_ins_is_mended_by_a_revert(
+    boot_ready: BootNode,
+) -> None:
+    node = boot_ready("trixie", containerd=NEWEST)
+    before = node.snapshot(*WATCHED)
+    install(node)
+    assert node.go_over_to(serving=False).error == "UNIMPLEMENTED"
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == ("runc",)
+    assert changes(before, node.snapshot(*WATCHED)) == []
+    install(node)
+    assert kata_handlers(node) == HANDLERS
+
+
+@pytest.mark.parametrize(
+    ("release", "config"),
+    [
+        pytest.param(OLDEST, "as-shipped", id="2.0"),
+        pytest.param("", "as-shipped", id="2.1"),
+        pytest.param("", "version = 3\n", id="2.1-schema-3"),
+        pytest.param(WITH_CONF_D, f"version = 3\n{CONF_D}", id="2.2-conf.d"),
+        pytest.param(NEWEST, "as-shipped", id="newest"),
+        pytest.param(NEWEST, f"version = 4\n{CONF_D}", id="newest-conf.d-schema-4"),
+    ],
+)
+def test_a_handler_with_a_snapshotter_of_its_own_has_it_for_its_containers_and_its_images(
+    boot_ready: BootNode, release: str, config: str
+) -> None:
+    node = boot_ready(containerd=release)
+    if config != "as-shipped":
+        configure(node, config.encode())
+    shims = {"qemu": {"enabled": True, "containerd": {"snapshotter": "native"}}, "clh": {"enabled": True}}
+    install(node, shims=shims)
+    runtimes = node.cri().config["containerd"]["runtimes"]
+    assert {name: runtime["snapshotter"] for name, runtime in runtimes.items()} == {
+        "kata-clh": "",
+        "kata-qemu": "native",
+        "runc": "",
+    }
+    assert snapshotters_of_images(node) == {"kata-qemu": "native"}
+    install(node, shims={"qemu": {"enabled": True}})
+    assert node.cri().config["containerd"]["runtimes"]["kata-qemu"]["snapshotter"] == ""
+    assert snapshotters_of_images(node) == {}
+
+
+def snapshotters_of_images(node: Node) -> dict[str, str]:
+    """Handler -> snapshotter its images are unpacked with, by what containerd reads."""
+    dump = node.run(["containerd", "config", "dump"]).stdout
+    table = re.compile(
+        r"\[plugins\.'io\.containerd\.cri\.v1\.images'\.runtime_platforms\.(\S+)\]\n(?:\s*\w+ = .*\n)*?"
+        r"\s*snapshotter = ['\"](.*)['\"]"
+    )
+    return dict(table.findall(dump))

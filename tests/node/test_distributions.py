@@ -1,0 +1,415 @@
+"""k3s, rke2, k0s and microk8s, as they lie on a disk, under a real systemd and with a real containerd."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.conftest import BootNode
+from node.distributions import (
+    MICROK8S_ARGS,
+    MICROK8S_CURRENT,
+    MICROK8S_TEMPLATE,
+    Distribution,
+    Layout,
+    k0s,
+    lay_out,
+    microk8s,
+    rancher,
+    rendered_base,
+)
+from node.installing import PAYLOAD, outcomes, with_kvm
+from node.running import Done
+from node.snapshot import Snapshot, changes
+from node.starters import SNAP_COMMON, filled_in, rancher_config, rancher_dir, text_of
+
+HANDLERS = ("kata-clh", "kata-qemu")
+BASE = '{{ template "base" . }}\n'
+
+K3S = rancher("k3s", "k3s.service")
+K3S_WITHOUT_IMPORTS = rancher("k3s", "k3s-agent.service", imports=False)
+K3S_SCHEMA_2 = rancher("k3s", "k3s.service", schema=2, imports=False, suite="trixie")
+RKE2 = rancher("rke2", "rke2-server.service")
+RKE2_WITHOUT_IMPORTS = rancher("rke2", "rke2-agent.service", imports=False)
+K0S = k0s("k0sworker.service")
+K0S_SCHEMA_2 = k0s("k0scontroller.service", schema=2, suite="trixie")
+MICROK8S = microk8s()
+MICROK8S_1_7 = microk8s(suite="trixie")
+
+LAYOUTS = (
+    *(K3S, K3S_WITHOUT_IMPORTS, K3S_SCHEMA_2),
+    *(RKE2, RKE2_WITHOUT_IMPORTS),
+    *(K0S, K0S_SCHEMA_2),
+    *(MICROK8S, MICROK8S_1_7),
+)
+EACH = [pytest.param(layout, id=layout.id()) for layout in LAYOUTS]
+ONE_OF_EACH = [pytest.param(layout, id=layout.name) for layout in (K3S, RKE2, K0S, MICROK8S)]
+
+RUNTIMES = {2: "plugins.'io.containerd.grpc.v1.cri'", 3: "plugins.'io.containerd.cri.v1.runtime'"}
+EXTRA = "[{table}.containerd.runtimes.extra]\nruntime_type = 'io.containerd.runc.v2'\n"
+
+LayOut = Callable[..., Distribution]
+
+
+@pytest.fixture
+def laid_out(boot_node: BootNode, payload: Path) -> LayOut:
+    """A function that boots a node with the payload and turns it into a distribution."""
+
+    def lay(layout: Layout, files: dict[str, str] | None = None, **how: Any) -> Distribution:
+        node = with_kvm(boot_node(layout.suite))
+        node.mount(payload, PAYLOAD)
+        return lay_out(node, layout, files, **how)
+
+    return lay
+
+
+def kata_node(on: Distribution, *args: str, **more: Any) -> Done:
+    return on.node.kata_node(*args, config=on.values(**more), payload=PAYLOAD)
+
+
+def succeed(on: Distribution, *args: str, **more: Any) -> Done:
+    done = kata_node(on, *args, **more)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{on.journal()}"
+    return done
+
+
+def touched(before: Snapshot, after: Snapshot) -> set[str]:
+    """What differs outside of the install dirs; paths alone."""
+    lines = changes(before, after)
+    return {path for path in (line[2:].partition(": ")[0] for line in lines) if not path.startswith("/opt/")}
+
+
+def may_touch(layout: Layout, suffix: str = "") -> set[str]:
+    """What an install, or what the distribution makes of it, may change outside of the install dir."""
+    name = f"99-kata-deploy-{suffix}.toml" if suffix else "99-kata-deploy.toml"
+    if layout.name == "k0s":
+        return {f"/etc/k0s/containerd.d/{name}", "/run/k0s/containerd-cri.toml"}
+    if layout.name == "microk8s":
+        return {f"{MICROK8S_ARGS}/containerd-template.toml", f"{MICROK8S_ARGS}/containerd.toml"}
+    directory, version = rancher_dir(layout.name), "" if layout.schema == 2 else "-v3"
+    if layout.imports:
+        drop_ins = f"{directory}/config{version}.toml.d"
+        return {drop_ins, f"{drop_ins}/{name}"}
+    return {f"{directory}/config{version}.toml.tmpl", f"{directory}/config.toml"}
+
+
+def is_what_it_renders(on: Distribution) -> bool:
+    """Whether the file containerd reads is what the distribution makes of the files beside it."""
+    layout = on.layout
+    if layout.name == "microk8s":
+        args = on.path(MICROK8S_ARGS)
+        return text_of(args / "containerd.toml") == filled_in(text_of(args / "containerd-template.toml"))
+    directory = on.path(str(rancher_dir(layout.name)))
+    wanted = rancher_config(layout.name, directory, layout.schema, imports=layout.imports)
+    return text_of(directory / "config.toml") == wanted
+
+
+@pytest.mark.parametrize("layout", EACH)
+def test_its_own_socket_serves_the_handlers_after_one_change_of_its_own_files(
+    laid_out: LayOut, layout: Layout
+) -> None:
+    on = laid_out(layout)
+    before, invocation = on.snapshot(), on.node.unit(layout.unit).invocation
+    succeed(on, "install")
+    assert on.kata_handlers() == HANDLERS
+    assert "runc" in on.handlers()
+    assert touched(before, on.snapshot()) <= may_touch(layout)
+    assert on.node.activations(layout.unit) == (2 if layout.restarts else 1)
+    assert (on.node.unit(layout.unit).invocation != invocation) == layout.restarts
+    assert layout.name == "k0s" or is_what_it_renders(on)
+
+
+@pytest.mark.parametrize("layout", EACH)
+def test_a_second_install_does_nothing_and_revert_takes_everything_back(
+    laid_out: LayOut, layout: Layout
+) -> None:
+    on = laid_out(layout)
+    before, handlers = on.snapshot(), on.handlers()
+    succeed(on, "install")
+    installed, pid = on.snapshot(), containerd_pid(on)
+    done = succeed(on, "install", "--output", "json")
+    assert {outcomes(done)[stage] for stage in ("artifacts", "cri")} == {"skipped"}
+    assert changes(installed, on.snapshot(), times=True) == []
+    assert containerd_pid(on) == pid
+    succeed(on, "revert")
+    assert on.handlers() == handlers
+    assert changes(before, on.snapshot()) == []
+    assert on.node.activations(layout.unit) == (3 if layout.restarts else 1)
+
+
+def containerd_pid(on: Distribution) -> str:
+    return on.node.run(["pgrep", "-x", "containerd"]).stdout
+
+
+@pytest.mark.parametrize("layout", ONE_OF_EACH)
+def test_two_installations_have_files_of_their_own_and_go_one_by_one(
+    laid_out: LayOut, layout: Layout
+) -> None:
+    on = laid_out(layout)
+    before = on.snapshot()
+    second = {"env": {"multiInstallSuffix": "dev"}, "debug": True}
+    succeed(on, "install")
+    with_one = on.snapshot()
+    succeed(on, "install", **second)
+    served = on.kata_handlers()
+    assert {*HANDLERS, "kata-clh-dev", "kata-qemu-dev"} < set(served)
+    assert touched(with_one, on.snapshot()) <= may_touch(layout, "dev")
+    succeed(on, "revert")
+    assert on.kata_handlers() == tuple(name for name in served if name not in HANDLERS)
+    succeed(on, "revert", **second)
+    assert on.kata_handlers() == ()
+    assert changes(before, on.snapshot()) == []
+
+
+@pytest.mark.parametrize("layout", ONE_OF_EACH)
+def test_another_distribution_in_the_settings_is_refused_with_the_value_to_set(
+    laid_out: LayOut, layout: Layout
+) -> None:
+    on = laid_out(layout)
+    before = on.snapshot()
+    for declared in {"k8s", "k3s", "k0s"} - {layout.name}:
+        done = kata_node(on, "install", k8sDistribution=declared)
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert "k8sDistribution" in done.stdout
+        assert layout.name in done.stdout
+    assert changes(before, on.snapshot(), times=True) == []
+    assert on.node.activations(layout.unit) == 1
+
+
+def test_a_containerd_beside_k3s_is_left_alone(laid_out: LayOut) -> None:
+    """As where Docker is installed."""
+    on = laid_out(K3S, plain=True)
+    before, invocation = on.snapshot(), on.node.unit("containerd.service").invocation
+    succeed(on, "install")
+    assert on.kata_handlers() == HANDLERS
+    assert on.node.cri_handlers() == ("runc",)
+    assert on.node.unit("containerd.service").invocation == invocation
+    assert touched(before, on.snapshot()) <= may_touch(K3S)
+
+
+def test_k3s_with_a_runtime_of_its_node_is_a_node_with_that_runtime(laid_out: LayOut) -> None:
+    socket = "/run/containerd/containerd.sock"
+    start = f"{K3S.start} --container-runtime-endpoint=unix://{socket}"
+    on = laid_out(replace(K3S, start=start, socket=socket, notifies=False), plain=True)
+    before, invocation = on.snapshot(), on.node.unit(K3S.unit).invocation
+    succeed(on, "install", k8sDistribution="k8s")
+    assert on.kata_handlers() == HANDLERS
+    assert on.node.activations("containerd.service") == 2
+    assert on.node.unit(K3S.unit).invocation == invocation
+    succeed(on, "revert", k8sDistribution="k8s")
+    assert changes(before, on.snapshot()) == []
+
+
+@pytest.mark.parametrize("layout", ONE_OF_EACH)
+def test_from_a_container_with_the_mounts_that_distribution_needs(
+    laid_out: LayOut, payload: Path, layout: Layout
+) -> None:
+    on = laid_out(layout)
+    # The directories of the socket and of the configuration, in place of plain containerd's.
+    own = {"k0s": ("/etc/k0s", "/run/k0s"), "microk8s": (f"{SNAP_COMMON}/run", MICROK8S_CURRENT)}
+    rancher_own = (f"/var/lib/rancher/{layout.name}/agent/etc/containerd", "/run/k3s/containerd")
+    common = ("/etc/machine-id", "/opt", "/run/dbus", "/run/kata-node")
+    mounts = (*common, *own.get(layout.name, rancher_own))
+    before = on.snapshot()
+    for stages, served in ((("host-check", "artifacts", "cri"), HANDLERS), (("revert-cri",), ())):
+        for stage in stages:
+            done = on.node.kata_node_outside(
+                "stage", stage, config=on.values(), payload=payload, mounts=mounts
+            )
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{on.journal()}"
+        assert on.kata_handlers() == served
+    assert touched(before, on.snapshot()) == set()
+
+
+# Templates of k3s and rke2
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(each, id=each.id()) for each in (K3S_WITHOUT_IMPORTS, RKE2_WITHOUT_IMPORTS, K3S_SCHEMA_2)],
+)
+def test_a_template_made_from_nothing_extends_the_base_and_goes_again(
+    laid_out: LayOut, layout: Layout
+) -> None:
+    on = laid_out(layout)
+    directory = rancher_dir(layout.name)
+    template = on.path(f"{directory}/{'config' if layout.schema == 2 else 'config-v3'}.toml.tmpl")
+    succeed(on, "install")
+    text = template.read_text()
+    assert BASE in text
+    assert "/opt/kata/" in text
+    # What was rendered for one start is in no template: the paths in it are those of one release.
+    rendered = {line for line in rendered_base(layout).splitlines() if line.strip() and "[" not in line}
+    assert rendered.isdisjoint(text.splitlines())
+    succeed(on, "revert")
+    assert not template.exists()
+
+
+ADMINS = """\
+{{- /* Ours, with all that Go has. */ -}}
+{{- template "base" . -}}
+
+[debug]
+  level = "debug"
+  address = "{{ .NodeConfig.Containerd.State }}/debug.sock"
+"""
+WITHOUT_BASE = """\
+version = 3
+root = "{{ .NodeConfig.Containerd.Root }}"
+state = "{{ .NodeConfig.Containerd.State }}"
+
+[grpc]
+  address = "{{ .NodeConfig.Containerd.Address }}"
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+"""
+
+
+@pytest.mark.parametrize("layout", [pytest.param(each, id=each.id()) for each in (K3S, K3S_WITHOUT_IMPORTS)])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param("config-v3.toml.tmpl", BASE, id="base-alone"),
+        pytest.param("config-v3.toml.tmpl", f"{BASE}\n[debug] # ours\n  level = 'debug'", id="no-line-end"),
+        pytest.param("config-v3.toml.tmpl", f"{BASE}\r\n[debug]\r\nlevel = 'debug'\r\n", id="windows"),
+        pytest.param("config-v3.toml.tmpl", ADMINS, id="comments-and-trimming"),
+        pytest.param("config-v3.toml.tmpl", WITHOUT_BASE, id="without-the-base"),
+        pytest.param("config.toml.tmpl", f"{BASE}[debug]\nlevel = 'debug'\n", id="schema-2"),
+    ],
+)
+def test_an_admins_template_is_given_back_byte_for_byte(
+    laid_out: LayOut, layout: Layout, name: str, text: str
+) -> None:
+    template = f"{rancher_dir('k3s')}/{name}"
+    on = laid_out(layout, {template: text})
+    before, served = on.snapshot(), on.handlers()
+    succeed(on, "install")
+    assert on.kata_handlers() == HANDLERS
+    assert set(served) <= set(on.handlers())
+    assert on.path(template).read_bytes().startswith(text.encode())
+    # A template of another schema beside it would put it out of use.
+    assert [path.name for path in on.path(template).parent.glob("*.tmpl")] == [name]
+    succeed(on, "revert")
+    assert changes(before, on.snapshot()) == []
+    assert on.handlers() == served
+
+
+def test_what_an_admin_writes_into_the_template_meanwhile_stays(laid_out: LayOut) -> None:
+    on = laid_out(K3S_WITHOUT_IMPORTS)
+    succeed(on, "install")
+    template = on.path(f"{rancher_dir('k3s')}/config-v3.toml.tmpl")
+    template.write_text(template.read_text() + "\n" + EXTRA.format(table=RUNTIMES[3]))
+    on.restart()
+    assert "extra" in on.handlers()
+    succeed(on, "revert")
+    assert on.kata_handlers() == ()
+    assert "extra" in on.handlers()
+    assert "kata" not in template.read_text()
+
+
+def test_k3s_starts_after_an_upgrade_whose_base_imports_drop_ins(laid_out: LayOut) -> None:
+    """A template with an import of its own would then have two, which is not TOML."""
+    on = laid_out(K3S_WITHOUT_IMPORTS)
+    before = on.snapshot()
+    succeed(on, "install")
+    on.restart(IMPORTS="yes")
+    assert on.kata_handlers() == HANDLERS
+    succeed(on, "install")
+    assert on.kata_handlers() == HANDLERS
+    succeed(on, "revert")
+    assert on.handlers() == ("runc",)
+    on.restart(IMPORTS="no")
+    assert touched(before, on.snapshot()) == set()
+
+
+def test_a_user_drop_in_of_k3s_comes_and_goes(laid_out: LayOut) -> None:
+    on = laid_out(K3S)
+    drop_in = "version = 3\n" + EXTRA.format(table=RUNTIMES[3])
+    succeed(on, "install", containerd={"userDropIn": drop_in})
+    assert "extra" in on.handlers()
+    succeed(on, "install")
+    assert on.handlers() == (*HANDLERS, "runc")
+
+
+# k0s
+
+
+def test_k0s_that_does_not_notice_is_restarted(laid_out: LayOut) -> None:
+    on = laid_out(k0s("k0sworker.service", watch=False))
+    succeed(on, "install")
+    assert on.kata_handlers() == HANDLERS
+    assert on.node.activations(on.layout.unit) == 2
+
+
+@pytest.mark.parametrize(
+    "drop_in",
+    [
+        pytest.param(f"[{RUNTIMES[3]}.containerd]\ndefault_runtime_name = 'nobody'\n", id="no-cri"),
+        pytest.param(f"version = 2\n{EXTRA.format(table=RUNTIMES[2])}", id="a-schema-it-refuses"),
+    ],
+)
+def test_a_user_drop_in_that_k0s_would_not_start_with_is_put_back(laid_out: LayOut, drop_in: str) -> None:
+    on = laid_out(K0S)
+    before = on.snapshot()
+    done = kata_node(on, "stage", "artifacts")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = kata_node(on, "stage", "cri", containerd={"userDropIn": drop_in})
+    assert done.returncode in (3, 4), done.stdout + done.stderr
+    on.wait()
+    assert on.handlers() == ("runc",)
+    assert touched(before, on.snapshot()) == set()
+    on.restart()
+    assert on.handlers() == ("runc",)
+
+
+def test_a_main_file_that_an_admin_took_over_from_k0s_is_extended_and_given_back(laid_out: LayOut) -> None:
+    """Then k0s leaves it alone, and reads no drop-ins by itself."""
+    main = "/etc/k0s/containerd.toml"
+    on = laid_out(K0S, {main: "version = 3\n\n[debug] # ours\nlevel = 'info'"})
+    before = on.snapshot()
+    succeed(on, "install")
+    assert on.kata_handlers() == HANDLERS
+    assert touched(before, on.snapshot()) <= {main}
+    succeed(on, "revert")
+    assert on.handlers() == ("runc",)
+    assert changes(before, on.snapshot()) == []
+
+
+# microk8s
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param(MICROK8S_TEMPLATE, id="its-own"),
+        pytest.param(MICROK8S_TEMPLATE.replace("\n", "\r\n"), id="windows-line-ends"),
+        pytest.param(MICROK8S_TEMPLATE.rstrip("\n"), id="no-line-end"),
+        pytest.param(
+            MICROK8S_TEMPLATE.replace(
+                "oom_score = 0", 'imports = [\n  "${SNAP_DATA}/args/own.d/*.toml", # ours\n]\noom_score = 0'
+            ),
+            id="imports-of-its-own",
+        ),
+    ],
+)
+@pytest.mark.parametrize("suite", [pytest.param("forky", id="2.1"), pytest.param("trixie", id="1.7")])
+def test_the_template_of_microk8s_keeps_its_variables_and_comes_back_byte_for_byte(
+    laid_out: LayOut, suite: str, template: str
+) -> None:
+    on = laid_out(microk8s(suite=suite, template=template))
+    path = on.path(f"{MICROK8S_ARGS}/containerd-template.toml")
+    before = path.read_bytes()
+    succeed(on, "install")
+    assert on.kata_handlers() == HANDLERS
+    text = path.read_text()
+    assert "${SNAP_DATA}/args/cni-network" in text
+    assert tomllib.loads(text)["version"] == 2
+    succeed(on, "revert")
+    assert path.read_bytes() == before
+    assert on.handlers() == ("runc",)
