@@ -54,7 +54,6 @@ from kata_node.cri_config import (
     named,
     own_paths,
 )
-from kata_node.distributions import k0s_manages
 from kata_node.errors import HostError, UnfitNodeError
 from kata_node.handlers import names
 from kata_node.host.globs import matches
@@ -106,7 +105,14 @@ class ContainerdConfig:
 
     def closure(self, read: Read, glob: Glob) -> dict[str, bytes]:
         """The main file with all it imports, and the templates."""
-        files = containerd_read.import_closure(self._root_path, read, glob)
+        root = self._root_path
+
+        def read_filled_in(path: str) -> bytes | None:
+            content = read(path)
+            return self.home.filled_in(content) if content is not None and path == root else content
+
+        imported = containerd_read.import_closure(root, read_filled_in, glob)
+        files = {path: content if path != root else read(root) or b"" for path, content in imported.items()}
         shared = {path: read(path) for path in (*self.shared_paths(), self.main_path) if path not in files}
         return files | {path: content for path, content in shared.items() if content is not None}
 
@@ -162,6 +168,8 @@ class ContainerdConfig:
     ) -> list[str]:
         """As of :class:`~kata_node.cri_config.CriConfig`."""
         effective = self._in_order(files)
+        if self._root_path in effective:
+            effective[self._root_path] = self.home.filled_in(effective[self._root_path])
         if self.version.major < 2:
             return containerd_main.check_main(
                 self._root_path,
@@ -231,20 +239,12 @@ class ContainerdConfig:
         read = self._in_order(files)
         if self._renders and self.main_path not in read:
             return self.home.template_in_use(self._newest_schema, files.__contains__)[0]
-        if self._merges_itself(read):
-            return self._newest_schema
         if self.version.major < 2:
             return containerd_main.schema_of(toml_edit.load(content, path) for path, content in read.items())
         return containerd_read.schema(read)
 
-    def _merges_itself(self, read: Mapping[str, bytes]) -> bool:
-        """Whether the distribution reads the drop-ins, and containerd what it makes of them."""
-        return self.home.drop_ins_always and k0s_manages(read.get(self.main_path))
-
     def _mode(self, read: Mapping[str, bytes]) -> tuple[Mode, Place | None]:
         at_home, *others = self.places()
-        if self._merges_itself(read):
-            return "conf.d", others[0]
         if self.version.major < 2:
             return "main", None
         if self.version.at_least(2, 2) or self.home.drop_ins:

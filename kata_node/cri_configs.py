@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from kata_node import containerd
 from kata_node.containerd import ContainerdConfig
 from kata_node.crio import CrioConfig
+from kata_node.distributions import k0s_manages
+from kata_node.k0s import K0sConfig
 
 if TYPE_CHECKING:
     from kata_node.cri_config import CriConfig
@@ -23,6 +25,9 @@ def configuration(receipt: Receipt, suffix: str, runtime: Runtime, home: Home) -
     """How the instance of ``receipt`` configures ``runtime``, which is at ``home``."""
     if runtime.name == "cri-o":
         return CrioConfig(receipt.install_dir, suffix, posixpath.dirname(home.config))
+    if home.drop_ins_always:
+        (drop_ins,) = set(home.drop_ins.values())
+        return K0sConfig(receipt.install_dir, suffix, runtime.version, home.config, drop_ins)
     config = ContainerdConfig(receipt.install_dir, suffix, runtime.version, home)
     if receipt.cri is None or not set(config.shared_paths()).intersection(receipt.cri.paths()):
         return config
@@ -46,6 +51,13 @@ def located(home: Home, settings: ContainerdSettings, argv: Sequence[str]) -> Ho
     elif home.config_from_argv:
         home = replace(home, config=containerd.config_path(argv, home.config))
     return replace(home, socket=settings.runtime_socket) if settings.runtime_socket else home
+
+
+def as_managed(home: Home, config: bytes | None) -> Home:
+    """``home``, whose main file is ``config``, as plain containerd has it where k0s leaves it to others."""
+    if home.distribution != "k0s" or k0s_manages(config):
+        return home
+    return replace(home, drop_ins={}, drop_ins_always=False, applies="restart")
 
 
 def _moved(paths: Mapping[int, str], old: str, new: str) -> dict[int, str]:

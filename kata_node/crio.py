@@ -60,9 +60,6 @@ RUNTIME_ROOT = "/run/vc"
 BUILT_IN = frozenset({"crun", "runc"})
 """Handlers that CRI-O has without any table: ``runc`` up to 1.30, ``crun`` since."""
 
-LEFTOVER = ".{}.kata-node-tmp"
-"""What :func:`kata_node.host.durable.temp_sibling` calls the new content of a file, before it is that."""
-
 _SHIM_NAME = re.compile(r"containerd-shim-[A-Za-z0-9+-]+-v2")
 _TEXT, _FLAG, _TEXTS = "a string", "a boolean", "an array of strings"
 _STORAGE_FIELDS = {"storage_driver": _TEXT, "storage_option": _TEXTS}
@@ -185,9 +182,7 @@ class CrioConfig:
 
         What an interrupted write of ours left is not among them: it goes before anything is written.
         """
-        own = (path for place in self.places() for path in place.paths)
-        left = {f"{posixpath.dirname(path)}/{LEFTOVER.format(posixpath.basename(path))}" for path in own}
-        drop_ins = (path for path in files if path.startswith(f"{self._drop_ins}/") and path not in left)
+        drop_ins = (path for path in files if path.startswith(f"{self._drop_ins}/"))
         paths = [self.main_path, *sorted(drop_ins, key=lambda path: path.split("/"))]
         return {path: files[path] for path in paths if path in files}
 

@@ -11,6 +11,7 @@ be lost at the next writing. A key with a default may be missing, for an older r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -144,6 +145,12 @@ class Receipt:
     cri: Cri | None = None
     schema: int = SCHEMA
 
+    @property
+    def made_dirs(self) -> frozenset[str]:
+        """Every directory outside the install dir's own that was not there before this instance."""
+        of_cri = self.cri.made_dirs if self.cri else ()
+        return frozenset((*(self.artifacts.made_dirs if self.artifacts else ()), *of_cri))
+
 
 def directory(install_dir: str) -> str:
     """Where an instance keeps its receipt and backups."""
@@ -181,6 +188,16 @@ def load(root: Root, install_dir: str) -> Receipt | None:
             hint="give the env.installationPrefix it was made with; if this is a copy of it, remove the copy",
         )
     return receipt
+
+
+def others(root: Root, install_dir: str) -> Iterator[Receipt]:
+    """The receipts of the other instances beside ``install_dir``, but those that cannot be read."""
+    parent = install_dir.rpartition("/")[0]
+    for found in root.glob(f"{parent}/kata*/{STATE_DIR}/receipt.json"):
+        other = found.removesuffix(f"/{STATE_DIR}/receipt.json")
+        with contextlib.suppress(ReceiptError):
+            if other != install_dir and (receipt := load(root, other)):
+                yield receipt
 
 
 def save(root: Root, receipt: Receipt) -> None:

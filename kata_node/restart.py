@@ -36,6 +36,7 @@ PATIENCE = 5.0
 """Seconds a freshly started runtime may give a wrong answer (no CRI, a handler missing) before it
 counts as final. containerd loads its plugins before it opens the socket, so a wrong answer stays
 wrong; waiting the whole timeout for it would only lengthen the time the node runs no pods."""
+SETTLED = 0.2  # seconds after which what is served on a reload is what stays
 WATCHED = 30.0
 """Seconds for a distribution that watches its files: k0s waits three after the last change, ends its
 containerd, and starts it anew."""
@@ -127,11 +128,11 @@ class RestartRuntime:
         if self.restart == "never":
             return f"see {self.unit} serve {_names(self.serve)}"
         condition = ", if it runs," if self.may_be_down else ""
-        return f"restart {self.unit}{condition} and see it serve {_names(self.serve)}"
+        return f"{self._verb} {self.unit}{condition} and see it serve {_names(self.serve)}"
 
     def diff(self) -> str:
         """A line in its place."""
-        return "" if self.restart == "never" else f"restart {self.unit}\n"
+        return "" if self.restart == "never" else f"{self._verb} {self.unit}\n"
 
     def apply(self, tools: Tools) -> None:
         """Raises :class:`SystemdError` or :class:`CriError` when the proof fails."""
@@ -155,21 +156,34 @@ class RestartRuntime:
         after = proof._prove(tools, deadline, PATIENCE, other_than=other_than)
         _save(tools, self.proven, after)
 
-    def _reload(self, tools: Tools, unit: Unit, deadline: float) -> str:
-        """Have the change taken up without a restart; the invocation when that is proven, or nothing.
+    @property
+    def _verb(self) -> str:
+        return {"restart": "restart", "signal": "reload", "watch": "wait for"}[self._how]
 
-        The set of handlers is the proof: it was not yet what it shall be. A change of anything else
-        shows nowhere, and needs the restart.
+    @property
+    def _how(self) -> Applies:
+        """How the change is taken up.
+
+        Without a restart only where the set of handlers is not yet what it shall be, which proves that all
+        of the files were read: a change of anything else shows nowhere.
         """
-        if self.applies == "restart" or unit.active_state != "active" or self.served is None:
-            return ""
-        if _verdict(self.unit, self.served, self.serve, self.gone) is None:
+        if self.served is None or _verdict(self.unit, self.served, self.serve, self.gone) is None:
+            return "restart"
+        return self.applies
+
+    def _reload(self, tools: Tools, unit: Unit, deadline: float) -> str:
+        """Have the change taken up without a restart: the invocation when that is proven, or nothing."""
+        if self._how == "restart" or unit.active_state != "active":
             return ""
         try:
-            if self.applies == "signal":
+            if self._how == "signal":
                 tools.systemd().reload(self.unit, self.timeout)
-            patience = PATIENCE if self.applies == "signal" else WATCHED
-            return self._prove(tools, min(deadline, time.monotonic() + patience), patience, other_than="")
+            patience = PATIENCE if self._how == "signal" else WATCHED
+            soon = min(deadline, time.monotonic() + patience)
+            self._prove(tools, soon, patience, other_than="")
+            # CRI-O lists a handler for an instant that it then finds wanting, and leaves out.
+            time.sleep(SETTLED)
+            return self._prove(tools, soon, 0, other_than="")
         except (CriError, SystemdError) as error:
             log.info("%s: not taken up without a restart: %s", self.unit, error.what)
             return ""
@@ -243,7 +257,11 @@ def _verdict(
     missing = [name for name in serve if name not in handlers]
     lingering = [name for name in gone if name in handlers]
     if missing:
-        return CriError(f"the runtime serves, but without {_names(missing)}", where=unit)
+        return CriError(
+            f"the runtime serves, but without {_names(missing)}",
+            where=unit,
+            hint=f"see in journalctl -u {unit} why it left that out",
+        )
     if lingering:
         return CriError(f"the runtime still serves {_names(lingering)}", where=unit)
     return None

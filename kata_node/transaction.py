@@ -51,7 +51,8 @@ def install(
     begun = _Begun.of(cri, facts, changes)
     applies = begun.applies(facts, changes)
     written = [change for change in changes if change.content is not None]
-    made = (path for path in facts.missing_dirs if _is_above(path, written, receipt.install_dir))
+    new = (*facts.missing_dirs, *facts.others_dirs)
+    made = (path for path in new if _is_above(path, written, receipt.install_dir))
     flying = Cri(
         state="writing",
         runtime=facts.runtime.name,

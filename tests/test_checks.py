@@ -46,6 +46,7 @@ RUNTIME = RuntimeFacts(
     {MAIN: FileState(b"version = 3\n", 0o644, 0, 0)},
     {},
     (),
+    frozenset(),
     "containerd.service",
     "run-1",
     "active",

@@ -71,6 +71,7 @@ def facts(
         {path: FileState(content, 0o640, 0, 7) for path, content in files.items()},
         {sha256(OLD): OLD},
         () if DROP_IN in files else ("/opt/kata/containerd", "/opt/kata/containerd/config.d"),
+        frozenset(),
         "containerd.service" if unit else "",
         invocation if unit else "",
         "active" if unit else "",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kata_node import __version__, kata_config, snapshotters
+from kata_node import receipt as receipts
 from kata_node.facts import Look
 from kata_node.handlers import handlers
 from kata_node.host.files import Root
@@ -41,6 +42,7 @@ class ArtifactFacts:
     found: Mapping[str, Found] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     missing_dirs: tuple[str, ...] = ()
+    """Down to the install dir, outermost first; those that another instance made are as good as missing."""
     release: str = ""
     doubts: tuple[str, ...] = ()
     """Sentences about settings that can be carried out and will hardly do what is meant."""
@@ -79,7 +81,7 @@ def look(look: Look) -> ArtifactFacts:
         entries,
         found,
         digests,
-        missing_dirs(root, settings.install_dir),
+        _to_remove_one_day(root, settings.install_dir),
         payload.manifest.release,
         tuple(dict.fromkeys(doubt for handler in every for doubt in doubts(handler, settings, wanted))),
         lambda: payload,
@@ -153,6 +155,17 @@ def missing_dirs(root: Root, path: str) -> tuple[str, ...]:
         missing.insert(0, path)
         path = posixpath.dirname(path)
     return tuple(missing)
+
+
+def _to_remove_one_day(root: Root, install_dir: str) -> tuple[str, ...]:
+    above = (install_dir[:at] for at, char in enumerate(install_dir) if char == "/" and at)
+    shared = dirs_of_others(root, install_dir).intersection(above)
+    return (*sorted(shared), *missing_dirs(root, install_dir))
+
+
+def dirs_of_others(root: Root, install_dir: str) -> frozenset[str]:
+    """The directories that other instances made: whichever goes last is to take them along."""
+    return frozenset(path for receipt in receipts.others(root, install_dir) for path in receipt.made_dirs)
 
 
 def _sha256(path: Path) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from kata_node import distributions
 from kata_node import receipt as receipts
 from kata_node.cri_config import CriConfig, own_paths
-from kata_node.cri_configs import configuration, located
+from kata_node.cri_configs import as_managed, configuration, located
 from kata_node.distributions import HOMES, Home
 from kata_node.errors import CriError, KataNodeError, UnfitNodeError
 from kata_node.facts import Look
-from kata_node.facts.artifacts import missing_dirs
+from kata_node.facts.artifacts import dirs_of_others, missing_dirs
 from kata_node.facts.snapshotters import NydusFacts, look_at_nydus
 from kata_node.host import kernel
 from kata_node.host.files import FileState
@@ -44,6 +44,8 @@ class RuntimeFacts:
     """The content of the receipt's backups, by digest; without those that are lost or damaged."""
     missing_dirs: tuple[str, ...]
     """Directories a configuration file of ours would need that are not there."""
+    others_dirs: frozenset[str] = frozenset()
+    """Directories that other instances made."""
     unit: str = ""
     """Empty when there is none, and offline, as is ``invocation``."""
     invocation: str = ""
@@ -84,6 +86,7 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
     runtime, told_by = _recorded_or_any(look, home) if for_revert else identify(look, home)
     if runtime.name != home.runtime:
         home = distributions.home(home.distribution, runtime.name)
+    home = as_managed(home, root.read(home.config))
     config = configuration(receipt, look.settings.suffix, runtime, home)
     own = own_paths(config)
     paths = {
@@ -101,6 +104,7 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         {path: state for path, state in states.items() if state is not None},
         _backups(look, receipt),
         tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, path.rpartition("/")[0]))),
+        dirs_of_others(root, receipt.install_dir),
         unit.name if unit else "",
         unit.invocation_id if unit else "",
         unit.active_state if unit else "",

@@ -222,6 +222,33 @@ def test_a_shim_switched_off_later_goes_with_its_handler(ready: Node) -> None:
     assert ready.activations(UNIT) == 3
 
 
+WITH_SNAPSHOTTER = {
+    "qemu": {"enabled": True, "containerd": {"snapshotter": "native"}},
+    "clh": {"enabled": True},
+}
+
+
+@pytest.mark.parametrize("node", ["trixie"], indirect=True)
+def test_1_7_uses_the_snapshotter_of_a_handler(ready: Node) -> None:
+    install(ready, shims=WITH_SNAPSHOTTER)
+    runtimes = ready.cri().config["containerd"]["runtimes"]
+    assert {name: runtime["snapshotter"] for name, runtime in runtimes.items()} == {
+        "kata-clh": "",
+        "kata-qemu": "native",
+        "runc": "",
+    }
+
+
+@pytest.mark.parametrize("node", ["bookworm"], indirect=True)
+def test_1_6_which_knows_no_snapshotter_of_a_handler_is_refused_with_the_reason(ready: Node) -> None:
+    before = ready.snapshot(*WATCHED)
+    done = ready.kata_node("install", config={"shims": WITH_SNAPSHOTTER}, payload=PAYLOAD)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "shims.qemu.containerd.snapshotter" in done.stdout
+    assert "1.7" in done.stdout
+    assert changes(before, ready.snapshot(*WATCHED), times=True) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "more", "reason"),
     [
