@@ -6,20 +6,24 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kata_node import distributions
 from kata_node import receipt as receipts
 from kata_node.actions import Tools
-from kata_node.errors import KataNodeError
+from kata_node.cri_config import is_drop_in
+from kata_node.cri_configs import configuration
+from kata_node.errors import HostError, KataNodeError
 from kata_node.facts import Look, Options
 from kata_node.facts.artifacts import find
 from kata_node.facts.runtime import find_home, find_unit
 from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
 from kata_node.receipt import Receipt
-from kata_node.settings import Settings
+from kata_node.settings import DEFAULT_INSTANCE, Settings
 from kata_node.transaction import is_owed
+from kata_node.versions import Runtime, parse_version
 
 CALL_TIMEOUT = 5.0  # seconds
 
@@ -127,9 +131,26 @@ def _cri_drift(root: Root, receipt: Receipt) -> list[str]:
     for file in receipt.cri.files:
         content = root.read(file.path)
         digest = "" if content is None else hashlib.sha256(content).hexdigest()
-        if digest != file.after:  # which is empty for a file that is to be gone
+        # An empty digest is that of a file that is to be gone.
+        if digest != file.after and not (content and _has_us(receipt, file.path, content)):
             drift.append(f"{file.path}: {'changed' if digest else 'missing'}")
     return drift
+
+
+def _has_us(receipt: Receipt, path: str, content: bytes) -> bool:
+    """Whether a file that others write as well still has what this instance put into it."""
+    cri = receipt.cri
+    home = distributions.by_unit(cri.unit) if cri else None
+    if cri is None or home is None or is_drop_in(path):
+        return False
+    runtime = Runtime(cri.runtime, parse_version(cri.version))
+    suffix = "" if receipt.instance == DEFAULT_INSTANCE else receipt.instance
+    # Wherever the main file is here, it is the one on record.
+    config = configuration(receipt, suffix, runtime, home if home.rendered else replace(home, config=path))
+    try:
+        return config.without_us(path, content) != content
+    except HostError:
+        return False
 
 
 def _runtime(options: Options, settings: Settings, tools: Tools) -> tuple[tuple[str, ...] | None, str]:

@@ -1,0 +1,64 @@
+"""What ``status`` tells of installations that share files with others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import MAIN, FakeNode
+from kinds import KINDS
+from kinds import make_node as make_kind
+from runs import INSTALL, REVERT, errors, make_node, run, small_payload
+
+from kata_node import settings, status
+from kata_node.facts import Options
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Path:
+    return small_payload(tmp_path / "payload")
+
+
+def drift(node: FakeNode, payload: Path, distribution: str = "k8s") -> dict[str, tuple[str, ...]]:
+    """What has changed of each installation, by its name."""
+    wanted = settings.load(None, overrides={"k8s_distribution": distribution}, arch="x86_64")
+    return {
+        each.instance: each.drift for each in status.gather(wanted, Options(payload), node.tools(), deep=True)
+    }
+
+
+def test_an_installation_has_not_drifted_because_another_one_came_or_went(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
+    assert drift(node, payload) == {"default": (), "blue": ()}
+    assert errors(run(node, REVERT, payload)) == []
+    assert drift(node, payload) == {"blue": ()}
+
+
+def test_an_installation_has_drifted_when_somebody_took_it_out_of_the_main_file(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    node.root.write(MAIN, b"version = 3\n")
+    assert drift(node, payload) == {"default": (f"{MAIN}: changed",)}
+    node.root.write(MAIN, b"not [TOML")
+    assert drift(node, payload) == {"default": (f"{MAIN}: changed",)}
+
+
+@pytest.mark.parametrize("name", ["containerd 1.7", "k3s with an admin's template", "microk8s"])
+def test_an_admin_may_edit_the_rest_of_a_file_that_has_our_part(
+    name: str, tmp_path: Path, payload: Path
+) -> None:
+    kind = KINDS[name]
+    node = make_kind(kind, tmp_path / "host")
+    (path,) = kind.ours
+    assert errors(run(node, INSTALL, payload, k8s_distribution=kind.distribution)) == []
+    content = node.root.read(path) or b""
+    node.root.write(path, b"# more\n" + content)
+    assert drift(node, payload, kind.distribution) == {"default": ()}
+    node.root.write(path, kind.files[path].encode())
+    assert drift(node, payload, kind.distribution) == {"default": (f"{path}: changed",)}
