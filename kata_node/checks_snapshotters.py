@@ -14,7 +14,7 @@ from kata_node.cri_config import own_paths
 from kata_node.facts.snapshotters import PATH, SnapshotterFacts
 from kata_node.handlers import Handler, handlers
 from kata_node.report import Check
-from kata_node.snapshotters import EROFS, NYDUS, SETUPS, Nydus
+from kata_node.snapshotters import EROFS, NYDUS, Nydus
 
 if TYPE_CHECKING:
     from kata_node.facts.runtime import RuntimeFacts
@@ -39,13 +39,6 @@ def checks(
     """Every row. ``payload`` are the paths placed or to be placed below the install dir, if known."""
     used = _used(settings)
     setup = settings.snapshotter.setup
-    if unknown := [name for name in setup if name not in SETUPS]:
-        yield Check(
-            "snapshotter",
-            "fail",
-            f"snapshotter.setup lists {', '.join(unknown)}, which kata-node cannot set up",
-            f"list none but {', '.join(SETUPS)}; any other is set up by you, and only named by a shim",
-        )
     if not used and not setup:
         return
     if runtime.runtime.name != "containerd":

@@ -301,7 +301,7 @@ def _options(common: Common) -> Options:
         payload=common.payload,
         offline=common.offline,
         runtime=common.runtime,
-        cri_socket=common.cri_socket,
+        cri_socket=common.cri_socket.removeprefix("unix://"),
         restart_timeout=common.restart_timeout,
         label_timeout=common.label_timeout,
         stable_for=common.label_stable_for,

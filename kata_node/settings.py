@@ -29,7 +29,7 @@ from kata_node.errors import SettingsError
 from kata_node.handlers import handlers
 from kata_node.selection import CustomRuntime, ShimSettings, read_custom_runtimes, read_toml, select
 from kata_node.shims import Shim
-from kata_node.values import Reader, describe, read_yaml
+from kata_node.values import Reader, describe, nearest, read_yaml
 
 __all__ = ["ContainerdSettings", "CustomRuntime", "Settings", "ShimSettings", "SnapshotterSettings", "load"]
 
@@ -73,6 +73,9 @@ CLUSTER_SIDE = (
 )
 """Top-level keys whose work the chart's templates do; their values are not looked at."""
 
+SETUPS = ("nydus", "erofs")
+"""The snapshotters that ``snapshotter.setup`` can list; any other is only named by a shim."""
+
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 NAME_LIMIT = 63
 """The longest RuntimeClass handler, and the longest name of a label behind its slash."""
@@ -91,6 +94,7 @@ class ContainerdSettings:
     config_dir: str = ""
     config_file_name: str = ""
     runtime_socket: str = ""
+    """A path."""
     extra_pod_annotations: tuple[str, ...] = ()
 
 
@@ -194,14 +198,14 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
     with values.section("containerd") as containerd:
         user_drop_in = read_toml(containerd, "userDropIn")
         containerd_settings = ContainerdSettings(
-            config_dir=containerd.text("configDir"),
-            config_file_name=containerd.text("configFileName"),
-            runtime_socket=containerd.text("runtimeSocket"),
+            config_dir=_directory(containerd),
+            config_file_name=_file_name(containerd),
+            runtime_socket=_socket(containerd),
             extra_pod_annotations=containerd.texts("extraPodAnnotations") or (),
         )
     with values.section("snapshotter") as snapshotter:
         snapshotter_settings = SnapshotterSettings(
-            setup=snapshotter.texts("setup") or (),
+            setup=_setup(snapshotter),
             erofs_merge_mode=snapshotter.choice("erofsMergeMode", ("", "merged", "unmerged")),
             erofs_snapshotter_mode=snapshotter.choice("erofsSnapshotterMode", ("", "disk", "memory")),
             erofs_dmverity=snapshotter.flag("erofsDmverity"),
@@ -228,6 +232,36 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
     )
     _check_handlers(values, suffix_key, settings)
     return settings
+
+
+def _directory(containerd: Reader) -> str:
+    path = containerd.text("configDir")
+    if path and not path.startswith("/"):
+        containerd.problem("configDir", f"{describe(path)} is not an absolute path")
+    return posixpath.normpath(path) if path else ""
+
+
+def _file_name(containerd: Reader) -> str:
+    name = containerd.text("configFileName")
+    if "/" in name or name in (".", ".."):
+        containerd.problem("configFileName", f"{describe(name)} is not the name of a file")
+    return name
+
+
+def _socket(containerd: Reader) -> str:
+    """The path of the CRI socket; it may be written as kubelets have it, ``unix:///run/…``."""
+    path = containerd.text("runtimeSocket").removeprefix("unix://")
+    if path and not path.startswith("/"):
+        containerd.problem("runtimeSocket", f"{describe(path)} is not the absolute path of a socket")
+    return path
+
+
+def _setup(snapshotter: Reader) -> tuple[str, ...]:
+    names = snapshotter.texts("setup") or ()
+    for name in names:
+        if name not in SETUPS:
+            snapshotter.problem("setup", f"{describe(name)} cannot be set up{nearest(name, SETUPS)}")
+    return tuple(dict.fromkeys(names))
 
 
 def _prefix(values: Reader, key: str, prefix: str) -> str:

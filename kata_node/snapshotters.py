@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from kata_node.versions import Version
 
 NYDUS, EROFS = "nydus", "erofs"
-SETUPS = (NYDUS, EROFS)
-"""What ``snapshotter.setup`` can list."""
 
 COMPONENT = "nydus-snapshotter"
 """The component of the payload with nydus-snapshotter's programs, and their directory in it."""
@@ -144,7 +142,7 @@ DATA_DIR_LIMIT = 70
 
 
 def sets_up(settings: Settings, snapshotter: str) -> bool:
-    """Whether ``snapshotter``, one of :data:`SETUPS`, is the work of this instance."""
+    """Whether ``snapshotter``, one that ``snapshotter.setup`` can list, is the work of this instance."""
     return snapshotter in settings.snapshotter.setup
 
 

@@ -398,7 +398,7 @@ defaultShim: {amd64: qemu-nvidia-gpu-runtime-rs}
     assert settings.user_drop_in == "[debug]\n"
     assert settings.startup_taints == ("example.com/kata", "example.com/kata:NoSchedule")
     assert settings.containerd == module.ContainerdSettings(
-        "/etc/mine", "mine.toml", "unix:///run/mine.sock", ("a.example.com/*",)
+        "/etc/mine", "mine.toml", "/run/mine.sock", ("a.example.com/*",)
     )
     assert settings.snapshotter == module.SnapshotterSettings(("nydus",), "merged", "disk", True)
     assert settings.shim_settings["qemu-nvidia-gpu-runtime-rs"] == ShimSettings(
@@ -523,6 +523,26 @@ def test_null_counts_as_not_given_anywhere(tmp_path: Path) -> None:
             "shims: {qemu-nvidia-cpu: {nvrc: {enableDCGM: true}}}",
             "shims.qemu-nvidia-cpu.nvrc.enableDCGM: qemu-nvidia-cpu hands no NVIDIA GPUs to its guests",
             id="dcgm-without-a-gpu",
+        ),
+        pytest.param(
+            "snapshotter: {setup: [nidus]}",
+            'snapshotter.setup: the string "nidus" cannot be set up; did you mean nydus?',
+            id="a-snapshotter-nobody-can-set-up",
+        ),
+        pytest.param(
+            "containerd: {runtimeSocket: run/mine.sock}",
+            'containerd.runtimeSocket: the string "run/mine.sock" is not the absolute path of a socket',
+            id="a-socket-without-a-root",
+        ),
+        pytest.param(
+            "containerd: {configDir: etc/mine}",
+            'containerd.configDir: the string "etc/mine" is not an absolute path',
+            id="a-directory-without-a-root",
+        ),
+        pytest.param(
+            "containerd: {configFileName: mine/config.toml}",
+            'containerd.configFileName: the string "mine/config.toml" is not the name of a file',
+            id="a-file-name-with-a-directory",
         ),
     ],
 )

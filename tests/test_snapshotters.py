@@ -606,7 +606,6 @@ def rows(
             "discard_unpacked_layers = false",
             id="1.7-that-discards-layers",
         ),
-        pytest.param(settings(setup=["stargz"]), {}, "stargz", id="unheard-of-setup"),
         pytest.param(settings(qemu="nosuch"), {}, "proxy_plugins", id="unheard-of-snapshotter"),
         pytest.param(settings(qemu="nydus"), {}, "add nydus to snapshotter.setup", id="nobodys-nydus"),
         pytest.param(settings(qemu="devmapper"), {}, "pool_name", id="devmapper-not-configured"),
