@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from kata_node import receipt as receipts
@@ -113,6 +113,21 @@ class Record(_Quiet):
             if tools.root.read(path) != content:
                 tools.root.write(path, content, mode=0o600)
         receipts.save(tools.root, self.receipt)
+
+
+@dataclass(frozen=True)
+class ForgetObsolete(_Quiet):
+    """Take what is obsolete out of the receipt as it is by then."""
+
+    install_dir: str
+
+    def apply(self, tools: Tools) -> None:
+        """Write the receipt without it."""
+        receipt = receipts.load(tools.root, self.install_dir)
+        if receipt is None or receipt.artifacts is None:
+            return
+        files = {path: placed for path, placed in receipt.artifacts.files.items() if not placed.obsolete}
+        receipts.save(tools.root, replace(receipt, artifacts=replace(receipt.artifacts, files=files)))
 
 
 _BACKUP = re.compile(r"\.?([0-9a-f]{64})(?:\..*)?")

@@ -180,6 +180,7 @@ def compare(
     ``digests`` has the sha256 of found files that nothing tells to be ours; those with the wanted
     content are taken over.
     """
+    placed = {path: replace(record, obsolete=False) for path, record in placed.items()}
     verdicts = {
         path: _judge(want, found.get(path), placed.get(path), digests.get(path, ""))
         for path, want in wanted.items()
@@ -228,6 +229,14 @@ def _same(want: Wanted, there: Found, digest: str) -> bool:
     if want.kind == "link":
         return there.kind == "link" and there.link == want.link
     return there.kind == "file" and digest != "" and digest == want.sha256
+
+
+def put_off(difference: Difference, placed: Mapping[str, Placed]) -> Difference:
+    """The same without the removal of what is wanted no more, which is only marked so in the record."""
+    stale = (*difference.stale, *difference.stale_dirs)
+    marked = {path: replace(placed[path], obsolete=True) for path in stale}
+    keep = dict(sorted({**difference.keep, **marked}.items()))
+    return replace(difference, stale=(), stale_dirs=(), keep=keep)
 
 
 def announce(difference: Difference, placed: Mapping[str, Placed]) -> dict[str, Placed]:

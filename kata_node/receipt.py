@@ -38,6 +38,8 @@ class Placed:
     link: str = ""
     pending: bool = False
     """True from the moment its writing is announced until all of it is on the disk."""
+    obsolete: bool = False
+    """True when it is wanted no more, and stays until the runtime serves nothing that may need it."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class ShimSettings:
     https_proxy: str = ""
     no_proxy: str = ""
     rootless: bool = False
+    kernel_modules: bool = False
+    """Whether images with kernel modules for the guest are asked for."""
     enable_dcgm: bool = False
 
 
@@ -252,6 +254,7 @@ def _read_shim(section: Reader, name: str) -> _Named:
                 https_proxy=_read_word(agent, "httpsProxy"),
                 no_proxy=_read_word(agent, "noProxy"),
                 rootless=hypervisor.flag("rootless"),
+                kernel_modules=bool(values.mappings("kernelModulesImages")),
                 enable_dcgm=nvrc.flag("enableDCGM"),
             )
             shim = table()[name]

@@ -27,9 +27,15 @@ from dataclasses import asdict, dataclass, field
 
 from kata_node.errors import SettingsError
 from kata_node.handlers import handlers
+from kata_node.runtime_settings import (
+    ContainerdSettings,
+    SnapshotterSettings,
+    read_containerd,
+    read_snapshotter,
+)
 from kata_node.selection import CustomRuntime, ShimSettings, read_custom_runtimes, read_toml, select
 from kata_node.shims import Shim
-from kata_node.values import Reader, describe, nearest, read_yaml
+from kata_node.values import Reader, describe, read_yaml
 
 __all__ = ["ContainerdSettings", "CustomRuntime", "Settings", "ShimSettings", "SnapshotterSettings", "load"]
 
@@ -43,7 +49,6 @@ DEFAULT_INSTANCE = "default"
 CLUSTER_SIDE = (
     "affinity",
     "deploymentMode",
-    "devkit",
     "fullnameOverride",
     "global",
     "health",
@@ -73,8 +78,27 @@ CLUSTER_SIDE = (
 )
 """Top-level keys whose work the chart's templates do; their values are not looked at."""
 
-SETUPS = ("nydus", "erofs")
-"""The snapshotters that ``snapshotter.setup`` can list; any other is only named by a shim."""
+ALIASES = {"kubeadm": "k8s", "vanilla": "k8s"}
+"""Other names of distributions, which the public chart's documentation has."""
+
+MOVED = {
+    "allowedHypervisorAnnotations": "shims.<shim>.allowedHypervisorAnnotations",
+    "agentHttpsProxy": "shims.<shim>.agent.httpsProxy",
+    "agentNoProxy": "shims.<shim>.agent.noProxy",
+    "createDefaultRuntimeClass": "runtimeClasses.createDefault",
+    "createRuntimeClasses": "runtimeClasses.enabled",
+    "debug": "debug",
+    "defaultShim": "defaultShim.<arch>",
+    "pullTypeMapping": "shims.<shim>.crio.guestPull",
+    "shims": "shims.<shim>.enabled",
+    "snapshotterHandlerMapping": "shims.<shim>.containerd.snapshotter",
+    "_experimentalForceGuestPull": "shims.<shim>.containerd.forceGuestPull",
+    "_experimentalSetupSnapshotter": "snapshotter.setup",
+}
+"""Keys of ``env`` that older charts had, and what says the same now."""
+
+RESERVED = ("crun", "runc")
+"""The handlers that runtimes have built in: to take one would be to run every pod of the node in Kata."""
 
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 NAME_LIMIT = 63
@@ -85,27 +109,6 @@ _SUFFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _PREFIX = re.compile(r"/[A-Za-z0-9._+@=/-]*")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ContainerdSettings:
-    """Where containerd is when it is not where the distribution puts it, and what it passes on."""
-
-    config_dir: str = ""
-    config_file_name: str = ""
-    runtime_socket: str = ""
-    """A path."""
-    extra_pod_annotations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SnapshotterSettings:
-    """The snapshotters to set up on the node."""
-
-    setup: tuple[str, ...] = ()
-    erofs_merge_mode: str = ""
-    erofs_snapshotter_mode: str = ""
-    erofs_dmverity: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,11 @@ class Settings:
     """Those of ``customRuntimes`` that run on this architecture; none while it is not enabled."""
     distribution: str = DISTRIBUTIONS[0]
     """``k8sDistribution``, one of :data:`DISTRIBUTIONS`."""
-    containerd: ContainerdSettings = ContainerdSettings()
-    snapshotter: SnapshotterSettings = SnapshotterSettings()
+    containerd: ContainerdSettings = field(default_factory=ContainerdSettings)
+    snapshotter: SnapshotterSettings = field(default_factory=SnapshotterSettings)
     host_os: str = ""
     debug: bool = False
+    devkit: bool = False
     startup_taints: tuple[str, ...] = ()
     """Taints to take off the Node once it is labelled: ``key`` or ``key:effect``."""
 
@@ -187,6 +191,7 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
     values.skip(*CLUSTER_SIDE)
     with values.section("env") as env:
         host_os = env.text("hostOS")
+        _point_to_new_keys(env)
         prefix, prefix_key = env.text("installationPrefix"), "env.installationPrefix"
         suffix, suffix_key = env.text("multiInstallSuffix"), "env.multiInstallSuffix"
     if given := overrides.get("installation_prefix"):
@@ -197,19 +202,9 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
     suffix = _suffix(values, suffix_key, suffix)
     with values.section("containerd") as containerd:
         user_drop_in = read_toml(containerd, "userDropIn")
-        containerd_settings = ContainerdSettings(
-            config_dir=_directory(containerd),
-            config_file_name=_file_name(containerd),
-            runtime_socket=_socket(containerd),
-            extra_pod_annotations=containerd.texts("extraPodAnnotations") or (),
-        )
+        containerd_settings = read_containerd(containerd)
     with values.section("snapshotter") as snapshotter:
-        snapshotter_settings = SnapshotterSettings(
-            setup=_setup(snapshotter),
-            erofs_merge_mode=snapshotter.choice("erofsMergeMode", ("", "merged", "unmerged")),
-            erofs_snapshotter_mode=snapshotter.choice("erofsSnapshotterMode", ("", "disk", "memory")),
-            erofs_dmverity=snapshotter.flag("erofsDmverity"),
-        )
+        snapshotter_settings = read_snapshotter(snapshotter)
     custom, elsewhere = read_custom_runtimes(values, arch)
     selection = select(values, arch, only=overrides.get("shims", ""), custom=custom, elsewhere=elsewhere)
     settings = Settings(
@@ -228,40 +223,18 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
         snapshotter=snapshotter_settings,
         host_os=host_os,
         debug=_debug(values, overrides.get("debug", "")),
+        devkit=values.flag("devkit"),
         startup_taints=_taints(values),
     )
     _check_handlers(values, suffix_key, settings)
     return settings
 
 
-def _directory(containerd: Reader) -> str:
-    path = containerd.text("configDir")
-    if path and not path.startswith("/"):
-        containerd.problem("configDir", f"{describe(path)} is not an absolute path")
-    return posixpath.normpath(path) if path else ""
-
-
-def _file_name(containerd: Reader) -> str:
-    name = containerd.text("configFileName")
-    if "/" in name or name in (".", ".."):
-        containerd.problem("configFileName", f"{describe(name)} is not the name of a file")
-    return name
-
-
-def _socket(containerd: Reader) -> str:
-    """The path of the CRI socket; it may be written as kubelets have it, ``unix:///run/…``."""
-    path = containerd.text("runtimeSocket").removeprefix("unix://")
-    if path and not path.startswith("/"):
-        containerd.problem("runtimeSocket", f"{describe(path)} is not the absolute path of a socket")
-    return path
-
-
-def _setup(snapshotter: Reader) -> tuple[str, ...]:
-    names = snapshotter.texts("setup") or ()
-    for name in names:
-        if name not in SETUPS:
-            snapshotter.problem("setup", f"{describe(name)} cannot be set up{nearest(name, SETUPS)}")
-    return tuple(dict.fromkeys(names))
+def _point_to_new_keys(env: Reader) -> None:
+    for old, new in MOVED.items():
+        if env.has(old):
+            env.problem(old, f"is the key of an older chart; write {new}")
+            env.skip(old)
 
 
 def _prefix(values: Reader, key: str, prefix: str) -> str:
@@ -291,7 +264,12 @@ def _check_handlers(values: Reader, key: str, settings: Settings) -> None:
     """Handlers must differ. They and the instance's label have the suffix, and Kubernetes limits both."""
     seen: dict[str, str] = {}
     for handler in handlers(settings):
-        if handler.name in seen:
+        if handler.name in RESERVED:
+            values.problem(
+                f"{handler.key}.runtimeClass",
+                f"its handler {handler.name} is the one that runs ordinary containers; choose another",
+            )
+        elif handler.name in seen:
             values.problem(
                 f"{handler.key}.runtimeClass",
                 f"its handler {handler.name} is that of {seen[handler.name]} too",
@@ -306,7 +284,8 @@ def _check_handlers(values: Reader, key: str, settings: Settings) -> None:
 
 
 def _distribution(values: Reader, override: str) -> str:
-    distribution = values.choice("k8sDistribution", DISTRIBUTIONS)
+    distribution = values.choice("k8sDistribution", (*DISTRIBUTIONS, *ALIASES))
+    distribution = ALIASES.get(distribution, distribution)
     if override and override not in DISTRIBUTIONS:
         values.problem("--k8s-distribution", f"expected one of {', '.join(DISTRIBUTIONS)}")
     return override or distribution

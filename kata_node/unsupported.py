@@ -15,11 +15,16 @@ def unsupported(settings: Settings) -> list[tuple[str, str]]:
     """
     asked: dict[str, tuple[object, str]] = {
         "env.hostOS": (settings.host_os, "enable the shim clh-azure in its place"),
+        "devkit": (settings.devkit, "its extension of the guest is not installed"),
         "startupTaints": (settings.startup_taints, ""),
     }
     for shim in settings.shims:
-        key = f"shims.{shim.name}.hypervisor.rootless"
-        asked[key] = (settings.of(shim).rootless, "the devices it needs are not opened to it yet")
+        values, key = settings.of(shim), f"shims.{shim.name}"
+        asked[f"{key}.hypervisor.rootless"] = (
+            values.rootless,
+            "the devices it needs are not opened to it yet",
+        )
+        asked[f"{key}.kernelModulesImages"] = (values.kernel_modules, "no image is placed for it")
     return [
         (key, f"{key} is not in this release" + (f": {remark}" if remark else ""))
         for key, (value, remark) in asked.items()

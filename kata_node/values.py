@@ -226,6 +226,14 @@ class Reader:
                 self.problem(f"{key}[{index}]", f"expected a string, got {describe(item)}")
         return tuple(item for item in value if isinstance(item, str))
 
+    def mappings(self, key: str) -> list[object]:
+        """A list whose items are not looked at; empty when not given."""
+        value = self._take(key)
+        if value is None or isinstance(value, list):
+            return value or []
+        self.problem(key, f"expected a list, got {describe(value)}")
+        return []
+
     def section(self, key: str) -> Reader:
         """The mapping at ``key``; an empty one when not given."""
         value = self._take(key)

@@ -20,6 +20,7 @@ from kata_node.actions import (
 )
 from kata_node.errors import UnfitNodeError
 from kata_node.facts.artifacts import ArtifactFacts, look
+from kata_node.handlers import names
 from kata_node.receipt import Artifacts, Receipt
 from kata_node.settings import Settings
 
@@ -29,7 +30,10 @@ NAME = "artifacts"
 
 
 def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
-    """Place what is missing, repair what changed, remove what is no longer wanted."""
+    """Place what is missing, repair what changed, remove what is no longer wanted.
+
+    While the runtime serves a handler that is to go, what that needs stays: the stage cri removes it.
+    """
     before = receipt.artifacts
     placed = before.files if before else {}
     in_place = f"all {before.count if before else 0} files in place"
@@ -43,6 +47,8 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
             where=settings.install_dir,
             hint="remove the earlier installation with the tool that made it, or set env.installationPrefix",
         )
+    if _is_to_lose_a_handler(settings, receipt):
+        difference = layout.put_off(difference, placed)
     made_dirs = before.made_dirs if before else facts.missing_dirs
     artifacts = Artifacts("placed", facts.release, facts.inputs, difference.keep, made_dirs)
     done = replace(receipt, artifacts=artifacts)
@@ -60,6 +66,12 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
         undo=() if before else _undo(settings.install_dir, difference, facts),
         notes=notes,
     )
+
+
+def _is_to_lose_a_handler(settings: Settings, receipt: Receipt) -> bool:
+    cri = receipt.cri
+    served = (*cri.handlers, *(cri.fallback.handlers if cri.fallback else ())) if cri else ()
+    return not set(served) <= set(names(settings))
 
 
 def _steps(install_dir: str, difference: layout.Difference, facts: ArtifactFacts) -> list[Action]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kata_node import handback, nydus, snapshotters, support, transaction
-from kata_node.actions import Plan
+from kata_node.actions import Action, ForgetObsolete, Plan, RemoveDirs, RemoveFiles
 from kata_node.cri_config import own_paths
 from kata_node.errors import KataNodeError, UnfitNodeError
 from kata_node.facts.runtime import RuntimeFacts, look
@@ -53,7 +53,22 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         plan = _with_nydus(plan, settings, facts.nydus)
     if plan.actions:
         _refuse_what_cannot_be_restarted(facts, receipt)
-    return plan
+    return replace(plan, actions=(*plan.actions, *_removal_of_obsolete(receipt)))
+
+
+def _removal_of_obsolete(receipt: Receipt) -> tuple[Action, ...]:
+    """Of what the artifacts stage left for handlers that were served until now."""
+    placed = receipt.artifacts.files if receipt.artifacts else {}
+    paths = tuple(path for path in placed if placed[path].obsolete and placed[path].kind != "dir")
+    dirs = tuple(path for path in placed if placed[path].obsolete and path not in paths)
+    if not paths and not dirs:
+        return ()
+    below = tuple(f"{receipt.install_dir}/{path}" for path in sorted(dirs, reverse=True))
+    return (
+        RemoveFiles(receipt.install_dir, paths),
+        *((RemoveDirs(below),) if below else ()),
+        ForgetObsolete(receipt.install_dir),
+    )
 
 
 def _with_nydus(plan: Plan, settings: Settings, facts: NydusFacts) -> Plan:

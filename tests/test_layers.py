@@ -23,8 +23,8 @@ LAYERS = {
     "errors": ("kata_node.errors",),
     "ground": (
         "kata_node",
-        *(f"kata_node.{name}" for name in ("assets", "handlers", "log", "report", "selection")),
-        *(f"kata_node.{name}" for name in ("settings", "shims", "text", "values")),
+        *(f"kata_node.{name}" for name in ("assets", "handlers", "log", "report", "runtime_settings")),
+        *(f"kata_node.{name}" for name in ("selection", "settings", "shims", "text", "values")),
     ),
     "libraries": ("kata_node.*",),
 }
@@ -97,6 +97,7 @@ PURE = (
     "kata_node.labels",
     "kata_node.layout",
     "kata_node.payload",
+    "kata_node.runtime_settings",
     "kata_node.selection",
     "kata_node.settings",
     "kata_node.shims",

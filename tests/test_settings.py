@@ -464,7 +464,8 @@ def test_null_counts_as_not_given_anywhere(tmp_path: Path) -> None:
         ),
         pytest.param(
             "k8sDistribution: k33s",
-            'k8sDistribution: the string "k33s" is not one of k8s, k3s, rke2, k0s, microk8s',
+            'k8sDistribution: the string "k33s" is not one of k8s, k3s, rke2, k0s, microk8s, kubeadm, '
+            "vanilla",
             id="choice",
         ),
         pytest.param("debugg: true", "debugg: no such key; did you mean debug?", id="unknown-at-the-top"),
@@ -523,6 +524,18 @@ def test_null_counts_as_not_given_anywhere(tmp_path: Path) -> None:
             "shims: {qemu-nvidia-cpu: {nvrc: {enableDCGM: true}}}",
             "shims.qemu-nvidia-cpu.nvrc.enableDCGM: qemu-nvidia-cpu hands no NVIDIA GPUs to its guests",
             id="dcgm-without-a-gpu",
+        ),
+        pytest.param(
+            "env: {debug: 'true'}",
+            "env.debug: is the key of an older chart; write debug",
+            id="a-key-of-an-older-chart",
+        ),
+        pytest.param(
+            "customRuntimes: {enabled: true, runtimes: {x: {baseConfig: qemu, "
+            "runtimeClass: 'handler: runc'}}}",
+            "customRuntimes.runtimes.x.runtimeClass: its handler runc is the one that runs ordinary "
+            "containers; choose another",
+            id="a-custom-runtime-that-would-run-every-pod",
         ),
         pytest.param(
             "snapshotter: {setup: [nidus]}",
