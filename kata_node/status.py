@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,9 +22,9 @@ from kata_node.facts.runtime import find_home, find_unit
 from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
 from kata_node.receipt import Receipt
-from kata_node.settings import DEFAULT_INSTANCE, Settings
+from kata_node.settings import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, Settings
 from kata_node.transaction import is_owed
-from kata_node.versions import Runtime, parse_version
+from kata_node.versions import UNKNOWN, Runtime, parse_version
 
 CALL_TIMEOUT = 5.0  # seconds
 
@@ -61,13 +62,18 @@ class Status:
 
 
 def gather(settings: Settings, options: Options, tools: Tools, *, deep: bool) -> list[Status]:
-    """Look at every receipt beside the one of these settings. ``deep`` compares content by digest."""
-    parent = settings.install_dir.rpartition("/")[0]
-    pattern = f"{parent}/kata*/{receipts.STATE_DIR}/receipt.json"
-    dirs = (path.removesuffix(f"/{receipts.STATE_DIR}/receipt.json") for path in tools.root.glob(pattern))
-    served, invocation = _runtime(options, settings, tools)
+    """Look at every receipt there is. ``deep`` compares content by digest.
+
+    Installations lie beside that of these settings, beside the default one, or where the runtime's
+    configuration names programs of theirs.
+    """
+    look = Look(settings, Receipt(settings.instance, settings.install_dir, ""), tools, options)
+    served, invocation, named = _runtime(look)
+    parents = {path.rpartition("/")[0] for path in (settings.install_dir, DEFAULT_INSTALL_DIR, *named)}
+    file = f"{receipts.STATE_DIR}/receipt.json"
+    found_at = {path for parent in parents for path in tools.root.glob(f"{parent}/kata*/{file}")}
     found: list[Status] = []
-    for install_dir in dirs:
+    for install_dir in sorted(path.removesuffix(f"/{file}") for path in found_at):
         try:
             if receipt := receipts.load(tools.root, install_dir):
                 found.append(_status(tools.root, receipt, served, invocation, deep=deep))
@@ -75,6 +81,10 @@ def gather(settings: Settings, options: Options, tools: Tools, *, deep: bool) ->
             found.append(_unreadable(install_dir, error))
         except OSError as error:
             found.append(_unreadable(install_dir, host_error(str(error.filename), error)))
+    for install_dir in sorted(named.difference(status.install_dir for status in found)):
+        what = "the runtime's configuration names it, and there is no record of it"
+        hint = "run kata-node revert with its env.installationPrefix and env.multiInstallSuffix"
+        found.append(_unreadable(install_dir, KataNodeError(what, hint=hint)))
     return found
 
 
@@ -153,20 +163,33 @@ def _has_us(receipt: Receipt, path: str, content: bytes) -> bool:
         return False
 
 
-def _runtime(options: Options, settings: Settings, tools: Tools) -> tuple[tuple[str, ...] | None, str]:
-    """What the CRI serves, and the unit's invocation."""
-    if options.offline:
-        return None, ""
-    look = Look(settings, Receipt(settings.instance, settings.install_dir, ""), tools, options)
-    unit = None
+def _runtime(look: Look) -> tuple[tuple[str, ...] | None, str, frozenset[str]]:
+    """What the CRI serves, the unit's invocation, and the install dirs that the configuration names."""
+    tools, offline = look.tools, look.options.offline
+    unit, served = None, None
+    named: frozenset[str] = frozenset()
     try:
-        unit = find_unit(look, for_revert=False)
-        socket = find_home(look, unit, for_revert=False).socket
-        served: tuple[str, ...] | None = tools.cri(socket).status(CALL_TIMEOUT).handlers
+        unit = None if offline else find_unit(look, for_revert=False)
+        home = find_home(look, unit, for_revert=False)
+        config = configuration(
+            look.receipt, look.settings.suffix, Runtime(home.runtime, UNKNOWN.version), home
+        )
+        files = config.closure(tools.root.read, tools.root.glob)
+        named = frozenset(found for content in files.values() for found in _install_dirs(content))
+        if not offline:
+            served = tools.cri(home.socket).status(CALL_TIMEOUT).handlers
     except KataNodeError as error:
         log.warning("what is served is not known: %s", str(error).replace("\n", ";"))
-        served = None
-    return served, unit.invocation_id if unit else ""
+    return served, unit.invocation_id if unit else "", named
+
+
+_SHIM = re.compile(rb'"((?:/[^"/]+)*/opt/kata(?:-[^"/]+)?)/(?:runtime-rs/)?bin/containerd-shim-kata-v2"')
+_IMPORT = re.compile(rb'["\']((?:/[^"\'/]+)*/opt/kata(?:-[^"\'/]+)?)/containerd/config\.d/\*\.toml["\']')
+
+
+def _install_dirs(content: bytes) -> set[str]:
+    """The install dirs that a configuration file speaks of, whether they are there or not."""
+    return {found.decode(errors="replace") for each in (_SHIM, _IMPORT) for found in each.findall(content)}
 
 
 def to_json(statuses: Sequence[Status]) -> dict[str, Any]:

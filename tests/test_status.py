@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,25 @@ def test_an_admin_may_edit_the_rest_of_a_file_that_has_our_part(
     assert drift(node, payload, kind.distribution) == {"default": ()}
     node.root.write(path, kind.files[path].encode())
     assert drift(node, payload, kind.distribution) == {"default": (f"{path}: changed",)}
+
+
+def test_an_installation_below_a_prefix_is_found_by_what_the_runtime_reads(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(tmp_path / "host")
+    (node.root.base / "srv").mkdir()
+    assert errors(run(node, INSTALL, payload, installation_prefix="/srv")) == []
+    assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
+    assert drift(node, payload) == {"default": (), "blue": ()}
+
+
+def test_what_is_left_of_an_installation_that_was_deleted_by_hand_is_told(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    shutil.rmtree(node.root.base / "opt/kata")
+    wanted = settings.load(None, overrides={}, arch="x86_64")
+    (found,) = status.gather(wanted, Options(payload), node.tools(), deep=False)
+    assert found.install_dir == "/opt/kata"
+    assert "there is no record of it" in found.error
