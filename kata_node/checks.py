@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kata_node import checks_snapshotters, handback, support
+from kata_node import checks_snapshotters, containerd_read, handback, support
 from kata_node.actions import human
 from kata_node.cri_config import own_paths
 from kata_node.errors import KataNodeError, SystemdError
@@ -120,8 +120,12 @@ def _live(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Check]:
         yield Check(
             "unit",
             "fail",
-            f"{runtime.unit} is {runtime.state}" if runtime.unit else "systemd knows no containerd.service",
-            "start the CRI runtime as this unit; it must be restarted through it",
+            f"{runtime.unit} is {runtime.state}"
+            if runtime.unit
+            else f"systemd knows no unit of {runtime.runtime.name}",
+            "start the CRI runtime as this unit; it must be restarted through it"
+            if runtime.unit
+            else "start the CRI runtime as one of: " + ", ".join(runtime.home.units),
             permanent=not runtime.unit,
         )
     if runtime.handlers is not None:
@@ -139,15 +143,16 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Chec
         wanted = runtime.config.wanted(settings, contents)
     except KataNodeError as error:
         return _of_error("config", error, permanent=True)
+    then = {**contents, **dict.fromkeys(own), **{file.path: file.content for file in wanted.files}}
     # What the user's own drop-in imports may be there, and is looked for when it is written.
-    written = {file.path: file.content for file in wanted.files if file.path not in wanted.labels}
-    then = {**contents, **dict.fromkeys(own), **written}
+    of_user = {path: content for path in wanted.labels if (content := then.get(path)) is not None}
+    to_come = {entry for _, entry in containerd_read.patterns(of_user)} if of_user else ()
     problems = runtime.config.check(
         {path: content for path, content in then.items() if content is not None},
         own_paths=own,
         handlers=wanted.handlers,
         labels=wanted.labels,
-        exists=lambda path: path.startswith(f"{settings.install_dir}/"),
+        exists=lambda path: path in to_come or path.startswith(f"{settings.install_dir}/"),
     )
     if problems:
         return Check("config", "fail", "; ".join(problems), "correct the runtime's configuration first")

@@ -51,6 +51,7 @@ from kata_node.cri_config import (
     Read,
     Wanted,
     is_drop_in,
+    is_of,
     named,
     own_paths,
 )
@@ -266,6 +267,12 @@ class ContainerdConfig:
 
     def _with_us(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
         start = files[path] if path in files else self._start()
+        if self._has_theirs(path, start):
+            raise UnfitNodeError(
+                f"the tables of {self._name} in it are of an installation elsewhere",
+                where=path,
+                hint="revert that one first, with the env.installationPrefix it was made with",
+            )
         if mode == "import":
             left = self._without(path, start, but=self.import_entry)
             return toml_edit.add(left, "imports", self.import_entry, after="version", where=path)
@@ -281,8 +288,14 @@ class ContainerdConfig:
             where=main,
             # What is rendered from a template of the distribution has it.
             with_runc=self.version.major < 2 and not self._renders,
+            had_runc=containerd_main.has_runc(toml_tables.block_of(start, name, where=path)),
         )
         return toml_tables.add(left, block, name, where=path, template=self._renders)
+
+    def _has_theirs(self, path: str, content: bytes) -> bool:
+        """Whether the tables under this instance's name are of one in another install dir."""
+        block = toml_tables.block_of(content, self._name, where=path)
+        return b"runtime_path" in block and not is_of(self.install_dir, block)
 
     def _marked(self, path: str, content: bytes) -> bytes:
         """The file without tables of ours that have lost their markers."""
@@ -307,13 +320,22 @@ class ContainerdConfig:
 
     def _without(self, path: str, content: bytes, *, but: str = "") -> bytes:
         """The file without our tables, and without the imports, ``but`` one, that mean our drop-ins."""
-        if self._renders:
-            return toml_tables.remove(content, self._name, where=path, template=True)
-        return self._without_tables(path, self._without_imports(path, content, but=but))
+        if not self._renders:
+            content = self._without_imports(path, content, but=but)
+        return self._without_tables(path, content)
 
     def _without_tables(self, path: str, content: bytes) -> bytes:
+        if self._has_theirs(path, content):
+            return content
+        if self._renders:
+            return toml_tables.remove(content, self._name, where=path, template=True)
         tables = containerd_read.tables_below(path, content, self.install_dir, self.ours) if self.ours else ()
-        return toml_tables.remove(content, self._name, where=path, tables=tables)
+        left = toml_tables.remove(content, self._name, where=path, tables=tables)
+        if self.version.major < 2:
+            left = containerd_main.keep_runc(
+                left, toml_tables.block_of(content, self._name, where=path), where=path
+            )
+        return left
 
     def _without_imports(self, path: str, content: bytes, *, but: str = "") -> bytes:
         """A plain path to a drop-in is never ours to write, but would stop the daemon once that is gone."""

@@ -39,6 +39,9 @@ version = 2
 """
 """The main file where there was none, before it gets its block."""
 
+RUNC, RUNC_TYPE = "runc", "io.containerd.runc.v2"
+"""The handler that is built in until a file has any of its own."""
+
 PLUGIN = {1: "cri", 2: SCHEMA_2_TABLE}
 """The plugin that holds the handlers, by schema."""
 
@@ -47,6 +50,28 @@ def schema_of(files: Iterable[Mapping[str, Any]]) -> int:
     """The schema that containerd 1.x reads all of ``files`` by, as ordered: 1 or 2."""
     given = [version for table in files if type(version := _find(table, "version")) is int and version]
     return 1 if not given or given[-1] == 1 else 2
+
+
+def has_runc(block: bytes) -> bool:
+    """Whether tables of ours bring runc."""
+    return any(path[-2:] == ("runtimes", RUNC) for path in toml_tables.tables_of(block))
+
+
+def keep_runc(left: bytes, block: bytes, *, where: str) -> bytes:
+    """The file as ``left`` by taking ``block`` out, with the runc of that if it has handlers, and no runc.
+
+    An administrator who added handlers beside ours found runc there: without it there may be no CRI.
+    Raises :class:`HostError` when the file is broken.
+    """
+    table = load(left, where) if has_runc(block) else {}
+    number = schema_of([table])
+    runtimes = _runtimes(table, number)
+    if not runtimes or RUNC in runtimes:
+        return left
+    path = ("plugins", PLUGIN[number], "containerd", "runtimes", RUNC)
+    text = f'[{toml_tables.dotted(path)}]\nruntime_type = "{RUNC_TYPE}"\n'
+    line_end = b"\n" if not left.endswith(b"\n") else b""
+    return left + line_end + b"\n" + text.encode()
 
 
 def check_main(

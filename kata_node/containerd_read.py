@@ -27,6 +27,9 @@ SCHEMA_2_TABLE = "io.containerd.grpc.v1.cri"
 CRI_PLUGINS = (RUNTIME_TABLE, SCHEMA_2_TABLE, "io.containerd.cri.v1.images", "cri")
 """Plugins without any one of which containerd serves no CRI; ``cri`` is the name in schema 1."""
 
+BUILT_IN = "runc"
+"""The handler that containerd 2 has without any table, and whatever others there are."""
+
 SCHEMA_IF_NONE = 3
 """The schema a drop-in may have where no file gives a ``version``."""
 
@@ -135,13 +138,26 @@ class _File:
 
     def runtimes(self, plugin: str) -> Mapping[str, Any]:
         """The handlers that the table of ``plugin`` defines. Raises :class:`HostError` on a wrong type."""
-        found, name = self.top("plugins"), "plugins"
-        for part in (plugin, "containerd", "runtimes"):
-            found, name = self._table(found, name).get(part), f"{name}.{part}"
-        handlers = self._table(found, name)
+        name = f"plugins.{plugin}.containerd.runtimes"
+        handlers = self._table(self._containerd(plugin).get("runtimes"), name)
         for handler, fields in handlers.items():
             self._table(fields, f"{name}.{handler}")
         return handlers
+
+    def default_runtime(self, plugin: str) -> str:
+        """The handler of pods that ask for none, as the table of ``plugin`` has it; empty for nothing."""
+        found = self._containerd(plugin).get("default_runtime_name", "")
+        if not isinstance(found, str):
+            raise HostError(
+                "default_runtime_name is not a string; containerd does not start with that", where=self.path
+            )
+        return found
+
+    def _containerd(self, plugin: str) -> Mapping[str, Any]:
+        found, name = self.top("plugins"), "plugins"
+        for part in (plugin, "containerd"):
+            found, name = self._table(found, name).get(part), f"{name}.{part}"
+        return self._table(found, name)
 
     def _table(self, value: Any, name: str) -> Mapping[str, Any]:
         if value is None:
@@ -178,12 +194,36 @@ def check(
             file = _File(path, name, toml_edit.load(content, path), path in own_paths)
             problems += _of_imports(file, lambda path: path in files or (exists is not None and exists(path)))
             problems += _of_plugins(file, () if file.own else handlers)
+            for plugin in CRI_PLUGINS:
+                file.default_runtime(plugin)
             _of_version(file)
         except HostError as error:
             problems.append(f"{name}: {error.what}")
         else:
             sound.append(file)
-    return problems + list(_of_schemas(main_path, sound, schema(files), version))
+    problems += _of_schemas(main_path, sound, schema(files), version)
+    return problems + check_default(files, schema(files), labels)
+
+
+def check_default(files: Mapping[str, bytes], schema: int, labels: Mapping[str, str]) -> list[str]:
+    """What is wrong with the default handler of ``files``, as ordered and of ``schema``; a sentence or none.
+
+    The last file that names one has its way. Broken files are left to others.
+    """
+    plugin = SCHEMA_2_TABLE if schema == 2 else RUNTIME_TABLE
+    known, default, name = {BUILT_IN}, "", ""
+    for path, content in files.items():
+        with contextlib.suppress(HostError):
+            file = _File(path, path, toml_edit.load(content, path), own=False)
+            known.update(handler for each in CRI_PLUGINS for handler in file.runtimes(each))
+            if found := file.default_runtime(plugin):
+                default, name = found, f"{path} (from {labels[path]})" if path in labels else path
+    if not default or default in known:
+        return []
+    return [
+        f"{name}: its default_runtime_name is {default}, a handler that no file defines; containerd serves "
+        "no CRI with that"
+    ]
 
 
 def _of_version(file: _File) -> int:

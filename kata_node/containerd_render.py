@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kata_node import snapshotters, toml_tables
+from kata_node.containerd_main import RUNC, RUNC_TYPE
 from kata_node.containerd_read import RUNTIME_TABLE, SCHEMA_2_TABLE
 from kata_node.errors import UnfitNodeError
 from kata_node.handlers import Handler, handlers
@@ -50,10 +51,12 @@ def render_block(
     *,
     where: str,
     with_runc: bool,
+    had_runc: bool = False,
 ) -> bytes:
     """The same as tables to stand in a file of ``schema`` at ``where`` that holds ``around``.
 
-    ``with_runc``: also runc, if that file has no handler, for the first one takes away what is built in.
+    ``with_runc``: also runc, if that file has no handler, for the first one takes away what is built in;
+    or if the tables before these ``had_runc``, which handlers added since may count on.
     Raises :class:`UnfitNodeError` when a key must be set in a table of that file.
     """
     import tomlkit
@@ -61,9 +64,9 @@ def render_block(
     schema = min(schema, NEWEST_SCHEMA)
     wanted = content(settings, schema, version)
     known = around.get("plugins", {}).get(PLUGINS[schema], {}).get("containerd", {}).get("runtimes")
-    if with_runc and not known:
-        runc = {"runtime_type": "io.containerd.runc.v2"}
-        wanted = merged(wanted, {"plugins": {PLUGINS[schema]: {"containerd": {"runtimes": {"runc": runc}}}}})
+    if with_runc and (not known or (had_runc and RUNC not in known)):
+        runc = {RUNC: {"runtime_type": RUNC_TYPE}}
+        wanted = merged(wanted, {"plugins": {PLUGINS[schema]: {"containerd": {"runtimes": runc}}}})
     document = tomlkit.document()
     _fill(document, _lacking(wanted, around, (), where))
     return document.as_string().encode()

@@ -9,23 +9,26 @@ from typing import TYPE_CHECKING
 
 from kata_node import containerd
 from kata_node.containerd import ContainerdConfig
-from kata_node.crio import CrioConfig
-from kata_node.distributions import k0s_manages
-from kata_node.k0s import K0sConfig
+from kata_node.distributions import HOMES, k0s_manages
+from kata_node.settings import DEFAULT_INSTANCE
+from kata_node.versions import Runtime, parse_version
 
 if TYPE_CHECKING:
     from kata_node.cri_config import CriConfig
     from kata_node.distributions import Home
     from kata_node.receipt import Receipt
     from kata_node.settings import ContainerdSettings
-    from kata_node.versions import Runtime
 
 
 def configuration(receipt: Receipt, suffix: str, runtime: Runtime, home: Home) -> CriConfig:
     """How the instance of ``receipt`` configures ``runtime``, which is at ``home``."""
     if runtime.name == "cri-o":
+        from kata_node.crio import CrioConfig
+
         return CrioConfig(receipt.install_dir, suffix, posixpath.dirname(home.config))
     if home.drop_ins_always:
+        from kata_node.k0s import K0sConfig
+
         (drop_ins,) = set(home.drop_ins.values())
         return K0sConfig(receipt.install_dir, suffix, runtime.version, home.config, drop_ins)
     config = ContainerdConfig(receipt.install_dir, suffix, runtime.version, home)
@@ -33,6 +36,25 @@ def configuration(receipt: Receipt, suffix: str, runtime: Runtime, home: Home) -
         return config
     earlier = receipt.cri.fallback.handlers if receipt.cri.fallback else ()
     return replace(config, ours=tuple(dict.fromkeys((*receipt.cri.handlers, *earlier))))
+
+
+def keeper(config: CriConfig, path: str, receipt: Receipt) -> CriConfig:
+    """The configuration by which ``receipt`` came to have something in the shared file at ``path``.
+
+    It is ``config``, unless the node has another runtime or distribution since, or another main file.
+    """
+    recorded = receipt.cri
+    if recorded is None or path in config.shared_paths():
+        return config
+    homes = [home for home in HOMES if home.runtime == recorded.runtime]
+    keeps = [home for home in homes if path in (home.config, *home.template.values())]
+    keeps += [home for home in homes if recorded.unit in home.units]
+    home = keeps[0] if keeps else homes[-1]
+    if path not in home.template.values():
+        home = replace(home, config=path, template={}, drop_ins_always=False)
+    runtime = Runtime(recorded.runtime, parse_version(recorded.version))
+    suffix = "" if receipt.instance == DEFAULT_INSTANCE else receipt.instance
+    return configuration(receipt, suffix, runtime, home)
 
 
 def located(home: Home, settings: ContainerdSettings, argv: Sequence[str]) -> Home:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from kata_node.cri_config import ConfigFile as Change
 from kata_node.cri_config import is_drop_in, is_of
+from kata_node.cri_configs import keeper
 from kata_node.cri_files import digests, is_at_hand, records, sha256
 from kata_node.errors import UnfitNodeError
 from kata_node.facts.runtime import RuntimeFacts
@@ -71,5 +72,5 @@ def _without_us(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes
     edited = "edited by somebody since, " if known and not recognised else ""
     if is_drop_in(path):
         return None, edited and f"{edited}removed all the same for it was ours"
-    left = facts.config.without_us(path, there.content)
+    left = keeper(facts.config, path, receipt).without_us(path, there.content)
     return left, f"{edited}only our entry taken out" if edited and left != there.content else ""

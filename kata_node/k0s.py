@@ -103,13 +103,15 @@ class K0sConfig:
                 problems.append(
                     f"{name}: k0s starts with drop-ins of version = 3 alone, without {PLUGINS[2]} in them"
                 )
+            elif isinstance(version, int) and version > self._schema:
+                problems.append(f"{name}: version = {version} is too new for containerd {self.version}")
             taken = () if path in own_paths else self._defined(path, content).intersection(handlers)
             problems += [
                 f"{name}: it defines the handler {handler}, which this installation brings; remove it "
                 "there, or give this installation an env.multiInstallSuffix"
                 for handler in sorted(taken)
             ]
-        return problems
+        return problems + containerd_read.check_default(self._read(files), self._schema, labels)
 
     def reloads(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """k0s has its containerd read everything anew."""

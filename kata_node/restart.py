@@ -100,7 +100,8 @@ class RestartRuntime:
 
     ``restart``: ``always``; ``never``, when the running invocation is known to have read the files;
     ``if-read``, for putting files back: only when the unit is no longer the invocation ``since`` that
-    ran before the first of them was written, for while it is, it serves what it did. A unit that is
+    ran before the first of them was written, for while it is, it serves what it did, unless it takes
+    changes up by itself: then it is asked. A unit that is
     down is started in any case, but for ``may_be_down``, which leaves alone one that somebody stopped:
     it has nothing loaded. One that serves is not restarted when ``unless`` fails.
 
@@ -143,7 +144,7 @@ class RestartRuntime:
                 receipts.save(tools.root, self.proven)
             return
         proof, other_than = self, ""
-        if self._is_due(before):
+        if self._is_due(tools, before):
             self._spare_what_serves(tools)
             _save(tools, self.pending, before.invocation_id)
             if invocation := self._reload(tools, before, deadline):
@@ -200,10 +201,22 @@ class RestartRuntime:
             raise SystemdError("systemd does not know this unit", where=self.unit)
         return unit
 
-    def _is_due(self, unit: Unit) -> bool:
+    def _is_due(self, tools: Tools, unit: Unit) -> bool:
         if self.restart == "always" or unit.active_state in DOWN:
             return True
-        return self.restart == "if-read" and (unit.active_state, unit.invocation_id) != ("active", self.since)
+        if self.restart == "never":
+            return False
+        is_new = (unit.active_state, unit.invocation_id) != ("active", self.since)
+        return is_new or (self.applies != "restart" and self._has_taken_up(tools))
+
+    def _has_taken_up(self, tools: Tools) -> bool:
+        """Whether a runtime that needs no restart for that serves anything else than it did, or shall."""
+        try:
+            handlers = self._served(tools, CALL_TIMEOUT)
+        except CriError:
+            return True
+        is_wrong = _verdict(self.unit, handlers, self.serve, self.gone) is not None
+        return is_wrong or set(handlers) != set(self.served or ())
 
     def _spare_what_serves(self, tools: Tools) -> None:
         """Files put back are those that were there before, which can be broken by others' hands."""

@@ -23,7 +23,8 @@ def refusal(settings: Settings, facts: RuntimeFacts) -> UnfitNodeError | None:
             where="k8sDistribution",
             hint=f"set k8sDistribution: {home.distribution}",
         )
-    if settings.suffix and runtime.name == "containerd" and runtime.version.major < 2:
+    shares_one_file = runtime.name == "containerd" and runtime.version.major < 2 and not home.drop_ins_always
+    if settings.suffix and shares_one_file:
         return UnfitNodeError(
             f"containerd {runtime.version} has one configuration file that all installations would share; "
             "several of them side by side need containerd 2.0",

@@ -1,7 +1,8 @@
 """Put tables of ours into somebody else's TOML file as one marked block, and take them out again. Pure.
 
 The block goes to the end, between two comment lines that name the instance, so that taking it out
-gives back every byte. A file whose last line has no end gets one; the opening line says so. The
+gives back every byte. A file whose last line has no end gets one; the opening line says so, and leaves
+it to the next block when it goes before that. The
 scanners here only find places: the standard library's parser reads the file before and after, and an
 edit that changes anything but our tables is refused with the request to do it by hand.
 
@@ -30,6 +31,7 @@ Path = tuple[str, ...]
 """A key path: ``("plugins", "io.containerd.grpc.v1.cri", "containerd")``."""
 
 _NO_END = "(the line above had no end)"
+_BEGINS = re.compile(r"# >>> kata-node [^\s:]+: managed, changes down to <<< are lost(?=\r?\n)")
 _WITHIN = "# in inline tables above: "
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -220,6 +222,9 @@ def _taken_out(content: bytes, block: _Block | None) -> bytes:
     above, below = text[: block.start], text[block.end :]
     if block.ended_line and not below:
         above = above.removesuffix("\n").removesuffix("\r")
+    elif block.ended_line and (next_one := _BEGINS.match(below)):
+        # The end of the line above goes with that one, then.
+        below = f"{next_one[0]} {_NO_END}{below[next_one.end() :]}"
     left = _bytes(above + below)
     return _delete(left, block.made) if block.made else left
 

@@ -191,6 +191,9 @@ class _Begun:
             served[each.path] = contents.get(each.state.sha256) if each.state else None
         then: dict[str, bytes | None] = {**now, **{change.path: change.content for change in changes}}
         reloads = facts.config.reloads(_there(served), _there(then))
+        if facts.home.applies == "signal":
+            # With a handler that is not served, a file may be there that was never read: of another run.
+            reloads &= facts.config.defined(_there(served)) <= set(facts.handlers or ())
         return facts.home.applies if reloads else "restart"
 
     def undo(
@@ -230,10 +233,11 @@ class _Begun:
                     gone=_sorted(set(handlers).difference(defined, known)),
                     timeout=facts.timeout,
                     proven=replace(receipt, cri=self.fallback),
-                    restart="if-read" if applies == "restart" else "always",
+                    restart="if-read",
                     since=self.since,
                     may_be_down=facts.state == "inactive",
                     unless=checks.put_back,
+                    served=None if applies == "restart" else facts.handlers,
                 ),
             ),
         )

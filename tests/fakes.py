@@ -2,8 +2,8 @@
 
 Only what the code under test relies on, as measured on the real parts: a restart is a new
 invocation and reads the configuration anew; broken TOML or a plain import of a missing file ends the
-daemon; a default runtime that does not exist leaves it up without the CRI. The proof on the real
-parts is in ``tests/node``.
+daemon; a default runtime or a snapshotter that does not exist leaves it up without the CRI. The proof
+on the real parts is in ``tests/node``.
 """
 
 from __future__ import annotations
@@ -115,8 +115,11 @@ class FakeNode:
                     raise FileNotFoundError(pattern)
                 todo += [content for path in paths if (content := self.root.read(path)) is not None]
             _merge(merged, data)
-        runtime = merged.get("plugins", {}).get("io.containerd.cri.v1.runtime", {})  # type: ignore[attr-defined]
-        containerd = runtime.get("containerd", {})
+        plugins: dict[str, dict[str, dict[str, str]]] = merged.get("plugins", {})  # type: ignore[assignment]
+        if plugins.get("io.containerd.cri.v1.images", {}).get("snapshotter", "overlayfs") != "overlayfs":
+            return None
+        plugin = "io.containerd.grpc.v1.cri" if merged.get("version") == 2 else "io.containerd.cri.v1.runtime"
+        containerd = plugins.get(plugin, {}).get("containerd", {})
         handlers = tuple(sorted({"runc", *containerd.get("runtimes", {})}))
         return handlers if containerd.get("default_runtime_name", "runc") in handlers else None
 

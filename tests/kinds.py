@@ -72,7 +72,8 @@ class K0s(FakeNode):
             data = tomllib.loads((self.root.read(path) or b"").decode())
             if data.get("version") != 2:
                 raise ValueError("a drop-in of another version")
-            runtimes |= set(data["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"])
+            containerd = data["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
+            runtimes |= set(containerd.get("runtimes", ()))
         return tuple(sorted(runtimes))
 
     def watch(self) -> None:

@@ -71,6 +71,7 @@ def run(
     node_name: str = "",
     runtime: str = "",
     machine_id: str = "",
+    cri_socket: str = "",
     lock_timeout: float = 1,
     **values: str,
 ) -> list[StageReport]:
@@ -81,6 +82,7 @@ def run(
         payload,
         offline=offline,
         runtime=runtime,
+        cri_socket=cri_socket,
         restart_timeout=restart_timeout,
         node_name=node_name,
         stable_for=0,

@@ -175,7 +175,7 @@ def test_a_good_node_passes_everything() -> None:
             "this node runs k3s.service",
             id="another-distribution",
         ),
-        pytest.param(runtime(unit=""), "unit", "fail", True, "containerd.service", id="no-such-unit"),
+        pytest.param(runtime(unit=""), "unit", "fail", True, "unit of containerd", id="no-such-unit"),
         pytest.param(runtime(state="inactive"), "unit", "fail", False, "inactive", id="unit-down"),
         pytest.param(
             runtime(files={MAIN: FileState(b"a = [\n", 0o644, 0, 0)}),
@@ -257,6 +257,26 @@ def test_settings_this_release_does_not_carry_out_are_refused_by_name() -> None:
     found = {check.name: check for check in all_checks(taints, GOOD, RECEIPT)}["settings"]
     assert found.status == "fail"
     assert "startupTaints" in found.remedy
+
+
+DEFAULT = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'nobody'\n"
+
+
+@pytest.mark.parametrize(
+    ("drop_in", "says"),
+    [
+        pytest.param(f"version = 3\n{DEFAULT}", "default_runtime_name is nobody", id="a-default-of-none"),
+        pytest.param("version = 4\n", "is above the 3", id="a-schema-above-the-main-files"),
+        pytest.param('imports = ["/etc/mine.toml"]\n', "", id="what-it-imports-is-looked-for-later"),
+    ],
+)
+def test_what_the_users_drop_in_would_do_is_told_ahead(drop_in: str, says: str) -> None:
+    wanted = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    checks = all_checks(replace(wanted, user_drop_in=drop_in), GOOD, RECEIPT)
+    (config,) = [check for check in checks if check.name == "config"]
+    assert config.status == ("fail" if says else "pass")
+    assert says in config.reason
+    assert not says or "containerd.userDropIn" in config.reason
 
 
 def test_several_installations_are_refused_where_they_would_share_one_configuration_file() -> None:

@@ -29,7 +29,8 @@ STEPS = int(os.environ.get("HISTORY_STEPS", "9"))
 
 RUNTIMES = "plugins.'io.containerd.cri.v1.runtime'.containerd"
 EXTRA = f"[{RUNTIMES}.runtimes.extra]\nruntime_type = 'x'\n"
-NO_CRI = f"[{RUNTIMES}]\ndefault_runtime_name = 'nobody'\n"
+NO_DEFAULT = f"[{RUNTIMES}]\ndefault_runtime_name = 'nobody'\n"
+NO_CRI = "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'nobody'\n"
 NO_TOML = "this is [not TOML\n"
 WITH_CONF_D = b'# others too\nversion = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
 OTHERS = b"[debug]\nlevel = 'warn'\n"
@@ -83,7 +84,7 @@ class History:
 
     def install(self) -> None:
         suffix, shims = self.dice.choice(self.suffixes), self.dice.choice(SHIMS)
-        user_drop_in = self.dice.choice(("", "", EXTRA, EXTRA, NO_TOML, NO_CRI))
+        user_drop_in = self.dice.choice(("", "", EXTRA, EXTRA, NO_TOML, NO_DEFAULT, NO_CRI))
         cut = self.cut()
         if cut is not None and user_drop_in == NO_CRI and len(self.suffixes) > 1:
             user_drop_in = ""  # another instance could not work around that
@@ -97,7 +98,7 @@ class History:
             return
         self.told.append(f"  -> {outcomes(reports)[-1][:400]}")
         code = exit_code(reports)
-        broken = user_drop_in in (NO_TOML, NO_CRI)
+        broken = user_drop_in in (NO_TOML, NO_DEFAULT, NO_CRI)
         if (not was_served and not was_unfinished) or refusals == 2:
             assert code == 1
         elif refusals and broken:

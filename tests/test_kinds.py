@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,22 @@ from fakes import FakeNode
 from kinds import KINDS, Crio, Kind, make_node
 from runs import INSTALL, REVERT, Killed, cut_after, errors, exit_code, outcomes, run, small_payload, snapshot
 
+from kata_node import restart
+from kata_node.host.files import Root
 from stages import artifacts, cri, remove_artifacts, revert_cri
+
+CUTS = 1 if os.environ.get("HISTORIES") else 2
+"""Whoever asks for more histories has the time for every cut."""
 
 HOW = pytest.mark.parametrize("kind", [pytest.param(kind, id=name) for name, kind in KINDS.items()])
 
 
 @pytest.fixture(autouse=True)
-def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of runs that wait for the disk take minutes, and no power is cut here."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of runs that wait take minutes, and here neither power is cut nor anything slow."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
+    for name in ("POLL", "PATIENCE", "SETTLED", "WATCHED"):
+        monkeypatch.setattr(restart, name, 0.001)
 
 
 @pytest.fixture
@@ -80,54 +89,40 @@ def test_another_shim_later_is_served_and_one_switched_off_is_not(
 
 
 @HOW
-def test_an_installation_killed_anywhere_is_completed_or_taken_back(
+def test_an_installation_killed_anywhere_starts_and_is_completed_or_taken_back(
     kind: Kind, tmp_path: Path, payload: Path
 ) -> None:
     def place(node: FakeNode) -> None:
         assert errors(go(kind, node, (artifacts,), payload)) == []
 
     untouched = make_node(kind, tmp_path / "untouched")
-    before = snapshot(untouched)
-    for node in every_cut(kind, tmp_path / "on", place, lambda node: go(kind, node, (cri,), payload)):
+    before, served = snapshot(untouched), untouched.handlers
+    for node in every_cut(kind, tmp_path, place, lambda node: go(kind, node, (cri,), payload)):
+        other = copy(node, tmp_path / "back")
+        assert set(served or ()) <= set(node.load() or ())
         assert errors(go(kind, node, (cri,), payload)) == []
         assert kata(node) == ["kata-qemu"]
         assert outcomes(go(kind, node, (cri,), payload)) == ["cri skipped"]
-    for node in every_cut(kind, tmp_path / "back", place, lambda node: go(kind, node, (cri,), payload)):
-        assert errors(go(kind, node, (revert_cri, remove_artifacts), payload)) == []
-        assert (snapshot(node), node.handlers) == (before, untouched.handlers)
+        assert errors(go(kind, other, (revert_cri, remove_artifacts), payload)) == []
+        assert (snapshot(other), other.handlers) == (before, served)
 
 
 @HOW
-def test_a_revert_killed_anywhere_is_completed_or_taken_back(
+def test_a_revert_killed_anywhere_starts_and_is_completed_or_taken_back(
     kind: Kind, tmp_path: Path, payload: Path
 ) -> None:
     def install(node: FakeNode) -> None:
         assert errors(go(kind, node, (artifacts, cri), payload)) == []
 
     untouched = make_node(kind, tmp_path / "untouched")
-    before = snapshot(untouched)
-    for node in every_cut(
-        kind, tmp_path / "on", install, lambda node: go(kind, node, (revert_cri,), payload)
-    ):
-        assert errors(go(kind, node, (revert_cri, remove_artifacts), payload)) == []
-        assert (snapshot(node), node.handlers) == (before, untouched.handlers)
-    for node in every_cut(
-        kind, tmp_path / "back", install, lambda node: go(kind, node, (revert_cri,), payload)
-    ):
-        assert errors(go(kind, node, (cri,), payload)) == []
-        assert kata(node) == ["kata-qemu"]
-
-
-@HOW
-def test_an_installation_killed_anywhere_leaves_a_runtime_that_starts(
-    kind: Kind, tmp_path: Path, payload: Path
-) -> None:
-    def place(node: FakeNode) -> None:
-        assert errors(go(kind, node, (artifacts,), payload)) == []
-
-    served = make_node(kind, tmp_path / "untouched").handlers
-    for node in every_cut(kind, tmp_path / "on", place, lambda node: go(kind, node, (cri,), payload)):
+    before, served = snapshot(untouched), untouched.handlers
+    for node in every_cut(kind, tmp_path, install, lambda node: go(kind, node, (revert_cri,), payload)):
+        other = copy(node, tmp_path / "back")
         assert set(served or ()) <= set(node.load() or ())
+        assert errors(go(kind, node, (revert_cri, remove_artifacts), payload)) == []
+        assert (snapshot(node), node.handlers) == (before, served)
+        assert errors(go(kind, other, (cri,), payload)) == []
+        assert kata(other) == ["kata-qemu"]
 
 
 @HOW
@@ -154,13 +149,21 @@ def test_crio_is_sent_a_signal_where_that_is_enough(tmp_path: Path, payload: Pat
     assert (node.restarts, node.reloads, kata(node)) == (1, 1, ["kata-clh", "kata-qemu"])
 
 
+def copy(node: FakeNode, base: Path) -> FakeNode:
+    """A second node like it, in place of what is at ``base``."""
+    shutil.rmtree(base, ignore_errors=True)
+    shutil.copytree(node.root.base, base, symlinks=True)
+    return replace(node, root=Root(base), asked=[])
+
+
 def every_cut(
     kind: Kind, directory: Path, prepare: Callable[[FakeNode], None], cut: Callable[[FakeNode], object]
 ) -> Iterator[FakeNode]:
-    """A node for each place where the run can be cut, until it comes through uncut."""
-    for changes in range(200):
-        node = make_node(kind, directory / str(changes))
-        prepare(node)
+    """A node for each place, or each second one, where the run can be cut, until it comes through uncut."""
+    prepared = make_node(kind, directory / "prepared")
+    prepare(prepared)
+    for changes in range(0, 200, CUTS):
+        node = copy(prepared, directory / "cut")
         try:
             with cut_after(changes):
                 cut(node)

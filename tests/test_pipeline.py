@@ -39,7 +39,8 @@ CRI = (artifacts, cri)
 BACK = (revert_cri, remove_artifacts)
 
 NO_TOML = "this is [not TOML\n"
-NO_CRI = '[plugins."io.containerd.cri.v1.runtime".containerd]\ndefault_runtime_name = "nobody"\n'
+NO_CRI = '[plugins."io.containerd.cri.v1.images"]\nsnapshotter = "nobody"\n'
+"""What only a restart shows."""
 EXTRA = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.extra]\nruntime_type = 'x'\n"
 WITH_CONF_D = b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
 KATA_DEPLOY = b"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata-qemu]\nruntime_type = 'x'\n"

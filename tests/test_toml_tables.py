@@ -116,6 +116,21 @@ def test_a_missing_line_end_is_remembered_until_the_block_goes() -> None:
     assert remove(add(edited, BLOCK.replace("qemu", "clh"))) == "version = 2"
 
 
+@pytest.mark.parametrize("first", ["default", "blue"])
+@pytest.mark.parametrize("template", [False, True])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_missing_line_end_is_remembered_by_the_block_that_stays(
+    first: str, template: bool, line_end: str
+) -> None:
+    text = f"a = 1{line_end}b = 2"
+    both = add(text, template=template)
+    both = add(both, BLOCK.replace("kata-qemu", "kata-qemu-blue"), "blue", template=template)
+    left = remove(both, name=first, template=template)
+    other = "blue" if first == "default" else "default"
+    assert toml_tables.has(left.encode(), other)
+    assert remove(left, name=other, template=template) == text
+
+
 def test_a_line_end_stays_when_something_was_added_below() -> None:
     assert remove(add("version = 2") + "[debug]\n") == "version = 2\n[debug]\n"
 

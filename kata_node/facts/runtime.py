@@ -85,8 +85,12 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
     home = find_home(look, unit, for_revert=for_revert)
     runtime, told_by = _recorded_or_any(look, home) if for_revert else identify(look, home)
     if runtime.name != home.runtime:
+        # What answers is not what the unit found runs: no restart of that one is of use.
+        unit, socket = None, options.cri_socket
         home = distributions.home(home.distribution, runtime.name)
-    home = as_managed(home, root.read(home.config))
+        home = replace(home, socket=socket) if socket else home
+    if home.distribution == "k0s":
+        home = as_managed(home, root.read(home.config))
     config = configuration(receipt, look.settings.suffix, runtime, home)
     own = own_paths(config)
     paths = {
@@ -126,10 +130,13 @@ def find_unit(look: Look, *, for_revert: bool) -> Unit | None:
     units = {unit.name: unit for unit in known if unit is not None}
     if recorded is not None and recorded.unit in units and (for_revert or recorded.state != "serving"):
         return units[recorded.unit]
+    if recorded is not None and for_revert:
+        # Another runtime never read what is to be taken back, and has no part in it.
+        units = {name: unit for name, unit in units.items() if _runs(unit, recorded.runtime)}
     own = {name: unit for name, unit in units.items() if not _is_elsewhere(unit)}
     found = {name for name, unit in own.items() if unit.active_state not in ("inactive", "failed")}
     homes = distributions.among(found or own)
-    socket = look.options.cri_socket or look.settings.containerd.runtime_socket
+    socket = _as_run(look.options.cri_socket or look.settings.containerd.runtime_socket)
     homes = tuple(home for home in homes if home.socket == socket) or homes
     names = [name for home in homes for name in home.units if name in (found or own)]
     if found and len(homes) > 1:
@@ -138,6 +145,16 @@ def find_unit(look: Look, *, for_revert: bool) -> Unit | None:
             hint="tell which one the kubelet uses with --cri-socket, or stop the other",
         )
     return units[names[0]] if names else None
+
+
+def _as_run(socket: str) -> str:
+    """The path with ``/run`` where it is written as ``/var/run``, which everywhere leads there."""
+    return socket.removeprefix("/var") if socket.startswith("/var/run/") else socket
+
+
+def _runs(unit: Unit, runtime: str) -> bool:
+    home = distributions.by_unit(unit.name)
+    return home is not None and home.runtime == runtime
 
 
 def _is_elsewhere(unit: Unit) -> bool:
@@ -197,13 +214,16 @@ def _by_files(look: Look, home: Home) -> tuple[Runtime, str]:
 
 
 def _recorded_or_any(look: Look, home: Home) -> tuple[Runtime, str]:
-    """For the way back, which does not hang on a version: what is taken away is known by name."""
-    if told := _recorded(look):
-        return told
+    """For the way back: what is taken away is known by name, and the runtime may be down.
+
+    One that is up tells its version, by which the rest of its configuration is judged.
+    """
+    told = _recorded(look)
     try:
-        return identify(look, home)
+        found = identify(look, home)
     except KataNodeError:
-        return UNKNOWN, "nobody"
+        return told or (UNKNOWN, "nobody")
+    return told if told and found[0].name != told[0].name else found
 
 
 def _recorded(look: Look) -> tuple[Runtime, str] | None:
