@@ -100,7 +100,7 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
         if not isinstance(runtime, SystemdError) or not facts.systemd:
             yield _of_error("runtime", runtime)
         return
-    if error := support.refusal(settings, runtime):
+    if error := support.refusal(settings, runtime, receipt):
         yield _of_error("runtime", error)
     else:
         yield Check("runtime", "pass", f"{runtime.runtime}, says {runtime.told_by}")
@@ -166,7 +166,11 @@ def _space(facts: HostCheckFacts) -> Iterator[Check]:
         if space.read_only or not space.writable:
             why = "is on a read-only file system" if space.read_only else "cannot be written by this user"
             yield Check(
-                "writable", "fail", f"{space.path} {why}", "make it writable, or set env.installationPrefix"
+                "writable",
+                "fail",
+                f"{space.path} {why}",
+                "make it writable"
+                + (", or set env.installationPrefix" if space is facts.machine.spaces[0] else ""),
             )
         else:
             yield Check("writable", "pass", space.path)
@@ -266,5 +270,5 @@ def _selinux(state: str) -> Check:
 
 def _of_error(name: str, error: KataNodeError, *, permanent: bool | None = None) -> Check:
     reason = f"{error.where}: {error.what}" if error.where else error.what
-    lasting = error.exit_code == 3 if permanent is None else permanent
+    lasting = error.exit_code in (2, 3) if permanent is None else permanent
     return Check(name, "fail", reason, error.hint, permanent=lasting)

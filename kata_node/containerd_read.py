@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node import toml_edit
-from kata_node.cri_config import Glob, Read
+from kata_node.cri_config import Glob, Read, taken
 from kata_node.errors import HostError
 from kata_node.host.globs import matches
 
@@ -247,10 +247,7 @@ def _of_plugins(file: _File, handlers: Collection[str]) -> Iterator[str]:
     for plugin in CRI_PLUGINS:
         for name in file.runtimes(plugin):
             if name in handlers:
-                yield (
-                    f"{file.name}: it defines the handler {name}, which this installation brings; remove it "
-                    "there, or give this installation an env.multiInstallSuffix"
-                )
+                yield taken(file.name, name)
 
 
 def _of_schemas(main_path: str, files: list[_File], bound: int, version: Version | None) -> Iterator[str]:

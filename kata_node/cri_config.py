@@ -135,6 +135,14 @@ def is_of(install_dir: str, drop_in: bytes) -> bool:
     return f'"{install_dir}/'.encode() in drop_in
 
 
+def taken(where: str, handler: str) -> str:
+    """The sentence about a file of others that defines a handler of ours."""
+    return (
+        f"{where}: it defines the handler {handler}, which this installation brings; remove it there, or "
+        "have another name here: an env.multiInstallSuffix, or for a custom runtime another handler"
+    )
+
+
 def named(name: str, suffix: str, ending: str = "") -> str:
     """The name of a file of ours, which the instance's suffix tells from those of others."""
     return f"{name}-{suffix}{ending}" if suffix else f"{name}{ending}"

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node import toml_edit
-from kata_node.cri_config import DROP_IN, ConfigFile, Glob, Place, Read, Wanted, named
+from kata_node.cri_config import DROP_IN, ConfigFile, Glob, Place, Read, Wanted, named, taken
 from kata_node.errors import HostError
 from kata_node.handlers import handlers as handlers_of
 
@@ -155,7 +155,7 @@ class CrioConfig:
         for path, file in sound.items():
             tables |= file.handlers
             if path not in own_paths:
-                problems += (_taken(path, name) for name in file.handlers if name in handlers)
+                problems += (taken(path, name) for name in file.handlers if name in handlers)
         problems += _of_default_runtime(sound, {*tables, *BUILT_IN})
         for name in handlers:
             problems += (f"the handler {name}: {what}" for what in _of_handler(tables.get(name), exists))
@@ -308,13 +308,6 @@ def _has_overlay(files: Mapping[str, bytes]) -> bool:
     """Whether the storage driver is overlay, as far as CRI-O's own files tell; it is by default."""
     drivers = [file.storage_driver for file in _sound(files) if file.storage_driver]
     return not drivers or drivers[-1].startswith(STORAGE_DRIVER)
-
-
-def _taken(path: str, handler: str) -> str:
-    return (
-        f"{path}: it defines the handler {handler}, which this installation brings; remove it there, or "
-        "give this installation an env.multiInstallSuffix"
-    )
 
 
 def _of_default_runtime(files: Mapping[str, _File], known: Collection[str]) -> Iterator[str]:

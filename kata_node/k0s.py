@@ -24,6 +24,7 @@ from kata_node.cri_config import (
     Read,
     Wanted,
     named,
+    taken,
 )
 from kata_node.errors import HostError
 from kata_node.handlers import names
@@ -105,12 +106,8 @@ class K0sConfig:
                 )
             elif isinstance(version, int) and version > self._schema:
                 problems.append(f"{name}: version = {version} is too new for containerd {self.version}")
-            taken = () if path in own_paths else self._defined(path, content).intersection(handlers)
-            problems += [
-                f"{name}: it defines the handler {handler}, which this installation brings; remove it "
-                "there, or give this installation an env.multiInstallSuffix"
-                for handler in sorted(taken)
-            ]
+            others = () if path in own_paths else self._defined(path, content).intersection(handlers)
+            problems += (taken(name, handler) for handler in sorted(others))
         return problems + containerd_read.check_default(self._read(files), self._schema, labels)
 
     def reloads(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:

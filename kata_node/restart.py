@@ -121,6 +121,8 @@ class RestartRuntime:
     since: str = ""
     may_be_down: bool = False
     unless: CheckConfig | None = None
+    may_stay_broken: bool = False
+    """Whether a runtime that does not come to serve is none of this run's doing."""
     served: tuple[str, ...] | None = None
     """What the runtime served before the first of the files was written, as far as known."""
 
@@ -137,6 +139,15 @@ class RestartRuntime:
 
     def apply(self, tools: Tools) -> None:
         """Raises :class:`SystemdError` or :class:`CriError` when the proof fails."""
+        try:
+            self._restart_and_prove(tools)
+        except (CriError, SystemdError) as error:
+            if not self.may_stay_broken:
+                raise
+            log.warning("%s did not serve before, and does not now: %s", self.unit, error.what)
+            _save(tools, self.proven, "")
+
+    def _restart_and_prove(self, tools: Tools) -> None:
         deadline = time.monotonic() + self.timeout
         before = self._unit(tools)
         if self.may_be_down and before.active_state == "inactive":

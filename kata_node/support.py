@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from kata_node import versions
 from kata_node.errors import UnfitNodeError
+from kata_node.handlers import handlers
 
 if TYPE_CHECKING:
     from kata_node.facts.runtime import RuntimeFacts
+    from kata_node.receipt import Receipt
     from kata_node.settings import Settings
 
 
-def refusal(settings: Settings, facts: RuntimeFacts) -> UnfitNodeError | None:
+def refusal(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> UnfitNodeError | None:
     """Why the settings cannot be carried out with this runtime, if they cannot."""
     runtime, home = facts.runtime, facts.home
     if reason := versions.support(runtime):
@@ -31,10 +33,38 @@ def refusal(settings: Settings, facts: RuntimeFacts) -> UnfitNodeError | None:
             where="env.multiInstallSuffix",
             hint="take out env.multiInstallSuffix for this node, or upgrade its containerd",
         )
+    if facts.told_config not in ("", facts.config_path):
+        return UnfitNodeError(
+            f"the settings say {facts.config_path}, but {facts.unit} reads {facts.told_config}",
+            where="containerd.configDir and configFileName",
+            hint="take them out for this node, or change the unit",
+        )
+    if built_in := _built_in(settings, facts, receipt):
+        return UnfitNodeError(
+            f"{', '.join(built_in)} is served already, and no file defines it: the runtime brings it",
+            where="customRuntimes.runtimes",
+            hint="choose another handler for this custom runtime",
+        )
     return None
 
 
-def require(settings: Settings, facts: RuntimeFacts) -> None:
+def require(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> None:
     """Raise :func:`refusal` when there is one."""
-    if error := refusal(settings, facts):
+    if error := refusal(settings, facts, receipt):
         raise error
+
+
+def _built_in(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> list[str]:
+    """The handlers asked for that are the runtime's own. Those of shims are none's, whatever is served."""
+    recorded = receipt.cri
+    known = (
+        {*recorded.handlers, *(recorded.fallback.handlers if recorded.fallback else ())}
+        if recorded
+        else set()
+    )
+    names = [handler.name for handler in handlers(settings) if handler.key.startswith("customRuntimes.")]
+    asked = set(names).intersection(facts.handlers or ()).difference(known)
+    if not asked:
+        return []
+    contents = {path: state.content for path, state in facts.files.items()}
+    return sorted(asked.difference(facts.config.defined(contents)))

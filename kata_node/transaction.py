@@ -112,8 +112,11 @@ def revert(
 ) -> Plan:
     """Bring the files to what ``changes`` says, and the runtime to serve none of the handlers of ``cri``.
 
-    ``cri`` is the receipt's record, or what a lost one would have said.
+    ``cri`` is the receipt's record, or what a lost one would have said. A runtime that serves no CRI
+    before, and that nobody stopped, may be as it is afterwards: what is wrong with it is not ours to
+    mend, and our part in it must go all the same.
     """
+    broken = cri.state == "serving" and facts.handlers is None and facts.state not in ("", "inactive")
     todo = cri_files.to_do(facts, changes)
     begun = _Begun.of(cri, facts, changes)
     applies = begun.applies(facts, changes)
@@ -129,10 +132,10 @@ def revert(
     actions = (
         _record(receipt, flying if todo or cri.state != "unloading" else cri, flying, facts, changes),
         *_swept(cri, changes),
-        *((checks.ahead,) if todo else ()),
+        *((checks.ahead,) if todo and not broken else ()),
         *_writes(todo, facts),
         *((RemoveDirs(tuple(reversed(cri.made_dirs))),) if cri.made_dirs else ()),
-        checks.written,
+        *(() if broken else (checks.written,)),
         _proof(
             facts,
             RestartRuntime(
@@ -146,6 +149,7 @@ def revert(
                 proven=replace(receipt, cri=None),
                 restart=_restart_back(cri, facts, bool(todo)) if applies == "restart" else "always",
                 may_be_down=True,
+                may_stay_broken=broken,
                 served=facts.handlers,
             ),
         ),

@@ -28,7 +28,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             where=settings.install_dir,
             hint="run the stage artifacts first",
         )
-    support.require(settings, facts)
+    support.require(settings, facts, receipt)
     handback.refuse_others(facts, receipt)
     config, contents = facts.config, {path: state.content for path, state in facts.files.items()}
     wanted = config.wanted(settings, contents)

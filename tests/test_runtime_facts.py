@@ -269,7 +269,8 @@ def test_what_cannot_be_carried_out_is_told_by_its_setting(
     )
     facts = replace(facts, home=home(where, found.name))
     overrides = {"shims": "qemu", "multi_install_suffix": suffix, "k8s_distribution": where}
-    error = support.refusal(settings.load(None, overrides=overrides, arch="x86_64"), facts)
+    wanted = settings.load(None, overrides=overrides, arch="x86_64")
+    error = support.refusal(wanted, facts, Receipt("default", "/opt/kata", ""))
     assert (error.where if error else "") == refused
 
 

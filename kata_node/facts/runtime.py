@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kata_node import distributions
 from kata_node import receipt as receipts
+from kata_node.containerd import config_path
 from kata_node.cri_config import CriConfig, own_paths
 from kata_node.cri_configs import as_managed, configuration, located
 from kata_node.distributions import HOMES, Home
@@ -56,6 +57,8 @@ class RuntimeFacts:
     """What the CRI serves; ``None`` when it does not answer, or was not asked."""
     timeout: float = 120.0
     offline: bool = False
+    told_config: str = ""
+    """The main file by the unit's command line; empty where that tells none."""
     nydus: NydusFacts | None = None
     """The nydus-snapshotter of this instance; ``None`` where the runtime has no snapshotters."""
 
@@ -116,8 +119,16 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         None if options.offline else _handlers(look, home, may_be_down=for_revert),
         options.restart_timeout,
         options.offline,
+        _told_config(unit),
         look_at_nydus(look, home.units) if runtime.name == "containerd" else None,
     )
+
+
+def _told_config(unit: Unit | None) -> str:
+    home = distributions.by_unit(unit.name) if unit else None
+    if unit is None or home is None or not home.config_from_argv:
+        return ""
+    return config_path(unit.argv, home.config)
 
 
 def find_unit(look: Look, *, for_revert: bool) -> Unit | None:
@@ -186,11 +197,18 @@ def identify(look: Look, home: Home) -> tuple[Runtime, str]:
         return _by_files(look, home)
     try:
         answer = look.tools.cri(home.socket).version(CALL_TIMEOUT)
-    except CriError:
-        # A run that was killed may have left it down; then this one is here to get it up again.
+    except CriError as error:
         told = _recorded(look)
-        if told is None or recorded is None or recorded.state == "serving":
+        if told is None or recorded is None:
             raise
+        if recorded.state == "serving":
+            raise CriError(
+                error.what,
+                where=error.where,
+                hint=f"{error.hint}; if it is another release since it was configured as {told[0]}, run "
+                "kata-node revert, and then install again",
+            ) from error
+        # A run that was killed may have left it down; then this one is here to get it up again.
         return told
     version = parse_version(answer.runtime_version, where=home.socket)
     return Runtime(answer.runtime_name, version), "the CRI socket"
