@@ -40,7 +40,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kata_node import containerd_main, containerd_read, toml_edit, toml_tables
-from kata_node.containerd_read import imports, in_order, patterns, resolve
+from kata_node.containerd_part import OurPart
+from kata_node.containerd_read import in_order, patterns
 from kata_node.containerd_render import render, render_block
 from kata_node.cri_config import (
     DROP_IN,
@@ -50,8 +51,6 @@ from kata_node.cri_config import (
     Place,
     Read,
     Wanted,
-    is_drop_in,
-    is_of,
     named,
     own_paths,
 )
@@ -89,15 +88,10 @@ class ContainerdConfig:
         """What containerd reads first."""
         return self.home.config
 
-    @property
-    def import_entry(self) -> str:
-        """The entry of the main file's ``imports`` that names the drop-ins in the install dir."""
-        return f"{self.install_dir}/containerd/config.d/*.toml"
-
     def places(self) -> tuple[Place, ...]:
         """The install dir, and where drop-ins are read without being named."""
         conf_d = (posixpath.join(posixpath.dirname(self.main_path), "conf.d"),)
-        directories = (posixpath.dirname(self.import_entry), *(self.home.drop_ins.values() or conf_d))
+        directories = (posixpath.dirname(self._part.import_entry), *(self.home.drop_ins.values() or conf_d))
         return tuple(self._place(directory) for directory in dict.fromkeys(directories))
 
     def shared_paths(self) -> tuple[str, ...]:
@@ -155,7 +149,7 @@ class ContainerdConfig:
         A file that never named it comes back as it is. Raises :class:`HostError` when it is broken, or
         not safe to edit.
         """
-        left = self._without(path, content)
+        left = self._part.taken_out(path, content)
         return None if left in self._made() and left != content else left
 
     def check(
@@ -175,18 +169,18 @@ class ContainerdConfig:
             return containerd_main.check_main(
                 self._root_path,
                 effective,
-                instance=self._name,
+                instance=self._part.name,
                 handlers=handlers,
                 exists=exists,
                 version=self.version,
             )
         root = effective.get(self._root_path)
         problems: list[str] = []
-        if root is not None and toml_tables.has(root, self._name):
+        if root is not None and toml_tables.has(root, self._part.name):
             # Our own tables there are no clash, but they must fit what is around them.
             try:
                 toml_edit.load(root, self._root_path)
-                effective[self._root_path] = toml_tables.remove(root, self._name, where=self._root_path)
+                effective[self._root_path] = toml_tables.remove(root, self._part.name, where=self._root_path)
             except HostError as error:
                 problems.append(f"{self._root_path}: {error.what}")
         return problems + containerd_read.check(
@@ -208,8 +202,12 @@ class ContainerdConfig:
         return containerd_read.defined_handlers(self._root_path, self._in_order(files))
 
     @property
-    def _name(self) -> str:
-        return self.suffix or "default"
+    def _part(self) -> OurPart:
+        """What is ours in the files of others."""
+        keeps_runc = self.version.major < 2
+        return OurPart(
+            self.install_dir, self.suffix, self.ours, is_toml=not self._renders, keeps_runc=keeps_runc
+        )
 
     @property
     def _renders(self) -> bool:
@@ -267,18 +265,18 @@ class ContainerdConfig:
 
     def _with_us(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
         start = files[path] if path in files else self._start()
-        if self._has_theirs(path, start):
+        if self._part.is_of_others(path, start):
             raise UnfitNodeError(
-                f"the tables of {self._name} in it are of an installation elsewhere",
+                f"the tables of {self._part.name} in it are of an installation elsewhere",
                 where=path,
                 hint="revert that one first, with the env.installationPrefix it was made with",
             )
         if mode == "import":
-            left = self._without(path, start, but=self.import_entry)
-            return toml_edit.add(left, "imports", self.import_entry, after="version", where=path)
-        left = start if self._renders else self._marked(path, self._without_imports(path, start))
+            left = self._part.taken_out(path, start, but=self._part.import_entry)
+            return toml_edit.add(left, "imports", self._part.import_entry, after="version", where=path)
+        left = self._part.without_strays(path, start)
         files = {**files, path: left}
-        main, name = self._root_path, self._name
+        main, name = self._root_path, self._part.name
         others = toml_tables.remove(files.get(main, b""), name, where=main, template=self._renders)
         block = render_block(
             settings,
@@ -291,16 +289,6 @@ class ContainerdConfig:
             had_runc=containerd_main.has_runc(toml_tables.block_of(start, name, where=path)),
         )
         return toml_tables.add(left, block, name, where=path, template=self._renders)
-
-    def _has_theirs(self, path: str, content: bytes) -> bool:
-        """Whether the tables under this instance's name are of one in another install dir."""
-        block = toml_tables.block_of(content, self._name, where=path)
-        return b"runtime_path" in block and not is_of(self.install_dir, block)
-
-    def _marked(self, path: str, content: bytes) -> bytes:
-        """The file without tables of ours that have lost their markers."""
-        whole = toml_tables.is_whole(content, self._name, where=path)
-        return content if whole else self._without_tables(path, content)
 
     def _start(self) -> bytes:
         """What a shared file begins with that is not there."""
@@ -318,35 +306,6 @@ class ContainerdConfig:
         """What a shared file of our own making holds without us, whatever the version then."""
         return (MADE_MAIN, containerd_main.MADE_MAIN, self.home.template_start.encode() or MADE_MAIN)
 
-    def _without(self, path: str, content: bytes, *, but: str = "") -> bytes:
-        """The file without our tables, and without the imports, ``but`` one, that mean our drop-ins."""
-        if not self._renders:
-            content = self._without_imports(path, content, but=but)
-        return self._without_tables(path, content)
-
-    def _without_tables(self, path: str, content: bytes) -> bytes:
-        if self._has_theirs(path, content):
-            return content
-        if self._renders:
-            return toml_tables.remove(content, self._name, where=path, template=True)
-        tables = containerd_read.tables_below(path, content, self.install_dir, self.ours) if self.ours else ()
-        left = toml_tables.remove(content, self._name, where=path, tables=tables)
-        if self.version.major < 2:
-            left = containerd_main.keep_runc(
-                left, toml_tables.block_of(content, self._name, where=path), where=path
-            )
-        return left
-
-    def _without_imports(self, path: str, content: bytes, *, but: str = "") -> bytes:
-        """A plain path to a drop-in is never ours to write, but would stop the daemon once that is gone."""
-        directory = posixpath.dirname(self.import_entry)
-        for entry in imports(content, path):
-            meant = resolve(path, entry)
-            at_home = posixpath.dirname(meant) == directory and is_drop_in(meant)
-            if meant != but and (meant == self.import_entry or at_home):
-                content = toml_edit.remove(content, "imports", entry, where=path)
-        return content
-
     def _in_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """What containerd reads of ``files`` once the templates are rendered, in its order."""
         return in_order(self._root_path, self._rendered(files))
@@ -360,16 +319,16 @@ class ContainerdConfig:
             (
                 block
                 for path in self.shared_paths()
-                if path in files and (block := toml_tables.block_of(files[path], self._name, where=path))
+                if path in files and (block := toml_tables.block_of(files[path], self._part.name, where=path))
             ),
             b"",
         )
         if rendered is None and not block:
             return files
-        left = toml_tables.remove(rendered or b"", self._name, where=self.main_path, template=True)
+        left = toml_tables.remove(rendered or b"", self._part.name, where=self.main_path, template=True)
         return {
             **files,
-            self.main_path: toml_tables.add(left, block, self._name, where=self.main_path, template=True)
+            self.main_path: toml_tables.add(left, block, self._part.name, where=self.main_path, template=True)
             if block
             else left,
         }

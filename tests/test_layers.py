@@ -81,6 +81,7 @@ PURE = (
     "kata_node.checks",
     "kata_node.containerd",
     "kata_node.containerd_main",
+    "kata_node.containerd_part",
     "kata_node.containerd_read",
     "kata_node.containerd_render",
     "kata_node.cri_config",
