@@ -104,6 +104,9 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
         yield _of_error("runtime", error)
     else:
         yield Check("runtime", "pass", f"{runtime.runtime}, says {runtime.told_by}")
+    if settings.user_drop_in.strip() and runtime.runtime.name != "containerd":
+        reason = f"containerd.userDropIn is for containerd, and this node runs {runtime.runtime.name}"
+        yield Check("user-drop-in", "skip", reason)
     if not facts.offline:
         yield from _live(runtime, receipt)
     yield _config(settings, runtime, receipt)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from fakes import MAIN, FakeNode
+from kinds import KINDS
+from kinds import make_node as make_kind
 from runs import CONFIG, INSTALL, REVERT, errors, exit_code, make_node, outcomes, run, small_payload, snapshot
 
 from kata_node import pipeline, settings
@@ -96,3 +98,12 @@ def test_a_runtime_that_was_replaced_by_one_that_cannot_serve_this_is_told_the_w
     node.handlers = None
     reports = run(node, (cri,), payload)
     assert "kata-node revert, and then install again" in str(errors(reports)[0])
+
+
+def test_a_drop_in_for_containerd_is_passed_over_on_other_runtimes_and_that_is_told(
+    tmp_path: Path, payload: Path
+) -> None:
+    crio = make_kind(KINDS["CRI-O"], tmp_path / "crio")
+    (report,) = run_with(crio, (host_check,), payload, user_drop_in="[debug]\n")
+    found = {check.name: check.status for check in report.checks}
+    assert (report.outcome, found["user-drop-in"]) == ("done", "skip")
