@@ -49,7 +49,7 @@ RESERVED = {
     "psutil": ("kata_node.facts.machine",),
     "lightkube": ("kata_node.kube", "kata_node.kube_*"),
     "httpx2": ("kata_node.kube_*",),
-    "jeepney": ("kata_node.host.systemd", "kata_node.host.dbus"),
+    "jeepney": ("kata_node.host.dbus",),
     "h2": ("kata_node.host.grpc",),
     "backports": ("kata_node.host.*",),
     "compression": ("kata_node.host.*",),

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,18 @@ from unix_peer import UnixPeer, listen
 
 from kata_node.errors import SystemdError
 from kata_node.host.files import Root
-from kata_node.host.systemd import BUS_SOCKET, PRIVATE_SOCKET, JobError, Systemd, Unit
+from kata_node.host.systemd import JobError, Systemd, Unit
+from kata_node.host.systemd_connect import BUS_SOCKET, PATIENCE, PRIVATE_SOCKET
 
 UNIT = "org.freedesktop.systemd1.Unit"
 SERVICE = "org.freedesktop.systemd1.Service"
 MANAGER = DBusAddress("/org/freedesktop/systemd1", interface="org.freedesktop.systemd1.Manager")
+BUS = DBusAddress("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
 ITSELF = ":1.0"  # systemd's name on the bus
 INVOCATION = bytes(range(16))
+LATER = bytes(reversed(INVOCATION))
+JOB = "/org/freedesktop/systemd1/job/1801"
+NO_REPLY = ("org.freedesktop.DBus.Error.NoReply", "Message recipient disconnected")
 
 SETTLED: dict[str, dict[str, tuple[str, object]]] = {
     UNIT: {
@@ -42,6 +48,7 @@ SETTLED: dict[str, dict[str, tuple[str, object]]] = {
         "ConditionResult": ("b", True),
         "ActiveEnterTimestamp": ("t", 1795369238677169),
         "Names": ("as", ["containerd.service"]),
+        "Job": ("(uo)", (0, "/")),
     },
     SERVICE: {
         "Result": ("s", "success"),
@@ -69,6 +76,12 @@ class Manager:
     """Member -> the name and text of the error it is answered with."""
     hangs_up_at: list[str] = field(default_factory=list)
     """Members of calls at which it drops the connection, each once."""
+    hangs_up_after: list[str] = field(default_factory=list)
+    """Members of calls that it still answers before it drops the connection, each once."""
+    leaves: list[tuple[str, str]] = field(default_factory=list)
+    """Members of calls after whose answer somebody says that it left the bus, and who; each once."""
+    looks: list[dict[str, tuple[str, object]]] = field(default_factory=list)
+    """How each look at a unit finds it different; the last one stays."""
     result: str = "done"
     """How a restart ends; empty: never."""
     strangers: list[tuple[str, str, str]] = field(default_factory=list)
@@ -113,6 +126,7 @@ class Client:
         self.serial = 100
         self.named = not manager.is_bus
         self.matches = not manager.is_bus
+        self.told_of_owners = False
         self.subscribed = not manager.is_bus
 
     def serve(self) -> None:
@@ -161,7 +175,8 @@ class Client:
 
     def AddMatch(self, call: Message, path: str, rule: str) -> None:  # noqa: N802
         assert self.manager.is_bus
-        self.matches = "member='JobRemoved'" in rule
+        self.matches |= "member='JobRemoved'" in rule
+        self.told_of_owners |= "member='NameOwnerChanged',arg0='org.freedesktop.systemd1'" in rule
         self.answer(call)
 
     def Subscribe(self, call: Message, path: str) -> None:  # noqa: N802
@@ -180,7 +195,14 @@ class Client:
         unit = self.manager.units.get(name)
         if unit is None:
             unit = {UNIT: SETTLED[UNIT] | {"Id": ("s", name), "LoadState": ("s", "not-found")}}
-        self.answer(call, "a{sv}", unit[interface])
+        looks = self.manager.looks
+        if interface != UNIT or not looks:
+            self.answer(call, "a{sv}", unit[interface])
+            return
+        different = looks.pop(0) if len(looks) > 1 else looks[0]
+        self.answer(call, "a{sv}", unit[interface] | different)
+        if "Job" in different and self.manager.result:
+            self.removed(JOB, self.manager.result)
 
     def ResetFailedUnit(self, call: Message, path: str, name: str) -> None:  # noqa: N802
         self.answer(call)
@@ -198,16 +220,48 @@ class Client:
         self.answer(call)
 
     def RestartUnit(self, call: Message, path: str, name: str, mode: str) -> None:  # noqa: N802
-        job = "/org/freedesktop/systemd1/job/1801"
+        member = call.header.fields[HeaderFields.member]
         self.removed("/org/freedesktop/systemd1/job/1800", "failed")
         for sender, other, result in self.manager.strangers:
             self.removed(other, result, sender)
         if self.manager.removed_first:
-            self.removed(job, self.manager.result)
+            self.removed(JOB, self.manager.result)
             self.removed("/org/freedesktop/systemd1/job/1802", "failed")
-        self.answer(call, "o", job)
+        self.answer(call, "o", JOB)
+        if member in self.manager.hangs_up_after:
+            self.manager.hangs_up_after.remove(member)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        for leaving in [each for each in self.manager.leaves if each[0] == member and self.told_of_owners]:
+            self.manager.leaves.remove(leaving)
+            lost = new_signal(BUS, "NameOwnerChanged", "sss", ("org.freedesktop.systemd1", ITSELF, ""))
+            self.send(lost, leaving[1])
+            if leaving[1] == BUS.bus_name:
+                return
         if self.manager.result and not self.manager.removed_first:
-            self.removed(job, self.manager.result)
+            self.removed(JOB, self.manager.result)
+
+
+class Clock:
+    """Time in which a sleep is over at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.slept = 0.0
+        self.at_sleep: list[Callable[[], object]] = []
+        """What happens at the next sleeps, one at each."""
+        real = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: real() + self.slept)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+        if self.at_sleep:
+            self.at_sleep.pop(0)()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 class Host:
@@ -363,6 +417,81 @@ def test_a_host_without_systemd_is_told_what_to_do(host: Host) -> None:
     assert "/run/systemd" in caught.value.hint
 
 
+def test_a_host_without_systemd_is_told_so_at_once(host: Host, clock: Clock) -> None:
+    with pytest.raises(SystemdError):
+        Systemd.connect(host.root)
+    assert clock.slept == 0
+
+
+def nobody_listens(host: Host, path: str) -> Callable[[], None]:
+    """A socket without a listener; returns what clears it away for the next one."""
+    listen(host.base / path[1:]).close()
+    return (host.base / path[1:]).unlink
+
+
+@both
+def test_a_systemd_that_refuses_for_a_moment_is_tried_again(host: Host, kind: str, clock: Clock) -> None:
+    clear = nobody_listens(host, BUS_SOCKET if kind == "bus" else PRIVATE_SOCKET)
+    clock.at_sleep = [lambda: None, clear, lambda: host.either(kind)]
+    if kind == "bus":  # a socket that is missing altogether would end it
+        nobody_listens(host, PRIVATE_SOCKET)
+    else:
+        nobody_listens(host, BUS_SOCKET)
+    with Systemd.connect(host.root) as systemd:
+        assert systemd.unit("containerd.service") is not None
+
+
+@both
+def test_a_systemd_that_hangs_up_for_a_moment_is_tried_again(host: Host, kind: str) -> None:
+    manager = host.either(kind, hangs_up_at=["Get"] * 3)
+    with Systemd.connect(host.root):
+        pass
+    assert len([call for call in manager.calls if call.startswith("Get ")]) == 4
+
+
+def test_a_systemd_that_leaves_the_bus_for_a_moment_is_tried_again(host: Host, clock: Clock) -> None:
+    manager = host.bus(refuses={"Get": NO_REPLY})
+    clock.at_sleep = [lambda: None, manager.refuses.clear]
+    with Systemd.connect(host.root) as systemd:
+        assert systemd.unit("containerd.service") is not None
+
+
+@pytest.mark.parametrize(
+    ("timeout", "least", "most"),
+    [
+        pytest.param(60, 0.8 * PATIENCE, PATIENCE, id="for-a-few-seconds"),
+        pytest.param(1, 0.5, 1, id="never-past-the-deadline"),
+    ],
+)
+def test_a_systemd_that_stays_away_is_told_from_one_that_is_not_mounted(
+    host: Host, clock: Clock, timeout: float, least: float, most: float
+) -> None:
+    nobody_listens(host, PRIVATE_SOCKET)
+    host.bus(refuses={"Get": NO_REPLY})
+    with pytest.raises(SystemdError) as caught:
+        Systemd.connect(host.root, timeout)
+    assert least <= clock.slept <= most
+    assert "systemd did not answer: see whether it is being upgraded" in caught.value.hint
+    assert "mounted" not in caught.value.hint
+    assert "--offline" not in caught.value.hint
+
+
+def test_a_private_socket_that_never_answers_calls_for_the_other_socket(host: Host) -> None:
+    host.add(PRIVATE_SOCKET, hangs_up)
+    with pytest.raises(SystemdError) as caught:
+        Systemd.connect(host.root)
+    assert "being upgraded" in caught.value.hint
+    assert "/run/dbus mounted below --host-root" in caught.value.hint
+
+
+def test_a_user_who_is_not_let_in_is_told_so_at_once(host: Host, clock: Clock) -> None:
+    host.add(PRIVATE_SOCKET, rejects)
+    host.bus(refuses={"Get": ("org.freedesktop.DBus.Error.AccessDenied", "No.")})
+    with pytest.raises(SystemdError, match="AccessDenied"):
+        Systemd.connect(host.root)
+    assert clock.slept == 0
+
+
 def test_a_bus_on_which_there_is_no_systemd_is_no_systemd(host: Host) -> None:
     unknown = ("org.freedesktop.DBus.Error.ServiceUnknown", "The name is not activatable")
     host.bus(refuses={"Get": unknown})
@@ -378,8 +507,8 @@ def test_a_restart_resets_the_start_limit_and_waits_for_the_end_of_its_job(host:
         systemd.restart("containerd.service", timeout=5)
     members = [call for call in manager.calls if not call.startswith(("AddMatch", "LoadUnit", "GetAll"))]
     assert members == [
-        "Subscribe",
         "ResetFailedUnit containerd.service",
+        "Subscribe",
         "RestartUnit containerd.service replace",
     ]
 
@@ -499,22 +628,29 @@ def test_a_read_connects_again_when_systemd_was_re_executed(host: Host, kind: st
         assert systemd.unit("containerd.service") is not None
 
 
-def test_a_read_connects_again_when_the_bus_lost_systemd_in_mid_call(host: Host) -> None:
-    manager = host.bus()
+def test_a_read_connects_again_when_the_bus_lost_systemd_in_mid_call(host: Host, clock: Clock) -> None:
+    manager = host.bus(refuses={"LoadUnit": NO_REPLY})
+    clock.at_sleep = [manager.refuses.clear]
     with Systemd.connect(host.root) as systemd:
-        manager.refuses["LoadUnit"] = ("org.freedesktop.DBus.Error.NoReply", "Message recipient disconnected")
-        with pytest.raises(SystemdError, match="Message recipient disconnected"):
-            systemd.unit("containerd.service")
+        assert systemd.unit("containerd.service") is not None
     assert len([call for call in manager.calls if call == "Hello"]) == 2
 
 
-def test_a_read_connects_again_only_once(host: Host) -> None:
-    manager = host.private()
+@both
+def test_a_read_connects_again_as_often_as_it_takes(host: Host, kind: str) -> None:
+    manager = host.either(kind)
     with Systemd.connect(host.root) as systemd:
-        manager.hangs_up_at += ["LoadUnit", "LoadUnit"]
-        with pytest.raises(SystemdError, match="the connection to systemd broke"):
-            systemd.unit("containerd.service")
+        manager.hangs_up_at += ["LoadUnit", "GetAll", "Get", "LoadUnit", "LoadUnit"]
         assert systemd.unit("containerd.service") is not None
+
+
+def test_a_read_that_never_gets_through_ends_in_its_time(host: Host, clock: Clock) -> None:
+    host.private().hangs_up_at += ["LoadUnit"] * 1000
+    broke = pytest.raises(SystemdError, match="the connection to systemd broke")
+    with Systemd.connect(host.root, timeout=20) as systemd, broke as caught:
+        systemd.unit("containerd.service")
+    assert clock.slept <= 20
+    assert "run again" in caught.value.hint
 
 
 @both
@@ -530,12 +666,105 @@ def test_a_restart_on_a_connection_that_died_meanwhile_connects_again(
         systemd.restart("containerd.service", timeout=5)
 
 
-def test_a_restart_is_never_asked_for_twice(host: Host) -> None:
-    manager = host.private(hangs_up_at=["RestartUnit"])
-    broke = pytest.raises(SystemdError, match="the connection to systemd broke")
-    with Systemd.connect(host.root) as systemd, broke:
+NOW, RUNS = {"Job": ("(uo)", (1801, JOB))}, {"InvocationID": ("ay", LATER)}
+FAILED = RUNS | {"ActiveState": ("s", "failed")}
+AGAIN = RUNS | {"ActiveState": ("s", "activating"), "SubState": ("s", "auto-restart")}
+
+
+@both
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        pytest.param("hangs_up_at", id="before-the-reply"),
+        pytest.param("hangs_up_after", id="before-the-job-is-done"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("looks", "asked"),
+    [
+        pytest.param([{}, {}], 2, id="the-request-was-lost"),
+        pytest.param([{}, NOW, RUNS], 1, id="the-job-is-still-there"),
+        pytest.param([{}, RUNS], 1, id="the-job-was-done-meanwhile"),
+        pytest.param([{}, NOW, {}], 2, id="the-job-was-another-one"),
+    ],
+)
+def test_a_restart_that_systemd_is_re_executed_in_is_made_once(
+    host: Host, kind: str, breaks: str, looks: list[Any], asked: int
+) -> None:
+    manager = host.either(kind, looks=list(looks), **{breaks: ["RestartUnit"]})
+    with Systemd.connect(host.root) as systemd:
+        systemd.restart("containerd.service", timeout=5)
+    assert manager.calls.count("RestartUnit containerd.service replace") == asked
+    assert manager.looks == looks[-1:]
+
+
+@both
+def test_a_restart_outlives_systemd_being_re_executed_over_and_over(
+    host: Host, kind: str, clock: Clock
+) -> None:
+    manager = host.either(kind, looks=[{}, NOW, RUNS], hangs_up_after=["RestartUnit"])
+    clock.at_sleep = [lambda: manager.hangs_up_at.extend(["Get", "Subscribe", "LoadUnit", "GetAll"])]
+    with Systemd.connect(host.root) as systemd:
         systemd.restart("containerd.service", timeout=5)
     assert manager.calls.count("RestartUnit containerd.service replace") == 1
+    assert manager.hangs_up_at == []
+
+
+@both
+@pytest.mark.parametrize(
+    ("looks", "result"),
+    [
+        pytest.param([{}, FAILED], "failed", id="failed"),
+        pytest.param([{}, AGAIN], "failed", id="failed-and-tried-again-by-systemd"),
+        pytest.param([{}, NOW, FAILED], "dependency", id="the-job-is-still-there"),
+    ],
+)
+def test_a_restart_that_fails_while_systemd_is_re_executed_has_failed(
+    host: Host, kind: str, looks: list[Any], result: str
+) -> None:
+    manager = host.either(kind, looks=list(looks), hangs_up_after=["RestartUnit"], result="dependency")
+    with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
+        systemd.restart("containerd.service", timeout=5)
+    assert caught.value.result == result
+    assert manager.calls.count("RestartUnit containerd.service replace") == 1
+
+
+def test_a_job_found_after_systemd_was_re_executed_is_waited_for_in_the_time_there_is(host: Host) -> None:
+    host.private(looks=[{}, NOW], hangs_up_after=["RestartUnit"], result="")
+    slow = pytest.raises(SystemdError, match=r"not restarted within 0.2 s")
+    with Systemd.connect(host.root) as systemd, slow:
+        systemd.restart("containerd.service", timeout=0.2)
+
+
+@pytest.mark.parametrize("act", ["restart", "reload", "stop"])
+def test_a_job_is_not_lost_when_systemd_leaves_the_bus_and_the_bus_stays(host: Host, act: str) -> None:
+    member = f"{act.title()}Unit"
+    manager = host.bus(leaves=[(member, "org.freedesktop.DBus")])
+    with Systemd.connect(host.root) as systemd:
+        getattr(systemd, act)("containerd.service", timeout=5)
+    assert manager.calls.count(f"{member} containerd.service replace") == 2
+    assert manager.leaves == []
+
+
+def test_a_stranger_on_the_bus_who_says_that_systemd_left_is_not_believed(host: Host) -> None:
+    manager = host.bus(leaves=[("RestartUnit", ":1.99")])
+    with Systemd.connect(host.root) as systemd:
+        systemd.restart("containerd.service", timeout=5)
+    assert manager.calls.count("Hello") == 1
+    assert manager.leaves == []
+
+
+@both
+@pytest.mark.parametrize("act", ["reload", "stop"])
+@pytest.mark.parametrize("breaks", ["hangs_up_at", "hangs_up_after"])
+def test_what_does_no_harm_twice_is_asked_again_when_systemd_is_re_executed(
+    host: Host, kind: str, act: str, breaks: str
+) -> None:
+    member = f"{act.title()}Unit"
+    manager = host.either(kind, **{breaks: [member]})
+    with Systemd.connect(host.root) as systemd:
+        getattr(systemd, act)("crio.service", timeout=5)
+    assert manager.calls.count(f"{member} crio.service replace") == 2
 
 
 def test_a_restart_is_logged_as_a_command_to_paste(host: Host, caplog: pytest.LogCaptureFixture) -> None:
@@ -660,8 +889,8 @@ def test_starting_and_stopping_wait_for_the_end_of_their_jobs(host: Host, kind: 
         systemd.stop("mine.service", timeout=5)
     members = [call for call in manager.calls if not call.startswith(("AddMatch", "LoadUnit", "GetAll"))]
     assert members == [
-        "Subscribe",
         "ResetFailedUnit mine.service",
+        "Subscribe",
         "StartUnit mine.service replace",
         "StopUnit mine.service replace",
     ]

@@ -25,6 +25,12 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 _GONE = ("org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected")
 """How the bus says that systemd, re-executing itself, left a call unanswered."""
 
+_RULES = (
+    f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'",
+    f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{SYSTEMD}'",
+)
+"""What a client of the bus asks to be told while it waits for a job."""
+
 
 class RefusedError(Exception):
     """The peer answered a call with a D-Bus error: its ``name`` and its ``text``."""
@@ -118,8 +124,7 @@ class Connection:
         """Have systemd tell when a job is gone; to be called before that job is made."""
         if self._listening:
             return
-        if self.is_bus:
-            rule = f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'"
+        for rule in _RULES if self.is_bus else ():
             self.call(
                 "/org/freedesktop/DBus", BUS, "AddMatch", "s", (rule,), deadline=deadline, destination=BUS
             )
@@ -150,15 +155,17 @@ class Connection:
         while message is None:
             self._parser.add_data(self._stream.receive(deadline))
             message = self._parser.get_next_message()
-        fields = message.header.fields
-        if (
-            message.header.message_type is MessageType.signal
-            and self._listening
-            and fields.get(HeaderFields.interface) == MANAGER
-            and fields.get(HeaderFields.member) == "JobRemoved"
-            # Anyone on the bus may send a signal that looks like systemd's.
-            and (not self.is_bus or fields.get(HeaderFields.sender) == self._systemd)
-        ):
-            _id, job, _unit, result = message.body
-            self._jobs[job] = result
+        if self._listening and message.header.message_type is MessageType.signal:
+            self._note(message.header.fields, message.body)
         return message
+
+    def _note(self, fields: dict[HeaderFields, Any], body: tuple[Any, ...]) -> None:
+        sender = fields.get(HeaderFields.sender)
+        signal = (fields.get(HeaderFields.interface), fields.get(HeaderFields.member))
+        # Anyone on the bus may send a signal that looks like another's.
+        if signal == (MANAGER, "JobRemoved") and (not self.is_bus or sender == self._systemd):
+            _id, job, _unit, result = body
+            self._jobs[job] = result
+        elif self.is_bus and sender == BUS and signal == (BUS, "NameOwnerChanged"):
+            # This connection lives on, but the systemd that comes back is one that was not asked for signals.
+            raise ConnectionResetError("systemd left the bus")

@@ -1,33 +1,25 @@
 """The host's systemd: what a unit is doing, and restarting it. No ``systemctl`` is needed.
 
-It is reached over D-Bus, on systemd's own private socket or else on the system bus. Root needs no
-capability and no polkit for either. Its interface is described in org.freedesktop.systemd1(5).
+It is reached over D-Bus, for which root needs no capability and no polkit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from kata_node.errors import SystemdError
+from kata_node.host import systemd_calls as calls
+from kata_node.host import systemd_connect
+from kata_node.host.dbus import Connection, RefusedError
 from kata_node.host.files import Root
 from kata_node.host.sockets import explain
 
-if TYPE_CHECKING:
-    from kata_node.host.dbus import Connection, RefusedError
-
-PRIVATE_SOCKET = "/run/systemd/private"
-BUS_SOCKET = "/run/dbus/system_bus_socket"
-
-_UNIT = "org.freedesktop.systemd1.Unit"
-_SERVICE = "org.freedesktop.systemd1.Service"
-_NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 _NOT_APPLICABLE = "org.freedesktop.systemd1.JobTypeNotApplicable"
 _DENIED = (
     "org.freedesktop.DBus.Error.AccessDenied",
@@ -94,7 +86,7 @@ class Systemd:
     """A connection to the host's systemd; a context manager that closes it.
 
     Restarting the container runtime does not disturb it. When systemd itself is re-executed, or the
-    bus restarts, the next call connects again.
+    bus restarts, every call connects again and goes on, within the time it has.
     """
 
     def __init__(self, root: Root, timeout: float) -> None:
@@ -107,7 +99,7 @@ class Systemd:
         """Connect to the systemd of the host at ``root``.
 
         ``timeout``, in seconds, is for connecting and for each later read. Raises :class:`SystemdError`,
-        naming both sockets and what is wrong with each, when neither leads to systemd.
+        as every call does, when systemd cannot be reached.
         """
         systemd = cls(root, timeout)
         systemd._connected(time.monotonic() + timeout)
@@ -136,7 +128,7 @@ class Systemd:
 
         A start limit it ran into before is forgotten first. ``timeout``, in seconds, is for all of it.
         Raises :class:`JobError` when the unit did not come up, and :class:`SystemdError` when the time is up,
-        systemd refuses, or it goes away meanwhile.
+        systemd refuses, or it goes away and does not come back.
         """
         self._bring_up("restart", "RestartUnit", name, timeout)
 
@@ -153,8 +145,9 @@ class Systemd:
             unit = shlex.quote(name)
             log.info("systemctl reload %s", unit)
             # Unlike a restart it does no harm twice.
-            connection, job = self._retried(lambda connection: _reload(connection, name, deadline), deadline)
-            result = connection.job_result(job, deadline)
+            result = self._retried(
+                lambda connection: calls.run_job(connection, "ReloadUnit", name, deadline), deadline
+            )
         if result != "done":
             raise JobError(
                 f"{_RELOAD_RESULTS.get(result, 'systemd could not reload it')} ({result})",
@@ -176,21 +169,18 @@ class Systemd:
         ``timeout`` is in seconds. Raises :class:`JobError` when it could not be stopped, and
         :class:`SystemdError` as :meth:`restart` does.
         """
-        from kata_node.host.dbus import RefusedError
-
         deadline = time.monotonic() + timeout
         with self._explained(name, f"it was not stopped within {timeout:g} s; systemd may still be at it"):
             unit = shlex.quote(name)
             log.info("systemctl stop %s", unit)
             try:
-                connection, job = self._retried(
-                    lambda connection: _stop(connection, name, deadline), deadline
+                result = self._retried(
+                    lambda connection: calls.run_job(connection, "StopUnit", name, deadline), deadline
                 )
             except RefusedError as error:
-                if error.name == _NO_SUCH_UNIT:
+                if error.name == calls.NO_SUCH_UNIT:
                     return
                 raise
-            result = connection.job_result(job, deadline)
         if result != "done":
             raise JobError(
                 f"systemd could not stop it ({result})",
@@ -215,14 +205,23 @@ class Systemd:
         with self._explained(name, f"it was not {verb}ed within {timeout:g} s; systemd may still be at it"):
             unit = shlex.quote(name)
             log.info("systemctl reset-failed %s; systemctl %s %s", unit, verb, unit)
-            connection = self._retried(lambda connection: _prepare(connection, name, deadline), deadline)
-            (job,) = connection.manager(member, "ss", (name, "replace"), deadline=deadline)
-            result = connection.job_result(job, deadline)
-            properties = _properties(connection, name, deadline)
-        if result == "done" and not properties["ConditionResult"]:
+            before = self._retried(lambda connection: calls.prepare(connection, name, deadline), deadline)
+            asked = False
+
+            def bring_up(connection: Connection) -> str:
+                nonlocal asked
+                # A connection that broke leaves open whether systemd read the request.
+                if asked and (result := calls.outcome(connection, name, before, deadline)):
+                    return result
+                asked = True
+                return calls.run_job(connection, member, name, deadline)
+
+            result = self._retried(bring_up, deadline)
+            found = self._retried(lambda connection: calls.properties(connection, name, deadline), deadline)
+        if result == "done" and not found["ConditionResult"]:
             result = "condition"  # for systemd, not to start such a unit is the job well done
         if result != "done":
-            words = dict.fromkeys((result, properties.get("Result", "success")))
+            words = dict.fromkeys((result, found.get("Result", "success")))
             words.pop("success", None)
             reason = _JOB_RESULTS.get(result, "systemd could not {verb} it")
             raise JobError(
@@ -233,24 +232,24 @@ class Systemd:
             )
 
     def _retried(self, ask: Callable[[Connection], T], deadline: float) -> T:
-        """Ask something that may be asked twice: once more when the connection turns out to be dead."""
-        try:
-            return ask(self._connected(deadline))
-        except ConnectionError as error:
-            log.debug("connecting to systemd again: %s", explain(error))
-            self.close()
-            return ask(self._connected(deadline))
+        """Ask something that may be asked twice: again, on a new connection, whenever one breaks."""
+        while True:
+            try:
+                return ask(self._connected(deadline))
+            except ConnectionError as error:
+                log.debug("connecting to systemd again: %s", explain(error))
+                self.close()
+                if not systemd_connect.pause(deadline):
+                    raise
 
     def _connected(self, deadline: float) -> Connection:
         if self._connection is None:
-            self._connection = _open(self._root, deadline)
+            self._connection = systemd_connect.connect(self._root, deadline)
         return self._connection
 
     @contextlib.contextmanager
     def _explained(self, name: str, timed_out: str) -> Iterator[None]:
         """Turn what the connection raises into errors about the unit ``name``."""
-        from kata_node.host.dbus import RefusedError
-
         try:
             yield
         except RefusedError as error:
@@ -271,52 +270,11 @@ class Systemd:
             ) from error
 
 
-def _open(root: Root, deadline: float) -> Connection:
-    from kata_node.host.dbus import Connection, RefusedError
-
-    tried: list[str] = []
-    denied = False
-    for path, is_bus in ((PRIVATE_SOCKET, False), (BUS_SOCKET, True)):
-        now = time.monotonic()
-        # A socket that hangs must leave time for the other.
-        until = deadline if is_bus else now + (deadline - now) / 2
-        try:
-            connection = Connection.open(root, path, until, is_bus=is_bus)
-        except RefusedError as error:
-            tried.append(f"{path} ({error})")
-        except OSError as error:
-            denied |= isinstance(error, PermissionError)
-            tried.append(f"{path} ({explain(error)})")
-        else:
-            log.debug("systemd answers on %s", path)
-            return connection
-    raise SystemdError(
-        f"it answers neither on {tried[0]} nor on {tried[1]}",
-        where="systemd",
-        hint="run as root"
-        if denied and os.geteuid() != 0
-        else "a container needs the host's /run/systemd and /run/dbus mounted below --host-root; "
-        "on a host that systemd does not run, use --offline",
-    )
-
-
-def _properties(connection: Connection, name: str, deadline: float) -> dict[str, Any]:
-    """Everything systemd tells of a unit, and of a service what it tells of those."""
-    # Unlike GetUnit it also finds a unit that never ran, and it knows the object path of any name.
-    (path,) = connection.manager("LoadUnit", "s", (name,), deadline=deadline)
-    properties = connection.properties(path, _UNIT, deadline)
-    if properties["LoadState"] != "not-found" and properties["Id"].endswith(".service"):
-        properties |= connection.properties(path, _SERVICE, deadline)
-    return properties
-
-
 def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | None:
-    from kata_node.host.dbus import RefusedError
-
     try:
-        properties = _properties(connection, name, deadline)
+        properties = calls.properties(connection, name, deadline)
     except RefusedError as error:
-        if error.name == _NO_SUCH_UNIT:
+        if error.name == calls.NO_SUCH_UNIT:
             return None
         raise
     if properties["LoadState"] == "not-found":
@@ -336,33 +294,8 @@ def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | Non
     )
 
 
-def _stop(connection: Connection, name: str, deadline: float) -> tuple[Connection, str]:
-    connection.listen(deadline)
-    (job,) = connection.manager("StopUnit", "ss", (name, "replace"), deadline=deadline)
-    return connection, job
-
-
-def _reload(connection: Connection, name: str, deadline: float) -> tuple[Connection, str]:
-    connection.listen(deadline)
-    (job,) = connection.manager("ReloadUnit", "ss", (name, "replace"), deadline=deadline)
-    return connection, job
-
-
-def _prepare(connection: Connection, name: str, deadline: float) -> Connection:
-    """All that a restart needs and that may be done twice; the connection is seen to work by it."""
-    from kata_node.host.dbus import RefusedError
-
-    connection.listen(deadline)
-    try:
-        connection.manager("ResetFailedUnit", "s", (name,), deadline=deadline)
-    except RefusedError as error:
-        if error.name != _NO_SUCH_UNIT:  # not loaded yet: nothing to forget
-            raise
-    return connection
-
-
 def _refused(name: str, error: RefusedError) -> SystemdError:
-    if error.name == _NO_SUCH_UNIT:
+    if error.name == calls.NO_SUCH_UNIT:
         hint = "look for its name with `systemctl list-unit-files`"
     elif error.name == _NOT_APPLICABLE:
         hint = "its unit file has no ExecReload=; restart it instead"

@@ -1,0 +1,48 @@
+"""An upgrade of systemd has it re-execute itself, whatever it is doing: it hangs up on its clients then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from node.installing import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, kata_handlers
+from node.machine import Node
+from node.snapshot import changes
+
+SLOW = "run/systemd/system/containerd.service.d/slow.conf"
+OVER_AND_OVER = "while :; do systemctl daemon-reexec; sleep 0.1; done"
+
+
+@pytest.mark.parametrize(
+    "is_outside",
+    [
+        pytest.param(False, id="with-its-private-socket"),
+        # Nothing hangs up on this one: systemd alone leaves the bus, and comes back as another client of it.
+        pytest.param(True, id="with-the-bus-alone"),
+    ],
+)
+def test_systemd_may_be_re_executed_over_and_over_and_containerd_is_restarted_once(
+    ready: Node, payload: Path, is_outside: bool
+) -> None:
+    def run(command: str) -> None:
+        if is_outside:
+            ready.kata_node_outside(command, config=VALUES, payload=payload, check=True)
+        else:
+            ready.kata_node(command, config=VALUES, payload=PAYLOAD, check=True)
+
+    drop_in = ready.root / SLOW
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(
+        "[Service]\nExecStartPre=/bin/sleep 0.5\n"
+    )  # a restart takes longer than a re-execution
+    ready.run(["systemctl", "daemon-reload"])
+    before = ready.snapshot(*WATCHED)
+    ready.start(["sh", "-c", OVER_AND_OVER])
+    run("install")
+    assert kata_handlers(ready) == HANDLERS
+    assert ready.activations(UNIT) == 2
+    run("revert")
+    assert kata_handlers(ready) == ()
+    assert ready.activations(UNIT) == 3
+    assert changes(before, ready.snapshot(*WATCHED)) == []
