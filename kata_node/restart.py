@@ -100,10 +100,10 @@ class RestartRuntime:
 
     ``restart``: ``always``; ``never``, when the running invocation is known to have read the files;
     ``if-read``, for putting files back: only when the unit is no longer the invocation ``since`` that
-    ran before the first of them was written, for while it is, it serves what it did, unless it takes
-    changes up by itself: then it is asked. A unit that is
-    down is started in any case, but for ``may_be_down``, which leaves alone one that somebody stopped:
-    it has nothing loaded. One that serves is not restarted when ``unless`` fails.
+    ran before the first of them was written, for while it is, it serves what it did; one that takes
+    changes up by itself is asked. A unit that is down is started in any case, but for ``may_be_down``,
+    which leaves alone one that somebody stopped: it has nothing loaded. One that serves is not restarted
+    when ``unless`` fails.
 
     ``pending`` is recorded right before the restart and ``proven`` once the proof is there, each if there
     is one and with the invocation and boot id of that moment. ``timeout`` is in seconds, for all of it.

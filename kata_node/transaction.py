@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kata_node import cri_files
 from kata_node.actions import Action, MakeDirs, Plan, Record, RemoveDirs, RemoveFile, Sweep, WriteFile
 from kata_node.cri_config import ConfigFile as Change
+from kata_node.cri_config import is_drop_in
 from kata_node.cri_files import PutBack
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.receipt import Backup, Cri, CriFile, Previous, Receipt
@@ -281,8 +282,11 @@ def _defined(facts: RuntimeFacts, changes: Iterable[Change]) -> Collection[str]:
 
 
 def _is_served(cri: Cri, facts: RuntimeFacts, changes: Iterable[Change], handlers: tuple[str, ...]) -> bool:
-    """Whether the running invocation is known to serve exactly these files."""
-    drop_ins = {change.path: cri_files.digest(change.content) for change in changes if change.without is None}
+    """Whether the running invocation is known to serve exactly these files.
+
+    Of what others write as well it is enough that nothing is to be done about it.
+    """
+    drop_ins = {each.path: cri_files.digest(each.content) for each in changes if is_drop_in(each.path)}
     recorded = {file.path: file.after for file in cri.files if file.after and file.path in drop_ins}
     if cri.handlers != handlers or recorded != {path: after for path, after in drop_ins.items() if after}:
         return False

@@ -107,3 +107,17 @@ def test_a_drop_in_for_containerd_is_passed_over_on_other_runtimes_and_that_is_t
     (report,) = run_with(crio, (host_check,), payload, user_drop_in="[debug]\n")
     found = {check.name: check.status for check in report.checks}
     assert (report.outcome, found["user-drop-in"]) == ("done", "skip")
+
+
+def test_the_main_file_made_for_two_needs_no_restart_when_one_of_them_has_gone(
+    node: FakeNode, payload: Path
+) -> None:
+    node.root.remove(MAIN)
+    assert errors(run(node, INSTALL, payload)) == []
+    assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
+    assert errors(run(node, REVERT, payload)) == []
+    restarts = node.restarts
+    assert outcomes(run(node, (cri,), payload, multi_install_suffix="blue")) == ["cri skipped"]
+    assert node.restarts == restarts
+    assert errors(run(node, REVERT, payload, multi_install_suffix="blue")) == []
+    assert node.root.read(MAIN) is None

@@ -28,7 +28,8 @@ from node.running import wait_until
 from node.snapshot import changes
 
 # The tables are those of version 2, which Debian's own configuration has.
-NO_CRI = '[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "nobody"\n'
+NO_CRI = '[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "nobody"\n'
+NO_DEFAULT = '[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "nobody"\n'
 EXTRA = """\
 [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.extra]
 runtime_type = 'io.containerd.runc.v2'
@@ -120,6 +121,16 @@ def test_a_user_drop_in_that_is_no_toml_is_refused_with_the_settings(ready: Node
     assert done.returncode == 2, done.stdout + done.stderr
     assert "containerd.userDropIn" in done.stderr
     assert changes(before, ready.snapshot(*WATCHED), times=True) == []
+    assert ready.unit(UNIT).invocation == invocation
+
+
+def test_a_default_runtime_that_nobody_defines_is_refused_before_anything_is_written(ready: Node) -> None:
+    before, invocation = ready.snapshot("/etc", "/opt"), ready.unit(UNIT).invocation
+    config = {**VALUES, "containerd": {"userDropIn": NO_DEFAULT}}
+    done = ready.kata_node("install", config=config, payload=PAYLOAD)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "nobody" in done.stdout
+    assert changes(before, ready.snapshot("/etc", "/opt")) == []
     assert ready.unit(UNIT).invocation == invocation
 
 
