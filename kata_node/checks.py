@@ -139,7 +139,7 @@ def _live(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Check]:
 
 
 def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Check:
-    contents = {path: state.content for path, state in runtime.files.items()}
+    contents = runtime.contents
     own = own_paths(runtime.config)
     try:
         handback.refuse_others(runtime, receipt)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kata_node import toml_tables
-from kata_node.containerd_read import SCHEMA_2_TABLE, is_glob, resolve
+from kata_node.containerd_read import PLUGINS, SCHEMA_2_TABLE, is_glob, resolve
 from kata_node.errors import HostError
 from kata_node.toml_edit import load, quote, strings
 
@@ -41,9 +41,6 @@ version = 2
 
 RUNC, RUNC_TYPE = "runc", "io.containerd.runc.v2"
 """The handler that is built in until a file has any of its own."""
-
-PLUGIN = {1: "cri", 2: SCHEMA_2_TABLE}
-"""The plugin that holds the handlers, by schema."""
 
 
 def schema_of(files: Iterable[Mapping[str, Any]]) -> int:
@@ -68,7 +65,7 @@ def keep_runc(left: bytes, block: bytes, *, where: str) -> bytes:
     runtimes = _runtimes(table, number)
     if not runtimes or RUNC in runtimes:
         return left
-    path = ("plugins", PLUGIN[number], "containerd", "runtimes", RUNC)
+    path = ("plugins", PLUGINS[number], "containerd", "runtimes", RUNC)
     text = f'[{toml_tables.dotted(path)}]\nruntime_type = "{RUNC_TYPE}"\n'
     line_end = b"\n" if not left.endswith(b"\n") else b""
     return left + line_end + b"\n" + text.encode()
@@ -106,9 +103,9 @@ def check_main(
             if path == main_path:
                 others = load(toml_tables.remove(files[path], instance, where=path), path)
                 found += _of_main(table, others, number, handlers)
-            elif PLUGIN[number] in _sub(table, "plugins"):
+            elif PLUGINS[number] in _sub(table, "plugins"):
                 found.append(
-                    f"it names the plugin {PLUGIN[number]}, which undoes all that {main_path} says of it, "
+                    f"it names the plugin {PLUGINS[number]}, which undoes all that {main_path} says of it, "
                     "handlers included; move it there"
                 )
         except HostError as error:
@@ -125,7 +122,7 @@ def _of_any(table: Mapping[str, Any], path: str, number: int, version: Version |
         reader = version or "1.x"
         yield f"version = {found} is not one that containerd {reader} reads; write it for version = 2"
     for plugin in strings(table, "disabled_plugins", path):
-        if plugin == PLUGIN[number]:
+        if plugin == PLUGINS[number]:
             yield f"disabled_plugins names {plugin}, without which containerd serves no CRI"
     for key in ("disabled_plugins", "required_plugins", "plugins"):
         names = _sub(table, key) if key == "plugins" else strings(table, key, path)
@@ -151,8 +148,8 @@ def _of_main(
 ) -> Iterator[str]:
     """``table`` is the main file, ``others`` the same without our block."""
     shouted: Mapping[str, Any] = others
-    for key in ("plugins", PLUGIN[number], "containerd", "runtimes"):
-        if key != PLUGIN[number] and key.upper() in shouted:
+    for key in ("plugins", PLUGINS[number], "containerd", "runtimes"):
+        if key != PLUGINS[number] and key.upper() in shouted:
             yield (
                 f"it has {key.upper()} in capitals, which containerd passes over once there is {key}; "
                 f"write it as {key}"
@@ -169,7 +166,7 @@ def _of_main(
             f"its handlers under {SCHEMA_2_TABLE} are not read by schema 1, which it has without a "
             "version = 2; add that line, and name all plugins by their long names"
         )
-    containerd = _sub(_sub(_sub(table, "plugins"), PLUGIN[number]), "containerd")
+    containerd = _sub(_sub(_sub(table, "plugins"), PLUGINS[number]), "containerd")
     runtimes = _runtimes(table, number)
     default = _find(containerd, "default_runtime_name")
     if default is not None and not isinstance(default, str):
@@ -195,7 +192,7 @@ def _runtimes(table: Mapping[str, Any], number: int) -> Mapping[str, Any] | None
 
     Raises :class:`HostError` when anything on the way is no table.
     """
-    containerd = _sub(_sub(_sub(table, "plugins"), PLUGIN[number]), "containerd")
+    containerd = _sub(_sub(_sub(table, "plugins"), PLUGINS[number]), "containerd")
     if _find(containerd, "runtimes") is None:
         return None
     runtimes = _sub(containerd, "runtimes")

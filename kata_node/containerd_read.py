@@ -24,6 +24,9 @@ RUNTIME_TABLE = "io.containerd.cri.v1.runtime"
 SCHEMA_2_TABLE = "io.containerd.grpc.v1.cri"
 """The same in schema 2. It is also the id of the plugin that serves the CRI, in every schema."""
 
+PLUGINS = {1: "cri", 2: SCHEMA_2_TABLE, 3: RUNTIME_TABLE}
+"""The plugin that has the handlers, by schema. containerd 1.x does not know the last, 2.x not the first."""
+
 CRI_PLUGINS = (RUNTIME_TABLE, SCHEMA_2_TABLE, "io.containerd.cri.v1.images", "cri")
 """Plugins without any one of which containerd serves no CRI; ``cri`` is the name in schema 1."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kata_node import snapshotters, toml_tables
 from kata_node.containerd_main import RUNC, RUNC_TYPE
-from kata_node.containerd_read import RUNTIME_TABLE, SCHEMA_2_TABLE
+from kata_node.containerd_read import PLUGINS
 from kata_node.errors import UnfitNodeError
 from kata_node.handlers import Handler, handlers
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 NEWEST_SCHEMA = 3
 """The newest schema our drop-ins are written in; every later containerd reads it too."""
-
-
-PLUGINS = {1: "cri", 2: SCHEMA_2_TABLE, 3: RUNTIME_TABLE}
-"""The plugin that has the handlers, by schema. containerd 2 knows the first one's no more."""
 
 
 def render(settings: Settings, root_schema: int, version: Version) -> bytes:

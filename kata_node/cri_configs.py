@@ -16,7 +16,7 @@ from kata_node.versions import Runtime, parse_version
 if TYPE_CHECKING:
     from kata_node.cri_config import CriConfig
     from kata_node.distributions import Home
-    from kata_node.receipt import Receipt
+    from kata_node.receipt import Cri, Receipt
     from kata_node.settings import ContainerdSettings
 
 
@@ -34,8 +34,7 @@ def configuration(receipt: Receipt, suffix: str, runtime: Runtime, home: Home) -
     config = ContainerdConfig(receipt.install_dir, suffix, runtime.version, home)
     if receipt.cri is None or not set(config.shared_paths()).intersection(receipt.cri.paths()):
         return config
-    earlier = receipt.cri.fallback.handlers if receipt.cri.fallback else ()
-    return replace(config, ours=tuple(dict.fromkeys((*receipt.cri.handlers, *earlier))))
+    return replace(config, ours=tuple(dict.fromkeys(receipt.cri.may_be_loaded)))
 
 
 def keeper(config: CriConfig, path: str, receipt: Receipt) -> CriConfig:
@@ -43,9 +42,13 @@ def keeper(config: CriConfig, path: str, receipt: Receipt) -> CriConfig:
 
     It is ``config``, unless the node has another runtime or distribution since, or another main file.
     """
-    recorded = receipt.cri
-    if recorded is None or path in config.shared_paths():
+    if receipt.cri is None or path in config.shared_paths():
         return config
+    return as_recorded(receipt, receipt.cri, path)
+
+
+def as_recorded(receipt: Receipt, recorded: Cri, path: str) -> CriConfig:
+    """How the instance of ``receipt`` configured, by its record, a runtime that had the file at ``path``."""
     homes = [home for home in HOMES if home.runtime == recorded.runtime]
     keeps = [home for home in homes if path in (home.config, *home.template.values())]
     keeps += [home for home in homes if recorded.unit in home.units]

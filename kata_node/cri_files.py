@@ -53,7 +53,7 @@ class PutBack:
 
 def to_do(facts: RuntimeFacts, changes: Iterable[Change]) -> list[Change]:
     """Those of ``changes`` that are not on the host yet."""
-    contents = {path: state.content for path, state in facts.files.items()}
+    contents = facts.contents
     return [change for change in changes if contents.get(change.path) != change.content]
 
 

@@ -63,15 +63,13 @@ def names(settings: Settings) -> tuple[str, ...]:
 
 
 def _of_shims(settings: Settings) -> Iterator[Handler]:
-    ending = f"-{settings.suffix}" if settings.suffix else ""
     for shim in settings.shims:
         values = settings.of(shim)
         for debug in (False, True) if settings.debug else (False,):
-            kind = "-debug" if debug else ""
             yield Handler(
-                f"kata-{shim.name}{kind}{ending}",
+                shim.handler(settings.suffix, debug=debug),
                 shim,
-                f"{shim.own_dir}{kind}",
+                f"{shim.own_dir}-debug" if debug else shim.own_dir,
                 f"shims.{shim.name}",
                 debug,
                 values.drop_in,

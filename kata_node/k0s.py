@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node import containerd_read, toml_edit
-from kata_node.containerd_render import PLUGINS, render
+from kata_node.containerd_read import PLUGINS
+from kata_node.containerd_render import render
 from kata_node.cri_config import (
     DROP_IN,
     USER_DROP_IN,

@@ -116,6 +116,11 @@ class Cri:
     fallback: Cri | None = None
     """This record as it was when the transaction began, if there was one."""
 
+    @property
+    def may_be_loaded(self) -> tuple[str, ...]:
+        """Every handler of ours that the runtime may have, those it would fall back to included."""
+        return (*self.handlers, *(self.fallback.handlers if self.fallback else ()))
+
     def file(self, path: str) -> CriFile | None:
         """The record of the file at ``path``."""
         return next((file for file in self.files if file.path == path), None)

@@ -42,9 +42,13 @@ class Shim:
     gpu: bool
     """Whether it hands NVIDIA GPUs to the guest."""
 
-    def handler(self, suffix: str) -> str:
-        """The name the CRI serves it under: ``kata-qemu``, or ``kata-qemu-<suffix>``."""
-        return f"kata-{self.name}-{suffix}" if suffix else f"kata-{self.name}"
+    def handler(self, suffix: str, *, debug: bool = False) -> str:
+        """The name the CRI serves it under: ``kata-qemu``, or ``kata-qemu-<suffix>``.
+
+        Its debug variant is ``kata-qemu-debug``, with the suffix behind that.
+        """
+        name = f"kata-{self.name}-debug" if debug else f"kata-{self.name}"
+        return f"{name}-{suffix}" if suffix else name
 
     @property
     def local_hypervisor(self) -> bool:

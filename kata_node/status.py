@@ -7,14 +7,13 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from kata_node import distributions
 from kata_node import receipt as receipts
 from kata_node.actions import Tools
 from kata_node.cri_config import is_drop_in
-from kata_node.cri_configs import configuration
+from kata_node.cri_configs import as_recorded, configuration
 from kata_node.errors import HostError, KataNodeError
 from kata_node.facts import Look, Options
 from kata_node.facts.artifacts import find
@@ -22,9 +21,9 @@ from kata_node.facts.runtime import find_home, find_unit
 from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
 from kata_node.receipt import Receipt
-from kata_node.settings import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, Settings
+from kata_node.settings import DEFAULT_INSTALL_DIR, Settings
 from kata_node.transaction import is_owed
-from kata_node.versions import UNKNOWN, Runtime, parse_version
+from kata_node.versions import UNKNOWN, Runtime
 
 CALL_TIMEOUT = 5.0  # seconds
 
@@ -150,15 +149,10 @@ def _cri_drift(root: Root, receipt: Receipt) -> list[str]:
 def _has_us(receipt: Receipt, path: str, content: bytes) -> bool:
     """Whether a file that others write as well still has what this instance put into it."""
     cri = receipt.cri
-    home = distributions.by_unit(cri.unit) if cri else None
-    if cri is None or home is None or is_drop_in(path):
+    if cri is None or not cri.unit or is_drop_in(path):
         return False
-    runtime = Runtime(cri.runtime, parse_version(cri.version))
-    suffix = "" if receipt.instance == DEFAULT_INSTANCE else receipt.instance
-    # Wherever the main file is here, it is the one on record.
-    config = configuration(receipt, suffix, runtime, home if home.rendered else replace(home, config=path))
     try:
-        return config.without_us(path, content) != content
+        return as_recorded(receipt, cri, path).without_us(path, content) != content
     except HostError:
         return False
 

@@ -56,15 +56,9 @@ def require(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> None:
 
 def _built_in(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> list[str]:
     """The handlers asked for that are the runtime's own. Those of shims are none's, whatever is served."""
-    recorded = receipt.cri
-    known = (
-        {*recorded.handlers, *(recorded.fallback.handlers if recorded.fallback else ())}
-        if recorded
-        else set()
-    )
+    known = receipt.cri.may_be_loaded if receipt.cri else ()
     names = [handler.name for handler in handlers(settings) if handler.key.startswith("customRuntimes.")]
     asked = set(names).intersection(facts.handlers or ()).difference(known)
     if not asked:
         return []
-    contents = {path: state.content for path, state in facts.files.items()}
-    return sorted(asked.difference(facts.config.defined(contents)))
+    return sorted(asked.difference(facts.config.defined(facts.contents)))

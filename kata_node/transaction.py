@@ -190,7 +190,7 @@ class _Begun:
     def applies(self, facts: RuntimeFacts, changes: Sequence[Change]) -> Applies:
         """How a runtime that serves what was there takes up what is to be there."""
         contents = cri_files.contents(facts, changes)
-        now = {path: state.content for path, state in facts.files.items()}
+        now = facts.contents
         served: dict[str, bytes | None] = {**now}
         for each in self.previous:
             served[each.path] = contents.get(each.state.sha256) if each.state else None
@@ -276,7 +276,7 @@ def _there(files: Mapping[str, bytes | None]) -> dict[str, bytes]:
 
 def _defined(facts: RuntimeFacts, changes: Iterable[Change]) -> Collection[str]:
     """The handlers that all configuration files define once ``changes`` are made."""
-    now = {path: state.content for path, state in facts.files.items()}
+    now = facts.contents
     then = now | {change.path: change.content for change in changes}
     return facts.config.defined(_there(then))
 
@@ -331,7 +331,7 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
 
 def _handlers(cri: Cri | None) -> tuple[str, ...]:
     """Every handler of ours that may be loaded."""
-    return (*cri.handlers, *(cri.fallback.handlers if cri.fallback else ())) if cri else ()
+    return cri.may_be_loaded if cri else ()
 
 
 def _swept(cri: Cri | None, changes: Iterable[Change]) -> tuple[Action, ...]:

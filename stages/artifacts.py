@@ -69,9 +69,7 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
 
 
 def _is_to_lose_a_handler(settings: Settings, receipt: Receipt) -> bool:
-    cri = receipt.cri
-    served = (*cri.handlers, *(cri.fallback.handlers if cri.fallback else ())) if cri else ()
-    return not set(served) <= set(names(settings))
+    return receipt.cri is not None and not set(receipt.cri.may_be_loaded) <= set(names(settings))
 
 
 def _steps(install_dir: str, difference: layout.Difference, facts: ArtifactFacts) -> list[Action]:

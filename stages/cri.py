@@ -30,13 +30,14 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         )
     support.require(settings, facts, receipt)
     handback.refuse_others(facts, receipt)
-    config, contents = facts.config, {path: state.content for path, state in facts.files.items()}
-    wanted = config.wanted(settings, contents)
+    config = facts.config
+    wanted = config.wanted(settings, facts.contents)
     changes = list(wanted.files)
     # What this instance wrote while the runtime had another main file, or was another one.
     elsewhere, _ = handback.hand_back(facts, receipt)
     changes += [change for change in elsewhere if change.path not in {each.path for each in changes}]
     check = CheckConfig(config, own_paths(config), wanted.handlers, wanted.labels)
+    services = nydus.install_actions(settings, facts.nydus) if facts.nydus else ()
     plan = transaction.install(
         facts,
         receipt,
@@ -47,10 +48,10 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             written=check,
             put_back=replace(check, own_paths=(), handlers=(), labels={}),
         ),
-        services=nydus.install_actions(settings, facts.nydus) if facts.nydus else (),
+        services,
     )
     if facts.nydus:
-        plan = _with_nydus(plan, settings, facts.nydus)
+        plan = _with_nydus(plan, services, settings, facts.nydus)
     if plan.actions:
         _refuse_what_cannot_be_restarted(facts, receipt)
     return replace(plan, actions=(*plan.actions, *_removal_of_obsolete(receipt)))
@@ -71,9 +72,9 @@ def _removal_of_obsolete(receipt: Receipt) -> tuple[Action, ...]:
     )
 
 
-def _with_nydus(plan: Plan, settings: Settings, facts: NydusFacts) -> Plan:
+def _with_nydus(plan: Plan, services: tuple[Action, ...], settings: Settings, facts: NydusFacts) -> Plan:
     """``plan`` with the snapshotter up before the runtime needs it, and gone after it does no more."""
-    before = () if plan.actions else nydus.install_actions(settings, facts)
+    before = () if plan.actions else services
     after = () if snapshotters.sets_up(settings, NYDUS) else nydus.revert_actions(settings, facts)
     return replace(
         plan,

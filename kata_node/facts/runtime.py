@@ -63,6 +63,11 @@ class RuntimeFacts:
     """The nydus-snapshotter of this instance; ``None`` where the runtime has no snapshotters."""
 
     @property
+    def contents(self) -> dict[str, bytes]:
+        """What the files hold, by path."""
+        return {path: state.content for path, state in self.files.items()}
+
+    @property
     def config_path(self) -> str:
         """The runtime's main configuration file."""
         return self.config.main_path
