@@ -1,0 +1,207 @@
+"""The control plane itself: what tests and people may count on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node.cache import CHECKOUT, NodeError
+from node.places import Process
+from node.running import CommandFailed, wait_until
+
+from cluster import keeping, parts
+from cluster.control_plane import NOBODY, Cluster
+
+RESTRICTED = "system:node:restricted"
+
+
+def read(cluster: Cluster, *what: str) -> Any:
+    return json.loads(cluster.kubectl("get", *what, "--output=json").stdout)
+
+
+def test_the_api_server_is_ready_and_of_the_release_that_is_pinned(cluster: Cluster) -> None:
+    assert cluster.get("/readyz") == (200, "ok")
+    pinned = parts.version_of(parts.KUBERNETES)
+    versions = json.loads(cluster.kubectl("version", "--output=json").stdout)
+    assert versions["serverVersion"]["gitVersion"] == versions["clientVersion"]["gitVersion"] == pinned
+    assert pinned.startswith(f"v1.{versions['serverVersion']['minor']}.")
+
+
+def test_whoever_has_no_right_is_refused_and_with_a_role_is_not(cluster: Cluster) -> None:
+    refused = cluster.kubectl("get", "nodes", who=NOBODY, check=False)
+    assert refused.returncode
+    assert 'User "nobody" cannot list resource "nodes"' in refused.stderr
+    cluster.kubectl("create", "clusterrole", "sees-nodes", "--verb=list", "--resource=nodes")
+    cluster.kubectl("create", "clusterrolebinding", "sees-nodes", "--clusterrole=sees-nodes", "--user=nobody")
+    # The API server's authorizer hears of the role a moment later.
+    wait_until(lambda: not cluster.kubectl("get", "nodes", who=NOBODY, check=False).returncode, "it may look")
+
+
+def test_a_token_that_was_not_given_out_is_worth_nothing(cluster: Cluster) -> None:
+    assert cluster.get("/api/v1/secrets", token="made-up")[0] == 401
+    assert cluster.get("/api/v1/secrets", token=cluster.token(NOBODY))[0] == 403
+    with pytest.raises(NodeError, match="has no user stranger"):
+        cluster.token("stranger")
+
+
+def test_a_node_is_registered_ready_and_keeps_what_is_patched(cluster: Cluster) -> None:
+    handlers = [{"name": "kata-qemu"}]
+    node = cluster.node("worker", labels={"example.org/a": "1"}, status={"runtimeHandlers": handlers})
+    assert node["status"]["runtimeHandlers"] == handlers
+    cluster.kubectl("label", "node", "worker", "example.org/b=2")
+    cluster.kubectl("label", "node", "worker", "example.org/a=2", "--overwrite")
+    cluster.node("worker", labels={"example.org/a": "3"})
+    labels = read(cluster, "node", "worker")["metadata"]["labels"]
+    assert labels == {"kubernetes.io/hostname": "worker", "example.org/a": "3", "example.org/b": "2"}
+    ready = cluster.kubectl("wait", "node/worker", "--for=condition=Ready", "--timeout=5s")
+    assert "condition met" in ready.stdout
+
+
+def test_a_kubelets_account_may_change_its_own_node_within_limits_and_no_other(cluster: Cluster) -> None:
+    for name in ("restricted", "other"):
+        cluster.node(name)
+    cluster.kubectl("label", "node", "restricted", "example.org/mine=yes", who=RESTRICTED)
+    with pytest.raises(CommandFailed, match="is not allowed to modify labels"):
+        cluster.kubectl("label", "node", "restricted", "node-restriction.kubernetes.io/a=1", who=RESTRICTED)
+    with pytest.raises(CommandFailed, match="node 'restricted' cannot read 'other'"):
+        cluster.kubectl("label", "node", "other", "example.org/mine=yes", who=RESTRICTED)
+
+
+def test_a_service_account_gets_a_token_and_is_known_by_it(cluster: Cluster) -> None:
+    cluster.kubectl("create", "namespace", "kata")
+    cluster.kubectl("create", "serviceaccount", "labeller", "--namespace=kata")
+    name = "system:serviceaccount:kata:labeller"
+    seen = json.loads(cluster.kubectl("auth", "whoami", "--output=json", who=name).stdout)
+    assert seen["status"]["userInfo"]["username"] == name
+    config = cluster.kubeconfig_of(name, namespace="kata")
+    assert json.loads(config.read_text())["contexts"][0]["context"]["namespace"] == "kata"
+    with pytest.raises(CommandFailed, match="not found"):
+        cluster.token("system:serviceaccount:kata:nobody-of-that-name")
+
+
+def test_a_new_namespace_is_given_what_pods_need_by_the_controllers(cluster: Cluster) -> None:
+    cluster.kubectl("create", "namespace", "served")
+    made = ("serviceaccount/default", "configmap/kube-root-ca.crt")
+    cluster.kubectl("wait", *made, "--for=create", "--namespace=served", "--timeout=20s")
+    bundle = read(cluster, "configmap", "kube-root-ca.crt", "--namespace=served")["data"]["ca.crt"]
+    assert bundle == cluster.ca.read_text()
+
+
+POLICY = """\
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: no-forbidden-nodes}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [nodes]}]
+  validations: [{expression: "!object.metadata.name.startsWith('forbidden')", message: not this one}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: no-forbidden-nodes}
+spec: {policyName: no-forbidden-nodes, validationActions: [Deny]}
+"""
+
+
+def test_an_admission_policy_is_enforced(cluster: Cluster) -> None:
+    cluster.kubectl("apply", "--filename=-", text=POLICY)
+    node = json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "forbidden"}})
+
+    def refused() -> bool:
+        tried = cluster.kubectl("create", "--filename=-", "--dry-run=server", text=node, check=False)
+        return "not this one" in tried.stderr
+
+    wait_until(refused, "the policy is in force")
+    cluster.node("allowed")
+
+
+@pytest.mark.parametrize("kill", [pytest.param(False, id="drained"), pytest.param(True, id="killed")])
+def test_the_api_server_comes_back_with_all_that_was_there(own_cluster: Cluster, kill: bool) -> None:
+    own_cluster.node("before")
+    token = own_cluster.token("system:serviceaccount:default:default")
+    before = own_cluster.processes
+    own_cluster.stop_apiserver(kill=kill)
+    with pytest.raises(OSError, match="refused"):
+        own_cluster.get("/readyz")
+    own_cluster.start_apiserver()
+    assert own_cluster.get("/api/v1/namespaces/default/pods", token=token)[0] == 403  # known, without rights
+    assert read(own_cluster, "node", "before")["metadata"]["name"] == "before"
+    own_cluster.kubectl("create", "namespace", "after")
+    made = ("serviceaccount/default", "--for=create", "--namespace=after", "--timeout=30s")
+    own_cluster.kubectl("wait", *made)
+    after = own_cluster.processes
+    assert {name for name in before if before[name] != after[name]} == {"kube-apiserver"}
+
+
+def test_helm_installs_a_chart_and_takes_it_off_again(cluster: Cluster, tmp_path: Path) -> None:
+    chart = tmp_path / "sample"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("{apiVersion: v2, name: sample, version: 1.0.0}\n")
+    (chart / "templates" / "map.yaml").write_text(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: sample}, data: {of: '{{ .Release.Name }}'}}\n"
+    )
+    cluster.helm("install", "mine", str(chart))
+    assert read(cluster, "configmap", "sample")["data"] == {"of": "mine"}
+    cluster.helm("uninstall", "mine", "--wait")
+    assert cluster.kubectl("get", "configmap", "sample", check=False).returncode
+
+
+def test_a_program_that_does_not_start_is_told_with_what_it_logged(
+    machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"broken-{os.getpid()}"
+    monkeypatch.setattr("cluster.flags.etcd", lambda: ["--no-such-flag"])
+    with pytest.raises(NodeError, match=r"(?s)etcd has ended.*--- etcd.*flag provided but not defined"):
+        Cluster.start(name=name)
+    assert name not in [record.name for record in keeping.running()]
+
+
+START_AND_WAIT = """
+import sys
+from cluster.control_plane import Cluster
+cluster = Cluster.start(name=sys.argv[1])
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_test_leaves_no_process_and_the_next_start_no_file(machine: None) -> None:
+    name = f"killed-{os.getpid()}"
+    command = [sys.executable, "-c", START_AND_WAIT, name]
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT / "tests")}
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"up\n"
+        left = Cluster.attach(name)
+        owner.kill()
+    assert len(left.processes) == 3
+    for program, process in left.processes.items():
+        wait_until(lambda process=process: not process.alive, f"{program} has ended")  # type: ignore[misc]
+    with Cluster.start():
+        assert not left.directory.exists()
+
+
+def test_a_person_has_a_cluster_that_stays_until_it_is_put_down(machine: None) -> None:
+    name = f"person-{os.getpid()}"
+
+    def testcluster(*args: str) -> str:
+        command = [sys.executable, str(CHECKOUT / "scripts/testcluster"), *args, "--name", name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    try:
+        assert f"{name}: Kubernetes {parts.version_of(parts.KUBERNETES)}, up in" in testcluster("up")
+        assert f"{name}: ready at https://127.0.0.1:" in testcluster("status")
+        shell = f'{testcluster("env")}\nkubectl auth whoami --output=jsonpath="{{.status.userInfo.username}}"'
+        done = subprocess.run(["bash", "-c", shell], check=True, capture_output=True, text=True)
+        assert done.stdout == "admin"
+        processes: dict[str, Process] = dict(Cluster.attach(name).processes)
+    finally:
+        testcluster("down")
+    assert not any(process.alive for process in processes.values())
+    assert name not in testcluster("status")
