@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kata_node.kube import Kube
     from kata_node.payload import Entry
     from kata_node.payload_index import Payload
+    from kata_node.pods import InTheWay
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,22 @@ class Plan:
     """What a stage wants done. No actions: nothing is to be done, and ``summary`` says why.
 
     ``undo`` puts the node back when an action fails; without it, what was done so far stays and the
-    next run goes on from there.
+    next run goes on from there. ``afterwards`` is tried when all of it is done; that one of these
+    failed is only noted. While pods are ``in_the_way``, none of it is to be done.
     """
 
     summary: str
     actions: tuple[Action, ...] = ()
     undo: tuple[Action, ...] = ()
+    afterwards: tuple[Action, ...] = ()
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    in_the_way: InTheWay | None = None
 
     @property
     def changes(self) -> tuple[str, ...]:
         """The actions a person cares for, a line each."""
-        return tuple(line for action in self.actions if (line := action.describe()))
+        return tuple(line for action in (*self.actions, *self.afterwards) if (line := action.describe()))
 
 
 class _Quiet:

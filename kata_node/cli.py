@@ -72,8 +72,14 @@ class Direction(StrEnum):
     REVERT = "revert"
 
 
-INSTALL = (StageName.HOST_CHECK, StageName.ARTIFACTS, StageName.CRI, StageName.LABEL)
-REVERT = (StageName.UNLABEL, StageName.REVERT_CRI, StageName.REMOVE_ARTIFACTS)
+INSTALL = (
+    StageName.HOST_CHECK,
+    StageName.CLAIM,
+    StageName.ARTIFACTS,
+    StageName.CRI,
+    StageName.LABEL,
+)
+REVERT = (StageName.UNLABEL, StageName.REVERT_CRI, StageName.REMOVE_ARTIFACTS, StageName.UNCLAIM)
 
 
 COMMON = [
@@ -147,13 +153,13 @@ def _root(
 
 @command(app, "install")
 def install(common: Common) -> int:
-    """Run host-check, artifacts, cri and label, in this order."""
+    """Run host-check, claim, artifacts, cri and label."""
     return _stages(common, INSTALL)
 
 
 @command(app, "revert")
 def revert(common: Common) -> int:
-    """Run unlabel, revert-cri and remove-artifacts, in this order."""
+    """Run unlabel, revert-cri, remove-artifacts, unclaim."""
     return _stages(common, REVERT)
 
 
@@ -217,10 +223,11 @@ def payload_index(
 
 
 def _stages(common: Common, names: tuple[StageName, ...], *, code_if_planned: int = 0) -> int:
-    from kata_node import pipeline, report
+    from kata_node import events, pipeline, report
 
     _check_host_root(common)
     _check_rights(common, names)
+    _check_reports(common)
     modules = [cast("Stage", importlib.import_module(f"stages.{name.replace('-', '_')}")) for name in names]
 
     def show(done: StageReport) -> None:
@@ -229,9 +236,13 @@ def _stages(common: Common, names: tuple[StageName, ...], *, code_if_planned: in
             # The log has told what a real run changes, at the time.
             shown = done if common.dry_run else dataclasses.replace(done, changes=())
             say(report.to_text(shown, diffs=common.dry_run))
+        if not common.dry_run and not common.offline:
+            recorder.add(done)
 
     with _tools(common) as tools:
         settings, options = _settings(common), _options(common)
+        reporter = os.uname().nodename
+        recorder = events.Recorder(tools, common.node_name, settings.instance, reporter, common.reports)
         run = pipeline.Run(settings, options, tools, common.lock_timeout, common.dry_run, show)
         reports = pipeline.run(modules, run)
     failed = next((done for done in reports if done.error), None)
@@ -270,6 +281,15 @@ def _check_host_root(common: Common) -> None:
         )
 
 
+def _check_reports(common: Common) -> None:
+    if common.reports is not None and not common.reports.is_dir():
+        raise UsageError(
+            "there is no such directory",
+            where=f"--reports {common.reports}",
+            hint="mount the same volume there in every container of the Job, or leave the option out",
+        )
+
+
 def _check_rights(common: Common, names: Sequence[str]) -> None:
     from kata_node.pipeline import READS_ONLY
 
@@ -303,6 +323,8 @@ def _options(common: Common) -> Options:
         runtime=common.runtime,
         cri_socket=common.cri_socket.removeprefix("unix://"),
         restart_timeout=common.restart_timeout,
+        wait_for_pods=common.wait_for_pods,
+        ignore_pods=common.ignore_pods,
         label_timeout=common.label_timeout,
         stable_for=common.label_stable_for,
         node_name=common.node_name,

@@ -43,12 +43,14 @@ class StageName(StrEnum):
     """What ``stage`` can run."""
 
     HOST_CHECK = "host-check"
+    CLAIM = "claim"
     ARTIFACTS = "artifacts"
     CRI = "cri"
     LABEL = "label"
     UNLABEL = "unlabel"
     REVERT_CRI = "revert-cri"
     REMOVE_ARTIFACTS = "remove-artifacts"
+    UNCLAIM = "unclaim"
 
 
 def variable(option: str) -> str:
@@ -141,6 +143,13 @@ class Common:
         float,
         _seconds_option("restart-timeout", "How long the runtime may take to serve again.", least=1),
     ] = 120
+    wait_for_pods: Annotated[
+        float,
+        _seconds_option("wait-for-pods", "How long to wait for pods on handlers that are to go.", least=0),
+    ] = 0
+    ignore_pods: Annotated[
+        bool, _option("ignore-pods", None, "Take handlers away though pods run on them.")
+    ] = False
     label_timeout: Annotated[
         float,
         _seconds_option("label-timeout", "How long the Node may take to be ready and labelled.", least=1),
@@ -148,6 +157,10 @@ class Common:
     label_stable_for: Annotated[
         float, _seconds_option("label-stable-for", "How long the labels must hold without a break.", least=0)
     ] = 10
+    reports: Annotated[
+        Path | None,
+        _path_option("reports", "DIR", "Shared by the containers of a Job, for an Event that tells of all."),
+    ] = None
     termination_log: Annotated[
         Path, _path_option("termination-log", "FILE", "Written for the pod's status, if it is there.")
     ] = DEFAULT_TERMINATION_LOG
@@ -170,11 +183,13 @@ def given(arguments: Sequence[str], option: str) -> str:
 def misspelt() -> dict[str, str]:
     """Variables that are set and mean nothing, each with the one that was probably meant."""
     known = {variable(field.name) for field in fields(Common)}
-    strange = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
+    # Kubernetes gives pods variables of its own for a Service called kata-node: KATA_NODE_PORT is one.
+    given = (name for name in os.environ if name.startswith(PREFIX) and not name.endswith("_PORT"))
+    strange = [name for name in given if name not in known]
     if not strange:
         return {}
     import difflib
 
-    # Only near misses: Kubernetes gives pods variables of its own for a Service called kata-node.
+    # Only near misses, for the same reason.
     close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.9) for name in strange}
     return {name: found[0] for name, found in close.items() if found}

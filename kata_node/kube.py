@@ -1,7 +1,8 @@
 """The one door to the API server: a Node, its labels, and changes to them that last.
 
-Only ``get`` and ``patch`` on ``nodes`` are used, so that is all an account needs: what changes is
-polled, not watched, for a watch would need the right to list every Node of the cluster.
+Only ``get`` and ``patch`` on ``nodes`` are used, so that is all an account needs, and ``create`` on
+``events`` for those who read them. What changes is polled, not watched: a watch would need the right
+to list every Node of the cluster.
 
 A deadline is a point of the clock (:func:`time.monotonic`). No request is made again after it; one
 that is under way may take its own timeout longer.
@@ -13,19 +14,34 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import KubeError, UsageError
 from kata_node.kube_access import find_credentials, open_client
-from kata_node.kube_failures import OTHER_SERVER, ConflictError, NoSuchNodeError, failure_of, refusal
-from kata_node.kube_node import NodeFacts, check_machine, not_held, not_ready, waiting_for
+from kata_node.kube_failures import (
+    OTHER_SERVER,
+    ConflictError,
+    NoSuchNodeError,
+    failure_of,
+    not_recorded,
+    refusal,
+)
+from kata_node.kube_node import (
+    NodeFacts,
+    Taint,
+    check_machine,
+    not_held,
+    not_lifted,
+    not_ready,
+    waiting_for,
+)
 
 if TYPE_CHECKING:
     from lightkube import Client
-    from lightkube.generic_resource import GenericGlobalResource
+    from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource
 
 __all__ = ["Clock", "ConflictError", "Kube", "NoSuchNodeError", "NodeFacts", "in_cluster_or_configured"]
 
@@ -126,15 +142,53 @@ class Kube:
         Raises :class:`ConflictError` when the Node is no longer at ``resource_version``, and what
         :meth:`node` raises.
         """
-        # The version makes the request safe to repeat: had the first try been carried out and only
-        # its answer been lost, the second would be a conflict.
-        patch = {"metadata": {"resourceVersion": resource_version, "labels": dict(changes)}}
-        return self._call(
-            "patch",
-            name,
-            deadline,
-            lambda: self._client.patch(self._resource, name, patch, patch_type=self._merge),
-        )
+        return self._patch(name, {"metadata": {"labels": dict(changes)}}, resource_version, deadline)
+
+    def lift_taints(
+        self,
+        name: str,
+        remaining: Callable[[Sequence[Taint]], Sequence[Taint]],
+        *,
+        timeout: float,
+        expected_machine_id: str | None = None,
+        poll: float = POLL,
+    ) -> NodeFacts:
+        """Take the taints off the Node that ``remaining`` leaves out of those it is given.
+
+        Raises :class:`KubeError` when they are still there after ``timeout`` seconds, and
+        :class:`UnfitNodeError` when the Node is not on the machine of ``expected_machine_id``.
+        """
+        deadline = self.within(timeout)
+        conflicts = 0
+        while True:
+            facts = self._look(name, deadline, expected_machine_id, poll)
+            kept = remaining(facts.taints)
+            if len(kept) == len(facts.taints):
+                return facts
+            try:
+                # The list is replaced whole, so it has to be that of exactly the Node that was read.
+                return self._patch(name, {"spec": {"taints": kept}}, facts.resource_version, deadline)
+            except ConflictError as error:
+                conflicts += 1
+                log.debug("reading Node %s again: %s", name, error.what)
+            left = deadline - self.clock.now()
+            if left <= 0:
+                raise not_lifted(name, timeout, conflicts)
+            self.clock.sleep(min(poll, left))
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Make an Event of the core group, in the namespace it names. It is tried once.
+
+        Raises :class:`KubeError` when that fails: an Event is not worth waiting for.
+        """
+        try:
+            made = _event_resource().from_dict(dict(event))
+            self._client.create(made, namespace=event["metadata"]["namespace"])
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            raise not_recorded(failure, self.server) from error
 
     def wait_ready(
         self,
@@ -213,6 +267,20 @@ class Kube:
                 raise not_held(name, window, timeout, undone, conflicts)
             self.clock.sleep(min(poll, left, since + window - now if since is not None else left))
 
+    def _patch(
+        self, name: str, change: Mapping[str, Any], resource_version: str, deadline: float
+    ) -> NodeFacts:
+        """Merge ``change`` into the Node as it was read, or not at all."""
+        # The version makes the request safe to repeat: had the first try been carried out and only
+        # its answer been lost, the second would be a conflict.
+        patch = {**change, "metadata": {**change.get("metadata", {}), "resourceVersion": resource_version}}
+        return self._call(
+            "patch",
+            name,
+            deadline,
+            lambda: self._client.patch(self._resource, name, patch, patch_type=self._merge),
+        )
+
     def _look(self, name: str, deadline: float, machine_id: str | None, poll: float) -> NodeFacts:
         """The Node on the machine that is meant; one that is away is given some time to come back."""
         patience = min(deadline, self.within(ABSENCE))
@@ -269,6 +337,13 @@ def _node_resource() -> type[GenericGlobalResource]:
     from lightkube.generic_resource import create_global_resource
 
     return create_global_resource("", "v1", "Node", "nodes")
+
+
+@functools.cache
+def _event_resource() -> type[GenericNamespacedResource]:
+    from lightkube.generic_resource import create_namespaced_resource
+
+    return create_namespaced_resource("", "v1", "Event", "events")
 
 
 def in_cluster_or_configured() -> bool:

@@ -117,6 +117,12 @@ def refusal(failure: Failure, verb: str, name: str, server: str, tries: int) -> 
     return KubeError(what, where=f"node/{name} at {server}", hint=hint)
 
 
+def not_recorded(failure: Failure, server: str) -> KubeError:
+    """The error for an Event that was not made."""
+    hint = 'give the account "create" on "events" in the namespace' if failure.status == 403 else ""
+    return KubeError(f"the API server {failure.what}", where=server, hint=hint)
+
+
 def one_line(error: BaseException) -> str:
     """An error of another library, to be quoted in a sentence of ours."""
     return " ".join(f"{type(error).__name__}: {error}".split())

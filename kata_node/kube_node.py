@@ -8,6 +8,9 @@ from typing import Any
 
 from kata_node.errors import KubeError, UnfitNodeError
 
+Taint = Mapping[str, str]
+"""As the API has it: ``key``, ``effect``, and perhaps ``value`` and ``timeAdded``."""
+
 
 @dataclass(frozen=True)
 class NodeFacts:
@@ -25,6 +28,7 @@ class NodeFacts:
     machine_id: str
     resource_version: str
     not_ready_because: str = ""
+    taints: tuple[Taint, ...] = ()
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> NodeFacts:
@@ -42,6 +46,7 @@ class NodeFacts:
             machine_id=(status.get("nodeInfo") or {}).get("machineID", ""),
             resource_version=metadata["resourceVersion"],
             not_ready_because="" if ready.get("status") == "True" else str(ready.get("message", "")),
+            taints=tuple((node.get("spec") or {}).get("taints") or ()),
         )
 
     def missing(self, handlers: Collection[str]) -> tuple[str, ...]:
@@ -84,6 +89,15 @@ def not_ready(facts: NodeFacts, missing: Collection[str], timeout: float) -> Kub
     else:
         hint = "look at the kubelet's log on the node, then run again"
     return KubeError(f"after {timeout:g} s the Node {what}", where=f"node/{facts.name}", hint=hint)
+
+
+def not_lifted(name: str, timeout: float, conflicts: int) -> KubeError:
+    """The error for taints that are still there after ``timeout`` seconds."""
+    return KubeError(
+        f"the startup taints were still there after {timeout:g} s; {conflicts} changes met a conflict",
+        where=f"node/{name}",
+        hint="find what else writes this Node's taints, or lift them with `kubectl taint node`",
+    )
 
 
 def not_held(name: str, window: float, timeout: float, undone: int, conflicts: int) -> KubeError:

@@ -1,12 +1,18 @@
 """Which labels an instance wants on its Node, and the changes that get them there and away again.
 
+A Node is first *claimed* (``false``: something may be on it, nothing is to be scheduled there), then
+*served* (``true``), on the way back *withdrawn* (``false`` again) and at the very end *released*
+(gone). So whatever was begun, in either direction, can be found by a label until it is finished.
+
 All functions are pure. A set of changes maps a label to its new value, or to ``None`` where the
-label goes; an empty one means that the Node is as it should be.
+label goes; an empty one means that the Node is as it should be. What they say holds for the labels
+they were given, so the changes have to be made on exactly those, or worked out anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 SHARED = "katacontainers.io/kata-runtime"
 """What RuntimeClasses select: some instance serves Kata handlers on this node."""
@@ -15,6 +21,10 @@ MARK_PREFIX = "kata-deploy.katacontainers.io/"
 """Followed by the name of an instance: that one is on this node."""
 
 SERVING = "true"
+CLAIMED = "false"
+
+Goal = Literal["claimed", "served", "withdrawn", "released"]
+Changes = dict[str, str | None]
 
 
 def mark(instance: str) -> str:
@@ -28,17 +38,51 @@ def other_marks(labels: Mapping[str, str], instance: str) -> dict[str, str]:
     return {key: value for key, value in labels.items() if key.startswith(MARK_PREFIX) and key != own}
 
 
-def wanted(labels: Mapping[str, str], instance: str) -> dict[str, str | None]:
+def claimed(labels: Mapping[str, str], instance: str) -> Changes:
+    """What to change before the first byte is written to the node of ``instance``.
+
+    What says that it serves is left: it does so while it is installed again, and so do the others.
+    """
+    return {key: CLAIMED for key in (SHARED, mark(instance)) if labels.get(key) not in (SERVING, CLAIMED)}
+
+
+def served(labels: Mapping[str, str], instance: str) -> Changes:
     """What to change so that the Node says that ``instance`` serves its handlers."""
     return {key: SERVING for key in (SHARED, mark(instance)) if labels.get(key) != SERVING}
 
 
-def unwanted(labels: Mapping[str, str], instance: str) -> dict[str, str | None]:
-    """What to change so that the Node no longer says that ``instance`` is there.
+def withdrawn(labels: Mapping[str, str], instance: str) -> Changes:
+    """What to change so that no pod comes for ``instance`` any more, while its files are still there.
 
-    The shared label stays as it is while any other mark is left, and goes with the last one. It
-    also goes when it is found with no mark at all: nothing would ever take it away, and pods would
-    go on being sent to a node that cannot run them.
+    The shared label stays as it is while another instance serves. Labels that are not there are not made.
     """
-    going = [mark(instance)] if other_marks(labels, instance) else [SHARED, mark(instance)]
-    return {key: None for key in going if key in labels}
+    own = mark(instance)
+    going = (own,) if _another_serves(labels, instance) else (SHARED, own)
+    return {key: CLAIMED for key in going if labels.get(key, CLAIMED) != CLAIMED}
+
+
+def released(labels: Mapping[str, str], instance: str) -> Changes:
+    """What to change so that nothing on the Node speaks of ``instance``.
+
+    The shared label goes with the last mark, and while the others that are left only claim the Node
+    it is ``false``. It also goes when it is found with no mark at all: nothing would ever take it
+    away, and pods would go on being sent to a node that cannot run them.
+    """
+    own = mark(instance)
+    changes: Changes = {own: None} if own in labels else {}
+    if not other_marks(labels, instance):
+        return {SHARED: None, **changes} if SHARED in labels else changes
+    return {**withdrawn(labels, instance), **changes}
+
+
+def _another_serves(labels: Mapping[str, str], instance: str) -> bool:
+    return SERVING in other_marks(labels, instance).values()
+
+
+CHANGES: Mapping[Goal, Callable[[Mapping[str, str], str], Changes]] = {
+    "claimed": claimed,
+    "served": served,
+    "withdrawn": withdrawn,
+    "released": released,
+}
+"""How each goal is reached."""

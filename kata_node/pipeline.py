@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from kata_node import __version__
+from kata_node import __version__, pods
 from kata_node import receipt as receipts
 from kata_node.actions import Action, Forget, Plan, Record, Tools
 from kata_node.errors import KataNodeError, RolledBackError, UnfitNodeError
@@ -41,8 +41,8 @@ class Stage(Protocol):
         """Decide."""
 
 
-READS_ONLY = frozenset({"host-check", "label", "unlabel"})
-"""Stages that write nothing on the host. The label containers do not even see the lock."""
+READS_ONLY = frozenset({"host-check", "claim", "label", "unlabel", "unclaim"})
+"""Stages that write nothing on the host. The containers that label do not even see the lock."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,10 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
             started = time.monotonic()
             try:
                 _check_machine(stage, run)
-                locked.for_stage(stage.NAME)
                 if run.dry_run:
                     report, imagined = _imagine(stage, run, imagined)
                 else:
-                    report = _carry_out(stage, run)
+                    report = _carry_out(stage, run, locked)
             except (Exception, KeyboardInterrupt) as error:
                 known = as_known(error, stage.NAME)
                 report = StageReport(stage.NAME, "failed", known.what, error=Problem.of(known))
@@ -98,9 +97,14 @@ def _check_machine(stage: Stage, run: Run) -> None:
         )
 
 
-def _carry_out(stage: Stage, run: Run) -> StageReport:
-    plan = _plan(stage, run, _receipt(run))
+def _carry_out(stage: Stage, run: Run, locked: _Lock) -> StageReport:
+    def plan_now() -> Plan:
+        locked.for_stage(stage.NAME)
+        return _plan(stage, run, _receipt(run))
+
+    plan = pods.plan_when_free(plan_now, locked.release, run.options)
     _apply(plan, run.tools)
+    notes = _try(plan.afterwards, run.tools)
     if plan.actions:
         left = _plan(stage, run, _receipt(run))
         # A Node that is not Ready for a moment, after a restart of its runtime, is nobody's difference.
@@ -109,7 +113,8 @@ def _carry_out(stage: Stage, run: Run) -> StageReport:
                 "the node still differs after everything was done: " + "; ".join(left.changes),
                 hint="look for another program that writes the same files, then run again",
             )
-    return _report(stage, plan, "done" if plan.actions else "skipped")
+    report = _report(stage, plan, "done" if plan.actions or plan.afterwards else "skipped")
+    return replace(report, notes=(*report.notes, *notes))
 
 
 def _imagine(stage: Stage, run: Run, imagined: Receipt | None) -> tuple[StageReport, Receipt]:
@@ -123,7 +128,9 @@ def _imagine(stage: Stage, run: Run, imagined: Receipt | None) -> tuple[StageRep
         elif isinstance(action, Forget):
             receipt = _blank(run)
     report = _report(stage, plan, "planned" if plan.changes else "skipped")
-    return replace(report, diff="".join(action.diff() for action in plan.actions)), receipt
+    if plan.in_the_way is not None:
+        report = replace(report, notes=(*report.notes, f"in the way: {plan.in_the_way}"))
+    return replace(report, diff="".join(each.diff() for each in (*plan.actions, *plan.afterwards))), receipt
 
 
 def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
@@ -175,6 +182,19 @@ def _do(actions: Sequence[Action], tools: Tools) -> None:
             log.info("%s", line)
         action.apply(tools)
         action.check(tools)
+
+
+def _try(actions: Sequence[Action], tools: Tools) -> list[str]:
+    """Do what can be done: what could not, as notes."""
+    notes: list[str] = []
+    for action in actions:
+        try:
+            _do((action,), tools)
+        except Exception as error:
+            known = as_known(error, "")
+            log.warning("%s: %s", action.describe(), known)
+            notes.append(f"this could not be done: {action.describe()}: {known.what}")
+    return notes
 
 
 def _undo(actions: Sequence[Action], tools: Tools) -> list[str]:
@@ -230,17 +250,18 @@ class _Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._release()
+        self.release()
 
     def for_stage(self, stage: str) -> None:
         if stage in READS_ONLY or self._run.dry_run:
-            self._release()
+            self.release()
         elif self._held is None:
             held = contextlib.ExitStack()
             held.enter_context(lock.hold(self._run.tools.root, stage, self._run.lock_timeout))
             self._held = held
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Let go of it, if it is held."""
         if self._held is not None:
             self._held.close()
             self._held = None

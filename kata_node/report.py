@@ -122,6 +122,42 @@ def write_termination_message(path: Path, report: StageReport) -> None:
         log.warning("%s: the termination message could not be written: %s", path, error.strerror)
 
 
+LEFT_LIMIT = 65536
+"""Bytes of a report left for others; nothing longer is read, for it is no report of ours."""
+
+
+def leave(directory: Path, report: StageReport) -> None:
+    """Leave the report in ``directory`` for the stages that come after it, in other containers.
+
+    What cannot be written there is only logged: the stage itself ended as it did.
+    """
+    try:
+        (directory / f"{report.stage}.json").write_bytes(termination_message(report))
+    except OSError as error:
+        log.warning("%s: the report could not be left there: %s", directory, error.strerror)
+
+
+def left_in(directory: Path) -> list[StageReport]:
+    """The reports that stages have left, the oldest first; what is no such report is passed over."""
+    found = [
+        (path.stat().st_mtime_ns, report)
+        for path in directory.glob("*.json")
+        if path.is_file() and (report := _left(path))
+    ]
+    return [report for _, report in sorted(found, key=lambda each: each[0])]
+
+
+def _left(path: Path) -> StageReport | None:
+    try:
+        with path.open("rb") as file:
+            left = json.loads(file.read(LEFT_LIMIT))
+        notes = tuple(map(str, left.get("notes", ())))
+        return StageReport(path.stem, left["outcome"], str(left["summary"]), notes=notes)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        log.debug("%s is no report of a stage: %s", path, error)
+        return None
+
+
 def termination_message(report: StageReport) -> bytes:
     """One JSON document that the kubelet does not cut: its texts are shortened until it fits."""
     message: dict[str, Any] = {
@@ -134,11 +170,14 @@ def termination_message(report: StageReport) -> bytes:
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed
+    if report.notes:
+        message["notes"] = list(report.notes)
     limit = TERMINATION_MESSAGE_LIMIT
     while len(text := _encode(_shorten(message, limit))) > TERMINATION_MESSAGE_LIMIT:
         limit //= 2
         if limit <= SHORTEST:
             message.pop("failed", None)  # the error names them as well
+            message.pop("notes", None)
     return text
 
 

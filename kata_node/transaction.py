@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kata_node import cri_files
+from kata_node import cri_files, pods
 from kata_node.actions import Action, MakeDirs, Plan, Record, RemoveDirs, RemoveFile, Sweep, WriteFile
 from kata_node.cri_config import ConfigFile as Change
 from kata_node.cri_config import is_drop_in
@@ -75,6 +75,7 @@ def install(
     ours = {change.path for change in changes if change.content != change.without}
     files = tuple(file for file in flying.files if file.path in ours)
     serving = replace(flying, state="serving", files=files, previous=(), fallback=None)
+    gone = _sorted(set(_handlers(cri)).difference(handlers, _defined(facts, changes)))
     actions = (
         # With nothing to write the old record stays, which still tells what was read.
         _record(receipt, flying if todo or cri is None else cri, flying, facts, changes),
@@ -91,7 +92,7 @@ def install(
                 facts.home.socket,
                 applies,
                 serve=handlers,
-                gone=_sorted(set(_handlers(cri)).difference(handlers, _defined(facts, changes))),
+                gone=gone,
                 timeout=facts.timeout,
                 pending=replace(receipt, cri=replace(flying, state="restarting")),
                 proven=replace(receipt, cri=serving),
@@ -101,7 +102,13 @@ def install(
         ),
     )
     undo = begun.undo(facts, receipt, changes, flying.made_dirs, (*handlers, *_handlers(cri)), checks)
-    return Plan(_served(facts, handlers), actions, undo)
+    return Plan(
+        _served(facts, handlers),
+        actions,
+        undo,
+        notes=pods.unknown(facts.pods, gone),
+        in_the_way=pods.in_the_way(facts.pods, gone),
+    )
 
 
 def revert(
@@ -130,6 +137,7 @@ def revert(
         previous=begun.previous,
         fallback=begun.fallback,
     )
+    gone = _sorted(set(_handlers(cri)).difference(_defined(facts, changes)))
     actions = (
         _record(receipt, flying if todo or cri.state != "unloading" else cri, flying, facts, changes),
         *_swept(cri, changes),
@@ -144,7 +152,7 @@ def revert(
                 facts.home.socket,
                 applies,
                 serve=(),
-                gone=_sorted(set(_handlers(cri)).difference(_defined(facts, changes))),
+                gone=gone,
                 timeout=facts.timeout,
                 pending=replace(receipt, cri=replace(flying, state="unloading")),
                 proven=replace(receipt, cri=None),
@@ -156,7 +164,13 @@ def revert(
         ),
     )
     undo = begun.undo(facts, receipt, changes, cri.made_dirs, _handlers(cri), checks)
-    return Plan(f"{facts.unit or facts.runtime.name} serves none of our handlers", actions, undo)
+    return Plan(
+        f"{facts.unit or facts.runtime.name} serves none of our handlers",
+        actions,
+        undo,
+        notes=pods.unknown(facts.pods, gone),
+        in_the_way=pods.in_the_way(facts.pods, gone),
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ def unsupported(settings: Settings) -> list[tuple[str, str]]:
     asked: dict[str, tuple[object, str]] = {
         "env.hostOS": (settings.host_os, "enable the shim clh-azure in its place"),
         "devkit": (settings.devkit, "its extension of the guest is not installed"),
-        "startupTaints": (settings.startup_taints, ""),
     }
     for shim in settings.shims:
         values, key = settings.of(shim), f"shims.{shim.name}"

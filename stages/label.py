@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kata_node import labels
-from kata_node.actions import Action, Plan
+from kata_node import taints
+from kata_node.actions import Plan
 from kata_node.facts.node import LabelFacts, look
 from kata_node.handlers import names
-from kata_node.labelling import AwaitNode, SettleLabels
+from kata_node.labelling import AwaitNode, LiftTaints, settled
 from kata_node.receipt import Receipt
 from kata_node.settings import Settings
 
@@ -16,26 +16,27 @@ NAME = "label"
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
-    """Wait for the Node to be ready with our handlers, then set both labels and see them hold."""
+    """Wait for the Node to be ready with our handlers, set both labels and see them hold.
+
+    Only then are the startup taints lifted, and that this fails is no reason to call the node unfit.
+    """
     if not facts.name:
         return Plan(f"nothing to label: {facts.reason}")
     node = facts.node
     handlers = names(settings)
-    changes = labels.wanted(node.labels if node else {}, settings.instance)
-    actions: list[Action] = []
-    if changes or node is None or not node.ready or node.missing(handlers):
-        actions.append(AwaitNode(facts.name, handlers, facts.timeout, facts.expected_machine_id))
-    if changes:
-        actions.append(
-            SettleLabels(
-                facts.name,
-                settings.instance,
-                "wanted",
-                tuple(changes.items()),
-                facts.timeout,
-                facts.stable_for,
-                facts.expected_machine_id,
-            )
-        )
-    done = "labelled" if changes else "labelled already"
-    return Plan(f"Node {facts.name} {done}", tuple(actions))
+    labelled = settled(facts, settings.instance, "served")
+    ready = node is not None and node.ready and not node.missing(handlers)
+    awaited = (AwaitNode(facts.name, handlers, facts.timeout, facts.expected_machine_id),)
+    return Plan(
+        f"Node {facts.name} labelled" + ("" if labelled else " already"),
+        (*(() if ready and not labelled else awaited), *labelled),
+        afterwards=_lifted(settings, facts),
+    )
+
+
+def _lifted(settings: Settings, facts: LabelFacts) -> tuple[LiftTaints, ...]:
+    there = facts.node.taints if facts.node else ()
+    startup = tuple(taints.name(each) for each in there if taints.is_startup(each, settings.startup_taints))
+    if not startup:
+        return ()
+    return (LiftTaints(facts.name, settings.startup_taints, startup, facts.expected_machine_id),)

@@ -38,7 +38,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             put_back=check,
         ),
     )
-    return replace(plan, actions=(*plan.actions, *services), notes=tuple(notes))
+    return replace(plan, actions=(*plan.actions, *services), notes=(*plan.notes, *notes))
 
 
 def _lost(settings: Settings, facts: RuntimeFacts) -> Cri:

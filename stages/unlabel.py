@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from kata_node import labels
 from kata_node.actions import Plan
 from kata_node.facts.node import LabelFacts, look
-from kata_node.labelling import SettleLabels
+from kata_node.labelling import settled
 from kata_node.receipt import Receipt
 from kata_node.settings import Settings
 
@@ -15,25 +14,12 @@ NAME = "unlabel"
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
-    """Remove this instance's mark, and the shared label with the last mark."""
+    """Take this instance's ``true`` back, and that of the shared label with the last one.
+
+    The labels stay, as ``false``, until the node is clean: what cannot be finished now is found by them.
+    """
     if not facts.name:
         return Plan(f"nothing to unlabel: {facts.reason}")
-    # Of a Node that is away just now, all that it can have.
-    there = facts.node.labels if facts.node else dict.fromkeys(labels.wanted({}, receipt.instance), "")
-    changes = labels.unwanted(there, receipt.instance)
-    if not changes:
-        return Plan(f"Node {facts.name} does not carry our labels")
-    return Plan(
-        f"Node {facts.name} unlabelled",
-        (
-            SettleLabels(
-                facts.name,
-                receipt.instance,
-                "unwanted",
-                tuple(changes.items()),
-                facts.timeout,
-                facts.stable_for,
-                facts.expected_machine_id,
-            ),
-        ),
-    )
+    actions = settled(facts, receipt.instance, "withdrawn")
+    said = "no longer labelled" if actions else "not labelled"
+    return Plan(f"Node {facts.name} is {said} as serving", actions)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kata_node.actions import Tools
 from kata_node.containerd import config_path
 from kata_node.errors import KubeError, SystemdError
 from kata_node.host.cri import CriCallError, Reason, Status, Version
 from kata_node.host.files import Root
+from kata_node.host.sandboxes import Pod
 from kata_node.host.systemd import Unit
 from kata_node.kube_failures import NoSuchNodeError
 from kata_node.kube_node import NodeFacts
@@ -49,6 +51,12 @@ class FakeNode:
     cri_hangs: bool = False
     refusals: int = 0
     """How many of the next restarts fail, whatever the configuration."""
+    pods: tuple[Pod, ...] = ()
+    """All that runs on it, whatever on."""
+    list_fails: bool = False
+    lists: int = 0
+    """How often it was asked what runs."""
+    on_list: Callable[[], None] = lambda: None
     kube: object = None
     asked: list[str] = field(default_factory=list)
 
@@ -138,6 +146,15 @@ class FakeNode:
         """The handlers of the running invocation."""
         return Status(runtime_ready=True, network_ready=True, handlers=self._answers(), conditions=())
 
+    def pods_of(self) -> tuple[Pod, ...]:
+        """What runs; whoever looks may be told that it ended since."""
+        self._answers()
+        self.lists += 1
+        self.on_list()
+        if self.list_fails:
+            raise CriCallError("no answer to ListPodSandbox", reason=Reason.TIMEOUT, where="the socket")
+        return self.pods
+
     def version_of(self) -> Version:
         """What the running invocation says it is."""
         self._answers()
@@ -157,6 +174,10 @@ class FakeCri:
     def status(self, timeout: float) -> Status:
         """The handlers of the running invocation."""
         return self.node.status(timeout)
+
+    def pods(self, timeout: float) -> tuple[Pod, ...]:
+        """What runs."""
+        return self.node.pods_of()
 
 
 def _merge(into: dict[str, object], more: dict[str, object]) -> None:
@@ -183,6 +204,9 @@ class FakeKube:
     away: int = 0
     """How often the Node is not there when it is looked for."""
     error: KubeError | None = None
+    taints: list[Mapping[str, str]] = field(default_factory=list)
+    keeps_taints: bool = False
+    events: list[Mapping[str, Any]] = field(default_factory=list)
 
     def within(self, seconds: float) -> float:
         """The deadline that lies so far ahead."""
@@ -195,7 +219,8 @@ class FakeKube:
         if self.away:
             self.away -= 1
             raise NoSuchNodeError("there is no such Node", where=f"node/{name}")
-        return NodeFacts(name, dict(self.labels), self.ready, self.host.handlers, "", "1")
+        handlers = self.host.handlers
+        return NodeFacts(name, dict(self.labels), self.ready, handlers, "", "1", taints=tuple(self.taints))
 
     def wait_ready(
         self, name: str, handlers: Collection[str], *, timeout: float, expected_machine_id: str | None
@@ -216,6 +241,21 @@ class FakeKube:
                 del self.labels[key]
             else:
                 self.labels[key] = value
-        self.on_settled()
+        self.on_settled(self)
 
-    on_settled: Callable[[], None] = lambda: None
+    on_settled: Callable[[FakeKube], None] = lambda _: None
+
+    def lift_taints(
+        self,
+        name: str,
+        remaining: Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]],
+        **_: object,
+    ) -> None:
+        """Take off all but what remains."""
+        if self.keeps_taints:
+            raise KubeError("the taints stay", where=f"node/{name}")
+        self.taints = list(remaining(self.taints))
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Keep the Event."""
+        self.events.append(event)

@@ -19,10 +19,10 @@ from kata_node import payload_index, pipeline, settings
 from kata_node.facts import Options
 from kata_node.host.files import Root
 from kata_node.report import StageReport
-from stages import artifacts, cri, host_check, label, remove_artifacts, revert_cri, unlabel
+from stages import artifacts, claim, cri, host_check, label, remove_artifacts, revert_cri, unclaim, unlabel
 
-INSTALL = (host_check, artifacts, cri, label)
-REVERT = (unlabel, revert_cri, remove_artifacts)
+INSTALL = (host_check, claim, artifacts, cri, label)
+REVERT = (unlabel, revert_cri, remove_artifacts, unclaim)
 CONFIG = b"# the admin's\nversion = 3\n\n[debug]\n  level = 'info' # keep\n"
 
 
@@ -73,24 +73,29 @@ def run(
     machine_id: str = "",
     cri_socket: str = "",
     lock_timeout: float = 1,
+    wait_for_pods: float = 0,
+    ignore_pods: bool = False,
+    startup_taints: str = "",
+    report: Callable[[StageReport], None] = lambda _: None,
     **values: str,
 ) -> list[StageReport]:
     """Run ``stages`` for the shim qemu; ``values`` are overrides of the settings."""
     wanted = settings.load(None, overrides={"shims": "qemu", **values}, arch="x86_64")
-    wanted = replace(wanted, user_drop_in=user_drop_in)
+    wanted = replace(wanted, user_drop_in=user_drop_in, startup_taints=tuple(startup_taints.split()))
     options = Options(
         payload,
         offline=offline,
         runtime=runtime,
         cri_socket=cri_socket,
         restart_timeout=restart_timeout,
+        wait_for_pods=wait_for_pods,
+        ignore_pods=ignore_pods,
         node_name=node_name,
         stable_for=0,
         expected_machine_id=machine_id,
     )
-    return pipeline.run(
-        stages, pipeline.Run(wanted, options, node.tools(), lock_timeout=lock_timeout, dry_run=dry_run)
-    )
+    tools = node.tools()
+    return pipeline.run(stages, pipeline.Run(wanted, options, tools, lock_timeout, dry_run, report))
 
 
 def snapshot(node: FakeNode, below: str = "") -> dict[str, tuple[object, ...]]:

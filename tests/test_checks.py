@@ -253,10 +253,10 @@ def test_offline_no_hardware_is_judged() -> None:
 
 
 def test_settings_this_release_does_not_carry_out_are_refused_by_name() -> None:
-    taints = replace(settings.load(None, overrides={}, arch="x86_64"), startup_taints=("a.example/b",))
-    found = {check.name: check for check in all_checks(taints, GOOD, RECEIPT)}["settings"]
+    devkit = replace(settings.load(None, overrides={}, arch="x86_64"), devkit=True)
+    found = {check.name: check for check in all_checks(devkit, GOOD, RECEIPT)}["settings"]
     assert found.status == "fail"
-    assert "startupTaints" in found.remedy
+    assert "devkit" in found.remedy
 
 
 DEFAULT = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'nobody'\n"

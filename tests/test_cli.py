@@ -47,12 +47,12 @@ def test_the_whole_way_there_and_back(console: Console, tmp_path: Path, form: st
         return console.offline(*arguments, "--output", output)
 
     before = console.content()
-    there = ["host-check done", "artifacts skipped", "cri skipped", "label skipped"]
+    there = ["host-check done", "claim skipped", "artifacts skipped", "cri skipped", "label skipped"]
 
     install = run("install")
     assert (install.code, install.outcomes) == (
         0,
-        ["host-check done", "artifacts done", "cri done", "label skipped"],
+        ["host-check done", "claim skipped", "artifacts done", "cri done", "label skipped"],
     )
     assert "error" not in install.err
     files = console.files()
@@ -69,8 +69,14 @@ def test_the_whole_way_there_and_back(console: Console, tmp_path: Path, form: st
 
     plan = run("plan", "--shims", "qemu,clh")
     assert plan.code == 10
-    assert plan.outcomes == ["host-check done", "artifacts planned", "cri planned", "label skipped"]
-    diff = plan.out if output == "text" else plan.json["stages"][2]["diff"]
+    assert plan.outcomes == [
+        "host-check done",
+        "claim skipped",
+        "artifacts planned",
+        "cri planned",
+        "label skipped",
+    ]
+    diff = plan.out if output == "text" else plan.json["stages"][3]["diff"]
     assert '+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata-clh]\n' in diff
     assert "kata-qemu]" not in re.sub(r"^[^+-].*\n", "", diff, flags=re.MULTILINE)
     assert console.files() == files
@@ -80,11 +86,16 @@ def test_the_whole_way_there_and_back(console: Console, tmp_path: Path, form: st
 
     plan = run("plan", "revert")
     assert plan.code == 10
-    assert plan.outcomes == ["unlabel skipped", "revert-cri planned", "remove-artifacts planned"]
+    assert plan.outcomes == [
+        "unlabel skipped",
+        "revert-cri planned",
+        "remove-artifacts planned",
+        "unclaim skipped",
+    ]
     revert = run("revert")
     assert (revert.code, revert.outcomes) == (
         0,
-        ["unlabel skipped", "revert-cri done", "remove-artifacts done"],
+        ["unlabel skipped", "revert-cri done", "remove-artifacts done", "unclaim skipped"],
     )
     assert console.content() == before
     assert run("plan", "revert").code == 0
@@ -264,10 +275,10 @@ def test_a_setting_this_release_does_not_carry_out_is_refused_by_name(
     console: Console, tmp_path: Path
 ) -> None:
     values = tmp_path / "values.yaml"
-    values.write_text("startupTaints: [example.com/new-node]\n")
+    values.write_text("devkit: true\n")
     before = console.files()
     result = console.offline("install", "--config", values)
-    refused(console, result, 3, "startupTaints", "is not in this release")
+    refused(console, result, 3, "devkit", "is not in this release")
     assert result.outcomes == ["host-check failed"]
     assert console.files() == before
 
@@ -341,7 +352,7 @@ def test_an_archive_that_was_damaged_after_it_was_indexed_is_not_installed(
     before = console.files()
     result = console.offline("install")
     refused(console, result, 4, "kata-static-qemu.tar.zst", "put back as it was")
-    assert result.outcomes == ["host-check done", "artifacts failed"]
+    assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]
     assert console.files() == before
 
 
@@ -412,7 +423,7 @@ def test_a_disk_that_fails_in_mid_copy_leaves_the_node_as_it_was(
     before = console.files()
     result = console.offline("install")
     refused(console, result, 4, "at: /opt/kata/", "put back as it was", *says)
-    assert result.outcomes == ["host-check done", "artifacts failed"]
+    assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]
     assert console.files() == before
 
 
@@ -541,7 +552,7 @@ def test_ctrl_c_while_the_runtime_restarts_puts_it_back(live: tuple[Console, Fak
     node.on_restart = press_once
     result = console.online("install")
     refused(console, result, 4, "interrupted", "put back as it was")
-    assert result.outcomes == ["host-check done", "artifacts done", "cri failed"]
+    assert result.outcomes == ["host-check done", "claim skipped", "artifacts done", "cri failed"]
     assert (console.host / MAIN).read_text() == CONFIG
     assert node.handlers == ("runc",)
     assert console.online("install").code == 0
@@ -553,7 +564,7 @@ def test_ctrl_c_between_changes_is_told_as_the_stages_own_end(
     monkeypatch.setattr("stages.artifacts.look", press)
     result = console.offline("install")
     refused(console, result, 1, "interrupted", "run the same command again")
-    assert result.outcomes == ["host-check done", "artifacts failed"]
+    assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]
 
 
 def press(*_: object, **__: object) -> None:

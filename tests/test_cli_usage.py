@@ -43,7 +43,9 @@ def console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Cons
             id="option before the command",
         ),
         pytest.param(["stage"], ["STAGE", "missing", "kata-node stage --help"], id="no stage"),
-        pytest.param(["stage", "crio"], ["STAGE", "'crio'", "'host-check', 'artifacts', 'cri',"], id="stage"),
+        pytest.param(
+            ["stage", "crio"], ["STAGE", "'crio'", "'host-check', 'claim', 'artifacts', 'cri',"], id="stage"
+        ),
         pytest.param(["plan", "uninstall"], ["'uninstall'", "'install', 'revert'"], id="direction"),
         pytest.param(["install", "--config"], ["--config", "kata-node install --help"], id="no value"),
         pytest.param(["install", "--offline=yes"], ["--offline", "kata-node install --help"], id="a value"),

@@ -57,6 +57,7 @@ def test_an_install_serves_a_second_one_skips_and_revert_leaves_the_node_as_it_w
     installed = snapshot(node)
     assert outcomes(run(node, INSTALL, payload)) == [
         "host-check done",
+        "claim skipped",
         "artifacts skipped",
         "cri skipped",
         "label skipped",
@@ -75,6 +76,7 @@ def test_an_install_killed_anywhere_is_completed_by_the_next(tmp_path: Path, pay
         assert node.handlers is not None
         assert "kata-qemu" in node.handlers
         assert outcomes(run(node, INSTALL, payload))[1:] == [
+            "claim skipped",
             "artifacts skipped",
             "cri skipped",
             "label skipped",

@@ -18,6 +18,7 @@ from unix_peer import UnixPeer, listen
 from kata_node.errors import CriError, HostError
 from kata_node.host.cri import Condition, Cri, CriCallError, Reason, Status, Version
 from kata_node.host.files import Root
+from kata_node.host.sandboxes import Pod
 from kata_node.host.sockets import Stream
 
 SOCKET = "/run/containerd/containerd.sock"
@@ -169,6 +170,44 @@ def test_status_keeps_what_a_condition_says_of_itself(serve: Callable[..., Cri])
             Condition("NetworkReady", False, "NoPlugin", "cni plugin not initialized"),
         ),
     )
+
+
+def sandbox(namespace: str, name: str, *more: tuple[int, object]) -> tuple[int, bytes]:
+    metadata = message((1, name), (2, "0f1e"), (3, namespace), (4, 1))
+    return 1, message((1, "ab" * 32), (2, metadata), (4, 2**60), *more)
+
+
+def test_the_pods_that_run_are_told_with_what_runs_them(serve: Callable[..., Cri]) -> None:
+    answer = message(
+        sandbox("shop", "web", (5, message((1, "app"), (2, "web"))), (7, "kata-qemu")),
+        sandbox("shop", "db", (6, message((1, "note"), (2, "x" * 1000))), (7, "runc")),
+        sandbox("kube-system", "proxy"),
+    )
+    assert serve(Runtime({"ListPodSandbox": answer}).serve).pods(5) == (
+        Pod("kube-system", "proxy", ""),
+        Pod("shop", "db", "runc"),
+        Pod("shop", "web", "kata-qemu"),
+    )
+
+
+def test_only_those_that_run_are_asked_for(serve: Callable[..., Cri]) -> None:
+    runtime = Runtime({"ListPodSandbox": b""})
+    assert serve(runtime.serve).pods(5) == ()
+    # The request's filter, in it the state's message, in which the state that runs is the default.
+    assert [request for _, request in runtime.requests] == [framed(message((1, message((2, b"")))))]
+
+
+def test_a_pod_whose_sandbox_was_made_twice_is_told_once(serve: Callable[..., Cri]) -> None:
+    answer = message(*[sandbox("shop", "web", (7, "kata-qemu"))] * 2)
+    assert serve(Runtime({"ListPodSandbox": answer}).serve).pods(5) == (Pod("shop", "web", "kata-qemu"),)
+
+
+def test_a_full_node_is_told_in_one_answer(serve: Callable[..., Cri]) -> None:
+    annotation = (6, message((1, "kubectl.kubernetes.io/last-applied-configuration"), (2, "x" * 8192)))
+    answer = message(*(sandbox("shop", f"web-{at}", annotation, (7, "kata-qemu")) for at in range(500)))
+    runtime = Runtime({"ListPodSandbox": answer})
+    assert len(serve(runtime.serve).pods(30)) == 500
+    assert len(runtime.requests) == 1
 
 
 def test_an_empty_answer_is_a_runtime_that_is_not_ready(serve: Callable[..., Cri]) -> None:

@@ -65,6 +65,7 @@ def test_an_installation_serves_is_skipped_the_second_time_and_leaves_no_trace(
     changed = {f"/{path}" for path, what in config(kind, node).items() if what != before.get(path)}
     assert {path for path in changed if not node.root.is_dir(path)} == set(kind.ours)
     assert outcomes(go(kind, node, INSTALL, payload))[1:] == [
+        "claim skipped",
         "artifacts skipped",
         "cri skipped",
         "label skipped",

@@ -29,8 +29,8 @@ MARK = "kata-deploy.katacontainers.io/blue"
 OURS = {SHARED: "true", MARK: "true"}
 MACHINE = "0123456789abcdef0123456789abcdef"
 
-label = functools.partial(labels.wanted, instance="blue")
-unlabel = functools.partial(labels.unwanted, instance="blue")
+label = functools.partial(labels.served, instance="blue")
+unlabel = functools.partial(labels.released, instance="blue")
 
 Labels = dict[str, str]
 

@@ -227,7 +227,7 @@ def test_runc_that_came_with_our_tables_stays_for_the_handlers_added_since(
     edit(node, NVIDIA)
     assert errors(run(node, INSTALL, payload, shims="qemu,clh")) == []
     assert served(node) == ["kata-clh", "kata-qemu", "nvidia", "runc"]
-    assert outcomes(run(node, INSTALL, payload, shims="qemu,clh"))[2] == "cri skipped"
+    assert outcomes(run(node, INSTALL, payload, shims="qemu,clh"))[3] == "cri skipped"
     assert errors(run(node, REVERT, payload)) == []
     assert served(node) == ["nvidia", "runc"]
     assert before in read(node)

@@ -50,7 +50,7 @@ def test_a_shim_switched_off_goes_with_its_files_when_it_is_served_no_more(
     assert outcomes(run(both, (artifacts,), payload)) == ["artifacts skipped"]
     assert errors(run(both, (cri,), payload)) == []
     assert (has_clh(both), both.handlers) == (False, ("kata-qemu", "runc"))
-    assert outcomes(run(both, INSTALL, payload))[1:3] == ["artifacts skipped", "cri skipped"]
+    assert outcomes(run(both, INSTALL, payload))[2:4] == ["artifacts skipped", "cri skipped"]
 
 
 def test_a_shim_that_cannot_be_switched_off_keeps_its_files(both: FakeNode, payload: Path) -> None:

@@ -32,7 +32,7 @@ from kata_node.errors import HostError, KubeError
 from kata_node.facts import Options
 from kata_node.host import lock
 from kata_node.host.files import Root
-from stages import artifacts, cri, remove_artifacts, revert_cri
+from stages import artifacts, claim, cri, label, remove_artifacts, revert_cri
 
 CRI = (artifacts, cri)
 """Without host-check, which refuses what this release does not promise, such as suffixes."""
@@ -126,7 +126,7 @@ def test_a_main_file_that_became_a_symlink_stays_one_and_what_it_leads_to_is_edi
     real = node.root.resolve(MAIN)
     real.rename(real.with_name("real.toml"))
     real.symlink_to("real.toml")
-    assert outcomes(run(node, INSTALL, payload))[2] == "cri skipped"
+    assert outcomes(run(node, INSTALL, payload))[3] == "cri skipped"
     assert errors(run(node, INSTALL, payload, user_drop_in=EXTRA)) == []
     assert errors(run(node, REVERT, payload)) == []
     assert node.root.read_link(MAIN) == "real.toml"
@@ -563,7 +563,7 @@ def test_what_others_left_beside_our_files_stays_and_does_not_hold_up_a_revert(
     write(node, notes, b"a note")
     reports = run(node, REVERT, payload)
     assert errors(reports) == []
-    assert {note.rpartition(" ")[2] for note in reports[-1].notes} == {copy, notes}
+    assert {note.rpartition(" ")[2] for note in reports[-2].notes} == {copy, notes}
     assert read(node, copy) == b"a copy"
     assert errors(run(node, REVERT, payload)) == []
 
@@ -585,7 +585,7 @@ def test_an_install_dir_that_is_a_mount_point_stays(
     assert errors(run(node, INSTALL, payload)) == []
     assert errors(run(node, REVERT, payload)) == []
     assert set(snapshot(node, "opt")) == {"opt/kata"}
-    assert outcomes(run(node, REVERT, payload))[-1] == "remove-artifacts skipped"
+    assert outcomes(run(node, REVERT, payload))[-2] == "remove-artifacts skipped"
 
 
 def test_a_revert_for_another_prefix_leaves_the_drop_in_that_both_would_have(
@@ -668,7 +668,12 @@ def test_when_systemd_goes_away_in_between_the_files_are_put_back_and_the_next_r
     node.systemd_gone = False
     assert errors(run(node, INSTALL, payload)) == []
     assert handlers(node) == ("kata-qemu",)
-    assert outcomes(run(node, INSTALL, payload))[1:] == ["artifacts skipped", "cri skipped", "label skipped"]
+    assert set(outcomes(run(node, INSTALL, payload))[1:]) == {
+        "claim skipped",
+        "artifacts skipped",
+        "cri skipped",
+        "label skipped",
+    }
 
 
 # The cluster
@@ -694,6 +699,79 @@ def test_the_labels_come_with_the_install_and_go_with_the_revert(
     assert cluster.labels == {"kubernetes.io/hostname": "n1"}
 
 
+def test_a_node_is_claimed_before_anything_is_written_to_it(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    before, seen = snapshot(node), []
+    cluster.on_settled = lambda kube: seen.append((dict(kube.labels), snapshot(node) == before))
+    assert errors(run(node, INSTALL, payload, node_name="n1")) == []
+    labels, untouched = seen[0]
+    assert labels == {"kubernetes.io/hostname": "n1"} | dict.fromkeys(MARKS, "false")
+    assert untouched
+
+
+def test_what_half_an_installation_left_can_be_found_until_it_is_gone(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    claims = dict.fromkeys(MARKS, "false")
+    failed = run(node, INSTALL, payload, node_name="n1", user_drop_in=NO_CRI)
+    assert exit_code(failed) == 4
+    assert cluster.labels.items() >= claims.items()
+    assert errors(run(node, INSTALL, payload, node_name="n1")) == []
+    node.systemd_gone = True
+    assert exit_code(run(node, REVERT, payload, node_name="n1")) == 1
+    assert cluster.labels.items() >= claims.items()
+    node.systemd_gone = False
+    assert errors(run(node, REVERT, payload, node_name="n1")) == []
+    assert not cluster.labels.keys() & claims.keys()
+
+
+def test_a_node_that_serves_goes_on_being_used_while_it_is_installed_again(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    assert errors(run(node, INSTALL, payload, node_name="n1")) == []
+    seen: list[str] = []
+    cluster.on_settled = lambda kube: seen.append(kube.labels["katacontainers.io/kata-runtime"])
+    assert errors(run(node, INSTALL, payload, node_name="n1", shims="qemu,clh")) == []
+    assert "false" not in seen
+    assert cluster.labels.items() >= MARKS.items()
+
+
+GONE = {"key": "example.com/starting", "effect": "NoSchedule", "value": "yes"}
+STAYS = {"key": "example.com/starting", "effect": "NoExecute"}
+
+
+@pytest.mark.parametrize(
+    ("startup", "left"),
+    [
+        pytest.param("example.com/starting", [], id="by key"),
+        pytest.param("example.com/starting:NoSchedule", [STAYS], id="by key and effect"),
+        pytest.param("example.com/start", [GONE, STAYS], id="another key"),
+    ],
+)
+def test_startup_taints_are_lifted_once_the_node_is_labelled(
+    node: FakeNode, payload: Path, cluster: FakeKube, startup: str, left: list[dict[str, str]]
+) -> None:
+    cluster.taints = [GONE, STAYS]
+    there_when_labelled: list[int] = []
+    cluster.on_settled = lambda kube: there_when_labelled.append(len(kube.taints))
+    assert errors(run(node, INSTALL, payload, node_name="n1", startup_taints=startup)) == []
+    assert cluster.taints == left
+    assert set(there_when_labelled) == {2}
+
+
+def test_a_startup_taint_that_stays_is_noted_and_fails_nothing(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    cluster.taints, cluster.keeps_taints = [GONE], True
+    reports = run(node, INSTALL, payload, node_name="n1", startup_taints=GONE["key"])
+    assert exit_code(reports) == 0
+    assert ["example.com/starting:NoSchedule" in note for note in reports[-1].notes] == [True]
+    cluster.keeps_taints = False
+    reports = run(node, INSTALL, payload, node_name="n1", startup_taints=GONE["key"])
+    assert (outcomes(reports)[-1], cluster.taints) == ("label done", [])
+
+
 def test_a_node_that_registers_anew_after_the_restart_is_waited_for(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
@@ -705,23 +783,38 @@ def test_a_node_that_registers_anew_after_the_restart_is_waited_for(
 def test_a_node_that_is_not_ready_for_a_moment_once_it_is_labelled_is_no_failure(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
-    cluster.on_settled = lambda: setattr(cluster, "ready", False)
+    def away(kube: FakeKube) -> None:
+        kube.ready = "true" not in kube.labels.values()
+
+    cluster.on_settled = away
     assert errors(run(node, INSTALL, payload, node_name="n1")) == []
 
 
 def test_an_api_server_that_refuses_costs_only_the_labels_until_the_next_run(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
+    run(node, (claim,), payload, node_name="n1")
     cluster.error = KubeError("it refuses", where="https://api")
-    reports = run(node, INSTALL, payload, node_name="n1")
+    reports = run(node, (*CRI, label), payload, node_name="n1")
     assert (reports[-1].stage, exit_code(reports)) == ("label", 1)
     assert handlers(node) == ("kata-qemu",)
     cluster.error = None
     assert outcomes(run(node, INSTALL, payload, node_name="n1"))[1:] == [
+        "claim skipped",
         "artifacts skipped",
         "cri skipped",
         "label done",
     ]
+
+
+def test_a_node_that_cannot_be_claimed_is_not_touched(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    before = snapshot(node)
+    cluster.error = KubeError("it refuses", where="https://api")
+    reports = run(node, INSTALL, payload, node_name="n1")
+    assert (reports[-1].stage, exit_code(reports)) == ("claim", 1)
+    assert snapshot(node) == before
 
 
 def test_nothing_is_taken_away_while_the_cluster_still_sends_pods_here(
@@ -799,13 +892,13 @@ def seen(node: FakeNode, payload: Path) -> list[status.Status]:
 def test_a_dry_run_tells_all_that_would_happen_and_changes_nothing(node: FakeNode, payload: Path) -> None:
     before = snapshot(node)
     planned = run(node, INSTALL, payload, dry_run=True)
-    assert [report.outcome for report in planned] == ["done", "planned", "planned", "skipped"]
-    assert f"+++ {MAIN}" in planned[2].diff
+    assert [report.outcome for report in planned] == ["done", "skipped", "planned", "planned", "skipped"]
+    assert f"+++ {MAIN}" in planned[3].diff
     assert (snapshot(node), node.restarts) == (before, 0)
     assert errors(run(node, INSTALL, payload)) == []
     installed = snapshot(node)
     planned = run(node, REVERT, payload, dry_run=True)
-    assert [report.outcome for report in planned] == ["skipped", "planned", "planned"]
+    assert [report.outcome for report in planned] == ["skipped", "planned", "planned", "skipped"]
     assert [note for report in planned for note in report.notes] == []
     assert (snapshot(node), node.restarts) == (installed, 1)
 

@@ -155,6 +155,7 @@ def test_the_termination_message_tells_the_outcome(tmp_path: Path) -> None:
         "stage": "artifacts",
         "outcome": "done",
         "summary": "3 files placed (1.5 GiB)",
+        "notes": ["changed on the host: bin/qemu"],
     }
 
 

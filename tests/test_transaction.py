@@ -14,6 +14,7 @@ from kata_node.cri_files import PutBack, sha256
 from kata_node.distributions import Applies, home
 from kata_node.facts.runtime import RuntimeFacts
 from kata_node.host.files import FileState
+from kata_node.host.sandboxes import Pod
 from kata_node.receipt import Artifacts, Backup, Cri, CriFile, Previous, Receipt
 from kata_node.restart import CheckConfig, RestartRuntime
 from kata_node.transaction import Checks, install, revert
@@ -403,3 +404,56 @@ def test_a_failed_revert_goes_back_to_serving() -> None:
         "put back config.toml",
         "restart if-read, then serving",
     ]
+
+
+OURS, RUNC = Pod("shop", "web", "kata-qemu"), Pod("shop", "db", "runc")
+
+
+@pytest.mark.parametrize(
+    ("found", "cri", "expected"),
+    [
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), SERVING, (OURS,), id="what-serves"),
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), WRITING, (OURS,), id="what-a-killed-run-left"),
+        pytest.param(
+            facts({MAIN: OLD}, handlers=HANDLERS),
+            replace(SERVING, state="unloading"),
+            (OURS,),
+            id="half-gone",
+        ),
+        pytest.param(
+            facts({MAIN: b"another's", **INSTALLED}, handlers=HANDLERS), SERVING, (OURS,), id="an-edited-file"
+        ),
+    ],
+)
+def test_nothing_is_taken_back_from_under_pods(
+    found: RuntimeFacts, cri: Cri, expected: tuple[Pod, ...]
+) -> None:
+    found = replace(found, pods=(RUNC, OURS))
+    plan = revert(found, receipt(cri), cri, BACK, CHECKS)
+    assert plan.in_the_way is not None
+    assert plan.in_the_way.pods == expected
+    assert plan.notes == ()
+
+
+def test_pods_on_what_others_define_as_well_are_in_nobodys_way() -> None:
+    found = replace(facts(INSTALLED, handlers=HANDLERS), pods=(OURS,))
+    kept = (Change(MAIN, OLD, without=OLD), Change(DROP_IN, b"others\n"))
+    assert revert(found, receipt(SERVING), SERVING, kept, CHECKS).in_the_way is None
+
+
+def test_pods_on_a_handler_that_an_update_drops_are_in_its_way_and_others_are_not() -> None:
+    clh = Pod("shop", "cache", "kata-clh")
+    both = replace(SERVING, handlers=(*HANDLERS, "kata-clh"))
+    found = replace(facts(INSTALLED, handlers=both.handlers), pods=(OURS, RUNC, clh))
+    changes = (Change(DROP_IN, b"fewer handlers\n"), *CHANGES[1:])
+    plan = install(found, receipt(both), changes, HANDLERS, CHECKS)
+    assert plan.in_the_way is not None
+    assert plan.in_the_way.pods == (clh,)
+
+
+def test_where_nobody_can_tell_what_runs_it_goes_on_and_says_so() -> None:
+    found = replace(facts(INSTALLED, handlers=None), pods=None)
+    plan = revert(found, receipt(SERVING), SERVING, BACK, CHECKS)
+    assert plan.in_the_way is None
+    assert plan.notes == ("the runtime could not be asked which pods run on kata-qemu",)
+    assert install(found, receipt(RESTARTING), CHANGES, HANDLERS, CHECKS).notes == ()

@@ -23,6 +23,10 @@ class Options:
     restart_timeout: float = 120.0
     label_timeout: float = 300.0
     stable_for: float = 10.0
+    wait_for_pods: float = 0.0
+    """How long pods on handlers that are to be taken away are waited for."""
+    ignore_pods: bool = False
+    """Whether such handlers are taken away from pods that run on them."""
     node_name: str = ""
     expected_machine_id: str = ""
 

@@ -1,4 +1,4 @@
-"""What the API server tells of this Node: for label and unlabel."""
+"""What the API server tells of this Node: for the stages that speak to it."""
 
 from __future__ import annotations
 

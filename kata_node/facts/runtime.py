@@ -17,12 +17,14 @@ from kata_node.errors import CriError, KataNodeError, UnfitNodeError
 from kata_node.facts import Look
 from kata_node.facts.artifacts import dirs_of_others, missing_dirs
 from kata_node.facts.snapshotters import NydusFacts, look_at_nydus
+from kata_node.handlers import names
 from kata_node.host import kernel
 from kata_node.host.files import FileState
 from kata_node.receipt import Receipt
 from kata_node.versions import UNKNOWN, Runtime, evidence, parse_version, runtime_version
 
 if TYPE_CHECKING:
+    from kata_node.host.sandboxes import Pod
     from kata_node.host.systemd import Unit
 
 CALL_TIMEOUT = 10.0  # seconds for one question to a runtime that is up
@@ -59,6 +61,8 @@ class RuntimeFacts:
     offline: bool = False
     told_config: str = ""
     """The main file by the unit's command line; empty where that tells none."""
+    pods: tuple[Pod, ...] | None = ()
+    """Those that run on handlers of ours which may be taken away; ``None`` when nobody could tell."""
     nydus: NydusFacts | None = None
     """The nydus-snapshotter of this instance; ``None`` where the runtime has no snapshotters."""
 
@@ -108,6 +112,7 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         *(receipt.cri.paths() if receipt.cri else ()),
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
+    served = None if options.offline else _handlers(look, home, may_be_down=for_revert)
     return RuntimeFacts(
         runtime,
         told_by,
@@ -121,10 +126,11 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         unit.invocation_id if unit else "",
         unit.active_state if unit else "",
         kernel.boot_id(),
-        None if options.offline else _handlers(look, home, may_be_down=for_revert),
+        served,
         options.restart_timeout,
         options.offline,
         _told_config(unit),
+        () if options.offline else _pods(look, home, served, for_revert=for_revert),
         look_at_nydus(look, home.units) if runtime.name == "containerd" else None,
     )
 
@@ -262,6 +268,28 @@ def _handlers(look: Look, home: Home, *, may_be_down: bool) -> tuple[str, ...] |
         if may_be_down or (recorded is not None and recorded.state != "serving"):
             return None
         raise
+
+
+def _pods(
+    look: Look, home: Home, served: tuple[str, ...] | None, *, for_revert: bool
+) -> tuple[Pod, ...] | None:
+    """The runtime is asked only where a handler is served that this stage may take away."""
+    if served is None:
+        return None
+    recorded, wanted = look.receipt.cri, set(names(look.settings))
+    # What a lost record would have named is known by the settings alone.
+    loaded = set(recorded.may_be_loaded) if recorded else wanted
+    going = (loaded if for_revert else loaded - wanted) & set(served)
+    if not going:
+        return ()
+    try:
+        running = look.tools.cri(home.socket).pods(CALL_TIMEOUT)
+    except CriError as error:
+        if look.options.ignore_pods:
+            return None
+        hint = f"{error.hint}; or go on whatever runs with --ignore-pods"
+        raise CriError(error.what, where=error.where, hint=hint) from error
+    return tuple(pod for pod in running if pod.handler in going)
 
 
 def _backups(look: Look, receipt: Receipt) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""What the container runtime says of itself over the CRI: its version, and the handlers it serves.
+"""What the container runtime says over the CRI: its version, the handlers it serves, the pods it runs.
 
 Field numbers are those of ``runtime.v1`` in Kubernetes' ``cri-api`` (``api.proto``).
 """
@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from kata_node.errors import CriError
+from kata_node.host import sandboxes
 from kata_node.host.files import Root
 from kata_node.host.protobuf import DecodeError, Message
 from kata_node.host.sockets import Stream, explain
@@ -127,6 +128,10 @@ class Cri:
             return status
         left = round(max(deadline - time.monotonic(), 0), 1)
         return replace(status, handlers=self._call("Status", _VERBOSE, _handlers_of_config, left))
+
+    def pods(self, timeout: float) -> tuple[sandboxes.Pod, ...]:
+        """The pods that run, by namespace and name."""
+        return self._call("ListPodSandbox", sandboxes.RUNNING, sandboxes.pods, timeout)
 
     def _call(self, method: str, request: bytes, read: Callable[[Message], T], timeout: float) -> T:
         """Call a method of the RuntimeService with a serialized request, and ``read`` its answer."""

@@ -1,0 +1,129 @@
+"""What the cluster is told of a run: Events on the Node, for ``kubectl describe node``.
+
+In a Job the stages are containers of their own, and only those that label may speak to the API
+server. The reports of the others reach them through a directory they share, so that the Event of the
+last one tells of all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from kata_node import kube_access
+from kata_node import report as reports
+from kata_node.actions import Tools
+from kata_node.errors import KubeError, RolledBackError
+from kata_node.report import StageReport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMPONENT = "kata-node"
+NAMESPACE = "default"
+"""Where Events of objects without a namespace are."""
+
+MESSAGE_LIMIT = 1024
+"""Characters; the API server refuses longer ones of Events of the newer kind."""
+
+_WAY_BACK = ("unlabel", "revert-cri", "remove-artifacts", "unclaim")
+_LAST = ("label", "unclaim")
+_FIRST = {"claim": "KataInstalling", "unlabel": "KataRemoving"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened. ``reason`` is one word in the manner of Kubernetes' own."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+    def as_object(self, node: str, *, reporter: str) -> Mapping[str, Any]:
+        """The object of the API, about the Node ``node``, of now; ``reporter`` is the pod or machine."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{node}.{secrets.token_hex(8)}", "namespace": NAMESPACE},
+            # The uid is the kubelet's own way for Events of its Node, and needs no look at it.
+            "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
+            "type": self.type,
+            "reason": self.reason,
+            "message": self.message[:MESSAGE_LIMIT],
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": COMPONENT, "host": node},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": reporter,
+        }
+
+
+def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
+    """What the last report of ``run``, with those before it, is worth telling; ``None`` for nothing.
+
+    Told are the first change, the end of the way there or back, and every failure.
+    """
+    last = run[-1]
+    if last.error:
+        return _failed(last, instance)
+    if last.stage in _FIRST and last.outcome == "done":
+        return Event("Normal", _FIRST[last.stage], f"{instance}: {last.summary}")
+    if last.stage not in _LAST:
+        return None
+    changed = [report for report in run if report.outcome == "done" and report.stage != "host-check"]
+    if not changed:
+        return Event("Normal", "KataUnchanged", f"{instance}: nothing to do: {last.summary}")
+    reason = "KataRemoved" if last.stage in _WAY_BACK else "KataInstalled"
+    told = [report.summary for report in changed if report.stage not in _FIRST]
+    notes = [note for report in run for note in report.notes]
+    return Event("Normal", reason, f"{instance}: " + "; ".join([*told, *notes]))
+
+
+def _failed(report: StageReport, instance: str) -> Event:
+    error = report.error
+    assert error is not None
+    reason = "KataRemoveFailed" if report.stage in _WAY_BACK else "KataInstallFailed"
+    if error.exit_code == RolledBackError.exit_code:
+        reason = "KataRolledBack"
+    place = f" ({error.where})" if error.where else ""
+    hint = f"; {error.hint}" if error.hint else ""
+    return Event("Warning", reason, f"{instance}: {report.stage}: {error.what}{place}{hint}")
+
+
+@dataclass
+class Recorder:
+    """Records what is worth it of each report it is given; that this fails is only logged.
+
+    ``shared`` is the directory in which the stages of a Job leave their reports for each other.
+    """
+
+    tools: Tools
+    node: str
+    instance: str
+    reporter: str
+    shared: Path | None = None
+    run: list[StageReport] = field(default_factory=list)
+
+    def add(self, report: StageReport) -> None:
+        """Take note of the report of a stage that has ended."""
+        if self.shared is not None:
+            if not self.run:
+                self.run += reports.left_in(self.shared)
+            reports.leave(self.shared, report)
+        self.run.append(report)
+        event = event_of(self.run, self.instance)
+        # Without a name, or without credentials, there is nobody to tell.
+        if event is None or not self.node or kube_access.find_credentials() is None:
+            return
+        try:
+            self.tools.kube().record(event.as_object(self.node, reporter=self.reporter))
+        except KubeError as error:
+            log.info("no Event %s was recorded on Node %s: %s", event.reason, self.node, error)

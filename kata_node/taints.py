@@ -1,0 +1,22 @@
+"""Startup taints: those that keep pods off a Node until Kata is there, told apart from all others. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from kata_node.kube_node import Taint
+
+
+def is_startup(taint: Taint, startup: Collection[str]) -> bool:
+    """Whether one of ``startup``, each ``key`` or ``key:effect``, means this taint, whatever its value."""
+    return taint["key"] in startup or name(taint) in startup
+
+
+def remaining(taints: Sequence[Taint], startup: Collection[str]) -> list[Taint]:
+    """All but the startup taints, in their order."""
+    return [taint for taint in taints if not is_startup(taint, startup)]
+
+
+def name(taint: Taint) -> str:
+    """``key:effect``, which is what sets a taint of a Node apart from its others."""
+    return f"{taint['key']}:{taint['effect']}"

@@ -1,0 +1,21 @@
+"""unclaim: take the labels off the Node, now that nothing of this instance is on it."""
+
+from __future__ import annotations
+
+from kata_node.actions import Plan
+from kata_node.facts.node import LabelFacts, look
+from kata_node.labelling import settled
+from kata_node.receipt import Receipt
+from kata_node.settings import Settings
+
+__all__ = ["NAME", "look", "plan"]
+
+NAME = "unclaim"
+
+
+def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
+    """Remove this instance's mark, and the shared label with the last mark."""
+    if not facts.name:
+        return Plan(f"nothing to unclaim: {facts.reason}")
+    actions = settled(facts, receipt.instance, "released")
+    return Plan(f"Node {facts.name} " + ("unclaimed" if actions else "does not carry our labels"), actions)
