@@ -8,7 +8,6 @@ last one tells of all of them.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kata_node import kube_access
 from kata_node import report as reports
 from kata_node.actions import Tools
-from kata_node.errors import KubeError, RolledBackError
+from kata_node.errors import RolledBackError
 from kata_node.report import StageReport
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ NAMESPACE = "default"
 
 MESSAGE_LIMIT = 1024
 """Characters; the API server refuses longer ones of Events of the newer kind."""
+
+_NODE_PART = 230
+"""How much of a Node's name, 253 characters at most, there is room for in the name of an Event."""
 
 _WAY_BACK = ("unlabel", "revert-cri", "remove-artifacts", "unclaim")
 _LAST = ("label", "unclaim")
@@ -47,11 +49,13 @@ class Event:
 
     def as_object(self, node: str, *, reporter: str) -> Mapping[str, Any]:
         """The object of the API, about the Node ``node``, of now; ``reporter`` is the pod or machine."""
+        import secrets
+
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{node}.{secrets.token_hex(8)}", "namespace": NAMESPACE},
+            "metadata": {"name": f"{node[:_NODE_PART]}.{secrets.token_hex(8)}", "namespace": NAMESPACE},
             # The uid is the kubelet's own way for Events of its Node, and needs no look at it.
             "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
             "type": self.type,
@@ -125,5 +129,5 @@ class Recorder:
             return
         try:
             self.tools.kube().record(event.as_object(self.node, reporter=self.reporter))
-        except KubeError as error:
+        except Exception as error:  # whatever it is, the stage has ended as it did
             log.info("no Event %s was recorded on Node %s: %s", event.reason, self.node, error)

@@ -175,7 +175,7 @@ class FakeCri:
         """The handlers of the running invocation."""
         return self.node.status(timeout)
 
-    def pods(self, timeout: float) -> tuple[Pod, ...]:
+    def pods(self, runtime: str, timeout: float) -> tuple[Pod, ...]:
         """What runs."""
         return self.node.pods_of()
 

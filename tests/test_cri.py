@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import socket
 import struct
@@ -174,7 +175,7 @@ def test_status_keeps_what_a_condition_says_of_itself(serve: Callable[..., Cri])
 
 def sandbox(namespace: str, name: str, *more: tuple[int, object]) -> tuple[int, bytes]:
     metadata = message((1, name), (2, "0f1e"), (3, namespace), (4, 1))
-    return 1, message((1, "ab" * 32), (2, metadata), (4, 2**60), *more)
+    return 1, message((1, f"{name:x<64}"), (2, metadata), (4, 2**60), *more)
 
 
 def test_the_pods_that_run_are_told_with_what_runs_them(serve: Callable[..., Cri]) -> None:
@@ -183,7 +184,7 @@ def test_the_pods_that_run_are_told_with_what_runs_them(serve: Callable[..., Cri
         sandbox("shop", "db", (6, message((1, "note"), (2, "x" * 1000))), (7, "runc")),
         sandbox("kube-system", "proxy"),
     )
-    assert serve(Runtime({"ListPodSandbox": answer}).serve).pods(5) == (
+    assert serve(Runtime({"ListPodSandbox": answer}).serve).pods("containerd", 5) == (
         Pod("kube-system", "proxy", ""),
         Pod("shop", "db", "runc"),
         Pod("shop", "web", "kata-qemu"),
@@ -192,22 +193,67 @@ def test_the_pods_that_run_are_told_with_what_runs_them(serve: Callable[..., Cri
 
 def test_only_those_that_run_are_asked_for(serve: Callable[..., Cri]) -> None:
     runtime = Runtime({"ListPodSandbox": b""})
-    assert serve(runtime.serve).pods(5) == ()
+    assert serve(runtime.serve).pods("containerd", 5) == ()
     # The request's filter, in it the state's message, in which the state that runs is the default.
     assert [request for _, request in runtime.requests] == [framed(message((1, message((2, b"")))))]
 
 
 def test_a_pod_whose_sandbox_was_made_twice_is_told_once(serve: Callable[..., Cri]) -> None:
     answer = message(*[sandbox("shop", "web", (7, "kata-qemu"))] * 2)
-    assert serve(Runtime({"ListPodSandbox": answer}).serve).pods(5) == (Pod("shop", "web", "kata-qemu"),)
+    assert serve(Runtime({"ListPodSandbox": answer}).serve).pods("containerd", 5) == (
+        Pod("shop", "web", "kata-qemu"),
+    )
 
 
 def test_a_full_node_is_told_in_one_answer(serve: Callable[..., Cri]) -> None:
     annotation = (6, message((1, "kubectl.kubernetes.io/last-applied-configuration"), (2, "x" * 8192)))
     answer = message(*(sandbox("shop", f"web-{at}", annotation, (7, "kata-qemu")) for at in range(500)))
     runtime = Runtime({"ListPodSandbox": answer})
-    assert len(serve(runtime.serve).pods(30)) == 500
+    assert len(serve(runtime.serve).pods("containerd", 30)) == 500
     assert len(runtime.requests) == 1
+
+
+@dataclass
+class Crio(Runtime):
+    """CRI-O, which lists no handler, and has that of each sandbox in the verbose status of it."""
+
+    handlers: dict[str, str] = field(default_factory=dict)
+    """By the name of the pod, for those that did not end since they were listed."""
+
+    def answer(self, connection: socket.socket, http: H2Connection, stream: int, path: str) -> None:
+        if path.endswith("/PodSandboxStatus"):
+            asked = next((pod for pod in self.handlers if f"{pod:x<64}" in self.requests[-1][1].decode()), "")
+            handler = {"io.kubernetes.cri-o.RuntimeHandler": self.handlers.get(asked, "")}
+            spec = json.dumps({"runtimeSpec": {"annotations": handler}})
+            self.answers["PodSandboxStatus"] = message((1, b""), info("info", spec))
+            self.status = "0" if asked else "5"
+        super().answer(connection, http, stream, path)
+
+
+def test_of_cri_o_each_pod_is_asked_for_by_itself(serve: Callable[..., Cri]) -> None:
+    listed = message(sandbox("shop", "web"), sandbox("shop", "db"), sandbox("shop", "ended"))
+    runtime = Crio({"ListPodSandbox": listed}, handlers={"web": "kata-qemu", "db": ""})
+    assert serve(runtime.serve).pods("cri-o", 5) == (Pod("shop", "db", ""), Pod("shop", "web", "kata-qemu"))
+    # The id, and that all of it is wanted.
+    assert runtime.requests[1][1] == framed(message((1, f"{'web':x<64}"), (2, True)))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(message((2, message((1, "info"), (2, '{"runtimeSpec": {}}')))), id="no-annotations"),
+        pytest.param(message((2, message((1, "info"), (2, "[")))), id="no-json"),
+    ],
+)
+def test_a_handler_that_cri_o_does_not_tell_is_no_default_one(
+    serve: Callable[..., Cri], answer: bytes
+) -> None:
+    """Its pod may well run on what is to be taken away."""
+    runtime = Runtime({"ListPodSandbox": message(sandbox("shop", "web")), "PodSandboxStatus": answer})
+    with pytest.raises(CriCallError, match="RuntimeHandler") as caught:
+        serve(runtime.serve).pods("cri-o", 5)
+    assert caught.value.reason is Reason.BROKEN
 
 
 def test_an_empty_answer_is_a_runtime_that_is_not_ready(serve: Callable[..., Cri]) -> None:

@@ -116,11 +116,13 @@ def test_a_directory_for_reports_that_is_full_or_gone_stops_nothing(
 def test_an_event_that_cannot_be_recorded_stops_nothing(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: FakeKube, __: object) -> None:
-        raise KubeError("it refuses", where="https://api")
+    for error in (KubeError("it refuses", where="https://api"), AttributeError("a mistake in a library")):
 
-    monkeypatch.setattr(FakeKube, "record", refuse)
-    assert errors(carry_out(node, INSTALL, payload)) == []
+        def refuse(_: FakeKube, __: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(FakeKube, "record", refuse)
+        assert errors(carry_out(node, INSTALL, payload)) == []
 
 
 def test_without_a_cluster_nobody_is_told(
@@ -135,6 +137,7 @@ def test_a_long_text_is_cut_where_the_api_server_would_refuse_it() -> None:
     problem = Problem("x" * 5000, "here", "", 1)
     event = event_of([StageReport("cri", "failed", "x", error=problem)], "blue")
     assert event
+    assert len(event.as_object("n" * 253, reporter="a-pod")["metadata"]["name"]) <= 253
     made = event.as_object("n1", reporter="a-pod")
     assert len(made["message"]) == MESSAGE_LIMIT
     assert made["involvedObject"]["name"] == made["source"]["host"] == "n1"

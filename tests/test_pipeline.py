@@ -32,7 +32,7 @@ from kata_node.errors import HostError, KubeError
 from kata_node.facts import Options
 from kata_node.host import lock
 from kata_node.host.files import Root
-from stages import artifacts, claim, cri, label, remove_artifacts, revert_cri
+from stages import artifacts, claim, cri, label, remove_artifacts, revert_cri, unclaim, unlabel
 
 CRI = (artifacts, cri)
 """Without host-check, which refuses what this release does not promise, such as suffixes."""
@@ -837,6 +837,16 @@ def test_the_wrong_machine_is_not_touched_on_the_way_back_either(node: FakeNode,
     before = snapshot(node)
     assert exit_code(run(node, REVERT, payload, machine_id="f" * 32)) == 3
     assert snapshot(node) == before
+
+
+def test_the_node_of_another_machine_is_not_labelled_and_not_called_labelled(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    for there in ({}, MARKS):
+        cluster.labels = dict(there)
+        for stage in (claim, label, unlabel, unclaim):
+            assert exit_code(run(node, (stage,), payload, node_name="n1", machine_id="f" * 32)) == 3
+            assert cluster.labels == there
 
 
 def test_a_node_that_another_run_works_on_is_left_to_it(node: FakeNode, payload: Path) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kata_node.host.systemd import Unit
 
 CALL_TIMEOUT = 10.0  # seconds for one question to a runtime that is up
+LIST_TIMEOUT = 30.0  # seconds to hear of all pods of a node, hundreds at most
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def _pods(
     if not going:
         return ()
     try:
-        running = look.tools.cri(home.socket).pods(CALL_TIMEOUT)
+        running = look.tools.cri(home.socket).pods(home.runtime, LIST_TIMEOUT)
     except CriError as error:
         if look.options.ignore_pods:
             return None
