@@ -5,28 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from node.cache import missing_parts
 from node.machine import Node
 
-from cluster import parts
+from cluster import images, parts
 from cluster.control_plane import Cluster
-from cluster.joining import Joined, kubelets_user
-
-_running = pytest.StashKey[Cluster | Joined]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "cluster: runs a real Kubernetes control plane; builds it with Go once"
-    )
-
-
-def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    """Pass over this directory unless the tests were asked for by their mark."""
-    return None if "cluster" in config.option.markexpr else True
+from cluster.joining import PACKAGES, Joined, kubelets_user
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,34 +44,67 @@ def machine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster(machine: None, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def cluster(machine: None) -> Iterator[Cluster]:
     """The control plane that all tests share; each makes objects of its own in it."""
     with Cluster.start(users={"system:node:restricted": ("system:nodes",)}) as cluster:
-        request.session.stash[_running] = cluster
         yield cluster
-        del request.session.stash[_running]
 
 
 @pytest.fixture
-def own_cluster(machine: None, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def own_cluster(machine: None) -> Iterator[Cluster]:
     """A control plane of the test's own, to be treated badly."""
     with Cluster.start() as cluster:
-        request.node.stash[_running] = cluster
         yield cluster
 
 
-@pytest.fixture
-def joined(machine: None, request: pytest.FixtureRequest) -> Iterator[Joined]:
-    """A fresh node with a kubelet, in a cluster of its own."""
+@pytest.fixture(scope="session")
+def image(machine: None) -> Path:
+    """The archive of kata-node's own image, as the checkout is now."""
+    needs_no(images.missing_parts())
+    return images.kata_node()
+
+
+@pytest.fixture(scope="session")
+def needs_nodes(machine: None) -> None:
+    """A machine that can boot nodes as well."""
     needs_no(missing_parts())
-    name = f"joined-{os.getpid()}"
+
+
+@contextmanager
+def a_joined_node(name: str, *others: str, scheduler: bool = False) -> Iterator[Joined]:
+    """A node in a cluster of its own, which knows of ``others`` that may join it."""
     with (
-        Cluster.start(users=kubelets_user(name)) as cluster,
-        Node.boot(name=name) as node,
+        Cluster.start(users=kubelets_user(name, *others), scheduler=scheduler) as cluster,
+        Node.boot(name=name, packages=PACKAGES) as node,
         Joined(cluster, node) as joined,
     ):
-        request.node.stash[_running] = joined
         yield joined
+
+
+@pytest.fixture
+def joined(needs_nodes: None) -> Iterator[Joined]:
+    """A fresh node with a kubelet, in a cluster of its own."""
+    with a_joined_node(f"joined-{os.getpid()}") as joined:
+        yield joined
+
+
+@pytest.fixture(scope="session")
+def shared_node(needs_nodes: None) -> Iterator[Joined]:
+    """A node with a kubelet, in a cluster with a scheduler, for tests that leave the node as it was."""
+    with a_joined_node(f"shared-{os.getpid()}", f"second-{os.getpid()}", scheduler=True) as joined:
+        yield joined
+
+
+@pytest.fixture
+def second_node(shared_node: Joined) -> Iterator[Joined]:
+    """Another node beside it."""
+    cluster = shared_node.cluster
+    with (
+        Node.boot(name=f"second-{os.getpid()}", packages=PACKAGES) as node,
+        Joined(cluster, node, number=2) as joined,
+    ):
+        yield joined
+        cluster.kubectl("delete", "node", node.name)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -92,8 +113,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show what the servers of a failed test have logged, while they are still there."""
     report = yield
-    if report.failed and report.when == "call":
-        running = item.stash.get(_running, None) or item.session.stash.get(_running, None)
-        if running is not None:
-            report.sections += running.report()
+    if report.failed and report.when == "call" and isinstance(item, pytest.Function):
+        for value in item.funcargs.values():
+            if isinstance(value, Cluster | Joined):
+                report.sections += value.report()
     return report

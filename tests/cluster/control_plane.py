@@ -4,7 +4,8 @@
         cluster.node("worker-1", labels={"katacontainers.io/kata-runtime": "false"})
         cluster.kubectl("get", "nodes")
 
-There is no scheduler and no kubelet: a Node is an object, and a Pod is one as well.
+There is no kubelet, and a scheduler only when asked for: a Node is an object, and a Pod is one as well.
+joining.py adds nodes that are real.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException, HTTPSConnection
@@ -41,6 +42,7 @@ _USERS: Mapping[str, Sequence[str]] = {
     ADMIN: ("system:masters",),
     NOBODY: (),
     flags.CONTROLLER_MANAGER: (),
+    flags.SCHEDULER: (),
 }
 
 _SERVICE_ACCOUNT = "system:serviceaccount:"
@@ -64,25 +66,29 @@ class Cluster:
         *,
         name: str = "",
         users: Mapping[str, Sequence[str]] | None = None,
+        scheduler: bool = False,
         detached: bool = False,
         timeout: float = 120,
     ) -> Cluster:
         """Start a cluster and wait until it can be used: ready, and with the ServiceAccounts of its own.
 
         ``users`` are there beside :data:`ADMIN`, who may do everything, and :data:`NOBODY`, who may do
-        nothing; each with the groups it is in, as ``{"system:node:a": ["system:nodes"]}``. Programs
-        that are not kept yet are built first, which takes minutes. Raises :class:`NodeError`, with
+        nothing; each with the groups it is in, as ``{"system:node:a": ["system:nodes"]}``. With a
+        ``scheduler`` pods are bound to nodes that are Ready. Programs that are not kept yet are built
+        first, which takes minutes. Raises :class:`NodeError`, with
         what the programs logged, when it does not start within ``timeout`` seconds.
         """
-        for each in parts.CONTROL_PLANE:
+        for each in (*parts.CONTROL_PLANE, *([parts.SCHEDULER] if scheduler else [])):
             parts.program(each)
         release = parts.version_of(parts.KUBERNETES)
         name = name or f"test-{os.getpid()}-{secrets.token_hex(3)}"
-        cluster = cls(Record(name, Process.of(os.getpid()), detached, _free_port(), release))
+        cluster = cls(Record(name, Process.of(os.getpid()), detached, keeping.free_port(), release))
         keeping.reserve(cluster._record)
         try:
             cluster._write_files({**_USERS, **(users or {})})
             cluster._start_all(time.monotonic() + timeout)
+            if scheduler:
+                cluster._spawn(parts.SCHEDULER, flags.scheduler(cluster.kubeconfig_of(flags.SCHEDULER)))
         except BaseException:
             cluster.stop()
             raise
@@ -223,6 +229,21 @@ class Cluster:
         patched: dict[str, Any] = json.loads(self.kubectl("patch", "node", name, *how).stdout)
         return patched
 
+    def relay(self, name: str, *arguments: str, timeout: float = 30) -> None:
+        """Run relay.py with these ``arguments``, and return when it serves, unless ``name`` runs already."""
+        if name not in self._record.processes:
+            program = [sys.executable, "-P", str(Path(__file__).with_name("relay.py"))]
+            self._spawn(name, arguments, program)
+            log = self.directory / f"{name}.log"
+            served = time.monotonic() + timeout
+            self._wait(f"{name} serves", lambda: "\nlistening\n" in log.read_text(), served)
+
+    def end_relay(self, name: str) -> None:
+        """End it at once."""
+        if name in self._record.processes:
+            keeping.end(self._record.processes[name], signal.SIGKILL)
+            self._record = self._record.without(name)
+
     def stop_apiserver(self, *, kill: bool = False) -> None:
         """End the API server in its own time, seconds, or with ``kill`` as a pulled plug would."""
         keeping.end(self._record.processes["kube-apiserver"], signal.SIGKILL if kill else signal.SIGTERM, 90)
@@ -259,8 +280,9 @@ class Cluster:
         keeping.clear(self._record)
 
     def _write_files(self, users: Mapping[str, Sequence[str]]) -> None:
-        for name in ("home", "kubeconfigs"):
+        for name in ("home", "kubeconfigs", flags.NODES):
             (self.directory / name).mkdir()
+        (self.directory / flags.EGRESS).write_text(flags.egress())
         (self.directory / flags.USERS).write_text(flags.user_lines(users))
         (self.directory / flags.KEY).write_text(flags.signing_key())
 
@@ -274,9 +296,10 @@ class Cluster:
         self._wait("the API server is ready", self._ready, deadline)
         self._wait("the default ServiceAccount is there", self._has_accounts, deadline)
 
-    def _spawn(self, name: str, options: Sequence[str]) -> None:
+    def _spawn(self, name: str, options: Sequence[str], program: Sequence[str] = ()) -> None:
         tied = "clear" if self._record.detached else "KILL"
-        command = [program_path("setpriv"), f"--pdeathsig={tied}", str(parts.program(name)), *options]
+        command = [program_path("setpriv"), f"--pdeathsig={tied}"]
+        command += [*(program or [str(parts.program(name))]), *options]
         with (self.directory / f"{name}.log").open("ab") as log:
             log.write(f"$ {shlex.join([name, *options])}\n".encode())
             log.flush()
@@ -323,14 +346,3 @@ class Cluster:
     def _has_accounts(self) -> bool:
         account = "/api/v1/namespaces/default/serviceaccounts/default"
         return self.get(account, token=self.token(ADMIN))[0] == 200
-
-
-def _free_port() -> int:
-    """A port of loopback that nobody listens on, and that the kernel gives to no client meanwhile."""
-    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for _ in range(100):
-        port = max(low - 1 - secrets.randbelow(10_000), 1024 + secrets.randbelow(1000))
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise NodeError("no free port was found on 127.0.0.1 below the range of the kernel's own")

@@ -21,6 +21,15 @@ CA = "ca.crt"
 USERS = "users.csv"
 KEY = "service-accounts.pem"
 CONTROLLER_MANAGER = "system:kube-controller-manager"
+SCHEDULER = "system:kube-scheduler"
+
+EGRESS = "egress.json"
+EGRESS_SOCKET = "egress.sock"
+NODES = "nodes"
+"""Of nodes with a network of their own: see relay.py."""
+
+SERVICE = "10.0.0.1"
+"""Where a pod finds the API server, whose certificate has this address as well."""
 
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
@@ -52,6 +61,10 @@ def apiserver(port: int) -> list[str]:
         f"--token-auth-file={USERS}",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
+        # It taints new Nodes until the node-lifecycle controller finds them Ready, which is off here.
+        "--disable-admission-plugins=TaintNodesByCondition",
+        f"--egress-selector-config-file={EGRESS}",
+        "--kubelet-preferred-address-types=InternalIP",
         "--allow-privileged=true",
         # Else it waits a minute for those who watch to go away before it ends.
         "--shutdown-watch-termination-grace-period=1s",
@@ -79,6 +92,20 @@ def controller_manager(kubeconfig: Path) -> list[str]:
         f"--service-account-private-key-file={KEY}",
         f"--root-ca-file={CA}",
     ]
+
+
+def scheduler(kubeconfig: Path) -> list[str]:
+    """Flags of the scheduler."""
+    return [f"--kubeconfig={kubeconfig}", "--secure-port=0", "--leader-elect=false"]
+
+
+def egress() -> str:
+    """By which way the API server reaches nodes, and services, which there are none of."""
+    transport = {"uds": {"udsName": EGRESS_SOCKET}}
+    connection = {"proxyProtocol": "HTTPConnect", "transport": transport}
+    selection = {"name": "cluster", "connection": connection}
+    kind = {"apiVersion": "apiserver.k8s.io/v1beta1", "kind": "EgressSelectorConfiguration"}
+    return json.dumps({**kind, "egressSelections": [selection]})
 
 
 def signing_key() -> str:

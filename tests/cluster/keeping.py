@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import secrets
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,12 @@ class Record:
         record.save()
         return record
 
+    def without(self, name: str) -> Record:
+        """The record without this process in it, written down."""
+        record = replace(self, processes={key: each for key, each in self.processes.items() if key != name})
+        record.save()
+        return record
+
 
 def _clusters() -> Path:
     return cache_dir() / "clusters"
@@ -90,16 +97,7 @@ def clear(record: Record) -> None:
 def end(process: Process, number: signal.Signals, timeout: float = 10) -> None:
     """Send ``process`` the signal and wait until it has ended, and with it all that it had open."""
     process.signal(number)
-    wait_until(lambda: _has_ended(process), f"process {process.pid} has ended", timeout=timeout)
-
-
-def _has_ended(process: Process) -> bool:
-    if process.alive:
-        return False
-    # Its first thread can be gone before the others, which until then hold its sockets.
-    with contextlib.suppress(OSError):
-        return len(os.listdir(f"/proc/{process.pid}/task")) <= 1
-    return True
+    wait_until(lambda: not process.alive, f"process {process.pid} has ended", timeout=timeout)
 
 
 def _clear_dead() -> None:
@@ -120,3 +118,14 @@ def _records() -> Iterator[Record]:
         data["owner"] = Process(**data["owner"])
         data["processes"] = {name: Process(**each) for name, each in data["processes"].items()}
         yield Record(**data)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on, and that the kernel gives to no client meanwhile."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = max(low - 1 - secrets.randbelow(10_000), 1024 + secrets.randbelow(1000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise NodeError("no free port was found on 127.0.0.1 below the range of the kernel's own")

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.cache import NodeError, cache_dir, key_of, made_once
-from node.gomodule import GO, _output, _run, _toolchain, missing_go
+from node.gomodule import GO, missing_go, output, run, toolchain
 
 HERE = Path(__file__).resolve().parent
 
 KUBERNETES = "k8s.io/kubernetes"
 ETCD = "go.etcd.io/etcd/server/v3"
 HELM = "helm.sh/helm/v4"
+
+SCHEDULER = "kube-scheduler"
 
 
 def version_of(module: str) -> str:
@@ -68,6 +70,7 @@ PARTS = {
         Part("etcd", ETCD, ETCD),
         Part("kube-apiserver", f"{KUBERNETES}/cmd/kube-apiserver", KUBERNETES),
         Part("kube-controller-manager", f"{KUBERNETES}/cmd/kube-controller-manager", KUBERNETES),
+        Part(SCHEDULER, f"{KUBERNETES}/cmd/kube-scheduler", KUBERNETES),
         Part("kubectl", f"{KUBERNETES}/cmd/kubectl", KUBERNETES),
         Part("kubelet", f"{KUBERNETES}/cmd/kubelet", KUBERNETES),
         Part("helm", f"{HELM}/cmd/helm", HELM),
@@ -75,7 +78,7 @@ PARTS = {
 }
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
-"""What a cluster does not start without. A kubelet and helm are built when they are asked for."""
+"""What a cluster does not start without. The others are built when they are asked for."""
 
 
 def missing_parts(names: Iterable[str] = CONTROL_PLANE) -> str:
@@ -110,8 +113,8 @@ def program(name: str) -> Path:
         for file in ("go.mod", "go.sum"):
             shutil.copy(HERE / file, source)
         flags = ["-trimpath", "-buildvcs=false", "-mod=readonly", f"-ldflags={part.ldflags}"]
-        command = ["nice", _toolchain(), "build", *flags, "-o", str(directory / name), part.package]
-        _output(_run(command, source, {"CGO_ENABLED": "0"}))
+        command = ["nice", toolchain(), "build", *flags, "-o", str(directory / name), part.package]
+        output(run(command, source, {"CGO_ENABLED": "0"}))
         shutil.rmtree(source)
 
     made_once(part.path.parent, make)

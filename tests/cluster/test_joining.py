@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+from node.cache import CHECKOUT
 from node.installing import HANDLERS, PAYLOAD, VALUES, make_payload, outcomes, with_kvm
+from node.machine import Node
+from node.places import running
 from node.running import wait_until
 
+from cluster.control_plane import Cluster
+from cluster.images import archive, layer
 from cluster.joining import Joined
 
 ACCOUNT = "system:serviceaccount:default:kata-node"
@@ -25,11 +33,11 @@ def reported(joined: Joined) -> set[str]:
     return {each["name"] for each in seen(joined)["status"]["runtimeHandlers"]} - {""}
 
 
-def test_a_node_joins_as_the_machine_it_is(joined: Joined) -> None:
-    info = seen(joined)["status"]["nodeInfo"]
-    assert info["machineID"] == (joined.node.root / "etc/machine-id").read_text().strip()
-    assert info["kubeletVersion"] == joined.cluster.kubernetes
-    assert reported(joined) == {"runc"}
+def test_a_node_joins_as_the_machine_it_is(shared_node: Joined) -> None:
+    info = seen(shared_node)["status"]["nodeInfo"]
+    assert info["machineID"] == (shared_node.node.root / "etc/machine-id").read_text().strip()
+    assert info["kubeletVersion"] == shared_node.cluster.kubernetes
+    assert reported(shared_node) == {"runc"}
 
 
 def test_an_installation_is_reported_by_the_kubelet_and_labelled_until_it_is_reverted(
@@ -40,7 +48,11 @@ def test_an_installation_is_reported_by_the_kubelet_and_labelled_until_it_is_rev
     cluster.kubectl("create", "clusterrole", "kata-node", "--verb=get,patch", "--resource=nodes")
     bind = ("--clusterrole=kata-node", "--serviceaccount=default:kata-node")
     cluster.kubectl("create", "clusterrolebinding", "kata-node", *bind)
-    env = {"KUBECONFIG": joined.kubeconfig(ACCOUNT), "NODE_NAME": node.name}
+    env = {
+        "KUBECONFIG": joined.kubeconfig(ACCOUNT),
+        "NODE_NAME": node.name,
+        "KATA_NODE_LABEL_STABLE_FOR": "1",
+    }
 
     with_kvm(node).mount(make_payload(tmp_path / "payload"), PAYLOAD)
     done = node.kata_node("install", "--output", "json", config=VALUES, payload=PAYLOAD, env=env, check=True)
@@ -51,3 +63,30 @@ def test_an_installation_is_reported_by_the_kubelet_and_labelled_until_it_is_rev
     node.kata_node("revert", config=VALUES, env=env, check=True)
     assert SHARED not in seen(joined)["metadata"]["labels"]
     wait_until(lambda: reported(joined) == {"runc"}, "the kubelet has reported that they are gone")
+
+
+def test_a_person_has_a_cluster_with_a_real_node_and_gives_it_images(
+    needs_nodes: None, tmp_path: Path
+) -> None:
+    name, worker = f"person-{os.getpid()}", f"worker-{os.getpid()}"
+
+    def testcluster(*args: str) -> str:
+        command = [sys.executable, str(CHECKOUT / "scripts/testcluster"), *args, "--name", name]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    image = archive(tmp_path / "some.tar", ["localhost/some:test"], layer({"some": b""}, {}), {})
+    try:
+        assert f"{worker}: joined {name}" in testcluster("up", "--real-node", worker)
+        assert f"{worker}: has {image}" in testcluster("load", str(image))
+        assert (
+            "localhost/some:test"
+            in Node.attach(worker).run(["ctr", "--namespace=k8s.io", "images", "ls"]).stdout
+        )
+        ready = Cluster.attach(name).kubectl("get", "node", worker).stdout
+        assert " Ready " in ready
+    finally:
+        stopped = testcluster("down")
+    assert f"{worker}: stopped" in stopped
+    assert worker not in [record.name for record in running()]

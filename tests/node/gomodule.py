@@ -74,7 +74,7 @@ def built(program: Program) -> Path:
     def make(directory: Path) -> None:
         if reason := missing_go():
             raise NodeError(reason)
-        go = _toolchain()
+        go = toolchain()
         source = directory / "source"
         # The copy in Go's own cache is read-only.
         shutil.copytree(_download(go, f"{program.module}@{program.version}"), source, copy_function=_writable)
@@ -82,7 +82,7 @@ def built(program: Program) -> Path:
         flags = ["-trimpath", "-buildvcs=false", "-mod=mod"]
         flags += [f"-tags={program.tags}", f"-ldflags={program.ldflags}"]
         command = ["nice", go, "build", *flags, "-o", str(directory / program.name), program.package]
-        _output(_run(command, source, {"CGO_ENABLED": "1" if program.cgo else "0"}))
+        output(run(command, source, {"CGO_ENABLED": "1" if program.cgo else "0"}))
         shutil.rmtree(source)
 
     made_once(program.path.parent, make)
@@ -93,10 +93,10 @@ def _writable(source: str, target: str) -> str:
     return shutil.copyfile(source, target)  # and not its mode, nor that of a file of Go's cache
 
 
-def _toolchain() -> str:
+def toolchain() -> str:
     """The ``go`` command of :data:`GO`: the machine's if it is that, else fetched from the module proxy."""
     go = shutil.which("go") or "go"
-    if _output(_run([go, "env", "GOVERSION"])).strip() == f"go{GO}":
+    if output(run([go, "env", "GOVERSION"])).strip() == f"go{GO}":
         return go
     architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
 
@@ -114,7 +114,7 @@ def _toolchain() -> str:
 
 def _download(go: str, what: str) -> Path:
     """The directory in Go's module cache that has the module ``what``, fetched if it is not there."""
-    done = _run([go, "mod", "download", "-json", what])
+    done = run([go, "mod", "download", "-json", what])
     answer: dict[str, Any] = json.loads(done.stdout or "{}")
     if done.returncode or "Error" in answer:
         raise NodeError(f"{what} cannot be fetched: {answer.get('Error') or done.stderr}")
@@ -123,14 +123,14 @@ def _download(go: str, what: str) -> Path:
 
 def _drop_local_replacements(go: str, source: Path) -> None:
     """Take the published modules where ``go.mod`` names directories of the repository, which are not here."""
-    content = json.loads(_output(_run([go, "mod", "edit", "-json"], source)))
+    content = json.loads(output(run([go, "mod", "edit", "-json"], source)))
     for each in content.get("Replace") or ():
         if "Version" not in each["New"]:
             replaced = "@".join(filter(None, (each["Old"]["Path"], each["Old"].get("Version"))))
-            _output(_run([go, "mod", "edit", f"-dropreplace={replaced}"], source))
+            output(run([go, "mod", "edit", f"-dropreplace={replaced}"], source))
 
 
-def _run(command: Sequence[str], directory: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
+def run(command: Sequence[str], directory: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
     """Run Go as it comes: with no toolchain, flag or workspace of the person's own."""
     plain = {"GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off", "GOROOT": "", "GO111MODULE": "on"}
     return subprocess.run(
@@ -144,7 +144,8 @@ def _run(command: Sequence[str], directory: Path | None = None, env: Mapping[str
     )
 
 
-def _output(done: Done) -> str:
+def output(done: Done) -> str:
+    """What Go printed; raises :class:`NodeError` with the last lines of what it said when it failed."""
     if done.returncode:
         said = "\n".join(done.stderr.splitlines()[-20:])
         raise NodeError(f"{' '.join(done.args)} ended with {done.returncode}:\n{said}")

@@ -31,13 +31,16 @@ class Process:
     def of(cls, pid: int) -> Process:
         """The process that has the number ``pid`` now; raises :class:`ProcessLookupError`."""
         state, started = _stat(pid)
-        if state in "ZX":
+        if state in "ZX" and not _has_threads(pid):
             raise ProcessLookupError(pid)
         return cls(pid, started)
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; one that only waits for its parent to notice its end does not."""
+        """Whether it still runs; one that only waits for its parent to notice its end does not.
+
+        One whose first thread is gone before the others does: they hold what it has open.
+        """
         with contextlib.suppress(ProcessLookupError):
             return Process.of(self.pid) == self
         return False
@@ -66,6 +69,13 @@ def _stat(pid: int) -> tuple[str, int]:
     except OSError as error:
         raise ProcessLookupError(pid) from error
     return fields[0], int(fields[19])
+
+
+def _has_threads(pid: int) -> bool:
+    """Whether the process has threads beside its first one."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    return False
 
 
 @dataclass(frozen=True)

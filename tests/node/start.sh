@@ -31,6 +31,7 @@ fi
 
 # Without this variable systemd 258 and later refuse to start on a machine with the legacy hierarchy.
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
+# For containers: runc gives each a keyring, and its rules for devices as a program for the kernel.
 exec systemd-nspawn --quiet --boot --directory="$scratch/root" --bind="$scratch/containerd:/var/lib/containerd" \
   --settings=no --register=no --keep-unit --private-network --link-journal=no --resolv-conf=off --timezone=off \
-  --console=read-only "$@"
+  --system-call-filter="@keyring bpf" --console=read-only "$@"

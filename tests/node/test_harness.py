@@ -265,3 +265,24 @@ def test_on_a_machine_without_the_parts_the_reason_is_told(
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert outcome in done.stdout.splitlines()[-1]
     assert "needs root" in done.stdout or "apt-get install mmdebstrap" in done.stdout
+
+
+FIRST_THREAD_ENDS = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print("up", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_whose_first_thread_is_gone_runs_until_the_others_are() -> None:
+    command = [sys.executable, "-c", FIRST_THREAD_ENDS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"up\n"
+        process = places.Process.of(started.pid)
+        stat = Path(f"/proc/{started.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", "its first thread is gone")
+        assert process.alive
+        started.kill()
+        wait_until(lambda: not process.alive, "the others are gone")

@@ -1,0 +1,166 @@
+"""Images made here, since no registry is asked for any: a busybox, and kata-node's own.
+
+An archive has the form of an OCI image layout, in which ``ctr images import`` finds the names as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from node.cache import CHECKOUT, NodeError, cache_dir, key_of, made_once, remove_tree
+from node.machine import Node
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+_INDEX = "application/vnd.oci.image.index.v1+json"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+BUSYBOX = "localhost/busybox:test"
+KATA_NODE = "localhost/kata-node:test"
+
+_APPLETS = (
+    *("cat", "date", "echo", "env", "false", "grep", "id", "kill", "ls", "mkdir", "nc", "ps", "rm", "sh"),
+    *("sleep", "stat", "touch", "true", "uname", "wget"),
+)
+
+
+def busybox(root: Path, *, pause: str) -> Path:
+    """The archive of :data:`BUSYBOX`, from the program of that name in the tree ``root``; made once.
+
+    It has the name ``pause`` as well: left to itself it sleeps, which is all that image has to do.
+    """
+    program = (root / "usr/bin/busybox").read_bytes()
+    content = layer({"bin/busybox": program}, {f"bin/{name}": "bin/busybox" for name in _APPLETS})
+    config = {"Entrypoint": ["/bin/sleep"], "Cmd": ["infinity"], "Env": ["PATH=/bin"]}
+    names = (BUSYBOX, pause)
+    key = key_of(hashlib.sha256(content).hexdigest(), config, names)
+
+    def make(directory: Path) -> None:
+        archive(directory / "busybox.tar", names, content, config)
+
+    return made_once(cache_dir() / "images" / f"busybox-{key}", make) / "busybox.tar"
+
+
+def layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
+    """A layer of programs and hard links to them, by path without the first slash; the same each time."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for path, data in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(data), 0o755
+            tar.addfile(entry, io.BytesIO(data))
+        for path, target in links.items():
+            entry = tarfile.TarInfo(path)
+            entry.type, entry.linkname, entry.mode = tarfile.LNKTYPE, target, 0o755
+            tar.addfile(entry)
+    return content.getvalue()
+
+
+def archive(target: Path, names: Sequence[str], content: bytes, config: Mapping[str, Any]) -> Path:
+    """Write an image of one layer that has all these ``names``, and return ``target``.
+
+    ``config`` is the image's, such as ``{"Entrypoint": ["/bin/sleep"]}``.
+    """
+    blobs: dict[str, bytes] = {}
+
+    def blob(kind: str, data: bytes) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[f"blobs/sha256/{digest}"] = data
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+    layers = [blob(_LAYER, content)]
+    about = {
+        "os": "linux",
+        "architecture": _MACHINES.get(platform.machine(), platform.machine()),
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [each["digest"] for each in layers]},
+    }
+    described = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "config": blob(_CONFIG, _json(about)),
+        "layers": layers,
+    }
+    manifest = blob(_MANIFEST, _json(described))
+    named = [{**manifest, "annotations": {"io.containerd.image.name": name}} for name in names]
+    blobs["oci-layout"] = _json({"imageLayoutVersion": "1.0.0"})
+    blobs["index.json"] = _json({"schemaVersion": 2, "mediaType": _INDEX, "manifests": named})
+    with tarfile.open(target, "w") as tar:
+        for path, data in blobs.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return target
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def load(node: Node, archive: Path) -> None:
+    """Let ``node`` have an image, under the names its ``archive`` has for it (OCI's form, or Docker's)."""
+    there = f"/run/images/{archive.name}"
+    node.mount(archive, there, read_only=True)
+    node.run(["ctr", "--namespace=k8s.io", "images", "import", there])
+    node.run(["umount", there])
+
+
+def missing_parts() -> str:
+    """Why this machine cannot build kata-node's image, with the remedy; empty when it can."""
+    if shutil.which("buildah") is None:
+        return "buildah is missing, which builds the image: apt-get install buildah"
+    return ""
+
+
+def kata_node() -> Path:
+    """The archive of :data:`KATA_NODE`, built by ``scripts/image`` from the checkout as it is now; kept.
+
+    Raises :class:`NodeError` with the end of what was said when it cannot be built.
+    """
+    key = key_of([(path, hashlib.sha256((CHECKOUT / path).read_bytes()).hexdigest()) for path in _sources()])
+
+    def make(directory: Path) -> None:
+        target = directory / "kata-node.tar"
+        # Every change of the sources makes another: the last few will do.
+        for old in sorted(directory.parent.glob("kata-node-*"), key=lambda path: path.stat().st_mtime)[:-3]:
+            remove_tree(old)
+        _said([sys.executable, str(CHECKOUT / "scripts/image"), f"--tag={KATA_NODE}"])
+        _said(["buildah", "push", "--quiet", KATA_NODE, f"docker-archive:{target}:{KATA_NODE}"])
+
+    return made_once(cache_dir() / "images" / f"kata-node-{key}", make) / "kata-node.tar"
+
+
+def _sources() -> list[str]:
+    """What the image is made of, relative to the checkout: its Containerfile, and all that this copies."""
+    tops = ["Containerfile", "scripts/image"]
+    for line in (CHECKOUT / "Containerfile").read_text().splitlines():
+        if line.startswith("COPY ") and "--from" not in line and "$" not in line:
+            tops += line.split()[1:-1]
+    found = [file for top in tops for file in _files(CHECKOUT / top)]
+    return sorted(str(file.relative_to(CHECKOUT)) for file in found)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+
+
+def _said(command: Sequence[str]) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        end = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        raise NodeError(f"{shlex.join(command)} ended with {done.returncode}:\n{end}")

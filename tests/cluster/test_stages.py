@@ -1,0 +1,108 @@
+"""The image on a real node: one Job installs, a pod of the RuntimeClass runs, and one Job reverts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from node.installing import HANDLERS, PAYLOAD, UNIT, VALUES, make_payload, with_kvm
+from node.machine import Node
+from node.running import wait_until
+from node.snapshot import changes
+
+from cluster.joining import Joined
+from cluster.pods import Job, container, job
+from cluster.stages import INSTALL, REVERT, prepare, stages_job
+
+SHARED = "katacontainers.io/kata-runtime"
+MARK = "kata-deploy.katacontainers.io/default"
+SHIM = "/opt/kata/bin/containerd-shim-kata-v2"
+WATCHED = ("/etc", "/opt")
+
+# No VM can start here. Kata's shim is another one's copy, which takes no options but those of its own kind.
+AS_RUNC = """\
+version = 2
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-qemu]
+runtime_type = "io.containerd.runc.v2"
+"""
+
+RUNTIME_CLASS = {
+    "apiVersion": "node.k8s.io/v1",
+    "kind": "RuntimeClass",
+    "metadata": {"name": "kata-qemu"},
+    "handler": "kata-qemu",
+}
+
+
+def payload_that_runs(node: Node, directory: Path) -> Path:
+    """A sample payload whose shim is the node's own for runc: what it starts are containers."""
+    make_payload(directory)
+    shutil.copy(node.root / "usr/bin/containerd-shim-runc-v2", directory / SHIM.lstrip("/"))
+    (directory / "manifest.json").unlink()  # it has another size now
+    return directory
+
+
+def labels(joined: Joined) -> dict[str, str]:
+    """Those of the Node's labels that are about Kata."""
+    node: Any = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
+    return {key: value for key, value in node["metadata"]["labels"].items() if "kata" in key}
+
+
+def events(joined: Joined) -> list[str]:
+    """The reasons of kata-node's Events on the Node, oldest first."""
+    done = joined.cluster.kubectl(
+        "get", "events", "--field-selector=involvedObject.kind=Node", "--output=json"
+    )
+    found = sorted(json.loads(done.stdout)["items"], key=lambda event: event["metadata"]["creationTimestamp"])
+    return [event["reason"] for event in found if event["reason"].startswith("Kata")]
+
+
+def test_a_job_of_the_image_installs_what_pods_then_run_on_and_another_takes_it_off(
+    joined: Joined, image: Path, tmp_path: Path
+) -> None:
+    cluster, node = joined.cluster, joined.node
+    joined.import_image(image)
+    with_kvm(node).mount(payload_that_runs(node, tmp_path / "payload"), PAYLOAD)
+    prepare(cluster, {**VALUES, "containerd": {"userDropIn": AS_RUNC}})
+    cluster.kubectl("apply", "--filename=-", text=json.dumps(RUNTIME_CLASS))
+    before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
+
+    # containerd is restarted in the middle of it.
+    installed = Job.create(joined, stages_job("install", INSTALL)).wait()
+    assert list(installed.states()) == list(INSTALL)
+    assert node.activations(UNIT) == 2
+    assert node.unit(UNIT).invocation != invocation
+    assert set(HANDLERS) <= set(node.cri_handlers())
+    assert labels(joined) == {SHARED: "true", MARK: "true"}
+    assert events(joined) == ["KataInstalling", "KataInstalled"]
+    message = json.loads(installed.states()["cri"]["message"])
+    assert (message["stage"], message["outcome"]) == ("cri", "done")
+
+    again = Job.create(joined, stages_job("again", INSTALL)).wait()
+    outcomes = {name: json.loads(state["message"])["outcome"] for name, state in again.states().items()}
+    assert set(outcomes.values()) == {"done", "skipped"}
+    assert {outcomes["claim"], outcomes["artifacts"], outcomes["cri"], outcomes["label"]} == {"skipped"}
+
+    guest = {
+        "runtimeClassName": "kata-qemu",
+        "nodeSelector": {SHARED: "true"},
+        "terminationGracePeriodSeconds": 0,
+    }
+    guest_job = job("guest", {**guest, "containers": [container("guest", "sleep", "infinity")]})
+    Job.create(joined, guest_job).running()
+    assert node.run(["pgrep", "--full", SHIM]).stdout
+
+    refused = Job.create(joined, stages_job("too-early", REVERT))
+    assert refused.ended() == "Failed"
+    assert "guest" in refused.states()["revert-cri"]["message"]
+    assert set(HANDLERS) <= set(node.cri_handlers())
+
+    cluster.kubectl("delete", "job", "guest", "--wait", "--cascade=foreground")
+    wait_until(lambda: not node.run(["pgrep", "--full", SHIM], check=False).stdout, "the shim has ended")
+    Job.create(joined, stages_job("revert", REVERT)).wait()
+    assert changes(before, node.snapshot(*WATCHED)) == []
+    assert labels(joined) == {}
+    assert events(joined)[-1] == "KataRemoved"
+    assert node.cri_handlers() == ("runc",)
