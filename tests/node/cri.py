@@ -1,4 +1,4 @@
-"""What a CRI socket answers, asked with Google's gRPC and protobuf.
+"""What a CRI socket answers, asked with Google's gRPC and protobuf, and the pods it is asked to run.
 
 It shares no code with the client in ``kata_node``, so that a test which compares the two, or trusts
 this one, does not prove a mistake with itself.
@@ -9,14 +9,18 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# The fields of runtime.v1 that are read here: message -> name -> (number, type).
+from node.cache import NodeError
+
+# The fields of runtime.v1 that are used here: message -> name -> (number, type).
 _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "VersionResponse": {"runtime_name": (2, "string"), "runtime_version": (3, "string")},
+    "VersionRequest": {},
     "StatusRequest": {"verbose": (1, "bool")},
     "StatusResponse": {
         "status": (1, "RuntimeStatus"),
@@ -28,7 +32,25 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "RuntimeHandler": {"name": (1, "string")},
     # On the wire a map is a repeated message of key and value.
     "InfoEntry": {"key": (1, "string"), "value": (2, "string")},
+    "RunPodSandboxRequest": {"config": (1, "PodSandboxConfig"), "runtime_handler": (2, "string")},
+    "RunPodSandboxResponse": {"pod_sandbox_id": (1, "string")},
+    "PodSandboxConfig": {
+        "metadata": (1, "PodSandboxMetadata"),
+        "hostname": (2, "string"),
+        "linux": (8, "LinuxPodSandboxConfig"),
+    },
+    "PodSandboxMetadata": {"name": (1, "string"), "uid": (2, "string"), "namespace": (3, "string")},
+    "LinuxPodSandboxConfig": {"security_context": (2, "LinuxSandboxSecurityContext")},
+    "LinuxSandboxSecurityContext": {"namespace_options": (1, "NamespaceOption")},
+    "NamespaceOption": {"network": (1, "int32"), "pid": (2, "int32"), "ipc": (3, "int32")},
+    "StopPodSandboxRequest": {"pod_sandbox_id": (1, "string")},
+    "StopPodSandboxResponse": {},
+    "RemovePodSandboxRequest": {"pod_sandbox_id": (1, "string")},
+    "RemovePodSandboxResponse": {},
 }
+
+_SCALARS = {"bool": "TYPE_BOOL", "string": "TYPE_STRING", "int32": "TYPE_INT32"}
+_CONTAINER, _NODE = 1, 2  # namespace modes
 
 
 @dataclass(frozen=True)
@@ -54,21 +76,11 @@ class CriStatus:
 
 def status(socket: Path, *, timeout: float = 5) -> CriStatus:
     """Ask the CRI at ``socket`` for its version and status; ``timeout`` is in seconds for each."""
-    grpc: Any = importlib.import_module("grpc")  # 80 ms, and not needed to stop or list nodes
-    message = _messages()
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
-
-        def call(method: str, request: bytes) -> bytes:
-            ask = channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")
-            answer: bytes = ask(request, timeout=timeout)
-            return answer
-
-        try:
-            version = message["VersionResponse"].FromString(call("Version", b""))
-            verbose = message["StatusRequest"](verbose=True).SerializeToString()
-            answer = message["StatusResponse"].FromString(call("Status", verbose))
-        except grpc.RpcError as error:
-            return CriStatus(error=error.code().name)
+    try:
+        version = _call(socket, "Version", timeout)
+        answer = _call(socket, "Status", timeout, verbose=True)
+    except CallFailed as error:
+        return CriStatus(error=error.code)
     config = json.loads(next((entry.value for entry in answer.info if entry.key == "config"), "{}"))
     names = {handler.name for handler in answer.runtime_handlers} - {""}
     if not names:  # containerd before 2.0 does not fill the field
@@ -79,6 +91,45 @@ def status(socket: Path, *, timeout: float = 5) -> CriStatus:
         config=config,
         version=f"{version.runtime_name}://{version.runtime_version}",
     )
+
+
+class CallFailed(NodeError):  # noqa: N818 - what happened, not a kind of error
+    """The CRI refused a call; ``code`` is gRPC's word for it."""
+
+    def __init__(self, code: str, details: str) -> None:
+        super().__init__(f"{code}: {details}")
+        self.code = code
+
+
+def run_pod(socket: Path, name: str, handler: str, *, timeout: float = 30) -> str:
+    """Run the sandbox of a pod ``default/<name>``, in the node's own network: its id."""
+    # With processes of its own in each container CRI-O starts none to hold the pod together.
+    options = {"network": _NODE, "pid": _CONTAINER, "ipc": _NODE}
+    config = {
+        "metadata": {"name": name, "uid": str(uuid.uuid4()), "namespace": "default"},
+        "linux": {"security_context": {"namespace_options": options}},
+    }
+    answer = _call(socket, "RunPodSandbox", timeout, config=config, runtime_handler=handler)
+    return str(answer.pod_sandbox_id)
+
+
+def end_pod(socket: Path, sandbox: str, *, timeout: float = 30) -> None:
+    """Stop and remove a sandbox, as the kubelet does with a pod that was deleted."""
+    _call(socket, "StopPodSandbox", timeout, pod_sandbox_id=sandbox)
+    _call(socket, "RemovePodSandbox", timeout, pod_sandbox_id=sandbox)
+
+
+def _call(socket: Path, method: str, timeout: float, **fields: Any) -> Any:
+    """The answer to a call of the RuntimeService, within so many seconds; raises :class:`CallFailed`."""
+    grpc: Any = importlib.import_module("grpc")  # 80 ms, and not needed to stop or list nodes
+    message = _messages()
+    with grpc.insecure_channel(f"unix:{socket}") as channel:
+        ask = channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")
+        try:
+            answer: bytes = ask(message[f"{method}Request"](**fields).SerializeToString(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise CallFailed(error.code().name, error.details()) from error
+    return message[f"{method}Response"].FromString(answer)
 
 
 @functools.cache
@@ -98,7 +149,7 @@ def _messages() -> Mapping[str, Any]:
             if kind in _MESSAGES:
                 added.type, added.type_name = kinds.TYPE_MESSAGE, f".runtime.v1.{kind}"
             else:
-                added.type = kinds.TYPE_BOOL if kind == "bool" else kinds.TYPE_STRING
+                added.type = getattr(kinds, _SCALARS[kind])
     pool = pools.DescriptorPool()
     pool.Add(file)
     return {

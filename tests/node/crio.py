@@ -1,8 +1,8 @@
 """A node whose CRI runtime is CRI-O, built from its Go module; no Debian suite has it as a package.
 
 :data:`NEWEST` is the newest release when this was last looked at (``go list -m -versions
-github.com/cri-o/cri-o``). Nothing here can run a pod: ``pinns``, which makes the namespaces of one, is a
-stand-in, and there is no network plugin.
+github.com/cri-o/cri-o``). It runs pods in the node's own namespaces alone, once :func:`allow_pods` was
+called: there is no network plugin, and ``pinns``, which makes the namespaces of a pod, is a stand-in.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import http.client
 import shutil
 import socket
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from node.cache import NodeError
@@ -33,6 +34,32 @@ PACKAGES = ("systemd-sysv", "dbus", "conmon", "crun", "nftables", "python3", "pr
 """What CRI-O does not start without, and what every node has."""
 
 PROGRAM = "/usr/local/bin/crio"
+
+_PINNS = """\
+#!/bin/sh -e
+# -d DIRECTORY -f NAME --KIND[=host]...: keep the node's own namespaces of these kinds there, under that name.
+directory=$2 name=$4
+shift 4
+for kind; do
+  kind=${kind#--} kind=${kind%%=*}
+  mkdir -p "$directory/${kind}ns"
+  touch "$directory/${kind}ns/$name"
+  mount --bind "/proc/self/ns/$kind" "$directory/${kind}ns/$name"
+done
+"""
+
+_FOR_PODS = """\
+[crio.image]
+pause_image = "127.0.0.1:5000/pause:test"
+pause_command = ""
+
+[crio.runtime]
+cgroup_manager = "cgroupfs"
+conmon_cgroup = "pod"
+"""
+
+CRUN = "/usr/local/bin/crun"
+"""Before the node's own, and asks it for nothing that the machine does not have."""
 
 OWN = """\
 [crio.runtime]
@@ -83,7 +110,9 @@ def boot(boot_node: BootNode, version: str = NEWEST, *, drop_ins: bool = True, m
     program = built(release(version))
     node = boot_node(packages=PACKAGES)
     node.mount(program, PROGRAM)
-    (node.root / "usr/local/bin/pinns").symlink_to("/usr/bin/true")
+    pinns = node.root / "usr/local/bin/pinns"
+    pinns.write_text(_PINNS)
+    pinns.chmod(0o755)
     (node.root / "var/lib/containers").mkdir(exist_ok=True)
     (node.root / "etc/crio").mkdir()
     if drop_ins:
@@ -94,6 +123,31 @@ def boot(boot_node: BootNode, version: str = NEWEST, *, drop_ins: bool = True, m
     node.run(["systemctl", "daemon-reload"])
     restart(node)
     return node
+
+
+def allow_pods(node: Node, pause: Path) -> None:
+    """Let it run pods, all from the image in the archive ``pause``; they have to be of :data:`CRUN`."""
+    here = Path(__file__).parent
+    runc = (here.parent / "cluster/runc.py").read_text()
+    files = {
+        CRUN: runc.replace("/usr/sbin/runc", "/usr/bin/crun"),
+        "/run/registry.py": (here / "registry.py").read_text(),
+        "/etc/containers/policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
+        "/etc/containers/registries.conf": '[[registry]]\nlocation = "127.0.0.1:5000"\ninsecure = true\n',
+        # Where control groups are the machine's, what watches a pod stays in the daemon's own.
+        f"/etc/systemd/system/{UNIT}.d/pods.conf": "[Service]\nKillMode=process\n",
+        "/etc/hosts": "",
+        "/etc/resolv.conf": "",
+    }
+    for name, content in files.items():
+        path = node.root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        path.chmod(0o755)
+    node.mount(pause, "/run/pause.tar", read_only=True)
+    node.run(["systemctl", "daemon-reload"])
+    node.run(["systemd-run", "--quiet", "python3", "/run/registry.py", "/run/pause.tar"])
+    write(node, "20-pods.conf", _FOR_PODS)
 
 
 def write(node: Node, name: str, content: str) -> None:

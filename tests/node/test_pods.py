@@ -1,0 +1,245 @@
+"""Pods that run, on handlers that are to be taken away, on a real containerd.
+
+No VM can be started here: containerd's own shim for runc takes the place of Kata's, and a drop-in of the
+user's gives it the options that it knows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import images
+from cluster.joining import PACKAGES
+
+from kata_node.host.cri import Cri
+from kata_node.host.files import Root
+from kata_node.host.sandboxes import Pod
+from node import cri, crio
+from node.cache import CHECKOUT
+from node.conftest import BootNode
+from node.containerd_build import NEWEST
+from node.installing import PAYLOAD, UNIT, VALUES, WATCHED, configure, kata_handlers, make_payload, with_kvm
+from node.machine import SOCKET, Node
+from node.running import wait_until
+from node.snapshot import changes
+from node.tree import built_tree
+
+RUNTIMES = 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes'
+PAUSE = "localhost/pause:test"
+MAIN_2 = f'version = 2\nplugins."io.containerd.grpc.v1.cri".sandbox_image = "{PAUSE}"\n'
+
+
+@pytest.fixture(scope="session")
+def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample payload whose shim runs something."""
+    directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
+    shim = built_tree(packages=PACKAGES) / "usr/bin/containerd-shim-runc-v2"
+    shutil.copy(shim, directory / "opt/kata/bin/containerd-shim-kata-v2")
+    index = [sys.executable, "-P", "-m", "kata_node", "payload", "index", str(directory)]
+    subprocess.run(index, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)}, check=True, capture_output=True)
+    return directory
+
+
+@pytest.fixture
+def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
+    """Boots nodes that can run pods, and that Kata can be installed on."""
+
+    def boot(suite: str = "", **options: Any) -> Node:
+        node = with_kvm(boot_node(suite, **options))
+        node.mount(with_shim, PAYLOAD)
+        node.mount(
+            images.busybox(built_tree(packages=PACKAGES), pause=PAUSE), "/run/busybox.tar", read_only=True
+        )
+        node.run(["ctr", "--namespace=k8s.io", "images", "import", "/run/busybox.tar"])
+        for name in ("hosts", "resolv.conf"):
+            (node.root / "etc" / name).touch()
+        # Before the real one, and asks it for nothing that this machine does not have.
+        runc = node.root / "usr/local/sbin/runc"
+        runc.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / "tests/cluster/runc.py", runc)
+        runc.chmod(0o755)
+        configure(node, MAIN_2.encode())
+        return node
+
+    return boot
+
+
+def values(*shims: str) -> Mapping[str, Any]:
+    """Settings for these shims, all of which run as runc does."""
+    tables = "".join(f'{RUNTIMES}.kata-{shim}.runtime_type = "io.containerd.runc.v2"\n' for shim in shims)
+    return {
+        "shims": {name: {"enabled": name in shims} for name in VALUES["shims"]},
+        "containerd": {"userDropIn": tables},
+    }
+
+
+def install(node: Node, *shims: str) -> Callable[[], list[str]]:
+    """Serve these, and hand out what tells what has changed since then, or was restarted."""
+    node.kata_node("install", config=values(*shims), payload=PAYLOAD, check=True)
+    before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
+
+    def changed() -> list[str]:
+        restarted = [] if node.unit(UNIT).invocation == invocation else [f"{UNIT} was restarted"]
+        return [*changes(before, node.snapshot(*WATCHED), times=True), *restarted]
+
+    return changed
+
+
+def run(node: Node, name: str, handler: str) -> str:
+    return cri.run_pod(node.root / SOCKET, name, handler)
+
+
+def end(node: Node, sandbox: str) -> None:
+    cri.end_pod(node.root / SOCKET, sandbox)
+
+
+def running(node: Node) -> tuple[Pod, ...]:
+    return Cri(Root(node.root), f"/{SOCKET}").pods("containerd", 10)
+
+
+def table(handler: str) -> str:
+    """An entry for crun in CRI-O's configuration, under the name of any handler."""
+    return (
+        f'[crio.runtime.runtimes.{handler}]\nruntime_path = "{crio.CRUN}"\nmonitor_path = "/usr/bin/conmon"\n'
+    )
+
+
+@pytest.mark.parametrize("release", [pytest.param("", id="2.1.9"), pytest.param(NEWEST, id=NEWEST)])
+def test_a_revert_under_a_pod_is_refused_and_goes_through_when_it_has_ended(
+    boot_ready: BootNode, release: str
+) -> None:
+    node = boot_ready(containerd=release)
+    changed = install(node, "qemu")
+    run(node, "db", "runc")
+    web = run(node, "web", "kata-qemu")
+    assert running(node) == (Pod("default", "db", "runc"), Pod("default", "web", "kata-qemu"))
+
+    planned = node.kata_node("plan", "revert")
+    assert planned.returncode == 10
+    assert (
+        "note: in the way: 1 pod runs on a handler to be taken away: default/web (kata-qemu)"
+        in planned.stdout
+    )
+
+    refused = node.kata_node("revert", "--output", "json")
+    assert refused.returncode == 1
+    error = json.loads(refused.stdout)["error"]
+    assert error["what"] == "1 pod runs on a handler to be taken away: default/web (kata-qemu)"
+    assert changed() == []
+
+    end(node, web)
+    node.kata_node("revert", check=True)
+    assert kata_handlers(node) == ()
+    assert running(node) == (Pod("default", "db", "runc"),)
+
+
+def test_the_files_alone_are_not_removed_from_under_a_pod(boot_ready: BootNode) -> None:
+    node = boot_ready()
+    changed = install(node, "qemu")
+    run(node, "web", "kata-qemu")
+    done = node.kata_node("stage", "remove-artifacts", "--ignore-pods")
+    assert (done.returncode, changed()) == (1, [])
+
+
+def test_while_a_pod_is_waited_for_others_work_on_the_node_and_then_the_revert_goes_on(
+    boot_ready: BootNode,
+) -> None:
+    node = boot_ready()
+    changed = install(node, "qemu")
+    web = run(node, "web", "kata-qemu")
+    revert = node.start_kata_node("revert", "--wait-for-pods", "300")
+    wait_until(lambda: "default/web (kata-qemu); waiting for" in revert.stderr, "it waits")
+    other = node.kata_node("install", "--lock-timeout", "5", config=values("qemu"), payload=PAYLOAD)
+    assert (other.returncode, changed()) == (0, [])
+    end(node, web)
+    assert revert.wait().returncode == 0
+    assert kata_handlers(node) == ()
+    assert not (node.root / "opt/kata").exists()
+
+
+def test_a_pod_that_is_ignored_runs_on_and_is_named(boot_ready: BootNode) -> None:
+    node = boot_ready()
+    install(node, "qemu")
+    web = run(node, "web", "kata-qemu")
+    done = node.kata_node("revert", "--ignore-pods", check=True)
+    assert "note: handlers were taken away from pods that run on them, default/web (kata-qemu)" in done.stdout
+    assert (kata_handlers(node), running(node)) == ((), (Pod("default", "web", "kata-qemu"),))
+    # What the note warns of: containerd knows nothing more of the sandbox, and what was in it still runs.
+    node.run(["systemctl", "restart", UNIT])
+    node.wait_for_containerd()
+    end(node, web)
+    assert running(node) == ()
+    assert node.run(["pgrep", "--full", f"containerd-shim-kata-v2.*{web}"]).stdout != ""
+
+
+def test_an_update_that_drops_a_shim_waits_for_its_pods_alone(boot_ready: BootNode) -> None:
+    node = boot_ready()
+    install(node, "clh", "qemu")
+    cache = run(node, "cache", "kata-clh")
+    run(node, "web", "kata-qemu")
+    config, invocation = node.snapshot("/etc", "/opt/kata/containerd"), node.unit(UNIT).invocation
+
+    refused = node.kata_node("install", config=values("qemu"), payload=PAYLOAD)
+    assert refused.returncode == 1
+    assert "1 pod runs on a handler to be taken away: default/cache (kata-clh)" in refused.stdout
+    assert changes(config, node.snapshot("/etc", "/opt/kata/containerd"), times=True) == []
+    assert node.unit(UNIT).invocation == invocation
+    assert kata_handlers(node) == ("kata-clh", "kata-qemu")
+
+    end(node, cache)
+    node.kata_node("install", config=values("qemu"), payload=PAYLOAD, check=True)
+    assert kata_handlers(node) == ("kata-qemu",)
+    assert running(node) == (Pod("default", "web", "kata-qemu"),)
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_containerd_1_tells_what_runs_its_pods(boot_ready: BootNode, suite: str) -> None:
+    node = boot_ready(suite)
+    tables = f'{RUNTIMES}.{{}}.runtime_type = "io.containerd.runc.v2"\n'
+    configure(node, "".join((MAIN_2, tables.format("runc"), tables.format("kata-mine"))).encode())
+    run(node, "db", "runc")
+    run(node, "plain", "")
+    web = run(node, "web", "kata-mine")
+    pods = (Pod("default", "db", "runc"), Pod("default", "plain", ""), Pod("default", "web", "kata-mine"))
+    assert running(node) == pods
+    end(node, web)
+    assert running(node) == pods[:2]
+
+
+def test_cri_o_lists_no_handlers_and_a_revert_is_refused_all_the_same(
+    boot_node: BootNode, payload: Path
+) -> None:
+    node = with_kvm(crio.boot(boot_node))
+    node.mount(payload, PAYLOAD)
+    crio.allow_pods(node, images.busybox(built_tree(packages=PACKAGES), pause=PAUSE))
+    # The pod is begun on an administrator's handler, the name of which is then ours.
+    crio.write(node, "30-mine.conf", table("kata-qemu"))
+    crio.restart(node)
+    socket = node.root / crio.SOCKET
+    cri.run_pod(socket, "web", "kata-qemu")
+    cri.run_pod(socket, "db", "crun")
+    (node.root / crio.CONF_D / "30-mine.conf").unlink()
+    node.run(["systemctl", "reload", crio.UNIT])
+    wait_until(lambda: crio.handlers(node) == (), "it is gone")
+    node.kata_node("install", config=VALUES, payload=PAYLOAD, check=True)
+    before, invocation = node.snapshot(*WATCHED), node.unit(crio.UNIT).invocation
+
+    found = Cri(Root(node.root), f"/{crio.SOCKET}").pods("cri-o", 10)
+    assert found == (Pod("default", "db", "crun"), Pod("default", "web", "kata-qemu"))
+    refused = node.kata_node("revert")
+    assert refused.returncode == 1
+    assert "1 pod runs on a handler to be taken away: default/web (kata-qemu)" in refused.stdout
+    assert changes(before, node.snapshot(*WATCHED), times=True) == []
+    assert node.unit(crio.UNIT).invocation == invocation
+
+    done = node.kata_node("revert", "--ignore-pods", check=True)
+    assert "default/web (kata-qemu): once the runtime restarts" in done.stdout
+    assert "default/db" not in done.stdout
+    assert crio.handlers(node) == ()
