@@ -1,0 +1,150 @@
+"""The chart in a test cluster: rendered, applied, and used with the tokens its pods would have."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from node.cache import CHECKOUT
+
+from cluster import flags
+from cluster.control_plane import Cluster
+
+CHART = CHECKOUT / "assets/chart/kata-deploy"
+
+MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+APPLY = "application/apply-patch+yaml"
+
+
+def render(
+    cluster: Cluster,
+    release: str,
+    namespace: str,
+    *,
+    values: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
+    online: bool = True,
+) -> str:
+    """The manifests of the chart, or of its templates ``only``, for this cluster or for none at all."""
+    return cluster.helm(
+        "template",
+        release,
+        str(CHART),
+        f"--namespace={namespace}",
+        "--values=-",
+        *(["--dry-run=server"] if online else []),
+        *(f"--show-only=templates/{name}" for name in only),
+        text=json.dumps(values or {}),
+    ).stdout
+
+
+def apply(cluster: Cluster, manifests: str) -> None:
+    """Put manifests into the cluster, as the administrator."""
+    cluster.kubectl("apply", "--server-side", "--filename=-", text=manifests)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the API server said: a status of HTTP, the object or the Status, and its message if refused."""
+
+    status: int
+    body: Mapping[str, Any]
+
+    @property
+    def message(self) -> str:
+        """Why it was refused; empty when it was not."""
+        return str(self.body.get("message", "")) if self.status >= 300 else ""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody with a token, who says to the API server exactly what a test wants said."""
+
+    cluster: Cluster
+    token: str
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        kind: str = "application/json",
+        dry: bool = False,
+    ) -> Answer:
+        """Send one request; with ``dry`` it is decided on, and nothing is kept."""
+        context = ssl.create_default_context(cafile=self.cluster.ca)
+        address = urlsplit(self.cluster.url)
+        connection = HTTPSConnection(address.hostname or "", address.port, timeout=30, context=context)
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": kind}
+        with contextlib.closing(connection):
+            text = None if body is None else json.dumps(body)
+            connection.request(method, f"{path}?dryRun=All" if dry else path, text, headers)
+            answer = connection.getresponse()
+            said = answer.read().decode()
+        try:
+            return Answer(answer.status, json.loads(said))
+        except ValueError:
+            return Answer(answer.status, {"message": said})
+
+    def node(self, name: str) -> dict[str, Any]:
+        """The Node, which has to be there and readable."""
+        answer = self.call("GET", f"/api/v1/nodes/{name}")
+        assert answer.status == 200, answer
+        return dict(answer.body)
+
+    def patch(self, name: str, patch: object, *, kind: str = MERGE, dry: bool = False) -> Answer:
+        """Patch the Node ``name``."""
+        return self.call("PATCH", f"/api/v1/nodes/{name}", patch, kind=kind, dry=dry)
+
+    def kubeconfig(self, path: Path) -> Path:
+        """A kubeconfig with this token, written to ``path``."""
+        path.write_text(
+            flags.kubeconfig(self.cluster.url, self.cluster.ca.read_text(), self.token, "default")
+        )
+        return path
+
+
+def admin(cluster: Cluster) -> Caller:
+    """Whoever may do everything."""
+    return Caller(cluster, cluster.token("admin"))
+
+
+def unbound(cluster: Cluster, namespace: str, account: str) -> Caller:
+    """A ServiceAccount with a token that was made for no pod."""
+    return Caller(cluster, cluster.token(f"system:serviceaccount:{namespace}:{account}"))
+
+
+def on_node(cluster: Cluster, namespace: str, account: str, node: str) -> Caller:
+    """A ServiceAccount with a token such as a pod of it on ``node`` has: bound to that pod, which is made."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"generateName": f"{account}-", "namespace": namespace},
+        "spec": {
+            "serviceAccountName": account,
+            "nodeName": node,
+            # Else a taint may evict it, and its token ends with it.
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "label", "image": "example.org/none"}],
+        },
+    }
+    made = json.loads(
+        cluster.kubectl("create", "--filename=-", "--output=json", text=json.dumps(pod)).stdout
+    )["metadata"]
+    bound = (
+        "--bound-object-kind=Pod",
+        f"--bound-object-name={made['name']}",
+        f"--bound-object-uid={made['uid']}",
+    )
+    done = cluster.kubectl("create", "token", account, f"--namespace={namespace}", *bound)
+    return Caller(cluster, done.stdout.strip())

@@ -1,0 +1,115 @@
+"""The account of the containers that label a Node, as the chart makes it, and what tests do with it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from node.running import wait_until
+
+from cluster.charting import Answer, Caller, admin, apply, on_node, render
+from cluster.control_plane import Cluster
+
+SHARED = "katacontainers.io/kata-runtime"
+MARK = "kata-deploy.katacontainers.io/"
+TEMPLATES = ("labeller-rbac.yaml", "labeller-admission.yaml")
+
+ANY_EFFECT = {"key": "example.org/kata", "value": "booting", "effect": "NoExecute"}
+ONE_EFFECT = {"key": "example.org/agent", "effect": "NoSchedule"}
+OTHER_EFFECT = {"key": "example.org/agent", "effect": "PreferNoSchedule"}
+FOREIGN = {"key": "example.org/gpu", "value": "a100", "effect": "NoSchedule"}
+STARTUP = ["example.org/kata", "example.org/agent:NoSchedule"]
+TAINTS = [ANY_EFFECT, ONE_EFFECT, OTHER_EFFECT, FOREIGN]
+
+EVENTS = "/api/v1/namespaces/default/events"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The chart's part for the labeller, in a cluster, as one release of it."""
+
+    cluster: Cluster
+    release: str
+    namespace: str
+    suffix: str = ""
+
+    @property
+    def account(self) -> str:
+        """Its ServiceAccount."""
+        return f"kata-deploy-{self.suffix}-labeller" if self.suffix else "kata-deploy-labeller"
+
+    @property
+    def mark(self) -> str:
+        """Its own label."""
+        return MARK + (self.suffix or "default")
+
+    def apply(self) -> Installation:
+        """Put it into the cluster, and wait until the API server goes by it."""
+        if self.cluster.kubectl("get", "namespace", self.namespace, check=False).returncode:
+            self.cluster.kubectl("create", "namespace", self.namespace)
+        values = {"env": {"multiInstallSuffix": self.suffix}, "startupTaints": STARTUP}
+        apply(self.cluster, render(self.cluster, self.release, self.namespace, values=values, only=TEMPLATES))
+        node = worker(self.cluster)
+        labeller = self.on(node)
+        # Roles and policies are in force a moment after they are made, each by itself.
+        wait_until(
+            lambda: (
+                labeller.call("GET", f"/api/v1/nodes/{node}").status == 200
+                and "denied request" in labeller.patch(node, labels(a="b"), dry=True).message
+                and "denied request" in labeller.call("POST", EVENTS, event("another"), dry=True).message
+            ),
+            f"the rules for {self.account} are in force",
+        )
+        return self
+
+    def on(self, node: str) -> Caller:
+        """The labeller in a pod on ``node``."""
+        return on_node(self.cluster, self.namespace, self.account, node)
+
+
+def worker(cluster: Cluster, **metadata: object) -> str:
+    """Register a Node with the taints of these tests, and return its name."""
+    name = f"least-{secrets.token_hex(4)}"
+    cluster.node(name)
+    administrator = admin(cluster)
+    # A controller annotates each new Node: later it would be in the way of comparisons.
+    wait_until(lambda: "annotations" in administrator.node(name)["metadata"], f"{name} was taken note of")
+    patch = {"metadata": metadata, "spec": {"taints": TAINTS}}
+    assert administrator.patch(name, patch).status == 200
+    return name
+
+
+def event(node: str, **fields: object) -> dict[str, Any]:
+    """An Event such as kata-node records about a Node, with some ``fields`` changed."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{node}.", "namespace": "default"},
+        "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
+        "type": "Normal",
+        "reason": "KataInstalled",
+        "message": "default: handlers kata-qemu served",
+        "source": {"component": "kata-node", "host": node},
+        "reportingComponent": "kata-node",
+        "reportingInstance": "pod",
+        **fields,
+    }
+
+
+def labels(**values: str | None) -> dict[str, Any]:
+    """A patch of labels as kata-node sends it; ``shared`` and ``own`` stand for the two of it."""
+    keys = {"shared": SHARED, "own": f"{MARK}default"}
+    return {"metadata": {"labels": {keys.get(key, key): value for key, value in values.items()}}}
+
+
+def taints(*those: Mapping[str, str]) -> dict[str, Any]:
+    """A patch of the whole list of taints, as kata-node sends it."""
+    return {"spec": {"taints": list(those)}}
+
+
+def refusal(answer: Answer) -> str:
+    """Why the policies refused it."""
+    assert answer.status == 403, answer
+    return answer.message.partition(" denied request: ")[2]

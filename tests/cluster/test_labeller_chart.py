@@ -1,0 +1,116 @@
+"""The chart's part for the containers that label a Node: its names, its values, and where it has policies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from node.running import CommandFailed, wait_until
+
+from cluster.charting import CHART, render
+from cluster.control_plane import Cluster
+from cluster.labeller import TEMPLATES, Installation
+
+
+@pytest.fixture(scope="module")
+def installation(cluster: Cluster) -> Installation:
+    return Installation(cluster, "kata-checked", "least-checked").apply()
+
+
+def test_releases_of_the_same_chart_share_no_object_unless_nothing_tells_them_apart(cluster: Cluster) -> None:
+    def objects(release: str, namespace: str, suffix: str = "") -> set[tuple[str, ...]]:
+        values = {"env": {"multiInstallSuffix": suffix}}
+        documents = yaml.safe_load_all(render(cluster, release, namespace, values=values, only=TEMPLATES))
+        return {
+            (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"])
+            for each in documents
+            if each
+        }
+
+    several = [
+        objects("kata-deploy", "kube-system"),
+        objects("kata-deploy", "other"),
+        objects("second", "kube-system", "second"),
+        objects("kata-deploy", "kube-system", "third"),
+        objects("b.c", "a"),
+        objects("c", "a-b"),
+    ]
+    assert len(set().union(*several)) == sum(len(each) for each in several) == 6 * 11
+
+
+def test_the_api_server_finds_no_fault_with_the_types_in_the_rules(
+    cluster: Cluster, installation: Installation
+) -> None:
+    def policies() -> list[Any]:
+        read = json.loads(cluster.kubectl("get", "validatingadmissionpolicies", "--output=json").stdout)
+        return [
+            each
+            for each in read["items"]
+            if each["metadata"]["name"].endswith(f".{installation.namespace}.{installation.release}")
+        ]
+
+    def checked() -> bool:
+        return all(
+            each.get("status", {}).get("observedGeneration") == each["metadata"]["generation"]
+            for each in policies()
+        )
+
+    wait_until(checked, "the types were checked")
+    assert len(policies()) == 3
+    for policy in policies():
+        assert not policy["status"]["typeChecking"].get("expressionWarnings"), policy["status"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "online", "there"),
+    [
+        pytest.param("auto", True, True, id="auto, known to the cluster"),
+        pytest.param("auto", False, False, id="auto, not known"),
+        pytest.param("always", False, True, id="always"),
+        pytest.param("never", True, False, id="never"),
+    ],
+)
+def test_the_policies_are_made_where_the_cluster_knows_them_unless_told_otherwise(
+    cluster: Cluster, setting: str, online: bool, there: bool
+) -> None:
+    rendered = render(cluster, "kata", "kata", values={"rbac": {"admissionPolicy": setting}}, online=online)
+    kinds = [each["kind"] for each in yaml.safe_load_all(rendered) if each]
+    assert kinds.count("ValidatingAdmissionPolicy") == (3 if there else 0)
+    assert kinds.count("ValidatingAdmissionPolicyBinding") == (3 if there else 0)
+    assert kinds.count("ClusterRole") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        pytest.param({"rbac": {"admissionPolicy": "yes"}}, "none of auto, always, never", id="the setting"),
+        pytest.param({"startupTaints": ["a:Never"]}, "neither `key` nor `key:effect`", id="a taint"),
+        pytest.param({"env": {"multiInstallSuffix": "A_b"}}, "cannot end names", id="the suffix"),
+        pytest.param({"env": {"multiInstallSuffix": "default"}}, "choose another", id="a taken suffix"),
+        pytest.param({"env": {"multiInstallSuffix": "a" * 64}}, "has 64 characters", id="a long suffix"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_helm_with_the_key(
+    cluster: Cluster, values: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(CommandFailed, match=says) as failed:
+        render(cluster, "kata", "kata", values=values)
+    [key] = values
+    assert key in str(failed.value)
+
+
+def test_keys_without_a_value_are_as_if_they_were_not_there(cluster: Cluster) -> None:
+    empty = {"env": None, "startupTaints": None, "rbac": None}
+    assert render(cluster, "kata", "kata", values=empty) == render(cluster, "kata", "kata")
+
+
+def test_without_startup_taints_none_can_be_lifted(cluster: Cluster) -> None:
+    rendered = render(cluster, "kata", "kata", only=("labeller-admission.yaml",))
+    assert "expression: '[]'" in rendered
+    cluster.kubectl("apply", "--dry-run=server", "--filename=-", text=rendered)
+
+
+def test_helm_finds_nothing_to_complain_about(cluster: Cluster) -> None:
+    cluster.helm("lint", "--strict", str(CHART))

@@ -1,0 +1,676 @@
+"""What the containers that label a Node may do: tried on a real API server, with tokens such as pods have."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node.cache import CHECKOUT
+from node.running import told, wait_until
+
+from cluster.charting import APPLY, JSON_PATCH, MERGE, STRATEGIC, Caller, admin, unbound
+from cluster.control_plane import Cluster
+from cluster.labeller import (
+    ANY_EFFECT,
+    EVENTS,
+    FOREIGN,
+    MARK,
+    ONE_EFFECT,
+    OTHER_EFFECT,
+    SHARED,
+    STARTUP,
+    TAINTS,
+    Installation,
+    event,
+    labels,
+    refusal,
+    taints,
+    worker,
+)
+
+
+@pytest.fixture(scope="module")
+def installation(cluster: Cluster) -> Installation:
+    return Installation(cluster, "kata-deploy", "least").apply()
+
+
+@pytest.fixture(scope="module")
+def beside(cluster: Cluster, installation: Installation) -> Installation:
+    """A second installation in the same namespace."""
+    return Installation(cluster, "kata-second", "least", "second").apply()
+
+
+@pytest.fixture
+def node(cluster: Cluster) -> str:
+    return worker(cluster)
+
+
+@pytest.fixture
+def labeller(installation: Installation, node: str) -> Caller:
+    return installation.on(node)
+
+
+# --- what the stages do ----------------------------------------------------------------------------
+
+
+def test_the_labels_can_be_claimed_promoted_demoted_and_taken_off(labeller: Caller, node: str) -> None:
+    for shared, own in (
+        ("false", "false"),
+        ("true", "true"),
+        ("true", "false"),
+        ("false", None),
+        (None, None),
+    ):
+        version = labeller.node(node)["metadata"]["resourceVersion"]
+        patch = labels(shared=shared, own=own)
+        patch["metadata"]["resourceVersion"] = version
+        answer = labeller.patch(node, patch)
+        assert answer.status == 200, answer.message
+        now = answer.body["metadata"]["labels"]
+        assert (now.get(SHARED), now.get(f"{MARK}default")) == (shared, own)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch"),
+    [
+        pytest.param(STRATEGIC, labels(shared="true"), id="strategic merge patch"),
+        pytest.param(
+            JSON_PATCH,
+            [{"op": "add", "path": "/metadata/labels/katacontainers.io~1kata-runtime", "value": "true"}],
+            id="JSON patch",
+        ),
+        pytest.param(
+            f"{APPLY}?fieldManager=kata-node",
+            {"apiVersion": "v1", "kind": "Node", **labels(shared="true")},
+            id="server-side apply",
+        ),
+    ],
+)
+def test_it_does_not_matter_how_a_patch_is_written(
+    labeller: Caller, node: str, kind: str, patch: object
+) -> None:
+    kind, _, query = kind.partition("?")
+    answer = labeller.call("PATCH", f"/api/v1/nodes/{node}?{query}", patch, kind=kind)
+    assert answer.status == 200, answer.message
+    assert answer.body["metadata"]["labels"][SHARED] == "true"
+
+
+def test_startup_taints_can_be_lifted_and_the_others_are_kept(labeller: Caller, node: str) -> None:
+    for left in ([ONE_EFFECT, OTHER_EFFECT, FOREIGN], [OTHER_EFFECT, FOREIGN]):
+        read = labeller.node(node)
+        names = [(each["key"], each["effect"]) for each in left]
+        # The whole list as it was read, with the fields others have put there, as kata-node sends it.
+        kept = [each for each in read["spec"]["taints"] if (each["key"], each["effect"]) in names]
+        patch = {"metadata": {"resourceVersion": read["metadata"]["resourceVersion"]}, **taints(*kept)}
+        answer = labeller.patch(node, patch)
+        assert answer.status == 200, answer.message
+        assert answer.body["spec"]["taints"] == kept
+        assert len(kept) == len(left)
+
+
+def test_events_about_its_node_can_be_recorded(labeller: Caller, node: str) -> None:
+    answer = labeller.call("POST", EVENTS, event(node))
+    assert answer.status == 201, answer.message
+
+
+def test_a_node_with_hundreds_of_labels_and_dozens_of_taints_is_not_too_much(
+    cluster: Cluster, labeller: Caller, node: str
+) -> None:
+    # Names and values about as long as they may be, and as many annotations as fit.
+    crowd = {f"{'n' * 60}.{'n' * 60}.{'n' * 60}/{'k' * 59}{i:04}": "v" * 63 for i in range(300)}
+    many = [
+        {"key": f"{'n' * 60}.{'n' * 60}.{'n' * 60}/{'k' * 59}{i:04}", "value": "v" * 63, "effect": effect}
+        for i in range(25)
+        for effect in ("NoSchedule", "PreferNoSchedule")
+    ]
+    patch = {
+        "metadata": {"labels": crowd, "annotations": {"example.org/note": "n" * 250_000}},
+        **taints(*many, ANY_EFFECT),
+    }
+    assert admin(cluster).patch(node, patch).status == 200
+    for change in (labels(shared="true", own="true"), taints(*many), labels(shared=None, own=None)):
+        answer = labeller.patch(node, change)
+        assert answer.status == 200, answer.message
+    assert "unschedulable" in refusal(labeller.patch(node, {"spec": {"unschedulable": True}}))
+
+
+def test_a_node_with_nothing_on_it_is_labelled_as_well(cluster: Cluster, installation: Installation) -> None:
+    cluster.node("least-bare")
+    labeller = installation.on("least-bare")
+    assert admin(cluster).patch("least-bare", {"spec": {"taints": None}}).body["spec"] == {}
+    assert labeller.patch("least-bare", labels(shared="false", own="false")).status == 200
+    assert "not be added" in refusal(labeller.patch("least-bare", taints(ANY_EFFECT)))
+
+
+def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands(
+    cluster: Cluster, labeller: Caller, node: str
+) -> None:
+    for manager, fields in (
+        ("labels", labels(shared="false", **{"example.org/zone": "a"})),
+        ("taints", taints(*TAINTS)),
+    ):
+        applied = {"apiVersion": "v1", "kind": "Node", **fields}
+        how = f"/api/v1/nodes/{node}?fieldManager={manager}&force=true"
+        assert admin(cluster).call("PATCH", how, applied, kind=APPLY).status == 200
+    for change in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
+        assert labeller.patch(node, change).status == 200
+    reset: dict[str, Any] = {"metadata": {"managedFields": [{}]}}
+    assert "managedFields those of others may not be changed" in refusal(labeller.patch(node, reset))
+
+
+def test_values_and_taints_that_were_there_before_are_nobodys_fault(
+    cluster: Cluster, labeller: Caller, node: str
+) -> None:
+    strange = {SHARED: "perhaps", f"{MARK}default": "", f"{MARK}other": "yes"}
+    assert admin(cluster).patch(node, {"metadata": {"labels": strange}}).status == 200
+    assert labeller.patch(node, labels(own="false")).status == 200
+    assert labeller.patch(node, labels(shared="true")).status == 200
+
+
+def test_the_shared_label_can_be_demoted_and_promoted_while_others_have_marks(
+    cluster: Cluster, labeller: Caller, node: str
+) -> None:
+    others = {f"{MARK}second": "true", f"{MARK}third": "false"}
+    assert admin(cluster).patch(node, {"metadata": {"labels": others}}).status == 200
+    for value in ("true", "false"):
+        assert labeller.patch(node, labels(shared=value)).status == 200
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+ONLY_LABELS = "of a Node's labels only katacontainers.io/kata-runtime and kata-deploy.katacontainers.io/"
+ONLY_VALUES = "may be set to true or false, or be removed"
+ONLY_METADATA = "of a Node's metadata only labels may be changed, not "
+NO_NEW_TAINTS = "taints of a Node may not be added or changed"
+ONLY_STARTUP = "of a Node's taints only those of startupTaints may be removed"
+ONLY_TAINTS = "of a Node's spec only startup taints may be removed; not to be changed: "
+
+BUSY = {
+    "labels": {
+        SHARED: "true",
+        f"{MARK}default": "false",
+        f"{MARK}second": "true",
+        "example.org/zone": "a",
+        "node-role.kubernetes.io/worker": "",
+    },
+    "annotations": {"example.org/note": "1"},
+    "finalizers": ["example.org/guard"],
+}
+OWNER = {"apiVersion": "v1", "kind": "Node", "name": "x", "uid": "0c1e8f0a-0000-4000-8000-000000000000"}
+
+
+@pytest.fixture(scope="module")
+def busy(cluster: Cluster, installation: Installation) -> tuple[str, Caller]:
+    """A Node that has something of everything, and the labeller on it."""
+    name = worker(cluster, **BUSY)
+    return name, installation.on(name)
+
+
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        pytest.param(labels(**{"example.org/new": "1"}), f"{ONLY_LABELS}default", id="another label added"),
+        pytest.param(labels(**{"example.org/zone": "b"}), "not example.org/zone", id="another label changed"),
+        pytest.param(
+            labels(**{"example.org/zone": None}), "not example.org/zone", id="another label removed"
+        ),
+        pytest.param(
+            labels(shared="true", **{"example.org/zone": "b", "example.org/new": "1"}),
+            "example.org/zone",
+            id="two others beside ours",
+        ),
+        pytest.param({"metadata": {"labels": None}}, ONLY_LABELS, id="all labels removed"),
+        pytest.param(
+            labels(**{"node-role.kubernetes.io/control-plane": ""}), "not node-role", id="a role given"
+        ),
+        pytest.param(
+            labels(**{"node-role.kubernetes.io/worker": None}), "not node-role", id="a role taken away"
+        ),
+        pytest.param(labels(**{"kubernetes.io/hostname": "x"}), "not kubernetes.io/", id="the host's name"),
+        pytest.param(labels(**{f"{MARK}second": "false"}), f"not {MARK}second", id="another's mark changed"),
+        pytest.param(labels(**{f"{MARK}second": None}), f"not {MARK}second", id="another's mark removed"),
+        pytest.param(labels(**{f"{MARK}third": "true"}), f"not {MARK}third", id="another's mark added"),
+        pytest.param(labels(shared="yes"), ONLY_VALUES, id="the shared label set to yes"),
+        pytest.param(labels(own="True"), ONLY_VALUES, id="its mark set to True"),
+        pytest.param(labels(own=""), ONLY_VALUES, id="its mark set to nothing"),
+        pytest.param(
+            {"metadata": {"annotations": {"a": "b"}}}, f"{ONLY_METADATA}annotations", id="an annotation added"
+        ),
+        pytest.param(
+            {"metadata": {"annotations": None}}, f"{ONLY_METADATA}annotations", id="annotations removed"
+        ),
+        pytest.param(
+            {"metadata": {"finalizers": ["example.org/guard", "example.org/more"]}},
+            f"{ONLY_METADATA}finalizers",
+            id="a finalizer added",
+        ),
+        pytest.param(
+            {"metadata": {"finalizers": None}}, f"{ONLY_METADATA}finalizers", id="a finalizer removed"
+        ),
+        pytest.param(
+            {"metadata": {"ownerReferences": [OWNER]}}, f"{ONLY_METADATA}ownerReferences", id="an owner"
+        ),
+        pytest.param(
+            {"metadata": {"managedFields": [{}]}},
+            "those of others may not be changed: ",
+            id="owners of fields",
+        ),
+        pytest.param({"spec": {"unschedulable": True}}, f"{ONLY_TAINTS}unschedulable", id="a cordon"),
+        pytest.param({"spec": {"providerID": "a://b"}}, f"{ONLY_TAINTS}providerID", id="the provider's id"),
+        pytest.param(
+            {"spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]}},
+            "podCIDRs",
+            id="the addresses of pods",
+        ),
+        pytest.param(
+            taints(*TAINTS, {"key": "example.org/new", "effect": "NoSchedule"}),
+            NO_NEW_TAINTS,
+            id="a taint added",
+        ),
+        pytest.param(
+            taints(*TAINTS, {"key": "example.org/kata", "effect": "NoSchedule"}),
+            NO_NEW_TAINTS,
+            id="a startup taint added",
+        ),
+        pytest.param(
+            taints({**ANY_EFFECT, "value": "other"}, *TAINTS[1:]), NO_NEW_TAINTS, id="a taint's value changed"
+        ),
+        pytest.param(
+            taints({**ANY_EFFECT, "effect": "NoSchedule"}, *TAINTS[1:]),
+            NO_NEW_TAINTS,
+            id="a taint's effect changed",
+        ),
+        pytest.param(taints(*TAINTS[:3]), ONLY_STARTUP, id="another's taint removed"),
+        pytest.param(
+            taints(ANY_EFFECT, ONE_EFFECT, FOREIGN),
+            ONLY_STARTUP,
+            id="a startup taint of another effect removed",
+        ),
+        pytest.param({"spec": {"taints": None}}, ONLY_STARTUP, id="all taints removed"),
+        pytest.param({"spec": None}, ONLY_STARTUP, id="all of the spec removed"),
+    ],
+)
+def test_a_change_beyond_its_work_is_refused_with_the_reason(
+    busy: tuple[str, Caller], patch: dict[str, Any], reason: str
+) -> None:
+    node, labeller = busy
+    before = labeller.node(node)
+    assert reason in refusal(labeller.patch(node, patch))
+    assert labeller.node(node) == before
+
+
+def test_a_cordon_of_others_is_not_lifted(cluster: Cluster, labeller: Caller, node: str) -> None:
+    assert admin(cluster).patch(node, {"spec": {"unschedulable": True}}).status == 200
+    for value in (False, None):
+        refused = refusal(labeller.patch(node, {"spec": {"unschedulable": value}}))
+        assert refused == f"{ONLY_TAINTS}unschedulable"
+    assert labeller.patch(node, {**labels(shared="false"), **taints(*TAINTS[1:])}).status == 200
+
+
+def test_what_it_may_do_does_not_carry_along_what_it_may_not(busy: tuple[str, Caller]) -> None:
+    node, labeller = busy
+    patch = {**labels(shared="false", own=None), "spec": {"unschedulable": True}}
+    assert "not to be changed: unschedulable" in refusal(labeller.patch(node, patch))
+    assert labeller.node(node)["metadata"]["labels"][SHARED] == "true"
+
+
+def test_a_token_of_another_node_changes_nothing_here(
+    cluster: Cluster, installation: Installation, labeller: Caller, node: str
+) -> None:
+    elsewhere = worker(cluster)
+    stranger = installation.on(elsewhere)
+    for caller, other, own in ((labeller, elsewhere, node), (stranger, node, elsewhere)):
+        refused = refusal(caller.patch(other, labels(shared="true")))
+        assert refused == f"this token is for Node {own} and may change no other"
+        assert refusal(caller.patch(other, taints(*TAINTS[1:])))
+        said = refusal(caller.call("POST", EVENTS, event(other)))
+        assert said == f"this token may record Events about Node {own} only"
+    assert stranger.patch(elsewhere, labels(shared="true")).status == 200
+
+
+def test_a_token_that_is_bound_to_no_node_changes_nothing(
+    cluster: Cluster, installation: Installation, node: str
+) -> None:
+    loose = unbound(cluster, installation.namespace, installation.account)
+    for patch in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
+        assert "not bound to a pod on a node, and may change no Node" in refusal(loose.patch(node, patch))
+    said = refusal(loose.call("POST", EVENTS, event(node)))
+    assert said == "this token is not bound to a pod on a node, and may record no Event"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        pytest.param(
+            {"involvedObject": {"apiVersion": "v1", "kind": "Node", "name": "another"}},
+            "about Node {node} only",
+            id="about another Node",
+        ),
+        pytest.param(
+            {"involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": "{node}", "namespace": "default"}},
+            "about Node {node} only",
+            id="about a Pod",
+        ),
+        pytest.param({"involvedObject": {}}, "about Node {node} only", id="about nothing"),
+        pytest.param({"source": {"component": "kubelet"}}, "must be kata-node", id="in the kubelet's name"),
+        pytest.param({"source": {}, "reportingComponent": ""}, "must be kata-node", id="in nobody's name"),
+        pytest.param({"reportingComponent": "kubelet"}, "must be kata-node", id="reported by the kubelet"),
+    ],
+)
+def test_an_event_that_is_not_about_its_work_is_refused(
+    labeller: Caller, node: str, fields: dict[str, Any], reason: str
+) -> None:
+    filled = json.loads(json.dumps(fields).replace("{node}", node))
+    refused = refusal(labeller.call("POST", EVENTS, event(node, **filled)))
+    assert reason.format(node=node) in refused
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "may_not"),
+    [
+        pytest.param("GET", "/api/v1/nodes", 'list resource "nodes"', id="list Nodes"),
+        pytest.param("GET", "/api/v1/nodes?watch=true", 'watch resource "nodes"', id="watch Nodes"),
+        pytest.param("POST", "/api/v1/nodes", 'create resource "nodes"', id="create a Node"),
+        pytest.param("PUT", "/api/v1/nodes/{node}", 'update resource "nodes"', id="replace its Node"),
+        pytest.param("DELETE", "/api/v1/nodes/{node}", 'delete resource "nodes"', id="delete its Node"),
+        pytest.param("DELETE", "/api/v1/nodes", 'deletecollection resource "nodes"', id="delete all Nodes"),
+        pytest.param(
+            "PATCH", "/api/v1/nodes/{node}/status", 'patch resource "nodes/status"', id="its Node's status"
+        ),
+        pytest.param(
+            "GET", "/api/v1/nodes/{node}/proxy/pods", 'get resource "nodes/proxy"', id="reach its kubelet"
+        ),
+        pytest.param("GET", EVENTS, 'list resource "events"', id="list Events"),
+        pytest.param("PATCH", f"{EVENTS}/e", 'patch resource "events"', id="change an Event"),
+        pytest.param("DELETE", f"{EVENTS}/e", 'delete resource "events"', id="delete an Event"),
+        pytest.param(
+            "POST", "/api/v1/namespaces/least/events", 'create resource "events"', id="Events elsewhere"
+        ),
+        pytest.param(
+            "POST",
+            "/apis/events.k8s.io/v1/namespaces/default/events",
+            'create resource "events" in API group "events.k8s.io"',
+            id="Events of the newer API",
+        ),
+        pytest.param("GET", "/api/v1/secrets", 'list resource "secrets"', id="read all secrets"),
+        pytest.param(
+            "GET",
+            "/api/v1/namespaces/least/secrets/s",
+            'get resource "secrets"',
+            id="read a secret beside it",
+        ),
+        pytest.param(
+            "GET", "/api/v1/namespaces/least/pods", 'list resource "pods"', id="list pods beside it"
+        ),
+        pytest.param("POST", "/api/v1/namespaces/least/pods", 'create resource "pods"', id="create a pod"),
+        pytest.param(
+            "POST",
+            "/api/v1/namespaces/least/serviceaccounts/kata-deploy-labeller/token",
+            'create resource "serviceaccounts/token"',
+            id="give itself a token for another node",
+        ),
+    ],
+)
+def test_a_verb_or_resource_beyond_its_roles_is_refused(
+    busy: tuple[str, Caller], method: str, path: str, may_not: str
+) -> None:
+    node, labeller = busy
+    writes = method != "GET"
+    where = path.format(node=node)
+    answer = labeller.call(method, where, {} if writes else None, kind=kind(method), dry=writes)
+    assert answer.status == 403, answer
+    assert f"cannot {may_not}" in answer.message
+
+
+def kind(method: str) -> str:
+    return MERGE if method == "PATCH" else "application/json"
+
+
+def rights(caller: Caller, namespace: str) -> set[tuple[tuple[str, ...], ...]]:
+    """What the API server says this account may do in a namespace, and outside of all."""
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    }
+    answer = caller.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review)
+    fields = ("apiGroups", "resources", "resourceNames", "verbs")
+    rules = answer.body["status"]["resourceRules"]
+    return {tuple(tuple(sorted(rule.get(field, []))) for field in fields) for rule in rules}
+
+
+def test_its_rights_are_these_and_no_others(
+    cluster: Cluster, installation: Installation, labeller: Caller
+) -> None:
+    everybodys = unbound(cluster, installation.namespace, "default")
+    nodes = (("",), ("nodes",), (), ("get", "patch"))
+    events = (("",), ("events",), (), ("create",))
+    for namespace, expected in (("default", {nodes, events}), (installation.namespace, {nodes})):
+        assert rights(labeller, namespace) - rights(everybodys, namespace) == expected
+
+
+# --- a role that somebody adds later ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def widened(cluster: Cluster) -> Iterator[Installation]:
+    """An installation whose account was given all rights on all that the policies are about."""
+    wide = Installation(cluster, "kata-wide", "least-wide", "wide").apply()
+    resources = "nodes,nodes/status,nodes/proxy,events,events.events.k8s.io"
+    cluster.kubectl("create", "clusterrole", "wide", "--verb=*", f"--resource={resources}")
+    cluster.kubectl(
+        "create",
+        "clusterrolebinding",
+        "wide",
+        "--clusterrole=wide",
+        f"--serviceaccount=least-wide:{wide.account}",
+    )
+    name = worker(cluster)
+    labeller = wide.on(name)
+    wait_until(
+        lambda: "denied request" in labeller.call("DELETE", f"/api/v1/nodes/{name}", dry=True).message,
+        "the account has more rights, and the policy holds",
+    )
+    yield wide
+    cluster.kubectl("delete", "clusterrolebinding", "wide")
+
+
+NOTHING_ELSE = "this account may patch its own Node and record Events about it, and nothing else"
+NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "least-made"}}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "reason"),
+    [
+        pytest.param("PATCH", "/nodes/{node}/status", {"status": {"phase": "x"}}, NOTHING_ELSE, id="status"),
+        pytest.param("DELETE", "/nodes/{node}", {}, NOTHING_ELSE, id="delete"),
+        pytest.param("DELETE", "/nodes", {}, NOTHING_ELSE, id="delete many"),
+        pytest.param("POST", "/nodes", NODE, NOTHING_ELSE, id="create"),
+        pytest.param("GET", "/nodes/{node}/proxy/pods", None, NOTHING_ELSE, id="the kubelet by proxy"),
+        pytest.param("DELETE", "/namespaces/default/events/e", {}, NOTHING_ELSE, id="delete an Event"),
+        pytest.param(
+            "PATCH", "/namespaces/default/events/e", {"count": 2}, NOTHING_ELSE, id="change an Event"
+        ),
+        pytest.param(
+            "POST",
+            "/namespaces/kube-system/events",
+            {
+                "metadata": {"generateName": "e", "namespace": "kube-system"},
+                "involvedObject": {"kind": "Node", "name": "{node}", "namespace": "kube-system"},
+            },
+            "Events about Nodes are recorded in the namespace default only",
+            id="an Event elsewhere",
+        ),
+    ],
+)
+def test_a_wider_role_opens_nothing_that_a_policy_closes(
+    cluster: Cluster,
+    widened: Installation,
+    node: str,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None,
+    reason: str,
+) -> None:
+    labeller = widened.on(node)
+    if path.endswith("/events/e"):
+        made = admin(cluster).call("POST", EVENTS, event(node))
+        path = path.removesuffix("e") + made.body["metadata"]["name"]
+    if path.endswith("/events"):
+        body = {**event(node), **json.loads(json.dumps(body).replace("{node}", node))}
+    where = f"/api/v1{path.format(node=node)}"
+    answer = labeller.call(method, where, body, kind=kind(method), dry=method != "GET")
+    assert refusal(answer) == reason
+
+
+def test_replacing_a_node_is_held_to_the_same_rules_as_patching_it(widened: Installation, node: str) -> None:
+    labeller = widened.on(node)
+    read = labeller.node(node)
+    read["metadata"]["labels"][widened.mark] = "true"
+    assert labeller.call("PUT", f"/api/v1/nodes/{node}", read).status == 200
+    read = labeller.node(node)
+    read["metadata"]["labels"]["example.org/new"] = "1"
+    assert "not example.org/new" in refusal(labeller.call("PUT", f"/api/v1/nodes/{node}", read))
+
+
+def test_an_event_of_the_newer_api_is_held_to_the_same_rules(widened: Installation, node: str) -> None:
+    labeller = widened.on(node)
+    path = "/apis/events.k8s.io/v1/namespaces/default/events"
+    new = {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"generateName": "e", "namespace": "default"},
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "type": "Normal",
+        "reason": "KataInstalled",
+        "action": "Install",
+        "regarding": {"apiVersion": "v1", "kind": "Node", "name": "another"},
+        "reportingController": "kata-node",
+        "reportingInstance": "pod",
+    }
+    assert f"about Node {node} only" in refusal(labeller.call("POST", path, new))
+    new["regarding"] = {"apiVersion": "v1", "kind": "Node", "name": node}
+    assert labeller.call("POST", path, new).status == 201
+    new["reportingController"] = "kubelet"
+    assert "must be kata-node" in refusal(labeller.call("POST", path, new))
+
+
+# --- others ----------------------------------------------------------------------------------------
+
+
+def test_nobody_else_is_held_to_these_rules(
+    cluster: Cluster, installation: Installation, widened: Installation, node: str
+) -> None:
+    everything = {
+        "metadata": {"labels": {SHARED: "yes", "example.org/new": "1"}, "annotations": {"a": "b"}},
+        "spec": {"unschedulable": True, "taints": []},
+    }
+    assert admin(cluster).patch(node, everything).status == 200
+    # An account of the same name in another namespace is somebody else, too.
+    cluster.kubectl("create", "serviceaccount", installation.account, "--namespace=least-wide")
+    who = f"--serviceaccount=least-wide:{installation.account}"
+    cluster.kubectl("create", "clusterrolebinding", "namesake", "--clusterrole=wide", who)
+    namesake = unbound(cluster, "least-wide", installation.account)
+    wait_until(
+        lambda: namesake.patch(node, {"metadata": {"annotations": {"a": "c"}}}).status == 200,
+        "the account of the same name may change the Node",
+    )
+    assert namesake.call("DELETE", f"/api/v1/nodes/{node}", {}).status == 200
+
+
+def test_two_installations_keep_to_their_own_mark_on_the_same_node(
+    installation: Installation, beside: Installation, node: str
+) -> None:
+    first, second = installation.on(node), beside.on(node)
+    for caller, own, other in (
+        (first, installation.mark, beside.mark),
+        (second, beside.mark, installation.mark),
+    ):
+        assert caller.patch(node, {"metadata": {"labels": {SHARED: "true", own: "true"}}}).status == 200
+        refused = refusal(caller.patch(node, {"metadata": {"labels": {other: "false"}}}))
+        assert refused == f"of a Node's labels only {SHARED} and {own} may be changed, not {other}"
+    marks = {key: value for key, value in first.node(node)["metadata"]["labels"].items() if MARK in key}
+    assert marks == {f"{MARK}default": "true", f"{MARK}second": "true"}
+
+
+# --- the program itself ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stage(tmp_path: Path, node: str) -> Callable[[Caller, str], subprocess.CompletedProcess[str]]:
+    """Run a stage for ``node`` with the token of a caller, as the container of a Job does."""
+    (tmp_path / "host").mkdir()
+    config = tmp_path / "values.yaml"
+    config.write_text(
+        json.dumps({"shims": {"disableAll": True, "qemu": {"enabled": True}}, "startupTaints": STARTUP})
+    )
+
+    def run(caller: Caller, name: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "kata_node", "stage", name),
+                f"--config={config}",
+                f"--host-root={tmp_path / 'host'}",
+                *("--label-timeout=20", "--label-stable-for=0", "--output=json"),
+            ],
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(tmp_path),
+                "KUBECONFIG": str(caller.kubeconfig(tmp_path / "kubeconfig")),
+                "NODE_NAME": node,
+                "PYTHONPATH": str(CHECKOUT),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, told(done)
+        return done
+
+    return run
+
+
+def test_the_stages_of_a_whole_life_need_no_more_than_this(
+    cluster: Cluster,
+    labeller: Caller,
+    node: str,
+    stage: Callable[[Caller, str], subprocess.CompletedProcess[str]],
+) -> None:
+    own = f"{MARK}default"
+    expected: dict[str, dict[str, str]] = {
+        "claim": {SHARED: "false", own: "false"},
+        "label": {SHARED: "true", own: "true"},
+        "unlabel": {SHARED: "false", own: "false"},
+        "unclaim": {},
+    }
+    for name, wanted in expected.items():
+        done = stage(labeller, name)
+        assert done.returncode == 0, told(done)
+        now = labeller.node(node)
+        assert {key: value for key, value in now["metadata"]["labels"].items() if "kata" in key} == wanted
+    assert [(each["key"], each["effect"]) for each in now["spec"]["taints"]] == [
+        (each["key"], each["effect"]) for each in (OTHER_EFFECT, FOREIGN)
+    ]
+    listed = admin(cluster).call("GET", f"{EVENTS}?fieldSelector=involvedObject.name%3D{node}").body["items"]
+    reasons = {each["reason"] for each in listed}
+    assert {"KataInstalling", "KataInstalled", "KataRemoving", "KataRemoved"} <= reasons
+
+
+def test_a_stage_that_is_refused_says_what_the_rule_is(
+    cluster: Cluster,
+    installation: Installation,
+    node: str,
+    stage: Callable[[Caller, str], subprocess.CompletedProcess[str]],
+) -> None:
+    elsewhere = worker(cluster)
+    done = stage(installation.on(elsewhere), "claim")
+    assert done.returncode == 1, told(done)
+    [report] = json.loads(done.stdout)["stages"]
+    assert f"this token is for Node {elsewhere} and may change no other" in report["error"]["what"]
+    assert SHARED not in admin(cluster).node(node)["metadata"]["labels"]
