@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from node import images
 from node.cache import missing_parts
 from node.machine import Node
 
-from cluster import images, parts
+from cluster import parts
 from cluster.control_plane import Cluster
-from cluster.joining import PACKAGES, Joined, kubelets_user
+from cluster.joining import Joined, kubelets_user
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,7 +76,7 @@ def a_joined_node(name: str, *others: str, scheduler: bool = False) -> Iterator[
     """A node in a cluster of its own, which knows of ``others`` that may join it."""
     with (
         Cluster.start(users=kubelets_user(name, *others), scheduler=scheduler) as cluster,
-        Node.boot(name=name, packages=PACKAGES) as node,
+        Node.boot(name=name, packages=images.PACKAGES) as node,
         Joined(cluster, node) as joined,
     ):
         yield joined
@@ -100,7 +101,7 @@ def second_node(shared_node: Joined) -> Iterator[Joined]:
     """Another node beside it."""
     cluster = shared_node.cluster
     with (
-        Node.boot(name=f"second-{os.getpid()}", packages=PACKAGES) as node,
+        Node.boot(name=f"second-{os.getpid()}", packages=images.PACKAGES) as node,
         Joined(cluster, node, number=2) as joined,
     ):
         yield joined

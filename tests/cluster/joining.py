@@ -13,18 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from node import tree
+from node import images
 from node.cache import NodeError
 from node.machine import Node
 from node.running import CommandFailed
 
-from cluster import flags, images, parts
+from cluster import flags, parts
 from cluster.control_plane import ADMIN, Cluster
-
-FOR_PODS = ("busybox-static", "containernetworking-plugins")
-"""What a node needs to run pods, of Debian's packages: what their images are made of, and their network."""
-
-PACKAGES = (*tree.PACKAGES, *FOR_PODS)
 
 KUBELET = "/usr/local/bin/kubelet"
 UNIT = "kubelet.service"
@@ -85,7 +80,8 @@ def nodes_of(cluster: Cluster) -> list[str]:
 class Joined:
     """A node that is part of a cluster until the ``with`` statement ends; the kubelet ends with the node.
 
-    The cluster has to have the :func:`kubelets_user` of the node, and the node the :data:`PACKAGES`.
+    The cluster has to have the :func:`kubelets_user` of the node, and the node the
+    :data:`~node.images.PACKAGES`.
     Each node of a cluster has a ``number`` of its own, 1 to 254. In the node the API server is at the
     same address as on the machine. Raises :class:`NodeError`, with the kubelet's journal, when the Node
     is not Ready within ``timeout`` seconds.
@@ -170,7 +166,7 @@ class Joined:
         for place, content in (
             (f"{_HOME}/kubelet.json", json.dumps(_CONFIG)),
             ("/etc/cni/net.d/10-pods.conflist", json.dumps(network)),
-            ("/usr/local/sbin/runc", Path(__file__).with_name("runc.py").read_text()),
+            ("/usr/local/sbin/runc", images.RUNC.read_text()),
         ):
             path = node.root / place.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 from node.cache import NodeError
+from node.images import BUSYBOX
 
 from cluster.control_plane import ADMIN, Cluster
-from cluster.images import BUSYBOX
 from cluster.joining import Joined
 
 Manifest = Mapping[str, Any]

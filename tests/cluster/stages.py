@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from node.images import KATA_NODE
 from node.installing import PAYLOAD, VALUES
 
 from cluster.control_plane import Cluster
-from cluster.images import KATA_NODE
 from cluster.pods import job
 
 ACCOUNT = "kata-node"

@@ -53,6 +53,7 @@ def test_a_node_is_registered_ready_and_keeps_what_is_patched(cluster: Cluster) 
     handlers = [{"name": "kata-qemu"}]
     node = cluster.node("worker", labels={"example.org/a": "1"}, status={"runtimeHandlers": handlers})
     assert node["status"]["runtimeHandlers"] == handlers
+    assert "taints" not in node["spec"]
     cluster.kubectl("label", "node", "worker", "example.org/b=2")
     cluster.kubectl("label", "node", "worker", "example.org/a=2", "--overwrite")
     cluster.node("worker", labels={"example.org/a": "3"})

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from node.cache import CHECKOUT
+from node.images import archive, layer
 from node.installing import HANDLERS, PAYLOAD, VALUES, make_payload, outcomes, with_kvm
 from node.machine import Node
 from node.places import running
 from node.running import wait_until
 
 from cluster.control_plane import Cluster
-from cluster.images import archive, layer
 from cluster.joining import Joined
 
 ACCOUNT = "system:serviceaccount:default:kata-node"

@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from node import images
 from node.cache import NodeError
 from node.cri import CriStatus
 from node.cri import status as cri_status
@@ -128,7 +129,7 @@ def boot(boot_node: BootNode, version: str = NEWEST, *, drop_ins: bool = True, m
 def allow_pods(node: Node, pause: Path) -> None:
     """Let it run pods, all from the image in the archive ``pause``; they have to be of :data:`CRUN`."""
     here = Path(__file__).parent
-    runc = (here.parent / "cluster/runc.py").read_text()
+    runc = images.RUNC.read_text()
     files = {
         CRUN: runc.replace("/usr/sbin/runc", "/usr/bin/crun"),
         "/run/registry.py": (here / "registry.py").read_text(),

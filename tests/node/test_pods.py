@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import images
-from cluster.joining import PACKAGES
 
 from kata_node.host.cri import Cri
 from kata_node.host.files import Root
 from kata_node.host.sandboxes import Pod
-from node import cri, crio
+from node import cri, crio, images
 from node.cache import CHECKOUT
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
@@ -40,7 +38,7 @@ MAIN_2 = f'version = 2\nplugins."io.containerd.grpc.v1.cri".sandbox_image = "{PA
 def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample payload whose shim runs something."""
     directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
-    shim = built_tree(packages=PACKAGES) / "usr/bin/containerd-shim-runc-v2"
+    shim = built_tree(packages=images.PACKAGES) / "usr/bin/containerd-shim-runc-v2"
     shutil.copy(shim, directory / "opt/kata/bin/containerd-shim-kata-v2")
     index = [sys.executable, "-P", "-m", "kata_node", "payload", "index", str(directory)]
     subprocess.run(index, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)}, check=True, capture_output=True)
@@ -55,7 +53,9 @@ def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
         node = with_kvm(boot_node(suite, **options))
         node.mount(with_shim, PAYLOAD)
         node.mount(
-            images.busybox(built_tree(packages=PACKAGES), pause=PAUSE), "/run/busybox.tar", read_only=True
+            images.busybox(built_tree(packages=images.PACKAGES), pause=PAUSE),
+            "/run/busybox.tar",
+            read_only=True,
         )
         node.run(["ctr", "--namespace=k8s.io", "images", "import", "/run/busybox.tar"])
         for name in ("hosts", "resolv.conf"):
@@ -63,7 +63,7 @@ def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
         # Before the real one, and asks it for nothing that this machine does not have.
         runc = node.root / "usr/local/sbin/runc"
         runc.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(CHECKOUT / "tests/cluster/runc.py", runc)
+        shutil.copy(images.RUNC, runc)
         runc.chmod(0o755)
         configure(node, MAIN_2.encode())
         return node
@@ -218,7 +218,7 @@ def test_cri_o_lists_no_handlers_and_a_revert_is_refused_all_the_same(
 ) -> None:
     node = with_kvm(crio.boot(boot_node))
     node.mount(payload, PAYLOAD)
-    crio.allow_pods(node, images.busybox(built_tree(packages=PACKAGES), pause=PAUSE))
+    crio.allow_pods(node, images.busybox(built_tree(packages=images.PACKAGES), pause=PAUSE))
     # The pod is begun on an administrator's handler, the name of which is then ours.
     crio.write(node, "30-mine.conf", table("kata-qemu"))
     crio.restart(node)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from node import tree
 from node.cache import CHECKOUT, NodeError, cache_dir, key_of, made_once, remove_tree
 from node.machine import Node
 
@@ -29,6 +30,14 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 BUSYBOX = "localhost/busybox:test"
+FOR_PODS = ("busybox-static", "containernetworking-plugins")
+"""What a node needs to run pods, of Debian's packages: what their images are made of, and their network."""
+
+PACKAGES = (*tree.PACKAGES, *FOR_PODS)
+
+RUNC = Path(__file__).with_name("runc.py")
+"""What stands before a node's runc, to be put there as a program of that name."""
+
 KATA_NODE = "localhost/kata-node:test"
 
 _APPLETS = (
