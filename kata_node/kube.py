@@ -4,8 +4,8 @@ Only ``get`` and ``patch`` on ``nodes`` are used, so that is all an account need
 ``events`` for those who read them. What changes is polled, not watched: a watch would need the right
 to list every Node of the cluster.
 
-A deadline is a point of the clock (:func:`time.monotonic`). No request is made again after it; one
-that is under way may take its own timeout longer.
+A deadline is a point of the clock (:func:`time.monotonic`). No request is made again after it, and
+none is waited for any longer, see :mod:`kata_node.kube_patience`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +36,24 @@ from kata_node.kube_node import (
     not_ready,
     waiting_for,
 )
+from kata_node.kube_patience import REAL_CLOCK, REQUEST_TIMEOUT, Clock, conflict_pause, persist, within
 
 if TYPE_CHECKING:
     from lightkube import Client
     from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource
 
-__all__ = ["Clock", "ConflictError", "Kube", "NoSuchNodeError", "NodeFacts", "in_cluster_or_configured"]
+__all__ = [
+    "REAL_CLOCK",
+    "Clock",
+    "ConflictError",
+    "Kube",
+    "NoSuchNodeError",
+    "NodeFacts",
+    "in_cluster_or_configured",
+]
 
-REQUEST_TIMEOUT = 10.0
-"""Seconds for each of connecting, sending, and waiting for the next bytes of an answer."""
+EVENT_TIMEOUT = 5.0
+"""Seconds that an Event is worth."""
 
 POLL = 1.0
 """Seconds between two looks at a Node that is waited for."""
@@ -54,42 +61,21 @@ POLL = 1.0
 ABSENCE = 30.0
 """Seconds a Node may be missing: some distributions delete it and register it anew on a restart."""
 
-TOKEN_TRIES = 6
-"""How often refused credentials are tried: a rotated token, or an API server that has just started
-and has not read the ServiceAccounts yet, comes right within seconds."""
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 log = logging.getLogger(__name__)
 
 
-def _random() -> float:
-    import random  # lightkube loads it anyway; nothing else here needs it
-
-    return random.random()  # noqa: S311 - spreads retries of many nodes, guards nothing
-
-
-@dataclass(frozen=True)
-class Clock:
-    """What passes time: seconds of a clock that only goes forward, a way to wait, a number in [0, 1)."""
-
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    jitter: Callable[[], float] = _random
-
-
-REAL_CLOCK = Clock()
-
-
 class Kube:
     """A connection to the API server, to be closed, or used as a context manager."""
 
-    def __init__(self, client: Client, *, clock: Clock = REAL_CLOCK) -> None:
+    def __init__(
+        self, client: Client, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT
+    ) -> None:
         from lightkube.types import PatchType
 
         self.clock = clock
+        self.request_timeout = request_timeout
         self.server = client.config.cluster.server
         self._client = client
         self._resource = _node_resource()
@@ -102,7 +88,7 @@ class Kube:
         Nothing is sent yet. Raises :class:`KubeError` when there are no credentials, or they cannot
         be used. In a pod, proxies of the environment are not used: the API server is the cluster's own.
         """
-        return cls(open_client(request_timeout), clock=clock)
+        return cls(open_client(request_timeout), clock=clock, request_timeout=request_timeout)
 
     def close(self) -> None:
         """Close all connections."""
@@ -174,16 +160,16 @@ class Kube:
             left = deadline - self.clock.now()
             if left <= 0:
                 raise not_lifted(name, timeout, conflicts)
-            self.clock.sleep(min(poll, left))
+            self.clock.sleep(min(poll, left, conflict_pause(conflicts, self.clock)))
 
     def record(self, event: Mapping[str, Any]) -> None:
         """Make an Event of the core group, in the namespace it names. It is tried once.
 
         Raises :class:`KubeError` when that fails: an Event is not worth waiting for.
         """
+        made = _event_resource().from_dict(dict(event))
         try:
-            made = _event_resource().from_dict(dict(event))
-            self._client.create(made, namespace=event["metadata"]["namespace"])
+            within(EVENT_TIMEOUT, lambda: self._client.create(made, namespace=event["metadata"]["namespace"]))
         except Exception as error:
             failure = failure_of(error)
             if failure is None:
@@ -246,17 +232,20 @@ class Kube:
         undone = conflicts = 0
         while True:
             facts = self._look(name, deadline, expected_machine_id, poll)
-            now, changes = self.clock.now(), change(facts.labels)
+            now, changes, pause = self.clock.now(), change(facts.labels), poll
             if changes:
                 if since is not None:
                     undone += 1
                     log.warning("what was changed on Node %s was undone; changing it again", name)
                 try:
-                    self.patch_labels(name, changes, facts.resource_version, deadline)
+                    facts = self.patch_labels(name, changes, facts.resource_version, deadline)
                     log.info("Node %s: %s", name, _show(changes))
+                    if not window:
+                        return facts
                     since = self.clock.now()
                 except (ConflictError, NoSuchNodeError) as error:
                     since, conflicts = None, conflicts + 1
+                    pause = min(poll, conflict_pause(conflicts, self.clock))
                     log.debug("reading Node %s again: %s", name, error.what)
             elif since is None:
                 since = now
@@ -265,7 +254,7 @@ class Kube:
             left = deadline - self.clock.now()
             if left <= 0:
                 raise not_held(name, window, timeout, undone, conflicts)
-            self.clock.sleep(min(poll, left, since + window - now if since is not None else left))
+            self.clock.sleep(min(pause, left, since + window - now if since is not None else left))
 
     def _patch(
         self, name: str, change: Mapping[str, Any], resource_version: str, deadline: float
@@ -301,30 +290,16 @@ class Kube:
         self, verb: str, name: str, deadline: float, request: Callable[[], Mapping[str, Any]]
     ) -> NodeFacts:
         """Send a request, again and again while what fails may pass and the deadline is ahead."""
-        tries = refused = 0
-        while True:
-            try:
-                answer = request()
-                break
-            except Exception as error:
-                failure = failure_of(error)
-                if failure is None:
-                    raise
-                tries += 1
-                refused += failure.status == 401
-                pause = max(failure.retry_after, self._backoff(tries))
-                late = self.clock.now() + pause >= deadline
-                if late or not failure.may_pass or refused >= TOKEN_TRIES:
-                    raise refusal(failure, verb, name, self.server, tries) from error
-            log.warning("the API server %s; trying again in %.1f s", failure.what, pause)
-            self.clock.sleep(pause)
+        answer = persist(
+            request,
+            deadline,
+            self.clock,
+            self.request_timeout,
+            lambda failure, tries: refusal(failure, verb, name, self.server, tries),
+        )
         if answer.get("kind") != "Node":
             raise KubeError("the answer is no Node", where=self.server, hint=OTHER_SERVER)
         return NodeFacts.of(answer)
-
-    def _backoff(self, tries: int) -> float:
-        """Seconds to wait after so many failures: doubling, and spread so that nodes do not march in step."""
-        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 1, 10)) * (1 + self.clock.jitter()) / 2
 
 
 @functools.cache  # lightkube lets a process register a resource of the core group once only

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from lightkube import Client
 
+CONNECT_TIMEOUT = 10.0
+"""Seconds for a connection; an answer may take longer, and so is waited for longer."""
+
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where the kubelet puts the credentials of a pod."""
 
@@ -32,7 +35,8 @@ def find_credentials() -> str | None:
 def open_client(request_timeout: float) -> Client:
     """A client for the credentials found; nothing is sent yet.
 
-    ``request_timeout`` is in seconds. A refused token that came from a file is read from it again by
+    ``request_timeout`` is in seconds, for every step of a request; see :mod:`kata_node.kube_patience`
+    for what it does not cover. A refused token that came from a file is read from it again by
     lightkube. Raises :class:`KubeError` when there are no credentials, or they cannot be used.
     """
     source = find_credentials()
@@ -52,7 +56,10 @@ def open_client(request_timeout: float) -> Client:
         else:
             config = KubeConfig.from_file(source)
         return Client(
-            config, timeout=httpx2.Timeout(request_timeout), transport=transport, field_manager="kata-node"
+            config,
+            timeout=httpx2.Timeout(request_timeout, connect=min(request_timeout, CONNECT_TIMEOUT)),
+            transport=transport,
+            field_manager="kata-node",
         )
     except Exception as error:  # what is wrong with such a file surfaces as almost any class
         raise KubeError(

@@ -46,6 +46,8 @@ def failure_of(error: Exception) -> Failure | None:
     for each in chain:
         if isinstance(each, httpx2.HTTPStatusError):
             return _answered(each.response)
+    if isinstance(error, TimeoutError):
+        return Failure(f"gave no answer ({error})", may_pass=True)
     if isinstance(error, httpx2.TransportError):
         hopeless = isinstance(error, httpx2.UnsupportedProtocol) or any(
             isinstance(each, ssl.SSLCertVerificationError) for each in chain
@@ -67,11 +69,18 @@ def _answered(response: httpx2.Response) -> Failure:
     wait = response.headers.get("Retry-After", "")
     return Failure(
         f"answered {response.status_code}: {message}",
-        may_pass=response.status_code in (401, 408, 429) or response.status_code >= 500,
+        may_pass=response.status_code in (401, 408, 429)
+        or response.status_code >= 500
+        or (response.status_code == 403 and _lacks_what_may_come(message)),
         status=response.status_code,
         reason=reason,
         retry_after=float(wait) if wait.isdecimal() else 0.0,
     )
+
+
+def _lacks_what_may_come(refused: str) -> bool:
+    """Whether a 403 may be that of an API server that has not read the roles, or the policies, yet."""
+    return " cannot " in refused or "not yet ready" in refused
 
 
 def _chain(error: BaseException) -> list[BaseException]:

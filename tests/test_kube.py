@@ -22,7 +22,8 @@ import pytest
 
 from kata_node import kube_access, labels
 from kata_node.errors import KubeError, UnfitNodeError, UsageError
-from kata_node.kube import ABSENCE, TOKEN_TRIES, Clock, Kube, NoSuchNodeError, in_cluster_or_configured
+from kata_node.kube import ABSENCE, Clock, Kube, NoSuchNodeError, in_cluster_or_configured
+from kata_node.kube_patience import ACCESS_TRIES
 
 SHARED = "katacontainers.io/kata-runtime"
 MARK = "kata-deploy.katacontainers.io/blue"
@@ -48,6 +49,7 @@ class Fault:
     method: str = ""  # only such a request
     carried_out: bool = False  # the request is done, only its answer is lost
     hang: bool = False
+    drip: float = 0  # seconds between the bytes of the answer
     first: Callable[[], None] | None = None  # happens just before; then the request goes its usual way
 
 
@@ -177,6 +179,14 @@ class _Handler(BaseHTTPRequestHandler):
         api.faults.remove(fault)
         if fault.hang:
             api.released.wait()
+        if fault.drip:
+            for byte in b"HTTP/1.1 200 " + 1000 * b"O":
+                with contextlib.suppress(OSError):  # the client has gone
+                    self.connection.sendall(bytes([byte]))
+                if api.released.wait(fault.drip):
+                    break
+            self.close_connection = True
+            return
         if fault.first:
             fault.first()
             self._send(*api.answer(method, path, content_type, body), {"Content-Type": "application/json"})
@@ -468,6 +478,26 @@ def test_a_server_that_does_not_answer_is_given_up_on_and_asked_again(
     assert time.slept[0] == 0.5
 
 
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_on_and_asked_again(
+    api: Api, kube: Kube, time: Time
+) -> None:
+    api.faults = [Fault(drip=0.1)]
+    with Kube.connect(clock=time.clock(), request_timeout=0.3) as impatient:
+        assert impatient.node("n1", impatient.within(60)).ready
+    assert time.slept[0] == 0.5
+
+
+def test_no_answer_is_waited_for_beyond_the_deadline(
+    api: Api, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kata_node.kube_patience.LEAST_PATIENCE", 0.1)
+    api.faults = [Fault(hang=True), Fault(hang=True)]
+    with pytest.raises(KubeError, match=r"gave no answer .none within 0.1 s"):
+        kube.node("n1", kube.within(0))
+    with pytest.raises(KubeError, match=r"gave no answer .none within 0.2 s"):
+        kube.node("n1", kube.within(0.2))
+
+
 def test_a_server_that_restarts_in_mid_stage_is_waited_for(kube: Kube, api: Api, time: Time) -> None:
     time.at(2, api.stop)
     time.at(9, api.start)
@@ -486,21 +516,9 @@ def test_a_server_that_stays_away_is_a_failure_that_names_it(kube: Kube, api: Ap
     api.start()
 
 
-FORBIDDEN = 'nodes "n1" is forbidden: User "system:serviceaccount:kata:label" cannot {} resource "nodes"'
-
-
 @pytest.mark.parametrize(
     ("fault", "says", "hint"),
     [
-        pytest.param(
-            Fault(403, status_object(403, FORBIDDEN.format("get"))), "403", 'the verb "get"', id="may not get"
-        ),
-        pytest.param(
-            Fault(403, status_object(403, FORBIDDEN.format("patch")), method="PATCH"),
-            "cannot patch",
-            'the verb "patch" on the resource "nodes"',
-            id="may not patch",
-        ),
         pytest.param(
             Fault(403, status_object(403, "denied by policy kata-labels"), method="PATCH"),
             "kata-labels",
@@ -552,7 +570,31 @@ def test_a_certificate_that_is_not_the_clusters_is_said_at_once(time: Time) -> N
     assert time.slept == []
 
 
-# --- credentials ------------------------------------------------------------------------------------
+# --- credentials and rights -------------------------------------------------------------------------
+
+
+FORBIDDEN = 'nodes "n1" is forbidden: User "system:serviceaccount:kata:label" cannot {} resource "nodes"'
+
+
+@pytest.mark.parametrize(("verb", "method"), [("get", "GET"), ("patch", "PATCH")])
+def test_rights_that_are_missing_for_long_are_a_failure_that_names_them(
+    kube: Kube, api: Api, time: Time, verb: str, method: str
+) -> None:
+    refused = Fault(403, status_object(403, FORBIDDEN.format(verb)), method=method)
+    api.faults = [refused] * 100
+    with pytest.raises(KubeError, match=rf"403.*cannot {verb}.*asked {ACCESS_TRIES} times") as error:
+        kube.settle("n1", label, window=3, timeout=600)
+    assert f'the verb "{verb}" on the resource "nodes"' in error.value.hint
+    assert api.writes == 0
+
+
+@pytest.mark.parametrize("says", [FORBIDDEN.format("patch"), "not yet ready to handle request"])
+def test_a_server_that_has_just_started_and_not_read_its_roles_is_asked_again(
+    kube: Kube, api: Api, says: str
+) -> None:
+    api.faults = [Fault(403, status_object(403, says), method="PATCH")] * 3
+    kube.settle("n1", label, window=3, timeout=60)
+    assert OURS.items() <= api.labels.items()
 
 
 def test_a_rotated_token_is_picked_up_without_a_pause(
@@ -581,7 +623,7 @@ def test_credentials_refused_again_and_again_are_not_tried_until_the_deadline(
     api.token = "another"
     with pytest.raises(KubeError, match="401") as error:
         kube.node("n1", kube.within(600))
-    assert len(time.slept) == TOKEN_TRIES - 1
+    assert len(time.slept) == ACCESS_TRIES - 1
     assert "token" in error.value.hint
 
 
