@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import KubeError, UsageError
-from kata_node.kube_access import find_credentials, open_client
+from kata_node.kube_access import open_client
 from kata_node.kube_failures import (
     OTHER_SERVER,
     ConflictError,
@@ -49,7 +50,6 @@ __all__ = [
     "Kube",
     "NoSuchNodeError",
     "NodeFacts",
-    "in_cluster_or_configured",
 ]
 
 EVENT_TIMEOUT = 5.0
@@ -182,15 +182,17 @@ class Kube:
         handlers: Collection[str] = (),
         *,
         timeout: float,
+        deadline: float = math.inf,
         expected_machine_id: str | None = None,
         poll: float = POLL,
     ) -> NodeFacts:
         """Wait until the Node is Ready and reports all of ``handlers``, or reports no handler at all.
 
-        Raises :class:`KubeError` when that is not so within ``timeout`` seconds, and
-        :class:`UnfitNodeError` when the Node is not on the machine of ``expected_machine_id``.
+        Raises :class:`KubeError` when that is not so within ``timeout`` seconds and until
+        ``deadline``, and :class:`UnfitNodeError` when the Node is not on the machine of
+        ``expected_machine_id``.
         """
-        deadline = self.within(timeout)
+        deadline = min(deadline, self.within(timeout))
         told: object = None
         while True:
             facts = self._look(name, deadline, expected_machine_id, poll)
@@ -211,6 +213,7 @@ class Kube:
         *,
         window: float,
         timeout: float,
+        deadline: float = math.inf,
         expected_machine_id: str | None = None,
         poll: float = POLL,
     ) -> NodeFacts:
@@ -218,16 +221,16 @@ class Kube:
 
         A kubelet that registers again writes old labels over new ones: one look proves nothing. When
         it happens the changes are made again and the window begins anew. A Node already as it should
-        be is not written to. Raises :class:`KubeError` when ``timeout`` seconds were not enough, and
-        :class:`UnfitNodeError`, before any change, when the Node is not on the machine of
-        ``expected_machine_id``.
+        be is not written to. Raises :class:`KubeError` when ``timeout`` seconds, or the time until
+        ``deadline``, were not enough, and :class:`UnfitNodeError`, before any change, when the Node is
+        not on the machine of ``expected_machine_id``.
         """
         if window > timeout:
             raise UsageError(
                 f"labels cannot hold for {window:g} s when there are {timeout:g} s for all of it",
                 hint="raise the timeout above the stability window",
             )
-        deadline = self.within(timeout)
+        deadline = min(deadline, self.within(timeout))
         since: float | None = None  # when the labels were first seen as they should be, of late
         undone = conflicts = 0
         while True:
@@ -319,11 +322,6 @@ def _event_resource() -> type[GenericNamespacedResource]:
     from lightkube.generic_resource import create_namespaced_resource
 
     return create_namespaced_resource("", "v1", "Event", "events")
-
-
-def in_cluster_or_configured() -> bool:
-    """Whether there are credentials for an API server at all; cheap, and nothing is asked."""
-    return find_credentials() is not None
 
 
 def _show(changes: Mapping[str, str | None]) -> str:

@@ -128,7 +128,8 @@ def refusal(failure: Failure, verb: str, name: str, server: str, tries: int) -> 
 
 def not_recorded(failure: Failure, server: str) -> KubeError:
     """The error for an Event that was not made."""
-    hint = 'give the account "create" on "events" in the namespace' if failure.status == 403 else ""
+    lacks_right = failure.status == 403 and "cannot create " in failure.what
+    hint = 'give the account "create" on "events" in the namespace "default"' if lacks_right else ""
     return KubeError(f"the API server {failure.what}", where=server, hint=hint)
 
 

@@ -42,6 +42,7 @@ def settled(
             goal,
             tuple(changes.items()),
             facts.timeout,
+            facts.deadline,
             window,
             facts.expected_machine_id,
         ),
@@ -55,6 +56,7 @@ class AwaitNode:
     name: str
     handlers: tuple[str, ...]
     timeout: float
+    deadline: float
     expected_machine_id: str
 
     def describe(self) -> str:
@@ -71,6 +73,7 @@ class AwaitNode:
             self.name,
             self.handlers,
             timeout=self.timeout,
+            deadline=self.deadline,
             expected_machine_id=self.expected_machine_id or None,
         )
 
@@ -91,6 +94,7 @@ class SettleLabels:
     goal: Goal
     changes: tuple[tuple[str, str | None], ...]
     timeout: float
+    deadline: float
     stable_for: float
     expected_machine_id: str
 
@@ -115,6 +119,7 @@ class SettleLabels:
             lambda present: labels.CHANGES[self.goal](present, self.instance),
             window=self.stable_for,
             timeout=self.timeout,
+            deadline=self.deadline,
             expected_machine_id=self.expected_machine_id or None,
         )
 

@@ -98,15 +98,17 @@ def _check_machine(stage: Stage, run: Run) -> None:
 
 
 def _carry_out(stage: Stage, run: Run, locked: _Lock) -> StageReport:
+    since = time.monotonic()
+
     def plan_now() -> Plan:
         locked.for_stage(stage.NAME)
-        return _plan(stage, run, _receipt(run))
+        return _plan(stage, run, _receipt(run), since)
 
     plan = pods.plan_when_free(plan_now, locked.release, run.options)
     _apply(plan, run.tools)
     notes = _try(plan.afterwards, run.tools)
     if plan.actions:
-        left = _plan(stage, run, _receipt(run))
+        left = _plan(stage, run, _receipt(run), since)
         # A Node that is not Ready for a moment, after a restart of its runtime, is nobody's difference.
         if any(not isinstance(action, AwaitNode) for action in left.actions):
             raise KataNodeError(
@@ -119,7 +121,7 @@ def _carry_out(stage: Stage, run: Run, locked: _Lock) -> StageReport:
 
 def _imagine(stage: Stage, run: Run, imagined: Receipt | None) -> tuple[StageReport, Receipt]:
     receipt = imagined or _receipt(run)
-    plan = _plan(stage, run, receipt)
+    plan = _plan(stage, run, receipt, time.monotonic())
     for action in plan.actions:
         if isinstance(action, Record):
             receipt = action.receipt
@@ -140,8 +142,9 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
     return StageReport(stage.NAME, outcome, plan.summary, plan.changes, plan.notes, plan.checks, error=error)
 
 
-def _plan(stage: Stage, run: Run, receipt: Receipt) -> Plan:
-    return stage.plan(run.settings, stage.look(Look(run.settings, receipt, run.tools, run.options)), receipt)
+def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
+    facts = stage.look(Look(run.settings, receipt, run.tools, run.options, since))
+    return stage.plan(run.settings, facts, receipt)
 
 
 def _receipt(run: Run) -> Receipt:

@@ -26,7 +26,7 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     handlers = names(settings)
     labelled = settled(facts, settings.instance, "served")
     ready = node is not None and node.ready and not node.missing(handlers)
-    awaited = (AwaitNode(facts.name, handlers, facts.timeout, facts.expected_machine_id),)
+    awaited = (AwaitNode(facts.name, handlers, facts.timeout, facts.deadline, facts.expected_machine_id),)
     return Plan(
         f"Node {facts.name} labelled" + ("" if labelled else " already"),
         (*(() if ready and not labelled else awaited), *labelled),

@@ -222,9 +222,7 @@ class FakeKube:
         handlers = self.host.handlers
         return NodeFacts(name, dict(self.labels), self.ready, handlers, "", "1", taints=tuple(self.taints))
 
-    def wait_ready(
-        self, name: str, handlers: Collection[str], *, timeout: float, expected_machine_id: str | None
-    ) -> None:
+    def wait_ready(self, name: str, handlers: Collection[str], *, timeout: float, **_: object) -> None:
         """Time passes until the Node is back, and then it must be good."""
         self.away = 0
         facts = self.node(name, timeout)

@@ -22,7 +22,7 @@ import pytest
 
 from kata_node import kube_access, labels
 from kata_node.errors import KubeError, UnfitNodeError, UsageError
-from kata_node.kube import ABSENCE, Clock, Kube, NoSuchNodeError, in_cluster_or_configured
+from kata_node.kube import ABSENCE, Clock, Kube, NoSuchNodeError
 from kata_node.kube_patience import ACCESS_TRIES
 
 SHARED = "katacontainers.io/kata-runtime"
@@ -352,6 +352,20 @@ def test_labels_that_are_wiped_again_and_again_are_a_failure_at_the_deadline(
         kube.settle("n1", label, window=10, timeout=30)
     assert time.passed == 30
     assert "managedFields" in error.value.hint
+
+
+def test_what_is_left_of_the_time_for_all_of_a_stage_is_all_there_is(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    api.status["conditions"] = [{"type": "Ready", "status": "False", "message": "starting"}]
+    with pytest.raises(KubeError, match="not Ready"):
+        kube.wait_ready("n1", timeout=300, deadline=kube.within(20))
+    assert time.passed == 20
+    for second in range(21, 60):
+        time.at(second, lambda: api.replace({}))
+    with pytest.raises(KubeError, match="did not stay as set"):
+        kube.settle("n1", label, window=10, timeout=300, deadline=kube.within(15))
+    assert time.passed == 35
 
 
 def test_a_window_longer_than_the_timeout_is_refused(kube: Kube, api: Api) -> None:
@@ -822,7 +836,7 @@ def test_in_a_pod_its_service_account_comes_before_any_kubeconfig(
 ) -> None:
     pretend_pod(environment, monkeypatch, host)
     monkeypatch.setenv("KUBECONFIG", "/nonexistent")
-    assert in_cluster_or_configured()
+    assert kube_access.find_credentials()
     with Kube.connect() as kube:
         assert kube.server == url
 
@@ -855,11 +869,11 @@ def test_in_a_pod_a_certificate_that_only_lacks_key_identifiers_is_trusted(
 
 
 def test_a_kubeconfig_in_the_home_directory_is_the_last_resort(environment: Path) -> None:
-    assert not in_cluster_or_configured()
+    assert kube_access.find_credentials() is None
     home = environment / "home" / ".kube"
     home.mkdir(parents=True)
     write_kubeconfig(home / "config", "http://127.0.0.1:1", {"token": "t"})
-    assert in_cluster_or_configured()
+    assert kube_access.find_credentials()
     with Kube.connect() as kube:
         assert kube.server == "http://127.0.0.1:1"
 
@@ -875,7 +889,7 @@ def test_of_several_kubeconfigs_the_first_that_exists_is_used(
 
 def test_a_pod_without_a_token_has_no_credentials(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
-    assert not in_cluster_or_configured()
+    assert kube_access.find_credentials() is None
     with pytest.raises(KubeError, match="no credentials") as error:
         Kube.connect()
     assert "--offline" in error.value.hint
@@ -912,7 +926,7 @@ def test_a_kubeconfig_that_cannot_be_used_is_named(
     if content is not None:
         path.write_text(content)
     monkeypatch.setenv("KUBECONFIG", str(path))
-    assert in_cluster_or_configured()
+    assert kube_access.find_credentials()
     with pytest.raises(KubeError, match=says) as error:
         Kube.connect()
     assert error.value.where == str(path)
@@ -931,7 +945,7 @@ def test_a_server_address_that_is_none_is_an_error_of_ours(
 @pytest.mark.commands
 def test_looking_for_credentials_loads_no_kubernetes_client() -> None:
     code = (
-        "import sys, kata_node.kube as k; k.in_cluster_or_configured();"
+        "import sys, kata_node.kube, kata_node.kube_access; kata_node.kube_access.find_credentials();"
         "sys.exit(bool({'lightkube', 'httpx2', 'ssl', 'msgspec'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -737,6 +737,28 @@ def test_a_node_that_serves_goes_on_being_used_while_it_is_installed_again(
     assert cluster.labels.items() >= MARKS.items()
 
 
+def test_one_deadline_holds_for_all_of_a_stage(
+    node: FakeNode, payload: Path, cluster: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert errors(run(node, (claim, *CRI), payload, node_name="n1")) == []
+    deadlines: list[float] = []
+
+    def spied(name: str) -> None:
+        real = getattr(FakeKube, name)
+
+        def spy(self: FakeKube, *args: Any, **more: Any) -> Any:
+            deadlines.append(more["deadline"])
+            return real(self, *args, **more)
+
+        monkeypatch.setattr(FakeKube, name, spy)
+
+    for name in ("wait_ready", "settle"):
+        spied(name)
+    assert errors(run(node, (label,), payload, node_name="n1")) == []
+    first, second = deadlines
+    assert first == second
+
+
 GONE = {"key": "example.com/starting", "effect": "NoSchedule", "value": "yes"}
 STAYS = {"key": "example.com/starting", "effect": "NoExecute"}
 

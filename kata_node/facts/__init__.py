@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kata_node.actions import Tools
@@ -39,3 +40,5 @@ class Look:
     receipt: Receipt
     tools: Tools
     options: Options
+    since: float = field(default_factory=time.monotonic)
+    """When the stage began: a point of :func:`time.monotonic`."""

@@ -6,16 +6,19 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kata_node import kube_access
 from kata_node.facts import Look
+from kata_node.kube_failures import NoSuchNodeError
 
 if TYPE_CHECKING:
-    from kata_node.kube import NodeFacts
+    from kata_node.kube_node import NodeFacts
 
 
 @dataclass(frozen=True)
 class LabelFacts:
     """The Node, or in its place the reason why there is none to be labelled.
 
+    ``deadline`` is the point of :func:`time.monotonic` at which the ``timeout`` seconds of the stage are up.
     With a ``name`` and no ``node`` the cluster does not have it at this moment: some distributions delete
     their Node and register it anew when the runtime restarts.
     """
@@ -23,6 +26,7 @@ class LabelFacts:
     node: NodeFacts | None
     reason: str
     timeout: float
+    deadline: float
     stable_for: float
     expected_machine_id: str
     name: str = ""
@@ -31,20 +35,16 @@ class LabelFacts:
 def look(look: Look) -> LabelFacts:
     """Read the Node, unless this run has nothing to do with a cluster."""
     options = look.options
-    if options.offline:
-        return LabelFacts(
-            None, "offline", options.label_timeout, options.stable_for, options.expected_machine_id
-        )
-
-    from kata_node import kube
-
     reason, node, name = "", None, ""
-    if not options.node_name and not kube.in_cluster_or_configured():
+    deadline = look.since + options.label_timeout
+    if options.offline:
+        reason = "offline"
+    elif not options.node_name and kube_access.find_credentials() is None:
         reason = "no cluster: neither NODE_NAME nor credentials of an API server are set"
     else:
-        client, name = look.tools.kube(), options.node_name
-        with contextlib.suppress(kube.NoSuchNodeError):
-            node = client.node(name, client.within(options.label_timeout))
+        name = options.node_name
+        with contextlib.suppress(NoSuchNodeError):
+            node = look.tools.kube().node(name, deadline)
     return LabelFacts(
-        node, reason, options.label_timeout, options.stable_for, options.expected_machine_id, name
+        node, reason, options.label_timeout, deadline, options.stable_for, options.expected_machine_id, name
     )
