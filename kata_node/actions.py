@@ -69,7 +69,8 @@ class Plan:
 
     ``undo`` puts the node back when an action fails; without it, what was done so far stays and the
     next run goes on from there. ``afterwards`` is tried when all of it is done; that one of these
-    failed is only noted. While pods are ``in_the_way``, none of it is to be done.
+    failed is only noted. While pods are ``in_the_way``, none of it is to be done; with ``cannot_tell``
+    the runtime does not answer, and there may be such pods or not.
     """
 
     summary: str
@@ -79,6 +80,7 @@ class Plan:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     in_the_way: InTheWay | None = None
+    cannot_tell: bool = False
 
     @property
     def changes(self) -> tuple[str, ...]:

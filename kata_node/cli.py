@@ -240,7 +240,9 @@ def _stages(common: Common, names: tuple[StageName, ...], *, code_if_planned: in
             recorder.add(done)
 
     with _tools(common) as tools:
-        settings, options = _settings(common), _options(common)
+        sees_host = not pipeline.READS_ONLY.issuperset(names)
+        settings = _settings(common)
+        options = dataclasses.replace(_options(common), sees_host=sees_host)
         reporter = os.uname().nodename
         recorder = events.Recorder(tools, common.node_name, settings.instance, reporter, common.reports)
         run = pipeline.Run(settings, options, tools, common.lock_timeout, common.dry_run, show)

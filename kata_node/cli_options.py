@@ -152,7 +152,9 @@ class Common:
     ] = False
     label_timeout: Annotated[
         float,
-        _seconds_option("label-timeout", "How long the Node may take to be ready and labelled.", least=1),
+        _seconds_option(
+            "label-timeout", "How long the Node may take to be ready, and its labels to hold.", least=1
+        ),
     ] = 300
     label_stable_for: Annotated[
         float, _seconds_option("label-stable-for", "How long the labels must hold without a break.", least=0)

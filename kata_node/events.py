@@ -2,7 +2,8 @@
 
 In a Job the stages are containers of their own, and only those that label may speak to the API
 server. The reports of the others reach them through a directory they share, so that the Event of the
-last one tells of all of them.
+last one tells of all of them. When one of the others fails, the last is not run: whoever watches the
+Job has to tell of that, from its termination message.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ MESSAGE_LIMIT = 1024
 _NODE_PART = 230
 """How much of a Node's name, 253 characters at most, there is room for in the name of an Event."""
 
+_WAY_THERE = ("host-check", "claim", "artifacts", "cri", "label")
 _WAY_BACK = ("unlabel", "revert-cri", "remove-artifacts", "unclaim")
-_LAST = ("label", "unclaim")
 _FIRST = {"claim": "KataInstalling", "unlabel": "KataRemoving"}
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class Event:
             "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
             "type": self.type,
             "reason": self.reason,
-            "message": self.message[:MESSAGE_LIMIT],
+            # A file name that is no UTF-8 has surrogates in it.
+            "message": self.message.encode("utf-8", "backslashreplace").decode()[:MESSAGE_LIMIT],
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,
@@ -73,22 +75,26 @@ class Event:
 def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
     """What the last report of ``run``, with those before it, is worth telling; ``None`` for nothing.
 
-    Told are the first change, the end of the way there or back, and every failure.
+    Told are the first change, the end of the way there or back, and every failure. That nothing was
+    done is told only by a run that knows of every stage.
     """
     last = run[-1]
+    way = _WAY_BACK if last.stage in _WAY_BACK else _WAY_THERE
     if last.error:
         return _failed(last, instance)
     if last.stage in _FIRST and last.outcome == "done":
         return Event("Normal", _FIRST[last.stage], f"{instance}: {last.summary}")
-    if last.stage not in _LAST:
+    if last.stage != way[-1]:
         return None
     changed = [report for report in run if report.outcome == "done" and report.stage != "host-check"]
-    if not changed:
-        return Event("Normal", "KataUnchanged", f"{instance}: nothing to do: {last.summary}")
-    reason = "KataRemoved" if last.stage in _WAY_BACK else "KataInstalled"
-    told = [report.summary for report in changed if report.stage not in _FIRST]
+    told = [report.summary for report in changed if report.stage not in _FIRST] or [last.summary]
     notes = [note for report in run for note in report.notes]
-    return Event("Normal", reason, f"{instance}: " + "; ".join([*told, *notes]))
+    message = f"{instance}: " + "; ".join([*told, *notes])
+    if not changed:
+        knows_all = {report.stage for report in run} >= set(way) - {"host-check"}
+        return Event("Normal", "KataUnchanged", message) if knows_all else None
+    kind: Literal["Normal", "Warning"] = "Warning" if last.notes else "Normal"
+    return Event(kind, "KataRemoved" if way is _WAY_BACK else "KataInstalled", message)
 
 
 def _failed(report: StageReport, instance: str) -> Event:
@@ -114,20 +120,23 @@ class Recorder:
     instance: str
     reporter: str
     shared: Path | None = None
-    run: list[StageReport] = field(default_factory=list)
+    run: dict[str, StageReport] = field(default_factory=dict)
 
     def add(self, report: StageReport) -> None:
         """Take note of the report of a stage that has ended."""
         if self.shared is not None:
-            if not self.run:
-                self.run += reports.left_in(self.shared)
+            way = _WAY_BACK if report.stage in _WAY_BACK else _WAY_THERE
+            before = way[: way.index(report.stage)]
+            self.run = {each.stage: each for each in reports.left_in(self.shared, before)} | self.run
             reports.leave(self.shared, report)
-        self.run.append(report)
-        event = event_of(self.run, self.instance)
+        self.run.pop(report.stage, None)
+        self.run[report.stage] = report
+        event = event_of(list(self.run.values()), self.instance)
         # Without a name, or without credentials, there is nobody to tell.
         if event is None or not self.node or kube_access.find_credentials() is None:
             return
         try:
             self.tools.kube().record(event.as_object(self.node, reporter=self.reporter))
         except Exception as error:  # whatever it is, the stage has ended as it did
-            log.info("no Event %s was recorded on Node %s: %s", event.reason, self.node, error)
+            level = logging.WARNING if event.type == "Warning" else logging.INFO
+            log.log(level, "no Event %s was recorded on Node %s: %s", event.reason, self.node, error)

@@ -112,6 +112,12 @@ class Kube:
         Raises :class:`NoSuchNodeError` when there is none, and :class:`KubeError` when the API
         server refuses, or gives no answer until ``deadline``.
         """
+        if not name:
+            raise UsageError(
+                "there are credentials of a cluster, and nothing tells which of its Nodes this is",
+                where="NODE_NAME",
+                hint="set it to metadata.name of the Node; without KUBECONFIG the labels are left alone",
+            )
         if not _NODE_NAME.fullmatch(name):
             raise UsageError(
                 "this cannot be the name of a Node",
@@ -209,8 +215,9 @@ class Kube:
     def settle(
         self,
         name: str,
-        change: Callable[[Mapping[str, str]], Mapping[str, str | None]],
+        change: Callable[[NodeFacts], Mapping[str, str | None]],
         *,
+        serves: Collection[str] = (),
         window: float,
         timeout: float,
         deadline: float = math.inf,
@@ -220,7 +227,8 @@ class Kube:
         """Make the changes that ``change`` asks for, until it has asked for none for ``window`` seconds.
 
         A kubelet that registers again writes old labels over new ones: one look proves nothing. When
-        it happens the changes are made again and the window begins anew. A Node already as it should
+        it happens the changes are made again and the window begins anew. While the Node reports handlers
+        and not all that it ``serves``, no change is made. A Node already as it should
         be is not written to. Raises :class:`KubeError` when ``timeout`` seconds, or the time until
         ``deadline``, were not enough, and :class:`UnfitNodeError`, before any change, when the Node is
         not on the machine of ``expected_machine_id``.
@@ -235,8 +243,12 @@ class Kube:
         undone = conflicts = 0
         while True:
             facts = self._look(name, deadline, expected_machine_id, poll)
-            now, changes, pause = self.clock.now(), change(facts.labels), poll
-            if changes:
+            now, changes, pause = self.clock.now(), change(facts), poll
+            if missing := facts.missing(serves):
+                # Somebody takes away what the labels would promise: neither set them nor put them back.
+                since = None
+                log.info("waiting for Node %s: %s", name, waiting_for(facts, missing))
+            elif changes:
                 if since is not None:
                     undone += 1
                     log.warning("what was changed on Node %s was undone; changing it again", name)
@@ -255,6 +267,8 @@ class Kube:
             elif now - since >= window:
                 return facts
             left = deadline - self.clock.now()
+            if left <= 0 and missing:
+                raise not_ready(facts, missing, timeout)
             if left <= 0:
                 raise not_held(name, window, timeout, undone, conflicts)
             self.clock.sleep(min(pause, left, since + window - now if since is not None else left))

@@ -134,5 +134,12 @@ def not_recorded(failure: Failure, server: str) -> KubeError:
 
 
 def one_line(error: BaseException) -> str:
-    """An error of another library, to be quoted in a sentence of ours."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """An error of another library, to be quoted in a sentence of ours, but for what may hold a token."""
+    name = type(error).__name__
+    for each in _chain(error):
+        if type(each).__name__ == "LocalProtocolError":  # it quotes the header
+            return f"{name}: the credentials have a character that no header may have"
+        if mark := getattr(each, "problem_mark", None):  # of YAML, with the lines around it
+            problem, line, column = getattr(each, "problem", ""), mark.line + 1, mark.column + 1
+            return f"{name}: {problem} in line {line}, column {column}"
+    return " ".join(f"{name}: {error}".split())

@@ -65,6 +65,19 @@ def check_machine(facts: NodeFacts, expected: str | None) -> None:
         )
 
 
+def check_host(facts: NodeFacts, host: str) -> None:
+    """Raise :class:`UnfitNodeError` when the Node says that it is on another machine than this one, ``host``.
+
+    Where one of the two is not known there is nothing to compare.
+    """
+    if host and facts.machine_id and _machine(facts.machine_id) != _machine(host):
+        raise UnfitNodeError(
+            f"the Node is another machine, {facts.machine_id}, and this one is {host}",
+            where=f"node/{facts.name}",
+            hint="set NODE_NAME to the name that this machine has in the cluster",
+        )
+
+
 def _machine(machine_id: str) -> str:
     """A machine id as systemd writes it; some kubelets report it in the form of a UUID."""
     return machine_id.strip().replace("-", "").lower()

@@ -8,24 +8,31 @@ from dataclasses import dataclass
 from kata_node import labels, taints
 from kata_node.actions import Tools
 from kata_node.facts.node import LabelFacts
-from kata_node.kube_node import check_machine
+from kata_node.kube_node import check_host, check_machine
 from kata_node.labels import Goal
 
 LIFTING_TIMEOUT = 60.0
-"""Seconds that lifting the startup taints may take; the API server has just answered."""
+"""Seconds that lifting a startup taint may take; the API server has just answered."""
 
 
 def settled(
-    facts: LabelFacts, instance: str, goal: Goal, *, stable_for: float | None = None
+    facts: LabelFacts,
+    instance: str,
+    goal: Goal,
+    *,
+    handlers: tuple[str, ...] = (),
+    stable_for: float | None = None,
 ) -> tuple[SettleLabels, ...]:
     """What brings the labels of ``instance`` to ``goal``; nothing when they are there.
 
-    By default they must hold for as long as ``facts`` say. Raises
+    By default they must hold for as long as ``facts`` say; ``handlers`` are what the Node must go on
+    reporting meanwhile. Raises
     :class:`~kata_node.errors.UnfitNodeError` when the Node is on another machine than the one meant.
     """
     there: Mapping[str, str]
     if facts.node:
         check_machine(facts.node, facts.expected_machine_id)
+        check_host(facts.node, facts.host_machine_id)
         there = facts.node.labels
     elif goal in ("claimed", "served"):
         there = {}
@@ -45,6 +52,7 @@ def settled(
             facts.deadline,
             window,
             facts.expected_machine_id,
+            handlers,
         ),
     )
 
@@ -58,6 +66,8 @@ class AwaitNode:
     timeout: float
     deadline: float
     expected_machine_id: str
+    missing: tuple[str, ...] = ()
+    """Those of the handlers that the Node was seen not to report."""
 
     def describe(self) -> str:
         """One line."""
@@ -97,6 +107,8 @@ class SettleLabels:
     deadline: float
     stable_for: float
     expected_machine_id: str
+    handlers: tuple[str, ...] = ()
+    """What the Node must go on reporting meanwhile, if it reports handlers at all."""
 
     def describe(self) -> str:
         """One line."""
@@ -116,7 +128,8 @@ class SettleLabels:
         """Raises :class:`~kata_node.errors.KubeError` when they do not hold."""
         tools.kube().settle(
             self.name,
-            lambda present: labels.CHANGES[self.goal](present, self.instance),
+            lambda node: labels.CHANGES[self.goal](node.labels, self.instance),
+            serves=self.handlers,
             window=self.stable_for,
             timeout=self.timeout,
             deadline=self.deadline,
@@ -129,29 +142,28 @@ class SettleLabels:
 
 @dataclass(frozen=True)
 class LiftTaints:
-    """Take the startup taints off the Node: ``startup`` as in the settings, ``present`` those it has."""
+    """Take a startup taint, ``key:effect``, off the Node."""
 
     name: str
-    startup: tuple[str, ...]
-    present: tuple[str, ...]
+    taint: str
     expected_machine_id: str
 
     def describe(self) -> str:
         """One line."""
-        return f"lift from Node {self.name} the startup taints {', '.join(self.present)}"
+        return f"lift the startup taint {self.taint} from Node {self.name}"
 
     def diff(self) -> str:
-        """A line each."""
-        return "".join(f"- taint {taint} on Node {self.name}\n" for taint in self.present)
+        """One line."""
+        return f"- taint {self.taint} on Node {self.name}\n"
 
     def apply(self, tools: Tools) -> None:
-        """Raises :class:`~kata_node.errors.KubeError` when they stay."""
+        """Raises :class:`~kata_node.errors.KubeError` when it stays."""
         tools.kube().lift_taints(
             self.name,
-            lambda there: taints.remaining(there, self.startup),
+            lambda there: taints.remaining(there, (self.taint,)),
             timeout=LIFTING_TIMEOUT,
             expected_machine_id=self.expected_machine_id or None,
         )
 
     def check(self, tools: Tools) -> None:
-        """That they are gone was seen when they were lifted."""
+        """That it is gone was seen when it was lifted."""

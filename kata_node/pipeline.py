@@ -106,17 +106,20 @@ def _carry_out(stage: Stage, run: Run, locked: _Lock) -> StageReport:
 
     plan = pods.plan_when_free(plan_now, locked.release, run.options)
     _apply(plan, run.tools)
-    notes = _try(plan.afterwards, run.tools)
+    left = plan
     if plan.actions:
         left = _plan(stage, run, _receipt(run), since)
         # A Node that is not Ready for a moment, after a restart of its runtime, is nobody's difference.
-        if any(not isinstance(action, AwaitNode) for action in left.actions):
+        if any(not isinstance(action, AwaitNode) or action.missing for action in left.actions):
             raise KataNodeError(
                 "the node still differs after everything was done: " + "; ".join(left.changes),
-                hint="look for another program that writes the same files, then run again",
+                hint="look for another program that changes the same, then run again",
             )
-    report = _report(stage, plan, "done" if plan.actions or plan.afterwards else "skipped")
-    return replace(report, notes=(*report.notes, *notes))
+    tried, failures = _try(left.afterwards, run.tools)
+    report = _report(stage, plan, "done" if plan.actions or tried else "skipped")
+    changes = tuple(line for action in (*plan.actions, *tried) if (line := action.describe()))
+    notes = (*report.notes, *(note for note in left.notes if note not in report.notes), *failures)
+    return replace(report, changes=changes, notes=notes)
 
 
 def _imagine(stage: Stage, run: Run, imagined: Receipt | None) -> tuple[StageReport, Receipt]:
@@ -187,17 +190,19 @@ def _do(actions: Sequence[Action], tools: Tools) -> None:
         action.check(tools)
 
 
-def _try(actions: Sequence[Action], tools: Tools) -> list[str]:
-    """Do what can be done: what could not, as notes."""
+def _try(actions: Sequence[Action], tools: Tools) -> tuple[list[Action], list[str]]:
+    """Do what can be done: what was, and what was not as notes."""
+    done: list[Action] = []
     notes: list[str] = []
     for action in actions:
         try:
             _do((action,), tools)
+            done.append(action)
         except Exception as error:
             known = as_known(error, "")
             log.warning("%s: %s", action.describe(), known)
             notes.append(f"this could not be done: {action.describe()}: {known.what}")
-    return notes
+    return done, notes
 
 
 def _undo(actions: Sequence[Action], tools: Tools) -> list[str]:

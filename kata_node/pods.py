@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kata_node.errors import KataNodeError
+from kata_node.errors import CriError, KataNodeError
 
 if TYPE_CHECKING:
     from kata_node.actions import Plan
@@ -48,11 +48,12 @@ class InTheWay:
         more = len(self.pods) - NAMED
         return ", ".join(map(str, self.pods[:NAMED])) + (f" and {more} more" if more > 0 else "")
 
-    def refusal(self) -> KataNodeError:
-        """Why nothing is done, and what can be."""
+    def refusal(self, waited: float) -> KataNodeError:
+        """Why nothing is done, and what can be, after ``waited`` seconds."""
+        longer = "waited for longer" if waited else "waited for"
         return KataNodeError(
-            str(self),
-            hint="end them (kubectl delete pod, or kubectl drain for all of the node), have them waited for "
+            f"after {waited:g} s still {self}" if waited else str(self),
+            hint=f"end them (kubectl delete pod, or kubectl drain for all of the node), have them {longer} "
             f"with --wait-for-pods SECONDS, or go on with --ignore-pods: {FATE}",
         )
 
@@ -83,13 +84,14 @@ def plan_when_free(plan: Callable[[], Plan], let_go: Callable[[], None], options
     """
     found = plan()
     deadline = time.monotonic() + options.wait_for_pods
+    # From here on a runtime that does not answer for a moment has not lost the pods it had.
     said: InTheWay | None = None
     said_at = 0.0
     while found.in_the_way is not None:
         now = time.monotonic()
         if now >= deadline:
             if not options.ignore_pods:
-                raise found.in_the_way.refusal()
+                raise found.in_the_way.refusal(options.wait_for_pods)
             log.warning("%s; going on all the same", found.in_the_way)
             return replace(found, in_the_way=None, notes=(*found.notes, found.in_the_way.note()))
         if found.in_the_way != said or now - said_at >= REMINDER:
@@ -97,5 +99,15 @@ def plan_when_free(plan: Callable[[], Plan], let_go: Callable[[], None], options
             log.info("%s; waiting for at most %.0f s", said, deadline - now)
         let_go()
         time.sleep(min(POLL, deadline - now))
-        found = plan()
+        found = _again(plan, found)
     return found
+
+
+def _again(plan: Callable[[], Plan], before: Plan) -> Plan:
+    """What ``plan()`` says by now; the pods are those of ``before`` where it cannot tell."""
+    try:
+        found = plan()
+    except CriError as error:
+        log.debug("the runtime cannot be asked just now: %s", error)
+        return before
+    return replace(found, in_the_way=before.in_the_way) if found.cannot_tell else found

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kata_node.errors import KataNodeError
 
@@ -129,31 +131,40 @@ LEFT_LIMIT = 65536
 def leave(directory: Path, report: StageReport) -> None:
     """Leave the report in ``directory`` for the stages that come after it, in other containers.
 
-    What cannot be written there is only logged: the stage itself ended as it did.
+    The directory is shared with containers of other rights, so nothing there is written to: a new file
+    takes the place of what is there. What cannot be written is only logged, for the stage itself ended
+    as it did.
     """
+    new = directory / f".{report.stage}.{os.getpid()}"
     try:
-        (directory / f"{report.stage}.json").write_bytes(termination_message(report))
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
+            file.write(termination_message(report))
+        new.replace(directory / f"{report.stage}.json")
     except OSError as error:
         log.warning("%s: the report could not be left there: %s", directory, error.strerror)
 
 
-def left_in(directory: Path) -> list[StageReport]:
-    """The reports that stages have left, the oldest first; what is no such report is passed over."""
-    found = [
-        (path.stat().st_mtime_ns, report)
-        for path in directory.glob("*.json")
-        if path.is_file() and (report := _left(path))
-    ]
-    return [report for _, report in sorted(found, key=lambda each: each[0])]
+def left_in(directory: Path, stages: Sequence[str]) -> list[StageReport]:
+    """The reports that those of ``stages`` have left, in this order; what is no report is passed over."""
+    found = (_left(directory / f"{stage}.json", stage) for stage in stages)
+    return [report for report in found if report is not None]
 
 
-def _left(path: Path) -> StageReport | None:
+def _left(path: Path, stage: str) -> StageReport | None:
     try:
-        with path.open("rb") as file:
+        # Neither led elsewhere, nor held up by what is no file.
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
             left = json.loads(file.read(LEFT_LIMIT))
+        outcome = left["outcome"]
+        if outcome not in get_args(Outcome):
+            return None
         notes = tuple(map(str, left.get("notes", ())))
-        return StageReport(path.stem, left["outcome"], str(left["summary"]), notes=notes)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return StageReport(stage, outcome, str(left["summary"]), notes=notes)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         log.debug("%s is no report of a stage: %s", path, error)
         return None
 

@@ -17,6 +17,12 @@ def remaining(taints: Sequence[Taint], startup: Collection[str]) -> list[Taint]:
     return [taint for taint in taints if not is_startup(taint, startup)]
 
 
+def missed(taints: Sequence[Taint], startup: Collection[str]) -> tuple[str, ...]:
+    """The taints that have the key of a startup taint, and an effect that none with that key has."""
+    keys = {each.partition(":")[0] for each in startup}
+    return tuple(name(each) for each in taints if each["key"] in keys and not is_startup(each, startup))
+
+
 def name(taint: Taint) -> str:
     """``key:effect``, which is what sets a taint of a Node apart from its others."""
     return f"{taint['key']}:{taint['effect']}"

@@ -76,6 +76,7 @@ def install(
     files = tuple(file for file in flying.files if file.path in ours)
     serving = replace(flying, state="serving", files=files, previous=(), fallback=None)
     gone = _sorted(set(_handlers(cri)).difference(handlers, _defined(facts, changes)))
+    leaving = {*gone, *_undefined(facts, changes)}
     actions = (
         # With nothing to write the old record stays, which still tells what was read.
         _record(receipt, flying if todo or cri is None else cri, flying, facts, changes),
@@ -106,8 +107,9 @@ def install(
         _served(facts, handlers),
         actions,
         undo,
-        notes=pods.unknown(facts.pods, gone),
-        in_the_way=pods.in_the_way(facts.pods, gone),
+        notes=pods.unknown(facts.pods, leaving),
+        in_the_way=pods.in_the_way(facts.pods, leaving),
+        cannot_tell=facts.pods is None and bool(leaving),
     )
 
 
@@ -138,6 +140,7 @@ def revert(
         fallback=begun.fallback,
     )
     gone = _sorted(set(_handlers(cri)).difference(_defined(facts, changes)))
+    leaving = {*gone, *_undefined(facts, changes)}
     actions = (
         _record(receipt, flying if todo or cri.state != "unloading" else cri, flying, facts, changes),
         *_swept(cri, changes),
@@ -168,8 +171,9 @@ def revert(
         f"{facts.unit or facts.runtime.name} serves none of our handlers",
         actions,
         undo,
-        notes=pods.unknown(facts.pods, gone),
-        in_the_way=pods.in_the_way(facts.pods, gone),
+        notes=pods.unknown(facts.pods, leaving),
+        in_the_way=pods.in_the_way(facts.pods, leaving),
+        cannot_tell=facts.pods is None and bool(leaving),
     )
 
 
@@ -293,6 +297,11 @@ def _defined(facts: RuntimeFacts, changes: Iterable[Change]) -> Collection[str]:
     now = facts.contents
     then = now | {change.path: change.content for change in changes}
     return facts.config.defined(_there(then))
+
+
+def _undefined(facts: RuntimeFacts, changes: Iterable[Change]) -> set[str]:
+    """The handlers that ``changes`` take out of the files, whatever a record says: it may be lost."""
+    return set(facts.config.defined(facts.contents)).difference(_defined(facts, changes))
 
 
 def _is_served(cri: Cri, facts: RuntimeFacts, changes: Iterable[Change], handlers: tuple[str, ...]) -> bool:

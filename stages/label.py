@@ -24,19 +24,24 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
         return Plan(f"nothing to label: {facts.reason}")
     node = facts.node
     handlers = names(settings)
-    labelled = settled(facts, settings.instance, "served")
-    ready = node is not None and node.ready and not node.missing(handlers)
-    awaited = (AwaitNode(facts.name, handlers, facts.timeout, facts.deadline, facts.expected_machine_id),)
+    labelled = settled(facts, settings.instance, "served", handlers=handlers)
+    missing = node.missing(handlers) if node else ()
+    ready = node is not None and node.ready and not missing
+    # What is left of the time when the Node is ready has to be enough for the labels to hold.
+    by = facts.deadline - facts.stable_for if labelled else facts.deadline
+    awaited = (AwaitNode(facts.name, handlers, facts.timeout, by, facts.expected_machine_id, missing),)
+    there = node.taints if node else ()
     return Plan(
         f"Node {facts.name} labelled" + ("" if labelled else " already"),
         (*(() if ready and not labelled else awaited), *labelled),
-        afterwards=_lifted(settings, facts),
+        # One by one, so that one which may not be lifted keeps no other.
+        afterwards=tuple(
+            LiftTaints(facts.name, taints.name(each), facts.expected_machine_id)
+            for each in there
+            if taints.is_startup(each, settings.startup_taints)
+        ),
+        notes=tuple(
+            f"the taint {name} stays: startupTaints has its key with another effect"
+            for name in taints.missed(there, settings.startup_taints)
+        ),
     )
-
-
-def _lifted(settings: Settings, facts: LabelFacts) -> tuple[LiftTaints, ...]:
-    there = facts.node.taints if facts.node else ()
-    startup = tuple(taints.name(each) for each in there if taints.is_startup(each, settings.startup_taints))
-    if not startup:
-        return ()
-    return (LiftTaints(facts.name, settings.startup_taints, startup, facts.expected_machine_id),)

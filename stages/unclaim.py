@@ -18,4 +18,8 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     if not facts.name:
         return Plan(f"nothing to unclaim: {facts.reason}")
     actions = settled(facts, receipt.instance, "released")
-    return Plan(f"Node {facts.name} " + ("unclaimed" if actions else "does not carry our labels"), actions)
+    return Plan(
+        f"Node {facts.name} "
+        + ("unclaimed" if actions else f"does not carry the labels of {receipt.instance}"),
+        actions,
+    )

@@ -206,6 +206,9 @@ class FakeKube:
     error: KubeError | None = None
     taints: list[Mapping[str, str]] = field(default_factory=list)
     keeps_taints: bool = False
+    stuck: Mapping[str, str] | None = None
+    """The one taint that may not be lifted."""
+    machine_id: str = ""
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
     def within(self, seconds: float) -> float:
@@ -220,7 +223,9 @@ class FakeKube:
             self.away -= 1
             raise NoSuchNodeError("there is no such Node", where=f"node/{name}")
         handlers = self.host.handlers
-        return NodeFacts(name, dict(self.labels), self.ready, handlers, "", "1", taints=tuple(self.taints))
+        return NodeFacts(
+            name, dict(self.labels), self.ready, handlers, self.machine_id, "1", taints=tuple(self.taints)
+        )
 
     def wait_ready(self, name: str, handlers: Collection[str], *, timeout: float, **_: object) -> None:
         """Time passes until the Node is back, and then it must be good."""
@@ -229,12 +234,10 @@ class FakeKube:
         if not facts.ready or facts.missing(handlers):
             raise KubeError("the Node is not as it should be", where=f"node/{name}")
 
-    def settle(
-        self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str | None]], **_: object
-    ) -> None:
+    def settle(self, name: str, change: Callable[[NodeFacts], Mapping[str, str | None]], **_: object) -> None:
         """Set and remove labels."""
         self.away = 0
-        for key, value in change(self.node(name, 0).labels).items():
+        for key, value in change(self.node(name, 0)).items():
             if value is None:
                 del self.labels[key]
             else:
@@ -250,9 +253,10 @@ class FakeKube:
         **_: object,
     ) -> None:
         """Take off all but what remains."""
-        if self.keeps_taints:
+        left = list(remaining(self.taints))
+        if self.keeps_taints or (self.stuck and self.stuck not in left):
             raise KubeError("the taints stay", where=f"node/{name}")
-        self.taints = list(remaining(self.taints))
+        self.taints = left
 
     def record(self, event: Mapping[str, Any]) -> None:
         """Keep the Event."""

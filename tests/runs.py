@@ -76,6 +76,7 @@ def run(
     wait_for_pods: float = 0,
     ignore_pods: bool = False,
     startup_taints: str = "",
+    sees_host: bool = False,
     report: Callable[[StageReport], None] = lambda _: None,
     **values: str,
 ) -> list[StageReport]:
@@ -93,6 +94,7 @@ def run(
         node_name=node_name,
         stable_for=0,
         expected_machine_id=machine_id,
+        sees_host=sees_host,
     )
     tools = node.tools()
     return pipeline.run(stages, pipeline.Run(wanted, options, tools, lock_timeout, dry_run, report))

@@ -88,21 +88,36 @@ def test_the_last_container_of_a_job_tells_of_those_before_it(
         run(node, (stage,), payload, node_name="n1", report=recorder(node, shared).add)
     assert "files placed" in message(node)
     assert "serves kata-qemu" in message(node)
-    for path in shared.iterdir():
-        path.unlink()
-    for stage in INSTALL:
+    for stage in INSTALL:  # as in a pod that was started anew, with what the first left
         run(node, (stage,), payload, node_name="n1", report=recorder(node, shared).add)
     assert told(node)[-1] == ("Normal", "KataUnchanged")
 
 
 def test_what_is_no_report_of_a_stage_is_passed_over(tmp_path: Path) -> None:
+    bad = {"a": "not JSON", "b": "[]", "c": "[" * 60000, "d": '{"outcome": "glorious", "summary": ""}'}
+    for name, text in bad.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
     report.leave(tmp_path, StageReport("cri", "done", "served", notes=("look at this",)))
-    (tmp_path / "artifacts.json").write_text("not JSON")
-    (tmp_path / "claim.json").write_text("[]")
-    (tmp_path / "label.json").symlink_to("/dev/zero")
-    os.mkfifo(tmp_path / "host-check.json")
-    found = [(each.stage, each.outcome, each.summary, each.notes) for each in report.left_in(tmp_path)]
+    (tmp_path / "link.json").symlink_to("cri.json")
+    names = (*bad, "zero", "pipe", "link", "missing", "cri")
+    found = [(each.stage, each.outcome, each.summary, each.notes) for each in report.left_in(tmp_path, names)]
     assert found == [("cri", "done", "served", ("look at this",))]
+
+
+def test_what_others_put_in_the_way_of_a_report_is_replaced_and_not_written_to(tmp_path: Path) -> None:
+    victim, shared = tmp_path / "shim", tmp_path / "reports"
+    victim.write_text("untouched")
+    shared.mkdir()
+    (shared / "cri.json").symlink_to(victim)
+    (shared / f".cri.{os.getpid()}").symlink_to(victim)
+    os.mkfifo(shared / "label.json")
+    for stage in ("cri", "label"):
+        report.leave(shared, StageReport(stage, "done", "served"))
+    assert victim.read_text() == "untouched"
+    assert [each.stage for each in report.left_in(shared, ["cri", "label"])] == ["cri", "label"]
+    assert sorted(path.name for path in shared.iterdir()) == ["cri.json", "label.json"]
 
 
 def test_a_directory_for_reports_that_is_full_or_gone_stops_nothing(
@@ -143,6 +158,27 @@ def test_a_long_text_is_cut_where_the_api_server_would_refuse_it() -> None:
     assert made["involvedObject"]["name"] == made["source"]["host"] == "n1"
     assert made["metadata"]["namespace"] == "default"
     assert made["metadata"]["name"] != event.as_object("n1", reporter="a-pod")["metadata"]["name"]
+
+
+def test_a_stage_alone_does_not_say_that_nothing_was_done(node: FakeNode, payload: Path) -> None:
+    assert errors(carry_out(node, INSTALL, payload)) == []
+    count = len(told(node))
+    assert errors(carry_out(node, INSTALL[-1:], payload)) == []
+    assert len(told(node)) == count
+
+
+def test_a_name_that_is_no_utf_8_does_not_keep_an_event_from_being_told() -> None:
+    last = StageReport("unclaim", "done", "gone", notes=("left: a\udcff",))
+    event = event_of([last], "default")
+    assert event
+    assert event.as_object("n1", reporter="a-pod")["message"].endswith("left: a\\udcff")
+
+
+def test_a_taint_that_stays_makes_the_event_a_warning(node: FakeNode, payload: Path) -> None:
+    assert isinstance(node.kube, FakeKube)
+    node.kube.taints, node.kube.keeps_taints = [{"key": "a", "effect": "NoSchedule"}], True
+    assert errors(carry_out(node, INSTALL, payload, startup_taints="a")) == []
+    assert told(node)[-1] == ("Warning", "KataInstalled")
 
 
 def test_an_interrupted_run_tells_nothing_it_cannot_know(node: FakeNode, payload: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from kata_node import kube_access, labels
 from kata_node.errors import KubeError, UnfitNodeError, UsageError
-from kata_node.kube import ABSENCE, Clock, Kube, NoSuchNodeError
+from kata_node.kube import ABSENCE, Clock, Kube, NodeFacts, NoSuchNodeError
 from kata_node.kube_patience import ACCESS_TRIES
 
 SHARED = "katacontainers.io/kata-runtime"
@@ -30,8 +30,14 @@ MARK = "kata-deploy.katacontainers.io/blue"
 OURS = {SHARED: "true", MARK: "true"}
 MACHINE = "0123456789abcdef0123456789abcdef"
 
-label = functools.partial(labels.served, instance="blue")
-unlabel = functools.partial(labels.released, instance="blue")
+
+def label(node: NodeFacts) -> dict[str, str | None]:
+    return labels.served(node.labels, "blue")
+
+
+def unlabel(node: NodeFacts) -> dict[str, str | None]:
+    return labels.released(node.labels, "blue")
+
 
 Labels = dict[str, str]
 
@@ -316,7 +322,7 @@ def test_unlabelling_removes_the_keys_themselves(kube: Kube, api: Api) -> None:
     [pytest.param(label, OURS, id="label"), pytest.param(unlabel, {}, id="unlabel")],
 )
 def test_a_node_that_is_as_wanted_is_not_written_to(
-    kube: Kube, api: Api, change: Callable[[Mapping[str, str]], Mapping[str, str | None]], node_labels: Labels
+    kube: Kube, api: Api, change: Callable[[NodeFacts], Mapping[str, str | None]], node_labels: Labels
 ) -> None:
     api.labels |= node_labels
     kube.settle("n1", change, window=3, timeout=60)
@@ -366,6 +372,30 @@ def test_what_is_left_of_the_time_for_all_of_a_stage_is_all_there_is(
     with pytest.raises(KubeError, match="did not stay as set"):
         kube.settle("n1", label, window=10, timeout=300, deadline=kube.within(15))
     assert time.passed == 35
+
+
+def test_a_node_that_stops_serving_is_not_labelled_again(kube: Kube, api: Api, time: Time) -> None:
+    serving = [{"name": "kata-qemu"}]
+    api.status["runtimeHandlers"] = serving
+
+    def reverted() -> None:
+        api.replace({})
+        api.status["runtimeHandlers"] = [{"name": "runc"}]
+
+    time.at(3, reverted)
+    with pytest.raises(KubeError, match="does not report kata-qemu"):
+        kube.settle("n1", label, serves=["kata-qemu"], window=10, timeout=30)
+    assert not OURS.items() & api.labels.items()
+    time.at(40, lambda: api.status.update(runtimeHandlers=serving))
+    kube.settle("n1", label, serves=["kata-qemu"], window=10, timeout=60)
+    assert OURS.items() <= api.labels.items()
+
+
+def test_a_node_nobody_named_is_told_by_the_variable_that_is_missing(kube: Kube, api: Api) -> None:
+    with pytest.raises(UsageError) as error:
+        kube.settle("", label, window=3, timeout=60)
+    assert error.value.where == "NODE_NAME"
+    assert api.requests == []
 
 
 def test_a_window_longer_than_the_timeout_is_refused(kube: Kube, api: Api) -> None:
@@ -680,7 +710,7 @@ def test_a_node_that_goes_between_the_look_and_the_change_is_looked_for_again(
     assert OURS.items() <= api.labels.items()
 
 
-@pytest.mark.parametrize("name", ["", "N1", "n1/status", "../pods", "n1?watch=1", "-n1"])
+@pytest.mark.parametrize("name", ["N1", "n1/status", "../pods", "n1?watch=1", "-n1"])
 def test_what_cannot_be_a_nodes_name_is_not_sent(kube: Kube, api: Api, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
         kube.settle(name, label, window=3, timeout=60)
@@ -900,7 +930,7 @@ def test_a_pod_without_a_token_has_no_credentials(environment: Path, monkeypatch
     [
         pytest.param(None, "not found", id="missing"),
         pytest.param("", "cannot be used", id="empty"),
-        pytest.param("a: [", "parsing", id="broken YAML"),
+        pytest.param("a: [", r"line 1, column 5\)", id="broken YAML"),
         pytest.param("[]", "cannot be used", id="a list"),
         pytest.param("{contexts: []}", "clusters", id="no clusters"),
         pytest.param("{clusters: [], contexts: []}", "current context", id="no current context"),
@@ -949,3 +979,24 @@ def test_looking_for_credentials_loads_no_kubernetes_client() -> None:
         "sys.exit(bool({'lightkube', 'httpx2', 'ssl', 'msgspec'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- what nobody is told ----------------------------------------------------------------------------
+
+
+def test_no_token_is_in_what_is_said_of_credentials_that_cannot_be_used(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, api: Api
+) -> None:
+    secret = "very-secret-token"
+    path = environment / "config"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    path.write_text(f"users:\n- name: a\n  user:\n    token: {secret}: slip\n")
+    with pytest.raises(KubeError) as error:
+        Kube.connect()
+    assert "line 4" in str(error.value)
+    assert secret not in str(error.value)
+    write_kubeconfig(path, api.url, {"token": f"{secret}\n"})
+    with pytest.raises(KubeError) as error, Kube.connect() as kube:
+        kube.node("n1", kube.within(5))
+    assert "no header may have" in str(error.value)
+    assert secret not in str(error.value)

@@ -931,8 +931,59 @@ def test_a_dry_run_tells_all_that_would_happen_and_changes_nothing(node: FakeNod
     installed = snapshot(node)
     planned = run(node, REVERT, payload, dry_run=True)
     assert [report.outcome for report in planned] == ["skipped", "planned", "planned", "skipped"]
-    assert [note for report in planned for note in report.notes] == []
+    assert [note for report in planned[1:] for note in report.notes] == []
     assert (snapshot(node), node.restarts) == (installed, 1)
+
+
+def test_a_revert_by_hand_that_knows_no_cluster_says_that_labels_stay(node: FakeNode, payload: Path) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    (note,) = run(node, REVERT, payload)[0].notes
+    assert "NODE_NAME and KUBECONFIG" in note
+    assert run(node, (unlabel,), payload, offline=True)[0].notes == ()
+
+
+def test_a_node_is_not_labelled_from_another_machine(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    write(node, "/etc/machine-id", b"0123456789abcdef0123456789abcdef\n")
+    cluster.machine_id = "f" * 32
+    before = snapshot(node)
+    for stages in (INSTALL, REVERT):
+        reports = run(node, stages, payload, node_name="n1", sees_host=True)
+        assert exit_code(reports) == 3
+        assert "this one is 0123456789abcdef" in reports[-1].summary
+    assert (snapshot(node), cluster.labels) == (before, {"kubernetes.io/hostname": "n1"})
+    assert errors(run(node, (claim,), payload, node_name="n1", sees_host=False)) == []
+    cluster.machine_id = "01234567-89AB-CDEF-0123-456789ABCDEF"
+    assert errors(run(node, INSTALL, payload, node_name="n1", sees_host=True)) == []
+
+
+@pytest.mark.parametrize("late", ["away", "registered anew"])
+def test_a_taint_that_comes_with_the_node_while_it_is_labelled_is_lifted(
+    node: FakeNode, payload: Path, cluster: FakeKube, late: str
+) -> None:
+    assert errors(run(node, (claim, *CRI), payload, node_name="n1")) == []
+    if late == "away":
+        cluster.taints, cluster.away = [GONE], 1
+    else:
+        cluster.on_settled = lambda kube: kube.taints.append(GONE)
+    assert errors(run(node, (label,), payload, node_name="n1", startup_taints=GONE["key"])) == []
+    assert cluster.taints == []
+
+
+def test_one_taint_that_may_not_be_lifted_keeps_no_other(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    cluster.taints, cluster.stuck = [GONE, STAYS], STAYS
+    reports = run(node, INSTALL, payload, node_name="n1", startup_taints=GONE["key"])
+    assert cluster.taints == [STAYS]
+    assert ["NoExecute" in note for note in reports[-1].notes] == [True]
+
+
+def test_a_startup_taint_of_another_effect_is_noted(node: FakeNode, payload: Path, cluster: FakeKube) -> None:
+    cluster.taints = [GONE]
+    reports = run(node, INSTALL, payload, node_name="n1", startup_taints=f"{GONE['key']}:PreferNoSchedule")
+    assert ["another effect" in note for note in reports[-1].notes] == [True]
 
 
 def test_a_revert_needs_neither_the_payload_nor_the_settings_of_the_install(

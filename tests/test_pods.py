@@ -304,3 +304,43 @@ def test_ten_pods_are_named_and_the_rest_are_counted() -> None:
     crowd = InTheWay(tuple(Pod("shop", f"web-{at}", "kata-qemu") for at in range(12)))
     assert str(crowd).startswith("12 pods run on handlers to be taken away: shop/web-0 (kata-qemu), ")
     assert str(crowd).endswith("shop/web-9 (kata-qemu) and 2 more")
+
+
+def test_a_runtime_that_is_away_for_a_moment_has_not_lost_its_pods(
+    node: FakeNode, payload: Path, clock: Clock
+) -> None:
+    node.pods = (WEB,)
+
+    def away(what: bool) -> None:
+        node.state = "activating" if what else "active"
+
+    clock.events = {
+        5: lambda: away(True),
+        9: lambda: away(False),
+        12: lambda: setattr(node, "cri_hangs", True),
+    }
+    clock.events[15] = lambda: setattr(node, "cri_hangs", False)
+    reports = run(node, BACK, payload, wait_for_pods=30)
+    assert (exit_code(reports), clock.now) == (1, 30)
+    assert "after 30 s still 1 pod runs" in reports[-1].summary
+    assert "waited for longer" in str(reports[-1].error)
+    assert kata(node) == ["kata-clh", "kata-qemu"]
+
+
+def test_a_runtime_that_is_up_and_does_not_answer_is_feared_to_have_pods(
+    node: FakeNode, payload: Path
+) -> None:
+    before, node.cri_hangs = snapshot(node), True
+    reports = run(node, BACK, payload)
+    assert exit_code(reports) == 1
+    assert "--ignore-pods" in str(reports[-1].error)
+    node.cri_hangs = False
+    assert snapshot(node) == before
+
+
+def test_with_its_record_lost_every_handler_that_goes_is_asked_about(node: FakeNode, payload: Path) -> None:
+    node.pods = (CACHE,)
+    (node.root.base / "opt/kata/.kata-node/receipt.json").unlink()
+    reports = run(node, (revert_cri,), payload)  # whose settings name kata-qemu alone
+    assert exit_code(reports) == 1
+    assert "shop/cache (kata-clh)" in reports[-1].summary

@@ -30,6 +30,8 @@ class Options:
     """Whether such handlers are taken away from pods that run on them."""
     node_name: str = ""
     expected_machine_id: str = ""
+    sees_host: bool = False
+    """Whether ``host_root`` is the host's: a container that labels has nothing of it."""
 
 
 @dataclass(frozen=True)

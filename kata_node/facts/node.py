@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from kata_node.kube_node import NodeFacts
 
 
+OFFLINE = "offline"
+
+
 @dataclass(frozen=True)
 class LabelFacts:
     """The Node, or in its place the reason why there is none to be labelled.
@@ -30,6 +33,8 @@ class LabelFacts:
     stable_for: float
     expected_machine_id: str
     name: str = ""
+    host_machine_id: str = ""
+    """Of the machine this runs on; empty in a container that has nothing of it."""
 
 
 def look(look: Look) -> LabelFacts:
@@ -38,13 +43,25 @@ def look(look: Look) -> LabelFacts:
     reason, node, name = "", None, ""
     deadline = look.since + options.label_timeout
     if options.offline:
-        reason = "offline"
+        reason = OFFLINE
     elif not options.node_name and kube_access.find_credentials() is None:
         reason = "no cluster: neither NODE_NAME nor credentials of an API server are set"
     else:
         name = options.node_name
         with contextlib.suppress(NoSuchNodeError):
             node = look.tools.kube().node(name, deadline)
+    host = ""
+    if options.sees_host and name:
+        from kata_node.facts.machine import machine_id
+
+        host = machine_id(look.tools.root)
     return LabelFacts(
-        node, reason, options.label_timeout, deadline, options.stable_for, options.expected_machine_id, name
+        node,
+        reason,
+        options.label_timeout,
+        deadline,
+        options.stable_for,
+        options.expected_machine_id,
+        name,
+        host,
     )

@@ -113,13 +113,16 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         *(receipt.cri.paths() if receipt.cri else ()),
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
-    served = None if options.offline else _handlers(look, home, may_be_down=for_revert)
+    served, silence = (None, None) if options.offline else _handlers(look, home, may_be_down=for_revert)
+    up = unit is not None and unit.active_state == "active"
+    present = {path: state for path, state in states.items() if state is not None}
+    ours = _may_go(look, config, own, present, served, for_revert=for_revert)
     return RuntimeFacts(
         runtime,
         told_by,
         home,
         config,
-        {path: state for path, state in states.items() if state is not None},
+        present,
         _backups(look, receipt),
         tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, path.rpartition("/")[0]))),
         dirs_of_others(root, receipt.install_dir),
@@ -131,7 +134,7 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         options.restart_timeout,
         options.offline,
         _told_config(unit),
-        () if options.offline else _pods(look, home, served, for_revert=for_revert),
+        () if options.offline else _pods(look, home, ours, served, silence if up else None),
         look_at_nydus(look, home.units) if runtime.name == "containerd" else None,
     )
 
@@ -261,29 +264,52 @@ def _recorded(look: Look) -> tuple[Runtime, str] | None:
     return (Runtime(cri.runtime, parse_version(cri.version)), "the receipt") if cri else None
 
 
-def _handlers(look: Look, home: Home, *, may_be_down: bool) -> tuple[str, ...] | None:
+def _handlers(look: Look, home: Home, *, may_be_down: bool) -> tuple[tuple[str, ...] | None, CriError | None]:
+    """What is served; or ``None`` and why that cannot be told, where the runtime may be down."""
     recorded = look.receipt.cri
     try:
-        return look.tools.cri(home.socket).status(CALL_TIMEOUT).handlers
-    except CriError:
+        return look.tools.cri(home.socket).status(CALL_TIMEOUT).handlers, None
+    except CriError as error:
         if may_be_down or (recorded is not None and recorded.state != "serving"):
-            return None
+            return None, error
         raise
 
 
-def _pods(
-    look: Look, home: Home, served: tuple[str, ...] | None, *, for_revert: bool
-) -> tuple[Pod, ...] | None:
-    """The runtime is asked only where a handler is served that this stage may take away."""
-    if served is None:
-        return None
+def _may_go(
+    look: Look,
+    config: CriConfig,
+    own: tuple[str, ...],
+    files: Mapping[str, FileState],
+    served: tuple[str, ...] | None,
+    *,
+    for_revert: bool,
+) -> frozenset[str]:
+    """The handlers that this stage may take away, of those that are served."""
     recorded, wanted = look.receipt.cri, set(names(look.settings))
-    # What a lost record would have named is known by the settings alone.
-    loaded = set(recorded.may_be_loaded) if recorded else wanted
-    going = (loaded if for_revert else loaded - wanted) & set(served)
-    if not going:
+    if recorded is not None:
+        loaded = set(recorded.may_be_loaded)
+    elif for_revert:  # the record is lost, and the settings need not be those of the install
+        loaded = set(served or ())
+    else:
+        loaded = set(config.defined({path: files[path].content for path in own if path in files}))
+    return frozenset((loaded if for_revert else loaded - wanted) & set(served or ()))
+
+
+def _pods(
+    look: Look, home: Home, going: frozenset[str], served: tuple[str, ...] | None, silence: CriError | None
+) -> tuple[Pod, ...] | None:
+    """The runtime is asked only where a handler is served that this stage may take away.
+
+    ``silence`` is why a runtime that is up does not tell. One without a CRI has no pods that could be
+    ended through it; of any other it has to be feared that it has.
+    """
+    if served is not None and not going:
         return ()
+    if served is None and (silence is None or _has_no_cri(silence)):
+        return None
     try:
+        if silence is not None:
+            raise silence
         running = look.tools.cri(home.socket).pods(home.runtime, LIST_TIMEOUT)
     except CriError as error:
         if look.options.ignore_pods:
@@ -291,6 +317,12 @@ def _pods(
         hint = f"{error.hint}; or go on whatever runs with --ignore-pods"
         raise CriError(error.what, where=error.where, hint=hint) from error
     return tuple(pod for pod in running if pod.handler in going)
+
+
+def _has_no_cri(error: CriError) -> bool:
+    from kata_node.host.cri import CriCallError, Reason
+
+    return isinstance(error, CriCallError) and error.reason is Reason.NO_CRI
 
 
 def _backups(look: Look, receipt: Receipt) -> dict[str, bytes]:

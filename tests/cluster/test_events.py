@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,10 +26,10 @@ def described(scene: Scene) -> str:
 
 
 def test_the_node_tells_when_it_was_claimed_labelled_and_let_go(scene: Scene) -> None:
-    for stage in ("claim", "label", "label", "unlabel", "unclaim"):
+    for stage in ("claim", "label", "unlabel", "unclaim"):
         scene.run(stage).succeeded()
     events = described(scene)
-    reasons = ("KataInstalling", "KataInstalled", "KataUnchanged", "KataRemoving", "KataRemoved")
+    reasons = ("KataInstalling", "KataInstalled", "KataRemoving", "KataRemoved")
     assert [reason for reason in reasons if f"  {reason} " not in events] == []
     assert "kata-node" in events
     assert "Warning" not in events
@@ -48,6 +49,17 @@ def test_the_last_container_tells_of_what_the_others_did(scene: Scene) -> None:
     (reports / "cri.json").write_text('{"stage": "cri", "outcome": "done", "summary": "served at last"}')
     scene.run("label", f"--reports={reports}").succeeded()
     assert "default: served at last; Node" in described(scene)
+
+
+def test_that_there_was_nothing_to_do_is_told_when_all_stages_say_so(scene: Scene) -> None:
+    scene.run("label").succeeded()
+    reports = scene.directory / "reports"
+    reports.mkdir()
+    for stage in ("claim", "artifacts", "cri"):
+        skipped = {"stage": stage, "outcome": "skipped", "summary": "there already"}
+        (reports / f"{stage}.json").write_text(json.dumps(skipped))
+    scene.run("label", f"--reports={reports}").succeeded()
+    assert "KataUnchanged" in described(scene)
 
 
 @pytest.mark.parametrize("answer", [403, 500, 0], ids=["no right", "trouble", "no answer"])

@@ -92,8 +92,8 @@ def test_a_taint_that_somebody_adds_at_the_same_moment_is_not_lost(scene: Scene)
 def test_a_taint_that_must_not_be_lifted_is_a_warning(scene: Scene) -> None:
     scene.road.meet(Fault(status=403), method="PATCH", after=1)
     done = scene.run("label", values(scene, STARTING)).succeeded()
-    assert (done.outcome, scene.labels, taints(scene)) == ("done", OURS, TAINTS)
-    assert f"{STARTING}:NoSchedule, {STARTING}:NoExecute" in done.log
+    # The one that was refused stays, and keeps no other.
+    assert (done.outcome, scene.labels, taints(scene)) == ("done", OURS, [TAINTS[0], TAINTS[2]])
     (note,) = json.loads(done.done.stdout)["stages"][-1]["notes"]
-    assert "this could not be done: lift from Node" in note
+    assert f"this could not be done: lift the startup taint {STARTING}:NoSchedule" in note
     assert "as ordered" in note
