@@ -227,11 +227,11 @@ class Kube:
         """Make the changes that ``change`` asks for, until it has asked for none for ``window`` seconds.
 
         A kubelet that registers again writes old labels over new ones: one look proves nothing. When
-        it happens the changes are made again and the window begins anew. While the Node reports handlers
-        and not all that it ``serves``, no change is made. A Node already as it should
-        be is not written to. Raises :class:`KubeError` when ``timeout`` seconds, or the time until
-        ``deadline``, were not enough, and :class:`UnfitNodeError`, before any change, when the Node is
-        not on the machine of ``expected_machine_id``.
+        it happens the changes are made again and the window begins anew. A Node already as it should be
+        is not written to, nor is one that reports handlers and not all that it ``serves``. Raises
+        :class:`KubeError` when ``timeout`` seconds, or the time until ``deadline``, were not enough, and
+        :class:`UnfitNodeError`, before any change, when the Node is not on the machine of
+        ``expected_machine_id``.
         """
         if window > timeout:
             raise UsageError(
@@ -247,7 +247,7 @@ class Kube:
             if missing := facts.missing(serves):
                 # Somebody takes away what the labels would promise: neither set them nor put them back.
                 since = None
-                log.info("waiting for Node %s: %s", name, waiting_for(facts, missing))
+                log.debug("waiting for Node %s: %s", name, waiting_for(facts, missing))
             elif changes:
                 if since is not None:
                     undone += 1
