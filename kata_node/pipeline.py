@@ -77,6 +77,8 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
                 known = as_known(error, stage.NAME)
                 report = StageReport(stage.NAME, "failed", known.what, error=Problem.of(known))
             report = replace(report, seconds=time.monotonic() - started)
+            if report.error:
+                locked.release()  # telling of it may take seconds, and nothing more is done to the node
             run.report(report)
             done.append(report)
             if report.error:
@@ -176,7 +178,7 @@ def _apply(plan: Plan, tools: Tools) -> None:
                 hint="look at this node now; running the stage again goes on from where this one stopped",
             ) from error
         raise RolledBackError(
-            f"{cause.what}; the node was put back as it was",
+            f"{cause.what}; what this stage had changed was put back as it was",
             where=cause.where,
             hint=cause.hint or "correct the cause, then run again",
         ) from error

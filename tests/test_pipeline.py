@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -28,7 +29,7 @@ from runs import (
 
 from kata_node import receipt as receipts
 from kata_node import restart, settings, status
-from kata_node.errors import HostError, KubeError
+from kata_node.errors import HostError, KubeError, LockedError
 from kata_node.facts import Options
 from kata_node.host import lock
 from kata_node.host.files import Root
@@ -869,6 +870,18 @@ def test_the_node_of_another_machine_is_not_labelled_and_not_called_labelled(
         for stage in (claim, label, unlabel, unclaim):
             assert exit_code(run(node, (stage,), payload, node_name="n1", machine_id="f" * 32)) == 3
             assert cluster.labels == there
+
+
+def test_a_failure_is_told_when_the_node_is_free_for_others(node: FakeNode, payload: Path) -> None:
+    free: list[bool] = []
+
+    def told(report: object) -> None:
+        with contextlib.suppress(LockedError), lock.hold(node.root, "cri", 0):
+            free.append(True)
+
+    node.systemd_gone = True
+    assert exit_code(run(node, CRI, payload, report=told)) == 1
+    assert free == [True]
 
 
 def test_a_node_that_another_run_works_on_is_left_to_it(node: FakeNode, payload: Path) -> None:
