@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kata_node.facts import host_check
 from kata_node.host.files import Root
 
 COMMANDS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn")
@@ -19,6 +20,12 @@ LOOKUPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 SENDS = ("socket.connect", "socket.sendto", "socket.sendmsg")
 WATCHED = frozenset((*COMMANDS, *LOOKUPS, *SENDS))
 """Audit events of the interpreter: nothing in Python gets round them, whatever name it was imported by."""
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory a runtime that is away does not come back by itself."""
+    monkeypatch.setattr(host_check, "RESTART_PATIENCE", 0)
 
 
 @dataclass

@@ -30,7 +30,7 @@ from runs import (
 from kata_node import receipt as receipts
 from kata_node import restart, settings, status
 from kata_node.errors import HostError, KubeError, LockedError
-from kata_node.facts import Options
+from kata_node.facts import Options, host_check
 from kata_node.host import lock
 from kata_node.host.files import Root
 from stages import artifacts, claim, cri, label, remove_artifacts, revert_cri, unclaim, unlabel
@@ -851,6 +851,34 @@ def test_nothing_is_taken_away_while_the_cluster_still_sends_pods_here(
 
 
 # Refusals
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_runtime_that_is_just_being_restarted_does_not_fail_the_check(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if installed:
+        assert errors(run(node, INSTALL, payload)) == []
+    node.state = "activating"
+    waited: list[float] = []
+
+    class Clock:
+        monotonic = staticmethod(lambda: float(len(waited)))
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            node.state = "active" if len(waited) == 2 else "activating"
+
+    monkeypatch.setattr(host_check, "time", Clock)
+    monkeypatch.setattr(host_check, "RESTART_PATIENCE", 3)
+    assert errors(run(node, INSTALL, payload)) == []
+    assert len(waited) == 2
+    node.state = "activating"
+    waited.clear()
+    monkeypatch.setattr(Clock, "sleep", waited.append)
+    assert exit_code(run(node, INSTALL, payload)) == 1
+    assert len(waited) == 3
 
 
 def test_the_wrong_machine_is_not_touched_on_the_way_back_either(node: FakeNode, payload: Path) -> None:

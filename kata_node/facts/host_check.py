@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from kata_node import layout
-from kata_node.errors import KataNodeError
+from kata_node.errors import CriError, KataNodeError
 from kata_node.facts import Look
 from kata_node.facts import artifacts as artifact_facts
 from kata_node.facts import runtime as runtime_facts
@@ -21,6 +22,11 @@ from kata_node.host.files import host_error
 from kata_node.receipt import Receipt
 
 T = TypeVar("T")
+
+RESTART_PATIENCE = 3.0
+"""Seconds that a runtime may be away without being called down; a restart takes well under one."""
+
+RESTART_POLL = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class HostCheckFacts:
 
 def look(look: Look) -> HostCheckFacts:
     """Gather all; an error in one part is a fact like any other."""
-    runtime = _or_error(lambda: runtime_facts.look(look))
+    runtime = _runtime(look)
     artifacts = _or_error(lambda: artifact_facts.look(look))
     etc = runtime.config_path if isinstance(runtime, RuntimeFacts) else "/etc/containerd/config.toml"
     difference = _difference(artifacts, look.receipt)
@@ -61,6 +67,26 @@ def look(look: Look) -> HostCheckFacts:
         difference.conflicts if difference else (),
         snapshotter_facts.look(look, runtime.home.units) if isinstance(runtime, RuntimeFacts) else None,
     )
+
+
+def _runtime(look: Look) -> RuntimeFacts | KataNodeError:
+    """The lock is not held here, so another run, or a person, may be restarting the runtime just now."""
+    deadline = time.monotonic() + RESTART_PATIENCE
+    while True:
+        found = _or_error(lambda: runtime_facts.look(look))
+        if not _may_be_restarting(found) or time.monotonic() >= deadline:
+            return found
+        time.sleep(RESTART_POLL)
+
+
+def _may_be_restarting(found: object) -> bool:
+    if not isinstance(found, CriError):
+        return False
+    from kata_node.host.cri import CriCallError, Reason
+
+    call = found if isinstance(found, CriCallError) else found.__cause__
+    away = (Reason.REFUSED, Reason.BROKEN, Reason.MISSING)
+    return isinstance(call, CriCallError) and call.reason in away
 
 
 def _difference(artifacts: ArtifactFacts | KataNodeError, receipt: Receipt) -> layout.Difference | None:
