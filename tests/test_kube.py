@@ -19,6 +19,7 @@ from typing import Any
 import httpx2
 import lightkube
 import pytest
+from certificates import MADE_UP_AUTHORITY
 
 from kata_node import kube_access, labels
 from kata_node.errors import KubeError, UnfitNodeError, UsageError
@@ -833,26 +834,11 @@ def test_a_node_that_reports_others_but_not_ours_is_a_failure_that_names_them(
 
 # --- finding credentials ----------------------------------------------------------------------------
 
-# The certificate of a made-up authority; its key was thrown away.
-CA = """\
------BEGIN CERTIFICATE-----
-MIIBjjCCATWgAwIBAgIUW5kCr3hintXoebYBAm0T9S3DwAswCgYIKoZIzj0EAwIw
-HDEaMBgGA1UEAwwRbWFkZS11cCBhdXRob3JpdHkwIBcNMjYxMTIyMTc1NjM0WhgP
-MjEyNjEwMjkxNzU2MzRaMBwxGjAYBgNVBAMMEW1hZGUtdXAgYXV0aG9yaXR5MFkw
-EwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAETkNORbfgt3Qn2tpR76qTdDBIswvDULpG
-MR9yRP0Gr5yuhd3UehPOLsp9tKoHWXp80xLvY4yGnzpYIcUs3OYDB6NTMFEwHQYD
-VR0OBBYEFMIqob8/apwHV7bn+BxWf3lQFMA0MB8GA1UdIwQYMBaAFMIqob8/apwH
-V7bn+BxWf3lQFMA0MA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIg
-EKtSUyPz0a5OV4ZTJLyMziuX/06foqT3ALdhKVky5EcCIEd+IIxei2RQBDzbvhaN
-R3JFcwbISryrho6jLB7S2EhN
------END CERTIFICATE-----
-"""
-
 
 def pretend_pod(environment: Path, monkeypatch: pytest.MonkeyPatch, host: str = "10.96.0.1") -> None:
     account = environment / "serviceaccount"
     account.mkdir()
-    for name, content in {"token": "t", "namespace": "kata", "ca.crt": CA}.items():
+    for name, content in {"token": "t", "namespace": "kata", "ca.crt": MADE_UP_AUTHORITY}.items():
         (account / name).write_text(content)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import needs
 import pytest
 from node import images
 from node.cache import missing_parts
@@ -16,6 +17,7 @@ from node.machine import Node
 from cluster import parts
 from cluster.control_plane import Cluster
 from cluster.joining import Joined, kubelets_user
+from cluster.scene import Scene
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,10 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def needs_no(reason: str) -> None:
     """Skip the test for ``reason`` if there is one; fail it where clusters are required."""
-    if reason and os.environ.get("KATA_NODE_REQUIRE_CLUSTER") == "1":
-        pytest.fail(f"clusters are required here (KATA_NODE_REQUIRE_CLUSTER=1): {reason}", pytrace=False)
-    if reason:
-        pytest.skip(reason)
+    needs.needs_no(reason, "KATA_NODE_REQUIRE_CLUSTER")
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +48,13 @@ def cluster(machine: None) -> Iterator[Cluster]:
     """The control plane that all tests share; each makes objects of its own in it."""
     with Cluster.start(users={"system:node:restricted": ("system:nodes",)}) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def scene(cluster: Cluster, tmp_path: Path) -> Iterator[Scene]:
+    """A Node's name in the shared cluster, and the stages run for it past what goes wrong on the way."""
+    with Scene(cluster, tmp_path) as scene:
+        yield scene
 
 
 @pytest.fixture

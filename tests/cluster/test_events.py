@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from cluster.control_plane import Cluster
 from cluster.faults import Fault
 from cluster.scene import Scene
 
 
 @pytest.fixture
-def scene(cluster: Cluster, tmp_path: Path) -> Iterator[Scene]:
-    with Scene(cluster, tmp_path) as scene:
-        scene.register()
-        yield scene
+def scene(scene: Scene) -> Scene:
+    scene.register()
+    return scene
 
 
 def described(scene: Scene) -> str:

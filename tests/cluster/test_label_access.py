@@ -5,42 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
+from certificates import MADE_UP_AUTHORITY
 from node.running import Running
 
 from cluster import flags, tokens
 from cluster.conftest import needs_no
-from cluster.control_plane import Cluster
 from cluster.faults import FOR_EVER, Fault
 from cluster.scene import CLAIMED, OURS, Outcome, Scene
 
 MACHINE, ANOTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 STAGES = ("claim", "label", "unlabel", "unclaim")
 MEANT = f"--expected-machine-id={MACHINE}"
-
-# The certificate of a made-up authority; its key was thrown away.
-OTHER_AUTHORITY = """\
------BEGIN CERTIFICATE-----
-MIIBjjCCATWgAwIBAgIUW5kCr3hintXoebYBAm0T9S3DwAswCgYIKoZIzj0EAwIw
-HDEaMBgGA1UEAwwRbWFkZS11cCBhdXRob3JpdHkwIBcNMjYxMTIyMTc1NjM0WhgP
-MjEyNjEwMjkxNzU2MzRaMBwxGjAYBgNVBAMMEW1hZGUtdXAgYXV0aG9yaXR5MFkw
-EwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAETkNORbfgt3Qn2tpR76qTdDBIswvDULpG
-MR9yRP0Gr5yuhd3UehPOLsp9tKoHWXp80xLvY4yGnzpYIcUs3OYDB6NTMFEwHQYD
-VR0OBBYEFMIqob8/apwHV7bn+BxWf3lQFMA0MB8GA1UdIwQYMBaAFMIqob8/apwH
-V7bn+BxWf3lQFMA0MA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIg
-EKtSUyPz0a5OV4ZTJLyMziuX/06foqT3ALdhKVky5EcCIEd+IIxei2RQBDzbvhaN
-R3JFcwbISryrho6jLB7S2EhN
------END CERTIFICATE-----
-"""
-
-
-@pytest.fixture
-def scene(cluster: Cluster, tmp_path: Path) -> Iterator[Scene]:
-    with Scene(cluster, tmp_path) as scene:
-        yield scene
 
 
 # --- in a pod ---------------------------------------------------------------------------------------
@@ -186,9 +164,9 @@ def test_without_the_right_to_record_events_a_node_is_labelled_all_the_same(scen
 def test_a_server_of_another_authority_is_not_told_the_token(scene: Scene) -> None:
     scene.register()
     config = scene.directory / "distrusts"
-    config.write_text(flags.kubeconfig(scene.road.url, OTHER_AUTHORITY, scene.token, "default"))
+    config.write_text(flags.kubeconfig(scene.road.url, MADE_UP_AUTHORITY, scene.token, "default"))
     pod = Pod(scene)
-    pod.give(scene.token, authority=OTHER_AUTHORITY)
+    pod.give(scene.token, authority=MADE_UP_AUTHORITY)
     timeout = "--label-timeout=300"
     for running in (scene.start("label", timeout, env={"KUBECONFIG": str(config)}), pod.start(timeout)):
         failed = Outcome.of(running.wait()).failed()
@@ -259,6 +237,17 @@ STARTING = [{"type": "Ready", "status": "False", "message": "starting"}]
 READY = [{"type": "Ready", "status": "True"}]
 
 
+def to_be_registered_anew(scene: Scene, when: str, machine: str) -> None:
+    """Register the Node, to pass to ``machine`` when it is ``not ready yet``, or just ``labelled``."""
+    waiting = when == "not ready yet"
+    scene.register(nodeInfo=node_info(MACHINE), conditions=STARTING if waiting else READY)
+    happen = registered_anew(scene, machine)
+    if waiting:
+        scene.road.meet(Fault(first=happen), method="GET", after=2)
+    else:
+        scene.road.meet(Fault(then=happen), method="PATCH")
+
+
 @pytest.mark.parametrize(
     ("options", "new"),
     [
@@ -270,13 +259,7 @@ READY = [{"type": "Ready", "status": "True"}]
 def test_a_node_that_is_deleted_and_registered_anew_is_labelled_then(
     scene: Scene, when: str, options: tuple[str, ...], new: str
 ) -> None:
-    waiting = when == "not ready yet"
-    scene.register(nodeInfo=node_info(MACHINE), conditions=STARTING if waiting else READY)
-    happen = registered_anew(scene, new)
-    if waiting:
-        scene.road.meet(Fault(first=happen), method="GET", after=2)
-    else:
-        scene.road.meet(Fault(then=happen), method="PATCH")
+    to_be_registered_anew(scene, when, new)
     done = scene.run("label", *options).succeeded()
     assert scene.labels == OURS
     assert "giving it" in done.log
@@ -284,13 +267,7 @@ def test_a_node_that_is_deleted_and_registered_anew_is_labelled_then(
 
 @pytest.mark.parametrize("when", ["not ready yet", "labelled"])
 def test_a_name_that_passes_to_another_machine_is_left_alone(scene: Scene, when: str) -> None:
-    waiting = when == "not ready yet"
-    scene.register(nodeInfo=node_info(MACHINE), conditions=STARTING if waiting else READY)
-    happen = registered_anew(scene, ANOTHER)
-    if waiting:
-        scene.road.meet(Fault(first=happen), method="GET", after=2)
-    else:
-        scene.road.meet(Fault(then=happen), method="PATCH")
+    to_be_registered_anew(scene, when, ANOTHER)
     failed = scene.run("label", MEANT).failed(3)
     assert f"its machine id is {ANOTHER}, expected was {MACHINE}" in failed.text
     assert scene.labels == {}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 from node.cache import CHECKOUT
@@ -18,12 +17,6 @@ from cluster.writers import History
 
 AT_ONCE = "--label-stable-for=0"
 DEFAULT, BLUE, GREEN = (f"{MARK}{instance}" for instance in ("default", "blue", "green"))
-
-
-@pytest.fixture
-def scene(cluster: Cluster, tmp_path: Path) -> Iterator[Scene]:
-    with Scene(cluster, tmp_path) as scene:
-        yield scene
 
 
 def found(scene: Scene, selector: str) -> bool:

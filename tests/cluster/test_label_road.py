@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,12 +17,6 @@ HTML = {"Content-Type": "text/html"}
 
 NOT_READY = [{"type": "Ready", "status": "False", "message": "starting"}]
 READY = [{"type": "Ready", "status": "True"}]
-
-
-@pytest.fixture
-def scene(cluster: Cluster, tmp_path: Path) -> Iterator[Scene]:
-    with Scene(cluster, tmp_path) as scene:
-        yield scene
 
 
 # --- answers that are none --------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +12,6 @@ from cluster.control_plane import Cluster
 from cluster.faults import FOR_EVER, Fault
 from cluster.scene import CLAIMED, MARK, OURS, SHARED, Scene
 from cluster.writers import Hand, Writer
-
-
-@pytest.fixture
-def scene(cluster: Cluster, tmp_path: Path) -> Iterator[Scene]:
-    with Scene(cluster, tmp_path) as scene:
-        yield scene
 
 
 def ready(status: str, message: str = "") -> list[dict[str, str]]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from node.running import wait_until
 
-from cluster.control_plane import Cluster
 from cluster.faults import Fault
 from cluster.scene import OURS, Scene
 
@@ -22,11 +19,10 @@ TAINTS = [
 
 
 @pytest.fixture
-def scene(cluster: Cluster, tmp_path: Path) -> Iterator[Scene]:
-    with Scene(cluster, tmp_path) as scene:
-        scene.register()
-        taint(scene, TAINTS)
-        yield scene
+def scene(scene: Scene) -> Scene:
+    scene.register()
+    taint(scene, TAINTS)
+    return scene
 
 
 def taint(scene: Scene, taints: list[dict[str, str]]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import needs
 import pytest
 
 from node.cache import missing_parts
@@ -34,10 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def needs_no(reason: str) -> None:
     """Skip the test for ``reason`` if there is one; fail it where nodes are required."""
-    if reason and os.environ.get("KATA_NODE_REQUIRE_NODES") == "1":
-        pytest.fail(f"nodes are required here (KATA_NODE_REQUIRE_NODES=1): {reason}", pytrace=False)
-    if reason:
-        pytest.skip(reason)
+    needs.needs_no(reason, "KATA_NODE_REQUIRE_NODES")
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,13 @@ def make_payload(directory: Path, *options: str) -> Path:
     return directory
 
 
+def index(payload: Path) -> Path:
+    """Write the manifest of a payload that something was added to since it was made ``--no-index``."""
+    command = [sys.executable, "-P", "-m", "kata_node", "payload", "index", str(payload)]
+    subprocess.run(command, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)}, check=True, capture_output=True)
+    return payload
+
+
 def with_kvm(node: Node) -> Node:
     """``node`` without KVM of its own, told that it has it: nothing here starts a VM."""
     node.run(["sh", "-c", "test -e /dev/kvm || touch /dev/kvm"])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,19 @@ from kata_node.host.cri import Cri
 from kata_node.host.files import Root
 from kata_node.host.sandboxes import Pod
 from node import cri, crio, images
-from node.cache import CHECKOUT
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
-from node.installing import PAYLOAD, UNIT, VALUES, WATCHED, configure, kata_handlers, make_payload, with_kvm
+from node.installing import (
+    PAYLOAD,
+    UNIT,
+    VALUES,
+    WATCHED,
+    configure,
+    index,
+    kata_handlers,
+    make_payload,
+    with_kvm,
+)
 from node.machine import SOCKET, Node
 from node.running import wait_until
 from node.snapshot import changes
@@ -40,9 +47,7 @@ def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
     shim = built_tree(packages=images.PACKAGES) / "usr/bin/containerd-shim-runc-v2"
     shutil.copy(shim, directory / "opt/kata/bin/containerd-shim-kata-v2")
-    index = [sys.executable, "-P", "-m", "kata_node", "payload", "index", str(directory)]
-    subprocess.run(index, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)}, check=True, capture_output=True)
-    return directory
+    return index(directory)
 
 
 @pytest.fixture

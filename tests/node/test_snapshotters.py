@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from node.cache import CHECKOUT
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
 from node.gomodule import Program, built
-from node.installing import PAYLOAD, UNIT, WATCHED, configure, kata_handlers, make_payload, outcomes, with_kvm
+from node.installing import (
+    PAYLOAD,
+    UNIT,
+    WATCHED,
+    configure,
+    index,
+    kata_handlers,
+    make_payload,
+    outcomes,
+    with_kvm,
+)
 from node.machine import POD_MOUNTS, Node
 from node.running import Done
 from node.snapshot import changes
@@ -49,9 +56,7 @@ def with_nydus(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home.mkdir()
     for program in SNAPSHOTTER:
         shutil.copy(built(program), home)
-    index = [sys.executable, "-P", "-m", "kata_node", "payload", "index", str(directory)]
-    subprocess.run(index, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)}, check=True, capture_output=True)
-    return directory
+    return index(directory)
 
 
 @pytest.fixture
