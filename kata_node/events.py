@@ -3,73 +3,32 @@
 In a Job the stages are containers of their own, and only those that label may speak to the API
 server. The reports of the others reach them through a directory they share, so that the Event of the
 last one tells of all of them. When one of the others fails, the last is not run: whoever watches the
-Job has to tell of that, from its termination message.
+Job has to tell of that, from its termination message: the dispatcher does.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from kata_node import kube_access
+from kata_node import kube_access, kube_events
 from kata_node import report as reports
 from kata_node.actions import Tools
-from kata_node.errors import RolledBackError
+from kata_node.kube_events import Event
 from kata_node.report import StageReport
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 COMPONENT = "kata-node"
-NAMESPACE = "default"
-"""Where Events of objects without a namespace are."""
-
-MESSAGE_LIMIT = 1024
-"""Characters; the API server refuses longer ones of Events of the newer kind."""
-
-_NODE_PART = 230
-"""How much of a Node's name, 253 characters at most, there is room for in the name of an Event."""
 
 _WAY_THERE = ("host-check", "claim", "artifacts", "cri", "label")
 _WAY_BACK = ("unlabel", "revert-cri", "remove-artifacts", "unclaim")
 _FIRST = {"claim": "KataInstalling", "unlabel": "KataRemoving"}
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened. ``reason`` is one word in the manner of Kubernetes' own."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
-
-    def as_object(self, node: str, *, reporter: str) -> Mapping[str, Any]:
-        """The object of the API, about the Node ``node``, of now; ``reporter`` is the pod or machine."""
-        import secrets
-
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{node[:_NODE_PART]}.{secrets.token_hex(8)}", "namespace": NAMESPACE},
-            # The uid is the kubelet's own way for Events of its Node, and needs no look at it.
-            "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
-            "type": self.type,
-            "reason": self.reason,
-            # A file name that is no UTF-8 has surrogates in it.
-            "message": self.message.encode("utf-8", "backslashreplace").decode()[:MESSAGE_LIMIT],
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-            "source": {"component": COMPONENT, "host": node},
-            "reportingComponent": COMPONENT,
-            "reportingInstance": reporter,
-        }
 
 
 def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
@@ -100,12 +59,10 @@ def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
 def _failed(report: StageReport, instance: str) -> Event:
     error = report.error
     assert error is not None
-    reason = "KataRemoveFailed" if report.stage in _WAY_BACK else "KataInstallFailed"
-    if error.exit_code == RolledBackError.exit_code:
-        reason = "KataRolledBack"
     place = f" ({error.where})" if error.where else ""
     hint = f"; {error.hint}" if error.hint else ""
-    return Event("Warning", reason, f"{instance}: {report.stage}: {error.what}{place}{hint}")
+    message = f"{instance}: {report.stage}: {error.what}{place}{hint}"
+    return kube_events.failed(message, removing=report.stage in _WAY_BACK, exit_code=error.exit_code)
 
 
 @dataclass
@@ -136,7 +93,8 @@ class Recorder:
         if event is None or not self.node or kube_access.find_credentials() is None:
             return
         try:
-            self.tools.kube().record(event.as_object(self.node, reporter=self.reporter))
+            made = event.as_object(self.node, component=COMPONENT, reporter=self.reporter)
+            self.tools.kube().record(made)
         except Exception as error:  # whatever it is, the stage has ended as it did
             level = logging.WARNING if event.type == "Warning" else logging.INFO
             log.log(level, "no Event %s was recorded on Node %s: %s", event.reason, self.node, error)

@@ -16,13 +16,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from kata_node.errors import KubeError, UsageError
+from kata_node.errors import KubeError, UnfitNodeError, UsageError
 from kata_node.kube_access import open_client
 from kata_node.kube_failures import (
     OTHER_SERVER,
     ConflictError,
+    Failure,
     NoSuchNodeError,
     failure_of,
     not_recorded,
@@ -60,6 +61,8 @@ POLL = 1.0
 
 ABSENCE = 30.0
 """Seconds a Node may be missing: some distributions delete it and register it anew on a restart."""
+
+T = TypeVar("T")
 
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
@@ -105,6 +108,15 @@ class Kube:
     def within(self, seconds: float) -> float:
         """The deadline that lies ``seconds`` ahead."""
         return self.clock.now() + seconds
+
+    def ask(
+        self,
+        request: Callable[[Client], T],
+        deadline: float,
+        refuse: Callable[[Failure, int], KubeError | UnfitNodeError],
+    ) -> T:
+        """What ``request(client)`` returns, see :func:`kata_node.kube_patience.persist`."""
+        return persist(lambda: request(self._client), deadline, self.clock, self.request_timeout, refuse)
 
     def node(self, name: str, deadline: float) -> NodeFacts:
         """The Node ``name`` as it is now.
@@ -307,11 +319,9 @@ class Kube:
         self, verb: str, name: str, deadline: float, request: Callable[[], Mapping[str, Any]]
     ) -> NodeFacts:
         """Send a request, again and again while what fails may pass and the deadline is ahead."""
-        answer = persist(
-            request,
+        answer = self.ask(
+            lambda _: request(),
             deadline,
-            self.clock,
-            self.request_timeout,
             lambda failure, tries: refusal(failure, verb, name, self.server, tries),
         )
         if answer.get("kind") != "Node":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,9 @@ from kata_node.kube_failures import one_line
 if TYPE_CHECKING:
     import ssl
 
+    import httpx2
     from lightkube import Client
+    from lightkube.config.kubeconfig import SingleConfig
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a connection; an answer may take longer, and so is waited for longer."""
@@ -39,6 +43,35 @@ def open_client(request_timeout: float) -> Client:
     for what it does not cover. A refused token that came from a file is read from it again by
     lightkube. Raises :class:`KubeError` when there are no credentials, or they cannot be used.
     """
+    from lightkube import Client
+
+    with _credentials() as (config, transport):
+        return Client(
+            config, timeout=_timeout(request_timeout), transport=transport, field_manager="kata-node"
+        )
+
+
+def open_session(request_timeout: float) -> httpx2.Client:
+    """The same as plain HTTP, for what lightkube's client has no words for.
+
+    Paths are those of the API, such as ``/api/v1/nodes``. Raises what :func:`open_client` does.
+    """
+    from lightkube.config import client_adapter
+
+    with _credentials() as (config, transport):
+        parameters = client_adapter.ConnectionParams(timeout=_timeout(request_timeout), transport=transport)
+        return client_adapter.Client(config, parameters)
+
+
+def _timeout(request_timeout: float) -> httpx2.Timeout:
+    import httpx2
+
+    return httpx2.Timeout(request_timeout, connect=min(request_timeout, CONNECT_TIMEOUT))
+
+
+@contextlib.contextmanager
+def _credentials() -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]:
+    """The credentials found, and in a pod the way to its cluster; what fails with them is told as such."""
     source = find_credentials()
     if source is None:
         raise KubeError(
@@ -46,21 +79,17 @@ def open_client(request_timeout: float) -> Client:
             hint="run in a pod with a ServiceAccount, set KUBECONFIG, or use --offline",
         )
     import httpx2
-    from lightkube import Client, KubeConfig
+    from lightkube import KubeConfig
 
-    transport = None
     try:
+        transport = None
         if source == SERVICE_ACCOUNT:
-            config = KubeConfig.from_service_account(source)
+            config = KubeConfig.from_service_account(source).get()
             transport = httpx2.HTTPTransport(verify=_trust(f"{source}/ca.crt"))
         else:
-            config = KubeConfig.from_file(source)
-        return Client(
-            config,
-            timeout=httpx2.Timeout(request_timeout, connect=min(request_timeout, CONNECT_TIMEOUT)),
-            transport=transport,
-            field_manager="kata-node",
-        )
+            config = KubeConfig.from_file(source).get()
+        assert config is not None  # it would only be for lack of a context, which raises
+        yield config, transport
     except Exception as error:  # what is wrong with such a file surfaces as almost any class
         raise KubeError(
             f"these credentials cannot be used ({one_line(error)})",

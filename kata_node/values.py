@@ -234,6 +234,20 @@ class Reader:
         self.problem(key, f"expected a list, got {describe(value)}")
         return []
 
+    def number(self, key: str, default: int = 0, *, least: int = 0) -> int:
+        """A whole number of ``least`` or more."""
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+            return value
+        self.problem(key, f"expected a whole number, {least} or more, got {describe(value)}")
+        return default
+
+    def value(self, key: str) -> object:
+        """Whatever is there, for the caller to check; ``None`` when not given."""
+        return self._take(key)
+
     def section(self, key: str) -> Reader:
         """The mapping at ``key``; an empty one when not given."""
         value = self._take(key)

@@ -11,7 +11,8 @@ from runs import INSTALL, REVERT, Killed, errors, make_node, run, small_payload
 
 from kata_node import kube_access, report
 from kata_node.errors import KubeError
-from kata_node.events import MESSAGE_LIMIT, Recorder, event_of
+from kata_node.events import Recorder, event_of
+from kata_node.kube_events import MESSAGE_LIMIT
 from kata_node.report import Problem, StageReport
 
 NO_CRI = '[plugins."io.containerd.cri.v1.images"]\nsnapshotter = "nobody"\n'
@@ -152,12 +153,15 @@ def test_a_long_text_is_cut_where_the_api_server_would_refuse_it() -> None:
     problem = Problem("x" * 5000, "here", "", 1)
     event = event_of([StageReport("cri", "failed", "x", error=problem)], "blue")
     assert event
-    assert len(event.as_object("n" * 253, reporter="a-pod")["metadata"]["name"]) <= 253
-    made = event.as_object("n1", reporter="a-pod")
+    assert len(event.as_object("n" * 253, component="kata-node", reporter="a-pod")["metadata"]["name"]) <= 253
+    made = event.as_object("n1", component="kata-node", reporter="a-pod")
     assert len(made["message"]) == MESSAGE_LIMIT
     assert made["involvedObject"]["name"] == made["source"]["host"] == "n1"
     assert made["metadata"]["namespace"] == "default"
-    assert made["metadata"]["name"] != event.as_object("n1", reporter="a-pod")["metadata"]["name"]
+    assert (
+        made["metadata"]["name"]
+        != event.as_object("n1", component="kata-node", reporter="a-pod")["metadata"]["name"]
+    )
 
 
 def test_a_stage_alone_does_not_say_that_nothing_was_done(node: FakeNode, payload: Path) -> None:
@@ -171,7 +175,9 @@ def test_a_name_that_is_no_utf_8_does_not_keep_an_event_from_being_told() -> Non
     last = StageReport("unclaim", "done", "gone", notes=("left: a\udcff",))
     event = event_of([last], "default")
     assert event
-    assert event.as_object("n1", reporter="a-pod")["message"].endswith("left: a\\udcff")
+    assert event.as_object("n1", component="kata-node", reporter="a-pod")["message"].endswith(
+        "left: a\\udcff"
+    )
 
 
 def test_a_taint_that_stays_makes_the_event_a_warning(node: FakeNode, payload: Path) -> None:

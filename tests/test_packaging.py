@@ -123,10 +123,11 @@ def test_the_wheel_has_the_programs_and_their_data_and_nothing_else(wheel: zipfi
     assert names == expected | data
 
 
-def test_the_wheel_brings_the_command(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_brings_the_commands(wheel: zipfile.ZipFile) -> None:
     (entry,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-    assert wheel.read(entry).decode().split("\n")[:2] == [
+    assert wheel.read(entry).decode().splitlines() == [
         "[console_scripts]",
+        "kata-deploy-job-dispatcher = kata_node.dispatcher.__main__:main",
         "kata-node = kata_node.__main__:main",
     ]
 
@@ -164,6 +165,14 @@ def test_the_image_starts_empty_and_runs_the_command() -> None:
     assert program["FROM"] == "scratch AS program"
     assert json.loads(program["ENTRYPOINT"]) == ["/usr/bin/kata-node"]
     assert "RUN" not in program
+
+
+def test_the_dispatchers_image_starts_empty_and_runs_the_dispatcher_as_nobody_in_particular() -> None:
+    dispatcher = dict(stages()["dispatcher"])
+    assert dispatcher["FROM"] == "scratch AS dispatcher"
+    assert json.loads(dispatcher["ENTRYPOINT"]) == ["/usr/bin/kata-deploy-job-dispatcher"]
+    assert dispatcher["USER"].partition(":")[0] not in ("", "0", "root")
+    assert "RUN" not in dispatcher
 
 
 def test_the_image_with_a_payload_differs_by_the_payload_and_its_manifest() -> None:

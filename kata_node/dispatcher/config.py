@@ -1,0 +1,288 @@
+"""What is to be done on which nodes: the file the Helm chart renders for the dispatcher.
+
+YAML or JSON, mounted from a ConfigMap. A key that is not listed here is refused::
+
+    action: install                  # or cleanup; what the Jobs of `template` do
+    namespace: kata-system           # where the Jobs are
+    namePrefix: kata-deploy-install  # a Job is called <namePrefix>-<node>; at most 40 characters
+    labels:                          # the identity of the release, on every Job and Pod: Jobs that have
+      app.kubernetes.io/name: kata-deploy          # them all are its own, all others are foreign
+      app.kubernetes.io/instance: my-release
+    generation: "7"                  # .Release.Revision: a Job that has succeeded is not run again in the
+                                     # same generation, with the same template, for the same Node
+    selection:
+      nodes: [worker-1, worker-2]    # these; if there are none,
+      labelSelector: "a=b,!c"        # the nodes of this label selector; if it is empty, all nodes
+    parallelism: 100                 # how many Jobs run at once at most
+    waitForNodesSeconds: 0           # wait that long for a set of eligible nodes that stays the same; one
+                                     # that is empty at the end is then an error
+    mark: kata-deploy.katacontainers.io/default    # the label of nodes this installation is on
+    skipServing: false               # pass over nodes whose mark is "true", and run the Job on all others,
+                                     # also where it has succeeded before: for a reconciling CronJob
+    rollout:                         # without it, all nodes are one wave that nothing stops
+      canary: 1                      # so many nodes go first, alone; if more of them fail than maxFailures
+                                     # (0 when it is not given), no other node is begun
+      waveSize: 25%                  # then waves of so many, a number or a share of all nodes
+      maxFailures: 10%               # with more failures than this, no other node is begun
+    waitForReadySeconds: 120         # how long nodes with a taint that passes by itself, such as
+                                     # node.kubernetes.io/not-ready, are waited for, while others are done
+    templates:                       # one for each CRI runtime, which a Node says in its
+      - runtime: containerd          # status.nodeInfo.containerRuntimeVersion: containerd or cri-o
+        template: {...}              # a whole batch/v1 Job
+    removed:                         # only to install: what is done on nodes that carry the mark and are
+      namePrefix: kata-deploy-removed    # no longer selected, once the others are through
+      templates: [...]
+
+In the place of ``templates`` there may be ``template: {...}``, one Job for all nodes, whatever runs there.
+
+The dispatcher puts a Job's name, namespace, ``spec.template.spec.nodeName`` and owner, and the labels, into
+the template. Besides, in every string of it, ``@NODE_NAME@``, ``@NODE_UID@``, ``@MACHINE_ID@`` (of the Node's
+``status.nodeInfo``) and ``@JOB_NAME@`` become what they say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from kata_node.dispatcher.objects import NODE, OWN, Action
+from kata_node.dispatcher.template import Template, Templates
+from kata_node.errors import SettingsError
+from kata_node.values import Reader, describe, parse_yaml
+
+__all__ = ["Amount", "Config", "Removed", "load"]
+
+PREFIX_LIMIT = 40
+DEFAULT_PARALLELISM = 100
+DEFAULT_WAIT_FOR_READY = 120
+"""Seconds: a node that boots, or whose runtime is restarted, takes less."""
+
+RUNTIMES = ("containerd", "cri-o")
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_LABEL = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """So many nodes, or a share of them in per cent."""
+
+    number: int
+    share: bool = False
+
+    def of(self, total: int) -> int:
+        """The number of nodes; a share is rounded down."""
+        return total * self.number // 100 if self.share else self.number
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What is done on nodes that are no longer selected."""
+
+    name_prefix: str
+    templates: Templates
+
+
+@dataclass(frozen=True)
+class Config:
+    """The file, checked. See the head of this module for what each key means."""
+
+    action: Action
+    namespace: str
+    name_prefix: str
+    labels: Mapping[str, str]
+    templates: Templates
+    generation: str = ""
+    nodes: tuple[str, ...] = ()
+    selector: str = ""
+    parallelism: int = DEFAULT_PARALLELISM
+    wait_for_nodes: int = 0
+    wait_for_ready: int = DEFAULT_WAIT_FOR_READY
+    mark: str = ""
+    skip_serving: bool = False
+    canary: int = 0
+    wave_size: Amount | None = None
+    max_failures: Amount | None = None
+    removed: Removed | None = None
+
+    @property
+    def installation(self) -> str:
+        """The name of what is installed, for people: ``default``, or its suffix, as the mark has it."""
+        return self.mark.rpartition("/")[2] or "kata"
+
+    def job_selector(self) -> str:
+        """The label selector of all Jobs that were made for the release here, whatever they do."""
+        return ",".join([*(f"{key}={value}" for key, value in sorted(self.labels.items())), NODE])
+
+
+def load(path: Path) -> Config:
+    """The configuration in the file at ``path``; one :class:`SettingsError` names all that is wrong in it."""
+    hint = "the Helm chart renders this file; nothing was changed in the cluster"
+    try:
+        data = parse_yaml(path.read_bytes().decode())
+    except OSError as error:
+        raise SettingsError(
+            f"the configuration cannot be read: {error.strerror}", where=str(path), hint=hint
+        ) from error
+    except ValueError as error:  # of its encoding, too
+        raise SettingsError(str(error), where=str(path), hint=hint) from error
+    if not isinstance(data, dict):
+        raise SettingsError(
+            f"expected a mapping of keys to values, got {describe(data)}", where=str(path), hint=hint
+        )
+    problems: list[str] = []
+    with Reader(data, "", problems) as values:
+        config = _read(values)
+    if problems:
+        what = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])
+        raise SettingsError(what, where=str(path), hint=hint)
+    return config
+
+
+def _read(values: Reader) -> Config:
+    action = cast("Action", values.choice("action", ("install", "cleanup")))
+    if not values.has("action"):
+        values.problem("action", "is missing: install or cleanup")
+    namespace = _name(values, "namespace", 63)
+    prefix = _name(values, "namePrefix", PREFIX_LIMIT)
+    labels = _labels(values)
+    templates = _templates(values)
+    with values.section("selection") as selection:
+        nodes = selection.texts("nodes") or ()
+        selector = selection.text("labelSelector").strip()
+    for name in nodes:
+        if not _NODE_NAME.fullmatch(name):
+            values.problem("selection.nodes", f"{describe(name)} cannot be the name of a Node")
+    mark = values.text("mark")
+    if mark and not _LABEL.fullmatch(mark):
+        values.problem("mark", f"{describe(mark)} cannot be a label")
+    skip_serving = values.flag("skipServing")
+    if skip_serving and not mark:
+        values.problem("skipServing", "needs the mark that tells which nodes serve")
+    with values.section("rollout") as rollout:
+        canary = rollout.number("canary")
+        wave_size = _amount(rollout, "waveSize", least=1)
+        max_failures = _amount(rollout, "maxFailures", least=0)
+    removed = _removed(values, action, prefix, mark)
+    parallelism = values.number("parallelism", DEFAULT_PARALLELISM, least=1)
+    wait = values.number("waitForNodesSeconds")
+    wait_for_ready = values.number("waitForReadySeconds", DEFAULT_WAIT_FOR_READY)
+    generation = values.text("generation")
+    return Config(
+        action=action,
+        namespace=namespace,
+        name_prefix=prefix,
+        labels=labels,
+        templates=templates,
+        generation=generation,
+        nodes=tuple(dict.fromkeys(nodes)),
+        selector="" if nodes else selector,
+        parallelism=parallelism,
+        wait_for_nodes=wait,
+        wait_for_ready=wait_for_ready,
+        mark=mark,
+        skip_serving=skip_serving,
+        canary=canary,
+        wave_size=wave_size,
+        max_failures=max_failures,
+        removed=removed,
+    )
+
+
+def _name(values: Reader, key: str, limit: int) -> str:
+    name = values.text(key)
+    if not _NAME.fullmatch(name) or len(name) > limit:
+        values.problem(
+            key, f"{describe(name)} is not a name of at most {limit} small letters, digits and inner dashes"
+        )
+    return name
+
+
+def _labels(values: Reader) -> dict[str, str]:
+    with values.section("labels") as section:
+        labels = {name: section.text(name) for name in section.names()}
+        for name, value in labels.items():
+            if not _LABEL.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
+                section.problem(name, f"{describe(value)} cannot be the value of such a label")
+            elif name.startswith(OWN):
+                section.problem(name, f"labels below {OWN} are the dispatcher's")
+    if not labels:
+        values.problem("labels", "is empty: without labels the Jobs of a release cannot be told from others")
+    return labels
+
+
+def _templates(values: Reader) -> Templates:
+    common, each = values.has("template"), values.has("templates")
+    if common == each:
+        what = "is there beside templates: give one of them" if common else "is missing, and so is templates"
+        values.problem("template", what)
+    if common:
+        values.skip("templates")
+        return Templates(_template(values))
+    values.skip("template")
+    by_runtime: dict[str, Template] = {}
+    for index, item in enumerate(items := values.mappings("templates")):
+        where = f"templates[{index}]"
+        if not isinstance(item, dict):
+            values.problem(where, f"expected a runtime and its template, got {describe(item)}")
+            continue
+        with Reader(item, values.path(where), values.problems) as entry:
+            runtime = entry.choice("runtime", ("", *RUNTIMES))
+            template = _template(entry)
+        if not entry.has("runtime"):
+            entry.problem("runtime", f"is missing: {' or '.join(RUNTIMES)}")
+        elif runtime in by_runtime:
+            entry.problem("runtime", f"{runtime} has a template already")
+        elif runtime and template:
+            by_runtime[runtime] = template
+    if each and not items:
+        values.problem("templates", "is empty: no node could get a Job")
+    return Templates(by_runtime=by_runtime)
+
+
+def _template(values: Reader) -> Template | None:
+    data = values.value("template")
+    if not isinstance(data, dict):
+        values.problem("template", f"expected a whole Job, got {describe(data)}")
+        return None
+    template = Template(data)
+    for key, what in template.problems():
+        values.problem(f"template.{key}" if key else "template", what)
+    return template
+
+
+def _removed(values: Reader, action: Action, prefix: str, mark: str) -> Removed | None:
+    given = values.has("removed")
+    with values.section("removed") as section:
+        if not given:
+            return None
+        removed_prefix = _name(section, "namePrefix", PREFIX_LIMIT)
+        templates = _templates(section)
+    if action != "install":
+        values.problem("removed", "belongs to the action install alone")
+    if not mark:
+        values.problem("removed", "needs the mark that tells which nodes the installation is on")
+    if removed_prefix == prefix:
+        values.problem("removed.namePrefix", "is that of the other Jobs: they would have the same names")
+    return Removed(removed_prefix, templates)
+
+
+def _amount(values: Reader, key: str, *, least: int) -> Amount | None:
+    value = values.value(key)
+    if value is None:
+        return None
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,3})%", value)):
+        share = int(match[1])
+        if least <= share <= 100:
+            return Amount(share, share=True)
+    elif isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return Amount(value)
+    values.problem(
+        key, f"expected a number of nodes, {least} or more, or a share such as 10%, got {describe(value)}"
+    )
+    return None

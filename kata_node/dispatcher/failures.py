@@ -1,0 +1,127 @@
+"""Why a Job failed: its Pods say which stage ended how, and in what words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from kata_node.dispatcher.objects import ContainerStatus, Job, Pod, Terminated
+
+LONGEST = 600
+"""Characters of a message that is not one of ours."""
+
+KILLED = (137, 143)
+"""Exit codes of a container that was ended from outside: by SIGKILL, by SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What went wrong on a node. ``stage`` is a container, ``exit_code`` its, if it has ended."""
+
+    what: str
+    stage: str = ""
+    exit_code: int | None = None
+    where: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.stage}: " if self.stage else ""
+        code = f" (exit code {self.exit_code})" if self.exit_code is not None else ""
+        return f"{place}{f'{self.where}: ' if self.where else ''}{self.what}{code}"
+
+
+class _Error(msgspec.Struct, frozen=True):
+    what: str = ""
+    where: str = ""
+    hint: str = ""
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """The termination message of a stage: see ``kata_node.report.termination_message``."""
+
+    summary: str = ""
+    error: _Error | None = None
+
+
+def diagnose(job: Job, pods: Sequence[Pod]) -> Trouble:
+    """What went wrong in ``job``, which has failed, by its newest Pod that tells."""
+    newest_first = sorted(pods, key=lambda pod: pod.metadata.creation_timestamp or "", reverse=True)
+    condition = job.condition
+    late = condition is not None and condition.reason == "DeadlineExceeded"
+    for pod in newest_first:
+        trouble = _of_pod(pod)
+        # At its deadline a Job has its Pods killed: that they were is not why.
+        if trouble and not (late and trouble.exit_code in KILLED):
+            return trouble
+    if condition is None:
+        return Trouble("its Job has failed", hint=_logs(job))
+    reason = f"{condition.reason}: {condition.message}" if condition.message else condition.reason
+    if late:
+        return Trouble(
+            f"its Job took longer than it may ({reason})",
+            stage=next((stage for pod in newest_first if (stage := _stage(pod))), ""),
+            hint="see what holds it up there, or raise job.activeDeadlineSeconds for slow nodes",
+        )
+    return Trouble(f"its Job has failed ({reason}), and no Pod is left that tells why", hint=_logs(job))
+
+
+def _stage(pod: Pod) -> str:
+    """The container that runs, or was killed."""
+    for container in pod.containers:
+        if container.state.running is not None or (
+            container.state.terminated and container.state.terminated.exit_code
+        ):
+            return container.name
+    return ""
+
+
+def _of_pod(pod: Pod) -> Trouble | None:
+    for container in pod.containers:
+        ended = container.state.terminated or container.last_state.terminated
+        if ended and (ended.exit_code or ended.signal):
+            return _of_container(container.name, ended)
+    for container in pod.containers:
+        waiting = container.state.waiting
+        if waiting and waiting.reason not in ("", "PodInitializing", "ContainerCreating"):
+            return _not_started(container, waiting.reason, waiting.message)
+    if pod.status.reason or pod.status.message:
+        # Evicted, NodeLost, an admission of the kubelet that was refused.
+        what = ": ".join(text for text in (pod.status.reason, pod.status.message) if text)
+        return Trouble(f"its Pod has failed ({_cut(what)})", hint="look at the node: kubectl describe node")
+    return None
+
+
+def _not_started(container: ContainerStatus, reason: str, message: str) -> Trouble:
+    what = f"it could not be started ({': '.join(text for text in (reason, message) if text)})"
+    image = "Image" in reason or "Pull" in reason
+    hint = "see that the node can pull this image, and look at imagePullSecrets" if image else ""
+    return Trouble(_cut(what), stage=container.name, hint=hint)
+
+
+def _of_container(name: str, ended: Terminated) -> Trouble:
+    code = ended.exit_code or 128 + ended.signal
+    try:
+        message = msgspec.json.decode(ended.message, type=_Message)
+    except msgspec.DecodeError:
+        message = _Message()
+    if message.error and message.error.what:
+        return Trouble(
+            message.error.what, stage=name, exit_code=code, where=message.error.where, hint=message.error.hint
+        )
+    if message.summary:
+        return Trouble(message.summary, stage=name, exit_code=code)
+    if ended.message.strip():
+        return Trouble(_cut(" ".join(ended.message.split())), stage=name, exit_code=code)
+    reason = f" ({ended.reason})" if ended.reason not in ("", "Error") else ""
+    return Trouble(f"it ended without a word{reason}", stage=name, exit_code=code, hint="look at its log")
+
+
+def _logs(job: Job) -> str:
+    metadata = job.metadata
+    return f"try `kubectl describe job {metadata.name}` and the node's own log"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

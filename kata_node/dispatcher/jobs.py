@@ -1,0 +1,78 @@
+"""Jobs and their Pods in one namespace, as requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+
+from kata_node.dispatcher.api import Api, RefusedError
+from kata_node.dispatcher.objects import Job, Pod, PodPage
+from kata_node.dispatcher.template import Owner, owner_reference
+
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """What can be done about a Job. All raise :class:`RefusedError` and :class:`KubeError`."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._api = api
+        self._path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+        self._pods = f"/api/v1/namespaces/{namespace}/pods"
+
+    def create(self, manifest: bytes) -> Job | None:
+        """The new Job; ``None`` when there is one of that name already."""
+        try:
+            answer = self._api.call("POST", self._path, "create a job", body=manifest)
+        except RefusedError as error:
+            if error.failure.status == 409:
+                return None
+            raise
+        return msgspec.json.decode(answer, type=Job)
+
+    def get(self, name: str) -> Job | None:
+        """The Job of this name, if there is one."""
+        try:
+            answer = self._api.call("GET", f"{self._path}/{name}", "get a job")
+        except RefusedError as error:
+            if error.failure.status == 404:
+                return None
+            raise
+        return msgspec.json.decode(answer, type=Job)
+
+    def delete(self, job: Job, *, wait: bool = False) -> None:
+        """Delete exactly this Job; with ``wait`` it stays visible until its Pods have ended."""
+        body: Mapping[str, object] = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": job.metadata.uid},
+            "propagationPolicy": "Foreground" if wait else "Background",
+        }
+        try:
+            path = f"{self._path}/{job.metadata.name}"
+            self._api.call("DELETE", path, "delete a job", body=msgspec.json.encode(body))
+        except RefusedError as error:
+            if error.failure.status not in (404, 409):  # it is gone, or another has its name
+                raise
+
+    def own(self, job: Job, owner: Owner) -> None:
+        """Make a Job go with ``owner`` and no longer with whose it was; one that is gone is nobody's."""
+        patch = {"metadata": {"uid": job.metadata.uid, "ownerReferences": [owner_reference(owner)]}}
+        try:
+            path = f"{self._path}/{job.metadata.name}"
+            self._api.call("PATCH", path, "patch a job", body=msgspec.json.encode(patch))
+        except RefusedError as error:
+            if error.failure.status not in (404, 409, 422):
+                raise
+            log.debug("%s is no longer there to be adopted", job.metadata.name)
+
+    def pods(self, job: Job) -> list[Pod]:
+        """The Pods it has had that are still there."""
+        query = {"labelSelector": f"batch.kubernetes.io/controller-uid={job.metadata.uid}"}
+        return [
+            pod
+            for page in self._api.pages(self._pods, "list pods", PodPage, query)
+            for pod in page.items or ()
+        ]

@@ -1,0 +1,218 @@
+"""Which Nodes are meant, and which of them can be worked on now."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from kata_node.dispatcher.api import Api, ExpiredError
+from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.objects import Node, NodePage, Taint, Toleration
+from kata_node.dispatcher.template import Target, Templates
+from kata_node.errors import KubeError
+
+FEW = 20
+"""So many nodes given by name are asked for one by one; of more, all Nodes are listed."""
+
+POLL = 5.0
+"""Seconds between two looks at Nodes that are waited for."""
+
+SETTLE = 15.0
+"""Seconds for which the set of eligible nodes has to stay the same: labels arrive node by node."""
+
+SERVING = "true"
+EFFECTS = ("NoSchedule", "NoExecute")
+
+PASSING = frozenset(
+    {
+        *(f"node.kubernetes.io/{each}" for each in ("not-ready", "unreachable", "network-unavailable")),
+        *(f"node.kubernetes.io/{each}-pressure" for each in ("disk", "memory", "pid")),
+        "node.cloudprovider.kubernetes.io/uninitialized",
+    }
+)
+"""Taints that controllers set and lift by the Node's condition. All others are somebody's will."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What became of the selection. All lists are in the order of the nodes' names."""
+
+    eligible: tuple[Target, ...] = ()
+    tainted: tuple[tuple[Target, str], ...] = ()
+    """Selected nodes with the taint that no toleration of the Job covers."""
+    unready: tuple[tuple[Target, str], ...] = ()
+    """Selected nodes that only a taint of :data:`PASSING` keeps Pods from, with that."""
+    unfit: tuple[tuple[Target, str], ...] = ()
+    """Selected nodes whose runtime, as the Node names it, has no template."""
+    serving: tuple[Target, ...] = ()
+    """Selected nodes that are passed over, for their mark says that they serve."""
+    missing: tuple[str, ...] = ()
+    """Names given of which there is no Node."""
+
+    @property
+    def selected(self) -> frozenset[str]:
+        """The names of all nodes that are meant, whatever keeps them from being worked on."""
+        return frozenset(
+            each.name
+            for each in (
+                *(*self.eligible, *self.serving),
+                *(node for node, _ in (*self.tainted, *self.unready, *self.unfit)),
+            )
+        )
+
+
+def blocking(taints: Iterable[Taint], tolerations: Collection[Toleration]) -> Taint | None:
+    """The first taint that keeps a Pod with these tolerations away, as it would keep a DaemonSet's.
+
+    One that does not pass by itself goes before those that do.
+    """
+    found = [
+        taint
+        for taint in taints
+        if taint.effect in EFFECTS and not any(each.covers(taint) for each in tolerations)
+    ]
+    return min(found, key=lambda taint: taint.key in PASSING, default=None)
+
+
+def select(
+    nodes: Iterable[Node],
+    templates: Templates,
+    *,
+    named: Collection[str] = (),
+    serving_mark: str = "",
+) -> Selection:
+    """Sort out ``nodes``; where names are given, all others are passed over."""
+    eligible: list[Target] = []
+    serving: list[Target] = []
+    tainted: list[tuple[Target, str]] = []
+    unready: list[tuple[Target, str]] = []
+    unfit: list[tuple[Target, str]] = []
+    names = frozenset(named)
+    missing = set(names)
+    for node in nodes:
+        name = node.metadata.name
+        if names and name not in names:
+            continue
+        missing.discard(name)
+        info = node.status.node_info
+        target = Target(name, node.metadata.uid, info.machine_id, info.runtime)
+        if serving_mark and node.metadata.labels.get(serving_mark) == SERVING:
+            serving.append(target)
+        elif not (template := templates.find(target)):
+            unfit.append((target, info.container_runtime_version))
+        elif taint := blocking(node.spec.taints, template.tolerations):
+            (unready if taint.key in PASSING else tainted).append((target, str(taint)))
+        else:
+            eligible.append(target)
+    return Selection(
+        eligible=tuple(sorted(eligible, key=lambda target: target.name)),
+        tainted=_by_name(tainted),
+        unready=_by_name(unready),
+        unfit=_by_name(unfit),
+        serving=tuple(sorted(serving, key=lambda target: target.name)),
+        missing=tuple(sorted(missing)),
+    )
+
+
+def _by_name(found: Iterable[tuple[Target, str]]) -> tuple[tuple[Target, str], ...]:
+    return tuple(sorted(found, key=lambda each: each[0].name))
+
+
+class Nodes:
+    """The Nodes of the cluster, read anew every time."""
+
+    def __init__(self, api: Api, config: Config) -> None:
+        self._api = api
+        self._config = config
+
+    def selection(self) -> Selection:
+        """What the configuration selects, waited for if it says so.
+
+        Raises :class:`KubeError` when it says to wait, and no node is eligible at the end.
+        """
+        if not self._config.wait_for_nodes:
+            return self._look()
+        return settled(self._look, self._config.wait_for_nodes, self._api)
+
+    def left(self, selected: Collection[str], templates: Templates) -> Selection:
+        """The nodes that carry the mark, whatever its value, and are not among those ``selected``."""
+        found = self._list(self._config.mark)
+        return select((node for node in found if node.metadata.name not in selected), templates)
+
+    def again(self, name: str, templates: Templates) -> Selection:
+        """What is to be thought of the Node of this name by now, if there is one."""
+        return select(self._list(name=name), templates)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a Node of this name."""
+        return any(True for _ in self._list(name=name))
+
+    def selects(self, name: str) -> bool:
+        """Whether the configuration selects the Node of this name by now, if there is one."""
+        if self._config.nodes:
+            return name in self._config.nodes
+        return any(True for _ in self._list(self._config.selector, name))
+
+    def _look(self) -> Selection:
+        config = self._config
+        found = self._list(config.selector)
+        if config.nodes and len(config.nodes) <= FEW:
+            found = itertools.chain.from_iterable(self._list(name=name) for name in config.nodes)
+        mark = config.mark if config.skip_serving else ""
+        return select(found, config.templates, named=config.nodes, serving_mark=mark)
+
+    def _list(self, selector: str = "", name: str = "") -> Iterator[Node]:
+        query = {"labelSelector": selector} if selector else {}
+        if name:
+            query["fieldSelector"] = f"metadata.name={name}"
+        seen: set[str] = set()
+        while True:
+            try:
+                for page in self._api.pages("/api/v1/nodes", "list nodes", NodePage, query):
+                    for node in page.items or ():
+                        if node.metadata.name not in seen:
+                            seen.add(node.metadata.name)
+                            yield node
+                return
+            except ExpiredError:
+                continue  # from the beginning; what was told stays told
+
+
+def settled(look: Callable[[], Selection], wait: float, api: Api) -> Selection:
+    """What ``look`` finds once its eligible nodes have stayed the same for :data:`SETTLE` seconds.
+
+    After ``wait`` seconds what there is has to do. Raises :class:`KubeError` when that is nothing.
+    """
+    began = since = api.clock.now()
+    last: frozenset[str] | None = None
+    while True:
+        selection = look()
+        now = api.clock.now()
+        names = frozenset(target.name for target in (*selection.eligible, *selection.serving))
+        if names != last:
+            log.info("%d nodes are eligible; waiting for that to stay", len(names))
+            since, last = now, names
+        complete = names and not selection.missing
+        if complete and now - since >= SETTLE:
+            return selection
+        left = began + wait - now
+        if left <= 0:
+            break
+        api.sleep(min(POLL, left))
+    if names:
+        log.warning("after %g s the set of eligible nodes still changes; going on with what there is", wait)
+        return selection
+    held = [f"{target.name} has {taint}" for target, taint in (*selection.tainted, *selection.unready)]
+    held += [
+        f"{target.name} runs {runtime or 'no runtime that it names'}" for target, runtime in selection.unfit
+    ]
+    raise KubeError(
+        f"after {wait:g} s there is no eligible node"
+        + (f" ({len(held)} are selected, and cannot be worked on: {', '.join(held[:3])})" if held else ""),
+        where="selection",
+        hint="look at `kubectl get nodes --show-labels`, and compare with the selection in the values",
+    )

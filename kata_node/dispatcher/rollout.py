@@ -1,0 +1,200 @@
+"""The order in which nodes are worked on, and when no more of them are begun. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kata_node.dispatcher.config import Amount
+from kata_node.dispatcher.failures import Trouble
+from kata_node.dispatcher.objects import Action
+from kata_node.dispatcher.template import Target
+
+
+class Outcome(StrEnum):
+    """What became of a node, or has not yet."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    UNCHANGED = "unchanged"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    GONE = "gone"
+    NOT_READY = "not ready"
+    NOT_STARTED = "not started"
+
+
+ENDED = frozenset(Outcome) - {Outcome.WAITING, Outcome.RUNNING}
+GOOD = frozenset({Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE})
+"""What does not make the whole a failure."""
+
+
+@dataclass(slots=True)
+class Task:
+    """One node and its Job."""
+
+    target: Target
+    action: Action
+    job: str
+    wave: int = 0
+    outcome: Outcome = Outcome.WAITING
+    uid: str = ""
+    """Of its Job, once there is one."""
+    adopted: bool = False
+    renew: bool = False
+    """Whether what an earlier Job has done does not count."""
+    lost: int = 0
+    """How often its Job was deleted by somebody."""
+    began: float = 0.0
+    seconds: float = 0.0
+    looks: int = 0
+    next_look: float = 0.0
+    absent_since: float | None = None
+    unready: str = ""
+    """The taint that keeps it from being begun, and is expected to go."""
+    trouble: Trouble | None = None
+    note: str = ""
+    """Why it was skipped, or what else there is to say."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the nodes follow each other."""
+
+    parallelism: int
+    canary: int = 0
+    wave_size: Amount | None = None
+    max_failures: Amount | None = None
+
+
+def waves(count: int, plan: Plan) -> list[int]:
+    """The wave of each of ``count`` nodes; the canaries, if any are wanted, are wave 0 and alone in it."""
+    canary = min(plan.canary, count)
+    size = max(1, plan.wave_size.of(count)) if plan.wave_size else max(1, count)
+    first = 1 if canary else 0
+    return [0] * canary + [first + index // size for index in range(count - canary)]
+
+
+class Rollout:
+    """All nodes of a run. The tasks of a wave are begun when all of the waves before have ended.
+
+    ``last`` are tasks of a wave of their own after all others, whose failures stop nothing.
+    """
+
+    def __init__(self, tasks: Sequence[Task], plan: Plan, last: Sequence[Task] = ()) -> None:
+        self.plan = plan
+        self.tasks = [*tasks, *last]
+        self.stopped = ""
+        """Why no more nodes are begun; empty while they are."""
+        for task, wave in zip(tasks, waves(len(tasks), plan), strict=True):
+            task.wave = wave
+        end = tasks[-1].wave + 1 if tasks else 0
+        for task in last:
+            task.wave = end
+        self.counts = Counter({Outcome.WAITING: len(self.tasks)})
+        self._first_waves = end
+        self._total = len(tasks)
+        self._failed = 0
+        self._queues: list[deque[Task]] = [deque() for _ in range(end + bool(last))]
+        for task in self.tasks:
+            self._queues[task.wave].append(task)
+        self._open = Counter(task.wave for task in self.tasks)
+        self._wave = 0
+        self._running: dict[str, Task] = {}
+        self._took = 0
+        self._sum = 0.0
+
+    @property
+    def wave(self) -> int:
+        """The first wave that has not ended."""
+        while self._wave < len(self._queues) and not self._open[self._wave]:
+            self._wave += 1
+        return self._wave
+
+    @property
+    def in_flight(self) -> int:
+        """How many nodes are being worked on."""
+        return self.counts[Outcome.RUNNING]
+
+    def over(self) -> bool:
+        """Whether nothing runs, and nothing is to be begun."""
+        return not self.in_flight and (bool(self.stopped) or not self.counts[Outcome.WAITING])
+
+    def first(self, names: Collection[str]) -> None:
+        """Begin these before the others of their waves."""
+        for number, queue in enumerate(self._queues):
+            self._queues[number] = deque(sorted(queue, key=lambda task: task.target.name not in names))
+
+    def begin(self, now: float) -> Task | None:
+        """The node to begin now, if there is one; it counts as running from here on."""
+        if self.stopped or self.in_flight >= self.plan.parallelism or self.wave >= len(self._queues):
+            return None
+        queue = self._queues[self.wave]
+        if not queue:
+            return None
+        task = queue.popleft()
+        task.began = now
+        self._move(task, Outcome.RUNNING)
+        return task
+
+    def end(self, task: Task, outcome: Outcome, now: float, *, note: str = "") -> None:
+        """Note what became of a node; it may be what stops the rollout."""
+        task.seconds = max(0.0, now - task.began)
+        task.note = note or task.note
+        self._move(task, outcome)
+        self._open[task.wave] -= 1
+        if outcome in (Outcome.DONE, Outcome.FAILED):
+            self._sum += task.seconds
+            self._took += 1
+        if outcome is Outcome.FAILED and task.wave < self._first_waves:
+            self._failed += 1
+            self._check(canary=bool(self.plan.canary) and task.wave == 0)
+
+    def stop(self, why: str) -> None:
+        """Begin no more nodes; the first reason stays."""
+        self.stopped = self.stopped or why
+
+    def close(self, why: str) -> None:
+        """No more will happen: nodes that have no Job are told as not begun."""
+        for task in self.tasks:
+            if task.outcome is Outcome.WAITING or (task.outcome is Outcome.RUNNING and not task.uid):
+                task.note = why
+                self._move(task, Outcome.NOT_STARTED)
+
+    def remaining(self, now: float) -> float | None:
+        """An estimate of the seconds to go, by how long nodes took so far; ``None`` before the first."""
+        if not self._took:
+            return None
+        mean = self._sum / self._took
+        ahead = [max(0.0, mean - (now - task.began)) for task in self._running.values()]
+        waiting = 0 if self.stopped else self.counts[Outcome.WAITING]
+        slots = max(1, min(self.plan.parallelism, len(ahead) + waiting))
+        return max(max(ahead, default=0.0), (sum(ahead) + mean * waiting) / slots)
+
+    def running(self) -> list[Task]:
+        """The nodes that are being worked on, in the order they were begun."""
+        return list(self._running.values())
+
+    def task(self, node: str) -> Task | None:
+        """The node of this name, if it is being worked on."""
+        return self._running.get(node)
+
+    def _move(self, task: Task, outcome: Outcome) -> None:
+        self.counts[task.outcome] -= 1
+        task.outcome = outcome
+        self.counts[outcome] += 1
+        if outcome is Outcome.RUNNING:
+            self._running[task.target.name] = task
+        else:
+            self._running.pop(task.target.name, None)
+
+    def _check(self, *, canary: bool) -> None:
+        limit = self.plan.max_failures.of(self._total) if self.plan.max_failures else None
+        if limit is None and canary:
+            limit = 0
+        if limit is not None and self._failed > limit:
+            what = "a canary has failed" if canary else f"{self._failed} nodes have failed"
+            self.stop(f"{what}, and at most {limit} may")

@@ -1,0 +1,153 @@
+"""A run from the selection of nodes to the result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from kata_node.dispatcher.api import Api
+from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.dispatch import Dispatcher
+from kata_node.dispatcher.events import Events
+from kata_node.dispatcher.failures import Trouble
+from kata_node.dispatcher.nodes import Nodes, Selection
+from kata_node.dispatcher.objects import Action
+from kata_node.dispatcher.rollout import Outcome, Plan, Rollout, Task
+from kata_node.dispatcher.stop import Stopped
+from kata_node.dispatcher.telling import Result, line, result_of
+from kata_node.dispatcher.template import Owner, Target, job_name
+from kata_node.dispatcher.unfit import no_template, not_tolerated
+from kata_node.errors import KubeError
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, api: Api, *, owner: Owner | None = None, reporter: str = "") -> Result:
+    """Do what the configuration asks for, on every node it selects; ``reporter`` is the pod it runs in.
+
+    Whatever fails on a node is in the result. Raises :class:`KubeError` when it comes to nothing at all,
+    and :class:`Stopped` when it is to stop before the first Job.
+    """
+    began = api.clock.now()
+    nodes = Nodes(api, config)
+    selection = nodes.selection()
+    tasks = _tasks(config.action, config.name_prefix, selection)
+    for task in tasks:
+        # A node that does not serve is not as its Job left it, whatever that says.
+        task.renew = config.skip_serving
+    removed, aside = _removed(config, nodes, selection)
+    aside = [*_aside(config, selection), *aside]
+    plan = Plan(config.parallelism, config.canary, config.wave_size, config.max_failures)
+    rollout = Rollout(tasks, plan, removed)
+    _announce(config, selection, removed)
+    events = Events(api, config.installation, reporter)
+    for task in aside:
+        if task.outcome is Outcome.FAILED:
+            events.failure(task)
+
+    stopped = ""
+
+    def told(task: Task) -> None:
+        nonlocal stopped
+        level = logging.WARNING if task.outcome in (Outcome.FAILED, Outcome.NOT_READY) else logging.INFO
+        log.log(level, "%s", line(task, rollout, api.clock.now()))
+        if stopped != (stopped := rollout.stopped):
+            log.warning("no more nodes are begun: %s", stopped)
+        if task.outcome is Outcome.FAILED:
+            events.failure(task)
+
+    interrupted = ""
+    try:
+        if rollout.tasks:
+            Dispatcher(api, config, nodes, rollout, owner=owner, told=told).run()
+    except Stopped:
+        interrupted = "asked to stop"
+    except KubeError as error:
+        interrupted = error.what
+        log.error("%s", error)
+    rollout.close(interrupted or rollout.stopped)
+    if interrupted:
+        interrupted += f"; {rollout.in_flight} Jobs that run go on by themselves"
+        log.warning("%s", interrupted)
+    return result_of(
+        config.action,
+        [*rollout.tasks, *aside],
+        stopped=rollout.stopped,
+        interrupted=interrupted,
+        seconds=api.clock.now() - began,
+        requests=api.requests,
+    )
+
+
+def _tasks(action: Action, prefix: str, found: Selection) -> list[Task]:
+    """Those that can be begun, or will be; the last in the row, so no canaries, are not ready yet."""
+    ready = [(target, "") for target in found.eligible]
+    return [
+        Task(target, action, job_name(prefix, target.name), unready=taint)
+        for target, taint in (*ready, *found.unready)
+    ]
+
+
+def _removed(config: Config, nodes: Nodes, selection: Selection) -> tuple[list[Task], list[Task]]:
+    """What is to be done on nodes that left the selection, and those of them where nothing can be done."""
+    if not config.removed:
+        return [], []
+    left = nodes.left(selection.selected, config.removed.templates)
+    tasks = _tasks("cleanup", config.removed.name_prefix, left)
+    if tasks and not selection.selected:
+        # Labels may just not have arrived yet, and nobody means to uninstall by that.
+        log.warning(
+            "no node is selected, and %d carry %s: nothing is removed from them; "
+            "uninstall the release if that is meant",
+            len(tasks),
+            config.mark,
+        )
+        return [], []
+    return tasks, _refused("cleanup", left)
+
+
+def _aside(config: Config, selection: Selection) -> list[Task]:
+    """The nodes that get no Job, and why."""
+    tasks = _refused(config.action, selection)
+    for target in selection.serving:
+        task = Task(
+            target, config.action, "", outcome=Outcome.UNCHANGED, note=f"{config.mark} says it serves"
+        )
+        tasks.append(task)
+    for name in selection.missing:
+        if config.action == "cleanup":
+            tasks.append(
+                Task(Target(name), config.action, "", outcome=Outcome.GONE, note="there is no such Node")
+            )
+        else:
+            trouble = Trouble("there is no such Node", hint="correct job.nodes in the values")
+            tasks.append(Task(Target(name), config.action, "", outcome=Outcome.FAILED, trouble=trouble))
+    return tasks
+
+
+def _refused(action: Action, found: Selection) -> list[Task]:
+    """The nodes on which nothing can be done as they are."""
+    ends = [(target, not_tolerated(taint)) for target, taint in found.tainted]
+    ends += [(target, no_template(runtime)) for target, runtime in found.unfit]
+    return [
+        Task(target, action, "", outcome=end.outcome, trouble=end.trouble, note=end.note)
+        for target, end in ends
+    ]
+
+
+def _announce(config: Config, selection: Selection, removed: Sequence[Task]) -> None:
+    nodes = [*selection.eligible, *(target for target, _ in selection.unready)]
+    first = f", {min(config.canary, len(nodes))} of them first" if config.canary else ""
+    log.info("%s on %d nodes%s, %d at a time", config.action, len(nodes), first, config.parallelism)
+    for target, taint in selection.tainted:
+        log.info("%s: passed over, its taint %s is not tolerated", target.name, taint)
+    for target, taint in selection.unready:
+        log.info("%s: not ready (%s), so it comes last", target.name, taint)
+    for target, runtime in selection.unfit:
+        log.warning("%s: %s", target.name, no_template(runtime).trouble)
+    if selection.missing:
+        log.warning("there is no Node named %s", ", ".join(selection.missing))
+    if removed:
+        log.info("cleanup, at the end, on %d nodes that are no longer selected", len(removed))
+    if not nodes and not removed:
+        log.warning("no node is selected that a Job can run on: nothing is done")

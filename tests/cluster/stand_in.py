@@ -1,0 +1,195 @@
+"""Plays the kubelets of Nodes that are objects alone: the Pods bound to them end as they are told to.
+
+    with StandIn(cluster, "kata", {"worker-2": failed("cri", 4, message)}):
+        ...
+
+Also a program, for measurements in which it is not to share an interpreter: see :func:`main`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import queue
+import signal
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+Answer = Mapping[str, Any]
+"""What becomes the ``status`` of a Pod."""
+
+SUCCEEDED: Answer = {"phase": "Succeeded"}
+WORKERS = 4
+
+
+def failed(stage: str, code: int, message: str) -> Answer:
+    """An initContainer has ended with ``code``, and left ``message``."""
+    ended = {"exitCode": code, "reason": "Error", "message": message}
+    return {
+        "phase": "Failed",
+        "initContainerStatuses": [_container(stage, {"terminated": ended})],
+        "containerStatuses": [_container("label", {"waiting": {"reason": "PodInitializing"}})],
+    }
+
+
+def running(stage: str) -> Answer:
+    """An initContainer runs."""
+    state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+    return {"phase": "Pending", "initContainerStatuses": [_container(stage, state)]}
+
+
+def _container(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    more = {"image": "kata", "imageID": "", "ready": False, "restartCount": 0}
+    return {"name": name, "state": state, **more}
+
+
+class Server:
+    """One connection to an API server, kept open."""
+
+    def __init__(self, url: str, ca: str, token: str) -> None:
+        self._address = urlsplit(url)
+        self._context = ssl.create_default_context(cafile=ca)
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._connection = self._connect()
+
+    def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """The status and the object of an answer."""
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        text = json.dumps(body) if body is not None else None
+        for again in (True, False):
+            try:
+                self._connection.request(method, path, text, {**self._headers, "Content-Type": kind})
+                answer = self._connection.getresponse()
+                return answer.status, json.loads(answer.read())
+            except (OSError, http.client.HTTPException):
+                self._connection.close()
+                if not again:
+                    raise
+        raise AssertionError
+
+    def lines(self, path: str) -> Iterator[bytes]:
+        """What a watch tells, on a connection of its own."""
+        connection = self._connect()
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=self._headers)
+            yield from connection.getresponse()
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        assert self._address.hostname
+        return http.client.HTTPSConnection(
+            self._address.hostname, self._address.port, timeout=60, context=self._context
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+class StandIn:
+    """The kubelets of a namespace. ``answers`` by the names of Nodes; ``None`` leaves a Pod as it is."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Server],
+        namespace: str,
+        answers: Mapping[str, Answer | None] | None = None,
+        *,
+        otherwise: Answer | None = SUCCEEDED,
+    ) -> None:
+        self._connect = connect
+        self._path = f"/api/v1/namespaces/{namespace}/pods"
+        self.answers: dict[str, Answer | None] = dict(answers or {})
+        self.otherwise = otherwise
+        self.most = 0
+        """The most Pods that were seen at once and had not ended."""
+        self._open: set[str] = set()
+        self._seen: dict[str, tuple[str, str]] = {}  # name and node by uid
+        self._queue: queue.SimpleQueue[tuple[str, Answer] | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(WORKERS)]
+        self._threads.append(threading.Thread(target=self._watch, daemon=True))
+
+    def __enter__(self) -> StandIn:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        for _ in range(WORKERS):
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def answer(self, node: str, answer: Answer) -> None:
+        """From now on, and for the Pods that are there, ``answer`` for a node."""
+        self.answers[node] = answer
+        for name, bound in list(self._seen.values()):
+            if bound == node:
+                self._queue.put((name, answer))
+
+    def _watch(self) -> None:
+        version = ""
+        server = self._connect()
+        while not self._ended.is_set():
+            after = f"&resourceVersion={version}&allowWatchBookmarks=true" if version else ""
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                for line in server.lines(f"{self._path}?watch=true&timeoutSeconds=2{after}"):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        version = ""
+                        break
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        self._pod(event["object"], deleted=event["type"] == "DELETED")
+            self._ended.wait(0.05)
+        server.close()
+
+    def _pod(self, pod: Mapping[str, Any], *, deleted: bool) -> None:
+        uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
+        over = deleted or pod["status"]["phase"] in ("Succeeded", "Failed")
+        (self._open.discard if over else self._open.add)(uid)
+        self.most = max(self.most, len(self._open))
+        if over:
+            self._seen.pop(uid, None)
+        elif pod["metadata"].get("deletionTimestamp"):
+            # Its containers are as good as ended: off with it, as a kubelet does in the end.
+            self._queue.put((name, {}))
+        elif uid not in self._seen:
+            node = pod["spec"]["nodeName"]
+            self._seen[uid] = (name, node)
+            answer = self.answers.get(node, self.otherwise)
+            if answer is not None:
+                self._queue.put((name, answer))
+
+    def _work(self) -> None:
+        server = self._connect()
+        while (job := self._queue.get()) is not None:
+            name, status = job
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if status:
+                    server.call("PATCH", f"{self._path}/{quote(name)}/status", {"status": status})
+                else:
+                    server.call("DELETE", f"{self._path}/{quote(name)}?gracePeriodSeconds=0")
+        server.close()
+
+
+def main() -> None:
+    """URL, CA file, token and namespace are the arguments; all Pods succeed, until SIGTERM."""
+    url, ca, token, namespace = sys.argv[1:]
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    with StandIn(lambda: Server(url, ca, token), namespace):
+        print("ready", flush=True)
+        signal.sigwait({signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    main()

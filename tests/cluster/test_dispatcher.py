@@ -1,0 +1,381 @@
+"""The dispatcher against a real API server and its Job controller; only the kubelets are stand-ins."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node.cache import CHECKOUT
+from node.running import wait_until
+
+from cluster.control_plane import ADMIN, Cluster
+from cluster.stand_in import Answer, Server, StandIn, failed, running
+
+MARK = "kata-deploy.katacontainers.io/default"
+LABELS = {"app.kubernetes.io/instance": "mine"}
+NOT_READY = {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}
+
+# All that the dispatcher may do.
+NODES_ROLE = [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]
+EVENTS_ROLE = [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
+JOBS_ROLE = [
+    {
+        "apiGroups": ["batch"],
+        "resources": ["jobs"],
+        "verbs": ["create", "get", "list", "watch", "delete", "patch"],
+    },
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+]
+
+
+def template(*stages: str, tolerations: tuple[Mapping[str, str], ...] = (NOT_READY,), **spec: Any) -> Any:
+    containers = [{"name": stage, "image": "kata"} for stage in (*stages, "label")]
+    pod = {
+        "restartPolicy": "Never",
+        "tolerations": list(tolerations),
+        "initContainers": containers[:-1],
+        "containers": containers[-1:],
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "spec": {"backoffLimit": 0, **spec, "template": {"spec": pod}},
+    }
+
+
+@dataclass
+class Site:
+    """A namespace with an account for the dispatcher, and nodes that only it selects."""
+
+    cluster: Cluster
+    name: str
+    directory: Path
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.config = {
+            "action": "install",
+            "namespace": self.name,
+            "namePrefix": "install",
+            "labels": LABELS,
+            "generation": "1",
+            "selection": {"labelSelector": f"pool={self.name}"},
+            "template": template("host-check", "cri"),
+        }
+        rules = json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "List",
+                "items": [
+                    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name}},
+                    self._object("v1", "ServiceAccount"),
+                    self._object("rbac.authorization.k8s.io/v1", "ClusterRole", rules=NODES_ROLE),
+                    self._object("rbac.authorization.k8s.io/v1", "Role", rules=JOBS_ROLE),
+                    self._object("rbac.authorization.k8s.io/v1", "Role", "default", rules=EVENTS_ROLE),
+                    self._binding("ClusterRole"),
+                    self._binding("Role"),
+                    self._binding("Role", "default"),
+                ],
+            }
+        )
+        self.cluster.kubectl("apply", "--filename=-", text=rules)
+        made = ("serviceaccount/default", "--for=create", f"--namespace={self.name}", "--timeout=30s")
+        self.cluster.kubectl("wait", *made)
+
+    def _object(self, version: str, kind: str, namespace: str = "", **more: Any) -> dict[str, Any]:
+        metadata = {"name": self.name, "namespace": namespace or self.name}
+        return {"apiVersion": version, "kind": kind, "metadata": metadata, **more}
+
+    def _binding(self, role: str, namespace: str = "") -> dict[str, Any]:
+        group = "rbac.authorization.k8s.io"
+        subject = {"kind": "ServiceAccount", "name": self.name, "namespace": self.name}
+        reference = {"apiGroup": group, "kind": role, "name": self.name}
+        return self._object(f"{group}/v1", f"{role}Binding", namespace, roleRef=reference, subjects=[subject])
+
+    @property
+    def account(self) -> str:
+        """Who the dispatcher is."""
+        return f"system:serviceaccount:{self.name}:{self.name}"
+
+    def events(self, node: str) -> list[str]:
+        """The reasons of the Events that ``kubectl describe node`` shows."""
+        what = f"involvedObject.kind=Node,involvedObject.name={node},source=kata-deploy-job-dispatcher"
+        about = f"--field-selector={what}"
+        read = self.cluster.kubectl("get", "events", "--namespace=default", about, "--output=json")
+        return [each["reason"] for each in json.loads(read.stdout)["items"]]
+
+    def nodes(self, count: int, **labels: str) -> list[str]:
+        """So many Nodes of this site."""
+        names = [f"{self.name}-{number}" for number in range(count)]
+        for name in names:
+            self.cluster.node(name, labels={"pool": self.name, **labels})
+        return names
+
+    def kubelets(self, answers: Mapping[str, Answer | None] | None = None, *, idle: bool = False) -> StandIn:
+        """The stand-in for the kubelets of the site; with ``idle`` they only do what ``answers`` say."""
+        cluster = self.cluster
+        token = cluster.token(ADMIN)
+        standing = StandIn(lambda: Server(cluster.url, str(cluster.ca), token), self.name, answers)
+        if idle:
+            standing.otherwise = None
+        return standing
+
+    def start(self, *options: str, **change: Any) -> subprocess.Popen[str]:
+        """The dispatcher, started."""
+        path = self.directory / "config.json"
+        path.write_text(json.dumps({**self.config, **change}))
+        command = [
+            sys.executable,
+            "-m",
+            "kata_node.dispatcher",
+            f"--config={path}",
+            "--output=json",
+            *options,
+        ]
+        env = {**self.cluster.environment(self.account), "PYTHONPATH": str(CHECKOUT)}
+        with (self.directory / "log").open("a") as log:
+            return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def run(self, *options: str, **change: Any) -> Run:
+        """The dispatcher, and what it came to."""
+        return ended(self.start(*options, **change))
+
+    def jobs(self, *which: str) -> list[dict[str, Any]]:
+        """Jobs of the site."""
+        got = self.cluster.kubectl("get", "jobs", f"--namespace={self.name}", "--output=json", *which)
+        items: list[dict[str, Any]] = json.loads(got.stdout)["items"]
+        return items
+
+    def logged(self) -> str:
+        """What the dispatcher has logged so far."""
+        return (self.directory / "log").read_text()
+
+
+@dataclass(frozen=True)
+class Run:
+    """The dispatcher at its end."""
+
+    code: int
+    result: dict[str, Any]
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        return {node["node"]: node["outcome"] for node in self.result["nodes"]}
+
+
+def ended(process: subprocess.Popen[str]) -> Run:
+    out, _ = process.communicate(timeout=120)
+    return Run(process.returncode, json.loads(out))
+
+
+@pytest.fixture
+def site(cluster: Cluster, tmp_path: Path) -> Site:
+    return Site(cluster, f"site-{next(_numbers)}", tmp_path)
+
+
+_numbers = itertools.count()
+
+
+def test_every_node_gets_its_job_with_no_more_rights_than_these(site: Site) -> None:
+    names = site.nodes(5)
+    with site.kubelets() as kubelets:
+        run = site.run(parallelism=2)
+    assert (run.code, run.result["outcome"]) == (0, "ok")
+    assert run.outcomes == dict.fromkeys(names, "done")
+    assert kubelets.most <= 2
+    assert {job["spec"]["template"]["spec"]["nodeName"] for job in site.jobs()} == set(names)
+    assert run.result["requests"] <= 10
+    assert site.run(parallelism=2).outcomes == dict.fromkeys(names, "unchanged")
+
+
+MESSAGE = json.dumps(
+    {
+        "stage": "cri",
+        "outcome": "failed",
+        "summary": "x",
+        "error": {"what": "containerd did not serve", "where": "containerd.service", "hint": "see its log"},
+    }
+)
+
+
+def test_a_stage_that_fails_is_told_in_its_own_words_and_the_other_nodes_go_on(site: Site) -> None:
+    first, second, third = site.nodes(3)
+    rules = [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [3]}}]
+    work = template("host-check", "cri", backoffLimit=6, podFailurePolicy={"rules": rules})
+    answers = {first: failed("host-check", 3, "no KVM here"), third: failed("cri", 4, MESSAGE)}
+    with site.kubelets(answers):
+        run = site.run(
+            parallelism=1,
+            selection={"nodes": [first, second]},
+            template=work,
+        )
+        assert run.outcomes == {first: "failed", second: "done"}
+        assert run.code == 1
+        error = run.result["nodes"][0]["error"]
+        assert (error["stage"], error["exit_code"], error["what"]) == ("host-check", 3, "no KVM here")
+        run = site.run(selection={"nodes": [third]}, mark=MARK)
+    reasons = {node: site.events(node) for node in (first, second, third)}
+    assert reasons == {first: ["KataInstallFailed"], second: [], third: ["KataRolledBack"]}
+    error = run.result["nodes"][0]["error"]
+    assert (error["stage"], error["what"], error["hint"]) == (
+        "cri",
+        "containerd did not serve",
+        "see its log",
+    )
+
+
+def test_a_job_at_its_deadline_is_told_by_the_stage_that_held_it_up(site: Site) -> None:
+    (name,) = site.nodes(1)
+    with site.kubelets({name: running("cri")}):
+        run = site.run(template=template("host-check", "cri", activeDeadlineSeconds=4))
+    error = run.result["nodes"][0]["error"]
+    assert (run.code, error["stage"]) == (1, "cri")
+    assert "took longer than it may" in error["what"]
+
+
+def test_killed_in_the_middle_the_next_run_takes_over_what_runs(site: Site) -> None:
+    names = site.nodes(4)
+    with site.kubelets(idle=True) as kubelets:
+        first = site.start(parallelism=2)
+        wait_until(lambda: len(site.jobs()) == 2, "two Jobs run")
+        first.kill()
+        first.communicate()
+        before = {job["metadata"]["uid"] for job in site.jobs()}
+        second = site.start(parallelism=2)
+        wait_until(lambda: site.logged().count("taken over") == 2, "both are taken over")
+        kubelets.otherwise = {"phase": "Succeeded"}
+        for name in names:
+            kubelets.answer(name, {"phase": "Succeeded"})
+        run = ended(second)
+    assert run.outcomes == dict.fromkeys(names, "done")
+    assert before <= {job["metadata"]["uid"] for job in site.jobs()}
+
+
+def test_asked_to_stop_it_leaves_what_runs_and_begins_no_more(site: Site) -> None:
+    names = site.nodes(3)
+    with site.kubelets(idle=True):
+        process = site.start(parallelism=1)
+        wait_until(lambda: len(site.jobs()) == 1, "a Job runs")
+        process.send_signal(signal.SIGTERM)
+        run = ended(process)
+    assert (run.code, run.result["outcome"]) == (1, "interrupted")
+    assert run.outcomes == dict(zip(names, ("running", "not started", "not started"), strict=True))
+    (job,) = site.jobs()
+    assert "deletionTimestamp" not in job["metadata"]
+
+
+def test_a_job_deleted_by_somebody_is_made_anew(site: Site) -> None:
+    (name,) = site.nodes(1)
+    with site.kubelets(idle=True) as kubelets:
+        process = site.start()
+        wait_until(lambda: len(site.jobs()) == 1, "the Job runs")
+        site.cluster.kubectl("delete", "job", "--all", f"--namespace={site.name}", "--wait=false")
+        wait_until(lambda: "making it anew" in site.logged(), "the loss is noticed")
+        kubelets.otherwise = {"phase": "Succeeded"}
+        run = ended(process)
+    assert run.outcomes == {name: "done"}
+
+
+def test_a_changed_template_replaces_finished_jobs_and_one_that_hangs_before_it_began(site: Site) -> None:
+    done, hangs = site.nodes(2)
+    with site.kubelets({hangs: None}) as kubelets:
+        process = site.start()
+        wait_until(lambda: "ended, 1 running" in site.logged(), "one node is done")
+        process.send_signal(signal.SIGTERM)
+        ended(process)
+        kubelets.answers.clear()
+        run = site.run(template=template("host-check", "artifacts", "cri"))
+    assert run.outcomes == {done: "done", hangs: "done"}
+    stages = [len(job["spec"]["template"]["spec"]["initContainers"]) for job in site.jobs()]
+    assert stages == [3, 3]
+
+
+def test_a_foreign_job_of_the_same_name_is_left_alone(site: Site) -> None:
+    first, second = site.nodes(2)
+    job = {**template("x", suspend=True), "metadata": {"name": f"install-{first}", "namespace": site.name}}
+    site.cluster.kubectl("create", "--filename=-", text=json.dumps(job))
+    with site.kubelets():
+        run = site.run()
+    assert run.outcomes == {first: "failed", second: "done"}
+    (foreign,) = [job for job in site.jobs() if job["metadata"]["name"] == f"install-{first}"]
+    assert foreign["spec"]["suspend"] is True
+
+
+def test_the_jobs_go_with_the_dispatchers_own(site: Site) -> None:
+    names = site.nodes(2)
+    own = {**template("x", suspend=True), "metadata": {"name": "dispatcher", "namespace": site.name}}
+    made = site.cluster.kubectl("create", "--filename=-", "--output=json", text=json.dumps(own))
+    uid = json.loads(made.stdout)["metadata"]["uid"]
+    with site.kubelets():
+        run = site.run("--owner-name=dispatcher", f"--owner-uid={uid}")
+        assert run.outcomes == dict.fromkeys(names, "done")
+        assert len(site.jobs()) == 3
+        site.cluster.kubectl("delete", "job", "dispatcher", f"--namespace={site.name}")
+        wait_until(lambda: not site.jobs(), "the garbage collector has taken them all")
+
+
+def test_a_node_that_left_the_selection_is_cleaned_and_an_uninstall_stops_what_runs(site: Site) -> None:
+    first, second = site.nodes(2, **{MARK: "true"})
+    everything = ({"operator": "Exists"},)
+    removed = {"namePrefix": "removed", "template": template("revert-cri", tolerations=everything)}
+    mark = f"{MARK}-{site.name}"  # other tests have nodes of their own
+    for name in (first, second):
+        site.cluster.kubectl("label", "node", name, f"{mark}=true", "pool-")
+    site.cluster.kubectl("label", "node", first, f"pool={site.name}")
+    with site.kubelets() as kubelets:
+        run = site.run(mark=mark, removed=removed)
+        assert run.outcomes == {first: "done", second: "done"}
+        assert sorted(job["metadata"]["name"] for job in site.jobs()) == [
+            f"install-{first}",
+            f"removed-{second}",
+        ]
+        kubelets.answers[first] = running("cri")
+        process = site.start(generation="2")
+        wait_until(lambda: site.jobs()[0].get("status", {}).get("active") == 1, "it is installed again")
+        process.kill()
+        process.communicate()
+        kubelets.answers.clear()
+        run = site.run(action="cleanup", namePrefix="cleanup", selection={"labelSelector": mark})
+    assert run.outcomes == {first: "done", second: "done"}
+    assert f"install-{first}" not in [job["metadata"]["name"] for job in site.jobs()]
+
+
+def test_without_the_right_to_create_jobs_it_says_so_and_tries_no_second_node(site: Site) -> None:
+    site.nodes(3)
+    role = [{"op": "replace", "path": "/rules/0/verbs", "value": ["list", "watch"]}]
+    patch = ("role", site.name, f"--namespace={site.name}", "--type=json", f"--patch={json.dumps(role)}")
+    site.cluster.kubectl("patch", *patch)
+    may = ("auth", "can-i", "create", "jobs", f"--namespace={site.name}")
+    wait_until(
+        lambda: site.cluster.kubectl(*may, who=site.account, check=False).stdout.strip() == "no",
+        "the right is taken away",
+    )
+    run = site.run()
+    assert (run.code, run.result["outcome"]) == (1, "stopped")
+    assert sorted(run.outcomes.values()) == ["failed", "not started", "not started"]
+    assert 'cannot create resource "jobs"' in run.result["reason"]
+
+
+@pytest.mark.parametrize("kill", [pytest.param(False, id="drained"), pytest.param(True, id="killed")])
+def test_an_api_server_that_goes_away_in_the_middle_is_survived(
+    own_cluster: Cluster, tmp_path: Path, kill: bool
+) -> None:
+    site = Site(own_cluster, "site", tmp_path)
+    names = site.nodes(6)
+    with site.kubelets({names[0]: None}) as kubelets:
+        process = site.start(parallelism=2)
+        wait_until(lambda: " ended, " in site.logged() and "done after" in site.logged(), "a node is done")
+        own_cluster.stop_apiserver(kill=kill)
+        wait_until(lambda: "trying again" in site.logged(), "it has noticed")
+        own_cluster.start_apiserver()
+        kubelets.answer(names[0], {"phase": "Succeeded"})
+        run = ended(process)
+    assert run.outcomes == dict.fromkeys(names, "done")
