@@ -12,6 +12,11 @@ def main() -> None:
 
         sys.stdout.write(f"kata-node {__version__}\n")
         return
+    if sys.argv[1:2] == ["daemon"]:
+        # At once: the first process of a container would never learn of a signal that came before.
+        from kata_node.daemon import hold_signals
+
+        hold_signals()
     try:
         from kata_node.cli import run
 

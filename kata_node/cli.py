@@ -18,9 +18,14 @@ import typer
 from kata_node import __version__
 from kata_node import log as logs
 from kata_node.cli_options import (
+    DEFAULT_DAEMONSET_TIMEOUT,
+    DEFAULT_LISTEN,
     EPILOG,
     LIVE_ONLY,
     Common,
+    DaemonSet,
+    DaemonSetTimeout,
+    Listen,
     LogLevel,
     Output,
     StageName,
@@ -106,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def command(
-    target: typer.Typer, name: str, *options: str
+    target: typer.Typer, name: str, *options: str, hidden: bool = False
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Register ``function(common, **own)`` as a command; what it returns is the exit code.
 
@@ -132,7 +137,7 @@ def command(
         parameters = [*own, *shared, context]
         call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {each.name: each.annotation for each in parameters}
-        target.command(name, epilog=EPILOG)(call)
+        target.command(name, epilog=EPILOG, hidden=hidden)(call)
         return function
 
     return register
@@ -202,6 +207,45 @@ def stage(
 ) -> int:
     """Run one stage, as a container of a Job does."""
     return _stages(common, (name,))
+
+
+# What the pod of a DaemonSet has no use for: to wait for nothing, and to tell other processes of a Job.
+_OF_A_DAEMON = tuple(each.name for each in COMMON if each.name not in ("dry_run", "reports"))
+
+
+@command(app, "daemon", *_OF_A_DAEMON)
+def daemon(
+    common: Common,
+    daemonset: DaemonSet = "",
+    daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
+    listen: Listen = DEFAULT_LISTEN,
+) -> int:
+    """Install, stay, and revert at the end if it is no longer wanted.
+
+    This is what the pod of a DaemonSet runs. On SIGTERM it asks the API server: only when the DaemonSet
+    is gone, or selects this node no more, is everything taken away again; a rolling restart, or an API
+    server that cannot be asked, leaves it. Exit codes as everywhere.
+    """
+    from kata_node import cli_daemon
+
+    cli_daemon.check(common, daemonset)
+    _check_host_root(common)
+    _check_rights(common, INSTALL)
+    _settings(common)  # what is wrong with them is told now, and once
+    own = {"daemonset": daemonset, "daemonset_timeout": daemonset_timeout}
+    cli_daemon.become(common, listen, own)
+
+
+@command(app, "wanted", "offline", "node_name", "output", "log_level", "termination_log", hidden=True)
+def wanted(
+    common: Common,
+    daemonset: DaemonSet = "",
+    daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
+) -> int:
+    """Ask whether the DaemonSet still selects this node. Exit code: 0 it does, 10 it does not."""
+    from kata_node import cli_daemon
+
+    return cli_daemon.wanted(common, daemonset, daemonset_timeout)
 
 
 app.add_typer(payload_app, name="payload")

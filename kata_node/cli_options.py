@@ -168,6 +168,20 @@ class Common:
     ] = DEFAULT_TERMINATION_LOG
 
 
+DEFAULT_LISTEN = ":8090"
+DEFAULT_DAEMONSET_TIMEOUT = 30.0
+
+Listen = Annotated[
+    str, _option("listen", "[HOST]:PORT", "Where /healthz and /readyz are answered, without a host on all.")
+]
+DaemonSet = Annotated[
+    str, _option("daemonset", "NAMESPACE/NAME", "The DaemonSet that the pod is of.", show_default=False)
+]
+DaemonSetTimeout = Annotated[
+    float, _seconds_option("daemonset-timeout", "How long to ask the API server about it.", least=1)
+]
+"""Of the commands that a DaemonSet's pod runs, and of no others."""
+
 LIVE_ONLY = ("node_name", "cri_socket")
 """What cannot be asked for together with ``--offline``."""
 

@@ -48,6 +48,8 @@ DEFAULT_INSTANCE = "default"
 
 CLUSTER_SIDE = (
     "affinity",
+    "appArmor",
+    "containerRuntime",
     "deploymentMode",
     "fullnameOverride",
     "global",
@@ -69,6 +71,7 @@ CLUSTER_SIDE = (
     "priorityClassName",
     "rbac",
     "resources",
+    "runningPods",
     "runtimeClasses",
     "selinux",
     "serviceAccount",

@@ -21,6 +21,7 @@ LAYERS = {
     "dispatcher": ("kata_node.dispatcher", "kata_node.dispatcher.*"),
     "host": ("kata_node.host", "kata_node.host.*"),
     "kube": ("kata_node.kube", "kata_node.kube_*"),
+    "daemon": ("kata_node.daemon", "kata_node.daemon_*"),
     "errors": ("kata_node.errors",),
     "ground": (
         "kata_node",
@@ -40,6 +41,8 @@ MAY_IMPORT = {
     "libraries": ("libraries", "host", "kube", "ground", "errors"),
     "host": ("host", "errors"),
     "kube": ("kube", "errors"),
+    # It stays on the node: the work is its children's.
+    "daemon": ("daemon", "ground", "errors"),
     "ground": ("ground", "errors"),
     "errors": (),
 }
@@ -56,7 +59,7 @@ RESERVED = {
     "h2": ("kata_node.host.grpc",),
     "backports": ("kata_node.host.*",),
     "compression": ("kata_node.host.*",),
-    "socket": ("kata_node.host.*",),
+    "socket": ("kata_node.host.*", "kata_node.daemon", "kata_node.daemon_*"),
     "fcntl": ("kata_node.host.*",),
     "shutil": (),
     "tempfile": (),
@@ -72,6 +75,7 @@ TOUCHES_FILES = {
     "kata_node.cli_*": "reads variables, and names paths on the command line",
     "kata_node.dispatcher.__main__": "its variables, and names paths on the command line",
     "kata_node.dispatcher.config": "its configuration, in this container",
+    "kata_node.daemon": "starts and awaits its children, and reads the termination message they leave",
     "kata_node.facts": "names the payload's directory",
     "kata_node.facts.artifacts": "walks the install dir, by paths that the host layer resolved",
     "kata_node.facts.machine": "asks for free space, by paths that the host layer resolved",
@@ -93,6 +97,7 @@ PURE = (
     "kata_node.cri_configs",
     "kata_node.cri_files",
     "kata_node.crio",
+    "kata_node.daemonset",
     "kata_node.distributions",
     "kata_node.dispatcher.adoption",
     "kata_node.dispatcher.failures",
@@ -263,6 +268,13 @@ START_UP = {
                 "compression.zstd",
             ),
             *("yaml", "msgspec", "kata_node.pipeline", "stages"),
+        ),
+    ),
+    "the daemon": (
+        "import kata_node.daemon",
+        (
+            *("typer", "click", "yaml", "msgspec", "lightkube", "httpx2", "ssl", "http", "asyncio", "email"),
+            *("subprocess", "tempfile", "kata_node.cli", "kata_node.pipeline", "kata_node.kube", "stages"),
         ),
     ),
     "the pipeline": (

@@ -1,0 +1,143 @@
+"""The answers to the kubelet's probes: ``/healthz`` while the process lives, ``/readyz`` once it is ready.
+
+Answered in a thread of its own, so that no work keeps a probe waiting, and with nothing but sockets:
+the HTTP server of the standard library would be half of the memory of the whole process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from kata_node.errors import KataNodeError, UsageError
+
+HEAD_LIMIT = 4096
+"""Bytes of a request; a probe has some two hundred."""
+
+PATIENCE = 5.0
+"""Seconds a client may take for its request."""
+
+CLIENTS = 32
+"""Connections at a time; whoever has waited longest makes room for the next."""
+
+
+class State:
+    """How it goes. ``text`` is for people, and may be read by anybody who reaches the port."""
+
+    def __init__(self, ready: bool, text: str) -> None:
+        self.ready = ready
+        self.text = text
+
+
+def listen(address: str) -> socket.socket:
+    """Listen on ``[HOST]:PORT``, without a host on all addresses of both families.
+
+    Raises :class:`UsageError` for what is no such address and :class:`KataNodeError` when it is taken.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(
+            "expected [HOST]:PORT", where=f"--listen {address}", hint="name a port as in --listen :8090"
+        )
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, int(port)), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise KataNodeError(
+            f"cannot listen for probes: {error.strerror}",
+            where=f"--listen {address}",
+            hint="end what listens there, or choose another port, in the probes of the pod as well",
+        ) from error
+
+
+def answer(request: bytes, state: State) -> bytes:
+    """The whole response to a request, of which the first line is enough."""
+    words = request.partition(b"\r\n")[0].split()
+    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+        return _response("400 Bad Request", "this is no request of HTTP/1")
+    method, path = words[0], words[1].partition(b"?")[0]
+    if method not in (b"GET", b"HEAD"):
+        return _response("405 Method Not Allowed", "only GET and HEAD are answered", "Allow: GET, HEAD\r\n")
+    if path == b"/healthz" or (path == b"/readyz" and state.ready):
+        status = "200 OK"
+    elif path == b"/readyz":
+        status = "503 Service Unavailable"
+    else:
+        return _response("404 Not Found", "only /healthz and /readyz are here")
+    return _response(status, state.text, body=method == b"GET")
+
+
+def _response(status: str, text: str, header: str = "", *, body: bool = True) -> bytes:
+    content = f"{text}\n".encode("utf-8", "backslashreplace")
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n{header}"
+        f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (content if body else b"")
+
+
+class _Client:
+    def __init__(self) -> None:
+        self.until = time.monotonic() + PATIENCE
+        self.received = bytearray()
+
+
+class Probes:
+    """Answers on ``listener`` until the process ends; ``state`` is asked at each request."""
+
+    def __init__(self, listener: socket.socket, state: Callable[[], State]) -> None:
+        self._listener = listener
+        self._state = state
+        self._clients: dict[socket.socket, _Client] = {}  # the one that came first is the first
+        listener.setblocking(False)
+
+    def start(self) -> None:
+        """Begin, in a thread that does not keep the process from ending."""
+        threading.Thread(target=self._serve, name="probes", daemon=True).start()
+
+    def _serve(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select(PATIENCE if self._clients else None):
+                    peer = key.fileobj
+                    assert isinstance(peer, socket.socket)
+                    if peer is self._listener:
+                        self._accept(selector)
+                    elif peer in self._clients:  # and did not make room just now
+                        self._read(selector, peer)
+                now = time.monotonic()
+                for late in [peer for peer, client in self._clients.items() if client.until < now]:
+                    self._drop(selector, late)
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        with contextlib.suppress(OSError):  # gone again before it was taken
+            peer, _ = self._listener.accept()
+            peer.setblocking(False)
+            if len(self._clients) >= CLIENTS:
+                self._drop(selector, next(iter(self._clients)))
+            self._clients[peer] = _Client()
+            selector.register(peer, selectors.EVENT_READ)
+
+    def _read(self, selector: selectors.BaseSelector, peer: socket.socket) -> None:
+        received = self._clients[peer].received
+        with contextlib.suppress(OSError):  # it hung up
+            piece = peer.recv(HEAD_LIMIT)
+            received += piece
+            if piece and b"\r\n\r\n" not in received and len(received) < HEAD_LIMIT:
+                return
+            # It is far smaller than the buffer of a connection that is new.
+            peer.send(answer(bytes(received), self._state()))
+            peer.shutdown(socket.SHUT_WR)
+        self._drop(selector, peer)
+
+    def _drop(self, selector: selectors.BaseSelector, peer: socket.socket) -> None:
+        selector.unregister(peer)
+        del self._clients[peer]
+        peer.close()
