@@ -1,0 +1,287 @@
+{{- /*
+The containers of the stages, and their volumes. Which stage gets what of the host is said here once; what
+README says of `kata-node` in a container is the same.
+*/ -}}
+
+{{- /*
+Directories of the host by stage: {"host-check": [...], "artifacts": [...], "cri": [...]}; takes
+(list $ "containerd" or "crio").
+*/ -}}
+{{- define "kata-deploy.mounts" -}}
+{{- $paths := include "kata-deploy.hostPaths" . | fromJson -}}
+{{- $nydus := eq "true" (include "kata-deploy.state" (index . 0) | fromJson).nydus -}}
+{{- $socket := dir $paths.socket -}}
+{{- $id := "/etc/machine-id" -}}
+{{- $check := list $paths.opt $paths.config $id $socket "/run/dbus" "/dev" -}}
+{{- $artifacts := list $paths.opt $id "/run/kata-node" -}}
+{{- $cri := list $paths.opt $paths.config $id $socket "/run/dbus" "/run/kata-node" -}}
+{{- if $nydus -}}
+{{- $check = append $check "/etc/systemd/system" -}}
+{{- $cri = append $cri "/etc/systemd/system" -}}
+{{- end -}}
+{{- $check = uniq $check -}}
+{{- $cri = uniq $cri -}}
+{{- dict "host-check" $check "artifacts" $artifacts "cri" $cri "remove-artifacts" $artifacts "revert-cri" $cri | toJson -}}
+{{- end -}}
+
+{{- /* The name of the volume of a path. */ -}}
+{{- define "kata-deploy.volumeName" -}}
+{{- $name := . | trimPrefix "/" | replace "/" "-" | replace "." "-" | replace "_" "-" | lower -}}
+{{- ternary $name (printf "host-%s" (sha256sum . | trunc 16)) (and (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $name) (le (len $name) 63)) -}}
+{{- end -}}
+
+{{- /* hostPath volumes of the given paths; takes (list $ $paths). */ -}}
+{{- define "kata-deploy.hostVolumes" -}}
+{{- $opt := (include "kata-deploy.hostPaths" (list (index . 0) "containerd") | fromJson).opt -}}
+{{- range index . 1 | uniq | sortAlpha }}
+- name: {{ include "kata-deploy.volumeName" . }}
+  hostPath:
+    path: {{ . }}
+    # What must be there is not made: an empty directory would be left on a node where it is wrong.
+    type: {{ if eq . "/etc/machine-id" }}File{{ else if has . (list $opt "/run/kata-node") }}DirectoryOrCreate{{ else }}Directory{{ end }}
+{{- end }}
+{{- end -}}
+
+{{- /* What automountServiceAccountToken would mount, for the containers that ask for it. */ -}}
+{{- define "kata-deploy.credentialsVolume" }}
+- name: credentials
+  projected:
+    defaultMode: 0444
+    sources:
+      - serviceAccountToken:
+          path: token
+          expirationSeconds: 3600
+      - configMap:
+          name: kube-root-ca.crt
+          items:
+            - key: ca.crt
+              path: ca.crt
+      - downwardAPI:
+          items:
+            - path: namespace
+              fieldRef:
+                fieldPath: metadata.namespace
+{{- end -}}
+
+{{- define "kata-deploy.credentialsMount" }}
+- name: credentials
+  mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+  readOnly: true
+{{- end -}}
+
+{{- define "kata-deploy.valuesVolume" }}
+- name: values
+  configMap:
+    name: {{ include "kata-deploy.node.configMap" . }}
+{{- end -}}
+
+{{- /* Variables of every container of kata-node. */ -}}
+{{- define "kata-deploy.env" }}
+- name: KATA_NODE_CONFIG
+  value: /etc/kata-node/values.yaml
+- name: KATA_NODE_LOG_LEVEL
+  value: {{ include "kata-deploy.logLevel" . }}
+- name: NODE_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+{{- end -}}
+
+{{- define "kata-deploy.env.runningPods" }}
+- name: KATA_NODE_WAIT_FOR_PODS
+  value: {{ (.Values.runningPods).waitSeconds | default 0 | quote }}
+{{- if (.Values.runningPods).ignore }}
+- name: KATA_NODE_IGNORE_PODS
+  value: "1"
+{{- end }}
+{{- end -}}
+
+{{- /*
+Root, for the host's files are root's, with no more rights than files take; takes
+(list $ $capabilities).
+*/ -}}
+{{- define "kata-deploy.hostSecurityContext" }}
+runAsUser: 0
+runAsGroup: 0
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+  {{- with index . 1 }}
+  add: {{ toJson . }}
+  {{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- with ((index . 0).Values.selinux).type }}
+seLinuxOptions:
+  type: {{ . | quote }}
+{{- end }}
+{{- with ((index . 0).Values.appArmor).type }}
+appArmorProfile:
+  type: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- /* What can be asked for in a namespace of the restricted level. */ -}}
+{{- define "kata-deploy.plainSecurityContext" }}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- /* What writing files of the host takes: of any owner, and handed on to that owner. */ -}}
+{{- define "kata-deploy.capabilities" -}}
+{{- list "CHOWN" "DAC_OVERRIDE" "FOWNER" | toJson -}}
+{{- end -}}
+
+{{- /* The container of one stage; takes (list $ "stage" "containerd" or "crio"). */ -}}
+{{- define "kata-deploy.stage" }}
+{{- $root := index . 0 -}}
+{{- $stage := index . 1 -}}
+{{- $paths := get (include "kata-deploy.mounts" (list $root (index . 2)) | fromJson) $stage | default list -}}
+- name: {{ $stage }}
+  image: {{ include "kata-deploy.image" (list $root $root.Values.image "image") }}
+  imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
+  args: [stage, {{ $stage }}]
+  env:
+    {{- include "kata-deploy.env" $root | trim | nindent 4 }}
+    - name: KATA_NODE_EXPECTED_MACHINE_ID
+      value: "@MACHINE_ID@"
+    - name: KATA_NODE_REPORTS
+      value: /run/reports
+    {{- if has $stage (list "cri" "revert-cri") }}
+    {{- include "kata-deploy.env.runningPods" $root | trim | nindent 4 }}
+    {{- end }}
+    {{- if $paths }}
+    - name: KATA_NODE_HOST_ROOT
+      value: /host
+    {{- end }}
+  securityContext:
+    {{- if not $paths }}
+    {{- include "kata-deploy.plainSecurityContext" $root | trim | nindent 4 }}
+    {{- else }}
+    {{- $capabilities := ternary list (include "kata-deploy.capabilities" $root | fromJsonArray) (eq $stage "host-check") }}
+    {{- include "kata-deploy.hostSecurityContext" (list $root $capabilities) | trim | nindent 4 }}
+    {{- end }}
+  {{- with $root.Values.resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  volumeMounts:
+    - name: values
+      mountPath: /etc/kata-node
+      readOnly: true
+    - name: reports
+      mountPath: /run/reports
+    {{- range $paths }}
+    - name: {{ include "kata-deploy.volumeName" . }}
+      mountPath: /host{{ . }}
+      {{- if or (eq . "/etc/machine-id") (eq . "/dev") }}
+      readOnly: true
+      {{- end }}
+    {{- else }}
+    {{- include "kata-deploy.credentialsMount" $root | trim | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
+{{- /* Rules for pods that a controller or the dispatcher puts on a node by name: what a DaemonSet's have. */ -}}
+{{- define "kata-deploy.tolerations.conditions" -}}
+{{- $all := list -}}
+{{- range list "not-ready:NoExecute" "unreachable:NoExecute" "disk-pressure:NoSchedule" "memory-pressure:NoSchedule" "pid-pressure:NoSchedule" "unschedulable:NoSchedule" -}}
+{{- $parts := splitn ":" 2 . -}}
+{{- $all = append $all (dict "key" (printf "node.kubernetes.io/%s" $parts._0) "operator" "Exists" "effect" $parts._1) -}}
+{{- end -}}
+{{- toJson $all -}}
+{{- end -}}
+
+{{- /*
+The Job of one node, for the dispatcher to put the node's name in. Takes a dict of root, runtime, stages in
+their order, and tolerations.
+*/ -}}
+{{- define "kata-deploy.nodeJob" }}
+{{- $root := .root -}}
+{{- $runtime := .runtime -}}
+{{- $mounts := include "kata-deploy.mounts" (list $root $runtime) | fromJson -}}
+{{- $paths := list -}}
+{{- range .stages -}}
+{{- $paths = concat $paths (get $mounts . | default list) -}}
+{{- end -}}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  labels:
+    {{- include "kata-deploy.labels" $root | nindent 4 }}
+spec:
+  backoffLimit: {{ ternary 3 ($root.Values.job).backoffLimit (kindIs "invalid" ($root.Values.job).backoffLimit) }}
+  activeDeadlineSeconds: {{ ($root.Values.job).activeDeadlineSeconds | default 3600 }}
+  ttlSecondsAfterFinished: {{ include "kata-deploy.ttl" $root }}
+  podFailurePolicy:
+    rules:
+      # This node cannot run it (3), or the settings are wrong (2): to try again would end the same way.
+      - action: FailJob
+        onExitCodes:
+          operator: In
+          values: [2, 3]
+      # Evicted or preempted, which says nothing about the node.
+      - action: Ignore
+        onPodConditions:
+          - type: DisruptionTarget
+            status: "True"
+  template:
+    metadata:
+      annotations:
+        # Another Job where the values have changed.
+        checksum/values: {{ include "kata-deploy.node.values" $root | sha256sum }}
+        {{- range $key, $value := $root.Values.podAnnotations }}
+        {{ toJson $key }}: {{ $value | toJson }}
+        {{- end }}
+      labels:
+        {{- include "kata-deploy.selectorLabels" (list $root "node-job") | nindent 8 }}
+        {{- with include "kata-deploy.podLabels" $root | trim }}
+        {{- . | nindent 8 }}
+        {{- end }}
+    spec:
+      restartPolicy: Never
+      serviceAccountName: {{ include "kata-deploy.labeller.serviceAccount" $root }}
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      # What is sent away in the middle may finish what it has begun: a restart of the runtime, for one.
+      terminationGracePeriodSeconds: 300
+      {{- with $root.Values.priorityClassName }}
+      priorityClassName: {{ . | quote }}
+      {{- end }}
+      {{- with $root.Values.imagePullSecrets }}
+      imagePullSecrets:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      tolerations:
+        {{- toYaml .tolerations | nindent 8 }}
+      initContainers:
+        {{- range initial .stages }}
+        {{- include "kata-deploy.stage" (list $root . $runtime) | trim | nindent 8 }}
+        {{- end }}
+      containers:
+        {{- include "kata-deploy.stage" (list $root (last .stages) $runtime) | trim | nindent 8 }}
+      volumes:
+        {{- include "kata-deploy.valuesVolume" $root | trim | nindent 8 }}
+        {{- include "kata-deploy.credentialsVolume" $root | trim | nindent 8 }}
+        - name: reports
+          emptyDir: {}
+        {{- include "kata-deploy.hostVolumes" (list $root $paths) | trim | nindent 8 }}
+{{- end -}}
+
+{{- define "kata-deploy.ttl" -}}
+{{- $ttl := (.Values.job).ttlSecondsAfterFinished -}}
+{{- $ttl = ternary 600 $ttl (kindIs "invalid" $ttl) | int -}}
+{{- if lt $ttl 60 -}}
+{{- fail (printf "job.ttlSecondsAfterFinished: %d is too short: the dispatcher could not read how a Job has ended; give it 60 or more" $ttl) -}}
+{{- end -}}
+{{- $ttl -}}
+{{- end -}}

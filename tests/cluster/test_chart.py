@@ -1,0 +1,259 @@
+"""The whole chart: what helm makes of values, and what a real API server says to that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.charting import CHART
+from cluster.charts import (
+    CUSTOM,
+    EXAMPLES,
+    JOB,
+    NAMESPACE,
+    POD,
+    Document,
+    dispatched,
+    documents,
+    job_for,
+    kind,
+    node_jobs,
+    one,
+    try_on,
+)
+from cluster.control_plane import Cluster
+from kata_node.distributions import HOMES
+
+BASES = {
+    "daemonset": {},
+    "job": JOB,
+    **EXAMPLES,
+    "crio": {**JOB, "containerRuntime": "crio"},
+    "k3s": {**JOB, "k8sDistribution": "k3s"},
+    "suffix": {**JOB, "env": {"multiInstallSuffix": "blue"}, "debug": True},
+    "everything": {
+        **JOB,
+        "debug": True,
+        "customRuntimes": CUSTOM,
+        "monitor": {"enabled": True},
+        "job": {"reconcileSchedule": "*/15 * * * *", "rollout": {"canary": 1, "waveSize": "10%"}},
+        "verification": {"pod": POD},
+        "runtimeClasses": {"createDefault": True},
+        "node-feature-discovery": {"enabled": True},
+    },
+}
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
+def test_an_api_server_takes_every_object_and_every_job_of_a_node(cluster: Cluster, base: Document) -> None:
+    rendered = documents(cluster, base, online=True)
+    try_on(cluster, [*rendered, *node_jobs(rendered)])
+
+
+@pytest.mark.parametrize("example", [{}, *EXAMPLES.values()], ids=["values.yaml", *EXAMPLES])
+def test_helm_has_nothing_to_complain_about(cluster: Cluster, example: Document) -> None:
+    for mode in (JOB, {"deploymentMode": "daemonset"}):
+        cluster.helm("lint", "--strict", str(CHART), "--values=-", text=json.dumps({**example, **mode}))
+
+
+@pytest.mark.parametrize(
+    ("values", "selection"),
+    [
+        pytest.param(
+            {},
+            {"labelSelector": "!node-role.kubernetes.io/control-plane,!node-role.kubernetes.io/master"},
+            id="the default",
+        ),
+        pytest.param({"nodes": ["a", "b"], "nodeSelector": {"c": "d"}}, {"nodes": ["a", "b"]}, id="names"),
+        pytest.param({"nodeSelectorExpressions": []}, {"labelSelector": ""}, id="all"),
+        pytest.param(
+            {
+                "nodeSelector": {"a": "b"},
+                "nodeSelectorExpressions": [
+                    {"key": "c", "operator": "In", "values": ["d", "e"]},
+                    {"key": "f", "operator": "NotIn", "values": ["g"]},
+                    {"key": "h", "operator": "Exists"},
+                    {"key": "i", "operator": "DoesNotExist"},
+                ],
+            },
+            {"labelSelector": "a=b,c in (d,e),f notin (g),h,!i"},
+            id="everything",
+        ),
+    ],
+)
+def test_the_nodes_are_chosen_by_name_or_by_one_label_selector(
+    cluster: Cluster, values: Document, selection: Document
+) -> None:
+    assert dispatched(documents(cluster, JOB, {"job": values}))["install.yaml"]["selection"] == selection
+    cleanup = dispatched(documents(cluster, JOB, {"job": {"cleanup": values}}))["cleanup.yaml"]["selection"]
+    expected = {"labelSelector": "katacontainers.io/kata-runtime"} if not values else selection
+    if values and "nodeSelectorExpressions" not in values and "nodes" not in values:
+        expected = selection
+    assert cleanup == expected
+
+
+@pytest.mark.parametrize("runtime", ["containerd", "cri-o"])
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("install.yaml", ["host-check", "claim", "artifacts", "cri", "label"]),
+        ("cleanup.yaml", ["unlabel", "revert-cri", "remove-artifacts", "unclaim"]),
+    ],
+)
+def test_a_job_has_its_stages_in_order_and_each_what_it_needs(
+    cluster: Cluster, file: str, stages: list[str], runtime: str
+) -> None:
+    job = job_for(dispatched(documents(cluster, JOB))[file], runtime)
+    pod = job["spec"]["template"]["spec"]
+    containers = [*pod["initContainers"], *pod["containers"]]
+    assert [each["args"] for each in containers] == [["stage", name] for name in stages]
+    assert len(pod["containers"]) == 1
+    assert pod["automountServiceAccountToken"] is False
+    host = {each["name"] for each in pod["volumes"] if "hostPath" in each}
+    for each in containers:
+        mounts = {mount["name"] for mount in each["volumeMounts"]}
+        labels = each["name"] in ("claim", "label", "unlabel", "unclaim")
+        assert bool(mounts & host) != labels
+        assert ("credentials" in mounts) == labels
+        context = each["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context.get("privileged", False) is False
+        assert context["capabilities"]["drop"] == ["ALL"]
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not labels or (context["runAsNonRoot"] and "add" not in context["capabilities"])
+    [first, _] = job["spec"]["podFailurePolicy"]["rules"]
+    assert first["action"] == "FailJob"
+    assert 3 in first["onExitCodes"]["values"]
+
+
+@pytest.mark.parametrize("home", HOMES, ids=lambda home: f"{home.distribution}, {home.runtime}")
+def test_a_stage_gets_the_directories_that_the_node_side_works_in(cluster: Cluster, home: Any) -> None:
+    values = {"k8sDistribution": home.distribution}
+    config = dispatched(documents(cluster, JOB, values))["install.yaml"]
+    pod = job_for(config, home.runtime)["spec"]["template"]["spec"]
+    [cri] = [each for each in pod["initContainers"] if each["name"] == "cri"]
+    seen = [each["mountPath"].removeprefix("/host") for each in cri["volumeMounts"]]
+    for path in (home.config, home.socket, *home.template.values(), *home.drop_ins.values(), "/opt/kata"):
+        assert any(path.startswith(f"{each}/") for each in seen), path
+    assert {"/run/kata-node", "/etc/machine-id", "/run/dbus"} <= set(seen)
+    others = {other.config.rpartition("/")[0] for other in HOMES} - {home.config.rpartition("/")[0]}
+    assert not others & set(seen)
+
+
+@pytest.mark.parametrize(
+    ("values", "runtimes"),
+    [
+        pytest.param({}, ["containerd", "cri-o"], id="auto"),
+        pytest.param({"containerRuntime": None}, ["containerd", "cri-o"], id="nothing"),
+        pytest.param({"containerRuntime": "containerd"}, ["containerd"], id="containerd"),
+        pytest.param({"containerRuntime": "crio"}, ["cri-o"], id="crio"),
+        pytest.param({"k8sDistribution": "rke2"}, ["containerd"], id="a distribution that brings its own"),
+    ],
+)
+def test_there_is_a_job_for_each_runtime_that_a_node_may_have(
+    cluster: Cluster, values: Any, runtimes: list[str]
+) -> None:
+    for config in dispatched(documents(cluster, JOB, values)).values():
+        for part in filter(None, (config, config.get("removed"))):
+            assert [each["runtime"] for each in part["templates"]] == runtimes
+
+
+def test_a_daemonset_is_for_containerd_unless_told_otherwise(cluster: Cluster) -> None:
+    explicit = documents(cluster, {"containerRuntime": "containerd"})
+    assert documents(cluster, {"containerRuntime": "auto"}) == explicit
+    assert documents(cluster, {"containerRuntime": "crio"}) != explicit
+
+
+def test_the_dispatcher_takes_its_configurations(cluster: Cluster, tmp_path: Path) -> None:
+    module = pytest.importorskip("kata_node.dispatcher.config")
+    careful = {"rollout": {"canary": 2, "waveSize": "25%", "maxFailures": 3}, "reconcileSchedule": "@daily"}
+    rendered = documents(cluster, JOB, {"job": careful})
+    read = {}
+    for name, config in dispatched(rendered).items():
+        (tmp_path / name).write_text(yaml.safe_dump(config))
+        read[name] = module.load(tmp_path / name)
+    assert [(name, read[name].action, read[name].skip_serving) for name in sorted(read)] == [
+        ("cleanup.yaml", "cleanup", False),
+        ("install.yaml", "install", False),
+        ("reconcile.yaml", "install", True),
+    ]
+    assert read["install.yaml"].canary == 2
+    assert read["install.yaml"].removed
+    assert not read["reconcile.yaml"].removed
+    # Each takes the Jobs of the other for its own.
+    assert read["install.yaml"].name_prefix == read["reconcile.yaml"].name_prefix
+    assert read["install.yaml"].job_selector() == read["cleanup.yaml"].job_selector()
+
+
+def test_nothing_that_stays_comes_with_jobs_and_nothing_of_jobs_with_a_daemonset(cluster: Cluster) -> None:
+    jobs, daemonset = documents(cluster, JOB), documents(cluster, {})
+    assert not kind(jobs, "DaemonSet")
+    assert not kind(jobs, "CronJob")
+    assert not kind(daemonset, "ConfigMap", "-dispatcher")
+    assert [each["metadata"]["name"] for each in kind(daemonset, "Job")] == ["kata-deploy-stop"]
+
+
+def test_hooks_run_when_what_they_need_is_there(cluster: Cluster) -> None:
+    rendered = documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}, "verification": {"pod": POD}})
+    hooks = {}
+    for each in rendered:
+        annotations = each["metadata"].get("annotations", {})
+        if "helm.sh/hook" in annotations:
+            hooks[each["metadata"]["name"]] = (
+                each["kind"],
+                annotations["helm.sh/hook"],
+                int(annotations["helm.sh/hook-weight"]),
+            )
+    assert hooks == {
+        "kata-deploy-install-dispatcher": ("Job", "post-install,post-upgrade", 0),
+        "verify": ("Pod", "post-install,post-upgrade", 100),
+        "kata-deploy-stop": ("Job", "pre-delete", -10),
+        "kata-deploy-cleanup-dispatcher": ("Job", "pre-delete", 0),
+    }
+    dispatcher = one(rendered, "Job", "install-dispatcher")
+    assert dispatcher["spec"]["backoffLimit"] == 0
+    assert dispatcher["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert dispatcher["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
+
+
+def test_the_dispatcher_may_list_nodes_manage_jobs_and_tell_of_nodes_and_nothing_else(
+    cluster: Cluster,
+) -> None:
+    rendered = documents(cluster, JOB)
+    assert one(rendered, "ClusterRole", "-dispatcher")["rules"] == [
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}
+    ]
+    roles = {each["metadata"]["namespace"]: each for each in kind(rendered, "Role", "-dispatcher")}
+    assert roles.keys() == {NAMESPACE, "default"}
+    assert roles["default"]["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
+    role = roles[NAMESPACE]
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"jobs", "pods"}
+    [pods] = [rule for rule in role["rules"] if rule["resources"] == ["pods"]]
+    assert not {"create", "delete", "patch", "update"} & set(pods["verbs"])
+
+
+@pytest.mark.parametrize("length", [1, 19, 20, 40, 63])
+def test_names_fit_whatever_the_suffix_and_two_suffixes_that_begin_alike_stay_apart(
+    cluster: Cluster, length: int
+) -> None:
+    names = []
+    shim = {"shims": {"disableAll": True}, "job": {"reconcileSchedule": "@daily"}}
+    for last in "ab":
+        rendered = documents(cluster, JOB, shim, {"env": {"multiInstallSuffix": "x" * (length - 1) + last}})
+        for config in dispatched(rendered).values():
+            assert len(config["namePrefix"]) <= 40
+        names.append(
+            {
+                *(each["metadata"]["name"] for each in kind(rendered, "Job")),
+                *(each["metadata"]["name"] for each in kind(rendered, "CronJob")),
+                *(config["namePrefix"] for config in dispatched(rendered).values()),
+            }
+        )
+        assert all(len(each["metadata"]["name"]) <= 63 for each in kind(rendered, "Job"))
+        assert len(one(rendered, "CronJob")["metadata"]["name"]) <= 52
+    assert not names[0] & names[1]

@@ -1,0 +1,131 @@
+"""The chart's RuntimeClasses: for what nodes serve, and where it is served."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.charting import apply
+from cluster.charts import (
+    CUSTOM,
+    EXAMPLES,
+    GATE,
+    Document,
+    documents,
+    kind,
+    one,
+)
+from cluster.control_plane import Cluster
+from kata_node import handlers, settings
+from kata_node.errors import SettingsError
+from kata_node.shims import MACHINES, table
+
+SETTINGS = {
+    "the defaults": {},
+    **EXAMPLES,
+    "debug": {"debug": True},
+    "suffix and debug": {"env": {"multiInstallSuffix": "blue"}, "debug": True},
+    "disabled but one": {"shims": {"disableAll": True, "clh": {"enabled": True}}},
+    "one switched off": {"shims": {"qemu": {"enabled": False}, "remote": {"enabled": True}}},
+    "one taken out": {"shims": {"qemu": None}},
+    "nowhere": {"shims": {"qemu": {"supportedArches": []}}},
+    "custom": {"customRuntimes": CUSTOM, "debug": True},
+    "custom alone": {"shims": {"disableAll": True}, "customRuntimes": CUSTOM},
+    "custom, switched off": {"customRuntimes": CUSTOM | {"enabled": False}},
+}
+
+
+@pytest.mark.parametrize("values", SETTINGS.values(), ids=SETTINGS.keys())
+def test_there_is_a_runtime_class_for_what_nodes_serve_and_for_nothing_else(
+    cluster: Cluster, values: Document, tmp_path: Path
+) -> None:
+    rendered = documents(cluster, values)
+    given = tmp_path / "values.yaml"
+    given.write_text(one(rendered, "ConfigMap", "-node")["data"]["values.yaml"])
+    served = set()
+    for arch in MACHINES.values():
+        with contextlib.suppress(SettingsError):  # no shim of these runs on such a node
+            served |= set(handlers.names(settings.load(str(given), overrides={}, arch=arch)))
+    classes = kind(rendered, "RuntimeClass")
+    assert {each["handler"] for each in classes} == served
+    assert {each["metadata"]["name"] for each in classes} == served
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param({}, GATE, id="by default"),
+        pytest.param({"a": "b"}, {**GATE, "a": "b"}, id="more"),
+        pytest.param(dict.fromkeys(GATE, "false"), GATE, id="less"),
+    ],
+)
+def test_no_node_selector_opens_the_gate(
+    cluster: Cluster, values: dict[str, str], expected: dict[str, str]
+) -> None:
+    given = {"shims": {"qemu": {"runtimeClass": {"nodeSelector": values}}}}
+    classes = documents(cluster, given)
+    [qemu] = [each for each in kind(classes, "RuntimeClass") if each["metadata"]["name"] == "kata-qemu"]
+    assert qemu["scheduling"]["nodeSelector"] == expected
+
+
+def test_a_custom_runtime_has_its_own_selector_behind_the_gate_and_the_overhead_of_its_base(
+    cluster: Cluster,
+) -> None:
+    mine = one(documents(cluster, {"customRuntimes": CUSTOM}), "RuntimeClass", "kata-mine")
+    assert mine["scheduling"]["nodeSelector"] == {**GATE, "a": "b"}
+    assert mine["overhead"]["podFixed"]["memory"] == table()["qemu"].overhead.memory
+    without = copy.deepcopy(CUSTOM)
+    without["runtimes"]["mine"]["inheritBaseOverhead"] = False  # type: ignore[index]
+    assert "overhead" not in one(documents(cluster, {"customRuntimes": without}), "RuntimeClass", "kata-mine")
+
+
+def test_confidential_guests_go_where_node_feature_discovery_says_if_it_is_there(cluster: Cluster) -> None:
+    values = {"shims": {"qemu-tdx": {"runtimeClass": {"nodeSelector": {"by": "hand"}}}}}
+
+    def selectors(*more: Document) -> dict[str, Any]:
+        classes = kind(documents(cluster, values, *more, online=True), "RuntimeClass")
+        return {each["metadata"]["name"]: each["scheduling"]["nodeSelector"] for each in classes}
+
+    labels = {
+        "kata-qemu-snp": "amd.feature.node.kubernetes.io/snp",
+        "kata-qemu-se": "feature.node.kubernetes.io/cpu-security.se.enabled",
+        "kata-qemu-snp-runtime-rs": "amd.feature.node.kubernetes.io/snp",
+        "kata-qemu-tdx-runtime-rs": "intel.feature.node.kubernetes.io/tdx",
+    }
+    assert all(selectors()[name] == GATE for name in labels)
+    part_of_it = selectors({"node-feature-discovery": {"enabled": True}})
+    name = f"node-feature-discovery-{secrets.token_hex(3)}"
+    cluster.kubectl("create", "namespace", name)
+    pod = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+    worker = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "node-feature-discovery-worker", "namespace": name},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": pod},
+    }
+    apply(cluster, json.dumps(worker))
+    found = selectors()
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    cluster.kubectl("delete", "daemonset", "node-feature-discovery-worker", f"--namespace={name}")
+    for those in (part_of_it, found):
+        assert {name: those[name] for name in labels} == {
+            name: {**GATE, label: "true"} for name, label in labels.items()
+        }
+        assert those["kata-qemu-tdx"] == {**GATE, "by": "hand"}
+        assert those["kata-qemu"] == GATE
+
+
+def test_the_default_class_is_that_of_the_default_shim_and_never_with_a_suffix(cluster: Cluster) -> None:
+    asked = {"runtimeClasses": {"createDefault": True}}
+    [default] = [
+        each for each in kind(documents(cluster, asked), "RuntimeClass") if each["metadata"]["name"] == "kata"
+    ]
+    assert default["handler"] == "kata-qemu-runtime-rs"
+    suffixed = documents(cluster, asked, {"env": {"multiInstallSuffix": "blue"}})
+    assert all(each["metadata"]["name"].endswith("-blue") for each in kind(suffixed, "RuntimeClass"))

@@ -1,0 +1,86 @@
+"""The Jobs that the chart renders, on a real node: with their own mounts, rights, accounts and settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from node.images import KATA_NODE
+from node.installing import PAYLOAD, UNIT, VALUES, with_kvm
+from node.running import wait_until
+from node.snapshot import changes
+
+from cluster.charting import CHART
+from cluster.charts import job_for
+from cluster.joining import Joined
+from cluster.pods import Job, container, job
+from cluster.test_stages import AS_RUNC, MARK, SHARED, SHIM, WATCHED, events, labels, payload_that_runs
+
+NAMESPACE = "kata-system"
+REFERENCE, _, TAG = KATA_NODE.rpartition(":")
+RELEASE = {
+    "deploymentMode": "job",
+    "image": {"reference": REFERENCE, "tag": TAG},
+    "imagePullPolicy": "Never",
+    "snapshotter": {"setup": []},
+    "shims": {"disableAll": True, **VALUES["shims"]},
+    "containerd": {"userDropIn": AS_RUNC},
+    "startupTaints": ["example.org/kata"],
+    # There is no VM to book anything for.
+    "runtimeClasses": {"overheadEnabled": False},
+}
+
+
+def dispatched(joined: Joined, file: str) -> Job:
+    """What the dispatcher does for one node: its Job, made of the template in the release's ConfigMap."""
+    where = f"--namespace={NAMESPACE}"
+    read = joined.cluster.kubectl("get", "configmap", "kata-deploy-dispatcher", where, "--output=json")
+    config = yaml.safe_load(json.loads(read.stdout)["data"][file])
+    node: Any = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
+    info = node["status"]["nodeInfo"]
+    runtime = info["containerRuntimeVersion"].partition("://")[0]
+    text = json.dumps(job_for(config, runtime)).replace("@MACHINE_ID@", info["machineID"])
+    manifest = json.loads(text)
+    manifest["metadata"]["name"] = f"{config['namePrefix']}-{joined.node.name}"
+    manifest["spec"]["backoffLimit"] = 0
+    # The image for tests has no Kata files in it.
+    pod = manifest["spec"]["template"]["spec"]
+    pod["volumes"].append({"name": "payload", "hostPath": {"path": PAYLOAD, "type": "Directory"}})
+    for each in (*pod["initContainers"], *pod["containers"]):
+        each["volumeMounts"].append({"name": "payload", "mountPath": "/opt/kata-payload", "readOnly": True})
+    return Job.create(joined, manifest, namespace=NAMESPACE)
+
+
+def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trace(
+    joined: Joined, image: Path, tmp_path: Path
+) -> None:
+    cluster, node = joined.cluster, joined.node
+    joined.import_image(image)
+    with_kvm(node).mount(payload_that_runs(node, tmp_path / "payload"), PAYLOAD)
+    where = (f"--namespace={NAMESPACE}", "--create-namespace", "--no-hooks", "--values=-")
+    cluster.helm("install", "kata", str(CHART), *where, text=json.dumps(RELEASE))
+    cluster.kubectl("taint", "node", node.name, "example.org/kata=booting:NoSchedule")
+    before = node.snapshot(*WATCHED)
+
+    installed = dispatched(joined, "install.yaml").wait()
+    assert list(installed.states()) == ["host-check", "claim", "artifacts", "cri", "label"]
+    assert node.activations(UNIT) == 2
+    assert labels(joined) == {SHARED: "true", MARK: "true"}
+    assert events(joined) == ["KataInstalling", "KataInstalled"]
+    spec = json.loads(cluster.kubectl("get", "node", node.name, "--output=json").stdout)["spec"]
+    assert "example.org/kata" not in json.dumps(spec)
+
+    # By the RuntimeClass of the chart, with its node selector.
+    guest = {"runtimeClassName": "kata-qemu", "terminationGracePeriodSeconds": 0}
+    guest_job = job("guest", {**guest, "containers": [container("guest", "sleep", "infinity")]})
+    Job.create(joined, guest_job).running()
+    cluster.kubectl("delete", "job", "guest", "--wait", "--cascade=foreground")
+    wait_until(lambda: not node.run(["pgrep", "--full", SHIM], check=False).stdout, "the shim has ended")
+
+    dispatched(joined, "cleanup.yaml").wait()
+    assert changes(before, node.snapshot(*WATCHED)) == []
+    assert labels(joined) == {}
+    assert events(joined)[-1] == "KataRemoved"
+    assert node.cri_handlers() == ("runc",)

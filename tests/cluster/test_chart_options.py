@@ -1,0 +1,244 @@
+"""Every option of the chart's values: what it changes, and what cannot be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import yaml
+from node.running import CommandFailed
+
+from cluster.charting import CHART
+from cluster.charts import (
+    CUSTOM,
+    DIGEST,
+    JOB,
+    NAMESPACE,
+    POD,
+    Document,
+    documents,
+    node_jobs,
+    try_on,
+)
+from cluster.control_plane import Cluster
+
+FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
+    # Path -> the values it counts with, and what it is set to.
+    "deploymentMode": ({}, "job"),
+    "job.dispatcherImage.reference": (JOB, "registry.example.org:5000/dispatcher"),
+    "job.dispatcherImage.tag": (JOB, DIGEST),
+    "job.nodes": (JOB, ["worker-1"]),
+    "job.nodeSelector": (JOB, {"a": "b"}),
+    "job.nodeSelectorExpressions": (JOB, []),
+    "job.parallelism": (JOB, 3),
+    "job.waitForNodesSeconds": (JOB, 0),
+    "job.backoffLimit": (JOB, 0),
+    "job.activeDeadlineSeconds": (JOB, 60),
+    "job.ttlSecondsAfterFinished": (JOB, 60),
+    "job.rollout.canary": (JOB, 2),
+    "job.rollout.waveSize": (JOB, "25%"),
+    "job.rollout.maxFailures": (JOB, 0),
+    "job.waitForReadySeconds": (JOB, 0),
+    "job.reconcileSchedule": (JOB, "@hourly"),
+    "job.dispatcherNodeSelector": (JOB, {"node-role.kubernetes.io/control-plane": ""}),
+    "job.dispatcherTolerations": (JOB, [{"operator": "Exists"}]),
+    "job.dispatcherResources": (JOB, {"limits": {"memory": "1Gi"}}),
+    "job.cleanup.nodes": (JOB, ["worker-1"]),
+    "job.cleanup.nodeSelector": (JOB, {"a": "b"}),
+    "job.cleanup.nodeSelectorExpressions": (JOB, []),
+    "imagePullPolicy": ({}, "IfNotPresent"),
+    "imagePullSecrets": (JOB, [{"name": "secret"}]),
+    "image.reference": ({}, f"example.org/kata@{DIGEST}"),
+    "image.tag": ({}, "4.1.0"),
+    "kubectlImage.reference": ({}, "example.org/kubectl"),
+    "kubectlImage.tag": ({}, "1.37"),
+    "monitor.enabled": ({}, True),
+    "monitor.image.reference": ({"monitor": {"enabled": True}}, "example.org/monitor"),
+    "monitor.image.tag": ({"monitor": {"enabled": True}}, "4.1.0"),
+    "monitor.listenAddress": ({"monitor": {"enabled": True}}, "127.0.0.1:8090"),
+    "monitor.runtimeEndpoint": ({"monitor": {"enabled": True}}, "unix:///run/crio/crio.sock"),
+    "monitor.logLevel": ({"monitor": {"enabled": True}}, "debug"),
+    "monitor.port": ({"monitor": {"enabled": True}}, 8091),
+    "monitor.securityContext": ({"monitor": {"enabled": True}}, {"readOnlyRootFilesystem": True}),
+    "monitor.resources": ({"monitor": {"enabled": True}}, {"limits": {"cpu": "1"}}),
+    "k8sDistribution": ({}, "rke2"),
+    "containerRuntime": ({}, "crio"),
+    "containerd.configDir": ({}, "/etc/my-containerd/"),
+    "containerd.configFileName": ({}, "mine.toml"),
+    "containerd.runtimeSocket": ({}, "unix:///run/mine/containerd.sock"),
+    "containerd.userDropIn": ({}, "a = 1"),
+    "containerd.extraPodAnnotations": ({}, ["example.org/*"]),
+    "nodeSelector": (JOB, {"a": "b"}),
+    "tolerations": (JOB, [{"key": "a", "operator": "Equal", "value": "b", "effect": "NoSchedule"}]),
+    "startupTaints": ({}, ["example.org/a:NoSchedule", "example.org/b"]),
+    "podLabels": (JOB, {"a": "b"}),
+    "podAnnotations": (JOB, {"a": "b"}),
+    "affinity": ({}, {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}),
+    "priorityClassName": ({}, ""),
+    "updateStrategy": ({}, {"type": "OnDelete", "rollingUpdate": None}),
+    "resources": (JOB, {"limits": {"memory": "1Gi"}}),
+    "runningPods.waitSeconds": ({}, 60),
+    "runningPods.ignore": (JOB, True),
+    "debug": ({}, True),
+    "devkit": ({}, True),
+    "logLevel": ({}, "warn"),
+    "health.port": ({}, 9000),
+    "health.startupProbe.enabled": ({}, False),
+    "health.livenessProbe.enabled": ({}, False),
+    "health.readinessProbe.enabled": ({}, False),
+    "snapshotter.setup": (JOB, []),
+    "snapshotter.erofsMergeMode": ({}, "unmerged"),
+    "snapshotter.erofsSnapshotterMode": ({}, "memory"),
+    "snapshotter.erofsDmverity": ({}, True),
+    "shims.disableAll": ({}, True),
+    "shims.qemu.enabled": ({}, False),
+    "shims.qemu.supportedArches": ({}, ["arm64"]),
+    "shims.qemu.dropIn": ({}, "[agent.kata]\ndial_timeout = 999\n"),
+    "shims.qemu.allowedHypervisorAnnotations": ({}, ["default_vcpus"]),
+    "shims.qemu.containerd.snapshotter": ({}, "nydus"),
+    "shims.qemu.containerd.forceGuestPull": ({}, True),
+    "shims.qemu.containerd.extraPodAnnotations": ({}, ["example.org/*"]),
+    "shims.qemu.crio.guestPull": ({}, True),
+    "shims.qemu.agent.httpsProxy": ({}, "http://proxy"),
+    "shims.qemu.agent.noProxy": ({}, "example.org"),
+    "shims.qemu-nvidia-gpu.nvrc.enableDCGM": ({}, True),
+    "shims.qemu-runtime-rs.hypervisor.rootless": ({}, True),
+    "shims.qemu.runtimeClass.nodeSelector": ({}, {"a": "b"}),
+    "shims.qemu.runtimeClass.overhead": ({}, {"memory": "1Gi", "example.org/keys": "1"}),
+    "shims.qemu.runtimeClass.overheadEnabled": ({}, False),
+    "defaultShim": ({}, {"amd64": "clh"}),
+    "runtimeClasses.enabled": ({}, False),
+    "runtimeClasses.createDefault": ({}, True),
+    "runtimeClasses.defaultName": ({"runtimeClasses": {"createDefault": True}}, "kata-default"),
+    "runtimeClasses.overheadEnabled": ({}, False),
+    "env.installationPrefix": (JOB, "/mnt/data"),
+    "env.hostOS": ({}, "cbl-mariner"),
+    "env.multiInstallSuffix": ({}, "blue"),
+    "node-feature-discovery.enabled": ({}, True),
+    "verification.namespace": ({"verification": {"pod": POD}}, NAMESPACE),
+    "verification.timeout": ({"verification": {"pod": POD}}, 7),
+    "verification.daemonsetTimeout": ({}, 7),
+    "verification.pod": ({}, POD),
+    "customRuntimes.enabled": ({"customRuntimes": CUSTOM | {"enabled": False}}, True),
+    "customRuntimes.runtimes": ({"customRuntimes": {"enabled": True}}, CUSTOM["runtimes"]),
+    "selinux.type": (JOB, "spc_t"),
+    "appArmor.type": (JOB, "Unconfined"),
+    "rbac.admissionPolicy": ({}, "never"),
+}
+
+
+def at(path: str, value: object) -> Document:
+    """The values with this one key."""
+    nested: Any = value
+    for key in reversed(path.split(".")):
+        nested = {key: nested}
+    return dict(nested)
+
+
+def options(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The keys of the chart's values that the table has to have, or one below them."""
+    for key, value in values.items():
+        where = f"{path}.{key}".lstrip(".")
+        if where in FLIPS or not (isinstance(value, dict) and value):
+            yield where
+        elif path == "shims":
+            yield "shims.qemu"  # which stands for all of them
+        elif where.endswith("Probe"):
+            yield f"{where}.enabled"
+        else:
+            yield from options(value, where)
+
+
+def test_every_option_of_the_values_is_flipped_here() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert not [
+        path
+        for path in options(values)
+        if path not in FLIPS and not any(each.startswith(f"{path}.") for each in FLIPS)
+    ]
+
+
+@pytest.mark.parametrize("path", FLIPS)
+def test_an_option_flipped_changes_what_is_rendered_and_an_api_server_takes_it(
+    cluster: Cluster, path: str
+) -> None:
+    base, value = FLIPS[path]
+    before = documents(cluster, base, {"rbac": {"admissionPolicy": "always"}})
+    after = documents(cluster, base, {"rbac": {"admissionPolicy": "always"}}, at(path, value))
+    assert (before != after) == (path != "verification.daemonsetTimeout")
+    changed = [each for each in after if each not in before]
+    had = [copy.deepcopy(each["spec"]) for each in node_jobs(before)]
+    try_on(cluster, [*changed, *(job for job in node_jobs(after) if job["spec"] not in had)] or after[:1])
+
+
+def expression(operator: str, *values: str) -> Document:
+    return {
+        **JOB,
+        "job": {"nodeSelectorExpressions": [{"key": "a", "operator": operator, "values": [*values]}]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        pytest.param({"shimz": {}}, "shimz", id="an unknown key"),
+        pytest.param({"env": {"shims": "qemu"}}, "env.shims: is the key of an older chart", id="an old key"),
+        pytest.param({"nodeBinaries": {"a": {}}}, "nodeBinaries: is not known", id="a key of others"),
+        pytest.param({"shims": {"qemo": {"enabled": True}}}, "qemo", id="an unknown shim"),
+        pytest.param({"deploymentMode": "jobs"}, "deploymentMode", id="an unknown mode"),
+        pytest.param(
+            expression("In"), "job.nodeSelectorExpressions.0..values: In needs", id="In without values"
+        ),
+        pytest.param(expression("Exists", "b"), "takes no values", id="Exists with values"),
+        pytest.param(expression("Gt", "1"), "is none of In, NotIn, Exists, DoesNotExist", id="an operator"),
+        pytest.param({**JOB, "job": {"ttlSecondsAfterFinished": 5}}, "give it 60 or more", id="a short life"),
+        pytest.param({**JOB, "job": {"rollout": {"waveSize": 0}}}, "never ends", id="an empty wave"),
+        pytest.param(
+            {**JOB, "nodeSelector": {"a": "b"}, "job": {"nodeSelector": {"a": "c"}}},
+            "no node has both",
+            id="selectors",
+        ),
+        pytest.param({"image": {"reference": ""}}, "image.reference: is empty", id="no image"),
+        pytest.param({"image": {"reference": "a:b"}}, "put that into image.tag", id="a tag in the reference"),
+        pytest.param({"image": {"reference": f"a@{DIGEST}", "tag": "b"}}, "has a digest already", id="both"),
+        pytest.param({"image": {"tag": "sha256:12"}}, "is no whole digest", id="half a digest"),
+        pytest.param(
+            {"k8sDistribution": "k3s", "containerRuntime": "crio"}, "k3s runs containerd", id="k3s, crio"
+        ),
+        pytest.param({"containerd": {"configDir": "etc"}}, "not an absolute path", id="a relative path"),
+        pytest.param(
+            {"runtimeClasses": {"createDefault": True}, "shims": {"disableAll": True}},
+            "is enabled",
+            id="no default",
+        ),
+        pytest.param(
+            {"runtimeClasses": {"createDefault": True, "defaultName": "kata-qemu"}},
+            "kata-qemu is the RuntimeClass of shims.qemu",
+            id="a taken name",
+        ),
+        pytest.param(
+            {
+                "customRuntimes": {
+                    "enabled": True,
+                    "runtimes": {"a": {"baseConfig": "qemu", "runtimeClass": "a: b"}},
+                }
+            },
+            "must be a manifest of kind RuntimeClass",
+            id="no manifest",
+        ),
+        pytest.param({"verification": {"pod": "kind: Pod"}}, "metadata.name and a spec", id="no pod"),
+        pytest.param(
+            {"verification": {"pod": POD.replace("kata-tried", "''")}}, "would not run in Kata", id="no Kata"
+        ),
+        pytest.param(
+            {"env": {"multiInstallSuffix": "a" * 40}}, "choose a shorter suffix", id="a long suffix"
+        ),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
+    cluster: Cluster, values: Document, says: str
+) -> None:
+    with pytest.raises(CommandFailed, match=says):
+        documents(cluster, values)

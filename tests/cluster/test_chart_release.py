@@ -1,0 +1,143 @@
+"""What a release of the chart keeps, may do, and is stopped by."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from cluster.charting import CHART, apply, render
+from cluster.charts import (
+    JOB,
+    Document,
+    documents,
+    kind,
+    merge,
+    pods,
+)
+from cluster.control_plane import Cluster
+
+
+def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
+    """Empty when a namespace of this level takes such a pod; else why not."""
+    name = f"level-{level}"
+    if cluster.kubectl("get", "namespace", name, check=False).returncode:
+        cluster.kubectl("create", "namespace", name)
+        cluster.kubectl("label", "namespace", name, f"pod-security.kubernetes.io/enforce={level}")
+        cluster.kubectl("create", "serviceaccount", "any", f"--namespace={name}")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "tried", "namespace": name},
+        "spec": {**spec, "serviceAccountName": "any", "priorityClassName": None},
+    }
+    done = cluster.kubectl("create", "--dry-run=server", "--filename=-", text=json.dumps(pod), check=False)
+    return done.stderr if done.returncode else ""
+
+
+def test_pods_have_the_pod_security_level_that_the_readme_gives_them(cluster: Cluster) -> None:
+    templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}))
+    for name in ("install-dispatcher", "cleanup-dispatcher", "reconcile", "stop"):
+        assert not admitted(cluster, "restricted", templates[f"kata-deploy-{name}"]["spec"])
+    nodes = [spec["spec"] for spec in templates.values() if "hostPath" in json.dumps(spec["spec"])]
+    nodes += [
+        each["spec"] for each in pods(documents(cluster, {})).values() if "hostPath" in json.dumps(each)
+    ]
+    assert len(nodes) == 5
+    for spec in nodes:
+        refused = admitted(cluster, "baseline", spec)
+        assert "hostPath volumes" in refused
+        # The one reason: with other volumes in their place it passes.
+        volumes = [
+            {"name": each["name"], "emptyDir": {}} if "hostPath" in each else each for each in spec["volumes"]
+        ]
+        assert not admitted(cluster, "baseline", {**spec, "volumes": volumes})
+        labelling = [
+            each
+            for each in (*spec.get("initContainers", ()), *spec["containers"])
+            if each["name"] in ("claim", "label", "unlabel", "unclaim")
+        ]
+        if labelling:
+            alone = {**spec, "volumes": volumes, "containers": labelling, "initContainers": []}
+            assert not admitted(cluster, "restricted", alone)
+
+
+def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster: Cluster) -> None:
+    namespace = f"kept-{secrets.token_hex(3)}"
+    suffix = secrets.token_hex(3)
+    small = {
+        "shims": {"disableAll": True, "qemu": {"enabled": True}},
+        **JOB,
+        "env": {"multiInstallSuffix": suffix},
+    }
+
+    def helm(command: str, *values: Document, hooks: bool = False) -> str:
+        merged: Document = {}
+        for each in values:
+            merged = merge(merged, each)
+        where = f"--namespace={namespace}"
+        flags = [] if hooks else ["--no-hooks"]
+        if command == "uninstall":
+            return cluster.helm(command, "kept", where, *flags).stdout
+        text = json.dumps(merged)
+        more = (where, "--create-namespace", "--values=-", *flags)
+        done = cluster.helm("upgrade", "--install", "kept", str(CHART), *more, text=text, check=False)
+        return done.stderr if done.returncode else ""
+
+    assert not helm("upgrade", small)
+    assert "NOTES" in cluster.helm("status", "kept", f"--namespace={namespace}", "--output=table").stdout
+    assert "deploymentMode: release kept was installed with job" in helm(
+        "upgrade", small, {"deploymentMode": "daemonset"}
+    )
+    assert f'env.multiInstallSuffix: release kept was installed with "{suffix}"' in helm(
+        "upgrade", small, {"env": {"multiInstallSuffix": "other"}}
+    )
+    # Once nydus was set up the Jobs can take it away, even when it is no longer asked for.
+    assert not helm("upgrade", small, {"snapshotter": {"setup": []}, "debug": True})
+    kept = cluster.kubectl("get", "configmap", f"--namespace={namespace}", "--output=json")
+    [config] = [
+        each["data"]["cleanup.yaml"]
+        for each in json.loads(kept.stdout)["items"]
+        if "cleanup.yaml" in each.get("data", {})
+    ]
+    assert "/etc/systemd/system" in config
+    helm("uninstall")
+    assert not helm("upgrade", small, {"deploymentMode": "daemonset", "snapshotter": {"setup": []}})
+    helm("uninstall")
+    left = cluster.kubectl(
+        "get", "configmaps,jobs,serviceaccounts,roles", f"--namespace={namespace}", "-oname"
+    )
+    assert set(left.stdout.split()) <= {"configmap/kube-root-ca.crt", "serviceaccount/default"}
+
+
+def test_what_stops_the_daemonset_can_delete_that_one_and_wait_for_it_and_nothing_else(
+    cluster: Cluster,
+) -> None:
+    namespace = f"stop-{secrets.token_hex(3)}"
+    cluster.kubectl("create", "namespace", namespace)
+    text = render(cluster, "kata", namespace, only=("stop.yaml",), online=False)
+    stop = [each for each in yaml.safe_load_all(text) if each]
+    [job] = kind(stop, "Job")
+    apply(cluster, "---\n".join(yaml.safe_dump(each) for each in stop if each is not job))
+    pod = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+    for name in ("kata-deploy", "another"):
+        daemonset = {
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": pod},
+        }
+        apply(cluster, json.dumps(daemonset))
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    program, *arguments = container["command"]
+    assert program == "kubectl"
+    who = f"system:serviceaccount:{namespace}:kata-deploy-stop"
+    cluster.kubectl(*arguments, who=who)
+    left = cluster.kubectl("get", "daemonsets", f"--namespace={namespace}", "--output=name").stdout.split()
+    assert left == ["daemonset.apps/another"]
+    cluster.kubectl(*arguments, who=who)  # it is gone, and that is well
+    others = [each.replace("kata-deploy", "another") for each in arguments]
+    assert "forbidden" in cluster.kubectl(*others, who=who, check=False).stderr
