@@ -15,6 +15,7 @@ from node.snapshot import changes
 from cluster.joining import Joined
 from cluster.pods import Job, container, job
 from cluster.stages import INSTALL, REVERT, prepare, stages_job
+from kata_node.payload_index import write_index
 
 SHARED = "katacontainers.io/kata-runtime"
 MARK = "kata-deploy.katacontainers.io/default"
@@ -41,6 +42,7 @@ def payload_that_runs(node: Node, directory: Path) -> Path:
     make_payload(directory)
     shutil.copy(node.root / "usr/bin/containerd-shim-runc-v2", directory / SHIM.lstrip("/"))
     (directory / "manifest.json").unlink()  # it has another size now
+    write_index(directory)
     return directory
 
 

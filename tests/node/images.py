@@ -39,6 +39,9 @@ RUNC = Path(__file__).with_name("runc.py")
 """What stands before a node's runc, to be put there as a program of that name."""
 
 KATA_NODE = "localhost/kata-node:test"
+WITH_PAYLOAD = "localhost/kata-node-with-payload:test"
+DISPATCHER = "localhost/kata-deploy-job-dispatcher:test"
+KUBECTL = "localhost/kubectl:test"
 
 _APPLETS = (
     *("cat", "date", "echo", "env", "false", "grep", "id", "kill", "ls", "mkdir", "nc", "ps", "rm", "sh"),
@@ -139,17 +142,46 @@ def kata_node() -> Path:
 
     Raises :class:`NodeError` with the end of what was said when it cannot be built.
     """
+    return _built("kata-node", KATA_NODE)
+
+
+def dispatcher() -> Path:
+    """The archive of :data:`DISPATCHER`, in the same way."""
+    return _built("dispatcher", DISPATCHER, "--target=dispatcher")
+
+
+def with_payload(payload: Path, target: Path) -> Path:
+    """Write :data:`WITH_PAYLOAD` to ``target``, which is :data:`KATA_NODE` with those Kata files in it."""
+    name = _said(["buildah", "from", "--quiet", f"docker-archive:{kata_node()}"]).strip()
+    try:
+        _said(["buildah", "copy", "--quiet", name, str(payload), "/opt/kata-payload"])
+        _said(["buildah", "commit", "--quiet", name, f"docker-archive:{target}:{WITH_PAYLOAD}"])
+    finally:
+        _said(["buildah", "rm", name])
+    return target
+
+
+def kubectl(program: Path, target: Path) -> Path:
+    """Write :data:`KUBECTL` to ``target``: that program, which has to be static, and nothing else."""
+    content = layer({"usr/bin/kubectl": program.read_bytes()}, {})
+    config = {"Entrypoint": ["/usr/bin/kubectl"], "Env": ["PATH=/usr/bin"]}
+    return archive(target, [KUBECTL], content, config)
+
+
+def _built(name: str, tag: str, *options: str) -> Path:
     key = key_of([(path, hashlib.sha256((CHECKOUT / path).read_bytes()).hexdigest()) for path in _sources()])
 
     def make(directory: Path) -> None:
-        target = directory / "kata-node.tar"
+        target = directory / f"{name}.tar"
         # Every change of the sources makes another: the last few will do.
-        for old in sorted(directory.parent.glob("kata-node-*"), key=lambda path: path.stat().st_mtime)[:-3]:
+        for old in sorted(directory.parent.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)[:-3]:
             remove_tree(old)
-        _said([sys.executable, str(CHECKOUT / "scripts/image"), f"--tag={KATA_NODE}"])
-        _said(["buildah", "push", "--quiet", KATA_NODE, f"docker-archive:{target}:{KATA_NODE}"])
+        own = f"{tag}-{key}"  # another checkout may be at it at the same time
+        _said([sys.executable, str(CHECKOUT / "scripts/image"), f"--tag={own}", *options])
+        _said(["buildah", "push", "--quiet", own, f"docker-archive:{target}:{tag}"])
+        _said(["buildah", "untag", own])
 
-    return made_once(cache_dir() / "images" / f"kata-node-{key}", make) / "kata-node.tar"
+    return made_once(cache_dir() / "images" / f"{name}-{key}", make) / f"{name}.tar"
 
 
 def _sources() -> list[str]:
@@ -168,8 +200,10 @@ def _files(path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
 
 
-def _said(command: Sequence[str]) -> None:
+def _said(command: Sequence[str]) -> str:
+    """What it wrote to stdout."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         end = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
         raise NodeError(f"{shlex.join(command)} ended with {done.returncode}:\n{end}")
+    return done.stdout
