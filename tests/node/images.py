@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from node import tree
-from node.cache import CHECKOUT, NodeError, cache_dir, key_of, made_once, remove_tree
+from node.cache import CHECKOUT, NodeError, cache_dir, key_of, locked, made_once, remove_tree
 from node.machine import Node
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -176,10 +176,9 @@ def _built(name: str, tag: str, *options: str) -> Path:
         # Every change of the sources makes another: the last few will do.
         for old in sorted(directory.parent.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)[:-3]:
             remove_tree(old)
-        own = f"{tag}-{key}"  # another checkout may be at it at the same time
-        _said([sys.executable, str(CHECKOUT / "scripts/image"), f"--tag={own}", *options])
-        _said(["buildah", "push", "--quiet", own, f"docker-archive:{target}:{tag}"])
-        _said(["buildah", "untag", own])
+        with locked(directory.parent / f".{name}.lock"):  # another checkout builds what is called the same
+            _said([sys.executable, str(CHECKOUT / "scripts/image"), f"--tag={tag}", *options])
+            _said(["buildah", "push", "--quiet", tag, f"docker-archive:{target}:{tag}"])
 
     return made_once(cache_dir() / "images" / f"{name}-{key}", make) / f"{name}.tar"
 
