@@ -110,6 +110,11 @@ NAME_LIMIT = 63
 _SUFFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 # What needs no quoting in TOML, in a shell, in a systemd unit or in containerd's globs.
 _PREFIX = re.compile(r"/[A-Za-z0-9._+@=/-]*")
+# The syntax of a label's key, which Kubernetes has taints follow.
+_TAINT_KEY = re.compile(
+    r"((?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
 
 log = logging.getLogger(__name__)
 
@@ -306,9 +311,16 @@ def _taints(values: Reader) -> tuple[str, ...]:
     for taint in taints:
         key, colon, effect = taint.partition(":")
         if not key or (colon and effect not in TAINT_EFFECTS):
-            values.problem(
-                "startupTaints",
-                f"{describe(taint)} is neither `key` nor `key:effect` with an effect of "
-                f"{', '.join(TAINT_EFFECTS)}",
+            what = f"is neither `key` nor `key:effect` with an effect of {', '.join(TAINT_EFFECTS)}"
+        elif "=" in key[1:]:
+            bare = key.partition("=")[0] + colon + effect
+            what = f"has a value, as kubectl writes taints, but it is meant whatever that is: write {bare}"
+        elif not _TAINT_KEY.fullmatch(key):
+            what = (
+                "has no key that a taint can have: write it as `kubectl describe node` shows it, such as "
+                "example.com/not-yet:NoSchedule"
             )
+        else:
+            continue
+        values.problem("startupTaints", f"{describe(taint)} {what}")
     return taints

@@ -492,6 +492,33 @@ def test_null_counts_as_not_given_anywhere(tmp_path: Path) -> None:
             id="taint-effect",
         ),
         pytest.param(
+            "startupTaints: ['example.com/kata=soon:NoSchedule']",
+            'startupTaints: the string "example.com/kata=soon:NoSchedule" has a value, as kubectl writes '
+            "taints, but it is meant whatever that is: write example.com/kata:NoSchedule",
+            id="taint-with-a-value",
+        ),
+        pytest.param(
+            "startupTaints: ['example.com/kata=']",
+            'startupTaints: the string "example.com/kata=" has a value, as kubectl writes taints, but it is '
+            "meant whatever that is: write example.com/kata",
+            id="taint-with-an-empty-value",
+        ),
+        *(
+            pytest.param(
+                f"startupTaints: ['{taint}']",
+                f'startupTaints: the string "{taint}" has no key that a taint can have: write it as `kubectl '
+                "describe node` shows it, such as example.com/not-yet:NoSchedule",
+                id=name,
+            )
+            for name, taint in {
+                "taint-to-be-removed": "example.com/kata-",
+                "taint-with-a-blank": "a b:NoSchedule",
+                "taint-with-two-slashes": "a/b/c",
+                "taint-of-a-domain-in-capitals": "Example.com/kata",
+                "taint-without-a-name": "example.com/:NoExecute",
+            }.items()
+        ),
+        pytest.param(
             "shims: {qemu: {dropIn: '[runtime'}}",
             "shims.qemu.dropIn: is not valid TOML: Expected ']' at the end of a table declaration (at end of "
             "document)",
