@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kata_node.errors import KubeError, UnfitNodeError, UsageError
+from kata_node.errors import KubeError, UsageError
 from kata_node.kube_access import open_client
 from kata_node.kube_failures import (
     OTHER_SERVER,
@@ -113,7 +113,7 @@ class Kube:
         self,
         request: Callable[[Client], T],
         deadline: float,
-        refuse: Callable[[Failure, int], KubeError | UnfitNodeError],
+        refuse: Callable[[Failure, int], KubeError],
     ) -> T:
         """What ``request(client)`` returns, see :func:`kata_node.kube_patience.persist`."""
         return persist(lambda: request(self._client), deadline, self.clock, self.request_timeout, refuse)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kata_node.errors import KubeError, UnfitNodeError
+from kata_node.errors import KubeError
 
 if TYPE_CHECKING:
     import httpx2
@@ -17,8 +17,8 @@ class ConflictError(KubeError):
     """The Node changed after it was read, so a change meant for what was read was not made."""
 
 
-class NoSuchNodeError(UnfitNodeError):
-    """The cluster has no Node of this name."""
+class NoSuchNodeError(KubeError):
+    """The cluster has no Node of this name, for now: its kubelet may yet register it, or do so again."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def refusal(failure: Failure, verb: str, name: str, server: str, tries: int) -> KubeError | UnfitNodeError:
+def refusal(failure: Failure, verb: str, name: str, server: str, tries: int) -> KubeError:
     """The error for a request that failed ``tries`` times, the last time so, and is not made again."""
     what = f"the API server {failure.what}" + (f" (asked {tries} times)" if tries > 1 else "")
     match failure.status, failure.reason:
@@ -101,8 +101,9 @@ def refusal(failure: Failure, verb: str, name: str, server: str, tries: int) -> 
             return NoSuchNodeError(
                 f"the cluster has no Node named {name}",
                 where=server,
-                hint="check NODE_NAME (in a pod it comes from spec.nodeName), and that the node is still "
-                "part of this cluster",
+                hint="NODE_NAME has to be a name that `kubectl get nodes` shows; in a pod it comes from "
+                "spec.nodeName. If that is right, the kubelet has not registered this node yet, or the Node "
+                "was deleted and comes back when the kubelet restarts: then run again",
             )
         case 409, _:
             return ConflictError(what, where=f"node/{name}", hint="run again")
