@@ -32,8 +32,9 @@ from kata_node.runtime_settings import (
     SnapshotterSettings,
     read_containerd,
     read_snapshotter,
+    read_user_drop_in,
 )
-from kata_node.selection import CustomRuntime, ShimSettings, read_custom_runtimes, read_toml, select
+from kata_node.selection import CustomRuntime, ShimSettings, read_custom_runtimes, select
 from kata_node.shims import Shim
 from kata_node.values import Reader, describe, read_yaml
 
@@ -209,7 +210,7 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
     prefix = _prefix(values, prefix_key, prefix)
     suffix = _suffix(values, suffix_key, suffix)
     with values.section("containerd") as containerd:
-        user_drop_in = read_toml(containerd, "userDropIn")
+        user_drop_in = read_user_drop_in(containerd)
         containerd_settings = read_containerd(containerd)
     with values.section("snapshotter") as snapshotter:
         snapshotter_settings = read_snapshotter(snapshotter)

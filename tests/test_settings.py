@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -528,6 +529,38 @@ def test_null_counts_as_not_given_anywhere(tmp_path: Path) -> None:
             "containerd: {userDropIn: 'a = 1\n\n  a = 2'}",
             "containerd.userDropIn: is not valid TOML: Cannot overwrite a value (at end of document)",
             id="user-drop-in-no-toml",
+        ),
+        *(
+            pytest.param(
+                json.dumps({"containerd": {"userDropIn": drop_in}}),
+                f"containerd.userDropIn: {problem}; containerd does not start with that",
+                id=f"user-drop-in-{name}",
+            )
+            for name, drop_in, problem in (
+                ("version", "version = 'x'", 'version is the string "x", not a whole number'),
+                ("version-true", "Version = true", "Version is true, not a whole number"),
+                ("plugins", "plugins = 5", "plugins is the number 5, not a table"),
+                (
+                    "plugin",
+                    "[plugins]\n'io.containerd.cri.v1.runtime' = []",
+                    "plugins.io.containerd.cri.v1.runtime is a list, not a table",
+                ),
+                ("imports", "imports = 'x'", 'imports is the string "x", not an array of strings'),
+                ("disabled", "disabled_plugins = [1]", "disabled_plugins is a list, not an array of strings"),
+                ("debug", "debug = true", "debug is true, not a table"),
+                (
+                    "runtime",
+                    "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes]\nmine = 'runc'",
+                    "plugins.io.containerd.cri.v1.runtime.containerd.runtimes.mine is the string "
+                    '"runc", not a table',
+                ),
+                (
+                    "default",
+                    "[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndefault_runtime_name = 1",
+                    "plugins.io.containerd.grpc.v1.cri.containerd.default_runtime_name is the number 1, "
+                    "not a string",
+                ),
+            )
         ),
         pytest.param(
             "shims: {qemu: {agent: {noProxy: 'a, b'}}}",
