@@ -15,6 +15,7 @@ from kata_node.actions import Tools
 from kata_node.cri_config import CriConfig
 from kata_node.errors import CriError, HostError, SystemdError
 from kata_node.host import globs, kernel
+from kata_node.host.journal import complaints
 from kata_node.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -255,13 +256,16 @@ class RestartRuntime:
             unit = tools.systemd().unit(self.unit)
             if unit is None or unit.active_state == "failed":
                 raise SystemdError(
-                    "the runtime did not start", where=self.unit, hint=f"look at journalctl -u {self.unit}"
+                    "the runtime did not start",
+                    where=self.unit,
+                    hint=f"run `{complaints(self.unit)}` on the node to see why",
                 )
             error: CriError | None
             try:
                 handlers = self._served(tools, max(0.1, deadline - time.monotonic()))
             except CriError as answer:
-                error = answer
+                hint = f"{answer.hint}; run `{complaints(self.unit)}` on the node"
+                error = CriError(answer.what, where=answer.where, hint=hint.removeprefix("; "))
                 # Only an answer can be wrong; a socket nobody listens on yet is a runtime starting.
                 answered = getattr(answer, "reason", None) in (Reason.NO_CRI, Reason.ERROR)
             else:
@@ -284,7 +288,7 @@ def _verdict(
         return CriError(
             f"the runtime serves, but without {_names(missing)}",
             where=unit,
-            hint=f"see in journalctl -u {unit} why it left that out",
+            hint=f"run `{complaints(unit)}` on the node to see why it left that out",
         )
     if lingering:
         return CriError(f"the runtime still serves {_names(lingering)}", where=unit)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kata_node.actions import Tools
 from kata_node.errors import SystemdError
+from kata_node.host.journal import complaints
 
 TIMEOUT = 120.0  # seconds for one of these acts
 
@@ -59,7 +60,7 @@ class StartUnit:
             raise SystemdError(
                 f"the unit just started is {state}",
                 where=self.unit,
-                hint=f"run `journalctl -u {self.unit} -n 50` on the node to see why",
+                hint=f"run `{complaints(self.unit)}` on the node to see why",
             )
 
 

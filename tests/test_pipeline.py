@@ -33,6 +33,7 @@ from kata_node.errors import HostError, KubeError, LockedError
 from kata_node.facts import Options, host_check
 from kata_node.host import lock
 from kata_node.host.files import Root
+from kata_node.host.journal import complaints
 from stages import artifacts, claim, cri, label, remove_artifacts, revert_cri, unclaim, unlabel
 
 CRI = (artifacts, cri)
@@ -353,6 +354,13 @@ def test_a_runtime_that_a_killed_run_left_stopped_is_started_and_put_back_if_tha
     assert exit_code(reports) == 4, reports
     assert node.handlers == ("runc",)
     assert state(node) == "nothing"
+
+
+def test_a_runtime_that_came_up_without_the_cri_is_told_with_the_way_to_see_why(
+    node: FakeNode, payload: Path
+) -> None:
+    (error,) = errors(run(node, INSTALL, payload, user_drop_in=NO_CRI))
+    assert complaints("containerd.service") in str(error)
 
 
 def test_a_runtime_that_somebody_stopped_after_the_run_was_killed_is_started(

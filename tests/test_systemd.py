@@ -24,6 +24,7 @@ from unix_peer import UnixPeer, listen
 
 from kata_node.errors import SystemdError
 from kata_node.host.files import Root
+from kata_node.host.journal import complaints
 from kata_node.host.systemd import JobError, Systemd, Unit
 from kata_node.host.systemd_connect import BUS_SOCKET, PATIENCE, PRIVATE_SOCKET
 
@@ -558,7 +559,7 @@ def test_a_restart_that_fails_says_how_its_job_ended(
     assert caught.value.result == result
     assert caught.value.what.endswith(what)
     assert caught.value.where == "containerd.service"
-    assert "journalctl -u containerd.service" in caught.value.hint
+    assert complaints("containerd.service") in caught.value.hint
 
 
 def test_a_unit_that_a_condition_keeps_down_is_not_taken_for_restarted(host: Host) -> None:
@@ -804,7 +805,7 @@ def test_a_reload_that_fails_says_how_its_job_ended(host: Host, result: str, wha
     assert caught.value.result == result
     assert caught.value.what.endswith(what)
     assert caught.value.where == "crio.service"
-    assert "journalctl -u crio.service" in caught.value.hint
+    assert complaints("crio.service") in caught.value.hint
 
 
 def test_a_unit_that_cannot_reload_is_to_be_restarted(host: Host) -> None:

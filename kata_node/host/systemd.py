@@ -18,6 +18,7 @@ from kata_node.host import systemd_calls as calls
 from kata_node.host import systemd_connect
 from kata_node.host.dbus import Connection, RefusedError
 from kata_node.host.files import Root
+from kata_node.host.journal import complaints
 from kata_node.host.sockets import explain
 
 _NOT_APPLICABLE = "org.freedesktop.systemd1.JobTypeNotApplicable"
@@ -153,7 +154,7 @@ class Systemd:
                 f"{_RELOAD_RESULTS.get(result, 'systemd could not reload it')} ({result})",
                 result=result,
                 where=name,
-                hint=f"run `journalctl -u {unit} -n 50` on the node to see why",
+                hint=f"run `{complaints(name)}` on the node to see why",
             )
 
     def start(self, name: str, timeout: float) -> None:
@@ -228,7 +229,7 @@ class Systemd:
                 f"{reason.format(verb=verb)} ({', '.join(words)})",
                 result=result,
                 where=name,
-                hint=f"run `journalctl -u {unit} -n 50` on the node to see why",
+                hint=f"run `{complaints(name)}` on the node to see why",
             )
 
     def _retried(self, ask: Callable[[Connection], T], deadline: float) -> T:
