@@ -69,8 +69,13 @@ def _without_us(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes
             return None, ""
         if is_at_hand(each.before, facts):
             return facts.backups[each.before.sha256], ""
-    edited = "edited by somebody since, " if known and not recognised else ""
+    edited = bool(known and not recognised)
     if is_drop_in(path):
-        return None, edited and f"{edited}removed all the same for it was ours"
+        return None, "edited by somebody since, removed all the same for it was ours" if edited else ""
     left = keeper(facts.config, path, receipt).without_us(path, there.content)
-    return left, f"{edited}only our entry taken out" if edited and left != there.content else ""
+    if not edited or left == there.content:
+        return left, ""
+    other = facts.others_wrote.get((path, digest))
+    # Of an installation that has gone again there is no record to tell it from a person.
+    who = f"by the installation {other}" if other else "by somebody, or by an installation that has gone,"
+    return left, f"changed {who} since, only our entry taken out"

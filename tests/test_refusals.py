@@ -121,3 +121,32 @@ def test_the_main_file_made_for_two_needs_no_restart_when_one_of_them_has_gone(
     assert node.restarts == restarts
     assert errors(run(node, REVERT, payload, multi_install_suffix="blue")) == []
     assert node.root.read(MAIN) is None
+
+
+def notes_of(reports: list[StageReport]) -> list[str]:
+    return [note for report in reports for note in report.notes if MAIN in note]
+
+
+def test_a_file_that_another_installation_changed_is_not_taken_for_edited_by_somebody(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
+    reports = run(node, REVERT, payload)
+    assert errors(reports) == []
+    assert notes_of(reports) == [f"changed by the installation blue since, only our entry taken out: {MAIN}"]
+    reports = run(node, REVERT, payload, multi_install_suffix="blue")
+    assert notes_of(reports) == [
+        f"changed by somebody, or by an installation that has gone, since, only our entry taken out: {MAIN}"
+    ]
+    assert node.root.read(MAIN) == CONFIG
+
+
+def test_an_edit_of_the_admin_is_told_apart_from_what_another_installation_did(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
+    node.root.write(MAIN, (node.root.read(MAIN) or b"") + b"# a new admin\n")
+    (note,) = notes_of(run(node, REVERT, payload))
+    assert note.startswith("changed by somebody, or ")

@@ -66,6 +66,8 @@ class RuntimeFacts:
     """Those that run on handlers of ours which may be taken away; ``None`` when nobody could tell."""
     nydus: NydusFacts | None = None
     """The nydus-snapshotter of this instance; ``None`` where the runtime has no snapshotters."""
+    others_wrote: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """By a file's path and the digest of what another instance wrote there last: which one."""
 
     @property
     def contents(self) -> dict[str, bytes]:
@@ -136,6 +138,11 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
         _told_config(unit),
         () if options.offline else _pods(look, home, ours, served, silence if up else None),
         look_at_nydus(look, home.units) if runtime.name == "containerd" else None,
+        {
+            (file.path, file.after): other.instance
+            for other in receipts.others(root, receipt.install_dir)
+            for file in (other.cri.files if other.cri else ())
+        },
     )
 
 
