@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +20,7 @@ from kata_node.errors import HostError
 from kata_node.host import files
 from kata_node.receipt import Receipt
 from kata_node.report import Check
+from kata_node.text import counted as counted
 from kata_node.text import human as human
 from kata_node.text import unified_diff
 
@@ -201,7 +202,7 @@ class RemoveDirs:
 
     def describe(self) -> str:
         """One line."""
-        return f"remove {_count(self.paths, 'empty directory', 'empty directories')}"
+        return f"remove {counted(len(self.paths), 'empty directory', 'empty directories')}"
 
     def diff(self) -> str:
         """A line each."""
@@ -278,7 +279,7 @@ class MakeLinks:
 
     def describe(self) -> str:
         """One line."""
-        return f"link {_count(self.links, 'file', 'files')}"
+        return f"link {counted(len(self.links), 'file')}"
 
     def diff(self) -> str:
         """A line each."""
@@ -311,7 +312,7 @@ class PlaceFiles:
 
     def describe(self) -> str:
         """One line."""
-        count = _count([entry for entry in self.entries if entry.kind != "dir"], "file", "files")
+        count = counted(sum(entry.kind != "dir" for entry in self.entries), "file")
         return f"place {count} ({human(self.size)}) below {self.install_dir}"
 
     def diff(self) -> str:
@@ -355,7 +356,7 @@ class RemoveFiles:
 
     def describe(self) -> str:
         """One line."""
-        return f"remove {_count(self.paths, 'file', 'files')} below {self.install_dir}"
+        return f"remove {counted(len(self.paths), 'file')} below {self.install_dir}"
 
     def diff(self) -> str:
         """A line each."""
@@ -374,7 +375,3 @@ class RemoveFiles:
             info = tools.root.lstat(f"{self.install_dir}/{path}")
             if info is not None and not stat.S_ISDIR(info.st_mode):
                 raise HostError("the file just removed is still there", where=f"{self.install_dir}/{path}")
-
-
-def _count(things: Sequence[object], one: str, many: str) -> str:
-    return f"{len(things)} {one if len(things) == 1 else many}"

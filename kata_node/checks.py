@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kata_node import checks_snapshotters, containerd_read, handback, support
-from kata_node.actions import human
+from kata_node import checks_snapshotters, containerd_read, handback, layout, support
+from kata_node.actions import counted, human
 from kata_node.cri_config import own_paths
 from kata_node.errors import KataNodeError, SystemdError
 from kata_node.facts.artifacts import ArtifactFacts
@@ -132,7 +132,7 @@ def _live(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Check]:
             permanent=not runtime.unit,
         )
     if runtime.handlers is not None:
-        yield Check("cri", "pass", f"answers, and serves {len(runtime.handlers)} named handlers")
+        yield Check("cri", "pass", f"answers, and serves {counted(len(runtime.handlers), 'named handler')}")
     else:
         reason = "does not answer after a run that did not finish"
         yield Check("cri", "warn", reason, "none needed: the cri stage goes on from there")
@@ -194,8 +194,8 @@ def _foreign(settings: Settings, facts: HostCheckFacts) -> Check:
     return Check(
         "foreign",
         "fail",
-        f"{len(facts.conflicts)} files that kata-node did not place stand in the way below "
-        f"{settings.install_dir}: {', '.join(facts.conflicts[:3])}",
+        f"{layout.in_the_way(facts.conflicts)} below {settings.install_dir}: "
+        + ", ".join(facts.conflicts[:3]),
         "remove the earlier installation with the tool that made it",
     )
 

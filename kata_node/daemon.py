@@ -133,7 +133,7 @@ class Daemon:
                 return child.code
             pause = self._pauses.after(child.code or 1, tries)
             why = self._why(child)
-            self._say(f"not installed, tried {tries} times: {why}")
+            self._say(f"not installed, tried {'once' if tries == 1 else f'{tries} times'}: {why}")
             log.warning("the install is tried again in %.0f s: %s", pause, why)
             self._until(lambda: self._leaving, pause)
         return None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,7 @@ from kata_node.kata_config import drop_ins, parse
 from kata_node.kata_merge import Table, section
 from kata_node.payload_rules import BUILTIN_PREFIX
 from kata_node.receipt import Placed
+from kata_node.text import counted
 
 if TYPE_CHECKING:
     from kata_node.handlers import Handler
@@ -167,6 +168,12 @@ class Difference:
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.stale or self.stale_dirs)
+
+
+def in_the_way(conflicts: Sequence[str]) -> str:
+    """A sentence of the ``conflicts`` of a difference, to be gone on with."""
+    count, stand = counted(len(conflicts), "file"), "stands" if len(conflicts) == 1 else "stand"
+    return f"{count} that kata-node did not place {stand} in the way"
 
 
 def compare(

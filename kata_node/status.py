@@ -22,6 +22,7 @@ from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
 from kata_node.receipt import Receipt
 from kata_node.settings import DEFAULT_INSTALL_DIR, Settings
+from kata_node.text import counted
 from kata_node.transaction import is_owed
 from kata_node.versions import UNKNOWN, Runtime
 
@@ -204,7 +205,7 @@ def _lines(status: Status) -> list[str]:
     lines = [
         f"{status.instance}: {status.install_dir}, release {status.release or 'unknown'}, "
         f"by kata-node {status.program}",
-        f"  artifacts  {PLAINLY.get(status.artifacts, status.artifacts)}, {status.files} files",
+        f"  artifacts  {PLAINLY.get(status.artifacts, status.artifacts)}, {counted(status.files, 'file')}",
         f"  cri        {PLAINLY.get(status.cri, status.cri)}"
         + (f", {status.runtime} {status.unit}".rstrip() if status.runtime else ""),
     ]

@@ -1,4 +1,4 @@
-"""How bytes and sizes are shown to people. Pure."""
+"""How bytes, sizes and numbers of things are shown to people. Pure."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def unified_diff(path: str, before: bytes | None, after: bytes | None) -> str:
     return "".join(
         line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in diff
     )
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """So many things: ``1 file``, ``2 files``; ``many`` where that takes more than an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def human(size: int) -> str:

@@ -16,6 +16,7 @@ from kata_node.actions import (
     RemoveDirs,
     RemoveFiles,
     WriteFile,
+    counted,
     human,
 )
 from kata_node.errors import UnfitNodeError
@@ -36,14 +37,14 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     """
     before = receipt.artifacts
     placed = before.files if before else {}
-    in_place = f"all {before.count if before else 0} files in place"
+    count = before.count if before else 0
+    in_place = "the one file in place" if count == 1 else f"all {count} files in place"
     if facts.wanted is None:
         return Plan(in_place)
     difference = layout.compare(facts.wanted, facts.found, placed, facts.digests)
     if difference.conflicts:
         raise UnfitNodeError(
-            f"{len(difference.conflicts)} files that kata-node did not place stand in the way: "
-            + ", ".join(difference.conflicts[:5]),
+            f"{layout.in_the_way(difference.conflicts)}: {', '.join(difference.conflicts[:5])}",
             where=settings.install_dir,
             hint="remove the earlier installation with the tool that made it, or set env.installationPrefix",
         )
@@ -119,4 +120,4 @@ def _summary(difference: layout.Difference) -> str:
     size = human(sum(want.size for want in difference.missing))
     files = sum(want.kind != "dir" for want in difference.missing)
     removed = f", {len(difference.stale)} no longer wanted removed" if difference.stale else ""
-    return f"{files} files placed ({size}){removed}"
+    return f"{counted(files, 'file')} placed ({size}){removed}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kata_node.actions import Action, Forget, Plan, Record, RemoveDirs, RemoveFiles
+from kata_node.actions import Action, Forget, Plan, Record, RemoveDirs, RemoveFiles, counted
 from kata_node.cri_config import is_drop_in
 from kata_node.errors import KataNodeError
 from kata_node.facts.artifacts import RemovalFacts
@@ -46,4 +46,4 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
     # Empty, it is of no use to anybody, even when a run was killed after it forgot that it made it.
     made_dirs = reversed(before.made_dirs) if before else ()
     actions.append(RemoveDirs(tuple(dict.fromkeys((install_dir, *made_dirs)))))
-    return Plan(f"{before.count if before else 0} files removed", tuple(actions), notes=left)
+    return Plan(f"{counted(before.count if before else 0, 'file')} removed", tuple(actions), notes=left)

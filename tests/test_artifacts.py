@@ -165,3 +165,16 @@ def test_elsewhere_the_link_for_qemu_leads_to_the_installation(root: Root, paylo
     assert bundle.resolve() == root.resolve("/srv/opt/kata")
     run(root, payload, settings("qemu", install_dir="/srv/opt/kata"), remove_artifacts)
     assert not root.resolve("/srv/opt").exists()
+
+
+def test_a_single_file_is_spoken_of_as_one(root: Root, payload: Path) -> None:
+    shim = root.resolve("/opt/kata/bin/containerd-shim-kata-v2")
+    run(root, payload, settings("qemu"))
+    shim.unlink()
+    assert run(root, payload, settings("qemu")).summary.startswith("1 file placed (")
+    run(root, payload, settings("qemu"), remove_artifacts)
+    shim.parent.mkdir(parents=True)
+    shim.write_bytes(b"mine")
+    report = run(root, payload, settings("qemu"))
+    assert report.error is not None
+    assert report.error.what.startswith("1 file that kata-node did not place stands in the way: ")

@@ -96,7 +96,7 @@ def test_between_two_tries_it_says_what_went_wrong_and_can_be_sent_away(tmp_path
     with daemon(tmp_path, NEVER_AGAIN) as it:
         it.child("install").ends(1, failure("artifacts", "no space left on device", "/opt"))
         it.says("tried again in 10000 s")
-        told = "not installed, tried 1 times: artifacts: no space left on device (/opt)"
+        told = "not installed, tried once: artifacts: no space left on device (/opt)"
         assert it.get("/readyz") == (503, told)
         it.terminate()
         it.child("wanted").ends(0)
