@@ -5,6 +5,7 @@ from __future__ import annotations
 from kata_node.actions import Plan
 from kata_node.facts.node import OFFLINE, LabelFacts, look
 from kata_node.labelling import settled
+from kata_node.labels import SHARED, mark
 from kata_node.receipt import Receipt
 from kata_node.settings import Settings
 
@@ -19,10 +20,18 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     The labels stay, as ``false``, until the node is clean: what cannot be finished now is found by them.
     """
     if not facts.name:
-        left = (
-            "labels that this machine may have in a cluster stay: set NODE_NAME and KUBECONFIG to remove them"
-        )
-        return Plan(f"nothing to unlabel: {facts.reason}", notes=() if facts.reason == OFFLINE else (left,))
+        left = () if facts.reason == OFFLINE else (_by_hand(receipt.instance, facts.has_others),)
+        return Plan(f"nothing to unlabel: {facts.reason}", notes=left)
     actions = settled(facts, receipt.instance, "withdrawn")
     said = "no longer labelled" if actions else "not labelled"
     return Plan(f"Node {facts.name} is {said} as serving {receipt.instance}", actions)
+
+
+def _by_hand(instance: str, has_others: bool) -> str:
+    """How to take the labels away without this program; the shared one is that of the others too."""
+    keys = (mark(instance),) if has_others else (mark(instance), SHARED)
+    command = " ".join(("kubectl label node NAME", *(f"{key}-" for key in keys)))
+    return (
+        f"labels that this machine may have in a cluster stay: remove them with `{command}`, NAME being what "
+        "`kubectl get nodes` shows it as, or revert again with NODE_NAME and KUBECONFIG set"
+    )

@@ -708,6 +708,23 @@ def test_the_labels_come_with_the_install_and_go_with_the_revert(
     assert cluster.labels == {"kubernetes.io/hostname": "n1"}
 
 
+def test_a_revert_that_knows_of_no_cluster_tells_how_to_remove_the_labels_it_leaves(
+    node: FakeNode, payload: Path
+) -> None:
+    """The shared label is that of the other installation too, until that one goes."""
+    for suffix in ("", "blue"):
+        assert errors(run(node, INSTALL, payload, multi_install_suffix=suffix)) == []
+    unlabelled, *_ = run(node, REVERT, payload, multi_install_suffix="blue")
+    (note,) = unlabelled.notes
+    assert "`kubectl label node NAME kata-deploy.katacontainers.io/blue-`" in note
+    unlabelled, *_ = run(node, REVERT, payload)
+    (note,) = unlabelled.notes
+    keys = "kata-deploy.katacontainers.io/default- katacontainers.io/kata-runtime-"
+    assert f"`kubectl label node NAME {keys}`" in note
+    unlabelled, *_ = run(node, REVERT, payload, offline=True, runtime="containerd://2.1.9")
+    assert unlabelled.notes == ()
+
+
 def test_a_node_is_claimed_before_anything_is_written_to_it(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node import kube_access
+from kata_node import receipt as receipts
 from kata_node.facts import Look
 from kata_node.kube_failures import NoSuchNodeError
 
@@ -35,6 +36,8 @@ class LabelFacts:
     name: str = ""
     host_machine_id: str = ""
     """Of the machine this runs on; empty in a container that has nothing of it."""
+    has_others: bool = False
+    """Whether other instances are on this machine, as far as it is seen; not looked for with a ``name``."""
 
 
 def look(look: Look) -> LabelFacts:
@@ -64,4 +67,5 @@ def look(look: Look) -> LabelFacts:
         options.expected_machine_id,
         name,
         host,
+        not name and any(receipts.others(look.tools.root, look.receipt.install_dir)),
     )
