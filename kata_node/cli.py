@@ -193,10 +193,11 @@ def status(
     _check_host_root(common)
     with _tools(common) as tools:
         found = statuses.gather(_settings(common), _options(common), tools, deep=deep)
+        node = statuses.look_at_node(_options(common), tools)
     if common.output is Output.TEXT:
-        say(statuses.to_text(found))
+        say(statuses.to_text(found, node))
     else:
-        say_json(statuses.to_json(found))
+        say_json(statuses.to_json(found, node))
     return 0
 
 

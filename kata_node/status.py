@@ -1,4 +1,7 @@
-"""Every installation on this node, as its receipt tells and the host confirms. Changes nothing."""
+"""Every installation on this node, as its receipt tells and the host confirms, and the Node's labels.
+
+Changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import dataclasses
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kata_node import kube_access
 from kata_node import receipt as receipts
 from kata_node.actions import Tools
 from kata_node.cri_config import is_drop_in
@@ -20,6 +24,7 @@ from kata_node.facts.artifacts import find
 from kata_node.facts.runtime import find_home, find_unit
 from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
+from kata_node.labels import MARK_PREFIX, SHARED
 from kata_node.receipt import Receipt
 from kata_node.settings import DEFAULT_INSTALL_DIR, Settings
 from kata_node.text import counted
@@ -27,6 +32,7 @@ from kata_node.transaction import is_owed
 from kata_node.versions import UNKNOWN, Runtime
 
 CALL_TIMEOUT = 5.0  # seconds
+CLUSTER_TIMEOUT = 3.0  # seconds; the labels are told by the way
 
 PLAINLY = {
     "placing": "half placed",
@@ -61,6 +67,15 @@ class Status:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class NodeLabels:
+    """Those of the Node ``name`` that speak of Kata, or in ``error`` why they are not known."""
+
+    name: str
+    labels: Mapping[str, str]
+    error: str = ""
+
+
 def gather(settings: Settings, options: Options, tools: Tools, *, deep: bool) -> list[Status]:
     """Look at every receipt there is. ``deep`` compares content by digest.
 
@@ -86,6 +101,21 @@ def gather(settings: Settings, options: Options, tools: Tools, *, deep: bool) ->
         hint = "run kata-node revert with its env.installationPrefix and env.multiInstallSuffix"
         found.append(_unreadable(install_dir, KataNodeError(what, hint=hint)))
     return found
+
+
+def look_at_node(options: Options, tools: Tools) -> NodeLabels | None:
+    """Its labels; ``None`` where nothing tells which Node this is, or there is nobody to be asked."""
+    name = options.node_name
+    if options.offline or not name or kube_access.find_credentials() is None:
+        return None
+    try:
+        kube = tools.kube()
+        found = kube.node(name, kube.within(CLUSTER_TIMEOUT)).labels
+    except KataNodeError as error:
+        place = f" ({error.where})" if error.where else ""
+        return NodeLabels(name, {}, f"{error.what}{place}")
+    ours = {key: found[key] for key in sorted(found) if key == SHARED or key.startswith(MARK_PREFIX)}
+    return NodeLabels(name, ours)
 
 
 def _unreadable(install_dir: str, error: KataNodeError) -> Status:
@@ -187,16 +217,22 @@ def _install_dirs(content: bytes) -> set[str]:
     return {found.decode(errors="replace") for each in (_SHIM, _IMPORT) for found in each.findall(content)}
 
 
-def to_json(statuses: Sequence[Status]) -> dict[str, Any]:
+def to_json(statuses: Sequence[Status], node: NodeLabels | None) -> dict[str, Any]:
     """One JSON document."""
-    return {"outcome": "ok", "installations": [dataclasses.asdict(status) for status in statuses]}
+    document = {"outcome": "ok", "installations": [dataclasses.asdict(status) for status in statuses]}
+    return document | ({"node": dataclasses.asdict(node)} if node else {})
 
 
-def to_text(statuses: Sequence[Status]) -> str:
-    """A paragraph per installation."""
-    if not statuses:
-        return "no installation on this node"
-    return "\n\n".join("\n".join(_lines(status)) for status in statuses)
+def to_text(statuses: Sequence[Status], node: NodeLabels | None) -> str:
+    """A paragraph per installation, and one for the Node."""
+    paragraphs = [_lines(status) for status in statuses] or [["no installation on this node"]]
+    return "\n\n".join("\n".join(lines) for lines in (*paragraphs, *([_of_node(node)] if node else [])))
+
+
+def _of_node(node: NodeLabels) -> list[str]:
+    labels = [f"  label      {key}={value}" for key, value in node.labels.items()]
+    none = f"not known: {node.error}" if node.error else "none of Kata"
+    return [f"Node {node.name}", *(labels or [f"  labels     {none}"])]
 
 
 def _lines(status: Status) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fakes import MAIN, FakeNode
+from fakes import MAIN, FakeKube, FakeNode
 from kinds import KINDS
 from kinds import make_node as make_kind
 from runs import INSTALL, REVERT, errors, make_node, run, small_payload
 
-from kata_node import settings, status
+from kata_node import kube_access, settings, status
+from kata_node.errors import KubeError
 from kata_node.facts import Options
 
 
@@ -85,3 +87,56 @@ def test_what_is_left_of_an_installation_that_was_deleted_by_hand_is_told(
     (found,) = status.gather(wanted, Options(payload), node.tools(), deep=False)
     assert found.install_dir == "/opt/kata"
     assert "there is no record of it" in found.error
+
+
+LABELS = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/blue": "false"}
+AWAY = KubeError("the API server gave no answer", where="node/n1 at https://api", hint="see the log")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKube:
+    node = make_node(tmp_path / "host")
+    node.kube = FakeKube(node, {"kubernetes.io/hostname": "n1", **LABELS})
+    monkeypatch.setenv("KUBECONFIG", "/etc/kubernetes/admin.conf")
+    return node.kube
+
+
+def test_the_labels_of_the_node_are_told_where_there_are_credentials(
+    cluster: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = cluster.host.tools()
+    node = status.look_at_node(Options(Path("/payload"), node_name="n1"), tools)
+    assert status.to_text([], node).splitlines() == [
+        "no installation on this node",
+        "",
+        "Node n1",
+        "  label      kata-deploy.katacontainers.io/blue=false",
+        "  label      katacontainers.io/kata-runtime=true",
+    ]
+    assert status.to_json([], node)["node"] == {"name": "n1", "labels": LABELS, "error": ""}
+    for options in (Options(Path("/payload")), Options(Path("/payload"), node_name="n1", offline=True)):
+        assert status.look_at_node(options, tools) is None
+    monkeypatch.setattr(kube_access, "find_credentials", lambda: None)
+    assert status.look_at_node(Options(Path("/payload"), node_name="n1"), tools) is None
+    assert "node" not in status.to_json([], None)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param({"labels": {"a": "b"}}, "labels     none of Kata", id="none"),
+        pytest.param(
+            {"error": AWAY},
+            "labels     not known: the API server gave no answer (node/n1 at https://api)",
+            id="server-away",
+        ),
+        pytest.param({"away": 1}, "labels     not known: there is no such Node (node/n1)", id="no-node"),
+    ],
+)
+def test_a_status_without_labels_says_why_and_is_no_failure(
+    cluster: FakeKube, change: dict[str, Any], says: str
+) -> None:
+    for name, value in change.items():
+        setattr(cluster, name, value)
+    node = status.look_at_node(Options(Path("/payload"), node_name="n1"), cluster.host.tools())
+    assert status.to_text([], node).splitlines()[-1].strip() == says
