@@ -5,12 +5,12 @@ All failures are permanent: no retry brings a newer containerd, a kernel module,
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kata_node import nydus, snapshotters
+from kata_node import nydus, snapshotters, toml_edit
 from kata_node.cri_config import own_paths
+from kata_node.errors import HostError
 from kata_node.facts.snapshotters import PATH, SnapshotterFacts
 from kata_node.handlers import Handler, handlers
 from kata_node.report import Check
@@ -286,8 +286,8 @@ def _parsed(texts: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
     """What is broken, or a template, is for other rows."""
     for text in texts:
         try:
-            yield tomllib.loads(text.decode())
-        except ValueError:
+            yield toml_edit.load(text, "")
+        except HostError:
             continue
 
 

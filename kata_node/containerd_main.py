@@ -88,7 +88,7 @@ def check_main(
     that it serves: only the CRI can give that.
     """
     problems: list[str] = []
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, Mapping[str, Any]] = {}
     for path, content in files.items():
         try:
             tables[path] = load(content, path)

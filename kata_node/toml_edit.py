@@ -16,6 +16,7 @@ file with two spellings is refused.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import tomllib
@@ -45,10 +46,16 @@ def quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def load(content: bytes, where: str) -> dict[str, Any]:
-    """Parse a TOML file. Raises :class:`HostError` that tells the line and column."""
+@functools.lru_cache(maxsize=32)
+def _loaded(content: bytes) -> Mapping[str, Any]:
+    """One stage asks for the same few files, as they are and as they are to be, dozens of times."""
+    return tomllib.loads(content.decode())
+
+
+def load(content: bytes, where: str) -> Mapping[str, Any]:
+    """Parse a TOML file, to be read only. Raises :class:`HostError` that tells the line and column."""
     try:
-        return tomllib.loads(content.decode())
+        return _loaded(content)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         what = f"this is not valid TOML: line {line} is not UTF-8"

@@ -336,7 +336,7 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] 
     return out
 
 
-def _parsed(content: bytes) -> dict[str, Any] | None:
+def _parsed(content: bytes) -> Mapping[str, Any] | None:
     """What it says; ``None`` when it is not valid TOML."""
     try:
         return load(content, "")

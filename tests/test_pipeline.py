@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,26 @@ def state(node: FakeNode, install_dir: str = "/opt/kata") -> str:
 
 
 # What the admin wrote
+
+
+def test_a_large_file_of_the_admin_is_not_parsed_again_and_again(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 1 MB takes a quarter of a second each time."""
+    marker = "mirror-of-the-admin"
+    write(node, MAIN, CONFIG + f"[plugins.'{marker}']\n".encode())
+    parsed: list[str] = []
+    loads = tomllib.loads
+
+    def counted(text: str) -> dict[str, Any]:
+        if marker in text:
+            parsed.append(text)
+        return loads(text)
+
+    monkeypatch.setattr(tomllib, "loads", counted)
+    for stages in (INSTALL, INSTALL, REVERT):
+        assert errors(run(node, stages, payload)) == []
+    assert len(parsed) < 10  # more than a hundred when every question parses it
 
 
 def test_an_edit_by_the_admin_survives_an_update_and_the_revert_after_it(
