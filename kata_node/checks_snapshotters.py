@@ -303,9 +303,12 @@ def _stated_otherwise(settings: Settings, runtime: RuntimeFacts) -> Iterator[str
 
 
 def _discards(configurations: Iterable[Mapping[str, Any]]) -> bool:
-    table = snapshotters.plugin_tables(configurations, snapshotters.SCHEMA_2_TABLE)
-    containerd = table.get("containerd")
-    return isinstance(containerd, dict) and containerd.get("discard_unpacked_layers") is True
+    parsed = tuple(configurations)
+    found = (
+        snapshotters.plugin_tables(parsed, plugin).get("containerd")
+        for plugin in snapshotters.WHOLE_CRI.values()
+    )
+    return any(isinstance(each, dict) and each.get("discard_unpacked_layers") is True for each in found)
 
 
 def _names(groups: Iterable[Iterable[Handler]]) -> str:

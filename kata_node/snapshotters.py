@@ -49,8 +49,10 @@ COMPONENT = "nydus-snapshotter"
 """The component of the payload with nydus-snapshotter's programs, and their directory in it."""
 
 IMAGES_TABLE = "io.containerd.cri.v1.images"
-"""The plugin that pulls images, in every schema but 2."""
+"""The plugin that pulls images, in every schema from 3 on."""
 SCHEMA_2_TABLE = "io.containerd.grpc.v1.cri"
+WHOLE_CRI = {1: "cri", 2: SCHEMA_2_TABLE}
+"""By the older schemas: the plugin that is all of the CRI, its images under ``containerd``."""
 
 EROFS_TABLE = "io.containerd.snapshotter.v1.erofs"
 EROFS_DIFFER_TABLE = "io.containerd.differ.v1.erofs"
@@ -176,7 +178,8 @@ def tables(settings: Settings, handlers: Iterable[Handler], schema: int, version
         images["discard_unpacked_layers"] = False
     plugins: dict[str, Any] = {}
     if images:
-        plugins |= {SCHEMA_2_TABLE: {"containerd": images}} if schema == 2 else {IMAGES_TABLE: images}
+        whole = WHOLE_CRI.get(schema)
+        plugins |= {whole: {"containerd": images}} if whole else {IMAGES_TABLE: images}
     if names and version.major >= 2:
         platforms = {name: {"snapshotter": snapshotter} for name, snapshotter in names.items()}
         plugins.setdefault(IMAGES_TABLE, {})["runtime_platforms"] = platforms

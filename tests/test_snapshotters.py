@@ -128,6 +128,7 @@ def test_debug_variants_and_every_other_handler_with_a_snapshotter_are_told_of()
 @pytest.mark.parametrize(
     ("version", "schema", "path"),
     [
+        pytest.param("1.7.34", 1, ("cri", "containerd"), id="1.7-schema-1"),
         pytest.param("1.7.34", 2, (CRI, "containerd"), id="1.7"),
         pytest.param("2.0.0", 2, (CRI, "containerd"), id="2.0-schema-2"),
         pytest.param("2.1.9", 3, (IMAGES,), id="schema-3"),
@@ -605,6 +606,15 @@ def rows(
             {"version": "containerd://1.7.34", "main": DISCARD},
             "discard_unpacked_layers = false",
             id="1.7-that-discards-layers",
+        ),
+        pytest.param(
+            settings(qemu="overlayfs"),
+            {
+                "version": "containerd://1.7.34",
+                "main": b"[plugins.cri.containerd]\ndiscard_unpacked_layers = true\n",
+            },
+            "discard_unpacked_layers = false",
+            id="1.7-that-discards-layers-by-schema-1",
         ),
         pytest.param(settings(qemu="nosuch"), {}, "proxy_plugins", id="unheard-of-snapshotter"),
         pytest.param(settings(qemu="nydus"), {}, "add nydus to snapshotter.setup", id="nobodys-nydus"),
