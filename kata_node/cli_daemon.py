@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -16,6 +17,12 @@ from kata_node.errors import UsageError
 
 if TYPE_CHECKING:
     from kata_node.daemonset import Answer
+
+LOOK_AGAIN = 10.0
+"""Seconds after which a Node that is not selected is looked at again: what labels it may be restarting,
+and a kubelet that registers anew writes old labels back."""
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
@@ -88,6 +95,15 @@ def _ask(name: str, node: str, timeout: float) -> Answer:
 
     namespace, _, name = name.partition("/")
     with Kube.connect() as kube:
-        deadline = kube.within(timeout)
-        found = kube_daemonset.find(kube, namespace, name, deadline)
-        return daemonset.still_wanted(found, node, lambda: kube.node(node, deadline).labels)
+
+        def look() -> Answer:
+            deadline = kube.within(timeout)
+            found = kube_daemonset.find(kube, namespace, name, deadline)
+            return daemonset.still_wanted(found, node, lambda: kube.node(node, deadline).labels)
+
+        answer = look()
+        if answer.wanted or answer.for_good:
+            return answer
+        log.info("%s; looking again in %.0f s, for labels come and go", answer.reason, LOOK_AGAIN)
+        kube.clock.sleep(LOOK_AGAIN)
+        return look()

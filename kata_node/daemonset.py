@@ -15,10 +15,14 @@ Labels = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether it does, and why; ``reason`` is a sentence without a full stop."""
+    """Whether it does, and why; ``reason`` is a sentence without a full stop.
+
+    ``for_good`` is a no that no label of the Node can change.
+    """
 
     wanted: bool
     reason: str
+    for_good: bool = False
 
 
 def still_wanted(daemonset: Mapping[str, Any] | None, node: str, labels: Callable[[], Labels]) -> Answer:
@@ -28,9 +32,9 @@ def still_wanted(daemonset: Mapping[str, Any] | None, node: str, labels: Callabl
     counts as a wish to stay: to take Kata away disturbs more than to leave it.
     """
     if daemonset is None:
-        return Answer(False, "the DaemonSet is gone")
+        return Answer(False, "the DaemonSet is gone", for_good=True)
     if daemonset["metadata"].get("deletionTimestamp"):
-        return Answer(False, "the DaemonSet is being deleted")
+        return Answer(False, "the DaemonSet is being deleted", for_good=True)
     return _selects(daemonset["spec"]["template"]["spec"], node, labels())
 
 

@@ -248,8 +248,33 @@ def test_the_question_is_answered_by_its_exit_code(
     requests = asked(answers)
     result = console.run("wanted", *POD)
     assert (result.code, says in result.out) == (code, True)
-    assert requests == [f"GET {what}" for what in answers]
+    looks = 2 if "node" in answers and code else 1
+    assert requests == [f"GET {what}" for what in answers] * looks
     assert console.run("wanted", *POD, "--output=json").json["wanted"] is (code == 0)
+
+
+def test_a_label_that_comes_back_at_once_was_nobodys_wish(
+    console: Console, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"daemonset": (200, DAEMONSET), "node": node()}
+    asked(answers)
+    connect = Kube.connect
+
+    def reconnected() -> Kube:
+        kube = connect()
+        pass_time = kube.clock.sleep
+
+        def labelled(seconds: float) -> None:
+            answers["node"] = node(zone="a")
+            pass_time(seconds)
+
+        kube.clock = Clock(kube.clock.now, labelled, kube.clock.jitter)
+        return kube
+
+    monkeypatch.setattr(Kube, "connect", reconnected)
+    result = console.run("wanted", *POD)
+    assert result.code == 0
+    assert "this one has no label zone; looking again in 10 s" in result.err
 
 
 @pytest.mark.parametrize(

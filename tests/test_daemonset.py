@@ -132,3 +132,9 @@ def test_without_a_daemonset_it_is_not_wanted_whatever_the_node_is(
 )
 def test_the_label_that_does_not_fit_is_named(selector: Mapping[str, str], says: str) -> None:
     assert says in asked(daemonset(nodeSelector=selector)).reason
+
+
+def test_only_what_no_label_can_change_is_a_no_for_good() -> None:
+    assert asked(None).for_good
+    assert asked({"metadata": {"deletionTimestamp": "2026-11-01T00:00:00Z"}}).for_good
+    assert not asked(daemonset(nodeSelector={"zone": "elsewhere"})).for_good
