@@ -232,7 +232,6 @@ def daemon(
     cli_daemon.check(common, daemonset)
     _check_host_root(common)
     _check_rights(common, INSTALL)
-    _settings(common)  # what is wrong with them is told now, and once
     own = {"daemonset": daemonset, "daemonset_timeout": daemonset_timeout}
     cli_daemon.become(common, listen, own)
 

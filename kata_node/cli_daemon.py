@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kata_node import daemon, daemon_health
 from kata_node.cli_options import Common, Output, variable
 from kata_node.cli_result import say, say_json
-from kata_node.errors import UsageError
+from kata_node.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
     from kata_node.daemonset import Answer
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 LOOK_AGAIN = 10.0
 """Seconds after which a Node that is not selected is looked at again: what labels it may be restarting,
 and a kubelet that registers anew writes old labels back."""
+
+_ANYWAY = {
+    "installation_prefix": ("env", "installationPrefix"),
+    "multi_install_suffix": ("env", "multiInstallSuffix"),
+    "k8s_distribution": ("k8sDistribution",),
+    "cri_socket": ("containerd", "runtimeSocket"),
+}
+"""What of the values tells an installation from others, or how to reach its runtime, by its option."""
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +58,8 @@ def become(common: Common, listen: str, own: Mapping[str, Any]) -> NoReturn:
     """Go on as the daemon, in this process; ``own`` are the options that only its commands have."""
     listener = daemon_health.listen(listen)
     daemon.hold_signals()
-    command = daemon.command_line(listener, common.log_level, str(common.termination_log))
+    told = str(common.termination_log)
+    command = daemon.command_line(listener, common.log_level, told, by_name(common))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -70,6 +79,31 @@ def environment(common: Common, own: Mapping[str, Any]) -> dict[str, str]:
             value = "1" if value else ""
         if value not in (None, ""):
             result[variable(name)] = str(value)
+    return result
+
+
+def by_name(common: Common) -> dict[str, str]:
+    """The variables of a revert that does without the values file; none where that does not say which.
+
+    Revert goes by the record of an installation. So it needs no more of the values than where that is, and
+    that much can be read of a file of which the rest is wrong.
+    """
+    from kata_node.values import read_yaml
+
+    if common.config is None:
+        return {}
+    result = {variable("config"): "", variable("shims"): ""}
+    try:
+        values = read_yaml(str(common.config))
+    except SettingsError:
+        return {}
+    for option, keys in _ANYWAY.items():
+        found: object = values
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if not isinstance(found, str | None):
+            return {}
+        result[variable(option)] = getattr(common, option) or found or ""
     return result
 
 

@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kata_node import log as logs
 from kata_node.daemon_health import Probes, State
@@ -52,8 +52,8 @@ log = logging.getLogger("kata_node.daemon")  # where it is the program that is r
 class Pauses:
     """Seconds before the next try, and the most that doubling makes of them.
 
-    An install that was put back has restarted the runtime twice, so that waits longer. Before each further
-    try to revert there is one of ``revert``; after them it is given up, for the pod is to go.
+    What was put back has restarted the runtime twice, so that waits longer. A pod that reverts is waited
+    for, and what keeps it, pods on Kata above all, may be gone any moment.
     """
 
     def __init__(
@@ -61,17 +61,19 @@ class Pauses:
         *,
         first: float = 10,
         longest: float = 300,
+        longest_of_revert: float = 60,
         first_if_put_back: float = 60,
         longest_if_put_back: float = 1800,
-        revert: Sequence[float] = (5, 10, 20, 40),
     ) -> None:
         self._usual = first, longest
+        self._revert = first, longest_of_revert
         self._put_back = first_if_put_back, longest_if_put_back
-        self.revert = revert
 
-    def after(self, code: int, tries: int) -> float:
-        """Before an install is tried again that ended with ``code``, the ``tries``-th time in a row."""
-        first, longest = self._put_back if code == RolledBackError.exit_code else self._usual
+    def after(self, code: int, tries: int, *, reverting: bool = False) -> float:
+        """Before that is tried again which has ended with ``code``, the ``tries``-th time in a row."""
+        first, longest = self._revert if reverting else self._usual
+        if code == RolledBackError.exit_code:
+            first, longest = self._put_back
         return min(longest, first * 2.0 ** min(tries - 1, 20))
 
 
@@ -92,7 +94,8 @@ class Daemon:
     """The life of such a pod. Made in the main thread, after :func:`hold_signals`.
 
     ``program`` is run with the word for what it is to do added, and leaves what went wrong in the file
-    ``termination_log``, if there is one.
+    ``termination_log``, if there is one. ``by_name`` are variables with which it reverts even where its
+    settings are wrong; without any it cannot.
     """
 
     def __init__(
@@ -100,10 +103,12 @@ class Daemon:
         program: Sequence[str],
         termination_log: str,
         listener: socket.socket,
+        by_name: Mapping[str, str],
         pauses: Pauses | None = None,
     ) -> None:
         self._program = program
         self._termination_log = termination_log
+        self._by_name = by_name
         self._pauses = pauses or Pauses()
         self._state = State(False, "starting")
         self._children: dict[int, Child] = {}
@@ -114,13 +119,12 @@ class Daemon:
     def run(self) -> int:
         """Live it, and return the exit code."""
         self._probes.start()
-        if self._try_to_install() == USAGE:
-            return USAGE
+        self._try_to_install()
         self._until(lambda: self._leaving)
         return self._leave()
 
-    def _try_to_install(self) -> int | None:
-        """Until it is there, cannot be, or the pod is to go: the code of the last try, if that has ended."""
+    def _try_to_install(self) -> None:
+        """Until it is there, cannot be, or the pod is to go."""
         tries = 0
         self._note_signals(0)
         while not self._leaving:
@@ -130,45 +134,64 @@ class Daemon:
             self._until(lambda: self._install_ended or self._leaving)
             if child.code in (None, DONE, UNFIT, USAGE):
                 self._tell_of(child)
-                return child.code
+                return
             pause = self._pauses.after(child.code or 1, tries)
             why = self._why(child)
             self._say(f"not installed, tried {'once' if tries == 1 else f'{tries} times'}: {why}")
             log.warning("the install is tried again in %.0f s: %s", pause, why)
             self._until(lambda: self._leaving, pause)
-        return None
 
     def _tell_of(self, child: Child) -> None:
         if child.code == DONE:
             self._say("installed", ready=True)
             log.info("installed; waiting for the pod to end")
-        elif child.code == UNFIT:
+        elif child.code is not None:
+            # It does not end over this: Kata may be here of old, and then somebody has to take it away.
             why = self._why(child)
             self._say(f"not installed, and not to be: {why}")
             log.error("nothing more is tried on this node until the pod is made anew: %s", why)
 
     def _leave(self) -> int:
-        """Revert if it is clear that Kata is not wanted here any more. All else leaves the node as it is."""
+        """Revert if it is clear that Kata is not wanted here any more. All else leaves the node as it is.
+
+        A revert that fails is tried again for as long as the pod is let live.
+        """
         self._say("ending")
-        code = DONE
-        for tries, pause in enumerate((*self._pauses.revert, None)):
-            answer = self._run("wanted")
+        tries = 0
+        while True:
+            answer = self._run("wanted").code
             if answer == DONE or (answer != UNWANTED and not tries):
                 return self._stay(answer)
             self._end_install(signal.SIGINT)
-            self._say("reverting")
-            code = self._run("revert")
-            if code in (DONE, UNFIT, USAGE) or pause is None:
-                break
-            log.warning("the revert is tried again in %.0f s: %s", pause, _meaning(code))
-            self._until(lambda: False, pause)
-        if code != DONE:
+            tries += 1
+            self._say("reverting" if tries == 1 else f"reverting, try {tries}")
+            child = self._revert()
+            code = child.code or DONE
+            if code == DONE:
+                return DONE
+            why = self._why(child)
+            if code in (UNFIT, USAGE):
+                log.error("not everything was taken away; run `kata-node revert` on this node: %s", why)
+                return code
+            pause = self._pauses.after(code, tries, reverting=True)
+            self._say(f"not reverted, tried {tries} times: {why}")
             log.error(
-                "not everything was taken away, and the pod is to go: run `kata-node revert` on this node"
+                "not everything was taken away; that is tried again in %.0f s, and if the pod is ended "
+                "before, run `kata-node revert` on this node: %s",
+                pause,
+                why,
             )
-        return max(code, 1) if code else DONE  # a signal has no exit code of its own
+            self._until(lambda: False, pause)
 
-    def _stay(self, answer: int) -> int:
+    def _revert(self) -> Child:
+        """Where the settings are wrong now: revert what is known of this installation without them."""
+        child = self._run("revert")
+        if child.code == USAGE and self._by_name:
+            log.warning("reverting by the name of this installation alone: %s", self._why(child))
+            child = self._run("revert", self._by_name)
+        return child
+
+    def _stay(self, answer: int | None) -> int:
         if answer != DONE:
             log.error(
                 "whether Kata is still wanted on this node could not be found out, so it stays; if it is "
@@ -190,21 +213,21 @@ class Daemon:
     def _install_ended(self) -> bool:
         return self._install is not None and self._install.code is not None
 
-    def _run(self, word: str) -> int:
-        child = self._start(word)
+    def _run(self, word: str, variables: Mapping[str, str] | None = None) -> Child:
+        child = self._start(word, variables)
         self._until(lambda: child.code is not None)
-        assert child.code is not None
-        return child.code
+        return child
 
-    def _start(self, word: str) -> Child:
+    def _start(self, word: str, variables: Mapping[str, str] | None = None) -> Child:
         if word != "wanted":  # which changes nothing that the pod's status should tell
             with contextlib.suppress(OSError):
                 os.truncate(self._termination_log, 0)
         command = [*self._program, word]
         # Ignored signals would stay so in the child: a shell's `&` ignores SIGINT, Python SIGPIPE.
         reset = (*ENDS, signal.SIGPIPE)
+        env = {**os.environ, **(variables or {})}
         try:
-            pid = os.posix_spawn(command[0], command, os.environ, setsid=True, setsigmask=(), setsigdef=reset)
+            pid = os.posix_spawn(command[0], command, env, setsid=True, setsigmask=(), setsigdef=reset)
         except OSError as error:
             raise KataNodeError(
                 f"the program cannot be started: {error.strerror}", where=command[0], hint="run it again"
@@ -267,13 +290,16 @@ def _meaning(code: int) -> str:
     return _MEANINGS.get(code, f"it ended with the exit code {code}")
 
 
-def command_line(listener: socket.socket, log_level: str, termination_log: str) -> tuple[str, ...]:
+def command_line(
+    listener: socket.socket, log_level: str, termination_log: str, by_name: Mapping[str, str]
+) -> tuple[str, ...]:
     """What the process that read the options is to become: the daemon, with nothing of what that needed.
 
     The children get the options by their variables, in the environment that it is given.
     """
     listener.set_inheritable(True)
-    return (*_python("kata_node.daemon"), str(listener.fileno()), log_level, termination_log)
+    given = (str(listener.fileno()), log_level, termination_log, json.dumps(by_name))
+    return (*_python("kata_node.daemon"), *given)
 
 
 def _python(module: str) -> tuple[str, ...]:
@@ -283,13 +309,13 @@ def _python(module: str) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str]) -> int:
     """Take up what :func:`command_line` says."""
-    descriptor, log_level, termination_log = arguments
+    descriptor, log_level, termination_log, by_name = arguments
     hold_signals()
     logs.setup(log_level)
     listener = socket.socket(fileno=int(descriptor))
     listener.set_inheritable(False)
     try:
-        return Daemon(_python("kata_node"), termination_log, listener).run()
+        return Daemon(_python("kata_node"), termination_log, listener, json.loads(by_name)).run()
     except KataNodeError as error:
         log.error("%s", error)
         return error.exit_code

@@ -53,15 +53,18 @@ with socket.socket(socket.AF_UNIX) as test:
 DAEMON = """
 import json, socket, sys
 from kata_node import daemon, log
-program, termination_log, pauses, descriptor = json.loads(sys.argv[1])
+program, termination_log, pauses, by_name, descriptor = json.loads(sys.argv[1])
 daemon.hold_signals()
 log.setup("info")
 listener = socket.socket(fileno=descriptor)
-sys.exit(daemon.Daemon(program, termination_log, listener, daemon.Pauses(**pauses)).run())
+pauses = daemon.Pauses(**pauses)
+sys.exit(daemon.Daemon(program, termination_log, listener, by_name, pauses).run())
 """
 
-AT_ONCE = {"first": 0, "first_if_put_back": 0, "revert": [0, 0]}
-NEVER_AGAIN = {"first": 10_000, "longest": 10_000, "first_if_put_back": 10_000, "longest_if_put_back": 10_000}
+AT_ONCE = {"first": 0, "first_if_put_back": 0}
+NEVER_AGAIN = dict.fromkeys(
+    ("first", "longest", "longest_of_revert", "first_if_put_back", "longest_if_put_back"), 10_000
+)
 
 
 def failure(stage: str, what: str, where: str = "", hint: str = "") -> dict[str, object]:
@@ -150,10 +153,12 @@ def daemon(
     wrapped: Sequence[str] = (),
     *,
     termination_log: bool = True,
+    by_name: Mapping[str, str] | None = None,
     asks: tuple[Sequence[str], Mapping[str, str]] | None = None,
 ) -> Iterator[Running]:
     """One that has just been started; ``wrapped`` is a command to run it by.
 
+    ``by_name`` are the variables to revert with where the settings are wrong.
     ``asks`` is a command with its environment that takes the place of the child ``wanted``.
     """
     path, log = directory / "children", directory / "termination-log"
@@ -168,7 +173,8 @@ def daemon(
         children.listen()
         children.settimeout(PATIENCE)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        given = [[str(program)], str(log), AT_ONCE if pauses is None else pauses, listener.fileno()]
+        pauses = AT_ONCE if pauses is None else pauses
+        given = [[str(program)], str(log), pauses, dict(by_name or {}), listener.fileno()]
         process = stack.enter_context(
             subprocess.Popen(
                 [*wrapped, sys.executable, "-P", "-c", DAEMON, json.dumps(given)],

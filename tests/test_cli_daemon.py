@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -53,7 +54,7 @@ def became(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Became]:
         with pytest.raises(Became) as caught:
             console.run("daemon", *console.place, "--listen=127.0.0.1:0", *arguments)
         (listener,) = heard
-        assert caught.value.command[-3] == str(listener.fileno())
+        assert caught.value.command[-4] == str(listener.fileno())
         assert listener.get_inheritable()
         listener.close()
         return caught.value
@@ -128,6 +129,46 @@ def test_the_variables_mean_to_its_children_what_the_options_meant(
     assert (wanted.code, wanted.json["wanted"]) == (0, True)
 
 
+def test_with_wrong_settings_it_is_there_all_the_same_and_its_children_can_revert(
+    console: Console,
+    became: Callable[..., Became],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("env: {installationPrefix: /srv, multiInstallSuffix: blue}\n")
+    offline = ("--offline", "--runtime=containerd://2.1.9")
+    placed = console.host / "srv/opt/kata-blue"
+    assert console.run("install", *console.place, *offline, f"--config={values}").code == 0
+    assert placed.is_dir()
+    values.write_text(values.read_text() + "shims: {qmeu: {enabled: true}}\n")
+    it = became(console, *offline, f"--config={values}", "--shims=none", "--output=json")
+    for name, value in it.environment.items():
+        monkeypatch.setenv(name, value)
+    assert console.run("install").code == console.run("revert").code == 2
+    for name, value in json.loads(it.command[-1]).items():
+        monkeypatch.setenv(name, value)
+    assert console.run("revert").code == 0
+    assert not placed.exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param("env: {multiInstallSuffix: 5}\n", id="a suffix that is no text"),
+        pytest.param("env: [\n", id="no YAML"),
+        pytest.param(None, id="no file"),
+    ],
+)
+def test_an_installation_that_the_values_do_not_name_is_not_guessed(
+    console: Console, became: Callable[..., Became], tmp_path: Path, values: str | None
+) -> None:
+    path = tmp_path / "values.yaml"
+    if values is not None:
+        path.write_text(values)
+    assert json.loads(became(console, "--offline", f"--config={path}").command[-1]) == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -139,7 +180,6 @@ def test_the_variables_mean_to_its_children_what_the_options_meant(
         pytest.param([*POD, "--listen=8090"], ["--listen 8090", "expected [HOST]:PORT"], id="no port"),
         pytest.param([*POD, "--dry-run"], ["--dry-run"], id="dry run"),
         pytest.param([*POD, "--daemonset-timeout=0"], ["--daemonset-timeout", "1 or more"], id="no time"),
-        pytest.param([*POD, "--shims=qmeu"], ["no shim qmeu"], id="settings"),
         pytest.param([*POD, "--host-root=/nowhere"], ["the host root is not there"], id="host root"),
     ],
 )

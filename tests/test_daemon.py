@@ -60,11 +60,16 @@ def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_told(tmp_path
         assert it.exit_code() == 0
 
 
-def test_wrong_settings_end_it_at_once(tmp_path: Path) -> None:
+def test_wrong_settings_are_told_and_the_pod_stays_to_take_away_what_is_there(tmp_path: Path) -> None:
     with daemon(tmp_path) as it:
         it.child("install").ends(2, failure("install", "no shim qmeu"))
-        assert it.exit_code() == 2
-        assert "qmeu" in it.log.read_text()
+        it.says("nothing more is tried on this node until the pod is made anew: install: no shim qmeu")
+        assert it.get("/readyz") == (503, "not installed, and not to be: install: no shim qmeu")
+        assert it.get("/healthz")[0] == 200
+        it.terminate()
+        it.child("wanted").ends(10)
+        it.child("revert").ends(0)
+        assert it.exit_code() == 0
 
 
 # --- an install that fails ----------------------------------------------------------------------------
@@ -131,6 +136,19 @@ def test_each_try_waits_longer_up_to_a_limit(code: int, pauses: list[float]) -> 
     assert Pauses().after(code, 10**6) == pauses[-1]
 
 
+@pytest.mark.parametrize(
+    ("code", "pauses"),
+    [
+        pytest.param(1, [10, 20, 40, 60, 60], id="failed"),
+        pytest.param(4, [60, 120, 240, 480, 960], id="put back, which restarted the runtime"),
+    ],
+)
+def test_a_pod_that_is_waited_for_tries_more_often_and_no_more_restarts_for_it(
+    code: int, pauses: list[float]
+) -> None:
+    assert [Pauses().after(code, tries, reverting=True) for tries in range(1, 6)] == pauses
+
+
 # --- its end ------------------------------------------------------------------------------------------
 
 
@@ -162,15 +180,41 @@ def test_what_could_not_be_found_out_takes_nothing_away(tmp_path: Path, code: in
         assert it.exit_code() == 1
 
 
-def test_a_revert_that_fails_is_tried_again_a_few_times(tmp_path: Path) -> None:
+def test_a_revert_that_fails_is_tried_again_for_as_long_as_the_pod_lives(tmp_path: Path) -> None:
     with daemon(tmp_path) as it:
         installed(it)
         it.terminate()
-        for code in (1, 5, -9):
+        for code in (1, 5, -9, 4, 1, 1, 1, 1):
             it.child("wanted").ends(10)
             it.child("revert").ends(code)
-        it.says("not everything was taken away")
-        assert it.exit_code() == 1
+        it.child("wanted").ends(10)
+        it.child("revert").ends(0)
+        assert it.exit_code() == 0
+
+
+def test_what_keeps_a_revert_is_told(tmp_path: Path) -> None:
+    with daemon(tmp_path, NEVER_AGAIN) as it:
+        installed(it)
+        it.terminate()
+        it.child("wanted").ends(10)
+        it.child("revert").ends(1, failure("revert-cri", "pods run on kata-qemu", hint="end them"))
+        why = "revert-cri: pods run on kata-qemu; end them"
+        it.says(f"in 10000 s, and if the pod is ended before, run `kata-node revert` on this node: {why}")
+        assert it.get("/readyz") == (503, f"not reverted, tried 1 times: {why}")
+
+
+def test_where_the_settings_are_wrong_it_reverts_by_what_names_the_installation(tmp_path: Path) -> None:
+    with daemon(tmp_path, by_name={"KATA_NODE_CONFIG": "", "KATA_NODE_MULTI_INSTALL_SUFFIX": "blue"}) as it:
+        it.child("install").ends(2)
+        it.terminate()
+        it.child("wanted").ends(10)
+        it.child("revert").ends(2, failure("revert", "no shim qmeu"))
+        it.says("by the name of this installation alone: revert: no shim qmeu")
+        revert = it.child("revert")
+        variables = Path(f"/proc/{revert.pid}/environ").read_bytes().split(b"\0")
+        assert {b"KATA_NODE_CONFIG=", b"KATA_NODE_MULTI_INSTALL_SUFFIX=blue"} <= {*variables}
+        revert.ends(0)
+        assert it.exit_code() == 0
 
 
 @pytest.mark.parametrize("code", [2, 3])
