@@ -1,4 +1,4 @@
-"""The image in the pod of a real DaemonSet, on a real node: installed, restarted, and taken off with it."""
+"""The image in the pod of a real DaemonSet, on a real node: when Kata stays there, and when it goes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from node.installing import HANDLERS, PAYLOAD, UNIT, WATCHED, kata_handlers, make_payload, with_kvm
+import pytest
+from node.installing import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, kata_handlers, make_payload, with_kvm
 from node.machine import Node
 from node.running import wait_until
 from node.snapshot import changes
@@ -17,6 +18,7 @@ from cluster.stages import ACCOUNT, prepare, stages_job
 NAME = "kata-deploy"
 OURS = ("katacontainers.io/kata-runtime", "kata-deploy.katacontainers.io/default")
 GRACE = 120
+MARK = "example.org/kata"
 LIMIT = 20 * 1024
 """KiB in which it has to wait."""
 
@@ -34,8 +36,19 @@ subjects: [{{kind: ServiceAccount, name: {ACCOUNT}, namespace: default}}]
 """
 
 
-def daemonset(node: str) -> dict[str, Any]:
-    """One of all that the stages mount, with the probes; pinned, for there is no scheduler."""
+# A runtime that takes its containers with it, as that of some distributions does, once.
+KILLS = """\
+[Service]
+ExecStartPre=/bin/sh -c 'echo "$$INVOCATION_ID" >>/run/starts; \
+    test ! -e /run/kill-once || { rm /run/kill-once; pkill --signal KILL --full "[k]ata_node"; }'
+"""
+
+
+def daemonset(node: str, version: str) -> dict[str, Any]:
+    """One of all that the stages mount, with the probes; pinned, for there is no scheduler.
+
+    Another ``version`` of its pods is one with other values.
+    """
     spec = stages_job("all", ("host-check", "claim", "artifacts", "cri"))["spec"]["template"]["spec"]
     stages = [*spec.pop("initContainers"), *spec.pop("containers")]
     mounts = {mount["mountPath"]: mount for stage in stages for mount in stage["volumeMounts"]}
@@ -51,16 +64,39 @@ def daemonset(node: str) -> dict[str, Any]:
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": 8090}, "periodSeconds": 1},
         "readinessProbe": {"httpGet": {"path": "/readyz", "port": 8090}, "periodSeconds": 1},
     }
-    pod = {**spec, "nodeName": node, "containers": [container], "terminationGracePeriodSeconds": GRACE}
+    pod = {
+        **spec,
+        "nodeName": node,
+        "nodeSelector": {MARK: "yes"},
+        "containers": [container],
+        "terminationGracePeriodSeconds": GRACE,
+    }
     del pod["restartPolicy"]
     labels = {"app": NAME}
-    template = {"metadata": {"labels": labels}, "spec": pod}
+    template = {"metadata": {"labels": labels, "annotations": {"version": version}}, "spec": pod}
     return {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
         "metadata": {"name": NAME},
         "spec": {"selector": {"matchLabels": labels}, "template": template},
     }
+
+
+def deploy(joined: Joined, version: str = "1", **more: Any) -> None:
+    """Apply it, with ``more`` on top of the values that all tests install."""
+    prepare(joined.cluster, {**VALUES, **more})
+    joined.cluster.kubectl("apply", "--filename=-", text=json.dumps(daemonset(joined.node.name, version)))
+
+
+def rolled_out(joined: Joined) -> None:
+    """Wait until the one pod there is has installed."""
+    joined.cluster.kubectl("rollout", "status", f"daemonset/{NAME}", "--timeout=120s")
+    wait_until(lambda: len(pods(joined)) == 1, "the pod before it is gone", timeout=GRACE)
+
+
+def select(joined: Joined, mark: str) -> None:
+    """Have the Node selected by ``yes``."""
+    joined.cluster.kubectl("label", "node", joined.node.name, f"{MARK}={mark}", "--overwrite")
 
 
 def pods(joined: Joined) -> list[Any]:
@@ -73,41 +109,119 @@ def labels(joined: Joined) -> dict[str, str]:
     return {name: value for name, value in node["metadata"]["labels"].items() if name in OURS}
 
 
-def memory(node: Node) -> int:
-    """KiB of the one process that stays."""
+def process(node: Node) -> str:
+    """The directory in ``/proc`` of the one that stays."""
     (pid,) = node.run(["pgrep", "--full", "kata_node"]).stdout.split()
-    status = node.run(["cat", f"/proc/{pid}/status"]).stdout
+    return f"/proc/{pid}"
+
+
+def memory(node: Node) -> int:
+    """KiB that it takes."""
+    status = node.run(["cat", f"{process(node)}/status"]).stdout
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
-def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonset(
-    joined: Joined, image: Path, tmp_path: Path
-) -> None:
-    cluster, node = joined.cluster, joined.node
+def connections(node: Node) -> list[str]:
+    """Its sockets, but for the one on which it is probed."""
+    files = node.run(["find", f"{process(node)}/fd", "-lname", "socket:*"]).stdout.split()
+    return files[1:]
+
+
+@pytest.fixture
+def ready(joined: Joined, image: Path, tmp_path: Path) -> Joined:
+    """A node on which nothing but the DaemonSet is missing."""
     joined.import_image(image)
-    with_kvm(node).mount(make_payload(tmp_path / "payload"), PAYLOAD)
-    prepare(cluster)
-    cluster.kubectl("apply", "--filename=-", text=MAY_LOOK)
+    with_kvm(joined.node).mount(make_payload(tmp_path / "payload"), PAYLOAD)
+    joined.cluster.kubectl("apply", "--filename=-", text=MAY_LOOK)
+    select(joined, "yes")
+    return joined
+
+
+def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonset(ready: Joined) -> None:
+    cluster, node = ready.cluster, ready.node
     before = node.snapshot(*WATCHED)
 
-    cluster.kubectl("apply", "--filename=-", text=json.dumps(daemonset(node.name)))
-    cluster.kubectl("rollout", "status", f"daemonset/{NAME}", "--timeout=120s")
+    deploy(ready)
+    rolled_out(ready)
     assert kata_handlers(node) == HANDLERS
-    assert labels(joined) == dict.fromkeys(OURS, "true")
+    assert labels(ready) == dict.fromkeys(OURS, "true")
     installed, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
     assert memory(node) < LIMIT
-    (pod,) = pods(joined)
+    assert connections(node) == []  # nobody is asked anything while it waits
+    (pod,) = pods(ready)
 
     cluster.kubectl("rollout", "restart", f"daemonset/{NAME}")
-    cluster.kubectl("rollout", "status", f"daemonset/{NAME}", "--timeout=120s")
-    wait_until(lambda: len(pods(joined)) == 1, "the first pod is gone", timeout=GRACE)
-    assert pods(joined)[0]["metadata"]["uid"] != pod["metadata"]["uid"]
+    rolled_out(ready)
+    assert pods(ready)[0]["metadata"]["uid"] != pod["metadata"]["uid"]
     assert changes(installed, node.snapshot(*WATCHED)) == []
     assert node.unit(UNIT).invocation == invocation
-    assert labels(joined) == dict.fromkeys(OURS, "true")
+    assert labels(ready) == dict.fromkeys(OURS, "true")
 
     cluster.kubectl("delete", "daemonset", NAME, "--wait=false")
-    wait_until(lambda: not pods(joined), "the pod has ended", timeout=GRACE)
+    wait_until(lambda: not pods(ready), "the pod has ended", timeout=GRACE)
     assert kata_handlers(node) == ()
-    assert labels(joined) == {}
+    assert labels(ready) == {}
     assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+def test_a_container_killed_by_the_restart_of_the_runtime_goes_on_without_another(ready: Joined) -> None:
+    node = ready.node
+    drop_in = node.root / "run/systemd/system/containerd.service.d"
+    drop_in.mkdir(parents=True)
+    (drop_in / "kills.conf").write_text(KILLS)
+    (node.root / "run/kill-once").touch()
+    node.run(["systemctl", "daemon-reload"])
+
+    deploy(ready)
+    rolled_out(ready)
+    assert not (node.root / "run/kill-once").exists()
+    [status] = pods(ready)[0]["status"]["containerStatuses"]
+    assert status["restartCount"] == 1
+    assert (node.root / "run/starts").read_text().split() == [node.unit(UNIT).invocation]
+    assert kata_handlers(node) == HANDLERS
+    assert labels(ready) == dict.fromkeys(OURS, "true")
+
+
+def test_a_node_is_left_when_it_is_selected_no_more_and_wrong_values_keep_nothing_there(
+    ready: Joined,
+) -> None:
+    cluster, node = ready.cluster, ready.node
+    before = node.snapshot(*WATCHED)
+    deploy(ready)
+    rolled_out(ready)
+
+    select(ready, "no")
+    wait_until(lambda: not pods(ready), "the pod has ended", timeout=GRACE)
+    assert labels(ready) == {}
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+    select(ready, "yes")
+    rolled_out(ready)
+    assert kata_handlers(node) == HANDLERS
+    files = node.snapshot("/opt/kata/bin")
+    deploy(ready, "2", shims={"qemu": {"enabled": True}})
+    rolled_out(ready)
+    assert kata_handlers(node) == ("kata-qemu",)
+    assert [
+        path for path in changes(files, node.snapshot("/opt/kata/bin")) if "containerd-shim" in path
+    ] == []
+
+    invocation = node.unit(UNIT).invocation
+    deploy(ready, "3", shims={"qmeu": {"enabled": True}})
+    wait_until(lambda: "nothing more is tried" in written(ready), "the pod has told of it", timeout=GRACE)
+    [status] = pods(ready)[-1]["status"]["containerStatuses"]
+    assert (status["restartCount"], status["ready"]) == (0, False)
+    assert node.unit(UNIT).invocation == invocation
+    assert kata_handlers(node) == ("kata-qemu",)
+
+    cluster.kubectl("delete", "daemonset", NAME, "--wait=false")
+    wait_until(lambda: not pods(ready), "the pod has ended", timeout=GRACE)
+    assert labels(ready) == {}
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+def written(joined: Joined) -> str:
+    """What the pods there are have logged."""
+    return "".join(
+        text for pod in pods(joined) for text in joined.logs("default", pod["metadata"]["name"]).values()
+    )
