@@ -13,7 +13,9 @@ from node.running import wait_until
 from node.snapshot import changes
 
 from cluster.joining import Joined
+from cluster.pods import Job, container, job
 from cluster.stages import ACCOUNT, prepare, stages_job
+from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, payload_that_runs
 
 NAME = "kata-deploy"
 OURS = ("katacontainers.io/kata-runtime", "kata-deploy.katacontainers.io/default")
@@ -225,3 +227,29 @@ def written(joined: Joined) -> str:
     return "".join(
         text for pod in pods(joined) for text in joined.logs("default", pod["metadata"]["name"]).values()
     )
+
+
+def test_an_uninstall_waits_for_pods_on_kata_and_is_completed_when_they_have_ended(
+    ready: Joined, tmp_path: Path
+) -> None:
+    cluster, node = ready.cluster, ready.node
+    node.mount(payload_that_runs(node, tmp_path / "runs"), PAYLOAD)
+    before = node.snapshot(*WATCHED)
+    deploy(ready, containerd={"userDropIn": AS_RUNC})
+    rolled_out(ready)
+    cluster.kubectl("apply", "--filename=-", text=json.dumps(RUNTIME_CLASS))
+    guest = {"runtimeClassName": "kata-qemu", "terminationGracePeriodSeconds": 0}
+    Job.create(
+        ready, job("guest", {**guest, "containers": [container("guest", "sleep", "infinity")]})
+    ).running()
+
+    cluster.kubectl("delete", "daemonset", NAME, "--cascade=foreground", "--wait=false")
+    wait_until(lambda: "not everything was taken away" in written(ready), "it has failed once")
+    assert "guest" in written(ready)
+    assert len(pods(ready)) == 1
+    assert labels(ready) == dict.fromkeys(OURS, "false")
+    cluster.kubectl("delete", "job", "guest", "--wait", "--cascade=foreground")
+    cluster.kubectl("wait", "daemonset", NAME, "--for=delete", f"--timeout={GRACE}s")
+    assert labels(ready) == {}
+    assert kata_handlers(node) == ()
+    assert changes(before, node.snapshot(*WATCHED)) == []
