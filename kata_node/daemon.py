@@ -131,7 +131,7 @@ class Daemon:
             tries += 1
             self._say("installing" if tries == 1 else f"installing, try {tries}")
             child = self._install = self._start("install")
-            self._until(lambda: self._install_ended or self._leaving)
+            self._until(lambda: self._leaving or not self._installs)
             if child.code in (None, DONE, UNFIT, USAGE):
                 self._tell_of(child)
                 return
@@ -159,10 +159,17 @@ class Daemon:
         self._say("ending")
         tries = 0
         while True:
-            answer = self._run("wanted").code
-            if answer == DONE or (answer != UNWANTED and not tries):
-                return self._stay(answer)
-            self._end_install(signal.SIGINT)
+            answer = self._ask()
+            if answer == DONE:
+                return DONE
+            if answer != UNWANTED and not tries:
+                log.error(
+                    "whether Kata is still wanted on this node could not be found out, so it stays; if it is "
+                    "not, run `kata-node revert` here"
+                )
+                return 1
+            if self._installs:
+                self._end_install(signal.SIGINT)
             tries += 1
             self._say("reverting" if tries == 1 else f"reverting, try {tries}")
             child = self._revert()
@@ -183,6 +190,16 @@ class Daemon:
             )
             self._until(lambda: False, pause)
 
+    def _ask(self) -> int | None:
+        """Whether Kata is wanted, once no install is under way that would leave it here."""
+        answer = self._run("wanted").code
+        if answer == UNWANTED or not self._installs:
+            return answer
+        # Whoever comes next goes on from where this one stops; it is spared that where there is time. The
+        # DaemonSet can be deleted meanwhile, and no other signal tells of that.
+        self._end_install()
+        return self._run("wanted").code
+
     def _revert(self) -> Child:
         """Where the settings are wrong now: revert what is known of this installation without them."""
         child = self._run("revert")
@@ -191,27 +208,16 @@ class Daemon:
             child = self._run("revert", self._by_name)
         return child
 
-    def _stay(self, answer: int | None) -> int:
-        if answer != DONE:
-            log.error(
-                "whether Kata is still wanted on this node could not be found out, so it stays; if it is "
-                "not, run `kata-node revert` here"
-            )
-        # Whoever comes next goes on from where this one stops; it is spared that where there is time.
-        self._end_install()
-        return DONE if answer == DONE else 1
-
     def _end_install(self, number: signal.Signals | None = None) -> None:
-        if self._install is None or self._install_ended:
-            return
+        assert self._install is not None
         log.info("waiting for the install under way to end")
         if number is not None:  # it puts back what it has begun
             os.kill(self._install.pid, number)
-        self._until(lambda: self._install_ended)
+        self._until(lambda: not self._installs)
 
     @property
-    def _install_ended(self) -> bool:
-        return self._install is not None and self._install.code is not None
+    def _installs(self) -> bool:
+        return self._install is not None and self._install.code is None
 
     def _run(self, word: str, variables: Mapping[str, str] | None = None) -> Child:
         child = self._start(word, variables)

@@ -256,6 +256,19 @@ def test_an_install_under_way_is_waited_for_where_kata_is_still_wanted(tmp_path:
         it.says("waiting for the install under way to end")
         assert it.process.poll() is None
         install.ends(1)  # and not tried again
+        it.child("wanted").ends(0)
+        assert it.exit_code() == 0
+
+
+def test_a_daemonset_that_is_deleted_while_an_install_is_waited_for_is_not_missed(tmp_path: Path) -> None:
+    with daemon(tmp_path) as it:
+        install = it.child("install")
+        it.terminate()
+        it.child("wanted").ends(0)
+        it.says("waiting for the install under way to end")
+        install.ends(0)
+        it.child("wanted").ends(10)
+        it.child("revert").ends(0)
         assert it.exit_code() == 0
 
 
@@ -266,6 +279,7 @@ def test_an_install_under_way_is_waited_for_where_nobody_can_be_asked(tmp_path: 
         it.child("wanted").ends(1)
         it.says("waiting for the install under way to end")
         install.ends(0)
+        it.child("wanted").ends(1)
         assert it.exit_code() == 1
 
 
