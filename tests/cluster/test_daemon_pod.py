@@ -15,7 +15,7 @@ from node.snapshot import changes
 from cluster.joining import Joined
 from cluster.pods import Job, container, job
 from cluster.stages import ACCOUNT, prepare, stages_job
-from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, payload_that_runs
+from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, events, payload_that_runs
 
 NAME = "kata-deploy"
 OURS = ("katacontainers.io/kata-runtime", "kata-deploy.katacontainers.io/default")
@@ -227,6 +227,24 @@ def written(joined: Joined) -> str:
     return "".join(
         text for pod in pods(joined) for text in joined.logs("default", pod["metadata"]["name"]).values()
     )
+
+
+def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(ready: Joined) -> None:
+    node = ready.node
+    node.run(["rm", "--force", "/dev/kvm"])
+    before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
+    deploy(ready)
+    wait_until(lambda: "nothing more is tried" in written(ready), "the pod has told of it", timeout=GRACE)
+    assert "/dev/kvm" in written(ready)
+    assert events(ready) == ["KataInstallFailed"]
+    [status] = pods(ready)[0]["status"]["containerStatuses"]
+    assert (status["restartCount"], status["ready"]) == (0, False)
+
+    ready.cluster.kubectl("delete", "daemonset", NAME, "--wait=false")
+    wait_until(lambda: not pods(ready), "the pod has ended", timeout=GRACE)
+    assert labels(ready) == {}
+    assert changes(before, node.snapshot(*WATCHED)) == []
+    assert node.unit(UNIT).invocation == invocation
 
 
 def test_an_uninstall_waits_for_pods_on_kata_and_is_completed_when_they_have_ended(
