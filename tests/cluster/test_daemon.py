@@ -123,7 +123,7 @@ def test_without_the_account_nothing_is_known(scene: Scene) -> None:
 def test_a_node_that_has_left_the_cluster_is_nobodys_wish(scene: Scene) -> None:
     scene.kubectl("delete", "node", scene.node)
     said = scene.asks()
-    assert said.code == 3
+    assert said.code == 1
     assert f"no Node named {scene.node}" in said.text
 
 
