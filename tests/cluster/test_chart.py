@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from cluster.charting import CHART
+from cluster.charting import CHART, apply
 from cluster.charts import (
     CUSTOM,
     EXAMPLES,
@@ -23,11 +24,14 @@ from cluster.charts import (
     kind,
     node_jobs,
     one,
+    pods,
     try_on,
 )
 from cluster.control_plane import Cluster
 from kata_node.distributions import HOMES
 
+WORKERS = "!node-role.kubernetes.io/control-plane,!node-role.kubernetes.io/master"
+LINUX = "kubernetes.io/os notin (windows)"
 BASES = {
     "daemonset": {},
     "job": JOB,
@@ -65,11 +69,11 @@ def test_helm_has_nothing_to_complain_about(cluster: Cluster, example: Document)
     [
         pytest.param(
             {},
-            {"labelSelector": "!node-role.kubernetes.io/control-plane,!node-role.kubernetes.io/master"},
+            {"labelSelector": f"{WORKERS},{LINUX}"},
             id="the default",
         ),
         pytest.param({"nodes": ["a", "b"], "nodeSelector": {"c": "d"}}, {"nodes": ["a", "b"]}, id="names"),
-        pytest.param({"nodeSelectorExpressions": []}, {"labelSelector": ""}, id="all"),
+        pytest.param({"nodeSelectorExpressions": []}, {"labelSelector": LINUX}, id="all"),
         pytest.param(
             {
                 "nodeSelector": {"a": "b"},
@@ -80,7 +84,7 @@ def test_helm_has_nothing_to_complain_about(cluster: Cluster, example: Document)
                     {"key": "i", "operator": "DoesNotExist"},
                 ],
             },
-            {"labelSelector": "a=b,c in (d,e),f notin (g),h,!i"},
+            {"labelSelector": f"a=b,c in (d,e),f notin (g),h,!i,{LINUX}"},
             id="everything",
         ),
     ],
@@ -90,10 +94,28 @@ def test_the_nodes_are_chosen_by_name_or_by_one_label_selector(
 ) -> None:
     assert dispatched(documents(cluster, JOB, {"job": values}))["install.yaml"]["selection"] == selection
     cleanup = dispatched(documents(cluster, JOB, {"job": {"cleanup": values}}))["cleanup.yaml"]["selection"]
-    expected = {"labelSelector": "katacontainers.io/kata-runtime"} if not values else selection
+    expected = {"labelSelector": f"katacontainers.io/kata-runtime,{LINUX}"} if not values else selection
     if values and "nodeSelectorExpressions" not in values and "nodes" not in values:
         expected = selection
     assert cleanup == expected
+
+
+def test_a_node_with_windows_gets_nothing(cluster: Cluster) -> None:
+    rendered = [*documents(cluster, JOB, {"job": {"nodeSelectorExpressions": []}}), *documents(cluster, {})]
+    for name, pod in pods(rendered).items():
+        spec = pod["spec"]
+        # By the scheduler, and where the dispatcher names the node itself, by the kubelet.
+        told = spec["os"]["name"] if "nodeName" in spec else spec["nodeSelector"]["kubernetes.io/os"]
+        assert told == "linux", name
+    mark = f"os-{secrets.token_hex(3)}"
+    for system in ("linux", "windows", ""):
+        labels = {mark: "", **({"kubernetes.io/os": system} if system else {})}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": mark + system, "labels": labels}}
+        apply(cluster, json.dumps(node))
+    selector = dispatched(rendered)["install.yaml"]["selection"]["labelSelector"]
+    found = cluster.kubectl("get", "nodes", f"--selector={mark},{selector}", "--output=name").stdout.split()
+    cluster.kubectl("delete", "nodes", f"--selector={mark}")
+    assert found == [f"node/{mark}", f"node/{mark}linux"]
 
 
 @pytest.mark.parametrize("runtime", ["containerd", "cri-o"])
@@ -210,8 +232,8 @@ def test_hooks_run_when_what_they_need_is_there(cluster: Cluster) -> None:
                 int(annotations["helm.sh/hook-weight"]),
             )
     assert hooks == {
-        "kata-deploy-install-dispatcher": ("Job", "post-install,post-upgrade", 0),
-        "verify": ("Pod", "post-install,post-upgrade", 100),
+        "kata-deploy-install-dispatcher": ("Job", "post-install,post-upgrade,post-rollback", 0),
+        "verify": ("Pod", "post-install,post-upgrade,post-rollback", 100),
         "kata-deploy-stop": ("Job", "pre-delete", -10),
         "kata-deploy-cleanup-dispatcher": ("Job", "pre-delete", 0),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from node.running import CommandFailed
 
 from cluster.charting import apply
 from cluster.charts import (
@@ -20,6 +21,7 @@ from cluster.charts import (
     documents,
     kind,
     one,
+    prepare,
 )
 from cluster.control_plane import Cluster
 from kata_node import handlers, settings
@@ -86,6 +88,7 @@ def test_a_custom_runtime_has_its_own_selector_behind_the_gate_and_the_overhead_
 
 
 def test_confidential_guests_go_where_node_feature_discovery_says_if_it_is_there(cluster: Cluster) -> None:
+    prepare(cluster)
     values = {"shims": {"qemu-tdx": {"runtimeClass": {"nodeSelector": {"by": "hand"}}}}}
 
     def selectors(*more: Document) -> dict[str, Any]:
@@ -111,6 +114,8 @@ def test_confidential_guests_go_where_node_feature_discovery_says_if_it_is_there
     }
     apply(cluster, json.dumps(worker))
     found = selectors()
+    with pytest.raises(CommandFailed, match=f"in the namespace {name}, and two would"):
+        selectors({"node-feature-discovery": {"enabled": True}})
     cluster.kubectl("delete", "namespace", name, "--wait=false")
     cluster.kubectl("delete", "daemonset", "node-feature-discovery-worker", f"--namespace={name}")
     for those in (part_of_it, found):

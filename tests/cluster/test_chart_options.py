@@ -20,6 +20,7 @@ from cluster.charts import (
     Document,
     documents,
     node_jobs,
+    one,
     try_on,
 )
 from cluster.control_plane import Cluster
@@ -61,7 +62,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "monitor.runtimeEndpoint": ({"monitor": {"enabled": True}}, "unix:///run/crio/crio.sock"),
     "monitor.logLevel": ({"monitor": {"enabled": True}}, "debug"),
     "monitor.port": ({"monitor": {"enabled": True}}, 8091),
-    "monitor.securityContext": ({"monitor": {"enabled": True}}, {"readOnlyRootFilesystem": True}),
+    "monitor.securityContext": ({"monitor": {"enabled": True}}, {"readOnlyRootFilesystem": False}),
     "monitor.resources": ({"monitor": {"enabled": True}}, {"limits": {"cpu": "1"}}),
     "k8sDistribution": ({}, "rke2"),
     "containerRuntime": ({}, "crio"),
@@ -82,7 +83,6 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "runningPods.waitSeconds": ({}, 60),
     "runningPods.ignore": (JOB, True),
     "debug": ({}, True),
-    "devkit": ({}, True),
     "logLevel": ({}, "warn"),
     "health.port": ({}, 9000),
     "health.startupProbe.enabled": ({}, False),
@@ -104,7 +104,6 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "shims.qemu.agent.httpsProxy": ({}, "http://proxy"),
     "shims.qemu.agent.noProxy": ({}, "example.org"),
     "shims.qemu-nvidia-gpu.nvrc.enableDCGM": ({}, True),
-    "shims.qemu-runtime-rs.hypervisor.rootless": ({}, True),
     "shims.qemu.runtimeClass.nodeSelector": ({}, {"a": "b"}),
     "shims.qemu.runtimeClass.overhead": ({}, {"memory": "1Gi", "example.org/keys": "1"}),
     "shims.qemu.runtimeClass.overheadEnabled": ({}, False),
@@ -114,7 +113,6 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "runtimeClasses.defaultName": ({"runtimeClasses": {"createDefault": True}}, "kata-default"),
     "runtimeClasses.overheadEnabled": ({}, False),
     "env.installationPrefix": (JOB, "/mnt/data"),
-    "env.hostOS": ({}, "cbl-mariner"),
     "env.multiInstallSuffix": ({}, "blue"),
     "node-feature-discovery.enabled": ({}, True),
     "verification.namespace": ({"verification": {"pod": POD}}, NAMESPACE),
@@ -127,6 +125,9 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "appArmor.type": (JOB, "Unconfined"),
     "rbac.admissionPolicy": ({}, "never"),
 }
+
+REFUSED = {"devkit": True, "env.hostOS": "cbl-mariner"}
+"""What the values can say and this release cannot do."""
 
 
 def at(path: str, value: object) -> Document:
@@ -156,7 +157,7 @@ def test_every_option_of_the_values_is_flipped_here() -> None:
     assert not [
         path
         for path in options(values)
-        if path not in FLIPS and not any(each.startswith(f"{path}.") for each in FLIPS)
+        if path not in {**FLIPS, **REFUSED} and not any(each.startswith(f"{path}.") for each in FLIPS)
     ]
 
 
@@ -201,13 +202,32 @@ def expression(operator: str, *values: str) -> Document:
             id="selectors",
         ),
         pytest.param({"image": {"reference": ""}}, "image.reference: is empty", id="no image"),
-        pytest.param({"image": {"reference": "a:b"}}, "put that into image.tag", id="a tag in the reference"),
-        pytest.param({"image": {"reference": f"a@{DIGEST}", "tag": "b"}}, "has a digest already", id="both"),
+        pytest.param({"image": {"reference": "a:b", "tag": "c"}}, "take out the tag c", id="two tags"),
+        pytest.param({"image": {"reference": f"a@{DIGEST}", "tag": "b"}}, "take out the tag b", id="both"),
         pytest.param({"image": {"tag": "sha256:12"}}, "is no whole digest", id="half a digest"),
         pytest.param(
             {"k8sDistribution": "k3s", "containerRuntime": "crio"}, "k3s runs containerd", id="k3s, crio"
         ),
         pytest.param({"containerd": {"configDir": "etc"}}, "not an absolute path", id="a relative path"),
+        pytest.param({"containerd": {"configDir": "/a/.."}}, "all of the node", id="the root"),
+        pytest.param(
+            {"containerd": {"runtimeSocket": "unix:///c.sock"}}, "all of the node", id="a socket there"
+        ),
+        pytest.param({"env": {"installationPrefix": "mnt"}}, "not an absolute path", id="a relative prefix"),
+        pytest.param({"startupTaints": ["a:Never"]}, "neither `key` nor `key:effect`", id="an effect"),
+        pytest.param(
+            {"resources": {"limits": {"memory": "1Gb"}}}, "resources/limits/memory", id="a quantity"
+        ),
+        pytest.param({"runtimeClasses": {"defaultName": "Kata_1"}}, "defaultName", id="a name"),
+        pytest.param(
+            {"snapshotter": {"erofsSnapshotterMode": "integrity"}}, "erofsDmverity: true", id="another word"
+        ),
+        pytest.param(
+            {"shims": {"qemu-runtime-rs": {"hypervisor": {"rootless": True}}}},
+            "shims.qemu-runtime-rs.hypervisor.rootless: is not in this release",
+            id="rootless",
+        ),
+        *(pytest.param(at(key, value), f"{key}: is not in this", id=key) for key, value in REFUSED.items()),
         pytest.param(
             {"runtimeClasses": {"createDefault": True}, "shims": {"disableAll": True}},
             "is enabled",
@@ -242,3 +262,43 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
 ) -> None:
     with pytest.raises(CommandFailed, match=says):
         documents(cluster, values)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        pytest.param({}, "quay.io/kata-containers/kubectl:latest", id="by default"),
+        pytest.param({"tag": "1.37"}, "quay.io/kata-containers/kubectl:1.37", id="a tag"),
+        pytest.param(
+            {"reference": "r.example.org:5000/kubectl"}, "r.example.org:5000/kubectl:latest", id="a port"
+        ),
+        pytest.param({"reference": "example.org/kubectl:1.37"}, "example.org/kubectl:1.37", id="all in one"),
+        pytest.param({"reference": f"k@{DIGEST}"}, f"k@{DIGEST}", id="a digest"),
+        pytest.param({"reference": "k", "tag": DIGEST}, f"k@{DIGEST}", id="a digest for a tag"),
+    ],
+)
+def test_an_image_is_named_in_two_keys_or_in_one(cluster: Cluster, image: Document, expected: str) -> None:
+    stop = one(documents(cluster, {"kubectlImage": image}), "Job", "stop")
+    assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
+
+
+def test_what_is_asked_of_a_shim_that_is_off_is_no_reason_to_refuse(cluster: Cluster) -> None:
+    off = {"enabled": False, "hypervisor": {"rootless": True}}
+    assert documents(cluster, {"shims": {"qemu-runtime-rs": off}})
+
+
+def test_the_monitor_has_no_more_rights_than_its_values_give_it(cluster: Cluster) -> None:
+    def context(**given: object) -> Document:
+        values = {"monitor": {"enabled": True, "securityContext": given}}
+        rendered = documents(cluster, values)
+        try_on(cluster, [one(rendered, "DaemonSet", "-monitor")])
+        [container] = one(rendered, "DaemonSet", "-monitor")["spec"]["template"]["spec"]["containers"]
+        return dict(container["securityContext"])
+
+    tight = context()
+    assert tight["capabilities"] == {"drop": ["ALL"]}
+    assert tight["allowPrivilegeEscalation"] is False
+    assert tight["readOnlyRootFilesystem"] is True
+    assert tight["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert context(readOnlyRootFilesystem=False)["readOnlyRootFilesystem"] is False
+    assert context(privileged=True)["privileged"] is True

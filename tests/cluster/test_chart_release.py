@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cluster.charting import CHART, apply, render
@@ -46,7 +48,8 @@ def test_pods_have_the_pod_security_level_that_the_readme_gives_them(cluster: Cl
     nodes += [
         each["spec"] for each in pods(documents(cluster, {})).values() if "hostPath" in json.dumps(each)
     ]
-    assert len(nodes) == 5
+    # The DaemonSet; and for each runtime: install, its removal, cleanup and reconcile.
+    assert len(nodes) == 1 + 2 * 4
     for spec in nodes:
         refused = admitted(cluster, "baseline", spec)
         assert "hostPath volumes" in refused
@@ -111,6 +114,64 @@ def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster
         "get", "configmaps,jobs,serviceaccounts,roles", f"--namespace={namespace}", "-oname"
     )
     assert set(left.stdout.split()) <= {"configmap/kube-root-ca.crt", "serviceaccount/default"}
+
+
+def test_two_releases_cannot_be_the_same_installation(cluster: Cluster) -> None:
+    first, second = (f"owner-{secrets.token_hex(3)}" for _ in range(2))
+    suffix = secrets.token_hex(3)
+
+    def install(namespace: str, suffix: str) -> str:
+        # Without RuntimeClasses, of which helm would find out by itself.
+        values = {**JOB, "runtimeClasses": {"enabled": False}, "env": {"multiInstallSuffix": suffix}}
+        more = (f"--namespace={namespace}", "--create-namespace", "--no-hooks", "--values=-")
+        done = cluster.helm(
+            "upgrade", "--install", "kata", str(CHART), *more, text=json.dumps(values), check=False
+        )
+        return done.stderr if done.returncode else ""
+
+    assert not install(first, suffix)
+    assert not install(first, suffix), "it is its own"
+    refused = install(second, suffix)
+    assert f'release kata in the namespace {first} has the installation "{suffix}"' in refused
+    assert not install(second, f"{suffix}-too")
+    for namespace in (first, second):
+        cluster.helm("uninstall", "kata", "--no-hooks", f"--namespace={namespace}")
+    assert not install(second, suffix)
+    cluster.helm("uninstall", "kata", "--no-hooks", f"--namespace={second}")
+
+
+@pytest.mark.parametrize("left", ["DaemonSet", "ConfigMap"])
+def test_a_release_of_another_chart_is_not_taken_over(cluster: Cluster, tmp_path: Path, left: str) -> None:
+    namespace = f"other-{secrets.token_hex(3)}"
+    suffix = secrets.token_hex(3)
+    daemonset = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": f"kata-deploy-{suffix}"},
+        "spec": {
+            "selector": {"matchLabels": {"name": "kata-deploy"}},
+            "template": {
+                "metadata": {"labels": {"name": "kata-deploy"}},
+                "spec": {"containers": [{"name": "kube-kata", "image": "example.org/kata-deploy"}]},
+            },
+        },
+    }
+    jobs = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"kata-deploy-{suffix}-job-templates"},
+    }
+    chart = tmp_path / "kata-deploy"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("{apiVersion: v2, name: kata-deploy, version: 3.20.0}\n")
+    manifest = daemonset if left == "DaemonSet" else jobs
+    (chart / "templates" / "all.yaml").write_text(yaml.safe_dump(manifest))
+    where = (f"--namespace={namespace}", "--create-namespace")
+    cluster.helm("install", "kata", str(chart), *where)
+    values = json.dumps({"env": {"multiInstallSuffix": suffix}, "shims": {"disableAll": True}})
+    upgrade = ("upgrade", "kata", str(CHART), "--no-hooks", "--values=-", *where)
+    assert "was installed by another chart" in cluster.helm(*upgrade, text=values, check=False).stderr
+    cluster.helm("uninstall", "kata", *where[:1])
 
 
 def test_what_stops_the_daemonset_can_delete_that_one_and_wait_for_it_and_nothing_else(

@@ -88,10 +88,8 @@ spec:
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with ($root.Values.job).dispatcherNodeSelector }}
   nodeSelector:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- include "kata-deploy.linux" ($root.Values.job).dispatcherNodeSelector | nindent 4 }}
   {{- with ($root.Values.job).dispatcherTolerations | default $root.Values.tolerations }}
   tolerations:
     {{- toYaml . | nindent 4 }}
@@ -101,7 +99,7 @@ spec:
   {{- end }}
   containers:
     - name: dispatcher
-      image: {{ include "kata-deploy.image" (list $root ($root.Values.job).dispatcherImage "job.dispatcherImage") }}
+      image: {{ include "kata-deploy.image" (list ($root.Values.job).dispatcherImage "job.dispatcherImage" $root.Chart.AppVersion) }}
       imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
       env:
         - name: KATA_DISPATCHER_CONFIG

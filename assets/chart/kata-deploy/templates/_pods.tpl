@@ -147,7 +147,7 @@ seccompProfile:
 {{- $stage := index . 1 -}}
 {{- $paths := get (include "kata-deploy.mounts" (list $root (index . 2)) | fromJson) $stage | default list -}}
 - name: {{ $stage }}
-  image: {{ include "kata-deploy.image" (list $root $root.Values.image "image") }}
+  image: {{ include "kata-deploy.image" (list $root.Values.image "image" $root.Chart.AppVersion) }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
   args: [stage, {{ $stage }}]
   env:
@@ -248,6 +248,9 @@ spec:
         {{- . | nindent 8 }}
         {{- end }}
     spec:
+      # The kubelet of any other node turns it down at once.
+      os:
+        name: linux
       restartPolicy: Never
       serviceAccountName: {{ include "kata-deploy.labeller.serviceAccount" $root }}
       automountServiceAccountToken: false

@@ -38,12 +38,14 @@ Nothing in the values takes them away.
 
 {{- /* Not empty where node-feature-discovery is part of the release, or its worker is in the cluster. */ -}}
 {{- define "kata-deploy.nfd" -}}
-{{- if (index .Values "node-feature-discovery").enabled -}}
-true
-{{- else -}}
+{{- $own := (index .Values "node-feature-discovery").enabled -}}
+{{- if $own -}}true{{- end -}}
 {{- range (lookup "apps/v1" "DaemonSet" "" "").items -}}
 {{- if or (hasSuffix "node-feature-discovery-worker" .metadata.name) (hasSuffix "nfd-worker" .metadata.name) -}}
+{{- if not $own -}}
 true
+{{- else if ne $.Release.Name (get (.metadata.annotations | default dict) "meta.helm.sh/release-name") -}}
+{{- fail (printf "node-feature-discovery.enabled: the cluster has one already, %s in the namespace %s, and two would take each other's labels away; set it to false: that one is used" .metadata.name .metadata.namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -25,3 +25,26 @@ kata-deploy-state.{{ .Release.Name }}
 {{- $nydus := or (eq "true" ($kept.nydus | default "")) (has "nydus" ((.Values.snapshotter).setup | default list)) -}}
 {{- dict "deploymentMode" $mode "multiInstallSuffix" $suffix "nydus" (toString $nydus) | toJson -}}
 {{- end -}}
+
+{{- /*
+Fails where the nodes are, or would be, somebody else's: two releases that are the same installation would undo
+each other's work, and what another chart has put on the nodes is not known to kata-node. Asks the cluster,
+so it is included once.
+*/ -}}
+{{- define "kata-deploy.strangers" -}}
+{{- $name := include "kata-deploy.fullname" . -}}
+{{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" "").items -}}
+{{- if hasPrefix (printf "%s-labeller." $name) .metadata.name -}}
+{{- $release := get (.metadata.annotations | default dict) "meta.helm.sh/release-name" -}}
+{{- $namespace := get (.metadata.annotations | default dict) "meta.helm.sh/release-namespace" -}}
+{{- if and $release (ne (list $namespace $release | toJson) (list $.Release.Namespace $.Release.Name | toJson)) -}}
+{{- fail (printf "env.multiInstallSuffix: release %s in the namespace %s has the installation %q on the nodes already; upgrade or uninstall that one, or give this one a suffix of its own; if that release is long gone, delete the ClusterRole %s, which it left" $release $namespace (include "kata-deploy.instance" $) .metadata.name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Release.IsUpgrade (not (lookup "v1" "ConfigMap" .Release.Namespace (include "kata-deploy.state.name" .))) -}}
+{{- if or (lookup "apps/v1" "DaemonSet" .Release.Namespace $name) (lookup "v1" "ConfigMap" .Release.Namespace (printf "%s-job-templates" $name)) -}}
+{{- fail (printf "release %s was installed by another chart of this name, and this one does not know what that has put on the nodes; uninstall the release with helm, then install this chart" .Release.Name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -2,17 +2,32 @@
 What templates ask of the values. A key that is null, or whose section is, is as if it were not there.
 */ -}}
 
-{{- /* Fails for keys that other releases of the public chart have: what is meant is to be said in another way. */ -}}
-{{- define "kata-deploy.gone" -}}
+{{- /* Fails for what is said in a way, or asks for a thing, that this chart does not know. */ -}}
+{{- define "kata-deploy.refusals" -}}
 {{- range $path, $remedy := .Files.Get "files/gone.json" | fromJson -}}
-{{- $found := $.Values -}}
-{{- range splitList "." $path -}}
-{{- $found = index (kindIs "map" $found | ternary $found dict) . -}}
-{{- end -}}
-{{- if not (kindIs "invalid" $found) -}}
+{{- if include "kata-deploy.at" (list $.Values $path) -}}
 {{- fail (printf "%s: %s" $path $remedy) -}}
 {{- end -}}
 {{- end -}}
+{{- if eq "integrity" (toString (.Values.snapshotter).erofsSnapshotterMode) -}}
+{{- fail "snapshotter.erofsSnapshotterMode: integrity is a word of another chart; write erofsDmverity: true in its place" -}}
+{{- end -}}
+{{- range $shim := include "kata-deploy.shims.on" . | fromJsonArray -}}
+{{- range $key := list "hypervisor.rootless" "kernelModulesImages" -}}
+{{- if include "kata-deploy.at" (list (get $.Values.shims $shim) $key) -}}
+{{- fail (printf "shims.%s.%s: is not in this release; take it out, or switch off the shim" $shim $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Not empty when something is said at a path; takes (list $values "env.debug"). */ -}}
+{{- define "kata-deploy.at" -}}
+{{- $found := index . 0 -}}
+{{- range splitList "." (index . 1) -}}
+{{- $found = index (kindIs "map" $found | ternary $found dict) . -}}
+{{- end -}}
+{{- if $found -}}true{{- end -}}
 {{- end -}}
 
 {{- define "kata-deploy.mode" -}}
@@ -43,19 +58,19 @@ What templates ask of the values. A key that is null, or whose section is, is as
 {{- end -}}
 {{- end -}}
 
-{{- /* An image; takes (list $ $image "job.dispatcherImage"). */ -}}
+{{- /* An image; takes (list $image "job.dispatcherImage" "the tag without one"). */ -}}
 {{- define "kata-deploy.image" -}}
-{{- $root := index . 0 -}}
-{{- $image := index . 1 | default dict -}}
-{{- $key := index . 2 -}}
+{{- $image := index . 0 | default dict -}}
+{{- $key := index . 1 -}}
 {{- $reference := $image.reference | default "" | toString | trim -}}
 {{- $tag := $image.tag | default "" | toString | trim -}}
+{{- /* A colon behind the last slash: a registry may have a port. */ -}}
+{{- $whole := or (contains "@" $reference) (contains ":" (splitList "/" $reference | last)) -}}
 {{- if not $reference -}}
 {{- fail (printf "%s.reference: is empty; name the image, as in quay.io/kata-containers/kata-deploy" $key) -}}
-{{- else if contains "@" $reference -}}
-{{- if $tag -}}
-{{- fail (printf "%s.tag: %s has a digest already; take out the tag %s, or the digest" $key $reference $tag) -}}
-{{- end -}}
+{{- else if and $whole $tag -}}
+{{- fail (printf "%s.tag: %s has a tag or a digest already; take out the tag %s, or that" $key $reference $tag) -}}
+{{- else if $whole -}}
 {{- $reference -}}
 {{- else if regexMatch "^sha256:" $tag -}}
 {{- if not (regexMatch "^sha256:[0-9a-f]{64}$" $tag) -}}
@@ -63,11 +78,7 @@ What templates ask of the values. A key that is null, or whose section is, is as
 {{- end -}}
 {{- printf "%s@%s" $reference $tag -}}
 {{- else -}}
-{{- /* A colon behind the last slash: a registry may have a port. */ -}}
-{{- if contains ":" (splitList "/" $reference | last) -}}
-{{- fail (printf "%s.reference: %s has a tag in it; put that into %s.tag" $key $reference $key) -}}
-{{- end -}}
-{{- printf "%s:%s" $reference ($tag | default $root.Chart.AppVersion) -}}
+{{- printf "%s:%s" $reference ($tag | default (index . 2)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -125,10 +136,17 @@ Directories of the host, as {"config": ..., "socket": ...}: where kata-node look
 {{- if not (hasPrefix "/" $path) -}}
 {{- fail (printf "containerd.%s: %s is not an absolute path" $key $path) -}}
 {{- end -}}
+{{- if has "/" (list $path (ternary (dir $path) "" (eq $key "runtimeSocket"))) -}}
+{{- fail (printf "containerd.%s: %s would give the pods all of the node; it has to be in a directory of its own" $key $path) -}}
+{{- end -}}
 {{- end -}}
 {{- $paths = dict "config" $config "socket" $socket -}}
 {{- end -}}
-{{- $prefix := clean (printf "/%s" ((.Values.env).installationPrefix | default "")) -}}
+{{- $given := (.Values.env).installationPrefix | default "/" -}}
+{{- if or (not (hasPrefix "/" $given)) (has ".." (splitList "/" $given)) -}}
+{{- fail (printf "env.installationPrefix: %s is not an absolute path without .." $given) -}}
+{{- end -}}
+{{- $prefix := clean $given -}}
 {{- toJson (merge (dict "opt" (ternary "/opt" $prefix (eq $prefix "/"))) $paths) -}}
 {{- end -}}
 {{- end -}}
@@ -157,7 +175,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 
 {{- define "kata-deploy.tolerations.startup" -}}
 {{- $tolerations := .Values.tolerations | default list -}}
-{{- range .Values.startupTaints -}}
+{{- range include "kata-deploy.labeller.startupTaints" . | fromJsonArray -}}
 {{- $parts := splitn ":" 2 . -}}
 {{- $toleration := dict "key" $parts._0 "operator" "Exists" -}}
 {{- if $parts._1 -}}
@@ -198,6 +216,11 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- join "," $parts -}}
 {{- end -}}
 
+{{- /* Labels of nodes, for pods that the scheduler places, or a DaemonSet: none of this runs on Windows. */ -}}
+{{- define "kata-deploy.linux" -}}
+{{- mergeOverwrite (dict) (. | default dict) (dict "kubernetes.io/os" "linux") | toYaml -}}
+{{- end -}}
+
 {{- /* The nodes an action is for, as the dispatcher takes it; takes (list $ "job" or "job.cleanup"). */ -}}
 {{- define "kata-deploy.selection" -}}
 {{- $root := index . 0 -}}
@@ -216,7 +239,9 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- if $chosen.nodes -}}
 {{- dict "nodes" $chosen.nodes | toJson -}}
 {{- else -}}
-{{- $selector := include "kata-deploy.labelSelector" (list $labels ($chosen.nodeSelectorExpressions | default list) (printf "%s.nodeSelectorExpressions" $where)) -}}
+{{- $notWindows := dict "key" "kubernetes.io/os" "operator" "NotIn" "values" (list "windows") -}}
+{{- $expressions := append ($chosen.nodeSelectorExpressions | default list) $notWindows -}}
+{{- $selector := include "kata-deploy.labelSelector" (list $labels $expressions (printf "%s.nodeSelectorExpressions" $where)) -}}
 {{- dict "labelSelector" $selector | toJson -}}
 {{- end -}}
 {{- end -}}
