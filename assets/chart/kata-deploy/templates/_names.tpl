@@ -53,3 +53,25 @@ katacontainers.io/kata-runtime
 {{- define "kata-deploy.mark" -}}
 kata-deploy.katacontainers.io/{{ include "kata-deploy.instance" . }}
 {{- end -}}
+
+{{- /* A part of the fullname that fits into so many characters; takes (list $ "part" 40). */ -}}
+{{- define "kata-deploy.shortName" -}}
+{{- $root := index . 0 -}}
+{{- $part := index . 1 -}}
+{{- $limit := index . 2 -}}
+{{- $base := include "kata-deploy.fullname" $root -}}
+{{- $whole := printf "%s-%s" $base $part -}}
+{{- if le (len $whole) $limit -}}
+{{- $whole -}}
+{{- else -}}
+{{- /* What is cut off is told by a part of its sum: two long suffixes may begin alike. */ -}}
+{{- printf "%s-%s-%s" ($base | trunc (sub $limit (add (len $part) 10) | int) | trimSuffix "-") (sha256sum $base | trunc 8) $part -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What the pods of the mode `job` have as labels, as well; takes (list $ "component"). */ -}}
+{{- define "kata-deploy.selectorLabels" -}}
+app.kubernetes.io/name: kata-deploy
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}

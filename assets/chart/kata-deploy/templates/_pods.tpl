@@ -1,45 +1,13 @@
-{{- /*
-The containers of the stages, and their volumes. Which stage gets what of the host is said here once; what
-README says of `kata-node` in a container is the same.
-*/ -}}
+{{- /* The containers of the stages, and the Job of one node that they make. */ -}}
 
-{{- /*
-Directories of the host by stage: {"host-check": [...], "artifacts": [...], "cri": [...]}; takes
-(list $ "containerd" or "crio").
-*/ -}}
-{{- define "kata-deploy.mounts" -}}
-{{- $paths := include "kata-deploy.hostPaths" . | fromJson -}}
-{{- $nydus := eq "true" (include "kata-deploy.state" (index . 0) | fromJson).nydus -}}
-{{- $socket := dir $paths.socket -}}
-{{- $id := "/etc/machine-id" -}}
-{{- $check := list $paths.opt $paths.config $id $socket "/run/dbus" "/dev" -}}
-{{- $artifacts := list $paths.opt $id "/run/kata-node" -}}
-{{- $cri := list $paths.opt $paths.config $id $socket "/run/dbus" "/run/kata-node" -}}
-{{- if $nydus -}}
-{{- $check = append $check "/etc/systemd/system" -}}
-{{- $cri = append $cri "/etc/systemd/system" -}}
+{{- /* The labels of the values, without those that are the chart's. */ -}}
+{{- define "kata-deploy.podLabels" -}}
+{{- $own := list "name" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" -}}
+{{- range $key, $value := .Values.podLabels -}}
+{{- if not (has $key $own) }}
+{{ toJson $key }}: {{ $value | toString | toJson }}
 {{- end -}}
-{{- $check = uniq $check -}}
-{{- $cri = uniq $cri -}}
-{{- dict "host-check" $check "artifacts" $artifacts "cri" $cri "remove-artifacts" $artifacts "revert-cri" $cri | toJson -}}
 {{- end -}}
-
-{{- /* The name of the volume of a path. */ -}}
-{{- define "kata-deploy.volumeName" -}}
-{{- $name := . | trimPrefix "/" | replace "/" "-" | replace "." "-" | replace "_" "-" | lower -}}
-{{- ternary $name (printf "host-%s" (sha256sum . | trunc 16)) (and (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $name) (le (len $name) 63)) -}}
-{{- end -}}
-
-{{- /* hostPath volumes of the given paths; takes (list $ $paths). */ -}}
-{{- define "kata-deploy.hostVolumes" -}}
-{{- $opt := (include "kata-deploy.hostPaths" (list (index . 0) "containerd") | fromJson).opt -}}
-{{- range index . 1 | uniq | sortAlpha }}
-- name: {{ include "kata-deploy.volumeName" . }}
-  hostPath:
-    path: {{ . }}
-    # What must be there is not made: an empty directory would be left on a node where it is wrong.
-    type: {{ if eq . "/etc/machine-id" }}File{{ else if has . (list $opt "/run/kata-node") }}DirectoryOrCreate{{ else }}Directory{{ end }}
-{{- end }}
 {{- end -}}
 
 {{- /* What automountServiceAccountToken would mount, for the containers that ask for it. */ -}}
@@ -189,16 +157,6 @@ seccompProfile:
     {{- else }}
     {{- include "kata-deploy.credentialsMount" $root | trim | nindent 4 }}
     {{- end }}
-{{- end -}}
-
-{{- /* Rules for pods that a controller or the dispatcher puts on a node by name: what a DaemonSet's have. */ -}}
-{{- define "kata-deploy.tolerations.conditions" -}}
-{{- $all := list -}}
-{{- range list "not-ready:NoExecute" "unreachable:NoExecute" "disk-pressure:NoSchedule" "memory-pressure:NoSchedule" "pid-pressure:NoSchedule" "unschedulable:NoSchedule" -}}
-{{- $parts := splitn ":" 2 . -}}
-{{- $all = append $all (dict "key" (printf "node.kubernetes.io/%s" $parts._0) "operator" "Exists" "effect" $parts._1) -}}
-{{- end -}}
-{{- toJson $all -}}
 {{- end -}}
 
 {{- /*
