@@ -23,6 +23,16 @@ CHART = CHECKOUT / "assets/chart/kata-deploy"
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 GONE: dict[str, str] = json.loads((CHART / "files/gone.json").read_text())
+PUBLIC: dict[str, Any] = yaml.safe_load((CHECKOUT / "tests/public_chart.yaml").read_text())
+"""What the public chart's values are by default, without those of its shims."""
+OTHER_DEFAULTS = {
+    "defaultShim": "the shims of runtime-rs have become the default since",
+    "kubectlImage.tag": "the same without one, and a reference with a digest needs no more",
+    "monitor.logLevel": "that of the chart",
+    "monitor.runtimeEndpoint": "that of the distribution",
+    "resources.requests.memory": "what kata-node takes",
+}
+"""Defaults that are others here, and why."""
 EXAMPLES = sorted(CHART.glob("*.values.yaml"))
 
 
@@ -143,6 +153,25 @@ def test_keys_of_older_charts_are_known_for_their_remedy_as_on_a_node() -> None:
     assert set(GONE) < set(leaves(SCHEMA))
     for key, new in settings.MOVED.items():
         assert GONE[f"env.{key}"].endswith(f"write {new}")
+
+
+def pairs(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, object]]:
+    """Every key with its value, as the path of the key."""
+    for key, value in values.items():
+        where = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict) and value:
+            yield from pairs(value, where)
+        else:
+            yield where, value
+
+
+def test_a_values_file_of_the_public_chart_carries_over() -> None:
+    assert not list(unknown(PUBLIC, SCHEMA))
+    ours = dict(pairs(VALUES))
+    others = {path for path, value in pairs(PUBLIC) if ours.get(path) != value}
+    assert {path for path in others if not path.startswith("defaultShim.")} == {
+        path for path in OTHER_DEFAULTS if path != "defaultShim"
+    }
 
 
 def test_the_shims_are_those_of_the_table_everywhere() -> None:
