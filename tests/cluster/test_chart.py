@@ -167,6 +167,17 @@ def test_a_stage_gets_the_directories_that_the_node_side_works_in(cluster: Clust
     assert not others & set(seen)
 
 
+def test_units_of_systemd_are_for_those_alone_who_set_up_nydus(cluster: Cluster) -> None:
+    def seen(runtime: str, setup: list[str]) -> bool:
+        values = {"snapshotter": {"setup": setup}}
+        config = dispatched(documents(cluster, JOB, values))["install.yaml"]
+        return "/etc/systemd/system" in json.dumps(job_for(config, runtime))
+
+    assert seen("containerd", ["nydus"])
+    assert not seen("containerd", [])
+    assert not seen("cri-o", ["nydus"])
+
+
 @pytest.mark.parametrize(
     ("values", "runtimes"),
     [

@@ -33,14 +33,17 @@ RELEASE = {
 }
 
 
-def dispatched(joined: Joined, file: str) -> Job:
-    """What the dispatcher does for one node: its Job, made of the template in the release's ConfigMap."""
+def dispatched(joined: Joined, file: str, runtime: str = "") -> Job:
+    """What the dispatcher does for one node: its Job, made of the template in the release's ConfigMap.
+
+    That is the template for ``runtime``, or for what the Node says it runs.
+    """
     where = f"--namespace={NAMESPACE}"
     read = joined.cluster.kubectl("get", "configmap", "kata-deploy-dispatcher", where, "--output=json")
     config = yaml.safe_load(json.loads(read.stdout)["data"][file])
     node: Any = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
     info = node["status"]["nodeInfo"]
-    runtime = info["containerRuntimeVersion"].partition("://")[0]
+    runtime = runtime or info["containerRuntimeVersion"].partition("://")[0]
     text = json.dumps(job_for(config, runtime)).replace("@MACHINE_ID@", info["machineID"])
     manifest = json.loads(text)
     manifest["metadata"]["name"] = f"{config['namePrefix']}-{joined.node.name}"
@@ -84,3 +87,22 @@ def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trac
     assert labels(joined) == {}
     assert events(joined)[-1] == "KataRemoved"
     assert node.cri_handlers() == ("runc",)
+
+
+def test_a_job_for_another_runtime_than_the_nodes_says_so_at_once(
+    joined: Joined, image: Path, tmp_path: Path
+) -> None:
+    cluster, node = joined.cluster, joined.node
+    joined.import_image(image)
+    with_kvm(node).mount(payload_that_runs(node, tmp_path / "payload"), PAYLOAD)
+    where = (f"--namespace={NAMESPACE}", "--create-namespace", "--no-hooks", "--values=-")
+    cluster.helm("install", "kata", str(CHART), *where, text=json.dumps(RELEASE))
+    before = node.snapshot(*WATCHED)
+    wrong = dispatched(joined, "install.yaml", "cri-o")
+    assert wrong.ended() == "Failed"
+    ended = wrong.states()["host-check"]
+    assert ended["exitCode"] == 3
+    assert "/run/containerd/containerd.sock: there is no CRI socket" in ended["message"]
+    assert changes(before, node.snapshot(*WATCHED)) == ["+ /etc/crio"]
+    assert list(node.root.joinpath("etc/crio").iterdir()) == []
+    assert labels(joined) == {}

@@ -130,6 +130,12 @@ REFUSED = {"devkit": True, "env.hostOS": "cbl-mariner"}
 """What the values can say and this release cannot do."""
 
 
+ZONE = {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a"]}
+REQUIRED = {
+    "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [ZONE]}]}
+}
+
+
 def at(path: str, value: object) -> Document:
     """The values with this one key."""
     nested: Any = value
@@ -227,6 +233,9 @@ def expression(operator: str, *values: str) -> Document:
             "shims.qemu-runtime-rs.hypervisor.rootless: is not in this release",
             id="rootless",
         ),
+        pytest.param(
+            {**JOB, "affinity": {"nodeAffinity": REQUIRED}}, "job.nodeSelectorExpressions", id="where"
+        ),
         *(pytest.param(at(key, value), f"{key}: is not in this", id=key) for key, value in REFUSED.items()),
         pytest.param(
             {"runtimeClasses": {"createDefault": True}, "shims": {"disableAll": True}},
@@ -280,6 +289,15 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
 def test_an_image_is_named_in_two_keys_or_in_one(cluster: Cluster, image: Document, expected: str) -> None:
     stop = one(documents(cluster, {"kubectlImage": image}), "Job", "stop")
     assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
+
+
+def test_an_affinity_that_changes_nothing_for_jobs_is_no_reason_to_refuse(cluster: Cluster) -> None:
+    zone = {"affinity": {"nodeAffinity": REQUIRED}}
+    assert documents(cluster, JOB, zone, {"job": {"nodes": ["worker-1"]}})
+    daemonset = one(documents(cluster, zone), "DaemonSet")
+    assert daemonset["spec"]["template"]["spec"]["affinity"] == zone["affinity"]
+    spread = {"affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}
+    assert documents(cluster, JOB, spread)
 
 
 def test_what_is_asked_of_a_shim_that_is_off_is_no_reason_to_refuse(cluster: Cluster) -> None:

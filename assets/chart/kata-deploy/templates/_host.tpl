@@ -84,7 +84,8 @@ Directories of the host by stage: {"host-check": [...], "artifacts": [...], "cri
 {{- $check := list $paths.opt $paths.config $id $socket "/run/dbus" "/dev" -}}
 {{- $artifacts := list $paths.opt $id "/run/kata-node" -}}
 {{- $cri := list $paths.opt $paths.config $id $socket "/run/dbus" "/run/kata-node" -}}
-{{- if $nydus -}}
+{{- /* CRI-O has no snapshotters. */ -}}
+{{- if and $nydus (ne (index . 1) "crio") -}}
 {{- $check = append $check "/etc/systemd/system" -}}
 {{- $cri = append $cri "/etc/systemd/system" -}}
 {{- end -}}
@@ -106,7 +107,15 @@ Directories of the host by stage: {"host-check": [...], "artifacts": [...], "cri
 - name: {{ include "kata-deploy.volumeName" . }}
   hostPath:
     path: {{ . }}
-    # What must be there is not made: an empty directory would be left on a node where it is wrong.
-    type: {{ if eq . "/etc/machine-id" }}File{{ else if has . (list $opt "/run/kata-node") }}DirectoryOrCreate{{ else }}Directory{{ end }}
+    {{- if eq . "/etc/machine-id" }}
+    type: File
+    {{- else if or (eq . $opt) (hasPrefix "/run/" .) (has . (list "/etc/containerd" "/etc/crio")) }}
+    # A pod whose volumes cannot be mounted waits without a word. So that host-check can say what is wrong, a
+    # directory is made that is empty then, and if it is in /run gone with the next boot.
+    type: DirectoryOrCreate
+    {{- else }}
+    # Where distributions have a layout of their own, nothing is made on a node that has not got it.
+    type: Directory
+    {{- end }}
 {{- end }}
 {{- end -}}

@@ -10,6 +10,10 @@
 {{- if eq "integrity" (toString (.Values.snapshotter).erofsSnapshotterMode) -}}
 {{- fail "snapshotter.erofsSnapshotterMode: integrity is a word of another chart; write erofsDmverity: true in its place" -}}
 {{- end -}}
+{{- $required := "nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution" -}}
+{{- if and (include "kata-deploy.jobs" .) (not (.Values.job).nodes) (include "kata-deploy.at" (list .Values.affinity $required)) -}}
+{{- fail (printf "affinity.%s: chooses no nodes in the mode job, and Kata would go on those it leaves out; say it in job.nodeSelectorExpressions in its place" $required) -}}
+{{- end -}}
 {{- range $shim := include "kata-deploy.shims.on" . | fromJsonArray -}}
 {{- range $key := list "hypervisor.rootless" "kernelModulesImages" -}}
 {{- if include "kata-deploy.at" (list (get $.Values.shims $shim) $key) -}}
