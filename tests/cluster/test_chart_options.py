@@ -296,7 +296,9 @@ def test_an_affinity_that_changes_nothing_for_jobs_is_no_reason_to_refuse(cluste
     assert documents(cluster, JOB, zone, {"job": {"nodes": ["worker-1"]}})
     daemonset = one(documents(cluster, zone), "DaemonSet")
     assert daemonset["spec"]["template"]["spec"]["affinity"] == zone["affinity"]
-    spread = {"affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}
+    spread: Document = {
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    }
     assert documents(cluster, JOB, spread)
 
 

@@ -42,8 +42,10 @@ so it is included once.
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- if and .Release.IsUpgrade (not (lookup "v1" "ConfigMap" .Release.Namespace (include "kata-deploy.state.name" .))) -}}
-{{- if or (lookup "apps/v1" "DaemonSet" .Release.Namespace $name) (lookup "v1" "ConfigMap" .Release.Namespace (printf "%s-job-templates" $name)) -}}
+{{- if .Release.IsUpgrade -}}
+{{- $daemonset := lookup "apps/v1" "DaemonSet" .Release.Namespace $name -}}
+{{- $ours := eq "node" (dig "spec" "selector" "matchLabels" "app.kubernetes.io/component" "" $daemonset) -}}
+{{- if or (and $daemonset (not $ours)) (lookup "v1" "ConfigMap" .Release.Namespace (printf "%s-job-templates" $name)) -}}
 {{- fail (printf "release %s was installed by another chart of this name, and this one does not know what that has put on the nodes; uninstall the release with helm, then install this chart" .Release.Name) -}}
 {{- end -}}
 {{- end -}}
