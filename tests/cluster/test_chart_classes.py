@@ -114,8 +114,9 @@ def test_confidential_guests_go_where_node_feature_discovery_says_if_it_is_there
     }
     apply(cluster, json.dumps(worker))
     found = selectors()
-    with pytest.raises(CommandFailed, match=f"in the namespace {name}, and two would"):
-        selectors({"node-feature-discovery": {"enabled": True}})
+    for shims in ({}, {"shims": {"disableAll": True}}):
+        with pytest.raises(CommandFailed, match=f"in the namespace {name}, and two would"):
+            selectors(shims, {"node-feature-discovery": {"enabled": True}})
     cluster.kubectl("delete", "namespace", name, "--wait=false")
     cluster.kubectl("delete", "daemonset", "node-feature-discovery-worker", f"--namespace={name}")
     for those in (part_of_it, found):

@@ -35,6 +35,19 @@ names of namespaces nor suffixes have dots, so no two of those can be the same.
 {{- printf "%s-%s.%s.%s" (include "kata-deploy.fullname" $root) (index . 1) $root.Release.Namespace $root.Release.Name -}}
 {{- end -}}
 
+{{- /* This release, as `owner` says it of an object. */ -}}
+{{- define "kata-deploy.release" -}}
+{{ .Release.Namespace }}/{{ .Release.Name }}
+{{- end -}}
+
+{{- /* The release that helm has put an object there for; empty for none. Takes the object. */ -}}
+{{- define "kata-deploy.owner" -}}
+{{- $said := .metadata.annotations | default dict -}}
+{{- if hasKey $said "meta.helm.sh/release-name" -}}
+{{ get $said "meta.helm.sh/release-namespace" }}/{{ get $said "meta.helm.sh/release-name" }}
+{{- end -}}
+{{- end -}}
+
 {{- /* Labels of every object. */ -}}
 {{- define "kata-deploy.labels" -}}
 app.kubernetes.io/name: kata-deploy

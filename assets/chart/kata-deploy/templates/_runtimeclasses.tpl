@@ -44,7 +44,7 @@ Nothing in the values takes them away.
 {{- if or (hasSuffix "node-feature-discovery-worker" .metadata.name) (hasSuffix "nfd-worker" .metadata.name) -}}
 {{- if not $own -}}
 true
-{{- else if ne $.Release.Name (get (.metadata.annotations | default dict) "meta.helm.sh/release-name") -}}
+{{- else if ne (include "kata-deploy.owner" .) (include "kata-deploy.release" $) -}}
 {{- fail (printf "node-feature-discovery.enabled: the cluster has one already, %s in the namespace %s, and two would take each other's labels away; set it to false: that one is used" .metadata.name .metadata.namespace) -}}
 {{- end -}}
 {{- end -}}

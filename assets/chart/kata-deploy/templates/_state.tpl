@@ -28,19 +28,21 @@ kata-deploy-state.{{ .Release.Name }}
 
 {{- /*
 Fails where the nodes are, or would be, somebody else's: two releases that are the same installation would undo
-each other's work, and what another chart has put on the nodes is not known to kata-node. Asks the cluster,
-so it is included once.
+each other's work, and so would two of node-feature-discovery; and what another chart has put on the nodes is not
+known to kata-node. Asks the cluster, so it is included once.
 */ -}}
 {{- define "kata-deploy.strangers" -}}
 {{- $name := include "kata-deploy.fullname" . -}}
 {{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" "").items -}}
 {{- if hasPrefix (printf "%s-labeller." $name) .metadata.name -}}
-{{- $release := get (.metadata.annotations | default dict) "meta.helm.sh/release-name" -}}
-{{- $namespace := get (.metadata.annotations | default dict) "meta.helm.sh/release-namespace" -}}
-{{- if and $release (ne (list $namespace $release | toJson) (list $.Release.Namespace $.Release.Name | toJson)) -}}
-{{- fail (printf "env.multiInstallSuffix: release %s in the namespace %s has the installation %q on the nodes already; upgrade or uninstall that one, or give this one a suffix of its own; if that release is long gone, delete the ClusterRole %s, which it left" $release $namespace (include "kata-deploy.instance" $) .metadata.name) -}}
+{{- $owner := include "kata-deploy.owner" . -}}
+{{- if and $owner (ne $owner (include "kata-deploy.release" $)) -}}
+{{- fail (printf "env.multiInstallSuffix: the release %s (namespace/name) has the installation %q on the nodes already; upgrade or uninstall that one, or give this one a suffix of its own; if that release is long gone, delete the ClusterRole %s, which it left" $owner (include "kata-deploy.instance" $) .metadata.name) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if (index .Values "node-feature-discovery").enabled -}}
+{{- $_ := include "kata-deploy.nfd" . -}}
 {{- end -}}
 {{- if .Release.IsUpgrade -}}
 {{- $daemonset := lookup "apps/v1" "DaemonSet" .Release.Namespace $name -}}
