@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 
 from kata_node.dispatcher.api import Api
+from kata_node.dispatcher.jobs import LIVE
 from kata_node.kube import Clock
 
 NAMESPACE = "kata"
@@ -97,6 +98,8 @@ class FakeApi:
     """What happens just before the next Job is deleted."""
     stuck: bool = False
     """Whether a Job whose Pods are to end first stays for ever."""
+    lingering: float = 0.0
+    """Seconds for which the Pods of a Job that is removed are still there."""
     breaks: int = 0
     """So many watches break in the middle of their first line."""
     most: int = 0
@@ -106,6 +109,8 @@ class FakeApi:
         self.version = 100
         self.forgotten = 0
         """Versions up to this one are no longer known: a watch from there is told to begin anew."""
+        self.forgotten_code = 410
+        """What a watch from there is told."""
         self.expire_pages = 0
         self._events: list[tuple[int, str, Object]] = []
         self._lock = threading.RLock()
@@ -163,6 +168,9 @@ class FakeApi:
             job = self.jobs[name]
             conditions = job.setdefault("status", {}).setdefault("conditions", [])
             conditions.append({"type": kind, "status": "True", "reason": reason, "message": message})
+            if kind in ("Complete", "Failed"):
+                for pod in self._pods_of(job):
+                    pod["status"]["phase"] = "Succeeded" if kind == "Complete" else "Failed"
             self._changed("MODIFIED", job)
 
     def fail(self, name: str, *, stage: str = "cri", code: int = 1, message: str = "") -> None:
@@ -179,17 +187,34 @@ class FakeApi:
             "name": f"pod-{number}",
             "uid": f"pod-uid-{number}",
             "creationTimestamp": f"2026-01-01T00:00:{number:02}Z",
-            "labels": {"batch.kubernetes.io/controller-uid": job["metadata"]["uid"]},
+            "labels": {
+                **job["spec"]["template"]["metadata"]["labels"],
+                "batch.kubernetes.io/controller-uid": job["metadata"]["uid"],
+            },
         }
-        self.pods.append(
-            {"metadata": metadata, "status": {"initContainerStatuses": [{"name": stage, "state": state}]}}
-        )
+        status = {"phase": "Running", "initContainerStatuses": [{"name": stage, "state": state}]}
+        spec = {"nodeName": job["spec"]["template"]["spec"]["nodeName"]}
+        self.pods.append({"metadata": metadata, "spec": spec, "status": status})
+
+    def _pods_of(self, job: Object) -> list[Object]:
+        uid = job["metadata"]["uid"]
+        return [
+            pod for pod in self.pods if pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"] == uid
+        ]
 
     def remove(self, name: str) -> None:
         """A Job is gone."""
         with self._lock:
             job = self.jobs.pop(name)
+            gone = self._pods_of(job)
+            if self.lingering:
+                self.time.after(self.lingering, lambda: self._drop(gone))
+            else:
+                self._drop(gone)
             self._changed("DELETED", job)
+
+    def _drop(self, gone: list[Object]) -> None:
+        self.pods = [pod for pod in self.pods if pod not in gone]
 
     def add(self, job: Object) -> None:
         """A Job is there."""
@@ -278,7 +303,7 @@ class FakeApi:
         if since >= self.forgotten and not [each for each in self._events if each[0] > since]:
             self.time.until_something(float(query["timeoutSeconds"]))
         if since < self.forgotten:
-            return [{"type": "ERROR", "object": _status(410, "too old resource version", "Expired")}]
+            return [{"type": "ERROR", "object": _status(self.forgotten_code, "no such version", "Expired")}]
         with self._lock:
             told = [
                 {"type": kind, "object": job}
@@ -299,6 +324,8 @@ def _matches(item: Object, query: Mapping[str, str]) -> bool:
         key, equals, value = term.partition("=")
         if term and (labels.get(key) != value if equals else key not in labels):
             return False
+    if query.get("fieldSelector") == LIVE:
+        return item["status"]["phase"] not in ("Succeeded", "Failed")
     name = re.fullmatch(r"metadata\.name=(.*)", query.get("fieldSelector", ""))
     return not name or item["metadata"]["name"] == name[1]
 

@@ -73,6 +73,7 @@ def test_everything_there_can_be_is_read(file: Path) -> None:
         parallelism=3,
         waitForNodesSeconds=60,
         waitForReadySeconds=0,
+        maxNotReady="5%",
         mark=MARK,
         skipServing=True,
         rollout={"canary": 2, "waveSize": "25%", "maxFailures": 0},
@@ -80,6 +81,7 @@ def test_everything_there_can_be_is_read(file: Path) -> None:
     )
     assert (config.generation, config.selector, config.parallelism) == ("7", "a=b,!c", 3)
     assert (config.wait_for_nodes, config.wait_for_ready) == (60, 0)
+    assert config.not_ready_allowed(100) == 5
     assert (config.mark, config.skip_serving) == (MARK, True)
     assert (config.canary, config.wave_size, config.max_failures) == (2, Amount(25, share=True), Amount(0))
     assert config.removed.name_prefix == "removed"
@@ -123,6 +125,7 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         pytest.param({"skipServing": True}, "skipServing: needs the mark", id="serving without a mark"),
         pytest.param({"rollout": {"waveSize": 0}}, "rollout.waveSize: expected a number", id="an empty wave"),
         pytest.param({"rollout": {"maxFailures": "200%"}}, "rollout.maxFailures: ", id="more than all"),
+        pytest.param({"maxNotReady": "150%"}, "maxNotReady: ", id="more than all that are not ready"),
         pytest.param({"rollout": {"maxFailures": "some"}}, "or a share such as 10%", id="no share"),
         pytest.param({"template": None}, "template: is missing, and so is templates", id="no template"),
         pytest.param(

@@ -9,7 +9,7 @@ import pytest
 
 from kata_node.dispatcher.adoption import Fate, Wanted, fate
 from kata_node.dispatcher.config import Amount
-from kata_node.dispatcher.failures import Trouble, diagnose
+from kata_node.dispatcher.failures import Trouble, diagnose, held_up
 from kata_node.dispatcher.nodes import blocking
 from kata_node.dispatcher.objects import (
     ACTION,
@@ -196,8 +196,18 @@ def begun(rollout: Rollout, now: float = 0) -> list[str]:
             "3 nodes have failed, and at most 2 may",
             id="larger",
         ),
-        pytest.param(Plan(1, canary=1), 1, "a canary has failed, and at most 0 may", id="a canary"),
-        pytest.param(Plan(1, canary=2, max_failures=Amount(2)), 2, "", id="canaries that may"),
+        pytest.param(Plan(1, canary=1), 1, "the canary has failed", id="the canary"),
+        pytest.param(Plan(1, canary=2), 1, "1 of 2 canaries have failed, and at most 0 may", id="a canary"),
+        pytest.param(Plan(1, canary=3, max_failures=Amount(2)), 2, "", id="canaries that may"),
+        pytest.param(
+            Plan(1, canary=2, max_failures=Amount(5)), 2, "all 2 canaries have failed", id="all canaries"
+        ),
+        pytest.param(
+            Plan(1, canary=2, max_failures=Amount(40, share=True)),
+            1,
+            "1 of 2 canaries have failed, and at most 0 may",
+            id="a share is one of the canaries",
+        ),
     ],
 )
 def test_it_stops_when_more_have_failed_than_may(plan: Plan, failures: int, stopped: str) -> None:
@@ -359,6 +369,40 @@ def test_a_failed_job_is_told_by_its_stage(job: Job, pods: list[Pod], said: str)
     assert str(diagnose(job, pods)) == said
 
 
+@pytest.mark.parametrize(
+    ("pods", "said"),
+    [
+        pytest.param([pod(DONE, ("cri", {"running": {}}))], "", id="it goes well"),
+        pytest.param(
+            [pod(("a", {"waiting": {"reason": "ContainerCreating"}}))],
+            "`kubectl describe pod p`",
+            id="a volume",
+        ),
+        pytest.param([pod()], "`kubectl describe pod p`", id="not taken up by the kubelet"),
+        pytest.param([], "`kubectl describe job job`", id="no Pod"),
+        pytest.param(
+            [pod(("a", {"waiting": {"reason": "ErrImagePull"}}))],
+            "a: it could not be started (ErrImagePull)",
+            id="an image",
+        ),
+        pytest.param(
+            [pod(DONE, ("cri", {"waiting": {"reason": "ErrImagePull"}}))],
+            "cri: it could not be started (ErrImagePull)",
+            id="the image of a later stage",
+        ),
+        pytest.param(
+            [pod(("cri", ended(5, "locked")), created=1), pod(("cri", {"running": {}}), created=2)],
+            "tried again after cri: locked (exit code 5)",
+            id="another try",
+        ),
+    ],
+)
+def test_what_holds_a_job_up_is_told(pods: list[Pod], said: str) -> None:
+    told = held_up(failed_job(), pods)
+    assert said in told
+    assert bool(said) == bool(told)
+
+
 # --- what is told -----------------------------------------------------------------------------------
 
 
@@ -398,11 +442,37 @@ def finished(*outcomes: Outcome, stopped: str = "") -> Any:
 def test_the_table_has_the_worst_first_and_says_what_to_do() -> None:
     lines = text(finished(Outcome.DONE, Outcome.FAILED, Outcome.SKIPPED)).splitlines()
     assert lines[0].split() == ["NODE", "ACTION", "OUTCOME", "TIME", "DETAIL"]
-    assert [each.split()[0] for each in lines[1:5]] == ["n2", "n1", "hint:", "n0"]
-    assert "cri: broken (exit code 4)" in lines[2]
+    assert [each.split()[0] for each in lines[1:5]] == ["n1", "hint:", "n2", "n0"]
+    assert "cri: broken (exit code 4)" in lines[1]
     assert lines[-1] == (
         "install failed (1 of 3 nodes are not as wanted): 3 nodes: 1 done, 1 failed, 1 skipped; 5 s"
     )
+
+
+def test_of_many_nodes_those_of_which_there_is_the_same_to_tell_have_one_row() -> None:
+    outcomes = [Outcome.FAILED] * 800 + [Outcome.NOT_STARTED] * 2000 + [Outcome.DONE] * 200
+    lines = text(finished(*outcomes, stopped="too many")).splitlines()
+    assert [each.split("  ")[0] for each in lines[1:4]] == [
+        "n0, n1, n10 and 797 more",
+        "",
+        "n1000, n1001, n1002 and 1997 more",
+    ]
+    assert lines[-2:] == [
+        "failed: 800 at cri (exit code 4)",
+        "install stopped (too many): 3000 nodes: 200 done, 800 failed, 2000 not started; 5 s",
+    ]
+
+
+def test_of_many_different_ones_the_table_has_an_end() -> None:
+    result = finished(*[Outcome.FAILED] * 300)
+    for number, task in enumerate(result.tasks):
+        task.trouble = Trouble(f"broken in way {number}", stage="cri" if number % 3 else "host-check")
+    lines = text(result).splitlines()
+    assert len(lines) < 60
+    assert lines[-3:-1] == [
+        "… and 250 more nodes; each has a line of its own in the log",
+        "failed: 200 at cri, 100 at host-check",
+    ]
 
 
 def test_of_many_nodes_only_those_worth_a_look_are_shown() -> None:

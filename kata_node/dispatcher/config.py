@@ -21,11 +21,16 @@ YAML or JSON, mounted from a ConfigMap. A key that is not listed here is refused
                                      # also where it has succeeded before: for a reconciling CronJob
     rollout:                         # without it, all nodes are one wave that nothing stops
       canary: 1                      # so many nodes go first, alone; if more of them fail than maxFailures
-                                     # (0 when it is not given), no other node is begun
+                                     # (0 when it is not given; a share is one of these) or if all do, no
+                                     # other node is begun
       waveSize: 25%                  # then waves of so many, a number or a share of all nodes
       maxFailures: 10%               # with more failures than this, no other node is begun
     waitForReadySeconds: 120         # how long nodes with a taint that passes by itself, such as
                                      # node.kubernetes.io/not-ready, are waited for, while others are done
+    maxNotReady: 10%                 # the run has failed when more nodes than this number, or share, were
+                                     # still not ready then. By default a tenth, for of many nodes some
+                                     # are always down; none for a cleanup, after which nobody comes back
+                                     # to them; any number with skipServing, which comes back to them all
     templates:                       # one for each CRI runtime, which a Node says in its
       - runtime: containerd          # status.nodeInfo.containerRuntimeVersion: containerd or cri-o
         template: {...}              # a whole batch/v1 Job
@@ -103,6 +108,7 @@ class Config:
     parallelism: int = DEFAULT_PARALLELISM
     wait_for_nodes: int = 0
     wait_for_ready: int = DEFAULT_WAIT_FOR_READY
+    max_not_ready: Amount | None = None
     mark: str = ""
     skip_serving: bool = False
     canary: int = 0
@@ -114,6 +120,11 @@ class Config:
     def installation(self) -> str:
         """The name of what is installed, for people: ``default``, or its suffix, as the mark has it."""
         return self.mark.rpartition("/")[2] or "kata"
+
+    def not_ready_allowed(self, total: int) -> int:
+        """How many of ``total`` nodes may be left out as not ready without that being a failure."""
+        default = Amount(100 if self.skip_serving else 0 if self.action == "cleanup" else 10, share=True)
+        return (self.max_not_ready or default).of(total)
 
     def job_selector(self) -> str:
         """The label selector of all Jobs that were made for the release here, whatever they do."""
@@ -172,6 +183,7 @@ def _read(values: Reader) -> Config:
     parallelism = values.number("parallelism", DEFAULT_PARALLELISM, least=1)
     wait = values.number("waitForNodesSeconds")
     wait_for_ready = values.number("waitForReadySeconds", DEFAULT_WAIT_FOR_READY)
+    max_not_ready = _amount(values, "maxNotReady", least=0)
     generation = values.text("generation")
     return Config(
         action=action,
@@ -185,6 +197,7 @@ def _read(values: Reader) -> Config:
         parallelism=parallelism,
         wait_for_nodes=wait,
         wait_for_ready=wait_for_ready,
+        max_not_ready=max_not_ready,
         mark=mark,
         skip_serving=skip_serving,
         canary=canary,

@@ -47,7 +47,7 @@ class _Message(msgspec.Struct, frozen=True):
 
 def diagnose(job: Job, pods: Sequence[Pod]) -> Trouble:
     """What went wrong in ``job``, which has failed, by its newest Pod that tells."""
-    newest_first = sorted(pods, key=lambda pod: pod.metadata.creation_timestamp or "", reverse=True)
+    newest_first = _newest_first(pods)
     condition = job.condition
     late = condition is not None and condition.reason == "DeadlineExceeded"
     for pod in newest_first:
@@ -59,12 +59,33 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> Trouble:
         return Trouble("its Job has failed", hint=_logs(job))
     reason = f"{condition.reason}: {condition.message}" if condition.message else condition.reason
     if late:
+        held = held_up(job, pods) if pods else ""
         return Trouble(
-            f"its Job took longer than it may ({reason})",
+            f"its Job took longer than it may ({reason})" + (f"; {held}" if held else ""),
             stage=next((stage for pod in newest_first if (stage := _stage(pod))), ""),
             hint="see what holds it up there, or raise job.activeDeadlineSeconds for slow nodes",
         )
     return Trouble(f"its Job has failed ({reason}), and no Pod is left that tells why", hint=_logs(job))
+
+
+def held_up(job: Job, pods: Sequence[Pod]) -> str:
+    """Why nothing of a Job runs that is to run, or not for the first time; empty while it goes well."""
+    if not pods:
+        # A quota, a Pod Security level, a webhook: only the Events of the Job tell.
+        return f"its Job has no Pod; `kubectl describe job {job.metadata.name}` tells why"
+    newest, *before = _newest_first(pods)
+    if trouble := _waiting(newest):
+        return str(trouble)
+    if not newest.begun:
+        # A host path that is not there, a volume, a network: only the Events of the Pod tell.
+        name = newest.metadata.name
+        return f"nothing of its Pod has begun; `kubectl describe pod {name}` tells why"
+    failed = next((trouble for pod in before if (trouble := _of_pod(pod))), None)
+    return f"tried again after {failed}" if failed else ""
+
+
+def _newest_first(pods: Sequence[Pod]) -> list[Pod]:
+    return sorted(pods, key=lambda pod: pod.metadata.creation_timestamp or "", reverse=True)
 
 
 def _stage(pod: Pod) -> str:
@@ -82,14 +103,20 @@ def _of_pod(pod: Pod) -> Trouble | None:
         ended = container.state.terminated or container.last_state.terminated
         if ended and (ended.exit_code or ended.signal):
             return _of_container(container.name, ended)
-    for container in pod.containers:
-        waiting = container.state.waiting
-        if waiting and waiting.reason not in ("", "PodInitializing", "ContainerCreating"):
-            return _not_started(container, waiting.reason, waiting.message)
+    if trouble := _waiting(pod):
+        return trouble
     if pod.status.reason or pod.status.message:
         # Evicted, NodeLost, an admission of the kubelet that was refused.
         what = ": ".join(text for text in (pod.status.reason, pod.status.message) if text)
         return Trouble(f"its Pod has failed ({_cut(what)})", hint="look at the node: kubectl describe node")
+    return None
+
+
+def _waiting(pod: Pod) -> Trouble | None:
+    for container in pod.containers:
+        waiting = container.state.waiting
+        if waiting and waiting.reason not in ("", "PodInitializing", "ContainerCreating"):
+            return _not_started(container, waiting.reason, waiting.message)
     return None
 
 

@@ -65,13 +65,13 @@ class Feed:
                 self._retry.succeeded()
                 yield change
             self._retry.succeeded()
-        except ExpiredError:
-            log.info("the watch has fallen behind; listing the Jobs again")
+        except ExpiredError as error:
+            log.info("the watch cannot go on (%s); listing the Jobs again", error.what)
             yield from self._listed_again()
-            return
         except Exception as error:
             self._retry.after(error)
             return
+        # Also after a list: one that is of no use at once is not made again and again.
         if quiet and (left := began + QUICK - self._api.clock.now()) > 0:
             self._api.sleep(left)
 
@@ -82,10 +82,9 @@ class Feed:
             for event in self._api.watch(self._path, "watch jobs", query, seconds):
                 if event.type == "ERROR":
                     status = msgspec.json.decode(event.object, type=Status)
-                    if status.code == 410:
-                        raise ExpiredError(status.message)
-                    log.warning("the API server has ended the watch: %s", status.message or status.reason)
-                    return
+                    # Mostly 410. Whatever else it is, such as a version that an API server restored from
+                    # a backup does not know yet, the same watch would be ended again.
+                    raise ExpiredError(status.message or status.reason)
                 job = decode(event.object)
                 self._version = job.metadata.resource_version
                 if event.type == "BOOKMARK":

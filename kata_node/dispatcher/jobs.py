@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from kata_node.dispatcher.api import Api, RefusedError
-from kata_node.dispatcher.objects import Job, Pod, PodPage
+from kata_node.dispatcher.api import Api, ExpiredError, RefusedError
+from kata_node.dispatcher.objects import JOB_UID, Job, Pod, PodPage
 from kata_node.dispatcher.template import Owner, owner_reference
+
+LIVE = "status.phase!=Succeeded,status.phase!=Failed"
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ class Jobs:
         try:
             answer = self._api.call("POST", self._path, "create a job", body=manifest)
         except RefusedError as error:
-            if error.failure.status == 409:
+            # A quota that many write to is a conflict as well, and no Job.
+            if error.failure.status == 409 and error.failure.reason in ("AlreadyExists", ""):
                 return None
             raise
         return msgspec.json.decode(answer, type=Job)
@@ -70,9 +73,16 @@ class Jobs:
 
     def pods(self, job: Job) -> list[Pod]:
         """The Pods it has had that are still there."""
-        query = {"labelSelector": f"batch.kubernetes.io/controller-uid={job.metadata.uid}"}
-        return [
-            pod
-            for page in self._api.pages(self._pods, "list pods", PodPage, query)
-            for pod in page.items or ()
-        ]
+        return self._list({"labelSelector": f"{JOB_UID}={job.metadata.uid}"})
+
+    def live_pods(self, selector: str) -> list[Pod]:
+        """The Pods of a label selector that have not ended, whether or not their Jobs are still there."""
+        return self._list({"labelSelector": selector, "fieldSelector": LIVE})
+
+    def _list(self, query: Mapping[str, str]) -> list[Pod]:
+        while True:
+            try:
+                pages = self._api.pages(self._pods, "list pods", PodPage, query)
+                return [pod for page in pages for pod in page.items or ()]
+            except ExpiredError:
+                continue

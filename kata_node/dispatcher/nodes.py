@@ -22,6 +22,9 @@ POLL = 5.0
 SETTLE = 15.0
 """Seconds for which the set of eligible nodes has to stay the same: labels arrive node by node."""
 
+UNREACHABLE = "node.kubernetes.io/unreachable"
+"""The taint of a Node whose kubelet is not heard of: no Pod begins, or ends, there, whatever it tolerates."""
+
 SERVING = "true"
 EFFECTS = ("NoSchedule", "NoExecute")
 
@@ -45,7 +48,8 @@ class Selection:
     tainted: tuple[tuple[Target, str], ...] = ()
     """Selected nodes with the taint that no toleration of the Job covers."""
     unready: tuple[tuple[Target, str], ...] = ()
-    """Selected nodes that only a taint of :data:`PASSING` keeps Pods from, with that."""
+    """Selected nodes that only a taint of :data:`PASSING`, or :data:`UNREACHABLE`, keeps Pods from, with
+    that."""
     unfit: tuple[tuple[Target, str], ...] = ()
     """Selected nodes whose runtime, as the Node names it, has no template."""
     serving: tuple[Target, ...] = ()
@@ -66,14 +70,16 @@ class Selection:
 
 
 def blocking(taints: Iterable[Taint], tolerations: Collection[Toleration]) -> Taint | None:
-    """The first taint that keeps a Pod with these tolerations away, as it would keep a DaemonSet's.
+    """The first taint that keeps a Pod with these tolerations away, as it would keep a DaemonSet's,
+    or from being begun at all.
 
     One that does not pass by itself goes before those that do.
     """
     found = [
         taint
         for taint in taints
-        if taint.effect in EFFECTS and not any(each.covers(taint) for each in tolerations)
+        if taint.effect in EFFECTS
+        and (taint.key == UNREACHABLE or not any(each.covers(taint) for each in tolerations))
     ]
     return min(found, key=lambda taint: taint.key in PASSING, default=None)
 
@@ -150,6 +156,10 @@ class Nodes:
     def exists(self, name: str) -> bool:
         """Whether there is a Node of this name."""
         return any(True for _ in self._list(name=name))
+
+    def serves(self, name: str) -> bool:
+        """Whether the mark of the Node of this name says so by now."""
+        return any(node.metadata.labels.get(self._config.mark) == SERVING for node in self._list(name=name))
 
     def selects(self, name: str) -> bool:
         """Whether the configuration selects the Node of this name by now, if there is one."""

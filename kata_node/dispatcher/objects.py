@@ -20,6 +20,9 @@ longer than a label: the label then has the Job's own, and the annotation :data:
 NODE_UID, GENERATION = f"{OWN}node-uid", f"{OWN}generation"
 """Annotations of a Job: which Node of that name is meant, and in which generation it was made."""
 
+JOB_UID = "batch.kubernetes.io/controller-uid"
+"""The label with which the Job controller says whose a Pod is."""
+
 
 class _Part(msgspec.Struct, rename="camel"):
     pass
@@ -207,16 +210,26 @@ class _PodStatus(_Part):
     container_statuses: list[ContainerStatus] = []
 
 
+class _PodSpec(_Part):
+    node_name: str = ""
+
+
 class Pod(_Part):
     """A Pod."""
 
     metadata: Meta
+    spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
     status: _PodStatus = msgspec.field(default_factory=_PodStatus)
 
     @property
     def containers(self) -> list[ContainerStatus]:
         """In the order they run."""
         return [*self.status.init_container_statuses, *self.status.container_statuses]
+
+    @property
+    def job_uid(self) -> str:
+        """Of the Job it belongs, or belonged, to."""
+        return self.metadata.labels.get(JOB_UID, "")
 
     @property
     def begun(self) -> bool:

@@ -53,8 +53,12 @@ class Task:
     looks: int = 0
     next_look: float = 0.0
     absent_since: float | None = None
+    failing_since: float | None = None
+    """Since when its Job is to fail, as soon as its Pods have ended."""
     unready: str = ""
     """The taint that keeps it from being begun, and is expected to go."""
+    held_up: str = ""
+    """What its Job was last seen to wait for, or to try again after."""
     trouble: Trouble | None = None
     note: str = ""
     """Why it was skipped, or what else there is to say."""
@@ -192,9 +196,15 @@ class Rollout:
             self._running.pop(task.target.name, None)
 
     def _check(self, *, canary: bool) -> None:
-        limit = self.plan.max_failures.of(self._total) if self.plan.max_failures else None
-        if limit is None and canary:
-            limit = 0
+        most, total = self.plan.max_failures, self._total
+        if canary:
+            # A share is one of the canaries: with one of all nodes they could fail, and nobody would care.
+            total = sum(task.wave == 0 for task in self.tasks)
+            most = most or Amount(0)
+            if self._failed == total:
+                self.stop("the canary has failed" if total == 1 else f"all {total} canaries have failed")
+                return
+        limit = most.of(total) if most else None
         if limit is not None and self._failed > limit:
-            what = "a canary has failed" if canary else f"{self._failed} nodes have failed"
-            self.stop(f"{what}, and at most {limit} may")
+            whom = f"of {total} canaries" if canary else "nodes"
+            self.stop(f"{self._failed} {whom} have failed, and at most {limit} may")

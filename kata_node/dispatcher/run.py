@@ -69,9 +69,11 @@ def run(config: Config, api: Api, *, owner: Owner | None = None, reporter: str =
     if interrupted:
         interrupted += f"; {rollout.in_flight} Jobs that run go on by themselves"
         log.warning("%s", interrupted)
+    tasks = [*rollout.tasks, *aside]
     return result_of(
         config.action,
-        [*rollout.tasks, *aside],
+        tasks,
+        not_ready_allowed=config.not_ready_allowed(len(tasks)),
         stopped=rollout.stopped,
         interrupted=interrupted,
         seconds=api.clock.now() - began,

@@ -19,9 +19,23 @@ from kata_node.dispatcher.objects import Action
 from kata_node.dispatcher.rollout import ENDED, GOOD, Outcome, Rollout, Task
 
 WHOLE = 50
-"""Of more nodes than this, the table has only those that are worth a look."""
+"""The longest table. Of more nodes than this it has only those that are worth a look, and one row for all
+of them of which there is the same to tell."""
 
-ORDER = {outcome: index for index, outcome in enumerate(Outcome)}
+NAMED = 3
+"""So many nodes of such a row are named."""
+
+WORST_FIRST = (
+    Outcome.FAILED,
+    Outcome.NOT_READY,
+    Outcome.RUNNING,
+    Outcome.WAITING,
+    Outcome.NOT_STARTED,
+    Outcome.SKIPPED,
+    Outcome.GONE,
+    Outcome.DONE,
+    Outcome.UNCHANGED,
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,18 @@ def result_of(
     interrupted: str,
     seconds: float,
     requests: Mapping[str, int],
+    not_ready_allowed: int = 0,
 ) -> Result:
     """The result of a run; ``stopped`` and ``interrupted`` say why it ended early, if it did."""
+    away = sum(task.outcome is Outcome.NOT_READY for task in tasks)
     bad = sum(task.outcome not in GOOD for task in tasks)
-    outcome: Literal["ok", "failed", "stopped", "interrupted"] = "failed" if bad else "ok"
-    reason = f"{bad} of {len(tasks)} nodes are not as wanted" if bad else ""
+    outcome: Literal["ok", "failed", "stopped", "interrupted"] = "ok"
+    reason = ""
+    if bad > away:
+        outcome, reason = "failed", f"{bad} of {len(tasks)} nodes are not as wanted"
+    elif away > not_ready_allowed:
+        outcome = "failed"
+        reason = f"{away} of {len(tasks)} nodes are not ready, and at most {not_ready_allowed} may be"
     if stopped:
         outcome, reason = "stopped", stopped
     if interrupted:
@@ -102,29 +123,61 @@ def duration(seconds: float) -> str:
 
 def text(result: Result) -> str:
     """The result for a person: a table with what to do about problems, and a line that sums up."""
-    tasks = sorted(result.tasks, key=lambda task: (-ORDER[task.outcome], task.target.name))
-    shown = tasks
-    if len(tasks) > WHOLE:
-        shown = [task for task in tasks if task.outcome not in (Outcome.DONE, Outcome.UNCHANGED)]
+    groups = _groups(result.tasks)
     rows = [("NODE", "ACTION", "OUTCOME", "TIME", "DETAIL")]
     rows += [
-        (
-            task.target.name,
-            task.action,
-            str(task.outcome),
-            duration(task.seconds) if task.seconds else "-",
-            str(task.trouble) if task.trouble else task.note,
-        )
-        for task in shown
+        (_names(group), group[0].action, str(group[0].outcome), _longest(group), _detail(group[0]))
+        for group in groups[:WHOLE]
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = []
-    for row, task in zip(rows, [None, *shown], strict=True):
+    for row, group in zip(rows, [None, *groups], strict=False):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         lines.append("  ".join([*cells, row[4]]).rstrip())
-        if task and task.trouble and task.trouble.hint:
-            lines.append(f"  hint: {task.trouble.hint}")
-    return "\n".join([*(lines if shown else []), summary(result)])
+        if group and group[0].trouble and group[0].trouble.hint:
+            lines.append(f"  hint: {group[0].trouble.hint}")
+    if more := sum(len(group) for group in groups[WHOLE:]):
+        lines.append(f"… and {more} more nodes; each has a line of its own in the log")
+    return "\n".join([*(lines if groups else []), *_stages(result.tasks), summary(result)])
+
+
+def _groups(tasks: Sequence[Task]) -> list[list[Task]]:
+    """The rows of the table, worst first."""
+    ordered = sorted(tasks, key=lambda task: (WORST_FIRST.index(task.outcome), task.target.name))
+    if len(tasks) <= WHOLE:
+        return [[task] for task in ordered]
+    groups: dict[tuple[str, ...], list[Task]] = {}
+    for task in ordered:
+        if task.outcome not in (Outcome.DONE, Outcome.UNCHANGED):
+            groups.setdefault((task.outcome, task.action, _detail(task)), []).append(task)
+    return list(groups.values())
+
+
+def _names(group: Sequence[Task]) -> str:
+    named = ", ".join(task.target.name for task in group[:NAMED])
+    return f"{named} and {len(group) - NAMED} more" if len(group) > NAMED else named
+
+
+def _longest(group: Sequence[Task]) -> str:
+    seconds = max(task.seconds for task in group)
+    return duration(seconds) if seconds else "-"
+
+
+def _detail(task: Task) -> str:
+    return str(task.trouble) if task.trouble else task.note
+
+
+def _stages(tasks: Sequence[Task]) -> list[str]:
+    """Where most of it went wrong: ``failed at cri (exit code 4): 812 nodes``."""
+    failed = [task.trouble for task in tasks if task.outcome is Outcome.FAILED and task.trouble]
+    if len(failed) <= NAMED:
+        return []
+    tally = Counter(
+        (each.stage or "no stage") + (f" (exit code {each.exit_code})" if each.exit_code is not None else "")
+        for each in failed
+    )
+    told = ", ".join(f"{count} at {place}" for place, count in tally.most_common())
+    return [f"failed: {told}"]
 
 
 def summary(result: Result) -> str:

@@ -90,6 +90,12 @@ class Template:
         seconds = _at(self._manifest, "spec").get("activeDeadlineSeconds")
         return seconds if isinstance(seconds, int) else None
 
+    @property
+    def grace(self) -> float:
+        """Seconds that its Pods have to end when they are told to; 30 is Kubernetes' own."""
+        seconds = _at(self._manifest, "spec", "template", "spec").get("terminationGracePeriodSeconds")
+        return seconds if isinstance(seconds, int) else 30
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Where and why it is no Job for one Node; the API server looks at everything else."""
         manifest = self._manifest

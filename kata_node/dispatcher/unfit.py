@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from kata_node.dispatcher.failures import Trouble
 from kata_node.dispatcher.nodes import Selection
+from kata_node.dispatcher.objects import Action
 from kata_node.dispatcher.rollout import Outcome
 
 
@@ -36,7 +37,7 @@ def no_template(runtime: str) -> End:
     return End(Outcome.FAILED, Trouble(what, where=where, hint=hint))
 
 
-def still_unready(found: Selection, left: float, waited: float) -> End | None:
+def still_unready(action: Action, found: Selection, left: float, waited: float) -> End | None:
     """How a node that was not ready ends, by what there is ``found`` of it; ``None`` while it is waited for.
 
     ``left`` seconds of the ``waited`` ones may still pass.
@@ -49,6 +50,9 @@ def still_unready(found: Selection, left: float, waited: float) -> End | None:
         return None
     for _, taint in found.unready:
         what = f"its taint {taint} has not gone within {waited:g} s"
-        hint = "see what keeps it: kubectl describe node; run again when it is Ready"
+        then = "the next upgrade, or job.reconcileSchedule, comes back to it when it is Ready"
+        if action == "cleanup":
+            then = "run again when it is Ready, or when its Node is deleted because the machine is gone"
+        hint = f"see what keeps it: kubectl describe node; {then}"
         return End(Outcome.NOT_READY, Trouble(what, hint=hint))
     return End(Outcome.GONE, note="its Node is no longer there")
