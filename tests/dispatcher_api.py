@@ -190,11 +190,21 @@ class FakeApi:
             "labels": {
                 **job["spec"]["template"]["metadata"]["labels"],
                 "batch.kubernetes.io/controller-uid": job["metadata"]["uid"],
+                "batch.kubernetes.io/job-name": job["metadata"]["name"],
             },
         }
         status = {"phase": "Running", "initContainerStatuses": [{"name": stage, "state": state}]}
         spec = {"nodeName": job["spec"]["template"]["spec"]["nodeName"]}
         self.pods.append({"metadata": metadata, "spec": spec, "status": status})
+
+    def dispatcher(self, name: str, labels: Mapping[str, str]) -> str:
+        """A dispatcher runs in a Job of its own, whose uid comes back."""
+        component = {**labels, "app.kubernetes.io/component": "dispatcher"}
+        pod = {"metadata": {"labels": component}, "spec": {"nodeName": "any"}}
+        job: Object = {"metadata": {"name": name, "labels": dict(labels)}, "spec": {"template": pod}}
+        self.add(job)
+        self.pod(job, "dispatcher", {"running": {}})
+        return str(job["metadata"]["uid"])
 
     def _pods_of(self, job: Object) -> list[Object]:
         uid = job["metadata"]["uid"]

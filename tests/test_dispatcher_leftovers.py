@@ -11,6 +11,7 @@ from dispatcher_api import FakeApi, Object, Time
 from dispatcher_runs import (
     CLEANUP,
     CONFIG,
+    LABELS,
     MARK,
     dispatch,
     every,
@@ -439,3 +440,36 @@ def test_who_reconciles_and_whose_job_an_upgrade_takes_away_does_not_fight_for_i
     assert outcomes(result) == {"n": "skipped"}
     assert api.made == ["n"]
     assert api.jobs["install-n"]["metadata"]["uid"] == "of-the-upgrade"
+
+
+def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on_before_it_looks(
+    api: FakeApi, time: Time
+) -> None:
+    api.node("n")
+    own = api.dispatcher("cleanup-dispatcher", LABELS)
+    api.dispatcher("install-dispatcher", LABELS)
+    api.dispatcher("of-another-release", {"app.kubernetes.io/instance": "other"})
+    result = dispatch(api, CLEANUP, owner=Owner("cleanup-dispatcher", own))
+    assert outcomes(result) == {"n": "done"}
+    assert sorted(api.jobs) == ["cleanup-dispatcher", "cleanup-n", "of-another-release"]
+    assert api.requests.index("DELETE install-dispatcher") < api.requests.index("GET nodes")
+    assert 5 <= time.passed < 10, "it had ended"
+
+
+def test_one_that_does_not_end_does_not_hold_up_an_uninstall_for_ever(
+    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.node("n")
+    api.stuck = True
+    api.dispatcher("install-dispatcher", LABELS)
+    assert outcomes(dispatch(api, CLEANUP)) == {"n": "done"}
+    assert 120 <= time.passed < 130
+    assert "pod-0 has not ended within 120 s; going on all the same" in caplog.text
+    assert api.requests.count("DELETE install-dispatcher") == 1
+
+
+def test_an_install_leaves_other_dispatchers_alone(api: FakeApi) -> None:
+    api.node("n")
+    api.dispatcher("reconcile-1", LABELS)
+    assert outcomes(dispatch(api)) == {"n": "done"}
+    assert "reconcile-1" in api.jobs

@@ -29,10 +29,11 @@ ABSENCE = 45.0
 """Seconds a Node may be missing: some distributions delete it and register it anew on a restart."""
 
 WATCH = 60.0
-"""Seconds of one watch: what is to be done at a certain time may be as late as that."""
+"""Seconds of one watch at most; as often it is said what runs, while nothing happens."""
 
 SOON = 5.0
-"""Seconds between two looks at what no watch tells of: a Node that is not ready, Pods without a Job."""
+"""Seconds between two looks at what no watch tells of: a Node that is not ready, Pods without a Job.
+Other looks are as much late, so that many are taken at once."""
 
 BLOCKED = 1800.0
 """Seconds a node waits for another Job to end, where the template of its own names no deadline."""
@@ -82,8 +83,7 @@ class Dispatcher:
         self._rollout.first(self._placement.busy())
         self._fill()
         while not self._rollout.over():
-            soon = any(map(self._polled, self._rollout.running()))
-            for change in self._feed.changes(SOON if soon else WATCH):
+            for change in self._feed.changes(self._until_a_look()):
                 self._quiet_since = self._clock.now()
                 self._seen(change)
                 self._fill()
@@ -254,6 +254,10 @@ class Dispatcher:
                 self._still_failing(task, now - task.failing_since)
             else:
                 self._still_running(task)
+
+    def _until_a_look(self) -> float:
+        looks = [task.next_look - self._clock.now() for task in self._rollout.running()]
+        return min(WATCH, max(SOON, min(looks, default=SOON)))
 
     def _still_blocked(self, task: Task, now: float) -> None:
         """The Pods of a node whose kubelet is dead never end, and neither does a Job that waits for them."""

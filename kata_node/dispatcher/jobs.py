@@ -47,14 +47,18 @@ class Jobs:
 
     def delete(self, job: Job, *, wait: bool = False) -> None:
         """Delete exactly this Job; with ``wait`` it stays visible until its Pods have ended."""
+        self.delete_by(job.metadata.name, job.metadata.uid, wait=wait)
+
+    def delete_by(self, name: str, uid: str, *, wait: bool = False) -> None:
+        """The same, of a Job that was not read."""
         body: Mapping[str, object] = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
-            "preconditions": {"uid": job.metadata.uid},
+            "preconditions": {"uid": uid},
             "propagationPolicy": "Foreground" if wait else "Background",
         }
         try:
-            path = f"{self._path}/{job.metadata.name}"
+            path = f"{self._path}/{name}"
             self._api.call("DELETE", path, "delete a job", body=msgspec.json.encode(body))
         except RefusedError as error:
             if error.failure.status not in (404, 409):  # it is gone, or another has its name

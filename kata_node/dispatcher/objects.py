@@ -20,8 +20,8 @@ longer than a label: the label then has the Job's own, and the annotation :data:
 NODE_UID, GENERATION = f"{OWN}node-uid", f"{OWN}generation"
 """Annotations of a Job: which Node of that name is meant, and in which generation it was made."""
 
-JOB_UID = "batch.kubernetes.io/controller-uid"
-"""The label with which the Job controller says whose a Pod is."""
+JOB_UID, JOB_NAME = "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"
+"""The labels with which the Job controller says whose a Pod is."""
 
 
 class _Part(msgspec.Struct, rename="camel"):
@@ -230,6 +230,11 @@ class Pod(_Part):
     def job_uid(self) -> str:
         """Of the Job it belongs, or belonged, to."""
         return self.metadata.labels.get(JOB_UID, "")
+
+    @property
+    def job_name(self) -> str:
+        """The name of that Job."""
+        return self.metadata.labels.get(JOB_NAME, "")
 
     @property
     def begun(self) -> bool:

@@ -12,6 +12,7 @@ from kata_node.dispatcher.events import Events
 from kata_node.dispatcher.failures import Trouble
 from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.objects import Action
+from kata_node.dispatcher.rivals import end_rivals
 from kata_node.dispatcher.rollout import Outcome, Plan, Rollout, Task
 from kata_node.dispatcher.stop import Stopped
 from kata_node.dispatcher.telling import Result, line, result_of
@@ -29,6 +30,8 @@ def run(config: Config, api: Api, *, owner: Owner | None = None, reporter: str =
     and :class:`Stopped` when it is to stop before the first Job.
     """
     began = api.clock.now()
+    if config.action == "cleanup":
+        end_rivals(api, config, owner)
     nodes = Nodes(api, config)
     selection = nodes.selection()
     tasks = _tasks(config.action, config.name_prefix, selection)

@@ -1,0 +1,48 @@
+"""Ends the dispatchers of a release that would undo what an uninstall does.
+
+helm gives up waiting after its ``--timeout``, and the dispatcher of the install goes on: it would give
+nodes that are cleaned already their Job again, and put Kata on those that had none yet.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from kata_node.dispatcher.api import Api
+from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.jobs import Jobs
+from kata_node.dispatcher.template import Owner
+
+COMPONENT = "app.kubernetes.io/component=dispatcher"
+"""The label of the Pods of dispatchers, besides those of the release."""
+
+POLL = 2.0
+PATIENCE = 120.0
+"""Seconds for them to end. One that does not is on a node that nobody hears of."""
+
+log = logging.getLogger(__name__)
+
+
+def end_rivals(api: Api, config: Config, owner: Owner | None) -> None:
+    """Delete the Jobs of all dispatchers of the release but that of this one, ``owner``, and see them end.
+
+    The Jobs that they have made go with them. Raises :class:`KubeError`.
+    """
+    jobs = Jobs(api, config.namespace)
+    release = ",".join(f"{key}={value}" for key, value in sorted(config.labels.items()))
+    own = owner.uid if owner else ""
+    told: set[str] = set()
+    deadline = api.clock.now() + PATIENCE
+    while rivals := [
+        pod for pod in jobs.live_pods(f"{release},{COMPONENT}") if pod.job_uid and pod.job_uid != own
+    ]:
+        for pod in rivals:
+            if pod.job_uid not in told:
+                told.add(pod.job_uid)
+                log.warning("the dispatcher in %s still runs; ending it", pod.metadata.name)
+                jobs.delete_by(pod.job_name, pod.job_uid, wait=True)
+        if api.clock.now() >= deadline:
+            names = ", ".join(pod.metadata.name for pod in rivals)
+            log.warning("%s has not ended within %g s; going on all the same", names, PATIENCE)
+            return
+        api.sleep(POLL)
