@@ -384,7 +384,7 @@ def test_a_job_whose_pod_does_not_end_at_its_deadline_has_failed(api: FakeApi, t
     result = dispatch(api, replace(CONFIG, templates=every(slow)))
     assert outcomes(result) == {"n": "failed"}
     assert str(result.tasks[0].trouble) == (
-        "cri: its Job took longer than it may (DeadlineExceeded: too long); its Pod does not end since"
+        "cri: its Job took longer than it may (DeadlineExceeded: too long); its Pod has not ended since"
     )
     assert 460 <= time.passed < 600
 
@@ -431,7 +431,6 @@ def test_who_reconciles_and_whose_job_an_upgrade_takes_away_does_not_fight_for_i
         def upgraded() -> None:
             api.remove("install-n")
             api.on_create = None
-            api.add({**job, "metadata": {**job["metadata"], "uid": "of-the-upgrade"}, "status": {}})
 
         time.after(5, upgraded)
 
@@ -439,7 +438,6 @@ def test_who_reconciles_and_whose_job_an_upgrade_takes_away_does_not_fight_for_i
     result = dispatch(api, old)
     assert outcomes(result) == {"n": "skipped"}
     assert api.made == ["n"]
-    assert api.jobs["install-n"]["metadata"]["uid"] == "of-the-upgrade"
 
 
 def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on_before_it_looks(

@@ -207,6 +207,10 @@ class Dispatcher:
         task.next_look = task.absent_since + ABSENCE
 
     def _lost(self, task: Task) -> None:
+        if self._config.skip_serving:
+            # Mostly an upgrade, which has other settings: two that fight for a node help nobody.
+            self._end(task, Outcome.SKIPPED, note="its Job was deleted by somebody; the next run sees to it")
+            return
         task.lost += 1
         if task.lost >= LOSSES:
             what = f"its Job was deleted {task.lost} times while it ran, and not from here"
@@ -273,7 +277,7 @@ class Dispatcher:
             task.next_look = self._clock.now() + self._dying(task) - seconds
             return
         why = task.trouble or Trouble("its Job has failed")
-        what = f"{why.what}; its Pod does not end since"
+        what = f"{why.what}; its Pod has not ended since"
         hint = "see whether the node's kubelet still works: kubectl describe node"
         self._end(task, Outcome.FAILED, replace(why, what=what, hint=why.hint or hint))
 

@@ -106,11 +106,15 @@ class StandIn:
         self._path = f"/api/v1/namespaces/{namespace}/pods"
         self.answers: dict[str, Answer | None] = dict(answers or {})
         self.otherwise = otherwise
+        self.dying = threading.Event()
+        """While it is not set, Pods that are deleted stay: as long as a stage may take to end."""
+        self.dying.set()
         self.most = 0
         """The most Pods that were seen at once and had not ended."""
         self._open: set[str] = set()
         self._seen: dict[str, tuple[str, str]] = {}  # name and node by uid
         self._queue: queue.SimpleQueue[tuple[str, Answer] | None] = queue.SimpleQueue()
+        self._kept: set[str] = set()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(WORKERS)]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
@@ -135,6 +139,16 @@ class StandIn:
         for name, bound in list(self._seen.values()):
             if bound == node:
                 self._queue.put((name, answer))
+
+    def keep(self) -> None:
+        """From now on, leave Pods that are deleted where they are."""
+        self.dying.clear()
+
+    def let_go(self) -> None:
+        """End the Pods that were kept, and all that are deleted from now on."""
+        self.dying.set()
+        for name in list(self._kept):
+            self._queue.put((name, {}))
 
     def _watch(self) -> None:
         version = ""
@@ -161,6 +175,9 @@ class StandIn:
         if over:
             self._seen.pop(uid, None)
         elif pod["metadata"].get("deletionTimestamp"):
+            if not self.dying.is_set():
+                self._kept.add(name)
+                return
             # Its containers are as good as ended: off with it, as a kubelet does in the end.
             self._queue.put((name, {}))
         elif uid not in self._seen:

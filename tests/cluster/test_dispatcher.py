@@ -322,6 +322,84 @@ def test_the_jobs_go_with_the_dispatchers_own(site: Site) -> None:
         wait_until(lambda: not site.jobs(), "the garbage collector has taken them all")
 
 
+def owner(site: Site, name: str) -> tuple[str, ...]:
+    """The options for a dispatcher that runs in a Job, which is made."""
+    own = {**template("x", suspend=True), "metadata": {"name": name, "namespace": site.name}}
+    made = site.cluster.kubectl("create", "--filename=-", "--output=json", text=json.dumps(own))
+    return f"--owner-name={name}", f"--owner-uid={json.loads(made.stdout)['metadata']['uid']}"
+
+
+def pods(site: Site) -> list[str]:
+    """The uids of the Pods of nodes."""
+    got = site.cluster.kubectl("get", "pods", f"--namespace={site.name}", "--output=json")
+    return [pod["metadata"]["uid"] for pod in json.loads(got.stdout)["items"]]
+
+
+def test_what_went_with_a_dead_dispatcher_has_ended_on_the_node_before_the_next_one_begins_there(
+    site: Site,
+) -> None:
+    (name,) = site.nodes(1)
+    with site.kubelets({name: running("cri")}) as kubelets:
+        kubelets.keep()
+        first = site.start(*owner(site, "first"))
+        wait_until(lambda: len(pods(site)) == 1, "a Pod runs")
+        first.kill()
+        first.communicate()
+        before = pods(site)
+        # As helm does before the hook of the next upgrade.
+        site.cluster.kubectl("delete", "job", "first", f"--namespace={site.name}", "--wait=false")
+        wait_until(lambda: not site.jobs(), "the garbage collector has taken the Job")
+        kubelets.answers.clear()
+        second = site.start(*owner(site, "second"), generation="2")
+        wait_until(lambda: "whose Job is gone" in site.logged(), "the Pod is noticed")
+        assert pods(site) == before
+        kubelets.let_go()
+        run = ended(second)
+    assert run.outcomes == {name: "done"}
+    assert kubelets.most == 1, "never two at once"
+
+
+def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on(site: Site) -> None:
+    (name,) = site.nodes(1)
+    host = f"{site.name}-host"
+    site.cluster.node(host, labels={})
+    job = {**template(), "metadata": {"name": "install-dispatcher", "namespace": site.name}}
+    job["spec"]["template"]["metadata"] = {"labels": {**LABELS, "app.kubernetes.io/component": "dispatcher"}}
+    job["spec"]["template"]["spec"]["nodeName"] = host
+    with site.kubelets({host: None}):
+        site.cluster.kubectl("create", "--filename=-", text=json.dumps(job))
+        wait_until(lambda: len(pods(site)) == 1, "its Pod is there")
+        run = site.run(action="cleanup", namePrefix="cleanup", template=template("revert-cri"))
+    assert run.outcomes == {name: "done"}
+    assert [job["metadata"]["name"] for job in site.jobs()] == [f"cleanup-{name}"]
+
+
+def test_a_job_on_a_node_whose_kubelet_is_dead_is_given_up(site: Site) -> None:
+    dead, alive = site.nodes(2)
+    late = template("host-check", "cri", activeDeadlineSeconds=3)
+    late["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
+    with site.kubelets({dead: running("cri")}) as kubelets:
+        kubelets.keep()
+        run = site.run(template=late)
+    assert run.outcomes == {dead: "failed", alive: "done"}
+    error = run.result["nodes"][0]["error"]
+    assert error["stage"] == "cri"
+    assert "its Pod has not ended since" in error["what"]
+
+
+def test_a_pod_that_is_not_admitted_is_told_while_its_job_waits(site: Site) -> None:
+    (name,) = site.nodes(1)
+    level = "pod-security.kubernetes.io/enforce=restricted"
+    site.cluster.kubectl("label", "namespace", site.name, level)
+    with site.kubelets():
+        process = site.start()
+        told = f"{name}: its Job has no Pod; `kubectl describe job install-{name}` tells why"
+        wait_until(lambda: told in site.logged(), "it is told", timeout=120)
+        process.send_signal(signal.SIGTERM)
+        run = ended(process)
+    assert run.outcomes == {name: "running"}
+
+
 def test_a_node_that_left_the_selection_is_cleaned_and_an_uninstall_stops_what_runs(site: Site) -> None:
     first, second = site.nodes(2, **{MARK: "true"})
     everything = ({"operator": "Exists"},)
