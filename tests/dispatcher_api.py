@@ -74,6 +74,7 @@ class Fault:
     path: str
     status: int = 0
     message: str = "as ordered"
+    reason: str = ""
     times: int = 1
     carried_out: bool = False
     watch: bool = False
@@ -387,7 +388,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.carried_out:
                 api.answer(method, url.path, query, body)
             if fault.status:
-                self._send(fault.status, _status(fault.status, fault.message))
+                self._send(fault.status, _status(fault.status, fault.message, fault.reason))
             else:
                 self._cut()
         elif watch:

@@ -278,6 +278,16 @@ def test_a_job_that_is_refused_for_one_node_leaves_the_others_alone(api: FakeApi
     assert "exceeded quota" in str(result.tasks[0].trouble)
 
 
+def test_a_quota_that_many_write_to_is_not_taken_for_a_job_of_that_name(api: FakeApi) -> None:
+    workers(api, 2)
+    busy = 'Operation cannot be fulfilled on resourcequotas "q": please apply your changes and try again'
+    api.faults = [Fault("POST", "/jobs", 409, busy, reason="Conflict")]
+    result = dispatch(api, replace(CONFIG, parallelism=1))
+    assert outcomes(result) == {"n0": "failed", "n1": "done"}
+    assert busy in str(result.tasks[0].trouble)
+    assert "GET install-n0" not in api.requests
+
+
 @pytest.mark.parametrize(
     ("status", "message", "hint"),
     [
