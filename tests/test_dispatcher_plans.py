@@ -428,6 +428,13 @@ def test_a_line_tells_the_change_and_how_far_the_whole_is() -> None:
     assert line(whole.tasks[-1], whole, 60).startswith("x0: cleanup ")
 
 
+def test_of_nodes_that_take_longer_than_those_before_no_end_is_foretold() -> None:
+    whole = rollout(2, Plan(2))
+    begun(whole)
+    whole.end(whole.running()[0], Outcome.DONE, 60)
+    assert line(whole.tasks[0], whole, 61) == "n0: done after 60 s  [1 of 2 ended, 1 running]"
+
+
 def finished(*outcomes: Outcome, stopped: str = "") -> Any:
     tasks = [
         Task(Target(f"n{number}"), "install", "job", outcome=outcome, seconds=2, note="a note")
@@ -453,9 +460,9 @@ def test_of_many_nodes_those_of_which_there_is_the_same_to_tell_have_one_row() -
     outcomes = [Outcome.FAILED] * 800 + [Outcome.NOT_STARTED] * 2000 + [Outcome.DONE] * 200
     lines = text(finished(*outcomes, stopped="too many")).splitlines()
     assert [each.split("  ")[0] for each in lines[1:4]] == [
-        "n0, n1, n10 and 797 more",
+        "n0 and 799 more",
         "",
-        "n1000, n1001, n1002 and 1997 more",
+        "n1000 and 1999 more",
     ]
     assert lines[-2:] == [
         "failed: 800 at cri (exit code 4)",

@@ -22,9 +22,6 @@ WHOLE = 50
 """The longest table. Of more nodes than this it has only those that are worth a look, and one row for all
 of them of which there is the same to tell."""
 
-NAMED = 3
-"""So many nodes of such a row are named."""
-
 WORST_FIRST = (
     Outcome.FAILED,
     Outcome.NOT_READY,
@@ -108,7 +105,8 @@ def counts(rollout: Rollout, now: float) -> str:
     parts += [f"{there[Outcome.FAILED]} failed"] if there[Outcome.FAILED] else []
     parts += [f"{rollout.in_flight} running"]
     left = rollout.remaining(now)
-    if left is not None and ended < len(rollout.tasks):
+    # Nothing is known of nodes that take longer than those before them.
+    if left and ended < len(rollout.tasks):
         parts.append(f"about {duration(left)} left")
     return ", ".join(parts)
 
@@ -154,8 +152,8 @@ def _groups(tasks: Sequence[Task]) -> list[list[Task]]:
 
 
 def _names(group: Sequence[Task]) -> str:
-    named = ", ".join(task.target.name for task in group[:NAMED])
-    return f"{named} and {len(group) - NAMED} more" if len(group) > NAMED else named
+    first = group[0].target.name
+    return f"{first} and {len(group) - 1} more" if len(group) > 1 else first
 
 
 def _longest(group: Sequence[Task]) -> str:
@@ -168,9 +166,9 @@ def _detail(task: Task) -> str:
 
 
 def _stages(tasks: Sequence[Task]) -> list[str]:
-    """Where most of it went wrong: ``failed at cri (exit code 4): 812 nodes``."""
+    """Where most of it went wrong: ``failed: 812 at cri (exit code 4), 3 at host-check (exit code 3)``."""
     failed = [task.trouble for task in tasks if task.outcome is Outcome.FAILED and task.trouble]
-    if len(failed) <= NAMED:
+    if len(failed) <= 1:
         return []
     tally = Counter(
         (each.stage or "no stage") + (f" (exit code {each.exit_code})" if each.exit_code is not None else "")
