@@ -74,10 +74,10 @@ class Fault:
     path: str
     status: int = 0
     message: str = "as ordered"
-    reason: str = ""
     times: int = 1
     carried_out: bool = False
     watch: bool = False
+    reason: str = ""
 
 
 @dataclass
