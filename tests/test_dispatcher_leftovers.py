@@ -22,6 +22,7 @@ from dispatcher_runs import (
 )
 
 from kata_node.dispatcher.objects import DIGEST, NODE
+from kata_node.dispatcher.run import run
 from kata_node.dispatcher.template import Owner, Template
 
 
@@ -452,6 +453,14 @@ def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on_bef
     assert sorted(api.jobs) == ["cleanup-dispatcher", "cleanup-n", "of-another-release"]
     assert api.requests.index("DELETE install-dispatcher") < api.requests.index("GET nodes")
     assert 5 <= time.passed < 10, "it had ended"
+
+
+def test_an_uninstall_that_is_not_told_its_job_does_not_end_itself(api: FakeApi) -> None:
+    api.node("n")
+    api.dispatcher("cleanup-dispatcher", LABELS)
+    with api.client() as connection:
+        assert outcomes(run(CLEANUP, connection, reporter="pod-0")) == {"n": "done"}
+    assert "cleanup-dispatcher" in api.jobs
 
 
 def test_one_that_does_not_end_does_not_hold_up_an_uninstall_for_ever(

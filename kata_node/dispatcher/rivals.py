@@ -23,10 +23,11 @@ PATIENCE = 120.0
 log = logging.getLogger(__name__)
 
 
-def end_rivals(api: Api, config: Config, owner: Owner | None) -> None:
-    """Delete the Jobs of all dispatchers of the release but that of this one, ``owner``, and see them end.
+def end_rivals(api: Api, config: Config, owner: Owner | None, reporter: str) -> None:
+    """Delete the Jobs of all dispatchers of the release but of this one, and see their Pods end.
 
-    The Jobs that they have made go with them. Raises :class:`KubeError`.
+    This one runs in the Job ``owner``, or at least in the Pod ``reporter``. The Jobs that the others have
+    made go with them. Raises :class:`KubeError`.
     """
     jobs = Jobs(api, config.namespace)
     release = ",".join(f"{key}={value}" for key, value in sorted(config.labels.items()))
@@ -34,7 +35,9 @@ def end_rivals(api: Api, config: Config, owner: Owner | None) -> None:
     told: set[str] = set()
     deadline = api.clock.now() + PATIENCE
     while rivals := [
-        pod for pod in jobs.live_pods(f"{release},{COMPONENT}") if pod.job_uid and pod.job_uid != own
+        pod
+        for pod in jobs.live_pods(f"{release},{COMPONENT}")
+        if pod.job_uid and pod.job_uid != own and pod.metadata.name != reporter
     ]:
         for pod in rivals:
             if pod.job_uid not in told:

@@ -31,7 +31,7 @@ def run(config: Config, api: Api, *, owner: Owner | None = None, reporter: str =
     """
     began = api.clock.now()
     if config.action == "cleanup":
-        end_rivals(api, config, owner)
+        end_rivals(api, config, owner, reporter)
     nodes = Nodes(api, config)
     selection = nodes.selection()
     tasks = _tasks(config.action, config.name_prefix, selection)
