@@ -179,6 +179,7 @@ class Dispatcher:
             if job.finished or deleted:
                 self._failed(task)
             elif task.failing_since is None:
+                log.info("%s: waiting for its Pod to end: %s", task.target.name, task.trouble)
                 task.failing_since = self._clock.now()
                 task.next_look = task.failing_since + self._dying(task)
 

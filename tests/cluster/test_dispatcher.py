@@ -234,8 +234,13 @@ def test_a_stage_that_fails_is_told_in_its_own_words_and_the_other_nodes_go_on(s
 
 def test_a_job_at_its_deadline_is_told_by_the_stage_that_held_it_up(site: Site) -> None:
     (name,) = site.nodes(1)
-    with site.kubelets({name: running("cri")}):
-        run = site.run(template=template("host-check", "cri", activeDeadlineSeconds=4))
+    with site.kubelets({name: running("cri")}) as kubelets:
+        # A Pod takes its time to end, in which it is asked.
+        kubelets.keep()
+        process = site.start(template=template("host-check", "cri", activeDeadlineSeconds=4))
+        wait_until(lambda: "waiting for its Pod to end: cri: its Job took" in site.logged(), "it is asked")
+        kubelets.let_go()
+        run = ended(process)
     error = run.result["nodes"][0]["error"]
     assert (run.code, error["stage"]) == (1, "cri")
     assert "took longer than it may" in error["what"]
