@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from node import boot, containerd_build, places, program
 from node.cache import CHECKOUT, NodeError
 from node.cri import CriStatus
 from node.cri import status as cri_status
+from node.mounts import CONTAINER_CAPABILITIES, HostPath
 from node.places import Record
 from node.running import Done, Running, checked, told, wait_until
 from node.snapshot import Snapshot, take
@@ -210,15 +211,16 @@ class Node:
         config: Mapping[str, Any] | str | None = None,
         payload: Path | None = None,
         env: Mapping[str, str] | None = None,
-        mounts: Sequence[str] = POD_MOUNTS,
+        mounts: Sequence[str | HostPath] = POD_MOUNTS,
+        capabilities: Collection[str] = tuple(CONTAINER_CAPABILITIES),
         check: bool = False,
         timeout: float = 300,
     ) -> Done:
         """Run this Python's ``kata-node`` as a container on the node would.
 
         It has the machine's file system as its image, the node's network, a pid namespace below the
-        node's, a container's few capabilities, and below its host root nothing but the node's
-        ``mounts``. A mount the node does not have is made there as a directory, as the kubelet does.
+        node's, a container's few ``capabilities``, and below its host root, which is read-only, the node's
+        ``mounts`` alone. Where the kubelet would not mount one, nothing runs and the exit code is 1.
         ``payload`` is a directory of the machine.
         """
         host = self._record.directory / "host"
@@ -240,7 +242,8 @@ class Node:
             entering = [
                 *(boot.program_path("nsenter"), f"--target={self.leader.pid}", *_SHARED_BY_PODS),
                 *("unshare", *_OWN_OF_A_CONTAINER),
-                *(*_MOUNTER, "pod", str(namespace), str(host), *mounts, "--"),
+                *(*_MOUNTER, "pod", str(namespace), str(host), ",".join(capabilities)),
+                *(*map(str, (HostPath(each) if isinstance(each, str) else each for each in mounts)), "--"),
             ]
             command = [sys.executable, "-P", "-m", "kata_node", *args]
             running = Running(entering, command, env=environment, depth=2, pass_fds=[namespace])

@@ -7,7 +7,10 @@ with a single thread::
 
     mounts.py attach NODE-FD SOURCE TARGET          SOURCE of this machine, at TARGET in the node
     mounts.py attach-read-only NODE-FD SOURCE TARGET                  the same, for reading only
-    mounts.py pod NODE-FD HOST PATH... -- COMMAND   COMMAND in a container, the node's PATHs below HOST
+    mounts.py pod NODE-FD HOST CAPABILITIES MOUNT... -- COMMAND
+                                                    COMMAND in a container, MOUNTs of the node below HOST
+
+A MOUNT is the text of a :class:`HostPath`, CAPABILITIES are names with commas in between.
 
 NODE-FD is an inherited descriptor of the node's mount namespace. Imports only the standard library.
 """
@@ -19,17 +22,63 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same numbers on every architecture
 _OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_FDCWD, _MOVE_MOUNT_F_EMPTY_PATH = 1, 0x8000, -100, 4
 _AT_EMPTY_PATH, _MOUNT_ATTR_RDONLY = 0x1000, 1
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096
 _CLONE_NEWNS = 0x20000
 _PR_CAPBSET_DROP = 24
 
-CONTAINER_CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31})
-"""What containerd leaves to root in a container that is not privileged, by number (CAP_CHOWN is 0)."""
+CONTAINER_CAPABILITIES: Mapping[str, int] = {
+    "CHOWN": 0,
+    "DAC_OVERRIDE": 1,
+    "FOWNER": 3,
+    "FSETID": 4,
+    "KILL": 5,
+    "SETGID": 6,
+    "SETUID": 7,
+    "SETPCAP": 8,
+    "NET_BIND_SERVICE": 10,
+    "NET_RAW": 13,
+    "SYS_CHROOT": 18,
+    "MKNOD": 27,
+    "AUDIT_WRITE": 29,
+    "SETFCAP": 31,
+}
+"""What containerd leaves to root in a container that is not privileged and drops none; with the numbers."""
+
+
+@dataclass(frozen=True)
+class HostPath:
+    """A path of the node in a container, as a volume and its mount have it."""
+
+    path: str
+    type: str = ""
+    """Directory, DirectoryOrCreate, File, or nothing: then a directory is made where nothing is there."""
+    read_only: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.type}:{'ro' if self.read_only else 'rw'}:{self.path}"
+
+    @classmethod
+    def parse(cls, text: str) -> HostPath:
+        """That of which this is the text."""
+        kind, access, path = text.split(":", 2)
+        return cls(path, kind, access == "ro")
+
+    def check(self) -> None:
+        """What the kubelet sees to, here, before it mounts the path; ends this program where it would not."""
+        path = Path(self.path)
+        if self.type in ("", "DirectoryOrCreate") and not os.path.lexists(path):
+            path.mkdir(mode=0o755, parents=True)
+        fits = {"": path.exists, "File": path.is_file}.get(self.type, path.is_dir)
+        if not fits():
+            sys.exit(f"FailedMount: hostPath type check failed: {path} is not a {self.type.lower()}")
+
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,11 +94,18 @@ def _enter(namespace: int) -> None:
     _checked(_libc.setns(namespace, _CLONE_NEWNS), "entering a mount namespace")
 
 
-def _clone(path: str) -> int:
+def _clone(path: str, *, read_only: bool = False) -> int:
     flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
-    return _checked(
+    tree = _checked(
         _libc.syscall(_OPEN_TREE, _AT_FDCWD, path.encode(), flags), f"cloning the mount at {path}"
     )
+    if read_only:
+        attributes = struct.pack("=4Q", _MOUNT_ATTR_RDONLY, 0, 0, 0)  # to set, to clear, and two not used
+        changed = _libc.syscall(
+            *(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attributes, len(attributes))
+        )
+        _checked(changed, f"making the mount of {path} read-only")
+    return tree
 
 
 def _attach(tree: int, target: str) -> None:
@@ -68,40 +124,38 @@ def _place(target: Path, *, directory: bool) -> None:
 
 def attach(node: int, source: str, target: str, *, read_only: bool = False) -> None:
     """Mount the machine's ``source`` in the node at ``target``, for as long as the node runs."""
-    tree = _clone(source)
-    if read_only:
-        attributes = struct.pack("=4Q", _MOUNT_ATTR_RDONLY, 0, 0, 0)  # to set, to clear, and two not used
-        changed = _libc.syscall(
-            *(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attributes, len(attributes))
-        )
-        _checked(changed, f"making the mount of {source} read-only")
+    tree = _clone(source, read_only=read_only)
     directory = Path(source).is_dir()
     _enter(node)
     _place(Path(target), directory=directory)
     _attach(tree, target)
 
 
-def pod(node: int, host: str, paths: Sequence[str], command: Sequence[str]) -> None:
-    """Become ``command`` in a container that has the node's ``paths`` below ``host``; does not return.
+def pod(
+    node: int, host: str, capabilities: Sequence[str], mounts: Sequence[HostPath], command: Sequence[str]
+) -> None:
+    """Become ``command`` in a container that has the node's ``mounts`` below ``host``; does not return.
 
-    A path the node does not have is made there as a directory first, as a hostPath volume of type
-    DirectoryOrCreate does. The capabilities are those of a container that is not privileged.
+    It keeps these ``capabilities`` and no others. Ends with a message where the kubelet would not start it.
     """
     machine = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     _checked(_libc.mount(b"tmpfs", host.encode(), b"tmpfs", 0, b"mode=755"), f"mounting a tmpfs at {host}")
-    for path in paths:
+    for mount in mounts:
         _enter(node)
-        if not os.path.lexists(path):
-            Path(path).mkdir(parents=True)
-        directory = stat.S_ISDIR(os.stat(path).st_mode)
-        tree = _clone(path)
+        mount.check()
+        directory = stat.S_ISDIR(os.stat(mount.path).st_mode)
+        tree = _clone(mount.path, read_only=mount.read_only)
         _enter(machine)
-        target = host + path
+        target = host + mount.path
         _place(Path(target), directory=directory)
         _attach(tree, target)
     os.close(node)
+    # As a container's own root: what has no mount cannot be written.
+    flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY
+    _checked(_libc.mount(None, host.encode(), None, flags, None), f"making {host} read-only")
+    kept = {CONTAINER_CAPABILITIES[name] for name in capabilities}
     for capability in range(64):
-        if capability not in CONTAINER_CAPABILITIES:
+        if capability not in kept:
             _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # numbers the kernel does not know are refused
     os.execvp(command[0], list(command))
 
@@ -111,9 +165,10 @@ def main(arguments: Sequence[str]) -> None:
     if act in ("attach", "attach-read-only"):
         attach(int(node), *rest, read_only=act == "attach-read-only")
     else:
-        host, *rest = rest
+        host, capabilities, *rest = rest
         end = rest.index("--")
-        pod(int(node), host, rest[:end], rest[end + 1 :])
+        mounts = [HostPath.parse(text) for text in rest[:end]]
+        pod(int(node), host, list(filter(None, capabilities.split(","))), mounts, rest[end + 1 :])
 
 
 if __name__ == "__main__":
