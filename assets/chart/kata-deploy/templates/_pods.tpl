@@ -135,7 +135,8 @@ seccompProfile:
     {{- if not $paths }}
     {{- include "kata-deploy.plainSecurityContext" $root | trim | nindent 4 }}
     {{- else }}
-    {{- $capabilities := ternary list (include "kata-deploy.capabilities" $root | fromJsonArray) (eq $stage "host-check") }}
+    {{- /* What it looks at, the next ones write, and they pass by the modes and owners of the host's files. */ -}}
+    {{- $capabilities := ternary (list "DAC_OVERRIDE") (include "kata-deploy.capabilities" $root | fromJsonArray) (eq $stage "host-check") }}
     {{- include "kata-deploy.hostSecurityContext" (list $root $capabilities) | trim | nindent 4 }}
     {{- end }}
   {{- with $root.Values.resources }}
