@@ -1,0 +1,213 @@
+"""The Jobs that the chart renders for each distribution, on a node that is laid out like it.
+
+There is neither a kubelet nor an image: the command of each container runs with the container's own mounts,
+variables, settings and capabilities, in the Job's order. What the kubelet would not mount fails the test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node import crio
+from node.conftest import BootNode
+from node.cri import status
+from node.distributions import Layout, k0s, lay_out, microk8s, rancher
+from node.installing import HANDLERS, UNIT, VALUES, WATCHED, make_payload, outcomes, with_kvm
+from node.machine import Node
+from node.mounts import HostPath
+from node.running import Done
+from node.snapshot import Snapshot, changes
+
+from cluster.charts import JOB, Document, dispatched, documents, job_for, one
+from cluster.control_plane import Cluster
+
+FEW: Mapping[str, Any] = {"snapshotter": {"setup": []}, "shims": {"disableAll": True, **VALUES["shims"]}}
+INSTALL = ("host-check", "artifacts", "cri")
+REVERT = ("revert-cri", "remove-artifacts")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node, and what a test has to know of its runtime."""
+
+    node: Node
+    unit: str
+    socket: str
+    watched: tuple[str, ...]
+    runtime: str = "containerd"
+
+    def handlers(self) -> tuple[str, ...]:
+        """Those of Kata that are served; fails when the runtime does not serve."""
+        answer = status(self.node.root / self.socket.lstrip("/"))
+        assert answer.serving, f"{answer.error}\n{self.node.journal(self.unit, lines=40)}"
+        return tuple(name for name in answer.handlers if name.startswith("kata-"))
+
+    def snapshot(self) -> Snapshot:
+        """All files that are the node's own, or the configuration of its runtime."""
+        return self.node.snapshot(*self.watched)
+
+
+def debian(suite: str, before: str = "") -> Callable[[BootNode], Host]:
+    """A node with the containerd of its packages, started anew after the command ``before``."""
+
+    def boot(boot_node: BootNode) -> Host:
+        node = boot_node(suite)
+        if before:
+            node.run(["sh", "-ec", f"{before}; systemctl restart {UNIT}"])
+            node.wait_for_containerd()
+        return Host(node, UNIT, "/run/containerd/containerd.sock", WATCHED)
+
+    return boot
+
+
+def with_crio(boot: BootNode) -> Host:
+    return Host(crio.boot(boot), crio.UNIT, crio.SOCKET, WATCHED, "cri-o")
+
+
+def stood_in(layout: Layout) -> Callable[[BootNode], Host]:
+    """A node of another distribution."""
+
+    def boot(boot_node: BootNode) -> Host:
+        node = lay_out(boot_node(layout.suite), layout).node
+        return Host(node, layout.unit, layout.socket, (*WATCHED, *layout.directories))
+
+    return boot
+
+
+CLOSED = "chown -R daemon: /etc/containerd /opt; chmod -R go= /etc/containerd /opt"
+"""What is written to belongs to somebody else, and is for nobody but the owner."""
+LAYOUTS = (
+    rancher("k3s", "k3s.service"),
+    rancher("k3s", "k3s-agent.service", schema=2, imports=False, suite="trixie"),
+    rancher("rke2", "rke2-server.service"),
+    rancher("rke2", "rke2-agent.service", imports=False),
+    k0s("k0sworker.service"),
+    k0s("k0scontroller.service", schema=2, suite="trixie"),
+    microk8s(),
+    microk8s(suite="trixie"),
+)
+HOSTS = [
+    *(pytest.param("k8s", debian(suite), id=suite) for suite in ("bookworm", "trixie", "forky")),
+    pytest.param("k8s", debian("trixie", CLOSED), id="trixie-where-files-are-closed-to-root"),
+    pytest.param("k8s", with_crio, id="crio"),
+    *(pytest.param(layout.name, stood_in(layout), id=layout.id()) for layout in LAYOUTS),
+]
+
+
+@pytest.fixture
+def boot_node(needs_nodes: None) -> Iterator[BootNode]:
+    with ExitStack() as stack:
+
+        def boot(suite: str = "forky", **options: Any) -> Node:
+            return with_kvm(stack.enter_context(Node.boot(suite, **options)))
+
+        yield boot
+
+
+@pytest.fixture(scope="module")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_payload(tmp_path_factory.mktemp("payload"))
+
+
+class NodeJob:
+    """A Job of the dispatcher's for one node."""
+
+    def __init__(self, host: Host, release: list[Document], file: str, payload: Path, reports: Path) -> None:
+        manifest = json.dumps(job_for(dispatched(release)[file], host.runtime))
+        machine = (host.node.root / "etc/machine-id").read_text().strip()
+        pod = json.loads(manifest.replace("@MACHINE_ID@", machine))["spec"]["template"]["spec"]
+        self.containers = {each["name"]: each for each in (*pod["initContainers"], *pod["containers"])}
+        self._volumes = {each["name"]: each for each in pod["volumes"]}
+        self._config = one(release, "ConfigMap", "-node")["data"]["values.yaml"]
+        self._node, self._payload, self._reports = host.node, payload, reports
+
+    def run(self, name: str) -> Done:
+        """What the container would do on the node; the result is told as JSON."""
+        container = self.containers[name]
+        env = {each["name"]: each.get("value", self._node.name) for each in container["env"]}
+        root, context = env.pop("KATA_NODE_HOST_ROOT"), container["securityContext"]
+        assert (context["privileged"], context["capabilities"]["drop"]) == (False, ["ALL"])
+        places = {"values": Path(env["KATA_NODE_CONFIG"]).parent, "reports": Path(env["KATA_NODE_REPORTS"])}
+        mounts = []
+        for mount in container["volumeMounts"]:
+            host_path = self._volumes[mount["name"]].get("hostPath")
+            if host_path is None:
+                assert mount["mountPath"] == str(places.pop(mount["name"]))
+                continue
+            assert mount["mountPath"] == root + host_path["path"]
+            mounts.append(HostPath(**host_path, read_only=mount.get("readOnly", False)))
+        assert not places
+        return self._node.kata_node_outside(
+            *(*container["args"], "--output", "json"),
+            config=self._config,
+            payload=self._payload,
+            env={**env, "KATA_NODE_REPORTS": str(self._reports)},
+            mounts=mounts,
+            capabilities=context["capabilities"].get("add", []),
+        )
+
+
+def run_all(job: NodeJob, *stages: str) -> dict[str, str]:
+    """Run these containers, in the order of the Job, to the end; what each has come to."""
+    found: dict[str, str] = {}
+    assert tuple(name for name in job.containers if name in (*INSTALL, *REVERT)) == stages
+    for stage in stages:
+        done = job.run(stage)
+        assert done.returncode == 0, f"{stage}\n{done.stdout}\n{done.stderr}"
+        found |= outcomes(done)
+    return found
+
+
+@pytest.mark.parametrize(("distribution", "boot"), HOSTS)
+def test_the_jobs_put_kata_on_its_nodes_and_take_it_off_without_a_trace(
+    cluster: Cluster,
+    boot_node: BootNode,
+    payload: Path,
+    tmp_path: Path,
+    distribution: str,
+    boot: Callable[[BootNode], Host],
+) -> None:
+    release = documents(cluster, JOB, FEW, {"k8sDistribution": distribution})
+    host = boot(boot_node)
+    before = host.snapshot()
+
+    run_all(NodeJob(host, release, "install.yaml", payload, tmp_path), *INSTALL)
+    assert host.handlers() == HANDLERS
+
+    installed, invocation = host.snapshot(), host.node.unit(host.unit).invocation
+    again = run_all(NodeJob(host, release, "install.yaml", payload, tmp_path), *INSTALL)
+    assert again == {"host-check": "done", "artifacts": "skipped", "cri": "skipped"}
+    assert changes(installed, host.snapshot(), times=True) == []
+    assert host.node.unit(host.unit).invocation == invocation
+
+    run_all(NodeJob(host, release, "cleanup.yaml", payload, tmp_path), *REVERT)
+    assert host.handlers() == ()
+    assert changes(before, host.snapshot()) == []
+
+
+def test_with_the_default_values_a_payload_without_nydus_is_refused_before_anything_is_done(
+    cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
+) -> None:
+    host = debian("forky")(boot_node)
+    before = host.snapshot()
+    done = NodeJob(host, documents(cluster, JOB), "install.yaml", payload, tmp_path).run("host-check")
+    assert done.returncode == 3, done.stdout + done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["what"].startswith("nydus: the payload has no ")
+    assert "take nydus out of snapshotter.setup" in error["hint"]
+    assert changes(before, host.snapshot(), times=True) == []
+
+
+def test_with_the_default_values_crio_has_no_use_for_nydus(
+    cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
+) -> None:
+    host = with_crio(boot_node)
+    run_all(NodeJob(host, documents(cluster, JOB), "install.yaml", payload, tmp_path), *INSTALL)
+    assert {*HANDLERS, "kata-qemu-coco-dev"} <= set(host.handlers())
+    assert "nydus" not in "".join(host.node.snapshot("/etc/systemd"))
