@@ -33,6 +33,7 @@ CONFIG = Config(
     templates=every(template()),
     generation="1",
     mark=MARK,
+    events=True,
 )
 CLEANUP = replace(CONFIG, action="cleanup", name_prefix="cleanup", templates=every(template("cleanup")))
 

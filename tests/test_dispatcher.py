@@ -178,6 +178,14 @@ def test_an_event_that_was_not_taken_leaves_those_after_it_their_chance(api: Fak
     assert [node for node, _, _ in told(api)] == ["n2", "n3", "n4", "n5"]
 
 
+def test_nodes_are_told_nothing_unless_that_is_asked_for(api: FakeApi) -> None:
+    workers(api, 1)
+    api.on_create = lambda job: api.fail(job["metadata"]["name"], message=MESSAGE)
+    result = dispatch(api, replace(CONFIG, events=False))
+    assert set(outcomes(result).values()) == {"failed"}
+    assert "POST events" not in api.requests
+
+
 def test_a_node_there_is_not_has_no_events(api: FakeApi) -> None:
     dispatch(api, replace(CONFIG, nodes=("missing",)))
     assert api.events == []

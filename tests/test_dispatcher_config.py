@@ -76,13 +76,14 @@ def test_everything_there_can_be_is_read(file: Path) -> None:
         maxNotReady="5%",
         mark=MARK,
         skipServing=True,
+        events=True,
         rollout={"canary": 2, "waveSize": "25%", "maxFailures": 0},
         removed={"namePrefix": "removed", "template": JOB},
     )
     assert (config.generation, config.selector, config.parallelism) == ("7", "a=b,!c", 3)
     assert (config.wait_for_nodes, config.wait_for_ready) == (60, 0)
     assert config.not_ready_allowed(100) == 5
-    assert (config.mark, config.skip_serving) == (MARK, True)
+    assert (config.mark, config.skip_serving, config.events) == (MARK, True, True)
     assert (config.canary, config.wave_size, config.max_failures) == (2, Amount(25, share=True), Amount(0))
     assert config.removed.name_prefix == "removed"
     assert config.job_selector() == "app.kubernetes.io/instance=mine,job.katacontainers.io/node"

@@ -31,6 +31,8 @@ YAML or JSON, mounted from a ConfigMap. A key that is not listed here is refused
                                      # still not ready then. By default a tenth, for of many nodes some
                                      # are always down; none for a cleanup, after which nobody comes back
                                      # to them; any number with skipServing, which comes back to them all
+    events: false                    # also tell of a failure in an Event on the Node, which takes the right
+                                     # to create events in the namespace default
     templates:                       # one for each CRI runtime, which a Node says in its
       - runtime: containerd          # status.nodeInfo.containerRuntimeVersion: containerd or cri-o
         template: {...}              # a whole batch/v1 Job
@@ -111,6 +113,7 @@ class Config:
     max_not_ready: Amount | None = None
     mark: str = ""
     skip_serving: bool = False
+    events: bool = False
     canary: int = 0
     wave_size: Amount | None = None
     max_failures: Amount | None = None
@@ -200,6 +203,7 @@ def _read(values: Reader) -> Config:
         max_not_ready=max_not_ready,
         mark=mark,
         skip_serving=skip_serving,
+        events=values.flag("events"),
         canary=canary,
         wave_size=wave_size,
         max_failures=max_failures,

@@ -43,9 +43,9 @@ def run(config: Config, api: Api, *, owner: Owner | None = None, reporter: str =
     plan = Plan(config.parallelism, config.canary, config.wave_size, config.max_failures)
     rollout = Rollout(tasks, plan, removed)
     _announce(config, selection, removed)
-    events = Events(api, config.installation, reporter)
+    events = Events(api, config.installation, reporter) if config.events else None
     for task in aside:
-        if task.outcome is Outcome.FAILED:
+        if events and task.outcome is Outcome.FAILED:
             events.failure(task)
 
     stopped = ""
@@ -56,7 +56,7 @@ def run(config: Config, api: Api, *, owner: Owner | None = None, reporter: str =
         log.log(level, "%s", line(task, rollout, api.clock.now()))
         if stopped != (stopped := rollout.stopped):
             log.warning("no more nodes are begun: %s", stopped)
-        if task.outcome is Outcome.FAILED:
+        if events and task.outcome is Outcome.FAILED:
             events.failure(task)
 
     interrupted = ""

@@ -254,20 +254,22 @@ def test_hooks_run_when_what_they_need_is_there(cluster: Cluster) -> None:
     assert dispatcher["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
 
 
-def test_the_dispatcher_may_list_nodes_manage_jobs_and_tell_of_nodes_and_nothing_else(
-    cluster: Cluster,
-) -> None:
+def test_the_dispatcher_may_list_nodes_and_manage_jobs_and_nothing_else(cluster: Cluster) -> None:
     rendered = documents(cluster, JOB)
     assert one(rendered, "ClusterRole", "-dispatcher")["rules"] == [
         {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}
     ]
-    roles = {each["metadata"]["namespace"]: each for each in kind(rendered, "Role", "-dispatcher")}
-    assert roles.keys() == {NAMESPACE, "default"}
-    assert roles["default"]["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
-    role = roles[NAMESPACE]
+    role = one(rendered, "Role", "-dispatcher")
+    assert role["metadata"]["namespace"] == NAMESPACE
     assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"jobs", "pods"}
     [pods] = [rule for rule in role["rules"] if rule["resources"] == ["pods"]]
     assert not {"create", "delete", "patch", "update"} & set(pods["verbs"])
+
+
+def test_only_a_dispatcher_that_is_to_tell_of_nodes_may_create_events(cluster: Cluster) -> None:
+    rendered = kind(documents(cluster, JOB, {"job": {"events": True}}), "Role", "-dispatcher")
+    [role] = [each for each in rendered if each["metadata"]["namespace"] == "default"]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
 
 
 @pytest.mark.parametrize("length", [1, 19, 20, 40, 63])

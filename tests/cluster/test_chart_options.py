@@ -42,6 +42,8 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "job.rollout.waveSize": (JOB, "25%"),
     "job.rollout.maxFailures": (JOB, 0),
     "job.waitForReadySeconds": (JOB, 0),
+    "job.maxNotReady": (JOB, 0),
+    "job.events": (JOB, True),
     "job.reconcileSchedule": (JOB, "@hourly"),
     "job.dispatcherNodeSelector": (JOB, {"node-role.kubernetes.io/control-plane": ""}),
     "job.dispatcherTolerations": (JOB, [{"operator": "Exists"}]),

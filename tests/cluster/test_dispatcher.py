@@ -67,6 +67,7 @@ class Site:
             "namePrefix": "install",
             "labels": LABELS,
             "generation": "1",
+            "events": True,
             "selection": {"labelSelector": f"pool={self.name}"},
             "template": template("host-check", "cri"),
         }

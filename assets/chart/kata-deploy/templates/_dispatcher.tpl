@@ -45,6 +45,13 @@ selection:
 parallelism: {{ ($root.Values.job).parallelism | default 100 }}
 {{- $ready := ($root.Values.job).waitForReadySeconds }}
 waitForReadySeconds: {{ ternary 120 $ready (kindIs "invalid" $ready) }}
+{{- $few := ($root.Values.job).maxNotReady }}
+{{- if and (eq $action "install") (not (kindIs "invalid" $few)) }}
+maxNotReady: {{ $few }}
+{{- end }}
+{{- if ($root.Values.job).events }}
+events: true
+{{- end }}
 mark: {{ include "kata-deploy.mark" $root }}
 {{- end -}}
 

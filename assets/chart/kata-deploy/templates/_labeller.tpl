@@ -49,8 +49,8 @@ request.userInfo.?extra[?"authentication.kubernetes.io/node-name"][?0].orValue("
 {{- define "kata-deploy.labeller.startupTaints" -}}
 {{- $taints := list -}}
 {{- range .Values.startupTaints -}}
-{{- if not (regexMatch "^[^:]+(:(NoSchedule|PreferNoSchedule|NoExecute))?$" (toString .)) -}}
-{{- fail (printf "startupTaints: %q is neither `key` nor `key:effect` with an effect of NoSchedule, PreferNoSchedule, NoExecute" (toString .)) -}}
+{{- if not (regexMatch "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?(:(NoSchedule|PreferNoSchedule|NoExecute))?$" (toString .)) -}}
+{{- fail (printf "startupTaints: %q is neither `key` nor `key:effect` with an effect of NoSchedule, PreferNoSchedule, NoExecute; a value is not part of it" (toString .)) -}}
 {{- end -}}
 {{- $taints = append $taints (toString .) -}}
 {{- end -}}

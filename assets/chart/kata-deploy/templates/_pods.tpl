@@ -10,7 +10,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* What automountServiceAccountToken would mount, for the containers that ask for it. */ -}}
+{{- /* What automountServiceAccountToken would mount, for the containers that ask for it; takes seconds. */ -}}
 {{- define "kata-deploy.credentialsVolume" }}
 - name: credentials
   projected:
@@ -18,7 +18,7 @@
     sources:
       - serviceAccountToken:
           path: token
-          expirationSeconds: 3600
+          expirationSeconds: {{ . }}
       - configMap:
           name: kube-root-ca.crt
           items:
@@ -107,6 +107,27 @@ seccompProfile:
 {{- /* What writing files of the host takes: of any owner, and handed on to that owner. */ -}}
 {{- define "kata-deploy.capabilities" -}}
 {{- list "CHOWN" "DAC_OVERRIDE" "FOWNER" | toJson -}}
+{{- end -}}
+
+{{- /* A container of kubectl; takes (list $ "name" (list "of" "arguments")). */ -}}
+{{- define "kata-deploy.kubectl" -}}
+{{- $root := index . 0 -}}
+- name: {{ index . 1 }}
+  image: {{ include "kata-deploy.image" (list $root.Values.kubectlImage "kubectlImage" "latest") }}
+  imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
+  command:
+    - kubectl
+    {{- toYaml (index . 2) | nindent 4 }}
+  env:
+    # kubectl keeps what it knows of the cluster below it.
+    - name: HOME
+      value: /tmp
+  terminationMessagePolicy: FallbackToLogsOnError
+  securityContext:
+    {{- include "kata-deploy.plainSecurityContext" $root | trim | nindent 4 }}
+  volumeMounts:
+    - name: tmp
+      mountPath: /tmp
 {{- end -}}
 
 {{- /* The container of one stage; takes (list $ "stage" "containerd" or "crio"). */ -}}
@@ -233,7 +254,7 @@ spec:
         {{- include "kata-deploy.stage" (list $root (last .stages) $runtime) | trim | nindent 8 }}
       volumes:
         {{- include "kata-deploy.valuesVolume" $root | trim | nindent 8 }}
-        {{- include "kata-deploy.credentialsVolume" $root | trim | nindent 8 }}
+        {{- include "kata-deploy.credentialsVolume" 3600 | trim | nindent 8 }}
         - name: reports
           emptyDir: {}
         {{- include "kata-deploy.hostVolumes" (list $root $paths) | trim | nindent 8 }}

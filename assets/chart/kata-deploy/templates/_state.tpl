@@ -21,9 +21,13 @@ kata-deploy-state.{{ .Release.Name }}
 {{- fail (printf "env.multiInstallSuffix: release %s was installed with %q, and cannot go on with %q: nobody would take away what is on the nodes; %s" .Release.Name ($kept.multiInstallSuffix | default "") $suffix $remedy) -}}
 {{- end -}}
 {{- end -}}
+{{- $prefix := clean ((.Values.env).installationPrefix | default "/") -}}
+{{- if ne $prefix ($kept.installationPrefix | default $prefix) -}}
+{{- fail (printf "env.installationPrefix: release %s was installed below %s, and cannot go on below %s: nobody would take away what is there; uninstall the release first; kept in the ConfigMap %s" .Release.Name $kept.installationPrefix $prefix (include "kata-deploy.state.name" .)) -}}
+{{- end -}}
 {{- /* Once there, nydus has to be taken away as well when it is no longer asked for. */ -}}
 {{- $nydus := or (eq "true" ($kept.nydus | default "")) (has "nydus" ((.Values.snapshotter).setup | default list)) -}}
-{{- dict "deploymentMode" $mode "multiInstallSuffix" $suffix "nydus" (toString $nydus) | toJson -}}
+{{- dict "deploymentMode" $mode "multiInstallSuffix" $suffix "installationPrefix" $prefix "nydus" (toString $nydus) | toJson -}}
 {{- end -}}
 
 {{- /*
