@@ -245,8 +245,8 @@ def _hint(failure: Failure) -> str:
         case 403 if is_rights(failure):
             return (
                 "the dispatcher needs list on nodes, and in its own namespace list on pods, and on jobs (API "
-                "group batch) create, get, list, watch, patch and delete; for Events, create on events in the "
-                "namespace default"
+                "group batch) create, get, list, watch, patch and delete; for Events, create on events in "
+                "the namespace default"
             )
         case 403:
             return "a quota, or an admission rule of the cluster, forbids this"
