@@ -9,6 +9,7 @@ from kata_node.errors import UnfitNodeError
 from kata_node.handlers import handlers
 
 if TYPE_CHECKING:
+    from kata_node.distributions import Home
     from kata_node.facts.runtime import RuntimeFacts
     from kata_node.receipt import Receipt
     from kata_node.settings import Settings
@@ -19,12 +20,8 @@ def refusal(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> UnfitN
     runtime, home = facts.runtime, facts.home
     if reason := versions.support(runtime):
         return UnfitNodeError(reason, hint="use a node, or a kata-node release, that fits")
-    if home.distribution != settings.distribution:
-        return UnfitNodeError(
-            f"the settings are for {settings.distribution}, but this node runs {facts.unit}",
-            where="k8sDistribution",
-            hint=f"set k8sDistribution: {home.distribution}",
-        )
+    if error := other_distribution(settings, home, facts.unit):
+        return error
     shares_one_file = runtime.name == "containerd" and runtime.version.major < 2 and not home.drop_ins_always
     if settings.suffix and shares_one_file:
         return UnfitNodeError(
@@ -46,6 +43,17 @@ def refusal(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> UnfitN
             hint="choose another handler for this custom runtime",
         )
     return None
+
+
+def other_distribution(settings: Settings, home: Home, unit: str) -> UnfitNodeError | None:
+    """That the settings are for another distribution than that of ``unit``, if they are."""
+    if home.distribution == settings.distribution:
+        return None
+    return UnfitNodeError(
+        f"the settings are for {settings.distribution}, but this node runs {unit}",
+        where="k8sDistribution",
+        hint=f"set k8sDistribution: {home.distribution}",
+    )
 
 
 def require(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> None:

@@ -13,7 +13,7 @@ from fakes import MAIN, FakeNode
 from kata_node import cri_configs, distributions, settings, support
 from kata_node.containerd import ContainerdConfig
 from kata_node.distributions import Home, home
-from kata_node.errors import UnfitNodeError
+from kata_node.errors import KataNodeError, UnfitNodeError
 from kata_node.facts import Look, Options
 from kata_node.facts.runtime import find_home, find_unit, look, look_for_revert
 from kata_node.host.files import Root
@@ -272,6 +272,22 @@ def test_what_cannot_be_carried_out_is_told_by_its_setting(
     wanted = settings.load(None, overrides=overrides, arch="x86_64")
     error = support.refusal(wanted, facts, Receipt("default", "/opt/kata", ""))
     assert (error.where if error else "") == refused
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        pytest.param({K3S: "active"}, ("k8sDistribution", "set k8sDistribution: k3s"), id="another"),
+        pytest.param({CONTAINERD: "active"}, ("the socket", "start the container"), id="the-settings-one"),
+    ],
+)
+def test_where_a_container_for_another_distribution_sees_no_socket_the_distribution_is_named(
+    states: Mapping[str, str], told: tuple[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(KataNodeError) as raised:
+        look(looking(states, tmp_path, state="inactive"))
+    assert (raised.value.where, raised.value.hint[: len(told[1])]) == told
+    assert isinstance(raised.value, UnfitNodeError) == (K3S in states)
 
 
 # k0s

@@ -21,6 +21,7 @@ from kata_node.handlers import names
 from kata_node.host import kernel
 from kata_node.host.files import FileState
 from kata_node.receipt import Receipt
+from kata_node.support import other_distribution
 from kata_node.versions import UNKNOWN, Runtime, evidence, parse_version, runtime_version
 
 if TYPE_CHECKING:
@@ -98,7 +99,13 @@ def _look(look: Look, *, for_revert: bool) -> RuntimeFacts:
     options, root, receipt = look.options, look.tools.root, look.receipt
     unit = None if options.offline else find_unit(look, for_revert=for_revert)
     home = find_home(look, unit, for_revert=for_revert)
-    runtime, told_by = _recorded_or_any(look, home) if for_revert else identify(look, home)
+    try:
+        runtime, told_by = _recorded_or_any(look, home) if for_revert else identify(look, home)
+    except CriError as error:
+        # A container that was made for another distribution does not see the socket of this one.
+        if other := other_distribution(look.settings, home, unit.name if unit else ""):
+            raise other from error
+        raise
     if runtime.name != home.runtime:
         # What answers is not what the unit found runs: no restart of that one is of use.
         unit, socket = None, options.cri_socket
