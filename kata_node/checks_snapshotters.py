@@ -47,7 +47,7 @@ def checks(
         return
     yield from _mapping(settings, used, runtime)
     if snapshotters.sets_up(settings, NYDUS):
-        yield _nydus(settings, runtime, facts, payload)
+        yield _nydus(settings, used.get(NYDUS, ()), runtime, facts, payload)
     if EROFS in used or snapshotters.sets_up(settings, EROFS):
         yield from _erofs(settings, used.get(EROFS, ()), runtime, facts)
     elif settings.snapshotter.erofs_dmverity:
@@ -118,7 +118,10 @@ def _known(
         )
     if name in BUILT_IN or rancher or table or name in snapshotters.proxy_plugins(configurations):
         return Check("snapshotter", "pass", wanted)
-    remedy = "correct the name, or add it as proxy_plugins to containerd's files or to containerd.userDropIn"
+    remedy = (
+        "correct the name, or add it as proxy_plugins to containerd's files or to containerd.userDropIn, "
+        "or take it out of these shims"
+    )
     if name == NYDUS:
         remedy = f"add {NYDUS} to snapshotter.setup, or {remedy}"
     return Check(
@@ -131,6 +134,7 @@ def _known(
 
 def _nydus(
     settings: Settings,
+    its: tuple[Handler, ...],
     runtime: RuntimeFacts,
     facts: SnapshotterFacts,
     payload: Collection[str] | None,
@@ -159,12 +163,14 @@ def _nydus(
             "shorten env.multiInstallSuffix",
         )
     if payload is not None and nydus.PROGRAM not in payload:
+        # Out of the setup alone it would be missed by those that use it.
+        shims = f" and out of the shims that use it, or switch them off: {_names([its])}" if its else ""
         return Check(
             "nydus",
             "fail",
             f"the payload has no {nydus.PROGRAM}",
             f"use an image built with the component {snapshotters.COMPONENT}, or take {NYDUS} out of "
-            "snapshotter.setup",
+            f"snapshotter.setup{shims}",
         )
     if not facts.offline and snapshotters.UNIT_DIR not in found.directories:
         return Check(

@@ -618,10 +618,17 @@ def rows(
         ),
         pytest.param(settings(qemu="nosuch"), {}, "proxy_plugins", id="unheard-of-snapshotter"),
         pytest.param(settings(qemu="nydus"), {}, "add nydus to snapshotter.setup", id="nobodys-nydus"),
+        pytest.param(settings(qemu="nydus"), {}, "take it out of these shims", id="nydus-to-be-done-without"),
         pytest.param(settings(qemu="devmapper"), {}, "pool_name", id="devmapper-not-configured"),
         pytest.param(settings(qemu="blockfile"), {}, "scratch_file", id="blockfile-not-configured"),
         pytest.param(NYDUS, {"main": PROXY}, "/run/mine.sock already", id="admins-nydus-is-not-replaced"),
         pytest.param(NYDUS, {"payload": {"VERSION": 1}}, "the payload has no", id="payload-without-nydus"),
+        pytest.param(
+            settings(setup=["nydus"], qemu="nydus"),
+            {"payload": {"VERSION": 1}},
+            "or switch them off: kata-qemu",
+            id="payload-without-nydus-that-a-shim-uses",
+        ),
         pytest.param(
             NYDUS,
             {"facts": replace(GOOD, nydus=replace(NO_NYDUS, unit=b"[Service]\n"))},
