@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Host:
     socket: str
     watched: tuple[str, ...]
     runtime: str = "containerd"
+    left: tuple[str, ...] = ()
+    """What the kubelet makes for the pods that was not there; nobody takes it away."""
 
     def handlers(self) -> tuple[str, ...]:
         """Those of Kata that are served; fails when the runtime does not serve."""
@@ -64,6 +66,11 @@ def debian(suite: str, before: str = "") -> Callable[[BootNode], Host]:
         return Host(node, UNIT, "/run/containerd/containerd.sock", WATCHED)
 
     return boot
+
+
+def unconfigured(boot: BootNode) -> Host:
+    """A node whose containerd gets along without any configuration."""
+    return replace(debian("forky", "rm -r /etc/containerd")(boot), left=("+ /etc/containerd",))
 
 
 def with_crio(boot: BootNode) -> Host:
@@ -95,6 +102,7 @@ LAYOUTS = (
 HOSTS = [
     *(pytest.param("k8s", debian(suite), id=suite) for suite in ("bookworm", "trixie", "forky")),
     pytest.param("k8s", debian("trixie", CLOSED), id="trixie-where-files-are-closed-to-root"),
+    pytest.param("k8s", unconfigured, id="forky-without-configuration"),
     pytest.param("k8s", with_crio, id="crio"),
     *(pytest.param(layout.name, stood_in(layout), id=layout.id()) for layout in LAYOUTS),
 ]
@@ -188,7 +196,21 @@ def test_the_jobs_put_kata_on_its_nodes_and_take_it_off_without_a_trace(
 
     run_all(NodeJob(host, release, "cleanup.yaml", payload, tmp_path), *REVERT)
     assert host.handlers() == ()
-    assert changes(before, host.snapshot()) == []
+    assert tuple(changes(before, host.snapshot())) == host.left
+
+
+def test_a_node_of_another_distribution_is_told_from_one_whose_runtime_is_down(
+    cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
+) -> None:
+    host = stood_in(LAYOUTS[0])(boot_node)
+    before = host.snapshot()
+    done = NodeJob(host, documents(cluster, JOB, FEW), "install.yaml", payload, tmp_path).run("host-check")
+    assert done.returncode == 3, done.stdout + done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert "the settings are for k8s, but this node runs k3s.service" in error["what"]
+    assert error["hint"] == "set k8sDistribution: k3s"
+    # Made by the kubelet, so that there is somebody to say this.
+    assert changes(before, host.snapshot()) == ["+ /etc/containerd"]
 
 
 def test_with_the_default_values_a_payload_without_nydus_is_refused_before_anything_is_done(
