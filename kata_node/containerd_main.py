@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kata_node import toml_tables
-from kata_node.containerd_read import PLUGINS, SCHEMA_2_TABLE, is_glob, resolve
+from kata_node.containerd_read import PLUGINS, SCHEMA_2_TABLE, is_glob, missing, resolve
 from kata_node.errors import HostError
 from kata_node.toml_edit import load, quote, strings
 
@@ -140,7 +140,7 @@ def _of_imports(table: Mapping[str, Any], path: str, exists: Callable[[str], boo
     for entry in strings(table, "imports", path):
         target = resolve(path, entry)
         if not is_glob(target) and not exists(target):
-            yield f"it imports {target}, which is not there; containerd does not start with that"
+            yield missing(path, target)
 
 
 def _of_main(

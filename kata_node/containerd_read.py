@@ -57,6 +57,16 @@ def is_glob(path: str) -> bool:
     return "*" in path
 
 
+def missing(importer: str, path: str) -> str:
+    """A sentence about an import of the file at ``importer`` that is nowhere to be found."""
+    seen = (
+        ""
+        if path.startswith(f"{posixpath.dirname(importer)}/")
+        else ("; in a pod it may only be out of sight: a copy beside the importing file is not")
+    )
+    return f"it imports {path}, which is not there; containerd does not start with that{seen}"
+
+
 def patterns(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
     """Each file's path with each entry it imports, made absolute. Broken files import nothing."""
     for path, content in files.items():
@@ -240,7 +250,7 @@ def _of_imports(file: _File, exists: Callable[[str], bool]) -> Iterator[str]:
     for entry in toml_edit.strings(file.table, "imports", file.path):
         path = resolve(file.path, entry)
         if not is_glob(path) and not exists(path):
-            yield f"{file.name}: it imports {path}, which is not there; containerd does not start with that"
+            yield f"{file.name}: {missing(file.path, path)}"
 
 
 def _of_plugins(file: _File, handlers: Collection[str]) -> Iterator[str]:
