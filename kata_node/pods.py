@@ -54,7 +54,8 @@ class InTheWay:
         return KataNodeError(
             f"after {waited:g} s still {self}" if waited else str(self),
             hint=f"end them (kubectl delete pod, or kubectl drain for all of the node), have them {longer} "
-            f"with --wait-for-pods SECONDS, or go on with --ignore-pods: {FATE}",
+            f"with --wait-for-pods SECONDS, or go on with --ignore-pods (in the values of the chart: "
+            f"runningPods.waitSeconds and runningPods.ignore): {FATE}",
         )
 
     def note(self) -> str:

@@ -17,6 +17,7 @@ from node.machine import Node
 from cluster import parts
 from cluster.control_plane import Cluster
 from cluster.joining import Joined, kubelets_user
+from cluster.releases import CONTROL_PLANE, Images, Place, Releases
 from cluster.scene import Scene
 
 
@@ -112,6 +113,15 @@ def second_node(shared_node: Joined) -> Iterator[Joined]:
     ):
         yield joined
         cluster.kubectl("delete", "node", node.name)
+
+
+@pytest.fixture
+def place(needs_nodes: None, image: Path, tmp_path: Path) -> Iterator[Place]:
+    """The node of a CI, in a cluster with a scheduler: helm's hooks are pods that somebody has to place."""
+    with a_joined_node(f"ci-{os.getpid()}", f"late-{os.getpid()}", scheduler=True) as joined:
+        images = Images.made(joined.node, tmp_path)
+        joined.cluster.kubectl("label", "node", joined.node.name, f"{CONTROL_PLANE}=")
+        yield Place(images.on(joined), Releases(joined.cluster, tmp_path), images)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,14 +9,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from node import images
 from node.cache import CHECKOUT
-from node.images import DISPATCHER, KUBECTL, WITH_PAYLOAD
+from node.images import DISPATCHER, KUBECTL, PACKAGES, WITH_PAYLOAD
 from node.installing import UNIT, VALUES, kata_handlers, with_kvm
 from node.machine import Node
 from node.running import Done, checked
@@ -142,9 +143,38 @@ class Releases:
         """The same, which has to go well; else the test fails with all that the helper has shown."""
         return checked(self.install(values, *options, release=release), check=True)
 
-    def uninstall(self, release: str = "kata-deploy") -> None:
+    def uninstall(self, release: str = "kata-deploy", *options: str, check: bool = True) -> Done:
+        return self._helm("uninstall", release, *options, check=check)
+
+    def rollback(self, revision: str = "0", release: str = "kata-deploy") -> Done:
+        """To the revision before, unless another is given."""
+        return self._helm("rollback", release, revision)
+
+    def _helm(self, *arguments: str, check: bool = True) -> Done:
         where = (f"--namespace={NAMESPACE}", f"--timeout={LIMIT}s")
-        self.cluster.helm("uninstall", release, *where)
+        return self.cluster.helm(*arguments, *where, check=check)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The machine of a CI, whoever administers it, and what another one would need."""
+
+    machine: Machine
+    releases: Releases
+    images: Images
+
+    @property
+    def joined(self) -> Joined:
+        return self.machine.joined
+
+    @contextmanager
+    def another(self) -> Iterator[Machine]:
+        """A second node joins the cluster."""
+        with (
+            Node.boot(name=f"late-{os.getpid()}", packages=PACKAGES) as node,
+            Joined(self.joined.cluster, node, number=2) as joined,
+        ):
+            yield self.images.on(joined)
 
 
 def ended(process: subprocess.Popen[str]) -> Done:

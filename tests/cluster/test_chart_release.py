@@ -179,12 +179,13 @@ def test_what_stops_the_daemonset_can_delete_that_one_and_wait_for_it_and_nothin
 ) -> None:
     namespace = f"stop-{secrets.token_hex(3)}"
     cluster.kubectl("create", "namespace", namespace)
-    text = render(cluster, "kata", namespace, only=("stop.yaml",), online=False)
+    suffix = {"env": {"multiInstallSuffix": namespace}}  # of the nodes here, no other test's has this mark
+    text = render(cluster, "kata", namespace, values=suffix, only=("stop.yaml",), online=False)
     stop = [each for each in yaml.safe_load_all(text) if each]
     [job] = kind(stop, "Job")
     apply(cluster, "---\n".join(yaml.safe_dump(each) for each in stop if each is not job))
     pod = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
-    for name in ("kata-deploy", "another"):
+    for name in (f"kata-deploy-{namespace}", "another"):
         daemonset = {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",
@@ -192,13 +193,26 @@ def test_what_stops_the_daemonset_can_delete_that_one_and_wait_for_it_and_nothin
             "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": pod},
         }
         apply(cluster, json.dumps(daemonset))
-    [container] = job["spec"]["template"]["spec"]["containers"]
-    program, *arguments = container["command"]
+    spec = job["spec"]["template"]["spec"]
+    [[program, *arguments], [_, *last]] = [
+        each["command"] for each in (*spec["initContainers"], *spec["containers"])
+    ]
     assert program == "kubectl"
-    who = f"system:serviceaccount:{namespace}:kata-deploy-stop"
+    who = f"system:serviceaccount:{namespace}:kata-deploy-{namespace}-stop"
     cluster.kubectl(*arguments, who=who)
     left = cluster.kubectl("get", "daemonsets", f"--namespace={namespace}", "--output=name").stdout.split()
     assert left == ["daemonset.apps/another"]
     cluster.kubectl(*arguments, who=who)  # it is gone, and that is well
-    others = [each.replace("kata-deploy", "another") for each in arguments]
+    others = [each.replace(f"kata-deploy-{namespace}", "another") for each in arguments]
     assert "forbidden" in cluster.kubectl(*others, who=who, check=False).stderr
+
+    # Then no node may have anything left, whoever serves there; one that has is named.
+    cluster.kubectl(*last, who=who)
+    with_another, left_over = f"{namespace}-a", f"{namespace}-b"
+    cluster.node(with_another, labels={"kata-deploy.katacontainers.io/other": "true"})
+    cluster.node(left_over, labels={f"kata-deploy.katacontainers.io/{namespace}": "false"})
+    told = cluster.kubectl(*last, who=who, check=False)
+    assert told.returncode == 1
+    assert left_over in told.stderr
+    assert with_another not in told.stderr
+    cluster.kubectl("delete", "node", with_another, left_over)

@@ -3,67 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
-import pytest
-from node.images import PACKAGES
 from node.installing import HANDLERS, UNIT
-from node.machine import Node
 from node.running import wait_until
 from node.snapshot import changes
 
 from cluster.charts import merge
-from cluster.conftest import a_joined_node
-from cluster.joining import Joined
 from cluster.pods import Job, container, job
-from cluster.releases import (
-    COMMON,
-    CONTROL_PLANE,
-    JOBS,
-    LIMIT,
-    MARK,
-    NAMESPACE,
-    Images,
-    Machine,
-    Releases,
-    ended,
-)
+from cluster.releases import COMMON, CONTROL_PLANE, JOBS, LIMIT, MARK, NAMESPACE, Machine, Place, ended
 from cluster.test_stages import AS_RUNC, SHARED, SHIM, events
-
-
-@dataclass(frozen=True)
-class Place:
-    """The machine of a CI, whoever administers it, and what another one would need."""
-
-    machine: Machine
-    releases: Releases
-    images: Images
-
-    @property
-    def joined(self) -> Joined:
-        return self.machine.joined
-
-    @contextmanager
-    def another(self) -> Iterator[Machine]:
-        """A second node joins the cluster."""
-        with (
-            Node.boot(name=f"late-{os.getpid()}", packages=PACKAGES) as node,
-            Joined(self.joined.cluster, node, number=2) as joined,
-        ):
-            yield self.images.on(joined)
-
-
-@pytest.fixture
-def place(needs_nodes: None, image: Path, tmp_path: Path) -> Iterator[Place]:
-    """A fresh one, in a cluster with a scheduler: helm's hooks are pods that somebody has to place."""
-    with a_joined_node(f"ci-{os.getpid()}", f"late-{os.getpid()}", scheduler=True) as joined:
-        images = Images.made(joined.node, tmp_path)
-        joined.cluster.kubectl("label", "node", joined.node.name, f"{CONTROL_PLANE}=")
-        yield Place(images.on(joined), Releases(joined.cluster, tmp_path), images)
 
 
 def guest(machine: Machine) -> Job:
@@ -109,6 +57,15 @@ def test_jobs_install_for_a_ci_an_upgrade_works_on_a_new_node_alone_and_helm_tak
         assert late.handlers == HANDLERS
         assert late.labels == {SHARED: "true", f"{MARK}default": "true"}
         assert late.node.activations(UNIT) == 2
+
+        # An uninstall that a pod on Kata is in the way of, and the way back from that.
+        assert place.releases.uninstall(check=False).returncode
+        assert machine.labels == {SHARED: "false", f"{MARK}default": "false"}
+        assert (machine.handlers, machine.invocation) == (HANDLERS, invocation)
+        place.releases.rollback()
+        assert machine.labels == late.labels == {SHARED: "true", f"{MARK}default": "true"}
+        assert (machine.handlers, machine.invocation) == (HANDLERS, invocation)
+        assert late.handlers == HANDLERS
 
         kubectl("delete", "job", "guest", "--wait", "--cascade=foreground")
         wait_until(lambda: not node.run(["pgrep", "--full", SHIM], check=False).stdout, "the shim has ended")
@@ -175,7 +132,7 @@ def test_what_a_killed_dispatcher_left_undone_is_done_by_the_next_upgrade(place:
         assert "helm ended with 1" in failed.stderr
         assert not all(machine.handlers for machine in machines)
 
-        place.releases.installed(values)
+        place.releases.installed(JOBS)
         for machine in machines:
             assert machine.handlers == HANDLERS
             assert machine.labels == {SHARED: "true", f"{MARK}default": "true"}
