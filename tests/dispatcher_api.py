@@ -302,9 +302,11 @@ class FakeApi:
         if offset and self.expire_pages:
             self.expire_pages -= 1
             return 410, _status(410, "The provided continue parameter is too old", "Expired")
-        metadata = {"resourceVersion": str(self.version)}
+        metadata: Object = {"resourceVersion": str(self.version)}
         if len(objects) > offset + limit:
             metadata["continue"] = str(offset + limit)
+            if not (query.keys() & {"labelSelector", "fieldSelector"}):
+                metadata["remainingItemCount"] = len(objects) - offset - limit
         items = copy.deepcopy(objects[offset : offset + limit])
         return 200, {"kind": "List", "metadata": metadata, "items": items}
 
@@ -333,7 +335,8 @@ def _matches(item: Object, query: Mapping[str, str]) -> bool:
     labels = item["metadata"].get("labels", {})
     for term in query.get("labelSelector", "").split(","):
         key, equals, value = term.partition("=")
-        if term and (labels.get(key) != value if equals else key not in labels):
+        absent = term.startswith("!")
+        if term and (labels.get(key) != value if equals else (key.lstrip("!") in labels) == absent):
             return False
     if query.get("fieldSelector") == LIVE:
         return item["status"]["phase"] not in ("Succeeded", "Failed")

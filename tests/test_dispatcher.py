@@ -24,7 +24,7 @@ from kata_node.dispatcher.config import Amount, Config
 from kata_node.dispatcher.objects import NODE
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.stop import Stopped
-from kata_node.dispatcher.template import Owner
+from kata_node.dispatcher.template import Owner, Template
 
 
 @pytest.fixture
@@ -233,11 +233,11 @@ PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}
         ),
         pytest.param(
             {"waiting": {"reason": "PodInitializing"}},
-            "nothing of its Pod has begun; `kubectl describe pod pod-0` tells why",
+            "nothing of its Pod has begun; `kubectl describe pod pod-0 -n kata` tells why",
             id="a host path that is not there",
         ),
         pytest.param(
-            None, "its Job has no Pod; `kubectl describe job install-n` tells why", id="not admitted"
+            None, "its Job has no Pod; `kubectl describe job install-n -n kata` tells why", id="not admitted"
         ),
     ],
 )
@@ -256,11 +256,12 @@ def test_a_job_of_which_nothing_begins_is_told_long_before_its_deadline_and_once
     api.on_create = created
     result = dispatch(api)
     told = [(record.levelname, record.message) for record in caplog.records if said in record.message]
-    assert told[0] == ("WARNING", f"n: {said}")
+    level, first = told[0]
+    assert (level, first.startswith(f"n: {said}")) == ("WARNING", True)
     assert [level for level, _ in told].count("WARNING") == 2, "and once more at the end"
     assert any(f"n for 5 min ({said})" in message for _, message in told)
     assert f"before that, {said}" in str(result.tasks[0].trouble)
-    assert sum(result.requests.values()) < 90
+    assert sum(result.requests.values()) < 100
 
 
 def test_that_a_stage_is_tried_again_is_told_with_its_words(
@@ -276,6 +277,146 @@ def test_that_a_stage_is_tried_again_is_told_with_its_words(
     api.on_create = created
     assert outcomes(dispatch(api)) == {"n": "done"}
     assert "n: tried again after cri: containerd.service: containerd did not serve" in caplog.text
+
+
+NOT_BEGUN = {"waiting": {"reason": "PodInitializing"}}
+
+
+@pytest.mark.parametrize("state", [PULLING, NOT_BEGUN, None], ids=["image", "mount", "not admitted"])
+def test_a_job_of_which_nothing_begins_is_told_within_half_a_minute_and_all_of_them_cost_one_list(
+    api: FakeApi, time: Time, state: Object | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers(api, 20)
+    early: list[str] = []
+
+    def created(job: Object) -> None:
+        if state:
+            api.pod(job, "host-check", state)
+        time.after(20, lambda: early.append(caplog.text))
+        time.after(21, lambda: api.finish(job["metadata"]["name"]))
+
+    api.on_create = created
+    result = dispatch(api)
+    assert all(f"n{number}: " in early[0] for number in range(20))
+    # One before the first Job, one for all of them; of a Job that has no Pod it is made sure.
+    assert result.requests["list pods"] == (2 if state else 2 + 20)
+
+
+def test_that_nothing_begins_is_told_with_what_a_failed_mount_means(
+    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.node("n")
+
+    def created(job: Object) -> None:
+        api.pod(job, "host-check", NOT_BEGUN)
+        time.after(100, lambda: api.finish("install-n", "Failed", "DeadlineExceeded", "too long"))
+
+    api.on_create = created
+    result = dispatch(api)
+    hint = (
+        "a FailedMount there means that k8sDistribution, containerRuntime or containerd.* of the values "
+        "are not what the node runs"
+    )
+    assert f"`kubectl describe pod pod-0 -n kata` tells why; {hint}" in caplog.text
+    assert result.tasks[0].trouble
+    assert result.tasks[0].trouble.hint == hint
+
+
+def test_a_large_rollout_that_goes_well_costs_hardly_more_than_its_jobs(api: FakeApi, time: Time) -> None:
+    workers(api, 300)
+
+    def created(job: Object) -> None:
+        name = job["metadata"]["name"]
+        api.pod(job, "cri", {"running": {}})
+        time.after(20 + len(api.made) % 20, lambda: api.finish(name))
+
+    api.on_create = created
+    result = dispatch(api, replace(CONFIG, parallelism=20))
+    assert set(outcomes(result).values()) == {"done"}
+    assert result.requests["create a job"] == 300
+    assert result.requests["list pods"] < 5 + time.passed / 60
+    assert result.requests["list nodes"] == 2, "none is looked at alone"
+
+
+def test_a_rollout_that_is_long_past_its_beginning_looks_into_new_jobs_within_75_s(
+    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers(api, 10)
+    seen: list[str] = []
+
+    def created(job: Object) -> None:
+        name = job["metadata"]["name"]
+        if name == "install-n9":
+            api.pod(job, "cri", PULLING)
+            time.after(76, lambda: seen.append(caplog.text))
+            time.after(77, lambda: api.finish(name))
+        else:
+            api.pod(job, "cri", {"running": {}})
+            time.after(30, lambda: api.finish(name))
+
+    api.on_create = created
+    dispatch(api, replace(CONFIG, parallelism=1))
+    assert "n9: cri: it could not be started" in seen[0]
+
+
+def fails_once(api: FakeApi, job: Object) -> None:
+    """The Pod of a Job has failed, and the Job controller counts that, and makes no new one for a while."""
+    api.pod(job, "cri", {"terminated": {"exitCode": 5, "message": MESSAGE}})
+    api.pods[-1]["status"]["phase"] = "Failed"
+    status = job.setdefault("status", {})
+    status["failed"] = status.get("failed", 0) + 1
+    api._changed("MODIFIED", job)
+
+
+def test_a_try_that_failed_is_told_at_once_with_its_number_and_cause_and_once(
+    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.node("n")
+    early: list[str] = []
+    manifest = {"template": {"spec": {"containers": []}}, "backoffLimit": 3}
+
+    def created(job: Object) -> None:
+        time.after(2, lambda: fails_once(api, job))
+        time.after(4, lambda: early.append(caplog.text))
+        time.after(100, lambda: api.pod(job, "cri", {"running": {}}))
+        time.after(200, lambda: fails_once(api, job))
+        time.after(300, lambda: api.finish("install-n"))
+
+    api.on_create = created
+    work = Template({"apiVersion": "batch/v1", "kind": "Job", "spec": manifest})
+    assert outcomes(dispatch(api, replace(CONFIG, templates=every(work)))) == {"n": "done"}
+    cause = "after cri: containerd.service: containerd did not serve (exit code 5)"
+    assert f"n: try 2 of 4, {cause}" in early[0]
+    told = [each.message for each in caplog.records if each.levelname == "WARNING"]
+    assert [message.partition(",")[0] for message in told] == ["n: try 2 of 4", "n: try 3 of 4"]
+
+
+def test_the_last_try_that_failed_is_no_other_try(
+    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.node("n")
+
+    def created(job: Object) -> None:
+        job["spec"]["backoffLimit"] = 0
+        time.after(2, lambda: fails_once(api, job))
+        time.after(4, lambda: api.finish("install-n", "Failed", "BackoffLimitExceeded"))
+
+    api.on_create = created
+    assert outcomes(dispatch(api)) == {"n": "failed"}
+    assert "try 2" not in caplog.text
+
+
+def test_what_holds_jobs_up_is_not_known_where_pods_cannot_be_read_and_nothing_depends_on_it(
+    api: FakeApi, time: Time
+) -> None:
+    api.node("n")
+
+    def created(job: Object) -> None:
+        api.faults = [Fault("GET", "/pods", 403, 'User "x" cannot list resource "pods"', times=999)]
+        time.after(600, lambda: api.finish("install-n"))
+
+    api.on_create = created
+    assert outcomes(dispatch(api)) == {"n": "done"}
 
 
 def test_a_job_that_is_refused_for_one_node_leaves_the_others_alone(api: FakeApi) -> None:

@@ -147,6 +147,26 @@ def test_an_uninstall_ends_an_install_that_still_runs_before_it_begins(api: Fake
     assert time.passed >= 5, "its Pod had to end first"
 
 
+@pytest.mark.parametrize("by", ["this run", "somebody before"])
+def test_a_pod_that_does_not_end_on_a_node_is_told_at_once_and_once(
+    api: FakeApi, time: Time, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kata_node")
+    api.node("n")
+    left_by(api)
+    api.stuck = True
+    job = api.jobs["install-n"]
+    api.pod(job, "cri", {"running": {}})
+    if by == "somebody before":
+        job["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    early: list[str] = []
+    time.after(3, lambda: early.append(caplog.text))
+    dispatch(api, CLEANUP)
+    told = "n: waiting for the Pod pod-0, which is still ending"
+    assert told in early[0]
+    assert caplog.text.count(told) == 1
+
+
 @pytest.mark.parametrize(
     ("deadline", "seconds"),
     [pytest.param(None, 1800, id="default"), pytest.param(600, 600, id="the Job's own")],

@@ -230,7 +230,7 @@ def test_no_node_that_was_waited_for_is_begun_once_the_rollout_has_stopped(api: 
 
 def test_nobody_eligible_but_nodes_that_are_not_ready_is_said_so(api: FakeApi) -> None:
     api.node("a", taints=(NOT_READY,))
-    with pytest.raises(KubeError, match=f"no eligible node .1 are selected.*a has {NOT_READY}"):
+    with pytest.raises(KubeError, match=f"no eligible node: 1 of 1 Nodes .*a has {NOT_READY}"):
         dispatch(api, replace(CONFIG, wait_for_nodes=30))
 
 
@@ -343,6 +343,84 @@ def test_no_eligible_node_after_the_wait_is_an_error_that_names_the_taints(api: 
     with pytest.raises(KubeError, match=r"after 30 s there is no eligible node.*a has dedicated:NoSchedule"):
         dispatch(api, replace(CONFIG, wait_for_nodes=30))
     assert time.passed == 30
+
+
+SELECTOR = "pool=kata,!node-role.kubernetes.io/control-plane"
+ALL_CONTROL = "set job.nodeSelectorExpressions: [] on a cluster whose nodes are all of the control plane"
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        pytest.param(
+            replace(CONFIG, selector=SELECTOR),
+            f"0 of 300 Nodes match the label selector {SELECTOR}",
+            id="labels",
+        ),
+        pytest.param(
+            replace(CONFIG, nodes=("x", "y", "z", "more")),
+            "0 of 300 Nodes match the names x, y, z, …",
+            id="names",
+        ),
+    ],
+)
+def test_an_empty_selection_is_told_with_what_was_asked_for_and_how_many_nodes_there_are(
+    api: FakeApi, config: Config, what: str
+) -> None:
+    workers(api, 300)
+    with pytest.raises(KubeError) as caught:
+        dispatch(api, replace(config, wait_for_nodes=5))
+    assert caught.value.what == f"after 5 s there is no eligible node: {what}"
+    assert ALL_CONTROL not in str(caught.value)
+
+
+def test_taints_that_leave_no_node_are_told_beside_how_many_match(api: FakeApi) -> None:
+    for name in "abcd":
+        api.node(name, labels={"pool": "kata"}, taints=("dedicated:NoSchedule",))
+    api.node("e")
+    with pytest.raises(KubeError) as caught:
+        dispatch(api, replace(CONFIG, selector="pool=kata", wait_for_nodes=5))
+    each = ", ".join(f"{name} has dedicated:NoSchedule" for name in "abc")
+    assert "4 of 5 Nodes match the label selector pool=kata, and none can be worked on: " in str(caught.value)
+    assert f"{each}, …" in str(caught.value)
+    assert "tolerate them in the values" in str(caught.value)
+
+
+def test_a_cluster_of_nothing_but_control_plane_is_told_how_to_select_it(api: FakeApi) -> None:
+    control_plane = {"node-role.kubernetes.io/control-plane": ""}
+    api.node("a", labels=control_plane)
+    alone = replace(CONFIG, selector="!node-role.kubernetes.io/control-plane", wait_for_nodes=5)
+    with pytest.raises(KubeError) as caught:
+        dispatch(api, alone)
+    assert caught.value.hint == ALL_CONTROL
+    api.node("b", labels={"pool": "other"})
+    with pytest.raises(KubeError) as caught:
+        dispatch(api, replace(alone, selector=SELECTOR))
+    assert caught.value.hint != ALL_CONTROL, "there are others"
+
+
+def test_a_wait_that_is_shorter_than_it_takes_to_settle_is_told_as_what_it_is(
+    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kata_node")
+    workers(api, 2)
+    dispatch(api, replace(CONFIG, wait_for_nodes=5))
+    assert time.passed < 10
+    assert "2 nodes are eligible for 5 s; going on" in caplog.text
+    assert "still changes" not in caplog.text
+
+
+def test_a_set_that_changed_just_before_the_end_of_the_wait_is_warned_of(
+    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.node("a")
+    for second, name in ((4, "b"), (14, "c"), (24, "d")):
+        time.after(second, lambda name=name: api.node(name))  # type: ignore[misc]
+    dispatch(api, replace(CONFIG, wait_for_nodes=30))
+    (warned,) = [each.message for each in caplog.records if each.levelname == "WARNING"]
+    assert warned == (
+        "after 30 s the set of eligible nodes still changes, the last time 5 s ago; going on with 4 nodes"
+    )
 
 
 def test_no_node_and_no_wait_is_nothing_to_do(api: FakeApi, caplog: pytest.LogCaptureFixture) -> None:

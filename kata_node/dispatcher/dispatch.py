@@ -12,10 +12,11 @@ from dataclasses import replace
 
 from kata_node.dispatcher.api import Api, RefusedError, is_rights
 from kata_node.dispatcher.config import Config
-from kata_node.dispatcher.failures import Trouble, diagnose, held_up
+from kata_node.dispatcher.failures import Trouble, diagnose
 from kata_node.dispatcher.feed import Change, Feed
+from kata_node.dispatcher.hangs import Hangs
 from kata_node.dispatcher.nodes import UNREACHABLE, Nodes
-from kata_node.dispatcher.objects import Job, JobState, Pod
+from kata_node.dispatcher.objects import Job, JobState
 from kata_node.dispatcher.placement import Placement
 from kata_node.dispatcher.rollout import Outcome, Rollout, Task
 from kata_node.dispatcher.telling import duration
@@ -23,7 +24,7 @@ from kata_node.dispatcher.template import Owner
 from kata_node.dispatcher.unfit import still_unready
 
 FIRST_LOOK, LONGEST_LOOK = 60.0, 1200.0
-"""Seconds after which somebody looks whether the Node of a Job is still there; doubled each time."""
+"""Seconds after which it is asked whether the Node of a Job is still there; doubled each time."""
 
 ABSENCE = 45.0
 """Seconds a Node may be missing: some distributions delete it and register it anew on a restart."""
@@ -68,6 +69,7 @@ class Dispatcher:
         self._told = told
         self._feed = Feed(api, config.namespace, config.job_selector())
         self._placement = Placement(api, config, nodes, owner)
+        self._hangs = Hangs(self._placement.jobs, config.job_selector(), api.clock)
         self._quiet_since = api.clock.now()
         self._ready_by = api.clock.now() + config.wait_for_ready
 
@@ -109,6 +111,7 @@ class Dispatcher:
                 if end := self._placement.give(task):
                     self._end(task, end.outcome, end.trouble, note=end.note)
                 elif task.uid:
+                    self._hangs.given(task)
                     self._told(task)
                 elif self._polled(task):
                     task.next_look = self._clock.now() + SOON
@@ -172,6 +175,8 @@ class Dispatcher:
         elif job.state is JobState.RUNNING:
             if deleted:
                 self._lost(task)
+            else:
+                self._hangs.changed(task, job)
         else:
             # Its Pods tell why. At its deadline a Job deletes them, so they are asked at the first sign.
             if task.trouble is None or not task.trouble.stage:
@@ -184,20 +189,13 @@ class Dispatcher:
                 task.next_look = task.failing_since + self._dying(task)
 
     def _trouble(self, task: Task, job: Job) -> Trouble:
-        trouble, before = diagnose(job, self._pods(job) or []), task.trouble
+        trouble, before = diagnose(job, self._hangs.pods(job) or []), task.trouble
         if not trouble.stage and before is not None:
             return before
         if not trouble.stage and task.held_up:
-            return replace(trouble, what=f"{trouble.what}; before that, {task.held_up}")
+            what = f"{trouble.what}; before that, {task.held_up}"
+            return replace(trouble, what=what, hint=task.held_up.hint or trouble.hint)
         return trouble
-
-    def _pods(self, job: Job) -> list[Pod] | None:
-        """Its Pods; ``None`` when they cannot be read, which nothing depends on."""
-        try:
-            return self._placement.jobs.pods(job)
-        except RefusedError as error:
-            log.warning("%s", error)
-            return None
 
     def _failed(self, task: Task) -> None:
         if self._nodes.exists(task.target.name):
@@ -218,7 +216,7 @@ class Dispatcher:
             self._end(task, Outcome.FAILED, Trouble(what, hint="find out who deletes Jobs in this namespace"))
             return
         log.warning("%s: its Job was deleted by somebody; making it anew", task.target.name)
-        task.uid, task.held_up, task.renew = "", "", True
+        task.uid, task.held_up, task.renew = "", None, True
         self._give(task)
 
     def _say_what_runs(self) -> None:
@@ -257,11 +255,14 @@ class Dispatcher:
                 self._still_blocked(task, now)
             elif task.failing_since is not None:
                 self._still_failing(task, now - task.failing_since)
-            else:
-                self._still_running(task)
+        running = [(task, self._placement.job(task)) for task in self._rollout.running()]
+        self._hangs.look((task, job) for task, job in running if job and job.state is JobState.RUNNING)
 
     def _until_a_look(self) -> float:
-        looks = [task.next_look - self._clock.now() for task in self._rollout.running()]
+        running, now = self._rollout.running(), self._clock.now()
+        looks = [task.next_look - now for task in running]
+        if due := self._hangs.due(running):
+            looks.append(due - now)
         return min(WATCH, max(SOON, min(looks, default=SOON)))
 
     def _still_blocked(self, task: Task, now: float) -> None:
@@ -281,15 +282,6 @@ class Dispatcher:
         what = f"{why.what}; its Pod has not ended since"
         hint = "see whether the node's kubelet still works: kubectl describe node"
         self._end(task, Outcome.FAILED, replace(why, what=what, hint=why.hint or hint))
-
-    def _still_running(self, task: Task) -> None:
-        job = self._placement.job(task)
-        if job is None or (pods := self._pods(job)) is None:
-            return
-        held = held_up(job, pods)
-        if held and held != task.held_up:
-            log.warning("%s: %s", task.target.name, held)
-        task.held_up = held
 
     def _patience(self, task: Task) -> float:
         return self._placement.template(task).deadline or BLOCKED

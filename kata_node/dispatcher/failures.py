@@ -16,6 +16,12 @@ KILLED = (137, 143)
 """Exit codes of a container that was ended from outside: by SIGKILL, by SIGTERM."""
 
 
+MOUNTS = (
+    "a FailedMount there means that k8sDistribution, containerRuntime or containerd.* of the values are not "
+    "what the node runs"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """What went wrong on a node. ``stage`` is a container, ``exit_code`` its, if it has ended."""
@@ -59,29 +65,44 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> Trouble:
         return Trouble("its Job has failed", hint=_logs(job))
     reason = f"{condition.reason}: {condition.message}" if condition.message else condition.reason
     if late:
-        held = held_up(job, pods) if pods else ""
+        held = held_up(job, pods) if pods else None
         return Trouble(
             f"its Job took longer than it may ({reason})" + (f"; {held}" if held else ""),
             stage=next((stage for pod in newest_first if (stage := _stage(pod))), ""),
-            hint="see what holds it up there, or raise job.activeDeadlineSeconds for slow nodes",
+            hint=(held.hint if held else "")
+            or "see what holds it up there, or raise job.activeDeadlineSeconds for slow nodes",
         )
     return Trouble(f"its Job has failed ({reason}), and no Pod is left that tells why", hint=_logs(job))
 
 
-def held_up(job: Job, pods: Sequence[Pod]) -> str:
-    """Why nothing of a Job runs that is to run, or not for the first time; empty while it goes well."""
+def held_up(job: Job, pods: Sequence[Pod]) -> Trouble | None:
+    """Why nothing of a Job runs that is to run, or not for the first time; none while it goes well."""
     if not pods:
         # A quota, a Pod Security level, a webhook: only the Events of the Job tell.
-        return f"its Job has no Pod; `kubectl describe job {job.metadata.name}` tells why"
+        return Trouble(f"its Job has no Pod; `{_describe('job', job.metadata.name, job)}` tells why")
     newest, *before = _newest_first(pods)
     if trouble := _waiting(newest):
-        return str(trouble)
+        return trouble
     if not newest.begun:
         # A host path that is not there, a volume, a network: only the Events of the Pod tell.
-        name = newest.metadata.name
-        return f"nothing of its Pod has begun; `kubectl describe pod {name}` tells why"
+        describe = _describe("pod", newest.metadata.name, job)
+        return Trouble(f"nothing of its Pod has begun; `{describe}` tells why", hint=MOUNTS)
     failed = next((trouble for pod in before if (trouble := _of_pod(pod))), None)
-    return f"tried again after {failed}" if failed else ""
+    return Trouble(f"tried again after {failed}", hint=failed.hint) if failed else None
+
+
+def tried_again(job: Job, pods: Sequence[Pod]) -> Trouble | None:
+    """Which try of a Job is next, and why the one before failed as far as its Pods tell."""
+    following, most = job.status.failed + 1, job.spec.backoff_limit + 1
+    if not 1 < following <= most:
+        return None
+    failed = next((trouble for pod in _newest_first(pods) if (trouble := _of_pod(pod))), None)
+    what = f"try {following} of {most}" + (f", after {failed}" if failed else "")
+    return Trouble(what, hint=failed.hint if failed else "")
+
+
+def _describe(kind: str, name: str, job: Job) -> str:
+    return f"kubectl describe {kind} {name} -n {job.metadata.namespace}"
 
 
 def _newest_first(pods: Sequence[Pod]) -> list[Pod]:
@@ -146,8 +167,7 @@ def _of_container(name: str, ended: Terminated) -> Trouble:
 
 
 def _logs(job: Job) -> str:
-    metadata = job.metadata
-    return f"try `kubectl describe job {metadata.name}` and the node's own log"
+    return f"try `{_describe('job', job.metadata.name, job)}` and the node's own log"
 
 
 def _cut(text: str) -> str:

@@ -25,6 +25,9 @@ SETTLE = 15.0
 UNREACHABLE = "node.kubernetes.io/unreachable"
 """The taint of a Node whose kubelet is not heard of: no Pod begins, or ends, there, whatever it tolerates."""
 
+CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
+"""The label of the nodes that the chart leaves out unless it is told otherwise."""
+
 SERVING = "true"
 EFFECTS = ("NoSchedule", "NoExecute")
 
@@ -142,7 +145,10 @@ class Nodes:
         """
         if not self._config.wait_for_nodes:
             return self._look()
-        return settled(self._look, self._config.wait_for_nodes, self._api)
+        found = settled(self._look, self._config.wait_for_nodes, self._api)
+        if not (found.eligible or found.serving):
+            raise self._nobody(found)
+        return found
 
     def left(self, selected: Collection[str], templates: Templates) -> Selection:
         """The nodes that carry the mark, whatever its value, and are not among those ``selected``."""
@@ -166,6 +172,30 @@ class Nodes:
         if self._config.nodes:
             return name in self._config.nodes
         return any(True for _ in self._list(self._config.selector, name))
+
+    def _nobody(self, found: Selection) -> KubeError:
+        """What there is to be said of a selection of which no node can be worked on."""
+        config, selected = self._config, len(found.selected)
+        first = next(self._api.pages("/api/v1/nodes", "list nodes", NodePage, {}))
+        nodes, more = first.items or [], first.metadata.remaining_item_count or 0
+        wanted = f"the label selector {config.selector or '(all nodes)'}"
+        if config.nodes:
+            wanted = f"the names {', '.join(config.nodes[:3])}{', …' if len(config.nodes) > 3 else ''}"
+        what = (
+            f"after {config.wait_for_nodes:g} s there is no eligible node: "
+            f"{selected} of {len(nodes) + more} Nodes match {wanted}"
+        )
+        if held := _held(found):
+            what += f", and none can be worked on: {', '.join(held[:3])}{', …' if len(held) > 3 else ''}"
+        hint = "compare with `kubectl get nodes --show-labels`, and correct the selection in the values"
+        control_plane = nodes and not more and all(CONTROL_PLANE in node.metadata.labels for node in nodes)
+        if found.tainted or found.unready:
+            hint = "see `kubectl describe node`; lift the taints, or tolerate them in the values"
+        elif found.unfit:
+            hint = "correct k8sDistribution or containerRuntime in the values"
+        elif control_plane and f"!{CONTROL_PLANE}" in config.selector:
+            hint = "set job.nodeSelectorExpressions: [] on a cluster whose nodes are all of the control plane"
+        return KubeError(what, where="selection", hint=hint)
 
     def _look(self) -> Selection:
         config = self._config
@@ -195,34 +225,38 @@ class Nodes:
 def settled(look: Callable[[], Selection], wait: float, api: Api) -> Selection:
     """What ``look`` finds once its eligible nodes have stayed the same for :data:`SETTLE` seconds.
 
-    After ``wait`` seconds what there is has to do. Raises :class:`KubeError` when that is nothing.
+    After ``wait`` seconds what there is has to do, and may be nothing.
     """
     began = since = api.clock.now()
     last: frozenset[str] | None = None
+    changed = False
     while True:
         selection = look()
         now = api.clock.now()
         names = frozenset(target.name for target in (*selection.eligible, *selection.serving))
         if names != last:
             log.info("%d nodes are eligible; waiting for that to stay", len(names))
+            changed = last is not None
             since, last = now, names
-        complete = names and not selection.missing
-        if complete and now - since >= SETTLE:
-            return selection
         left = began + wait - now
-        if left <= 0:
+        stayed = bool(names) and not selection.missing and now - since >= SETTLE
+        if stayed or left <= 0:
             break
         api.sleep(min(POLL, left))
-    if names:
-        log.warning("after %g s the set of eligible nodes still changes; going on with what there is", wait)
-        return selection
-    held = [f"{target.name} has {taint}" for target, taint in (*selection.tainted, *selection.unready)]
-    held += [
-        f"{target.name} runs {runtime or 'no runtime that it names'}" for target, runtime in selection.unfit
+    if names and changed and now - since < min(SETTLE, wait):
+        log.warning(
+            "after %g s the set of eligible nodes still changes, the last time %.0f s ago; "
+            "going on with %d nodes",
+            *(wait, now - since, len(names)),
+        )
+    elif names:
+        log.info("%d nodes are eligible for %.0f s; going on", len(names), now - since)
+    return selection
+
+
+def _held(found: Selection) -> list[str]:
+    """Why nodes that are selected cannot be worked on."""
+    held = [f"{target.name} has {taint}" for target, taint in (*found.tainted, *found.unready)]
+    return held + [
+        f"{target.name} runs {runtime or 'no runtime that it names'}" for target, runtime in found.unfit
     ]
-    raise KubeError(
-        f"after {wait:g} s there is no eligible node"
-        + (f" ({len(held)} are selected, and cannot be worked on: {', '.join(held[:3])})" if held else ""),
-        where="selection",
-        hint="look at `kubectl get nodes --show-labels`, and compare with the selection in the values",
-    )

@@ -38,6 +38,7 @@ class Meta(_Part):
     """``metadata``."""
 
     name: str = ""
+    namespace: str = ""
     uid: str = ""
     resource_version: str = ""
     creation_timestamp: str | None = None
@@ -52,6 +53,8 @@ class ListMeta(_Part):
 
     resource_version: str = ""
     continue_: str = msgspec.field(default="", name="continue")
+    remaining_item_count: int | None = None
+    """How many more there are; not said of a list with a selector."""
 
 
 class Taint(_Part):
@@ -129,8 +132,13 @@ class JobState(StrEnum):
     FAILED = "failed"
 
 
+class _JobSpec(_Part):
+    backoff_limit: int = 6
+
+
 class _JobStatus(_Part):
     conditions: list[Condition] = []
+    failed: int = 0
 
 
 _STATES = {"Complete": JobState.SUCCEEDED, "Failed": JobState.FAILED, "FailureTarget": JobState.FAILING}
@@ -140,6 +148,7 @@ class Job(_Part):
     """A Job."""
 
     metadata: Meta
+    spec: _JobSpec = msgspec.field(default_factory=_JobSpec)
     status: _JobStatus = msgspec.field(default_factory=_JobStatus)
 
     @property
@@ -235,6 +244,11 @@ class Pod(_Part):
     def job_name(self) -> str:
         """The name of that Job."""
         return self.metadata.labels.get(JOB_NAME, "")
+
+    @property
+    def live(self) -> bool:
+        """Whether it has not ended."""
+        return self.status.phase not in ("Succeeded", "Failed")
 
     @property
     def begun(self) -> bool:

@@ -139,7 +139,7 @@ class Placement:
                 # Who reconciles comes again; an upgrade that is under way has the newer settings.
                 return End(Outcome.SKIPPED, note=f"the Job {job.metadata.name} is at work there")
             if how in (Fate.AWAIT, Fate.STOP):
-                self._block(task, job, stop=how is Fate.STOP)
+                self._block(task, job, before, stop=how is Fate.STOP)
                 return None
         others = any(job.metadata.name != task.job for job in there)
         for job in there:
@@ -165,19 +165,25 @@ class Placement:
         if self._owner and [owner.uid for owner in job.metadata.owner_references] != [self._owner.uid]:
             self.jobs.own(job, self._owner)
 
-    def _block(self, task: Task, job: Job, *, stop: bool) -> None:
+    def _block(self, task: Task, job: Job, before: str, *, stop: bool) -> None:
         """Wait until ``job`` has ended; one that has not begun on the node is not waited for."""
         task.renew = True
         task.note = f"waiting for the Job {job.metadata.name}"
-        if job.metadata.deletion_timestamp:
-            return
-        if stop:
-            self.jobs.delete(job, wait=True)
+        if stop or job.metadata.deletion_timestamp:
+            if not job.metadata.deletion_timestamp:
+                self.jobs.delete(job, wait=True)
+            if task.note != before:
+                self._say_what_ends(task, job)
         elif not any(pod.begun for pod in self.jobs.pods(job)):
             log.info("%s: the Job %s has not begun there; deleting it", task.target.name, job.metadata.name)
             self.jobs.delete(job, wait=True)
         else:
             log.info("%s: the Job %s still runs there; waiting for it", task.target.name, job.metadata.name)
+
+    def _say_what_ends(self, task: Task, job: Job) -> None:
+        pods = [pod.metadata.name for pod in self.jobs.pods(job) if pod.live]
+        what = f"the Pod {pods[0]}" if pods else f"the Job {job.metadata.name}"
+        log.info("%s: waiting for %s, which is still ending", task.target.name, what)
 
     def _lingering_on(self, node: str) -> bool:
         if self._stale:

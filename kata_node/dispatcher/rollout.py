@@ -57,7 +57,12 @@ class Task:
     """Since when its Job is to fail, as soon as its Pods have ended."""
     unready: str = ""
     """The taint that keeps it from being begun, and is expected to go."""
-    held_up: str = ""
+    checks: int = 0
+    next_check: float = 0.0
+    tries: int = 0
+    """How often its Job has failed so far, and is tried again."""
+    retried: Trouble | None = None
+    held_up: Trouble | None = None
     """What its Job was last seen to wait for, or to try again after."""
     trouble: Trouble | None = None
     note: str = ""

@@ -399,7 +399,7 @@ def test_a_pod_that_is_not_admitted_is_told_while_its_job_waits(site: Site) -> N
     site.cluster.kubectl("label", "namespace", site.name, level)
     with site.kubelets():
         process = site.start()
-        told = f"{name}: its Job has no Pod; `kubectl describe job install-{name}` tells why"
+        told = f"{name}: its Job has no Pod; `kubectl describe job install-{name} -n {site.name}` tells why"
         wait_until(lambda: told in site.logged(), "it is told", timeout=120)
         process.send_signal(signal.SIGTERM)
         run = ended(process)
