@@ -64,6 +64,8 @@ def prepare(cluster: Cluster) -> None:
 
 def documents(cluster: Cluster, *values: Mapping[str, Any], online: bool = False) -> list[Document]:
     """The objects of a release with these values, a later file winning."""
+    if online:
+        prepare(cluster)  # helm asks it about kinds that node-feature-discovery defines
     merged: dict[str, Any] = {}
     for each in values:
         merged = merge(merged, each)
