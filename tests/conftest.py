@@ -8,12 +8,15 @@ import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kata_node.facts import host_check
 from kata_node.host.files import Root
+
+if TYPE_CHECKING:
+    from dispatcher_api import FakeApi, Time
 
 COMMANDS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn")
 LOOKUPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
@@ -114,3 +117,20 @@ def guard(request: pytest.FixtureRequest) -> Iterator[Guard | None]:
 def root(tmp_path: Path) -> Root:
     """A host's file system, empty, in a scratch directory."""
     return Root(tmp_path)
+
+
+@pytest.fixture
+def time() -> Time:
+    """The clock of the dispatcher's tests."""
+    from dispatcher_api import Time
+
+    return Time()
+
+
+@pytest.fixture
+def api(time: Time) -> Iterator[FakeApi]:
+    """The small API server that the dispatcher's tests have, by that clock."""
+    from dispatcher_api import FakeApi
+
+    with FakeApi(time) as api:
+        yield api

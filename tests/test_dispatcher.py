@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -25,17 +24,6 @@ from kata_node.dispatcher.objects import NODE
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.stop import Stopped
 from kata_node.dispatcher.template import Owner, Template
-
-
-@pytest.fixture
-def time() -> Time:
-    return Time()
-
-
-@pytest.fixture
-def api(time: Time) -> Iterator[FakeApi]:
-    with FakeApi(time) as api:
-        yield api
 
 
 @pytest.fixture

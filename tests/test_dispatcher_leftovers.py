@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,18 +23,6 @@ from dispatcher_runs import (
 from kata_node.dispatcher.objects import DIGEST, NODE
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.template import Owner, Template
-
-
-@pytest.fixture
-def time() -> Time:
-    return Time()
-
-
-@pytest.fixture
-def api(time: Time) -> Iterator[FakeApi]:
-    with FakeApi(time) as api:
-        yield api
-
 
 # --- Jobs that are there already --------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -25,18 +24,6 @@ from kata_node.dispatcher.rollout import Outcome
 from kata_node.dispatcher.telling import summary
 from kata_node.dispatcher.template import Templates
 from kata_node.errors import KubeError
-
-
-@pytest.fixture
-def time() -> Time:
-    return Time()
-
-
-@pytest.fixture
-def api(time: Time) -> Iterator[FakeApi]:
-    with FakeApi(time) as api:
-        yield api
-
 
 # --- which nodes ------------------------------------------------------------------------------------
 

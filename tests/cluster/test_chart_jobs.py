@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from node.images import KATA_NODE
-from node.installing import PAYLOAD, UNIT, VALUES, with_kvm
+from node.installing import PAYLOAD, UNIT, VALUES
 from node.running import wait_until
 from node.snapshot import changes
 
@@ -16,7 +16,7 @@ from cluster.charting import CHART
 from cluster.charts import job_for
 from cluster.joining import Joined
 from cluster.pods import Job, container, job
-from cluster.test_stages import AS_RUNC, MARK, SHARED, SHIM, WATCHED, events, labels, payload_that_runs
+from cluster.test_stages import AS_RUNC, MARK, SHARED, SHIM, WATCHED, bring, events, labels
 
 NAMESPACE = "kata-system"
 REFERENCE, _, TAG = KATA_NODE.rpartition(":")
@@ -31,6 +31,13 @@ RELEASE = {
     # There is no VM to book anything for.
     "runtimeClasses": {"overheadEnabled": False},
 }
+
+
+def release(joined: Joined, image: Path, directory: Path) -> None:
+    """The release's objects, without the hooks that would put it on the node."""
+    bring(joined, image, directory / "payload")
+    where = (f"--namespace={NAMESPACE}", "--create-namespace", "--no-hooks", "--values=-")
+    joined.cluster.helm("install", "kata", str(CHART), *where, text=json.dumps(RELEASE))
 
 
 def dispatched(joined: Joined, file: str, runtime: str = "") -> Job:
@@ -60,10 +67,7 @@ def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trac
     joined: Joined, image: Path, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
-    joined.import_image(image)
-    with_kvm(node).mount(payload_that_runs(node, tmp_path / "payload"), PAYLOAD)
-    where = (f"--namespace={NAMESPACE}", "--create-namespace", "--no-hooks", "--values=-")
-    cluster.helm("install", "kata", str(CHART), *where, text=json.dumps(RELEASE))
+    release(joined, image, tmp_path)
     cluster.kubectl("taint", "node", node.name, "example.org/kata=booting:NoSchedule")
     before = node.snapshot(*WATCHED)
 
@@ -92,11 +96,8 @@ def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trac
 def test_a_job_for_another_runtime_than_the_nodes_says_so_at_once(
     joined: Joined, image: Path, tmp_path: Path
 ) -> None:
-    cluster, node = joined.cluster, joined.node
-    joined.import_image(image)
-    with_kvm(node).mount(payload_that_runs(node, tmp_path / "payload"), PAYLOAD)
-    where = (f"--namespace={NAMESPACE}", "--create-namespace", "--no-hooks", "--values=-")
-    cluster.helm("install", "kata", str(CHART), *where, text=json.dumps(RELEASE))
+    node = joined.node
+    release(joined, image, tmp_path)
     before = node.snapshot(*WATCHED)
     wrong = dispatched(joined, "install.yaml", "cri-o")
     assert wrong.ended() == "Failed"

@@ -46,6 +46,12 @@ def payload_that_runs(node: Node, directory: Path) -> Path:
     return directory
 
 
+def bring(joined: Joined, image: Path, payload: Path) -> None:
+    """Let a node have the image, and beside it at :data:`PAYLOAD` the Kata files that it lacks."""
+    joined.import_image(image)
+    with_kvm(joined.node).mount(payload_that_runs(joined.node, payload), PAYLOAD)
+
+
 def labels(joined: Joined) -> dict[str, str]:
     """Those of the Node's labels that are about Kata."""
     node: Any = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
@@ -65,8 +71,7 @@ def test_a_job_of_the_image_installs_what_pods_then_run_on_and_another_takes_it_
     joined: Joined, image: Path, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
-    joined.import_image(image)
-    with_kvm(node).mount(payload_that_runs(node, tmp_path / "payload"), PAYLOAD)
+    bring(joined, image, tmp_path / "payload")
     prepare(cluster, {**VALUES, "containerd": {"userDropIn": AS_RUNC}})
     cluster.kubectl("apply", "--filename=-", text=json.dumps(RUNTIME_CLASS))
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
