@@ -14,11 +14,11 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["daemon"]:
         # At once: the first process of a container would never learn of a signal that came before.
-        from kata_node.daemon import hold_signals
+        from kata_node.daemon.daemon import hold_signals
 
         hold_signals()
     try:
-        from kata_node.cli import run
+        from kata_node.cli.commands import run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # before it got as far as to handle this itself

@@ -16,6 +16,9 @@ code  meaning
 
 from __future__ import annotations
 
+PULL = "pull the image again; if it is built by you, build it again"
+"""The hint for a payload that came to harm on its way."""
+
 
 class KataNodeError(Exception):
     """The root of all errors this project raises on purpose.

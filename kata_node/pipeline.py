@@ -12,19 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from kata_node import __version__, pods
-from kata_node import receipt as receipts
-from kata_node.actions import Action, Forget, Plan, Record, Tools
-from kata_node.errors import KataNodeError, RolledBackError, UnfitNodeError
-from kata_node.facts import Look, Options
-from kata_node.facts.machine import is_machine, machine_id
+from kata_node import __version__
+from kata_node.cluster.labelling import AwaitNode
+from kata_node.errors import CriError, KataNodeError, RolledBackError, UnfitNodeError
 from kata_node.host import lock
 from kata_node.host.files import host_error
-from kata_node.labelling import AwaitNode
-from kata_node.receipt import Receipt
-from kata_node.report import Check, Outcome, Problem, StageReport
-from kata_node.restart import RestartRuntime
-from kata_node.settings import Settings
+from kata_node.host.machine_id import is_machine, machine_id
+from kata_node.plan import receipt as receipts
+from kata_node.plan.actions import Action, Forget, Plan, Record, Tools
+from kata_node.plan.blocking_pods import InTheWay
+from kata_node.plan.context import Look, Options
+from kata_node.plan.receipt import Receipt
+from kata_node.plan.report import Check, Outcome, Problem, StageReport
+from kata_node.runtime.restart import RestartRuntime
+from kata_node.settings.model import Settings
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class Stage(Protocol):
 
 READS_ONLY = frozenset({"host-check", "claim", "label", "unlabel", "unclaim"})
 """Stages that write nothing on the host. The containers that label do not even see the lock."""
+
+
+POLL = 1.0  # seconds between two looks at what still runs
+REMINDER = 30.0  # seconds after which a wait says again what it waits for
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def _carry_out(stage: Stage, run: Run, locked: _Lock) -> StageReport:
         locked.for_stage(stage.NAME)
         return _plan(stage, run, _receipt(run), since)
 
-    plan = pods.plan_when_free(plan_now, locked.release, run.options)
+    plan = plan_when_free(plan_now, locked.release, run.options)
     _apply(plan, run.tools)
     left = plan
     if plan.actions:
@@ -275,3 +280,41 @@ class _Lock:
         if self._held is not None:
             self._held.close()
             self._held = None
+
+
+def plan_when_free(plan: Callable[[], Plan], let_go: Callable[[], None], options: Options) -> Plan:
+    """What ``plan()`` says once nothing is in its way, or it is to be carried out all the same.
+
+    ``plan`` takes the node's lock where it is not held, and is asked anew at every look. ``let_go`` gives
+    the lock back: a wait writes nothing and can be long, and others may work on the node meanwhile.
+    Raises the refusal when ``options.wait_for_pods`` seconds were not enough.
+    """
+    found = plan()
+    deadline = time.monotonic() + options.wait_for_pods
+    # From here on a runtime that does not answer for a moment has not lost the pods it had.
+    said: InTheWay | None = None
+    said_at = 0.0
+    while found.in_the_way is not None:
+        now = time.monotonic()
+        if now >= deadline:
+            if not options.ignore_pods:
+                raise found.in_the_way.refusal(options.wait_for_pods)
+            log.warning("%s; going on all the same", found.in_the_way)
+            return replace(found, in_the_way=None, notes=(*found.notes, found.in_the_way.note()))
+        if found.in_the_way != said or now - said_at >= REMINDER:
+            said, said_at = found.in_the_way, now
+            log.info("%s; waiting for at most %.0f s", said, deadline - now)
+        let_go()
+        time.sleep(min(POLL, deadline - now))
+        found = _again(plan, found)
+    return found
+
+
+def _again(plan: Callable[[], Plan], before: Plan) -> Plan:
+    """What ``plan()`` says by now; the pods are those of ``before`` where it cannot tell."""
+    try:
+        found = plan()
+    except CriError as error:
+        log.debug("the runtime cannot be asked just now: %s", error)
+        return before
+    return replace(found, in_the_way=before.in_the_way) if found.cannot_tell else found

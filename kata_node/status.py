@@ -13,22 +13,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kata_node import kube_access
-from kata_node import receipt as receipts
-from kata_node.actions import Tools
-from kata_node.cri_config import is_drop_in
-from kata_node.cri_configs import as_recorded, configuration
+from kata_node.cluster.labels import MARK_PREFIX, SHARED
 from kata_node.errors import HostError, KataNodeError
-from kata_node.facts import Look, Options
-from kata_node.facts.artifacts import find
-from kata_node.facts.runtime import find_home, find_unit
 from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
-from kata_node.labels import MARK_PREFIX, SHARED
-from kata_node.receipt import Receipt
-from kata_node.settings import DEFAULT_INSTALL_DIR, Settings
+from kata_node.kube import credentials
+from kata_node.payload.facts import find
+from kata_node.plan import receipt as receipts
+from kata_node.plan.actions import Tools
+from kata_node.plan.context import Look, Options
+from kata_node.plan.receipt import Receipt
+from kata_node.runtime.config_selection import as_recorded, configuration
+from kata_node.runtime.facts import find_home, find_unit
+from kata_node.runtime.model.config import is_drop_in
+from kata_node.runtime.transaction import is_owed
+from kata_node.settings.model import DEFAULT_INSTALL_DIR, Settings
 from kata_node.text import counted
-from kata_node.transaction import is_owed
 from kata_node.versions import UNKNOWN, Runtime
 
 CALL_TIMEOUT = 5.0  # seconds
@@ -106,7 +106,7 @@ def gather(settings: Settings, options: Options, tools: Tools, *, deep: bool) ->
 def look_at_node(options: Options, tools: Tools) -> NodeLabels | None:
     """Its labels; ``None`` where nothing tells which Node this is, or there is nobody to be asked."""
     name = options.node_name
-    if options.offline or not name or kube_access.find_credentials() is None:
+    if options.offline or not name or credentials.find_credentials() is None:
         return None
     try:
         kube = tools.kube()

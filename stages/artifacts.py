@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kata_node import layout
-from kata_node.actions import (
+from kata_node.errors import UnfitNodeError
+from kata_node.payload import layout
+from kata_node.payload.actions import PlaceFiles
+from kata_node.payload.facts import ArtifactFacts, look
+from kata_node.plan.actions import (
     Action,
     Forget,
     MakeDirs,
     MakeLinks,
-    PlaceFiles,
     Plan,
     Record,
     RemoveDirs,
     RemoveFiles,
     WriteFile,
-    counted,
-    human,
 )
-from kata_node.errors import UnfitNodeError
-from kata_node.facts.artifacts import ArtifactFacts, look
-from kata_node.handlers import names
-from kata_node.receipt import Artifacts, Receipt
-from kata_node.settings import Settings
+from kata_node.plan.receipt import Artifacts, Receipt
+from kata_node.settings.handlers import names
+from kata_node.settings.model import Settings
+from kata_node.text import counted, human
 
 __all__ = ["NAME", "look", "plan"]
 

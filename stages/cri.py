@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kata_node import handback, nydus, snapshotters, support, transaction
-from kata_node.actions import Action, ForgetObsolete, Plan, RemoveDirs, RemoveFiles
-from kata_node.cri_config import own_paths
 from kata_node.errors import KataNodeError, UnfitNodeError
-from kata_node.facts.runtime import RuntimeFacts, look
-from kata_node.facts.snapshotters import NydusFacts
-from kata_node.receipt import Receipt
-from kata_node.restart import CheckConfig
-from kata_node.settings import Settings
-from kata_node.snapshotters import NYDUS
+from kata_node.plan.actions import Action, ForgetObsolete, Plan, RemoveDirs, RemoveFiles
+from kata_node.plan.receipt import Receipt
+from kata_node.runtime import compatibility, removal, transaction
+from kata_node.runtime.facts import RuntimeFacts, look
+from kata_node.runtime.model.config import own_paths
+from kata_node.runtime.restart import CheckConfig
+from kata_node.settings.model import Settings
+from kata_node.snapshotters import mapping, nydus
+from kata_node.snapshotters.mapping import NYDUS
+from kata_node.snapshotters.nydus import NydusFacts
 
 __all__ = ["NAME", "look", "plan"]
 
@@ -28,13 +29,13 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             where=settings.install_dir,
             hint="run the stage artifacts first",
         )
-    support.require(settings, facts, receipt)
-    handback.refuse_others(facts, receipt)
+    compatibility.require(settings, facts, receipt)
+    removal.refuse_others(facts, receipt)
     config = facts.config
     wanted = config.wanted(settings, facts.contents)
     changes = list(wanted.files)
     # What this instance wrote while the runtime had another main file, or was another one.
-    elsewhere, _ = handback.hand_back(facts, receipt)
+    elsewhere, _ = removal.hand_back(facts, receipt)
     changes += [change for change in elsewhere if change.path not in {each.path for each in changes}]
     check = CheckConfig(config, own_paths(config), wanted.handlers, wanted.labels)
     services = nydus.install_actions(settings, facts.nydus) if facts.nydus else ()
@@ -75,7 +76,7 @@ def _removal_of_obsolete(receipt: Receipt) -> tuple[Action, ...]:
 def _with_nydus(plan: Plan, services: tuple[Action, ...], settings: Settings, facts: NydusFacts) -> Plan:
     """``plan`` with the snapshotter up before the runtime needs it, and gone after it does no more."""
     before = () if plan.actions else services
-    after = () if snapshotters.sets_up(settings, NYDUS) else nydus.revert_actions(settings, facts)
+    after = () if mapping.sets_up(settings, NYDUS) else nydus.revert_actions(settings, facts)
     return replace(
         plan,
         actions=(*before, *plan.actions, *after),

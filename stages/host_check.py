@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from kata_node.actions import Plan
-from kata_node.checks import all_checks
-from kata_node.facts.host_check import HostCheckFacts, look
-from kata_node.receipt import Receipt
-from kata_node.settings import Settings
+from kata_node.checks.facts import HostCheckFacts, look
+from kata_node.checks.table import all_checks
+from kata_node.plan.actions import Plan
+from kata_node.plan.receipt import Receipt
+from kata_node.settings.model import Settings
 
 __all__ = ["NAME", "look", "plan"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kata_node.actions import Action, Forget, Plan, Record, RemoveDirs, RemoveFiles, counted
-from kata_node.cri_config import is_drop_in
 from kata_node.errors import KataNodeError
-from kata_node.facts.artifacts import RemovalFacts
-from kata_node.facts.artifacts import look_for_removal as look
-from kata_node.receipt import Receipt
-from kata_node.settings import Settings
+from kata_node.payload.facts import RemovalFacts
+from kata_node.payload.facts import look_for_removal as look
+from kata_node.plan.actions import Action, Forget, Plan, Record, RemoveDirs, RemoveFiles
+from kata_node.plan.receipt import Receipt
+from kata_node.runtime.model.config import is_drop_in
+from kata_node.settings.model import Settings
+from kata_node.text import counted
 
 __all__ = ["NAME", "look", "plan"]
 

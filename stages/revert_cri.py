@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kata_node import handback, nydus, transaction
-from kata_node.actions import Plan
-from kata_node.facts.runtime import RuntimeFacts
-from kata_node.facts.runtime import look_for_revert as look
-from kata_node.handlers import names
-from kata_node.receipt import Cri, Receipt
-from kata_node.restart import CheckConfig
-from kata_node.settings import Settings
+from kata_node.plan.actions import Plan
+from kata_node.plan.receipt import Cri, Receipt
+from kata_node.runtime import removal, transaction
+from kata_node.runtime.facts import RuntimeFacts
+from kata_node.runtime.facts import look_for_revert as look
+from kata_node.runtime.restart import CheckConfig
+from kata_node.settings.handlers import names
+from kata_node.settings.model import Settings
+from kata_node.snapshotters import nydus
 
 __all__ = ["NAME", "look", "plan"]
 
@@ -20,7 +21,7 @@ NAME = "revert-cri"
 
 def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     """Old bytes for a file nobody touched since; an edited one loses our entries and keeps the rest."""
-    changes, notes = handback.hand_back(facts, receipt)
+    changes, notes = removal.hand_back(facts, receipt)
     cri = receipt.cri or (_lost(settings, facts) if changes else None)
     services = nydus.revert_actions(settings, facts.nydus) if facts.nydus else ()
     notes += nydus.notes(settings, facts.nydus) if facts.nydus else ()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kata_node.actions import Plan
-from kata_node.facts.node import LabelFacts, look
-from kata_node.labelling import settled
-from kata_node.receipt import Receipt
-from kata_node.settings import Settings
+from kata_node.cluster.facts import LabelFacts, look
+from kata_node.cluster.labelling import settled
+from kata_node.plan.actions import Plan
+from kata_node.plan.receipt import Receipt
+from kata_node.settings.model import Settings
 
 __all__ = ["NAME", "look", "plan"]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kata_node.facts import host_check
+from kata_node.checks import facts
 from kata_node.host.files import Root
 
 if TYPE_CHECKING:
-    from dispatcher_api import FakeApi, Time
+    from dispatcher.fake_api_server import FakeApi, Time
 
 COMMANDS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn")
 LOOKUPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
@@ -28,7 +28,7 @@ WATCHED = frozenset((*COMMANDS, *LOOKUPS, *SENDS))
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory a runtime that is away does not come back by itself."""
-    monkeypatch.setattr(host_check, "RESTART_PATIENCE", 0)
+    monkeypatch.setattr(facts, "RESTART_PATIENCE", 0)
 
 
 @dataclass
@@ -122,7 +122,7 @@ def root(tmp_path: Path) -> Root:
 @pytest.fixture
 def time() -> Time:
     """The clock of the dispatcher's tests."""
-    from dispatcher_api import Time
+    from dispatcher.fake_api_server import Time
 
     return Time()
 
@@ -130,7 +130,7 @@ def time() -> Time:
 @pytest.fixture
 def api(time: Time) -> Iterator[FakeApi]:
     """The small API server that the dispatcher's tests have, by that clock."""
-    from dispatcher_api import FakeApi
+    from dispatcher.fake_api_server import FakeApi
 
     with FakeApi(time) as api:
         yield api

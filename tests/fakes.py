@@ -14,15 +14,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kata_node.actions import Tools
-from kata_node.containerd import config_path
 from kata_node.errors import KubeError, SystemdError
 from kata_node.host.cri import CriCallError, Reason, Status, Version
+from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.files import Root
-from kata_node.host.sandboxes import Pod
 from kata_node.host.systemd import Unit
-from kata_node.kube_failures import NoSuchNodeError
-from kata_node.kube_node import NodeFacts
+from kata_node.kube.failures import NoSuchNodeError
+from kata_node.kube.node import NodeFacts
+from kata_node.plan.actions import Tools
+from kata_node.runtime.containerd.config import config_path
 
 MAIN = "/etc/containerd/config.toml"
 UNIT = "containerd.service"

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kata_node.payload import Entry
-from kata_node.shims import Shim, table
+from kata_node.payload.manifest import Entry
+from kata_node.settings.shims import Shim, table
 
 if sys.version_info >= (3, 14):
     import tarfile

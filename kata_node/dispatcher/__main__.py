@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kata_node import __version__, log, report
+from kata_node import __version__, log
 from kata_node.errors import KataNodeError, UsageError
+from kata_node.plan import report
 
 if TYPE_CHECKING:
-    from kata_node.dispatcher.telling import Result
+    from kata_node.dispatcher.progress import Result
     from kata_node.dispatcher.template import Owner
 
 PREFIX = "KATA_DISPATCHER_"
@@ -43,14 +44,14 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         _leave(options, error.what, error)
         return error.exit_code
-    from kata_node.dispatcher import telling
+    from kata_node.dispatcher import progress
 
     if options.output == "json":
-        _say(json.dumps(telling.document(result), indent=2))
+        _say(json.dumps(progress.document(result), indent=2))
     else:
-        _say(telling.text(result))
+        _say(progress.text(result))
     failed = KataNodeError(result.reason) if result.exit_code else None
-    _leave(options, telling.summary(result), failed)
+    _leave(options, progress.summary(result), failed)
     return result.exit_code
 
 
@@ -60,7 +61,7 @@ def _dispatch(options: argparse.Namespace) -> Result:
     from kata_node.dispatcher import config
     from kata_node.dispatcher.api import Api
     from kata_node.dispatcher.run import run as carry_out
-    from kata_node.dispatcher.stop import Stop, Stopped
+    from kata_node.dispatcher.shutdown import Stop, Stopped
 
     asked = config.load(Path(options.config))
     stop = Stop()

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from kata_node.dispatcher.objects import ACTION, DIGEST, GENERATION, NODE_UID, Action, Job, JobState
+from kata_node.dispatcher.kubernetes_objects import (
+    ACTION,
+    DIGEST,
+    GENERATION,
+    NODE_UID,
+    Action,
+    Job,
+    JobState,
+)
 
 
 class Fate(Enum):

@@ -16,12 +16,12 @@ from urllib.parse import quote
 import msgspec
 
 from kata_node import __version__
-from kata_node.dispatcher.objects import Event, JobPage, ListMeta, NodePage, PodPage
-from kata_node.dispatcher.stop import Stop
+from kata_node.dispatcher.kubernetes_objects import Event, JobPage, ListMeta, NodePage, PodPage
+from kata_node.dispatcher.shutdown import Stop
 from kata_node.errors import KataNodeError, KubeError
-from kata_node.kube_access import CONNECT_TIMEOUT, open_session
-from kata_node.kube_failures import Failure, failure_of
-from kata_node.kube_patience import ACCESS_TRIES, REAL_CLOCK, REQUEST_TIMEOUT, Clock
+from kata_node.kube.credentials import CONNECT_TIMEOUT, open_session
+from kata_node.kube.failures import Failure, failure_of
+from kata_node.kube.retry import ACCESS_TRIES, REAL_CLOCK, REQUEST_TIMEOUT, Clock
 
 if TYPE_CHECKING:
     import httpx2

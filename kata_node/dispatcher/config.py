@@ -55,10 +55,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from kata_node.dispatcher.objects import NODE, OWN, Action
+from kata_node.dispatcher.kubernetes_objects import NODE, OWN, Action
 from kata_node.dispatcher.template import Template, Templates
 from kata_node.errors import SettingsError
-from kata_node.values import Reader, describe, parse_yaml
+from kata_node.settings.values import Reader, describe, parse_yaml
 
 __all__ = ["Amount", "Config", "Removed", "load"]
 

@@ -12,16 +12,16 @@ from dataclasses import replace
 
 from kata_node.dispatcher.api import Api, RefusedError, is_rights
 from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.eligibility import still_unready
 from kata_node.dispatcher.failures import Trouble, diagnose
-from kata_node.dispatcher.feed import Change, Feed
-from kata_node.dispatcher.hangs import Hangs
+from kata_node.dispatcher.job_watch import Change, Feed
+from kata_node.dispatcher.kubernetes_objects import Job, JobState
+from kata_node.dispatcher.node_jobs import Placement
 from kata_node.dispatcher.nodes import UNREACHABLE, Nodes
-from kata_node.dispatcher.objects import Job, JobState
-from kata_node.dispatcher.placement import Placement
+from kata_node.dispatcher.progress import duration
 from kata_node.dispatcher.rollout import Outcome, Rollout, Task
-from kata_node.dispatcher.telling import duration
+from kata_node.dispatcher.stuck_pods import Hangs
 from kata_node.dispatcher.template import Owner
-from kata_node.dispatcher.unfit import still_unready
 
 FIRST_LOOK, LONGEST_LOOK = 60.0, 1200.0
 """Seconds after which it is asked whether the Node of a Job is still there; doubled each time."""

@@ -12,7 +12,7 @@ import msgspec
 from kata_node.dispatcher.api import Api
 from kata_node.dispatcher.rollout import Task
 from kata_node.errors import KubeError
-from kata_node.kube_events import NAMESPACE, Event, failed
+from kata_node.kube.events import NAMESPACE, Event, failed
 
 COMPONENT = "kata-deploy-job-dispatcher"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kata_node.dispatcher.objects import ContainerStatus, Job, Pod, Terminated
+from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
 
 LONGEST = 600
 """Characters of a message that is not one of ours."""
@@ -45,7 +45,7 @@ class _Error(msgspec.Struct, frozen=True):
 
 
 class _Message(msgspec.Struct, frozen=True):
-    """The termination message of a stage: see ``kata_node.report.termination_message``."""
+    """The termination message of a stage: see ``kata_node.plan.report.termination_message``."""
 
     summary: str = ""
     error: _Error | None = None

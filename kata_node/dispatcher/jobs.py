@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from kata_node.dispatcher.api import Api, ExpiredError, RefusedError
-from kata_node.dispatcher.objects import JOB_UID, Job, Pod, PodPage
+from kata_node.dispatcher.kubernetes_objects import JOB_UID, Job, Pod, PodPage
 from kata_node.dispatcher.template import Owner, owner_reference
 
 LIVE = "status.phase!=Succeeded,status.phase!=Failed"

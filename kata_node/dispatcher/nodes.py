@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kata_node.dispatcher.api import Api, ExpiredError
 from kata_node.dispatcher.config import Config
-from kata_node.dispatcher.objects import Node, NodePage, Taint, Toleration
+from kata_node.dispatcher.kubernetes_objects import Node, NodePage, Taint, Toleration
 from kata_node.dispatcher.template import Target, Templates
 from kata_node.errors import KubeError
 

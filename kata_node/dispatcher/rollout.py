@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from kata_node.dispatcher.config import Amount
 from kata_node.dispatcher.failures import Trouble
-from kata_node.dispatcher.objects import Action
+from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.template import Target
 
 

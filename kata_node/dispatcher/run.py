@@ -6,18 +6,18 @@ import logging
 from collections.abc import Sequence
 
 from kata_node.dispatcher.api import Api
+from kata_node.dispatcher.competing_dispatchers import end_rivals
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.dispatch import Dispatcher
+from kata_node.dispatcher.eligibility import no_template, not_tolerated
 from kata_node.dispatcher.events import Events
 from kata_node.dispatcher.failures import Trouble
+from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.nodes import Nodes, Selection
-from kata_node.dispatcher.objects import Action
-from kata_node.dispatcher.rivals import end_rivals
+from kata_node.dispatcher.progress import Result, line, result_of
 from kata_node.dispatcher.rollout import Outcome, Plan, Rollout, Task
-from kata_node.dispatcher.stop import Stopped
-from kata_node.dispatcher.telling import Result, line, result_of
+from kata_node.dispatcher.shutdown import Stopped
 from kata_node.dispatcher.template import Owner, Target, job_name
-from kata_node.dispatcher.unfit import no_template, not_tolerated
 from kata_node.errors import KubeError
 
 log = logging.getLogger(__name__)

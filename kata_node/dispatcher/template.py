@@ -11,7 +11,15 @@ from typing import Any
 
 import msgspec
 
-from kata_node.dispatcher.objects import ACTION, DIGEST, GENERATION, NODE, NODE_UID, Action, Toleration
+from kata_node.dispatcher.kubernetes_objects import (
+    ACTION,
+    DIGEST,
+    GENERATION,
+    NODE,
+    NODE_UID,
+    Action,
+    Toleration,
+)
 
 NAME_LIMIT = 63
 """The longest name of a Job: its Pods have it as a label."""

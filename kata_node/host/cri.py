@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from kata_node.errors import CriError
-from kata_node.host import sandboxes
+from kata_node.host import cri_sandboxes
 from kata_node.host.files import Root
 from kata_node.host.protobuf import DecodeError, Message
 from kata_node.host.sockets import Stream, explain
@@ -129,13 +129,13 @@ class Cri:
         left = round(max(deadline - time.monotonic(), 0), 1)
         return replace(status, handlers=self._call("Status", _VERBOSE, _handlers_of_config, left))
 
-    def pods(self, runtime: str, timeout: float) -> tuple[sandboxes.Pod, ...]:
+    def pods(self, runtime: str, timeout: float) -> tuple[cri_sandboxes.Pod, ...]:
         """The pods that run on ``runtime``, by namespace and name.
 
         CRI-O leaves their handlers out, and is asked for each: some milliseconds a pod.
         """
         deadline = time.monotonic() + timeout
-        pods = self._call("ListPodSandbox", sandboxes.LIST, sandboxes.listed, timeout)
+        pods = self._call("ListPodSandbox", cri_sandboxes.LIST, cri_sandboxes.listed, timeout)
         if runtime == "cri-o":
             told = {sandbox: self._handler(sandbox, deadline) for sandbox in pods}
             pods = {
@@ -151,7 +151,7 @@ class Cri:
 
         left = round(max(deadline - time.monotonic(), 0), 1)
         try:
-            return self._call("PodSandboxStatus", sandboxes.verbose(sandbox), sandboxes.handler, left)
+            return self._call("PodSandboxStatus", cri_sandboxes.verbose(sandbox), cri_sandboxes.handler, left)
         except CriCallError as error:
             if isinstance(error.__cause__, grpc.StatusError) and error.__cause__.code == grpc.NOT_FOUND:
                 return None

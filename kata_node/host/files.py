@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_node.errors import HostError
-from kata_node.host import globs
-from kata_node.host.durable import finish, fsync_dir, replacing, temp_sibling
+from kata_node.host import go_glob
+from kata_node.host.atomic_replace import finish, fsync_dir, replacing, temp_sibling
 
 __all__ = ["MAX_SYMLINKS", "FileState", "Root", "finish", "fsync_dir", "host_error", "temp_sibling"]
 
@@ -155,17 +155,17 @@ class Root:
     def glob(self, pattern: str) -> list[str]:
         """The host paths that match ``pattern``, as Go's ``filepath.Glob`` finds and orders them.
 
-        Any component may have wildcards, which match hidden names as well (:mod:`kata_node.host.globs`).
+        Any component may have wildcards, which match hidden names as well (:mod:`kata_node.host.go_glob`).
         The order is by components: ``a/x`` comes before ``a-b/x``. Raises :class:`HostError` when
         the pattern is malformed.
         """
         found = ["/"]
         for part in _parts(pattern):
-            if not globs.is_pattern(part):
+            if not go_glob.is_pattern(part):
                 found = [posixpath.join(path, part) for path in found]
                 continue
             try:
-                expression = globs.compile_name(part)
+                expression = go_glob.compile_name(part)
             except ValueError as error:
                 raise HostError(
                     f"this is not a valid pattern: {error}",
@@ -338,3 +338,12 @@ def _make_dir(real: Path, mode: int) -> bool:
             real.rmdir()
         raise
     return True
+
+
+def missing_dirs(root: Root, path: str) -> tuple[str, ...]:
+    """The directories down to ``path`` that are not there, outermost first."""
+    missing: list[str] = []
+    while path != "/" and not root.is_dir(path):
+        missing.insert(0, path)
+        path = posixpath.dirname(path)
+    return tuple(missing)

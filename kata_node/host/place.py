@@ -22,15 +22,15 @@ from typing import Protocol
 
 from kata_node.errors import HostError, PayloadError
 from kata_node.host.archive import Archive, Digest
-from kata_node.host.copying import Advance, Output, copy
-from kata_node.host.durable import finish, fsync_dir, temp_sibling
+from kata_node.host.atomic_replace import finish, fsync_dir, temp_sibling
 from kata_node.host.files import Root, host_error
+from kata_node.host.sparse_copy import Advance, Output, copy
 
 MOST_THREADS = 8
 
 
 class Item(Protocol):
-    """A file, link or directory to place; :class:`kata_node.payload.Entry` is one."""
+    """A file, link or directory to place; :class:`kata_node.payload.manifest.Entry` is one."""
 
     @property
     def path(self) -> str:
@@ -66,7 +66,7 @@ class Item(Protocol):
 
 
 class Source(Protocol):
-    """Where the content comes from; :class:`kata_node.payload_index.Payload` is one."""
+    """Where the content comes from; :class:`kata_node.payload.index.Payload` is one."""
 
     def file(self, path: str) -> Path:
         """The real path of a file of a tree."""

@@ -8,17 +8,17 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import needs
+import prerequisites as needs
 import pytest
 from node import images
 from node.cache import missing_parts
-from node.machine import Node
+from node.debian_node import Node
 
-from cluster import parts
+from cluster import programs
 from cluster.control_plane import Cluster
-from cluster.joining import Joined, kubelets_user
-from cluster.releases import CONTROL_PLANE, Images, Place, Releases
-from cluster.scene import Scene
+from cluster.helm_releases import CONTROL_PLANE, Images, Place, Releases
+from cluster.joined_node import Joined, kubelets_user
+from cluster.stage_runner import Scene
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,7 +37,7 @@ def needs_no(reason: str) -> None:
 @pytest.fixture(scope="session")
 def machine() -> Iterator[None]:
     """A machine that can run one; elsewhere a test is skipped, or failed where one is required."""
-    needs_no(parts.missing_parts(parts.PARTS))
+    needs_no(programs.missing_parts(programs.PARTS))
     # Whoever loses patience with the tests sends SIGTERM: let it end them as Ctrl-C does, tidily.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield

@@ -29,11 +29,11 @@ from urllib.parse import quote
 
 from node.boot import program_path
 from node.cache import NodeError
-from node.places import Process
-from node.running import Done, checked
+from node.commands import Done, checked
+from node.node_records import Process
 
-from cluster import flags, keeping, parts
-from cluster.keeping import Record
+from cluster import cluster_records, flags, programs
+from cluster.cluster_records import Record
 
 ADMIN = "admin"
 NOBODY = "nobody"
@@ -78,17 +78,17 @@ class Cluster:
         first, which takes minutes. Raises :class:`NodeError`, with
         what the programs logged, when it does not start within ``timeout`` seconds.
         """
-        for each in (*parts.CONTROL_PLANE, *([parts.SCHEDULER] if scheduler else [])):
-            parts.program(each)
-        release = parts.version_of(parts.KUBERNETES)
+        for each in (*programs.CONTROL_PLANE, *([programs.SCHEDULER] if scheduler else [])):
+            programs.program(each)
+        release = programs.version_of(programs.KUBERNETES)
         name = name or f"test-{os.getpid()}-{secrets.token_hex(3)}"
-        cluster = cls(Record(name, Process.of(os.getpid()), detached, keeping.free_port(), release))
-        keeping.reserve(cluster._record)
+        cluster = cls(Record(name, Process.of(os.getpid()), detached, cluster_records.free_port(), release))
+        cluster_records.reserve(cluster._record)
         try:
             cluster._write_files({**_USERS, **(users or {})})
             cluster._start_all(time.monotonic() + timeout)
             if scheduler:
-                cluster._spawn(parts.SCHEDULER, flags.scheduler(cluster.kubeconfig_of(flags.SCHEDULER)))
+                cluster._spawn(programs.SCHEDULER, flags.scheduler(cluster.kubeconfig_of(flags.SCHEDULER)))
         except BaseException:
             cluster.stop()
             raise
@@ -97,7 +97,7 @@ class Cluster:
     @classmethod
     def attach(cls, name: str) -> Cluster:
         """The running cluster ``name``; raises :class:`NodeError` when there is none."""
-        for record in keeping.running():
+        for record in cluster_records.running():
             if record.name == name:
                 return cls(record)
         raise NodeError(f"no cluster named {name} runs")
@@ -179,7 +179,7 @@ class Cluster:
 
     def _run(self, name: str, args: Sequence[str], *, text: str | None, check: bool, who: str) -> Done:
         done = subprocess.run(
-            [str(parts.program(name)), *args],
+            [str(programs.program(name)), *args],
             env=self.environment(who),
             input=text or "",
             capture_output=True,
@@ -241,12 +241,14 @@ class Cluster:
     def end_relay(self, name: str) -> None:
         """End it at once."""
         if name in self._record.processes:
-            keeping.end(self._record.processes[name], signal.SIGKILL)
+            cluster_records.end(self._record.processes[name], signal.SIGKILL)
             self._record = self._record.without(name)
 
     def stop_apiserver(self, *, kill: bool = False) -> None:
         """End the API server in its own time, seconds, or with ``kill`` as a pulled plug would."""
-        keeping.end(self._record.processes["kube-apiserver"], signal.SIGKILL if kill else signal.SIGTERM, 90)
+        cluster_records.end(
+            self._record.processes["kube-apiserver"], signal.SIGKILL if kill else signal.SIGTERM, 90
+        )
         for child in self._children:
             child.poll()  # take note of its end, if it is of this process
 
@@ -277,7 +279,7 @@ class Cluster:
         for child in self._children:
             child.kill()
             child.wait()
-        keeping.clear(self._record)
+        cluster_records.clear(self._record)
 
     def _write_files(self, users: Mapping[str, Sequence[str]]) -> None:
         for name in ("home", "kubeconfigs", flags.NODES):
@@ -299,7 +301,7 @@ class Cluster:
     def _spawn(self, name: str, options: Sequence[str], program: Sequence[str] = ()) -> None:
         tied = "clear" if self._record.detached else "KILL"
         command = [program_path("setpriv"), f"--pdeathsig={tied}"]
-        command += [*(program or [str(parts.program(name))]), *options]
+        command += [*(program or [str(programs.program(name))]), *options]
         with (self.directory / f"{name}.log").open("ab") as log:
             log.write(f"$ {shlex.join([name, *options])}\n".encode())
             log.flush()

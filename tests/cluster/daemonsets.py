@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from node.running import wait_until
+from node.commands import wait_until
 
 from cluster.control_plane import Cluster
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from node.running import wait_until
+from node.commands import wait_until
 
-from cluster.charting import Answer, Caller, admin, apply, on_node, render
 from cluster.control_plane import Cluster
+from cluster.helm_chart import Answer, Caller, admin, apply, on_node, render
 
 SHARED = "katacontainers.io/kata-runtime"
 MARK = "kata-deploy.katacontainers.io/"

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.charting import CHART, apply
-from cluster.charts import (
+from cluster.chart_objects import (
     CUSTOM,
     EXAMPLES,
     JOB,
@@ -28,7 +27,8 @@ from cluster.charts import (
     try_on,
 )
 from cluster.control_plane import Cluster
-from kata_node.distributions import HOMES
+from cluster.helm_chart import CHART, apply
+from kata_node.runtime.model.distributions import HOMES
 
 WORKERS = "!node-role.kubernetes.io/control-plane,!node-role.kubernetes.io/master"
 LINUX = "kubernetes.io/os notin (windows)"

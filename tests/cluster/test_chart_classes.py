@@ -10,23 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.running import CommandFailed
+from node.commands import CommandFailed
 
-from cluster.charting import apply
-from cluster.charts import (
-    CUSTOM,
-    EXAMPLES,
-    GATE,
-    Document,
-    documents,
-    kind,
-    one,
-    prepare,
-)
+from cluster.chart_objects import CUSTOM, EXAMPLES, GATE, Document, documents, kind, one, prepare
 from cluster.control_plane import Cluster
-from kata_node import handlers, settings
+from cluster.helm_chart import apply
 from kata_node.errors import SettingsError
-from kata_node.shims import MACHINES, table
+from kata_node.settings import handlers
+from kata_node.settings import load as settings
+from kata_node.settings.shims import MACHINES, table
 
 SETTINGS = {
     "the defaults": {},

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 from node import crio
+from node.commands import Done
 from node.conftest import BootNode
 from node.cri import status
+from node.debian_node import Node
 from node.distributions import Layout, k0s, lay_out, microk8s, rancher
-from node.installing import HANDLERS, UNIT, VALUES, WATCHED, make_payload, outcomes, with_kvm
-from node.machine import Node
+from node.installation import HANDLERS, UNIT, VALUES, WATCHED, make_payload, outcomes, with_kvm
 from node.mounts import HostPath
-from node.running import Done
 from node.snapshot import Snapshot, changes
 
-from cluster.charts import JOB, Document, dispatched, documents, job_for, one
+from cluster.chart_objects import JOB, Document, dispatched, documents, job_for, one
 from cluster.control_plane import Cluster
 
 FEW: Mapping[str, Any] = {"snapshotter": {"setup": []}, "shims": {"disableAll": True, **VALUES["shims"]}}

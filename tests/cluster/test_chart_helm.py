@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from node.snapshot import changes
 
-from cluster.charts import merge
-from cluster.releases import COMMON, JOBS, MARK, Place
+from cluster.chart_objects import merge
+from cluster.helm_releases import COMMON, JOBS, MARK, Place
 from cluster.test_stages import AS_RUNC, SHARED
 
 UNUSABLE = """\

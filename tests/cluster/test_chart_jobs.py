@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from node.commands import wait_until
 from node.images import KATA_NODE
-from node.installing import PAYLOAD, UNIT, VALUES
-from node.running import wait_until
+from node.installation import PAYLOAD, UNIT, VALUES
 from node.snapshot import changes
 
-from cluster.charting import CHART
-from cluster.charts import job_for
-from cluster.joining import Joined
-from cluster.pods import Job, container, job
+from cluster.chart_objects import job_for
+from cluster.helm_chart import CHART
+from cluster.jobs import Job, container, job
+from cluster.joined_node import Joined
 from cluster.test_stages import AS_RUNC, MARK, SHARED, SHIM, WATCHED, bring, events, labels
 
 NAMESPACE = "kata-system"

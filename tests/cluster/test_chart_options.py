@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from node.running import CommandFailed
+from node.commands import CommandFailed
 
-from cluster.charting import CHART
-from cluster.charts import (
+from cluster.chart_objects import (
     CUSTOM,
     DIGEST,
     JOB,
@@ -24,6 +23,7 @@ from cluster.charts import (
     try_on,
 )
 from cluster.control_plane import Cluster
+from cluster.helm_chart import CHART
 
 FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     # Path -> the values it counts with, and what it is set to.

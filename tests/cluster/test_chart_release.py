@@ -11,16 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.charting import CHART, apply, render
-from cluster.charts import (
-    JOB,
-    Document,
-    documents,
-    kind,
-    merge,
-    pods,
-)
+from cluster.chart_objects import JOB, Document, documents, kind, merge, pods
 from cluster.control_plane import Cluster
+from cluster.helm_chart import CHART, apply, render
 
 
 def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:

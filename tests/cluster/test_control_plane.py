@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from node.cache import CHECKOUT, NodeError
-from node.places import Process
-from node.running import CommandFailed, wait_until
+from node.commands import CommandFailed, wait_until
+from node.node_records import Process
 
-from cluster import keeping, parts
+from cluster import cluster_records, programs
 from cluster.control_plane import NOBODY, Cluster
 
 RESTRICTED = "system:node:restricted"
@@ -26,7 +26,7 @@ def read(cluster: Cluster, *what: str) -> Any:
 
 def test_the_api_server_is_ready_and_of_the_release_that_is_pinned(cluster: Cluster) -> None:
     assert cluster.get("/readyz") == (200, "ok")
-    pinned = parts.version_of(parts.KUBERNETES)
+    pinned = programs.version_of(programs.KUBERNETES)
     versions = json.loads(cluster.kubectl("version", "--output=json").stdout)
     assert versions["serverVersion"]["gitVersion"] == versions["clientVersion"]["gitVersion"] == pinned
     assert pinned.startswith(f"v1.{versions['serverVersion']['minor']}.")
@@ -160,7 +160,7 @@ def test_a_program_that_does_not_start_is_told_with_what_it_logged(
     monkeypatch.setattr("cluster.flags.etcd", lambda: ["--no-such-flag"])
     with pytest.raises(NodeError, match=r"(?s)etcd has ended.*--- etcd.*flag provided but not defined"):
         Cluster.start(name=name)
-    assert name not in [record.name for record in keeping.running()]
+    assert name not in [record.name for record in cluster_records.running()]
 
 
 START_AND_WAIT = """
@@ -196,7 +196,7 @@ def test_a_person_has_a_cluster_that_stays_until_it_is_put_down(machine: None) -
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     try:
-        assert f"{name}: Kubernetes {parts.version_of(parts.KUBERNETES)}, up in" in testcluster("up")
+        assert f"{name}: Kubernetes {programs.version_of(programs.KUBERNETES)}, up in" in testcluster("up")
         assert f"{name}: ready at https://127.0.0.1:" in testcluster("status")
         shell = f'{testcluster("env")}\nkubectl auth whoami --output=jsonpath="{{.status.userInfo.username}}"'
         done = subprocess.run(["bash", "-c", shell], check=True, capture_output=True, text=True)

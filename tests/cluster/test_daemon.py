@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Running, daemon
-from node.running import wait_until
+from daemon.daemon_process import Running, daemon
+from node.commands import wait_until
 
 from cluster.control_plane import Cluster
 from cluster.daemonsets import NAME, ZONE, Said, Scene

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.installing import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, kata_handlers, make_payload, with_kvm
-from node.machine import Node
-from node.running import wait_until
+from node.commands import wait_until
+from node.debian_node import Node
+from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, kata_handlers, make_payload, with_kvm
 from node.snapshot import changes
 
-from cluster.joining import Joined
-from cluster.pods import Job, container, job
-from cluster.stages import ACCOUNT, prepare, stages_job
+from cluster.jobs import Job, container, job
+from cluster.joined_node import Joined
+from cluster.stage_jobs import ACCOUNT, prepare, stages_job
 from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, events, payload_that_runs
 
 NAME = "kata-deploy"

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from node.cache import CHECKOUT
-from node.running import wait_until
+from node.commands import wait_until
 
 from cluster.control_plane import ADMIN, Cluster
-from cluster.stand_in import Answer, Server, StandIn, failed, running
+from cluster.fake_kubelet import Answer, Server, StandIn, failed, running
 
 MARK = "kata-deploy.katacontainers.io/default"
 LABELS = {"app.kubernetes.io/instance": "mine"}

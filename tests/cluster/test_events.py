@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cluster.faults import Fault
-from cluster.scene import Scene
+from cluster.faulty_proxy import Fault
+from cluster.stage_runner import Scene
 
 
 @pytest.fixture

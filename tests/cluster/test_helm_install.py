@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from node.installing import HANDLERS, UNIT
-from node.running import wait_until
+from node.commands import wait_until
+from node.installation import HANDLERS, UNIT
 from node.snapshot import changes
 
-from cluster.charts import merge
-from cluster.pods import Job, container, job
-from cluster.releases import COMMON, CONTROL_PLANE, JOBS, LIMIT, MARK, NAMESPACE, Machine, Place, ended
+from cluster.chart_objects import merge
+from cluster.helm_releases import COMMON, CONTROL_PLANE, JOBS, LIMIT, MARK, NAMESPACE, Machine, Place, ended
+from cluster.jobs import Job, container, job
 from cluster.test_stages import AS_RUNC, SHARED, SHIM, events
 
 

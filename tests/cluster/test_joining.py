@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from node.cache import CHECKOUT
+from node.commands import wait_until
+from node.debian_node import Node
 from node.images import archive, layer
-from node.installing import HANDLERS, PAYLOAD, VALUES, make_payload, outcomes, with_kvm
-from node.machine import Node
-from node.places import running
-from node.running import wait_until
+from node.installation import HANDLERS, PAYLOAD, VALUES, make_payload, outcomes, with_kvm
+from node.node_records import running
 
 from cluster.control_plane import Cluster
-from cluster.joining import Joined
+from cluster.joined_node import Joined
 
 ACCOUNT = "system:serviceaccount:default:kata-node"
 SHARED = "katacontainers.io/kata-runtime"

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import pytest
 from certificates import MADE_UP_AUTHORITY
-from node.running import Running
+from node.commands import Running
 
 from cluster import flags, tokens
 from cluster.conftest import needs_no
-from cluster.faults import FOR_EVER, Fault
-from cluster.scene import CLAIMED, OURS, Outcome, Scene
+from cluster.faulty_proxy import FOR_EVER, Fault
+from cluster.stage_runner import CLAIMED, OURS, Outcome, Scene
 
 MACHINE, ANOTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 STAGES = ("claim", "label", "unlabel", "unclaim")

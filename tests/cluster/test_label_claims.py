@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 import pytest
 from node.cache import CHECKOUT
-from node.running import Running, told
+from node.commands import Running, told
 
 from cluster.control_plane import Cluster
-from cluster.faults import FOR_EVER, Fault
-from cluster.scene import CLAIMED, MARK, OURS, SHARED, Scene
-from cluster.writers import History
+from cluster.faulty_proxy import FOR_EVER, Fault
+from cluster.node_writers import History
+from cluster.stage_runner import CLAIMED, MARK, OURS, SHARED, Scene
 
 AT_ONCE = "--label-stable-for=0"
 DEFAULT, BLUE, GREEN = (f"{MARK}{instance}" for instance in ("default", "blue", "green"))
@@ -161,7 +161,7 @@ def test_what_there_is_to_do_takes_few_requests(
 # The program's stages over and over, as a process of its own has them but for its start.
 AT_RANDOM = """
 import random, sys, time
-from kata_node.cli import run
+from kata_node.cli.commands import run
 
 seed, seconds, *options = sys.argv[1:]
 chance, end, mark = random.Random(seed), time.monotonic() + float(seconds), None

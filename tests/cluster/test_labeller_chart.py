@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from node.running import CommandFailed, wait_until
+from node.commands import CommandFailed, wait_until
 
-from cluster.charting import CHART, render
 from cluster.control_plane import Cluster
+from cluster.helm_chart import CHART, render
 from cluster.labeller import TEMPLATES, Installation
 
 

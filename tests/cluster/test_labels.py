@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.control_plane import Cluster
-from cluster.faults import FOR_EVER, Fault
-from cluster.scene import CLAIMED, MARK, OURS, SHARED, Scene
-from cluster.writers import Hand, Writer
+from cluster.faulty_proxy import FOR_EVER, Fault
+from cluster.node_writers import Hand, Writer
+from cluster.stage_runner import CLAIMED, MARK, OURS, SHARED, Scene
 
 
 def ready(status: str, message: str = "") -> list[dict[str, str]]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from node.cache import CHECKOUT
-from node.running import told, wait_until
+from node.commands import told, wait_until
 
-from cluster.charting import APPLY, JSON_PATCH, MERGE, STRATEGIC, Caller, admin, unbound
 from cluster.control_plane import Cluster
+from cluster.helm_chart import APPLY, JSON_PATCH, MERGE, STRATEGIC, Caller, admin, unbound
 from cluster.labeller import (
     ANY_EFFECT,
     EVENTS,

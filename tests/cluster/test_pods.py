@@ -7,8 +7,8 @@ import json
 import pytest
 from node.cache import NodeError
 
-from cluster.joining import Joined
-from cluster.pods import Job, container, job
+from cluster.jobs import Job, container, job
+from cluster.joined_node import Joined
 
 TOKENS = "/var/run/secrets/tokens"
 

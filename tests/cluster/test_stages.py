@@ -7,15 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from node.installing import HANDLERS, PAYLOAD, UNIT, VALUES, make_payload, with_kvm
-from node.machine import Node
-from node.running import wait_until
+from node.commands import wait_until
+from node.debian_node import Node
+from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, make_payload, with_kvm
 from node.snapshot import changes
 
-from cluster.joining import Joined
-from cluster.pods import Job, container, job
-from cluster.stages import INSTALL, REVERT, prepare, stages_job
-from kata_node.payload_index import write_index
+from cluster.jobs import Job, container, job
+from cluster.joined_node import Joined
+from cluster.stage_jobs import INSTALL, REVERT, prepare, stages_job
+from kata_node.payload.index import write_index
 
 SHARED = "katacontainers.io/kata-runtime"
 MARK = "kata-deploy.katacontainers.io/default"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from node.running import wait_until
+from node.commands import wait_until
 
-from cluster.faults import Fault
-from cluster.scene import OURS, Scene
+from cluster.faulty_proxy import Fault
+from cluster.stage_runner import OURS, Scene
 
 STARTING = "example.com/starting"
 TAINTS = [

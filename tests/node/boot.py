@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from node import places
+from node import node_records
 from node.cache import NodeError
-from node.places import Process, Record
-from node.running import POLL, wait_until
+from node.commands import POLL, wait_until
+from node.node_records import Process, Record
 
 Supervisor = subprocess.Popen[bytes]
 
@@ -97,7 +97,7 @@ def end(record: Record, supervisor: Supervisor | None = None) -> None:
         above.signal(signal.SIGKILL)
     if supervisor is not None:
         supervisor.wait(10)
-    places.clear(record)
+    node_records.clear(record)
 
 
 def console(record: Record) -> str:
@@ -110,10 +110,10 @@ def console(record: Record) -> str:
 
 def stop_all() -> list[str]:
     """End every running node, clear away what dead ones left, and return the names of those ended."""
-    records = places.running()
+    records = node_records.running()
     for record in records:
         end(record)
-    places.clear_dead()
+    node_records.clear_dead()
     return [record.name for record in records]
 
 

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-import needs
+import prerequisites as needs
 import pytest
 
 from node.cache import missing_parts
+from node.debian_node import Node
 from node.gomodule import missing_go
-from node.installing import PAYLOAD, make_payload, with_kvm
-from node.machine import Node
+from node.installation import PAYLOAD, make_payload, with_kvm
 
 _nodes = pytest.StashKey[list[Node]]()
 

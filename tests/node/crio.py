@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from node import images
 from node.cache import NodeError
+from node.commands import wait_until
 from node.cri import CriStatus
 from node.cri import status as cri_status
 from node.gomodule import Program, built, missing_go
-from node.running import wait_until
 
 if TYPE_CHECKING:
     from node.conftest import BootNode
-    from node.machine import Node
+    from node.debian_node import Node
 
 NEWEST = "1.36.3"
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from node.cache import NodeError
+from node.commands import wait_until
 from node.cri import CriStatus
 from node.cri import status as cri_status
-from node.machine import Node
-from node.running import wait_until
+from node.debian_node import Node
+from node.distribution_launchers import SNAP_COMMON, SNAP_DATA, base_template, rancher_dir, rendered
 from node.snapshot import Snapshot
-from node.starters import SNAP_COMMON, SNAP_DATA, base_template, rancher_dir, rendered
 
-STARTERS = Path(__file__).with_name("starters.py")
+STARTERS = Path(__file__).with_name("distribution_launchers.py")
 
 UNIT = """\
 [Service]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from node.cache import NodeError, cache_dir, key_of, made_once
-from node.running import Done
+from node.commands import Done
 
 GO = "1.26.8"
 """What everything is built with; newer than the ``go`` line of every module built here."""

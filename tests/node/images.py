@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from node import tree
+from node import rootfs
 from node.cache import CHECKOUT, NodeError, cache_dir, key_of, locked, made_once, remove_tree
-from node.machine import Node
+from node.debian_node import Node
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _INDEX = "application/vnd.oci.image.index.v1+json"
@@ -33,7 +33,7 @@ BUSYBOX = "localhost/busybox:test"
 FOR_PODS = ("busybox-static", "containernetworking-plugins")
 """What a node needs to run pods, of Debian's packages: what their images are made of, and their network."""
 
-PACKAGES = (*tree.PACKAGES, *FOR_PODS)
+PACKAGES = (*rootfs.PACKAGES, *FOR_PODS)
 
 RUNC = Path(__file__).with_name("runc.py")
 """What stands before a node's runc, to be put there as a program of that name."""

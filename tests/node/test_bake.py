@@ -15,7 +15,7 @@ import pytest
 from node.cache import CHECKOUT, remove_tree
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
-from node.installing import (
+from node.installation import (
     HANDLERS,
     MAIN,
     PAYLOAD,
@@ -26,8 +26,8 @@ from node.installing import (
     skips_everything,
     with_kvm,
 )
+from node.rootfs import built_tree
 from node.snapshot import changes, take
-from node.tree import built_tree
 
 WATCHED = ("/etc/containerd", "/opt/kata")
 """Where Kata goes; a boot changes other things by itself."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from node.conftest import BootNode
-from node.installing import (
+from node.debian_node import Node
+from node.installation import (
     HANDLERS,
     MAIN,
     PAYLOAD,
@@ -25,7 +26,6 @@ from node.installing import (
     main_file,
     skips_everything,
 )
-from node.machine import Node
 from node.snapshot import changes
 
 CRI = 'plugins."io.containerd.grpc.v1.cri"'

@@ -8,7 +8,8 @@ import pytest
 
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
-from node.installing import (
+from node.debian_node import Node
+from node.installation import (
     HANDLERS,
     PAYLOAD,
     UNIT,
@@ -20,7 +21,6 @@ from node.installing import (
     skips_everything,
     with_kvm,
 )
-from node.machine import Node
 from node.snapshot import changes
 
 OLDEST = "2.0.14"

@@ -10,8 +10,8 @@ import pytest
 from node import crio
 from node.conftest import BootNode
 from node.crio import UNIT, handlers
-from node.installing import HANDLERS, PAYLOAD, VALUES, WATCHED, install, killed_at, outcomes, with_kvm
-from node.machine import Node
+from node.debian_node import Node
+from node.installation import HANDLERS, PAYLOAD, VALUES, WATCHED, install, killed_at, outcomes, with_kvm
 from node.snapshot import changes
 
 DEBUG = "etc/crio/crio.conf.d/99-kata-deploy.debug"

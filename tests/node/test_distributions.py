@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from node.commands import Done
 from node.conftest import BootNode
+from node.distribution_launchers import SNAP_COMMON, filled_in, rancher_config, rancher_dir, text_of
 from node.distributions import (
     MICROK8S_ARGS,
     MICROK8S_CURRENT,
@@ -23,10 +25,8 @@ from node.distributions import (
     rancher,
     rendered_base,
 )
-from node.installing import PAYLOAD, outcomes, with_kvm
-from node.running import Done
+from node.installation import PAYLOAD, outcomes, with_kvm
 from node.snapshot import Snapshot, changes
-from node.starters import SNAP_COMMON, filled_in, rancher_config, rancher_dir, text_of
 
 HANDLERS = ("kata-clh", "kata-qemu")
 BASE = '{{ template "base" . }}\n'

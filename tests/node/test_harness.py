@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from node import boot, places
+from node import boot, node_records
 from node.cache import CHECKOUT, NodeError, cache_dir
+from node.commands import CommandFailed, wait_until
 from node.conftest import BootNode
-from node.machine import Node
-from node.running import CommandFailed, wait_until
+from node.debian_node import Node
 from node.snapshot import changes
 
 HANDLER = """
@@ -205,7 +205,7 @@ def test_a_node_dies_with_the_process_that_booted_it_however_that_ends(machine: 
         leader = Node.attach(name).leader
         owner.kill()
     wait_until(lambda: not leader.alive, "the node has died with its owner")
-    places.clear_dead()
+    node_records.clear_dead()
     assert not _traces(name)
 
 
@@ -280,7 +280,7 @@ def test_a_process_whose_first_thread_is_gone_runs_until_the_others_are() -> Non
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
         assert started.stdout is not None
         assert started.stdout.readline() == b"up\n"
-        process = places.Process.of(started.pid)
+        process = node_records.Process.of(started.pid)
         stat = Path(f"/proc/{started.pid}/stat")
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", "its first thread is gone")
         assert process.alive

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from node.installing import (
+from node.commands import wait_until
+from node.debian_node import Node
+from node.installation import (
     HANDLERS,
     MAIN,
     PAYLOAD,
@@ -23,8 +25,6 @@ from node.installing import (
     main_file,
     skips_everything,
 )
-from node.machine import Node
-from node.running import wait_until
 from node.snapshot import changes
 
 # The tables are those of version 2, which Debian's own configuration has.

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from kata_node.host.cri import Cri
+from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.files import Root
-from kata_node.host.sandboxes import Pod
 from node import cri, crio, images
+from node.commands import wait_until
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
-from node.installing import (
+from node.debian_node import SOCKET, Node
+from node.installation import (
     PAYLOAD,
     UNIT,
     VALUES,
@@ -31,10 +33,8 @@ from node.installing import (
     make_payload,
     with_kvm,
 )
-from node.machine import SOCKET, Node
-from node.running import wait_until
+from node.rootfs import built_tree
 from node.snapshot import changes
-from node.tree import built_tree
 
 RUNTIMES = 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes'
 PAUSE = "localhost/pause:test"

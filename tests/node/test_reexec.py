@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from node.installing import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, kata_handlers
-from node.machine import Node
+from node.debian_node import Node
+from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, kata_handlers
 from node.snapshot import changes
 
 SLOW = "run/systemd/system/containerd.service.d/slow.conf"

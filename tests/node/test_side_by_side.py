@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from node.commands import Running
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
-from node.installing import UNIT, VALUES, WATCHED, configure, make_payload, outcomes, with_kvm
-from node.machine import Node
-from node.running import Running
+from node.debian_node import Node
+from node.installation import UNIT, VALUES, WATCHED, configure, make_payload, outcomes, with_kvm
 from node.snapshot import Snapshot, changes
 
 CONF_D = b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'

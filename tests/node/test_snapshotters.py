@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from node.commands import Done
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
+from node.debian_node import POD_MOUNTS, Node
 from node.gomodule import Program, built
-from node.installing import (
+from node.installation import (
     PAYLOAD,
     UNIT,
     WATCHED,
@@ -24,10 +26,8 @@ from node.installing import (
     outcomes,
     with_kvm,
 )
-from node.machine import POD_MOUNTS, Node
-from node.running import Done
+from node.rootfs import PACKAGES
 from node.snapshot import changes
-from node.tree import PACKAGES
 
 SNAPSHOTTER = tuple(
     Program("github.com/containerd/nydus-snapshotter", "v0.16.1", f"./cmd/{name}", ldflags="-s -w")

@@ -1,0 +1,1 @@
+"""What host-check asks of a node, and the finding for each question."""

@@ -1,0 +1,298 @@
+"""The command line: its commands, and what they are made of. The only importer of ``stages``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import logging
+import os
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from kata_node import __version__
+from kata_node import log as logs
+from kata_node.cli.context import open_tools, options_of, settings_of
+from kata_node.cli.options import (
+    DEFAULT_DAEMONSET_TIMEOUT,
+    DEFAULT_LISTEN,
+    EPILOG,
+    Common,
+    DaemonSet,
+    DaemonSetTimeout,
+    Listen,
+    LogLevel,
+    Output,
+    StageName,
+)
+from kata_node.cli.output import NAME, WrongUsage, complain, fail, say, say_json, show_anything, usage_error
+from kata_node.cli.usage import check_host_root, check_reports, check_rights, check_usage
+from kata_node.errors import KataNodeError, UsageError
+
+if TYPE_CHECKING:
+    from kata_node.pipeline import Stage
+    from kata_node.plan.report import StageReport
+
+EXIT_PLANNED = 10
+"""``plan``: something would change."""
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    name=NAME,
+    help="Put Kata Containers on this node in short stages, and take it off again.",
+    epilog="""To try it in an empty directory, as any user:
+
+    \b
+    mkdir node
+    kata-node install --offline --host-root ./node --payload DIR --runtime containerd://2.1.9
+    kata-node revert --offline --host-root ./node
+
+    \b
+    Exit codes: 0 done, or already done      3 this node cannot run it, never retry
+                1 failed, a retry may help   4 failed and put back as it was
+                2 wrong usage or settings    5 another run holds the node's lock
+                                             10 plan: something would change""",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+payload_app = typer.Typer(help="Prepare the Kata files that are to be installed.", rich_markup_mode=None)
+
+
+class Direction(StrEnum):
+    """What to plan."""
+
+    INSTALL = "install"
+    REVERT = "revert"
+
+
+INSTALL = (
+    StageName.HOST_CHECK,
+    StageName.CLAIM,
+    StageName.ARTIFACTS,
+    StageName.CRI,
+    StageName.LABEL,
+)
+REVERT = (StageName.UNLABEL, StageName.REVERT_CRI, StageName.REMOVE_ARTIFACTS, StageName.UNCLAIM)
+
+
+COMMON = [
+    each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    for each in inspect.signature(Common, eval_str=True).parameters.values()
+]
+"""The common options as parameters of a function, which is what typer makes options from."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command line and return the exit code. All that goes wrong is told, nothing is raised."""
+    show_anything()
+    logs.setup(LogLevel.INFO)
+    try:
+        return app(list(arguments), prog_name=NAME, standalone_mode=False) or 0
+    except KataNodeError as error:
+        return fail(arguments, error)
+    except WrongUsage as error:
+        return fail(arguments, usage_error(arguments, error))
+    except Exception as error:
+        from kata_node import pipeline
+
+        return fail(arguments, pipeline.as_known(error, where=NAME))
+
+
+def command(
+    target: typer.Typer, name: str, *options: str, hidden: bool = False
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Register ``function(common, **own)`` as a command; what it returns is the exit code.
+
+    It takes its own options and the common ones, or those of them that are named.
+    """
+    shared = [each for each in COMMON if not options or each.name in options]
+
+    def register(function: Callable[..., int]) -> Callable[..., int]:
+        signature = inspect.signature(function, eval_str=True)
+        own = list(signature.parameters.values())[1:]
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+        def call(context: typer.Context, **values: Any) -> int:
+            common = Common(**{each.name: values.pop(each.name) for each in shared})
+            logs.setup(common.log_level)
+            check_usage(context, common)
+            try:
+                return function(common, **values)
+            except KeyboardInterrupt:
+                raise KataNodeError("interrupted", hint="run the same command again") from None
+
+        call.__doc__ = function.__doc__
+        parameters = [*own, *shared, context]
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {each.name: each.annotation for each in parameters}
+        target.command(name, epilog=EPILOG, hidden=hidden)(call)
+        return function
+
+    return register
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        say(f"{NAME} {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        complain(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
+
+
+@command(app, "install")
+def install(common: Common) -> int:
+    """Run host-check, claim, artifacts, cri and label."""
+    return _stages(common, INSTALL)
+
+
+@command(app, "revert")
+def revert(common: Common) -> int:
+    """Run unlabel, revert-cri, remove-artifacts, unclaim."""
+    return _stages(common, REVERT)
+
+
+@command(app, "plan")
+def plan(
+    common: Common,
+    direction: Annotated[
+        Direction, typer.Argument(metavar="[install|revert]", show_default=False, help="By default install.")
+    ] = Direction.INSTALL,
+) -> int:
+    """Show what install (or revert) would change, as diffs. Exit code: 0 nothing, 10 something."""
+    names = INSTALL if direction is Direction.INSTALL else REVERT
+    return _stages(dataclasses.replace(common, dry_run=True), names, code_if_planned=EXIT_PLANNED)
+
+
+@command(app, "status")
+def status(
+    common: Common,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compare content by digest, not by size and time.")
+    ] = False,
+) -> int:
+    """Show what is installed, what changed since, and what is served."""
+    from kata_node import status as statuses
+
+    check_host_root(common)
+    with open_tools(common) as tools:
+        found = statuses.gather(settings_of(common), options_of(common), tools, deep=deep)
+        node = statuses.look_at_node(options_of(common), tools)
+    if common.output is Output.TEXT:
+        say(statuses.to_text(found, node))
+    else:
+        say_json(statuses.to_json(found, node))
+    return 0
+
+
+@command(app, "stage")
+def stage(
+    common: Common,
+    name: Annotated[StageName, typer.Argument(metavar="STAGE", help=f"One of {', '.join(StageName)}.")],
+) -> int:
+    """Run one stage, as a container of a Job does."""
+    return _stages(common, (name,))
+
+
+# What the pod of a DaemonSet has no use for: to wait for nothing, and to tell other processes of a Job.
+_OF_A_DAEMON = tuple(each.name for each in COMMON if each.name not in ("dry_run", "reports"))
+
+
+@command(app, "daemon", *_OF_A_DAEMON)
+def daemon(
+    common: Common,
+    daemonset: DaemonSet = "",
+    daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
+    listen: Listen = DEFAULT_LISTEN,
+) -> int:
+    """Install, stay, and revert at the end if it is no longer wanted.
+
+    This is what the pod of a DaemonSet runs. On SIGTERM it asks the API server: only when the DaemonSet
+    is gone, or selects this node no more, is everything taken away again; a rolling restart, or an API
+    server that cannot be asked, leaves it. Exit codes as everywhere.
+    """
+    from kata_node.cli import daemon as cli_daemon
+
+    cli_daemon.check(common, daemonset)
+    check_host_root(common)
+    check_rights(common, INSTALL)
+    own = {"daemonset": daemonset, "daemonset_timeout": daemonset_timeout}
+    cli_daemon.become(common, listen, own)
+
+
+@command(app, "wanted", "offline", "node_name", "output", "log_level", "termination_log", hidden=True)
+def wanted(
+    common: Common,
+    daemonset: DaemonSet = "",
+    daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
+) -> int:
+    """Ask whether the DaemonSet still selects this node. Exit code: 0 it does, 10 it does not."""
+    from kata_node.cli import daemon as cli_daemon
+
+    return cli_daemon.wanted(common, daemonset, daemonset_timeout)
+
+
+app.add_typer(payload_app, name="payload")
+
+
+@command(payload_app, "index", "output", "log_level")
+def payload_index(
+    common: Common, directory: Annotated[Path, typer.Argument(metavar="DIR", help="The payload.")]
+) -> int:
+    """Write the payload's manifest, once, when its image is built."""
+    from kata_node.payload import index
+
+    path = str(index.write_index(directory))
+    if common.output is Output.TEXT:
+        say(path)
+    else:
+        say_json({"outcome": "ok", "manifest": path})
+    return 0
+
+
+def _stages(common: Common, names: tuple[StageName, ...], *, code_if_planned: int = 0) -> int:
+    from kata_node import pipeline
+    from kata_node.cluster import events
+    from kata_node.plan import report
+
+    check_host_root(common)
+    check_rights(common, names)
+    check_reports(common)
+    modules = [cast("Stage", importlib.import_module(f"stages.{name.replace('-', '_')}")) for name in names]
+
+    def show(done: StageReport) -> None:
+        report.write_termination_message(common.termination_log, done)
+        if common.output is Output.TEXT:
+            # The log has told what a real run changes, at the time.
+            shown = done if common.dry_run else dataclasses.replace(done, changes=())
+            say(report.to_text(shown, diffs=common.dry_run))
+        if not common.dry_run and not common.offline:
+            recorder.add(done)
+
+    with open_tools(common) as tools:
+        sees_host = not pipeline.READS_ONLY.issuperset(names)
+        settings = settings_of(common)
+        options = dataclasses.replace(options_of(common), sees_host=sees_host)
+        reporter = os.uname().nodename
+        recorder = events.Recorder(tools, common.node_name, settings.instance, reporter, common.reports)
+        run = pipeline.Run(settings, options, tools, common.lock_timeout, common.dry_run, show)
+        reports = pipeline.run(modules, run)
+    failed = next((done for done in reports if done.error), None)
+    if common.output is Output.JSON:
+        say_json(report.to_json(reports))
+        if failed and failed.error:
+            complain(f"error: {failed.stage}: {failed.error}")
+    if failed:
+        return failed.exit_code
+    return code_if_planned if any(done.outcome == "planned" for done in reports) else 0

@@ -1,0 +1,80 @@
+"""What the stages work with, made from the command line: settings, options, and the doors to the node."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kata_node.cli.options import Common
+from kata_node.cli.progress import progress
+
+if TYPE_CHECKING:
+    from kata_node.plan.actions import Tools
+    from kata_node.plan.context import Options
+    from kata_node.settings.model import Settings
+
+
+def settings_of(common: Common) -> Settings:
+    """Return the settings from the values file and the options."""
+    from kata_node.host import kernel
+    from kata_node.settings import load as settings
+
+    return settings.load(
+        str(common.config) if common.config else None,
+        overrides={
+            name: getattr(common, name)
+            for name in ("installation_prefix", "k8s_distribution", "multi_install_suffix", "shims")
+        },
+        arch=kernel.arch(),
+    )
+
+
+def options_of(common: Common) -> Options:
+    """Return the options of the stages."""
+    from kata_node.plan.context import Options
+
+    return Options(
+        payload=common.payload,
+        offline=common.offline,
+        runtime=common.runtime,
+        cri_socket=common.cri_socket.removeprefix("unix://"),
+        restart_timeout=common.restart_timeout,
+        wait_for_pods=common.wait_for_pods,
+        ignore_pods=common.ignore_pods,
+        label_timeout=common.label_timeout,
+        stable_for=common.label_stable_for,
+        node_name=common.node_name,
+        expected_machine_id=common.expected_machine_id,
+    )
+
+
+@contextlib.contextmanager
+def open_tools(common: Common) -> Iterator[Tools]:
+    """The doors to the node and the API server, opened when first used and closed at the end."""
+    from functools import cache
+
+    from kata_node.host.files import Root
+    from kata_node.plan.actions import Tools
+
+    root = Root(common.host_root)
+    with contextlib.ExitStack() as opened:
+
+        @cache
+        def systemd() -> Any:
+            from kata_node.host.systemd import Systemd
+
+            return opened.enter_context(Systemd.connect(root))
+
+        def cri(socket: str) -> Any:
+            from kata_node.host.cri import Cri
+
+            return Cri(root, socket)
+
+        @cache
+        def kube() -> Any:
+            from kata_node.kube.client import Kube
+
+            return opened.enter_context(Kube.connect())
+
+        yield Tools(root, systemd, cri, kube, progress)

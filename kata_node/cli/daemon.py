@@ -1,0 +1,144 @@
+"""The commands of a DaemonSet's pod: the one that stays, and the question it asks when it is to go."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kata_node.cli.options import Common, Output, variable
+from kata_node.cli.output import say, say_json
+from kata_node.daemon import daemon, health
+from kata_node.errors import SettingsError, UsageError
+
+if TYPE_CHECKING:
+    from kata_node.daemon.daemonset import Answer
+
+LOOK_AGAIN = 10.0
+"""Seconds after which a Node that is not selected is looked at again: what labels it may be restarting,
+and a kubelet that registers anew writes old labels back."""
+
+_ANYWAY = {
+    "installation_prefix": ("env", "installationPrefix"),
+    "multi_install_suffix": ("env", "multiInstallSuffix"),
+    "k8s_distribution": ("k8sDistribution",),
+    "cri_socket": ("containerd", "runtimeSocket"),
+}
+"""What of the values tells an installation from others, or how to reach its runtime, by its option."""
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
+
+
+def check(common: Common, name: str) -> None:
+    """Raises :class:`UsageError` when it could not ask, in the end, what it has to ask."""
+    if name and not _NAME.fullmatch(name):
+        raise UsageError(
+            f"expected NAMESPACE/NAME, got {name}",
+            where="--daemonset",
+            hint="name the DaemonSet that the pod is of, as in --daemonset kube-system/kata-deploy",
+        )
+    if common.offline:
+        return
+    for option, value in (("daemonset", name), ("node-name", common.node_name)):
+        if not value:
+            raise UsageError(
+                "without it, whether Kata is still wanted on this node cannot be asked",
+                where=f"--{option}",
+                hint=f"set {variable(option)} in the pod, or use --offline",
+            )
+
+
+def become(common: Common, listen: str, own: Mapping[str, Any]) -> NoReturn:
+    """Go on as the daemon, in this process; ``own`` are the options that only its commands have."""
+    listener = health.listen(listen)
+    daemon.hold_signals()
+    told = str(common.termination_log)
+    command = daemon.command_line(listener, common.log_level, told, by_name(common))
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os.execve(command[0], command, environment(common, own))  # noqa: S606 - this very interpreter
+
+
+def environment(common: Common, own: Mapping[str, Any]) -> dict[str, str]:
+    """This process's environment, with the variables of all options set as they are here.
+
+    One that the daemon does not take is at its default here, and so its variable is not set.
+    """
+    values = {**{each.name: getattr(common, each.name) for each in fields(common)}, **own}
+    variables = {variable(name) for name in values}
+    result = {name: text for name, text in os.environ.items() if name not in variables}
+    for name, value in values.items():
+        if isinstance(value, bool):
+            value = "1" if value else ""
+        if value not in (None, ""):
+            result[variable(name)] = str(value)
+    return result
+
+
+def by_name(common: Common) -> dict[str, str]:
+    """The variables of a revert that does without the values file; none where that does not say which.
+
+    Revert goes by the record of an installation. So it needs no more of the values than where that is, and
+    that much can be read of a file of which the rest is wrong.
+    """
+    from kata_node.settings.values import read_yaml
+
+    if common.config is None:
+        return {}
+    result = {variable("config"): "", variable("shims"): ""}
+    try:
+        values = read_yaml(str(common.config))
+    except SettingsError:
+        return {}
+    for option, keys in _ANYWAY.items():
+        found: object = values
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if not isinstance(found, str | None):
+            return {}
+        result[variable(option)] = getattr(common, option) or found or ""
+    return result
+
+
+def wanted(common: Common, name: str, timeout: float) -> int:
+    """Ask whether the DaemonSet still selects this node, say so, and return the exit code."""
+    from kata_node.daemon import daemonset
+
+    check(common, name)
+    if common.offline:
+        answer = daemonset.Answer(True, "no cluster is asked, so it stays")
+    else:
+        answer = _ask(name, common.node_name, timeout)
+    if common.output is Output.JSON:
+        say_json({"outcome": "ok", "wanted": answer.wanted, "reason": answer.reason})
+    else:
+        say(f"Kata is {'still' if answer.wanted else 'no longer'} wanted on this node: {answer.reason}")
+    return daemon.DONE if answer.wanted else daemon.UNWANTED
+
+
+def _ask(name: str, node: str, timeout: float) -> Answer:
+    from kata_node.daemon import daemonset
+    from kata_node.kube import daemonset as kube_daemonset
+    from kata_node.kube.client import Kube
+
+    namespace, _, name = name.partition("/")
+    with Kube.connect() as kube:
+
+        def look() -> Answer:
+            deadline = kube.within(timeout)
+            found = kube_daemonset.find(kube, namespace, name, deadline)
+            return daemonset.still_wanted(found, node, lambda: kube.node(node, deadline).labels)
+
+        answer = look()
+        if answer.wanted or answer.for_good:
+            return answer
+        log.info("%s; looking again in %.0f s, for labels come and go", answer.reason, LOOK_AGAIN)
+        kube.clock.sleep(LOOK_AGAIN)
+        return look()

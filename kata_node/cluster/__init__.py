@@ -1,0 +1,1 @@
+"""What the installation tells the cluster about its Node: labels, taints, Events."""

@@ -1,0 +1,100 @@
+"""What the cluster is told of a run: Events on the Node, for ``kubectl describe node``.
+
+In a Job the stages are containers of their own, and only those that label may speak to the API
+server. The reports of the others reach them through a directory they share, so that the Event of the
+last one tells of all of them. When one of the others fails, the last is not run: whoever watches the
+Job has to tell of that, from its termination message: the dispatcher does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from kata_node.kube import credentials, events
+from kata_node.kube.events import Event
+from kata_node.plan import report as reports
+from kata_node.plan.actions import Tools
+from kata_node.plan.report import StageReport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMPONENT = "kata-node"
+
+_WAY_THERE = ("host-check", "claim", "artifacts", "cri", "label")
+_WAY_BACK = ("unlabel", "revert-cri", "remove-artifacts", "unclaim")
+_FIRST = {"claim": "KataInstalling", "unlabel": "KataRemoving"}
+
+log = logging.getLogger(__name__)
+
+
+def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
+    """What the last report of ``run``, with those before it, is worth telling; ``None`` for nothing.
+
+    Told are the first change, the end of the way there or back, and every failure. That nothing was
+    done is told only by a run that knows of every stage.
+    """
+    last = run[-1]
+    way = _WAY_BACK if last.stage in _WAY_BACK else _WAY_THERE
+    if last.error:
+        return _failed(last, instance)
+    if last.stage in _FIRST and last.outcome == "done":
+        return Event("Normal", _FIRST[last.stage], f"{instance}: {last.summary}")
+    if last.stage != way[-1]:
+        return None
+    changed = [report for report in run if report.outcome == "done" and report.stage != "host-check"]
+    told = [report.summary for report in changed if report.stage not in _FIRST] or [last.summary]
+    notes = [note for report in run for note in report.notes]
+    message = f"{instance}: " + "; ".join([*told, *notes])
+    if not changed:
+        knows_all = {report.stage for report in run} >= set(way) - {"host-check"}
+        return Event("Normal", "KataUnchanged", message) if knows_all else None
+    kind: Literal["Normal", "Warning"] = "Warning" if last.notes else "Normal"
+    return Event(kind, "KataRemoved" if way is _WAY_BACK else "KataInstalled", message)
+
+
+def _failed(report: StageReport, instance: str) -> Event:
+    error = report.error
+    assert error is not None
+    place = f" ({error.where})" if error.where else ""
+    hint = f"; {error.hint}" if error.hint else ""
+    message = f"{instance}: {report.stage}: {error.what}{place}{hint}"
+    return events.failed(message, removing=report.stage in _WAY_BACK, exit_code=error.exit_code)
+
+
+@dataclass
+class Recorder:
+    """Records what is worth it of each report it is given; that this fails is only logged.
+
+    ``shared`` is the directory in which the stages of a Job leave their reports for each other.
+    """
+
+    tools: Tools
+    node: str
+    instance: str
+    reporter: str
+    shared: Path | None = None
+    run: dict[str, StageReport] = field(default_factory=dict)
+
+    def add(self, report: StageReport) -> None:
+        """Take note of the report of a stage that has ended."""
+        if self.shared is not None:
+            way = _WAY_BACK if report.stage in _WAY_BACK else _WAY_THERE
+            before = way[: way.index(report.stage)]
+            self.run = {each.stage: each for each in reports.left_in(self.shared, before)} | self.run
+            reports.leave(self.shared, report)
+        self.run.pop(report.stage, None)
+        self.run[report.stage] = report
+        event = event_of(list(self.run.values()), self.instance)
+        # Without a name, or without credentials, there is nobody to tell.
+        if event is None or not self.node or credentials.find_credentials() is None:
+            return
+        try:
+            made = event.as_object(self.node, component=COMPONENT, reporter=self.reporter)
+            self.tools.kube().record(made)
+        except Exception as error:  # whatever it is, the stage has ended as it did
+            level = logging.WARNING if event.type == "Warning" else logging.INFO
+            log.log(level, "no Event %s was recorded on Node %s: %s", event.reason, self.node, error)

@@ -1,0 +1,1 @@
+"""The process of a DaemonSet pod: it installs, waits, and reverts."""

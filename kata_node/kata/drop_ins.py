@@ -1,0 +1,260 @@
+"""The drop-ins of one handler's Kata configuration, as bytes. Pure.
+
+Nothing here edits a configuration that Kata brought: all is drop-ins beside a copy of it, made from
+the values that are in that very copy. So each shim keeps its own kernel, image and firmware wherever
+the installation lies, and what the settings add joins what is there, because Kata replaces whole values.
+
+A drop-in with nothing to say is not there: what a setting switched on goes away with the setting.
+
+By Kata's source and its own configuration files:
+
+- Kubernetes distributions with a kubelet directory of their own need it in ``[runtime]``, or changes of
+  ConfigMaps and Secrets do not reach the guest and GPUs are not found. Whichever keys of that section
+  lie in the usual directory are moved; runtime-rs has fewer of them.
+- That the guest pulls images is ``experimental_force_guest_pull`` of the Go runtime, in the
+  configurations of shims whose guests can; runtime-rs has a list of ``experimental`` features for it.
+- A debug variant logs all that runtime, hypervisor and guest have to say. It also opens the agent's debug
+  console, a root shell in the guest for root on the host: that is what pods are run on such a handler
+  for, and no other handler has it. Confidential guests keep theirs shut, as the host is who they are
+  guarded against; whoever means it writes ``debug_console_enabled = true`` into the drop-in setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kata_node.errors import PULL, PayloadError, SettingsError
+from kata_node.kata.merge import Table, clashes, is_below, merge, moved, nested, render, section, strings
+from kata_node.settings.handlers import Handler, handlers
+from kata_node.settings.shims import BUILTIN_PREFIX
+
+if TYPE_CHECKING:
+    from kata_node.settings.model import Settings
+    from kata_node.settings.shims import Shim
+
+USER_DROP_IN = "50-user-overrides.toml"
+"""The drop-in of the user's own, behind all of ours."""
+
+KUBELET_ROOT = "/var/lib/kubelet"
+KUBELET_ROOTS = {"k0s": "/var/lib/k0s/kubelet", "microk8s": "/var/snap/microk8s/common/var/lib/kubelet"}
+"""Where the kubelet of a distribution keeps its directory; of all others it is :data:`KUBELET_ROOT`."""
+
+GUEST_PULL = "experimental_force_guest_pull"
+GUEST_PULL_FEATURE = "force_guest_pull"
+
+DEBUG_PARAMS = ("agent.log=debug", "initcall_debug")
+DCGM_PARAM = "nvrc.dcgm=on"
+"""Has the init process of NVIDIA guests start the metrics of GPUs (DCGM)."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """All that the settings say about the configuration of one handler, and nothing more."""
+
+    install_dir: str
+    kubelet_root: str
+    debug: bool
+    drop_in: str
+    kernel_params: tuple[tuple[str, str], ...] = ()
+    """What the kernel's command line gets: parameter, and the key of the setting it comes from."""
+    rootless: bool = False
+    annotations: tuple[str, ...] = ()
+    guest_pull: bool = False
+
+
+def wishes(handler: Handler, settings: Settings) -> Wishes:
+    """What the settings want of a handler.
+
+    A custom runtime has what the guests of its base shim need: proxies, DCGM, a rootless hypervisor. Its
+    own drop-in decides all else; what pods may choose by annotation is allowed for a shim alone.
+    """
+    shim, values = f"shims.{handler.shim.name}", settings.of(handler.shim)
+    params = [
+        (f"agent.https_proxy={values.https_proxy}" if values.https_proxy else "", f"{shim}.agent.httpsProxy"),
+        (f"agent.no_proxy={values.no_proxy}" if values.no_proxy else "", f"{shim}.agent.noProxy"),
+        (DCGM_PARAM if values.enable_dcgm else "", f"{shim}.nvrc.enableDCGM"),
+    ]
+    own = handler.key == shim
+    return Wishes(
+        install_dir=settings.install_dir,
+        kubelet_root=KUBELET_ROOTS.get(settings.distribution, KUBELET_ROOT),
+        debug=handler.debug,
+        drop_in=handler.drop_in,
+        kernel_params=tuple((param, key) for param, key in params if param),
+        rootless=values.rootless,
+        annotations=values.allowed_hypervisor_annotations if own else (),
+        guest_pull=values.force_guest_pull and own,
+    )
+
+
+def inputs(settings: Settings) -> str:
+    """All settings the configurations depend on, for a digest."""
+    return repr(
+        [(each.name, each.shim.name, each.own_dir, wishes(each, settings)) for each in handlers(settings)]
+    )
+
+
+def parse(content: str, where: str) -> dict[str, Any]:
+    """A configuration of the payload. Raises :class:`PayloadError` when it is not valid TOML."""
+    import tomllib
+
+    try:
+        return tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise PayloadError(
+            f"this Kata configuration is not valid TOML: {error}", where=where, hint=PULL
+        ) from error
+
+
+def drop_ins(handler: Handler, settings: Settings, base: Table) -> dict[str, bytes]:
+    """What belongs in the ``config.d`` of ``handler``, by name; ``base`` is its shim's configuration.
+
+    Raises :class:`SettingsError` on a setting that ``base`` has no place for, or a drop-in of the user's
+    with which Kata could not start a pod, and :class:`PayloadError` when that is so without one.
+    """
+    wish, shim = wishes(handler, settings), handler.shim
+    hypervisor = section(base, "hypervisor", shim.hypervisor)
+    runtime = {"runtime": section(base, "runtime")}
+    parts = {
+        "10-install-dir.toml": (
+            "The paths of the shim's configuration, where this installation has them.",
+            moved(base, BUILTIN_PREFIX, wish.install_dir),
+        ),
+        "20-debug.toml": (
+            "The debug variant: more logs, and a console unless the guest is confidential.",
+            _debug(shim, base) if wish.debug else {},
+        ),
+        "25-kubelet-root.toml": (
+            "Where this distribution's kubelet has its directory.",
+            moved(runtime, KUBELET_ROOT, wish.kubelet_root),
+        ),
+        "30-kernel-params.toml": (
+            "The kernel parameters of the shim's configuration, and those of the settings behind them.",
+            _kernel_params(shim, hypervisor, wish),
+        ),
+        "35-annotations.toml": (
+            "The annotations of the shim's configuration, and those of allowedHypervisorAnnotations.",
+            _annotations(shim, hypervisor, wish.annotations),
+        ),
+        "40-guest-pull.toml": (
+            "Container images are pulled in the guest.",
+            _guest_pull(handler, base) if wish.guest_pull else {},
+        ),
+        "45-rootless.toml": (
+            "The hypervisor runs as a user without privileges.",
+            _rootless(handler, hypervisor) if wish.rootless else {},
+        ),
+    }
+    made = {name: render(content, about) for name, (about, content) in parts.items() if content}
+    if wish.drop_in.strip():
+        made[USER_DROP_IN] = wish.drop_in.encode()
+    _check(handler, base, made)
+    return made
+
+
+def doubts(handler: Handler, settings: Settings, paths: Collection[str]) -> Iterator[str]:
+    """Sentences about what a drop-in of the user's names in vain; ``paths`` are all of the installation."""
+    import tomllib
+
+    for name in dict.fromkeys(strings(tomllib.loads(handler.drop_in))):
+        there = f"{handler.key}.dropIn names {name}"
+        if is_below(name, settings.install_dir):
+            relative = name.removeprefix(settings.install_dir).strip("/")
+            if relative and relative not in paths:
+                yield f"{there}, which is not in the payload"
+        elif is_below(name, BUILTIN_PREFIX):
+            yield f"{there}, but this installation lies in {settings.install_dir}"
+
+
+def _debug(shim: Shim, base: Table) -> dict[str, Any]:
+    """Only of what the configuration has: Kata knows more keys of one shim than of another."""
+    sections = (("runtime",), ("agent", "kata"), ("hypervisor", shim.hypervisor))
+    content: dict[str, Any] = {}
+    for keys in sections:
+        known = section(base, *keys)
+        changes: dict[str, Any] = {}
+        if "enable_debug" in known:
+            changes["enable_debug"] = True
+        if "log_level" in known:
+            changes["log_level"] = "debug"
+        if "debug_console_enabled" in known and not shim.tee:
+            changes["debug_console_enabled"] = True
+        content |= nested(keys, changes)
+    return content
+
+
+def _kernel_params(shim: Shim, hypervisor: Table, wish: Wishes) -> dict[str, Any]:
+    if "kernel_params" not in hypervisor:
+        for _, key in wish.kernel_params:
+            raise _no_place(key, shim, "kernel_params")
+        return {}
+    params = [param for param, _ in wish.kernel_params]
+    if wish.debug:
+        params += DEBUG_PARAMS
+    if not params:
+        return {}
+    line = " ".join([str(hypervisor["kernel_params"]).strip(), *params]).strip()
+    return {"hypervisor": {shim.hypervisor: {"kernel_params": line}}}
+
+
+def _annotations(shim: Shim, hypervisor: Table, allowed: tuple[str, ...]) -> dict[str, Any]:
+    there = list(hypervisor.get("enable_annotations", ()))
+    merged = list(dict.fromkeys([*there, *allowed]))
+    return {"hypervisor": {shim.hypervisor: {"enable_annotations": merged}}} if merged != there else {}
+
+
+def _guest_pull(handler: Handler, base: Table) -> dict[str, Any]:
+    known = section(base, "runtime")
+    if GUEST_PULL in known:
+        return {"runtime": {GUEST_PULL: True}} if known[GUEST_PULL] is not True else {}
+    if handler.shim.runtime == "runtime-rs" and "experimental" in known:
+        features = list(dict.fromkeys([*known["experimental"], GUEST_PULL_FEATURE]))
+        return {"runtime": {"experimental": features}} if features != known["experimental"] else {}
+    raise _no_place(f"{handler.key}.containerd.forceGuestPull", handler.shim, GUEST_PULL)
+
+
+def _rootless(handler: Handler, hypervisor: Table) -> dict[str, Any]:
+    if "rootless" not in hypervisor:
+        raise _no_place(f"shims.{handler.shim.name}.hypervisor.rootless", handler.shim, "rootless")
+    return {"hypervisor": {handler.shim.hypervisor: {"rootless": True}}}
+
+
+def _no_place(key: str, shim: Shim, name: str) -> SettingsError:
+    return SettingsError(
+        f"the Kata configuration of {shim.name} has no {name}",
+        where=key,
+        hint=f"take it out for {shim.name}; what Kata would heed all the same can go into dropIn",
+    )
+
+
+def _check(handler: Handler, base: Table, made: dict[str, bytes]) -> None:
+    """Refuse what Kata would refuse when a pod starts."""
+    import tomllib
+
+    ours = merge(base, {name: content for name, content in made.items() if name != USER_DROP_IN})
+    if _boots_two(handler.shim, ours):
+        raise PayloadError(
+            "this Kata configuration sets both image and initrd", where=handler.shim.base_config, hint=PULL
+        )
+    if USER_DROP_IN not in made:
+        return
+    key, hint = f"{handler.key}.dropIn", "correct the drop-in; nothing was changed on this node"
+    try:
+        users = tomllib.loads(handler.drop_in)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"is not valid TOML: {error}", where=key, hint=hint) from error
+    if problems := list(clashes(ours, users)):
+        raise SettingsError("; ".join(problems), where=key, hint=hint)
+    if _boots_two(handler.shim, merge(ours, {USER_DROP_IN: made[USER_DROP_IN]})):
+        raise SettingsError(
+            "with it the configuration has both image and initrd, which Kata refuses",
+            where=key,
+            hint='set the one that is not meant to "" in the drop-in',
+        )
+
+
+def _boots_two(shim: Shim, config: Table) -> bool:
+    hypervisor = section(config, "hypervisor", shim.hypervisor)
+    return bool(hypervisor.get("image") and hypervisor.get("initrd"))

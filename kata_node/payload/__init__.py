@@ -1,0 +1,1 @@
+"""The Kata files: what a payload holds, what a shim needs of it, and where it goes on the node."""

@@ -1,0 +1,66 @@
+"""The action that places files of the payload on the node."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kata_node.errors import HostError
+from kata_node.host import files
+from kata_node.plan.actions import Tools
+from kata_node.text import counted, human
+
+if TYPE_CHECKING:
+    from kata_node.payload.index import Payload
+    from kata_node.payload.manifest import Entry
+
+
+@dataclass(frozen=True)
+class PlaceFiles:
+    """Copy or unpack files of the payload below the install dir."""
+
+    install_dir: str
+    entries: tuple[Entry, ...]
+    payload: Payload = field(repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes to write, holes included."""
+        return sum(entry.size for entry in self.entries)
+
+    def describe(self) -> str:
+        """One line."""
+        count = counted(sum(entry.kind != "dir" for entry in self.entries), "file")
+        return f"place {count} ({human(self.size)}) below {self.install_dir}"
+
+    def diff(self) -> str:
+        """A line each: the content is not for reading."""
+        return "".join(
+            f"place {self.install_dir}/{entry.path} ({human(entry.size)})\n"
+            for entry in self.entries
+            if entry.kind != "dir"
+        )
+
+    def apply(self, tools: Tools) -> None:
+        """Place them; nothing of them is left when it fails."""
+        from kata_node.host.place import place
+
+        with tools.progress(self.size, f"placing below {self.install_dir}") as advance:
+            place(tools.root, self.payload, self.entries, self.install_dir, progress=advance)
+
+    def check(self, tools: Tools) -> None:
+        """Each must be there: a file with its size, a link with its target."""
+        for entry in self.entries:
+            path = f"{self.install_dir}/{entry.path}"
+            if not _is_whole(tools.root, path, entry):
+                raise HostError(f"the {entry.kind} just placed is not there whole", where=path)
+
+
+def _is_whole(root: files.Root, path: str, entry: Entry) -> bool:
+    info = root.lstat(path)
+    if info is None or entry.kind == "link":
+        return info is not None and root.read_link(path) == entry.link
+    if entry.kind == "dir":
+        return stat.S_ISDIR(info.st_mode)
+    return stat.S_ISREG(info.st_mode) and info.st_size == entry.size

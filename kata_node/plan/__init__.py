@@ -1,0 +1,1 @@
+"""What every concern speaks in: actions, plans, the receipt, and reports."""

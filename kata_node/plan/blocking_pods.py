@@ -1,0 +1,71 @@
+"""Pods that run on handlers which are to be taken away: who they are, and how long they are waited for.
+
+A runtime that starts finds the sandboxes that run by their shims. Of one whose shim or handler is gone it
+knows nothing any more: its pod stays Terminating for ever, or counts as ended while its VM runs on, as
+seen on containerd 2.1.9. So a stage that takes handlers away does nothing at all while pods run on them,
+unless it was told to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kata_node.errors import KataNodeError
+
+if TYPE_CHECKING:
+    from kata_node.host.cri_sandboxes import Pod
+
+NAMED = 10
+"""How many pods are told by name; a person needs some to find the rest."""
+
+FATE = "once the runtime restarts again nothing can end such a pod: it stays Terminating, or runs on unseen"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InTheWay:
+    """Pods on handlers that are to be taken away; there is at least one."""
+
+    pods: tuple[Pod, ...]
+
+    def __str__(self) -> str:
+        one = len(self.pods) == 1
+        run = "1 pod runs on a handler" if one else f"{len(self.pods)} pods run on handlers"
+        return f"{run} to be taken away: {self.names}"
+
+    @property
+    def names(self) -> str:
+        """The first of them, each as ``namespace/name (handler)``, and how many more there are."""
+        more = len(self.pods) - NAMED
+        return ", ".join(map(str, self.pods[:NAMED])) + (f" and {more} more" if more > 0 else "")
+
+    def refusal(self, waited: float) -> KataNodeError:
+        """Why nothing is done, and what can be, after ``waited`` seconds."""
+        longer = "waited for longer" if waited else "waited for"
+        return KataNodeError(
+            f"after {waited:g} s still {self}" if waited else str(self),
+            hint=f"end them (kubectl delete pod, or kubectl drain for all of the node), have them {longer} "
+            f"with --wait-for-pods SECONDS, or go on with --ignore-pods (in the values of the chart: "
+            f"runningPods.waitSeconds and runningPods.ignore): {FATE}",
+        )
+
+    def note(self) -> str:
+        """What there is to say when it was done all the same."""
+        return f"handlers were taken away from pods that run on them, {self.names}: {FATE}"
+
+
+def in_the_way(pods: Iterable[Pod] | None, going: Collection[str]) -> InTheWay | None:
+    """Those of ``pods`` that run on handlers that are ``going``, if any."""
+    found = tuple(pod for pod in pods or () if pod.handler in going)
+    return InTheWay(found) if found else None
+
+
+def unknown(pods: Iterable[Pod] | None, going: Collection[str]) -> tuple[str, ...]:
+    """A note where nobody could tell which pods run on what is ``going``."""
+    if pods is not None or not going:
+        return ()
+    return (f"the runtime could not be asked which pods run on {', '.join(sorted(going))}",)

@@ -1,0 +1,1 @@
+"""The container runtime: its facts, and the transaction that changes its configuration."""

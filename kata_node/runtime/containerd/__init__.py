@@ -1,0 +1,1 @@
+"""containerd's configuration: read, render, edit."""

@@ -1,0 +1,157 @@
+"""What brings the handlers to containerd, as bytes: a drop-in, or a block of tables. Pure.
+
+A handler of any type ``io.containerd.<name>.v2`` is served; by its source, containerd runs the program
+of ``runtime_path`` for it and hands it ``options``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kata_node.errors import UnfitNodeError
+from kata_node.runtime.containerd.main import RUNC, RUNC_TYPE
+from kata_node.runtime.containerd.read import PLUGINS
+from kata_node.settings.handlers import Handler, handlers
+from kata_node.snapshotters import mapping
+from kata_node.toml import tables as toml_tables
+
+if TYPE_CHECKING:
+    from kata_node.settings.model import Settings
+    from kata_node.versions import Version
+
+NEWEST_SCHEMA = 3
+"""The newest schema our drop-ins are written in; every later containerd reads it too."""
+
+
+def render(settings: Settings, root_schema: int, version: Version) -> bytes:
+    """The drop-in with the handlers, for a main configuration of ``root_schema``."""
+    import tomlkit
+
+    schema = min(root_schema, NEWEST_SCHEMA)
+    document = tomlkit.document()
+    document.add(
+        tomlkit.comment(f"Managed by kata-node (instance {settings.instance}). Changes here are lost:")
+    )
+    document.add(tomlkit.comment("put your own into the setting containerd.userDropIn."))
+    document["version"] = schema
+    # To containerd 2, a plugin of schema 1 means nothing.
+    _fill(document, content(settings, 3 if schema == 1 else schema, version))
+    return document.as_string().encode()
+
+
+def render_block(
+    settings: Settings,
+    schema: int,
+    version: Version,
+    around: Mapping[str, Any],
+    *,
+    where: str,
+    with_runc: bool,
+    had_runc: bool = False,
+) -> bytes:
+    """The same as tables to stand in a file of ``schema`` at ``where`` that holds ``around``.
+
+    ``with_runc``: also runc, if that file has no handler, for the first one takes away what is built in;
+    or if the tables before these ``had_runc``, which handlers added since may count on.
+    Raises :class:`UnfitNodeError` when a key must be set in a table of that file.
+    """
+    import tomlkit
+
+    schema = min(schema, NEWEST_SCHEMA)
+    wanted = content(settings, schema, version)
+    known = around.get("plugins", {}).get(PLUGINS[schema], {}).get("containerd", {}).get("runtimes")
+    if with_runc and (not known or (had_runc and RUNC not in known)):
+        runc = {RUNC: {"runtime_type": RUNC_TYPE}}
+        wanted = merged(wanted, {"plugins": {PLUGINS[schema]: {"containerd": {"runtimes": runc}}}})
+    document = tomlkit.document()
+    _fill(document, _lacking(wanted, around, (), where))
+    return document.as_string().encode()
+
+
+def content(settings: Settings, schema: int, version: Version) -> dict[str, Any]:
+    """All that a configuration of ``schema`` needs for the handlers, as TOML's own types."""
+    return merged(
+        {"plugins": {PLUGINS[schema]: {"containerd": {"runtimes": runtimes(settings)}}}},
+        mapping.tables(settings, handlers(settings), schema, version),
+    )
+
+
+def _lacking(
+    wanted: Mapping[str, Any], around: Mapping[str, Any], path: tuple[str, ...], where: str
+) -> dict[str, Any]:
+    """What of ``wanted`` is not in ``around``, a table of which no block can add a key to."""
+    lacking: dict[str, Any] = {}
+    for key, value in wanted.items():
+        there = around.get(key)
+        if path[-1:] == ("runtimes",) and there is not None:
+            raise UnfitNodeError(
+                f"it defines the handler {key}, which this installation brings",
+                where=where,
+                hint="remove it there",
+            )
+        if isinstance(value, dict) and isinstance(there, dict):
+            lacking[key] = _lacking(value, there, (*path, key), where)
+        elif isinstance(value, dict) or not around:
+            lacking[key] = value
+        elif there is None and mapping.DEFAULTS.get(key) == value:
+            continue
+        elif there != value:
+            raise UnfitNodeError(
+                f"{toml_tables.dotted((*path, key))} must be {toml_value(value)} for the snapshotters asked "
+                "for, and is in a table of this file",
+                where=where,
+                hint="set it there, and run again",
+            )
+    return lacking
+
+
+def toml_value(value: object) -> str:
+    """A value as TOML has it."""
+    import tomlkit
+
+    return tomlkit.item(value).as_string()
+
+
+def _fill(document: Any, tables: Mapping[str, Any]) -> None:
+    for key in sorted(tables):
+        document[key] = _table(tables[key])
+
+
+def runtimes(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The table of each handler, by its name."""
+    return {handler.name: _runtime(settings, handler) for handler in handlers(settings)}
+
+
+def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings that have no value in common."""
+    result = dict(one)
+    for key, value in other.items():
+        result[key] = merged(result[key], value) if isinstance(result.get(key), dict) else value
+    return result
+
+
+def _runtime(settings: Settings, handler: Handler) -> dict[str, Any]:
+    snapshotter = mapping.effective_name(settings, handler.snapshotter)
+    return {
+        "runtime_type": f"io.containerd.{_type(handler)}.v2",
+        "runtime_path": f"{settings.install_dir}/{handler.shim.shim_binary}",
+        "privileged_without_host_devices": True,
+        "pod_annotations": list(handler.pod_annotations),
+        **({"snapshotter": snapshotter} if snapshotter else {}),
+        "options": {"ConfigPath": f"{settings.install_dir}/{handler.own_config}"},
+    }
+
+
+def _type(handler: Handler) -> str:
+    return f"kata-{handler.shim.name}"
+
+
+def _table(content: dict[str, Any]) -> Any:
+    """As tables with headers of their own, but for those that hold nothing but tables."""
+    import tomlkit
+
+    table = tomlkit.table(is_super_table=all(isinstance(value, dict) for value in content.values()))
+    for key, value in content.items():
+        table[key] = _table(value) if isinstance(value, dict) else value
+    return table

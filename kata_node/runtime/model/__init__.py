@@ -1,0 +1,1 @@
+"""What all container runtimes have in common: configuration files and distributions."""

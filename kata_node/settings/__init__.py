@@ -1,0 +1,1 @@
+"""What is wanted: the values file, flags, and the table of shims."""

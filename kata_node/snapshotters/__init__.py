@@ -1,0 +1,1 @@
+"""containerd snapshotters: which handler uses which, and the nydus-snapshotter unit."""

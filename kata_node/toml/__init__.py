@@ -1,0 +1,1 @@
+"""Edit TOML text and keep every byte that is not ours."""

@@ -1,0 +1,122 @@
+"""The command line as its user meets it: what is typed, what is printed where, the exit code, the node."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import payloads
+import pytest
+
+from kata_node.cli import commands
+from kata_node.host import kernel
+
+CONFIG = "# the admin's own: 雪\nversion = 3\n\n[debug]\n  level = 'info' # keep\n"
+MAIN = "etc/containerd/config.toml"
+RECEIPT = "opt/kata/.kata-node/receipt.json"
+CLH_CONFIG = "share/defaults/kata-containers/configuration-clh.toml"
+FILES = {**payloads.FILES, CLH_CONFIG: payloads.CONFIG.encode()}
+COMPONENTS = {**payloads.COMPONENTS, "shim-v2-go": [*payloads.COMPONENTS["shim-v2-go"], CLH_CONFIG]}
+
+
+def make_payload(directory: Path, form: str) -> Path:
+    """A payload for the shims qemu and clh."""
+    if form == "tree":
+        return payloads.tree(directory, FILES)
+    packed = {
+        name: payloads.members({path: FILES[path] for path in paths}) for name, paths in COMPONENTS.items()
+    }
+    return payloads.tarballs(
+        directory, packed, {name: {"x86_64": list(COMPONENTS)} for name in ("qemu", "clh")}
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left for its user."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """stdout, which has to be one document."""
+        return json.loads(self.out)
+
+    @property
+    def outcomes(self) -> list[str]:
+        """``artifacts done`` and so on, from either form of the result."""
+        if self.out.startswith("{"):
+            return [f"{stage['stage']} {stage['outcome']}" for stage in self.json["stages"]]
+        lines = re.findall(r"^([a-z-]+) +(done|skipped|planned|failed) +\S", self.out, flags=re.MULTILINE)
+        return [f"{stage} {outcome}" for stage, outcome in lines]
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where commands are typed, beside a scratch root that plays the node."""
+
+    host: Path
+    payload: Path
+    capsys: pytest.CaptureFixture[str]
+
+    def run(self, *arguments: str | Path) -> Result:
+        """Carry out a command line."""
+        code = commands.run([str(argument) for argument in arguments])
+        return Result(code, *self.capsys.readouterr())
+
+    def offline(self, *arguments: str | Path) -> Result:
+        """The same on the scratch root."""
+        return self.run(*arguments, *self.place, "--offline", "--runtime", "containerd://2.1.9")
+
+    def online(self, *arguments: str | Path) -> Result:
+        """The same, as if a system ran on the scratch root."""
+        return self.run(*arguments, *self.place)
+
+    @property
+    def place(self) -> Sequence[str | Path]:
+        return ("--host-root", self.host, "--payload", self.payload)
+
+    def files(self) -> dict[str, tuple[object, ...]]:
+        """Everything on the node, the times of files included."""
+        return payloads.snapshot(self.host)
+
+    def content(self) -> dict[str, tuple[object, ...]]:
+        """Everything on the node but times, as it has to be after a way there and back."""
+        return {path: found[:3] for path, found in self.files().items()}
+
+
+@contextmanager
+def at(directory: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
+    """A console with a node and a payload in ``directory``; on every machine the same."""
+    host = directory / "host"
+    (host / MAIN).parent.mkdir(parents=True)
+    (host / MAIN).write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patched, logging_as_it_was():
+        for name in os.environ:
+            if name.startswith("KATA_NODE_") or name == "NODE_NAME":
+                patched.delenv(name)
+        patched.setenv("COLUMNS", "80")
+        patched.setattr(kernel, "arch", lambda: "x86_64")
+        patched.setattr(os, "fsync", lambda fd: None)  # no power is cut here
+        yield Console(host, make_payload(directory / "payload", "tree"), capsys)
+
+
+@contextmanager
+def logging_as_it_was() -> Iterator[None]:
+    """Every command sets up the log anew, which other tests listen to."""
+    logger = logging.getLogger("kata_node")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        yield
+    finally:
+        logger.handlers[:], level, logger.propagate = before
+        logger.setLevel(level)

@@ -1,0 +1,372 @@
+"""The commands of a DaemonSet's pod: what they refuse, what they hand on, and the answers to the question."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import lightkube
+import pytest
+
+from cli.cli_runner import Console, at
+from kata_node.daemon import daemon, health
+from kata_node.errors import KubeError
+from kata_node.kube import daemonset
+from kata_node.kube.client import Clock, Kube
+
+POD = ("--daemonset=kube-system/kata-deploy", "--node-name=n1")
+
+
+@pytest.fixture
+def console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
+    with at(tmp_path, capsys) as console:
+        yield console
+
+
+# --- the daemon ---------------------------------------------------------------------------------------
+
+
+class Became(BaseException):
+    """In place of this process."""
+
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        super().__init__(command)
+        self.command = command
+        self.environment = environment
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Became]:
+    def execve(path: str, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        assert path == command[0]
+        raise Became(command, environment)
+
+    def listen(address: str) -> Any:
+        listener = real(address)
+        heard.append(listener)
+        return listener
+
+    def run(console: Console, *arguments: str) -> Became:
+        with pytest.raises(Became) as caught:
+            console.run("daemon", *console.place, "--listen=127.0.0.1:0", *arguments)
+        (listener,) = heard
+        assert caught.value.command[-4] == str(listener.fileno())
+        assert listener.get_inheritable()
+        listener.close()
+        return caught.value
+
+    real, heard = health.listen, list[Any]()
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(health, "listen", listen)
+    monkeypatch.setattr(daemon, "hold_signals", lambda: None)
+    return run
+
+
+def test_its_children_get_all_options_by_their_variables(
+    console: Console, became: Callable[..., Became], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("env: {multiInstallSuffix: blue}\n")
+    for name, value in (
+        ("KATA_NODE_LABEL_TIMEOUT", "7"),  # stays
+        ("KATA_NODE_RESTART_TIMEOUT", "8"),  # is overruled
+        ("KATA_NODE_DRY_RUN", "1"),  # would wait for nothing
+        ("KATA_NODE_REPORTS", str(tmp_path)),  # is for the containers of a Job
+        ("KATA_NODE_SHIMS", ""),
+        ("NODE_NAME", "n1"),
+        ("UNRELATED", "kept"),
+    ):
+        monkeypatch.setenv(name, value)
+    options = (
+        "--daemonset=ns/ds",
+        f"--config={values}",
+        "--restart-timeout=9",
+        "--lock-timeout=0",
+        "--ignore-pods",
+    )
+    environment = became(console, *options).environment
+    given = {name: text for name, text in environment.items() if name.startswith("KATA_NODE_")}
+    assert (
+        given.items()
+        >= {
+            "KATA_NODE_CONFIG": str(values),
+            "KATA_NODE_HOST_ROOT": str(console.host),
+            "KATA_NODE_LABEL_TIMEOUT": "7.0",
+            "KATA_NODE_RESTART_TIMEOUT": "9.0",
+            "KATA_NODE_LOCK_TIMEOUT": "0.0",
+            "KATA_NODE_IGNORE_PODS": "1",
+            "KATA_NODE_NODE_NAME": "n1",
+            "KATA_NODE_DAEMONSET": "ns/ds",
+            "KATA_NODE_DAEMONSET_TIMEOUT": "30.0",
+            "KATA_NODE_LOG_LEVEL": "info",
+            "KATA_NODE_OUTPUT": "text",
+        }.items()
+    )
+    assert not given.keys() & {
+        "KATA_NODE_DRY_RUN",
+        "KATA_NODE_REPORTS",
+        "KATA_NODE_SHIMS",
+        "KATA_NODE_OFFLINE",
+    }
+    assert environment["UNRELATED"] == "kept"
+
+
+def test_the_variables_mean_to_its_children_what_the_options_meant(
+    console: Console, became: Callable[..., Became], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = became(console, "--offline", "--runtime=containerd://2.1.9", "--output=json").environment
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    install = console.run("install")
+    assert (install.code, install.json["outcome"]) == (0, "ok")
+    assert (console.host / "opt/kata").is_dir()
+    wanted = console.run("wanted")
+    assert (wanted.code, wanted.json["wanted"]) == (0, True)
+
+
+def test_with_wrong_settings_it_is_there_all_the_same_and_its_children_can_revert(
+    console: Console,
+    became: Callable[..., Became],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("env: {installationPrefix: /srv, multiInstallSuffix: blue}\n")
+    offline = ("--offline", "--runtime=containerd://2.1.9")
+    placed = console.host / "srv/opt/kata-blue"
+    assert console.run("install", *console.place, *offline, f"--config={values}").code == 0
+    assert placed.is_dir()
+    values.write_text(values.read_text() + "shims: {qmeu: {enabled: true}}\n")
+    it = became(console, *offline, f"--config={values}", "--shims=none", "--output=json")
+    for name, value in it.environment.items():
+        monkeypatch.setenv(name, value)
+    assert console.run("install").code == console.run("revert").code == 2
+    for name, value in json.loads(it.command[-1]).items():
+        monkeypatch.setenv(name, value)
+    assert console.run("revert").code == 0
+    assert not placed.exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param("env: {multiInstallSuffix: 5}\n", id="a suffix that is no text"),
+        pytest.param("env: [\n", id="no YAML"),
+        pytest.param(None, id="no file"),
+    ],
+)
+def test_an_installation_that_the_values_do_not_name_is_not_guessed(
+    console: Console, became: Callable[..., Became], tmp_path: Path, values: str | None
+) -> None:
+    path = tmp_path / "values.yaml"
+    if values is not None:
+        path.write_text(values)
+    assert json.loads(became(console, "--offline", f"--config={path}").command[-1]) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["--node-name=n1"], ["--daemonset", "KATA_NODE_DAEMONSET"], id="no DaemonSet"),
+        pytest.param(["--daemonset=a/b"], ["--node-name", "KATA_NODE_NODE_NAME"], id="no Node"),
+        pytest.param([*POD, "--daemonset=b"], ["expected NAMESPACE/NAME, got b"], id="no namespace"),
+        pytest.param([*POD, "--daemonset=a/b/c"], ["expected NAMESPACE/NAME"], id="too many names"),
+        pytest.param(["--offline", "--daemonset=A/b"], ["expected NAMESPACE/NAME"], id="capitals"),
+        pytest.param([*POD, "--listen=8090"], ["--listen 8090", "expected [HOST]:PORT"], id="no port"),
+        pytest.param([*POD, "--dry-run"], ["--dry-run"], id="dry run"),
+        pytest.param([*POD, "--daemonset-timeout=0"], ["--daemonset-timeout", "1 or more"], id="no time"),
+        pytest.param([*POD, "--host-root=/nowhere"], ["the host root is not there"], id="host root"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_begun(
+    console: Console, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: list[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    result = console.run("daemon", *console.place, *arguments)
+    assert result.code == 2
+    assert [text for text in says if text not in result.err] == [], result.err
+
+
+def test_a_live_node_needs_root(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = console.run("daemon", *console.place, *POD)
+    assert (result.code, "needs root" in result.err) == (2, True)
+
+
+def test_the_command_holds_signals_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kata_node import __main__
+
+    held: list[str] = []
+    monkeypatch.setattr(daemon, "hold_signals", lambda: held.append("held"))
+    monkeypatch.setattr("kata_node.cli.commands.run", lambda arguments: held.append("run") or 0)
+    for arguments, expected in ((["daemon", "--help"], ["held", "run"]), (["install"], ["run"])):
+        held.clear()
+        monkeypatch.setattr("sys.argv", ["kata-node", *arguments])
+        with pytest.raises(SystemExit):
+            __main__.main()
+        assert held == expected
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+# --- the question -------------------------------------------------------------------------------------
+
+DAEMONSET = {
+    "kind": "DaemonSet",
+    "metadata": {"name": "kata-deploy"},
+    "spec": {"template": {"spec": {"nodeSelector": {"zone": "a"}}}},
+}
+PATHS = {
+    "/apis/apps/v1/namespaces/kube-system/daemonsets/kata-deploy": "daemonset",
+    "/api/v1/nodes/n1": "node",
+}
+
+
+def node(**labels: str) -> tuple[int, dict[str, Any]]:
+    return 200, {"kind": "Node", "metadata": {"name": "n1", "resourceVersion": "1", "labels": labels}}
+
+
+def status(code: int, message: str, reason: str = "") -> tuple[int, dict[str, Any]]:
+    return code, {"kind": "Status", "code": code, "message": message, "reason": reason}
+
+
+NO_DAEMONSET = status(404, 'daemonsets.apps "kata-deploy" not found', "NotFound")
+FORBIDDEN = status(403, 'daemonsets.apps "kata-deploy" is forbidden: User "x" cannot get it', "Forbidden")
+
+Answers = Mapping[str, Any]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], list[str]]:
+    """Have the API server give these answers to GETs; what is asked of it is noted."""
+
+    def answering(answers: Answers) -> list[str]:
+        def serve(request: httpx2.Request) -> httpx2.Response:
+            what = PATHS[request.url.path]
+            requests.append(f"{request.method} {what}")
+            if what not in answers:
+                raise httpx2.ConnectError("refused")
+            code, body = answers[what]
+            return httpx2.Response(code, json=body)
+
+        def connect() -> Kube:
+            config = lightkube.KubeConfig.from_one(
+                cluster=lightkube.config.models.Cluster(server="https://127.0.0.1:1"),
+                user=lightkube.config.models.User(token="t"),
+            )
+            client = lightkube.Client(config, transport=httpx2.MockTransport(serve))
+            return Kube(client, clock=Clock(lambda: now[0], pass_time, lambda: 0.0))
+
+        def pass_time(seconds: float) -> None:
+            now[0] += seconds
+
+        requests: list[str] = []
+        now = [0.0]
+        monkeypatch.setattr(Kube, "connect", connect)
+        return requests
+
+    return answering
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "says"),
+    [
+        pytest.param({"daemonset": (200, DAEMONSET), "node": node(zone="a")}, 0, "still wanted", id="yes"),
+        pytest.param(
+            {"daemonset": (200, DAEMONSET), "node": node(zone="b")}, 10, "no longer wanted", id="not here"
+        ),
+        pytest.param({"daemonset": NO_DAEMONSET}, 10, "the DaemonSet is gone", id="gone"),
+    ],
+)
+def test_the_question_is_answered_by_its_exit_code(
+    console: Console, asked: Callable[..., list[str]], answers: Answers, code: int, says: str
+) -> None:
+    requests = asked(answers)
+    result = console.run("wanted", *POD)
+    assert (result.code, says in result.out) == (code, True)
+    looks = 2 if "node" in answers and code else 1
+    assert requests == [f"GET {what}" for what in answers] * looks
+    assert console.run("wanted", *POD, "--output=json").json["wanted"] is (code == 0)
+
+
+def test_a_label_that_comes_back_at_once_was_nobodys_wish(
+    console: Console, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"daemonset": (200, DAEMONSET), "node": node()}
+    asked(answers)
+    connect = Kube.connect
+
+    def reconnected() -> Kube:
+        kube = connect()
+        pass_time = kube.clock.sleep
+
+        def labelled(seconds: float) -> None:
+            answers["node"] = node(zone="a")
+            pass_time(seconds)
+
+        kube.clock = Clock(kube.clock.now, labelled, kube.clock.jitter)
+        return kube
+
+    monkeypatch.setattr(Kube, "connect", reconnected)
+    result = console.run("wanted", *POD)
+    assert result.code == 0
+    assert "this one has no label zone; looking again in 10 s" in result.err
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        pytest.param({"daemonset": FORBIDDEN}, ['give the account "get"', "apps"], id="no right"),
+        pytest.param({"daemonset": status(401, "Unauthorized")}, ["ServiceAccount"], id="token"),
+        pytest.param({"daemonset": status(500, "etcd")}, ["answered 500: etcd", "times"], id="fault"),
+        pytest.param({}, ["gave no answer", "is reachable"], id="no answer"),
+        pytest.param(
+            {"daemonset": status(404, "404 page not found")}, ["a Kubernetes API server"], id="another server"
+        ),
+        pytest.param(
+            {"daemonset": status(404, 'daemonsets.apps "other" not found', "NotFound")}, ["404"], id="another"
+        ),
+        pytest.param({"daemonset": (200, {"kind": "Pod"})}, ["the answer is no DaemonSet"], id="nonsense"),
+        pytest.param(
+            {"daemonset": (200, DAEMONSET), "node": status(404, "", "NotFound")},
+            ["no Node named n1"],
+            id="no Node",
+        ),
+        pytest.param({"daemonset": (200, DAEMONSET)}, ["node/n1", "gave no answer"], id="no answer on it"),
+    ],
+)
+def test_where_there_is_no_clear_answer_the_exit_code_is_not_that_of_no(
+    console: Console, asked: Callable[..., list[str]], answers: Answers, says: list[str]
+) -> None:
+    asked(answers)
+    result = console.run("wanted", *POD)
+    assert result.code == 1 != daemon.UNWANTED
+    assert [text for text in says if text not in result.err] == [], result.err
+
+
+def test_an_api_server_that_is_away_for_a_moment_is_asked_again(asked: Callable[..., list[str]]) -> None:
+    answers: dict[str, Any] = {"daemonset": status(503, "starting")}
+    requests = asked(answers)
+    with Kube.connect() as kube:
+        pass_time = kube.clock.sleep
+
+        def comes_back(seconds: float) -> None:
+            answers["daemonset"] = (200, DAEMONSET)
+            pass_time(seconds)
+
+        kube.clock = Clock(kube.clock.now, comes_back, kube.clock.jitter)
+        assert daemonset.find(kube, "kube-system", "kata-deploy", kube.within(30)) == DAEMONSET
+    assert requests == ["GET daemonset"] * 2
+
+
+def test_it_is_not_asked_beyond_the_time_there_is(asked: Callable[..., list[str]]) -> None:
+    asked({})
+    with Kube.connect() as kube:
+        with pytest.raises(KubeError, match="gave no answer"):
+            daemonset.find(kube, "kube-system", "kata-deploy", kube.within(30))
+        assert kube.clock.now() <= 30

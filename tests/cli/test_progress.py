@@ -1,0 +1,128 @@
+"""How far a long copy is, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from cli.cli_runner import logging_as_it_was
+from kata_node import log
+from kata_node.cli import progress as cli_progress
+from kata_node.cli.progress import progress
+
+TITLE = "placing below /opt/kata"
+MIB = 1024 * 1024
+
+
+class Terminal(io.StringIO):
+    """What is written to it, as lines that were drawn one over the other."""
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def lines(self) -> list[str]:
+        text = re.sub(r"\x1b\[\?25[lh]", "", self.getvalue()).rstrip("\n")
+        return [line.rstrip() for line in text.split("\r") if line]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("COLUMNS", "80")
+    return Terminal()
+
+
+@contextmanager
+def stderr(stream: io.StringIO | None, level: str = "info") -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched, logging_as_it_was():
+        patched.setattr("sys.stderr", stream)
+        log.setup(level)
+        yield
+
+
+def copy(pieces: int, *, threads: int = 1) -> None:
+    """Copy so many MiB, as several threads do."""
+    with progress(pieces * MIB, TITLE) as advance, ThreadPoolExecutor(threads) as pool:
+        list(pool.map(advance, [MIB] * pieces))
+
+
+def test_a_terminal_shows_a_bar_that_comes_to_its_end(terminal: Terminal) -> None:
+    with stderr(terminal):
+        copy(1003)
+    assert terminal.lines[0].startswith(f"{TITLE}  [---")
+    assert re.fullmatch(rf"{TITLE}  \[#+\]  100%", terminal.lines[-1])
+    assert terminal.getvalue().endswith("\n"), "what is printed next has a line of its own"
+
+
+def test_a_bar_is_whole_though_threads_draw_it(terminal: Terminal, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)  # as bad as it can get
+    with stderr(terminal):
+        copy(5000, threads=8)
+    drawn = [int(percent) for percent in re.findall(r"(\d+)%", terminal.getvalue())]
+    assert drawn == sorted(drawn)
+    assert drawn[-1] == 100
+    for line in terminal.lines:
+        assert re.fullmatch(rf"{TITLE}  \[#*-*\]  +\d+%(  \d\d:\d\d:\d\d)?", line)
+
+
+def test_a_bar_is_not_drawn_for_every_piece(terminal: Terminal) -> None:
+    with stderr(terminal):
+        copy(5000)
+    assert len(terminal.lines) <= cli_progress.STEPS + 2
+
+
+@pytest.mark.parametrize("columns", [200, 80, 60, 40, 15])
+def test_a_bar_fits_the_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with stderr(terminal):
+        copy(50)
+    for line in terminal.lines:
+        assert len(line) <= columns
+    assert (TITLE in terminal.getvalue()) == (columns > 60)
+
+
+def test_a_copy_that_fails_does_not_show_the_end(terminal: Terminal) -> None:
+    with stderr(terminal), contextlib.suppress(KeyboardInterrupt), progress(10 * MIB, TITLE) as advance:
+        advance(5 * MIB)
+        raise KeyboardInterrupt
+    assert "100%" not in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[?25h\n"), "the cursor is back"
+
+
+def test_where_there_is_no_terminal_a_line_tells_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100, 2))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    file = io.StringIO()
+    with stderr(file), progress(10 * MIB, TITLE) as advance:
+        for _ in range(10):
+            advance(MIB)
+    told = [line.partition("INFO    ")[2] for line in file.getvalue().splitlines()]
+    assert told == [f"{TITLE}: 30 %", f"{TITLE}: 60 %", f"{TITLE}: 90 %"]
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_nothing_is_shown_to_who_asked_for_less(terminal: Terminal, level: str) -> None:
+    with stderr(terminal, level):
+        copy(10)
+    assert terminal.getvalue() == ""
+
+
+def test_a_copy_of_nothing_but_links_shows_no_bar(terminal: Terminal) -> None:
+    with stderr(terminal):
+        copy(0)
+    assert terminal.getvalue() == ""
+
+
+def test_a_copy_goes_on_where_stderr_is_closed() -> None:
+    with stderr(None):
+        copy(10)

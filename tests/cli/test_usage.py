@@ -1,0 +1,250 @@
+"""Options, variables, help and the forms of a result, as the user meets them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from cli.cli_runner import MAIN, Console, Result, at
+from kata_node import __main__, __version__
+from kata_node.cli import commands
+from kata_node.cli.options import Common, StageName, variable
+
+
+@pytest.fixture
+def console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
+    with at(tmp_path, capsys) as console:
+        yield console
+
+
+# --- wrong usage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["instal"], ["no such command 'instal'", "'install'", "kata-node --help"], id="command"),
+        pytest.param(["payload"], ["missing command", "kata-node payload --help"], id="half a command"),
+        pytest.param(["install", "now"], ["now", "kata-node install --help"], id="too much"),
+        pytest.param(
+            ["install", "--hostroot", "/"],
+            ["--hostroot", "--host-root", "kata-node install --help"],
+            id="option",
+        ),
+        pytest.param(
+            ["--offline", "install"],
+            ["--offline", "options follow the command"],
+            id="option before the command",
+        ),
+        pytest.param(["stage"], ["STAGE", "missing", "kata-node stage --help"], id="no stage"),
+        pytest.param(
+            ["stage", "crio"], ["STAGE", "'crio'", "'host-check', 'claim', 'artifacts', 'cri',"], id="stage"
+        ),
+        pytest.param(["plan", "uninstall"], ["'uninstall'", "'install', 'revert'"], id="direction"),
+        pytest.param(["install", "--config"], ["--config", "kata-node install --help"], id="no value"),
+        pytest.param(["install", "--offline=yes"], ["--offline", "kata-node install --help"], id="a value"),
+        pytest.param(["install", "--host-root", ""], ["--host-root", "expected a path"], id="empty path"),
+        pytest.param(["install", "--output", "yaml"], ["--output", "'text', 'json'"], id="output"),
+        pytest.param(["install", "--log-level", "loud"], ["--log-level", "'debug', 'info',"], id="log level"),
+        pytest.param(["install", "--lock-timeout", "5m"], ["--lock-timeout", "seconds", "got 5m"], id="unit"),
+        pytest.param(
+            ["install", "--lock-timeout", "-1"], ["--lock-timeout", "0 or more", "-1"], id="negative"
+        ),
+        pytest.param(["install", "--lock-timeout", "nan"], ["--lock-timeout", "got nan"], id="no number"),
+        pytest.param(["install", "--restart-timeout", "inf"], ["--restart-timeout", "got inf"], id="endless"),
+    ],
+)
+def test_wrong_usage_is_told_with_the_right_one(
+    console: Console, arguments: list[str], says: list[str]
+) -> None:
+    result = console.run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(r"error: .+\n  hint: .+\n", result.err)
+    assert [text for text in says if text not in result.err] == [], result.err
+
+
+def test_the_variable_that_is_wrong_is_named(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KATA_NODE_LABEL_TIMEOUT", "5m")
+    result = console.run("install")
+    assert result.code == 2
+    assert result.err.startswith("error: KATA_NODE_LABEL_TIMEOUT: expected a number of seconds")
+    assert console.offline("install", "--label-timeout", "5").code == 0
+
+
+def test_a_variable_stands_for_its_option_until_that_is_given(
+    console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in (
+        ("HOST_ROOT", str(console.host)),
+        ("PAYLOAD", str(console.payload)),
+        ("OFFLINE", "1"),
+        ("RUNTIME", "containerd://2.1.9"),
+        ("OUTPUT", "json"),
+        ("SHIMS", "clh"),
+        ("CONFIG", ""),
+    ):
+        monkeypatch.setenv(f"KATA_NODE_{name}", value)
+    assert console.run("install").json["outcome"] == "ok"
+    assert "handler    kata-clh" in console.run("status", "--output=text").out
+    (tmp_path / "other").mkdir()
+    assert console.run("status", "--host-root", tmp_path / "other").json["installations"] == []
+
+
+def test_every_option_has_its_variable() -> None:
+    command: Any = typer.main.get_command(commands.app)
+    options = {option.name: option for option in command.commands["install"].params}
+    assert [each.name for each in dataclasses.fields(Common)] == list(options)
+    for name, option in options.items():
+        assert option.opts == [f"--{name.replace('_', '-')}"]
+        assert option.envvar[0] == variable(name) == f"KATA_NODE_{name.upper()}"
+
+
+def test_a_misspelt_variable_is_told_and_those_of_a_service_are_not(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KATA_NODE_HOSTROOT", "KATA_NODE_PORT", "KATA_NODE_SERVICE_HOST", "KATA_NODE_REQUIRE_NODES"):
+        monkeypatch.setenv(name, "/mnt")
+    (line,) = console.offline("status").err.splitlines()
+    assert line.endswith("the variable KATA_NODE_HOSTROOT means nothing; did you mean KATA_NODE_HOST_ROOT?")
+
+
+# --- where a result is looked for -------------------------------------------------------------------
+
+FAILURES = [
+    pytest.param(["install", "--hostroot", "/"], "install", "no such option", id="usage"),
+    pytest.param(["stage", "--lock-timeout=5m", "cri"], "cri", "expected a number of seconds", id="option"),
+    pytest.param(["install", "--offline", "--shims", "qmeu"], "install", "no shim qmeu", id="settings"),
+    pytest.param(["status", "--host-root", "/nowhere"], "status", "the host root", id="host root"),
+    pytest.param(
+        ["stage", "artifacts", "--offline", "--host-root=/nowhere"], "artifacts", "the host root", id="stage"
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name", "says"), FAILURES)
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_what_fails_before_any_stage_is_a_document_and_a_message_too(
+    console: Console,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    name: str,
+    says: str,
+    how: str,
+) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    if how == "option":
+        arguments = [*arguments, "--output", "json", f"--termination-log={message}"]
+    else:
+        monkeypatch.setenv("KATA_NODE_OUTPUT", "json")
+        monkeypatch.setenv("KATA_NODE_TERMINATION_LOG", str(message))
+    result = console.run(*arguments)
+    assert result.code == 2
+    assert result.json.keys() == {"outcome", "error"}
+    error = result.json["error"]
+    assert result.json["outcome"] == "failed"
+    assert error["exit_code"] == 2
+    assert says in error["what"]
+    assert error["hint"] != ""
+    assert says in result.err
+    written = json.loads(message.read_bytes())
+    assert (written["stage"], written["outcome"], written["error"]) == (name, "failed", error)
+
+
+def test_a_stage_that_fails_is_told_in_the_document_the_message_and_the_log(
+    console: Console, tmp_path: Path
+) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    (console.host / MAIN).write_text("version = [\n")
+    result = console.offline("install", "--output", "json", "--termination-log", message)
+    (stage,) = result.json["stages"]
+    assert result.code == 3
+    assert result.json["outcome"] == stage["outcome"] == "failed"
+    assert result.json["error"] == stage["error"] == json.loads(message.read_bytes())["error"]
+    assert "error: host-check: " in result.err
+    assert "not valid TOML" in result.err
+
+
+def test_a_run_that_succeeds_leaves_its_last_stage_for_the_pods_status(
+    console: Console, tmp_path: Path
+) -> None:
+    message = tmp_path / "termination-log"
+    message.write_text("x" * 1000)
+    assert console.offline("install", "--termination-log", message).code == 0
+    assert json.loads(message.read_bytes()) == {
+        "stage": "label",
+        "outcome": "skipped",
+        "summary": "nothing to label: offline",
+    }
+
+
+# --- help -------------------------------------------------------------------------------------------
+
+COMMANDS: tuple[list[str], ...] = (
+    [],
+    ["install"],
+    ["revert"],
+    ["plan"],
+    ["status"],
+    ["stage"],
+    ["payload"],
+    ["payload", "index"],
+)
+
+
+@pytest.mark.parametrize("command", [pytest.param(each, id=" ".join(each) or "none") for each in COMMANDS])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_command_explains_itself(console: Console, command: list[str], flag: str) -> None:
+    result = console.run(*command, flag)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"Usage: {' '.join(['kata-node', *command])} ")
+    assert "..." not in result.out.partition("Options:")[2], "a sentence that was cut"
+    for line in result.out.splitlines():
+        assert len(line) <= 92
+
+
+def test_help_fits_a_narrow_terminal(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert console.run("install", "--help").code == 0
+
+
+def test_help_names_every_stage_and_exit_code(console: Console) -> None:
+    assert [name for name in StageName if name not in console.run("stage", "--help").out] == []
+    assert [code for code in (0, 1, 2, 3, 4, 5, 10) if f" {code} " not in console.run("--help").out] == []
+
+
+def test_without_a_command_the_help_is_no_result(console: Console) -> None:
+    result = console.run()
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("Usage: kata-node ")
+
+
+def test_the_version_is_told_and_nothing_else_is_done(console: Console) -> None:
+    before = console.files()
+    for arguments in (["--version"], ["--version", "install", "--offline", "--host-root", console.host]):
+        assert console.run(*arguments) == Result(0, f"kata-node {__version__}\n", "")
+    assert console.files() == before
+
+
+def test_the_program_exits_with_the_code(
+    console: Console, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, code in ((["plan", "--offline", *console.place], 10), (["nonsense"], 2)):
+        monkeypatch.setattr("sys.argv", ["kata-node", *map(str, arguments)])
+        monkeypatch.setenv("KATA_NODE_RUNTIME", "containerd://2.1.9")
+        with pytest.raises(SystemExit) as exit_:
+            __main__.main()
+        assert exit_.value.code == code
+    monkeypatch.setattr("sys.argv", ["kata-node", "--version"])
+    capsys.readouterr()
+    __main__.main()
+    assert capsys.readouterr().out == f"kata-node {__version__}\n"

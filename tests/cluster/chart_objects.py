@@ -1,0 +1,140 @@
+"""What helm makes of the chart's values, as objects, and what a real API server says to them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from cluster.control_plane import Cluster
+from cluster.helm_chart import CHART, apply, render
+
+NAMESPACE = "kata-chart"
+GATE = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/default": "true"}
+JOB = {"deploymentMode": "job"}
+EXAMPLES = {path.name: yaml.safe_load(path.read_text()) for path in sorted(CHART.glob("*.values.yaml"))}
+
+CUSTOM = {
+    "enabled": True,
+    "runtimes": {
+        "mine": {
+            "baseConfig": "qemu",
+            "runtimeClass": "{apiVersion: node.k8s.io/v1, kind: RuntimeClass, metadata: {name: kata-mine}, "
+            "handler: kata-mine, scheduling: {nodeSelector: {a: b, katacontainers.io/kata-runtime: no}}}",
+        }
+    },
+}
+POD = """\
+apiVersion: v1
+kind: Pod
+metadata:
+  name: verify
+spec:
+  runtimeClassName: kata-tried
+  restartPolicy: Never
+  containers: [{name: verify, image: example.org/verify}]
+"""
+DIGEST = f"sha256:{'0' * 64}"
+
+Document = dict[str, Any]
+
+
+_prepared: set[str] = set()
+
+
+def prepare(cluster: Cluster) -> None:
+    """Make what has to be there for objects to be tried: their namespace, and the RuntimeClass of a pod."""
+    if cluster.name in _prepared:
+        return
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    runtime = {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": {"name": "kata-tried"},
+        "handler": "kata-tried",
+    }
+    apply(cluster, "---\n".join(map(yaml.safe_dump, (namespace, runtime))))
+    for path in (CHART / "charts/node-feature-discovery/crds").iterdir():
+        apply(cluster, path.read_text())
+    _prepared.add(cluster.name)
+
+
+def documents(cluster: Cluster, *values: Mapping[str, Any], online: bool = False) -> list[Document]:
+    """The objects of a release with these values, a later file winning."""
+    if online:
+        prepare(cluster)  # helm asks it about kinds that node-feature-discovery defines
+    merged: dict[str, Any] = {}
+    for each in values:
+        merged = merge(merged, each)
+    text = render(cluster, "kata", NAMESPACE, values=merged, online=online)
+    return [each for each in yaml.safe_load_all(text) if each]
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of two files, as helm merges them."""
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        both[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both
+
+
+def kind(documents: list[Document], kind: str, part: str = "") -> list[Document]:
+    """Those of a kind, with ``part`` in their names."""
+    return [each for each in documents if each["kind"] == kind and part in each["metadata"]["name"]]
+
+
+def one(documents: list[Document], which: str, part: str = "") -> Document:
+    """The only one of them."""
+    [found] = kind(documents, which, part)
+    return found
+
+
+def dispatched(documents: list[Document]) -> dict[str, Document]:
+    """The configurations of the dispatcher, by the name of the file."""
+    data = one(documents, "ConfigMap", "-dispatcher")["data"]
+    return {name: yaml.safe_load(text) for name, text in data.items()}
+
+
+def job_for(config: Document, runtime: str = "containerd") -> Document:
+    """The Job that a configuration of the dispatcher has for nodes of this runtime, and no other has."""
+    [template] = [each["template"] for each in config["templates"] if each["runtime"] == runtime]
+    return dict(template)
+
+
+def node_jobs(documents: list[Document]) -> Iterator[Document]:
+    """What the dispatcher makes of its templates, for a node."""
+    if not kind(documents, "ConfigMap", "-dispatcher"):
+        return
+    for name, config in dispatched(documents).items():
+        both = (*config["templates"], *config.get("removed", {}).get("templates", []))
+        for template in (each["template"] for each in both):
+            job = json.loads(json.dumps(template).replace("@MACHINE_ID@", "0" * 32))
+            assert "@" not in json.dumps(job["spec"]["template"]["spec"]).replace(f"@{DIGEST}", "")
+            job["metadata"].update(
+                name=f"{name.partition('.')[0]}-{secrets.token_hex(3)}", namespace=NAMESPACE
+            )
+            job["spec"]["template"]["spec"]["nodeName"] = "worker"
+            yield job
+
+
+def try_on(cluster: Cluster, objects: Sequence[Document]) -> None:
+    """Have the API server decide on them, and keep nothing."""
+    prepare(cluster)
+    text = "---\n".join(yaml.safe_dump(each) for each in objects)
+    done = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", text=text)
+    assert "Warning" not in done.stderr, done.stderr
+
+
+def pods(documents: list[Document]) -> dict[str, Document]:
+    """The pod template of everything that has one, the dispatcher's own templates included."""
+    found = {}
+    for each in [*documents, *node_jobs(documents)]:
+        spec = each.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if "template" in spec:
+            found[each["metadata"]["name"]] = spec["template"]
+    return found

@@ -1,0 +1,133 @@
+"""Jobs that run in joined nodes: waited for, read out, and told from end to end when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from typing import Any, Self
+from urllib.parse import urlencode
+
+from node.cache import NodeError
+from node.images import BUSYBOX
+
+from cluster.control_plane import ADMIN, Cluster
+from cluster.joined_node import Joined
+
+Manifest = Mapping[str, Any]
+
+_POLL = 0.2  # seconds between two looks at a Job
+
+
+def container(name: str, *command: str) -> dict[str, Any]:
+    """A container of busybox as a pod's spec has it."""
+    return {"name": name, "image": BUSYBOX, "imagePullPolicy": "Never", "command": [*command]}
+
+
+def job(name: str, spec: Manifest, **more: Any) -> dict[str, Any]:
+    """A Job of one pod with this ``spec``, tried once; ``more`` is added to the Job's own spec."""
+    pod = {"metadata": {"labels": {"app": name}}, "spec": {"restartPolicy": "Never", **spec}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {"backoffLimit": 0, "template": pod, **more},
+    }
+
+
+class Job:
+    """A Job of a cluster, whoever has made it; ``nodes`` are those its pods may run on."""
+
+    def __init__(
+        self, cluster: Cluster, name: str, *, nodes: Sequence[Joined], namespace: str = "default"
+    ) -> None:
+        self.name = name
+        self.namespace = namespace
+        self._cluster = cluster
+        self._nodes = {joined.node.name: joined for joined in nodes}
+
+    @classmethod
+    def create(cls, joined: Joined, manifest: Manifest, *, namespace: str = "default") -> Self:
+        """Make this Job, pinned to the node ``joined``."""
+        template = manifest["spec"]["template"]
+        pinned = {**template, "spec": {"nodeName": joined.node.name, **template["spec"]}}
+        content = {**manifest, "spec": {**manifest["spec"], "template": pinned}}
+        joined.cluster.kubectl("create", "--filename=-", f"--namespace={namespace}", text=json.dumps(content))
+        return cls(joined.cluster, manifest["metadata"]["name"], nodes=[joined], namespace=namespace)
+
+    def wait(self, timeout: float = 120) -> Self:
+        """Return when the Job is complete; raises :class:`NodeError` with its story when it fails."""
+        if (ended := self.ended(timeout)) != "Complete":
+            raise NodeError(f"the Job {self.name} ended as {ended}:\n{self.story()}")
+        return self
+
+    def running(self, timeout: int = 60) -> Self:
+        """Return when its pod is Ready; raises :class:`NodeError` with its story when that takes too long."""
+        how = ("--for=jsonpath={.status.ready}=1", f"--timeout={timeout}s", f"--namespace={self.namespace}")
+        if self._cluster.kubectl("wait", f"job/{self.name}", *how, check=False).returncode:
+            raise NodeError(f"the Job {self.name} does not run after {timeout} s:\n{self.story()}")
+        return self
+
+    def ended(self, timeout: float = 120) -> str:
+        """What becomes of the Job: ``Complete`` or ``Failed``.
+
+        Raises :class:`NodeError` with its story when it has not ended after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, HTTPException):  # the API server may be away for a while
+                for condition in self.read().get("status", {}).get("conditions", ()):
+                    if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
+                        return str(condition["type"])
+            time.sleep(_POLL)
+        raise NodeError(f"the Job {self.name} has not ended after {timeout:.0f} s:\n{self.story()}")
+
+    def read(self) -> Any:
+        """The Job as the API server has it."""
+        return self._get("/apis/batch/v1", f"jobs/{self.name}")
+
+    def pods(self) -> list[Any]:
+        """Its pods, oldest first."""
+        found = self._get("/api/v1", "pods", labelSelector=f"job-name={self.name}")["items"]
+        return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def states(self) -> dict[str, Any]:
+        """How the containers of its newest pod have ended, by name: exitCode, reason, message."""
+        pods = self.pods()
+        return {name: state.get("terminated", {}) for name, state in _states(pods[-1])} if pods else {}
+
+    def logs(self) -> dict[str, str]:
+        """What the containers of its pods have written, by name."""
+        found: dict[str, str] = {}
+        for pod in self.pods():
+            joined = self._nodes[pod["spec"]["nodeName"]]
+            for name, text in joined.logs(self.namespace, pod["metadata"]["name"]).items():
+                found[name] = found.get(name, "") + text
+        return found
+
+    def story(self) -> str:
+        """All there is to see of it: how its containers are, what they have written, its pods' events."""
+        told = []
+        for pod in self.pods():
+            name, about = pod["metadata"]["name"], pod["status"]
+            told.append(f"--- pod {name}: {about.get('phase')} {about.get('message', '')}".rstrip())
+            told += [f"{each}: {json.dumps(state)}" for each, state in _states(pod)]
+            events = self._get("/api/v1", "events", fieldSelector=f"involvedObject.name={name}")["items"]
+            told += [f"event {event['reason']}: {event['message']}" for event in events]
+        told += [f"--- log of {name}\n{text.rstrip()}" for name, text in self.logs().items()]
+        return "\n".join(told) or "it has no pod"
+
+    def _get(self, api: str, what: str, **selector: str) -> Any:
+        # Not by way of kubectl, which costs ten times as much, and this is asked again and again.
+        place = f"{api}/namespaces/{self.namespace}/{what}?{urlencode(selector)}"
+        status, body = self._cluster.get(place, token=self._cluster.token(ADMIN))
+        if status != 200:
+            raise NodeError(f"the API server answers {place} with {status}: {body}")
+        return json.loads(body)
+
+
+def _states(pod: Any) -> list[tuple[str, Any]]:
+    found = [pod["status"].get(kind, ()) for kind in ("initContainerStatuses", "containerStatuses")]
+    return [(each["name"], each["state"]) for kind in found for each in kind]

@@ -1,0 +1,203 @@
+"""A node of tests/node joins a cluster: a real kubelet beside its containerd registers it and runs pods.
+
+There is no registry: images are made here (see images.py), imported, and never pulled. A pod finds the
+API server where every pod does, at the address of the ``kubernetes`` service.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from node import images
+from node.cache import NodeError
+from node.commands import CommandFailed
+from node.debian_node import Node
+
+from cluster import flags, programs
+from cluster.control_plane import ADMIN, Cluster
+
+KUBELET = "/usr/local/bin/kubelet"
+UNIT = "kubelet.service"
+
+_HOME = "/etc/kubernetes"
+_PODS_LOGS = "var/log/pods"
+
+_CONFIG = {
+    "apiVersion": "kubelet.config.k8s.io/v1beta1",
+    "kind": "KubeletConfiguration",
+    "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+    # Whoever is in the node's network may ask it anything, and there is only the node, and the API server.
+    "authentication": {"webhook": {"enabled": False}, "anonymous": {"enabled": True}},
+    "authorization": {"mode": "AlwaysAllow"},
+    "resolvConf": "",
+    "failSwapOn": False,
+    # A machine with a full disk runs the tests just as well.
+    "evictionHard": {"memory.available": "1Mi"},
+    "nodeStatusUpdateFrequency": "1s",
+}
+
+_PREPARE = """\
+import fcntl, os, pathlib, socket, struct, subprocess, sys
+
+# Addresses of its own, as `ip address add` gives, which the node does not have: number lo:1, lo:2, ...
+for number, address in enumerate(sys.argv[1:], 1):
+    request = struct.pack("16sHH4s8x", b"lo:%d" % number, socket.AF_INET, 0, socket.inet_aton(address))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, 0x8916, request)  # SIOCSIFADDR
+
+# A kubelet sets these for the whole machine unless they are so already; here it finds them so.
+found = pathlib.Path("/run/kubelet-finds")
+found.mkdir()
+for name, value in {
+    "vm/overcommit_memory": 1, "vm/panic_on_oom": 0, "kernel/panic": 10, "kernel/panic_on_oops": 1,
+    "kernel/keys/root_maxkeys": 1000000, "kernel/keys/root_maxbytes": 25000000,
+}.items():
+    file = found / name.replace("/", ".")
+    file.write_text(f"{value}\\n")
+    subprocess.run(["mount", "--bind", file, f"/proc/sys/{name}"], check=True)
+
+# It listens there for the kernel having run out of memory.
+os.path.lexists("/dev/kmsg") or os.symlink("/dev/null", "/dev/kmsg")
+"""
+
+
+def kubelets_user(*nodes: str) -> Mapping[str, Sequence[str]]:
+    """The users that the kubelets of ``nodes`` are, for :meth:`Cluster.start`."""
+    return {f"system:node:{node}": ("system:nodes",) for node in nodes}
+
+
+def nodes_of(cluster: Cluster) -> list[str]:
+    """The names of the nodes that have joined ``cluster``, in the order of their numbers."""
+    files = sorted((cluster.directory / flags.NODES).iterdir(), key=lambda file: int(file.suffix[1:]))
+    return [file.read_text().split()[1] for file in files]
+
+
+class Joined:
+    """A node that is part of a cluster until the ``with`` statement ends; the kubelet ends with the node.
+
+    The cluster has to have the :func:`kubelets_user` of the node, and the node the
+    :data:`~node.images.PACKAGES`.
+    Each node of a cluster has a ``number`` of its own, 1 to 254. In the node the API server is at the
+    same address as on the machine. Raises :class:`NodeError`, with the kubelet's journal, when the Node
+    is not Ready within ``timeout`` seconds.
+    """
+
+    def __init__(self, cluster: Cluster, node: Node, *, number: int = 1, timeout: int = 60) -> None:
+        self.cluster = cluster
+        self.node = node
+        # For documentation; a kubelet takes no loopback address for its node's.
+        self.address = f"192.0.2.{number}"
+        self._pods = f"10.1.{number}.0/24"
+        node.run(["python3", "-", self.address, flags.SERVICE], text=_PREPARE)
+        self._way = f"way-of-{node.name}"
+        self._known = cluster.directory / flags.NODES / self.address
+        try:
+            self._open_ways()
+            self._import_images()
+            self._start_kubelet()
+            self._wait(timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Joined:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cut the node off from the API server."""
+        self.cluster.end_relay(self._way)
+        self._known.unlink(missing_ok=True)
+
+    def kubeconfig(self, who: str = ADMIN) -> str:
+        """Put a kubeconfig of ``who`` into the node and return its path there."""
+        path = f"{_HOME}/{self.cluster.kubeconfig_of(who).name}"
+        (self.node.root / path.lstrip("/")).write_text(self.cluster.kubeconfig_of(who).read_text())
+        return path
+
+    def import_image(self, archive: Path) -> None:
+        """Let the node have an image, see :func:`images.load`."""
+        images.load(self.node, archive)
+
+    def logs(self, namespace: str, pod: str) -> dict[str, str]:
+        """What the containers of a pod have written, by name, as the kubelet keeps it; all restarts."""
+        found: dict[str, str] = {}
+        for file in sorted((self.node.root / _PODS_LOGS).glob(f"{namespace}_{pod}_*/*/*.log")):
+            lines = map(_written, file.read_text(errors="replace").splitlines())
+            found[file.parent.name] = found.get(file.parent.name, "") + "".join(lines)
+        return found
+
+    def journal(self) -> str:
+        """What the kubelet logged last."""
+        return self.node.journal(UNIT, lines=60)
+
+    def report(self) -> list[tuple[str, str]]:
+        """Title and text of what one wants to see when a test of this node failed."""
+        kubelet = (f"{self.node.name}: journal of the kubelet", self.journal())
+        return [*self.cluster.report(), *self.node.report(), kubelet]
+
+    def _open_ways(self) -> None:
+        """Let the node and the API server reach each other."""
+        pid, own = str(self.node.leader.pid), self.cluster.url.removeprefix("https://")
+        self._known.write_text(f"{pid} {self.node.name}")
+        self.cluster.relay("egress", "egress", flags.EGRESS_SOCKET, flags.NODES)
+        self.cluster.relay(self._way, "service", pid, own.rpartition(":")[2], own, f"{flags.SERVICE}:443")
+
+    def _import_images(self) -> None:
+        done = self.node.run(["containerd", "config", "dump"])
+        settings: dict[str, Any] = tomllib.loads(done.stdout)["plugins"]
+        self.import_image(images.busybox(self.node.root, pause=_pause(settings)))
+
+    def _start_kubelet(self) -> None:
+        node = self.node
+        node.mount(programs.program("kubelet"), KUBELET, read_only=True)
+        ranges = [[{"subnet": self._pods}]]
+        ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}
+        network = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "ptp", "ipam": ipam}]}
+        for place, content in (
+            (f"{_HOME}/kubelet.json", json.dumps(_CONFIG)),
+            ("/etc/cni/net.d/10-pods.conflist", json.dumps(network)),
+            ("/usr/local/sbin/runc", images.RUNC.read_text()),
+        ):
+            path = node.root / place.lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        (node.root / "usr/local/sbin/runc").chmod(0o755)
+        options = [
+            f"--config={_HOME}/kubelet.json",
+            f"--kubeconfig={self.kubeconfig(f'system:node:{node.name}')}",
+            f"--hostname-override={node.name}",
+            f"--node-ip={self.address}",
+        ]
+        unit = [f"--unit={UNIT}", "--property=Delegate=yes", "--property=Restart=always"]
+        node.run(["systemd-run", "--quiet", *unit, KUBELET, *options])
+
+    def _wait(self, timeout: int) -> None:
+        name, limit = f"node/{self.node.name}", f"--timeout={timeout}s"
+        try:
+            self.cluster.kubectl("wait", name, "--for=create", limit)
+            self.cluster.kubectl("wait", name, "--for=condition=Ready", limit)
+        except CommandFailed as error:
+            raise NodeError(f"{error}\nthe kubelet logged:\n{self.journal()}") from error
+
+
+def _written(line: str) -> str:
+    """What a container wrote, of a line of its log: time, stream, F for a full line or P for a part, text."""
+    _, _, kind, text = line.split(" ", 3)
+    return f"{text}\n" if kind == "F" else text
+
+
+def _pause(plugins: Mapping[str, Any]) -> str:
+    """The image of every pod's first container, as containerd 2.x or 1.x is set."""
+    if new := plugins.get("io.containerd.cri.v1.images"):
+        return str(new["pinned_images"]["sandbox"])
+    return str(plugins["io.containerd.grpc.v1.cri"]["sandbox_image"])

@@ -1,0 +1,181 @@
+"""Others who write to Nodes, as a kubelet, a controller or a person does, and a record of what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from http.client import HTTPException, HTTPResponse, HTTPSConnection
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from node.commands import wait_until
+
+from cluster.control_plane import ADMIN, Cluster
+
+_TTL = "node.alpha.kubernetes.io/ttl"  # an annotation of the controller manager's
+
+
+class Hand:
+    """Writes to the API server as somebody else would: quickly, and without kata-node's own client.
+
+    Not for two threads at once.
+    """
+
+    def __init__(self, cluster: Cluster, who: str = ADMIN) -> None:
+        self._token = cluster.token(who)
+        self._connection = HTTPSConnection(
+            "127.0.0.1",
+            urlsplit(cluster.url).port,
+            timeout=60,
+            context=ssl.create_default_context(cafile=cluster.ca),
+        )
+
+    def close(self) -> None:
+        """End its connection."""
+        self._connection.close()
+
+    def ask(
+        self, method: str, path: str, content: object = None, kind: str = "application/json"
+    ) -> tuple[int, Any]:
+        """The status and the object answered."""
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind}
+        body = None if content is None else json.dumps(content)
+        try:
+            self._connection.request(method, path, body, headers)
+            response = self._connection.getresponse()
+        except (OSError, HTTPException):  # it was kept open, and the API server has been restarted
+            self._connection.close()
+            self._connection.request(method, path, body, headers)
+            response = self._connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    def do(self, method: str, path: str, content: object = None, kind: str = "application/json") -> Any:
+        """The object answered; raises :class:`AssertionError` for what is refused."""
+        status, answer = self.ask(method, path, content, kind)
+        assert status < 300, answer
+        return answer
+
+    def watch(self, name: str, version: str) -> HTTPResponse:
+        """The changes of the Node from ``version`` on, a line each; nothing else can be asked any more."""
+        query = urlencode(
+            {"watch": "true", "fieldSelector": f"metadata.name={name}", "resourceVersion": version}
+        )
+        headers = {"Authorization": f"Bearer {self._token}"}
+        self._connection.request("GET", f"/api/v1/nodes?{query}", headers=headers)
+        return self._connection.getresponse()
+
+    def interrupt(self) -> None:
+        """Let whoever reads what is watched come to an end."""
+        if self._connection.sock is not None:
+            with contextlib.suppress(OSError):
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def node(self, name: str) -> dict[str, Any]:
+        """The Node as it is now."""
+        node: dict[str, Any] = self.do("GET", f"/api/v1/nodes/{name}")
+        return node
+
+    def label(self, name: str, labels: Mapping[str, str | None]) -> None:
+        """Set labels and remove those that are ``None``, whoever else writes."""
+        patch = {"metadata": {"labels": dict(labels)}}
+        self.do("PATCH", f"/api/v1/nodes/{name}", patch, "application/merge-patch+json")
+
+    def report(self, name: str, **status: object) -> None:
+        """Change what the kubelet says."""
+        patch = {"status": status}
+        self.do("PATCH", f"/api/v1/nodes/{name}/status", patch, "application/merge-patch+json")
+
+    def register(
+        self, name: str, labels: Mapping[str, str] | None = None, status: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make a Node in one go, as a kubelet does: Ready unless ``status`` has other conditions.
+
+        Returns when the cluster's controllers have left on it what they leave on every new one.
+        """
+        metadata = {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}}
+        ready = {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}
+        node = {
+            "kind": "Node",
+            "apiVersion": "v1",
+            "metadata": metadata,
+            "status": {**ready, **(status or {})},
+        }
+        self.do("POST", "/api/v1/nodes", node)
+        wait_until(lambda: _TTL in self.node(name)["metadata"].get("annotations", {}), "a controller saw it")
+
+    def remove(self, name: str) -> None:
+        """Delete the Node."""
+        self.do("DELETE", f"/api/v1/nodes/{name}")
+
+
+class History:
+    """Every state that a Node goes through while this is entered: its metadata, in :attr:`states`."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.states: list[dict[str, Any]] = []
+        self._cluster, self._name = cluster, name
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> History:
+        self._hand = Hand(self._cluster)
+        version = self._hand.node(self._name)["metadata"]["resourceVersion"]
+        self._stream = self._hand.watch(self._name, version)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.closing(Hand(self._cluster)) as hand:
+            last = hand.node(self._name)["metadata"]["resourceVersion"]
+        try:
+            if error is None:
+                wait_until(lambda: self._seen(last), f"version {last} of the Node was seen")
+        finally:
+            self._hand.interrupt()
+            self._thread.join()
+            self._hand.close()
+
+    def _seen(self, version: str) -> bool:
+        return any(each["resourceVersion"] == version for each in self.states)
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError, HTTPException):
+            for line in self._stream:
+                self.states.append(json.loads(line)["object"]["metadata"])
+
+
+class Writer:
+    """Does something over and over in a thread of its own, for as long as it is entered."""
+
+    def __init__(self, act: Callable[[], object], *, pause: float) -> None:
+        self.acts = 0
+        self._act, self._pause = act, pause
+        self._end = threading.Event()
+        self._failed: list[BaseException] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+        if self._failed and error is None:
+            raise self._failed[0]
+
+    def _run(self) -> None:
+        try:
+            while not self._end.wait(self._pause):
+                self._act()
+                self.acts += 1
+        except BaseException as error:
+            self._failed.append(error)

@@ -1,0 +1,196 @@
+"""A Node of a test's own, and kata-node's stages run for it the way a container of a Job runs them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from node.cache import CHECKOUT
+from node.commands import Done, Running, told, wait_until
+
+from cluster import flags
+from cluster.control_plane import ADMIN, Cluster
+from cluster.faulty_proxy import Road
+from cluster.node_writers import Hand
+
+LABELLER = "system:serviceaccount:labelling:labeller"
+
+SHARED = "katacontainers.io/kata-runtime"
+MARK = "kata-deploy.katacontainers.io/"
+OURS = {SHARED: "true", f"{MARK}default": "true"}
+CLAIMED = {SHARED: "false", f"{MARK}default": "false"}
+
+RIGHTS = """\
+{apiVersion: v1, kind: Namespace, metadata: {name: labelling}}
+---
+{apiVersion: v1, kind: ServiceAccount, metadata: {name: labeller, namespace: labelling}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: labelling}
+rules: [{apiGroups: [""], resources: [nodes], verbs: [get, patch]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: labelling}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: labelling}
+subjects: [{kind: ServiceAccount, name: labeller, namespace: labelling}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: labelling, namespace: default}
+rules: [{apiGroups: [""], resources: [events], verbs: [create]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: labelling, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: labelling}
+subjects: [{kind: ServiceAccount, name: labeller, namespace: labelling}]
+"""
+
+
+@functools.cache
+def labellers_token(cluster: Cluster) -> str:
+    """A token of the account that the label container has: it may get and patch nodes, and create Events."""
+    cluster.kubectl("apply", "--filename=-", text=RIGHTS)
+    token = cluster.token(LABELLER)
+
+    def known() -> bool:  # the authorizer hears of roles a moment later
+        return cluster.get("/api/v1/nodes/nobody", token=token)[0] == 404
+
+    wait_until(known, "the labeller may read nodes")
+    return token
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended. ``error`` has the keys of the report's error, or none."""
+
+    code: int
+    outcome: str
+    summary: str
+    error: Mapping[str, Any]
+    log: str
+    done: Done
+
+    @classmethod
+    def of(cls, done: Done) -> Outcome:
+        """Read what a run with ``--output json`` has printed."""
+        assert "Traceback" not in done.stderr, told(done)
+        document = json.loads(done.stdout)
+        stages = document.get("stages") or [{}]
+        stage = stages[-1]
+        error = stage.get("error") or document.get("error") or {}
+        return cls(
+            done.returncode, stage.get("outcome", ""), stage.get("summary", ""), error, done.stderr, done
+        )
+
+    def succeeded(self) -> Outcome:
+        """Itself; fails the test with all that was said if the stage did not succeed."""
+        assert self.code == 0, told(self.done)
+        return self
+
+    def failed(self, code: int = 1) -> Outcome:
+        """Itself; fails the test unless the stage failed with ``code``."""
+        assert self.code == code, told(self.done)
+        return self
+
+    @property
+    def text(self) -> str:
+        """What happened, and what to do about it."""
+        return f"{self.error.get('what', '')}\n{self.error.get('hint', '')}"
+
+
+class Scene:
+    """A Node's name, a :class:`Road` to the API server, and a :class:`Hand` that writes past it.
+
+    Stages have the rights of the label container unless they are given another kubeconfig.
+    """
+
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
+        self.cluster, self.directory = cluster, directory
+        self.name = f"worker-{secrets.token_hex(4)}"
+        self.host = directory / "host"
+        self.host.mkdir()
+        self.token = labellers_token(cluster)
+        self.road = Road.to(cluster)
+        self.hand = Hand(cluster)
+        self.kubeconfig = self.road.kubeconfig(directory / "kubeconfig", self.token)
+        self._running: list[Running] = []
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each in self._running:
+            each.close()
+        self.road.close()
+        self.hand.close()
+
+    def register(self, labels: Mapping[str, str] | None = None, **status: object) -> None:
+        """Make the Node; Ready unless ``status`` has other conditions."""
+        self.hand.register(self.name, labels, status)
+
+    def as_holder_of(self, token: str) -> dict[str, str]:
+        """The variables of a run by whoever has ``token``."""
+        return {"KUBECONFIG": str(self.road.kubeconfig(self.directory / "another-kubeconfig", token))}
+
+    @property
+    def key(self) -> Path:
+        """What the cluster signs the tokens of ServiceAccounts with."""
+        return self.cluster.directory / flags.KEY
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Those of the Node's labels that are ours or another instance's."""
+        labels: Mapping[str, str] = self.hand.node(self.name)["metadata"]["labels"]
+        return {key: value for key, value in labels.items() if "katacontainers.io/" in key}
+
+    @property
+    def version(self) -> str:
+        """The Node's resourceVersion: another one after every change."""
+        return str(self.hand.node(self.name)["metadata"]["resourceVersion"])
+
+    def start(
+        self,
+        stage: str,
+        *options: str,
+        instance: str = "",
+        env: Mapping[str, str] | None = None,
+        entering: tuple[str, ...] = (),
+    ) -> Running:
+        """Start a stage; ``options`` follow those that keep waits short, ``env`` replaces variables."""
+        command = [sys.executable, "-m", "kata_node", "stage", stage, "--output=json", "--shims=qemu"]
+        command += [f"--host-root={self.host}", "--label-timeout=20", "--label-stable-for=0.2"]
+        if instance:
+            command.append(f"--multi-install-suffix={instance}")
+        environment = {
+            **self.cluster.environment(ADMIN),
+            "KUBECONFIG": str(self.kubeconfig),
+            "NODE_NAME": self.name,
+            "PYTHONPATH": str(CHECKOUT),  # the program that these tests belong to
+            **(env or {}),
+        }
+        running = Running(entering, [*command, *options], env=environment, depth=0)
+        self._running.append(running)
+        return running
+
+    def run(
+        self,
+        stage: str,
+        *options: str,
+        instance: str = "",
+        env: Mapping[str, str] | None = None,
+        entering: tuple[str, ...] = (),
+    ) -> Outcome:
+        """Start a stage, see :meth:`start`, and wait for its end."""
+        return Outcome.of(self.start(stage, *options, instance=instance, env=env, entering=entering).wait())

@@ -1,0 +1,206 @@
+"""A daemon in a process of its own, and in place of its children a program that does as the test says.
+
+with daemon(tmp_path) as it:
+    install = it.child("install")    # which waits, now
+    it.terminate()
+    install.ends(0)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import IO
+
+PATIENCE = 60.0
+"""Seconds after which what does not come never comes."""
+
+CHILD = """
+import json, os, signal, socket, sys
+asks = {asks!r}
+if sys.argv[-1] == "wanted" and asks:
+    os.execve(asks[0][0], asks[0], asks[1])
+with socket.socket(socket.AF_UNIX) as test:
+    test.connect({path!r})
+    told = test.makefile("rw")
+    told.write(json.dumps([sys.argv[-1], os.getpid(), os.getsid(0) == os.getpid()]) + "\\n")
+    told.flush()
+    while True:
+        try:
+            code, message = json.loads(told.readline())
+            break
+        except KeyboardInterrupt:
+            told.write('"interrupted"\\n')
+            told.flush()
+    if message is not None and os.path.isfile({log!r}):
+        with open({log!r}, "w") as file:
+            json.dump(message, file)
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+"""
+
+DAEMON = """
+import json, socket, sys
+from kata_node import log
+from kata_node.daemon import daemon
+program, termination_log, pauses, by_name, descriptor = json.loads(sys.argv[1])
+daemon.hold_signals()
+log.setup("info")
+listener = socket.socket(fileno=descriptor)
+pauses = daemon.Pauses(**pauses)
+sys.exit(daemon.Daemon(program, termination_log, listener, by_name, pauses).run())
+"""
+
+AT_ONCE = {"first": 0, "first_if_put_back": 0}
+NEVER_AGAIN = dict.fromkeys(
+    ("first", "longest", "longest_of_revert", "first_if_put_back", "longest_if_put_back"), 10_000
+)
+
+
+def failure(stage: str, what: str, where: str = "", hint: str = "") -> dict[str, object]:
+    """What a stage leaves for the pod's status when it has failed."""
+    return {"stage": stage, "outcome": "failed", "error": {"what": what, "where": where, "hint": hint}}
+
+
+@dataclass
+class Child:
+    """One that waits to be told how to end."""
+
+    word: str
+    pid: int
+    in_a_session_of_its_own: bool
+    connection: socket.socket
+
+    def ends(self, code: int, message: object = None) -> None:
+        """With this exit code, or by the signal -N; ``message`` goes where the pod's status is read from."""
+        self.connection.sendall(json.dumps([code, message]).encode() + b"\n")
+        self.connection.close()
+
+    def is_interrupted(self) -> None:
+        """Wait until it is."""
+        assert self.connection.recv(100) == b'"interrupted"\n'
+
+
+@dataclass
+class Running:
+    """A daemon that runs."""
+
+    process: subprocess.Popen[str]
+    children: socket.socket
+    port: int
+    log: Path
+    lines: queue.SimpleQueue[str]
+    open: list[Child] = field(default_factory=list)
+
+    def child(self, word: str) -> Child:
+        """The next child, which has to be for ``word``."""
+        connection, _ = self.children.accept()
+        connection.settimeout(PATIENCE)
+        told, pid, leads = json.loads(connection.recv(1000))
+        child = Child(told, pid, leads, connection)
+        self.open.append(child)
+        assert child.word == word
+        return child
+
+    def get(self, path: str) -> tuple[int, str]:
+        """What a probe gets."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode().rstrip("\n")
+
+    def says(self, text: str) -> None:
+        """Wait until it has logged ``text``."""
+        while text not in self.line():
+            pass
+
+    def line(self) -> str:
+        """The next line it logs."""
+        line = self.lines.get(timeout=PATIENCE)
+        if line:
+            return line
+        raise AssertionError("it has ended")
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """As the kubelet does."""
+        self.process.send_signal(number)
+
+    def exit_code(self) -> int:
+        """Wait for its end; no child may be left that nobody has asked for."""
+        code = self.process.wait(PATIENCE)
+        self.children.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            unexpected, _ = self.children.accept()
+            raise AssertionError(f"a child was not expected: {unexpected.recv(1000)!r}")
+        return code
+
+
+@contextlib.contextmanager
+def daemon(
+    directory: Path,
+    pauses: object = None,
+    wrapped: Sequence[str] = (),
+    *,
+    termination_log: bool = True,
+    by_name: Mapping[str, str] | None = None,
+    asks: tuple[Sequence[str], Mapping[str, str]] | None = None,
+) -> Iterator[Running]:
+    """One that has just been started; ``wrapped`` is a command to run it by.
+
+    ``by_name`` are the variables to revert with where the settings are wrong.
+    ``asks`` is a command with its environment that takes the place of the child ``wanted``.
+    """
+    path, log = directory / "children", directory / "termination-log"
+    if termination_log:
+        log.touch()
+    program = directory / "program"
+    program.write_text(f"#!{sys.executable} -IS\n" + CHILD.format(path=str(path), log=str(log), asks=asks))
+    program.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        children = stack.enter_context(socket.socket(socket.AF_UNIX))
+        children.bind(str(path))
+        children.listen()
+        children.settimeout(PATIENCE)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        pauses = AT_ONCE if pauses is None else pauses
+        given = [[str(program)], str(log), pauses, dict(by_name or {}), listener.fileno()]
+        process = stack.enter_context(
+            subprocess.Popen(
+                [*wrapped, sys.executable, "-P", "-c", DAEMON, json.dumps(given)],
+                stderr=subprocess.PIPE,
+                text=True,
+                pass_fds=[listener.fileno()],
+            )
+        )
+        assert process.stderr is not None
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        reader = threading.Thread(target=_read, args=(process.stderr, lines))
+        reader.start()
+        running = Running(process, children, listener.getsockname()[1], log, lines)
+        try:
+            yield running
+        finally:
+            process.kill()
+            children.close()
+            for child in running.open:
+                child.connection.close()  # which ends it, if it still waits
+            reader.join()
+
+
+def _read(log: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    for line in log:
+        sys.stderr.write(line)  # which pytest shows of a test that fails
+        lines.put(line)
+    lines.put("")

@@ -1,0 +1,439 @@
+"""A small API server over real HTTP, with Nodes, Jobs that end as a test says, and their Pods.
+
+It has the real one's rules for versions, pages, label selectors, watches and preconditions. What happens
+later is planned on a clock that only the client's sleeping, and its watching, moves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+
+from kata_node.dispatcher.api import Api
+from kata_node.dispatcher.jobs import LIVE
+from kata_node.kube.client import Clock
+
+NAMESPACE = "kata"
+JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+NODES = "/api/v1/nodes"
+EVENTS = "/api/v1/namespaces/default/events"
+
+Object = dict[str, Any]
+
+
+class Time:
+    """A clock that only sleeping and watching move; what is planned happens when its moment has come."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._plan: list[tuple[float, Callable[[], object]]] = []
+
+    @property
+    def passed(self) -> float:
+        return self.now - 1000.0
+
+    def after(self, seconds: float, event: Callable[[], object]) -> None:
+        self._plan.append((self.now + seconds, event))
+
+    def sleep(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := sorted((moment for moment, _ in self._plan if moment <= end)):
+            self.now = max(self.now, due[0])
+            events = [event for moment, event in self._plan if moment <= self.now]
+            self._plan = [each for each in self._plan if each[0] > self.now]
+            for event in events:
+                event()
+        self.now = end
+
+    def until_something(self, longest: float) -> None:
+        nearest = min((moment for moment, _ in self._plan), default=self.now + longest)
+        self.sleep(max(0.0, min(nearest - self.now, longest)))
+
+    def clock(self) -> Clock:
+        return Clock(now=lambda: self.now, sleep=self.sleep, jitter=lambda: 1.0)
+
+
+@dataclass
+class Fault:
+    """What befalls requests to paths with ``path`` in them. Without a status the connection is cut."""
+
+    method: str
+    path: str
+    status: int = 0
+    message: str = "as ordered"
+    times: int = 1
+    carried_out: bool = False
+    watch: bool = False
+    reason: str = ""
+
+
+@dataclass
+class FakeApi:
+    """The objects, what was asked, and what is to go wrong."""
+
+    time: Time
+    nodes: dict[str, Object] = field(default_factory=dict)
+    jobs: dict[str, Object] = field(default_factory=dict)
+    pods: list[Object] = field(default_factory=list)
+    events: list[Object] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    """The nodes that Jobs were made for, in this order."""
+    faults: list[Fault] = field(default_factory=list)
+    on_create: Callable[[Object], object] | None = None
+    """What becomes of a new Job; without it, it succeeds at once."""
+    on_delete: Callable[[], object] | None = None
+    """What happens just before the next Job is deleted."""
+    stuck: bool = False
+    """Whether a Job whose Pods are to end first stays for ever."""
+    lingering: float = 0.0
+    """Seconds for which the Pods of a Job that is removed are still there."""
+    breaks: int = 0
+    """So many watches break in the middle of their first line."""
+    most: int = 0
+    """The most Jobs that ran at once."""
+
+    def __post_init__(self) -> None:
+        self.version = 100
+        self.forgotten = 0
+        """Versions up to this one are no longer known: a watch from there is told to begin anew."""
+        self.forgotten_code = 410
+        """What a watch from there is told."""
+        self.expire_pages = 0
+        self._events: list[tuple[int, str, Object]] = []
+        self._lock = threading.RLock()
+        api = self
+
+        class Handler(_Handler):
+            owner = api
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._connections: set[socket.socket] = set()
+
+    def __enter__(self) -> FakeApi:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._server.shutdown()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._server.server_close()
+        self._thread.join()
+
+    def client(self) -> Api:
+        """The program's own client of this server."""
+        url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        # No authorities to load: nothing is encrypted here.
+        plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        session = httpx2.Client(base_url=url, timeout=10, trust_env=False, verify=plain)
+        return Api(session, clock=self.time.clock())
+
+    # --- what happens in the cluster ----------------------------------------------------------------
+
+    def node(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        taints: tuple[str, ...] = (),
+        runtime: str = "containerd://2.3.4",
+    ) -> None:
+        """A Node; taints are ``key:effect``."""
+        spec = {"taints": [dict(zip(("key", "effect"), each.split(":"), strict=True)) for each in taints]}
+        metadata = {"name": name, "uid": f"uid-of-{name}", "labels": dict(labels or {})}
+        info = {"machineID": f"machine-{name}", "odd": [1]} | (
+            {"containerRuntimeVersion": runtime} if runtime else {}
+        )
+        self.nodes[name] = {"metadata": metadata, "spec": spec, "status": {"nodeInfo": info}}
+
+    def finish(self, name: str, kind: str = "Complete", reason: str = "", message: str = "") -> None:
+        """A Job gets a condition."""
+        with self._lock:
+            job = self.jobs[name]
+            conditions = job.setdefault("status", {}).setdefault("conditions", [])
+            conditions.append({"type": kind, "status": "True", "reason": reason, "message": message})
+            if kind in ("Complete", "Failed"):
+                for pod in self._pods_of(job):
+                    pod["status"]["phase"] = "Succeeded" if kind == "Complete" else "Failed"
+            self._changed("MODIFIED", job)
+
+    def fail(self, name: str, *, stage: str = "cri", code: int = 1, message: str = "") -> None:
+        """A Job's Pod ends with ``code`` in a stage, and the Job with it."""
+        with self._lock:
+            job = self.jobs[name]
+            self.pod(job, stage, {"terminated": {"exitCode": code, "message": message, "reason": "Error"}})
+        self.finish(name, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+
+    def pod(self, job: Object, stage: str, state: Object) -> None:
+        """A Job's Pod, whose container ``stage`` is so far."""
+        number = len(self.pods)
+        metadata = {
+            "name": f"pod-{number}",
+            "uid": f"pod-uid-{number}",
+            "creationTimestamp": f"2026-01-01T00:00:{number:02}Z",
+            "labels": {
+                **job["spec"]["template"]["metadata"]["labels"],
+                "batch.kubernetes.io/controller-uid": job["metadata"]["uid"],
+                "batch.kubernetes.io/job-name": job["metadata"]["name"],
+            },
+        }
+        status = {"phase": "Running", "initContainerStatuses": [{"name": stage, "state": state}]}
+        spec = {"nodeName": job["spec"]["template"]["spec"]["nodeName"]}
+        self.pods.append({"metadata": metadata, "spec": spec, "status": status})
+
+    def dispatcher(self, name: str, labels: Mapping[str, str]) -> str:
+        """A dispatcher runs in a Job of its own, whose uid comes back."""
+        component = {**labels, "app.kubernetes.io/component": "dispatcher"}
+        pod = {"metadata": {"labels": component}, "spec": {"nodeName": "any"}}
+        job: Object = {"metadata": {"name": name, "labels": dict(labels)}, "spec": {"template": pod}}
+        self.add(job)
+        self.pod(job, "dispatcher", {"running": {}})
+        return str(job["metadata"]["uid"])
+
+    def _pods_of(self, job: Object) -> list[Object]:
+        uid = job["metadata"]["uid"]
+        return [
+            pod for pod in self.pods if pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"] == uid
+        ]
+
+    def remove(self, name: str) -> None:
+        """A Job is gone."""
+        with self._lock:
+            job = self.jobs.pop(name)
+            gone = self._pods_of(job)
+            if self.lingering:
+                self.time.after(self.lingering, lambda: self._drop(gone))
+            else:
+                self._drop(gone)
+            self._changed("DELETED", job)
+
+    def _drop(self, gone: list[Object]) -> None:
+        self.pods = [pod for pod in self.pods if pod not in gone]
+
+    def add(self, job: Object) -> None:
+        """A Job is there."""
+        with self._lock:
+            metadata = job["metadata"]
+            self.version += 1
+            metadata.setdefault("uid", f"job-uid-{self.version}")
+            self.jobs[metadata["name"]] = job
+            self._changed("ADDED", job)
+            running = [each for each in self.jobs.values() if not each.get("status", {}).get("conditions")]
+            self.most = max(self.most, len(running))
+
+    def forget(self) -> None:
+        """The server keeps no more of what has been."""
+        self.forgotten = self.version
+
+    def _changed(self, kind: str, job: Object) -> None:
+        self.version += 1
+        job["metadata"]["resourceVersion"] = str(self.version)
+        self._events.append((self.version, kind, copy.deepcopy(job)))
+
+    # --- requests -----------------------------------------------------------------------------------
+
+    def answer(self, method: str, path: str, query: Mapping[str, str], body: Any) -> tuple[int, Object]:
+        with self._lock:
+            if method == "GET" and path in (JOBS, PODS, NODES):
+                return self._list(path, query)
+            if method == "POST" and path == EVENTS:
+                self.events.append(body)
+                return 201, body
+            name = path.removeprefix(f"{JOBS}/")
+            if method == "POST" and path == JOBS:
+                return self._create(body)
+            if method == "DELETE" and self.on_delete:
+                self.on_delete()
+                self.on_delete = None
+            job = self.jobs.get(name)
+            if job is None:
+                return 404, _status(404, f'jobs.batch "{name}" not found', "NotFound")
+            meant = body or {}
+            uid = meant.get("preconditions", meant.get("metadata", {})).get("uid")
+            if uid not in (None, job["metadata"]["uid"]):
+                return 409, _status(409, "the UID in the precondition is another", "Conflict")
+            if method == "DELETE":
+                self._delete(name, body)
+            elif method == "PATCH":
+                job["metadata"] |= body["metadata"]
+                self._changed("MODIFIED", job)
+            return 200, copy.deepcopy(job)
+
+    def _create(self, job: Object) -> tuple[int, Object]:
+        name = job["metadata"]["name"]
+        if name in self.jobs:
+            return 409, _status(409, f'jobs.batch "{name}" already exists', "AlreadyExists")
+        self.made.append(job["spec"]["template"]["spec"]["nodeName"])
+        self.add(job)
+        (self.on_create or (lambda made: self.finish(made["metadata"]["name"])))(job)
+        return 201, copy.deepcopy(job)
+
+    def _delete(self, name: str, body: Object) -> None:
+        if body["propagationPolicy"] == "Foreground":
+            job = self.jobs[name]
+            job["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            self._changed("MODIFIED", job)
+            if not self.stuck:
+                self.time.after(5, lambda: self.remove(name))
+        else:
+            self.remove(name)
+
+    def _list(self, path: str, query: Mapping[str, str]) -> tuple[int, Object]:
+        found = {JOBS: self.jobs.values(), PODS: self.pods, NODES: self.nodes.values()}[path]
+        objects = [each for each in found if _matches(each, query)]
+        limit, offset = int(query["limit"]), int(query.get("continue", "0"))
+        if offset and self.expire_pages:
+            self.expire_pages -= 1
+            return 410, _status(410, "The provided continue parameter is too old", "Expired")
+        metadata: Object = {"resourceVersion": str(self.version)}
+        if len(objects) > offset + limit:
+            metadata["continue"] = str(offset + limit)
+            if not (query.keys() & {"labelSelector", "fieldSelector"}):
+                metadata["remainingItemCount"] = len(objects) - offset - limit
+        items = copy.deepcopy(objects[offset : offset + limit])
+        return 200, {"kind": "List", "metadata": metadata, "items": items}
+
+    def watched(self, query: Mapping[str, str]) -> list[Object]:
+        """The events a watch tells before it ends."""
+        since = int(query["resourceVersion"])
+        if since >= self.forgotten and not [each for each in self._events if each[0] > since]:
+            self.time.until_something(float(query["timeoutSeconds"]))
+        if since < self.forgotten:
+            return [{"type": "ERROR", "object": _status(self.forgotten_code, "no such version", "Expired")}]
+        with self._lock:
+            told = [
+                {"type": kind, "object": job}
+                for version, kind, job in self._events
+                if version > since and _matches(job, query)
+            ]
+            bookmark = {
+                "kind": "Job",
+                "metadata": {"resourceVersion": str(self.version), "creationTimestamp": None},
+            }
+            asked = query.get("allowWatchBookmarks") == "true"
+            return [*told, {"type": "BOOKMARK", "object": bookmark}] if asked else told
+
+
+def _matches(item: Object, query: Mapping[str, str]) -> bool:
+    labels = item["metadata"].get("labels", {})
+    for term in query.get("labelSelector", "").split(","):
+        key, equals, value = term.partition("=")
+        absent = term.startswith("!")
+        if term and (labels.get(key) != value if equals else (key.lstrip("!") in labels) == absent):
+            return False
+    if query.get("fieldSelector") == LIVE:
+        return item["status"]["phase"] not in ("Succeeded", "Failed")
+    name = re.fullmatch(r"metadata\.name=(.*)", query.get("fieldSelector", ""))
+    return not name or item["metadata"]["name"] == name[1]
+
+
+def _status(code: int, message: str, reason: str = "") -> Object:
+    return {"kind": "Status", "apiVersion": "v1", "code": code, "message": message, "reason": reason}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: FakeApi
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner._connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.owner._connections.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def do_GET(self) -> None:
+        self._handle("GET")
+
+    def do_POST(self) -> None:
+        self._handle("POST")
+
+    def do_PATCH(self) -> None:
+        self._handle("PATCH")
+
+    def do_DELETE(self) -> None:
+        self._handle("DELETE")
+
+    def _handle(self, method: str) -> None:
+        api = self.owner
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = json.loads(content) if content else None
+        url = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
+        watch = query.get("watch") == "true"
+        api.requests.append(f"{'WATCH' if watch else method} {url.path.rpartition('/')[2]}")
+        fault = next((each for each in api.faults if _befalls(each, method, url.path, watch)), None)
+        if fault:
+            fault.times -= 1
+            if fault.carried_out:
+                api.answer(method, url.path, query, body)
+            if fault.status:
+                self._send(fault.status, _status(fault.status, fault.message, fault.reason))
+            else:
+                self._cut()
+        elif watch:
+            self._watch(query)
+        else:
+            self._send(*api.answer(method, url.path, query, body))
+
+    def _watch(self, query: Mapping[str, str]) -> None:
+        lines = [json.dumps(event).encode() + b"\n" for event in self.owner.watched(query)]
+        with contextlib.suppress(OSError):
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            if self.owner.breaks:
+                self.owner.breaks -= 1
+                self.wfile.write(_chunk(lines[0][:40]))
+                self._cut()
+                return
+            content = b"".join(lines)
+            # Not where lines end.
+            chunks = [_chunk(content[offset : offset + 997]) for offset in range(0, len(content), 997)]
+            self.wfile.write(b"".join([*chunks, _chunk(b"")]))
+
+    def _cut(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _send(self, code: int, answer: Object) -> None:
+        body = json.dumps(answer).encode()
+        with contextlib.suppress(OSError):
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+
+def _chunk(content: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(content), content)
+
+
+def _befalls(fault: Fault, method: str, path: str, watch: bool) -> bool:
+    return fault.times > 0 and fault.method == method and fault.path in path and fault.watch == watch

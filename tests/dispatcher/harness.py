@@ -1,0 +1,66 @@
+"""Whole runs of the dispatcher against the small API server, for tests of what may happen in one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from dispatcher.fake_api_server import FakeApi
+from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.progress import Result
+from kata_node.dispatcher.run import run
+from kata_node.dispatcher.template import Owner, Template, Templates
+
+LABELS = {"app.kubernetes.io/instance": "mine"}
+MARK = "kata-deploy.katacontainers.io/default"
+
+
+def template(image: str = "kata", **spec: Any) -> Template:
+    pod = {"restartPolicy": "Never", "containers": [{"name": "label", "image": image}], **spec}
+    return Template({"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": pod}}})
+
+
+def every(template: Template) -> Templates:
+    return Templates(template)
+
+
+CONFIG = Config(
+    action="install",
+    namespace="kata",
+    name_prefix="install",
+    labels=LABELS,
+    templates=every(template()),
+    generation="1",
+    mark=MARK,
+    events=True,
+)
+CLEANUP = replace(CONFIG, action="cleanup", name_prefix="cleanup", templates=every(template("cleanup")))
+
+
+def dispatch(api: FakeApi, config: Config = CONFIG, *, owner: Owner | None = None) -> Result:
+    with api.client() as connection:
+        return run(config, connection, owner=owner)
+
+
+def outcomes(result: Result) -> dict[str, str]:
+    return {task.target.name: str(task.outcome) for task in result.tasks}
+
+
+def workers(api: FakeApi, count: int) -> list[str]:
+    names = [f"n{number}" for number in range(count)]
+    for name in names:
+        api.node(name)
+    return names
+
+
+def left_by(api: FakeApi, config: Config = CONFIG, *, state: str = "") -> None:
+    """An earlier run was stopped and has left its Jobs; they run, or are in this state by now."""
+    before = api.on_create
+    with api.client() as connection:
+        api.on_create = lambda job: api.time.after(0.5, lambda: setattr(connection.stop, "requested", True))
+        assert run(config, connection).outcome == "interrupted"
+    api.on_create = before
+    for name in list(api.jobs) if state else ():
+        api.finish(name, state)
+    api.made.clear()
+    api.requests.clear()

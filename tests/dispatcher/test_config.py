@@ -1,0 +1,358 @@
+"""The dispatcher's configuration and command line: what is accepted, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kata_node.dispatcher import __main__ as command
+from kata_node.dispatcher.config import Amount, load
+from kata_node.dispatcher.kubernetes_objects import Toleration
+from kata_node.dispatcher.template import Identity, Target, Template, job_name
+from kata_node.errors import SettingsError
+
+POD = {"restartPolicy": "Never", "containers": [{"name": "label", "image": "kata"}]}
+JOB = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"backoffLimit": 0, "template": {"spec": POD}}}
+LEAST: dict[str, Any] = {
+    "action": "install",
+    "namespace": "kata",
+    "namePrefix": "install",
+    "labels": {"app.kubernetes.io/instance": "mine"},
+    "template": JOB,
+}
+MARK = "kata-deploy.katacontainers.io/default"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def loaded(file: Path, **change: Any) -> Any:
+    file.write_text(yaml.safe_dump({**LEAST, **change}))
+    return load(file)
+
+
+def job(**spec: Any) -> dict[str, Any]:
+    return {**JOB, "spec": {**JOB["spec"], **spec}}  # type: ignore[dict-item]
+
+
+def pod(**more: Any) -> dict[str, Any]:
+    return job(template={"spec": {**POD, **more}})
+
+
+def test_the_least_there_can_be_has_the_defaults(file: Path) -> None:
+    config = loaded(file)
+    assert (config.nodes, config.selector, config.parallelism, config.wait_for_nodes) == ((), "", 100, 0)
+    assert (config.canary, config.wave_size, config.max_failures, config.removed) == (0, None, None, None)
+    assert config.wait_for_ready == 120
+    assert config.templates.find(Target("n", runtime="docker")), "one template for whatever runs there"
+
+
+def test_each_runtime_has_its_template_and_another_has_none(file: Path) -> None:
+    removed = {"namePrefix": "removed", "templates": BOTH[:1]}
+    config = loaded(file, template=None, templates=BOTH, removed=removed, mark=MARK)
+    nodes = {name: Target("n", runtime=name) for name in ("containerd", "cri-o", "docker", "")}
+    found = {name: config.templates.find(node) for name, node in nodes.items()}
+    assert [name for name, template in found.items() if template] == ["containerd", "cri-o"]
+    assert len({template.digest for template in found.values() if template}) == 2
+    assert [name for name, node in nodes.items() if config.removed.templates.find(node)] == ["containerd"]
+
+
+def test_everything_there_can_be_is_read(file: Path) -> None:
+    config = loaded(
+        file,
+        generation="7",
+        selection={"labelSelector": " a=b,!c "},
+        parallelism=3,
+        waitForNodesSeconds=60,
+        waitForReadySeconds=0,
+        maxNotReady="5%",
+        mark=MARK,
+        skipServing=True,
+        events=True,
+        rollout={"canary": 2, "waveSize": "25%", "maxFailures": 0},
+        removed={"namePrefix": "removed", "template": JOB},
+    )
+    assert (config.generation, config.selector, config.parallelism) == ("7", "a=b,!c", 3)
+    assert (config.wait_for_nodes, config.wait_for_ready) == (60, 0)
+    assert config.not_ready_allowed(100) == 5
+    assert (config.mark, config.skip_serving, config.events) == (MARK, True, True)
+    assert (config.canary, config.wave_size, config.max_failures) == (2, Amount(25, share=True), Amount(0))
+    assert config.removed.name_prefix == "removed"
+    assert config.job_selector() == "app.kubernetes.io/instance=mine,job.katacontainers.io/node"
+
+
+def test_nodes_given_by_name_leave_the_selector_no_say(file: Path) -> None:
+    config = loaded(file, selection={"nodes": ["b", "a", "b"], "labelSelector": "x=y"})
+    assert (config.nodes, config.selector) == (("b", "a"), "")
+
+
+def test_json_is_read_as_well(file: Path) -> None:
+    file.write_text(json.dumps(LEAST))
+    assert load(file).action == "install"
+
+
+REMOVED = {"namePrefix": "removed", "template": JOB}
+BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "template": pod(hostname="n")}]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param({"action": None}, "action: is missing", id="no action"),
+        pytest.param({"action": "instal"}, 'action: the string "instal" is not one of', id="another action"),
+        pytest.param({"namespace": ""}, "namespace: ", id="no namespace"),
+        pytest.param({"namePrefix": "x" * 41}, "at most 40 small letters", id="a long prefix"),
+        pytest.param({"namePrefix": "a.b"}, "namePrefix: ", id="a prefix with a dot"),
+        pytest.param({"labels": {}}, "labels: is empty", id="no labels"),
+        pytest.param({"labels": {"a": "b c"}}, "labels.a: ", id="a value that is none"),
+        pytest.param({"labels": {"a": 1}}, "put it in quotes", id="a label that is a number"),
+        pytest.param({"labels": {"job.katacontainers.io/x": "y"}}, "are the dispatcher's", id="own labels"),
+        pytest.param(
+            {"parallelism": 0}, "parallelism: expected a whole number, 1 or more", id="none at once"
+        ),
+        pytest.param({"parallelism": True}, "parallelism: expected a whole number", id="true is no number"),
+        pytest.param({"paralelism": 5}, "did you mean parallelism?", id="a typing error"),
+        pytest.param({"generation": 7}, "generation: expected a string", id="a generation that is a number"),
+        pytest.param({"selection": {"nodes": ["A_b"]}}, "cannot be the name of a Node", id="no name"),
+        pytest.param({"mark": "a b"}, "mark: ", id="no label"),
+        pytest.param({"skipServing": True}, "skipServing: needs the mark", id="serving without a mark"),
+        pytest.param({"rollout": {"waveSize": 0}}, "rollout.waveSize: expected a number", id="an empty wave"),
+        pytest.param({"rollout": {"maxFailures": "200%"}}, "rollout.maxFailures: ", id="more than all"),
+        pytest.param({"maxNotReady": "150%"}, "maxNotReady: ", id="more than all that are not ready"),
+        pytest.param({"rollout": {"maxFailures": "some"}}, "or a share such as 10%", id="no share"),
+        pytest.param({"template": None}, "template: is missing, and so is templates", id="no template"),
+        pytest.param(
+            {"template": "job.yaml"}, "template: expected a whole Job", id="a template that is a file"
+        ),
+        pytest.param({"templates": BOTH}, "template: is there beside templates", id="both ways to say it"),
+        pytest.param({"template": None, "templates": []}, "templates: is empty", id="no runtime"),
+        pytest.param(
+            {"template": None, "templates": [JOB["spec"]]},
+            "templates[0].backoffLimit: no such key",
+            id="odd keys",
+        ),
+        pytest.param({"template": None, "templates": ["x"]}, "templates[0]: expected a runtime", id="a word"),
+        pytest.param(
+            {"template": None, "templates": [{"template": JOB}]},
+            "templates[0].runtime: is missing: containerd or cri-o",
+            id="no name of a runtime",
+        ),
+        pytest.param(
+            {"template": None, "templates": [{"runtime": "crio", "template": JOB}]},
+            'templates[0].runtime: the string "crio" is not one of containerd, cri-o',
+            id="another runtime",
+        ),
+        pytest.param(
+            {"template": None, "templates": [*BOTH, BOTH[0]]},
+            "templates[2].runtime: containerd has a template already",
+            id="a runtime twice",
+        ),
+        pytest.param(
+            {"template": None, "templates": [{"runtime": "cri-o"}]},
+            "templates[0].template: expected a whole Job, got nothing",
+            id="a runtime without a template",
+        ),
+        pytest.param(
+            {"template": None, "templates": [{"runtime": "cri-o", "template": pod(nodeName="n")}]},
+            "templates[0].template.spec.template.spec.nodeName: is set by the dispatcher",
+            id="a node in one of them",
+        ),
+        pytest.param(
+            {"waitForReadySeconds": -1}, "waitForReadySeconds: expected a whole", id="less than none"
+        ),
+        pytest.param(
+            {"removed": {**REMOVED, "templates": BOTH}, "mark": MARK},
+            "removed.template: is there beside templates",
+            id="both ways in removed",
+        ),
+        pytest.param({"template": {**JOB, "kind": "Pod"}}, "not that of a Job of batch/v1", id="a Pod"),
+        pytest.param({"template": job(template={})}, "spec.template.spec: is missing", id="no Pod"),
+        pytest.param({"template": job(completions=2)}, "spec.completions: must be 1", id="two Pods"),
+        pytest.param({"template": job(suspend=True)}, "spec.suspend: must not be true", id="suspended"),
+        pytest.param({"template": pod(nodeName="n")}, "nodeName: is set by the dispatcher", id="a node"),
+        pytest.param({"template": pod(tolerations="all")}, "tolerations: Expected", id="odd tolerations"),
+        pytest.param(
+            {"template": pod(hostname="@NODENAME@")}, "@NODENAME@ is no placeholder", id="no placeholder"
+        ),
+        pytest.param({"removed": REMOVED}, "removed: needs the mark", id="removal without a mark"),
+        pytest.param(
+            {"removed": REMOVED, "mark": MARK, "action": "cleanup"},
+            "action install alone",
+            id="removal twice",
+        ),
+        pytest.param(
+            {"removed": {**REMOVED, "namePrefix": "install"}, "mark": MARK}, "the same names", id="one prefix"
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_by_its_key(file: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        loaded(file, **change)
+    assert said in error.value.what
+    assert error.value.where == str(file)
+
+
+def test_all_that_is_wrong_is_said_at_once(file: Path) -> None:
+    with pytest.raises(SettingsError) as error:
+        loaded(file, parallelism=-1, labels={}, rollout={"canary": "one"})
+    assert error.value.what.startswith("3 problems")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(b"a: [", "not valid YAML", id="no YAML"),
+        pytest.param(b"\xff", "utf-8", id="no text"),
+        pytest.param(b"- 1", "expected a mapping", id="a list"),
+        pytest.param(b"", "expected a mapping", id="empty"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(file: Path, content: bytes, said: str) -> None:
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=said):
+        load(file)
+
+
+# --- names and manifests ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [
+        pytest.param("worker-1", "install-worker-1", id="plain"),
+        pytest.param("a" * 55, "install-" + "a" * 55, id="just short enough"),
+        pytest.param("a.b", "install-a-b-", id="a dot"),
+        pytest.param("a" * 56, "install-" + "a" * 44 + "-", id="too long"),
+        pytest.param(("b" * 43 + "." + "c" * 60), "install-" + "b" * 43 + "-", id="cut at a dot"),
+    ],
+)
+def test_the_name_of_a_job_is_one_its_pods_can_have(node: str, name: str) -> None:
+    made = job_name("install", node)
+    assert made.startswith(name)
+    assert len(made) <= 63
+    assert "." not in made
+    assert not made.endswith("-")
+    assert "--" not in made.removeprefix("install-")
+
+
+def test_no_two_nodes_share_a_name() -> None:
+    nodes = ["a.b", "a-b", "a.b.c", "x" * 80 + "1", "x" * 80 + "2"]
+    assert len({job_name("install", node) for node in nodes}) == len(nodes)
+
+
+def test_a_manifest_keeps_what_the_template_has_of_its_own() -> None:
+    template = Template(
+        {
+            **JOB,
+            "metadata": {"generateName": "x-", "labels": {"own": "1"}, "annotations": {"own": "2"}},
+            "spec": {"template": {"metadata": {"labels": {"own": "3"}}, "spec": POD}},
+        }
+    )
+    made = json.loads(template.render("job", "install", Target("n"), Identity("kata", {"a": "b"})))
+    metadata = made["metadata"]
+    assert "generateName" not in metadata
+    assert (metadata["labels"]["own"], metadata["annotations"]["own"]) == ("1", "2")
+    assert made["spec"]["template"]["metadata"]["labels"]["own"] == "3"
+    assert "ownerReferences" not in metadata
+
+
+def test_what_a_node_says_of_itself_cannot_change_the_manifest() -> None:
+    template = Template(job(template={"spec": {**POD, "hostname": "@MACHINE_ID@"}}))
+    odd = 'x", "nodeName": "other\n'
+    made = json.loads(template.render("job", "install", Target("n", "u", odd), Identity("kata", {})))
+    assert made["spec"]["template"]["spec"]["hostname"] == odd
+    assert made["spec"]["template"]["spec"]["nodeName"] == "n"
+
+
+def test_the_digest_is_that_of_what_the_template_says_not_of_how_it_is_written() -> None:
+    again = {"spec": JOB["spec"], "kind": "Job", "apiVersion": "batch/v1"}
+    assert Template(JOB).digest == Template(again).digest
+    assert Template(JOB).digest != Template(job(backoffLimit=1)).digest
+
+
+def test_the_tolerations_are_those_of_the_pod() -> None:
+    (toleration,) = Template(pod(tolerations=[{"operator": "Exists"}])).tolerations
+    assert toleration == Toleration(operator="Exists")
+
+
+# --- the command line -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place without credentials."""
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KATA_DISPATCHER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_without_a_configuration_it_says_what_is_missing(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.run([]) == 2
+    assert "--config: there is no configuration" in capsys.readouterr().err
+
+
+def test_the_configuration_may_be_named_by_its_variable(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KATA_DISPATCHER_CONFIG", str(nowhere / "absent"))
+    assert command.run(["--output", "json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["where"] == str(nowhere / "absent")
+
+
+def test_an_owner_needs_both_its_name_and_its_uid(
+    nowhere: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded(file)
+    kubeconfig = {
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "a", "user": {"token": "t"}}],
+    }
+    (nowhere / "kubeconfig").write_text(json.dumps(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(nowhere / "kubeconfig"))
+    assert command.run(["--config", str(file), "--owner-name", "job"]) == 2
+    assert "needs both a name and a uid" in capsys.readouterr().err
+
+
+def test_without_credentials_the_pod_s_status_says_so_too(
+    nowhere: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded(file)
+    message = nowhere / "message"
+    message.touch()
+    assert command.run(["--config", str(file), "--termination-log", str(message)]) == 1
+    assert "no credentials" in json.loads(message.read_text())["error"]["what"]
+    assert "no credentials" in capsys.readouterr().err
+
+
+def test_an_odd_variable_is_refused_by_its_name(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KATA_DISPATCHER_OUTPUT", "xml")
+    with pytest.raises(SystemExit) as ended:
+        command.run([])
+    assert ended.value.code == 2
+    assert "KATA_DISPATCHER_OUTPUT: expected one of text, json" in capsys.readouterr().err
+
+
+@pytest.mark.commands
+def test_nothing_of_the_host_s_side_is_loaded() -> None:
+    code = (
+        "import sys, kata_node.dispatcher.run, kata_node.dispatcher.__main__\nprint(*sys.modules, sep='\\n')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.splitlines())
+    assert not loaded & {"typer", "psutil", "tomlkit", "jeepney", "h2", "stages", "kata_node.pipeline"}
+    assert not [name for name in loaded if name.startswith("kata_node.host")]

@@ -1,0 +1,553 @@
+from __future__ import annotations
+
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, RequestReceived, StreamEnded
+
+from host.unix_server import UnixPeer, listen
+from kata_node.errors import CriError, HostError
+from kata_node.host.cri import Condition, Cri, CriCallError, Reason, Status, Version
+from kata_node.host.cri_sandboxes import Pod
+from kata_node.host.files import Root
+from kata_node.host.sockets import Stream
+
+SOCKET = "/run/containerd/containerd.sock"
+
+
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def message(*fields: tuple[int, object]) -> bytes:
+    """A serialized message: booleans and numbers, strings, bytes, floats (as eight bytes)."""
+    out = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            out += varint(number << 3) + varint(int(value))
+        elif isinstance(value, float):
+            out += varint(number << 3 | 1) + struct.pack("<d", value)
+        else:
+            data = value.encode() if isinstance(value, str) else value
+            assert isinstance(data, bytes)
+            out += varint(number << 3 | 2) + varint(len(data)) + data
+    return out
+
+
+VERSION = message((1, "0.1.0"), (2, "containerd"), (3, "v2.1.9"), (4, "v1"))
+READY = message((1, message((1, "RuntimeReady"), (2, True))), (1, message((1, "NetworkReady"), (2, True))))
+
+
+def handler(name: str) -> bytes:
+    return message((1, name), (2, message((1, True))))
+
+
+def framed(answer: bytes) -> bytes:
+    return struct.pack(">BI", 0, len(answer)) + answer
+
+
+@dataclass
+class Runtime:
+    """A container runtime's gRPC server, as far as one unary call needs it."""
+
+    answers: dict[str, bytes] = field(
+        default_factory=lambda: {"Version": VERSION, "Status": message((1, READY))}
+    )
+    chunk: int = 16384
+    body: Callable[[bytes], bytes] = framed
+    status: str = "0"
+    status_message: str = ""
+    http_status: str = "200"
+    instead: str = ""
+    """What it does instead of an answer: reset, goaway, nothing, half."""
+    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+    def serve(self, connection: socket.socket) -> None:
+        http = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        http.initiate_connection()
+        connection.sendall(http.data_to_send())
+        headers: dict[str, str] = {}
+        request = b""
+        while data := connection.recv(65536):
+            for event in http.receive_data(data):
+                if isinstance(event, RequestReceived):
+                    headers = dict(event.headers)  # type: ignore[arg-type]
+                elif isinstance(event, DataReceived):
+                    request += event.data
+                elif isinstance(event, StreamEnded):
+                    self.requests.append((headers, request))
+                    self.answer(connection, http, event.stream_id, headers[":path"])
+                    if self.instead == "goaway":
+                        connection.sendall(http.data_to_send())
+                        return
+            connection.sendall(http.data_to_send())
+
+    def answer(self, connection: socket.socket, http: H2Connection, stream: int, path: str) -> None:
+        service, _, method = path.rpartition("/")
+        outcome = [("grpc-status", self.status), ("grpc-message", self.status_message)]
+        headers = [(":status", self.http_status), ("content-type", "application/grpc")]
+        if self.instead == "reset":
+            http.reset_stream(stream, 8)
+        elif self.instead == "goaway":
+            http.close_connection(0)
+        elif self.instead == "nothing":
+            pass
+        elif service != "/runtime.v1.RuntimeService" or method not in self.answers:
+            http.send_headers(stream, [*headers, ("grpc-status", "12")], end_stream=True)
+        elif self.http_status != "200":
+            http.send_headers(stream, headers[:1], end_stream=True)
+        elif self.status != "0":
+            http.send_headers(stream, headers + outcome, end_stream=True)
+        else:
+            http.send_headers(stream, headers)
+            self.send(connection, http, stream, self.body(self.answers[method]))
+            if self.instead == "half":
+                connection.sendall(http.data_to_send())
+                connection.shutdown(socket.SHUT_RDWR)
+            http.send_headers(stream, outcome, end_stream=True)
+
+    def send(self, connection: socket.socket, http: H2Connection, stream: int, body: bytes) -> None:
+        """In frames of at most ``chunk`` bytes, and no more than the client makes room for."""
+        while body:
+            room = min(self.chunk, http.local_flow_control_window(stream))
+            if room:
+                http.send_data(stream, body[:room])
+                body = body[room:]
+            connection.sendall(http.data_to_send())
+            if not room:
+                http.receive_data(connection.recv(65536))
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Cri]]:
+    """Start a server on the CRI socket of a root of its own; hand out the client for it."""
+    peers: list[UnixPeer] = []
+
+    def start(connection: Callable[[socket.socket], None], backlog: int = 16) -> Cri:
+        peers.append(UnixPeer(tmp_path / SOCKET[1:], connection, backlog))
+        return Cri(Root(tmp_path), SOCKET)
+
+    yield start
+    for peer in peers:
+        peer.close()
+
+
+def test_version_says_which_runtime_answers(serve: Callable[..., Cri]) -> None:
+    assert serve(Runtime().serve).version(5) == Version("containerd", "v2.1.9", "v1")
+
+
+def test_status_lists_the_handlers_without_the_unnamed_default_one(serve: Callable[..., Cri]) -> None:
+    handlers = [(3, handler(name)) for name in ("runc", "", "kata-qemu", "kata-clh")]
+    status = serve(Runtime({"Status": message((1, READY), *handlers)}).serve).status(5)
+    assert status.handlers == ("kata-clh", "kata-qemu", "runc")
+    assert status.runtime_ready
+    assert status.network_ready
+
+
+def test_status_keeps_what_a_condition_says_of_itself(serve: Callable[..., Cri]) -> None:
+    network = message((1, "NetworkReady"), (2, False), (3, "NoPlugin"), (4, "cni plugin not initialized"))
+    ready = message((1, message((1, message((1, "RuntimeReady"), (2, True))), (1, network))))
+    assert serve(Runtime({"Status": ready}).serve).status(5) == Status(
+        runtime_ready=True,
+        network_ready=False,
+        handlers=(),
+        conditions=(
+            Condition("RuntimeReady", True, "", ""),
+            Condition("NetworkReady", False, "NoPlugin", "cni plugin not initialized"),
+        ),
+    )
+
+
+def sandbox(namespace: str, name: str, *more: tuple[int, object]) -> tuple[int, bytes]:
+    metadata = message((1, name), (2, "0f1e"), (3, namespace), (4, 1))
+    return 1, message((1, f"{name:x<64}"), (2, metadata), (4, 2**60), *more)
+
+
+def test_the_pods_that_run_are_told_with_what_runs_them(serve: Callable[..., Cri]) -> None:
+    answer = message(
+        sandbox("shop", "web", (5, message((1, "app"), (2, "web"))), (7, "kata-qemu")),
+        sandbox("shop", "db", (6, message((1, "note"), (2, "x" * 1000))), (7, "runc")),
+        sandbox("kube-system", "proxy"),
+    )
+    assert serve(Runtime({"ListPodSandbox": answer}).serve).pods("containerd", 5) == (
+        Pod("kube-system", "proxy", ""),
+        Pod("shop", "db", "runc"),
+        Pod("shop", "web", "kata-qemu"),
+    )
+
+
+def test_only_those_that_run_are_asked_for(serve: Callable[..., Cri]) -> None:
+    runtime = Runtime({"ListPodSandbox": b""})
+    assert serve(runtime.serve).pods("containerd", 5) == ()
+    # The request's filter, in it the state's message, in which the state that runs is the default.
+    assert [request for _, request in runtime.requests] == [framed(message((1, message((2, b"")))))]
+
+
+def test_a_pod_whose_sandbox_was_made_twice_is_told_once(serve: Callable[..., Cri]) -> None:
+    answer = message(*[sandbox("shop", "web", (7, "kata-qemu"))] * 2)
+    assert serve(Runtime({"ListPodSandbox": answer}).serve).pods("containerd", 5) == (
+        Pod("shop", "web", "kata-qemu"),
+    )
+
+
+def test_a_full_node_is_told_in_one_answer(serve: Callable[..., Cri]) -> None:
+    annotation = (6, message((1, "kubectl.kubernetes.io/last-applied-configuration"), (2, "x" * 8192)))
+    answer = message(*(sandbox("shop", f"web-{at}", annotation, (7, "kata-qemu")) for at in range(500)))
+    runtime = Runtime({"ListPodSandbox": answer})
+    assert len(serve(runtime.serve).pods("containerd", 30)) == 500
+    assert len(runtime.requests) == 1
+
+
+@dataclass
+class Crio(Runtime):
+    """CRI-O, which lists no handler, and has that of each sandbox in the verbose status of it."""
+
+    handlers: dict[str, str] = field(default_factory=dict)
+    """By the name of the pod, for those that did not end since they were listed."""
+
+    def answer(self, connection: socket.socket, http: H2Connection, stream: int, path: str) -> None:
+        if path.endswith("/PodSandboxStatus"):
+            asked = next((pod for pod in self.handlers if f"{pod:x<64}" in self.requests[-1][1].decode()), "")
+            handler = {"io.kubernetes.cri-o.RuntimeHandler": self.handlers.get(asked, "")}
+            spec = json.dumps({"runtimeSpec": {"annotations": handler}})
+            self.answers["PodSandboxStatus"] = message((1, b""), info("info", spec))
+            self.status = "0" if asked else "5"
+        super().answer(connection, http, stream, path)
+
+
+def test_of_cri_o_each_pod_is_asked_for_by_itself(serve: Callable[..., Cri]) -> None:
+    listed = message(sandbox("shop", "web"), sandbox("shop", "db"), sandbox("shop", "ended"))
+    runtime = Crio({"ListPodSandbox": listed}, handlers={"web": "kata-qemu", "db": ""})
+    assert serve(runtime.serve).pods("cri-o", 5) == (Pod("shop", "db", ""), Pod("shop", "web", "kata-qemu"))
+    # The id, and that all of it is wanted.
+    assert runtime.requests[1][1] == framed(message((1, f"{'web':x<64}"), (2, True)))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(message((2, message((1, "info"), (2, '{"runtimeSpec": {}}')))), id="no-annotations"),
+        pytest.param(message((2, message((1, "info"), (2, "[")))), id="no-json"),
+    ],
+)
+def test_a_handler_that_cri_o_does_not_tell_is_no_default_one(
+    serve: Callable[..., Cri], answer: bytes
+) -> None:
+    """Its pod may well run on what is to be taken away."""
+    runtime = Runtime({"ListPodSandbox": message(sandbox("shop", "web")), "PodSandboxStatus": answer})
+    with pytest.raises(CriCallError, match="RuntimeHandler") as caught:
+        serve(runtime.serve).pods("cri-o", 5)
+    assert caught.value.reason is Reason.BROKEN
+
+
+def test_an_empty_answer_is_a_runtime_that_is_not_ready(serve: Callable[..., Cri]) -> None:
+    assert serve(Runtime({"Status": b""}).serve).status(5) == Status(False, False, ())
+
+
+def test_fields_of_newer_runtimes_are_passed_over(serve: Callable[..., Cri]) -> None:
+    newer = message(
+        (1, READY), (2, message((1, "config"), (2, "{}"))), (300, 2**63), (4, b"\x08\x01"), (9, 1.5)
+    )
+    newer += varint(10 << 3 | 5) + b"four" + message((3, handler("kata-qemu")))
+    status = serve(Runtime({"Status": newer}).serve).status(5)
+    assert status.handlers == ("kata-qemu",)
+    assert status.runtime_ready
+
+
+def info(key: str, value: str) -> tuple[int, bytes]:
+    return 2, message((1, key), (2, value))
+
+
+def test_handlers_a_runtime_does_not_report_are_read_from_its_configuration(
+    serve: Callable[..., Cri],
+) -> None:
+    config = '{"containerd": {"defaultRuntimeName": "runc", "runtimes": {"runc": {}, "kata-qemu": {}}}}'
+    answer = message((1, READY), info("golang", '"go1.24"'), info("config", config))
+    runtime = Runtime({"Status": answer})
+    status = serve(runtime.serve).status(5)
+    assert status.handlers == ("kata-qemu", "runc")
+    assert status.runtime_ready
+    plain, verbose = (body[5:] for _, body in runtime.requests)
+    assert (plain, verbose) == (b"", message((1, True)))
+
+
+def test_a_runtime_that_reports_its_handlers_is_asked_once(serve: Callable[..., Cri]) -> None:
+    config = info("config", '{"containerd": {"runtimes": {"other": {}}}}')
+    runtime = Runtime({"Status": message((1, READY), config, (3, handler("runc")))})
+    assert serve(runtime.serve).status(5).handlers == ("runc",)
+    assert len(runtime.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("[crio.runtime]\ndefault_runtime = 'crun'\n", id="toml-of-another-runtime"),
+        pytest.param("[]", id="array"),
+        pytest.param('{"containerd": null}', id="null"),
+        pytest.param('{"containerd": {"runtimes": null}}', id="no-runtimes"),
+        pytest.param('{"containerd": {"runtimes": "runc"}}', id="text"),
+    ],
+)
+def test_a_configuration_without_runtimes_names_no_handlers(serve: Callable[..., Cri], config: str) -> None:
+    status = serve(Runtime({"Status": message((1, READY), info("config", config))}).serve).status(5)
+    assert status.handlers == ()
+    assert status.runtime_ready
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        pytest.param(b"\x80", "a number ends too early", id="cut-number"),
+        pytest.param(b"\x0a\x05ab", "a field ends too early", id="cut-string"),
+        pytest.param(b"\x0b", "an unknown kind", id="group"),
+        pytest.param(b"\xff" * 11, "more than 64 bits", id="endless-number"),
+        pytest.param(message((1, message((1, b"\x0a\x05ab")))), "a field ends too early", id="inner-message"),
+    ],
+)
+def test_an_answer_that_is_no_message_is_an_error_of_its_own(
+    serve: Callable[..., Cri], answer: bytes, what: str
+) -> None:
+    with pytest.raises(CriCallError, match=what) as caught:
+        serve(Runtime({"Status": answer}).serve).status(5)
+    assert caught.value.reason is Reason.BROKEN
+
+
+def test_the_request_is_what_a_grpc_server_asks_for(serve: Callable[..., Cri]) -> None:
+    runtime = Runtime({"Status": message((3, handler("runc")))})
+    serve(runtime.serve).status(5)
+    [(headers, body)] = runtime.requests
+    assert headers[":method"] == "POST"
+    assert headers[":path"] == "/runtime.v1.RuntimeService/Status"
+    assert headers[":authority"] == "localhost"
+    assert headers["te"] == "trailers"
+    assert headers["content-type"] == "application/grpc"
+    assert body == b"\0\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "low", "high"),
+    [
+        pytest.param(5, 1, 5000, id="seconds"),
+        pytest.param(1e9, 99_999_999, 99_999_999, id="no-more-than-eight-digits"),
+    ],
+)
+def test_the_server_is_told_the_deadline(
+    serve: Callable[..., Cri], timeout: float, low: int, high: int
+) -> None:
+    runtime = Runtime()
+    serve(runtime.serve).version(timeout)
+    [(headers, _)] = runtime.requests
+    assert re.fullmatch(r"[0-9]{1,8}m", headers["grpc-timeout"])
+    assert low <= int(headers["grpc-timeout"][:-1]) <= high
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 7])
+def test_an_answer_split_anywhere_is_put_together(serve: Callable[..., Cri], chunk: int) -> None:
+    assert serve(Runtime(chunk=chunk).serve).version(5) == Version("containerd", "v2.1.9", "v1")
+
+
+def test_an_answer_larger_than_the_flow_control_window_does_not_stall(serve: Callable[..., Cri]) -> None:
+    handlers = [(3, handler(f"kata-{number:05}" + "x" * 250)) for number in range(4000)]
+    status = serve(Runtime({"Status": message(*handlers)}).serve).status(30)
+    assert len(status.handlers) == 4000
+
+
+def test_an_answer_without_end_is_given_up(serve: Callable[..., Cri]) -> None:
+    runtime = Runtime(body=lambda _: bytes(17 << 20))
+    with pytest.raises(CriCallError, match="longer than 16 MiB") as caught:
+        serve(runtime.serve).status(30)
+    assert caught.value.reason is Reason.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        pytest.param(lambda _: b"", "no message", id="none"),
+        pytest.param(lambda _: b"\0\0\0", "no message", id="cut-prefix"),
+        pytest.param(lambda answer: framed(answer)[:-1], "not one plain message", id="cut"),
+        pytest.param(lambda answer: framed(answer) * 2, "not one plain message", id="two"),
+        pytest.param(lambda answer: b"\1" + framed(answer)[1:], "not one plain message", id="compressed"),
+    ],
+)
+def test_an_answer_that_is_not_one_message_is_refused(
+    serve: Callable[..., Cri], body: Callable[[bytes], bytes], what: str
+) -> None:
+    with pytest.raises(CriCallError, match=what) as caught:
+        serve(Runtime(body=body).serve).version(5)
+    assert caught.value.reason is Reason.BROKEN
+
+
+def test_a_runtime_whose_cri_plugin_did_not_load_is_told_from_one_that_is_down(
+    serve: Callable[..., Cri],
+) -> None:
+    with pytest.raises(CriCallError, match="does not serve the CRI") as caught:
+        serve(Runtime({}).serve).version(5)
+    assert caught.value.reason is Reason.NO_CRI
+    assert "plugin" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("runtime", "reason", "what"),
+    [
+        pytest.param(
+            Runtime(status="14", status_message="server is not initialized yet: 50%25 done%2C wait"),
+            Reason.ERROR,
+            "Status failed: server is not initialized yet: 50% done, wait (gRPC status 14)",
+            id="unavailable",
+        ),
+        pytest.param(Runtime(status="2"), Reason.ERROR, "Status failed: gRPC status 2", id="wordless"),
+        pytest.param(Runtime(status="4"), Reason.TIMEOUT, "no answer to Status within 5 s", id="late"),
+        pytest.param(Runtime(http_status="404"), Reason.BROKEN, "not gRPC (HTTP status 404)", id="http"),
+        pytest.param(Runtime(instead="reset"), Reason.BROKEN, "gave the call up", id="reset"),
+        pytest.param(Runtime(instead="goaway"), Reason.BROKEN, "gave the call up", id="goaway"),
+        pytest.param(Runtime(instead="half"), Reason.BROKEN, "no answer", id="died-in-mid-answer"),
+    ],
+)
+def test_an_error_says_what_the_runtime_said(
+    serve: Callable[..., Cri], runtime: Runtime, reason: Reason, what: str
+) -> None:
+    with pytest.raises(CriCallError) as caught:
+        serve(runtime.serve).status(5)
+    assert caught.value.reason is reason
+    assert what in caught.value.what
+    assert caught.value.where == SOCKET
+    assert caught.value.hint
+    assert isinstance(caught.value, CriError)
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"-" * 100, id="http1"),
+        pytest.param(b"REJECTED EXTERNAL\r\n" * 9, id="another-protocol"),
+        pytest.param(b"\0\0\1\0\0\0\0\0\0x", id="http2-that-breaks-its-rules"),
+        pytest.param(b"", id="hangs-up"),
+    ],
+)
+def test_a_socket_of_something_else_is_told(serve: Callable[..., Cri], greeting: bytes) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(greeting)
+
+    with pytest.raises(CriCallError) as caught:
+        serve(talk).version(5)
+    assert caught.value.reason is Reason.BROKEN
+
+
+def test_a_missing_socket_is_a_runtime_that_is_down_or_restarting(tmp_path: Path) -> None:
+    with pytest.raises(CriCallError, match="there is no CRI socket") as caught:
+        Cri(Root(tmp_path)).version(5)
+    assert caught.value.reason is Reason.MISSING
+    assert caught.value.where == SOCKET
+
+
+def test_a_socket_that_nobody_listens_on_is_told_from_a_missing_one(tmp_path: Path) -> None:
+    listen(tmp_path / SOCKET[1:]).close()
+    with pytest.raises(CriCallError, match="nobody listens") as caught:
+        Cri(Root(tmp_path), SOCKET).version(5)
+    assert caught.value.reason is Reason.REFUSED
+
+
+def test_a_socket_below_a_file_is_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"")
+    with pytest.raises(CriCallError) as caught:
+        Cri(Root(tmp_path), SOCKET).version(5)
+    assert caught.value.reason is Reason.MISSING
+
+
+def test_a_socket_this_user_may_not_use_is_told(
+    serve: Callable[..., Cri], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("kata_node.host.sockets.socket.socket.connect", refuse)
+    with pytest.raises(CriCallError) as caught:
+        serve(Runtime().serve).version(5)
+    assert caught.value.reason is Reason.DENIED
+    assert caught.value.hint == "run as root"
+
+
+def test_a_runtime_that_accepts_but_never_answers_times_out(serve: Callable[..., Cri]) -> None:
+    with pytest.raises(CriCallError, match=r"no answer to Version within 0.1 s") as caught:
+        serve(Runtime(instead="nothing").serve).version(0.1)
+    assert caught.value.reason is Reason.TIMEOUT
+
+
+def test_a_runtime_that_sends_a_byte_now_and_then_times_out_all_the_same(serve: Callable[..., Cri]) -> None:
+    over = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        settings = H2Connection(H2Configuration(client_side=False))
+        settings.initiate_connection()
+        connection.sendall(settings.data_to_send())
+        while not over.wait(0.01):
+            connection.sendall(b"\0\0\4\x08\0\0\0\0\0" + b"\0\0\0\1")  # a window update: wants no answer
+
+    with pytest.raises(CriCallError) as caught:
+        serve(trickle).version(0.2)
+    over.set()
+    assert caught.value.reason is Reason.TIMEOUT
+
+
+def test_a_runtime_that_does_not_even_accept_times_out(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    with (
+        listen(tmp_path / SOCKET[1:], backlog=0),
+        Stream.connect(root, SOCKET, time.monotonic() + 5),
+        pytest.raises(CriCallError) as caught,
+    ):
+        Cri(root, SOCKET).version(0.1)
+    assert caught.value.reason is Reason.TIMEOUT
+
+
+def test_a_root_deeper_than_a_socket_address_can_say_is_no_obstacle(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    peer = UnixPeer(deep / SOCKET[1:], Runtime().serve)
+    try:
+        assert Cri(Root(deep), SOCKET).version(5).runtime_name == "containerd"
+    finally:
+        peer.close()
+
+
+def test_a_link_on_the_way_to_the_socket_stays_below_the_root(
+    serve: Callable[..., Cri], tmp_path: Path
+) -> None:
+    cri = serve(Runtime().serve)
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/run").symlink_to("/run")
+    assert Cri(cri.root, "/var/run/containerd/containerd.sock").version(5).runtime_name == "containerd"
+
+
+def test_a_loop_of_links_is_the_hosts_error(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("run")
+    with pytest.raises(HostError):
+        Cri(Root(tmp_path), SOCKET).version(5)
+
+
+def test_each_call_connects_anew_so_a_restarted_runtime_answers_at_once(tmp_path: Path) -> None:
+    cri = Cri(Root(tmp_path), SOCKET)
+    for version in ("2.1.9", "2.2.0"):
+        peer = UnixPeer(
+            tmp_path / SOCKET[1:], Runtime({"Version": message((2, "containerd"), (3, version))}).serve
+        )
+        assert cri.version(5).runtime_version == version
+        peer.close()
+        (tmp_path / SOCKET[1:]).unlink()

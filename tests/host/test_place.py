@@ -1,0 +1,495 @@
+"""Placing a payload: whole, durable and in place, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import payloads
+import pytest
+from payloads import FILES, MTIME, QEMU, archive_path
+
+from kata_node.errors import HostError, PayloadError
+from kata_node.host.files import Root
+from kata_node.host.place import place
+from kata_node.payload import index
+from kata_node.payload.index import Payload
+from kata_node.payload.manifest import Entry
+
+IMAGE = "share/kata-containers/kata-containers.img"
+INSTALL_DIR = "/opt/kata"
+
+
+@pytest.fixture(params=["tree", "tarballs"])
+def payload(request: pytest.FixtureRequest, tmp_path: Path) -> Payload:
+    directory = getattr(payloads, request.param)(tmp_path / "payload")
+    index.write_index(directory)
+    return index.load(directory)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    (tmp_path / "node/opt").mkdir(parents=True)
+    return tmp_path / "node"
+
+
+def all_of(payload: Payload) -> tuple[Entry, ...]:
+    return payload.select([QEMU], "x86_64")
+
+
+def only(payload: Payload, *paths: str) -> tuple[Entry, ...]:
+    return tuple(entry for entry in all_of(payload) if entry.path in paths)
+
+
+def install(node: Path, payload: Payload, entries: tuple[Entry, ...] | None = None) -> Path:
+    place(Root(node), payload, all_of(payload) if entries is None else entries, INSTALL_DIR)
+    return node / "opt/kata"
+
+
+def test_every_file_and_link_is_there_as_the_payload_has_it(node: Path, payload: Payload) -> None:
+    base = install(node, payload)
+    placed = {path: found for path, found in payloads.snapshot(base).items() if found[0] != "dir"}
+    assert placed == {
+        path: ("link", content)
+        if isinstance(content, str)
+        else ("file", oct(stat.S_IFREG | payloads.mode_of(path)), content, float(MTIME))
+        for path, content in FILES.items()
+    }
+
+
+def test_placing_again_gives_the_same(node: Path, payload: Payload) -> None:
+    first = payloads.snapshot(install(node, payload))
+    assert payloads.snapshot(install(node, payload)) == first
+
+
+def test_no_umask_changes_a_mode(node: Path, payload: Payload) -> None:
+    before = os.umask(0o077)
+    try:
+        base = install(node, payload)
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (base, *base.rglob("*")) if path.is_dir()}
+    assert modes == {0o755}
+    assert stat.S_IMODE((base / "bin/qemu-system-x86_64").stat().st_mode) == 0o755
+
+
+def test_only_what_is_asked_for_is_written(node: Path, payload: Payload) -> None:
+    base = install(node, payload, only(payload, "libexec/virtiofsd"))
+    assert list(payloads.snapshot(base)) == ["libexec", "libexec/virtiofsd"]
+
+
+def test_progress_adds_up_to_the_size_of_everything(node: Path, payload: Payload) -> None:
+    entries, done = all_of(payload), [0]
+    lock = threading.Lock()
+
+    def count(size: int) -> None:
+        with lock:
+            done[0] += size
+
+    place(Root(node), payload, entries, INSTALL_DIR, progress=count)
+    assert done[0] == sum(entry.size for entry in entries)
+
+
+def fail_with(code: int) -> Callable[..., int]:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.fixture(
+    params=[None, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, 0],
+    ids=lambda code: {None: "supported", 0: "gives nothing"}.get(code) or errno.errorcode[code],
+)
+def kernel_copy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels and pairs of file systems that can copy by themselves, and those that cannot."""
+    if request.param == 0:
+        monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
+    elif request.param is not None:
+        monkeypatch.setattr(os, "copy_file_range", fail_with(request.param))
+
+
+@pytest.mark.usefixtures("kernel_copy")
+def test_holes_stay_holes_however_the_kernel_copies(node: Path, payload: Payload) -> None:
+    placed = install(node, payload, only(payload, IMAGE)) / IMAGE
+    assert placed.read_bytes() == FILES[IMAGE]
+    assert placed.stat().st_blocks * 512 < payloads.HOLE // 4
+
+
+def test_zeros_the_image_stores_become_a_hole_again(
+    node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "bin/qemu-system-x86_64"
+    if payload.manifest.form == "tree":
+        payload.file(path).write_bytes(cast("bytes", FILES[path]))
+    monkeypatch.setattr("fcntl.ioctl", fail_with(errno.EXDEV))
+    monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
+    placed = install(node, payload, only(payload, path)) / path
+    assert placed.read_bytes() == FILES[path]
+    assert placed.stat().st_blocks * 512 < payloads.HOLE // 4
+
+
+def test_a_sparse_member_of_an_archive_is_placed_with_its_holes(tmp_path: Path, node: Path) -> None:
+    content = b"a" * 4096 + bytes(payloads.HOLE) + b"b" * 100 + bytes(payloads.HOLE)
+    member = payloads.sparse_file(
+        "share/image", [(0, b"a" * 4096), (4096 + payloads.HOLE, b"b" * 100)], len(content)
+    )
+    directory = payloads.tarballs(
+        tmp_path / "payload",
+        {"qemu": [member, payloads.file("share/next", b"next")]},
+        {"qemu": {"x86_64": ["qemu"]}},
+    )
+    payload, done = index.load(directory), [0]
+
+    def count(size: int) -> None:
+        done[0] += size
+
+    place(Root(node), payload, all_of(payload), INSTALL_DIR, progress=count)
+    base = node / "opt/kata"
+    assert done == [len(content) + len(b"next")]
+    assert (base / "share/image").read_bytes() == content
+    assert (base / "share/image").stat().st_blocks * 512 <= 64 * 1024
+    assert (base / "share/next").read_bytes() == b"next"
+
+
+def test_a_copy_that_shares_blocks_is_not_copied_again(
+    tmp_path: Path, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clone(target: int, request: int, source: int) -> int:
+        assert request == 0x40049409
+        return os.pwrite(target, b"cloned", 0)
+
+    payload = index.load(payloads.tree(tmp_path / "payload"))
+    monkeypatch.setattr("fcntl.ioctl", clone)
+    base = install(node, payload, only(payload, IMAGE))
+    assert (base / IMAGE).read_bytes() == b"cloned"
+
+
+def hard_linked(directory: Path) -> Payload:
+    packed = [payloads.file("bin/a", b"same", 0o755), payloads.hard_link("bin/b", "./opt/kata/bin/a")]
+    payloads.tarballs(directory, {"qemu": packed}, {"qemu": {"x86_64": ["qemu"]}})
+    return index.load(directory)
+
+
+@pytest.mark.parametrize("names", [("bin/a", "bin/b"), ("bin/b",)], ids=["both names", "second name"])
+def test_hard_links_become_files_of_their_own(tmp_path: Path, node: Path, names: tuple[str, ...]) -> None:
+    payload = hard_linked(tmp_path / "payload")
+    base = install(node, payload, only(payload, *names))
+    for name in names:
+        assert (base / name).read_bytes() == b"same"
+        assert ((base / name).stat().st_nlink, stat.S_IMODE((base / name).stat().st_mode)) == (1, 0o755)
+
+
+def test_a_running_program_keeps_its_old_file(node: Path, payload: Payload) -> None:
+    base = node / "opt/kata"
+    (base / "bin").mkdir(parents=True)
+    (base / "bin/qemu-system-x86_64").write_bytes(b"old")
+    with (base / "bin/qemu-system-x86_64").open("rb") as running:
+        install(node, payload)
+        assert running.read() == b"old"
+    assert (base / "bin/qemu-system-x86_64").read_bytes() == FILES["bin/qemu-system-x86_64"]
+
+
+def test_a_link_on_the_host_is_replaced_and_what_it_leads_to_is_not(node: Path, payload: Payload) -> None:
+    (node / "opt/kata/libexec").mkdir(parents=True)
+    (node / "precious").write_bytes(b"precious")
+    (node / "opt/kata/libexec/virtiofsd").symlink_to("../../../precious")
+    base = install(node, payload)
+    assert not (base / "libexec/virtiofsd").is_symlink()
+    assert (node / "precious").read_bytes() == b"precious"
+
+
+def test_directories_that_are_there_stay_as_they_are(node: Path, payload: Payload) -> None:
+    (node / "opt/kata/bin").mkdir(parents=True)
+    (node / "opt/kata/bin").chmod(0o700)
+    base = install(node, payload)
+    assert stat.S_IMODE((base / "bin").stat().st_mode) == 0o700
+
+
+def test_a_directory_nobody_may_write_into_is_filled_all_the_same(tmp_path: Path, node: Path) -> None:
+    directory = payloads.tree(tmp_path / "payload")
+    (directory / "opt/kata/libexec").chmod(0o555)
+    payload = index.load(directory)
+    base = install(node, payload)
+    assert stat.S_IMODE((base / "libexec").stat().st_mode) == 0o555
+    (directory / "opt/kata/libexec").chmod(0o755)
+    (base / "libexec").chmod(0o755)
+
+
+def test_the_install_dir_may_be_behind_a_link_of_the_host(node: Path, payload: Payload) -> None:
+    (node / "data").mkdir()
+    (node / "opt").rmdir()
+    (node / "opt").symlink_to("/data")
+    install(node, payload)
+    assert (node / "data/kata/bin/qemu-system-x86_64").exists()
+
+
+def test_left_overs_of_a_killed_run_are_no_obstacle(node: Path, payload: Payload) -> None:
+    (node / "opt/kata/libexec").mkdir(parents=True)
+    (node / "opt/kata/libexec/.virtiofsd.kata-node-tmp").write_bytes(b"half")
+    base = install(node, payload)
+    assert [path.name for path in (base / "libexec").iterdir()] == ["virtiofsd"]
+
+
+def directory_is_a_link(base: Path) -> None:
+    (base / "elsewhere").mkdir()
+    (base / "bin").symlink_to("elsewhere")
+
+
+def directory_is_a_link_out(base: Path) -> None:
+    (base / "bin").symlink_to("/etc")
+
+
+def directory_is_a_file(base: Path) -> None:
+    (base / "bin").write_bytes(b"file")
+
+
+def file_is_a_directory(base: Path) -> None:
+    (base / "bin/qemu-system-x86_64").mkdir(parents=True)
+
+
+def link_is_a_directory(base: Path) -> None:
+    (base / "share/kata-containers/vmlinux.container").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "says"),
+    [
+        (directory_is_a_link, "symlink"),
+        (directory_is_a_link_out, "symlink"),
+        (directory_is_a_file, "file stands"),
+        (file_is_a_directory, "directory stands"),
+        (link_is_a_directory, "directory stands"),
+    ],
+)
+def test_what_stands_in_the_way_is_named_and_left(
+    node: Path, payload: Payload, obstacle: Callable[[Path], None], says: str
+) -> None:
+    (node / "opt/kata").mkdir()
+    obstacle(node / "opt/kata")
+    before = payloads.snapshot(node)
+    with pytest.raises(HostError, match=says) as caught:
+        install(node, payload)
+    assert caught.value.where.startswith(("/opt/kata/bin", "/opt/kata/share"))
+    assert caught.value.hint
+    assert payloads.snapshot(node) == before
+
+
+def test_an_install_dir_that_is_a_file_is_named(node: Path, payload: Payload) -> None:
+    (node / "opt/kata").write_bytes(b"file")
+    with pytest.raises(HostError, match="/opt/kata") as caught:
+        install(node, payload)
+    assert caught.value.hint
+    assert (node / "opt/kata").read_bytes() == b"file"
+
+
+@pytest.fixture
+def old_release(node: Path, payload: Payload) -> dict[str, tuple[object, ...]]:
+    """A node that already has files of this payload's names."""
+    for path, content in FILES.items():
+        target = node / "opt/kata" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            target.write_bytes(b"old release")
+    return payloads.snapshot(node)
+
+
+def break_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int, code: int) -> None:
+    """From the given call on, the system call ``name`` fails."""
+    real, count = getattr(os, name), iter(range(10**6))
+    lock = threading.Lock()
+
+    def maybe(*args: object, **kwargs: object) -> object:
+        with lock:
+            number = next(count)
+        if number >= calls:
+            raise OSError(code, os.strerror(code))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, maybe)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        pytest.param("pwrite", errno.ENOSPC, id="disk full"),
+        pytest.param("pwrite", errno.EIO, id="disk fails"),
+        pytest.param("fsync", errno.EIO, id="disk fails late"),
+        pytest.param("ftruncate", errno.EROFS, id="read-only"),
+    ],
+)
+def test_a_failure_in_the_middle_leaves_the_node_as_it_was(
+    node: Path,
+    payload: Payload,
+    old_release: dict[str, tuple[object, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    code: int,
+    calls: int,
+) -> None:
+    monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
+    break_after(monkeypatch, name, calls, code)
+    with pytest.raises(HostError, match=os.strerror(code)) as caught:
+        install(node, payload)
+    assert caught.value.where.startswith("/opt/kata/")
+    assert caught.value.hint
+    monkeypatch.undo()
+    assert payloads.snapshot(node) == old_release
+
+
+def test_a_full_disk_met_by_the_kernels_own_copy_is_no_reason_to_try_another(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = index.load(payloads.tree(tmp_path / "payload"))
+    monkeypatch.setattr(os, "copy_file_range", fail_with(errno.ENOSPC))
+    with pytest.raises(HostError, match="No space left"):
+        install(node, payload)
+
+
+def test_a_first_installation_that_fails_leaves_nothing(
+    node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_after(monkeypatch, "fsync", 4, errno.ENOSPC)
+    with pytest.raises(HostError):
+        install(node, payload)
+    assert list(payloads.snapshot(node)) == ["opt"]
+
+
+def test_an_interruption_stops_the_threads_and_cleans_up(
+    node: Path, payload: Payload, old_release: dict[str, tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kata_node.host.place.as_completed", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        install(node, payload)
+    assert payloads.snapshot(node) == old_release
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("place")]
+
+
+def test_one_failure_stops_the_other_copies(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = b"large" * payloads.HOLE, b"small"
+    payload = index.load(payloads.tree(tmp_path / "payload", {"large": large, "small": small}))
+    stopped = threading.Event()
+    pwrite, written = os.pwrite, [0]
+
+    class Stop(threading.Event):
+        def set(self) -> None:
+            super().set()
+            stopped.set()
+
+    def write(fd: int, data: memoryview, offset: int) -> int:
+        if data == small:
+            raise OSError(errno.ENOSPC, "No space left")
+        stopped.wait(1)
+        written[0] += len(data)
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr("kata_node.host.place.threading", SimpleNamespace(Event=Stop))
+    monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
+    monkeypatch.setattr(os, "pwrite", write)
+    with pytest.raises(HostError, match="No space left"):
+        install(node, payload)
+    assert written[0] < len(large) // 4
+
+
+def test_nothing_gets_its_name_before_all_of_it_is_on_the_disk(
+    node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def log_fsync(fd: int) -> None:
+        events.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    def log_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    install(node, payload, ())
+    monkeypatch.setattr(os, "fsync", log_fsync)
+    monkeypatch.setattr(Path, "rename", log_rename)
+    base = install(node, payload)
+    files = [path for path, content in FILES.items() if isinstance(content, bytes)]
+    directories = [base, *(path for path in base.rglob("*") if path.is_dir())]
+    assert events == ["file"] * len(files) + ["rename"] * len(FILES) + ["directory"] * len(directories)
+
+
+def harm_tree(payload: Payload, path: str, harm: Callable[[Path], object]) -> None:
+    harm(payload.directory / "opt/kata" / path)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(lambda path: path.write_bytes(b"another size"), id="another size"),
+        pytest.param(Path.unlink, id="gone"),
+        pytest.param(lambda path: path.symlink_to(path.rename(path.with_name("moved"))), id="a link now"),
+    ],
+)
+def test_a_tree_that_changed_since_its_manifest_is_noticed(
+    tmp_path: Path, node: Path, harm: Callable[[Path], object]
+) -> None:
+    payload = index.load(payloads.tree(tmp_path / "payload"))
+    harm(payload.file(IMAGE))
+    with pytest.raises(PayloadError, match="payload index") as caught:
+        install(node, payload)
+    assert caught.value.where == str(payload.file(IMAGE))
+    assert list(payloads.snapshot(node)) == ["opt"]
+
+
+def repacked(*members: payloads.Member) -> Callable[[Path], object]:
+    return lambda path: payloads.archive(path, members)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        pytest.param(repacked(payloads.file("libexec/virtiofsd", b"#!virtiofsX")), "digest", id="content"),
+        pytest.param(repacked(payloads.file("libexec/virtiofsd", b"longer" * 9)), "digest", id="size"),
+        pytest.param(repacked(payloads.file("libexec/other")), "digest", id="another file"),
+        pytest.param(repacked(), "digest", id="nothing in it"),
+        pytest.param(repacked(payloads.link("libexec", "/etc")), "digest", id="a link out"),
+        pytest.param(repacked(payloads.file("../../../evil")), "cannot be trusted|digest", id="a path out"),
+        pytest.param(repacked(payloads.Member("/evil")), "cannot be trusted", id="an absolute path"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:40]), "damaged", id="cut short"),
+        pytest.param(Path.unlink, "missing", id="gone"),
+    ],
+)
+def test_an_archive_that_changed_since_its_manifest_is_noticed(
+    tmp_path: Path, node: Path, harm: Callable[[Path], object], says: str
+) -> None:
+    payload = index.load(payloads.tarballs(tmp_path / "payload"))
+    path = archive_path(payload.directory, "virtiofsd")
+    harm(path)
+    with pytest.raises(PayloadError, match=says) as caught:
+        install(node, payload)
+    assert caught.value.hint
+    assert list(payloads.snapshot(node)) == ["opt"]
+    assert [found.name for found in tmp_path.iterdir() if "evil" in found.name] == []
+
+
+def test_a_component_that_is_not_needed_is_not_read(tmp_path: Path, node: Path) -> None:
+    payload = index.load(payloads.tarballs(tmp_path / "payload"))
+    archive_path(payload.directory, "kernel").write_bytes(b"broken")
+    base = install(node, payload, only(payload, "libexec/virtiofsd"))
+    assert (base / "libexec/virtiofsd").exists()
+
+
+def test_a_manifest_cannot_make_up_what_an_archive_does_not_have(tmp_path: Path, node: Path) -> None:
+    payload = index.load(payloads.tarballs(tmp_path / "payload"))
+    entries = tuple(replace(entry, sha256="0" * 64) for entry in only(payload, "libexec/virtiofsd"))
+    with pytest.raises(PayloadError, match="digest"):
+        install(node, payload, entries)

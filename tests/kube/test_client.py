@@ -1,0 +1,993 @@
+"""A Node over real HTTP: the client against a small API server that holds one Node and fails on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import lightkube
+import pytest
+from certificates import MADE_UP_AUTHORITY
+
+from kata_node.cluster import labels
+from kata_node.errors import KubeError, UnfitNodeError, UsageError
+from kata_node.kube import credentials
+from kata_node.kube.client import ABSENCE, Clock, Kube, NodeFacts, NoSuchNodeError
+from kata_node.kube.retry import ACCESS_TRIES
+
+SHARED = "katacontainers.io/kata-runtime"
+MARK = "kata-deploy.katacontainers.io/blue"
+OURS = {SHARED: "true", MARK: "true"}
+MACHINE = "0123456789abcdef0123456789abcdef"
+
+
+def label(node: NodeFacts) -> dict[str, str | None]:
+    return labels.served(node.labels, "blue")
+
+
+def unlabel(node: NodeFacts) -> dict[str, str | None]:
+    return labels.released(node.labels, "blue")
+
+
+Labels = dict[str, str]
+
+
+# --- the API server ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Fault:
+    """What befalls one request. Without a status the connection is cut."""
+
+    status: int = 0
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+    method: str = ""  # only such a request
+    carried_out: bool = False  # the request is done, only its answer is lost
+    hang: bool = False
+    drip: float = 0  # seconds between the bytes of the answer
+    first: Callable[[], None] | None = None  # happens just before; then the request goes its usual way
+
+
+def status_object(code: int, message: str, reason: str = "") -> bytes:
+    answer = {"kind": "Status", "apiVersion": "v1", "code": code, "message": message, "reason": reason}
+    return json.dumps(answer).encode()
+
+
+class Api:
+    """One Node with the API server's rules for versions and merge patches."""
+
+    def __init__(self) -> None:
+        self.name = "n1"
+        self.present = True
+        self.labels: Labels = {"kubernetes.io/hostname": "n1"}
+        self.status: dict[str, Any] = {
+            "conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": "True"}],
+            "nodeInfo": {"machineID": MACHINE},
+        }
+        self.version = 41
+        self.token = ""
+        self.requests: list[str] = []
+        self.writes = 0
+        self.faults: list[Fault] = []
+        self.released = threading.Event()
+        self._port = 0
+        self._server: ThreadingHTTPServer | None = None
+        self._connections: set[socket.socket] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        api = self
+
+        class Handler(_Handler):
+            owner = api
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._server.daemon_threads = False  # joined when the server is closed
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.01,)).start()
+
+    def stop(self) -> None:
+        assert self._server is not None
+        self.released.set()
+        self._server.shutdown()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._server.server_close()
+
+    def write(self, changes: Mapping[str, str | None]) -> None:
+        """Another writer changes labels."""
+        merged = {**self.labels, **changes}
+        self.labels = {key: value for key, value in merged.items() if value is not None}
+        self.version += 1
+
+    def replace(self, node_labels: Labels) -> None:
+        """A kubelet registers again with the labels it knows."""
+        self.write(dict.fromkeys(self.labels) | node_labels)
+
+    def report(self, **status: Any) -> None:
+        self.status |= status
+        self.version += 1
+
+    def node(self) -> bytes:
+        metadata: dict[str, Any] = {"name": self.name, "resourceVersion": str(self.version)}
+        if self.labels:
+            metadata["labels"] = self.labels
+        # A field of a type that no release of the API has: nothing that is not read may matter.
+        node = {"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": {"taints": "new"}}
+        return json.dumps(node | {"status": self.status}).encode()
+
+    def answer(self, method: str, path: str, content_type: str, body: bytes) -> tuple[int, bytes]:
+        if path != f"/api/v1/nodes/{self.name}" or not self.present:
+            return 404, status_object(404, f'nodes "{path}" not found', "NotFound")
+        if method == "GET":
+            return 200, self.node()
+        if content_type != "application/merge-patch+json":
+            return 415, status_object(415, content_type)
+        metadata = json.loads(body)["metadata"]
+        if metadata.get("resourceVersion") != str(self.version):
+            return 409, status_object(409, "the object has been modified", "Conflict")
+        self.writes += 1
+        self.write(metadata["labels"])
+        return 200, self.node()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: Api
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer in one packet: in two, the kernels wait for each other's acknowledgement
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner._connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.owner._connections.discard(self.connection)
+        super().finish()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def do_GET(self) -> None:
+        self._handle("GET")
+
+    def do_PATCH(self) -> None:
+        self._handle("PATCH")
+
+    def _handle(self, method: str) -> None:
+        api = self.owner
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path, content_type = self.path.partition("?")[0], self.headers.get("Content-Type", "")
+        api.requests.append(method)
+        if api.token and self.headers.get("Authorization") != f"Bearer {api.token}":
+            self._send(
+                401, status_object(401, "Unauthorized", "Unauthorized"), {"Content-Type": "application/json"}
+            )
+            return
+        fault = next((each for each in api.faults if each.method in ("", method)), None)
+        if fault is None:
+            self._send(*api.answer(method, path, content_type, body), {"Content-Type": "application/json"})
+            return
+        api.faults.remove(fault)
+        if fault.hang:
+            api.released.wait()
+        if fault.drip:
+            for byte in b"HTTP/1.1 200 " + 1000 * b"O":
+                with contextlib.suppress(OSError):  # the client has gone
+                    self.connection.sendall(bytes([byte]))
+                if api.released.wait(fault.drip):
+                    break
+            self.close_connection = True
+            return
+        if fault.first:
+            fault.first()
+            self._send(*api.answer(method, path, content_type, body), {"Content-Type": "application/json"})
+            return
+        if fault.carried_out:
+            api.answer(method, path, content_type, body)
+        if fault.status:
+            error = status_object(fault.status, "as ordered") if fault.body is None else fault.body
+            self._send(fault.status, error, fault.headers)
+        else:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _send(self, code: int, body: bytes, headers: Mapping[str, str]) -> None:
+        with contextlib.suppress(OSError):  # the client may have gone
+            self.send_response(code)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+
+# --- time and fixtures ------------------------------------------------------------------------------
+
+
+class Time:
+    """A clock that only sleeping moves; what is planned happens when its moment has come."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+        self._plan: list[tuple[float, Callable[[], object]]] = []
+
+    def at(self, seconds: float, event: Callable[[], object]) -> None:
+        self._plan.append((1000.0 + seconds, event))
+
+    @property
+    def passed(self) -> float:
+        return self.now - 1000.0
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.slept.append(seconds)
+        self.now += seconds
+        due = [event for moment, event in self._plan if moment <= self.now]
+        self._plan = [each for each in self._plan if each[0] > self.now]
+        for event in due:
+            event()
+
+    def clock(self, jitter: float = 1.0) -> Clock:
+        return Clock(now=lambda: self.now, sleep=self.sleep, jitter=lambda: jitter)
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    api = Api()
+    api.start()
+    yield api
+    api.stop()
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No credentials at all, but for what a test puts below ``tmp_path``."""
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(credentials, "SERVICE_ACCOUNT", str(tmp_path / "serviceaccount"))
+    return tmp_path
+
+
+def write_kubeconfig(path: Path, server: str, user: Mapping[str, str]) -> None:
+    config = {
+        "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "me"}}],
+        "clusters": [{"name": "it", "cluster": {"server": server}}],
+        "users": [{"name": "me", "user": user}],
+    }
+    path.write_text(json.dumps(config))  # JSON is YAML
+
+
+@pytest.fixture
+def token_file(environment: Path) -> Path:
+    path = environment / "token"
+    path.write_text("first")
+    return path
+
+
+@pytest.fixture
+def kube(
+    api: Api, time: Time, environment: Path, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Kube]:
+    config = environment / "kubeconfig"
+    write_kubeconfig(config, api.url, {"tokenFile": str(token_file)})
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    with Kube.connect(clock=time.clock(), request_timeout=5) as kube:
+        yield kube
+
+
+# --- labels that last -------------------------------------------------------------------------------
+
+
+def test_a_node_gets_its_labels_and_keeps_all_others(kube: Kube, api: Api, time: Time) -> None:
+    others = {f"example.com/label-{number}": "x" * 63 for number in range(500)}
+    api.labels |= others
+    facts = kube.settle("n1", label, window=10, timeout=60)
+    assert api.labels == {"kubernetes.io/hostname": "n1", **others, **OURS}
+    assert facts.labels == api.labels
+    assert api.writes == 1
+    assert time.passed >= 10
+
+
+def test_unlabelling_removes_the_keys_themselves(kube: Kube, api: Api) -> None:
+    api.labels |= OURS
+    kube.settle("n1", unlabel, window=3, timeout=60)
+    assert api.labels == {"kubernetes.io/hostname": "n1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "node_labels"),
+    [pytest.param(label, OURS, id="label"), pytest.param(unlabel, {}, id="unlabel")],
+)
+def test_a_node_that_is_as_wanted_is_not_written_to(
+    kube: Kube, api: Api, change: Callable[[NodeFacts], Mapping[str, str | None]], node_labels: Labels
+) -> None:
+    api.labels |= node_labels
+    kube.settle("n1", change, window=3, timeout=60)
+    assert set(api.requests) == {"GET"}
+
+
+def test_labels_wiped_by_a_kubelet_are_set_again_and_the_window_begins_anew(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    time.at(8, lambda: api.replace({"kubernetes.io/hostname": "n1"}))
+    kube.settle("n1", label, window=10, timeout=60)
+    assert OURS.items() <= api.labels.items()
+    assert api.writes == 2
+    assert time.passed >= 18
+
+
+def test_labels_put_back_after_unlabelling_are_removed_again(kube: Kube, api: Api, time: Time) -> None:
+    api.labels |= OURS
+    time.at(2, lambda: api.write(OURS))
+    kube.settle("n1", unlabel, window=5, timeout=60)
+    assert api.labels == {"kubernetes.io/hostname": "n1"}
+    assert time.passed >= 7
+
+
+def test_labels_that_are_wiped_again_and_again_are_a_failure_at_the_deadline(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    for second in range(2, 60, 4):
+        time.at(second, lambda: api.replace({}))
+    with pytest.raises(
+        KubeError, match=r"did not stay as set for 10 s within 30 s.*undone [5-9] times"
+    ) as error:
+        kube.settle("n1", label, window=10, timeout=30)
+    assert time.passed == 30
+    assert "managedFields" in error.value.hint
+
+
+def test_what_is_left_of_the_time_for_all_of_a_stage_is_all_there_is(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    api.status["conditions"] = [{"type": "Ready", "status": "False", "message": "starting"}]
+    with pytest.raises(KubeError, match="not Ready"):
+        kube.wait_ready("n1", timeout=300, deadline=kube.within(20))
+    assert time.passed == 20
+    for second in range(21, 60):
+        time.at(second, lambda: api.replace({}))
+    with pytest.raises(KubeError, match="did not stay as set"):
+        kube.settle("n1", label, window=10, timeout=300, deadline=kube.within(15))
+    assert time.passed == 35
+
+
+def test_a_node_that_stops_serving_is_not_labelled_again(kube: Kube, api: Api, time: Time) -> None:
+    serving = [{"name": "kata-qemu"}]
+    api.status["runtimeHandlers"] = serving
+
+    def reverted() -> None:
+        api.replace({})
+        api.status["runtimeHandlers"] = [{"name": "runc"}]
+
+    time.at(3, reverted)
+    with pytest.raises(KubeError, match="does not report kata-qemu"):
+        kube.settle("n1", label, serves=["kata-qemu"], window=10, timeout=30)
+    assert not OURS.items() & api.labels.items()
+    time.at(40, lambda: api.status.update(runtimeHandlers=serving))
+    kube.settle("n1", label, serves=["kata-qemu"], window=10, timeout=60)
+    assert OURS.items() <= api.labels.items()
+
+
+def test_a_node_nobody_named_is_told_by_the_variable_that_is_missing(kube: Kube, api: Api) -> None:
+    with pytest.raises(UsageError) as error:
+        kube.settle("", label, window=3, timeout=60)
+    assert error.value.where == "NODE_NAME"
+    assert api.requests == []
+
+
+def test_a_window_longer_than_the_timeout_is_refused(kube: Kube, api: Api) -> None:
+    with pytest.raises(UsageError, match="10 s when there are 5 s"):
+        kube.settle("n1", label, window=10, timeout=5)
+    assert api.requests == []
+
+
+# --- conflicts --------------------------------------------------------------------------------------
+
+
+def test_a_change_by_another_writer_in_between_is_read_again_and_kept(kube: Kube, api: Api) -> None:
+    api.faults = [
+        Fault(method="PATCH", first=lambda: api.write({"kata-deploy.katacontainers.io/default": "true"}))
+    ]
+    api.labels |= OURS
+    kube.settle("n1", unlabel, window=3, timeout=60)
+    assert api.labels == {
+        "kubernetes.io/hostname": "n1",
+        SHARED: "true",
+        "kata-deploy.katacontainers.io/default": "true",
+    }
+    assert api.writes == 1
+
+
+def test_labels_that_another_writer_puts_back_begin_a_window_of_their_own(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    api.labels |= OURS
+    time.at(8, lambda: api.replace({}))
+    api.faults = [Fault(method="PATCH", first=lambda: api.write(OURS))]
+    kube.settle("n1", label, window=10, timeout=60)
+    assert api.writes == 0
+    assert time.passed >= 18
+
+
+def test_conflicts_without_end_are_a_failure_at_the_deadline(kube: Kube, api: Api, time: Time) -> None:
+    api.faults = [
+        Fault(method="PATCH", first=functools.partial(api.write, {"beat": str(n)})) for n in range(200)
+    ]
+    with pytest.raises(KubeError, match=r"undone 0 times, and [1-9]\d* changes met a conflict"):
+        kube.settle("n1", label, window=3, timeout=30)
+    assert time.passed == 30
+    assert api.writes == 0
+
+
+def test_a_change_made_whose_answer_was_lost_is_not_made_twice(kube: Kube, api: Api) -> None:
+    api.faults = [Fault(method="PATCH", carried_out=True)]
+    kube.settle("n1", label, window=3, timeout=60)
+    assert OURS.items() <= api.labels.items()
+    assert api.writes == 1
+
+
+# --- an API server in trouble -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault(500), id="internal error"),
+        pytest.param(Fault(503), id="unavailable"),
+        pytest.param(Fault(504), id="timeout in the server"),
+        pytest.param(Fault(429), id="too many requests"),
+        pytest.param(Fault(), id="connection cut"),
+        pytest.param(Fault(502, b"<html>", {"Content-Type": "text/html"}), id="a proxy's page"),
+        pytest.param(Fault(503, b"", {}), id="no content type"),
+        pytest.param(Fault(503, b"no JSON"), id="JSON by name only"),
+        pytest.param(Fault(503, b'{"message": {"odd": 1}}'), id="no Status object"),
+        pytest.param(Fault(503, b"[]"), id="no object"),
+    ],
+)
+def test_what_may_pass_is_tried_again(kube: Kube, api: Api, time: Time, method: str, fault: Fault) -> None:
+    api.faults = [
+        Fault(fault.status, fault.body, fault.headers, method),
+        Fault(fault.status, fault.body, fault.headers, method),
+    ]
+    kube.settle("n1", label, window=3, timeout=60)
+    assert OURS.items() <= api.labels.items()
+    assert api.faults == []
+    assert time.slept[:2] == [0.5, 1.0]
+
+
+def test_a_server_that_says_when_to_come_back_is_taken_at_its_word(kube: Kube, api: Api, time: Time) -> None:
+    api.faults = [Fault(429, headers={"Content-Type": "application/json", "Retry-After": "7"})]
+    kube.node("n1", kube.within(30))
+    assert time.slept == [7]
+
+
+def test_a_server_that_says_to_come_back_after_the_deadline_is_not_waited_for(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    api.faults = [Fault(429, headers={"Content-Type": "application/json", "Retry-After": "60"})]
+    with pytest.raises(KubeError, match="429"):
+        kube.node("n1", kube.within(30))
+    assert time.slept == []
+
+
+def test_an_overloaded_server_is_asked_ever_more_seldom_until_the_deadline(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    api.faults = [Fault(503, b"no endpoints", {"Content-Type": "text/plain"}) for _ in range(100)]
+    with pytest.raises(KubeError, match=r"answered 503.*asked 10 times") as error:
+        kube.node("n1", kube.within(60))
+    assert time.slept == [0.5, 1, 2, 4, 8, 10, 10, 10, 10]
+    assert api.url in error.value.where
+
+
+def test_many_nodes_do_not_come_back_in_step(kube: Kube, api: Api, time: Time) -> None:
+    api.faults = [Fault(503), Fault(503)]
+    kube.node("n1", kube.within(60))
+    kube.clock = time.clock(jitter=0)
+    api.faults = [Fault(503), Fault(503)]
+    kube.node("n1", kube.within(60))
+    assert time.slept == [0.5, 1, 0.25, 0.5]
+
+
+def test_a_server_that_does_not_answer_is_given_up_on_and_asked_again(
+    api: Api, kube: Kube, time: Time
+) -> None:
+    api.faults = [Fault(hang=True)]
+    with Kube.connect(clock=time.clock(), request_timeout=0.2) as impatient:
+        assert impatient.node("n1", impatient.within(60)).ready
+    assert time.slept[0] == 0.5
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_on_and_asked_again(
+    api: Api, kube: Kube, time: Time
+) -> None:
+    api.faults = [Fault(drip=0.1)]
+    with Kube.connect(clock=time.clock(), request_timeout=0.3) as impatient:
+        assert impatient.node("n1", impatient.within(60)).ready
+    assert time.slept[0] == 0.5
+
+
+def test_no_answer_is_waited_for_beyond_the_deadline(
+    api: Api, kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kata_node.kube.retry.LEAST_PATIENCE", 0.1)
+    api.faults = [Fault(hang=True), Fault(hang=True)]
+    with pytest.raises(KubeError, match=r"gave no answer .none within 0.1 s"):
+        kube.node("n1", kube.within(0))
+    with pytest.raises(KubeError, match=r"gave no answer .none within 0.2 s"):
+        kube.node("n1", kube.within(0.2))
+
+
+def test_a_server_that_restarts_in_mid_stage_is_waited_for(kube: Kube, api: Api, time: Time) -> None:
+    time.at(2, api.stop)
+    time.at(9, api.start)
+    kube.settle("n1", label, window=10, timeout=60)
+    assert OURS.items() <= api.labels.items()
+    assert api.writes == 1
+
+
+def test_a_server_that_stays_away_is_a_failure_that_names_it(kube: Kube, api: Api, time: Time) -> None:
+    api.stop()
+    with pytest.raises(KubeError, match=r"gave no answer .ConnectError") as error:
+        kube.settle("n1", label, window=5, timeout=20)
+    assert time.passed <= 20
+    assert api.url in error.value.where
+    assert "reachable" in error.value.hint
+    api.start()
+
+
+@pytest.mark.parametrize(
+    ("fault", "says", "hint"),
+    [
+        pytest.param(
+            Fault(403, status_object(403, "denied by policy kata-labels"), method="PATCH"),
+            "kata-labels",
+            "admission rule",
+            id="admission says no",
+        ),
+        pytest.param(
+            Fault(422, status_object(422, "too long"), method="PATCH"), "too long", "", id="invalid"
+        ),
+        pytest.param(
+            Fault(404, b"<html>", {"Content-Type": "text/html"}),
+            "404",
+            "Kubernetes API server",
+            id="a web server",
+        ),
+        pytest.param(Fault(200, b"<html>"), "no JSON", "", id="an answer that is no JSON"),
+        pytest.param(
+            Fault(200, b'{"kind": "NodeList"}'),
+            "no Node",
+            "Kubernetes API server",
+            id="an answer that is no Node",
+        ),
+        pytest.param(Fault(302, b"", {"Location": "/login"}), "302", "", id="sent elsewhere"),
+    ],
+)
+def test_what_will_not_pass_is_said_at_once(
+    kube: Kube, api: Api, time: Time, fault: Fault, says: str, hint: str
+) -> None:
+    api.faults = [fault]
+    with pytest.raises(KubeError, match=says) as error:
+        kube.settle("n1", label, window=3, timeout=60)
+    assert hint in error.value.hint
+    assert time.slept == []
+    assert api.writes == 0
+
+
+def test_a_certificate_that_is_not_the_clusters_is_said_at_once(time: Time) -> None:
+    def refuse(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("wrong") from ssl.SSLCertVerificationError("self-signed certificate")
+
+    config = lightkube.KubeConfig.from_one(
+        cluster=lightkube.config.models.Cluster(server="https://127.0.0.1:1"),
+        user=lightkube.config.models.User(token="t"),
+    )
+    client = lightkube.Client(config, transport=httpx2.MockTransport(refuse))
+    with Kube(client, clock=time.clock()) as kube, pytest.raises(KubeError) as error:
+        kube.node("n1", kube.within(60))
+    assert "certificate" in error.value.hint
+    assert time.slept == []
+
+
+# --- credentials and rights -------------------------------------------------------------------------
+
+
+FORBIDDEN = 'nodes "n1" is forbidden: User "system:serviceaccount:kata:label" cannot {} resource "nodes"'
+
+
+@pytest.mark.parametrize(("verb", "method"), [("get", "GET"), ("patch", "PATCH")])
+def test_rights_that_are_missing_for_long_are_a_failure_that_names_them(
+    kube: Kube, api: Api, time: Time, verb: str, method: str
+) -> None:
+    refused = Fault(403, status_object(403, FORBIDDEN.format(verb)), method=method)
+    api.faults = [refused] * 100
+    with pytest.raises(KubeError, match=rf"403.*cannot {verb}.*asked {ACCESS_TRIES} times") as error:
+        kube.settle("n1", label, window=3, timeout=600)
+    assert f'the verb "{verb}" on the resource "nodes"' in error.value.hint
+    assert api.writes == 0
+
+
+@pytest.mark.parametrize("says", [FORBIDDEN.format("patch"), "not yet ready to handle request"])
+def test_a_server_that_has_just_started_and_not_read_its_roles_is_asked_again(
+    kube: Kube, api: Api, says: str
+) -> None:
+    api.faults = [Fault(403, status_object(403, says), method="PATCH")] * 3
+    kube.settle("n1", label, window=3, timeout=60)
+    assert OURS.items() <= api.labels.items()
+
+
+def test_a_rotated_token_is_picked_up_without_a_pause(
+    kube: Kube, api: Api, time: Time, token_file: Path
+) -> None:
+    api.token = "first"
+    kube.node("n1", kube.within(30))
+    token_file.write_text("second")
+    api.token = "second"
+    kube.node("n1", kube.within(30))
+    assert time.slept == []
+
+
+def test_an_expired_token_is_waited_for_until_it_is_rotated(
+    kube: Kube, api: Api, time: Time, token_file: Path
+) -> None:
+    api.token = "second"
+    time.at(3, lambda: token_file.write_text("second"))
+    kube.settle("n1", label, window=3, timeout=60)
+    assert OURS.items() <= api.labels.items()
+
+
+def test_credentials_refused_again_and_again_are_not_tried_until_the_deadline(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    api.token = "another"
+    with pytest.raises(KubeError, match="401") as error:
+        kube.node("n1", kube.within(600))
+    assert len(time.slept) == ACCESS_TRIES - 1
+    assert "token" in error.value.hint
+
+
+def test_a_token_file_that_is_gone_is_an_error_of_ours(kube: Kube, api: Api, token_file: Path) -> None:
+    api.token = "another"
+    token_file.unlink()
+    with pytest.raises(KubeError, match="token not found"):
+        kube.node("n1", kube.within(30))
+
+
+# --- which Node -------------------------------------------------------------------------------------
+
+
+def test_a_node_that_is_not_there_may_yet_come_so_a_retry_is_not_ruled_out(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    with pytest.raises(NoSuchNodeError, match="no Node named n2") as error:
+        kube.settle("n2", label, window=3, timeout=600)
+    assert error.value.exit_code == 1
+    assert "NODE_NAME has to be a name that `kubectl get nodes` shows" in error.value.hint
+    assert "the kubelet has not registered this node yet" in error.value.hint
+    assert time.passed == ABSENCE
+
+
+def test_a_node_that_is_being_registered_anew_is_waited_for(kube: Kube, api: Api, time: Time) -> None:
+    def register() -> None:
+        api.present = True
+        api.replace({})
+
+    time.at(4, lambda: setattr(api, "present", False))
+    time.at(9, register)
+    kube.settle("n1", label, window=10, timeout=60)
+    assert api.labels == OURS
+    assert time.passed >= 19
+
+
+def test_a_node_that_goes_between_the_look_and_the_change_is_looked_for_again(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    api.faults = [Fault(method="PATCH", first=lambda: setattr(api, "present", False))]
+    time.at(2, lambda: setattr(api, "present", True))
+    kube.settle("n1", label, window=3, timeout=60)
+    assert OURS.items() <= api.labels.items()
+
+
+@pytest.mark.parametrize("name", ["N1", "n1/status", "../pods", "n1?watch=1", "-n1"])
+def test_what_cannot_be_a_nodes_name_is_not_sent(kube: Kube, api: Api, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        kube.settle(name, label, window=3, timeout=60)
+    assert api.requests == []
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        pytest.param(MACHINE, id="same"),
+        pytest.param(MACHINE + "\n", id="as the file has it"),
+        pytest.param("01234567-89AB-CDEF-0123-456789ABCDEF", id="as a UUID"),
+        pytest.param(None, id="none expected"),
+        pytest.param("", id="empty"),
+    ],
+)
+def test_the_machine_meant_is_labelled(kube: Kube, api: Api, expected: str | None) -> None:
+    kube.settle("n1", label, window=3, timeout=60, expected_machine_id=expected)
+    assert OURS.items() <= api.labels.items()
+
+
+@pytest.mark.parametrize("reported", ["f" * 32, ""])
+def test_a_name_that_passed_to_another_machine_is_refused_before_any_change(
+    kube: Kube, api: Api, reported: str
+) -> None:
+    api.report(nodeInfo={"machineID": reported})
+    for wait in (
+        functools.partial(kube.wait_ready, "n1", timeout=60),
+        functools.partial(kube.settle, "n1", label, window=3, timeout=60),
+    ):
+        with pytest.raises(UnfitNodeError, match="another machine") as error:
+            wait(expected_machine_id=MACHINE)
+        assert error.value.exit_code == 3
+    assert set(api.requests) == {"GET"}
+
+
+def test_a_name_that_passes_to_another_machine_in_mid_window_is_not_written_to_again(
+    kube: Kube, api: Api, time: Time
+) -> None:
+    def replaced() -> None:
+        api.report(nodeInfo={"machineID": "f" * 32})
+        api.replace({})
+
+    time.at(2, replaced)
+    with pytest.raises(UnfitNodeError, match="another machine"):
+        kube.settle("n1", label, window=10, timeout=60, expected_machine_id=MACHINE)
+    assert api.labels == {}
+
+
+# --- Ready, and the handlers ------------------------------------------------------------------------
+
+
+def reported(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name, "features": {}} for name in names]
+
+
+def test_a_node_is_waited_for_until_it_is_ready(kube: Kube, api: Api, time: Time) -> None:
+    api.report(conditions=[{"type": "Ready", "status": "Unknown", "message": "stopped posting status"}])
+    time.at(5, lambda: api.report(conditions=[{"type": "Ready", "status": "True"}]))
+    facts = kube.wait_ready("n1", timeout=60)
+    assert facts.ready
+    assert time.passed == 5
+
+
+@pytest.mark.parametrize(
+    ("conditions", "says"),
+    [
+        pytest.param(
+            [{"type": "Ready", "status": "False", "message": "PLEG is down"}], "PLEG is down", id="not ready"
+        ),
+        pytest.param([], "has not reported yet", id="no conditions"),
+        pytest.param(None, "has not reported yet", id="null"),
+    ],
+)
+def test_a_node_that_does_not_become_ready_is_a_failure_with_the_kubelets_words(
+    kube: Kube, api: Api, time: Time, conditions: object, says: str
+) -> None:
+    api.report(conditions=conditions)
+    with pytest.raises(KubeError, match=says):
+        kube.wait_ready("n1", timeout=20)
+    assert time.passed == 20
+
+
+@pytest.mark.parametrize("handlers", [pytest.param(None, id="no field"), pytest.param([], id="empty")])
+def test_a_node_that_reports_no_handlers_at_all_is_fine(
+    kube: Kube, api: Api, time: Time, handlers: object
+) -> None:
+    api.report(runtimeHandlers=handlers)
+    assert kube.wait_ready("n1", ["kata-qemu"], timeout=20).handlers is None
+    assert time.slept == []
+
+
+def test_handlers_are_waited_for_until_the_kubelet_reports_them(kube: Kube, api: Api, time: Time) -> None:
+    api.report(runtimeHandlers=[{"features": {}}, *reported("runc")])
+    time.at(6, lambda: api.report(runtimeHandlers=reported("", "runc", "kata-qemu")))
+    facts = kube.wait_ready("n1", ["kata-qemu"], timeout=60)
+    assert facts.handlers == ("runc", "kata-qemu")
+    assert time.passed == 6
+
+
+@pytest.mark.parametrize(
+    ("handlers", "says"),
+    [
+        pytest.param(
+            reported("runc", "kata-clh"), "kata-fc, kata-qemu .it reports runc, kata-clh", id="some"
+        ),
+        pytest.param(
+            [{"features": {}}], "kata-clh, kata-fc, kata-qemu .it reports no handler", id="nameless"
+        ),
+    ],
+)
+def test_a_node_that_reports_others_but_not_ours_is_a_failure_that_names_them(
+    kube: Kube, api: Api, handlers: object, says: str
+) -> None:
+    api.report(runtimeHandlers=handlers)
+    with pytest.raises(KubeError, match=says) as error:
+        kube.wait_ready("n1", ["kata-qemu", "kata-clh", "kata-fc"], timeout=20)
+    assert error.value.exit_code == 1
+
+
+# --- finding credentials ----------------------------------------------------------------------------
+
+
+def pretend_pod(environment: Path, monkeypatch: pytest.MonkeyPatch, host: str = "10.96.0.1") -> None:
+    account = environment / "serviceaccount"
+    account.mkdir()
+    for name, content in {"token": "t", "namespace": "kata", "ca.crt": MADE_UP_AUTHORITY}.items():
+        (account / name).write_text(content)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("10.96.0.1", "https://10.96.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
+)
+def test_in_a_pod_its_service_account_comes_before_any_kubeconfig(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, host: str, url: str
+) -> None:
+    pretend_pod(environment, monkeypatch, host)
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
+    assert credentials.find_credentials()
+    with Kube.connect() as kube:
+        assert kube.server == url
+
+
+def test_in_a_pod_a_certificate_that_only_lacks_key_identifiers_is_trusted(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_pod(environment, monkeypatch)
+    contexts: list[ssl.SSLContext] = []
+    node = {"kind": "Node", "metadata": {"name": "n1", "resourceVersion": "1"}}
+
+    def strict(cafile: str) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cafile)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default since Python 3.13
+        return context
+
+    def spy(verify: ssl.SSLContext) -> httpx2.MockTransport:
+        contexts.append(verify)
+        return httpx2.MockTransport(lambda request: httpx2.Response(200, json=node))
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    monkeypatch.setattr(httpx2, "HTTPTransport", spy)
+    with Kube.connect() as kube:
+        kube.node("n1", kube.within(5))
+    (context,) = contexts
+    assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+
+
+def test_a_kubeconfig_in_the_home_directory_is_the_last_resort(environment: Path) -> None:
+    assert credentials.find_credentials() is None
+    home = environment / "home" / ".kube"
+    home.mkdir(parents=True)
+    write_kubeconfig(home / "config", "http://127.0.0.1:1", {"token": "t"})
+    assert credentials.find_credentials()
+    with Kube.connect() as kube:
+        assert kube.server == "http://127.0.0.1:1"
+
+
+def test_of_several_kubeconfigs_the_first_that_exists_is_used(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_kubeconfig(environment / "config", "http://127.0.0.1:1", {"token": "t"})
+    monkeypatch.setenv("KUBECONFIG", f"/nonexistent:{environment / 'config'}")
+    with Kube.connect() as kube:
+        assert kube.server == "http://127.0.0.1:1"
+
+
+def test_a_pod_without_a_token_has_no_credentials(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    assert credentials.find_credentials() is None
+    with pytest.raises(KubeError, match="no credentials") as error:
+        Kube.connect()
+    assert "--offline" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(None, "not found", id="missing"),
+        pytest.param("", "cannot be used", id="empty"),
+        pytest.param("a: [", r"line 1, column 5\)", id="broken YAML"),
+        pytest.param("[]", "cannot be used", id="a list"),
+        pytest.param("{contexts: []}", "clusters", id="no clusters"),
+        pytest.param("{clusters: [], contexts: []}", "current context", id="no current context"),
+        pytest.param(
+            "{current-context: a, clusters: [{name: a, cluster: {server: 'http://x'}}],"
+            " contexts: [{name: a, context: {cluster: a}}]}",
+            "user",
+            id="no user",
+        ),
+        pytest.param(
+            "{current-context: a, clusters: [{name: a, cluster: {server: 'https://x',"
+            " certificate-authority: /no}}], contexts: [{name: a, context: {cluster: a, user: a}}],"
+            " users: [{name: a, user: {token: t}}]}",
+            "No such file",
+            id="certificate missing",
+        ),
+    ],
+)
+def test_a_kubeconfig_that_cannot_be_used_is_named(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, says: str
+) -> None:
+    path = environment / "config"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert credentials.find_credentials()
+    with pytest.raises(KubeError, match=says) as error:
+        Kube.connect()
+    assert error.value.where == str(path)
+
+
+def test_a_server_address_that_is_none_is_an_error_of_ours(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, time: Time
+) -> None:
+    write_kubeconfig(environment / "config", "127.0.0.1:6443", {"token": "t"})
+    monkeypatch.setenv("KUBECONFIG", str(environment / "config"))
+    with pytest.raises(KubeError), Kube.connect(clock=time.clock()) as kube:
+        kube.node("n1", kube.within(60))
+    assert time.slept == []
+
+
+@pytest.mark.commands
+def test_looking_for_credentials_loads_no_kubernetes_client() -> None:
+    code = (
+        "import sys, kata_node.kube.client\n"
+        "from kata_node.kube import credentials\ncredentials.find_credentials()\n"
+        "sys.exit(bool({'lightkube', 'httpx2', 'ssl', 'msgspec'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- what nobody is told ----------------------------------------------------------------------------
+
+
+def test_no_token_is_in_what_is_said_of_credentials_that_cannot_be_used(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, api: Api
+) -> None:
+    secret = "very-secret-token"
+    path = environment / "config"
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    path.write_text(f"users:\n- name: a\n  user:\n    token: {secret}: slip\n")
+    with pytest.raises(KubeError) as error:
+        Kube.connect()
+    assert "line 4" in str(error.value)
+    assert secret not in str(error.value)
+    write_kubeconfig(path, api.url, {"token": f"{secret}\n"})
+    with pytest.raises(KubeError) as error, Kube.connect() as kube:
+        kube.node("n1", kube.within(5))
+    assert "no header may have" in str(error.value)
+    assert secret not in str(error.value)

@@ -1,0 +1,195 @@
+"""What `kubectl describe node` tells of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from fakes import FakeKube, FakeNode
+from pipeline.harness import INSTALL, REVERT, Killed, errors, make_node, run, small_payload
+
+from kata_node.cluster.events import Recorder, event_of
+from kata_node.errors import KubeError
+from kata_node.kube import credentials
+from kata_node.kube.events import MESSAGE_LIMIT
+from kata_node.plan import report
+from kata_node.plan.report import Problem, StageReport
+
+NO_CRI = '[plugins."io.containerd.cri.v1.images"]\nsnapshotter = "nobody"\n'
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Path:
+    return small_payload(tmp_path / "payload")
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
+    monkeypatch.setattr(credentials, "find_credentials", lambda: "a kubeconfig")
+    node = make_node(tmp_path / "host")
+    node.kube = FakeKube(node, {"kubernetes.io/hostname": "n1"})
+    return node
+
+
+def told(node: FakeNode) -> list[tuple[str, str]]:
+    assert isinstance(node.kube, FakeKube)
+    return [(event["type"], event["reason"]) for event in node.kube.events]
+
+
+def message(node: FakeNode) -> str:
+    assert isinstance(node.kube, FakeKube)
+    return str(node.kube.events[-1]["message"])
+
+
+def recorder(node: FakeNode, shared: Path | None = None) -> Recorder:
+    return Recorder(node.tools(), "n1", "default", "a-pod", shared)
+
+
+def carry_out(node: FakeNode, stages: object, payload: Path, **more: str) -> list[StageReport]:
+    return run(node, stages, payload, node_name="n1", report=recorder(node).add, **more)  # type: ignore[arg-type]
+
+
+def test_the_story_of_an_installation_is_told_from_its_start_to_its_removal(
+    node: FakeNode, payload: Path
+) -> None:
+    assert errors(carry_out(node, INSTALL, payload)) == []
+    assert told(node) == [("Normal", "KataInstalling"), ("Normal", "KataInstalled")]
+    assert "containerd.service (containerd 2.1.9) serves kata-qemu" in message(node)
+    assert "files placed" in message(node)
+    assert errors(carry_out(node, INSTALL, payload)) == []
+    assert told(node)[2:] == [("Normal", "KataUnchanged")]
+    assert errors(carry_out(node, INSTALL, payload, shims="qemu,clh")) == []
+    assert told(node)[3:] == [("Normal", "KataInstalled")]
+    assert errors(carry_out(node, REVERT, payload)) == []
+    assert told(node)[4:] == [("Normal", "KataRemoving"), ("Normal", "KataRemoved")]
+    assert errors(carry_out(node, REVERT, payload)) == []
+    assert told(node)[6:] == [("Normal", "KataUnchanged")]
+
+
+def test_what_was_put_back_and_what_failed_are_warnings_with_the_reason_and_the_remedy(
+    node: FakeNode, payload: Path
+) -> None:
+    carry_out(node, INSTALL, payload, user_drop_in=NO_CRI)
+    assert told(node)[-1] == ("Warning", "KataRolledBack")
+    assert message(node).startswith("default: cri: ")
+    assert "what this stage had changed was put back as it was" in message(node)
+    node.systemd_gone = True
+    carry_out(node, INSTALL, payload)
+    assert told(node)[-1] == ("Warning", "KataInstallFailed")
+    carry_out(node, REVERT, payload)
+    assert told(node)[-1] == ("Warning", "KataRemoveFailed")
+
+
+def test_the_last_container_of_a_job_tells_of_those_before_it(
+    node: FakeNode, payload: Path, tmp_path: Path
+) -> None:
+    shared = tmp_path / "reports"
+    shared.mkdir()
+    for stage in INSTALL:
+        run(node, (stage,), payload, node_name="n1", report=recorder(node, shared).add)
+    assert "files placed" in message(node)
+    assert "serves kata-qemu" in message(node)
+    for stage in INSTALL:  # as in a pod that was started anew, with what the first left
+        run(node, (stage,), payload, node_name="n1", report=recorder(node, shared).add)
+    assert told(node)[-1] == ("Normal", "KataUnchanged")
+
+
+def test_what_is_no_report_of_a_stage_is_passed_over(tmp_path: Path) -> None:
+    bad = {"a": "not JSON", "b": "[]", "c": "[" * 60000, "d": '{"outcome": "glorious", "summary": ""}'}
+    for name, text in bad.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
+    report.leave(tmp_path, StageReport("cri", "done", "served", notes=("look at this",)))
+    (tmp_path / "link.json").symlink_to("cri.json")
+    names = (*bad, "zero", "pipe", "link", "missing", "cri")
+    found = [(each.stage, each.outcome, each.summary, each.notes) for each in report.left_in(tmp_path, names)]
+    assert found == [("cri", "done", "served", ("look at this",))]
+
+
+def test_what_others_put_in_the_way_of_a_report_is_replaced_and_not_written_to(tmp_path: Path) -> None:
+    victim, shared = tmp_path / "shim", tmp_path / "reports"
+    victim.write_text("untouched")
+    shared.mkdir()
+    (shared / "cri.json").symlink_to(victim)
+    (shared / f".cri.{os.getpid()}").symlink_to(victim)
+    os.mkfifo(shared / "label.json")
+    for stage in ("cri", "label"):
+        report.leave(shared, StageReport(stage, "done", "served"))
+    assert victim.read_text() == "untouched"
+    assert [each.stage for each in report.left_in(shared, ["cri", "label"])] == ["cri", "label"]
+    assert sorted(path.name for path in shared.iterdir()) == ["cri.json", "label.json"]
+
+
+def test_a_directory_for_reports_that_is_full_or_gone_stops_nothing(
+    node: FakeNode, payload: Path, tmp_path: Path
+) -> None:
+    gone = recorder(node, tmp_path / "gone")
+    assert errors(run(node, INSTALL, payload, node_name="n1", report=gone.add)) == []
+    assert told(node)[-1] == ("Normal", "KataInstalled")
+
+
+def test_an_event_that_cannot_be_recorded_stops_nothing(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (KubeError("it refuses", where="https://api"), AttributeError("a mistake in a library")):
+
+        def refuse(_: FakeKube, __: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(FakeKube, "record", refuse)
+        assert errors(carry_out(node, INSTALL, payload)) == []
+
+
+def test_without_a_cluster_nobody_is_told(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "find_credentials", lambda: None)
+    monkeypatch.setattr(FakeKube, "record", lambda *_: pytest.fail("somebody was told"))
+    assert errors(carry_out(node, INSTALL, payload)) == []
+
+
+def test_a_long_text_is_cut_where_the_api_server_would_refuse_it() -> None:
+    problem = Problem("x" * 5000, "here", "", 1)
+    event = event_of([StageReport("cri", "failed", "x", error=problem)], "blue")
+    assert event
+    assert len(event.as_object("n" * 253, component="kata-node", reporter="a-pod")["metadata"]["name"]) <= 253
+    made = event.as_object("n1", component="kata-node", reporter="a-pod")
+    assert len(made["message"]) == MESSAGE_LIMIT
+    assert made["involvedObject"]["name"] == made["source"]["host"] == "n1"
+    assert made["metadata"]["namespace"] == "default"
+    assert (
+        made["metadata"]["name"]
+        != event.as_object("n1", component="kata-node", reporter="a-pod")["metadata"]["name"]
+    )
+
+
+def test_a_stage_alone_does_not_say_that_nothing_was_done(node: FakeNode, payload: Path) -> None:
+    assert errors(carry_out(node, INSTALL, payload)) == []
+    count = len(told(node))
+    assert errors(carry_out(node, INSTALL[-1:], payload)) == []
+    assert len(told(node)) == count
+
+
+def test_a_name_that_is_no_utf_8_does_not_keep_an_event_from_being_told() -> None:
+    last = StageReport("unclaim", "done", "gone", notes=("left: a\udcff",))
+    event = event_of([last], "default")
+    assert event
+    assert event.as_object("n1", component="kata-node", reporter="a-pod")["message"].endswith(
+        "left: a\\udcff"
+    )
+
+
+def test_a_taint_that_stays_makes_the_event_a_warning(node: FakeNode, payload: Path) -> None:
+    assert isinstance(node.kube, FakeKube)
+    node.kube.taints, node.kube.keeps_taints = [{"key": "a", "effect": "NoSchedule"}], True
+    assert errors(carry_out(node, INSTALL, payload, startup_taints="a")) == []
+    assert told(node)[-1] == ("Warning", "KataInstalled")
+
+
+def test_an_interrupted_run_tells_nothing_it_cannot_know(node: FakeNode, payload: Path) -> None:
+    node.restart = lambda *_: (_ for _ in ()).throw(Killed())  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        carry_out(node, INSTALL, payload)
+    assert told(node) == [("Normal", "KataInstalling")]

@@ -1,0 +1,129 @@
+"""What the tests of whole installations share: settings, a payload, and a look at what is served."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from node.cache import CHECKOUT
+from node.commands import Done
+from node.debian_node import Node
+from node.snapshot import changes
+
+PAYLOAD = "/srv/payload"
+VALUES: Mapping[str, Any] = {
+    "shims": {"qemu": {"enabled": True}, "clh": {"enabled": True}, "qemu-runtime-rs": {"enabled": True}}
+}
+HANDLERS = ("kata-clh", "kata-qemu", "kata-qemu-runtime-rs")
+UNIT = "containerd.service"
+MAIN = "/etc/containerd/config.toml"
+WATCHED = ("/etc", "/opt")
+
+
+def make_payload(directory: Path, *options: str) -> Path:
+    """A sample payload in ``directory``."""
+    subprocess.run([sys.executable, CHECKOUT / "scripts/sample-payload", *options, directory], check=True)
+    return directory
+
+
+def index(payload: Path) -> Path:
+    """Write the manifest of a payload that something was added to since it was made ``--no-index``."""
+    command = [sys.executable, "-P", "-m", "kata_node", "payload", "index", str(payload)]
+    subprocess.run(command, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)}, check=True, capture_output=True)
+    return payload
+
+
+def with_kvm(node: Node) -> Node:
+    """``node`` without KVM of its own, told that it has it: nothing here starts a VM."""
+    node.run(["sh", "-c", "test -e /dev/kvm || touch /dev/kvm"])
+    return node
+
+
+def main_file(node: Node) -> Path:
+    """containerd's own configuration file."""
+    return node.root / MAIN.lstrip("/")
+
+
+def configure(node: Node, config: bytes | None) -> None:
+    """Let containerd read that main file, or have none."""
+    main = main_file(node)
+    main.unlink(missing_ok=True)
+    if config is not None:
+        main.write_bytes(config)
+    node.run(["systemctl", "restart", UNIT])
+    node.wait_for_containerd()
+
+
+def install(node: Node, **more: object) -> Done:
+    """Install, with ``more`` on top of :data:`VALUES`."""
+    return node.kata_node("install", config={**VALUES, **more}, payload=PAYLOAD, check=True)
+
+
+def kata_handlers(node: Node) -> tuple[str, ...]:
+    return tuple(name for name in node.cri_handlers() if name.startswith("kata-"))
+
+
+def outcomes(done: Done) -> dict[str, str]:
+    """Stage -> outcome of a run with ``--output json``."""
+    return {stage["stage"]: stage["outcome"] for stage in json.loads(done.stdout)["stages"]}
+
+
+def skips_everything(node: Node, *watched: str, **how: Any) -> None:
+    """Install again: no stage has anything to do, nothing is written, and nothing restarted."""
+    watched = watched or WATCHED
+    invocation, before = node.unit(UNIT).invocation, node.snapshot(*watched)
+    done = node.kata_node(
+        "install", "--output", "json", check=True, **{"config": VALUES, "payload": PAYLOAD, **how}
+    )
+    assert outcomes(done) == {
+        "host-check": "done",
+        "claim": "skipped",
+        "artifacts": "skipped",
+        "cri": "skipped",
+        "label": "skipped",
+    }
+    assert changes(before, node.snapshot(*watched), times=True) == []
+    assert node.unit(UNIT).invocation == invocation
+
+
+def fail_once(node: Node) -> None:
+    """The next start of the runtime fails, and systemd does not try again by itself."""
+    directory = node.root / "run/systemd/system/containerd.service.d"
+    directory.mkdir(parents=True)
+    command = "test ! -e /run/fail-once || { rm /run/fail-once; exit 1; }"
+    (directory / "fail.conf").write_text(f"[Service]\nRestart=no\nExecStartPre=/bin/sh -c '{command}'\n")
+    (node.root / "run/fail-once").touch()
+    node.run(["systemctl", "daemon-reload"])
+
+
+def killed_at(node: Node, stage: str, call: str, count: int) -> bool:
+    """Run ``stage`` and kill it on entry to the n-th such system call; say whether it came to that."""
+    inject = ("strace", "--quiet=all", "-o", "/dev/null", f"--inject={call}:signal=KILL:when={count}")
+    done = node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, prefix=inject)
+    assert done.returncode in (0, -9, 137), done.stdout + done.stderr
+    return done.returncode != 0
+
+
+def converges_when_killed(node: Node, call: str) -> None:
+    """SIGKILL at the n-th such system call, for every n, forwards and backwards, on one node."""
+    before = node.snapshot(*WATCHED)
+    node.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
+    placed = node.snapshot("/etc")
+    for stage in ("cri", "revert-cri"):
+        cuts = 0
+        while killed_at(node, stage, call, cuts + 1):
+            cuts += 1
+            assert node.wait_for_containerd().serving
+            node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, check=True)
+            assert kata_handlers(node) == (HANDLERS if stage == "cri" else ())
+            other = "revert-cri" if stage == "cri" else "cri"
+            node.kata_node("stage", other, config=VALUES, payload=PAYLOAD, check=True)
+        assert cuts >= 4, f"{stage} was cut only {cuts} times"
+        assert kata_handlers(node) == (HANDLERS if stage == "cri" else ())
+    assert changes(placed, node.snapshot("/etc")) == []
+    node.kata_node("revert", check=True)
+    assert changes(before, node.snapshot(*WATCHED)) == []

@@ -1,0 +1,181 @@
+"""The artifacts stage over component archives: what it places for whom, and what it takes away again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import payloads
+import pytest
+from payloads import CONFIGS, FILES, Content
+
+from kata_node import pipeline
+from kata_node.host.files import Root
+from kata_node.payload import index
+from kata_node.plan.actions import Tools
+from kata_node.plan.context import Options
+from kata_node.plan.report import StageReport
+from kata_node.settings.model import Settings
+from kata_node.settings.selection import CustomRuntime, ShimSettings
+from kata_node.settings.shims import table
+from stages import artifacts, remove_artifacts
+
+SHARE = "share/defaults/kata-containers"
+DRAGONBALL: dict[str, Content] = {
+    "runtime-rs/bin/containerd-shim-kata-v2": b"#!shim",
+    f"{SHARE}/runtime-rs/configuration-dragonball.toml": CONFIGS["dragonball"].encode(),
+}
+MINE = CustomRuntime("mine", "dragonball", "kata-mine", drop_in="[runtime]\nenable_debug = true\n")
+NOTHING = ShimSettings()
+OWN = f"{SHARE}/runtime-rs/custom-runtimes/kata-mine"
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Path:
+    """One component for qemu, one for dragonball."""
+    qemu = {path: content[:64] for path, content in FILES.items()}
+    qemu[f"{SHARE}/configuration-qemu.toml"] = CONFIGS["qemu"].encode()
+    components = {"qemu": payloads.members(qemu), "dragonball": payloads.members(DRAGONBALL)}
+    return payloads.tarballs(
+        tmp_path / "payload", components, {shim: {"x86_64": [shim]} for shim in ("qemu", "dragonball")}
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    (tmp_path / "node").mkdir()
+    return Root(tmp_path / "node")
+
+
+def settings(*shims: str, values: ShimSettings = NOTHING, **fields: Any) -> Settings:
+    return Settings(
+        tuple(table()[shim] for shim in shims),
+        "x86_64",
+        shim_settings=dict.fromkeys(shims, values),
+        **fields,
+    )
+
+
+@contextmanager
+def no_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    yield lambda done: None
+
+
+def run(root: Root, payload: Path, wanted: Settings, stage: Any = artifacts) -> StageReport:
+    """The stage, with nothing of the node but its files."""
+
+    def shut(*args: object) -> NoReturn:
+        raise AssertionError("artifacts needs the host's files alone")
+
+    tools = Tools(root, shut, shut, shut, no_progress)
+    (report,) = pipeline.run(
+        [stage], pipeline.Run(wanted, Options(payload, offline=True), tools, lock_timeout=1)
+    )
+    return report
+
+
+def placed(root: Root, install_dir: str = "/opt/kata") -> set[str]:
+    base = root.resolve(install_dir)
+    return {
+        str(path.relative_to(base))
+        for path in base.rglob("*")
+        if not path.is_dir() and ".kata-node" not in path.parts
+    }
+
+
+def test_a_custom_runtime_brings_the_components_of_its_shim_though_that_is_off(
+    root: Root, payload: Path
+) -> None:
+    assert run(root, payload, settings(custom_runtimes=(MINE,))).error is None
+    assert placed(root) == {
+        *DRAGONBALL,
+        f"{OWN}/configuration-dragonball.toml",
+        f"{OWN}/config.d/50-user-overrides.toml",
+    }
+    assert run(root, payload, settings(custom_runtimes=(MINE,))).outcome == "skipped"
+
+
+def test_what_the_settings_want_no_longer_is_taken_away_and_what_a_user_put_there_is_not(
+    root: Root, payload: Path
+) -> None:
+    plain = settings("qemu")
+    run(root, payload, plain)
+    before = payloads.snapshot(root.resolve("/opt/kata") / "share")
+    everything = settings("qemu", values=ShimSettings(no_proxy="a"), custom_runtimes=(MINE,), debug=True)
+    assert run(root, payload, everything).outcome == "done"
+    assert f"{SHARE}/runtimes/qemu-debug/config.d/20-debug.toml" in placed(root)
+    theirs = root.resolve(f"/opt/kata/{SHARE}/runtimes/qemu/config.d/60-mine.toml")
+    theirs.write_text("# mine\n")
+    assert run(root, payload, plain).error is None
+    assert theirs.read_text() == "# mine\n"
+    theirs.unlink()
+    assert payloads.snapshot(root.resolve("/opt/kata") / "share") == before
+    theirs.write_text("# mine\n")
+    report = run(root, payload, plain, remove_artifacts)
+    assert placed(root) == {str(theirs.relative_to(root.resolve("/opt/kata")))}
+    assert any("60-mine.toml" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"distribution": "k0s"}, id="kubelet directory"),
+        pytest.param({"values": ShimSettings(https_proxy="p")}, id="proxy"),
+        pytest.param({"debug": True}, id="debug"),
+    ],
+)
+def test_a_changed_setting_is_noticed_without_a_change_of_the_payload(
+    changed: dict[str, Any], root: Root, payload: Path
+) -> None:
+    run(root, payload, settings("qemu"))
+    assert run(root, payload, settings("qemu", **changed)).outcome == "done"
+    assert run(root, payload, settings("qemu", **changed)).outcome == "skipped"
+
+
+def test_what_only_the_runtime_reads_does_not_cost_a_look_at_the_payload(
+    root: Root, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(root, payload, settings("qemu"))
+
+    def unwelcome(*args: object) -> NoReturn:
+        raise AssertionError("the payload was read")
+
+    monkeypatch.setattr(index, "load", unwelcome)
+    assert run(root, payload, settings("qemu", user_drop_in="a = 1\n")).outcome == "skipped"
+
+
+def test_a_path_named_in_vain_is_in_the_report(root: Root, payload: Path) -> None:
+    values = ShimSettings(drop_in="[hypervisor.qemu]\nfirmware = '/opt/kata/share/none.fd'")
+    report = run(root, payload, settings("qemu", values=values))
+    assert report.notes == ("shims.qemu.dropIn names /opt/kata/share/none.fd, which is not in the payload",)
+
+
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(root: Root, payload: Path) -> None:
+    report = run(root, payload, settings("qemu", values=ShimSettings(force_guest_pull=True)))
+    assert report.exit_code == 2
+    assert report.error is not None
+    assert report.error.where == "shims.qemu.containerd.forceGuestPull"
+    assert list(root.base.rglob("*.toml")) == []
+
+
+def test_elsewhere_the_link_for_qemu_leads_to_the_installation(root: Root, payload: Path) -> None:
+    run(root, payload, settings("qemu", install_dir="/srv/opt/kata"))
+    bundle = root.resolve("/srv/opt/kata/bin") / "qemu-bundle/opt/kata"
+    assert bundle.resolve() == root.resolve("/srv/opt/kata")
+    run(root, payload, settings("qemu", install_dir="/srv/opt/kata"), remove_artifacts)
+    assert not root.resolve("/srv/opt").exists()
+
+
+def test_a_single_file_is_spoken_of_as_one(root: Root, payload: Path) -> None:
+    shim = root.resolve("/opt/kata/bin/containerd-shim-kata-v2")
+    run(root, payload, settings("qemu"))
+    shim.unlink()
+    assert run(root, payload, settings("qemu")).summary.startswith("1 file placed (")
+    run(root, payload, settings("qemu"), remove_artifacts)
+    shim.parent.mkdir(parents=True)
+    shim.write_bytes(b"mine")
+    report = run(root, payload, settings("qemu"))
+    assert report.error is not None
+    assert report.error.what.startswith("1 file that kata-node did not place stands in the way: ")

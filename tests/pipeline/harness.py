@@ -1,0 +1,149 @@
+"""Whole runs of the pipeline over a node in memory, and what a user would notice of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeNode
+from payloads import CONFIG as KATA_CONFIG
+from payloads import FILES, Content, tree
+
+from kata_node import pipeline
+from kata_node.host.files import Root
+from kata_node.payload import index
+from kata_node.plan.context import Options
+from kata_node.plan.report import StageReport
+from kata_node.settings import load as settings
+from stages import artifacts, claim, cri, host_check, label, remove_artifacts, revert_cri, unclaim, unlabel
+
+INSTALL = (host_check, claim, artifacts, cri, label)
+REVERT = (unlabel, revert_cri, remove_artifacts, unclaim)
+CONFIG = b"# the admin's\nversion = 3\n\n[debug]\n  level = 'info' # keep\n"
+
+
+SMALL: dict[str, Content] = {
+    **{
+        path: content[:64] if isinstance(content, bytes) and len(content) > 4096 else content
+        for path, content in FILES.items()
+    },
+    "bin/cloud-hypervisor": b"#!clh",
+    "share/defaults/kata-containers/configuration-clh.toml": KATA_CONFIG.replace(
+        "qemu-system-x86_64", "cloud-hypervisor"
+    ).encode(),
+}
+"""Enough for the shims qemu and clh, and quickly placed."""
+
+
+def small_payload(directory: Path) -> Path:
+    index.write_index(tree(directory, SMALL))
+    return directory
+
+
+class Killed(BaseException):
+    """No handler of the program catches it: as good as SIGKILL, locks aside."""
+
+
+def make_node(base: Path) -> FakeNode:
+    (base / "etc/containerd").mkdir(parents=True)
+    (base / "etc/containerd/config.toml").write_bytes(CONFIG)
+    (base / "dev").mkdir()
+    (base / "dev/kvm").touch()
+    (base / "dev/null").touch()
+    (base / "run").mkdir()
+    (base / "opt").mkdir()
+    return FakeNode(Root(base), handlers=("runc",))
+
+
+def run(
+    node: FakeNode,
+    stages: Any,
+    payload: Path,
+    *,
+    user_drop_in: str = "",
+    dry_run: bool = False,
+    restart_timeout: float = 5,
+    offline: bool = False,
+    node_name: str = "",
+    runtime: str = "",
+    machine_id: str = "",
+    cri_socket: str = "",
+    lock_timeout: float = 1,
+    wait_for_pods: float = 0,
+    ignore_pods: bool = False,
+    startup_taints: str = "",
+    sees_host: bool = False,
+    report: Callable[[StageReport], None] = lambda _: None,
+    **values: str,
+) -> list[StageReport]:
+    """Run ``stages`` for the shim qemu; ``values`` are overrides of the settings."""
+    wanted = settings.load(None, overrides={"shims": "qemu", **values}, arch="x86_64")
+    wanted = replace(wanted, user_drop_in=user_drop_in, startup_taints=tuple(startup_taints.split()))
+    options = Options(
+        payload,
+        offline=offline,
+        runtime=runtime,
+        cri_socket=cri_socket,
+        restart_timeout=restart_timeout,
+        wait_for_pods=wait_for_pods,
+        ignore_pods=ignore_pods,
+        node_name=node_name,
+        stable_for=0,
+        expected_machine_id=machine_id,
+        sees_host=sees_host,
+    )
+    tools = node.tools()
+    return pipeline.run(stages, pipeline.Run(wanted, options, tools, lock_timeout, dry_run, report))
+
+
+def snapshot(node: FakeNode, below: str = "") -> dict[str, tuple[object, ...]]:
+    """Every path of the node, or of a directory of it, with what is at it."""
+    found: dict[str, tuple[object, ...]] = {}
+    for directory, dirs, names in os.walk(node.root.base / below):
+        for name in (*dirs, *names):
+            path = Path(directory, name)
+            info = path.lstat()
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            target = os.readlink(path) if path.is_symlink() else ""
+            found[str(path.relative_to(node.root.base))] = (oct(info.st_mode), content, target)
+    return found
+
+
+def outcomes(reports: list[StageReport]) -> list[str]:
+    return [f"{report.stage} {report.outcome} {report.error or ''}".strip() for report in reports]
+
+
+def errors(reports: list[StageReport]) -> list[object]:
+    return [report.error for report in reports if report.error]
+
+
+def exit_code(reports: list[StageReport]) -> int:
+    return next((report.exit_code for report in reports if report.error), 0)
+
+
+@contextmanager
+def cut_after(changes: int) -> Iterator[None]:
+    """Let so many changes of the host through, and die at the next."""
+    left = iter(range(changes))
+
+    def guard(change: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return change(*args, **kwargs)
+
+        return guarded
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("rename", "unlink", "symlink_to", "mkdir", "rmdir"):
+            patched.setattr(Path, name, guard(getattr(Path, name)))
+        for name in ("rename", "replace", "unlink", "symlink", "mkdir", "rmdir"):
+            patched.setattr(os, name, guard(getattr(os, name)))
+        patched.setattr(FakeNode, "restart", guard(FakeNode.restart))
+        yield

@@ -1,0 +1,210 @@
+"""Nodes in memory of every kind: each runtime and distribution as it reads its files, and no more of it.
+
+As measured on the real parts, see :mod:`kata_node.runtime.containerd.main`, :mod:`kata_node.runtime.crio` and
+:mod:`kata_node.runtime.model.distributions`; ``tests/node`` has those themselves.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fakes import FakeNode
+
+from kata_node.host.files import Root
+
+RUNC = 'runtime_type = "io.containerd.runc.v2"\n'
+CRI_2, CRI_3 = 'plugins."io.containerd.grpc.v1.cri"', 'plugins."io.containerd.cri.v1.runtime"'
+
+
+@dataclass
+class Containerd1(FakeNode):
+    """containerd 1.7: an imported file replaces a plugin whole, and handlers in a file the built-in ones."""
+
+    def load(self) -> tuple[str, ...] | None:
+        """What the main file says, for it imports nothing of ours."""
+        content = self.root.read(self.main)
+        data = tomllib.loads(content.decode()) if content is not None else {}
+        if data.get("version") not in (None, 2):
+            raise ValueError("version is not one that this release reads")
+        for path in data.get("imports", []):
+            if "*" not in path and not self.root.exists(path):
+                raise FileNotFoundError(path)
+        plugin = "io.containerd.grpc.v1.cri" if data.get("version") == 2 else "cri"
+        containerd = data.get("plugins", {}).get(plugin, {}).get("containerd", {})
+        runtimes = tuple(sorted(containerd.get("runtimes", {"runc": {}})))
+        return runtimes if containerd.get("default_runtime_name", "runc") in runtimes else None
+
+
+@dataclass
+class Rendering(FakeNode):
+    """A distribution that renders the main file from a template at every start."""
+
+    templates: tuple[str, ...] = ()
+    base: str = ""
+    values: Mapping[str, str] | None = None
+
+    def load(self) -> tuple[str, ...] | None:
+        """Render, and start containerd 2."""
+        found = (content for path in self.templates if (content := self.root.read(path)) is not None)
+        text = (
+            next(found, b'{{ template "base" . }}\n').decode().replace('{{ template "base" . }}', self.base)
+        )
+        for name, value in (self.values or {}).items():
+            text = text.replace(f"${{{name}}}", value)
+        # Not by the door that this program writes through: whoever is killed, this goes on.
+        self.root.resolve(self.main).write_text(text)
+        return super().load()
+
+
+@dataclass
+class K0s(FakeNode):
+    """k0s to 1.35: it merges the drop-ins of schema 2, and restarts its containerd when it sees a change."""
+
+    def load(self) -> tuple[str, ...] | None:
+        """The drop-ins are all there is to it."""
+        runtimes = {"runc"}
+        for path in self.root.glob("/etc/k0s/containerd.d/*.toml"):
+            data = tomllib.loads((self.root.read(path) or b"").decode())
+            if data.get("version") != 2:
+                raise ValueError("a drop-in of another version")
+            containerd = data["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
+            runtimes |= set(containerd.get("runtimes", ()))
+        return tuple(sorted(runtimes))
+
+    def watch(self) -> None:
+        """It looks now and then; here, whenever it is asked."""
+        if self.state == "active":
+            self.handlers = self.load()
+
+    def _answers(self) -> tuple[str, ...]:
+        self.watch()
+        return super()._answers()
+
+
+@dataclass
+class Crio(FakeNode):
+    """CRI-O: every file of its directory, anew on SIGHUP but for the storage options."""
+
+    reloads: int = 0
+
+    def load(self) -> tuple[str, ...] | None:
+        """A later table replaces an earlier one whole."""
+        runtimes: dict[str, Any] = {"crun": {}}
+        for path in self.root.glob("/etc/crio/crio.conf.d/*"):
+            data = tomllib.loads((self.root.read(path) or b"").decode())
+            runtimes |= data.get("crio", {}).get("runtime", {}).get("runtimes", {})
+        return tuple(sorted(name for name, table in runtimes.items() if self._can_run(table)))
+
+    def _can_run(self, table: Mapping[str, Any]) -> bool:
+        return all(
+            self.root.exists(table[key]) for key in ("runtime_path", "runtime_config_path") if key in table
+        )
+
+    def reload(self, name: str, timeout: float) -> None:
+        """Read the files, and keep what there was when they are broken."""
+        self.reloads += 1
+        self.handlers = self.load()
+
+
+RANCHER = "/var/lib/rancher/k3s/agent/etc/containerd"
+MICROK8S = "/var/snap/microk8s/current/args"
+BASE_3 = f"version = 3\n\n[{CRI_3}.containerd.runtimes.runc]\n{RUNC}"
+BASE_2 = f"version = 2\n\n[{CRI_2}.containerd.runtimes.runc]\n{RUNC}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of node, and how the settings call its distribution."""
+
+    make: Callable[[Root], FakeNode]
+    files: Mapping[str, str]
+    ours: tuple[str, ...]
+    """The files that an installation makes or edits, outside of the install dir."""
+    distribution: str = "k8s"
+    live: bool = False
+    """Whether it takes up new handlers without a restart."""
+
+
+def _k3s(root: Root, **changes: Any) -> FakeNode:
+    templates = (f"{RANCHER}/config-v3.toml.tmpl", f"{RANCHER}/config.toml.tmpl")
+    return Rendering(
+        root,
+        **{"unit_name": "k3s.service", "main": f"{RANCHER}/config.toml", "templates": templates, **changes},
+    )
+
+
+KINDS: Mapping[str, Kind] = {
+    "containerd 1.7": Kind(
+        lambda root: Containerd1(root, version="1.7.24"),
+        {"/etc/containerd/config.toml": f"# mine\nversion = 2\r\n[{CRI_2}]\nsandbox_image = 'a'"},
+        ("/etc/containerd/config.toml",),
+    ),
+    "containerd 1.6 without a file": Kind(
+        lambda root: Containerd1(root, version="1.6.20"), {}, ("/etc/containerd/config.toml",)
+    ),
+    "k3s that imports no drop-ins": Kind(
+        lambda root: _k3s(root, base=BASE_3), {}, (f"{RANCHER}/config-v3.toml.tmpl",), "k3s"
+    ),
+    "k3s with an admin's template": Kind(
+        lambda root: _k3s(root, base=BASE_3),
+        {
+            f"{RANCHER}/config-v3.toml.tmpl": '{{ template "base" . }}\n[debug]\n  level = "info"',
+        },
+        (f"{RANCHER}/config-v3.toml.tmpl",),
+        "k3s",
+    ),
+    "k3s with drop-ins": Kind(
+        lambda root: _k3s(root, base=f'imports = ["{RANCHER}/config-v3.toml.d/*.toml"]\n{BASE_3}'),
+        {},
+        (f"{RANCHER}/config-v3.toml.d/99-kata-deploy.toml",),
+        "k3s",
+    ),
+    "k0s": Kind(
+        lambda root: K0s(
+            root, version="1.7.27", unit_name="k0sworker.service", main="/etc/k0s/containerd.toml"
+        ),
+        {"/etc/k0s/containerd.toml": "# k0s_managed=true\nversion = 2\n"},
+        ("/etc/k0s/containerd.d/99-kata-deploy.toml",),
+        "k0s",
+        live=True,
+    ),
+    "microk8s": Kind(
+        lambda root: Rendering(
+            root,
+            unit_name="snap.microk8s.daemon-containerd.service",
+            main=f"{MICROK8S}/containerd.toml",
+            templates=(f"{MICROK8S}/containerd-template.toml",),
+            values={"SNAP_DATA": "/var/snap/microk8s/current"},
+        ),
+        {f"{MICROK8S}/containerd-template.toml": 'version = 3\nstate = "${SNAP_DATA}/state"\n'},
+        (f"{MICROK8S}/containerd-template.toml",),
+        "microk8s",
+    ),
+    "CRI-O": Kind(
+        lambda root: Crio(root, version="1.36.3", unit_name="crio.service", runtime_name="cri-o"),
+        {"/etc/crio/crio.conf.d/10-crio.conf": '[crio.image]\nsignature_policy = "/etc/crio/policy.json"\n'},
+        ("/etc/crio/crio.conf.d/99-kata-deploy",),
+    ),
+}
+
+
+def make_node(kind: Kind, base: Path) -> FakeNode:
+    """A node of this kind that serves, with its files as they are before Kata."""
+    for path in ("dev/kvm", "dev/null"):
+        (base / path).parent.mkdir(parents=True, exist_ok=True)
+        (base / path).touch()
+    for path in ("run", "opt", "etc/containerd"):
+        (base / path).mkdir(parents=True)
+    root = Root(base)
+    node = kind.make(root)
+    for path in (*kind.files, node.main):
+        root.make_dirs(posixpath.dirname(path))
+    for path, content in kind.files.items():
+        root.write(path, content.encode())
+    node.handlers = node.load()
+    return node

@@ -1,0 +1,145 @@
+"""Killed anywhere, the next run converges: install and revert cut short after every single write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeNode
+
+from pipeline.harness import (
+    INSTALL,
+    REVERT,
+    Killed,
+    cut_after,
+    errors,
+    make_node,
+    outcomes,
+    run,
+    small_payload,
+    snapshot,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred runs that wait for the disk take a minute, and no power is cut here."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Path:
+    return small_payload(tmp_path / "payload")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return make_node(tmp_path / "host")
+
+
+def every_cut(
+    tmp_path: Path, payload: Path, prepare: Callable[[FakeNode], None], stages: Any
+) -> Iterator[FakeNode]:
+    """A node for each place where the run can be cut, until it comes through uncut."""
+    for changes in range(500):
+        node = make_node(tmp_path / f"host-{changes}")
+        prepare(node)
+        try:
+            with cut_after(changes):
+                run(node, stages, payload)
+        except Killed:
+            yield node
+            continue
+        assert changes > 15, "hardly anything was cut: what is guarded here is not what the program calls"
+        return
+    pytest.fail("the run never came to its end")
+
+
+def test_an_install_serves_a_second_one_skips_and_revert_leaves_the_node_as_it_was(
+    node: FakeNode, payload: Path
+) -> None:
+    before = snapshot(node)
+    assert all(report.error is None for report in run(node, INSTALL, payload))
+    assert node.handlers is not None
+    assert "kata-qemu" in node.handlers
+    assert node.restarts == 1
+    installed = snapshot(node)
+    assert outcomes(run(node, INSTALL, payload)) == [
+        "host-check done",
+        "claim skipped",
+        "artifacts skipped",
+        "cri skipped",
+        "label skipped",
+    ]
+    assert snapshot(node) == installed
+    assert node.restarts == 1
+    assert all(report.error is None for report in run(node, REVERT, payload))
+    assert node.handlers == ("runc",)
+    assert node.restarts == 2
+    assert snapshot(node) == before
+
+
+def test_an_install_killed_anywhere_is_completed_by_the_next(tmp_path: Path, payload: Path) -> None:
+    for node in every_cut(tmp_path, payload, lambda _: None, INSTALL):
+        assert errors(run(node, INSTALL, payload)) == []
+        assert node.handlers is not None
+        assert "kata-qemu" in node.handlers
+        assert outcomes(run(node, INSTALL, payload))[1:] == [
+            "claim skipped",
+            "artifacts skipped",
+            "cri skipped",
+            "label skipped",
+        ]
+        assert leftovers(node) == []
+
+
+def test_an_install_killed_anywhere_can_be_reverted(tmp_path: Path, payload: Path) -> None:
+    before = snapshot(make_node(tmp_path / "untouched"))
+    for node in every_cut(tmp_path, payload, lambda _: None, INSTALL):
+        assert errors(run(node, REVERT, payload)) == []
+        assert node.handlers == ("runc",)
+        assert snapshot(node) == before
+
+
+def test_a_revert_killed_anywhere_is_completed_by_the_next(tmp_path: Path, payload: Path) -> None:
+    before = snapshot(make_node(tmp_path / "untouched"))
+
+    def install(node: FakeNode) -> None:
+        assert errors(run(node, INSTALL, payload)) == []
+
+    for node in every_cut(tmp_path, payload, install, REVERT):
+        assert errors(run(node, REVERT, payload)) == []
+        assert node.handlers == ("runc",)
+        assert snapshot(node) == before
+
+
+def test_a_revert_killed_anywhere_can_be_taken_back_by_an_install(tmp_path: Path, payload: Path) -> None:
+    def install(node: FakeNode) -> None:
+        assert errors(run(node, INSTALL, payload)) == []
+
+    for node in every_cut(tmp_path, payload, install, REVERT):
+        install(node)
+        assert node.handlers is not None
+        assert "kata-qemu" in node.handlers
+        assert leftovers(node) == []
+
+
+def test_at_every_cut_the_runtime_would_start(tmp_path: Path, payload: Path) -> None:
+    """A node that loses power in the middle comes up with a container runtime."""
+
+    def install(node: FakeNode) -> None:
+        assert errors(run(node, INSTALL, payload)) == []
+
+    for stages, prepare in ((INSTALL, lambda _: None), (REVERT, install)):
+        for node in every_cut(tmp_path / stages[0].NAME, payload, prepare, stages):
+            node.restart("containerd.service", 1)
+            assert node.handlers is not None
+            assert "runc" in node.handlers
+
+
+def leftovers(node: FakeNode) -> list[str]:
+    """What a kill left half written, apart from the record's own directory, which goes with the record."""
+    return [path for path in snapshot(node) if path.endswith("-tmp") and ".kata-node/" not in path]

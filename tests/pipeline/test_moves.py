@@ -1,0 +1,334 @@
+"""What others do to a node between our runs: another runtime, another release of it, an edited file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import MAIN, FakeNode
+
+from kata_node.runtime import restart
+from pipeline.harness import (
+    INSTALL,
+    REVERT,
+    Killed,
+    cut_after,
+    errors,
+    exit_code,
+    outcomes,
+    run,
+    small_payload,
+    snapshot,
+)
+from pipeline.node_variants import CRI_2, CRI_3, KINDS, RANCHER, Containerd1, Crio, Kind, make_node
+from stages import artifacts, cri, revert_cri
+
+BACK = (revert_cri,)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    for name in ("POLL", "PATIENCE", "SETTLED", "WATCHED"):
+        monkeypatch.setattr(restart, name, 0.001)
+
+
+@pytest.fixture(scope="module")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_payload(tmp_path_factory.mktemp("payload"))
+
+
+def node_of(name: str, tmp_path: Path, **files: str) -> FakeNode:
+    kind = KINDS[name]
+    return make_node(replace(kind, files={**kind.files, **files}), tmp_path / "host")
+
+
+def served(node: FakeNode) -> list[str]:
+    return list(node.handlers or ())
+
+
+def read(node: FakeNode, path: str = MAIN) -> bytes:
+    return node.root.read(path) or b""
+
+
+def edit(node: FakeNode, text: bytes, path: str = MAIN) -> None:
+    node.root.write(path, read(node, path) + text)
+    node.restart(node.unit_name, 1)
+
+
+def become(node: FakeNode, kind: Kind, **changes: Any) -> FakeNode:
+    """The same files under another runtime, which starts with them."""
+    other = kind.make(node.root)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    node.root.make_dirs(other.main.rpartition("/")[0])
+    other.invocation = node.invocation + 100
+    other.restart(other.unit_name, 1)
+    return other
+
+
+PLAIN = Kind(lambda root: FakeNode(root), {}, ())
+
+
+# The default handler
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "text"),
+    [
+        pytest.param(
+            "containerd 1.7",
+            MAIN,
+            f'\n[{CRI_2}.containerd]\ndefault_runtime_name = "kata-qemu"\n',
+            id="containerd-1",
+        ),
+        pytest.param(
+            "k3s with drop-ins",
+            f"{RANCHER}/config-v3.toml.d/10-mine.toml",
+            f'[{CRI_3}.containerd]\ndefault_runtime_name = "kata-qemu"\n',
+            id="containerd-2",
+        ),
+        pytest.param(
+            "k0s",
+            "/etc/k0s/containerd.d/10-mine.toml",
+            f'version = 2\n[{CRI_2}.containerd]\ndefault_runtime_name = "kata-qemu"\n',
+            id="k0s",
+        ),
+        pytest.param(
+            "CRI-O",
+            "/etc/crio/crio.conf.d/10-mine.conf",
+            '[crio.runtime]\ndefault_runtime = "kata-qemu"\n',
+            id="cri-o",
+        ),
+    ],
+)
+def test_a_handler_that_an_admin_made_the_default_one_is_not_taken_away(
+    kind: str, path: str, text: str, tmp_path: Path, payload: Path
+) -> None:
+    node = node_of(kind, tmp_path)
+    distribution = KINDS[kind].distribution
+    assert errors(run(node, INSTALL, payload, k8s_distribution=distribution)) == []
+    edit(node, text.encode(), path)
+    before, restarts = (snapshot(node, "etc"), snapshot(node, "var")), node.restarts
+    reports = run(node, BACK, payload, k8s_distribution=distribution)
+    assert exit_code(reports) == 4
+    assert "kata-qemu" in str(reports[-1].error)
+    assert ((snapshot(node, "etc"), snapshot(node, "var")), node.restarts) == (before, restarts)
+    assert "kata-qemu" in (node.handlers or ())
+
+
+# Another runtime, or another release of it
+
+
+def test_tables_in_the_main_file_of_a_containerd_that_was_replaced_by_crio_go_as_well(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = node_of("containerd 1.7", tmp_path)
+    before = read(node)
+    assert errors(run(node, INSTALL, payload)) == []
+    node.root.write(MAIN, b"# mine too\n" + read(node))
+    crio = become(node, KINDS["CRI-O"])
+    assert errors(run(crio, INSTALL, payload)) == []
+    assert "kata-qemu" in (crio.handlers or ())
+    assert read(node) == b"# mine too\n" + before
+    assert errors(run(crio, REVERT, payload)) == []
+    assert read(node) == b"# mine too\n" + before
+
+
+def test_the_way_back_cleans_up_after_a_containerd_whose_unit_is_gone(tmp_path: Path, payload: Path) -> None:
+    node = node_of("containerd 1.7", tmp_path)
+    before = snapshot(node)
+    assert errors(run(node, INSTALL, payload)) == []
+    crio = become(node, KINDS["CRI-O"])
+    restarts = crio.restarts
+    before |= snapshot(node, "etc/crio")
+    assert errors(run(crio, REVERT, payload)) == []
+    assert crio.restarts == restarts
+    assert read(node) == KINDS["containerd 1.7"].files[MAIN].encode()
+
+
+def test_an_upgraded_containerd_whose_file_was_migrated_gets_it_back_without_our_tables(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = node_of("containerd 1.7", tmp_path, **{MAIN: f"version = 2\n[{CRI_2}]\nsandbox_image = 'a'\n"})
+    assert errors(run(node, INSTALL, payload)) == []
+    migrated = read(node).replace(b"version = 2", b"version = 3").replace(CRI_2.encode(), CRI_3.encode())
+    node.root.write(MAIN, migrated)
+    newer = become(node, PLAIN, version="2.1.9")
+    assert served(newer) == ["kata-qemu", "runc"]
+    assert errors(run(newer, REVERT, payload)) == []
+    assert served(newer) == ["runc"]
+    assert read(node) == f"version = 3\n[{CRI_3}]\nsandbox_image = 'a'\n".encode()
+
+
+@pytest.mark.parametrize("cut", [*range(0, 12, 2), None])
+def test_an_upgrade_of_containerd_moves_our_tables_to_drop_ins(
+    tmp_path: Path, payload: Path, cut: int | None
+) -> None:
+    node = node_of("containerd 1.7", tmp_path, **{MAIN: f"version = 2\n[{CRI_2}]\nsandbox_image = 'a'\n"})
+    before = read(node)
+    assert errors(run(node, INSTALL, payload)) == []
+    newer = become(node, PLAIN, version="2.1.9")
+    try:
+        with cut_after(1 << 30 if cut is None else cut):
+            run(newer, (cri,), payload)
+    except Killed:
+        assert "runc" in (newer.load() or ())
+    assert errors(run(newer, (cri,), payload)) == []
+    assert b"runtime_path" not in read(node)
+    assert errors(run(newer, REVERT, payload)) == []
+    assert read(node) == before
+    assert snapshot(node, "opt") == {}
+
+
+def test_k0s_that_was_taken_over_by_an_admin_has_no_drop_in_left(tmp_path: Path, payload: Path) -> None:
+    node = node_of("k0s", tmp_path)
+    assert errors(run(node, INSTALL, payload, k8s_distribution="k0s")) == []
+    node.root.write("/etc/k0s/containerd.toml", b"version = 3\n")
+    taken = Kind(lambda root: FakeNode(root, main="/etc/k0s/containerd.toml"), {}, ())
+    other = become(node, taken, unit_name="k0sworker.service")
+    assert errors(run(other, INSTALL, payload, k8s_distribution="k0s")) == []
+    assert served(other) == ["kata-qemu", "runc"]
+    assert snapshot(node, "etc/k0s/containerd.d") == {}
+    assert errors(run(other, REVERT, payload, k8s_distribution="k0s")) == []
+    assert read(node, "/etc/k0s/containerd.toml") == b"version = 3\n"
+    assert sorted(snapshot(node, "etc/k0s")) == ["etc/k0s/containerd.toml"]
+
+
+def test_a_k3s_that_comes_to_import_drop_ins_has_no_template_of_ours_left(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = node_of("k3s that imports no drop-ins", tmp_path)
+    before = sorted(snapshot(node, "var"))
+    assert errors(run(node, INSTALL, payload, k8s_distribution="k3s")) == []
+    newer = become(node, KINDS["k3s with drop-ins"])
+    assert errors(run(newer, INSTALL, payload, k8s_distribution="k3s")) == []
+    assert served(newer) == ["kata-qemu", "runc"]
+    assert not node.root.exists(f"{RANCHER}/config-v3.toml.tmpl")
+    assert errors(run(newer, REVERT, payload, k8s_distribution="k3s")) == []
+    assert sorted(snapshot(node, "var")) == before
+
+
+# containerd 1.x: the file that all share
+
+
+NVIDIA = f'\n[{CRI_2}.containerd.runtimes.nvidia]\nruntime_type = "io.containerd.runc.v2"\n'.encode()
+
+
+def test_runc_that_came_with_our_tables_stays_for_the_handlers_added_since(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = node_of("containerd 1.7", tmp_path)
+    before = read(node)
+    assert errors(run(node, INSTALL, payload)) == []
+    edit(node, NVIDIA)
+    assert errors(run(node, INSTALL, payload, shims="qemu,clh")) == []
+    assert served(node) == ["kata-clh", "kata-qemu", "nvidia", "runc"]
+    assert outcomes(run(node, INSTALL, payload, shims="qemu,clh"))[3] == "cri skipped"
+    assert errors(run(node, REVERT, payload)) == []
+    assert served(node) == ["nvidia", "runc"]
+    assert before in read(node)
+    assert NVIDIA in read(node)
+
+
+def test_a_tool_that_writes_the_file_anew_does_not_keep_our_handlers_in_it(
+    tmp_path: Path, payload: Path
+) -> None:
+    import tomllib
+
+    import tomlkit
+
+    node = node_of("containerd 1.7", tmp_path)
+    assert errors(run(node, INSTALL, payload)) == []
+    edit(node, NVIDIA)
+    node.root.write(MAIN, tomlkit.dumps(tomllib.loads(read(node).decode()), sort_keys=True).encode())
+    assert errors(run(node, INSTALL, payload, shims="clh")) == []
+    assert served(node) == ["kata-clh", "nvidia", "runc"]
+    node.root.write(MAIN, tomlkit.dumps(tomllib.loads(read(node).decode()), sort_keys=True).encode())
+    assert errors(run(node, REVERT, payload)) == []
+    assert served(node) == ["nvidia", "runc"]
+
+
+@pytest.mark.parametrize("kind", ["containerd 1.7", "k3s that imports no drop-ins"])
+def test_the_tables_of_an_installation_elsewhere_are_left_alone(
+    kind: str, tmp_path: Path, payload: Path
+) -> None:
+    node = node_of(kind, tmp_path)
+    distribution = KINDS[kind].distribution
+    assert errors(run(node, INSTALL, payload, k8s_distribution=distribution)) == []
+    before = snapshot(node, "etc"), snapshot(node, "var")
+    elsewhere: dict[str, Any] = {"installation_prefix": "/srv", "k8s_distribution": distribution}
+    reports = run(node, INSTALL, payload, **elsewhere)
+    assert (reports[-1].stage, exit_code(reports)) == ("host-check", 3)
+    assert "installation elsewhere" in str(reports[-1].error)
+    assert errors(run(node, REVERT, payload, **elsewhere)) == []
+    assert (snapshot(node, "etc"), snapshot(node, "var")) == before
+    assert errors(run(node, REVERT, payload, k8s_distribution=distribution)) == []
+
+
+# CRI-O
+
+
+def test_a_signal_is_not_enough_where_a_drop_in_of_another_killed_run_was_never_read(
+    tmp_path: Path, payload: Path
+) -> None:
+    """Its storage option is on the disk, but CRI-O has yet to start with it."""
+    node = written_only(tmp_path, payload)
+    assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
+    assert (node.restarts, node.reloads) == (1, 0)
+
+
+def test_handlers_that_somebodys_signal_loaded_after_a_kill_are_unloaded(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = written_only(tmp_path, payload)
+    node.reload(node.unit_name, 1)
+    assert "kata-qemu" in served(node)
+    assert errors(run(node, REVERT, payload)) == []
+    assert "kata-qemu" not in served(node)
+
+
+def written_only(tmp_path: Path, payload: Path) -> Crio:
+    """A CRI-O whose drop-in was written by a run that was killed right then."""
+    node = node_of("CRI-O", tmp_path)
+    assert isinstance(node, Crio)
+    assert errors(run(node, (artifacts,), payload)) == []
+    for changes in range(60):
+        try:
+            with cut_after(changes):
+                run(node, (cri,), payload)
+        except Killed:
+            if node.root.exists("/etc/crio/crio.conf.d/99-kata-deploy"):
+                break
+    assert node.restarts == 0
+    return node
+
+
+def test_a_refused_change_does_not_restart_a_crio_that_never_read_it(tmp_path: Path, payload: Path) -> None:
+    node = node_of("CRI-O", tmp_path)
+    assert isinstance(node, Crio)
+    assert errors(run(node, INSTALL, payload)) == []
+    edit(node, b"[crio.runtime.runtimes.kata-clh]\n", "/etc/crio/crio.conf.d/10-mine.conf")
+    restarts = node.restarts
+    assert exit_code(run(node, (cri,), payload, shims="qemu,clh")) == 4
+    assert node.restarts == restarts
+
+
+def test_crio_beside_the_containerd_of_docker_is_found_by_the_socket_as_kubelets_have_it(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = node_of("CRI-O", tmp_path)
+    node.others = ("containerd.service",)
+    assert exit_code(run(node, INSTALL, payload)) == 3
+    assert errors(run(node, INSTALL, payload, cri_socket="/var/run/crio/crio.sock")) == []
+    assert "restart crio.service" in node.asked
+
+
+def test_containerd_1_is_what_these_tests_take_it_for(tmp_path: Path) -> None:
+    node = node_of("containerd 1.7", tmp_path)
+    assert isinstance(node, Containerd1)
+    node.root.write(MAIN, f"version = 2\n[{CRI_2}.containerd.runtimes.mine]\n".encode())
+    assert node.load() is None, "runc is gone"

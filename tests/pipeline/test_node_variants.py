@@ -1,0 +1,187 @@
+"""The CRI stages on every kind of node: installed, skipped, given back, and killed anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeNode
+
+from kata_node.host.files import Root
+from kata_node.runtime import restart
+from pipeline.harness import (
+    INSTALL,
+    REVERT,
+    Killed,
+    cut_after,
+    errors,
+    exit_code,
+    outcomes,
+    run,
+    small_payload,
+    snapshot,
+)
+from pipeline.node_variants import KINDS, Crio, Kind, make_node
+from stages import artifacts, cri, remove_artifacts, revert_cri
+
+CUTS = 1 if os.environ.get("HISTORIES") else 2
+"""Whoever asks for more histories has the time for every cut."""
+
+HOW = pytest.mark.parametrize("kind", [pytest.param(kind, id=name) for name, kind in KINDS.items()])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of runs that wait take minutes, and here neither power is cut nor anything slow."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    for name in ("POLL", "PATIENCE", "SETTLED", "WATCHED"):
+        monkeypatch.setattr(restart, name, 0.001)
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Path:
+    return small_payload(tmp_path / "payload")
+
+
+def go(kind: Kind, node: FakeNode, stages: Any, payload: Path, **values: Any) -> Any:
+    return run(node, stages, payload, k8s_distribution=kind.distribution, **values)
+
+
+def config(kind: Kind, node: FakeNode) -> dict[str, tuple[object, ...]]:
+    """The files of the runtime and of its distribution, without what is rendered at every start."""
+    found = {**snapshot(node, "etc"), **snapshot(node, "var")}
+    rendered = node.main not in kind.ours
+    return {path: what for path, what in found.items() if not rendered or f"/{path}" != node.main}
+
+
+def kata(node: FakeNode) -> list[str]:
+    return [name for name in node.handlers or () if name.startswith("kata-")]
+
+
+@HOW
+def test_an_installation_serves_is_skipped_the_second_time_and_leaves_no_trace(
+    kind: Kind, tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(kind, tmp_path / "host")
+    before, served = snapshot(node), node.handlers
+    assert errors(go(kind, node, INSTALL, payload)) == []
+    assert kata(node) == ["kata-qemu"]
+    assert set(served or ()) <= set(node.handlers or ())
+    assert node.restarts == (0 if kind.live else 1)
+    changed = {f"/{path}" for path, what in config(kind, node).items() if what != before.get(path)}
+    assert {path for path in changed if not node.root.is_dir(path)} == set(kind.ours)
+    assert outcomes(go(kind, node, INSTALL, payload))[1:] == [
+        "claim skipped",
+        "artifacts skipped",
+        "cri skipped",
+        "label skipped",
+    ]
+    assert node.restarts == (0 if kind.live else 1)
+    assert errors(go(kind, node, REVERT, payload)) == []
+    assert (snapshot(node), node.handlers) == (before, served)
+    assert node.restarts == (0 if kind.live else 2)
+
+
+@HOW
+def test_another_shim_later_is_served_and_one_switched_off_is_not(
+    kind: Kind, tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(kind, tmp_path / "host")
+    before = snapshot(node)
+    for shims, handlers in (("qemu", ["qemu"]), ("qemu,clh", ["clh", "qemu"]), ("clh", ["clh"])):
+        assert errors(go(kind, node, INSTALL, payload, shims=shims)) == []
+        assert kata(node) == [f"kata-{name}" for name in handlers]
+    assert errors(go(kind, node, REVERT, payload)) == []
+    assert snapshot(node) == before
+
+
+@HOW
+def test_an_installation_killed_anywhere_starts_and_is_completed_or_taken_back(
+    kind: Kind, tmp_path: Path, payload: Path
+) -> None:
+    def place(node: FakeNode) -> None:
+        assert errors(go(kind, node, (artifacts,), payload)) == []
+
+    untouched = make_node(kind, tmp_path / "untouched")
+    before, served = snapshot(untouched), untouched.handlers
+    for node in every_cut(kind, tmp_path, place, lambda node: go(kind, node, (cri,), payload)):
+        other = copy(node, tmp_path / "back")
+        assert set(served or ()) <= set(node.load() or ())
+        assert errors(go(kind, node, (cri,), payload)) == []
+        assert kata(node) == ["kata-qemu"]
+        assert outcomes(go(kind, node, (cri,), payload)) == ["cri skipped"]
+        assert errors(go(kind, other, (revert_cri, remove_artifacts), payload)) == []
+        assert (snapshot(other), other.handlers) == (before, served)
+
+
+@HOW
+def test_a_revert_killed_anywhere_starts_and_is_completed_or_taken_back(
+    kind: Kind, tmp_path: Path, payload: Path
+) -> None:
+    def install(node: FakeNode) -> None:
+        assert errors(go(kind, node, (artifacts, cri), payload)) == []
+
+    untouched = make_node(kind, tmp_path / "untouched")
+    before, served = snapshot(untouched), untouched.handlers
+    for node in every_cut(kind, tmp_path, install, lambda node: go(kind, node, (revert_cri,), payload)):
+        other = copy(node, tmp_path / "back")
+        assert set(served or ()) <= set(node.load() or ())
+        assert errors(go(kind, node, (revert_cri, remove_artifacts), payload)) == []
+        assert (snapshot(node), node.handlers) == (before, served)
+        assert errors(go(kind, other, (cri,), payload)) == []
+        assert kata(other) == ["kata-qemu"]
+
+
+@HOW
+def test_a_runtime_that_does_not_start_with_it_is_put_back(kind: Kind, tmp_path: Path, payload: Path) -> None:
+    node = make_node(kind, tmp_path / "host")
+    assert errors(go(kind, node, (artifacts,), payload)) == []
+    before, served = config(kind, node), node.handlers
+    node.refusals = 1
+    if isinstance(node, Crio):
+        (node.root.base / "opt/kata/bin/containerd-shim-kata-v2").unlink()
+    if kind.live:
+        return  # nothing is restarted that could refuse
+    assert exit_code(go(kind, node, (cri,), payload)) == 4
+    assert (config(kind, node), node.handlers) == (before, served)
+
+
+def test_crio_is_sent_a_signal_where_that_is_enough(tmp_path: Path, payload: Path) -> None:
+    kind = KINDS["CRI-O"]
+    node = make_node(kind, tmp_path / "host")
+    assert isinstance(node, Crio)
+    assert errors(go(kind, node, INSTALL, payload)) == []
+    assert (node.restarts, node.reloads) == (1, 0), "the storage option is read at the start alone"
+    assert errors(go(kind, node, INSTALL, payload, shims="qemu,clh")) == []
+    assert (node.restarts, node.reloads, kata(node)) == (1, 1, ["kata-clh", "kata-qemu"])
+
+
+def copy(node: FakeNode, base: Path) -> FakeNode:
+    """A second node like it, in place of what is at ``base``."""
+    shutil.rmtree(base, ignore_errors=True)
+    shutil.copytree(node.root.base, base, symlinks=True)
+    return replace(node, root=Root(base), asked=[])
+
+
+def every_cut(
+    kind: Kind, directory: Path, prepare: Callable[[FakeNode], None], cut: Callable[[FakeNode], object]
+) -> Iterator[FakeNode]:
+    """A node for each place, or each second one, where the run can be cut, until it comes through uncut."""
+    prepared = make_node(kind, directory / "prepared")
+    prepare(prepared)
+    for changes in range(0, 200, CUTS):
+        node = copy(prepared, directory / "cut")
+        try:
+            with cut_after(changes):
+                cut(node)
+        except Killed:
+            yield node
+            continue
+        assert changes > 8, "hardly anything was cut: what is guarded here is not what the program calls"
+        return
+    pytest.fail("the run never came to its end")

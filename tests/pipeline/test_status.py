@@ -1,0 +1,144 @@
+"""What ``status`` tells of installations that share files with others."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import MAIN, FakeKube, FakeNode
+
+from kata_node import status
+from kata_node.errors import KubeError
+from kata_node.kube import credentials
+from kata_node.plan.context import Options
+from kata_node.settings import load as settings
+from pipeline.harness import INSTALL, REVERT, errors, make_node, run, small_payload
+from pipeline.node_variants import KINDS
+from pipeline.node_variants import make_node as make_kind
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Path:
+    return small_payload(tmp_path / "payload")
+
+
+def drift(node: FakeNode, payload: Path, distribution: str = "k8s") -> dict[str, tuple[str, ...]]:
+    """What has changed of each installation, by its name."""
+    wanted = settings.load(None, overrides={"k8s_distribution": distribution}, arch="x86_64")
+    return {
+        each.instance: each.drift for each in status.gather(wanted, Options(payload), node.tools(), deep=True)
+    }
+
+
+def test_an_installation_has_not_drifted_because_another_one_came_or_went(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
+    assert drift(node, payload) == {"default": (), "blue": ()}
+    assert errors(run(node, REVERT, payload)) == []
+    assert drift(node, payload) == {"blue": ()}
+
+
+def test_an_installation_has_drifted_when_somebody_took_it_out_of_the_main_file(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    node.root.write(MAIN, b"version = 3\n")
+    assert drift(node, payload) == {"default": (f"{MAIN}: changed",)}
+    node.root.write(MAIN, b"not [TOML")
+    assert drift(node, payload) == {"default": (f"{MAIN}: changed",)}
+
+
+@pytest.mark.parametrize("name", ["containerd 1.7", "k3s with an admin's template", "microk8s"])
+def test_an_admin_may_edit_the_rest_of_a_file_that_has_our_part(
+    name: str, tmp_path: Path, payload: Path
+) -> None:
+    kind = KINDS[name]
+    node = make_kind(kind, tmp_path / "host")
+    (path,) = kind.ours
+    assert errors(run(node, INSTALL, payload, k8s_distribution=kind.distribution)) == []
+    content = node.root.read(path) or b""
+    node.root.write(path, b"# more\n" + content)
+    assert drift(node, payload, kind.distribution) == {"default": ()}
+    node.root.write(path, kind.files[path].encode())
+    assert drift(node, payload, kind.distribution) == {"default": (f"{path}: changed",)}
+
+
+def test_an_installation_below_a_prefix_is_found_by_what_the_runtime_reads(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(tmp_path / "host")
+    (node.root.base / "srv").mkdir()
+    assert errors(run(node, INSTALL, payload, installation_prefix="/srv")) == []
+    assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
+    assert drift(node, payload) == {"default": (), "blue": ()}
+
+
+def test_what_is_left_of_an_installation_that_was_deleted_by_hand_is_told(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    shutil.rmtree(node.root.base / "opt/kata")
+    wanted = settings.load(None, overrides={}, arch="x86_64")
+    (found,) = status.gather(wanted, Options(payload), node.tools(), deep=False)
+    assert found.install_dir == "/opt/kata"
+    assert "there is no record of it" in found.error
+
+
+LABELS = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/blue": "false"}
+AWAY = KubeError("the API server gave no answer", where="node/n1 at https://api", hint="see the log")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKube:
+    node = make_node(tmp_path / "host")
+    node.kube = FakeKube(node, {"kubernetes.io/hostname": "n1", **LABELS})
+    monkeypatch.setenv("KUBECONFIG", "/etc/kubernetes/admin.conf")
+    return node.kube
+
+
+def test_the_labels_of_the_node_are_told_where_there_are_credentials(
+    cluster: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = cluster.host.tools()
+    node = status.look_at_node(Options(Path("/payload"), node_name="n1"), tools)
+    assert status.to_text([], node).splitlines() == [
+        "no installation on this node",
+        "",
+        "Node n1",
+        "  label      kata-deploy.katacontainers.io/blue=false",
+        "  label      katacontainers.io/kata-runtime=true",
+    ]
+    assert status.to_json([], node)["node"] == {"name": "n1", "labels": LABELS, "error": ""}
+    for options in (Options(Path("/payload")), Options(Path("/payload"), node_name="n1", offline=True)):
+        assert status.look_at_node(options, tools) is None
+    monkeypatch.setattr(credentials, "find_credentials", lambda: None)
+    assert status.look_at_node(Options(Path("/payload"), node_name="n1"), tools) is None
+    assert "node" not in status.to_json([], None)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param({"labels": {"a": "b"}}, "labels     none of Kata", id="none"),
+        pytest.param(
+            {"error": AWAY},
+            "labels     not known: the API server gave no answer (node/n1 at https://api)",
+            id="server-away",
+        ),
+        pytest.param({"away": 1}, "labels     not known: there is no such Node (node/n1)", id="no-node"),
+    ],
+)
+def test_a_status_without_labels_says_why_and_is_no_failure(
+    cluster: FakeKube, change: dict[str, Any], says: str
+) -> None:
+    for name, value in change.items():
+        setattr(cluster, name, value)
+    node = status.look_at_node(Options(Path("/payload"), node_name="n1"), cluster.host.tools())
+    assert status.to_text([], node).splitlines()[-1].strip() == says

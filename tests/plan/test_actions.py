@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import payloads
+import pytest
+
+from kata_node.errors import HostError
+from kata_node.host.files import Root, temp_sibling
+from kata_node.payload import index
+from kata_node.payload.actions import PlaceFiles
+from kata_node.plan import receipt as receipts
+from kata_node.plan.actions import (
+    Action,
+    Forget,
+    MakeDirs,
+    MakeLinks,
+    Plan,
+    Record,
+    RemoveDirs,
+    RemoveFile,
+    RemoveFiles,
+    Sweep,
+    Tools,
+    WriteFile,
+)
+from kata_node.plan.receipt import Receipt
+from kata_node.text import human, unified_diff
+
+INSTALL_DIR = "/opt/kata"
+MAIN = "/etc/containerd/config.toml"
+RECEIPT = Receipt("default", INSTALL_DIR, "1.2.3")
+
+
+def unused() -> Any:
+    pytest.fail("an action on files asked for a service")
+
+
+@contextlib.contextmanager
+def no_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    yield lambda _: None
+
+
+@pytest.fixture
+def tools(root: Root) -> Tools:
+    return Tools(root, unused, lambda socket: unused(), unused, no_progress)
+
+
+def do(action: Action, tools: Tools) -> None:
+    action.apply(tools)
+    action.check(tools)
+
+
+def put(root: Root, path: str, content: str = "") -> Path:
+    real = root.base / path.strip("/")
+    real.parent.mkdir(parents=True, exist_ok=True)
+    real.write_text(content)
+    return real
+
+
+def mode_of(root: Root, path: str) -> int:
+    return stat.S_IMODE((root.base / path.strip("/")).lstat().st_mode)
+
+
+def everything(root: Root) -> list[str]:
+    return sorted(f"/{path.relative_to(root.base)}" for path in root.base.rglob("*"))
+
+
+# --- one small file ---------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_and_said_to_be_new(root: Root, tools: Tools) -> None:
+    put(root, "/etc/other")
+    action = WriteFile("/etc/a.toml", b"version = 3\n", 0o640, mtime=7)
+    do(action, tools)
+    assert root.read("/etc/a.toml") == b"version = 3\n"
+    assert mode_of(root, "/etc/a.toml") == 0o640
+    assert root.resolve("/etc/a.toml").stat().st_mtime == 7
+    assert action.describe() == "write /etc/a.toml"
+    assert action.diff() == "--- /dev/null\n+++ /etc/a.toml\n@@ -0,0 +1 @@\n+version = 3\n"
+
+
+def test_a_changed_file_keeps_its_mode_when_told(root: Root, tools: Tools) -> None:
+    put(root, MAIN, "a\n")
+    action = WriteFile(MAIN, b"b\n", 0o600, before=b"a\n")
+    do(action, tools)
+    assert (root.read(MAIN), mode_of(root, MAIN)) == (b"b\n", 0o600)
+    assert action.describe() == f"change {MAIN}"
+    assert action.diff() == f"--- {MAIN}\n+++ {MAIN}\n@@ -1 +1 @@\n-a\n+b\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_changed_file_keeps_its_owner_when_told(root: Root, tools: Tools) -> None:
+    do(WriteFile("/a", b"", owner=(12, 34)), tools)
+    info = root.resolve("/a").stat()
+    assert (info.st_uid, info.st_gid) == (12, 34)
+
+
+def test_a_file_that_somebody_wrote_over_is_noticed(root: Root, tools: Tools) -> None:
+    action = WriteFile("/a", b"ours")
+    action.apply(tools)
+    for theirs in ("theirs", ""):
+        put(root, "/a", theirs)
+        with pytest.raises(HostError, match="reads back differently") as caught:
+            action.check(tools)
+        assert caught.value.where == "/a"
+    root.remove("/a")
+    with pytest.raises(HostError, match="reads back differently"):
+        action.check(tools)
+
+
+def test_a_removed_file_takes_along_what_a_link_leads_to_and_leaves_the_link(
+    root: Root, tools: Tools
+) -> None:
+    put(root, "/srv/real.toml", "a\n")
+    root.symlink("/link.toml", "srv/real.toml")
+    action = RemoveFile("/link.toml", b"a\n")
+    do(action, tools)
+    assert everything(root) == ["/link.toml", "/srv"]
+    assert action.describe() == "remove /link.toml"
+    assert action.diff() == "--- /link.toml\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
+    do(action, tools)
+    put(root, "/srv/real.toml")
+    with pytest.raises(HostError, match="still there") as caught:
+        action.check(tools)
+    assert caught.value.where == "/link.toml"
+
+
+def test_sweeping_removes_what_a_killed_write_left_and_nothing_else(root: Root, tools: Tools) -> None:
+    real = put(root, "/srv/real.toml")
+    root.symlink("/link.toml", "srv/real.toml")
+    temp_sibling(real).touch()
+    put(root, "/srv/.real.toml.mine")
+    do(Sweep(("/link.toml", "/srv/real.toml", "/gone/a", "/srv/real.toml/x")), tools)
+    assert everything(root) == ["/link.toml", "/srv", "/srv/.real.toml.mine", "/srv/real.toml"]
+
+
+# --- directories and links --------------------------------------------------------------------------
+
+
+def test_a_directory_is_made_with_its_mode_and_missed_when_it_goes(root: Root, tools: Tools) -> None:
+    action = MakeDirs("/opt/kata/private", 0o700)
+    do(action, tools)
+    assert [mode_of(root, path) for path in ("/opt/kata", "/opt/kata/private")] == [0o755, 0o700]
+    assert action.describe() == "make directory /opt/kata/private"
+    assert action.diff() == "new directory /opt/kata/private\n"
+    root.remove_dir("/opt/kata/private")
+    with pytest.raises(HostError, match="is not there"):
+        action.check(tools)
+
+
+def test_directories_go_in_the_order_given_and_those_in_use_stay(root: Root, tools: Tools) -> None:
+    put(root, "/a/used/theirs")
+    root.make_dirs("/a/empty/deep")
+    action = RemoveDirs(("/a/empty/deep", "/a/empty", "/a/used", "/a", "/gone"))
+    do(action, tools)
+    assert everything(root) == ["/a", "/a/used", "/a/used/theirs"]
+    assert action.describe() == "remove 5 empty directories"
+    assert RemoveDirs(("/a",)).describe() == "remove 1 empty directory"
+    assert RemoveDirs(("/a", "/b")).diff() == "remove directory /a if empty\nremove directory /b if empty\n"
+
+
+def test_links_are_made_and_missed_when_they_lead_elsewhere(root: Root, tools: Tools) -> None:
+    put(root, "/a", "a file first")
+    action = MakeLinks((("/a", "x"), ("/b", "../y")))
+    do(action, tools)
+    assert (root.read_link("/a"), root.read_link("/b")) == ("x", "../y")
+    assert action.describe() == "link 2 files"
+    assert action.diff() == "new link /a -> x\nnew link /b -> ../y\n"
+    root.symlink("/b", "z")
+    with pytest.raises(HostError, match=r"does not lead to \.\./y") as caught:
+        action.check(tools)
+    assert caught.value.where == "/b"
+
+
+# --- many files -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def placing(tmp_path_factory: pytest.TempPathFactory) -> PlaceFiles:
+    payload = index.load(payloads.tree(tmp_path_factory.mktemp("payload")))
+    return PlaceFiles(INSTALL_DIR, payload.select([payloads.QEMU], "x86_64"), payload)
+
+
+def test_the_payload_is_placed_with_progress_to_the_last_byte(root: Root, placing: PlaceFiles) -> None:
+    told: list[object] = []
+    done: list[int] = []
+
+    @contextlib.contextmanager
+    def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+        told.extend((total, title))
+        yield done.append
+
+    do(placing, Tools(root, unused, lambda socket: unused(), unused, progress))
+    size = sum(len(content) for content in payloads.FILES.values() if isinstance(content, bytes))
+    assert told == [size, "placing below /opt/kata"]
+    assert sum(done) == placing.size == size
+    assert root.read("/opt/kata/VERSION") == b"4.1.0-test\n"
+    assert root.read_link("/opt/kata/share/kata-containers/vmlinux.container") == "vmlinux-6.18"
+
+
+def test_placing_counts_files_and_links_and_lists_each(placing: PlaceFiles) -> None:
+    assert placing.describe() == f"place {len(payloads.FILES)} files ({human(placing.size)}) below /opt/kata"
+    lines = placing.diff().splitlines()
+    assert len(lines) == len(payloads.FILES)
+    assert "place /opt/kata/VERSION (11 B)" in lines
+
+
+def shorten(path: Path) -> None:
+    os.truncate(path, 1)
+
+
+def link_elsewhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        pytest.param("VERSION", Path.unlink, id="gone"),
+        pytest.param("VERSION", shorten, id="shorter"),
+        pytest.param("VERSION", link_elsewhere, id="a link instead"),
+        pytest.param("share/kata-containers/vmlinux.container", link_elsewhere, id="another target"),
+        pytest.param("share/kata-containers/vmlinux.container", Path.unlink, id="link gone"),
+    ],
+)
+def test_a_file_that_did_not_stay_as_placed_is_noticed(
+    root: Root, tools: Tools, placing: PlaceFiles, name: str, spoil: Callable[[Path], object]
+) -> None:
+    placing.apply(tools)
+    spoil(root.base / "opt/kata" / name)
+    with pytest.raises(HostError, match="just placed is not there whole") as caught:
+        placing.check(tools)
+    assert caught.value.where == f"/opt/kata/{name}"
+
+
+def test_files_below_the_install_dir_are_removed_with_what_a_killed_run_left(
+    root: Root, tools: Tools
+) -> None:
+    for path in ("bin/a", "bin/b", "bin/theirs", "bin/.gone.kata-node-tmp", "share/now-a-dir/theirs"):
+        put(root, f"{INSTALL_DIR}/{path}")
+    root.symlink(f"{INSTALL_DIR}/bin/link", "../share")
+    action = RemoveFiles(INSTALL_DIR, ("bin/a", "bin/b", "bin/link", "bin/gone", "share/now-a-dir", "no/dir"))
+    do(action, tools)
+    assert everything(root)[2:] == [
+        "/opt/kata/bin",
+        "/opt/kata/bin/theirs",
+        "/opt/kata/share",
+        "/opt/kata/share/now-a-dir",
+        "/opt/kata/share/now-a-dir/theirs",
+    ]
+    assert action.describe() == "remove 6 files below /opt/kata"
+    assert RemoveFiles(INSTALL_DIR, ("a", "b")).diff() == "remove /opt/kata/a\nremove /opt/kata/b\n"
+    root.symlink(f"{INSTALL_DIR}/bin/link", "back")
+    with pytest.raises(HostError, match="still there") as caught:
+        action.check(tools)
+    assert caught.value.where == "/opt/kata/bin/link"
+
+
+# --- the record -------------------------------------------------------------------------------------
+
+
+def test_the_record_is_written_after_its_backups_for_root_alone(root: Root, tools: Tools) -> None:
+    digest = hashlib.sha256(b"theirs").hexdigest()
+    action = Record(RECEIPT, (b"theirs", b"theirs"))
+    do(action, tools)
+    assert receipts.load(root, INSTALL_DIR) == RECEIPT
+    path = receipts.backup_path(INSTALL_DIR, digest)
+    assert root.read(path) == b"theirs"
+    modes = [mode_of(root, each) for each in ("/opt/kata", "/opt/kata/.kata-node", posix_parent(path), path)]
+    assert modes == [0o755, 0o700, 0o700, 0o600]
+    assert (action.describe(), action.diff()) == ("", "")
+
+
+def posix_parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def test_a_backup_is_saved_once_and_never_again(root: Root, tools: Tools) -> None:
+    do(Record(RECEIPT, (b"theirs",)), tools)
+    path = receipts.backup_path(INSTALL_DIR, hashlib.sha256(b"theirs").hexdigest())
+    inode = root.resolve(path).stat().st_ino
+    changed = replace(RECEIPT, settings="changed")
+    do(Record(changed, (b"theirs", b"more")), tools)
+    assert root.resolve(path).stat().st_ino == inode
+    assert len(root.list_dir(receipts.backups(INSTALL_DIR))) == 2
+    assert receipts.load(root, INSTALL_DIR) == changed
+
+
+def test_a_record_whose_backup_cannot_be_saved_is_not_written(
+    root: Root, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do(Record(RECEIPT), tools)
+    write = Root.write
+
+    def full(self: Root, path: str, content: bytes, **options: Any) -> None:
+        if "/backups/" in path:
+            raise HostError("No space left on device", where=path)
+        write(self, path, content, **options)
+
+    monkeypatch.setattr(Root, "write", full)
+    with pytest.raises(HostError, match="No space left"):
+        Record(replace(RECEIPT, settings="changed"), (b"theirs",)).apply(tools)
+    assert receipts.load(root, INSTALL_DIR) == RECEIPT
+
+
+def test_forgetting_removes_all_of_the_record(root: Root, tools: Tools) -> None:
+    do(Record(RECEIPT, (b"a", b"b")), tools)
+    half = receipts.backup_path(INSTALL_DIR, hashlib.sha256(b"c").hexdigest())
+    temp_sibling(root.resolve(half)).touch()
+    temp_sibling(root.resolve(receipts.path(INSTALL_DIR))).touch()
+    action = Forget(INSTALL_DIR)
+    do(action, tools)
+    assert everything(root) == ["/opt", "/opt/kata"]
+    assert (action.describe(), action.diff()) == ("", "")
+    do(action, tools)
+
+
+def test_forgetting_leaves_what_others_put_beside_the_record(root: Root, tools: Tools) -> None:
+    do(Record(RECEIPT, (b"a",)), tools)
+    put(root, "/opt/kata/.kata-node/notes.txt")
+    put(root, "/opt/kata/.kata-node/backups/mine.bak")
+    (root.base / "opt/kata/.kata-node/backups/dir").mkdir()
+    do(Forget(INSTALL_DIR), tools)
+    assert everything(root)[2:] == [
+        "/opt/kata/.kata-node",
+        "/opt/kata/.kata-node/backups",
+        "/opt/kata/.kata-node/backups/dir",
+        "/opt/kata/.kata-node/backups/mine.bak",
+        "/opt/kata/.kata-node/notes.txt",
+    ]
+
+
+def test_the_record_goes_last_so_that_a_killed_run_is_still_known(
+    root: Root, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do(Record(RECEIPT, (b"a", b"b")), tools)
+    removed: list[str] = []
+    remove, remove_dir = Root.remove, Root.remove_dir
+
+    def noted(self: Root, path: str, **options: Any) -> bool:
+        removed.append(path)
+        return remove(self, path, **options)
+
+    def noted_dir(self: Root, path: str) -> bool:
+        removed.append(path)
+        return remove_dir(self, path)
+
+    monkeypatch.setattr(Root, "remove", noted)
+    monkeypatch.setattr(Root, "remove_dir", noted_dir)
+    do(Forget(INSTALL_DIR), tools)
+    assert removed[-3:] == [
+        receipts.backups(INSTALL_DIR),
+        receipts.path(INSTALL_DIR),
+        receipts.directory(INSTALL_DIR),
+    ]
+
+
+# --- what is shown ----------------------------------------------------------------------------------
+
+
+def test_a_plan_shows_the_actions_a_person_cares_for() -> None:
+    plan = Plan("two things", (Record(RECEIPT), MakeDirs("/a"), Forget(INSTALL_DIR), RemoveFile("/b")))
+    assert plan.changes == ("make directory /a", "remove /b")
+
+
+HEAD = "--- /f\n+++ /f\n"
+NO_END = "\\ No newline at end of file\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "diff"),
+    [
+        pytest.param(b"a\n", b"a\n", "", id="no change"),
+        pytest.param(b"a\nb\n", b"a\nc\n", f"{HEAD}@@ -1,2 +1,2 @@\n a\n-b\n+c\n", id="a line"),
+        pytest.param(b"a\r\nb\r\n", b"a\r\nc\r\n", f"{HEAD}@@ -1,2 +1,2 @@\n a\r\n-b\r\n+c\r\n", id="CRLF"),
+        pytest.param(b"a\r\n", b"a\n", f"{HEAD}@@ -1 +1 @@\n-a\r\n+a\n", id="CRLF to LF"),
+        pytest.param(b"a", b"b", f"{HEAD}@@ -1 +1 @@\n-a\n{NO_END}+b\n{NO_END}", id="no newline at the end"),
+        pytest.param(b"a", b"a\n", f"{HEAD}@@ -1 +1 @@\n-a\n{NO_END}+a\n", id="newline added"),
+        pytest.param(b"a\nb", b"c\nb", f"{HEAD}@@ -1,2 +1,2 @@\n-a\n+c\n b\n{NO_END}", id="same end"),
+        pytest.param(
+            "a\x0cb\u2028c\x85\rd\n".encode(),
+            b"a\n",
+            f"{HEAD}@@ -1 +1 @@\n-a\x0cb\u2028c\x85\rd\n+a\n",
+            id="what else Python takes for line ends",
+        ),
+        pytest.param(b"\xff\n", b"\n", f"{HEAD}@@ -1 +1 @@\n-\\xff\n+\n", id="no UTF-8"),
+        pytest.param(b"", b"a\n", f"{HEAD}@@ -0,0 +1 @@\n+a\n", id="was empty"),
+        pytest.param(None, b"a\n", "--- /dev/null\n+++ /f\n@@ -0,0 +1 @@\n+a\n", id="new"),
+        pytest.param(b"a\n", None, "--- /f\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n", id="gone"),
+    ],
+)
+def test_a_change_is_shown_as_diff_shows_it(before: bytes | None, after: bytes | None, diff: str) -> None:
+    assert unified_diff("/f", before, after) == diff
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536 * 1024, "1.5 MiB"),
+        (1 << 30, "1.0 GiB"),
+        (5 << 40, "5120.0 GiB"),
+    ],
+)
+def test_a_size_is_shown_in_the_unit_that_fits(size: int, shown: str) -> None:
+    assert human(size) == shown

@@ -1,0 +1,696 @@
+"""What an installation wants of containerd's configuration, and what it finds wrong with one."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from kata_node.errors import HostError
+from kata_node.runtime.containerd import config as containerd
+from kata_node.runtime.containerd import read as containerd_read
+from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.containerd.read import in_order
+from kata_node.runtime.containerd.render import render
+from kata_node.runtime.model.config import ConfigFile, Wanted, is_drop_in, own_paths
+from kata_node.runtime.model.distributions import home
+from kata_node.settings import shims
+from kata_node.settings.model import Settings
+from kata_node.settings.runtime import ContainerdSettings
+from kata_node.settings.selection import ShimSettings
+from kata_node.toml import edit as toml_edit
+from kata_node.versions import parse_version
+
+MAIN = "/etc/containerd/config.toml"
+GLOB = "/opt/kata/containerd/config.d/*.toml"
+DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
+USER = "/opt/kata/containerd/config.d/zz-kata-deploy-user.toml"
+CONF_D = "/etc/containerd/conf.d/99-kata-deploy.toml"
+CONF_D_USER = "/etc/containerd/conf.d/zz-kata-deploy-user.toml"
+IMPORTS_CONF_D = b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
+
+SETTINGS = Settings(shims=(shims.table()["qemu"], shims.table()["clh-runtime-rs"]), arch="x86_64")
+SECOND = replace(SETTINGS, install_dir="/opt/kata-two", instance="two", suffix="two")
+V21 = parse_version("2.1.9")
+
+
+def config(settings: Settings = SETTINGS, version: str = "2.1.9", main: str = MAIN) -> ContainerdConfig:
+    """Plain containerd, with its main file where the command line says."""
+    plain = replace(home("k8s", "containerd"), config=main)
+    return ContainerdConfig(settings.install_dir, settings.suffix, parse_version(version), plain)
+
+
+class Host:
+    """Files by path, as a host would have them."""
+
+    def __init__(self, files: Mapping[str, bytes | str]) -> None:
+        self.files = {path: c.encode() if isinstance(c, str) else c for path, c in files.items()}
+
+    def glob(self, pattern: str) -> list[str]:
+        deep = pattern.count("/")  # a wildcard stays within one directory
+        return sorted(p for p in self.files if p.count("/") == deep and fnmatch.fnmatchcase(p, pattern))
+
+    def closure(self, main: str = MAIN) -> dict[str, bytes]:
+        return containerd_read.import_closure(main, self.files.get, self.glob)
+
+    def apply(self, changes: Sequence[ConfigFile]) -> None:
+        for change in changes:
+            if change.content is None:
+                self.files.pop(change.path, None)
+            else:
+                self.files[change.path] = change.content
+
+    def install(self, settings: Settings = SETTINGS, version: str = "2.1.9") -> Wanted:
+        wanted = config(settings, version).wanted(settings, self.closure())
+        self.apply(wanted.files)
+        return wanted
+
+    def revert(self, settings: Settings = SETTINGS) -> None:
+        if main := self.files.get(MAIN):
+            self.apply([ConfigFile(MAIN, config(settings).without_us(MAIN, main))])
+        self.apply([ConfigFile(path, None) for path in own_paths(config(settings))])
+
+    def handlers(self) -> set[str]:
+        """What any file containerd reads defines under the CRI plugin of schema 3."""
+        found: set[str] = set()
+        for content in self.closure().values():
+            plugins = tomllib.loads(content.decode()).get("plugins", {})
+            found |= set(plugins.get(RUNTIME, {}).get("containerd", {}).get("runtimes", {}))
+        return found
+
+    def problems(self, settings: Settings = SETTINGS, version: str | None = None) -> list[str]:
+        return containerd_read.check(
+            MAIN,
+            self.files,
+            own_paths=own_paths(config(settings)),
+            handlers=tuple(shim.handler(settings.suffix) for shim in settings.shims),
+            labels={USER: "containerd.userDropIn"},
+            version=parse_version(version) if version else None,
+        )
+
+
+RUNTIME = "io.containerd.cri.v1.runtime"
+
+
+def runtimes(name: str, *, plugin: str = RUNTIME) -> str:
+    return f'[plugins."{plugin}".containerd.runtimes.{name}]\nruntime_type = "io.containerd.runc.v2"\n'
+
+
+# --- the drop-in -------------------------------------------------------------------------------------
+
+
+def test_each_shim_becomes_a_handler_with_its_own_program_and_configuration() -> None:
+    data = tomllib.loads(render(SETTINGS, 3, V21).decode())
+    kata = "/opt/kata/share/defaults/kata-containers"
+    assert data == {
+        "version": 3,
+        "plugins": {
+            RUNTIME: {
+                "containerd": {
+                    "runtimes": {
+                        "kata-qemu": {
+                            "runtime_type": "io.containerd.kata-qemu.v2",
+                            "runtime_path": "/opt/kata/bin/containerd-shim-kata-v2",
+                            "privileged_without_host_devices": True,
+                            "pod_annotations": ["io.katacontainers.*"],
+                            "options": {"ConfigPath": f"{kata}/runtimes/qemu/configuration-qemu.toml"},
+                        },
+                        "kata-clh-runtime-rs": {
+                            "runtime_type": "io.containerd.kata-clh-runtime-rs.v2",
+                            "runtime_path": "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2",
+                            "privileged_without_host_devices": True,
+                            "pod_annotations": ["io.katacontainers.*"],
+                            "options": {
+                                "ConfigPath": f"{kata}/runtime-rs/runtimes/clh-runtime-rs/"
+                                "configuration-clh-runtime-rs.toml"
+                            },
+                        },
+                    }
+                }
+            }
+        },
+    }
+
+
+def test_a_suffix_names_the_handlers_and_files_but_not_the_type() -> None:
+    host = Host({})
+    wanted = host.install(SECOND)
+    assert wanted.handlers == ("kata-qemu-two", "kata-clh-runtime-rs-two")
+    drop_in = host.files["/opt/kata-two/containerd/config.d/99-kata-deploy-two.toml"].decode()
+    assert 'runtimes.kata-qemu-two]\nruntime_type = "io.containerd.kata-qemu.v2"' in drop_in
+    assert "/opt/kata/" not in drop_in
+
+
+def test_the_drop_in_says_whose_it_is_and_never_varies() -> None:
+    first, second = (render(SECOND, 3, V21) for _ in range(2))
+    assert first == second
+    assert first.startswith(b"# Managed by kata-node (instance two). Changes here are lost:\n")
+    assert first.endswith(b"\n")
+    assert b"\n\n\n" not in first
+
+
+def test_annotations_of_the_settings_are_passed_on_each_once() -> None:
+    settings = replace(
+        SETTINGS,
+        containerd=ContainerdSettings(extra_pod_annotations=("a.example/*", "io.katacontainers.*")),
+        shim_settings={"qemu": ShimSettings(extra_pod_annotations=("b.example/*", "a.example/*"))},
+    )
+    table = tomllib.loads(render(settings, 3, V21).decode())["plugins"][RUNTIME]["containerd"]["runtimes"]
+    assert table["kata-qemu"]["pod_annotations"] == ["io.katacontainers.*", "a.example/*", "b.example/*"]
+    assert table["kata-clh-runtime-rs"]["pod_annotations"] == ["io.katacontainers.*", "a.example/*"]
+
+
+@pytest.mark.parametrize(
+    ("main", "others", "version", "plugin"),
+    [
+        pytest.param(None, {}, 3, RUNTIME, id="no main file"),
+        pytest.param("", {}, 3, RUNTIME, id="no version"),
+        pytest.param("version = 0\n", {}, 3, RUNTIME, id="version 0"),
+        pytest.param("version = true\n", {}, 3, RUNTIME, id="a version that is none"),
+        pytest.param("version = 1\n", {}, 1, RUNTIME, id="version 1"),
+        pytest.param("version = 2\n", {}, 2, "io.containerd.grpc.v1.cri", id="version 2"),
+        pytest.param("Version = 2\n", {}, 2, "io.containerd.grpc.v1.cri", id="version 2, in another case"),
+        pytest.param("version = 3\n", {}, 3, RUNTIME, id="version 3"),
+        pytest.param("version = 4\n", {}, 3, RUNTIME, id="version 4"),
+        pytest.param(
+            "imports = ['a/*.toml']\n",
+            {"/etc/containerd/a/b.toml": "version = 2\n"},
+            2,
+            "io.containerd.grpc.v1.cri",
+            id="the first imported file that gives one decides",
+        ),
+        pytest.param(
+            "version = 3\nimports = ['a/*.toml']\n",
+            {"/etc/containerd/a/b.toml": "version = 2\n"},
+            3,
+            RUNTIME,
+            id="the main file decides before any other",
+        ),
+        pytest.param(
+            f"imports = ['{GLOB}']\n",
+            {DROP_IN: "version = 2\n"},
+            3,
+            RUNTIME,
+            id="what an earlier run wrote itself does not decide",
+        ),
+    ],
+)
+def test_the_drop_in_has_the_schema_that_binds_it(
+    main: str | None, others: dict[str, str], version: int, plugin: str
+) -> None:
+    host = Host(others if main is None else {MAIN: main, **others})
+    host.install()
+    data = tomllib.loads(host.files[DROP_IN].decode())
+    assert data["version"] == version
+    assert list(data["plugins"]) == [plugin]
+
+
+# --- where it goes ----------------------------------------------------------------------------------
+
+
+def test_a_node_without_a_main_file_gets_one_and_loses_it_again() -> None:
+    host = Host({})
+    assert host.install().mode == "import"
+    assert tomllib.loads(host.files[MAIN].decode()) == {"version": 3, "imports": [GLOB]}
+    assert b"kata-node" in host.files[MAIN].splitlines()[0]
+    host.revert()
+    assert host.files == {}
+
+
+@pytest.mark.parametrize("order", [(SETTINGS, SECOND), (SECOND, SETTINGS)])
+def test_the_main_file_made_for_one_installation_goes_with_the_last(order: Sequence[Settings]) -> None:
+    host = Host({})
+    host.install(SETTINGS)
+    host.install(SECOND)
+    assert host.handlers() == {
+        "kata-qemu",
+        "kata-qemu-two",
+        "kata-clh-runtime-rs",
+        "kata-clh-runtime-rs-two",
+    }
+    host.revert(order[0])
+    assert MAIN in host.files
+    host.revert(order[1])
+    assert host.files == {}
+
+
+def test_a_main_file_made_here_stays_when_somebody_put_more_into_it() -> None:
+    host = Host({})
+    host.install()
+    host.files[MAIN] += b"[debug]\nlevel = 'debug'\n"
+    host.revert()
+    assert host.files == {MAIN: containerd.MADE_MAIN + b"[debug]\nlevel = 'debug'\n"}
+
+
+@pytest.mark.parametrize(
+    ("version", "main", "others", "mode"),
+    [
+        pytest.param("2.2.0", IMPORTS_CONF_D, {}, "conf.d", id="imported"),
+        pytest.param("2.3.4", IMPORTS_CONF_D, {}, "conf.d", id="imported, later release"),
+        pytest.param("2.1.9", IMPORTS_CONF_D, {}, "import", id="imported, but before 2.2"),
+        pytest.param("2.3.4", None, {}, "import", id="no main file"),
+        pytest.param("2.3.4", b"version = 2\n", {}, "import", id="as Debian ships it"),
+        pytest.param(
+            "2.3.4", b"# imports = ['/etc/containerd/conf.d/*.toml']\n", {}, "import", id="in a comment"
+        ),
+        pytest.param("2.3.4", b"imports = ['conf.d/*.toml']\n", {}, "conf.d", id="relative"),
+        pytest.param("2.3.4", b"Imports = ['/etc/containerd/*/*.toml']\n", {}, "conf.d", id="wider"),
+        pytest.param(
+            "2.3.4",
+            b"imports = ['/etc/containerd/conf.d/9*.toml']\n",
+            {},
+            "import",
+            id="ours, not the user's",
+        ),
+        pytest.param(
+            "2.3.4",
+            b"imports = ['/etc/containerd/conf.d/[!a]*.toml']\n",
+            {},
+            "import",
+            id="not a name of ours",
+        ),
+        pytest.param(
+            "2.3.4", b"imports = ['/etc/containerd/conf.d/*']\n", {}, "import", id="finds half-written files"
+        ),
+        pytest.param(
+            "2.3.4", b"imports = ['/etc/containerd/conf.d/?.toml']\n", {}, "import", id="not a glob"
+        ),
+        pytest.param(
+            "2.3.4",
+            b"imports = ['/etc/extra.toml']\n",
+            {"/etc/extra.toml": IMPORTS_CONF_D},
+            "conf.d",
+            id="imported by an imported file",
+        ),
+        pytest.param(
+            "2.3.4",
+            b"version = 3\n",
+            {"/etc/containerd/conf.d/a.toml": IMPORTS_CONF_D},
+            "import",
+            id="only by a file nobody reads",
+        ),
+    ],
+)
+def test_conf_d_is_used_only_where_a_file_on_disk_imports_it(
+    version: str, main: bytes | None, others: dict[str, bytes], mode: str
+) -> None:
+    host = Host(others if main is None else {MAIN: main, **others})
+    before = dict(host.files)
+    assert host.install(version=version).mode == mode
+    assert (CONF_D in host.files, DROP_IN in host.files) == (mode == "conf.d", mode == "import")
+    assert (host.files.get(MAIN) == main) == (mode == "conf.d")
+    assert {CONF_D, DROP_IN} & set(host.closure()), "the drop-in is not among what containerd reads"
+    host.revert()
+    assert host.files == before
+
+
+def test_what_is_imported_is_written_before_what_imports_it_and_what_must_go_comes_last() -> None:
+    host = Host({MAIN: "version = 2\n"})
+    settings = replace(SETTINGS, user_drop_in="[debug]\n")
+    install = config(settings).wanted(settings, host.closure()).files
+    assert [(file.path, file.content is not None) for file in install] == [
+        (DROP_IN, True),
+        (USER, True),
+        (MAIN, True),
+        (CONF_D, False),
+        (CONF_D_USER, False),
+    ]
+
+
+def test_an_upgraded_runtime_moves_the_drop_ins_and_leaves_no_stale_import() -> None:
+    host = Host({MAIN: IMPORTS_CONF_D})
+    settings = replace(SETTINGS, user_drop_in="[debug]\nlevel = 'debug'")
+    host.install(settings, "2.1.9")
+    assert set(host.files) == {MAIN, DROP_IN, USER}
+    old = host.closure()
+    moved = host.install(settings, "2.2.0")
+    assert moved.mode == "conf.d"
+    assert host.files[MAIN] == IMPORTS_CONF_D
+    assert set(host.files) == {MAIN, CONF_D, CONF_D_USER}
+    assert [file.path for file in moved.files] == [CONF_D, CONF_D_USER, MAIN, DROP_IN, USER]
+    host.install(settings, "2.1.9")  # and a downgrade moves them back
+    assert host.closure() == old
+    host.revert(settings)
+    assert host.files == {MAIN: IMPORTS_CONF_D}
+
+
+@pytest.mark.parametrize(("main", "version"), [(b"version = 2\n", "2.1.9"), (IMPORTS_CONF_D, "2.2.0")])
+def test_a_second_run_wants_what_is_already_there(main: bytes, version: str) -> None:
+    host = Host({MAIN: main})
+    settings = replace(SETTINGS, user_drop_in="[debug]\n")
+    host.install(settings, version)
+    after = dict(host.files)
+    host.install(settings, version)
+    assert host.files == after
+
+
+@pytest.mark.parametrize(("main", "version"), [(b"version = 2\n", "2.1.9"), (IMPORTS_CONF_D, "2.2.0")])
+def test_a_user_drop_in_comes_verbatim_and_goes_when_it_is_switched_off(main: bytes, version: str) -> None:
+    host = Host({MAIN: main})
+    host.install(replace(SETTINGS, user_drop_in="[debug]\n  level = 'debug'\n\n"), version)
+    user = next(path for path in host.files if "user" in path)
+    assert host.files[user] == b"[debug]\n  level = 'debug'\n"
+    assert list(host.closure())[-1] == user, "it must be read last, to have the last word"
+    host.install(replace(SETTINGS, user_drop_in=" \n"), version)
+    assert user not in host.files
+
+
+def test_the_main_files_bytes_come_back_whatever_they_are() -> None:
+    main = (
+        b"# mine\r\nversion = 2 # two\r\nimports = [\r\n  '/etc/containerd/own/*.toml', # own\r\n]\r\n[debug]"
+    )
+    host = Host({MAIN: main, "/etc/containerd/own/x.toml": ""})
+    host.install()
+    assert GLOB.encode() in host.files[MAIN]
+    host.revert()
+    assert host.files[MAIN] == main
+
+
+@pytest.mark.parametrize("path", [DROP_IN, "../../opt/kata/containerd/config.d/99-kata-deploy.toml"])
+def test_an_import_that_names_a_drop_in_by_its_path_does_not_outlive_it(path: str) -> None:
+    others = ["/etc/other/*.toml", "/etc/containerd/conf.d/99-kata-deploy-two.toml"]
+    host = Host({MAIN: f"version = 2\nimports = {[path, *others]}\n"})
+    host.install()
+    host.revert()
+    assert host.files == {MAIN: f"version = 2\nimports = {others}\n".encode()}
+
+
+@pytest.mark.parametrize(
+    "main", [IMPORTS_CONF_D, containerd.MADE_MAIN, b"", b"imports = ['/opt/kata-two/*.toml']"]
+)
+def test_the_way_back_leaves_a_main_file_alone_that_never_named_us(main: bytes) -> None:
+    assert config().without_us(MAIN, main) == main
+
+
+def test_what_the_main_file_was_without_us_is_known_even_when_we_are_in_it() -> None:
+    host = Host({MAIN: "version = 2\n"})
+    for _ in range(2):
+        main = next(file for file in host.install().files if file.path == MAIN)
+        assert (main.content, main.without) == (host.files[MAIN], b"version = 2\n")
+    host = Host({})
+    for _ in range(2):
+        assert next(file for file in host.install().files if file.path == MAIN).without is None
+
+
+def test_an_admin_may_move_our_entry_among_the_imports() -> None:
+    main = f"version = 2\nimports = ['{GLOB}', '/etc/own/*.toml']\n".encode()
+    host = Host({MAIN: main})
+    host.install()
+    assert host.files[MAIN] == main
+
+
+@pytest.mark.parametrize(
+    ("path", "ours"),
+    [
+        (DROP_IN, True),
+        (CONF_D_USER, True),
+        ("/etc/containerd/conf.d/99-kata-deploy-two.toml", True),
+        (MAIN, False),
+        ("/etc/crio/crio.conf.d/99-kata-deploy.debug-two", True),
+        ("/opt/kata/containerd/config.d/kata-deploy.toml", False),
+        ("/etc/containerd/conf.d/registry.toml", False),
+    ],
+)
+def test_a_recorded_file_is_told_from_the_main_one_by_its_path(path: str, ours: bool) -> None:
+    assert is_drop_in(path) == ours
+
+
+def test_conf_d_is_looked_for_beside_the_main_file() -> None:
+    main = "/srv/containerd/main.toml"
+    files = {main: b"version = 3\nimports = ['conf.d/*.toml']\n"}
+    wanted = config(SETTINGS, "2.3.4", main).wanted(SETTINGS, files)
+    assert wanted.mode == "conf.d"
+    assert wanted.files[0].path == "/srv/containerd/conf.d/99-kata-deploy.toml"
+    assert "/srv/containerd/conf.d/99-kata-deploy.toml" in own_paths(config(main=main))
+
+
+@pytest.mark.parametrize("version", ["2.1.9", "2.3.4"])
+def test_a_broken_main_file_is_named_with_its_line_and_never_edited(version: str) -> None:
+    host = Host({MAIN: "version = 2\n[plugins\n"})
+    with pytest.raises(HostError, match="line 2") as caught:
+        host.install(version=version)
+    assert caught.value.where == MAIN
+    with pytest.raises(HostError, match="line 2"):
+        host.revert()
+
+
+@pytest.mark.parametrize(
+    ("argv", "path"),
+    [
+        pytest.param(["/usr/bin/containerd"], MAIN, id="nothing said"),
+        pytest.param(["containerd", "--config", "/a.toml"], "/a.toml", id="long"),
+        pytest.param(["containerd", "--config=/a.toml"], "/a.toml", id="long with equals"),
+        pytest.param(["containerd", "-c", "/a.toml"], "/a.toml", id="short"),
+        pytest.param(["containerd", "-c=/a.toml"], "/a.toml", id="short with equals"),
+        pytest.param(["containerd", "-config", "/a.toml"], "/a.toml", id="one dash"),
+        pytest.param(["containerd", "-l", "debug", "-c", "/a.toml"], "/a.toml", id="after another option"),
+        pytest.param(["containerd", "--log-level", "-c", "--root", "/x"], MAIN, id="another option's value"),
+        pytest.param(["containerd", "-c", "/a.toml", "-c", "/b.toml"], "/b.toml", id="the last one counts"),
+        pytest.param(["containerd", "config", "dump"], MAIN, id="a word that is no option"),
+        pytest.param(["containerd", "-c", "conf/a.toml"], "/conf/a.toml", id="relative"),
+    ],
+)
+def test_the_main_file_is_where_the_daemon_was_told(argv: list[str], path: str) -> None:
+    assert containerd.config_path(argv, MAIN) == path
+
+
+# --- what containerd reads --------------------------------------------------------------------------
+
+
+def test_imports_are_followed_in_the_order_containerd_reads_them() -> None:
+    host = Host(
+        {
+            MAIN: f"imports = ['sub/*.toml', '{MAIN}', '//etc/./b.toml', '/nowhere', '/etc/b.toml']\n",
+            "/etc/containerd/sub/1.toml": "imports = ['deep/x.toml', '*.toml']\n",
+            "/etc/containerd/sub/2.toml": "",
+            "/etc/containerd/sub/deep/x.toml": "imports = ['../../config.toml']\n",
+            "/etc/b.toml": "broken =",
+            "/etc/containerd/unread.toml": "",
+        }
+    )
+    assert list(host.closure()) == [
+        MAIN,
+        "/etc/containerd/sub/1.toml",
+        "/etc/containerd/sub/2.toml",
+        "/etc/b.toml",
+        "/etc/containerd/sub/deep/x.toml",
+    ]
+    assert Host({}).closure() == {}
+
+
+def test_the_imports_of_a_file_are_given_as_written() -> None:
+    assert containerd_read.imports(b"imports = ['a', '/b/*']") == ("a", "/b/*")
+    assert containerd_read.imports(b"") == ()
+    with pytest.raises(HostError, match="line 1"):
+        containerd_read.imports(b"imports =", MAIN)
+
+
+# --- what would stop it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.1.9", "2.2.1", "2.3.4", None])
+@pytest.mark.parametrize(
+    "main",
+    [
+        pytest.param(None, id="no main file"),
+        pytest.param("", id="no version"),
+        pytest.param(f"version = 2\n{runtimes('other', plugin='io.containerd.grpc.v1.cri')}", id="version 2"),
+        pytest.param(f"version = 3\n{runtimes('other')}", id="version 3"),
+        pytest.param(f"version = 3\n{runtimes('x', plugin='io.containerd.grpc.v1.cri')}", id="a stale table"),
+        pytest.param(
+            "version = 3\ndisabled_plugins = ['io.containerd.internal.v1.opt']\n", id="other plugin off"
+        ),
+    ],
+)
+def test_a_sound_node_has_no_problems_before_or_after(main: str | None, version: str | None) -> None:
+    host = Host({} if main is None else {MAIN: main})
+    assert host.problems(version=version) == []
+    host.install(version=version or "2.1.9")
+    host.install(SECOND, version=version or "2.1.9")
+    assert host.problems(version=version) == []
+    assert host.problems(SECOND, version=version) == []
+
+
+# Files, the release of containerd, and a part of the problem they make.
+PROBLEMS = [
+    pytest.param(
+        {USER: "\n["},
+        None,
+        "user.toml (from containerd.userDropIn): this is not valid TOML",
+        id="user broken",
+    ),
+    pytest.param({"/x/a.toml": "["}, None, "/x/a.toml: this is not valid TOML", id="imported file broken"),
+    pytest.param(
+        {USER: "imports = ['/gone.toml']"},
+        None,
+        "imports /gone.toml, which is not there",
+        id="missing import",
+    ),
+    pytest.param(
+        {USER: "imports = ['/x/?.toml']"}, None, "imports /x/?.toml, which is not there", id="no glob"
+    ),
+    pytest.param({USER: "imports = 'x'"}, None, "imports is not an array of strings", id="imports a string"),
+    pytest.param({USER: "version = '3'"}, None, "version is not a whole number", id="version a string"),
+    pytest.param({USER: "version = true"}, None, "version is not a whole number", id="version a boolean"),
+    pytest.param(
+        {USER: "version = 4"}, None, "version = 4 is above the 3 that /etc/containerd/config.toml", id="above"
+    ),
+    pytest.param(
+        {"/x/a.toml": "version = 4"}, "2.3.4", "/x/a.toml: its version = 4 is above", id="above, elsewhere"
+    ),
+    pytest.param(
+        {MAIN: "version = 4\n"}, "2.2.1", "version = 4 is too new for containerd 2.2.1", id="too new"
+    ),
+    pytest.param({MAIN: "disabled_plugins = ['cri']\n"}, None, "disabled_plugins names cri,", id="cri off"),
+    pytest.param(
+        {MAIN: "disabled_plugins = ['io.containerd.grpc.v1.cri']\n"},
+        None,
+        "names io.containerd.grpc.v1.cri",
+        id="cri service off",
+    ),
+    pytest.param(
+        {USER: "disabled_plugins = ['io.containerd.cri.v1.images']\n"},
+        None,
+        "v1.images, without which",
+        id="cri images off",
+    ),
+    pytest.param({MAIN: runtimes("kata-qemu")}, None, "it defines the handler kata-qemu,", id="name taken"),
+    pytest.param(
+        {"/x/a.toml": runtimes("kata-qemu", plugin="io.containerd.grpc.v1.cri")},
+        None,
+        "/x/a.toml: it defines the handler kata-qemu,",
+        id="name taken in the other table",
+    ),
+    pytest.param({USER: "plugins = 3"}, None, "plugins is not a table", id="plugins a number"),
+    pytest.param(
+        {USER: f"[plugins]\n'{RUNTIME}' = 3"}, None, f"plugins.{RUNTIME} is not a table", id="plugin a number"
+    ),
+    pytest.param(
+        {USER: f"[plugins.'{RUNTIME}'.containerd]\nruntimes = 3"},
+        None,
+        "containerd.runtimes is not a table",
+        id="runtimes a number",
+    ),
+    pytest.param(
+        {USER: f"[plugins.'{RUNTIME}'.containerd.runtimes]\nx = 3"},
+        None,
+        "runtimes.x is not a table",
+        id="a handler a number",
+    ),
+    pytest.param(
+        {USER: runtimes("x", plugin="io.containerd.grpc.v1.cri")},
+        "2.1.9",
+        "would not be read beside version = 3",
+        id="older table",
+    ),
+    pytest.param(
+        {MAIN: "version = 2\n", USER: runtimes("x")},
+        "2.1.9",
+        "user.toml (from containerd.userDropIn): its runtimes",
+        id="newer table",
+    ),
+    pytest.param(
+        {MAIN: f"version = 2\n{runtimes('x')}"},
+        None,
+        "would hide those under",
+        id="newer table in the main file",
+    ),
+    pytest.param(
+        {USER: "version = 3\nVersion = 3"}, None, "the keys version and Version are one", id="two spellings"
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "version", "problem"), PROBLEMS)
+def test_what_keeps_containerd_from_serving_is_found_and_named(
+    files: dict[str, str], version: str | None, problem: str
+) -> None:
+    host = Host({MAIN: "version = 3\n", **files})
+    for entry in (GLOB, "/x/*.toml"):
+        host.files[MAIN] = toml_edit.add(host.files[MAIN], "imports", entry, where=MAIN)
+    problems = host.problems(version=version)
+    assert len(problems) == 1
+    assert problem in problems[0]
+    assert problems[0].startswith(tuple(files))
+
+
+def test_a_broken_main_file_is_a_problem_with_its_line() -> None:
+    problems = Host({MAIN: "version = 3\n[debug]\nlevel = = 1\n"}).problems()
+    assert problems == [f"{MAIN}: this is not valid TOML: Invalid value (at line 3, column 9)"]
+
+
+def test_all_problems_are_told_at_once() -> None:
+    host = Host({MAIN: f"imports = ['{GLOB}', '/gone']\ndisabled_plugins = ['cri']\n", USER: "="})
+    assert len(host.problems()) == 3
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param({USER: runtimes("kata-qemu")}, id="the user's drop-in refines our handler"),
+        pytest.param({MAIN: runtimes("kata-qemu-three")}, id="a longer name"),
+        pytest.param({"/x/unread.toml": "["}, id="broken, but nobody reads it"),
+    ],
+)
+def test_what_does_no_harm_is_no_problem(files: dict[str, str]) -> None:
+    host = Host({path: text for path, text in files.items() if path == MAIN})
+    host.install()
+    host.files |= Host({path: text for path, text in files.items() if path != MAIN}).files
+    assert host.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("main", "user"),
+    [("version = 3\n", runtimes("x", plugin="io.containerd.grpc.v1.cri")), ("version = 2\n", runtimes("x"))],
+)
+def test_from_2_3_each_file_may_have_the_table_of_its_own_schema(main: str, user: str) -> None:
+    host = Host({MAIN: main})
+    host.install(replace(SETTINGS, user_drop_in=user), "2.3.4")
+    assert host.problems(version="2.3.4") == []
+    assert len(host.problems(version="2.2.1")) == 1
+
+
+def test_a_broken_user_drop_in_is_found_before_anything_is_written() -> None:
+    host = Host({MAIN: "version = 2\n"})
+    wanted = config().wanted(replace(SETTINGS, user_drop_in="nonsense"), host.files)
+    problems = containerd_read.check(
+        MAIN,
+        host.files | {file.path: file.content for file in wanted.files if file.content is not None},
+        own_paths=own_paths(config()),
+        handlers=wanted.handlers,
+        labels=wanted.labels,
+    )
+    assert [problem.split(": ")[0] for problem in problems] == [f"{USER} (from containerd.userDropIn)"]
+
+
+def test_an_import_that_is_there_but_was_not_read_is_no_problem() -> None:
+    host = Host({MAIN: "imports = ['/etc/secret.toml']\n"})
+    problems = containerd_read.check(
+        MAIN, host.files, own_paths=(), handlers=(), exists="/etc/secret.toml".__eq__
+    )
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("/etc/containerd/*/*.toml", {"/etc/containerd/a/x1.toml", "/etc/containerd/a/.y.toml"}),
+        ("/etc/containerd/*.toml", set()),
+        ("/etc/containerd/*", set()),
+        ("/etc/containerd/a/?1*", {"/etc/containerd/a/x1.toml"}),
+        ("/etc/containerd/a/[^x]*", {"/etc/containerd/a/.y.toml"}),
+        ("/etc/containerd/a/[!x]*", {"/etc/containerd/a/x1.toml"}),  # no negation in Go
+        ("/etc/containerd/a/[a-z][0-9]*", {"/etc/containerd/a/x1.toml"}),
+        ("/etc/containerd/a/\\x1*", {"/etc/containerd/a/x1.toml"}),
+        ("/etc/containerd/a/[z-a]*", set()),
+        ("/etc/containerd/a/x1.toml*", {"/etc/containerd/a/x1.toml"}),
+    ],
+)
+def test_globs_find_what_go_finds(pattern: str, found: set[str]) -> None:
+    host = Host(
+        {"/etc/containerd/a/x1.toml": "", "/etc/containerd/a/.y.toml": "", MAIN: f"imports = ['{pattern}']"}
+    )
+    assert set(in_order(MAIN, host.files)) - {MAIN} == found

@@ -1,0 +1,374 @@
+"""What an installation wants of CRI-O's configuration, and what it finds wrong with one."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kata_node.host.atomic_replace import temp_sibling
+from kata_node.host.files import Root
+from kata_node.runtime.crio import CrioConfig
+from kata_node.runtime.model import config as cri_config
+from kata_node.runtime.model.config import Wanted
+from kata_node.settings import shims
+from kata_node.settings.model import Settings
+from kata_node.settings.selection import CustomRuntime, ShimSettings
+
+MAIN = "/etc/crio/crio.conf"
+CONF_D = "/etc/crio/crio.conf.d"
+DROP_IN = f"{CONF_D}/99-kata-deploy"
+DEBUG = f"{CONF_D}/99-kata-deploy.debug"
+OTHERS = f"{CONF_D}/10-crio.conf"
+PROGRAM = "/opt/kata/bin/containerd-shim-kata-v2"
+CONFIG = "/opt/kata/share/defaults/kata-containers/runtimes/qemu/configuration-qemu.toml"
+CRUN = (
+    '[crio.runtime]\ndefault_runtime = "crun"\n[crio.runtime.runtimes.crun]\nruntime_path = "/usr/bin/crun"\n'
+)
+
+SETTINGS = Settings(shims=(shims.table()["qemu"], shims.table()["clh-runtime-rs"]), arch="x86_64")
+SECOND = replace(SETTINGS, install_dir="/opt/kata-two", instance="two", suffix="two")
+
+
+class Host:
+    """Files by path, as a host would have them; a path that ends in a slash is an empty directory."""
+
+    def __init__(self, files: Mapping[str, str] | None = None) -> None:
+        self.files = {path: content.encode() for path, content in (files or {}).items()}
+
+    def read(self, path: str) -> bytes | None:
+        return self.files.get(path)
+
+    def glob(self, pattern: str) -> list[str]:
+        """As a host finds them: directories too, and no wildcard reaches into another directory."""
+        ancestors = {
+            "/".join(parts[:depth])
+            for parts in (path.split("/") for path in self.files)
+            for depth in range(2, len(parts) + 1)
+        }
+        deep = pattern.count("/")
+        found = {path for path in ancestors if not path.endswith("/") and path.count("/") == deep}
+        return sorted(fnmatch.filter(found, pattern))
+
+    def closure(self) -> dict[str, bytes]:
+        return CrioConfig("/opt/kata", "").closure(self.read, self.glob)
+
+    def install(self, settings: Settings = SETTINGS) -> Wanted:
+        wanted = crio(settings).wanted(settings, self.closure())
+        for file in wanted.files:
+            if file.content is None:
+                self.files.pop(file.path, None)
+            else:
+                self.files[file.path] = file.content
+        return wanted
+
+    def served(self) -> dict[str, object]:
+        """The tables of all handlers, as CRI-O merges them."""
+        tables: dict[str, object] = {}
+        for content in self.closure().values():
+            tables |= tomllib.loads(content.decode()).get("crio", {}).get("runtime", {}).get("runtimes", {})
+        return tables
+
+    def problems(self, settings: Settings = SETTINGS, *, missing: str = "") -> list[str]:
+        """What is found wrong once the instance is installed; ``missing`` is not on the host."""
+        wanted = self.install(settings)
+        return self.check(settings, wanted.handlers, missing=missing)
+
+    def check(self, settings: Settings, handlers: tuple[str, ...], *, missing: str = "") -> list[str]:
+        config = crio(settings)
+        return config.check(
+            self.closure(),
+            own_paths=cri_config.own_paths(config),
+            handlers=handlers,
+            labels={},
+            exists=lambda path: path != missing,
+        )
+
+
+def crio(settings: Settings = SETTINGS) -> CrioConfig:
+    return CrioConfig(settings.install_dir, settings.suffix)
+
+
+def test_every_handler_gets_a_table_with_its_program_and_its_own_configuration() -> None:
+    host = Host()
+    assert host.install().handlers == ("kata-qemu", "kata-clh-runtime-rs")
+    assert host.served() == {
+        "kata-qemu": {
+            "runtime_path": PROGRAM,
+            "runtime_type": "vm",
+            "runtime_root": "/run/vc",
+            "runtime_config_path": CONFIG,
+            "privileged_without_host_devices": True,
+        },
+        "kata-clh-runtime-rs": {
+            "runtime_path": "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2",
+            "runtime_type": "vm",
+            "runtime_root": "/run/vc",
+            "runtime_config_path": "/opt/kata/share/defaults/kata-containers/runtime-rs/runtimes/"
+            "clh-runtime-rs/configuration-clh-runtime-rs.toml",
+            "privileged_without_host_devices": True,
+        },
+    }
+    assert b"Managed by kata-node (instance default)" in host.files[DROP_IN]
+
+
+def test_guest_pull_is_said_of_the_handlers_that_have_it_alone() -> None:
+    settings = replace(
+        SETTINGS,
+        shim_settings={"qemu": ShimSettings(crio_guest_pull=True)},
+        custom_runtimes=(
+            CustomRuntime("mine", base_config="qemu", handler="my-kata", crio_pull_type="guest-pull"),
+        ),
+    )
+    host = Host()
+    host.install(settings)
+    pulls = {
+        name: table.get("runtime_pull_image")
+        for name, table in host.served().items()
+        if isinstance(table, dict)
+    }
+    assert pulls == {"kata-qemu": True, "kata-clh-runtime-rs": None, "my-kata": True}
+
+
+def test_debug_is_a_file_of_its_own_that_goes_when_it_is_switched_off() -> None:
+    host = Host()
+    handlers = host.install(replace(SETTINGS, debug=True)).handlers
+    assert "kata-qemu-debug" in handlers
+    assert tomllib.loads(host.files[DEBUG].decode()) == {"crio": {"runtime": {"log_level": "debug"}}}
+    host.install()
+    assert set(host.files) == {DROP_IN}
+
+
+@pytest.mark.parametrize("suffix", ["two", "debug", "debug-two"])
+def test_no_two_instances_have_a_file_in_common_whatever_the_suffix(suffix: str) -> None:
+    host = Host()
+    host.install(replace(SETTINGS, debug=True))
+    before = dict(host.files)
+    host.install(replace(SECOND, suffix=suffix, instance=suffix, debug=True))
+    assert {path: host.files[path] for path in before} == before
+    assert len(host.files) == 4
+    assert all(cri_config.is_drop_in(path) for path in host.files)
+
+
+def test_the_drop_in_tells_whose_it_is_by_the_programs_it_names() -> None:
+    host = Host()
+    host.install()
+    assert cri_config.is_of("/opt/kata", host.files[DROP_IN])
+    assert not cri_config.is_of("/opt/kata-two", host.files[DROP_IN])
+
+
+def test_no_file_of_others_is_touched() -> None:
+    host = Host({MAIN: CRUN, OTHERS: CRUN})
+    host.install(replace(SETTINGS, debug=True))
+    assert (host.files[MAIN], host.files[OTHERS]) == (CRUN.encode(), CRUN.encode())
+    assert crio().shared_paths() == ()
+
+
+@pytest.mark.parametrize(
+    ("driver", "has_option"),
+    [
+        pytest.param("", True, id="the-default"),
+        pytest.param('[crio]\nstorage_driver = "overlay"\n', True, id="overlay"),
+        pytest.param('[crio]\nstorage_driver = "overlay2"\n', True, id="its-old-name"),
+        pytest.param('[crio]\nstorage_driver = "btrfs"\n', False, id="another-refuses-it"),
+    ],
+)
+def test_the_overlay_driver_is_told_to_show_its_mounts_to_the_shim(driver: str, has_option: bool) -> None:
+    host = Host({OTHERS: driver})
+    for _ in range(2):  # what we wrote changes nothing of it
+        host.install()
+        crio_table = tomllib.loads(host.files[DROP_IN].decode())["crio"]
+        assert crio_table.get("storage_option") == (["overlay.skip_mount_home=true"] if has_option else None)
+
+
+def test_everything_below_the_drop_in_directory_is_read_whatever_its_name_in_its_order() -> None:
+    paths = [
+        MAIN,
+        f"{CONF_D}/.hidden",
+        f"{CONF_D}/10/deep/er.toml",
+        f"{CONF_D}/10/z",
+        f"{CONF_D}/10-crio.conf",
+        f"{CONF_D}/10.conf.bak",
+        f"{CONF_D}/99-kata-deploy",
+        f"{CONF_D}/b",
+    ]
+    there = dict.fromkeys(sorted(paths, reverse=True), "")
+    host = Host({**there, f"{CONF_D}/empty/": "", "/etc/crio/crio.conf.bak": "", "/etc/crio/other/x": ""})
+    assert list(host.closure()) == paths
+
+
+def test_an_empty_directory_is_not_taken_for_a_file(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.make_dirs(f"{CONF_D}/empty/too")
+    root.make_dirs(f"{CONF_D}/sub")
+    root.write(f"{CONF_D}/sub/x", b"")
+    assert list(crio().closure(root.read, root.glob)) == [f"{CONF_D}/sub/x"]
+
+
+def test_what_an_interrupted_write_left_is_not_taken_for_a_file_of_others(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    wanted = crio().wanted(SETTINGS, {})
+    root.make_dirs(CONF_D)
+    root.write(DROP_IN, wanted.files[0].content or b"")
+    for path in (DROP_IN, DEBUG):
+        temp_sibling(root.resolve(path)).write_bytes(wanted.files[0].content or b"")
+    files = crio().closure(root.read, root.glob)
+    assert list(files) == [DROP_IN]
+    config = crio()
+    assert (
+        config.check(
+            files,
+            own_paths=cri_config.own_paths(config),
+            handlers=wanted.handlers,
+            labels={},
+            exists=lambda path: True,
+        )
+        == []
+    )
+
+
+def test_a_host_without_any_file_has_an_empty_closure() -> None:
+    assert Host().closure() == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "told"),
+    [
+        pytest.param(OTHERS, "this is [not TOML\n", "not valid TOML", id="broken"),
+        pytest.param(f"{CONF_D}/sub/x.bak", "this is [not TOML\n", "not valid TOML", id="broken-backup"),
+        pytest.param(MAIN, "crio = 1\n", "crio is not a table", id="crio-no-table"),
+        pytest.param(MAIN, "[crio]\nruntime = []\n", "crio.runtime is not a table", id="runtime-no-table"),
+        pytest.param(MAIN, "[crio.runtime]\nruntimes = 1\n", "crio.runtime.runtimes is not", id="runtimes"),
+        pytest.param(
+            OTHERS, "[crio.runtime.runtimes]\nx = 1\n", "crio.runtime.runtimes.x is not a table", id="handler"
+        ),
+        pytest.param(
+            OTHERS,
+            "[crio.runtime.runtimes.x]\nRuntime_Path = 1\n",
+            "crio.runtime.runtimes.x.runtime_path is not a string",
+            id="field-in-any-case",
+        ),
+        pytest.param(
+            OTHERS,
+            '[crio.runtime.runtimes.x]\nprivileged_without_host_devices = "no"\n',
+            "is not a boolean",
+            id="flag",
+        ),
+        pytest.param(
+            OTHERS,
+            '[crio]\nstorage_option = "x"\n',
+            "crio.storage_option is not an array of strings",
+            id="array",
+        ),
+        pytest.param(OTHERS, "[crio.runtime]\nlog_level = 1\n", "log_level is not a string", id="log-level"),
+        pytest.param(
+            OTHERS, '[crio.runtime]\ndefault_runtime = "gone"\n', "its default_runtime is gone", id="default"
+        ),
+        pytest.param(
+            OTHERS,
+            "[crio.runtime.runtimes.kata-qemu]\n",
+            "it defines the handler kata-qemu",
+            id="our-handler-before-ours",
+        ),
+        pytest.param(
+            f"{CONF_D}/zz",
+            '[CRIO.runtime.runtimes.kata-qemu]\nruntime_path = "/bin/containerd-shim-x-v2"\n',
+            "it defines the handler kata-qemu",
+            id="our-handler-behind-ours",
+        ),
+    ],
+)
+def test_a_file_that_keeps_crio_from_serving_is_named_with_what_is_wrong(
+    path: str, content: str, told: str
+) -> None:
+    problems = Host({path: content}).problems()
+    assert any(problem.startswith(f"{path}: ") and told in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(CRUN, id="crun"),
+        pytest.param("\ufeff" + CRUN, id="byte-order-mark"),
+        pytest.param('[crio.runtime]\ndefault_runtime = "kata-qemu"\n', id="ours-as-the-default"),
+        pytest.param('[crio.runtime]\nunknown = 1\n[other]\nx = "y"\n', id="unknown-keys"),
+        pytest.param('[crio.runtime.runtimes.Kata-Qemu]\nruntime_path = "/x"\n', id="another-name"),
+        pytest.param('[crio.runtime.runtimes.other]\nruntime_path = "/gone"\n', id="dropped-but-not-ours"),
+    ],
+)
+def test_a_sound_configuration_has_nothing_wrong_with_it(content: str) -> None:
+    assert Host({OTHERS: content}).problems() == []
+
+
+@pytest.mark.parametrize("missing", [PROGRAM, CONFIG])
+def test_a_handler_without_its_program_or_configuration_is_told_of(missing: str) -> None:
+    (problem,) = Host().problems(missing=missing)
+    assert "the handler kata-qemu: " in problem
+    assert f"{missing} is not there" in problem
+
+
+def test_a_program_that_crio_takes_for_no_shim_is_told_of() -> None:
+    host = Host()
+    handlers = host.install().handlers
+    host.files[DROP_IN] = host.files[DROP_IN].replace(
+        b"/opt/kata/bin/containerd-shim-kata-v2", b"/opt/kata/bin/kata"
+    )
+    assert host.check(SETTINGS, handlers) == [
+        "the handler kata-qemu: /opt/kata/bin/kata is not named containerd-shim-*-v2, without which "
+        "CRI-O leaves the handler out"
+    ]
+
+
+def test_a_handler_that_no_file_defines_is_told_of() -> None:
+    assert Host().check(SETTINGS, ("kata-qemu",)) == [
+        "the handler kata-qemu: no file that CRI-O reads defines it"
+    ]
+
+
+def test_a_default_that_goes_with_this_installation_is_told_of_before_it_goes() -> None:
+    host = Host({OTHERS: '[crio.runtime]\ndefault_runtime = "kata-qemu"\n'})
+    host.install()
+    del host.files[DROP_IN]
+    (problem,) = host.check(SETTINGS, ())
+    assert "its default_runtime is kata-qemu" in problem
+
+
+def test_defined_are_the_handlers_of_every_sound_file_that_is_read() -> None:
+    files = {
+        MAIN: b"[crio.runtime.runtimes.a]\n",
+        f"{CONF_D}/sub/x": b"[crio.runtime.runtimes.b]\n",
+        f"{CONF_D}/broken": b"[crio.runtime.runtimes.c]\nruntime_path = 1\n",
+        "/etc/crio/elsewhere": b"[crio.runtime.runtimes.d]\n",
+    }
+    assert crio().defined(files) == {"a", "b"}
+
+
+OPTION = '[crio]\nstorage_option = ["overlay.skip_mount_home=true"]\n'
+
+
+@pytest.mark.parametrize(
+    ("others", "first_reloads"),
+    [
+        pytest.param("", False, id="the-option-is-new"),
+        pytest.param(OPTION, True, id="the-option-is-there-already"),
+        pytest.param('[crio]\nstorage_driver = "btrfs"\n', True, id="no-option-needed"),
+    ],
+)
+def test_sighup_is_enough_unless_what_crio_reads_only_at_its_start_changes(
+    others: str, first_reloads: bool
+) -> None:
+    host = Host({OTHERS: others})
+    fresh = host.closure()
+    host.install()
+    first = host.closure()
+    host.install(replace(SETTINGS, debug=True, shims=SETTINGS.shims[:1]))
+    host.install(SECOND)
+    later = host.closure()
+    assert crio().reloads(fresh, first) is first_reloads
+    assert crio().reloads(first, fresh) is first_reloads
+    assert crio().reloads(first, later)
+    assert crio().reloads(later, first)

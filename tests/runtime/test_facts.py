@@ -1,0 +1,362 @@
+"""Which unit runs the CRI, where it keeps its things, and by which configuration it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import MAIN, FakeNode
+
+from kata_node.errors import KataNodeError, UnfitNodeError
+from kata_node.host.files import Root
+from kata_node.host.systemd import Unit
+from kata_node.plan.context import Look, Options
+from kata_node.plan.receipt import Cri, CriFile, Receipt
+from kata_node.runtime import compatibility, config_selection
+from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.containerd.k0s import K0sConfig
+from kata_node.runtime.facts import find_home, find_unit, look, look_for_revert
+from kata_node.runtime.model import distributions
+from kata_node.runtime.model.distributions import Home, home
+from kata_node.settings import load as settings
+from kata_node.settings.model import Settings
+from kata_node.settings.runtime import ContainerdSettings
+from kata_node.versions import parse_version, runtime_version
+
+K3S, CONTAINERD, CRIO = "k3s.service", "containerd.service", "crio.service"
+RANCHER = "/var/lib/rancher/k3s/agent/etc/containerd"
+
+
+@dataclass
+class Units(FakeNode):
+    """Any units in any state; a command line for some."""
+
+    states: Mapping[str, str] = field(default_factory=dict)
+    lines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def unit(self, name: str) -> Unit | None:
+        if name not in self.states:
+            return None
+        argv = self.lines.get(name, ())
+        return Unit(name, "loaded", self.states[name], "", "success", "1" * 32, 42, argv, False, 1)
+
+
+def recorded(unit: str = "", *, runtime: str = "containerd", state: str = "serving", path: str = "") -> Cri:
+    files = (CriFile(path, None, "0" * 64),) if path else ()
+    return Cri(state, runtime, "2.1.9", unit, "1", "boot", ("kata-qemu",), files)  # type: ignore[arg-type]
+
+
+def looking(
+    states: Mapping[str, str],
+    tmp_path: Path,
+    *,
+    cri: Cri | None = None,
+    socket: str = "",
+    containerd: ContainerdSettings | None = None,
+    runtime: str = "",
+    lines: Mapping[str, tuple[str, ...]] | None = None,
+    **changes: Any,
+) -> Look:
+    node = Units(Root(tmp_path), states=states, lines=lines or {}, **changes)
+    wanted: Settings = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    return Look(
+        replace(wanted, containerd=containerd or wanted.containerd),
+        Receipt("default", "/opt/kata", "1", cri=cri),
+        node.tools(),
+        Options(Path(), cri_socket=socket, runtime=runtime),
+    )
+
+
+@pytest.mark.parametrize(
+    ("states", "more", "expected"),
+    [
+        pytest.param({CONTAINERD: "active"}, {}, CONTAINERD, id="the-one-there-is"),
+        pytest.param({}, {}, None, id="none"),
+        pytest.param({K3S: "active", CONTAINERD: "active"}, {}, K3S, id="k3s-beside-docker"),
+        pytest.param({K3S: "inactive", CONTAINERD: "active"}, {}, CONTAINERD, id="k3s-that-is-down"),
+        pytest.param({K3S: "failed", CRIO: "activating"}, {}, CRIO, id="one-that-starts-counts-as-up"),
+        pytest.param({CONTAINERD: "inactive"}, {}, CONTAINERD, id="one-that-is-down"),
+        pytest.param({K3S: "inactive", CONTAINERD: "failed"}, {}, K3S, id="only-ones-that-are-down"),
+        pytest.param(
+            {K3S: "active", CONTAINERD: "active"},
+            {"lines": {K3S: ("k3s", "server", "--container-runtime-endpoint=/run/x.sock")}},
+            CONTAINERD,
+            id="k3s-with-a-runtime-of-others",
+        ),
+        pytest.param(
+            {CRIO: "active", CONTAINERD: "active"},
+            {"socket": "/run/crio/crio.sock"},
+            CRIO,
+            id="told-by-the-flag",
+        ),
+        pytest.param(
+            {CRIO: "active", CONTAINERD: "active"},
+            {"socket": "/var/run/containerd/containerd.sock"},
+            CONTAINERD,
+            id="told-as-kubelets-write-it",
+        ),
+        pytest.param(
+            {CRIO: "active", CONTAINERD: "active"},
+            {"containerd": ContainerdSettings(runtime_socket="/run/containerd/containerd.sock")},
+            CONTAINERD,
+            id="told-by-the-values",
+        ),
+        pytest.param(
+            {CRIO: "active", CONTAINERD: "inactive"},
+            {"cri": recorded(CONTAINERD, state="writing")},
+            CONTAINERD,
+            id="of-a-run-that-did-not-finish",
+        ),
+        pytest.param(
+            {CRIO: "active", CONTAINERD: "inactive"},
+            {"cri": recorded(CONTAINERD)},
+            CRIO,
+            id="another-runtime-since",
+        ),
+    ],
+)
+def test_the_unit_that_runs_the_cri_is_found(
+    states: Mapping[str, str], more: dict[str, Any], expected: str | None, tmp_path: Path
+) -> None:
+    found = find_unit(looking(states, tmp_path, **more), for_revert=False)
+    assert (found.name if found else None) == expected
+
+
+def test_of_two_runtimes_that_are_up_none_is_guessed_at(tmp_path: Path) -> None:
+    with pytest.raises(UnfitNodeError, match="several") as caught:
+        find_unit(looking({CRIO: "active", CONTAINERD: "active"}, tmp_path), for_revert=False)
+    assert "--cri-socket" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("states", "cri", "expected"),
+    [
+        pytest.param(
+            {CRIO: "active", CONTAINERD: "inactive"}, recorded(CONTAINERD), CONTAINERD, id="the-recorded-one"
+        ),
+        pytest.param({CRIO: "active"}, recorded(CONTAINERD), None, id="never-another-runtime"),
+        pytest.param({K3S: "active"}, recorded(CONTAINERD), K3S, id="the-same-runtime-by-another-name"),
+        pytest.param({CONTAINERD: "active"}, recorded(""), CONTAINERD, id="of-an-image-that-was-baked"),
+    ],
+)
+def test_the_way_back_restarts_what_has_the_handlers(
+    states: Mapping[str, str], cri: Cri, expected: str | None, tmp_path: Path
+) -> None:
+    found = find_unit(looking(states, tmp_path, cri=cri), for_revert=True)
+    assert (found.name if found else None) == expected
+
+
+def test_the_socket_of_the_flag_goes_before_that_of_the_values(tmp_path: Path) -> None:
+    values = ContainerdSettings(runtime_socket="/run/values.sock")
+    for socket, expected in (("", "/run/values.sock"), ("/run/flag.sock", "/run/flag.sock")):
+        there = looking({CONTAINERD: "active"}, tmp_path, socket=socket, containerd=values)
+        assert find_home(there, find_unit(there, for_revert=False), for_revert=False).socket == expected
+
+
+def test_a_unit_of_another_runtime_than_the_one_that_answers_is_not_taken_for_it(tmp_path: Path) -> None:
+    there = looking(
+        {CONTAINERD: "active"},
+        tmp_path,
+        socket="/run/mine.sock",
+        runtime_name="cri-o",
+        version="1.36.3",
+    )
+    facts = look(there)
+    assert (facts.unit, facts.home.runtime, facts.home.socket) == ("", "cri-o", "/run/mine.sock")
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "expected"),
+    [
+        pytest.param("2.2.1", "containerd", "containerd://2.2.1", id="upgraded-since"),
+        pytest.param("1.36.3", "cri-o", "containerd://2.1.9", id="another-one-answers"),
+    ],
+)
+def test_the_way_back_judges_by_the_release_that_runs_now(
+    version: str, name: str, expected: str, tmp_path: Path
+) -> None:
+    there = looking(
+        {CONTAINERD: "active"}, tmp_path, cri=recorded(CONTAINERD), runtime_name=name, version=version
+    )
+    assert str(look_for_revert(there).runtime) == expected
+
+
+# The configuration
+
+
+@pytest.mark.parametrize(
+    ("path", "unit", "main"),
+    [
+        pytest.param(MAIN, CONTAINERD, MAIN, id="plain"),
+        pytest.param(MAIN, "", MAIN, id="baked"),
+        pytest.param("/etc/other/containerd.toml", CONTAINERD, "/etc/other/containerd.toml", id="moved"),
+        pytest.param(f"{RANCHER}/config-v3.toml.tmpl", K3S, f"{RANCHER}/config.toml", id="template"),
+        pytest.param(f"{RANCHER}/config-v3.toml.tmpl", "", f"{RANCHER}/config.toml", id="template-baked"),
+        pytest.param(
+            "/etc/k0s/containerd.toml", "k0sworker.service", "/etc/k0s/containerd.toml", id="k0s-unmanaged"
+        ),
+    ],
+)
+def test_a_file_of_before_is_judged_as_what_it_was_then(path: str, unit: str, main: str) -> None:
+    now = config_selection.configuration(
+        Receipt("default", "/opt/kata", "1"), "", runtime_version("cri-o://1.36.3"), home("k8s", "cri-o")
+    )
+    receipt = Receipt("blue", "/opt/kata-blue", "1", cri=recorded(unit, path=path))
+    found = config_selection.keeper(now, path, receipt)
+    assert isinstance(found, ContainerdConfig)
+    assert (found.main_path, found.suffix, path in found.shared_paths()) == (main, "blue", True)
+
+
+def test_a_file_that_is_still_the_runtimes_is_judged_as_it_is_now() -> None:
+    receipt = Receipt("default", "/opt/kata", "1", cri=recorded(CONTAINERD, path=MAIN))
+    now = config_selection.configuration(
+        receipt, "", runtime_version("containerd://2.2.1"), home("k8s", "containerd")
+    )
+    assert config_selection.keeper(now, MAIN, receipt) is now
+
+
+@pytest.mark.parametrize(
+    ("where", "values", "config", "drop_ins"),
+    [
+        pytest.param("k8s", ContainerdSettings(config_dir="/etc/c"), "/etc/c/config.toml", {}, id="moved"),
+        pytest.param(
+            "k8s", ContainerdSettings(config_file_name="c.toml"), "/etc/containerd/c.toml", {}, id="renamed"
+        ),
+        pytest.param(
+            "k0s",
+            ContainerdSettings(config_dir="/srv"),
+            "/srv/containerd.toml",
+            {2: "/srv/containerd.d", 3: "/srv/containerd.d"},
+            id="with-its-drop-ins",
+        ),
+    ],
+)
+def test_the_values_can_say_where_containerd_keeps_its_files(
+    where: str, values: ContainerdSettings, config: str, drop_ins: Mapping[int, str]
+) -> None:
+    found = config_selection.located(home(where, "containerd"), values, ())
+    assert (found.config, found.drop_ins) == (config, drop_ins)
+
+
+def test_no_value_for_containerd_moves_another_runtime() -> None:
+    assert config_selection.located(
+        home("k8s", "cri-o"), ContainerdSettings(runtime_socket="/x", config_dir="/y"), ()
+    ) == home("k8s", "cri-o")
+
+
+# What is refused whatever the state of the node
+
+
+@pytest.mark.parametrize(
+    ("runtime", "where", "suffix", "refused"),
+    [
+        pytest.param("containerd://1.7.24", "k8s", "", "", id="1.x"),
+        pytest.param("containerd://1.7.24", "k8s", "blue", "env.multiInstallSuffix", id="1.x-and-a-suffix"),
+        pytest.param("containerd://2.0.0", "k8s", "blue", "", id="2.x-and-a-suffix"),
+        pytest.param("containerd://1.7.27", "k0s", "blue", "", id="k0s-has-a-drop-in-for-each"),
+        pytest.param("containerd://2.0.0", "k3s", "", "", id="k3s"),
+        pytest.param("cri-o://1.36.3", "k8s", "blue", "", id="cri-o"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_told_by_its_setting(
+    runtime: str, where: str, suffix: str, refused: str, tmp_path: Path
+) -> None:
+    found = runtime_version(runtime)
+    facts = look(
+        looking(
+            {}, tmp_path, runtime=runtime, runtime_name=found.name, version=str(found.version), handlers=()
+        )
+    )
+    facts = replace(facts, home=home(where, found.name))
+    overrides = {"shims": "qemu", "multi_install_suffix": suffix, "k8s_distribution": where}
+    wanted = settings.load(None, overrides=overrides, arch="x86_64")
+    error = compatibility.refusal(wanted, facts, Receipt("default", "/opt/kata", ""))
+    assert (error.where if error else "") == refused
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        pytest.param({K3S: "active"}, ("k8sDistribution", "set k8sDistribution: k3s"), id="another"),
+        pytest.param({CONTAINERD: "active"}, ("the socket", "start the container"), id="the-settings-one"),
+    ],
+)
+def test_where_a_container_for_another_distribution_sees_no_socket_the_distribution_is_named(
+    states: Mapping[str, str], told: tuple[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(KataNodeError) as raised:
+        look(looking(states, tmp_path, state="inactive"))
+    assert (raised.value.where, raised.value.hint[: len(told[1])]) == told
+    assert isinstance(raised.value, UnfitNodeError) == (K3S in states)
+
+
+# k0s
+
+
+def k0s(version: str, suffix: str = "") -> K0sConfig:
+    there: Home = distributions.home("k0s", "containerd")
+    return K0sConfig("/opt/kata", suffix, parse_version(version), there.config, there.drop_ins[2])
+
+
+OURS = "/etc/k0s/containerd.d/99-kata-deploy.toml"
+USER = "/etc/k0s/containerd.d/zz-kata-deploy-user.toml"
+OTHER = "/etc/k0s/containerd.d/10-mine.toml"
+TABLE = {"1.7.27": 'plugins."io.containerd.grpc.v1.cri"', "2.1.4": 'plugins."io.containerd.cri.v1.runtime"'}
+
+
+@pytest.mark.parametrize("version", ["1.7.27", "2.1.4"])
+@pytest.mark.parametrize("suffix", ["", "blue"])
+def test_what_is_written_for_k0s_is_what_its_check_lets_pass(version: str, suffix: str) -> None:
+    overrides = {"shims": "qemu", "multi_install_suffix": suffix, "k8s_distribution": "k0s"}
+    wanted = settings.load(None, overrides=overrides, arch="x86_64")
+    config = replace(k0s(version, suffix), install_dir=wanted.install_dir)
+    made = config.wanted(wanted, {})
+    files = {file.path: file.content for file in made.files if file.content is not None}
+    assert list(files) == [config.places()[0].drop_in]
+    assert config.defined(files) == set(made.handlers)
+    assert problems(config, files, made.handlers) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "files", "expected"),
+    [
+        pytest.param("1.7.27", {OTHER: "[not toml"}, "not valid TOML", id="broken"),
+        pytest.param("1.7.27", {USER: "version = 3\n"}, "version = 3 is too new", id="newer-than-containerd"),
+        pytest.param("2.1.4", {USER: "version = 2\n"}, "version = 3 alone", id="older-than-k0s-takes"),
+        pytest.param("2.1.4", {USER: "[debug]\n"}, "version = 3 alone", id="no-version"),
+        pytest.param(
+            "2.1.4", {USER: f"version = 3\n[{TABLE['1.7.27']}]\n"}, "version = 3 alone", id="the-old-table"
+        ),
+        pytest.param(
+            "1.7.27",
+            {OTHER: f"version = 2\n[{TABLE['1.7.27']}.containerd.runtimes.kata-qemu]\n"},
+            "defines the handler kata-qemu",
+            id="our-handler",
+        ),
+        pytest.param(
+            "2.1.4",
+            {USER: f"version = 3\n[{TABLE['2.1.4']}.containerd]\ndefault_runtime_name = 'nobody'\n"},
+            "containerd.userDropIn): its default_runtime_name is nobody",
+            id="a-default-handler-of-none",
+        ),
+        pytest.param(
+            "1.7.27",
+            {OTHER: f"version = 2\n[{TABLE['1.7.27']}.containerd]\ndefault_runtime_name = 'runc'\n"},
+            "",
+            id="runc-is-built-in",
+        ),
+        pytest.param("1.7.27", {"/etc/k0s/containerd.toml": "[not toml"}, "", id="the-main-file-is-its-own"),
+    ],
+)
+def test_what_k0s_would_not_start_with_is_told(version: str, files: dict[str, str], expected: str) -> None:
+    found = problems(k0s(version), {path: text.encode() for path, text in files.items()}, ("kata-qemu",))
+    assert [expected in problem for problem in found] == ([True] if expected else [])
+
+
+def problems(config: K0sConfig, files: Mapping[str, bytes], handlers: tuple[str, ...]) -> list[str]:
+    own = [path for place in config.places() for path in place.paths]
+    labels = {config.places()[0].beside[0]: "containerd.userDropIn"}
+    return config.check(files, own_paths=own, handlers=handlers, labels=labels, exists=lambda _: True)

@@ -1,0 +1,459 @@
+"""The plans of the CRI transaction, as tables: no host, no runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+
+from kata_node.host.cri_sandboxes import Pod
+from kata_node.host.files import FileState
+from kata_node.plan.actions import Action, Plan, Record, RemoveFile, Sweep, Tools, WriteFile
+from kata_node.plan.receipt import Artifacts, Backup, Cri, CriFile, Previous, Receipt
+from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.facts import RuntimeFacts
+from kata_node.runtime.file_records import PutBack, sha256
+from kata_node.runtime.model.config import ConfigFile as Change
+from kata_node.runtime.model.distributions import Applies, home
+from kata_node.runtime.restart import CheckConfig, RestartRuntime
+from kata_node.runtime.transaction import Checks, install, revert
+from kata_node.versions import parse_version, runtime_version
+
+DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
+MAIN = "/etc/containerd/config.toml"
+OLD, NEW = b"version = 3\n", b'version = 3\nimports = ["/opt/kata/containerd/config.d/*.toml"]\n'
+HANDLERS = ("kata-qemu",)
+CHANGES = (Change(DROP_IN, b"handlers\n"), Change(MAIN, NEW, without=OLD))
+BACK = (Change(MAIN, OLD, without=OLD), Change(DROP_IN, None))
+BEFORE = Backup(sha256(OLD), 0o640, 0, 7)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Stands for a check of the configuration."""
+
+    what: str
+
+    def describe(self) -> str:
+        return self.what
+
+    def diff(self) -> str:
+        return ""
+
+    def apply(self, tools: Tools) -> None: ...
+
+    def check(self, tools: Tools) -> None: ...
+
+
+class OneDropIn(ContainerdConfig):
+    """A configuration whose one drop-in, whatever it holds, defines the handlers."""
+
+    def defined(self, files: Mapping[str, bytes]) -> frozenset[str]:
+        return frozenset(HANDLERS if files.get(DROP_IN) else ())
+
+
+CONFIG = OneDropIn("/opt/kata", "", parse_version("2.1.9"), home("k8s", "containerd"))
+
+
+def facts(
+    files: Mapping[str, bytes],
+    *,
+    handlers: tuple[str, ...] | None = (),
+    invocation: str = "run-1",
+    unit: bool = True,
+    applies: Applies = "restart",
+) -> RuntimeFacts:
+    return RuntimeFacts(
+        runtime_version("containerd://2.1.9"),
+        "the CRI socket",
+        replace(home("k8s", "containerd"), applies=applies),
+        CONFIG,
+        {path: FileState(content, 0o640, 0, 7) for path, content in files.items()},
+        {sha256(OLD): OLD},
+        () if DROP_IN in files else ("/opt/kata/containerd", "/opt/kata/containerd/config.d"),
+        frozenset(),
+        "containerd.service" if unit else "",
+        invocation if unit else "",
+        "active" if unit else "",
+        "boot-1",
+        handlers if unit else None,
+    )
+
+
+CHECKS = Checks(
+    Looked("check ahead"),
+    Looked("check"),
+    CheckConfig(CONFIG, (), (), {}),
+)
+
+
+def receipt(cri: Cri | None = None) -> Receipt:
+    return Receipt("default", "/opt/kata", "0", artifacts=Artifacts("placed", "r", "i", {}), cri=cri)
+
+
+SERVING = Cri(
+    "serving",
+    "containerd",
+    "2.1.9",
+    "containerd.service",
+    "run-1",
+    "boot-1",
+    HANDLERS,
+    (CriFile(DROP_IN, None, sha256(b"handlers\n")), CriFile(MAIN, BEFORE, sha256(NEW))),
+    ("/opt/kata/containerd", "/opt/kata/containerd/config.d"),
+)
+FRESH = (Previous(DROP_IN, None), Previous(MAIN, BEFORE))
+WRITING = replace(SERVING, state="writing", previous=FRESH)
+RESTARTING = replace(SERVING, state="restarting", previous=FRESH)
+INSTALLED = {DROP_IN: b"handlers\n", MAIN: NEW}
+
+
+def steps(plan: Plan) -> list[str]:
+    """The plan in words short enough for a table."""
+    return [_step(action) for action in plan.actions if not isinstance(action, Sweep)]
+
+
+def _step(action: Action) -> str:
+    match action:
+        case Record(receipt=written):
+            return f"record {written.cri.state if written.cri else 'nothing'}"
+        case WriteFile(path=path):
+            return f"write {path.rpartition('/')[2]}"
+        case RemoveFile(path=path):
+            return f"remove {path.rpartition('/')[2]}"
+        case RestartRuntime(restart="never"):
+            return "prove"
+        case RestartRuntime(restart=restart, proven=proven):
+            return f"restart {restart}, then {proven.cri.state if proven and proven.cri else 'nothing'}"
+        case PutBack(path=path):
+            return f"put back {path.rpartition('/')[2]}"
+        case Looked(what):
+            return what
+        case _:
+            return action.describe().split(" /")[0]
+
+
+FULL_INSTALL = [
+    "record writing",
+    "check ahead",
+    "make directory",
+    "write 99-kata-deploy.toml",
+    "write config.toml",
+    "check",
+    "restart always, then serving",
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "cri", "expected"),
+    [
+        pytest.param(facts({MAIN: OLD}), None, FULL_INSTALL, id="on-a-fresh-node"),
+        pytest.param(facts({}), None, FULL_INSTALL, id="without-a-main-file"),
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), SERVING, [], id="served-already"),
+        pytest.param(
+            facts(INSTALLED, handlers=HANDLERS, invocation="run-9"),
+            SERVING,
+            [],
+            id="restarted-by-others-since",
+        ),
+        pytest.param(
+            facts(INSTALLED),
+            SERVING,
+            ["record serving", "check", "restart always, then serving"],
+            id="files-right-but-not-served",
+        ),
+        pytest.param(facts({MAIN: OLD}), WRITING, FULL_INSTALL, id="killed-before-the-first-byte"),
+        pytest.param(
+            facts({MAIN: OLD, DROP_IN: b"handlers\n"}),
+            WRITING,
+            ["record writing", "check ahead", "write config.toml", "check", "restart always, then serving"],
+            id="killed-between-two-files",
+        ),
+        pytest.param(
+            facts(INSTALLED),
+            WRITING,
+            ["record writing", "check", "restart always, then serving"],
+            id="killed-between-write-and-restart",
+        ),
+        pytest.param(
+            facts(INSTALLED),
+            RESTARTING,
+            ["record restarting", "check", "restart always, then serving"],
+            id="killed-right-before-the-restart",
+        ),
+        pytest.param(
+            facts(INSTALLED, invocation="run-2", handlers=HANDLERS),
+            RESTARTING,
+            ["record restarting", "check", "prove"],
+            id="killed-by-the-restart-itself",
+        ),
+        pytest.param(
+            facts(INSTALLED, invocation="run-2", handlers=HANDLERS),
+            replace(RESTARTING, files=(CriFile(DROP_IN, None, sha256(b"others\n")), SERVING.files[1])),
+            ["record restarting", "check", "restart always, then serving"],
+            id="killed-in-the-rollback-to-what-is-wanted-now",
+        ),
+        pytest.param(
+            facts(INSTALLED, invocation="run-2", handlers=HANDLERS),
+            replace(RESTARTING, state="unloading", fallback=SERVING),
+            ["record unloading", "check", "restart always, then serving"],
+            id="a-revert-killed-in-its-rollback",
+        ),
+        pytest.param(
+            facts(INSTALLED, handlers=None),
+            replace(RESTARTING, boot="boot-0"),
+            ["record restarting", "check", "prove"],
+            id="node-rebooted-before-the-restart",
+        ),
+        pytest.param(
+            facts({**INSTALLED, DROP_IN: b"edited\n"}, handlers=HANDLERS),
+            SERVING,
+            [
+                "record writing",
+                "check ahead",
+                "write 99-kata-deploy.toml",
+                "check",
+                "restart always, then serving",
+            ],
+            id="drop-in-edited-on-the-host",
+        ),
+        pytest.param(
+            facts({MAIN: OLD}, unit=False),
+            None,
+            [*FULL_INSTALL[:-1], "record restarting"],
+            id="offline",
+        ),
+        pytest.param(
+            facts(INSTALLED, unit=False), replace(RESTARTING, invocation=""), [], id="offline-again"
+        ),
+        pytest.param(
+            facts(INSTALLED, handlers=HANDLERS),
+            replace(RESTARTING, invocation="", boot="boot-of-the-image-builder"),
+            ["record restarting", "check", "prove"],
+            id="baked-image-booted",
+        ),
+        pytest.param(
+            facts(INSTALLED),
+            replace(RESTARTING, invocation=""),
+            ["record restarting", "check", "restart always, then serving"],
+            id="written-offline-on-the-running-node",
+        ),
+    ],
+)
+def test_install_does_what_is_missing_and_no_more(
+    found: RuntimeFacts, cri: Cri | None, expected: list[str]
+) -> None:
+    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, CHECKS)) == expected
+
+
+def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
+    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS).actions[0]
+    assert isinstance(first, Record)
+    assert OLD in first.backups
+    cri = first.receipt.cri
+    assert cri is not None
+    assert cri.previous == FRESH
+    assert cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
+    assert cri.file(DROP_IN) == CriFile(DROP_IN, None, sha256(b"handlers\n"))
+
+
+def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
+    changes = (Change(DROP_IN, b"other handlers\n"), *CHANGES[1:])
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS)
+    restart = plan.actions[-1]
+    assert isinstance(restart, RestartRuntime)
+    assert restart.proven is not None
+    assert restart.proven.cri is not None
+    assert restart.proven.cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
+
+
+def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> None:
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, CHECKS)
+    record = plan.actions[0]
+    assert isinstance(record, Record)
+    assert record.receipt.cri is not None
+    known = record.receipt.cri.file(MAIN)
+    assert known is not None
+    assert known.before is not None
+    assert known.before.sha256 == sha256(OLD)
+    assert OLD in record.backups
+
+
+def test_undoing_a_first_install_puts_everything_back_in_the_opposite_order() -> None:
+    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS)
+    assert [_step(action) for action in plan.undo] == [
+        "put back config.toml",
+        "put back 99-kata-deploy.toml",
+        "remove 2 empty directories",
+        "restart if-read, then nothing",
+    ]
+    restart = plan.undo[-1]
+    assert isinstance(restart, RestartRuntime)
+    assert restart.since == "run-1"
+    assert restart.gone == HANDLERS
+
+
+def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_kill_left() -> None:
+    """The run that was killed had written a configuration nobody ever saw serving."""
+    broken = {**INSTALLED, DROP_IN: b"broken\n"}
+    resumed = replace(
+        SERVING,
+        state="restarting",
+        previous=(Previous(DROP_IN, Backup(sha256(b"handlers\n"), 0o644, 0, 0)), Previous(MAIN, BEFORE)),
+        fallback=SERVING,
+    )
+    found = facts(broken, handlers=None, invocation="run-2")
+    found = replace(found, backups={sha256(OLD): OLD, sha256(b"handlers\n"): b"handlers\n"})
+    changes = (Change(DROP_IN, b"broken\n"), *CHANGES[1:])
+    plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS)
+    put_back = {action.path: action.state for action in plan.undo if isinstance(action, PutBack)}
+    assert put_back[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
+    restart = plan.undo[-1]
+    assert isinstance(restart, RestartRuntime)
+    assert restart.serve == HANDLERS
+    assert restart.since == ""
+    assert restart.proven is not None
+    assert restart.proven.cri == SERVING
+
+
+FULL_REVERT = [
+    "record reverting",
+    "check ahead",
+    "write config.toml",
+    "remove 99-kata-deploy.toml",
+    "remove 2 empty directories",
+    "check",
+    "restart always, then nothing",
+]
+
+
+@pytest.mark.parametrize(
+    ("found", "cri", "expected"),
+    [
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), SERVING, FULL_REVERT, id="what-serves"),
+        pytest.param(
+            facts({MAIN: OLD, DROP_IN: b"handlers\n"}),
+            WRITING,
+            [
+                "record reverting",
+                "check ahead",
+                "remove 99-kata-deploy.toml",
+                "remove 2 empty directories",
+                "check",
+                "prove",
+            ],
+            id="an-install-killed-before-its-restart-needs-none",
+        ),
+        pytest.param(
+            facts({MAIN: OLD, DROP_IN: b"handlers\n"}, invocation="run-2"),
+            WRITING,
+            [
+                "record reverting",
+                "check ahead",
+                "remove 99-kata-deploy.toml",
+                "remove 2 empty directories",
+                "check",
+                "restart always, then nothing",
+            ],
+            id="unless-the-runtime-was-restarted-by-somebody-meanwhile",
+        ),
+        pytest.param(facts(INSTALLED), RESTARTING, FULL_REVERT, id="an-install-killed-at-its-restart"),
+        pytest.param(
+            facts({MAIN: OLD}, handlers=HANDLERS),
+            replace(SERVING, state="reverting", previous=FRESH, fallback=SERVING),
+            ["record reverting", "remove 2 empty directories", "check", "restart always, then nothing"],
+            id="killed-between-putting-back-and-restart",
+        ),
+        pytest.param(
+            facts({MAIN: OLD}, invocation="run-2"),
+            replace(SERVING, state="unloading", previous=FRESH),
+            ["record unloading", "remove 2 empty directories", "check", "prove"],
+            id="killed-by-the-restart-itself",
+        ),
+        pytest.param(
+            facts(INSTALLED, unit=False),
+            replace(RESTARTING, invocation=""),
+            [*FULL_REVERT[:-1], "record nothing"],
+            id="offline",
+        ),
+    ],
+)
+def test_revert_takes_back_what_is_there_and_restarts_only_what_has_read_it(
+    found: RuntimeFacts, cri: Cri, expected: list[str]
+) -> None:
+    assert steps(revert(found, receipt(cri), cri, BACK, CHECKS)) == expected
+
+
+def test_the_file_that_imports_is_put_back_before_what_it_imports() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
+    paths = [action.path for action in plan.actions if isinstance(action, WriteFile | RemoveFile)]
+    assert paths == [MAIN, DROP_IN]
+
+
+def test_putting_back_keeps_mode_and_owner() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
+    main = next(action for action in plan.actions if isinstance(action, WriteFile))
+    assert (main.mode, main.owner) == (0o640, (0, 7))
+
+
+def test_a_failed_revert_goes_back_to_serving() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
+    assert [_step(action) for action in plan.undo] == [
+        "put back 99-kata-deploy.toml",
+        "put back config.toml",
+        "restart if-read, then serving",
+    ]
+
+
+OURS, RUNC = Pod("shop", "web", "kata-qemu"), Pod("shop", "db", "runc")
+
+
+@pytest.mark.parametrize(
+    ("found", "cri", "expected"),
+    [
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), SERVING, (OURS,), id="what-serves"),
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), WRITING, (OURS,), id="what-a-killed-run-left"),
+        pytest.param(
+            facts({MAIN: OLD}, handlers=HANDLERS),
+            replace(SERVING, state="unloading"),
+            (OURS,),
+            id="half-gone",
+        ),
+        pytest.param(
+            facts({MAIN: b"another's", **INSTALLED}, handlers=HANDLERS), SERVING, (OURS,), id="an-edited-file"
+        ),
+    ],
+)
+def test_nothing_is_taken_back_from_under_pods(
+    found: RuntimeFacts, cri: Cri, expected: tuple[Pod, ...]
+) -> None:
+    found = replace(found, pods=(RUNC, OURS))
+    plan = revert(found, receipt(cri), cri, BACK, CHECKS)
+    assert plan.in_the_way is not None
+    assert plan.in_the_way.pods == expected
+    assert plan.notes == ()
+
+
+def test_pods_on_what_others_define_as_well_are_in_nobodys_way() -> None:
+    found = replace(facts(INSTALLED, handlers=HANDLERS), pods=(OURS,))
+    kept = (Change(MAIN, OLD, without=OLD), Change(DROP_IN, b"others\n"))
+    assert revert(found, receipt(SERVING), SERVING, kept, CHECKS).in_the_way is None
+
+
+def test_pods_on_a_handler_that_an_update_drops_are_in_its_way_and_others_are_not() -> None:
+    clh = Pod("shop", "cache", "kata-clh")
+    both = replace(SERVING, handlers=(*HANDLERS, "kata-clh"))
+    found = replace(facts(INSTALLED, handlers=both.handlers), pods=(OURS, RUNC, clh))
+    changes = (Change(DROP_IN, b"fewer handlers\n"), *CHANGES[1:])
+    plan = install(found, receipt(both), changes, HANDLERS, CHECKS)
+    assert plan.in_the_way is not None
+    assert plan.in_the_way.pods == (clh,)
+
+
+def test_where_nobody_can_tell_what_runs_it_goes_on_and_says_so() -> None:
+    found = replace(facts(INSTALLED, handlers=None), pods=None)
+    plan = revert(found, receipt(SERVING), SERVING, BACK, CHECKS)
+    assert plan.in_the_way is None
+    assert plan.notes == ("the runtime could not be asked which pods run on kata-qemu",)
+    assert install(found, receipt(RESTARTING), CHANGES, HANDLERS, CHECKS).notes == ()

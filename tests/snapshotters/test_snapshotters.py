@@ -1,0 +1,830 @@
+"""Snapshotters: what containerd is told of them, the nydus-snapshotter of an instance, and the checks."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_node.checks.snapshotters import checks
+from kata_node.errors import HostError, PayloadError, SystemdError, UnfitNodeError
+from kata_node.host import kernel
+from kata_node.host.files import FileState, Root
+from kata_node.host.systemd import Unit
+from kata_node.payload.manifest import SCHEMA, Archive, Entry, Manifest, select
+from kata_node.plan.actions import Action, Tools
+from kata_node.plan.context import Look, Options
+from kata_node.plan.receipt import Artifacts, Placed, Receipt
+from kata_node.plan.report import Check
+from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.facts import RuntimeFacts
+from kata_node.runtime.model.distributions import home
+from kata_node.settings.handlers import handlers
+from kata_node.settings.model import Settings
+from kata_node.settings.runtime import SnapshotterSettings
+from kata_node.settings.selection import ShimSettings
+from kata_node.settings.shims import table
+from kata_node.snapshotters import facts as facts_module
+from kata_node.snapshotters import mapping, nydus
+from kata_node.snapshotters.facts import MkfsErofs, SnapshotterFacts, look_at_nydus
+from kata_node.snapshotters.nydus import NydusFacts
+from kata_node.versions import parse_version, runtime_version
+
+IMAGES, CRI = "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"
+CONTAINERD = ("containerd.service",)
+DIGEST = "1f" * 32
+
+
+def settings(
+    suffix: str = "", setup: Sequence[str] = (), user_drop_in: str = "", erofs: Any = None, **shims: str
+) -> Settings:
+    """Settings with these shims (``_`` for ``-``), each with its snapshotter."""
+    named = {name.replace("_", "-"): snapshotter for name, snapshotter in (shims or {"qemu": ""}).items()}
+    return Settings(
+        shims=tuple(table()[name] for name in named),
+        arch="x86_64",
+        install_dir=f"/opt/kata-{suffix}" if suffix else "/opt/kata",
+        instance=suffix or "default",
+        suffix=suffix,
+        user_drop_in=user_drop_in,
+        shim_settings={name: ShimSettings(snapshotter=snapshotter) for name, snapshotter in named.items()},
+        snapshotter=SnapshotterSettings(tuple(setup), **(erofs or {})),
+    )
+
+
+NYDUS = settings(setup=["nydus"], qemu="nydus")
+NYDUS_B = settings("b", setup=["nydus"], qemu="nydus")
+
+
+def tables(wanted: Settings, version: str = "2.1.9", schema: int = 3) -> dict[str, Any]:
+    return mapping.tables(wanted, handlers(wanted), schema, parse_version(version))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "name"),
+    [
+        pytest.param(NYDUS, "nydus", "nydus", id="ours"),
+        pytest.param(NYDUS_B, "nydus", "nydus-b", id="ours-of-an-instance-with-a-suffix"),
+        pytest.param(settings("b"), "nydus", "nydus", id="the-admins-for-we-set-up-none"),
+        pytest.param(NYDUS_B, "devmapper", "devmapper", id="another"),
+        pytest.param(settings("b", setup=["erofs"]), "erofs", "erofs", id="erofs-is-containerds"),
+        pytest.param(NYDUS_B, "", "", id="the-default-one"),
+    ],
+)
+def test_a_snapshotter_is_called_what_containerd_calls_it(wanted: Settings, given: str, name: str) -> None:
+    assert mapping.effective_name(wanted, given) == name
+
+
+def test_no_snapshotter_needs_nothing() -> None:
+    assert tables(settings()) == {}
+    assert mapping.components(settings()) == ()
+
+
+def platforms(**names: str) -> dict[str, Any]:
+    return {
+        "discard_unpacked_layers": False,
+        "runtime_platforms": {f"kata-{name}": {"snapshotter": value} for name, value in names.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("version", "schema", "plugins"),
+    [
+        pytest.param("1.7.34", 2, {}, id="1.7-takes-it-from-the-handler"),
+        pytest.param("2.1.9", 3, {IMAGES: platforms(qemu="devmapper")}, id="2.1"),
+        pytest.param("2.3.4", 4, {IMAGES: platforms(qemu="devmapper")}, id="2.3-schema-4"),
+        pytest.param(
+            "2.1.9",
+            2,
+            {
+                CRI: {"containerd": {"discard_unpacked_layers": False}},
+                IMAGES: {"runtime_platforms": {"kata-qemu": {"snapshotter": "devmapper"}}},
+            },
+            id="2.1-schema-2-whose-migration-forgets-it",
+        ),
+    ],
+)
+def test_images_are_pulled_for_the_snapshotter_of_the_handler(
+    version: str, schema: int, plugins: dict[str, Any]
+) -> None:
+    found = tables(settings(qemu="devmapper", clh=""), version, schema)
+    assert found == ({"plugins": plugins} if plugins else {})
+
+
+def test_debug_variants_and_every_other_handler_with_a_snapshotter_are_told_of() -> None:
+    wanted = replace(settings("b", setup=["nydus"], qemu="nydus", clh="blockfile"), debug=True)
+    assert tables(wanted)["plugins"][IMAGES]["runtime_platforms"] == {
+        "kata-qemu-b": {"snapshotter": "nydus-b"},
+        "kata-qemu-debug-b": {"snapshotter": "nydus-b"},
+        "kata-clh-b": {"snapshotter": "blockfile"},
+        "kata-clh-debug-b": {"snapshotter": "blockfile"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("version", "schema", "path"),
+    [
+        pytest.param("1.7.34", 1, ("cri", "containerd"), id="1.7-schema-1"),
+        pytest.param("1.7.34", 2, (CRI, "containerd"), id="1.7"),
+        pytest.param("2.0.0", 2, (CRI, "containerd"), id="2.0-schema-2"),
+        pytest.param("2.1.9", 3, (IMAGES,), id="schema-3"),
+        pytest.param("2.3.4", 4, (IMAGES,), id="schema-4"),
+    ],
+)
+def test_a_nydus_of_ours_is_a_proxy_plugin_that_is_told_the_names_of_images(
+    version: str, schema: int, path: tuple[str, ...]
+) -> None:
+    found = tables(NYDUS_B, version, schema)
+    assert found["proxy_plugins"] == {
+        "nydus-b": {
+            "type": "snapshot",
+            "address": "/run/nydus-snapshotter-b/containerd-nydus-grpc.sock",
+            "exports": {"root": "/var/lib/nydus-snapshotter-b"},
+        }
+    }
+    at = found["plugins"]
+    for key in path:
+        at = at[key]
+    assert at["disable_snapshot_annotations"] is False
+
+
+def test_a_nydus_of_the_admins_is_only_named() -> None:
+    assert tables(settings(qemu="nydus")) == {"plugins": {IMAGES: platforms(qemu="nydus")}}
+
+
+def erofs(**options: Any) -> Settings:
+    return settings(setup=["erofs"], erofs=options, qemu_runtime_rs="erofs")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "version", "snapshotter", "differ"),
+    [
+        pytest.param(erofs(), "2.2.0", {"default_size": "10G", "max_unmerged_layers": 0}, {}, id="default"),
+        pytest.param(
+            erofs(erofs_snapshotter_mode="memory", erofs_merge_mode="unmerged"),
+            "2.3.4",
+            {"default_size": "0"},
+            {},
+            id="memory-unmerged",
+        ),
+        pytest.param(
+            erofs(erofs_snapshotter_mode="disk", erofs_merge_mode="merged", erofs_dmverity=True),
+            "2.3.4",
+            {"default_size": "10G", "max_unmerged_layers": 0, "dmverity_mode": "on"},
+            {"enable_dmverity": True},
+            id="dm-verity",
+        ),
+        pytest.param(
+            erofs(erofs_merge_mode="unmerged", erofs_dmverity=True),
+            "2.2.9",
+            {"default_size": "10G"},
+            {},
+            id="dm-verity-before-it-was-known",
+        ),
+    ],
+)
+def test_erofs_is_configured_as_the_settings_say(
+    wanted: Settings, version: str, snapshotter: dict[str, Any], differ: dict[str, Any]
+) -> None:
+    plugins = tables(wanted, version)["plugins"]
+    assert plugins["io.containerd.snapshotter.v1.erofs"] == snapshotter
+    assert plugins["io.containerd.differ.v1.erofs"] == {
+        "mkfs_options": ["-T0", "--mkfs-time", "--sort=none"],
+        **differ,
+    }
+    assert plugins["io.containerd.service.v1.diff-service"] == {"default": ["erofs", "walking"]}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        pytest.param((erofs(), "2.1.9"), id="too-old"),
+        pytest.param((settings(qemu_runtime_rs="erofs"), "2.3.4"), id="set-up-by-the-admin"),
+    ],
+)
+def test_erofs_is_only_named_where_it_is_not_ours_to_configure(wanted: tuple[Settings, str]) -> None:
+    assert set(tables(*wanted)["plugins"]) == {IMAGES}
+
+
+# The unit of nydus-snapshotter
+
+
+@dataclass
+class FakeSystemd:
+    """A systemd that knows the units below ``root`` as of its last reload, and runs what it knows.
+
+    ``running`` is what a unit was started with: its file as systemd knew it, and its configuration.
+    """
+
+    root: Root
+    known: dict[str, bytes | None] = field(default_factory=dict)
+    wanted: list[str] = field(default_factory=list)
+    """What containerd's unit starts first, as of the last reload."""
+    running: dict[str, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    refuses: str = ""
+
+    def tools(self) -> Tools:
+        return Tools(self.root, lambda: self, _nothing, _nothing, _nothing)  # type: ignore[arg-type, return-value]
+
+    def unit(self, name: str) -> Unit | None:
+        content = self.root.read(f"/etc/systemd/system/{name}")
+        if content is None and name not in self.running and name not in self.wanted:
+            self.known.pop(name, None)  # nothing refers to it any more
+            return None
+        known = self.known.setdefault(name, content)
+        state = "active" if name in self.running else "inactive"
+        return Unit(name, "loaded", state, "", "success", "", 0, (), known != content, 0)
+
+    def start(self, name: str, timeout: float) -> None:
+        self._ask("start", name)
+        found = self.unit(name)
+        if found is None:
+            raise SystemdError("no such unit", where=name)
+        if name not in self.running:
+            self.running[name] = (self.known[name], self.root.read(_config_of(self.known[name] or b"")))
+
+    def stop(self, name: str, timeout: float) -> None:
+        self._ask("stop", name)
+        self.running.pop(name, None)
+
+    def daemon_reload(self, timeout: float) -> None:
+        self._ask("daemon-reload", "")
+        for name in self.known:
+            self.known[name] = self.root.read(f"/etc/systemd/system/{name}")
+        self.wanted = self.root.list_dir("/etc/systemd/system/containerd.service.wants")
+
+    def containerd_starts(self) -> None:
+        """Somebody starts containerd's unit, which starts first what it wants."""
+        for name in self.wanted:
+            if self.unit(name) is not None and self.known[name] is not None:
+                self.start(name, 1)
+
+    def _ask(self, what: str, name: str) -> None:
+        if what == self.refuses:
+            raise SystemdError("refused", where=name)
+        self.asked.append(f"{what} {name}".strip())
+
+
+def _nothing(*_: object) -> Any:
+    raise AssertionError("not to be asked for")
+
+
+def _config_of(unit: bytes) -> str:
+    return _parsed(unit)["Service"]["ExecStart"].split()[-1]
+
+
+def _parsed(unit: bytes) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=True)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read_string(unit.decode())
+    return parser
+
+
+@dataclass
+class Node:
+    """A node with the Kata files placed, and its systemd."""
+
+    root: Root
+    systemd: FakeSystemd
+    program: str = DIGEST
+    offline: bool = False
+
+    def facts(self, wanted: Settings = NYDUS, units: tuple[str, ...] = CONTAINERD) -> NydusFacts:
+        placed = {nydus.PROGRAM: Placed("file", 0o755, sha256=self.program)} if self.program else {}
+        receipt = Receipt(
+            wanted.instance, wanted.install_dir, "", artifacts=Artifacts("placed", "1", "inputs", placed)
+        )
+        options = Options(Path("/payload"), offline=self.offline)
+        return look_at_nydus(Look(wanted, receipt, self.systemd.tools(), options), units)
+
+    def install(self, wanted: Settings = NYDUS, **how: Any) -> tuple[Action, ...]:
+        return self.run(nydus.install_actions(wanted, self.facts(wanted, **how)))
+
+    def revert(self, wanted: Settings = NYDUS) -> tuple[Action, ...]:
+        return self.run(nydus.revert_actions(wanted, self.facts(wanted)))
+
+    def run(self, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+        for action in actions:
+            action.apply(self.systemd.tools())
+            action.check(self.systemd.tools())
+        return actions
+
+    def files(self) -> dict[str, bytes | str | None]:
+        """All files, links and empty directories of the node."""
+        base = self.root.resolve("/")
+        found: dict[str, bytes | str | None] = {}
+        for path in sorted(base.rglob("*")):
+            name = f"/{path.relative_to(base)}"
+            if path.is_symlink():
+                found[name] = str(path.readlink())
+            elif not path.is_dir():
+                found[name] = path.read_bytes()
+            elif not any(path.iterdir()):
+                found[name] = None
+        return found
+
+    def runs_its_files(self, wanted: Settings = NYDUS) -> bool:
+        ours = mapping.Nydus.of(wanted)
+        running = self.systemd.running.get(ours.unit)
+        return running == (self.root.read(ours.unit_path), self.root.read(ours.config))
+
+
+@pytest.fixture
+def node(root: Root) -> Node:
+    for path in ("/etc/systemd/system", "/opt/kata/nydus-snapshotter", "/opt/kata-b/nydus-snapshotter"):
+        root.make_dirs(path)
+    return Node(root, FakeSystemd(root))
+
+
+def test_installing_starts_it_before_the_runtime_and_again_there_is_nothing_to_do(node: Node) -> None:
+    node.install()
+    assert node.systemd.asked == ["daemon-reload", "start nydus-snapshotter.service"]
+    assert node.runs_its_files()
+    assert (
+        node.root.read_link("/etc/systemd/system/containerd.service.wants/nydus-snapshotter.service")
+        == "../nydus-snapshotter.service"
+    )
+    assert node.install() == ()
+
+
+def test_restarting_either_leaves_the_other_alone() -> None:
+    unit = _parsed(nydus.unit(mapping.Nydus.of(NYDUS), ("k3s.service", "k3s-agent.service"), DIGEST))
+    assert unit["Unit"]["Before"] == unit["Install"]["WantedBy"] == "k3s.service k3s-agent.service"
+    binding = {"PartOf", "BindsTo", "Requires", "Requisite", "Wants", "Upholds", "PropagatesStopTo"}
+    assert binding.isdisjoint(unit["Unit"])
+
+
+def test_what_it_is_told_agrees_with_what_containerd_is_told() -> None:
+    ours = mapping.Nydus.of(NYDUS_B)
+    told = tomllib.loads(nydus.config(ours).decode())
+    proxy = tables(NYDUS_B)["proxy_plugins"]["nydus-b"]
+    assert (told["address"], told["root"]) == (proxy["address"], proxy["exports"]["root"])
+    assert (told["daemon_mode"], told["daemon"]["fs_driver"]) == ("none", "proxy")
+    service = _parsed(nydus.unit(ours, CONTAINERD, DIGEST))["Service"]
+    assert told["address"].startswith(f"/run/{service['RuntimeDirectory']}/")
+    assert told["root"] == f"/var/lib/{service['StateDirectory']}"
+    assert told["address"] in service["ExecStartPost"]
+
+
+def stopped(node: Node) -> None:
+    node.systemd.stop("nydus-snapshotter.service", 1)
+
+
+def edited(node: Node) -> None:
+    node.root.write("/opt/kata/nydus-snapshotter/snapshotter.toml", b"version = 1\n")
+
+
+def edited_unit(node: Node) -> None:
+    path = "/etc/systemd/system/nydus-snapshotter.service"
+    node.root.write(path, (node.root.read(path) or b"") + b"# mine\n")
+
+
+def new_program(node: Node) -> None:
+    node.program = "2e" * 32
+
+
+def unit_file_removed(node: Node) -> None:
+    node.root.remove("/etc/systemd/system/nydus-snapshotter.service")
+
+
+def disabled(node: Node) -> None:
+    node.root.remove("/etc/systemd/system/containerd.service.wants/nydus-snapshotter.service")
+
+
+def enabled_elsewhere(node: Node) -> None:
+    node.root.make_dirs("/etc/systemd/system/k3s.service.wants")
+    node.root.symlink("/etc/systemd/system/k3s.service.wants/nydus-snapshotter.service", "../x")
+
+
+@pytest.mark.parametrize(
+    ("happens", "asked"),
+    [
+        pytest.param(stopped, ["start"], id="stopped"),
+        pytest.param(edited, ["stop", "daemon-reload", "start"], id="configuration-edited"),
+        pytest.param(edited_unit, ["stop", "daemon-reload", "start"], id="unit-edited"),
+        pytest.param(unit_file_removed, ["stop", "daemon-reload", "start"], id="unit-file-removed"),
+        pytest.param(new_program, ["stop", "daemon-reload", "start"], id="new-program"),
+        pytest.param(disabled, ["stop", "daemon-reload", "start"], id="disabled"),
+        pytest.param(enabled_elsewhere, ["stop", "daemon-reload", "start"], id="enabled-for-another-unit"),
+    ],
+)
+def test_what_is_not_as_it_should_be_is_put_right(
+    node: Node, happens: Callable[[Node], None], asked: list[str]
+) -> None:
+    node.install()
+    happens(node)
+    node.systemd.asked.clear()
+    node.install()
+    assert [what.split()[0] for what in node.systemd.asked] == asked
+    assert node.runs_its_files()
+    links = node.root.glob("/etc/systemd/system/*.wants/*")
+    assert links == ["/etc/systemd/system/containerd.service.wants/nydus-snapshotter.service"]
+    assert node.install() == ()
+
+
+def fresh(node: Node) -> None:
+    pass
+
+
+def older(node: Node) -> None:
+    """An installation of another release."""
+    node.program = "0d" * 32
+    node.install(units=("k3s.service",))
+    edited(node)
+    node.program = DIGEST
+
+
+CUTS = [
+    pytest.param(before, at, starts, id=f"{before.__name__}-{at}{'-containerd-starts' if starts else ''}")
+    for before in (fresh, older)
+    for at in range(9)
+    for starts in (False, True)
+]
+
+
+@pytest.mark.parametrize(("before", "at", "containerd_starts"), CUTS)
+def test_killed_anywhere_the_next_run_ends_with_what_is_on_the_disk_running(
+    node: Node, before: Callable[[Node], None], at: int, containerd_starts: bool
+) -> None:
+    before(node)
+    node.run(nydus.install_actions(NYDUS, node.facts())[:at])
+    if containerd_starts:
+        node.systemd.containerd_starts()
+    node.install()
+    assert node.runs_its_files()
+    assert node.install() == ()
+
+
+@pytest.mark.parametrize(("before", "at", "containerd_starts"), CUTS)
+def test_what_fails_anywhere_is_undone(
+    node: Node, before: Callable[[Node], None], at: int, containerd_starts: bool
+) -> None:
+    before(node)
+    files, running = node.files(), set(node.systemd.running)
+    facts = node.facts()
+    node.run(nydus.install_actions(NYDUS, facts)[:at])
+    if containerd_starts:
+        node.systemd.containerd_starts()
+    node.run(nydus.undo_actions(NYDUS, facts))
+    # The directories of links that were there stay or come back; one that is empty is nothing.
+    assert {k: v for k, v in node.files().items() if v is not None} == {
+        k: v for k, v in files.items() if v is not None
+    }
+    assert set(node.systemd.running) == running
+    assert not running or node.runs_its_files()
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_reverting_takes_all_of_it_but_the_data_wherever_it_was_killed(node: Node, at: int) -> None:
+    before = node.files()
+    data = "/var/lib/nydus-snapshotter/metadata.db"
+    node.install()
+    node.root.make_dirs("/var/lib/nydus-snapshotter")
+    node.root.write(data, b"snapshots")
+    (note,) = nydus.notes(NYDUS, node.facts())
+    assert note.startswith("/var/lib/nydus-snapshotter stays")
+    node.run(nydus.revert_actions(NYDUS, node.facts())[:at])
+    node.systemd.containerd_starts()
+    node.revert()
+    assert node.files() == {**before, data: b"snapshots"}
+    assert node.systemd.running == {}
+    assert node.systemd.unit("nydus-snapshotter.service") is None
+    assert node.revert() == ()
+    assert nydus.notes(NYDUS, node.facts()) == ()
+
+
+def test_reverting_needs_no_settings_of_the_install(node: Node) -> None:
+    node.install(NYDUS_B)
+    node.revert(settings("b"))
+    assert node.root.glob("/etc/systemd/system/*") == []
+
+
+def test_two_instances_do_not_know_of_each_other(node: Node) -> None:
+    node.install()
+    alone = node.files()
+    node.install(NYDUS_B)
+    assert node.install() == ()
+    assert set(node.systemd.running) == {"nydus-snapshotter.service", "nydus-snapshotter-b.service"}
+    node.revert(NYDUS_B)
+    assert node.files() | {"/opt/kata-b/nydus-snapshotter": None} == alone
+    assert node.runs_its_files()
+
+
+def test_a_unit_of_somebody_else_is_refused_and_left_alone(node: Node) -> None:
+    node.root.write("/etc/systemd/system/nydus-snapshotter.service", b"[Service]\nExecStart=/bin/mine\n")
+    before = node.files()
+    with pytest.raises(UnfitNodeError, match="did not make it") as caught:
+        node.install()
+    assert "snapshotter.setup" in caught.value.hint
+    assert node.revert() == ()
+    assert node.files() == before
+
+
+def test_without_its_program_nothing_is_written(node: Node) -> None:
+    node.program = ""
+    with pytest.raises(PayloadError) as caught:
+        node.install()
+    assert caught.value.where == "/opt/kata/nydus-snapshotter/containerd-nydus-grpc"
+    assert "nydus-snapshotter" in caught.value.hint
+
+
+def test_settings_without_it_install_nothing(node: Node) -> None:
+    assert node.install(settings(qemu="nydus")) == ()
+    assert nydus.undo_actions(settings(qemu="nydus"), node.facts()) == ()
+
+
+def test_an_image_gets_the_files_and_a_node_made_of_it_needs_only_the_start(node: Node) -> None:
+    node.offline = True
+    node.install()
+    assert node.systemd.asked == []
+    assert node.install() == ()
+    node.offline = False
+    node.systemd.daemon_reload(1)  # it boots
+    node.systemd.containerd_starts()
+    assert node.runs_its_files()
+    assert node.install() == ()
+    node.offline = True
+    node.run(nydus.revert_actions(NYDUS, node.facts()))
+    assert node.root.glob("/etc/systemd/system/*") == []
+
+
+def test_a_unit_that_does_not_come_up_is_an_error(node: Node) -> None:
+    node.systemd.refuses = "start"
+    with pytest.raises(SystemdError):
+        node.install()
+    node.systemd.refuses = ""
+    action = nydus.install_actions(NYDUS, node.facts())[-1]
+    with pytest.raises(SystemdError, match="inactive"):
+        action.check(node.systemd.tools())
+
+
+def test_every_act_is_told_in_one_line_and_in_the_diff(node: Node) -> None:
+    actions = nydus.install_actions(NYDUS, node.facts())
+    lines = [action.describe() for action in actions]
+    assert "write /etc/systemd/system/nydus-snapshotter.service" in lines
+    assert lines[-1] == "start nydus-snapshotter.service"
+    assert all(action.diff() for action in actions)
+
+
+# The rows of host-check
+
+NO_NYDUS = NydusFacts(None, None, {}, frozenset({"/etc/systemd/system"}), "", CONTAINERD)
+GOOD = SnapshotterFacts(NO_NYDUS, True, MkfsErofs("/usr/bin/mkfs.erofs", ()), True, True, True)
+MAIN = "/etc/containerd/config.toml"
+PROXY = b'[proxy_plugins.nydus]\ntype = "snapshot"\naddress = "/run/mine.sock"\n'
+DEVMAPPER = b"[plugins.'io.containerd.snapshotter.v1.devmapper']\npool_name = 'pool'\n"
+EROFS_TABLE = b"[plugins.'io.containerd.snapshotter.v1.erofs']\n"
+DISCARD = b"[plugins.'io.containerd.grpc.v1.cri'.containerd]\ndiscard_unpacked_layers = true\n"
+
+
+def rows(
+    wanted: Settings,
+    version: str = "containerd://2.3.4",
+    facts: SnapshotterFacts = GOOD,
+    main: bytes = b"version = 3\n",
+    payload: Mapping[str, object] | None = None,
+) -> list[Check]:
+    runtime = runtime_version(version)
+    place = home("k8s", runtime.name)
+    config = ContainerdConfig(wanted.install_dir, wanted.suffix, runtime.version, place)
+    files = {MAIN: FileState(main, 0o644, 0, 0)}
+    found = RuntimeFacts(runtime, "", place, config, files, {}, ())
+    return list(checks(wanted, found, facts, (payload or {nydus.PROGRAM: 1}).keys()))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "how", "says"),
+    [
+        pytest.param(settings(qemu="x"), {"version": "containerd://1.6.20"}, "1.7 or later", id="1.6"),
+        pytest.param(
+            settings(qemu="overlayfs"),
+            {"version": "containerd://1.7.34", "main": DISCARD},
+            "discard_unpacked_layers = false",
+            id="1.7-that-discards-layers",
+        ),
+        pytest.param(
+            settings(qemu="overlayfs"),
+            {
+                "version": "containerd://1.7.34",
+                "main": b"[plugins.cri.containerd]\ndiscard_unpacked_layers = true\n",
+            },
+            "discard_unpacked_layers = false",
+            id="1.7-that-discards-layers-by-schema-1",
+        ),
+        pytest.param(settings(qemu="nosuch"), {}, "proxy_plugins", id="unheard-of-snapshotter"),
+        pytest.param(settings(qemu="nydus"), {}, "add nydus to snapshotter.setup", id="nobodys-nydus"),
+        pytest.param(settings(qemu="nydus"), {}, "take it out of these shims", id="nydus-to-be-done-without"),
+        pytest.param(settings(qemu="devmapper"), {}, "pool_name", id="devmapper-not-configured"),
+        pytest.param(settings(qemu="blockfile"), {}, "scratch_file", id="blockfile-not-configured"),
+        pytest.param(NYDUS, {"main": PROXY}, "/run/mine.sock already", id="admins-nydus-is-not-replaced"),
+        pytest.param(NYDUS, {"payload": {"VERSION": 1}}, "the payload has no", id="payload-without-nydus"),
+        pytest.param(
+            settings(setup=["nydus"], qemu="nydus"),
+            {"payload": {"VERSION": 1}},
+            "or switch them off: kata-qemu",
+            id="payload-without-nydus-that-a-shim-uses",
+        ),
+        pytest.param(
+            NYDUS,
+            {"facts": replace(GOOD, nydus=replace(NO_NYDUS, unit=b"[Service]\n"))},
+            "did not make it",
+            id="unit-of-somebody-else",
+        ),
+        pytest.param(
+            NYDUS,
+            {"facts": replace(GOOD, nydus=replace(NO_NYDUS, directories=frozenset()))},
+            "mount the host's /etc/systemd/system",
+            id="units-not-mounted",
+        ),
+        pytest.param(
+            settings("s" * 45, setup=["nydus"], qemu="nydus"), {}, "70 characters", id="suffix-too-long"
+        ),
+        pytest.param(erofs(), {"version": "containerd://2.1.9"}, "2.2", id="erofs-before-2.2"),
+        pytest.param(
+            settings(setup=["erofs"], qemu="erofs"), {}, "erofsMergeMode: unmerged", id="go-shim-merged"
+        ),
+        pytest.param(
+            settings(setup=["erofs"], erofs={"erofs_merge_mode": "merged"}, qemu="erofs"),
+            {},
+            "kata-qemu",
+            id="go-shim-merged-by-name",
+        ),
+        pytest.param(erofs(), {"facts": replace(GOOD, mkfs=None)}, "erofs-utils 1.8.2", id="no-mkfs"),
+        pytest.param(
+            erofs(),
+            {"facts": replace(GOOD, mkfs=MkfsErofs("/usr/bin/mkfs.erofs", ("--sort=",)))},
+            "does not know --sort=",
+            id="old-mkfs",
+        ),
+        pytest.param(erofs(), {"facts": replace(GOOD, erofs=False)}, "modprobe erofs", id="not-loaded"),
+        pytest.param(
+            erofs(), {"facts": replace(GOOD, erofs=False, erofs_module=False)}, "does not have", id="no-erofs"
+        ),
+        pytest.param(
+            erofs(erofs_dmverity=True),
+            {"version": "containerd://2.2.9"},
+            "needs containerd 2.3",
+            id="dm-verity-before-2.3",
+        ),
+        pytest.param(
+            erofs(erofs_dmverity=True),
+            {"facts": replace(GOOD, dm_verity=False)},
+            "modprobe dm_verity",
+            id="no-dm-verity",
+        ),
+        pytest.param(
+            erofs(), {"main": EROFS_TABLE + b"max_unmerged_layers = 4\n"}, "= 4 where", id="admins-layers"
+        ),
+        pytest.param(
+            erofs(erofs_dmverity=True),
+            {"main": EROFS_TABLE + b"dmverity_mode = 'off'\n"},
+            "dmverity_mode = off where the settings mean on",
+            id="admins-layers-without-dm-verity",
+        ),
+        pytest.param(
+            settings(erofs={"erofs_dmverity": True}, qemu_runtime_rs="erofs"),
+            {},
+            "erofsDmverity is given",
+            id="options-nobody-carries-out",
+        ),
+        pytest.param(
+            settings(erofs={"erofs_dmverity": True}, qemu_runtime_rs="overlayfs"),
+            {},
+            "no shim uses erofs",
+            id="dm-verity-nobody-uses",
+        ),
+    ],
+)
+def test_what_cannot_work_fails_for_good_and_says_what_to_do(
+    wanted: Settings, how: Mapping[str, Any], says: str
+) -> None:
+    failed = [row for row in rows(wanted, **how) if row.status == "fail"]
+    (row,) = failed
+    assert says in f"{row.reason} / {row.remedy}"
+    assert row.permanent
+    assert row.remedy
+
+
+@pytest.mark.parametrize(
+    ("wanted", "how"),
+    [
+        pytest.param(settings(), {"version": "containerd://1.6.20"}, id="none-asked-for"),
+        pytest.param(settings(qemu="overlayfs"), {"version": "containerd://1.7.34"}, id="1.7"),
+        pytest.param(settings(qemu="nydus"), {"main": PROXY}, id="admins-nydus"),
+        pytest.param(
+            settings(qemu="nydus", user_drop_in=PROXY.decode()), {}, id="nydus-of-the-users-drop-in"
+        ),
+        pytest.param(settings(qemu="devmapper"), {"main": DEVMAPPER}, id="devmapper"),
+        pytest.param(NYDUS, {}, id="nydus"),
+        pytest.param(NYDUS_B, {"main": PROXY}, id="nydus-beside-the-admins"),
+        pytest.param(NYDUS, {"version": "containerd://1.7.34"}, id="nydus-on-1.7"),
+        pytest.param(erofs(erofs_dmverity=True), {}, id="erofs-with-dm-verity"),
+        pytest.param(
+            settings(setup=["erofs"], erofs={"erofs_merge_mode": "unmerged"}, qemu="erofs"), {}, id="go-shim"
+        ),
+        pytest.param(
+            erofs(), {"main": EROFS_TABLE + b"max_unmerged_layers = 0\ndefault_size = '1G'\n"}, id="agreed"
+        ),
+        pytest.param(
+            replace(erofs(), user_drop_in=(EROFS_TABLE + b"max_unmerged_layers = 1\n").decode()),
+            {},
+            id="the-users-drop-in-has-the-last-word",
+        ),
+        pytest.param(settings(qemu="erofs"), {"facts": replace(GOOD, mkfs=None)}, id="admins-erofs"),
+        pytest.param(
+            erofs(), {"facts": replace(GOOD, mkfs=None, programs_visible=False)}, id="programs-not-mounted"
+        ),
+        pytest.param(erofs(), {"facts": replace(GOOD, erofs=False, offline=True)}, id="offline"),
+        pytest.param(settings(qemu="zfs"), {}, id="zfs-is-a-warning"),
+        pytest.param(NYDUS, {"version": "cri-o://1.33.13"}, id="cri-o-has-none"),
+    ],
+)
+def test_what_can_work_does_not_fail(wanted: Settings, how: Mapping[str, Any]) -> None:
+    assert [row for row in rows(wanted, **how) if row.status == "fail"] == []
+
+
+def test_there_are_no_rows_where_no_snapshotter_is_asked_for() -> None:
+    assert rows(settings()) == []
+
+
+# What is on the node
+
+
+@contextlib.contextmanager
+def filesystems(monkeypatch: pytest.MonkeyPatch, text: str) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "read", lambda path: text if path == "/proc/filesystems" else "")
+        yield
+
+
+def host(root: Root) -> SnapshotterFacts:
+    receipt = Receipt("default", "/opt/kata", "")
+    options = Options(Path("/payload"), offline=True)
+    return facts_module.look(Look(NYDUS, receipt, FakeSystemd(root).tools(), options), CONTAINERD)
+
+
+def test_the_mkfs_that_a_unit_would_run_is_found_with_what_it_lacks(root: Root) -> None:
+    assert (host(root).mkfs, host(root).programs_visible) == (None, False)
+    for directory in ("/usr/bin", "/usr/local/bin"):
+        root.make_dirs(directory)
+    root.write("/usr/bin/mkfs.erofs", b"\x7fELF ... --tar=f --mkfs-time --sort=none ...")
+    assert host(root).programs_visible
+    assert host(root).mkfs == MkfsErofs("/usr/bin/mkfs.erofs", ())
+    root.write("/usr/local/bin/mkfs.erofs", b"\x7fELF ... --tar=f --mkfs-time ...")
+    assert host(root).mkfs == MkfsErofs("/usr/local/bin/mkfs.erofs", ("--sort=",))
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        pytest.param("nodev\tproc\n\terofs\n\text4\n", True, id="loaded"),
+        pytest.param("nodev\tproc\n\terofsx\n", False, id="another"),
+        pytest.param("", False, id="not-to-be-seen"),
+    ],
+)
+def test_the_kernel_tells_whether_it_has_erofs(
+    root: Root, monkeypatch: pytest.MonkeyPatch, text: str, there: bool
+) -> None:
+    with filesystems(monkeypatch, text):
+        assert host(root).erofs is there
+
+
+def test_a_directory_that_cannot_be_written_is_the_hosts_refusal(node: Node) -> None:
+    node.root.write("/etc/systemd/system/containerd.service.wants", b"in the way")
+    with pytest.raises(HostError):
+        node.install()
+
+
+# The payload
+
+
+def tarballs(*components: str) -> Manifest:
+    entries = tuple(
+        Entry(f"{name}/file", "file", 0o644, 1, sha256="ab", component=name) for name in sorted(components)
+    )
+    archives = {name: Archive(f"kata-static-{name}.tar.zst", 1, "cd") for name in components}
+    return Manifest(SCHEMA, "tarballs", "1", entries, {"qemu": {"x86_64": ("qemu",)}}, archives)
+
+
+def selected(manifest: Manifest, wanted: Settings) -> list[str]:
+    entries = select(manifest, wanted.shims, wanted.arch, mapping.components(wanted))
+    return [entry.path for entry in entries if entry.kind == "file"]
+
+
+def test_its_programs_are_placed_only_where_it_is_set_up() -> None:
+    payload = tarballs("qemu", "nydus-snapshotter")
+    assert selected(payload, settings()) == ["qemu/file"]
+    assert selected(payload, NYDUS) == ["nydus-snapshotter/file", "qemu/file"]
+
+
+def test_a_payload_without_its_programs_is_refused_by_the_name_of_the_archive() -> None:
+    with pytest.raises(PayloadError) as caught:
+        selected(tarballs("qemu"), NYDUS)
+    assert caught.value.where == "kata-static-nydus-snapshotter.tar.zst"
