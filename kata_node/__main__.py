@@ -14,9 +14,9 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["daemon"]:
         # At once: the first process of a container would never learn of a signal that came before.
-        from kata_node.daemon.daemon import hold_signals
+        from kata_node.daemon.daemon import block_signals
 
-        hold_signals()
+        block_signals()
     try:
         from kata_node.cli.commands import run
 

@@ -16,7 +16,7 @@ code  meaning
 
 from __future__ import annotations
 
-PULL = "pull the image again; if it is built by you, build it again"
+PULL_IMAGE_HINT = "pull the image again; if it is built by you, build it again"
 """The hint for a payload that came to harm on its way."""
 
 
@@ -50,7 +50,7 @@ class SettingsError(UsageError):
     """The values file, a ``KATA_NODE_…`` variable or a flag holds something that cannot work."""
 
 
-class UnfitNodeError(KataNodeError):
+class IneligibleNodeError(KataNodeError):
     """This node cannot run what the settings ask for; trying again changes nothing."""
 
     exit_code = 3

@@ -13,10 +13,10 @@ import time
 LEVELS = ("debug", "info", "warning", "error")
 
 
-def setup(level: str) -> None:
+def configure_logging(level: str) -> None:
     """Send this project's log records of ``level`` (one of :data:`LEVELS`) and above to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter: logging.Formatter = _Plain()
+    formatter: logging.Formatter = _PlainFormatter()
     if sys.stderr is None or not sys.stderr.isatty():
         formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         formatter.converter = time.gmtime
@@ -27,7 +27,7 @@ def setup(level: str) -> None:
     logger.propagate = False
 
 
-class _Plain(logging.Formatter):
+class _PlainFormatter(logging.Formatter):
     """``restart containerd.service``, ``warning: …``."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kata_node import __version__
-from kata_node.cluster.labelling import AwaitNode
-from kata_node.errors import CriError, KataNodeError, RolledBackError, UnfitNodeError
+from kata_node.cluster.labelling import WaitForNode
+from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, RolledBackError
 from kata_node.host import lock
 from kata_node.host.files import host_error
-from kata_node.host.machine_id import is_machine, machine_id
+from kata_node.host.machine_id import is_same_machine_id, machine_id
 from kata_node.plan import receipt as receipts
-from kata_node.plan.actions import Action, Forget, Plan, Record, Tools
-from kata_node.plan.blocking_pods import InTheWay
-from kata_node.plan.context import Look, Options
+from kata_node.plan.actions import Action, Clients, Plan, RemoveReceipt, WriteReceipt
+from kata_node.plan.blocking_pods import BlockingPods
+from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import Receipt
-from kata_node.plan.report import Check, Outcome, Problem, StageReport
+from kata_node.plan.report import Finding, Outcome, Problem, StageReport
 from kata_node.runtime.restart import RestartRuntime
 from kata_node.settings.model import Settings
 
@@ -35,19 +35,19 @@ class Stage(Protocol):
 
     NAME: str
 
-    def look(self, look: Look) -> Any:
+    def look(self, look: StageContext) -> Any:
         """Gather the facts this stage decides by."""
 
     def plan(self, settings: Settings, facts: Any, receipt: Receipt) -> Plan:
         """Decide."""
 
 
-READS_ONLY = frozenset({"host-check", "claim", "label", "unlabel", "unclaim"})
+READ_ONLY_STAGES = frozenset({"host-check", "claim", "label", "unlabel", "unclaim"})
 """Stages that write nothing on the host. The containers that label do not even see the lock."""
 
 
 POLL = 1.0  # seconds between two looks at what still runs
-REMINDER = 30.0  # seconds after which a wait says again what it waits for
+REMINDER_INTERVAL = 30.0  # seconds after which a wait says again what it waits for
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Run:
 
     settings: Settings
     options: Options
-    tools: Tools
+    clients: Clients
     lock_timeout: float
     dry_run: bool = False
     report: Callable[[StageReport], None] = lambda _: None
@@ -68,22 +68,24 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
     A dry run plans each stage on the receipt that the one before it would have left.
     """
     done: list[StageReport] = []
-    imagined: Receipt | None = None
-    with _Lock(run) as locked:
+    predicted_receipt: Receipt | None = None
+    with _StageLock(run) as stage_lock:
         for stage in stages:
             started = time.monotonic()
             try:
-                _check_machine(stage, run)
+                _check_machine_id(stage, run)
                 if run.dry_run:
-                    report, imagined = _imagine(stage, run, imagined)
+                    report, predicted_receipt = _dry_run(stage, run, predicted_receipt)
                 else:
-                    report = _carry_out(stage, run, locked)
+                    report = _run_stage(stage, run, stage_lock)
             except (Exception, KeyboardInterrupt) as error:
-                known = as_known(error, stage.NAME)
-                report = StageReport(stage.NAME, "failed", known.what, error=Problem.of(known))
+                kata_node_error = as_kata_node_error(error, stage.NAME)
+                report = StageReport(
+                    stage.NAME, "failed", kata_node_error.what, error=Problem.from_error(kata_node_error)
+                )
             report = replace(report, seconds=time.monotonic() - started)
             if report.error:
-                locked.release()  # telling of it may take seconds, and nothing more is done to the node
+                stage_lock.release()  # telling of it may take seconds, and nothing more is done to the node
             run.report(report)
             done.append(report)
             if report.error:
@@ -91,92 +93,92 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
     return done
 
 
-def _check_machine(stage: Stage, run: Run) -> None:
+def _check_machine_id(stage: Stage, run: Run) -> None:
     """A Node's name can outlive its machine. host-check says so too, but is no part of the way back."""
     expected = run.options.expected_machine_id
-    if not expected or stage.NAME in READS_ONLY:
+    if not expected or stage.NAME in READ_ONLY_STAGES:
         return
-    if not is_machine(found := machine_id(run.tools.root), expected):
-        raise UnfitNodeError(
+    if not is_same_machine_id(found := machine_id(run.clients.root), expected):
+        raise IneligibleNodeError(
             f"this is machine {found or 'without an id'}, the work was meant for {expected}",
             where="/etc/machine-id",
             hint="the Node's name now belongs to another machine: start over so that the Node is read again",
         )
 
 
-def _carry_out(stage: Stage, run: Run, locked: _Lock) -> StageReport:
+def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
     since = time.monotonic()
 
     def plan_now() -> Plan:
-        locked.for_stage(stage.NAME)
-        return _plan(stage, run, _receipt(run), since)
+        stage_lock.acquire_for_stage(stage.NAME)
+        return _plan(stage, run, _load_receipt(run), since)
 
-    plan = plan_when_free(plan_now, locked.release, run.options)
-    _apply(plan, run.tools)
-    left = plan
+    plan = plan_when_unblocked(plan_now, stage_lock.release, run.options)
+    _apply_plan(plan, run.clients)
+    next_plan = plan
     if plan.actions:
-        left = _plan(stage, run, _receipt(run), since)
+        next_plan = _plan(stage, run, _load_receipt(run), since)
         # A Node that is not Ready for a moment, after a restart of its runtime, is nobody's difference.
-        if any(not isinstance(action, AwaitNode) or action.missing for action in left.actions):
+        if any(not isinstance(action, WaitForNode) or action.missing for action in next_plan.actions):
             raise KataNodeError(
-                "the node still differs after everything was done: " + "; ".join(left.changes),
+                "the node still differs after everything was done: " + "; ".join(next_plan.changes),
                 hint="look for another program that changes the same, then run again",
             )
-    tried, failures = _try(left.afterwards, run.tools)
+    tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
     report = _report(stage, plan, "done" if plan.actions or tried else "skipped")
     changes = tuple(line for action in (*plan.actions, *tried) if (line := action.describe()))
-    notes = (*report.notes, *(note for note in left.notes if note not in report.notes), *failures)
+    notes = (*report.notes, *(note for note in next_plan.notes if note not in report.notes), *failures)
     return replace(report, changes=changes, notes=notes)
 
 
-def _imagine(stage: Stage, run: Run, imagined: Receipt | None) -> tuple[StageReport, Receipt]:
-    receipt = imagined or _receipt(run)
+def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple[StageReport, Receipt]:
+    receipt = predicted_receipt or _load_receipt(run)
     plan = _plan(stage, run, receipt, time.monotonic())
     for action in plan.actions:
-        if isinstance(action, Record):
+        if isinstance(action, WriteReceipt):
             receipt = action.receipt
-        elif isinstance(action, RestartRuntime) and action.proven:
-            receipt = action.proven
-        elif isinstance(action, Forget):
-            receipt = _blank(run)
+        elif isinstance(action, RestartRuntime) and action.receipt_after_proof:
+            receipt = action.receipt_after_proof
+        elif isinstance(action, RemoveReceipt):
+            receipt = _empty_receipt(run)
     report = _report(stage, plan, "planned" if plan.changes else "skipped")
-    if plan.in_the_way is not None:
-        report = replace(report, notes=(*report.notes, f"in the way: {plan.in_the_way}"))
-    return replace(report, diff="".join(each.diff() for each in (*plan.actions, *plan.afterwards))), receipt
+    if plan.blocking_pods is not None:
+        report = replace(report, notes=(*report.notes, f"in the way: {plan.blocking_pods}"))
+    return replace(report, diff="".join(each.diff() for each in (*plan.actions, *plan.best_effort))), receipt
 
 
 def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
-    error = _refusal(plan.checks)
+    error = _problem_of_findings(plan.checks)
     if plan.checks:  # which is all there is to do about them, in a dry run too
         outcome = "failed" if error else "done"
     return StageReport(stage.NAME, outcome, plan.summary, plan.changes, plan.notes, plan.checks, error=error)
 
 
 def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
-    facts = stage.look(Look(run.settings, receipt, run.tools, run.options, since))
+    facts = stage.look(StageContext(run.settings, receipt, run.clients, run.options, since))
     return stage.plan(run.settings, facts, receipt)
 
 
-def _receipt(run: Run) -> Receipt:
+def _load_receipt(run: Run) -> Receipt:
     """The record, as the writing of this program that it will be when it is written again."""
-    found = receipts.load(run.tools.root, run.settings.install_dir)
-    return replace(found, program=__version__) if found else _blank(run)
+    found = receipts.load(run.clients.root, run.settings.install_dir)
+    return replace(found, program=__version__) if found else _empty_receipt(run)
 
 
-def _blank(run: Run) -> Receipt:
+def _empty_receipt(run: Run) -> Receipt:
     return Receipt(run.settings.instance, run.settings.install_dir, __version__)
 
 
-def _apply(plan: Plan, tools: Tools) -> None:
+def _apply_plan(plan: Plan, clients: Clients) -> None:
     try:
-        _do(plan.actions, tools)
+        _apply_actions(plan.actions, clients)
     except (Exception, KeyboardInterrupt) as error:
-        if not plan.undo:
+        if not plan.rollback:
             raise
-        cause = as_known(error, "")
+        cause = as_kata_node_error(error, "")
         place = f"{cause.where}: " if cause.where else ""
         log.error("%s%s; putting back what was there", place, cause.what)
-        if failures := _undo(plan.undo, tools):
+        if failures := _roll_back(plan.rollback, clients):
             raise KataNodeError(
                 f"{cause.what}; and on the way back this failed: " + "; ".join(failures),
                 where=cause.where,
@@ -189,57 +191,57 @@ def _apply(plan: Plan, tools: Tools) -> None:
         ) from error
 
 
-def _do(actions: Sequence[Action], tools: Tools) -> None:
+def _apply_actions(actions: Sequence[Action], clients: Clients) -> None:
     for action in actions:
         if line := action.describe():
             log.info("%s", line)
-        action.apply(tools)
-        action.check(tools)
+        action.apply(clients)
+        action.check(clients)
 
 
-def _try(actions: Sequence[Action], tools: Tools) -> tuple[list[Action], list[str]]:
+def _apply_best_effort(actions: Sequence[Action], clients: Clients) -> tuple[list[Action], list[str]]:
     """Do what can be done: what was, and what was not as notes."""
     done: list[Action] = []
     notes: list[str] = []
     for action in actions:
         try:
-            _do((action,), tools)
+            _apply_actions((action,), clients)
             done.append(action)
         except Exception as error:
-            known = as_known(error, "")
-            log.warning("%s: %s", action.describe(), known)
-            notes.append(f"this could not be done: {action.describe()}: {known.what}")
+            kata_node_error = as_kata_node_error(error, "")
+            log.warning("%s: %s", action.describe(), kata_node_error)
+            notes.append(f"this could not be done: {action.describe()}: {kata_node_error.what}")
     return done, notes
 
 
-def _undo(actions: Sequence[Action], tools: Tools) -> list[str]:
+def _roll_back(actions: Sequence[Action], clients: Clients) -> list[str]:
     """Do all that can be done: what failed. The record stays as it is then, and the next run goes on."""
     failures: list[str] = []
     for action in actions:
-        if failures and isinstance(action, Record | Forget):
+        if failures and isinstance(action, WriteReceipt | RemoveReceipt):
             continue
         if failures and isinstance(action, RestartRuntime):
-            action = replace(action, proven=None)
+            action = replace(action, receipt_after_proof=None)
         try:
-            _do((action,), tools)
+            _apply_actions((action,), clients)
         except Exception as error:
-            known = as_known(error, "")
-            place = f"{known.where}: " if known.where else ""
-            failures.append(f"{action.describe() or 'keeping the record'}: {place}{known.what}")
+            kata_node_error = as_kata_node_error(error, "")
+            place = f"{kata_node_error.where}: " if kata_node_error.where else ""
+            failures.append(f"{action.describe() or 'keeping the record'}: {place}{kata_node_error.what}")
     return failures
 
 
-def _refusal(checks: Sequence[Check]) -> Problem | None:
+def _problem_of_findings(checks: Sequence[Finding]) -> Problem | None:
     failed = [check for check in checks if check.status == "fail"]
     if not failed:
         return None
     what = "; ".join(f"{check.name}: {check.reason}" for check in failed)
     hint = "; ".join(check.remedy for check in failed if check.remedy)
-    kind = UnfitNodeError if any(check.permanent for check in failed) else KataNodeError
-    return Problem.of(kind(what, hint=hint))
+    kind = IneligibleNodeError if any(check.permanent for check in failed) else KataNodeError
+    return Problem.from_error(kind(what, hint=hint))
 
 
-def as_known(error: BaseException, where: str) -> KataNodeError:
+def as_kata_node_error(error: BaseException, where: str) -> KataNodeError:
     """``error`` as one that can be shown to a person; ``where`` it happened, if it does not say itself."""
     log.debug("failed", exc_info=error)
     if isinstance(error, KataNodeError):
@@ -254,25 +256,25 @@ def as_known(error: BaseException, where: str) -> KataNodeError:
     )
 
 
-class _Lock:
+class _StageLock:
     """Holds the node's lock across stages that write, and lets go before those that wait for the cluster."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._held: contextlib.ExitStack | None = None
 
-    def __enter__(self) -> _Lock:
+    def __enter__(self) -> _StageLock:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def for_stage(self, stage: str) -> None:
-        if stage in READS_ONLY or self._run.dry_run:
+    def acquire_for_stage(self, stage: str) -> None:
+        if stage in READ_ONLY_STAGES or self._run.dry_run:
             self.release()
         elif self._held is None:
             held = contextlib.ExitStack()
-            held.enter_context(lock.hold(self._run.tools.root, stage, self._run.lock_timeout))
+            held.enter_context(lock.hold(self._run.clients.root, stage, self._run.lock_timeout))
             self._held = held
 
     def release(self) -> None:
@@ -282,7 +284,7 @@ class _Lock:
             self._held = None
 
 
-def plan_when_free(plan: Callable[[], Plan], let_go: Callable[[], None], options: Options) -> Plan:
+def plan_when_unblocked(plan: Callable[[], Plan], release_lock: Callable[[], None], options: Options) -> Plan:
     """What ``plan()`` says once nothing is in its way, or it is to be carried out all the same.
 
     ``plan`` takes the node's lock where it is not held, and is asked anew at every look. ``let_go`` gives
@@ -292,29 +294,29 @@ def plan_when_free(plan: Callable[[], Plan], let_go: Callable[[], None], options
     found = plan()
     deadline = time.monotonic() + options.wait_for_pods
     # From here on a runtime that does not answer for a moment has not lost the pods it had.
-    said: InTheWay | None = None
-    said_at = 0.0
-    while found.in_the_way is not None:
+    last_logged: BlockingPods | None = None
+    last_logged_at = 0.0
+    while found.blocking_pods is not None:
         now = time.monotonic()
         if now >= deadline:
             if not options.ignore_pods:
-                raise found.in_the_way.refusal(options.wait_for_pods)
-            log.warning("%s; going on all the same", found.in_the_way)
-            return replace(found, in_the_way=None, notes=(*found.notes, found.in_the_way.note()))
-        if found.in_the_way != said or now - said_at >= REMINDER:
-            said, said_at = found.in_the_way, now
-            log.info("%s; waiting for at most %.0f s", said, deadline - now)
-        let_go()
+                raise found.blocking_pods.refusal(options.wait_for_pods)
+            log.warning("%s; going on all the same", found.blocking_pods)
+            return replace(found, blocking_pods=None, notes=(*found.notes, found.blocking_pods.note()))
+        if found.blocking_pods != last_logged or now - last_logged_at >= REMINDER_INTERVAL:
+            last_logged, last_logged_at = found.blocking_pods, now
+            log.info("%s; waiting for at most %.0f s", last_logged, deadline - now)
+        release_lock()
         time.sleep(min(POLL, deadline - now))
-        found = _again(plan, found)
+        found = _replan(plan, found)
     return found
 
 
-def _again(plan: Callable[[], Plan], before: Plan) -> Plan:
+def _replan(plan: Callable[[], Plan], before: Plan) -> Plan:
     """What ``plan()`` says by now; the pods are those of ``before`` where it cannot tell."""
     try:
         found = plan()
     except CriError as error:
         log.debug("the runtime cannot be asked just now: %s", error)
         return before
-    return replace(found, in_the_way=before.in_the_way) if found.cannot_tell else found
+    return replace(found, blocking_pods=before.blocking_pods) if found.pods_unknown else found

@@ -13,28 +13,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kata_node.cluster.labels import MARK_PREFIX, SHARED
+from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SHARED_LABEL
 from kata_node.errors import HostError, KataNodeError
 from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
 from kata_node.kube import credentials
-from kata_node.payload.facts import find
+from kata_node.payload.facts import observe_files
 from kata_node.plan import receipt as receipts
-from kata_node.plan.actions import Tools
-from kata_node.plan.context import Look, Options
+from kata_node.plan.actions import Clients
+from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import Receipt
-from kata_node.runtime.config_selection import as_recorded, configuration
-from kata_node.runtime.facts import find_home, find_unit
+from kata_node.runtime.config_selection import config_for, recorded_config
+from kata_node.runtime.facts import find_runtime_paths, find_unit
 from kata_node.runtime.model.config import is_drop_in
-from kata_node.runtime.transaction import is_owed
+from kata_node.runtime.transaction import is_restart_owed
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, Settings
-from kata_node.text import counted
-from kata_node.versions import UNKNOWN, Runtime
+from kata_node.text import pluralize
+from kata_node.versions import ASSUMED_RUNTIME, Runtime
 
-CALL_TIMEOUT = 5.0  # seconds
+CRI_TIMEOUT = 5.0  # seconds
 CLUSTER_TIMEOUT = 3.0  # seconds; the labels are told by the way
 
-PLAINLY = {
+STATE_TEXTS = {
     "placing": "half placed",
     "removing": "half removed",
     "writing": "half written",
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Status:
+class InstallationStatus:
     """One installation. ``served`` is ``None`` when the CRI was not asked, or gave no answer."""
 
     instance: str
@@ -76,59 +76,66 @@ class NodeLabels:
     error: str = ""
 
 
-def gather(settings: Settings, options: Options, tools: Tools, *, deep: bool) -> list[Status]:
+def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool) -> list[InstallationStatus]:
     """Look at every receipt there is. ``deep`` compares content by digest.
 
     Installations lie beside that of these settings, beside the default one, or where the runtime's
     configuration names programs of theirs.
     """
-    look = Look(settings, Receipt(settings.instance, settings.install_dir, ""), tools, options)
-    served, invocation, named = _runtime(look)
-    parents = {path.rpartition("/")[0] for path in (settings.install_dir, DEFAULT_INSTALL_DIR, *named)}
+    context = StageContext(settings, Receipt(settings.instance, settings.install_dir, ""), clients, options)
+    served, invocation, configured_install_dirs = _runtime_state(context)
+    parents = {
+        path.rpartition("/")[0]
+        for path in (settings.install_dir, DEFAULT_INSTALL_DIR, *configured_install_dirs)
+    }
     file = f"{receipts.STATE_DIR}/receipt.json"
-    found_at = {path for parent in parents for path in tools.root.glob(f"{parent}/kata*/{file}")}
-    found: list[Status] = []
+    found_at = {path for parent in parents for path in clients.root.glob(f"{parent}/kata*/{file}")}
+    found: list[InstallationStatus] = []
     for install_dir in sorted(path.removesuffix(f"/{file}") for path in found_at):
         try:
-            if receipt := receipts.load(tools.root, install_dir):
-                found.append(_status(tools.root, receipt, served, invocation, deep=deep))
+            if receipt := receipts.load(clients.root, install_dir):
+                found.append(_status(clients.root, receipt, served, invocation, deep=deep))
         except KataNodeError as error:
             found.append(_unreadable(install_dir, error))
         except OSError as error:
             found.append(_unreadable(install_dir, host_error(str(error.filename), error)))
-    for install_dir in sorted(named.difference(status.install_dir for status in found)):
+    for install_dir in sorted(configured_install_dirs.difference(status.install_dir for status in found)):
         what = "the runtime's configuration names it, and there is no record of it"
         hint = "run kata-node revert with its env.installationPrefix and env.multiInstallSuffix"
         found.append(_unreadable(install_dir, KataNodeError(what, hint=hint)))
     return found
 
 
-def look_at_node(options: Options, tools: Tools) -> NodeLabels | None:
+def read_node_labels(options: Options, clients: Clients) -> NodeLabels | None:
     """Its labels; ``None`` where nothing tells which Node this is, or there is nobody to be asked."""
     name = options.node_name
     if options.offline or not name or credentials.find_credentials() is None:
         return None
     try:
-        kube = tools.kube()
-        found = kube.node(name, kube.within(CLUSTER_TIMEOUT)).labels
+        kube = clients.kube()
+        found = kube.node(name, kube.deadline_after(CLUSTER_TIMEOUT)).labels
     except KataNodeError as error:
         place = f" ({error.where})" if error.where else ""
         return NodeLabels(name, {}, f"{error.what}{place}")
-    ours = {key: found[key] for key in sorted(found) if key == SHARED or key.startswith(MARK_PREFIX)}
+    ours = {
+        key: found[key]
+        for key in sorted(found)
+        if key == SHARED_LABEL or key.startswith(INSTALLATION_LABEL_PREFIX)
+    }
     return NodeLabels(name, ours)
 
 
-def _unreadable(install_dir: str, error: KataNodeError) -> Status:
-    return Status(
+def _unreadable(install_dir: str, error: KataNodeError) -> InstallationStatus:
+    return InstallationStatus(
         "", install_dir, "", "", "unreadable", 0, "unreadable", "", "", (), None, False, (), str(error)
     )
 
 
 def _status(
     root: Root, receipt: Receipt, served: tuple[str, ...] | None, invocation: str, *, deep: bool
-) -> Status:
+) -> InstallationStatus:
     artifacts, cri = receipt.artifacts, receipt.cri
-    return Status(
+    return InstallationStatus(
         instance=receipt.instance,
         install_dir=receipt.install_dir,
         program=receipt.program,
@@ -142,7 +149,7 @@ def _status(
         served=served,
         restart_owed=cri is not None
         and cri.state != "serving"
-        and is_owed(cri, kernel.boot_id(), invocation),
+        and is_restart_owed(cri, kernel.boot_id(), invocation),
         drift=(*_artifact_drift(root, receipt, deep=deep), *_cri_drift(root, receipt)),
     )
 
@@ -151,11 +158,11 @@ def _artifact_drift(root: Root, receipt: Receipt, *, deep: bool) -> list[str]:
     if receipt.artifacts is None:
         return []
     files = receipt.artifacts.files
-    found = find(root, receipt.install_dir, files)
+    found = observe_files(root, receipt.install_dir, files)
     drift = []
     for path, placed in files.items():
         there = found.get(path)
-        same = there is not None and there.is_as(placed)
+        same = there is not None and there.matches(placed)
         if same and deep and placed.kind == "file":
             with root.resolve(f"{receipt.install_dir}/{path}").open("rb") as file:
                 same = hashlib.file_digest(file, "sha256").hexdigest() == placed.sha256
@@ -172,87 +179,97 @@ def _cri_drift(root: Root, receipt: Receipt) -> list[str]:
         content = root.read(file.path)
         digest = "" if content is None else hashlib.sha256(content).hexdigest()
         # An empty digest is that of a file that is to be gone.
-        if digest != file.after and not (content and _has_us(receipt, file.path, content)):
+        if digest != file.after and not (content and _has_entry(receipt, file.path, content)):
             drift.append(f"{file.path}: {'changed' if digest else 'missing'}")
     return drift
 
 
-def _has_us(receipt: Receipt, path: str, content: bytes) -> bool:
+def _has_entry(receipt: Receipt, path: str, content: bytes) -> bool:
     """Whether a file that others write as well still has what this instance put into it."""
     cri = receipt.cri
     if cri is None or not cri.unit or is_drop_in(path):
         return False
     try:
-        return as_recorded(receipt, cri, path).without_us(path, content) != content
+        return recorded_config(receipt, cri, path).without_entry(path, content) != content
     except HostError:
         return False
 
 
-def _runtime(look: Look) -> tuple[tuple[str, ...] | None, str, frozenset[str]]:
+def _runtime_state(context: StageContext) -> tuple[tuple[str, ...] | None, str, frozenset[str]]:
     """What the CRI serves, the unit's invocation, and the install dirs that the configuration names."""
-    tools, offline = look.tools, look.options.offline
+    clients, offline = context.clients, context.options.offline
     unit, served = None, None
-    named: frozenset[str] = frozenset()
+    configured_install_dirs: frozenset[str] = frozenset()
     try:
-        unit = None if offline else find_unit(look, for_revert=False)
-        home = find_home(look, unit, for_revert=False)
-        config = configuration(
-            look.receipt, look.settings.suffix, Runtime(home.runtime, UNKNOWN.version), home
+        unit = None if offline else find_unit(context, for_revert=False)
+        runtime_paths = find_runtime_paths(context, unit, for_revert=False)
+        config = config_for(
+            context.receipt,
+            context.settings.suffix,
+            Runtime(runtime_paths.runtime, ASSUMED_RUNTIME.version),
+            runtime_paths,
         )
-        files = config.closure(tools.root.read, tools.root.glob)
-        named = frozenset(found for content in files.values() for found in _install_dirs(content))
+        files = config.read_files(clients.root.read, clients.root.glob)
+        configured_install_dirs = frozenset(
+            found for content in files.values() for found in _install_dirs(content)
+        )
         if not offline:
-            served = tools.cri(home.socket).status(CALL_TIMEOUT).handlers
+            served = clients.cri(runtime_paths.socket).status(CRI_TIMEOUT).handlers
     except KataNodeError as error:
         log.warning("what is served is not known: %s", str(error).replace("\n", ";"))
-    return served, unit.invocation_id if unit else "", named
+    return served, unit.invocation_id if unit else "", configured_install_dirs
 
 
-_SHIM = re.compile(rb'"((?:/[^"/]+)*/opt/kata(?:-[^"/]+)?)/(?:runtime-rs/)?bin/containerd-shim-kata-v2"')
-_IMPORT = re.compile(rb'["\']((?:/[^"\'/]+)*/opt/kata(?:-[^"\'/]+)?)/containerd/config\.d/\*\.toml["\']')
+_SHIM_PATH = re.compile(rb'"((?:/[^"/]+)*/opt/kata(?:-[^"/]+)?)/(?:runtime-rs/)?bin/containerd-shim-kata-v2"')
+_IMPORT_PATH = re.compile(rb'["\']((?:/[^"\'/]+)*/opt/kata(?:-[^"\'/]+)?)/containerd/config\.d/\*\.toml["\']')
 
 
 def _install_dirs(content: bytes) -> set[str]:
     """The install dirs that a configuration file speaks of, whether they are there or not."""
-    return {found.decode(errors="replace") for each in (_SHIM, _IMPORT) for found in each.findall(content)}
+    return {
+        found.decode(errors="replace")
+        for each in (_SHIM_PATH, _IMPORT_PATH)
+        for found in each.findall(content)
+    }
 
 
-def to_json(statuses: Sequence[Status], node: NodeLabels | None) -> dict[str, Any]:
+def to_json(statuses: Sequence[InstallationStatus], node: NodeLabels | None) -> dict[str, Any]:
     """One JSON document."""
     document = {"outcome": "ok", "installations": [dataclasses.asdict(status) for status in statuses]}
     return document | ({"node": dataclasses.asdict(node)} if node else {})
 
 
-def to_text(statuses: Sequence[Status], node: NodeLabels | None) -> str:
+def to_text(statuses: Sequence[InstallationStatus], node: NodeLabels | None) -> str:
     """A paragraph per installation, and one for the Node."""
-    paragraphs = [_lines(status) for status in statuses] or [["no installation on this node"]]
-    return "\n\n".join("\n".join(lines) for lines in (*paragraphs, *([_of_node(node)] if node else [])))
+    paragraphs = [_installation_lines(status) for status in statuses] or [["no installation on this node"]]
+    return "\n\n".join("\n".join(lines) for lines in (*paragraphs, *([_node_lines(node)] if node else [])))
 
 
-def _of_node(node: NodeLabels) -> list[str]:
+def _node_lines(node: NodeLabels) -> list[str]:
     labels = [f"  label      {key}={value}" for key, value in node.labels.items()]
     none = f"not known: {node.error}" if node.error else "none of Kata"
     return [f"Node {node.name}", *(labels or [f"  labels     {none}"])]
 
 
-def _lines(status: Status) -> list[str]:
+def _installation_lines(status: InstallationStatus) -> list[str]:
     if status.error:
         return [f"{status.install_dir}", f"  error: {status.error}"]
     lines = [
         f"{status.instance}: {status.install_dir}, release {status.release or 'unknown'}, "
         f"by kata-node {status.program}",
-        f"  artifacts  {PLAINLY.get(status.artifacts, status.artifacts)}, {counted(status.files, 'file')}",
-        f"  cri        {PLAINLY.get(status.cri, status.cri)}"
+        f"  artifacts  {STATE_TEXTS.get(status.artifacts, status.artifacts)}, "
+        f"{pluralize(status.files, 'file')}",
+        f"  cri        {STATE_TEXTS.get(status.cri, status.cri)}"
         + (f", {status.runtime} {status.unit}".rstrip() if status.runtime else ""),
     ]
-    lines += [f"  handler    {name}: {_serving(status, name)}" for name in status.handlers]
+    lines += [f"  handler    {name}: {_serving_text(status, name)}" for name in status.handlers]
     if status.restart_owed:
         lines.append("  restart    owed: the runtime has not read this configuration yet")
     lines += [f"  drift      {path}" for path in status.drift] or ["  drift      none"]
     return lines
 
 
-def _serving(status: Status, handler: str) -> str:
+def _serving_text(status: InstallationStatus, handler: str) -> str:
     if status.served is None:
         return "configured, not seen served"
     return "served" if handler in status.served else "NOT served"

@@ -23,12 +23,12 @@ def unified_diff(path: str, before: bytes | None, after: bytes | None) -> str:
     )
 
 
-def counted(number: int, one: str, many: str = "") -> str:
+def pluralize(number: int, one: str, many: str = "") -> str:
     """So many things: ``1 file``, ``2 files``; ``many`` where that takes more than an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
-def human(size: int) -> str:
+def human_size(size: int) -> str:
     """A size for people: ``1.5 GiB``."""
     value = float(size)
     for unit in ("B", "KiB", "MiB"):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from kata_node.errors import KataNodeError, SettingsError
 
 RUNTIMES = ("containerd", "cri-o")
-FORM = "containerd://2.1.9"
+RUNTIME_EXAMPLE = "containerd://2.1.9"
 """How a runtime and its version are written, the same as in a Node's ``containerRuntimeVersion``."""
 
-PACKAGES = ("containerd", "containerd.io")
+CONTAINERD_PACKAGES = ("containerd", "containerd.io")
 """Debian's package of containerd, and Docker's."""
 
 FIRST_WITH_SCHEMA = {3: "2.0.0", 4: "2.3.0"}
@@ -50,7 +50,7 @@ class Runtime:
         return f"{self.name}://{self.version}"
 
 
-UNKNOWN = Runtime("containerd", Version(2, 0, 0, "2.0.0"))
+ASSUMED_RUNTIME = Runtime("containerd", Version(2, 0, 0, "2.0.0"))
 """What is assumed on the way back when nothing tells: the most common, in its oldest form."""
 
 
@@ -64,7 +64,7 @@ def parse_version(text: str, *, where: str = "") -> Version:
         raise KataNodeError(
             f"{text!r} is not a version of a container runtime",
             where=where,
-            hint=f"say which runtime the node has with --runtime, in the form {FORM}",
+            hint=f"say which runtime the node has with --runtime, in the form {RUNTIME_EXAMPLE}",
         )
     major, minor, patch = match.groups()
     return Version(int(major), int(minor), int(patch or 0), text.strip())
@@ -78,12 +78,13 @@ def runtime_version(flag: str) -> Runtime:
         raise SettingsError(
             f"{flag!r} does not name a runtime and its version",
             where="--runtime",
-            hint=f"write it as NAME://VERSION with one of {', '.join(RUNTIMES)} as the name, like {FORM}",
+            hint=f"write it as NAME://VERSION with one of {', '.join(RUNTIMES)} as the name, "
+            f"like {RUNTIME_EXAMPLE}",
         )
     return Runtime(name, parse_version(text))
 
 
-def support(runtime: Runtime) -> str | None:
+def unsupported_reason(runtime: Runtime) -> str | None:
     """Why this release does not work with the runtime; ``None`` when it does."""
     version = runtime.version
     if runtime.name == "cri-o":
@@ -97,7 +98,7 @@ def support(runtime: Runtime) -> str | None:
     return None
 
 
-def evidence(dpkg_status: bytes | None, main_config: bytes | None) -> Version | None:
+def version_from_files(dpkg_status: bytes | None, main_config: bytes | None) -> Version | None:
     """The version of containerd, as far as the files of a root that is not running tell.
 
     ``dpkg_status`` is the content of ``/var/lib/dpkg/status``, ``main_config`` that of containerd's
@@ -121,7 +122,7 @@ def _installed(dpkg_status: bytes) -> list[str]:
     """The versions of the packages of containerd that dpkg has as installed."""
     versions: list[str] = []
     for stanza in dpkg_status.decode(errors="replace").split("\n\n"):
-        if not stanza.lstrip().startswith(tuple(f"Package: {name}\n" for name in PACKAGES)):
+        if not stanza.lstrip().startswith(tuple(f"Package: {name}\n" for name in CONTAINERD_PACKAGES)):
             continue
         fields = dict(line.split(": ", 1) for line in stanza.splitlines() if re.match(r"[\w-]+: ", line))
         if fields.get("Status", "").endswith(" installed"):

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kata_node.errors import UnfitNodeError
+from kata_node.errors import IneligibleNodeError
 from kata_node.payload import layout
 from kata_node.payload.actions import PlaceFiles
 from kata_node.payload.facts import ArtifactFacts, look
 from kata_node.plan.actions import (
     Action,
-    Forget,
     MakeDirs,
     MakeLinks,
     Plan,
-    Record,
     RemoveDirs,
     RemoveFiles,
+    RemoveReceipt,
     WriteFile,
+    WriteReceipt,
 )
-from kata_node.plan.receipt import Artifacts, Receipt
-from kata_node.settings.handlers import names
+from kata_node.plan.receipt import ArtifactsRecord, Receipt
+from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
-from kata_node.text import counted, human
+from kata_node.text import human_size, pluralize
 
 __all__ = ["NAME", "look", "plan"]
 
@@ -38,85 +38,91 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     placed = before.files if before else {}
     count = before.count if before else 0
     in_place = "the one file in place" if count == 1 else f"all {count} files in place"
-    if facts.wanted is None:
+    if facts.desired_files is None:
         return Plan(in_place)
-    difference = layout.compare(facts.wanted, facts.found, placed, facts.digests)
+    difference = layout.compare(facts.desired_files, facts.observed_files, placed, facts.digests)
     if difference.conflicts:
-        raise UnfitNodeError(
-            f"{layout.in_the_way(difference.conflicts)}: {', '.join(difference.conflicts[:5])}",
+        raise IneligibleNodeError(
+            f"{layout.conflict_summary(difference.conflicts)}: {', '.join(difference.conflicts[:5])}",
             where=settings.install_dir,
             hint="remove the earlier installation with the tool that made it, or set env.installationPrefix",
         )
-    if _is_to_lose_a_handler(settings, receipt):
-        difference = layout.put_off(difference, placed)
+    if _removes_handlers(settings, receipt):
+        difference = layout.defer_removals(difference, placed)
     made_dirs = before.made_dirs if before else facts.missing_dirs
-    artifacts = Artifacts("placed", facts.release, facts.inputs, difference.keep, made_dirs)
+    artifacts = ArtifactsRecord("placed", facts.release, facts.inputs, difference.resulting_record, made_dirs)
     done = replace(receipt, artifacts=artifacts)
     if not difference:
         if before is not None and before.state == "placed" and before == artifacts:
             return Plan(in_place)
-        return Plan("all files in place, taken into the record", (Record(done),))
+        return Plan("all files in place, taken into the record", (WriteReceipt(done),))
     repaired = (f"changed on the host since it was placed, repaired: {path}" for path in difference.drifted)
-    notes = (*repaired, *facts.doubts)
-    announced = replace(artifacts, state="placing", files=layout.announce(difference, placed))
-    steps = _steps(settings.install_dir, difference, facts)
+    notes = (*repaired, *facts.drop_in_warnings)
+    pending_artifacts = replace(
+        artifacts, state="placing", files=layout.record_before_placing(difference, placed)
+    )
+    placing_actions = _placing_actions(settings.install_dir, difference, facts)
     return Plan(
         _summary(difference),
-        (Record(replace(receipt, artifacts=announced)), *steps, Record(done)),
-        undo=() if before else _undo(settings.install_dir, difference, facts),
+        (WriteReceipt(replace(receipt, artifacts=pending_artifacts)), *placing_actions, WriteReceipt(done)),
+        rollback=() if before else _rollback_actions(settings.install_dir, difference, facts),
         notes=notes,
     )
 
 
-def _is_to_lose_a_handler(settings: Settings, receipt: Receipt) -> bool:
-    return receipt.cri is not None and not set(receipt.cri.may_be_loaded) <= set(names(settings))
+def _removes_handlers(settings: Settings, receipt: Receipt) -> bool:
+    return receipt.cri is not None and not set(receipt.cri.possibly_loaded_handlers) <= set(
+        handler_names(settings)
+    )
 
 
-def _steps(install_dir: str, difference: layout.Difference, facts: ArtifactFacts) -> list[Action]:
+def _placing_actions(install_dir: str, difference: layout.Difference, facts: ArtifactFacts) -> list[Action]:
     missing = difference.missing
-    entries = tuple(want.entry for want in missing if want.entry is not None)
-    steps: list[Action] = []
+    entries = tuple(desired.entry for desired in missing if desired.entry is not None)
+    placing_actions: list[Action] = []
     if entries:
         # First: it is what a full disk stops, and it leaves nothing behind when it fails.
-        steps.append(PlaceFiles(install_dir, entries, facts.payload()))
-    steps += [
-        MakeDirs(f"{install_dir}/{want.path}", want.mode)
-        for want in missing
-        if want.kind == "dir" and want.entry is None
+        placing_actions.append(PlaceFiles(install_dir, entries, facts.payload()))
+    placing_actions += [
+        MakeDirs(f"{install_dir}/{desired.path}", desired.mode)
+        for desired in missing
+        if desired.kind == "dir" and desired.entry is None
     ]
-    steps += [
-        WriteFile(f"{install_dir}/{want.path}", want.content, want.mode, mtime=want.mtime)
-        for want in missing
-        if want.content is not None
+    placing_actions += [
+        WriteFile(f"{install_dir}/{desired.path}", desired.content, desired.mode, mtime=desired.mtime)
+        for desired in missing
+        if desired.content is not None
     ]
     links = tuple(
-        (f"{install_dir}/{want.path}", want.link)
-        for want in missing
-        if want.kind == "link" and want.entry is None
+        (f"{install_dir}/{desired.path}", desired.link)
+        for desired in missing
+        if desired.kind == "link" and desired.entry is None
     )
     if links:
-        steps.append(MakeLinks(links))
+        placing_actions.append(MakeLinks(links))
     if difference.stale:
-        steps.append(RemoveFiles(install_dir, difference.stale))
+        placing_actions.append(RemoveFiles(install_dir, difference.stale))
     if difference.stale_dirs:
-        steps.append(RemoveDirs(tuple(f"{install_dir}/{path}" for path in difference.stale_dirs)))
-    return steps
+        placing_actions.append(RemoveDirs(tuple(f"{install_dir}/{path}" for path in difference.stale_dirs)))
+    return placing_actions
 
 
-def _undo(install_dir: str, difference: layout.Difference, facts: ArtifactFacts) -> tuple[Action, ...]:
+def _rollback_actions(
+    install_dir: str, difference: layout.Difference, facts: ArtifactFacts
+) -> tuple[Action, ...]:
     """A first installation that fails leaves no trace; an upgrade goes on from where it stopped."""
-    new = [want for want in difference.missing if want.path not in facts.found]
-    dirs = sorted((want.path for want in new if want.kind == "dir"), reverse=True)
+    new = [desired for desired in difference.missing if desired.path not in facts.observed_files]
+    dirs = sorted((desired.path for desired in new if desired.kind == "dir"), reverse=True)
     return (
-        RemoveFiles(install_dir, tuple(want.path for want in new if want.kind != "dir")),
+        RemoveFiles(install_dir, tuple(desired.path for desired in new if desired.kind != "dir")),
         RemoveDirs(tuple(f"{install_dir}/{path}" for path in dirs)),
-        Forget(install_dir),
+        RemoveReceipt(install_dir),
         RemoveDirs(tuple(reversed(facts.missing_dirs))),
     )
 
 
 def _summary(difference: layout.Difference) -> str:
-    size = human(sum(want.size for want in difference.missing))
-    files = sum(want.kind != "dir" for want in difference.missing)
+    size = human_size(sum(desired.size for desired in difference.missing))
+    files = sum(desired.kind != "dir" for desired in difference.missing)
     removed = f", {len(difference.stale)} no longer wanted removed" if difference.stale else ""
-    return f"{counted(files, 'file')} placed ({size}){removed}"
+    return f"{pluralize(files, 'file')} placed ({size}){removed}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kata_node.cluster.facts import LabelFacts, look
-from kata_node.cluster.labelling import settled
+from kata_node.cluster.labelling import plan_labels
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -18,5 +18,5 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     if not facts.name:
         return Plan(f"nothing to claim: {facts.reason}")
     # Nothing has been restarted yet that could undo it: to see it once is enough.
-    actions = settled(facts, settings.instance, "claimed", stable_for=0)
+    actions = plan_labels(facts, settings.instance, "claimed", stable_for=0)
     return Plan(f"Node {facts.name} claimed" + ("" if actions else " already"), actions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from kata_node.checks.facts import HostCheckFacts, look
-from kata_node.checks.table import all_checks
+from kata_node.checks.table import all_findings
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -17,7 +17,7 @@ NAME = "host-check"
 
 def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
     """Nothing to do, only findings."""
-    checks = all_checks(settings, facts, receipt)
+    checks = all_findings(settings, facts, receipt)
     counts = Counter(check.status for check in checks)
     summary = f"{counts['pass']} passed"
     if counts["warn"]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from kata_node.cluster import taints
 from kata_node.cluster.facts import LabelFacts, look
-from kata_node.cluster.labelling import AwaitNode, LiftTaints, settled
+from kata_node.cluster.labelling import RemoveTaint, WaitForNode, plan_labels
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
-from kata_node.settings.handlers import names
+from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
 
 __all__ = ["NAME", "look", "plan"]
@@ -23,25 +23,27 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     if not facts.name:
         return Plan(f"nothing to label: {facts.reason}")
     node = facts.node
-    handlers = names(settings)
-    labelled = settled(facts, settings.instance, "served", handlers=handlers)
+    handlers = handler_names(settings)
+    label_actions = plan_labels(facts, settings.instance, "served", handlers=handlers)
     missing = node.missing(handlers) if node else ()
     ready = node is not None and node.ready and not missing
     # What is left of the time when the Node is ready has to be enough for the labels to hold.
-    by = facts.deadline - facts.stable_for if labelled else facts.deadline
-    awaited = (AwaitNode(facts.name, handlers, facts.timeout, by, facts.expected_machine_id, missing),)
-    there = node.taints if node else ()
+    ready_deadline = facts.deadline - facts.stable_for if label_actions else facts.deadline
+    wait_actions = (
+        WaitForNode(facts.name, handlers, facts.timeout, ready_deadline, facts.expected_machine_id, missing),
+    )
+    node_taints = node.taints if node else ()
     return Plan(
-        f"Node {facts.name} labelled" + ("" if labelled else " already"),
-        (*(() if ready and not labelled else awaited), *labelled),
+        f"Node {facts.name} labelled" + ("" if label_actions else " already"),
+        (*(() if ready and not label_actions else wait_actions), *label_actions),
         # One by one, so that one which may not be lifted keeps no other.
-        afterwards=tuple(
-            LiftTaints(facts.name, taints.name(each), facts.expected_machine_id)
-            for each in there
-            if taints.is_startup(each, settings.startup_taints)
+        best_effort=tuple(
+            RemoveTaint(facts.name, taints.name(each), facts.expected_machine_id)
+            for each in node_taints
+            if taints.is_startup_taint(each, settings.startup_taints)
         ),
         notes=tuple(
             f"the taint {name} stays: startupTaints has its key with another effect"
-            for name in taints.missed(there, settings.startup_taints)
+            for name in taints.mismatched_taints(node_taints, settings.startup_taints)
         ),
     )

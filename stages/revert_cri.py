@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kata_node.plan.actions import Plan
-from kata_node.plan.receipt import Cri, Receipt
+from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.runtime import removal, transaction
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import look_for_revert as look
 from kata_node.runtime.restart import CheckConfig
-from kata_node.settings.handlers import names
+from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
 from kata_node.snapshotters import nydus
 
@@ -21,8 +21,8 @@ NAME = "revert-cri"
 
 def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     """Old bytes for a file nobody touched since; an edited one loses our entries and keeps the rest."""
-    changes, notes = removal.hand_back(facts, receipt)
-    cri = receipt.cri or (_lost(settings, facts) if changes else None)
+    changes, notes = removal.removal_changes(facts, receipt)
+    cri = receipt.cri or (_reconstructed_record(settings, facts) if changes else None)
     services = nydus.revert_actions(settings, facts.nydus) if facts.nydus else ()
     notes += nydus.notes(settings, facts.nydus) if facts.nydus else ()
     if cri is None:
@@ -33,24 +33,24 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         receipt,
         cri,
         changes,
-        transaction.Checks(
-            ahead=replace(check, ahead={each.path: each.content for each in changes}),
+        transaction.ConfigChecks(
+            planned=replace(check, planned={each.path: each.content for each in changes}),
             written=check,
-            put_back=check,
+            restored=check,
         ),
     )
     return replace(plan, actions=(*plan.actions, *services), notes=(*plan.notes, *notes))
 
 
-def _lost(settings: Settings, facts: RuntimeFacts) -> Cri:
+def _reconstructed_record(settings: Settings, facts: RuntimeFacts) -> CriRecord:
     """What a lost record would have said."""
-    return Cri(
+    return CriRecord(
         "serving",
         facts.runtime.name,
         str(facts.runtime.version),
         facts.unit,
         facts.invocation,
         facts.boot,
-        names(settings),
+        handler_names(settings),
         (),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kata_node.cluster.facts import LabelFacts, look
-from kata_node.cluster.labelling import settled
+from kata_node.cluster.labelling import plan_labels
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -17,7 +17,7 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     """Remove this instance's mark, and the shared label with the last mark."""
     if not facts.name:
         return Plan(f"nothing to unclaim: {facts.reason}")
-    actions = settled(facts, receipt.instance, "released")
+    actions = plan_labels(facts, receipt.instance, "released")
     return Plan(
         f"Node {facts.name} "
         + ("unclaimed" if actions else f"does not carry the labels of {receipt.instance}"),

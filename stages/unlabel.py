@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kata_node.cluster.facts import OFFLINE, LabelFacts, look
-from kata_node.cluster.labelling import settled
-from kata_node.cluster.labels import SHARED, mark
+from kata_node.cluster.labelling import plan_labels
+from kata_node.cluster.labels import SHARED_LABEL, installation_label
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -20,16 +20,24 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     The labels stay, as ``false``, until the node is clean: what cannot be finished now is found by them.
     """
     if not facts.name:
-        left = () if facts.reason == OFFLINE else (_by_hand(receipt.instance, facts.has_others),)
+        left = (
+            ()
+            if facts.reason == OFFLINE
+            else (_manual_removal_note(receipt.instance, facts.has_other_installations),)
+        )
         return Plan(f"nothing to unlabel: {facts.reason}", notes=left)
-    actions = settled(facts, receipt.instance, "withdrawn")
-    said = "no longer labelled" if actions else "not labelled"
-    return Plan(f"Node {facts.name} is {said} as serving {receipt.instance}", actions)
+    actions = plan_labels(facts, receipt.instance, "withdrawn")
+    label_state = "no longer labelled" if actions else "not labelled"
+    return Plan(f"Node {facts.name} is {label_state} as serving {receipt.instance}", actions)
 
 
-def _by_hand(instance: str, has_others: bool) -> str:
+def _manual_removal_note(instance: str, has_other_installations: bool) -> str:
     """How to take the labels away without this program; the shared one is that of the others too."""
-    keys = (mark(instance),) if has_others else (mark(instance), SHARED)
+    keys = (
+        (installation_label(instance),)
+        if has_other_installations
+        else (installation_label(instance), SHARED_LABEL)
+    )
     command = " ".join(("kubectl label node NAME", *(f"{key}-" for key in keys)))
     return (
         f"labels that this machine may have in a cluster stay: remove them with `{command}`, NAME being what "

@@ -16,7 +16,7 @@ from kata_node.checks import facts
 from kata_node.host.files import Root
 
 if TYPE_CHECKING:
-    from dispatcher.fake_api_server import FakeApi, Time
+    from dispatcher.fake_api_server import FakeApiServer, FakeClock
 
 COMMANDS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn")
 LOOKUPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
@@ -28,7 +28,7 @@ WATCHED = frozenset((*COMMANDS, *LOOKUPS, *SENDS))
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory a runtime that is away does not come back by itself."""
-    monkeypatch.setattr(facts, "RESTART_PATIENCE", 0)
+    monkeypatch.setattr(facts, "RESTART_GRACE_PERIOD", 0)
 
 
 @dataclass
@@ -120,17 +120,17 @@ def root(tmp_path: Path) -> Root:
 
 
 @pytest.fixture
-def time() -> Time:
+def time() -> FakeClock:
     """The clock of the dispatcher's tests."""
-    from dispatcher.fake_api_server import Time
+    from dispatcher.fake_api_server import FakeClock
 
-    return Time()
+    return FakeClock()
 
 
 @pytest.fixture
-def api(time: Time) -> Iterator[FakeApi]:
+def api(time: FakeClock) -> Iterator[FakeApiServer]:
     """The small API server that the dispatcher's tests have, by that clock."""
-    from dispatcher.fake_api_server import FakeApi
+    from dispatcher.fake_api_server import FakeApiServer
 
-    with FakeApi(time) as api:
+    with FakeApiServer(time) as api:
         yield api

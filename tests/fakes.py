@@ -21,7 +21,7 @@ from kata_node.host.files import Root
 from kata_node.host.systemd import Unit
 from kata_node.kube.failures import NoSuchNodeError
 from kata_node.kube.node import NodeFacts
-from kata_node.plan.actions import Tools
+from kata_node.plan.actions import Clients
 from kata_node.runtime.containerd.config import config_path
 
 MAIN = "/etc/containerd/config.toml"
@@ -60,9 +60,11 @@ class FakeNode:
     kube: object = None
     asked: list[str] = field(default_factory=list)
 
-    def tools(self) -> Tools:
+    def clients(self) -> Clients:
         """The doors to this node."""
-        return Tools(self.root, self._systemd, lambda socket: FakeCri(self), lambda: self.kube, _no_progress)  # type: ignore[arg-type, return-value]
+        return Clients(
+            self.root, self._systemd, lambda socket: FakeCri(self), lambda: self.kube, _no_progress
+        )  # type: ignore[arg-type, return-value]
 
     # systemd
 
@@ -211,7 +213,7 @@ class FakeKube:
     machine_id: str = ""
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def within(self, seconds: float) -> float:
+    def deadline_after(self, seconds: float) -> float:
         """The deadline that lies so far ahead."""
         return seconds
 
@@ -234,7 +236,9 @@ class FakeKube:
         if not facts.ready or facts.missing(handlers):
             raise KubeError("the Node is not as it should be", where=f"node/{name}")
 
-    def settle(self, name: str, change: Callable[[NodeFacts], Mapping[str, str | None]], **_: object) -> None:
+    def ensure_labels(
+        self, name: str, change: Callable[[NodeFacts], Mapping[str, str | None]], **_: object
+    ) -> None:
         """Set and remove labels."""
         self.away = 0
         for key, value in change(self.node(name, 0)).items():
@@ -246,7 +250,7 @@ class FakeKube:
 
     on_settled: Callable[[FakeKube], None] = lambda _: None
 
-    def lift_taints(
+    def remove_taints(
         self,
         name: str,
         remaining: Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]],
@@ -258,6 +262,6 @@ class FakeKube:
             raise KubeError("the taints stay", where=f"node/{name}")
         self.taints = left
 
-    def record(self, event: Mapping[str, Any]) -> None:
+    def record_event(self, event: Mapping[str, Any]) -> None:
         """Keep the Event."""
         self.events.append(event)

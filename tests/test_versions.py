@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kata_node.errors import KataNodeError, SettingsError
-from kata_node.versions import evidence, parse_version, runtime_version, support
+from kata_node.versions import parse_version, runtime_version, unsupported_reason, version_from_files
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_malformed_flag_is_told_the_form(flag: str) -> None:
     ],
 )
 def test_this_release_says_which_runtimes_it_works_with(flag: str, reason: str | None) -> None:
-    assert support(runtime_version(flag)) == reason
+    assert unsupported_reason(runtime_version(flag)) == reason
 
 
 def package(name: str, version: str, status: str = "install ok installed") -> str:
@@ -147,10 +147,12 @@ def test_a_root_that_is_not_running_tells_its_version_by_its_files(
     packages: list[str], config: str | None, text: str | None
 ) -> None:
     status = "\n".join(packages).encode() if packages else None
-    version = evidence(status, None if config is None else config.encode())
+    version = version_from_files(status, None if config is None else config.encode())
     assert (None if version is None else version.text) == text
 
 
 def test_bytes_that_are_not_text_tell_nothing() -> None:
-    assert evidence(b"\xff\n\n" + package("containerd", "2.1.9").encode(), b"\xff") == parse_version("2.1.9")
-    assert evidence(b"\xff", b"\xff") is None
+    assert version_from_files(
+        b"\xff\n\n" + package("containerd", "2.1.9").encode(), b"\xff"
+    ) == parse_version("2.1.9")
+    assert version_from_files(b"\xff", b"\xff") is None

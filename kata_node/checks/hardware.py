@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from kata_node.host import kernel
 from kata_node.host.files import Root, missing_dirs
 from kata_node.host.machine_id import machine_id
-from kata_node.plan.context import Look
+from kata_node.plan.context import StageContext
 
 SYSTEMD_SOCKETS = ("/run/systemd/private", "/run/dbus/system_bus_socket")
 MODULES = ("vhost", "vhost_net", "vhost_vsock")
 
 
 @dataclass(frozen=True)
-class Space:
+class DiskSpace:
     """Room on the file system that holds ``path``, in bytes; ``writable`` by this process."""
 
     path: str
@@ -26,7 +26,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class MachineFacts:
+class HardwareFacts:
     """The kernel's and the hardware's part. Of an offline root, only what its files can tell."""
 
     root_user: bool
@@ -36,18 +36,18 @@ class MachineFacts:
     virtualization: bool
     modules: frozenset[str]
     vsock: bool
-    tees: frozenset[str]
+    supported_tees: frozenset[str]
     memory: int
     """Bytes; not asked for offline."""
     selinux: str
-    spaces: tuple[Space, ...]
+    spaces: tuple[DiskSpace, ...]
 
 
-def look_at_machine(look: Look, paths: tuple[str, ...]) -> MachineFacts:
+def gather_hardware_facts(context: StageContext, paths: tuple[str, ...]) -> HardwareFacts:
     """Gather them; ``paths`` are the directories that will be written to."""
-    root = look.tools.root
+    root = context.clients.root
     flags = kernel.cpu_flags()
-    return MachineFacts(
+    return HardwareFacts(
         root_user=os.geteuid() == 0,
         machine_id=machine_id(root),
         dev_visible=root.lstat("/dev/null") is not None,
@@ -55,8 +55,8 @@ def look_at_machine(look: Look, paths: tuple[str, ...]) -> MachineFacts:
         virtualization=bool(flags & {"vmx", "svm"}) or kernel.arch() not in ("x86_64",),
         modules=frozenset(name for name in MODULES if kernel.has_module(name)),
         vsock=root.lstat("/dev/vhost-vsock") is not None,
-        tees=frozenset(kind for kind in ("snp", "tdx", "se") if kernel.tee(kind)),
-        memory=0 if look.options.offline else _memory(),
+        supported_tees=frozenset(kind for kind in ("snp", "tdx", "se") if kernel.tee(kind)),
+        memory=0 if context.options.offline else _memory(),
         selinux=kernel.selinux(),
         spaces=tuple({space.path: space for space in (_space(root, path) for path in paths)}.values()),
     )
@@ -68,12 +68,12 @@ def _memory() -> int:
     return psutil.virtual_memory().total
 
 
-def _space(root: Root, path: str) -> Space:
+def _space(root: Root, path: str) -> DiskSpace:
     missing = missing_dirs(root, path)
     there = posixpath.dirname(missing[0]) if missing else path
     real = root.resolve(there)
     info = os.statvfs(real)
-    return Space(
+    return DiskSpace(
         there,
         info.f_bavail * info.f_frsize,
         bool(info.f_flag & os.ST_RDONLY),

@@ -29,7 +29,16 @@ from kata_node.cli.options import (
     Output,
     StageName,
 )
-from kata_node.cli.output import NAME, WrongUsage, complain, fail, say, say_json, show_anything, usage_error
+from kata_node.cli.output import (
+    PROGRAM_NAME,
+    TyperUsageError,
+    escape_unencodable,
+    print_error,
+    print_json_result,
+    print_result,
+    report_error,
+    usage_error,
+)
 from kata_node.cli.usage import check_host_root, check_reports, check_rights, check_usage
 from kata_node.errors import KataNodeError, UsageError
 
@@ -43,7 +52,7 @@ EXIT_PLANNED = 10
 log = logging.getLogger(__name__)
 
 app = typer.Typer(
-    name=NAME,
+    name=PROGRAM_NAME,
     help="Put Kata Containers on this node in short stages, and take it off again.",
     epilog="""To try it in an empty directory, as any user:
 
@@ -82,7 +91,7 @@ INSTALL = (
 REVERT = (StageName.UNLABEL, StageName.REVERT_CRI, StageName.REMOVE_ARTIFACTS, StageName.UNCLAIM)
 
 
-COMMON = [
+COMMON_PARAMETERS = [
     each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
     for each in inspect.signature(Common, eval_str=True).parameters.values()
 ]
@@ -91,18 +100,18 @@ COMMON = [
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out a command line and return the exit code. All that goes wrong is told, nothing is raised."""
-    show_anything()
-    logs.setup(LogLevel.INFO)
+    escape_unencodable()
+    logs.configure_logging(LogLevel.INFO)
     try:
-        return app(list(arguments), prog_name=NAME, standalone_mode=False) or 0
+        return app(list(arguments), prog_name=PROGRAM_NAME, standalone_mode=False) or 0
     except KataNodeError as error:
-        return fail(arguments, error)
-    except WrongUsage as error:
-        return fail(arguments, usage_error(arguments, error))
+        return report_error(arguments, error)
+    except TyperUsageError as error:
+        return report_error(arguments, usage_error(arguments, error))
     except Exception as error:
         from kata_node import pipeline
 
-        return fail(arguments, pipeline.as_known(error, where=NAME))
+        return report_error(arguments, pipeline.as_kata_node_error(error, where=PROGRAM_NAME))
 
 
 def command(
@@ -112,7 +121,7 @@ def command(
 
     It takes its own options and the common ones, or those of them that are named.
     """
-    shared = [each for each in COMMON if not options or each.name in options]
+    shared = [each for each in COMMON_PARAMETERS if not options or each.name in options]
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         signature = inspect.signature(function, eval_str=True)
@@ -121,7 +130,7 @@ def command(
 
         def call(context: typer.Context, **values: Any) -> int:
             common = Common(**{each.name: values.pop(each.name) for each in shared})
-            logs.setup(common.log_level)
+            logs.configure_logging(common.log_level)
             check_usage(context, common)
             try:
                 return function(common, **values)
@@ -139,28 +148,28 @@ def command(
 
 
 @app.callback(invoke_without_command=True)
-def _root(
+def _main(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
-        say(f"{NAME} {__version__}")
+        print_result(f"{PROGRAM_NAME} {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        complain(context.get_help())
+        print_error(context.get_help())
         raise typer.Exit(UsageError.exit_code)
 
 
 @command(app, "install")
 def install(common: Common) -> int:
     """Run host-check, claim, artifacts, cri and label."""
-    return _stages(common, INSTALL)
+    return _run_stages(common, INSTALL)
 
 
 @command(app, "revert")
 def revert(common: Common) -> int:
     """Run unlabel, revert-cri, remove-artifacts, unclaim."""
-    return _stages(common, REVERT)
+    return _run_stages(common, REVERT)
 
 
 @command(app, "plan")
@@ -172,7 +181,7 @@ def plan(
 ) -> int:
     """Show what install (or revert) would change, as diffs. Exit code: 0 nothing, 10 something."""
     names = INSTALL if direction is Direction.INSTALL else REVERT
-    return _stages(dataclasses.replace(common, dry_run=True), names, code_if_planned=EXIT_PLANNED)
+    return _run_stages(dataclasses.replace(common, dry_run=True), names, exit_code_if_planned=EXIT_PLANNED)
 
 
 @command(app, "status")
@@ -186,13 +195,13 @@ def status(
     from kata_node import status as statuses
 
     check_host_root(common)
-    with open_tools(common) as tools:
-        found = statuses.gather(settings_of(common), options_of(common), tools, deep=deep)
-        node = statuses.look_at_node(options_of(common), tools)
+    with open_tools(common) as clients:
+        found = statuses.gather(settings_of(common), options_of(common), clients, deep=deep)
+        node = statuses.read_node_labels(options_of(common), clients)
     if common.output is Output.TEXT:
-        say(statuses.to_text(found, node))
+        print_result(statuses.to_text(found, node))
     else:
-        say_json(statuses.to_json(found, node))
+        print_json_result(statuses.to_json(found, node))
     return 0
 
 
@@ -202,14 +211,14 @@ def stage(
     name: Annotated[StageName, typer.Argument(metavar="STAGE", help=f"One of {', '.join(StageName)}.")],
 ) -> int:
     """Run one stage, as a container of a Job does."""
-    return _stages(common, (name,))
+    return _run_stages(common, (name,))
 
 
 # What the pod of a DaemonSet has no use for: to wait for nothing, and to tell other processes of a Job.
-_OF_A_DAEMON = tuple(each.name for each in COMMON if each.name not in ("dry_run", "reports"))
+_DAEMON_OPTIONS = tuple(each.name for each in COMMON_PARAMETERS if each.name not in ("dry_run", "reports"))
 
 
-@command(app, "daemon", *_OF_A_DAEMON)
+@command(app, "daemon", *_DAEMON_OPTIONS)
 def daemon(
     common: Common,
     daemonset: DaemonSet = "",
@@ -227,8 +236,8 @@ def daemon(
     cli_daemon.check(common, daemonset)
     check_host_root(common)
     check_rights(common, INSTALL)
-    own = {"daemonset": daemonset, "daemonset_timeout": daemonset_timeout}
-    cli_daemon.become(common, listen, own)
+    daemon_options = {"daemonset": daemonset, "daemonset_timeout": daemonset_timeout}
+    cli_daemon.exec_daemon(common, listen, daemon_options)
 
 
 @command(app, "wanted", "offline", "node_name", "output", "log_level", "termination_log", hidden=True)
@@ -253,15 +262,15 @@ def payload_index(
     """Write the payload's manifest, once, when its image is built."""
     from kata_node.payload import index
 
-    path = str(index.write_index(directory))
+    path = str(index.write_manifest(directory))
     if common.output is Output.TEXT:
-        say(path)
+        print_result(path)
     else:
-        say_json({"outcome": "ok", "manifest": path})
+        print_json_result({"outcome": "ok", "manifest": path})
     return 0
 
 
-def _stages(common: Common, names: tuple[StageName, ...], *, code_if_planned: int = 0) -> int:
+def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_planned: int = 0) -> int:
     from kata_node import pipeline
     from kata_node.cluster import events
     from kata_node.plan import report
@@ -271,28 +280,30 @@ def _stages(common: Common, names: tuple[StageName, ...], *, code_if_planned: in
     check_reports(common)
     modules = [cast("Stage", importlib.import_module(f"stages.{name.replace('-', '_')}")) for name in names]
 
-    def show(done: StageReport) -> None:
+    def report_stage(done: StageReport) -> None:
         report.write_termination_message(common.termination_log, done)
         if common.output is Output.TEXT:
             # The log has told what a real run changes, at the time.
             shown = done if common.dry_run else dataclasses.replace(done, changes=())
-            say(report.to_text(shown, diffs=common.dry_run))
+            print_result(report.to_text(shown, diffs=common.dry_run))
         if not common.dry_run and not common.offline:
             recorder.add(done)
 
-    with open_tools(common) as tools:
-        sees_host = not pipeline.READS_ONLY.issuperset(names)
+    with open_tools(common) as clients:
+        has_host_root = not pipeline.READ_ONLY_STAGES.issuperset(names)
         settings = settings_of(common)
-        options = dataclasses.replace(options_of(common), sees_host=sees_host)
+        options = dataclasses.replace(options_of(common), has_host_root=has_host_root)
         reporter = os.uname().nodename
-        recorder = events.Recorder(tools, common.node_name, settings.instance, reporter, common.reports)
-        run = pipeline.Run(settings, options, tools, common.lock_timeout, common.dry_run, show)
+        recorder = events.EventRecorder(
+            clients, common.node_name, settings.instance, reporter, common.reports
+        )
+        run = pipeline.Run(settings, options, clients, common.lock_timeout, common.dry_run, report_stage)
         reports = pipeline.run(modules, run)
     failed = next((done for done in reports if done.error), None)
     if common.output is Output.JSON:
-        say_json(report.to_json(reports))
+        print_json_result(report.to_json(reports))
         if failed and failed.error:
-            complain(f"error: {failed.stage}: {failed.error}")
+            print_error(f"error: {failed.stage}: {failed.error}")
     if failed:
         return failed.exit_code
-    return code_if_planned if any(done.outcome == "planned" for done in reports) else 0
+    return exit_code_if_planned if any(done.outcome == "planned" for done in reports) else 0

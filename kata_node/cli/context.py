@@ -10,7 +10,7 @@ from kata_node.cli.options import Common
 from kata_node.cli.progress import progress
 
 if TYPE_CHECKING:
-    from kata_node.plan.actions import Tools
+    from kata_node.plan.actions import Clients
     from kata_node.plan.context import Options
     from kata_node.settings.model import Settings
 
@@ -50,12 +50,12 @@ def options_of(common: Common) -> Options:
 
 
 @contextlib.contextmanager
-def open_tools(common: Common) -> Iterator[Tools]:
+def open_tools(common: Common) -> Iterator[Clients]:
     """The doors to the node and the API server, opened when first used and closed at the end."""
     from functools import cache
 
     from kata_node.host.files import Root
-    from kata_node.plan.actions import Tools
+    from kata_node.plan.actions import Clients
 
     root = Root(common.host_root)
     with contextlib.ExitStack() as opened:
@@ -73,8 +73,8 @@ def open_tools(common: Common) -> Iterator[Tools]:
 
         @cache
         def kube() -> Any:
-            from kata_node.kube.client import Kube
+            from kata_node.kube.client import KubeClient
 
-            return opened.enter_context(Kube.connect())
+            return opened.enter_context(KubeClient.connect())
 
-        yield Tools(root, systemd, cri, kube, progress)
+        yield Clients(root, systemd, cri, kube, progress)

@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kata_node.cli.options import Common, Output, variable
-from kata_node.cli.output import say, say_json
+from kata_node.cli.options import Common, Output, env_variable
+from kata_node.cli.output import print_json_result, print_result
 from kata_node.daemon import daemon, health
 from kata_node.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
-    from kata_node.daemon.daemonset import Answer
+    from kata_node.daemon.daemonset import WantedResult
 
-LOOK_AGAIN = 10.0
+RECHECK_DELAY = 10.0
 """Seconds after which a Node that is not selected is looked at again: what labels it may be restarting,
 and a kubelet that registers anew writes old labels back."""
 
-_ANYWAY = {
+_IDENTIFYING_KEYS = {
     "installation_prefix": ("env", "installationPrefix"),
     "multi_install_suffix": ("env", "multiInstallSuffix"),
     "k8s_distribution": ("k8sDistribution",),
@@ -50,39 +50,39 @@ def check(common: Common, name: str) -> None:
             raise UsageError(
                 "without it, whether Kata is still wanted on this node cannot be asked",
                 where=f"--{option}",
-                hint=f"set {variable(option)} in the pod, or use --offline",
+                hint=f"set {env_variable(option)} in the pod, or use --offline",
             )
 
 
-def become(common: Common, listen: str, own: Mapping[str, Any]) -> NoReturn:
+def exec_daemon(common: Common, listen: str, daemon_options: Mapping[str, Any]) -> NoReturn:
     """Go on as the daemon, in this process; ``own`` are the options that only its commands have."""
     listener = health.listen(listen)
-    daemon.hold_signals()
-    told = str(common.termination_log)
-    command = daemon.command_line(listener, common.log_level, told, by_name(common))
+    daemon.block_signals()
+    termination_log_path = str(common.termination_log)
+    command = daemon.daemon_command(listener, common.log_level, termination_log_path, fallback_env(common))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    os.execve(command[0], command, environment(common, own))  # noqa: S606 - this very interpreter
+    os.execve(command[0], command, environment(common, daemon_options))  # noqa: S606 - this very interpreter
 
 
-def environment(common: Common, own: Mapping[str, Any]) -> dict[str, str]:
+def environment(common: Common, daemon_options: Mapping[str, Any]) -> dict[str, str]:
     """This process's environment, with the variables of all options set as they are here.
 
     One that the daemon does not take is at its default here, and so its variable is not set.
     """
-    values = {**{each.name: getattr(common, each.name) for each in fields(common)}, **own}
-    variables = {variable(name) for name in values}
+    values = {**{each.name: getattr(common, each.name) for each in fields(common)}, **daemon_options}
+    variables = {env_variable(name) for name in values}
     result = {name: text for name, text in os.environ.items() if name not in variables}
     for name, value in values.items():
         if isinstance(value, bool):
             value = "1" if value else ""
         if value not in (None, ""):
-            result[variable(name)] = str(value)
+            result[env_variable(name)] = str(value)
     return result
 
 
-def by_name(common: Common) -> dict[str, str]:
+def fallback_env(common: Common) -> dict[str, str]:
     """The variables of a revert that does without the values file; none where that does not say which.
 
     Revert goes by the record of an installation. So it needs no more of the values than where that is, and
@@ -92,18 +92,18 @@ def by_name(common: Common) -> dict[str, str]:
 
     if common.config is None:
         return {}
-    result = {variable("config"): "", variable("shims"): ""}
+    result = {env_variable("config"): "", env_variable("shims"): ""}
     try:
         values = read_yaml(str(common.config))
     except SettingsError:
         return {}
-    for option, keys in _ANYWAY.items():
+    for option, keys in _IDENTIFYING_KEYS.items():
         found: object = values
         for key in keys:
             found = found.get(key) if isinstance(found, Mapping) else None
         if not isinstance(found, str | None):
             return {}
-        result[variable(option)] = getattr(common, option) or found or ""
+        result[env_variable(option)] = getattr(common, option) or found or ""
     return result
 
 
@@ -113,32 +113,34 @@ def wanted(common: Common, name: str, timeout: float) -> int:
 
     check(common, name)
     if common.offline:
-        answer = daemonset.Answer(True, "no cluster is asked, so it stays")
+        answer = daemonset.WantedResult(True, "no cluster is asked, so it stays")
     else:
-        answer = _ask(name, common.node_name, timeout)
+        answer = _ask_api_server(name, common.node_name, timeout)
     if common.output is Output.JSON:
-        say_json({"outcome": "ok", "wanted": answer.wanted, "reason": answer.reason})
+        print_json_result({"outcome": "ok", "wanted": answer.wanted, "reason": answer.reason})
     else:
-        say(f"Kata is {'still' if answer.wanted else 'no longer'} wanted on this node: {answer.reason}")
-    return daemon.DONE if answer.wanted else daemon.UNWANTED
+        print_result(
+            f"Kata is {'still' if answer.wanted else 'no longer'} wanted on this node: {answer.reason}"
+        )
+    return daemon.DONE if answer.wanted else daemon.NOT_WANTED
 
 
-def _ask(name: str, node: str, timeout: float) -> Answer:
+def _ask_api_server(name: str, node: str, timeout: float) -> WantedResult:
     from kata_node.daemon import daemonset
     from kata_node.kube import daemonset as kube_daemonset
-    from kata_node.kube.client import Kube
+    from kata_node.kube.client import KubeClient
 
     namespace, _, name = name.partition("/")
-    with Kube.connect() as kube:
+    with KubeClient.connect() as kube:
 
-        def look() -> Answer:
-            deadline = kube.within(timeout)
-            found = kube_daemonset.find(kube, namespace, name, deadline)
+        def look() -> WantedResult:
+            deadline = kube.deadline_after(timeout)
+            found = kube_daemonset.find_daemonset(kube, namespace, name, deadline)
             return daemonset.still_wanted(found, node, lambda: kube.node(node, deadline).labels)
 
         answer = look()
-        if answer.wanted or answer.for_good:
+        if answer.wanted or answer.permanent:
             return answer
-        log.info("%s; looking again in %.0f s, for labels come and go", answer.reason, LOOK_AGAIN)
-        kube.clock.sleep(LOOK_AGAIN)
+        log.info("%s; looking again in %.0f s, for labels come and go", answer.reason, RECHECK_DELAY)
+        kube.clock.sleep(RECHECK_DELAY)
         return look()

@@ -53,7 +53,7 @@ class StageName(StrEnum):
     UNCLAIM = "unclaim"
 
 
-def variable(option: str) -> str:
+def env_variable(option: str) -> str:
     """The variable of an option, which is given without its dashes in front."""
     return PREFIX + option.upper().replace("-", "_")
 
@@ -77,9 +77,16 @@ def _seconds(least: float) -> Callable[[str | float], float]:
     return seconds
 
 
-def _option(name: str, metavar: str | None, text: str, *, also: tuple[str, ...] = (), **more: Any) -> Any:
+def _option(
+    name: str, metavar: str | None, text: str, *, extra_variables: tuple[str, ...] = (), **more: Any
+) -> Any:
     return typer.Option(
-        f"--{name}", metavar=metavar, help=text, envvar=[variable(name), *also], show_envvar=False, **more
+        f"--{name}",
+        metavar=metavar,
+        help=text,
+        envvar=[env_variable(name), *extra_variables],
+        show_envvar=False,
+        **more,
     )
 
 
@@ -128,7 +135,12 @@ class Common:
     ] = ""
     node_name: Annotated[
         str,
-        _option("node-name", "NAME", "The Node to label; also taken from NODE_NAME.", also=("NODE_NAME",)),
+        _option(
+            "node-name",
+            "NAME",
+            "The Node to label; also taken from NODE_NAME.",
+            extra_variables=("NODE_NAME",),
+        ),
     ] = ""
     expected_machine_id: Annotated[
         str, _option("expected-machine-id", "ID", "Refuse to work on any other machine.")
@@ -182,13 +194,13 @@ DaemonSetTimeout = Annotated[
 ]
 """Of the commands that a DaemonSet's pod runs, and of no others."""
 
-LIVE_ONLY = ("node_name", "cri_socket")
+ONLINE_ONLY_OPTIONS = ("node_name", "cri_socket")
 """What cannot be asked for together with ``--offline``."""
 
 
-def given(arguments: Sequence[str], option: str) -> str:
+def raw_option_value(arguments: Sequence[str], option: str) -> str:
     """The value of an option as far as it can be told when the command line as a whole is wrong."""
-    value = os.environ.get(variable(option), "")
+    value = os.environ.get(env_variable(option), "")
     for at, argument in enumerate(arguments):
         name, equals, text = argument.partition("=")
         if name == f"--{option}":
@@ -196,12 +208,12 @@ def given(arguments: Sequence[str], option: str) -> str:
     return value
 
 
-def misspelt() -> dict[str, str]:
+def misspelled_variables() -> dict[str, str]:
     """Variables that are set and mean nothing, each with the one that was probably meant."""
-    known = {variable(field.name) for field in fields(Common)}
+    known = {env_variable(field.name) for field in fields(Common)}
     # Kubernetes gives pods variables of its own for a Service called kata-node: KATA_NODE_PORT is one.
-    given = (name for name in os.environ if name.startswith(PREFIX) and not name.endswith("_PORT"))
-    strange = [name for name in given if name not in known]
+    set_variables = (name for name in os.environ if name.startswith(PREFIX) and not name.endswith("_PORT"))
+    strange = [name for name in set_variables if name not in known]
     if not strange:
         return {}
     import difflib

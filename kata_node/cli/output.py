@@ -24,34 +24,34 @@ from typing import Any, TextIO
 
 import typer
 
-from kata_node.cli.options import DEFAULT_TERMINATION_LOG, Output, StageName, given
+from kata_node.cli.options import DEFAULT_TERMINATION_LOG, Output, StageName, raw_option_value
 from kata_node.errors import HostError, KataNodeError, UsageError
 from kata_node.plan import report
 
-NAME = "kata-node"
+PROGRAM_NAME = "kata-node"
 
-WrongUsage: Any = typer.BadParameter.__mro__[1]
+TyperUsageError: Any = typer.BadParameter.__mro__[1]
 """What typer raises for wrong usage: it exports only this one of the classes below it."""
 
 
-def show_anything() -> None:
+def escape_unencodable() -> None:
     """Have characters that the locale lacks shown as escapes, instead of failing over them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # there is none where it was closed
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(text: str) -> None:
+def print_result(text: str) -> None:
     """Print a result. A reader that went away, as ``head`` does, does not stop the work."""
     _print(sys.stdout, text)
 
 
-def say_json(result: Mapping[str, Any]) -> None:
+def print_json_result(result: Mapping[str, Any]) -> None:
     """Print a result as the one document."""
-    say(json.dumps(result, indent=2))
+    print_result(json.dumps(result, indent=2))
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print to stderr what no log level hides."""
     with contextlib.suppress(HostError):
         _print(sys.stderr, text)
@@ -74,20 +74,20 @@ def _print(stream: TextIO | None, text: str) -> None:
         ) from error
 
 
-def fail(arguments: Sequence[str], error: KataNodeError) -> int:
+def report_error(arguments: Sequence[str], error: KataNodeError) -> int:
     """Tell of an error that no stage's report tells of, wherever somebody may look for it."""
-    problem = report.Problem.of(error)
-    if given(arguments, "output") == Output.JSON:
+    problem = report.Problem.from_error(error)
+    if raw_option_value(arguments, "output") == Output.JSON:
         with contextlib.suppress(HostError):
-            say_json(report.failure(problem))
-    complain(f"error: {error}")
+            print_json_result(report.failure_document(problem))
+    print_error(f"error: {error}")
     # The command's name, or the stage's.
-    named = "".join(arguments[:1])
-    if named == "stage":
-        named = next((argument for argument in arguments if argument in list(StageName)), named)
-    path = given(arguments, "termination-log") or str(DEFAULT_TERMINATION_LOG)
+    command_name = "".join(arguments[:1])
+    if command_name == "stage":
+        command_name = next((argument for argument in arguments if argument in list(StageName)), command_name)
+    path = raw_option_value(arguments, "termination-log") or str(DEFAULT_TERMINATION_LOG)
     report.write_termination_message(
-        Path(path), report.StageReport(named, "failed", error.what, error=problem)
+        Path(path), report.StageReport(command_name, "failed", error.what, error=problem)
     )
     return error.exit_code
 
@@ -95,11 +95,11 @@ def fail(arguments: Sequence[str], error: KataNodeError) -> int:
 def usage_error(arguments: Sequence[str], error: Any) -> UsageError:
     """One of typer's as one of ours: it names the option, or the variable, a bad value came from."""
     parameter, context = getattr(error, "param", None), error.ctx
-    hint = f"see {context.command_path if context else ' '.join([NAME, *arguments[:1]])} --help"
+    hint = f"see {context.command_path if context else ' '.join([PROGRAM_NAME, *arguments[:1]])} --help"
     if parameter is None:
         message = error.format_message().rstrip(".")
         if context and context.parent is None and hasattr(error, "option_name"):
-            hint = f"options follow the command, as in {NAME} install {error.option_name} ..."
+            hint = f"options follow the command, as in {PROGRAM_NAME} install {error.option_name} ..."
         return UsageError(message[:1].lower() + message[1:], hint=hint)
     where = next(iter(parameter.opts)) if parameter.param_type_name == "option" else parameter.metavar
     source = context.get_parameter_source(parameter.name)

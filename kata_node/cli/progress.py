@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import typer
 
-EVERY = 5.0  # seconds between two lines
-STEPS = 200
+LOG_INTERVAL = 5.0  # seconds between two lines
+MAX_BAR_UPDATES = 200
 """How often at most the bar is drawn: a payload comes in thousands of pieces."""
-ROOM = 40
+MIN_BAR_COLUMNS = 40
 """Columns beside the title below which there is room for the bar and the percentage alone."""
 
 log = logging.getLogger(__name__)
@@ -26,24 +26,24 @@ def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
     if not total or not log.isEnabledFor(logging.INFO):
         yield lambda _: None
     elif sys.stderr is not None and sys.stderr.isatty():
-        with _bar(total, title) as advance:
+        with _progress_bar(total, title) as advance:
             yield advance
     else:
-        yield _lines(total, title)
+        yield _progress_lines(total, title)
 
 
 @contextmanager
-def _bar(total: int, title: str) -> Iterator[Callable[[int], None]]:
+def _progress_bar(total: int, title: str) -> Iterator[Callable[[int], None]]:
     lock = threading.Lock()
     # A line that the terminal wraps cannot be drawn over. Width 0 fills what is left of it.
-    room = typer.get_terminal_size().columns >= len(title) + ROOM
+    fits_title = typer.get_terminal_size().columns >= len(title) + MIN_BAR_COLUMNS
     with typer.progressbar(
         length=total,
-        label=title if room else "",
-        show_eta=room,
+        label=title if fits_title else "",
+        show_eta=fits_title,
         width=0,
         file=sys.stderr,
-        update_min_steps=total // STEPS,
+        update_min_steps=total // MAX_BAR_UPDATES,
     ) as bar:
 
         def advance(size: int) -> None:
@@ -55,15 +55,15 @@ def _bar(total: int, title: str) -> Iterator[Callable[[int], None]]:
         bar.render_progress()
 
 
-def _lines(total: int, title: str) -> Callable[[int], None]:
-    lock, done, told = threading.Lock(), 0, time.monotonic()
+def _progress_lines(total: int, title: str) -> Callable[[int], None]:
+    lock, done, last_logged = threading.Lock(), 0, time.monotonic()
 
     def advance(size: int) -> None:
-        nonlocal done, told
+        nonlocal done, last_logged
         with lock:
             done += size
-            if (now := time.monotonic()) - told >= EVERY:
-                told = now
+            if (now := time.monotonic()) - last_logged >= LOG_INTERVAL:
+                last_logged = now
                 log.info("%s: %d %%", title, min(100, done * 100 // total))
 
     return advance

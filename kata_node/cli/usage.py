@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from kata_node.cli.options import LIVE_ONLY, Common, misspelt
+from kata_node.cli.options import ONLINE_ONLY_OPTIONS, Common, misspelled_variables
 from kata_node.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 def check_usage(context: typer.Context, common: Common) -> None:
     """Refuse options that contradict each other, and warn of variables with unknown names."""
-    for strange, meant in misspelt().items():
-        log.warning("the variable %s means nothing; did you mean %s?", strange, meant)
-    for name in LIVE_ONLY if common.offline else ():
+    for unknown_variable, suggestion in misspelled_variables().items():
+        log.warning("the variable %s means nothing; did you mean %s?", unknown_variable, suggestion)
+    for name in ONLINE_ONLY_OPTIONS if common.offline else ():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise UsageError(
@@ -54,9 +54,9 @@ def check_reports(common: Common) -> None:
 
 def check_rights(common: Common, names: Sequence[str]) -> None:
     """Refuse to change a live node without root."""
-    from kata_node.pipeline import READS_ONLY
+    from kata_node.pipeline import READ_ONLY_STAGES
 
-    if os.geteuid() and not common.offline and not common.dry_run and not READS_ONLY.issuperset(names):
+    if os.geteuid() and not common.offline and not common.dry_run and not READ_ONLY_STAGES.issuperset(names):
         raise UsageError(
             "changing a live node needs root",
             hint="run it as root, or with --offline --host-root DIR on a directory of your own",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from kata_node.kube import credentials, events
 from kata_node.kube.events import Event
 from kata_node.plan import report as reports
-from kata_node.plan.actions import Tools
+from kata_node.plan.actions import Clients
 from kata_node.plan.report import StageReport
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 COMPONENT = "kata-node"
 
-_WAY_THERE = ("host-check", "claim", "artifacts", "cri", "label")
-_WAY_BACK = ("unlabel", "revert-cri", "remove-artifacts", "unclaim")
-_FIRST = {"claim": "KataInstalling", "unlabel": "KataRemoving"}
+_INSTALL_STAGES = ("host-check", "claim", "artifacts", "cri", "label")
+_REVERT_STAGES = ("unlabel", "revert-cri", "remove-artifacts", "unclaim")
+_START_REASONS = {"claim": "KataInstalling", "unlabel": "KataRemoving"}
 
 log = logging.getLogger(__name__)
 
@@ -38,22 +38,22 @@ def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
     done is told only by a run that knows of every stage.
     """
     last = run[-1]
-    way = _WAY_BACK if last.stage in _WAY_BACK else _WAY_THERE
+    stages = _REVERT_STAGES if last.stage in _REVERT_STAGES else _INSTALL_STAGES
     if last.error:
         return _failed(last, instance)
-    if last.stage in _FIRST and last.outcome == "done":
-        return Event("Normal", _FIRST[last.stage], f"{instance}: {last.summary}")
-    if last.stage != way[-1]:
+    if last.stage in _START_REASONS and last.outcome == "done":
+        return Event("Normal", _START_REASONS[last.stage], f"{instance}: {last.summary}")
+    if last.stage != stages[-1]:
         return None
     changed = [report for report in run if report.outcome == "done" and report.stage != "host-check"]
-    told = [report.summary for report in changed if report.stage not in _FIRST] or [last.summary]
+    summaries = [report.summary for report in changed if report.stage not in _START_REASONS] or [last.summary]
     notes = [note for report in run for note in report.notes]
-    message = f"{instance}: " + "; ".join([*told, *notes])
+    message = f"{instance}: " + "; ".join([*summaries, *notes])
     if not changed:
-        knows_all = {report.stage for report in run} >= set(way) - {"host-check"}
-        return Event("Normal", "KataUnchanged", message) if knows_all else None
+        saw_all_stages = {report.stage for report in run} >= set(stages) - {"host-check"}
+        return Event("Normal", "KataUnchanged", message) if saw_all_stages else None
     kind: Literal["Normal", "Warning"] = "Warning" if last.notes else "Normal"
-    return Event(kind, "KataRemoved" if way is _WAY_BACK else "KataInstalled", message)
+    return Event(kind, "KataRemoved" if stages is _REVERT_STAGES else "KataInstalled", message)
 
 
 def _failed(report: StageReport, instance: str) -> Event:
@@ -62,17 +62,17 @@ def _failed(report: StageReport, instance: str) -> Event:
     place = f" ({error.where})" if error.where else ""
     hint = f"; {error.hint}" if error.hint else ""
     message = f"{instance}: {report.stage}: {error.what}{place}{hint}"
-    return events.failed(message, removing=report.stage in _WAY_BACK, exit_code=error.exit_code)
+    return events.failure_event(message, removing=report.stage in _REVERT_STAGES, exit_code=error.exit_code)
 
 
 @dataclass
-class Recorder:
+class EventRecorder:
     """Records what is worth it of each report it is given; that this fails is only logged.
 
     ``shared`` is the directory in which the stages of a Job leave their reports for each other.
     """
 
-    tools: Tools
+    clients: Clients
     node: str
     instance: str
     reporter: str
@@ -82,10 +82,12 @@ class Recorder:
     def add(self, report: StageReport) -> None:
         """Take note of the report of a stage that has ended."""
         if self.shared is not None:
-            way = _WAY_BACK if report.stage in _WAY_BACK else _WAY_THERE
-            before = way[: way.index(report.stage)]
-            self.run = {each.stage: each for each in reports.left_in(self.shared, before)} | self.run
-            reports.leave(self.shared, report)
+            stages = _REVERT_STAGES if report.stage in _REVERT_STAGES else _INSTALL_STAGES
+            before = stages[: stages.index(report.stage)]
+            self.run = {
+                each.stage: each for each in reports.read_shared_reports(self.shared, before)
+            } | self.run
+            reports.write_shared_report(self.shared, report)
         self.run.pop(report.stage, None)
         self.run[report.stage] = report
         event = event_of(list(self.run.values()), self.instance)
@@ -93,8 +95,8 @@ class Recorder:
         if event is None or not self.node or credentials.find_credentials() is None:
             return
         try:
-            made = event.as_object(self.node, component=COMPONENT, reporter=self.reporter)
-            self.tools.kube().record(made)
+            event_object = event.as_object(self.node, component=COMPONENT, reporter=self.reporter)
+            self.clients.kube().record_event(event_object)
         except Exception as error:  # whatever it is, the stage has ended as it did
             level = logging.WARNING if event.type == "Warning" else logging.INFO
             log.log(level, "no Event %s was recorded on Node %s: %s", event.reason, self.node, error)

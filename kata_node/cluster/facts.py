@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kata_node.kube import credentials
 from kata_node.kube.failures import NoSuchNodeError
 from kata_node.plan import receipt as receipts
-from kata_node.plan.context import Look
+from kata_node.plan.context import StageContext
 
 if TYPE_CHECKING:
     from kata_node.kube.node import NodeFacts
@@ -36,11 +36,11 @@ class LabelFacts:
     name: str = ""
     host_machine_id: str = ""
     """Of the machine this runs on; empty in a container that has nothing of it."""
-    has_others: bool = False
+    has_other_installations: bool = False
     """Whether other instances are on this machine, as far as it is seen; not looked for with a ``name``."""
 
 
-def look(look: Look) -> LabelFacts:
+def look(look: StageContext) -> LabelFacts:
     """Read the Node, unless this run has nothing to do with a cluster."""
     options = look.options
     reason, node, name = "", None, ""
@@ -52,12 +52,12 @@ def look(look: Look) -> LabelFacts:
     else:
         name = options.node_name
         with contextlib.suppress(NoSuchNodeError):
-            node = look.tools.kube().node(name, deadline)
+            node = look.clients.kube().node(name, deadline)
     host = ""
-    if options.sees_host and name:
+    if options.has_host_root and name:
         from kata_node.host.machine_id import machine_id
 
-        host = machine_id(look.tools.root)
+        host = machine_id(look.clients.root)
     return LabelFacts(
         node,
         reason,
@@ -67,5 +67,5 @@ def look(look: Look) -> LabelFacts:
         options.expected_machine_id,
         name,
         host,
-        not name and any(receipts.others(look.tools.root, look.receipt.install_dir)),
+        not name and any(receipts.other_receipts(look.clients.root, look.receipt.install_dir)),
     )

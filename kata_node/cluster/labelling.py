@@ -8,42 +8,44 @@ from dataclasses import dataclass
 from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts
 from kata_node.cluster.labels import Goal
-from kata_node.kube.node import check_host, check_machine
-from kata_node.plan.actions import Tools
+from kata_node.kube.node import check_host, check_machine_id
+from kata_node.plan.actions import Clients
 
 LIFTING_TIMEOUT = 60.0
 """Seconds that lifting a startup taint may take; the API server has just answered."""
 
 
-def settled(
+def plan_labels(
     facts: LabelFacts,
     instance: str,
     goal: Goal,
     *,
     handlers: tuple[str, ...] = (),
     stable_for: float | None = None,
-) -> tuple[SettleLabels, ...]:
+) -> tuple[EnsureLabels, ...]:
     """What brings the labels of ``instance`` to ``goal``; nothing when they are there.
 
     By default they must hold for as long as ``facts`` say; ``handlers`` are what the Node must go on
     reporting meanwhile. Raises
     :class:`~kata_node.errors.UnfitNodeError` when the Node is on another machine than the one meant.
     """
-    there: Mapping[str, str]
+    current_labels: Mapping[str, str]
     if facts.node:
-        check_machine(facts.node, facts.expected_machine_id)
+        check_machine_id(facts.node, facts.expected_machine_id)
         check_host(facts.node, facts.host_machine_id)
-        there = facts.node.labels
+        current_labels = facts.node.labels
     elif goal in ("claimed", "served"):
-        there = {}
+        current_labels = {}
     else:  # of a Node that is away just now, all that it can have
-        there = dict.fromkeys((labels.SHARED, labels.mark(instance)), labels.SERVING)
-    changes = labels.CHANGES[goal](there, instance)
+        current_labels = dict.fromkeys(
+            (labels.SHARED_LABEL, labels.installation_label(instance)), labels.SERVING
+        )
+    changes = labels.CHANGES[goal](current_labels, instance)
     if not changes:
         return ()
     window = facts.stable_for if stable_for is None else stable_for
     return (
-        SettleLabels(
+        EnsureLabels(
             facts.name,
             instance,
             goal,
@@ -58,7 +60,7 @@ def settled(
 
 
 @dataclass(frozen=True)
-class AwaitNode:
+class WaitForNode:
     """Wait until the Node is Ready and, if it reports handlers at all, reports ours."""
 
     name: str
@@ -77,9 +79,9 @@ class AwaitNode:
         """Nothing changes."""
         return ""
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Raises :class:`~kata_node.errors.KubeError` when the time is up."""
-        tools.kube().wait_ready(
+        clients.kube().wait_ready(
             self.name,
             self.handlers,
             timeout=self.timeout,
@@ -87,12 +89,12 @@ class AwaitNode:
             expected_machine_id=self.expected_machine_id or None,
         )
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """Applying it is the check."""
 
 
 @dataclass(frozen=True)
-class SettleLabels:
+class EnsureLabels:
     """Make ``changes`` on the Node and see them hold for ``stable_for`` seconds.
 
     ``changes`` are those seen when the plan was made. What is sent is worked out anew each time,
@@ -124,24 +126,24 @@ class SettleLabels:
             for key, value in self.changes
         )
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Raises :class:`~kata_node.errors.KubeError` when they do not hold."""
-        tools.kube().settle(
+        clients.kube().ensure_labels(
             self.name,
             lambda node: labels.CHANGES[self.goal](node.labels, self.instance),
-            serves=self.handlers,
+            required_handlers=self.handlers,
             window=self.stable_for,
             timeout=self.timeout,
             deadline=self.deadline,
             expected_machine_id=self.expected_machine_id or None,
         )
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """That they hold was seen when they were made."""
 
 
 @dataclass(frozen=True)
-class LiftTaints:
+class RemoveTaint:
     """Take a startup taint, ``key:effect``, off the Node."""
 
     name: str
@@ -156,14 +158,14 @@ class LiftTaints:
         """One line."""
         return f"- taint {self.taint} on Node {self.name}\n"
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Raises :class:`~kata_node.errors.KubeError` when it stays."""
-        tools.kube().lift_taints(
+        clients.kube().remove_taints(
             self.name,
-            lambda there: taints.remaining(there, (self.taint,)),
+            lambda there: taints.without_startup_taints(there, (self.taint,)),
             timeout=LIFTING_TIMEOUT,
             expected_machine_id=self.expected_machine_id or None,
         )
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """That it is gone was seen when it was lifted."""

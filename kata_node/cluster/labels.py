@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-SHARED = "katacontainers.io/kata-runtime"
+SHARED_LABEL = "katacontainers.io/kata-runtime"
 """What RuntimeClasses select: some instance serves Kata handlers on this node."""
 
-MARK_PREFIX = "kata-deploy.katacontainers.io/"
+INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
 """Followed by the name of an instance: that one is on this node."""
 
 SERVING = "true"
@@ -27,15 +27,19 @@ Goal = Literal["claimed", "served", "withdrawn", "released"]
 Changes = dict[str, str | None]
 
 
-def mark(instance: str) -> str:
+def installation_label(instance: str) -> str:
     """The label that only ``instance`` (its suffix, or ``default``) puts on a Node and takes off it."""
-    return MARK_PREFIX + instance
+    return INSTALLATION_LABEL_PREFIX + instance
 
 
-def other_marks(labels: Mapping[str, str], instance: str) -> dict[str, str]:
+def other_installation_labels(labels: Mapping[str, str], instance: str) -> dict[str, str]:
     """The marks of all the other instances among ``labels``, whatever their value."""
-    own = mark(instance)
-    return {key: value for key, value in labels.items() if key.startswith(MARK_PREFIX) and key != own}
+    own = installation_label(instance)
+    return {
+        key: value
+        for key, value in labels.items()
+        if key.startswith(INSTALLATION_LABEL_PREFIX) and key != own
+    }
 
 
 def claimed(labels: Mapping[str, str], instance: str) -> Changes:
@@ -43,12 +47,18 @@ def claimed(labels: Mapping[str, str], instance: str) -> Changes:
 
     What says that it serves is left: it does so while it is installed again, and so do the others.
     """
-    return {key: CLAIMED for key in (SHARED, mark(instance)) if labels.get(key) not in (SERVING, CLAIMED)}
+    return {
+        key: CLAIMED
+        for key in (SHARED_LABEL, installation_label(instance))
+        if labels.get(key) not in (SERVING, CLAIMED)
+    }
 
 
 def served(labels: Mapping[str, str], instance: str) -> Changes:
     """What to change so that the Node says that ``instance`` serves its handlers."""
-    return {key: SERVING for key in (SHARED, mark(instance)) if labels.get(key) != SERVING}
+    return {
+        key: SERVING for key in (SHARED_LABEL, installation_label(instance)) if labels.get(key) != SERVING
+    }
 
 
 def withdrawn(labels: Mapping[str, str], instance: str) -> Changes:
@@ -56,9 +66,9 @@ def withdrawn(labels: Mapping[str, str], instance: str) -> Changes:
 
     The shared label stays as it is while another instance serves. Labels that are not there are not made.
     """
-    own = mark(instance)
-    going = (own,) if _another_serves(labels, instance) else (SHARED, own)
-    return {key: CLAIMED for key in going if labels.get(key, CLAIMED) != CLAIMED}
+    own = installation_label(instance)
+    keys = (own,) if _another_serves(labels, instance) else (SHARED_LABEL, own)
+    return {key: CLAIMED for key in keys if labels.get(key, CLAIMED) != CLAIMED}
 
 
 def released(labels: Mapping[str, str], instance: str) -> Changes:
@@ -68,15 +78,15 @@ def released(labels: Mapping[str, str], instance: str) -> Changes:
     it is ``false``. It also goes when it is found with no mark at all: nothing would ever take it
     away, and pods would go on being sent to a node that cannot run them.
     """
-    own = mark(instance)
+    own = installation_label(instance)
     changes: Changes = {own: None} if own in labels else {}
-    if not other_marks(labels, instance):
-        return {SHARED: None, **changes} if SHARED in labels else changes
+    if not other_installation_labels(labels, instance):
+        return {SHARED_LABEL: None, **changes} if SHARED_LABEL in labels else changes
     return {**withdrawn(labels, instance), **changes}
 
 
 def _another_serves(labels: Mapping[str, str], instance: str) -> bool:
-    return SERVING in other_marks(labels, instance).values()
+    return SERVING in other_installation_labels(labels, instance).values()
 
 
 CHANGES: Mapping[Goal, Callable[[Mapping[str, str], str], Changes]] = {

@@ -24,18 +24,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from kata_node import log as logs
-from kata_node.daemon.health import Probes, State
-from kata_node.errors import KataNodeError, RolledBackError, UnfitNodeError, UsageError
+from kata_node.daemon.health import HealthState, ProbeServer
+from kata_node.errors import IneligibleNodeError, KataNodeError, RolledBackError, UsageError
 
-DONE, UNFIT, USAGE = 0, UnfitNodeError.exit_code, UsageError.exit_code
+DONE, UNFIT, USAGE = 0, IneligibleNodeError.exit_code, UsageError.exit_code
 
-UNWANTED = 10
+NOT_WANTED = 10
 """The exit code of ``wanted`` that has Kata taken away. No other code does, nor a child that was killed."""
 
-ENDS = (signal.SIGTERM, signal.SIGINT)
-WAITED_FOR = (*ENDS, signal.SIGCHLD)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)
 
-_MEANINGS = {
+_EXIT_CODE_TEXTS = {
     1: "it failed",
     RolledBackError.exit_code: "it failed and was put back",
     5: "another run holds the node's lock",
@@ -49,7 +49,7 @@ log = logging.getLogger("kata_node.daemon.daemon")  # where it is the program th
 # Plain classes: the module that makes dataclasses would be a quarter of the memory of this process.
 
 
-class Pauses:
+class RetryDelays:
     """Seconds before the next try, and the most that doubling makes of them.
 
     What was put back has restarted the runtime twice, so that waits longer. A pod that reverts is waited
@@ -62,22 +62,22 @@ class Pauses:
         first: float = 10,
         longest: float = 300,
         longest_of_revert: float = 60,
-        first_if_put_back: float = 60,
-        longest_if_put_back: float = 1800,
+        first_after_rollback: float = 60,
+        longest_after_rollback: float = 1800,
     ) -> None:
         self._usual = first, longest
         self._revert = first, longest_of_revert
-        self._put_back = first_if_put_back, longest_if_put_back
+        self._rollback = first_after_rollback, longest_after_rollback
 
     def after(self, code: int, tries: int, *, reverting: bool = False) -> float:
         """Before that is tried again which has ended with ``code``, the ``tries``-th time in a row."""
         first, longest = self._revert if reverting else self._usual
         if code == RolledBackError.exit_code:
-            first, longest = self._put_back
+            first, longest = self._rollback
         return min(longest, first * 2.0 ** min(tries - 1, 20))
 
 
-class Child:
+class ChildProcess:
     """A process that was started: ``code`` is ``None`` while it runs, and -N if signal N ended it."""
 
     def __init__(self, pid: int) -> None:
@@ -85,13 +85,13 @@ class Child:
         self.code: int | None = None
 
 
-def hold_signals() -> None:
+def block_signals() -> None:
     """From now on signals wait for :class:`Daemon`, also if another program takes this one's place first."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
 
 
 class Daemon:
-    """The life of such a pod. Made in the main thread, after :func:`hold_signals`.
+    """The life of such a pod. Made in the main thread, after :func:`block_signals`.
 
     ``program`` is run with the word for what it is to do added, and leaves what went wrong in the file
     ``termination_log``, if there is one. ``by_name`` are variables with which it reverts even where its
@@ -103,109 +103,109 @@ class Daemon:
         program: Sequence[str],
         termination_log: str,
         listener: socket.socket,
-        by_name: Mapping[str, str],
-        pauses: Pauses | None = None,
+        fallback_env: Mapping[str, str],
+        pauses: RetryDelays | None = None,
     ) -> None:
         self._program = program
         self._termination_log = termination_log
-        self._by_name = by_name
-        self._pauses = pauses or Pauses()
-        self._state = State(False, "starting")
-        self._children: dict[int, Child] = {}
-        self._install: Child | None = None
-        self._leaving = False
-        self._probes = Probes(listener, lambda: self._state)
+        self._fallback_env = fallback_env
+        self._pauses = pauses or RetryDelays()
+        self._state = HealthState(False, "starting")
+        self._children: dict[int, ChildProcess] = {}
+        self._install: ChildProcess | None = None
+        self._stopping = False
+        self._probes = ProbeServer(listener, lambda: self._state)
 
     def run(self) -> int:
         """Live it, and return the exit code."""
         self._probes.start()
-        self._try_to_install()
-        self._until(lambda: self._leaving)
-        return self._leave()
+        self._install_with_retries()
+        self._wait_until(lambda: self._stopping)
+        return self._shut_down()
 
-    def _try_to_install(self) -> None:
+    def _install_with_retries(self) -> None:
         """Until it is there, cannot be, or the pod is to go."""
         tries = 0
-        self._note_signals(0)
-        while not self._leaving:
+        self._handle_signals(0)
+        while not self._stopping:
             tries += 1
-            self._say("installing" if tries == 1 else f"installing, try {tries}")
+            self._set_state("installing" if tries == 1 else f"installing, try {tries}")
             child = self._install = self._start("install")
-            self._until(lambda: self._leaving or not self._installs)
+            self._wait_until(lambda: self._stopping or not self._install_running)
             if child.code in (None, DONE, UNFIT, USAGE):
-                self._tell_of(child)
+                self._report_install(child)
                 return
             pause = self._pauses.after(child.code or 1, tries)
-            why = self._why(child)
-            self._say(f"not installed, tried {'once' if tries == 1 else f'{tries} times'}: {why}")
+            why = self._failure_reason(child)
+            self._set_state(f"not installed, tried {'once' if tries == 1 else f'{tries} times'}: {why}")
             log.warning("the install is tried again in %.0f s: %s", pause, why)
-            self._until(lambda: self._leaving, pause)
+            self._wait_until(lambda: self._stopping, pause)
 
-    def _tell_of(self, child: Child) -> None:
+    def _report_install(self, child: ChildProcess) -> None:
         if child.code == DONE:
-            self._say("installed", ready=True)
+            self._set_state("installed", ready=True)
             log.info("installed; waiting for the pod to end")
         elif child.code is not None:
             # It does not end over this: Kata may be here of old, and then somebody has to take it away.
-            why = self._why(child)
-            self._say(f"not installed, and not to be: {why}")
+            why = self._failure_reason(child)
+            self._set_state(f"not installed, and not to be: {why}")
             log.error("nothing more is tried on this node until the pod is made anew: %s", why)
 
-    def _leave(self) -> int:
+    def _shut_down(self) -> int:
         """Revert if it is clear that Kata is not wanted here any more. All else leaves the node as it is.
 
         A revert that fails is tried again for as long as the pod is let live.
         """
-        self._say("ending")
+        self._set_state("ending")
         tries = 0
         while True:
-            answer = self._ask()
+            answer = self._ask_wanted()
             if answer == DONE:
                 return DONE
-            if answer != UNWANTED and not tries:
+            if answer != NOT_WANTED and not tries:
                 log.error(
                     "whether Kata is still wanted on this node could not be found out, so it stays; if it is "
                     "not, run `kata-node revert` here"
                 )
                 return 1
-            if self._installs:
+            if self._install_running:
                 self._end_install(signal.SIGINT)
             tries += 1
-            self._say("reverting" if tries == 1 else f"reverting, try {tries}")
+            self._set_state("reverting" if tries == 1 else f"reverting, try {tries}")
             child = self._revert()
             code = child.code or DONE
             if code == DONE:
                 return DONE
-            why = self._why(child)
+            why = self._failure_reason(child)
             if code in (UNFIT, USAGE):
                 log.error("not everything was taken away; run `kata-node revert` on this node: %s", why)
                 return code
             pause = self._pauses.after(code, tries, reverting=True)
-            self._say(f"not reverted, tried {tries} times: {why}")
+            self._set_state(f"not reverted, tried {tries} times: {why}")
             log.error(
                 "not everything was taken away; that is tried again in %.0f s, and if the pod is ended "
                 "before, run `kata-node revert` on this node: %s",
                 pause,
                 why,
             )
-            self._until(lambda: False, pause)
+            self._wait_until(lambda: False, pause)
 
-    def _ask(self) -> int | None:
+    def _ask_wanted(self) -> int | None:
         """Whether Kata is wanted, once no install is under way that would leave it here."""
         answer = self._run("wanted").code
-        if answer == UNWANTED or not self._installs:
+        if answer == NOT_WANTED or not self._install_running:
             return answer
         # Whoever comes next goes on from where this one stops; it is spared that where there is time. The
         # DaemonSet can be deleted meanwhile, and no other signal tells of that.
         self._end_install()
         return self._run("wanted").code
 
-    def _revert(self) -> Child:
+    def _revert(self) -> ChildProcess:
         """Where the settings are wrong now: revert what is known of this installation without them."""
         child = self._run("revert")
-        if child.code == USAGE and self._by_name:
-            log.warning("reverting by the name of this installation alone: %s", self._why(child))
-            child = self._run("revert", self._by_name)
+        if child.code == USAGE and self._fallback_env:
+            log.warning("reverting by the name of this installation alone: %s", self._failure_reason(child))
+            child = self._run("revert", self._fallback_env)
         return child
 
     def _end_install(self, number: signal.Signals | None = None) -> None:
@@ -213,24 +213,24 @@ class Daemon:
         log.info("waiting for the install under way to end")
         if number is not None:  # it puts back what it has begun
             os.kill(self._install.pid, number)
-        self._until(lambda: not self._installs)
+        self._wait_until(lambda: not self._install_running)
 
     @property
-    def _installs(self) -> bool:
+    def _install_running(self) -> bool:
         return self._install is not None and self._install.code is None
 
-    def _run(self, word: str, variables: Mapping[str, str] | None = None) -> Child:
-        child = self._start(word, variables)
-        self._until(lambda: child.code is not None)
+    def _run(self, subcommand: str, variables: Mapping[str, str] | None = None) -> ChildProcess:
+        child = self._start(subcommand, variables)
+        self._wait_until(lambda: child.code is not None)
         return child
 
-    def _start(self, word: str, variables: Mapping[str, str] | None = None) -> Child:
-        if word != "wanted":  # which changes nothing that the pod's status should tell
+    def _start(self, subcommand: str, variables: Mapping[str, str] | None = None) -> ChildProcess:
+        if subcommand != "wanted":  # which changes nothing that the pod's status should tell
             with contextlib.suppress(OSError):
                 os.truncate(self._termination_log, 0)
-        command = [*self._program, word]
+        command = [*self._program, subcommand]
         # Ignored signals would stay so in the child: a shell's `&` ignores SIGINT, Python SIGPIPE.
-        reset = (*ENDS, signal.SIGPIPE)
+        reset = (*STOP_SIGNALS, signal.SIGPIPE)
         env = {**os.environ, **(variables or {})}
         try:
             pid = os.posix_spawn(command[0], command, env, setsid=True, setsigmask=(), setsigdef=reset)
@@ -238,32 +238,32 @@ class Daemon:
             raise KataNodeError(
                 f"the program cannot be started: {error.strerror}", where=command[0], hint="run it again"
             ) from error
-        child = self._children[pid] = Child(pid)
+        child = self._children[pid] = ChildProcess(pid)
         return child
 
-    def _until(self, done: Callable[[], bool], seconds: float | None = None) -> None:
+    def _wait_until(self, done: Callable[[], bool], seconds: float | None = None) -> None:
         """Take note of signals until ``done``, or until so many seconds have passed."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not done():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
-            self._note_signals(left)
+            self._handle_signals(left)
 
-    def _note_signals(self, seconds: float | None) -> None:
+    def _handle_signals(self, seconds: float | None) -> None:
         """Wait for a signal, and take note of what it tells; ``None`` is for as long as it takes."""
         if seconds is None:
-            number = signal.sigwait(WAITED_FOR)
+            number = signal.sigwait(HANDLED_SIGNALS)
         else:
-            info = signal.sigtimedwait(WAITED_FOR, seconds)
+            info = signal.sigtimedwait(HANDLED_SIGNALS, seconds)
             if info is None:
                 return
             number = signal.Signals(info.si_signo)
         if number != signal.SIGCHLD:
             log.info(
-                "%s, a second one" if self._leaving else "%s: the pod is to go", signal.Signals(number).name
+                "%s, a second one" if self._stopping else "%s: the pod is to go", signal.Signals(number).name
             )
-            self._leaving = True
+            self._stopping = True
         self._reap()
 
     def _reap(self) -> None:
@@ -274,10 +274,10 @@ class Daemon:
                 if child is not None:  # else an orphan that the first process of a container inherits
                     child.code = os.waitstatus_to_exitcode(ended[1])
 
-    def _say(self, text: str, *, ready: bool = False) -> None:
-        self._state = State(ready, text)
+    def _set_state(self, text: str, *, ready: bool = False) -> None:
+        self._state = HealthState(ready, text)
 
-    def _why(self, child: Child) -> str:
+    def _failure_reason(self, child: ChildProcess) -> str:
         """What a child left for the pod's status, else what its exit code means."""
         try:
             with open(self._termination_log, "rb") as file:
@@ -287,24 +287,24 @@ class Daemon:
             hint = f"; {error['hint']}" if error["hint"] else ""
             return f"{message['stage']}: {error['what']}{place}{hint}"
         except (OSError, ValueError, LookupError, TypeError):
-            return _meaning(child.code or 0)
+            return _describe_exit_code(child.code or 0)
 
 
-def _meaning(code: int) -> str:
+def _describe_exit_code(code: int) -> str:
     if code < 0:
         return f"it was ended by the signal {-code}"
-    return _MEANINGS.get(code, f"it ended with the exit code {code}")
+    return _EXIT_CODE_TEXTS.get(code, f"it ended with the exit code {code}")
 
 
-def command_line(
-    listener: socket.socket, log_level: str, termination_log: str, by_name: Mapping[str, str]
+def daemon_command(
+    listener: socket.socket, log_level: str, termination_log: str, fallback_env: Mapping[str, str]
 ) -> tuple[str, ...]:
     """What the process that read the options is to become: the daemon, with nothing of what that needed.
 
     The children get the options by their variables, in the environment that it is given.
     """
     listener.set_inheritable(True)
-    given = (str(listener.fileno()), log_level, termination_log, json.dumps(by_name))
+    given = (str(listener.fileno()), log_level, termination_log, json.dumps(fallback_env))
     return (*_python("kata_node.daemon.daemon"), *given)
 
 
@@ -315,13 +315,13 @@ def _python(module: str) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str]) -> int:
     """Take up what :func:`command_line` says."""
-    descriptor, log_level, termination_log, by_name = arguments
-    hold_signals()
-    logs.setup(log_level)
+    descriptor, log_level, termination_log, fallback_env = arguments
+    block_signals()
+    logs.configure_logging(log_level)
     listener = socket.socket(fileno=int(descriptor))
     listener.set_inheritable(False)
     try:
-        return Daemon(_python("kata_node"), termination_log, listener, json.loads(by_name)).run()
+        return Daemon(_python("kata_node"), termination_log, listener, json.loads(fallback_env)).run()
     except KataNodeError as error:
         log.error("%s", error)
         return error.exit_code

@@ -15,17 +15,17 @@ from collections.abc import Callable
 
 from kata_node.errors import KataNodeError, UsageError
 
-HEAD_LIMIT = 4096
+REQUEST_LIMIT = 4096
 """Bytes of a request; a probe has some two hundred."""
 
-PATIENCE = 5.0
+CLIENT_TIMEOUT = 5.0
 """Seconds a client may take for its request."""
 
-CLIENTS = 32
+MAX_CLIENTS = 32
 """Connections at a time; whoever has waited longest makes room for the next."""
 
 
-class State:
+class HealthState:
     """How it goes. ``text`` is for people, and may be read by anybody who reaches the port."""
 
     def __init__(self, ready: bool, text: str) -> None:
@@ -56,7 +56,7 @@ def listen(address: str) -> socket.socket:
         ) from error
 
 
-def answer(request: bytes, state: State) -> bytes:
+def respond(request: bytes, state: HealthState) -> bytes:
     """The whole response to a request, of which the first line is enough."""
     words = request.partition(b"\r\n")[0].split()
     if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
@@ -84,14 +84,14 @@ def _response(status: str, text: str, header: str = "", *, body: bool = True) ->
 
 class _Client:
     def __init__(self) -> None:
-        self.until = time.monotonic() + PATIENCE
+        self.deadline = time.monotonic() + CLIENT_TIMEOUT
         self.received = bytearray()
 
 
-class Probes:
+class ProbeServer:
     """Answers on ``listener`` until the process ends; ``state`` is asked at each request."""
 
-    def __init__(self, listener: socket.socket, state: Callable[[], State]) -> None:
+    def __init__(self, listener: socket.socket, state: Callable[[], HealthState]) -> None:
         self._listener = listener
         self._state = state
         self._clients: dict[socket.socket, _Client] = {}  # the one that came first is the first
@@ -105,7 +105,7 @@ class Probes:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             while True:
-                for key, _ in selector.select(PATIENCE if self._clients else None):
+                for key, _ in selector.select(CLIENT_TIMEOUT if self._clients else None):
                     peer = key.fileobj
                     assert isinstance(peer, socket.socket)
                     if peer is self._listener:
@@ -113,14 +113,14 @@ class Probes:
                     elif peer in self._clients:  # and did not make room just now
                         self._read(selector, peer)
                 now = time.monotonic()
-                for late in [peer for peer, client in self._clients.items() if client.until < now]:
+                for late in [peer for peer, client in self._clients.items() if client.deadline < now]:
                     self._drop(selector, late)
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
         with contextlib.suppress(OSError):  # gone again before it was taken
             peer, _ = self._listener.accept()
             peer.setblocking(False)
-            if len(self._clients) >= CLIENTS:
+            if len(self._clients) >= MAX_CLIENTS:
                 self._drop(selector, next(iter(self._clients)))
             self._clients[peer] = _Client()
             selector.register(peer, selectors.EVENT_READ)
@@ -128,12 +128,12 @@ class Probes:
     def _read(self, selector: selectors.BaseSelector, peer: socket.socket) -> None:
         received = self._clients[peer].received
         with contextlib.suppress(OSError):  # it hung up
-            piece = peer.recv(HEAD_LIMIT)
+            piece = peer.recv(REQUEST_LIMIT)
             received += piece
-            if piece and b"\r\n\r\n" not in received and len(received) < HEAD_LIMIT:
+            if piece and b"\r\n\r\n" not in received and len(received) < REQUEST_LIMIT:
                 return
             # It is far smaller than the buffer of a connection that is new.
-            peer.send(answer(bytes(received), self._state()))
+            peer.send(respond(bytes(received), self._state()))
             peer.shutdown(socket.SHUT_WR)
         self._drop(selector, peer)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kata_node.dispatcher.progress import Result
     from kata_node.dispatcher.template import Owner
 
-PREFIX = "KATA_DISPATCHER_"
+ENV_PREFIX = "KATA_DISPATCHER_"
 NAME = "kata-deploy-job-dispatcher"
 
 
@@ -35,23 +35,23 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Carry out a command line and return its exit code."""
     options = _parser().parse_args(arguments)
-    log.setup(options.log_level)
+    log.configure_logging(options.log_level)
     try:
         result = _dispatch(options)
     except KataNodeError as error:
         if options.output == "json":
-            _say(json.dumps(report.failure(report.Problem.of(error)), indent=2))
+            _print(json.dumps(report.failure_document(report.Problem.from_error(error)), indent=2))
         sys.stderr.write(f"error: {error}\n")
-        _leave(options, error.what, error)
+        _write_termination_message(options, error.what, error)
         return error.exit_code
     from kata_node.dispatcher import progress
 
     if options.output == "json":
-        _say(json.dumps(progress.document(result), indent=2))
+        _print(json.dumps(progress.document(result), indent=2))
     else:
-        _say(progress.text(result))
+        _print(progress.text(result))
     failed = KataNodeError(result.reason) if result.exit_code else None
-    _leave(options, progress.summary(result), failed)
+    _write_termination_message(options, progress.summary(result), failed)
     return result.exit_code
 
 
@@ -59,16 +59,16 @@ def _dispatch(options: argparse.Namespace) -> Result:
     if not options.config:
         raise UsageError("there is no configuration", where="--config", hint=f"see {NAME} --help")
     from kata_node.dispatcher import config
-    from kata_node.dispatcher.api import Api
-    from kata_node.dispatcher.run import run as carry_out
-    from kata_node.dispatcher.shutdown import Stop, Stopped
+    from kata_node.dispatcher.api import ApiClient
+    from kata_node.dispatcher.run import run as run_dispatcher
+    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested
 
-    asked = config.load(Path(options.config))
-    stop = Stop()
-    with stop.on_signals(), Api.connect(stop=stop) as api:
+    loaded = config.load(Path(options.config))
+    stop = Shutdown()
+    with stop.on_signals(), ApiClient.connect(stop=stop) as api:
         try:
-            return carry_out(asked, api, owner=_owner(options), reporter=os.uname().nodename)
-        except Stopped:
+            return run_dispatcher(loaded, api, owner=_owner(options), reporter=os.uname().nodename)
+        except ShutdownRequested:
             raise KataNodeError("asked to stop before the first Job was made", hint="run it again") from None
 
 
@@ -84,13 +84,15 @@ def _owner(options: argparse.Namespace) -> Owner | None:
     return Owner(options.owner_name, options.owner_uid) if options.owner_uid else None
 
 
-def _leave(options: argparse.Namespace, summary: str, error: KataNodeError | None) -> None:
-    problem = report.Problem.of(error) if error else None
-    done = report.StageReport("dispatcher", "failed" if error else "done", summary, error=problem)
-    report.write_termination_message(Path(options.termination_log), done)
+def _write_termination_message(
+    options: argparse.Namespace, summary: str, error: KataNodeError | None
+) -> None:
+    problem = report.Problem.from_error(error) if error else None
+    stage_report = report.StageReport("dispatcher", "failed" if error else "done", summary, error=problem)
+    report.write_termination_message(Path(options.termination_log), stage_report)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
@@ -100,12 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=NAME,
         description="Runs one Job on each node that the configuration selects, so many at a time.",
-        epilog=f"Every option has a variable, {PREFIX} and its name: {PREFIX}CONFIG for --config.",
+        epilog=f"Every option has a variable, {ENV_PREFIX} and its name: {ENV_PREFIX}CONFIG for --config.",
         allow_abbrev=False,
     )
 
     def option(name: str, metavar: str | None, default: str, text: str, **more: Sequence[str]) -> None:
-        variable = PREFIX + name.upper().replace("-", "_")
+        variable = ENV_PREFIX + name.upper().replace("-", "_")
         value = os.environ.get(variable) or default
         choices = more.get("choices")
         if choices and value not in choices:

@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from kata_node.dispatcher.kubernetes_objects import (
-    ACTION,
-    DIGEST,
-    GENERATION,
-    NODE_UID,
+    ACTION_LABEL,
+    GENERATION_ANNOTATION,
+    NODE_UID_ANNOTATION,
+    TEMPLATE_DIGEST_LABEL,
     Action,
     Job,
     JobState,
 )
 
 
-class Fate(Enum):
+class JobDecision(Enum):
     """What is to be done about a Job."""
 
-    NOTHING = auto()
+    IGNORE = auto()
     """It is in nobody's way."""
     ADOPT = auto()
     """It runs and does what is wanted: it is the node's Job from now on."""
     DONE = auto()
     """It has done what is wanted."""
-    RENEW = auto()
+    REPLACE = auto()
     """It has ended, and makes room for a new one."""
     AWAIT = auto()
     """It runs and does something else: the node is worked on when it has ended."""
@@ -37,7 +37,7 @@ class Fate(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DesiredJob:
     """The Job that a node is to have."""
 
     name: str
@@ -49,36 +49,41 @@ class Wanted:
     labels: Mapping[str, str]
 
 
-def fate(job: Job, wanted: Wanted) -> Fate:
+def decide(job: Job, desired: DesiredJob) -> JobDecision:
     """What is to be done about ``job``, so that the node can have the one that is ``wanted``."""
     metadata = job.metadata
-    own = wanted.labels.items() <= metadata.labels.items() and bool(job.node)
-    if metadata.name == wanted.name:
-        if not own or job.node != wanted.node or metadata.labels.get(ACTION) != wanted.action:
-            return Fate.FOREIGN
-    elif not own or job.node != wanted.node:
-        return Fate.NOTHING
+    own = desired.labels.items() <= metadata.labels.items() and bool(job.node)
+    if metadata.name == desired.name:
+        if not own or job.node != desired.node or metadata.labels.get(ACTION_LABEL) != desired.action:
+            return JobDecision.FOREIGN
+    elif not own or job.node != desired.node:
+        return JobDecision.IGNORE
     if metadata.deletion_timestamp:
-        return Fate.AWAIT
-    if metadata.name == wanted.name:
-        return _same_name(job, wanted)
+        return JobDecision.AWAIT
+    if metadata.name == desired.name:
+        return _same_name(job, desired)
     if job.finished:
         # Deleted as well: what it has done is undone now, and nobody shall take it for done again.
-        return Fate.NOTHING if metadata.labels.get(ACTION) == wanted.action else Fate.RENEW
-    undone = wanted.action == "cleanup" and metadata.labels.get(ACTION) == "install"
-    return Fate.STOP if undone else Fate.AWAIT
+        return (
+            JobDecision.IGNORE if metadata.labels.get(ACTION_LABEL) == desired.action else JobDecision.REPLACE
+        )
+    undone = desired.action == "cleanup" and metadata.labels.get(ACTION_LABEL) == "install"
+    return JobDecision.STOP if undone else JobDecision.AWAIT
 
 
-def _same_name(job: Job, wanted: Wanted) -> Fate:
+def _same_name(job: Job, desired: DesiredJob) -> JobDecision:
     metadata = job.metadata
     same_work = (
-        metadata.labels.get(DIGEST) == wanted.digest and metadata.annotations.get(NODE_UID) == wanted.node_uid
+        metadata.labels.get(TEMPLATE_DIGEST_LABEL) == desired.digest
+        and metadata.annotations.get(NODE_UID_ANNOTATION) == desired.node_uid
     )
     if not job.finished:
-        return Fate.ADOPT if same_work and job.state is JobState.RUNNING else Fate.AWAIT
+        return JobDecision.ADOPT if same_work and job.state is JobState.RUNNING else JobDecision.AWAIT
     succeeded = job.state is JobState.SUCCEEDED
     return (
-        Fate.DONE
-        if same_work and succeeded and metadata.annotations.get(GENERATION, "") == wanted.generation
-        else Fate.RENEW
+        JobDecision.DONE
+        if same_work
+        and succeeded
+        and metadata.annotations.get(GENERATION_ANNOTATION, "") == desired.generation
+        else JobDecision.REPLACE
     )

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import logging
 
-from kata_node.dispatcher.api import Api
+from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.jobs import Jobs
 from kata_node.dispatcher.template import Owner
 
-COMPONENT = "app.kubernetes.io/component=dispatcher"
+DISPATCHER_SELECTOR = "app.kubernetes.io/component=dispatcher"
 """The label of the Pods of dispatchers, besides those of the release."""
 
-POLL = 2.0
-PATIENCE = 120.0
+POLL_INTERVAL = 2.0
+SHUTDOWN_TIMEOUT = 120.0
 """Seconds for them to end. One that does not is on a node that nobody hears of."""
 
 log = logging.getLogger(__name__)
 
 
-def end_rivals(api: Api, config: Config, owner: Owner | None, reporter: str) -> None:
+def stop_competing_dispatchers(api: ApiClient, config: Config, owner: Owner | None, reporter: str) -> None:
     """Delete the Jobs of all dispatchers of the release but of this one, and see their Pods end.
 
     This one runs in the Job ``owner``, or at least in the Pod ``reporter``. The Jobs that the others have
@@ -31,21 +31,21 @@ def end_rivals(api: Api, config: Config, owner: Owner | None, reporter: str) -> 
     """
     jobs = Jobs(api, config.namespace)
     release = ",".join(f"{key}={value}" for key, value in sorted(config.labels.items()))
-    own = owner.uid if owner else ""
-    told: set[str] = set()
-    deadline = api.clock.now() + PATIENCE
-    while rivals := [
+    own_uid = owner.uid if owner else ""
+    deleted_jobs: set[str] = set()
+    deadline = api.clock.now() + SHUTDOWN_TIMEOUT
+    while competing_pods := [
         pod
-        for pod in jobs.live_pods(f"{release},{COMPONENT}")
-        if pod.job_uid and pod.job_uid != own and pod.metadata.name != reporter
+        for pod in jobs.live_pods(f"{release},{DISPATCHER_SELECTOR}")
+        if pod.job_uid and pod.job_uid != own_uid and pod.metadata.name != reporter
     ]:
-        for pod in rivals:
-            if pod.job_uid not in told:
-                told.add(pod.job_uid)
+        for pod in competing_pods:
+            if pod.job_uid not in deleted_jobs:
+                deleted_jobs.add(pod.job_uid)
                 log.warning("the dispatcher in %s still runs; ending it", pod.metadata.name)
-                jobs.delete_by(pod.job_name, pod.job_uid, wait=True)
+                jobs.delete_by_name(pod.job_name, pod.job_uid, wait=True)
         if api.clock.now() >= deadline:
-            names = ", ".join(pod.metadata.name for pod in rivals)
-            log.warning("%s has not ended within %g s; going on all the same", names, PATIENCE)
+            names = ", ".join(pod.metadata.name for pod in competing_pods)
+            log.warning("%s has not ended within %g s; going on all the same", names, SHUTDOWN_TIMEOUT)
             return
-        api.sleep(POLL)
+        api.sleep(POLL_INTERVAL)

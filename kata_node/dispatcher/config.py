@@ -55,12 +55,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from kata_node.dispatcher.kubernetes_objects import NODE, OWN, Action
+from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX, NODE_KEY, Action
 from kata_node.dispatcher.template import Template, Templates
 from kata_node.errors import SettingsError
-from kata_node.settings.values import Reader, describe, parse_yaml
+from kata_node.settings.values import ValuesReader, describe_value, parse_yaml
 
-__all__ = ["Amount", "Config", "Removed", "load"]
+__all__ = ["Config", "DeselectedNodesConfig", "IntOrPercent", "load"]
 
 PREFIX_LIMIT = 40
 DEFAULT_PARALLELISM = 100
@@ -76,19 +76,19 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 @dataclass(frozen=True)
-class Amount:
+class IntOrPercent:
     """So many nodes, or a share of them in per cent."""
 
     number: int
-    share: bool = False
+    percent: bool = False
 
-    def of(self, total: int) -> int:
+    def scaled(self, total: int) -> int:
         """The number of nodes; a share is rounded down."""
-        return total * self.number // 100 if self.share else self.number
+        return total * self.number // 100 if self.percent else self.number
 
 
 @dataclass(frozen=True)
-class Removed:
+class DeselectedNodesConfig:
     """What is done on nodes that are no longer selected."""
 
     name_prefix: str
@@ -110,28 +110,30 @@ class Config:
     parallelism: int = DEFAULT_PARALLELISM
     wait_for_nodes: int = 0
     wait_for_ready: int = DEFAULT_WAIT_FOR_READY
-    max_not_ready: Amount | None = None
-    mark: str = ""
+    max_not_ready: IntOrPercent | None = None
+    installation_label: str = ""
     skip_serving: bool = False
     events: bool = False
     canary: int = 0
-    wave_size: Amount | None = None
-    max_failures: Amount | None = None
-    removed: Removed | None = None
+    wave_size: IntOrPercent | None = None
+    max_failures: IntOrPercent | None = None
+    removed: DeselectedNodesConfig | None = None
 
     @property
     def installation(self) -> str:
         """The name of what is installed, for people: ``default``, or its suffix, as the mark has it."""
-        return self.mark.rpartition("/")[2] or "kata"
+        return self.installation_label.rpartition("/")[2] or "kata"
 
-    def not_ready_allowed(self, total: int) -> int:
+    def max_not_ready_nodes(self, total: int) -> int:
         """How many of ``total`` nodes may be left out as not ready without that being a failure."""
-        default = Amount(100 if self.skip_serving else 0 if self.action == "cleanup" else 10, share=True)
-        return (self.max_not_ready or default).of(total)
+        default = IntOrPercent(
+            100 if self.skip_serving else 0 if self.action == "cleanup" else 10, percent=True
+        )
+        return (self.max_not_ready or default).scaled(total)
 
     def job_selector(self) -> str:
         """The label selector of all Jobs that were made for the release here, whatever they do."""
-        return ",".join([*(f"{key}={value}" for key, value in sorted(self.labels.items())), NODE])
+        return ",".join([*(f"{key}={value}" for key, value in sorted(self.labels.items())), NODE_KEY])
 
 
 def load(path: Path) -> Config:
@@ -147,10 +149,10 @@ def load(path: Path) -> Config:
         raise SettingsError(str(error), where=str(path), hint=hint) from error
     if not isinstance(data, dict):
         raise SettingsError(
-            f"expected a mapping of keys to values, got {describe(data)}", where=str(path), hint=hint
+            f"expected a mapping of keys to values, got {describe_value(data)}", where=str(path), hint=hint
         )
     problems: list[str] = []
-    with Reader(data, "", problems) as values:
+    with ValuesReader(data, "", problems) as values:
         config = _read(values)
     if problems:
         what = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])
@@ -158,35 +160,35 @@ def load(path: Path) -> Config:
     return config
 
 
-def _read(values: Reader) -> Config:
+def _read(values: ValuesReader) -> Config:
     action = cast("Action", values.choice("action", ("install", "cleanup")))
     if not values.has("action"):
-        values.problem("action", "is missing: install or cleanup")
+        values.add_problem("action", "is missing: install or cleanup")
     namespace = _name(values, "namespace", 63)
     prefix = _name(values, "namePrefix", PREFIX_LIMIT)
     labels = _labels(values)
     templates = _templates(values)
     with values.section("selection") as selection:
-        nodes = selection.texts("nodes") or ()
+        nodes = selection.text_list("nodes") or ()
         selector = selection.text("labelSelector").strip()
     for name in nodes:
         if not _NODE_NAME.fullmatch(name):
-            values.problem("selection.nodes", f"{describe(name)} cannot be the name of a Node")
-    mark = values.text("mark")
-    if mark and not _LABEL.fullmatch(mark):
-        values.problem("mark", f"{describe(mark)} cannot be a label")
+            values.add_problem("selection.nodes", f"{describe_value(name)} cannot be the name of a Node")
+    installation_label = values.text("mark")
+    if installation_label and not _LABEL.fullmatch(installation_label):
+        values.add_problem("mark", f"{describe_value(installation_label)} cannot be a label")
     skip_serving = values.flag("skipServing")
-    if skip_serving and not mark:
-        values.problem("skipServing", "needs the mark that tells which nodes serve")
+    if skip_serving and not installation_label:
+        values.add_problem("skipServing", "needs the mark that tells which nodes serve")
     with values.section("rollout") as rollout:
         canary = rollout.number("canary")
-        wave_size = _amount(rollout, "waveSize", least=1)
-        max_failures = _amount(rollout, "maxFailures", least=0)
-    removed = _removed(values, action, prefix, mark)
+        wave_size = _int_or_percent(rollout, "waveSize", least=1)
+        max_failures = _int_or_percent(rollout, "maxFailures", least=0)
+    removed = _removed(values, action, prefix, installation_label)
     parallelism = values.number("parallelism", DEFAULT_PARALLELISM, least=1)
-    wait = values.number("waitForNodesSeconds")
+    wait_for_nodes = values.number("waitForNodesSeconds")
     wait_for_ready = values.number("waitForReadySeconds", DEFAULT_WAIT_FOR_READY)
-    max_not_ready = _amount(values, "maxNotReady", least=0)
+    max_not_ready = _int_or_percent(values, "maxNotReady", least=0)
     generation = values.text("generation")
     return Config(
         action=action,
@@ -198,10 +200,10 @@ def _read(values: Reader) -> Config:
         nodes=tuple(dict.fromkeys(nodes)),
         selector="" if nodes else selector,
         parallelism=parallelism,
-        wait_for_nodes=wait,
+        wait_for_nodes=wait_for_nodes,
         wait_for_ready=wait_for_ready,
         max_not_ready=max_not_ready,
-        mark=mark,
+        installation_label=installation_label,
         skip_serving=skip_serving,
         events=values.flag("events"),
         canary=canary,
@@ -211,69 +213,78 @@ def _read(values: Reader) -> Config:
     )
 
 
-def _name(values: Reader, key: str, limit: int) -> str:
+def _name(values: ValuesReader, key: str, limit: int) -> str:
     name = values.text(key)
     if not _NAME.fullmatch(name) or len(name) > limit:
-        values.problem(
-            key, f"{describe(name)} is not a name of at most {limit} small letters, digits and inner dashes"
+        values.add_problem(
+            key,
+            f"{describe_value(name)} is not a name of at most {limit} small letters, digits and inner dashes",
         )
     return name
 
 
-def _labels(values: Reader) -> dict[str, str]:
+def _labels(values: ValuesReader) -> dict[str, str]:
     with values.section("labels") as section:
         labels = {name: section.text(name) for name in section.names()}
         for name, value in labels.items():
             if not _LABEL.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
-                section.problem(name, f"{describe(value)} cannot be the value of such a label")
-            elif name.startswith(OWN):
-                section.problem(name, f"labels below {OWN} are the dispatcher's")
+                section.add_problem(name, f"{describe_value(value)} cannot be the value of such a label")
+            elif name.startswith(JOB_PREFIX):
+                section.add_problem(name, f"labels below {JOB_PREFIX} are the dispatcher's")
     if not labels:
-        values.problem("labels", "is empty: without labels the Jobs of a release cannot be told from others")
+        values.add_problem(
+            "labels", "is empty: without labels the Jobs of a release cannot be told from others"
+        )
     return labels
 
 
-def _templates(values: Reader) -> Templates:
-    common, each = values.has("template"), values.has("templates")
-    if common == each:
-        what = "is there beside templates: give one of them" if common else "is missing, and so is templates"
-        values.problem("template", what)
-    if common:
+def _templates(values: ValuesReader) -> Templates:
+    has_template, has_templates = values.has("template"), values.has("templates")
+    if has_template == has_templates:
+        what = (
+            "is there beside templates: give one of them"
+            if has_template
+            else "is missing, and so is templates"
+        )
+        values.add_problem("template", what)
+    if has_template:
         values.skip("templates")
         return Templates(_template(values))
     values.skip("template")
     by_runtime: dict[str, Template] = {}
-    for index, item in enumerate(items := values.mappings("templates")):
+    for index, item in enumerate(items := values.unchecked_list("templates")):
         where = f"templates[{index}]"
         if not isinstance(item, dict):
-            values.problem(where, f"expected a runtime and its template, got {describe(item)}")
+            values.add_problem(where, f"expected a runtime and its template, got {describe_value(item)}")
             continue
-        with Reader(item, values.path(where), values.problems) as entry:
+        with ValuesReader(item, values.path(where), values.problems) as entry:
             runtime = entry.choice("runtime", ("", *RUNTIMES))
             template = _template(entry)
         if not entry.has("runtime"):
-            entry.problem("runtime", f"is missing: {' or '.join(RUNTIMES)}")
+            entry.add_problem("runtime", f"is missing: {' or '.join(RUNTIMES)}")
         elif runtime in by_runtime:
-            entry.problem("runtime", f"{runtime} has a template already")
+            entry.add_problem("runtime", f"{runtime} has a template already")
         elif runtime and template:
             by_runtime[runtime] = template
-    if each and not items:
-        values.problem("templates", "is empty: no node could get a Job")
+    if has_templates and not items:
+        values.add_problem("templates", "is empty: no node could get a Job")
     return Templates(by_runtime=by_runtime)
 
 
-def _template(values: Reader) -> Template | None:
+def _template(values: ValuesReader) -> Template | None:
     data = values.value("template")
     if not isinstance(data, dict):
-        values.problem("template", f"expected a whole Job, got {describe(data)}")
+        values.add_problem("template", f"expected a whole Job, got {describe_value(data)}")
         return None
     template = Template(data)
     for key, what in template.problems():
-        values.problem(f"template.{key}" if key else "template", what)
+        values.add_problem(f"template.{key}" if key else "template", what)
     return template
 
 
-def _removed(values: Reader, action: Action, prefix: str, mark: str) -> Removed | None:
+def _removed(
+    values: ValuesReader, action: Action, prefix: str, installation_label: str
+) -> DeselectedNodesConfig | None:
     given = values.has("removed")
     with values.section("removed") as section:
         if not given:
@@ -281,25 +292,26 @@ def _removed(values: Reader, action: Action, prefix: str, mark: str) -> Removed 
         removed_prefix = _name(section, "namePrefix", PREFIX_LIMIT)
         templates = _templates(section)
     if action != "install":
-        values.problem("removed", "belongs to the action install alone")
-    if not mark:
-        values.problem("removed", "needs the mark that tells which nodes the installation is on")
+        values.add_problem("removed", "belongs to the action install alone")
+    if not installation_label:
+        values.add_problem("removed", "needs the mark that tells which nodes the installation is on")
     if removed_prefix == prefix:
-        values.problem("removed.namePrefix", "is that of the other Jobs: they would have the same names")
-    return Removed(removed_prefix, templates)
+        values.add_problem("removed.namePrefix", "is that of the other Jobs: they would have the same names")
+    return DeselectedNodesConfig(removed_prefix, templates)
 
 
-def _amount(values: Reader, key: str, *, least: int) -> Amount | None:
+def _int_or_percent(values: ValuesReader, key: str, *, least: int) -> IntOrPercent | None:
     value = values.value(key)
     if value is None:
         return None
     if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,3})%", value)):
-        share = int(match[1])
-        if least <= share <= 100:
-            return Amount(share, share=True)
+        percent = int(match[1])
+        if least <= percent <= 100:
+            return IntOrPercent(percent, percent=True)
     elif isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return Amount(value)
-    values.problem(
-        key, f"expected a number of nodes, {least} or more, or a share such as 10%, got {describe(value)}"
+        return IntOrPercent(value)
+    values.add_problem(
+        key,
+        f"expected a number of nodes, {least} or more, or a share such as 10%, got {describe_value(value)}",
     )
     return None

@@ -9,21 +9,21 @@ import msgspec
 
 from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
 
-LONGEST = 600
+MESSAGE_LIMIT = 600
 """Characters of a message that is not one of ours."""
 
-KILLED = (137, 143)
+KILLED_EXIT_CODES = (137, 143)
 """Exit codes of a container that was ended from outside: by SIGKILL, by SIGTERM."""
 
 
-MOUNTS = (
+FAILED_MOUNT_HINT = (
     "a FailedMount there means that k8sDistribution, containerRuntime or containerd.* of the values are not "
     "what the node runs"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class NodeProblem:
     """What went wrong on a node. ``stage`` is a container, ``exit_code`` its, if it has ended."""
 
     what: str
@@ -51,54 +51,56 @@ class _Message(msgspec.Struct, frozen=True):
     error: _Error | None = None
 
 
-def diagnose(job: Job, pods: Sequence[Pod]) -> Trouble:
+def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
     """What went wrong in ``job``, which has failed, by its newest Pod that tells."""
     newest_first = _newest_first(pods)
     condition = job.condition
-    late = condition is not None and condition.reason == "DeadlineExceeded"
+    deadline_exceeded = condition is not None and condition.reason == "DeadlineExceeded"
     for pod in newest_first:
-        trouble = _of_pod(pod)
+        problem = _pod_problem(pod)
         # At its deadline a Job has its Pods killed: that they were is not why.
-        if trouble and not (late and trouble.exit_code in KILLED):
-            return trouble
+        if problem and not (deadline_exceeded and problem.exit_code in KILLED_EXIT_CODES):
+            return problem
     if condition is None:
-        return Trouble("its Job has failed", hint=_logs(job))
+        return NodeProblem("its Job has failed", hint=_inspect_hint(job))
     reason = f"{condition.reason}: {condition.message}" if condition.message else condition.reason
-    if late:
-        held = held_up(job, pods) if pods else None
-        return Trouble(
-            f"its Job took longer than it may ({reason})" + (f"; {held}" if held else ""),
-            stage=next((stage for pod in newest_first if (stage := _stage(pod))), ""),
-            hint=(held.hint if held else "")
+    if deadline_exceeded:
+        stuck = stuck_reason(job, pods) if pods else None
+        return NodeProblem(
+            f"its Job took longer than it may ({reason})" + (f"; {stuck}" if stuck else ""),
+            stage=next((stage for pod in newest_first if (stage := _current_stage(pod))), ""),
+            hint=(stuck.hint if stuck else "")
             or "see what holds it up there, or raise job.activeDeadlineSeconds for slow nodes",
         )
-    return Trouble(f"its Job has failed ({reason}), and no Pod is left that tells why", hint=_logs(job))
+    return NodeProblem(
+        f"its Job has failed ({reason}), and no Pod is left that tells why", hint=_inspect_hint(job)
+    )
 
 
-def held_up(job: Job, pods: Sequence[Pod]) -> Trouble | None:
+def stuck_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
     """Why nothing of a Job runs that is to run, or not for the first time; none while it goes well."""
     if not pods:
         # A quota, a Pod Security level, a webhook: only the Events of the Job tell.
-        return Trouble(f"its Job has no Pod; `{_describe('job', job.metadata.name, job)}` tells why")
+        return NodeProblem(f"its Job has no Pod; `{_describe('job', job.metadata.name, job)}` tells why")
     newest, *before = _newest_first(pods)
-    if trouble := _waiting(newest):
-        return trouble
-    if not newest.begun:
+    if problem := _waiting_problem(newest):
+        return problem
+    if not newest.started:
         # A host path that is not there, a volume, a network: only the Events of the Pod tell.
         describe = _describe("pod", newest.metadata.name, job)
-        return Trouble(f"nothing of its Pod has begun; `{describe}` tells why", hint=MOUNTS)
-    failed = next((trouble for pod in before if (trouble := _of_pod(pod))), None)
-    return Trouble(f"tried again after {failed}", hint=failed.hint) if failed else None
+        return NodeProblem(f"nothing of its Pod has begun; `{describe}` tells why", hint=FAILED_MOUNT_HINT)
+    failed = next((problem for pod in before if (problem := _pod_problem(pod))), None)
+    return NodeProblem(f"tried again after {failed}", hint=failed.hint) if failed else None
 
 
-def tried_again(job: Job, pods: Sequence[Pod]) -> Trouble | None:
+def retry_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
     """Which try of a Job is next, and why the one before failed as far as its Pods tell."""
-    following, most = job.status.failed + 1, job.spec.backoff_limit + 1
-    if not 1 < following <= most:
+    next_try, max_tries = job.status.failed + 1, job.spec.backoff_limit + 1
+    if not 1 < next_try <= max_tries:
         return None
-    failed = next((trouble for pod in _newest_first(pods) if (trouble := _of_pod(pod))), None)
-    what = f"try {following} of {most}" + (f", after {failed}" if failed else "")
-    return Trouble(what, hint=failed.hint if failed else "")
+    failed = next((problem for pod in _newest_first(pods) if (problem := _pod_problem(pod))), None)
+    what = f"try {next_try} of {max_tries}" + (f", after {failed}" if failed else "")
+    return NodeProblem(what, hint=failed.hint if failed else "")
 
 
 def _describe(kind: str, name: str, job: Job) -> str:
@@ -109,7 +111,7 @@ def _newest_first(pods: Sequence[Pod]) -> list[Pod]:
     return sorted(pods, key=lambda pod: pod.metadata.creation_timestamp or "", reverse=True)
 
 
-def _stage(pod: Pod) -> str:
+def _current_stage(pod: Pod) -> str:
     """The container that runs, or was killed."""
     for container in pod.containers:
         if container.state.running is not None or (
@@ -119,21 +121,23 @@ def _stage(pod: Pod) -> str:
     return ""
 
 
-def _of_pod(pod: Pod) -> Trouble | None:
+def _pod_problem(pod: Pod) -> NodeProblem | None:
     for container in pod.containers:
         ended = container.state.terminated or container.last_state.terminated
         if ended and (ended.exit_code or ended.signal):
-            return _of_container(container.name, ended)
-    if trouble := _waiting(pod):
-        return trouble
+            return _container_problem(container.name, ended)
+    if problem := _waiting_problem(pod):
+        return problem
     if pod.status.reason or pod.status.message:
         # Evicted, NodeLost, an admission of the kubelet that was refused.
         what = ": ".join(text for text in (pod.status.reason, pod.status.message) if text)
-        return Trouble(f"its Pod has failed ({_cut(what)})", hint="look at the node: kubectl describe node")
+        return NodeProblem(
+            f"its Pod has failed ({_truncate(what)})", hint="look at the node: kubectl describe node"
+        )
     return None
 
 
-def _waiting(pod: Pod) -> Trouble | None:
+def _waiting_problem(pod: Pod) -> NodeProblem | None:
     for container in pod.containers:
         waiting = container.state.waiting
         if waiting and waiting.reason not in ("", "PodInitializing", "ContainerCreating"):
@@ -141,34 +145,34 @@ def _waiting(pod: Pod) -> Trouble | None:
     return None
 
 
-def _not_started(container: ContainerStatus, reason: str, message: str) -> Trouble:
+def _not_started(container: ContainerStatus, reason: str, message: str) -> NodeProblem:
     what = f"it could not be started ({': '.join(text for text in (reason, message) if text)})"
     image = "Image" in reason or "Pull" in reason
     hint = "see that the node can pull this image, and look at imagePullSecrets" if image else ""
-    return Trouble(_cut(what), stage=container.name, hint=hint)
+    return NodeProblem(_truncate(what), stage=container.name, hint=hint)
 
 
-def _of_container(name: str, ended: Terminated) -> Trouble:
+def _container_problem(name: str, ended: Terminated) -> NodeProblem:
     code = ended.exit_code or 128 + ended.signal
     try:
         message = msgspec.json.decode(ended.message, type=_Message)
     except msgspec.DecodeError:
         message = _Message()
     if message.error and message.error.what:
-        return Trouble(
+        return NodeProblem(
             message.error.what, stage=name, exit_code=code, where=message.error.where, hint=message.error.hint
         )
     if message.summary:
-        return Trouble(message.summary, stage=name, exit_code=code)
+        return NodeProblem(message.summary, stage=name, exit_code=code)
     if ended.message.strip():
-        return Trouble(_cut(" ".join(ended.message.split())), stage=name, exit_code=code)
+        return NodeProblem(_truncate(" ".join(ended.message.split())), stage=name, exit_code=code)
     reason = f" ({ended.reason})" if ended.reason not in ("", "Error") else ""
-    return Trouble(f"it ended without a word{reason}", stage=name, exit_code=code, hint="look at its log")
+    return NodeProblem(f"it ended without a word{reason}", stage=name, exit_code=code, hint="look at its log")
 
 
-def _logs(job: Job) -> str:
+def _inspect_hint(job: Job) -> str:
     return f"try `{_describe('job', job.metadata.name, job)}` and the node's own log"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+def _truncate(text: str) -> str:
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"

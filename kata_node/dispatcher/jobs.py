@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from kata_node.dispatcher.api import Api, ExpiredError, RefusedError
-from kata_node.dispatcher.kubernetes_objects import JOB_UID, Job, Pod, PodPage
+from kata_node.dispatcher.api import ApiClient, ExpiredError, RefusedError
+from kata_node.dispatcher.kubernetes_objects import JOB_UID_LABEL, Job, Pod, PodPage
 from kata_node.dispatcher.template import Owner, owner_reference
 
-LIVE = "status.phase!=Succeeded,status.phase!=Failed"
+LIVE_PODS_SELECTOR = "status.phase!=Succeeded,status.phase!=Failed"
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Jobs:
     """What can be done about a Job. All raise :class:`RefusedError` and :class:`KubeError`."""
 
-    def __init__(self, api: Api, namespace: str) -> None:
+    def __init__(self, api: ApiClient, namespace: str) -> None:
         self._api = api
         self._path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
         self._pods = f"/api/v1/namespaces/{namespace}/pods"
@@ -47,9 +47,9 @@ class Jobs:
 
     def delete(self, job: Job, *, wait: bool = False) -> None:
         """Delete exactly this Job; with ``wait`` it stays visible until its Pods have ended."""
-        self.delete_by(job.metadata.name, job.metadata.uid, wait=wait)
+        self.delete_by_name(job.metadata.name, job.metadata.uid, wait=wait)
 
-    def delete_by(self, name: str, uid: str, *, wait: bool = False) -> None:
+    def delete_by_name(self, name: str, uid: str, *, wait: bool = False) -> None:
         """The same, of a Job that was not read."""
         body: Mapping[str, object] = {
             "apiVersion": "v1",
@@ -64,7 +64,7 @@ class Jobs:
             if error.failure.status not in (404, 409):  # it is gone, or another has its name
                 raise
 
-    def own(self, job: Job, owner: Owner) -> None:
+    def set_owner(self, job: Job, owner: Owner) -> None:
         """Make a Job go with ``owner`` and no longer with whose it was; one that is gone is nobody's."""
         patch = {"metadata": {"uid": job.metadata.uid, "ownerReferences": [owner_reference(owner)]}}
         try:
@@ -77,11 +77,11 @@ class Jobs:
 
     def pods(self, job: Job) -> list[Pod]:
         """The Pods it has had that are still there."""
-        return self._list({"labelSelector": f"{JOB_UID}={job.metadata.uid}"})
+        return self._list({"labelSelector": f"{JOB_UID_LABEL}={job.metadata.uid}"})
 
     def live_pods(self, selector: str) -> list[Pod]:
         """The Pods of a label selector that have not ended, whether or not their Jobs are still there."""
-        return self._list({"labelSelector": selector, "fieldSelector": LIVE})
+        return self._list({"labelSelector": selector, "fieldSelector": LIVE_PODS_SELECTOR})
 
     def _list(self, query: Mapping[str, str]) -> list[Pod]:
         while True:

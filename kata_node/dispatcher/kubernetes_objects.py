@@ -13,28 +13,32 @@ import msgspec
 
 Action = Literal["install", "cleanup"]
 
-OWN = "job.katacontainers.io/"
-ACTION, DIGEST, NODE = f"{OWN}action", f"{OWN}template", f"{OWN}node"
+JOB_PREFIX = "job.katacontainers.io/"
+ACTION_LABEL, TEMPLATE_DIGEST_LABEL, NODE_KEY = (
+    f"{JOB_PREFIX}action",
+    f"{JOB_PREFIX}template",
+    f"{JOB_PREFIX}node",
+)
 """Labels of a Job: what it does, of which template it was made, and for which Node. A Node's name may be
 longer than a label: the label then has the Job's own, and the annotation :data:`NODE` the whole of it."""
-NODE_UID, GENERATION = f"{OWN}node-uid", f"{OWN}generation"
+NODE_UID_ANNOTATION, GENERATION_ANNOTATION = f"{JOB_PREFIX}node-uid", f"{JOB_PREFIX}generation"
 """Annotations of a Job: which Node of that name is meant, and in which generation it was made."""
 
-JOB_UID, JOB_NAME = "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"
+JOB_UID_LABEL, JOB_NAME_LABEL = "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"
 """The labels with which the Job controller says whose a Pod is."""
 
 
-class _Part(msgspec.Struct, rename="camel"):
+class _ApiObject(msgspec.Struct, rename="camel"):
     pass
 
 
-class Owner(_Part):
+class OwnerReference(_ApiObject):
     """Whom the garbage collector keeps an object for."""
 
     uid: str = ""
 
 
-class Meta(_Part):
+class ObjectMeta(_ApiObject):
     """``metadata``."""
 
     name: str = ""
@@ -45,10 +49,10 @@ class Meta(_Part):
     deletion_timestamp: str | None = None
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
-    owner_references: list[Owner] = []
+    owner_references: list[OwnerReference] = []
 
 
-class ListMeta(_Part):
+class ListMeta(_ApiObject):
     """``metadata`` of a page."""
 
     resource_version: str = ""
@@ -57,7 +61,7 @@ class ListMeta(_Part):
     """How many more there are; not said of a list with a selector."""
 
 
-class Taint(_Part):
+class Taint(_ApiObject):
     """What keeps Pods off a Node."""
 
     key: str
@@ -68,7 +72,7 @@ class Taint(_Part):
         return f"{self.key}={self.value}:{self.effect}" if self.value else f"{self.key}:{self.effect}"
 
 
-class Toleration(_Part):
+class Toleration(_ApiObject):
     """What a Pod does not mind."""
 
     key: str = ""
@@ -76,7 +80,7 @@ class Toleration(_Part):
     value: str = ""
     effect: str = ""
 
-    def covers(self, taint: Taint) -> bool:
+    def tolerates(self, taint: Taint) -> bool:
         """Whether the taint is tolerated; an operator of a later Kubernetes covers nothing."""
         if self.effect not in ("", taint.effect) or (self.key and self.key != taint.key):
             return False
@@ -85,11 +89,11 @@ class Toleration(_Part):
         return self.operator in ("Equal", "") and bool(self.key) and self.value == taint.value
 
 
-class _NodeSpec(_Part):
+class _NodeSpec(_ApiObject):
     taints: list[Taint] = []
 
 
-class NodeInfo(_Part):
+class NodeInfo(_ApiObject):
     """What the kubelet says of its machine."""
 
     machine_id: str = msgspec.field(default="", name="machineID")
@@ -102,19 +106,19 @@ class NodeInfo(_Part):
         return name if separator else ""
 
 
-class _NodeStatus(_Part):
+class _NodeStatus(_ApiObject):
     node_info: NodeInfo = msgspec.field(default_factory=NodeInfo)
 
 
-class Node(_Part):
+class Node(_ApiObject):
     """A Node."""
 
-    metadata: Meta
+    metadata: ObjectMeta
     spec: _NodeSpec = msgspec.field(default_factory=_NodeSpec)
     status: _NodeStatus = msgspec.field(default_factory=_NodeStatus)
 
 
-class Condition(_Part):
+class Condition(_ApiObject):
     """One of a Job's conditions."""
 
     type: str
@@ -132,11 +136,11 @@ class JobState(StrEnum):
     FAILED = "failed"
 
 
-class _JobSpec(_Part):
+class _JobSpec(_ApiObject):
     backoff_limit: int = 6
 
 
-class _JobStatus(_Part):
+class _JobStatus(_ApiObject):
     conditions: list[Condition] = []
     failed: int = 0
 
@@ -144,22 +148,22 @@ class _JobStatus(_Part):
 _STATES = {"Complete": JobState.SUCCEEDED, "Failed": JobState.FAILED, "FailureTarget": JobState.FAILING}
 
 
-class Job(_Part):
+class Job(_ApiObject):
     """A Job."""
 
-    metadata: Meta
+    metadata: ObjectMeta
     spec: _JobSpec = msgspec.field(default_factory=_JobSpec)
     status: _JobStatus = msgspec.field(default_factory=_JobStatus)
 
     @property
     def state(self) -> JobState:
         """What its conditions say."""
-        return self._decisive()[0]
+        return self._deciding_condition()[0]
 
     @property
     def condition(self) -> Condition | None:
         """The condition that says so; none while it runs."""
-        return self._decisive()[1]
+        return self._deciding_condition()[1]
 
     @property
     def finished(self) -> bool:
@@ -169,9 +173,9 @@ class Job(_Part):
     @property
     def node(self) -> str:
         """The name of the Node it was made for, if it was made here."""
-        return self.metadata.annotations.get(NODE, "")
+        return self.metadata.annotations.get(NODE_KEY, "")
 
-    def _decisive(self) -> tuple[JobState, Condition | None]:
+    def _deciding_condition(self) -> tuple[JobState, Condition | None]:
         held = {each.type: each for each in self.status.conditions if each.status == "True"}
         for kind, state in _STATES.items():
             if kind in held:
@@ -179,7 +183,7 @@ class Job(_Part):
         return JobState.RUNNING, None
 
 
-class Terminated(_Part):
+class Terminated(_ApiObject):
     """How a container ended."""
 
     exit_code: int = 0
@@ -188,14 +192,14 @@ class Terminated(_Part):
     message: str = ""
 
 
-class Waiting(_Part):
+class Waiting(_ApiObject):
     """Why a container does not run yet."""
 
     reason: str = ""
     message: str = ""
 
 
-class ContainerState(_Part):
+class ContainerState(_ApiObject):
     """One of these is there; none while nothing is known."""
 
     terminated: Terminated | None = None
@@ -203,7 +207,7 @@ class ContainerState(_Part):
     running: dict[str, object] | None = None
 
 
-class ContainerStatus(_Part):
+class ContainerStatus(_ApiObject):
     """What became of a container."""
 
     name: str
@@ -211,7 +215,7 @@ class ContainerStatus(_Part):
     last_state: ContainerState = msgspec.field(default_factory=ContainerState)
 
 
-class _PodStatus(_Part):
+class _PodStatus(_ApiObject):
     phase: str = ""
     reason: str = ""
     message: str = ""
@@ -219,14 +223,14 @@ class _PodStatus(_Part):
     container_statuses: list[ContainerStatus] = []
 
 
-class _PodSpec(_Part):
+class _PodSpec(_ApiObject):
     node_name: str = ""
 
 
-class Pod(_Part):
+class Pod(_ApiObject):
     """A Pod."""
 
-    metadata: Meta
+    metadata: ObjectMeta
     spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
     status: _PodStatus = msgspec.field(default_factory=_PodStatus)
 
@@ -238,12 +242,12 @@ class Pod(_Part):
     @property
     def job_uid(self) -> str:
         """Of the Job it belongs, or belonged, to."""
-        return self.metadata.labels.get(JOB_UID, "")
+        return self.metadata.labels.get(JOB_UID_LABEL, "")
 
     @property
     def job_name(self) -> str:
         """The name of that Job."""
-        return self.metadata.labels.get(JOB_NAME, "")
+        return self.metadata.labels.get(JOB_NAME_LABEL, "")
 
     @property
     def live(self) -> bool:
@@ -251,7 +255,7 @@ class Pod(_Part):
         return self.status.phase not in ("Succeeded", "Failed")
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether a container of it runs or has run."""
         return any(
             state.running is not None or state.terminated is not None
@@ -260,7 +264,7 @@ class Pod(_Part):
         )
 
 
-class _Page(_Part):
+class _Page(_ApiObject):
     """What Go has no items for is null."""
 
     metadata: ListMeta = msgspec.field(default_factory=ListMeta)
@@ -284,14 +288,14 @@ class PodPage(_Page):
     items: list[Pod] | None = None
 
 
-class Event(_Part):
+class WatchEvent(_ApiObject):
     """A line of a watch; what it is about is read by its kind."""
 
     type: str
     object: msgspec.Raw
 
 
-class Status(_Part):
+class Status(_ApiObject):
     """The API server's word on a request."""
 
     code: int = 0

@@ -7,19 +7,19 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from kata_node.dispatcher.api import Api, ExpiredError
+from kata_node.dispatcher.api import ApiClient, ExpiredError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.kubernetes_objects import Node, NodePage, Taint, Toleration
 from kata_node.dispatcher.template import Target, Templates
 from kata_node.errors import KubeError
 
-FEW = 20
+SINGLE_GET_LIMIT = 20
 """So many nodes given by name are asked for one by one; of more, all Nodes are listed."""
 
-POLL = 5.0
+POLL_INTERVAL = 5.0
 """Seconds between two looks at Nodes that are waited for."""
 
-SETTLE = 15.0
+STABLE_PERIOD = 15.0
 """Seconds for which the set of eligible nodes has to stay the same: labels arrive node by node."""
 
 UNREACHABLE = "node.kubernetes.io/unreachable"
@@ -29,9 +29,9 @@ CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 """The label of the nodes that the chart leaves out unless it is told otherwise."""
 
 SERVING = "true"
-EFFECTS = ("NoSchedule", "NoExecute")
+BLOCKING_EFFECTS = ("NoSchedule", "NoExecute")
 
-PASSING = frozenset(
+CONDITION_TAINTS = frozenset(
     {
         *(f"node.kubernetes.io/{each}" for each in ("not-ready", "unreachable", "network-unavailable")),
         *(f"node.kubernetes.io/{each}-pressure" for each in ("disk", "memory", "pid")),
@@ -53,7 +53,7 @@ class Selection:
     unready: tuple[tuple[Target, str], ...] = ()
     """Selected nodes that only a taint of :data:`PASSING`, or :data:`UNREACHABLE`, keeps Pods from, with
     that."""
-    unfit: tuple[tuple[Target, str], ...] = ()
+    without_template: tuple[tuple[Target, str], ...] = ()
     """Selected nodes whose runtime, as the Node names it, has no template."""
     serving: tuple[Target, ...] = ()
     """Selected nodes that are passed over, for their mark says that they serve."""
@@ -67,12 +67,12 @@ class Selection:
             each.name
             for each in (
                 *(*self.eligible, *self.serving),
-                *(node for node, _ in (*self.tainted, *self.unready, *self.unfit)),
+                *(node for node, _ in (*self.tainted, *self.unready, *self.without_template)),
             )
         )
 
 
-def blocking(taints: Iterable[Taint], tolerations: Collection[Toleration]) -> Taint | None:
+def blocking_taint(taints: Iterable[Taint], tolerations: Collection[Toleration]) -> Taint | None:
     """The first taint that keeps a Pod with these tolerations away, as it would keep a DaemonSet's,
     or from being begun at all.
 
@@ -81,10 +81,10 @@ def blocking(taints: Iterable[Taint], tolerations: Collection[Toleration]) -> Ta
     found = [
         taint
         for taint in taints
-        if taint.effect in EFFECTS
-        and (taint.key == UNREACHABLE or not any(each.covers(taint) for each in tolerations))
+        if taint.effect in BLOCKING_EFFECTS
+        and (taint.key == UNREACHABLE or not any(each.tolerates(taint) for each in tolerations))
     ]
-    return min(found, key=lambda taint: taint.key in PASSING, default=None)
+    return min(found, key=lambda taint: taint.key in CONDITION_TAINTS, default=None)
 
 
 def select(
@@ -92,14 +92,14 @@ def select(
     templates: Templates,
     *,
     named: Collection[str] = (),
-    serving_mark: str = "",
+    serving_label: str = "",
 ) -> Selection:
     """Sort out ``nodes``; where names are given, all others are passed over."""
     eligible: list[Target] = []
     serving: list[Target] = []
     tainted: list[tuple[Target, str]] = []
     unready: list[tuple[Target, str]] = []
-    unfit: list[tuple[Target, str]] = []
+    without_template: list[tuple[Target, str]] = []
     names = frozenset(named)
     missing = set(names)
     for node in nodes:
@@ -109,19 +109,19 @@ def select(
         missing.discard(name)
         info = node.status.node_info
         target = Target(name, node.metadata.uid, info.machine_id, info.runtime)
-        if serving_mark and node.metadata.labels.get(serving_mark) == SERVING:
+        if serving_label and node.metadata.labels.get(serving_label) == SERVING:
             serving.append(target)
         elif not (template := templates.find(target)):
-            unfit.append((target, info.container_runtime_version))
-        elif taint := blocking(node.spec.taints, template.tolerations):
-            (unready if taint.key in PASSING else tainted).append((target, str(taint)))
+            without_template.append((target, info.container_runtime_version))
+        elif taint := blocking_taint(node.spec.taints, template.tolerations):
+            (unready if taint.key in CONDITION_TAINTS else tainted).append((target, str(taint)))
         else:
             eligible.append(target)
     return Selection(
         eligible=tuple(sorted(eligible, key=lambda target: target.name)),
         tainted=_by_name(tainted),
         unready=_by_name(unready),
-        unfit=_by_name(unfit),
+        without_template=_by_name(without_template),
         serving=tuple(sorted(serving, key=lambda target: target.name)),
         missing=tuple(sorted(missing)),
     )
@@ -134,7 +134,7 @@ def _by_name(found: Iterable[tuple[Target, str]]) -> tuple[tuple[Target, str], .
 class Nodes:
     """The Nodes of the cluster, read anew every time."""
 
-    def __init__(self, api: Api, config: Config) -> None:
+    def __init__(self, api: ApiClient, config: Config) -> None:
         self._api = api
         self._config = config
 
@@ -144,18 +144,18 @@ class Nodes:
         Raises :class:`KubeError` when it says to wait, and no node is eligible at the end.
         """
         if not self._config.wait_for_nodes:
-            return self._look()
-        found = settled(self._look, self._config.wait_for_nodes, self._api)
+            return self._select()
+        found = wait_until_stable(self._select, self._config.wait_for_nodes, self._api)
         if not (found.eligible or found.serving):
-            raise self._nobody(found)
+            raise self._no_node_error(found)
         return found
 
-    def left(self, selected: Collection[str], templates: Templates) -> Selection:
+    def deselected(self, selected: Collection[str], templates: Templates) -> Selection:
         """The nodes that carry the mark, whatever its value, and are not among those ``selected``."""
-        found = self._list(self._config.mark)
+        found = self._list(self._config.installation_label)
         return select((node for node in found if node.metadata.name not in selected), templates)
 
-    def again(self, name: str, templates: Templates) -> Selection:
+    def reselect(self, name: str, templates: Templates) -> Selection:
         """What is to be thought of the Node of this name by now, if there is one."""
         return select(self._list(name=name), templates)
 
@@ -165,7 +165,10 @@ class Nodes:
 
     def serves(self, name: str) -> bool:
         """Whether the mark of the Node of this name says so by now."""
-        return any(node.metadata.labels.get(self._config.mark) == SERVING for node in self._list(name=name))
+        return any(
+            node.metadata.labels.get(self._config.installation_label) == SERVING
+            for node in self._list(name=name)
+        )
 
     def selects(self, name: str) -> bool:
         """Whether the configuration selects the Node of this name by now, if there is one."""
@@ -173,7 +176,7 @@ class Nodes:
             return name in self._config.nodes
         return any(True for _ in self._list(self._config.selector, name))
 
-    def _nobody(self, found: Selection) -> KubeError:
+    def _no_node_error(self, found: Selection) -> KubeError:
         """What there is to be said of a selection of which no node can be worked on."""
         config, selected = self._config, len(found.selected)
         first = next(self._api.pages("/api/v1/nodes", "list nodes", NodePage, {}))
@@ -185,25 +188,25 @@ class Nodes:
             f"after {config.wait_for_nodes:g} s there is no eligible node: "
             f"{selected} of {len(nodes) + more} Nodes match {wanted}"
         )
-        if held := _held(found):
+        if held := _blocked_nodes(found):
             what += f", and none can be worked on: {', '.join(held[:3])}{', …' if len(held) > 3 else ''}"
         hint = "compare with `kubectl get nodes --show-labels`, and correct the selection in the values"
         control_plane = nodes and not more and all(CONTROL_PLANE in node.metadata.labels for node in nodes)
         if found.tainted or found.unready:
             hint = "see `kubectl describe node`; lift the taints, or tolerate them in the values"
-        elif found.unfit:
+        elif found.without_template:
             hint = "correct k8sDistribution or containerRuntime in the values"
         elif control_plane and f"!{CONTROL_PLANE}" in config.selector:
             hint = "set job.nodeSelectorExpressions: [] on a cluster whose nodes are all of the control plane"
         return KubeError(what, where="selection", hint=hint)
 
-    def _look(self) -> Selection:
+    def _select(self) -> Selection:
         config = self._config
         found = self._list(config.selector)
-        if config.nodes and len(config.nodes) <= FEW:
+        if config.nodes and len(config.nodes) <= SINGLE_GET_LIMIT:
             found = itertools.chain.from_iterable(self._list(name=name) for name in config.nodes)
-        mark = config.mark if config.skip_serving else ""
-        return select(found, config.templates, named=config.nodes, serving_mark=mark)
+        installation_label = config.installation_label if config.skip_serving else ""
+        return select(found, config.templates, named=config.nodes, serving_label=installation_label)
 
     def _list(self, selector: str = "", name: str = "") -> Iterator[Node]:
         query = {"labelSelector": selector} if selector else {}
@@ -222,7 +225,7 @@ class Nodes:
                 continue  # from the beginning; what was told stays told
 
 
-def settled(look: Callable[[], Selection], wait: float, api: Api) -> Selection:
+def wait_until_stable(look: Callable[[], Selection], wait: float, api: ApiClient) -> Selection:
     """What ``look`` finds once its eligible nodes have stayed the same for :data:`SETTLE` seconds.
 
     After ``wait`` seconds what there is has to do, and may be nothing.
@@ -239,11 +242,11 @@ def settled(look: Callable[[], Selection], wait: float, api: Api) -> Selection:
             changed = last is not None
             since, last = now, names
         left = began + wait - now
-        stayed = bool(names) and not selection.missing and now - since >= SETTLE
+        stayed = bool(names) and not selection.missing and now - since >= STABLE_PERIOD
         if stayed or left <= 0:
             break
-        api.sleep(min(POLL, left))
-    if names and changed and now - since < min(SETTLE, wait):
+        api.sleep(min(POLL_INTERVAL, left))
+    if names and changed and now - since < min(STABLE_PERIOD, wait):
         log.warning(
             "after %g s the set of eligible nodes still changes, the last time %.0f s ago; "
             "going on with %d nodes",
@@ -254,9 +257,10 @@ def settled(look: Callable[[], Selection], wait: float, api: Api) -> Selection:
     return selection
 
 
-def _held(found: Selection) -> list[str]:
+def _blocked_nodes(found: Selection) -> list[str]:
     """Why nodes that are selected cannot be worked on."""
     held = [f"{target.name} has {taint}" for target, taint in (*found.tainted, *found.unready)]
     return held + [
-        f"{target.name} runs {runtime or 'no runtime that it names'}" for target, runtime in found.unfit
+        f"{target.name} runs {runtime or 'no runtime that it names'}"
+        for target, runtime in found.without_template
     ]

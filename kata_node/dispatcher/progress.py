@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from kata_node.dispatcher.kubernetes_objects import Action
-from kata_node.dispatcher.rollout import ENDED, GOOD, Outcome, Rollout, Task
+from kata_node.dispatcher.rollout import FINAL_OUTCOMES, SUCCESSFUL_OUTCOMES, Outcome, Rollout, Task
 
-WHOLE = 50
+MAX_ROWS = 50
 """The longest table. Of more nodes than this it has only those that are worth a look, and one row for all
 of them of which there is the same to tell."""
 
@@ -52,7 +52,7 @@ class Result:
         return 0 if self.outcome == "ok" else 1
 
 
-def result_of(
+def build_result(
     action: Action,
     tasks: Sequence[Task],
     *,
@@ -60,18 +60,18 @@ def result_of(
     interrupted: str,
     seconds: float,
     requests: Mapping[str, int],
-    not_ready_allowed: int = 0,
+    max_not_ready_nodes: int = 0,
 ) -> Result:
     """The result of a run; ``stopped`` and ``interrupted`` say why it ended early, if it did."""
-    away = sum(task.outcome is Outcome.NOT_READY for task in tasks)
-    bad = sum(task.outcome not in GOOD for task in tasks)
+    not_ready = sum(task.outcome is Outcome.NOT_READY for task in tasks)
+    unsuccessful = sum(task.outcome not in SUCCESSFUL_OUTCOMES for task in tasks)
     outcome: Literal["ok", "failed", "stopped", "interrupted"] = "ok"
     reason = ""
-    if bad > away:
-        outcome, reason = "failed", f"{bad} of {len(tasks)} nodes are not as wanted"
-    elif away > not_ready_allowed:
+    if unsuccessful > not_ready:
+        outcome, reason = "failed", f"{unsuccessful} of {len(tasks)} nodes are not as wanted"
+    elif not_ready > max_not_ready_nodes:
         outcome = "failed"
-        reason = f"{away} of {len(tasks)} nodes are not ready, and at most {not_ready_allowed} may be"
+        reason = f"{not_ready} of {len(tasks)} nodes are not ready, and at most {max_not_ready_nodes} may be"
     if stopped:
         outcome, reason = "stopped", stopped
     if interrupted:
@@ -79,20 +79,20 @@ def result_of(
     return Result(action, outcome, reason, tasks, seconds, requests)
 
 
-def line(task: Task, rollout: Rollout, now: float) -> str:
+def task_line(task: Task, rollout: Rollout, now: float) -> str:
     """One change: what became of a node, and how far the whole is."""
     what: str
-    if task.outcome in ENDED:
+    if task.outcome in FINAL_OUTCOMES:
         what = str(task.outcome)
         if task.outcome in (Outcome.DONE, Outcome.FAILED):
             what += f" after {duration(task.seconds)}"
     else:
         what = f"{'taken over' if task.adopted else 'started'}: {task.job}"
-    detail = f": {task.trouble}" if task.trouble else f" ({task.note})" if task.note else ""
-    return f"{task.target.name}: {_verb(task, rollout)}{what}{detail}  [{counts(rollout, now)}]"
+    detail = f": {task.problem}" if task.problem else f" ({task.note})" if task.note else ""
+    return f"{task.target.name}: {_action_prefix(task, rollout)}{what}{detail}  [{counts(rollout, now)}]"
 
 
-def _verb(task: Task, rollout: Rollout) -> str:
+def _action_prefix(task: Task, rollout: Rollout) -> str:
     """Which action is meant, where there are two."""
     return "" if task.action == rollout.tasks[0].action else f"{task.action} "
 
@@ -100,11 +100,11 @@ def _verb(task: Task, rollout: Rollout) -> str:
 def counts(rollout: Rollout, now: float) -> str:
     """``12 of 500 ended, 1 failed, 100 running, about 7 min left``."""
     there = rollout.counts
-    ended = sum(there[outcome] for outcome in ENDED)
+    ended = sum(there[outcome] for outcome in FINAL_OUTCOMES)
     parts = [f"{ended} of {len(rollout.tasks)} ended"]
     parts += [f"{there[Outcome.FAILED]} failed"] if there[Outcome.FAILED] else []
     parts += [f"{rollout.in_flight} running"]
-    left = rollout.remaining(now)
+    left = rollout.estimate_remaining(now)
     # Nothing is known of nodes that take longer than those before them.
     if left and ended < len(rollout.tasks):
         parts.append(f"about {duration(left)} left")
@@ -125,24 +125,24 @@ def text(result: Result) -> str:
     rows = [("NODE", "ACTION", "OUTCOME", "TIME", "DETAIL")]
     rows += [
         (_names(group), group[0].action, str(group[0].outcome), _longest(group), _detail(group[0]))
-        for group in groups[:WHOLE]
+        for group in groups[:MAX_ROWS]
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = []
     for row, group in zip(rows, [None, *groups], strict=False):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         lines.append("  ".join([*cells, row[4]]).rstrip())
-        if group and group[0].trouble and group[0].trouble.hint:
-            lines.append(f"  hint: {group[0].trouble.hint}")
-    if more := sum(len(group) for group in groups[WHOLE:]):
+        if group and group[0].problem and group[0].problem.hint:
+            lines.append(f"  hint: {group[0].problem.hint}")
+    if more := sum(len(group) for group in groups[MAX_ROWS:]):
         lines.append(f"… and {more} more nodes; each has a line of its own in the log")
-    return "\n".join([*(lines if groups else []), *_stages(result.tasks), summary(result)])
+    return "\n".join([*(lines if groups else []), *_failures_by_stage(result.tasks), summary(result)])
 
 
 def _groups(tasks: Sequence[Task]) -> list[list[Task]]:
     """The rows of the table, worst first."""
     ordered = sorted(tasks, key=lambda task: (WORST_FIRST.index(task.outcome), task.target.name))
-    if len(tasks) <= WHOLE:
+    if len(tasks) <= MAX_ROWS:
         return [[task] for task in ordered]
     groups: dict[tuple[str, ...], list[Task]] = {}
     for task in ordered:
@@ -162,44 +162,48 @@ def _longest(group: Sequence[Task]) -> str:
 
 
 def _detail(task: Task) -> str:
-    return str(task.trouble) if task.trouble else task.note
+    return str(task.problem) if task.problem else task.note
 
 
-def _stages(tasks: Sequence[Task]) -> list[str]:
+def _failures_by_stage(tasks: Sequence[Task]) -> list[str]:
     """Where most of it went wrong: ``failed: 812 at cri (exit code 4), 3 at host-check (exit code 3)``."""
-    failed = [task.trouble for task in tasks if task.outcome is Outcome.FAILED and task.trouble]
+    failed = [task.problem for task in tasks if task.outcome is Outcome.FAILED and task.problem]
     if len(failed) <= 1:
         return []
     tally = Counter(
         (each.stage or "no stage") + (f" (exit code {each.exit_code})" if each.exit_code is not None else "")
         for each in failed
     )
-    told = ", ".join(f"{count} at {place}" for place, count in tally.most_common())
-    return [f"failed: {told}"]
+    totals = ", ".join(f"{count} at {place}" for place, count in tally.most_common())
+    return [f"failed: {totals}"]
 
 
 def summary(result: Result) -> str:
     """The whole in one line."""
-    tally = Counter(task.outcome for task in result.tasks)
-    told = ", ".join(f"{tally[outcome]} {outcome}" for outcome in Outcome if tally[outcome])
+    counts_by_outcome = Counter(task.outcome for task in result.tasks)
+    totals = ", ".join(
+        f"{counts_by_outcome[outcome]} {outcome}" for outcome in Outcome if counts_by_outcome[outcome]
+    )
     reason = f" ({result.reason})" if result.reason else ""
     nodes = "1 node" if len(result.tasks) == 1 else f"{len(result.tasks)} nodes"
     return (
-        f"{result.action} {result.outcome}{reason}: {nodes}{f': {told}' if told else ''}; "
+        f"{result.action} {result.outcome}{reason}: {nodes}{f': {totals}' if totals else ''}; "
         f"{duration(result.seconds)}"
     )
 
 
 def document(result: Result) -> dict[str, Any]:
     """The result for a program, see the head of this module."""
-    tally = Counter(task.outcome for task in result.tasks)
+    counts_by_outcome = Counter(task.outcome for task in result.tasks)
     return {
         "outcome": result.outcome,
         "reason": result.reason,
         "action": result.action,
         "seconds": round(result.seconds, 1),
         "requests": sum(result.requests.values()),
-        "counts": {str(outcome): tally[outcome] for outcome in Outcome if tally[outcome]},
+        "counts": {
+            str(outcome): counts_by_outcome[outcome] for outcome in Outcome if counts_by_outcome[outcome]
+        },
         "nodes": [_node(task) for task in sorted(result.tasks, key=lambda task: task.target.name)],
     }
 
@@ -214,6 +218,6 @@ def _node(task: Task) -> dict[str, Any]:
     }
     if task.note:
         node["note"] = task.note
-    if task.trouble:
-        node["error"] = asdict(task.trouble)
+    if task.problem:
+        node["error"] = asdict(task.problem)
     return node

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kata_node.dispatcher.config import Amount
-from kata_node.dispatcher.failures import Trouble
+from kata_node.dispatcher.config import IntOrPercent
+from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.template import Target
 
@@ -27,8 +27,8 @@ class Outcome(StrEnum):
     NOT_STARTED = "not started"
 
 
-ENDED = frozenset(Outcome) - {Outcome.WAITING, Outcome.RUNNING}
-GOOD = frozenset({Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE})
+FINAL_OUTCOMES = frozenset(Outcome) - {Outcome.WAITING, Outcome.RUNNING}
+SUCCESSFUL_OUTCOMES = frozenset({Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE})
 """What does not make the whole a failure."""
 
 
@@ -44,45 +44,45 @@ class Task:
     uid: str = ""
     """Of its Job, once there is one."""
     adopted: bool = False
-    renew: bool = False
+    rerun: bool = False
     """Whether what an earlier Job has done does not count."""
-    lost: int = 0
+    job_deletions: int = 0
     """How often its Job was deleted by somebody."""
     began: float = 0.0
     seconds: float = 0.0
-    looks: int = 0
-    next_look: float = 0.0
+    node_checks: int = 0
+    next_node_check: float = 0.0
     absent_since: float | None = None
     failing_since: float | None = None
     """Since when its Job is to fail, as soon as its Pods have ended."""
     unready: str = ""
     """The taint that keeps it from being begun, and is expected to go."""
-    checks: int = 0
-    next_check: float = 0.0
-    tries: int = 0
+    pod_checks: int = 0
+    next_pod_check: float = 0.0
+    failed_tries: int = 0
     """How often its Job has failed so far, and is tried again."""
-    retried: Trouble | None = None
-    held_up: Trouble | None = None
+    last_retry: NodeProblem | None = None
+    stuck_reason: NodeProblem | None = None
     """What its Job was last seen to wait for, or to try again after."""
-    trouble: Trouble | None = None
+    problem: NodeProblem | None = None
     note: str = ""
     """Why it was skipped, or what else there is to say."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class RolloutPlan:
     """How the nodes follow each other."""
 
     parallelism: int
     canary: int = 0
-    wave_size: Amount | None = None
-    max_failures: Amount | None = None
+    wave_size: IntOrPercent | None = None
+    max_failures: IntOrPercent | None = None
 
 
-def waves(count: int, plan: Plan) -> list[int]:
+def assign_waves(count: int, plan: RolloutPlan) -> list[int]:
     """The wave of each of ``count`` nodes; the canaries, if any are wanted, are wave 0 and alone in it."""
     canary = min(plan.canary, count)
-    size = max(1, plan.wave_size.of(count)) if plan.wave_size else max(1, count)
+    size = max(1, plan.wave_size.scaled(count)) if plan.wave_size else max(1, count)
     first = 1 if canary else 0
     return [0] * canary + [first + index // size for index in range(count - canary)]
 
@@ -93,33 +93,33 @@ class Rollout:
     ``last`` are tasks of a wave of their own after all others, whose failures stop nothing.
     """
 
-    def __init__(self, tasks: Sequence[Task], plan: Plan, last: Sequence[Task] = ()) -> None:
+    def __init__(self, tasks: Sequence[Task], plan: RolloutPlan, last: Sequence[Task] = ()) -> None:
         self.plan = plan
         self.tasks = [*tasks, *last]
         self.stopped = ""
         """Why no more nodes are begun; empty while they are."""
-        for task, wave in zip(tasks, waves(len(tasks), plan), strict=True):
+        for task, wave in zip(tasks, assign_waves(len(tasks), plan), strict=True):
             task.wave = wave
         end = tasks[-1].wave + 1 if tasks else 0
         for task in last:
             task.wave = end
         self.counts = Counter({Outcome.WAITING: len(self.tasks)})
-        self._first_waves = end
+        self._removal_wave = end
         self._total = len(tasks)
         self._failed = 0
         self._queues: list[deque[Task]] = [deque() for _ in range(end + bool(last))]
         for task in self.tasks:
             self._queues[task.wave].append(task)
-        self._open = Counter(task.wave for task in self.tasks)
+        self._unfinished_by_wave = Counter(task.wave for task in self.tasks)
         self._wave = 0
         self._running: dict[str, Task] = {}
-        self._took = 0
-        self._sum = 0.0
+        self._timed_tasks = 0
+        self._timed_seconds = 0.0
 
     @property
     def wave(self) -> int:
         """The first wave that has not ended."""
-        while self._wave < len(self._queues) and not self._open[self._wave]:
+        while self._wave < len(self._queues) and not self._unfinished_by_wave[self._wave]:
             self._wave += 1
         return self._wave
 
@@ -128,16 +128,16 @@ class Rollout:
         """How many nodes are being worked on."""
         return self.counts[Outcome.RUNNING]
 
-    def over(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether nothing runs, and nothing is to be begun."""
         return not self.in_flight and (bool(self.stopped) or not self.counts[Outcome.WAITING])
 
-    def first(self, names: Collection[str]) -> None:
+    def prioritize(self, names: Collection[str]) -> None:
         """Begin these before the others of their waves."""
         for number, queue in enumerate(self._queues):
             self._queues[number] = deque(sorted(queue, key=lambda task: task.target.name not in names))
 
-    def begin(self, now: float) -> Task | None:
+    def start_next(self, now: float) -> Task | None:
         """The node to begin now, if there is one; it counts as running from here on."""
         if self.stopped or self.in_flight >= self.plan.parallelism or self.wave >= len(self._queues):
             return None
@@ -146,38 +146,38 @@ class Rollout:
             return None
         task = queue.popleft()
         task.began = now
-        self._move(task, Outcome.RUNNING)
+        self._set_outcome(task, Outcome.RUNNING)
         return task
 
     def end(self, task: Task, outcome: Outcome, now: float, *, note: str = "") -> None:
         """Note what became of a node; it may be what stops the rollout."""
         task.seconds = max(0.0, now - task.began)
         task.note = note or task.note
-        self._move(task, outcome)
-        self._open[task.wave] -= 1
+        self._set_outcome(task, outcome)
+        self._unfinished_by_wave[task.wave] -= 1
         if outcome in (Outcome.DONE, Outcome.FAILED):
-            self._sum += task.seconds
-            self._took += 1
-        if outcome is Outcome.FAILED and task.wave < self._first_waves:
+            self._timed_seconds += task.seconds
+            self._timed_tasks += 1
+        if outcome is Outcome.FAILED and task.wave < self._removal_wave:
             self._failed += 1
-            self._check(canary=bool(self.plan.canary) and task.wave == 0)
+            self._check_failure_limit(canary=bool(self.plan.canary) and task.wave == 0)
 
-    def stop(self, why: str) -> None:
+    def stop(self, reason: str) -> None:
         """Begin no more nodes; the first reason stays."""
-        self.stopped = self.stopped or why
+        self.stopped = self.stopped or reason
 
-    def close(self, why: str) -> None:
+    def close(self, reason: str) -> None:
         """No more will happen: nodes that have no Job are told as not begun."""
         for task in self.tasks:
             if task.outcome is Outcome.WAITING or (task.outcome is Outcome.RUNNING and not task.uid):
-                task.note = why
-                self._move(task, Outcome.NOT_STARTED)
+                task.note = reason
+                self._set_outcome(task, Outcome.NOT_STARTED)
 
-    def remaining(self, now: float) -> float | None:
+    def estimate_remaining(self, now: float) -> float | None:
         """An estimate of the seconds to go, by how long nodes took so far; ``None`` before the first."""
-        if not self._took:
+        if not self._timed_tasks:
             return None
-        mean = self._sum / self._took
+        mean = self._timed_seconds / self._timed_tasks
         ahead = [max(0.0, mean - (now - task.began)) for task in self._running.values()]
         waiting = 0 if self.stopped else self.counts[Outcome.WAITING]
         slots = max(1, min(self.plan.parallelism, len(ahead) + waiting))
@@ -191,7 +191,7 @@ class Rollout:
         """The node of this name, if it is being worked on."""
         return self._running.get(node)
 
-    def _move(self, task: Task, outcome: Outcome) -> None:
+    def _set_outcome(self, task: Task, outcome: Outcome) -> None:
         self.counts[task.outcome] -= 1
         task.outcome = outcome
         self.counts[outcome] += 1
@@ -200,16 +200,16 @@ class Rollout:
         else:
             self._running.pop(task.target.name, None)
 
-    def _check(self, *, canary: bool) -> None:
-        most, total = self.plan.max_failures, self._total
+    def _check_failure_limit(self, *, canary: bool) -> None:
+        allowed, total = self.plan.max_failures, self._total
         if canary:
             # A share is one of the canaries: with one of all nodes they could fail, and nobody would care.
             total = sum(task.wave == 0 for task in self.tasks)
-            most = most or Amount(0)
+            allowed = allowed or IntOrPercent(0)
             if self._failed == total:
                 self.stop("the canary has failed" if total == 1 else f"all {total} canaries have failed")
                 return
-        limit = most.of(total) if most else None
+        limit = allowed.scaled(total) if allowed else None
         if limit is not None and self._failed > limit:
             whom = f"of {total} canaries" if canary else "nodes"
             self.stop(f"{self._failed} {whom} have failed, and at most {limit} may")

@@ -11,11 +11,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Stopped(BaseException):
+class ShutdownRequested(BaseException):
     """Somebody asked for an end. Nobody's ``except Exception`` is meant to keep it."""
 
 
-class Stop:
+class Shutdown:
     """Whether an end was asked for. Used by the main thread alone, in which Python handles signals."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Stop:
         self.requested = True
         if self._waiting:
             self._waiting = False
-            raise Stopped
+            raise ShutdownRequested
 
     def wait(self, waiting: Callable[[], T]) -> T:
         """What ``waiting`` returns, unless an end is or was asked for: then :class:`Stopped` is raised."""
@@ -45,7 +45,7 @@ class Stop:
         self._waiting = True
         try:
             if self.requested:
-                raise Stopped
+                raise ShutdownRequested
             return waiting()
         finally:
             self._waiting = False

@@ -7,71 +7,75 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from kata_node.dispatcher.api import RefusedError
-from kata_node.dispatcher.failures import Trouble, held_up, tried_again
+from kata_node.dispatcher.failures import NodeProblem, retry_reason, stuck_reason
 from kata_node.dispatcher.jobs import Jobs
 from kata_node.dispatcher.kubernetes_objects import Job, Pod
 from kata_node.dispatcher.rollout import Task
 from kata_node.kube.retry import Clock
 
-EARLY = 15.0
+FIRST_CHECK_DELAY = 15.0
 """Seconds after which a Job is looked into for the first time; doubled each time."""
 
-PAUSE, BEGINNING = 60.0, 60.0
+CHECK_INTERVAL, STARTUP_PERIOD = 60.0, 60.0
 """Seconds between two lists of Pods at least, in the beginning of a run :data:`EARLY`: what is wrong with the
 values shows there, and of many nodes most are through before it is their turn to be looked into."""
 
 log = logging.getLogger(__name__)
 
 
-class Hangs:
+class StuckPodMonitor:
     """What holds Jobs up. Nothing but what is said depends on it, so Pods may be unreadable."""
 
     def __init__(self, jobs: Jobs, selector: str, clock: Clock) -> None:
         self._jobs = jobs
         self._selector = selector
         self._clock = clock
-        self._beginning = clock.now() + BEGINNING
-        self._next = 0.0
+        self._startup_deadline = clock.now() + STARTUP_PERIOD
+        self._next_list = 0.0
 
-    def given(self, task: Task) -> None:
+    def job_started(self, task: Task) -> None:
         """A node has its Job from now on."""
-        task.checks, task.next_check = 0, self._clock.now() + EARLY
-        task.tries, task.retried, task.held_up = 0, None, None
+        task.pod_checks, task.next_pod_check = 0, self._clock.now() + FIRST_CHECK_DELAY
+        task.failed_tries, task.last_retry, task.stuck_reason = 0, None, None
 
-    def due(self, tasks: Iterable[Task]) -> float | None:
+    def next_check_time(self, tasks: Iterable[Task]) -> float | None:
         """When Pods are to be listed again; none while no Job runs."""
-        first = min((task.next_check for task in tasks if _runs(task)), default=None)
-        return None if first is None else max(first, self._next)
+        first = min((task.next_pod_check for task in tasks if _is_running(task)), default=None)
+        return None if first is None else max(first, self._next_list)
 
-    def look(self, there: Iterable[tuple[Task, Job]]) -> None:
+    def check_jobs(self, running: Iterable[tuple[Task, Job]]) -> None:
         """Say of each Job that is old enough what holds it up, where that is news."""
         now = self._clock.now()
-        jobs = [(task, job) for task, job in there if _runs(task) and (task.checks or task.next_check <= now)]
-        due = self.due(task for task, _ in jobs)
-        if due is None or now < due:
+        jobs = [
+            (task, job)
+            for task, job in running
+            if _is_running(task) and (task.pod_checks or task.next_pod_check <= now)
+        ]
+        next_check_time = self.next_check_time(task for task, _ in jobs)
+        if next_check_time is None or now < next_check_time:
             return
-        self._next = now + (EARLY if now < self._beginning else PAUSE)
-        live = self._live()
+        self._next_list = now + (FIRST_CHECK_DELAY if now < self._startup_deadline else CHECK_INTERVAL)
+        live = self._list_live_pods()
         for task, job in jobs:
-            is_due = task.next_check <= now
-            if is_due:
-                task.checks += 1
-                task.next_check = now + EARLY * 2.0**task.checks
+            is_check_due = task.next_pod_check <= now
+            if is_check_due:
+                task.pod_checks += 1
+                task.next_pod_check = now + FIRST_CHECK_DELAY * 2.0**task.pod_checks
             pods: list[Pod] | None = live.get(job.metadata.uid) if live is not None else None
-            if live is not None and not pods and is_due:
+            if live is not None and not pods and is_check_due:
                 # It may just have ended, or failed and be about to be tried again.
                 pods = self.pods(job)
             if pods is not None:
-                self._told(task, held_up(job, pods))
+                self._log_stuck_reason(task, stuck_reason(job, pods))
 
-    def changed(self, task: Task, job: Job) -> None:
+    def job_changed(self, task: Task, job: Job) -> None:
         """Say at once that a Job that runs is tried again, and why."""
-        if job.status.failed <= task.tries:
+        if job.status.failed <= task.failed_tries:
             return
-        task.tries = job.status.failed
-        if retried := tried_again(job, self.pods(job) or []):
-            task.retried = retried
-            self._told(task, None)
+        task.failed_tries = job.status.failed
+        if last_retry := retry_reason(job, self.pods(job) or []):
+            task.last_retry = last_retry
+            self._log_stuck_reason(task, None)
 
     def pods(self, job: Job) -> list[Pod] | None:
         """The Pods of a Job; none when they cannot be read."""
@@ -81,7 +85,7 @@ class Hangs:
             log.warning("%s", error)
             return None
 
-    def _live(self) -> dict[str, list[Pod]] | None:
+    def _list_live_pods(self) -> dict[str, list[Pod]] | None:
         """The Pods that have not ended, by the uid of their Job; none when they cannot be read."""
         found: defaultdict[str, list[Pod]] = defaultdict(list)
         try:
@@ -92,12 +96,12 @@ class Hangs:
             return None
         return found
 
-    def _told(self, task: Task, held: Trouble | None) -> None:
-        before, task.held_up = task.held_up, held or task.retried
-        if task.held_up and task.held_up != before:
-            hint = f"; {task.held_up.hint}" if task.held_up.hint else ""
-            log.warning("%s: %s%s", task.target.name, task.held_up, hint)
+    def _log_stuck_reason(self, task: Task, stuck: NodeProblem | None) -> None:
+        before, task.stuck_reason = task.stuck_reason, stuck or task.last_retry
+        if task.stuck_reason and task.stuck_reason != before:
+            hint = f"; {task.stuck_reason.hint}" if task.stuck_reason.hint else ""
+            log.warning("%s: %s%s", task.target.name, task.stuck_reason, hint)
 
 
-def _runs(task: Task) -> bool:
+def _is_running(task: Task) -> bool:
     return bool(task.uid) and task.failing_since is None and task.absent_since is None

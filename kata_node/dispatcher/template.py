@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from kata_node.dispatcher.kubernetes_objects import (
-    ACTION,
-    DIGEST,
-    GENERATION,
-    NODE,
-    NODE_UID,
+    ACTION_LABEL,
+    GENERATION_ANNOTATION,
+    NODE_KEY,
+    NODE_UID_ANNOTATION,
+    TEMPLATE_DIGEST_LABEL,
     Action,
     Toleration,
 )
@@ -27,8 +27,8 @@ NAME_LIMIT = 63
 PLACEHOLDERS = ("@NODE_NAME@", "@NODE_UID@", "@MACHINE_ID@", "@JOB_NAME@")
 
 _PLACEHOLDER = re.compile(r"@[A-Z][A-Z_]*@")
-_PLAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_HASH = 10
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_HASH_LENGTH = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class JobIdentity:
     """What all Jobs of a run have in common."""
 
     namespace: str
@@ -66,11 +66,11 @@ def job_name(prefix: str, node: str) -> str:
     Names that are too long, or have dots, which a Pod's host name may not have, get a part of their
     sha256 in place of what does not fit.
     """
-    whole = f"{prefix}-{node}"
-    if len(whole) <= NAME_LIMIT and _PLAIN.fullmatch(node):
-        return whole
-    digest = hashlib.sha256(node.encode()).hexdigest()[:_HASH]
-    readable = f"{prefix}-{node.replace('.', '-')}"[: NAME_LIMIT - _HASH - 1].rstrip("-")
+    full_name = f"{prefix}-{node}"
+    if len(full_name) <= NAME_LIMIT and _DNS_LABEL.fullmatch(node):
+        return full_name
+    digest = hashlib.sha256(node.encode()).hexdigest()[:_HASH_LENGTH]
+    readable = f"{prefix}-{node.replace('.', '-')}"[: NAME_LIMIT - _HASH_LENGTH - 1].rstrip("-")
     return f"{readable}-{digest}"
 
 
@@ -89,19 +89,19 @@ class Template:
     @functools.cached_property
     def tolerations(self) -> tuple[Toleration, ...]:
         """The taints its Pods do not mind."""
-        pod = _at(self._manifest, "spec", "template", "spec")
+        pod = _submapping(self._manifest, "spec", "template", "spec")
         return msgspec.convert(pod.get("tolerations") or [], tuple[Toleration, ...])
 
     @property
     def deadline(self) -> float | None:
         """Seconds that it may take in all, if there is a limit."""
-        seconds = _at(self._manifest, "spec").get("activeDeadlineSeconds")
+        seconds = _submapping(self._manifest, "spec").get("activeDeadlineSeconds")
         return seconds if isinstance(seconds, int) else None
 
     @property
-    def grace(self) -> float:
+    def termination_grace_period(self) -> float:
         """Seconds that its Pods have to end when they are told to; 30 is Kubernetes' own."""
-        seconds = _at(self._manifest, "spec", "template", "spec").get("terminationGracePeriodSeconds")
+        seconds = _submapping(self._manifest, "spec", "template", "spec").get("terminationGracePeriodSeconds")
         return seconds if isinstance(seconds, int) else 30
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -110,7 +110,7 @@ class Template:
         if (manifest.get("apiVersion"), manifest.get("kind")) != ("batch/v1", "Job"):
             yield "kind", "is not that of a Job of batch/v1"
             return
-        spec, pod = _at(manifest, "spec"), _at(manifest, "spec", "template", "spec")
+        spec, pod = _submapping(manifest, "spec"), _submapping(manifest, "spec", "template", "spec")
         if not pod:
             yield "spec.template.spec", "is missing"
             return
@@ -129,7 +129,7 @@ class Template:
             if found not in PLACEHOLDERS:
                 yield "", f"{found} is no placeholder; known are {', '.join(PLACEHOLDERS)}"
 
-    def render(self, name: str, action: Action, target: Target, identity: Identity) -> bytes:
+    def render(self, name: str, action: Action, target: Target, identity: JobIdentity) -> bytes:
         """The manifest of the Job ``name`` for a Node, as JSON."""
         values = dict(zip(PLACEHOLDERS, (target.name, target.uid, target.machine_id, name), strict=True))
         text = _PLACEHOLDER.sub(
@@ -139,15 +139,19 @@ class Template:
         job = msgspec.json.decode(text)
         labels = {
             **identity.labels,
-            ACTION: action,
-            DIGEST: self.digest,
-            NODE: target.name if len(target.name) <= NAME_LIMIT else name,
+            ACTION_LABEL: action,
+            TEMPLATE_DIGEST_LABEL: self.digest,
+            NODE_KEY: target.name if len(target.name) <= NAME_LIMIT else name,
         }
         metadata = job.setdefault("metadata", {})
         metadata.pop("generateName", None)
         metadata["name"], metadata["namespace"] = name, identity.namespace
         metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
-        annotations = {NODE: target.name, NODE_UID: target.uid, GENERATION: identity.generation}
+        annotations = {
+            NODE_KEY: target.name,
+            NODE_UID_ANNOTATION: target.uid,
+            GENERATION_ANNOTATION: identity.generation,
+        }
         metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
         if identity.owner:
             metadata["ownerReferences"] = [owner_reference(identity.owner)]
@@ -183,7 +187,7 @@ def owner_reference(owner: Owner) -> dict[str, object]:
     }
 
 
-def _at(value: Mapping[Any, Any], *keys: str) -> Mapping[Any, Any]:
+def _submapping(value: Mapping[Any, Any], *keys: str) -> Mapping[Any, Any]:
     """The mapping below ``keys``; an empty one where there is none."""
     for key in keys:
         below = value.get(key)

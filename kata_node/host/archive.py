@@ -25,10 +25,10 @@ if sys.version_info >= (3, 14):
 else:
     from backports.zstd import ZstdDecompressor, ZstdError, tarfile
 
-PIECE = 256 * 1024
+CHUNK_SIZE = 256 * 1024
 """Bytes decompressed at a time."""
 _INPUT = 128 * 1024
-_DAMAGED = (
+_DAMAGE_ERRORS = (
     tarfile.TarError,
     ZstdError,
     EOFError,
@@ -70,7 +70,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._readable():
+        with self._payload_errors():
             self._stream = _Stream(path.open("rb", buffering=0))
         self._info: tarfile.TarInfo | None = None
 
@@ -80,12 +80,12 @@ class Archive:
 
     def members(self) -> Iterator[Member]:
         """Each member in turn; its content can be read until the next is asked for."""
-        with self._readable():
+        with self._payload_errors():
             with tarfile.open(fileobj=self._stream, mode="r:") as tar:
                 for self._info in tar:
                     yield _member(self._info)
             # tarfile takes anything that is no header for the end. The true end is a block of zeros.
-            if self._stream.last != bytes(tarfile.BLOCKSIZE):
+            if self._stream.last_read != bytes(tarfile.BLOCKSIZE):
                 raise EOFError("it does not end where an archive ends")
 
     def content(self) -> Iterator[tuple[int, memoryview]]:
@@ -95,7 +95,7 @@ class Archive:
         """
         info = self._info
         assert info is not None
-        with self._readable():
+        with self._payload_errors():
             self._stream.seek(info.offset_data)
             end = 0
             for offset, length in cast("list[tuple[int, int]] | None", info.sparse) or [(0, info.size)]:
@@ -103,27 +103,27 @@ class Archive:
                     raise ValueError(f"{info.name} has data where none can be")
                 end = offset + length
                 while offset < end:
-                    piece = self._stream.piece(end - offset)
-                    if not piece:
+                    chunk = self._stream.chunk(end - offset)
+                    if not chunk:
                         raise EOFError("it is cut short")
-                    yield offset, piece
-                    offset += len(piece)
+                    yield offset, chunk
+                    offset += len(chunk)
 
-    def check_rest(self) -> None:
+    def verify_rest(self) -> None:
         """Decompress what is left, so that the checksums of all the content are verified."""
-        with self._readable():
-            while self._stream.piece(PIECE):
+        with self._payload_errors():
+            while self._stream.chunk(CHUNK_SIZE):
                 pass
 
     def digest(self) -> Digest:
         """Size and sha256 of the whole compressed file; what is left of it is read, not decompressed."""
-        with self._readable():
-            while self._stream.fill():
+        with self._payload_errors():
+            while self._stream.read_compressed():
                 pass
         return Digest(self._stream.size, self._stream.sha256.hexdigest())
 
     @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _payload_errors(self) -> Iterator[None]:
         hint = "pull the image again; if it is built by you, build it again"
         try:
             yield
@@ -134,7 +134,7 @@ class Archive:
             raise PayloadError(
                 f"the archive cannot be read: {text}", where=str(self.path), hint=hint
             ) from error
-        except _DAMAGED as error:
+        except _DAMAGE_ERRORS as error:
             raise PayloadError(f"the archive is damaged: {error}", where=str(self.path), hint=hint) from error
 
 
@@ -145,49 +145,49 @@ class _Stream(io.RawIOBase):
         self.raw = raw
         self.size = 0
         self.sha256 = hashlib.sha256()
-        self.last = b""
+        self.last_read = b""
         """What the last :meth:`read` gave."""
         self._decompressor = ZstdDecompressor()
         self._ready = memoryview(b"")
         self._position = 0
 
-    def fill(self) -> bytes:
+    def read_compressed(self) -> bytes:
         """The next compressed bytes."""
         data = self.raw.read(_INPUT) or b""
         self.size += len(data)
         self.sha256.update(data)
         return data
 
-    def piece(self, most: int) -> memoryview:
+    def chunk(self, max_size: int) -> memoryview:
         """At most ``most`` of the next bytes, without copying them; none at the end."""
         if not self._ready:
             self._ready = memoryview(self._decompress())
-        piece, self._ready = self._ready[:most], self._ready[most:]
-        self._position += len(piece)
-        return piece
+        chunk, self._ready = self._ready[:max_size], self._ready[max_size:]
+        self._position += len(chunk)
+        return chunk
 
     def _decompress(self) -> bytes:
         while True:
             data = b""
             if self._decompressor.eof:  # of one frame; another may follow
-                data = self._decompressor.unused_data or self.fill()
+                data = self._decompressor.unused_data or self.read_compressed()
                 if not data:
                     return b""
                 self._decompressor = ZstdDecompressor()
             elif self._decompressor.needs_input:
-                data = self.fill()
+                data = self.read_compressed()
                 if not data:
                     raise EOFError("it is cut short")
-            if out := self._decompressor.decompress(data, PIECE):
+            if out := self._decompressor.decompress(data, CHUNK_SIZE):
                 return out
 
     def read(self, size: int = -1) -> bytes:
         """Exactly ``size`` bytes, fewer only at the end."""
         assert size >= 0
         data = b""
-        while len(data) < size and (piece := self.piece(size - len(data))):
-            data += piece
-        self.last = data
+        while len(data) < size and (chunk := self.chunk(size - len(data))):
+            data += chunk
+        self.last_read = data
         return data
 
     def tell(self) -> int:
@@ -198,7 +198,7 @@ class _Stream(io.RawIOBase):
         """Pass over bytes up to ``offset``."""
         if whence != io.SEEK_SET or offset < self._position:
             raise ValueError("it would have to be read backwards")
-        while self._position < offset and self.piece(offset - self._position):
+        while self._position < offset and self.chunk(offset - self._position):
             pass
         return self._position
 

@@ -15,7 +15,7 @@ from kata_node.errors import CriError
 from kata_node.host import cri_sandboxes
 from kata_node.host.files import Root
 from kata_node.host.protobuf import DecodeError, Message
-from kata_node.host.sockets import Stream, explain
+from kata_node.host.sockets import Stream, describe_os_error
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Cri:
 
     def version(self, timeout: float) -> Version:
         """Which runtime serves."""
-        return self._call("Version", b"", _version, timeout)
+        return self._call("Version", b"", _parse_version, timeout)
 
     def status(self, timeout: float) -> Status:
         """Whether it is ready, and which handlers it serves.
@@ -123,11 +123,11 @@ class Cri:
         as the CRI plugin has it loaded, and the handlers are in that.
         """
         deadline = time.monotonic() + timeout
-        status = self._call("Status", b"", _status, timeout)
+        status = self._call("Status", b"", _parse_status, timeout)
         if status.handlers:
             return status
-        left = round(max(deadline - time.monotonic(), 0), 1)
-        return replace(status, handlers=self._call("Status", _VERBOSE, _handlers_of_config, left))
+        remaining = round(max(deadline - time.monotonic(), 0), 1)
+        return replace(status, handlers=self._call("Status", _VERBOSE, _parse_config_handlers, remaining))
 
     def pods(self, runtime: str, timeout: float) -> tuple[cri_sandboxes.Pod, ...]:
         """The pods that run on ``runtime``, by namespace and name.
@@ -135,23 +135,27 @@ class Cri:
         CRI-O leaves their handlers out, and is asked for each: some milliseconds a pod.
         """
         deadline = time.monotonic() + timeout
-        pods = self._call("ListPodSandbox", cri_sandboxes.LIST, cri_sandboxes.listed, timeout)
+        pods = self._call(
+            "ListPodSandbox", cri_sandboxes.LIST_READY_REQUEST, cri_sandboxes.parse_pods, timeout
+        )
         if runtime == "cri-o":
-            told = {sandbox: self._handler(sandbox, deadline) for sandbox in pods}
+            handlers_by_sandbox = {sandbox: self._sandbox_handler(sandbox, deadline) for sandbox in pods}
             pods = {
                 sandbox: replace(pods[sandbox], handler=handler)
-                for sandbox, handler in told.items()
+                for sandbox, handler in handlers_by_sandbox.items()
                 if handler is not None
             }
         return tuple(sorted(set(pods.values())))
 
-    def _handler(self, sandbox: str, deadline: float) -> str | None:
+    def _sandbox_handler(self, sandbox: str, deadline: float) -> str | None:
         """What runs a sandbox; ``None`` when it has ended meanwhile."""
         from kata_node.host import grpc
 
-        left = round(max(deadline - time.monotonic(), 0), 1)
+        remaining = round(max(deadline - time.monotonic(), 0), 1)
         try:
-            return self._call("PodSandboxStatus", cri_sandboxes.verbose(sandbox), cri_sandboxes.handler, left)
+            return self._call(
+                "PodSandboxStatus", cri_sandboxes.status_request(sandbox), cri_sandboxes.handler, remaining
+            )
         except CriCallError as error:
             if isinstance(error.__cause__, grpc.StatusError) and error.__cause__.code == grpc.NOT_FOUND:
                 return None
@@ -162,16 +166,16 @@ class Cri:
         from kata_node.host import grpc
 
         deadline = time.monotonic() + timeout
-        late = f"no answer to {method} within {timeout:g} s"
+        timeout_message = f"no answer to {method} within {timeout:g} s"
         try:
             with Stream.connect(self.root, self.socket, deadline) as stream:
-                answer = grpc.unary(stream, f"/runtime.v1.RuntimeService/{method}", request, deadline)
+                answer = grpc.unary_call(stream, f"/runtime.v1.RuntimeService/{method}", request, deadline)
             return read(Message(answer))
         except grpc.StatusError as error:
             if error.code == grpc.UNIMPLEMENTED:
                 raise self._error(Reason.NO_CRI, "the runtime runs, but does not serve the CRI") from error
             if error.code == grpc.DEADLINE_EXCEEDED:
-                raise self._error(Reason.TIMEOUT, late) from error
+                raise self._error(Reason.TIMEOUT, timeout_message) from error
             raise self._error(Reason.ERROR, f"{method} failed: {error}") from error
         except (grpc.ProtocolError, DecodeError) as error:
             raise self._error(Reason.BROKEN, f"{method} got no proper answer: {error}") from error
@@ -182,15 +186,15 @@ class Cri:
         except PermissionError as error:
             raise self._error(Reason.DENIED, "this user may not use the CRI socket") from error
         except TimeoutError as error:
-            raise self._error(Reason.TIMEOUT, late) from error
+            raise self._error(Reason.TIMEOUT, timeout_message) from error
         except OSError as error:
-            raise self._error(Reason.BROKEN, f"{method} got no answer: {explain(error)}") from error
+            raise self._error(Reason.BROKEN, f"{method} got no answer: {describe_os_error(error)}") from error
 
     def _error(self, reason: Reason, what: str) -> CriCallError:
         return CriCallError(what, reason=reason, where=self.socket)
 
 
-def _version(answer: Message) -> Version:
+def _parse_version(answer: Message) -> Version:
     return Version(
         runtime_name=answer.text(2),
         runtime_version=answer.text(3),
@@ -198,7 +202,7 @@ def _version(answer: Message) -> Version:
     )
 
 
-def _status(answer: Message) -> Status:
+def _parse_status(answer: Message) -> Status:
     conditions = tuple(
         Condition(type=entry.text(1), met=entry.flag(2), reason=entry.text(3), message=entry.text(4))
         for status in answer.messages(1)
@@ -214,7 +218,7 @@ def _status(answer: Message) -> Status:
     )
 
 
-def _handlers_of_config(answer: Message) -> tuple[str, ...]:
+def _parse_config_handlers(answer: Message) -> tuple[str, ...]:
     """The handlers in containerd's ``info["config"]``, which is JSON; none when there is no such thing."""
     import json
 

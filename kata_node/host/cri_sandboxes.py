@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kata_node.host.protobuf import DecodeError, Message
 
-LIST = b"\x0a\x02\x12\x00"
+LIST_READY_REQUEST = b"\x0a\x02\x12\x00"
 """A ``ListPodSandboxRequest`` whose filter (1) has a state (2), and in it ``SANDBOX_READY``, which is 0."""
 
 _ANNOTATION = "io.kubernetes.cri-o.RuntimeHandler"
@@ -30,17 +30,17 @@ class Pod:
         return f"{self.namespace}/{self.name} ({self.handler})"
 
 
-def listed(answer: Message) -> dict[str, Pod]:
+def parse_pods(answer: Message) -> dict[str, Pod]:
     """The pods of a ``ListPodSandboxResponse``, by the ids of their sandboxes."""
     return {sandbox.text(1): _pod(sandbox) for sandbox in answer.messages(1)}
 
 
 def _pod(sandbox: Message) -> Pod:
-    named = next(iter(sandbox.messages(2)), Message(b""))
-    return Pod(namespace=named.text(3), name=named.text(1), handler=sandbox.text(7))
+    metadata = next(iter(sandbox.messages(2)), Message(b""))
+    return Pod(namespace=metadata.text(3), name=metadata.text(1), handler=sandbox.text(7))
 
 
-def verbose(sandbox: str) -> bytes:
+def status_request(sandbox: str) -> bytes:
     """A ``PodSandboxStatusRequest`` for the sandbox of this id (1), with ``verbose`` (2) set."""
     name = sandbox.encode()
     return b"\x0a" + bytes([len(name)]) + name + b"\x10\x01"  # ids have 64 characters

@@ -22,17 +22,17 @@ MANAGER = "org.freedesktop.systemd1.Manager"
 MANAGER_PATH = "/org/freedesktop/systemd1"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
-_GONE = ("org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected")
+_DISCONNECTED_ERRORS = ("org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected")
 """How the bus says that systemd, re-executing itself, left a call unanswered."""
 
-_RULES = (
+_MATCH_RULES = (
     f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'",
     f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{SYSTEMD}'",
 )
 """What a client of the bus asks to be told while it waits for a job."""
 
 
-class RefusedError(Exception):
+class DBusError(Exception):
     """The peer answered a call with a D-Bus error: its ``name`` and its ``text``."""
 
     def __init__(self, name: str, text: str) -> None:
@@ -102,14 +102,14 @@ class Connection:
         if message.header.message_type is MessageType.error:
             text = message.body[0] if message.body and isinstance(message.body[0], str) else ""
             name = fields.get(HeaderFields.error_name, "")
-            if name in _GONE:
+            if name in _DISCONNECTED_ERRORS:
                 raise ConnectionResetError(text)
-            raise RefusedError(name, text)
+            raise DBusError(name, text)
         if destination == SYSTEMD:
             self._systemd = fields.get(HeaderFields.sender)
         return tuple(message.body)
 
-    def manager(
+    def call_manager(
         self, member: str, signature: str | None, args: tuple[object, ...], *, deadline: float
     ) -> tuple[Any, ...]:
         """Call a method of systemd's manager object."""
@@ -120,15 +120,15 @@ class Connection:
         (found,) = self.call(path, PROPERTIES, "GetAll", "s", (interface,), deadline=deadline)
         return {name: value for name, (_, value) in found.items()}
 
-    def listen(self, deadline: float) -> None:
+    def subscribe(self, deadline: float) -> None:
         """Have systemd tell when a job is gone; to be called before that job is made."""
         if self._listening:
             return
-        for rule in _RULES if self.is_bus else ():
+        for rule in _MATCH_RULES if self.is_bus else ():
             self.call(
                 "/org/freedesktop/DBus", BUS, "AddMatch", "s", (rule,), deadline=deadline, destination=BUS
             )
-        self.manager("Subscribe", None, (), deadline=deadline)
+        self.call_manager("Subscribe", None, (), deadline=deadline)
         self._listening = True
 
     def job_result(self, job: str, deadline: float) -> str:
@@ -156,10 +156,10 @@ class Connection:
             self._parser.add_data(self._stream.receive(deadline))
             message = self._parser.get_next_message()
         if self._listening and message.header.message_type is MessageType.signal:
-            self._note(message.header.fields, message.body)
+            self._handle_signal(message.header.fields, message.body)
         return message
 
-    def _note(self, fields: dict[HeaderFields, Any], body: tuple[Any, ...]) -> None:
+    def _handle_signal(self, fields: dict[HeaderFields, Any], body: tuple[Any, ...]) -> None:
         sender = fields.get(HeaderFields.sender)
         signal = (fields.get(HeaderFields.interface), fields.get(HeaderFields.member))
         # Anyone on the bus may send a signal that looks like another's.

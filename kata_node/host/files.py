@@ -78,28 +78,28 @@ class Root:
         """
         if not path.startswith("/"):
             raise ValueError(f"a host path must be absolute: {path!r}")
-        todo = _parts(path)[::-1]
-        done: list[str] = []
+        pending_parts = _parts(path)[::-1]
+        resolved_parts: list[str] = []
         links = 0
-        while todo:
-            part = todo.pop()
+        while pending_parts:
+            part = pending_parts.pop()
             if part == "..":
-                del done[-1:]
+                del resolved_parts[-1:]
                 continue
             target = None
-            if todo or follow_last:
-                with _refusals(path):
-                    target = _link_target(self.base.joinpath(*done, part))
+            if pending_parts or follow_last:
+                with _host_errors(path):
+                    target = _link_target(self.base.joinpath(*resolved_parts, part))
             if target is None:
-                done.append(part)
+                resolved_parts.append(part)
                 continue
             links += 1
             if links > MAX_SYMLINKS:
                 raise host_error(path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
             if target.startswith("/"):
-                done.clear()
-            todo += _parts(target)[::-1]
-        return self.base.joinpath(*done)
+                resolved_parts.clear()
+            pending_parts += _parts(target)[::-1]
+        return self.base.joinpath(*resolved_parts)
 
     def real_path(self, path: str) -> str:
         """The host path that ``path`` means once every symlink is followed."""
@@ -111,25 +111,25 @@ class Root:
     def lstat(self, path: str) -> os.stat_result | None:
         """What is at ``path`` itself, or ``None``."""
         real = self.resolve(path, follow_last=False)
-        with _refusals(path):
+        with _host_errors(path):
             return _stat(real)
 
     def exists(self, path: str) -> bool:
         """Whether ``path`` leads to something, its last symlink followed."""
         real = self.resolve(path)
-        with _refusals(path):
+        with _host_errors(path):
             return _stat(real) is not None
 
     def is_dir(self, path: str) -> bool:
         """Whether ``path`` leads to a directory."""
         real = self.resolve(path)
-        with _refusals(path):
+        with _host_errors(path):
             return _is_dir(real)
 
     def read_link(self, path: str) -> str | None:
         """The target of the symlink at ``path``; ``None`` when there is none."""
         real = self.resolve(path, follow_last=False)
-        with _refusals(path):
+        with _host_errors(path):
             return _link_target(real)
 
     def read(self, path: str) -> bytes | None:
@@ -143,7 +143,7 @@ class Root:
         A directory in its place is an error, and so is a file in the place of one above it.
         """
         real = self.resolve(path)
-        with _refusals(path):
+        with _host_errors(path):
             try:
                 file = real.open("rb")
             except FileNotFoundError:
@@ -183,7 +183,7 @@ class Root:
     def list_dir(self, path: str) -> list[str]:
         """The names in the directory at ``path``, sorted by their bytes; none when it is not there."""
         real = self.resolve(path)
-        with _refusals(path):
+        with _host_errors(path):
             try:
                 return sorted(os.listdir(real), key=os.fsencode)
             except (FileNotFoundError, NotADirectoryError):
@@ -198,7 +198,7 @@ class Root:
         """
         missing: list[Path] = []
         real = self.resolve(path)
-        with _refusals(path):
+        with _host_errors(path):
             while real != self.base and not _is_dir(real):
                 missing.insert(0, real)
                 real = real.parent
@@ -230,7 +230,7 @@ class Root:
         seconds. The directory must exist.
         """
         real = self.resolve(path)
-        with _refusals(path), replacing(real) as temp:
+        with _host_errors(path), replacing(real) as temp:
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 with open(fd, "wb", closefd=False) as file:
@@ -242,7 +242,7 @@ class Root:
     def symlink(self, path: str, target: str) -> None:
         """Make ``path`` a symlink to ``target``, replacing a file or link that is there."""
         real = self.resolve(path, follow_last=False)
-        with _refusals(path), replacing(real) as temp:
+        with _host_errors(path), replacing(real) as temp:
             temp.symlink_to(target)
 
     def remove(self, path: str, *, follow_last: bool = False) -> bool:
@@ -253,18 +253,18 @@ class Root:
         """
         real = self.resolve(path, follow_last=follow_last)
         removed = False
-        with _refusals(path):
-            for victim in (temp_sibling(real), real):
+        with _host_errors(path):
+            for candidate in (temp_sibling(real), real):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    victim.unlink()
-                    removed = victim == real
+                    candidate.unlink()
+                    removed = candidate == real
             if removed:
                 fsync_dir(real.parent)
         return removed
 
     def sweep(self, path: str) -> None:
         """Remove what an interrupted :meth:`write` of ``path`` left beside it, and nothing else."""
-        with _refusals(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with _host_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temp_sibling(self.resolve(path)).unlink()
 
     def remove_dir(self, path: str) -> bool:
@@ -273,22 +273,22 @@ class Root:
         A symlink or file at ``path``, or a mount point, is left like a directory in use.
         """
         real = self.resolve(path, follow_last=False)
-        with _refusals(path):
+        with _host_errors(path):
             try:
                 real.rmdir()
                 fsync_dir(real.parent)
             except OSError as error:
-                if error.errno not in _NOT_REMOVED:
+                if error.errno not in _DIR_IN_USE_ERRNOS:
                     raise
                 return _stat(real) is None
         return True
 
 
-_NOT_REMOVED = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY)
+_DIR_IN_USE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY)
 
 
 @contextlib.contextmanager
-def _refusals(path: str) -> Iterator[None]:
+def _host_errors(path: str) -> Iterator[None]:
     """Tell any refusal of the operating system as one of the host path ``path``."""
     try:
         yield

@@ -37,7 +37,7 @@ DEADLINE_EXCEEDED = 4
 NOT_FOUND = 5
 UNIMPLEMENTED = 12
 
-_PREFIX = struct.Struct(">BI")
+_MESSAGE_HEADER = struct.Struct(">BI")
 
 
 class StatusError(Exception):
@@ -53,7 +53,7 @@ class ProtocolError(Exception):
     """What the other side sent is not gRPC, or ended before the answer was whole."""
 
 
-def unary(stream: Stream, method: str, request: bytes, deadline: float) -> bytes:
+def unary_call(stream: Stream, method: str, request: bytes, deadline: float) -> bytes:
     """Call ``method`` (``/package.Service/Method``) on a fresh connection: the serialized answer.
 
     Raises :class:`StatusError`, :class:`ProtocolError`, and what :class:`Stream` raises.
@@ -63,11 +63,11 @@ def unary(stream: Stream, method: str, request: bytes, deadline: float) -> bytes
     try:
         http.initiate_connection()
         http.send_headers(call.stream_id, _headers(method, deadline))
-        http.send_data(call.stream_id, _PREFIX.pack(0, len(request)) + request, end_stream=True)
+        http.send_data(call.stream_id, _MESSAGE_HEADER.pack(0, len(request)) + request, end_stream=True)
         stream.send(http.data_to_send(), deadline)
         while not call.ended:
             for event in http.receive_data(stream.receive(deadline)):
-                call.take(event)
+                call.handle_event(event)
             # Also what h2 answers by itself: settings, pings, and room for more data.
             if answer := http.data_to_send():
                 # A server may answer and hang up at once; what it said is still to be read.
@@ -103,7 +103,7 @@ class _Call:
         self._headers: dict[str, str] = {}
         self._body = bytearray()
 
-    def take(self, event: Event) -> None:
+    def handle_event(self, event: Event) -> None:
         if self.ended:
             return
         if isinstance(event, ResponseReceived | TrailersReceived):
@@ -127,10 +127,10 @@ class _Call:
             )
         if int(status) != OK:
             raise StatusError(int(status), unquote(self._headers.get("grpc-message", "")))
-        if len(self._body) < _PREFIX.size:
+        if len(self._body) < _MESSAGE_HEADER.size:
             raise ProtocolError("the answer has no message")
-        compressed, length = _PREFIX.unpack_from(self._body)
-        message = bytes(self._body[_PREFIX.size :])
+        compressed, length = _MESSAGE_HEADER.unpack_from(self._body)
+        message = bytes(self._body[_MESSAGE_HEADER.size :])
         if compressed or len(message) != length:
             raise ProtocolError(f"the answer is not one plain message of {length} bytes")
         return message

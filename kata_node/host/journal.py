@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 
-def complaints(unit: str) -> str:
+def journal_command(unit: str) -> str:
     """The command that shows what a runtime, or another unit, has complained of lately.
 
     A start writes a hundred lines, and after a rollback there is another, so the last lines say nothing

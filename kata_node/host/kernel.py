@@ -44,12 +44,12 @@ def has_module(name: str) -> bool:
 
 def tee(kind: str) -> bool:
     """Whether this kernel can start confidential guests of ``kind`` (snp, tdx or se)."""
-    switch = {
+    parameter_paths = {
         "snp": "/sys/module/kvm_amd/parameters/sev_snp",
         "tdx": "/sys/module/kvm_intel/parameters/tdx",
         "se": "/sys/firmware/uv/prot_virt_host",
     }[kind]
-    return read(switch) in ("Y", "1")
+    return read(parameter_paths) in ("Y", "1")
 
 
 def selinux() -> str:

@@ -10,6 +10,6 @@ def machine_id(root: Root) -> str:
     return (root.read("/etc/machine-id") or b"").decode(errors="replace").strip()
 
 
-def is_machine(found: str, expected: str) -> bool:
+def is_same_machine_id(found: str, expected: str) -> bool:
     """Whether two machine ids are the same; some kubelets report it in the form of a UUID."""
     return found.replace("-", "").lower() == expected.strip().replace("-", "").lower()

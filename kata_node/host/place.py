@@ -24,12 +24,12 @@ from kata_node.errors import HostError, PayloadError
 from kata_node.host.archive import Archive, Digest
 from kata_node.host.atomic_replace import finish, fsync_dir, temp_sibling
 from kata_node.host.files import Root, host_error
-from kata_node.host.sparse_copy import Advance, Output, copy
+from kata_node.host.sparse_copy import ProgressCallback, SparseWriter, copy
 
-MOST_THREADS = 8
+MAX_THREADS = 8
 
 
-class Item(Protocol):
+class PlacedEntry(Protocol):
     """A file, link or directory to place; :class:`kata_node.payload.manifest.Entry` is one."""
 
     @property
@@ -65,7 +65,7 @@ class Item(Protocol):
         """The archive it is in; nothing in a tree."""
 
 
-class Source(Protocol):
+class PayloadSource(Protocol):
     """Where the content comes from; :class:`kata_node.payload.index.Payload` is one."""
 
     def file(self, path: str) -> Path:
@@ -74,14 +74,14 @@ class Source(Protocol):
     def archive(self, component: str) -> tuple[Path, Digest]:
         """The real path of an archive, and what the manifest says of it."""
 
-    def member(self, component: str, name: str) -> Item | None:
+    def member(self, component: str, name: str) -> PlacedEntry | None:
         """What the manifest says of the file an archive has under ``name``; ``None`` if nothing."""
 
 
 def place(
     root: Root,
-    payload: Source,
-    entries: Sequence[Item],
+    payload: PayloadSource,
+    entries: Sequence[PlacedEntry],
     install_dir: str,
     *,
     progress: Callable[[int], None] | None = None,
@@ -100,7 +100,7 @@ def place(
     """
     made = root.make_dirs(install_dir)
     try:
-        _Placing(root, payload, install_dir, progress or (lambda _: None)).run(entries)
+        _Placement(root, payload, install_dir, progress or (lambda _: None)).run(entries)
     except BaseException:
         for directory in reversed(made):
             with contextlib.suppress(HostError):
@@ -108,12 +108,14 @@ def place(
         raise
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: another thread has met one
+class _Cancelled(Exception):  # noqa: N818 - no error: another thread has met one
     pass
 
 
-class _Placing:
-    def __init__(self, root: Root, payload: Source, install_dir: str, progress: Advance) -> None:
+class _Placement:
+    def __init__(
+        self, root: Root, payload: PayloadSource, install_dir: str, progress: ProgressCallback
+    ) -> None:
         self.base = root.resolve(install_dir)
         self.install_dir = install_dir
         self.payload = payload
@@ -122,35 +124,35 @@ class _Placing:
         self.made: list[str] = []
         self.temps: list[Path] = []
 
-    def run(self, entries: Sequence[Item]) -> None:
+    def run(self, entries: Sequence[PlacedEntry]) -> None:
         targets = [entry for entry in entries if entry.kind != "dir"]
         try:
             modes = self.make_directories(entries)
             self.check_targets(targets)
-            self.stage([entry for entry in targets if entry.kind == "file"])
+            self.prepare_files([entry for entry in targets if entry.kind == "file"])
             for link in targets:
                 if link.kind == "link":
-                    with self.refusals(link.path):
-                        self.new_temp(link.path).symlink_to(link.link)
+                    with self.host_errors(link.path):
+                        self.reserve_temp_path(link.path).symlink_to(link.link)
             self.commit(targets, modes)
         except BaseException:
             self.clean_up()
             raise
 
-    def make_directories(self, entries: Iterable[Item]) -> dict[str, int]:
+    def make_directories(self, entries: Iterable[PlacedEntry]) -> dict[str, int]:
         """Make what is missing; return the modes that must wait until all is written."""
         modes = {entry.path: entry.mode for entry in entries if entry.kind == "dir"}
-        later: dict[str, int] = {}
+        final_modes: dict[str, int] = {}
         for path in sorted({*modes, *(above for entry in entries for above in _parents(entry.path))}):
             mode = modes.get(path, 0o755)
-            with self.refusals(path):
+            with self.host_errors(path):
                 info = _lstat(self.base / path)
                 if info is None:
                     (self.base / path).mkdir(0o700)
                     self.made.append(path)
                     (self.base / path).chmod(mode | 0o700)  # mkdir's own mode is cut by the umask
                     if mode | 0o700 != mode:
-                        later[path] = mode
+                        final_modes[path] = mode
                 elif stat.S_ISLNK(info.st_mode):
                     raise HostError(
                         "a symlink stands where a directory of the payload belongs",
@@ -159,44 +161,46 @@ class _Placing:
                     )
                 elif not stat.S_ISDIR(info.st_mode):
                     raise NotADirectoryError(errno.ENOTDIR, "a file stands where a directory is needed")
-        return later
+        return final_modes
 
-    def check_targets(self, targets: Iterable[Item]) -> None:
+    def check_targets(self, targets: Iterable[PlacedEntry]) -> None:
         for target in targets:
-            with self.refusals(target.path):
+            with self.host_errors(target.path):
                 info = _lstat(self.base / target.path)
                 if info is not None and stat.S_ISDIR(info.st_mode):
                     raise IsADirectoryError(errno.EISDIR, f"a directory stands where a {target.kind} belongs")
 
-    def stage(self, files: Iterable[Item]) -> None:
+    def prepare_files(self, files: Iterable[PlacedEntry]) -> None:
         """Prepare all files under their temporary names, durably."""
-        loose: list[Item] = []
-        packed: dict[str, list[Item]] = {}
+        unpacked_files: list[PlacedEntry] = []
+        files_by_archive: dict[str, list[PlacedEntry]] = {}
         for file in files:
-            (packed.setdefault(file.component, []) if file.component else loose).append(file)
+            (files_by_archive.setdefault(file.component, []) if file.component else unpacked_files).append(
+                file
+            )
         # The largest first, so that no thread is left alone with a long one in the end.
-        loose.sort(key=lambda file: -file.size)
-        archives = sorted(packed.items(), key=lambda item: -sum(file.size for file in item[1]))
-        self.run_all([partial(self.copy_file, file) for file in loose])
+        unpacked_files.sort(key=lambda file: -file.size)
+        archives = sorted(files_by_archive.items(), key=lambda item: -sum(file.size for file in item[1]))
+        self.run_all([partial(self.copy_file, file) for file in unpacked_files])
         self.run_all([partial(self.unpack, *archive) for archive in archives])
 
-    def copy_file(self, file: Item) -> None:
+    def copy_file(self, file: PlacedEntry) -> None:
         source = self.payload.file(file.path)
         try:
             fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise _stale(source, f"it cannot be read: {error.strerror}") from error
+            raise _payload_mismatch(source, f"it cannot be read: {error.strerror}") from error
         try:
             if os.fstat(fd).st_size != file.size:
-                raise _stale(source, "its size is not the one in the manifest")
+                raise _payload_mismatch(source, "its size is not the one in the manifest")
             with self.new_file(file) as target:
                 copy(fd, target, file.size, self.advance)
         except EOFError as error:
-            raise _stale(source, "it became shorter while it was copied") from error
+            raise _payload_mismatch(source, "it became shorter while it was copied") from error
         finally:
             os.close(fd)
 
-    def unpack(self, component: str, wanted: Iterable[Item]) -> None:
+    def unpack(self, component: str, wanted: Iterable[PlacedEntry]) -> None:
         """Write the wanted files of one archive, and prove that it is the one the manifest is of.
 
         What is compared is the digest of the compressed archive: that takes half as long as hashing
@@ -204,62 +208,70 @@ class _Placing:
         comes when the member that has it is past; those that are the same are read once.
         """
         path, digest = self.payload.archive(component)
-        pending: dict[tuple[str, int], list[Item]] = {}
+        pending: dict[tuple[str, int], list[PlacedEntry]] = {}
         for file in wanted:
             pending.setdefault((file.sha256, file.size), []).append(file)
         with contextlib.closing(Archive(path)) as archive:
             for member in archive.members():
                 self.advance(0)
-                known = self.payload.member(component, member.name) if member.kind == "file" else None
-                same = pending.pop((known.sha256, known.size), None) if known else None
-                if same:
-                    self.write_member(archive, same)
+                manifest_entry = (
+                    self.payload.member(component, member.name) if member.kind == "file" else None
+                )
+                identical_files = (
+                    pending.pop((manifest_entry.sha256, manifest_entry.size), None)
+                    if manifest_entry
+                    else None
+                )
+                if identical_files:
+                    self.write_member(archive, identical_files)
                 if not pending:
                     break
             if archive.digest() != digest or pending:
-                raise _stale(path, "its digest is not the one in the manifest")
+                raise _payload_mismatch(path, "its digest is not the one in the manifest")
 
-    def write_member(self, archive: Archive, same: Sequence[Item]) -> None:
+    def write_member(self, archive: Archive, identical_files: Sequence[PlacedEntry]) -> None:
         """Write the current member to every file that has its content."""
-        first, *others = same
+        first, *others = identical_files
         with self.new_file(first) as target:
-            output = Output(target, first.size, self.advance)
-            for offset, piece in archive.content():
-                output.write(offset, piece)
+            output = SparseWriter(target, first.size, self.advance)
+            for offset, chunk in archive.content():
+                output.write(offset, chunk)
             output.finish()
         for file in others:
             with temp_sibling(self.base / first.path).open("rb") as source, self.new_file(file) as target:
                 copy(source.fileno(), target, file.size, self.advance)
 
-    def commit(self, targets: Iterable[Item], modes: Mapping[str, int]) -> None:
+    def commit(self, targets: Iterable[PlacedEntry], modes: Mapping[str, int]) -> None:
         """Put everything in its place, and then the directories to the disk."""
-        touched = {*self.made, *(posixpath.dirname(path) for path in self.made)}
+        changed_dirs = {*self.made, *(posixpath.dirname(path) for path in self.made)}
         for target in targets:
-            with self.refusals(target.path):
+            with self.host_errors(target.path):
                 path = self.base / target.path
                 temp_sibling(path).rename(path)
-            touched.add(posixpath.dirname(target.path))
+            changed_dirs.add(posixpath.dirname(target.path))
         for directory, mode in modes.items():
-            with self.refusals(directory):
+            with self.host_errors(directory):
                 (self.base / directory).chmod(mode)
-        self.run_all([partial(self.sync_directory, directory) for directory in touched])
+        self.run_all([partial(self.sync_directory, directory) for directory in changed_dirs])
 
     def sync_directory(self, path: str) -> None:
-        with self.refusals(path):
+        with self.host_errors(path):
             fsync_dir(self.base / path)
 
     @contextlib.contextmanager
-    def new_file(self, file: Item) -> Iterator[int]:
+    def new_file(self, file: PlacedEntry) -> Iterator[int]:
         """A new file under its temporary name, open for writing; on the disk when it is left."""
-        with self.refusals(file.path):
-            fd = os.open(self.new_temp(file.path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with self.host_errors(file.path):
+            fd = os.open(
+                self.reserve_temp_path(file.path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
             try:
                 yield fd
                 finish(fd, file.mode, mtime=file.mtime)
             finally:
                 os.close(fd)
 
-    def new_temp(self, path: str) -> Path:
+    def reserve_temp_path(self, path: str) -> Path:
         """The temporary name for ``path``, with nothing there; it is removed if anything fails."""
         temp = temp_sibling(self.base / path)
         self.temps.append(temp)
@@ -276,7 +288,7 @@ class _Placing:
 
     def advance(self, size: int) -> None:
         if self.stop.is_set():
-            raise _Stopped
+            raise _Cancelled
         if size:
             self.progress(size)
 
@@ -285,7 +297,7 @@ class _Placing:
         if not jobs:
             return
         # More threads than cores: some wait for the disk.
-        threads = min(MOST_THREADS, max(4, len(os.sched_getaffinity(0))), len(jobs))
+        threads = min(MAX_THREADS, max(4, len(os.sched_getaffinity(0))), len(jobs))
         with ThreadPoolExecutor(threads, thread_name_prefix="place") as pool:
             try:
                 for job in as_completed([pool.submit(job) for job in jobs]):
@@ -296,7 +308,7 @@ class _Placing:
                 raise
 
     @contextlib.contextmanager
-    def refusals(self, path: str) -> Iterator[None]:
+    def host_errors(self, path: str) -> Iterator[None]:
         """Tell what the operating system refuses as an error of the host path."""
         try:
             yield
@@ -304,7 +316,7 @@ class _Placing:
             raise host_error(f"{self.install_dir}/{path}".rstrip("/"), error) from error
 
 
-def _stale(path: Path, reason: str) -> PayloadError:
+def _payload_mismatch(path: Path, reason: str) -> PayloadError:
     return PayloadError(
         f"the payload is not the one its manifest was made from: {reason}",
         where=str(path),

@@ -45,7 +45,7 @@ class Stream:
             try:
                 # A unix socket with a full queue makes a non-blocking connect fail at once, so it blocks here
                 # and the kernel keeps the time.
-                micros = max(1, int(_left(deadline) * 1e6))
+                micros = max(1, int(_remaining(deadline) * 1e6))
                 unix.setsockopt(
                     socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(micros, 1_000_000))
                 )
@@ -61,12 +61,12 @@ class Stream:
 
     def send(self, data: bytes, deadline: float) -> None:
         """Send all of ``data``."""
-        self._socket.settimeout(_left(deadline))
+        self._socket.settimeout(_remaining(deadline))
         self._socket.sendall(data)
 
     def receive(self, deadline: float) -> bytes:
         """What the peer sends next: at least one byte."""
-        self._socket.settimeout(_left(deadline))
+        self._socket.settimeout(_remaining(deadline))
         data = self._socket.recv(RECEIVE_BYTES)
         if not data:
             raise ConnectionResetError("the other side hung up")
@@ -77,13 +77,13 @@ class Stream:
         self._socket.close()
 
 
-def explain(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """What went wrong, in the kernel's words, without the number or Python's class."""
     return error.strerror or str(error) or type(error).__name__
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
+def _remaining(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
         raise TimeoutError("timed out")
-    return left
+    return remaining

@@ -13,16 +13,16 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 
-Advance = Callable[[int], None]
+ProgressCallback = Callable[[int], None]
 """Called with the bytes just done, holes included; whatever it raises stops the copy."""
 
-_PIECE = 256 * 1024
-_LARGE_PIECE = 16 * 1024 * 1024
-_BLOCK = 64 * 1024
+_CHUNK_SIZE = 256 * 1024
+_LARGE_CHUNK_SIZE = 16 * 1024 * 1024
+_BLOCK_SIZE = 64 * 1024
 """Zeros become holes in steps of this."""
-_ZEROS = bytes(_BLOCK)
+_ZEROS = bytes(_BLOCK_SIZE)
 _FICLONE = 0x40049409  # of linux/fs.h
-_CANNOT = {
+_UNSUPPORTED_ERRNOS = {
     errno.EXDEV,  # two file systems; also overlayfs and the one it lies on
     errno.EOPNOTSUPP,
     errno.EINVAL,
@@ -33,14 +33,14 @@ _CANNOT = {
 }
 
 
-class Output:
+class SparseWriter:
     """The content of a new, empty file of ``size`` bytes, written through ``fd`` in any pieces, in order.
 
     Whatever is not written stays a hole. The disk is set to work early: waiting for all of it in
     the end took a fifth longer.
     """
 
-    def __init__(self, fd: int, size: int, advance: Advance) -> None:
+    def __init__(self, fd: int, size: int, advance: ProgressCallback) -> None:
         os.ftruncate(fd, size)
         self._fd = fd
         self._size = size
@@ -48,30 +48,30 @@ class Output:
         self._done = 0
         self._started = 0
 
-    def write(self, offset: int, piece: bytes | memoryview) -> None:
+    def write(self, offset: int, chunk: bytes | memoryview) -> None:
         """Put ``piece`` at ``offset``; what lies before it and was not written is a hole."""
-        view = memoryview(piece)
+        view = memoryview(chunk)
         pending = start = 0
         while start < len(view):
-            end = min(start + _BLOCK - (offset + start) % _BLOCK, len(view))
+            end = min(start + _BLOCK_SIZE - (offset + start) % _BLOCK_SIZE, len(view))
             if _is_zeros(view[start:end]):
                 self._write(offset + pending, view[pending:start])
                 pending = end
             start = end
         self._write(offset + pending, view[pending:])
-        self.reached(offset + len(view))
+        self.advance_to(offset + len(view))
 
     def finish(self) -> None:
         """Say that what was not written by now is a hole."""
-        self.reached(self._size)
-        self._start_writing()
+        self.advance_to(self._size)
+        self._start_writeback()
 
-    def reached(self, offset: int) -> None:
+    def advance_to(self, offset: int) -> None:
         """Count everything up to ``offset`` as done."""
         self._advance(offset - self._done)
         self._done = offset
-        if self._done - self._started >= _LARGE_PIECE:
-            self._start_writing()
+        if self._done - self._started >= _LARGE_CHUNK_SIZE:
+            self._start_writeback()
 
     def _write(self, offset: int, data: memoryview) -> None:
         while data:
@@ -79,7 +79,7 @@ class Output:
             offset += written
             data = data[written:]
 
-    def _start_writing(self) -> None:
+    def _start_writeback(self) -> None:
         """Have the kernel write what is dirty, without waiting: the side effect of this advice."""
         length = self._done - self._started
         with contextlib.suppress(OSError):  # only advice
@@ -87,7 +87,7 @@ class Output:
         self._started = self._done
 
 
-def copy(source: int, target: int, size: int, advance: Advance) -> None:
+def copy(source: int, target: int, size: int, advance: ProgressCallback) -> None:
     """Copy the ``size`` bytes of the file ``source`` into the new, empty file ``target``; both are open.
 
     Holes stay holes. Raises :class:`EOFError` when ``source`` has fewer bytes, :class:`OSError` as
@@ -96,9 +96,9 @@ def copy(source: int, target: int, size: int, advance: Advance) -> None:
     if size and _clone(source, target):
         advance(size)
         return
-    output = Output(target, size, advance)
+    output = SparseWriter(target, size, advance)
     by_kernel = True
-    for start, end in _data(source, size):
+    for start, end in _data_ranges(source, size):
         offset = start
         if by_kernel:
             offset = _copy_in_kernel(source, target, start, end, output)
@@ -113,30 +113,30 @@ def _clone(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:
-        if error.errno not in _CANNOT:
+        if error.errno not in _UNSUPPORTED_ERRNOS:
             raise
         return False
     return True
 
 
-def _copy_in_kernel(source: int, target: int, offset: int, end: int, output: Output) -> int:
+def _copy_in_kernel(source: int, target: int, offset: int, end: int, output: SparseWriter) -> int:
     """Copy without the bytes passing through this process; return how far it went."""
     while offset < end:
         try:
-            done = os.copy_file_range(source, target, min(_LARGE_PIECE, end - offset), offset, offset)
+            done = os.copy_file_range(source, target, min(_LARGE_CHUNK_SIZE, end - offset), offset, offset)
         except OSError as error:
-            if error.errno not in _CANNOT:
+            if error.errno not in _UNSUPPORTED_ERRNOS:
                 raise
             break
         if not done:  # the end of the file, or a file system that says so though it is not
             break
         offset += done
-        output.reached(offset)
+        output.advance_to(offset)
     return offset
 
 
-def _read_and_write(source: int, offset: int, end: int, output: Output) -> None:
-    buffer = memoryview(bytearray(min(_PIECE, end - offset)))
+def _read_and_write(source: int, offset: int, end: int, output: SparseWriter) -> None:
+    buffer = memoryview(bytearray(min(_CHUNK_SIZE, end - offset)))
     while offset < end:
         length = os.preadv(source, [buffer[: end - offset]], offset)
         if not length:
@@ -145,7 +145,7 @@ def _read_and_write(source: int, offset: int, end: int, output: Output) -> None:
         offset += length
 
 
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Start and end of each part of a file that is no hole."""
     end = 0
     while end < size:

@@ -16,10 +16,10 @@ from typing import Self, TypeVar
 from kata_node.errors import SystemdError
 from kata_node.host import systemd_calls as calls
 from kata_node.host import systemd_connect
-from kata_node.host.dbus import Connection, RefusedError
+from kata_node.host.dbus import Connection, DBusError
 from kata_node.host.files import Root
-from kata_node.host.journal import complaints
-from kata_node.host.sockets import explain
+from kata_node.host.journal import journal_command
+from kata_node.host.sockets import describe_os_error
 
 _NOT_APPLICABLE = "org.freedesktop.systemd1.JobTypeNotApplicable"
 _DENIED = (
@@ -120,9 +120,9 @@ class Systemd:
 
     def unit(self, name: str) -> Unit | None:
         """The unit ``name``, with its suffix (``containerd.service``); ``None`` when there is none."""
-        with self._explained(name, f"systemd did not answer within {self._timeout:g} s"):
+        with self._systemd_errors(name, f"systemd did not answer within {self._timeout:g} s"):
             deadline = time.monotonic() + self._timeout
-            return self._retried(lambda connection: _read_unit(connection, name, deadline), deadline)
+            return self._with_reconnect(lambda connection: _read_unit(connection, name, deadline), deadline)
 
     def restart(self, name: str, timeout: float) -> None:
         """Restart the unit ``name``, or start it, and wait until systemd says that it has started.
@@ -131,7 +131,7 @@ class Systemd:
         Raises :class:`JobError` when the unit did not come up, and :class:`SystemdError` when the time is up,
         systemd refuses, or it goes away and does not come back.
         """
-        self._bring_up("restart", "RestartUnit", name, timeout)
+        self._run_start_job("restart", "RestartUnit", name, timeout)
 
     def reload(self, name: str, timeout: float) -> None:
         """Have the running unit ``name`` take in its configuration anew, by its ``ExecReload``.
@@ -142,11 +142,13 @@ class Systemd:
         command, and as :meth:`restart` does.
         """
         deadline = time.monotonic() + timeout
-        with self._explained(name, f"it was not reloaded within {timeout:g} s; systemd may still be at it"):
+        with self._systemd_errors(
+            name, f"it was not reloaded within {timeout:g} s; systemd may still be at it"
+        ):
             unit = shlex.quote(name)
             log.info("systemctl reload %s", unit)
             # Unlike a restart it does no harm twice.
-            result = self._retried(
+            result = self._with_reconnect(
                 lambda connection: calls.run_job(connection, "ReloadUnit", name, deadline), deadline
             )
         if result != "done":
@@ -154,7 +156,7 @@ class Systemd:
                 f"{_RELOAD_RESULTS.get(result, 'systemd could not reload it')} ({result})",
                 result=result,
                 where=name,
-                hint=f"run `{complaints(name)}` on the node to see why",
+                hint=f"run `{journal_command(name)}` on the node to see why",
             )
 
     def start(self, name: str, timeout: float) -> None:
@@ -162,7 +164,7 @@ class Systemd:
 
         Otherwise as :meth:`restart`, which raises the same.
         """
-        self._bring_up("start", "StartUnit", name, timeout)
+        self._run_start_job("start", "StartUnit", name, timeout)
 
     def stop(self, name: str, timeout: float) -> None:
         """Stop the unit ``name`` and wait until it is down; one that there is none of is down.
@@ -171,14 +173,16 @@ class Systemd:
         :class:`SystemdError` as :meth:`restart` does.
         """
         deadline = time.monotonic() + timeout
-        with self._explained(name, f"it was not stopped within {timeout:g} s; systemd may still be at it"):
+        with self._systemd_errors(
+            name, f"it was not stopped within {timeout:g} s; systemd may still be at it"
+        ):
             unit = shlex.quote(name)
             log.info("systemctl stop %s", unit)
             try:
-                result = self._retried(
+                result = self._with_reconnect(
                     lambda connection: calls.run_job(connection, "StopUnit", name, deadline), deadline
                 )
-            except RefusedError as error:
+            except DBusError as error:
                 if error.name == calls.NO_SUCH_UNIT:
                     return
                 raise
@@ -193,32 +197,38 @@ class Systemd:
     def daemon_reload(self, timeout: float) -> None:
         """Have systemd read its unit files anew. ``timeout`` is in seconds; raises :class:`SystemdError`."""
         deadline = time.monotonic() + timeout
-        with self._explained("systemd", f"it did not read its unit files anew within {timeout:g} s"):
+        with self._systemd_errors("systemd", f"it did not read its unit files anew within {timeout:g} s"):
             log.info("systemctl daemon-reload")
 
             def reload(connection: Connection) -> None:
-                connection.manager("Reload", None, (), deadline=deadline)
+                connection.call_manager("Reload", None, (), deadline=deadline)
 
-            self._retried(reload, deadline)
+            self._with_reconnect(reload, deadline)
 
-    def _bring_up(self, verb: str, member: str, name: str, timeout: float) -> None:
+    def _run_start_job(self, verb: str, member: str, name: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        with self._explained(name, f"it was not {verb}ed within {timeout:g} s; systemd may still be at it"):
+        with self._systemd_errors(
+            name, f"it was not {verb}ed within {timeout:g} s; systemd may still be at it"
+        ):
             unit = shlex.quote(name)
             log.info("systemctl reset-failed %s; systemctl %s %s", unit, verb, unit)
-            before = self._retried(lambda connection: calls.prepare(connection, name, deadline), deadline)
-            asked = False
+            before = self._with_reconnect(
+                lambda connection: calls.reset_failed(connection, name, deadline), deadline
+            )
+            requested = False
 
-            def bring_up(connection: Connection) -> str:
-                nonlocal asked
+            def start_unit(connection: Connection) -> str:
+                nonlocal requested
                 # A connection that broke leaves open whether systemd read the request.
-                if asked and (result := calls.outcome(connection, name, before, deadline)):
+                if requested and (result := calls.job_outcome(connection, name, before, deadline)):
                     return result
-                asked = True
+                requested = True
                 return calls.run_job(connection, member, name, deadline)
 
-            result = self._retried(bring_up, deadline)
-            found = self._retried(lambda connection: calls.properties(connection, name, deadline), deadline)
+            result = self._with_reconnect(start_unit, deadline)
+            found = self._with_reconnect(
+                lambda connection: calls.properties(connection, name, deadline), deadline
+            )
         if result == "done" and not found["ConditionResult"]:
             result = "condition"  # for systemd, not to start such a unit is the job well done
         if result != "done":
@@ -229,18 +239,18 @@ class Systemd:
                 f"{reason.format(verb=verb)} ({', '.join(words)})",
                 result=result,
                 where=name,
-                hint=f"run `{complaints(name)}` on the node to see why",
+                hint=f"run `{journal_command(name)}` on the node to see why",
             )
 
-    def _retried(self, ask: Callable[[Connection], T], deadline: float) -> T:
+    def _with_reconnect(self, ask: Callable[[Connection], T], deadline: float) -> T:
         """Ask something that may be asked twice: again, on a new connection, whenever one breaks."""
         while True:
             try:
                 return ask(self._connected(deadline))
             except ConnectionError as error:
-                log.debug("connecting to systemd again: %s", explain(error))
+                log.debug("connecting to systemd again: %s", describe_os_error(error))
                 self.close()
-                if not systemd_connect.pause(deadline):
+                if not systemd_connect.pause_before_retry(deadline):
                     raise
 
     def _connected(self, deadline: float) -> Connection:
@@ -249,23 +259,23 @@ class Systemd:
         return self._connection
 
     @contextlib.contextmanager
-    def _explained(self, name: str, timed_out: str) -> Iterator[None]:
+    def _systemd_errors(self, name: str, timeout_message: str) -> Iterator[None]:
         """Turn what the connection raises into errors about the unit ``name``."""
         try:
             yield
-        except RefusedError as error:
-            raise _refused(name, error) from error
+        except DBusError as error:
+            raise _refused_error(name, error) from error
         except TimeoutError as error:
             self.close()  # a message may have been cut in the middle
             raise SystemdError(
-                timed_out,
+                timeout_message,
                 where=name,
                 hint=f"see `systemctl status {shlex.quote(name)}` and `systemctl list-jobs` on the node",
             ) from error
         except OSError as error:
             self.close()
             raise SystemdError(
-                f"the connection to systemd broke: {explain(error)}",
+                f"the connection to systemd broke: {describe_os_error(error)}",
                 where=name,
                 hint="systemd or the bus restarted just now; run again",
             ) from error
@@ -274,7 +284,7 @@ class Systemd:
 def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | None:
     try:
         properties = calls.properties(connection, name, deadline)
-    except RefusedError as error:
+    except DBusError as error:
         if error.name == calls.NO_SUCH_UNIT:
             return None
         raise
@@ -295,7 +305,7 @@ def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | Non
     )
 
 
-def _refused(name: str, error: RefusedError) -> SystemdError:
+def _refused_error(name: str, error: DBusError) -> SystemdError:
     if error.name == calls.NO_SUCH_UNIT:
         hint = "look for its name with `systemctl list-unit-files`"
     elif error.name == _NOT_APPLICABLE:

@@ -25,8 +25,18 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kata_node.errors import PULL, PayloadError, SettingsError
-from kata_node.kata.merge import Table, clashes, is_below, merge, moved, nested, render, section, strings
+from kata_node.errors import PULL_IMAGE_HINT, PayloadError, SettingsError
+from kata_node.kata.merge import (
+    Table,
+    all_strings,
+    is_below,
+    merge,
+    nested,
+    relocated_paths,
+    render,
+    section,
+    type_conflicts,
+)
 from kata_node.settings.handlers import Handler, handlers
 from kata_node.settings.shims import BUILTIN_PREFIX
 
@@ -41,7 +51,7 @@ KUBELET_ROOT = "/var/lib/kubelet"
 KUBELET_ROOTS = {"k0s": "/var/lib/k0s/kubelet", "microk8s": "/var/snap/microk8s/common/var/lib/kubelet"}
 """Where the kubelet of a distribution keeps its directory; of all others it is :data:`KUBELET_ROOT`."""
 
-GUEST_PULL = "experimental_force_guest_pull"
+GUEST_PULL_KEY = "experimental_force_guest_pull"
 GUEST_PULL_FEATURE = "force_guest_pull"
 
 DEBUG_PARAMS = ("agent.log=debug", "initcall_debug")
@@ -50,7 +60,7 @@ DCGM_PARAM = "nvrc.dcgm=on"
 
 
 @dataclass(frozen=True)
-class Wishes:
+class HandlerOverrides:
     """All that the settings say about the configuration of one handler, and nothing more."""
 
     install_dir: str
@@ -64,35 +74,38 @@ class Wishes:
     guest_pull: bool = False
 
 
-def wishes(handler: Handler, settings: Settings) -> Wishes:
+def handler_overrides(handler: Handler, settings: Settings) -> HandlerOverrides:
     """What the settings want of a handler.
 
     A custom runtime has what the guests of its base shim need: proxies, DCGM, a rootless hypervisor. Its
     own drop-in decides all else; what pods may choose by annotation is allowed for a shim alone.
     """
-    shim, values = f"shims.{handler.shim.name}", settings.of(handler.shim)
+    shim, values = f"shims.{handler.shim.name}", settings.for_shim(handler.shim)
     params = [
         (f"agent.https_proxy={values.https_proxy}" if values.https_proxy else "", f"{shim}.agent.httpsProxy"),
         (f"agent.no_proxy={values.no_proxy}" if values.no_proxy else "", f"{shim}.agent.noProxy"),
         (DCGM_PARAM if values.enable_dcgm else "", f"{shim}.nvrc.enableDCGM"),
     ]
-    own = handler.key == shim
-    return Wishes(
+    is_shim_handler = handler.key == shim
+    return HandlerOverrides(
         install_dir=settings.install_dir,
         kubelet_root=KUBELET_ROOTS.get(settings.distribution, KUBELET_ROOT),
         debug=handler.debug,
         drop_in=handler.drop_in,
         kernel_params=tuple((param, key) for param, key in params if param),
         rootless=values.rootless,
-        annotations=values.allowed_hypervisor_annotations if own else (),
-        guest_pull=values.force_guest_pull and own,
+        annotations=values.allowed_hypervisor_annotations if is_shim_handler else (),
+        guest_pull=values.force_guest_pull and is_shim_handler,
     )
 
 
-def inputs(settings: Settings) -> str:
+def digest_inputs(settings: Settings) -> str:
     """All settings the configurations depend on, for a digest."""
     return repr(
-        [(each.name, each.shim.name, each.own_dir, wishes(each, settings)) for each in handlers(settings)]
+        [
+            (each.name, each.shim.name, each.own_dir, handler_overrides(each, settings))
+            for each in handlers(settings)
+        ]
     )
 
 
@@ -104,7 +117,7 @@ def parse(content: str, where: str) -> dict[str, Any]:
         return tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
         raise PayloadError(
-            f"this Kata configuration is not valid TOML: {error}", where=where, hint=PULL
+            f"this Kata configuration is not valid TOML: {error}", where=where, hint=PULL_IMAGE_HINT
         ) from error
 
 
@@ -114,51 +127,53 @@ def drop_ins(handler: Handler, settings: Settings, base: Table) -> dict[str, byt
     Raises :class:`SettingsError` on a setting that ``base`` has no place for, or a drop-in of the user's
     with which Kata could not start a pod, and :class:`PayloadError` when that is so without one.
     """
-    wish, shim = wishes(handler, settings), handler.shim
+    overrides, shim = handler_overrides(handler, settings), handler.shim
     hypervisor = section(base, "hypervisor", shim.hypervisor)
     runtime = {"runtime": section(base, "runtime")}
     parts = {
         "10-install-dir.toml": (
             "The paths of the shim's configuration, where this installation has them.",
-            moved(base, BUILTIN_PREFIX, wish.install_dir),
+            relocated_paths(base, BUILTIN_PREFIX, overrides.install_dir),
         ),
         "20-debug.toml": (
             "The debug variant: more logs, and a console unless the guest is confidential.",
-            _debug(shim, base) if wish.debug else {},
+            _debug(shim, base) if overrides.debug else {},
         ),
         "25-kubelet-root.toml": (
             "Where this distribution's kubelet has its directory.",
-            moved(runtime, KUBELET_ROOT, wish.kubelet_root),
+            relocated_paths(runtime, KUBELET_ROOT, overrides.kubelet_root),
         ),
         "30-kernel-params.toml": (
             "The kernel parameters of the shim's configuration, and those of the settings behind them.",
-            _kernel_params(shim, hypervisor, wish),
+            _kernel_params(shim, hypervisor, overrides),
         ),
         "35-annotations.toml": (
             "The annotations of the shim's configuration, and those of allowedHypervisorAnnotations.",
-            _annotations(shim, hypervisor, wish.annotations),
+            _annotations(shim, hypervisor, overrides.annotations),
         ),
         "40-guest-pull.toml": (
             "Container images are pulled in the guest.",
-            _guest_pull(handler, base) if wish.guest_pull else {},
+            _guest_pull(handler, base) if overrides.guest_pull else {},
         ),
         "45-rootless.toml": (
             "The hypervisor runs as a user without privileges.",
-            _rootless(handler, hypervisor) if wish.rootless else {},
+            _rootless(handler, hypervisor) if overrides.rootless else {},
         ),
     }
-    made = {name: render(content, about) for name, (about, content) in parts.items() if content}
-    if wish.drop_in.strip():
-        made[USER_DROP_IN] = wish.drop_in.encode()
-    _check(handler, base, made)
-    return made
+    rendered = {
+        name: render(content, header_comment) for name, (header_comment, content) in parts.items() if content
+    }
+    if overrides.drop_in.strip():
+        rendered[USER_DROP_IN] = overrides.drop_in.encode()
+    _check(handler, base, rendered)
+    return rendered
 
 
-def doubts(handler: Handler, settings: Settings, paths: Collection[str]) -> Iterator[str]:
+def drop_in_warnings(handler: Handler, settings: Settings, paths: Collection[str]) -> Iterator[str]:
     """Sentences about what a drop-in of the user's names in vain; ``paths`` are all of the installation."""
     import tomllib
 
-    for name in dict.fromkeys(strings(tomllib.loads(handler.drop_in))):
+    for name in dict.fromkeys(all_strings(tomllib.loads(handler.drop_in))):
         there = f"{handler.key}.dropIn names {name}"
         if is_below(name, settings.install_dir):
             relative = name.removeprefix(settings.install_dir).strip("/")
@@ -185,13 +200,13 @@ def _debug(shim: Shim, base: Table) -> dict[str, Any]:
     return content
 
 
-def _kernel_params(shim: Shim, hypervisor: Table, wish: Wishes) -> dict[str, Any]:
+def _kernel_params(shim: Shim, hypervisor: Table, overrides: HandlerOverrides) -> dict[str, Any]:
     if "kernel_params" not in hypervisor:
-        for _, key in wish.kernel_params:
-            raise _no_place(key, shim, "kernel_params")
+        for _, key in overrides.kernel_params:
+            raise _unsupported_key_error(key, shim, "kernel_params")
         return {}
-    params = [param for param, _ in wish.kernel_params]
-    if wish.debug:
+    params = [param for param, _ in overrides.kernel_params]
+    if overrides.debug:
         params += DEBUG_PARAMS
     if not params:
         return {}
@@ -207,21 +222,23 @@ def _annotations(shim: Shim, hypervisor: Table, allowed: tuple[str, ...]) -> dic
 
 def _guest_pull(handler: Handler, base: Table) -> dict[str, Any]:
     known = section(base, "runtime")
-    if GUEST_PULL in known:
-        return {"runtime": {GUEST_PULL: True}} if known[GUEST_PULL] is not True else {}
+    if GUEST_PULL_KEY in known:
+        return {"runtime": {GUEST_PULL_KEY: True}} if known[GUEST_PULL_KEY] is not True else {}
     if handler.shim.runtime == "runtime-rs" and "experimental" in known:
         features = list(dict.fromkeys([*known["experimental"], GUEST_PULL_FEATURE]))
         return {"runtime": {"experimental": features}} if features != known["experimental"] else {}
-    raise _no_place(f"{handler.key}.containerd.forceGuestPull", handler.shim, GUEST_PULL)
+    raise _unsupported_key_error(f"{handler.key}.containerd.forceGuestPull", handler.shim, GUEST_PULL_KEY)
 
 
 def _rootless(handler: Handler, hypervisor: Table) -> dict[str, Any]:
     if "rootless" not in hypervisor:
-        raise _no_place(f"shims.{handler.shim.name}.hypervisor.rootless", handler.shim, "rootless")
+        raise _unsupported_key_error(
+            f"shims.{handler.shim.name}.hypervisor.rootless", handler.shim, "rootless"
+        )
     return {"hypervisor": {handler.shim.hypervisor: {"rootless": True}}}
 
 
-def _no_place(key: str, shim: Shim, name: str) -> SettingsError:
+def _unsupported_key_error(key: str, shim: Shim, name: str) -> SettingsError:
     return SettingsError(
         f"the Kata configuration of {shim.name} has no {name}",
         where=key,
@@ -229,25 +246,27 @@ def _no_place(key: str, shim: Shim, name: str) -> SettingsError:
     )
 
 
-def _check(handler: Handler, base: Table, made: dict[str, bytes]) -> None:
+def _check(handler: Handler, base: Table, rendered: dict[str, bytes]) -> None:
     """Refuse what Kata would refuse when a pod starts."""
     import tomllib
 
-    ours = merge(base, {name: content for name, content in made.items() if name != USER_DROP_IN})
-    if _boots_two(handler.shim, ours):
+    generated = merge(base, {name: content for name, content in rendered.items() if name != USER_DROP_IN})
+    if _has_image_and_initrd(handler.shim, generated):
         raise PayloadError(
-            "this Kata configuration sets both image and initrd", where=handler.shim.base_config, hint=PULL
+            "this Kata configuration sets both image and initrd",
+            where=handler.shim.base_config,
+            hint=PULL_IMAGE_HINT,
         )
-    if USER_DROP_IN not in made:
+    if USER_DROP_IN not in rendered:
         return
     key, hint = f"{handler.key}.dropIn", "correct the drop-in; nothing was changed on this node"
     try:
-        users = tomllib.loads(handler.drop_in)
+        user_drop_in = tomllib.loads(handler.drop_in)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"is not valid TOML: {error}", where=key, hint=hint) from error
-    if problems := list(clashes(ours, users)):
+    if problems := list(type_conflicts(generated, user_drop_in)):
         raise SettingsError("; ".join(problems), where=key, hint=hint)
-    if _boots_two(handler.shim, merge(ours, {USER_DROP_IN: made[USER_DROP_IN]})):
+    if _has_image_and_initrd(handler.shim, merge(generated, {USER_DROP_IN: rendered[USER_DROP_IN]})):
         raise SettingsError(
             "with it the configuration has both image and initrd, which Kata refuses",
             where=key,
@@ -255,6 +274,6 @@ def _check(handler: Handler, base: Table, made: dict[str, bytes]) -> None:
         )
 
 
-def _boots_two(shim: Shim, config: Table) -> bool:
+def _has_image_and_initrd(shim: Shim, config: Table) -> bool:
     hypervisor = section(config, "hypervisor", shim.hypervisor)
     return bool(hypervisor.get("image") and hypervisor.get("initrd"))

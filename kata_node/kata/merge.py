@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kata_node.settings.values import describe
+from kata_node.settings.values import describe_value
 
 Table = Mapping[str, Any]
 
@@ -29,10 +29,10 @@ def merge(base: Table, drop_ins: Mapping[str, bytes]) -> dict[str, Any]:
     return merged
 
 
-def overlay(base: Table, over: Table) -> dict[str, Any]:
+def overlay(base: Table, override: Table) -> dict[str, Any]:
     """One merge of two tables; neither is changed."""
     merged = dict(base)
-    for key, value in over.items():
+    for key, value in override.items():
         there = base.get(key)
         if isinstance(there, Mapping) and isinstance(value, Mapping):
             merged[key] = overlay(there, value)
@@ -41,7 +41,7 @@ def overlay(base: Table, over: Table) -> dict[str, Any]:
     return merged
 
 
-def moved(table: Table, old: str, new: str) -> dict[str, Any]:
+def relocated_paths(table: Table, old: str, new: str) -> dict[str, Any]:
     """Those values of ``table`` that are paths at or below ``old``, as paths at or below ``new``.
 
     Laid over ``table`` they move all of them and change nothing else: an array with one such item is
@@ -50,20 +50,20 @@ def moved(table: Table, old: str, new: str) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            if inner := moved(value, old, new):
+            if inner := relocated_paths(value, old, new):
                 changed[key] = inner
-        elif (there := _moved(value, old, new)) != value:
+        elif (there := _relocate(value, old, new)) != value:
             changed[key] = there
     return changed
 
 
-def _moved(value: Any, old: str, new: str) -> Any:
+def _relocate(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str):
         return new + value.removeprefix(old) if is_below(value, old) else value
     if isinstance(value, list):
-        return [_moved(item, old, new) for item in value]
+        return [_relocate(item, old, new) for item in value]
     if isinstance(value, Mapping):
-        return {key: _moved(item, old, new) for key, item in value.items()}
+        return {key: _relocate(item, old, new) for key, item in value.items()}
     return value
 
 
@@ -88,63 +88,66 @@ def is_below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(f"{directory}/")
 
 
-def strings(value: Any) -> Iterator[str]:
+def all_strings(value: Any) -> Iterator[str]:
     """Every string in ``value``, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from strings(item)
+            yield from all_strings(item)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from strings(item)
+            yield from all_strings(item)
 
 
-def clashes(base: Table, over: Table, path: str = "") -> Iterator[str]:
+def type_conflicts(base: Table, override: Table, path: str = "") -> Iterator[str]:
     """Sentences about what in ``over`` is of another type than in ``base``: Kata reads neither then."""
-    for key, value in over.items():
+    for key, value in override.items():
         name = f"{path}.{key}" if path else key
         there = base.get(key)
         if isinstance(there, Mapping) and isinstance(value, Mapping):
-            yield from clashes(there, value, name)
-        elif there is not None and _kind(there) != _kind(value):
-            yield f"{name} is {describe(value)}, and {describe(there)} in the configuration of the shim"
+            yield from type_conflicts(there, value, name)
+        elif there is not None and _comparable_type(there) != _comparable_type(value):
+            yield (
+                f"{name} is {describe_value(value)}, and {describe_value(there)} in the configuration "
+                "of the shim"
+            )
 
 
-def _kind(value: object) -> type:
+def _comparable_type(value: object) -> type:
     # Kata's whole and broken numbers are not told apart here: runtime-rs takes 1 for 1.0.
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float
     return type(value)
 
 
-def render(content: Table, about: str) -> bytes:
+def render(content: Table, header_comment: str) -> bytes:
     """``content`` as a drop-in of ours; ``about`` is a sentence for whoever opens it."""
     import tomlkit
 
     document = tomlkit.document()
     document.add(tomlkit.comment("Managed by kata-node, changes here are lost."))
-    document.add(tomlkit.comment(about))
+    document.add(tomlkit.comment(header_comment))
     document.add(tomlkit.nl())
     for key, value in content.items():
-        document.add(key, _item(value))
+        document.add(key, _toml_item(value))
     return document.as_string().encode()
 
 
-def _item(value: Any) -> Any:
+def _toml_item(value: Any) -> Any:
     """With headers for tables, but for those that hold nothing but tables."""
     import tomlkit
 
     if _is_list_of_tables(value):
         tables = tomlkit.aot()
         for item in value:
-            tables.append(_item(item))
+            tables.append(_toml_item(item))
         return tables
     if not isinstance(value, Mapping):
         return tomlkit.item(value)
     table = tomlkit.table(is_super_table=all(isinstance(item, Mapping) for item in value.values()))
     for key, item in value.items():
-        table.add(key, _item(item))
+        table.add(key, _toml_item(item))
     return table
 
 

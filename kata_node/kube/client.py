@@ -21,16 +21,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kata_node.errors import KubeError, UsageError
 from kata_node.kube.credentials import open_client
 from kata_node.kube.failures import (
-    OTHER_SERVER,
+    NOT_KUBERNETES_HINT,
     ConflictError,
-    Failure,
     NoSuchNodeError,
-    failure_of,
-    not_recorded,
-    refusal,
+    RequestFailure,
+    classify_error,
+    event_not_recorded,
+    request_error,
 )
-from kata_node.kube.node import NodeFacts, Taint, check_machine, not_held, not_lifted, not_ready, waiting_for
-from kata_node.kube.retry import REAL_CLOCK, REQUEST_TIMEOUT, Clock, conflict_pause, persist, within
+from kata_node.kube.node import (
+    NodeFacts,
+    Taint,
+    check_machine_id,
+    labels_not_stable,
+    node_not_ready,
+    taints_not_removed,
+    waiting_for,
+)
+from kata_node.kube.retry import REAL_CLOCK, REQUEST_TIMEOUT, Clock, conflict_backoff, retry_until, within
 
 if TYPE_CHECKING:
     from lightkube import Client
@@ -40,7 +48,7 @@ __all__ = [
     "REAL_CLOCK",
     "Clock",
     "ConflictError",
-    "Kube",
+    "KubeClient",
     "NoSuchNodeError",
     "NodeFacts",
 ]
@@ -48,10 +56,10 @@ __all__ = [
 EVENT_TIMEOUT = 5.0
 """Seconds that an Event is worth."""
 
-POLL = 1.0
+POLL_INTERVAL = 1.0
 """Seconds between two looks at a Node that is waited for."""
 
-ABSENCE = 30.0
+NODE_ABSENCE_TIMEOUT = 30.0
 """Seconds a Node may be missing: some distributions delete it and register it anew on a restart."""
 
 T = TypeVar("T")
@@ -61,7 +69,7 @@ _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 log = logging.getLogger(__name__)
 
 
-class Kube:
+class KubeClient:
     """A connection to the API server, to be closed, or used as a context manager."""
 
     def __init__(
@@ -77,7 +85,7 @@ class Kube:
         self._merge = PatchType.MERGE
 
     @classmethod
-    def connect(cls, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT) -> Kube:
+    def connect(cls, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT) -> KubeClient:
         """Use the pod's ServiceAccount, else the kubeconfig of ``KUBECONFIG`` or ``~/.kube/config``.
 
         Nothing is sent yet. Raises :class:`KubeError` when there are no credentials, or they cannot
@@ -89,7 +97,7 @@ class Kube:
         """Close all connections."""
         self._client.close()
 
-    def __enter__(self) -> Kube:
+    def __enter__(self) -> KubeClient:
         return self
 
     def __exit__(
@@ -97,18 +105,20 @@ class Kube:
     ) -> None:
         self.close()
 
-    def within(self, seconds: float) -> float:
+    def deadline_after(self, seconds: float) -> float:
         """The deadline that lies ``seconds`` ahead."""
         return self.clock.now() + seconds
 
-    def ask(
+    def send(
         self,
         request: Callable[[Client], T],
         deadline: float,
-        refuse: Callable[[Failure, int], KubeError],
+        make_error: Callable[[RequestFailure, int], KubeError],
     ) -> T:
         """What ``request(client)`` returns, see :func:`kata_node.kube.retry.persist`."""
-        return persist(lambda: request(self._client), deadline, self.clock, self.request_timeout, refuse)
+        return retry_until(
+            lambda: request(self._client), deadline, self.clock, self.request_timeout, make_error
+        )
 
     def node(self, name: str, deadline: float) -> NodeFacts:
         """The Node ``name`` as it is now.
@@ -140,24 +150,24 @@ class Kube:
         """
         return self._patch(name, {"metadata": {"labels": dict(changes)}}, resource_version, deadline)
 
-    def lift_taints(
+    def remove_taints(
         self,
         name: str,
         remaining: Callable[[Sequence[Taint]], Sequence[Taint]],
         *,
         timeout: float,
         expected_machine_id: str | None = None,
-        poll: float = POLL,
+        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
         """Take the taints off the Node that ``remaining`` leaves out of those it is given.
 
         Raises :class:`KubeError` when they are still there after ``timeout`` seconds, and
         :class:`UnfitNodeError` when the Node is not on the machine of ``expected_machine_id``.
         """
-        deadline = self.within(timeout)
+        deadline = self.deadline_after(timeout)
         conflicts = 0
         while True:
-            facts = self._look(name, deadline, expected_machine_id, poll)
+            facts = self._read_node(name, deadline, expected_machine_id, poll)
             kept = remaining(facts.taints)
             if len(kept) == len(facts.taints):
                 return facts
@@ -169,22 +179,25 @@ class Kube:
                 log.debug("reading Node %s again: %s", name, error.what)
             left = deadline - self.clock.now()
             if left <= 0:
-                raise not_lifted(name, timeout, conflicts)
-            self.clock.sleep(min(poll, left, conflict_pause(conflicts, self.clock)))
+                raise taints_not_removed(name, timeout, conflicts)
+            self.clock.sleep(min(poll, left, conflict_backoff(conflicts, self.clock)))
 
-    def record(self, event: Mapping[str, Any]) -> None:
+    def record_event(self, event: Mapping[str, Any]) -> None:
         """Make an Event of the core group, in the namespace it names. It is tried once.
 
         Raises :class:`KubeError` when that fails: an Event is not worth waiting for.
         """
-        made = _event_resource().from_dict(dict(event))
+        event_object = _event_resource().from_dict(dict(event))
         try:
-            within(EVENT_TIMEOUT, lambda: self._client.create(made, namespace=event["metadata"]["namespace"]))
+            within(
+                EVENT_TIMEOUT,
+                lambda: self._client.create(event_object, namespace=event["metadata"]["namespace"]),
+            )
         except Exception as error:
-            failure = failure_of(error)
+            failure = classify_error(error)
             if failure is None:
                 raise
-            raise not_recorded(failure, self.server) from error
+            raise event_not_recorded(failure, self.server) from error
 
     def wait_ready(
         self,
@@ -194,7 +207,7 @@ class Kube:
         timeout: float,
         deadline: float = math.inf,
         expected_machine_id: str | None = None,
-        poll: float = POLL,
+        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
         """Wait until the Node is Ready and reports all of ``handlers``, or reports no handler at all.
 
@@ -202,31 +215,31 @@ class Kube:
         ``deadline``, and :class:`UnfitNodeError` when the Node is not on the machine of
         ``expected_machine_id``.
         """
-        deadline = min(deadline, self.within(timeout))
-        told: object = None
+        deadline = min(deadline, self.deadline_after(timeout))
+        last_state: object = None
         while True:
-            facts = self._look(name, deadline, expected_machine_id, poll)
+            facts = self._read_node(name, deadline, expected_machine_id, poll)
             missing = facts.missing(handlers)
             if facts.ready and not missing:
                 return facts
             left = deadline - self.clock.now()
             if left <= 0:
-                raise not_ready(facts, missing, timeout)
-            if told != (told := (facts.ready, missing)):
+                raise node_not_ready(facts, missing, timeout)
+            if last_state != (last_state := (facts.ready, missing)):
                 log.info("waiting for Node %s: %s", name, waiting_for(facts, missing))
             self.clock.sleep(min(poll, left))
 
-    def settle(
+    def ensure_labels(
         self,
         name: str,
         change: Callable[[NodeFacts], Mapping[str, str | None]],
         *,
-        serves: Collection[str] = (),
+        required_handlers: Collection[str] = (),
         window: float,
         timeout: float,
         deadline: float = math.inf,
         expected_machine_id: str | None = None,
-        poll: float = POLL,
+        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
         """Make the changes that ``change`` asks for, until it has asked for none for ``window`` seconds.
 
@@ -242,29 +255,29 @@ class Kube:
                 f"labels cannot hold for {window:g} s when there are {timeout:g} s for all of it",
                 hint="raise the timeout above the stability window",
             )
-        deadline = min(deadline, self.within(timeout))
+        deadline = min(deadline, self.deadline_after(timeout))
         since: float | None = None  # when the labels were first seen as they should be, of late
-        undone = conflicts = 0
+        overwritten = conflicts = 0
         while True:
-            facts = self._look(name, deadline, expected_machine_id, poll)
+            facts = self._read_node(name, deadline, expected_machine_id, poll)
             now, changes, pause = self.clock.now(), change(facts), poll
-            if missing := facts.missing(serves):
+            if missing := facts.missing(required_handlers):
                 # Somebody takes away what the labels would promise: neither set them nor put them back.
                 since = None
                 log.debug("waiting for Node %s: %s", name, waiting_for(facts, missing))
             elif changes:
                 if since is not None:
-                    undone += 1
+                    overwritten += 1
                     log.warning("what was changed on Node %s was undone; changing it again", name)
                 try:
                     facts = self.patch_labels(name, changes, facts.resource_version, deadline)
-                    log.info("Node %s: %s", name, _show(changes))
+                    log.info("Node %s: %s", name, _format_changes(changes))
                     if not window:
                         return facts
                     since = self.clock.now()
                 except (ConflictError, NoSuchNodeError) as error:
                     since, conflicts = None, conflicts + 1
-                    pause = min(poll, conflict_pause(conflicts, self.clock))
+                    pause = min(poll, conflict_backoff(conflicts, self.clock))
                     log.debug("reading Node %s again: %s", name, error.what)
             elif since is None:
                 since = now
@@ -272,9 +285,9 @@ class Kube:
                 return facts
             left = deadline - self.clock.now()
             if left <= 0 and missing:
-                raise not_ready(facts, missing, timeout)
+                raise node_not_ready(facts, missing, timeout)
             if left <= 0:
-                raise not_held(name, window, timeout, undone, conflicts)
+                raise labels_not_stable(name, window, timeout, overwritten, conflicts)
             self.clock.sleep(min(pause, left, since + window - now if since is not None else left))
 
     def _patch(
@@ -291,33 +304,33 @@ class Kube:
             lambda: self._client.patch(self._resource, name, patch, patch_type=self._merge),
         )
 
-    def _look(self, name: str, deadline: float, machine_id: str | None, poll: float) -> NodeFacts:
+    def _read_node(self, name: str, deadline: float, machine_id: str | None, poll: float) -> NodeFacts:
         """The Node on the machine that is meant; one that is away is given some time to come back."""
-        patience = min(deadline, self.within(ABSENCE))
+        absence_deadline = min(deadline, self.deadline_after(NODE_ABSENCE_TIMEOUT))
         while True:
             try:
                 facts = self.node(name, deadline)
                 break
             except NoSuchNodeError:
-                left = patience - self.clock.now()
+                left = absence_deadline - self.clock.now()
                 if left <= 0:
                     raise
                 log.info("there is no Node %s; giving it %.0f s more to be registered", name, left)
             self.clock.sleep(min(poll, left))
-        check_machine(facts, machine_id)
+        check_machine_id(facts, machine_id)
         return facts
 
     def _call(
         self, verb: str, name: str, deadline: float, request: Callable[[], Mapping[str, Any]]
     ) -> NodeFacts:
         """Send a request, again and again while what fails may pass and the deadline is ahead."""
-        answer = self.ask(
+        answer = self.send(
             lambda _: request(),
             deadline,
-            lambda failure, tries: refusal(failure, verb, name, self.server, tries),
+            lambda failure, tries: request_error(failure, verb, name, self.server, tries),
         )
         if answer.get("kind") != "Node":
-            raise KubeError("the answer is no Node", where=self.server, hint=OTHER_SERVER)
+            raise KubeError("the answer is no Node", where=self.server, hint=NOT_KUBERNETES_HINT)
         return NodeFacts.of(answer)
 
 
@@ -340,7 +353,7 @@ def _event_resource() -> type[GenericNamespacedResource]:
     return create_namespaced_resource("", "v1", "Event", "events")
 
 
-def _show(changes: Mapping[str, str | None]) -> str:
+def _format_changes(changes: Mapping[str, str | None]) -> str:
     return ", ".join(
         f"{key} removed" if value is None else f"{key}={value}" for key, value in changes.items()
     )

@@ -51,7 +51,7 @@ def open_client(request_timeout: float) -> Client:
         )
 
 
-def open_session(request_timeout: float) -> httpx2.Client:
+def open_http_client(request_timeout: float) -> httpx2.Client:
     """The same as plain HTTP, for what lightkube's client has no words for.
 
     Paths are those of the API, such as ``/api/v1/nodes``. Raises what :func:`open_client` does.
@@ -85,7 +85,7 @@ def _credentials() -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]
         transport = None
         if source == SERVICE_ACCOUNT:
             config = KubeConfig.from_service_account(source).get()
-            transport = httpx2.HTTPTransport(verify=_trust(f"{source}/ca.crt"))
+            transport = httpx2.HTTPTransport(verify=_ssl_context(f"{source}/ca.crt"))
         else:
             config = KubeConfig.from_file(source).get()
         assert config is not None  # it would only be for lack of a context, which raises
@@ -98,7 +98,7 @@ def _credentials() -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]
         ) from error
 
 
-def _trust(ca_file: str) -> ssl.SSLContext:
+def _ssl_context(ca_file: str) -> ssl.SSLContext:
     """Trust the cluster's own CA, the way kubectl does.
 
     From Python 3.13 on certificates must follow RFC 5280 to the letter by default; those of older

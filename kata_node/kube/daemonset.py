@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import KubeError
-from kata_node.kube.failures import OTHER_SERVER, Failure
+from kata_node.kube.failures import NOT_KUBERNETES_HINT, RequestFailure
 
 if TYPE_CHECKING:
     from lightkube.generic_resource import GenericNamespacedResource
 
-    from kata_node.kube.client import Kube
+    from kata_node.kube.client import KubeClient
 
 
 class _NoSuchDaemonSetError(KubeError):
     """There is none of this name."""
 
 
-def find(kube: Kube, namespace: str, name: str, deadline: float) -> Mapping[str, Any] | None:
+def find_daemonset(kube: KubeClient, namespace: str, name: str, deadline: float) -> Mapping[str, Any] | None:
     """The DaemonSet ``name`` as it is now; ``None`` when the API server has said that there is none.
 
     Raises :class:`KubeError` for every other answer, and when there is none until ``deadline``, a
@@ -27,7 +27,7 @@ def find(kube: Kube, namespace: str, name: str, deadline: float) -> Mapping[str,
     """
     where = f"daemonset/{name} in {namespace} at {kube.server}"
 
-    def refused(failure: Failure, tries: int) -> KubeError:
+    def refused(failure: RequestFailure, tries: int) -> KubeError:
         what = f"the API server {failure.what}" + (f" (asked {tries} times)" if tries > 1 else "")
         # Neither a server that is none of Kubernetes' says this, nor one that lacks the API group.
         if failure.status == 404 and f'daemonsets.apps "{name}" not found' in failure.what:
@@ -35,11 +35,13 @@ def find(kube: Kube, namespace: str, name: str, deadline: float) -> Mapping[str,
         return KubeError(what, where=where, hint=_HINTS.get(failure.status, _HINTS[0]))
 
     try:
-        found = kube.ask(lambda client: client.get(_resource(), name, namespace=namespace), deadline, refused)
+        found = kube.send(
+            lambda client: client.get(_resource(), name, namespace=namespace), deadline, refused
+        )
     except _NoSuchDaemonSetError:
         return None
     if found.get("kind") != "DaemonSet":
-        raise KubeError("the answer is no DaemonSet", where=where, hint=OTHER_SERVER)
+        raise KubeError("the answer is no DaemonSet", where=where, hint=NOT_KUBERNETES_HINT)
     return found
 
 
@@ -48,7 +50,7 @@ _HINTS = {
     401: "the token is good no more: its ServiceAccount has to be there for as long as the pods that use it",
     403: 'give the account "get" on the resource "daemonsets" (API group "apps") in this namespace, for as '
     "long as the pods that use it are there",
-    404: OTHER_SERVER,
+    404: NOT_KUBERNETES_HINT,
 }
 
 

@@ -18,7 +18,7 @@ NAMESPACE = "default"
 MESSAGE_LIMIT = 1024
 """Characters; the API server refuses longer ones of Events of the newer kind."""
 
-_NODE_PART = 230
+_NODE_NAME_LIMIT = 230
 """How much of a Node's name, 253 characters at most, there is room for in the name of an Event."""
 
 
@@ -44,7 +44,7 @@ class Event:
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{node[:_NODE_PART]}.{secrets.token_hex(8)}", "namespace": NAMESPACE},
+            "metadata": {"name": f"{node[:_NODE_NAME_LIMIT]}.{secrets.token_hex(8)}", "namespace": NAMESPACE},
             # The uid is the kubelet's own way for Events of its Node, and needs no look at it.
             "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
             "type": self.type,
@@ -60,7 +60,7 @@ class Event:
         }
 
 
-def failed(message: str, *, removing: bool, exit_code: int | None) -> Event:
+def failure_event(message: str, *, removing: bool, exit_code: int | None) -> Event:
     """The Event of a stage that failed with ``exit_code``, on the way there or, ``removing``, back."""
     reason = "KataRemoveFailed" if removing else "KataInstallFailed"
     if exit_code == RolledBackError.exit_code:

@@ -10,7 +10,7 @@ from kata_node.errors import KubeError
 if TYPE_CHECKING:
     import httpx2
 
-OTHER_SERVER = "check that this is the address of a Kubernetes API server"
+NOT_KUBERNETES_HINT = "check that this is the address of a Kubernetes API server"
 
 
 class ConflictError(KubeError):
@@ -22,17 +22,17 @@ class NoSuchNodeError(KubeError):
 
 
 @dataclass(frozen=True)
-class Failure:
+class RequestFailure:
     """Why a request failed: ``what`` goes on after "the API server"; ``status`` is 0 without an answer."""
 
     what: str
-    may_pass: bool
+    retryable: bool
     status: int = 0
     reason: str = ""
     retry_after: float = 0.0  # seconds
 
 
-def failure_of(error: Exception) -> Failure | None:
+def classify_error(error: Exception) -> RequestFailure | None:
     """What ``error`` says about the request; ``None`` when it is a mistake in the program."""
     import ssl
 
@@ -42,48 +42,48 @@ def failure_of(error: Exception) -> Failure | None:
 
     # lightkube stumbles over error answers that are no Status object or name no content type, as a
     # load balancer in front of the API server may give them: the answer is then further down.
-    chain = _chain(error)
+    chain = _error_chain(error)
     for each in chain:
         if isinstance(each, httpx2.HTTPStatusError):
-            return _answered(each.response)
+            return _http_failure(each.response)
     if isinstance(error, TimeoutError):
-        return Failure(f"gave no answer ({error})", may_pass=True)
+        return RequestFailure(f"gave no answer ({error})", retryable=True)
     if isinstance(error, httpx2.TransportError):
-        hopeless = isinstance(error, httpx2.UnsupportedProtocol) or any(
+        permanent = isinstance(error, httpx2.UnsupportedProtocol) or any(
             isinstance(each, ssl.SSLCertVerificationError) for each in chain
         )
-        return Failure(f"gave no answer ({one_line(error)})", may_pass=not hopeless)
+        return RequestFailure(f"gave no answer ({one_line(error)})", retryable=not permanent)
     if isinstance(error, ConfigError | OSError | httpx2.InvalidURL):
-        return Failure(f"cannot be asked ({one_line(error)})", may_pass=False)
+        return RequestFailure(f"cannot be asked ({one_line(error)})", retryable=False)
     if isinstance(error, msgspec.DecodeError):
-        return Failure(f"gave an answer that is no JSON ({one_line(error)})", may_pass=False)
+        return RequestFailure(f"gave an answer that is no JSON ({one_line(error)})", retryable=False)
     return None
 
 
-def _answered(response: httpx2.Response) -> Failure:
+def _http_failure(response: httpx2.Response) -> RequestFailure:
     try:
         status = response.json()
         message, reason = str(status["message"]), str(status.get("reason", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         message, reason = response.reason_phrase, ""
     wait = response.headers.get("Retry-After", "")
-    return Failure(
+    return RequestFailure(
         f"answered {response.status_code}: {message}",
-        may_pass=response.status_code in (401, 408, 429)
+        retryable=response.status_code in (401, 408, 429)
         or response.status_code >= 500
-        or (response.status_code == 403 and _lacks_what_may_come(message)),
+        or (response.status_code == 403 and _may_be_unsynced_rbac(message)),
         status=response.status_code,
         reason=reason,
         retry_after=float(wait) if wait.isdecimal() else 0.0,
     )
 
 
-def _lacks_what_may_come(refused: str) -> bool:
+def _may_be_unsynced_rbac(refused: str) -> bool:
     """Whether a 403 may be that of an API server that has not read the roles, or the policies, yet."""
     return " cannot " in refused or "not yet ready" in refused
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _error_chain(error: BaseException) -> list[BaseException]:
     """The error, what it came from, and so on; lightkube also raises errors from themselves."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -93,7 +93,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def refusal(failure: Failure, verb: str, name: str, server: str, tries: int) -> KubeError:
+def request_error(failure: RequestFailure, verb: str, name: str, server: str, tries: int) -> KubeError:
     """The error for a request that failed ``tries`` times, the last time so, and is not made again."""
     what = f"the API server {failure.what}" + (f" (asked {tries} times)" if tries > 1 else "")
     match failure.status, failure.reason:
@@ -117,17 +117,17 @@ def refusal(failure: Failure, verb: str, name: str, server: str, tries: int) -> 
         case 403, _:
             hint = "the account may do this, but an admission rule of the cluster forbids this change"
         case 404, _:
-            hint = OTHER_SERVER
+            hint = NOT_KUBERNETES_HINT
         case 0, _:
             hint = (
                 "see that this address is right and reachable from here, and its certificate is the cluster's"
             )
         case _:
-            hint = "look at the log of the API server" if failure.may_pass else ""
+            hint = "look at the log of the API server" if failure.retryable else ""
     return KubeError(what, where=f"node/{name} at {server}", hint=hint)
 
 
-def not_recorded(failure: Failure, server: str) -> KubeError:
+def event_not_recorded(failure: RequestFailure, server: str) -> KubeError:
     """The error for an Event that was not made."""
     lacks_right = failure.status == 403 and "cannot create " in failure.what
     hint = 'give the account "create" on "events" in the namespace "default"' if lacks_right else ""
@@ -137,7 +137,7 @@ def not_recorded(failure: Failure, server: str) -> KubeError:
 def one_line(error: BaseException) -> str:
     """An error of another library, to be quoted in a sentence of ours, but for what may hold a token."""
     name = type(error).__name__
-    for each in _chain(error):
+    for each in _error_chain(error):
         if type(each).__name__ == "LocalProtocolError":  # it quotes the header
             return f"{name}: the credentials have a character that no header may have"
         if mark := getattr(each, "problem_mark", None):  # of YAML, with the lines around it

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kata_node.errors import KubeError, UnfitNodeError
+from kata_node.errors import IneligibleNodeError, KubeError
 
 Taint = Mapping[str, str]
 """As the API has it: ``key``, ``effect``, and perhaps ``value`` and ``timeAdded``."""
@@ -27,7 +27,7 @@ class NodeFacts:
     handlers: tuple[str, ...] | None
     machine_id: str
     resource_version: str
-    not_ready_because: str = ""
+    not_ready_reason: str = ""
     taints: tuple[Taint, ...] = ()
 
     @classmethod
@@ -45,7 +45,7 @@ class NodeFacts:
             handlers=tuple(each["name"] for each in handlers if each.get("name")) if handlers else None,
             machine_id=(status.get("nodeInfo") or {}).get("machineID", ""),
             resource_version=metadata["resourceVersion"],
-            not_ready_because="" if ready.get("status") == "True" else str(ready.get("message", "")),
+            not_ready_reason="" if ready.get("status") == "True" else str(ready.get("message", "")),
             taints=tuple((node.get("spec") or {}).get("taints") or ()),
         )
 
@@ -54,10 +54,10 @@ class NodeFacts:
         return () if self.handlers is None else tuple(sorted(set(handlers) - set(self.handlers)))
 
 
-def check_machine(facts: NodeFacts, expected: str | None) -> None:
+def check_machine_id(facts: NodeFacts, expected: str | None) -> None:
     """Raise :class:`UnfitNodeError` when the Node is not, or not known to be, on the machine ``expected``."""
     if expected and _machine(facts.machine_id) != _machine(expected):
-        raise UnfitNodeError(
+        raise IneligibleNodeError(
             f"the Node is on another machine than the one meant: its machine id is "
             f"{facts.machine_id or 'not reported'}, expected was {expected}",
             where=f"node/{facts.name}",
@@ -71,7 +71,7 @@ def check_host(facts: NodeFacts, host: str) -> None:
     Where one of the two is not known there is nothing to compare.
     """
     if host and facts.machine_id and _machine(facts.machine_id) != _machine(host):
-        raise UnfitNodeError(
+        raise IneligibleNodeError(
             f"the Node is another machine, {facts.machine_id}, and this one is {host}",
             where=f"node/{facts.name}",
             hint="set NODE_NAME to the name that this machine has in the cluster",
@@ -86,12 +86,12 @@ def _machine(machine_id: str) -> str:
 def waiting_for(facts: NodeFacts, missing: Collection[str]) -> str:
     """What a Node without ``missing`` handlers, or not Ready, is being waited for; goes on after its name."""
     if not facts.ready:
-        return f"it is not Ready ({facts.not_ready_because})"
+        return f"it is not Ready ({facts.not_ready_reason})"
     reported = ", ".join(facts.handlers or ()) or "no handler that has a name"
     return f"it does not report {', '.join(missing)} (it reports {reported})"
 
 
-def not_ready(facts: NodeFacts, missing: Collection[str], timeout: float) -> KubeError:
+def node_not_ready(facts: NodeFacts, missing: Collection[str], timeout: float) -> KubeError:
     """The error for a Node that was not as it must be within ``timeout`` seconds."""
     what = waiting_for(facts, missing).removeprefix("it ")
     if facts.ready:
@@ -104,7 +104,7 @@ def not_ready(facts: NodeFacts, missing: Collection[str], timeout: float) -> Kub
     return KubeError(f"after {timeout:g} s the Node {what}", where=f"node/{facts.name}", hint=hint)
 
 
-def not_lifted(name: str, timeout: float, conflicts: int) -> KubeError:
+def taints_not_removed(name: str, timeout: float, conflicts: int) -> KubeError:
     """The error for taints that are still there after ``timeout`` seconds."""
     return KubeError(
         f"the startup taints were still there after {timeout:g} s; {conflicts} changes met a conflict",
@@ -113,11 +113,13 @@ def not_lifted(name: str, timeout: float, conflicts: int) -> KubeError:
     )
 
 
-def not_held(name: str, window: float, timeout: float, undone: int, conflicts: int) -> KubeError:
+def labels_not_stable(
+    name: str, window: float, timeout: float, overwritten: int, conflicts: int
+) -> KubeError:
     """The error for changes that did not last for ``window`` seconds within ``timeout`` seconds."""
     return KubeError(
-        f"its labels did not stay as set for {window:g} s within {timeout:g} s: they were undone {undone} "
-        f"times, and {conflicts} changes met a conflict",
+        f"its labels did not stay as set for {window:g} s within {timeout:g} s: they were undone "
+        f"{overwritten} times, and {conflicts} changes met a conflict",
         where=f"node/{name}",
         hint="find what else writes this Node's labels (a kubelet that keeps restarting, a cloud "
         "controller, another installer); its managedFields name the writers",

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kata_node.errors import KataNodeError
-from kata_node.kube.failures import Failure, failure_of
+from kata_node.kube.failures import RequestFailure, classify_error
 
 REQUEST_TIMEOUT = 35.0
 """Seconds for a whole request, from the look-up of the name to the last byte of the answer: an
 admission webhook may take 30 of them."""
 
-LEAST_PATIENCE = 1.0
+MIN_REQUEST_TIMEOUT = 1.0
 """Seconds that a request is given, however near the deadline is when it is made."""
 
-ACCESS_TRIES = 6
+MAX_AUTH_TRIES = 6
 """How often a refused account is tried: a token is rotated, a role is new, an API server has just
 started and has not read the ServiceAccounts or the roles yet; all of that comes right within seconds."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-CONFLICT_PAUSE = 0.1
+INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 10.0
+CONFLICT_BACKOFF = 0.1
 
 T = TypeVar("T")
 
@@ -48,12 +48,12 @@ class Clock:
 REAL_CLOCK = Clock()
 
 
-def persist(
+def retry_until(
     request: Callable[[], T],
     deadline: float,
     clock: Clock,
     request_timeout: float,
-    refuse: Callable[[Failure, int], KataNodeError],
+    make_error: Callable[[RequestFailure, int], KataNodeError],
 ) -> T:
     """What ``request()`` returns, made again and again while its failure may pass and the deadline is ahead.
 
@@ -62,30 +62,30 @@ def persist(
     tries = refused = 0
     while True:
         try:
-            left = max(deadline - clock.now(), LEAST_PATIENCE)
+            left = max(deadline - clock.now(), MIN_REQUEST_TIMEOUT)
             return within(min(request_timeout, left), request)
         except Exception as error:
-            failure = failure_of(error)
+            failure = classify_error(error)
             if failure is None:
                 raise
             tries += 1
             refused += failure.status in (401, 403)
             pause = max(failure.retry_after, _backoff(tries, clock))
             late = clock.now() + pause >= deadline
-            if late or not failure.may_pass or refused >= ACCESS_TRIES:
-                raise refuse(failure, tries) from error
+            if late or not failure.retryable or refused >= MAX_AUTH_TRIES:
+                raise make_error(failure, tries) from error
         log.warning("the API server %s; trying again in %.1f s", failure.what, pause)
         clock.sleep(pause)
 
 
-def conflict_pause(conflicts: int, clock: Clock) -> float:
+def conflict_backoff(conflicts: int, clock: Clock) -> float:
     """Seconds until what another writer has just changed is read again: at first next to none."""
-    return CONFLICT_PAUSE * conflicts * (1 + clock.jitter()) / 2
+    return CONFLICT_BACKOFF * conflicts * (1 + clock.jitter()) / 2
 
 
 def _backoff(tries: int, clock: Clock) -> float:
     """Seconds to wait after so many failures: doubling, and spread so that nodes do not march in step."""
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries - 1, 10)) * (1 + clock.jitter()) / 2
+    return min(MAX_BACKOFF, INITIAL_BACKOFF * 2.0 ** min(tries - 1, 10)) * (1 + clock.jitter()) / 2
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:

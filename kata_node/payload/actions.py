@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError
 from kata_node.host import files
-from kata_node.plan.actions import Tools
-from kata_node.text import counted, human
+from kata_node.plan.actions import Clients
+from kata_node.text import human_size, pluralize
 
 if TYPE_CHECKING:
     from kata_node.payload.index import Payload
@@ -31,33 +31,33 @@ class PlaceFiles:
 
     def describe(self) -> str:
         """One line."""
-        count = counted(sum(entry.kind != "dir" for entry in self.entries), "file")
-        return f"place {count} ({human(self.size)}) below {self.install_dir}"
+        count = pluralize(sum(entry.kind != "dir" for entry in self.entries), "file")
+        return f"place {count} ({human_size(self.size)}) below {self.install_dir}"
 
     def diff(self) -> str:
         """A line each: the content is not for reading."""
         return "".join(
-            f"place {self.install_dir}/{entry.path} ({human(entry.size)})\n"
+            f"place {self.install_dir}/{entry.path} ({human_size(entry.size)})\n"
             for entry in self.entries
             if entry.kind != "dir"
         )
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Place them; nothing of them is left when it fails."""
         from kata_node.host.place import place
 
-        with tools.progress(self.size, f"placing below {self.install_dir}") as advance:
-            place(tools.root, self.payload, self.entries, self.install_dir, progress=advance)
+        with clients.progress(self.size, f"placing below {self.install_dir}") as advance:
+            place(clients.root, self.payload, self.entries, self.install_dir, progress=advance)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """Each must be there: a file with its size, a link with its target."""
         for entry in self.entries:
             path = f"{self.install_dir}/{entry.path}"
-            if not _is_whole(tools.root, path, entry):
+            if not _is_complete(clients.root, path, entry):
                 raise HostError(f"the {entry.kind} just placed is not there whole", where=path)
 
 
-def _is_whole(root: files.Root, path: str, entry: Entry) -> bool:
+def _is_complete(root: files.Root, path: str, entry: Entry) -> bool:
     info = root.lstat(path)
     if info is None or entry.kind == "link":
         return info is not None and root.read_link(path) == entry.link

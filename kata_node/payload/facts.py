@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal
 from kata_node import __version__
 from kata_node.host.files import Root, missing_dirs
 from kata_node.kata import drop_ins
-from kata_node.kata.drop_ins import doubts
-from kata_node.payload.layout import Found, Wanted, layout
-from kata_node.plan.context import Look
-from kata_node.plan.receipt import STATE_DIR, dirs_of_others
+from kata_node.kata.drop_ins import drop_in_warnings
+from kata_node.payload.layout import DesiredFile, ObservedFile, layout
+from kata_node.plan.context import StageContext
+from kata_node.plan.receipt import STATE_DIR, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
 from kata_node.snapshotters import mapping
 
@@ -37,59 +37,68 @@ class ArtifactFacts:
     """
 
     inputs: str
-    wanted: Mapping[str, Wanted] | None = None
+    desired_files: Mapping[str, DesiredFile] | None = None
     entries: tuple[Entry, ...] = ()
     """What the payload brings for the enabled shims, before it is laid out."""
-    found: Mapping[str, Found] = field(default_factory=dict)
+    observed_files: Mapping[str, ObservedFile] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     missing_dirs: tuple[str, ...] = ()
     """Down to the install dir, outermost first; those that another instance made are as good as missing."""
     release: str = ""
-    doubts: tuple[str, ...] = ()
+    drop_in_warnings: tuple[str, ...] = ()
     """Sentences about settings that can be carried out and will hardly do what is meant."""
-    payload: Callable[[], Payload] = field(default=lambda: _no_payload(), repr=False, compare=False)
+    payload: Callable[[], Payload] = field(default=lambda: _payload_not_read(), repr=False, compare=False)
 
 
-def look(look: Look) -> ArtifactFacts:
+def look(look: StageContext) -> ArtifactFacts:
     """Compare by stat alone where the receipt vouches for the content; hash only what it does not know."""
     from kata_node.payload import index
     from kata_node.payload.manifest import select
 
-    settings, root = look.settings, look.tools.root
+    settings, root = look.settings, look.clients.root
     placed = look.receipt.artifacts
-    signature = index.signature(look.options.payload)
-    inputs = _inputs(signature, settings)
+    fingerprint = index.fingerprint(look.options.payload)
+    inputs = _inputs(fingerprint, settings)
     if placed and placed.state == "placed" and placed.inputs == inputs:
-        found = find(root, settings.install_dir, placed.files)
-        if all(path in found and found[path].is_as(record) for path, record in placed.files.items()):
+        observed_files = observe_files(root, settings.install_dir, placed.files)
+        if all(
+            path in observed_files and observed_files[path].matches(record)
+            for path, record in placed.files.items()
+        ):
             return ArtifactFacts(inputs)
     payload = index.load(look.options.payload)
-    every = handlers(settings)
-    shims = {handler.shim.name: handler.shim for handler in every}
-    entries = select(payload.manifest, shims.values(), settings.arch, mapping.components(settings))
-    wanted = layout(entries, settings)
+    all_handlers = handlers(settings)
+    shims = {handler.shim.name: handler.shim for handler in all_handlers}
+    entries = select(payload.manifest, shims.values(), settings.arch, mapping.required_components(settings))
+    desired_files = layout(entries, settings)
     known = placed.files if placed else {}
-    found = find(root, settings.install_dir, {**wanted, **known})
-    unknown = (path for path in found if path not in known and found[path].kind == "file")
+    observed_files = observe_files(root, settings.install_dir, {**desired_files, **known})
+    unknown = (path for path in observed_files if path not in known and observed_files[path].kind == "file")
     digests = {
         path: _sha256(root.resolve(f"{settings.install_dir}/{path}"))
         for path in unknown
-        if found[path].size == wanted[path].size
+        if observed_files[path].size == desired_files[path].size
     }
     return ArtifactFacts(
         inputs,
-        wanted,
+        desired_files,
         entries,
-        found,
+        observed_files,
         digests,
-        _to_remove_one_day(root, settings.install_dir),
+        _dirs_to_remove_at_revert(root, settings.install_dir),
         payload.manifest.release,
-        tuple(dict.fromkeys(doubt for handler in every for doubt in doubts(handler, settings, wanted))),
+        tuple(
+            dict.fromkeys(
+                warning
+                for handler in all_handlers
+                for warning in drop_in_warnings(handler, settings, desired_files)
+            )
+        ),
         lambda: payload,
     )
 
 
-_OF_RECORD = re.compile(
+_RECEIPT_FILES = re.compile(
     rf"{re.escape(STATE_DIR)}/(receipt\.json|\.receipt\.json\.kata-node-tmp|backups/\.?[0-9a-f]{{64}}(\..*)?)"
 )
 """The record, its backups, and what an interrupted writing of them left, but no copies somebody made."""
@@ -103,26 +112,26 @@ class RemovalFacts:
     """
 
     recorded: bool
-    bare: bool
+    is_removable: bool
     found: tuple[str, ...]
 
 
-def look_for_removal(look: Look) -> RemovalFacts:
+def gather_removal_facts(look: StageContext) -> RemovalFacts:
     """Everything below the install dir, whoever put it there."""
-    root, install_dir = look.tools.root, look.receipt.install_dir
-    found = tuple(path for path in walk(root, install_dir) if not _OF_RECORD.fullmatch(path))
+    root, install_dir = look.clients.root, look.receipt.install_dir
+    found = tuple(path for path in walk(root, install_dir) if not _RECEIPT_FILES.fullmatch(path))
     names = root.list_dir(install_dir)
     empty = not names and root.is_dir(install_dir) and not os.path.ismount(root.resolve(install_dir))
     return RemovalFacts(
         recorded=look.receipt.artifacts is not None,
-        bare=not found and (empty or names == [STATE_DIR]),
+        is_removable=not found and (empty or names == [STATE_DIR]),
         found=found,
     )
 
 
-def find(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, Found]:
+def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, ObservedFile]:
     """What stands at ``paths`` below the install dir; those with nothing are left out."""
-    found: dict[str, Found] = {}
+    observed_files: dict[str, ObservedFile] = {}
     parents: dict[str, Path] = {}  # hundreds of files share a few directories
     for path in paths:
         parent, name = posixpath.split(f"{install_dir}/{path}")
@@ -134,10 +143,10 @@ def find(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, Found]
         except (FileNotFoundError, NotADirectoryError):
             continue
         link = str(real.readlink()) if stat.S_ISLNK(info.st_mode) else ""
-        found[path] = Found(
+        observed_files[path] = ObservedFile(
             _kind(info.st_mode), stat.S_IMODE(info.st_mode), info.st_size, int(info.st_mtime), link
         )
-    return found
+    return observed_files
 
 
 def walk(root: Root, install_dir: str) -> Iterator[str]:
@@ -149,9 +158,9 @@ def walk(root: Root, install_dir: str) -> Iterator[str]:
             yield str(Path(directory, name).relative_to(base))
 
 
-def _to_remove_one_day(root: Root, install_dir: str) -> tuple[str, ...]:
+def _dirs_to_remove_at_revert(root: Root, install_dir: str) -> tuple[str, ...]:
     above = (install_dir[:at] for at, char in enumerate(install_dir) if char == "/" and at)
-    shared = dirs_of_others(root, install_dir).intersection(above)
+    shared = dirs_of_other_installations(root, install_dir).intersection(above)
     return (*sorted(shared), *missing_dirs(root, install_dir))
 
 
@@ -169,11 +178,11 @@ def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:
     return "dir" if stat.S_ISDIR(mode) else "other"
 
 
-def _inputs(signature: str, settings: Settings) -> str:
-    more = mapping.components(settings)
-    text = "\n".join((__version__, signature, settings.arch, drop_ins.inputs(settings), *more))
+def _inputs(fingerprint: str, settings: Settings) -> str:
+    more = mapping.required_components(settings)
+    text = "\n".join((__version__, fingerprint, settings.arch, drop_ins.digest_inputs(settings), *more))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _no_payload() -> Payload:
+def _payload_not_read() -> Payload:
     raise LookupError("these facts were gathered without reading the payload")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kata_node.errors import PULL, PayloadError
+from kata_node.errors import PULL_IMAGE_HINT, PayloadError
 from kata_node.payload.manifest import (
     BUILTIN_PREFIX,
     SCHEMA,
@@ -29,22 +29,22 @@ from kata_node.payload.manifest import (
     Manifest,
     ShimFiles,
     from_json,
-    parse_components,
+    parse_shim_components,
     select,
     to_json,
     validate,
 )
-from kata_node.payload.validation import VERSION, check_path, member_path, reading
+from kata_node.payload.validation import VERSION_FILE, check_path, member_path, wrap_read_errors
 
 if TYPE_CHECKING:
     from kata_node.host.archive import Digest
 
-__all__ = ["Payload", "index", "load", "signature", "write_index"]
+__all__ = ["Payload", "build_manifest", "fingerprint", "load", "write_manifest"]
 
-MANIFEST = "manifest.json"
-COMPONENTS = "shim-components.json"
-TREE = BUILTIN_PREFIX.removeprefix("/")
-TARBALLS = "tarballs"
+MANIFEST_FILE = "manifest.json"
+SHIM_COMPONENTS_FILE = "shim-components.json"
+TREE_DIR = BUILTIN_PREFIX.removeprefix("/")
+TARBALLS_DIR = "tarballs"
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Payload:
 
     def file(self, path: str) -> Path:
         """The real path of a file of a tree."""
-        return self.directory / TREE / path
+        return self.directory / TREE_DIR / path
 
     def archive(self, component: str) -> tuple[Path, Digest]:
         """The real path of an archive, and the digest the manifest has of it."""
@@ -81,18 +81,18 @@ class Payload:
         return {(entry.component, entry.path): entry for entry in entries if entry.kind == "file"}
 
 
-def index(directory: Path) -> Manifest:
+def build_manifest(directory: Path) -> Manifest:
     """Read all of the payload in ``directory``. Raises :class:`PayloadError`."""
-    from kata_node.payload.scan import in_threads, scan_archive, scan_tree
+    from kata_node.payload.scan import map_in_threads, scan_archive, scan_tree
 
-    if _form(directory) == "tree":
-        entries = validate(scan_tree(directory / TREE))
+    if _detect_form(directory) == "tree":
+        entries = validate(scan_tree(directory / TREE_DIR))
         return Manifest(SCHEMA, "tree", _release(directory, entries), entries, {}, {})
     shims = _components(directory)
     archives = _archives(directory, shims)
     # The largest first, so that no thread is left alone with a long one in the end.
     names = sorted(archives, key=lambda name: -archives[name].stat().st_size)
-    scans = in_threads(lambda name: scan_archive(archives[name], name), names)
+    scans = map_in_threads(lambda name: scan_archive(archives[name], name), names)
     entries = tuple(entry for found, _ in scans for entry in validate(found))
     entries = tuple(sorted(entries, key=lambda entry: (entry.path, entry.component)))
     try:
@@ -101,21 +101,21 @@ def index(directory: Path) -> Manifest:
         # Only of importance where shims that need both are enabled; there it is refused.
         log.warning("not every set of shims can be installed from this payload: %s", error)
     digests = {
-        name: Archive(f"{TARBALLS}/{archives[name].name}", digest.size, digest.sha256)
+        name: Archive(f"{TARBALLS_DIR}/{archives[name].name}", digest.size, digest.sha256)
         for name, (_, digest) in sorted(zip(names, scans, strict=True))
     }
     return Manifest(SCHEMA, "tarballs", _release(directory, entries), entries, shims, digests)
 
 
-def write_index(directory: Path) -> Path:
+def write_manifest(directory: Path) -> Path:
     """Write the manifest of the payload in ``directory`` and return its path.
 
     The same payload gives the same bytes. Raises :class:`PayloadError`.
     """
     from kata_node.host.atomic_replace import finish, replacing
 
-    content = to_json(index(directory))
-    path = directory / MANIFEST
+    content = to_json(build_manifest(directory))
+    path = directory / MANIFEST_FILE
     try:
         with replacing(path) as temp, temp.open("xb") as file:
             file.write(content)
@@ -136,14 +136,14 @@ def load(directory: Path) -> Payload:
     A manifest that plainly belongs to another payload is refused here; one whose files have changed
     unseen, when they are placed. Raises :class:`PayloadError`.
     """
-    form = _form(directory)
-    path = directory / MANIFEST
+    form = _detect_form(directory)
+    path = directory / MANIFEST_FILE
     raw = _read(path)
     if raw is None:
-        return Payload(directory, _read_all(directory, signature(directory)))
+        return Payload(directory, _cached_manifest(directory, fingerprint(directory)))
     manifest = from_json(raw, where=str(path))
     if manifest.form != form:
-        raise _stale(path, f"it is of a payload of the form {manifest.form}")
+        raise _mismatch_error(path, f"it is of a payload of the form {manifest.form}")
     if form == "tree":
         _check_tree(directory, manifest, path)
     else:
@@ -152,35 +152,35 @@ def load(directory: Path) -> Payload:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_all(directory: Path, signature: str) -> Manifest:
+def _cached_manifest(directory: Path, fingerprint: str) -> Manifest:
     """The index, which takes a while to make and which one stage after the other asks for."""
-    log.info("%s has no %s: reading all of it", directory, MANIFEST)
-    return index(directory)
+    log.info("%s has no %s: reading all of it", directory, MANIFEST_FILE)
+    return build_manifest(directory)
 
 
-def signature(directory: Path) -> str:
+def fingerprint(directory: Path) -> str:
     """What tells one payload from another without reading it: the same text, the same payload.
 
     The digest of the manifest; without one, of the name, size, times and inode of every file.
     Raises :class:`PayloadError` when ``directory`` holds no payload.
     """
-    form = _form(directory)
-    manifest = _read(directory / MANIFEST)
+    form = _detect_form(directory)
+    manifest = _read(directory / MANIFEST_FILE)
     if manifest is not None:
         return hashlib.sha256(manifest).hexdigest()
     digest = hashlib.sha256()
-    with reading(directory):
-        for path in _files_below(directory, TREE if form == "tree" else TARBALLS):
+    with wrap_read_errors(directory):
+        for path in _files_below(directory, TREE_DIR if form == "tree" else TARBALLS_DIR):
             info = path.lstat()
-            marks = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
-            digest.update(os.fsencode(f"{path.relative_to(directory)}\0{marks}\0"))
-    for name in (COMPONENTS, "VERSION"):
+            stat_fields = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
+            digest.update(os.fsencode(f"{path.relative_to(directory)}\0{stat_fields}\0"))
+    for name in (SHIM_COMPONENTS_FILE, "VERSION"):
         digest.update(_read(directory / name) or b"\0")
     return digest.hexdigest()
 
 
-def _form(directory: Path) -> Literal["tree", "tarballs"]:
-    tree, tarballs = (directory / TREE).is_dir(), (directory / TARBALLS).is_dir()
+def _detect_form(directory: Path) -> Literal["tree", "tarballs"]:
+    tree, tarballs = (directory / TREE_DIR).is_dir(), (directory / TARBALLS_DIR).is_dir()
     if tree != tarballs:
         return "tree" if tree else "tarballs"
     if not directory.is_dir():
@@ -190,65 +190,67 @@ def _form(directory: Path) -> Literal["tree", "tarballs"]:
             hint="name the directory that holds the Kata files with --payload",
         )
     raise PayloadError(
-        f"there is {'both' if tree else 'neither'} a tree {TREE} {'and' if tree else 'nor'} "
-        f"a directory {TARBALLS} with archives here",
+        f"there is {'both' if tree else 'neither'} a tree {TREE_DIR} {'and' if tree else 'nor'} "
+        f"a directory {TARBALLS_DIR} with archives here",
         where=str(directory),
         hint="name a directory with exactly one of the two with --payload",
     )
 
 
 def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
-    for path in (directory / TARBALLS / COMPONENTS, directory / COMPONENTS):
+    for path in (directory / TARBALLS_DIR / SHIM_COMPONENTS_FILE, directory / SHIM_COMPONENTS_FILE):
         if (raw := _read(path)) is not None:
-            return parse_components(raw, where=str(path))
+            return parse_shim_components(raw, where=str(path))
     raise PayloadError(
         "the file that tells which shim needs which archive is missing",
-        where=str(directory / TARBALLS / COMPONENTS),
-        hint=PULL,
+        where=str(directory / TARBALLS_DIR / SHIM_COMPONENTS_FILE),
+        hint=PULL_IMAGE_HINT,
     )
 
 
 def _archives(directory: Path, shims: Mapping[str, Mapping[str, Iterable[str]]]) -> dict[str, Path]:
     """The archives that are there, of those some shim needs on some architecture."""
     names = {name for arches in shims.values() for needs in arches.values() for name in needs}
-    paths = {name: directory / TARBALLS / f"kata-static-{name}.tar.zst" for name in names}
+    paths = {name: directory / TARBALLS_DIR / f"kata-static-{name}.tar.zst" for name in names}
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _release(directory: Path, entries: Iterable[Entry]) -> str:
     """What the payload calls itself; nothing if it does not say."""
-    inside = [entry.content for entry in entries if entry.path == VERSION]
-    beside = [_read(path / VERSION) for path in (directory / TARBALLS, directory)]
+    inside = [entry.content for entry in entries if entry.path == VERSION_FILE]
+    beside = [_read(path / VERSION_FILE) for path in (directory / TARBALLS_DIR, directory)]
     texts = [*inside, *(raw.decode(errors="replace") for raw in beside if raw)]
     first_line = texts[0].strip().partition("\n")[0] if texts else ""
     return first_line if first_line.isprintable() else ""
 
 
 def _check_tree(directory: Path, manifest: Manifest, path: Path) -> None:
-    with reading(directory):
-        there = {entry.name for entry in os.scandir(directory / TREE)}
+    with wrap_read_errors(directory):
+        there = {entry.name for entry in os.scandir(directory / TREE_DIR)}
     known = {entry.path for entry in manifest.entries if "/" not in entry.path}
     if there != known:
-        raise _stale(path, f"it does not agree on {', '.join(sorted(there ^ known))}")
+        raise _mismatch_error(path, f"it does not agree on {', '.join(sorted(there ^ known))}")
 
 
 def _check_archives(directory: Path, manifest: Manifest, path: Path) -> None:
     if _components(directory) != manifest.shim_components:
-        raise _stale(path, f"it does not agree with {COMPONENTS}")
+        raise _mismatch_error(path, f"it does not agree with {SHIM_COMPONENTS_FILE}")
     there = _archives(directory, manifest.shim_components)
     if unknown := sorted(there.keys() - manifest.archives.keys()):
-        raise _stale(path, f"it does not know the archives of {', '.join(unknown)}")
+        raise _mismatch_error(path, f"it does not know the archives of {', '.join(unknown)}")
     for name, archive in manifest.archives.items():
         check_path(archive.file, where=str(path))
         if name not in there:
-            raise PayloadError("the archive is missing", where=str(directory / archive.file), hint=PULL)
-        with reading(there[name]):
+            raise PayloadError(
+                "the archive is missing", where=str(directory / archive.file), hint=PULL_IMAGE_HINT
+            )
+        with wrap_read_errors(there[name]):
             size = there[name].stat().st_size
         if size != archive.size:
             raise PayloadError(
                 f"the archive has {size} bytes, its manifest says {archive.size}",
                 where=str(there[name]),
-                hint=f"{PULL}; if it was replaced on purpose, run `kata-node payload index`",
+                hint=f"{PULL_IMAGE_HINT}; if it was replaced on purpose, run `kata-node payload index`",
             )
 
 
@@ -257,14 +259,14 @@ def _files_below(directory: Path, name: str) -> list[Path]:
 
 
 def _read(path: Path) -> bytes | None:
-    with reading(path):
+    with wrap_read_errors(path):
         try:
             return path.read_bytes()
         except FileNotFoundError:
             return None
 
 
-def _stale(path: Path, reason: str) -> PayloadError:
+def _mismatch_error(path: Path, reason: str) -> PayloadError:
     return PayloadError(
         f"the manifest is not of this payload: {reason}",
         where=str(path),

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from kata_node.errors import PULL, PayloadError
-from kata_node.payload.validation import TreeLinks, check_path, refuse
+from kata_node.errors import PULL_IMAGE_HINT, PayloadError
+from kata_node.payload.validation import PayloadSymlinks, check_path, untrusted_payload
 from kata_node.settings.shims import BUILTIN_PREFIX
 
 __all__ = [
@@ -23,15 +23,15 @@ __all__ = [
     "Manifest",
     "ShimFiles",
     "from_json",
-    "missing",
-    "parse_components",
+    "missing_paths",
+    "parse_shim_components",
     "select",
     "to_json",
     "validate",
 ]
 
 SCHEMA = 1
-_WITH_DAEMON = "virtio-fs"
+_VIRTIO_FS_PREFIX = "virtio-fs"
 """Of the values of ``shared_fs``, those that start with this use the ``virtio_fs_daemon``."""
 
 
@@ -136,7 +136,7 @@ class _Header:
     schema: int
 
 
-def parse_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[str, ...]]]:
+def parse_shim_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[str, ...]]]:
     """Read Kata's ``shim-components.json``: shim, then machine name, to names of components.
 
     Raises :class:`PayloadError`.
@@ -147,7 +147,7 @@ def parse_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[str, .
         read = msgspec.json.decode(raw, type=_ShimComponents)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PayloadError(
-            f"the map of shims to components is damaged: {error}", where=where, hint=PULL
+            f"the map of shims to components is damaged: {error}", where=where, hint=PULL_IMAGE_HINT
         ) from error
     shims = {
         shim: {
@@ -159,7 +159,7 @@ def parse_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[str, .
     for name in {name for arches in shims.values() for names in arches.values() for name in names}:
         check_path(name, where=where)
         if "/" in name:
-            raise refuse(name, "a component's name cannot have a slash", where=where)
+            raise untrusted_payload(name, "a component's name cannot have a slash", where=where)
     return shims
 
 
@@ -183,16 +183,18 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """
     found: dict[str, Entry] = {}
     for entry in sorted(entries, key=lambda entry: (entry.path, entry.component)):
-        checked = _checked(entry)
+        checked = _normalize(entry)
         earlier = found.setdefault(entry.path, checked)
-        if earlier.kind != checked.kind or (checked.kind != "dir" and not _equal(earlier, checked)):
-            raise _contradiction(earlier, checked)
+        if earlier.kind != checked.kind or (
+            checked.kind != "dir" and not _has_same_content(earlier, checked)
+        ):
+            raise _conflict_error(earlier, checked)
     for path in list(found):
         for parent in _parents(path):
             above = found.setdefault(parent, Entry(parent, "dir", 0o755, component=found[path].component))
             if above.kind != "dir":
-                raise refuse(path, f"it would lie beneath {parent}, which is a {above.kind}")
-    links = TreeLinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
+                raise untrusted_payload(path, f"it would lie beneath {parent}, which is a {above.kind}")
+    links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
     for path in links.targets:
         links.resolve(path)
     return tuple(found[path] for path in sorted(found))
@@ -238,21 +240,21 @@ def _components(manifest: Manifest, shim: ShimFiles, arch: str) -> tuple[str, ..
     return arches[arch]
 
 
-def missing(entries: Iterable[Entry], shim: ShimFiles) -> list[str]:
+def missing_paths(entries: Iterable[Entry], shim: ShimFiles) -> list[str]:
     """What ``shim`` needs and ``entries`` lack: its program, its configuration, and every file that names.
 
     Raises :class:`PayloadError` when its configuration is not valid TOML.
     """
     found = {entry.path: entry for entry in entries}
-    links = TreeLinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
+    links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
     needed = [shim.shim_binary, shim.base_config]
     config = found.get(links.resolve(shim.base_config))
     if config is not None:
-        needed += _paths_in(config)
+        needed += _payload_paths_in(config)
     return [path for path in dict.fromkeys(needed) if links.resolve(path) not in found]
 
 
-def _paths_in(config: Entry) -> Iterator[str]:
+def _payload_paths_in(config: Entry) -> Iterator[str]:
     """The paths of the payload that a Kata configuration names, relative to the install dir."""
     import tomllib
 
@@ -260,7 +262,7 @@ def _paths_in(config: Entry) -> Iterator[str]:
         data = tomllib.loads(config.content)
     except tomllib.TOMLDecodeError as error:
         raise PayloadError(
-            f"this Kata configuration is not valid TOML: {error}", where=config.path, hint=PULL
+            f"this Kata configuration is not valid TOML: {error}", where=config.path, hint=PULL_IMAGE_HINT
         ) from error
     for value in _strings(data):
         if value.startswith(f"{BUILTIN_PREFIX}/"):
@@ -276,34 +278,34 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         # Confidential guests share no file system: their configurations still name the daemon, and
         # their components are without it.
-        daemon = str(value.get("shared_fs", _WITH_DAEMON)).startswith(_WITH_DAEMON)
+        needs_virtiofsd = str(value.get("shared_fs", _VIRTIO_FS_PREFIX)).startswith(_VIRTIO_FS_PREFIX)
         for key, item in value.items():
             # What pods may choose by annotation is an offer, not a need.
-            if not key.startswith("valid_") and (daemon or key != "virtio_fs_daemon"):
+            if not key.startswith("valid_") and (needs_virtiofsd or key != "virtio_fs_daemon"):
                 yield from _strings(item)
 
 
-def _checked(entry: Entry) -> Entry:
+def _normalize(entry: Entry) -> Entry:
     check_path(entry.path)
     if entry.kind == "link":
-        return replace(entry, link=TreeLinks.relative(entry.path, entry.link))
+        return replace(entry, link=PayloadSymlinks.relative_target(entry.path, entry.link))
     if entry.kind == "dir":
         return replace(entry, mode=entry.mode & 0o777)
     if entry.mode & ~0o777:
-        raise refuse(entry.path, f"its mode {entry.mode:o} has more than permission bits")
+        raise untrusted_payload(entry.path, f"its mode {entry.mode:o} has more than permission bits")
     if entry.size < 0:
-        raise refuse(entry.path, f"its size is {entry.size}")
+        raise untrusted_payload(entry.path, f"its size is {entry.size}")
     return entry
 
 
-def _equal(one: Entry, other: Entry) -> bool:
+def _has_same_content(one: Entry, other: Entry) -> bool:
     """Whether two entries of a path are the same thing, whenever and with whatever mode it was packed."""
     return (one.size, one.sha256, one.link) == (other.size, other.sha256, other.link)
 
 
-def _contradiction(one: Entry, other: Entry) -> PayloadError:
+def _conflict_error(one: Entry, other: Entry) -> PayloadError:
     if one.component == other.component:
-        return refuse(one.path, "it is there twice, and the two differ")
+        return untrusted_payload(one.path, "it is there twice, and the two differ")
     return PayloadError(
         f"the components {one.component} and {other.component} both have this path, and differ",
         where=one.path,

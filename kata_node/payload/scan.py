@@ -13,12 +13,12 @@ from typing import TypeVar
 
 from kata_node.host.archive import Archive, Digest, Member
 from kata_node.payload.manifest import Entry
-from kata_node.payload.validation import VERSION, member_path, reading, refuse
+from kata_node.payload.validation import VERSION_FILE, member_path, untrusted_payload, wrap_read_errors
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-LARGEST_CONTENT = 1024 * 1024
+MAX_CONTENT_SIZE = 1024 * 1024
 """Bytes of a file whose content the manifest keeps."""
 _ZEROS = bytes(256 * 1024)
 
@@ -30,10 +30,10 @@ def scan_tree(base: Path) -> list[Entry]:
     """
 
     def scan(path: Path) -> Entry:
-        with reading(path):
+        with wrap_read_errors(path):
             return _tree_entry(path, str(path.relative_to(base)))
 
-    return in_threads(scan, _walk(base))
+    return map_in_threads(scan, _walk(base))
 
 
 def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
@@ -45,27 +45,27 @@ def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
     files: dict[str, Entry] = {}
     with contextlib.closing(Archive(path)) as archive:
         for member in archive.members():
-            below = member_path(member.name)
-            if not below:
+            relative_path = member_path(member.name)
+            if not relative_path:
                 if member.kind != "dir":
-                    raise refuse(member.name, f"it is a {member.kind}")
+                    raise untrusted_payload(member.name, f"it is a {member.kind}")
             elif member.kind == "file":
-                files[below] = _packed_file(archive, member, below, component)
-                entries.append(files[below])
+                files[relative_path] = _packed_file(archive, member, relative_path, component)
+                entries.append(files[relative_path])
             elif member.kind == "hard link":
-                files[below] = _hard_link(member, below, files)
-                entries.append(files[below])
+                files[relative_path] = _hard_link(member, relative_path, files)
+                entries.append(files[relative_path])
             elif member.kind == "link":
-                entries.append(Entry(below, "link", 0o777, link=member.link, component=component))
+                entries.append(Entry(relative_path, "link", 0o777, link=member.link, component=component))
             elif member.kind == "dir":
-                entries.append(Entry(below, "dir", member.mode, component=component))
+                entries.append(Entry(relative_path, "dir", member.mode, component=component))
             else:
-                raise refuse(member.name, f"it is a {member.kind}")
-        archive.check_rest()
+                raise untrusted_payload(member.name, f"it is a {member.kind}")
+        archive.verify_rest()
         return entries, archive.digest()
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """``function`` of each item, in order, computed side by side."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -79,80 +79,82 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def _walk(base: Path) -> Iterator[Path]:
-    with reading(base):
+    with wrap_read_errors(base):
         for entry in sorted(os.scandir(base), key=lambda entry: entry.name):
             yield Path(entry.path)
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(Path(entry.path))
 
 
-def _tree_entry(path: Path, below: str) -> Entry:
+def _tree_entry(path: Path, relative_path: str) -> Entry:
     info = path.lstat()
     mode = stat.S_IMODE(info.st_mode)
     if stat.S_ISLNK(info.st_mode):
-        return Entry(below, "link", 0o777, link=str(path.readlink()))
+        return Entry(relative_path, "link", 0o777, link=str(path.readlink()))
     if stat.S_ISDIR(info.st_mode):
-        return Entry(below, "dir", mode)
+        return Entry(relative_path, "dir", mode)
     if not stat.S_ISREG(info.st_mode):
-        raise refuse(str(path), "it is neither file, link nor directory")
+        raise untrusted_payload(str(path), "it is neither file, link nor directory")
     with path.open("rb", buffering=0) as file:
-        if _keeps(below):
-            content = file.read(LARGEST_CONTENT + 1)
+        if _keeps_content(relative_path):
+            content = file.read(MAX_CONTENT_SIZE + 1)
             digest = hashlib.sha256(content).hexdigest()
-            text = _text(below, content)
+            text = _decode_content(relative_path, content)
         else:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             text = ""
-    return Entry(below, "file", mode, info.st_size, int(info.st_mtime), digest, content=text)
+    return Entry(relative_path, "file", mode, info.st_size, int(info.st_mtime), digest, content=text)
 
 
-def _packed_file(archive: Archive, member: Member, below: str, component: str) -> Entry:
+def _packed_file(archive: Archive, member: Member, relative_path: str, component: str) -> Entry:
     digest = hashlib.sha256()
-    keeps = _keeps(below)
+    keeps_content = _keeps_content(relative_path)
     content = bytearray()
-    for piece in _whole(archive, member.size):
+    for piece in _content_with_holes(archive, member.size):
         digest.update(piece)
-        if keeps and len(content) <= LARGEST_CONTENT:
+        if keeps_content and len(content) <= MAX_CONTENT_SIZE:
             content += piece
     return Entry(
-        below,
+        relative_path,
         "file",
         member.mode,
         member.size,
         member.mtime,
         digest.hexdigest(),
         component=component,
-        content=_text(below, bytes(content)) if keeps else "",
+        content=_decode_content(relative_path, bytes(content)) if keeps_content else "",
     )
 
 
-def _hard_link(member: Member, below: str, files: dict[str, Entry]) -> Entry:
+def _hard_link(member: Member, relative_path: str, files: dict[str, Entry]) -> Entry:
     """The same content under a second name: as good as a second file, since neither is ever changed."""
     earlier = files.get(member_path(member.link))
     if earlier is None:
-        raise refuse(
+        raise untrusted_payload(
             member.name, f"it is a hard link to {member.link}, which is no earlier file of the archive"
         )
-    return replace(earlier, path=below, content=earlier.content if _keeps(below) else "")
-
-
-def _keeps(below: str) -> bool:
-    """Whether the manifest has the content: of what plans are made from, and what names the release."""
-    return below == VERSION or (
-        below.startswith("share/defaults/kata-containers/") and below.endswith(".toml")
+    return replace(
+        earlier, path=relative_path, content=earlier.content if _keeps_content(relative_path) else ""
     )
 
 
-def _text(below: str, content: bytes) -> str:
-    if len(content) > LARGEST_CONTENT:
-        raise refuse(below, f"it is larger than {LARGEST_CONTENT} bytes")
+def _keeps_content(relative_path: str) -> bool:
+    """Whether the manifest has the content: of what plans are made from, and what names the release."""
+    return relative_path == VERSION_FILE or (
+        relative_path.startswith("share/defaults/kata-containers/") and relative_path.endswith(".toml")
+    )
+
+
+def _decode_content(relative_path: str, content: bytes) -> str:
+    if len(content) > MAX_CONTENT_SIZE:
+        raise untrusted_payload(relative_path, f"it is larger than {MAX_CONTENT_SIZE} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise refuse(below, f"it is not UTF-8 text: {error}") from error
+        raise untrusted_payload(relative_path, f"it is not UTF-8 text: {error}") from error
 
 
-def _whole(archive: Archive, size: int) -> Iterator[memoryview]:
+def _content_with_holes(archive: Archive, size: int) -> Iterator[memoryview]:
     """The content of the current member, of ``size`` bytes, with zeros for its holes."""
     end = 0
     for offset, piece in archive.content():

@@ -7,17 +7,17 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kata_node.errors import PULL, PayloadError
+from kata_node.errors import PULL_IMAGE_HINT, PayloadError
 from kata_node.settings.shims import BUILTIN_PREFIX
 
-VERSION = "VERSION"
+VERSION_FILE = "VERSION"
 """The file that names a payload's release."""
-OURS = ".kata-node"
+RESERVED_NAME = ".kata-node"
 """Names in the install dir that start or end with this belong to this program."""
 MAX_LINKS = 40  # as the kernel's path walk
 
 
-def refuse(path: str, reason: str, where: str = "") -> PayloadError:
+def untrusted_payload(path: str, reason: str, where: str = "") -> PayloadError:
     """The error for something in a payload that no honest build makes."""
     return PayloadError(
         f"the payload cannot be trusted: {reason}",
@@ -27,13 +27,13 @@ def refuse(path: str, reason: str, where: str = "") -> PayloadError:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def wrap_read_errors(path: Path) -> Iterator[None]:
     """Tell what the operating system says of the payload as a :class:`PayloadError`."""
     try:
         yield
     except OSError as error:
         raise PayloadError(
-            f"the payload cannot be read: {error.strerror or error}", where=str(path), hint=PULL
+            f"the payload cannot be read: {error.strerror or error}", where=str(path), hint=PULL_IMAGE_HINT
         ) from error
 
 
@@ -41,15 +41,15 @@ def check_path(path: str, where: str = "") -> None:
     """Refuse a path that is not plainly one below the install dir. Raises :class:`PayloadError`."""
     parts = path.split("/")
     if not path.isprintable():
-        raise refuse(path, "its name has characters that cannot be printed", where)
+        raise untrusted_payload(path, "its name has characters that cannot be printed", where)
     if path.startswith("/"):
-        raise refuse(path, "its path is absolute", where)
+        raise untrusted_payload(path, "its path is absolute", where)
     if ".." in parts:
-        raise refuse(path, "its path has `..` in it", where)
+        raise untrusted_payload(path, "its path has `..` in it", where)
     if "" in parts or "." in parts:
-        raise refuse(path, "its path has an empty part or `.` in it", where)
-    if parts[0] == OURS or parts[-1].endswith(f"{OURS}-tmp"):
-        raise refuse(path, "its name is one that kata-node keeps for itself", where)
+        raise untrusted_payload(path, "its path has an empty part or `.` in it", where)
+    if parts[0] == RESERVED_NAME or parts[-1].endswith(f"{RESERVED_NAME}-tmp"):
+        raise untrusted_payload(path, "its name is one that kata-node keeps for itself", where)
 
 
 def member_path(name: str) -> str:
@@ -63,10 +63,10 @@ def member_path(name: str) -> str:
         return path.removeprefix(f"{prefix}/")
     if f"{prefix}/".startswith(f"{path}/") or path in ("", "."):
         return ""
-    raise refuse(name, f"it does not lie below .{BUILTIN_PREFIX}")
+    raise untrusted_payload(name, f"it does not lie below .{BUILTIN_PREFIX}")
 
 
-class TreeLinks:
+class PayloadSymlinks:
     """The symlinks of a payload: where each leads, without leaving the install dir."""
 
     def __init__(self, targets: Mapping[str, str]) -> None:
@@ -74,19 +74,19 @@ class TreeLinks:
         self.targets = targets
 
     @staticmethod
-    def relative(path: str, target: str) -> str:
+    def relative_target(path: str, target: str) -> str:
         """The target of the link at ``path``; one below ``/opt/kata`` made relative.
 
         So it also holds below another install dir. Raises :class:`PayloadError` when it is absolute
         and leads elsewhere.
         """
         if not target or not target.isprintable():
-            raise refuse(path, f"it links to {target!r}")
+            raise untrusted_payload(path, f"it links to {target!r}")
         if not target.startswith("/"):
             return target
         inside = f"{target}/".removeprefix(f"{BUILTIN_PREFIX}/")
         if inside.startswith("/") or ".." in inside.split("/"):
-            raise refuse(path, f"it links to {target}, outside the install dir")
+            raise untrusted_payload(path, f"it links to {target}, outside the install dir")
         return posixpath.relpath(f"/{inside}", posixpath.dirname(f"/{path}"))
 
     def resolve(self, path: str) -> str:
@@ -105,7 +105,9 @@ class TreeLinks:
                 continue
             if part == "..":
                 if not done:
-                    raise refuse(path, f"it links to {self.targets.get(path, '')}, outside the install dir")
+                    raise untrusted_payload(
+                        path, f"it links to {self.targets.get(path, '')}, outside the install dir"
+                    )
                 done.pop()
                 continue
             done.append(part)
@@ -113,7 +115,7 @@ class TreeLinks:
             if target is not None:
                 followed += 1
                 if followed > MAX_LINKS:
-                    raise refuse(path, "it is part of a circle of links")
+                    raise untrusted_payload(path, "it is part of a circle of links")
                 done.pop()
                 todo += target.split("/")[::-1]
         return "/".join(done)

@@ -19,20 +19,20 @@ from kata_node.errors import HostError
 from kata_node.host import files
 from kata_node.plan import receipt as receipts
 from kata_node.plan.receipt import Receipt
-from kata_node.plan.report import Check
-from kata_node.text import counted as counted
-from kata_node.text import human as human
+from kata_node.plan.report import Finding
+from kata_node.text import human_size as human_size
+from kata_node.text import pluralize as pluralize
 from kata_node.text import unified_diff
 
 if TYPE_CHECKING:
     from kata_node.host.cri import Cri
     from kata_node.host.systemd import Systemd
-    from kata_node.kube.client import Kube
-    from kata_node.plan.blocking_pods import InTheWay
+    from kata_node.kube.client import KubeClient
+    from kata_node.plan.blocking_pods import BlockingPods
 
 
 @dataclass(frozen=True)
-class Tools:
+class Clients:
     """All an action may touch. systemd, CRI and API server are reached when first asked for.
 
     ``cri`` takes the path of the socket.
@@ -42,7 +42,7 @@ class Tools:
     root: files.Root
     systemd: Callable[[], Systemd]
     cri: Callable[[str], Cri]
-    kube: Callable[[], Kube]
+    kube: Callable[[], KubeClient]
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -55,10 +55,10 @@ class Action(Protocol):
     def diff(self) -> str:
         """The change as a unified diff, or a line in its place; empty for bookkeeping."""
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Do it. Raises :class:`~kata_node.errors.KataNodeError`."""
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """Raise :class:`~kata_node.errors.HostError` unless the effect is there."""
 
 
@@ -74,20 +74,20 @@ class Plan:
 
     summary: str
     actions: tuple[Action, ...] = ()
-    undo: tuple[Action, ...] = ()
-    afterwards: tuple[Action, ...] = ()
-    checks: tuple[Check, ...] = ()
+    rollback: tuple[Action, ...] = ()
+    best_effort: tuple[Action, ...] = ()
+    checks: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
-    in_the_way: InTheWay | None = None
-    cannot_tell: bool = False
+    blocking_pods: BlockingPods | None = None
+    pods_unknown: bool = False
 
     @property
     def changes(self) -> tuple[str, ...]:
         """The actions a person cares for, a line each."""
-        return tuple(line for action in (*self.actions, *self.afterwards) if (line := action.describe()))
+        return tuple(line for action in (*self.actions, *self.best_effort) if (line := action.describe()))
 
 
-class _Quiet:
+class _Bookkeeping:
     """Bookkeeping: of no interest to a person, and proven by the reading of it on the next run."""
 
     def describe(self) -> str:
@@ -96,43 +96,43 @@ class _Quiet:
     def diff(self) -> str:
         return ""
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         pass
 
 
 @dataclass(frozen=True)
-class Record(_Quiet):
+class WriteReceipt(_Bookkeeping):
     """Write the receipt, after the backups it refers to."""
 
     receipt: Receipt
     backups: tuple[bytes, ...] = ()
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Write what is not there yet; a backup is named by its digest and never changes."""
         install_dir = self.receipt.install_dir
         if self.backups:
-            tools.root.make_dirs(receipts.directory(install_dir), mode=0o700)
-            tools.root.make_dirs(receipts.backups(install_dir), mode=0o700)
+            clients.root.make_dirs(receipts.directory(install_dir), mode=0o700)
+            clients.root.make_dirs(receipts.backups(install_dir), mode=0o700)
         for content in self.backups:
             path = receipts.backup_path(install_dir, hashlib.sha256(content).hexdigest())
-            if tools.root.read(path) != content:
-                tools.root.write(path, content, mode=0o600)
-        receipts.save(tools.root, self.receipt)
+            if clients.root.read(path) != content:
+                clients.root.write(path, content, mode=0o600)
+        receipts.save(clients.root, self.receipt)
 
 
 @dataclass(frozen=True)
-class ForgetObsolete(_Quiet):
+class ForgetObsoleteFiles(_Bookkeeping):
     """Take what is obsolete out of the receipt as it is by then."""
 
     install_dir: str
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Write the receipt without it."""
-        receipt = receipts.load(tools.root, self.install_dir)
+        receipt = receipts.load(clients.root, self.install_dir)
         if receipt is None or receipt.artifacts is None:
             return
         files = {path: placed for path, placed in receipt.artifacts.files.items() if not placed.obsolete}
-        receipts.save(tools.root, replace(receipt, artifacts=replace(receipt.artifacts, files=files)))
+        receipts.save(clients.root, replace(receipt, artifacts=replace(receipt.artifacts, files=files)))
 
 
 _BACKUP = re.compile(r"\.?([0-9a-f]{64})(?:\..*)?")
@@ -140,31 +140,31 @@ _BACKUP = re.compile(r"\.?([0-9a-f]{64})(?:\..*)?")
 
 
 @dataclass(frozen=True)
-class Sweep(_Quiet):
+class RemoveLeftovers(_Bookkeeping):
     """Remove what an interrupted run left beside these files, for a run that may not write them again."""
 
     paths: tuple[str, ...]
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Remove it."""
         for path in self.paths:
-            tools.root.sweep(path)
+            clients.root.sweep(path)
 
 
 @dataclass(frozen=True)
-class Forget(_Quiet):
+class RemoveReceipt(_Bookkeeping):
     """Remove the receipt and its backups, the receipt last."""
 
     install_dir: str
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Remove them; foreign files beside them stay."""
-        for name in tools.root.list_dir(receipts.backups(self.install_dir)):
+        for name in clients.root.list_dir(receipts.backups(self.install_dir)):
             if digest := _BACKUP.fullmatch(name):
-                tools.root.remove(receipts.backup_path(self.install_dir, digest[1]))
-        tools.root.remove_dir(receipts.backups(self.install_dir))
-        tools.root.remove(receipts.path(self.install_dir))
-        tools.root.remove_dir(receipts.directory(self.install_dir))
+                clients.root.remove(receipts.backup_path(self.install_dir, digest[1]))
+        clients.root.remove_dir(receipts.backups(self.install_dir))
+        clients.root.remove(receipts.path(self.install_dir))
+        clients.root.remove_dir(receipts.directory(self.install_dir))
 
 
 @dataclass(frozen=True)
@@ -182,13 +182,13 @@ class MakeDirs:
         """A line in its place."""
         return f"new directory {self.path}\n"
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Make it."""
-        tools.root.make_dirs(self.path, self.mode)
+        clients.root.make_dirs(self.path, self.mode)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """It must be there."""
-        if not tools.root.is_dir(self.path):
+        if not clients.root.is_dir(self.path):
             raise HostError("the directory just made is not there", where=self.path)
 
 
@@ -200,18 +200,18 @@ class RemoveDirs:
 
     def describe(self) -> str:
         """One line."""
-        return f"remove {counted(len(self.paths), 'empty directory', 'empty directories')}"
+        return f"remove {pluralize(len(self.paths), 'empty directory', 'empty directories')}"
 
     def diff(self) -> str:
         """A line each."""
         return "".join(f"remove directory {path} if empty\n" for path in self.paths)
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Remove those that are empty."""
         for path in self.paths:
-            tools.root.remove_dir(path)
+            clients.root.remove_dir(path)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """Nothing to prove: a directory in use stays on purpose."""
 
 
@@ -234,13 +234,13 @@ class WriteFile:
         """A unified diff."""
         return unified_diff(self.path, self.before, self.content)
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Write it."""
-        tools.root.write(self.path, self.content, mode=self.mode, owner=self.owner, mtime=self.mtime)
+        clients.root.write(self.path, self.content, mode=self.mode, owner=self.owner, mtime=self.mtime)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """It must read back as written."""
-        if tools.root.read(self.path) != self.content:
+        if clients.root.read(self.path) != self.content:
             raise HostError("the file reads back differently from what was written", where=self.path)
 
 
@@ -259,13 +259,13 @@ class RemoveFile:
         """A unified diff."""
         return unified_diff(self.path, self.before, None)
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Remove it."""
-        tools.root.remove(self.path, follow_last=True)
+        clients.root.remove(self.path, follow_last=True)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """It must be gone."""
-        if tools.root.exists(self.path):
+        if clients.root.exists(self.path):
             raise HostError("the file just removed is still there", where=self.path)
 
 
@@ -277,21 +277,21 @@ class MakeLinks:
 
     def describe(self) -> str:
         """One line."""
-        return f"link {counted(len(self.links), 'file')}"
+        return f"link {pluralize(len(self.links), 'file')}"
 
     def diff(self) -> str:
         """A line each."""
         return "".join(f"new link {path} -> {target}\n" for path, target in self.links)
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Make them."""
         for path, target in self.links:
-            tools.root.symlink(path, target)
+            clients.root.symlink(path, target)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """Each must lead where it should."""
         for path, target in self.links:
-            if tools.root.read_link(path) != target:
+            if clients.root.read_link(path) != target:
                 raise HostError(f"the symlink just made does not lead to {target}", where=path)
 
 
@@ -304,22 +304,22 @@ class RemoveFiles:
 
     def describe(self) -> str:
         """One line."""
-        return f"remove {counted(len(self.paths), 'file')} below {self.install_dir}"
+        return f"remove {pluralize(len(self.paths), 'file')} below {self.install_dir}"
 
     def diff(self) -> str:
         """A line each."""
         return "".join(f"remove {self.install_dir}/{path}\n" for path in self.paths)
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Remove those that are there; a directory that took a file's place is left."""
         for path in self.paths:
-            info = tools.root.lstat(f"{self.install_dir}/{path}")
+            info = clients.root.lstat(f"{self.install_dir}/{path}")
             if info is None or not stat.S_ISDIR(info.st_mode):
-                tools.root.remove(f"{self.install_dir}/{path}")
+                clients.root.remove(f"{self.install_dir}/{path}")
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """None may be left."""
         for path in self.paths:
-            info = tools.root.lstat(f"{self.install_dir}/{path}")
+            info = clients.root.lstat(f"{self.install_dir}/{path}")
             if info is not None and not stat.S_ISDIR(info.st_mode):
                 raise HostError("the file just removed is still there", where=f"{self.install_dir}/{path}")

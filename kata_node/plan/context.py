@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kata_node.plan.actions import Tools
+from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
 
@@ -30,17 +30,17 @@ class Options:
     """Whether such handlers are taken away from pods that run on them."""
     node_name: str = ""
     expected_machine_id: str = ""
-    sees_host: bool = False
+    has_host_root: bool = False
     """Whether ``host_root`` is the host's: a container that labels has nothing of it."""
 
 
 @dataclass(frozen=True)
-class Look:
+class StageContext:
     """All a stage needs to look at the node."""
 
     settings: Settings
     receipt: Receipt
-    tools: Tools
+    clients: Clients
     options: Options
     since: float = field(default_factory=time.monotonic)
     """When the stage began: a point of :func:`time.monotonic`."""

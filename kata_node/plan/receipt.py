@@ -27,7 +27,7 @@ CriState = Literal["writing", "restarting", "serving", "reverting", "unloading"]
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedFile:
     """One file, link or directory below the install dir. ``mtime`` is in whole seconds."""
 
     kind: Literal["file", "link", "dir"]
@@ -43,14 +43,14 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Artifacts:
+class ArtifactsRecord:
     """What the artifacts stage placed. Keys of ``files`` are paths relative to the install dir."""
 
     state: ArtifactsState
     release: str
     inputs: str
     """Digest of all that decides which files are wanted: the payload, the shims, this program."""
-    files: Mapping[str, Placed]
+    files: Mapping[str, PlacedFile]
     made_dirs: tuple[str, ...] = ()
     """Directories above and including the install dir that were not there before."""
 
@@ -82,7 +82,7 @@ class CriFile:
 
 
 @dataclass(frozen=True)
-class Previous:
+class PreviousFile:
     """One file as it was when the runtime was last seen serving; what a rollback puts back."""
 
     path: str
@@ -90,7 +90,7 @@ class Previous:
 
 
 @dataclass(frozen=True)
-class Cri:
+class CriRecord:
     """The transaction on the CRI runtime.
 
     ``writing``     files are being written; ``invocation`` is the unit's before the first byte
@@ -111,13 +111,13 @@ class Cri:
     handlers: tuple[str, ...]
     files: tuple[CriFile, ...]
     made_dirs: tuple[str, ...] = ()
-    previous: tuple[Previous, ...] = ()
+    previous: tuple[PreviousFile, ...] = ()
     """Every file this transaction touches, as it was when it began; empty while serving."""
-    fallback: Cri | None = None
+    fallback: CriRecord | None = None
     """This record as it was when the transaction began, if there was one."""
 
     @property
-    def may_be_loaded(self) -> tuple[str, ...]:
+    def possibly_loaded_handlers(self) -> tuple[str, ...]:
         """Every handler of ours that the runtime may have, those it would fall back to included."""
         return (*self.handlers, *(self.fallback.handlers if self.fallback else ()))
 
@@ -148,8 +148,8 @@ class Receipt:
     """Version of kata-node that wrote this."""
     settings: str = ""
     """Digest of the settings it was written under."""
-    artifacts: Artifacts | None = None
-    cri: Cri | None = None
+    artifacts: ArtifactsRecord | None = None
+    cri: CriRecord | None = None
     schema: int = SCHEMA
 
     @property
@@ -197,7 +197,7 @@ def load(root: Root, install_dir: str) -> Receipt | None:
     return receipt
 
 
-def others(root: Root, install_dir: str) -> Iterator[Receipt]:
+def other_receipts(root: Root, install_dir: str) -> Iterator[Receipt]:
     """The receipts of the other instances beside ``install_dir``, but those that cannot be read."""
     parent = install_dir.rpartition("/")[0]
     for found in root.glob(f"{parent}/kata*/{STATE_DIR}/receipt.json"):
@@ -230,11 +230,13 @@ def parse(raw: bytes, where: str) -> Receipt:
     try:
         schema = msgspec.json.decode(raw, type=_Header).schema
         if schema != SCHEMA:
-            raise _foreign(f"has schema {schema}, this kata-node reads {SCHEMA}", where)
+            raise _other_release_error(f"has schema {schema}, this kata-node reads {SCHEMA}", where)
         receipt = msgspec.json.decode(raw, type=Receipt)
         written = render(receipt)
         same = raw == written  # as always, unless another release or a person wrote it
-        lost = () if same else tuple(_lost(msgspec.json.decode(raw), msgspec.json.decode(written), "$"))
+        lost = (
+            () if same else tuple(_dropped_keys(msgspec.json.decode(raw), msgspec.json.decode(written), "$"))
+        )
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ReceiptError(
             f"the record of this installation is damaged: {error}",
@@ -243,7 +245,7 @@ def parse(raw: bytes, where: str) -> Receipt:
             "adopts the files that are unchanged and names the others",
         ) from error
     if lost:
-        raise _foreign(f"has the key {lost[0]}, which this kata-node does not know", where)
+        raise _other_release_error(f"has the key {lost[0]}, which this kata-node does not know", where)
     return receipt
 
 
@@ -252,7 +254,7 @@ class _Header:
     schema: int
 
 
-def _foreign(what: str, where: str) -> ReceiptError:
+def _other_release_error(what: str, where: str) -> ReceiptError:
     return ReceiptError(
         f"the record of this installation {what}",
         where=where,
@@ -260,19 +262,19 @@ def _foreign(what: str, where: str) -> ReceiptError:
     )
 
 
-def _lost(given: Any, kept: Any, place: str) -> Iterator[str]:
+def _dropped_keys(given: Any, kept: Any, place: str) -> Iterator[str]:
     """Where ``given`` has keys that are not in ``kept``, which is what was read of it, written again."""
     if isinstance(given, dict):
         for key, value in given.items():
             if key in kept:
-                yield from _lost(value, kept[key], f"{place}.{key}")
+                yield from _dropped_keys(value, kept[key], f"{place}.{key}")
             else:
                 yield f"{place}.{key}"
     elif isinstance(given, list):
         for at, value in enumerate(given):
-            yield from _lost(value, kept[at], f"{place}[{at}]")
+            yield from _dropped_keys(value, kept[at], f"{place}[{at}]")
 
 
-def dirs_of_others(root: Root, install_dir: str) -> frozenset[str]:
+def dirs_of_other_installations(root: Root, install_dir: str) -> frozenset[str]:
     """The directories that other instances made: whichever goes last is to take them along."""
-    return frozenset(path for receipt in others(root, install_dir) for path in receipt.made_dirs)
+    return frozenset(path for receipt in other_receipts(root, install_dir) for path in receipt.made_dirs)

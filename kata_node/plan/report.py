@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args
 
 from kata_node.errors import KataNodeError
 
-CheckStatus = Literal["pass", "warn", "fail", "skip"]
+FindingStatus = Literal["pass", "warn", "fail", "skip"]
 Outcome = Literal["done", "skipped", "planned", "failed"]
 
 TERMINATION_MESSAGE_LIMIT = 4096  # bytes; the kubelet cuts what is longer
-SHORTEST = 128
+MIN_TEXT_LIMIT = 128
 """Characters to which every text of a termination message can be cut so that all fit without a list:
 none takes more than six bytes of JSON each."""
 
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One named finding of host-check. ``permanent`` tells whether a retry is pointless."""
 
     name: str
-    status: CheckStatus
+    status: FindingStatus
     reason: str
     remedy: str = ""
     permanent: bool = True
@@ -47,7 +47,7 @@ class Problem:
     exit_code: int
 
     @classmethod
-    def of(cls, error: KataNodeError) -> Problem:
+    def from_error(cls, error: KataNodeError) -> Problem:
         """The error as data."""
         return cls(error.what, error.where, error.hint, error.exit_code)
 
@@ -64,7 +64,7 @@ class StageReport:
     summary: str
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Finding, ...] = ()
     diff: str = ""
     seconds: float = 0.0
     error: Problem | None = None
@@ -78,16 +78,16 @@ class StageReport:
 def to_json(reports: Sequence[StageReport]) -> dict[str, Any]:
     """One JSON document for any number of stages; the error of the one that failed is also at its top."""
     error = next((report.error for report in reports if report.error), None)
-    stages = [_prune(dataclasses.asdict(report)) for report in reports]
-    return (failure(error) if error else {"outcome": "ok"}) | {"stages": stages}
+    stages = [_drop_empty_fields(dataclasses.asdict(report)) for report in reports]
+    return (failure_document(error) if error else {"outcome": "ok"}) | {"stages": stages}
 
 
-def failure(error: Problem) -> dict[str, Any]:
+def failure_document(error: Problem) -> dict[str, Any]:
     """The document of a command that came to nothing."""
     return {"outcome": "failed", "error": dataclasses.asdict(error)}
 
 
-def _prune(data: dict[str, Any]) -> dict[str, Any]:
+def _drop_empty_fields(data: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in data.items() if value not in ((), "", None)}
     return kept | {"seconds": round(data["seconds"], 3)}
 
@@ -124,11 +124,11 @@ def write_termination_message(path: Path, report: StageReport) -> None:
         log.warning("%s: the termination message could not be written: %s", path, error.strerror)
 
 
-LEFT_LIMIT = 65536
+REPORT_SIZE_LIMIT = 65536
 """Bytes of a report left for others; nothing longer is read, for it is no report of ours."""
 
 
-def leave(directory: Path, report: StageReport) -> None:
+def write_shared_report(directory: Path, report: StageReport) -> None:
     """Leave the report in ``directory`` for the stages that come after it, in other containers.
 
     The directory is shared with containers of other rights, so nothing there is written to: a new file
@@ -146,24 +146,24 @@ def leave(directory: Path, report: StageReport) -> None:
         log.warning("%s: the report could not be left there: %s", directory, error.strerror)
 
 
-def left_in(directory: Path, stages: Sequence[str]) -> list[StageReport]:
+def read_shared_reports(directory: Path, stages: Sequence[str]) -> list[StageReport]:
     """The reports that those of ``stages`` have left, in this order; what is no report is passed over."""
-    found = (_left(directory / f"{stage}.json", stage) for stage in stages)
+    found = (_read_shared_report(directory / f"{stage}.json", stage) for stage in stages)
     return [report for report in found if report is not None]
 
 
-def _left(path: Path, stage: str) -> StageReport | None:
+def _read_shared_report(path: Path, stage: str) -> StageReport | None:
     try:
         # Neither led elsewhere, nor held up by what is no file.
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
-            left = json.loads(file.read(LEFT_LIMIT))
-        outcome = left["outcome"]
+            document = json.loads(file.read(REPORT_SIZE_LIMIT))
+        outcome = document["outcome"]
         if outcome not in get_args(Outcome):
             return None
-        notes = tuple(map(str, left.get("notes", ())))
-        return StageReport(stage, outcome, str(left["summary"]), notes=notes)
+        notes = tuple(map(str, document.get("notes", ())))
+        return StageReport(stage, outcome, str(document["summary"]), notes=notes)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         log.debug("%s is no report of a stage: %s", path, error)
         return None
@@ -184,9 +184,9 @@ def termination_message(report: StageReport) -> bytes:
     if report.notes:
         message["notes"] = list(report.notes)
     limit = TERMINATION_MESSAGE_LIMIT
-    while len(text := _encode(_shorten(message, limit))) > TERMINATION_MESSAGE_LIMIT:
+    while len(text := _encode(_truncate(message, limit))) > TERMINATION_MESSAGE_LIMIT:
         limit //= 2
-        if limit <= SHORTEST:
+        if limit <= MIN_TEXT_LIMIT:
             message.pop("failed", None)  # the error names them as well
             message.pop("notes", None)
     return text
@@ -197,10 +197,10 @@ def _encode(message: dict[str, Any]) -> bytes:
     return json.dumps(message, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
-def _shorten(value: Any, limit: int) -> Any:
+def _truncate(value: Any, limit: int) -> Any:
     """The same with no text longer than ``limit`` characters."""
     if isinstance(value, str):
         return value if len(value) <= limit else value[: limit - 1] + "…"
     if isinstance(value, dict):
-        return {key: _shorten(each, limit) for key, each in value.items()}
-    return [_shorten(each, limit) for each in value] if isinstance(value, list) else value
+        return {key: _truncate(each, limit) for key, each in value.items()}
+    return [_truncate(each, limit) for each in value] if isinstance(value, list) else value

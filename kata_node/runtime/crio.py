@@ -39,7 +39,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
-from kata_node.runtime.model.config import DROP_IN, ConfigFile, Glob, Place, Read, Wanted, named, taken
+from kata_node.runtime.model.config import (
+    DROP_IN_NAME,
+    ConfigFile,
+    DesiredConfig,
+    DropInLocation,
+    Glob,
+    ReadFile,
+    handler_conflict,
+    suffixed_name,
+)
 from kata_node.settings.handlers import handlers as handlers_of
 from kata_node.toml import edit as toml_edit
 
@@ -48,7 +57,7 @@ if TYPE_CHECKING:
 
 CONFIG_DIR = "/etc/crio"
 
-DEBUG_DROP_IN = f"{DROP_IN}.debug"
+DEBUG_DROP_IN_NAME = f"{DROP_IN_NAME}.debug"
 """How the name of the file with the log level begins: no suffix has a dot, so none makes it another's."""
 
 STORAGE_DRIVER = "overlay"
@@ -57,7 +66,7 @@ STORAGE_OPTION = "overlay.skip_mount_home=true"
 RUNTIME_ROOT = "/run/vc"
 """Where Kata keeps the state of its sandboxes, and CRI-O looks for the shim's."""
 
-BUILT_IN = frozenset({"crun", "runc"})
+BUILT_IN_HANDLERS = frozenset({"crun", "runc"})
 """Handlers that CRI-O has without any table: ``runc`` up to 1.30, ``crun`` since."""
 
 _SHIM_NAME = re.compile(r"containerd-shim-[A-Za-z0-9+-]+-v2")
@@ -90,41 +99,44 @@ class CrioConfig:
     def _drop_ins(self) -> str:
         return f"{self.config_dir}/crio.conf.d"
 
-    def places(self) -> tuple[Place, ...]:
+    def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """The one place there is."""
-        drop_in, debug = (f"{self._drop_ins}/{named(name, self.suffix)}" for name in (DROP_IN, DEBUG_DROP_IN))
-        return (Place(drop_in, (debug,)),)
+        drop_in, debug = (
+            f"{self._drop_ins}/{suffixed_name(name, self.suffix)}"
+            for name in (DROP_IN_NAME, DEBUG_DROP_IN_NAME)
+        )
+        return (DropInLocation(drop_in, (debug,)),)
 
     def shared_paths(self) -> tuple[str, ...]:
         """None: CRI-O reads drop-ins unasked."""
         return ()
 
-    def closure(self, read: Read, glob: Glob) -> dict[str, bytes]:
+    def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
         """Every file CRI-O reads, by path, in its order."""
         paths: list[str] = []
         pattern = self._drop_ins
         while found := glob(pattern := f"{pattern}/*"):
             paths += found
         directories = {posixpath.dirname(path) for path in paths}
-        files = {path: _content(read, path) for path in (self.main_path, *paths) if path not in directories}
-        return self._in_order({path: content for path, content in files.items() if content is not None})
+        files = {path: _read_file(read, path) for path in (self.main_path, *paths) if path not in directories}
+        return self._in_read_order({path: content for path, content in files.items() if content is not None})
 
-    def wanted(self, settings: Settings, files: Mapping[str, bytes]) -> Wanted:
+    def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
         """What the instance of ``settings`` wants, given the files that CRI-O reads now."""
-        (place,) = self.places()
-        others = self._in_order({path: files[path] for path in files if path not in place.paths})
-        (debug,) = place.beside
-        return Wanted(
+        (location,) = self.drop_in_locations()
+        others = self._in_read_order({path: files[path] for path in files if path not in location.paths})
+        (debug,) = location.extra_drop_ins
+        return DesiredConfig(
             "crio.conf.d",
             (
-                ConfigFile(place.drop_in, render(settings, with_storage_option=_has_overlay(others))),
+                ConfigFile(location.drop_in, render(settings, with_storage_option=_uses_overlay(others))),
                 ConfigFile(debug, render_debug(settings) if settings.debug else None),
             ),
             tuple(handler.name for handler in handlers_of(settings)),
             {},
         )
 
-    def without_us(self, path: str, content: bytes) -> bytes | None:
+    def without_entry(self, path: str, content: bytes) -> bytes | None:
         """The file as it is: nothing of ours is ever in a file of others."""
         return content
 
@@ -144,40 +156,42 @@ class CrioConfig:
         of the install dir is there. An empty list is no proof that it serves: only the CRI can give that.
         """
         problems: list[str] = []
-        sound: dict[str, _File] = {}
-        for path, content in self._in_order(files).items():
+        parsed_files: dict[str, _ParsedFile] = {}
+        for path, content in self._in_read_order(files).items():
             name = f"{path} (from {labels[path]})" if path in labels else path
             try:
-                sound[path] = _File.read(path, content)
+                parsed_files[path] = _ParsedFile.read(path, content)
             except HostError as error:
                 problems.append(f"{name}: {error.what}")
         tables: dict[str, Mapping[str, Any]] = {}
-        for path, file in sound.items():
+        for path, file in parsed_files.items():
             tables |= file.handlers
             if path not in own_paths:
-                problems += (taken(path, name) for name in file.handlers if name in handlers)
-        problems += _of_default_runtime(sound, {*tables, *BUILT_IN})
+                problems += (handler_conflict(path, name) for name in file.handlers if name in handlers)
+        problems += _default_runtime_problems(parsed_files, {*tables, *BUILT_IN_HANDLERS})
         for name in handlers:
-            problems += (f"the handler {name}: {what}" for what in _of_handler(tables.get(name), exists))
+            problems += (
+                f"the handler {name}: {what}" for what in _handler_problems(tables.get(name), exists)
+            )
         return problems
 
-    def defined(self, files: Mapping[str, bytes]) -> frozenset[str]:
+    def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
         """Every handler that those of ``files`` define which CRI-O reads; broken ones define none."""
-        return frozenset(name for file in _sound(self._in_order(files)) for name in file.handlers)
+        return frozenset(name for file in _parsed_files(self._in_read_order(files)) for name in file.handlers)
 
-    def reloads(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
+    def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """Whether a CRI-O that serves the files ``before`` comes to serve those ``after`` by SIGHUP.
 
         Not when the ``storage_option`` differs, which it reads at its start alone. Both are all files
         it reads, and of each only what an instance of ours can change is looked at.
         """
         one, other = (
-            {option for file in _sound(self._in_order(files)) for option in file.storage_options}
+            {option for file in _parsed_files(self._in_read_order(files)) for option in file.storage_options}
             for files in (before, after)
         )
         return one == other
 
-    def _in_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    def _in_read_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """Those of ``files`` that CRI-O reads, in the order it reads them; the rest it never sees.
 
         What an interrupted write of ours left is not among them: it goes before anything is written.
@@ -187,7 +201,7 @@ class CrioConfig:
         return {path: files[path] for path in paths if path in files}
 
 
-def _content(read: Read, path: str) -> bytes | None:
+def _read_file(read: ReadFile, path: str) -> bytes | None:
     """The content of a file; ``None`` for an empty directory, which a pattern does not tell from one."""
     try:
         return read(path)
@@ -237,7 +251,7 @@ def render_debug(settings: Settings) -> bytes:
 
 
 @dataclass(frozen=True)
-class _File:
+class _ParsedFile:
     """What matters here of one configuration file."""
 
     path: str
@@ -247,7 +261,7 @@ class _File:
     storage_options: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: str, content: bytes) -> _File:
+    def read(cls, path: str, content: bytes) -> _ParsedFile:
         """Raises :class:`HostError` when CRI-O would not start with it."""
         # Unlike tomllib, CRI-O's parser passes over a byte order mark.
         table = toml_edit.load(content.removeprefix(b"\xef\xbb\xbf"), path)
@@ -284,33 +298,33 @@ def _fields(table: Mapping[str, Any], kinds: Mapping[str, str], name: str, path:
     """Those of ``kinds`` that the table has, by their names in lower case."""
     fields = {key: toml_edit.get(table, key, path) for key in kinds}
     for key, value in fields.items():
-        if value is not None and not _is_a(kinds[key], value):
+        if value is not None and not _has_type(kinds[key], value):
             what = f"{name}.{key} is not {kinds[key]}; CRI-O does not start with that"
             raise HostError(what, where=path)
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _is_a(kind: str, value: object) -> bool:
+def _has_type(kind: str, value: object) -> bool:
     if kind == _TEXTS:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     return isinstance(value, bool if kind == _FLAG else str)
 
 
-def _sound(files: Mapping[str, bytes]) -> Iterator[_File]:
+def _parsed_files(files: Mapping[str, bytes]) -> Iterator[_ParsedFile]:
     for path, content in files.items():
         try:
-            yield _File.read(path, content)
+            yield _ParsedFile.read(path, content)
         except HostError:
             continue
 
 
-def _has_overlay(files: Mapping[str, bytes]) -> bool:
+def _uses_overlay(files: Mapping[str, bytes]) -> bool:
     """Whether the storage driver is overlay, as far as CRI-O's own files tell; it is by default."""
-    drivers = [file.storage_driver for file in _sound(files) if file.storage_driver]
+    drivers = [file.storage_driver for file in _parsed_files(files) if file.storage_driver]
     return not drivers or drivers[-1].startswith(STORAGE_DRIVER)
 
 
-def _of_default_runtime(files: Mapping[str, _File], known: Collection[str]) -> Iterator[str]:
+def _default_runtime_problems(files: Mapping[str, _ParsedFile], known: Collection[str]) -> Iterator[str]:
     given = [(path, file.default_runtime) for path, file in files.items() if file.default_runtime]
     if given and given[-1][1] not in known:
         path, handler = given[-1]
@@ -320,7 +334,7 @@ def _of_default_runtime(files: Mapping[str, _File], known: Collection[str]) -> I
         )
 
 
-def _of_handler(table: Mapping[str, Any] | None, exists: Callable[[str], bool]) -> Iterator[str]:
+def _handler_problems(table: Mapping[str, Any] | None, exists: Callable[[str], bool]) -> Iterator[str]:
     """Why CRI-O would serve everything but this handler."""
     if table is None:
         yield "no file that CRI-O reads defines it"

@@ -43,7 +43,7 @@ class Handler:
         return f"{self.own_dir}/configuration-{self.shim.name}.toml"
 
     @property
-    def config_d(self) -> str:
+    def drop_in_dir(self) -> str:
         """The drop-ins Kata merges over its configuration, in lexical order."""
         return f"{self.own_dir}/config.d"
 
@@ -54,17 +54,17 @@ POD_ANNOTATIONS = "io.katacontainers.*"
 
 def handlers(settings: Settings) -> tuple[Handler, ...]:
     """Every handler of the instance, shims first, in the table's order."""
-    return (*_of_shims(settings), *_of_custom_runtimes(settings))
+    return (*_shim_handlers(settings), *_custom_handlers(settings))
 
 
-def names(settings: Settings) -> tuple[str, ...]:
+def handler_names(settings: Settings) -> tuple[str, ...]:
     """What they are called."""
     return tuple(handler.name for handler in handlers(settings))
 
 
-def _of_shims(settings: Settings) -> Iterator[Handler]:
+def _shim_handlers(settings: Settings) -> Iterator[Handler]:
     for shim in settings.shims:
-        values = settings.of(shim)
+        values = settings.for_shim(shim)
         for debug in (False, True) if settings.debug else (False,):
             yield Handler(
                 shim.handler(settings.suffix, debug=debug),
@@ -79,7 +79,7 @@ def _of_shims(settings: Settings) -> Iterator[Handler]:
             )
 
 
-def _of_custom_runtimes(settings: Settings) -> Iterator[Handler]:
+def _custom_handlers(settings: Settings) -> Iterator[Handler]:
     from kata_node.settings.shims import table
 
     for custom in settings.custom_runtimes:

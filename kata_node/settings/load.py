@@ -28,13 +28,13 @@ from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, DISTRIBUTIONS, Settings
 from kata_node.settings.runtime import read_containerd, read_snapshotter, read_user_drop_in
 from kata_node.settings.selection import read_custom_runtimes, select
-from kata_node.settings.values import Reader, describe, read_yaml
+from kata_node.settings.values import ValuesReader, describe_value, read_yaml
 
-OVERRIDES = ("installation_prefix", "k8s_distribution", "multi_install_suffix", "debug", "shims")
+OVERRIDE_KEYS = ("installation_prefix", "k8s_distribution", "multi_install_suffix", "debug", "shims")
 """What flags and ``KATA_NODE_…`` variables can set; all values are strings."""
 
 
-CLUSTER_SIDE = (
+CHART_ONLY_KEYS = (
     "affinity",
     "appArmor",
     "containerRuntime",
@@ -69,10 +69,10 @@ CLUSTER_SIDE = (
 )
 """Top-level keys whose work the chart's templates do; their values are not looked at."""
 
-ALIASES = {"kubeadm": "k8s", "vanilla": "k8s"}
+DISTRIBUTION_ALIASES = {"kubeadm": "k8s", "vanilla": "k8s"}
 """Other names of distributions, which the public chart's documentation has."""
 
-MOVED = {
+RENAMED_KEYS = {
     "allowedHypervisorAnnotations": "shims.<shim>.allowedHypervisorAnnotations",
     "agentHttpsProxy": "shims.<shim>.agent.httpsProxy",
     "agentNoProxy": "shims.<shim>.agent.noProxy",
@@ -88,7 +88,7 @@ MOVED = {
 }
 """Keys of ``env`` that older charts had, and what says the same now."""
 
-RESERVED = ("crun", "runc")
+RESERVED_HANDLERS = ("crun", "runc")
 """The handlers that runtimes have built in: to take one would be to run every pod of the node in Kata."""
 
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -114,10 +114,10 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settin
     ``path`` all values have their defaults. Raises :class:`~kata_node.errors.SettingsError` that
     names everything wrong with the file and the overrides, each by its key.
     """
-    if unknown := overrides.keys() - set(OVERRIDES):
+    if unknown := overrides.keys() - set(OVERRIDE_KEYS):
         raise ValueError(f"unknown overrides: {unknown}")
     problems: list[str] = []
-    with Reader(read_yaml(path) if path else {}, "", problems) as values:
+    with ValuesReader(read_yaml(path) if path else {}, "", problems) as values:
         settings = _read(values, overrides, arch)
     if problems:
         raise SettingsError(
@@ -130,11 +130,11 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settin
     return settings
 
 
-def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
-    values.skip(*CLUSTER_SIDE)
+def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Settings:
+    values.skip(*CHART_ONLY_KEYS)
     with values.section("env") as env:
         host_os = env.text("hostOS")
-        _point_to_new_keys(env)
+        _report_renamed_keys(env)
         prefix, prefix_key = env.text("installationPrefix"), "env.installationPrefix"
         suffix, suffix_key = env.text("multiInstallSuffix"), "env.multiInstallSuffix"
     if given := overrides.get("installation_prefix"):
@@ -148,8 +148,10 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
         containerd_settings = read_containerd(containerd)
     with values.section("snapshotter") as snapshotter:
         snapshotter_settings = read_snapshotter(snapshotter)
-    custom, elsewhere = read_custom_runtimes(values, arch)
-    selection = select(values, arch, only=overrides.get("shims", ""), custom=custom, elsewhere=elsewhere)
+    custom, skipped_custom = read_custom_runtimes(values, arch)
+    selection = select(
+        values, arch, shims_override=overrides.get("shims", ""), custom=custom, skipped_custom=skipped_custom
+    )
     settings = Settings(
         shims=selection.shims,
         arch=arch,
@@ -173,76 +175,81 @@ def _read(values: Reader, overrides: Mapping[str, str], arch: str) -> Settings:
     return settings
 
 
-def _point_to_new_keys(env: Reader) -> None:
-    for old, new in MOVED.items():
+def _report_renamed_keys(env: ValuesReader) -> None:
+    for old, new in RENAMED_KEYS.items():
         if env.has(old):
-            env.problem(old, f"is the key of an older chart; write {new}")
+            env.add_problem(old, f"is the key of an older chart; write {new}")
             env.skip(old)
 
 
-def _prefix(values: Reader, key: str, prefix: str) -> str:
+def _prefix(values: ValuesReader, key: str, prefix: str) -> str:
     """The prefix, normalised; the empty string for the root."""
     if prefix and (not _PREFIX.fullmatch(prefix) or ".." in prefix.split("/")):
-        values.problem(
-            key, f"{describe(prefix)} is not an absolute path of letters, digits and . _ - + @ = without `..`"
+        values.add_problem(
+            key,
+            f"{describe_value(prefix)} is not an absolute path of letters, digits and . _ - + @ = "
+            "without `..`",
         )
         return ""
     return posixpath.normpath(f"/{prefix.strip('/')}").rstrip("/")
 
 
-def _suffix(values: Reader, key: str, suffix: str) -> str:
+def _suffix(values: ValuesReader, key: str, suffix: str) -> str:
     if suffix == DEFAULT_INSTANCE:
-        values.problem(key, f"{suffix} is what an installation without a suffix is called; choose another")
+        values.add_problem(
+            key, f"{suffix} is what an installation without a suffix is called; choose another"
+        )
     elif suffix and not _SUFFIX.fullmatch(suffix):
-        values.problem(
+        values.add_problem(
             key,
-            f"{describe(suffix)} cannot end a path and a label: use small letters, digits and inner dashes",
+            f"{describe_value(suffix)} cannot end a path and a label: use small letters, digits and inner "
+            "dashes",
         )
     else:
         return suffix
     return ""
 
 
-def _check_handlers(values: Reader, key: str, settings: Settings) -> None:
+def _check_handlers(values: ValuesReader, key: str, settings: Settings) -> None:
     """Handlers must differ. They and the instance's label have the suffix, and Kubernetes limits both."""
     seen: dict[str, str] = {}
     for handler in handlers(settings):
-        if handler.name in RESERVED:
-            values.problem(
+        if handler.name in RESERVED_HANDLERS:
+            values.add_problem(
                 f"{handler.key}.runtimeClass",
                 f"its handler {handler.name} is the one that runs ordinary containers; choose another",
             )
         elif handler.name in seen:
-            values.problem(
+            values.add_problem(
                 f"{handler.key}.runtimeClass",
                 f"its handler {handler.name} is that of {seen[handler.name]} too",
             )
         seen[handler.name] = handler.key
     longest = max((*seen, settings.suffix), key=len)
     if len(longest) > NAME_LIMIT:
-        values.problem(
+        values.add_problem(
             key if settings.suffix else seen[longest],
             f"the name {longest} has {len(longest)} characters; Kubernetes allows {NAME_LIMIT}",
         )
 
 
-def _distribution(values: Reader, override: str) -> str:
-    distribution = values.choice("k8sDistribution", (*DISTRIBUTIONS, *ALIASES))
-    distribution = ALIASES.get(distribution, distribution)
+def _distribution(values: ValuesReader, override: str) -> str:
+    distribution = values.choice("k8sDistribution", (*DISTRIBUTIONS, *DISTRIBUTION_ALIASES))
+    distribution = DISTRIBUTION_ALIASES.get(distribution, distribution)
     if override and override not in DISTRIBUTIONS:
-        values.problem("--k8s-distribution", f"expected one of {', '.join(DISTRIBUTIONS)}")
+        values.add_problem("--k8s-distribution", f"expected one of {', '.join(DISTRIBUTIONS)}")
     return override or distribution
 
 
-def _debug(values: Reader, override: str) -> bool:
+def _debug(values: ValuesReader, override: str) -> bool:
     debug = values.flag("debug")
     if override not in ("", "true", "false"):
-        values.problem("--debug", f"expected true or false, got {describe(override)}")
+        values.add_problem("--debug", f"expected true or false, got {describe_value(override)}")
     return override == "true" if override else debug
 
 
-def _taints(values: Reader) -> tuple[str, ...]:
-    taints = values.texts("startupTaints") or ()
+def _taints(values: ValuesReader) -> tuple[str, ...]:
+    taints = values.text_list("startupTaints") or ()
     for taint in taints:
         key, colon, effect = taint.partition(":")
         if not key or (colon and effect not in TAINT_EFFECTS):
@@ -257,5 +264,5 @@ def _taints(values: Reader) -> tuple[str, ...]:
             )
         else:
             continue
-        values.problem("startupTaints", f"{describe(taint)} {what}")
+        values.add_problem("startupTaints", f"{describe_value(taint)} {what}")
     return taints

@@ -50,7 +50,7 @@ class Settings:
     startup_taints: tuple[str, ...] = ()
     """Taints to take off the Node once it is labelled: ``key`` or ``key:effect``."""
 
-    def of(self, shim: Shim) -> ShimSettings:
+    def for_shim(self, shim: Shim) -> ShimSettings:
         """What the values say of a shim."""
         return self.shim_settings.get(shim.name, ShimSettings())
 
@@ -62,8 +62,8 @@ class Settings:
         """
         import hashlib
 
-        decisive = asdict(self)
+        digested = asdict(self)
         for name in ("skipped", "default_shim", "startup_taints", "instance"):
-            del decisive[name]
-        decisive["shims"] = [shim.name for shim in self.shims]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+            del digested[name]
+        digested["shims"] = [shim.name for shim in self.shims]
+        return hashlib.sha256(json.dumps(digested, sort_keys=True).encode()).hexdigest()

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kata_node.settings.shims import MACHINES, Shim, table
-from kata_node.settings.values import Reader, describe, nearest, parse_yaml
+from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, parse_yaml
 
-FALLBACK = "qemu"
+FALLBACK_SHIM = "qemu"
 """The shim of a run that names none: of those Kata builds for every architecture, the plainest."""
 
-_HANDLER = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_WORD = re.compile(r"[!#-&(-~]*")
+_HANDLER_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_KERNEL_PARAM_VALUE = re.compile(r"[!#-&(-~]*")
 
 _K8S_NAMES = {machine: name for name, machine in MACHINES.items()}
 
@@ -62,7 +62,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class _Named:
+class _ShimEntry:
     """One entry of ``shims``."""
 
     enabled: bool | None
@@ -72,12 +72,12 @@ class _Named:
 
 
 def select(
-    values: Reader,
+    values: ValuesReader,
     arch: str,
     *,
-    only: str,
+    shims_override: str,
     custom: Collection[CustomRuntime] = (),
-    elsewhere: tuple[tuple[str, str], ...] = (),
+    skipped_custom: tuple[tuple[str, str], ...] = (),
 ) -> Selection:
     """Read ``shims`` and ``defaultShim``, and choose for machine ``arch``.
 
@@ -87,34 +87,43 @@ def select(
     before = len(values.problems)
     with values.section("shims") as section:
         disable_all = section.flag("disableAll")
-        named = {name: _read_shim(section, name) for name in section.names() if _known(section, name)}
+        shim_entries = {
+            name: _read_shim(section, name) for name in section.names() if _is_known_shim(section, name)
+        }
     defaults = _read_defaults(values)
-    enabled = {name: entry.enabled for name, entry in named.items()}
-    on = _read_only(values, only) if only else switched_on(enabled, disable_all, defaults.get(arch, ""))
+    enabled = {name: entry.enabled for name, entry in shim_entries.items()}
+    shims_on = (
+        _read_shims_override(values, shims_override)
+        if shims_override
+        else select_enabled(enabled, disable_all, defaults.get(arch, ""))
+    )
     if len(values.problems) > before:
         # What is on cannot be told, and guessing would only add problems that are not there.
         return Selection((), (), {}, "")
-    shims, skipped = for_arch(on, {name: entry.arches for name, entry in named.items()}, arch)
-    here = _K8S_NAMES.get(arch, arch)
-    if only:
+    shims, skipped = split_by_arch(
+        shims_on, {name: entry.arches for name, entry in shim_entries.items()}, arch
+    )
+    k8s_arch = _K8S_NAMES.get(arch, arch)
+    if shims_override:
         for name, reason in skipped:
-            values.problem("--shims", f"{name} cannot run on this {here} node: it {reason}")
-    skipped += elsewhere
-    if not only and not shims and not custom:
+            values.add_problem("--shims", f"{name} cannot run on this {k8s_arch} node: it {reason}")
+    skipped += skipped_custom
+    if not shims_override and not shims and not custom:
         reasons = "; ".join(f"{name} {reason}" for name, reason in skipped)
-        why = f"no shim that is on runs on {here}: {reasons}" if skipped else "no shim is on"
-        values.problem("shims", f"{why}; this node would get nothing")
+        why = f"no shim that is on runs on {k8s_arch}: {reasons}" if skipped else "no shim is on"
+        values.add_problem("shims", f"{why}; this node would get nothing")
     return Selection(
         shims=shims,
         skipped=skipped,
         shim_settings={
-            shim.name: named[shim.name].settings if shim.name in named else ShimSettings() for shim in shims
+            shim.name: shim_entries[shim.name].settings if shim.name in shim_entries else ShimSettings()
+            for shim in shims
         },
         default_shim=next((shim.name for shim in shims if shim.name == defaults.get(arch)), ""),
     )
 
 
-def switched_on(enabled: Mapping[str, bool | None], disable_all: bool, default: str) -> tuple[str, ...]:
+def select_enabled(enabled: Mapping[str, bool | None], disable_all: bool, default: str) -> tuple[str, ...]:
     """The shims that are on, in the table's order, given what the values say of each they name.
 
     A shim without a word of its own follows ``disable_all``; one that is not named is off. Where no
@@ -122,12 +131,12 @@ def switched_on(enabled: Mapping[str, bool | None], disable_all: bool, default: 
     :data:`FALLBACK`, unless everything is disabled.
     """
     if not enabled and not disable_all:
-        return (default or FALLBACK,)
-    on = {name for name, value in enabled.items() if value or (value is None and not disable_all)}
-    return tuple(name for name in table() if name in on)
+        return (default or FALLBACK_SHIM,)
+    shims_on = {name for name, value in enabled.items() if value or (value is None and not disable_all)}
+    return tuple(name for name in table() if name in shims_on)
 
 
-def for_arch(
+def split_by_arch(
     names: Iterable[str], arches: Mapping[str, Sequence[str] | None], arch: str
 ) -> tuple[tuple[Shim, ...], tuple[tuple[str, str], ...]]:
     """Those of ``names`` that run on machine ``arch``; then the others, each with the reason.
@@ -138,18 +147,18 @@ def for_arch(
     skipped: list[tuple[str, str]] = []
     for name in names:
         shim = table()[name]
-        left = arches.get(name)
+        allowed_arches = arches.get(name)
         if arch not in shim.arches:
-            skipped.append((name, f"runs {_listed(shim.arches)}"))
-        elif left is not None and arch not in left:
-            skipped.append((name, f"runs {_listed(left)} by its supportedArches"))
+            skipped.append((name, f"runs {_arches_text(shim.arches)}"))
+        elif allowed_arches is not None and arch not in allowed_arches:
+            skipped.append((name, f"runs {_arches_text(allowed_arches)} by its supportedArches"))
         else:
             chosen.append(shim)
     return tuple(chosen), tuple(skipped)
 
 
 def read_custom_runtimes(
-    values: Reader, arch: str
+    values: ValuesReader, arch: str
 ) -> tuple[tuple[CustomRuntime, ...], tuple[tuple[str, str], ...]]:
     """Read ``customRuntimes``: those for machine ``arch``; then the others, each with the reason.
 
@@ -159,24 +168,29 @@ def read_custom_runtimes(
         enabled = section.flag("enabled")
         with section.section("runtimes") as runtimes:
             read = [_read_custom(runtimes, name) for name in runtimes.names()]
-    sound = [runtime for runtime in read if runtime is not None and enabled]
+    valid = [runtime for runtime in read if runtime is not None and enabled]
     skipped = [
-        (f"customRuntimes.runtimes.{runtime.name}", f"runs {_listed(table()[runtime.base_config].arches)}")
-        for runtime in sound
+        (
+            f"customRuntimes.runtimes.{runtime.name}",
+            f"runs {_arches_text(table()[runtime.base_config].arches)}",
+        )
+        for runtime in valid
         if arch not in table()[runtime.base_config].arches
     ]
-    return tuple(each for each in sound if arch in table()[each.base_config].arches), tuple(skipped)
+    return tuple(each for each in valid if arch in table()[each.base_config].arches), tuple(skipped)
 
 
-def _read_custom(runtimes: Reader, name: str) -> CustomRuntime | None:
+def _read_custom(runtimes: ValuesReader, name: str) -> CustomRuntime | None:
     """One of them; ``None`` when a problem with it was noted."""
     before = len(runtimes.problems)
     with runtimes.section(name) as values:
         base = values.text("baseConfig")
         if not base:
-            values.problem("baseConfig", "is missing: name the shim whose configuration this one starts from")
+            values.add_problem(
+                "baseConfig", "is missing: name the shim whose configuration this one starts from"
+            )
         elif base not in table():
-            values.problem("baseConfig", f"there is no shim {base}{nearest(base, table())}")
+            values.add_problem("baseConfig", f"there is no shim {base}{did_you_mean(base, table())}")
         values.skip("inheritBaseOverhead")
         with values.section("containerd") as containerd, values.section("crio") as crio:
             runtime = CustomRuntime(
@@ -190,17 +204,17 @@ def _read_custom(runtimes: Reader, name: str) -> CustomRuntime | None:
     return runtime if len(runtimes.problems) == before else None
 
 
-def _read_handler(values: Reader) -> str:
+def _read_handler(values: ValuesReader) -> str:
     """The ``handler`` of the RuntimeClass manifest in ``runtimeClass``."""
     text = values.text("runtimeClass")
     try:
         manifest = parse_yaml(text)
     except ValueError as error:
-        values.problem("runtimeClass", str(error))
+        values.add_problem("runtimeClass", str(error))
         return ""
     handler = manifest.get("handler") if isinstance(manifest, dict) else None
-    if not isinstance(handler, str) or not _HANDLER.fullmatch(handler):
-        values.problem(
+    if not isinstance(handler, str) or not _HANDLER_NAME.fullmatch(handler):
+        values.add_problem(
             "runtimeClass",
             "must be a RuntimeClass manifest with a handler of small letters, digits and inner dashes",
         )
@@ -208,7 +222,7 @@ def _read_handler(values: Reader) -> str:
     return handler
 
 
-def read_toml(values: Reader, key: str) -> str:
+def read_toml(values: ValuesReader, key: str) -> str:
     """A string that is to become a TOML file of its own, checked to be one."""
     text = values.text(key)
     if text.strip():
@@ -217,23 +231,23 @@ def read_toml(values: Reader, key: str) -> str:
         try:
             tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            values.problem(key, f"is not valid TOML: {error}")
+            values.add_problem(key, f"is not valid TOML: {error}")
     return text
 
 
-def _known(section: Reader, name: str) -> bool:
+def _is_known_shim(section: ValuesReader, name: str) -> bool:
     if name not in table():
-        section.problem(name, f"there is no such shim{nearest(name, table())}")
+        section.add_problem(name, f"there is no such shim{did_you_mean(name, table())}")
     elif not section.has(name):
         # Off to Helm, where null takes a key away; on to whoever lists the shims of a test VM.
-        section.problem(name, "is empty: write `enabled: true` or `enabled: false` below it")
+        section.add_problem(name, "is empty: write `enabled: true` or `enabled: false` below it")
     else:
         return True
     section.skip(name)
     return False
 
 
-def _read_shim(section: Reader, name: str) -> _Named:
+def _read_shim(section: ValuesReader, name: str) -> _ShimEntry:
     with section.section(name) as values:
         with values.section("runtimeClass") as runtime_class:
             runtime_class.skip("nodeSelector", "overhead", "overheadEnabled")
@@ -246,34 +260,35 @@ def _read_shim(section: Reader, name: str) -> _Named:
         ):
             settings = ShimSettings(
                 drop_in=read_toml(values, "dropIn"),
-                allowed_hypervisor_annotations=values.texts("allowedHypervisorAnnotations") or (),
+                allowed_hypervisor_annotations=values.text_list("allowedHypervisorAnnotations") or (),
                 snapshotter=containerd.text("snapshotter"),
                 force_guest_pull=containerd.flag("forceGuestPull"),
-                extra_pod_annotations=containerd.texts("extraPodAnnotations") or (),
+                extra_pod_annotations=containerd.text_list("extraPodAnnotations") or (),
                 crio_guest_pull=crio.flag("guestPull"),
-                https_proxy=_read_word(agent, "httpsProxy"),
-                no_proxy=_read_word(agent, "noProxy"),
+                https_proxy=_read_kernel_param(agent, "httpsProxy"),
+                no_proxy=_read_kernel_param(agent, "noProxy"),
                 rootless=hypervisor.flag("rootless"),
-                kernel_modules=bool(values.mappings("kernelModulesImages")),
+                kernel_modules=bool(values.unchecked_list("kernelModulesImages")),
                 enable_dcgm=nvrc.flag("enableDCGM"),
             )
             shim = table()[name]
             if settings.rootless and not _can_be_rootless(shim):
                 others = ", ".join(each.name for each in table().values() if _can_be_rootless(each))
-                hypervisor.problem(
+                hypervisor.add_problem(
                     "rootless", f"{name} runs its hypervisor as root only; others can: {others}"
                 )
             if settings.enable_dcgm and not shim.gpu:
-                nvrc.problem("enableDCGM", f"{name} hands no NVIDIA GPUs to its guests")
-        return _Named(values.switch("enabled"), _read_arches(values, shim), settings)
+                nvrc.add_problem("enableDCGM", f"{name} hands no NVIDIA GPUs to its guests")
+        return _ShimEntry(values.optional_flag("enabled"), _read_arches(values, shim), settings)
 
 
-def _read_word(values: Reader, key: str) -> str:
+def _read_kernel_param(values: ValuesReader, key: str) -> str:
     """A string that goes onto the guest kernel's command line, where a blank would end it."""
     text = values.text(key)
-    if not _WORD.fullmatch(text):
-        values.problem(
-            key, f"{describe(text)} has blanks, quotes or the like, which a kernel parameter cannot have"
+    if not _KERNEL_PARAM_VALUE.fullmatch(text):
+        values.add_problem(
+            key,
+            f"{describe_value(text)} has blanks, quotes or the like, which a kernel parameter cannot have",
         )
     return text
 
@@ -283,45 +298,45 @@ def _can_be_rootless(shim: Shim) -> bool:
     return shim.runtime == "runtime-rs" and (shim.hypervisor == "qemu" or shim.name == "clh-runtime-rs")
 
 
-def _read_arches(values: Reader, shim: Shim) -> tuple[str, ...] | None:
-    names = values.texts("supportedArches")
+def _read_arches(values: ValuesReader, shim: Shim) -> tuple[str, ...] | None:
+    names = values.text_list("supportedArches")
     if names is None:
         return None
     possible = [_K8S_NAMES[arch] for arch in shim.arches]
     for name in names:
         if name not in possible:
             hint = f"; did you mean {_K8S_NAMES[name]}?" if name in _K8S_NAMES else ""
-            values.problem(
+            values.add_problem(
                 "supportedArches",
                 f"{shim.name} cannot run on {name}, only on {', '.join(possible)}{hint}",
             )
     return tuple(MACHINES[name] for name in names if name in possible)
 
 
-def _read_defaults(values: Reader) -> dict[str, str]:
+def _read_defaults(values: ValuesReader) -> dict[str, str]:
     """``defaultShim``: machine name to shim."""
     defaults: dict[str, str] = {}
     with values.section("defaultShim") as section:
         for arch, machine in MACHINES.items():
             name = section.text(arch)
             if name and name not in table():
-                section.problem(arch, f"there is no shim {name}{nearest(name, table())}")
+                section.add_problem(arch, f"there is no shim {name}{did_you_mean(name, table())}")
             elif name and machine not in table()[name].arches:
-                section.problem(arch, f"{name} runs {_listed(table()[name].arches)}")
+                section.add_problem(arch, f"{name} runs {_arches_text(table()[name].arches)}")
             elif name:
                 defaults[machine] = name
     return defaults
 
 
-def _read_only(values: Reader, only: str) -> tuple[str, ...]:
-    names = only.replace(",", " ").split()
+def _read_shims_override(values: ValuesReader, shims_override: str) -> tuple[str, ...]:
+    names = shims_override.replace(",", " ").split()
     for name in names:
         if name not in table():
-            values.problem("--shims", f"there is no shim {name}{nearest(name, table())}")
+            values.add_problem("--shims", f"there is no shim {name}{did_you_mean(name, table())}")
     if not names:
-        values.problem("--shims", "names no shim")
+        values.add_problem("--shims", "names no shim")
     return tuple(name for name in table() if name in names)
 
 
-def _listed(arches: Sequence[str]) -> str:
+def _arches_text(arches: Sequence[str]) -> str:
     return "only on " + ", ".join(_K8S_NAMES[arch] for arch in arches) if arches else "nowhere"

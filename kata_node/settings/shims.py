@@ -93,10 +93,10 @@ def table() -> Mapping[str, Shim]:
     from kata_node.assets import asset
 
     data = tomllib.loads(asset("shims.toml").read_text(encoding="utf-8"))
-    return MappingProxyType({name: _shim(name, fields) for name, fields in data.items()})
+    return MappingProxyType({name: _parse_shim(name, fields) for name, fields in data.items()})
 
 
-def _shim(name: str, fields: Mapping[str, object]) -> Shim:
+def _parse_shim(name: str, fields: Mapping[str, object]) -> Shim:
     match fields:
         case {
             "runtime": str(runtime),

@@ -13,19 +13,19 @@ def unsupported(settings: Settings) -> list[tuple[str, str]]:
 
     Only shims of this node count; empty and false values ask for nothing.
     """
-    asked: dict[str, tuple[object, str]] = {
+    requested: dict[str, tuple[object, str]] = {
         "env.hostOS": (settings.host_os, "enable the shim clh-azure in its place"),
         "devkit": (settings.devkit, "its extension of the guest is not installed"),
     }
     for shim in settings.shims:
-        values, key = settings.of(shim), f"shims.{shim.name}"
-        asked[f"{key}.hypervisor.rootless"] = (
+        values, key = settings.for_shim(shim), f"shims.{shim.name}"
+        requested[f"{key}.hypervisor.rootless"] = (
             values.rootless,
             "the devices it needs are not opened to it yet",
         )
-        asked[f"{key}.kernelModulesImages"] = (values.kernel_modules, "no image is placed for it")
+        requested[f"{key}.kernelModulesImages"] = (values.kernel_modules, "no image is placed for it")
     return [
         (key, f"{key} is not in this release" + (f": {remark}" if remark else ""))
-        for key, (value, remark) in asked.items()
+        for key, (value, remark) in requested.items()
         if value
     ]

@@ -52,7 +52,7 @@ def read_yaml(path: str) -> Mapping[object, object]:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(
-            f"expected a mapping of keys to values, got {describe(data)}",
+            f"expected a mapping of keys to values, got {describe_value(data)}",
             where=path,
             hint="the values file has the shape of the Helm chart's values: `shims:` and so on",
         )
@@ -103,7 +103,7 @@ def _yaml_problem(error: Exception) -> str:
     return f"{place}not valid YAML: {what}"
 
 
-def describe(value: object) -> str:
+def describe_value(value: object) -> str:
     """What ``value`` is, for a sentence that ends in it: ``the string "yes"``, ``a list``."""
     match value:
         case None:
@@ -122,7 +122,7 @@ def describe(value: object) -> str:
     return f"{value!s} (a {type(value).__name__})"
 
 
-def nearest(name: str, known: Collection[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
     """`` Did you mean X?`` for the closest of ``known``, else all of them when they are few."""
     import difflib
 
@@ -131,7 +131,7 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"; known are {', '.join(sorted(known))}" if len(known) <= 12 else ""
 
 
-class Reader:
+class ValuesReader:
     """One mapping of the values file, read key by key.
 
     Every look-up names a key this project knows and its type; leaving the ``with`` block refuses
@@ -157,14 +157,18 @@ class Reader:
         for key in self._values:
             if key not in self._known:
                 known = sorted(str(known) for known in self._known)
-                what = "no such key" if isinstance(key, str) else f"a key must be text, got {describe(key)}"
-                self.problem(str(key), what + nearest(str(key), known))
+                what = (
+                    "no such key"
+                    if isinstance(key, str)
+                    else f"a key must be text, got {describe_value(key)}"
+                )
+                self.add_problem(str(key), what + did_you_mean(str(key), known))
 
     def path(self, key: str) -> str:
         """The whole path of ``key`` from the top of the file."""
         return f"{self._path}.{key}" if self._path else key
 
-    def problem(self, key: str, what: str) -> None:
+    def add_problem(self, key: str, what: str) -> None:
         """Note that the value of ``key`` cannot be used."""
         self.problems.append(f"{self.path(key)}: {what}")
 
@@ -180,12 +184,12 @@ class Reader:
         """Know ``keys`` without looking at what they hold."""
         self._known.update(keys)
 
-    def switch(self, key: str) -> bool | None:
+    def optional_flag(self, key: str) -> bool | None:
         """True, false, or nothing."""
         value = self._take(key)
         if value is None or isinstance(value, bool):
             return value
-        self.problem(key, f"expected true, false or nothing, got {describe(value)}")
+        self.add_problem(key, f"expected true, false or nothing, got {describe_value(value)}")
         return None
 
     def flag(self, key: str) -> bool:
@@ -193,7 +197,7 @@ class Reader:
         value = self._take(key)
         if value is None or isinstance(value, bool):
             return bool(value)
-        self.problem(key, f"expected true or false, got {describe(value)}")
+        self.add_problem(key, f"expected true or false, got {describe_value(value)}")
         return False
 
     def text(self, key: str, default: str = "") -> str:
@@ -202,7 +206,7 @@ class Reader:
         if value is None or isinstance(value, str):
             return default if value is None else value
         quote = "" if isinstance(value, (list, dict)) else "; put it in quotes"
-        self.problem(key, f"expected a string, got {describe(value)}{quote}")
+        self.add_problem(key, f"expected a string, got {describe_value(value)}{quote}")
         return default
 
     def choice(self, key: str, known: Sequence[str]) -> str:
@@ -210,28 +214,30 @@ class Reader:
         value = self.text(key, known[0])
         if value in known:
             return value
-        self.problem(key, f"{describe(value)} is not one of {', '.join(name for name in known if name)}")
+        self.add_problem(
+            key, f"{describe_value(value)} is not one of {', '.join(name for name in known if name)}"
+        )
         return known[0]
 
-    def texts(self, key: str) -> tuple[str, ...] | None:
+    def text_list(self, key: str) -> tuple[str, ...] | None:
         """A list of strings; ``None`` when not given."""
         value = self._take(key)
         if value is None:
             return None
         if not isinstance(value, list):
-            self.problem(key, f"expected a list of strings, got {describe(value)}")
+            self.add_problem(key, f"expected a list of strings, got {describe_value(value)}")
             return None
         for index, item in enumerate(value):
             if not isinstance(item, str):
-                self.problem(f"{key}[{index}]", f"expected a string, got {describe(item)}")
+                self.add_problem(f"{key}[{index}]", f"expected a string, got {describe_value(item)}")
         return tuple(item for item in value if isinstance(item, str))
 
-    def mappings(self, key: str) -> list[object]:
+    def unchecked_list(self, key: str) -> list[object]:
         """A list whose items are not looked at; empty when not given."""
         value = self._take(key)
         if value is None or isinstance(value, list):
             return value or []
-        self.problem(key, f"expected a list, got {describe(value)}")
+        self.add_problem(key, f"expected a list, got {describe_value(value)}")
         return []
 
     def number(self, key: str, default: int = 0, *, least: int = 0) -> int:
@@ -241,20 +247,20 @@ class Reader:
             return default
         if isinstance(value, int) and not isinstance(value, bool) and value >= least:
             return value
-        self.problem(key, f"expected a whole number, {least} or more, got {describe(value)}")
+        self.add_problem(key, f"expected a whole number, {least} or more, got {describe_value(value)}")
         return default
 
     def value(self, key: str) -> object:
         """Whatever is there, for the caller to check; ``None`` when not given."""
         return self._take(key)
 
-    def section(self, key: str) -> Reader:
+    def section(self, key: str) -> ValuesReader:
         """The mapping at ``key``; an empty one when not given."""
         value = self._take(key)
         if value is not None and not isinstance(value, dict):
-            self.problem(key, f"expected a mapping, got {describe(value)}")
+            self.add_problem(key, f"expected a mapping, got {describe_value(value)}")
             value = None
-        return Reader(value or {}, self.path(key), self.problems)
+        return ValuesReader(value or {}, self.path(key), self.problems)
 
     def _take(self, key: str) -> object:
         self._known.add(key)

@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 
 NYDUS, EROFS = "nydus", "erofs"
 
-COMPONENT = "nydus-snapshotter"
+NYDUS_COMPONENT = "nydus-snapshotter"
 """The component of the payload with nydus-snapshotter's programs, and their directory in it."""
 
 IMAGES_TABLE = "io.containerd.cri.v1.images"
 """The plugin that pulls images, in every schema from 3 on."""
-SCHEMA_2_TABLE = "io.containerd.grpc.v1.cri"
-WHOLE_CRI = {1: "cri", 2: SCHEMA_2_TABLE}
+SCHEMA_2_PLUGIN = "io.containerd.grpc.v1.cri"
+LEGACY_CRI_TABLES = {1: "cri", 2: SCHEMA_2_PLUGIN}
 """By the older schemas: the plugin that is all of the CRI, its images under ``containerd``."""
 
 EROFS_TABLE = "io.containerd.snapshotter.v1.erofs"
@@ -64,22 +64,22 @@ MKFS_OPTIONS = ("-T0", "--mkfs-time", "--sort=none")
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"discard_unpacked_layers": False})
 """Of the keys that :func:`tables` sets in tables of others, those that are so where nobody sets them."""
 
-LAYOUT = ("max_unmerged_layers", "dmverity_mode", "enable_dmverity")
+EROFS_LAYER_KEYS = ("max_unmerged_layers", "dmverity_mode", "enable_dmverity")
 """The keys of erofs that say what a layer is like: containerd does not mount those made to others."""
 
-DISK_SIZE, MEMORY_SIZE = "10G", "0"
+EROFS_DISK_SIZE, EROFS_MEMORY_SIZE = "10G", "0"
 """erofs' ``default_size``: of a container's writable layer on a disk image, and for one that is none."""
 
 
 @dataclass(frozen=True)
-class Nydus:
+class NydusInstance:
     """Where the nydus-snapshotter of one instance has what is its own, on the host."""
 
     install_dir: str
     suffix: str
 
     @classmethod
-    def of(cls, settings: Settings) -> Nydus:
+    def for_settings(cls, settings: Settings) -> NydusInstance:
         """That of the instance of ``settings``."""
         return cls(settings.install_dir, settings.suffix)
 
@@ -91,7 +91,7 @@ class Nydus:
     @property
     def unit(self) -> str:
         """Its systemd unit."""
-        return f"{self._suffixed(COMPONENT)}.service"
+        return f"{self._suffixed(NYDUS_COMPONENT)}.service"
 
     @property
     def unit_path(self) -> str:
@@ -101,7 +101,7 @@ class Nydus:
     @property
     def directory(self) -> str:
         """Its programs and its configuration."""
-        return f"{self.install_dir}/{COMPONENT}"
+        return f"{self.install_dir}/{NYDUS_COMPONENT}"
 
     @property
     def program(self) -> str:
@@ -121,12 +121,12 @@ class Nydus:
     @property
     def data_dir(self) -> str:
         """Its snapshots. containerd's own metadata refers to them, so nobody may ever remove it."""
-        return f"/var/lib/{self._suffixed(COMPONENT)}"
+        return f"/var/lib/{self._suffixed(NYDUS_COMPONENT)}"
 
     @property
     def run_dir(self) -> str:
         """The directory of its socket."""
-        return f"/run/{self._suffixed(COMPONENT)}"
+        return f"/run/{self._suffixed(NYDUS_COMPONENT)}"
 
     @property
     def socket(self) -> str:
@@ -143,23 +143,25 @@ DATA_DIR_LIMIT = 70
 """nydus-snapshotter refuses a longer data directory, for the sockets it may have in it; in bytes."""
 
 
-def sets_up(settings: Settings, snapshotter: str) -> bool:
+def is_managed(settings: Settings, snapshotter: str) -> bool:
     """Whether ``snapshotter``, one that ``snapshotter.setup`` can list, is the work of this instance."""
     return snapshotter in settings.snapshotter.setup
 
 
-def components(settings: Settings) -> tuple[str, ...]:
+def required_components(settings: Settings) -> tuple[str, ...]:
     """The components of the payload that are needed besides those of the shims."""
-    return (COMPONENT,) if sets_up(settings, NYDUS) else ()
+    return (NYDUS_COMPONENT,) if is_managed(settings, NYDUS) else ()
 
 
 def effective_name(settings: Settings, snapshotter: str) -> str:
     """What containerd calls the snapshotter that the values call ``snapshotter``; ``""`` stays ``""``."""
-    ours = snapshotter == NYDUS and sets_up(settings, NYDUS)
-    return Nydus.of(settings).name if ours else snapshotter
+    ours = snapshotter == NYDUS and is_managed(settings, NYDUS)
+    return NydusInstance.for_settings(settings).name if ours else snapshotter
 
 
-def tables(settings: Settings, handlers: Iterable[Handler], schema: int, version: Version) -> dict[str, Any]:
+def config_tables(
+    settings: Settings, handlers: Iterable[Handler], schema: int, version: Version
+) -> dict[str, Any]:
     """All of a configuration of ``schema`` for a containerd of ``version`` but the handlers themselves.
 
     A nested mapping of TOML's own types, to be merged with what has the handlers, where
@@ -172,28 +174,28 @@ def tables(settings: Settings, handlers: Iterable[Handler], schema: int, version
         if handler.snapshotter
     }
     images: dict[str, Any] = {}
-    if sets_up(settings, NYDUS):
+    if is_managed(settings, NYDUS):
         images["disable_snapshot_annotations"] = False
     if version.major >= 2 and (names or settings.snapshotter.setup):
         images["discard_unpacked_layers"] = False
     plugins: dict[str, Any] = {}
     if images:
-        whole = WHOLE_CRI.get(schema)
-        plugins |= {whole: {"containerd": images}} if whole else {IMAGES_TABLE: images}
+        legacy_cri_table = LEGACY_CRI_TABLES.get(schema)
+        plugins |= {legacy_cri_table: {"containerd": images}} if legacy_cri_table else {IMAGES_TABLE: images}
     if names and version.major >= 2:
         platforms = {name: {"snapshotter": snapshotter} for name, snapshotter in names.items()}
         plugins.setdefault(IMAGES_TABLE, {})["runtime_platforms"] = platforms
-    if sets_up(settings, EROFS) and version.at_least(2, 2):
+    if is_managed(settings, EROFS) and version.at_least(2, 2):
         plugins |= _erofs(settings, version)
     wanted: dict[str, Any] = {}
-    if sets_up(settings, NYDUS):
-        wanted["proxy_plugins"] = _proxy(Nydus.of(settings))
+    if is_managed(settings, NYDUS):
+        wanted["proxy_plugins"] = _proxy_plugin(NydusInstance.for_settings(settings))
     if plugins:
         wanted["plugins"] = plugins
     return wanted
 
 
-def _proxy(nydus: Nydus) -> dict[str, Any]:
+def _proxy_plugin(nydus: NydusInstance) -> dict[str, Any]:
     return {
         nydus.name: {"type": "snapshot", "address": nydus.socket, "exports": {"root": nydus.data_dir}},
     }
@@ -202,9 +204,9 @@ def _proxy(nydus: Nydus) -> dict[str, Any]:
 def _erofs(settings: Settings, version: Version) -> dict[str, Any]:
     wanted = settings.snapshotter
     memory = wanted.erofs_snapshotter_mode == "memory"
-    snapshotter: dict[str, Any] = {"default_size": MEMORY_SIZE if memory else DISK_SIZE}
+    snapshotter: dict[str, Any] = {"default_size": EROFS_MEMORY_SIZE if memory else EROFS_DISK_SIZE}
     differ: dict[str, Any] = {"mkfs_options": list(MKFS_OPTIONS)}
-    if merges(settings):
+    if merges_layers(settings):
         snapshotter["max_unmerged_layers"] = 0
     if wanted.erofs_dmverity and version.at_least(2, 3):
         snapshotter["dmverity_mode"] = "on"
@@ -217,7 +219,7 @@ def _erofs(settings: Settings, version: Version) -> dict[str, Any]:
     }
 
 
-def merges(settings: Settings) -> bool:
+def merges_layers(settings: Settings) -> bool:
     """Whether erofs is to have one file system for all layers of an image, as it is by default."""
     return settings.snapshotter.erofs_merge_mode != "unmerged"
 
@@ -233,7 +235,7 @@ def proxy_plugins(configurations: Iterable[Mapping[str, Any]]) -> dict[str, Mapp
     return {name: fields for name, fields in found.items() if fields.get("type", "snapshot") == "snapshot"}
 
 
-def plugin_tables(configurations: Iterable[Mapping[str, Any]], plugin: str) -> dict[str, Any]:
+def plugin_config(configurations: Iterable[Mapping[str, Any]], plugin: str) -> dict[str, Any]:
     """The keys that parsed configuration files have for a plugin; the later wins."""
     found: dict[str, Any] = {}
     for data in configurations:

@@ -23,16 +23,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kata_node.errors import PayloadError, UnfitNodeError
+from kata_node.errors import IneligibleNodeError, PayloadError
 from kata_node.plan.actions import Action, MakeDirs, MakeLinks, RemoveDirs, RemoveFile, RemoveFiles, WriteFile
 from kata_node.snapshotters import mapping
-from kata_node.snapshotters.mapping import COMPONENT, NYDUS, UNIT_DIR, Nydus
-from kata_node.snapshotters.unit_actions import ReadUnits, StartUnit, StopUnit
+from kata_node.snapshotters.mapping import NYDUS, NYDUS_COMPONENT, UNIT_DIR, NydusInstance
+from kata_node.snapshotters.unit_actions import DaemonReload, StartUnit, StopUnit
 
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings
 
-PROGRAM = f"{COMPONENT}/containerd-nydus-grpc"
+PROGRAM_PATH = f"{NYDUS_COMPONENT}/containerd-nydus-grpc"
 """The snapshotter's path in the payload."""
 
 
@@ -44,7 +44,7 @@ class NydusFacts:
     """Its file."""
     config: bytes | None
     """The configuration it is to have."""
-    links: Mapping[str, str]
+    wants_links: Mapping[str, str]
     """The symlinks that have it started with other units: path to target."""
     directories: frozenset[str]
     """Of the directories with files of it, those that are there."""
@@ -55,17 +55,17 @@ class NydusFacts:
     loaded: bool = False
     """Whether systemd knows it; offline nothing does."""
     active: bool = False
-    need_reload: bool = False
+    needs_daemon_reload: bool = False
     """Whether its file has changed since systemd read it."""
     offline: bool = False
 
 
-def links(nydus: Nydus, units: Iterable[str]) -> dict[str, str]:
+def wants_links(nydus: NydusInstance, units: Iterable[str]) -> dict[str, str]:
     """The symlinks that have it started before ``units``: path to target."""
     return {f"{UNIT_DIR}/{unit}.wants/{nydus.unit}": f"../{nydus.unit}" for unit in units}
 
 
-def config(nydus: Nydus) -> bytes:
+def config(nydus: NydusInstance) -> bytes:
     """Its configuration."""
     return f"""\
 # Managed by kata-node. Changes here are lost.
@@ -88,13 +88,13 @@ log_to_stdout = true
 """.encode()
 
 
-def unit(nydus: Nydus, units: Iterable[str], program: str) -> bytes:
+def unit(nydus: NydusInstance, units: Iterable[str], program: str) -> bytes:
     """Its unit file; ``program`` is the sha256 of the snapshotter, ``units`` run the CRI."""
     before = " ".join(units)
     name = nydus.data_dir.rpartition("/")[2]
     settings = hashlib.sha256(config(nydus)).hexdigest()
     return f"""\
-{_mark(nydus)}
+{_unit_header(nydus)}
 # What runs: program sha256:{program}, configuration sha256:{settings}
 [Unit]
 Description=nydus-snapshotter of Kata Containers in {nydus.install_dir}
@@ -137,12 +137,12 @@ WantedBy={before}
 """.encode()
 
 
-def is_ours(nydus: Nydus, unit_file: bytes) -> bool:
+def is_own_unit(nydus: NydusInstance, unit_file: bytes) -> bool:
     """Whether a unit file is one that this instance wrote, of whatever release."""
-    return unit_file.startswith(_mark(nydus).encode())
+    return unit_file.startswith(_unit_header(nydus).encode())
 
 
-def _mark(nydus: Nydus) -> str:
+def _unit_header(nydus: NydusInstance) -> str:
     return f"# Managed by kata-node (installation in {nydus.install_dir}). Changes here are lost."
 
 
@@ -152,52 +152,52 @@ def install_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]
     Raises :class:`~kata_node.errors.UnfitNodeError` when its unit is somebody else's, and
     :class:`~kata_node.errors.PayloadError` when its program is not in place.
     """
-    if not mapping.sets_up(settings, NYDUS):
+    if not mapping.is_managed(settings, NYDUS):
         return ()
-    nydus = Nydus.of(settings)
-    if facts.unit is not None and not is_ours(nydus, facts.unit):
-        raise foreign_unit(nydus)
+    nydus = NydusInstance.for_settings(settings)
+    if facts.unit is not None and not is_own_unit(nydus, facts.unit):
+        raise foreign_unit_error(nydus)
     if not facts.program:
         raise PayloadError(
             "nydus-snapshotter is not among the Kata files on this node",
             where=nydus.program,
-            hint=f"use an image whose payload has the component {COMPONENT}, or take {NYDUS} out of "
+            hint=f"use an image whose payload has the component {NYDUS_COMPONENT}, or take {NYDUS} out of "
             "snapshotter.setup; then run the stage artifacts again",
         )
-    wanted = links(nydus, facts.cri_units)
-    writes = tuple(_writes(nydus, facts, unit(nydus, facts.cri_units, facts.program)))
-    stale = tuple(path for path in facts.links if path not in wanted)
-    lacking = {path: target for path, target in wanted.items() if facts.links.get(path) != target}
-    changes = (*writes, *_unlink(stale), *_link(lacking, facts))
+    wanted = wants_links(nydus, facts.cri_units)
+    writes = tuple(_write_actions(nydus, facts, unit(nydus, facts.cri_units, facts.program)))
+    stale = tuple(path for path in facts.wants_links if path not in wanted)
+    missing_links = {path: target for path, target in wanted.items() if facts.wants_links.get(path) != target}
+    changes = (*writes, *_unlink_actions(stale), *_link_actions(missing_links, facts))
     if facts.offline:
         return changes
-    if changes or facts.need_reload:
+    if changes or facts.needs_daemon_reload:
         # Down while its files change: see above.
         stop = (StopUnit(nydus.unit),) if facts.loaded else ()
-        return (*stop, *changes, ReadUnits(), StartUnit(nydus.unit))
+        return (*stop, *changes, DaemonReload(), StartUnit(nydus.unit))
     return () if facts.active else (StartUnit(nydus.unit),)
 
 
-def undo_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
+def rollback_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
     """Have it as it was when ``facts`` were gathered: for after the way back of the CRI runtime."""
-    if not mapping.sets_up(settings, NYDUS) or not install_actions(settings, facts):
+    if not mapping.is_managed(settings, NYDUS) or not install_actions(settings, facts):
         return ()
-    nydus = Nydus.of(settings)
-    wanted = links(nydus, facts.cri_units)
+    nydus = NydusInstance.for_settings(settings)
+    wanted = wants_links(nydus, facts.cri_units)
     if facts.unit is None:
-        return _removal(nydus, (*facts.links, *wanted), offline=facts.offline)
+        return _removal_actions(nydus, (*facts.wants_links, *wanted), offline=facts.offline)
     restored: list[Action] = []
     if facts.config is not None:
         restored.append(WriteFile(nydus.config, facts.config))
     restored.append(WriteFile(nydus.unit_path, facts.unit))
-    restored += _unlink(tuple(path for path in wanted if path not in facts.links))
-    if facts.links:
-        restored += [MakeDirs(path) for path in _directories(facts.links)]
-        restored.append(MakeLinks(tuple(facts.links.items())))
+    restored += _unlink_actions(tuple(path for path in wanted if path not in facts.wants_links))
+    if facts.wants_links:
+        restored += [MakeDirs(path) for path in _directories(facts.wants_links)]
+        restored.append(MakeLinks(tuple(facts.wants_links.items())))
     if facts.offline:
         return tuple(restored)
     start = (StartUnit(nydus.unit),) if facts.active else ()
-    return (StopUnit(nydus.unit), *restored, ReadUnits(), *start)
+    return (StopUnit(nydus.unit), *restored, DaemonReload(), *start)
 
 
 def revert_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
@@ -206,26 +206,28 @@ def revert_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
     Also when it is no longer among what the settings set up. None when nothing of it is there. The data
     directory stays, see :func:`notes`.
     """
-    nydus = Nydus.of(settings)
-    if facts.unit is not None and not is_ours(nydus, facts.unit):
+    nydus = NydusInstance.for_settings(settings)
+    if facts.unit is not None and not is_own_unit(nydus, facts.unit):
         # The link, too, is theirs.
         return (RemoveFile(nydus.config, facts.config),) if facts.config is not None else ()
-    if facts.unit is None and facts.config is None and not facts.links:
+    if facts.unit is None and facts.config is None and not facts.wants_links:
         return ()
-    return _removal(nydus, (*facts.links, *links(nydus, facts.cri_units)), offline=facts.offline)
+    return _removal_actions(
+        nydus, (*facts.wants_links, *wants_links(nydus, facts.cri_units)), offline=facts.offline
+    )
 
 
 def notes(settings: Settings, facts: NydusFacts) -> tuple[str, ...]:
     """What a report says beside :func:`revert_actions`."""
     if not revert_actions(settings, facts):
         return ()
-    data = Nydus.of(settings).data_dir
+    data = NydusInstance.for_settings(settings).data_dir
     return (f"{data} stays: containerd's metadata refers to the snapshots in it",)
 
 
-def foreign_unit(nydus: Nydus) -> UnfitNodeError:
+def foreign_unit_error(nydus: NydusInstance) -> IneligibleNodeError:
     """The error about a unit of somebody else that has the name ours would get."""
-    return UnfitNodeError(
+    return IneligibleNodeError(
         "there is such a unit already, and this installation did not make it",
         where=nydus.unit_path,
         hint=f"use the nydus-snapshotter that is there by taking {NYDUS} out of snapshotter.setup, "
@@ -233,7 +235,7 @@ def foreign_unit(nydus: Nydus) -> UnfitNodeError:
     )
 
 
-def _writes(nydus: Nydus, facts: NydusFacts, unit_file: bytes) -> Iterator[Action]:
+def _write_actions(nydus: NydusInstance, facts: NydusFacts, unit_file: bytes) -> Iterator[Action]:
     """The unit comes last: it tells what the other file should be."""
     for path, content, before in (
         (nydus.config, config(nydus), facts.config),
@@ -246,29 +248,29 @@ def _writes(nydus: Nydus, facts: NydusFacts, unit_file: bytes) -> Iterator[Actio
             yield WriteFile(path, content, before=before)
 
 
-def _link(lacking: Mapping[str, str], facts: NydusFacts) -> Iterator[Action]:
-    for directory in _directories(lacking):
+def _link_actions(missing_links: Mapping[str, str], facts: NydusFacts) -> Iterator[Action]:
+    for directory in _directories(missing_links):
         if directory not in facts.directories:
             yield MakeDirs(directory)
-    if lacking:
-        yield MakeLinks(tuple(lacking.items()))
+    if missing_links:
+        yield MakeLinks(tuple(missing_links.items()))
 
 
-def _unlink(paths: tuple[str, ...]) -> tuple[Action, ...]:
+def _unlink_actions(paths: tuple[str, ...]) -> tuple[Action, ...]:
     if not paths:
         return ()
     below = tuple(path.removeprefix(f"{UNIT_DIR}/") for path in paths)
     return (RemoveFiles(UNIT_DIR, below), RemoveDirs(_directories(paths)))
 
 
-def _removal(nydus: Nydus, paths: Iterable[str], *, offline: bool) -> tuple[Action, ...]:
-    unlink = _unlink(tuple(dict.fromkeys(paths)))
+def _removal_actions(nydus: NydusInstance, paths: Iterable[str], *, offline: bool) -> tuple[Action, ...]:
+    unlink = _unlink_actions(tuple(dict.fromkeys(paths)))
     # The unit comes last: as long as it is there, a run that takes over knows what else may be.
     files = (RemoveFile(nydus.config), RemoveFile(nydus.unit_path))
     if offline:
         return (*unlink, *files)
     # A unit without a file is forgotten when nothing wants it any more; else it could be started again.
-    return (*unlink, ReadUnits(), StopUnit(nydus.unit), *files, ReadUnits())
+    return (*unlink, DaemonReload(), StopUnit(nydus.unit), *files, DaemonReload())
 
 
 def _directories(paths: Iterable[str]) -> tuple[str, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kata_node.errors import SystemdError
-from kata_node.host.journal import complaints
-from kata_node.plan.actions import Tools
+from kata_node.host.journal import journal_command
+from kata_node.plan.actions import Clients
 
 TIMEOUT = 120.0  # seconds for one of these acts
 
 
 @dataclass(frozen=True)
-class ReadUnits:
+class DaemonReload:
     """Have systemd read its unit files anew. It stops and starts nothing."""
 
     timeout: float = TIMEOUT
@@ -25,11 +25,11 @@ class ReadUnits:
         """A line in its place."""
         return "systemctl daemon-reload\n"
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Raises :class:`SystemdError`."""
-        tools.systemd().daemon_reload(self.timeout)
+        clients.systemd().daemon_reload(self.timeout)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """systemd answers when it is done."""
 
 
@@ -48,19 +48,19 @@ class StartUnit:
         """A line in its place."""
         return f"start {self.unit}\n"
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Raises :class:`SystemdError` when it does not come up."""
-        tools.systemd().start(self.unit, self.timeout)
+        clients.systemd().start(self.unit, self.timeout)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """It must be up."""
-        found = tools.systemd().unit(self.unit)
+        found = clients.systemd().unit(self.unit)
         state = found.active_state if found else "not known to systemd"
         if state != "active":
             raise SystemdError(
                 f"the unit just started is {state}",
                 where=self.unit,
-                hint=f"run `{complaints(self.unit)}` on the node to see why",
+                hint=f"run `{journal_command(self.unit)}` on the node to see why",
             )
 
 
@@ -79,13 +79,13 @@ class StopUnit:
         """A line in its place."""
         return f"stop {self.unit}\n"
 
-    def apply(self, tools: Tools) -> None:
+    def apply(self, clients: Clients) -> None:
         """Raises :class:`SystemdError` when it cannot be stopped."""
-        tools.systemd().stop(self.unit, self.timeout)
+        clients.systemd().stop(self.unit, self.timeout)
 
-    def check(self, tools: Tools) -> None:
+    def check(self, clients: Clients) -> None:
         """It must be down."""
-        found = tools.systemd().unit(self.unit)
+        found = clients.systemd().unit(self.unit)
         if found is not None and found.active_state in ("active", "activating", "reloading"):
             raise SystemdError(
                 f"the unit just stopped is {found.active_state}",

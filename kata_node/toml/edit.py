@@ -26,7 +26,7 @@ from typing import Any
 
 from kata_node.errors import HostError
 
-MARK = "# added by kata-node"
+ADDED_LINE_COMMENT = "# added by kata-node"
 """Ends a line that was added whole, so that it goes whole when its last entry goes."""
 
 _TOKEN = re.compile(
@@ -47,7 +47,7 @@ def quote(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _loaded(content: bytes) -> Mapping[str, Any]:
+def _parse(content: bytes) -> Mapping[str, Any]:
     """One stage asks for the same few files, as they are and as they are to be, dozens of times."""
     return tomllib.loads(content.decode())
 
@@ -55,7 +55,7 @@ def _loaded(content: bytes) -> Mapping[str, Any]:
 def load(content: bytes, where: str) -> Mapping[str, Any]:
     """Parse a TOML file, to be read only. Raises :class:`HostError` that tells the line and column."""
     try:
-        return _loaded(content)
+        return _parse(content)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         what = f"this is not valid TOML: line {line} is not UTF-8"
@@ -83,7 +83,7 @@ def get(table: Mapping[str, Any], name: str, where: str) -> Any:
     return table[found[0]] if found else None
 
 
-def strings(table: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+def string_array(table: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     """The array of strings under the top-level key ``name``; empty when there is no such key.
 
     Raises :class:`HostError` when it is anything else.
@@ -103,19 +103,19 @@ def add(content: bytes, name: str, value: str, *, after: str = "", where: str) -
     :class:`HostError`: the file is not valid TOML, or the place cannot be found with certainty.
     """
     before = load(content, where)
-    if value in strings(before, name, where):
+    if value in string_array(before, name, where):
         return content
     text = content.decode()
-    array = _array(text, name)
+    array = _find_array(text, name)
     if array is not None:
         at, insertion = _append(text, array, quote(value))
     elif get(before, name, where) is None:
-        at, insertion = _new_line(text, _line(name, value), after)
+        at, insertion = _line_insertion(text, _array_line(name, value), after)
     else:
-        raise _by_hand("add", name, value, where)
+        raise _manual_edit_error("add", name, value, where)
     edited = (text[:at] + insertion + text[at:]).encode()
-    if not _is_with(edited, before, name, value) or _cut(edited, name, value, 1) != content:
-        raise _by_hand("add", name, value, where)
+    if not _only_adds(edited, before, name, value) or _remove_elements(edited, name, value, 1) != content:
+        raise _manual_edit_error("add", name, value, where)
     return edited
 
 
@@ -125,16 +125,16 @@ def remove(content: bytes, name: str, value: str, *, where: str) -> bytes:
     Nothing changes when it is not there. Raises :class:`HostError` like :func:`add`.
     """
     before = load(content, where)
-    times = strings(before, name, where).count(value)
+    times = string_array(before, name, where).count(value)
     if not times:
         return content
-    edited = _cut(content, name, value, times)
-    if not _is_without(edited, before, name, value):
-        raise _by_hand("remove", name, value, where)
+    edited = _remove_elements(content, name, value, times)
+    if not _only_removes(edited, before, name, value):
+        raise _manual_edit_error("remove", name, value, where)
     return edited
 
 
-def _by_hand(verb: str, name: str, value: str, where: str) -> HostError:
+def _manual_edit_error(verb: str, name: str, value: str, where: str) -> HostError:
     preposition = "to" if verb == "add" else "from"
     return HostError(
         f"the array {name} cannot be edited without risk to the rest of the file",
@@ -143,31 +143,31 @@ def _by_hand(verb: str, name: str, value: str, where: str) -> HostError:
     )
 
 
-def _is_with(edited: bytes, before: Mapping[str, Any], name: str, value: str) -> bool:
+def _only_adds(edited: bytes, before: Mapping[str, Any], name: str, value: str) -> bool:
     """Whether ``edited`` says what ``before`` does, and ``value`` in the array is all it has beyond that."""
-    now = _apart(edited, name)
+    now = _try_split(edited, name)
     if now is None or value not in now[0]:
         return False
-    return ([item for item in now[0] if item != value], now[1]) == _split(before, name)
+    return ([item for item in now[0] if item != value], now[1]) == _split_array(before, name)
 
 
-def _is_without(edited: bytes, before: Mapping[str, Any], name: str, value: str) -> bool:
+def _only_removes(edited: bytes, before: Mapping[str, Any], name: str, value: str) -> bool:
     """Whether ``edited`` says what ``before`` does, and lacks nothing but ``value`` in the array."""
-    array, rest = _split(before, name)
-    return _apart(edited, name) == ([item for item in array if item != value], rest)
+    array, rest = _split_array(before, name)
+    return _try_split(edited, name) == ([item for item in array if item != value], rest)
 
 
-def _apart(content: bytes, name: str) -> tuple[list[str], dict[str, Any]] | None:
+def _try_split(content: bytes, name: str) -> tuple[list[str], dict[str, Any]] | None:
     """The array, and all else the file says; ``None`` when an edit broke it."""
     try:
-        return _split(load(content, ""), name)
+        return _split_array(load(content, ""), name)
     except HostError:
         return None
 
 
-def _split(table: Mapping[str, Any], name: str) -> tuple[list[str], dict[str, Any]]:
+def _split_array(table: Mapping[str, Any], name: str) -> tuple[list[str], dict[str, Any]]:
     rest = {key: value for key, value in table.items() if key.lower() != name}
-    return list(strings(table, name, "")), rest
+    return list(string_array(table, name, "")), rest
 
 
 @dataclass(frozen=True)
@@ -222,13 +222,13 @@ def _statements(text: str) -> Iterator[_Statement]:
         parts.append(match.span())
 
 
-def _find(text: str, name: str) -> _Statement | None:
+def _find_statement(text: str, name: str) -> _Statement | None:
     return next((item for item in _statements(text) if item.key.strip("\"'").lower() == name), None)
 
 
-def _array(text: str, name: str) -> _Array | None:
+def _find_array(text: str, name: str) -> _Array | None:
     """The array under the top-level key ``name``, known to hold only strings."""
-    statement = _find(text, name)
+    statement = _find_statement(text, name)
     if statement is None or text[statement.value[0][0]] != "[":
         return None
     elements: list[_Element] = []
@@ -240,8 +240,8 @@ def _array(text: str, name: str) -> _Array | None:
     return _Array(statement.start, statement.end, statement.value[0][1], tuple(elements))
 
 
-def _line(name: str, value: str) -> str:
-    return f"{name} = [{quote(value)}] {MARK}"
+def _array_line(name: str, value: str) -> str:
+    return f"{name} = [{quote(value)}] {ADDED_LINE_COMMENT}"
 
 
 def _line_start(text: str, at: int) -> int:
@@ -266,18 +266,18 @@ def _break_before(text: str, line: int) -> int:
     return line - (2 if text.startswith("\r\n", max(line - 2, 0)) else 1) if line else 0
 
 
-def _first_break(text: str) -> str:
+def _line_break_of(text: str) -> str:
     """How this file ends its lines, judged by the first."""
     return "\r\n" if text.startswith("\r\n", text.find("\n") - 1) else "\n"
 
 
-def _new_line(text: str, line: str, after: str) -> tuple[int, str]:
+def _line_insertion(text: str, line: str, after: str) -> tuple[int, str]:
     """Where to insert ``line`` when there is no array, and the insertion."""
-    statement = _find(text, after) if after else None
+    statement = _find_statement(text, after) if after else None
     if statement is None:
-        return 0, line + _first_break(text)
+        return 0, line + _line_break_of(text)
     end = text.find("\n", statement.end) + 1
-    return (end, line + _first_break(text)) if end else (len(text), _first_break(text) + line)
+    return (end, line + _line_break_of(text)) if end else (len(text), _line_break_of(text) + line)
 
 
 def _append(text: str, array: _Array, literal: str) -> tuple[int, str]:
@@ -287,7 +287,7 @@ def _append(text: str, array: _Array, literal: str) -> tuple[int, str]:
     last = array.elements[-1]
     line, blanks = _line_start(text, last.start), _blanks_before(text, last.start)
     indent = text[line : _blanks_after(text, line)] if line > array.start else "  "
-    own_line = (text[_break_before(text, line) : line] or _first_break(text)) + indent
+    own_line = (text[_break_before(text, line) : line] or _line_break_of(text)) + indent
     if last.comma is not None:
         rest = _REST_OF_LINE.match(text, last.comma)
         return (rest.end(), f"{own_line}{literal},") if rest else (last.comma, f" {literal},")
@@ -297,34 +297,34 @@ def _append(text: str, array: _Array, literal: str) -> tuple[int, str]:
     return last.end, f",{own_line if blanks == line else ' '}{literal}"
 
 
-def _cut(content: bytes, name: str, value: str, times: int) -> bytes:
+def _remove_elements(content: bytes, name: str, value: str, times: int) -> bytes:
     """Cut ``times`` entries ``value``, the last one first; the caller checks the outcome."""
     text = content.decode()
     for _ in range(times):
-        array = _array(text, name)
+        array = _find_array(text, name)
         found = [
             number
             for number, item in enumerate(array.elements if array else ())
-            if _meaning(text[item.start : item.end]) == value
+            if _parse_literal(text[item.start : item.end]) == value
         ]
         if array is None or not found:
             break
-        start, end = _span_to_cut(text, array, found[-1], _line(name, value))
+        start, end = _span_to_cut(text, array, found[-1], _array_line(name, value))
         text = text[:start] + text[end:]
     return text.encode()
 
 
-def _meaning(literal: str) -> str:
+def _parse_literal(literal: str) -> str:
     return str(tomllib.loads(f"x = {literal}")["x"])
 
 
-def _span_to_cut(text: str, array: _Array, index: int, whole: str) -> tuple[int, int]:
+def _span_to_cut(text: str, array: _Array, index: int, added_line: str) -> tuple[int, int]:
     """What to cut so that the entry at ``index`` is gone; ``whole`` is the line if :func:`add` made it."""
     item = array.elements[index]
     line, blanks = _line_start(text, item.start), _blanks_before(text, item.start)
     if len(array.elements) == 1:
-        line_break = _BREAK.match(text, line + len(whole))
-        if not text.startswith(whole, line) or line_break is None:
+        line_break = _BREAK.match(text, line + len(added_line))
+        if not text.startswith(added_line, line) or line_break is None:
             return item.start, item.comma or item.end
         return (line, line_break.end()) if line_break[0] else (_break_before(text, line), len(text))
     rest = _REST_OF_LINE.match(text, item.comma or item.end)

@@ -151,7 +151,7 @@ def test_whatever_the_schema_knows_is_in_the_values_or_told_of_there() -> None:
 
 def test_keys_of_older_charts_are_known_for_their_remedy_as_on_a_node() -> None:
     assert set(GONE) < set(leaves(SCHEMA))
-    for key, new in settings.MOVED.items():
+    for key, new in settings.RENAMED_KEYS.items():
         assert GONE[f"env.{key}"].endswith(f"write {new}")
 
 

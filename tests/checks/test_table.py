@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from kata_node.checks.facts import HostCheckFacts
-from kata_node.checks.hardware import MachineFacts, Space
-from kata_node.checks.table import all_checks
+from kata_node.checks.hardware import DiskSpace, HardwareFacts
+from kata_node.checks.table import all_findings
 from kata_node.errors import CriError, HostError, PayloadError, SystemdError
 from kata_node.host.files import FileState
 from kata_node.payload.facts import ArtifactFacts
-from kata_node.plan.receipt import Cri, Receipt
-from kata_node.plan.report import Check
+from kata_node.plan.receipt import CriRecord, Receipt
+from kata_node.plan.report import Finding
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.distributions import home
+from kata_node.runtime.model.distributions import runtime_paths
 from kata_node.settings import load as settings
 from kata_node.versions import parse_version, runtime_version
 
@@ -25,7 +25,7 @@ GIB = 1 << 30
 MAIN = "/etc/containerd/config.toml"
 CONF_D = "/etc/containerd/conf.d/99-kata-deploy.toml"
 CLASH = b"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata-qemu]\n"
-MACHINE = MachineFacts(
+MACHINE = HardwareFacts(
     root_user=True,
     machine_id="0123",
     dev_visible=True,
@@ -33,16 +33,16 @@ MACHINE = MachineFacts(
     virtualization=True,
     modules=frozenset({"vhost", "vhost_net", "vhost_vsock"}),
     vsock=True,
-    tees=frozenset(),
+    supported_tees=frozenset(),
     memory=8 * GIB,
     selinux="disabled",
-    spaces=(Space("/opt", 10 * GIB, False, True), Space("/etc/containerd", GIB, False, True)),
+    spaces=(DiskSpace("/opt", 10 * GIB, False, True), DiskSpace("/etc/containerd", GIB, False, True)),
 )
 RUNTIME = RuntimeFacts(
     runtime_version("containerd://2.1.9"),
     "the CRI socket",
-    home("k8s", "containerd"),
-    ContainerdConfig("/opt/kata", "", parse_version("2.1.9"), home("k8s", "containerd")),
+    runtime_paths("k8s", "containerd"),
+    ContainerdConfig("/opt/kata", "", parse_version("2.1.9"), runtime_paths("k8s", "containerd")),
     {MAIN: FileState(b"version = 3\n", 0o644, 0, 0)},
     {},
     (),
@@ -56,15 +56,15 @@ RUNTIME = RuntimeFacts(
 GOOD = HostCheckFacts(False, "", MACHINE, None, RUNTIME, ArtifactFacts("inputs", {}), {}, GIB, ())
 RECEIPT = Receipt("default", "/opt/kata", "0")
 UNFINISHED = replace(
-    RECEIPT, cri=Cri("restarting", "containerd", "2.1.9", "containerd.service", "run-1", "boot", (), ())
+    RECEIPT, cri=CriRecord("restarting", "containerd", "2.1.9", "containerd.service", "run-1", "boot", (), ())
 )
 
 
 def checks(
     facts: HostCheckFacts, receipt: Receipt = RECEIPT, shims: str = "qemu", **values: str
-) -> dict[str, Check]:
+) -> dict[str, Finding]:
     wanted = settings.load(None, overrides={"shims": shims, **values}, arch="x86_64")
-    return {check.name: check for check in all_checks(wanted, facts, receipt) if check.status != "pass"}
+    return {check.name: check for check in all_findings(wanted, facts, receipt) if check.status != "pass"}
 
 
 def machine(**changes: Any) -> HostCheckFacts:
@@ -93,7 +93,7 @@ def test_a_good_node_passes_everything() -> None:
         pytest.param(machine(memory=GIB), "memory", "warn", True, "1.0 GiB", id="little-memory"),
         pytest.param(machine(selinux="enforcing"), "selinux", "warn", True, "denied", id="selinux"),
         pytest.param(
-            machine(spaces=(Space("/opt", GIB // 2, False, True),)),
+            machine(spaces=(DiskSpace("/opt", GIB // 2, False, True),)),
             "space",
             "fail",
             False,
@@ -101,7 +101,7 @@ def test_a_good_node_passes_everything() -> None:
             id="full",
         ),
         pytest.param(
-            machine(spaces=(Space("/opt", 10 * GIB, True, True),)),
+            machine(spaces=(DiskSpace("/opt", 10 * GIB, True, True),)),
             "writable",
             "fail",
             True,
@@ -109,7 +109,7 @@ def test_a_good_node_passes_everything() -> None:
             id="read-only",
         ),
         pytest.param(
-            machine(spaces=(Space("/opt", 10 * GIB, False, False),)),
+            machine(spaces=(DiskSpace("/opt", 10 * GIB, False, False),)),
             "writable",
             "fail",
             True,
@@ -133,7 +133,7 @@ def test_a_good_node_passes_everything() -> None:
             id="no-payload",
         ),
         pytest.param(
-            replace(GOOD, missing={"qemu": ("bin/qemu-system-x86_64",)}),
+            replace(GOOD, missing_files={"qemu": ("bin/qemu-system-x86_64",)}),
             "payload",
             "fail",
             True,
@@ -168,7 +168,7 @@ def test_a_good_node_passes_everything() -> None:
             id="containerd-1.5",
         ),
         pytest.param(
-            runtime(home=home("k3s", "containerd"), unit="k3s.service"),
+            runtime(runtime_paths=runtime_paths("k3s", "containerd"), unit="k3s.service"),
             "runtime",
             "fail",
             True,
@@ -232,7 +232,7 @@ def test_all_failures_are_told_at_once() -> None:
 def test_a_tee_that_is_not_there_is_only_a_warning_for_clusters_are_mixed() -> None:
     found = checks(GOOD, shims="qemu-snp")["tee-snp"]
     assert (found.status, "snp" in found.reason) == ("warn", True)
-    assert "tee-snp" not in checks(machine(tees=frozenset({"snp"})), shims="qemu-snp")
+    assert "tee-snp" not in checks(machine(supported_tees=frozenset({"snp"})), shims="qemu-snp")
 
 
 def test_a_remote_shim_needs_no_kvm() -> None:
@@ -254,7 +254,7 @@ def test_offline_no_hardware_is_judged() -> None:
 
 def test_settings_this_release_does_not_carry_out_are_refused_by_name() -> None:
     devkit = replace(settings.load(None, overrides={}, arch="x86_64"), devkit=True)
-    found = {check.name: check for check in all_checks(devkit, GOOD, RECEIPT)}["settings"]
+    found = {check.name: check for check in all_findings(devkit, GOOD, RECEIPT)}["settings"]
     assert found.status == "fail"
     assert "devkit" in found.remedy
 
@@ -272,7 +272,7 @@ DEFAULT = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_
 )
 def test_what_the_users_drop_in_would_do_is_told_ahead(drop_in: str, says: str) -> None:
     wanted = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
-    checks = all_checks(replace(wanted, user_drop_in=drop_in), GOOD, RECEIPT)
+    checks = all_findings(replace(wanted, user_drop_in=drop_in), GOOD, RECEIPT)
     (config,) = [check for check in checks if check.name == "config"]
     assert config.status == ("fail" if says else "pass")
     assert says in config.reason

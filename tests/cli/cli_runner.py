@@ -61,7 +61,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Console:
+class CliRunner:
     """Where commands are typed, beside a scratch root that plays the node."""
 
     host: Path
@@ -75,14 +75,14 @@ class Console:
 
     def offline(self, *arguments: str | Path) -> Result:
         """The same on the scratch root."""
-        return self.run(*arguments, *self.place, "--offline", "--runtime", "containerd://2.1.9")
+        return self.run(*arguments, *self.path_options, "--offline", "--runtime", "containerd://2.1.9")
 
     def online(self, *arguments: str | Path) -> Result:
         """The same, as if a system ran on the scratch root."""
-        return self.run(*arguments, *self.place)
+        return self.run(*arguments, *self.path_options)
 
     @property
-    def place(self) -> Sequence[str | Path]:
+    def path_options(self) -> Sequence[str | Path]:
         return ("--host-root", self.host, "--payload", self.payload)
 
     def files(self) -> dict[str, tuple[object, ...]]:
@@ -95,23 +95,23 @@ class Console:
 
 
 @contextmanager
-def at(directory: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
+def open_cli_runner(directory: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
     """A console with a node and a payload in ``directory``; on every machine the same."""
     host = directory / "host"
     (host / MAIN).parent.mkdir(parents=True)
     (host / MAIN).write_text(CONFIG)
-    with pytest.MonkeyPatch.context() as patched, logging_as_it_was():
+    with pytest.MonkeyPatch.context() as patched, preserve_logging():
         for name in os.environ:
             if name.startswith("KATA_NODE_") or name == "NODE_NAME":
                 patched.delenv(name)
         patched.setenv("COLUMNS", "80")
         patched.setattr(kernel, "arch", lambda: "x86_64")
         patched.setattr(os, "fsync", lambda fd: None)  # no power is cut here
-        yield Console(host, make_payload(directory / "payload", "tree"), capsys)
+        yield CliRunner(host, make_payload(directory / "payload", "tree"), capsys)
 
 
 @contextmanager
-def logging_as_it_was() -> Iterator[None]:
+def preserve_logging() -> Iterator[None]:
     """Every command sets up the log anew, which other tests listen to."""
     logger = logging.getLogger("kata_node")
     before = logger.handlers[:], logger.level, logger.propagate

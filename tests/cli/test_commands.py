@@ -15,26 +15,26 @@ import payloads
 import pytest
 from fakes import FakeNode
 
-from cli.cli_runner import CONFIG, FILES, MAIN, RECEIPT, Console, Result, at, make_payload
+from cli.cli_runner import CONFIG, FILES, MAIN, RECEIPT, CliRunner, Result, make_payload, open_cli_runner
 from kata_node.cli import commands
 from kata_node.host import lock, place, sparse_copy
 from kata_node.host.cri import Cri
 from kata_node.host.files import Root
 from kata_node.payload import index as payload_index
-from kata_node.plan.actions import Tools
+from kata_node.plan.actions import Clients
 from kata_node.settings import load as settings
 
 
 @pytest.fixture
-def console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
-    with at(tmp_path, capsys) as console:
-        yield console
+def cli_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
+    with open_cli_runner(tmp_path, capsys) as cli_runner:
+        yield cli_runner
 
 
 @pytest.fixture
-def installed(console: Console) -> Console:
-    assert console.offline("install").code == 0
-    return console
+def installed(cli_runner: CliRunner) -> CliRunner:
+    assert cli_runner.offline("install").code == 0
+    return cli_runner
 
 
 # --- the good ways ----------------------------------------------------------------------------------
@@ -42,13 +42,13 @@ def installed(console: Console) -> Console:
 
 @pytest.mark.parametrize("output", ["text", "json"])
 @pytest.mark.parametrize("form", ["tree", "tarballs"])
-def test_the_whole_way_there_and_back(console: Console, tmp_path: Path, form: str, output: str) -> None:
-    console = dataclasses.replace(console, payload=make_payload(tmp_path / "image", form))
+def test_the_whole_way_there_and_back(cli_runner: CliRunner, tmp_path: Path, form: str, output: str) -> None:
+    cli_runner = dataclasses.replace(cli_runner, payload=make_payload(tmp_path / "image", form))
 
     def run(*arguments: str) -> Result:
-        return console.offline(*arguments, "--output", output)
+        return cli_runner.offline(*arguments, "--output", output)
 
-    before = console.content()
+    before = cli_runner.content()
     there = ["host-check done", "claim skipped", "artifacts skipped", "cri skipped", "label skipped"]
 
     install = run("install")
@@ -57,7 +57,7 @@ def test_the_whole_way_there_and_back(console: Console, tmp_path: Path, form: st
         ["host-check done", "claim skipped", "artifacts done", "cri done", "label skipped"],
     )
     assert "error" not in install.err
-    files = console.files()
+    files = cli_runner.files()
 
     again = run("install")
     assert (again.code, again.outcomes, again.err) == (0, there, "")
@@ -67,7 +67,7 @@ def test_the_whole_way_there_and_back(console: Console, tmp_path: Path, form: st
     assert (status.code, status.err) == (0, "")
     assert "kata-qemu" in status.out
     assert "4.1.0-test" in status.out
-    assert console.files() == files
+    assert cli_runner.files() == files
 
     plan = run("plan", "--shims", "qemu,clh")
     assert plan.code == 10
@@ -81,7 +81,7 @@ def test_the_whole_way_there_and_back(console: Console, tmp_path: Path, form: st
     diff = plan.out if output == "text" else plan.json["stages"][3]["diff"]
     assert '+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata-clh]\n' in diff
     assert "kata-qemu]" not in re.sub(r"^[^+-].*\n", "", diff, flags=re.MULTILINE)
-    assert console.files() == files
+    assert cli_runner.files() == files
 
     assert run("install", "--shims", "qemu,clh").code == 0
     assert "kata-clh" in run("status", "--deep").out
@@ -99,12 +99,12 @@ def test_the_whole_way_there_and_back(console: Console, tmp_path: Path, form: st
         0,
         ["unlabel skipped", "revert-cri done", "remove-artifacts done", "unclaim skipped"],
     )
-    assert console.content() == before
+    assert cli_runner.content() == before
     assert run("plan", "revert").code == 0
     assert "kata" not in run("status").out.replace("kata-node", "")
 
 
-def test_a_second_install_writes_nothing(installed: Console) -> None:
+def test_a_second_install_writes_nothing(installed: CliRunner) -> None:
     def marks() -> dict[str, tuple[int, int]]:
         below = [*installed.host.joinpath("opt").rglob("*"), *installed.host.joinpath("etc").rglob("*")]
         return {str(path): (path.lstat().st_ino, path.lstat().st_ctime_ns) for path in below}
@@ -114,57 +114,61 @@ def test_a_second_install_writes_nothing(installed: Console) -> None:
     assert marks() == before
 
 
-def test_the_changes_are_told_as_they_are_made_and_not_once_more(console: Console) -> None:
-    install = console.offline("install")
+def test_the_changes_are_told_as_they_are_made_and_not_once_more(cli_runner: CliRunner) -> None:
+    install = cli_runner.offline("install")
     assert (
         len(re.findall("write /etc/containerd/config.toml|change /etc/containerd/config.toml", install.err))
         == 1
     )
     assert "config.toml" not in install.out.partition("artifacts ")[2]
-    plan = console.offline("plan", "revert")
+    plan = cli_runner.offline("plan", "revert")
     assert plan.err == ""
     assert "  - change /etc/containerd/config.toml\n" in plan.out
 
 
-def test_people_are_told_of_files_and_not_of_directories(console: Console) -> None:
+def test_people_are_told_of_files_and_not_of_directories(cli_runner: CliRunner) -> None:
     files = len(FILES) + 1  # the shim's own configuration; where the payload has it, a link is put
-    install = console.offline("install")
+    install = cli_runner.offline("install")
     assert f"artifacts        done     {files} files placed" in install.out
-    assert f"all {files} files in place" in console.offline("install").out
-    assert f"placed, {files} files" in console.offline("status").out
-    assert f"{files} files removed" in console.offline("revert").out
+    assert f"all {files} files in place" in cli_runner.offline("install").out
+    assert f"placed, {files} files" in cli_runner.offline("status").out
+    assert f"{files} files removed" in cli_runner.offline("revert").out
 
 
-def test_a_plan_to_revert_calls_no_file_of_ours_foreign(installed: Console) -> None:
+def test_a_plan_to_revert_calls_no_file_of_ours_foreign(installed: CliRunner) -> None:
     (installed.host / "opt/kata/notes").touch()
     plan = installed.offline("plan", "revert")
     assert re.findall("left, not placed by kata-node: (.*)", plan.out) == ["/opt/kata/notes"]
 
 
-def test_a_stage_alone_is_run_as_in_a_job(console: Console) -> None:
-    assert console.offline("stage", "artifacts").outcomes == ["artifacts done"]
-    assert console.offline("stage", "cri", "--dry-run").outcomes == ["cri planned"]
-    assert console.offline("stage", "cri").outcomes == ["cri done"]
+def test_a_stage_alone_is_run_as_in_a_job(cli_runner: CliRunner) -> None:
+    assert cli_runner.offline("stage", "artifacts").outcomes == ["artifacts done"]
+    assert cli_runner.offline("stage", "cri", "--dry-run").outcomes == ["cri planned"]
+    assert cli_runner.offline("stage", "cri").outcomes == ["cri done"]
 
 
 def test_a_payload_without_a_manifest_is_read_once_for_all_stages(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Path] = []
-    index = payload_index.index
-    monkeypatch.setattr(payload_index, "index", lambda directory: reads.append(directory) or index(directory))  # type: ignore[func-returns-value]
-    assert console.offline("install").code == 0
-    assert reads == [console.payload]
+    build_manifest = payload_index.build_manifest
+    monkeypatch.setattr(
+        payload_index,
+        "build_manifest",
+        lambda directory: reads.append(directory) or build_manifest(directory),
+    )  # type: ignore[func-returns-value]
+    assert cli_runner.offline("install").code == 0
+    assert reads == [cli_runner.payload]
 
 
-def test_what_is_told_of_a_half_installed_node(console: Console) -> None:
-    console.offline("stage", "artifacts")
-    assert "cri        absent\n" in console.offline("status").out
-    (console.host / "opt/kata/VERSION").unlink()
-    assert "drift      /opt/kata/VERSION: missing" in console.offline("status").out
+def test_what_is_told_of_a_half_installed_node(cli_runner: CliRunner) -> None:
+    cli_runner.offline("stage", "artifacts")
+    assert "cri        absent\n" in cli_runner.offline("status").out
+    (cli_runner.host / "opt/kata/VERSION").unlink()
+    assert "drift      /opt/kata/VERSION: missing" in cli_runner.offline("status").out
 
 
-def test_content_that_changed_unseen_is_drift_when_looked_at_deeply(installed: Console) -> None:
+def test_content_that_changed_unseen_is_drift_when_looked_at_deeply(installed: CliRunner) -> None:
     path = installed.host / "opt/kata/libexec/virtiofsd"
     info = path.stat()
     path.write_bytes(bytes(info.st_size))
@@ -173,33 +177,33 @@ def test_content_that_changed_unseen_is_drift_when_looked_at_deeply(installed: C
     assert "drift      /opt/kata/libexec/virtiofsd: changed" in installed.offline("status", "--deep").out
 
 
-def test_a_configuration_behind_a_symlink_is_changed_and_the_link_kept(console: Console) -> None:
-    link, real = console.host / MAIN, console.host / "srv/containerd.toml"
+def test_a_configuration_behind_a_symlink_is_changed_and_the_link_kept(cli_runner: CliRunner) -> None:
+    link, real = cli_runner.host / MAIN, cli_runner.host / "srv/containerd.toml"
     real.parent.mkdir()
     link.rename(real)
     link.symlink_to("/srv/containerd.toml")
-    before = console.content()
-    assert console.offline("install").code == 0
+    before = cli_runner.content()
+    assert cli_runner.offline("install").code == 0
     assert link.readlink() == Path("/srv/containerd.toml")
     assert real.read_text().startswith(CONFIG[: CONFIG.index("version")])
     assert "/opt/kata/containerd/config.d/*.toml" in real.read_text()
-    assert console.offline("revert").code == 0
-    assert console.content() == before
+    assert cli_runner.offline("revert").code == 0
+    assert cli_runner.content() == before
 
 
-def test_the_manifest_of_a_payload_is_written_and_named(console: Console) -> None:
-    manifest = console.payload / "manifest.json"
-    result = console.run("payload", "index", console.payload)
+def test_the_manifest_of_a_payload_is_written_and_named(cli_runner: CliRunner) -> None:
+    manifest = cli_runner.payload / "manifest.json"
+    result = cli_runner.run("payload", "index", cli_runner.payload)
     assert (result.code, result.out) == (0, f"{manifest}\n")
     assert manifest.is_file()
-    result = console.run("payload", "index", console.payload, "--output=json")
+    result = cli_runner.run("payload", "index", cli_runner.payload, "--output=json")
     assert result.json == {"outcome": "ok", "manifest": str(manifest)}
 
 
 # --- bad settings -----------------------------------------------------------------------------------
 
 
-def refused(console: Console, result: Result, code: int, *says: str) -> None:
+def refused(cli_runner: CliRunner, result: Result, code: int, *says: str) -> None:
     """Assert that it was refused in these words, and where a person would look for them."""
     assert result.code == code
     told = result.out if result.outcomes else result.err
@@ -229,13 +233,15 @@ def refused(console: Console, result: Result, code: int, *says: str) -> None:
         pytest.param(["--cri-socket", "/x"], ["--cri-socket", "--offline"], id="a socket offline"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(console: Console, arguments: list[str], says: list[str]) -> None:
-    before = console.files()
+def test_an_option_that_cannot_be_is_refused(
+    cli_runner: CliRunner, arguments: list[str], says: list[str]
+) -> None:
+    before = cli_runner.files()
     for command in ("install", "plan", "revert", "status"):
-        result = console.run(command, *console.place, "--offline", *arguments)
-        refused(console, result, 2, *says)
+        result = cli_runner.run(command, *cli_runner.path_options, "--offline", *arguments)
+        refused(cli_runner, result, 2, *says)
         assert result.out == ""
-    assert console.files() == before
+    assert cli_runner.files() == before
 
 
 @pytest.mark.parametrize(
@@ -262,38 +268,38 @@ def test_an_option_that_cannot_be_is_refused(console: Console, arguments: list[s
     ],
 )
 def test_a_values_file_that_cannot_be_is_refused(
-    console: Console, tmp_path: Path, content: str | bytes | None, says: list[str]
+    cli_runner: CliRunner, tmp_path: Path, content: str | bytes | None, says: list[str]
 ) -> None:
     values = tmp_path / "values.yaml"
     if content is not None:
         values.write_bytes(content if isinstance(content, bytes) else content.encode())
-    before = console.files()
+    before = cli_runner.files()
     for command in ("install", "revert", "status"):
-        refused(console, console.offline(command, "--config", values), 2, str(values), *says)
-    assert console.files() == before
+        refused(cli_runner, cli_runner.offline(command, "--config", values), 2, str(values), *says)
+    assert cli_runner.files() == before
 
 
 def test_a_setting_this_release_does_not_carry_out_is_refused_by_name(
-    console: Console, tmp_path: Path
+    cli_runner: CliRunner, tmp_path: Path
 ) -> None:
     values = tmp_path / "values.yaml"
     values.write_text("devkit: true\n")
-    before = console.files()
-    result = console.offline("install", "--config", values)
-    refused(console, result, 3, "devkit", "is not in this release")
+    before = cli_runner.files()
+    result = cli_runner.offline("install", "--config", values)
+    refused(cli_runner, result, 3, "devkit", "is not in this release")
     assert result.outcomes == ["host-check failed"]
-    assert console.files() == before
+    assert cli_runner.files() == before
 
 
 # --- a bad node or payload --------------------------------------------------------------------------
 
 
-def test_a_host_root_that_is_not_there_is_named(console: Console, tmp_path: Path) -> None:
+def test_a_host_root_that_is_not_there_is_named(cli_runner: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for command in ("install", "plan", "revert", "status"):
         for name, says in (("none", "not there"), ("file", "no directory")):
-            result = console.run(command, "--offline", "--host-root", tmp_path / name)
-            refused(console, result, 2, str(tmp_path / name), says, "--host-root")
+            result = cli_runner.run(command, "--offline", "--host-root", tmp_path / name)
+            refused(cli_runner, result, 2, str(tmp_path / name), says, "--host-root")
 
 
 @pytest.mark.parametrize(
@@ -304,16 +310,18 @@ def test_a_host_root_that_is_not_there_is_named(console: Console, tmp_path: Path
     ],
 )
 def test_a_payload_that_is_not_there_is_named(
-    console: Console, break_it: Callable[[Path], object], says: list[str]
+    cli_runner: CliRunner, break_it: Callable[[Path], object], says: list[str]
 ) -> None:
-    break_it(console.payload)
-    before = console.files()
-    refused(console, console.offline("install"), 1, str(console.payload), *says, "--payload")
-    refused(console, console.offline("stage", "artifacts"), 1, str(console.payload), *says, "--payload")
-    result = console.run("payload", "index", console.payload)
-    refused(console, result, 1, str(console.payload), *says)
+    break_it(cli_runner.payload)
+    before = cli_runner.files()
+    refused(cli_runner, cli_runner.offline("install"), 1, str(cli_runner.payload), *says, "--payload")
+    refused(
+        cli_runner, cli_runner.offline("stage", "artifacts"), 1, str(cli_runner.payload), *says, "--payload"
+    )
+    result = cli_runner.run("payload", "index", cli_runner.payload)
+    refused(cli_runner, result, 1, str(cli_runner.payload), *says)
     assert result.out == ""
-    assert console.files() == before
+    assert cli_runner.files() == before
 
 
 def damage(archive: Path) -> None:
@@ -334,44 +342,55 @@ def damage(archive: Path) -> None:
     ],
 )
 def test_an_archive_that_is_missing_or_damaged_is_named(
-    console: Console, tmp_path: Path, break_it: Callable[[Path], object], says: str
+    cli_runner: CliRunner, tmp_path: Path, break_it: Callable[[Path], object], says: str
 ) -> None:
     payload = make_payload(tmp_path / "image", "tarballs")
     break_it(payloads.archive_path(payload, "qemu"))
-    console = dataclasses.replace(console, payload=payload)
-    before = console.files()
-    refused(console, console.offline("install"), 1, "kata-static-qemu.tar.zst", says)
-    refused(console, console.offline("stage", "artifacts"), 1, "kata-static-qemu.tar.zst", says)
-    assert console.files() == before
+    cli_runner = dataclasses.replace(cli_runner, payload=payload)
+    before = cli_runner.files()
+    refused(cli_runner, cli_runner.offline("install"), 1, "kata-static-qemu.tar.zst", says)
+    refused(cli_runner, cli_runner.offline("stage", "artifacts"), 1, "kata-static-qemu.tar.zst", says)
+    assert cli_runner.files() == before
 
 
 def test_an_archive_that_was_damaged_after_it_was_indexed_is_not_installed(
-    console: Console, tmp_path: Path
+    cli_runner: CliRunner, tmp_path: Path
 ) -> None:
-    console = dataclasses.replace(console, payload=make_payload(tmp_path / "image", "tarballs"))
-    assert console.run("payload", "index", console.payload).code == 0
-    damage(payloads.archive_path(console.payload, "qemu"))
-    before = console.files()
-    result = console.offline("install")
-    refused(console, result, 4, "kata-static-qemu.tar.zst", "put back as it was")
+    cli_runner = dataclasses.replace(cli_runner, payload=make_payload(tmp_path / "image", "tarballs"))
+    assert cli_runner.run("payload", "index", cli_runner.payload).code == 0
+    damage(payloads.archive_path(cli_runner.payload, "qemu"))
+    before = cli_runner.files()
+    result = cli_runner.offline("install")
+    refused(cli_runner, result, 4, "kata-static-qemu.tar.zst", "put back as it was")
     assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]
-    assert console.files() == before
+    assert cli_runner.files() == before
 
 
-def test_a_broken_configuration_is_never_repaired(console: Console) -> None:
-    (console.host / MAIN).write_text("version = [\n")
-    before = console.files()
-    refused(console, console.offline("install"), 3, "/etc/containerd/config.toml", "not valid TOML", "line 2")
-    refused(console, console.offline("revert"), 1, "/etc/containerd/config.toml", "not valid TOML", "line 2")
-    assert console.files() == before
-    (console.host / MAIN).write_text(CONFIG)
-    assert console.offline("stage", "artifacts").code == 0
-    (console.host / MAIN).write_text("version = [\n")
-    refused(console, console.offline("stage", "cri"), 1, "/etc/containerd/config.toml", "not valid TOML")
-    assert (console.host / MAIN).read_text() == "version = [\n"
+def test_a_broken_configuration_is_never_repaired(cli_runner: CliRunner) -> None:
+    (cli_runner.host / MAIN).write_text("version = [\n")
+    before = cli_runner.files()
+    refused(
+        cli_runner,
+        cli_runner.offline("install"),
+        3,
+        "/etc/containerd/config.toml",
+        "not valid TOML",
+        "line 2",
+    )
+    refused(
+        cli_runner, cli_runner.offline("revert"), 1, "/etc/containerd/config.toml", "not valid TOML", "line 2"
+    )
+    assert cli_runner.files() == before
+    (cli_runner.host / MAIN).write_text(CONFIG)
+    assert cli_runner.offline("stage", "artifacts").code == 0
+    (cli_runner.host / MAIN).write_text("version = [\n")
+    refused(
+        cli_runner, cli_runner.offline("stage", "cri"), 1, "/etc/containerd/config.toml", "not valid TOML"
+    )
+    assert (cli_runner.host / MAIN).read_text() == "version = [\n"
 
 
-def test_a_configuration_broken_since_the_install_is_left_by_revert(installed: Console) -> None:
+def test_a_configuration_broken_since_the_install_is_left_by_revert(installed: CliRunner) -> None:
     path = installed.host / MAIN
     path.write_text(path.read_text() + "broken [\n")
     before = installed.files()
@@ -388,7 +407,7 @@ def test_a_configuration_broken_since_the_install_is_left_by_revert(installed: C
     ],
 )
 def test_a_record_that_cannot_be_read_is_not_guessed_at(
-    installed: Console, content: str, says: list[str]
+    installed: CliRunner, content: str, says: list[str]
 ) -> None:
     (installed.host / RECEIPT).write_text(content)
     before = installed.files()
@@ -400,14 +419,16 @@ def test_a_record_that_cannot_be_read_is_not_guessed_at(
     assert installed.files() == before
 
 
-def test_a_file_in_the_place_of_the_install_dir_is_left(console: Console) -> None:
-    (console.host / "opt").mkdir()
-    (console.host / "opt/kata").write_text("somebody's")
-    before = console.files()
+def test_a_file_in_the_place_of_the_install_dir_is_left(cli_runner: CliRunner) -> None:
+    (cli_runner.host / "opt").mkdir()
+    (cli_runner.host / "opt/kata").write_text("somebody's")
+    before = cli_runner.files()
     for command in ("install", "plan", "revert"):
-        refused(console, console.offline(command), 1, "/opt/kata", "Not a directory", "move away the file")
-    assert console.offline("status").code == 0
-    assert console.files() == before
+        refused(
+            cli_runner, cli_runner.offline(command), 1, "/opt/kata", "Not a directory", "move away the file"
+        )
+    assert cli_runner.offline("status").code == 0
+    assert cli_runner.files() == before
 
 
 @pytest.mark.parametrize(
@@ -419,14 +440,14 @@ def test_a_file_in_the_place_of_the_install_dir_is_left(console: Console) -> Non
     ],
 )
 def test_a_disk_that_fails_in_mid_copy_leaves_the_node_as_it_was(
-    console: Console, monkeypatch: pytest.MonkeyPatch, number: int, says: list[str]
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, number: int, says: list[str]
 ) -> None:
     fail_after(monkeypatch, 3, OSError(number, os.strerror(number)))
-    before = console.files()
-    result = console.offline("install")
-    refused(console, result, 4, "at: /opt/kata/", "put back as it was", *says)
+    before = cli_runner.files()
+    result = cli_runner.offline("install")
+    refused(cli_runner, result, 4, "at: /opt/kata/", "put back as it was", *says)
     assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]
-    assert console.files() == before
+    assert cli_runner.files() == before
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, copies: int, error: BaseException) -> None:
@@ -443,15 +464,15 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, copies: int, error: BaseExceptio
     monkeypatch.setattr(place, "copy", failing)
 
 
-def test_a_second_run_waits_for_the_first_and_names_it(console: Console) -> None:
-    before = console.files()
-    with lock.hold(Root(console.host), "cri", 1):
+def test_a_second_run_waits_for_the_first_and_names_it(cli_runner: CliRunner) -> None:
+    before = cli_runner.files()
+    with lock.hold(Root(cli_runner.host), "cri", 1):
         for command in ("install", "revert"):
-            result = console.offline(command, "--lock-timeout", "0")
-            refused(console, result, 5, f"cri (pid {os.getpid()} on ", "--lock-timeout", lock.LOCK_PATH)
-        assert console.offline("plan", "--lock-timeout", "0").code == 10
-        assert console.offline("status", "--lock-timeout", "0").code == 0
-    assert console.files() == before
+            result = cli_runner.offline(command, "--lock-timeout", "0")
+            refused(cli_runner, result, 5, f"cri (pid {os.getpid()} on ", "--lock-timeout", lock.LOCK_PATH)
+        assert cli_runner.offline("plan", "--lock-timeout", "0").code == 10
+        assert cli_runner.offline("status", "--lock-timeout", "0").code == 0
+    assert cli_runner.files() == before
 
 
 # --- a live node ------------------------------------------------------------------------------------
@@ -463,109 +484,109 @@ def user(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda uid: monkeypatch.setattr(os, "geteuid", lambda: uid)
 
 
-def on(monkeypatch: pytest.MonkeyPatch, tools: Tools) -> None:
+def on(monkeypatch: pytest.MonkeyPatch, clients: Clients) -> None:
     """Have systemd and the CRI of these tools in place of the real ones."""
-    monkeypatch.setattr(commands, "open_tools", lambda common: contextlib.nullcontext(tools))
+    monkeypatch.setattr(commands, "open_tools", lambda common: contextlib.nullcontext(clients))
 
 
-def test_a_live_node_is_changed_by_root_alone(console: Console, user: Callable[[int], None]) -> None:
+def test_a_live_node_is_changed_by_root_alone(cli_runner: CliRunner, user: Callable[[int], None]) -> None:
     user(1000)
-    before = console.files()
+    before = cli_runner.files()
     for arguments in (["install"], ["revert"], ["stage", "artifacts"], ["stage", "cri"]):
-        result = console.online(*arguments)
-        refused(console, result, 2, "needs root", "--offline --host-root DIR")
+        result = cli_runner.online(*arguments)
+        refused(cli_runner, result, 2, "needs root", "--offline --host-root DIR")
         assert result.out == ""
     for arguments in (["stage", "host-check"], ["stage", "label"], ["plan"], ["status"]):
-        assert "needs root" not in console.online(*arguments).err
-    assert console.files() == before
+        assert "needs root" not in cli_runner.online(*arguments).err
+    assert cli_runner.files() == before
 
 
-def test_a_node_without_systemd_is_refused(console: Console, user: Callable[[int], None]) -> None:
+def test_a_node_without_systemd_is_refused(cli_runner: CliRunner, user: Callable[[int], None]) -> None:
     user(0)
-    before = console.files()
-    refused(console, console.online("install"), 1, "/run/systemd/private", "--host-root", "--offline")
-    refused(console, console.online("stage", "cri"), 1)
-    refused(console, console.online("revert"), 1, "/run/systemd/private", "--host-root", "--offline")
-    assert console.files() == before
+    before = cli_runner.files()
+    refused(cli_runner, cli_runner.online("install"), 1, "/run/systemd/private", "--host-root", "--offline")
+    refused(cli_runner, cli_runner.online("stage", "cri"), 1)
+    refused(cli_runner, cli_runner.online("revert"), 1, "/run/systemd/private", "--host-root", "--offline")
+    assert cli_runner.files() == before
 
 
 def test_a_node_without_a_cri_socket_is_refused(
-    console: Console, user: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, user: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user(0)
-    root = Root(console.host)
-    on(monkeypatch, dataclasses.replace(FakeNode(root).tools(), cri=lambda socket: Cri(root, socket)))
-    before = console.files()
-    refused(console, console.online("install"), 1, "/run/containerd/containerd.sock", "no CRI socket")
-    status = console.online("status")
+    root = Root(cli_runner.host)
+    on(monkeypatch, dataclasses.replace(FakeNode(root).clients(), cri=lambda socket: Cri(root, socket)))
+    before = cli_runner.files()
+    refused(cli_runner, cli_runner.online("install"), 1, "/run/containerd/containerd.sock", "no CRI socket")
+    status = cli_runner.online("status")
     assert status.code == 0
     assert "what is served is not known" in status.err
-    assert console.files() == before
+    assert cli_runner.files() == before
 
 
 @pytest.fixture
 def live(
-    console: Console, user: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> tuple[Console, FakeNode]:
+    cli_runner: CliRunner, user: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> tuple[CliRunner, FakeNode]:
     user(0)
     for path in ("dev/kvm", "dev/null"):
-        (console.host / path).parent.mkdir(exist_ok=True)
-        (console.host / path).touch()
-    node = FakeNode(Root(console.host), handlers=("runc",))
-    on(monkeypatch, node.tools())
-    return console, node
+        (cli_runner.host / path).parent.mkdir(exist_ok=True)
+        (cli_runner.host / path).touch()
+    node = FakeNode(Root(cli_runner.host), handlers=("runc",))
+    on(monkeypatch, node.clients())
+    return cli_runner, node
 
 
-def test_a_live_node_serves_and_says_so(live: tuple[Console, FakeNode]) -> None:
-    console, node = live
-    before = console.content()
-    assert console.online("install").code == 0
+def test_a_live_node_serves_and_says_so(live: tuple[CliRunner, FakeNode]) -> None:
+    cli_runner, node = live
+    before = cli_runner.content()
+    assert cli_runner.online("install").code == 0
     assert node.restarts == 1
-    status = console.online("status")
+    status = cli_runner.online("status")
     assert "cri        serving, containerd://2.1.9 containerd.service\n" in status.out
     assert "handler    kata-qemu: served\n" in status.out
     node.handlers = ("runc",)
-    assert "handler    kata-qemu: NOT served\n" in console.online("status").out
+    assert "handler    kata-qemu: NOT served\n" in cli_runner.online("status").out
     node.handlers = ("kata-qemu", "runc")
-    assert console.online("revert").code == 0
-    assert console.content() == before
+    assert cli_runner.online("revert").code == 0
+    assert cli_runner.content() == before
 
 
 # --- what stops a run -------------------------------------------------------------------------------
 
 
 def test_ctrl_c_in_mid_copy_leaves_the_node_as_it_was(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_after(monkeypatch, 3, KeyboardInterrupt())
-    before = console.files()
-    result = console.offline("install")
-    refused(console, result, 4, "interrupted", "put back as it was", "run the same command again")
-    assert console.files() == before
+    before = cli_runner.files()
+    result = cli_runner.offline("install")
+    refused(cli_runner, result, 4, "interrupted", "put back as it was", "run the same command again")
+    assert cli_runner.files() == before
 
 
-def test_ctrl_c_while_the_runtime_restarts_puts_it_back(live: tuple[Console, FakeNode]) -> None:
-    console, node = live
+def test_ctrl_c_while_the_runtime_restarts_puts_it_back(live: tuple[CliRunner, FakeNode]) -> None:
+    cli_runner, node = live
 
     def press_once() -> None:
         node.on_restart = lambda: None
         raise KeyboardInterrupt
 
     node.on_restart = press_once
-    result = console.online("install")
-    refused(console, result, 4, "interrupted", "put back as it was")
+    result = cli_runner.online("install")
+    refused(cli_runner, result, 4, "interrupted", "put back as it was")
     assert result.outcomes == ["host-check done", "claim skipped", "artifacts done", "cri failed"]
-    assert (console.host / MAIN).read_text() == CONFIG
+    assert (cli_runner.host / MAIN).read_text() == CONFIG
     assert node.handlers == ("runc",)
-    assert console.online("install").code == 0
+    assert cli_runner.online("install").code == 0
 
 
 def test_ctrl_c_between_changes_is_told_as_the_stages_own_end(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.artifacts.look", press)
-    result = console.offline("install")
-    refused(console, result, 1, "interrupted", "run the same command again")
+    result = cli_runner.offline("install")
+    refused(cli_runner, result, 1, "interrupted", "run the same command again")
     assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]
 
 
@@ -574,67 +595,71 @@ def press(*_: object, **__: object) -> None:
 
 
 def test_ctrl_c_before_any_stage_is_told_in_one_line(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "load", press)
-    result = console.offline("install")
+    result = cli_runner.offline("install")
     assert (result.code, result.out) == (1, "")
     assert result.err == "error: interrupted\n  hint: run the same command again\n"
 
 
 def test_a_defect_is_told_without_a_traceback_unless_asked_for(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("nobody thought of this")
 
     monkeypatch.setattr(settings, "load", fail)
-    result = console.offline("install")
+    result = cli_runner.offline("install")
     assert result.code == 1
     assert result.err.startswith("error: unexpected error: RuntimeError: nobody thought of this\n  hint: ")
     assert "Traceback" not in result.err
-    assert "Traceback" in console.offline("install", "--log-level", "debug").err
+    assert "Traceback" in cli_runner.offline("install", "--log-level", "debug").err
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_work(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
-        result = console.offline("install")
+        result = cli_runner.offline("install")
         monkeypatch.undo()
     assert (result.code, "rror" in result.err) == (0, False)
-    assert (console.host / RECEIPT).exists()
+    assert (cli_runner.host / RECEIPT).exists()
 
 
 def test_a_result_that_cannot_be_written_is_an_error(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with contextlib.suppress(OSError), open("/dev/full", "w") as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
-        result = console.offline("status")
+        result = cli_runner.offline("status")
     assert result.code == 1
     assert result.err.startswith("error: stdout: the result cannot be written: No space left on device\n")
 
 
-def test_without_any_output_the_work_is_done(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_output_the_work_is_done(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with ``>&- 2>&-``."""
     monkeypatch.setattr("sys.stdout", None)
     monkeypatch.setattr("sys.stderr", None)
-    assert console.offline("install").code == 0
-    assert console.offline("nonsense").code == 2
+    assert cli_runner.offline("install").code == 0
+    assert cli_runner.offline("nonsense").code == 2
 
 
-def test_what_the_locale_lacks_is_shown_as_escapes(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_locale_lacks_is_shown_as_escapes(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    assert console.offline("plan").code == 10
+    assert cli_runner.offline("plan").code == 10
     assert rb" # the admin's own: \u96ea" in raw.getvalue()
 
 
-def test_a_terminal_gets_the_log_without_times(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_the_log_without_times(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -642,9 +667,9 @@ def test_a_terminal_gets_the_log_without_times(console: Console, monkeypatch: py
     stderr = Terminal()
     monkeypatch.setattr("sys.stderr", stderr)
     monkeypatch.setenv("KATA_NODE_HOSTROOT", "/mnt")
-    console.offline("install")
+    cli_runner.offline("install")
     assert "\nwrite /opt/kata/containerd/config.d/99-kata-deploy.toml\n" in stderr.getvalue()
     assert stderr.getvalue().startswith("warning: the variable KATA_NODE_HOSTROOT means nothing")
     monkeypatch.undo()
-    for line in console.offline("revert").err.splitlines():
+    for line in cli_runner.offline("revert").err.splitlines():
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO    [a-z]", line)

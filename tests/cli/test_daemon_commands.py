@@ -13,19 +13,19 @@ import httpx2
 import lightkube
 import pytest
 
-from cli.cli_runner import Console, at
+from cli.cli_runner import CliRunner, open_cli_runner
 from kata_node.daemon import daemon, health
 from kata_node.errors import KubeError
 from kata_node.kube import daemonset
-from kata_node.kube.client import Clock, Kube
+from kata_node.kube.client import Clock, KubeClient
 
 POD = ("--daemonset=kube-system/kata-deploy", "--node-name=n1")
 
 
 @pytest.fixture
-def console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
-    with at(tmp_path, capsys) as console:
-        yield console
+def cli_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
+    with open_cli_runner(tmp_path, capsys) as cli_runner:
+        yield cli_runner
 
 
 # --- the daemon ---------------------------------------------------------------------------------------
@@ -51,9 +51,9 @@ def became(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Became]:
         heard.append(listener)
         return listener
 
-    def run(console: Console, *arguments: str) -> Became:
+    def run(cli_runner: CliRunner, *arguments: str) -> Became:
         with pytest.raises(Became) as caught:
-            console.run("daemon", *console.place, "--listen=127.0.0.1:0", *arguments)
+            cli_runner.run("daemon", *cli_runner.path_options, "--listen=127.0.0.1:0", *arguments)
         (listener,) = heard
         assert caught.value.command[-4] == str(listener.fileno())
         assert listener.get_inheritable()
@@ -64,12 +64,12 @@ def became(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Became]:
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(health, "listen", listen)
-    monkeypatch.setattr(daemon, "hold_signals", lambda: None)
+    monkeypatch.setattr(daemon, "block_signals", lambda: None)
     return run
 
 
 def test_its_children_get_all_options_by_their_variables(
-    console: Console, became: Callable[..., Became], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cli_runner: CliRunner, became: Callable[..., Became], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     values = tmp_path / "values.yaml"
     values.write_text("env: {multiInstallSuffix: blue}\n")
@@ -90,13 +90,13 @@ def test_its_children_get_all_options_by_their_variables(
         "--lock-timeout=0",
         "--ignore-pods",
     )
-    environment = became(console, *options).environment
+    environment = became(cli_runner, *options).environment
     given = {name: text for name, text in environment.items() if name.startswith("KATA_NODE_")}
     assert (
         given.items()
         >= {
             "KATA_NODE_CONFIG": str(values),
-            "KATA_NODE_HOST_ROOT": str(console.host),
+            "KATA_NODE_HOST_ROOT": str(cli_runner.host),
             "KATA_NODE_LABEL_TIMEOUT": "7.0",
             "KATA_NODE_RESTART_TIMEOUT": "9.0",
             "KATA_NODE_LOCK_TIMEOUT": "0.0",
@@ -118,20 +118,20 @@ def test_its_children_get_all_options_by_their_variables(
 
 
 def test_the_variables_mean_to_its_children_what_the_options_meant(
-    console: Console, became: Callable[..., Became], monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, became: Callable[..., Became], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = became(console, "--offline", "--runtime=containerd://2.1.9", "--output=json").environment
+    environment = became(cli_runner, "--offline", "--runtime=containerd://2.1.9", "--output=json").environment
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    install = console.run("install")
+    install = cli_runner.run("install")
     assert (install.code, install.json["outcome"]) == (0, "ok")
-    assert (console.host / "opt/kata").is_dir()
-    wanted = console.run("wanted")
+    assert (cli_runner.host / "opt/kata").is_dir()
+    wanted = cli_runner.run("wanted")
     assert (wanted.code, wanted.json["wanted"]) == (0, True)
 
 
 def test_with_wrong_settings_it_is_there_all_the_same_and_its_children_can_revert(
-    console: Console,
+    cli_runner: CliRunner,
     became: Callable[..., Became],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -139,17 +139,17 @@ def test_with_wrong_settings_it_is_there_all_the_same_and_its_children_can_rever
     values = tmp_path / "values.yaml"
     values.write_text("env: {installationPrefix: /srv, multiInstallSuffix: blue}\n")
     offline = ("--offline", "--runtime=containerd://2.1.9")
-    placed = console.host / "srv/opt/kata-blue"
-    assert console.run("install", *console.place, *offline, f"--config={values}").code == 0
+    placed = cli_runner.host / "srv/opt/kata-blue"
+    assert cli_runner.run("install", *cli_runner.path_options, *offline, f"--config={values}").code == 0
     assert placed.is_dir()
     values.write_text(values.read_text() + "shims: {qmeu: {enabled: true}}\n")
-    it = became(console, *offline, f"--config={values}", "--shims=none", "--output=json")
+    it = became(cli_runner, *offline, f"--config={values}", "--shims=none", "--output=json")
     for name, value in it.environment.items():
         monkeypatch.setenv(name, value)
-    assert console.run("install").code == console.run("revert").code == 2
+    assert cli_runner.run("install").code == cli_runner.run("revert").code == 2
     for name, value in json.loads(it.command[-1]).items():
         monkeypatch.setenv(name, value)
-    assert console.run("revert").code == 0
+    assert cli_runner.run("revert").code == 0
     assert not placed.exists()
 
 
@@ -162,12 +162,12 @@ def test_with_wrong_settings_it_is_there_all_the_same_and_its_children_can_rever
     ],
 )
 def test_an_installation_that_the_values_do_not_name_is_not_guessed(
-    console: Console, became: Callable[..., Became], tmp_path: Path, values: str | None
+    cli_runner: CliRunner, became: Callable[..., Became], tmp_path: Path, values: str | None
 ) -> None:
     path = tmp_path / "values.yaml"
     if values is not None:
         path.write_text(values)
-    assert json.loads(became(console, "--offline", f"--config={path}").command[-1]) == {}
+    assert json.loads(became(cli_runner, "--offline", f"--config={path}").command[-1]) == {}
 
 
 @pytest.mark.parametrize(
@@ -185,17 +185,17 @@ def test_an_installation_that_the_values_do_not_name_is_not_guessed(
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_begun(
-    console: Console, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: list[str]
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: list[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    result = console.run("daemon", *console.place, *arguments)
+    result = cli_runner.run("daemon", *cli_runner.path_options, *arguments)
     assert result.code == 2
     assert [text for text in says if text not in result.err] == [], result.err
 
 
-def test_a_live_node_needs_root(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_node_needs_root(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    result = console.run("daemon", *console.place, *POD)
+    result = cli_runner.run("daemon", *cli_runner.path_options, *POD)
     assert (result.code, "needs root" in result.err) == (2, True)
 
 
@@ -203,7 +203,7 @@ def test_the_command_holds_signals_before_it_loads_anything(monkeypatch: pytest.
     from kata_node import __main__
 
     held: list[str] = []
-    monkeypatch.setattr(daemon, "hold_signals", lambda: held.append("held"))
+    monkeypatch.setattr(daemon, "block_signals", lambda: held.append("held"))
     monkeypatch.setattr("kata_node.cli.commands.run", lambda arguments: held.append("run") or 0)
     for arguments, expected in ((["daemon", "--help"], ["held", "run"]), (["install"], ["run"])):
         held.clear()
@@ -254,20 +254,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], list[str]]:
             code, body = answers[what]
             return httpx2.Response(code, json=body)
 
-        def connect() -> Kube:
+        def connect() -> KubeClient:
             config = lightkube.KubeConfig.from_one(
                 cluster=lightkube.config.models.Cluster(server="https://127.0.0.1:1"),
                 user=lightkube.config.models.User(token="t"),
             )
             client = lightkube.Client(config, transport=httpx2.MockTransport(serve))
-            return Kube(client, clock=Clock(lambda: now[0], pass_time, lambda: 0.0))
+            return KubeClient(client, clock=Clock(lambda: now[0], pass_time, lambda: 0.0))
 
         def pass_time(seconds: float) -> None:
             now[0] += seconds
 
         requests: list[str] = []
         now = [0.0]
-        monkeypatch.setattr(Kube, "connect", connect)
+        monkeypatch.setattr(KubeClient, "connect", connect)
         return requests
 
     return answering
@@ -284,24 +284,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], list[str]]:
     ],
 )
 def test_the_question_is_answered_by_its_exit_code(
-    console: Console, asked: Callable[..., list[str]], answers: Answers, code: int, says: str
+    cli_runner: CliRunner, asked: Callable[..., list[str]], answers: Answers, code: int, says: str
 ) -> None:
     requests = asked(answers)
-    result = console.run("wanted", *POD)
+    result = cli_runner.run("wanted", *POD)
     assert (result.code, says in result.out) == (code, True)
     looks = 2 if "node" in answers and code else 1
     assert requests == [f"GET {what}" for what in answers] * looks
-    assert console.run("wanted", *POD, "--output=json").json["wanted"] is (code == 0)
+    assert cli_runner.run("wanted", *POD, "--output=json").json["wanted"] is (code == 0)
 
 
 def test_a_label_that_comes_back_at_once_was_nobodys_wish(
-    console: Console, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {"daemonset": (200, DAEMONSET), "node": node()}
     asked(answers)
-    connect = Kube.connect
+    connect = KubeClient.connect
 
-    def reconnected() -> Kube:
+    def reconnected() -> KubeClient:
         kube = connect()
         pass_time = kube.clock.sleep
 
@@ -312,8 +312,8 @@ def test_a_label_that_comes_back_at_once_was_nobodys_wish(
         kube.clock = Clock(kube.clock.now, labelled, kube.clock.jitter)
         return kube
 
-    monkeypatch.setattr(Kube, "connect", reconnected)
-    result = console.run("wanted", *POD)
+    monkeypatch.setattr(KubeClient, "connect", reconnected)
+    result = cli_runner.run("wanted", *POD)
     assert result.code == 0
     assert "this one has no label zone; looking again in 10 s" in result.err
 
@@ -341,18 +341,18 @@ def test_a_label_that_comes_back_at_once_was_nobodys_wish(
     ],
 )
 def test_where_there_is_no_clear_answer_the_exit_code_is_not_that_of_no(
-    console: Console, asked: Callable[..., list[str]], answers: Answers, says: list[str]
+    cli_runner: CliRunner, asked: Callable[..., list[str]], answers: Answers, says: list[str]
 ) -> None:
     asked(answers)
-    result = console.run("wanted", *POD)
-    assert result.code == 1 != daemon.UNWANTED
+    result = cli_runner.run("wanted", *POD)
+    assert result.code == 1 != daemon.NOT_WANTED
     assert [text for text in says if text not in result.err] == [], result.err
 
 
 def test_an_api_server_that_is_away_for_a_moment_is_asked_again(asked: Callable[..., list[str]]) -> None:
     answers: dict[str, Any] = {"daemonset": status(503, "starting")}
     requests = asked(answers)
-    with Kube.connect() as kube:
+    with KubeClient.connect() as kube:
         pass_time = kube.clock.sleep
 
         def comes_back(seconds: float) -> None:
@@ -360,13 +360,15 @@ def test_an_api_server_that_is_away_for_a_moment_is_asked_again(asked: Callable[
             pass_time(seconds)
 
         kube.clock = Clock(kube.clock.now, comes_back, kube.clock.jitter)
-        assert daemonset.find(kube, "kube-system", "kata-deploy", kube.within(30)) == DAEMONSET
+        assert (
+            daemonset.find_daemonset(kube, "kube-system", "kata-deploy", kube.deadline_after(30)) == DAEMONSET
+        )
     assert requests == ["GET daemonset"] * 2
 
 
 def test_it_is_not_asked_beyond_the_time_there_is(asked: Callable[..., list[str]]) -> None:
     asked({})
-    with Kube.connect() as kube:
+    with KubeClient.connect() as kube:
         with pytest.raises(KubeError, match="gave no answer"):
-            daemonset.find(kube, "kube-system", "kata-deploy", kube.within(30))
+            daemonset.find_daemonset(kube, "kube-system", "kata-deploy", kube.deadline_after(30))
         assert kube.clock.now() <= 30

@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 
-from cli.cli_runner import logging_as_it_was
+from cli.cli_runner import preserve_logging
 from kata_node import log
 from kata_node.cli import progress as cli_progress
 from kata_node.cli.progress import progress
@@ -43,9 +43,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 @contextmanager
 def stderr(stream: io.StringIO | None, level: str = "info") -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched, logging_as_it_was():
+    with pytest.MonkeyPatch.context() as patched, preserve_logging():
         patched.setattr("sys.stderr", stream)
-        log.setup(level)
+        log.configure_logging(level)
         yield
 
 
@@ -78,7 +78,7 @@ def test_a_bar_is_whole_though_threads_draw_it(terminal: Terminal, request: pyte
 def test_a_bar_is_not_drawn_for_every_piece(terminal: Terminal) -> None:
     with stderr(terminal):
         copy(5000)
-    assert len(terminal.lines) <= cli_progress.STEPS + 2
+    assert len(terminal.lines) <= cli_progress.MAX_BAR_UPDATES + 2
 
 
 @pytest.mark.parametrize("columns", [200, 80, 60, 40, 15])

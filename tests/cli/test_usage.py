@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import typer
 
-from cli.cli_runner import MAIN, Console, Result, at
+from cli.cli_runner import MAIN, CliRunner, Result, open_cli_runner
 from kata_node import __main__, __version__
 from kata_node.cli import commands
-from kata_node.cli.options import Common, StageName, variable
+from kata_node.cli.options import Common, StageName, env_variable
 
 
 @pytest.fixture
-def console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
-    with at(tmp_path, capsys) as console:
-        yield console
+def cli_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
+    with open_cli_runner(tmp_path, capsys) as cli_runner:
+        yield cli_runner
 
 
 # --- wrong usage ------------------------------------------------------------------------------------
@@ -62,28 +62,28 @@ def console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Cons
     ],
 )
 def test_wrong_usage_is_told_with_the_right_one(
-    console: Console, arguments: list[str], says: list[str]
+    cli_runner: CliRunner, arguments: list[str], says: list[str]
 ) -> None:
-    result = console.run(*arguments)
+    result = cli_runner.run(*arguments)
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(r"error: .+\n  hint: .+\n", result.err)
     assert [text for text in says if text not in result.err] == [], result.err
 
 
-def test_the_variable_that_is_wrong_is_named(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_that_is_wrong_is_named(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KATA_NODE_LABEL_TIMEOUT", "5m")
-    result = console.run("install")
+    result = cli_runner.run("install")
     assert result.code == 2
     assert result.err.startswith("error: KATA_NODE_LABEL_TIMEOUT: expected a number of seconds")
-    assert console.offline("install", "--label-timeout", "5").code == 0
+    assert cli_runner.offline("install", "--label-timeout", "5").code == 0
 
 
 def test_a_variable_stands_for_its_option_until_that_is_given(
-    console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in (
-        ("HOST_ROOT", str(console.host)),
-        ("PAYLOAD", str(console.payload)),
+        ("HOST_ROOT", str(cli_runner.host)),
+        ("PAYLOAD", str(cli_runner.payload)),
         ("OFFLINE", "1"),
         ("RUNTIME", "containerd://2.1.9"),
         ("OUTPUT", "json"),
@@ -91,10 +91,10 @@ def test_a_variable_stands_for_its_option_until_that_is_given(
         ("CONFIG", ""),
     ):
         monkeypatch.setenv(f"KATA_NODE_{name}", value)
-    assert console.run("install").json["outcome"] == "ok"
-    assert "handler    kata-clh" in console.run("status", "--output=text").out
+    assert cli_runner.run("install").json["outcome"] == "ok"
+    assert "handler    kata-clh" in cli_runner.run("status", "--output=text").out
     (tmp_path / "other").mkdir()
-    assert console.run("status", "--host-root", tmp_path / "other").json["installations"] == []
+    assert cli_runner.run("status", "--host-root", tmp_path / "other").json["installations"] == []
 
 
 def test_every_option_has_its_variable() -> None:
@@ -103,15 +103,15 @@ def test_every_option_has_its_variable() -> None:
     assert [each.name for each in dataclasses.fields(Common)] == list(options)
     for name, option in options.items():
         assert option.opts == [f"--{name.replace('_', '-')}"]
-        assert option.envvar[0] == variable(name) == f"KATA_NODE_{name.upper()}"
+        assert option.envvar[0] == env_variable(name) == f"KATA_NODE_{name.upper()}"
 
 
 def test_a_misspelt_variable_is_told_and_those_of_a_service_are_not(
-    console: Console, monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("KATA_NODE_HOSTROOT", "KATA_NODE_PORT", "KATA_NODE_SERVICE_HOST", "KATA_NODE_REQUIRE_NODES"):
         monkeypatch.setenv(name, "/mnt")
-    (line,) = console.offline("status").err.splitlines()
+    (line,) = cli_runner.offline("status").err.splitlines()
     assert line.endswith("the variable KATA_NODE_HOSTROOT means nothing; did you mean KATA_NODE_HOST_ROOT?")
 
 
@@ -131,7 +131,7 @@ FAILURES = [
 @pytest.mark.parametrize(("arguments", "name", "says"), FAILURES)
 @pytest.mark.parametrize("how", ["option", "variable"])
 def test_what_fails_before_any_stage_is_a_document_and_a_message_too(
-    console: Console,
+    cli_runner: CliRunner,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
@@ -146,7 +146,7 @@ def test_what_fails_before_any_stage_is_a_document_and_a_message_too(
     else:
         monkeypatch.setenv("KATA_NODE_OUTPUT", "json")
         monkeypatch.setenv("KATA_NODE_TERMINATION_LOG", str(message))
-    result = console.run(*arguments)
+    result = cli_runner.run(*arguments)
     assert result.code == 2
     assert result.json.keys() == {"outcome", "error"}
     error = result.json["error"]
@@ -160,12 +160,12 @@ def test_what_fails_before_any_stage_is_a_document_and_a_message_too(
 
 
 def test_a_stage_that_fails_is_told_in_the_document_the_message_and_the_log(
-    console: Console, tmp_path: Path
+    cli_runner: CliRunner, tmp_path: Path
 ) -> None:
     message = tmp_path / "termination-log"
     message.touch()
-    (console.host / MAIN).write_text("version = [\n")
-    result = console.offline("install", "--output", "json", "--termination-log", message)
+    (cli_runner.host / MAIN).write_text("version = [\n")
+    result = cli_runner.offline("install", "--output", "json", "--termination-log", message)
     (stage,) = result.json["stages"]
     assert result.code == 3
     assert result.json["outcome"] == stage["outcome"] == "failed"
@@ -175,11 +175,11 @@ def test_a_stage_that_fails_is_told_in_the_document_the_message_and_the_log(
 
 
 def test_a_run_that_succeeds_leaves_its_last_stage_for_the_pods_status(
-    console: Console, tmp_path: Path
+    cli_runner: CliRunner, tmp_path: Path
 ) -> None:
     message = tmp_path / "termination-log"
     message.write_text("x" * 1000)
-    assert console.offline("install", "--termination-log", message).code == 0
+    assert cli_runner.offline("install", "--termination-log", message).code == 0
     assert json.loads(message.read_bytes()) == {
         "stage": "label",
         "outcome": "skipped",
@@ -203,8 +203,8 @@ COMMANDS: tuple[list[str], ...] = (
 
 @pytest.mark.parametrize("command", [pytest.param(each, id=" ".join(each) or "none") for each in COMMANDS])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_every_command_explains_itself(console: Console, command: list[str], flag: str) -> None:
-    result = console.run(*command, flag)
+def test_every_command_explains_itself(cli_runner: CliRunner, command: list[str], flag: str) -> None:
+    result = cli_runner.run(*command, flag)
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"Usage: {' '.join(['kata-node', *command])} ")
     assert "..." not in result.out.partition("Options:")[2], "a sentence that was cut"
@@ -212,33 +212,33 @@ def test_every_command_explains_itself(console: Console, command: list[str], fla
         assert len(line) <= 92
 
 
-def test_help_fits_a_narrow_terminal(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_fits_a_narrow_terminal(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    assert console.run("install", "--help").code == 0
+    assert cli_runner.run("install", "--help").code == 0
 
 
-def test_help_names_every_stage_and_exit_code(console: Console) -> None:
-    assert [name for name in StageName if name not in console.run("stage", "--help").out] == []
-    assert [code for code in (0, 1, 2, 3, 4, 5, 10) if f" {code} " not in console.run("--help").out] == []
+def test_help_names_every_stage_and_exit_code(cli_runner: CliRunner) -> None:
+    assert [name for name in StageName if name not in cli_runner.run("stage", "--help").out] == []
+    assert [code for code in (0, 1, 2, 3, 4, 5, 10) if f" {code} " not in cli_runner.run("--help").out] == []
 
 
-def test_without_a_command_the_help_is_no_result(console: Console) -> None:
-    result = console.run()
+def test_without_a_command_the_help_is_no_result(cli_runner: CliRunner) -> None:
+    result = cli_runner.run()
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("Usage: kata-node ")
 
 
-def test_the_version_is_told_and_nothing_else_is_done(console: Console) -> None:
-    before = console.files()
-    for arguments in (["--version"], ["--version", "install", "--offline", "--host-root", console.host]):
-        assert console.run(*arguments) == Result(0, f"kata-node {__version__}\n", "")
-    assert console.files() == before
+def test_the_version_is_told_and_nothing_else_is_done(cli_runner: CliRunner) -> None:
+    before = cli_runner.files()
+    for arguments in (["--version"], ["--version", "install", "--offline", "--host-root", cli_runner.host]):
+        assert cli_runner.run(*arguments) == Result(0, f"kata-node {__version__}\n", "")
+    assert cli_runner.files() == before
 
 
 def test_the_program_exits_with_the_code(
-    console: Console, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments, code in ((["plan", "--offline", *console.place], 10), (["nonsense"], 2)):
+    for arguments, code in ((["plan", "--offline", *cli_runner.path_options], 10), (["nonsense"], 2)):
         monkeypatch.setattr("sys.argv", ["kata-node", *map(str, arguments)])
         monkeypatch.setenv("KATA_NODE_RUNTIME", "containerd://2.1.9")
         with pytest.raises(SystemExit) as exit_:

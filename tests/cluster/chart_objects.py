@@ -93,7 +93,7 @@ def one(documents: list[Document], which: str, part: str = "") -> Document:
     return found
 
 
-def dispatched(documents: list[Document]) -> dict[str, Document]:
+def dispatcher_configs(documents: list[Document]) -> dict[str, Document]:
     """The configurations of the dispatcher, by the name of the file."""
     data = one(documents, "ConfigMap", "-dispatcher")["data"]
     return {name: yaml.safe_load(text) for name, text in data.items()}
@@ -109,7 +109,7 @@ def node_jobs(documents: list[Document]) -> Iterator[Document]:
     """What the dispatcher makes of its templates, for a node."""
     if not kind(documents, "ConfigMap", "-dispatcher"):
         return
-    for name, config in dispatched(documents).items():
+    for name, config in dispatcher_configs(documents).items():
         both = (*config["templates"], *config.get("removed", {}).get("templates", []))
         for template in (each["template"] for each in both):
             job = json.loads(json.dumps(template).replace("@MACHINE_ID@", "0" * 32))
@@ -121,7 +121,7 @@ def node_jobs(documents: list[Document]) -> Iterator[Document]:
             yield job
 
 
-def try_on(cluster: Cluster, objects: Sequence[Document]) -> None:
+def dry_run(cluster: Cluster, objects: Sequence[Document]) -> None:
     """Have the API server decide on them, and keep nothing."""
     prepare(cluster)
     text = "---\n".join(yaml.safe_dump(each) for each in objects)

@@ -11,14 +11,14 @@ from pathlib import Path
 import prerequisites as needs
 import pytest
 from node import images
-from node.cache import missing_parts
+from node.cache import missing_prerequisites
 from node.debian_node import Node
 
 from cluster import programs
 from cluster.control_plane import Cluster
-from cluster.helm_releases import CONTROL_PLANE, Images, Place, Releases
-from cluster.joined_node import Joined, kubelets_user
-from cluster.stage_runner import Scene
+from cluster.helm_releases import CONTROL_PLANE, CiCluster, Images, Releases
+from cluster.joined_node import JoinedNode, kubelets_user
+from cluster.stage_runner import StageRunner
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,15 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.commands)
 
 
-def needs_no(reason: str) -> None:
+def skip_if_missing(reason: str) -> None:
     """Skip the test for ``reason`` if there is one; fail it where clusters are required."""
-    needs.needs_no(reason, "KATA_NODE_REQUIRE_CLUSTER")
+    needs.skip_if_missing(reason, "KATA_NODE_REQUIRE_CLUSTER")
 
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[None]:
     """A machine that can run one; elsewhere a test is skipped, or failed where one is required."""
-    needs_no(programs.missing_parts(programs.PARTS))
+    skip_if_missing(programs.missing_prerequisites(programs.BUILT_PROGRAMS))
     # Whoever loses patience with the tests sends SIGTERM: let it end them as Ctrl-C does, tidily.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
@@ -52,10 +52,10 @@ def cluster(machine: None) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def scene(cluster: Cluster, tmp_path: Path) -> Iterator[Scene]:
+def stage_runner(cluster: Cluster, tmp_path: Path) -> Iterator[StageRunner]:
     """A Node's name in the shared cluster, and the stages run for it past what goes wrong on the way."""
-    with Scene(cluster, tmp_path) as scene:
-        yield scene
+    with StageRunner(cluster, tmp_path) as stage_runner:
+        yield stage_runner
 
 
 @pytest.fixture
@@ -68,60 +68,60 @@ def own_cluster(machine: None) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def image(machine: None) -> Path:
     """The archive of kata-node's own image, as the checkout is now."""
-    needs_no(images.missing_parts())
+    skip_if_missing(images.missing_prerequisites())
     return images.kata_node()
 
 
 @pytest.fixture(scope="session")
 def needs_nodes(machine: None) -> None:
     """A machine that can boot nodes as well."""
-    needs_no(missing_parts())
+    skip_if_missing(missing_prerequisites())
 
 
 @contextmanager
-def a_joined_node(name: str, *others: str, scheduler: bool = False) -> Iterator[Joined]:
+def boot_joined_node(name: str, *others: str, scheduler: bool = False) -> Iterator[JoinedNode]:
     """A node in a cluster of its own, which knows of ``others`` that may join it."""
     with (
         Cluster.start(users=kubelets_user(name, *others), scheduler=scheduler) as cluster,
         Node.boot(name=name, packages=images.PACKAGES) as node,
-        Joined(cluster, node) as joined,
+        JoinedNode(cluster, node) as joined,
     ):
         yield joined
 
 
 @pytest.fixture
-def joined(needs_nodes: None) -> Iterator[Joined]:
+def joined(needs_nodes: None) -> Iterator[JoinedNode]:
     """A fresh node with a kubelet, in a cluster of its own."""
-    with a_joined_node(f"joined-{os.getpid()}") as joined:
+    with boot_joined_node(f"joined-{os.getpid()}") as joined:
         yield joined
 
 
 @pytest.fixture(scope="session")
-def shared_node(needs_nodes: None) -> Iterator[Joined]:
+def shared_node(needs_nodes: None) -> Iterator[JoinedNode]:
     """A node with a kubelet, in a cluster with a scheduler, for tests that leave the node as it was."""
-    with a_joined_node(f"shared-{os.getpid()}", f"second-{os.getpid()}", scheduler=True) as joined:
+    with boot_joined_node(f"shared-{os.getpid()}", f"second-{os.getpid()}", scheduler=True) as joined:
         yield joined
 
 
 @pytest.fixture
-def second_node(shared_node: Joined) -> Iterator[Joined]:
+def second_node(shared_node: JoinedNode) -> Iterator[JoinedNode]:
     """Another node beside it."""
     cluster = shared_node.cluster
     with (
         Node.boot(name=f"second-{os.getpid()}", packages=images.PACKAGES) as node,
-        Joined(cluster, node, number=2) as joined,
+        JoinedNode(cluster, node, number=2) as joined,
     ):
         yield joined
         cluster.kubectl("delete", "node", node.name)
 
 
 @pytest.fixture
-def place(needs_nodes: None, image: Path, tmp_path: Path) -> Iterator[Place]:
+def ci_cluster(needs_nodes: None, image: Path, tmp_path: Path) -> Iterator[CiCluster]:
     """The node of a CI, in a cluster with a scheduler: helm's hooks are pods that somebody has to place."""
-    with a_joined_node(f"ci-{os.getpid()}", f"late-{os.getpid()}", scheduler=True) as joined:
+    with boot_joined_node(f"ci-{os.getpid()}", f"late-{os.getpid()}", scheduler=True) as joined:
         images = Images.made(joined.node, tmp_path)
         joined.cluster.kubectl("label", "node", joined.node.name, f"{CONTROL_PLANE}=")
-        yield Place(images.on(joined), Releases(joined.cluster, tmp_path), images)
+        yield CiCluster(images.on(joined), Releases(joined.cluster, tmp_path), images)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -132,6 +132,6 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and report.when == "call" and isinstance(item, pytest.Function):
         for value in item.funcargs.values():
-            if isinstance(value, Cluster | Joined):
+            if isinstance(value, Cluster | JoinedNode):
                 report.sections += value.report()
     return report

@@ -29,7 +29,7 @@ from urllib.parse import quote
 
 from node.boot import program_path
 from node.cache import NodeError
-from node.commands import Done, checked
+from node.commands import CommandResult, checked
 from node.node_records import Process
 
 from cluster import cluster_records, flags, programs
@@ -169,15 +169,21 @@ class Cluster:
             path.write_text(content)
         return path
 
-    def kubectl(self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN) -> Done:
+    def kubectl(
+        self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN
+    ) -> CommandResult:
         """Run kubectl as ``who``, with ``text`` to read; raises when ``check`` and its exit code is not 0."""
         return self._run("kubectl", args, text=text, check=check, who=who)
 
-    def helm(self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN) -> Done:
+    def helm(
+        self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN
+    ) -> CommandResult:
         """Run helm as ``who``, with nothing of the person's own; built when it is not kept yet."""
         return self._run("helm", args, text=text, check=check, who=who)
 
-    def _run(self, name: str, args: Sequence[str], *, text: str | None, check: bool, who: str) -> Done:
+    def _run(
+        self, name: str, args: Sequence[str], *, text: str | None, check: bool, who: str
+    ) -> CommandResult:
         done = subprocess.run(
             [str(programs.program(name)), *args],
             env=self.environment(who),

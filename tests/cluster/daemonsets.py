@@ -47,7 +47,7 @@ subjects: [{{kind: ServiceAccount, name: {name}, namespace: {namespace}}}]
 
 
 @dataclass(frozen=True)
-class Said:
+class WantedAnswer:
     """The exit code of a question, and all that was printed."""
 
     code: int
@@ -55,21 +55,21 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Scene:
+class DaemonSetFixture:
     """A namespace with the account and the DaemonSet in it, and a Node that this one selects."""
 
     cluster: Cluster
     namespace: str
     node: str
 
-    def prepare(self) -> Scene:
+    def prepare(self) -> DaemonSetFixture:
         """Make all of it; a Node that is there already gets a label."""
         self.kubectl("create", "namespace", self.namespace)
         self.kubectl("apply", "--filename=-", text=RIGHTS.format(name=NAME, namespace=self.namespace))
         self.register("a")
         self.deploy()
         # Rights are in force a moment after they are made.
-        wait_until(lambda: self.asks().code == 0, "the account may ask")
+        wait_until(lambda: self.ask_wanted().code == 0, "the account may ask")
         return self
 
     @property
@@ -123,18 +123,18 @@ class Scene:
         return {**self.cluster.environment(self.account), **path}
 
     @property
-    def question(self) -> list[str]:
+    def wanted_command(self) -> list[str]:
         """The command that asks it."""
         command = [sys.executable, "-P", "-m", "kata_node", "wanted", f"--node-name={self.node}"]
         return [*command, self.daemonset]
 
-    def asks(self, *options: str, environment: Mapping[str, str] | None = None) -> Said:
+    def ask_wanted(self, *options: str, environment: Mapping[str, str] | None = None) -> WantedAnswer:
         """Ask, with a token of now or the ``environment`` of before."""
         done = subprocess.run(
-            [*self.question, *options],
+            [*self.wanted_command, *options],
             env=environment or self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        return Said(done.returncode, done.stdout + done.stderr)
+        return WantedAnswer(done.returncode, done.stdout + done.stderr)

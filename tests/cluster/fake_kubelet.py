@@ -21,14 +21,14 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-Answer = Mapping[str, Any]
+PodStatus = Mapping[str, Any]
 """What becomes the ``status`` of a Pod."""
 
-SUCCEEDED: Answer = {"phase": "Succeeded"}
+SUCCEEDED: PodStatus = {"phase": "Succeeded"}
 WORKERS = 4
 
 
-def failed(stage: str, code: int, message: str) -> Answer:
+def failed(stage: str, code: int, message: str) -> PodStatus:
     """An initContainer has ended with ``code``, and left ``message``."""
     ended = {"exitCode": code, "reason": "Error", "message": message}
     return {
@@ -38,7 +38,7 @@ def failed(stage: str, code: int, message: str) -> Answer:
     }
 
 
-def running(stage: str) -> Answer:
+def running(stage: str) -> PodStatus:
     """An initContainer runs."""
     state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
     return {"phase": "Pending", "initContainerStatuses": [_container(stage, state)]}
@@ -91,35 +91,35 @@ class Server:
         self._connection.close()
 
 
-class StandIn:
+class FakeKubelet:
     """The kubelets of a namespace. ``answers`` by the names of Nodes; ``None`` leaves a Pod as it is."""
 
     def __init__(
         self,
         connect: Callable[[], Server],
         namespace: str,
-        answers: Mapping[str, Answer | None] | None = None,
+        answers: Mapping[str, PodStatus | None] | None = None,
         *,
-        otherwise: Answer | None = SUCCEEDED,
+        default_status: PodStatus | None = SUCCEEDED,
     ) -> None:
         self._connect = connect
         self._path = f"/api/v1/namespaces/{namespace}/pods"
-        self.answers: dict[str, Answer | None] = dict(answers or {})
-        self.otherwise = otherwise
+        self.answers: dict[str, PodStatus | None] = dict(answers or {})
+        self.default_status = default_status
         self.dying = threading.Event()
         """While it is not set, Pods that are deleted stay: as long as a stage may take to end."""
         self.dying.set()
-        self.most = 0
+        self.max_running = 0
         """The most Pods that were seen at once and had not ended."""
         self._open: set[str] = set()
         self._seen: dict[str, tuple[str, str]] = {}  # name and node by uid
-        self._queue: queue.SimpleQueue[tuple[str, Answer] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, PodStatus] | None] = queue.SimpleQueue()
         self._kept: set[str] = set()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(WORKERS)]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
 
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> FakeKubelet:
         for thread in self._threads:
             thread.start()
         return self
@@ -133,18 +133,18 @@ class StandIn:
         for thread in self._threads:
             thread.join()
 
-    def answer(self, node: str, answer: Answer) -> None:
+    def answer(self, node: str, answer: PodStatus) -> None:
         """From now on, and for the Pods that are there, ``answer`` for a node."""
         self.answers[node] = answer
         for name, bound in list(self._seen.values()):
             if bound == node:
                 self._queue.put((name, answer))
 
-    def keep(self) -> None:
+    def keep_pods(self) -> None:
         """From now on, leave Pods that are deleted where they are."""
         self.dying.clear()
 
-    def let_go(self) -> None:
+    def release_pods(self) -> None:
         """End the Pods that were kept, and all that are deleted from now on."""
         self.dying.set()
         for name in list(self._kept):
@@ -171,7 +171,7 @@ class StandIn:
         uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
         over = deleted or pod["status"]["phase"] in ("Succeeded", "Failed")
         (self._open.discard if over else self._open.add)(uid)
-        self.most = max(self.most, len(self._open))
+        self.max_running = max(self.max_running, len(self._open))
         if over:
             self._seen.pop(uid, None)
         elif pod["metadata"].get("deletionTimestamp"):
@@ -183,7 +183,7 @@ class StandIn:
         elif uid not in self._seen:
             node = pod["spec"]["nodeName"]
             self._seen[uid] = (name, node)
-            answer = self.answers.get(node, self.otherwise)
+            answer = self.answers.get(node, self.default_status)
             if answer is not None:
                 self._queue.put((name, answer))
 
@@ -203,7 +203,7 @@ def main() -> None:
     """URL, CA file, token and namespace are the arguments; all Pods succeed, until SIGTERM."""
     url, ca, token, namespace = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    with StandIn(lambda: Server(url, ca, token), namespace):
+    with FakeKubelet(lambda: Server(url, ca, token), namespace):
         print("ready", flush=True)
         signal.sigwait({signal.SIGTERM})
 

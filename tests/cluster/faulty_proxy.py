@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from cluster import flags
 from cluster.control_plane import Cluster
 
-FOR_EVER = 10**9
+UNLIMITED = 10**9
 """How often a fault is met that does not pass."""
 
 JSON = {"Content-Type": "application/json"}
@@ -82,7 +82,7 @@ class _Order:
     times: int
 
 
-class Road:
+class FaultyProxy:
     """Passes requests on to the API server at ``server``, with what has been ordered to go wrong."""
 
     def __init__(self, server: str, ca: Path, certificate: Path) -> None:
@@ -95,17 +95,17 @@ class Road:
         self.frozen = False
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
-        road = self
+        proxy = self
 
         class Handler(_Handler):
-            owner = road
+            owner = proxy
 
         self._listener = _Listener(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.01,))
         self._thread.start()
 
     @classmethod
-    def to(cls, cluster: Cluster) -> Road:
+    def to(cls, cluster: Cluster) -> FaultyProxy:
         """A road to the API server of ``cluster``, which may be down for a while."""
         return cls(cluster.url, cluster.ca, cluster.directory / flags.CERTIFICATES)
 
@@ -129,7 +129,7 @@ class Road:
         """How many requests there were of a method, answered with ``status``."""
         return sum(method in ("", each.method) and status in (None, each.status) for each in self.requests)
 
-    def meet(self, fault: Fault, *, method: str = "", times: int = 1, after: int = 0) -> None:
+    def inject(self, fault: Fault, *, method: str = "", times: int = 1, after: int = 0) -> None:
         """Let ``fault`` befall the next ``times`` requests of ``method``, ``after`` of them passed by.
 
         Of several that fit a request the one ordered first befalls it; the others wait.
@@ -140,7 +140,7 @@ class Road:
     def freeze(self) -> None:
         """Answer nobody any more, not even with a handshake; connections are still taken."""
         self.frozen = True
-        self.meet(Fault(stall=True), times=FOR_EVER)
+        self.inject(Fault(stall=True), times=UNLIMITED)
 
     def cut(self) -> None:
         """End all connections there are."""
@@ -161,7 +161,7 @@ class Road:
         self._listener.server_close()
         self._thread.join()
 
-    def __enter__(self) -> Road:
+    def __enter__(self) -> FaultyProxy:
         return self
 
     def __exit__(
@@ -200,7 +200,7 @@ class _Listener(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    owner: Road
+    owner: FaultyProxy
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # an answer in one packet: in two, the kernels wait for each other's acknowledgement
 

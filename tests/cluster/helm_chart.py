@@ -53,7 +53,7 @@ def apply(cluster: Cluster, manifests: str) -> None:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ApiResponse:
     """What the API server said: a status of HTTP, the object or the Status, and its message if refused."""
 
     status: int
@@ -66,7 +66,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Caller:
+class ApiCaller:
     """Somebody with a token, who says to the API server exactly what a test wants said."""
 
     cluster: Cluster
@@ -80,7 +80,7 @@ class Caller:
         *,
         kind: str = "application/json",
         dry: bool = False,
-    ) -> Answer:
+    ) -> ApiResponse:
         """Send one request; with ``dry`` it is decided on, and nothing is kept."""
         context = ssl.create_default_context(cafile=self.cluster.ca)
         address = urlsplit(self.cluster.url)
@@ -92,9 +92,9 @@ class Caller:
             answer = connection.getresponse()
             said = answer.read().decode()
         try:
-            return Answer(answer.status, json.loads(said))
+            return ApiResponse(answer.status, json.loads(said))
         except ValueError:
-            return Answer(answer.status, {"message": said})
+            return ApiResponse(answer.status, {"message": said})
 
     def node(self, name: str) -> dict[str, Any]:
         """The Node, which has to be there and readable."""
@@ -102,7 +102,7 @@ class Caller:
         assert answer.status == 200, answer
         return dict(answer.body)
 
-    def patch(self, name: str, patch: object, *, kind: str = MERGE, dry: bool = False) -> Answer:
+    def patch(self, name: str, patch: object, *, kind: str = MERGE, dry: bool = False) -> ApiResponse:
         """Patch the Node ``name``."""
         return self.call("PATCH", f"/api/v1/nodes/{name}", patch, kind=kind, dry=dry)
 
@@ -114,17 +114,17 @@ class Caller:
         return path
 
 
-def admin(cluster: Cluster) -> Caller:
+def admin(cluster: Cluster) -> ApiCaller:
     """Whoever may do everything."""
-    return Caller(cluster, cluster.token("admin"))
+    return ApiCaller(cluster, cluster.token("admin"))
 
 
-def unbound(cluster: Cluster, namespace: str, account: str) -> Caller:
+def unbound(cluster: Cluster, namespace: str, account: str) -> ApiCaller:
     """A ServiceAccount with a token that was made for no pod."""
-    return Caller(cluster, cluster.token(f"system:serviceaccount:{namespace}:{account}"))
+    return ApiCaller(cluster, cluster.token(f"system:serviceaccount:{namespace}:{account}"))
 
 
-def on_node(cluster: Cluster, namespace: str, account: str, node: str) -> Caller:
+def on_node(cluster: Cluster, namespace: str, account: str, node: str) -> ApiCaller:
     """A ServiceAccount with a token such as a pod of it on ``node`` has: bound to that pod, which is made."""
     pod = {
         "apiVersion": "v1",
@@ -147,4 +147,4 @@ def on_node(cluster: Cluster, namespace: str, account: str, node: str) -> Caller
         f"--bound-object-uid={made['uid']}",
     )
     done = cluster.kubectl("create", "token", account, f"--namespace={namespace}", *bound)
-    return Caller(cluster, done.stdout.strip())
+    return ApiCaller(cluster, done.stdout.strip())

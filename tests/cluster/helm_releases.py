@@ -17,20 +17,20 @@ from typing import Any
 
 from node import images
 from node.cache import CHECKOUT
-from node.commands import Done, checked
+from node.commands import CommandResult, checked
 from node.debian_node import Node
 from node.images import DISPATCHER, KUBECTL, PACKAGES, WITH_PAYLOAD
-from node.installation import UNIT, VALUES, kata_handlers, with_kvm
+from node.installation import UNIT, VALUES, fake_kvm, kata_handlers
 from node.snapshot import Snapshot
 
 from cluster import programs as parts
 from cluster.chart_objects import merge
 from cluster.control_plane import Cluster
-from cluster.joined_node import Joined
+from cluster.joined_node import JoinedNode
 from cluster.test_stages import WATCHED, labels, payload_that_runs
 
 NAMESPACE = "kata-system"
-MARK = "kata-deploy.katacontainers.io/"
+INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 COMMON: Mapping[str, Any] = {
     "imagePullPolicy": "Never",
@@ -48,10 +48,10 @@ LIMIT = "180"
 
 
 @dataclass(frozen=True)
-class Machine:
+class PreparedNode:
     """A node that has the images a registry would have."""
 
-    joined: Joined
+    joined: JoinedNode
 
     @property
     def node(self) -> Node:
@@ -74,7 +74,7 @@ class Machine:
         return labels(self.joined)
 
     @property
-    def untouched(self) -> bool:
+    def is_clean(self) -> bool:
         """Whether nothing of Kata is served or said of the node."""
         return self.node.cri_handlers() == ("runc",) and self.labels == {}
 
@@ -96,11 +96,11 @@ class Images:
             )
         )
 
-    def on(self, joined: Joined) -> Machine:
-        with_kvm(joined.node)
+    def on(self, joined: JoinedNode) -> PreparedNode:
+        fake_kvm(joined.node)
         for archive in self.archives:
             joined.import_image(archive)
-        return Machine(joined)
+        return PreparedNode(joined)
 
 
 @dataclass(frozen=True)
@@ -135,49 +135,53 @@ class Releases:
             text=True,
         )
 
-    def install(self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy") -> Done:
+    def install(
+        self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy"
+    ) -> CommandResult:
         """Run the helper to its end."""
         return ended(self.start(values, *options, release=release))
 
-    def installed(self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy") -> Done:
+    def install_checked(
+        self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy"
+    ) -> CommandResult:
         """The same, which has to go well; else the test fails with all that the helper has shown."""
         return checked(self.install(values, *options, release=release), check=True)
 
-    def uninstall(self, release: str = "kata-deploy", *options: str, check: bool = True) -> Done:
+    def uninstall(self, release: str = "kata-deploy", *options: str, check: bool = True) -> CommandResult:
         return self._helm("uninstall", release, *options, check=check)
 
-    def rollback(self, revision: str = "0", release: str = "kata-deploy") -> Done:
+    def rollback(self, revision: str = "0", release: str = "kata-deploy") -> CommandResult:
         """To the revision before, unless another is given."""
         return self._helm("rollback", release, revision)
 
-    def _helm(self, *arguments: str, check: bool = True) -> Done:
+    def _helm(self, *arguments: str, check: bool = True) -> CommandResult:
         where = (f"--namespace={NAMESPACE}", f"--timeout={LIMIT}s")
         return self.cluster.helm(*arguments, *where, check=check)
 
 
 @dataclass(frozen=True)
-class Place:
+class CiCluster:
     """The machine of a CI, whoever administers it, and what another one would need."""
 
-    machine: Machine
+    prepared_node: PreparedNode
     releases: Releases
     images: Images
 
     @property
-    def joined(self) -> Joined:
-        return self.machine.joined
+    def joined(self) -> JoinedNode:
+        return self.prepared_node.joined
 
     @contextmanager
-    def another(self) -> Iterator[Machine]:
+    def join_another(self) -> Iterator[PreparedNode]:
         """A second node joins the cluster."""
         with (
             Node.boot(name=f"late-{os.getpid()}", packages=PACKAGES) as node,
-            Joined(self.joined.cluster, node, number=2) as joined,
+            JoinedNode(self.joined.cluster, node, number=2) as joined,
         ):
             yield self.images.on(joined)
 
 
-def ended(process: subprocess.Popen[str]) -> Done:
+def ended(process: subprocess.Popen[str]) -> CommandResult:
     """What has become of a helper that was started."""
     stdout, stderr = process.communicate()
-    return Done(["helm-install"], process.returncode, stdout, stderr)
+    return CommandResult(["helm-install"], process.returncode, stdout, stderr)

@@ -14,7 +14,7 @@ from node.cache import NodeError
 from node.images import BUSYBOX
 
 from cluster.control_plane import ADMIN, Cluster
-from cluster.joined_node import Joined
+from cluster.joined_node import JoinedNode
 
 Manifest = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ class Job:
     """A Job of a cluster, whoever has made it; ``nodes`` are those its pods may run on."""
 
     def __init__(
-        self, cluster: Cluster, name: str, *, nodes: Sequence[Joined], namespace: str = "default"
+        self, cluster: Cluster, name: str, *, nodes: Sequence[JoinedNode], namespace: str = "default"
     ) -> None:
         self.name = name
         self.namespace = namespace
@@ -49,7 +49,7 @@ class Job:
         self._nodes = {joined.node.name: joined for joined in nodes}
 
     @classmethod
-    def create(cls, joined: Joined, manifest: Manifest, *, namespace: str = "default") -> Self:
+    def create(cls, joined: JoinedNode, manifest: Manifest, *, namespace: str = "default") -> Self:
         """Make this Job, pinned to the node ``joined``."""
         template = manifest["spec"]["template"]
         pinned = {**template, "spec": {"nodeName": joined.node.name, **template["spec"]}}
@@ -60,14 +60,14 @@ class Job:
     def wait(self, timeout: float = 120) -> Self:
         """Return when the Job is complete; raises :class:`NodeError` with its story when it fails."""
         if (ended := self.ended(timeout)) != "Complete":
-            raise NodeError(f"the Job {self.name} ended as {ended}:\n{self.story()}")
+            raise NodeError(f"the Job {self.name} ended as {ended}:\n{self.describe()}")
         return self
 
     def running(self, timeout: int = 60) -> Self:
         """Return when its pod is Ready; raises :class:`NodeError` with its story when that takes too long."""
         how = ("--for=jsonpath={.status.ready}=1", f"--timeout={timeout}s", f"--namespace={self.namespace}")
         if self._cluster.kubectl("wait", f"job/{self.name}", *how, check=False).returncode:
-            raise NodeError(f"the Job {self.name} does not run after {timeout} s:\n{self.story()}")
+            raise NodeError(f"the Job {self.name} does not run after {timeout} s:\n{self.describe()}")
         return self
 
     def ended(self, timeout: float = 120) -> str:
@@ -82,7 +82,7 @@ class Job:
                     if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
                         return str(condition["type"])
             time.sleep(_POLL)
-        raise NodeError(f"the Job {self.name} has not ended after {timeout:.0f} s:\n{self.story()}")
+        raise NodeError(f"the Job {self.name} has not ended after {timeout:.0f} s:\n{self.describe()}")
 
     def read(self) -> Any:
         """The Job as the API server has it."""
@@ -107,7 +107,7 @@ class Job:
                 found[name] = found.get(name, "") + text
         return found
 
-    def story(self) -> str:
+    def describe(self) -> str:
         """All there is to see of it: how its containers are, what they have written, its pods' events."""
         told = []
         for pod in self.pods():

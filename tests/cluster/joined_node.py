@@ -77,7 +77,7 @@ def nodes_of(cluster: Cluster) -> list[str]:
     return [file.read_text().split()[1] for file in files]
 
 
-class Joined:
+class JoinedNode:
     """A node that is part of a cluster until the ``with`` statement ends; the kubelet ends with the node.
 
     The cluster has to have the :func:`kubelets_user` of the node, and the node the
@@ -105,7 +105,7 @@ class Joined:
             self.close()
             raise
 
-    def __enter__(self) -> Joined:
+    def __enter__(self) -> JoinedNode:
         return self
 
     def __exit__(

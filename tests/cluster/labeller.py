@@ -10,10 +10,10 @@ from typing import Any
 from node.commands import wait_until
 
 from cluster.control_plane import Cluster
-from cluster.helm_chart import Answer, Caller, admin, apply, on_node, render
+from cluster.helm_chart import ApiCaller, ApiResponse, admin, apply, on_node, render
 
-SHARED = "katacontainers.io/kata-runtime"
-MARK = "kata-deploy.katacontainers.io/"
+SHARED_LABEL = "katacontainers.io/kata-runtime"
+INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
 TEMPLATES = ("labeller-rbac.yaml", "labeller-admission.yaml")
 
 ANY_EFFECT = {"key": "example.org/kata", "value": "booting", "effect": "NoExecute"}
@@ -27,7 +27,7 @@ EVENTS = "/api/v1/namespaces/default/events"
 
 
 @dataclass(frozen=True)
-class Installation:
+class LabellerRelease:
     """The chart's part for the labeller, in a cluster, as one release of it."""
 
     cluster: Cluster
@@ -41,11 +41,11 @@ class Installation:
         return f"kata-deploy-{self.suffix}-labeller" if self.suffix else "kata-deploy-labeller"
 
     @property
-    def mark(self) -> str:
+    def installation_label(self) -> str:
         """Its own label."""
-        return MARK + (self.suffix or "default")
+        return INSTALLATION_LABEL_PREFIX + (self.suffix or "default")
 
-    def apply(self) -> Installation:
+    def apply(self) -> LabellerRelease:
         """Put it into the cluster, and wait until the API server goes by it."""
         if self.cluster.kubectl("get", "namespace", self.namespace, check=False).returncode:
             self.cluster.kubectl("create", "namespace", self.namespace)
@@ -64,7 +64,7 @@ class Installation:
         )
         return self
 
-    def on(self, node: str) -> Caller:
+    def on(self, node: str) -> ApiCaller:
         """The labeller in a pod on ``node``."""
         return on_node(self.cluster, self.namespace, self.account, node)
 
@@ -100,7 +100,7 @@ def event(node: str, **fields: object) -> dict[str, Any]:
 
 def labels(**values: str | None) -> dict[str, Any]:
     """A patch of labels as kata-node sends it; ``shared`` and ``own`` stand for the two of it."""
-    keys = {"shared": SHARED, "own": f"{MARK}default"}
+    keys = {"shared": SHARED_LABEL, "own": f"{INSTALLATION_LABEL_PREFIX}default"}
     return {"metadata": {"labels": {keys.get(key, key): value for key, value in values.items()}}}
 
 
@@ -109,7 +109,7 @@ def taints(*those: Mapping[str, str]) -> dict[str, Any]:
     return {"spec": {"taints": list(those)}}
 
 
-def refusal(answer: Answer) -> str:
+def refusal(answer: ApiResponse) -> str:
     """Why the policies refused it."""
     assert answer.status == 403, answer
     return answer.message.partition(" denied request: ")[2]

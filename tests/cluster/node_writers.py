@@ -20,7 +20,7 @@ from cluster.control_plane import ADMIN, Cluster
 _TTL = "node.alpha.kubernetes.io/ttl"  # an annotation of the controller manager's
 
 
-class Hand:
+class NodeWriter:
     """Writes to the API server as somebody else would: quickly, and without kata-node's own client.
 
     Not for two threads at once.
@@ -113,7 +113,7 @@ class Hand:
         self.do("DELETE", f"/api/v1/nodes/{name}")
 
 
-class History:
+class NodeHistory:
     """Every state that a Node goes through while this is entered: its metadata, in :attr:`states`."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
@@ -121,25 +121,25 @@ class History:
         self._cluster, self._name = cluster, name
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> History:
-        self._hand = Hand(self._cluster)
-        version = self._hand.node(self._name)["metadata"]["resourceVersion"]
-        self._stream = self._hand.watch(self._name, version)
+    def __enter__(self) -> NodeHistory:
+        self._writer = NodeWriter(self._cluster)
+        version = self._writer.node(self._name)["metadata"]["resourceVersion"]
+        self._stream = self._writer.watch(self._name, version)
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.closing(Hand(self._cluster)) as hand:
-            last = hand.node(self._name)["metadata"]["resourceVersion"]
+        with contextlib.closing(NodeWriter(self._cluster)) as node_writer:
+            last = node_writer.node(self._name)["metadata"]["resourceVersion"]
         try:
             if error is None:
                 wait_until(lambda: self._seen(last), f"version {last} of the Node was seen")
         finally:
-            self._hand.interrupt()
+            self._writer.interrupt()
             self._thread.join()
-            self._hand.close()
+            self._writer.close()
 
     def _seen(self, version: str) -> bool:
         return any(each["resourceVersion"] == version for each in self.states)
@@ -150,7 +150,7 @@ class History:
                 self.states.append(json.loads(line)["object"]["metadata"])
 
 
-class Writer:
+class RepeatingWriter:
     """Does something over and over in a thread of its own, for as long as it is entered."""
 
     def __init__(self, act: Callable[[], object], *, pause: float) -> None:
@@ -160,7 +160,7 @@ class Writer:
         self._failed: list[BaseException] = []
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> RepeatingWriter:
         self._thread.start()
         return self
 

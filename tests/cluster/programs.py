@@ -35,7 +35,7 @@ def version_of(module: str) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class BuiltProgram:
     """A program: what it is called, the package it is built from, and the module whose release it is."""
 
     name: str
@@ -64,16 +64,16 @@ class Part:
         return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in told.items())])
 
 
-PARTS = {
+BUILT_PROGRAMS = {
     part.name: part
     for part in (
-        Part("etcd", ETCD, ETCD),
-        Part("kube-apiserver", f"{KUBERNETES}/cmd/kube-apiserver", KUBERNETES),
-        Part("kube-controller-manager", f"{KUBERNETES}/cmd/kube-controller-manager", KUBERNETES),
-        Part(SCHEDULER, f"{KUBERNETES}/cmd/kube-scheduler", KUBERNETES),
-        Part("kubectl", f"{KUBERNETES}/cmd/kubectl", KUBERNETES),
-        Part("kubelet", f"{KUBERNETES}/cmd/kubelet", KUBERNETES),
-        Part("helm", f"{HELM}/cmd/helm", HELM),
+        BuiltProgram("etcd", ETCD, ETCD),
+        BuiltProgram("kube-apiserver", f"{KUBERNETES}/cmd/kube-apiserver", KUBERNETES),
+        BuiltProgram("kube-controller-manager", f"{KUBERNETES}/cmd/kube-controller-manager", KUBERNETES),
+        BuiltProgram(SCHEDULER, f"{KUBERNETES}/cmd/kube-scheduler", KUBERNETES),
+        BuiltProgram("kubectl", f"{KUBERNETES}/cmd/kubectl", KUBERNETES),
+        BuiltProgram("kubelet", f"{KUBERNETES}/cmd/kubelet", KUBERNETES),
+        BuiltProgram("helm", f"{HELM}/cmd/helm", HELM),
     )
 }
 
@@ -81,7 +81,7 @@ CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 """What a cluster does not start without. The others are built when they are asked for."""
 
 
-def missing_parts(names: Iterable[str] = CONTROL_PLANE) -> str:
+def missing_prerequisites(names: Iterable[str] = CONTROL_PLANE) -> str:
     """Why this machine cannot start a cluster of these programs, with the remedy; empty when it can."""
     if shutil.which("setpriv") is None:
         return (
@@ -92,7 +92,7 @@ def missing_parts(names: Iterable[str] = CONTROL_PLANE) -> str:
 
 def to_build(names: Iterable[str] = CONTROL_PLANE) -> list[str]:
     """Those of these programs that are not kept yet."""
-    return [name for name in names if not PARTS[name].path.exists()]
+    return [name for name in names if not BUILT_PROGRAMS[name].path.exists()]
 
 
 def program(name: str) -> Path:
@@ -101,7 +101,7 @@ def program(name: str) -> Path:
     The first takes minutes, a download and 3 GB of Go's caches; the others then have most of it.
     Asked for twice at once it is built once. Raises :class:`NodeError` with the last lines of what Go said.
     """
-    part = PARTS[name]
+    part = BUILT_PROGRAMS[name]
     if part.path.exists():
         return part.path  # without the lock: who built it may be root, and who runs it not
 

@@ -13,19 +13,19 @@ from types import TracebackType
 from typing import Any
 
 from node.cache import CHECKOUT
-from node.commands import Done, Running, told, wait_until
+from node.commands import CommandResult, RunningCommand, describe_result, wait_until
 
 from cluster import flags
 from cluster.control_plane import ADMIN, Cluster
-from cluster.faulty_proxy import Road
-from cluster.node_writers import Hand
+from cluster.faulty_proxy import FaultyProxy
+from cluster.node_writers import NodeWriter
 
 LABELLER = "system:serviceaccount:labelling:labeller"
 
-SHARED = "katacontainers.io/kata-runtime"
-MARK = "kata-deploy.katacontainers.io/"
-OURS = {SHARED: "true", f"{MARK}default": "true"}
-CLAIMED = {SHARED: "false", f"{MARK}default": "false"}
+SHARED_LABEL = "katacontainers.io/kata-runtime"
+INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
+OURS = {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+CLAIMED = {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
 
 RIGHTS = """\
 {apiVersion: v1, kind: Namespace, metadata: {name: labelling}}
@@ -78,12 +78,12 @@ class Outcome:
     summary: str
     error: Mapping[str, Any]
     log: str
-    done: Done
+    done: CommandResult
 
     @classmethod
-    def of(cls, done: Done) -> Outcome:
+    def of(cls, done: CommandResult) -> Outcome:
         """Read what a run with ``--output json`` has printed."""
-        assert "Traceback" not in done.stderr, told(done)
+        assert "Traceback" not in done.stderr, describe_result(done)
         document = json.loads(done.stdout)
         stages = document.get("stages") or [{}]
         stage = stages[-1]
@@ -94,12 +94,12 @@ class Outcome:
 
     def succeeded(self) -> Outcome:
         """Itself; fails the test with all that was said if the stage did not succeed."""
-        assert self.code == 0, told(self.done)
+        assert self.code == 0, describe_result(self.done)
         return self
 
     def failed(self, code: int = 1) -> Outcome:
         """Itself; fails the test unless the stage failed with ``code``."""
-        assert self.code == code, told(self.done)
+        assert self.code == code, describe_result(self.done)
         return self
 
     @property
@@ -108,7 +108,7 @@ class Outcome:
         return f"{self.error.get('what', '')}\n{self.error.get('hint', '')}"
 
 
-class Scene:
+class StageRunner:
     """A Node's name, a :class:`Road` to the API server, and a :class:`Hand` that writes past it.
 
     Stages have the rights of the label container unless they are given another kubeconfig.
@@ -120,12 +120,12 @@ class Scene:
         self.host = directory / "host"
         self.host.mkdir()
         self.token = labellers_token(cluster)
-        self.road = Road.to(cluster)
-        self.hand = Hand(cluster)
-        self.kubeconfig = self.road.kubeconfig(directory / "kubeconfig", self.token)
-        self._running: list[Running] = []
+        self.proxy = FaultyProxy.to(cluster)
+        self.node_writer = NodeWriter(cluster)
+        self.kubeconfig = self.proxy.kubeconfig(directory / "kubeconfig", self.token)
+        self._running: list[RunningCommand] = []
 
-    def __enter__(self) -> Scene:
+    def __enter__(self) -> StageRunner:
         return self
 
     def __exit__(
@@ -133,16 +133,16 @@ class Scene:
     ) -> None:
         for each in self._running:
             each.close()
-        self.road.close()
-        self.hand.close()
+        self.proxy.close()
+        self.node_writer.close()
 
     def register(self, labels: Mapping[str, str] | None = None, **status: object) -> None:
         """Make the Node; Ready unless ``status`` has other conditions."""
-        self.hand.register(self.name, labels, status)
+        self.node_writer.register(self.name, labels, status)
 
     def as_holder_of(self, token: str) -> dict[str, str]:
         """The variables of a run by whoever has ``token``."""
-        return {"KUBECONFIG": str(self.road.kubeconfig(self.directory / "another-kubeconfig", token))}
+        return {"KUBECONFIG": str(self.proxy.kubeconfig(self.directory / "another-kubeconfig", token))}
 
     @property
     def key(self) -> Path:
@@ -152,13 +152,13 @@ class Scene:
     @property
     def labels(self) -> dict[str, str]:
         """Those of the Node's labels that are ours or another instance's."""
-        labels: Mapping[str, str] = self.hand.node(self.name)["metadata"]["labels"]
+        labels: Mapping[str, str] = self.node_writer.node(self.name)["metadata"]["labels"]
         return {key: value for key, value in labels.items() if "katacontainers.io/" in key}
 
     @property
     def version(self) -> str:
         """The Node's resourceVersion: another one after every change."""
-        return str(self.hand.node(self.name)["metadata"]["resourceVersion"])
+        return str(self.node_writer.node(self.name)["metadata"]["resourceVersion"])
 
     def start(
         self,
@@ -167,7 +167,7 @@ class Scene:
         instance: str = "",
         env: Mapping[str, str] | None = None,
         entering: tuple[str, ...] = (),
-    ) -> Running:
+    ) -> RunningCommand:
         """Start a stage; ``options`` follow those that keep waits short, ``env`` replaces variables."""
         command = [sys.executable, "-m", "kata_node", "stage", stage, "--output=json", "--shims=qemu"]
         command += [f"--host-root={self.host}", "--label-timeout=20", "--label-stable-for=0.2"]
@@ -180,7 +180,7 @@ class Scene:
             "PYTHONPATH": str(CHECKOUT),  # the program that these tests belong to
             **(env or {}),
         }
-        running = Running(entering, [*command, *options], env=environment, depth=0)
+        running = RunningCommand(entering, [*command, *options], env=environment, depth=0)
         self._running.append(running)
         return running
 

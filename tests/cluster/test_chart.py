@@ -17,18 +17,18 @@ from cluster.chart_objects import (
     NAMESPACE,
     POD,
     Document,
-    dispatched,
+    dispatcher_configs,
     documents,
+    dry_run,
     job_for,
     kind,
     node_jobs,
     one,
     pods,
-    try_on,
 )
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, apply
-from kata_node.runtime.model.distributions import HOMES
+from kata_node.runtime.model.distributions import ALL_RUNTIME_PATHS
 
 WORKERS = "!node-role.kubernetes.io/control-plane,!node-role.kubernetes.io/master"
 LINUX = "kubernetes.io/os notin (windows)"
@@ -55,7 +55,7 @@ BASES = {
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
 def test_an_api_server_takes_every_object_and_every_job_of_a_node(cluster: Cluster, base: Document) -> None:
     rendered = documents(cluster, base, online=True)
-    try_on(cluster, [*rendered, *node_jobs(rendered)])
+    dry_run(cluster, [*rendered, *node_jobs(rendered)])
 
 
 @pytest.mark.parametrize("example", [{}, *EXAMPLES.values()], ids=["values.yaml", *EXAMPLES])
@@ -92,8 +92,12 @@ def test_helm_has_nothing_to_complain_about(cluster: Cluster, example: Document)
 def test_the_nodes_are_chosen_by_name_or_by_one_label_selector(
     cluster: Cluster, values: Document, selection: Document
 ) -> None:
-    assert dispatched(documents(cluster, JOB, {"job": values}))["install.yaml"]["selection"] == selection
-    cleanup = dispatched(documents(cluster, JOB, {"job": {"cleanup": values}}))["cleanup.yaml"]["selection"]
+    assert (
+        dispatcher_configs(documents(cluster, JOB, {"job": values}))["install.yaml"]["selection"] == selection
+    )
+    cleanup = dispatcher_configs(documents(cluster, JOB, {"job": {"cleanup": values}}))["cleanup.yaml"][
+        "selection"
+    ]
     expected = {"labelSelector": f"katacontainers.io/kata-runtime,{LINUX}"} if not values else selection
     if values and "nodeSelectorExpressions" not in values and "nodes" not in values:
         expected = selection
@@ -112,7 +116,7 @@ def test_a_node_with_windows_gets_nothing(cluster: Cluster) -> None:
         labels = {mark: "", **({"kubernetes.io/os": system} if system else {})}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": mark + system, "labels": labels}}
         apply(cluster, json.dumps(node))
-    selector = dispatched(rendered)["install.yaml"]["selection"]["labelSelector"]
+    selector = dispatcher_configs(rendered)["install.yaml"]["selection"]["labelSelector"]
     found = cluster.kubectl("get", "nodes", f"--selector={mark},{selector}", "--output=name").stdout.split()
     cluster.kubectl("delete", "nodes", f"--selector={mark}")
     assert found == [f"node/{mark}", f"node/{mark}linux"]
@@ -129,7 +133,7 @@ def test_a_node_with_windows_gets_nothing(cluster: Cluster) -> None:
 def test_a_job_has_its_stages_in_order_and_each_what_it_needs(
     cluster: Cluster, file: str, stages: list[str], runtime: str
 ) -> None:
-    job = job_for(dispatched(documents(cluster, JOB))[file], runtime)
+    job = job_for(dispatcher_configs(documents(cluster, JOB))[file], runtime)
     pod = job["spec"]["template"]["spec"]
     containers = [*pod["initContainers"], *pod["containers"]]
     assert [each["args"] for each in containers] == [["stage", name] for name in stages]
@@ -153,24 +157,26 @@ def test_a_job_has_its_stages_in_order_and_each_what_it_needs(
     assert 3 in first["onExitCodes"]["values"]
 
 
-@pytest.mark.parametrize("home", HOMES, ids=lambda home: f"{home.distribution}, {home.runtime}")
+@pytest.mark.parametrize("home", ALL_RUNTIME_PATHS, ids=lambda home: f"{home.distribution}, {home.runtime}")
 def test_a_stage_gets_the_directories_that_the_node_side_works_in(cluster: Cluster, home: Any) -> None:
     values = {"k8sDistribution": home.distribution}
-    config = dispatched(documents(cluster, JOB, values))["install.yaml"]
+    config = dispatcher_configs(documents(cluster, JOB, values))["install.yaml"]
     pod = job_for(config, home.runtime)["spec"]["template"]["spec"]
     [cri] = [each for each in pod["initContainers"] if each["name"] == "cri"]
     seen = [each["mountPath"].removeprefix("/host") for each in cri["volumeMounts"]]
-    for path in (home.config, home.socket, *home.template.values(), *home.drop_ins.values(), "/opt/kata"):
+    for path in (home.config, home.socket, *home.template.values(), *home.drop_in_dirs.values(), "/opt/kata"):
         assert any(path.startswith(f"{each}/") for each in seen), path
     assert {"/run/kata-node", "/etc/machine-id", "/run/dbus"} <= set(seen)
-    others = {other.config.rpartition("/")[0] for other in HOMES} - {home.config.rpartition("/")[0]}
+    others = {other.config.rpartition("/")[0] for other in ALL_RUNTIME_PATHS} - {
+        home.config.rpartition("/")[0]
+    }
     assert not others & set(seen)
 
 
 def test_units_of_systemd_are_for_those_alone_who_set_up_nydus(cluster: Cluster) -> None:
     def seen(runtime: str, setup: list[str]) -> bool:
         values = {"snapshotter": {"setup": setup}}
-        config = dispatched(documents(cluster, JOB, values))["install.yaml"]
+        config = dispatcher_configs(documents(cluster, JOB, values))["install.yaml"]
         return "/etc/systemd/system" in json.dumps(job_for(config, runtime))
 
     assert seen("containerd", ["nydus"])
@@ -191,7 +197,7 @@ def test_units_of_systemd_are_for_those_alone_who_set_up_nydus(cluster: Cluster)
 def test_there_is_a_job_for_each_runtime_that_a_node_may_have(
     cluster: Cluster, values: Any, runtimes: list[str]
 ) -> None:
-    for config in dispatched(documents(cluster, JOB, values)).values():
+    for config in dispatcher_configs(documents(cluster, JOB, values)).values():
         for part in filter(None, (config, config.get("removed"))):
             assert [each["runtime"] for each in part["templates"]] == runtimes
 
@@ -207,7 +213,7 @@ def test_the_dispatcher_takes_its_configurations(cluster: Cluster, tmp_path: Pat
     careful = {"rollout": {"canary": 2, "waveSize": "25%", "maxFailures": 3}, "reconcileSchedule": "@daily"}
     rendered = documents(cluster, JOB, {"job": careful})
     read = {}
-    for name, config in dispatched(rendered).items():
+    for name, config in dispatcher_configs(rendered).items():
         (tmp_path / name).write_text(yaml.safe_dump(config))
         read[name] = module.load(tmp_path / name)
     assert [(name, read[name].action, read[name].skip_serving) for name in sorted(read)] == [
@@ -280,13 +286,13 @@ def test_names_fit_whatever_the_suffix_and_two_suffixes_that_begin_alike_stay_ap
     shim = {"shims": {"disableAll": True}, "job": {"reconcileSchedule": "@daily"}}
     for last in "ab":
         rendered = documents(cluster, JOB, shim, {"env": {"multiInstallSuffix": "x" * (length - 1) + last}})
-        for config in dispatched(rendered).values():
+        for config in dispatcher_configs(rendered).values():
             assert len(config["namePrefix"]) <= 40
         names.append(
             {
                 *(each["metadata"]["name"] for each in kind(rendered, "Job")),
                 *(each["metadata"]["name"] for each in kind(rendered, "CronJob")),
-                *(config["namePrefix"] for config in dispatched(rendered).values()),
+                *(config["namePrefix"] for config in dispatcher_configs(rendered).values()),
             }
         )
         assert all(len(each["metadata"]["name"]) <= 63 for each in kind(rendered, "Job"))

@@ -45,7 +45,7 @@ def test_there_is_a_runtime_class_for_what_nodes_serve_and_for_nothing_else(
     served = set()
     for arch in MACHINES.values():
         with contextlib.suppress(SettingsError):  # no shim of these runs on such a node
-            served |= set(handlers.names(settings.load(str(given), overrides={}, arch=arch)))
+            served |= set(handlers.handler_names(settings.load(str(given), overrides={}, arch=arch)))
     classes = kind(rendered, "RuntimeClass")
     assert {each["handler"] for each in classes} == served
     assert {each["metadata"]["name"] for each in classes} == served

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 from node import crio
-from node.commands import Done
+from node.commands import CommandResult
 from node.conftest import BootNode
 from node.cri import status
 from node.debian_node import Node
 from node.distributions import Layout, k0s, lay_out, microk8s, rancher
-from node.installation import HANDLERS, UNIT, VALUES, WATCHED, make_payload, outcomes, with_kvm
+from node.installation import HANDLERS, UNIT, VALUES, WATCHED, fake_kvm, make_payload, outcomes
 from node.mounts import HostPath
 from node.snapshot import Snapshot, changes
 
-from cluster.chart_objects import JOB, Document, dispatched, documents, job_for, one
+from cluster.chart_objects import JOB, Document, dispatcher_configs, documents, job_for, one
 from cluster.control_plane import Cluster
 
 FEW: Mapping[str, Any] = {"snapshotter": {"setup": []}, "shims": {"disableAll": True, **VALUES["shims"]}}
@@ -113,7 +113,7 @@ def boot_node(needs_nodes: None) -> Iterator[BootNode]:
     with ExitStack() as stack:
 
         def boot(suite: str = "forky", **options: Any) -> Node:
-            return with_kvm(stack.enter_context(Node.boot(suite, **options)))
+            return fake_kvm(stack.enter_context(Node.boot(suite, **options)))
 
         yield boot
 
@@ -127,7 +127,7 @@ class NodeJob:
     """A Job of the dispatcher's for one node."""
 
     def __init__(self, host: Host, release: list[Document], file: str, payload: Path, reports: Path) -> None:
-        manifest = json.dumps(job_for(dispatched(release)[file], host.runtime))
+        manifest = json.dumps(job_for(dispatcher_configs(release)[file], host.runtime))
         machine = (host.node.root / "etc/machine-id").read_text().strip()
         pod = json.loads(manifest.replace("@MACHINE_ID@", machine))["spec"]["template"]["spec"]
         self.containers = {each["name"]: each for each in (*pod["initContainers"], *pod["containers"])}
@@ -135,7 +135,7 @@ class NodeJob:
         self._config = one(release, "ConfigMap", "-node")["data"]["values.yaml"]
         self._node, self._payload, self._reports = host.node, payload, reports
 
-    def run(self, name: str) -> Done:
+    def run(self, name: str) -> CommandResult:
         """What the container would do on the node; the result is told as JSON."""
         container = self.containers[name]
         env = {each["name"]: each.get("value", self._node.name) for each in container["env"]}

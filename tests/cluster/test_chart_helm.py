@@ -6,8 +6,8 @@ import pytest
 from node.snapshot import changes
 
 from cluster.chart_objects import merge
-from cluster.helm_releases import COMMON, JOBS, MARK, Place
-from cluster.test_stages import AS_RUNC, SHARED
+from cluster.helm_releases import COMMON, INSTALLATION_LABEL_PREFIX, JOBS, CiCluster
+from cluster.test_stages import AS_RUNC, SHARED_LABEL
 
 UNUSABLE = """\
 version = 2
@@ -17,56 +17,58 @@ max_container_log_line_size = "no number"
 """TOML like any other; containerd finds out that it cannot serve with it."""
 
 
-def test_a_rollback_takes_the_nodes_back_as_well(place: Place) -> None:
-    machine = place.machine
+def test_a_rollback_takes_the_nodes_back_as_well(ci_cluster: CiCluster) -> None:
+    prepared_node = ci_cluster.prepared_node
     values = merge(JOBS, {"containerd": {"userDropIn": AS_RUNC}})
-    place.releases.installed(values)
-    before = machine.handlers
-    place.releases.installed(merge(values, {"debug": True}))
-    assert "kata-qemu-debug" in machine.handlers
-    place.releases.rollback("1")
-    assert machine.handlers == before
-    invocation = machine.invocation
-    place.releases.rollback()
-    assert "kata-qemu-debug" in machine.handlers
-    assert machine.invocation != invocation
-    place.releases.uninstall()
-    assert machine.untouched
+    ci_cluster.releases.install_checked(values)
+    before = prepared_node.handlers
+    ci_cluster.releases.install_checked(merge(values, {"debug": True}))
+    assert "kata-qemu-debug" in prepared_node.handlers
+    ci_cluster.releases.rollback("1")
+    assert prepared_node.handlers == before
+    invocation = prepared_node.invocation
+    ci_cluster.releases.rollback()
+    assert "kata-qemu-debug" in prepared_node.handlers
+    assert prepared_node.invocation != invocation
+    ci_cluster.releases.uninstall()
+    assert prepared_node.is_clean
 
 
-def test_an_install_that_failed_half_way_is_mended_by_an_upgrade_or_taken_away(place: Place) -> None:
-    machine = place.machine
-    before = machine.snapshot()
+def test_an_install_that_failed_half_way_is_mended_by_an_upgrade_or_taken_away(ci_cluster: CiCluster) -> None:
+    prepared_node = ci_cluster.prepared_node
+    before = prepared_node.snapshot()
     broken = merge(JOBS, {"containerd": {"userDropIn": UNUSABLE}})
-    assert place.releases.install(broken).returncode == 1
+    assert ci_cluster.releases.install(broken).returncode == 1
     # Kata's files are there, and containerd serves with its own configuration.
-    assert machine.node.cri_handlers() == ("runc",)
-    assert machine.labels == {SHARED: "false", f"{MARK}default": "false"}
-    assert changes(before, machine.snapshot())
+    assert prepared_node.node.cri_handlers() == ("runc",)
+    assert prepared_node.labels == {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
+    assert changes(before, prepared_node.snapshot())
 
-    place.releases.uninstall()
-    assert changes(before, machine.snapshot()) == []
-    assert machine.untouched
+    ci_cluster.releases.uninstall()
+    assert changes(before, prepared_node.snapshot()) == []
+    assert prepared_node.is_clean
 
-    assert place.releases.install(broken).returncode == 1
-    place.releases.installed(merge(JOBS, {"containerd": {"userDropIn": AS_RUNC}}))
-    assert machine.labels == {SHARED: "true", f"{MARK}default": "true"}
-    place.releases.uninstall()
-    assert changes(before, machine.snapshot()) == []
-    assert machine.untouched
+    assert ci_cluster.releases.install(broken).returncode == 1
+    ci_cluster.releases.install_checked(merge(JOBS, {"containerd": {"userDropIn": AS_RUNC}}))
+    assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+    ci_cluster.releases.uninstall()
+    assert changes(before, prepared_node.snapshot()) == []
+    assert prepared_node.is_clean
 
 
 @pytest.mark.parametrize("values", [JOBS, COMMON], ids=["job", "daemonset"])
-def test_what_is_left_without_hooks_is_found_by_the_next_release(place: Place, values: object) -> None:
-    machine = place.machine
-    before = machine.snapshot()
+def test_what_is_left_without_hooks_is_found_by_the_next_release(
+    ci_cluster: CiCluster, values: object
+) -> None:
+    prepared_node = ci_cluster.prepared_node
+    before = prepared_node.snapshot()
     given = merge(dict(values), {"containerd": {"userDropIn": AS_RUNC}})  # type: ignore[call-overload]
-    place.releases.installed(given)
-    served, invocation = machine.handlers, machine.invocation
-    place.releases.uninstall("kata-deploy", "--no-hooks", "--wait", "--cascade=foreground")
-    assert machine.handlers == served
-    place.releases.installed(given, release="another")
-    assert machine.invocation == invocation
-    place.releases.uninstall("another")
-    assert changes(before, machine.snapshot()) == []
-    assert machine.untouched
+    ci_cluster.releases.install_checked(given)
+    served, invocation = prepared_node.handlers, prepared_node.invocation
+    ci_cluster.releases.uninstall("kata-deploy", "--no-hooks", "--wait", "--cascade=foreground")
+    assert prepared_node.handlers == served
+    ci_cluster.releases.install_checked(given, release="another")
+    assert prepared_node.invocation == invocation
+    ci_cluster.releases.uninstall("another")
+    assert changes(before, prepared_node.snapshot()) == []
+    assert prepared_node.is_clean

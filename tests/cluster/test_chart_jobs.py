@@ -15,8 +15,17 @@ from node.snapshot import changes
 from cluster.chart_objects import job_for
 from cluster.helm_chart import CHART
 from cluster.jobs import Job, container, job
-from cluster.joined_node import Joined
-from cluster.test_stages import AS_RUNC, MARK, SHARED, SHIM, WATCHED, bring, events, labels
+from cluster.joined_node import JoinedNode
+from cluster.test_stages import (
+    AS_RUNC,
+    INSTALLATION_LABEL,
+    SHARED_LABEL,
+    SHIM,
+    WATCHED,
+    bring,
+    events,
+    labels,
+)
 
 NAMESPACE = "kata-system"
 REFERENCE, _, TAG = KATA_NODE.rpartition(":")
@@ -33,14 +42,14 @@ RELEASE = {
 }
 
 
-def release(joined: Joined, image: Path, directory: Path) -> None:
+def release(joined: JoinedNode, image: Path, directory: Path) -> None:
     """The release's objects, without the hooks that would put it on the node."""
     bring(joined, image, directory / "payload")
     where = (f"--namespace={NAMESPACE}", "--create-namespace", "--no-hooks", "--values=-")
     joined.cluster.helm("install", "kata", str(CHART), *where, text=json.dumps(RELEASE))
 
 
-def dispatched(joined: Joined, file: str, runtime: str = "") -> Job:
+def dispatcher_configs(joined: JoinedNode, file: str, runtime: str = "") -> Job:
     """What the dispatcher does for one node: its Job, made of the template in the release's ConfigMap.
 
     That is the template for ``runtime``, or for what the Node says it runs.
@@ -64,17 +73,17 @@ def dispatched(joined: Joined, file: str, runtime: str = "") -> Job:
 
 
 def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trace(
-    joined: Joined, image: Path, tmp_path: Path
+    joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
     release(joined, image, tmp_path)
     cluster.kubectl("taint", "node", node.name, "example.org/kata=booting:NoSchedule")
     before = node.snapshot(*WATCHED)
 
-    installed = dispatched(joined, "install.yaml").wait()
+    installed = dispatcher_configs(joined, "install.yaml").wait()
     assert list(installed.states()) == ["host-check", "claim", "artifacts", "cri", "label"]
     assert node.activations(UNIT) == 2
-    assert labels(joined) == {SHARED: "true", MARK: "true"}
+    assert labels(joined) == {SHARED_LABEL: "true", INSTALLATION_LABEL: "true"}
     assert events(joined) == ["KataInstalling", "KataInstalled"]
     spec = json.loads(cluster.kubectl("get", "node", node.name, "--output=json").stdout)["spec"]
     assert "example.org/kata" not in json.dumps(spec)
@@ -86,7 +95,7 @@ def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trac
     cluster.kubectl("delete", "job", "guest", "--wait", "--cascade=foreground")
     wait_until(lambda: not node.run(["pgrep", "--full", SHIM], check=False).stdout, "the shim has ended")
 
-    dispatched(joined, "cleanup.yaml").wait()
+    dispatcher_configs(joined, "cleanup.yaml").wait()
     assert changes(before, node.snapshot(*WATCHED)) == []
     assert labels(joined) == {}
     assert events(joined)[-1] == "KataRemoved"
@@ -94,12 +103,12 @@ def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trac
 
 
 def test_a_job_for_another_runtime_than_the_nodes_says_so_at_once(
-    joined: Joined, image: Path, tmp_path: Path
+    joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     node = joined.node
     release(joined, image, tmp_path)
     before = node.snapshot(*WATCHED)
-    wrong = dispatched(joined, "install.yaml", "cri-o")
+    wrong = dispatcher_configs(joined, "install.yaml", "cri-o")
     assert wrong.ended() == "Failed"
     ended = wrong.states()["host-check"]
     assert ended["exitCode"] == 3

@@ -18,9 +18,9 @@ from cluster.chart_objects import (
     POD,
     Document,
     documents,
+    dry_run,
     node_jobs,
     one,
-    try_on,
 )
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
@@ -179,7 +179,7 @@ def test_an_option_flipped_changes_what_is_rendered_and_an_api_server_takes_it(
     assert (before != after) == (path != "verification.daemonsetTimeout")
     changed = [each for each in after if each not in before]
     had = [copy.deepcopy(each["spec"]) for each in node_jobs(before)]
-    try_on(cluster, [*changed, *(job for job in node_jobs(after) if job["spec"] not in had)] or after[:1])
+    dry_run(cluster, [*changed, *(job for job in node_jobs(after) if job["spec"] not in had)] or after[:1])
 
 
 def expression(operator: str, *values: str) -> Document:
@@ -313,7 +313,7 @@ def test_the_monitor_has_no_more_rights_than_its_values_give_it(cluster: Cluster
     def context(**given: object) -> Document:
         values = {"monitor": {"enabled": True, "securityContext": given}}
         rendered = documents(cluster, values)
-        try_on(cluster, [one(rendered, "DaemonSet", "-monitor")])
+        dry_run(cluster, [one(rendered, "DaemonSet", "-monitor")])
         [container] = one(rendered, "DaemonSet", "-monitor")["spec"]["template"]["spec"]["containers"]
         return dict(container["securityContext"])
 

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from node.commands import wait_until
 from node.debian_node import Node
-from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, kata_handlers, make_payload, with_kvm
+from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, fake_kvm, kata_handlers, make_payload
 from node.snapshot import changes
 
 from cluster.jobs import Job, container, job
-from cluster.joined_node import Joined
+from cluster.joined_node import JoinedNode
 from cluster.stage_jobs import ACCOUNT, prepare, stages_job
 from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, events, payload_that_runs
 
 NAME = "kata-deploy"
 OURS = ("katacontainers.io/kata-runtime", "kata-deploy.katacontainers.io/default")
 GRACE = 120
-MARK = "example.org/kata"
+NODE_LABEL = "example.org/kata"
 LIMIT = 20 * 1024
 """KiB in which it has to wait."""
 
@@ -69,7 +69,7 @@ def daemonset(node: str, version: str) -> dict[str, Any]:
     pod = {
         **spec,
         "nodeName": node,
-        "nodeSelector": {MARK: "yes"},
+        "nodeSelector": {NODE_LABEL: "yes"},
         "containers": [container],
         "terminationGracePeriodSeconds": GRACE,
     }
@@ -84,29 +84,29 @@ def daemonset(node: str, version: str) -> dict[str, Any]:
     }
 
 
-def deploy(joined: Joined, version: str = "1", **more: Any) -> None:
+def deploy(joined: JoinedNode, version: str = "1", **more: Any) -> None:
     """Apply it, with ``more`` on top of the values that all tests install."""
     prepare(joined.cluster, {**VALUES, **more})
     joined.cluster.kubectl("apply", "--filename=-", text=json.dumps(daemonset(joined.node.name, version)))
 
 
-def rolled_out(joined: Joined) -> None:
+def rolled_out(joined: JoinedNode) -> None:
     """Wait until the one pod there is has installed."""
     joined.cluster.kubectl("rollout", "status", f"daemonset/{NAME}", "--timeout=120s")
     wait_until(lambda: len(pods(joined)) == 1, "the pod before it is gone", timeout=GRACE)
 
 
-def select(joined: Joined, mark: str) -> None:
+def select(joined: JoinedNode, mark: str) -> None:
     """Have the Node selected by ``yes``."""
-    joined.cluster.kubectl("label", "node", joined.node.name, f"{MARK}={mark}", "--overwrite")
+    joined.cluster.kubectl("label", "node", joined.node.name, f"{NODE_LABEL}={mark}", "--overwrite")
 
 
-def pods(joined: Joined) -> list[Any]:
+def pods(joined: JoinedNode) -> list[Any]:
     listed = joined.cluster.kubectl("get", "pods", f"--selector=app={NAME}", "--output=json").stdout
     return list(json.loads(listed)["items"])
 
 
-def labels(joined: Joined) -> dict[str, str]:
+def labels(joined: JoinedNode) -> dict[str, str]:
     node = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
     return {name: value for name, value in node["metadata"]["labels"].items() if name in OURS}
 
@@ -130,16 +130,16 @@ def connections(node: Node) -> list[str]:
 
 
 @pytest.fixture
-def ready(joined: Joined, image: Path, tmp_path: Path) -> Joined:
+def ready(joined: JoinedNode, image: Path, tmp_path: Path) -> JoinedNode:
     """A node on which nothing but the DaemonSet is missing."""
     joined.import_image(image)
-    with_kvm(joined.node).mount(make_payload(tmp_path / "payload"), PAYLOAD)
+    fake_kvm(joined.node).mount(make_payload(tmp_path / "payload"), PAYLOAD)
     joined.cluster.kubectl("apply", "--filename=-", text=MAY_LOOK)
     select(joined, "yes")
     return joined
 
 
-def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonset(ready: Joined) -> None:
+def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonset(ready: JoinedNode) -> None:
     cluster, node = ready.cluster, ready.node
     before = node.snapshot(*WATCHED)
 
@@ -166,7 +166,7 @@ def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonse
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_a_container_killed_by_the_restart_of_the_runtime_goes_on_without_another(ready: Joined) -> None:
+def test_a_container_killed_by_the_restart_of_the_runtime_goes_on_without_another(ready: JoinedNode) -> None:
     node = ready.node
     drop_in = node.root / "run/systemd/system/containerd.service.d"
     drop_in.mkdir(parents=True)
@@ -185,7 +185,7 @@ def test_a_container_killed_by_the_restart_of_the_runtime_goes_on_without_anothe
 
 
 def test_a_node_is_left_when_it_is_selected_no_more_and_wrong_values_keep_nothing_there(
-    ready: Joined,
+    ready: JoinedNode,
 ) -> None:
     cluster, node = ready.cluster, ready.node
     before = node.snapshot(*WATCHED)
@@ -222,14 +222,14 @@ def test_a_node_is_left_when_it_is_selected_no_more_and_wrong_values_keep_nothin
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def written(joined: Joined) -> str:
+def written(joined: JoinedNode) -> str:
     """What the pods there are have logged."""
     return "".join(
         text for pod in pods(joined) for text in joined.logs("default", pod["metadata"]["name"]).values()
     )
 
 
-def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(ready: Joined) -> None:
+def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(ready: JoinedNode) -> None:
     node = ready.node
     node.run(["rm", "--force", "/dev/kvm"])
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
@@ -248,7 +248,7 @@ def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(read
 
 
 def test_an_uninstall_waits_for_pods_on_kata_and_is_completed_when_they_have_ended(
-    ready: Joined, tmp_path: Path
+    ready: JoinedNode, tmp_path: Path
 ) -> None:
     cluster, node = ready.cluster, ready.node
     node.mount(payload_that_runs(node, tmp_path / "runs"), PAYLOAD)

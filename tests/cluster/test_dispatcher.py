@@ -17,9 +17,9 @@ from node.cache import CHECKOUT
 from node.commands import wait_until
 
 from cluster.control_plane import ADMIN, Cluster
-from cluster.fake_kubelet import Answer, Server, StandIn, failed, running
+from cluster.fake_kubelet import FakeKubelet, PodStatus, Server, failed, running
 
-MARK = "kata-deploy.katacontainers.io/default"
+INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 LABELS = {"app.kubernetes.io/instance": "mine"}
 NOT_READY = {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}
 
@@ -120,13 +120,15 @@ class Site:
             self.cluster.node(name, labels={"pool": self.name, **labels})
         return names
 
-    def kubelets(self, answers: Mapping[str, Answer | None] | None = None, *, idle: bool = False) -> StandIn:
+    def kubelets(
+        self, answers: Mapping[str, PodStatus | None] | None = None, *, idle: bool = False
+    ) -> FakeKubelet:
         """The stand-in for the kubelets of the site; with ``idle`` they only do what ``answers`` say."""
         cluster = self.cluster
         token = cluster.token(ADMIN)
-        standing = StandIn(lambda: Server(cluster.url, str(cluster.ca), token), self.name, answers)
+        standing = FakeKubelet(lambda: Server(cluster.url, str(cluster.ca), token), self.name, answers)
         if idle:
-            standing.otherwise = None
+            standing.default_status = None
         return standing
 
     def start(self, *options: str, **change: Any) -> subprocess.Popen[str]:
@@ -191,7 +193,7 @@ def test_every_node_gets_its_job_with_no_more_rights_than_these(site: Site) -> N
         run = site.run(parallelism=2)
     assert (run.code, run.result["outcome"]) == (0, "ok")
     assert run.outcomes == dict.fromkeys(names, "done")
-    assert kubelets.most <= 2
+    assert kubelets.max_running <= 2
     assert {job["spec"]["template"]["spec"]["nodeName"] for job in site.jobs()} == set(names)
     assert run.result["requests"] <= 10
     assert site.run(parallelism=2).outcomes == dict.fromkeys(names, "unchanged")
@@ -222,7 +224,7 @@ def test_a_stage_that_fails_is_told_in_its_own_words_and_the_other_nodes_go_on(s
         assert run.code == 1
         error = run.result["nodes"][0]["error"]
         assert (error["stage"], error["exit_code"], error["what"]) == ("host-check", 3, "no KVM here")
-        run = site.run(selection={"nodes": [third]}, mark=MARK)
+        run = site.run(selection={"nodes": [third]}, mark=INSTALLATION_LABEL)
     reasons = {node: site.events(node) for node in (first, second, third)}
     assert reasons == {first: ["KataInstallFailed"], second: [], third: ["KataRolledBack"]}
     error = run.result["nodes"][0]["error"]
@@ -237,10 +239,10 @@ def test_a_job_at_its_deadline_is_told_by_the_stage_that_held_it_up(site: Site) 
     (name,) = site.nodes(1)
     with site.kubelets({name: running("cri")}) as kubelets:
         # A Pod takes its time to end, in which it is asked.
-        kubelets.keep()
+        kubelets.keep_pods()
         process = site.start(template=template("host-check", "cri", activeDeadlineSeconds=4))
         wait_until(lambda: "waiting for its Pod to end: cri: its Job took" in site.logged(), "it is asked")
-        kubelets.let_go()
+        kubelets.release_pods()
         run = ended(process)
     error = run.result["nodes"][0]["error"]
     assert (run.code, error["stage"]) == (1, "cri")
@@ -257,7 +259,7 @@ def test_killed_in_the_middle_the_next_run_takes_over_what_runs(site: Site) -> N
         before = {job["metadata"]["uid"] for job in site.jobs()}
         second = site.start(parallelism=2)
         wait_until(lambda: site.logged().count("taken over") == 2, "both are taken over")
-        kubelets.otherwise = {"phase": "Succeeded"}
+        kubelets.default_status = {"phase": "Succeeded"}
         for name in names:
             kubelets.answer(name, {"phase": "Succeeded"})
         run = ended(second)
@@ -285,7 +287,7 @@ def test_a_job_deleted_by_somebody_is_made_anew(site: Site) -> None:
         wait_until(lambda: len(site.jobs()) == 1, "the Job runs")
         site.cluster.kubectl("delete", "job", "--all", f"--namespace={site.name}", "--wait=false")
         wait_until(lambda: "making it anew" in site.logged(), "the loss is noticed")
-        kubelets.otherwise = {"phase": "Succeeded"}
+        kubelets.default_status = {"phase": "Succeeded"}
         run = ended(process)
     assert run.outcomes == {name: "done"}
 
@@ -346,7 +348,7 @@ def test_what_went_with_a_dead_dispatcher_has_ended_on_the_node_before_the_next_
 ) -> None:
     (name,) = site.nodes(1)
     with site.kubelets({name: running("cri")}) as kubelets:
-        kubelets.keep()
+        kubelets.keep_pods()
         first = site.start(*owner(site, "first"))
         wait_until(lambda: len(pods(site)) == 1, "a Pod runs")
         first.kill()
@@ -359,10 +361,10 @@ def test_what_went_with_a_dead_dispatcher_has_ended_on_the_node_before_the_next_
         second = site.start(*owner(site, "second"), generation="2")
         wait_until(lambda: "whose Job is gone" in site.logged(), "the Pod is noticed")
         assert pods(site) == before
-        kubelets.let_go()
+        kubelets.release_pods()
         run = ended(second)
     assert run.outcomes == {name: "done"}
-    assert kubelets.most == 1, "never two at once"
+    assert kubelets.max_running == 1, "never two at once"
 
 
 def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on(site: Site) -> None:
@@ -385,7 +387,7 @@ def test_a_job_on_a_node_whose_kubelet_is_dead_is_given_up(site: Site) -> None:
     late = template("host-check", "cri", activeDeadlineSeconds=3)
     late["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
     with site.kubelets({dead: running("cri")}) as kubelets:
-        kubelets.keep()
+        kubelets.keep_pods()
         run = site.run(template=late)
     assert run.outcomes == {dead: "failed", alive: "done"}
     error = run.result["nodes"][0]["error"]
@@ -407,10 +409,10 @@ def test_a_pod_that_is_not_admitted_is_told_while_its_job_waits(site: Site) -> N
 
 
 def test_a_node_that_left_the_selection_is_cleaned_and_an_uninstall_stops_what_runs(site: Site) -> None:
-    first, second = site.nodes(2, **{MARK: "true"})
+    first, second = site.nodes(2, **{INSTALLATION_LABEL: "true"})
     everything = ({"operator": "Exists"},)
     removed = {"namePrefix": "removed", "template": template("revert-cri", tolerations=everything)}
-    mark = f"{MARK}-{site.name}"  # other tests have nodes of their own
+    mark = f"{INSTALLATION_LABEL}-{site.name}"  # other tests have nodes of their own
     for name in (first, second):
         site.cluster.kubectl("label", "node", name, f"{mark}=true", "pool-")
     site.cluster.kubectl("label", "node", first, f"pool={site.name}")

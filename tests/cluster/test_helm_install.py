@@ -9,14 +9,24 @@ from node.installation import HANDLERS, UNIT
 from node.snapshot import changes
 
 from cluster.chart_objects import merge
-from cluster.helm_releases import COMMON, CONTROL_PLANE, JOBS, LIMIT, MARK, NAMESPACE, Machine, Place, ended
+from cluster.helm_releases import (
+    COMMON,
+    CONTROL_PLANE,
+    INSTALLATION_LABEL_PREFIX,
+    JOBS,
+    LIMIT,
+    NAMESPACE,
+    CiCluster,
+    PreparedNode,
+    ended,
+)
 from cluster.jobs import Job, container, job
-from cluster.test_stages import AS_RUNC, SHARED, SHIM, events
+from cluster.test_stages import AS_RUNC, SHARED_LABEL, SHIM, events
 
 
-def guest(machine: Machine) -> Job:
+def guest(prepared_node: PreparedNode) -> Job:
     """A pod in Kata, which nobody but the scheduler gives a node."""
-    joined = machine.joined
+    joined = prepared_node.joined
     spec = {
         "runtimeClassName": "kata-qemu",
         "terminationGracePeriodSeconds": 0,
@@ -27,131 +37,150 @@ def guest(machine: Machine) -> Job:
 
 
 def test_jobs_install_for_a_ci_an_upgrade_works_on_a_new_node_alone_and_helm_takes_all_away(
-    place: Place,
+    ci_cluster: CiCluster,
 ) -> None:
-    machine, node = place.machine, place.joined.node
-    kubectl = place.joined.cluster.kubectl
+    prepared_node, node = ci_cluster.prepared_node, ci_cluster.joined.node
+    kubectl = ci_cluster.joined.cluster.kubectl
     values = merge(JOBS, {"containerd": {"userDropIn": AS_RUNC}})
-    before, invocation = machine.snapshot(), machine.invocation
+    before, invocation = prepared_node.snapshot(), prepared_node.invocation
 
-    done = place.releases.installed(values)
-    assert f"nodes with {SHARED}=true,{MARK}default=true: {node.name}" in done.stderr
-    assert machine.handlers == HANDLERS
-    assert machine.labels == {SHARED: "true", f"{MARK}default": "true"}
-    assert events(place.joined) == ["KataInstalling", "KataInstalled"]
-    assert machine.invocation != invocation
+    done = ci_cluster.releases.install_checked(values)
+    assert (
+        f"nodes with {SHARED_LABEL}=true,{INSTALLATION_LABEL_PREFIX}default=true: {node.name}" in done.stderr
+    )
+    assert prepared_node.handlers == HANDLERS
+    assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+    assert events(ci_cluster.joined) == ["KataInstalling", "KataInstalled"]
+    assert prepared_node.invocation != invocation
     # Nothing stays.
     running = ("--field-selector=status.phase=Running", f"--namespace={NAMESPACE}", "--output=name")
     assert kubectl("get", "pods", *running).stdout == ""
-    guest(machine)
+    guest(prepared_node)
 
     # An upgrade with nothing changed: here not a byte, no restart, and the pod runs on. Only a node that has
     # joined since is worked on.
-    installed, invocation = machine.snapshot(), machine.invocation
-    with place.another() as late:
+    install_checked, invocation = prepared_node.snapshot(), prepared_node.invocation
+    with ci_cluster.join_another() as late:
         before_late = late.snapshot()
-        place.releases.installed(values)
-        assert changes(installed, machine.snapshot(), times=True) == []
-        assert machine.invocation == invocation
-        assert Job(place.joined.cluster, "guest", nodes=[place.joined]).read()["status"]["ready"] == 1
+        ci_cluster.releases.install_checked(values)
+        assert changes(install_checked, prepared_node.snapshot(), times=True) == []
+        assert prepared_node.invocation == invocation
+        assert (
+            Job(ci_cluster.joined.cluster, "guest", nodes=[ci_cluster.joined]).read()["status"]["ready"] == 1
+        )
         assert late.handlers == HANDLERS
-        assert late.labels == {SHARED: "true", f"{MARK}default": "true"}
+        assert late.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
         assert late.node.activations(UNIT) == 2
 
         # An uninstall that a pod on Kata is in the way of, and the way back from that.
-        assert place.releases.uninstall(check=False).returncode
-        assert machine.labels == {SHARED: "false", f"{MARK}default": "false"}
-        assert (machine.handlers, machine.invocation) == (HANDLERS, invocation)
-        place.releases.rollback()
-        assert machine.labels == late.labels == {SHARED: "true", f"{MARK}default": "true"}
-        assert (machine.handlers, machine.invocation) == (HANDLERS, invocation)
+        assert ci_cluster.releases.uninstall(check=False).returncode
+        assert prepared_node.labels == {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
+        assert (prepared_node.handlers, prepared_node.invocation) == (HANDLERS, invocation)
+        ci_cluster.releases.rollback()
+        assert (
+            prepared_node.labels
+            == late.labels
+            == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+        )
+        assert (prepared_node.handlers, prepared_node.invocation) == (HANDLERS, invocation)
         assert late.handlers == HANDLERS
 
         kubectl("delete", "job", "guest", "--wait", "--cascade=foreground")
         wait_until(lambda: not node.run(["pgrep", "--full", SHIM], check=False).stdout, "the shim has ended")
-        place.releases.uninstall()
+        ci_cluster.releases.uninstall()
         assert changes(before_late, late.snapshot()) == []
-        assert late.untouched
-    assert changes(before, machine.snapshot()) == []
-    assert machine.untouched
-    assert events(place.joined)[-1] == "KataRemoved"
+        assert late.is_clean
+    assert changes(before, prepared_node.snapshot()) == []
+    assert prepared_node.is_clean
+    assert events(ci_cluster.joined)[-1] == "KataRemoved"
 
 
-def test_a_daemonset_installs_for_a_ci_and_outlives_a_rolling_restart(place: Place) -> None:
-    machine, kubectl = place.machine, place.joined.cluster.kubectl
+def test_a_daemonset_installs_for_a_ci_and_outlives_a_rolling_restart(ci_cluster: CiCluster) -> None:
+    prepared_node, kubectl = ci_cluster.prepared_node, ci_cluster.joined.cluster.kubectl
     values = merge(COMMON, {"containerd": {"userDropIn": AS_RUNC}})
-    before = machine.snapshot()
+    before = prepared_node.snapshot()
     where = f"--namespace={NAMESPACE}"
 
-    done = place.releases.installed(values)
+    done = ci_cluster.releases.install_checked(values)
     assert "daemonset/kata-deploy: 1 of 1 pods ready, 1 of this revision" in done.stderr
-    assert machine.handlers == HANDLERS
-    assert machine.labels == {SHARED: "true", f"{MARK}default": "true"}
-    installed, invocation = machine.snapshot(), machine.invocation
+    assert prepared_node.handlers == HANDLERS
+    assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+    install_checked, invocation = prepared_node.snapshot(), prepared_node.invocation
 
     kubectl("rollout", "restart", "daemonset/kata-deploy", where)
     kubectl("rollout", "status", "daemonset/kata-deploy", where, f"--timeout={LIMIT}s")
-    assert changes(installed, machine.snapshot()) == []
-    assert machine.invocation == invocation
-    assert machine.labels == {SHARED: "true", f"{MARK}default": "true"}
+    assert changes(install_checked, prepared_node.snapshot()) == []
+    assert prepared_node.invocation == invocation
+    assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
 
-    place.releases.uninstall()
-    assert changes(before, machine.snapshot()) == []
-    assert machine.untouched
+    ci_cluster.releases.uninstall()
+    assert changes(before, prepared_node.snapshot()) == []
+    assert prepared_node.is_clean
 
 
-def test_two_releases_share_a_node_and_go_one_after_the_other(place: Place) -> None:
-    machine = place.machine
-    before = machine.snapshot()
+def test_two_releases_share_a_node_and_go_one_after_the_other(ci_cluster: CiCluster) -> None:
+    prepared_node = ci_cluster.prepared_node
+    before = prepared_node.snapshot()
     served: dict[str, set[str]] = {}
     for name in ("one", "two"):
-        place.releases.installed(merge(JOBS, {"env": {"multiInstallSuffix": name}}), release=f"kata-{name}")
+        ci_cluster.releases.install_checked(
+            merge(JOBS, {"env": {"multiInstallSuffix": name}}), release=f"kata-{name}"
+        )
         served[name] = {f"{handler}-{name}" for handler in HANDLERS}
-    assert {*machine.handlers} == served["one"] | served["two"]
-    assert machine.labels == {SHARED: "true", f"{MARK}one": "true", f"{MARK}two": "true"}
+    assert {*prepared_node.handlers} == served["one"] | served["two"]
+    assert prepared_node.labels == {
+        SHARED_LABEL: "true",
+        f"{INSTALLATION_LABEL_PREFIX}one": "true",
+        f"{INSTALLATION_LABEL_PREFIX}two": "true",
+    }
 
-    place.releases.uninstall("kata-one")
-    assert {*machine.handlers} == served["two"]
-    assert machine.labels == {SHARED: "true", f"{MARK}two": "true"}
+    ci_cluster.releases.uninstall("kata-one")
+    assert {*prepared_node.handlers} == served["two"]
+    assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}two": "true"}
 
-    place.releases.uninstall("kata-two")
-    assert changes(before, machine.snapshot()) == []
-    assert machine.untouched
+    ci_cluster.releases.uninstall("kata-two")
+    assert changes(before, prepared_node.snapshot()) == []
+    assert prepared_node.is_clean
 
 
-def test_what_a_killed_dispatcher_left_undone_is_done_by_the_next_upgrade(place: Place) -> None:
+def test_what_a_killed_dispatcher_left_undone_is_done_by_the_next_upgrade(ci_cluster: CiCluster) -> None:
     values = merge(JOBS, {"job": {"parallelism": 1}})
-    with place.another() as second:
-        machines = (place.machine, second)
-        process = place.releases.start(values)
-        wait_until(lambda: any(machine.labels for machine in machines), "a node is claimed")
-        for machine in machines:
-            machine.node.run(["pkill", "--signal=KILL", "--full", "kata-deploy-job-dispatcher"], check=False)
+    with ci_cluster.join_another() as second:
+        machines = (ci_cluster.prepared_node, second)
+        process = ci_cluster.releases.start(values)
+        wait_until(lambda: any(prepared_node.labels for prepared_node in machines), "a node is claimed")
+        for prepared_node in machines:
+            prepared_node.node.run(
+                ["pkill", "--signal=KILL", "--full", "kata-deploy-job-dispatcher"], check=False
+            )
         failed = ended(process)
         assert failed.returncode == 1, failed.stderr
         assert "helm ended with 1" in failed.stderr
-        assert not all(machine.handlers for machine in machines)
+        assert not all(prepared_node.handlers for prepared_node in machines)
 
-        place.releases.installed(JOBS)
-        for machine in machines:
-            assert machine.handlers == HANDLERS
-            assert machine.labels == {SHARED: "true", f"{MARK}default": "true"}
+        ci_cluster.releases.install_checked(JOBS)
+        for prepared_node in machines:
+            assert prepared_node.handlers == HANDLERS
+            assert prepared_node.labels == {
+                SHARED_LABEL: "true",
+                f"{INSTALLATION_LABEL_PREFIX}default": "true",
+            }
             # One restart each: what was begun under the first dispatcher is not begun again.
-            assert machine.node.activations(UNIT) == 2
+            assert prepared_node.node.activations(UNIT) == 2
 
-        place.releases.uninstall()
-        assert all(machine.untouched for machine in machines)
+        ci_cluster.releases.uninstall()
+        assert all(prepared_node.is_clean for prepared_node in machines)
 
 
-def test_a_node_that_cannot_run_kata_is_told_with_the_reason(place: Place) -> None:
-    machine, node = place.machine, place.joined.node
+def test_a_node_that_cannot_run_kata_is_told_with_the_reason(ci_cluster: CiCluster) -> None:
+    prepared_node, node = ci_cluster.prepared_node, ci_cluster.joined.node
     node.run(["rm", "/dev/kvm"])
-    before = machine.snapshot()
-    done = place.releases.install(JOBS)
+    before = prepared_node.snapshot()
+    done = ci_cluster.releases.install(JOBS)
     assert done.returncode == 1, done.stderr
     assert "host-check: now terminated Error exit code 3" in done.stderr
     assert "/dev/kvm" in done.stderr
     assert f"pod {NAMESPACE}/kata-deploy-install-" in done.stderr
     assert CONTROL_PLANE in done.stderr
-    assert changes(before, machine.snapshot()) == []
-    assert machine.untouched
+    assert changes(before, prepared_node.snapshot()) == []
+    assert prepared_node.is_clean

@@ -13,27 +13,27 @@ from node.cache import CHECKOUT
 from node.commands import wait_until
 from node.debian_node import Node
 from node.images import archive, layer
-from node.installation import HANDLERS, PAYLOAD, VALUES, make_payload, outcomes, with_kvm
+from node.installation import HANDLERS, PAYLOAD, VALUES, fake_kvm, make_payload, outcomes
 from node.node_records import running
 
 from cluster.control_plane import Cluster
-from cluster.joined_node import Joined
+from cluster.joined_node import JoinedNode
 
 ACCOUNT = "system:serviceaccount:default:kata-node"
-SHARED = "katacontainers.io/kata-runtime"
+SHARED_LABEL = "katacontainers.io/kata-runtime"
 
 
-def seen(joined: Joined) -> Any:
+def seen(joined: JoinedNode) -> Any:
     """The Node as the API server has it."""
     return json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
 
 
-def reported(joined: Joined) -> set[str]:
+def reported(joined: JoinedNode) -> set[str]:
     """The handlers the kubelet has reported, but for the default one."""
     return {each["name"] for each in seen(joined)["status"]["runtimeHandlers"]} - {""}
 
 
-def test_a_node_joins_as_the_machine_it_is(shared_node: Joined) -> None:
+def test_a_node_joins_as_the_machine_it_is(shared_node: JoinedNode) -> None:
     info = seen(shared_node)["status"]["nodeInfo"]
     assert info["machineID"] == (shared_node.node.root / "etc/machine-id").read_text().strip()
     assert info["kubeletVersion"] == shared_node.cluster.kubernetes
@@ -41,7 +41,7 @@ def test_a_node_joins_as_the_machine_it_is(shared_node: Joined) -> None:
 
 
 def test_an_installation_is_reported_by_the_kubelet_and_labelled_until_it_is_reverted(
-    joined: Joined, tmp_path: Path
+    joined: JoinedNode, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
     cluster.kubectl("create", "serviceaccount", "kata-node")
@@ -54,14 +54,14 @@ def test_an_installation_is_reported_by_the_kubelet_and_labelled_until_it_is_rev
         "KATA_NODE_LABEL_STABLE_FOR": "1",
     }
 
-    with_kvm(node).mount(make_payload(tmp_path / "payload"), PAYLOAD)
+    fake_kvm(node).mount(make_payload(tmp_path / "payload"), PAYLOAD)
     done = node.kata_node("install", "--output", "json", config=VALUES, payload=PAYLOAD, env=env, check=True)
     assert set(outcomes(done).values()) == {"done"}
-    assert seen(joined)["metadata"]["labels"][SHARED] == "true"
+    assert seen(joined)["metadata"]["labels"][SHARED_LABEL] == "true"
     wait_until(lambda: reported(joined) == {"runc", *HANDLERS}, "the kubelet has reported the handlers")
 
     node.kata_node("revert", config=VALUES, env=env, check=True)
-    assert SHARED not in seen(joined)["metadata"]["labels"]
+    assert SHARED_LABEL not in seen(joined)["metadata"]["labels"]
     wait_until(lambda: reported(joined) == {"runc"}, "the kubelet has reported that they are gone")
 
 

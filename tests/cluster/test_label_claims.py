@@ -8,73 +8,73 @@ from collections.abc import Mapping
 
 import pytest
 from node.cache import CHECKOUT
-from node.commands import Running, told
+from node.commands import RunningCommand, describe_result
 
 from cluster.control_plane import Cluster
-from cluster.faulty_proxy import FOR_EVER, Fault
-from cluster.node_writers import History
-from cluster.stage_runner import CLAIMED, MARK, OURS, SHARED, Scene
+from cluster.faulty_proxy import UNLIMITED, Fault
+from cluster.node_writers import NodeHistory
+from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, OURS, SHARED_LABEL, StageRunner
 
 AT_ONCE = "--label-stable-for=0"
-DEFAULT, BLUE, GREEN = (f"{MARK}{instance}" for instance in ("default", "blue", "green"))
+DEFAULT, BLUE, GREEN = (f"{INSTALLATION_LABEL_PREFIX}{instance}" for instance in ("default", "blue", "green"))
 
 
-def found(scene: Scene, selector: str) -> bool:
+def found(stage_runner: StageRunner, selector: str) -> bool:
     """Whether ``kubectl get nodes -l`` shows the Node."""
-    names = scene.cluster.kubectl("get", "nodes", f"--selector={selector}", "--output=name").stdout
-    return f"node/{scene.name}" in names.split()
+    names = stage_runner.cluster.kubectl("get", "nodes", f"--selector={selector}", "--output=name").stdout
+    return f"node/{stage_runner.name}" in names.split()
 
 
 # --- there and back ---------------------------------------------------------------------------------
 
 
-def test_a_node_can_be_found_from_before_the_first_byte_to_after_the_last(scene: Scene) -> None:
-    scene.register({"example.org/own": "stays"})
-    assert not found(scene, SHARED)
-    scene.run("claim").succeeded()
-    assert scene.labels == CLAIMED
-    assert found(scene, SHARED)
-    assert found(scene, DEFAULT)
-    assert not found(scene, f"{SHARED}=true")
-    scene.run("label").succeeded()
-    assert scene.labels == OURS
-    assert found(scene, f"{SHARED}=true")
-    scene.run("unlabel").succeeded()
-    assert scene.labels == CLAIMED
-    assert found(scene, SHARED)
-    assert not found(scene, f"{SHARED}=true")
-    scene.run("unclaim").succeeded()
-    assert not found(scene, SHARED)
-    labels = scene.hand.node(scene.name)["metadata"]["labels"]
-    assert labels == {"kubernetes.io/hostname": scene.name, "example.org/own": "stays"}
+def test_a_node_can_be_found_from_before_the_first_byte_to_after_the_last(stage_runner: StageRunner) -> None:
+    stage_runner.register({"example.org/own": "stays"})
+    assert not found(stage_runner, SHARED_LABEL)
+    stage_runner.run("claim").succeeded()
+    assert stage_runner.labels == CLAIMED
+    assert found(stage_runner, SHARED_LABEL)
+    assert found(stage_runner, DEFAULT)
+    assert not found(stage_runner, f"{SHARED_LABEL}=true")
+    stage_runner.run("label").succeeded()
+    assert stage_runner.labels == OURS
+    assert found(stage_runner, f"{SHARED_LABEL}=true")
+    stage_runner.run("unlabel").succeeded()
+    assert stage_runner.labels == CLAIMED
+    assert found(stage_runner, SHARED_LABEL)
+    assert not found(stage_runner, f"{SHARED_LABEL}=true")
+    stage_runner.run("unclaim").succeeded()
+    assert not found(stage_runner, SHARED_LABEL)
+    labels = stage_runner.node_writer.node(stage_runner.name)["metadata"]["labels"]
+    assert labels == {"kubernetes.io/hostname": stage_runner.name, "example.org/own": "stays"}
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         pytest.param({}, CLAIMED, id="fresh"),
-        pytest.param({SHARED: "false"}, CLAIMED, id="mark lost"),
+        pytest.param({SHARED_LABEL: "false"}, CLAIMED, id="mark lost"),
         pytest.param({DEFAULT: "false"}, CLAIMED, id="shared label lost"),
-        pytest.param({SHARED: "", DEFAULT: ""}, CLAIMED, id="labels of no meaning"),
+        pytest.param({SHARED_LABEL: "", DEFAULT: ""}, CLAIMED, id="labels of no meaning"),
         pytest.param(
-            {SHARED: "true", BLUE: "true"},
-            {SHARED: "true", BLUE: "true", DEFAULT: "false"},
+            {SHARED_LABEL: "true", BLUE: "true"},
+            {SHARED_LABEL: "true", BLUE: "true", DEFAULT: "false"},
             id="another serves",
         ),
         pytest.param(
-            {SHARED: "false", BLUE: "false"},
-            {SHARED: "false", BLUE: "false", DEFAULT: "false"},
+            {SHARED_LABEL: "false", BLUE: "false"},
+            {SHARED_LABEL: "false", BLUE: "false", DEFAULT: "false"},
             id="another claims",
         ),
     ],
 )
 def test_a_claim_says_that_something_may_be_there_and_takes_nothing_back(
-    scene: Scene, before: Mapping[str, str], after: Mapping[str, str]
+    stage_runner: StageRunner, before: Mapping[str, str], after: Mapping[str, str]
 ) -> None:
-    scene.register(before)
-    scene.run("claim").succeeded()
-    assert scene.labels == after
-    assert scene.road.count("PATCH") == 1
+    stage_runner.register(before)
+    stage_runner.run("claim").succeeded()
+    assert stage_runner.labels == after
+    assert stage_runner.proxy.count("PATCH") == 1
 
 
 OTHERS = [
@@ -88,26 +88,28 @@ OTHERS = [
 
 @pytest.mark.parametrize(("others", "shared"), OTHERS)
 def test_the_shared_label_says_after_an_instance_what_the_others_marks_say(
-    scene: Scene, others: Mapping[str, str], shared: str | None
+    stage_runner: StageRunner, others: Mapping[str, str], shared: str | None
 ) -> None:
-    scene.register({**OURS, **others})
-    scene.run("unlabel", AT_ONCE).succeeded()
-    assert scene.labels == {SHARED: shared or "false", DEFAULT: "false", **others}
-    scene.run("unclaim", AT_ONCE).succeeded()
-    assert scene.labels == ({SHARED: shared, **others} if shared else {})
+    stage_runner.register({**OURS, **others})
+    stage_runner.run("unlabel", AT_ONCE).succeeded()
+    assert stage_runner.labels == {SHARED_LABEL: shared or "false", DEFAULT: "false", **others}
+    stage_runner.run("unclaim", AT_ONCE).succeeded()
+    assert stage_runner.labels == ({SHARED_LABEL: shared, **others} if shared else {})
 
 
-def test_a_shared_label_that_no_instance_answers_for_goes_with_the_claim(scene: Scene) -> None:
-    scene.register({SHARED: "true"})
-    scene.run("unclaim", AT_ONCE).succeeded()
-    assert scene.labels == {}
+def test_a_shared_label_that_no_instance_answers_for_goes_with_the_claim(stage_runner: StageRunner) -> None:
+    stage_runner.register({SHARED_LABEL: "true"})
+    stage_runner.run("unclaim", AT_ONCE).succeeded()
+    assert stage_runner.labels == {}
 
 
-def test_labels_put_back_after_a_removal_are_removed_again(scene: Scene) -> None:
-    scene.register(CLAIMED)
-    scene.road.meet(Fault(then=lambda: scene.hand.label(scene.name, OURS)), method="PATCH")
-    done = scene.run("unclaim").succeeded()
-    assert scene.labels == {}
+def test_labels_put_back_after_a_removal_are_removed_again(stage_runner: StageRunner) -> None:
+    stage_runner.register(CLAIMED)
+    stage_runner.proxy.inject(
+        Fault(then=lambda: stage_runner.node_writer.label(stage_runner.name, OURS)), method="PATCH"
+    )
+    done = stage_runner.run("unclaim").succeeded()
+    assert stage_runner.labels == {}
     assert "was undone; changing it again" in done.log
 
 
@@ -123,17 +125,17 @@ def test_labels_put_back_after_a_removal_are_removed_again(scene: Scene) -> None
         pytest.param("unlabel", CLAIMED, id="unlabel what is claimed"),
         pytest.param("unlabel", {}, id="unlabel a bare node"),
         pytest.param("unclaim", {}, id="unclaim a bare node"),
-        pytest.param("unclaim", {SHARED: "true", BLUE: "true"}, id="unclaim a node of others"),
+        pytest.param("unclaim", {SHARED_LABEL: "true", BLUE: "true"}, id="unclaim a node of others"),
     ],
 )
 def test_where_there_is_nothing_to_do_one_look_is_all(
-    scene: Scene, stage: str, before: Mapping[str, str]
+    stage_runner: StageRunner, stage: str, before: Mapping[str, str]
 ) -> None:
-    scene.register(before)
-    version = scene.version
-    assert scene.run(stage).succeeded().outcome == "skipped"
-    assert scene.version == version
-    assert (scene.road.count("GET"), scene.road.count("PATCH")) == (1, 0)
+    stage_runner.register(before)
+    version = stage_runner.version
+    assert stage_runner.run(stage).succeeded().outcome == "skipped"
+    assert stage_runner.version == version
+    assert (stage_runner.proxy.count("GET"), stage_runner.proxy.count("PATCH")) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +149,13 @@ def test_where_there_is_nothing_to_do_one_look_is_all(
     ],
 )
 def test_what_there_is_to_do_takes_few_requests(
-    scene: Scene, stage: str, before: Mapping[str, str], looks: int
+    stage_runner: StageRunner, stage: str, before: Mapping[str, str], looks: int
 ) -> None:
-    scene.register(before)
-    assert scene.run(stage).succeeded().outcome == "done"
-    assert scene.road.count("PATCH") == 1
-    assert scene.road.count("POST") == 1  # the Event
-    assert scene.road.count("GET") <= looks
+    stage_runner.register(before)
+    assert stage_runner.run(stage).succeeded().outcome == "done"
+    assert stage_runner.proxy.count("PATCH") == 1
+    assert stage_runner.proxy.count("POST") == 1  # the Event
+    assert stage_runner.proxy.count("GET") <= looks
 
 
 # --- several at once --------------------------------------------------------------------------------
@@ -182,21 +184,21 @@ print(f"\\n{mark}")
 
 
 def test_what_the_labels_say_is_true_at_every_moment_while_several_instances_come_and_go(
-    scene: Scene, cluster: Cluster
+    stage_runner: StageRunner, cluster: Cluster
 ) -> None:
-    scene.register()
+    stage_runner.register()
     environment = {
         **cluster.environment(),
-        "KUBECONFIG": str(scene.kubeconfig),
-        "NODE_NAME": scene.name,
+        "KUBECONFIG": str(stage_runner.kubeconfig),
+        "NODE_NAME": stage_runner.name,
         "PYTHONPATH": str(CHECKOUT),
     }
-    options = [f"--host-root={scene.host}", "--shims=qemu", "--label-timeout=30", AT_ONCE]
+    options = [f"--host-root={stage_runner.host}", "--shims=qemu", "--label-timeout=30", AT_ONCE]
     # What is read is old when it is known: the more changes meet another one.
-    scene.road.meet(Fault(delay=0.02), method="GET", times=FOR_EVER)
-    with History(cluster, scene.name) as history:
+    stage_runner.proxy.inject(Fault(delay=0.02), method="GET", times=UNLIMITED)
+    with NodeHistory(cluster, stage_runner.name) as history:
         workers = {
-            instance: Running(
+            instance: RunningCommand(
                 [],
                 [
                     sys.executable,
@@ -214,14 +216,14 @@ def test_what_the_labels_say_is_true_at_every_moment_while_several_instances_com
         }
         done = {instance: worker.wait() for instance, worker in workers.items()}
     for state in history.states:
-        there = [value for key, value in state["labels"].items() if key.startswith(MARK)]
+        there = [value for key, value in state["labels"].items() if key.startswith(INSTALLATION_LABEL_PREFIX)]
         says = None if not there else "true" if "true" in there else "false"
-        assert state["labels"].get(SHARED) == says, json.dumps(state, indent=2)
+        assert state["labels"].get(SHARED_LABEL) == says, json.dumps(state, indent=2)
     marks = {}
     for instance, each in done.items():
-        assert not each.returncode, told(each)
+        assert not each.returncode, describe_result(each)
         mark = each.stdout.splitlines()[-1]
         if mark != "None":
-            marks[f"{MARK}{instance}"] = mark
-    assert {key: value for key, value in scene.labels.items() if key != SHARED} == marks
-    assert scene.road.count("PATCH", 409) > 0  # they did meet
+            marks[f"{INSTALLATION_LABEL_PREFIX}{instance}"] = mark
+    assert {key: value for key, value in stage_runner.labels.items() if key != SHARED_LABEL} == marks
+    assert stage_runner.proxy.count("PATCH", 409) > 0  # they did meet

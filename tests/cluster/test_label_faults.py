@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from node.commands import Running, wait_until
+from node.commands import RunningCommand, wait_until
 
 from cluster.control_plane import Cluster
-from cluster.faulty_proxy import FOR_EVER, JSON, Fault, Road
-from cluster.stage_runner import OURS, Outcome, Scene
+from cluster.faulty_proxy import JSON, UNLIMITED, Fault, FaultyProxy
+from cluster.stage_runner import OURS, Outcome, StageRunner
 
 HTML = {"Content-Type": "text/html"}
 
@@ -33,30 +33,32 @@ READY = [{"type": "Ready", "status": "True"}]
         pytest.param(Fault(cut=True), id="connection cut"),
     ],
 )
-def test_what_may_pass_is_tried_again(scene: Scene, fault: Fault) -> None:
-    scene.register()
-    scene.road.meet(fault, method="GET")
-    scene.road.meet(fault, method="PATCH")
-    scene.run("label").succeeded()
-    assert scene.labels == OURS
-    assert scene.road.count("PATCH") == 2
+def test_what_may_pass_is_tried_again(stage_runner: StageRunner, fault: Fault) -> None:
+    stage_runner.register()
+    stage_runner.proxy.inject(fault, method="GET")
+    stage_runner.proxy.inject(fault, method="PATCH")
+    stage_runner.run("label").succeeded()
+    assert stage_runner.labels == OURS
+    assert stage_runner.proxy.count("PATCH") == 2
 
 
-def test_the_time_that_an_overloaded_api_server_asks_for_is_given_to_it(scene: Scene) -> None:
-    scene.register()
-    scene.road.meet(Fault(429, {**JSON, "Retry-After": "2"}))
-    scene.run("label").succeeded()
-    refused, tried_again, *_ = scene.road.requests
+def test_the_time_that_an_overloaded_api_server_asks_for_is_given_to_it(stage_runner: StageRunner) -> None:
+    stage_runner.register()
+    stage_runner.proxy.inject(Fault(429, {**JSON, "Retry-After": "2"}))
+    stage_runner.run("label").succeeded()
+    refused, tried_again, *_ = stage_runner.proxy.requests
     assert refused.status == 429
     assert tried_again.at - refused.at >= 2
 
 
-def test_an_api_server_that_asks_for_more_time_than_there_is_is_not_asked_again(scene: Scene) -> None:
-    scene.register()
-    scene.road.meet(Fault(429, {**JSON, "Retry-After": "600"}), times=FOR_EVER)
-    failed = scene.run("label", "--label-timeout=300").failed()
+def test_an_api_server_that_asks_for_more_time_than_there_is_is_not_asked_again(
+    stage_runner: StageRunner,
+) -> None:
+    stage_runner.register()
+    stage_runner.proxy.inject(Fault(429, {**JSON, "Retry-After": "600"}), times=UNLIMITED)
+    failed = stage_runner.run("label", "--label-timeout=300").failed()
     assert "the API server answered 429: as ordered" in failed.text
-    assert scene.road.count("GET") == 1
+    assert stage_runner.proxy.count("GET") == 1
 
 
 @pytest.mark.parametrize(
@@ -66,22 +68,24 @@ def test_an_api_server_that_asks_for_more_time_than_there_is_is_not_asked_again(
         pytest.param(Fault(504, carried_out=True), id="timeout"),
     ],
 )
-def test_a_change_whose_answer_is_lost_is_found_made_and_not_made_twice(scene: Scene, answer: Fault) -> None:
-    scene.register()
-    scene.road.meet(answer, method="PATCH")
-    scene.run("label").succeeded()
-    assert scene.labels == OURS
-    assert scene.road.count("PATCH", 200) == 0
-    assert scene.road.count("PATCH", 409) == 1
+def test_a_change_whose_answer_is_lost_is_found_made_and_not_made_twice(
+    stage_runner: StageRunner, answer: Fault
+) -> None:
+    stage_runner.register()
+    stage_runner.proxy.inject(answer, method="PATCH")
+    stage_runner.run("label").succeeded()
+    assert stage_runner.labels == OURS
+    assert stage_runner.proxy.count("PATCH", 200) == 0
+    assert stage_runner.proxy.count("PATCH", 409) == 1
 
 
-def test_an_api_server_that_fails_for_good_is_told_with_its_own_words(scene: Scene) -> None:
-    scene.register()
-    scene.road.meet(Fault(503), times=FOR_EVER)
-    failed = scene.run("label", "--label-timeout=2").failed()
+def test_an_api_server_that_fails_for_good_is_told_with_its_own_words(stage_runner: StageRunner) -> None:
+    stage_runner.register()
+    stage_runner.proxy.inject(Fault(503), times=UNLIMITED)
+    failed = stage_runner.run("label", "--label-timeout=2").failed()
     assert "the API server answered 503: as ordered (asked" in failed.text
-    assert failed.error["where"] == f"node/{scene.name} at {scene.road.url}"
-    assert scene.labels == {}
+    assert failed.error["where"] == f"node/{stage_runner.name} at {stage_runner.proxy.url}"
+    assert stage_runner.labels == {}
 
 
 # --- silence ----------------------------------------------------------------------------------------
@@ -91,29 +95,29 @@ def test_an_api_server_that_does_not_speak_holds_nobody_beyond_the_deadline(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """Wherever it falls silent, and however slowly it speaks; one that thinks for long is waited for."""
-    roads: dict[str, Callable[[Road], None]] = {
-        "no handshake": Road.freeze,
-        "no answer": lambda road: road.meet(Fault(stall=True), times=FOR_EVER),
-        "a byte now and then": lambda road: road.meet(Fault(drip=0.3), times=FOR_EVER),
+    roads: dict[str, Callable[[FaultyProxy], None]] = {
+        "no handshake": FaultyProxy.freeze,
+        "no answer": lambda proxy: proxy.inject(Fault(stall=True), times=UNLIMITED),
+        "a byte now and then": lambda proxy: proxy.inject(Fault(drip=0.3), times=UNLIMITED),
         # An admission webhook may take 30 s of its own.
-        "a late answer": lambda road: road.meet(Fault(delay=11), method="PATCH"),
+        "a late answer": lambda proxy: proxy.inject(Fault(delay=11), method="PATCH"),
     }
     with ExitStack() as scenes:
-        running: dict[str, tuple[Scene, Running]] = {}
+        running: dict[str, tuple[StageRunner, RunningCommand]] = {}
         for title, spoil in roads.items():
             (tmp_path / title).mkdir()
-            scene = scenes.enter_context(Scene(cluster, tmp_path / title))
-            scene.register()
-            spoil(scene.road)
+            stage_runner = scenes.enter_context(StageRunner(cluster, tmp_path / title))
+            stage_runner.register()
+            spoil(stage_runner.proxy)
             timeout = 60 if title == "a late answer" else 4
-            running[title] = scene, scene.start("label", f"--label-timeout={timeout}")
+            running[title] = stage_runner, stage_runner.start("label", f"--label-timeout={timeout}")
         late, run = running.pop("a late answer")
         for title, (_, silent) in running.items():
             failed = Outcome.of(silent.wait(30)).failed()
             assert "gave no answer" in failed.text, title
         Outcome.of(run.wait()).succeeded()
         assert late.labels == OURS
-        assert [each.status for each in late.road.requests if each.method == "PATCH"] == [200]
+        assert [each.status for each in late.proxy.requests if each.method == "PATCH"] == [200]
 
 
 # --- restarts ---------------------------------------------------------------------------------------
@@ -125,17 +129,22 @@ def test_an_api_server_that_is_restarted_is_outlived_at_every_moment(
 ) -> None:
     for each in ("waits", "holds"):
         (tmp_path / each).mkdir()
-    with Scene(own_cluster, tmp_path / "waits") as waits, Scene(own_cluster, tmp_path / "holds") as holds:
+    with (
+        StageRunner(own_cluster, tmp_path / "waits") as waits,
+        StageRunner(own_cluster, tmp_path / "holds") as holds,
+    ):
         waits.register(conditions=NOT_READY)
         holds.register()
         waiting = waits.start("label", "--label-timeout=60")
         holding = holds.start("label", "--label-timeout=60", "--label-stable-for=3")
-        wait_until(lambda: holds.road.count("PATCH", 200) == 1, "the labels are set")
-        wait_until(lambda: waits.road.count("GET", 200) > 1, "the Node is waited for")
+        wait_until(lambda: holds.proxy.count("PATCH", 200) == 1, "the labels are set")
+        wait_until(lambda: waits.proxy.count("GET", 200) > 1, "the Node is waited for")
         own_cluster.stop_apiserver(kill=kill)
-        wait_until(lambda: all(each.road.count(status=0) > 1 for each in (waits, holds)), "both have noticed")
+        wait_until(
+            lambda: all(each.proxy.count(status=0) > 1 for each in (waits, holds)), "both have noticed"
+        )
         own_cluster.start_apiserver()
         Outcome.of(holding.wait()).succeeded()
-        waits.hand.report(waits.name, conditions=READY)
+        waits.node_writer.report(waits.name, conditions=READY)
         Outcome.of(waiting.wait()).succeeded()
         assert waits.labels == holds.labels == OURS

@@ -11,12 +11,12 @@ from node.commands import CommandFailed, wait_until
 
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, render
-from cluster.labeller import TEMPLATES, Installation
+from cluster.labeller import TEMPLATES, LabellerRelease
 
 
 @pytest.fixture(scope="module")
-def installation(cluster: Cluster) -> Installation:
-    return Installation(cluster, "kata-checked", "least-checked").apply()
+def installation(cluster: Cluster) -> LabellerRelease:
+    return LabellerRelease(cluster, "kata-checked", "least-checked").apply()
 
 
 def test_releases_of_the_same_chart_share_no_object_unless_nothing_tells_them_apart(cluster: Cluster) -> None:
@@ -41,7 +41,7 @@ def test_releases_of_the_same_chart_share_no_object_unless_nothing_tells_them_ap
 
 
 def test_the_api_server_finds_no_fault_with_the_types_in_the_rules(
-    cluster: Cluster, installation: Installation
+    cluster: Cluster, installation: LabellerRelease
 ) -> None:
     def policies() -> list[Any]:
         read = json.loads(cluster.kubectl("get", "validatingadmissionpolicies", "--output=json").stdout)

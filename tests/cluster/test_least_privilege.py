@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 from node.cache import CHECKOUT
-from node.commands import told, wait_until
+from node.commands import describe_result, wait_until
 
 from cluster.control_plane import Cluster
-from cluster.helm_chart import APPLY, JSON_PATCH, MERGE, STRATEGIC, Caller, admin, unbound
+from cluster.helm_chart import APPLY, JSON_PATCH, MERGE, STRATEGIC, ApiCaller, admin, unbound
 from cluster.labeller import (
     ANY_EFFECT,
     EVENTS,
     FOREIGN,
-    MARK,
+    INSTALLATION_LABEL_PREFIX,
     ONE_EFFECT,
     OTHER_EFFECT,
-    SHARED,
+    SHARED_LABEL,
     STARTUP,
     TAINTS,
-    Installation,
+    LabellerRelease,
     event,
     labels,
     refusal,
@@ -36,14 +36,14 @@ from cluster.labeller import (
 
 
 @pytest.fixture(scope="module")
-def installation(cluster: Cluster) -> Installation:
-    return Installation(cluster, "kata-deploy", "least").apply()
+def installation(cluster: Cluster) -> LabellerRelease:
+    return LabellerRelease(cluster, "kata-deploy", "least").apply()
 
 
 @pytest.fixture(scope="module")
-def beside(cluster: Cluster, installation: Installation) -> Installation:
+def beside(cluster: Cluster, installation: LabellerRelease) -> LabellerRelease:
     """A second installation in the same namespace."""
-    return Installation(cluster, "kata-second", "least", "second").apply()
+    return LabellerRelease(cluster, "kata-second", "least", "second").apply()
 
 
 @pytest.fixture
@@ -52,14 +52,14 @@ def node(cluster: Cluster) -> str:
 
 
 @pytest.fixture
-def labeller(installation: Installation, node: str) -> Caller:
+def labeller(installation: LabellerRelease, node: str) -> ApiCaller:
     return installation.on(node)
 
 
 # --- what the stages do ----------------------------------------------------------------------------
 
 
-def test_the_labels_can_be_claimed_promoted_demoted_and_taken_off(labeller: Caller, node: str) -> None:
+def test_the_labels_can_be_claimed_promoted_demoted_and_taken_off(labeller: ApiCaller, node: str) -> None:
     for shared, own in (
         ("false", "false"),
         ("true", "true"),
@@ -73,7 +73,7 @@ def test_the_labels_can_be_claimed_promoted_demoted_and_taken_off(labeller: Call
         answer = labeller.patch(node, patch)
         assert answer.status == 200, answer.message
         now = answer.body["metadata"]["labels"]
-        assert (now.get(SHARED), now.get(f"{MARK}default")) == (shared, own)
+        assert (now.get(SHARED_LABEL), now.get(f"{INSTALLATION_LABEL_PREFIX}default")) == (shared, own)
 
 
 @pytest.mark.parametrize(
@@ -93,15 +93,15 @@ def test_the_labels_can_be_claimed_promoted_demoted_and_taken_off(labeller: Call
     ],
 )
 def test_it_does_not_matter_how_a_patch_is_written(
-    labeller: Caller, node: str, kind: str, patch: object
+    labeller: ApiCaller, node: str, kind: str, patch: object
 ) -> None:
     kind, _, query = kind.partition("?")
     answer = labeller.call("PATCH", f"/api/v1/nodes/{node}?{query}", patch, kind=kind)
     assert answer.status == 200, answer.message
-    assert answer.body["metadata"]["labels"][SHARED] == "true"
+    assert answer.body["metadata"]["labels"][SHARED_LABEL] == "true"
 
 
-def test_startup_taints_can_be_lifted_and_the_others_are_kept(labeller: Caller, node: str) -> None:
+def test_startup_taints_can_be_lifted_and_the_others_are_kept(labeller: ApiCaller, node: str) -> None:
     for left in ([ONE_EFFECT, OTHER_EFFECT, FOREIGN], [OTHER_EFFECT, FOREIGN]):
         read = labeller.node(node)
         names = [(each["key"], each["effect"]) for each in left]
@@ -114,13 +114,13 @@ def test_startup_taints_can_be_lifted_and_the_others_are_kept(labeller: Caller, 
         assert len(kept) == len(left)
 
 
-def test_events_about_its_node_can_be_recorded(labeller: Caller, node: str) -> None:
+def test_events_about_its_node_can_be_recorded(labeller: ApiCaller, node: str) -> None:
     answer = labeller.call("POST", EVENTS, event(node))
     assert answer.status == 201, answer.message
 
 
 def test_a_node_with_hundreds_of_labels_and_dozens_of_taints_is_not_too_much(
-    cluster: Cluster, labeller: Caller, node: str
+    cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
     # Names and values about as long as they may be, and as many annotations as fit.
     crowd = {f"{'n' * 60}.{'n' * 60}.{'n' * 60}/{'k' * 59}{i:04}": "v" * 63 for i in range(300)}
@@ -140,7 +140,9 @@ def test_a_node_with_hundreds_of_labels_and_dozens_of_taints_is_not_too_much(
     assert "unschedulable" in refusal(labeller.patch(node, {"spec": {"unschedulable": True}}))
 
 
-def test_a_node_with_nothing_on_it_is_labelled_as_well(cluster: Cluster, installation: Installation) -> None:
+def test_a_node_with_nothing_on_it_is_labelled_as_well(
+    cluster: Cluster, installation: LabellerRelease
+) -> None:
     cluster.node("least-bare")
     labeller = installation.on("least-bare")
     assert admin(cluster).patch("least-bare", {"spec": {"taints": None}}).body["spec"] == {}
@@ -149,7 +151,7 @@ def test_a_node_with_nothing_on_it_is_labelled_as_well(cluster: Cluster, install
 
 
 def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands(
-    cluster: Cluster, labeller: Caller, node: str
+    cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
     for manager, fields in (
         ("labels", labels(shared="false", **{"example.org/zone": "a"})),
@@ -165,18 +167,22 @@ def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands
 
 
 def test_values_and_taints_that_were_there_before_are_nobodys_fault(
-    cluster: Cluster, labeller: Caller, node: str
+    cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
-    strange = {SHARED: "perhaps", f"{MARK}default": "", f"{MARK}other": "yes"}
+    strange = {
+        SHARED_LABEL: "perhaps",
+        f"{INSTALLATION_LABEL_PREFIX}default": "",
+        f"{INSTALLATION_LABEL_PREFIX}other": "yes",
+    }
     assert admin(cluster).patch(node, {"metadata": {"labels": strange}}).status == 200
     assert labeller.patch(node, labels(own="false")).status == 200
     assert labeller.patch(node, labels(shared="true")).status == 200
 
 
 def test_the_shared_label_can_be_demoted_and_promoted_while_others_have_marks(
-    cluster: Cluster, labeller: Caller, node: str
+    cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
-    others = {f"{MARK}second": "true", f"{MARK}third": "false"}
+    others = {f"{INSTALLATION_LABEL_PREFIX}second": "true", f"{INSTALLATION_LABEL_PREFIX}third": "false"}
     assert admin(cluster).patch(node, {"metadata": {"labels": others}}).status == 200
     for value in ("true", "false"):
         assert labeller.patch(node, labels(shared=value)).status == 200
@@ -193,9 +199,9 @@ ONLY_TAINTS = "of a Node's spec only startup taints may be removed; not to be ch
 
 BUSY = {
     "labels": {
-        SHARED: "true",
-        f"{MARK}default": "false",
-        f"{MARK}second": "true",
+        SHARED_LABEL: "true",
+        f"{INSTALLATION_LABEL_PREFIX}default": "false",
+        f"{INSTALLATION_LABEL_PREFIX}second": "true",
         "example.org/zone": "a",
         "node-role.kubernetes.io/worker": "",
     },
@@ -206,7 +212,7 @@ OWNER = {"apiVersion": "v1", "kind": "Node", "name": "x", "uid": "0c1e8f0a-0000-
 
 
 @pytest.fixture(scope="module")
-def busy(cluster: Cluster, installation: Installation) -> tuple[str, Caller]:
+def busy(cluster: Cluster, installation: LabellerRelease) -> tuple[str, ApiCaller]:
     """A Node that has something of everything, and the labeller on it."""
     name = worker(cluster, **BUSY)
     return name, installation.on(name)
@@ -233,9 +239,21 @@ def busy(cluster: Cluster, installation: Installation) -> tuple[str, Caller]:
             labels(**{"node-role.kubernetes.io/worker": None}), "not node-role", id="a role taken away"
         ),
         pytest.param(labels(**{"kubernetes.io/hostname": "x"}), "not kubernetes.io/", id="the host's name"),
-        pytest.param(labels(**{f"{MARK}second": "false"}), f"not {MARK}second", id="another's mark changed"),
-        pytest.param(labels(**{f"{MARK}second": None}), f"not {MARK}second", id="another's mark removed"),
-        pytest.param(labels(**{f"{MARK}third": "true"}), f"not {MARK}third", id="another's mark added"),
+        pytest.param(
+            labels(**{f"{INSTALLATION_LABEL_PREFIX}second": "false"}),
+            f"not {INSTALLATION_LABEL_PREFIX}second",
+            id="another's mark changed",
+        ),
+        pytest.param(
+            labels(**{f"{INSTALLATION_LABEL_PREFIX}second": None}),
+            f"not {INSTALLATION_LABEL_PREFIX}second",
+            id="another's mark removed",
+        ),
+        pytest.param(
+            labels(**{f"{INSTALLATION_LABEL_PREFIX}third": "true"}),
+            f"not {INSTALLATION_LABEL_PREFIX}third",
+            id="another's mark added",
+        ),
         pytest.param(labels(shared="yes"), ONLY_VALUES, id="the shared label set to yes"),
         pytest.param(labels(own="True"), ONLY_VALUES, id="its mark set to True"),
         pytest.param(labels(own=""), ONLY_VALUES, id="its mark set to nothing"),
@@ -297,7 +315,7 @@ def busy(cluster: Cluster, installation: Installation) -> tuple[str, Caller]:
     ],
 )
 def test_a_change_beyond_its_work_is_refused_with_the_reason(
-    busy: tuple[str, Caller], patch: dict[str, Any], reason: str
+    busy: tuple[str, ApiCaller], patch: dict[str, Any], reason: str
 ) -> None:
     node, labeller = busy
     before = labeller.node(node)
@@ -305,7 +323,7 @@ def test_a_change_beyond_its_work_is_refused_with_the_reason(
     assert labeller.node(node) == before
 
 
-def test_a_cordon_of_others_is_not_lifted(cluster: Cluster, labeller: Caller, node: str) -> None:
+def test_a_cordon_of_others_is_not_lifted(cluster: Cluster, labeller: ApiCaller, node: str) -> None:
     assert admin(cluster).patch(node, {"spec": {"unschedulable": True}}).status == 200
     for value in (False, None):
         refused = refusal(labeller.patch(node, {"spec": {"unschedulable": value}}))
@@ -313,15 +331,15 @@ def test_a_cordon_of_others_is_not_lifted(cluster: Cluster, labeller: Caller, no
     assert labeller.patch(node, {**labels(shared="false"), **taints(*TAINTS[1:])}).status == 200
 
 
-def test_what_it_may_do_does_not_carry_along_what_it_may_not(busy: tuple[str, Caller]) -> None:
+def test_what_it_may_do_does_not_carry_along_what_it_may_not(busy: tuple[str, ApiCaller]) -> None:
     node, labeller = busy
     patch = {**labels(shared="false", own=None), "spec": {"unschedulable": True}}
     assert "not to be changed: unschedulable" in refusal(labeller.patch(node, patch))
-    assert labeller.node(node)["metadata"]["labels"][SHARED] == "true"
+    assert labeller.node(node)["metadata"]["labels"][SHARED_LABEL] == "true"
 
 
 def test_a_token_of_another_node_changes_nothing_here(
-    cluster: Cluster, installation: Installation, labeller: Caller, node: str
+    cluster: Cluster, installation: LabellerRelease, labeller: ApiCaller, node: str
 ) -> None:
     elsewhere = worker(cluster)
     stranger = installation.on(elsewhere)
@@ -335,7 +353,7 @@ def test_a_token_of_another_node_changes_nothing_here(
 
 
 def test_a_token_that_is_bound_to_no_node_changes_nothing(
-    cluster: Cluster, installation: Installation, node: str
+    cluster: Cluster, installation: LabellerRelease, node: str
 ) -> None:
     loose = unbound(cluster, installation.namespace, installation.account)
     for patch in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
@@ -364,7 +382,7 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
     ],
 )
 def test_an_event_that_is_not_about_its_work_is_refused(
-    labeller: Caller, node: str, fields: dict[str, Any], reason: str
+    labeller: ApiCaller, node: str, fields: dict[str, Any], reason: str
 ) -> None:
     filled = json.loads(json.dumps(fields).replace("{node}", node))
     refused = refusal(labeller.call("POST", EVENTS, event(node, **filled)))
@@ -418,7 +436,7 @@ def test_an_event_that_is_not_about_its_work_is_refused(
     ],
 )
 def test_a_verb_or_resource_beyond_its_roles_is_refused(
-    busy: tuple[str, Caller], method: str, path: str, may_not: str
+    busy: tuple[str, ApiCaller], method: str, path: str, may_not: str
 ) -> None:
     node, labeller = busy
     writes = method != "GET"
@@ -432,7 +450,7 @@ def kind(method: str) -> str:
     return MERGE if method == "PATCH" else "application/json"
 
 
-def rights(caller: Caller, namespace: str) -> set[tuple[tuple[str, ...], ...]]:
+def rights(caller: ApiCaller, namespace: str) -> set[tuple[tuple[str, ...], ...]]:
     """What the API server says this account may do in a namespace, and outside of all."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
@@ -446,7 +464,7 @@ def rights(caller: Caller, namespace: str) -> set[tuple[tuple[str, ...], ...]]:
 
 
 def test_its_rights_are_these_and_no_others(
-    cluster: Cluster, installation: Installation, labeller: Caller
+    cluster: Cluster, installation: LabellerRelease, labeller: ApiCaller
 ) -> None:
     everybodys = unbound(cluster, installation.namespace, "default")
     nodes = (("",), ("nodes",), (), ("get", "patch"))
@@ -459,9 +477,9 @@ def test_its_rights_are_these_and_no_others(
 
 
 @pytest.fixture(scope="module")
-def widened(cluster: Cluster) -> Iterator[Installation]:
+def widened(cluster: Cluster) -> Iterator[LabellerRelease]:
     """An installation whose account was given all rights on all that the policies are about."""
-    wide = Installation(cluster, "kata-wide", "least-wide", "wide").apply()
+    wide = LabellerRelease(cluster, "kata-wide", "least-wide", "wide").apply()
     resources = "nodes,nodes/status,nodes/proxy,events,events.events.k8s.io"
     cluster.kubectl("create", "clusterrole", "wide", "--verb=*", f"--resource={resources}")
     cluster.kubectl(
@@ -511,7 +529,7 @@ NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "least-made"}}
 )
 def test_a_wider_role_opens_nothing_that_a_policy_closes(
     cluster: Cluster,
-    widened: Installation,
+    widened: LabellerRelease,
     node: str,
     method: str,
     path: str,
@@ -529,17 +547,19 @@ def test_a_wider_role_opens_nothing_that_a_policy_closes(
     assert refusal(answer) == reason
 
 
-def test_replacing_a_node_is_held_to_the_same_rules_as_patching_it(widened: Installation, node: str) -> None:
+def test_replacing_a_node_is_held_to_the_same_rules_as_patching_it(
+    widened: LabellerRelease, node: str
+) -> None:
     labeller = widened.on(node)
     read = labeller.node(node)
-    read["metadata"]["labels"][widened.mark] = "true"
+    read["metadata"]["labels"][widened.installation_label] = "true"
     assert labeller.call("PUT", f"/api/v1/nodes/{node}", read).status == 200
     read = labeller.node(node)
     read["metadata"]["labels"]["example.org/new"] = "1"
     assert "not example.org/new" in refusal(labeller.call("PUT", f"/api/v1/nodes/{node}", read))
 
 
-def test_an_event_of_the_newer_api_is_held_to_the_same_rules(widened: Installation, node: str) -> None:
+def test_an_event_of_the_newer_api_is_held_to_the_same_rules(widened: LabellerRelease, node: str) -> None:
     labeller = widened.on(node)
     path = "/apis/events.k8s.io/v1/namespaces/default/events"
     new = {
@@ -565,10 +585,10 @@ def test_an_event_of_the_newer_api_is_held_to_the_same_rules(widened: Installati
 
 
 def test_nobody_else_is_held_to_these_rules(
-    cluster: Cluster, installation: Installation, widened: Installation, node: str
+    cluster: Cluster, installation: LabellerRelease, widened: LabellerRelease, node: str
 ) -> None:
     everything = {
-        "metadata": {"labels": {SHARED: "yes", "example.org/new": "1"}, "annotations": {"a": "b"}},
+        "metadata": {"labels": {SHARED_LABEL: "yes", "example.org/new": "1"}, "annotations": {"a": "b"}},
         "spec": {"unschedulable": True, "taints": []},
     }
     assert admin(cluster).patch(node, everything).status == 200
@@ -585,25 +605,32 @@ def test_nobody_else_is_held_to_these_rules(
 
 
 def test_two_installations_keep_to_their_own_mark_on_the_same_node(
-    installation: Installation, beside: Installation, node: str
+    installation: LabellerRelease, beside: LabellerRelease, node: str
 ) -> None:
     first, second = installation.on(node), beside.on(node)
     for caller, own, other in (
-        (first, installation.mark, beside.mark),
-        (second, beside.mark, installation.mark),
+        (first, installation.installation_label, beside.installation_label),
+        (second, beside.installation_label, installation.installation_label),
     ):
-        assert caller.patch(node, {"metadata": {"labels": {SHARED: "true", own: "true"}}}).status == 200
+        assert caller.patch(node, {"metadata": {"labels": {SHARED_LABEL: "true", own: "true"}}}).status == 200
         refused = refusal(caller.patch(node, {"metadata": {"labels": {other: "false"}}}))
-        assert refused == f"of a Node's labels only {SHARED} and {own} may be changed, not {other}"
-    marks = {key: value for key, value in first.node(node)["metadata"]["labels"].items() if MARK in key}
-    assert marks == {f"{MARK}default": "true", f"{MARK}second": "true"}
+        assert refused == f"of a Node's labels only {SHARED_LABEL} and {own} may be changed, not {other}"
+    marks = {
+        key: value
+        for key, value in first.node(node)["metadata"]["labels"].items()
+        if INSTALLATION_LABEL_PREFIX in key
+    }
+    assert marks == {
+        f"{INSTALLATION_LABEL_PREFIX}default": "true",
+        f"{INSTALLATION_LABEL_PREFIX}second": "true",
+    }
 
 
 # --- the program itself ----------------------------------------------------------------------------
 
 
 @pytest.fixture
-def stage(tmp_path: Path, node: str) -> Callable[[Caller, str], subprocess.CompletedProcess[str]]:
+def stage(tmp_path: Path, node: str) -> Callable[[ApiCaller, str], subprocess.CompletedProcess[str]]:
     """Run a stage for ``node`` with the token of a caller, as the container of a Job does."""
     (tmp_path / "host").mkdir()
     config = tmp_path / "values.yaml"
@@ -611,7 +638,7 @@ def stage(tmp_path: Path, node: str) -> Callable[[Caller, str], subprocess.Compl
         json.dumps({"shims": {"disableAll": True, "qemu": {"enabled": True}}, "startupTaints": STARTUP})
     )
 
-    def run(caller: Caller, name: str) -> subprocess.CompletedProcess[str]:
+    def run(caller: ApiCaller, name: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "kata_node", "stage", name),
@@ -630,7 +657,7 @@ def stage(tmp_path: Path, node: str) -> Callable[[Caller, str], subprocess.Compl
             text=True,
             check=False,
         )
-        assert "Traceback" not in done.stderr, told(done)
+        assert "Traceback" not in done.stderr, describe_result(done)
         return done
 
     return run
@@ -638,20 +665,20 @@ def stage(tmp_path: Path, node: str) -> Callable[[Caller, str], subprocess.Compl
 
 def test_the_stages_of_a_whole_life_need_no_more_than_this(
     cluster: Cluster,
-    labeller: Caller,
+    labeller: ApiCaller,
     node: str,
-    stage: Callable[[Caller, str], subprocess.CompletedProcess[str]],
+    stage: Callable[[ApiCaller, str], subprocess.CompletedProcess[str]],
 ) -> None:
-    own = f"{MARK}default"
+    own = f"{INSTALLATION_LABEL_PREFIX}default"
     expected: dict[str, dict[str, str]] = {
-        "claim": {SHARED: "false", own: "false"},
-        "label": {SHARED: "true", own: "true"},
-        "unlabel": {SHARED: "false", own: "false"},
+        "claim": {SHARED_LABEL: "false", own: "false"},
+        "label": {SHARED_LABEL: "true", own: "true"},
+        "unlabel": {SHARED_LABEL: "false", own: "false"},
         "unclaim": {},
     }
     for name, wanted in expected.items():
         done = stage(labeller, name)
-        assert done.returncode == 0, told(done)
+        assert done.returncode == 0, describe_result(done)
         now = labeller.node(node)
         assert {key: value for key, value in now["metadata"]["labels"].items() if "kata" in key} == wanted
     assert [(each["key"], each["effect"]) for each in now["spec"]["taints"]] == [
@@ -664,13 +691,13 @@ def test_the_stages_of_a_whole_life_need_no_more_than_this(
 
 def test_a_stage_that_is_refused_says_what_the_rule_is(
     cluster: Cluster,
-    installation: Installation,
+    installation: LabellerRelease,
     node: str,
-    stage: Callable[[Caller, str], subprocess.CompletedProcess[str]],
+    stage: Callable[[ApiCaller, str], subprocess.CompletedProcess[str]],
 ) -> None:
     elsewhere = worker(cluster)
     done = stage(installation.on(elsewhere), "claim")
-    assert done.returncode == 1, told(done)
+    assert done.returncode == 1, describe_result(done)
     [report] = json.loads(done.stdout)["stages"]
     assert f"this token is for Node {elsewhere} and may change no other" in report["error"]["what"]
-    assert SHARED not in admin(cluster).node(node)["metadata"]["labels"]
+    assert SHARED_LABEL not in admin(cluster).node(node)["metadata"]["labels"]

@@ -9,16 +9,16 @@ from typing import Any
 
 from node.commands import wait_until
 from node.debian_node import Node
-from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, make_payload, with_kvm
+from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, fake_kvm, make_payload
 from node.snapshot import changes
 
 from cluster.jobs import Job, container, job
-from cluster.joined_node import Joined
+from cluster.joined_node import JoinedNode
 from cluster.stage_jobs import INSTALL, REVERT, prepare, stages_job
-from kata_node.payload.index import write_index
+from kata_node.payload.index import write_manifest
 
-SHARED = "katacontainers.io/kata-runtime"
-MARK = "kata-deploy.katacontainers.io/default"
+SHARED_LABEL = "katacontainers.io/kata-runtime"
+INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 SHIM = "/opt/kata/bin/containerd-shim-kata-v2"
 WATCHED = ("/etc", "/opt")
 
@@ -42,23 +42,23 @@ def payload_that_runs(node: Node, directory: Path) -> Path:
     make_payload(directory)
     shutil.copy(node.root / "usr/bin/containerd-shim-runc-v2", directory / SHIM.lstrip("/"))
     (directory / "manifest.json").unlink()  # it has another size now
-    write_index(directory)
+    write_manifest(directory)
     return directory
 
 
-def bring(joined: Joined, image: Path, payload: Path) -> None:
+def bring(joined: JoinedNode, image: Path, payload: Path) -> None:
     """Let a node have the image, and beside it at :data:`PAYLOAD` the Kata files that it lacks."""
     joined.import_image(image)
-    with_kvm(joined.node).mount(payload_that_runs(joined.node, payload), PAYLOAD)
+    fake_kvm(joined.node).mount(payload_that_runs(joined.node, payload), PAYLOAD)
 
 
-def labels(joined: Joined) -> dict[str, str]:
+def labels(joined: JoinedNode) -> dict[str, str]:
     """Those of the Node's labels that are about Kata."""
     node: Any = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
     return {key: value for key, value in node["metadata"]["labels"].items() if "kata" in key}
 
 
-def events(joined: Joined) -> list[str]:
+def events(joined: JoinedNode) -> list[str]:
     """The reasons of kata-node's Events on the Node, oldest first."""
     done = joined.cluster.kubectl(
         "get", "events", "--field-selector=involvedObject.kind=Node", "--output=json"
@@ -68,7 +68,7 @@ def events(joined: Joined) -> list[str]:
 
 
 def test_a_job_of_the_image_installs_what_pods_then_run_on_and_another_takes_it_off(
-    joined: Joined, image: Path, tmp_path: Path
+    joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
     bring(joined, image, tmp_path / "payload")
@@ -82,7 +82,7 @@ def test_a_job_of_the_image_installs_what_pods_then_run_on_and_another_takes_it_
     assert node.activations(UNIT) == 2
     assert node.unit(UNIT).invocation != invocation
     assert set(HANDLERS) <= set(node.cri_handlers())
-    assert labels(joined) == {SHARED: "true", MARK: "true"}
+    assert labels(joined) == {SHARED_LABEL: "true", INSTALLATION_LABEL: "true"}
     assert events(joined) == ["KataInstalling", "KataInstalled"]
     message = json.loads(installed.states()["cri"]["message"])
     assert (message["stage"], message["outcome"]) == ("cri", "done")
@@ -94,7 +94,7 @@ def test_a_job_of_the_image_installs_what_pods_then_run_on_and_another_takes_it_
 
     guest = {
         "runtimeClassName": "kata-qemu",
-        "nodeSelector": {SHARED: "true"},
+        "nodeSelector": {SHARED_LABEL: "true"},
         "terminationGracePeriodSeconds": 0,
     }
     guest_job = job("guest", {**guest, "containers": [container("guest", "sleep", "infinity")]})

@@ -8,7 +8,7 @@ import pytest
 from node.commands import wait_until
 
 from cluster.faulty_proxy import Fault
-from cluster.stage_runner import OURS, Scene
+from cluster.stage_runner import OURS, StageRunner
 
 STARTING = "example.com/starting"
 TAINTS = [
@@ -19,25 +19,27 @@ TAINTS = [
 
 
 @pytest.fixture
-def scene(scene: Scene) -> Scene:
-    scene.register()
-    taint(scene, TAINTS)
-    return scene
+def stage_runner(stage_runner: StageRunner) -> StageRunner:
+    stage_runner.register()
+    taint(stage_runner, TAINTS)
+    return stage_runner
 
 
-def taint(scene: Scene, taints: list[dict[str, str]]) -> None:
+def taint(stage_runner: StageRunner, taints: list[dict[str, str]]) -> None:
     patch = {"spec": {"taints": taints}}
-    scene.hand.do("PATCH", f"/api/v1/nodes/{scene.name}", patch, "application/merge-patch+json")
+    stage_runner.node_writer.do(
+        "PATCH", f"/api/v1/nodes/{stage_runner.name}", patch, "application/merge-patch+json"
+    )
 
 
-def taints(scene: Scene) -> list[dict[str, str]]:
+def taints(stage_runner: StageRunner) -> list[dict[str, str]]:
     """Those of the Node but for the one the API server itself gives to every new Node."""
-    there = scene.hand.node(scene.name)["spec"].get("taints", [])
+    there = stage_runner.node_writer.node(stage_runner.name)["spec"].get("taints", [])
     return [each for each in there if not each["key"].startswith("node.kubernetes.io/")]
 
 
-def values(scene: Scene, *startup: str) -> str:
-    path = scene.directory / "values.yaml"
+def values(stage_runner: StageRunner, *startup: str) -> str:
+    path = stage_runner.directory / "values.yaml"
     path.write_text(f"startupTaints: {json.dumps(startup)}\n")
     return f"--config={path}"
 
@@ -52,44 +54,44 @@ def values(scene: Scene, *startup: str) -> str:
     ],
 )
 def test_startup_taints_are_lifted_and_others_stay_as_they_are(
-    scene: Scene, startup: list[str], left: list[dict[str, str]]
+    stage_runner: StageRunner, startup: list[str], left: list[dict[str, str]]
 ) -> None:
-    scene.run("label", values(scene, *startup)).succeeded()
-    assert (taints(scene), scene.labels) == (left, OURS)
-    assert scene.run("label", values(scene, *startup)).succeeded().outcome == "skipped"
+    stage_runner.run("label", values(stage_runner, *startup)).succeeded()
+    assert (taints(stage_runner), stage_runner.labels) == (left, OURS)
+    assert stage_runner.run("label", values(stage_runner, *startup)).succeeded().outcome == "skipped"
 
 
-def test_a_taint_is_lifted_from_a_node_that_is_labelled_already(scene: Scene) -> None:
-    scene.run("label").succeeded()
-    assert taints(scene) == TAINTS
-    assert scene.run("label", values(scene, STARTING)).succeeded().outcome == "done"
-    assert taints(scene) == TAINTS[2:]
+def test_a_taint_is_lifted_from_a_node_that_is_labelled_already(stage_runner: StageRunner) -> None:
+    stage_runner.run("label").succeeded()
+    assert taints(stage_runner) == TAINTS
+    assert stage_runner.run("label", values(stage_runner, STARTING)).succeeded().outcome == "done"
+    assert taints(stage_runner) == TAINTS[2:]
 
 
-def test_no_taint_is_lifted_before_the_labels_have_held(scene: Scene) -> None:
-    running = scene.start("label", "--label-stable-for=3", values(scene, STARTING))
-    wait_until(lambda: scene.labels == OURS, "it is labelled")
-    scene.hand.label(scene.name, dict.fromkeys(OURS))
-    wait_until(lambda: scene.labels == OURS, "it is labelled again")
-    assert taints(scene) == TAINTS
+def test_no_taint_is_lifted_before_the_labels_have_held(stage_runner: StageRunner) -> None:
+    running = stage_runner.start("label", "--label-stable-for=3", values(stage_runner, STARTING))
+    wait_until(lambda: stage_runner.labels == OURS, "it is labelled")
+    stage_runner.node_writer.label(stage_runner.name, dict.fromkeys(OURS))
+    wait_until(lambda: stage_runner.labels == OURS, "it is labelled again")
+    assert taints(stage_runner) == TAINTS
     assert running.wait().returncode == 0
-    assert taints(scene) == TAINTS[2:]
+    assert taints(stage_runner) == TAINTS[2:]
 
 
-def test_a_taint_that_somebody_adds_at_the_same_moment_is_not_lost(scene: Scene) -> None:
+def test_a_taint_that_somebody_adds_at_the_same_moment_is_not_lost(stage_runner: StageRunner) -> None:
     late = {"key": "example.com/late", "effect": "NoSchedule"}
-    scene.run("label").succeeded()
-    scene.road.meet(Fault(first=lambda: taint(scene, [*TAINTS, late])), method="PATCH")
-    scene.run("label", values(scene, STARTING)).succeeded()
-    assert taints(scene) == [TAINTS[2], late]
-    assert scene.road.count("PATCH", 409) == 1
+    stage_runner.run("label").succeeded()
+    stage_runner.proxy.inject(Fault(first=lambda: taint(stage_runner, [*TAINTS, late])), method="PATCH")
+    stage_runner.run("label", values(stage_runner, STARTING)).succeeded()
+    assert taints(stage_runner) == [TAINTS[2], late]
+    assert stage_runner.proxy.count("PATCH", 409) == 1
 
 
-def test_a_taint_that_must_not_be_lifted_is_a_warning(scene: Scene) -> None:
-    scene.road.meet(Fault(status=403), method="PATCH", after=1)
-    done = scene.run("label", values(scene, STARTING)).succeeded()
+def test_a_taint_that_must_not_be_lifted_is_a_warning(stage_runner: StageRunner) -> None:
+    stage_runner.proxy.inject(Fault(status=403), method="PATCH", after=1)
+    done = stage_runner.run("label", values(stage_runner, STARTING)).succeeded()
     # The one that was refused stays, and keeps no other.
-    assert (done.outcome, scene.labels, taints(scene)) == ("done", OURS, [TAINTS[0], TAINTS[2]])
+    assert (done.outcome, stage_runner.labels, taints(stage_runner)) == ("done", OURS, [TAINTS[0], TAINTS[2]])
     (note,) = json.loads(done.done.stdout)["stages"][-1]["notes"]
     assert f"this could not be done: lift the startup taint {STARTING}:NoSchedule" in note
     assert "as ordered" in note

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 
-def lasting(token: str, seconds: int, key: Path) -> str:
+def with_lifetime(token: str, seconds: int, key: Path) -> str:
     """``token`` as one that is good for so many seconds from now; less than none: it has expired.
 
     ``key`` is the file that the cluster signs with, see :func:`cluster.flags.signing_key`.

@@ -16,13 +16,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import IO
 
-PATIENCE = 60.0
+WAIT_TIMEOUT = 60.0
 """Seconds after which what does not come never comes."""
 
 CHILD = """
@@ -55,16 +56,16 @@ import json, socket, sys
 from kata_node import log
 from kata_node.daemon import daemon
 program, termination_log, pauses, by_name, descriptor = json.loads(sys.argv[1])
-daemon.hold_signals()
-log.setup("info")
+daemon.block_signals()
+log.configure_logging("info")
 listener = socket.socket(fileno=descriptor)
-pauses = daemon.Pauses(**pauses)
+pauses = daemon.RetryDelays(**pauses)
 sys.exit(daemon.Daemon(program, termination_log, listener, by_name, pauses).run())
 """
 
-AT_ONCE = {"first": 0, "first_if_put_back": 0}
+AT_ONCE = {"first": 0, "first_after_rollback": 0}
 NEVER_AGAIN = dict.fromkeys(
-    ("first", "longest", "longest_of_revert", "first_if_put_back", "longest_if_put_back"), 10_000
+    ("first", "longest", "longest_of_revert", "first_after_rollback", "longest_after_rollback"), 10_000
 )
 
 
@@ -74,10 +75,10 @@ def failure(stage: str, what: str, where: str = "", hint: str = "") -> dict[str,
 
 
 @dataclass
-class Child:
+class ChildProcess:
     """One that waits to be told how to end."""
 
-    word: str
+    subcommand: str
     pid: int
     in_a_session_of_its_own: bool
     connection: socket.socket
@@ -93,7 +94,7 @@ class Child:
 
 
 @dataclass
-class Running:
+class DaemonProcess:
     """A daemon that runs."""
 
     process: subprocess.Popen[str]
@@ -101,21 +102,31 @@ class Running:
     port: int
     log: Path
     lines: queue.SimpleQueue[str]
-    open: list[Child] = field(default_factory=list)
+    open: list[ChildProcess] = field(default_factory=list)
 
-    def child(self, word: str) -> Child:
+    def child(self, subcommand: str) -> ChildProcess:
         """The next child, which has to be for ``word``."""
-        connection, _ = self.children.accept()
-        connection.settimeout(PATIENCE)
+        connection = self._accept()
+        connection.settimeout(WAIT_TIMEOUT)
         told, pid, leads = json.loads(connection.recv(1000))
-        child = Child(told, pid, leads, connection)
+        child = ChildProcess(told, pid, leads, connection)
         self.open.append(child)
-        assert child.word == word
+        assert child.subcommand == subcommand
         return child
+
+    def _accept(self) -> socket.socket:
+        """The next connection. A daemon that has ended is told at once, with its exit code."""
+        deadline = time.monotonic() + WAIT_TIMEOUT
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return self.children.accept()[0]
+            code = self.process.poll()
+            assert code is None, f"the daemon has ended with {code}, and starts no further child"
+            assert time.monotonic() < deadline, "the daemon starts no further child"
 
     def get(self, path: str) -> tuple[int, str]:
         """What a probe gets."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=WAIT_TIMEOUT)
         with contextlib.closing(connection):
             connection.request("GET", path)
             response = connection.getresponse()
@@ -128,7 +139,7 @@ class Running:
 
     def line(self) -> str:
         """The next line it logs."""
-        line = self.lines.get(timeout=PATIENCE)
+        line = self.lines.get(timeout=WAIT_TIMEOUT)
         if line:
             return line
         raise AssertionError("it has ended")
@@ -139,7 +150,7 @@ class Running:
 
     def exit_code(self) -> int:
         """Wait for its end; no child may be left that nobody has asked for."""
-        code = self.process.wait(PATIENCE)
+        code = self.process.wait(WAIT_TIMEOUT)
         self.children.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             unexpected, _ = self.children.accept()
@@ -154,9 +165,9 @@ def daemon(
     wrapped: Sequence[str] = (),
     *,
     termination_log: bool = True,
-    by_name: Mapping[str, str] | None = None,
+    fallback_env: Mapping[str, str] | None = None,
     asks: tuple[Sequence[str], Mapping[str, str]] | None = None,
-) -> Iterator[Running]:
+) -> Iterator[DaemonProcess]:
     """One that has just been started; ``wrapped`` is a command to run it by.
 
     ``by_name`` are the variables to revert with where the settings are wrong.
@@ -172,10 +183,10 @@ def daemon(
         children = stack.enter_context(socket.socket(socket.AF_UNIX))
         children.bind(str(path))
         children.listen()
-        children.settimeout(PATIENCE)
+        children.settimeout(WAIT_TIMEOUT)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         pauses = AT_ONCE if pauses is None else pauses
-        given = [[str(program)], str(log), pauses, dict(by_name or {}), listener.fileno()]
+        given = [[str(program)], str(log), pauses, dict(fallback_env or {}), listener.fileno()]
         process = stack.enter_context(
             subprocess.Popen(
                 [*wrapped, sys.executable, "-P", "-c", DAEMON, json.dumps(given)],
@@ -188,7 +199,7 @@ def daemon(
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         reader = threading.Thread(target=_read, args=(process.stderr, lines))
         reader.start()
-        running = Running(process, children, listener.getsockname()[1], log, lines)
+        running = DaemonProcess(process, children, listener.getsockname()[1], log, lines)
         try:
             yield running
         finally:

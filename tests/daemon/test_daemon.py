@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from daemon.daemon_process import NEVER_AGAIN, Running, daemon, failure
-from kata_node.daemon.daemon import Pauses
+from daemon.daemon_process import NEVER_AGAIN, DaemonProcess, daemon, failure
+from kata_node.daemon.daemon import RetryDelays
 
 pytestmark = pytest.mark.commands
 
 
-def installed(it: Running) -> None:
+def installed(it: DaemonProcess) -> None:
     it.child("install").ends(0)
     it.says("installed; waiting for the pod to end")
 
@@ -132,8 +132,8 @@ def test_without_a_file_for_the_pods_status_the_exit_code_is_told(tmp_path: Path
     ],
 )
 def test_each_try_waits_longer_up_to_a_limit(code: int, pauses: list[float]) -> None:
-    assert [Pauses().after(code, tries) for tries in range(1, 8)] == pauses
-    assert Pauses().after(code, 10**6) == pauses[-1]
+    assert [RetryDelays().after(code, tries) for tries in range(1, 8)] == pauses
+    assert RetryDelays().after(code, 10**6) == pauses[-1]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_each_try_waits_longer_up_to_a_limit(code: int, pauses: list[float]) -> 
 def test_a_pod_that_is_waited_for_tries_more_often_and_no_more_restarts_for_it(
     code: int, pauses: list[float]
 ) -> None:
-    assert [Pauses().after(code, tries, reverting=True) for tries in range(1, 6)] == pauses
+    assert [RetryDelays().after(code, tries, reverting=True) for tries in range(1, 6)] == pauses
 
 
 # --- its end ------------------------------------------------------------------------------------------
@@ -204,7 +204,9 @@ def test_what_keeps_a_revert_is_told(tmp_path: Path) -> None:
 
 
 def test_where_the_settings_are_wrong_it_reverts_by_what_names_the_installation(tmp_path: Path) -> None:
-    with daemon(tmp_path, by_name={"KATA_NODE_CONFIG": "", "KATA_NODE_MULTI_INSTALL_SUFFIX": "blue"}) as it:
+    with daemon(
+        tmp_path, fallback_env={"KATA_NODE_CONFIG": "", "KATA_NODE_MULTI_INSTALL_SUFFIX": "blue"}
+    ) as it:
         it.child("install").ends(2)
         it.terminate()
         it.child("wanted").ends(10)

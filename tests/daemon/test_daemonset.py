@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kata_node.daemon.daemonset import Answer, still_wanted
+from kata_node.daemon.daemonset import WantedResult, still_wanted
 
 LABELS = {"kubernetes.io/hostname": "worker-1", "zone": "a", "generation": "7"}
 
@@ -30,7 +30,7 @@ def name_is(operator: str, name: str) -> dict[str, Any]:
     return {"key": "metadata.name", "operator": operator, "values": [name]}
 
 
-def asked(daemonset: Mapping[str, Any] | None) -> Answer:
+def asked(daemonset: Mapping[str, Any] | None) -> WantedResult:
     return still_wanted(daemonset, "worker-1", lambda: LABELS)
 
 
@@ -135,6 +135,6 @@ def test_the_label_that_does_not_fit_is_named(selector: Mapping[str, str], says:
 
 
 def test_only_what_no_label_can_change_is_a_no_for_good() -> None:
-    assert asked(None).for_good
-    assert asked({"metadata": {"deletionTimestamp": "2026-11-01T00:00:00Z"}}).for_good
-    assert not asked(daemonset(nodeSelector={"zone": "elsewhere"})).for_good
+    assert asked(None).permanent
+    assert asked({"metadata": {"deletionTimestamp": "2026-11-01T00:00:00Z"}}).permanent
+    assert not asked(daemonset(nodeSelector={"zone": "elsewhere"})).permanent

@@ -8,10 +8,10 @@ import socket
 import pytest
 
 from kata_node.daemon import health
-from kata_node.daemon.health import CLIENTS, HEAD_LIMIT, Probes, State, answer, listen
+from kata_node.daemon.health import MAX_CLIENTS, REQUEST_LIMIT, HealthState, ProbeServer, listen, respond
 from kata_node.errors import KataNodeError, UsageError
 
-READY, NOT_READY = State(True, "installed"), State(False, "installing")
+READY, NOT_READY = HealthState(True, "installed"), HealthState(False, "installing")
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ READY, NOT_READY = State(True, "installed"), State(False, "installing")
         pytest.param("PRI * HTTP/2.0", READY, 400, "this is no request of HTTP/1\n", id="HTTP/2"),
     ],
 )
-def test_a_request_gets_its_response(request_line: str, state: State, status: int, body: str) -> None:
-    head, _, content = answer(f"{request_line}\r\nHost: x\r\n\r\n".encode(), state).partition(b"\r\n\r\n")
+def test_a_request_gets_its_response(request_line: str, state: HealthState, status: int, body: str) -> None:
+    head, _, content = respond(f"{request_line}\r\nHost: x\r\n\r\n".encode(), state).partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     assert lines[0].startswith(f"HTTP/1.1 {status} ")
     assert content.decode() == body
@@ -42,7 +42,7 @@ def test_a_request_gets_its_response(request_line: str, state: State, status: in
 
 
 def test_a_reason_in_any_script_is_counted_in_bytes() -> None:
-    head, _, content = answer(b"GET /readyz HTTP/1.1\r\n\r\n", State(False, "雪 \udc80")).partition(
+    head, _, content = respond(b"GET /readyz HTTP/1.1\r\n\r\n", HealthState(False, "雪 \udc80")).partition(
         b"\r\n\r\n"
     )
     assert content.decode() == "雪 \\udc80\n"
@@ -79,7 +79,7 @@ def test_a_port_that_is_taken_is_told() -> None:
 @pytest.fixture
 def address() -> tuple[str, int]:
     listener = listen("127.0.0.1:0")  # its thread lives as long as the process
-    Probes(listener, lambda: READY).start()
+    ProbeServer(listener, lambda: READY).start()
     host, port = listener.getsockname()
     return host, port
 
@@ -92,7 +92,7 @@ def asks(address: tuple[str, int]) -> bytes:
 
 def test_clients_that_say_nothing_keep_no_probe_waiting(address: tuple[str, int]) -> None:
     with contextlib.ExitStack() as stack:
-        for _ in range(CLIENTS * 2):
+        for _ in range(MAX_CLIENTS * 2):
             stack.enter_context(socket.create_connection(address, timeout=30))
         for _ in range(3):
             assert asks(address).startswith(b"HTTP/1.1 200 OK\r\n")
@@ -107,7 +107,7 @@ def test_a_request_in_pieces_is_answered(address: tuple[str, int]) -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-@pytest.mark.parametrize("sent", [b"x" * HEAD_LIMIT, b"\r\n\r\n"], ids=["endless", "empty"])
+@pytest.mark.parametrize("sent", [b"x" * REQUEST_LIMIT, b"\r\n\r\n"], ids=["endless", "empty"])
 def test_rubbish_is_answered_and_the_connection_closed(address: tuple[str, int], sent: bytes) -> None:
     with socket.create_connection(address, timeout=30) as client:
         client.sendall(sent)
@@ -126,8 +126,8 @@ def test_whoever_hangs_up_harms_nobody(address: tuple[str, int]) -> None:
 
 
 def test_a_client_that_takes_its_time_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "PATIENCE", 0.0)
+    monkeypatch.setattr(health, "CLIENT_TIMEOUT", 0.0)
     listener = listen("127.0.0.1:0")
-    Probes(listener, lambda: READY).start()
+    ProbeServer(listener, lambda: READY).start()
     with socket.create_connection(listener.getsockname(), timeout=30) as client:
         assert client.recv(1) == b""

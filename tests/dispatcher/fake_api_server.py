@@ -21,8 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 
-from kata_node.dispatcher.api import Api
-from kata_node.dispatcher.jobs import LIVE
+from kata_node.dispatcher.api import ApiClient
+from kata_node.dispatcher.jobs import LIVE_PODS_SELECTOR
 from kata_node.kube.client import Clock
 
 NAMESPACE = "kata"
@@ -34,7 +34,7 @@ EVENTS = "/api/v1/namespaces/default/events"
 Object = dict[str, Any]
 
 
-class Time:
+class FakeClock:
     """A clock that only sleeping and watching move; what is planned happens when its moment has come."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Time:
                 event()
         self.now = end
 
-    def until_something(self, longest: float) -> None:
+    def advance_to_next_event(self, longest: float) -> None:
         nearest = min((moment for moment, _ in self._plan), default=self.now + longest)
         self.sleep(max(0.0, min(nearest - self.now, longest)))
 
@@ -81,10 +81,10 @@ class Fault:
 
 
 @dataclass
-class FakeApi:
+class FakeApiServer:
     """The objects, what was asked, and what is to go wrong."""
 
-    time: Time
+    time: FakeClock
     nodes: dict[str, Object] = field(default_factory=dict)
     jobs: dict[str, Object] = field(default_factory=dict)
     pods: list[Object] = field(default_factory=list)
@@ -101,9 +101,9 @@ class FakeApi:
     """Whether a Job whose Pods are to end first stays for ever."""
     lingering: float = 0.0
     """Seconds for which the Pods of a Job that is removed are still there."""
-    breaks: int = 0
+    broken_watches: int = 0
     """So many watches break in the middle of their first line."""
-    most: int = 0
+    max_running: int = 0
     """The most Jobs that ran at once."""
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class FakeApi:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._connections: set[socket.socket] = set()
 
-    def __enter__(self) -> FakeApi:
+    def __enter__(self) -> FakeApiServer:
         self._thread.start()
         return self
 
@@ -137,13 +137,13 @@ class FakeApi:
         self._server.server_close()
         self._thread.join()
 
-    def client(self) -> Api:
+    def client(self) -> ApiClient:
         """The program's own client of this server."""
         url = f"http://127.0.0.1:{self._server.server_address[1]}"
         # No authorities to load: nothing is encrypted here.
         plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         session = httpx2.Client(base_url=url, timeout=10, trust_env=False, verify=plain)
-        return Api(session, clock=self.time.clock())
+        return ApiClient(session, clock=self.time.clock())
 
     # --- what happens in the cluster ----------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class FakeApi:
             self.jobs[metadata["name"]] = job
             self._changed("ADDED", job)
             running = [each for each in self.jobs.values() if not each.get("status", {}).get("conditions")]
-            self.most = max(self.most, len(running))
+            self.max_running = max(self.max_running, len(running))
 
     def forget(self) -> None:
         """The server keeps no more of what has been."""
@@ -314,7 +314,7 @@ class FakeApi:
         """The events a watch tells before it ends."""
         since = int(query["resourceVersion"])
         if since >= self.forgotten and not [each for each in self._events if each[0] > since]:
-            self.time.until_something(float(query["timeoutSeconds"]))
+            self.time.advance_to_next_event(float(query["timeoutSeconds"]))
         if since < self.forgotten:
             return [{"type": "ERROR", "object": _status(self.forgotten_code, "no such version", "Expired")}]
         with self._lock:
@@ -338,7 +338,7 @@ def _matches(item: Object, query: Mapping[str, str]) -> bool:
         absent = term.startswith("!")
         if term and (labels.get(key) != value if equals else (key.lstrip("!") in labels) == absent):
             return False
-    if query.get("fieldSelector") == LIVE:
+    if query.get("fieldSelector") == LIVE_PODS_SELECTOR:
         return item["status"]["phase"] not in ("Succeeded", "Failed")
     name = re.fullmatch(r"metadata\.name=(.*)", query.get("fieldSelector", ""))
     return not name or item["metadata"]["name"] == name[1]
@@ -349,7 +349,7 @@ def _status(code: int, message: str, reason: str = "") -> Object:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    owner: FakeApi
+    owner: FakeApiServer
     protocol_version = "HTTP/1.1"
     wbufsize = -1
 
@@ -385,7 +385,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         watch = query.get("watch") == "true"
         api.requests.append(f"{'WATCH' if watch else method} {url.path.rpartition('/')[2]}")
-        fault = next((each for each in api.faults if _befalls(each, method, url.path, watch)), None)
+        fault = next((each for each in api.faults if _applies(each, method, url.path, watch)), None)
         if fault:
             fault.times -= 1
             if fault.carried_out:
@@ -405,8 +405,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            if self.owner.breaks:
-                self.owner.breaks -= 1
+            if self.owner.broken_watches:
+                self.owner.broken_watches -= 1
                 self.wfile.write(_chunk(lines[0][:40]))
                 self._cut()
                 return
@@ -435,5 +435,5 @@ def _chunk(content: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(content), content)
 
 
-def _befalls(fault: Fault, method: str, path: str, watch: bool) -> bool:
+def _applies(fault: Fault, method: str, path: str, watch: bool) -> bool:
     return fault.times > 0 and fault.method == method and fault.path in path and fault.watch == watch

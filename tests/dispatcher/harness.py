@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dispatcher.fake_api_server import FakeApi
+from dispatcher.fake_api_server import FakeApiServer
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.progress import Result
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.template import Owner, Template, Templates
 
 LABELS = {"app.kubernetes.io/instance": "mine"}
-MARK = "kata-deploy.katacontainers.io/default"
+INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 
 
 def template(image: str = "kata", **spec: Any) -> Template:
@@ -20,7 +20,7 @@ def template(image: str = "kata", **spec: Any) -> Template:
     return Template({"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": pod}}})
 
 
-def every(template: Template) -> Templates:
+def for_all_runtimes(template: Template) -> Templates:
     return Templates(template)
 
 
@@ -29,15 +29,17 @@ CONFIG = Config(
     namespace="kata",
     name_prefix="install",
     labels=LABELS,
-    templates=every(template()),
+    templates=for_all_runtimes(template()),
     generation="1",
-    mark=MARK,
+    installation_label=INSTALLATION_LABEL,
     events=True,
 )
-CLEANUP = replace(CONFIG, action="cleanup", name_prefix="cleanup", templates=every(template("cleanup")))
+CLEANUP = replace(
+    CONFIG, action="cleanup", name_prefix="cleanup", templates=for_all_runtimes(template("cleanup"))
+)
 
 
-def dispatch(api: FakeApi, config: Config = CONFIG, *, owner: Owner | None = None) -> Result:
+def dispatch(api: FakeApiServer, config: Config = CONFIG, *, owner: Owner | None = None) -> Result:
     with api.client() as connection:
         return run(config, connection, owner=owner)
 
@@ -46,14 +48,14 @@ def outcomes(result: Result) -> dict[str, str]:
     return {task.target.name: str(task.outcome) for task in result.tasks}
 
 
-def workers(api: FakeApi, count: int) -> list[str]:
+def workers(api: FakeApiServer, count: int) -> list[str]:
     names = [f"n{number}" for number in range(count)]
     for name in names:
         api.node(name)
     return names
 
 
-def left_by(api: FakeApi, config: Config = CONFIG, *, state: str = "") -> None:
+def leave_unfinished_run(api: FakeApiServer, config: Config = CONFIG, *, state: str = "") -> None:
     """An earlier run was stopped and has left its Jobs; they run, or are in this state by now."""
     before = api.on_create
     with api.client() as connection:

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from kata_node.dispatcher import __main__ as command
-from kata_node.dispatcher.config import Amount, load
+from kata_node.dispatcher.config import IntOrPercent, load
 from kata_node.dispatcher.kubernetes_objects import Toleration
-from kata_node.dispatcher.template import Identity, Target, Template, job_name
+from kata_node.dispatcher.template import JobIdentity, Target, Template, job_name
 from kata_node.errors import SettingsError
 
 POD = {"restartPolicy": "Never", "containers": [{"name": "label", "image": "kata"}]}
@@ -26,7 +26,7 @@ LEAST: dict[str, Any] = {
     "labels": {"app.kubernetes.io/instance": "mine"},
     "template": JOB,
 }
-MARK = "kata-deploy.katacontainers.io/default"
+INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_least_there_can_be_has_the_defaults(file: Path) -> None:
 
 def test_each_runtime_has_its_template_and_another_has_none(file: Path) -> None:
     removed = {"namePrefix": "removed", "templates": BOTH[:1]}
-    config = loaded(file, template=None, templates=BOTH, removed=removed, mark=MARK)
+    config = loaded(file, template=None, templates=BOTH, removed=removed, mark=INSTALLATION_LABEL)
     nodes = {name: Target("n", runtime=name) for name in ("containerd", "cri-o", "docker", "")}
     found = {name: config.templates.find(node) for name, node in nodes.items()}
     assert [name for name, template in found.items() if template] == ["containerd", "cri-o"]
@@ -74,7 +74,7 @@ def test_everything_there_can_be_is_read(file: Path) -> None:
         waitForNodesSeconds=60,
         waitForReadySeconds=0,
         maxNotReady="5%",
-        mark=MARK,
+        mark=INSTALLATION_LABEL,
         skipServing=True,
         events=True,
         rollout={"canary": 2, "waveSize": "25%", "maxFailures": 0},
@@ -82,9 +82,13 @@ def test_everything_there_can_be_is_read(file: Path) -> None:
     )
     assert (config.generation, config.selector, config.parallelism) == ("7", "a=b,!c", 3)
     assert (config.wait_for_nodes, config.wait_for_ready) == (60, 0)
-    assert config.not_ready_allowed(100) == 5
-    assert (config.mark, config.skip_serving, config.events) == (MARK, True, True)
-    assert (config.canary, config.wave_size, config.max_failures) == (2, Amount(25, share=True), Amount(0))
+    assert config.max_not_ready_nodes(100) == 5
+    assert (config.installation_label, config.skip_serving, config.events) == (INSTALLATION_LABEL, True, True)
+    assert (config.canary, config.wave_size, config.max_failures) == (
+        2,
+        IntOrPercent(25, percent=True),
+        IntOrPercent(0),
+    )
     assert config.removed.name_prefix == "removed"
     assert config.job_selector() == "app.kubernetes.io/instance=mine,job.katacontainers.io/node"
 
@@ -169,7 +173,7 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
             {"waitForReadySeconds": -1}, "waitForReadySeconds: expected a whole", id="less than none"
         ),
         pytest.param(
-            {"removed": {**REMOVED, "templates": BOTH}, "mark": MARK},
+            {"removed": {**REMOVED, "templates": BOTH}, "mark": INSTALLATION_LABEL},
             "removed.template: is there beside templates",
             id="both ways in removed",
         ),
@@ -184,12 +188,14 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         ),
         pytest.param({"removed": REMOVED}, "removed: needs the mark", id="removal without a mark"),
         pytest.param(
-            {"removed": REMOVED, "mark": MARK, "action": "cleanup"},
+            {"removed": REMOVED, "mark": INSTALLATION_LABEL, "action": "cleanup"},
             "action install alone",
             id="removal twice",
         ),
         pytest.param(
-            {"removed": {**REMOVED, "namePrefix": "install"}, "mark": MARK}, "the same names", id="one prefix"
+            {"removed": {**REMOVED, "namePrefix": "install"}, "mark": INSTALLATION_LABEL},
+            "the same names",
+            id="one prefix",
         ),
     ],
 )
@@ -256,7 +262,7 @@ def test_a_manifest_keeps_what_the_template_has_of_its_own() -> None:
             "spec": {"template": {"metadata": {"labels": {"own": "3"}}, "spec": POD}},
         }
     )
-    made = json.loads(template.render("job", "install", Target("n"), Identity("kata", {"a": "b"})))
+    made = json.loads(template.render("job", "install", Target("n"), JobIdentity("kata", {"a": "b"})))
     metadata = made["metadata"]
     assert "generateName" not in metadata
     assert (metadata["labels"]["own"], metadata["annotations"]["own"]) == ("1", "2")
@@ -267,7 +273,7 @@ def test_a_manifest_keeps_what_the_template_has_of_its_own() -> None:
 def test_what_a_node_says_of_itself_cannot_change_the_manifest() -> None:
     template = Template(job(template={"spec": {**POD, "hostname": "@MACHINE_ID@"}}))
     odd = 'x", "nodeName": "other\n'
-    made = json.loads(template.render("job", "install", Target("n", "u", odd), Identity("kata", {})))
+    made = json.loads(template.render("job", "install", Target("n", "u", odd), JobIdentity("kata", {})))
     assert made["spec"]["template"]["spec"]["hostname"] == odd
     assert made["spec"]["template"]["spec"]["nodeName"] == "n"
 

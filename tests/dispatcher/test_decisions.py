@@ -7,24 +7,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from kata_node.dispatcher.adoption import Fate, Wanted, fate
-from kata_node.dispatcher.config import Amount
-from kata_node.dispatcher.failures import Trouble, diagnose, held_up
+from kata_node.dispatcher.adoption import DesiredJob, JobDecision, decide
+from kata_node.dispatcher.config import IntOrPercent
+from kata_node.dispatcher.failures import NodeProblem, diagnose, stuck_reason
 from kata_node.dispatcher.kubernetes_objects import (
-    ACTION,
-    DIGEST,
-    GENERATION,
-    NODE,
-    NODE_UID,
+    ACTION_LABEL,
+    GENERATION_ANNOTATION,
+    NODE_KEY,
+    NODE_UID_ANNOTATION,
+    TEMPLATE_DIGEST_LABEL,
     Job,
     NodeInfo,
     Pod,
     Taint,
     Toleration,
 )
-from kata_node.dispatcher.nodes import blocking
-from kata_node.dispatcher.progress import document, duration, line, result_of, text
-from kata_node.dispatcher.rollout import Outcome, Plan, Rollout, Task, waves
+from kata_node.dispatcher.nodes import blocking_taint
+from kata_node.dispatcher.progress import build_result, document, duration, task_line, text
+from kata_node.dispatcher.rollout import Outcome, Rollout, RolloutPlan, Task, assign_waves
 from kata_node.dispatcher.template import Target
 
 # --- taints -----------------------------------------------------------------------------------------
@@ -53,14 +53,14 @@ DEDICATED = Taint("dedicated", "NoSchedule", "gpu")
 def test_taints_keep_a_node_out_as_they_keep_pods_out(
     tolerations: list[Toleration], taint: Taint, tolerated: bool
 ) -> None:
-    assert (blocking([taint], tolerations) is None) == tolerated
+    assert (blocking_taint([taint], tolerations) is None) == tolerated
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_taint_that_somebody_wants_goes_before_one_that_passes_by_itself(order: int) -> None:
     taints = [Taint("node.kubernetes.io/not-ready", "NoSchedule"), DEDICATED][::order]
-    assert blocking(taints, []) == DEDICATED
-    assert blocking(taints, [Toleration("dedicated", "Exists")]) == Taint(
+    assert blocking_taint(taints, []) == DEDICATED
+    assert blocking_taint(taints, [Toleration("dedicated", "Exists")]) == Taint(
         "node.kubernetes.io/not-ready", "NoSchedule"
     )
 
@@ -82,14 +82,14 @@ def test_the_runtime_of_a_node_is_what_its_kubelet_calls_it(version: str, runtim
 
 def test_the_first_taint_in_the_way_is_named_as_kubectl_names_it() -> None:
     taints = [Taint("a", "PreferNoSchedule"), DEDICATED, Taint("b", "NoExecute")]
-    assert str(blocking(taints, [])) == "dedicated=gpu:NoSchedule"
+    assert str(blocking_taint(taints, [])) == "dedicated=gpu:NoSchedule"
     assert str(Taint("b", "NoExecute")) == "b:NoExecute"
 
 
 # --- Jobs that are there ----------------------------------------------------------------------------
 
-WANTED = Wanted("install-n", "install", "d1", "1", "n", "u1", {"release": "mine"})
-UNDO = Wanted("cleanup-n", "cleanup", "d9", "1", "n", "u1", {"release": "mine"})
+WANTED = DesiredJob("install-n", "install", "d1", "1", "n", "u1", {"release": "mine"})
+UNDO = DesiredJob("cleanup-n", "cleanup", "d9", "1", "n", "u1", {"release": "mine"})
 
 
 def there(name: str = "install-n", *, condition: str = "", deleted: bool = False, **change: str) -> Job:
@@ -102,8 +102,16 @@ def there(name: str = "install-n", *, condition: str = "", deleted: bool = False
         "release": "mine",
     }
     values |= change
-    labels = {"release": values["release"], ACTION: values["action"], DIGEST: values["digest"]}
-    annotations = {NODE: values["node"], NODE_UID: values["uid"], GENERATION: values["generation"]}
+    labels = {
+        "release": values["release"],
+        ACTION_LABEL: values["action"],
+        TEMPLATE_DIGEST_LABEL: values["digest"],
+    }
+    annotations = {
+        NODE_KEY: values["node"],
+        NODE_UID_ANNOTATION: values["uid"],
+        GENERATION_ANNOTATION: values["generation"],
+    }
     metadata: dict[str, Any] = {"name": name, "uid": "j", "labels": labels, "annotations": annotations}
     if deleted:
         metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
@@ -114,39 +122,56 @@ def there(name: str = "install-n", *, condition: str = "", deleted: bool = False
 @pytest.mark.parametrize(
     ("job", "wanted", "expected"),
     [
-        pytest.param(there(), WANTED, Fate.ADOPT, id="runs and does what is wanted"),
-        pytest.param(there(generation="0"), WANTED, Fate.ADOPT, id="runs since another generation"),
-        pytest.param(there(condition="Complete"), WANTED, Fate.DONE, id="has done it"),
-        pytest.param(there(condition="Complete", generation="0"), WANTED, Fate.RENEW, id="did it before"),
-        pytest.param(there(condition="Complete", digest="d0"), WANTED, Fate.RENEW, id="did something else"),
-        pytest.param(there(condition="Complete", uid="u0"), WANTED, Fate.RENEW, id="did it on another node"),
-        pytest.param(there(condition="Failed"), WANTED, Fate.RENEW, id="has failed"),
-        pytest.param(there(condition="FailureTarget"), WANTED, Fate.AWAIT, id="is about to have failed"),
-        pytest.param(there(digest="d0"), WANTED, Fate.AWAIT, id="does something else"),
-        pytest.param(there(uid="u0"), WANTED, Fate.AWAIT, id="was meant for another node of this name"),
-        pytest.param(there(deleted=True), WANTED, Fate.AWAIT, id="is being deleted"),
-        pytest.param(there(release="other"), WANTED, Fate.FOREIGN, id="is of another release"),
-        pytest.param(there(release="other", deleted=True), WANTED, Fate.FOREIGN, id="is foreign, and going"),
-        pytest.param(there(node="m"), WANTED, Fate.FOREIGN, id="has the name for another node"),
-        pytest.param(there(node=""), WANTED, Fate.FOREIGN, id="was not made here"),
-        pytest.param(there(action="cleanup"), WANTED, Fate.FOREIGN, id="has the name and does the opposite"),
-        pytest.param(there("cleanup-n", action="cleanup"), WANTED, Fate.AWAIT, id="undoes right now"),
+        pytest.param(there(), WANTED, JobDecision.ADOPT, id="runs and does what is wanted"),
+        pytest.param(there(generation="0"), WANTED, JobDecision.ADOPT, id="runs since another generation"),
+        pytest.param(there(condition="Complete"), WANTED, JobDecision.DONE, id="has done it"),
         pytest.param(
-            there("cleanup-n", action="cleanup", condition="Complete"), WANTED, Fate.RENEW, id="has undone"
+            there(condition="Complete", generation="0"), WANTED, JobDecision.REPLACE, id="did it before"
         ),
-        pytest.param(there(), UNDO, Fate.STOP, id="does what is to be undone"),
-        pytest.param(there(deleted=True), UNDO, Fate.AWAIT, id="is already made to stop"),
-        pytest.param(there(condition="Complete"), UNDO, Fate.RENEW, id="did what is to be undone"),
-        pytest.param(there("old-n"), WANTED, Fate.AWAIT, id="runs under an older name"),
         pytest.param(
-            there("old-n", condition="Complete"), WANTED, Fate.NOTHING, id="ran under an older name"
+            there(condition="Complete", digest="d0"), WANTED, JobDecision.REPLACE, id="did something else"
         ),
-        pytest.param(there("x", release="other"), WANTED, Fate.NOTHING, id="is none of ours"),
-        pytest.param(there("install-m", node="m"), WANTED, Fate.NOTHING, id="is for another node"),
+        pytest.param(
+            there(condition="Complete", uid="u0"), WANTED, JobDecision.REPLACE, id="did it on another node"
+        ),
+        pytest.param(there(condition="Failed"), WANTED, JobDecision.REPLACE, id="has failed"),
+        pytest.param(
+            there(condition="FailureTarget"), WANTED, JobDecision.AWAIT, id="is about to have failed"
+        ),
+        pytest.param(there(digest="d0"), WANTED, JobDecision.AWAIT, id="does something else"),
+        pytest.param(
+            there(uid="u0"), WANTED, JobDecision.AWAIT, id="was meant for another node of this name"
+        ),
+        pytest.param(there(deleted=True), WANTED, JobDecision.AWAIT, id="is being deleted"),
+        pytest.param(there(release="other"), WANTED, JobDecision.FOREIGN, id="is of another release"),
+        pytest.param(
+            there(release="other", deleted=True), WANTED, JobDecision.FOREIGN, id="is foreign, and going"
+        ),
+        pytest.param(there(node="m"), WANTED, JobDecision.FOREIGN, id="has the name for another node"),
+        pytest.param(there(node=""), WANTED, JobDecision.FOREIGN, id="was not made here"),
+        pytest.param(
+            there(action="cleanup"), WANTED, JobDecision.FOREIGN, id="has the name and does the opposite"
+        ),
+        pytest.param(there("cleanup-n", action="cleanup"), WANTED, JobDecision.AWAIT, id="undoes right now"),
+        pytest.param(
+            there("cleanup-n", action="cleanup", condition="Complete"),
+            WANTED,
+            JobDecision.REPLACE,
+            id="has undone",
+        ),
+        pytest.param(there(), UNDO, JobDecision.STOP, id="does what is to be undone"),
+        pytest.param(there(deleted=True), UNDO, JobDecision.AWAIT, id="is already made to stop"),
+        pytest.param(there(condition="Complete"), UNDO, JobDecision.REPLACE, id="did what is to be undone"),
+        pytest.param(there("old-n"), WANTED, JobDecision.AWAIT, id="runs under an older name"),
+        pytest.param(
+            there("old-n", condition="Complete"), WANTED, JobDecision.IGNORE, id="ran under an older name"
+        ),
+        pytest.param(there("x", release="other"), WANTED, JobDecision.IGNORE, id="is none of ours"),
+        pytest.param(there("install-m", node="m"), WANTED, JobDecision.IGNORE, id="is for another node"),
     ],
 )
-def test_what_a_job_that_is_there_means(job: Job, wanted: Wanted, expected: Fate) -> None:
-    assert fate(job, wanted) is expected
+def test_what_a_job_that_is_there_means(job: Job, wanted: DesiredJob, expected: JobDecision) -> None:
+    assert decide(job, wanted) is expected
 
 
 # --- waves ------------------------------------------------------------------------------------------
@@ -155,21 +180,28 @@ def test_what_a_job_that_is_there_means(job: Job, wanted: Wanted, expected: Fate
 @pytest.mark.parametrize(
     ("count", "plan", "expected"),
     [
-        pytest.param(3, Plan(9), [0, 0, 0], id="one wave"),
-        pytest.param(4, Plan(9, canary=1), [0, 1, 1, 1], id="a canary"),
-        pytest.param(2, Plan(9, canary=5), [0, 0], id="more canaries than nodes"),
-        pytest.param(5, Plan(9, wave_size=Amount(2)), [0, 0, 1, 1, 2], id="waves"),
-        pytest.param(5, Plan(9, canary=1, wave_size=Amount(2)), [0, 1, 1, 2, 2], id="both"),
-        pytest.param(5, Plan(9, wave_size=Amount(40, share=True)), [0, 0, 1, 1, 2], id="a share"),
-        pytest.param(3, Plan(9, wave_size=Amount(1, share=True)), [0, 1, 2], id="a share of less than one"),
-        pytest.param(0, Plan(9, canary=1), [], id="no node"),
+        pytest.param(3, RolloutPlan(9), [0, 0, 0], id="one wave"),
+        pytest.param(4, RolloutPlan(9, canary=1), [0, 1, 1, 1], id="a canary"),
+        pytest.param(2, RolloutPlan(9, canary=5), [0, 0], id="more canaries than nodes"),
+        pytest.param(5, RolloutPlan(9, wave_size=IntOrPercent(2)), [0, 0, 1, 1, 2], id="waves"),
+        pytest.param(5, RolloutPlan(9, canary=1, wave_size=IntOrPercent(2)), [0, 1, 1, 2, 2], id="both"),
+        pytest.param(
+            5, RolloutPlan(9, wave_size=IntOrPercent(40, percent=True)), [0, 0, 1, 1, 2], id="a share"
+        ),
+        pytest.param(
+            3,
+            RolloutPlan(9, wave_size=IntOrPercent(1, percent=True)),
+            [0, 1, 2],
+            id="a share of less than one",
+        ),
+        pytest.param(0, RolloutPlan(9, canary=1), [], id="no node"),
     ],
 )
-def test_nodes_are_put_into_waves(count: int, plan: Plan, expected: list[int]) -> None:
-    assert waves(count, plan) == expected
+def test_nodes_are_put_into_waves(count: int, plan: RolloutPlan, expected: list[int]) -> None:
+    assert assign_waves(count, plan) == expected
 
 
-def rollout(count: int, plan: Plan, last: int = 0) -> Rollout:
+def rollout(count: int, plan: RolloutPlan, last: int = 0) -> Rollout:
     tasks = [Task(Target(f"n{number}"), "install", f"job-{number}") for number in range(count)]
     more = [Task(Target(f"x{number}"), "cleanup", f"job-x{number}") for number in range(last)]
     return Rollout(tasks, plan, more)
@@ -177,7 +209,7 @@ def rollout(count: int, plan: Plan, last: int = 0) -> Rollout:
 
 def begun(rollout: Rollout, now: float = 0) -> list[str]:
     names = []
-    while task := rollout.begin(now):
+    while task := rollout.start_next(now):
         names.append(task.target.name)
     return names
 
@@ -185,79 +217,96 @@ def begun(rollout: Rollout, now: float = 0) -> list[str]:
 @pytest.mark.parametrize(
     ("plan", "failures", "stopped"),
     [
-        pytest.param(Plan(1), 10, "", id="no limit"),
-        pytest.param(Plan(1, max_failures=Amount(0)), 1, "1 nodes have failed, and at most 0 may", id="none"),
-        pytest.param(Plan(1, max_failures=Amount(2)), 2, "", id="as many as may"),
-        pytest.param(Plan(1, max_failures=Amount(2)), 3, "3 nodes have failed, and at most 2 may", id="more"),
-        pytest.param(Plan(1, max_failures=Amount(20, share=True)), 2, "", id="as large a share as may"),
+        pytest.param(RolloutPlan(1), 10, "", id="no limit"),
         pytest.param(
-            Plan(1, max_failures=Amount(20, share=True)),
+            RolloutPlan(1, max_failures=IntOrPercent(0)),
+            1,
+            "1 nodes have failed, and at most 0 may",
+            id="none",
+        ),
+        pytest.param(RolloutPlan(1, max_failures=IntOrPercent(2)), 2, "", id="as many as may"),
+        pytest.param(
+            RolloutPlan(1, max_failures=IntOrPercent(2)),
+            3,
+            "3 nodes have failed, and at most 2 may",
+            id="more",
+        ),
+        pytest.param(
+            RolloutPlan(1, max_failures=IntOrPercent(20, percent=True)), 2, "", id="as large a share as may"
+        ),
+        pytest.param(
+            RolloutPlan(1, max_failures=IntOrPercent(20, percent=True)),
             3,
             "3 nodes have failed, and at most 2 may",
             id="larger",
         ),
-        pytest.param(Plan(1, canary=1), 1, "the canary has failed", id="the canary"),
-        pytest.param(Plan(1, canary=2), 1, "1 of 2 canaries have failed, and at most 0 may", id="a canary"),
-        pytest.param(Plan(1, canary=3, max_failures=Amount(2)), 2, "", id="canaries that may"),
+        pytest.param(RolloutPlan(1, canary=1), 1, "the canary has failed", id="the canary"),
         pytest.param(
-            Plan(1, canary=2, max_failures=Amount(5)), 2, "all 2 canaries have failed", id="all canaries"
+            RolloutPlan(1, canary=2), 1, "1 of 2 canaries have failed, and at most 0 may", id="a canary"
+        ),
+        pytest.param(RolloutPlan(1, canary=3, max_failures=IntOrPercent(2)), 2, "", id="canaries that may"),
+        pytest.param(
+            RolloutPlan(1, canary=2, max_failures=IntOrPercent(5)),
+            2,
+            "all 2 canaries have failed",
+            id="all canaries",
         ),
         pytest.param(
-            Plan(1, canary=2, max_failures=Amount(40, share=True)),
+            RolloutPlan(1, canary=2, max_failures=IntOrPercent(40, percent=True)),
             1,
             "1 of 2 canaries have failed, and at most 0 may",
             id="a share is one of the canaries",
         ),
     ],
 )
-def test_it_stops_when_more_have_failed_than_may(plan: Plan, failures: int, stopped: str) -> None:
+def test_it_stops_when_more_have_failed_than_may(plan: RolloutPlan, failures: int, stopped: str) -> None:
     whole = rollout(10, plan)
     for _ in range(failures):
-        task = whole.begin(0)
+        task = whole.start_next(0)
         assert task
         whole.end(task, Outcome.FAILED, 0)
     assert whole.stopped == stopped
-    assert (whole.begin(0) is None) == (failures == 10 or bool(stopped))
+    assert (whole.start_next(0) is None) == (failures == 10 or bool(stopped))
 
 
 def test_a_failure_after_the_canaries_stops_nothing_without_a_limit() -> None:
-    whole = rollout(4, Plan(1, canary=1))
+    whole = rollout(4, RolloutPlan(1, canary=1))
     for outcome in (Outcome.DONE, Outcome.FAILED, Outcome.FAILED):
-        task = whole.begin(0)
+        task = whole.start_next(0)
         assert task
         whole.end(task, outcome, 0)
     assert begun(whole) == ["n3"]
 
 
 def test_what_comes_last_waits_for_all_others_and_its_failures_stop_nothing() -> None:
-    whole = rollout(1, Plan(1, max_failures=Amount(0)), last=2)
+    whole = rollout(1, RolloutPlan(1, max_failures=IntOrPercent(0)), last=2)
     assert begun(whole) == ["n0"]
     whole.end(whole.running()[0], Outcome.DONE, 0)
     assert begun(whole) == ["x0"]
     whole.end(whole.running()[0], Outcome.FAILED, 0)
     assert begun(whole) == ["x1"]
-    assert not whole.over()
+    assert not whole.is_complete()
     whole.end(whole.running()[0], Outcome.DONE, 0)
-    assert whole.over()
+    assert whole.is_complete()
 
 
 def test_those_named_come_first_within_their_waves() -> None:
-    whole = rollout(4, Plan(9, canary=1))
-    whole.first({"n3", "n2"})
+    whole = rollout(4, RolloutPlan(9, canary=1))
+    whole.prioritize({"n3", "n2"})
     assert begun(whole) == ["n0"]
     whole.end(whole.running()[0], Outcome.DONE, 0)
     assert begun(whole) == ["n2", "n3", "n1"]
 
 
 def test_the_estimate_is_how_long_nodes_took_so_far() -> None:
-    whole = rollout(9, Plan(2))
+    whole = rollout(9, RolloutPlan(2))
     assert begun(whole) == ["n0", "n1"]
-    assert whole.remaining(5) is None
+    assert whole.estimate_remaining(5) is None
     whole.end(whole.running()[0], Outcome.DONE, 10)
     whole.end(whole.running()[0], Outcome.DONE, 10)
-    assert whole.remaining(10) == 35
+    assert whole.estimate_remaining(10) == 35
     assert begun(whole, 10) == ["n2", "n3"]
-    assert whole.remaining(15) == 30
+    assert whole.estimate_remaining(15) == 30
 
 
 # --- causes -----------------------------------------------------------------------------------------
@@ -399,7 +448,7 @@ def test_a_failed_job_is_told_by_its_stage(job: Job, pods: list[Pod], said: str)
     ],
 )
 def test_what_holds_a_job_up_is_told(pods: list[Pod], said: str) -> None:
-    told = held_up(failed_job(), pods)
+    told = stuck_reason(failed_job(), pods)
     assert said in str(told)
     assert bool(said) == (told is not None)
 
@@ -416,24 +465,24 @@ def test_durations_are_told_for_people(seconds: float, said: str) -> None:
 
 
 def test_a_line_tells_the_change_and_how_far_the_whole_is() -> None:
-    whole = rollout(4, Plan(2), last=1)
+    whole = rollout(4, RolloutPlan(2), last=1)
     assert begun(whole) == ["n0", "n1"]
     first, second = whole.running()
-    assert line(first, whole, 0) == "n0: started: job-0  [0 of 5 ended, 2 running]"
+    assert task_line(first, whole, 0) == "n0: started: job-0  [0 of 5 ended, 2 running]"
     second.adopted = True
-    assert "n1: taken over: job-1  [" in line(second, whole, 0)
-    first.trouble = Trouble("broken", stage="cri", exit_code=1)
+    assert "n1: taken over: job-1  [" in task_line(second, whole, 0)
+    first.problem = NodeProblem("broken", stage="cri", exit_code=1)
     whole.end(first, Outcome.FAILED, 60)
     counts = "[1 of 5 ended, 1 failed, 1 running, about 90 s left]"
-    assert line(first, whole, 60) == f"n0: failed after 60 s: cri: broken (exit code 1)  {counts}"
-    assert line(whole.tasks[-1], whole, 60).startswith("x0: cleanup ")
+    assert task_line(first, whole, 60) == f"n0: failed after 60 s: cri: broken (exit code 1)  {counts}"
+    assert task_line(whole.tasks[-1], whole, 60).startswith("x0: cleanup ")
 
 
 def test_of_nodes_that_take_longer_than_those_before_no_end_is_foretold() -> None:
-    whole = rollout(2, Plan(2))
+    whole = rollout(2, RolloutPlan(2))
     begun(whole)
     whole.end(whole.running()[0], Outcome.DONE, 60)
-    assert line(whole.tasks[0], whole, 61) == "n0: done after 60 s  [1 of 2 ended, 1 running]"
+    assert task_line(whole.tasks[0], whole, 61) == "n0: done after 60 s  [1 of 2 ended, 1 running]"
 
 
 def finished(*outcomes: Outcome, stopped: str = "") -> Any:
@@ -443,8 +492,10 @@ def finished(*outcomes: Outcome, stopped: str = "") -> Any:
     ]
     for task in tasks:
         if task.outcome is Outcome.FAILED:
-            task.trouble = Trouble("broken", stage="cri", exit_code=4, hint="mend it")
-    return result_of("install", tasks, stopped=stopped, interrupted="", seconds=5, requests={"a": 1, "b": 2})
+            task.problem = NodeProblem("broken", stage="cri", exit_code=4, hint="mend it")
+    return build_result(
+        "install", tasks, stopped=stopped, interrupted="", seconds=5, requests={"a": 1, "b": 2}
+    )
 
 
 def test_the_table_has_the_worst_first_and_says_what_to_do() -> None:
@@ -474,7 +525,7 @@ def test_of_many_nodes_those_of_which_there_is_the_same_to_tell_have_one_row() -
 def test_of_many_different_ones_the_table_has_an_end() -> None:
     result = finished(*[Outcome.FAILED] * 300)
     for number, task in enumerate(result.tasks):
-        task.trouble = Trouble(f"broken in way {number}", stage="cri" if number % 3 else "host-check")
+        task.problem = NodeProblem(f"broken in way {number}", stage="cri" if number % 3 else "host-check")
     lines = text(result).splitlines()
     assert len(lines) < 60
     assert lines[-3:-1] == [

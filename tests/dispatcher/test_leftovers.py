@@ -7,29 +7,31 @@ from typing import Any
 
 import pytest
 
-from dispatcher.fake_api_server import FakeApi, Object, Time
+from dispatcher.fake_api_server import FakeApiServer, FakeClock, Object
 from dispatcher.harness import (
     CLEANUP,
     CONFIG,
+    INSTALLATION_LABEL,
     LABELS,
-    MARK,
     dispatch,
-    every,
-    left_by,
+    for_all_runtimes,
+    leave_unfinished_run,
     outcomes,
     template,
     workers,
 )
-from kata_node.dispatcher.kubernetes_objects import DIGEST, NODE
+from kata_node.dispatcher.kubernetes_objects import NODE_KEY, TEMPLATE_DIGEST_LABEL
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.template import Owner, Template
 
 # --- Jobs that are there already --------------------------------------------------------------------
 
 
-def test_running_jobs_of_an_earlier_run_are_taken_over_with_their_owner(api: FakeApi, time: Time) -> None:
+def test_running_jobs_of_an_earlier_run_are_taken_over_with_their_owner(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     workers(api, 3)
-    left_by(api)
+    leave_unfinished_run(api)
     for name in list(api.jobs):
         time.after(30, lambda name=name: api.finish(name))  # type: ignore[misc]
     result = dispatch(api, owner=Owner("second", "second-uid"))
@@ -39,15 +41,15 @@ def test_running_jobs_of_an_earlier_run_are_taken_over_with_their_owner(api: Fak
     assert owners == ["second-uid"] * 3
 
 
-def test_they_count_among_those_that_run_at_once(api: FakeApi, time: Time) -> None:
+def test_they_count_among_those_that_run_at_once(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 2)
-    left_by(api)
+    leave_unfinished_run(api)
     for name in list(api.jobs):
         time.after(30, lambda name=name: api.finish(name))  # type: ignore[misc]
     api.node("a-new-one")
     api.on_create = None
     dispatch(api, replace(CONFIG, parallelism=2))
-    assert api.most == 2
+    assert api.max_running == 2
 
 
 @pytest.mark.parametrize(
@@ -55,52 +57,52 @@ def test_they_count_among_those_that_run_at_once(api: FakeApi, time: Time) -> No
     [
         pytest.param({}, 0, id="nothing"),
         pytest.param({"generation": "2"}, 2, id="another generation"),
-        pytest.param({"templates": every(template("newer"))}, 2, id="another template"),
+        pytest.param({"templates": for_all_runtimes(template("newer"))}, 2, id="another template"),
     ],
 )
 def test_jobs_that_have_succeeded_count_as_long_as_nothing_has_changed(
-    api: FakeApi, change: dict[str, Any], made: int
+    api: FakeApiServer, change: dict[str, Any], made: int
 ) -> None:
     workers(api, 2)
-    left_by(api, state="Complete")
+    leave_unfinished_run(api, state="Complete")
     result = dispatch(api, replace(CONFIG, **change))
     assert result.outcome == "ok"
     assert len(api.made) == made
     assert set(outcomes(result).values()) == ({"done"} if made else {"unchanged"})
 
 
-def test_a_node_that_is_another_one_of_the_same_name_is_worked_on(api: FakeApi) -> None:
+def test_a_node_that_is_another_one_of_the_same_name_is_worked_on(api: FakeApiServer) -> None:
     workers(api, 2)
-    left_by(api, state="Complete")
+    leave_unfinished_run(api, state="Complete")
     api.nodes["n1"]["metadata"]["uid"] = "reinstalled"
     assert outcomes(dispatch(api)) == {"n0": "unchanged", "n1": "done"}
 
 
-def test_a_failed_job_is_tried_again_by_the_next_run(api: FakeApi) -> None:
+def test_a_failed_job_is_tried_again_by_the_next_run(api: FakeApiServer) -> None:
     workers(api, 2)
-    left_by(api, state="Failed")
+    leave_unfinished_run(api, state="Failed")
     assert outcomes(dispatch(api)) == {"n0": "done", "n1": "done"}
 
 
-def test_a_running_job_of_an_older_template_is_waited_for(api: FakeApi, time: Time) -> None:
+def test_a_running_job_of_an_older_template_is_waited_for(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
-    left_by(api)
+    leave_unfinished_run(api)
     (old,) = api.jobs.values()
     api.pod(old, "cri", {"running": {}})
     time.after(40, lambda: api.finish("install-n"))
-    newer = replace(CONFIG, templates=every(template("newer")))
+    newer = replace(CONFIG, templates=for_all_runtimes(template("newer")))
     result = dispatch(api, newer)
     assert outcomes(result) == {"n": "done"}
     assert time.passed >= 40
-    assert api.jobs["install-n"]["metadata"]["labels"][DIGEST] == template("newer").digest
+    assert api.jobs["install-n"]["metadata"]["labels"][TEMPLATE_DIGEST_LABEL] == template("newer").digest
 
 
-def test_one_that_has_not_begun_on_the_node_is_not_waited_for(api: FakeApi, time: Time) -> None:
+def test_one_that_has_not_begun_on_the_node_is_not_waited_for(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
-    left_by(api)
+    leave_unfinished_run(api)
     (old,) = api.jobs.values()
     api.pod(old, "host-check", {"waiting": {"reason": "ImagePullBackOff"}})
-    result = dispatch(api, replace(CONFIG, templates=every(template("newer"))))
+    result = dispatch(api, replace(CONFIG, templates=for_all_runtimes(template("newer"))))
     assert outcomes(result) == {"n": "done"}
     assert 5 <= time.passed < 60
 
@@ -109,25 +111,27 @@ def test_one_that_has_not_begun_on_the_node_is_not_waited_for(api: FakeApi, time
     "change",
     [
         pytest.param({"labels": {}}, id="without our labels"),
-        pytest.param({"annotations": {NODE: "elsewhere"}}, id="for another node"),
+        pytest.param({"annotations": {NODE_KEY: "elsewhere"}}, id="for another node"),
     ],
 )
 def test_a_foreign_job_of_the_same_name_is_refused_and_left_alone(
-    api: FakeApi, change: dict[str, Any]
+    api: FakeApiServer, change: dict[str, Any]
 ) -> None:
     workers(api, 2)
-    left_by(api, replace(CONFIG, nodes=("n0",)))
+    leave_unfinished_run(api, replace(CONFIG, nodes=("n0",)))
     api.jobs["install-n0"]["metadata"] |= change
     result = dispatch(api)
     assert outcomes(result) == {"n0": "failed", "n1": "done"}
-    assert "is not of this release" in str(next(task.trouble for task in result.tasks if task.trouble))
+    assert "is not of this release" in str(next(task.problem for task in result.tasks if task.problem))
     assert "install-n0" in api.jobs
     assert api.made == ["n1"]
 
 
-def test_an_uninstall_ends_an_install_that_still_runs_before_it_begins(api: FakeApi, time: Time) -> None:
+def test_an_uninstall_ends_an_install_that_still_runs_before_it_begins(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n")
-    left_by(api)
+    leave_unfinished_run(api)
     result = dispatch(api, CLEANUP)
     assert outcomes(result) == {"n": "done"}
     assert list(api.jobs) == ["cleanup-n"]
@@ -136,11 +140,11 @@ def test_an_uninstall_ends_an_install_that_still_runs_before_it_begins(api: Fake
 
 @pytest.mark.parametrize("by", ["this run", "somebody before"])
 def test_a_pod_that_does_not_end_on_a_node_is_told_at_once_and_once(
-    api: FakeApi, time: Time, by: str, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kata_node")
     api.node("n")
-    left_by(api)
+    leave_unfinished_run(api)
     api.stuck = True
     job = api.jobs["install-n"]
     api.pod(job, "cri", {"running": {}})
@@ -159,20 +163,20 @@ def test_a_pod_that_does_not_end_on_a_node_is_told_at_once_and_once(
     [pytest.param(None, 1800, id="default"), pytest.param(600, 600, id="the Job's own")],
 )
 def test_a_job_that_never_ends_is_not_waited_for_without_end(
-    api: FakeApi, time: Time, deadline: Any, seconds: int
+    api: FakeApiServer, time: FakeClock, deadline: Any, seconds: int
 ) -> None:
     workers(api, 2)
-    left_by(api, replace(CONFIG, nodes=("n0",)))
+    leave_unfinished_run(api, replace(CONFIG, nodes=("n0",)))
     api.stuck = True
     job = {"spec": {"activeDeadlineSeconds": deadline, "template": {"spec": {"containers": []}}}}
     work = Template({"apiVersion": "batch/v1", "kind": "Job", **job})
-    result = dispatch(api, replace(CLEANUP, templates=every(work)))
+    result = dispatch(api, replace(CLEANUP, templates=for_all_runtimes(work)))
     assert outcomes(result) == {"n0": "failed", "n1": "done"}
-    assert str(result.tasks[0].trouble) == "what was begun there before does not end: the Job install-n0"
+    assert str(result.tasks[0].problem) == "what was begun there before does not end: the Job install-n0"
     assert seconds <= time.passed < seconds * 2.2
 
 
-def test_an_uninstall_and_another_install_do_their_work_each_time(api: FakeApi) -> None:
+def test_an_uninstall_and_another_install_do_their_work_each_time(api: FakeApiServer) -> None:
     api.node("n")
     assert outcomes(dispatch(api)) == {"n": "done"}
     assert outcomes(dispatch(api, CLEANUP)) == {"n": "done"}
@@ -182,12 +186,14 @@ def test_an_uninstall_and_another_install_do_their_work_each_time(api: FakeApi) 
 
 
 @pytest.mark.parametrize("end", ["before", "meanwhile", "deleted"])
-def test_what_an_uninstall_undoes_is_not_taken_for_done(api: FakeApi, time: Time, end: str) -> None:
+def test_what_an_uninstall_undoes_is_not_taken_for_done(
+    api: FakeApiServer, time: FakeClock, end: str
+) -> None:
     api.node("n")
-    left_by(api, CLEANUP)
+    leave_unfinished_run(api, CLEANUP)
     (cleanup,) = api.jobs.values()
     api.jobs.clear()
-    left_by(api, state="Complete")
+    leave_unfinished_run(api, state="Complete")
     api.jobs["cleanup-n"] = cleanup
     api.pod(cleanup, "revert-cri", {"running": {}})
     match end:
@@ -201,9 +207,11 @@ def test_what_an_uninstall_undoes_is_not_taken_for_done(api: FakeApi, time: Time
     assert api.made == ["n"]
 
 
-def test_a_job_that_took_the_place_of_the_one_to_be_deleted_is_not_deleted(api: FakeApi, time: Time) -> None:
+def test_a_job_that_took_the_place_of_the_one_to_be_deleted_is_not_deleted(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n")
-    left_by(api, state="Failed")
+    leave_unfinished_run(api, state="Failed")
     old = api.jobs["install-n"]
 
     def replaced() -> None:
@@ -219,7 +227,7 @@ def test_a_job_that_took_the_place_of_the_one_to_be_deleted_is_not_deleted(api: 
 # --- what happens to Jobs and Nodes meanwhile -------------------------------------------------------
 
 
-def test_a_job_deleted_under_it_is_made_anew(api: FakeApi, time: Time) -> None:
+def test_a_job_deleted_under_it_is_made_anew(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -231,15 +239,15 @@ def test_a_job_deleted_under_it_is_made_anew(api: FakeApi, time: Time) -> None:
     assert api.made == ["n", "n"]
 
 
-def test_a_job_deleted_again_and_again_is_a_failure(api: FakeApi, time: Time) -> None:
+def test_a_job_deleted_again_and_again_is_a_failure(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     api.on_create = lambda job: time.after(5, lambda: api.remove(job["metadata"]["name"]))
     result = dispatch(api)
     assert outcomes(result) == {"n": "failed"}
-    assert "deleted 3 times" in str(result.tasks[0].trouble)
+    assert "deleted 3 times" in str(result.tasks[0].problem)
 
 
-def test_a_finished_job_that_is_removed_at_once_has_finished(api: FakeApi) -> None:
+def test_a_finished_job_that_is_removed_at_once_has_finished(api: FakeApiServer) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -252,7 +260,7 @@ def test_a_finished_job_that_is_removed_at_once_has_finished(api: FakeApi) -> No
     assert api.made == ["n"]
 
 
-def test_a_node_that_goes_while_its_job_runs_is_no_failure(api: FakeApi, time: Time) -> None:
+def test_a_node_that_goes_while_its_job_runs_is_no_failure(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 2)
 
     def created(job: Object) -> None:
@@ -268,7 +276,9 @@ def test_a_node_that_goes_while_its_job_runs_is_no_failure(api: FakeApi, time: T
     assert list(api.jobs) == ["install-n1"], "nothing waits for the node to come back"
 
 
-def test_a_node_that_goes_and_whose_job_fails_for_it_is_no_failure(api: FakeApi, time: Time) -> None:
+def test_a_node_that_goes_and_whose_job_fails_for_it_is_no_failure(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -279,7 +289,7 @@ def test_a_node_that_goes_and_whose_job_fails_for_it_is_no_failure(api: FakeApi,
     assert outcomes(dispatch(api)) == {"n": "gone"}
 
 
-def test_a_node_that_was_only_away_for_a_moment_has_failed(api: FakeApi, time: Time) -> None:
+def test_a_node_that_was_only_away_for_a_moment_has_failed(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     kept = dict(api.nodes)
 
@@ -291,10 +301,10 @@ def test_a_node_that_was_only_away_for_a_moment_has_failed(api: FakeApi, time: T
     api.on_create = created
     result = dispatch(api)
     assert outcomes(result) == {"n": "failed"}
-    assert "broken" in str(result.tasks[0].trouble)
+    assert "broken" in str(result.tasks[0].problem)
 
 
-def test_a_long_job_costs_few_looks_at_its_node(api: FakeApi, time: Time) -> None:
+def test_a_long_job_costs_few_looks_at_its_node(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     api.on_create = lambda job: time.after(1800, lambda: api.finish("install-n"))
     result = dispatch(api)
@@ -305,7 +315,7 @@ def test_a_long_job_costs_few_looks_at_its_node(api: FakeApi, time: Time) -> Non
 # --- what is left of Jobs that are gone -------------------------------------------------------------
 
 
-def begins_only_alone(api: FakeApi) -> list[float]:
+def begins_only_alone(api: FakeApiServer) -> list[float]:
     """Jobs succeed, and must not be made while a Pod is there; the times at which they are made."""
     made: list[float] = []
 
@@ -319,11 +329,11 @@ def begins_only_alone(api: FakeApi) -> list[float]:
 
 
 def test_pods_whose_job_went_with_its_dispatcher_are_waited_for(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kata_node")
     workers(api, 3)
-    left_by(api, replace(CONFIG, nodes=("n0", "n1")))
+    leave_unfinished_run(api, replace(CONFIG, nodes=("n0", "n1")))
     begun = time.passed
     api.lingering = 200
     for name in ("install-n0", "install-n1"):
@@ -350,7 +360,9 @@ def test_pods_whose_job_went_with_its_dispatcher_are_waited_for(
     assert result.requests["list pods"] < 50, "one request for all of them"
 
 
-def test_the_pods_of_a_job_that_is_deleted_under_it_are_waited_for(api: FakeApi, time: Time) -> None:
+def test_the_pods_of_a_job_that_is_deleted_under_it_are_waited_for(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n")
     api.lingering = 40
     made = begins_only_alone(api)
@@ -367,19 +379,19 @@ def test_the_pods_of_a_job_that_is_deleted_under_it_are_waited_for(api: FakeApi,
     assert 45 <= made[0] < 55
 
 
-def test_pods_that_never_end_are_not_waited_for_without_end(api: FakeApi, time: Time) -> None:
+def test_pods_that_never_end_are_not_waited_for_without_end(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
-    left_by(api)
+    leave_unfinished_run(api)
     api.lingering = 1e6
     api.pod(api.jobs["install-n"], "cri", {"running": {}})
     api.remove("install-n")
     result = dispatch(api)
     assert outcomes(result) == {"n": "failed"}
-    assert "what was begun there before does not end: the Pod pod-0" in str(result.tasks[0].trouble)
+    assert "what was begun there before does not end: the Pod pod-0" in str(result.tasks[0].problem)
     assert 1800 <= time.passed < 4000
 
 
-def test_a_job_whose_pod_does_not_end_at_its_deadline_has_failed(api: FakeApi, time: Time) -> None:
+def test_a_job_whose_pod_does_not_end_at_its_deadline_has_failed(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -389,9 +401,9 @@ def test_a_job_whose_pod_does_not_end_at_its_deadline_has_failed(api: FakeApi, t
 
     api.on_create = created
     slow = template(terminationGracePeriodSeconds=300)
-    result = dispatch(api, replace(CONFIG, templates=every(slow)))
+    result = dispatch(api, replace(CONFIG, templates=for_all_runtimes(slow)))
     assert outcomes(result) == {"n": "failed"}
-    assert str(result.tasks[0].trouble) == (
+    assert str(result.tasks[0].problem) == (
         "cri: its Job took longer than it may (DeadlineExceeded: too long); its Pod has not ended since"
     )
     assert 460 <= time.passed < 600
@@ -403,9 +415,11 @@ RECONCILE = replace(CONFIG, skip_serving=True)
 
 
 @pytest.mark.parametrize("image", [pytest.param("kata", id="the same"), pytest.param("newer", id="a newer")])
-def test_who_reconciles_leaves_a_node_to_the_job_of_an_upgrade(api: FakeApi, image: str) -> None:
+def test_who_reconciles_leaves_a_node_to_the_job_of_an_upgrade(api: FakeApiServer, image: str) -> None:
     workers(api, 2)
-    left_by(api, replace(CONFIG, generation="2", nodes=("n0",), templates=every(template(image))))
+    leave_unfinished_run(
+        api, replace(CONFIG, generation="2", nodes=("n0",), templates=for_all_runtimes(template(image)))
+    )
     api.pod(api.jobs["install-n0"], "host-check", {"waiting": {"reason": "ImagePullBackOff"}})
     result = dispatch(api, RECONCILE, owner=Owner("reconcile", "reconcile-uid"))
     assert outcomes(result) == {"n0": "skipped", "n1": "done"}
@@ -415,12 +429,12 @@ def test_who_reconciles_leaves_a_node_to_the_job_of_an_upgrade(api: FakeApi, ima
 
 
 def test_a_node_that_an_upgrade_brought_to_serve_meanwhile_keeps_what_that_gave_it(
-    api: FakeApi, time: Time
+    api: FakeApiServer, time: FakeClock
 ) -> None:
     workers(api, 2)
 
     def created(job: Object) -> None:
-        api.nodes["n1"]["metadata"]["labels"][MARK] = "true"
+        api.nodes["n1"]["metadata"]["labels"][INSTALLATION_LABEL] = "true"
         api.finish(job["metadata"]["name"])
 
     api.on_create = created
@@ -430,10 +444,10 @@ def test_a_node_that_an_upgrade_brought_to_serve_meanwhile_keeps_what_that_gave_
 
 
 def test_who_reconciles_and_whose_job_an_upgrade_takes_away_does_not_fight_for_it(
-    api: FakeApi, time: Time
+    api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
-    old = replace(RECONCILE, templates=every(template("older")))
+    old = replace(RECONCILE, templates=for_all_runtimes(template("older")))
 
     def created(job: Object) -> None:
         def upgraded() -> None:
@@ -449,7 +463,7 @@ def test_who_reconciles_and_whose_job_an_upgrade_takes_away_does_not_fight_for_i
 
 
 def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on_before_it_looks(
-    api: FakeApi, time: Time
+    api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
     own = api.dispatcher("cleanup-dispatcher", LABELS)
@@ -462,7 +476,7 @@ def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on_bef
     assert 5 <= time.passed < 10, "it had ended"
 
 
-def test_an_uninstall_that_is_not_told_its_job_does_not_end_itself(api: FakeApi) -> None:
+def test_an_uninstall_that_is_not_told_its_job_does_not_end_itself(api: FakeApiServer) -> None:
     api.node("n")
     api.dispatcher("cleanup-dispatcher", LABELS)
     with api.client() as connection:
@@ -471,7 +485,7 @@ def test_an_uninstall_that_is_not_told_its_job_does_not_end_itself(api: FakeApi)
 
 
 def test_one_that_does_not_end_does_not_hold_up_an_uninstall_for_ever(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
     api.stuck = True
@@ -482,7 +496,7 @@ def test_one_that_does_not_end_does_not_hold_up_an_uninstall_for_ever(
     assert api.requests.count("DELETE install-dispatcher") == 1
 
 
-def test_an_install_leaves_other_dispatchers_alone(api: FakeApi) -> None:
+def test_an_install_leaves_other_dispatchers_alone(api: FakeApiServer) -> None:
     api.node("n")
     api.dispatcher("reconcile-1", LABELS)
     assert outcomes(dispatch(api)) == {"n": "done"}

@@ -6,10 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from dispatcher.fake_api_server import FakeApi, Object, Time
-from dispatcher.harness import CLEANUP, CONFIG, MARK, dispatch, every, left_by, outcomes, template, workers
-from kata_node.dispatcher.config import Amount, Config, Removed
-from kata_node.dispatcher.kubernetes_objects import DIGEST
+from dispatcher.fake_api_server import FakeApiServer, FakeClock, Object
+from dispatcher.harness import (
+    CLEANUP,
+    CONFIG,
+    INSTALLATION_LABEL,
+    dispatch,
+    for_all_runtimes,
+    leave_unfinished_run,
+    outcomes,
+    template,
+    workers,
+)
+from kata_node.dispatcher.config import Config, DeselectedNodesConfig, IntOrPercent
+from kata_node.dispatcher.kubernetes_objects import TEMPLATE_DIGEST_LABEL
 from kata_node.dispatcher.progress import summary
 from kata_node.dispatcher.rollout import Outcome
 from kata_node.dispatcher.template import Templates
@@ -18,13 +28,15 @@ from kata_node.errors import KubeError
 # --- which nodes ------------------------------------------------------------------------------------
 
 
-def test_the_label_selector_selects(api: FakeApi) -> None:
+def test_the_label_selector_selects(api: FakeApiServer) -> None:
     api.node("a", labels={"pool": "kata"})
     api.node("b", labels={"pool": "other"})
     assert outcomes(dispatch(api, replace(CONFIG, selector="pool=kata"))) == {"a": "done"}
 
 
-def test_a_name_given_of_which_there_is_no_node_is_a_failure_and_the_others_get_theirs(api: FakeApi) -> None:
+def test_a_name_given_of_which_there_is_no_node_is_a_failure_and_the_others_get_theirs(
+    api: FakeApiServer,
+) -> None:
     workers(api, 3)
     result = dispatch(api, replace(CONFIG, nodes=("n2", "typo")))
     assert outcomes(result) == {"n2": "done", "typo": "failed"}
@@ -34,14 +46,14 @@ def test_a_name_given_of_which_there_is_no_node_is_a_failure_and_the_others_get_
     assert result.exit_code == 0
 
 
-def test_many_names_are_picked_from_one_list_of_all_nodes(api: FakeApi) -> None:
+def test_many_names_are_picked_from_one_list_of_all_nodes(api: FakeApiServer) -> None:
     names = workers(api, 30)
     dispatch(api, replace(CONFIG, nodes=tuple(names[:25])))
     assert api.made == sorted(names[:25])
     assert api.requests.count("GET nodes") == 1
 
 
-def test_a_node_whose_taint_is_not_tolerated_is_passed_over_and_told(api: FakeApi) -> None:
+def test_a_node_whose_taint_is_not_tolerated_is_passed_over_and_told(api: FakeApiServer) -> None:
     api.node("a", taints=("dedicated:NoSchedule",))
     api.node("b", taints=("dedicated:PreferNoSchedule",))
     result = dispatch(api)
@@ -50,7 +62,10 @@ def test_a_node_whose_taint_is_not_tolerated_is_passed_over_and_told(api: FakeAp
     (skipped,) = [task for task in result.tasks if task.outcome is Outcome.SKIPPED]
     assert "dedicated:NoSchedule" in skipped.note
     tolerant = template(tolerations=[{"key": "dedicated", "operator": "Exists"}])
-    assert outcomes(dispatch(api, replace(CONFIG, templates=every(tolerant)))) == {"a": "done", "b": "done"}
+    assert outcomes(dispatch(api, replace(CONFIG, templates=for_all_runtimes(tolerant)))) == {
+        "a": "done",
+        "b": "done",
+    }
 
 
 # --- nodes that are not ready -----------------------------------------------------------------------
@@ -58,11 +73,13 @@ def test_a_node_whose_taint_is_not_tolerated_is_passed_over_and_told(api: FakeAp
 NOT_READY = "node.kubernetes.io/not-ready:NoSchedule"
 
 
-def becomes_ready(api: FakeApi, name: str, seconds: float) -> None:
+def becomes_ready(api: FakeApiServer, name: str, seconds: float) -> None:
     api.time.after(seconds, lambda: api.nodes[name]["spec"].pop("taints"))
 
 
-def test_a_node_that_is_not_ready_is_waited_for_while_the_others_get_theirs(api: FakeApi, time: Time) -> None:
+def test_a_node_that_is_not_ready_is_waited_for_while_the_others_get_theirs(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("a", taints=(NOT_READY, "node.kubernetes.io/not-ready:NoExecute"))
     workers(api, 2)
     becomes_ready(api, "a", 40)
@@ -74,15 +91,15 @@ def test_a_node_that_is_not_ready_is_waited_for_while_the_others_get_theirs(api:
 
 
 @pytest.mark.parametrize("taint", ["node.kubernetes.io/unreachable:NoExecute", NOT_READY])
-def test_one_that_stays_so_is_told_and_no_success(api: FakeApi, time: Time, taint: str) -> None:
+def test_one_that_stays_so_is_told_and_no_success(api: FakeApiServer, time: FakeClock, taint: str) -> None:
     workers(api, 1)
     api.node("a", taints=(taint,))
-    result = dispatch(api, replace(CONFIG, max_failures=Amount(0), wait_for_ready=90))
+    result = dispatch(api, replace(CONFIG, max_failures=IntOrPercent(0), wait_for_ready=90))
     assert outcomes(result) == {"n0": "done", "a": "not ready"}
     assert (result.outcome, result.exit_code) == ("failed", 1)
     assert 90 <= time.passed < 100
     (task,) = [task for task in result.tasks if task.target.name == "a"]
-    assert f"its taint {taint} has not gone within 90 s" in str(task.trouble)
+    assert f"its taint {taint} has not gone within 90 s" in str(task.problem)
     assert api.made == ["n0"]
     assert api.events == [], "what keeps it is told by others"
 
@@ -92,14 +109,14 @@ def test_one_that_stays_so_is_told_and_no_success(api: FakeApi, time: Time, tain
     [
         pytest.param(CONFIG, 9, 1, id="one of nine"),
         pytest.param(CONFIG, 10, 0, id="one of ten"),
-        pytest.param(replace(CONFIG, max_not_ready=Amount(0)), 10, 1, id="one where none may"),
-        pytest.param(replace(CONFIG, max_not_ready=Amount(1)), 2, 0, id="one where one may"),
+        pytest.param(replace(CONFIG, max_not_ready=IntOrPercent(0)), 10, 1, id="one where none may"),
+        pytest.param(replace(CONFIG, max_not_ready=IntOrPercent(1)), 2, 0, id="one where one may"),
         pytest.param(replace(CONFIG, skip_serving=True), 2, 0, id="of one who comes back"),
         pytest.param(CLEANUP, 50, 1, id="of one who takes everything away"),
     ],
 )
 def test_of_many_nodes_a_few_may_not_be_ready_and_are_told(
-    api: FakeApi, config: Config, of: int, code: int
+    api: FakeApiServer, config: Config, of: int, code: int
 ) -> None:
     workers(api, of - 1)
     api.node("a", taints=(NOT_READY,))
@@ -115,35 +132,35 @@ def test_of_many_nodes_a_few_may_not_be_ready_and_are_told(
     ("config", "hint"), [(CONFIG, "job.reconcileSchedule"), (CLEANUP, "its Node is deleted")]
 )
 def test_a_node_whose_kubelet_is_not_heard_of_is_no_place_for_a_job_whatever_that_tolerates(
-    api: FakeApi, time: Time, config: Config, hint: str
+    api: FakeApiServer, time: FakeClock, config: Config, hint: str
 ) -> None:
     api.node("a", taints=("node.kubernetes.io/unreachable:NoExecute",))
     everything = template(tolerations=[{"operator": "Exists"}])
-    result = dispatch(api, replace(config, templates=every(everything)))
+    result = dispatch(api, replace(config, templates=for_all_runtimes(everything)))
     assert outcomes(result) == {"a": "not ready"}
     assert (result.exit_code, api.made) == (1, [])
     assert 120 <= time.passed < 130
-    assert hint in (result.tasks[0].trouble.hint if result.tasks[0].trouble else "")
+    assert hint in (result.tasks[0].problem.hint if result.tasks[0].problem else "")
 
 
 def test_a_node_that_died_under_its_job_is_waited_for_no_longer_than_another(
-    api: FakeApi, time: Time
+    api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
-    left_by(api)
+    leave_unfinished_run(api)
     api.node("n", taints=("node.kubernetes.io/unreachable:NoSchedule",))
     assert outcomes(dispatch(api)) == {"n": "not ready"}
     assert time.passed < 140
 
 
-def test_many_that_stay_so_are_waited_for_at_the_same_time(api: FakeApi, time: Time) -> None:
+def test_many_that_stay_so_are_waited_for_at_the_same_time(api: FakeApiServer, time: FakeClock) -> None:
     for number in range(9):
         api.node(f"a{number}", taints=(NOT_READY,))
     dispatch(api, replace(CONFIG, parallelism=2))
     assert time.passed < 140
 
 
-def test_a_canary_is_a_node_that_is_ready(api: FakeApi) -> None:
+def test_a_canary_is_a_node_that_is_ready(api: FakeApiServer) -> None:
     api.node("a", taints=(NOT_READY,))
     workers(api, 2)
     result = dispatch(api, replace(CONFIG, canary=1, wait_for_ready=0))
@@ -151,14 +168,16 @@ def test_a_canary_is_a_node_that_is_ready(api: FakeApi) -> None:
     assert api.made == ["n0", "n1"]
 
 
-def test_a_taint_of_conditions_that_is_tolerated_is_not_waited_for(api: FakeApi, time: Time) -> None:
+def test_a_taint_of_conditions_that_is_tolerated_is_not_waited_for(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("a", taints=(NOT_READY,))
     tolerant = template(tolerations=[{"operator": "Exists"}])
-    assert outcomes(dispatch(api, replace(CONFIG, templates=every(tolerant)))) == {"a": "done"}
+    assert outcomes(dispatch(api, replace(CONFIG, templates=for_all_runtimes(tolerant)))) == {"a": "done"}
     assert time.passed < 5
 
 
-def test_what_somebody_does_to_a_node_that_is_waited_for_is_seen(api: FakeApi, time: Time) -> None:
+def test_what_somebody_does_to_a_node_that_is_waited_for_is_seen(api: FakeApiServer, time: FakeClock) -> None:
     for name in ("cordoned", "gone", "other"):
         api.node(name, taints=(NOT_READY,))
     time.after(20, lambda: api.node("cordoned", taints=(NOT_READY, "dedicated:NoSchedule")))
@@ -169,7 +188,9 @@ def test_what_somebody_does_to_a_node_that_is_waited_for_is_seen(api: FakeApi, t
     assert outcomes(result) == {"cordoned": "skipped", "gone": "gone", "other": "failed"}
 
 
-def test_a_node_registered_anew_meanwhile_gets_the_job_of_what_it_is_now(api: FakeApi, time: Time) -> None:
+def test_a_node_registered_anew_meanwhile_gets_the_job_of_what_it_is_now(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n", taints=(NOT_READY,))
 
     def registered() -> None:
@@ -184,10 +205,10 @@ def test_a_node_registered_anew_meanwhile_gets_the_job_of_what_it_is_now(api: Fa
     assert pod["containers"][0]["image"] == "of-new"
 
 
-def test_a_node_that_its_own_job_made_unready_is_not_waited_for(api: FakeApi, time: Time) -> None:
+def test_a_node_that_its_own_job_made_unready_is_not_waited_for(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     api.on_create = lambda job: None
-    left_by(api)
+    leave_unfinished_run(api)
     api.node("n", taints=(NOT_READY,))
     time.after(10, lambda: api.finish("install-n"))
     result = dispatch(api)
@@ -196,16 +217,18 @@ def test_a_node_that_its_own_job_made_unready_is_not_waited_for(api: FakeApi, ti
     assert time.passed < 60
 
 
-def test_no_node_that_was_waited_for_is_begun_once_the_rollout_has_stopped(api: FakeApi, time: Time) -> None:
+def test_no_node_that_was_waited_for_is_begun_once_the_rollout_has_stopped(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("a", taints=(NOT_READY,))
     becomes_ready(api, "a", 30)
     workers(api, 1)
     api.on_create = lambda job: time.after(20, lambda: api.fail(job["metadata"]["name"]))
-    result = dispatch(api, replace(CONFIG, max_failures=Amount(0)))
+    result = dispatch(api, replace(CONFIG, max_failures=IntOrPercent(0)))
     assert outcomes(result) == {"n0": "failed", "a": "not started"}
 
 
-def test_nobody_eligible_but_nodes_that_are_not_ready_is_said_so(api: FakeApi) -> None:
+def test_nobody_eligible_but_nodes_that_are_not_ready_is_said_so(api: FakeApiServer) -> None:
     api.node("a", taints=(NOT_READY,))
     with pytest.raises(KubeError, match=f"no eligible node: 1 of 1 Nodes .*a has {NOT_READY}"):
         dispatch(api, replace(CONFIG, wait_for_nodes=30))
@@ -219,16 +242,16 @@ BY_RUNTIME = replace(
 )
 
 
-def image(api: FakeApi, node: str) -> str:
+def image(api: FakeApiServer, node: str) -> str:
     return str(api.jobs[f"install-{node}"]["spec"]["template"]["spec"]["containers"][0]["image"])
 
 
-def test_each_node_gets_the_job_of_its_runtime(api: FakeApi) -> None:
+def test_each_node_gets_the_job_of_its_runtime(api: FakeApiServer) -> None:
     api.node("a")
     api.node("b", runtime="cri-o://1.36.1")
     assert outcomes(dispatch(api, BY_RUNTIME)) == {"a": "done", "b": "done"}
     assert (image(api, "a"), image(api, "b")) == ("for-containerd", "for-crio")
-    digests = [api.jobs[f"install-{node}"]["metadata"]["labels"][DIGEST] for node in "ab"]
+    digests = [api.jobs[f"install-{node}"]["metadata"]["labels"][TEMPLATE_DIGEST_LABEL] for node in "ab"]
     assert len(set(digests)) == 2
 
 
@@ -242,20 +265,20 @@ def test_each_node_gets_the_job_of_its_runtime(api: FakeApi) -> None:
     ],
 )
 def test_a_node_whose_runtime_has_no_template_fails_and_no_other(
-    api: FakeApi, runtime: str, what: str, hint: str
+    api: FakeApiServer, runtime: str, what: str, hint: str
 ) -> None:
     api.node("a", runtime=runtime)
     api.node("b")
     result = dispatch(api, BY_RUNTIME)
     assert outcomes(result) == {"a": "failed", "b": "done"}
     assert result.exit_code == 1
-    (failed,) = [task.trouble for task in result.tasks if task.trouble]
+    (failed,) = [task.problem for task in result.tasks if task.problem]
     assert what in failed.what
     assert hint in failed.hint
     assert [event["involvedObject"]["name"] for event in api.events] == ["a"]
 
 
-def test_a_node_that_changed_its_runtime_is_worked_on_and_one_that_did_not_is_not(api: FakeApi) -> None:
+def test_a_node_that_changed_its_runtime_is_worked_on_and_one_that_did_not_is_not(api: FakeApiServer) -> None:
     workers(api, 2)
     dispatch(api, BY_RUNTIME)
     api.node("n0", runtime="cri-o://1.36.1")
@@ -263,11 +286,11 @@ def test_a_node_that_changed_its_runtime_is_worked_on_and_one_that_did_not_is_no
     assert image(api, "n0") == "for-crio"
 
 
-def test_a_node_that_left_the_selection_is_cleaned_as_its_runtime_is(api: FakeApi) -> None:
+def test_a_node_that_left_the_selection_is_cleaned_as_its_runtime_is(api: FakeApiServer) -> None:
     api.node("a", labels={"pool": "kata"})
-    api.node("b", labels={MARK: "true"}, runtime="cri-o://1.36.1")
-    api.node("c", labels={MARK: "true"}, runtime="docker://28.1")
-    removed = Removed("removed", Templates(by_runtime={"cri-o": template("clean-crio")}))
+    api.node("b", labels={INSTALLATION_LABEL: "true"}, runtime="cri-o://1.36.1")
+    api.node("c", labels={INSTALLATION_LABEL: "true"}, runtime="docker://28.1")
+    removed = DeselectedNodesConfig("removed", Templates(by_runtime={"cri-o": template("clean-crio")}))
     result = dispatch(api, replace(BY_RUNTIME, selector="pool=kata", removed=removed))
     assert outcomes(result) == {"a": "done", "b": "done", "c": "failed"}
     assert api.jobs["removed-b"]["spec"]["template"]["spec"]["containers"][0]["image"] == "clean-crio"
@@ -276,23 +299,23 @@ def test_a_node_that_left_the_selection_is_cleaned_as_its_runtime_is(api: FakeAp
 # --- nodes that serve -------------------------------------------------------------------------------
 
 
-def test_nodes_that_serve_already_are_passed_over_where_that_is_asked_for(api: FakeApi) -> None:
+def test_nodes_that_serve_already_are_passed_over_where_that_is_asked_for(api: FakeApiServer) -> None:
     api.node("new")
-    api.node("half", labels={MARK: "false"})
-    api.node("old", labels={MARK: "true"})
+    api.node("half", labels={INSTALLATION_LABEL: "false"})
+    api.node("old", labels={INSTALLATION_LABEL: "true"})
     result = dispatch(api, replace(CONFIG, skip_serving=True))
     assert outcomes(result) == {"new": "done", "half": "done", "old": "unchanged"}
     assert api.made == ["half", "new"]
 
 
-def test_a_node_that_lost_its_mark_is_worked_on_again(api: FakeApi) -> None:
+def test_a_node_that_lost_its_mark_is_worked_on_again(api: FakeApiServer) -> None:
     api.node("n")
     config = replace(CONFIG, skip_serving=True)
     assert [outcomes(dispatch(api, config)) for _ in range(2)] == [{"n": "done"}] * 2
     assert api.made == ["n", "n"]
 
 
-def test_it_waits_until_the_set_of_eligible_nodes_stays_the_same(api: FakeApi, time: Time) -> None:
+def test_it_waits_until_the_set_of_eligible_nodes_stays_the_same(api: FakeApiServer, time: FakeClock) -> None:
     for second, name in ((4, "a"), (12, "b"), (22, "c")):
         time.after(second, lambda name=name: api.node(name))  # type: ignore[misc]
     result = dispatch(api, replace(CONFIG, wait_for_nodes=120))
@@ -300,14 +323,16 @@ def test_it_waits_until_the_set_of_eligible_nodes_stays_the_same(api: FakeApi, t
     assert 37 <= time.passed < 60
 
 
-def test_it_waits_for_all_nodes_that_are_given_by_name(api: FakeApi, time: Time) -> None:
+def test_it_waits_for_all_nodes_that_are_given_by_name(api: FakeApiServer, time: FakeClock) -> None:
     api.node("a")
     time.after(40, lambda: api.node("b"))
     result = dispatch(api, replace(CONFIG, nodes=("a", "b"), wait_for_nodes=120))
     assert outcomes(result) == {"a": "done", "b": "done"}
 
 
-def test_nodes_that_never_settle_are_taken_as_they_are_in_the_end(api: FakeApi, time: Time) -> None:
+def test_nodes_that_never_settle_are_taken_as_they_are_in_the_end(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     for second in range(1, 60, 4):
         time.after(second, lambda second=second: api.node(f"n{second}"))  # type: ignore[misc]
     result = dispatch(api, replace(CONFIG, wait_for_nodes=30))
@@ -315,7 +340,9 @@ def test_nodes_that_never_settle_are_taken_as_they_are_in_the_end(api: FakeApi, 
     assert 5 < len(result.tasks) < 15
 
 
-def test_no_eligible_node_after_the_wait_is_an_error_that_names_the_taints(api: FakeApi, time: Time) -> None:
+def test_no_eligible_node_after_the_wait_is_an_error_that_names_the_taints(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("a", taints=("dedicated:NoSchedule",))
     with pytest.raises(KubeError, match=r"after 30 s there is no eligible node.*a has dedicated:NoSchedule"):
         dispatch(api, replace(CONFIG, wait_for_nodes=30))
@@ -342,7 +369,7 @@ ALL_CONTROL = "set job.nodeSelectorExpressions: [] on a cluster whose nodes are 
     ],
 )
 def test_an_empty_selection_is_told_with_what_was_asked_for_and_how_many_nodes_there_are(
-    api: FakeApi, config: Config, what: str
+    api: FakeApiServer, config: Config, what: str
 ) -> None:
     workers(api, 300)
     with pytest.raises(KubeError) as caught:
@@ -351,7 +378,7 @@ def test_an_empty_selection_is_told_with_what_was_asked_for_and_how_many_nodes_t
     assert ALL_CONTROL not in str(caught.value)
 
 
-def test_taints_that_leave_no_node_are_told_beside_how_many_match(api: FakeApi) -> None:
+def test_taints_that_leave_no_node_are_told_beside_how_many_match(api: FakeApiServer) -> None:
     for name in "abcd":
         api.node(name, labels={"pool": "kata"}, taints=("dedicated:NoSchedule",))
     api.node("e")
@@ -363,7 +390,7 @@ def test_taints_that_leave_no_node_are_told_beside_how_many_match(api: FakeApi) 
     assert "tolerate them in the values" in str(caught.value)
 
 
-def test_a_cluster_of_nothing_but_control_plane_is_told_how_to_select_it(api: FakeApi) -> None:
+def test_a_cluster_of_nothing_but_control_plane_is_told_how_to_select_it(api: FakeApiServer) -> None:
     control_plane = {"node-role.kubernetes.io/control-plane": ""}
     api.node("a", labels=control_plane)
     alone = replace(CONFIG, selector="!node-role.kubernetes.io/control-plane", wait_for_nodes=5)
@@ -377,7 +404,7 @@ def test_a_cluster_of_nothing_but_control_plane_is_told_how_to_select_it(api: Fa
 
 
 def test_a_wait_that_is_shorter_than_it_takes_to_settle_is_told_as_what_it_is(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kata_node")
     workers(api, 2)
@@ -388,7 +415,7 @@ def test_a_wait_that_is_shorter_than_it_takes_to_settle_is_told_as_what_it_is(
 
 
 def test_a_set_that_changed_just_before_the_end_of_the_wait_is_warned_of(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("a")
     for second, name in ((4, "b"), (14, "c"), (24, "d")):
@@ -400,7 +427,7 @@ def test_a_set_that_changed_just_before_the_end_of_the_wait_is_warned_of(
     )
 
 
-def test_no_node_and_no_wait_is_nothing_to_do(api: FakeApi, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_node_and_no_wait_is_nothing_to_do(api: FakeApiServer, caplog: pytest.LogCaptureFixture) -> None:
     assert dispatch(api).exit_code == 0
     assert "no node is selected" in caplog.text
 
@@ -410,37 +437,43 @@ def test_no_node_and_no_wait_is_nothing_to_do(api: FakeApi, caplog: pytest.LogCa
 REMOVING = replace(
     CONFIG,
     selector="pool=kata",
-    removed=Removed("removed", every(template("cleanup", tolerations=[{"operator": "Exists"}]))),
+    removed=DeselectedNodesConfig(
+        "removed", for_all_runtimes(template("cleanup", tolerations=[{"operator": "Exists"}]))
+    ),
 )
 
 
-def test_a_node_that_left_the_selection_is_cleaned_when_the_others_are_through(api: FakeApi) -> None:
+def test_a_node_that_left_the_selection_is_cleaned_when_the_others_are_through(api: FakeApiServer) -> None:
     api.node("in", labels={"pool": "kata"})
-    api.node("out", labels={MARK: "true"}, taints=("any:NoExecute",))
-    api.node("half", labels={MARK: "false"})
+    api.node("out", labels={INSTALLATION_LABEL: "true"}, taints=("any:NoExecute",))
+    api.node("half", labels={INSTALLATION_LABEL: "false"})
     api.node("other", labels={"kata-deploy.katacontainers.io/blue": "true"})
     result = dispatch(api, REMOVING)
     assert outcomes(result) == {"in": "done", "half": "done", "out": "done"}
     assert list(api.jobs) == ["install-in", "removed-half", "removed-out"]
 
 
-def test_a_selected_node_with_a_taint_has_not_left(api: FakeApi) -> None:
+def test_a_selected_node_with_a_taint_has_not_left(api: FakeApiServer) -> None:
     api.node("in", labels={"pool": "kata"})
-    api.node("cordoned", labels={"pool": "kata", MARK: "true"}, taints=("unschedulable:NoSchedule",))
+    api.node(
+        "cordoned", labels={"pool": "kata", INSTALLATION_LABEL: "true"}, taints=("unschedulable:NoSchedule",)
+    )
     assert outcomes(dispatch(api, REMOVING)) == {"in": "done", "cordoned": "skipped"}
 
 
-def test_a_selection_that_is_empty_removes_nothing(api: FakeApi, caplog: pytest.LogCaptureFixture) -> None:
-    api.node("a", labels={MARK: "true"})
+def test_a_selection_that_is_empty_removes_nothing(
+    api: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.node("a", labels={INSTALLATION_LABEL: "true"})
     assert outcomes(dispatch(api, REMOVING)) == {}
     assert "nothing is removed" in caplog.text
 
 
 def test_a_node_that_is_selected_again_by_the_time_it_is_its_turn_is_left_alone(
-    api: FakeApi, time: Time
+    api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("in", labels={"pool": "kata"})
-    api.node("out", labels={MARK: "true"})
+    api.node("out", labels={INSTALLATION_LABEL: "true"})
 
     def created(job: Object) -> None:
         api.nodes["out"]["metadata"]["labels"]["pool"] = "kata"
@@ -450,9 +483,9 @@ def test_a_node_that_is_selected_again_by_the_time_it_is_its_turn_is_left_alone(
     assert outcomes(dispatch(api, REMOVING)) == {"in": "done", "out": "skipped"}
 
 
-def test_nothing_is_removed_after_a_rollout_that_was_stopped(api: FakeApi) -> None:
+def test_nothing_is_removed_after_a_rollout_that_was_stopped(api: FakeApiServer) -> None:
     api.node("in", labels={"pool": "kata"})
-    api.node("out", labels={MARK: "true"})
+    api.node("out", labels={INSTALLATION_LABEL: "true"})
     api.on_create = lambda job: api.fail(job["metadata"]["name"])
-    result = dispatch(api, replace(REMOVING, max_failures=Amount(0)))
+    result = dispatch(api, replace(REMOVING, max_failures=IntOrPercent(0)))
     assert outcomes(result) == {"in": "failed", "out": "not started"}

@@ -7,51 +7,64 @@ from dataclasses import replace
 
 import pytest
 
-from dispatcher.fake_api_server import FakeApi, Fault, Object, Time
-from dispatcher.harness import CLEANUP, CONFIG, LABELS, dispatch, every, outcomes, template, workers
+from dispatcher.fake_api_server import FakeApiServer, FakeClock, Fault, Object
+from dispatcher.harness import (
+    CLEANUP,
+    CONFIG,
+    LABELS,
+    dispatch,
+    for_all_runtimes,
+    outcomes,
+    template,
+    workers,
+)
 from kata_node.dispatcher import api as client
-from kata_node.dispatcher.config import Amount, Config
-from kata_node.dispatcher.kubernetes_objects import NODE
+from kata_node.dispatcher.config import Config, IntOrPercent
+from kata_node.dispatcher.kubernetes_objects import NODE_KEY
 from kata_node.dispatcher.run import run
-from kata_node.dispatcher.shutdown import Stopped
+from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Template
 
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PAGE", 25)
+    monkeypatch.setattr(client, "PAGE_SIZE", 25)
 
 
 # --- one Job per node -------------------------------------------------------------------------------
 
 
-def test_every_node_gets_one_job_that_is_bound_to_it_and_says_whose_it_is(api: FakeApi) -> None:
+def test_every_node_gets_one_job_that_is_bound_to_it_and_says_whose_it_is(api: FakeApiServer) -> None:
     names = workers(api, 3)
     api.node("n9.example.org")
-    config = replace(CONFIG, templates=every(template("of-@NODE_NAME@-@MACHINE_ID@-@NODE_UID@-@JOB_NAME@")))
+    config = replace(
+        CONFIG, templates=for_all_runtimes(template("of-@NODE_NAME@-@MACHINE_ID@-@NODE_UID@-@JOB_NAME@"))
+    )
     result = dispatch(api, config, owner=Owner("dispatcher", "owner-uid"))
     assert result.outcome == "ok"
     assert api.made == [*names, "n9.example.org"]
     for job in api.jobs.values():
         metadata, pod = job["metadata"], job["spec"]["template"]
         name, node = metadata["name"], pod["spec"]["nodeName"]
-        assert metadata["annotations"][NODE] == node
+        assert metadata["annotations"][NODE_KEY] == node
         assert metadata["labels"].items() >= LABELS.items()
-        assert pod["metadata"]["labels"].items() >= {**LABELS, NODE: node}.items()
+        assert pod["metadata"]["labels"].items() >= {**LABELS, NODE_KEY: node}.items()
         assert pod["spec"]["containers"][0]["image"] == f"of-{node}-machine-{node}-uid-of-{node}-{name}"
         (owner,) = metadata["ownerReferences"]
         assert (owner["name"], owner["uid"], owner["controller"]) == ("dispatcher", "owner-uid", False)
 
 
-def test_no_more_jobs_run_at_once_than_allowed_and_each_end_makes_room(api: FakeApi, time: Time) -> None:
+def test_no_more_jobs_run_at_once_than_allowed_and_each_end_makes_room(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     names = workers(api, 7)
     api.on_create = lambda job: time.after(10, lambda: api.finish(job["metadata"]["name"]))
     result = dispatch(api, replace(CONFIG, parallelism=3))
-    assert (api.made, api.most, result.outcome) == (names, 3, "ok")
+    assert (api.made, api.max_running, result.outcome) == (names, 3, "ok")
     assert 30 <= time.passed < 60
 
 
-def test_a_node_costs_one_request_however_many_there_are(api: FakeApi, small_pages: None) -> None:
+def test_a_node_costs_one_request_however_many_there_are(api: FakeApiServer, small_pages: None) -> None:
     workers(api, 60)
     result = dispatch(api)
     assert result.requests["create a job"] == 60
@@ -60,7 +73,7 @@ def test_a_node_costs_one_request_however_many_there_are(api: FakeApi, small_pag
 
 
 def test_a_list_that_changed_too_much_between_its_pages_is_begun_again(
-    api: FakeApi, small_pages: None
+    api: FakeApiServer, small_pages: None
 ) -> None:
     names = workers(api, 60)
     api.expire_pages = 1
@@ -85,7 +98,7 @@ MESSAGE = json.dumps(
 )
 
 
-def test_a_failed_node_is_told_with_its_stage_and_words_and_stops_no_other(api: FakeApi) -> None:
+def test_a_failed_node_is_told_with_its_stage_and_words_and_stops_no_other(api: FakeApiServer) -> None:
     workers(api, 4)
 
     def created(job: Object) -> None:
@@ -99,12 +112,12 @@ def test_a_failed_node_is_told_with_its_stage_and_words_and_stops_no_other(api: 
     result = dispatch(api, replace(CONFIG, parallelism=1))
     assert outcomes(result) == {"n0": "done", "n1": "failed", "n2": "done", "n3": "done"}
     assert result.exit_code == 1
-    trouble = next(task.trouble for task in result.tasks if task.trouble)
-    assert (trouble.stage, trouble.exit_code, trouble.where) == ("cri", 4, "containerd.service")
-    assert (trouble.what, trouble.hint) == ("containerd did not serve", "see its log")
+    problem = next(task.problem for task in result.tasks if task.problem)
+    assert (problem.stage, problem.exit_code, problem.where) == ("cri", 4, "containerd.service")
+    assert (problem.what, problem.hint) == ("containerd did not serve", "see its log")
 
 
-def told(api: FakeApi) -> list[tuple[str, str, str]]:
+def told(api: FakeApiServer) -> list[tuple[str, str, str]]:
     return [(each["involvedObject"]["name"], each["reason"], each["message"]) for each in api.events]
 
 
@@ -117,7 +130,7 @@ def told(api: FakeApi) -> list[tuple[str, str, str]]:
     ],
 )
 def test_a_failure_is_told_on_the_node_with_its_stage_exit_code_and_words(
-    api: FakeApi, config: Config, code: int, reason: str
+    api: FakeApiServer, config: Config, code: int, reason: str
 ) -> None:
     workers(api, 2)
     api.on_create = lambda job: (
@@ -137,7 +150,7 @@ def test_a_failure_is_told_on_the_node_with_its_stage_exit_code_and_words(
 
 @pytest.mark.parametrize("fault", [Fault("POST", "/events", 403, times=9), Fault("POST", "/events", times=9)])
 def test_events_that_are_not_taken_hold_nothing_up_and_are_given_up(
-    api: FakeApi, time: Time, fault: Fault, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers(api, 6)
     api.faults = [fault]
@@ -149,7 +162,7 @@ def test_events_that_are_not_taken_hold_nothing_up_and_are_given_up(
     assert "none of those that follow is tried" in caplog.text
 
 
-def test_an_event_that_was_not_taken_leaves_those_after_it_their_chance(api: FakeApi) -> None:
+def test_an_event_that_was_not_taken_leaves_those_after_it_their_chance(api: FakeApiServer) -> None:
     workers(api, 6)
     api.faults = [Fault("POST", "/events", 500, times=2)]
     api.on_create = lambda job: api.fail(job["metadata"]["name"], message=MESSAGE)
@@ -157,7 +170,7 @@ def test_an_event_that_was_not_taken_leaves_those_after_it_their_chance(api: Fak
     assert [node for node, _, _ in told(api)] == ["n2", "n3", "n4", "n5"]
 
 
-def test_nodes_are_told_nothing_unless_that_is_asked_for(api: FakeApi) -> None:
+def test_nodes_are_told_nothing_unless_that_is_asked_for(api: FakeApiServer) -> None:
     workers(api, 1)
     api.on_create = lambda job: api.fail(job["metadata"]["name"], message=MESSAGE)
     result = dispatch(api, replace(CONFIG, events=False))
@@ -165,12 +178,14 @@ def test_nodes_are_told_nothing_unless_that_is_asked_for(api: FakeApi) -> None:
     assert "POST events" not in api.requests
 
 
-def test_a_node_there_is_not_has_no_events(api: FakeApi) -> None:
+def test_a_node_there_is_not_has_no_events(api: FakeApiServer) -> None:
     dispatch(api, replace(CONFIG, nodes=("missing",)))
     assert api.events == []
 
 
-def test_a_job_at_its_deadline_is_asked_while_its_pod_is_still_there(api: FakeApi, time: Time) -> None:
+def test_a_job_at_its_deadline_is_asked_while_its_pod_is_still_there(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -184,11 +199,11 @@ def test_a_job_at_its_deadline_is_asked_while_its_pod_is_still_there(api: FakeAp
     api.on_create = created
     result = dispatch(api)
     assert outcomes(result) == {"n": "failed"}
-    assert "ImagePullBackOff: no such image" in str(result.tasks[0].trouble)
+    assert "ImagePullBackOff: no such image" in str(result.tasks[0].problem)
     assert time.passed >= 35, "its place is free only when its Pod has ended"
 
 
-def test_a_job_that_may_not_be_looked_into_has_still_failed(api: FakeApi) -> None:
+def test_a_job_that_may_not_be_looked_into_has_still_failed(api: FakeApiServer) -> None:
     api.node("n")
     refused = Fault("GET", "/pods", 403, 'User "x" cannot list resource "pods"', times=9)
 
@@ -198,7 +213,7 @@ def test_a_job_that_may_not_be_looked_into_has_still_failed(api: FakeApi) -> Non
 
     api.on_create = created
     result = dispatch(api)
-    assert "BackoffLimitExceeded" in str(result.tasks[0].trouble)
+    assert "BackoffLimitExceeded" in str(result.tasks[0].problem)
 
 
 PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
@@ -221,7 +236,7 @@ PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}
     ],
 )
 def test_a_job_of_which_nothing_begins_is_told_long_before_its_deadline_and_once(
-    api: FakeApi, time: Time, state: Object | None, said: str, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, state: Object | None, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
     caplog.set_level("INFO", "kata_node")
@@ -239,12 +254,12 @@ def test_a_job_of_which_nothing_begins_is_told_long_before_its_deadline_and_once
     assert (level, first.startswith(f"n: {said}")) == ("WARNING", True)
     assert [level for level, _ in told].count("WARNING") == 2, "and once more at the end"
     assert any(f"n for 5 min ({said})" in message for _, message in told)
-    assert f"before that, {said}" in str(result.tasks[0].trouble)
+    assert f"before that, {said}" in str(result.tasks[0].problem)
     assert sum(result.requests.values()) < 100
 
 
 def test_that_a_stage_is_tried_again_is_told_with_its_words(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
 
@@ -263,7 +278,7 @@ NOT_BEGUN = {"waiting": {"reason": "PodInitializing"}}
 
 @pytest.mark.parametrize("state", [PULLING, NOT_BEGUN, None], ids=["image", "mount", "not admitted"])
 def test_a_job_of_which_nothing_begins_is_told_within_half_a_minute_and_all_of_them_cost_one_list(
-    api: FakeApi, time: Time, state: Object | None, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, state: Object | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers(api, 20)
     early: list[str] = []
@@ -282,7 +297,7 @@ def test_a_job_of_which_nothing_begins_is_told_within_half_a_minute_and_all_of_t
 
 
 def test_that_nothing_begins_is_told_with_what_a_failed_mount_means(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
 
@@ -297,11 +312,13 @@ def test_that_nothing_begins_is_told_with_what_a_failed_mount_means(
         "are not what the node runs"
     )
     assert f"`kubectl describe pod pod-0 -n kata` tells why; {hint}" in caplog.text
-    assert result.tasks[0].trouble
-    assert result.tasks[0].trouble.hint == hint
+    assert result.tasks[0].problem
+    assert result.tasks[0].problem.hint == hint
 
 
-def test_a_large_rollout_that_goes_well_costs_hardly_more_than_its_jobs(api: FakeApi, time: Time) -> None:
+def test_a_large_rollout_that_goes_well_costs_hardly_more_than_its_jobs(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     workers(api, 300)
 
     def created(job: Object) -> None:
@@ -318,7 +335,7 @@ def test_a_large_rollout_that_goes_well_costs_hardly_more_than_its_jobs(api: Fak
 
 
 def test_a_rollout_that_is_long_past_its_beginning_looks_into_new_jobs_within_75_s(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers(api, 10)
     seen: list[str] = []
@@ -338,7 +355,7 @@ def test_a_rollout_that_is_long_past_its_beginning_looks_into_new_jobs_within_75
     assert "n9: cri: it could not be started" in seen[0]
 
 
-def fails_once(api: FakeApi, job: Object) -> None:
+def fails_once(api: FakeApiServer, job: Object) -> None:
     """The Pod of a Job has failed, and the Job controller counts that, and makes no new one for a while."""
     api.pod(job, "cri", {"terminated": {"exitCode": 5, "message": MESSAGE}})
     api.pods[-1]["status"]["phase"] = "Failed"
@@ -348,7 +365,7 @@ def fails_once(api: FakeApi, job: Object) -> None:
 
 
 def test_a_try_that_failed_is_told_at_once_with_its_number_and_cause_and_once(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
     early: list[str] = []
@@ -363,7 +380,7 @@ def test_a_try_that_failed_is_told_at_once_with_its_number_and_cause_and_once(
 
     api.on_create = created
     work = Template({"apiVersion": "batch/v1", "kind": "Job", "spec": manifest})
-    assert outcomes(dispatch(api, replace(CONFIG, templates=every(work)))) == {"n": "done"}
+    assert outcomes(dispatch(api, replace(CONFIG, templates=for_all_runtimes(work)))) == {"n": "done"}
     cause = "after cri: containerd.service: containerd did not serve (exit code 5)"
     assert f"n: try 2 of 4, {cause}" in early[0]
     told = [each.message for each in caplog.records if each.levelname == "WARNING"]
@@ -371,7 +388,7 @@ def test_a_try_that_failed_is_told_at_once_with_its_number_and_cause_and_once(
 
 
 def test_the_last_try_that_failed_is_no_other_try(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
 
@@ -386,7 +403,7 @@ def test_the_last_try_that_failed_is_no_other_try(
 
 
 def test_what_holds_jobs_up_is_not_known_where_pods_cannot_be_read_and_nothing_depends_on_it(
-    api: FakeApi, time: Time
+    api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
 
@@ -398,21 +415,21 @@ def test_what_holds_jobs_up_is_not_known_where_pods_cannot_be_read_and_nothing_d
     assert outcomes(dispatch(api)) == {"n": "done"}
 
 
-def test_a_job_that_is_refused_for_one_node_leaves_the_others_alone(api: FakeApi) -> None:
+def test_a_job_that_is_refused_for_one_node_leaves_the_others_alone(api: FakeApiServer) -> None:
     workers(api, 3)
     api.faults = [Fault("POST", "/jobs", 403, "exceeded quota: pods")]
     result = dispatch(api, replace(CONFIG, parallelism=1))
     assert outcomes(result) == {"n0": "failed", "n1": "done", "n2": "done"}
-    assert "exceeded quota" in str(result.tasks[0].trouble)
+    assert "exceeded quota" in str(result.tasks[0].problem)
 
 
-def test_a_quota_that_many_write_to_is_not_taken_for_a_job_of_that_name(api: FakeApi) -> None:
+def test_a_quota_that_many_write_to_is_not_taken_for_a_job_of_that_name(api: FakeApiServer) -> None:
     workers(api, 2)
     busy = 'Operation cannot be fulfilled on resourcequotas "q": please apply your changes and try again'
     api.faults = [Fault("POST", "/jobs", 409, busy, reason="Conflict")]
     result = dispatch(api, replace(CONFIG, parallelism=1))
     assert outcomes(result) == {"n0": "failed", "n1": "done"}
-    assert busy in str(result.tasks[0].trouble)
+    assert busy in str(result.tasks[0].problem)
     assert "GET install-n0" not in api.requests
 
 
@@ -425,7 +442,7 @@ def test_a_quota_that_many_write_to_is_not_taken_for_a_job_of_that_name(api: Fak
     ],
 )
 def test_what_is_refused_for_every_node_is_not_tried_on_all_of_them(
-    api: FakeApi, status: int, message: str, hint: str
+    api: FakeApiServer, status: int, message: str, hint: str
 ) -> None:
     workers(api, 5)
     api.faults = [Fault("POST", "/jobs", status, message, times=9)]
@@ -436,17 +453,17 @@ def test_what_is_refused_for_every_node_is_not_tried_on_all_of_them(
     assert asked == {"POST jobs", "POST events"}, "and nothing else was done"
     assert api.requests.count("POST jobs") == (6 if status == 403 else 1), "a role may be new"
     assert sorted(outcomes(result).values()) == ["failed", *["not started"] * 4]
-    assert hint in (result.tasks[0].trouble.hint if result.tasks[0].trouble else "")
+    assert hint in (result.tasks[0].problem.hint if result.tasks[0].problem else "")
 
 
 # --- the watch, and an API server in trouble --------------------------------------------------------
 
 
 def test_a_watch_that_breaks_in_the_middle_of_a_line_goes_on_from_where_it_was(
-    api: FakeApi, time: Time
+    api: FakeApiServer, time: FakeClock
 ) -> None:
     workers(api, 5)
-    api.breaks = 3
+    api.broken_watches = 3
     result = dispatch(api, replace(CONFIG, parallelism=2))
     assert (result.outcome, len(api.made)) == ("ok", 5)
     assert api.requests.count("GET jobs") == 1, "nothing was listed again"
@@ -461,7 +478,7 @@ def test_a_watch_that_breaks_in_the_middle_of_a_line_goes_on_from_where_it_was(
     ],
 )
 def test_a_watch_that_cannot_go_on_lists_again_and_misses_nothing(
-    api: FakeApi, time: Time, status: int, code: int
+    api: FakeApiServer, time: FakeClock, status: int, code: int
 ) -> None:
     api.forgotten_code = code
     names = workers(api, 3)
@@ -485,7 +502,7 @@ def test_a_watch_that_cannot_go_on_lists_again_and_misses_nothing(
     assert api.made == [*names, "n2"], "the Job that went meanwhile was made anew"
 
 
-def test_what_happens_to_other_jobs_does_not_put_a_watch_behind(api: FakeApi, time: Time) -> None:
+def test_what_happens_to_other_jobs_does_not_put_a_watch_behind(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
 
     def elsewhere() -> None:
@@ -510,7 +527,7 @@ def test_what_happens_to_other_jobs_does_not_put_a_watch_behind(api: FakeApi, ti
 )
 @pytest.mark.parametrize("status", [pytest.param(0, id="cut"), 429, 500, 503])
 def test_an_api_server_that_is_away_for_a_minute_is_survived(
-    api: FakeApi, time: Time, method: str, path: str, watch: bool, status: int
+    api: FakeApiServer, time: FakeClock, method: str, path: str, watch: bool, status: int
 ) -> None:
     names = workers(api, 3)
     api.faults = [Fault(method, path, status, times=7, watch=watch)]
@@ -521,7 +538,7 @@ def test_an_api_server_that_is_away_for_a_minute_is_survived(
 
 @pytest.mark.parametrize("watch", [pytest.param(False, id="create"), pytest.param(True, id="watch")])
 def test_a_right_that_was_there_is_only_missing_while_the_api_server_starts(
-    api: FakeApi, time: Time, watch: bool
+    api: FakeApiServer, time: FakeClock, watch: bool
 ) -> None:
     names = workers(api, 4)
     refused = Fault(
@@ -533,7 +550,7 @@ def test_a_right_that_was_there_is_only_missing_while_the_api_server_starts(
     assert (result.outcome, api.made) == ("ok", names)
 
 
-def test_a_right_that_was_taken_away_ends_the_run(api: FakeApi, time: Time) -> None:
+def test_a_right_that_was_taken_away_ends_the_run(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 2)
     lost = Fault("GET", "/jobs", 403, 'User "x" cannot watch resource "jobs"', times=99, watch=True)
     time.after(1, lambda: api.faults.append(lost))
@@ -544,7 +561,7 @@ def test_a_right_that_was_taken_away_ends_the_run(api: FakeApi, time: Time) -> N
 
 
 def test_an_api_server_that_stays_away_ends_the_run_and_what_runs_is_left_alone(
-    api: FakeApi, time: Time, caplog: pytest.LogCaptureFixture
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers(api, 3)
     api.on_create = lambda job: api.faults.append(Fault("GET", "/jobs", 503, times=99, watch=True))
@@ -555,7 +572,9 @@ def test_an_api_server_that_stays_away_ends_the_run_and_what_runs_is_left_alone(
     assert 250 < time.passed < 330
 
 
-def test_a_node_that_got_no_job_before_the_end_is_told_as_not_begun(api: FakeApi, time: Time) -> None:
+def test_a_node_that_got_no_job_before_the_end_is_told_as_not_begun(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     workers(api, 2)
     api.faults = [Fault("POST", "/jobs", 503, times=99)]
     result = dispatch(api, replace(CONFIG, parallelism=1))
@@ -563,7 +582,7 @@ def test_a_node_that_got_no_job_before_the_end_is_told_as_not_begun(api: FakeApi
     assert "0 Jobs that run" in result.reason
 
 
-def test_a_job_made_whose_answer_was_lost_is_taken_for_what_it_is(api: FakeApi) -> None:
+def test_a_job_made_whose_answer_was_lost_is_taken_for_what_it_is(api: FakeApiServer) -> None:
     names = workers(api, 2)
     api.faults = [Fault("POST", "/jobs", carried_out=True)]
     result = dispatch(api)
@@ -573,7 +592,7 @@ def test_a_job_made_whose_answer_was_lost_is_taken_for_what_it_is(api: FakeApi) 
 # --- canaries and waves -----------------------------------------------------------------------------
 
 
-def test_canaries_go_alone_and_when_one_fails_no_other_node_is_touched(api: FakeApi) -> None:
+def test_canaries_go_alone_and_when_one_fails_no_other_node_is_touched(api: FakeApiServer) -> None:
     workers(api, 6)
     api.on_create = lambda job: api.fail(job["metadata"]["name"], message="no KVM")
     result = dispatch(api, replace(CONFIG, canary=2))
@@ -583,7 +602,7 @@ def test_canaries_go_alone_and_when_one_fails_no_other_node_is_touched(api: Fake
     assert list(outcomes(result).values()) == ["failed"] * 2 + ["not started"] * 4
 
 
-def test_a_wave_begins_when_the_one_before_has_ended(api: FakeApi, time: Time) -> None:
+def test_a_wave_begins_when_the_one_before_has_ended(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 9)
     began: dict[str, float] = {}
 
@@ -592,11 +611,11 @@ def test_a_wave_begins_when_the_one_before_has_ended(api: FakeApi, time: Time) -
         time.after(10, lambda: api.finish(job["metadata"]["name"]))
 
     api.on_create = created
-    dispatch(api, replace(CONFIG, canary=1, wave_size=Amount(50, share=True)))
+    dispatch(api, replace(CONFIG, canary=1, wave_size=IntOrPercent(50, percent=True)))
     assert [round(began[f"n{number}"] / 10) for number in range(9)] == [0, 1, 1, 1, 1, 2, 2, 2, 2]
 
 
-def test_by_default_failures_stop_nothing(api: FakeApi) -> None:
+def test_by_default_failures_stop_nothing(api: FakeApiServer) -> None:
     names = workers(api, 5)
     api.on_create = lambda job: api.fail(job["metadata"]["name"])
     result = dispatch(api, replace(CONFIG, parallelism=1))
@@ -604,11 +623,11 @@ def test_by_default_failures_stop_nothing(api: FakeApi) -> None:
 
 
 def test_with_too_many_failures_no_more_are_begun_and_what_runs_is_seen_to_its_end(
-    api: FakeApi, time: Time
+    api: FakeApiServer, time: FakeClock
 ) -> None:
     workers(api, 10)
     api.on_create = lambda job: time.after(10, lambda: api.fail(job["metadata"]["name"]))
-    result = dispatch(api, replace(CONFIG, parallelism=3, max_failures=Amount(10, share=True)))
+    result = dispatch(api, replace(CONFIG, parallelism=3, max_failures=IntOrPercent(10, percent=True)))
     tally = sorted(outcomes(result).values())
     assert len(api.made) in (3, 4)
     assert tally == ["failed"] * len(api.made) + ["not started"] * (10 - len(api.made))
@@ -618,7 +637,7 @@ def test_with_too_many_failures_no_more_are_begun_and_what_runs_is_seen_to_its_e
 # --- being asked to stop ----------------------------------------------------------------------------
 
 
-def test_asked_to_stop_it_begins_no_more_and_leaves_what_runs(api: FakeApi, time: Time) -> None:
+def test_asked_to_stop_it_begins_no_more_and_leaves_what_runs(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 5)
     with api.client() as connection:
         api.on_create = lambda job: time.after(20, lambda: setattr(connection.stop, "requested", True))
@@ -629,9 +648,9 @@ def test_asked_to_stop_it_begins_no_more_and_leaves_what_runs(api: FakeApi, time
     assert "DELETE" not in "".join(api.requests)
 
 
-def test_a_stop_before_the_first_job_leaves_nothing(api: FakeApi, time: Time) -> None:
+def test_a_stop_before_the_first_job_leaves_nothing(api: FakeApiServer, time: FakeClock) -> None:
     with api.client() as connection:
         connection.stop.requested = True
-        with pytest.raises(Stopped):
+        with pytest.raises(ShutdownRequested):
             run(replace(CONFIG, wait_for_nodes=60), connection)
     assert api.jobs == {}

@@ -15,7 +15,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
-from host.unix_server import UnixPeer, listen
+from host.unix_server import UnixServer, listen
 from kata_node.errors import CriError, HostError
 from kata_node.host.cri import Condition, Cri, CriCallError, Reason, Status, Version
 from kata_node.host.cri_sandboxes import Pod
@@ -136,10 +136,10 @@ class Runtime:
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Cri]]:
     """Start a server on the CRI socket of a root of its own; hand out the client for it."""
-    peers: list[UnixPeer] = []
+    peers: list[UnixServer] = []
 
     def start(connection: Callable[[socket.socket], None], backlog: int = 16) -> Cri:
-        peers.append(UnixPeer(tmp_path / SOCKET[1:], connection, backlog))
+        peers.append(UnixServer(tmp_path / SOCKET[1:], connection, backlog))
         return Cri(Root(tmp_path), SOCKET)
 
     yield start
@@ -520,7 +520,7 @@ def test_a_runtime_that_does_not_even_accept_times_out(tmp_path: Path) -> None:
 
 def test_a_root_deeper_than_a_socket_address_can_say_is_no_obstacle(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
-    peer = UnixPeer(deep / SOCKET[1:], Runtime().serve)
+    peer = UnixServer(deep / SOCKET[1:], Runtime().serve)
     try:
         assert Cri(Root(deep), SOCKET).version(5).runtime_name == "containerd"
     finally:
@@ -545,7 +545,7 @@ def test_a_loop_of_links_is_the_hosts_error(tmp_path: Path) -> None:
 def test_each_call_connects_anew_so_a_restarted_runtime_answers_at_once(tmp_path: Path) -> None:
     cri = Cri(Root(tmp_path), SOCKET)
     for version in ("2.1.9", "2.2.0"):
-        peer = UnixPeer(
+        peer = UnixServer(
             tmp_path / SOCKET[1:], Runtime({"Version": message((2, "containerd"), (3, version))}).serve
         )
         assert cri.version(5).runtime_version == version

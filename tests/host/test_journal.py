@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_node.host.journal import complaints
+from kata_node.host.journal import journal_command
 
 CAUSES = [
     'time="2026-11-23T04:14:11Z" level=error msg="Failure unmarshaling TOML" column=11',
@@ -31,7 +31,7 @@ def test_the_journal_is_shown_without_what_buries_the_cause(tmp_path: Path) -> N
     program.write_text(f"#!/bin/sh\n[ \"$*\" = '-u a b.service -n 2000' ] && cat <<'END'\n{lines}\nEND\n")
     program.chmod(0o755)
     shown = subprocess.run(
-        ["/bin/sh", "-c", complaints("a b.service")],
+        ["/bin/sh", "-c", journal_command("a b.service")],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,

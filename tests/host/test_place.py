@@ -30,7 +30,7 @@ INSTALL_DIR = "/opt/kata"
 @pytest.fixture(params=["tree", "tarballs"])
 def payload(request: pytest.FixtureRequest, tmp_path: Path) -> Payload:
     directory = getattr(payloads, request.param)(tmp_path / "payload")
-    index.write_index(directory)
+    index.write_manifest(directory)
     return index.load(directory)
 
 

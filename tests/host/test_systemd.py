@@ -21,11 +21,11 @@ from jeepney import (  # type: ignore[import-untyped]
     new_signal,
 )
 
-from host.unix_server import UnixPeer, listen
+from host.unix_server import UnixServer, listen
 from kata_node.errors import SystemdError
 from kata_node.host import systemd_connect
 from kata_node.host.files import Root
-from kata_node.host.journal import complaints
+from kata_node.host.journal import journal_command
 from kata_node.host.systemd import JobError, Systemd, Unit
 from kata_node.host.systemd_connect import BUS_SOCKET, PATIENCE, PRIVATE_SOCKET
 
@@ -272,10 +272,10 @@ class Host:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.root = Root(base)
-        self.peers: list[UnixPeer] = []
+        self.peers: list[UnixServer] = []
 
     def add(self, path: str, serve: Callable[[socket.socket], None]) -> None:
-        self.peers.append(UnixPeer(self.base / path[1:], serve))
+        self.peers.append(UnixServer(self.base / path[1:], serve))
 
     def private(self, **behaviour: Any) -> Manager:
         manager = Manager(**behaviour)
@@ -560,7 +560,7 @@ def test_a_restart_that_fails_says_how_its_job_ended(
     assert caught.value.result == result
     assert caught.value.what.endswith(what)
     assert caught.value.where == "containerd.service"
-    assert complaints("containerd.service") in caught.value.hint
+    assert journal_command("containerd.service") in caught.value.hint
 
 
 def test_a_unit_that_a_condition_keeps_down_is_not_taken_for_restarted(host: Host) -> None:
@@ -811,7 +811,7 @@ def test_a_reload_that_fails_says_how_its_job_ended(host: Host, result: str, wha
     assert caught.value.result == result
     assert caught.value.what.endswith(what)
     assert caught.value.where == "crio.service"
-    assert complaints("crio.service") in caught.value.hint
+    assert journal_command("crio.service") in caught.value.hint
 
 
 def test_a_unit_that_cannot_reload_is_to_be_restarted(host: Host) -> None:

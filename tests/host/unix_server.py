@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class UnixPeer:
+class UnixServer:
     """Listens at ``path`` and gives each connection to ``serve``, in a thread, until closed."""
 
     def __init__(self, path: Path, serve: Callable[[socket.socket], None], backlog: int = 16) -> None:

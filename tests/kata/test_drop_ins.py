@@ -17,8 +17,8 @@ import pytest
 from payloads import CONFIGS
 
 from kata_node.errors import PayloadError, SettingsError
-from kata_node.kata.drop_ins import USER_DROP_IN, doubts, drop_ins, inputs, parse
-from kata_node.kata.merge import merge, moved, render, strings
+from kata_node.kata.drop_ins import USER_DROP_IN, digest_inputs, drop_in_warnings, drop_ins, parse
+from kata_node.kata.merge import all_strings, merge, relocated_paths, render
 from kata_node.settings.handlers import Handler, handlers
 from kata_node.settings.model import Settings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
@@ -96,7 +96,7 @@ def test_elsewhere_every_value_is_what_it_was_with_the_prefix_moved(which: str) 
     wanted = settings(which.removeprefix("sample-"), install_dir=ELSEWHERE)
     found = merge(base, drop_ins(handler(wanted), wanted, base))
     assert found == json.loads(json.dumps(base).replace('"/opt/kata/', f'"{ELSEWHERE}/'))
-    assert not [text for text in strings(found) if "/opt/kata/" in text.removeprefix("/srv")]
+    assert not [text for text in all_strings(found) if "/opt/kata/" in text.removeprefix("/srv")]
 
 
 @pytest.mark.parametrize("distribution", ["k8s", "k0s"])
@@ -367,7 +367,7 @@ def test_a_configuration_that_is_no_toml_is_the_payloads_fault() -> None:
 def test_a_path_that_the_users_drop_in_names_in_vain_is_pointed_out(path: str, doubt: str) -> None:
     text = f"[hypervisor.qemu]\nvalid_hypervisor_paths = ['{path}']"
     wanted = settings("qemu", ShimSettings(drop_in=text), install_dir=ELSEWHERE)
-    found = list(doubts(handler(wanted), wanted, {"bin/x"}))
+    found = list(drop_in_warnings(handler(wanted), wanted, {"bin/x"}))
     assert found == ([f"shims.qemu.dropIn names {path}, {doubt}"] if doubt else [])
 
 
@@ -415,12 +415,12 @@ def test_the_inputs_tell_all_settings_apart_that_decide_a_configuration() -> Non
         settings("qemu", custom_runtimes=(CustomRuntime("mine", "qemu", "kata-mine", drop_in="a = 1"),)),
         settings("clh"),
     ]
-    assert len({inputs(each) for each in different}) == len(different)
+    assert len({digest_inputs(each) for each in different}) == len(different)
     for same in (
         settings("qemu", one(snapshotter="nydus", crio_guest_pull=True, extra_pod_annotations=("a",))),
         settings("qemu", user_drop_in="a = 1", distribution="rke2"),
     ):
-        assert inputs(same) == inputs(settings("qemu"))
+        assert digest_inputs(same) == digest_inputs(settings("qemu"))
 
 
 # --- merging, and saying it --------------------------------------------------------------------------
@@ -447,8 +447,12 @@ def test_only_what_moves_is_in_a_move() -> None:
         "f": {"g": "h"},
         "i": [{"j": "/x/k", "l": 1}],
     }
-    assert moved(table, "/x", "/z") == {"a": "/z/y", "c": {"d": [1, "/z"]}, "i": [{"j": "/z/k", "l": 1}]}
-    assert moved(table, "/x", "/x") == {}
+    assert relocated_paths(table, "/x", "/z") == {
+        "a": "/z/y",
+        "c": {"d": [1, "/z"]},
+        "i": [{"j": "/z/k", "l": 1}],
+    }
+    assert relocated_paths(table, "/x", "/x") == {}
 
 
 @pytest.mark.parametrize(

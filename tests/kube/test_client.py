@@ -22,14 +22,14 @@ import pytest
 from certificates import MADE_UP_AUTHORITY
 
 from kata_node.cluster import labels
-from kata_node.errors import KubeError, UnfitNodeError, UsageError
+from kata_node.errors import IneligibleNodeError, KubeError, UsageError
 from kata_node.kube import credentials
-from kata_node.kube.client import ABSENCE, Clock, Kube, NodeFacts, NoSuchNodeError
-from kata_node.kube.retry import ACCESS_TRIES
+from kata_node.kube.client import NODE_ABSENCE_TIMEOUT, Clock, KubeClient, NodeFacts, NoSuchNodeError
+from kata_node.kube.retry import MAX_AUTH_TRIES
 
-SHARED = "katacontainers.io/kata-runtime"
-MARK = "kata-deploy.katacontainers.io/blue"
-OURS = {SHARED: "true", MARK: "true"}
+SHARED_LABEL = "katacontainers.io/kata-runtime"
+INSTALLATION_LABEL = "kata-deploy.katacontainers.io/blue"
+OURS = {SHARED_LABEL: "true", INSTALLATION_LABEL: "true"}
 MACHINE = "0123456789abcdef0123456789abcdef"
 
 
@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
 # --- time and fixtures ------------------------------------------------------------------------------
 
 
-class Time:
+class FakeClock:
     """A clock that only sleeping moves; what is planned happens when its moment has come."""
 
     def __init__(self) -> None:
@@ -257,8 +257,8 @@ def api() -> Iterator[Api]:
 
 
 @pytest.fixture
-def time() -> Time:
-    return Time()
+def time() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
@@ -291,31 +291,31 @@ def token_file(environment: Path) -> Path:
 
 @pytest.fixture
 def kube(
-    api: Api, time: Time, environment: Path, token_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Kube]:
+    api: Api, time: FakeClock, environment: Path, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[KubeClient]:
     config = environment / "kubeconfig"
     write_kubeconfig(config, api.url, {"tokenFile": str(token_file)})
     monkeypatch.setenv("KUBECONFIG", str(config))
-    with Kube.connect(clock=time.clock(), request_timeout=5) as kube:
+    with KubeClient.connect(clock=time.clock(), request_timeout=5) as kube:
         yield kube
 
 
 # --- labels that last -------------------------------------------------------------------------------
 
 
-def test_a_node_gets_its_labels_and_keeps_all_others(kube: Kube, api: Api, time: Time) -> None:
+def test_a_node_gets_its_labels_and_keeps_all_others(kube: KubeClient, api: Api, time: FakeClock) -> None:
     others = {f"example.com/label-{number}": "x" * 63 for number in range(500)}
     api.labels |= others
-    facts = kube.settle("n1", label, window=10, timeout=60)
+    facts = kube.ensure_labels("n1", label, window=10, timeout=60)
     assert api.labels == {"kubernetes.io/hostname": "n1", **others, **OURS}
     assert facts.labels == api.labels
     assert api.writes == 1
     assert time.passed >= 10
 
 
-def test_unlabelling_removes_the_keys_themselves(kube: Kube, api: Api) -> None:
+def test_unlabelling_removes_the_keys_themselves(kube: KubeClient, api: Api) -> None:
     api.labels |= OURS
-    kube.settle("n1", unlabel, window=3, timeout=60)
+    kube.ensure_labels("n1", unlabel, window=3, timeout=60)
     assert api.labels == {"kubernetes.io/hostname": "n1"}
 
 
@@ -324,59 +324,61 @@ def test_unlabelling_removes_the_keys_themselves(kube: Kube, api: Api) -> None:
     [pytest.param(label, OURS, id="label"), pytest.param(unlabel, {}, id="unlabel")],
 )
 def test_a_node_that_is_as_wanted_is_not_written_to(
-    kube: Kube, api: Api, change: Callable[[NodeFacts], Mapping[str, str | None]], node_labels: Labels
+    kube: KubeClient, api: Api, change: Callable[[NodeFacts], Mapping[str, str | None]], node_labels: Labels
 ) -> None:
     api.labels |= node_labels
-    kube.settle("n1", change, window=3, timeout=60)
+    kube.ensure_labels("n1", change, window=3, timeout=60)
     assert set(api.requests) == {"GET"}
 
 
 def test_labels_wiped_by_a_kubelet_are_set_again_and_the_window_begins_anew(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     time.at(8, lambda: api.replace({"kubernetes.io/hostname": "n1"}))
-    kube.settle("n1", label, window=10, timeout=60)
+    kube.ensure_labels("n1", label, window=10, timeout=60)
     assert OURS.items() <= api.labels.items()
     assert api.writes == 2
     assert time.passed >= 18
 
 
-def test_labels_put_back_after_unlabelling_are_removed_again(kube: Kube, api: Api, time: Time) -> None:
+def test_labels_put_back_after_unlabelling_are_removed_again(
+    kube: KubeClient, api: Api, time: FakeClock
+) -> None:
     api.labels |= OURS
     time.at(2, lambda: api.write(OURS))
-    kube.settle("n1", unlabel, window=5, timeout=60)
+    kube.ensure_labels("n1", unlabel, window=5, timeout=60)
     assert api.labels == {"kubernetes.io/hostname": "n1"}
     assert time.passed >= 7
 
 
 def test_labels_that_are_wiped_again_and_again_are_a_failure_at_the_deadline(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     for second in range(2, 60, 4):
         time.at(second, lambda: api.replace({}))
     with pytest.raises(
         KubeError, match=r"did not stay as set for 10 s within 30 s.*undone [5-9] times"
     ) as error:
-        kube.settle("n1", label, window=10, timeout=30)
+        kube.ensure_labels("n1", label, window=10, timeout=30)
     assert time.passed == 30
     assert "managedFields" in error.value.hint
 
 
 def test_what_is_left_of_the_time_for_all_of_a_stage_is_all_there_is(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.status["conditions"] = [{"type": "Ready", "status": "False", "message": "starting"}]
     with pytest.raises(KubeError, match="not Ready"):
-        kube.wait_ready("n1", timeout=300, deadline=kube.within(20))
+        kube.wait_ready("n1", timeout=300, deadline=kube.deadline_after(20))
     assert time.passed == 20
     for second in range(21, 60):
         time.at(second, lambda: api.replace({}))
     with pytest.raises(KubeError, match="did not stay as set"):
-        kube.settle("n1", label, window=10, timeout=300, deadline=kube.within(15))
+        kube.ensure_labels("n1", label, window=10, timeout=300, deadline=kube.deadline_after(15))
     assert time.passed == 35
 
 
-def test_a_node_that_stops_serving_is_not_labelled_again(kube: Kube, api: Api, time: Time) -> None:
+def test_a_node_that_stops_serving_is_not_labelled_again(kube: KubeClient, api: Api, time: FakeClock) -> None:
     serving = [{"name": "kata-qemu"}]
     api.status["runtimeHandlers"] = serving
 
@@ -386,67 +388,69 @@ def test_a_node_that_stops_serving_is_not_labelled_again(kube: Kube, api: Api, t
 
     time.at(3, reverted)
     with pytest.raises(KubeError, match="does not report kata-qemu"):
-        kube.settle("n1", label, serves=["kata-qemu"], window=10, timeout=30)
+        kube.ensure_labels("n1", label, required_handlers=["kata-qemu"], window=10, timeout=30)
     assert not OURS.items() & api.labels.items()
     time.at(40, lambda: api.status.update(runtimeHandlers=serving))
-    kube.settle("n1", label, serves=["kata-qemu"], window=10, timeout=60)
+    kube.ensure_labels("n1", label, required_handlers=["kata-qemu"], window=10, timeout=60)
     assert OURS.items() <= api.labels.items()
 
 
-def test_a_node_nobody_named_is_told_by_the_variable_that_is_missing(kube: Kube, api: Api) -> None:
+def test_a_node_nobody_named_is_told_by_the_variable_that_is_missing(kube: KubeClient, api: Api) -> None:
     with pytest.raises(UsageError) as error:
-        kube.settle("", label, window=3, timeout=60)
+        kube.ensure_labels("", label, window=3, timeout=60)
     assert error.value.where == "NODE_NAME"
     assert api.requests == []
 
 
-def test_a_window_longer_than_the_timeout_is_refused(kube: Kube, api: Api) -> None:
+def test_a_window_longer_than_the_timeout_is_refused(kube: KubeClient, api: Api) -> None:
     with pytest.raises(UsageError, match="10 s when there are 5 s"):
-        kube.settle("n1", label, window=10, timeout=5)
+        kube.ensure_labels("n1", label, window=10, timeout=5)
     assert api.requests == []
 
 
 # --- conflicts --------------------------------------------------------------------------------------
 
 
-def test_a_change_by_another_writer_in_between_is_read_again_and_kept(kube: Kube, api: Api) -> None:
+def test_a_change_by_another_writer_in_between_is_read_again_and_kept(kube: KubeClient, api: Api) -> None:
     api.faults = [
         Fault(method="PATCH", first=lambda: api.write({"kata-deploy.katacontainers.io/default": "true"}))
     ]
     api.labels |= OURS
-    kube.settle("n1", unlabel, window=3, timeout=60)
+    kube.ensure_labels("n1", unlabel, window=3, timeout=60)
     assert api.labels == {
         "kubernetes.io/hostname": "n1",
-        SHARED: "true",
+        SHARED_LABEL: "true",
         "kata-deploy.katacontainers.io/default": "true",
     }
     assert api.writes == 1
 
 
 def test_labels_that_another_writer_puts_back_begin_a_window_of_their_own(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.labels |= OURS
     time.at(8, lambda: api.replace({}))
     api.faults = [Fault(method="PATCH", first=lambda: api.write(OURS))]
-    kube.settle("n1", label, window=10, timeout=60)
+    kube.ensure_labels("n1", label, window=10, timeout=60)
     assert api.writes == 0
     assert time.passed >= 18
 
 
-def test_conflicts_without_end_are_a_failure_at_the_deadline(kube: Kube, api: Api, time: Time) -> None:
+def test_conflicts_without_end_are_a_failure_at_the_deadline(
+    kube: KubeClient, api: Api, time: FakeClock
+) -> None:
     api.faults = [
         Fault(method="PATCH", first=functools.partial(api.write, {"beat": str(n)})) for n in range(200)
     ]
     with pytest.raises(KubeError, match=r"undone 0 times, and [1-9]\d* changes met a conflict"):
-        kube.settle("n1", label, window=3, timeout=30)
+        kube.ensure_labels("n1", label, window=3, timeout=30)
     assert time.passed == 30
     assert api.writes == 0
 
 
-def test_a_change_made_whose_answer_was_lost_is_not_made_twice(kube: Kube, api: Api) -> None:
+def test_a_change_made_whose_answer_was_lost_is_not_made_twice(kube: KubeClient, api: Api) -> None:
     api.faults = [Fault(method="PATCH", carried_out=True)]
-    kube.settle("n1", label, window=3, timeout=60)
+    kube.ensure_labels("n1", label, window=3, timeout=60)
     assert OURS.items() <= api.labels.items()
     assert api.writes == 1
 
@@ -470,92 +474,100 @@ def test_a_change_made_whose_answer_was_lost_is_not_made_twice(kube: Kube, api: 
         pytest.param(Fault(503, b"[]"), id="no object"),
     ],
 )
-def test_what_may_pass_is_tried_again(kube: Kube, api: Api, time: Time, method: str, fault: Fault) -> None:
+def test_what_may_pass_is_tried_again(
+    kube: KubeClient, api: Api, time: FakeClock, method: str, fault: Fault
+) -> None:
     api.faults = [
         Fault(fault.status, fault.body, fault.headers, method),
         Fault(fault.status, fault.body, fault.headers, method),
     ]
-    kube.settle("n1", label, window=3, timeout=60)
+    kube.ensure_labels("n1", label, window=3, timeout=60)
     assert OURS.items() <= api.labels.items()
     assert api.faults == []
     assert time.slept[:2] == [0.5, 1.0]
 
 
-def test_a_server_that_says_when_to_come_back_is_taken_at_its_word(kube: Kube, api: Api, time: Time) -> None:
+def test_a_server_that_says_when_to_come_back_is_taken_at_its_word(
+    kube: KubeClient, api: Api, time: FakeClock
+) -> None:
     api.faults = [Fault(429, headers={"Content-Type": "application/json", "Retry-After": "7"})]
-    kube.node("n1", kube.within(30))
+    kube.node("n1", kube.deadline_after(30))
     assert time.slept == [7]
 
 
 def test_a_server_that_says_to_come_back_after_the_deadline_is_not_waited_for(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.faults = [Fault(429, headers={"Content-Type": "application/json", "Retry-After": "60"})]
     with pytest.raises(KubeError, match="429"):
-        kube.node("n1", kube.within(30))
+        kube.node("n1", kube.deadline_after(30))
     assert time.slept == []
 
 
 def test_an_overloaded_server_is_asked_ever_more_seldom_until_the_deadline(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.faults = [Fault(503, b"no endpoints", {"Content-Type": "text/plain"}) for _ in range(100)]
     with pytest.raises(KubeError, match=r"answered 503.*asked 10 times") as error:
-        kube.node("n1", kube.within(60))
+        kube.node("n1", kube.deadline_after(60))
     assert time.slept == [0.5, 1, 2, 4, 8, 10, 10, 10, 10]
     assert api.url in error.value.where
 
 
-def test_many_nodes_do_not_come_back_in_step(kube: Kube, api: Api, time: Time) -> None:
+def test_many_nodes_do_not_come_back_in_step(kube: KubeClient, api: Api, time: FakeClock) -> None:
     api.faults = [Fault(503), Fault(503)]
-    kube.node("n1", kube.within(60))
+    kube.node("n1", kube.deadline_after(60))
     kube.clock = time.clock(jitter=0)
     api.faults = [Fault(503), Fault(503)]
-    kube.node("n1", kube.within(60))
+    kube.node("n1", kube.deadline_after(60))
     assert time.slept == [0.5, 1, 0.25, 0.5]
 
 
 def test_a_server_that_does_not_answer_is_given_up_on_and_asked_again(
-    api: Api, kube: Kube, time: Time
+    api: Api, kube: KubeClient, time: FakeClock
 ) -> None:
     api.faults = [Fault(hang=True)]
-    with Kube.connect(clock=time.clock(), request_timeout=0.2) as impatient:
-        assert impatient.node("n1", impatient.within(60)).ready
+    with KubeClient.connect(clock=time.clock(), request_timeout=0.2) as impatient:
+        assert impatient.node("n1", impatient.deadline_after(60)).ready
     assert time.slept[0] == 0.5
 
 
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up_on_and_asked_again(
-    api: Api, kube: Kube, time: Time
+    api: Api, kube: KubeClient, time: FakeClock
 ) -> None:
     api.faults = [Fault(drip=0.1)]
-    with Kube.connect(clock=time.clock(), request_timeout=0.3) as impatient:
-        assert impatient.node("n1", impatient.within(60)).ready
+    with KubeClient.connect(clock=time.clock(), request_timeout=0.3) as impatient:
+        assert impatient.node("n1", impatient.deadline_after(60)).ready
     assert time.slept[0] == 0.5
 
 
 def test_no_answer_is_waited_for_beyond_the_deadline(
-    api: Api, kube: Kube, monkeypatch: pytest.MonkeyPatch
+    api: Api, kube: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kata_node.kube.retry.LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr("kata_node.kube.retry.MIN_REQUEST_TIMEOUT", 0.1)
     api.faults = [Fault(hang=True), Fault(hang=True)]
     with pytest.raises(KubeError, match=r"gave no answer .none within 0.1 s"):
-        kube.node("n1", kube.within(0))
+        kube.node("n1", kube.deadline_after(0))
     with pytest.raises(KubeError, match=r"gave no answer .none within 0.2 s"):
-        kube.node("n1", kube.within(0.2))
+        kube.node("n1", kube.deadline_after(0.2))
 
 
-def test_a_server_that_restarts_in_mid_stage_is_waited_for(kube: Kube, api: Api, time: Time) -> None:
+def test_a_server_that_restarts_in_mid_stage_is_waited_for(
+    kube: KubeClient, api: Api, time: FakeClock
+) -> None:
     time.at(2, api.stop)
     time.at(9, api.start)
-    kube.settle("n1", label, window=10, timeout=60)
+    kube.ensure_labels("n1", label, window=10, timeout=60)
     assert OURS.items() <= api.labels.items()
     assert api.writes == 1
 
 
-def test_a_server_that_stays_away_is_a_failure_that_names_it(kube: Kube, api: Api, time: Time) -> None:
+def test_a_server_that_stays_away_is_a_failure_that_names_it(
+    kube: KubeClient, api: Api, time: FakeClock
+) -> None:
     api.stop()
     with pytest.raises(KubeError, match=r"gave no answer .ConnectError") as error:
-        kube.settle("n1", label, window=5, timeout=20)
+        kube.ensure_labels("n1", label, window=5, timeout=20)
     assert time.passed <= 20
     assert api.url in error.value.where
     assert "reachable" in error.value.hint
@@ -591,17 +603,17 @@ def test_a_server_that_stays_away_is_a_failure_that_names_it(kube: Kube, api: Ap
     ],
 )
 def test_what_will_not_pass_is_said_at_once(
-    kube: Kube, api: Api, time: Time, fault: Fault, says: str, hint: str
+    kube: KubeClient, api: Api, time: FakeClock, fault: Fault, says: str, hint: str
 ) -> None:
     api.faults = [fault]
     with pytest.raises(KubeError, match=says) as error:
-        kube.settle("n1", label, window=3, timeout=60)
+        kube.ensure_labels("n1", label, window=3, timeout=60)
     assert hint in error.value.hint
     assert time.slept == []
     assert api.writes == 0
 
 
-def test_a_certificate_that_is_not_the_clusters_is_said_at_once(time: Time) -> None:
+def test_a_certificate_that_is_not_the_clusters_is_said_at_once(time: FakeClock) -> None:
     def refuse(request: httpx2.Request) -> httpx2.Response:
         raise httpx2.ConnectError("wrong") from ssl.SSLCertVerificationError("self-signed certificate")
 
@@ -610,8 +622,8 @@ def test_a_certificate_that_is_not_the_clusters_is_said_at_once(time: Time) -> N
         user=lightkube.config.models.User(token="t"),
     )
     client = lightkube.Client(config, transport=httpx2.MockTransport(refuse))
-    with Kube(client, clock=time.clock()) as kube, pytest.raises(KubeError) as error:
-        kube.node("n1", kube.within(60))
+    with KubeClient(client, clock=time.clock()) as kube, pytest.raises(KubeError) as error:
+        kube.node("n1", kube.deadline_after(60))
     assert "certificate" in error.value.hint
     assert time.slept == []
 
@@ -624,101 +636,103 @@ FORBIDDEN = 'nodes "n1" is forbidden: User "system:serviceaccount:kata:label" ca
 
 @pytest.mark.parametrize(("verb", "method"), [("get", "GET"), ("patch", "PATCH")])
 def test_rights_that_are_missing_for_long_are_a_failure_that_names_them(
-    kube: Kube, api: Api, time: Time, verb: str, method: str
+    kube: KubeClient, api: Api, time: FakeClock, verb: str, method: str
 ) -> None:
     refused = Fault(403, status_object(403, FORBIDDEN.format(verb)), method=method)
     api.faults = [refused] * 100
-    with pytest.raises(KubeError, match=rf"403.*cannot {verb}.*asked {ACCESS_TRIES} times") as error:
-        kube.settle("n1", label, window=3, timeout=600)
+    with pytest.raises(KubeError, match=rf"403.*cannot {verb}.*asked {MAX_AUTH_TRIES} times") as error:
+        kube.ensure_labels("n1", label, window=3, timeout=600)
     assert f'the verb "{verb}" on the resource "nodes"' in error.value.hint
     assert api.writes == 0
 
 
 @pytest.mark.parametrize("says", [FORBIDDEN.format("patch"), "not yet ready to handle request"])
 def test_a_server_that_has_just_started_and_not_read_its_roles_is_asked_again(
-    kube: Kube, api: Api, says: str
+    kube: KubeClient, api: Api, says: str
 ) -> None:
     api.faults = [Fault(403, status_object(403, says), method="PATCH")] * 3
-    kube.settle("n1", label, window=3, timeout=60)
+    kube.ensure_labels("n1", label, window=3, timeout=60)
     assert OURS.items() <= api.labels.items()
 
 
 def test_a_rotated_token_is_picked_up_without_a_pause(
-    kube: Kube, api: Api, time: Time, token_file: Path
+    kube: KubeClient, api: Api, time: FakeClock, token_file: Path
 ) -> None:
     api.token = "first"
-    kube.node("n1", kube.within(30))
+    kube.node("n1", kube.deadline_after(30))
     token_file.write_text("second")
     api.token = "second"
-    kube.node("n1", kube.within(30))
+    kube.node("n1", kube.deadline_after(30))
     assert time.slept == []
 
 
 def test_an_expired_token_is_waited_for_until_it_is_rotated(
-    kube: Kube, api: Api, time: Time, token_file: Path
+    kube: KubeClient, api: Api, time: FakeClock, token_file: Path
 ) -> None:
     api.token = "second"
     time.at(3, lambda: token_file.write_text("second"))
-    kube.settle("n1", label, window=3, timeout=60)
+    kube.ensure_labels("n1", label, window=3, timeout=60)
     assert OURS.items() <= api.labels.items()
 
 
 def test_credentials_refused_again_and_again_are_not_tried_until_the_deadline(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.token = "another"
     with pytest.raises(KubeError, match="401") as error:
-        kube.node("n1", kube.within(600))
-    assert len(time.slept) == ACCESS_TRIES - 1
+        kube.node("n1", kube.deadline_after(600))
+    assert len(time.slept) == MAX_AUTH_TRIES - 1
     assert "token" in error.value.hint
 
 
-def test_a_token_file_that_is_gone_is_an_error_of_ours(kube: Kube, api: Api, token_file: Path) -> None:
+def test_a_token_file_that_is_gone_is_an_error_of_ours(kube: KubeClient, api: Api, token_file: Path) -> None:
     api.token = "another"
     token_file.unlink()
     with pytest.raises(KubeError, match="token not found"):
-        kube.node("n1", kube.within(30))
+        kube.node("n1", kube.deadline_after(30))
 
 
 # --- which Node -------------------------------------------------------------------------------------
 
 
 def test_a_node_that_is_not_there_may_yet_come_so_a_retry_is_not_ruled_out(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     with pytest.raises(NoSuchNodeError, match="no Node named n2") as error:
-        kube.settle("n2", label, window=3, timeout=600)
+        kube.ensure_labels("n2", label, window=3, timeout=600)
     assert error.value.exit_code == 1
     assert "NODE_NAME has to be a name that `kubectl get nodes` shows" in error.value.hint
     assert "the kubelet has not registered this node yet" in error.value.hint
-    assert time.passed == ABSENCE
+    assert time.passed == NODE_ABSENCE_TIMEOUT
 
 
-def test_a_node_that_is_being_registered_anew_is_waited_for(kube: Kube, api: Api, time: Time) -> None:
+def test_a_node_that_is_being_registered_anew_is_waited_for(
+    kube: KubeClient, api: Api, time: FakeClock
+) -> None:
     def register() -> None:
         api.present = True
         api.replace({})
 
     time.at(4, lambda: setattr(api, "present", False))
     time.at(9, register)
-    kube.settle("n1", label, window=10, timeout=60)
+    kube.ensure_labels("n1", label, window=10, timeout=60)
     assert api.labels == OURS
     assert time.passed >= 19
 
 
 def test_a_node_that_goes_between_the_look_and_the_change_is_looked_for_again(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.faults = [Fault(method="PATCH", first=lambda: setattr(api, "present", False))]
     time.at(2, lambda: setattr(api, "present", True))
-    kube.settle("n1", label, window=3, timeout=60)
+    kube.ensure_labels("n1", label, window=3, timeout=60)
     assert OURS.items() <= api.labels.items()
 
 
 @pytest.mark.parametrize("name", ["N1", "n1/status", "../pods", "n1?watch=1", "-n1"])
-def test_what_cannot_be_a_nodes_name_is_not_sent(kube: Kube, api: Api, name: str) -> None:
+def test_what_cannot_be_a_nodes_name_is_not_sent(kube: KubeClient, api: Api, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
-        kube.settle(name, label, window=3, timeout=60)
+        kube.ensure_labels(name, label, window=3, timeout=60)
     assert api.requests == []
 
 
@@ -732,36 +746,36 @@ def test_what_cannot_be_a_nodes_name_is_not_sent(kube: Kube, api: Api, name: str
         pytest.param("", id="empty"),
     ],
 )
-def test_the_machine_meant_is_labelled(kube: Kube, api: Api, expected: str | None) -> None:
-    kube.settle("n1", label, window=3, timeout=60, expected_machine_id=expected)
+def test_the_machine_meant_is_labelled(kube: KubeClient, api: Api, expected: str | None) -> None:
+    kube.ensure_labels("n1", label, window=3, timeout=60, expected_machine_id=expected)
     assert OURS.items() <= api.labels.items()
 
 
 @pytest.mark.parametrize("reported", ["f" * 32, ""])
 def test_a_name_that_passed_to_another_machine_is_refused_before_any_change(
-    kube: Kube, api: Api, reported: str
+    kube: KubeClient, api: Api, reported: str
 ) -> None:
     api.report(nodeInfo={"machineID": reported})
     for wait in (
         functools.partial(kube.wait_ready, "n1", timeout=60),
-        functools.partial(kube.settle, "n1", label, window=3, timeout=60),
+        functools.partial(kube.ensure_labels, "n1", label, window=3, timeout=60),
     ):
-        with pytest.raises(UnfitNodeError, match="another machine") as error:
+        with pytest.raises(IneligibleNodeError, match="another machine") as error:
             wait(expected_machine_id=MACHINE)
         assert error.value.exit_code == 3
     assert set(api.requests) == {"GET"}
 
 
 def test_a_name_that_passes_to_another_machine_in_mid_window_is_not_written_to_again(
-    kube: Kube, api: Api, time: Time
+    kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     def replaced() -> None:
         api.report(nodeInfo={"machineID": "f" * 32})
         api.replace({})
 
     time.at(2, replaced)
-    with pytest.raises(UnfitNodeError, match="another machine"):
-        kube.settle("n1", label, window=10, timeout=60, expected_machine_id=MACHINE)
+    with pytest.raises(IneligibleNodeError, match="another machine"):
+        kube.ensure_labels("n1", label, window=10, timeout=60, expected_machine_id=MACHINE)
     assert api.labels == {}
 
 
@@ -772,7 +786,7 @@ def reported(*names: str) -> list[dict[str, Any]]:
     return [{"name": name, "features": {}} for name in names]
 
 
-def test_a_node_is_waited_for_until_it_is_ready(kube: Kube, api: Api, time: Time) -> None:
+def test_a_node_is_waited_for_until_it_is_ready(kube: KubeClient, api: Api, time: FakeClock) -> None:
     api.report(conditions=[{"type": "Ready", "status": "Unknown", "message": "stopped posting status"}])
     time.at(5, lambda: api.report(conditions=[{"type": "Ready", "status": "True"}]))
     facts = kube.wait_ready("n1", timeout=60)
@@ -791,7 +805,7 @@ def test_a_node_is_waited_for_until_it_is_ready(kube: Kube, api: Api, time: Time
     ],
 )
 def test_a_node_that_does_not_become_ready_is_a_failure_with_the_kubelets_words(
-    kube: Kube, api: Api, time: Time, conditions: object, says: str
+    kube: KubeClient, api: Api, time: FakeClock, conditions: object, says: str
 ) -> None:
     api.report(conditions=conditions)
     with pytest.raises(KubeError, match=says):
@@ -801,14 +815,16 @@ def test_a_node_that_does_not_become_ready_is_a_failure_with_the_kubelets_words(
 
 @pytest.mark.parametrize("handlers", [pytest.param(None, id="no field"), pytest.param([], id="empty")])
 def test_a_node_that_reports_no_handlers_at_all_is_fine(
-    kube: Kube, api: Api, time: Time, handlers: object
+    kube: KubeClient, api: Api, time: FakeClock, handlers: object
 ) -> None:
     api.report(runtimeHandlers=handlers)
     assert kube.wait_ready("n1", ["kata-qemu"], timeout=20).handlers is None
     assert time.slept == []
 
 
-def test_handlers_are_waited_for_until_the_kubelet_reports_them(kube: Kube, api: Api, time: Time) -> None:
+def test_handlers_are_waited_for_until_the_kubelet_reports_them(
+    kube: KubeClient, api: Api, time: FakeClock
+) -> None:
     api.report(runtimeHandlers=[{"features": {}}, *reported("runc")])
     time.at(6, lambda: api.report(runtimeHandlers=reported("", "runc", "kata-qemu")))
     facts = kube.wait_ready("n1", ["kata-qemu"], timeout=60)
@@ -828,7 +844,7 @@ def test_handlers_are_waited_for_until_the_kubelet_reports_them(kube: Kube, api:
     ],
 )
 def test_a_node_that_reports_others_but_not_ours_is_a_failure_that_names_them(
-    kube: Kube, api: Api, handlers: object, says: str
+    kube: KubeClient, api: Api, handlers: object, says: str
 ) -> None:
     api.report(runtimeHandlers=handlers)
     with pytest.raises(KubeError, match=says) as error:
@@ -857,7 +873,7 @@ def test_in_a_pod_its_service_account_comes_before_any_kubeconfig(
     pretend_pod(environment, monkeypatch, host)
     monkeypatch.setenv("KUBECONFIG", "/nonexistent")
     assert credentials.find_credentials()
-    with Kube.connect() as kube:
+    with KubeClient.connect() as kube:
         assert kube.server == url
 
 
@@ -880,8 +896,8 @@ def test_in_a_pod_a_certificate_that_only_lacks_key_identifiers_is_trusted(
 
     monkeypatch.setattr(ssl, "create_default_context", strict)
     monkeypatch.setattr(httpx2, "HTTPTransport", spy)
-    with Kube.connect() as kube:
-        kube.node("n1", kube.within(5))
+    with KubeClient.connect() as kube:
+        kube.node("n1", kube.deadline_after(5))
     (context,) = contexts
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -894,7 +910,7 @@ def test_a_kubeconfig_in_the_home_directory_is_the_last_resort(environment: Path
     home.mkdir(parents=True)
     write_kubeconfig(home / "config", "http://127.0.0.1:1", {"token": "t"})
     assert credentials.find_credentials()
-    with Kube.connect() as kube:
+    with KubeClient.connect() as kube:
         assert kube.server == "http://127.0.0.1:1"
 
 
@@ -903,7 +919,7 @@ def test_of_several_kubeconfigs_the_first_that_exists_is_used(
 ) -> None:
     write_kubeconfig(environment / "config", "http://127.0.0.1:1", {"token": "t"})
     monkeypatch.setenv("KUBECONFIG", f"/nonexistent:{environment / 'config'}")
-    with Kube.connect() as kube:
+    with KubeClient.connect() as kube:
         assert kube.server == "http://127.0.0.1:1"
 
 
@@ -911,7 +927,7 @@ def test_a_pod_without_a_token_has_no_credentials(environment: Path, monkeypatch
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
     assert credentials.find_credentials() is None
     with pytest.raises(KubeError, match="no credentials") as error:
-        Kube.connect()
+        KubeClient.connect()
     assert "--offline" in error.value.hint
 
 
@@ -948,17 +964,17 @@ def test_a_kubeconfig_that_cannot_be_used_is_named(
     monkeypatch.setenv("KUBECONFIG", str(path))
     assert credentials.find_credentials()
     with pytest.raises(KubeError, match=says) as error:
-        Kube.connect()
+        KubeClient.connect()
     assert error.value.where == str(path)
 
 
 def test_a_server_address_that_is_none_is_an_error_of_ours(
-    environment: Path, monkeypatch: pytest.MonkeyPatch, time: Time
+    environment: Path, monkeypatch: pytest.MonkeyPatch, time: FakeClock
 ) -> None:
     write_kubeconfig(environment / "config", "127.0.0.1:6443", {"token": "t"})
     monkeypatch.setenv("KUBECONFIG", str(environment / "config"))
-    with pytest.raises(KubeError), Kube.connect(clock=time.clock()) as kube:
-        kube.node("n1", kube.within(60))
+    with pytest.raises(KubeError), KubeClient.connect(clock=time.clock()) as kube:
+        kube.node("n1", kube.deadline_after(60))
     assert time.slept == []
 
 
@@ -983,11 +999,11 @@ def test_no_token_is_in_what_is_said_of_credentials_that_cannot_be_used(
     monkeypatch.setenv("KUBECONFIG", str(path))
     path.write_text(f"users:\n- name: a\n  user:\n    token: {secret}: slip\n")
     with pytest.raises(KubeError) as error:
-        Kube.connect()
+        KubeClient.connect()
     assert "line 4" in str(error.value)
     assert secret not in str(error.value)
     write_kubeconfig(path, api.url, {"token": f"{secret}\n"})
-    with pytest.raises(KubeError) as error, Kube.connect() as kube:
-        kube.node("n1", kube.within(5))
+    with pytest.raises(KubeError) as error, KubeClient.connect() as kube:
+        kube.node("n1", kube.deadline_after(5))
     assert "no header may have" in str(error.value)
     assert secret not in str(error.value)

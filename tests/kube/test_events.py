@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeKube, FakeNode
 from pipeline.harness import INSTALL, REVERT, Killed, errors, make_node, run, small_payload
 
-from kata_node.cluster.events import Recorder, event_of
+from kata_node.cluster.events import EventRecorder, event_of
 from kata_node.errors import KubeError
 from kata_node.kube import credentials
 from kata_node.kube.events import MESSAGE_LIMIT
@@ -42,8 +42,8 @@ def message(node: FakeNode) -> str:
     return str(node.kube.events[-1]["message"])
 
 
-def recorder(node: FakeNode, shared: Path | None = None) -> Recorder:
-    return Recorder(node.tools(), "n1", "default", "a-pod", shared)
+def recorder(node: FakeNode, shared: Path | None = None) -> EventRecorder:
+    return EventRecorder(node.clients(), "n1", "default", "a-pod", shared)
 
 
 def carry_out(node: FakeNode, stages: object, payload: Path, **more: str) -> list[StageReport]:
@@ -101,10 +101,13 @@ def test_what_is_no_report_of_a_stage_is_passed_over(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.json")
-    report.leave(tmp_path, StageReport("cri", "done", "served", notes=("look at this",)))
+    report.write_shared_report(tmp_path, StageReport("cri", "done", "served", notes=("look at this",)))
     (tmp_path / "link.json").symlink_to("cri.json")
     names = (*bad, "zero", "pipe", "link", "missing", "cri")
-    found = [(each.stage, each.outcome, each.summary, each.notes) for each in report.left_in(tmp_path, names)]
+    found = [
+        (each.stage, each.outcome, each.summary, each.notes)
+        for each in report.read_shared_reports(tmp_path, names)
+    ]
     assert found == [("cri", "done", "served", ("look at this",))]
 
 
@@ -116,9 +119,9 @@ def test_what_others_put_in_the_way_of_a_report_is_replaced_and_not_written_to(t
     (shared / f".cri.{os.getpid()}").symlink_to(victim)
     os.mkfifo(shared / "label.json")
     for stage in ("cri", "label"):
-        report.leave(shared, StageReport(stage, "done", "served"))
+        report.write_shared_report(shared, StageReport(stage, "done", "served"))
     assert victim.read_text() == "untouched"
-    assert [each.stage for each in report.left_in(shared, ["cri", "label"])] == ["cri", "label"]
+    assert [each.stage for each in report.read_shared_reports(shared, ["cri", "label"])] == ["cri", "label"]
     assert sorted(path.name for path in shared.iterdir()) == ["cri.json", "label.json"]
 
 
@@ -138,7 +141,7 @@ def test_an_event_that_cannot_be_recorded_stops_nothing(
         def refuse(_: FakeKube, __: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(FakeKube, "record", refuse)
+        monkeypatch.setattr(FakeKube, "record_event", refuse)
         assert errors(carry_out(node, INSTALL, payload)) == []
 
 
@@ -146,7 +149,7 @@ def test_without_a_cluster_nobody_is_told(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(credentials, "find_credentials", lambda: None)
-    monkeypatch.setattr(FakeKube, "record", lambda *_: pytest.fail("somebody was told"))
+    monkeypatch.setattr(FakeKube, "record_event", lambda *_: pytest.fail("somebody was told"))
     assert errors(carry_out(node, INSTALL, payload)) == []
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from node import node_records
 from node.cache import NodeError
-from node.commands import POLL, wait_until
+from node.commands import POLL_INTERVAL, wait_until
 from node.node_records import Process, Record
 
 Supervisor = subprocess.Popen[bytes]
@@ -53,7 +53,7 @@ def _own_cgroup(record: Record) -> list[str]:
     return ["systemd-run", "--quiet", "--collect", "--scope", unit, "--property=Delegate=yes"]
 
 
-def led(record: Record, supervisor: Supervisor, timeout: float) -> Record:
+def wait_for_leader(record: Record, supervisor: Supervisor, timeout: float) -> Record:
     """``record`` with the node's process 1, once its systemd can be talked to.
 
     Raises :class:`NodeError` with the end of the console when that takes more than ``timeout`` seconds.
@@ -65,7 +65,7 @@ def led(record: Record, supervisor: Supervisor, timeout: float) -> Record:
             record = replace(record, leader=leader)
             record.save()
             return record
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL)
     ended = supervisor.poll()
     what = f"did not come up within {timeout:.0f} s" if ended is None else f"ended at once, with {ended}"
     raise NodeError(f"the node {record.name} {what}:\n{console(record)}")

@@ -28,7 +28,7 @@ class NodeError(Exception):
     """A node could not be built, booted or used; says what is missing or what it answered."""
 
 
-def missing_parts() -> str:
+def missing_prerequisites() -> str:
     """Why this machine cannot boot nodes, with the remedy; empty when it can."""
     if os.geteuid() != 0:
         return "booting a node needs root: mounts, namespaces and a second systemd; run it with sudo"

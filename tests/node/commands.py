@@ -15,20 +15,20 @@ from typing import IO
 from node.cache import NodeError
 from node.node_records import Process
 
-POLL = 0.005  # seconds between two looks at something awaited
+POLL_INTERVAL = 0.005  # seconds between two looks at something awaited
 
-Done = subprocess.CompletedProcess[str]
+CommandResult = subprocess.CompletedProcess[str]
 
 
 class CommandFailed(NodeError):  # noqa: N818 - what happened, not a kind of error
     """A command that had to succeed did not; the message holds all it said."""
 
-    def __init__(self, done: Done) -> None:
-        super().__init__(told(done))
+    def __init__(self, done: CommandResult) -> None:
+        super().__init__(describe_result(done))
         self.done = done
 
 
-def told(done: Done) -> str:
+def describe_result(done: CommandResult) -> str:
     """A command, its exit code and its output, to be read by a person."""
     text = f"$ {shlex.join(done.args)}\nexit code {done.returncode}"
     for title, output in (("stdout", done.stdout), ("stderr", done.stderr)):
@@ -37,14 +37,14 @@ def told(done: Done) -> str:
     return text
 
 
-def checked(done: Done, *, check: bool) -> Done:
+def checked(done: CommandResult, *, check: bool) -> CommandResult:
     """``done``; raises :class:`CommandFailed` when ``check`` and its exit code is not 0."""
     if check and done.returncode:
         raise CommandFailed(done)
     return done
 
 
-class Running:
+class RunningCommand:
     """A command started by ``entering``, which puts it into a node ``depth`` processes further down.
 
     ``args`` is the command alone. Output goes to unnamed files: however much there is, nobody waits
@@ -63,8 +63,8 @@ class Running:
     ) -> None:
         self.args = list(args)
         self._depth = depth
-        self._when_done: list[Callable[[Done], None]] = []
-        self._done: Done | None = None
+        self._when_done: list[Callable[[CommandResult], None]] = []
+        self._done: CommandResult | None = None
         self._stdout, self._stderr = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - closed in wait()
         with tempfile.TemporaryFile() as stdin:
             stdin.write((text or "").encode())
@@ -79,7 +79,7 @@ class Running:
                 pass_fds=tuple(pass_fds),
             )
 
-    def when_done(self, tell: Callable[[Done], None]) -> None:
+    def when_done(self, tell: Callable[[CommandResult], None]) -> None:
         """Call ``tell`` with the result when the command has been waited for."""
         self._when_done.append(tell)
 
@@ -92,13 +92,13 @@ class Running:
                 found = [child for one in found for child in one.children()]
             if found:
                 return found[0]
-            time.sleep(POLL)
-        raise NodeError(f"it ended before it could be looked at:\n{told(self.wait())}")
+            time.sleep(POLL_INTERVAL)
+        raise NodeError(f"it ended before it could be looked at:\n{describe_result(self.wait())}")
 
-    def kill(self, number: int = signal.SIGKILL) -> Done:
+    def kill(self, number: int = signal.SIGKILL) -> CommandResult:
         """Kill the command and wait for its end; raises :class:`NodeError` when it had already ended."""
         if not self.process.signal(number):
-            raise NodeError(f"it ended before it could be killed:\n{told(self.wait())}")
+            raise NodeError(f"it ended before it could be killed:\n{describe_result(self.wait())}")
         return self.wait(10)
 
     @property
@@ -111,7 +111,7 @@ class Running:
         """What it has logged so far."""
         return _text(self._stderr)
 
-    def wait(self, timeout: float = 60) -> Done:
+    def wait(self, timeout: float = 60) -> CommandResult:
         """Its exit code (negative: the signal that ended it) and output, once it has ended.
 
         Killed, and a :class:`NodeError` raised, when it takes longer than ``timeout`` seconds.
@@ -123,13 +123,15 @@ class Running:
             except subprocess.TimeoutExpired:
                 self._abandon()
                 code, late = self._process.wait(10), True
-            self._done = Done(self.args, code, self.stdout, self.stderr)
+            self._done = CommandResult(self.args, code, self.stdout, self.stderr)
             self._stdout.close()
             self._stderr.close()
             for tell in self._when_done:
                 tell(self._done)
             if late:
-                raise NodeError(f"it ran for more than {timeout:.0f} s and was killed\n{told(self._done)}")
+                raise NodeError(
+                    f"it ran for more than {timeout:.0f} s and was killed\n{describe_result(self._done)}"
+                )
         return self._done
 
     def _abandon(self) -> None:
@@ -159,4 +161,4 @@ def wait_until(condition: Callable[[], bool], what: str, *, timeout: float = 30)
     while not condition():
         if time.monotonic() > deadline:
             raise NodeError(f"after {timeout:.0f} s still not: {what}")
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL)

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import prerequisites as needs
 import pytest
 
-from node.cache import missing_parts
+from node.cache import missing_prerequisites
 from node.debian_node import Node
 from node.gomodule import missing_go
-from node.installation import PAYLOAD, make_payload, with_kvm
+from node.installation import PAYLOAD, fake_kvm, make_payload
 
 _nodes = pytest.StashKey[list[Node]]()
 
@@ -32,15 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.node)
 
 
-def needs_no(reason: str) -> None:
+def skip_if_missing(reason: str) -> None:
     """Skip the test for ``reason`` if there is one; fail it where nodes are required."""
-    needs.needs_no(reason, "KATA_NODE_REQUIRE_NODES")
+    needs.skip_if_missing(reason, "KATA_NODE_REQUIRE_NODES")
 
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[None]:
     """A machine that can boot nodes; elsewhere the test is skipped, or failed where nodes are required."""
-    needs_no(missing_parts())
+    skip_if_missing(missing_prerequisites())
     # Whoever loses patience with the tests sends SIGTERM: let it end them as Ctrl-C does, tidily.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
@@ -50,7 +50,7 @@ def machine() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def go(machine: None) -> None:
     """A machine that can build what no Debian suite has; see :mod:`node.gomodule`."""
-    needs_no(missing_go())
+    skip_if_missing(missing_go())
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def boot_node(machine: None, request: pytest.FixtureRequest) -> Iterator[BootNod
 
         def boot(suite: str = "", **options: Any) -> Node:
             if options.get("containerd"):
-                needs_no(missing_go())
+                skip_if_missing(missing_go())
             node = stack.enter_context(Node.boot(suite, **options) if suite else Node.boot(**options))
             nodes.append(node)
             return node
@@ -85,7 +85,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ready(node: Node, payload: Path) -> Node:
     """A fresh node that Kata can be installed on, with the payload mounted."""
     node.mount(payload, PAYLOAD)
-    return with_kvm(node)
+    return fake_kvm(node)
 
 
 @pytest.hookimpl(wrapper=True)

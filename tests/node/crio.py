@@ -105,9 +105,9 @@ def boot(boot_node: BootNode, version: str = NEWEST, *, drop_ins: bool = True, m
 
     The test is skipped on a machine that cannot build CRI-O, or failed where nodes are required.
     """
-    from node.conftest import needs_no
+    from node.conftest import skip_if_missing
 
-    needs_no(missing_go() or missing_compiler())
+    skip_if_missing(missing_go() or missing_compiler())
     program = built(release(version))
     node = boot_node(packages=PACKAGES)
     node.mount(program, PROGRAM)

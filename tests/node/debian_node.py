@@ -21,12 +21,12 @@ from typing import Any, NoReturn, TypedDict, Unpack
 
 from node import boot, containerd_build, installed_program, node_records
 from node.cache import CHECKOUT, NodeError
-from node.commands import Done, Running, checked, told, wait_until
+from node.commands import CommandResult, RunningCommand, checked, describe_result, wait_until
 from node.cri import CriStatus
 from node.cri import status as cri_status
 from node.mounts import CONTAINER_CAPABILITIES, HostPath
 from node.node_records import Record
-from node.rootfs import PACKAGES, SUITE, built_tree
+from node.rootfs import PACKAGES, SUITE, build_rootfs
 from node.snapshot import Snapshot, take
 
 SOCKET = "run/containerd/containerd.sock"
@@ -64,7 +64,7 @@ class Unit:
     restarts: int  # those systemd did by itself, after a failure
 
 
-class How(TypedDict, total=False):
+class RunOptions(TypedDict, total=False):
     """How kata-node is run, where that differs from a plain call."""
 
     config: Mapping[str, Any] | str
@@ -91,11 +91,11 @@ class Node:
         self.suite = record.suite
         self.leader = record.leader
         self.root = Path(f"/proc/{self.leader.pid}/root")
-        self.history: list[Done] = []
+        self.history: list[CommandResult] = []
         self._entering = (boot.program_path("nsenter"), "--all", f"--target={self.leader.pid}")
         self._record = record
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._commands: list[Running] = []
+        self._commands: list[RunningCommand] = []
 
     @classmethod
     def boot(
@@ -117,7 +117,7 @@ class Node:
         killed. Raises :class:`NodeError`, and leaves nothing behind, when the node does not come up
         within ``timeout`` seconds.
         """
-        tree = tree or built_tree(suite, packages)
+        tree = tree or build_rootfs(suite, packages)
         built = containerd_build.binds(containerd) if containerd else []
         record = node_records.reserve(name or f"{suite}-{os.getpid()}-{next(_numbers)}", suite)
         supervisor = None
@@ -125,7 +125,7 @@ class Node:
             options = [f"--machine={record.name}", *installed_program.binds(tree, record.directory), *built]
             supervisor = boot.start(record, tree, options, detached=detached)
             record = node_records.started(record, supervisor.pid)
-            record = boot.led(record, supervisor, timeout)
+            record = boot.wait_for_leader(record, supervisor, timeout)
             node = cls(record)
             node._supervisor = supervisor
             if "containerd" in packages:
@@ -161,9 +161,9 @@ class Node:
 
     def start(
         self, args: Sequence[str], *, env: Mapping[str, str] | None = None, text: str | None = None
-    ) -> Running:
+    ) -> RunningCommand:
         """Start a command in the node, as root, with ``text`` on its standard input; do not wait for it."""
-        running = Running(self._entering, args, env={**_ENVIRONMENT, **(env or {})}, text=text)
+        running = RunningCommand(self._entering, args, env={**_ENVIRONMENT, **(env or {})}, text=text)
         self._commands.append(running)
         return running
 
@@ -175,7 +175,7 @@ class Node:
         timeout: float = 60,
         env: Mapping[str, str] | None = None,
         text: str | None = None,
-    ) -> Done:
+    ) -> CommandResult:
         """Run a command in the node, as root.
 
         The exit code is the command's own, negative for the signal that ended it. Raises
@@ -188,7 +188,7 @@ class Node:
         environment = {"TERM": os.environ.get("TERM", "dumb"), **_ENVIRONMENT}
         os.execve(self._entering[0], [*self._entering, *args], environment)
 
-    def start_kata_node(self, *args: str, **how: Unpack[How]) -> Running:
+    def start_kata_node(self, *args: str, **how: Unpack[RunOptions]) -> RunningCommand:
         """Start the checkout's ``kata-node`` in the node, with the node's own Python; do not wait for it."""
         env = dict(how.get("env", {}))
         if "payload" in how:
@@ -201,7 +201,9 @@ class Node:
         running.when_done(self.history.append)
         return running
 
-    def kata_node(self, *args: str, check: bool = False, timeout: float = 300, **how: Unpack[How]) -> Done:
+    def kata_node(
+        self, *args: str, check: bool = False, timeout: float = 300, **how: Unpack[RunOptions]
+    ) -> CommandResult:
         """Run ``kata-node`` in the node to its end; see :meth:`start_kata_node` and :meth:`run`."""
         return checked(self.start_kata_node(*args, **how).wait(timeout), check=check)
 
@@ -215,7 +217,7 @@ class Node:
         capabilities: Collection[str] = tuple(CONTAINER_CAPABILITIES),
         check: bool = False,
         timeout: float = 300,
-    ) -> Done:
+    ) -> CommandResult:
         """Run this Python's ``kata-node`` as a container on the node would.
 
         It has the machine's file system as its image, the node's network, a pid namespace below the
@@ -246,7 +248,7 @@ class Node:
                 *(*map(str, (HostPath(each) if isinstance(each, str) else each for each in mounts)), "--"),
             ]
             command = [sys.executable, "-P", "-m", "kata_node", *args]
-            running = Running(entering, command, env=environment, depth=2, pass_fds=[namespace])
+            running = RunningCommand(entering, command, env=environment, depth=2, pass_fds=[namespace])
         self._commands.append(running)
         running.when_done(self.history.append)
         return checked(running.wait(timeout), check=check)
@@ -335,12 +337,12 @@ class Node:
 
     def report(self) -> list[tuple[str, str]]:
         """Title and text of what one wants to see when a test of this node failed."""
-        sections = [(f"{self.name}: kata-node", "\n\n".join(told(done) for done in self.history))]
+        sections = [(f"{self.name}: kata-node", "\n\n".join(describe_result(done) for done in self.history))]
         if self.leader.alive:
             lines = self.journal("containerd.service").splitlines(keepends=True)
             # A hundred lines at every start that say nothing went wrong.
-            telling = "".join(line for line in lines if "loading plugin" not in line)
-            sections.append((f"{self.name}: journal of containerd", telling))
+            relevant = "".join(line for line in lines if "loading plugin" not in line)
+            sections.append((f"{self.name}: journal of containerd", relevant))
         else:
             sections.append((f"{self.name}: console", boot.console(self._record)))
         return [(title, text) for title, text in sections if text.strip()]

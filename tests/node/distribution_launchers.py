@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-RUNTIME_TABLE = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+RUNTIME_PLUGIN = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
 TICK = 0.1  # seconds between two looks at a directory
 QUIET = 1.0  # seconds without a change before k0s acts on those before; the real one waits three
@@ -43,7 +43,7 @@ def rancher_dir(name: str) -> Path:
 def base_template(name: str, schema: int, *, imports: bool) -> str:
     """What k3s or rke2 renders for an admin who has no template."""
     directory = "config.toml.d" if schema == 2 else f"config-v{schema}.toml.d"
-    table = f"plugins.'{RUNTIME_TABLE[schema]}'"
+    table = f"plugins.'{RUNTIME_PLUGIN[schema]}'"
     return "\n".join(
         (
             f"# Rendered by {name} at every start.",
@@ -193,14 +193,14 @@ def k0s_configure(schema: int) -> None:
     if K0S_CONFIG.exists() and K0S_CONFIG.read_text().partition("\n")[0] != K0S_MARK:
         return
     K0S_DROP_INS.mkdir(parents=True, exist_ok=True)
-    own: dict[str, Any] = {"version": schema, "plugins": {RUNTIME_TABLE[schema]: {"enable_selinux": False}}}
+    own: dict[str, Any] = {"version": schema, "plugins": {RUNTIME_PLUGIN[schema]: {"enable_selinux": False}}}
     imports = [f"{K0S_DROP_INS}/*.toml"]
     drop_ins = {path: tomllib.loads(path.read_text()) for path in sorted(K0S_DROP_INS.glob("*.toml"))}
     if schema == 2:
-        own["plugins"][RUNTIME_TABLE[2]] |= {
+        own["plugins"][RUNTIME_PLUGIN[2]] |= {
             "containerd": {"runtimes": {"runc": {"runtime_type": "io.containerd.runc.v2"}}}
         }
-        of_cri = {path: it for path, it in drop_ins.items() if RUNTIME_TABLE[2] in it.get("plugins", {})}
+        of_cri = {path: it for path, it in drop_ins.items() if RUNTIME_PLUGIN[2] in it.get("plugins", {})}
         merged: Any = own
         for drop_in in of_cri.values():
             merged = merge_patch(merged, drop_in)
@@ -210,7 +210,7 @@ def k0s_configure(schema: int) -> None:
         own = {"version": 2}
     else:
         for path, drop_in in drop_ins.items():
-            if drop_in.get("version", 3) != 3 or RUNTIME_TABLE[2] in drop_in.get("plugins", {}):
+            if drop_in.get("version", 3) != 3 or RUNTIME_PLUGIN[2] in drop_in.get("plugins", {}):
                 raise ValueError(f"{path}: unsupported containerd configuration")
     K0S_CONFIG.write_text(f"{K0S_MARK}\n{toml({'imports': imports, **own})}")
 

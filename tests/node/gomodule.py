@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from node.cache import NodeError, cache_dir, key_of, made_once
-from node.commands import Done
+from node.commands import CommandResult
 
 GO = "1.26.8"
 """What everything is built with; newer than the ``go`` line of every module built here."""
@@ -130,7 +130,9 @@ def _drop_local_replacements(go: str, source: Path) -> None:
             output(run([go, "mod", "edit", f"-dropreplace={replaced}"], source))
 
 
-def run(command: Sequence[str], directory: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
+def run(
+    command: Sequence[str], directory: Path | None = None, env: Mapping[str, str] | None = None
+) -> CommandResult:
     """Run Go as it comes: with no toolchain, flag or workspace of the person's own."""
     plain = {"GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off", "GOROOT": "", "GO111MODULE": "on"}
     return subprocess.run(
@@ -144,7 +146,7 @@ def run(command: Sequence[str], directory: Path | None = None, env: Mapping[str,
     )
 
 
-def output(done: Done) -> str:
+def output(done: CommandResult) -> str:
     """What Go printed; raises :class:`NodeError` with the last lines of what it said when it failed."""
     if done.returncode:
         said = "\n".join(done.stderr.splitlines()[-20:])

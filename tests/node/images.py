@@ -130,7 +130,7 @@ def load(node: Node, archive: Path) -> None:
     node.run(["umount", there])
 
 
-def missing_parts() -> str:
+def missing_prerequisites() -> str:
     """Why this machine cannot build kata-node's image, with the remedy; empty when it can."""
     if shutil.which("buildah") is None:
         return "buildah is missing, which builds the image: apt-get install buildah"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from node.cache import CHECKOUT
-from node.commands import Done
+from node.commands import CommandResult
 from node.debian_node import Node
 from node.snapshot import changes
 
@@ -37,7 +37,7 @@ def index(payload: Path) -> Path:
     return payload
 
 
-def with_kvm(node: Node) -> Node:
+def fake_kvm(node: Node) -> Node:
     """``node`` without KVM of its own, told that it has it: nothing here starts a VM."""
     node.run(["sh", "-c", "test -e /dev/kvm || touch /dev/kvm"])
     return node
@@ -58,7 +58,7 @@ def configure(node: Node, config: bytes | None) -> None:
     node.wait_for_containerd()
 
 
-def install(node: Node, **more: object) -> Done:
+def install(node: Node, **more: object) -> CommandResult:
     """Install, with ``more`` on top of :data:`VALUES`."""
     return node.kata_node("install", config={**VALUES, **more}, payload=PAYLOAD, check=True)
 
@@ -67,12 +67,12 @@ def kata_handlers(node: Node) -> tuple[str, ...]:
     return tuple(name for name in node.cri_handlers() if name.startswith("kata-"))
 
 
-def outcomes(done: Done) -> dict[str, str]:
+def outcomes(done: CommandResult) -> dict[str, str]:
     """Stage -> outcome of a run with ``--output json``."""
     return {stage["stage"]: stage["outcome"] for stage in json.loads(done.stdout)["stages"]}
 
 
-def skips_everything(node: Node, *watched: str, **how: Any) -> None:
+def assert_nothing_to_do(node: Node, *watched: str, **how: Any) -> None:
     """Install again: no stage has anything to do, nothing is written, and nothing restarted."""
     watched = watched or WATCHED
     invocation, before = node.unit(UNIT).invocation, node.snapshot(*watched)
@@ -90,7 +90,7 @@ def skips_everything(node: Node, *watched: str, **how: Any) -> None:
     assert node.unit(UNIT).invocation == invocation
 
 
-def fail_once(node: Node) -> None:
+def fail_next_start(node: Node) -> None:
     """The next start of the runtime fails, and systemd does not try again by itself."""
     directory = node.root / "run/systemd/system/containerd.service.d"
     directory.mkdir(parents=True)
@@ -100,7 +100,7 @@ def fail_once(node: Node) -> None:
     node.run(["systemctl", "daemon-reload"])
 
 
-def killed_at(node: Node, stage: str, call: str, count: int) -> bool:
+def kill_at_syscall(node: Node, stage: str, call: str, count: int) -> bool:
     """Run ``stage`` and kill it on entry to the n-th such system call; say whether it came to that."""
     inject = ("strace", "--quiet=all", "-o", "/dev/null", f"--inject={call}:signal=KILL:when={count}")
     done = node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, prefix=inject)
@@ -108,14 +108,14 @@ def killed_at(node: Node, stage: str, call: str, count: int) -> bool:
     return done.returncode != 0
 
 
-def converges_when_killed(node: Node, call: str) -> None:
+def assert_converges_when_killed(node: Node, call: str) -> None:
     """SIGKILL at the n-th such system call, for every n, forwards and backwards, on one node."""
     before = node.snapshot(*WATCHED)
     node.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     placed = node.snapshot("/etc")
     for stage in ("cri", "revert-cri"):
         cuts = 0
-        while killed_at(node, stage, call, cuts + 1):
+        while kill_at_syscall(node, stage, call, cuts + 1):
             cuts += 1
             assert node.wait_for_containerd().serving
             node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, check=True)

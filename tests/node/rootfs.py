@@ -26,13 +26,13 @@ OPTIONS = (
 )
 
 
-def tree_path(suite: str = SUITE, packages: Sequence[str] = PACKAGES) -> Path:
+def rootfs_path(suite: str = SUITE, packages: Sequence[str] = PACKAGES) -> Path:
     """Where the tree of these packages is kept, whether it is there yet or not."""
     key = key_of(suite, platform.machine(), sorted(packages), OPTIONS)
     return cache_dir() / "trees" / f"{suite}-{key}"
 
 
-def built_tree(suite: str = SUITE, packages: Sequence[str] = PACKAGES, *, anew: bool = False) -> Path:
+def build_rootfs(suite: str = SUITE, packages: Sequence[str] = PACKAGES, *, anew: bool = False) -> Path:
     """The tree of these packages, built when it is not kept yet; about 20 seconds and a download.
 
     Debian's default mirror is used, as mmdebstrap does when it is given none, and the machine's own
@@ -46,4 +46,4 @@ def built_tree(suite: str = SUITE, packages: Sequence[str] = PACKAGES, *, anew: 
             log = "\n".join(done.stderr.splitlines()[-15:])
             raise NodeError(f"mmdebstrap could not build {suite} with {', '.join(packages)}:\n{log}")
 
-    return made_once(tree_path(suite, packages), make, anew=anew)
+    return made_once(rootfs_path(suite, packages), make, anew=anew)

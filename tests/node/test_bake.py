@@ -21,19 +21,19 @@ from node.installation import (
     PAYLOAD,
     UNIT,
     VALUES,
+    assert_nothing_to_do,
+    fake_kvm,
     install,
     kata_handlers,
-    skips_everything,
-    with_kvm,
 )
-from node.rootfs import built_tree
+from node.rootfs import build_rootfs
 from node.snapshot import changes, take
 
 WATCHED = ("/etc/containerd", "/opt/kata")
 """Where Kata goes; a boot changes other things by itself."""
 
 
-class Kind(NamedTuple):
+class NodeSetup(NamedTuple):
     suite: str
     version: str
     release: str = ""
@@ -44,33 +44,33 @@ class Kind(NamedTuple):
 
 @pytest.fixture(
     params=[
-        pytest.param(Kind("bookworm", "1.6.20"), id="1.6"),
-        pytest.param(Kind("trixie", "1.7.24"), id="1.7"),
-        pytest.param(Kind("forky", "2.1.9"), id="2.1"),
-        pytest.param(Kind("forky", NEWEST, NEWEST), id="newest"),
+        pytest.param(NodeSetup("bookworm", "1.6.20"), id="1.6"),
+        pytest.param(NodeSetup("trixie", "1.7.24"), id="1.7"),
+        pytest.param(NodeSetup("forky", "2.1.9"), id="2.1"),
+        pytest.param(NodeSetup("forky", NEWEST, NEWEST), id="newest"),
         pytest.param(
-            Kind("forky", NEWEST, NEWEST, 'version = 4\nimports = ["/etc/containerd/conf.d/*.toml"]\n'),
+            NodeSetup("forky", NEWEST, NEWEST, 'version = 4\nimports = ["/etc/containerd/conf.d/*.toml"]\n'),
             id="newest-with-conf.d",
         ),
     ]
 )
-def kind(request: pytest.FixtureRequest) -> Kind:
-    chosen: Kind = request.param
+def kind(request: pytest.FixtureRequest) -> NodeSetup:
+    chosen: NodeSetup = request.param
     return chosen
 
 
 @pytest.fixture
-def image(machine: None, kind: Kind, tmp_path: Path) -> Iterator[Path]:
+def image(machine: None, kind: NodeSetup, tmp_path: Path) -> Iterator[Path]:
     """The tree of a node, to write to."""
     tree = tmp_path / "image"
-    subprocess.run(["cp", "--archive", "--reflink=auto", built_tree(kind.suite), tree], check=True)
+    subprocess.run(["cp", "--archive", "--reflink=auto", build_rootfs(kind.suite), tree], check=True)
     if kind.config:
         (tree / MAIN.lstrip("/")).write_text(kind.config)
     yield tree
     remove_tree(tree)
 
 
-def bake(image: Path, payload: Path, kind: Kind, *command: str) -> None:
+def bake(image: Path, payload: Path, kind: NodeSetup, *command: str) -> None:
     """Run this Python's ``kata-node`` on an image that is mounted somewhere."""
     values = image.with_name("values.yaml")
     values.write_text(json.dumps(VALUES))
@@ -94,11 +94,11 @@ def bake(image: Path, payload: Path, kind: Kind, *command: str) -> None:
 
 
 def test_a_baked_node_serves_from_its_first_boot_and_a_run_on_it_restarts_nothing(
-    boot_node: BootNode, image: Path, kind: Kind, payload: Path
+    boot_node: BootNode, image: Path, kind: NodeSetup, payload: Path
 ) -> None:
     before = take(image, WATCHED)
     bake(image, payload, kind, "install")
-    node = with_kvm(boot_node(kind.suite, tree=image, containerd=kind.release))
+    node = fake_kvm(boot_node(kind.suite, tree=image, containerd=kind.release))
     node.mount(payload, PAYLOAD)
     assert node.cri().version.removeprefix("containerd://").lstrip("v").startswith(kind.version)
     assert node.cri_handlers() == (*HANDLERS, "runc")
@@ -108,14 +108,16 @@ def test_a_baked_node_serves_from_its_first_boot_and_a_run_on_it_restarts_nothin
     install(node)
     assert changes(etc, node.snapshot("/etc/containerd"), times=True) == []
     assert node.activations(UNIT) == 1
-    skips_everything(node)
+    assert_nothing_to_do(node)
     node.kata_node("revert", check=True)
     assert kata_handlers(node) == ()
     assert node.activations(UNIT) == 2
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_what_was_baked_can_be_taken_out_of_the_image_again(image: Path, kind: Kind, payload: Path) -> None:
+def test_what_was_baked_can_be_taken_out_of_the_image_again(
+    image: Path, kind: NodeSetup, payload: Path
+) -> None:
     before = take(image, ("/",))
     bake(image, payload, kind, "install")
     bake(image, payload, kind, "install")

@@ -18,13 +18,13 @@ from node.installation import (
     UNIT,
     VALUES,
     WATCHED,
+    assert_converges_when_killed,
+    assert_nothing_to_do,
     configure,
-    converges_when_killed,
-    fail_once,
+    fail_next_start,
     install,
     kata_handlers,
     main_file,
-    skips_everything,
 )
 from node.snapshot import changes
 
@@ -115,7 +115,7 @@ def test_the_handlers_are_served_after_exactly_one_restart_and_runc_still_is(rea
 
 def test_a_second_install_skips_every_stage_and_writes_nothing(ready: Node) -> None:
     install(ready)
-    skips_everything(ready)
+    assert_nothing_to_do(ready)
 
 
 def test_revert_takes_everything_back_with_one_restart(ready: Node) -> None:
@@ -282,7 +282,7 @@ def test_a_handler_of_another_installer_is_left_alone_and_nothing_is_restarted(r
 
 def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serves(ready: Node) -> None:
     before = ready.snapshot("/etc")
-    fail_once(ready)
+    fail_next_start(ready)
     done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
     assert done.returncode == 4, done.stdout + done.stderr
     assert ready.cri_handlers() == ("runc",)
@@ -292,4 +292,4 @@ def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serve
 
 
 def test_killed_anywhere_in_the_transaction_the_next_run_converges(ready: Node) -> None:
-    converges_when_killed(ready, "rename")
+    assert_converges_when_killed(ready, "rename")

@@ -14,12 +14,12 @@ from node.installation import (
     PAYLOAD,
     UNIT,
     WATCHED,
+    assert_nothing_to_do,
     configure,
+    fake_kvm,
     install,
     kata_handlers,
     main_file,
-    skips_everything,
-    with_kvm,
 )
 from node.snapshot import changes
 
@@ -48,7 +48,7 @@ def boot_ready(boot_node: BootNode, payload: object) -> BootNode:
     """Boots nodes that Kata can be installed on."""
 
     def boot(suite: str = "forky", **options: object) -> Node:
-        node = with_kvm(boot_node(suite, **options))
+        node = fake_kvm(boot_node(suite, **options))
         node.mount(payload, PAYLOAD)  # type: ignore[arg-type]
         return node
 
@@ -76,7 +76,7 @@ def test_without_conf_d_the_main_file_gets_one_import_and_comes_back_byte_for_by
     assert node.cri_handlers() == (*HANDLERS, "runc")
     assert node.activations(UNIT) == starts + 1
     assert IMPORT_ENTRY in main_file(node).read_bytes()
-    skips_everything(node)
+    assert_nothing_to_do(node)
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == ("runc",)
     assert changes(before, node.snapshot(*WATCHED)) == []
@@ -111,7 +111,7 @@ def test_where_conf_d_is_imported_the_main_file_and_what_others_have_there_are_l
     assert node.activations(UNIT) == 3
     assert changes(main, node.snapshot("/etc/containerd/config.toml"), times=True) == []
     assert not (node.root / IMPORTED).exists()
-    skips_everything(node)
+    assert_nothing_to_do(node)
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == ("first", "last", "middle", "runc")
     assert changes(before, node.snapshot(*WATCHED)) == []
@@ -135,7 +135,7 @@ def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_b
         assert main_file(node).read_bytes() == main
         assert (node.root / DROP_IN).exists()
         assert not list((node.root / IMPORTED).glob("*"))
-        skips_everything(node)
+        assert_nothing_to_do(node)
 
         assert node.go_over_to().version.startswith("containerd://2.1.")
         assert kata_handlers(node) == HANDLERS
@@ -143,7 +143,7 @@ def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_b
         assert kata_handlers(node) == HANDLERS
         assert IMPORT_ENTRY in main_file(node).read_bytes()
         assert not (node.root / DROP_IN).exists()
-        skips_everything(node)
+        assert_nothing_to_do(node)
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == ("runc",)
     assert changes(before, node.snapshot(*WATCHED)) == []
@@ -182,7 +182,7 @@ def test_an_upgrade_that_changes_nothing_of_what_is_read_gives_an_install_nothin
     assert kata_handlers(node) == HANDLERS
     install(node)
     assert node.activations(UNIT) == 3
-    skips_everything(node)
+    assert_nothing_to_do(node)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_an_upgrade_from_1_7_takes_the_tables_out_of_the_main_file(boot_ready: B
     text = main_file(node).read_text()
     assert "kata-qemu" not in text
     assert (text == main) == (config != "as-shipped")
-    skips_everything(node)
+    assert_nothing_to_do(node)
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == ("runc",)
     assert changes(before, node.snapshot(*WATCHED)) == []

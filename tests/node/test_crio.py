@@ -11,7 +11,7 @@ from node import crio
 from node.conftest import BootNode
 from node.crio import UNIT, handlers
 from node.debian_node import Node
-from node.installation import HANDLERS, PAYLOAD, VALUES, WATCHED, install, killed_at, outcomes, with_kvm
+from node.installation import HANDLERS, PAYLOAD, VALUES, WATCHED, fake_kvm, install, kill_at_syscall, outcomes
 from node.snapshot import changes
 
 DEBUG = "etc/crio/crio.conf.d/99-kata-deploy.debug"
@@ -21,7 +21,7 @@ HAS_OPTION = f'[crio]\nstorage_option = ["{OPTION}"]\n'
 
 def prepared(node: Node, payload: Path) -> Node:
     node.mount(payload, PAYLOAD)
-    return with_kvm(node)
+    return fake_kvm(node)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_killed_anywhere_it_leaves_a_crio_that_starts_and_the_next_run_finishes(
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     for stage, other, served in (("cri", "revert-cri", HANDLERS), ("revert-cri", "cri", ())):
         cuts = 0
-        while killed_at(ready, stage, call, cuts + 1):
+        while kill_at_syscall(ready, stage, call, cuts + 1):
             cuts += 1
             crio.restart(ready)
             ready.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, check=True)

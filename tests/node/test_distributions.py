@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from node.commands import Done
+from node.commands import CommandResult
 from node.conftest import BootNode
 from node.distribution_launchers import SNAP_COMMON, filled_in, rancher_config, rancher_dir, text_of
 from node.distributions import (
@@ -25,7 +25,7 @@ from node.distributions import (
     rancher,
     rendered_base,
 )
-from node.installation import PAYLOAD, outcomes, with_kvm
+from node.installation import PAYLOAD, fake_kvm, outcomes
 from node.snapshot import Snapshot, changes
 
 HANDLERS = ("kata-clh", "kata-qemu")
@@ -61,18 +61,18 @@ def laid_out(boot_node: BootNode, payload: Path) -> LayOut:
     """A function that boots a node with the payload and turns it into a distribution."""
 
     def lay(layout: Layout, files: dict[str, str] | None = None, **how: Any) -> Distribution:
-        node = with_kvm(boot_node(layout.suite))
+        node = fake_kvm(boot_node(layout.suite))
         node.mount(payload, PAYLOAD)
         return lay_out(node, layout, files, **how)
 
     return lay
 
 
-def kata_node(on: Distribution, *args: str, **more: Any) -> Done:
+def kata_node(on: Distribution, *args: str, **more: Any) -> CommandResult:
     return on.node.kata_node(*args, config=on.values(**more), payload=PAYLOAD)
 
 
-def succeed(on: Distribution, *args: str, **more: Any) -> Done:
+def succeed(on: Distribution, *args: str, **more: Any) -> CommandResult:
     done = kata_node(on, *args, **more)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{on.journal()}"
     return done

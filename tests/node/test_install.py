@@ -17,13 +17,13 @@ from node.installation import (
     UNIT,
     VALUES,
     WATCHED,
+    assert_converges_when_killed,
+    assert_nothing_to_do,
     configure,
-    converges_when_killed,
-    fail_once,
+    fail_next_start,
     install,
     kata_handlers,
     main_file,
-    skips_everything,
 )
 from node.snapshot import changes
 
@@ -51,7 +51,7 @@ def test_a_fresh_node_serves_the_handlers_after_exactly_one_restart(ready: Node)
 
 def test_a_second_install_skips_every_stage_and_writes_nothing(ready: Node) -> None:
     install(ready)
-    skips_everything(ready)
+    assert_nothing_to_do(ready)
 
 
 def test_revert_takes_everything_back_with_one_restart(ready: Node) -> None:
@@ -213,7 +213,7 @@ def test_from_a_container_with_only_the_needed_mounts(ready: Node, payload: Path
     ],
 )
 def test_killed_anywhere_in_the_transaction_the_next_run_converges(ready: Node, call: str) -> None:
-    converges_when_killed(ready, call)
+    assert_converges_when_killed(ready, call)
 
 
 def test_killed_in_the_restart_the_next_run_converges(ready: Node) -> None:
@@ -272,7 +272,7 @@ def test_a_revert_after_which_the_runtime_does_not_start_is_taken_back(ready: No
     before = ready.snapshot(*WATCHED)
     install(ready)
     installed = ready.snapshot("/etc", "/opt/kata/containerd")
-    fail_once(ready)
+    fail_next_start(ready)
     done = ready.kata_node("stage", "revert-cri", config=VALUES)
     assert done.returncode == 4, done.stdout + done.stderr
     assert kata_handlers(ready) == HANDLERS
@@ -284,7 +284,7 @@ def test_a_revert_after_which_the_runtime_does_not_start_is_taken_back(ready: No
 
 def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serves(ready: Node) -> None:
     before = ready.snapshot("/etc")
-    fail_once(ready)
+    fail_next_start(ready)
     done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
     assert done.returncode == 4, done.stdout + done.stderr
     assert (kata_handlers(ready), ready.cri().serving) == ((), True)

@@ -28,12 +28,12 @@ from node.installation import (
     VALUES,
     WATCHED,
     configure,
+    fake_kvm,
     index,
     kata_handlers,
     make_payload,
-    with_kvm,
 )
-from node.rootfs import built_tree
+from node.rootfs import build_rootfs
 from node.snapshot import changes
 
 RUNTIMES = 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes'
@@ -45,7 +45,7 @@ MAIN_2 = f'version = 2\nplugins."io.containerd.grpc.v1.cri".sandbox_image = "{PA
 def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample payload whose shim runs something."""
     directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
-    shim = built_tree(packages=images.PACKAGES) / "usr/bin/containerd-shim-runc-v2"
+    shim = build_rootfs(packages=images.PACKAGES) / "usr/bin/containerd-shim-runc-v2"
     shutil.copy(shim, directory / "opt/kata/bin/containerd-shim-kata-v2")
     return index(directory)
 
@@ -55,10 +55,10 @@ def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
     """Boots nodes that can run pods, and that Kata can be installed on."""
 
     def boot(suite: str = "", **options: Any) -> Node:
-        node = with_kvm(boot_node(suite, **options))
+        node = fake_kvm(boot_node(suite, **options))
         node.mount(with_shim, PAYLOAD)
         node.mount(
-            images.busybox(built_tree(packages=images.PACKAGES), pause=PAUSE),
+            images.busybox(build_rootfs(packages=images.PACKAGES), pause=PAUSE),
             "/run/busybox.tar",
             read_only=True,
         )
@@ -221,9 +221,9 @@ def test_containerd_1_tells_what_runs_its_pods(boot_ready: BootNode, suite: str)
 def test_cri_o_lists_no_handlers_and_a_revert_is_refused_all_the_same(
     boot_node: BootNode, payload: Path
 ) -> None:
-    node = with_kvm(crio.boot(boot_node))
+    node = fake_kvm(crio.boot(boot_node))
     node.mount(payload, PAYLOAD)
-    crio.allow_pods(node, images.busybox(built_tree(packages=images.PACKAGES), pause=PAUSE))
+    crio.allow_pods(node, images.busybox(build_rootfs(packages=images.PACKAGES), pause=PAUSE))
     # The pod is begun on an administrator's handler, the name of which is then ours.
     crio.write(node, "30-mine.conf", table("kata-qemu"))
     crio.restart(node)

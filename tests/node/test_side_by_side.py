@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from node.commands import Running
+from node.commands import RunningCommand
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
 from node.debian_node import Node
-from node.installation import UNIT, VALUES, WATCHED, configure, make_payload, outcomes, with_kvm
+from node.installation import UNIT, VALUES, WATCHED, configure, fake_kvm, make_payload, outcomes
 from node.snapshot import Snapshot, changes
 
 CONF_D = b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
@@ -35,7 +35,7 @@ class Instance:
     def install_dir(self) -> str:
         return f"/opt/kata{self.ending}"
 
-    def start(self, node: Node, *command: str, payload: str = "") -> Running:
+    def start(self, node: Node, *command: str, payload: str = "") -> RunningCommand:
         config = {**VALUES, "env": {"multiInstallSuffix": self.suffix}}
         return node.start_kata_node(*command, config=config, payload=payload or self.payload)
 
@@ -73,7 +73,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(boot_node: BootNode, releases: Path, request: pytest.FixtureRequest) -> Node:
     """A node with two releases at hand."""
     release, config = request.param
-    node = with_kvm(boot_node("forky", containerd=release))
+    node = fake_kvm(boot_node("forky", containerd=release))
     for name in ("one", "two"):
         node.mount(releases / name, f"/srv/{name}")
     if config:

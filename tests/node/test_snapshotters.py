@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from node.commands import Done
+from node.commands import CommandResult
 from node.conftest import BootNode
 from node.containerd_build import NEWEST
 from node.debian_node import POD_MOUNTS, Node
@@ -20,11 +20,11 @@ from node.installation import (
     UNIT,
     WATCHED,
     configure,
+    fake_kvm,
     index,
     kata_handlers,
     make_payload,
     outcomes,
-    with_kvm,
 )
 from node.rootfs import PACKAGES
 from node.snapshot import changes
@@ -64,7 +64,7 @@ def boot_ready(boot_node: BootNode, with_nydus: Path) -> BootNode:
     """Boots nodes that Kata can be installed on."""
 
     def boot(suite: str = "forky", **options: Any) -> Node:
-        node = with_kvm(boot_node(suite, **options))
+        node = fake_kvm(boot_node(suite, **options))
         node.mount(with_nydus, PAYLOAD)
         return node
 
@@ -76,7 +76,9 @@ def ready(boot_ready: BootNode) -> Node:
     return boot_ready()
 
 
-def install(node: Node, values: Mapping[str, Any] = VALUES, *, check: bool = True, **more: Any) -> Done:
+def install(
+    node: Node, values: Mapping[str, Any] = VALUES, *, check: bool = True, **more: Any
+) -> CommandResult:
     return node.kata_node("install", config={**values, **more}, payload=PAYLOAD, check=check)
 
 
@@ -101,7 +103,7 @@ def of_images(node: Node) -> dict[str, str]:
     return {name: platform["snapshotter"] for name, platform in found.items()}
 
 
-def ctr(node: Node, *args: str, snapshotter: str = "nydus", check: bool = True) -> Done:
+def ctr(node: Node, *args: str, snapshotter: str = "nydus", check: bool = True) -> CommandResult:
     return node.run(["ctr", "snapshots", "--snapshotter", snapshotter, *args], check=check)
 
 
@@ -221,7 +223,7 @@ def test_killed_at_any_file_it_replaces_the_next_run_gets_there(ready: Node) -> 
     before = ready.snapshot("/etc")
     for stage, other in (("cri", "revert-cri"), ("revert-cri", "cri")):
         cuts = 0
-        while killed_at(ready, stage, cuts + 1):
+        while kill_at_syscall(ready, stage, cuts + 1):
             cuts += 1
             assert ready.wait_for_containerd().serving
             ready.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, check=True)
@@ -232,7 +234,7 @@ def test_killed_at_any_file_it_replaces_the_next_run_gets_there(ready: Node) -> 
     assert changes(before, ready.snapshot("/etc")) == []
 
 
-def killed_at(node: Node, stage: str, count: int) -> bool:
+def kill_at_syscall(node: Node, stage: str, count: int) -> bool:
     """Run ``stage`` and kill it at the n-th file it replaces; say whether it came to that."""
     kill = ("strace", "--quiet=all", "-o", "/dev/null", f"--inject=rename:signal=KILL:when={count}")
     done = node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, prefix=kill)

@@ -14,7 +14,7 @@ from payloads import CONFIGS, FILES, Content
 from kata_node import pipeline
 from kata_node.host.files import Root
 from kata_node.payload import index
-from kata_node.plan.actions import Tools
+from kata_node.plan.actions import Clients
 from kata_node.plan.context import Options
 from kata_node.plan.report import StageReport
 from kata_node.settings.model import Settings
@@ -69,9 +69,9 @@ def run(root: Root, payload: Path, wanted: Settings, stage: Any = artifacts) -> 
     def shut(*args: object) -> NoReturn:
         raise AssertionError("artifacts needs the host's files alone")
 
-    tools = Tools(root, shut, shut, shut, no_progress)
+    clients = Clients(root, shut, shut, shut, no_progress)
     (report,) = pipeline.run(
-        [stage], pipeline.Run(wanted, Options(payload, offline=True), tools, lock_timeout=1)
+        [stage], pipeline.Run(wanted, Options(payload, offline=True), clients, lock_timeout=1)
     )
     return report
 

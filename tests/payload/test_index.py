@@ -15,7 +15,7 @@ from payloads import CONFIG, FILES, MTIME, QEMU, Member, archive_path, tarfile
 
 from kata_node.errors import PayloadError
 from kata_node.payload import index
-from kata_node.payload.manifest import Entry, missing
+from kata_node.payload.manifest import Entry, missing_paths
 
 
 def by_path(entries: tuple[Entry, ...]) -> dict[str, Entry]:
@@ -33,7 +33,7 @@ def hostile(directory: Path, *members: Member) -> Path:
 
 
 def test_every_file_is_known_with_its_digest_mode_and_time(payload: Path) -> None:
-    manifest = index.index(payload)
+    manifest = index.build_manifest(payload)
     entries = by_path(manifest.entries)
     assert {path for path, entry in entries.items() if entry.kind != "dir"} == set(FILES)
     for path, content in FILES.items():
@@ -47,16 +47,16 @@ def test_every_file_is_known_with_its_digest_mode_and_time(payload: Path) -> Non
 
 
 def test_both_forms_of_a_payload_hold_the_same(tmp_path: Path) -> None:
-    tree = index.index(payloads.tree(tmp_path / "tree"))
+    tree = index.build_manifest(payloads.tree(tmp_path / "tree"))
     tarballs = index.load(payloads.tarballs(tmp_path / "tarballs"))
     plain = [(entry.path, entry.sha256, entry.link, entry.content) for entry in tree.entries]
     selected = tarballs.select([QEMU], "x86_64")
     assert [(entry.path, entry.sha256, entry.link, entry.content) for entry in selected] == plain
-    assert missing(selected, QEMU) == []
+    assert missing_paths(selected, QEMU) == []
 
 
 def test_the_content_of_configurations_is_kept_and_no_other(payload: Path) -> None:
-    entries = index.index(payload).entries
+    entries = index.build_manifest(payload).entries
     assert {entry.path: entry.content for entry in entries if entry.content} == {
         QEMU.base_config: CONFIG,
         "VERSION": "4.1.0-test\n",
@@ -64,41 +64,41 @@ def test_the_content_of_configurations_is_kept_and_no_other(payload: Path) -> No
 
 
 def test_the_release_is_what_the_payload_says(payload: Path) -> None:
-    assert index.index(payload).release == "4.1.0-test"
+    assert index.build_manifest(payload).release == "4.1.0-test"
 
 
 @pytest.mark.parametrize("place", [pytest.param("", id="above"), pytest.param("tarballs", id="beside")])
 def test_the_release_of_archives_may_stand_beside_them(tmp_path: Path, place: str) -> None:
     payload = hostile(tmp_path / "payload", payloads.file("bin/qemu"))
     (payload / place / "VERSION").write_text("4.2.0\n")
-    assert index.index(payload).release == "4.2.0"
+    assert index.build_manifest(payload).release == "4.2.0"
 
 
 def test_a_payload_that_names_no_release_has_none(tmp_path: Path) -> None:
     payload = hostile(tmp_path / "payload", payloads.file("bin/qemu"))
-    assert index.index(payload).release == ""
+    assert index.build_manifest(payload).release == ""
 
 
 def test_the_same_payload_gives_the_same_manifest(payload: Path, tmp_path: Path) -> None:
-    first = index.write_index(payload).read_bytes()
+    first = index.write_manifest(payload).read_bytes()
     copy = tmp_path / "copy"
     shutil.copytree(payload, copy, symlinks=True)
     (copy / "manifest.json").unlink()
-    assert index.write_index(copy).read_bytes() == first
-    assert index.write_index(copy).read_bytes() == first
+    assert index.write_manifest(copy).read_bytes() == first
+    assert index.write_manifest(copy).read_bytes() == first
 
 
 def test_a_manifest_stands_in_for_reading_the_payload(payload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = index.load(payload)
-    index.write_index(payload)
-    monkeypatch.setattr(index, "index", lambda _: pytest.fail("the payload was read"))
+    index.write_manifest(payload)
+    monkeypatch.setattr(index, "build_manifest", lambda _: pytest.fail("the payload was read"))
     assert index.load(payload) == read
 
 
 def test_archives_no_shim_needs_are_passed_over(tmp_path: Path) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
     archive_path(payload, "agent").write_bytes(b"not even an archive")
-    assert "agent" not in index.index(payload).archives
+    assert "agent" not in index.build_manifest(payload).archives
 
 
 def test_an_archive_only_another_shim_needs_may_be_missing(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_hard_link_is_as_good_as_a_second_file(tmp_path: Path) -> None:
         payloads.hard_link("bin/b", "./opt/kata/bin/a"),
         payloads.hard_link("bin/c", "opt/kata/bin/b"),
     )
-    entries = by_path(index.index(payload).entries)
+    entries = by_path(index.build_manifest(payload).entries)
     for path in ("bin/b", "bin/c"):
         assert entries[path].kind == "file"
         assert (entries[path].sha256, entries[path].mode) == (entries["bin/a"].sha256, 0o755)
@@ -177,7 +177,7 @@ def test_holes_count_as_the_zeros_they_are_read_as(tmp_path: Path) -> None:
     content = b"a" * 4096 + bytes(payloads.HOLE) + b"b" * 100 + bytes(payloads.HOLE)
     regions = [(0, b"a" * 4096), (4096 + payloads.HOLE, b"b" * 100)]
     payload = hostile(tmp_path / "payload", payloads.sparse_file("share/image", regions, len(content)))
-    entry = by_path(index.index(payload).entries)["share/image"]
+    entry = by_path(index.build_manifest(payload).entries)["share/image"]
     assert (entry.size, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -257,7 +257,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, harm: Callable[[Path], None]
 
 def test_an_archive_its_manifest_knows_and_that_is_gone_is_named(tmp_path: Path) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
-    index.write_index(payload)
+    index.write_manifest(payload)
     archive_path(payload, "kernel").unlink()
     with pytest.raises(PayloadError, match=r"kata-static-kernel\.tar\.zst.*missing"):
         index.load(payload)
@@ -279,7 +279,7 @@ def another_shim(payload: Path) -> None:
 
 def archive_come_back(payload: Path) -> None:
     away = archive_path(payload, "kernel").rename(payload / "away")
-    index.write_index(payload)
+    index.write_manifest(payload)
     away.rename(archive_path(payload, "kernel"))
 
 
@@ -316,7 +316,7 @@ def test_a_manifest_that_is_not_of_these_archives_is_noticed(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
-    index.write_index(payload)
+    index.write_manifest(payload)
     change(payload)
     with pytest.raises(PayloadError) as caught:
         index.load(payload)
@@ -325,7 +325,7 @@ def test_a_manifest_that_is_not_of_these_archives_is_noticed(
 
 def test_a_manifest_that_is_not_of_this_tree_is_noticed(tmp_path: Path) -> None:
     payload = payloads.tree(tmp_path / "payload")
-    index.write_index(payload)
+    index.write_manifest(payload)
     (payload / "opt/kata/new").touch()
     with pytest.raises(PayloadError, match="payload index") as caught:
         index.load(payload)
@@ -337,7 +337,7 @@ def test_components_that_contradict_each_other_are_told_when_the_image_is_built(
 ) -> None:
     archives = {"one": [payloads.file("x", b"1")], "two": [payloads.file("x", b"2")]}
     shims = {"qemu": {"x86_64": ["one"]}, "qemu-runtime-rs": {"x86_64": ["two"]}}
-    index.write_index(payloads.tarballs(tmp_path / "payload", archives, shims))
+    index.write_manifest(payloads.tarballs(tmp_path / "payload", archives, shims))
     assert "one and two both have this path" in caplog.text
 
 
@@ -348,7 +348,7 @@ def test_a_directory_without_exactly_one_payload_is_refused(tmp_path: Path, form
         payloads.tree(payloads.tarballs(payload))
     elif form == "neither":
         payload.mkdir()
-    for read in (index.load, index.signature, index.write_index):
+    for read in (index.load, index.fingerprint, index.write_manifest):
         with pytest.raises(PayloadError, match=str(payload)) as caught:
             read(payload)
         assert "--payload" in caught.value.hint
@@ -376,27 +376,27 @@ def test_an_unwritable_directory_is_named(payload: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(PayloadError, match="Read-only file system"):
-        index.write_index(payload)
+        index.write_manifest(payload)
     assert not (payload / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("indexed", [True, False])
 def test_the_signature_stays_while_the_payload_does(payload: Path, indexed: bool) -> None:
     if indexed:
-        index.write_index(payload)
-    assert index.signature(payload) == index.signature(payload)
+        index.write_manifest(payload)
+    assert index.fingerprint(payload) == index.fingerprint(payload)
 
 
 def test_the_signature_changes_with_any_file(payload: Path) -> None:
-    seen = {index.signature(payload)}
+    seen = {index.fingerprint(payload)}
     for path in sorted(path for path in payload.rglob("*") if path.is_file() and not path.is_symlink()):
         path.write_bytes(path.read_bytes() + b"more")
-        seen.add(index.signature(payload))
+        seen.add(index.fingerprint(payload))
     assert len(seen) == 1 + len(
         [path for path in payload.rglob("*") if path.is_file() and not path.is_symlink()]
     )
 
 
 def test_the_signature_is_the_manifests_when_there_is_one(payload: Path) -> None:
-    path = index.write_index(payload)
-    assert index.signature(payload) == hashlib.sha256(path.read_bytes()).hexdigest()
+    path = index.write_manifest(payload)
+    assert index.fingerprint(payload) == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 
 from kata_node.errors import PayloadError, SettingsError
-from kata_node.payload.layout import HEADER, Difference, Found, Wanted, announce, compare, layout
+from kata_node.payload.layout import (
+    CONFIG_HEADER,
+    DesiredFile,
+    Difference,
+    ObservedFile,
+    compare,
+    layout,
+    record_before_placing,
+)
 from kata_node.payload.manifest import Entry
-from kata_node.plan.receipt import Placed
+from kata_node.plan.receipt import PlacedFile
 from kata_node.settings.model import Settings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
 from kata_node.settings.shims import Shim, table
@@ -44,9 +52,9 @@ def on(*shims: Shim, drop_in: str = "", **fields: Any) -> Settings:
     return Settings(shims, "x86_64", shim_settings=own, **fields)
 
 
-def added(wanted: dict[str, Wanted]) -> dict[str, str]:
+def added(wanted: dict[str, DesiredFile]) -> dict[str, str]:
     """What of it the payload does not bring: path to kind."""
-    return {path: want.kind for path, want in wanted.items() if path not in layout(PAYLOAD, on())}
+    return {path: desired.kind for path, desired in wanted.items() if path not in layout(PAYLOAD, on())}
 
 
 PAYLOAD = (
@@ -67,10 +75,10 @@ def test_a_payload_entry_is_wanted_as_it_is() -> None:
     wanted = layout(PAYLOAD, on())
     assert list(wanted) == sorted(entry.path for entry in PAYLOAD)
     assert all(wanted[entry.path].entry == entry for entry in PAYLOAD)
-    assert wanted["bin/containerd-shim-kata-v2"].placed(pending=False) == Placed(
+    assert wanted["bin/containerd-shim-kata-v2"].placed(pending=False) == PlacedFile(
         "file", 0o755, 4, 100, sha("shim")
     )
-    assert wanted["bin/qemu"].placed(pending=True) == Placed(
+    assert wanted["bin/qemu"].placed(pending=True) == PlacedFile(
         "link", 0o777, link="qemu-system-x86_64", pending=True
     )
 
@@ -87,14 +95,14 @@ def test_an_enabled_shim_has_a_directory_of_its_own_and_its_usual_path_leads_the
 ) -> None:
     wanted = layout(PAYLOAD, on(shim))
     own = f"{config_dir}/runtimes/{shim.name}"
-    content = HEADER + b"[hypervisor.qemu]\n"
+    content = CONFIG_HEADER + b"[hypervisor.qemu]\n"
     assert added(wanted) == {
         f"{config_dir}/runtimes": "dir",
         own: "dir",
         f"{own}/config.d": "dir",
         f"{own}/configuration-{shim.name}.toml": "file",
     }
-    assert wanted[f"{own}/configuration-{shim.name}.toml"] == Wanted(
+    assert wanted[f"{own}/configuration-{shim.name}.toml"] == DesiredFile(
         f"{own}/configuration-{shim.name}.toml",
         "file",
         mode=0o644,
@@ -111,9 +119,9 @@ def test_an_enabled_shim_has_a_directory_of_its_own_and_its_usual_path_leads_the
 
 
 def test_a_managed_configuration_says_so_in_comments_alone() -> None:
-    assert HEADER.startswith(b"# Managed by kata-node")
-    assert all(line.startswith(b"#") for line in HEADER.splitlines() if line)
-    assert b"config.d/" in HEADER
+    assert CONFIG_HEADER.startswith(b"# Managed by kata-node")
+    assert all(line.startswith(b"#") for line in CONFIG_HEADER.splitlines() if line)
+    assert b"config.d/" in CONFIG_HEADER
 
 
 def test_parents_come_before_what_lies_in_them() -> None:
@@ -127,7 +135,7 @@ def test_the_configuration_may_be_a_link_to_another() -> None:
     real = file(f"{GO_DIR}/versions/qemu.toml", "real = 1\n")
     link = Entry(f"{GO_DIR}/configuration-qemu.toml", "link", 0o777, link="versions/qemu.toml")
     wanted = layout((*dirs(f"{GO_DIR}/versions"), real, link), on(QEMU))
-    assert wanted[QEMU.own_config].content == HEADER + b"real = 1\n"
+    assert wanted[QEMU.own_config].content == CONFIG_HEADER + b"real = 1\n"
     assert wanted[QEMU.base_config].link == "runtimes/qemu/configuration-qemu.toml"
     assert wanted[real.path].entry == real
 
@@ -138,7 +146,11 @@ def test_two_shims_may_share_one_configuration_by_a_link() -> None:
     link = Entry(clh.base_config, "link", 0o777, link="configuration-qemu.toml")
     for shims in ([QEMU, clh], [clh, QEMU]):
         wanted = layout((*dirs(GO_DIR), shared, link), on(*shims))
-        assert wanted[QEMU.own_config].content == wanted[clh.own_config].content == HEADER + b"shared = 1\n"
+        assert (
+            wanted[QEMU.own_config].content
+            == wanted[clh.own_config].content
+            == CONFIG_HEADER + b"shared = 1\n"
+        )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +167,7 @@ def test_a_shim_without_a_configuration_gets_no_directory(entries: tuple[Entry, 
 
 def test_what_the_payload_has_in_the_place_of_our_own_file_does_not_replace_it() -> None:
     wanted = layout((*PAYLOAD, file(QEMU.own_config, "theirs\n")), on(QEMU))
-    assert wanted[QEMU.own_config].content == HEADER + b"[hypervisor.qemu]\n"
+    assert wanted[QEMU.own_config].content == CONFIG_HEADER + b"[hypervisor.qemu]\n"
 
 
 def test_a_debug_variant_has_a_directory_of_its_own_and_the_usual_path_stays_with_the_plain_one() -> None:
@@ -172,7 +184,7 @@ def test_a_debug_variant_has_a_directory_of_its_own_and_the_usual_path_stays_wit
 def test_drop_ins_lie_in_config_d_and_are_as_old_as_the_configuration() -> None:
     wanted = layout(PAYLOAD, on(RUST, drop_in="a = 1\n"))
     path = f"{RUST.own_dir}/config.d/50-user-overrides.toml"
-    assert wanted[path] == Wanted(path, "file", 0o644, 6, 200, sha("a = 1\n"), content=b"a = 1\n")
+    assert wanted[path] == DesiredFile(path, "file", 0o644, 6, 200, sha("a = 1\n"), content=b"a = 1\n")
 
 
 def test_a_custom_runtime_needs_its_shim_in_the_payload_and_not_switched_on() -> None:
@@ -199,8 +211,8 @@ QEMU_OF_PAYLOAD = file(
 
 def test_elsewhere_qemu_finds_its_firmware_below_the_path_it_was_built_for() -> None:
     wanted = layout((QEMU_OF_PAYLOAD,), on(QEMU, install_dir="/srv/opt/kata"))
-    bundle = {path: want for path, want in wanted.items() if path.startswith("bin/qemu-bundle")}
-    assert {path: want.kind for path, want in bundle.items()} == {
+    bundle = {path: desired for path, desired in wanted.items() if path.startswith("bin/qemu-bundle")}
+    assert {path: desired.kind for path, desired in bundle.items()} == {
         "bin/qemu-bundle": "dir",
         "bin/qemu-bundle/opt": "dir",
         "bin/qemu-bundle/opt/kata": "link",
@@ -236,20 +248,20 @@ def test_what_no_configuration_could_be_made_of_is_said_before_anything_is_place
 # --- how it differs from what is there --------------------------------------------------------------
 
 NEW = {
-    "d": Wanted("d", "dir"),
-    "d/f": Wanted("d/f", "file", 0o644, 10, 100, sha("new")),
-    "d/l": Wanted("d/l", "link", 0o777, link="f"),
+    "d": DesiredFile("d", "dir"),
+    "d/f": DesiredFile("d/f", "file", 0o644, 10, 100, sha("new")),
+    "d/l": DesiredFile("d/l", "link", 0o777, link="f"),
 }
-PLACED = {path: want.placed(pending=False) for path, want in NEW.items()}
+PLACED = {path: desired.placed(pending=False) for path, desired in NEW.items()}
 THERE = {
-    "d": Found("dir", 0o755, 4096, 1, ""),
-    "d/f": Found("file", 0o644, 10, 100, ""),
-    "d/l": Found("link", 0o777, 1, 1, "f"),
+    "d": ObservedFile("dir", 0o755, 4096, 1, ""),
+    "d/f": ObservedFile("file", 0o644, 10, 100, ""),
+    "d/l": ObservedFile("link", 0o777, 1, 1, "f"),
 }
 
 
 def missing(difference: Difference) -> list[str]:
-    return [want.path for want in difference.missing]
+    return [desired.path for desired in difference.missing]
 
 
 def test_on_a_fresh_node_everything_is_missing() -> None:
@@ -270,22 +282,22 @@ def test_where_all_is_in_place_nothing_differs() -> None:
         pytest.param("d/f", replace(THERE["d/f"], size=11), id="size"),
         pytest.param("d/f", replace(THERE["d/f"], mtime=101), id="time"),
         pytest.param("d/f", replace(THERE["d/f"], mode=0o600), id="mode"),
-        pytest.param("d/f", Found("link", 0o777, 1, 1, "x"), id="a link in place of a file"),
-        pytest.param("d/f", Found("other", 0o644, 10, 100, ""), id="a socket in place of a file"),
+        pytest.param("d/f", ObservedFile("link", 0o777, 1, 1, "x"), id="a link in place of a file"),
+        pytest.param("d/f", ObservedFile("other", 0o644, 10, 100, ""), id="a socket in place of a file"),
         pytest.param("d/f", None, id="file gone"),
         pytest.param("d/l", replace(THERE["d/l"], link="elsewhere"), id="target"),
-        pytest.param("d/l", Found("file", 0o777, 1, 1, ""), id="a file in place of a link"),
+        pytest.param("d/l", ObservedFile("file", 0o777, 1, 1, ""), id="a file in place of a link"),
         pytest.param("d/l", None, id="link gone"),
     ],
 )
-def test_what_changed_on_the_host_is_named_and_placed_again(path: str, found: Found | None) -> None:
+def test_what_changed_on_the_host_is_named_and_placed_again(path: str, found: ObservedFile | None) -> None:
     there = {**THERE, path: found} if found else {each: THERE[each] for each in THERE if each != path}
     there = {each: state for each, state in there.items() if state is not None}
     difference = compare(NEW, there, PLACED, {})
     assert missing(difference) == [path]
     assert difference.drifted == (path,)
     assert difference.conflicts == ()
-    assert difference.keep == PLACED
+    assert difference.resulting_record == PLACED
 
 
 @pytest.mark.parametrize(
@@ -295,9 +307,9 @@ def test_what_changed_on_the_host_is_named_and_placed_again(path: str, found: Fo
         pytest.param(replace(THERE["d/l"], mtime=7), id="time of a link"),
     ],
 )
-def test_what_means_nothing_is_no_difference(found: Found) -> None:
+def test_what_means_nothing_is_no_difference(found: ObservedFile) -> None:
     assert not compare(NEW, {**THERE, "d/l": found}, PLACED, {})
-    assert not compare(NEW, {**THERE, "d": Found("dir", 0o700, 1, 9, "")}, PLACED, {})
+    assert not compare(NEW, {**THERE, "d": ObservedFile("dir", 0o700, 1, 9, "")}, PLACED, {})
 
 
 def test_a_directory_that_is_gone_is_made_again_without_a_word() -> None:
@@ -315,42 +327,44 @@ def test_a_directory_that_is_gone_is_made_again_without_a_word() -> None:
         pytest.param(None, id="nothing of it"),
     ],
 )
-def test_what_a_killed_run_was_writing_is_written_again_and_is_nobodys_change(found: Found | None) -> None:
+def test_what_a_killed_run_was_writing_is_written_again_and_is_nobodys_change(
+    found: ObservedFile | None,
+) -> None:
     there = {path: state for path, state in {**THERE, "d/f": found}.items() if state}
     placed = {**PLACED, "d/f": replace(PLACED["d/f"], pending=True)}
     difference = compare(NEW, there, placed, {})
     assert missing(difference) == ["d/f"]
     assert (difference.drifted, difference.conflicts) == ((), ())
-    assert difference.keep == PLACED
+    assert difference.resulting_record == PLACED
 
 
 def test_an_upgrade_replaces_what_changed_and_removes_what_is_gone() -> None:
     old = {
-        "d": Placed("dir", 0o755),
-        "d/f": Placed("file", 0o644, 9, 50, sha("old")),
-        "d/l": Placed("file", 0o644, 1, 1, sha("was a file")),
-        "d/stale": Placed("link", 0o777, link="f"),
-        "old": Placed("dir", 0o755),
-        "old/deep": Placed("dir", 0o755),
-        "old/deep/x": Placed("file", 0o644, pending=True),
-        "old-er": Placed("dir", 0o755),
+        "d": PlacedFile("dir", 0o755),
+        "d/f": PlacedFile("file", 0o644, 9, 50, sha("old")),
+        "d/l": PlacedFile("file", 0o644, 1, 1, sha("was a file")),
+        "d/stale": PlacedFile("link", 0o777, link="f"),
+        "old": PlacedFile("dir", 0o755),
+        "old/deep": PlacedFile("dir", 0o755),
+        "old/deep/x": PlacedFile("file", 0o644, pending=True),
+        "old-er": PlacedFile("dir", 0o755),
     }
     there = {
         "d": THERE["d"],
-        "d/f": Found("file", 0o644, 9, 50, ""),
-        "d/l": Found("file", 0o644, 1, 1, ""),
+        "d/f": ObservedFile("file", 0o644, 9, 50, ""),
+        "d/l": ObservedFile("file", 0o644, 1, 1, ""),
     }
     difference = compare(NEW, there, old, {})
     assert missing(difference) == ["d/f", "d/l"]
     assert difference.stale == ("d/stale", "old/deep/x")
     assert difference.stale_dirs == ("old/deep", "old-er", "old"), "deepest first"
     assert difference.drifted == ()
-    assert difference.keep == PLACED
+    assert difference.resulting_record == PLACED
 
 
 def test_an_upgrade_over_a_file_changed_on_the_host_names_it() -> None:
-    old = {**PLACED, "d/f": Placed("file", 0o644, 9, 50, sha("old"))}
-    difference = compare(NEW, {**THERE, "d/f": Found("file", 0o644, 5, 60, "")}, old, {})
+    old = {**PLACED, "d/f": PlacedFile("file", 0o644, 9, 50, sha("old"))}
+    difference = compare(NEW, {**THERE, "d/f": ObservedFile("file", 0o644, 5, 60, "")}, old, {})
     assert missing(difference) == ["d/f"]
     assert difference.drifted == ("d/f",)
 
@@ -367,28 +381,30 @@ def test_a_payload_that_differs_in_content_alone_is_placed() -> None:
 @pytest.mark.parametrize(
     ("path", "found", "digest"),
     [
-        pytest.param("d", Found("file", 0o644, 1, 1, ""), "", id="file in place of a directory"),
-        pytest.param("d", Found("link", 0o777, 1, 1, "/mnt"), "", id="link in place of a directory"),
+        pytest.param("d", ObservedFile("file", 0o644, 1, 1, ""), "", id="file in place of a directory"),
+        pytest.param("d", ObservedFile("link", 0o777, 1, 1, "/mnt"), "", id="link in place of a directory"),
         pytest.param("d/f", THERE["d/f"], sha("foreign"), id="other content"),
         pytest.param("d/f", replace(THERE["d/f"], size=11), "", id="other size, so not even hashed"),
         pytest.param("d/f", THERE["d"], "", id="directory in place of a file"),
         pytest.param("d/f", THERE["d/l"], "", id="link in place of a file"),
-        pytest.param("d/f", Found("other", 0o644, 10, 100, ""), "", id="socket in place of a file"),
+        pytest.param("d/f", ObservedFile("other", 0o644, 10, 100, ""), "", id="socket in place of a file"),
         pytest.param("d/l", replace(THERE["d/l"], link="elsewhere"), "", id="link to elsewhere"),
         pytest.param("d/l", THERE["d/f"], sha("new"), id="file in place of a link"),
         pytest.param("d/l", THERE["d"], "", id="directory in place of a link"),
     ],
 )
-def test_what_others_put_in_the_way_is_a_conflict(path: str, found: Found, digest: str) -> None:
+def test_what_others_put_in_the_way_is_a_conflict(path: str, found: ObservedFile, digest: str) -> None:
     difference = compare(NEW, {path: found}, {}, {path: digest} if digest else {})
     assert difference.conflicts == (path,)
     assert path not in missing(difference)
-    assert path not in difference.keep
+    assert path not in difference.resulting_record
 
 
 def test_a_payload_without_digests_takes_over_nothing() -> None:
     """Neither side has one: that is no proof of being equal."""
-    difference = compare({"f": Wanted("f", "file", size=3)}, {"f": Found("file", 0o644, 5, 1, "")}, {}, {})
+    difference = compare(
+        {"f": DesiredFile("f", "file", size=3)}, {"f": ObservedFile("file", 0o644, 5, 1, "")}, {}, {}
+    )
     assert difference.conflicts == ("f",)
 
 
@@ -403,8 +419,8 @@ def test_files_that_others_put_there_and_that_are_the_same_are_taken_over() -> N
     difference = compare(NEW, THERE, {}, {"d/f": sha("new")})
     assert missing(difference) == []
     assert difference.conflicts == ()
-    assert list(difference.keep) == ["d/f", "d/l"], "their directory stays theirs"
-    assert not compare(NEW, THERE, difference.keep, {}), "from then on by stat alone"
+    assert list(difference.resulting_record) == ["d/f", "d/l"], "their directory stays theirs"
+    assert not compare(NEW, THERE, difference.resulting_record, {}), "from then on by stat alone"
 
 
 def test_a_file_taken_over_gets_our_mode_and_time() -> None:
@@ -416,15 +432,16 @@ def test_a_file_taken_over_gets_our_mode_and_time() -> None:
 # --- a shim that is switched off, and on ------------------------------------------------------------
 
 
-def found_as(wanted: dict[str, Wanted]) -> dict[str, Found]:
+def found_as(wanted: dict[str, DesiredFile]) -> dict[str, ObservedFile]:
     return {
-        path: Found(want.kind, want.mode, want.size, want.mtime, want.link) for path, want in wanted.items()
+        path: ObservedFile(desired.kind, desired.mode, desired.size, desired.mtime, desired.link)
+        for path, desired in wanted.items()
     }
 
 
 def test_a_shim_switched_off_loses_its_directory_and_gets_its_plain_file_back() -> None:
     both, one = layout(PAYLOAD, on(QEMU, RUST)), layout(PAYLOAD, on(RUST))
-    placed = compare(both, {}, {}, {}).keep
+    placed = compare(both, {}, {}, {}).resulting_record
     difference = compare(one, found_as(both), placed, {})
     assert missing(difference) == [QEMU.base_config]
     assert difference.missing[0].kind == "file"
@@ -435,12 +452,12 @@ def test_a_shim_switched_off_loses_its_directory_and_gets_its_plain_file_back() 
         posixpath.dirname(QEMU.own_dir),
     )
     assert difference.drifted == ()
-    assert not compare(one, found_as(one), difference.keep, {})
+    assert not compare(one, found_as(one), difference.resulting_record, {})
 
 
 def test_a_drop_in_goes_with_its_setting_and_a_debug_variant_with_debug() -> None:
     before, now = layout(PAYLOAD, on(QEMU, drop_in="a = 1", debug=True)), layout(PAYLOAD, on(QEMU))
-    placed = compare(before, {}, {}, {}).keep
+    placed = compare(before, {}, {}, {}).resulting_record
     difference = compare(now, found_as(before), placed, {})
     assert difference.missing == ()
     assert difference.stale == (
@@ -453,19 +470,19 @@ def test_a_drop_in_goes_with_its_setting_and_a_debug_variant_with_debug() -> Non
 
 def test_a_drop_in_is_written_anew_when_only_its_words_change() -> None:
     before, now = layout(PAYLOAD, on(QEMU, drop_in="a = 1")), layout(PAYLOAD, on(QEMU, drop_in="a = 2"))
-    difference = compare(now, found_as(before), compare(before, {}, {}, {}).keep, {})
+    difference = compare(now, found_as(before), compare(before, {}, {}, {}).resulting_record, {})
     assert missing(difference) == [f"{QEMU.own_dir}/config.d/50-user-overrides.toml"]
 
 
 def test_what_a_user_put_into_config_d_is_no_concern_of_ours() -> None:
     both = layout(PAYLOAD, on(QEMU))
-    placed = compare(both, {}, {}, {}).keep
+    placed = compare(both, {}, {}, {}).resulting_record
     theirs = f"{QEMU.own_dir}/config.d/50-mine.toml"
-    there = {**found_as(both), theirs: Found("file", 0o644, 1, 1, "")}
+    there = {**found_as(both), theirs: ObservedFile("file", 0o644, 1, 1, "")}
     assert not compare(both, there, placed, {})
     off = compare(layout(PAYLOAD, on()), there, placed, {})
     assert theirs not in off.stale
-    assert theirs not in off.keep
+    assert theirs not in off.resulting_record
 
 
 # --- the announcement -------------------------------------------------------------------------------
@@ -473,33 +490,33 @@ def test_what_a_user_put_into_config_d_is_no_concern_of_ours() -> None:
 
 def test_what_is_about_to_be_written_is_announced_as_pending_and_what_goes_is_still_known() -> None:
     old = {
-        "d": Placed("dir", 0o755),
-        "d/f": Placed("file", 0o644, 9, 50, sha("old")),
-        "gone": Placed("file", 0o644),
-        "gone.d": Placed("dir", 0o755),
+        "d": PlacedFile("dir", 0o755),
+        "d/f": PlacedFile("file", 0o644, 9, 50, sha("old")),
+        "gone": PlacedFile("file", 0o644),
+        "gone.d": PlacedFile("dir", 0o755),
     }
-    there = {"d": THERE["d"], "d/f": Found("file", 0o644, 9, 50, ""), "d/l": THERE["d/l"]}
-    announced = announce(compare(NEW, there, old, {}), old)
+    there = {"d": THERE["d"], "d/f": ObservedFile("file", 0o644, 9, 50, ""), "d/l": THERE["d/l"]}
+    announced = record_before_placing(compare(NEW, there, old, {}), old)
     assert announced == {
-        "d": Placed("dir", 0o755),
+        "d": PlacedFile("dir", 0o755),
         "d/f": replace(PLACED["d/f"], pending=True),
         "d/l": PLACED["d/l"],
-        "gone": Placed("file", 0o644),
-        "gone.d": Placed("dir", 0o755),
+        "gone": PlacedFile("file", 0o644),
+        "gone.d": PlacedFile("dir", 0o755),
     }
     assert list(announced) == sorted(announced)
 
 
 def test_a_directory_is_never_pending_for_it_has_no_half() -> None:
-    announced = announce(compare(NEW, {}, {}, {}), {})
+    announced = record_before_placing(compare(NEW, {}, {}, {}), {})
     assert [path for path, record in announced.items() if record.pending] == ["d/f", "d/l"]
 
 
 @pytest.mark.parametrize("written", [(), ("d",), ("d", "d/f"), ("d", "d/f", "d/l")])
 def test_a_run_killed_after_its_announcement_is_completed_by_the_next(written: tuple[str, ...]) -> None:
-    announced = announce(compare(NEW, {}, {}, {}), {})
+    announced = record_before_placing(compare(NEW, {}, {}, {}), {})
     there = {path: THERE[path] for path in written}
     difference = compare(NEW, there, announced, {})
     assert {*missing(difference), "d"} == set(NEW)
     assert (difference.drifted, difference.conflicts) == ((), ())
-    assert difference.keep == PLACED
+    assert difference.resulting_record == PLACED

@@ -15,8 +15,8 @@ from kata_node.payload.manifest import (
     Entry,
     Manifest,
     from_json,
-    missing,
-    parse_components,
+    missing_paths,
+    parse_shim_components,
     select,
     to_json,
     validate,
@@ -201,7 +201,7 @@ def test_components_that_contradict_each_other_do_no_harm_apart() -> None:
 
 
 def test_nothing_is_missing_from_a_complete_payload() -> None:
-    assert missing(everything(), QEMU) == []
+    assert missing_paths(everything(), QEMU) == []
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_nothing_is_missing_from_a_complete_payload() -> None:
     ],
 )
 def test_a_file_a_shim_needs_and_the_payload_lacks_is_named(gone: str, named: str) -> None:
-    assert missing([found for found in everything() if found.path != gone], QEMU) == [named]
+    assert missing_paths([found for found in everything() if found.path != gone], QEMU) == [named]
 
 
 def with_config(text: str) -> list[Entry]:
@@ -243,12 +243,12 @@ def with_config(text: str) -> list[Entry]:
     ],
 )
 def test_what_a_configuration_names_is_needed(text: str, named: list[str]) -> None:
-    assert missing(with_config(text), QEMU) == named
+    assert missing_paths(with_config(text), QEMU) == named
 
 
 def test_a_configuration_that_is_not_toml_is_named() -> None:
     with pytest.raises(PayloadError, match=r"configuration-qemu\.toml"):
-        missing(with_config("[hypervisor"), QEMU)
+        missing_paths(with_config("[hypervisor"), QEMU)
 
 
 def test_a_manifest_reads_back_as_it_was_written() -> None:
@@ -289,14 +289,17 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(raw: bytes, says: str) -> 
 
 def test_the_map_of_shims_to_components_is_read_past_its_comments() -> None:
     raw = b'{"_comment": ["x"], "shims": {"qemu": {"x86_64": ["shim-v2-go", "qemu"]}}}'
-    assert parse_components(raw, "here") == {"qemu": {"x86_64": ("shim-v2-go", "qemu")}}
+    assert parse_shim_components(raw, "here") == {"qemu": {"x86_64": ("shim-v2-go", "qemu")}}
 
 
 def test_what_every_shim_requires_is_added_to_each() -> None:
     """Later releases of Kata keep the common components apart."""
     raw = b"""{"shims": {"qemu": {"x86_64": ["qemu"], "s390x": ["qemu"]}},
         "requiredComponents": {"x86_64": ["shim-v2-go", "qemu"]}}"""
-    assert parse_components(raw, "here")["qemu"] == {"x86_64": ("qemu", "shim-v2-go"), "s390x": ("qemu",)}
+    assert parse_shim_components(raw, "here")["qemu"] == {
+        "x86_64": ("qemu", "shim-v2-go"),
+        "s390x": ("qemu",),
+    }
 
 
 @pytest.mark.parametrize(
@@ -312,4 +315,4 @@ def test_what_every_shim_requires_is_added_to_each() -> None:
 )
 def test_a_map_of_components_that_cannot_be_trusted_is_refused(raw: bytes) -> None:
     with pytest.raises(PayloadError, match="here"):
-        parse_components(raw, "here")
+        parse_shim_components(raw, "here")

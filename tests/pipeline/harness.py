@@ -42,7 +42,7 @@ SMALL: dict[str, Content] = {
 
 
 def small_payload(directory: Path) -> Path:
-    index.write_index(tree(directory, SMALL))
+    index.write_manifest(tree(directory, SMALL))
     return directory
 
 
@@ -78,7 +78,7 @@ def run(
     wait_for_pods: float = 0,
     ignore_pods: bool = False,
     startup_taints: str = "",
-    sees_host: bool = False,
+    has_host_root: bool = False,
     report: Callable[[StageReport], None] = lambda _: None,
     **values: str,
 ) -> list[StageReport]:
@@ -96,10 +96,10 @@ def run(
         node_name=node_name,
         stable_for=0,
         expected_machine_id=machine_id,
-        sees_host=sees_host,
+        has_host_root=has_host_root,
     )
-    tools = node.tools()
-    return pipeline.run(stages, pipeline.Run(wanted, options, tools, lock_timeout, dry_run, report))
+    clients = node.clients()
+    return pipeline.run(stages, pipeline.Run(wanted, options, clients, lock_timeout, dry_run, report))
 
 
 def snapshot(node: FakeNode, below: str = "") -> dict[str, tuple[object, ...]]:
@@ -128,7 +128,7 @@ def exit_code(reports: list[StageReport]) -> int:
 
 
 @contextmanager
-def cut_after(changes: int) -> Iterator[None]:
+def killed_after(changes: int) -> Iterator[None]:
     """Let so many changes of the host through, and die at the next."""
     left = iter(range(changes))
 

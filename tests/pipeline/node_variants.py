@@ -41,7 +41,7 @@ class Containerd1(FakeNode):
 
 
 @dataclass
-class Rendering(FakeNode):
+class TemplateNode(FakeNode):
     """A distribution that renders the main file from a template at every start."""
 
     templates: tuple[str, ...] = ()
@@ -118,39 +118,39 @@ BASE_2 = f"version = 2\n\n[{CRI_2}.containerd.runtimes.runc]\n{RUNC}"
 
 
 @dataclass(frozen=True)
-class Kind:
+class NodeVariant:
     """A kind of node, and how the settings call its distribution."""
 
     make: Callable[[Root], FakeNode]
     files: Mapping[str, str]
-    ours: tuple[str, ...]
+    kata_files: tuple[str, ...]
     """The files that an installation makes or edits, outside of the install dir."""
     distribution: str = "k8s"
-    live: bool = False
+    hot_reload: bool = False
     """Whether it takes up new handlers without a restart."""
 
 
 def _k3s(root: Root, **changes: Any) -> FakeNode:
     templates = (f"{RANCHER}/config-v3.toml.tmpl", f"{RANCHER}/config.toml.tmpl")
-    return Rendering(
+    return TemplateNode(
         root,
         **{"unit_name": "k3s.service", "main": f"{RANCHER}/config.toml", "templates": templates, **changes},
     )
 
 
-KINDS: Mapping[str, Kind] = {
-    "containerd 1.7": Kind(
+NODE_VARIANTS: Mapping[str, NodeVariant] = {
+    "containerd 1.7": NodeVariant(
         lambda root: Containerd1(root, version="1.7.24"),
         {"/etc/containerd/config.toml": f"# mine\nversion = 2\r\n[{CRI_2}]\nsandbox_image = 'a'"},
         ("/etc/containerd/config.toml",),
     ),
-    "containerd 1.6 without a file": Kind(
+    "containerd 1.6 without a file": NodeVariant(
         lambda root: Containerd1(root, version="1.6.20"), {}, ("/etc/containerd/config.toml",)
     ),
-    "k3s that imports no drop-ins": Kind(
+    "k3s that imports no drop-ins": NodeVariant(
         lambda root: _k3s(root, base=BASE_3), {}, (f"{RANCHER}/config-v3.toml.tmpl",), "k3s"
     ),
-    "k3s with an admin's template": Kind(
+    "k3s with an admin's template": NodeVariant(
         lambda root: _k3s(root, base=BASE_3),
         {
             f"{RANCHER}/config-v3.toml.tmpl": '{{ template "base" . }}\n[debug]\n  level = "info"',
@@ -158,23 +158,23 @@ KINDS: Mapping[str, Kind] = {
         (f"{RANCHER}/config-v3.toml.tmpl",),
         "k3s",
     ),
-    "k3s with drop-ins": Kind(
+    "k3s with drop-ins": NodeVariant(
         lambda root: _k3s(root, base=f'imports = ["{RANCHER}/config-v3.toml.d/*.toml"]\n{BASE_3}'),
         {},
         (f"{RANCHER}/config-v3.toml.d/99-kata-deploy.toml",),
         "k3s",
     ),
-    "k0s": Kind(
+    "k0s": NodeVariant(
         lambda root: K0s(
             root, version="1.7.27", unit_name="k0sworker.service", main="/etc/k0s/containerd.toml"
         ),
         {"/etc/k0s/containerd.toml": "# k0s_managed=true\nversion = 2\n"},
         ("/etc/k0s/containerd.d/99-kata-deploy.toml",),
         "k0s",
-        live=True,
+        hot_reload=True,
     ),
-    "microk8s": Kind(
-        lambda root: Rendering(
+    "microk8s": NodeVariant(
+        lambda root: TemplateNode(
             root,
             unit_name="snap.microk8s.daemon-containerd.service",
             main=f"{MICROK8S}/containerd.toml",
@@ -185,7 +185,7 @@ KINDS: Mapping[str, Kind] = {
         (f"{MICROK8S}/containerd-template.toml",),
         "microk8s",
     ),
-    "CRI-O": Kind(
+    "CRI-O": NodeVariant(
         lambda root: Crio(root, version="1.36.3", unit_name="crio.service", runtime_name="cri-o"),
         {"/etc/crio/crio.conf.d/10-crio.conf": '[crio.image]\nsignature_policy = "/etc/crio/policy.json"\n'},
         ("/etc/crio/crio.conf.d/99-kata-deploy",),
@@ -193,7 +193,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def make_node(kind: Kind, base: Path) -> FakeNode:
+def make_node(kind: NodeVariant, base: Path) -> FakeNode:
     """A node of this kind that serves, with its files as they are before Kata."""
     for path in ("dev/kvm", "dev/null"):
         (base / path).parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from kata_node.errors import LockedError
 from kata_node.host import lock
 from kata_node.host.cri_sandboxes import Pod
 from kata_node.plan import receipt as receipts
-from kata_node.plan.blocking_pods import InTheWay
+from kata_node.plan.blocking_pods import BlockingPods
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart
 from pipeline.harness import Killed, errors, exit_code, make_node, run, small_payload, snapshot
@@ -302,7 +302,7 @@ def test_the_files_alone_cannot_be_taken_from_under_a_pod(node: FakeNode, payloa
 
 
 def test_ten_pods_are_named_and_the_rest_are_counted() -> None:
-    crowd = InTheWay(tuple(Pod("shop", f"web-{at}", "kata-qemu") for at in range(12)))
+    crowd = BlockingPods(tuple(Pod("shop", f"web-{at}", "kata-qemu") for at in range(12)))
     assert str(crowd).startswith("12 pods run on handlers to be taken away: shop/web-0 (kata-qemu), ")
     assert str(crowd).endswith("shop/web-9 (kata-qemu) and 2 more")
 

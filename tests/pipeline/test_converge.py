@@ -14,8 +14,8 @@ from pipeline.harness import (
     INSTALL,
     REVERT,
     Killed,
-    cut_after,
     errors,
+    killed_after,
     make_node,
     outcomes,
     run,
@@ -48,7 +48,7 @@ def every_cut(
         node = make_node(tmp_path / f"host-{changes}")
         prepare(node)
         try:
-            with cut_after(changes):
+            with killed_after(changes):
                 run(node, stages, payload)
         except Killed:
             yield node

@@ -18,12 +18,12 @@ from fakes import MAIN, FakeNode
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart
-from kata_node.runtime.containerd.config import MADE_MAIN
+from kata_node.runtime.containerd.config import INITIAL_MAIN_FILE
 from pipeline.harness import (
     CONFIG,
     Killed,
-    cut_after,
     exit_code,
+    killed_after,
     make_node,
     outcomes,
     run,
@@ -148,7 +148,7 @@ class History:
     ) -> list[StageReport] | None:
         """Run it; ``None`` when it was killed."""
         try:
-            with cut_after(1 << 30 if cut is None else cut):
+            with killed_after(1 << 30 if cut is None else cut):
                 return run(
                     self.node,
                     stages,
@@ -170,7 +170,7 @@ class History:
         if there is None:
             self.main = text
         elif self.main is None:
-            self.main = MADE_MAIN + text
+            self.main = INITIAL_MAIN_FILE + text
         else:
             self.main += text
         self.write_main((there or b"") + text)

@@ -15,15 +15,24 @@ from pipeline.harness import (
     INSTALL,
     REVERT,
     Killed,
-    cut_after,
     errors,
     exit_code,
+    killed_after,
     outcomes,
     run,
     small_payload,
     snapshot,
 )
-from pipeline.node_variants import CRI_2, CRI_3, KINDS, RANCHER, Containerd1, Crio, Kind, make_node
+from pipeline.node_variants import (
+    CRI_2,
+    CRI_3,
+    NODE_VARIANTS,
+    RANCHER,
+    Containerd1,
+    Crio,
+    NodeVariant,
+    make_node,
+)
 from stages import artifacts, cri, revert_cri
 
 BACK = (revert_cri,)
@@ -32,7 +41,7 @@ BACK = (revert_cri,)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLED", "WATCHED"):
+    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
         monkeypatch.setattr(restart, name, 0.001)
 
 
@@ -42,7 +51,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def node_of(name: str, tmp_path: Path, **files: str) -> FakeNode:
-    kind = KINDS[name]
+    kind = NODE_VARIANTS[name]
     return make_node(replace(kind, files={**kind.files, **files}), tmp_path / "host")
 
 
@@ -59,7 +68,7 @@ def edit(node: FakeNode, text: bytes, path: str = MAIN) -> None:
     node.restart(node.unit_name, 1)
 
 
-def become(node: FakeNode, kind: Kind, **changes: Any) -> FakeNode:
+def become(node: FakeNode, kind: NodeVariant, **changes: Any) -> FakeNode:
     """The same files under another runtime, which starts with them."""
     other = kind.make(node.root)
     for name, value in changes.items():
@@ -70,7 +79,7 @@ def become(node: FakeNode, kind: Kind, **changes: Any) -> FakeNode:
     return other
 
 
-PLAIN = Kind(lambda root: FakeNode(root), {}, ())
+PLAIN = NodeVariant(lambda root: FakeNode(root), {}, ())
 
 
 # The default handler
@@ -109,7 +118,7 @@ def test_a_handler_that_an_admin_made_the_default_one_is_not_taken_away(
     kind: str, path: str, text: str, tmp_path: Path, payload: Path
 ) -> None:
     node = node_of(kind, tmp_path)
-    distribution = KINDS[kind].distribution
+    distribution = NODE_VARIANTS[kind].distribution
     assert errors(run(node, INSTALL, payload, k8s_distribution=distribution)) == []
     edit(node, text.encode(), path)
     before, restarts = (snapshot(node, "etc"), snapshot(node, "var")), node.restarts
@@ -130,7 +139,7 @@ def test_tables_in_the_main_file_of_a_containerd_that_was_replaced_by_crio_go_as
     before = read(node)
     assert errors(run(node, INSTALL, payload)) == []
     node.root.write(MAIN, b"# mine too\n" + read(node))
-    crio = become(node, KINDS["CRI-O"])
+    crio = become(node, NODE_VARIANTS["CRI-O"])
     assert errors(run(crio, INSTALL, payload)) == []
     assert "kata-qemu" in (crio.handlers or ())
     assert read(node) == b"# mine too\n" + before
@@ -142,12 +151,12 @@ def test_the_way_back_cleans_up_after_a_containerd_whose_unit_is_gone(tmp_path: 
     node = node_of("containerd 1.7", tmp_path)
     before = snapshot(node)
     assert errors(run(node, INSTALL, payload)) == []
-    crio = become(node, KINDS["CRI-O"])
+    crio = become(node, NODE_VARIANTS["CRI-O"])
     restarts = crio.restarts
     before |= snapshot(node, "etc/crio")
     assert errors(run(crio, REVERT, payload)) == []
     assert crio.restarts == restarts
-    assert read(node) == KINDS["containerd 1.7"].files[MAIN].encode()
+    assert read(node) == NODE_VARIANTS["containerd 1.7"].files[MAIN].encode()
 
 
 def test_an_upgraded_containerd_whose_file_was_migrated_gets_it_back_without_our_tables(
@@ -173,7 +182,7 @@ def test_an_upgrade_of_containerd_moves_our_tables_to_drop_ins(
     assert errors(run(node, INSTALL, payload)) == []
     newer = become(node, PLAIN, version="2.1.9")
     try:
-        with cut_after(1 << 30 if cut is None else cut):
+        with killed_after(1 << 30 if cut is None else cut):
             run(newer, (cri,), payload)
     except Killed:
         assert "runc" in (newer.load() or ())
@@ -188,7 +197,7 @@ def test_k0s_that_was_taken_over_by_an_admin_has_no_drop_in_left(tmp_path: Path,
     node = node_of("k0s", tmp_path)
     assert errors(run(node, INSTALL, payload, k8s_distribution="k0s")) == []
     node.root.write("/etc/k0s/containerd.toml", b"version = 3\n")
-    taken = Kind(lambda root: FakeNode(root, main="/etc/k0s/containerd.toml"), {}, ())
+    taken = NodeVariant(lambda root: FakeNode(root, main="/etc/k0s/containerd.toml"), {}, ())
     other = become(node, taken, unit_name="k0sworker.service")
     assert errors(run(other, INSTALL, payload, k8s_distribution="k0s")) == []
     assert served(other) == ["kata-qemu", "runc"]
@@ -204,7 +213,7 @@ def test_a_k3s_that_comes_to_import_drop_ins_has_no_template_of_ours_left(
     node = node_of("k3s that imports no drop-ins", tmp_path)
     before = sorted(snapshot(node, "var"))
     assert errors(run(node, INSTALL, payload, k8s_distribution="k3s")) == []
-    newer = become(node, KINDS["k3s with drop-ins"])
+    newer = become(node, NODE_VARIANTS["k3s with drop-ins"])
     assert errors(run(newer, INSTALL, payload, k8s_distribution="k3s")) == []
     assert served(newer) == ["kata-qemu", "runc"]
     assert not node.root.exists(f"{RANCHER}/config-v3.toml.tmpl")
@@ -257,7 +266,7 @@ def test_the_tables_of_an_installation_elsewhere_are_left_alone(
     kind: str, tmp_path: Path, payload: Path
 ) -> None:
     node = node_of(kind, tmp_path)
-    distribution = KINDS[kind].distribution
+    distribution = NODE_VARIANTS[kind].distribution
     assert errors(run(node, INSTALL, payload, k8s_distribution=distribution)) == []
     before = snapshot(node, "etc"), snapshot(node, "var")
     elsewhere: dict[str, Any] = {"installation_prefix": "/srv", "k8s_distribution": distribution}
@@ -298,7 +307,7 @@ def written_only(tmp_path: Path, payload: Path) -> Crio:
     assert errors(run(node, (artifacts,), payload)) == []
     for changes in range(60):
         try:
-            with cut_after(changes):
+            with killed_after(changes):
                 run(node, (cri,), payload)
         except Killed:
             if node.root.exists("/etc/crio/crio.conf.d/99-kata-deploy"):

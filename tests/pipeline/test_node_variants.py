@@ -18,28 +18,28 @@ from pipeline.harness import (
     INSTALL,
     REVERT,
     Killed,
-    cut_after,
     errors,
     exit_code,
+    killed_after,
     outcomes,
     run,
     small_payload,
     snapshot,
 )
-from pipeline.node_variants import KINDS, Crio, Kind, make_node
+from pipeline.node_variants import NODE_VARIANTS, Crio, NodeVariant, make_node
 from stages import artifacts, cri, remove_artifacts, revert_cri
 
 CUTS = 1 if os.environ.get("HISTORIES") else 2
 """Whoever asks for more histories has the time for every cut."""
 
-HOW = pytest.mark.parametrize("kind", [pytest.param(kind, id=name) for name, kind in KINDS.items()])
+HOW = pytest.mark.parametrize("kind", [pytest.param(kind, id=name) for name, kind in NODE_VARIANTS.items()])
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of runs that wait take minutes, and here neither power is cut nor anything slow."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLED", "WATCHED"):
+    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
         monkeypatch.setattr(restart, name, 0.001)
 
 
@@ -48,14 +48,14 @@ def payload(tmp_path: Path) -> Path:
     return small_payload(tmp_path / "payload")
 
 
-def go(kind: Kind, node: FakeNode, stages: Any, payload: Path, **values: Any) -> Any:
+def go(kind: NodeVariant, node: FakeNode, stages: Any, payload: Path, **values: Any) -> Any:
     return run(node, stages, payload, k8s_distribution=kind.distribution, **values)
 
 
-def config(kind: Kind, node: FakeNode) -> dict[str, tuple[object, ...]]:
+def config(kind: NodeVariant, node: FakeNode) -> dict[str, tuple[object, ...]]:
     """The files of the runtime and of its distribution, without what is rendered at every start."""
     found = {**snapshot(node, "etc"), **snapshot(node, "var")}
-    rendered = node.main not in kind.ours
+    rendered = node.main not in kind.kata_files
     return {path: what for path, what in found.items() if not rendered or f"/{path}" != node.main}
 
 
@@ -65,31 +65,31 @@ def kata(node: FakeNode) -> list[str]:
 
 @HOW
 def test_an_installation_serves_is_skipped_the_second_time_and_leaves_no_trace(
-    kind: Kind, tmp_path: Path, payload: Path
+    kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     node = make_node(kind, tmp_path / "host")
     before, served = snapshot(node), node.handlers
     assert errors(go(kind, node, INSTALL, payload)) == []
     assert kata(node) == ["kata-qemu"]
     assert set(served or ()) <= set(node.handlers or ())
-    assert node.restarts == (0 if kind.live else 1)
+    assert node.restarts == (0 if kind.hot_reload else 1)
     changed = {f"/{path}" for path, what in config(kind, node).items() if what != before.get(path)}
-    assert {path for path in changed if not node.root.is_dir(path)} == set(kind.ours)
+    assert {path for path in changed if not node.root.is_dir(path)} == set(kind.kata_files)
     assert outcomes(go(kind, node, INSTALL, payload))[1:] == [
         "claim skipped",
         "artifacts skipped",
         "cri skipped",
         "label skipped",
     ]
-    assert node.restarts == (0 if kind.live else 1)
+    assert node.restarts == (0 if kind.hot_reload else 1)
     assert errors(go(kind, node, REVERT, payload)) == []
     assert (snapshot(node), node.handlers) == (before, served)
-    assert node.restarts == (0 if kind.live else 2)
+    assert node.restarts == (0 if kind.hot_reload else 2)
 
 
 @HOW
 def test_another_shim_later_is_served_and_one_switched_off_is_not(
-    kind: Kind, tmp_path: Path, payload: Path
+    kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     node = make_node(kind, tmp_path / "host")
     before = snapshot(node)
@@ -102,7 +102,7 @@ def test_another_shim_later_is_served_and_one_switched_off_is_not(
 
 @HOW
 def test_an_installation_killed_anywhere_starts_and_is_completed_or_taken_back(
-    kind: Kind, tmp_path: Path, payload: Path
+    kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     def place(node: FakeNode) -> None:
         assert errors(go(kind, node, (artifacts,), payload)) == []
@@ -121,7 +121,7 @@ def test_an_installation_killed_anywhere_starts_and_is_completed_or_taken_back(
 
 @HOW
 def test_a_revert_killed_anywhere_starts_and_is_completed_or_taken_back(
-    kind: Kind, tmp_path: Path, payload: Path
+    kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     def install(node: FakeNode) -> None:
         assert errors(go(kind, node, (artifacts, cri), payload)) == []
@@ -138,21 +138,23 @@ def test_a_revert_killed_anywhere_starts_and_is_completed_or_taken_back(
 
 
 @HOW
-def test_a_runtime_that_does_not_start_with_it_is_put_back(kind: Kind, tmp_path: Path, payload: Path) -> None:
+def test_a_runtime_that_does_not_start_with_it_is_put_back(
+    kind: NodeVariant, tmp_path: Path, payload: Path
+) -> None:
     node = make_node(kind, tmp_path / "host")
     assert errors(go(kind, node, (artifacts,), payload)) == []
     before, served = config(kind, node), node.handlers
     node.refusals = 1
     if isinstance(node, Crio):
         (node.root.base / "opt/kata/bin/containerd-shim-kata-v2").unlink()
-    if kind.live:
+    if kind.hot_reload:
         return  # nothing is restarted that could refuse
     assert exit_code(go(kind, node, (cri,), payload)) == 4
     assert (config(kind, node), node.handlers) == (before, served)
 
 
 def test_crio_is_sent_a_signal_where_that_is_enough(tmp_path: Path, payload: Path) -> None:
-    kind = KINDS["CRI-O"]
+    kind = NODE_VARIANTS["CRI-O"]
     node = make_node(kind, tmp_path / "host")
     assert isinstance(node, Crio)
     assert errors(go(kind, node, INSTALL, payload)) == []
@@ -169,7 +171,7 @@ def copy(node: FakeNode, base: Path) -> FakeNode:
 
 
 def every_cut(
-    kind: Kind, directory: Path, prepare: Callable[[FakeNode], None], cut: Callable[[FakeNode], object]
+    kind: NodeVariant, directory: Path, prepare: Callable[[FakeNode], None], cut: Callable[[FakeNode], object]
 ) -> Iterator[FakeNode]:
     """A node for each place, or each second one, where the run can be cut, until it comes through uncut."""
     prepared = make_node(kind, directory / "prepared")
@@ -177,7 +179,7 @@ def every_cut(
     for changes in range(0, 200, CUTS):
         node = copy(prepared, directory / "cut")
         try:
-            with cut_after(changes):
+            with killed_after(changes):
                 cut(node)
         except Killed:
             yield node

@@ -19,8 +19,8 @@ from fakes import MAIN, FakeNode
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart
-from pipeline.harness import CONFIG, Killed, cut_after, exit_code, outcomes, run, small_payload, snapshot
-from pipeline.node_variants import KINDS, MICROK8S, RANCHER, Kind, make_node
+from pipeline.harness import CONFIG, Killed, exit_code, killed_after, outcomes, run, small_payload, snapshot
+from pipeline.node_variants import MICROK8S, NODE_VARIANTS, RANCHER, NodeVariant, make_node
 from stages import artifacts, cri, remove_artifacts, revert_cri
 
 INSTALL, REVERT = (artifacts, cri), (revert_cri, remove_artifacts)
@@ -37,21 +37,21 @@ CRIO_FILE = "/etc/crio/crio.conf.d/10-crio.conf"
 class Ground:
     """A kind of node, and the file of others on it that gets edited."""
 
-    kind: Kind
+    kind: NodeVariant
     edited: str
 
 
-PLAIN = Kind(FakeNode, {MAIN: CONFIG.decode()}, (MAIN,))
-NOTHING = Kind(FakeNode, {}, (MAIN,))
+PLAIN = NodeVariant(FakeNode, {MAIN: CONFIG.decode()}, (MAIN,))
+NOTHING = NodeVariant(FakeNode, {}, (MAIN,))
 GROUNDS = {
     "containerd": Ground(PLAIN, MAIN),
     "containerd-without-a-file": Ground(NOTHING, ""),
-    "k3s-template": Ground(KINDS["k3s with an admin's template"], TEMPLATE),
-    "k3s-no-template": Ground(KINDS["k3s that imports no drop-ins"], ""),
-    "k3s-drop-ins": Ground(KINDS["k3s with drop-ins"], ""),
-    "microk8s": Ground(KINDS["microk8s"], f"{MICROK8S}/containerd-template.toml"),
-    "k0s": Ground(KINDS["k0s"], ""),
-    "cri-o": Ground(KINDS["CRI-O"], CRIO_FILE),
+    "k3s-template": Ground(NODE_VARIANTS["k3s with an admin's template"], TEMPLATE),
+    "k3s-no-template": Ground(NODE_VARIANTS["k3s that imports no drop-ins"], ""),
+    "k3s-drop-ins": Ground(NODE_VARIANTS["k3s with drop-ins"], ""),
+    "microk8s": Ground(NODE_VARIANTS["microk8s"], f"{MICROK8S}/containerd-template.toml"),
+    "k0s": Ground(NODE_VARIANTS["k0s"], ""),
+    "cri-o": Ground(NODE_VARIANTS["CRI-O"], CRIO_FILE),
 }
 
 
@@ -63,7 +63,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLED", "WATCHED"):
+    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
         monkeypatch.setattr(restart, name, 0.001)
 
 
@@ -161,7 +161,7 @@ class History:
     ) -> list[StageReport] | None:
         """Run it; ``None`` when it was killed."""
         try:
-            with cut_after(1 << 30 if cut is None else cut):
+            with killed_after(1 << 30 if cut is None else cut):
                 return run(
                     self.node,
                     stages,
@@ -204,7 +204,7 @@ class History:
             assert exit_code(self.carry_out(REVERT, suffix, None) or []) == 0
         assert self.served == set(self.node.handlers or ())
         edited, rendered = self.ground.edited.lstrip("/"), self.node.main.lstrip("/")
-        apart = {edited, rendered} if f"/{rendered}" not in self.ground.kind.ours else {edited}
+        apart = {edited, rendered} if f"/{rendered}" not in self.ground.kind.kata_files else {edited}
         left = {path: what for path, what in snapshot(self.node).items() if path not in apart}
         assert left == {path: what for path, what in self.before.items() if path not in apart}
         assert self.edited is None or self.node.root.read(self.ground.edited) == self.edited

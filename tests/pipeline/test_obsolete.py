@@ -11,9 +11,9 @@ from pipeline.harness import (
     INSTALL,
     REVERT,
     Killed,
-    cut_after,
     errors,
     exit_code,
+    killed_after,
     make_node,
     outcomes,
     run,
@@ -81,7 +81,7 @@ def test_killed_anywhere_on_the_way_the_next_run_takes_the_files_along(tmp_path:
         assert errors(run(node, (artifacts, cri), payload, shims="qemu,clh")) == []
         assert errors(run(node, (artifacts,), payload)) == []
         try:
-            with cut_after(changes):
+            with killed_after(changes):
                 run(node, (cri,), payload)
         except Killed:
             assert has_clh(node) or "kata-clh" not in (node.handlers or ())

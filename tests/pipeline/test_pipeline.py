@@ -19,7 +19,7 @@ from kata_node.checks import facts
 from kata_node.errors import HostError, KubeError, LockedError
 from kata_node.host import lock
 from kata_node.host.files import Root
-from kata_node.host.journal import complaints
+from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import Options
 from kata_node.runtime import restart
@@ -29,9 +29,9 @@ from pipeline.harness import (
     INSTALL,
     REVERT,
     Killed,
-    cut_after,
     errors,
     exit_code,
+    killed_after,
     make_node,
     outcomes,
     run,
@@ -246,7 +246,7 @@ def every_cut(
         node = make_node(tmp_path / f"host-{changes}")
         prepare(node)
         try:
-            with cut_after(changes):
+            with killed_after(changes):
                 cut(node)
         except Killed:
             nodes.append(node)
@@ -384,7 +384,7 @@ def test_a_runtime_that_came_up_without_the_cri_is_told_with_the_way_to_see_why(
     node: FakeNode, payload: Path
 ) -> None:
     (error,) = errors(run(node, INSTALL, payload, user_drop_in=NO_CRI))
-    assert complaints("containerd.service") in str(error)
+    assert journal_command("containerd.service") in str(error)
 
 
 def test_a_runtime_that_somebody_stopped_after_the_run_was_killed_is_started(
@@ -689,8 +689,8 @@ def test_when_systemd_goes_away_in_between_the_files_are_put_back_and_the_next_r
     before = snapshot(node, "etc")
     real = restart.CheckConfig.apply
 
-    def and_then_it_goes(self: restart.CheckConfig, tools: object) -> None:
-        real(self, tools)  # type: ignore[arg-type]
+    def and_then_it_goes(self: restart.CheckConfig, clients: object) -> None:
+        real(self, clients)  # type: ignore[arg-type]
         node.systemd_gone = True
 
     monkeypatch.setattr(restart.CheckConfig, "apply", and_then_it_goes)
@@ -802,7 +802,7 @@ def test_one_deadline_holds_for_all_of_a_stage(
 
         monkeypatch.setattr(FakeKube, name, spy)
 
-    for name in ("wait_ready", "settle"):
+    for name in ("wait_ready", "ensure_labels"):
         spied(name)
     assert errors(run(node, (label,), payload, node_name="n1")) == []
     first, second = deadlines
@@ -920,7 +920,7 @@ def test_a_runtime_that_is_just_being_restarted_does_not_fail_the_check(
             node.state = "active" if len(waited) == 2 else "activating"
 
     monkeypatch.setattr(facts, "time", Clock)
-    monkeypatch.setattr(facts, "RESTART_PATIENCE", 3)
+    monkeypatch.setattr(facts, "RESTART_GRACE_PERIOD", 3)
     assert errors(run(node, INSTALL, payload)) == []
     assert len(waited) == 2
     node.state = "activating"
@@ -1001,14 +1001,14 @@ def test_status_names_what_changed_and_what_cannot_be_read(node: FakeNode, paylo
     assert "/opt/kata" in copy.error
 
 
-def installed_and_seen(node: FakeNode, payload: Path) -> list[status.Status]:
+def installed_and_seen(node: FakeNode, payload: Path) -> list[status.InstallationStatus]:
     assert errors(run(node, CRI, payload)) == []
     return seen(node, payload)
 
 
-def seen(node: FakeNode, payload: Path) -> list[status.Status]:
+def seen(node: FakeNode, payload: Path) -> list[status.InstallationStatus]:
     wanted = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
-    return status.gather(wanted, Options(payload), node.tools(), deep=False)
+    return status.gather(wanted, Options(payload), node.clients(), deep=False)
 
 
 def test_a_dry_run_tells_all_that_would_happen_and_changes_nothing(node: FakeNode, payload: Path) -> None:
@@ -1039,13 +1039,13 @@ def test_a_node_is_not_labelled_from_another_machine(
     cluster.machine_id = "f" * 32
     before = snapshot(node)
     for stages in (INSTALL, REVERT):
-        reports = run(node, stages, payload, node_name="n1", sees_host=True)
+        reports = run(node, stages, payload, node_name="n1", has_host_root=True)
         assert exit_code(reports) == 3
         assert "this one is 0123456789abcdef" in reports[-1].summary
     assert (snapshot(node), cluster.labels) == (before, {"kubernetes.io/hostname": "n1"})
-    assert errors(run(node, (claim,), payload, node_name="n1", sees_host=False)) == []
+    assert errors(run(node, (claim,), payload, node_name="n1", has_host_root=False)) == []
     cluster.machine_id = "01234567-89AB-CDEF-0123-456789ABCDEF"
-    assert errors(run(node, INSTALL, payload, node_name="n1", sees_host=True)) == []
+    assert errors(run(node, INSTALL, payload, node_name="n1", has_host_root=True)) == []
 
 
 @pytest.mark.parametrize("late", ["away", "registered anew"])

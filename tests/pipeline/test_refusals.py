@@ -28,7 +28,7 @@ from pipeline.harness import (
     small_payload,
     snapshot,
 )
-from pipeline.node_variants import KINDS
+from pipeline.node_variants import NODE_VARIANTS
 from pipeline.node_variants import make_node as make_kind
 from stages import cri, host_check
 
@@ -48,7 +48,7 @@ def node(tmp_path: Path) -> FakeNode:
 def run_with(node: FakeNode, stages: Any, payload: Path, **changes: Any) -> list[StageReport]:
     wanted: Settings = replace(settings.load(None, overrides={"shims": "qemu"}, arch="x86_64"), **changes)
     options = Options(payload, restart_timeout=5, stable_for=0)
-    return pipeline.run(stages, pipeline.Run(wanted, options, node.tools(), lock_timeout=1))
+    return pipeline.run(stages, pipeline.Run(wanted, options, node.clients(), lock_timeout=1))
 
 
 def test_a_handler_that_the_runtime_has_built_in_is_not_taken_over(node: FakeNode, payload: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_runtime_that_was_replaced_by_one_that_cannot_serve_this_is_told_the_w
 def test_a_drop_in_for_containerd_is_passed_over_on_other_runtimes_and_that_is_told(
     tmp_path: Path, payload: Path
 ) -> None:
-    crio = make_kind(KINDS["CRI-O"], tmp_path / "crio")
+    crio = make_kind(NODE_VARIANTS["CRI-O"], tmp_path / "crio")
     (report,) = run_with(crio, (host_check,), payload, user_drop_in="[debug]\n")
     found = {check.name: check.status for check in report.checks}
     assert (report.outcome, found["user-drop-in"]) == ("done", "skip")

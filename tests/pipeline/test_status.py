@@ -15,7 +15,7 @@ from kata_node.kube import credentials
 from kata_node.plan.context import Options
 from kata_node.settings import load as settings
 from pipeline.harness import INSTALL, REVERT, errors, make_node, run, small_payload
-from pipeline.node_variants import KINDS
+from pipeline.node_variants import NODE_VARIANTS
 from pipeline.node_variants import make_node as make_kind
 
 
@@ -28,7 +28,8 @@ def drift(node: FakeNode, payload: Path, distribution: str = "k8s") -> dict[str,
     """What has changed of each installation, by its name."""
     wanted = settings.load(None, overrides={"k8s_distribution": distribution}, arch="x86_64")
     return {
-        each.instance: each.drift for each in status.gather(wanted, Options(payload), node.tools(), deep=True)
+        each.instance: each.drift
+        for each in status.gather(wanted, Options(payload), node.clients(), deep=True)
     }
 
 
@@ -58,9 +59,9 @@ def test_an_installation_has_drifted_when_somebody_took_it_out_of_the_main_file(
 def test_an_admin_may_edit_the_rest_of_a_file_that_has_our_part(
     name: str, tmp_path: Path, payload: Path
 ) -> None:
-    kind = KINDS[name]
+    kind = NODE_VARIANTS[name]
     node = make_kind(kind, tmp_path / "host")
-    (path,) = kind.ours
+    (path,) = kind.kata_files
     assert errors(run(node, INSTALL, payload, k8s_distribution=kind.distribution)) == []
     content = node.root.read(path) or b""
     node.root.write(path, b"# more\n" + content)
@@ -86,7 +87,7 @@ def test_what_is_left_of_an_installation_that_was_deleted_by_hand_is_told(
     assert errors(run(node, INSTALL, payload)) == []
     shutil.rmtree(node.root.base / "opt/kata")
     wanted = settings.load(None, overrides={}, arch="x86_64")
-    (found,) = status.gather(wanted, Options(payload), node.tools(), deep=False)
+    (found,) = status.gather(wanted, Options(payload), node.clients(), deep=False)
     assert found.install_dir == "/opt/kata"
     assert "there is no record of it" in found.error
 
@@ -106,8 +107,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKube:
 def test_the_labels_of_the_node_are_told_where_there_are_credentials(
     cluster: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tools = cluster.host.tools()
-    node = status.look_at_node(Options(Path("/payload"), node_name="n1"), tools)
+    clients = cluster.host.clients()
+    node = status.read_node_labels(Options(Path("/payload"), node_name="n1"), clients)
     assert status.to_text([], node).splitlines() == [
         "no installation on this node",
         "",
@@ -117,9 +118,9 @@ def test_the_labels_of_the_node_are_told_where_there_are_credentials(
     ]
     assert status.to_json([], node)["node"] == {"name": "n1", "labels": LABELS, "error": ""}
     for options in (Options(Path("/payload")), Options(Path("/payload"), node_name="n1", offline=True)):
-        assert status.look_at_node(options, tools) is None
+        assert status.read_node_labels(options, clients) is None
     monkeypatch.setattr(credentials, "find_credentials", lambda: None)
-    assert status.look_at_node(Options(Path("/payload"), node_name="n1"), tools) is None
+    assert status.read_node_labels(Options(Path("/payload"), node_name="n1"), clients) is None
     assert "node" not in status.to_json([], None)
 
 
@@ -140,5 +141,5 @@ def test_a_status_without_labels_says_why_and_is_no_failure(
 ) -> None:
     for name, value in change.items():
         setattr(cluster, name, value)
-    node = status.look_at_node(Options(Path("/payload"), node_name="n1"), cluster.host.tools())
+    node = status.read_node_labels(Options(Path("/payload"), node_name="n1"), cluster.host.clients())
     assert status.to_text([], node).splitlines()[-1].strip() == says

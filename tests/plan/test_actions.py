@@ -19,20 +19,20 @@ from kata_node.payload.actions import PlaceFiles
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import (
     Action,
-    Forget,
+    Clients,
     MakeDirs,
     MakeLinks,
     Plan,
-    Record,
     RemoveDirs,
     RemoveFile,
     RemoveFiles,
-    Sweep,
-    Tools,
+    RemoveLeftovers,
+    RemoveReceipt,
     WriteFile,
+    WriteReceipt,
 )
 from kata_node.plan.receipt import Receipt
-from kata_node.text import human, unified_diff
+from kata_node.text import human_size, unified_diff
 
 INSTALL_DIR = "/opt/kata"
 MAIN = "/etc/containerd/config.toml"
@@ -49,13 +49,13 @@ def no_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
 
 
 @pytest.fixture
-def tools(root: Root) -> Tools:
-    return Tools(root, unused, lambda socket: unused(), unused, no_progress)
+def clients(root: Root) -> Clients:
+    return Clients(root, unused, lambda socket: unused(), unused, no_progress)
 
 
-def do(action: Action, tools: Tools) -> None:
-    action.apply(tools)
-    action.check(tools)
+def do(action: Action, clients: Clients) -> None:
+    action.apply(clients)
+    action.check(clients)
 
 
 def put(root: Root, path: str, content: str = "") -> Path:
@@ -76,10 +76,10 @@ def everything(root: Root) -> list[str]:
 # --- one small file ---------------------------------------------------------------------------------
 
 
-def test_a_file_is_written_and_said_to_be_new(root: Root, tools: Tools) -> None:
+def test_a_file_is_written_and_said_to_be_new(root: Root, clients: Clients) -> None:
     put(root, "/etc/other")
     action = WriteFile("/etc/a.toml", b"version = 3\n", 0o640, mtime=7)
-    do(action, tools)
+    do(action, clients)
     assert root.read("/etc/a.toml") == b"version = 3\n"
     assert mode_of(root, "/etc/a.toml") == 0o640
     assert root.resolve("/etc/a.toml").stat().st_mtime == 7
@@ -87,96 +87,96 @@ def test_a_file_is_written_and_said_to_be_new(root: Root, tools: Tools) -> None:
     assert action.diff() == "--- /dev/null\n+++ /etc/a.toml\n@@ -0,0 +1 @@\n+version = 3\n"
 
 
-def test_a_changed_file_keeps_its_mode_when_told(root: Root, tools: Tools) -> None:
+def test_a_changed_file_keeps_its_mode_when_told(root: Root, clients: Clients) -> None:
     put(root, MAIN, "a\n")
     action = WriteFile(MAIN, b"b\n", 0o600, before=b"a\n")
-    do(action, tools)
+    do(action, clients)
     assert (root.read(MAIN), mode_of(root, MAIN)) == (b"b\n", 0o600)
     assert action.describe() == f"change {MAIN}"
     assert action.diff() == f"--- {MAIN}\n+++ {MAIN}\n@@ -1 +1 @@\n-a\n+b\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_changed_file_keeps_its_owner_when_told(root: Root, tools: Tools) -> None:
-    do(WriteFile("/a", b"", owner=(12, 34)), tools)
+def test_a_changed_file_keeps_its_owner_when_told(root: Root, clients: Clients) -> None:
+    do(WriteFile("/a", b"", owner=(12, 34)), clients)
     info = root.resolve("/a").stat()
     assert (info.st_uid, info.st_gid) == (12, 34)
 
 
-def test_a_file_that_somebody_wrote_over_is_noticed(root: Root, tools: Tools) -> None:
+def test_a_file_that_somebody_wrote_over_is_noticed(root: Root, clients: Clients) -> None:
     action = WriteFile("/a", b"ours")
-    action.apply(tools)
+    action.apply(clients)
     for theirs in ("theirs", ""):
         put(root, "/a", theirs)
         with pytest.raises(HostError, match="reads back differently") as caught:
-            action.check(tools)
+            action.check(clients)
         assert caught.value.where == "/a"
     root.remove("/a")
     with pytest.raises(HostError, match="reads back differently"):
-        action.check(tools)
+        action.check(clients)
 
 
 def test_a_removed_file_takes_along_what_a_link_leads_to_and_leaves_the_link(
-    root: Root, tools: Tools
+    root: Root, clients: Clients
 ) -> None:
     put(root, "/srv/real.toml", "a\n")
     root.symlink("/link.toml", "srv/real.toml")
     action = RemoveFile("/link.toml", b"a\n")
-    do(action, tools)
+    do(action, clients)
     assert everything(root) == ["/link.toml", "/srv"]
     assert action.describe() == "remove /link.toml"
     assert action.diff() == "--- /link.toml\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
-    do(action, tools)
+    do(action, clients)
     put(root, "/srv/real.toml")
     with pytest.raises(HostError, match="still there") as caught:
-        action.check(tools)
+        action.check(clients)
     assert caught.value.where == "/link.toml"
 
 
-def test_sweeping_removes_what_a_killed_write_left_and_nothing_else(root: Root, tools: Tools) -> None:
+def test_sweeping_removes_what_a_killed_write_left_and_nothing_else(root: Root, clients: Clients) -> None:
     real = put(root, "/srv/real.toml")
     root.symlink("/link.toml", "srv/real.toml")
     temp_sibling(real).touch()
     put(root, "/srv/.real.toml.mine")
-    do(Sweep(("/link.toml", "/srv/real.toml", "/gone/a", "/srv/real.toml/x")), tools)
+    do(RemoveLeftovers(("/link.toml", "/srv/real.toml", "/gone/a", "/srv/real.toml/x")), clients)
     assert everything(root) == ["/link.toml", "/srv", "/srv/.real.toml.mine", "/srv/real.toml"]
 
 
 # --- directories and links --------------------------------------------------------------------------
 
 
-def test_a_directory_is_made_with_its_mode_and_missed_when_it_goes(root: Root, tools: Tools) -> None:
+def test_a_directory_is_made_with_its_mode_and_missed_when_it_goes(root: Root, clients: Clients) -> None:
     action = MakeDirs("/opt/kata/private", 0o700)
-    do(action, tools)
+    do(action, clients)
     assert [mode_of(root, path) for path in ("/opt/kata", "/opt/kata/private")] == [0o755, 0o700]
     assert action.describe() == "make directory /opt/kata/private"
     assert action.diff() == "new directory /opt/kata/private\n"
     root.remove_dir("/opt/kata/private")
     with pytest.raises(HostError, match="is not there"):
-        action.check(tools)
+        action.check(clients)
 
 
-def test_directories_go_in_the_order_given_and_those_in_use_stay(root: Root, tools: Tools) -> None:
+def test_directories_go_in_the_order_given_and_those_in_use_stay(root: Root, clients: Clients) -> None:
     put(root, "/a/used/theirs")
     root.make_dirs("/a/empty/deep")
     action = RemoveDirs(("/a/empty/deep", "/a/empty", "/a/used", "/a", "/gone"))
-    do(action, tools)
+    do(action, clients)
     assert everything(root) == ["/a", "/a/used", "/a/used/theirs"]
     assert action.describe() == "remove 5 empty directories"
     assert RemoveDirs(("/a",)).describe() == "remove 1 empty directory"
     assert RemoveDirs(("/a", "/b")).diff() == "remove directory /a if empty\nremove directory /b if empty\n"
 
 
-def test_links_are_made_and_missed_when_they_lead_elsewhere(root: Root, tools: Tools) -> None:
+def test_links_are_made_and_missed_when_they_lead_elsewhere(root: Root, clients: Clients) -> None:
     put(root, "/a", "a file first")
     action = MakeLinks((("/a", "x"), ("/b", "../y")))
-    do(action, tools)
+    do(action, clients)
     assert (root.read_link("/a"), root.read_link("/b")) == ("x", "../y")
     assert action.describe() == "link 2 files"
     assert action.diff() == "new link /a -> x\nnew link /b -> ../y\n"
     root.symlink("/b", "z")
     with pytest.raises(HostError, match=r"does not lead to \.\./y") as caught:
-        action.check(tools)
+        action.check(clients)
     assert caught.value.where == "/b"
 
 
@@ -198,7 +198,7 @@ def test_the_payload_is_placed_with_progress_to_the_last_byte(root: Root, placin
         told.extend((total, title))
         yield done.append
 
-    do(placing, Tools(root, unused, lambda socket: unused(), unused, progress))
+    do(placing, Clients(root, unused, lambda socket: unused(), unused, progress))
     size = sum(len(content) for content in payloads.FILES.values() if isinstance(content, bytes))
     assert told == [size, "placing below /opt/kata"]
     assert sum(done) == placing.size == size
@@ -207,7 +207,10 @@ def test_the_payload_is_placed_with_progress_to_the_last_byte(root: Root, placin
 
 
 def test_placing_counts_files_and_links_and_lists_each(placing: PlaceFiles) -> None:
-    assert placing.describe() == f"place {len(payloads.FILES)} files ({human(placing.size)}) below /opt/kata"
+    assert (
+        placing.describe()
+        == f"place {len(payloads.FILES)} files ({human_size(placing.size)}) below /opt/kata"
+    )
     lines = placing.diff().splitlines()
     assert len(lines) == len(payloads.FILES)
     assert "place /opt/kata/VERSION (11 B)" in lines
@@ -233,23 +236,23 @@ def link_elsewhere(path: Path) -> None:
     ],
 )
 def test_a_file_that_did_not_stay_as_placed_is_noticed(
-    root: Root, tools: Tools, placing: PlaceFiles, name: str, spoil: Callable[[Path], object]
+    root: Root, clients: Clients, placing: PlaceFiles, name: str, spoil: Callable[[Path], object]
 ) -> None:
-    placing.apply(tools)
+    placing.apply(clients)
     spoil(root.base / "opt/kata" / name)
     with pytest.raises(HostError, match="just placed is not there whole") as caught:
-        placing.check(tools)
+        placing.check(clients)
     assert caught.value.where == f"/opt/kata/{name}"
 
 
 def test_files_below_the_install_dir_are_removed_with_what_a_killed_run_left(
-    root: Root, tools: Tools
+    root: Root, clients: Clients
 ) -> None:
     for path in ("bin/a", "bin/b", "bin/theirs", "bin/.gone.kata-node-tmp", "share/now-a-dir/theirs"):
         put(root, f"{INSTALL_DIR}/{path}")
     root.symlink(f"{INSTALL_DIR}/bin/link", "../share")
     action = RemoveFiles(INSTALL_DIR, ("bin/a", "bin/b", "bin/link", "bin/gone", "share/now-a-dir", "no/dir"))
-    do(action, tools)
+    do(action, clients)
     assert everything(root)[2:] == [
         "/opt/kata/bin",
         "/opt/kata/bin/theirs",
@@ -261,17 +264,17 @@ def test_files_below_the_install_dir_are_removed_with_what_a_killed_run_left(
     assert RemoveFiles(INSTALL_DIR, ("a", "b")).diff() == "remove /opt/kata/a\nremove /opt/kata/b\n"
     root.symlink(f"{INSTALL_DIR}/bin/link", "back")
     with pytest.raises(HostError, match="still there") as caught:
-        action.check(tools)
+        action.check(clients)
     assert caught.value.where == "/opt/kata/bin/link"
 
 
 # --- the record -------------------------------------------------------------------------------------
 
 
-def test_the_record_is_written_after_its_backups_for_root_alone(root: Root, tools: Tools) -> None:
+def test_the_record_is_written_after_its_backups_for_root_alone(root: Root, clients: Clients) -> None:
     digest = hashlib.sha256(b"theirs").hexdigest()
-    action = Record(RECEIPT, (b"theirs", b"theirs"))
-    do(action, tools)
+    action = WriteReceipt(RECEIPT, (b"theirs", b"theirs"))
+    do(action, clients)
     assert receipts.load(root, INSTALL_DIR) == RECEIPT
     path = receipts.backup_path(INSTALL_DIR, digest)
     assert root.read(path) == b"theirs"
@@ -284,21 +287,21 @@ def posix_parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def test_a_backup_is_saved_once_and_never_again(root: Root, tools: Tools) -> None:
-    do(Record(RECEIPT, (b"theirs",)), tools)
+def test_a_backup_is_saved_once_and_never_again(root: Root, clients: Clients) -> None:
+    do(WriteReceipt(RECEIPT, (b"theirs",)), clients)
     path = receipts.backup_path(INSTALL_DIR, hashlib.sha256(b"theirs").hexdigest())
     inode = root.resolve(path).stat().st_ino
     changed = replace(RECEIPT, settings="changed")
-    do(Record(changed, (b"theirs", b"more")), tools)
+    do(WriteReceipt(changed, (b"theirs", b"more")), clients)
     assert root.resolve(path).stat().st_ino == inode
     assert len(root.list_dir(receipts.backups(INSTALL_DIR))) == 2
     assert receipts.load(root, INSTALL_DIR) == changed
 
 
 def test_a_record_whose_backup_cannot_be_saved_is_not_written(
-    root: Root, tools: Tools, monkeypatch: pytest.MonkeyPatch
+    root: Root, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    do(Record(RECEIPT), tools)
+    do(WriteReceipt(RECEIPT), clients)
     write = Root.write
 
     def full(self: Root, path: str, content: bytes, **options: Any) -> None:
@@ -308,28 +311,28 @@ def test_a_record_whose_backup_cannot_be_saved_is_not_written(
 
     monkeypatch.setattr(Root, "write", full)
     with pytest.raises(HostError, match="No space left"):
-        Record(replace(RECEIPT, settings="changed"), (b"theirs",)).apply(tools)
+        WriteReceipt(replace(RECEIPT, settings="changed"), (b"theirs",)).apply(clients)
     assert receipts.load(root, INSTALL_DIR) == RECEIPT
 
 
-def test_forgetting_removes_all_of_the_record(root: Root, tools: Tools) -> None:
-    do(Record(RECEIPT, (b"a", b"b")), tools)
+def test_forgetting_removes_all_of_the_record(root: Root, clients: Clients) -> None:
+    do(WriteReceipt(RECEIPT, (b"a", b"b")), clients)
     half = receipts.backup_path(INSTALL_DIR, hashlib.sha256(b"c").hexdigest())
     temp_sibling(root.resolve(half)).touch()
     temp_sibling(root.resolve(receipts.path(INSTALL_DIR))).touch()
-    action = Forget(INSTALL_DIR)
-    do(action, tools)
+    action = RemoveReceipt(INSTALL_DIR)
+    do(action, clients)
     assert everything(root) == ["/opt", "/opt/kata"]
     assert (action.describe(), action.diff()) == ("", "")
-    do(action, tools)
+    do(action, clients)
 
 
-def test_forgetting_leaves_what_others_put_beside_the_record(root: Root, tools: Tools) -> None:
-    do(Record(RECEIPT, (b"a",)), tools)
+def test_forgetting_leaves_what_others_put_beside_the_record(root: Root, clients: Clients) -> None:
+    do(WriteReceipt(RECEIPT, (b"a",)), clients)
     put(root, "/opt/kata/.kata-node/notes.txt")
     put(root, "/opt/kata/.kata-node/backups/mine.bak")
     (root.base / "opt/kata/.kata-node/backups/dir").mkdir()
-    do(Forget(INSTALL_DIR), tools)
+    do(RemoveReceipt(INSTALL_DIR), clients)
     assert everything(root)[2:] == [
         "/opt/kata/.kata-node",
         "/opt/kata/.kata-node/backups",
@@ -340,9 +343,9 @@ def test_forgetting_leaves_what_others_put_beside_the_record(root: Root, tools: 
 
 
 def test_the_record_goes_last_so_that_a_killed_run_is_still_known(
-    root: Root, tools: Tools, monkeypatch: pytest.MonkeyPatch
+    root: Root, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    do(Record(RECEIPT, (b"a", b"b")), tools)
+    do(WriteReceipt(RECEIPT, (b"a", b"b")), clients)
     removed: list[str] = []
     remove, remove_dir = Root.remove, Root.remove_dir
 
@@ -356,7 +359,7 @@ def test_the_record_goes_last_so_that_a_killed_run_is_still_known(
 
     monkeypatch.setattr(Root, "remove", noted)
     monkeypatch.setattr(Root, "remove_dir", noted_dir)
-    do(Forget(INSTALL_DIR), tools)
+    do(RemoveReceipt(INSTALL_DIR), clients)
     assert removed[-3:] == [
         receipts.backups(INSTALL_DIR),
         receipts.path(INSTALL_DIR),
@@ -368,7 +371,9 @@ def test_the_record_goes_last_so_that_a_killed_run_is_still_known(
 
 
 def test_a_plan_shows_the_actions_a_person_cares_for() -> None:
-    plan = Plan("two things", (Record(RECEIPT), MakeDirs("/a"), Forget(INSTALL_DIR), RemoveFile("/b")))
+    plan = Plan(
+        "two things", (WriteReceipt(RECEIPT), MakeDirs("/a"), RemoveReceipt(INSTALL_DIR), RemoveFile("/b"))
+    )
     assert plan.changes == ("make directory /a", "remove /b")
 
 
@@ -414,4 +419,4 @@ def test_a_change_is_shown_as_diff_shows_it(before: bytes | None, after: bytes |
     ],
 )
 def test_a_size_is_shown_in_the_unit_that_fits(size: int, shown: str) -> None:
-    assert human(size) == shown
+    assert human_size(size) == shown

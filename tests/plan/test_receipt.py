@@ -14,14 +14,23 @@ import pytest
 from kata_node.errors import HostError, ReceiptError
 from kata_node.host.files import Root
 from kata_node.plan import receipt as receipts
-from kata_node.plan.receipt import SCHEMA, Artifacts, Backup, Cri, CriFile, Placed, Previous, Receipt
+from kata_node.plan.receipt import (
+    SCHEMA,
+    ArtifactsRecord,
+    Backup,
+    CriFile,
+    CriRecord,
+    PlacedFile,
+    PreviousFile,
+    Receipt,
+)
 
 INSTALL_DIR = "/opt/kata"
 WHERE = "/opt/kata/.kata-node/receipt.json"
 MAIN = "/etc/containerd/config.toml"
 BACKUP = Backup("b" * 64, 0o640, 12, 34)
 
-SERVING = Cri(
+SERVING = CriRecord(
     state="serving",
     runtime="containerd",
     version="2.1.9",
@@ -40,21 +49,21 @@ FULL = Receipt(
     install_dir=INSTALL_DIR,
     program="1.2.3",
     settings="e" * 64,
-    artifacts=Artifacts(
+    artifacts=ArtifactsRecord(
         state="placing",
         release="3.20.0",
         inputs="f" * 64,
         files={
-            "bin": Placed("dir", 0o755),
-            "bin/qemu": Placed("file", 0o755, 1 << 40, 1_700_000_000, "a" * 64, pending=True),
-            "share/größe 雪\n": Placed("link", 0o777, link="../bin/qemu"),
+            "bin": PlacedFile("dir", 0o755),
+            "bin/qemu": PlacedFile("file", 0o755, 1 << 40, 1_700_000_000, "a" * 64, pending=True),
+            "share/größe 雪\n": PlacedFile("link", 0o777, link="../bin/qemu"),
         },
         made_dirs=("/opt", "/opt/kata"),
     ),
     cri=replace(
         SERVING,
         state="restarting",
-        previous=(Previous(MAIN, BACKUP), Previous("/etc/containerd/conf.d/x.toml", None)),
+        previous=(PreviousFile(MAIN, BACKUP), PreviousFile("/etc/containerd/conf.d/x.toml", None)),
         fallback=SERVING,
     ),
 )

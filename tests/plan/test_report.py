@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kata_node.errors import HostError, LockedError, UnfitNodeError
+from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.plan import report as reports
 from kata_node.plan.report import (
     TERMINATION_MESSAGE_LIMIT,
-    Check,
+    Finding,
     Problem,
     StageReport,
     to_json,
@@ -19,7 +19,9 @@ from kata_node.plan.report import (
     write_termination_message,
 )
 
-ERROR = Problem.of(HostError("No space left on device", where="/opt/kata/bin/qemu", hint="free some space"))
+ERROR = Problem.from_error(
+    HostError("No space left on device", where="/opt/kata/bin/qemu", hint="free some space")
+)
 DONE = StageReport(
     "artifacts",
     "done",
@@ -34,13 +36,15 @@ CHECKS = StageReport(
     "failed",
     "1 passed, 1 warnings, 2 failed",
     checks=(
-        Check("kvm", "fail", "/dev/kvm is missing", "enable virtualization"),
-        Check("space", "fail", "1.0 GiB free", "free 2 GiB", permanent=False),
-        Check("vhost", "warn", "the module is not loaded", "modprobe vhost_vsock"),
-        Check("arch", "pass", "x86_64", "of no use here"),
-        Check("systemd", "skip", "offline"),
+        Finding("kvm", "fail", "/dev/kvm is missing", "enable virtualization"),
+        Finding("space", "fail", "1.0 GiB free", "free 2 GiB", permanent=False),
+        Finding("vhost", "warn", "the module is not loaded", "modprobe vhost_vsock"),
+        Finding("arch", "pass", "x86_64", "of no use here"),
+        Finding("systemd", "skip", "offline"),
     ),
-    error=Problem.of(UnfitNodeError("kvm: /dev/kvm is missing; space: 1.0 GiB free", hint="enable it")),
+    error=Problem.from_error(
+        IneligibleNodeError("kvm: /dev/kvm is missing; space: 1.0 GiB free", hint="enable it")
+    ),
 )
 
 
@@ -68,7 +72,7 @@ def test_an_error_is_told_with_where_and_what_to_do() -> None:
         "  at: /opt/kata/bin/qemu",
         "  hint: free some space",
     ]
-    bare = StageReport("cri", "failed", "why", error=Problem.of(HostError("why")))
+    bare = StageReport("cri", "failed", "why", error=Problem.from_error(HostError("why")))
     assert to_text(bare, diffs=False) == "cri              failed   why"
 
 
@@ -132,7 +136,9 @@ def test_the_json_document_of_a_failure_has_the_error_and_the_checks() -> None:
     [
         pytest.param(DONE, 0, id="done"),
         pytest.param(CHECKS, 3, id="unfit"),
-        pytest.param(StageReport("cri", "failed", "", error=Problem.of(LockedError("held"))), 5, id="locked"),
+        pytest.param(
+            StageReport("cri", "failed", "", error=Problem.from_error(LockedError("held"))), 5, id="locked"
+        ),
     ],
 )
 def test_the_exit_code_is_that_of_the_error(report: StageReport, code: int) -> None:
@@ -193,7 +199,7 @@ def test_however_long_its_texts_the_message_is_whole_and_fits(
 ) -> None:
     text = character * length
     error = Problem(text, text, text, 4)
-    checks = tuple(Check(text, "fail", text, text) for _ in range(30))
+    checks = tuple(Finding(text, "fail", text, text) for _ in range(30))
     found = message(tmp_path / "log", StageReport("host-check", "failed", text, checks=checks, error=error))
     assert isinstance(found, dict)
     assert (found["stage"], found["outcome"], found["error"]["exit_code"]) == ("host-check", "failed", 4)
@@ -213,7 +219,7 @@ def test_a_long_text_does_not_cost_the_short_ones_a_character(tmp_path: Path) ->
 
 
 def test_failed_checks_are_listed_while_there_is_room(tmp_path: Path) -> None:
-    checks = tuple(Check(f"check-{number}", "fail", "why " * 20) for number in range(20))
+    checks = tuple(Finding(f"check-{number}", "fail", "why " * 20) for number in range(20))
     found = message(tmp_path / "log", StageReport("host-check", "failed", "20 failed", checks=checks))
     assert isinstance(found, dict)
     assert len(found["failed"]) == 20

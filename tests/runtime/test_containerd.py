@@ -13,10 +13,10 @@ from kata_node.errors import HostError
 from kata_node.runtime.containerd import config as containerd
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.containerd.config import ContainerdConfig
-from kata_node.runtime.containerd.read import in_order
+from kata_node.runtime.containerd.read import in_read_order
 from kata_node.runtime.containerd.render import render
-from kata_node.runtime.model.config import ConfigFile, Wanted, is_drop_in, own_paths
-from kata_node.runtime.model.distributions import home
+from kata_node.runtime.model.config import ConfigFile, DesiredConfig, is_drop_in, own_paths
+from kata_node.runtime.model.distributions import runtime_paths
 from kata_node.settings import shims
 from kata_node.settings.model import Settings
 from kata_node.settings.runtime import ContainerdSettings
@@ -39,7 +39,7 @@ V21 = parse_version("2.1.9")
 
 def config(settings: Settings = SETTINGS, version: str = "2.1.9", main: str = MAIN) -> ContainerdConfig:
     """Plain containerd, with its main file where the command line says."""
-    plain = replace(home("k8s", "containerd"), config=main)
+    plain = replace(runtime_paths("k8s", "containerd"), config=main)
     return ContainerdConfig(settings.install_dir, settings.suffix, parse_version(version), plain)
 
 
@@ -53,7 +53,7 @@ class Host:
         deep = pattern.count("/")  # a wildcard stays within one directory
         return sorted(p for p in self.files if p.count("/") == deep and fnmatch.fnmatchcase(p, pattern))
 
-    def closure(self, main: str = MAIN) -> dict[str, bytes]:
+    def read_files(self, main: str = MAIN) -> dict[str, bytes]:
         return containerd_read.import_closure(main, self.files.get, self.glob)
 
     def apply(self, changes: Sequence[ConfigFile]) -> None:
@@ -63,20 +63,20 @@ class Host:
             else:
                 self.files[change.path] = change.content
 
-    def install(self, settings: Settings = SETTINGS, version: str = "2.1.9") -> Wanted:
-        wanted = config(settings, version).wanted(settings, self.closure())
-        self.apply(wanted.files)
-        return wanted
+    def install(self, settings: Settings = SETTINGS, version: str = "2.1.9") -> DesiredConfig:
+        desired_config = config(settings, version).desired_config(settings, self.read_files())
+        self.apply(desired_config.files)
+        return desired_config
 
     def revert(self, settings: Settings = SETTINGS) -> None:
         if main := self.files.get(MAIN):
-            self.apply([ConfigFile(MAIN, config(settings).without_us(MAIN, main))])
+            self.apply([ConfigFile(MAIN, config(settings).without_entry(MAIN, main))])
         self.apply([ConfigFile(path, None) for path in own_paths(config(settings))])
 
     def handlers(self) -> set[str]:
         """What any file containerd reads defines under the CRI plugin of schema 3."""
         found: set[str] = set()
-        for content in self.closure().values():
+        for content in self.read_files().values():
             plugins = tomllib.loads(content.decode()).get("plugins", {})
             found |= set(plugins.get(RUNTIME, {}).get("containerd", {}).get("runtimes", {}))
         return found
@@ -137,8 +137,8 @@ def test_each_shim_becomes_a_handler_with_its_own_program_and_configuration() ->
 
 def test_a_suffix_names_the_handlers_and_files_but_not_the_type() -> None:
     host = Host({})
-    wanted = host.install(SECOND)
-    assert wanted.handlers == ("kata-qemu-two", "kata-clh-runtime-rs-two")
+    desired_config = host.install(SECOND)
+    assert desired_config.handlers == ("kata-qemu-two", "kata-clh-runtime-rs-two")
     drop_in = host.files["/opt/kata-two/containerd/config.d/99-kata-deploy-two.toml"].decode()
     assert 'runtimes.kata-qemu-two]\nruntime_type = "io.containerd.kata-qemu.v2"' in drop_in
     assert "/opt/kata/" not in drop_in
@@ -242,7 +242,7 @@ def test_a_main_file_made_here_stays_when_somebody_put_more_into_it() -> None:
     host.install()
     host.files[MAIN] += b"[debug]\nlevel = 'debug'\n"
     host.revert()
-    assert host.files == {MAIN: containerd.MADE_MAIN + b"[debug]\nlevel = 'debug'\n"}
+    assert host.files == {MAIN: containerd.INITIAL_MAIN_FILE + b"[debug]\nlevel = 'debug'\n"}
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_conf_d_is_used_only_where_a_file_on_disk_imports_it(
     assert host.install(version=version).mode == mode
     assert (CONF_D in host.files, DROP_IN in host.files) == (mode == "conf.d", mode == "import")
     assert (host.files.get(MAIN) == main) == (mode == "conf.d")
-    assert {CONF_D, DROP_IN} & set(host.closure()), "the drop-in is not among what containerd reads"
+    assert {CONF_D, DROP_IN} & set(host.read_files()), "the drop-in is not among what containerd reads"
     host.revert()
     assert host.files == before
 
@@ -310,7 +310,7 @@ def test_conf_d_is_used_only_where_a_file_on_disk_imports_it(
 def test_what_is_imported_is_written_before_what_imports_it_and_what_must_go_comes_last() -> None:
     host = Host({MAIN: "version = 2\n"})
     settings = replace(SETTINGS, user_drop_in="[debug]\n")
-    install = config(settings).wanted(settings, host.closure()).files
+    install = config(settings).desired_config(settings, host.read_files()).files
     assert [(file.path, file.content is not None) for file in install] == [
         (DROP_IN, True),
         (USER, True),
@@ -325,14 +325,14 @@ def test_an_upgraded_runtime_moves_the_drop_ins_and_leaves_no_stale_import() -> 
     settings = replace(SETTINGS, user_drop_in="[debug]\nlevel = 'debug'")
     host.install(settings, "2.1.9")
     assert set(host.files) == {MAIN, DROP_IN, USER}
-    old = host.closure()
+    old = host.read_files()
     moved = host.install(settings, "2.2.0")
     assert moved.mode == "conf.d"
     assert host.files[MAIN] == IMPORTS_CONF_D
     assert set(host.files) == {MAIN, CONF_D, CONF_D_USER}
     assert [file.path for file in moved.files] == [CONF_D, CONF_D_USER, MAIN, DROP_IN, USER]
     host.install(settings, "2.1.9")  # and a downgrade moves them back
-    assert host.closure() == old
+    assert host.read_files() == old
     host.revert(settings)
     assert host.files == {MAIN: IMPORTS_CONF_D}
 
@@ -353,7 +353,7 @@ def test_a_user_drop_in_comes_verbatim_and_goes_when_it_is_switched_off(main: by
     host.install(replace(SETTINGS, user_drop_in="[debug]\n  level = 'debug'\n\n"), version)
     user = next(path for path in host.files if "user" in path)
     assert host.files[user] == b"[debug]\n  level = 'debug'\n"
-    assert list(host.closure())[-1] == user, "it must be read last, to have the last word"
+    assert list(host.read_files())[-1] == user, "it must be read last, to have the last word"
     host.install(replace(SETTINGS, user_drop_in=" \n"), version)
     assert user not in host.files
 
@@ -379,20 +379,20 @@ def test_an_import_that_names_a_drop_in_by_its_path_does_not_outlive_it(path: st
 
 
 @pytest.mark.parametrize(
-    "main", [IMPORTS_CONF_D, containerd.MADE_MAIN, b"", b"imports = ['/opt/kata-two/*.toml']"]
+    "main", [IMPORTS_CONF_D, containerd.INITIAL_MAIN_FILE, b"", b"imports = ['/opt/kata-two/*.toml']"]
 )
 def test_the_way_back_leaves_a_main_file_alone_that_never_named_us(main: bytes) -> None:
-    assert config().without_us(MAIN, main) == main
+    assert config().without_entry(MAIN, main) == main
 
 
 def test_what_the_main_file_was_without_us_is_known_even_when_we_are_in_it() -> None:
     host = Host({MAIN: "version = 2\n"})
     for _ in range(2):
         main = next(file for file in host.install().files if file.path == MAIN)
-        assert (main.content, main.without) == (host.files[MAIN], b"version = 2\n")
+        assert (main.content, main.content_without_entry) == (host.files[MAIN], b"version = 2\n")
     host = Host({})
     for _ in range(2):
-        assert next(file for file in host.install().files if file.path == MAIN).without is None
+        assert next(file for file in host.install().files if file.path == MAIN).content_without_entry is None
 
 
 def test_an_admin_may_move_our_entry_among_the_imports() -> None:
@@ -421,9 +421,9 @@ def test_a_recorded_file_is_told_from_the_main_one_by_its_path(path: str, ours: 
 def test_conf_d_is_looked_for_beside_the_main_file() -> None:
     main = "/srv/containerd/main.toml"
     files = {main: b"version = 3\nimports = ['conf.d/*.toml']\n"}
-    wanted = config(SETTINGS, "2.3.4", main).wanted(SETTINGS, files)
-    assert wanted.mode == "conf.d"
-    assert wanted.files[0].path == "/srv/containerd/conf.d/99-kata-deploy.toml"
+    desired_config = config(SETTINGS, "2.3.4", main).desired_config(SETTINGS, files)
+    assert desired_config.mode == "conf.d"
+    assert desired_config.files[0].path == "/srv/containerd/conf.d/99-kata-deploy.toml"
     assert "/srv/containerd/conf.d/99-kata-deploy.toml" in own_paths(config(main=main))
 
 
@@ -471,14 +471,14 @@ def test_imports_are_followed_in_the_order_containerd_reads_them() -> None:
             "/etc/containerd/unread.toml": "",
         }
     )
-    assert list(host.closure()) == [
+    assert list(host.read_files()) == [
         MAIN,
         "/etc/containerd/sub/1.toml",
         "/etc/containerd/sub/2.toml",
         "/etc/b.toml",
         "/etc/containerd/sub/deep/x.toml",
     ]
-    assert Host({}).closure() == {}
+    assert Host({}).read_files() == {}
 
 
 def test_the_imports_of_a_file_are_given_as_written() -> None:
@@ -655,13 +655,13 @@ def test_from_2_3_each_file_may_have_the_table_of_its_own_schema(main: str, user
 
 def test_a_broken_user_drop_in_is_found_before_anything_is_written() -> None:
     host = Host({MAIN: "version = 2\n"})
-    wanted = config().wanted(replace(SETTINGS, user_drop_in="nonsense"), host.files)
+    desired_config = config().desired_config(replace(SETTINGS, user_drop_in="nonsense"), host.files)
     problems = containerd_read.check(
         MAIN,
-        host.files | {file.path: file.content for file in wanted.files if file.content is not None},
+        host.files | {file.path: file.content for file in desired_config.files if file.content is not None},
         own_paths=own_paths(config()),
-        handlers=wanted.handlers,
-        labels=wanted.labels,
+        handlers=desired_config.handlers,
+        labels=desired_config.labels,
     )
     assert [problem.split(": ")[0] for problem in problems] == [f"{USER} (from containerd.userDropIn)"]
 
@@ -693,4 +693,4 @@ def test_globs_find_what_go_finds(pattern: str, found: set[str]) -> None:
     host = Host(
         {"/etc/containerd/a/x1.toml": "", "/etc/containerd/a/.y.toml": "", MAIN: f"imports = ['{pattern}']"}
     )
-    assert set(in_order(MAIN, host.files)) - {MAIN} == found
+    assert set(in_read_order(MAIN, host.files)) - {MAIN} == found

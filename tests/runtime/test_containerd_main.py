@@ -12,9 +12,9 @@ import pytest
 from kata_node.errors import HostError, KataNodeError
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd.config import ContainerdConfig
-from kata_node.runtime.model.distributions import home
+from kata_node.runtime.model.distributions import runtime_paths
 from kata_node.settings import shims
-from kata_node.settings.handlers import names
+from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
 from kata_node.toml import tables as toml_tables
@@ -49,8 +49,8 @@ SystemdCgroup = true
 
 
 def config(settings: Settings) -> ContainerdConfig:
-    version, place = parse_version("1.7.24"), home("k8s", "containerd")
-    return ContainerdConfig(settings.install_dir, settings.suffix, version, place, names(settings))
+    version, place = parse_version("1.7.24"), runtime_paths("k8s", "containerd")
+    return ContainerdConfig(settings.install_dir, settings.suffix, version, place, handler_names(settings))
 
 
 def install(text: str | None, settings: Settings = SETTINGS, imported: str | None = None) -> str:
@@ -58,13 +58,15 @@ def install(text: str | None, settings: Settings = SETTINGS, imported: str | Non
     if text is not None:
         files[MAIN] = text.encode()
     [content] = [
-        file.content for file in config(settings).wanted(settings, files).files if file.content is not None
+        file.content
+        for file in config(settings).desired_config(settings, files).files
+        if file.content is not None
     ]
     return content.decode()
 
 
 def revert(text: str, settings: Settings = SETTINGS) -> str | None:
-    left = config(settings).without_us(MAIN, text.encode())
+    left = config(settings).without_entry(MAIN, text.encode())
     return None if left is None else left.decode()
 
 
@@ -206,7 +208,7 @@ def test_a_file_made_from_nothing_says_so_and_goes_again() -> None:
 
 def test_a_file_made_from_nothing_stays_with_what_others_put_in_it() -> None:
     made = install(None) + "[debug]\nlevel = 'debug'\n"
-    assert revert(made) == containerd_main.MADE_MAIN.decode() + "[debug]\nlevel = 'debug'\n"
+    assert revert(made) == containerd_main.INITIAL_MAIN_FILE.decode() + "[debug]\nlevel = 'debug'\n"
 
 
 def test_a_handler_that_is_off_now_disappears() -> None:
@@ -219,7 +221,7 @@ def test_a_file_written_anew_without_comments_is_installed_into_again(text: str)
     rewritten = "".join(line for line in install(text).splitlines(keepends=True) if not line.startswith("#"))
     again = install(rewritten)
     assert tomllib.loads(again) == tomllib.loads(install(text))
-    assert toml_tables.is_whole(again.encode(), "default", where=MAIN)
+    assert toml_tables.has_both_markers(again.encode(), "default", where=MAIN)
     left = revert(rewritten)
     assert left is not None
     assert set(runtimes(left)) == {"runc"}

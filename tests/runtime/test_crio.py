@@ -14,7 +14,7 @@ from kata_node.host.atomic_replace import temp_sibling
 from kata_node.host.files import Root
 from kata_node.runtime.crio import CrioConfig
 from kata_node.runtime.model import config as cri_config
-from kata_node.runtime.model.config import Wanted
+from kata_node.runtime.model.config import DesiredConfig
 from kata_node.settings import shims
 from kata_node.settings.model import Settings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
@@ -54,34 +54,34 @@ class Host:
         found = {path for path in ancestors if not path.endswith("/") and path.count("/") == deep}
         return sorted(fnmatch.filter(found, pattern))
 
-    def closure(self) -> dict[str, bytes]:
-        return CrioConfig("/opt/kata", "").closure(self.read, self.glob)
+    def read_files(self) -> dict[str, bytes]:
+        return CrioConfig("/opt/kata", "").read_files(self.read, self.glob)
 
-    def install(self, settings: Settings = SETTINGS) -> Wanted:
-        wanted = crio(settings).wanted(settings, self.closure())
-        for file in wanted.files:
+    def install(self, settings: Settings = SETTINGS) -> DesiredConfig:
+        desired_config = crio(settings).desired_config(settings, self.read_files())
+        for file in desired_config.files:
             if file.content is None:
                 self.files.pop(file.path, None)
             else:
                 self.files[file.path] = file.content
-        return wanted
+        return desired_config
 
     def served(self) -> dict[str, object]:
         """The tables of all handlers, as CRI-O merges them."""
         tables: dict[str, object] = {}
-        for content in self.closure().values():
+        for content in self.read_files().values():
             tables |= tomllib.loads(content.decode()).get("crio", {}).get("runtime", {}).get("runtimes", {})
         return tables
 
     def problems(self, settings: Settings = SETTINGS, *, missing: str = "") -> list[str]:
         """What is found wrong once the instance is installed; ``missing`` is not on the host."""
-        wanted = self.install(settings)
-        return self.check(settings, wanted.handlers, missing=missing)
+        desired_config = self.install(settings)
+        return self.check(settings, desired_config.handlers, missing=missing)
 
     def check(self, settings: Settings, handlers: tuple[str, ...], *, missing: str = "") -> list[str]:
         config = crio(settings)
         return config.check(
-            self.closure(),
+            self.read_files(),
             own_paths=cri_config.own_paths(config),
             handlers=handlers,
             labels={},
@@ -157,8 +157,8 @@ def test_no_two_instances_have_a_file_in_common_whatever_the_suffix(suffix: str)
 def test_the_drop_in_tells_whose_it_is_by_the_programs_it_names() -> None:
     host = Host()
     host.install()
-    assert cri_config.is_of("/opt/kata", host.files[DROP_IN])
-    assert not cri_config.is_of("/opt/kata-two", host.files[DROP_IN])
+    assert cri_config.is_drop_in_of("/opt/kata", host.files[DROP_IN])
+    assert not cri_config.is_drop_in_of("/opt/kata-two", host.files[DROP_IN])
 
 
 def test_no_file_of_others_is_touched() -> None:
@@ -198,7 +198,7 @@ def test_everything_below_the_drop_in_directory_is_read_whatever_its_name_in_its
     ]
     there = dict.fromkeys(sorted(paths, reverse=True), "")
     host = Host({**there, f"{CONF_D}/empty/": "", "/etc/crio/crio.conf.bak": "", "/etc/crio/other/x": ""})
-    assert list(host.closure()) == paths
+    assert list(host.read_files()) == paths
 
 
 def test_an_empty_directory_is_not_taken_for_a_file(tmp_path: Path) -> None:
@@ -206,24 +206,24 @@ def test_an_empty_directory_is_not_taken_for_a_file(tmp_path: Path) -> None:
     root.make_dirs(f"{CONF_D}/empty/too")
     root.make_dirs(f"{CONF_D}/sub")
     root.write(f"{CONF_D}/sub/x", b"")
-    assert list(crio().closure(root.read, root.glob)) == [f"{CONF_D}/sub/x"]
+    assert list(crio().read_files(root.read, root.glob)) == [f"{CONF_D}/sub/x"]
 
 
 def test_what_an_interrupted_write_left_is_not_taken_for_a_file_of_others(tmp_path: Path) -> None:
     root = Root(tmp_path)
-    wanted = crio().wanted(SETTINGS, {})
+    desired_config = crio().desired_config(SETTINGS, {})
     root.make_dirs(CONF_D)
-    root.write(DROP_IN, wanted.files[0].content or b"")
+    root.write(DROP_IN, desired_config.files[0].content or b"")
     for path in (DROP_IN, DEBUG):
-        temp_sibling(root.resolve(path)).write_bytes(wanted.files[0].content or b"")
-    files = crio().closure(root.read, root.glob)
+        temp_sibling(root.resolve(path)).write_bytes(desired_config.files[0].content or b"")
+    files = crio().read_files(root.read, root.glob)
     assert list(files) == [DROP_IN]
     config = crio()
     assert (
         config.check(
             files,
             own_paths=cri_config.own_paths(config),
-            handlers=wanted.handlers,
+            handlers=desired_config.handlers,
             labels={},
             exists=lambda path: True,
         )
@@ -232,7 +232,7 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_file_of_others(tmp_pa
 
 
 def test_a_host_without_any_file_has_an_empty_closure() -> None:
-    assert Host().closure() == {}
+    assert Host().read_files() == {}
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_defined_are_the_handlers_of_every_sound_file_that_is_read() -> None:
         f"{CONF_D}/broken": b"[crio.runtime.runtimes.c]\nruntime_path = 1\n",
         "/etc/crio/elsewhere": b"[crio.runtime.runtimes.d]\n",
     }
-    assert crio().defined(files) == {"a", "b"}
+    assert crio().defined_handlers(files) == {"a", "b"}
 
 
 OPTION = '[crio]\nstorage_option = ["overlay.skip_mount_home=true"]\n'
@@ -362,13 +362,13 @@ def test_sighup_is_enough_unless_what_crio_reads_only_at_its_start_changes(
     others: str, first_reloads: bool
 ) -> None:
     host = Host({OTHERS: others})
-    fresh = host.closure()
+    fresh = host.read_files()
     host.install()
-    first = host.closure()
+    first = host.read_files()
     host.install(replace(SETTINGS, debug=True, shims=SETTINGS.shims[:1]))
     host.install(SECOND)
-    later = host.closure()
-    assert crio().reloads(fresh, first) is first_reloads
-    assert crio().reloads(first, fresh) is first_reloads
-    assert crio().reloads(first, later)
-    assert crio().reloads(later, first)
+    later = host.read_files()
+    assert crio().loads_without_restart(fresh, first) is first_reloads
+    assert crio().loads_without_restart(first, fresh) is first_reloads
+    assert crio().loads_without_restart(first, later)
+    assert crio().loads_without_restart(later, first)

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from fakes import MAIN, FakeNode
 
-from kata_node.errors import KataNodeError, UnfitNodeError
+from kata_node.errors import IneligibleNodeError, KataNodeError
 from kata_node.host.files import Root
 from kata_node.host.systemd import Unit
-from kata_node.plan.context import Look, Options
-from kata_node.plan.receipt import Cri, CriFile, Receipt
+from kata_node.plan.context import Options, StageContext
+from kata_node.plan.receipt import CriFile, CriRecord, Receipt
 from kata_node.runtime import compatibility, config_selection
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.k0s import K0sConfig
-from kata_node.runtime.facts import find_home, find_unit, look, look_for_revert
+from kata_node.runtime.facts import find_runtime_paths, find_unit, look, look_for_revert
 from kata_node.runtime.model import distributions
-from kata_node.runtime.model.distributions import Home, home
+from kata_node.runtime.model.distributions import RuntimePaths, runtime_paths
 from kata_node.settings import load as settings
 from kata_node.settings.model import Settings
 from kata_node.settings.runtime import ContainerdSettings
@@ -44,28 +44,30 @@ class Units(FakeNode):
         return Unit(name, "loaded", self.states[name], "", "success", "1" * 32, 42, argv, False, 1)
 
 
-def recorded(unit: str = "", *, runtime: str = "containerd", state: str = "serving", path: str = "") -> Cri:
+def recorded(
+    unit: str = "", *, runtime: str = "containerd", state: str = "serving", path: str = ""
+) -> CriRecord:
     files = (CriFile(path, None, "0" * 64),) if path else ()
-    return Cri(state, runtime, "2.1.9", unit, "1", "boot", ("kata-qemu",), files)  # type: ignore[arg-type]
+    return CriRecord(state, runtime, "2.1.9", unit, "1", "boot", ("kata-qemu",), files)  # type: ignore[arg-type]
 
 
 def looking(
     states: Mapping[str, str],
     tmp_path: Path,
     *,
-    cri: Cri | None = None,
+    cri: CriRecord | None = None,
     socket: str = "",
     containerd: ContainerdSettings | None = None,
     runtime: str = "",
     lines: Mapping[str, tuple[str, ...]] | None = None,
     **changes: Any,
-) -> Look:
+) -> StageContext:
     node = Units(Root(tmp_path), states=states, lines=lines or {}, **changes)
     wanted: Settings = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
-    return Look(
+    return StageContext(
         replace(wanted, containerd=containerd or wanted.containerd),
         Receipt("default", "/opt/kata", "1", cri=cri),
-        node.tools(),
+        node.clients(),
         Options(Path(), cri_socket=socket, runtime=runtime),
     )
 
@@ -126,7 +128,7 @@ def test_the_unit_that_runs_the_cri_is_found(
 
 
 def test_of_two_runtimes_that_are_up_none_is_guessed_at(tmp_path: Path) -> None:
-    with pytest.raises(UnfitNodeError, match="several") as caught:
+    with pytest.raises(IneligibleNodeError, match="several") as caught:
         find_unit(looking({CRIO: "active", CONTAINERD: "active"}, tmp_path), for_revert=False)
     assert "--cri-socket" in caught.value.hint
 
@@ -143,7 +145,7 @@ def test_of_two_runtimes_that_are_up_none_is_guessed_at(tmp_path: Path) -> None:
     ],
 )
 def test_the_way_back_restarts_what_has_the_handlers(
-    states: Mapping[str, str], cri: Cri, expected: str | None, tmp_path: Path
+    states: Mapping[str, str], cri: CriRecord, expected: str | None, tmp_path: Path
 ) -> None:
     found = find_unit(looking(states, tmp_path, cri=cri), for_revert=True)
     assert (found.name if found else None) == expected
@@ -153,7 +155,9 @@ def test_the_socket_of_the_flag_goes_before_that_of_the_values(tmp_path: Path) -
     values = ContainerdSettings(runtime_socket="/run/values.sock")
     for socket, expected in (("", "/run/values.sock"), ("/run/flag.sock", "/run/flag.sock")):
         there = looking({CONTAINERD: "active"}, tmp_path, socket=socket, containerd=values)
-        assert find_home(there, find_unit(there, for_revert=False), for_revert=False).socket == expected
+        assert (
+            find_runtime_paths(there, find_unit(there, for_revert=False), for_revert=False).socket == expected
+        )
 
 
 def test_a_unit_of_another_runtime_than_the_one_that_answers_is_not_taken_for_it(tmp_path: Path) -> None:
@@ -165,7 +169,11 @@ def test_a_unit_of_another_runtime_than_the_one_that_answers_is_not_taken_for_it
         version="1.36.3",
     )
     facts = look(there)
-    assert (facts.unit, facts.home.runtime, facts.home.socket) == ("", "cri-o", "/run/mine.sock")
+    assert (facts.unit, facts.runtime_paths.runtime, facts.runtime_paths.socket) == (
+        "",
+        "cri-o",
+        "/run/mine.sock",
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,25 +209,28 @@ def test_the_way_back_judges_by_the_release_that_runs_now(
     ],
 )
 def test_a_file_of_before_is_judged_as_what_it_was_then(path: str, unit: str, main: str) -> None:
-    now = config_selection.configuration(
-        Receipt("default", "/opt/kata", "1"), "", runtime_version("cri-o://1.36.3"), home("k8s", "cri-o")
+    now = config_selection.config_for(
+        Receipt("default", "/opt/kata", "1"),
+        "",
+        runtime_version("cri-o://1.36.3"),
+        runtime_paths("k8s", "cri-o"),
     )
     receipt = Receipt("blue", "/opt/kata-blue", "1", cri=recorded(unit, path=path))
-    found = config_selection.keeper(now, path, receipt)
+    found = config_selection.config_that_edited(now, path, receipt)
     assert isinstance(found, ContainerdConfig)
     assert (found.main_path, found.suffix, path in found.shared_paths()) == (main, "blue", True)
 
 
 def test_a_file_that_is_still_the_runtimes_is_judged_as_it_is_now() -> None:
     receipt = Receipt("default", "/opt/kata", "1", cri=recorded(CONTAINERD, path=MAIN))
-    now = config_selection.configuration(
-        receipt, "", runtime_version("containerd://2.2.1"), home("k8s", "containerd")
+    now = config_selection.config_for(
+        receipt, "", runtime_version("containerd://2.2.1"), runtime_paths("k8s", "containerd")
     )
-    assert config_selection.keeper(now, MAIN, receipt) is now
+    assert config_selection.config_that_edited(now, MAIN, receipt) is now
 
 
 @pytest.mark.parametrize(
-    ("where", "values", "config", "drop_ins"),
+    ("where", "values", "config", "drop_in_dirs"),
     [
         pytest.param("k8s", ContainerdSettings(config_dir="/etc/c"), "/etc/c/config.toml", {}, id="moved"),
         pytest.param(
@@ -235,16 +246,16 @@ def test_a_file_that_is_still_the_runtimes_is_judged_as_it_is_now() -> None:
     ],
 )
 def test_the_values_can_say_where_containerd_keeps_its_files(
-    where: str, values: ContainerdSettings, config: str, drop_ins: Mapping[int, str]
+    where: str, values: ContainerdSettings, config: str, drop_in_dirs: Mapping[int, str]
 ) -> None:
-    found = config_selection.located(home(where, "containerd"), values, ())
-    assert (found.config, found.drop_ins) == (config, drop_ins)
+    found = config_selection.with_configured_paths(runtime_paths(where, "containerd"), values, ())
+    assert (found.config, found.drop_in_dirs) == (config, drop_in_dirs)
 
 
 def test_no_value_for_containerd_moves_another_runtime() -> None:
-    assert config_selection.located(
-        home("k8s", "cri-o"), ContainerdSettings(runtime_socket="/x", config_dir="/y"), ()
-    ) == home("k8s", "cri-o")
+    assert config_selection.with_configured_paths(
+        runtime_paths("k8s", "cri-o"), ContainerdSettings(runtime_socket="/x", config_dir="/y"), ()
+    ) == runtime_paths("k8s", "cri-o")
 
 
 # What is refused whatever the state of the node
@@ -270,10 +281,10 @@ def test_what_cannot_be_carried_out_is_told_by_its_setting(
             {}, tmp_path, runtime=runtime, runtime_name=found.name, version=str(found.version), handlers=()
         )
     )
-    facts = replace(facts, home=home(where, found.name))
+    facts = replace(facts, runtime_paths=runtime_paths(where, found.name))
     overrides = {"shims": "qemu", "multi_install_suffix": suffix, "k8s_distribution": where}
     wanted = settings.load(None, overrides=overrides, arch="x86_64")
-    error = compatibility.refusal(wanted, facts, Receipt("default", "/opt/kata", ""))
+    error = compatibility.incompatibility(wanted, facts, Receipt("default", "/opt/kata", ""))
     assert (error.where if error else "") == refused
 
 
@@ -290,15 +301,15 @@ def test_where_a_container_for_another_distribution_sees_no_socket_the_distribut
     with pytest.raises(KataNodeError) as raised:
         look(looking(states, tmp_path, state="inactive"))
     assert (raised.value.where, raised.value.hint[: len(told[1])]) == told
-    assert isinstance(raised.value, UnfitNodeError) == (K3S in states)
+    assert isinstance(raised.value, IneligibleNodeError) == (K3S in states)
 
 
 # k0s
 
 
 def k0s(version: str, suffix: str = "") -> K0sConfig:
-    there: Home = distributions.home("k0s", "containerd")
-    return K0sConfig("/opt/kata", suffix, parse_version(version), there.config, there.drop_ins[2])
+    there: RuntimePaths = distributions.runtime_paths("k0s", "containerd")
+    return K0sConfig("/opt/kata", suffix, parse_version(version), there.config, there.drop_in_dirs[2])
 
 
 OURS = "/etc/k0s/containerd.d/99-kata-deploy.toml"
@@ -311,12 +322,12 @@ TABLE = {"1.7.27": 'plugins."io.containerd.grpc.v1.cri"', "2.1.4": 'plugins."io.
 @pytest.mark.parametrize("suffix", ["", "blue"])
 def test_what_is_written_for_k0s_is_what_its_check_lets_pass(version: str, suffix: str) -> None:
     overrides = {"shims": "qemu", "multi_install_suffix": suffix, "k8s_distribution": "k0s"}
-    wanted = settings.load(None, overrides=overrides, arch="x86_64")
-    config = replace(k0s(version, suffix), install_dir=wanted.install_dir)
-    made = config.wanted(wanted, {})
+    desired_config = settings.load(None, overrides=overrides, arch="x86_64")
+    config = replace(k0s(version, suffix), install_dir=desired_config.install_dir)
+    made = config.desired_config(desired_config, {})
     files = {file.path: file.content for file in made.files if file.content is not None}
-    assert list(files) == [config.places()[0].drop_in]
-    assert config.defined(files) == set(made.handlers)
+    assert list(files) == [config.drop_in_locations()[0].drop_in]
+    assert config.defined_handlers(files) == set(made.handlers)
     assert problems(config, files, made.handlers) == []
 
 
@@ -357,6 +368,6 @@ def test_what_k0s_would_not_start_with_is_told(version: str, files: dict[str, st
 
 
 def problems(config: K0sConfig, files: Mapping[str, bytes], handlers: tuple[str, ...]) -> list[str]:
-    own = [path for place in config.places() for path in place.paths]
-    labels = {config.places()[0].beside[0]: "containerd.userDropIn"}
+    own = [path for place in config.drop_in_locations() for path in place.paths]
+    labels = {config.drop_in_locations()[0].extra_drop_ins[0]: "containerd.userDropIn"}
     return config.check(files, own_paths=own, handlers=handlers, labels=labels, exists=lambda _: True)

@@ -9,23 +9,23 @@ import pytest
 
 from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.files import FileState
-from kata_node.plan.actions import Action, Plan, Record, RemoveFile, Sweep, Tools, WriteFile
-from kata_node.plan.receipt import Artifacts, Backup, Cri, CriFile, Previous, Receipt
+from kata_node.plan.actions import Action, Clients, Plan, RemoveFile, RemoveLeftovers, WriteFile, WriteReceipt
+from kata_node.plan.receipt import ArtifactsRecord, Backup, CriFile, CriRecord, PreviousFile, Receipt
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.file_records import PutBack, sha256
+from kata_node.runtime.file_records import RestoreFile, sha256
 from kata_node.runtime.model.config import ConfigFile as Change
-from kata_node.runtime.model.distributions import Applies, home
+from kata_node.runtime.model.distributions import LoadMethod, runtime_paths
 from kata_node.runtime.restart import CheckConfig, RestartRuntime
-from kata_node.runtime.transaction import Checks, install, revert
+from kata_node.runtime.transaction import ConfigChecks, install, revert
 from kata_node.versions import parse_version, runtime_version
 
 DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
 MAIN = "/etc/containerd/config.toml"
 OLD, NEW = b"version = 3\n", b'version = 3\nimports = ["/opt/kata/containerd/config.d/*.toml"]\n'
 HANDLERS = ("kata-qemu",)
-CHANGES = (Change(DROP_IN, b"handlers\n"), Change(MAIN, NEW, without=OLD))
-BACK = (Change(MAIN, OLD, without=OLD), Change(DROP_IN, None))
+CHANGES = (Change(DROP_IN, b"handlers\n"), Change(MAIN, NEW, content_without_entry=OLD))
+BACK = (Change(MAIN, OLD, content_without_entry=OLD), Change(DROP_IN, None))
 BEFORE = Backup(sha256(OLD), 0o640, 0, 7)
 
 
@@ -41,19 +41,19 @@ class Looked:
     def diff(self) -> str:
         return ""
 
-    def apply(self, tools: Tools) -> None: ...
+    def apply(self, clients: Clients) -> None: ...
 
-    def check(self, tools: Tools) -> None: ...
+    def check(self, clients: Clients) -> None: ...
 
 
 class OneDropIn(ContainerdConfig):
     """A configuration whose one drop-in, whatever it holds, defines the handlers."""
 
-    def defined(self, files: Mapping[str, bytes]) -> frozenset[str]:
+    def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
         return frozenset(HANDLERS if files.get(DROP_IN) else ())
 
 
-CONFIG = OneDropIn("/opt/kata", "", parse_version("2.1.9"), home("k8s", "containerd"))
+CONFIG = OneDropIn("/opt/kata", "", parse_version("2.1.9"), runtime_paths("k8s", "containerd"))
 
 
 def facts(
@@ -62,12 +62,12 @@ def facts(
     handlers: tuple[str, ...] | None = (),
     invocation: str = "run-1",
     unit: bool = True,
-    applies: Applies = "restart",
+    load_method: LoadMethod = "restart",
 ) -> RuntimeFacts:
     return RuntimeFacts(
         runtime_version("containerd://2.1.9"),
         "the CRI socket",
-        replace(home("k8s", "containerd"), applies=applies),
+        replace(runtime_paths("k8s", "containerd"), load_method=load_method),
         CONFIG,
         {path: FileState(content, 0o640, 0, 7) for path, content in files.items()},
         {sha256(OLD): OLD},
@@ -81,18 +81,18 @@ def facts(
     )
 
 
-CHECKS = Checks(
+CHECKS = ConfigChecks(
     Looked("check ahead"),
     Looked("check"),
     CheckConfig(CONFIG, (), (), {}),
 )
 
 
-def receipt(cri: Cri | None = None) -> Receipt:
-    return Receipt("default", "/opt/kata", "0", artifacts=Artifacts("placed", "r", "i", {}), cri=cri)
+def receipt(cri: CriRecord | None = None) -> Receipt:
+    return Receipt("default", "/opt/kata", "0", artifacts=ArtifactsRecord("placed", "r", "i", {}), cri=cri)
 
 
-SERVING = Cri(
+SERVING = CriRecord(
     "serving",
     "containerd",
     "2.1.9",
@@ -103,7 +103,7 @@ SERVING = Cri(
     (CriFile(DROP_IN, None, sha256(b"handlers\n")), CriFile(MAIN, BEFORE, sha256(NEW))),
     ("/opt/kata/containerd", "/opt/kata/containerd/config.d"),
 )
-FRESH = (Previous(DROP_IN, None), Previous(MAIN, BEFORE))
+FRESH = (PreviousFile(DROP_IN, None), PreviousFile(MAIN, BEFORE))
 WRITING = replace(SERVING, state="writing", previous=FRESH)
 RESTARTING = replace(SERVING, state="restarting", previous=FRESH)
 INSTALLED = {DROP_IN: b"handlers\n", MAIN: NEW}
@@ -111,12 +111,12 @@ INSTALLED = {DROP_IN: b"handlers\n", MAIN: NEW}
 
 def steps(plan: Plan) -> list[str]:
     """The plan in words short enough for a table."""
-    return [_step(action) for action in plan.actions if not isinstance(action, Sweep)]
+    return [_step(action) for action in plan.actions if not isinstance(action, RemoveLeftovers)]
 
 
 def _step(action: Action) -> str:
     match action:
-        case Record(receipt=written):
+        case WriteReceipt(receipt=written):
             return f"record {written.cri.state if written.cri else 'nothing'}"
         case WriteFile(path=path):
             return f"write {path.rpartition('/')[2]}"
@@ -124,9 +124,10 @@ def _step(action: Action) -> str:
             return f"remove {path.rpartition('/')[2]}"
         case RestartRuntime(restart="never"):
             return "prove"
-        case RestartRuntime(restart=restart, proven=proven):
-            return f"restart {restart}, then {proven.cri.state if proven and proven.cri else 'nothing'}"
-        case PutBack(path=path):
+        case RestartRuntime(restart=restart, receipt_after_proof=receipt_after_proof):
+            cri = receipt_after_proof.cri if receipt_after_proof else None
+            return f"restart {restart}, then {cri.state if cri else 'nothing'}"
+        case RestoreFile(path=path):
             return f"put back {path.rpartition('/')[2]}"
         case Looked(what):
             return what
@@ -242,14 +243,14 @@ FULL_INSTALL = [
     ],
 )
 def test_install_does_what_is_missing_and_no_more(
-    found: RuntimeFacts, cri: Cri | None, expected: list[str]
+    found: RuntimeFacts, cri: CriRecord | None, expected: list[str]
 ) -> None:
     assert steps(install(found, receipt(cri), CHANGES, HANDLERS, CHECKS)) == expected
 
 
 def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
     first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS).actions[0]
-    assert isinstance(first, Record)
+    assert isinstance(first, WriteReceipt)
     assert OLD in first.backups
     cri = first.receipt.cri
     assert cri is not None
@@ -263,15 +264,15 @@ def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
     plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS)
     restart = plan.actions[-1]
     assert isinstance(restart, RestartRuntime)
-    assert restart.proven is not None
-    assert restart.proven.cri is not None
-    assert restart.proven.cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
+    assert restart.receipt_after_proof is not None
+    assert restart.receipt_after_proof.cri is not None
+    assert restart.receipt_after_proof.cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
 
 
 def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> None:
     plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, CHECKS)
     record = plan.actions[0]
-    assert isinstance(record, Record)
+    assert isinstance(record, WriteReceipt)
     assert record.receipt.cri is not None
     known = record.receipt.cri.file(MAIN)
     assert known is not None
@@ -282,16 +283,16 @@ def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> N
 
 def test_undoing_a_first_install_puts_everything_back_in_the_opposite_order() -> None:
     plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS)
-    assert [_step(action) for action in plan.undo] == [
+    assert [_step(action) for action in plan.rollback] == [
         "put back config.toml",
         "put back 99-kata-deploy.toml",
         "remove 2 empty directories",
         "restart if-read, then nothing",
     ]
-    restart = plan.undo[-1]
+    restart = plan.rollback[-1]
     assert isinstance(restart, RestartRuntime)
-    assert restart.since == "run-1"
-    assert restart.gone == HANDLERS
+    assert restart.invocation_before == "run-1"
+    assert restart.removed_handlers == HANDLERS
 
 
 def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_kill_left() -> None:
@@ -300,21 +301,24 @@ def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_
     resumed = replace(
         SERVING,
         state="restarting",
-        previous=(Previous(DROP_IN, Backup(sha256(b"handlers\n"), 0o644, 0, 0)), Previous(MAIN, BEFORE)),
+        previous=(
+            PreviousFile(DROP_IN, Backup(sha256(b"handlers\n"), 0o644, 0, 0)),
+            PreviousFile(MAIN, BEFORE),
+        ),
         fallback=SERVING,
     )
     found = facts(broken, handlers=None, invocation="run-2")
     found = replace(found, backups={sha256(OLD): OLD, sha256(b"handlers\n"): b"handlers\n"})
     changes = (Change(DROP_IN, b"broken\n"), *CHANGES[1:])
     plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS)
-    put_back = {action.path: action.state for action in plan.undo if isinstance(action, PutBack)}
-    assert put_back[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
-    restart = plan.undo[-1]
+    restored = {action.path: action.state for action in plan.rollback if isinstance(action, RestoreFile)}
+    assert restored[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
+    restart = plan.rollback[-1]
     assert isinstance(restart, RestartRuntime)
-    assert restart.serve == HANDLERS
-    assert restart.since == ""
-    assert restart.proven is not None
-    assert restart.proven.cri == SERVING
+    assert restart.expected_handlers == HANDLERS
+    assert restart.invocation_before == ""
+    assert restart.receipt_after_proof is not None
+    assert restart.receipt_after_proof.cri == SERVING
 
 
 FULL_REVERT = [
@@ -380,7 +384,7 @@ FULL_REVERT = [
     ],
 )
 def test_revert_takes_back_what_is_there_and_restarts_only_what_has_read_it(
-    found: RuntimeFacts, cri: Cri, expected: list[str]
+    found: RuntimeFacts, cri: CriRecord, expected: list[str]
 ) -> None:
     assert steps(revert(found, receipt(cri), cri, BACK, CHECKS)) == expected
 
@@ -399,7 +403,7 @@ def test_putting_back_keeps_mode_and_owner() -> None:
 
 def test_a_failed_revert_goes_back_to_serving() -> None:
     plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
-    assert [_step(action) for action in plan.undo] == [
+    assert [_step(action) for action in plan.rollback] == [
         "put back 99-kata-deploy.toml",
         "put back config.toml",
         "restart if-read, then serving",
@@ -426,19 +430,19 @@ OURS, RUNC = Pod("shop", "web", "kata-qemu"), Pod("shop", "db", "runc")
     ],
 )
 def test_nothing_is_taken_back_from_under_pods(
-    found: RuntimeFacts, cri: Cri, expected: tuple[Pod, ...]
+    found: RuntimeFacts, cri: CriRecord, expected: tuple[Pod, ...]
 ) -> None:
     found = replace(found, pods=(RUNC, OURS))
     plan = revert(found, receipt(cri), cri, BACK, CHECKS)
-    assert plan.in_the_way is not None
-    assert plan.in_the_way.pods == expected
+    assert plan.blocking_pods is not None
+    assert plan.blocking_pods.pods == expected
     assert plan.notes == ()
 
 
 def test_pods_on_what_others_define_as_well_are_in_nobodys_way() -> None:
     found = replace(facts(INSTALLED, handlers=HANDLERS), pods=(OURS,))
-    kept = (Change(MAIN, OLD, without=OLD), Change(DROP_IN, b"others\n"))
-    assert revert(found, receipt(SERVING), SERVING, kept, CHECKS).in_the_way is None
+    kept = (Change(MAIN, OLD, content_without_entry=OLD), Change(DROP_IN, b"others\n"))
+    assert revert(found, receipt(SERVING), SERVING, kept, CHECKS).blocking_pods is None
 
 
 def test_pods_on_a_handler_that_an_update_drops_are_in_its_way_and_others_are_not() -> None:
@@ -447,13 +451,13 @@ def test_pods_on_a_handler_that_an_update_drops_are_in_its_way_and_others_are_no
     found = replace(facts(INSTALLED, handlers=both.handlers), pods=(OURS, RUNC, clh))
     changes = (Change(DROP_IN, b"fewer handlers\n"), *CHANGES[1:])
     plan = install(found, receipt(both), changes, HANDLERS, CHECKS)
-    assert plan.in_the_way is not None
-    assert plan.in_the_way.pods == (clh,)
+    assert plan.blocking_pods is not None
+    assert plan.blocking_pods.pods == (clh,)
 
 
 def test_where_nobody_can_tell_what_runs_it_goes_on_and_says_so() -> None:
     found = replace(facts(INSTALLED, handlers=None), pods=None)
     plan = revert(found, receipt(SERVING), SERVING, BACK, CHECKS)
-    assert plan.in_the_way is None
+    assert plan.blocking_pods is None
     assert plan.notes == ("the runtime could not be asked which pods run on kata-qemu",)
     assert install(found, receipt(RESTARTING), CHANGES, HANDLERS, CHECKS).notes == ()

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 
-def main(scene: Path, program: str, arguments: Sequence[str]) -> int:
-    answers = json.loads((scene / "answers.json").read_text())
+def main(directory: Path, program: str, arguments: Sequence[str]) -> int:
+    answers = json.loads((directory / "answers.json").read_text())
     files = [each.removeprefix("--values=") for each in arguments if each.startswith("--values=")]
     read = [Path(file).read_text() for file in files if Path(file).is_file()]
-    with (scene / "asked.jsonl").open("a") as log:
+    with (directory / "asked.jsonl").open("a") as log:
         log.write(json.dumps({"command": [program, *arguments], "values": read}) + "\n")
-    return helm(answers, arguments, files) if program == "helm" else kubectl(scene, answers, arguments)
+    return helm(answers, arguments, files) if program == "helm" else kubectl(directory, answers, arguments)
 
 
 def helm(answers: Mapping[str, Any], arguments: Sequence[str], files: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def kubectl(scene: Path, answers: Mapping[str, Any], arguments: Sequence[str]) -> int:
+def kubectl(directory: Path, answers: Mapping[str, Any], arguments: Sequence[str]) -> int:
     words = [each for each in arguments if not each.startswith("--")]
     key = " ".join(words[:2])
     if words[0] == "logs":
@@ -73,7 +73,7 @@ def kubectl(scene: Path, answers: Mapping[str, Any], arguments: Sequence[str]) -
         return 0
     # An answer for each look; the last one stays.
     looks = answers.get(key, [])
-    count = scene / f"looks-{words[1]}"
+    count = directory / f"looks-{words[1]}"
     number = int(count.read_text()) if count.exists() else 0
     count.write_text(str(number + 1))
     answer = looks[min(number, len(looks) - 1)] if looks else {"items": []}

@@ -22,7 +22,7 @@ GONE = "The connection to the server was refused"
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandResult:
     """How it ended, with all that was printed."""
 
     code: int
@@ -50,7 +50,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Scene:
+class FakeHelm:
     """A directory with the values, and programs that stand in for helm and kubectl."""
 
     directory: Path
@@ -66,7 +66,7 @@ class Scene:
 
     def run(
         self, values: str | None, *options: str, env: Mapping[str, str] | None = None, **answers: Any
-    ) -> Done:
+    ) -> CommandResult:
         """Run it with that values file, and two looks at most."""
         chart = {"deploymentMode": "daemonset", "job": {}, "env": {"multiInstallSuffix": ""}}
         named = {key.replace("_", " "): value for key, value in answers.items()}
@@ -85,15 +85,15 @@ class Scene:
         assert "Traceback" not in done.stderr, done.stderr
         log = self.directory / "asked.jsonl"
         asked = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        return Done(done.returncode, done.stdout + done.stderr, asked)
+        return CommandResult(done.returncode, done.stdout + done.stderr, asked)
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
+def fake_helm(tmp_path: Path) -> FakeHelm:
     (tmp_path / "bin").mkdir()
-    scene = Scene(tmp_path)
-    scene.programs("helm", "kubectl")
-    return scene
+    fake_helm = FakeHelm(tmp_path)
+    fake_helm.programs("helm", "kubectl")
+    return fake_helm
 
 
 def daemonset(desired: int, ready: int, *, updated: int | None = None, seen: int = 2, **spec: Any) -> Any:
@@ -114,9 +114,9 @@ def pod(name: str, phase: str, *statuses: Any, init: Any = ()) -> Any:
     }
 
 
-def test_a_node_of_the_control_plane_is_as_good_as_any_when_jobs_install(scene: Scene) -> None:
+def test_a_node_of_the_control_plane_is_as_good_as_any_when_jobs_install(fake_helm: FakeHelm) -> None:
     values = "deploymentMode: job\njob: {nodeSelectorExpressions: [{key: a, operator: Exists}]}\n"
-    done = scene.run(values, get_nodes=[NODES])
+    done = fake_helm.run(values, get_nodes=[NODES])
     assert done.code == 0, done.text
     assert done.own == {"job": {"nodeSelectorExpressions": []}}
     assert done.helm[:5] == ["helm", "upgrade", "--install", "kata-deploy", "chart"]
@@ -125,8 +125,8 @@ def test_a_node_of_the_control_plane_is_as_good_as_any_when_jobs_install(scene: 
     assert "--selector=katacontainers.io/kata-runtime=true,kata-deploy.katacontainers.io/default=true" in look
 
 
-def test_with_a_daemonset_all_its_pods_are_waited_for(scene: Scene) -> None:
-    done = scene.run("deploymentMode: daemonset\n", get_daemonset=[daemonset(2, 2)])
+def test_with_a_daemonset_all_its_pods_are_waited_for(fake_helm: FakeHelm) -> None:
+    done = fake_helm.run("deploymentMode: daemonset\n", get_daemonset=[daemonset(2, 2)])
     assert done.code == 0, done.text
     assert done.own == {}
     assert "kata-deploy" in done.commands("kubectl", "daemonset")[0]
@@ -142,18 +142,18 @@ def test_with_a_daemonset_all_its_pods_are_waited_for(scene: Scene) -> None:
         pytest.param(GONE, id="the API server is away"),
     ],
 )
-def test_a_daemonset_that_is_not_there_yet_is_looked_at_again(scene: Scene, look: Any) -> None:
-    late = scene.run("", get_daemonset=[look])
+def test_a_daemonset_that_is_not_there_yet_is_looked_at_again(fake_helm: FakeHelm, look: Any) -> None:
+    late = fake_helm.run("", get_daemonset=[look])
     assert late.code == 1
     assert "not there after" in late.text
-    (scene.directory / "looks-daemonset").unlink()
-    done = scene.run("", "--wait-timeout=60", get_daemonset=[look, daemonset(2, 2)])
+    (fake_helm.directory / "looks-daemonset").unlink()
+    done = fake_helm.run("", "--wait-timeout=60", get_daemonset=[look, daemonset(2, 2)])
     assert done.code == 0, done.text
 
 
-def test_pods_that_are_replaced_by_hand_are_not_waited_for(scene: Scene) -> None:
+def test_pods_that_are_replaced_by_hand_are_not_waited_for(fake_helm: FakeHelm) -> None:
     look = daemonset(2, 2, updated=0, updateStrategy={"type": "OnDelete"})
-    assert scene.run("", get_daemonset=[look]).code == 0
+    assert fake_helm.run("", get_daemonset=[look]).code == 0
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_pods_that_are_replaced_by_hand_are_not_waited_for(scene: Scene) -> None
     ],
 )
 def test_the_mode_is_the_one_that_helm_will_see(
-    scene: Scene, values: str, options: list[str], looked: str
+    fake_helm: FakeHelm, values: str, options: list[str], looked: str
 ) -> None:
-    more = scene.directory / "more.yaml"
+    more = fake_helm.directory / "more.yaml"
     more.write_text("deploymentMode: job\n")
     given = [str(more) if option == "MORE" else option for option in options]
-    done = scene.run(values, *given, get_nodes=[NODES], get_daemonset=[daemonset(1, 1)])
+    done = fake_helm.run(values, *given, get_nodes=[NODES], get_daemonset=[daemonset(1, 1)])
     assert done.code == 0, done.text
     assert done.commands("kubectl", looked)
     # What comes last wins with helm, too.
@@ -196,19 +196,19 @@ def test_the_mode_is_the_one_that_helm_will_see(
     ],
 )
 def test_values_that_cannot_be_meant_are_refused_before_anything_changes(
-    scene: Scene, values: str | None, said: str
+    fake_helm: FakeHelm, values: str | None, said: str
 ) -> None:
-    done = scene.run(values, get_nodes=[NODES])
+    done = fake_helm.run(values, get_nodes=[NODES])
     assert done.code == 2
     assert said in done.text
     assert not done.commands("helm", "upgrade")
 
 
-def test_an_installation_with_a_suffix_is_waited_for_under_its_own_name(scene: Scene) -> None:
+def test_an_installation_with_a_suffix_is_waited_for_under_its_own_name(fake_helm: FakeHelm) -> None:
     suffixed = "env: {multiInstallSuffix: two}\n"
-    done = scene.run(f"deploymentMode: job\n{suffixed}", get_nodes=[NODES])
+    done = fake_helm.run(f"deploymentMode: job\n{suffixed}", get_nodes=[NODES])
     assert "kata-deploy.katacontainers.io/two=true" in str(done.commands("kubectl", "nodes"))
-    done = scene.run(suffixed, get_daemonset=[daemonset(1, 1)])
+    done = fake_helm.run(suffixed, get_daemonset=[daemonset(1, 1)])
     assert "kata-deploy-two" in done.commands("kubectl", "daemonset")[-1]
 
 
@@ -228,7 +228,7 @@ def test_an_installation_with_a_suffix_is_waited_for_under_its_own_name(scene: S
         ),
     ],
 )
-def test_images_come_from_the_environment(scene: Scene, reference: str, tag: str, image: Any) -> None:
+def test_images_come_from_the_environment(fake_helm: FakeHelm, reference: str, tag: str, image: Any) -> None:
     places: Mapping[str, Callable[[Any], Any]] = {
         "HELM_IMAGE": lambda own: own["image"],
         "HELM_JOB_DISPATCHER_IMAGE": lambda own: own["job"]["dispatcherImage"],
@@ -238,20 +238,20 @@ def test_images_come_from_the_environment(scene: Scene, reference: str, tag: str
     env = {
         f"{name}_{part}": value for name in places for part, value in (("REFERENCE", reference), ("TAG", tag))
     }
-    done = scene.run("deploymentMode: job\n", env=env, get_nodes=[NODES])
+    done = fake_helm.run("deploymentMode: job\n", env=env, get_nodes=[NODES])
     assert done.code == 0, done.text
     assert [place(done.own) for place in places.values()] == [image] * 4
     assert done.own["job"]["nodeSelectorExpressions"] == []
 
 
 @pytest.mark.parametrize("reference", ["r/kata:7", f"r/kata@{DIGEST}"])
-def test_an_image_with_two_tags_is_refused(scene: Scene, reference: str) -> None:
-    done = scene.run("", env={"HELM_IMAGE_REFERENCE": reference, "HELM_IMAGE_TAG": "8"})
+def test_an_image_with_two_tags_is_refused(fake_helm: FakeHelm, reference: str) -> None:
+    done = fake_helm.run("", env={"HELM_IMAGE_REFERENCE": reference, "HELM_IMAGE_TAG": "8"})
     assert done.code == 2
     assert "unset HELM_IMAGE_TAG" in done.text
 
 
-def test_what_is_helms_goes_to_helm_and_the_cluster_is_the_same_for_kubectl(scene: Scene) -> None:
+def test_what_is_helms_goes_to_helm_and_the_cluster_is_the_same_for_kubectl(fake_helm: FakeHelm) -> None:
     options = [
         "--kubeconfig",
         "kc",
@@ -263,7 +263,7 @@ def test_what_is_helms_goes_to_helm_and_the_cluster_is_the_same_for_kubectl(scen
         "3.2",
     ]
     helms = ["--", "--debug", "--wait", "--description", "of a CI", "--timeout", "30m", "--set-string", "a=b"]
-    done = scene.run("deploymentMode: job\n", *options, *helms, get_nodes=[NODES])
+    done = fake_helm.run("deploymentMode: job\n", *options, *helms, get_nodes=[NODES])
     assert done.code == 0, done.text
     for each in ("--debug", "--wait", "--timeout=30m", "--set-string=a=b", "--version=3.2", "mine"):
         assert each in done.helm
@@ -275,9 +275,9 @@ def test_what_is_helms_goes_to_helm_and_the_cluster_is_the_same_for_kubectl(scen
     assert {"--kubeconfig=kc", "--context=there"} <= {*look}
 
 
-def test_helms_own_variables_count_for_both(scene: Scene) -> None:
+def test_helms_own_variables_count_for_both(fake_helm: FakeHelm) -> None:
     env = {"HELM_NAMESPACE": "kata", "HELM_KUBECONTEXT": "there", "KATA_DEPLOY_WAIT_TIMEOUT": "2m"}
-    done = scene.run("", env=env, get_daemonset=[daemonset(1, 1)])
+    done = fake_helm.run("", env=env, get_daemonset=[daemonset(1, 1)])
     assert {"--namespace=kata", "--kube-context=there"} <= {*done.helm}
     assert {"--namespace=kata", "--context=there"} <= {*done.commands("kubectl", "daemonset")[0]}
 
@@ -291,8 +291,8 @@ def test_helms_own_variables_count_for_both(scene: Scene) -> None:
         pytest.param(["--wait-timeout=0"], "0 is no time", id="no time"),
     ],
 )
-def test_options_that_cannot_work_are_refused(scene: Scene, options: list[str], said: str) -> None:
-    done = scene.run("", *options)
+def test_options_that_cannot_work_are_refused(fake_helm: FakeHelm, options: list[str], said: str) -> None:
+    done = fake_helm.run("", *options)
     assert done.code == 2
     assert said in done.text
     assert not done.commands("helm", "upgrade")
@@ -308,16 +308,16 @@ def test_the_values_file_comes_first() -> None:
 @pytest.mark.parametrize("there", [["helm"], ["kubectl"], []])
 def test_programs_that_are_missing_are_named_together(tmp_path: Path, there: list[str]) -> None:
     (tmp_path / "bin").mkdir()
-    scene = Scene(tmp_path)
-    scene.programs(*there)
-    done = scene.run("")
+    fake_helm = FakeHelm(tmp_path)
+    fake_helm.programs(*there)
+    done = fake_helm.run("")
     assert done.code == 2
     missing = " and ".join(name for name in ("helm", "kubectl") if name not in there)
     assert f"not found: {missing}\n" in done.text
 
 
-def test_a_dry_run_is_not_waited_for(scene: Scene) -> None:
-    done = scene.run("", "--dry-run=server")
+def test_a_dry_run_is_not_waited_for(fake_helm: FakeHelm) -> None:
+    done = fake_helm.run("", "--dry-run=server")
     assert done.code == 0, done.text
     assert not [each for each in done.asked if each["command"][0] == "kubectl"]
 
@@ -338,7 +338,7 @@ FAILED = pod(
 WELL = pod("dispatcher", "Succeeded", {"name": "dispatcher", "state": {"terminated": {"exitCode": 0}}})
 
 
-def shows_everything(done: Done) -> None:
+def shows_everything(done: CommandResult) -> None:
     for each in (
         "STATUS: as helm has it",
         "table of daemonsets,jobs,pods",
@@ -360,43 +360,43 @@ def shows_everything(done: Done) -> None:
     assert "TAINTS" in str(done.commands("kubectl", "nodes"))
 
 
-def test_when_helm_fails_all_that_may_tell_why_is_shown(scene: Scene) -> None:
-    done = scene.run("deploymentMode: job\n", helm=3, get_pods=[{"items": [WELL, FAILED]}])
+def test_when_helm_fails_all_that_may_tell_why_is_shown(fake_helm: FakeHelm) -> None:
+    done = fake_helm.run("deploymentMode: job\n", helm=3, get_pods=[{"items": [WELL, FAILED]}])
     assert done.code == 1
     assert "Error: what helm says" in done.text
     assert "helm ended with 3" in done.text
     shows_everything(done)
 
 
-def test_when_no_node_is_labelled_in_time_all_that_may_tell_why_is_shown(scene: Scene) -> None:
+def test_when_no_node_is_labelled_in_time_all_that_may_tell_why_is_shown(fake_helm: FakeHelm) -> None:
     looks: list[Any] = [{"items": []}]
-    done = scene.run("deploymentMode: job\n", get_nodes=looks, get_pods=[{"items": [WELL, FAILED]}])
+    done = fake_helm.run("deploymentMode: job\n", get_nodes=looks, get_pods=[{"items": [WELL, FAILED]}])
     assert done.code == 1
     assert done.text.rstrip().endswith("kata-deploy.katacontainers.io/default=true: none")
     shows_everything(done)
 
 
-def test_what_cannot_be_shown_is_said_and_the_rest_is_shown(scene: Scene) -> None:
-    done = scene.run("deploymentMode: job\n", helm=1, get_pods=[GONE])
+def test_what_cannot_be_shown_is_said_and_the_rest_is_shown(fake_helm: FakeHelm) -> None:
+    done = fake_helm.run("deploymentMode: job\n", helm=1, get_pods=[GONE])
     assert done.code == 1
     assert f"pods\n{GONE}" in done.text
     assert "events of nodes\ntable of events" in done.text
 
 
-def test_of_many_pods_those_in_trouble_are_shown(scene: Scene) -> None:
+def test_of_many_pods_those_in_trouble_are_shown(fake_helm: FakeHelm) -> None:
     pods = [pod(f"well-{number}", "Succeeded") for number in range(40)] + [FAILED]
-    done = scene.run("", helm=1, get_pods=[{"items": pods}])
+    done = fake_helm.run("", helm=1, get_pods=[{"items": pods}])
     assert "pod kube-system/kata-deploy-install-worker" in done.text
     assert "11 more are not shown" in done.text
 
 
-def test_sections_fold_where_a_ci_can_fold_them(scene: Scene) -> None:
-    done = scene.run("", helm=1, env={"GITHUB_ACTIONS": "true"})
+def test_sections_fold_where_a_ci_can_fold_them(fake_helm: FakeHelm) -> None:
+    done = fake_helm.run("", helm=1, env={"GITHUB_ACTIONS": "true"})
     assert done.text.count("::group::") == done.text.count("::endgroup::") > 5
 
 
-def test_nothing_is_left_behind(scene: Scene, tmp_path: Path) -> None:
+def test_nothing_is_left_behind(fake_helm: FakeHelm, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    scene.run("", get_daemonset=[daemonset(1, 1)], env={"TMPDIR": str(scratch)})
+    fake_helm.run("", get_daemonset=[daemonset(1, 1)], env={"TMPDIR": str(scratch)})
     assert os.listdir(scratch) == []

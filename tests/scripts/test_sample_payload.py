@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kata_node.payload import index
-from kata_node.payload.manifest import missing
+from kata_node.payload.manifest import missing_paths
 from kata_node.settings.shims import MACHINES, table
 
 if sys.version_info >= (3, 14):
@@ -130,7 +130,7 @@ def test_its_manifest_finds_it_complete_for_every_shim(form: str, tmp_path: Path
     payload = index.load(tmp_path / "p")
     assert payload.manifest.release == "4.1.0-sample-3"
     shims = [shim for shim in table().values() if "x86_64" in shim.arches]
-    lacking = {shim.name: missing(payload.select([shim], "x86_64"), shim) for shim in shims}
+    lacking = {shim.name: missing_paths(payload.select([shim], "x86_64"), shim) for shim in shims}
     assert lacking == {shim.name: [] for shim in shims}
 
 

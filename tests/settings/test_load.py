@@ -69,7 +69,7 @@ def problems(values: str | bytes, arch: str = "x86_64", *, tmp_path: Path, **ove
     return [line.strip() for line in rest] or [first]
 
 
-def names(settings: Settings) -> str:
+def handler_names(settings: Settings) -> str:
     return " ".join(shim.name for shim in settings.shims)
 
 
@@ -113,7 +113,7 @@ def names(settings: Settings) -> str:
 def test_the_values_decide_which_shims_a_node_gets(
     values: str | None, arch: str, wanted: str, tmp_path: Path
 ) -> None:
-    assert names(load(values, arch, tmp_path=tmp_path)) == wanted
+    assert handler_names(load(values, arch, tmp_path=tmp_path)) == wanted
 
 
 def test_the_shims_override_replaces_the_choice_of_the_file_and_keeps_its_settings(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_the_shims_override_replaces_the_choice_of_the_file_and_keeps_its_settin
         "shims: {disableAll: true, fc: {enabled: true}, clh: {dropIn: 'x = 1'}}\ndefaultShim: {amd64: fc}"
     )
     settings = load(values, tmp_path=tmp_path, shims="qemu, clh")
-    assert names(settings) == "clh qemu"
+    assert handler_names(settings) == "clh qemu"
     assert settings.shim_settings == {"clh": ShimSettings(drop_in="x = 1"), "qemu": ShimSettings()}
     assert settings.default_shim == ""
 
@@ -240,8 +240,8 @@ def test_custom_runtimes_alone_are_something_to_install(tmp_path: Path) -> None:
     settings = load("shims: {disableAll: true}\n" + custom(mine=MINE), tmp_path=tmp_path)
     assert settings.shims == ()
     assert [(runtime.name, runtime.base_config) for runtime in settings.custom_runtimes] == [("mine", "qemu")]
-    assert names(settings) == ""
-    assert handlers.names(settings) == ("kata-mine",)
+    assert handler_names(settings) == ""
+    assert handlers.handler_names(settings) == ("kata-mine",)
 
 
 # --- custom runtimes
@@ -249,7 +249,7 @@ def test_custom_runtimes_alone_are_something_to_install(tmp_path: Path) -> None:
 
 def test_a_custom_runtime_is_named_by_its_runtime_class_whatever_the_suffix(tmp_path: Path) -> None:
     values = "shims: {clh: {}}\nenv: {multiInstallSuffix: blue}\n" + custom(mine=MINE)
-    assert handlers.names(load(values, tmp_path=tmp_path)) == ("kata-clh-blue", "kata-mine")
+    assert handlers.handler_names(load(values, tmp_path=tmp_path)) == ("kata-clh-blue", "kata-mine")
 
 
 def test_a_custom_runtime_that_cannot_run_on_this_node_is_skipped_with_the_reason(tmp_path: Path) -> None:
@@ -257,9 +257,13 @@ def test_a_custom_runtime_that_cannot_run_on_this_node_is_skipped_with_the_reaso
         here=MINE, elsewhere="{baseConfig: qemu-se, runtimeClass: 'handler: kata-se'}"
     )
     settings = load(values, tmp_path=tmp_path)
-    assert handlers.names(settings) == ("kata-qemu", "kata-mine")
+    assert handlers.handler_names(settings) == ("kata-qemu", "kata-mine")
     assert settings.skipped == (("customRuntimes.runtimes.elsewhere", "runs only on s390x"),)
-    assert handlers.names(load(values, "s390x", tmp_path=tmp_path)) == ("kata-qemu", "kata-mine", "kata-se")
+    assert handlers.handler_names(load(values, "s390x", tmp_path=tmp_path)) == (
+        "kata-qemu",
+        "kata-mine",
+        "kata-se",
+    )
 
 
 def test_a_node_for_which_no_custom_runtime_is_left_either_would_get_nothing(tmp_path: Path) -> None:
@@ -416,13 +420,11 @@ defaultShim: {amd64: qemu-nvidia-gpu-runtime-rs}
         rootless=True,
         enable_dcgm=True,
     )
-    assert settings.custom_runtimes == (
-        CustomRuntime("mine", "clh", "mine", "x = 1", "erofs", "guest-pull"),
-    )
+    assert settings.custom_runtimes == (CustomRuntime("mine", "clh", "mine", "x = 1", "erofs", "guest-pull"),)
 
 
 def test_what_only_the_cluster_side_uses_is_passed_over_whatever_it_holds(tmp_path: Path) -> None:
-    values = "".join(f"{key}: {{anything: [1, {{no: yes}}]}}\n" for key in module.CLUSTER_SIDE)
+    values = "".join(f"{key}: {{anything: [1, {{no: yes}}]}}\n" for key in module.CHART_ONLY_KEYS)
     assert load(values, tmp_path=tmp_path) == load(None, tmp_path=tmp_path)
 
 

@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from kata_node.checks.snapshotters import checks
-from kata_node.errors import HostError, PayloadError, SystemdError, UnfitNodeError
+from kata_node.errors import HostError, IneligibleNodeError, PayloadError, SystemdError
 from kata_node.host import kernel
 from kata_node.host.files import FileState, Root
 from kata_node.host.systemd import Unit
 from kata_node.payload.manifest import SCHEMA, Archive, Entry, Manifest, select
-from kata_node.plan.actions import Action, Tools
-from kata_node.plan.context import Look, Options
-from kata_node.plan.receipt import Artifacts, Placed, Receipt
-from kata_node.plan.report import Check
+from kata_node.plan.actions import Action, Clients
+from kata_node.plan.context import Options, StageContext
+from kata_node.plan.receipt import ArtifactsRecord, PlacedFile, Receipt
+from kata_node.plan.report import Finding
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.distributions import home
+from kata_node.runtime.model.distributions import runtime_paths
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import Settings
 from kata_node.settings.runtime import SnapshotterSettings
@@ -32,7 +32,7 @@ from kata_node.settings.selection import ShimSettings
 from kata_node.settings.shims import table
 from kata_node.snapshotters import facts as facts_module
 from kata_node.snapshotters import mapping, nydus
-from kata_node.snapshotters.facts import MkfsErofs, SnapshotterFacts, look_at_nydus
+from kata_node.snapshotters.facts import MkfsErofs, SnapshotterFacts, gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
 from kata_node.versions import parse_version, runtime_version
 
@@ -62,8 +62,8 @@ NYDUS = settings(setup=["nydus"], qemu="nydus")
 NYDUS_B = settings("b", setup=["nydus"], qemu="nydus")
 
 
-def tables(wanted: Settings, version: str = "2.1.9", schema: int = 3) -> dict[str, Any]:
-    return mapping.tables(wanted, handlers(wanted), schema, parse_version(version))
+def config_tables(wanted: Settings, version: str = "2.1.9", schema: int = 3) -> dict[str, Any]:
+    return mapping.config_tables(wanted, handlers(wanted), schema, parse_version(version))
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_a_snapshotter_is_called_what_containerd_calls_it(wanted: Settings, give
 
 
 def test_no_snapshotter_needs_nothing() -> None:
-    assert tables(settings()) == {}
-    assert mapping.components(settings()) == ()
+    assert config_tables(settings()) == {}
+    assert mapping.required_components(settings()) == ()
 
 
 def platforms(**names: str) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def platforms(**names: str) -> dict[str, Any]:
 def test_images_are_pulled_for_the_snapshotter_of_the_handler(
     version: str, schema: int, plugins: dict[str, Any]
 ) -> None:
-    found = tables(settings(qemu="devmapper", clh=""), version, schema)
+    found = config_tables(settings(qemu="devmapper", clh=""), version, schema)
     assert found == ({"plugins": plugins} if plugins else {})
 
 
 def test_debug_variants_and_every_other_handler_with_a_snapshotter_are_told_of() -> None:
     wanted = replace(settings("b", setup=["nydus"], qemu="nydus", clh="blockfile"), debug=True)
-    assert tables(wanted)["plugins"][IMAGES]["runtime_platforms"] == {
+    assert config_tables(wanted)["plugins"][IMAGES]["runtime_platforms"] == {
         "kata-qemu-b": {"snapshotter": "nydus-b"},
         "kata-qemu-debug-b": {"snapshotter": "nydus-b"},
         "kata-clh-b": {"snapshotter": "blockfile"},
@@ -140,7 +140,7 @@ def test_debug_variants_and_every_other_handler_with_a_snapshotter_are_told_of()
 def test_a_nydus_of_ours_is_a_proxy_plugin_that_is_told_the_names_of_images(
     version: str, schema: int, path: tuple[str, ...]
 ) -> None:
-    found = tables(NYDUS_B, version, schema)
+    found = config_tables(NYDUS_B, version, schema)
     assert found["proxy_plugins"] == {
         "nydus-b": {
             "type": "snapshot",
@@ -155,7 +155,7 @@ def test_a_nydus_of_ours_is_a_proxy_plugin_that_is_told_the_names_of_images(
 
 
 def test_a_nydus_of_the_admins_is_only_named() -> None:
-    assert tables(settings(qemu="nydus")) == {"plugins": {IMAGES: platforms(qemu="nydus")}}
+    assert config_tables(settings(qemu="nydus")) == {"plugins": {IMAGES: platforms(qemu="nydus")}}
 
 
 def erofs(**options: Any) -> Settings:
@@ -192,7 +192,7 @@ def erofs(**options: Any) -> Settings:
 def test_erofs_is_configured_as_the_settings_say(
     wanted: Settings, version: str, snapshotter: dict[str, Any], differ: dict[str, Any]
 ) -> None:
-    plugins = tables(wanted, version)["plugins"]
+    plugins = config_tables(wanted, version)["plugins"]
     assert plugins["io.containerd.snapshotter.v1.erofs"] == snapshotter
     assert plugins["io.containerd.differ.v1.erofs"] == {
         "mkfs_options": ["-T0", "--mkfs-time", "--sort=none"],
@@ -209,7 +209,7 @@ def test_erofs_is_configured_as_the_settings_say(
     ],
 )
 def test_erofs_is_only_named_where_it_is_not_ours_to_configure(wanted: tuple[Settings, str]) -> None:
-    assert set(tables(*wanted)["plugins"]) == {IMAGES}
+    assert set(config_tables(*wanted)["plugins"]) == {IMAGES}
 
 
 # The unit of nydus-snapshotter
@@ -230,8 +230,8 @@ class FakeSystemd:
     asked: list[str] = field(default_factory=list)
     refuses: str = ""
 
-    def tools(self) -> Tools:
-        return Tools(self.root, lambda: self, _nothing, _nothing, _nothing)  # type: ignore[arg-type, return-value]
+    def clients(self) -> Clients:
+        return Clients(self.root, lambda: self, _nothing, _nothing, _nothing)  # type: ignore[arg-type, return-value]
 
     def unit(self, name: str) -> Unit | None:
         content = self.root.read(f"/etc/systemd/system/{name}")
@@ -297,12 +297,15 @@ class Node:
     offline: bool = False
 
     def facts(self, wanted: Settings = NYDUS, units: tuple[str, ...] = CONTAINERD) -> NydusFacts:
-        placed = {nydus.PROGRAM: Placed("file", 0o755, sha256=self.program)} if self.program else {}
+        placed = {nydus.PROGRAM_PATH: PlacedFile("file", 0o755, sha256=self.program)} if self.program else {}
         receipt = Receipt(
-            wanted.instance, wanted.install_dir, "", artifacts=Artifacts("placed", "1", "inputs", placed)
+            wanted.instance,
+            wanted.install_dir,
+            "",
+            artifacts=ArtifactsRecord("placed", "1", "inputs", placed),
         )
         options = Options(Path("/payload"), offline=self.offline)
-        return look_at_nydus(Look(wanted, receipt, self.systemd.tools(), options), units)
+        return gather_nydus_facts(StageContext(wanted, receipt, self.systemd.clients(), options), units)
 
     def install(self, wanted: Settings = NYDUS, **how: Any) -> tuple[Action, ...]:
         return self.run(nydus.install_actions(wanted, self.facts(wanted, **how)))
@@ -312,8 +315,8 @@ class Node:
 
     def run(self, actions: tuple[Action, ...]) -> tuple[Action, ...]:
         for action in actions:
-            action.apply(self.systemd.tools())
-            action.check(self.systemd.tools())
+            action.apply(self.systemd.clients())
+            action.check(self.systemd.clients())
         return actions
 
     def files(self) -> dict[str, bytes | str | None]:
@@ -331,7 +334,7 @@ class Node:
         return found
 
     def runs_its_files(self, wanted: Settings = NYDUS) -> bool:
-        ours = mapping.Nydus.of(wanted)
+        ours = mapping.NydusInstance.for_settings(wanted)
         running = self.systemd.running.get(ours.unit)
         return running == (self.root.read(ours.unit_path), self.root.read(ours.config))
 
@@ -355,16 +358,18 @@ def test_installing_starts_it_before_the_runtime_and_again_there_is_nothing_to_d
 
 
 def test_restarting_either_leaves_the_other_alone() -> None:
-    unit = _parsed(nydus.unit(mapping.Nydus.of(NYDUS), ("k3s.service", "k3s-agent.service"), DIGEST))
+    unit = _parsed(
+        nydus.unit(mapping.NydusInstance.for_settings(NYDUS), ("k3s.service", "k3s-agent.service"), DIGEST)
+    )
     assert unit["Unit"]["Before"] == unit["Install"]["WantedBy"] == "k3s.service k3s-agent.service"
     binding = {"PartOf", "BindsTo", "Requires", "Requisite", "Wants", "Upholds", "PropagatesStopTo"}
     assert binding.isdisjoint(unit["Unit"])
 
 
 def test_what_it_is_told_agrees_with_what_containerd_is_told() -> None:
-    ours = mapping.Nydus.of(NYDUS_B)
+    ours = mapping.NydusInstance.for_settings(NYDUS_B)
     told = tomllib.loads(nydus.config(ours).decode())
-    proxy = tables(NYDUS_B)["proxy_plugins"]["nydus-b"]
+    proxy = config_tables(NYDUS_B)["proxy_plugins"]["nydus-b"]
     assert (told["address"], told["root"]) == (proxy["address"], proxy["exports"]["root"])
     assert (told["daemon_mode"], told["daemon"]["fs_driver"]) == ("none", "proxy")
     service = _parsed(nydus.unit(ours, CONTAINERD, DIGEST))["Service"]
@@ -472,7 +477,7 @@ def test_what_fails_anywhere_is_undone(
     node.run(nydus.install_actions(NYDUS, facts)[:at])
     if containerd_starts:
         node.systemd.containerd_starts()
-    node.run(nydus.undo_actions(NYDUS, facts))
+    node.run(nydus.rollback_actions(NYDUS, facts))
     # The directories of links that were there stay or come back; one that is empty is nothing.
     assert {k: v for k, v in node.files().items() if v is not None} == {
         k: v for k, v in files.items() if v is not None
@@ -520,7 +525,7 @@ def test_two_instances_do_not_know_of_each_other(node: Node) -> None:
 def test_a_unit_of_somebody_else_is_refused_and_left_alone(node: Node) -> None:
     node.root.write("/etc/systemd/system/nydus-snapshotter.service", b"[Service]\nExecStart=/bin/mine\n")
     before = node.files()
-    with pytest.raises(UnfitNodeError, match="did not make it") as caught:
+    with pytest.raises(IneligibleNodeError, match="did not make it") as caught:
         node.install()
     assert "snapshotter.setup" in caught.value.hint
     assert node.revert() == ()
@@ -537,7 +542,7 @@ def test_without_its_program_nothing_is_written(node: Node) -> None:
 
 def test_settings_without_it_install_nothing(node: Node) -> None:
     assert node.install(settings(qemu="nydus")) == ()
-    assert nydus.undo_actions(settings(qemu="nydus"), node.facts()) == ()
+    assert nydus.rollback_actions(settings(qemu="nydus"), node.facts()) == ()
 
 
 def test_an_image_gets_the_files_and_a_node_made_of_it_needs_only_the_start(node: Node) -> None:
@@ -562,7 +567,7 @@ def test_a_unit_that_does_not_come_up_is_an_error(node: Node) -> None:
     node.systemd.refuses = ""
     action = nydus.install_actions(NYDUS, node.facts())[-1]
     with pytest.raises(SystemdError, match="inactive"):
-        action.check(node.systemd.tools())
+        action.check(node.systemd.clients())
 
 
 def test_every_act_is_told_in_one_line_and_in_the_diff(node: Node) -> None:
@@ -590,13 +595,13 @@ def rows(
     facts: SnapshotterFacts = GOOD,
     main: bytes = b"version = 3\n",
     payload: Mapping[str, object] | None = None,
-) -> list[Check]:
+) -> list[Finding]:
     runtime = runtime_version(version)
-    place = home("k8s", runtime.name)
+    place = runtime_paths("k8s", runtime.name)
     config = ContainerdConfig(wanted.install_dir, wanted.suffix, runtime.version, place)
     files = {MAIN: FileState(main, 0o644, 0, 0)}
     found = RuntimeFacts(runtime, "", place, config, files, {}, ())
-    return list(checks(wanted, found, facts, (payload or {nydus.PROGRAM: 1}).keys()))
+    return list(checks(wanted, found, facts, (payload or {nydus.PROGRAM_PATH: 1}).keys()))
 
 
 @pytest.mark.parametrize(
@@ -767,7 +772,7 @@ def filesystems(monkeypatch: pytest.MonkeyPatch, text: str) -> Iterator[None]:
 def host(root: Root) -> SnapshotterFacts:
     receipt = Receipt("default", "/opt/kata", "")
     options = Options(Path("/payload"), offline=True)
-    return facts_module.look(Look(NYDUS, receipt, FakeSystemd(root).tools(), options), CONTAINERD)
+    return facts_module.look(StageContext(NYDUS, receipt, FakeSystemd(root).clients(), options), CONTAINERD)
 
 
 def test_the_mkfs_that_a_unit_would_run_is_found_with_what_it_lacks(root: Root) -> None:
@@ -814,7 +819,7 @@ def tarballs(*components: str) -> Manifest:
 
 
 def selected(manifest: Manifest, wanted: Settings) -> list[str]:
-    entries = select(manifest, wanted.shims, wanted.arch, mapping.components(wanted))
+    entries = select(manifest, wanted.shims, wanted.arch, mapping.required_components(wanted))
     return [entry.path for entry in entries if entry.kind == "file"]
 
 

@@ -48,7 +48,7 @@ def add(text: str, block: str = BLOCK, name: str = "default", *, template: bool 
 
 
 def remove(
-    text: str, *tables: toml_tables.Path, name: str = "default", template: bool = False, where: str = WHERE
+    text: str, *tables: toml_tables.KeyPath, name: str = "default", template: bool = False, where: str = WHERE
 ) -> str:
     return toml_tables.remove(text.encode(), name, where=where, template=template, tables=tables).decode()
 
@@ -127,7 +127,7 @@ def test_a_missing_line_end_is_remembered_by_the_block_that_stays(
     both = add(both, BLOCK.replace("kata-qemu", "kata-qemu-blue"), "blue", template=template)
     left = remove(both, name=first, template=template)
     other = "blue" if first == "default" else "default"
-    assert toml_tables.has(left.encode(), other)
+    assert toml_tables.has_marker(left.encode(), other)
     assert remove(left, name=other, template=template) == text
 
 
@@ -226,7 +226,7 @@ def test_an_emptied_table_of_runtimes_goes_too_as_it_would_hide_runc() -> None:
 def test_with_one_marker_gone_the_tables_and_the_other_are_taken_out(lost: str) -> None:
     edited = add(DEBIAN).replace(lost + "\n", "")
     assert remove(edited, KATA) == DEBIAN
-    assert toml_tables.has(edited.encode(), "default")
+    assert toml_tables.has_marker(edited.encode(), "default")
     with pytest.raises(HostError, match="without risk"):
         remove(edited)
     with pytest.raises(HostError, match="without risk"):
@@ -279,7 +279,7 @@ def test_tables_go_into_an_inline_one_and_come_out_again(text: str) -> None:
     edited = add(text)
     assert runtimes(edited)["kata-qemu"] == HANDLER
     assert remove(edited) == text
-    assert toml_tables.has(edited.encode(), "default")
+    assert toml_tables.has_marker(edited.encode(), "default")
 
 
 @pytest.mark.parametrize("text", INLINE)
@@ -380,19 +380,19 @@ def test_a_template_that_lost_a_marker_is_left_to_a_person() -> None:
 
 def test_a_block_names_its_handlers() -> None:
     block = f"{BLOCK}[{CRI}.containerd.runtimes.runc]\nruntime_type = 'x'\n[empty.one]\n"
-    assert toml_tables.tables_of(block.encode()) == (KATA, RUNC, ("empty", "one"))
+    assert toml_tables.table_paths(block.encode()) == (KATA, RUNC, ("empty", "one"))
 
 
 def test_has_tells_instances_apart() -> None:
     edited = add(DEBIAN, name="two-b").encode()
-    assert toml_tables.has(edited, "two-b")
-    assert not toml_tables.has(edited, "two")
-    assert not toml_tables.has(DEBIAN.encode(), "two-b")
+    assert toml_tables.has_marker(edited, "two-b")
+    assert not toml_tables.has_marker(edited, "two")
+    assert not toml_tables.has_marker(DEBIAN.encode(), "two-b")
 
 
 def test_a_key_path_is_quoted_where_toml_wants_it() -> None:
-    assert toml_tables.dotted(KATA) == f"{CRI}.containerd.runtimes.kata-qemu"
-    assert tomllib.loads(f"[{toml_tables.dotted(('a b', 'c'))}]") == {"a b": {"c": {}}}
+    assert toml_tables.dotted_key(KATA) == f"{CRI}.containerd.runtimes.kata-qemu"
+    assert tomllib.loads(f"[{toml_tables.dotted_key(('a b', 'c'))}]") == {"a b": {"c": {}}}
 
 
 PIECES = (

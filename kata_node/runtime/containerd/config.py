@@ -39,34 +39,34 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kata_node.errors import HostError, UnfitNodeError
+from kata_node.errors import HostError, IneligibleNodeError
 from kata_node.host.go_glob import matches
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd import read as containerd_read
-from kata_node.runtime.containerd.managed_block import OurPart
-from kata_node.runtime.containerd.read import in_order, patterns
+from kata_node.runtime.containerd.managed_block import ContainerdEntry
+from kata_node.runtime.containerd.read import in_read_order, resolved_imports
 from kata_node.runtime.containerd.render import render, render_block
 from kata_node.runtime.model.config import (
-    DROP_IN,
-    USER_DROP_IN,
+    DROP_IN_NAME,
+    USER_DROP_IN_NAME,
     ConfigFile,
+    DesiredConfig,
+    DropInLocation,
     Glob,
-    Place,
-    Read,
-    Wanted,
-    named,
+    ReadFile,
     own_paths,
+    suffixed_name,
 )
-from kata_node.settings.handlers import names
+from kata_node.settings.handlers import handler_names
 from kata_node.toml import edit as toml_edit
 from kata_node.toml import tables as toml_tables
 
 if TYPE_CHECKING:
-    from kata_node.runtime.model.distributions import Home
+    from kata_node.runtime.model.distributions import RuntimePaths
     from kata_node.settings.model import Settings
     from kata_node.versions import Version
 
-MADE_MAIN = b"""\
+INITIAL_MAIN_FILE = b"""\
 # Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
 version = 3
 """
@@ -82,39 +82,46 @@ class ContainerdConfig:
     install_dir: str
     suffix: str
     version: Version
-    home: Home
-    ours: tuple[str, ...] = ()
+    runtime_paths: RuntimePaths
+    recorded_handlers: tuple[str, ...] = ()
     """Handlers that this instance is known to have in a file of others, were their markers gone."""
 
     @property
     def main_path(self) -> str:
         """What containerd reads first."""
-        return self.home.config
+        return self.runtime_paths.config
 
-    def places(self) -> tuple[Place, ...]:
+    def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """The install dir, and where drop-ins are read without being named."""
         conf_d = (posixpath.join(posixpath.dirname(self.main_path), "conf.d"),)
-        directories = (posixpath.dirname(self._part.import_entry), *(self.home.drop_ins.values() or conf_d))
-        return tuple(self._place(directory) for directory in dict.fromkeys(directories))
+        directories = (
+            posixpath.dirname(self._entry.import_entry),
+            *(self.runtime_paths.drop_in_dirs.values() or conf_d),
+        )
+        return tuple(self._drop_in_location(directory) for directory in dict.fromkeys(directories))
 
     def shared_paths(self) -> tuple[str, ...]:
         """The main file, or the templates it is rendered from."""
-        return tuple(dict.fromkeys(self.home.template.values())) or (self.main_path,)
+        return tuple(dict.fromkeys(self.runtime_paths.template.values())) or (self.main_path,)
 
-    def closure(self, read: Read, glob: Glob) -> dict[str, bytes]:
+    def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
         """The main file with all it imports, and the templates."""
-        root = self._root_path
+        root = self._effective_main_path
 
-        def read_filled_in(path: str) -> bytes | None:
+        def read_with_variables(path: str) -> bytes | None:
             content = read(path)
-            return self.home.filled_in(content) if content is not None and path == root else content
+            return (
+                self.runtime_paths.with_variables(content)
+                if content is not None and path == root
+                else content
+            )
 
-        imported = containerd_read.import_closure(root, read_filled_in, glob)
+        imported = containerd_read.import_closure(root, read_with_variables, glob)
         files = {path: content if path != root else read(root) or b"" for path, content in imported.items()}
         shared = {path: read(path) for path in (*self.shared_paths(), self.main_path) if path not in files}
         return files | {path: content for path, content in shared.items() if content is not None}
 
-    def wanted(self, settings: Settings, files: Mapping[str, bytes]) -> Wanted:
+    def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
         """The drop-ins or the tables, in the way that this containerd reads them.
 
         ``files`` has at least what :meth:`closure` gives. What this instance may have left elsewhere, in
@@ -124,36 +131,36 @@ class ContainerdConfig:
         """
         own = own_paths(self)
         others = {path: content for path, content in files.items() if path not in own}
-        mode, place = self._mode(self._in_order(others))
+        mode, location = self._select_mode(self._in_read_order(others))
         drop_ins: list[ConfigFile] = []
-        if place is not None:
+        if location is not None:
             content = render(settings, self._schema(others), self.version)
-            drop_ins.append(ConfigFile(place.drop_in, content))
+            drop_ins.append(ConfigFile(location.drop_in, content))
         if settings.user_drop_in.strip():
-            if place is None:
-                raise self._no_drop_ins("containerd.userDropIn")
+            if location is None:
+                raise self._drop_ins_unsupported("containerd.userDropIn")
             text = settings.user_drop_in.rstrip("\n") + "\n"
-            drop_ins.append(ConfigFile(place.beside[0], text.encode()))
+            drop_ins.append(ConfigFile(location.extra_drop_ins[0], text.encode()))
         kept = [file.path for file in drop_ins]
-        return Wanted(
+        return DesiredConfig(
             mode,
             (
                 *drop_ins,
-                *self._shared(settings, others, mode),
+                *self._shared_changes(settings, others, mode),
                 *(ConfigFile(path, None) for path in own if path not in kept),
             ),
-            names(settings),
-            {place.beside[0]: "containerd.userDropIn" for place in self.places()},
+            handler_names(settings),
+            {location.extra_drop_ins[0]: "containerd.userDropIn" for location in self.drop_in_locations()},
         )
 
-    def without_us(self, path: str, content: bytes) -> bytes | None:
+    def without_entry(self, path: str, content: bytes) -> bytes | None:
         """A main file or template without this instance; ``None`` when nothing of others is left.
 
         A file that never named it comes back as it is. Raises :class:`HostError` when it is broken, or
         not safe to edit.
         """
-        left = self._part.taken_out(path, content)
-        return None if left in self._made() and left != content else left
+        remaining = self._entry.remove_from(path, content)
+        return None if remaining in self._known_initial_contents() and remaining != content else remaining
 
     def check(
         self,
@@ -165,29 +172,33 @@ class ContainerdConfig:
         exists: Callable[[str], bool],
     ) -> list[str]:
         """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
-        effective = self._in_order(files)
-        if self._root_path in effective:
-            effective[self._root_path] = self.home.filled_in(effective[self._root_path])
+        effective = self._in_read_order(files)
+        if self._effective_main_path in effective:
+            effective[self._effective_main_path] = self.runtime_paths.with_variables(
+                effective[self._effective_main_path]
+            )
         if self.version.major < 2:
             return containerd_main.check_main(
-                self._root_path,
+                self._effective_main_path,
                 effective,
-                instance=self._part.name,
+                instance=self._entry.name,
                 handlers=handlers,
                 exists=exists,
                 version=self.version,
             )
-        root = effective.get(self._root_path)
+        root = effective.get(self._effective_main_path)
         problems: list[str] = []
-        if root is not None and toml_tables.has(root, self._part.name):
+        if root is not None and toml_tables.has_marker(root, self._entry.name):
             # Our own tables there are no clash, but they must fit what is around them.
             try:
-                toml_edit.load(root, self._root_path)
-                effective[self._root_path] = toml_tables.remove(root, self._part.name, where=self._root_path)
+                toml_edit.load(root, self._effective_main_path)
+                effective[self._effective_main_path] = toml_tables.remove(
+                    root, self._entry.name, where=self._effective_main_path
+                )
             except HostError as error:
-                problems.append(f"{self._root_path}: {error.what}")
+                problems.append(f"{self._effective_main_path}: {error.what}")
         return problems + containerd_read.check(
-            self._root_path,
+            self._effective_main_path,
             effective,
             own_paths=own_paths,
             handlers=handlers,
@@ -196,91 +207,101 @@ class ContainerdConfig:
             version=self.version,
         )
 
-    def reloads(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
+    def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """Whoever restarts it in the end, it reads everything anew."""
         return True
 
-    def defined(self, files: Mapping[str, bytes]) -> frozenset[str]:
+    def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
         """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
-        return containerd_read.defined_handlers(self._root_path, self._in_order(files))
+        return containerd_read.defined_handlers(self._effective_main_path, self._in_read_order(files))
 
     @property
-    def _part(self) -> OurPart:
+    def _entry(self) -> ContainerdEntry:
         """What is ours in the files of others."""
         keeps_runc = self.version.major < 2
-        return OurPart(
-            self.install_dir, self.suffix, self.ours, is_toml=not self._renders, keeps_runc=keeps_runc
+        return ContainerdEntry(
+            self.install_dir,
+            self.suffix,
+            self.recorded_handlers,
+            is_toml=not self._has_go_template,
+            keeps_runc=keeps_runc,
         )
 
     @property
-    def _renders(self) -> bool:
+    def _has_go_template(self) -> bool:
         """Whether the main file is rendered from a template that cannot be read as one."""
-        return bool(self.home.template) and not self.home.template_is_toml
+        return bool(self.runtime_paths.template) and not self.runtime_paths.template_is_toml
 
     @property
-    def _root_path(self) -> str:
+    def _effective_main_path(self) -> str:
         """The file whose content tells what containerd reads."""
-        return self.main_path if not self.home.template or self._renders else self._edited({})
+        return (
+            self.main_path
+            if not self.runtime_paths.template or self._has_go_template
+            else self._path_to_edit({})
+        )
 
-    def _edited(self, files: Mapping[str, bytes]) -> str:
+    def _path_to_edit(self, files: Mapping[str, bytes]) -> str:
         """The file to edit, given those that are there."""
-        if not self.home.template:
+        if not self.runtime_paths.template:
             return self.main_path
-        return self.home.template_in_use(self._newest_schema, files.__contains__)[1]
+        return self.runtime_paths.template_in_use(self._newest_schema, files.__contains__)[1]
 
     @property
     def _newest_schema(self) -> int:
-        return 2 if self.version.major < 2 else containerd_read.SCHEMA_IF_NONE
+        return 2 if self.version.major < 2 else containerd_read.DEFAULT_SCHEMA
 
-    def _place(self, directory: str) -> Place:
-        user = named(f"{directory}/{USER_DROP_IN}", self.suffix, ".toml")
-        return Place(named(f"{directory}/{DROP_IN}", self.suffix, ".toml"), (user,))
+    def _drop_in_location(self, directory: str) -> DropInLocation:
+        user = suffixed_name(f"{directory}/{USER_DROP_IN_NAME}", self.suffix, ".toml")
+        return DropInLocation(suffixed_name(f"{directory}/{DROP_IN_NAME}", self.suffix, ".toml"), (user,))
 
     def _schema(self, files: Mapping[str, bytes]) -> int:
         """The schema to write for."""
-        read = self._in_order(files)
-        if self._renders and self.main_path not in read:
-            return self.home.template_in_use(self._newest_schema, files.__contains__)[0]
+        read = self._in_read_order(files)
+        if self._has_go_template and self.main_path not in read:
+            return self.runtime_paths.template_in_use(self._newest_schema, files.__contains__)[0]
         if self.version.major < 2:
             return containerd_main.schema_of(toml_edit.load(content, path) for path, content in read.items())
         return containerd_read.schema(read)
 
-    def _mode(self, read: Mapping[str, bytes]) -> tuple[Mode, Place | None]:
-        at_home, *others = self.places()
+    def _select_mode(self, read: Mapping[str, bytes]) -> tuple[Mode, DropInLocation | None]:
+        install_dir_location, *others = self.drop_in_locations()
         if self.version.major < 2:
             return "main", None
-        if self.version.at_least(2, 2) or self.home.drop_ins:
-            for place in others:
-                if _is_imported(place, read):
-                    return "conf.d", place
-        return ("main", None) if self._renders else ("import", at_home)
+        if self.version.at_least(2, 2) or self.runtime_paths.drop_in_dirs:
+            for location in others:
+                if _is_imported(location, read):
+                    return "conf.d", location
+        return ("main", None) if self._has_go_template else ("import", install_dir_location)
 
-    def _shared(self, settings: Settings, files: Mapping[str, bytes], mode: Mode) -> Iterator[ConfigFile]:
+    def _shared_changes(
+        self, settings: Settings, files: Mapping[str, bytes], mode: Mode
+    ) -> Iterator[ConfigFile]:
         """The files of others that this instance has anything to say of."""
-        edited = self._edited(files) if mode != "conf.d" else ""
+        edited = self._path_to_edit(files) if mode != "conf.d" else ""
         for path in self.shared_paths():
-            there = files.get(path)
-            without = None if there is None else self.without_us(path, there)
+            current = files.get(path)
+            content_without_entry = None if current is None else self.without_entry(path, current)
             if path == edited:
-                yield ConfigFile(path, self._with_us(settings, path, files, mode), without)
-            elif without != there:
-                yield ConfigFile(path, without, without)
+                yield ConfigFile(path, self._with_entry(settings, path, files, mode), content_without_entry)
+            elif content_without_entry != current:
+                yield ConfigFile(path, content_without_entry, content_without_entry)
 
-    def _with_us(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
-        start = files[path] if path in files else self._start()
-        if self._part.is_of_others(path, start):
-            raise UnfitNodeError(
-                f"the tables of {self._part.name} in it are of an installation elsewhere",
+    def _with_entry(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
+        original = files[path] if path in files else self._initial_content()
+        if self._entry.is_foreign(path, original):
+            raise IneligibleNodeError(
+                f"the tables of {self._entry.name} in it are of an installation elsewhere",
                 where=path,
                 hint="revert that one first, with the env.installationPrefix it was made with",
             )
         if mode == "import":
-            left = self._part.taken_out(path, start, but=self._part.import_entry)
-            return toml_edit.add(left, "imports", self._part.import_entry, after="version", where=path)
-        left = self._part.without_strays(path, start)
-        files = {**files, path: left}
-        main, name = self._root_path, self._part.name
-        others = toml_tables.remove(files.get(main, b""), name, where=main, template=self._renders)
+            remaining = self._entry.remove_from(path, original, kept_import=self._entry.import_entry)
+            return toml_edit.add(remaining, "imports", self._entry.import_entry, after="version", where=path)
+        remaining = self._entry.remove_incomplete(path, original)
+        files = {**files, path: remaining}
+        main, name = self._effective_main_path, self._entry.name
+        others = toml_tables.remove(files.get(main, b""), name, where=main, template=self._has_go_template)
         block = render_block(
             settings,
             self._schema(files),
@@ -288,63 +309,70 @@ class ContainerdConfig:
             toml_edit.load(others, main),
             where=main,
             # What is rendered from a template of the distribution has it.
-            with_runc=self.version.major < 2 and not self._renders,
-            had_runc=containerd_main.has_runc(toml_tables.block_of(start, name, where=path)),
+            with_runc=self.version.major < 2 and not self._has_go_template,
+            had_runc=containerd_main.has_runc(toml_tables.block_content(original, name, where=path)),
         )
-        return toml_tables.add(left, block, name, where=path, template=self._renders)
+        return toml_tables.add(remaining, block, name, where=path, template=self._has_go_template)
 
-    def _start(self) -> bytes:
+    def _initial_content(self) -> bytes:
         """What a shared file begins with that is not there."""
-        if self.home.template:
-            if not self.home.template_start:
-                raise UnfitNodeError(
-                    f"{self.home.distribution} has no template of its configuration here",
-                    where=self._edited({}),
+        if self.runtime_paths.template:
+            if not self.runtime_paths.initial_template:
+                raise IneligibleNodeError(
+                    f"{self.runtime_paths.distribution} has no template of its configuration here",
+                    where=self._path_to_edit({}),
                     hint="see whether the distribution is installed, and where it keeps its configuration",
                 )
-            return self.home.template_start.encode()
-        return containerd_main.MADE_MAIN if self.version.major < 2 else MADE_MAIN
+            return self.runtime_paths.initial_template.encode()
+        return containerd_main.INITIAL_MAIN_FILE if self.version.major < 2 else INITIAL_MAIN_FILE
 
-    def _made(self) -> tuple[bytes, ...]:
+    def _known_initial_contents(self) -> tuple[bytes, ...]:
         """What a shared file of our own making holds without us, whatever the version then."""
-        return (MADE_MAIN, containerd_main.MADE_MAIN, self.home.template_start.encode() or MADE_MAIN)
+        return (
+            INITIAL_MAIN_FILE,
+            containerd_main.INITIAL_MAIN_FILE,
+            self.runtime_paths.initial_template.encode() or INITIAL_MAIN_FILE,
+        )
 
-    def _in_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    def _in_read_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """What containerd reads of ``files`` once the templates are rendered, in its order."""
-        return in_order(self._root_path, self._rendered(files))
+        return in_read_order(self._effective_main_path, self._simulate_rendering(files))
 
-    def _rendered(self, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    def _simulate_rendering(self, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """The files with our tables in the main one as the template has them now."""
-        if not self._renders:
+        if not self._has_go_template:
             return files
         rendered = files.get(self.main_path)
         block = next(
             (
                 block
                 for path in self.shared_paths()
-                if path in files and (block := toml_tables.block_of(files[path], self._part.name, where=path))
+                if path in files
+                and (block := toml_tables.block_content(files[path], self._entry.name, where=path))
             ),
             b"",
         )
         if rendered is None and not block:
             return files
-        left = toml_tables.remove(rendered or b"", self._part.name, where=self.main_path, template=True)
+        remaining = toml_tables.remove(rendered or b"", self._entry.name, where=self.main_path, template=True)
         return {
             **files,
-            self.main_path: toml_tables.add(left, block, self._part.name, where=self.main_path, template=True)
+            self.main_path: toml_tables.add(
+                remaining, block, self._entry.name, where=self.main_path, template=True
+            )
             if block
-            else left,
+            else remaining,
         }
 
-    def _no_drop_ins(self, key: str) -> UnfitNodeError:
+    def _drop_ins_unsupported(self, key: str) -> IneligibleNodeError:
         why = (
             f"containerd {self.version} reads no drop-ins without losing settings of others"
             if self.version.major < 2
-            else f"this {self.home.distribution} reads no drop-ins"
+            else f"this {self.runtime_paths.distribution} reads no drop-ins"
         )
-        return UnfitNodeError(
+        return IneligibleNodeError(
             f"{key} cannot be honoured here: {why}",
-            where=self._edited({}),
+            where=self._path_to_edit({}),
             hint=f"take out {key} for this node, and put its content into that file yourself",
         )
 
@@ -364,13 +392,13 @@ def config_path(argv: Sequence[str], default: str, working_directory: str = "/")
 _FLAGS_WITH_VALUE = ("config", "c", "log-level", "l", "address", "a", "root", "state")
 
 
-def _is_imported(place: Place, files: Mapping[str, bytes]) -> bool:
+def _is_imported(location: DropInLocation, files: Mapping[str, bytes]) -> bool:
     """Whether a glob finds both drop-ins there; no plain path can.
 
     A glob that does not end in ``.toml`` does not count: it would also find what an interrupted
     write leaves beside them, and the daemon would not start.
     """
     return any(
-        pattern.endswith(".toml") and all(matches(pattern, path) for path in place.paths)
-        for _, pattern in patterns(files)
+        pattern.endswith(".toml") and all(matches(pattern, path) for path in location.paths)
+        for _, pattern in resolved_imports(files)
     )

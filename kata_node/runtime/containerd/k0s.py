@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError
 from kata_node.runtime.containerd import read as containerd_read
-from kata_node.runtime.containerd.read import PLUGINS
+from kata_node.runtime.containerd.read import HANDLER_PLUGINS
 from kata_node.runtime.containerd.render import render
 from kata_node.runtime.model.config import (
-    DROP_IN,
-    USER_DROP_IN,
+    DROP_IN_NAME,
+    USER_DROP_IN_NAME,
     ConfigFile,
+    DesiredConfig,
+    DropInLocation,
     Glob,
-    Place,
-    Read,
-    Wanted,
-    named,
-    taken,
+    ReadFile,
+    handler_conflict,
+    suffixed_name,
 )
-from kata_node.settings.handlers import names
+from kata_node.settings.handlers import handler_names
 from kata_node.toml import edit as toml_edit
 
 if TYPE_CHECKING:
@@ -45,40 +45,41 @@ class K0sConfig:
     version: Version
     """containerd's."""
     main_path: str
-    drop_ins: str
+    drop_in_dir: str
 
-    def places(self) -> tuple[Place, ...]:
+    def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """The one place there is."""
         handlers, user = (
-            named(f"{self.drop_ins}/{name}", self.suffix, ".toml") for name in (DROP_IN, USER_DROP_IN)
+            suffixed_name(f"{self.drop_in_dir}/{name}", self.suffix, ".toml")
+            for name in (DROP_IN_NAME, USER_DROP_IN_NAME)
         )
-        return (Place(handlers, (user,)),)
+        return (DropInLocation(handlers, (user,)),)
 
     def shared_paths(self) -> tuple[str, ...]:
         """None: the main file is k0s'."""
         return ()
 
-    def closure(self, read: Read, glob: Glob) -> dict[str, bytes]:
+    def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
         """The main file and every drop-in, in k0s' order."""
-        found = {path: read(path) for path in (self.main_path, *glob(f"{self.drop_ins}/*.toml"))}
+        found = {path: read(path) for path in (self.main_path, *glob(f"{self.drop_in_dir}/*.toml"))}
         return {path: content for path, content in found.items() if content is not None}
 
-    def wanted(self, settings: Settings, files: Mapping[str, bytes]) -> Wanted:
+    def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
         """The drop-ins, whatever the ``files``."""
-        (place,) = self.places()
-        (user,) = place.beside
+        (location,) = self.drop_in_locations()
+        (user,) = location.extra_drop_ins
         text = settings.user_drop_in.rstrip("\n") + "\n"
-        return Wanted(
+        return DesiredConfig(
             "conf.d",
             (
-                ConfigFile(place.drop_in, render(settings, self._schema, self.version)),
+                ConfigFile(location.drop_in, render(settings, self._schema, self.version)),
                 ConfigFile(user, text.encode() if settings.user_drop_in.strip() else None),
             ),
-            names(settings),
+            handler_names(settings),
             {user: "containerd.userDropIn"},
         )
 
-    def without_us(self, path: str, content: bytes) -> bytes | None:
+    def without_entry(self, path: str, content: bytes) -> bytes | None:
         """The file as it is: nothing of ours is ever in a file of others."""
         return content
 
@@ -93,7 +94,7 @@ class K0sConfig:
     ) -> list[str]:
         """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
         problems: list[str] = []
-        for path, content in self._read(files).items():
+        for path, content in self._drop_in_files(files).items():
             name = f"{path} (from {labels[path]})" if path in labels else path
             try:
                 table = toml_edit.load(content, path)
@@ -102,32 +103,39 @@ class K0sConfig:
                 problems.append(f"{name}: {error.what}")
                 continue
             plugins = table.get("plugins")
-            if self._schema == 3 and (version != 3 or (isinstance(plugins, dict) and PLUGINS[2] in plugins)):
+            if self._schema == 3 and (
+                version != 3 or (isinstance(plugins, dict) and HANDLER_PLUGINS[2] in plugins)
+            ):
                 problems.append(
-                    f"{name}: k0s starts with drop-ins of version = 3 alone, without {PLUGINS[2]} in them"
+                    f"{name}: k0s starts with drop-ins of version = 3 alone, without "
+                    f"{HANDLER_PLUGINS[2]} in them"
                 )
             elif isinstance(version, int) and version > self._schema:
                 problems.append(f"{name}: version = {version} is too new for containerd {self.version}")
-            others = () if path in own_paths else self._defined(path, content).intersection(handlers)
-            problems += (taken(name, handler) for handler in sorted(others))
-        return problems + containerd_read.check_default(self._read(files), self._schema, labels)
+            others = (
+                () if path in own_paths else self._handlers_defined_in(path, content).intersection(handlers)
+            )
+            problems += (handler_conflict(name, handler) for handler in sorted(others))
+        return problems + containerd_read.check_default_handler(
+            self._drop_in_files(files), self._schema, labels
+        )
 
-    def reloads(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
+    def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """k0s has its containerd read everything anew."""
         return True
 
-    def defined(self, files: Mapping[str, bytes]) -> frozenset[str]:
+    def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
         """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
-        read = self._read(files)
-        return frozenset(name for path in read for name in self._defined(path, read[path]))
+        read = self._drop_in_files(files)
+        return frozenset(name for path in read for name in self._handlers_defined_in(path, read[path]))
 
     @property
     def _schema(self) -> int:
         return 2 if self.version.major < 2 else 3
 
-    def _read(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
-        below = f"{self.drop_ins}/"
+    def _drop_in_files(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        below = f"{self.drop_in_dir}/"
         return {path: files[path] for path in sorted(files) if path.startswith(below)}
 
-    def _defined(self, path: str, content: bytes) -> frozenset[str]:
+    def _handlers_defined_in(self, path: str, content: bytes) -> frozenset[str]:
         return containerd_read.defined_handlers(path, {path: content})

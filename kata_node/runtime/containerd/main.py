@@ -26,14 +26,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
-from kata_node.runtime.containerd.read import PLUGINS, SCHEMA_2_TABLE, is_glob, missing, resolve
+from kata_node.runtime.containerd.read import (
+    HANDLER_PLUGINS,
+    SCHEMA_2_PLUGIN,
+    is_glob,
+    missing_import,
+    resolve_import,
+)
 from kata_node.toml import tables as toml_tables
-from kata_node.toml.edit import load, quote, strings
+from kata_node.toml.edit import load, quote, string_array
 
 if TYPE_CHECKING:
     from kata_node.versions import Version
 
-MADE_MAIN = b"""\
+INITIAL_MAIN_FILE = b"""\
 # Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
 version = 2
 """
@@ -45,30 +51,30 @@ RUNC, RUNC_TYPE = "runc", "io.containerd.runc.v2"
 
 def schema_of(files: Iterable[Mapping[str, Any]]) -> int:
     """The schema that containerd 1.x reads all of ``files`` by, as ordered: 1 or 2."""
-    given = [version for table in files if type(version := _find(table, "version")) is int and version]
+    given = [version for table in files if type(version := _value_of(table, "version")) is int and version]
     return 1 if not given or given[-1] == 1 else 2
 
 
 def has_runc(block: bytes) -> bool:
     """Whether tables of ours bring runc."""
-    return any(path[-2:] == ("runtimes", RUNC) for path in toml_tables.tables_of(block))
+    return any(path[-2:] == ("runtimes", RUNC) for path in toml_tables.table_paths(block))
 
 
-def keep_runc(left: bytes, block: bytes, *, where: str) -> bytes:
+def keep_runc(remaining: bytes, block: bytes, *, where: str) -> bytes:
     """The file as ``left`` by taking ``block`` out, with the runc of that if it has handlers, and no runc.
 
     An administrator who added handlers beside ours found runc there: without it there may be no CRI.
     Raises :class:`HostError` when the file is broken.
     """
-    table = load(left, where) if has_runc(block) else {}
-    number = schema_of([table])
-    runtimes = _runtimes(table, number)
+    table = load(remaining, where) if has_runc(block) else {}
+    schema = schema_of([table])
+    runtimes = _runtimes(table, schema)
     if not runtimes or RUNC in runtimes:
-        return left
-    path = ("plugins", PLUGINS[number], "containerd", "runtimes", RUNC)
-    text = f'[{toml_tables.dotted(path)}]\nruntime_type = "{RUNC_TYPE}"\n'
-    line_end = b"\n" if not left.endswith(b"\n") else b""
-    return left + line_end + b"\n" + text.encode()
+        return remaining
+    path = ("plugins", HANDLER_PLUGINS[schema], "containerd", "runtimes", RUNC)
+    text = f'[{toml_tables.dotted_key(path)}]\nruntime_type = "{RUNC_TYPE}"\n'
+    line_end = b"\n" if not remaining.endswith(b"\n") else b""
+    return remaining + line_end + b"\n" + text.encode()
 
 
 def check_main(
@@ -94,19 +100,21 @@ def check_main(
             tables[path] = load(content, path)
         except HostError as error:
             problems.append(f"{path}: {error.what}")
-    number = schema_of(tables.values())
+    schema = schema_of(tables.values())
     for path, table in tables.items():
         found: list[str] = []
         try:
-            found += _of_any(table, path, number, version)
-            found += _of_imports(table, path, lambda path: path in files or bool(exists and exists(path)))
+            found += _file_problems(table, path, schema, version)
+            found += _import_problems(
+                table, path, lambda path: path in files or bool(exists and exists(path))
+            )
             if path == main_path:
                 others = load(toml_tables.remove(files[path], instance, where=path), path)
-                found += _of_main(table, others, number, handlers)
-            elif PLUGINS[number] in _sub(table, "plugins"):
+                found += _main_file_problems(table, others, schema, handlers)
+            elif HANDLER_PLUGINS[schema] in _subtable(table, "plugins"):
                 found.append(
-                    f"it names the plugin {PLUGINS[number]}, which undoes all that {main_path} says of it, "
-                    "handlers included; move it there"
+                    f"it names the plugin {HANDLER_PLUGINS[schema]}, which undoes all that {main_path} says "
+                    "of it, handlers included; move it there"
                 )
         except HostError as error:
             found.append(error.what)
@@ -114,64 +122,68 @@ def check_main(
     return problems
 
 
-def _of_any(table: Mapping[str, Any], path: str, number: int, version: Version | None) -> Iterator[str]:
-    found = _find(table, "version")
+def _file_problems(
+    table: Mapping[str, Any], path: str, schema: int, version: Version | None
+) -> Iterator[str]:
+    found = _value_of(table, "version")
     if found is not None and (not isinstance(found, int) or isinstance(found, bool)):
         raise HostError("version is not a whole number", where=path)
     if found is not None and (found < 0 or (found > 2 and (version is None or version.at_least(1, 7)))):
         reader = version or "1.x"
         yield f"version = {found} is not one that containerd {reader} reads; write it for version = 2"
-    for plugin in strings(table, "disabled_plugins", path):
-        if plugin == PLUGINS[number]:
+    for plugin in string_array(table, "disabled_plugins", path):
+        if plugin == HANDLER_PLUGINS[schema]:
             yield f"disabled_plugins names {plugin}, without which containerd serves no CRI"
     for key in ("disabled_plugins", "required_plugins", "plugins"):
-        names = _sub(table, key) if key == "plugins" else strings(table, key, path)
+        names = _subtable(table, key) if key == "plugins" else string_array(table, key, path)
         for plugin in names:
-            if number == 2 and not _is_id(plugin, version):
+            if schema == 2 and not _is_plugin_id(plugin, version):
                 yield (
                     f"{key} names {plugin}, where version = 2 wants a name like io.containerd.grpc.v1.cri; "
                     "containerd does not start with that"
                 )
 
 
-def _of_imports(table: Mapping[str, Any], path: str, exists: Callable[[str], bool]) -> Iterator[str]:
-    if _find(table, "imports") is None:
+def _import_problems(table: Mapping[str, Any], path: str, exists: Callable[[str], bool]) -> Iterator[str]:
+    if _value_of(table, "imports") is None:
         return
-    for entry in strings(table, "imports", path):
-        target = resolve(path, entry)
+    for entry in string_array(table, "imports", path):
+        target = resolve_import(path, entry)
         if not is_glob(target) and not exists(target):
-            yield missing(path, target)
+            yield missing_import(path, target)
 
 
-def _of_main(
-    table: Mapping[str, Any], others: Mapping[str, Any], number: int, ours: Collection[str]
+def _main_file_problems(
+    table: Mapping[str, Any], others: Mapping[str, Any], schema: int, own_handlers: Collection[str]
 ) -> Iterator[str]:
     """``table`` is the main file, ``others`` the same without our block."""
-    shouted: Mapping[str, Any] = others
-    for key in ("plugins", PLUGINS[number], "containerd", "runtimes"):
-        if key != PLUGINS[number] and key.upper() in shouted:
+    table_above: Mapping[str, Any] = others
+    for key in ("plugins", HANDLER_PLUGINS[schema], "containerd", "runtimes"):
+        if key != HANDLER_PLUGINS[schema] and key.upper() in table_above:
             yield (
                 f"it has {key.upper()} in capitals, which containerd passes over once there is {key}; "
                 f"write it as {key}"
             )
-        shouted = _sub(shouted, key)
-    for name in _runtimes(others, number) or ():
-        if name in ours:
+        table_above = _subtable(table_above, key)
+    for name in _runtimes(others, schema) or ():
+        if name in own_handlers:
             yield (
                 f"it defines the handler {name}, which this installation brings; remove it there, or give "
                 "this installation an env.multiInstallSuffix"
             )
-    if number == 1 and _sub(_sub(_sub(table, "plugins"), SCHEMA_2_TABLE), "containerd").get("runtimes"):
+    if schema == 1 and _subtable(_subtable(_subtable(table, "plugins"), SCHEMA_2_PLUGIN), "containerd").get(
+        "runtimes"
+    ):
         yield (
-            f"its handlers under {SCHEMA_2_TABLE} are not read by schema 1, which it has without a "
+            f"its handlers under {SCHEMA_2_PLUGIN} are not read by schema 1, which it has without a "
             "version = 2; add that line, and name all plugins by their long names"
         )
-    containerd = _sub(_sub(_sub(table, "plugins"), PLUGINS[number]), "containerd")
-    runtimes = _runtimes(table, number)
-    default = _find(containerd, "default_runtime_name")
+    containerd = _subtable(_subtable(_subtable(table, "plugins"), HANDLER_PLUGINS[schema]), "containerd")
+    runtimes = _runtimes(table, schema)
+    default = _value_of(containerd, "default_runtime_name")
     if default is not None and not isinstance(default, str):
         yield "default_runtime_name is not a string; containerd does not start with that"
-    elif not _sub(containerd, "default_runtime").get("runtime_type"):
+    elif not _subtable(containerd, "default_runtime").get("runtime_type"):
         default = "runc" if default is None else default
         known = runtimes if runtimes is not None else {"runc": {}}
         if default not in known:
@@ -181,33 +193,33 @@ def _of_main(
             )
 
 
-def _is_id(plugin: str, version: Version | None) -> bool:
+def _is_plugin_id(plugin: str, version: Version | None) -> bool:
     """Whether schema 2 takes it for a plugin's name; 1.6 looks at the number of its parts alone."""
     lenient = version is not None and not version.at_least(1, 7)
     return plugin.count(".") >= 3 and (lenient or plugin.startswith("io.containerd."))
 
 
-def _runtimes(table: Mapping[str, Any], number: int) -> Mapping[str, Any] | None:
+def _runtimes(table: Mapping[str, Any], schema: int) -> Mapping[str, Any] | None:
     """The handlers a file defines under the plugin of schema ``number``; ``None`` without such a table.
 
     Raises :class:`HostError` when anything on the way is no table.
     """
-    containerd = _sub(_sub(_sub(table, "plugins"), PLUGINS[number]), "containerd")
-    if _find(containerd, "runtimes") is None:
+    containerd = _subtable(_subtable(_subtable(table, "plugins"), HANDLER_PLUGINS[schema]), "containerd")
+    if _value_of(containerd, "runtimes") is None:
         return None
-    runtimes = _sub(containerd, "runtimes")
+    runtimes = _subtable(containerd, "runtimes")
     for name in runtimes:
-        _sub(runtimes, name)
+        _subtable(runtimes, name)
     return runtimes
 
 
-def _find(table: Mapping[str, Any], key: str) -> Any:
+def _value_of(table: Mapping[str, Any], key: str) -> Any:
     """The value of ``key`` as containerd 1.x finds it; ``None`` for nothing."""
     return table.get(key, table.get(key.upper()))
 
 
-def _sub(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = _find(table, key)
+def _subtable(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = _value_of(table, key)
     if found is None:
         return {}
     if not isinstance(found, dict):

@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
 from kata_node.host.go_glob import matches
-from kata_node.runtime.model.config import Glob, Read, taken
+from kata_node.runtime.model.config import Glob, ReadFile, handler_conflict
 from kata_node.toml import edit as toml_edit
 
 if TYPE_CHECKING:
     from kata_node.versions import Version
 
-RUNTIME_TABLE = "io.containerd.cri.v1.runtime"
+RUNTIME_PLUGIN = "io.containerd.cri.v1.runtime"
 """The plugin that holds the handlers, in every schema but 2."""
-SCHEMA_2_TABLE = "io.containerd.grpc.v1.cri"
+SCHEMA_2_PLUGIN = "io.containerd.grpc.v1.cri"
 """The same in schema 2. It is also the id of the plugin that serves the CRI, in every schema."""
 
-PLUGINS = {1: "cri", 2: SCHEMA_2_TABLE, 3: RUNTIME_TABLE}
+HANDLER_PLUGINS = {1: "cri", 2: SCHEMA_2_PLUGIN, 3: RUNTIME_PLUGIN}
 """The plugin that has the handlers, by schema. containerd 1.x does not know the last, 2.x not the first."""
 
-CRI_PLUGINS = (RUNTIME_TABLE, SCHEMA_2_TABLE, "io.containerd.cri.v1.images", "cri")
+CRI_PLUGINS = (RUNTIME_PLUGIN, SCHEMA_2_PLUGIN, "io.containerd.cri.v1.images", "cri")
 """Plugins without any one of which containerd serves no CRI; ``cri`` is the name in schema 1."""
 
-BUILT_IN = "runc"
+BUILT_IN_HANDLER = "runc"
 """The handler that containerd 2 has without any table, and whatever others there are."""
 
-SCHEMA_IF_NONE = 3
+DEFAULT_SCHEMA = 3
 """The schema a drop-in may have where no file gives a ``version``."""
 
 
@@ -43,10 +43,10 @@ def imports(config: bytes, where: str = "") -> tuple[str, ...]:
     Raises :class:`HostError` that names the file ``where``: it is not valid TOML, or ``imports`` is
     not an array of strings.
     """
-    return toml_edit.strings(toml_edit.load(config, where), "imports", where)
+    return toml_edit.string_array(toml_edit.load(config, where), "imports", where)
 
 
-def resolve(importer: str, entry: str) -> str:
+def resolve_import(importer: str, entry: str) -> str:
     """The absolute path or glob that ``entry`` means in the file at ``importer``."""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(importer), entry))
     return "/" + path.lstrip("/")
@@ -57,17 +57,17 @@ def is_glob(path: str) -> bool:
     return "*" in path
 
 
-def missing(importer: str, path: str) -> str:
+def missing_import(importer: str, path: str) -> str:
     """A sentence about an import of the file at ``importer`` that is nowhere to be found."""
-    seen = (
+    visibility_note = (
         ""
         if path.startswith(f"{posixpath.dirname(importer)}/")
         else ("; in a pod it may only be out of sight: a copy beside the importing file is not")
     )
-    return f"it imports {path}, which is not there; containerd does not start with that{seen}"
+    return f"it imports {path}, which is not there; containerd does not start with that{visibility_note}"
 
 
-def patterns(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
+def resolved_imports(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
     """Each file's path with each entry it imports, made absolute. Broken files import nothing."""
     for path, content in files.items():
         try:
@@ -75,10 +75,10 @@ def patterns(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
         except HostError:
             continue
         for entry in entries:
-            yield path, resolve(path, entry)
+            yield path, resolve_import(path, entry)
 
 
-def import_closure(main_path: str, read: Read, glob: Glob) -> dict[str, bytes]:
+def import_closure(main_path: str, read: ReadFile, glob: Glob) -> dict[str, bytes]:
     """Every file containerd reads, by its path, in the order it reads them; the main one first.
 
     ``read`` gives the content of a file, or ``None``; ``glob`` the paths a pattern matches, sorted.
@@ -92,12 +92,12 @@ def import_closure(main_path: str, read: Read, glob: Glob) -> dict[str, bytes]:
         if content is None:
             continue
         files[path] = content
-        for _, entry in patterns({path: content}):
+        for _, entry in resolved_imports({path: content}):
             pending += glob(entry) if is_glob(entry) else [entry]
     return files
 
 
-def in_order(main_path: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
+def in_read_order(main_path: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Those of ``files`` that containerd reads, in the order it reads them; the rest it never sees."""
     paths = sorted(files, key=lambda path: path.split("/"))
     return import_closure(main_path, files.get, lambda glob: [path for path in paths if matches(glob, path)])
@@ -112,14 +112,14 @@ def schema(files: Mapping[str, bytes]) -> int:
             continue
         if isinstance(version, int) and not isinstance(version, bool) and version > 0:
             return version
-    return SCHEMA_IF_NONE
+    return DEFAULT_SCHEMA
 
 
-def tables_below(
+def handler_tables_below(
     path: str, content: bytes, install_dir: str, handlers: Collection[str]
 ) -> tuple[tuple[str, ...], ...]:
     """The key paths of those ``handlers`` in a file whose programs lie below ``install_dir``."""
-    file = _File(path, path, toml_edit.load(content, path), own=False)
+    file = _ParsedFile(path, path, toml_edit.load(content, path), is_own=False)
     return tuple(
         ("plugins", plugin, "containerd", "runtimes", name)
         for plugin in CRI_PLUGINS
@@ -131,22 +131,26 @@ def tables_below(
 def defined_handlers(main_path: str, files: Mapping[str, bytes]) -> frozenset[str]:
     """Every handler that those of ``files`` define which containerd reads; broken ones define none."""
     found: set[str] = set()
-    for path, content in in_order(main_path, files).items():
+    for path, content in in_read_order(main_path, files).items():
         for plugin in CRI_PLUGINS:
             with contextlib.suppress(HostError):
-                found |= _File(path, path, toml_edit.load(content, path), own=False).runtimes(plugin).keys()
+                found |= (
+                    _ParsedFile(path, path, toml_edit.load(content, path), is_own=False)
+                    .runtimes(plugin)
+                    .keys()
+                )
     return frozenset(found)
 
 
 @dataclass(frozen=True)
-class _File:
+class _ParsedFile:
     path: str
     name: str
     """The path, and the setting its content comes from."""
     table: Mapping[str, Any]
-    own: bool
+    is_own: bool
 
-    def top(self, key: str) -> Any:
+    def top_level_value(self, key: str) -> Any:
         return toml_edit.get(self.table, key, self.path)
 
     def runtimes(self, plugin: str) -> Mapping[str, Any]:
@@ -167,7 +171,7 @@ class _File:
         return found
 
     def _containerd(self, plugin: str) -> Mapping[str, Any]:
-        found, name = self.top("plugins"), "plugins"
+        found, name = self.top_level_value("plugins"), "plugins"
         for part in (plugin, "containerd"):
             found, name = self._table(found, name).get(part), f"{name}.{part}"
         return self._table(found, name)
@@ -198,36 +202,38 @@ def check(
     supported containerd apply. An empty list is no proof that it serves: only the CRI can give that.
     """
     labels = labels or {}
-    files = in_order(main_path, files)
+    files = in_read_order(main_path, files)
     problems: list[str] = []
-    sound: list[_File] = []
+    parsed_files: list[_ParsedFile] = []
     for path, content in files.items():
         name = f"{path} (from {labels[path]})" if path in labels else path
         try:
-            file = _File(path, name, toml_edit.load(content, path), path in own_paths)
-            problems += _of_imports(file, lambda path: path in files or (exists is not None and exists(path)))
-            problems += _of_plugins(file, () if file.own else handlers)
+            file = _ParsedFile(path, name, toml_edit.load(content, path), path in own_paths)
+            problems += _import_problems(
+                file, lambda path: path in files or (exists is not None and exists(path))
+            )
+            problems += _plugin_problems(file, () if file.is_own else handlers)
             for plugin in CRI_PLUGINS:
                 file.default_runtime(plugin)
-            _of_version(file)
+            _declared_version(file)
         except HostError as error:
             problems.append(f"{name}: {error.what}")
         else:
-            sound.append(file)
-    problems += _of_schemas(main_path, sound, schema(files), version)
-    return problems + check_default(files, schema(files), labels)
+            parsed_files.append(file)
+    problems += _schema_problems(main_path, parsed_files, schema(files), version)
+    return problems + check_default_handler(files, schema(files), labels)
 
 
-def check_default(files: Mapping[str, bytes], schema: int, labels: Mapping[str, str]) -> list[str]:
+def check_default_handler(files: Mapping[str, bytes], schema: int, labels: Mapping[str, str]) -> list[str]:
     """What is wrong with the default handler of ``files``, as ordered and of ``schema``; a sentence or none.
 
     The last file that names one has its way. Broken files are left to others.
     """
-    plugin = SCHEMA_2_TABLE if schema == 2 else RUNTIME_TABLE
-    known, default, name = {BUILT_IN}, "", ""
+    plugin = SCHEMA_2_PLUGIN if schema == 2 else RUNTIME_PLUGIN
+    known, default, name = {BUILT_IN_HANDLER}, "", ""
     for path, content in files.items():
         with contextlib.suppress(HostError):
-            file = _File(path, path, toml_edit.load(content, path), own=False)
+            file = _ParsedFile(path, path, toml_edit.load(content, path), is_own=False)
             known.update(handler for each in CRI_PLUGINS for handler in file.runtimes(each))
             if found := file.default_runtime(plugin):
                 default, name = found, f"{path} (from {labels[path]})" if path in labels else path
@@ -239,50 +245,52 @@ def check_default(files: Mapping[str, bytes], schema: int, labels: Mapping[str, 
     ]
 
 
-def _of_version(file: _File) -> int:
-    version = file.top("version")
+def _declared_version(file: _ParsedFile) -> int:
+    version = file.top_level_value("version")
     if version is not None and (not isinstance(version, int) or isinstance(version, bool)):
         raise HostError("version is not a whole number", where=file.path)
     return version or 0
 
 
-def _of_imports(file: _File, exists: Callable[[str], bool]) -> Iterator[str]:
-    for entry in toml_edit.strings(file.table, "imports", file.path):
-        path = resolve(file.path, entry)
+def _import_problems(file: _ParsedFile, exists: Callable[[str], bool]) -> Iterator[str]:
+    for entry in toml_edit.string_array(file.table, "imports", file.path):
+        path = resolve_import(file.path, entry)
         if not is_glob(path) and not exists(path):
-            yield f"{file.name}: {missing(file.path, path)}"
+            yield f"{file.name}: {missing_import(file.path, path)}"
 
 
-def _of_plugins(file: _File, handlers: Collection[str]) -> Iterator[str]:
-    for plugin in toml_edit.strings(file.table, "disabled_plugins", file.path):
+def _plugin_problems(file: _ParsedFile, handlers: Collection[str]) -> Iterator[str]:
+    for plugin in toml_edit.string_array(file.table, "disabled_plugins", file.path):
         if plugin in CRI_PLUGINS:
             yield f"{file.name}: disabled_plugins names {plugin}, without which containerd serves no CRI"
     for plugin in CRI_PLUGINS:
         for name in file.runtimes(plugin):
             if name in handlers:
-                yield taken(file.name, name)
+                yield handler_conflict(file.name, name)
 
 
-def _of_schemas(main_path: str, files: list[_File], bound: int, version: Version | None) -> Iterator[str]:
-    merged_first = version is None or not version.at_least(2, 3)
+def _schema_problems(
+    main_path: str, files: list[_ParsedFile], effective_schema: int, version: Version | None
+) -> Iterator[str]:
+    merges_before_migrating = version is None or not version.at_least(2, 3)
     for file in files:
-        found = _of_version(file)
-        if found > bound:
+        found = _declared_version(file)
+        if found > effective_schema:
             yield (
-                f"{file.name}: its version = {found} is above the {bound} that {main_path} sets; "
-                f"write it for version = {bound}"
+                f"{file.name}: its version = {found} is above the {effective_schema} that {main_path} sets; "
+                f"write it for version = {effective_schema}"
             )
-        elif found > SCHEMA_IF_NONE and version is not None and merged_first:
+        elif found > DEFAULT_SCHEMA and version is not None and merges_before_migrating:
             yield f"{file.name}: version = {found} is too new for containerd {version}"
-        if not merged_first:
+        if not merges_before_migrating:
             continue
-        if bound == 2 and file.runtimes(RUNTIME_TABLE):
+        if effective_schema == 2 and file.runtimes(RUNTIME_PLUGIN):
             yield (
-                f"{file.name}: its runtimes under {RUNTIME_TABLE} would hide those under {SCHEMA_2_TABLE}, "
+                f"{file.name}: its runtimes under {RUNTIME_PLUGIN} would hide those under {SCHEMA_2_PLUGIN}, "
                 f"where version = 2 has them; move them there"
             )
-        if bound != 2 and file.own and file.runtimes(SCHEMA_2_TABLE):
+        if effective_schema != 2 and file.is_own and file.runtimes(SCHEMA_2_PLUGIN):
             yield (
-                f"{file.name}: its runtimes under {SCHEMA_2_TABLE} would not be read beside "
-                f"version = {bound}; move them to {RUNTIME_TABLE}"
+                f"{file.name}: its runtimes under {SCHEMA_2_PLUGIN} would not be read beside "
+                f"version = {effective_schema}; move them to {RUNTIME_PLUGIN}"
             )

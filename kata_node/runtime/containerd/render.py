@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kata_node.errors import UnfitNodeError
+from kata_node.errors import IneligibleNodeError
 from kata_node.runtime.containerd.main import RUNC, RUNC_TYPE
-from kata_node.runtime.containerd.read import PLUGINS
+from kata_node.runtime.containerd.read import HANDLER_PLUGINS
 from kata_node.settings.handlers import Handler, handlers
 from kata_node.snapshotters import mapping
 from kata_node.toml import tables as toml_tables
@@ -24,11 +24,11 @@ NEWEST_SCHEMA = 3
 """The newest schema our drop-ins are written in; every later containerd reads it too."""
 
 
-def render(settings: Settings, root_schema: int, version: Version) -> bytes:
+def render(settings: Settings, main_schema: int, version: Version) -> bytes:
     """The drop-in with the handlers, for a main configuration of ``root_schema``."""
     import tomlkit
 
-    schema = min(root_schema, NEWEST_SCHEMA)
+    schema = min(main_schema, NEWEST_SCHEMA)
     document = tomlkit.document()
     document.add(
         tomlkit.comment(f"Managed by kata-node (instance {settings.instance}). Changes here are lost:")
@@ -36,7 +36,7 @@ def render(settings: Settings, root_schema: int, version: Version) -> bytes:
     document.add(tomlkit.comment("put your own into the setting containerd.userDropIn."))
     document["version"] = schema
     # To containerd 2, a plugin of schema 1 means nothing.
-    _fill(document, content(settings, 3 if schema == 1 else schema, version))
+    _add_tables(document, content(settings, 3 if schema == 1 else schema, version))
     return document.as_string().encode()
 
 
@@ -44,7 +44,7 @@ def render_block(
     settings: Settings,
     schema: int,
     version: Version,
-    around: Mapping[str, Any],
+    existing_config: Mapping[str, Any],
     *,
     where: str,
     with_runc: bool,
@@ -59,51 +59,56 @@ def render_block(
     import tomlkit
 
     schema = min(schema, NEWEST_SCHEMA)
-    wanted = content(settings, schema, version)
-    known = around.get("plugins", {}).get(PLUGINS[schema], {}).get("containerd", {}).get("runtimes")
-    if with_runc and (not known or (had_runc and RUNC not in known)):
+    desired = content(settings, schema, version)
+    existing_handlers = (
+        existing_config.get("plugins", {})
+        .get(HANDLER_PLUGINS[schema], {})
+        .get("containerd", {})
+        .get("runtimes")
+    )
+    if with_runc and (not existing_handlers or (had_runc and RUNC not in existing_handlers)):
         runc = {RUNC: {"runtime_type": RUNC_TYPE}}
-        wanted = merged(wanted, {"plugins": {PLUGINS[schema]: {"containerd": {"runtimes": runc}}}})
+        desired = merge(desired, {"plugins": {HANDLER_PLUGINS[schema]: {"containerd": {"runtimes": runc}}}})
     document = tomlkit.document()
-    _fill(document, _lacking(wanted, around, (), where))
+    _add_tables(document, _missing_settings(desired, existing_config, (), where))
     return document.as_string().encode()
 
 
 def content(settings: Settings, schema: int, version: Version) -> dict[str, Any]:
     """All that a configuration of ``schema`` needs for the handlers, as TOML's own types."""
-    return merged(
-        {"plugins": {PLUGINS[schema]: {"containerd": {"runtimes": runtimes(settings)}}}},
-        mapping.tables(settings, handlers(settings), schema, version),
+    return merge(
+        {"plugins": {HANDLER_PLUGINS[schema]: {"containerd": {"runtimes": runtimes(settings)}}}},
+        mapping.config_tables(settings, handlers(settings), schema, version),
     )
 
 
-def _lacking(
-    wanted: Mapping[str, Any], around: Mapping[str, Any], path: tuple[str, ...], where: str
+def _missing_settings(
+    desired: Mapping[str, Any], existing_config: Mapping[str, Any], path: tuple[str, ...], where: str
 ) -> dict[str, Any]:
     """What of ``wanted`` is not in ``around``, a table of which no block can add a key to."""
-    lacking: dict[str, Any] = {}
-    for key, value in wanted.items():
-        there = around.get(key)
-        if path[-1:] == ("runtimes",) and there is not None:
-            raise UnfitNodeError(
+    missing_settings: dict[str, Any] = {}
+    for key, value in desired.items():
+        existing = existing_config.get(key)
+        if path[-1:] == ("runtimes",) and existing is not None:
+            raise IneligibleNodeError(
                 f"it defines the handler {key}, which this installation brings",
                 where=where,
                 hint="remove it there",
             )
-        if isinstance(value, dict) and isinstance(there, dict):
-            lacking[key] = _lacking(value, there, (*path, key), where)
-        elif isinstance(value, dict) or not around:
-            lacking[key] = value
-        elif there is None and mapping.DEFAULTS.get(key) == value:
+        if isinstance(value, dict) and isinstance(existing, dict):
+            missing_settings[key] = _missing_settings(value, existing, (*path, key), where)
+        elif isinstance(value, dict) or not existing_config:
+            missing_settings[key] = value
+        elif existing is None and mapping.DEFAULTS.get(key) == value:
             continue
-        elif there != value:
-            raise UnfitNodeError(
-                f"{toml_tables.dotted((*path, key))} must be {toml_value(value)} for the snapshotters asked "
-                "for, and is in a table of this file",
+        elif existing != value:
+            raise IneligibleNodeError(
+                f"{toml_tables.dotted_key((*path, key))} must be {toml_value(value)} for the snapshotters "
+                "asked for, and is in a table of this file",
                 where=where,
                 hint="set it there, and run again",
             )
-    return lacking
+    return missing_settings
 
 
 def toml_value(value: object) -> str:
@@ -113,28 +118,28 @@ def toml_value(value: object) -> str:
     return tomlkit.item(value).as_string()
 
 
-def _fill(document: Any, tables: Mapping[str, Any]) -> None:
+def _add_tables(document: Any, tables: Mapping[str, Any]) -> None:
     for key in sorted(tables):
-        document[key] = _table(tables[key])
+        document[key] = _toml_table(tables[key])
 
 
 def runtimes(settings: Settings) -> dict[str, dict[str, Any]]:
     """The table of each handler, by its name."""
-    return {handler.name: _runtime(settings, handler) for handler in handlers(settings)}
+    return {handler.name: _handler_table(settings, handler) for handler in handlers(settings)}
 
 
-def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings that have no value in common."""
     result = dict(one)
     for key, value in other.items():
-        result[key] = merged(result[key], value) if isinstance(result.get(key), dict) else value
+        result[key] = merge(result[key], value) if isinstance(result.get(key), dict) else value
     return result
 
 
-def _runtime(settings: Settings, handler: Handler) -> dict[str, Any]:
+def _handler_table(settings: Settings, handler: Handler) -> dict[str, Any]:
     snapshotter = mapping.effective_name(settings, handler.snapshotter)
     return {
-        "runtime_type": f"io.containerd.{_type(handler)}.v2",
+        "runtime_type": f"io.containerd.{_runtime_type_name(handler)}.v2",
         "runtime_path": f"{settings.install_dir}/{handler.shim.shim_binary}",
         "privileged_without_host_devices": True,
         "pod_annotations": list(handler.pod_annotations),
@@ -143,15 +148,15 @@ def _runtime(settings: Settings, handler: Handler) -> dict[str, Any]:
     }
 
 
-def _type(handler: Handler) -> str:
+def _runtime_type_name(handler: Handler) -> str:
     return f"kata-{handler.shim.name}"
 
 
-def _table(content: dict[str, Any]) -> Any:
+def _toml_table(content: dict[str, Any]) -> Any:
     """As tables with headers of their own, but for those that hold nothing but tables."""
     import tomlkit
 
     table = tomlkit.table(is_super_table=all(isinstance(value, dict) for value in content.values()))
     for key, value in content.items():
-        table[key] = _table(value) if isinstance(value, dict) else value
+        table[key] = _toml_table(value) if isinstance(value, dict) else value
     return table

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings
 
-Read = Callable[[str], bytes | None]
+ReadFile = Callable[[str], bytes | None]
 """The content of a file, ``None`` where there is none."""
 Glob = Callable[[str], list[str]]
 """The paths that a pattern of :mod:`kata_node.host.go_glob` matches, sorted."""
 
-DROP_IN, USER_DROP_IN = "99-kata-deploy", "zz-kata-deploy-user"
+DROP_IN_NAME, USER_DROP_IN_NAME = "99-kata-deploy", "zz-kata-deploy-user"
 """How the names of our files begin. They sort behind those of others, and the user's behind ours."""
 
 
@@ -33,11 +33,11 @@ class ConfigFile:
 
     path: str
     content: bytes | None = field(repr=False)
-    without: bytes | None = field(repr=False, default=None)
+    content_without_entry: bytes | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DesiredConfig:
     """What one instance wants of a runtime's configuration.
 
     ``files`` are in the order that can be interrupted anywhere: the drop-ins, then the files of others
@@ -52,18 +52,18 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Place:
+class DropInLocation:
     """The drop-ins of an instance in one directory."""
 
     drop_in: str
     """The handlers; it names programs of the install dir, which tells whose it is."""
-    beside: tuple[str, ...]
+    extra_drop_ins: tuple[str, ...]
     """Others that are only there with it."""
 
     @property
     def paths(self) -> tuple[str, ...]:
         """All of them."""
-        return (self.drop_in, *self.beside)
+        return (self.drop_in, *self.extra_drop_ins)
 
     @property
     def directory(self) -> str:
@@ -78,19 +78,19 @@ class CriConfig(Protocol):
     def main_path(self) -> str:
         """The runtime's own configuration file: what an error about the whole is about."""
 
-    def places(self) -> tuple[Place, ...]:
+    def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """Where drop-ins of this instance can lie, whatever the runtime's version."""
 
     def shared_paths(self) -> tuple[str, ...]:
         """The files of others that may have to be edited."""
 
-    def closure(self, read: Read, glob: Glob) -> dict[str, bytes]:
+    def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
         """Every file the runtime reads, and every shared one, by path; those it reads in its order."""
 
-    def wanted(self, settings: Settings, files: Mapping[str, bytes]) -> Wanted:
+    def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
         """What should be, given those files. Raises :class:`~kata_node.errors.KataNodeError`."""
 
-    def without_us(self, path: str, content: bytes) -> bytes | None:
+    def without_entry(self, path: str, content: bytes) -> bytes | None:
         """A shared file without this instance; ``None`` when nothing of others is left in it."""
 
     def check(
@@ -107,27 +107,27 @@ class CriConfig(Protocol):
         An empty list is no proof that it serves: only the CRI can give that.
         """
 
-    def reloads(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
+    def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """Whether a runtime that serves the files ``before`` can come to those ``after`` without a restart.
 
         Of use only where the home says that it takes up changes at all.
         """
 
-    def defined(self, files: Mapping[str, bytes]) -> frozenset[str]:
+    def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
         """Every handler the files define, as far as the runtime reads them."""
 
 
 def own_paths(config: CriConfig) -> tuple[str, ...]:
     """Every file an instance can have to itself."""
-    return tuple(path for place in config.places() for path in place.paths)
+    return tuple(path for location in config.drop_in_locations() for path in location.paths)
 
 
 def is_drop_in(path: str) -> bool:
     """Whether a file is all of one instance, by its name."""
-    return posixpath.basename(path).startswith((DROP_IN, USER_DROP_IN))
+    return posixpath.basename(path).startswith((DROP_IN_NAME, USER_DROP_IN_NAME))
 
 
-def is_of(install_dir: str, drop_in: bytes) -> bool:
+def is_drop_in_of(install_dir: str, drop_in: bytes) -> bool:
     """Whether a drop-in with handlers is of the instance in ``install_dir``: by the programs it names.
 
     Instances of one suffix in several install dirs share its path outside of those.
@@ -135,7 +135,7 @@ def is_of(install_dir: str, drop_in: bytes) -> bool:
     return f'"{install_dir}/'.encode() in drop_in
 
 
-def taken(where: str, handler: str) -> str:
+def handler_conflict(where: str, handler: str) -> str:
     """The sentence about a file of others that defines a handler of ours."""
     return (
         f"{where}: it defines the handler {handler}, which this installation brings; remove it there, or "
@@ -143,6 +143,6 @@ def taken(where: str, handler: str) -> str:
     )
 
 
-def named(name: str, suffix: str, ending: str = "") -> str:
+def suffixed_name(name: str, suffix: str, ending: str = "") -> str:
     """The name of a file of ours, which the instance's suffix tells from those of others."""
     return f"{name}-{suffix}{ending}" if suffix else f"{name}{ending}"

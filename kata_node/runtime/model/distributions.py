@@ -40,22 +40,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kata_node.errors import SettingsError, UnfitNodeError
+from kata_node.errors import IneligibleNodeError, SettingsError
 from kata_node.settings.model import Settings
 
-Applies = Literal["restart", "watch", "signal"]
+LoadMethod = Literal["restart", "watch", "signal"]
 
 NO_SCHEMA = 0
 """The key of :attr:`Home.drop_ins` where there are no schemas."""
 
-BASE = '{{ template "base" . }}\n'
+BASE_TEMPLATE_LINE = '{{ template "base" . }}\n'
 """What a template of k3s and rke2 must begin with to extend what they would render without it."""
 
-K0S_MARK = "# k0s_managed=true"
+K0S_MANAGED_LINE = "# k0s_managed=true"
 
 
 @dataclass(frozen=True)
-class Home:
+class RuntimePaths:
     """A CRI runtime as one distribution runs it."""
 
     distribution: str
@@ -70,31 +70,31 @@ class Home:
     """The file the runtime reads. Where there is a ``template``, the distribution alone writes it."""
     template: Mapping[int, str] = field(default_factory=dict)
     """Schema -> the file of an admin that ``config`` is rendered from; empty: ``config`` itself is edited."""
-    template_start: str = ""
+    initial_template: str = ""
     """What a template made from nothing begins with; empty: it is there, or cannot be made."""
     template_is_toml: bool = False
     """Whether it can be read and edited as TOML: not with Go's braces in it."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """What stands in a template that is TOML -> what is put there, as a rule."""
-    drop_ins: Mapping[int, str] = field(default_factory=dict)
+    drop_in_dirs: Mapping[int, str] = field(default_factory=dict)
     """Schema -> the directory whose ``*.toml`` the distribution has read (CRI-O: whose every file)."""
-    drop_ins_always: bool = False
+    always_reads_drop_ins: bool = False
     """Whether they are read in any case; else only when ``config`` imports them."""
-    applies: Applies = "restart"
+    load_method: LoadMethod = "restart"
     """How a change comes to be: the unit is restarted; the distribution notices by itself; SIGHUP."""
     kubelet_root: str = "/var/lib/kubelet"
     """Where the kubelet keeps its pods."""
     config_from_argv: bool = False
     """Whether the unit's own command line may name another ``config``."""
-    elsewhere: tuple[str, ...] = ()
+    external_runtime_options: tuple[str, ...] = ()
     """Options of the unit's command line that have the distribution use a runtime it does not run."""
 
     @property
-    def rendered(self) -> bool:
+    def is_rendered(self) -> bool:
         """Whether ``config`` is written anew at every start."""
         return bool(self.template)
 
-    def filled_in(self, template: bytes) -> bytes:
+    def with_variables(self, template: bytes) -> bytes:
         """What a template that is TOML will say, as a rule: to be judged, never to be written.
 
         Variables of others than the distribution's own stay as they are.
@@ -116,39 +116,39 @@ class Home:
         return schema, self.template[schema]
 
 
-def _rancher(name: str, *units: str) -> Home:
+def _rancher(name: str, *units: str) -> RuntimePaths:
     directory = f"/var/lib/rancher/{name}/agent/etc/containerd"
-    return Home(
+    return RuntimePaths(
         distribution=name,
         runtime="containerd",
         units=units,
         socket="/run/k3s/containerd/containerd.sock",
         config=f"{directory}/config.toml",
         template={2: f"{directory}/config.toml.tmpl", 3: f"{directory}/config-v3.toml.tmpl"},
-        template_start=BASE,
-        drop_ins={2: f"{directory}/config.toml.d", 3: f"{directory}/config-v3.toml.d"},
-        elsewhere=("--container-runtime-endpoint", "--docker"),
+        initial_template=BASE_TEMPLATE_LINE,
+        drop_in_dirs={2: f"{directory}/config.toml.d", 3: f"{directory}/config-v3.toml.d"},
+        external_runtime_options=("--container-runtime-endpoint", "--docker"),
     )
 
 
 _MICROK8S = "/var/snap/microk8s"
 
-HOMES: tuple[Home, ...] = (
+ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
     _rancher("k3s", "k3s.service", "k3s-agent.service"),
     _rancher("rke2", "rke2-server.service", "rke2-agent.service"),
-    Home(
+    RuntimePaths(
         distribution="k0s",
         runtime="containerd",
         units=("k0scontroller.service", "k0sworker.service"),
         socket="/run/k0s/containerd.sock",
         config="/etc/k0s/containerd.toml",
-        drop_ins={2: "/etc/k0s/containerd.d", 3: "/etc/k0s/containerd.d"},
-        drop_ins_always=True,
-        applies="watch",
+        drop_in_dirs={2: "/etc/k0s/containerd.d", 3: "/etc/k0s/containerd.d"},
+        always_reads_drop_ins=True,
+        load_method="watch",
         kubelet_root="/var/lib/k0s/kubelet",
-        elsewhere=("--cri-socket",),
+        external_runtime_options=("--cri-socket",),
     ),
-    Home(
+    RuntimePaths(
         distribution="microk8s",
         runtime="containerd",
         units=("snap.microk8s.daemon-containerd.service",),
@@ -169,17 +169,17 @@ HOMES: tuple[Home, ...] = (
         },
         kubelet_root=f"{_MICROK8S}/common/var/lib/kubelet",
     ),
-    Home(
+    RuntimePaths(
         distribution="k8s",
         runtime="cri-o",
         units=("crio.service",),
         socket="/run/crio/crio.sock",
         config="/etc/crio/crio.conf",
-        drop_ins={NO_SCHEMA: "/etc/crio/crio.conf.d"},
-        drop_ins_always=True,
-        applies="signal",
+        drop_in_dirs={NO_SCHEMA: "/etc/crio/crio.conf.d"},
+        always_reads_drop_ins=True,
+        load_method="signal",
     ),
-    Home(
+    RuntimePaths(
         distribution="k8s",
         runtime="containerd",
         units=("containerd.service",),
@@ -191,27 +191,31 @@ HOMES: tuple[Home, ...] = (
 """Every runtime this release knows, those of a distribution with units of its own first."""
 
 
-def by_unit(name: str) -> Home | None:
+def runtime_paths_of_unit(name: str) -> RuntimePaths | None:
     """The home that the systemd unit ``name`` runs, if it is one's."""
-    return next((home for home in HOMES if name in home.units), None)
+    return next((runtime_paths for runtime_paths in ALL_RUNTIME_PATHS if name in runtime_paths.units), None)
 
 
-def among(active: Collection[str]) -> tuple[Home, ...]:
+def runtime_paths_of_units(active: Collection[str]) -> tuple[RuntimePaths, ...]:
     """The homes with a unit among ``active``, in the order of :data:`HOMES`.
 
     A distribution with units of its own counts before plain Kubernetes: beside it, ``containerd.service``
     is there for something else, such as Docker.
     """
-    found = tuple(home for home in HOMES if any(unit in active for unit in home.units))
-    return tuple(home for home in found if home.distribution != "k8s") or found
+    found = tuple(
+        runtime_paths
+        for runtime_paths in ALL_RUNTIME_PATHS
+        if any(unit in active for unit in runtime_paths.units)
+    )
+    return tuple(runtime_paths for runtime_paths in found if runtime_paths.distribution != "k8s") or found
 
 
-def home(distribution: str, runtime: str) -> Home:
+def runtime_paths(distribution: str, runtime: str) -> RuntimePaths:
     """The home of ``runtime`` in ``distribution``.
 
     Raises :class:`~kata_node.errors.SettingsError` when that distribution does not run that runtime.
     """
-    for found in HOMES:
+    for found in ALL_RUNTIME_PATHS:
         if (found.distribution, found.runtime) == (distribution, runtime):
             return found
     raise SettingsError(
@@ -221,13 +225,13 @@ def home(distribution: str, runtime: str) -> Home:
     )
 
 
-def runs_elsewhere(home: Home, argv: Sequence[str]) -> str:
+def external_runtime_option(runtime_paths: RuntimePaths, argv: Sequence[str]) -> str:
     """The option in ``argv``, a unit's command line, by which it uses a runtime it does not run; or empty.
 
     The distribution's configuration file can have the same option, which this does not see.
     """
     given = (argument.partition("=")[0] for argument in argv)
-    return next((option for option in given if option in home.elsewhere), "")
+    return next((option for option in given if option in runtime_paths.external_runtime_options), "")
 
 
 def k0s_manages(config: bytes | None) -> bool:
@@ -239,15 +243,17 @@ def k0s_manages(config: bytes | None) -> bool:
     if config is None:
         return True
     first = config.decode(errors="replace").lstrip("\r\n").partition("\n")[0]
-    return first.rstrip("\r") == K0S_MARK
+    return first.rstrip("\r") == K0S_MANAGED_LINE
 
 
-def other_distribution(settings: Settings, home: Home, unit: str) -> UnfitNodeError | None:
+def wrong_distribution_error(
+    settings: Settings, runtime_paths: RuntimePaths, unit: str
+) -> IneligibleNodeError | None:
     """That the settings are for another distribution than that of ``unit``, if they are."""
-    if home.distribution == settings.distribution:
+    if runtime_paths.distribution == settings.distribution:
         return None
-    return UnfitNodeError(
+    return IneligibleNodeError(
         f"the settings are for {settings.distribution}, but this node runs {unit}",
         where="k8sDistribution",
-        hint=f"set k8sDistribution: {home.distribution}",
+        hint=f"set k8sDistribution: {runtime_paths.distribution}",
     )
