@@ -132,7 +132,7 @@ def test_two_releases_cannot_be_the_same_installation(cluster: Cluster) -> None:
     assert not install(first, suffix)
     assert not install(first, suffix), "it is its own"
     refused = install(second, suffix)
-    assert f'the release {first}/kata (namespace/name) has the installation "{suffix}"' in refused
+    assert f'the release {first}/kata (namespace/name) already has the installation "{suffix}"' in refused
     assert not install(second, f"{suffix}-too")
     for namespace in (first, second):
         cluster.helm("uninstall", "kata", "--no-hooks", f"--namespace={namespace}")

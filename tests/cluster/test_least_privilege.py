@@ -145,7 +145,7 @@ def test_a_node_with_nothing_on_it_is_labelled_as_well(cluster: Cluster, install
     labeller = installation.on("least-bare")
     assert admin(cluster).patch("least-bare", {"spec": {"taints": None}}).body["spec"] == {}
     assert labeller.patch("least-bare", labels(shared="false", own="false")).status == 200
-    assert "not be added" in refusal(labeller.patch("least-bare", taints(ANY_EFFECT)))
+    assert "may not add or change taints" in refusal(labeller.patch("least-bare", taints(ANY_EFFECT)))
 
 
 def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands(
@@ -161,7 +161,7 @@ def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands
     for change in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
         assert labeller.patch(node, change).status == 200
     reset: dict[str, Any] = {"metadata": {"managedFields": [{}]}}
-    assert "managedFields those of others may not be changed" in refusal(labeller.patch(node, reset))
+    assert "fields of a Node that other managers have applied" in refusal(labeller.patch(node, reset))
 
 
 def test_values_and_taints_that_were_there_before_are_nobodys_fault(
@@ -184,12 +184,13 @@ def test_the_shared_label_can_be_demoted_and_promoted_while_others_have_marks(
 
 # --- what is refused -------------------------------------------------------------------------------
 
-ONLY_LABELS = "of a Node's labels only katacontainers.io/kata-runtime and kata-deploy.katacontainers.io/"
-ONLY_VALUES = "may be set to true or false, or be removed"
-ONLY_METADATA = "of a Node's metadata only labels may be changed, not "
-NO_NEW_TAINTS = "taints of a Node may not be added or changed"
-ONLY_STARTUP = "of a Node's taints only those of startupTaints may be removed"
-ONLY_TAINTS = "of a Node's spec only startup taints may be removed; not to be changed: "
+ONLY_LABELS = "may change only the labels katacontainers.io/kata-runtime and kata-deploy.katacontainers.io/"
+ONLY_VALUES = " to true or false, or remove them"
+ONLY_METADATA = "may change only the labels in a Node's metadata, not "
+ONLY_AS_KATA_NODE = "only as the component kata-node"
+NO_NEW_TAINTS = "may not add or change taints of a Node"
+ONLY_STARTUP = "may remove only the taints of a Node that startupTaints lists"
+ONLY_TAINTS = "may change only the taints in a Node's spec, not "
 
 BUSY = {
     "labels": {
@@ -258,7 +259,7 @@ def busy(cluster: Cluster, installation: Installation) -> tuple[str, Caller]:
         ),
         pytest.param(
             {"metadata": {"managedFields": [{}]}},
-            "those of others may not be changed: ",
+            "that other managers have applied: ",
             id="owners of fields",
         ),
         pytest.param({"spec": {"unschedulable": True}}, f"{ONLY_TAINTS}unschedulable", id="a cordon"),
@@ -327,10 +328,10 @@ def test_a_token_of_another_node_changes_nothing_here(
     stranger = installation.on(elsewhere)
     for caller, other, own in ((labeller, elsewhere, node), (stranger, node, elsewhere)):
         refused = refusal(caller.patch(other, labels(shared="true")))
-        assert refused == f"this token is for Node {own} and may change no other"
+        assert refused == f"this token may change only Node {own}"
         assert refusal(caller.patch(other, taints(*TAINTS[1:])))
         said = refusal(caller.call("POST", EVENTS, event(other)))
-        assert said == f"this token may record Events about Node {own} only"
+        assert said == f"this token may record Events only about Node {own}"
     assert stranger.patch(elsewhere, labels(shared="true")).status == 200
 
 
@@ -339,9 +340,9 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
 ) -> None:
     loose = unbound(cluster, installation.namespace, installation.account)
     for patch in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
-        assert "not bound to a pod on a node, and may change no Node" in refusal(loose.patch(node, patch))
+        assert "not bound to a pod on a node, so it may not change" in refusal(loose.patch(node, patch))
     said = refusal(loose.call("POST", EVENTS, event(node)))
-    assert said == "this token is not bound to a pod on a node, and may record no Event"
+    assert said == "this token is not bound to a pod on a node, so it may not record an Event"
 
 
 @pytest.mark.parametrize(
@@ -349,18 +350,18 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
     [
         pytest.param(
             {"involvedObject": {"apiVersion": "v1", "kind": "Node", "name": "another"}},
-            "about Node {node} only",
+            "only about Node {node}",
             id="about another Node",
         ),
         pytest.param(
             {"involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": "{node}", "namespace": "default"}},
-            "about Node {node} only",
+            "only about Node {node}",
             id="about a Pod",
         ),
-        pytest.param({"involvedObject": {}}, "about Node {node} only", id="about nothing"),
-        pytest.param({"source": {"component": "kubelet"}}, "must be kata-node", id="in the kubelet's name"),
-        pytest.param({"source": {}, "reportingComponent": ""}, "must be kata-node", id="in nobody's name"),
-        pytest.param({"reportingComponent": "kubelet"}, "must be kata-node", id="reported by the kubelet"),
+        pytest.param({"involvedObject": {}}, "only about Node {node}", id="about nothing"),
+        pytest.param({"source": {"component": "kubelet"}}, ONLY_AS_KATA_NODE, id="in the kubelet's name"),
+        pytest.param({"source": {}, "reportingComponent": ""}, ONLY_AS_KATA_NODE, id="in nobody's name"),
+        pytest.param({"reportingComponent": "kubelet"}, ONLY_AS_KATA_NODE, id="reported by the kubelet"),
     ],
 )
 def test_an_event_that_is_not_about_its_work_is_refused(
@@ -481,7 +482,7 @@ def widened(cluster: Cluster) -> Iterator[Installation]:
     cluster.kubectl("delete", "clusterrolebinding", "wide")
 
 
-NOTHING_ELSE = "this account may patch its own Node and record Events about it, and nothing else"
+NOTHING_ELSE = "this account may only patch its own Node and record Events about it"
 NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "least-made"}}
 
 
@@ -504,7 +505,7 @@ NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "least-made"}}
                 "metadata": {"generateName": "e", "namespace": "kube-system"},
                 "involvedObject": {"kind": "Node", "name": "{node}", "namespace": "kube-system"},
             },
-            "Events about Nodes are recorded in the namespace default only",
+            "may record Events only in the namespace default",
             id="an Event elsewhere",
         ),
     ],
@@ -554,11 +555,11 @@ def test_an_event_of_the_newer_api_is_held_to_the_same_rules(widened: Installati
         "reportingController": "kata-node",
         "reportingInstance": "pod",
     }
-    assert f"about Node {node} only" in refusal(labeller.call("POST", path, new))
+    assert f"only about Node {node}" in refusal(labeller.call("POST", path, new))
     new["regarding"] = {"apiVersion": "v1", "kind": "Node", "name": node}
     assert labeller.call("POST", path, new).status == 201
     new["reportingController"] = "kubelet"
-    assert "must be kata-node" in refusal(labeller.call("POST", path, new))
+    assert ONLY_AS_KATA_NODE in refusal(labeller.call("POST", path, new))
 
 
 # --- others ----------------------------------------------------------------------------------------
@@ -594,7 +595,7 @@ def test_two_installations_keep_to_their_own_mark_on_the_same_node(
     ):
         assert caller.patch(node, {"metadata": {"labels": {SHARED: "true", own: "true"}}}).status == 200
         refused = refusal(caller.patch(node, {"metadata": {"labels": {other: "false"}}}))
-        assert refused == f"of a Node's labels only {SHARED} and {own} may be changed, not {other}"
+        assert refused == f"this account may change only the labels {SHARED} and {own} of a Node, not {other}"
     marks = {key: value for key, value in first.node(node)["metadata"]["labels"].items() if MARK in key}
     assert marks == {f"{MARK}default": "true", f"{MARK}second": "true"}
 
@@ -672,5 +673,5 @@ def test_a_stage_that_is_refused_says_what_the_rule_is(
     done = stage(installation.on(elsewhere), "claim")
     assert done.returncode == 1, told(done)
     [report] = json.loads(done.stdout)["stages"]
-    assert f"this token is for Node {elsewhere} and may change no other" in report["error"]["what"]
+    assert f"this token may change only Node {elsewhere}" in report["error"]["what"]
     assert SHARED not in admin(cluster).node(node)["metadata"]["labels"]
