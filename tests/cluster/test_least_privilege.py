@@ -184,13 +184,13 @@ def test_the_shared_label_can_be_demoted_and_promoted_while_others_have_marks(
 
 # --- what is refused -------------------------------------------------------------------------------
 
-ONLY_LABELS = "may change only the labels katacontainers.io/kata-runtime and kata-deploy.katacontainers.io/"
+ONLY_LABELS = f"this account may change only the labels {SHARED} and {MARK}"
 ONLY_VALUES = " to true or false, or remove them"
-ONLY_METADATA = "may change only the labels in a Node's metadata, not "
+ONLY_METADATA = "this account may change only the labels in a Node's metadata, not "
 ONLY_AS_KATA_NODE = "only as the component kata-node"
-NO_NEW_TAINTS = "may not add or change taints of a Node"
-ONLY_STARTUP = "may remove only the taints of a Node that startupTaints lists"
-ONLY_TAINTS = "may change only the taints in a Node's spec, not "
+NO_NEW_TAINTS = "this account may not add or change taints of a Node"
+ONLY_STARTUP = "this account may remove only the taints of a Node that startupTaints lists"
+ONLY_TAINTS = "this account may change only the taints in a Node's spec, not "
 
 BUSY = {
     "labels": {
@@ -317,7 +317,7 @@ def test_a_cordon_of_others_is_not_lifted(cluster: Cluster, labeller: Caller, no
 def test_what_it_may_do_does_not_carry_along_what_it_may_not(busy: tuple[str, Caller]) -> None:
     node, labeller = busy
     patch = {**labels(shared="false", own=None), "spec": {"unschedulable": True}}
-    assert "not to be changed: unschedulable" in refusal(labeller.patch(node, patch))
+    assert "not unschedulable" in refusal(labeller.patch(node, patch))
     assert labeller.node(node)["metadata"]["labels"][SHARED] == "true"
 
 
@@ -505,7 +505,7 @@ NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "least-made"}}
                 "metadata": {"generateName": "e", "namespace": "kube-system"},
                 "involvedObject": {"kind": "Node", "name": "{node}", "namespace": "kube-system"},
             },
-            "may record Events only in the namespace default",
+            "this account may record Events only in the namespace default",
             id="an Event elsewhere",
         ),
     ],
