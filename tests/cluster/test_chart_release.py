@@ -40,7 +40,7 @@ def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
     return done.stderr if done.returncode else ""
 
 
-def test_pods_have_the_pod_security_level_that_the_readme_gives_them(cluster: Cluster) -> None:
+def test_pods_have_the_pod_security_level_that_the_page_about_security_gives_them(cluster: Cluster) -> None:
     templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}))
     for name in ("install-dispatcher", "cleanup-dispatcher", "reconcile", "stop"):
         assert not admitted(cluster, "restricted", templates[f"kata-deploy-{name}"]["spec"])

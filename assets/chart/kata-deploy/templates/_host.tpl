@@ -58,7 +58,7 @@ Takes (list $ "containerd" or "crio").
 {{- fail (printf "containerd.%s: %s is not an absolute path; write a path that begins with /" $key $path) -}}
 {{- end -}}
 {{- if has "/" (list $path (ternary (dir $path) "" (eq $key "runtimeSocket"))) -}}
-{{- fail (printf "containerd.%s: %s would mount the root directory of the node into the pods; use a path in a directory of its own" $key $path) -}}
+{{- fail (printf "containerd.%s: %s would mount the root directory of the node into the pods; use a path below another directory" $key $path) -}}
 {{- end -}}
 {{- end -}}
 {{- $paths = dict "config" $config "socket" $socket -}}

@@ -238,7 +238,7 @@ spec:
       serviceAccountName: {{ include "kata-deploy.labeller.serviceAccount" $root }}
       automountServiceAccountToken: false
       enableServiceLinks: false
-      # A pod that is deleted has time to finish its change, such as a restart of the runtime.
+      # A pod that is deleted has time to finish its change, for example a restart of the runtime.
       terminationGracePeriodSeconds: 300
       {{- with $root.Values.priorityClassName }}
       priorityClassName: {{ . | quote }}

@@ -19,7 +19,7 @@ node.
 {{- end -}}
 
 {{- /*
-The labels of a node that serves Kata of this installation. Every RuntimeClass selects them, whatever the values say.
+The labels of a node that serves Kata of this installation. Every RuntimeClass selects them. The values cannot change that.
 */ -}}
 {{- define "kata-deploy.servingLabels" -}}
 {{ include "kata-deploy.sharedLabel" . }}: "true"

@@ -1,4 +1,4 @@
-{{- /* Values that several templates use. A key that is null, or whose section is null, counts as not set. */ -}}
+{{- /* Values that several templates use. A key or a section that is null counts as not set. */ -}}
 
 {{- define "kata-deploy.mode" -}}
 {{- $mode := .Values.deploymentMode | default "daemonset" -}}
@@ -22,7 +22,7 @@
 {{- /* Only a colon after the last slash is a tag: a registry may have a port. */ -}}
 {{- $whole := or (contains "@" $reference) (contains ":" (splitList "/" $reference | last)) -}}
 {{- if not $reference -}}
-{{- fail (printf "%s.reference: is empty; set it to an image, such as quay.io/kata-containers/kata-deploy" $key) -}}
+{{- fail (printf "%s.reference: is empty; set it to an image, for example quay.io/kata-containers/kata-deploy" $key) -}}
 {{- else if and $whole $tag -}}
 {{- fail (printf "%s.tag: the reference %s already has a tag or a digest; remove the tag %s, or remove it from the reference" $key $reference $tag) -}}
 {{- else if $whole -}}
