@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -36,13 +37,14 @@ OTHER_DEFAULTS = {
 EXAMPLES = sorted(CHART.glob("*.values.yaml"))
 
 
-@pytest.fixture(scope="module")
-def docs() -> ModuleType:
+@pytest.fixture
+def docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script scripts/chart-docs, as a module."""
     loader = SourceFileLoader("chart_docs", str(CHECKOUT / "scripts/chart-docs"))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None
     module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, loader.name, module)  # its dataclasses look their module up
     loader.exec_module(module)
     return module
 
@@ -94,34 +96,137 @@ def has(values: object, path: str) -> bool:
     return True
 
 
-def test_what_is_made_of_the_values_and_of_the_shim_table_is_up_to_date(docs: ModuleType) -> None:
+def test_what_is_generated_from_the_values_and_the_shim_table_is_up_to_date(docs: ModuleType) -> None:
     assert docs.main(["--check"]) == 0
 
 
-def test_a_changed_comment_or_default_makes_the_readme_out_of_date(
+def test_a_changed_comment_or_default_makes_the_readme_and_the_reference_out_of_date(
     docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (CHART / "values.yaml").read_text()
     for changed in (
         text.replace("parallelism: 100", "parallelism: 7"),
-        text.replace("at once.", "together."),
+        text.replace("run at the same time.", "run together."),
     ):
         assert changed != text
         (tmp_path / "values.yaml").write_text(changed)
         monkeypatch.setattr(docs, "VALUES", tmp_path / "values.yaml")
         assert docs.main(["--check"]) == 1
-        assert "README.md is out of date" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "README.md is out of date" in told
+        assert "docs/reference/values.md is out of date" in told
 
 
-def test_every_key_of_the_values_is_explained(docs: ModuleType) -> None:
-    text = docs.readme()
-    sections = re.findall(r"^### (.*)\n\n(.*)$", text, re.MULTILINE)
+def rows(text: str) -> dict[str, str]:
+    """The keys in the tables of the README or the reference, each with its description."""
+    found = re.findall(r"^\| \[?`([^`|]+)`[^|\n]* \| [^|\n]* \| ([^|\n]*) \|$", text, re.MULTILINE)
+    return dict(found)
+
+
+def test_every_key_of_the_values_is_described_in_the_readme_and_in_the_reference(docs: ModuleType) -> None:
+    readme, reference = docs.readme(), docs.reference()
+    sections = re.findall(r"^## (.*)\n\n(.*)$", reference, re.MULTILINE)
     assert [name for name, _ in sections] == list(VALUES)
     assert not [name for name, first in sections if not first or first.startswith(("|", "Default"))]
-    silent = re.findall(r"^\| `([^`]+)` \|.*\|  \|$", text, re.MULTILINE)
-    # Explained by what the section begins with.
-    told = ("shims.", "defaultShim.", "updateStrategy", "resources", "health.")
-    assert not [path for path in silent if not path.startswith(told)]
+    for text in (readme, reference):
+        assert not [path for path, description in rows(text).items() if not description]
+    assert rows(reference).items() < rows(readme).items()
+    assert set(rows(readme)) - set(rows(reference)) == set(VALUES)
+    assert "health.startupProbe.enabled" in rows(reference)
+
+
+def test_rows_are_short_and_details_are_below_the_table_and_linked(docs: ModuleType) -> None:
+    reference = docs.reference()
+    assert max(map(len, rows(reference).values())) <= docs.LONGEST_SUMMARY
+    assert "On a cluster with a single node" not in rows(reference)["job.nodeSelectorExpressions"]
+    details = reference.partition("### `job.nodeSelectorExpressions`")[2].partition("###")[0]
+    assert "On a cluster with a single node" in details
+    assert "- key: node-role.kubernetes.io/control-plane" in details
+    anchors = {
+        re.sub(r"[^\w-]", "", name.lower()) for name in re.findall(r"^###? `?([^`\n]+)", reference, re.M)
+    }
+    links = set(re.findall(r"\]\(#([\w-]+)\)", reference))
+    assert links
+    assert links <= anchors
+
+
+def test_a_list_in_a_comment_stays_a_list(docs: ModuleType) -> None:
+    details = docs.reference().partition("### `rbac.admissionPolicy`")[2]
+    assert re.findall(r"^- `(\w+)`: ", details, re.MULTILINE) == ["auto", "always", "never"]
+
+
+COMMENTED = """\
+# Things of the test.
+#
+# `things.<thing>` has these keys:
+#
+# - `active`: Enables the thing.
+# - `deep.list`: Numbers of the thing
+#   in two lines.
+# - `extra`: A key that no thing has by default.
+#
+# A last word.
+things:
+  # A switch.
+  all: false
+
+  a:
+    active: ~
+    deep:
+      list: [1]
+  b:
+    active: ~
+    deep:
+      list: [1]
+  c:
+    active: true
+  d:
+    active: ~
+    deep:
+      list: [1]
+"""
+
+
+def test_keys_of_many_entries_are_described_once_with_a_table_of_other_defaults(docs: ModuleType) -> None:
+    [group] = docs.groups(COMMENTED)
+    assert [(row.path, row.default, row.summary) for row in group.rows] == [
+        ("things.all", "false", "A switch."),
+        ("things.<thing>.active", "~", "Enables the thing."),
+        ("things.<thing>.deep.list", "[1]", "Numbers of the thing in two lines."),
+        ("things.<thing>.extra", "", "A key that no thing has by default."),
+    ]
+    assert (group.head.summary, group.head.details[-1]) == ("Things of the test.", "A last word.")
+    assert group.differences[2:] == [
+        "| thing | `active` | `deep.list` |",
+        "|---|---|---|",
+        "| `c` | `true` | `[]` |",
+        "",
+        "All defaults of the table above apply to `a`, `b`, `d`.",
+    ]
+
+
+def test_no_shim_has_a_row_of_its_own(docs: ModuleType) -> None:
+    paths = rows(docs.readme())
+    assert "shims.<shim>.containerd.snapshotter" in paths
+    assert not [path for path in paths if path.startswith("shims.") and path.split(".")[1] in table()]
+    differences = docs.reference().partition("Some shims have other defaults.")[2].partition("\n##")[0]
+    assert not [name for name in table() if f"`{name}`" not in differences]
+
+
+@pytest.mark.parametrize(
+    ("comment", "says"),
+    [
+        pytest.param(f"# {'long ' * 40}", "a: shorten the first paragraph", id="a long first paragraph"),
+        pytest.param(
+            "# A.\n#\n# `a.<b>` has these keys:\n#\n# - nothing",
+            "write `key`: and a description",
+            id="no key",
+        ),
+    ],
+)
+def test_a_comment_that_cannot_be_a_row_is_refused(docs: ModuleType, comment: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        list(docs.groups(f"{comment}\na: 1\n"))
 
 
 def test_the_schema_has_a_place_for_every_default_and_every_example() -> None:
