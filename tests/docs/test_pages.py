@@ -100,3 +100,26 @@ def test_every_variable_that_a_program_reads_is_in_the_reference() -> None:
     }
     assert read
     assert {name for name in read - {"GITHUB_ACTIONS"} if f"`{name}`" not in page} == set()
+
+
+def test_every_check_of_host_check_is_in_the_troubleshooting() -> None:
+    page = Page("docs/troubleshooting.md").text
+    texts = [path.read_text() for path in (CHECKOUT / "kata_node").rglob("*.py")]
+    names = {name for text in texts for name in re.findall(r'\bCheck\(\s*"([\w.-]+)"', text)}
+    assert len(names) > 15
+    assert {name for name in names if f"`{name}`" not in page} == set()
+
+
+def test_every_reason_of_an_event_is_in_the_reference() -> None:
+    page = Page("docs/reference/labels-and-events.md").text
+    texts = [path.read_text() for path in (CHECKOUT / "kata_node").rglob("*.py")]
+    reasons = {name for text in texts for name in re.findall(r'"(Kata[A-Z]\w+)"', text)}
+    assert len(reasons) > 5
+    assert {name for name in reasons if f"`{name}`" not in page} == set()
+
+
+def test_every_outcome_of_a_node_is_in_the_troubleshooting() -> None:
+    from kata_node.dispatcher.rollout import ENDED
+
+    page = Page("docs/troubleshooting.md").text
+    assert {str(outcome) for outcome in ENDED if f"`{outcome}`" not in page} == set()
