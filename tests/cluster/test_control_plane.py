@@ -158,7 +158,8 @@ def test_a_program_that_does_not_start_is_told_with_what_it_logged(
 ) -> None:
     name = f"broken-{os.getpid()}"
     monkeypatch.setattr("cluster.flags.etcd", lambda: ["--no-such-flag"])
-    with pytest.raises(NodeError, match=r"(?s)etcd has ended.*--- etcd.*flag provided but not defined"):
+    told = r"(?s)etcd ended with 2 before .*\n  hint: Read .*\n--- etcd.*flag provided but not defined"
+    with pytest.raises(NodeError, match=told):
         Cluster.start(name=name)
     assert name not in [record.name for record in cluster_records.running()]
 
