@@ -59,7 +59,7 @@ def test_a_node_is_registered_ready_and_keeps_what_is_patched(cluster: Cluster) 
     cluster.node("worker", labels={"example.org/a": "3"})
     labels = read(cluster, "node", "worker")["metadata"]["labels"]
     assert labels == {"kubernetes.io/hostname": "worker", "example.org/a": "3", "example.org/b": "2"}
-    ready = cluster.kubectl("wait", "node/worker", "--for=condition=Ready", "--timeout=5s")
+    ready = cluster.kubectl("wait", "node/worker", "--for=condition=Ready", "--timeout=300s")
     assert "condition met" in ready.stdout
 
 
@@ -88,7 +88,7 @@ def test_a_service_account_gets_a_token_and_is_known_by_it(cluster: Cluster) -> 
 def test_a_new_namespace_is_given_what_pods_need_by_the_controllers(cluster: Cluster) -> None:
     cluster.kubectl("create", "namespace", "served")
     made = ("serviceaccount/default", "configmap/kube-root-ca.crt")
-    cluster.kubectl("wait", *made, "--for=create", "--namespace=served", "--timeout=20s")
+    cluster.kubectl("wait", *made, "--for=create", "--namespace=served", "--timeout=300s")
     bundle = read(cluster, "configmap", "kube-root-ca.crt", "--namespace=served")["data"]["ca.crt"]
     assert bundle == cluster.ca.read_text()
 
@@ -134,7 +134,7 @@ def test_the_api_server_comes_back_with_all_that_was_there(own_cluster: Cluster,
     assert own_cluster.get("/api/v1/namespaces/default/pods", token=token)[0] == 403  # known, without rights
     assert read(own_cluster, "node", "before")["metadata"]["name"] == "before"
     own_cluster.kubectl("create", "namespace", "after")
-    made = ("serviceaccount/default", "--for=create", "--namespace=after", "--timeout=30s")
+    made = ("serviceaccount/default", "--for=create", "--namespace=after", "--timeout=300s")
     own_cluster.kubectl("wait", *made)
     after = own_cluster.processes
     assert {name for name in before if before[name] != after[name]} == {"kube-apiserver"}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from node.cache import CHECKOUT
-from node.commands import wait_until
+from node.commands import WAIT_TIMEOUT, wait_until
 
 from cluster.control_plane import ADMIN, Cluster
 from cluster.fake_kubelet import FakeKubelet, PodStatus, Server, failed, running
@@ -88,7 +88,7 @@ class Site:
             }
         )
         self.cluster.kubectl("apply", "--filename=-", text=rules)
-        made = ("serviceaccount/default", "--for=create", f"--namespace={self.name}", "--timeout=30s")
+        made = ("serviceaccount/default", "--for=create", f"--namespace={self.name}", "--timeout=300s")
         self.cluster.kubectl("wait", *made)
 
     def _object(self, version: str, kind: str, namespace: str = "", **more: Any) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Run:
 
 
 def ended(process: subprocess.Popen[str]) -> Run:
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=WAIT_TIMEOUT)
     return Run(process.returncode, json.loads(out))
 
 
@@ -240,7 +240,7 @@ def test_a_job_at_its_deadline_is_told_by_the_stage_that_held_it_up(site: Site) 
     with site.kubelets({name: running("cri")}) as kubelets:
         # A Pod takes its time to end, in which it is asked.
         kubelets.keep_pods()
-        process = site.start(template=template("host-check", "cri", activeDeadlineSeconds=4))
+        process = site.start(template=template("host-check", "cri", activeDeadlineSeconds=10))
         wait_until(lambda: "waiting for its Pod to end: cri: its Job took" in site.logged(), "it is asked")
         kubelets.release_pods()
         run = ended(process)
@@ -402,7 +402,7 @@ def test_a_pod_that_is_not_admitted_is_told_while_its_job_waits(site: Site) -> N
     with site.kubelets():
         process = site.start()
         told = f"{name}: its Job has no Pod; `kubectl describe job install-{name} -n {site.name}` tells why"
-        wait_until(lambda: told in site.logged(), "it is told", timeout=120)
+        wait_until(lambda: told in site.logged(), "it is told")
         process.send_signal(signal.SIGTERM)
         run = ended(process)
     assert run.outcomes == {name: "running"}

@@ -648,7 +648,7 @@ def stage(tmp_path: Path, node: str) -> Callable[[ApiCaller, str], subprocess.Co
                 *(sys.executable, "-m", "kata_node", "stage", name),
                 f"--config={config}",
                 f"--host-root={tmp_path / 'host'}",
-                *("--label-timeout=20", "--label-stable-for=0", "--output=json"),
+                *("--label-timeout=120", "--label-stable-for=0", "--output=json"),
             ],
             env={
                 "PATH": os.environ["PATH"],

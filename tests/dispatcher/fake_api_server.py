@@ -142,7 +142,7 @@ class FakeApiServer:
         url = f"http://127.0.0.1:{self._server.server_address[1]}"
         # No authorities to load: nothing is encrypted here.
         plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        session = httpx2.Client(base_url=url, timeout=10, trust_env=False, verify=plain)
+        session = httpx2.Client(base_url=url, timeout=60, trust_env=False, verify=plain)
         return ApiClient(session, clock=self.time.clock())
 
     # --- what happens in the cluster ----------------------------------------------------------------

@@ -162,10 +162,15 @@ def _text(file: IO[bytes]) -> str:
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, timeout: float = WAIT_TIMEOUT) -> None:
-    """Return as soon as ``condition()`` holds; raise :class:`NodeError` after ``timeout`` seconds."""
+def wait_until(
+    condition: Callable[[], bool], what: str, *, timeout: float = WAIT_TIMEOUT, pause: float = POLL_INTERVAL
+) -> None:
+    """Return as soon as ``condition()`` holds; raise :class:`NodeError` after ``timeout`` seconds.
+
+    ``pause`` is in seconds between two looks.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise NodeError(f"after {timeout:.0f} s still not: {what}")
-        time.sleep(POLL_INTERVAL)
+        time.sleep(pause)
