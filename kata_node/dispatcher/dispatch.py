@@ -24,7 +24,8 @@ from kata_node.dispatcher.stuck_pods import StuckPodMonitor
 from kata_node.dispatcher.template import Owner
 
 FIRST_NODE_CHECK, MAX_NODE_CHECK_INTERVAL = 60.0, 1200.0
-"""Seconds until the first check whether the Node of a Job still exists. The interval doubles each time."""
+"""Seconds until the first check whether the Node of a Job still exists, and the longest interval between two
+checks. The interval doubles each time."""
 
 NODE_ABSENCE_TIMEOUT = 45.0
 """Seconds that a Node may be absent. Some distributions delete and register it again on a restart."""

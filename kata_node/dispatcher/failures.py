@@ -16,8 +16,8 @@ KILLED_EXIT_CODES = (137, 143)
 """Exit codes of a container that was killed by SIGKILL or SIGTERM."""
 
 FAILED_MOUNT_HINT = (
-    "if it shows FailedMount, correct k8sDistribution, containerRuntime or containerd.* in the values; they "
-    "do not match this node"
+    "correct k8sDistribution, containerRuntime or containerd.* in the values if the Events show FailedMount; "
+    "these settings do not match the node then"
 )
 
 

@@ -106,10 +106,10 @@ def _deselected_tasks(config: Config, nodes: Nodes, selection: Selection) -> tup
     if tasks and not selection.selected:
         # The labels of the nodes may not be set yet. An empty selection must not uninstall everything.
         log.warning(
-            "no node is selected, so nothing is removed from the %d nodes with the label %s; "
+            "no node is selected, so nothing is removed from the nodes with the label %s: %d; "
             "uninstall the release to remove Kata from them",
-            len(tasks),
             config.installation_label,
+            len(tasks),
         )
         return [], []
     return tasks, _ineligible_tasks("cleanup", deselected)
@@ -150,13 +150,10 @@ def _ineligible_tasks(action: Action, found: Selection) -> list[Task]:
 
 def _log_plan(config: Config, selection: Selection, removed: Sequence[Task]) -> None:
     nodes = [*selection.eligible, *(target for target, _ in selection.unready)]
-    canary = f", canary nodes: {min(config.canary, len(nodes))}" if config.canary else ""
+    canary = f"; canary nodes: {min(config.canary, len(nodes))}" if config.canary else ""
     log.info(
-        "starting: %s on %d nodes%s, at most %d at the same time",
-        config.action,
-        len(nodes),
-        canary,
-        config.parallelism,
+        "starting %s; nodes: %d%s; at most %d run at the same time",
+        *(config.action, len(nodes), canary, config.parallelism),
     )
     for target, taint in selection.tainted:
         log.info("%s: skipped, its taint %s is not tolerated", target.name, taint)
@@ -167,6 +164,6 @@ def _log_plan(config: Config, selection: Selection, removed: Sequence[Task]) -> 
     if selection.missing:
         log.warning("no Node has the name: %s", ", ".join(selection.missing))
     if removed:
-        log.info("cleanup on %d nodes that are no longer selected, after all other nodes", len(removed))
+        log.info("nodes that are no longer selected, cleaned up after all others: %d", len(removed))
     if not nodes and not removed:
         log.warning("no node is selected, or no selected node can get a Job; there is nothing to do")

@@ -486,7 +486,7 @@ def test_a_selected_node_with_a_taint_is_not_cleaned_up(api: FakeApiServer) -> N
 def test_an_empty_selection_removes_nothing(api: FakeApiServer, caplog: pytest.LogCaptureFixture) -> None:
     api.node("a", labels={INSTALLATION_LABEL: "true"})
     assert outcomes(dispatch(api, REMOVING)) == {}
-    assert "so nothing is removed from the 1 nodes with the label" in caplog.text
+    assert "nothing is removed" in caplog.text
 
 
 def test_a_node_that_is_selected_again_before_its_cleanup_starts_is_skipped(

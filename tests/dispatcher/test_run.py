@@ -318,8 +318,8 @@ def test_a_pod_that_does_not_start_is_reported_with_the_meaning_of_a_failed_moun
     api.on_create = created
     result = dispatch(api)
     hint = (
-        "if it shows FailedMount, correct k8sDistribution, containerRuntime or containerd.* in the values; "
-        "they do not match this node"
+        "correct k8sDistribution, containerRuntime or containerd.* in the values if the Events show "
+        "FailedMount; these settings do not match the node then"
     )
     assert f"`kubectl describe pod pod-0 -n kata` to see why; {hint}" in caplog.text
     assert result.tasks[0].problem
