@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from node.cache import CHECKOUT, NodeError
+from node.cache import CHECKOUT, NodeError, cache_dir
 from node.commands import CommandFailed, wait_until
 from node.node_records import Process
 
@@ -162,6 +164,53 @@ def test_a_program_that_does_not_start_is_told_with_what_it_logged(
     with pytest.raises(NodeError, match=told):
         Cluster.start(name=name)
     assert name not in [record.name for record in cluster_records.running()]
+
+
+def test_what_needs_the_api_server_is_started_once_it_is_ready(
+    machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, looks = Cluster._ready, itertools.count(1)
+
+    def ready_late(cluster: Cluster) -> bool:
+        assert set(cluster.processes) == {"etcd", "kube-apiserver"}
+        return next(looks) > 100 and ready(cluster)
+
+    monkeypatch.setattr(Cluster, "_ready", ready_late)
+    with Cluster.start(scheduler=True) as cluster:
+        assert {"kube-controller-manager", "kube-scheduler"} <= set(cluster.processes)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["testcluster", "up"], id="testcluster"),
+        pytest.param(["bench-dispatcher", "--nodes=1"], id="bench-dispatcher"),
+    ],
+)
+def test_a_person_is_told_in_a_sentence_that_the_control_plane_does_not_come_up(
+    machine: None, tmp_path: Path, command: list[str]
+) -> None:
+    for name in programs.CONTROL_PLANE:
+        kept = tmp_path / programs.program(name).parent.relative_to(cache_dir())
+        kept.mkdir(parents=True)
+        (kept / name).symlink_to(programs.program(name))
+    etcd = tmp_path / programs.program("etcd").relative_to(cache_dir())
+    etcd.unlink()
+    etcd.write_text("#!/bin/sh\necho the disk is full >&2\nexit 3\n")
+    etcd.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, str(CHECKOUT / "scripts" / command[0]), *command[1:]],
+        env={**os.environ, "KATA_NODE_TEST_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    what, hint, title, _, said, *_ = done.stderr.splitlines()
+    assert re.match(rf"{command[0]}: the cluster \S+: etcd ended with 3 ", what)
+    assert hint.startswith("  hint: ")
+    assert (title, said) == ("--- etcd", "the disk is full")
+    assert list((tmp_path / "clusters").glob("*/")) == []
 
 
 START_AND_WAIT = """

@@ -161,7 +161,7 @@ def test_while_a_pod_is_waited_for_others_work_on_the_node_and_then_the_revert_g
     web = run(node, "web", "kata-qemu")
     revert = node.start_kata_node("revert", "--wait-for-pods", "300")
     wait_until(lambda: "default/web (kata-qemu); waiting for" in revert.stderr, "it waits")
-    other = node.kata_node("install", "--lock-timeout", "5", config=values("qemu"), payload=PAYLOAD)
+    other = node.kata_node("install", "--lock-timeout", "60", config=values("qemu"), payload=PAYLOAD)
     assert (other.returncode, changed()) == (0, [])
     end(node, web)
     assert revert.wait().returncode == 0
