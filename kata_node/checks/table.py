@@ -212,7 +212,7 @@ def _foreign_files(settings: Settings, facts: HostCheckFacts) -> Finding:
         "fail",
         f"{layout.conflict_summary(facts.conflicts)} below {settings.install_dir}: "
         + ", ".join(facts.conflicts[:3]),
-        "remove these files with the tool that installed them",
+        "remove these files with the tool that installed them, or set env.installationPrefix",
     )
 
 
