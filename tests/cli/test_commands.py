@@ -361,7 +361,7 @@ def test_an_archive_that_was_damaged_after_it_was_indexed_is_not_installed(
     damage(payloads.archive_path(cli_runner.payload, "qemu"))
     before = cli_runner.files()
     result = cli_runner.offline("install")
-    refused(cli_runner, result, 4, "kata-static-qemu.tar.zst", "put back as it was")
+    refused(cli_runner, result, 4, "kata-static-qemu.tar.zst", "the changes of this stage were rolled back")
     assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]
     assert cli_runner.files() == before
 
@@ -445,7 +445,7 @@ def test_a_disk_that_fails_in_mid_copy_leaves_the_node_as_it_was(
     fail_after(monkeypatch, 3, OSError(number, os.strerror(number)))
     before = cli_runner.files()
     result = cli_runner.offline("install")
-    refused(cli_runner, result, 4, "at: /opt/kata/", "put back as it was", *says)
+    refused(cli_runner, result, 4, "at: /opt/kata/", "the changes of this stage were rolled back", *says)
     assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]
     assert cli_runner.files() == before
 
@@ -520,7 +520,7 @@ def test_a_node_without_a_cri_socket_is_refused(
     refused(cli_runner, cli_runner.online("install"), 1, "/run/containerd/containerd.sock", "no CRI socket")
     status = cli_runner.online("status")
     assert status.code == 0
-    assert "what is served is not known" in status.err
+    assert "cannot tell which handlers the runtime serves" in status.err
     assert cli_runner.files() == before
 
 
@@ -561,7 +561,14 @@ def test_ctrl_c_in_mid_copy_leaves_the_node_as_it_was(
     fail_after(monkeypatch, 3, KeyboardInterrupt())
     before = cli_runner.files()
     result = cli_runner.offline("install")
-    refused(cli_runner, result, 4, "interrupted", "put back as it was", "run the same command again")
+    refused(
+        cli_runner,
+        result,
+        4,
+        "interrupted",
+        "the changes of this stage were rolled back",
+        "run the same command again",
+    )
     assert cli_runner.files() == before
 
 
@@ -574,7 +581,7 @@ def test_ctrl_c_while_the_runtime_restarts_puts_it_back(live: tuple[CliRunner, F
 
     node.on_restart = press_once
     result = cli_runner.online("install")
-    refused(cli_runner, result, 4, "interrupted", "put back as it was")
+    refused(cli_runner, result, 4, "interrupted", "the changes of this stage were rolled back")
     assert result.outcomes == ["host-check done", "claim skipped", "artifacts done", "cri failed"]
     assert (cli_runner.host / MAIN).read_text() == CONFIG
     assert node.handlers == ("runc",)
