@@ -144,7 +144,7 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         pytest.param({"template": None, "templates": []}, "templates: is empty", id="no runtime"),
         pytest.param(
             {"template": None, "templates": [JOB["spec"]]},
-            "templates[0].backoffLimit: no such key",
+            "templates[0].backoffLimit: is not a known key",
             id="odd keys",
         ),
         pytest.param(

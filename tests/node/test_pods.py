@@ -129,7 +129,7 @@ def test_a_revert_under_a_pod_is_refused_and_goes_through_when_it_has_ended(
     planned = node.kata_node("plan", "revert")
     assert planned.returncode == 10
     assert (
-        "note: in the way: 1 pod runs on a handler to be taken away: default/web (kata-qemu)"
+        "note: would be blocked: 1 pod runs on a handler to be taken away: default/web (kata-qemu)"
         in planned.stdout
     )
 

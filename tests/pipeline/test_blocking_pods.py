@@ -140,7 +140,7 @@ def test_a_pod_that_ends_while_it_is_waited_for_is_in_the_way_no_longer(
     assert clock.now == 90
     assert kata(node) == []
     assert waits(said) == [
-        f"1 pod runs on a handler to be taken away: shop/web (kata-qemu); waiting for at most {left} s"
+        f"1 pod runs on a handler to be taken away: shop/web (kata-qemu); waiting at most {left} s"
         for left in (600, 570, 540)
     ]
 
@@ -215,7 +215,9 @@ def test_a_dry_run_names_the_pods_in_the_way_and_fails_for_none(
     before = snapshot(node)
     planned = run(node, BACK, payload, dry_run=True, wait_for_pods=60)
     assert [report.outcome for report in planned] == ["planned", "planned"]
-    assert notes(planned) == ["in the way: 1 pod runs on a handler to be taken away: shop/web (kata-qemu)"]
+    assert notes(planned) == [
+        "would be blocked: 1 pod runs on a handler to be taken away: shop/web (kata-qemu)"
+    ]
     assert (snapshot(node), clock.now) == (before, 0)
 
 

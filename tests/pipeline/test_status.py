@@ -89,7 +89,7 @@ def test_what_is_left_of_an_installation_that_was_deleted_by_hand_is_told(
     wanted = settings.load(None, overrides={}, arch="x86_64")
     (found,) = status.gather(wanted, Options(payload), node.clients(), deep=False)
     assert found.install_dir == "/opt/kata"
-    assert "there is no record of it" in found.error
+    assert "it has no receipt" in found.error
 
 
 LABELS = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/blue": "false"}
@@ -127,7 +127,7 @@ def test_the_labels_of_the_node_are_told_where_there_are_credentials(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        pytest.param({"labels": {"a": "b"}}, "labels     none of Kata", id="none"),
+        pytest.param({"labels": {"a": "b"}}, "labels     no Kata labels", id="none"),
         pytest.param(
             {"error": AWAY},
             "labels     not known: the API server gave no answer (node/n1 at https://api)",

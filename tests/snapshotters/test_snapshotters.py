@@ -625,15 +625,22 @@ def rows(
         ),
         pytest.param(settings(qemu="nosuch"), {}, "proxy_plugins", id="unheard-of-snapshotter"),
         pytest.param(settings(qemu="nydus"), {}, "add nydus to snapshotter.setup", id="nobodys-nydus"),
-        pytest.param(settings(qemu="nydus"), {}, "take it out of these shims", id="nydus-to-be-done-without"),
+        pytest.param(
+            settings(qemu="nydus"),
+            {},
+            "remove containerd.snapshotter from these shims",
+            id="nydus-to-be-done-without",
+        ),
         pytest.param(settings(qemu="devmapper"), {}, "pool_name", id="devmapper-not-configured"),
         pytest.param(settings(qemu="blockfile"), {}, "scratch_file", id="blockfile-not-configured"),
-        pytest.param(NYDUS, {"main": PROXY}, "/run/mine.sock already", id="admins-nydus-is-not-replaced"),
+        pytest.param(
+            NYDUS, {"main": PROXY}, "a snapshotter nydus at /run/mine.sock", id="admins-nydus-is-not-replaced"
+        ),
         pytest.param(NYDUS, {"payload": {"VERSION": 1}}, "the payload has no", id="payload-without-nydus"),
         pytest.param(
             settings(setup=["nydus"], qemu="nydus"),
             {"payload": {"VERSION": 1}},
-            "or switch them off: kata-qemu",
+            "or disable them: kata-qemu",
             id="payload-without-nydus-that-a-shim-uses",
         ),
         pytest.param(
@@ -645,7 +652,7 @@ def rows(
         pytest.param(
             NYDUS,
             {"facts": replace(GOOD, nydus=replace(NO_NYDUS, directories=frozenset()))},
-            "mount the host's /etc/systemd/system",
+            "mount the node's /etc/systemd/system",
             id="units-not-mounted",
         ),
         pytest.param(
@@ -665,7 +672,7 @@ def rows(
         pytest.param(
             erofs(),
             {"facts": replace(GOOD, mkfs=MkfsErofs("/usr/bin/mkfs.erofs", ("--sort=",)))},
-            "does not know --sort=",
+            "does not have the options --sort=",
             id="old-mkfs",
         ),
         pytest.param(erofs(), {"facts": replace(GOOD, erofs=False)}, "modprobe erofs", id="not-loaded"),
@@ -685,18 +692,21 @@ def rows(
             id="no-dm-verity",
         ),
         pytest.param(
-            erofs(), {"main": EROFS_TABLE + b"max_unmerged_layers = 4\n"}, "= 4 where", id="admins-layers"
+            erofs(),
+            {"main": EROFS_TABLE + b"max_unmerged_layers = 4\n"},
+            "max_unmerged_layers = 4 (the settings need 0)",
+            id="admins-layers",
         ),
         pytest.param(
             erofs(erofs_dmverity=True),
             {"main": EROFS_TABLE + b"dmverity_mode = 'off'\n"},
-            "dmverity_mode = off where the settings mean on",
+            "dmverity_mode = off (the settings need on)",
             id="admins-layers-without-dm-verity",
         ),
         pytest.param(
             settings(erofs={"erofs_dmverity": True}, qemu_runtime_rs="erofs"),
             {},
-            "erofsDmverity is given",
+            "snapshotter.erofsDmverity has no effect",
             id="options-nobody-carries-out",
         ),
         pytest.param(
