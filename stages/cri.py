@@ -33,7 +33,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     removal.refuse_foreign_drop_ins(facts, receipt)
     config = facts.config
     desired_config = config.desired_config(settings, facts.contents)
-    changes = list(desired_config.files)
+    changes = list(desired_config.changes)
     # What this instance wrote while the runtime had another main file, or was another one.
     removals, _ = removal.removal_changes(facts, receipt)
     changes += [change for change in removals if change.path not in {each.path for each in changes}]
@@ -92,7 +92,7 @@ def _require_restartable_unit(facts: RuntimeFacts, receipt: Receipt) -> None:
     if not facts.unit:
         raise IneligibleNodeError(
             f"systemd knows no unit of {facts.runtime.name}",
-            hint="start the CRI runtime as one of: " + ", ".join(facts.runtime_paths.units),
+            hint="start the CRI runtime as one of: " + ", ".join(facts.distribution_runtime.units),
         )
     finished = receipt.cri is None or receipt.cri.state == "serving"
     if facts.state == "inactive" and finished:

@@ -65,7 +65,7 @@ def look(look: StageContext) -> HostCheckFacts:
         _missing_files(look, artifacts),
         sum(desired.size for desired in difference.missing) if difference else 0,
         difference.conflicts if difference else (),
-        snapshotter_facts.look(look, runtime.runtime_paths.units)
+        snapshotter_facts.look(look, runtime.distribution_runtime.units)
         if isinstance(runtime, RuntimeFacts)
         else None,
     )

@@ -131,7 +131,7 @@ def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Findin
             else f"systemd knows no unit of {runtime.runtime.name}",
             "start the CRI runtime as this unit; it must be restarted through it"
             if runtime.unit
-            else "start the CRI runtime as one of: " + ", ".join(runtime.runtime_paths.units),
+            else "start the CRI runtime as one of: " + ", ".join(runtime.distribution_runtime.units),
             permanent=not runtime.unit,
         )
     if runtime.handlers is not None:
@@ -154,7 +154,7 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Find
     future_contents = {
         **contents,
         **dict.fromkeys(own),
-        **{file.path: file.content for file in desired_config.files},
+        **{file.path: file.content for file in desired_config.changes},
     }
     # What the user's own drop-in imports may be there, and is looked for when it is written.
     user_files = {

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 def incompatibility(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> IneligibleNodeError | None:
     """Why the settings cannot be carried out with this runtime, if they cannot."""
-    runtime, runtime_paths = facts.runtime, facts.runtime_paths
+    runtime, distribution_runtime = facts.runtime, facts.distribution_runtime
     if reason := versions.unsupported_reason(runtime):
         return IneligibleNodeError(reason, hint="use a node, or a kata-node release, that fits")
-    if error := wrong_distribution_error(settings, runtime_paths, facts.unit):
+    if error := wrong_distribution_error(settings, distribution_runtime, facts.unit):
         return error
     shares_one_file = (
-        runtime.name == "containerd" and runtime.version.major < 2 and not runtime_paths.always_reads_drop_ins
+        runtime.name == "containerd"
+        and runtime.version.major < 2
+        and not distribution_runtime.always_reads_drop_ins
     )
     if settings.suffix and shares_one_file:
         return IneligibleNodeError(

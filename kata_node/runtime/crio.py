@@ -41,9 +41,9 @@ from typing import TYPE_CHECKING, Any
 from kata_node.errors import HostError
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
-    ConfigFile,
     DesiredConfig,
     DropInLocation,
+    FileChange,
     Glob,
     ReadFile,
     handler_conflict,
@@ -96,13 +96,13 @@ class CrioConfig:
         return f"{self.config_dir}/crio.conf"
 
     @property
-    def _drop_ins(self) -> str:
+    def _drop_in_dir(self) -> str:
         return f"{self.config_dir}/crio.conf.d"
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """The one place there is."""
         drop_in, debug = (
-            f"{self._drop_ins}/{suffixed_name(name, self.suffix)}"
+            f"{self._drop_in_dir}/{suffixed_name(name, self.suffix)}"
             for name in (DROP_IN_NAME, DEBUG_DROP_IN_NAME)
         )
         return (DropInLocation(drop_in, (debug,)),)
@@ -114,7 +114,7 @@ class CrioConfig:
     def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
         """Every file CRI-O reads, by path, in its order."""
         paths: list[str] = []
-        pattern = self._drop_ins
+        pattern = self._drop_in_dir
         while found := glob(pattern := f"{pattern}/*"):
             paths += found
         directories = {posixpath.dirname(path) for path in paths}
@@ -129,8 +129,8 @@ class CrioConfig:
         return DesiredConfig(
             "crio.conf.d",
             (
-                ConfigFile(location.drop_in, render(settings, with_storage_option=_uses_overlay(others))),
-                ConfigFile(debug, render_debug(settings) if settings.debug else None),
+                FileChange(location.drop_in, render(settings, with_storage_option=_uses_overlay(others))),
+                FileChange(debug, render_debug(settings) if settings.debug else None),
             ),
             tuple(handler.name for handler in handlers_of(settings)),
             {},
@@ -196,7 +196,7 @@ class CrioConfig:
 
         What an interrupted write of ours left is not among them: it goes before anything is written.
         """
-        drop_ins = (path for path in files if path.startswith(f"{self._drop_ins}/"))
+        drop_ins = (path for path in files if path.startswith(f"{self._drop_in_dir}/"))
         paths = [self.main_path, *sorted(drop_ins, key=lambda path: path.split("/"))]
         return {path: files[path] for path in paths if path in files}
 

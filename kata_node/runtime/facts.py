@@ -17,7 +17,11 @@ from kata_node.runtime.config_selection import config_for, with_configured_paths
 from kata_node.runtime.containerd.config import config_path
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.config import CriConfig, own_paths
-from kata_node.runtime.model.distributions import ALL_RUNTIME_PATHS, RuntimePaths, wrong_distribution_error
+from kata_node.runtime.model.distributions import (
+    DISTRIBUTION_RUNTIMES,
+    DistributionRuntime,
+    wrong_distribution_error,
+)
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
@@ -38,7 +42,7 @@ class RuntimeFacts:
     runtime: Runtime
     runtime_source: str
     """Who says so: ``the CRI socket``, ``--runtime``, …"""
-    runtime_paths: RuntimePaths
+    distribution_runtime: DistributionRuntime
     """The distribution's way to keep it, at the places where it is here."""
     config: CriConfig
     """How this instance configures it."""
@@ -80,41 +84,51 @@ class RuntimeFacts:
         return self.config.main_path
 
 
-def look(look: StageContext) -> RuntimeFacts:
+def look(context: StageContext) -> RuntimeFacts:
     """Ask the CRI and systemd; offline, ``--runtime`` and the root's own files.
 
     Raises :class:`UnfitNodeError` or :class:`CriError` when nothing tells which runtime this is, or
     when it does not answer though no unfinished run of ours could have caused that.
     """
-    return _look(look, for_revert=False)
+    return _look(context, for_revert=False)
 
 
-def look_for_revert(look: StageContext) -> RuntimeFacts:
+def look_for_revert(context: StageContext) -> RuntimeFacts:
     """The same for the way back, which the record alone must suffice for: the runtime may be down."""
-    return _look(look, for_revert=True)
+    return _look(context, for_revert=True)
 
 
-def _look(look: StageContext, *, for_revert: bool) -> RuntimeFacts:
-    options, root, receipt = look.options, look.clients.root, look.receipt
-    unit = None if options.offline else find_unit(look, for_revert=for_revert)
-    runtime_paths = find_runtime_paths(look, unit, for_revert=for_revert)
+def _look(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
+    options, root, receipt = context.options, context.clients.root, context.receipt
+    unit = None if options.offline else find_unit(context, for_revert=for_revert)
+    distribution_runtime = find_distribution_runtime(context, unit, for_revert=for_revert)
     try:
         runtime, runtime_source = (
-            _runtime_for_revert(look, runtime_paths) if for_revert else identify_runtime(look, runtime_paths)
+            _runtime_for_revert(context, distribution_runtime)
+            if for_revert
+            else identify_runtime(context, distribution_runtime)
         )
     except CriError as error:
         # A container that was made for another distribution does not see the socket of this one.
-        if other := wrong_distribution_error(look.settings, runtime_paths, unit.name if unit else ""):
+        if other := wrong_distribution_error(
+            context.settings, distribution_runtime, unit.name if unit else ""
+        ):
             raise other from error
         raise
-    if runtime.name != runtime_paths.runtime:
+    if runtime.name != distribution_runtime.runtime:
         # What answers is not what the unit found runs: no restart of that one is of use.
         unit, socket = None, options.cri_socket
-        runtime_paths = distributions.runtime_paths(runtime_paths.distribution, runtime.name)
-        runtime_paths = replace(runtime_paths, socket=socket) if socket else runtime_paths
-    if runtime_paths.distribution == "k0s":
-        runtime_paths = without_unread_drop_ins(runtime_paths, root.read(runtime_paths.config))
-    config = config_for(receipt, look.settings.suffix, runtime, runtime_paths)
+        distribution_runtime = distributions.distribution_runtime(
+            distribution_runtime.distribution, runtime.name
+        )
+        distribution_runtime = (
+            replace(distribution_runtime, socket=socket) if socket else distribution_runtime
+        )
+    if distribution_runtime.distribution == "k0s":
+        distribution_runtime = without_unread_drop_ins(
+            distribution_runtime, root.read(distribution_runtime.config)
+        )
+    config = config_for(receipt, context.settings.suffix, runtime, distribution_runtime)
     own = own_paths(config)
     paths = {
         *config.read_files(root.read, root.glob),
@@ -124,18 +138,22 @@ def _look(look: StageContext, *, for_revert: bool) -> RuntimeFacts:
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
     served_now, cri_error = (
-        (None, None) if options.offline else _served_handlers(look, runtime_paths, may_be_down=for_revert)
+        (None, None)
+        if options.offline
+        else _served_handlers(context, distribution_runtime, may_be_down=for_revert)
     )
     is_active = unit is not None and unit.active_state == "active"
     existing = {path: state for path, state in states.items() if state is not None}
-    handlers_to_remove = _handlers_to_remove(look, config, own, existing, served_now, for_revert=for_revert)
+    handlers_to_remove = _handlers_to_remove(
+        context, config, own, existing, served_now, for_revert=for_revert
+    )
     return RuntimeFacts(
         runtime,
         runtime_source,
-        runtime_paths,
+        distribution_runtime,
         config,
         existing,
-        _backups(look, receipt),
+        _backups(context, receipt),
         tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, path.rpartition("/")[0]))),
         dirs_of_other_installations(root, receipt.install_dir),
         unit.name if unit else "",
@@ -149,9 +167,9 @@ def _look(look: StageContext, *, for_revert: bool) -> RuntimeFacts:
         ()
         if options.offline
         else _blocking_pods(
-            look, runtime_paths, handlers_to_remove, served_now, cri_error if is_active else None
+            context, distribution_runtime, handlers_to_remove, served_now, cri_error if is_active else None
         ),
-        gather_nydus_facts(look, runtime_paths.units) if runtime.name == "containerd" else None,
+        gather_nydus_facts(context, distribution_runtime.units) if runtime.name == "containerd" else None,
         {
             (file.path, file.after): other.instance
             for other in receipts.other_receipts(root, receipt.install_dir)
@@ -161,19 +179,23 @@ def _look(look: StageContext, *, for_revert: bool) -> RuntimeFacts:
 
 
 def _configured_path(unit: Unit | None) -> str:
-    runtime_paths = distributions.runtime_paths_of_unit(unit.name) if unit else None
-    if unit is None or runtime_paths is None or not runtime_paths.config_from_argv:
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit else None
+    if unit is None or distribution_runtime is None or not distribution_runtime.config_from_argv:
         return ""
-    return config_path(unit.argv, runtime_paths.config)
+    return config_path(unit.argv, distribution_runtime.config)
 
 
-def find_unit(look: StageContext, *, for_revert: bool) -> Unit | None:
+def find_unit(context: StageContext, *, for_revert: bool) -> Unit | None:
     """The unit that runs the CRI: the one that is up, or that the record of an unfinished run names.
 
     Raises :class:`UnfitNodeError` when several are up and nothing tells which one the kubelet uses.
     """
-    systemd, recorded = look.clients.systemd(), look.receipt.cri
-    known = (systemd.unit(name) for runtime_paths in ALL_RUNTIME_PATHS for name in runtime_paths.units)
+    systemd, recorded = context.clients.systemd(), context.receipt.cri
+    known = (
+        systemd.unit(name)
+        for distribution_runtime in DISTRIBUTION_RUNTIMES
+        for name in distribution_runtime.units
+    )
     units = {unit.name: unit for unit in known if unit is not None}
     if recorded is not None and recorded.unit in units and (for_revert or recorded.state != "serving"):
         return units[recorded.unit]
@@ -182,13 +204,21 @@ def find_unit(look: StageContext, *, for_revert: bool) -> Unit | None:
         units = {name: unit for name, unit in units.items() if _unit_runs(unit, recorded.runtime)}
     own = {name: unit for name, unit in units.items() if not _uses_external_runtime(unit)}
     found = {name for name, unit in own.items() if unit.active_state not in ("inactive", "failed")}
-    candidates = distributions.runtime_paths_of_units(found or own)
-    socket = _normalized_socket(look.options.cri_socket or look.settings.containerd.runtime_socket)
+    candidates = distributions.distribution_runtimes_of_units(found or own)
+    socket = _normalized_socket(context.options.cri_socket or context.settings.containerd.runtime_socket)
     candidates = (
-        tuple(runtime_paths for runtime_paths in candidates if runtime_paths.socket == socket) or candidates
+        tuple(
+            distribution_runtime
+            for distribution_runtime in candidates
+            if distribution_runtime.socket == socket
+        )
+        or candidates
     )
     unit_names = [
-        name for runtime_paths in candidates for name in runtime_paths.units if name in (found or own)
+        name
+        for distribution_runtime in candidates
+        for name in distribution_runtime.units
+        if name in (found or own)
     ]
     if found and len(candidates) > 1:
         raise IneligibleNodeError(
@@ -204,43 +234,52 @@ def _normalized_socket(socket: str) -> str:
 
 
 def _unit_runs(unit: Unit, runtime: str) -> bool:
-    runtime_paths = distributions.runtime_paths_of_unit(unit.name)
-    return runtime_paths is not None and runtime_paths.runtime == runtime
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name)
+    return distribution_runtime is not None and distribution_runtime.runtime == runtime
 
 
 def _uses_external_runtime(unit: Unit) -> bool:
-    runtime_paths = distributions.runtime_paths_of_unit(unit.name)
-    return runtime_paths is not None and distributions.external_runtime_option(runtime_paths, unit.argv) != ""
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name)
+    return (
+        distribution_runtime is not None
+        and distributions.external_runtime_option(distribution_runtime, unit.argv) != ""
+    )
 
 
-def find_runtime_paths(look: StageContext, unit: Unit | None, *, for_revert: bool) -> RuntimePaths:
+def find_distribution_runtime(
+    context: StageContext, unit: Unit | None, *, for_revert: bool
+) -> DistributionRuntime:
     """Where the runtime of ``unit`` keeps its things; without one, as the settings and the record have it."""
-    options, containerd = look.options, look.settings.containerd
-    runtime_paths = distributions.runtime_paths_of_unit(unit.name) if unit is not None else None
-    if runtime_paths is not None and unit is not None:
-        runtime_paths = with_configured_paths(runtime_paths, containerd, unit.argv)
+    options, containerd = context.options, context.settings.containerd
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit is not None else None
+    if distribution_runtime is not None and unit is not None:
+        distribution_runtime = with_configured_paths(distribution_runtime, containerd, unit.argv)
     else:
-        recorded = look.receipt.cri
+        recorded = context.receipt.cri
         name = runtime_version(options.runtime).name if options.runtime else "containerd"
         if recorded is not None and (for_revert or not options.runtime):
             name = recorded.runtime
-        runtime_paths = with_configured_paths(
-            distributions.runtime_paths(look.settings.distribution, name), containerd, ()
+        distribution_runtime = with_configured_paths(
+            distributions.distribution_runtime(context.settings.distribution, name), containerd, ()
         )
-    return replace(runtime_paths, socket=options.cri_socket) if options.cri_socket else runtime_paths
+    return (
+        replace(distribution_runtime, socket=options.cri_socket)
+        if options.cri_socket
+        else distribution_runtime
+    )
 
 
-def identify_runtime(look: StageContext, runtime_paths: RuntimePaths) -> tuple[Runtime, str]:
+def identify_runtime(context: StageContext, distribution_runtime: DistributionRuntime) -> tuple[Runtime, str]:
     """The runtime, and who told: flag, running CRI, receipt, files, in this order."""
-    options, recorded = look.options, look.receipt.cri
+    options, recorded = context.options, context.receipt.cri
     if options.runtime:
         return runtime_version(options.runtime), "--runtime"
     if options.offline:
-        return _runtime_from_files(look, runtime_paths)
+        return _runtime_from_files(context, distribution_runtime)
     try:
-        answer = look.clients.cri(runtime_paths.socket).version(CALL_TIMEOUT)
+        answer = context.clients.cri(distribution_runtime.socket).version(CALL_TIMEOUT)
     except CriError as error:
-        recorded_runtime = _recorded_runtime(look)
+        recorded_runtime = _recorded_runtime(context)
         if recorded_runtime is None or recorded is None:
             raise
         if recorded.state == "serving":
@@ -252,19 +291,21 @@ def identify_runtime(look: StageContext, runtime_paths: RuntimePaths) -> tuple[R
             ) from error
         # A run that was killed may have left it down; then this one is here to get it up again.
         return recorded_runtime
-    version = parse_version(answer.runtime_version, where=runtime_paths.socket)
+    version = parse_version(answer.runtime_version, where=distribution_runtime.socket)
     return Runtime(answer.runtime_name, version), "the CRI socket"
 
 
-def _runtime_from_files(look: StageContext, runtime_paths: RuntimePaths) -> tuple[Runtime, str]:
-    root = look.clients.root
+def _runtime_from_files(
+    context: StageContext, distribution_runtime: DistributionRuntime
+) -> tuple[Runtime, str]:
+    root = context.clients.root
     dpkg = root.read("/var/lib/dpkg/status")
     if version := version_from_files(dpkg, None):
         return Runtime("containerd", version), "its package"
     # Before the configuration, which may be of our own making.
-    if recorded_runtime := _recorded_runtime(look):
+    if recorded_runtime := _recorded_runtime(context):
         return recorded_runtime
-    if version := version_from_files(dpkg, root.read(runtime_paths.config)):
+    if version := version_from_files(dpkg, root.read(distribution_runtime.config)):
         return Runtime("containerd", version), "its configuration"
     raise IneligibleNodeError(
         "no file here tells which container runtime the node will run",
@@ -273,31 +314,33 @@ def _runtime_from_files(look: StageContext, runtime_paths: RuntimePaths) -> tupl
     )
 
 
-def _runtime_for_revert(look: StageContext, runtime_paths: RuntimePaths) -> tuple[Runtime, str]:
+def _runtime_for_revert(
+    context: StageContext, distribution_runtime: DistributionRuntime
+) -> tuple[Runtime, str]:
     """For the way back: what is taken away is known by name, and the runtime may be down.
 
     One that is up tells its version, by which the rest of its configuration is judged.
     """
-    recorded_runtime = _recorded_runtime(look)
+    recorded_runtime = _recorded_runtime(context)
     try:
-        found = identify_runtime(look, runtime_paths)
+        found = identify_runtime(context, distribution_runtime)
     except KataNodeError:
         return recorded_runtime or (ASSUMED_RUNTIME, "nobody")
     return recorded_runtime if recorded_runtime and found[0].name != recorded_runtime[0].name else found
 
 
-def _recorded_runtime(look: StageContext) -> tuple[Runtime, str] | None:
-    cri = look.receipt.cri
+def _recorded_runtime(context: StageContext) -> tuple[Runtime, str] | None:
+    cri = context.receipt.cri
     return (Runtime(cri.runtime, parse_version(cri.version)), "the receipt") if cri else None
 
 
 def _served_handlers(
-    look: StageContext, runtime_paths: RuntimePaths, *, may_be_down: bool
+    context: StageContext, distribution_runtime: DistributionRuntime, *, may_be_down: bool
 ) -> tuple[tuple[str, ...] | None, CriError | None]:
     """What is served; or ``None`` and why that cannot be told, where the runtime may be down."""
-    recorded = look.receipt.cri
+    recorded = context.receipt.cri
     try:
-        return look.clients.cri(runtime_paths.socket).status(CALL_TIMEOUT).handlers, None
+        return context.clients.cri(distribution_runtime.socket).status(CALL_TIMEOUT).handlers, None
     except CriError as error:
         if may_be_down or (recorded is not None and recorded.state != "serving"):
             return None, error
@@ -305,7 +348,7 @@ def _served_handlers(
 
 
 def _handlers_to_remove(
-    look: StageContext,
+    context: StageContext,
     config: CriConfig,
     own: tuple[str, ...],
     files: Mapping[str, FileState],
@@ -314,7 +357,7 @@ def _handlers_to_remove(
     for_revert: bool,
 ) -> frozenset[str]:
     """The handlers that this stage may take away, of those that are served."""
-    recorded, wanted = look.receipt.cri, set(handler_names(look.settings))
+    recorded, wanted = context.receipt.cri, set(handler_names(context.settings))
     if recorded is not None:
         loaded = set(recorded.possibly_loaded_handlers)
     elif for_revert:  # the record is lost, and the settings need not be those of the install
@@ -325,8 +368,8 @@ def _handlers_to_remove(
 
 
 def _blocking_pods(
-    look: StageContext,
-    runtime_paths: RuntimePaths,
+    context: StageContext,
+    distribution_runtime: DistributionRuntime,
     handlers_to_remove: frozenset[str],
     served_now: tuple[str, ...] | None,
     cri_error: CriError | None,
@@ -343,9 +386,11 @@ def _blocking_pods(
     try:
         if cri_error is not None:
             raise cri_error
-        running = look.clients.cri(runtime_paths.socket).pods(runtime_paths.runtime, LIST_TIMEOUT)
+        running = context.clients.cri(distribution_runtime.socket).pods(
+            distribution_runtime.runtime, LIST_TIMEOUT
+        )
     except CriError as error:
-        if look.options.ignore_pods:
+        if context.options.ignore_pods:
             return None
         hint = f"{error.hint}; or go on whatever runs with --ignore-pods"
         raise CriError(error.what, where=error.where, hint=hint) from error
@@ -358,10 +403,10 @@ def _has_no_cri(error: CriError) -> bool:
     return isinstance(error, CriCallError) and error.reason is Reason.NO_CRI
 
 
-def _backups(look: StageContext, receipt: Receipt) -> dict[str, bytes]:
+def _backups(context: StageContext, receipt: Receipt) -> dict[str, bytes]:
     digests = {backup.sha256 for backup in receipt.cri.backups()} if receipt.cri else set()
     found = {
-        digest: look.clients.root.read(receipts.backup_path(receipt.install_dir, digest))
+        digest: context.clients.root.read(receipts.backup_path(receipt.install_dir, digest))
         for digest in digests
     }
     return {

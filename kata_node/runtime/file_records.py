@@ -11,7 +11,7 @@ from kata_node.host.files import FileState
 from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Backup, CriFile, CriRecord
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.config import ConfigFile as Change
+from kata_node.runtime.model.config import FileChange
 
 
 @dataclass(frozen=True)
@@ -51,28 +51,28 @@ class RestoreFile:
             raise HostError("the file could not be put back as it was", where=self.path)
 
 
-def pending_changes(facts: RuntimeFacts, changes: Iterable[Change]) -> list[Change]:
+def pending_changes(facts: RuntimeFacts, changes: Iterable[FileChange]) -> list[FileChange]:
     """Those of ``changes`` that are not on the host yet."""
     contents = facts.contents
     return [change for change in changes if contents.get(change.path) != change.content]
 
 
-def before(change: Change, cri: CriRecord | None, facts: RuntimeFacts) -> Backup | None:
+def original_backup(change: FileChange, cri: CriRecord | None, facts: RuntimeFacts) -> Backup | None:
     """What the file was before this instance, for the record.
 
     That is what was recorded, as long as nobody else has written the file since; from then on it is
     what others have in it now.
     """
     record = _recognized_record(change.path, cri, facts)
-    return record.before if record else without_entry(change, facts)
+    return record.before if record else backup_without_entry(change, facts)
 
 
-def recorded_state(change: Change, cri: CriRecord, facts: RuntimeFacts) -> CriFile:
+def revert_record(change: FileChange, cri: CriRecord, facts: RuntimeFacts) -> CriFile:
     """The record of a file that is about to lose what is ours in it: what it is before, and after it."""
     current = facts.files.get(change.path)
     record = _recognized_record(change.path, cri, facts)
     return record or CriFile(
-        change.path, without_entry(change, facts), digest(current.content if current else None)
+        change.path, backup_without_entry(change, facts), digest(current.content if current else None)
     )
 
 
@@ -98,7 +98,7 @@ def recorded_digests(record: CriFile) -> tuple[str, ...]:
 
 
 def is_edited_by_others(
-    change: Change, state_at_start: Backup | None, cri: CriRecord, facts: RuntimeFacts
+    change: FileChange, state_at_start: Backup | None, cri: CriRecord, facts: RuntimeFacts
 ) -> bool:
     """Whether others have written a file that is not ours alone since the interrupted run ``cri``.
 
@@ -114,7 +114,7 @@ def is_edited_by_others(
     }
 
 
-def without_entry(change: Change, facts: RuntimeFacts) -> Backup | None:
+def backup_without_entry(change: FileChange, facts: RuntimeFacts) -> Backup | None:
     """The file as it is now, apart from our entries."""
     current = facts.files.get(change.path)
     if current is None or change.content_without_entry is None:
@@ -122,15 +122,15 @@ def without_entry(change: Change, facts: RuntimeFacts) -> Backup | None:
     return Backup(sha256(change.content_without_entry), current.mode, current.uid, current.gid)
 
 
-def with_entry(change: Change, facts: RuntimeFacts) -> Backup | None:
+def backup_with_entry(change: FileChange, facts: RuntimeFacts) -> Backup | None:
     """The file as it is now, with our entries if they are at hand."""
     current = facts.files.get(change.path)
     if current is None or change.content is None or change.content == change.content_without_entry:
-        return backup(current)
+        return backup_of(current)
     return Backup(sha256(change.content), current.mode, current.uid, current.gid)
 
 
-def backup(current: FileState | None) -> Backup | None:
+def backup_of(current: FileState | None) -> Backup | None:
     """The record of a file as it is."""
     return Backup(sha256(current.content), current.mode, current.uid, current.gid) if current else None
 
@@ -140,7 +140,7 @@ def is_backup_available(recorded: Backup | None, facts: RuntimeFacts) -> bool:
     return recorded is None or recorded.sha256 in facts.backups
 
 
-def contents(facts: RuntimeFacts, changes: Iterable[Change]) -> Mapping[str, bytes]:
+def available_contents(facts: RuntimeFacts, changes: Iterable[FileChange]) -> Mapping[str, bytes]:
     """All content that is at hand and that a backup can stand for, by digest."""
     found = [state.content for state in facts.files.values()]
     for change in changes:
@@ -150,7 +150,7 @@ def contents(facts: RuntimeFacts, changes: Iterable[Change]) -> Mapping[str, byt
     return {**facts.backups, **{sha256(content): content for content in found}}
 
 
-def state(recorded: Backup | None, contents: Mapping[str, bytes]) -> FileState | None:
+def restored_state(recorded: Backup | None, contents: Mapping[str, bytes]) -> FileState | None:
     """The file that a backup stands for."""
     if recorded is None:
         return None

@@ -13,22 +13,21 @@ from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_records import file_records, is_backup_available, recorded_digests, sha256
-from kata_node.runtime.model.config import ConfigFile as Change
-from kata_node.runtime.model.config import is_drop_in, is_drop_in_of
+from kata_node.runtime.model.config import FileChange, is_drop_in, is_drop_in_of
 
 
-def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[Change], list[str]]:
+def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileChange], list[str]]:
     """Every file with something of this instance as it is to be without, and what there is to say of it.
 
     Those that others write as well come first, for they import the rest.
     """
     recorded = receipt.cri.paths() if receipt.cri else ()
     paths = dict.fromkeys((*recorded, *_paths_with_entry(facts, receipt.install_dir)))
-    changes: list[Change] = []
+    changes: list[FileChange] = []
     notes: list[str] = []
     for path in sorted(paths, key=is_drop_in):
         content, note = _removal_change(path, facts, receipt)
-        changes.append(Change(path, content, content))
+        changes.append(FileChange(path, content, content))
         notes += [f"{note}: {path}"] if note else []
     return changes, notes
 

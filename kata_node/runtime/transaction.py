@@ -26,8 +26,7 @@ from kata_node.plan.receipt import Backup, CriFile, CriRecord, PreviousFile, Rec
 from kata_node.runtime import file_records
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_records import RestoreFile
-from kata_node.runtime.model.config import ConfigFile as Change
-from kata_node.runtime.model.config import is_drop_in
+from kata_node.runtime.model.config import FileChange, is_drop_in
 from kata_node.runtime.restart import CheckConfig, RestartPolicy, RestartRuntime
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class ConfigChecks:
 def install(
     facts: RuntimeFacts,
     receipt: Receipt,
-    changes: Sequence[Change],
+    changes: Sequence[FileChange],
     handlers: tuple[str, ...],
     checks: ConfigChecks,
     services: tuple[Action, ...] = (),
@@ -75,7 +74,11 @@ def install(
         boot=facts.boot,
         handlers=handlers,
         files=tuple(
-            CriFile(change.path, file_records.before(change, cri, facts), file_records.digest(change.content))
+            CriFile(
+                change.path,
+                file_records.original_backup(change, cri, facts),
+                file_records.digest(change.content),
+            )
             for change in changes
         ),
         made_dirs=tuple(sorted({*created_dirs, *(cri.made_dirs if cri else ())})),
@@ -96,7 +99,7 @@ def install(
         _record_action(
             receipt, in_progress if pending_changes or cri is None else cri, in_progress, facts, changes
         ),
-        *_leftover_sweep(cri, changes),
+        *_remove_leftovers(cri, changes),
         *((checks.planned,) if pending_changes else ()),
         *services,
         *(MakeDirs(path) for path in _parents(written) if path in facts.missing_dirs),
@@ -106,7 +109,7 @@ def install(
             facts,
             RestartRuntime(
                 facts.unit,
-                facts.runtime_paths.socket,
+                facts.distribution_runtime.socket,
                 load_method,
                 expected_handlers=handlers,
                 removed_handlers=removed_handlers,
@@ -135,7 +138,7 @@ def revert(
     facts: RuntimeFacts,
     receipt: Receipt,
     cri: CriRecord,
-    changes: Sequence[Change],
+    changes: Sequence[FileChange],
     checks: ConfigChecks,
 ) -> Plan:
     """Bring the files to what ``changes`` says, and the runtime to serve none of the handlers of ``cri``.
@@ -153,7 +156,7 @@ def revert(
         state="reverting",
         invocation=start.invocation_before,
         boot=facts.boot,
-        files=tuple(file_records.recorded_state(change, cri, facts) for change in changes),
+        files=tuple(file_records.revert_record(change, cri, facts) for change in changes),
         previous=start.previous,
         fallback=start.fallback,
     )
@@ -169,7 +172,7 @@ def revert(
             facts,
             changes,
         ),
-        *_leftover_sweep(cri, changes),
+        *_remove_leftovers(cri, changes),
         *((checks.planned,) if pending_changes and not broken else ()),
         *_writes(pending_changes, facts),
         *((RemoveDirs(tuple(reversed(cri.made_dirs))),) if cri.made_dirs else ()),
@@ -178,7 +181,7 @@ def revert(
             facts,
             RestartRuntime(
                 facts.unit,
-                facts.runtime_paths.socket,
+                facts.distribution_runtime.socket,
                 load_method,
                 expected_handlers=(),
                 removed_handlers=removed_handlers,
@@ -217,8 +220,10 @@ class _TransactionStart:
     """What it served then; ``None`` when that is not known."""
 
     @classmethod
-    def of(cls, cri: CriRecord | None, facts: RuntimeFacts, changes: Iterable[Change]) -> _TransactionStart:
-        states = {change.path: file_records.backup(facts.files.get(change.path)) for change in changes}
+    def of(
+        cls, cri: CriRecord | None, facts: RuntimeFacts, changes: Iterable[FileChange]
+    ) -> _TransactionStart:
+        states = {change.path: file_records.backup_of(facts.files.get(change.path)) for change in changes}
         if cri is None or cri.state == "serving":
             return cls(_previous(states), cri, facts.invocation, facts.handlers)
         recorded_states = {
@@ -234,16 +239,16 @@ class _TransactionStart:
             recorded_states.pop(change.path, None)
             # Ours is to be in it where something of ours was served before, and nowhere else.
             was_ours = cri.fallback and cri.fallback.file(change.path)
-            states[change.path] = (file_records.with_entry if was_ours else file_records.without_entry)(
-                change, facts
-            )
+            states[change.path] = (
+                file_records.backup_with_entry if was_ours else file_records.backup_without_entry
+            )(change, facts)
         untouched = cri.state in ("writing", "reverting") and cri.boot == facts.boot
         invocation_before = cri.invocation if untouched else ""
         return cls(_previous(states | recorded_states), cri.fallback, invocation_before, None)
 
-    def load_method(self, facts: RuntimeFacts, changes: Sequence[Change]) -> LoadMethod:
+    def load_method(self, facts: RuntimeFacts, changes: Sequence[FileChange]) -> LoadMethod:
         """How a runtime that serves what was there takes up what is to be there."""
-        contents = file_records.contents(facts, changes)
+        contents = file_records.available_contents(facts, changes)
         current_files = facts.contents
         files_before: dict[str, bytes | None] = {**current_files}
         for each in self.previous:
@@ -255,18 +260,18 @@ class _TransactionStart:
         loads_without_restart = facts.config.loads_without_restart(
             _existing_files(files_before), _existing_files(files_after)
         )
-        if facts.runtime_paths.load_method == "signal":
+        if facts.distribution_runtime.load_method == "signal":
             # With a handler that is not served, a file may be there that was never read: of another run.
             loads_without_restart &= facts.config.defined_handlers(_existing_files(files_before)) <= set(
                 facts.handlers or ()
             )
-        return facts.runtime_paths.load_method if loads_without_restart else "restart"
+        return facts.distribution_runtime.load_method if loads_without_restart else "restart"
 
     def rollback(
         self,
         facts: RuntimeFacts,
         receipt: Receipt,
-        changes: Sequence[Change],
+        changes: Sequence[FileChange],
         made_dirs: Sequence[str],
         handlers: Iterable[str],
         checks: ConfigChecks,
@@ -276,16 +281,18 @@ class _TransactionStart:
         ``made_dirs`` and ``handlers`` are all that may have come of the transaction until then.
         """
         load_method = self.load_method(facts, changes)
-        contents = file_records.contents(facts, changes)
+        contents = file_records.available_contents(facts, changes)
         order = {change.path: at for at, change in enumerate(changes)}
         previous = sorted(self.previous, key=lambda each: order.get(each.path, -1), reverse=True)
-        restored = [RestoreFile(each.path, file_records.state(each.state, contents)) for each in previous]
+        restored = [
+            RestoreFile(each.path, file_records.restored_state(each.state, contents)) for each in previous
+        ]
         fallback_dirs, served_before = (
             (self.fallback.made_dirs, self.fallback.handlers) if self.fallback else ((), ())
         )
         # Somebody may have removed a drop-in whose handlers were still served, or the other way round.
         defined_handlers = _handlers_defined_after(
-            facts, (Change(each.path, each.content) for each in restored)
+            facts, (FileChange(each.path, each.content) for each in restored)
         )
         known_handlers = defined_handlers if self.served_before is None else self.served_before
         expected_handlers = tuple(
@@ -299,7 +306,7 @@ class _TransactionStart:
                 facts,
                 RestartRuntime(
                     facts.unit,
-                    facts.runtime_paths.socket,
+                    facts.distribution_runtime.socket,
                     load_method,
                     expected_handlers=expected_handlers,
                     removed_handlers=_sorted(set(handlers).difference(defined_handlers, known_handlers)),
@@ -320,10 +327,14 @@ def _previous(states: Mapping[str, Backup | None]) -> tuple[PreviousFile, ...]:
 
 
 def _record_action(
-    receipt: Receipt, cri: CriRecord, in_progress: CriRecord, facts: RuntimeFacts, changes: Iterable[Change]
+    receipt: Receipt,
+    cri: CriRecord,
+    in_progress: CriRecord,
+    facts: RuntimeFacts,
+    changes: Iterable[FileChange],
 ) -> WriteReceipt:
     """Record ``cri``, with the backups of all that the transaction will record."""
-    contents = file_records.contents(facts, changes)
+    contents = file_records.available_contents(facts, changes)
     digests = dict.fromkeys(backup.sha256 for backup in in_progress.backups())
     return WriteReceipt(
         replace(receipt, cri=cri), tuple(contents[each] for each in digests if each in contents)
@@ -347,14 +358,14 @@ def _existing_files(files: Mapping[str, bytes | None]) -> dict[str, bytes]:
     return {path: content for path, content in files.items() if content is not None}
 
 
-def _handlers_defined_after(facts: RuntimeFacts, changes: Iterable[Change]) -> Collection[str]:
+def _handlers_defined_after(facts: RuntimeFacts, changes: Iterable[FileChange]) -> Collection[str]:
     """The handlers that all configuration files define once ``changes`` are made."""
     current_files = facts.contents
     planned_files = current_files | {change.path: change.content for change in changes}
     return facts.config.defined_handlers(_existing_files(planned_files))
 
 
-def _handlers_removed_by(facts: RuntimeFacts, changes: Iterable[Change]) -> set[str]:
+def _handlers_removed_by(facts: RuntimeFacts, changes: Iterable[FileChange]) -> set[str]:
     """The handlers that ``changes`` take out of the files, whatever a record says: it may be lost."""
     return set(facts.config.defined_handlers(facts.contents)).difference(
         _handlers_defined_after(facts, changes)
@@ -362,7 +373,7 @@ def _handlers_removed_by(facts: RuntimeFacts, changes: Iterable[Change]) -> set[
 
 
 def _is_served(
-    cri: CriRecord, facts: RuntimeFacts, changes: Iterable[Change], handlers: tuple[str, ...]
+    cri: CriRecord, facts: RuntimeFacts, changes: Iterable[FileChange], handlers: tuple[str, ...]
 ) -> bool:
     """Whether the running invocation is known to serve exactly these files.
 
@@ -416,7 +427,7 @@ def _loadable_handlers(cri: CriRecord | None) -> tuple[str, ...]:
     return cri.possibly_loaded_handlers if cri else ()
 
 
-def _leftover_sweep(cri: CriRecord | None, changes: Iterable[Change]) -> tuple[Action, ...]:
+def _remove_leftovers(cri: CriRecord | None, changes: Iterable[FileChange]) -> tuple[Action, ...]:
     if cri is None or cri.state == "serving":
         return ()
     return (RemoveLeftovers(tuple(dict.fromkeys((*(change.path for change in changes), *cri.paths())))),)
@@ -429,7 +440,7 @@ def _summary(facts: RuntimeFacts, handlers: tuple[str, ...]) -> str:
     return f"{facts.unit} ({facts.runtime.name} {facts.runtime.version}) serves {listed}"
 
 
-def _writes(pending_changes: Iterable[Change], facts: RuntimeFacts) -> Iterator[Action]:
+def _writes(pending_changes: Iterable[FileChange], facts: RuntimeFacts) -> Iterator[Action]:
     for change in pending_changes:
         current = facts.files.get(change.path)
         if change.content is None:
@@ -441,11 +452,11 @@ def _writes(pending_changes: Iterable[Change], facts: RuntimeFacts) -> Iterator[
             yield WriteFile(change.path, change.content, current.mode, owner, before=current.content)
 
 
-def _parents(written: Iterable[Change]) -> tuple[str, ...]:
+def _parents(written: Iterable[FileChange]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(change.path.rpartition("/")[0] for change in written))
 
 
-def _is_parent_of_written(directory: str, written: Iterable[Change], install_dir: str) -> bool:
+def _is_parent_of_written(directory: str, written: Iterable[FileChange], install_dir: str) -> bool:
     """Whether ``directory`` is made for these files; the install dir and above is the artifacts stage's."""
     if f"{install_dir}/".startswith(f"{directory}/"):
         return False

@@ -17,7 +17,7 @@ from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.plan.report import Finding
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.distributions import runtime_paths
+from kata_node.runtime.model.distributions import distribution_runtime
 from kata_node.settings import load as settings
 from kata_node.versions import parse_version, runtime_version
 
@@ -41,8 +41,8 @@ MACHINE = HardwareFacts(
 RUNTIME = RuntimeFacts(
     runtime_version("containerd://2.1.9"),
     "the CRI socket",
-    runtime_paths("k8s", "containerd"),
-    ContainerdConfig("/opt/kata", "", parse_version("2.1.9"), runtime_paths("k8s", "containerd")),
+    distribution_runtime("k8s", "containerd"),
+    ContainerdConfig("/opt/kata", "", parse_version("2.1.9"), distribution_runtime("k8s", "containerd")),
     {MAIN: FileState(b"version = 3\n", 0o644, 0, 0)},
     {},
     (),
@@ -168,7 +168,7 @@ def test_a_good_node_passes_everything() -> None:
             id="containerd-1.5",
         ),
         pytest.param(
-            runtime(runtime_paths=runtime_paths("k3s", "containerd"), unit="k3s.service"),
+            runtime(distribution_runtime=distribution_runtime("k3s", "containerd"), unit="k3s.service"),
             "runtime",
             "fail",
             True,

@@ -12,7 +12,7 @@ import pytest
 from kata_node.errors import HostError, KataNodeError
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd.config import ContainerdConfig
-from kata_node.runtime.model.distributions import runtime_paths
+from kata_node.runtime.model.distributions import distribution_runtime
 from kata_node.settings import shims
 from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
@@ -49,7 +49,7 @@ SystemdCgroup = true
 
 
 def config(settings: Settings) -> ContainerdConfig:
-    version, place = parse_version("1.7.24"), runtime_paths("k8s", "containerd")
+    version, place = parse_version("1.7.24"), distribution_runtime("k8s", "containerd")
     return ContainerdConfig(settings.install_dir, settings.suffix, version, place, handler_names(settings))
 
 
@@ -59,7 +59,7 @@ def install(text: str | None, settings: Settings = SETTINGS, imported: str | Non
         files[MAIN] = text.encode()
     [content] = [
         file.content
-        for file in config(settings).desired_config(settings, files).files
+        for file in config(settings).desired_config(settings, files).changes
         if file.content is not None
     ]
     return content.decode()

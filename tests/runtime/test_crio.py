@@ -59,7 +59,7 @@ class Host:
 
     def install(self, settings: Settings = SETTINGS) -> DesiredConfig:
         desired_config = crio(settings).desired_config(settings, self.read_files())
-        for file in desired_config.files:
+        for file in desired_config.changes:
             if file.content is None:
                 self.files.pop(file.path, None)
             else:
@@ -213,9 +213,9 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_file_of_others(tmp_pa
     root = Root(tmp_path)
     desired_config = crio().desired_config(SETTINGS, {})
     root.make_dirs(CONF_D)
-    root.write(DROP_IN, desired_config.files[0].content or b"")
+    root.write(DROP_IN, desired_config.changes[0].content or b"")
     for path in (DROP_IN, DEBUG):
-        temp_sibling(root.resolve(path)).write_bytes(desired_config.files[0].content or b"")
+        temp_sibling(root.resolve(path)).write_bytes(desired_config.changes[0].content or b"")
     files = crio().read_files(root.read, root.glob)
     assert list(files) == [DROP_IN]
     config = crio()

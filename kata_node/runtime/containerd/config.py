@@ -49,9 +49,9 @@ from kata_node.runtime.containerd.render import render, render_block
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
     USER_DROP_IN_NAME,
-    ConfigFile,
     DesiredConfig,
     DropInLocation,
+    FileChange,
     Glob,
     ReadFile,
     own_paths,
@@ -62,7 +62,7 @@ from kata_node.toml import edit as toml_edit
 from kata_node.toml import tables as toml_tables
 
 if TYPE_CHECKING:
-    from kata_node.runtime.model.distributions import RuntimePaths
+    from kata_node.runtime.model.distributions import DistributionRuntime
     from kata_node.settings.model import Settings
     from kata_node.versions import Version
 
@@ -82,27 +82,27 @@ class ContainerdConfig:
     install_dir: str
     suffix: str
     version: Version
-    runtime_paths: RuntimePaths
+    distribution_runtime: DistributionRuntime
     recorded_handlers: tuple[str, ...] = ()
     """Handlers that this instance is known to have in a file of others, were their markers gone."""
 
     @property
     def main_path(self) -> str:
         """What containerd reads first."""
-        return self.runtime_paths.config
+        return self.distribution_runtime.config
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """The install dir, and where drop-ins are read without being named."""
         conf_d = (posixpath.join(posixpath.dirname(self.main_path), "conf.d"),)
         directories = (
             posixpath.dirname(self._entry.import_entry),
-            *(self.runtime_paths.drop_in_dirs.values() or conf_d),
+            *(self.distribution_runtime.drop_in_dirs.values() or conf_d),
         )
         return tuple(self._drop_in_location(directory) for directory in dict.fromkeys(directories))
 
     def shared_paths(self) -> tuple[str, ...]:
         """The main file, or the templates it is rendered from."""
-        return tuple(dict.fromkeys(self.runtime_paths.template.values())) or (self.main_path,)
+        return tuple(dict.fromkeys(self.distribution_runtime.template.values())) or (self.main_path,)
 
     def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
         """The main file with all it imports, and the templates."""
@@ -111,7 +111,7 @@ class ContainerdConfig:
         def read_with_variables(path: str) -> bytes | None:
             content = read(path)
             return (
-                self.runtime_paths.with_variables(content)
+                self.distribution_runtime.with_variables(content)
                 if content is not None and path == root
                 else content
             )
@@ -132,22 +132,22 @@ class ContainerdConfig:
         own = own_paths(self)
         others = {path: content for path, content in files.items() if path not in own}
         mode, location = self._select_mode(self._in_read_order(others))
-        drop_ins: list[ConfigFile] = []
+        drop_ins: list[FileChange] = []
         if location is not None:
             content = render(settings, self._schema(others), self.version)
-            drop_ins.append(ConfigFile(location.drop_in, content))
+            drop_ins.append(FileChange(location.drop_in, content))
         if settings.user_drop_in.strip():
             if location is None:
                 raise self._drop_ins_unsupported("containerd.userDropIn")
             text = settings.user_drop_in.rstrip("\n") + "\n"
-            drop_ins.append(ConfigFile(location.extra_drop_ins[0], text.encode()))
+            drop_ins.append(FileChange(location.extra_drop_ins[0], text.encode()))
         kept = [file.path for file in drop_ins]
         return DesiredConfig(
             mode,
             (
                 *drop_ins,
                 *self._shared_changes(settings, others, mode),
-                *(ConfigFile(path, None) for path in own if path not in kept),
+                *(FileChange(path, None) for path in own if path not in kept),
             ),
             handler_names(settings),
             {location.extra_drop_ins[0]: "containerd.userDropIn" for location in self.drop_in_locations()},
@@ -174,7 +174,7 @@ class ContainerdConfig:
         """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
         effective = self._in_read_order(files)
         if self._effective_main_path in effective:
-            effective[self._effective_main_path] = self.runtime_paths.with_variables(
+            effective[self._effective_main_path] = self.distribution_runtime.with_variables(
                 effective[self._effective_main_path]
             )
         if self.version.major < 2:
@@ -230,22 +230,22 @@ class ContainerdConfig:
     @property
     def _has_go_template(self) -> bool:
         """Whether the main file is rendered from a template that cannot be read as one."""
-        return bool(self.runtime_paths.template) and not self.runtime_paths.template_is_toml
+        return bool(self.distribution_runtime.template) and not self.distribution_runtime.template_is_toml
 
     @property
     def _effective_main_path(self) -> str:
         """The file whose content tells what containerd reads."""
         return (
             self.main_path
-            if not self.runtime_paths.template or self._has_go_template
+            if not self.distribution_runtime.template or self._has_go_template
             else self._path_to_edit({})
         )
 
     def _path_to_edit(self, files: Mapping[str, bytes]) -> str:
         """The file to edit, given those that are there."""
-        if not self.runtime_paths.template:
+        if not self.distribution_runtime.template:
             return self.main_path
-        return self.runtime_paths.template_in_use(self._newest_schema, files.__contains__)[1]
+        return self.distribution_runtime.template_in_use(self._newest_schema, files.__contains__)[1]
 
     @property
     def _newest_schema(self) -> int:
@@ -259,7 +259,7 @@ class ContainerdConfig:
         """The schema to write for."""
         read = self._in_read_order(files)
         if self._has_go_template and self.main_path not in read:
-            return self.runtime_paths.template_in_use(self._newest_schema, files.__contains__)[0]
+            return self.distribution_runtime.template_in_use(self._newest_schema, files.__contains__)[0]
         if self.version.major < 2:
             return containerd_main.schema_of(toml_edit.load(content, path) for path, content in read.items())
         return containerd_read.schema(read)
@@ -268,7 +268,7 @@ class ContainerdConfig:
         install_dir_location, *others = self.drop_in_locations()
         if self.version.major < 2:
             return "main", None
-        if self.version.at_least(2, 2) or self.runtime_paths.drop_in_dirs:
+        if self.version.at_least(2, 2) or self.distribution_runtime.drop_in_dirs:
             for location in others:
                 if _is_imported(location, read):
                     return "conf.d", location
@@ -276,16 +276,16 @@ class ContainerdConfig:
 
     def _shared_changes(
         self, settings: Settings, files: Mapping[str, bytes], mode: Mode
-    ) -> Iterator[ConfigFile]:
+    ) -> Iterator[FileChange]:
         """The files of others that this instance has anything to say of."""
         edited = self._path_to_edit(files) if mode != "conf.d" else ""
         for path in self.shared_paths():
             current = files.get(path)
             content_without_entry = None if current is None else self.without_entry(path, current)
             if path == edited:
-                yield ConfigFile(path, self._with_entry(settings, path, files, mode), content_without_entry)
+                yield FileChange(path, self._with_entry(settings, path, files, mode), content_without_entry)
             elif content_without_entry != current:
-                yield ConfigFile(path, content_without_entry, content_without_entry)
+                yield FileChange(path, content_without_entry, content_without_entry)
 
     def _with_entry(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
         original = files[path] if path in files else self._initial_content()
@@ -316,14 +316,14 @@ class ContainerdConfig:
 
     def _initial_content(self) -> bytes:
         """What a shared file begins with that is not there."""
-        if self.runtime_paths.template:
-            if not self.runtime_paths.initial_template:
+        if self.distribution_runtime.template:
+            if not self.distribution_runtime.initial_template:
                 raise IneligibleNodeError(
-                    f"{self.runtime_paths.distribution} has no template of its configuration here",
+                    f"{self.distribution_runtime.distribution} has no template of its configuration here",
                     where=self._path_to_edit({}),
                     hint="see whether the distribution is installed, and where it keeps its configuration",
                 )
-            return self.runtime_paths.initial_template.encode()
+            return self.distribution_runtime.initial_template.encode()
         return containerd_main.INITIAL_MAIN_FILE if self.version.major < 2 else INITIAL_MAIN_FILE
 
     def _known_initial_contents(self) -> tuple[bytes, ...]:
@@ -331,7 +331,7 @@ class ContainerdConfig:
         return (
             INITIAL_MAIN_FILE,
             containerd_main.INITIAL_MAIN_FILE,
-            self.runtime_paths.initial_template.encode() or INITIAL_MAIN_FILE,
+            self.distribution_runtime.initial_template.encode() or INITIAL_MAIN_FILE,
         )
 
     def _in_read_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -368,7 +368,7 @@ class ContainerdConfig:
         why = (
             f"containerd {self.version} reads no drop-ins without losing settings of others"
             if self.version.major < 2
-            else f"this {self.runtime_paths.distribution} reads no drop-ins"
+            else f"this {self.distribution_runtime.distribution} reads no drop-ins"
         )
         return IneligibleNodeError(
             f"{key} cannot be honoured here: {why}",

@@ -20,9 +20,9 @@ from kata_node.runtime.containerd.render import render
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
     USER_DROP_IN_NAME,
-    ConfigFile,
     DesiredConfig,
     DropInLocation,
+    FileChange,
     Glob,
     ReadFile,
     handler_conflict,
@@ -72,8 +72,8 @@ class K0sConfig:
         return DesiredConfig(
             "conf.d",
             (
-                ConfigFile(location.drop_in, render(settings, self._schema, self.version)),
-                ConfigFile(user, text.encode() if settings.user_drop_in.strip() else None),
+                FileChange(location.drop_in, render(settings, self._schema, self.version)),
+                FileChange(user, text.encode() if settings.user_drop_in.strip() else None),
             ),
             handler_names(settings),
             {user: "containerd.userDropIn"},

@@ -25,7 +25,7 @@ DROP_IN_NAME, USER_DROP_IN_NAME = "99-kata-deploy", "zz-kata-deploy-user"
 
 
 @dataclass(frozen=True)
-class ConfigFile:
+class FileChange:
     """A file as it should be; ``content`` is ``None`` where there must be none.
 
     ``without`` is what it would be, as it is now, without this instance: ``None`` when all of it is ours.
@@ -46,7 +46,7 @@ class DesiredConfig:
     """
 
     mode: str
-    files: tuple[ConfigFile, ...]
+    changes: tuple[FileChange, ...]
     handlers: tuple[str, ...]
     labels: Mapping[str, str]
 

@@ -55,7 +55,7 @@ K0S_MANAGED_LINE = "# k0s_managed=true"
 
 
 @dataclass(frozen=True)
-class RuntimePaths:
+class DistributionRuntime:
     """A CRI runtime as one distribution runs it."""
 
     distribution: str
@@ -116,9 +116,9 @@ class RuntimePaths:
         return schema, self.template[schema]
 
 
-def _rancher(name: str, *units: str) -> RuntimePaths:
+def _rancher(name: str, *units: str) -> DistributionRuntime:
     directory = f"/var/lib/rancher/{name}/agent/etc/containerd"
-    return RuntimePaths(
+    return DistributionRuntime(
         distribution=name,
         runtime="containerd",
         units=units,
@@ -133,10 +133,10 @@ def _rancher(name: str, *units: str) -> RuntimePaths:
 
 _MICROK8S = "/var/snap/microk8s"
 
-ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
+DISTRIBUTION_RUNTIMES: tuple[DistributionRuntime, ...] = (
     _rancher("k3s", "k3s.service", "k3s-agent.service"),
     _rancher("rke2", "rke2-server.service", "rke2-agent.service"),
-    RuntimePaths(
+    DistributionRuntime(
         distribution="k0s",
         runtime="containerd",
         units=("k0scontroller.service", "k0sworker.service"),
@@ -148,7 +148,7 @@ ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
         kubelet_root="/var/lib/k0s/kubelet",
         external_runtime_options=("--cri-socket",),
     ),
-    RuntimePaths(
+    DistributionRuntime(
         distribution="microk8s",
         runtime="containerd",
         units=("snap.microk8s.daemon-containerd.service",),
@@ -169,7 +169,7 @@ ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
         },
         kubelet_root=f"{_MICROK8S}/common/var/lib/kubelet",
     ),
-    RuntimePaths(
+    DistributionRuntime(
         distribution="k8s",
         runtime="cri-o",
         units=("crio.service",),
@@ -179,7 +179,7 @@ ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
         always_reads_drop_ins=True,
         load_method="signal",
     ),
-    RuntimePaths(
+    DistributionRuntime(
         distribution="k8s",
         runtime="containerd",
         units=("containerd.service",),
@@ -191,31 +191,45 @@ ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
 """Every runtime this release knows, those of a distribution with units of its own first."""
 
 
-def runtime_paths_of_unit(name: str) -> RuntimePaths | None:
+def distribution_runtime_of_unit(name: str) -> DistributionRuntime | None:
     """The home that the systemd unit ``name`` runs, if it is one's."""
-    return next((runtime_paths for runtime_paths in ALL_RUNTIME_PATHS if name in runtime_paths.units), None)
+    return next(
+        (
+            distribution_runtime
+            for distribution_runtime in DISTRIBUTION_RUNTIMES
+            if name in distribution_runtime.units
+        ),
+        None,
+    )
 
 
-def runtime_paths_of_units(active: Collection[str]) -> tuple[RuntimePaths, ...]:
+def distribution_runtimes_of_units(active: Collection[str]) -> tuple[DistributionRuntime, ...]:
     """The homes with a unit among ``active``, in the order of :data:`HOMES`.
 
     A distribution with units of its own counts before plain Kubernetes: beside it, ``containerd.service``
     is there for something else, such as Docker.
     """
     found = tuple(
-        runtime_paths
-        for runtime_paths in ALL_RUNTIME_PATHS
-        if any(unit in active for unit in runtime_paths.units)
+        distribution_runtime
+        for distribution_runtime in DISTRIBUTION_RUNTIMES
+        if any(unit in active for unit in distribution_runtime.units)
     )
-    return tuple(runtime_paths for runtime_paths in found if runtime_paths.distribution != "k8s") or found
+    return (
+        tuple(
+            distribution_runtime
+            for distribution_runtime in found
+            if distribution_runtime.distribution != "k8s"
+        )
+        or found
+    )
 
 
-def runtime_paths(distribution: str, runtime: str) -> RuntimePaths:
+def distribution_runtime(distribution: str, runtime: str) -> DistributionRuntime:
     """The home of ``runtime`` in ``distribution``.
 
     Raises :class:`~kata_node.errors.SettingsError` when that distribution does not run that runtime.
     """
-    for found in ALL_RUNTIME_PATHS:
+    for found in DISTRIBUTION_RUNTIMES:
         if (found.distribution, found.runtime) == (distribution, runtime):
             return found
     raise SettingsError(
@@ -225,13 +239,13 @@ def runtime_paths(distribution: str, runtime: str) -> RuntimePaths:
     )
 
 
-def external_runtime_option(runtime_paths: RuntimePaths, argv: Sequence[str]) -> str:
+def external_runtime_option(distribution_runtime: DistributionRuntime, argv: Sequence[str]) -> str:
     """The option in ``argv``, a unit's command line, by which it uses a runtime it does not run; or empty.
 
     The distribution's configuration file can have the same option, which this does not see.
     """
     given = (argument.partition("=")[0] for argument in argv)
-    return next((option for option in given if option in runtime_paths.external_runtime_options), "")
+    return next((option for option in given if option in distribution_runtime.external_runtime_options), "")
 
 
 def k0s_manages(config: bytes | None) -> bool:
@@ -247,13 +261,13 @@ def k0s_manages(config: bytes | None) -> bool:
 
 
 def wrong_distribution_error(
-    settings: Settings, runtime_paths: RuntimePaths, unit: str
+    settings: Settings, distribution_runtime: DistributionRuntime, unit: str
 ) -> IneligibleNodeError | None:
     """That the settings are for another distribution than that of ``unit``, if they are."""
-    if runtime_paths.distribution == settings.distribution:
+    if distribution_runtime.distribution == settings.distribution:
         return None
     return IneligibleNodeError(
         f"the settings are for {settings.distribution}, but this node runs {unit}",
         where="k8sDistribution",
-        hint=f"set k8sDistribution: {runtime_paths.distribution}",
+        hint=f"set k8sDistribution: {distribution_runtime.distribution}",
     )
