@@ -1,4 +1,4 @@
-"""Which configuration belongs to a node's runtime. Pure."""
+"""Select the configuration that belongs to a node's runtime. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def config_for(
     receipt: Receipt, suffix: str, runtime: Runtime, distribution_runtime: DistributionRuntime
 ) -> CriConfig:
-    """How the instance of ``receipt`` configures ``runtime``, which is at ``home``."""
+    """Return how the installation of ``receipt`` configures ``runtime``."""
     if runtime.name == "cri-o":
         from kata_node.runtime.crio import CrioConfig
 
@@ -42,9 +42,9 @@ def config_for(
 
 
 def config_that_edited(config: CriConfig, path: str, receipt: Receipt) -> CriConfig:
-    """The configuration by which ``receipt`` came to have something in the shared file at ``path``.
+    """Return the configuration with which the installation of ``receipt`` edited the shared file ``path``.
 
-    It is ``config``, unless the node has another runtime or distribution since, or another main file.
+    That is ``config``, unless the runtime, the distribution or the main file has changed since then.
     """
     if receipt.cri is None or path in config.shared_paths():
         return config
@@ -52,7 +52,7 @@ def config_that_edited(config: CriConfig, path: str, receipt: Receipt) -> CriCon
 
 
 def recorded_config(receipt: Receipt, recorded: CriRecord, path: str) -> CriConfig:
-    """How the instance of ``receipt`` configured, by its record, a runtime that had the file at ``path``."""
+    """Return how the installation of ``receipt`` configured the ``recorded`` runtime, which had ``path``."""
     known_runtimes = [
         distribution_runtime
         for distribution_runtime in DISTRIBUTION_RUNTIMES
@@ -81,7 +81,10 @@ def recorded_config(receipt: Receipt, recorded: CriRecord, path: str) -> CriConf
 def with_configured_paths(
     distribution_runtime: DistributionRuntime, settings: ContainerdSettings, argv: Sequence[str]
 ) -> DistributionRuntime:
-    """``home`` where the settings move it, or else the command line of its unit."""
+    """Return the runtime with the paths and the socket of the settings.
+
+    Without settings for the main file, its path comes from ``argv``, the unit's command line.
+    """
     if distribution_runtime.runtime != "containerd":
         return distribution_runtime
     if settings.config_dir or settings.config_file_name:
@@ -111,7 +114,10 @@ def with_configured_paths(
 def without_unread_drop_ins(
     distribution_runtime: DistributionRuntime, config: bytes | None
 ) -> DistributionRuntime:
-    """``home``, whose main file is ``config``, as plain containerd has it where k0s leaves it to others."""
+    """Return the runtime without drop-in directory where k0s does not manage its main file ``config``.
+
+    k0s then reads no drop-ins, and the node is like one with plain containerd.
+    """
     if distribution_runtime.distribution != "k0s" or k0s_manages(config):
         return distribution_runtime
     return replace(distribution_runtime, drop_in_dirs={}, always_reads_drop_ins=False, load_method="restart")

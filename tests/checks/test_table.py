@@ -266,7 +266,7 @@ DEFAULT = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_
     ("drop_in", "says"),
     [
         pytest.param(f"version = 3\n{DEFAULT}", "default_runtime_name is nobody", id="a-default-of-none"),
-        pytest.param("version = 4\n", "is above the 3", id="a-schema-above-the-main-files"),
+        pytest.param("version = 4\n", "is above version = 3", id="a-schema-above-the-main-files"),
         pytest.param('imports = ["/etc/mine.toml"]\n', "", id="what-it-imports-is-looked-for-later"),
     ],
 )
@@ -283,5 +283,5 @@ def test_several_installations_are_refused_where_they_would_share_one_configurat
     old = runtime(runtime=runtime_version("containerd://1.7.24"))
     found = checks(old, multi_install_suffix="blue")["runtime"]
     assert (found.status, found.permanent) == ("fail", True)
-    assert "env.multiInstallSuffix: containerd 1.7.24 has one configuration file" in found.reason
+    assert "env.multiInstallSuffix: containerd 1.7.24 cannot serve several installations" in found.reason
     assert "runtime" not in checks(old)

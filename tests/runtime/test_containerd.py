@@ -528,29 +528,30 @@ PROBLEMS = [
     pytest.param(
         {USER: "imports = ['/gone.toml']"},
         None,
-        "imports /gone.toml, which is not there",
+        "imports /gone.toml, which does not exist",
         id="missing import",
     ),
     pytest.param(
-        {USER: "imports = ['/x/?.toml']"}, None, "imports /x/?.toml, which is not there", id="no glob"
+        {USER: "imports = ['/x/?.toml']"}, None, "imports /x/?.toml, which does not exist", id="no glob"
     ),
     pytest.param({USER: "imports = 'x'"}, None, "imports is not an array of strings", id="imports a string"),
     pytest.param({USER: "version = '3'"}, None, "version is not a whole number", id="version a string"),
     pytest.param({USER: "version = true"}, None, "version is not a whole number", id="version a boolean"),
     pytest.param(
-        {USER: "version = 4"}, None, "version = 4 is above the 3 that /etc/containerd/config.toml", id="above"
+        {USER: "version = 4"},
+        None,
+        "version = 4 is above version = 3 of /etc/containerd/config.toml",
+        id="above",
     ),
     pytest.param(
         {"/x/a.toml": "version = 4"}, "2.3.4", "/x/a.toml: its version = 4 is above", id="above, elsewhere"
     ),
-    pytest.param(
-        {MAIN: "version = 4\n"}, "2.2.1", "version = 4 is too new for containerd 2.2.1", id="too new"
-    ),
-    pytest.param({MAIN: "disabled_plugins = ['cri']\n"}, None, "disabled_plugins names cri,", id="cri off"),
+    pytest.param({MAIN: "version = 4\n"}, "2.2.1", "containerd 2.2.1 cannot read version = 4", id="too new"),
+    pytest.param({MAIN: "disabled_plugins = ['cri']\n"}, None, "disabled_plugins has cri,", id="cri off"),
     pytest.param(
         {MAIN: "disabled_plugins = ['io.containerd.grpc.v1.cri']\n"},
         None,
-        "names io.containerd.grpc.v1.cri",
+        "has io.containerd.grpc.v1.cri",
         id="cri service off",
     ),
     pytest.param(
@@ -585,7 +586,7 @@ PROBLEMS = [
     pytest.param(
         {USER: runtimes("x", plugin="io.containerd.grpc.v1.cri")},
         "2.1.9",
-        "would not be read beside version = 3",
+        "io.containerd.grpc.v1.cri beside version = 3",
         id="older table",
     ),
     pytest.param(

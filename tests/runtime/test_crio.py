@@ -308,7 +308,7 @@ def test_a_sound_configuration_has_nothing_wrong_with_it(content: str) -> None:
 def test_a_handler_without_its_program_or_configuration_is_told_of(missing: str) -> None:
     (problem,) = Host().problems(missing=missing)
     assert "the handler kata-qemu: " in problem
-    assert f"{missing} is not there" in problem
+    assert f"{missing} does not exist" in problem
 
 
 def test_a_program_that_crio_takes_for_no_shim_is_told_of() -> None:
@@ -318,8 +318,7 @@ def test_a_program_that_crio_takes_for_no_shim_is_told_of() -> None:
         b"/opt/kata/bin/containerd-shim-kata-v2", b"/opt/kata/bin/kata"
     )
     assert host.check(SETTINGS, handlers) == [
-        "the handler kata-qemu: /opt/kata/bin/kata is not named containerd-shim-*-v2, without which "
-        "CRI-O leaves the handler out"
+        "the handler kata-qemu: /opt/kata/bin/kata is not named containerd-shim-*-v2; CRI-O drops the handler"
     ]
 
 

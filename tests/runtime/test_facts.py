@@ -336,11 +336,29 @@ def test_what_is_written_for_k0s_is_what_its_check_lets_pass(version: str, suffi
     ("version", "files", "expected"),
     [
         pytest.param("1.7.27", {OTHER: "[not toml"}, "not valid TOML", id="broken"),
-        pytest.param("1.7.27", {USER: "version = 3\n"}, "version = 3 is too new", id="newer-than-containerd"),
-        pytest.param("2.1.4", {USER: "version = 2\n"}, "version = 3 alone", id="older-than-k0s-takes"),
-        pytest.param("2.1.4", {USER: "[debug]\n"}, "version = 3 alone", id="no-version"),
         pytest.param(
-            "2.1.4", {USER: f"version = 3\n[{TABLE['1.7.27']}]\n"}, "version = 3 alone", id="the-old-table"
+            "1.7.27",
+            {USER: "version = 3\n"},
+            "containerd 1.7.27 cannot read version = 3",
+            id="newer-than-containerd",
+        ),
+        pytest.param(
+            "2.1.4",
+            {USER: "version = 2\n"},
+            "k0s starts only with drop-ins that have version = 3",
+            id="older-than-k0s-takes",
+        ),
+        pytest.param(
+            "2.1.4",
+            {USER: "[debug]\n"},
+            "k0s starts only with drop-ins that have version = 3",
+            id="no-version",
+        ),
+        pytest.param(
+            "2.1.4",
+            {USER: f"version = 3\n[{TABLE['1.7.27']}]\n"},
+            "k0s starts only with drop-ins that have version = 3",
+            id="the-old-table",
         ),
         pytest.param(
             "1.7.27",
