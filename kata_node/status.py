@@ -24,7 +24,7 @@ from kata_node.plan.actions import Clients
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_for, recorded_config
-from kata_node.runtime.facts import find_runtime_paths, find_unit
+from kata_node.runtime.facts import find_distribution_runtime, find_unit
 from kata_node.runtime.model.config import is_drop_in
 from kata_node.runtime.transaction import is_restart_owed
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, Settings
@@ -212,19 +212,19 @@ def _runtime_state(context: StageContext) -> tuple[tuple[str, ...] | None, str, 
     configured_install_dirs: frozenset[str] = frozenset()
     try:
         unit = None if offline else find_unit(context, for_revert=False)
-        runtime_paths = find_runtime_paths(context, unit, for_revert=False)
+        distribution_runtime = find_distribution_runtime(context, unit, for_revert=False)
         config = config_for(
             context.receipt,
             context.settings.suffix,
-            Runtime(runtime_paths.runtime, ASSUMED_RUNTIME.version),
-            runtime_paths,
+            Runtime(distribution_runtime.runtime, ASSUMED_RUNTIME.version),
+            distribution_runtime,
         )
         files = config.read_files(clients.root.read, clients.root.glob)
         configured_install_dirs = frozenset(
             found for content in files.values() for found in _install_dirs(content)
         )
         if not offline:
-            served = clients.cri(runtime_paths.socket).status(CRI_TIMEOUT).handlers
+            served = clients.cri(distribution_runtime.socket).status(CRI_TIMEOUT).handlers
     except KataNodeError as error:
         log.warning("cannot tell which handlers the runtime serves: %s", str(error).replace("\n", ";"))
     return served, unit.invocation_id if unit else "", configured_install_dirs

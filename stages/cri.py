@@ -1,4 +1,4 @@
-"""cri: make the CRI runtime serve the handlers, as one transaction."""
+"""Stage ``cri``: make the container runtime serve the handlers, as one transaction."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ NAME = "cri"
 
 
 def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
-    """Write the drop-in, make the main file import it where it must, restart, and see it serve."""
+    """Write the drop-ins, import them where necessary, load them, and prove that the handlers are served.
+
+    Raises :class:`KataNodeError` when the artifacts are not placed or the node cannot run the settings.
+    """
     if receipt.artifacts is None or receipt.artifacts.state != "placed":
         raise KataNodeError(
-            "the Kata files are not in place, so a handler would point at nothing",
+            "the Kata files are not installed, so the handlers cannot work",
             where=settings.install_dir,
-            hint="run the stage artifacts first",
+            hint="run the stage `artifacts` first",
         )
     compatibility.require_compatible(settings, facts, receipt)
     removal.refuse_foreign_drop_ins(facts, receipt)
     config = facts.config
     desired_config = config.desired_config(settings, facts.contents)
-    changes = list(desired_config.files)
-    # What this instance wrote while the runtime had another main file, or was another one.
+    changes = list(desired_config.changes)
+    # Entries that this installation wrote for another main file or another runtime.
     removals, _ = removal.removal_changes(facts, receipt)
     changes += [change for change in removals if change.path not in {each.path for each in changes}]
     check = CheckConfig(config, own_paths(config), desired_config.handlers, desired_config.labels)
@@ -59,7 +62,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
 
 
 def _remove_obsolete(receipt: Receipt) -> tuple[Action, ...]:
-    """Of what the artifacts stage left for handlers that were served until now."""
+    """Remove files that were kept only because the runtime still served a removed handler."""
     placed = receipt.artifacts.files if receipt.artifacts else {}
     paths = tuple(path for path in placed if placed[path].obsolete and placed[path].kind != "dir")
     dirs = tuple(path for path in placed if placed[path].obsolete and path not in paths)
@@ -74,7 +77,7 @@ def _remove_obsolete(receipt: Receipt) -> tuple[Action, ...]:
 
 
 def _with_nydus(plan: Plan, services: tuple[Action, ...], settings: Settings, facts: NydusFacts) -> Plan:
-    """``plan`` with the snapshotter up before the runtime needs it, and gone after it does no more."""
+    """Return ``plan`` with the snapshotter started before the runtime needs it, or removed after that."""
     before = () if plan.actions else services
     after = () if mapping.is_managed(settings, NYDUS) else nydus.revert_actions(settings, facts)
     return replace(
@@ -86,18 +89,19 @@ def _with_nydus(plan: Plan, services: tuple[Action, ...], settings: Settings, fa
 
 
 def _require_restartable_unit(facts: RuntimeFacts, receipt: Receipt) -> None:
-    """A restart is of use only where the unit is what answers on the CRI socket."""
+    """Raise an error unless a restart of the unit restarts the runtime that answers on the CRI socket."""
     if facts.offline:
         return
     if not facts.unit:
         raise IneligibleNodeError(
-            f"systemd knows no unit of {facts.runtime.name}",
-            hint="start the CRI runtime as one of: " + ", ".join(facts.runtime_paths.units),
+            f"systemd has no unit of {facts.runtime.name}",
+            hint=f"run {facts.runtime.name} as one of these units: "
+            + ", ".join(facts.distribution_runtime.units),
         )
     finished = receipt.cri is None or receipt.cri.state == "serving"
     if facts.state == "inactive" and finished:
         raise KataNodeError(
-            "the CRI answers, but this unit is not running",
+            "the container runtime does not run as this unit, so kata-node cannot restart it",
             where=facts.unit,
-            hint="start the CRI runtime as this unit; it must be restarted through it",
+            hint=f"run `systemctl start {facts.unit}`; kata-node restarts the runtime through this unit",
         )

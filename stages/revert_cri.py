@@ -1,4 +1,4 @@
-"""revert-cri: give the CRI runtime its old configuration back, as one transaction."""
+"""Stage ``revert-cri``: remove this installation from the runtime's configuration, as one transaction."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ NAME = "revert-cri"
 
 
 def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
-    """Old bytes for a file nobody touched since; an edited one loses our entries and keeps the rest."""
+    """Restore the backup of each unedited file. Remove only our entry from a file that was edited since."""
     changes, notes = removal.removal_changes(facts, receipt)
     cri = receipt.cri or (_reconstructed_record(settings, facts) if changes else None)
     services = nydus.revert_actions(settings, facts.nydus) if facts.nydus else ()
     notes += nydus.notes(settings, facts.nydus) if facts.nydus else ()
     if cri is None:
-        return Plan("the runtime's configuration has nothing of this instance", services, notes=tuple(notes))
+        return Plan(
+            "the runtime's configuration has no entry of this installation", services, notes=tuple(notes)
+        )
     check = CheckConfig(facts.config, (), (), {})
     plan = transaction.revert(
         facts,
@@ -43,7 +45,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
 
 
 def _reconstructed_record(settings: Settings, facts: RuntimeFacts) -> CriRecord:
-    """What a lost record would have said."""
+    """Return the record that a lost receipt would have had."""
     return CriRecord(
         "serving",
         facts.runtime.name,

@@ -66,7 +66,7 @@ def look(context: StageContext) -> HostCheckFacts:
         _missing_files(context, artifacts),
         sum(desired.size for desired in difference.missing) if difference else 0,
         difference.conflicts if difference else (),
-        snapshotter_facts.look(context, runtime.runtime_paths.units)
+        snapshotter_facts.look(context, runtime.distribution_runtime.units)
         if isinstance(runtime, RuntimeFacts)
         else None,
     )

@@ -107,7 +107,7 @@ def _availability(
         else f"{_handler_names([using_handlers])} uses {name}"
     )
     table = mapping.plugin_config(configurations, f"io.containerd.snapshotter.v1.{name}")
-    rancher = runtime.runtime_paths.distribution in ("k3s", "rke2") and name in BUILT_IN_RANCHER
+    rancher = runtime.distribution_runtime.distribution in ("k3s", "rke2") and name in BUILT_IN_RANCHER
     if name in REQUIRED_KEYS:
         if table.get(REQUIRED_KEYS[name]):
             return Finding("snapshotter", "pass", f"{wanted}, and containerd's configuration has it")

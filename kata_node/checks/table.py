@@ -135,7 +135,7 @@ def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Findin
             f"run `systemctl start {runtime.unit}`; kata-node restarts the runtime through this unit"
             if runtime.unit
             else f"run {runtime.runtime.name} as one of these units: "
-            + ", ".join(runtime.runtime_paths.units),
+            + ", ".join(runtime.distribution_runtime.units),
             permanent=not runtime.unit,
         )
     if runtime.handlers is not None:
@@ -156,7 +156,7 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Find
     future_contents = {
         **contents,
         **dict.fromkeys(own),
-        **{file.path: file.content for file in desired_config.files},
+        **{file.path: file.content for file in desired_config.changes},
     }
     # Count the files that the user's drop-in imports as existing: the cri stage checks them when it writes.
     user_files = {

@@ -1,1 +1,1 @@
-"""The container runtime: its facts, and the transaction that changes its configuration."""
+"""The container runtime of the node: its facts, and the transaction that changes its configuration."""

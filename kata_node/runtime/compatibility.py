@@ -1,4 +1,4 @@
-"""What this release cannot do on a node, whatever the state of it: the runtime, the distribution. Pure."""
+"""Find settings that this release can never carry out with the runtime or distribution of a node. Pure."""
 
 from __future__ import annotations
 
@@ -16,45 +16,53 @@ if TYPE_CHECKING:
 
 
 def incompatibility(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> IneligibleNodeError | None:
-    """Why the settings cannot be carried out with this runtime, if they cannot."""
-    runtime, runtime_paths = facts.runtime, facts.runtime_paths
+    """Return why the settings cannot be carried out with this runtime, or ``None``."""
+    runtime, distribution_runtime = facts.runtime, facts.distribution_runtime
     if reason := versions.unsupported_reason(runtime):
-        return IneligibleNodeError(reason, hint="use a node, or a kata-node release, that fits")
-    if error := wrong_distribution_error(settings, runtime_paths, facts.unit):
+        return IneligibleNodeError(
+            reason, hint="use a kata-node release that supports this runtime, or another node"
+        )
+    if error := wrong_distribution_error(settings, distribution_runtime, facts.unit):
         return error
     shares_one_file = (
-        runtime.name == "containerd" and runtime.version.major < 2 and not runtime_paths.always_reads_drop_ins
+        runtime.name == "containerd"
+        and runtime.version.major < 2
+        and not distribution_runtime.always_reads_drop_ins
     )
     if settings.suffix and shares_one_file:
         return IneligibleNodeError(
-            f"containerd {runtime.version} has one configuration file that all installations would share; "
-            "several of them side by side need containerd 2.0",
+            f"containerd {runtime.version} cannot serve several installations, because all of them would "
+            "share one configuration file",
             where="env.multiInstallSuffix",
-            hint="take out env.multiInstallSuffix for this node, or upgrade its containerd",
+            hint="remove env.multiInstallSuffix for this node, or upgrade its containerd to 2.0 or later",
         )
     if facts.configured_path not in ("", facts.config_path):
         return IneligibleNodeError(
-            f"the settings say {facts.config_path}, but {facts.unit} reads {facts.configured_path}",
+            f"the settings name the main file {facts.config_path}, but {facts.unit} reads "
+            f"{facts.configured_path}",
             where="containerd.configDir and configFileName",
-            hint="take them out for this node, or change the unit",
+            hint="remove both settings for this node, or change the command line of the unit",
         )
     if built_in := _built_in_handlers(settings, facts, receipt):
         return IneligibleNodeError(
-            f"{', '.join(built_in)} is served already, and no file defines it: the runtime brings it",
+            f"a custom runtime cannot define {', '.join(built_in)}, which the container runtime has built in",
             where="customRuntimes.runtimes",
-            hint="choose another handler for this custom runtime",
+            hint="set another handler for this custom runtime",
         )
     return None
 
 
 def require_compatible(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> None:
-    """Raise :func:`refusal` when there is one."""
+    """Raise the error of :func:`incompatibility`, if there is one."""
     if error := incompatibility(settings, facts, receipt):
         raise error
 
 
 def _built_in_handlers(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> list[str]:
-    """The handlers asked for that are the runtime's own. Those of shims are none's, whatever is served."""
+    """Return the handlers of custom runtimes that the runtime serves although no file defines them.
+
+    Handlers of shims are not checked: no runtime has them built in.
+    """
     known = receipt.cri.possibly_loaded_handlers if receipt.cri else ()
     names = [handler.name for handler in handlers(settings) if handler.key.startswith("customRuntimes.")]
     asked = set(names).intersection(facts.handlers or ()).difference(known)

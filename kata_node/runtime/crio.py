@@ -1,33 +1,34 @@
-"""What CRI-O's configuration should be, as bytes, and what is wrong with one. Pure.
+"""The configuration of CRI-O for one installation: render it and find its problems. Pure.
 
-CRI-O reads ``crio.conf`` and then every file below ``crio.conf.d``: at any depth, of any name, hidden
-ones and backups too, each directory's entries by the bytes of their names. Of most keys the last file
-that has them wins. An instance has a drop-in with its handlers and, with ``debug``, one with the log
-level; no file of others is ever edited.
+CRI-O reads ``crio.conf`` and then every file below ``crio.conf.d``, at any depth and with any name, including
+hidden files and backups. It sorts the entries of a directory by the bytes of their names. For most keys the
+last file wins. An installation has a drop-in with its handlers and, with ``debug``, one with the log level.
+It edits no shared file.
 
-By the sources of 1.36, and as far as it needs no pods measured on 1.36.3:
+Sources: the code of 1.36, and measurements on 1.36.3 for everything that needs no pods.
 
-- A handler's table replaces one of the same name in an earlier file whole, not field by field.
-- Broken TOML, a value of the wrong type, a file that cannot be read, such as a dangling symlink, or a
-  ``default_runtime`` without a table stops the daemon. A byte order mark and unknown keys are passed
-  over; known keys match in any case.
-- A handler whose ``runtime_path`` or ``runtime_config_path`` is not there, or of type ``vm`` with a
-  program not named ``containerd-shim-*-v2``, is dropped with a warning while the daemon serves the rest.
-- All annotations of a pod reach the shim but a few of CRI-O's own. ``allowed_annotations`` is for
-  those alone: any other name in it, such as ``io.katacontainers.*``, gets the handler dropped.
-- ``storage_option`` of all files is one list, so ours takes none away from the administrator.
+- The table of a handler replaces the whole table of the same handler in an earlier file.
+- CRI-O does not start with broken TOML, a value of the wrong type, a file that it cannot read (for example a
+  dangling symlink), or a ``default_runtime`` without a table. It ignores a byte order mark and unknown keys.
+  Known keys match in any case.
+- CRI-O drops a handler with a warning, and serves the others, if the ``runtime_path`` or
+  ``runtime_config_path`` of the handler does not exist, or if its type is ``vm`` and its program is not named
+  ``containerd-shim-*-v2``.
+- All annotations of a pod reach the shim, except a few of CRI-O itself. ``allowed_annotations`` is only for
+  those few. CRI-O drops a handler with any other name in it, for example ``io.katacontainers.*``.
+- The ``storage_option`` lists of all files are joined, so ours does not replace those of the administrator.
 
-Why there is a ``storage_option`` at all: CRI-O's overlay driver makes the mount of its directory private,
-so a root file system that is mounted there later is not seen in the mount namespace of a shim, and the
-container's program "was not found". ``skip_mount_home`` leaves that mount out, from CRI-O's next start;
-one of before stays as long as containers use it, at times until the node is rebooted. Other drivers have
-no such mount, and refuse the option: CRI-O would not start.
+kata-node sets a ``storage_option`` because the overlay driver of CRI-O makes the mount of its directory
+private. A root file system that is mounted there later is not visible in the mount namespace of a shim, and
+the program of the container "was not found". ``skip_mount_home`` avoids that mount from the next start of
+CRI-O. A previous mount stays as long as containers use it, sometimes until the node reboots. Other drivers
+have no such mount and refuse the option: CRI-O would not start.
 
-On SIGHUP a running CRI-O takes in handlers, with all their fields, and the log level, but neither a
-``storage_option`` nor a ``crio.conf.d`` that was not there when it started; a broken file leaves it
-as it was. CRI ``Status`` lists the new handlers within a tenth of a second, and for an instant those
-as well that are about to be dropped; with an unknown ``default_runtime`` these stay listed, so
-:meth:`CrioConfig.check` comes first.
+On SIGHUP a running CRI-O loads handlers with all their fields, and the log level. It does not load a
+``storage_option``, nor a ``crio.conf.d`` that did not exist when it started. With a broken file it keeps its
+configuration. CRI ``Status`` lists the new handlers within 0.1 s. For an instant it also lists handlers that
+CRI-O then drops; with an unknown ``default_runtime`` it keeps listing them. So :meth:`CrioConfig.check` comes
+first.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from typing import TYPE_CHECKING, Any
 from kata_node.errors import HostError
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
-    ConfigFile,
     DesiredConfig,
     DropInLocation,
+    FileChange,
     Glob,
     ReadFile,
     handler_conflict,
@@ -58,16 +59,16 @@ if TYPE_CHECKING:
 CONFIG_DIR = "/etc/crio"
 
 DEBUG_DROP_IN_NAME = f"{DROP_IN_NAME}.debug"
-"""How the name of the file with the log level begins: no suffix has a dot, so none makes it another's."""
+"""Prefix of the name of the drop-in with the log level. A suffix has no dot, so names cannot collide."""
 
 STORAGE_DRIVER = "overlay"
 STORAGE_OPTION = "overlay.skip_mount_home=true"
 
 RUNTIME_ROOT = "/run/vc"
-"""Where Kata keeps the state of its sandboxes, and CRI-O looks for the shim's."""
+"""The directory where Kata keeps the state of its sandboxes and CRI-O expects that of the shim."""
 
 BUILT_IN_HANDLERS = frozenset({"crun", "runc"})
-"""Handlers that CRI-O has without any table: ``runc`` up to 1.30, ``crun`` since."""
+"""Handlers that CRI-O has without a table: ``runc`` up to 1.30, ``crun`` since then."""
 
 _SHIM_NAME = re.compile(r"containerd-shim-[A-Za-z0-9+-]+-v2")
 _TEXT, _FLAG, _TEXTS = "a string", "a boolean", "an array of strings"
@@ -84,7 +85,7 @@ _HANDLER_FIELDS = {
 
 @dataclass(frozen=True)
 class CrioConfig:
-    """How the instance in ``install_dir`` configures a CRI-O that reads ``config_dir``."""
+    """One installation on a CRI-O that reads ``config_dir``."""
 
     install_dir: str
     suffix: str
@@ -92,29 +93,29 @@ class CrioConfig:
 
     @property
     def main_path(self) -> str:
-        """CRI-O's own file; it need not be there."""
+        """CRI-O's main file, which may not exist."""
         return f"{self.config_dir}/crio.conf"
 
     @property
-    def _drop_ins(self) -> str:
+    def _drop_in_dir(self) -> str:
         return f"{self.config_dir}/crio.conf.d"
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
-        """The one place there is."""
+        """Return the only place: ``crio.conf.d``."""
         drop_in, debug = (
-            f"{self._drop_ins}/{suffixed_name(name, self.suffix)}"
+            f"{self._drop_in_dir}/{suffixed_name(name, self.suffix)}"
             for name in (DROP_IN_NAME, DEBUG_DROP_IN_NAME)
         )
         return (DropInLocation(drop_in, (debug,)),)
 
     def shared_paths(self) -> tuple[str, ...]:
-        """None: CRI-O reads drop-ins unasked."""
+        """Return no path: CRI-O reads drop-ins without an import."""
         return ()
 
     def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
-        """Every file CRI-O reads, by path, in its order."""
+        """Return by path every file that CRI-O reads, in its order."""
         paths: list[str] = []
-        pattern = self._drop_ins
+        pattern = self._drop_in_dir
         while found := glob(pattern := f"{pattern}/*"):
             paths += found
         directories = {posixpath.dirname(path) for path in paths}
@@ -122,22 +123,22 @@ class CrioConfig:
         return self._in_read_order({path: content for path, content in files.items() if content is not None})
 
     def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
-        """What the instance of ``settings`` wants, given the files that CRI-O reads now."""
+        """Return the drop-ins for ``settings``, given the files that CRI-O reads now."""
         (location,) = self.drop_in_locations()
         others = self._in_read_order({path: files[path] for path in files if path not in location.paths})
         (debug,) = location.extra_drop_ins
         return DesiredConfig(
             "crio.conf.d",
             (
-                ConfigFile(location.drop_in, render(settings, with_storage_option=_uses_overlay(others))),
-                ConfigFile(debug, render_debug(settings) if settings.debug else None),
+                FileChange(location.drop_in, render(settings, with_storage_option=_uses_overlay(others))),
+                FileChange(debug, render_debug(settings) if settings.debug else None),
             ),
             tuple(handler.name for handler in handlers_of(settings)),
             {},
         )
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
-        """The file as it is: nothing of ours is ever in a file of others."""
+        """Return ``content``: kata-node edits no shared file of CRI-O."""
         return content
 
     def check(
@@ -149,12 +150,7 @@ class CrioConfig:
         labels: Mapping[str, str],
         exists: Callable[[str], bool],
     ) -> list[str]:
-        """Everything that would keep CRI-O from serving ``handlers``, a sentence each with its file.
-
-        Of ``files``, by path, only those count that CRI-O reads; ``own_paths`` are those this instance
-        writes, ``labels`` names the settings some of them come from. ``exists`` tells whether a file
-        of the install dir is there. An empty list is no proof that it serves: only the CRI can give that.
-        """
+        """See :meth:`kata_node.runtime.model.config.CriConfig.check`."""
         problems: list[str] = []
         parsed_files: dict[str, _ParsedFile] = {}
         for path, content in self._in_read_order(files).items():
@@ -176,14 +172,14 @@ class CrioConfig:
         return problems
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
-        """Every handler that those of ``files`` define which CRI-O reads; broken ones define none."""
+        """Return the handlers that the files which CRI-O reads define. Broken files define none."""
         return frozenset(name for file in _parsed_files(self._in_read_order(files)) for name in file.handlers)
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
-        """Whether a CRI-O that serves the files ``before`` comes to serve those ``after`` by SIGHUP.
+        """Return whether a CRI-O that has loaded the files ``before`` can load ``after`` on SIGHUP.
 
-        Not when the ``storage_option`` differs, which it reads at its start alone. Both are all files
-        it reads, and of each only what an instance of ours can change is looked at.
+        It cannot if the ``storage_option`` differs, which CRI-O reads only at its start. Only settings that
+        an installation can change are compared.
         """
         one, other = (
             {option for file in _parsed_files(self._in_read_order(files)) for option in file.storage_options}
@@ -192,17 +188,14 @@ class CrioConfig:
         return one == other
 
     def _in_read_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Those of ``files`` that CRI-O reads, in the order it reads them; the rest it never sees.
-
-        What an interrupted write of ours left is not among them: it goes before anything is written.
-        """
-        drop_ins = (path for path in files if path.startswith(f"{self._drop_ins}/"))
+        """Return those of ``files`` that CRI-O reads, in its order."""
+        drop_ins = (path for path in files if path.startswith(f"{self._drop_in_dir}/"))
         paths = [self.main_path, *sorted(drop_ins, key=lambda path: path.split("/"))]
         return {path: files[path] for path in paths if path in files}
 
 
 def _read_file(read: ReadFile, path: str) -> bytes | None:
-    """The content of a file; ``None`` for an empty directory, which a pattern does not tell from one."""
+    """Return the content of a file; ``None`` for an empty directory, which a glob also finds."""
     try:
         return read(path)
     except HostError as error:
@@ -212,7 +205,7 @@ def _read_file(read: ReadFile, path: str) -> bytes | None:
 
 
 def render(settings: Settings, *, with_storage_option: bool = True) -> bytes:
-    """The drop-in with the handlers."""
+    """Return the drop-in with the handlers."""
     import tomlkit
 
     document = tomlkit.document()
@@ -243,7 +236,7 @@ def render(settings: Settings, *, with_storage_option: bool = True) -> bytes:
 
 
 def render_debug(settings: Settings) -> bytes:
-    """The file with the log level of ``debug: true``."""
+    """Return the drop-in with the log level of ``debug: true``."""
     return (
         f"# Managed by kata-node (instance {settings.instance}). Changes here are lost.\n\n"
         '[crio.runtime]\nlog_level = "debug"\n'
@@ -252,7 +245,7 @@ def render_debug(settings: Settings) -> bytes:
 
 @dataclass(frozen=True)
 class _ParsedFile:
-    """What matters here of one configuration file."""
+    """The relevant settings of one configuration file."""
 
     path: str
     handlers: Mapping[str, Mapping[str, Any]]
@@ -262,8 +255,8 @@ class _ParsedFile:
 
     @classmethod
     def read(cls, path: str, content: bytes) -> _ParsedFile:
-        """Raises :class:`HostError` when CRI-O would not start with it."""
-        # Unlike tomllib, CRI-O's parser passes over a byte order mark.
+        """Parse a file. Raise :class:`HostError` when CRI-O would not start with it."""
+        # Unlike tomllib, the parser of CRI-O ignores a byte order mark.
         table = toml_edit.load(content.removeprefix(b"\xef\xbb\xbf"), path)
         crio = _table(table, "crio", "crio", path)
         storage = _fields(crio, _STORAGE_FIELDS, "crio", path)
@@ -285,7 +278,7 @@ class _ParsedFile:
 def _table(
     above: Mapping[str, Any], key: str, name: str, path: str, *, exact: bool = False
 ) -> Mapping[str, Any]:
-    """The table under ``key``, in any case unless ``exact``; ``name`` is its own, for errors."""
+    """Return the table under ``key``, which matches in any case unless ``exact``. ``name`` is for errors."""
     value = above[key] if exact else toml_edit.get(above, key, path)
     if value is None:
         return {}
@@ -295,7 +288,7 @@ def _table(
 
 
 def _fields(table: Mapping[str, Any], kinds: Mapping[str, str], name: str, path: str) -> dict[str, Any]:
-    """Those of ``kinds`` that the table has, by their names in lower case."""
+    """Return those keys of ``kinds`` that the table has, in lower case, with their values."""
     fields = {key: toml_edit.get(table, key, path) for key in kinds}
     for key, value in fields.items():
         if value is not None and not _has_type(kinds[key], value):
@@ -319,7 +312,7 @@ def _parsed_files(files: Mapping[str, bytes]) -> Iterator[_ParsedFile]:
 
 
 def _uses_overlay(files: Mapping[str, bytes]) -> bool:
-    """Whether the storage driver is overlay, as far as CRI-O's own files tell; it is by default."""
+    """Return whether the storage driver is overlay, which is the default, judged by CRI-O's files."""
     drivers = [file.storage_driver for file in _parsed_files(files) if file.storage_driver]
     return not drivers or drivers[-1].startswith(STORAGE_DRIVER)
 
@@ -329,19 +322,19 @@ def _default_runtime_problems(files: Mapping[str, _ParsedFile], known: Collectio
     if given and given[-1][1] not in known:
         path, handler = given[-1]
         yield (
-            f"{path}: its default_runtime is {handler}, of which no file has a table "
+            f"{path}: its default_runtime is {handler}, but no file has the table "
             f"[crio.runtime.runtimes.{handler}]; CRI-O does not start with that"
         )
 
 
 def _handler_problems(table: Mapping[str, Any] | None, exists: Callable[[str], bool]) -> Iterator[str]:
-    """Why CRI-O would serve everything but this handler."""
+    """Yield the reasons why CRI-O would drop this handler."""
     if table is None:
         yield "no file that CRI-O reads defines it"
         return
     program = table.get("runtime_path", "")
     if not _SHIM_NAME.search(posixpath.basename(program)):
-        yield f"{program} is not named containerd-shim-*-v2, without which CRI-O leaves the handler out"
+        yield f"{program} is not named containerd-shim-*-v2; CRI-O drops the handler"
     for path in (program, table.get("runtime_config_path", "")):
         if path and not exists(path):
-            yield f"{path} is not there, without which CRI-O leaves the handler out"
+            yield f"{path} does not exist; CRI-O drops the handler"

@@ -1,4 +1,4 @@
-"""Which CRI runtime the node has, how it is configured, and what it serves."""
+"""Gather the facts of the node's container runtime: which it is, its files, and the handlers it serves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from kata_node.runtime.config_selection import config_for, with_configured_paths
 from kata_node.runtime.containerd.config import config_path
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.config import CriConfig, own_paths
-from kata_node.runtime.model.distributions import ALL_RUNTIME_PATHS, RuntimePaths, wrong_distribution_error
+from kata_node.runtime.model.distributions import (
+    DISTRIBUTION_RUNTIMES,
+    DistributionRuntime,
+    wrong_distribution_error,
+)
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
@@ -27,94 +31,105 @@ if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
     from kata_node.host.systemd import Unit
 
-CALL_TIMEOUT = 10.0  # seconds for one question to a runtime that is up
-LIST_TIMEOUT = 30.0  # seconds to hear of all pods of a node, hundreds at most
+CALL_TIMEOUT = 10.0  # seconds for one call of a running runtime
+LIST_TIMEOUT = 30.0  # seconds to list the pods of a node, at most some hundreds
 
 
 @dataclass(frozen=True)
 class RuntimeFacts:
-    """The CRI runtime as it is. Of an offline root, only what its files tell."""
+    """The state of the container runtime. Offline, only what the files of the root show."""
 
     runtime: Runtime
     runtime_source: str
-    """Who says so: ``the CRI socket``, ``--runtime``, …"""
-    runtime_paths: RuntimePaths
-    """The distribution's way to keep it, at the places where it is here."""
+    """Where name and version come from: ``the CRI socket``, ``--runtime``, ``the receipt`` …"""
+    distribution_runtime: DistributionRuntime
+    """How the distribution runs it, with the paths and the socket of this node."""
     config: CriConfig
-    """How this instance configures it."""
+    """How this installation configures it."""
     files: Mapping[str, FileState] = field(repr=False)
-    """Every configuration file that the runtime reads, and every one this instance could have."""
+    """By path: the files that the runtime reads, and those that this installation has or may have written."""
     backups: Mapping[str, bytes] = field(repr=False)
-    """The content of the receipt's backups, by digest; without those that are lost or damaged."""
+    """The content of the receipt's backups, by sha256; without missing and damaged ones."""
     missing_dirs: tuple[str, ...]
-    """Directories a configuration file of ours would need that are not there."""
+    """Missing directories that our drop-ins need."""
     foreign_dirs: frozenset[str] = frozenset()
-    """Directories that other instances made."""
+    """Directories that other installations made."""
     unit: str = ""
-    """Empty when there is none, and offline, as is ``invocation``."""
+    """Name of the systemd unit. Empty, like ``invocation``, when there is none and offline."""
     invocation: str = ""
     state: str = ""
     """The unit's ActiveState."""
     boot: str = ""
     handlers: tuple[str, ...] | None = None
-    """What the CRI serves; ``None`` when it does not answer, or was not asked."""
+    """The handlers that the CRI serves; ``None`` when it did not answer, and offline."""
     timeout: float = 120.0
+    """Seconds for a restart of the runtime."""
     offline: bool = False
     configured_path: str = ""
-    """The main file by the unit's command line; empty where that tells none."""
+    """The main file that the unit's command line names; empty where a command line cannot name one."""
     pods: tuple[Pod, ...] | None = ()
-    """Those that run on handlers of ours which may be taken away; ``None`` when nobody could tell."""
+    """Pods on our handlers that this stage may remove; ``None`` when the runtime cannot list them."""
     nydus: NydusFacts | None = None
-    """The nydus-snapshotter of this instance; ``None`` where the runtime has no snapshotters."""
+    """The nydus-snapshotter of this installation; ``None`` for a runtime without snapshotters."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """By a file's path and the digest of what another instance wrote there last: which one."""
+    """(path, sha256 of the content that another installation last wrote there) -> its name."""
 
     @property
     def contents(self) -> dict[str, bytes]:
-        """What the files hold, by path."""
+        """The content of the files, by path."""
         return {path: state.content for path, state in self.files.items()}
 
     @property
     def config_path(self) -> str:
-        """The runtime's main configuration file."""
+        """The runtime's main file."""
         return self.config.main_path
 
 
-def look(look: StageContext) -> RuntimeFacts:
-    """Ask the CRI and systemd; offline, ``--runtime`` and the root's own files.
+def look(context: StageContext) -> RuntimeFacts:
+    """Return the facts from the CRI and systemd; offline, from ``--runtime`` and the files of the root.
 
-    Raises :class:`UnfitNodeError` or :class:`CriError` when nothing tells which runtime this is, or
-    when it does not answer though no unfinished run of ours could have caused that.
+    Raises :class:`IneligibleNodeError` or :class:`CriError` when the runtime cannot be identified, or when
+    it does not answer and no interrupted run explains that.
     """
-    return _look(look, for_revert=False)
+    return _look(context, for_revert=False)
 
 
-def look_for_revert(look: StageContext) -> RuntimeFacts:
-    """The same for the way back, which the record alone must suffice for: the runtime may be down."""
-    return _look(look, for_revert=True)
+def look_for_revert(context: StageContext) -> RuntimeFacts:
+    """Return the facts for a revert. The receipt is enough; the runtime may be down."""
+    return _look(context, for_revert=True)
 
 
-def _look(look: StageContext, *, for_revert: bool) -> RuntimeFacts:
-    options, root, receipt = look.options, look.clients.root, look.receipt
-    unit = None if options.offline else find_unit(look, for_revert=for_revert)
-    runtime_paths = find_runtime_paths(look, unit, for_revert=for_revert)
+def _look(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
+    options, root, receipt = context.options, context.clients.root, context.receipt
+    unit = None if options.offline else find_unit(context, for_revert=for_revert)
+    distribution_runtime = find_distribution_runtime(context, unit, for_revert=for_revert)
     try:
         runtime, runtime_source = (
-            _runtime_for_revert(look, runtime_paths) if for_revert else identify_runtime(look, runtime_paths)
+            _runtime_for_revert(context, distribution_runtime)
+            if for_revert
+            else identify_runtime(context, distribution_runtime)
         )
     except CriError as error:
-        # A container that was made for another distribution does not see the socket of this one.
-        if other := wrong_distribution_error(look.settings, runtime_paths, unit.name if unit else ""):
+        # A container started for another distribution does not see this distribution's socket.
+        if other := wrong_distribution_error(
+            context.settings, distribution_runtime, unit.name if unit else ""
+        ):
             raise other from error
         raise
-    if runtime.name != runtime_paths.runtime:
-        # What answers is not what the unit found runs: no restart of that one is of use.
+    if runtime.name != distribution_runtime.runtime:
+        # Another runtime answers than the one of the unit, so restarting this unit has no effect.
         unit, socket = None, options.cri_socket
-        runtime_paths = distributions.runtime_paths(runtime_paths.distribution, runtime.name)
-        runtime_paths = replace(runtime_paths, socket=socket) if socket else runtime_paths
-    if runtime_paths.distribution == "k0s":
-        runtime_paths = without_unread_drop_ins(runtime_paths, root.read(runtime_paths.config))
-    config = config_for(receipt, look.settings.suffix, runtime, runtime_paths)
+        distribution_runtime = distributions.distribution_runtime(
+            distribution_runtime.distribution, runtime.name
+        )
+        distribution_runtime = (
+            replace(distribution_runtime, socket=socket) if socket else distribution_runtime
+        )
+    if distribution_runtime.distribution == "k0s":
+        distribution_runtime = without_unread_drop_ins(
+            distribution_runtime, root.read(distribution_runtime.config)
+        )
+    config = config_for(receipt, context.settings.suffix, runtime, distribution_runtime)
     own = own_paths(config)
     paths = {
         *config.read_files(root.read, root.glob),
@@ -124,18 +139,22 @@ def _look(look: StageContext, *, for_revert: bool) -> RuntimeFacts:
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
     served_now, cri_error = (
-        (None, None) if options.offline else _served_handlers(look, runtime_paths, may_be_down=for_revert)
+        (None, None)
+        if options.offline
+        else _served_handlers(context, distribution_runtime, may_be_down=for_revert)
     )
     is_active = unit is not None and unit.active_state == "active"
     existing = {path: state for path, state in states.items() if state is not None}
-    handlers_to_remove = _handlers_to_remove(look, config, own, existing, served_now, for_revert=for_revert)
+    handlers_to_remove = _handlers_to_remove(
+        context, config, own, existing, served_now, for_revert=for_revert
+    )
     return RuntimeFacts(
         runtime,
         runtime_source,
-        runtime_paths,
+        distribution_runtime,
         config,
         existing,
-        _backups(look, receipt),
+        _backups(context, receipt),
         tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, path.rpartition("/")[0]))),
         dirs_of_other_installations(root, receipt.install_dir),
         unit.name if unit else "",
@@ -149,9 +168,9 @@ def _look(look: StageContext, *, for_revert: bool) -> RuntimeFacts:
         ()
         if options.offline
         else _blocking_pods(
-            look, runtime_paths, handlers_to_remove, served_now, cri_error if is_active else None
+            context, distribution_runtime, handlers_to_remove, served_now, cri_error if is_active else None
         ),
-        gather_nydus_facts(look, runtime_paths.units) if runtime.name == "containerd" else None,
+        gather_nydus_facts(context, distribution_runtime.units) if runtime.name == "containerd" else None,
         {
             (file.path, file.after): other.instance
             for other in receipts.other_receipts(root, receipt.install_dir)
@@ -161,143 +180,173 @@ def _look(look: StageContext, *, for_revert: bool) -> RuntimeFacts:
 
 
 def _configured_path(unit: Unit | None) -> str:
-    runtime_paths = distributions.runtime_paths_of_unit(unit.name) if unit else None
-    if unit is None or runtime_paths is None or not runtime_paths.config_from_argv:
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit else None
+    if unit is None or distribution_runtime is None or not distribution_runtime.config_from_argv:
         return ""
-    return config_path(unit.argv, runtime_paths.config)
+    return config_path(unit.argv, distribution_runtime.config)
 
 
-def find_unit(look: StageContext, *, for_revert: bool) -> Unit | None:
-    """The unit that runs the CRI: the one that is up, or that the record of an unfinished run names.
+def find_unit(context: StageContext, *, for_revert: bool) -> Unit | None:
+    """Return the unit of the container runtime: the running one, or the recorded one of an unfinished run.
 
-    Raises :class:`UnfitNodeError` when several are up and nothing tells which one the kubelet uses.
+    Raises :class:`IneligibleNodeError` when several runtimes run and no setting names the kubelet's socket.
     """
-    systemd, recorded = look.clients.systemd(), look.receipt.cri
-    known = (systemd.unit(name) for runtime_paths in ALL_RUNTIME_PATHS for name in runtime_paths.units)
+    systemd, recorded = context.clients.systemd(), context.receipt.cri
+    known = (
+        systemd.unit(name)
+        for distribution_runtime in DISTRIBUTION_RUNTIMES
+        for name in distribution_runtime.units
+    )
     units = {unit.name: unit for unit in known if unit is not None}
     if recorded is not None and recorded.unit in units and (for_revert or recorded.state != "serving"):
         return units[recorded.unit]
     if recorded is not None and for_revert:
-        # Another runtime never read what is to be taken back, and has no part in it.
+        # Another runtime never read the files that a revert restores.
         units = {name: unit for name, unit in units.items() if _unit_runs(unit, recorded.runtime)}
     own = {name: unit for name, unit in units.items() if not _uses_external_runtime(unit)}
     found = {name for name, unit in own.items() if unit.active_state not in ("inactive", "failed")}
-    candidates = distributions.runtime_paths_of_units(found or own)
-    socket = _normalized_socket(look.options.cri_socket or look.settings.containerd.runtime_socket)
+    candidates = distributions.distribution_runtimes_of_units(found or own)
+    socket = _normalized_socket(context.options.cri_socket or context.settings.containerd.runtime_socket)
     candidates = (
-        tuple(runtime_paths for runtime_paths in candidates if runtime_paths.socket == socket) or candidates
+        tuple(
+            distribution_runtime
+            for distribution_runtime in candidates
+            if distribution_runtime.socket == socket
+        )
+        or candidates
     )
     unit_names = [
-        name for runtime_paths in candidates for name in runtime_paths.units if name in (found or own)
+        name
+        for distribution_runtime in candidates
+        for name in distribution_runtime.units
+        if name in (found or own)
     ]
     if found and len(candidates) > 1:
         raise IneligibleNodeError(
-            "several container runtimes are up: " + ", ".join(unit_names),
-            hint="tell which one the kubelet uses with --cri-socket, or stop the other",
+            "several container runtimes are running: " + ", ".join(unit_names),
+            hint="name the socket that the kubelet uses with --cri-socket, or stop the other runtime",
         )
     return units[unit_names[0]] if unit_names else None
 
 
 def _normalized_socket(socket: str) -> str:
-    """The path with ``/run`` where it is written as ``/var/run``, which everywhere leads there."""
+    """Return the path with ``/run`` instead of ``/var/run``, which is a link to it."""
     return socket.removeprefix("/var") if socket.startswith("/var/run/") else socket
 
 
 def _unit_runs(unit: Unit, runtime: str) -> bool:
-    runtime_paths = distributions.runtime_paths_of_unit(unit.name)
-    return runtime_paths is not None and runtime_paths.runtime == runtime
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name)
+    return distribution_runtime is not None and distribution_runtime.runtime == runtime
 
 
 def _uses_external_runtime(unit: Unit) -> bool:
-    runtime_paths = distributions.runtime_paths_of_unit(unit.name)
-    return runtime_paths is not None and distributions.external_runtime_option(runtime_paths, unit.argv) != ""
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name)
+    return (
+        distribution_runtime is not None
+        and distributions.external_runtime_option(distribution_runtime, unit.argv) != ""
+    )
 
 
-def find_runtime_paths(look: StageContext, unit: Unit | None, *, for_revert: bool) -> RuntimePaths:
-    """Where the runtime of ``unit`` keeps its things; without one, as the settings and the record have it."""
-    options, containerd = look.options, look.settings.containerd
-    runtime_paths = distributions.runtime_paths_of_unit(unit.name) if unit is not None else None
-    if runtime_paths is not None and unit is not None:
-        runtime_paths = with_configured_paths(runtime_paths, containerd, unit.argv)
+def find_distribution_runtime(
+    context: StageContext, unit: Unit | None, *, for_revert: bool
+) -> DistributionRuntime:
+    """Return how the distribution runs the runtime of ``unit``; without a unit, by settings and receipt."""
+    options, containerd = context.options, context.settings.containerd
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit is not None else None
+    if distribution_runtime is not None and unit is not None:
+        distribution_runtime = with_configured_paths(distribution_runtime, containerd, unit.argv)
     else:
-        recorded = look.receipt.cri
+        recorded = context.receipt.cri
         name = runtime_version(options.runtime).name if options.runtime else "containerd"
         if recorded is not None and (for_revert or not options.runtime):
             name = recorded.runtime
-        runtime_paths = with_configured_paths(
-            distributions.runtime_paths(look.settings.distribution, name), containerd, ()
+        distribution_runtime = with_configured_paths(
+            distributions.distribution_runtime(context.settings.distribution, name), containerd, ()
         )
-    return replace(runtime_paths, socket=options.cri_socket) if options.cri_socket else runtime_paths
+    return (
+        replace(distribution_runtime, socket=options.cri_socket)
+        if options.cri_socket
+        else distribution_runtime
+    )
 
 
-def identify_runtime(look: StageContext, runtime_paths: RuntimePaths) -> tuple[Runtime, str]:
-    """The runtime, and who told: flag, running CRI, receipt, files, in this order."""
-    options, recorded = look.options, look.receipt.cri
+def identify_runtime(context: StageContext, distribution_runtime: DistributionRuntime) -> tuple[Runtime, str]:
+    """Return the runtime, and the source of that fact: flag, running CRI, receipt or files, in this order.
+
+    Raises :class:`CriError` when the runtime does not answer and no unfinished run is recorded, and
+    :class:`IneligibleNodeError` when the files of an offline root do not show the runtime.
+    """
+    options, recorded = context.options, context.receipt.cri
     if options.runtime:
         return runtime_version(options.runtime), "--runtime"
     if options.offline:
-        return _runtime_from_files(look, runtime_paths)
+        return _runtime_from_files(context, distribution_runtime)
     try:
-        answer = look.clients.cri(runtime_paths.socket).version(CALL_TIMEOUT)
+        answer = context.clients.cri(distribution_runtime.socket).version(CALL_TIMEOUT)
     except CriError as error:
-        recorded_runtime = _recorded_runtime(look)
+        recorded_runtime = _recorded_runtime(context)
         if recorded_runtime is None or recorded is None:
             raise
         if recorded.state == "serving":
             raise CriError(
                 error.what,
                 where=error.where,
-                hint=f"{error.hint}; if it is another release since it was configured as "
-                f"{recorded_runtime[0]}, run kata-node revert, and then install again",
+                hint=f"{error.hint}; if the runtime is no longer {recorded_runtime[0]}, for which it was "
+                "configured, run `kata-node revert` and then `kata-node install`",
             ) from error
-        # A run that was killed may have left it down; then this one is here to get it up again.
+        # A killed run may have left the runtime down. This run then starts it again.
         return recorded_runtime
-    version = parse_version(answer.runtime_version, where=runtime_paths.socket)
+    version = parse_version(answer.runtime_version, where=distribution_runtime.socket)
     return Runtime(answer.runtime_name, version), "the CRI socket"
 
 
-def _runtime_from_files(look: StageContext, runtime_paths: RuntimePaths) -> tuple[Runtime, str]:
-    root = look.clients.root
+def _runtime_from_files(
+    context: StageContext, distribution_runtime: DistributionRuntime
+) -> tuple[Runtime, str]:
+    root = context.clients.root
     dpkg = root.read("/var/lib/dpkg/status")
     if version := version_from_files(dpkg, None):
         return Runtime("containerd", version), "its package"
-    # Before the configuration, which may be of our own making.
-    if recorded_runtime := _recorded_runtime(look):
+    # The receipt comes before the configuration, which kata-node may have written.
+    if recorded_runtime := _recorded_runtime(context):
         return recorded_runtime
-    if version := version_from_files(dpkg, root.read(runtime_paths.config)):
+    if version := version_from_files(dpkg, root.read(distribution_runtime.config)):
         return Runtime("containerd", version), "its configuration"
     raise IneligibleNodeError(
-        "no file here tells which container runtime the node will run",
+        "the files of this root do not show which container runtime the node will run",
         where=str(root.base),
-        hint="name it: --runtime containerd://2.1.9",
+        hint="name the runtime, for example --runtime containerd://2.1.9",
     )
 
 
-def _runtime_for_revert(look: StageContext, runtime_paths: RuntimePaths) -> tuple[Runtime, str]:
-    """For the way back: what is taken away is known by name, and the runtime may be down.
+def _runtime_for_revert(
+    context: StageContext, distribution_runtime: DistributionRuntime
+) -> tuple[Runtime, str]:
+    """Return the runtime, and the source of that fact, for a revert.
 
-    One that is up tells its version, by which the rest of its configuration is judged.
+    A running runtime answers with its version, which decides how its other files are checked. If it is down
+    or another runtime answers, the receipt is used.
     """
-    recorded_runtime = _recorded_runtime(look)
+    recorded_runtime = _recorded_runtime(context)
     try:
-        found = identify_runtime(look, runtime_paths)
+        found = identify_runtime(context, distribution_runtime)
     except KataNodeError:
         return recorded_runtime or (ASSUMED_RUNTIME, "nobody")
     return recorded_runtime if recorded_runtime and found[0].name != recorded_runtime[0].name else found
 
 
-def _recorded_runtime(look: StageContext) -> tuple[Runtime, str] | None:
-    cri = look.receipt.cri
+def _recorded_runtime(context: StageContext) -> tuple[Runtime, str] | None:
+    cri = context.receipt.cri
     return (Runtime(cri.runtime, parse_version(cri.version)), "the receipt") if cri else None
 
 
 def _served_handlers(
-    look: StageContext, runtime_paths: RuntimePaths, *, may_be_down: bool
+    context: StageContext, distribution_runtime: DistributionRuntime, *, may_be_down: bool
 ) -> tuple[tuple[str, ...] | None, CriError | None]:
-    """What is served; or ``None`` and why that cannot be told, where the runtime may be down."""
-    recorded = look.receipt.cri
+    """Return the served handlers; or ``None`` and the error, where the runtime may be down."""
+    recorded = context.receipt.cri
     try:
-        return look.clients.cri(runtime_paths.socket).status(CALL_TIMEOUT).handlers, None
+        return context.clients.cri(distribution_runtime.socket).status(CALL_TIMEOUT).handlers, None
     except CriError as error:
         if may_be_down or (recorded is not None and recorded.state != "serving"):
             return None, error
@@ -305,7 +354,7 @@ def _served_handlers(
 
 
 def _handlers_to_remove(
-    look: StageContext,
+    context: StageContext,
     config: CriConfig,
     own: tuple[str, ...],
     files: Mapping[str, FileState],
@@ -313,11 +362,11 @@ def _handlers_to_remove(
     *,
     for_revert: bool,
 ) -> frozenset[str]:
-    """The handlers that this stage may take away, of those that are served."""
-    recorded, wanted = look.receipt.cri, set(handler_names(look.settings))
+    """Return the served handlers that this stage may remove."""
+    recorded, wanted = context.receipt.cri, set(handler_names(context.settings))
     if recorded is not None:
         loaded = set(recorded.possibly_loaded_handlers)
-    elif for_revert:  # the record is lost, and the settings need not be those of the install
+    elif for_revert:  # the receipt is lost, and the settings may differ from those of the install
         loaded = set(served_now or ())
     else:
         loaded = set(config.defined_handlers({path: files[path].content for path in own if path in files}))
@@ -325,16 +374,16 @@ def _handlers_to_remove(
 
 
 def _blocking_pods(
-    look: StageContext,
-    runtime_paths: RuntimePaths,
+    context: StageContext,
+    distribution_runtime: DistributionRuntime,
     handlers_to_remove: frozenset[str],
     served_now: tuple[str, ...] | None,
     cri_error: CriError | None,
 ) -> tuple[Pod, ...] | None:
-    """The runtime is asked only where a handler is served that this stage may take away.
+    """Return the pods on ``handlers_to_remove``; ``None`` when the runtime cannot list them.
 
-    ``silence`` is why a runtime that is up does not tell. One without a CRI has no pods that could be
-    ended through it; of any other it has to be feared that it has.
+    ``cri_error`` is the error of a running runtime. A runtime without a CRI cannot end pods, so it does not
+    block. Any other error may hide running pods: it is raised unless ``--ignore-pods`` is given.
     """
     if served_now is not None and not handlers_to_remove:
         return ()
@@ -343,11 +392,13 @@ def _blocking_pods(
     try:
         if cri_error is not None:
             raise cri_error
-        running = look.clients.cri(runtime_paths.socket).pods(runtime_paths.runtime, LIST_TIMEOUT)
+        running = context.clients.cri(distribution_runtime.socket).pods(
+            distribution_runtime.runtime, LIST_TIMEOUT
+        )
     except CriError as error:
-        if look.options.ignore_pods:
+        if context.options.ignore_pods:
             return None
-        hint = f"{error.hint}; or go on whatever runs with --ignore-pods"
+        hint = f"{error.hint}; or run with --ignore-pods to continue whatever pods run"
         raise CriError(error.what, where=error.where, hint=hint) from error
     return tuple(pod for pod in running if pod.handler in handlers_to_remove)
 
@@ -358,10 +409,10 @@ def _has_no_cri(error: CriError) -> bool:
     return isinstance(error, CriCallError) and error.reason is Reason.NO_CRI
 
 
-def _backups(look: StageContext, receipt: Receipt) -> dict[str, bytes]:
+def _backups(context: StageContext, receipt: Receipt) -> dict[str, bytes]:
     digests = {backup.sha256 for backup in receipt.cri.backups()} if receipt.cri else set()
     found = {
-        digest: look.clients.root.read(receipts.backup_path(receipt.install_dir, digest))
+        digest: context.clients.root.read(receipts.backup_path(receipt.install_dir, digest))
         for digest in digests
     }
     return {

@@ -1,4 +1,4 @@
-"""The files of a change to the CRI runtime: what becomes of each, and what is on record of it. Pure."""
+"""The records of the runtime's configuration files: original content, backups, and restoring them. Pure."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from kata_node.host.files import FileState
 from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Backup, CriFile, CriRecord
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.config import ConfigFile as Change
+from kata_node.runtime.model.config import FileChange
 
 
 @dataclass(frozen=True)
 class RestoreFile:
-    """Give a file the state it had, if it is not in it."""
+    """Restore the previous state of a file."""
 
     path: str
     state: FileState | None
 
     @property
     def content(self) -> bytes | None:
-        """What it held; ``None`` when it was not there."""
+        """The previous content; ``None`` when the file did not exist."""
         return self.state.content if self.state else None
 
     def describe(self) -> str:
-        """One line."""
-        return f"put back {self.path}"
+        """Return one line for the plan."""
+        return f"restore {self.path}"
 
     def diff(self) -> str:
-        """Undoing is never planned for its own sake."""
+        """Return nothing: a rollback is not part of a dry run."""
         return ""
 
     def apply(self, clients: Clients) -> None:
-        """Write or remove it, unless it is as it was."""
+        """Write or remove the file, unless it is in its previous state."""
         if clients.root.read_state(self.path) == self.state:
             return
         if self.state is None:
@@ -46,33 +46,33 @@ class RestoreFile:
             clients.root.write(self.path, state.content, mode=state.mode, owner=(state.uid, state.gid))
 
     def check(self, clients: Clients) -> None:
-        """It must be as it was."""
+        """Raise :class:`HostError` unless the file is in its previous state."""
         if clients.root.read_state(self.path) != self.state:
-            raise HostError("the file could not be put back as it was", where=self.path)
+            raise HostError("the file could not be restored", where=self.path)
 
 
-def pending_changes(facts: RuntimeFacts, changes: Iterable[Change]) -> list[Change]:
-    """Those of ``changes`` that are not on the host yet."""
+def pending_changes(facts: RuntimeFacts, changes: Iterable[FileChange]) -> list[FileChange]:
+    """Return those of ``changes`` that are not on the node yet."""
     contents = facts.contents
     return [change for change in changes if contents.get(change.path) != change.content]
 
 
-def before(change: Change, cri: CriRecord | None, facts: RuntimeFacts) -> Backup | None:
-    """What the file was before this instance, for the record.
+def original_backup(change: FileChange, cri: CriRecord | None, facts: RuntimeFacts) -> Backup | None:
+    """Return the backup of a file as it was before this installation.
 
-    That is what was recorded, as long as nobody else has written the file since; from then on it is
-    what others have in it now.
+    That is the recorded backup, as long as only kata-node has written the file since then. Otherwise it is
+    the current content without our entry.
     """
     record = _recognized_record(change.path, cri, facts)
-    return record.before if record else without_entry(change, facts)
+    return record.before if record else backup_without_entry(change, facts)
 
 
-def recorded_state(change: Change, cri: CriRecord, facts: RuntimeFacts) -> CriFile:
-    """The record of a file that is about to lose what is ours in it: what it is before, and after it."""
+def revert_record(change: FileChange, cri: CriRecord, facts: RuntimeFacts) -> CriFile:
+    """Return the record of a file that a revert is about to change."""
     current = facts.files.get(change.path)
     record = _recognized_record(change.path, cri, facts)
     return record or CriFile(
-        change.path, without_entry(change, facts), digest(current.content if current else None)
+        change.path, backup_without_entry(change, facts), digest(current.content if current else None)
     )
 
 
@@ -87,22 +87,22 @@ def _recognized_record(path: str, cri: CriRecord | None, facts: RuntimeFacts) ->
 
 
 def file_records(cri: CriRecord | None, path: str) -> list[CriFile]:
-    """What is on record of the file, that of an interrupted run before that of what it set out from."""
+    """Return the records of a file: that of an interrupted run first, then that of the run before it."""
     found = (each.file(path) for each in (cri, cri.fallback if cri else None) if each is not None)
     return [file for file in found if file is not None]
 
 
 def recorded_digests(record: CriFile) -> tuple[str, ...]:
-    """Of what the file held while nobody but us wrote it."""
+    """Return the digests of the content that a file has while only kata-node writes it."""
     return (record.after, *((record.before.sha256,) if record.before else ()))
 
 
 def is_edited_by_others(
-    change: Change, state_at_start: Backup | None, cri: CriRecord, facts: RuntimeFacts
+    change: FileChange, state_at_start: Backup | None, cri: CriRecord, facts: RuntimeFacts
 ) -> bool:
-    """Whether others have written a file that is not ours alone since the interrupted run ``cri``.
+    """Return whether a shared file has foreign changes since the interrupted run ``cri``.
 
-    ``begun_as`` is what that run found.
+    ``state_at_start`` is the file as that run found it.
     """
     record = cri.file(change.path)
     if record is None or (record.before is None and change.content_without_entry is None):
@@ -114,34 +114,34 @@ def is_edited_by_others(
     }
 
 
-def without_entry(change: Change, facts: RuntimeFacts) -> Backup | None:
-    """The file as it is now, apart from our entries."""
+def backup_without_entry(change: FileChange, facts: RuntimeFacts) -> Backup | None:
+    """Return the backup of the current file without our entry; ``None`` when the whole file is ours."""
     current = facts.files.get(change.path)
     if current is None or change.content_without_entry is None:
         return None
     return Backup(sha256(change.content_without_entry), current.mode, current.uid, current.gid)
 
 
-def with_entry(change: Change, facts: RuntimeFacts) -> Backup | None:
-    """The file as it is now, with our entries if they are at hand."""
+def backup_with_entry(change: FileChange, facts: RuntimeFacts) -> Backup | None:
+    """Return the backup of the file with our entry, or of the current file if there is no entry to add."""
     current = facts.files.get(change.path)
     if current is None or change.content is None or change.content == change.content_without_entry:
-        return backup(current)
+        return backup_of(current)
     return Backup(sha256(change.content), current.mode, current.uid, current.gid)
 
 
-def backup(current: FileState | None) -> Backup | None:
-    """The record of a file as it is."""
+def backup_of(current: FileState | None) -> Backup | None:
+    """Return the backup of a file as it is."""
     return Backup(sha256(current.content), current.mode, current.uid, current.gid) if current else None
 
 
 def is_backup_available(recorded: Backup | None, facts: RuntimeFacts) -> bool:
-    """Whether the content is there that a backup stands for."""
+    """Return whether the content of a backup is available. A file that did not exist needs none."""
     return recorded is None or recorded.sha256 in facts.backups
 
 
-def contents(facts: RuntimeFacts, changes: Iterable[Change]) -> Mapping[str, bytes]:
-    """All content that is at hand and that a backup can stand for, by digest."""
+def available_contents(facts: RuntimeFacts, changes: Iterable[FileChange]) -> Mapping[str, bytes]:
+    """Return by digest all content that a backup may refer to."""
     found = [state.content for state in facts.files.values()]
     for change in changes:
         found += [
@@ -150,18 +150,18 @@ def contents(facts: RuntimeFacts, changes: Iterable[Change]) -> Mapping[str, byt
     return {**facts.backups, **{sha256(content): content for content in found}}
 
 
-def state(recorded: Backup | None, contents: Mapping[str, bytes]) -> FileState | None:
-    """The file that a backup stands for."""
+def restored_state(recorded: Backup | None, contents: Mapping[str, bytes]) -> FileState | None:
+    """Return the file state of a backup; ``None`` for a file that did not exist."""
     if recorded is None:
         return None
     return FileState(contents[recorded.sha256], recorded.mode, recorded.uid, recorded.gid)
 
 
 def digest(content: bytes | None) -> str:
-    """The same of a file that may not be there: then it is empty."""
+    """Return the sha256 of the content; empty for a file that does not exist."""
     return "" if content is None else sha256(content)
 
 
 def sha256(content: bytes) -> str:
-    """The digest the record knows a file's content by."""
+    """Return the sha256 of a file's content, as the receipt has it."""
     return hashlib.sha256(content).hexdigest()

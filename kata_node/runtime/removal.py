@@ -1,7 +1,7 @@
-"""What of the CRI runtime's configuration is this instance's, and how each file is without it. Pure.
+"""Find the runtime's files that have an entry of this installation, and their content without it. Pure.
 
-The record tells, and where it does not (it was lost, or a run was interrupted that did not get to
-keep it), the files themselves.
+The receipt lists the files. If it is lost or incomplete after an interrupted run, the files themselves show
+it.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_records import file_records, is_backup_available, recorded_digests, sha256
-from kata_node.runtime.model.config import ConfigFile as Change
-from kata_node.runtime.model.config import is_drop_in, is_drop_in_of
+from kata_node.runtime.model.config import FileChange, is_drop_in, is_drop_in_of
 
 
-def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[Change], list[str]]:
-    """Every file with something of this instance as it is to be without, and what there is to say of it.
+def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileChange], list[str]]:
+    """Return the change that removes our entry from each file, and a note for each edited file.
 
-    Those that others write as well come first, for they import the rest.
+    Shared files come first, because they import the drop-ins.
     """
     recorded = receipt.cri.paths() if receipt.cri else ()
     paths = dict.fromkeys((*recorded, *_paths_with_entry(facts, receipt.install_dir)))
-    changes: list[Change] = []
+    changes: list[FileChange] = []
     notes: list[str] = []
     for path in sorted(paths, key=is_drop_in):
         content, note = _removal_change(path, facts, receipt)
-        changes.append(Change(path, content, content))
-        notes += [f"{note}: {path}"] if note else []
+        changes.append(FileChange(path, content, content))
+        notes += [note] if note else []
     return changes, notes
 
 
 def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:
-    """Raise :class:`UnfitNodeError` when another installation has drop-ins where this one needs them."""
+    """Raise :class:`IneligibleNodeError` when another installation has drop-ins at the paths of this one."""
     recorded = set(receipt.cri.paths()) if receipt.cri else set()
     for location in facts.config.drop_in_locations():
         current = facts.files.get(location.drop_in)
@@ -44,9 +43,9 @@ def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:
             and not is_drop_in_of(receipt.install_dir, current.content)
         ):
             raise IneligibleNodeError(
-                "this drop-in is of another installation",
+                "this drop-in belongs to another installation",
                 where=location.drop_in,
-                hint="revert that one first, or give this one an env.multiInstallSuffix",
+                hint="run `kata-node revert` for that installation, or set env.multiInstallSuffix here",
             )
 
 
@@ -67,7 +66,10 @@ def _removal_change(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[b
     current, recorded_files = facts.files.get(path), file_records(receipt.cri, path)
     if current is None:
         had_foreign_content = any(each.before is not None for each in recorded_files)
-        return None, "removed by somebody since, left so" if had_foreign_content else ""
+        return (
+            None,
+            f"{path} does not exist any more; kata-node did not restore it" if had_foreign_content else "",
+        )
     digest = sha256(current.content)
     matching_records = [each for each in recorded_files if digest in recorded_digests(each)]
     for each in matching_records:
@@ -77,11 +79,11 @@ def _removal_change(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[b
             return facts.backups[each.before.sha256], ""
     edited = bool(recorded_files and not matching_records)
     if is_drop_in(path):
-        return None, "edited by somebody since, removed all the same for it was ours" if edited else ""
+        return None, f"kata-node removed its drop-in {path}, although it was edited" if edited else ""
     remaining = config_that_edited(facts.config, path, receipt).without_entry(path, current.content)
     if not edited or remaining == current.content:
         return remaining, ""
     other = facts.other_writers.get((path, digest))
-    # Of an installation that has gone again there is no record to tell it from a person.
-    who = f"by the installation {other}" if other else "by somebody, or by an installation that has gone,"
-    return remaining, f"changed {who} since, only our entry taken out"
+    # An installation that was reverted has no receipt, so its changes look like those of a person.
+    who = f"the installation {other}" if other else "a person or a reverted installation"
+    return remaining, f"{who} changed {path}; kata-node removed only its own entry"

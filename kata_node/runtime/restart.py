@@ -1,4 +1,4 @@
-"""The acts on the CRI runtime itself: check what it will read, restart it, prove what it serves."""
+"""Actions on the container runtime: check its configuration, restart it, and prove what it serves."""
 
 from __future__ import annotations
 
@@ -28,46 +28,46 @@ log = logging.getLogger(__name__)
 RestartPolicy = Literal["always", "never", "if-read"]
 
 DOWN_STATES = ("inactive", "failed", "deactivating")
-"""The states of a unit that will not come up by itself; systemd is still at it in the others."""
+"""States of a unit that systemd does not start by itself."""
 
-CALL_TIMEOUT = 10.0  # seconds for one question to a runtime that is up
+CALL_TIMEOUT = 10.0  # seconds for one call of a running runtime
 
-POLL = 0.05  # seconds between two looks at a runtime that is starting
+POLL = 0.05  # seconds between two queries of a starting runtime
 PATIENCE = 5.0
-"""Seconds a freshly started runtime may give a wrong answer (no CRI, a handler missing) before it
-counts as final. containerd loads its plugins before it opens the socket, so a wrong answer stays
-wrong; waiting the whole timeout for it would only lengthen the time the node runs no pods."""
-SETTLE_TIME = 0.2  # seconds after which what is served on a reload is what stays
+"""Seconds of wrong answers (no CRI, a missing handler) after which a started runtime counts as failed.
+
+containerd loads its plugins before it opens the socket, so a wrong answer does not become right. Waiting for
+the whole timeout would only extend the time without pods."""
+SETTLE_TIME = 0.2  # seconds after a reload until the list of served handlers is final
 WATCH_TIMEOUT = 30.0
-"""Seconds for a distribution that watches its files: k0s waits three after the last change, ends its
-containerd, and starts it anew."""
+"""Seconds for a distribution that watches its files. k0s waits 3 s after the last change, then ends
+containerd and starts it again."""
 
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Check what the runtime will read, before it is restarted.
-
-    ``labels`` names where a file's content comes from, for the error (``containerd.userDropIn``).
-    ``ahead`` has content that is yet to be written, ``None`` where a file is to go: what is refused then
-    is on the disk at no time, so a node that loses its power meanwhile comes up with its runtime.
-    """
+    """Check the configuration that the runtime will read, before it is restarted."""
 
     config: CriConfig
     own_paths: tuple[str, ...]
     handlers: tuple[str, ...]
     labels: Mapping[str, str]
+    """Path of a file -> the setting that its content comes from (``containerd.userDropIn``)."""
     planned: Mapping[str, bytes | None] = field(default_factory=dict, repr=False)
+    """Content that is not yet written; ``None`` for a file to remove.
+
+    Content that fails this check never reaches the disk, so the runtime starts even after a power cut."""
 
     def describe(self) -> str:
-        """One line."""
-        return "" if self.planned else f"check what the runtime will read from {self.config.main_path}"
+        """Return one line for the plan; empty for a check of planned content."""
+        return "" if self.planned else f"check the configuration of {self.config.main_path}"
 
     def diff(self) -> str:
-        """Nothing changes."""
+        """Return nothing: a check changes no file."""
         return ""
 
     def apply(self, clients: Clients) -> None:
-        """Raises :class:`HostError` with every problem found."""
+        """Raise :class:`HostError` with every problem found."""
         problems = self.config.check(
             self.config.read_files(partial(self._read, clients.root), partial(self._glob, clients.root)),
             own_paths=self.own_paths,
@@ -76,10 +76,14 @@ class CheckConfig:
             exists=partial(self._exists, clients.root),
         )
         if problems:
-            raise HostError("; ".join(problems), where=self.config.main_path, hint="correct it and run again")
+            raise HostError(
+                "; ".join(problems),
+                where=self.config.main_path,
+                hint="correct the named files and settings, then run the command again",
+            )
 
     def check(self, clients: Clients) -> None:
-        """Applying it is the check."""
+        """Do nothing: :meth:`apply` is the check."""
 
     def _read(self, root: Root, path: str) -> bytes | None:
         return self.planned[path] if path in self.planned else root.read(path)
@@ -94,20 +98,10 @@ class CheckConfig:
 
 @dataclass(frozen=True)
 class RestartRuntime:
-    """Restart the CRI runtime's unit and prove that it serves ``serve`` and none of ``gone``.
+    """Restart the runtime's unit. Prove that it serves all expected and no removed handlers.
 
-    Where ``applies`` says that the runtime takes a change up while it runs, a change of its handlers is
-    given the time for that, and only then the unit is restarted.
-
-    ``restart``: ``always``; ``never``, when the running invocation is known to have read the files;
-    ``if-read``, for putting files back: only when the unit is no longer the invocation ``since`` that
-    ran before the first of them was written, for while it is, it serves what it did; one that takes
-    changes up by itself is asked. A unit that is down is started in any case, but for ``may_be_down``,
-    which leaves alone one that somebody stopped: it has nothing loaded. One that serves is not restarted
-    when ``unless`` fails.
-
-    ``pending`` is recorded right before the restart and ``proven`` once the proof is there, each if there
-    is one and with the invocation and boot id of that moment. ``timeout`` is in seconds, for all of it.
+    If the runtime can load a change without a restart, it gets time to do so. Only if that fails is the unit
+    restarted. A stopped unit is started, except with ``may_be_down``.
     """
 
     unit: str
@@ -116,36 +110,47 @@ class RestartRuntime:
     expected_handlers: tuple[str, ...]
     removed_handlers: tuple[str, ...]
     timeout: float
+    """Seconds for the restart and the proof together."""
     receipt_after_proof: Receipt | None
+    """Saved once the proof succeeds, with the invocation and boot id of that moment."""
     receipt_before_restart: Receipt | None = None
+    """Saved right before the restart, with the invocation and boot id of that moment."""
     restart: RestartPolicy = "always"
+    """``always``; ``never``, when the running invocation has read the files; or ``if-read``, for a rollback.
+
+    ``if-read`` restarts unless the unit is still ``invocation_before``, which has not read the new files.
+    A runtime that loads changes by itself is asked what it serves."""
     invocation_before: str = ""
+    """The invocation that ran before the first file was written."""
     may_be_down: bool = False
+    """Whether a stopped unit stays stopped. It has nothing loaded."""
     check_before_restart: CheckConfig | None = None
+    """A check that must pass before a runtime that answers is restarted."""
     may_fail: bool = False
-    """Whether a runtime that does not come to serve is none of this run's doing."""
+    """Whether this run succeeds even if the runtime does not serve, because it was broken before."""
     served_before: tuple[str, ...] | None = None
-    """What the runtime served before the first of the files was written, as far as known."""
+    """The handlers that the runtime served before the first file was written; ``None`` when not known."""
 
     def describe(self) -> str:
-        """One line."""
+        """Return one line for the plan."""
         if self.restart == "never":
-            return f"see {self.unit} serve {_joined_names(self.expected_handlers)}"
-        condition = ", if it runs," if self.may_be_down else ""
-        return f"{self._verb} {self.unit}{condition} and see it serve {_joined_names(self.expected_handlers)}"
+            return f"check that {self.unit} serves {_joined_names(self.expected_handlers)}"
+        condition = " if it runs," if self.may_be_down else ""
+        handlers = _joined_names(self.expected_handlers)
+        return f"{self._verb} {self.unit}{condition} and check that it serves {handlers}"
 
     def diff(self) -> str:
-        """A line in its place."""
+        """Return the line that stands for the restart in a diff."""
         return "" if self.restart == "never" else f"{self._verb} {self.unit}\n"
 
     def apply(self, clients: Clients) -> None:
-        """Raises :class:`SystemdError` or :class:`CriError` when the proof fails."""
+        """Restart and prove. Raise :class:`SystemdError` or :class:`CriError` when the proof fails."""
         try:
             self._restart_and_prove(clients)
         except (CriError, SystemdError) as error:
             if not self.may_fail:
                 raise
-            log.warning("%s did not serve before, and does not now: %s", self.unit, error.what)
+            log.warning("%s was broken before this run and still is: %s", self.unit, error.what)
             _save_receipt(clients, self.receipt_after_proof, "")
 
     def _restart_and_prove(self, clients: Clients) -> None:
@@ -175,10 +180,10 @@ class RestartRuntime:
 
     @property
     def _effective_load_method(self) -> LoadMethod:
-        """How the change is taken up.
+        """How the runtime loads this change.
 
-        Without a restart only where the set of handlers is not yet what it shall be, which proves that all
-        of the files were read: a change of anything else shows nowhere.
+        Loading without a restart can be proven only by a change of the served handlers. So a change of
+        anything else needs a restart.
         """
         if (
             self.served_before is None
@@ -189,7 +194,7 @@ class RestartRuntime:
         return self.load_method
 
     def _reload(self, clients: Clients, unit: Unit, deadline: float) -> str:
-        """Have the change taken up without a restart: the invocation when that is proven, or nothing."""
+        """Load the change without a restart. Return the invocation when that is proven, else ``""``."""
         if self._effective_load_method == "restart" or unit.active_state != "active":
             return ""
         try:
@@ -198,23 +203,23 @@ class RestartRuntime:
             patience = PATIENCE if self._effective_load_method == "signal" else WATCH_TIMEOUT
             reload_deadline = min(deadline, time.monotonic() + patience)
             self._wait_for_proof(clients, reload_deadline, patience, previous_invocation="")
-            # CRI-O lists a handler for an instant that it then finds wanting, and leaves out.
+            # CRI-O lists a handler for an instant before it checks it and drops it.
             time.sleep(SETTLE_TIME)
             return self._wait_for_proof(clients, reload_deadline, 0, previous_invocation="")
         except (CriError, SystemdError) as error:
-            log.info("%s: not taken up without a restart: %s", self.unit, error.what)
+            log.info("%s does not load the change without a restart: %s", self.unit, error.what)
             return ""
 
     def _served_handlers(self, clients: Clients, timeout: float) -> tuple[str, ...]:
         return clients.cri(self.socket).status(timeout).handlers
 
     def check(self, clients: Clients) -> None:
-        """The proof is part of applying it."""
+        """Do nothing: :meth:`apply` includes the proof."""
 
     def _unit(self, clients: Clients) -> Unit:
         unit = clients.systemd().unit(self.unit)
         if unit is None:
-            raise SystemdError("systemd does not know this unit", where=self.unit)
+            raise SystemdError("systemd does not have this unit", where=self.unit)
         return unit
 
     def _is_restart_due(self, clients: Clients, unit: Unit) -> bool:
@@ -226,7 +231,7 @@ class RestartRuntime:
         return is_new or (self.load_method != "restart" and self._has_loaded_change(clients))
 
     def _has_loaded_change(self, clients: Clients) -> bool:
-        """Whether a runtime that needs no restart for that serves anything else than it did, or shall."""
+        """Return whether the runtime does not answer, or serves other handlers than before or expected."""
         try:
             handlers = self._served_handlers(clients, CALL_TIMEOUT)
         except CriError:
@@ -237,7 +242,11 @@ class RestartRuntime:
         return is_wrong or set(handlers) != set(self.served_before or ())
 
     def _refuse_broken_config(self, clients: Clients) -> None:
-        """Files put back are those that were there before, which can be broken by others' hands."""
+        """Raise the error of ``check_before_restart`` if the runtime answers.
+
+        The previous files can be broken by foreign changes. A runtime that runs must not be restarted with
+        them.
+        """
         if self.check_before_restart is None:
             return
         try:
@@ -256,7 +265,11 @@ class RestartRuntime:
     def _wait_for_proof(
         self, clients: Clients, deadline: float, patience: float, *, previous_invocation: str
     ) -> str:
-        """Wait for the proof; return the invocation that gave it."""
+        """Wait until the runtime serves as expected; return its invocation.
+
+        ``deadline`` is a time of :func:`time.monotonic`, ``patience`` the seconds that wrong answers may
+        last. Raises :class:`SystemdError` or :class:`CriError` when the proof fails.
+        """
         from kata_node.host.cri import Reason
 
         wrong_since = 0.0
@@ -264,7 +277,7 @@ class RestartRuntime:
             unit = clients.systemd().unit(self.unit)
             if unit is None or unit.active_state == "failed":
                 raise SystemdError(
-                    "the runtime did not start",
+                    "the container runtime did not start",
                     where=self.unit,
                     hint=f"run `{journal_command(self.unit)}` on the node to see why",
                 )
@@ -274,7 +287,7 @@ class RestartRuntime:
             except CriError as answer:
                 hint = f"{answer.hint}; run `{journal_command(self.unit)}` on the node"
                 error = CriError(answer.what, where=answer.where, hint=hint.removeprefix("; "))
-                # Only an answer can be wrong; a socket nobody listens on yet is a runtime starting.
+                # A socket without a listener is not a wrong answer: the runtime is still starting.
                 answered = getattr(answer, "reason", None) in (Reason.NO_CRI, Reason.ERROR)
             else:
                 error, answered = (
@@ -290,7 +303,7 @@ class RestartRuntime:
             now = time.monotonic()
             wrong_since = (wrong_since or now) if answered and error is not None else 0.0
             if now >= deadline or (wrong_since and now - wrong_since >= patience):
-                raise error or CriError("the runtime was not seen restarting", where=self.unit)
+                raise error or CriError("the container runtime did not restart in time", where=self.unit)
             time.sleep(POLL)
 
 
@@ -304,17 +317,17 @@ def _handler_error(
     still_served = [name for name in removed_handlers if name in handlers]
     if missing:
         return CriError(
-            f"the runtime serves, but without {_joined_names(missing)}",
+            f"the container runtime does not serve {_joined_names(missing)}",
             where=unit,
-            hint=f"run `{journal_command(unit)}` on the node to see why it left that out",
+            hint=f"run `{journal_command(unit)}` on the node to see why",
         )
     if still_served:
-        return CriError(f"the runtime still serves {_joined_names(still_served)}", where=unit)
+        return CriError(f"the container runtime still serves {_joined_names(still_served)}", where=unit)
     return None
 
 
 def _save_receipt(clients: Clients, receipt: Receipt | None, invocation: str) -> None:
-    """Record ``receipt``, if any, as of ``invocation``."""
+    """Save ``receipt``, if any, with ``invocation`` and the current boot id."""
     if receipt is not None and receipt.cri is not None:
         cri = dataclasses.replace(receipt.cri, invocation=invocation, boot=kernel.boot_id())
         receipt = dataclasses.replace(receipt, cri=cri)

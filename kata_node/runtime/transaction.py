@@ -1,8 +1,8 @@
-"""The change of a CRI runtime's configuration as a plan: forward, back, and undone. Pure.
+"""Plan the change of a runtime's configuration: install, revert, and the rollback of both. Pure.
 
-Every plan here has one shape: record the intent and the backups, check, write, check, restart and
-prove, record the proof. What was there when the runtime last served is in the record from the first
-step on, so that any later run, of either direction, can put it back.
+Every plan has the same order: record the intent and the backups, check, write, check, restart and prove,
+record the proof. From the first action on, the receipt has the state in which the runtime last served. So
+any later install or revert can restore it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from kata_node.plan.receipt import Backup, CriFile, CriRecord, PreviousFile, Rec
 from kata_node.runtime import file_records
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_records import RestoreFile
-from kata_node.runtime.model.config import ConfigFile as Change
-from kata_node.runtime.model.config import is_drop_in
+from kata_node.runtime.model.config import FileChange, is_drop_in
 from kata_node.runtime.restart import CheckConfig, RestartPolicy, RestartRuntime
 
 if TYPE_CHECKING:
@@ -36,24 +35,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConfigChecks:
-    """Of the configuration: ``ahead`` of the writing, of what is ``written``, and of what is ``put_back``."""
+    """The checks of the configuration in one transaction."""
 
     planned: Action
+    """Of the planned content, before any file is written."""
     written: Action
+    """Of the written files, before the restart."""
     restored: CheckConfig
+    """Of the files that a rollback restored, before the restart."""
 
 
 def install(
     facts: RuntimeFacts,
     receipt: Receipt,
-    changes: Sequence[Change],
+    changes: Sequence[FileChange],
     handlers: tuple[str, ...],
     checks: ConfigChecks,
     services: tuple[Action, ...] = (),
 ) -> Plan:
-    """Bring the files to what ``changes`` says, in this order, and the runtime to serve ``handlers``.
+    """Return the plan that makes ``changes``, in this order, and makes the runtime serve ``handlers``.
 
-    ``services`` are what the runtime will need by then.
+    ``services`` are actions that start what the runtime needs before it serves.
     """
     cri = receipt.cri
     pending_changes = file_records.pending_changes(facts, changes)
@@ -75,7 +77,11 @@ def install(
         boot=facts.boot,
         handlers=handlers,
         files=tuple(
-            CriFile(change.path, file_records.before(change, cri, facts), file_records.digest(change.content))
+            CriFile(
+                change.path,
+                file_records.original_backup(change, cri, facts),
+                file_records.digest(change.content),
+            )
             for change in changes
         ),
         made_dirs=tuple(sorted({*created_dirs, *(cri.made_dirs if cri else ())})),
@@ -83,7 +89,7 @@ def install(
         fallback=start.fallback,
     )
     has_read = not pending_changes and cri is not None and _has_read(cri, in_progress, facts)
-    # A file without an entry of ours is not ours to look after.
+    # A file without our entry needs no record.
     paths_with_entry = {change.path for change in changes if change.content != change.content_without_entry}
     files = tuple(file for file in in_progress.files if file.path in paths_with_entry)
     serving = replace(in_progress, state="serving", files=files, previous=(), fallback=None)
@@ -92,11 +98,11 @@ def install(
     )
     handlers_to_remove = {*removed_handlers, *_handlers_removed_by(facts, changes)}
     actions = (
-        # With nothing to write the old record stays, which still tells what was read.
+        # With nothing to write, keep the old record: it shows which files the runtime has read.
         _record_action(
             receipt, in_progress if pending_changes or cri is None else cri, in_progress, facts, changes
         ),
-        *_leftover_sweep(cri, changes),
+        *_remove_leftovers(cri, changes),
         *((checks.planned,) if pending_changes else ()),
         *services,
         *(MakeDirs(path) for path in _parents(written) if path in facts.missing_dirs),
@@ -106,7 +112,7 @@ def install(
             facts,
             RestartRuntime(
                 facts.unit,
-                facts.runtime_paths.socket,
+                facts.distribution_runtime.socket,
                 load_method,
                 expected_handlers=handlers,
                 removed_handlers=removed_handlers,
@@ -135,14 +141,13 @@ def revert(
     facts: RuntimeFacts,
     receipt: Receipt,
     cri: CriRecord,
-    changes: Sequence[Change],
+    changes: Sequence[FileChange],
     checks: ConfigChecks,
 ) -> Plan:
-    """Bring the files to what ``changes`` says, and the runtime to serve none of the handlers of ``cri``.
+    """Return the plan that makes ``changes``, and makes the runtime serve no handler of ``cri``.
 
-    ``cri`` is the receipt's record, or what a lost one would have said. A runtime that serves no CRI
-    before, and that nobody stopped, may be as it is afterwards: what is wrong with it is not ours to
-    mend, and our part in it must go all the same.
+    ``cri`` is the record of the receipt, or a reconstruction of it. If the runtime runs but serves no CRI,
+    the plan removes our entry all the same and accepts that the runtime stays broken.
     """
     broken = cri.state == "serving" and facts.handlers is None and facts.state not in ("", "inactive")
     pending_changes = file_records.pending_changes(facts, changes)
@@ -153,7 +158,7 @@ def revert(
         state="reverting",
         invocation=start.invocation_before,
         boot=facts.boot,
-        files=tuple(file_records.recorded_state(change, cri, facts) for change in changes),
+        files=tuple(file_records.revert_record(change, cri, facts) for change in changes),
         previous=start.previous,
         fallback=start.fallback,
     )
@@ -169,7 +174,7 @@ def revert(
             facts,
             changes,
         ),
-        *_leftover_sweep(cri, changes),
+        *_remove_leftovers(cri, changes),
         *((checks.planned,) if pending_changes and not broken else ()),
         *_writes(pending_changes, facts),
         *((RemoveDirs(tuple(reversed(cri.made_dirs))),) if cri.made_dirs else ()),
@@ -178,7 +183,7 @@ def revert(
             facts,
             RestartRuntime(
                 facts.unit,
-                facts.runtime_paths.socket,
+                facts.distribution_runtime.socket,
                 load_method,
                 expected_handlers=(),
                 removed_handlers=removed_handlers,
@@ -196,7 +201,7 @@ def revert(
     )
     rollback = start.rollback(facts, receipt, changes, cri.made_dirs, _loadable_handlers(cri), checks)
     return Plan(
-        f"{facts.unit or facts.runtime.name} serves none of our handlers",
+        f"{facts.unit or facts.runtime.name} serves no handler of this installation",
         actions,
         rollback,
         notes=blocking_pods.unknown_pods_notes(facts.pods, handlers_to_remove),
@@ -207,18 +212,21 @@ def revert(
 
 @dataclass(frozen=True)
 class _TransactionStart:
-    """Where the transaction began: now, or in a run that did not get to the end of it."""
+    """The state at the start of the transaction, which an interrupted run may have begun."""
 
     previous: tuple[PreviousFile, ...]
     fallback: CriRecord | None
     invocation_before: str
-    """The invocation that ran before the first byte; empty when it may have read something since."""
+    """The invocation that ran before the first write; empty when it may have read a new file since."""
     served_before: tuple[str, ...] | None
-    """What it served then; ``None`` when that is not known."""
+    """The handlers that it served then; ``None`` when not known."""
 
     @classmethod
-    def of(cls, cri: CriRecord | None, facts: RuntimeFacts, changes: Iterable[Change]) -> _TransactionStart:
-        states = {change.path: file_records.backup(facts.files.get(change.path)) for change in changes}
+    def of(
+        cls, cri: CriRecord | None, facts: RuntimeFacts, changes: Iterable[FileChange]
+    ) -> _TransactionStart:
+        """Return the current state, or that at the start of the interrupted run that ``cri`` records."""
+        states = {change.path: file_records.backup_of(facts.files.get(change.path)) for change in changes}
         if cri is None or cri.state == "serving":
             return cls(_previous(states), cri, facts.invocation, facts.handlers)
         recorded_states = {
@@ -232,18 +240,18 @@ class _TransactionStart:
             ):
                 continue
             recorded_states.pop(change.path, None)
-            # Ours is to be in it where something of ours was served before, and nowhere else.
+            # Keep our entry only in a file that had it before the interrupted run.
             was_ours = cri.fallback and cri.fallback.file(change.path)
-            states[change.path] = (file_records.with_entry if was_ours else file_records.without_entry)(
-                change, facts
-            )
+            states[change.path] = (
+                file_records.backup_with_entry if was_ours else file_records.backup_without_entry
+            )(change, facts)
         untouched = cri.state in ("writing", "reverting") and cri.boot == facts.boot
         invocation_before = cri.invocation if untouched else ""
         return cls(_previous(states | recorded_states), cri.fallback, invocation_before, None)
 
-    def load_method(self, facts: RuntimeFacts, changes: Sequence[Change]) -> LoadMethod:
-        """How a runtime that serves what was there takes up what is to be there."""
-        contents = file_records.contents(facts, changes)
+    def load_method(self, facts: RuntimeFacts, changes: Sequence[FileChange]) -> LoadMethod:
+        """Return how a runtime that has loaded the previous files loads the changed ones."""
+        contents = file_records.available_contents(facts, changes)
         current_files = facts.contents
         files_before: dict[str, bytes | None] = {**current_files}
         for each in self.previous:
@@ -255,37 +263,39 @@ class _TransactionStart:
         loads_without_restart = facts.config.loads_without_restart(
             _existing_files(files_before), _existing_files(files_after)
         )
-        if facts.runtime_paths.load_method == "signal":
-            # With a handler that is not served, a file may be there that was never read: of another run.
+        if facts.distribution_runtime.load_method == "signal":
+            # If a defined handler is not served, the runtime may not have read all files of an earlier run.
             loads_without_restart &= facts.config.defined_handlers(_existing_files(files_before)) <= set(
                 facts.handlers or ()
             )
-        return facts.runtime_paths.load_method if loads_without_restart else "restart"
+        return facts.distribution_runtime.load_method if loads_without_restart else "restart"
 
     def rollback(
         self,
         facts: RuntimeFacts,
         receipt: Receipt,
-        changes: Sequence[Change],
+        changes: Sequence[FileChange],
         made_dirs: Sequence[str],
         handlers: Iterable[str],
         checks: ConfigChecks,
     ) -> tuple[Action, ...]:
-        """Put back all files, in the opposite order, and see the runtime serve as it did.
+        """Return the actions that restore all files, in the opposite order, and the previous handlers.
 
-        ``made_dirs`` and ``handlers`` are all that may have come of the transaction until then.
+        ``made_dirs`` and ``handlers`` are all that the transaction may have added.
         """
         load_method = self.load_method(facts, changes)
-        contents = file_records.contents(facts, changes)
+        contents = file_records.available_contents(facts, changes)
         order = {change.path: at for at, change in enumerate(changes)}
         previous = sorted(self.previous, key=lambda each: order.get(each.path, -1), reverse=True)
-        restored = [RestoreFile(each.path, file_records.state(each.state, contents)) for each in previous]
+        restored = [
+            RestoreFile(each.path, file_records.restored_state(each.state, contents)) for each in previous
+        ]
         fallback_dirs, served_before = (
             (self.fallback.made_dirs, self.fallback.handlers) if self.fallback else ((), ())
         )
-        # Somebody may have removed a drop-in whose handlers were still served, or the other way round.
+        # A person may have removed a drop-in while the runtime still served its handlers, or the reverse.
         defined_handlers = _handlers_defined_after(
-            facts, (Change(each.path, each.content) for each in restored)
+            facts, (FileChange(each.path, each.content) for each in restored)
         )
         known_handlers = defined_handlers if self.served_before is None else self.served_before
         expected_handlers = tuple(
@@ -299,7 +309,7 @@ class _TransactionStart:
                 facts,
                 RestartRuntime(
                     facts.unit,
-                    facts.runtime_paths.socket,
+                    facts.distribution_runtime.socket,
                     load_method,
                     expected_handlers=expected_handlers,
                     removed_handlers=_sorted(set(handlers).difference(defined_handlers, known_handlers)),
@@ -320,10 +330,14 @@ def _previous(states: Mapping[str, Backup | None]) -> tuple[PreviousFile, ...]:
 
 
 def _record_action(
-    receipt: Receipt, cri: CriRecord, in_progress: CriRecord, facts: RuntimeFacts, changes: Iterable[Change]
+    receipt: Receipt,
+    cri: CriRecord,
+    in_progress: CriRecord,
+    facts: RuntimeFacts,
+    changes: Iterable[FileChange],
 ) -> WriteReceipt:
-    """Record ``cri``, with the backups of all that the transaction will record."""
-    contents = file_records.contents(facts, changes)
+    """Return the action that saves ``cri`` and every backup that ``in_progress`` refers to."""
+    contents = file_records.available_contents(facts, changes)
     digests = dict.fromkeys(backup.sha256 for backup in in_progress.backups())
     return WriteReceipt(
         replace(receipt, cri=cri), tuple(contents[each] for each in digests if each in contents)
@@ -331,7 +345,7 @@ def _record_action(
 
 
 def _restart_or_record(facts: RuntimeFacts, restart: RestartRuntime) -> Action:
-    """Restart and prove; without a runtime to restart, record how far this got."""
+    """Return ``restart``; without a unit to restart, the action that records the written files."""
     if facts.unit:
         return restart
     recorded = (
@@ -347,26 +361,26 @@ def _existing_files(files: Mapping[str, bytes | None]) -> dict[str, bytes]:
     return {path: content for path, content in files.items() if content is not None}
 
 
-def _handlers_defined_after(facts: RuntimeFacts, changes: Iterable[Change]) -> Collection[str]:
-    """The handlers that all configuration files define once ``changes`` are made."""
+def _handlers_defined_after(facts: RuntimeFacts, changes: Iterable[FileChange]) -> Collection[str]:
+    """Return the handlers that all configuration files define after ``changes``."""
     current_files = facts.contents
     planned_files = current_files | {change.path: change.content for change in changes}
     return facts.config.defined_handlers(_existing_files(planned_files))
 
 
-def _handlers_removed_by(facts: RuntimeFacts, changes: Iterable[Change]) -> set[str]:
-    """The handlers that ``changes`` take out of the files, whatever a record says: it may be lost."""
+def _handlers_removed_by(facts: RuntimeFacts, changes: Iterable[FileChange]) -> set[str]:
+    """Return the handlers that ``changes`` remove from the files, even if the receipt is lost."""
     return set(facts.config.defined_handlers(facts.contents)).difference(
         _handlers_defined_after(facts, changes)
     )
 
 
 def _is_served(
-    cri: CriRecord, facts: RuntimeFacts, changes: Iterable[Change], handlers: tuple[str, ...]
+    cri: CriRecord, facts: RuntimeFacts, changes: Iterable[FileChange], handlers: tuple[str, ...]
 ) -> bool:
-    """Whether the running invocation is known to serve exactly these files.
+    """Return whether the running invocation serves exactly these files, judged by the receipt.
 
-    Of what others write as well it is enough that nothing is to be done about it.
+    Only drop-ins are compared. Foreign changes of shared files do not count.
     """
     drop_ins = {each.path: file_records.digest(each.content) for each in changes if is_drop_in(each.path)}
     recorded = {file.path: file.after for file in cri.files if file.after and file.path in drop_ins}
@@ -377,21 +391,21 @@ def _is_served(
     return cri.state == "serving" and facts.handlers is not None and set(handlers) <= set(facts.handlers)
 
 
-def _has_read(cri: CriRecord, wanted: CriRecord, facts: RuntimeFacts) -> bool:
-    """Whether the running invocation began with the files as they are ``wanted``, which they are now.
+def _has_read(cri: CriRecord, desired: CriRecord, facts: RuntimeFacts) -> bool:
+    """Return whether the running invocation started with the current files, which are those of ``desired``.
 
-    The record tells that of what its own run wrote, and of nothing that a rollback put back.
+    The record ``cri`` shows that only for files that its own run wrote, not for restored files.
     """
-    recorded, now = ({file.path: file.after for file in each.files} for each in (cri, wanted))
+    recorded, now = ({file.path: file.after for file in each.files} for each in (cri, desired))
     same = cri.state == "restarting" and recorded == now
     return same and not is_restart_owed(cri, facts.boot, facts.invocation)
 
 
 def is_restart_owed(cri: CriRecord, boot: str, invocation: str) -> bool:
-    """Whether the runtime that is up as ``invocation`` has yet to read the files on the disk.
+    """Return whether the running ``invocation`` has not read the files on disk yet.
 
-    Only for states in which all files are written does the record tell; for others a restart is due.
-    An ``invocation`` that is not known has read nothing since the boot.
+    The record shows that only for states in which all files are written; in other states a restart is owed.
+    An unknown ``invocation`` has read nothing since the boot.
     """
     if cri.state not in ("restarting", "unloading"):
         return True
@@ -402,7 +416,7 @@ def _restart_on_revert(cri: CriRecord, facts: RuntimeFacts, changed: bool) -> Re
     if cri.state == "unloading":
         return "always" if changed or is_restart_owed(cri, facts.boot, facts.invocation) else "never"
     if cri.state in ("writing", "reverting") and cri.fallback is None:
-        # Killed before the restart: the runtime never read what is taken back now.
+        # The run was killed before its restart, so the runtime never read the files that are reverted now.
         return "never" if (cri.invocation, cri.boot) == (facts.invocation, facts.boot) else "always"
     return "always"
 
@@ -412,11 +426,11 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _loadable_handlers(cri: CriRecord | None) -> tuple[str, ...]:
-    """Every handler of ours that may be loaded."""
+    """Return every handler of this installation that the runtime may have loaded."""
     return cri.possibly_loaded_handlers if cri else ()
 
 
-def _leftover_sweep(cri: CriRecord | None, changes: Iterable[Change]) -> tuple[Action, ...]:
+def _remove_leftovers(cri: CriRecord | None, changes: Iterable[FileChange]) -> tuple[Action, ...]:
     if cri is None or cri.state == "serving":
         return ()
     return (RemoveLeftovers(tuple(dict.fromkeys((*(change.path for change in changes), *cri.paths())))),)
@@ -429,7 +443,7 @@ def _summary(facts: RuntimeFacts, handlers: tuple[str, ...]) -> str:
     return f"{facts.unit} ({facts.runtime.name} {facts.runtime.version}) serves {listed}"
 
 
-def _writes(pending_changes: Iterable[Change], facts: RuntimeFacts) -> Iterator[Action]:
+def _writes(pending_changes: Iterable[FileChange], facts: RuntimeFacts) -> Iterator[Action]:
     for change in pending_changes:
         current = facts.files.get(change.path)
         if change.content is None:
@@ -441,12 +455,15 @@ def _writes(pending_changes: Iterable[Change], facts: RuntimeFacts) -> Iterator[
             yield WriteFile(change.path, change.content, current.mode, owner, before=current.content)
 
 
-def _parents(written: Iterable[Change]) -> tuple[str, ...]:
+def _parents(written: Iterable[FileChange]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(change.path.rpartition("/")[0] for change in written))
 
 
-def _is_parent_of_written(directory: str, written: Iterable[Change], install_dir: str) -> bool:
-    """Whether ``directory`` is made for these files; the install dir and above is the artifacts stage's."""
+def _is_parent_of_written(directory: str, written: Iterable[FileChange], install_dir: str) -> bool:
+    """Return whether ``directory`` is made for these files.
+
+    The stage ``artifacts`` makes the install dir and the directories above it.
+    """
     if f"{install_dir}/".startswith(f"{directory}/"):
         return False
     return any(change.path.startswith(f"{directory}/") for change in written)

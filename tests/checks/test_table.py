@@ -17,7 +17,7 @@ from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.plan.report import Finding
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.distributions import runtime_paths
+from kata_node.runtime.model.distributions import distribution_runtime
 from kata_node.settings import load as settings
 from kata_node.versions import parse_version, runtime_version
 
@@ -41,8 +41,8 @@ MACHINE = HardwareFacts(
 RUNTIME = RuntimeFacts(
     runtime_version("containerd://2.1.9"),
     "the CRI socket",
-    runtime_paths("k8s", "containerd"),
-    ContainerdConfig("/opt/kata", "", parse_version("2.1.9"), runtime_paths("k8s", "containerd")),
+    distribution_runtime("k8s", "containerd"),
+    ContainerdConfig("/opt/kata", "", parse_version("2.1.9"), distribution_runtime("k8s", "containerd")),
     {MAIN: FileState(b"version = 3\n", 0o644, 0, 0)},
     {},
     (),
@@ -169,7 +169,7 @@ def test_a_good_node_passes_every_check() -> None:
             id="containerd-1.5",
         ),
         pytest.param(
-            runtime(runtime_paths=runtime_paths("k3s", "containerd"), unit="k3s.service"),
+            runtime(distribution_runtime=distribution_runtime("k3s", "containerd"), unit="k3s.service"),
             "runtime",
             "fail",
             True,
@@ -267,7 +267,7 @@ DEFAULT = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_
     ("drop_in", "says"),
     [
         pytest.param(f"version = 3\n{DEFAULT}", "default_runtime_name is nobody", id="a-default-of-none"),
-        pytest.param("version = 4\n", "is above the 3", id="a-schema-above-the-main-files"),
+        pytest.param("version = 4\n", "is above version = 3", id="a-schema-above-the-main-files"),
         pytest.param('imports = ["/etc/mine.toml"]\n', "", id="what-it-imports-is-looked-for-later"),
     ],
 )
@@ -284,5 +284,5 @@ def test_a_suffix_is_refused_if_all_installations_would_share_one_configuration_
     old = runtime(runtime=runtime_version("containerd://1.7.24"))
     found = checks(old, multi_install_suffix="blue")["runtime"]
     assert (found.status, found.permanent) == ("fail", True)
-    assert "env.multiInstallSuffix: containerd 1.7.24 has one configuration file" in found.reason
+    assert "env.multiInstallSuffix: containerd 1.7.24 cannot serve several installations" in found.reason
     assert "runtime" not in checks(old)

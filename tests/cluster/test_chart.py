@@ -28,7 +28,7 @@ from cluster.chart_objects import (
 )
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, apply
-from kata_node.runtime.model.distributions import ALL_RUNTIME_PATHS
+from kata_node.runtime.model.distributions import DISTRIBUTION_RUNTIMES
 
 WORKERS = "!node-role.kubernetes.io/control-plane,!node-role.kubernetes.io/master"
 LINUX = "kubernetes.io/os notin (windows)"
@@ -157,7 +157,9 @@ def test_a_job_has_its_stages_in_order_and_each_what_it_needs(
     assert 3 in first["onExitCodes"]["values"]
 
 
-@pytest.mark.parametrize("home", ALL_RUNTIME_PATHS, ids=lambda home: f"{home.distribution}, {home.runtime}")
+@pytest.mark.parametrize(
+    "home", DISTRIBUTION_RUNTIMES, ids=lambda home: f"{home.distribution}, {home.runtime}"
+)
 def test_a_stage_gets_the_directories_that_the_node_side_works_in(cluster: Cluster, home: Any) -> None:
     values = {"k8sDistribution": home.distribution}
     config = dispatcher_configs(documents(cluster, JOB, values))["install.yaml"]
@@ -167,7 +169,7 @@ def test_a_stage_gets_the_directories_that_the_node_side_works_in(cluster: Clust
     for path in (home.config, home.socket, *home.template.values(), *home.drop_in_dirs.values(), "/opt/kata"):
         assert any(path.startswith(f"{each}/") for each in seen), path
     assert {"/run/kata-node", "/etc/machine-id", "/run/dbus"} <= set(seen)
-    others = {other.config.rpartition("/")[0] for other in ALL_RUNTIME_PATHS} - {
+    others = {other.config.rpartition("/")[0] for other in DISTRIBUTION_RUNTIMES} - {
         home.config.rpartition("/")[0]
     }
     assert not others & set(seen)

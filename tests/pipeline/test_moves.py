@@ -272,7 +272,7 @@ def test_the_tables_of_an_installation_elsewhere_are_left_alone(
     elsewhere: dict[str, Any] = {"installation_prefix": "/srv", "k8s_distribution": distribution}
     reports = run(node, INSTALL, payload, **elsewhere)
     assert (reports[-1].stage, exit_code(reports)) == ("host-check", 3)
-    assert "installation elsewhere" in str(reports[-1].error)
+    assert "belongs to an installation in another install dir" in str(reports[-1].error)
     assert errors(run(node, REVERT, payload, **elsewhere)) == []
     assert (snapshot(node, "etc"), snapshot(node, "var")) == before
     assert errors(run(node, REVERT, payload, k8s_distribution=distribution)) == []

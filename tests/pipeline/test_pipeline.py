@@ -676,7 +676,7 @@ def test_a_file_that_cannot_be_put_back_does_not_keep_the_runtime_from_being_res
         patched.setattr(Root, "write", refuse_the_old)
         reports = run(node, INSTALL, payload, user_drop_in=NO_CRI)
     assert exit_code(reports) == 1, reports
-    assert "put back /etc/containerd/config.toml: " in reports[-1].summary
+    assert "restore /etc/containerd/config.toml: " in reports[-1].summary
     assert (node.handlers, state(node)) == (("runc",), "restarting")
     assert errors(run(node, REVERT, payload)) == []
     assert read(node) == CONFIG

@@ -58,7 +58,7 @@ def test_a_handler_that_the_runtime_has_built_in_is_not_taken_over(node: FakeNod
     for stages in ((host_check,), INSTALL):
         reports = run_with(node, stages, payload, custom_runtimes=(BUILT_IN,))
         assert exit_code(reports) == 3
-        assert "runsc is served already" in str(errors(reports)[0])
+        assert "a custom runtime cannot define runsc" in str(errors(reports)[0])
     assert snapshot(node) == before
 
 
@@ -110,7 +110,7 @@ def test_a_runtime_that_was_replaced_by_one_that_cannot_serve_this_is_told_the_w
     assert errors(run(node, INSTALL, payload)) == []
     node.handlers = None
     reports = run(node, (cri,), payload)
-    assert "kata-node revert, and then install again" in str(errors(reports)[0])
+    assert "run `kata-node revert` and then `kata-node install`" in str(errors(reports)[0])
 
 
 def test_a_drop_in_for_containerd_is_passed_over_on_other_runtimes_and_that_is_told(
@@ -147,10 +147,12 @@ def test_a_file_that_another_installation_changed_is_not_taken_for_edited_by_som
     assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
     reports = run(node, REVERT, payload)
     assert errors(reports) == []
-    assert notes_of(reports) == [f"changed by the installation blue since, only our entry taken out: {MAIN}"]
+    assert notes_of(reports) == [
+        f"the installation blue changed {MAIN}; kata-node removed only its own entry"
+    ]
     reports = run(node, REVERT, payload, multi_install_suffix="blue")
     assert notes_of(reports) == [
-        f"changed by somebody, or by an installation that has gone, since, only our entry taken out: {MAIN}"
+        f"a person or a reverted installation changed {MAIN}; kata-node removed only its own entry"
     ]
     assert node.root.read(MAIN) == CONFIG
 
@@ -162,4 +164,4 @@ def test_an_edit_of_the_admin_is_told_apart_from_what_another_installation_did(
     assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
     node.root.write(MAIN, (node.root.read(MAIN) or b"") + b"# a new admin\n")
     (note,) = notes_of(run(node, REVERT, payload))
-    assert note.startswith("changed by somebody, or ")
+    assert note.startswith("a person or a reverted installation changed ")

@@ -15,8 +15,8 @@ from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.read import in_read_order
 from kata_node.runtime.containerd.render import render
-from kata_node.runtime.model.config import ConfigFile, DesiredConfig, is_drop_in, own_paths
-from kata_node.runtime.model.distributions import runtime_paths
+from kata_node.runtime.model.config import DesiredConfig, FileChange, is_drop_in, own_paths
+from kata_node.runtime.model.distributions import distribution_runtime
 from kata_node.settings import shims
 from kata_node.settings.model import Settings
 from kata_node.settings.runtime import ContainerdSettings
@@ -39,7 +39,7 @@ V21 = parse_version("2.1.9")
 
 def config(settings: Settings = SETTINGS, version: str = "2.1.9", main: str = MAIN) -> ContainerdConfig:
     """Plain containerd, with its main file where the command line says."""
-    plain = replace(runtime_paths("k8s", "containerd"), config=main)
+    plain = replace(distribution_runtime("k8s", "containerd"), config=main)
     return ContainerdConfig(settings.install_dir, settings.suffix, parse_version(version), plain)
 
 
@@ -56,7 +56,7 @@ class Host:
     def read_files(self, main: str = MAIN) -> dict[str, bytes]:
         return containerd_read.import_closure(main, self.files.get, self.glob)
 
-    def apply(self, changes: Sequence[ConfigFile]) -> None:
+    def apply(self, changes: Sequence[FileChange]) -> None:
         for change in changes:
             if change.content is None:
                 self.files.pop(change.path, None)
@@ -65,13 +65,13 @@ class Host:
 
     def install(self, settings: Settings = SETTINGS, version: str = "2.1.9") -> DesiredConfig:
         desired_config = config(settings, version).desired_config(settings, self.read_files())
-        self.apply(desired_config.files)
+        self.apply(desired_config.changes)
         return desired_config
 
     def revert(self, settings: Settings = SETTINGS) -> None:
         if main := self.files.get(MAIN):
-            self.apply([ConfigFile(MAIN, config(settings).without_entry(MAIN, main))])
-        self.apply([ConfigFile(path, None) for path in own_paths(config(settings))])
+            self.apply([FileChange(MAIN, config(settings).without_entry(MAIN, main))])
+        self.apply([FileChange(path, None) for path in own_paths(config(settings))])
 
     def handlers(self) -> set[str]:
         """What any file containerd reads defines under the CRI plugin of schema 3."""
@@ -310,7 +310,7 @@ def test_conf_d_is_used_only_where_a_file_on_disk_imports_it(
 def test_what_is_imported_is_written_before_what_imports_it_and_what_must_go_comes_last() -> None:
     host = Host({MAIN: "version = 2\n"})
     settings = replace(SETTINGS, user_drop_in="[debug]\n")
-    install = config(settings).desired_config(settings, host.read_files()).files
+    install = config(settings).desired_config(settings, host.read_files()).changes
     assert [(file.path, file.content is not None) for file in install] == [
         (DROP_IN, True),
         (USER, True),
@@ -330,7 +330,7 @@ def test_an_upgraded_runtime_moves_the_drop_ins_and_leaves_no_stale_import() -> 
     assert moved.mode == "conf.d"
     assert host.files[MAIN] == IMPORTS_CONF_D
     assert set(host.files) == {MAIN, CONF_D, CONF_D_USER}
-    assert [file.path for file in moved.files] == [CONF_D, CONF_D_USER, MAIN, DROP_IN, USER]
+    assert [file.path for file in moved.changes] == [CONF_D, CONF_D_USER, MAIN, DROP_IN, USER]
     host.install(settings, "2.1.9")  # and a downgrade moves them back
     assert host.read_files() == old
     host.revert(settings)
@@ -388,11 +388,13 @@ def test_the_way_back_leaves_a_main_file_alone_that_never_named_us(main: bytes) 
 def test_what_the_main_file_was_without_us_is_known_even_when_we_are_in_it() -> None:
     host = Host({MAIN: "version = 2\n"})
     for _ in range(2):
-        main = next(file for file in host.install().files if file.path == MAIN)
+        main = next(file for file in host.install().changes if file.path == MAIN)
         assert (main.content, main.content_without_entry) == (host.files[MAIN], b"version = 2\n")
     host = Host({})
     for _ in range(2):
-        assert next(file for file in host.install().files if file.path == MAIN).content_without_entry is None
+        assert (
+            next(file for file in host.install().changes if file.path == MAIN).content_without_entry is None
+        )
 
 
 def test_an_admin_may_move_our_entry_among_the_imports() -> None:
@@ -423,7 +425,7 @@ def test_conf_d_is_looked_for_beside_the_main_file() -> None:
     files = {main: b"version = 3\nimports = ['conf.d/*.toml']\n"}
     desired_config = config(SETTINGS, "2.3.4", main).desired_config(SETTINGS, files)
     assert desired_config.mode == "conf.d"
-    assert desired_config.files[0].path == "/srv/containerd/conf.d/99-kata-deploy.toml"
+    assert desired_config.changes[0].path == "/srv/containerd/conf.d/99-kata-deploy.toml"
     assert "/srv/containerd/conf.d/99-kata-deploy.toml" in own_paths(config(main=main))
 
 
@@ -526,29 +528,30 @@ PROBLEMS = [
     pytest.param(
         {USER: "imports = ['/gone.toml']"},
         None,
-        "imports /gone.toml, which is not there",
+        "imports /gone.toml, which does not exist",
         id="missing import",
     ),
     pytest.param(
-        {USER: "imports = ['/x/?.toml']"}, None, "imports /x/?.toml, which is not there", id="no glob"
+        {USER: "imports = ['/x/?.toml']"}, None, "imports /x/?.toml, which does not exist", id="no glob"
     ),
     pytest.param({USER: "imports = 'x'"}, None, "imports is not an array of strings", id="imports a string"),
     pytest.param({USER: "version = '3'"}, None, "version is not a whole number", id="version a string"),
     pytest.param({USER: "version = true"}, None, "version is not a whole number", id="version a boolean"),
     pytest.param(
-        {USER: "version = 4"}, None, "version = 4 is above the 3 that /etc/containerd/config.toml", id="above"
+        {USER: "version = 4"},
+        None,
+        "version = 4 is above version = 3 of /etc/containerd/config.toml",
+        id="above",
     ),
     pytest.param(
         {"/x/a.toml": "version = 4"}, "2.3.4", "/x/a.toml: its version = 4 is above", id="above, elsewhere"
     ),
-    pytest.param(
-        {MAIN: "version = 4\n"}, "2.2.1", "version = 4 is too new for containerd 2.2.1", id="too new"
-    ),
-    pytest.param({MAIN: "disabled_plugins = ['cri']\n"}, None, "disabled_plugins names cri,", id="cri off"),
+    pytest.param({MAIN: "version = 4\n"}, "2.2.1", "containerd 2.2.1 cannot read version = 4", id="too new"),
+    pytest.param({MAIN: "disabled_plugins = ['cri']\n"}, None, "disabled_plugins has cri,", id="cri off"),
     pytest.param(
         {MAIN: "disabled_plugins = ['io.containerd.grpc.v1.cri']\n"},
         None,
-        "names io.containerd.grpc.v1.cri",
+        "has io.containerd.grpc.v1.cri",
         id="cri service off",
     ),
     pytest.param(
@@ -583,7 +586,7 @@ PROBLEMS = [
     pytest.param(
         {USER: runtimes("x", plugin="io.containerd.grpc.v1.cri")},
         "2.1.9",
-        "would not be read beside version = 3",
+        "io.containerd.grpc.v1.cri beside version = 3",
         id="older table",
     ),
     pytest.param(
@@ -658,7 +661,7 @@ def test_a_broken_user_drop_in_is_found_before_anything_is_written() -> None:
     desired_config = config().desired_config(replace(SETTINGS, user_drop_in="nonsense"), host.files)
     problems = containerd_read.check(
         MAIN,
-        host.files | {file.path: file.content for file in desired_config.files if file.content is not None},
+        host.files | {file.path: file.content for file in desired_config.changes if file.content is not None},
         own_paths=own_paths(config()),
         handlers=desired_config.handlers,
         labels=desired_config.labels,

@@ -12,7 +12,7 @@ import pytest
 from kata_node.errors import HostError, KataNodeError
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd.config import ContainerdConfig
-from kata_node.runtime.model.distributions import runtime_paths
+from kata_node.runtime.model.distributions import distribution_runtime
 from kata_node.settings import shims
 from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
@@ -49,7 +49,7 @@ SystemdCgroup = true
 
 
 def config(settings: Settings) -> ContainerdConfig:
-    version, place = parse_version("1.7.24"), runtime_paths("k8s", "containerd")
+    version, place = parse_version("1.7.24"), distribution_runtime("k8s", "containerd")
     return ContainerdConfig(settings.install_dir, settings.suffix, version, place, handler_names(settings))
 
 
@@ -59,7 +59,7 @@ def install(text: str | None, settings: Settings = SETTINGS, imported: str | Non
         files[MAIN] = text.encode()
     [content] = [
         file.content
-        for file in config(settings).desired_config(settings, files).files
+        for file in config(settings).desired_config(settings, files).changes
         if file.content is not None
     ]
     return content.decode()
@@ -253,8 +253,8 @@ def test_nothing_is_wrong_with_what_debian_ships() -> None:
         pytest.param("[broken", "not valid TOML", id="broken"),
         pytest.param("version = '2'\n", "version is not a whole number", id="version as text"),
         pytest.param("version = 2.0\n", "version is not a whole number", id="version as a fraction"),
-        pytest.param("version = 3\n", "version = 3 is not one that containerd 1.x reads", id="too new"),
-        pytest.param("version = -1\n", "version = -1 is not one", id="negative"),
+        pytest.param("version = 3\n", "containerd 1.x cannot read version = 3", id="too new"),
+        pytest.param("version = -1\n", "cannot read version = -1", id="negative"),
         pytest.param("plugins = 3\n", "plugins is not a table", id="plugins"),
         pytest.param(f"version = 2\nplugins.'{CRI}' = 3\n", f"{CRI} is not a table", id="CRI"),
         pytest.param(
@@ -266,41 +266,41 @@ def test_nothing_is_wrong_with_what_debian_ships() -> None:
             f"version = 2\nplugins.'{CRI}'.containerd.runtimes.runc = 3\n", "runc is not a table", id="runc"
         ),
         pytest.param("imports = 'x'\n", "imports is not an array of strings", id="imports"),
-        pytest.param("disabled_plugins = ['cri']\n", "disabled_plugins names cri", id="CRI off in schema 1"),
+        pytest.param("disabled_plugins = ['cri']\n", "disabled_plugins has cri", id="CRI off in schema 1"),
         pytest.param(
-            f"version = 2\ndisabled_plugins = ['{CRI}']\n", f"disabled_plugins names {CRI}", id="CRI off"
+            f"version = 2\ndisabled_plugins = ['{CRI}']\n", f"disabled_plugins has {CRI}", id="CRI off"
         ),
         pytest.param(
             "version = 2\ndisabled_plugins = ['cri']\n",
-            "disabled_plugins names cri, where",
+            "disabled_plugins has cri, but version = 2",
             id="short name off",
         ),
         pytest.param(
             "version = 2\nrequired_plugins = ['cri']\n",
-            "required_plugins names cri",
+            "required_plugins has cri",
             id="short name required",
         ),
-        pytest.param("version = 2\n[plugins.cri]\n", "plugins names cri", id="table of schema 1 in schema 2"),
-        pytest.param("version = 2\n[plugins.'a.b.c.d']\n", "plugins names a.b.c.d", id="not containerd's"),
+        pytest.param("version = 2\n[plugins.cri]\n", "plugins has cri", id="table of schema 1 in schema 2"),
+        pytest.param("version = 2\n[plugins.'a.b.c.d']\n", "plugins has a.b.c.d", id="not containerd's"),
         pytest.param(
             f"[plugins.'{CRI}'.containerd.runtimes.runc]\n",
-            "are not read by schema 1",
+            "containerd does not read its handlers under",
             id="schema 2 in schema 1",
         ),
         pytest.param(
             f"version = 2\n[plugins.'{CRI}'.containerd.runtimes.kata-qemu]\n"
             f"[plugins.'{CRI}'.containerd.runtimes.runc]\n",
-            "defines the handler kata-qemu, which this installation brings",
+            "defines the handler kata-qemu, which this installation also defines",
             id="handler of ours",
         ),
         pytest.param(
             f"version = 2\n[plugins.'{CRI}'.containerd]\ndefault_runtime_name = 'crun'\n",
-            'its default handler is "crun", which it does not define',
+            'its default_runtime_name is "crun", a handler that it does not define',
             id="unknown default",
         ),
         pytest.param(
             f"version = 2\n[plugins.'{CRI}'.containerd]\ndefault_runtime_name = ''\n",
-            'its default handler is ""',
+            'its default_runtime_name is ""',
             id="empty default",
         ),
         pytest.param(
@@ -310,7 +310,7 @@ def test_nothing_is_wrong_with_what_debian_ships() -> None:
         ),
         pytest.param(
             f"version = 2\n[plugins.'{CRI}'.containerd.runtimes]\n",
-            'its default handler is "runc"',
+            'its default_runtime_name is "runc"',
             id="no runc",
         ),
         pytest.param(f"version = 2\n[PLUGINS.'{CRI}']\n", "has PLUGINS in capitals", id="capitals"),
@@ -345,10 +345,12 @@ IMPORTS = f'version = 2\nimports = ["{DROP_IN}"]\n'
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        pytest.param(f"[plugins.'{CRI}']\n", f"names the plugin {CRI}, which undoes all", id="CRI, empty"),
-        pytest.param(f"[plugins.'{CRI}'.cni]\nx = 1\n", f"names the plugin {CRI}", id="CRI"),
-        pytest.param("[plugins.cri]\n", "plugins names cri", id="CRI of schema 1"),
-        pytest.param(f"disabled_plugins = ['{CRI}']\n", f"disabled_plugins names {CRI}", id="CRI off"),
+        pytest.param(
+            f"[plugins.'{CRI}']\n", f"its table of the plugin {CRI} replaces that of {MAIN}", id="CRI, empty"
+        ),
+        pytest.param(f"[plugins.'{CRI}'.cni]\nx = 1\n", f"its table of the plugin {CRI}", id="CRI"),
+        pytest.param("[plugins.cri]\n", "plugins has cri", id="CRI of schema 1"),
+        pytest.param(f"disabled_plugins = ['{CRI}']\n", f"disabled_plugins has {CRI}", id="CRI off"),
         pytest.param("[broken", "not valid TOML", id="broken"),
     ],
 )

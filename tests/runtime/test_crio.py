@@ -59,7 +59,7 @@ class Host:
 
     def install(self, settings: Settings = SETTINGS) -> DesiredConfig:
         desired_config = crio(settings).desired_config(settings, self.read_files())
-        for file in desired_config.files:
+        for file in desired_config.changes:
             if file.content is None:
                 self.files.pop(file.path, None)
             else:
@@ -213,9 +213,9 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_file_of_others(tmp_pa
     root = Root(tmp_path)
     desired_config = crio().desired_config(SETTINGS, {})
     root.make_dirs(CONF_D)
-    root.write(DROP_IN, desired_config.files[0].content or b"")
+    root.write(DROP_IN, desired_config.changes[0].content or b"")
     for path in (DROP_IN, DEBUG):
-        temp_sibling(root.resolve(path)).write_bytes(desired_config.files[0].content or b"")
+        temp_sibling(root.resolve(path)).write_bytes(desired_config.changes[0].content or b"")
     files = crio().read_files(root.read, root.glob)
     assert list(files) == [DROP_IN]
     config = crio()
@@ -308,7 +308,7 @@ def test_a_sound_configuration_has_nothing_wrong_with_it(content: str) -> None:
 def test_a_handler_without_its_program_or_configuration_is_told_of(missing: str) -> None:
     (problem,) = Host().problems(missing=missing)
     assert "the handler kata-qemu: " in problem
-    assert f"{missing} is not there" in problem
+    assert f"{missing} does not exist" in problem
 
 
 def test_a_program_that_crio_takes_for_no_shim_is_told_of() -> None:
@@ -318,8 +318,7 @@ def test_a_program_that_crio_takes_for_no_shim_is_told_of() -> None:
         b"/opt/kata/bin/containerd-shim-kata-v2", b"/opt/kata/bin/kata"
     )
     assert host.check(SETTINGS, handlers) == [
-        "the handler kata-qemu: /opt/kata/bin/kata is not named containerd-shim-*-v2, without which "
-        "CRI-O leaves the handler out"
+        "the handler kata-qemu: /opt/kata/bin/kata is not named containerd-shim-*-v2; CRI-O drops the handler"
     ]
 
 

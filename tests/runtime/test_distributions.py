@@ -8,43 +8,43 @@ import pytest
 
 from kata_node.errors import SettingsError
 from kata_node.runtime.model.distributions import (
-    ALL_RUNTIME_PATHS,
-    RuntimePaths,
+    DISTRIBUTION_RUNTIMES,
+    DistributionRuntime,
+    distribution_runtime,
+    distribution_runtime_of_unit,
+    distribution_runtimes_of_units,
     external_runtime_option,
     k0s_manages,
-    runtime_paths,
-    runtime_paths_of_unit,
-    runtime_paths_of_units,
 )
 from kata_node.settings.model import DISTRIBUTIONS
 from kata_node.versions import RUNTIMES
 
-ALL = [pytest.param(each, id=f"{each.distribution}-{each.runtime}") for each in ALL_RUNTIME_PATHS]
-K3S = runtime_paths("k3s", "containerd")
+ALL = [pytest.param(each, id=f"{each.distribution}-{each.runtime}") for each in DISTRIBUTION_RUNTIMES]
+K3S = distribution_runtime("k3s", "containerd")
 RANCHER = "/var/lib/rancher/k3s/agent/etc/containerd"
 
 
 def test_every_distribution_and_every_runtime_of_the_settings_has_a_home() -> None:
-    assert {each.distribution for each in ALL_RUNTIME_PATHS} == set(DISTRIBUTIONS)
-    assert {each.runtime for each in ALL_RUNTIME_PATHS} == set(RUNTIMES)
+    assert {each.distribution for each in DISTRIBUTION_RUNTIMES} == set(DISTRIBUTIONS)
+    assert {each.runtime for each in DISTRIBUTION_RUNTIMES} == set(RUNTIMES)
 
 
 def test_no_two_homes_are_the_same() -> None:
-    counted = Counter((each.distribution, each.runtime) for each in ALL_RUNTIME_PATHS)
+    counted = Counter((each.distribution, each.runtime) for each in DISTRIBUTION_RUNTIMES)
     assert set(counted.values()) == {1}
 
 
 @pytest.mark.parametrize("each", ALL)
-def test_every_unit_leads_to_its_home_and_to_no_other(each: RuntimePaths) -> None:
+def test_every_unit_leads_to_its_home_and_to_no_other(each: DistributionRuntime) -> None:
     assert each.units
     for unit in each.units:
         assert unit.endswith(".service")
-        assert runtime_paths_of_unit(unit) is each
-        assert [one for one in ALL_RUNTIME_PATHS if unit in one.units] == [each]
+        assert distribution_runtime_of_unit(unit) is each
+        assert [one for one in DISTRIBUTION_RUNTIMES if unit in one.units] == [each]
 
 
 @pytest.mark.parametrize("each", ALL)
-def test_every_path_is_one_of_the_host(each: RuntimePaths) -> None:
+def test_every_path_is_one_of_the_host(each: DistributionRuntime) -> None:
     paths = [
         each.socket,
         each.config,
@@ -59,13 +59,13 @@ def test_every_path_is_one_of_the_host(each: RuntimePaths) -> None:
 
 
 @pytest.mark.parametrize("each", ALL)
-def test_a_rendered_file_is_never_its_own_template(each: RuntimePaths) -> None:
+def test_a_rendered_file_is_never_its_own_template(each: DistributionRuntime) -> None:
     assert each.is_rendered == bool(each.template)
     assert each.config not in each.template.values()
 
 
 @pytest.mark.parametrize("each", ALL)
-def test_what_a_template_needs_is_said_only_where_there_is_one(each: RuntimePaths) -> None:
+def test_what_a_template_needs_is_said_only_where_there_is_one(each: DistributionRuntime) -> None:
     if not each.template:
         assert not each.initial_template
         assert not each.template_is_toml
@@ -77,7 +77,7 @@ def test_what_a_template_needs_is_said_only_where_there_is_one(each: RuntimePath
 
 
 def test_a_unit_of_nobody_has_no_home() -> None:
-    assert runtime_paths_of_unit("docker.service") is None
+    assert distribution_runtime_of_unit("docker.service") is None
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_a_unit_of_nobody_has_no_home() -> None:
     ],
 )
 def test_active_units_tell_the_distribution(active: list[str], found: list[tuple[str, str]]) -> None:
-    assert [(each.distribution, each.runtime) for each in runtime_paths_of_units(active)] == found
+    assert [(each.distribution, each.runtime) for each in distribution_runtimes_of_units(active)] == found
 
 
 def test_a_runtime_a_distribution_does_not_run_is_refused_with_what_to_set() -> None:
     with pytest.raises(SettingsError) as caught:
-        runtime_paths("k3s", "cri-o")
+        distribution_runtime("k3s", "cri-o")
     assert caught.value.where == "k8sDistribution"
     assert "k8s" in caught.value.hint
 
@@ -130,15 +130,15 @@ def test_the_template_that_counts_is_the_newest_there_is(
 
 def test_a_file_that_is_not_rendered_has_no_template() -> None:
     with pytest.raises(KeyError):
-        runtime_paths("k0s", "containerd").template_in_use(3, lambda _: True)
+        distribution_runtime("k0s", "containerd").template_in_use(3, lambda _: True)
 
 
 def test_a_template_of_microk8s_is_judged_by_what_its_variables_stand_for() -> None:
     template = b'default_runtime_name = "${RUNTIME}" # \xc3\xa9\r\nbin = "${SNAP_DATA}/bin:${OTHER}"'
-    assert runtime_paths("microk8s", "containerd").with_variables(template) == (
+    assert distribution_runtime("microk8s", "containerd").with_variables(template) == (
         b'default_runtime_name = "runc" # \xc3\xa9\r\nbin = "/var/snap/microk8s/current/bin:${OTHER}"'
     )
-    assert runtime_paths("k0s", "containerd").with_variables(template) == template
+    assert distribution_runtime("k0s", "containerd").with_variables(template) == template
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_template_of_microk8s_is_judged_by_what_its_variables_stand_for() -> N
 def test_a_unit_that_uses_the_runtime_of_somebody_else_is_told_by_its_options(
     distribution: str, argv: list[str], option: str
 ) -> None:
-    assert external_runtime_option(runtime_paths(distribution, "containerd"), argv) == option
+    assert external_runtime_option(distribution_runtime(distribution, "containerd"), argv) == option
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from kata_node.plan.receipt import CriFile, CriRecord, Receipt
 from kata_node.runtime import compatibility, config_selection
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.k0s import K0sConfig
-from kata_node.runtime.facts import find_runtime_paths, find_unit, look, look_for_revert
+from kata_node.runtime.facts import find_distribution_runtime, find_unit, look, look_for_revert
 from kata_node.runtime.model import distributions
-from kata_node.runtime.model.distributions import RuntimePaths, runtime_paths
+from kata_node.runtime.model.distributions import DistributionRuntime, distribution_runtime
 from kata_node.settings import load as settings
 from kata_node.settings.model import Settings
 from kata_node.settings.runtime import ContainerdSettings
@@ -156,7 +156,8 @@ def test_the_socket_of_the_flag_goes_before_that_of_the_values(tmp_path: Path) -
     for socket, expected in (("", "/run/values.sock"), ("/run/flag.sock", "/run/flag.sock")):
         there = looking({CONTAINERD: "active"}, tmp_path, socket=socket, containerd=values)
         assert (
-            find_runtime_paths(there, find_unit(there, for_revert=False), for_revert=False).socket == expected
+            find_distribution_runtime(there, find_unit(there, for_revert=False), for_revert=False).socket
+            == expected
         )
 
 
@@ -169,7 +170,7 @@ def test_a_unit_of_another_runtime_than_the_one_that_answers_is_not_taken_for_it
         version="1.36.3",
     )
     facts = look(there)
-    assert (facts.unit, facts.runtime_paths.runtime, facts.runtime_paths.socket) == (
+    assert (facts.unit, facts.distribution_runtime.runtime, facts.distribution_runtime.socket) == (
         "",
         "cri-o",
         "/run/mine.sock",
@@ -213,7 +214,7 @@ def test_a_file_of_before_is_judged_as_what_it_was_then(path: str, unit: str, ma
         Receipt("default", "/opt/kata", "1"),
         "",
         runtime_version("cri-o://1.36.3"),
-        runtime_paths("k8s", "cri-o"),
+        distribution_runtime("k8s", "cri-o"),
     )
     receipt = Receipt("blue", "/opt/kata-blue", "1", cri=recorded(unit, path=path))
     found = config_selection.config_that_edited(now, path, receipt)
@@ -224,7 +225,7 @@ def test_a_file_of_before_is_judged_as_what_it_was_then(path: str, unit: str, ma
 def test_a_file_that_is_still_the_runtimes_is_judged_as_it_is_now() -> None:
     receipt = Receipt("default", "/opt/kata", "1", cri=recorded(CONTAINERD, path=MAIN))
     now = config_selection.config_for(
-        receipt, "", runtime_version("containerd://2.2.1"), runtime_paths("k8s", "containerd")
+        receipt, "", runtime_version("containerd://2.2.1"), distribution_runtime("k8s", "containerd")
     )
     assert config_selection.config_that_edited(now, MAIN, receipt) is now
 
@@ -248,14 +249,14 @@ def test_a_file_that_is_still_the_runtimes_is_judged_as_it_is_now() -> None:
 def test_the_values_can_say_where_containerd_keeps_its_files(
     where: str, values: ContainerdSettings, config: str, drop_in_dirs: Mapping[int, str]
 ) -> None:
-    found = config_selection.with_configured_paths(runtime_paths(where, "containerd"), values, ())
+    found = config_selection.with_configured_paths(distribution_runtime(where, "containerd"), values, ())
     assert (found.config, found.drop_in_dirs) == (config, drop_in_dirs)
 
 
 def test_no_value_for_containerd_moves_another_runtime() -> None:
     assert config_selection.with_configured_paths(
-        runtime_paths("k8s", "cri-o"), ContainerdSettings(runtime_socket="/x", config_dir="/y"), ()
-    ) == runtime_paths("k8s", "cri-o")
+        distribution_runtime("k8s", "cri-o"), ContainerdSettings(runtime_socket="/x", config_dir="/y"), ()
+    ) == distribution_runtime("k8s", "cri-o")
 
 
 # What is refused whatever the state of the node
@@ -281,7 +282,7 @@ def test_what_cannot_be_carried_out_is_told_by_its_setting(
             {}, tmp_path, runtime=runtime, runtime_name=found.name, version=str(found.version), handlers=()
         )
     )
-    facts = replace(facts, runtime_paths=runtime_paths(where, found.name))
+    facts = replace(facts, distribution_runtime=distribution_runtime(where, found.name))
     overrides = {"shims": "qemu", "multi_install_suffix": suffix, "k8s_distribution": where}
     wanted = settings.load(None, overrides=overrides, arch="x86_64")
     error = compatibility.incompatibility(wanted, facts, Receipt("default", "/opt/kata", ""))
@@ -308,7 +309,7 @@ def test_where_a_container_for_another_distribution_sees_no_socket_the_distribut
 
 
 def k0s(version: str, suffix: str = "") -> K0sConfig:
-    there: RuntimePaths = distributions.runtime_paths("k0s", "containerd")
+    there: DistributionRuntime = distributions.distribution_runtime("k0s", "containerd")
     return K0sConfig("/opt/kata", suffix, parse_version(version), there.config, there.drop_in_dirs[2])
 
 
@@ -325,7 +326,7 @@ def test_what_is_written_for_k0s_is_what_its_check_lets_pass(version: str, suffi
     desired_config = settings.load(None, overrides=overrides, arch="x86_64")
     config = replace(k0s(version, suffix), install_dir=desired_config.install_dir)
     made = config.desired_config(desired_config, {})
-    files = {file.path: file.content for file in made.files if file.content is not None}
+    files = {file.path: file.content for file in made.changes if file.content is not None}
     assert list(files) == [config.drop_in_locations()[0].drop_in]
     assert config.defined_handlers(files) == set(made.handlers)
     assert problems(config, files, made.handlers) == []
@@ -335,11 +336,29 @@ def test_what_is_written_for_k0s_is_what_its_check_lets_pass(version: str, suffi
     ("version", "files", "expected"),
     [
         pytest.param("1.7.27", {OTHER: "[not toml"}, "not valid TOML", id="broken"),
-        pytest.param("1.7.27", {USER: "version = 3\n"}, "version = 3 is too new", id="newer-than-containerd"),
-        pytest.param("2.1.4", {USER: "version = 2\n"}, "version = 3 alone", id="older-than-k0s-takes"),
-        pytest.param("2.1.4", {USER: "[debug]\n"}, "version = 3 alone", id="no-version"),
         pytest.param(
-            "2.1.4", {USER: f"version = 3\n[{TABLE['1.7.27']}]\n"}, "version = 3 alone", id="the-old-table"
+            "1.7.27",
+            {USER: "version = 3\n"},
+            "containerd 1.7.27 cannot read version = 3",
+            id="newer-than-containerd",
+        ),
+        pytest.param(
+            "2.1.4",
+            {USER: "version = 2\n"},
+            "k0s starts only with drop-ins that have version = 3",
+            id="older-than-k0s-takes",
+        ),
+        pytest.param(
+            "2.1.4",
+            {USER: "[debug]\n"},
+            "k0s starts only with drop-ins that have version = 3",
+            id="no-version",
+        ),
+        pytest.param(
+            "2.1.4",
+            {USER: f"version = 3\n[{TABLE['1.7.27']}]\n"},
+            "k0s starts only with drop-ins that have version = 3",
+            id="the-old-table",
         ),
         pytest.param(
             "1.7.27",

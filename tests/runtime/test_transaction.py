@@ -14,8 +14,8 @@ from kata_node.plan.receipt import ArtifactsRecord, Backup, CriFile, CriRecord, 
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_records import RestoreFile, sha256
-from kata_node.runtime.model.config import ConfigFile as Change
-from kata_node.runtime.model.distributions import LoadMethod, runtime_paths
+from kata_node.runtime.model.config import FileChange
+from kata_node.runtime.model.distributions import LoadMethod, distribution_runtime
 from kata_node.runtime.restart import CheckConfig, RestartRuntime
 from kata_node.runtime.transaction import ConfigChecks, install, revert
 from kata_node.versions import parse_version, runtime_version
@@ -24,8 +24,8 @@ DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
 MAIN = "/etc/containerd/config.toml"
 OLD, NEW = b"version = 3\n", b'version = 3\nimports = ["/opt/kata/containerd/config.d/*.toml"]\n'
 HANDLERS = ("kata-qemu",)
-CHANGES = (Change(DROP_IN, b"handlers\n"), Change(MAIN, NEW, content_without_entry=OLD))
-BACK = (Change(MAIN, OLD, content_without_entry=OLD), Change(DROP_IN, None))
+CHANGES = (FileChange(DROP_IN, b"handlers\n"), FileChange(MAIN, NEW, content_without_entry=OLD))
+BACK = (FileChange(MAIN, OLD, content_without_entry=OLD), FileChange(DROP_IN, None))
 BEFORE = Backup(sha256(OLD), 0o640, 0, 7)
 
 
@@ -53,7 +53,7 @@ class OneDropIn(ContainerdConfig):
         return frozenset(HANDLERS if files.get(DROP_IN) else ())
 
 
-CONFIG = OneDropIn("/opt/kata", "", parse_version("2.1.9"), runtime_paths("k8s", "containerd"))
+CONFIG = OneDropIn("/opt/kata", "", parse_version("2.1.9"), distribution_runtime("k8s", "containerd"))
 
 
 def facts(
@@ -67,7 +67,7 @@ def facts(
     return RuntimeFacts(
         runtime_version("containerd://2.1.9"),
         "the CRI socket",
-        replace(runtime_paths("k8s", "containerd"), load_method=load_method),
+        replace(distribution_runtime("k8s", "containerd"), load_method=load_method),
         CONFIG,
         {path: FileState(content, 0o640, 0, 7) for path, content in files.items()},
         {sha256(OLD): OLD},
@@ -260,7 +260,7 @@ def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
 
 
 def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
-    changes = (Change(DROP_IN, b"other handlers\n"), *CHANGES[1:])
+    changes = (FileChange(DROP_IN, b"other handlers\n"), *CHANGES[1:])
     plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS)
     restart = plan.actions[-1]
     assert isinstance(restart, RestartRuntime)
@@ -309,7 +309,7 @@ def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_
     )
     found = facts(broken, handlers=None, invocation="run-2")
     found = replace(found, backups={sha256(OLD): OLD, sha256(b"handlers\n"): b"handlers\n"})
-    changes = (Change(DROP_IN, b"broken\n"), *CHANGES[1:])
+    changes = (FileChange(DROP_IN, b"broken\n"), *CHANGES[1:])
     plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS)
     restored = {action.path: action.state for action in plan.rollback if isinstance(action, RestoreFile)}
     assert restored[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
@@ -441,7 +441,7 @@ def test_nothing_is_taken_back_from_under_pods(
 
 def test_pods_on_what_others_define_as_well_are_in_nobodys_way() -> None:
     found = replace(facts(INSTALLED, handlers=HANDLERS), pods=(OURS,))
-    kept = (Change(MAIN, OLD, content_without_entry=OLD), Change(DROP_IN, b"others\n"))
+    kept = (FileChange(MAIN, OLD, content_without_entry=OLD), FileChange(DROP_IN, b"others\n"))
     assert revert(found, receipt(SERVING), SERVING, kept, CHECKS).blocking_pods is None
 
 
@@ -449,7 +449,7 @@ def test_pods_on_a_handler_that_an_update_drops_are_in_its_way_and_others_are_no
     clh = Pod("shop", "cache", "kata-clh")
     both = replace(SERVING, handlers=(*HANDLERS, "kata-clh"))
     found = replace(facts(INSTALLED, handlers=both.handlers), pods=(OURS, RUNC, clh))
-    changes = (Change(DROP_IN, b"fewer handlers\n"), *CHANGES[1:])
+    changes = (FileChange(DROP_IN, b"fewer handlers\n"), *CHANGES[1:])
     plan = install(found, receipt(both), changes, HANDLERS, CHECKS)
     assert plan.blocking_pods is not None
     assert plan.blocking_pods.pods == (clh,)

@@ -24,7 +24,7 @@ from kata_node.plan.receipt import ArtifactsRecord, PlacedFile, Receipt
 from kata_node.plan.report import Finding
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.distributions import runtime_paths
+from kata_node.runtime.model.distributions import distribution_runtime
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import Settings
 from kata_node.settings.runtime import SnapshotterSettings
@@ -597,7 +597,7 @@ def rows(
     payload: Mapping[str, object] | None = None,
 ) -> list[Finding]:
     runtime = runtime_version(version)
-    place = runtime_paths("k8s", runtime.name)
+    place = distribution_runtime("k8s", runtime.name)
     config = ContainerdConfig(wanted.install_dir, wanted.suffix, runtime.version, place)
     files = {MAIN: FileState(main, 0o644, 0, 0)}
     found = RuntimeFacts(runtime, "", place, config, files, {}, ())

@@ -1,1 +1,1 @@
-"""containerd's configuration: read, render, edit."""
+"""containerd's configuration: read it, render it, and edit it."""

@@ -1,35 +1,35 @@
-"""What containerd's configuration should be, as bytes, and what is wrong with one. Pure.
+"""The configuration of containerd for one installation: render it and find its problems. Pure.
 
-containerd 2 merges the files its main one ``imports`` in, field by field, the later file winning. So
-an instance brings drop-ins of its own and touches the main file at most to name them. On 1.x a file
-that names the CRI plugin replaces all that others say of it, so there the main file has it all.
+containerd 2 merges imported files into the main file, field by field; the later file wins. So an installation
+has its own drop-ins, and edits the main file only to import them. In containerd 1.x a file with a table of
+the CRI plugin replaces that table of all earlier files. So there the main file has all our tables. The modes:
 
-``import``   the drop-ins lie in the install dir, and the main file gets one ``imports`` entry.
-``conf.d``   where the distribution reads a directory of drop-ins by itself, or a configuration on disk
-             of containerd 2.2 or later imports ``/etc/containerd/conf.d/*.toml`` anyway: the drop-ins
-             lie there, and the main file is left alone. ``conf.d`` is looked for beside the main file.
-``main``     containerd 1.x, and distributions that render the main file from a template which is no
-             TOML: one marked block of tables at the end of that file.
+``import``   The drop-ins are in the install dir. The main file gets one entry in ``imports``.
+``conf.d``   The drop-ins are in a directory that is read anyway, and the main file is not edited: the drop-in
+             directory of the distribution, or for containerd 2.2 and later ``conf.d`` beside the main file,
+             if a file on disk imports ``conf.d/*.toml``.
+``main``     containerd 1.x, and distributions with a Go template: a managed block at the end of the main file
+             or the template.
 
-Measured on containerd 2.1.9 (2.0 and 2.2 read files by the same code) and 2.3.4:
+Measured on containerd 2.1.9 (2.0 and 2.2 have the same code) and 2.3.4:
 
-- A glob that matches nothing, even below a directory that is not there, is fine; a plain path that
-  is not there stops the daemon, and so does a dangling symlink that a glob finds. Hence our entry is
-  a glob: with the install dir deleted by hand the daemon still starts.
-- Only ``*`` makes a glob, ``?`` or ``[`` alone does not; hidden files match as well. A relative entry
-  starts at the directory of the file that has it, under the name that file was read by.
-- A file that several entries match, or that imports itself, is read once.
-- A byte order mark stops the daemon. Top-level keys are matched whatever their case.
-- A main file of ``version = 3`` and our entry serves exactly what no main file at all does.
-- Up to 2.2 all files are merged and then migrated as one, as of the last ``version`` any of them gives;
-  where the CRI tables of two schemas both have runtimes, one set is dropped without a word. From 2.3
-  each file is migrated by itself, and a ``version`` above the first one read stops the daemon. So
-  drop-ins take the schema of that first one, or 3 where it is 4: right for both.
-- Beside a main file without ``version``, a drop-in of version 3 is served by all, and one of version 2
-  would bring CRI tables to life that 2.1 ignored so far. Beside ``version = 1`` only 1 is allowed, and
-  the table of schema 3 is the one that all serve.
-- A handler of any type ``io.containerd.<name>.v2`` is served; by its source, containerd runs the program
-  of ``runtime_path`` for it and hands it ``options``.
+- A glob may match nothing, even below a missing directory. containerd does not start with a plain path that
+  does not exist, nor with a dangling symlink that a glob matches. So our import is a glob: containerd starts
+  even after the install dir was deleted by hand.
+- Only ``*`` makes a glob; ``?`` or ``[`` alone does not. Hidden files match too. A relative import starts at
+  the directory of its file, by the path under which that file was read.
+- A file that several imports match, or that imports itself, is read once.
+- containerd does not start with a byte order mark. Top-level keys match in any case.
+- A main file with ``version = 3`` and our import serves exactly what a node without main file serves.
+- Up to 2.2, all files are merged and then migrated together by the last ``version`` in any of them. If the
+  CRI tables of two schemas both have runtimes, one of the tables is dropped silently. From 2.3 on each file
+  is migrated separately, and containerd does not start with a ``version`` above the first one it reads. So
+  our drop-ins have the schema of the first ``version``, or 3 if that is 4, which all releases read.
+- Beside a main file without ``version``, all releases serve a drop-in of version 3. A drop-in of version 2
+  would activate CRI tables that 2.1 ignored. Beside ``version = 1`` only 1 is allowed, and all releases serve
+  the table of schema 3.
+- containerd serves a handler of any type ``io.containerd.<name>.v2``. It runs the program of ``runtime_path``
+  and passes it ``options`` (source: containerd's code).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from kata_node.runtime.containerd.render import render, render_block
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
     USER_DROP_IN_NAME,
-    ConfigFile,
     DesiredConfig,
     DropInLocation,
+    FileChange,
     Glob,
     ReadFile,
     own_paths,
@@ -62,7 +62,7 @@ from kata_node.toml import edit as toml_edit
 from kata_node.toml import tables as toml_tables
 
 if TYPE_CHECKING:
-    from kata_node.runtime.model.distributions import RuntimePaths
+    from kata_node.runtime.model.distributions import DistributionRuntime
     from kata_node.settings.model import Settings
     from kata_node.versions import Version
 
@@ -70,48 +70,48 @@ INITIAL_MAIN_FILE = b"""\
 # Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
 version = 3
 """
-"""The main file of containerd 2 where there was none, before it gets its ``imports`` entry."""
+"""The main file that kata-node creates for containerd 2, before our import is added."""
 
 Mode = Literal["import", "conf.d", "main"]
 
 
 @dataclass(frozen=True)
 class ContainerdConfig:
-    """One instance on a containerd of ``version``, which keeps its configuration at ``home``."""
+    """One installation on a containerd of ``version`` that runs as ``distribution_runtime``."""
 
     install_dir: str
     suffix: str
     version: Version
-    runtime_paths: RuntimePaths
+    distribution_runtime: DistributionRuntime
     recorded_handlers: tuple[str, ...] = ()
-    """Handlers that this instance is known to have in a file of others, were their markers gone."""
+    """Handlers of this installation in shared files, by the receipt: they are found even without markers."""
 
     @property
     def main_path(self) -> str:
-        """What containerd reads first."""
-        return self.runtime_paths.config
+        """The file that containerd reads first."""
+        return self.distribution_runtime.config
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
-        """The install dir, and where drop-ins are read without being named."""
+        """Return the install dir, and the directories whose drop-ins are read without our import."""
         conf_d = (posixpath.join(posixpath.dirname(self.main_path), "conf.d"),)
         directories = (
             posixpath.dirname(self._entry.import_entry),
-            *(self.runtime_paths.drop_in_dirs.values() or conf_d),
+            *(self.distribution_runtime.drop_in_dirs.values() or conf_d),
         )
         return tuple(self._drop_in_location(directory) for directory in dict.fromkeys(directories))
 
     def shared_paths(self) -> tuple[str, ...]:
-        """The main file, or the templates it is rendered from."""
-        return tuple(dict.fromkeys(self.runtime_paths.template.values())) or (self.main_path,)
+        """Return the main file, or the templates that it is rendered from."""
+        return tuple(dict.fromkeys(self.distribution_runtime.template.values())) or (self.main_path,)
 
     def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
-        """The main file with all it imports, and the templates."""
+        """Return the main file and its imports in the order of reading, then the templates."""
         root = self._effective_main_path
 
         def read_with_variables(path: str) -> bytes | None:
             content = read(path)
             return (
-                self.runtime_paths.with_variables(content)
+                self.distribution_runtime.with_variables(content)
                 if content is not None and path == root
                 else content
             )
@@ -122,42 +122,42 @@ class ContainerdConfig:
         return files | {path: content for path, content in shared.items() if content is not None}
 
     def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
-        """The drop-ins or the tables, in the way that this containerd reads them.
+        """Return the drop-ins or tables in the form that this containerd reads.
 
-        ``files`` has at least what :meth:`closure` gives. What this instance may have left elsewhere, in
-        another mode or for a setting that is off now, is among what must be gone; it need not be there.
-        Raises :class:`HostError` when a file of others is broken or not safe to edit, and
-        :class:`UnfitNodeError` when the settings ask for what this containerd cannot do.
+        ``files`` must include the result of :meth:`read_files`. The changes also remove drop-ins that this
+        installation may have at other places, whether they exist or not. Raises :class:`HostError` when a
+        shared file is broken or not safe to edit, and :class:`IneligibleNodeError` when this containerd
+        cannot do what the settings ask for.
         """
         own = own_paths(self)
         others = {path: content for path, content in files.items() if path not in own}
         mode, location = self._select_mode(self._in_read_order(others))
-        drop_ins: list[ConfigFile] = []
+        drop_ins: list[FileChange] = []
         if location is not None:
             content = render(settings, self._schema(others), self.version)
-            drop_ins.append(ConfigFile(location.drop_in, content))
+            drop_ins.append(FileChange(location.drop_in, content))
         if settings.user_drop_in.strip():
             if location is None:
                 raise self._drop_ins_unsupported("containerd.userDropIn")
             text = settings.user_drop_in.rstrip("\n") + "\n"
-            drop_ins.append(ConfigFile(location.extra_drop_ins[0], text.encode()))
+            drop_ins.append(FileChange(location.extra_drop_ins[0], text.encode()))
         kept = [file.path for file in drop_ins]
         return DesiredConfig(
             mode,
             (
                 *drop_ins,
                 *self._shared_changes(settings, others, mode),
-                *(ConfigFile(path, None) for path in own if path not in kept),
+                *(FileChange(path, None) for path in own if path not in kept),
             ),
             handler_names(settings),
             {location.extra_drop_ins[0]: "containerd.userDropIn" for location in self.drop_in_locations()},
         )
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
-        """A main file or template without this instance; ``None`` when nothing of others is left.
+        """Return a main file or template without our entry; ``None`` when kata-node made it and it is empty.
 
-        A file that never named it comes back as it is. Raises :class:`HostError` when it is broken, or
-        not safe to edit.
+        A file without our entry is returned unchanged. Raises :class:`HostError` when it is broken or not
+        safe to edit.
         """
         remaining = self._entry.remove_from(path, content)
         return None if remaining in self._known_initial_contents() and remaining != content else remaining
@@ -171,10 +171,10 @@ class ContainerdConfig:
         labels: Mapping[str, str],
         exists: Callable[[str], bool],
     ) -> list[str]:
-        """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
+        """See :meth:`kata_node.runtime.model.config.CriConfig.check`."""
         effective = self._in_read_order(files)
         if self._effective_main_path in effective:
-            effective[self._effective_main_path] = self.runtime_paths.with_variables(
+            effective[self._effective_main_path] = self.distribution_runtime.with_variables(
                 effective[self._effective_main_path]
             )
         if self.version.major < 2:
@@ -189,7 +189,7 @@ class ContainerdConfig:
         root = effective.get(self._effective_main_path)
         problems: list[str] = []
         if root is not None and toml_tables.has_marker(root, self._entry.name):
-            # Our own tables there are no clash, but they must fit what is around them.
+            # Our own tables are no conflict, but together with the other tables they must be valid TOML.
             try:
                 toml_edit.load(root, self._effective_main_path)
                 effective[self._effective_main_path] = toml_tables.remove(
@@ -208,16 +208,16 @@ class ContainerdConfig:
         )
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
-        """Whoever restarts it in the end, it reads everything anew."""
+        """Return true: however containerd is restarted, it reads all files."""
         return True
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
-        """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
+        """See :meth:`kata_node.runtime.model.config.CriConfig.defined_handlers`."""
         return containerd_read.defined_handlers(self._effective_main_path, self._in_read_order(files))
 
     @property
     def _entry(self) -> ContainerdEntry:
-        """What is ours in the files of others."""
+        """Our entry in the shared files."""
         keeps_runc = self.version.major < 2
         return ContainerdEntry(
             self.install_dir,
@@ -229,23 +229,23 @@ class ContainerdConfig:
 
     @property
     def _has_go_template(self) -> bool:
-        """Whether the main file is rendered from a template that cannot be read as one."""
-        return bool(self.runtime_paths.template) and not self.runtime_paths.template_is_toml
+        """Whether the main file is rendered from a Go template, which cannot be parsed as TOML."""
+        return bool(self.distribution_runtime.template) and not self.distribution_runtime.template_is_toml
 
     @property
     def _effective_main_path(self) -> str:
-        """The file whose content tells what containerd reads."""
+        """The file to parse for what containerd reads: the main file, or the TOML template in use."""
         return (
             self.main_path
-            if not self.runtime_paths.template or self._has_go_template
+            if not self.distribution_runtime.template or self._has_go_template
             else self._path_to_edit({})
         )
 
     def _path_to_edit(self, files: Mapping[str, bytes]) -> str:
-        """The file to edit, given those that are there."""
-        if not self.runtime_paths.template:
+        """Return the shared file to edit, given the existing ``files``."""
+        if not self.distribution_runtime.template:
             return self.main_path
-        return self.runtime_paths.template_in_use(self._newest_schema, files.__contains__)[1]
+        return self.distribution_runtime.template_in_use(self._newest_schema, files.__contains__)[1]
 
     @property
     def _newest_schema(self) -> int:
@@ -256,10 +256,10 @@ class ContainerdConfig:
         return DropInLocation(suffixed_name(f"{directory}/{DROP_IN_NAME}", self.suffix, ".toml"), (user,))
 
     def _schema(self, files: Mapping[str, bytes]) -> int:
-        """The schema to write for."""
+        """Return the schema that our drop-in or block must have."""
         read = self._in_read_order(files)
         if self._has_go_template and self.main_path not in read:
-            return self.runtime_paths.template_in_use(self._newest_schema, files.__contains__)[0]
+            return self.distribution_runtime.template_in_use(self._newest_schema, files.__contains__)[0]
         if self.version.major < 2:
             return containerd_main.schema_of(toml_edit.load(content, path) for path, content in read.items())
         return containerd_read.schema(read)
@@ -268,7 +268,7 @@ class ContainerdConfig:
         install_dir_location, *others = self.drop_in_locations()
         if self.version.major < 2:
             return "main", None
-        if self.version.at_least(2, 2) or self.runtime_paths.drop_in_dirs:
+        if self.version.at_least(2, 2) or self.distribution_runtime.drop_in_dirs:
             for location in others:
                 if _is_imported(location, read):
                     return "conf.d", location
@@ -276,24 +276,25 @@ class ContainerdConfig:
 
     def _shared_changes(
         self, settings: Settings, files: Mapping[str, bytes], mode: Mode
-    ) -> Iterator[ConfigFile]:
-        """The files of others that this instance has anything to say of."""
+    ) -> Iterator[FileChange]:
+        """Yield the change of each shared file that gets or loses our entry."""
         edited = self._path_to_edit(files) if mode != "conf.d" else ""
         for path in self.shared_paths():
             current = files.get(path)
             content_without_entry = None if current is None else self.without_entry(path, current)
             if path == edited:
-                yield ConfigFile(path, self._with_entry(settings, path, files, mode), content_without_entry)
+                yield FileChange(path, self._with_entry(settings, path, files, mode), content_without_entry)
             elif content_without_entry != current:
-                yield ConfigFile(path, content_without_entry, content_without_entry)
+                yield FileChange(path, content_without_entry, content_without_entry)
 
     def _with_entry(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
         original = files[path] if path in files else self._initial_content()
         if self._entry.is_foreign(path, original):
             raise IneligibleNodeError(
-                f"the tables of {self._entry.name} in it are of an installation elsewhere",
+                f"the managed block {self._entry.name} in this file belongs to an installation in another "
+                "install dir",
                 where=path,
-                hint="revert that one first, with the env.installationPrefix it was made with",
+                hint="run `kata-node revert` for that installation first, with its env.installationPrefix",
             )
         if mode == "import":
             remaining = self._entry.remove_from(path, original, kept_import=self._entry.import_entry)
@@ -308,38 +309,39 @@ class ContainerdConfig:
             self.version,
             toml_edit.load(others, main),
             where=main,
-            # What is rendered from a template of the distribution has it.
+            # A file that is rendered from a Go template has runc.
             with_runc=self.version.major < 2 and not self._has_go_template,
             had_runc=containerd_main.has_runc(toml_tables.block_content(original, name, where=path)),
         )
         return toml_tables.add(remaining, block, name, where=path, template=self._has_go_template)
 
     def _initial_content(self) -> bytes:
-        """What a shared file begins with that is not there."""
-        if self.runtime_paths.template:
-            if not self.runtime_paths.initial_template:
+        """Return the first content of a shared file that kata-node creates."""
+        if self.distribution_runtime.template:
+            if not self.distribution_runtime.initial_template:
                 raise IneligibleNodeError(
-                    f"{self.runtime_paths.distribution} has no template of its configuration here",
+                    f"the configuration template of {self.distribution_runtime.distribution} does not exist",
                     where=self._path_to_edit({}),
-                    hint="see whether the distribution is installed, and where it keeps its configuration",
+                    hint=f"install {self.distribution_runtime.distribution} on this node, or set "
+                    "containerd.configDir to the directory of its configuration",
                 )
-            return self.runtime_paths.initial_template.encode()
+            return self.distribution_runtime.initial_template.encode()
         return containerd_main.INITIAL_MAIN_FILE if self.version.major < 2 else INITIAL_MAIN_FILE
 
     def _known_initial_contents(self) -> tuple[bytes, ...]:
-        """What a shared file of our own making holds without us, whatever the version then."""
+        """Return every content that kata-node gives to a new shared file, for any version of containerd."""
         return (
             INITIAL_MAIN_FILE,
             containerd_main.INITIAL_MAIN_FILE,
-            self.runtime_paths.initial_template.encode() or INITIAL_MAIN_FILE,
+            self.distribution_runtime.initial_template.encode() or INITIAL_MAIN_FILE,
         )
 
     def _in_read_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
-        """What containerd reads of ``files`` once the templates are rendered, in its order."""
+        """Return those of ``files`` that containerd reads after the templates are rendered, in its order."""
         return in_read_order(self._effective_main_path, self._simulate_rendering(files))
 
     def _simulate_rendering(self, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """The files with our tables in the main one as the template has them now."""
+        """Return the files with our tables in the main file as the Go template has them now."""
         if not self._has_go_template:
             return files
         rendered = files.get(self.main_path)
@@ -366,19 +368,19 @@ class ContainerdConfig:
 
     def _drop_ins_unsupported(self, key: str) -> IneligibleNodeError:
         why = (
-            f"containerd {self.version} reads no drop-ins without losing settings of others"
+            f"in containerd {self.version} a drop-in would replace settings of the main file"
             if self.version.major < 2
-            else f"this {self.runtime_paths.distribution} reads no drop-ins"
+            else f"this release of {self.distribution_runtime.distribution} reads no drop-ins"
         )
         return IneligibleNodeError(
-            f"{key} cannot be honoured here: {why}",
+            f"{key} cannot work on this node: {why}",
             where=self._path_to_edit({}),
-            hint=f"take out {key} for this node, and put its content into that file yourself",
+            hint=f"remove {key} for this node, and add its content to this file by hand",
         )
 
 
 def config_path(argv: Sequence[str], default: str, working_directory: str = "/") -> str:
-    """The main file of a containerd started as ``argv``, the program first, as ExecStart has it."""
+    """Return the main file of a containerd with the command line ``argv``; ``argv[0]`` is the program."""
     path = default
     arguments = iter(argv[1:])
     for argument in arguments:
@@ -393,10 +395,10 @@ _FLAGS_WITH_VALUE = ("config", "c", "log-level", "l", "address", "a", "root", "s
 
 
 def _is_imported(location: DropInLocation, files: Mapping[str, bytes]) -> bool:
-    """Whether a glob finds both drop-ins there; no plain path can.
+    """Return whether an imported glob matches all drop-ins of ``location``.
 
-    A glob that does not end in ``.toml`` does not count: it would also find what an interrupted
-    write leaves beside them, and the daemon would not start.
+    A glob that does not end in ``.toml`` does not count: it would also match the temporary file of an
+    interrupted write, and containerd would not start.
     """
     return any(
         pattern.endswith(".toml") and all(matches(pattern, path) for path in location.paths)

@@ -1,10 +1,11 @@
-"""What k0s' containerd should be told, as bytes, and what is wrong with it. Pure.
+"""The configuration of the containerd that k0s manages: render it and find its problems. Pure.
 
-k0s writes containerd's configuration itself, from its own settings and the drop-ins of a directory it
-watches; how it does that differs by release, see :mod:`kata_node.runtime.model.distributions`. To 1.35 it
-merges the drop-ins of schema 2, from 1.36 on they must be of schema 3, and one it cannot use keeps the
-worker from starting. So the drop-ins are all that is looked at, and never what k0s has made of them. Where an
-administrator has taken the main file over, k0s reads none, and the node is as one with plain containerd.
+k0s writes containerd's main file from its own settings and the drop-ins of a directory that it watches. How
+it does that depends on the release, see :mod:`kata_node.runtime.model.distributions`. Up to 1.35 it merges
+drop-ins of schema 2; from 1.36 on drop-ins must have schema 3. The worker does not start with a drop-in that
+it cannot use. So this module looks only at the drop-ins, not at the files that k0s makes from them. If an
+administrator manages the main file, k0s reads no drop-ins and the node is treated like one with plain
+containerd.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from kata_node.runtime.containerd.render import render
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
     USER_DROP_IN_NAME,
-    ConfigFile,
     DesiredConfig,
     DropInLocation,
+    FileChange,
     Glob,
     ReadFile,
     handler_conflict,
@@ -38,17 +39,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class K0sConfig:
-    """The instance in ``install_dir`` on a k0s that manages ``main_path`` and reads ``drop_ins``."""
+    """One installation on a k0s that manages ``main_path`` and reads the drop-ins in ``drop_in_dir``."""
 
     install_dir: str
     suffix: str
     version: Version
-    """containerd's."""
+    """The version of containerd."""
     main_path: str
     drop_in_dir: str
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
-        """The one place there is."""
+        """Return the only place: the drop-in directory of k0s."""
         handlers, user = (
             suffixed_name(f"{self.drop_in_dir}/{name}", self.suffix, ".toml")
             for name in (DROP_IN_NAME, USER_DROP_IN_NAME)
@@ -56,31 +57,31 @@ class K0sConfig:
         return (DropInLocation(handlers, (user,)),)
 
     def shared_paths(self) -> tuple[str, ...]:
-        """None: the main file is k0s'."""
+        """Return no path: only k0s writes the main file."""
         return ()
 
     def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
-        """The main file and every drop-in, in k0s' order."""
+        """Return the main file and every drop-in, in the order in which k0s reads them."""
         found = {path: read(path) for path in (self.main_path, *glob(f"{self.drop_in_dir}/*.toml"))}
         return {path: content for path, content in found.items() if content is not None}
 
     def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
-        """The drop-ins, whatever the ``files``."""
+        """Return the drop-ins. They do not depend on ``files``."""
         (location,) = self.drop_in_locations()
         (user,) = location.extra_drop_ins
         text = settings.user_drop_in.rstrip("\n") + "\n"
         return DesiredConfig(
             "conf.d",
             (
-                ConfigFile(location.drop_in, render(settings, self._schema, self.version)),
-                ConfigFile(user, text.encode() if settings.user_drop_in.strip() else None),
+                FileChange(location.drop_in, render(settings, self._schema, self.version)),
+                FileChange(user, text.encode() if settings.user_drop_in.strip() else None),
             ),
             handler_names(settings),
             {user: "containerd.userDropIn"},
         )
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
-        """The file as it is: nothing of ours is ever in a file of others."""
+        """Return ``content``: kata-node edits no shared file of k0s."""
         return content
 
     def check(
@@ -92,7 +93,7 @@ class K0sConfig:
         labels: Mapping[str, str],
         exists: Callable[[str], bool],
     ) -> list[str]:
-        """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
+        """See :meth:`kata_node.runtime.model.config.CriConfig.check`."""
         problems: list[str] = []
         for path, content in self._drop_in_files(files).items():
             name = f"{path} (from {labels[path]})" if path in labels else path
@@ -107,11 +108,11 @@ class K0sConfig:
                 version != 3 or (isinstance(plugins, dict) and HANDLER_PLUGINS[2] in plugins)
             ):
                 problems.append(
-                    f"{name}: k0s starts with drop-ins of version = 3 alone, without "
-                    f"{HANDLER_PLUGINS[2]} in them"
+                    f"{name}: k0s starts only with drop-ins that have version = 3 and no table of "
+                    f"{HANDLER_PLUGINS[2]}"
                 )
             elif isinstance(version, int) and version > self._schema:
-                problems.append(f"{name}: version = {version} is too new for containerd {self.version}")
+                problems.append(f"{name}: containerd {self.version} cannot read version = {version}")
             others = (
                 () if path in own_paths else self._handlers_defined_in(path, content).intersection(handlers)
             )
@@ -121,11 +122,11 @@ class K0sConfig:
         )
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
-        """k0s has its containerd read everything anew."""
+        """Return true: k0s restarts its containerd, which then reads all files."""
         return True
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
-        """As of :class:`~kata_node.runtime.model.config.CriConfig`."""
+        """See :meth:`kata_node.runtime.model.config.CriConfig.defined_handlers`."""
         read = self._drop_in_files(files)
         return frozenset(name for path in read for name in self._handlers_defined_in(path, read[path]))
 

@@ -1,23 +1,23 @@
-"""What containerd 1.6 and 1.7 make of their main configuration file, and what is wrong with one. Pure.
+"""The main file of containerd 1.6 and 1.7: how it is read, and what keeps it from serving. Pure.
 
-An imported file replaces every plugin section it names (a drop-in with one handler wipes the sandbox
-image, runc and all else of the CRI), so that an instance has its tables in the main file itself, as
-one marked block. Measured on containerd 1.6.20 and 1.7.24, which do not differ but where it says so:
+An imported file replaces every plugin table that it has: a drop-in with one handler removes the sandbox
+image, runc and all other settings of the CRI. So an installation has its tables in the main file, as a
+managed block. Measured on containerd 1.6.20 and 1.7.24, which behave the same unless noted:
 
-- Without a file, and with one that says ``version = 2`` only, they serve the same, to the last setting.
-- The handlers of a file replace the built-in ones: the first ``runtimes.kata-…`` takes runc away, and
-  the CRI does not load, as ``default_runtime_name`` is still ``runc``. An empty table of runtimes does
-  that too. A runc of ``io.containerd.runc.v2`` alone puts it right: all of its settings are as they
-  were built in, but that options which were given as their defaults are not given.
-- A ``version`` of 0, 1 or none is schema 1: the plugin is ``cri``. There ``io.containerd.grpc.v1.cri``
-  is passed over without a word; in schema 2 ``cri``, in ``plugins`` or in ``disabled_plugins``, stops
-  the daemon. 3 and more stop 1.7; 1.6 takes them for 2.
-- The last ``version`` of the main file and those it imports counts for all of them.
-- Keys of the file and of its tables are found as written here or all in capitals, and the first wins
-  over the second; ``Version`` is none. Imports are resolved as in 2.x, and a missing one stops the daemon.
-- An imported file that has the CRI's table, were it empty, undoes all that the main file says of it.
-- The ``snapshotter`` of a handler is passed over by 1.6; 1.7 uses it, and serves handlers of unknown ones.
-- ``default_runtime`` (deprecated) is served as a handler ``default``, which is then the default one.
+- A file with only ``version = 2`` serves exactly what a node without main file serves.
+- The handlers of a file replace the built-in ones. The first ``runtimes.kata-…``, or an empty table of
+  runtimes, removes runc. Then the CRI does not load, because ``default_runtime_name`` is still ``runc``. A
+  runc with only the type ``io.containerd.runc.v2`` repairs this. Its settings equal the built-in ones; only
+  options with default values are missing.
+- A ``version`` of 0 or 1, or none, is schema 1, with the plugin ``cri``. Schema 1 silently ignores
+  ``io.containerd.grpc.v1.cri``. In schema 2, containerd does not start with ``cri`` in ``plugins`` or
+  ``disabled_plugins``. 1.7 does not start with a ``version`` of 3 or more; 1.6 reads it as 2.
+- The last ``version`` in the main file and its imports counts for all of them.
+- Keys of the file and of its tables are found as spelled here or in capitals; the former wins. ``Version`` is
+  not found. Imports are resolved as in 2.x. containerd does not start with a missing import.
+- An imported file with a CRI table, even an empty one, replaces the whole CRI table of the main file.
+- 1.6 ignores the ``snapshotter`` of a handler. 1.7 uses it, and serves handlers with an unknown snapshotter.
+- ``default_runtime`` (deprecated) is served as the handler ``default``, which becomes the default handler.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ INITIAL_MAIN_FILE = b"""\
 # Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
 version = 2
 """
-"""The main file where there was none, before it gets its block."""
+"""The main file that kata-node creates for containerd 1.x, before our managed block is added."""
 
 RUNC, RUNC_TYPE = "runc", "io.containerd.runc.v2"
-"""The handler that is built in until a file has any of its own."""
+"""The handler, and its type, that is built in as long as no file defines a handler."""
 
 
 def schema_of(files: Iterable[Mapping[str, Any]]) -> int:
-    """The schema that containerd 1.x reads all of ``files`` by, as ordered: 1 or 2."""
+    """Return the schema, 1 or 2, by which containerd 1.x reads ``files``, which are in its reading order."""
     given = [version for table in files if type(version := _value_of(table, "version")) is int and version]
     return 1 if not given or given[-1] == 1 else 2
 
 
 def has_runc(block: bytes) -> bool:
-    """Whether tables of ours bring runc."""
+    """Return whether a managed block defines runc."""
     return any(path[-2:] == ("runtimes", RUNC) for path in toml_tables.table_paths(block))
 
 
 def keep_runc(remaining: bytes, block: bytes, *, where: str) -> bytes:
-    """The file as ``left`` by taking ``block`` out, with the runc of that if it has handlers, and no runc.
+    """Return the file ``remaining`` after the removal of ``block``, with the runc of ``block`` if needed.
 
-    An administrator who added handlers beside ours found runc there: without it there may be no CRI.
-    Raises :class:`HostError` when the file is broken.
+    It is needed if ``remaining`` has foreign handlers but no runc. They were added while our block defined
+    runc, and without runc the CRI may not load. Raises :class:`HostError` when the file is broken.
     """
     table = load(remaining, where) if has_runc(block) else {}
     schema = schema_of([table])
@@ -86,12 +86,11 @@ def check_main(
     exists: Callable[[str], bool] | None = None,
     version: Version | None = None,
 ) -> list[str]:
-    """Everything that would keep containerd 1.x from serving ``handlers``, a sentence each with its file.
+    """Return every problem that would keep containerd 1.x from serving ``handlers``.
 
-    ``files`` has, by path and as ordered, what containerd reads: the main file, with our block or
-    without it, and what it imports. ``exists`` tells of a path not in ``files`` whether it is there;
-    without it, none is. Without a ``version`` the rules of all 1.x apply. An empty list is no proof
-    that it serves: only the CRI can give that.
+    ``files`` has, by path and in reading order, the main file, with or without our block, and its imports.
+    Without ``exists`` no path outside ``files`` exists. Without ``version`` the rules of all 1.x apply. See
+    :meth:`kata_node.runtime.model.config.CriConfig.check`.
     """
     problems: list[str] = []
     tables: dict[str, Mapping[str, Any]] = {}
@@ -113,8 +112,8 @@ def check_main(
                 found += _main_file_problems(table, others, schema, handlers)
             elif HANDLER_PLUGINS[schema] in _subtable(table, "plugins"):
                 found.append(
-                    f"it names the plugin {HANDLER_PLUGINS[schema]}, which undoes all that {main_path} says "
-                    "of it, handlers included; move it there"
+                    f"its table of the plugin {HANDLER_PLUGINS[schema]} replaces that of {main_path}, "
+                    f"handlers included; move it to {main_path}"
                 )
         except HostError as error:
             found.append(error.what)
@@ -130,16 +129,16 @@ def _file_problems(
         raise HostError("version is not a whole number", where=path)
     if found is not None and (found < 0 or (found > 2 and (version is None or version.at_least(1, 7)))):
         reader = version or "1.x"
-        yield f"version = {found} is not one that containerd {reader} reads; write it for version = 2"
+        yield f"containerd {reader} cannot read version = {found}; write the file for version = 2"
     for plugin in string_array(table, "disabled_plugins", path):
         if plugin == HANDLER_PLUGINS[schema]:
-            yield f"disabled_plugins names {plugin}, without which containerd serves no CRI"
+            yield f"disabled_plugins has {plugin}, without which containerd serves no CRI; remove it"
     for key in ("disabled_plugins", "required_plugins", "plugins"):
         names = _subtable(table, key) if key == "plugins" else string_array(table, key, path)
         for plugin in names:
             if schema == 2 and not _is_plugin_id(plugin, version):
                 yield (
-                    f"{key} names {plugin}, where version = 2 wants a name like io.containerd.grpc.v1.cri; "
+                    f"{key} has {plugin}, but version = 2 needs a name like io.containerd.grpc.v1.cri; "
                     "containerd does not start with that"
                 )
 
@@ -156,27 +155,27 @@ def _import_problems(table: Mapping[str, Any], path: str, exists: Callable[[str]
 def _main_file_problems(
     table: Mapping[str, Any], others: Mapping[str, Any], schema: int, own_handlers: Collection[str]
 ) -> Iterator[str]:
-    """``table`` is the main file, ``others`` the same without our block."""
+    """Yield the problems of the main file. ``others`` is the same file without our block."""
     table_above: Mapping[str, Any] = others
     for key in ("plugins", HANDLER_PLUGINS[schema], "containerd", "runtimes"):
         if key != HANDLER_PLUGINS[schema] and key.upper() in table_above:
             yield (
-                f"it has {key.upper()} in capitals, which containerd passes over once there is {key}; "
+                f"it has {key.upper()} in capitals, which containerd ignores once the file has {key}; "
                 f"write it as {key}"
             )
         table_above = _subtable(table_above, key)
     for name in _runtimes(others, schema) or ():
         if name in own_handlers:
             yield (
-                f"it defines the handler {name}, which this installation brings; remove it there, or give "
-                "this installation an env.multiInstallSuffix"
+                f"it defines the handler {name}, which this installation also defines; remove it from this "
+                "file, or set env.multiInstallSuffix"
             )
     if schema == 1 and _subtable(_subtable(_subtable(table, "plugins"), SCHEMA_2_PLUGIN), "containerd").get(
         "runtimes"
     ):
         yield (
-            f"its handlers under {SCHEMA_2_PLUGIN} are not read by schema 1, which it has without a "
-            "version = 2; add that line, and name all plugins by their long names"
+            f"containerd does not read its handlers under {SCHEMA_2_PLUGIN}, because the file has no "
+            "version = 2; add that line, and use the long names of all plugins"
         )
     containerd = _subtable(_subtable(_subtable(table, "plugins"), HANDLER_PLUGINS[schema]), "containerd")
     runtimes = _runtimes(table, schema)
@@ -188,21 +187,21 @@ def _main_file_problems(
         known = runtimes if runtimes is not None else {"runc": {}}
         if default not in known:
             yield (
-                f"its default handler is {quote(default)}, which it does not define; "
+                f"its default_runtime_name is {quote(default)}, a handler that it does not define; "
                 "containerd serves no CRI with that"
             )
 
 
 def _is_plugin_id(plugin: str, version: Version | None) -> bool:
-    """Whether schema 2 takes it for a plugin's name; 1.6 looks at the number of its parts alone."""
+    """Return whether schema 2 accepts the name of a plugin. 1.6 checks only the number of its parts."""
     lenient = version is not None and not version.at_least(1, 7)
     return plugin.count(".") >= 3 and (lenient or plugin.startswith("io.containerd."))
 
 
 def _runtimes(table: Mapping[str, Any], schema: int) -> Mapping[str, Any] | None:
-    """The handlers a file defines under the plugin of schema ``number``; ``None`` without such a table.
+    """Return the handlers that a file defines under the plugin of ``schema``; ``None`` without their table.
 
-    Raises :class:`HostError` when anything on the way is no table.
+    Raises :class:`HostError` when a value on that key path is not a table.
     """
     containerd = _subtable(_subtable(_subtable(table, "plugins"), HANDLER_PLUGINS[schema]), "containerd")
     if _value_of(containerd, "runtimes") is None:
@@ -214,7 +213,7 @@ def _runtimes(table: Mapping[str, Any], schema: int) -> Mapping[str, Any] | None
 
 
 def _value_of(table: Mapping[str, Any], key: str) -> Any:
-    """The value of ``key`` as containerd 1.x finds it; ``None`` for nothing."""
+    """Return the value of ``key`` as containerd 1.x finds it, or ``None``."""
     return table.get(key, table.get(key.upper()))
 
 

@@ -1,4 +1,4 @@
-"""What is ours in a file of others: one entry of its ``imports``, or one marked block of tables. Pure."""
+"""Our entry in a shared file of containerd: an import, or a managed block of tables. Pure."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from kata_node.toml import tables as toml_tables
 
 @dataclass(frozen=True)
 class ContainerdEntry:
-    """The part of one instance.
+    """The entry of one installation.
 
-    Its methods raise :class:`~kata_node.errors.HostError` on a file that is broken, or not safe to edit.
+    Its methods raise :class:`~kata_node.errors.HostError` for a file that is broken or not safe to edit.
     """
 
     install_dir: str
     suffix: str
     recorded_handlers: tuple[str, ...]
-    """Handlers that are known to be of this instance, were their markers gone."""
+    """Handlers that belong to this installation even if the markers of the managed block are missing."""
     is_toml: bool
-    """Whether the file is TOML; a template with Go's braces has nothing but our markers to go by."""
+    """Whether the file is TOML. In a Go template only the markers can be found."""
     keeps_runc: bool
-    """Whether the runc that came with the block stays for handlers of others, as containerd 1.x needs it."""
+    """Whether the runc of the managed block stays for foreign handlers, which containerd 1.x needs."""
 
     @property
     def name(self) -> str:
-        """What the markers of the block call it."""
+        """The name of the installation in the markers of its managed block."""
         return self.suffix or "default"
 
     @property
     def import_entry(self) -> str:
-        """The entry of ``imports`` that names the drop-ins in the install dir."""
+        """The import of the drop-ins in the install dir."""
         return f"{self.install_dir}/containerd/config.d/*.toml"
 
     def is_foreign(self, path: str, content: bytes) -> bool:
-        """Whether the block under this name is of an instance in another install dir."""
+        """Return whether the managed block of this name belongs to an installation in another install dir."""
         block = toml_tables.block_content(content, self.name, where=path)
         return b"runtime_path" in block and not is_drop_in_of(self.install_dir, block)
 
     def remove_from(self, path: str, content: bytes, *, kept_import: str = "") -> bytes:
-        """The file without our tables, and without the imports, ``but`` one, that mean our drop-ins."""
+        """Return the file without our tables, and without imports of our drop-ins except ``kept_import``."""
         if self.is_toml:
             content = self._without_imports(path, content, kept_import=kept_import)
         return self._without_tables(path, content)
 
     def remove_incomplete(self, path: str, content: bytes) -> bytes:
-        """The file with no more of ours than a block that is whole."""
+        """Return the file without our imports, and without our tables unless both markers enclose them."""
         if not self.is_toml:
             return content
         content = self._without_imports(path, content)
@@ -75,7 +75,11 @@ class ContainerdEntry:
         return remaining
 
     def _without_imports(self, path: str, content: bytes, *, kept_import: str = "") -> bytes:
-        """A plain path to a drop-in is never ours to write, but would stop the daemon once that is gone."""
+        """Return the file without imports of our drop-ins, except ``kept_import``.
+
+        kata-node never writes the plain path of a drop-in. It is removed all the same, because containerd
+        does not start when the drop-in does not exist.
+        """
         directory = posixpath.dirname(self.import_entry)
         for entry in containerd_read.imports(content, path):
             target = containerd_read.resolve_import(path, entry)

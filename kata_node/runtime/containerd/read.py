@@ -1,6 +1,6 @@
-"""What containerd reads, given its files, and what is wrong with it. Pure.
+"""Read the files of containerd 2 as it does, and find what keeps it from serving. Pure.
 
-Callers use it through :mod:`kata_node.runtime.containerd.config`, which also has the measurements behind it.
+:mod:`kata_node.runtime.containerd.config` has the measurements behind these rules.
 """
 
 from __future__ import annotations
@@ -20,55 +20,55 @@ if TYPE_CHECKING:
     from kata_node.versions import Version
 
 RUNTIME_PLUGIN = "io.containerd.cri.v1.runtime"
-"""The plugin that holds the handlers, in every schema but 2."""
+"""The plugin with the handlers, in schema 3 and later."""
 SCHEMA_2_PLUGIN = "io.containerd.grpc.v1.cri"
-"""The same in schema 2. It is also the id of the plugin that serves the CRI, in every schema."""
+"""The plugin with the handlers in schema 2. In every schema it is also the plugin that serves the CRI."""
 
 HANDLER_PLUGINS = {1: "cri", 2: SCHEMA_2_PLUGIN, 3: RUNTIME_PLUGIN}
-"""The plugin that has the handlers, by schema. containerd 1.x does not know the last, 2.x not the first."""
+"""Schema -> the plugin with the handlers. 1.x does not know the plugin of schema 3, 2.x not that of 1."""
 
 CRI_PLUGINS = (RUNTIME_PLUGIN, SCHEMA_2_PLUGIN, "io.containerd.cri.v1.images", "cri")
-"""Plugins without any one of which containerd serves no CRI; ``cri`` is the name in schema 1."""
+"""Plugins that containerd needs to serve the CRI; ``cri`` is the name in schema 1."""
 
 BUILT_IN_HANDLER = "runc"
-"""The handler that containerd 2 has without any table, and whatever others there are."""
+"""The handler that containerd 2 always has, without a table and beside other handlers."""
 
 DEFAULT_SCHEMA = 3
-"""The schema a drop-in may have where no file gives a ``version``."""
+"""The schema of a drop-in where no file has a ``version``."""
 
 
 def imports(config: bytes, where: str = "") -> tuple[str, ...]:
-    """The ``imports`` of one file, as written.
+    """Return the ``imports`` of one file, as written.
 
-    Raises :class:`HostError` that names the file ``where``: it is not valid TOML, or ``imports`` is
-    not an array of strings.
+    Raises :class:`HostError` for the file ``where`` when it is not valid TOML or ``imports`` is not an array
+    of strings.
     """
     return toml_edit.string_array(toml_edit.load(config, where), "imports", where)
 
 
 def resolve_import(importer: str, entry: str) -> str:
-    """The absolute path or glob that ``entry`` means in the file at ``importer``."""
+    """Return the absolute path or glob of the import ``entry`` in the file ``importer``."""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(importer), entry))
     return "/" + path.lstrip("/")
 
 
 def is_glob(path: str) -> bool:
-    """Whether containerd takes an entry as a pattern; all others must exist."""
+    """Return whether containerd reads an import as a pattern. A path without pattern must exist."""
     return "*" in path
 
 
 def missing_import(importer: str, path: str) -> str:
-    """A sentence about an import of the file at ``importer`` that is nowhere to be found."""
+    """Return the problem of an import of the file ``importer`` that does not exist."""
     visibility_note = (
         ""
         if path.startswith(f"{posixpath.dirname(importer)}/")
-        else ("; in a pod it may only be out of sight: a copy beside the importing file is not")
+        else "; if it exists on the node, copy it to the directory of the importing file, visible to the pod"
     )
-    return f"it imports {path}, which is not there; containerd does not start with that{visibility_note}"
+    return f"it imports {path}, which does not exist; containerd does not start with that{visibility_note}"
 
 
 def resolved_imports(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
-    """Each file's path with each entry it imports, made absolute. Broken files import nothing."""
+    """Yield the path of each file with each of its imports, made absolute. Broken files import nothing."""
     for path, content in files.items():
         try:
             entries = imports(content, path)
@@ -79,10 +79,9 @@ def resolved_imports(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
 
 
 def import_closure(main_path: str, read: ReadFile, glob: Glob) -> dict[str, bytes]:
-    """Every file containerd reads, by its path, in the order it reads them; the main one first.
+    """Return by path every file that containerd reads, in its order, the main file first.
 
-    ``read`` gives the content of a file, or ``None``; ``glob`` the paths a pattern matches, sorted.
-    Files that are not there are left out, so the result is empty without a main file.
+    Missing files are left out, so the result is empty without a main file.
     """
     files: dict[str, bytes] = {}
     pending = [main_path]
@@ -98,13 +97,13 @@ def import_closure(main_path: str, read: ReadFile, glob: Glob) -> dict[str, byte
 
 
 def in_read_order(main_path: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Those of ``files`` that containerd reads, in the order it reads them; the rest it never sees."""
+    """Return those of ``files`` that containerd reads, in its order."""
     paths = sorted(files, key=lambda path: path.split("/"))
     return import_closure(main_path, files.get, lambda glob: [path for path in paths if matches(glob, path)])
 
 
 def schema(files: Mapping[str, bytes]) -> int:
-    """The schema that binds all: the first ``version`` given by any of ``files``, as ordered."""
+    """Return the schema that applies to all ``files``: the first ``version`` in them, in reading order."""
     for path, content in files.items():
         try:
             version = toml_edit.get(toml_edit.load(content, path), "version", path)
@@ -118,7 +117,7 @@ def schema(files: Mapping[str, bytes]) -> int:
 def handler_tables_below(
     path: str, content: bytes, install_dir: str, handlers: Collection[str]
 ) -> tuple[tuple[str, ...], ...]:
-    """The key paths of those ``handlers`` in a file whose programs lie below ``install_dir``."""
+    """Return the key paths of those ``handlers`` in a file that have their program below ``install_dir``."""
     file = _ParsedFile(path, path, toml_edit.load(content, path), is_own=False)
     return tuple(
         ("plugins", plugin, "containerd", "runtimes", name)
@@ -129,7 +128,7 @@ def handler_tables_below(
 
 
 def defined_handlers(main_path: str, files: Mapping[str, bytes]) -> frozenset[str]:
-    """Every handler that those of ``files`` define which containerd reads; broken ones define none."""
+    """Return the handlers that the files which containerd reads define. Broken files define none."""
     found: set[str] = set()
     for path, content in in_read_order(main_path, files).items():
         for plugin in CRI_PLUGINS:
@@ -146,7 +145,7 @@ def defined_handlers(main_path: str, files: Mapping[str, bytes]) -> frozenset[st
 class _ParsedFile:
     path: str
     name: str
-    """The path, and the setting its content comes from."""
+    """The path, and the setting that the content comes from."""
     table: Mapping[str, Any]
     is_own: bool
 
@@ -154,7 +153,10 @@ class _ParsedFile:
         return toml_edit.get(self.table, key, self.path)
 
     def runtimes(self, plugin: str) -> Mapping[str, Any]:
-        """The handlers that the table of ``plugin`` defines. Raises :class:`HostError` on a wrong type."""
+        """Return the handlers that the table of ``plugin`` defines.
+
+        Raises :class:`HostError` when a value has the wrong type.
+        """
         name = f"plugins.{plugin}.containerd.runtimes"
         handlers = self._table(self._containerd(plugin).get("runtimes"), name)
         for handler, fields in handlers.items():
@@ -162,7 +164,10 @@ class _ParsedFile:
         return handlers
 
     def default_runtime(self, plugin: str) -> str:
-        """The handler of pods that ask for none, as the table of ``plugin`` has it; empty for nothing."""
+        """Return the default handler in the table of ``plugin``, or ``""``.
+
+        Raises :class:`HostError` when it is not a string.
+        """
         found = self._containerd(plugin).get("default_runtime_name", "")
         if not isinstance(found, str):
             raise HostError(
@@ -194,12 +199,10 @@ def check(
     exists: Callable[[str], bool] | None = None,
     version: Version | None = None,
 ) -> list[str]:
-    """Everything that would keep containerd from serving ``handlers``, a sentence each with its file.
+    """Return every problem that would keep containerd from serving ``handlers``.
 
-    Of ``files``, by path, only those count that the main one imports; ``own_paths`` are those this
-    instance writes, ``labels`` names the settings some of them come from. ``exists`` tells of a path
-    not in ``files`` whether it is there; without it, none is. Without a ``version`` the rules of every
-    supported containerd apply. An empty list is no proof that it serves: only the CRI can give that.
+    Without ``exists`` no path outside ``files`` exists. Without ``version`` the rules of every supported 2.x
+    apply. See :meth:`kata_node.runtime.model.config.CriConfig.check`.
     """
     labels = labels or {}
     files = in_read_order(main_path, files)
@@ -225,9 +228,9 @@ def check(
 
 
 def check_default_handler(files: Mapping[str, bytes], schema: int, labels: Mapping[str, str]) -> list[str]:
-    """What is wrong with the default handler of ``files``, as ordered and of ``schema``; a sentence or none.
+    """Return the problem of the default handler in ``files``, if any; they are in reading order.
 
-    The last file that names one has its way. Broken files are left to others.
+    The last file that has a default handler wins. Broken files are ignored: another check reports them.
     """
     plugin = SCHEMA_2_PLUGIN if schema == 2 else RUNTIME_PLUGIN
     known, default, name = {BUILT_IN_HANDLER}, "", ""
@@ -262,7 +265,10 @@ def _import_problems(file: _ParsedFile, exists: Callable[[str], bool]) -> Iterat
 def _plugin_problems(file: _ParsedFile, handlers: Collection[str]) -> Iterator[str]:
     for plugin in toml_edit.string_array(file.table, "disabled_plugins", file.path):
         if plugin in CRI_PLUGINS:
-            yield f"{file.name}: disabled_plugins names {plugin}, without which containerd serves no CRI"
+            yield (
+                f"{file.name}: disabled_plugins has {plugin}, "
+                "without which containerd serves no CRI; remove it"
+            )
     for plugin in CRI_PLUGINS:
         for name in file.runtimes(plugin):
             if name in handlers:
@@ -277,20 +283,20 @@ def _schema_problems(
         found = _declared_version(file)
         if found > effective_schema:
             yield (
-                f"{file.name}: its version = {found} is above the {effective_schema} that {main_path} sets; "
-                f"write it for version = {effective_schema}"
+                f"{file.name}: its version = {found} is above version = {effective_schema} of {main_path}; "
+                f"write the file for version = {effective_schema}"
             )
         elif found > DEFAULT_SCHEMA and version is not None and merges_before_migrating:
-            yield f"{file.name}: version = {found} is too new for containerd {version}"
+            yield f"{file.name}: containerd {version} cannot read version = {found}"
         if not merges_before_migrating:
             continue
         if effective_schema == 2 and file.runtimes(RUNTIME_PLUGIN):
             yield (
-                f"{file.name}: its runtimes under {RUNTIME_PLUGIN} would hide those under {SCHEMA_2_PLUGIN}, "
-                f"where version = 2 has them; move them there"
+                f"{file.name}: its runtimes under {RUNTIME_PLUGIN} would hide those under {SCHEMA_2_PLUGIN}; "
+                f"move them to {SCHEMA_2_PLUGIN}, which version = 2 needs"
             )
         if effective_schema != 2 and file.is_own and file.runtimes(SCHEMA_2_PLUGIN):
             yield (
-                f"{file.name}: its runtimes under {SCHEMA_2_PLUGIN} would not be read beside "
+                f"{file.name}: containerd would not read its runtimes under {SCHEMA_2_PLUGIN} beside "
                 f"version = {effective_schema}; move them to {RUNTIME_PLUGIN}"
             )

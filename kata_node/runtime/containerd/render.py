@@ -1,7 +1,7 @@
-"""What brings the handlers to containerd, as bytes: a drop-in, or a block of tables. Pure.
+"""Render the handlers for containerd: a drop-in, or the tables of a managed block. Pure.
 
-A handler of any type ``io.containerd.<name>.v2`` is served; by its source, containerd runs the program
-of ``runtime_path`` for it and hands it ``options``.
+containerd serves a handler of any type ``io.containerd.<name>.v2``. It runs the program of ``runtime_path``
+and passes it ``options`` (source: containerd's code).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from kata_node.versions import Version
 
 NEWEST_SCHEMA = 3
-"""The newest schema our drop-ins are written in; every later containerd reads it too."""
+"""The newest schema of our drop-ins. Later releases of containerd read it too."""
 
 
 def render(settings: Settings, main_schema: int, version: Version) -> bytes:
-    """The drop-in with the handlers, for a main configuration of ``root_schema``."""
+    """Return the drop-in with the handlers, for a main file of ``main_schema``."""
     import tomlkit
 
     schema = min(main_schema, NEWEST_SCHEMA)
@@ -35,7 +35,7 @@ def render(settings: Settings, main_schema: int, version: Version) -> bytes:
     )
     document.add(tomlkit.comment("put your own into the setting containerd.userDropIn."))
     document["version"] = schema
-    # To containerd 2, a plugin of schema 1 means nothing.
+    # containerd 2 ignores the plugin name of schema 1.
     _add_tables(document, content(settings, 3 if schema == 1 else schema, version))
     return document.as_string().encode()
 
@@ -50,11 +50,12 @@ def render_block(
     with_runc: bool,
     had_runc: bool = False,
 ) -> bytes:
-    """The same as tables to stand in a file of ``schema`` at ``where`` that holds ``around``.
+    """Return the handlers as tables for the file ``where``, which has ``schema`` and ``existing_config``.
 
-    ``with_runc``: also runc, if that file has no handler, for the first one takes away what is built in;
-    or if the tables before these ``had_runc``, which handlers added since may count on.
-    Raises :class:`UnfitNodeError` when a key must be set in a table of that file.
+    With ``with_runc`` the tables also define runc in two cases. If the file defines no handler: the first
+    handler would remove the built-in runc. If our previous tables ``had_runc``: handlers that were added
+    since may need it. Raises :class:`IneligibleNodeError` when a setting must go into an existing table of
+    the file.
     """
     import tomlkit
 
@@ -75,7 +76,7 @@ def render_block(
 
 
 def content(settings: Settings, schema: int, version: Version) -> dict[str, Any]:
-    """All that a configuration of ``schema`` needs for the handlers, as TOML's own types."""
+    """Return the tables that the handlers need in a configuration of ``schema``."""
     return merge(
         {"plugins": {HANDLER_PLUGINS[schema]: {"containerd": {"runtimes": runtimes(settings)}}}},
         mapping.config_tables(settings, handlers(settings), schema, version),
@@ -85,15 +86,18 @@ def content(settings: Settings, schema: int, version: Version) -> dict[str, Any]
 def _missing_settings(
     desired: Mapping[str, Any], existing_config: Mapping[str, Any], path: tuple[str, ...], where: str
 ) -> dict[str, Any]:
-    """What of ``wanted`` is not in ``around``, a table of which no block can add a key to."""
+    """Return the part of ``desired`` that ``existing_config`` lacks.
+
+    A managed block cannot add keys to a table that exists. This raises :class:`IneligibleNodeError`.
+    """
     missing_settings: dict[str, Any] = {}
     for key, value in desired.items():
         existing = existing_config.get(key)
         if path[-1:] == ("runtimes",) and existing is not None:
             raise IneligibleNodeError(
-                f"it defines the handler {key}, which this installation brings",
+                f"it defines the handler {key}, which this installation also defines",
                 where=where,
-                hint="remove it there",
+                hint=f"remove the handler {key} from this file",
             )
         if isinstance(value, dict) and isinstance(existing, dict):
             missing_settings[key] = _missing_settings(value, existing, (*path, key), where)
@@ -103,16 +107,17 @@ def _missing_settings(
             continue
         elif existing != value:
             raise IneligibleNodeError(
-                f"{toml_tables.dotted_key((*path, key))} must be {toml_value(value)} for the snapshotters "
-                "asked for, and is in a table of this file",
+                f"{toml_tables.dotted_key((*path, key))} is not {toml_value(value)}, which the snapshotter "
+                "settings need",
                 where=where,
-                hint="set it there, and run again",
+                hint=f"set {key} = {toml_value(value)} in [{toml_tables.dotted_key(path)}] of this file, "
+                "then run the command again",
             )
     return missing_settings
 
 
 def toml_value(value: object) -> str:
-    """A value as TOML has it."""
+    """Return a value as TOML text."""
     import tomlkit
 
     return tomlkit.item(value).as_string()
@@ -124,12 +129,12 @@ def _add_tables(document: Any, tables: Mapping[str, Any]) -> None:
 
 
 def runtimes(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The table of each handler, by its name."""
+    """Return the table of each handler, by its name."""
     return {handler.name: _handler_table(settings, handler) for handler in handlers(settings)}
 
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested mappings that have no value in common."""
+    """Return two nested mappings as one. They must not both have a value at the same key path."""
     result = dict(one)
     for key, value in other.items():
         result[key] = merge(result[key], value) if isinstance(result.get(key), dict) else value
@@ -153,7 +158,7 @@ def _runtime_type_name(handler: Handler) -> str:
 
 
 def _toml_table(content: dict[str, Any]) -> Any:
-    """As tables with headers of their own, but for those that hold nothing but tables."""
+    """Return nested tables; one that holds only tables gets no header."""
     import tomlkit
 
     table = tomlkit.table(is_super_table=all(isinstance(value, dict) for value in content.values()))

@@ -1,1 +1,1 @@
-"""What all container runtimes have in common: configuration files and distributions."""
+"""The parts that all container runtimes share: file changes, and the table of distributions."""

@@ -1,8 +1,8 @@
-"""What every CRI runtime's configuration has in common, seen by one instance. Pure.
+"""The interface through which one installation configures any container runtime. Pure.
 
-An instance has drop-ins of its own, and may have to edit files that others own. Which, and how, is
-the business of :mod:`kata_node.runtime.containerd` and :mod:`kata_node.runtime.crio`; the transaction that
-writes them, and the way back, know only what is here.
+An installation has its own drop-ins, and may have to edit shared files (a main file or a template).
+:mod:`kata_node.runtime.containerd` and :mod:`kata_node.runtime.crio` decide which files and how.
+The transaction that writes or reverts the files knows only this interface.
 """
 
 from __future__ import annotations
@@ -16,82 +16,83 @@ if TYPE_CHECKING:
     from kata_node.settings.model import Settings
 
 ReadFile = Callable[[str], bytes | None]
-"""The content of a file, ``None`` where there is none."""
+"""Return the content of a file, or ``None`` when it does not exist."""
 Glob = Callable[[str], list[str]]
-"""The paths that a pattern of :mod:`kata_node.host.go_glob` matches, sorted."""
+"""Return the sorted paths that match a pattern of :mod:`kata_node.host.go_glob`."""
 
 DROP_IN_NAME, USER_DROP_IN_NAME = "99-kata-deploy", "zz-kata-deploy-user"
-"""How the names of our files begin. They sort behind those of others, and the user's behind ours."""
+"""Prefixes of the names of our drop-ins. ``99-`` sorts after most foreign drop-ins, ``zz-`` after ours."""
 
 
 @dataclass(frozen=True)
-class ConfigFile:
-    """A file as it should be; ``content`` is ``None`` where there must be none.
-
-    ``without`` is what it would be, as it is now, without this instance: ``None`` when all of it is ours.
-    """
+class FileChange:
+    """The content that one configuration file is to have."""
 
     path: str
     content: bytes | None = field(repr=False)
+    """``None`` when the file must not exist."""
     content_without_entry: bytes | None = field(repr=False, default=None)
+    """The current content without the entry of this installation; ``None`` when the whole file is ours."""
 
 
 @dataclass(frozen=True)
 class DesiredConfig:
-    """What one instance wants of a runtime's configuration.
-
-    ``files`` are in the order that can be interrupted anywhere: the drop-ins, then the files of others
-    that have to name or no longer to name them, then what must be gone. Backwards, it is the order of
-    the way back. ``labels`` names the settings that some of them come from.
-    """
+    """The configuration that one installation needs."""
 
     mode: str
-    files: tuple[ConfigFile, ...]
+    """How the runtime finds the handlers, for example ``import`` or ``conf.d``."""
+    changes: tuple[FileChange, ...]
+    """In an order that is safe to interrupt at any point: our drop-ins, then the shared files that import
+    them or stop importing them, then the files to remove. A rollback uses the opposite order."""
     handlers: tuple[str, ...]
     labels: Mapping[str, str]
+    """Path of a file -> the setting that its content comes from."""
 
 
 @dataclass(frozen=True)
 class DropInLocation:
-    """The drop-ins of an instance in one directory."""
+    """The drop-ins of an installation in one directory."""
 
     drop_in: str
-    """The handlers; it names programs of the install dir, which tells whose it is."""
+    """The drop-in with the handlers. The programs in it are below the install dir of its installation."""
     extra_drop_ins: tuple[str, ...]
-    """Others that are only there with it."""
+    """Drop-ins that exist only together with ``drop_in``."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All of them."""
+        """The paths of all drop-ins."""
         return (self.drop_in, *self.extra_drop_ins)
 
     @property
     def directory(self) -> str:
-        """Where they lie."""
+        """The directory of the drop-ins."""
         return posixpath.dirname(self.drop_in)
 
 
 class CriConfig(Protocol):
-    """How one instance configures one runtime."""
+    """How one installation configures one runtime."""
 
     @property
     def main_path(self) -> str:
-        """The runtime's own configuration file: what an error about the whole is about."""
+        """The runtime's main file. Errors about the whole configuration name it."""
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
-        """Where drop-ins of this instance can lie, whatever the runtime's version."""
+        """Return every place for drop-ins of this installation, for all versions of the runtime."""
 
     def shared_paths(self) -> tuple[str, ...]:
-        """The files of others that may have to be edited."""
+        """Return the files with foreign content that this installation may have to edit."""
 
     def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
-        """Every file the runtime reads, and every shared one, by path; those it reads in its order."""
+        """Return by path every file that the runtime reads, in its order, and then the other shared files."""
 
     def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
-        """What should be, given those files. Raises :class:`~kata_node.errors.KataNodeError`."""
+        """Return the configuration that ``settings`` ask for, given the current ``files``.
+
+        Raises :class:`~kata_node.errors.KataNodeError`.
+        """
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
-        """A shared file without this instance; ``None`` when nothing of others is left in it."""
+        """Return a shared file without our entry; ``None`` when nothing else is in a file that we made."""
 
     def check(
         self,
@@ -102,47 +103,51 @@ class CriConfig(Protocol):
         labels: Mapping[str, str],
         exists: Callable[[str], bool],
     ) -> list[str]:
-        """All that would keep the runtime from serving ``handlers``, a sentence each with its file.
+        """Return every problem that would keep the runtime from serving ``handlers``.
 
-        An empty list is no proof that it serves: only the CRI can give that.
+        Each is one sentence that begins with the file. Only those of ``files``, by path, count that the
+        runtime reads. ``own_paths`` are the files of this installation. ``labels`` names the settings that
+        some files come from. ``exists`` returns whether a path outside ``files`` exists. An empty list does
+        not prove that the runtime serves the handlers; only the CRI can prove that.
         """
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
-        """Whether a runtime that serves the files ``before`` can come to those ``after`` without a restart.
+        """Return whether a runtime that has loaded the files ``before`` can load ``after`` without a restart.
 
-        Of use only where the home says that it takes up changes at all.
+        This matters only where ``load_method`` of the distribution is not ``restart``.
         """
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
-        """Every handler the files define, as far as the runtime reads them."""
+        """Return every handler that those of ``files`` define which the runtime reads."""
 
 
 def own_paths(config: CriConfig) -> tuple[str, ...]:
-    """Every file an instance can have to itself."""
+    """Return the path of every drop-in that an installation can have."""
     return tuple(path for location in config.drop_in_locations() for path in location.paths)
 
 
 def is_drop_in(path: str) -> bool:
-    """Whether a file is all of one instance, by its name."""
+    """Return whether a file is a drop-in of an installation, judged by its name."""
     return posixpath.basename(path).startswith((DROP_IN_NAME, USER_DROP_IN_NAME))
 
 
 def is_drop_in_of(install_dir: str, drop_in: bytes) -> bool:
-    """Whether a drop-in with handlers is of the instance in ``install_dir``: by the programs it names.
+    """Return whether a drop-in with handlers belongs to the installation in ``install_dir``.
 
-    Instances of one suffix in several install dirs share its path outside of those.
+    The programs that it names decide. Its path does not: outside the install dir, installations with the
+    same suffix but different prefixes use the same path.
     """
     return f'"{install_dir}/'.encode() in drop_in
 
 
 def handler_conflict(where: str, handler: str) -> str:
-    """The sentence about a file of others that defines a handler of ours."""
+    """Return the problem of a foreign file that defines one of our handlers."""
     return (
-        f"{where}: it defines the handler {handler}, which this installation brings; remove it there, or "
-        "have another name here: an env.multiInstallSuffix, or for a custom runtime another handler"
+        f"{where}: it defines the handler {handler}, which this installation also defines; remove it from "
+        "this file, set env.multiInstallSuffix, or choose another handler for the custom runtime"
     )
 
 
 def suffixed_name(name: str, suffix: str, ending: str = "") -> str:
-    """The name of a file of ours, which the instance's suffix tells from those of others."""
+    """Return the file name of an installation: ``name``, its suffix if it has one, and ``ending``."""
     return f"{name}-{suffix}{ending}" if suffix else f"{name}{ending}"

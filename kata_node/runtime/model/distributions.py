@@ -1,37 +1,41 @@
-"""What each distribution's CRI runtime is like: its units, socket, files, and how it takes a change. Data.
+"""The table of distributions: how each one runs its container runtime. Data.
+
+It has the units, socket and files of each runtime, and how the runtime loads a change.
 
 k3s, rke2
-    They render containerd's configuration at every start, from a template of their own or the admin's
-    (k3s ``pkg/agent/containerd/config.go`` and ``pkg/agent/templates``; rke2 runs the same code):
+    They render containerd's configuration at every start, from a built-in template or from one of the
+    administrator. Sources: k3s ``pkg/agent/containerd/config.go`` and ``pkg/agent/templates``; rke2 runs the
+    same code.
 
-    - ``config-v3.toml.tmpl`` is used before ``config.toml.tmpl``, which then counts for nothing; the
-      first needs containerd 2.0 (k3s 1.31.6, 1.32.2). So a template is added only where there is none.
-    - ``{{ template "base" . }}`` stands for the template of their own, of the schema of the file it is in
-      (k3s 1.24.17, 1.25.13, 1.26.8, 1.27.5, 1.28.1; before that it stops the start). A table that the
-      base has too, written after it, is one TOML does not take twice.
-    - The base imports ``config.toml.d/*.toml`` or ``config-v3.toml.d/*.toml`` beside the template since
-      pull request 13680 (early 2026). A template that imports by itself and has such a base gives
-      ``imports`` twice, and containerd does not start. What a template adds are tables, at its end.
-    - A template without the base imports what it says itself. Only the rendered file tells.
-    - The rendered file has what holds for one start (paths of one release): no template is made of it.
+    - If ``config-v3.toml.tmpl`` exists, ``config.toml.tmpl`` is ignored. ``config-v3.toml.tmpl`` needs
+      containerd 2.0 (k3s 1.31.6, 1.32.2). So kata-node adds a template only where none exists.
+    - ``{{ template "base" . }}`` includes the built-in template of the same schema. It needs k3s 1.24.17,
+      1.25.13, 1.26.8, 1.27.5 or 1.28.1; older releases do not start with it. TOML allows each table once,
+      so a table of the base must not follow it again.
+    - Since pull request 13680 (early 2026) the base imports ``config.toml.d/*.toml`` or
+      ``config-v3.toml.d/*.toml`` beside the template. If a template has its own ``imports`` and includes
+      such a base, the rendered file has ``imports`` twice and containerd does not start. So kata-node adds
+      only tables to a template, at its end.
+    - A template without the base imports only what it lists. Only the rendered file shows the imports.
+    - The rendered file has paths that are valid for one release, so it cannot become a template.
 k0s
-    It reads ``/etc/k0s/containerd.d/*.toml`` since 1.27.1, while the first line of ``containerd.toml``,
-    which it writes itself, is ``# k0s_managed=true`` (its ``docs/runtime.md`` and
-    ``pkg/component/worker/containerd``).
+    It reads ``/etc/k0s/containerd.d/*.toml`` since 1.27.1, as long as the first line of its
+    ``containerd.toml`` is ``# k0s_managed=true``. Sources: k0s ``docs/runtime.md`` and
+    ``pkg/component/worker/containerd``.
 
-    - To 1.35, with containerd 1.7: files with a table of the schema 2 CRI plugin are merged into k0s' own
-      (``/run/k0s/containerd-cri.toml``, as RFC 7396 has it: arrays replace), the others are imported.
-    - From 1.36, with containerd 2: a file of another ``version`` than 3, or with that table, keeps the
-      worker from starting. Later ones have containerd import the directory itself.
-    - It watches that directory and sends containerd a SIGHUP three seconds after the last change. That ends
-      containerd, and k0s starts it anew seconds later; the unit goes on, and so does its invocation.
+    - Up to 1.35 (containerd 1.7), k0s merges drop-ins with a table of the schema 2 CRI plugin into
+      ``/run/k0s/containerd-cri.toml`` by RFC 7396 (arrays replace), and imports the other drop-ins.
+    - From 1.36 (containerd 2), a drop-in with that table, or with a ``version`` other than 3, keeps the
+      worker from starting. Later releases have containerd import the directory itself.
+    - k0s watches the directory. Three seconds after the last change it sends containerd a SIGHUP, which ends
+      containerd. k0s starts it again some seconds later. The unit keeps running with the same invocation.
 microk8s
-    At every start a script puts values for ``${SNAP_DATA}`` and the like into the template, which is TOML
-    with those only inside of strings, and writes ``containerd.toml`` beside it (``run-containerd-with-args``,
-    ``default-args/containerd-template.toml``). It is of schema 2 also where containerd is 2.1 (since
-    pull request 5321, December 2025).
+    At every start a script replaces variables like ``${SNAP_DATA}`` in the template and writes
+    ``containerd.toml`` beside it. The template is TOML, with variables only inside strings. Sources:
+    ``run-containerd-with-args``, ``default-args/containerd-template.toml``. The template has schema 2 even
+    for containerd 2.1 (since pull request 5321, December 2025).
 CRI-O
-    Reads every file of its drop-in directory, and again on SIGHUP; there are no schemas.
+    It reads every file of its drop-in directory at its start and on SIGHUP. Its files have no schema.
 """
 
 from __future__ import annotations
@@ -46,68 +50,68 @@ from kata_node.settings.model import Settings
 LoadMethod = Literal["restart", "watch", "signal"]
 
 NO_SCHEMA = 0
-"""The key of :attr:`Home.drop_ins` where there are no schemas."""
+"""The key of :attr:`DistributionRuntime.drop_in_dirs` for a runtime without schemas."""
 
 BASE_TEMPLATE_LINE = '{{ template "base" . }}\n'
-"""What a template of k3s and rke2 must begin with to extend what they would render without it."""
+"""The first line of a k3s or rke2 template that extends the built-in one."""
 
 K0S_MANAGED_LINE = "# k0s_managed=true"
 
 
 @dataclass(frozen=True)
-class RuntimePaths:
-    """A CRI runtime as one distribution runs it."""
+class DistributionRuntime:
+    """A container runtime as one distribution runs it."""
 
     distribution: str
     """``k8sDistribution`` in the values: k8s, k3s, rke2, k0s, microk8s."""
     runtime: str
     """``containerd`` or ``cri-o``."""
     units: tuple[str, ...]
-    """The systemd units that run it. The active one tells the distribution, and is what is restarted."""
+    """The systemd units that run it. The active one shows the distribution, and kata-node restarts it."""
     socket: str
-    """Where it serves the CRI."""
+    """The CRI socket."""
     config: str
-    """The file the runtime reads. Where there is a ``template``, the distribution alone writes it."""
+    """The main file. Where there is a ``template``, only the distribution writes the main file."""
     template: Mapping[int, str] = field(default_factory=dict)
-    """Schema -> the file of an admin that ``config`` is rendered from; empty: ``config`` itself is edited."""
+    """Schema -> the template that ``config`` is rendered from. Empty when ``config`` itself is edited."""
     initial_template: str = ""
-    """What a template made from nothing begins with; empty: it is there, or cannot be made."""
+    """The first content of a template that kata-node creates. Empty when kata-node cannot create one."""
     template_is_toml: bool = False
-    """Whether it can be read and edited as TOML: not with Go's braces in it."""
+    """Whether the template can be parsed as TOML. A Go template cannot."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """What stands in a template that is TOML -> what is put there, as a rule."""
+    """Variable of a TOML template -> its usual value."""
     drop_in_dirs: Mapping[int, str] = field(default_factory=dict)
-    """Schema -> the directory whose ``*.toml`` the distribution has read (CRI-O: whose every file)."""
+    """Schema -> the drop-in directory. containerd reads ``*.toml`` in it, CRI-O every file."""
     always_reads_drop_ins: bool = False
-    """Whether they are read in any case; else only when ``config`` imports them."""
+    """Whether the runtime reads the drop-ins even when ``config`` does not import them."""
     load_method: LoadMethod = "restart"
-    """How a change comes to be: the unit is restarted; the distribution notices by itself; SIGHUP."""
+    """How the runtime loads a change: by a restart of its unit, by watching its files, or on SIGHUP."""
     kubelet_root: str = "/var/lib/kubelet"
-    """Where the kubelet keeps its pods."""
+    """The kubelet's root directory."""
     config_from_argv: bool = False
-    """Whether the unit's own command line may name another ``config``."""
+    """Whether the unit's command line may name another main file."""
     external_runtime_options: tuple[str, ...] = ()
-    """Options of the unit's command line that have the distribution use a runtime it does not run."""
+    """Options on the unit's command line that select a runtime which the distribution does not run."""
 
     @property
     def is_rendered(self) -> bool:
-        """Whether ``config`` is written anew at every start."""
+        """Whether the distribution renders ``config`` at every start."""
         return bool(self.template)
 
     def with_variables(self, template: bytes) -> bytes:
-        """What a template that is TOML will say, as a rule: to be judged, never to be written.
+        """Return a TOML template with the usual values of its variables; unknown variables stay.
 
-        Variables of others than the distribution's own stay as they are.
+        The result is only good for checks. It must not be written.
         """
         for name, value in self.variables.items():
             template = template.replace(name.encode(), value.encode())
         return template
 
     def template_in_use(self, newest_schema: int, exists: Callable[[str], bool]) -> tuple[int, str]:
-        """Schema and path of the template that counts, of those up to ``newest_schema``.
+        """Return schema and path of the template in use, with a schema up to ``newest_schema``.
 
-        The newest that is there; where none is, the newest, which is the one to be made. Raises
-        :class:`KeyError` when ``config`` is not rendered, or the runtime is older than every template.
+        That is the newest one that exists. If none exists, it is the newest one that could be created. Raises
+        :class:`KeyError` when ``config`` is not rendered or the runtime supports none of the templates.
         """
         readable = sorted((schema for schema in self.template if schema <= newest_schema), reverse=True)
         if not readable:
@@ -116,9 +120,9 @@ class RuntimePaths:
         return schema, self.template[schema]
 
 
-def _rancher(name: str, *units: str) -> RuntimePaths:
+def _rancher(name: str, *units: str) -> DistributionRuntime:
     directory = f"/var/lib/rancher/{name}/agent/etc/containerd"
-    return RuntimePaths(
+    return DistributionRuntime(
         distribution=name,
         runtime="containerd",
         units=units,
@@ -133,10 +137,10 @@ def _rancher(name: str, *units: str) -> RuntimePaths:
 
 _MICROK8S = "/var/snap/microk8s"
 
-ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
+DISTRIBUTION_RUNTIMES: tuple[DistributionRuntime, ...] = (
     _rancher("k3s", "k3s.service", "k3s-agent.service"),
     _rancher("rke2", "rke2-server.service", "rke2-agent.service"),
-    RuntimePaths(
+    DistributionRuntime(
         distribution="k0s",
         runtime="containerd",
         units=("k0scontroller.service", "k0sworker.service"),
@@ -148,7 +152,7 @@ ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
         kubelet_root="/var/lib/k0s/kubelet",
         external_runtime_options=("--cri-socket",),
     ),
-    RuntimePaths(
+    DistributionRuntime(
         distribution="microk8s",
         runtime="containerd",
         units=("snap.microk8s.daemon-containerd.service",),
@@ -169,7 +173,7 @@ ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
         },
         kubelet_root=f"{_MICROK8S}/common/var/lib/kubelet",
     ),
-    RuntimePaths(
+    DistributionRuntime(
         distribution="k8s",
         runtime="cri-o",
         units=("crio.service",),
@@ -179,7 +183,7 @@ ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
         always_reads_drop_ins=True,
         load_method="signal",
     ),
-    RuntimePaths(
+    DistributionRuntime(
         distribution="k8s",
         runtime="containerd",
         units=("containerd.service",),
@@ -188,57 +192,71 @@ ALL_RUNTIME_PATHS: tuple[RuntimePaths, ...] = (
         config_from_argv=True,
     ),
 )
-"""Every runtime this release knows, those of a distribution with units of its own first."""
+"""Every runtime that this release supports; plain Kubernetes (``k8s``) comes last."""
 
 
-def runtime_paths_of_unit(name: str) -> RuntimePaths | None:
-    """The home that the systemd unit ``name`` runs, if it is one's."""
-    return next((runtime_paths for runtime_paths in ALL_RUNTIME_PATHS if name in runtime_paths.units), None)
+def distribution_runtime_of_unit(name: str) -> DistributionRuntime | None:
+    """Return the runtime that the systemd unit ``name`` runs, or ``None``."""
+    return next(
+        (
+            distribution_runtime
+            for distribution_runtime in DISTRIBUTION_RUNTIMES
+            if name in distribution_runtime.units
+        ),
+        None,
+    )
 
 
-def runtime_paths_of_units(active: Collection[str]) -> tuple[RuntimePaths, ...]:
-    """The homes with a unit among ``active``, in the order of :data:`HOMES`.
+def distribution_runtimes_of_units(active: Collection[str]) -> tuple[DistributionRuntime, ...]:
+    """Return the runtimes with a unit in ``active``, in the order of :data:`DISTRIBUTION_RUNTIMES`.
 
-    A distribution with units of its own counts before plain Kubernetes: beside it, ``containerd.service``
-    is there for something else, such as Docker.
+    If another distribution is active, plain Kubernetes is left out: ``containerd.service`` then serves
+    another program, for example Docker.
     """
     found = tuple(
-        runtime_paths
-        for runtime_paths in ALL_RUNTIME_PATHS
-        if any(unit in active for unit in runtime_paths.units)
+        distribution_runtime
+        for distribution_runtime in DISTRIBUTION_RUNTIMES
+        if any(unit in active for unit in distribution_runtime.units)
     )
-    return tuple(runtime_paths for runtime_paths in found if runtime_paths.distribution != "k8s") or found
+    return (
+        tuple(
+            distribution_runtime
+            for distribution_runtime in found
+            if distribution_runtime.distribution != "k8s"
+        )
+        or found
+    )
 
 
-def runtime_paths(distribution: str, runtime: str) -> RuntimePaths:
-    """The home of ``runtime`` in ``distribution``.
+def distribution_runtime(distribution: str, runtime: str) -> DistributionRuntime:
+    """Return how ``distribution`` runs ``runtime``.
 
-    Raises :class:`~kata_node.errors.SettingsError` when that distribution does not run that runtime.
+    Raises :class:`~kata_node.errors.SettingsError` when the distribution does not run that runtime.
     """
-    for found in ALL_RUNTIME_PATHS:
+    for found in DISTRIBUTION_RUNTIMES:
         if (found.distribution, found.runtime) == (distribution, runtime):
             return found
     raise SettingsError(
-        f"{distribution} does not run {runtime} by itself",
+        f"{distribution} does not run {runtime}",
         where="k8sDistribution",
-        hint=f"set k8sDistribution to k8s when {runtime} is a service of its own on this node",
+        hint=f"set k8sDistribution: k8s if {runtime} runs as its own systemd unit on this node",
     )
 
 
-def external_runtime_option(runtime_paths: RuntimePaths, argv: Sequence[str]) -> str:
-    """The option in ``argv``, a unit's command line, by which it uses a runtime it does not run; or empty.
+def external_runtime_option(distribution_runtime: DistributionRuntime, argv: Sequence[str]) -> str:
+    """Return the option of a unit's command line ``argv`` that selects an external runtime; or ``""``.
 
-    The distribution's configuration file can have the same option, which this does not see.
+    It does not see the same option in the distribution's configuration file.
     """
     given = (argument.partition("=")[0] for argument in argv)
-    return next((option for option in given if option in runtime_paths.external_runtime_options), "")
+    return next((option for option in given if option in distribution_runtime.external_runtime_options), "")
 
 
 def k0s_manages(config: bytes | None) -> bool:
-    """Whether k0s writes this ``containerd.toml`` itself; drop-ins are read only then.
+    """Return whether k0s manages this ``containerd.toml``. Only then does it read drop-ins.
 
-    A missing one counts, as k0s makes it. Before 1.30 an empty line came first, and the mark was looked
-    for in all of the file.
+    k0s creates a missing file and manages it. Before k0s 1.30 an empty line came first, and k0s searched the
+    whole file for the marker.
     """
     if config is None:
         return True
@@ -247,13 +265,13 @@ def k0s_manages(config: bytes | None) -> bool:
 
 
 def wrong_distribution_error(
-    settings: Settings, runtime_paths: RuntimePaths, unit: str
+    settings: Settings, distribution_runtime: DistributionRuntime, unit: str
 ) -> IneligibleNodeError | None:
-    """That the settings are for another distribution than that of ``unit``, if they are."""
-    if runtime_paths.distribution == settings.distribution:
+    """Return the error for settings of another distribution than that of ``unit``, or ``None``."""
+    if distribution_runtime.distribution == settings.distribution:
         return None
     return IneligibleNodeError(
         f"the settings are for {settings.distribution}, but this node runs {unit}",
         where="k8sDistribution",
-        hint=f"set k8sDistribution: {runtime_paths.distribution}",
+        hint=f"set k8sDistribution: {distribution_runtime.distribution}",
     )
