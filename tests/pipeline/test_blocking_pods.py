@@ -292,7 +292,9 @@ def test_without_a_receipt_pods_on_the_handlers_of_the_settings_block(node: Fake
     assert kata(node) == []
 
 
-def test_the_files_are_not_removed_while_the_runtime_is_configured_to_use_them(node: FakeNode, payload: Path) -> None:
+def test_the_files_are_not_removed_while_the_runtime_is_configured_to_use_them(
+    node: FakeNode, payload: Path
+) -> None:
     node.pods = (WEB,)
     before = snapshot(node)
     assert exit_code(run(node, (remove_artifacts,), payload, ignore_pods=True)) == 1

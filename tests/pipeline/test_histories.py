@@ -199,14 +199,14 @@ class History:
         self.node.root.resolve(MAIN).write_bytes(content)
 
     def remove_drop_in(self) -> None:
-        ours = [
+        drop_ins = [
             path
             for below in ("etc/containerd/conf.d", "opt")
             for path in snapshot(self.node, below)
             if "kata-deploy" in path and path.endswith(".toml")
         ]
-        if ours:
-            path = self.dice.choice(sorted(ours))
+        if drop_ins:
+            path = self.dice.choice(sorted(drop_ins))
             self.steps.append(f"remove {path}")
             self.node.root.resolve(f"/{path}").unlink()
 
@@ -270,8 +270,8 @@ class History:
         assert self.node.handlers == ("runc",)
         assert self.node.root.read(MAIN) == self.main
         assert self.node.root.read("/etc/containerd/conf.d/10-admin.toml") == OTHERS
-        ours = {"etc/containerd", "etc/containerd/conf.d", "etc/containerd/conf.d/10-admin.toml"}
-        assert set(snapshot(self.node, "etc")) - ours - {MAIN.lstrip("/")} == set()
+        admins = {"etc/containerd", "etc/containerd/conf.d", "etc/containerd/conf.d/10-admin.toml"}
+        assert set(snapshot(self.node, "etc")) - admins - {MAIN.lstrip("/")} == set()
         assert snapshot(self.node, "opt") == {}
 
 

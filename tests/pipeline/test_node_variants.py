@@ -166,7 +166,7 @@ def test_crio_gets_a_reload_signal_if_that_is_enough(tmp_path: Path, payload: Pa
 
 
 def copy(node: FakeNode, base: Path) -> FakeNode:
-    """Return a copy of the node at ``base``. Replaces a node that is there."""
+    """Return a copy of the node with the root ``base``. Replaces an earlier copy."""
     shutil.rmtree(base, ignore_errors=True)
     shutil.copytree(node.root.base, base, symlinks=True)
     return replace(node, root=Root(base), asked=[])

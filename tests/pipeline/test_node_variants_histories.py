@@ -144,13 +144,13 @@ class History:
         self.node.stop()
 
     def remove(self) -> None:
-        ours = sorted(
+        drop_ins = sorted(
             path
             for path in snapshot(self.node)
             if "99-kata-deploy" in path and not path.startswith("opt/kata/.")
         )
-        if ours:
-            path = self.dice.choice(ours)
+        if drop_ins:
+            path = self.dice.choice(drop_ins)
             self.steps.append(f"remove {path}")
             self.node.root.resolve(f"/{path}").unlink()
 
