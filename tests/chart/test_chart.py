@@ -216,5 +216,5 @@ def test_a_node_takes_the_values_file_as_the_chart_does(path: Path, arch: str, t
         loaded = settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
         assert {shim.name for shim in loaded.shims} == on
     else:
-        with pytest.raises(SettingsError, match="no shim that is on runs on"):
+        with pytest.raises(SettingsError, match="no enabled shim runs on"):
             settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
