@@ -73,8 +73,8 @@ def _mapping(
         yield Finding(
             "snapshotter",
             "fail",
-            f"containerd {version} cannot use a snapshotter of their own for the handlers "
-            f"{_handler_names(handlers_by_snapshotter.values())}",
+            f"containerd {version} has one snapshotter for all handlers, but the settings have another one "
+            f"for {_handler_names(handlers_by_snapshotter.values())}",
             "upgrade containerd to 1.7 or later, or remove containerd.snapshotter from these shims",
         )
         return
@@ -100,8 +100,8 @@ def _availability(
     configurations: tuple[Mapping[str, Any], ...],
     runtime: RuntimeFacts,
 ) -> Finding:
-    """Return whether containerd's configuration has the snapshotter ``name``."""
-    wanted = (
+    """Return the finding that says whether containerd's configuration has the snapshotter ``name``."""
+    usage = (
         f"{_handler_names([using_handlers])} use {name}"
         if len(using_handlers) > 1
         else f"{_handler_names([using_handlers])} uses {name}"
@@ -110,11 +110,11 @@ def _availability(
     rancher = runtime.distribution_runtime.distribution in ("k3s", "rke2") and name in BUILT_IN_RANCHER
     if name in REQUIRED_KEYS:
         if table.get(REQUIRED_KEYS[name]):
-            return Finding("snapshotter", "pass", f"{wanted}, and containerd's configuration has it")
+            return Finding("snapshotter", "pass", f"{usage}, and containerd's configuration has it")
         return Finding(
             "snapshotter",
             "fail",
-            f"{wanted}, and containerd loads it only with the key {REQUIRED_KEYS[name]}",
+            f"{usage}, and containerd loads it only with the key {REQUIRED_KEYS[name]}",
             f'set {REQUIRED_KEYS[name]} in [plugins."io.containerd.snapshotter.v1.{name}"] of containerd\'s '
             "configuration or of containerd.userDropIn",
         )
@@ -122,11 +122,11 @@ def _availability(
         return Finding(
             "snapshotter",
             "warn",
-            f"{wanted}, and containerd loads it only if its data is on a {name} file system",
+            f"{usage}, and containerd loads it only if its data is on a {name} file system",
             f"run `ctr plugins ls` on the node: the status of {name} must be ok",
         )
     if name in BUILT_IN or rancher or table or name in mapping.proxy_plugins(configurations):
-        return Finding("snapshotter", "pass", wanted)
+        return Finding("snapshotter", "pass", usage)
     remedy = (
         f"correct the name, or add [proxy_plugins.{name}] to containerd's configuration or to "
         "containerd.userDropIn, or remove containerd.snapshotter from these shims"
@@ -136,7 +136,7 @@ def _availability(
     return Finding(
         "snapshotter",
         "fail",
-        f"{wanted}, and {name} is neither built into containerd nor in proxy_plugins of its configuration",
+        f"{usage}, and {name} is neither built into containerd nor in proxy_plugins of its configuration",
         remedy,
     )
 

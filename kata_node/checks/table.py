@@ -231,7 +231,7 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
             "kvm",
             "fail",
             f"/dev/kvm does not exist, and these shims need it: {', '.join(local)}",
-            "load the kernel module kvm_intel or kvm_amd; enable nested virtualization for a VM; "
+            "load the kernel module kvm_intel or kvm_amd; if the node is a VM, enable nested virtualization; "
             "or enable only the shim remote",
         )
     if local and machine.virtualization:
@@ -241,7 +241,7 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
             "cpu",
             "warn",
             "the CPU does not show virtualization extensions",
-            "enable virtualization in the firmware, or nested virtualization for a VM",
+            "enable virtualization in the firmware; if the node is a VM, enable nested virtualization",
         )
     yield from _modules(machine.modules, vsock=machine.vsock, dev_visible=machine.dev_visible, local=local)
     for kind in sorted({shim.tee for shim in shims.values() if shim.tee}):
@@ -288,7 +288,7 @@ def _selinux(state: str) -> Finding:
         return Finding(
             "selinux",
             "warn",
-            "enforcing: SELinux may deny access to a container without an error message",
+            "enforcing: SELinux may deny a container access without an error message",
             "if a stage or a Kata pod fails, read the audit log; set selinux.type: spc_t for the stages",
         )
     return Finding("selinux", "pass", state)

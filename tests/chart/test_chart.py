@@ -321,5 +321,5 @@ def test_a_node_enables_the_same_shims_as_the_chart(path: Path, arch: str, tmp_p
         loaded = settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
         assert {shim.name for shim in loaded.shims} == on
     else:
-        with pytest.raises(SettingsError, match="no shim that is on runs on"):
+        with pytest.raises(SettingsError, match="no enabled shim runs on"):
             settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
