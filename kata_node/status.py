@@ -24,7 +24,7 @@ from kata_node.plan.actions import Clients
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_for, recorded_config
-from kata_node.runtime.facts import find_distribution_runtime, find_unit
+from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.model.config import is_drop_in
 from kata_node.runtime.transaction import is_restart_owed
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, Settings

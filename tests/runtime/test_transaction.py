@@ -17,7 +17,8 @@ from kata_node.runtime.file_records import RestoreFile, sha256
 from kata_node.runtime.model.config import FileChange
 from kata_node.runtime.model.distributions import LoadMethod, distribution_runtime
 from kata_node.runtime.restart import CheckConfig, RestartRuntime
-from kata_node.runtime.transaction import ConfigChecks, install, revert
+from kata_node.runtime.rollback import ConfigChecks
+from kata_node.runtime.transaction import install, revert
 from kata_node.versions import parse_version, runtime_version
 
 DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
