@@ -178,4 +178,4 @@ def test_a_single_file_is_spoken_of_as_one(root: Root, payload: Path) -> None:
     shim.write_bytes(b"mine")
     report = run(root, payload, settings("qemu"))
     assert report.error is not None
-    assert report.error.what.startswith("1 file that kata-node did not place stands in the way: ")
+    assert report.error.what.startswith("1 file that kata-node did not place already exists: ")

@@ -99,7 +99,7 @@ def test_a_revert_under_a_pod_is_refused_with_its_name_and_changes_nothing(
     reports = run(node, BACK, payload)
     assert exit_code(reports) == 1
     (error,) = [report.error for report in reports if report.error]
-    assert error.what == "1 pod runs on a handler to be taken away: shop/web (kata-qemu)"
+    assert error.what == "1 pod runs on a handler that would be removed: shop/web (kata-qemu)"
     assert all(way in error.hint for way in ("kubectl drain", "--wait-for-pods", "--ignore-pods"))
     assert (snapshot(node), node.restarts) == (before, restarts)
     node.pods = (DB,)
@@ -114,7 +114,7 @@ def test_an_update_that_drops_the_shim_under_a_pod_is_refused_and_keeps_its_file
     reports = run(node, CRI, payload, shims="qemu")
     assert exit_code(reports) == 1
     assert str(errors(reports)[0]).startswith(
-        "1 pod runs on a handler to be taken away: shop/cache (kata-clh)\n"
+        "1 pod runs on a handler that would be removed: shop/cache (kata-clh)\n"
     )
     assert (snapshot(node, "etc"), node.restarts, kata(node)) == (config, restarts, ["kata-clh", "kata-qemu"])
     assert node.root.exists(CLH)
@@ -140,7 +140,7 @@ def test_a_pod_that_ends_while_it_is_waited_for_is_in_the_way_no_longer(
     assert clock.now == 90
     assert kata(node) == []
     assert waits(said) == [
-        f"1 pod runs on a handler to be taken away: shop/web (kata-qemu); waiting for at most {left} s"
+        f"1 pod runs on a handler that would be removed: shop/web (kata-qemu); waiting for at most {left} s"
         for left in (600, 570, 540)
     ]
 
@@ -152,8 +152,8 @@ def test_who_is_waited_for_is_said_anew_when_it_changes(
     clock.events = {5.0: lambda: setattr(node, "pods", (CACHE,)), 8.0: lambda: setattr(node, "pods", ())}
     assert errors(run(node, BACK, payload, wait_for_pods=600)) == []
     assert [line.partition(":")[0] for line in waits(said)] == [
-        "2 pods run on handlers to be taken away",
-        "1 pod runs on a handler to be taken away",
+        "2 pods run on handlers that would be removed",
+        "1 pod runs on a handler that would be removed",
     ]
 
 
@@ -215,7 +215,9 @@ def test_a_dry_run_names_the_pods_in_the_way_and_fails_for_none(
     before = snapshot(node)
     planned = run(node, BACK, payload, dry_run=True, wait_for_pods=60)
     assert [report.outcome for report in planned] == ["planned", "planned"]
-    assert notes(planned) == ["in the way: 1 pod runs on a handler to be taken away: shop/web (kata-qemu)"]
+    assert notes(planned) == [
+        "in the way: 1 pod runs on a handler that would be removed: shop/web (kata-qemu)"
+    ]
     assert (snapshot(node), clock.now) == (before, 0)
 
 
@@ -226,7 +228,9 @@ def test_a_runtime_that_answers_nothing_can_still_be_reverted_and_the_report_say
     node.root.write(MAIN, b"# mended\nversion = 3\n")
     reports = run(node, BACK, payload)
     assert errors(reports) == []
-    assert "the runtime could not be asked which pods run on kata-clh, kata-qemu" in notes(reports)
+    assert "the runtime did not answer, so it is unknown which pods run on kata-clh, kata-qemu" in notes(
+        reports
+    )
 
 
 def test_a_runtime_that_serves_but_does_not_list_its_pods_loses_nothing_unless_told_to(
@@ -241,7 +245,9 @@ def test_a_runtime_that_serves_but_does_not_list_its_pods_loses_nothing_unless_t
     assert (snapshot(node), node.restarts) == (before, restarts)
     reports = run(node, BACK, payload, ignore_pods=True)
     assert errors(reports) == []
-    assert notes(reports) == ["the runtime could not be asked which pods run on kata-clh, kata-qemu"]
+    assert notes(reports) == [
+        "the runtime did not answer, so it is unknown which pods run on kata-clh, kata-qemu"
+    ]
 
 
 def test_offline_nobody_is_asked(node: FakeNode, payload: Path) -> None:
@@ -303,7 +309,7 @@ def test_the_files_alone_cannot_be_taken_from_under_a_pod(node: FakeNode, payloa
 
 def test_ten_pods_are_named_and_the_rest_are_counted() -> None:
     crowd = BlockingPods(tuple(Pod("shop", f"web-{at}", "kata-qemu") for at in range(12)))
-    assert str(crowd).startswith("12 pods run on handlers to be taken away: shop/web-0 (kata-qemu), ")
+    assert str(crowd).startswith("12 pods run on handlers that would be removed: shop/web-0 (kata-qemu), ")
     assert str(crowd).endswith("shop/web-9 (kata-qemu) and 2 more")
 
 
@@ -323,8 +329,8 @@ def test_a_runtime_that_is_away_for_a_moment_has_not_lost_its_pods(
     clock.events[15] = lambda: setattr(node, "cri_hangs", False)
     reports = run(node, BACK, payload, wait_for_pods=30)
     assert (exit_code(reports), clock.now) == (1, 30)
-    assert "after 30 s still 1 pod runs" in reports[-1].summary
-    assert "waited for longer" in str(reports[-1].error)
+    assert "after 30 s of waiting, 1 pod runs" in reports[-1].summary
+    assert "to wait longer" in str(reports[-1].error)
     assert kata(node) == ["kata-clh", "kata-qemu"]
 
 

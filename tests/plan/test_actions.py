@@ -108,11 +108,11 @@ def test_a_file_that_somebody_wrote_over_is_noticed(root: Root, clients: Clients
     action.apply(clients)
     for theirs in ("theirs", ""):
         put(root, "/a", theirs)
-        with pytest.raises(HostError, match="reads back differently") as caught:
+        with pytest.raises(HostError, match="does not have the content that was written") as caught:
             action.check(clients)
         assert caught.value.where == "/a"
     root.remove("/a")
-    with pytest.raises(HostError, match="reads back differently"):
+    with pytest.raises(HostError, match="does not have the content that was written"):
         action.check(clients)
 
 
@@ -128,7 +128,7 @@ def test_a_removed_file_takes_along_what_a_link_leads_to_and_leaves_the_link(
     assert action.diff() == "--- /link.toml\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
     do(action, clients)
     put(root, "/srv/real.toml")
-    with pytest.raises(HostError, match="still there") as caught:
+    with pytest.raises(HostError, match="still exists") as caught:
         action.check(clients)
     assert caught.value.where == "/link.toml"
 
@@ -149,10 +149,10 @@ def test_a_directory_is_made_with_its_mode_and_missed_when_it_goes(root: Root, c
     action = MakeDirs("/opt/kata/private", 0o700)
     do(action, clients)
     assert [mode_of(root, path) for path in ("/opt/kata", "/opt/kata/private")] == [0o755, 0o700]
-    assert action.describe() == "make directory /opt/kata/private"
+    assert action.describe() == "create directory /opt/kata/private"
     assert action.diff() == "new directory /opt/kata/private\n"
     root.remove_dir("/opt/kata/private")
-    with pytest.raises(HostError, match="is not there"):
+    with pytest.raises(HostError, match="does not exist after"):
         action.check(clients)
 
 
@@ -172,10 +172,10 @@ def test_links_are_made_and_missed_when_they_lead_elsewhere(root: Root, clients:
     action = MakeLinks((("/a", "x"), ("/b", "../y")))
     do(action, clients)
     assert (root.read_link("/a"), root.read_link("/b")) == ("x", "../y")
-    assert action.describe() == "link 2 files"
-    assert action.diff() == "new link /a -> x\nnew link /b -> ../y\n"
+    assert action.describe() == "create 2 symlinks"
+    assert action.diff() == "new symlink /a -> x\nnew symlink /b -> ../y\n"
     root.symlink("/b", "z")
-    with pytest.raises(HostError, match=r"does not lead to \.\./y") as caught:
+    with pytest.raises(HostError, match=r"does not point to \.\./y") as caught:
         action.check(clients)
     assert caught.value.where == "/b"
 
@@ -240,7 +240,7 @@ def test_a_file_that_did_not_stay_as_placed_is_noticed(
 ) -> None:
     placing.apply(clients)
     spoil(root.base / "opt/kata" / name)
-    with pytest.raises(HostError, match="just placed is not there whole") as caught:
+    with pytest.raises(HostError, match="missing or incomplete after it was placed") as caught:
         placing.check(clients)
     assert caught.value.where == f"/opt/kata/{name}"
 
@@ -263,7 +263,7 @@ def test_files_below_the_install_dir_are_removed_with_what_a_killed_run_left(
     assert action.describe() == "remove 6 files below /opt/kata"
     assert RemoveFiles(INSTALL_DIR, ("a", "b")).diff() == "remove /opt/kata/a\nremove /opt/kata/b\n"
     root.symlink(f"{INSTALL_DIR}/bin/link", "back")
-    with pytest.raises(HostError, match="still there") as caught:
+    with pytest.raises(HostError, match="still exists") as caught:
         action.check(clients)
     assert caught.value.where == "/opt/kata/bin/link"
 
@@ -374,7 +374,7 @@ def test_a_plan_shows_the_actions_a_person_cares_for() -> None:
     plan = Plan(
         "two things", (WriteReceipt(RECEIPT), MakeDirs("/a"), RemoveReceipt(INSTALL_DIR), RemoveFile("/b"))
     )
-    assert plan.changes == ("make directory /a", "remove /b")
+    assert plan.changes == ("create directory /a", "remove /b")
 
 
 HEAD = "--- /f\n+++ /f\n"

@@ -175,14 +175,14 @@ def test_whatever_byte_is_damaged_ends_in_that_one_error_if_in_any() -> None:
 def test_what_is_no_receipt_is_refused(raw: bytes) -> None:
     error = refusal(raw)
     assert "is damaged" in error.what
-    assert "restore it from a copy" in error.hint
+    assert "restore the receipt from a copy" in error.hint
 
 
 @pytest.mark.parametrize("schema", [0, SCHEMA + 1, 99])
 def test_another_schema_is_refused_with_its_number_whatever_else_is_in_it(schema: int) -> None:
     raw = json.dumps({"schema": schema, "artifacts": "of another shape"}).encode()
     error = refusal(raw)
-    assert error.what.endswith(f"has schema {schema}, this kata-node reads {SCHEMA}")
+    assert error.what.endswith(f"has schema {schema}, but this kata-node reads schema {SCHEMA}")
     assert "newer" in error.hint
 
 
@@ -238,7 +238,7 @@ def test_a_key_of_a_newer_release_is_refused_for_it_would_be_lost(
     data = as_json()
     change(data)
     error = refusal(json.dumps(data).encode())
-    assert error.what.startswith("the record of this installation has the key $.")
+    assert error.what.startswith("the receipt of this installation has the key $.")
     assert f"{place}, which this kata-node does not know" in error.what
     assert "newer" in error.hint
 
@@ -263,7 +263,7 @@ def test_the_record_in_a_copied_install_dir_does_not_lead_to_the_original(root: 
     receipts.save(root, FULL)
     (root.base / "opt/kata-copy/.kata-node").mkdir(parents=True)
     (root.base / "opt/kata-copy/.kata-node/receipt.json").write_bytes(receipts.render(FULL))
-    with pytest.raises(ReceiptError, match="the record of the installation in /opt/kata\n") as caught:
+    with pytest.raises(ReceiptError, match="the receipt of the installation in /opt/kata\n") as caught:
         receipts.load(root, "/opt/kata-copy")
     assert caught.value.where == "/opt/kata-copy/.kata-node/receipt.json"
     assert "remove the copy" in caught.value.hint

@@ -263,4 +263,4 @@ def test_a_message_that_cannot_be_written_does_not_fail_the_stage(
     path.touch()
     monkeypatch.setattr(Path, "write_bytes", full)
     write_termination_message(path, DONE)
-    assert warnings == [f"{path}: the termination message could not be written: No space left on device"]
+    assert warnings == [f"cannot write the termination message to {path}: No space left on device"]

@@ -525,7 +525,7 @@ def test_two_instances_do_not_know_of_each_other(node: Node) -> None:
 def test_a_unit_of_somebody_else_is_refused_and_left_alone(node: Node) -> None:
     node.root.write("/etc/systemd/system/nydus-snapshotter.service", b"[Service]\nExecStart=/bin/mine\n")
     before = node.files()
-    with pytest.raises(IneligibleNodeError, match="did not make it") as caught:
+    with pytest.raises(IneligibleNodeError, match="did not create it") as caught:
         node.install()
     assert "snapshotter.setup" in caught.value.hint
     assert node.revert() == ()
@@ -639,7 +639,7 @@ def rows(
         pytest.param(
             NYDUS,
             {"facts": replace(GOOD, nydus=replace(NO_NYDUS, unit=b"[Service]\n"))},
-            "did not make it",
+            "did not create it",
             id="unit-of-somebody-else",
         ),
         pytest.param(
