@@ -130,7 +130,7 @@ def test_people_are_told_of_files_and_not_of_directories(cli_runner: CliRunner) 
     files = len(FILES) + 1  # the shim's own configuration; where the payload has it, a link is put
     install = cli_runner.offline("install")
     assert f"artifacts        done     {files} files placed" in install.out
-    assert f"all {files} files in place" in cli_runner.offline("install").out
+    assert f"all {files} files are in place" in cli_runner.offline("install").out
     assert f"placed, {files} files" in cli_runner.offline("status").out
     assert f"{files} files removed" in cli_runner.offline("revert").out
 
@@ -305,8 +305,10 @@ def test_a_host_root_that_is_not_there_is_named(cli_runner: CliRunner, tmp_path:
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        pytest.param(lambda path: path.rename(path.with_name("x")), ["no such directory"], id="missing"),
-        pytest.param(lambda path: (path / "opt").rename(path / "x"), ["neither a tree opt/kata"], id="empty"),
+        pytest.param(lambda path: path.rename(path.with_name("x")), ["does not exist"], id="missing"),
+        pytest.param(
+            lambda path: (path / "opt").rename(path / "x"), ["neither a directory opt/kata"], id="empty"
+        ),
     ],
 )
 def test_a_payload_that_is_not_there_is_named(
@@ -333,7 +335,11 @@ def damage(archive: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        pytest.param(Path.unlink, "the shim qemu needs the component qemu", id="missing"),
+        pytest.param(
+            Path.unlink,
+            "the payload does not have the component qemu, which the shim qemu needs",
+            id="missing",
+        ),
         pytest.param(lambda path: os.truncate(path, 20), "the archive is damaged", id="cut short"),
         pytest.param(damage, "the archive is damaged", id="corrupt"),
         pytest.param(
@@ -403,7 +409,9 @@ def test_a_configuration_broken_since_the_install_is_left_by_revert(installed: C
     [
         pytest.param('{"schema":1,"instance":"def', ["damaged", ".kata-node"], id="truncated"),
         pytest.param("", ["damaged", ".kata-node"], id="empty"),
-        pytest.param('{"schema":99}', ["schema 99", "this kata-node reads 1", "newer"], id="newer schema"),
+        pytest.param(
+            '{"schema":99}', ["schema 99", "this kata-node reads schema 1", "newer"], id="newer schema"
+        ),
     ],
 )
 def test_a_record_that_cannot_be_read_is_not_guessed_at(

@@ -97,7 +97,7 @@ def test_a_revert_is_refused_while_a_pod_runs_on_a_handler(node: FakeNode, paylo
     reports = run(node, REVERT_CRI, payload)
     assert exit_code(reports) == 1
     (error,) = [report.error for report in reports if report.error]
-    assert error.what == "1 pod runs on a handler to be taken away: shop/web (kata-qemu)"
+    assert error.what == "1 pod runs on a handler that would be removed: shop/web (kata-qemu)"
     assert all(way in error.hint for way in ("kubectl drain", "--wait-for-pods", "--ignore-pods"))
     assert (snapshot(node), node.restarts) == (before, restarts)
     node.pods = (DB,)
@@ -112,7 +112,7 @@ def test_an_update_that_disables_the_shim_of_a_pod_is_refused_and_keeps_its_file
     reports = run(node, CRI, payload, shims="qemu")
     assert exit_code(reports) == 1
     assert str(errors(reports)[0]).startswith(
-        "1 pod runs on a handler to be taken away: shop/cache (kata-clh)\n"
+        "1 pod runs on a handler that would be removed: shop/cache (kata-clh)\n"
     )
     assert (snapshot(node, "etc"), node.restarts, kata(node)) == (config, restarts, ["kata-clh", "kata-qemu"])
     assert node.root.exists(CLH)
@@ -138,7 +138,7 @@ def test_the_run_continues_when_the_pod_ends_during_the_wait(
     assert clock.now == 90
     assert kata(node) == []
     assert waits(log_messages) == [
-        f"1 pod runs on a handler to be taken away: shop/web (kata-qemu); waiting at most {left} s"
+        f"1 pod runs on a handler that would be removed: shop/web (kata-qemu); waiting at most {left} s"
         for left in (600, 570, 540)
     ]
 
@@ -150,8 +150,8 @@ def test_the_wait_is_logged_again_when_the_pods_change(
     clock.events = {5.0: lambda: setattr(node, "pods", (CACHE,)), 8.0: lambda: setattr(node, "pods", ())}
     assert errors(run(node, REVERT_CRI, payload, wait_for_pods=600)) == []
     assert [line.partition(":")[0] for line in waits(log_messages)] == [
-        "2 pods run on handlers to be taken away",
-        "1 pod runs on a handler to be taken away",
+        "2 pods run on handlers that would be removed",
+        "1 pod runs on a handler that would be removed",
     ]
 
 
@@ -212,7 +212,7 @@ def test_a_dry_run_notes_blocking_pods_and_does_not_fail(node: FakeNode, payload
     planned = run(node, REVERT_CRI, payload, dry_run=True, wait_for_pods=60)
     assert [report.outcome for report in planned] == ["planned", "planned"]
     assert notes(planned) == [
-        "would be blocked: 1 pod runs on a handler to be taken away: shop/web (kata-qemu)"
+        "would be blocked: 1 pod runs on a handler that would be removed: shop/web (kata-qemu)"
     ]
     assert (snapshot(node), clock.now) == (before, 0)
 
@@ -224,7 +224,9 @@ def test_a_runtime_that_is_down_can_be_reverted_and_a_note_says_that_pods_are_un
     node.root.write(MAIN, b"# mended\nversion = 3\n")
     reports = run(node, REVERT_CRI, payload)
     assert errors(reports) == []
-    assert "the runtime could not be asked which pods run on kata-clh, kata-qemu" in notes(reports)
+    assert "the runtime did not answer, so it is unknown which pods run on kata-clh, kata-qemu" in notes(
+        reports
+    )
 
 
 def test_a_runtime_that_cannot_list_its_pods_is_only_reverted_with_ignore_pods(
@@ -239,7 +241,9 @@ def test_a_runtime_that_cannot_list_its_pods_is_only_reverted_with_ignore_pods(
     assert (snapshot(node), node.restarts) == (before, restarts)
     reports = run(node, REVERT_CRI, payload, ignore_pods=True)
     assert errors(reports) == []
-    assert notes(reports) == ["the runtime could not be asked which pods run on kata-clh, kata-qemu"]
+    assert notes(reports) == [
+        "the runtime did not answer, so it is unknown which pods run on kata-clh, kata-qemu"
+    ]
 
 
 def test_offline_the_pods_are_not_listed(node: FakeNode, payload: Path) -> None:
@@ -303,7 +307,7 @@ def test_the_files_are_not_removed_while_the_runtime_is_configured_to_use_them(
 
 def test_ten_pods_are_named_and_the_others_are_counted() -> None:
     crowd = BlockingPods(tuple(Pod("shop", f"web-{at}", "kata-qemu") for at in range(12)))
-    assert str(crowd).startswith("12 pods run on handlers to be taken away: shop/web-0 (kata-qemu), ")
+    assert str(crowd).startswith("12 pods run on handlers that would be removed: shop/web-0 (kata-qemu), ")
     assert str(crowd).endswith("shop/web-9 (kata-qemu) and 2 more")
 
 
@@ -323,8 +327,8 @@ def test_pods_still_block_while_the_runtime_is_down_for_a_moment(
     clock.events[15] = lambda: setattr(node, "cri_hangs", False)
     reports = run(node, REVERT_CRI, payload, wait_for_pods=30)
     assert (exit_code(reports), clock.now) == (1, 30)
-    assert "after 30 s still 1 pod runs" in reports[-1].summary
-    assert "waited for longer" in str(reports[-1].error)
+    assert "after 30 s of waiting, 1 pod runs" in reports[-1].summary
+    assert "to wait longer" in str(reports[-1].error)
     assert kata(node) == ["kata-clh", "kata-qemu"]
 
 

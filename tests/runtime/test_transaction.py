@@ -139,7 +139,7 @@ def _step(action: Action) -> str:
 FULL_INSTALL = [
     "record writing",
     "check ahead",
-    "make directory",
+    "create directory",
     "write 99-kata-deploy.toml",
     "write config.toml",
     "check",
@@ -460,5 +460,5 @@ def test_where_nobody_can_tell_what_runs_it_goes_on_and_says_so() -> None:
     found = replace(facts(INSTALLED, handlers=None), pods=None)
     plan = revert(found, receipt(SERVING), SERVING, BACK, CHECKS)
     assert plan.blocking_pods is None
-    assert plan.notes == ("the runtime could not be asked which pods run on kata-qemu",)
+    assert plan.notes == ("the runtime did not answer, so it is unknown which pods run on kata-qemu",)
     assert install(found, receipt(RESTARTING), CHANGES, HANDLERS, CHECKS).notes == ()
