@@ -433,7 +433,7 @@ def test_a_file_in_the_place_of_the_install_dir_is_left(cli_runner: CliRunner) -
     before = cli_runner.files()
     for command in ("install", "plan", "revert"):
         refused(
-            cli_runner, cli_runner.offline(command), 1, "/opt/kata", "Not a directory", "move away the file"
+            cli_runner, cli_runner.offline(command), 1, "/opt/kata", "Not a directory", "move the file away"
         )
     assert cli_runner.offline("status").code == 0
     assert cli_runner.files() == before

@@ -522,10 +522,12 @@ PROBLEMS = [
     pytest.param(
         {USER: "\n["},
         None,
-        "user.toml (from containerd.userDropIn): this is not valid TOML",
+        "user.toml (from containerd.userDropIn): the file is not valid TOML",
         id="user broken",
     ),
-    pytest.param({"/x/a.toml": "["}, None, "/x/a.toml: this is not valid TOML", id="imported file broken"),
+    pytest.param(
+        {"/x/a.toml": "["}, None, "/x/a.toml: the file is not valid TOML", id="imported file broken"
+    ),
     pytest.param(
         {USER: "imports = ['/gone.toml']"},
         None,
@@ -603,7 +605,10 @@ PROBLEMS = [
         id="newer table in the main file",
     ),
     pytest.param(
-        {USER: "version = 3\nVersion = 3"}, None, "the keys version and Version are one", id="two spellings"
+        {USER: "version = 3\nVersion = 3"},
+        None,
+        "the keys version and Version are the same key",
+        id="two spellings",
     ),
 ]
 
@@ -623,7 +628,7 @@ def test_what_keeps_containerd_from_serving_is_found_and_named(
 
 def test_a_broken_main_file_is_a_problem_with_its_line() -> None:
     problems = Host({MAIN: "version = 3\n[debug]\nlevel = = 1\n"}).problems()
-    assert problems == [f"{MAIN}: this is not valid TOML: Invalid value (at line 3, column 9)"]
+    assert problems == [f"{MAIN}: the file is not valid TOML: Invalid value (at line 3, column 9)"]
 
 
 def test_all_problems_are_told_at_once() -> None:
