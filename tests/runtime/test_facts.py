@@ -18,7 +18,7 @@ from kata_node.plan.receipt import CriFile, CriRecord, Receipt
 from kata_node.runtime import compatibility, config_selection
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.k0s import K0sConfig
-from kata_node.runtime.facts import look, look_for_revert
+from kata_node.runtime.facts import gather_facts, gather_facts_for_revert
 from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.distributions import DistributionRuntime, distribution_runtime
@@ -170,7 +170,7 @@ def test_a_unit_of_another_runtime_than_the_one_that_answers_is_not_taken_for_it
         runtime_name="cri-o",
         version="1.36.3",
     )
-    facts = look(there)
+    facts = gather_facts(there)
     assert (facts.unit, facts.distribution_runtime.runtime, facts.distribution_runtime.socket) == (
         "",
         "cri-o",
@@ -191,7 +191,7 @@ def test_the_way_back_judges_by_the_release_that_runs_now(
     there = looking(
         {CONTAINERD: "active"}, tmp_path, cri=recorded(CONTAINERD), runtime_name=name, version=version
     )
-    assert str(look_for_revert(there).runtime) == expected
+    assert str(gather_facts_for_revert(there).runtime) == expected
 
 
 # The configuration
@@ -278,7 +278,7 @@ def test_what_cannot_be_carried_out_is_told_by_its_setting(
     runtime: str, where: str, suffix: str, refused: str, tmp_path: Path
 ) -> None:
     found = runtime_version(runtime)
-    facts = look(
+    facts = gather_facts(
         looking(
             {}, tmp_path, runtime=runtime, runtime_name=found.name, version=str(found.version), handlers=()
         )
@@ -301,7 +301,7 @@ def test_where_a_container_for_another_distribution_sees_no_socket_the_distribut
     states: Mapping[str, str], told: tuple[str, str], tmp_path: Path
 ) -> None:
     with pytest.raises(KataNodeError) as raised:
-        look(looking(states, tmp_path, state="inactive"))
+        gather_facts(looking(states, tmp_path, state="inactive"))
     assert (raised.value.where, raised.value.hint[: len(told[1])]) == told
     assert isinstance(raised.value, IneligibleNodeError) == (K3S in states)
 
