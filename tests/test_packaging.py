@@ -66,15 +66,15 @@ def applies(requirement: Requirement, environment: dict[str, str]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
+    ("name", "requirement"),
     [
         pytest.param(name, line, id=f"{name}: {line}")
         for name, lines in REQUIREMENTS.items()
         for line in lines
     ],
 )
-def test_a_dependency_is_pinned_to_a_version_within_its_range(name: str, asked: str) -> None:
-    wanted = Requirement(asked)
+def test_a_dependency_is_pinned_to_a_version_within_its_range(name: str, requirement: str) -> None:
+    wanted = Requirement(requirement)
     pinned = pins(name).get(canonicalize_name(wanted.name))
     assert pinned is not None, f"{wanted.name} is not pinned: run scripts/lock"
     (version,) = [each.version for each in pinned.specifier if each.operator == "=="]

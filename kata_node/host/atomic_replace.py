@@ -14,8 +14,8 @@ from pathlib import Path
 def temp_sibling(path: Path) -> Path:
     """Return the temporary path for the new content of ``path``: beside it, or beside its drop-in directory.
 
-    Programs such as CRI-O and Kata read every file in a drop-in directory, whatever its name. The
-    temporary path depends only on ``path``, so a later run overwrites the leftover of an interrupted one.
+    CRI-O and Kata read every file in a drop-in directory, with any name. The temporary path depends only
+    on ``path``, so a later run overwrites the leftover of an interrupted one.
     """
     directory = path.parent
     if directory.name.endswith(".d"):

@@ -29,8 +29,8 @@ class Reason(StrEnum):
     """Why a CRI call failed.
 
     MISSING, REFUSED and BROKEN occur during a restart and then disappear; TIMEOUT and ERROR may
-    disappear too. NO_CRI and DENIED persist until somebody changes the node, because a runtime loads its
-    plugins before it listens.
+    disappear too. NO_CRI and DENIED persist until the node is changed, because a runtime loads its plugins
+    before it listens.
     """
 
     MISSING = "missing"

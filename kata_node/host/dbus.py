@@ -66,8 +66,8 @@ class Connection:
             connection._authenticate(deadline)
             if is_bus:
                 connection.call("/org/freedesktop/DBus", BUS, "Hello", deadline=deadline, destination=BUS)
-            # systemd accepts a client that it cannot identify, such as one in an unrelated pid namespace,
-            # and then drops it. Only a call shows whether the connection works.
+            # systemd accepts a client that it cannot identify, for example one in an unrelated pid
+            # namespace, and then drops it. Only a call shows whether the connection works.
             connection.call(MANAGER_PATH, PROPERTIES, "Get", "ss", (MANAGER, "Version"), deadline=deadline)
         except BaseException:
             stream.close()

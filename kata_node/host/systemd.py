@@ -192,7 +192,7 @@ class Systemd:
                 f"systemd cannot stop the unit ({result})",
                 result=result,
                 where=name,
-                hint=f"see `systemctl status {unit}` on the node",
+                hint=f"run `systemctl status {unit}` on the node to see why",
             )
 
     def daemon_reload(self, timeout: float) -> None:
@@ -271,7 +271,7 @@ class Systemd:
             raise SystemdError(
                 timeout_message,
                 where=name,
-                hint=f"see `systemctl status {shlex.quote(name)}` and `systemctl list-jobs` on the node",
+                hint=f"run `systemctl status {shlex.quote(name)}` and `systemctl list-jobs` on the node",
             ) from error
         except OSError as error:
             self.close()
@@ -308,11 +308,11 @@ def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | Non
 
 def _refused_error(name: str, error: DBusError) -> SystemdError:
     if error.name == calls.NO_SUCH_UNIT:
-        hint = "look for its name with `systemctl list-unit-files`"
+        hint = "run `systemctl list-unit-files` on the node to find its name"
     elif error.name == _NOT_APPLICABLE:
         hint = "restart the unit instead; its unit file has no ExecReload="
     elif error.name in _DENIED:
         hint = "run as root"
     else:
-        hint = f"see `systemctl status {shlex.quote(name)}` on the node"
+        hint = f"run `systemctl status {shlex.quote(name)}` on the node to see why"
     return SystemdError(f"systemd refused the request: {error.text or error.name}", where=name, hint=hint)

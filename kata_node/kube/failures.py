@@ -151,7 +151,7 @@ def one_line(error: BaseException) -> str:
     for each in _error_chain(error):
         if type(each).__name__ == "LocalProtocolError":  # its text quotes the header
             return f"{name}: the credentials have a character that is not allowed in a header"
-        if mark := getattr(each, "problem_mark", None):  # a YAML error, whose text quotes lines of the file
+        if mark := getattr(each, "problem_mark", None):  # a YAML error: its text quotes lines of the file
             problem, line, column = getattr(each, "problem", ""), mark.line + 1, mark.column + 1
             return f"{name}: {problem} in line {line}, column {column}"
     return " ".join(f"{name}: {error}".split())

@@ -71,13 +71,13 @@ def check_machine_id(facts: NodeFacts, expected: str | None) -> None:
 def check_host(facts: NodeFacts, host: str) -> None:
     """Raise :class:`IneligibleNodeError` when the Node reports a machine id other than ``host``.
 
-    ``host`` is the id of the machine that this process runs on. An unknown id matches any other.
+    ``host`` is the machine id of the node that this process runs on. An unknown id matches any other.
     """
     if host and facts.machine_id and _machine(facts.machine_id) != _machine(host):
         raise IneligibleNodeError(
-            f"the machine id of the Node is {facts.machine_id}, but that of this machine is {host}",
+            f"the Node object has the machine id {facts.machine_id}, but this node has {host}",
             where=f"node/{facts.name}",
-            hint="set NODE_NAME to the name that this machine has in the cluster",
+            hint="set NODE_NAME to the name that this node has in the cluster",
         )
 
 

@@ -503,9 +503,8 @@ def test_a_runtime_that_sends_frames_but_no_answer_times_out(serve: Callable[...
         settings.initiate_connection()
         connection.sendall(settings.data_to_send())
         while not over.wait(0.01):
-            connection.sendall(
-                b"\0\0\4\x08\0\0\0\0\0" + b"\0\0\0\1"
-            )  # a window update, which needs no answer
+            # A window update, which needs no answer.
+            connection.sendall(b"\0\0\4\x08\0\0\0\0\0" + b"\0\0\0\1")
 
     with pytest.raises(CriCallError) as caught:
         serve(trickle).version(0.2)

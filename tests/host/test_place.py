@@ -302,7 +302,7 @@ def old_release(node: Path, payload: Payload) -> dict[str, tuple[object, ...]]:
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int, code: int) -> None:
-    """Make the function ``name`` of :mod:`os` fail after so many ``calls``."""
+    """Make the function ``name`` of :mod:`os` fail after ``calls`` calls."""
     real, count = getattr(os, name), iter(range(10**6))
     lock = threading.Lock()
 
