@@ -1,4 +1,4 @@
-"""The command line: its commands, and what they are made of. The only importer of ``stages``."""
+"""The commands of ``kata-node``. This is the only module that imports ``stages``."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
     from kata_node.plan.report import StageReport
 
 EXIT_PLANNED = 10
-"""``plan``: something would change."""
+"""The exit code of ``plan`` when something would change."""
 
 log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name=PROGRAM_NAME,
-    help="Put Kata Containers on this node in short stages, and take it off again.",
-    epilog="""To try it in an empty directory, as any user:
+    help="Install Kata Containers on this node in short stages, or remove it.",
+    epilog="""To try it without root in an empty directory, where DIR has the Kata files:
 
     \b
     mkdir node
@@ -62,8 +62,8 @@ app = typer.Typer(
     kata-node revert --offline --host-root ./node
 
     \b
-    Exit codes: 0 done, or already done      3 this node cannot run it, never retry
-                1 failed, a retry may help   4 failed and put back as it was
+    Exit codes: 0 done, or nothing to do     3 this node cannot run it; never retry
+                1 failed; a retry may help   4 failed and rolled back
                 2 wrong usage or settings    5 another run holds the node's lock
                                              10 plan: something would change""",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -71,11 +71,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-payload_app = typer.Typer(help="Prepare the Kata files that are to be installed.", rich_markup_mode=None)
+payload_app = typer.Typer(help="Prepare the Kata files for the installation.", rich_markup_mode=None)
 
 
 class Direction(StrEnum):
-    """What to plan."""
+    """What ``plan`` plans."""
 
     INSTALL = "install"
     REVERT = "revert"
@@ -95,11 +95,11 @@ COMMON_PARAMETERS = [
     each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
     for each in inspect.signature(Common, eval_str=True).parameters.values()
 ]
-"""The common options as parameters of a function, which is what typer makes options from."""
+"""The common options as function parameters; typer makes command line options of them."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out a command line and return the exit code. All that goes wrong is told, nothing is raised."""
+    """Execute a command line and return the exit code. Report every error; raise none."""
     escape_unencodable()
     logs.configure_logging(LogLevel.INFO)
     try:
@@ -117,9 +117,10 @@ def run(arguments: Sequence[str]) -> int:
 def command(
     target: typer.Typer, name: str, *options: str, hidden: bool = False
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register ``function(common, **own)`` as a command; what it returns is the exit code.
+    """Return a decorator that registers ``function(common, **own)`` as the command ``name``.
 
-    It takes its own options and the common ones, or those of them that are named.
+    The function returns the exit code. The command takes the options of the function, and the common
+    options named in ``options``; all common options when none are named.
     """
     shared = [each for each in COMMON_PARAMETERS if not options or each.name in options]
 
@@ -176,10 +177,13 @@ def revert(common: Common) -> int:
 def plan(
     common: Common,
     direction: Annotated[
-        Direction, typer.Argument(metavar="[install|revert]", show_default=False, help="By default install.")
+        Direction,
+        typer.Argument(
+            metavar="[install|revert]", show_default=False, help="What to plan. Default: install."
+        ),
     ] = Direction.INSTALL,
 ) -> int:
-    """Show what install (or revert) would change, as diffs. Exit code: 0 nothing, 10 something."""
+    """Show as diffs what install or revert would change. Exit code: 0 for no changes, 10 for changes."""
     names = INSTALL if direction is Direction.INSTALL else REVERT
     return _run_stages(dataclasses.replace(common, dry_run=True), names, exit_code_if_planned=EXIT_PLANNED)
 
@@ -188,7 +192,7 @@ def plan(
 def status(
     common: Common,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Compare content by digest, not by size and time.")
+        bool, typer.Option("--deep", help="Compare files by digest instead of size and time.")
     ] = False,
 ) -> int:
     """Show what is installed, what changed since, and what is served."""
@@ -210,11 +214,11 @@ def stage(
     common: Common,
     name: Annotated[StageName, typer.Argument(metavar="STAGE", help=f"One of {', '.join(StageName)}.")],
 ) -> int:
-    """Run one stage, as a container of a Job does."""
+    """Run one stage. Each container of a node Job runs one stage."""
     return _run_stages(common, (name,))
 
 
-# What the pod of a DaemonSet has no use for: to wait for nothing, and to tell other processes of a Job.
+# The daemon applies changes, so it has no --dry-run. It runs every stage itself, so it shares no reports.
 _DAEMON_OPTIONS = tuple(each.name for each in COMMON_PARAMETERS if each.name not in ("dry_run", "reports"))
 
 
@@ -225,11 +229,11 @@ def daemon(
     daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
     listen: Listen = DEFAULT_LISTEN,
 ) -> int:
-    """Install, stay, and revert at the end if it is no longer wanted.
+    """Install, stay, and revert at the end if Kata is no longer wanted.
 
-    This is what the pod of a DaemonSet runs. On SIGTERM it asks the API server: only when the DaemonSet
-    is gone, or selects this node no more, is everything taken away again; a rolling restart, or an API
-    server that cannot be asked, leaves it. Exit codes as everywhere.
+    The pod of a DaemonSet runs this command. On SIGTERM it asks the API server for the DaemonSet. It
+    reverts only if the DaemonSet is deleted, is being deleted, or no longer selects this node. Otherwise
+    Kata stays: after a rolling restart, or when the API server does not answer.
     """
     from kata_node.cli import daemon as cli_daemon
 
@@ -246,7 +250,7 @@ def wanted(
     daemonset: DaemonSet = "",
     daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
 ) -> int:
-    """Ask whether the DaemonSet still selects this node. Exit code: 0 it does, 10 it does not."""
+    """Ask the API server if the DaemonSet still selects this node. Exit code: 0 for yes, 10 for no."""
     from kata_node.cli import daemon as cli_daemon
 
     return cli_daemon.wanted(common, daemonset, daemonset_timeout)
@@ -257,9 +261,10 @@ app.add_typer(payload_app, name="payload")
 
 @command(payload_app, "index", "output", "log_level")
 def payload_index(
-    common: Common, directory: Annotated[Path, typer.Argument(metavar="DIR", help="The payload.")]
+    common: Common,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of the payload.")],
 ) -> int:
-    """Write the payload's manifest, once, when its image is built."""
+    """Write the manifest of a payload. Run this when you build its image."""
     from kata_node.payload import index
 
     path = str(index.write_manifest(directory))
@@ -283,7 +288,7 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
     def report_stage(done: StageReport) -> None:
         report.write_termination_message(common.termination_log, done)
         if common.output is Output.TEXT:
-            # The log has told what a real run changes, at the time.
+            # A real run has already logged each change.
             shown = done if common.dry_run else dataclasses.replace(done, changes=())
             print_result(report.to_text(shown, diffs=common.dry_run))
         if not common.dry_run and not common.offline:

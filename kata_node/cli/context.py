@@ -1,4 +1,4 @@
-"""What the stages work with, made from the command line: settings, options, and the doors to the node."""
+"""Make the settings, the options and the clients of the stages from the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def settings_of(common: Common) -> Settings:
-    """Return the settings from the values file and the options."""
+    """Return the settings: those of the values file, overridden by options."""
     from kata_node.host import kernel
     from kata_node.settings import load as settings
 
@@ -51,7 +51,10 @@ def options_of(common: Common) -> Options:
 
 @contextlib.contextmanager
 def open_tools(common: Common) -> Iterator[Clients]:
-    """The doors to the node and the API server, opened when first used and closed at the end."""
+    """Yield the clients of the node and of the API server.
+
+    Each client connects when it is first used. All are closed at the end.
+    """
     from functools import cache
 
     from kata_node.host.files import Root

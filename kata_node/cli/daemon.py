@@ -1,4 +1,4 @@
-"""The commands of a DaemonSet's pod: the one that stays, and the question it asks when it is to go."""
+"""The commands of a DaemonSet's pod: ``daemon``, and ``wanted``, which the daemon runs before it ends."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from kata_node.daemon.daemonset import WantedResult
 
 RECHECK_DELAY = 10.0
-"""Seconds after which a Node that is not selected is looked at again: what labels it may be restarting,
-and a kubelet that registers anew writes old labels back."""
+"""Seconds until a Node that is not selected is read again. Its labels can be missing for a moment: the
+program that sets them may be restarting, and a kubelet that registers again restores old labels."""
 
 _IDENTIFYING_KEYS = {
     "installation_prefix": ("env", "installationPrefix"),
@@ -28,7 +28,7 @@ _IDENTIFYING_KEYS = {
     "k8s_distribution": ("k8sDistribution",),
     "cri_socket": ("containerd", "runtimeSocket"),
 }
-"""What of the values tells an installation from others, or how to reach its runtime, by its option."""
+"""The values that identify an installation or its runtime: the option, and the path of the key."""
 
 log = logging.getLogger(__name__)
 
@@ -36,26 +36,26 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9]
 
 
 def check(common: Common, name: str) -> None:
-    """Raises :class:`UsageError` when it could not ask, in the end, what it has to ask."""
+    """Raise :class:`UsageError` unless the options name the DaemonSet ``name`` and the Node to ask for."""
     if name and not _NAME.fullmatch(name):
         raise UsageError(
             f"expected NAMESPACE/NAME, got {name}",
             where="--daemonset",
-            hint="name the DaemonSet that the pod is of, as in --daemonset kube-system/kata-deploy",
+            hint="set it to the DaemonSet of the pod, for example --daemonset kube-system/kata-deploy",
         )
     if common.offline:
         return
     for option, value in (("daemonset", name), ("node-name", common.node_name)):
         if not value:
             raise UsageError(
-                "without it, whether Kata is still wanted on this node cannot be asked",
+                "it is not set, so kata-node cannot ask whether Kata is still wanted on this node",
                 where=f"--{option}",
-                hint=f"set {env_variable(option)} in the pod, or use --offline",
+                hint=f"set {env_variable(option)} in the pod, or add --offline",
             )
 
 
 def exec_daemon(common: Common, listen: str, daemon_options: Mapping[str, Any]) -> NoReturn:
-    """Go on as the daemon, in this process; ``own`` are the options that only its commands have."""
+    """Replace this process with the daemon. ``daemon_options`` are those that only its commands have."""
     listener = health.listen(listen)
     daemon.block_signals()
     termination_log_path = str(common.termination_log)
@@ -67,9 +67,9 @@ def exec_daemon(common: Common, listen: str, daemon_options: Mapping[str, Any]) 
 
 
 def environment(common: Common, daemon_options: Mapping[str, Any]) -> dict[str, str]:
-    """This process's environment, with the variables of all options set as they are here.
+    """Return this process's environment with every option in its variable, for the daemon's children.
 
-    One that the daemon does not take is at its default here, and so its variable is not set.
+    A variable is left out when its option is empty or off.
     """
     values = {**{each.name: getattr(common, each.name) for each in fields(common)}, **daemon_options}
     variables = {env_variable(name) for name in values}
@@ -83,10 +83,10 @@ def environment(common: Common, daemon_options: Mapping[str, Any]) -> dict[str, 
 
 
 def fallback_env(common: Common) -> dict[str, str]:
-    """The variables of a revert that does without the values file; none where that does not say which.
+    """Return the variables for a revert without the values file; none when it cannot be identified.
 
-    Revert goes by the record of an installation. So it needs no more of the values than where that is, and
-    that much can be read of a file of which the rest is wrong.
+    A revert works from the receipt. Of the values it needs only those that say where the receipt and the
+    runtime are, and it can read these from a file that is invalid elsewhere.
     """
     from kata_node.settings.values import read_yaml
 
@@ -108,12 +108,12 @@ def fallback_env(common: Common) -> dict[str, str]:
 
 
 def wanted(common: Common, name: str, timeout: float) -> int:
-    """Ask whether the DaemonSet still selects this node, say so, and return the exit code."""
+    """Print whether the DaemonSet still selects this node, and return the exit code."""
     from kata_node.daemon import daemonset
 
     check(common, name)
     if common.offline:
-        answer = daemonset.WantedResult(True, "no cluster is asked, so it stays")
+        answer = daemonset.WantedResult(True, "--offline asks no cluster, so Kata stays")
     else:
         answer = _ask_api_server(name, common.node_name, timeout)
     if common.output is Output.JSON:
@@ -133,14 +133,16 @@ def _ask_api_server(name: str, node: str, timeout: float) -> WantedResult:
     namespace, _, name = name.partition("/")
     with KubeClient.connect() as kube:
 
-        def look() -> WantedResult:
+        def ask() -> WantedResult:
             deadline = kube.deadline_after(timeout)
             found = kube_daemonset.find_daemonset(kube, namespace, name, deadline)
             return daemonset.still_wanted(found, node, lambda: kube.node(node, deadline).labels)
 
-        answer = look()
+        answer = ask()
         if answer.wanted or answer.permanent:
             return answer
-        log.info("%s; looking again in %.0f s, for labels come and go", answer.reason, RECHECK_DELAY)
+        log.info(
+            "%s; reading the Node again in %.0f s, because labels can change", answer.reason, RECHECK_DELAY
+        )
         kube.clock.sleep(RECHECK_DELAY)
-        return look()
+        return ask()

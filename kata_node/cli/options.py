@@ -1,7 +1,7 @@
-"""The options every command takes, and their variables.
+"""The options of the commands, and their environment variables.
 
-On the command line, in the environment as ``KATA_NODE_`` and the option's name, or by default, in this
-order. An empty variable counts as none, so that a pod's template may leave it empty.
+The command line wins over the variable ``KATA_NODE_<OPTION>``, which wins over the default. An empty
+variable counts as not set, so that the template of a pod can leave it empty.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ PREFIX = "KATA_NODE_"
 DEFAULT_PAYLOAD = Path("/opt/kata-payload")
 DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
 
-EPILOG = f"""Every option has a variable, {PREFIX} and its name: {PREFIX}HOST_ROOT for --host-root. What is
-given on the command line wins."""
+EPILOG = f"""Every option has an environment variable: {PREFIX}HOST_ROOT for --host-root. The command line
+wins over the variable."""
 
 
 class Output(StrEnum):
-    """The form of the result on stdout."""
+    """The format of the result on stdout."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class LogLevel(StrEnum):
-    """Least severity of what is logged on stderr."""
+    """The lowest severity that is logged on stderr."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -40,7 +40,7 @@ class LogLevel(StrEnum):
 
 
 class StageName(StrEnum):
-    """What ``stage`` can run."""
+    """The stages that ``stage`` can run."""
 
     HOST_CHECK = "host-check"
     CLAIM = "claim"
@@ -54,7 +54,7 @@ class StageName(StrEnum):
 
 
 def env_variable(option: str) -> str:
-    """The variable of an option, which is given without its dashes in front."""
+    """Return the environment variable of an option, which is named without its leading dashes."""
     return PREFIX + option.upper().replace("-", "_")
 
 
@@ -100,83 +100,108 @@ def _seconds_option(name: str, text: str, *, least: float) -> Any:
 
 @dataclass(frozen=True)
 class Common:
-    """What they were set to. The names are those of the options."""
+    """The values of the common options. Each field is named like its option."""
 
     config: Annotated[
         Path | None,
-        _path_option("config", "FILE", "The Helm chart's values file (YAML)."),
+        _path_option("config", "FILE", "The values file of the Helm chart (YAML)."),
     ] = None
-    host_root: Annotated[Path, _path_option("host-root", "DIR", "Where the host's files are seen.")] = Path(
-        "/"
-    )
-    payload: Annotated[Path, _path_option("payload", "DIR", "Where the Kata files are.")] = DEFAULT_PAYLOAD
+    host_root: Annotated[
+        Path, _path_option("host-root", "DIR", "The directory with the root file system of the node.")
+    ] = Path("/")
+    payload: Annotated[
+        Path, _path_option("payload", "DIR", "The directory with the Kata files to install.")
+    ] = DEFAULT_PAYLOAD
     offline: Annotated[
-        bool, _option("offline", None, "Write files only: no systemd, no CRI, no cluster.")
+        bool, _option("offline", None, "Only write files. Use no systemd, no CRI socket and no cluster.")
     ] = False
-    dry_run: Annotated[bool, _option("dry-run", None, "Show what would change, and change nothing.")] = False
-    output: Annotated[Output, _option("output", None, "Form of the result on stdout.")] = Output.TEXT
+    dry_run: Annotated[bool, _option("dry-run", None, "Show what would change, but change nothing.")] = False
+    output: Annotated[Output, _option("output", None, "The format of the result on stdout.")] = Output.TEXT
     log_level: Annotated[
         LogLevel,
-        _option("log-level", "LEVEL", "Log from this severity up: debug, info, warning or error."),
+        _option("log-level", "LEVEL", "The lowest severity to log on stderr: debug, info, warning or error."),
     ] = LogLevel.INFO
     runtime: Annotated[
         str,
-        _option("runtime", "NAME://VERSION", "Runtime of the node, instead of asking it."),
+        _option(
+            "runtime",
+            "NAME://VERSION",
+            "The runtime and its version. Without it, kata-node asks the CRI socket.",
+        ),
     ] = ""
-    shims: Annotated[str, _option("shims", "NAMES", "Overrides which shims the values enable (a,b,c).")] = ""
+    shims: Annotated[
+        str, _option("shims", "NAMES", "Enable these shims (a,b,c) instead of those of the values.")
+    ] = ""
     installation_prefix: Annotated[
-        str, _option("installation-prefix", "DIR", "Overrides env.installationPrefix of the values.")
+        str, _option("installation-prefix", "DIR", "Override env.installationPrefix of the values.")
     ] = ""
     multi_install_suffix: Annotated[
-        str, _option("multi-install-suffix", "NAME", "Overrides env.multiInstallSuffix of the values.")
+        str, _option("multi-install-suffix", "NAME", "Override env.multiInstallSuffix of the values.")
     ] = ""
     k8s_distribution: Annotated[
-        str, _option("k8s-distribution", "NAME", "Overrides k8sDistribution of the values.")
+        str, _option("k8s-distribution", "NAME", "Override k8sDistribution of the values.")
     ] = ""
     node_name: Annotated[
         str,
         _option(
             "node-name",
             "NAME",
-            "The Node to label; also taken from NODE_NAME.",
+            "The Node to label. Also read from NODE_NAME.",
             extra_variables=("NODE_NAME",),
         ),
     ] = ""
     expected_machine_id: Annotated[
-        str, _option("expected-machine-id", "ID", "Refuse to work on any other machine.")
+        str, _option("expected-machine-id", "ID", "Refuse to work on a node with another machine id.")
     ] = ""
     cri_socket: Annotated[
-        str, _option("cri-socket", "PATH", "The CRI socket, when it is not where its runtime has it.")
+        str,
+        _option(
+            "cri-socket",
+            "PATH",
+            "The CRI socket. Set it if the socket is not at the default path of the runtime.",
+        ),
     ] = ""
     lock_timeout: Annotated[
-        float, _seconds_option("lock-timeout", "How long to wait for another run.", least=0)
+        float,
+        _seconds_option("lock-timeout", "How long to wait while another run holds the node's lock.", least=0),
     ] = 300
     restart_timeout: Annotated[
         float,
-        _seconds_option("restart-timeout", "How long the runtime may take to serve again.", least=1),
+        _seconds_option(
+            "restart-timeout", "How long the runtime may take to serve the handlers after a restart.", least=1
+        ),
     ] = 120
     wait_for_pods: Annotated[
         float,
-        _seconds_option("wait-for-pods", "How long to wait for pods on handlers that are to go.", least=0),
+        _seconds_option(
+            "wait-for-pods", "How long to wait for pods on handlers that the run removes.", least=0
+        ),
     ] = 0
     ignore_pods: Annotated[
-        bool, _option("ignore-pods", None, "Take handlers away though pods run on them.")
+        bool, _option("ignore-pods", None, "Remove handlers even if pods run on them.")
     ] = False
     label_timeout: Annotated[
         float,
         _seconds_option(
-            "label-timeout", "How long the Node may take to be ready, and its labels to hold.", least=1
+            "label-timeout", "How long to wait until the Node is Ready and its labels are stable.", least=1
         ),
     ] = 300
     label_stable_for: Annotated[
-        float, _seconds_option("label-stable-for", "How long the labels must hold without a break.", least=0)
+        float, _seconds_option("label-stable-for", "How long the labels must stay unchanged.", least=0)
     ] = 10
     reports: Annotated[
         Path | None,
-        _path_option("reports", "DIR", "Shared by the containers of a Job, for an Event that tells of all."),
+        _path_option(
+            "reports",
+            "DIR",
+            "A directory that the containers of a node Job share, for Events about all its stages.",
+        ),
     ] = None
     termination_log: Annotated[
-        Path, _path_option("termination-log", "FILE", "Written for the pod's status, if it is there.")
+        Path,
+        _path_option(
+            "termination-log", "FILE", "The termination message of the pod. Written only if the file exists."
+        ),
     ] = DEFAULT_TERMINATION_LOG
 
 
@@ -184,22 +209,23 @@ DEFAULT_LISTEN = ":8090"
 DEFAULT_DAEMONSET_TIMEOUT = 30.0
 
 Listen = Annotated[
-    str, _option("listen", "[HOST]:PORT", "Where /healthz and /readyz are answered, without a host on all.")
+    str,
+    _option("listen", "[HOST]:PORT", "The address for /healthz and /readyz. Without HOST: all addresses."),
 ]
 DaemonSet = Annotated[
-    str, _option("daemonset", "NAMESPACE/NAME", "The DaemonSet that the pod is of.", show_default=False)
+    str, _option("daemonset", "NAMESPACE/NAME", "The DaemonSet of this pod.", show_default=False)
 ]
 DaemonSetTimeout = Annotated[
-    float, _seconds_option("daemonset-timeout", "How long to ask the API server about it.", least=1)
+    float, _seconds_option("daemonset-timeout", "How long to ask the API server for the DaemonSet.", least=1)
 ]
-"""Of the commands that a DaemonSet's pod runs, and of no others."""
+"""These options belong only to the commands that the pod of a DaemonSet runs."""
 
 ONLINE_ONLY_OPTIONS = ("node_name", "cri_socket")
-"""What cannot be asked for together with ``--offline``."""
+"""Options that cannot be combined with ``--offline``."""
 
 
 def raw_option_value(arguments: Sequence[str], option: str) -> str:
-    """The value of an option as far as it can be told when the command line as a whole is wrong."""
+    """Return the value of an option from a command line that may be invalid; empty when it has none."""
     value = os.environ.get(env_variable(option), "")
     for at, argument in enumerate(arguments):
         name, equals, text = argument.partition("=")
@@ -209,15 +235,15 @@ def raw_option_value(arguments: Sequence[str], option: str) -> str:
 
 
 def misspelled_variables() -> dict[str, str]:
-    """Variables that are set and mean nothing, each with the one that was probably meant."""
+    """Return the set variables that belong to no option, each with the similar variable of an option."""
     known = {env_variable(field.name) for field in fields(Common)}
-    # Kubernetes gives pods variables of its own for a Service called kata-node: KATA_NODE_PORT is one.
+    # Kubernetes sets KATA_NODE_PORT and others in pods when there is a Service named kata-node.
     set_variables = (name for name in os.environ if name.startswith(PREFIX) and not name.endswith("_PORT"))
-    strange = [name for name in set_variables if name not in known]
-    if not strange:
+    unknown = [name for name in set_variables if name not in known]
+    if not unknown:
         return {}
     import difflib
 
-    # Only near misses, for the same reason.
-    close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.9) for name in strange}
+    # Ignore names that resemble no option: they may be variables of such a Service too.
+    close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.9) for name in unknown}
     return {name: found[0] for name, found in close.items() if found}

@@ -1,14 +1,14 @@
-"""What is printed where, for results and for errors.
+"""Print results and errors.
 
-stdout carries the result and nothing else: text, or with ``--output json`` one document, which there
-is also when nothing could be done::
+stdout carries only the result: text, or with ``--output json`` one document. The document is printed
+even when the command fails before the first stage::
 
     {"outcome": "ok" or "failed",
-     "error": {"what", "where", "hint", "exit_code"},                      when it failed
-     "stages": [...] or "installations": [...] or "manifest": "PATH"}      by the command
+     "error": {"what", "where", "hint", "exit_code"},                      if it failed
+     "stages": [...] or "installations": [...] or "manifest": "PATH"}      depending on the command
 
-stderr carries the log, and every error that no text on stdout has told. The pod's termination message
-has the error as well, for an operator reads it first.
+stderr carries the log, and every error that is not in the text on stdout. The pod's termination message
+carries the error too, because operators read it first.
 """
 
 from __future__ import annotations
@@ -31,57 +31,64 @@ from kata_node.plan import report
 PROGRAM_NAME = "kata-node"
 
 TyperUsageError: Any = typer.BadParameter.__mro__[1]
-"""What typer raises for wrong usage: it exports only this one of the classes below it."""
+"""The base class of what typer raises for wrong usage. typer exports only its subclass ``BadParameter``."""
 
 
 def escape_unencodable() -> None:
-    """Have characters that the locale lacks shown as escapes, instead of failing over them."""
+    """Make stdout and stderr print escapes for characters that their encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # there is none where it was closed
+        if isinstance(stream, io.TextIOWrapper):  # None if the stream was closed
             stream.reconfigure(errors="backslashreplace")
 
 
 def print_result(text: str) -> None:
-    """Print a result. A reader that went away, as ``head`` does, does not stop the work."""
+    """Print a result. A closed pipe, for example to ``head``, is not an error.
+
+    Raises :class:`HostError` when the result cannot be written.
+    """
     _print(sys.stdout, text)
 
 
 def print_json_result(result: Mapping[str, Any]) -> None:
-    """Print a result as the one document."""
+    """Print a result as one JSON document."""
     print_result(json.dumps(result, indent=2))
 
 
 def print_error(text: str) -> None:
-    """Print to stderr what no log level hides."""
+    """Print to stderr, at every log level. A failure to print is ignored."""
     with contextlib.suppress(HostError):
         _print(sys.stderr, text)
 
 
 def _print(stream: TextIO | None, text: str) -> None:
-    if stream is None:  # closed before the start
+    if stream is None:  # the stream was closed before the program started
         return
     try:
         stream.write(f"{text}\n")
         stream.flush()
     except BrokenPipeError:
-        # Whatever is written from now on, also by Python's own last flush, has a place to go.
+        # Later output, and the flush of Python at exit, must not fail again.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
     except OSError as error:
         raise HostError(
-            f"the result cannot be written: {error.strerror}", where="stdout", hint="run it again"
+            f"cannot write the result: {error.strerror}",
+            where="stdout",
+            hint="redirect stdout to a file that can be written, then run the same command again",
         ) from error
 
 
 def report_error(arguments: Sequence[str], error: KataNodeError) -> int:
-    """Tell of an error that no stage's report tells of, wherever somebody may look for it."""
+    """Report an error that no stage has reported, and return its exit code.
+
+    It goes to stderr, to the termination message, and with ``--output json`` also to stdout.
+    """
     problem = report.Problem.from_error(error)
     if raw_option_value(arguments, "output") == Output.JSON:
         with contextlib.suppress(HostError):
             print_json_result(report.failure_document(problem))
     print_error(f"error: {error}")
-    # The command's name, or the stage's.
     command_name = "".join(arguments[:1])
     if command_name == "stage":
         command_name = next((argument for argument in arguments if argument in list(StageName)), command_name)
@@ -93,13 +100,13 @@ def report_error(arguments: Sequence[str], error: KataNodeError) -> int:
 
 
 def usage_error(arguments: Sequence[str], error: Any) -> UsageError:
-    """One of typer's as one of ours: it names the option, or the variable, a bad value came from."""
+    """Return typer's ``error`` as a :class:`UsageError` that names the wrong option or variable."""
     parameter, context = getattr(error, "param", None), error.ctx
-    hint = f"see {context.command_path if context else ' '.join([PROGRAM_NAME, *arguments[:1]])} --help"
+    hint = f"run {context.command_path if context else ' '.join([PROGRAM_NAME, *arguments[:1]])} --help"
     if parameter is None:
         message = error.format_message().rstrip(".")
         if context and context.parent is None and hasattr(error, "option_name"):
-            hint = f"options follow the command, as in {PROGRAM_NAME} install {error.option_name} ..."
+            hint = f"put options after the command: {PROGRAM_NAME} install {error.option_name} ..."
         return UsageError(message[:1].lower() + message[1:], hint=hint)
     where = next(iter(parameter.opts)) if parameter.param_type_name == "option" else parameter.metavar
     source = context.get_parameter_source(parameter.name)

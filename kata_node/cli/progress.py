@@ -1,4 +1,4 @@
-"""How far a long copy is: a bar on a terminal; elsewhere a line now and then."""
+"""Show the progress of a long copy: a bar on a terminal, otherwise a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from contextlib import contextmanager
 
 import typer
 
-LOG_INTERVAL = 5.0  # seconds between two lines
+LOG_INTERVAL = 5.0  # seconds between two log lines
 MAX_BAR_UPDATES = 200
-"""How often at most the bar is drawn: a payload comes in thousands of pieces."""
+"""The bar is drawn at most this often, because a payload is copied in thousands of pieces."""
 MIN_BAR_COLUMNS = 40
-"""Columns beside the title below which there is room for the bar and the percentage alone."""
+"""Columns that the bar needs beside its title. With fewer, the title and the remaining time are left out."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """Show how many of ``total`` bytes are done; what is yielded counts more, from any thread."""
+    """Show how many of ``total`` bytes are copied. Yield a function that adds bytes, from any thread."""
     if not total or not log.isEnabledFor(logging.INFO):
         yield lambda _: None
     elif sys.stderr is not None and sys.stderr.isatty():
@@ -35,7 +35,7 @@ def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def _progress_bar(total: int, title: str) -> Iterator[Callable[[int], None]]:
     lock = threading.Lock()
-    # A line that the terminal wraps cannot be drawn over. Width 0 fills what is left of it.
+    # The terminal cannot redraw a line that it has wrapped. Width 0 fills the rest of the line.
     fits_title = typer.get_terminal_size().columns >= len(title) + MIN_BAR_COLUMNS
     with typer.progressbar(
         length=total,

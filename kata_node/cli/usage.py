@@ -1,4 +1,4 @@
-"""What is checked of a command line before anything is done."""
+"""Check a command line before anything is done. Each check raises :class:`UsageError`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ log = logging.getLogger(__name__)
 
 
 def check_usage(context: typer.Context, common: Common) -> None:
-    """Refuse options that contradict each other, and warn of variables with unknown names."""
+    """Refuse options that contradict each other. Warn of environment variables with unknown names."""
     for unknown_variable, suggestion in misspelled_variables().items():
-        log.warning("the variable %s means nothing; did you mean %s?", unknown_variable, suggestion)
+        log.warning("the variable %s is not an option; did you mean %s?", unknown_variable, suggestion)
     for name in ONLINE_ONLY_OPTIONS if common.offline else ():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise UsageError(
-                "it cannot be used together with --offline, which asks neither the CRI socket nor a cluster",
+                "it cannot be combined with --offline, which uses neither the CRI socket nor a cluster",
                 where=f"--{name.replace('_', '-')}",
-                hint="leave out one of the two",
+                hint=f"remove either --{name.replace('_', '-')} or --offline",
             )
     if common.runtime:
         from kata_node.versions import runtime_version
@@ -36,9 +36,9 @@ def check_host_root(common: Common) -> None:
     """Refuse a ``--host-root`` that is not a directory."""
     if not common.host_root.is_dir():
         raise UsageError(
-            f"the host root is {'no directory' if common.host_root.exists() else 'not there'}",
+            f"the host root {'is not a directory' if common.host_root.exists() else 'does not exist'}",
             where=str(common.host_root),
-            hint="name with --host-root the directory that the host's file system is seen in",
+            hint="set --host-root to the directory with the root file system of the node",
         )
 
 
@@ -48,16 +48,16 @@ def check_reports(common: Common) -> None:
         raise UsageError(
             "there is no such directory",
             where=f"--reports {common.reports}",
-            hint="mount the same volume there in every container of the Job, or leave the option out",
+            hint="mount the same volume there in every container of the node Job, or remove the option",
         )
 
 
 def check_rights(common: Common, names: Sequence[str]) -> None:
-    """Refuse to change a live node without root."""
+    """Refuse to run stages that change a live node unless the user is root."""
     from kata_node.pipeline import READ_ONLY_STAGES
 
     if os.geteuid() and not common.offline and not common.dry_run and not READ_ONLY_STAGES.issuperset(names):
         raise UsageError(
-            "changing a live node needs root",
-            hint="run it as root, or with --offline --host-root DIR on a directory of your own",
+            "a run that changes a live node needs root",
+            hint="run it as root, or use --offline --host-root DIR with a directory of your own",
         )

@@ -297,7 +297,7 @@ def test_a_setting_this_release_does_not_carry_out_is_refused_by_name(
 def test_a_host_root_that_is_not_there_is_named(cli_runner: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for command in ("install", "plan", "revert", "status"):
-        for name, says in (("none", "not there"), ("file", "no directory")):
+        for name, says in (("none", "does not exist"), ("file", "not a directory")):
             result = cli_runner.run(command, "--offline", "--host-root", tmp_path / name)
             refused(cli_runner, result, 2, str(tmp_path / name), says, "--host-root")
 
@@ -652,7 +652,7 @@ def test_a_result_that_cannot_be_written_is_an_error(
         monkeypatch.setattr("sys.stdout", stdout)
         result = cli_runner.offline("status")
     assert result.code == 1
-    assert result.err.startswith("error: stdout: the result cannot be written: No space left on device\n")
+    assert result.err.startswith("error: stdout: cannot write the result: No space left on device\n")
 
 
 def test_without_any_output_the_work_is_done(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -684,7 +684,7 @@ def test_a_terminal_gets_the_log_without_times(
     monkeypatch.setenv("KATA_NODE_HOSTROOT", "/mnt")
     cli_runner.offline("install")
     assert "\nwrite /opt/kata/containerd/config.d/99-kata-deploy.toml\n" in stderr.getvalue()
-    assert stderr.getvalue().startswith("warning: the variable KATA_NODE_HOSTROOT means nothing")
+    assert stderr.getvalue().startswith("warning: the variable KATA_NODE_HOSTROOT is not an option")
     monkeypatch.undo()
     for line in cli_runner.offline("revert").err.splitlines():
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO    [a-z]", line)

@@ -181,7 +181,7 @@ def test_an_installation_that_the_values_do_not_name_is_not_guessed(
         pytest.param([*POD, "--listen=8090"], ["--listen 8090", "expected [HOST]:PORT"], id="no port"),
         pytest.param([*POD, "--dry-run"], ["--dry-run"], id="dry run"),
         pytest.param([*POD, "--daemonset-timeout=0"], ["--daemonset-timeout", "1 or more"], id="no time"),
-        pytest.param([*POD, "--host-root=/nowhere"], ["the host root is not there"], id="host root"),
+        pytest.param([*POD, "--host-root=/nowhere"], ["the host root does not exist"], id="host root"),
     ],
 )
 def test_what_cannot_work_is_told_before_anything_is_begun(
@@ -315,7 +315,7 @@ def test_a_label_that_comes_back_at_once_was_nobodys_wish(
     monkeypatch.setattr(KubeClient, "connect", reconnected)
     result = cli_runner.run("wanted", *POD)
     assert result.code == 0
-    assert "this one has no label zone; looking again in 10 s" in result.err
+    assert "this one has no label zone; reading the Node again in 10 s" in result.err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def cli_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[C
         ),
         pytest.param(
             ["--offline", "install"],
-            ["--offline", "options follow the command"],
+            ["--offline", "put options after the command"],
             id="option before the command",
         ),
         pytest.param(["stage"], ["STAGE", "missing", "kata-node stage --help"], id="no stage"),
@@ -112,7 +112,9 @@ def test_a_misspelt_variable_is_told_and_those_of_a_service_are_not(
     for name in ("KATA_NODE_HOSTROOT", "KATA_NODE_PORT", "KATA_NODE_SERVICE_HOST", "KATA_NODE_REQUIRE_NODES"):
         monkeypatch.setenv(name, "/mnt")
     (line,) = cli_runner.offline("status").err.splitlines()
-    assert line.endswith("the variable KATA_NODE_HOSTROOT means nothing; did you mean KATA_NODE_HOST_ROOT?")
+    assert line.endswith(
+        "the variable KATA_NODE_HOSTROOT is not an option; did you mean KATA_NODE_HOST_ROOT?"
+    )
 
 
 # --- where a result is looked for -------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_with_the_default_values_a_payload_without_nydus_is_refused_before_anyth
     assert done.returncode == 3, done.stdout + done.stderr
     error = json.loads(done.stdout)["error"]
     assert error["what"].startswith("nydus: the payload has no ")
-    assert "take nydus out of snapshotter.setup and out of the shims" in error["hint"]
+    assert "remove nydus from snapshotter.setup and from the shims" in error["hint"]
     assert "kata-qemu-coco-dev" in error["hint"]
     assert changes(before, host.snapshot(), times=True) == []
 
