@@ -331,7 +331,7 @@ def _runtime_for_revert(
     try:
         found = identify_runtime(context, distribution_runtime)
     except KataNodeError:
-        return recorded_runtime or (ASSUMED_RUNTIME, "nobody")
+        return recorded_runtime or (ASSUMED_RUNTIME, "an assumption")
     return recorded_runtime if recorded_runtime and found[0].name != recorded_runtime[0].name else found
 
 

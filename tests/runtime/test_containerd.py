@@ -74,7 +74,7 @@ class Node:
         self.apply([FileChange(path, None) for path in own_paths(config(settings))])
 
     def handlers(self) -> set[str]:
-        """The handlers of schema 3 that the files which containerd reads define."""
+        """The handlers of schema 3 in the files that containerd reads."""
         found: set[str] = set()
         for content in self.read_files().values():
             plugins = tomllib.loads(content.decode()).get("plugins", {})
