@@ -1,6 +1,6 @@
-"""Run stages: lock, facts, plan, apply, plan again, report.
+"""Run stages. For each stage: take the lock, gather facts, plan, apply, plan again, report.
 
-The only place that turns errors into exit codes.
+This is the only module that turns errors into exit codes.
 """
 
 from __future__ import annotations
@@ -31,41 +31,43 @@ log = logging.getLogger(__name__)
 
 
 class Stage(Protocol):
-    """What a module of ``stages`` is. ``plan`` is pure: the same facts give the same plan."""
+    """The interface of the modules in ``stages``."""
 
     NAME: str
 
-    def look(self, look: StageContext) -> Any:
-        """Gather the facts this stage decides by."""
+    def look(self, context: StageContext) -> Any:
+        """Return the facts that the stage's plan depends on."""
 
     def plan(self, settings: Settings, facts: Any, receipt: Receipt) -> Plan:
-        """Decide."""
+        """Return the plan. Pure: the same arguments give the same plan."""
 
 
 READ_ONLY_STAGES = frozenset({"host-check", "claim", "label", "unlabel", "unclaim"})
-"""Stages that write nothing on the host. The containers that label do not even see the lock."""
+"""Stages that write nothing on the node. They take no lock: the containers that label cannot see it."""
 
 
-POLL = 1.0  # seconds between two looks at what still runs
-REMINDER_INTERVAL = 30.0  # seconds after which a wait says again what it waits for
+POLL = 1.0  # seconds between two checks for blocking pods
+REMINDER_INTERVAL = 30.0  # seconds until the same blocking pods are logged again
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call of the program. ``report`` is told of each stage as it ends."""
+    """The parameters of one run."""
 
     settings: Settings
     options: Options
     clients: Clients
     lock_timeout: float
+    """Seconds to wait for the node's lock."""
     dry_run: bool = False
     report: Callable[[StageReport], None] = lambda _: None
+    """Called with the report of each stage when the stage ends."""
 
 
 def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
-    """Run ``stages`` in order; the first that fails is the last.
+    """Run ``stages`` in order, and stop at the first one that fails. Return the reports of those that ran.
 
-    A dry run plans each stage on the receipt that the one before it would have left.
+    A dry run plans each stage with the receipt that the stage before it would have written.
     """
     done: list[StageReport] = []
     predicted_receipt: Receipt | None = None
@@ -85,7 +87,7 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
                 )
             report = replace(report, seconds=time.monotonic() - started)
             if report.error:
-                stage_lock.release()  # telling of it may take seconds, and nothing more is done to the node
+                stage_lock.release()  # the report may take seconds, and this run changes nothing more
             run.report(report)
             done.append(report)
             if report.error:
@@ -94,15 +96,20 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
 
 
 def _check_machine_id(stage: Stage, run: Run) -> None:
-    """A Node's name can outlive its machine. host-check says so too, but is no part of the way back."""
+    """Raise :class:`IneligibleNodeError` if the machine id is not the expected one.
+
+    Another machine can join the cluster with the name of a Node. host-check reports this too, but a revert
+    does not run host-check.
+    """
     expected = run.options.expected_machine_id
     if not expected or stage.NAME in READ_ONLY_STAGES:
         return
     if not is_same_machine_id(found := machine_id(run.clients.root), expected):
         raise IneligibleNodeError(
-            f"this is machine {found or 'without an id'}, the work was meant for {expected}",
+            f"the machine id of this node is {found or 'not set'}, expected {expected}",
             where="/etc/machine-id",
-            hint="the Node's name now belongs to another machine: start over so that the Node is read again",
+            hint="start the install or revert again, so that the Node is read again: another machine now has "
+            "its name",
         )
 
 
@@ -118,11 +125,11 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
     next_plan = plan
     if plan.actions:
         next_plan = _plan(stage, run, _load_receipt(run), since)
-        # A Node that is not Ready for a moment, after a restart of its runtime, is nobody's difference.
+        # After a restart of the runtime the Node can be not Ready for a moment. This is not a difference.
         if any(not isinstance(action, WaitForNode) or action.missing for action in next_plan.actions):
             raise KataNodeError(
-                "the node still differs after everything was done: " + "; ".join(next_plan.changes),
-                hint="look for another program that changes the same, then run again",
+                "the node still differs from the plan after all changes: " + "; ".join(next_plan.changes),
+                hint="find the program that reverts these changes and stop it, then run again",
             )
     tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
     report = _report(stage, plan, "done" if plan.actions or tried else "skipped")
@@ -143,13 +150,13 @@ def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple
             receipt = _empty_receipt(run)
     report = _report(stage, plan, "planned" if plan.changes else "skipped")
     if plan.blocking_pods is not None:
-        report = replace(report, notes=(*report.notes, f"in the way: {plan.blocking_pods}"))
+        report = replace(report, notes=(*report.notes, f"would be blocked: {plan.blocking_pods}"))
     return replace(report, diff="".join(each.diff() for each in (*plan.actions, *plan.best_effort))), receipt
 
 
 def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
     error = _problem_of_findings(plan.checks)
-    if plan.checks:  # which is all there is to do about them, in a dry run too
+    if plan.checks:  # a stage with checks has no actions, so a dry run does the same
         outcome = "failed" if error else "done"
     return StageReport(stage.NAME, outcome, plan.summary, plan.changes, plan.notes, plan.checks, error=error)
 
@@ -160,7 +167,7 @@ def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
 
 
 def _load_receipt(run: Run) -> Receipt:
-    """The record, as the writing of this program that it will be when it is written again."""
+    """Return the receipt, with the version of this program; an empty receipt if there is none."""
     found = receipts.load(run.clients.root, run.settings.install_dir)
     return replace(found, program=__version__) if found else _empty_receipt(run)
 
@@ -177,15 +184,15 @@ def _apply_plan(plan: Plan, clients: Clients) -> None:
             raise
         cause = as_kata_node_error(error, "")
         place = f"{cause.where}: " if cause.where else ""
-        log.error("%s%s; putting back what was there", place, cause.what)
+        log.error("%s%s; rolling back", place, cause.what)
         if failures := _roll_back(plan.rollback, clients):
             raise KataNodeError(
-                f"{cause.what}; and on the way back this failed: " + "; ".join(failures),
+                f"{cause.what}; the rollback failed too: " + "; ".join(failures),
                 where=cause.where,
-                hint="look at this node now; running the stage again goes on from where this one stopped",
+                hint="correct the cause on this node now, then run the same command again to continue",
             ) from error
         raise RolledBackError(
-            f"{cause.what}; what this stage had changed was put back as it was",
+            f"{cause.what}; the changes of this stage were rolled back",
             where=cause.where,
             hint=cause.hint or "correct the cause, then run again",
         ) from error
@@ -200,7 +207,7 @@ def _apply_actions(actions: Sequence[Action], clients: Clients) -> None:
 
 
 def _apply_best_effort(actions: Sequence[Action], clients: Clients) -> tuple[list[Action], list[str]]:
-    """Do what can be done: what was, and what was not as notes."""
+    """Apply each action, even if others fail. Return the applied actions, and a note for each failure."""
     done: list[Action] = []
     notes: list[str] = []
     for action in actions:
@@ -209,13 +216,16 @@ def _apply_best_effort(actions: Sequence[Action], clients: Clients) -> tuple[lis
             done.append(action)
         except Exception as error:
             kata_node_error = as_kata_node_error(error, "")
-            log.warning("%s: %s", action.describe(), kata_node_error)
-            notes.append(f"this could not be done: {action.describe()}: {kata_node_error.what}")
+            log.warning("could not %s: %s", action.describe(), kata_node_error)
+            notes.append(f"could not {action.describe()}: {kata_node_error.what}")
     return done, notes
 
 
 def _roll_back(actions: Sequence[Action], clients: Clients) -> list[str]:
-    """Do all that can be done: what failed. The record stays as it is then, and the next run goes on."""
+    """Apply each rollback action, even if others fail. Return a sentence for each failure.
+
+    After a failure the receipt is not changed any more, so that the next run continues from it.
+    """
     failures: list[str] = []
     for action in actions:
         if failures and isinstance(action, WriteReceipt | RemoveReceipt):
@@ -227,7 +237,7 @@ def _roll_back(actions: Sequence[Action], clients: Clients) -> list[str]:
         except Exception as error:
             kata_node_error = as_kata_node_error(error, "")
             place = f"{kata_node_error.where}: " if kata_node_error.where else ""
-            failures.append(f"{action.describe() or 'keeping the record'}: {place}{kata_node_error.what}")
+            failures.append(f"{action.describe() or 'write the receipt'}: {place}{kata_node_error.what}")
     return failures
 
 
@@ -242,7 +252,7 @@ def _problem_of_findings(checks: Sequence[Finding]) -> Problem | None:
 
 
 def as_kata_node_error(error: BaseException, where: str) -> KataNodeError:
-    """``error`` as one that can be shown to a person; ``where`` it happened, if it does not say itself."""
+    """Return ``error`` as a :class:`KataNodeError`. ``where`` is used if an ``OSError`` has no file name."""
     log.debug("failed", exc_info=error)
     if isinstance(error, KataNodeError):
         return error
@@ -252,12 +262,12 @@ def as_kata_node_error(error: BaseException, where: str) -> KataNodeError:
         return host_error(str(error.filename or where), error)
     return KataNodeError(
         f"unexpected error: {type(error).__name__}: {error}",
-        hint="this is a defect of kata-node: run again with --log-level debug and report the traceback",
+        hint="run again with --log-level debug, and report the traceback: this is a defect of kata-node",
     )
 
 
 class _StageLock:
-    """Holds the node's lock across stages that write, and lets go before those that wait for the cluster."""
+    """Holds the node's lock during consecutive stages that write, and releases it for the other stages."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -278,22 +288,21 @@ class _StageLock:
             self._held = held
 
     def release(self) -> None:
-        """Let go of it, if it is held."""
+        """Release the lock if it is held."""
         if self._held is not None:
             self._held.close()
             self._held = None
 
 
 def plan_when_unblocked(plan: Callable[[], Plan], release_lock: Callable[[], None], options: Options) -> Plan:
-    """What ``plan()`` says once nothing is in its way, or it is to be carried out all the same.
+    """Return the plan as soon as no pods block it, or when the wait ends and ``options.ignore_pods`` is set.
 
-    ``plan`` takes the node's lock where it is not held, and is asked anew at every look. ``let_go`` gives
-    the lock back: a wait writes nothing and can be long, and others may work on the node meanwhile.
-    Raises the refusal when ``options.wait_for_pods`` seconds were not enough.
+    ``plan`` takes the node's lock if it is not held; it is called again every second. ``release_lock``
+    releases the lock during the wait, so that other runs can work on the node. Raises the refusal if pods
+    still block the plan after ``options.wait_for_pods`` seconds.
     """
     found = plan()
     deadline = time.monotonic() + options.wait_for_pods
-    # From here on a runtime that does not answer for a moment has not lost the pods it had.
     last_logged: BlockingPods | None = None
     last_logged_at = 0.0
     while found.blocking_pods is not None:
@@ -301,11 +310,11 @@ def plan_when_unblocked(plan: Callable[[], Plan], release_lock: Callable[[], Non
         if now >= deadline:
             if not options.ignore_pods:
                 raise found.blocking_pods.refusal(options.wait_for_pods)
-            log.warning("%s; going on all the same", found.blocking_pods)
+            log.warning("%s; continuing because --ignore-pods is set", found.blocking_pods)
             return replace(found, blocking_pods=None, notes=(*found.notes, found.blocking_pods.note()))
         if found.blocking_pods != last_logged or now - last_logged_at >= REMINDER_INTERVAL:
             last_logged, last_logged_at = found.blocking_pods, now
-            log.info("%s; waiting for at most %.0f s", last_logged, deadline - now)
+            log.info("%s; waiting at most %.0f s", last_logged, deadline - now)
         release_lock()
         time.sleep(min(POLL, deadline - now))
         found = _replan(plan, found)
@@ -313,10 +322,10 @@ def plan_when_unblocked(plan: Callable[[], Plan], release_lock: Callable[[], Non
 
 
 def _replan(plan: Callable[[], Plan], before: Plan) -> Plan:
-    """What ``plan()`` says by now; the pods are those of ``before`` where it cannot tell."""
+    """Return a new plan, with the blocking pods of ``before`` if the runtime cannot list its pods now."""
     try:
         found = plan()
     except CriError as error:
-        log.debug("the runtime cannot be asked just now: %s", error)
+        log.debug("cannot list the pods now: %s", error)
         return before
     return replace(found, blocking_pods=before.blocking_pods) if found.pods_unknown else found

@@ -1,4 +1,4 @@
-"""Every installation on this node, as its receipt tells and the host confirms, and the Node's labels.
+"""The status of all installations on this node, from receipts and files, and the Node's labels.
 
 Changes nothing.
 """
@@ -24,7 +24,7 @@ from kata_node.plan.actions import Clients
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_for, recorded_config
-from kata_node.runtime.facts import find_distribution_runtime, find_unit
+from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.model.config import is_drop_in
 from kata_node.runtime.transaction import is_restart_owed
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, Settings
@@ -32,44 +32,51 @@ from kata_node.text import pluralize
 from kata_node.versions import ASSUMED_RUNTIME, Runtime
 
 CRI_TIMEOUT = 5.0  # seconds
-CLUSTER_TIMEOUT = 3.0  # seconds; the labels are told by the way
+CLUSTER_TIMEOUT = 3.0  # seconds; short, because a status without labels is useful too
 
 STATE_TEXTS = {
-    "placing": "half placed",
-    "removing": "half removed",
-    "writing": "half written",
-    "restarting": "written",
-    "reverting": "half put back",
-    "unloading": "put back",
+    "placing": "partly placed",
+    "removing": "partly removed",
+    "writing": "partly written",
+    "restarting": "written, not yet proven to serve",
+    "reverting": "partly reverted",
+    "unloading": "reverted, not yet unloaded",
 }
-"""The states of the record that do not explain themselves."""
+"""Texts for the states of a receipt that are not clear by themselves."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class InstallationStatus:
-    """One installation. ``served`` is ``None`` when the CRI was not asked, or gave no answer."""
+    """The status of one installation."""
 
     instance: str
     install_dir: str
     program: str
+    """The version of kata-node that wrote the receipt."""
     release: str
+    """The release of the payload."""
     artifacts: str
+    """The state of the artifacts in the receipt, ``absent``, or ``unreadable``."""
     files: int
     cri: str
+    """The state of the runtime's configuration in the receipt, ``absent``, or ``unreadable``."""
     runtime: str
     unit: str
     handlers: tuple[str, ...]
     served: tuple[str, ...] | None
+    """All handlers that the runtime serves; ``None`` if it was not asked or did not answer."""
     restart_owed: bool
     drift: tuple[str, ...]
+    """Paths that differ from the receipt, each with ``: changed`` or ``: missing``."""
     error: str = ""
+    """Why the receipt cannot be read; of the other fields, only ``install_dir`` has a meaning then."""
 
 
 @dataclass(frozen=True)
 class NodeLabels:
-    """Those of the Node ``name`` that speak of Kata, or in ``error`` why they are not known."""
+    """The Kata labels of the Node ``name``. ``error`` says why they are not known."""
 
     name: str
     labels: Mapping[str, str]
@@ -77,10 +84,10 @@ class NodeLabels:
 
 
 def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool) -> list[InstallationStatus]:
-    """Look at every receipt there is. ``deep`` compares content by digest.
+    """Return the status of every installation on this node. ``deep`` compares the content of files by digest.
 
-    Installations lie beside that of these settings, beside the default one, or where the runtime's
-    configuration names programs of theirs.
+    Installations are found in the directory of the install dir of ``settings``, in ``/opt``, and in the
+    install dirs that the runtime's configuration names.
     """
     context = StageContext(settings, Receipt(settings.instance, settings.install_dir, ""), clients, options)
     served, invocation, configured_install_dirs = _runtime_state(context)
@@ -100,14 +107,14 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
         except OSError as error:
             found.append(_unreadable(install_dir, host_error(str(error.filename), error)))
     for install_dir in sorted(configured_install_dirs.difference(status.install_dir for status in found)):
-        what = "the runtime's configuration names it, and there is no record of it"
-        hint = "run kata-node revert with its env.installationPrefix and env.multiInstallSuffix"
+        what = "the runtime's configuration names this install dir, but it has no receipt"
+        hint = "run `kata-node revert` with the env.installationPrefix and env.multiInstallSuffix of it"
         found.append(_unreadable(install_dir, KataNodeError(what, hint=hint)))
     return found
 
 
 def read_node_labels(options: Options, clients: Clients) -> NodeLabels | None:
-    """Its labels; ``None`` where nothing tells which Node this is, or there is nobody to be asked."""
+    """Return the Node's labels; ``None`` if offline, or without the Node's name or credentials."""
     name = options.node_name
     if options.offline or not name or credentials.find_credentials() is None:
         return None
@@ -117,12 +124,12 @@ def read_node_labels(options: Options, clients: Clients) -> NodeLabels | None:
     except KataNodeError as error:
         place = f" ({error.where})" if error.where else ""
         return NodeLabels(name, {}, f"{error.what}{place}")
-    ours = {
+    kata_labels = {
         key: found[key]
         for key in sorted(found)
         if key == SHARED_LABEL or key.startswith(INSTALLATION_LABEL_PREFIX)
     }
-    return NodeLabels(name, ours)
+    return NodeLabels(name, kata_labels)
 
 
 def _unreadable(install_dir: str, error: KataNodeError) -> InstallationStatus:
@@ -161,13 +168,13 @@ def _artifact_drift(root: Root, receipt: Receipt, *, deep: bool) -> list[str]:
     found = observe_files(root, receipt.install_dir, files)
     drift = []
     for path, placed in files.items():
-        there = found.get(path)
-        same = there is not None and there.matches(placed)
+        observed = found.get(path)
+        same = observed is not None and observed.matches(placed)
         if same and deep and placed.kind == "file":
             with root.resolve(f"{receipt.install_dir}/{path}").open("rb") as file:
                 same = hashlib.file_digest(file, "sha256").hexdigest() == placed.sha256
         if not same:
-            drift.append(f"{receipt.install_dir}/{path}: {'changed' if there else 'missing'}")
+            drift.append(f"{receipt.install_dir}/{path}: {'changed' if observed else 'missing'}")
     return drift
 
 
@@ -178,14 +185,14 @@ def _cri_drift(root: Root, receipt: Receipt) -> list[str]:
     for file in receipt.cri.files:
         content = root.read(file.path)
         digest = "" if content is None else hashlib.sha256(content).hexdigest()
-        # An empty digest is that of a file that is to be gone.
+        # The digest in the receipt is empty if the file must not exist.
         if digest != file.after and not (content and _has_entry(receipt, file.path, content)):
             drift.append(f"{file.path}: {'changed' if digest else 'missing'}")
     return drift
 
 
 def _has_entry(receipt: Receipt, path: str, content: bytes) -> bool:
-    """Whether a file that others write as well still has what this instance put into it."""
+    """Return whether a file that other programs also write still has the entry of this installation."""
     cri = receipt.cri
     if cri is None or not cri.unit or is_drop_in(path):
         return False
@@ -196,7 +203,10 @@ def _has_entry(receipt: Receipt, path: str, content: bytes) -> bool:
 
 
 def _runtime_state(context: StageContext) -> tuple[tuple[str, ...] | None, str, frozenset[str]]:
-    """What the CRI serves, the unit's invocation, and the install dirs that the configuration names."""
+    """Return the served handlers, the unit's invocation, and the install dirs that the configuration names.
+
+    The handlers are ``None`` if offline or if the runtime does not answer.
+    """
     clients, offline = context.clients, context.options.offline
     unit, served = None, None
     configured_install_dirs: frozenset[str] = frozenset()
@@ -216,7 +226,7 @@ def _runtime_state(context: StageContext) -> tuple[tuple[str, ...] | None, str, 
         if not offline:
             served = clients.cri(distribution_runtime.socket).status(CRI_TIMEOUT).handlers
     except KataNodeError as error:
-        log.warning("what is served is not known: %s", str(error).replace("\n", ";"))
+        log.warning("cannot tell which handlers the runtime serves: %s", str(error).replace("\n", ";"))
     return served, unit.invocation_id if unit else "", configured_install_dirs
 
 
@@ -225,7 +235,7 @@ _IMPORT_PATH = re.compile(rb'["\']((?:/[^"\'/]+)*/opt/kata(?:-[^"\'/]+)?)/contai
 
 
 def _install_dirs(content: bytes) -> set[str]:
-    """The install dirs that a configuration file speaks of, whether they are there or not."""
+    """Return the install dirs that a configuration file names. They may not exist."""
     return {
         found.decode(errors="replace")
         for each in (_SHIM_PATH, _IMPORT_PATH)
@@ -234,21 +244,21 @@ def _install_dirs(content: bytes) -> set[str]:
 
 
 def to_json(statuses: Sequence[InstallationStatus], node: NodeLabels | None) -> dict[str, Any]:
-    """One JSON document."""
+    """Return the JSON document of the command ``status``."""
     document = {"outcome": "ok", "installations": [dataclasses.asdict(status) for status in statuses]}
     return document | ({"node": dataclasses.asdict(node)} if node else {})
 
 
 def to_text(statuses: Sequence[InstallationStatus], node: NodeLabels | None) -> str:
-    """A paragraph per installation, and one for the Node."""
+    """Return the text of the command ``status``: a paragraph for each installation and one for the Node."""
     paragraphs = [_installation_lines(status) for status in statuses] or [["no installation on this node"]]
     return "\n\n".join("\n".join(lines) for lines in (*paragraphs, *([_node_lines(node)] if node else [])))
 
 
 def _node_lines(node: NodeLabels) -> list[str]:
     labels = [f"  label      {key}={value}" for key, value in node.labels.items()]
-    none = f"not known: {node.error}" if node.error else "none of Kata"
-    return [f"Node {node.name}", *(labels or [f"  labels     {none}"])]
+    no_labels = f"not known: {node.error}" if node.error else "no Kata labels"
+    return [f"Node {node.name}", *(labels or [f"  labels     {no_labels}"])]
 
 
 def _installation_lines(status: InstallationStatus) -> list[str]:
@@ -271,5 +281,5 @@ def _installation_lines(status: InstallationStatus) -> list[str]:
 
 def _serving_text(status: InstallationStatus, handler: str) -> str:
     if status.served is None:
-        return "configured, not seen served"
+        return "configured, not known whether it is served"
     return "served" if handler in status.served else "NOT served"

@@ -8,6 +8,33 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
+# The first entry of PATH that this user cannot replace; empty when there is none.
+_out_of_reach() {
+    find "$1" \( \
+        -type d ! \( -readable -writable -executable \) -o \
+        -type f \( ! -readable -o ! -writable ! -user "$(id -u)" \) \
+        \) -print -quit 2>/dev/null || true
+}
+
+# require_access PATH REMEDY: end the script with a sentence and REMEDY unless this user can replace PATH and
+# everything in it. Another user, often root, may have made it in an earlier run.
+require_access() {
+    local path=$1 remedy=$2 entry=
+    if [ -e "$path" ] || [ -L "$path" ]; then
+        entry=$(_out_of_reach "$path")
+        if [ -n "$entry" ] && [ -O "$entry" ]; then
+            remedy="Give yourself access: chmod -R u+rwX $path"
+        fi
+    elif [ ! -w . ]; then
+        entry=$PWD
+        remedy="Work in a checkout of your own: git clone $(printf %q "$PWD")"
+    fi
+    [ -n "$entry" ] || return 0
+    echo "error: the user $(id -un) may not change $entry: $(stat -c 'owner %U, mode %a' "$entry")" >&2
+    echo "  hint: $remedy" >&2
+    exit 1
+}
+
 _usable_python() {
     local name
     for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
@@ -53,7 +80,9 @@ _fill_venv() {
 _bring_venv_up_to_date() {
     local stamp=.venv/installed-from wanted
     wanted=$(cat requirements/dev.txt pyproject.toml | cksum)
-    [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    # The interpreter of an environment that root made may lie in root's home.
+    [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || [ ! -x .venv/bin/python ] || return 0
+    require_access .venv "Remove it, and this script makes another: sudo rm -r .venv"
     rm -f "$stamp"
     .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || _make_venv
     _fill_venv
@@ -63,3 +92,9 @@ _bring_venv_up_to_date() {
 _bring_venv_up_to_date
 PATH=$PWD/.venv/bin:$PATH
 export PATH
+
+# pytest's cache is for the owner of the checkout. A run with sudo leaves no file in it that the owner
+# cannot replace, and a run that finds such files does without.
+if [ ! -O . ] || { [ -e .pytest_cache ] && [ -n "$(_out_of_reach .pytest_cache)" ]; }; then
+    export PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-} -p no:cacheprovider"
+fi

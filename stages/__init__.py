@@ -1,1 +1,1 @@
-"""One module per stage, all of one shape: look at the host, plan, hand back actions."""
+"""The stages, one module each. Each gathers facts (``look``) and returns a plan of actions (``plan``)."""

@@ -1,4 +1,4 @@
-"""artifacts: place the Kata files the enabled shims need below the install dir."""
+"""artifacts: place the Kata files that the enabled shims need below the install dir."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ NAME = "artifacts"
 
 
 def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
-    """Place what is missing, repair what changed, remove what is no longer wanted.
+    """Return the plan that places missing files, repairs changed files and removes obsolete files.
 
-    While the runtime serves a handler that is to go, what that needs stays: the stage cri removes it.
+    If the runtime can still serve a handler that the settings remove, obsolete files stay; the stage cri
+    removes them later. Raises :class:`IneligibleNodeError` if foreign files are in the install dir.
     """
     before = receipt.artifacts
     placed = before.files if before else {}
     count = before.count if before else 0
-    in_place = "the one file in place" if count == 1 else f"all {count} files in place"
+    in_place = "1 file is in place" if count == 1 else f"all {count} files are in place"
     if facts.desired_files is None:
         return Plan(in_place)
     difference = layout.compare(facts.desired_files, facts.observed_files, placed, facts.digests)
@@ -55,8 +56,8 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     if not difference:
         if before is not None and before.state == "placed" and before == artifacts:
             return Plan(in_place)
-        return Plan("all files in place, taken into the record", (WriteReceipt(done),))
-    repaired = (f"changed on the host since it was placed, repaired: {path}" for path in difference.drifted)
+        return Plan("all files are in place; the receipt is updated", (WriteReceipt(done),))
+    repaired = (f"repaired because it changed on the node: {path}" for path in difference.drifted)
     notes = (*repaired, *facts.drop_in_warnings)
     pending_artifacts = replace(
         artifacts, state="placing", files=layout.record_before_placing(difference, placed)
@@ -81,7 +82,7 @@ def _placing_actions(install_dir: str, difference: layout.Difference, facts: Art
     entries = tuple(desired.entry for desired in missing if desired.entry is not None)
     placing_actions: list[Action] = []
     if entries:
-        # First: it is what a full disk stops, and it leaves nothing behind when it fails.
+        # First, because it is the action that fails on a full disk, and then leaves no files behind.
         placing_actions.append(PlaceFiles(install_dir, entries, facts.payload()))
     placing_actions += [
         MakeDirs(f"{install_dir}/{desired.path}", desired.mode)
@@ -110,7 +111,10 @@ def _placing_actions(install_dir: str, difference: layout.Difference, facts: Art
 def _rollback_actions(
     install_dir: str, difference: layout.Difference, facts: ArtifactFacts
 ) -> tuple[Action, ...]:
-    """A first installation that fails leaves no trace; an upgrade goes on from where it stopped."""
+    """Return the actions that remove everything after a failed first installation.
+
+    An upgrade has no rollback; the next run continues it.
+    """
     new = [desired for desired in difference.missing if desired.path not in facts.observed_files]
     dirs = sorted((desired.path for desired in new if desired.kind == "dir"), reverse=True)
     return (
@@ -124,5 +128,5 @@ def _rollback_actions(
 def _summary(difference: layout.Difference) -> str:
     size = human_size(sum(desired.size for desired in difference.missing))
     files = sum(desired.kind != "dir" for desired in difference.missing)
-    removed = f", {len(difference.stale)} no longer wanted removed" if difference.stale else ""
+    removed = f", {pluralize(len(difference.stale), 'obsolete file')} removed" if difference.stale else ""
     return f"{pluralize(files, 'file')} placed ({size}){removed}"

@@ -11,6 +11,7 @@ from kata_node.runtime import compatibility, removal, transaction
 from kata_node.runtime.facts import RuntimeFacts, look
 from kata_node.runtime.model.config import own_paths
 from kata_node.runtime.restart import CheckConfig
+from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.model import Settings
 from kata_node.snapshotters import mapping, nydus
 from kata_node.snapshotters.mapping import NYDUS
@@ -47,7 +48,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         receipt,
         changes,
         desired_config.handlers,
-        transaction.ConfigChecks(
+        ConfigChecks(
             planned=replace(check, planned={each.path: each.content for each in changes}),
             written=check,
             restored=replace(check, own_paths=(), handlers=(), labels={}),

@@ -1,4 +1,4 @@
-"""host-check: can this node run what the settings ask for? Reads only, and names all that is wrong."""
+"""The stage host-check: report every reason why this node cannot run Kata with the settings. Reads only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "host-check"
 
 
 def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
-    """Nothing to do, only findings."""
+    """Return a plan with findings and without actions."""
     checks = all_findings(settings, facts, receipt)
     counts = Counter(check.status for check in checks)
     summary = f"{counts['pass']} passed"

@@ -1,4 +1,4 @@
-"""remove-artifacts: take away what the artifacts stage placed, and the record of it."""
+"""remove-artifacts: remove the files that the artifacts stage placed, and the receipt."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ NAME = "remove-artifacts"
 
 
 def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
-    """Remove what the receipt names; leave and name what it does not."""
+    """Return the plan that removes the files in the receipt. Other files stay and are named in the notes.
+
+    Raises :class:`KataNodeError` if the runtime's configuration still has this installation.
+    """
     install_dir = receipt.install_dir
     if receipt.cri is not None:
         raise KataNodeError(
-            "the CRI runtime is still configured to use the files below this directory",
+            "the runtime's configuration still uses the files in this directory",
             where=install_dir,
-            hint="run the stage revert-cri first",
+            hint="run `kata-node stage revert-cri` first, or `kata-node revert` for all stages",
         )
     before = receipt.artifacts
     files = before.files if before else {}
-    # A drop-in is there only in a dry run, in which revert-cri did not remove it.
     foreign = [f"{install_dir}/{path}" for path in facts.found if path not in files]
+    # The installation's own drop-in exists only in a dry run, because there revert-cri did not remove it.
     left = tuple(f"left, not placed by kata-node: {path}" for path in foreign if not is_drop_in(path))
     if before is None and not facts.is_removable:
-        return Plan("nothing of this instance is on the node", notes=left)
+        return Plan("this installation has no files on the node", notes=left)
     actions: list[Action] = []
     if before is not None:
         paths = tuple(path for path, placed in files.items() if placed.kind != "dir")
@@ -44,7 +47,8 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
             RemoveDirs(dirs),
         ]
     actions.append(RemoveReceipt(install_dir))
-    # Empty, it is of no use to anybody, even when a run was killed after it forgot that it made it.
+    # The install dir is removed if it is empty, also if an interrupted run already removed the receipt that
+    # says that this installation created it.
     made_dirs = reversed(before.made_dirs) if before else ()
     actions.append(RemoveDirs(tuple(dict.fromkeys((install_dir, *made_dirs)))))
     return Plan(f"{pluralize(before.count if before else 0, 'file')} removed", tuple(actions), notes=left)

@@ -10,6 +10,7 @@ from kata_node.runtime import removal, transaction
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import look_for_revert as look
 from kata_node.runtime.restart import CheckConfig
+from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
 from kata_node.snapshotters import nydus
@@ -35,7 +36,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         receipt,
         cri,
         changes,
-        transaction.ConfigChecks(
+        ConfigChecks(
             planned=replace(check, planned={each.path: each.content for each in changes}),
             written=check,
             restored=check,

@@ -22,7 +22,7 @@ from kata_node.host.systemd import Unit
 from kata_node.kube.failures import NoSuchNodeError
 from kata_node.kube.node import NodeFacts
 from kata_node.plan.actions import Clients
-from kata_node.runtime.containerd.config import config_path
+from kata_node.runtime.containerd.command_line import config_path
 
 MAIN = "/etc/containerd/config.toml"
 UNIT = "containerd.service"

@@ -1,1 +1,1 @@
-"""What host-check asks of a node, and the finding for each question."""
+"""Host-check: the facts of a node, and the checks that turn them into findings."""

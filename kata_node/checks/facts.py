@@ -1,4 +1,4 @@
-"""Everything host-check decides by, gathered to the end even when parts of it fail."""
+"""The facts that host-check uses. A part that cannot be gathered is replaced by its error."""
 
 from __future__ import annotations
 
@@ -24,58 +24,62 @@ from kata_node.snapshotters.facts import SnapshotterFacts
 T = TypeVar("T")
 
 RESTART_GRACE_PERIOD = 3.0
-"""Seconds that a runtime may be away without being called down; a restart takes well under one."""
+"""Seconds that a runtime may be down before host-check reports it. A restart takes less than one second."""
 
-RESTART_POLL = 0.2
+RESTART_POLL = 0.2  # seconds
 
 
 @dataclass(frozen=True)
 class HostCheckFacts:
-    """Each part is what was found, or the error met in its place."""
+    """The facts of one node. A field holds an error if its facts could not be gathered."""
 
     offline: bool
     expected_machine_id: str
     machine: HardwareFacts
     systemd: KataNodeError | None
+    """Why systemd cannot be reached; ``None`` if it can, or if offline."""
     runtime: RuntimeFacts | KataNodeError
     artifacts: ArtifactFacts | KataNodeError
     missing_files: Mapping[str, tuple[str, ...]]
-    """Per shim, the files it needs that the payload lacks."""
+    """The files that each shim needs and the payload does not have, by shim name."""
     bytes_to_place: int
-    """Bytes the artifacts stage would write."""
+    """The number of bytes that the artifacts stage would write."""
     conflicts: tuple[str, ...]
-    """Paths where foreign files stand in the way."""
+    """Foreign files at paths that the artifacts stage would write, relative to the install dir."""
     snapshotters: SnapshotterFacts | None = None
-    """``None`` when there is no runtime that could have any."""
+    """``None`` if the runtime is not known."""
 
 
-def look(look: StageContext) -> HostCheckFacts:
-    """Gather all; an error in one part is a fact like any other."""
-    runtime = _runtime(look)
-    artifacts = _result_or_error(lambda: artifact_facts.look(look))
+def look(context: StageContext) -> HostCheckFacts:
+    """Return all facts. An error while gathering one part does not keep the others from being gathered."""
+    runtime = _runtime(context)
+    artifacts = _result_or_error(lambda: artifact_facts.look(context))
     etc = runtime.config_path if isinstance(runtime, RuntimeFacts) else "/etc/containerd/config.toml"
-    difference = _difference(artifacts, look.receipt)
+    difference = _difference(artifacts, context.receipt)
     return HostCheckFacts(
-        look.options.offline,
-        look.options.expected_machine_id,
-        gather_hardware_facts(look, (look.settings.install_dir, etc.rpartition("/")[0])),
-        None if look.options.offline else _error_of(look.clients.systemd),
+        context.options.offline,
+        context.options.expected_machine_id,
+        gather_hardware_facts(context, (context.settings.install_dir, etc.rpartition("/")[0])),
+        None if context.options.offline else _error_of(context.clients.systemd),
         runtime,
         artifacts,
-        _missing_files(look, artifacts),
+        _missing_files(context, artifacts),
         sum(desired.size for desired in difference.missing) if difference else 0,
         difference.conflicts if difference else (),
-        snapshotter_facts.look(look, runtime.distribution_runtime.units)
+        snapshotter_facts.look(context, runtime.distribution_runtime.units)
         if isinstance(runtime, RuntimeFacts)
         else None,
     )
 
 
-def _runtime(look: StageContext) -> RuntimeFacts | KataNodeError:
-    """The lock is not held here, so another run, or a person, may be restarting the runtime just now."""
+def _runtime(context: StageContext) -> RuntimeFacts | KataNodeError:
+    """Return the facts of the runtime. Try again for a while if the runtime may be restarting.
+
+    host-check does not hold the node's lock, so another run or a person may restart the runtime meanwhile.
+    """
     deadline = time.monotonic() + RESTART_GRACE_PERIOD
     while True:
-        found = _result_or_error(lambda: runtime_facts.look(look))
+        found = _result_or_error(lambda: runtime_facts.look(context))
         if not _may_be_restarting(found) or time.monotonic() >= deadline:
             return found
         time.sleep(RESTART_POLL)
@@ -99,15 +103,15 @@ def _difference(artifacts: ArtifactFacts | KataNodeError, receipt: Receipt) -> l
 
 
 def _missing_files(
-    look: StageContext, artifacts: ArtifactFacts | KataNodeError
+    context: StageContext, artifacts: ArtifactFacts | KataNodeError
 ) -> dict[str, tuple[str, ...]]:
     if isinstance(artifacts, KataNodeError) or artifacts.desired_files is None:
         return {}
     from kata_node.payload.manifest import missing_paths
 
-    shims = {handler.shim.name: handler.shim for handler in handlers(look.settings)}
-    lacking = ((name, tuple(missing_paths(artifacts.entries, shim))) for name, shim in shims.items())
-    return {name: paths for name, paths in lacking if paths}
+    shims = {handler.shim.name: handler.shim for handler in handlers(context.settings)}
+    missing = ((name, tuple(missing_paths(artifacts.entries, shim))) for name, shim in shims.items())
+    return {name: paths for name, paths in missing if paths}
 
 
 def _result_or_error(gather: Callable[[], T]) -> T | KataNodeError:

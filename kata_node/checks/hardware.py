@@ -1,4 +1,4 @@
-"""What the machine offers: for host-check."""
+"""The facts about the node's hardware, kernel and file systems that host-check uses."""
 
 from __future__ import annotations
 
@@ -17,34 +17,45 @@ MODULES = ("vhost", "vhost_net", "vhost_vsock")
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """Room on the file system that holds ``path``, in bytes; ``writable`` by this process."""
+    """The free space of the file system that holds one directory."""
 
     path: str
+    """The directory, or its nearest parent that exists."""
     free: int
+    """Bytes that an unprivileged process can use."""
     read_only: bool
+    """Whether the file system is mounted read-only."""
     writable: bool
+    """Whether this process may create files in ``path``."""
 
 
 @dataclass(frozen=True)
 class HardwareFacts:
-    """The kernel's and the hardware's part. Of an offline root, only what its files can tell."""
+    """The facts about hardware, kernel and file systems. host-check uses only some of them offline."""
 
     root_user: bool
     machine_id: str
     dev_visible: bool
+    """Whether the node's ``/dev`` is mounted below the host root."""
     kvm: bool
+    """Whether ``/dev/kvm`` exists."""
     virtualization: bool
+    """Whether the CPU has virtualization extensions. Only checked on x86_64."""
     modules: frozenset[str]
+    """The members of :data:`MODULES` that are loaded or built in."""
     vsock: bool
+    """Whether ``/dev/vhost-vsock`` exists."""
     supported_tees: frozenset[str]
+    """The TEEs that the kernel can start guests in: ``snp``, ``tdx``, ``se``."""
     memory: int
-    """Bytes; not asked for offline."""
+    """Bytes; 0 offline."""
     selinux: str
     spaces: tuple[DiskSpace, ...]
+    """First that of the install dir, then that of the runtime's configuration, unless it is the same."""
 
 
 def gather_hardware_facts(context: StageContext, paths: tuple[str, ...]) -> HardwareFacts:
-    """Gather them; ``paths`` are the directories that will be written to."""
+    """Return the facts. ``paths`` are the directories that an installation writes to."""
     root = context.clients.root
     flags = kernel.cpu_flags()
     return HardwareFacts(
@@ -70,11 +81,11 @@ def _memory() -> int:
 
 def _space(root: Root, path: str) -> DiskSpace:
     missing = missing_dirs(root, path)
-    there = posixpath.dirname(missing[0]) if missing else path
-    real = root.resolve(there)
+    existing = posixpath.dirname(missing[0]) if missing else path
+    real = root.resolve(existing)
     info = os.statvfs(real)
     return DiskSpace(
-        there,
+        existing,
         info.f_bavail * info.f_frsize,
         bool(info.f_flag & os.ST_RDONLY),
         os.access(real, os.W_OK | os.X_OK),

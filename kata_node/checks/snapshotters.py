@@ -1,11 +1,12 @@
-"""The rows of host-check about snapshotters. Pure; no rows where the settings ask for none.
+"""The checks of host-check about snapshotters. Pure. No findings if the settings use no snapshotter.
 
-All failures are permanent: no retry brings a newer containerd, a kernel module, a program or a setting.
+All failures are permanent: a retry does not change containerd's version, a kernel module, a program or a
+setting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 BUILT_IN = frozenset({"overlayfs", "native", EROFS})
 """The snapshotters of containerd that need no configuration."""
 FILE_SYSTEM_SNAPSHOTTERS = frozenset({"btrfs", "zfs"})
-"""Those that work only where containerd's data is on such a file system."""
+"""The built-in snapshotters that work only if containerd's data is on a file system of that name."""
 REQUIRED_KEYS: Mapping[str, str] = {"devmapper": "pool_name", "blockfile": "scratch_file"}
-"""Those that containerd skips until they have this key."""
+"""The built-in snapshotters that containerd loads only if their configuration has this key."""
 BUILT_IN_RANCHER = frozenset({"fuse-overlayfs", "stargz"})
-"""What the containerd inside of k3s and rke2 has besides."""
+"""The snapshotters that are also built into the containerd of k3s and rke2."""
 
 
 def checks(
@@ -37,13 +38,13 @@ def checks(
     facts: SnapshotterFacts,
     payload: Collection[str] | None,
 ) -> Iterator[Finding]:
-    """Every row. ``payload`` are the paths placed or to be placed below the install dir, if known."""
+    """Yield all findings. ``payload`` has the payload's paths relative to the install dir, if known."""
     handlers_by_snapshotter = _handlers_by_snapshotter(settings)
     setup = settings.snapshotter.setup
     if not handlers_by_snapshotter and not setup:
         return
     if runtime.runtime.name != "containerd":
-        reason = f"{runtime.runtime.name} has none: what the settings say of them does not count here"
+        reason = f"the snapshotter settings have no effect: this node runs {runtime.runtime.name}"
         yield Finding("snapshotter", "skip", reason)
         return
     yield from _mapping(settings, handlers_by_snapshotter, runtime)
@@ -52,11 +53,11 @@ def checks(
     if EROFS in handlers_by_snapshotter or mapping.is_managed(settings, EROFS):
         yield from _erofs(settings, handlers_by_snapshotter.get(EROFS, ()), runtime, facts)
     elif settings.snapshotter.erofs_dmverity:
-        yield _erofs_not_managed("erofsDmverity is on, and no shim uses erofs")
+        yield _erofs_not_managed(["erofsDmverity"], "no shim uses erofs, and ")
 
 
 def _handlers_by_snapshotter(settings: Settings) -> dict[str, tuple[Handler, ...]]:
-    """The snapshotters that handlers name, as the values do, each with those handlers."""
+    """Return the handlers that use a snapshotter, by the snapshotter's name in the values."""
     found: dict[str, tuple[Handler, ...]] = {}
     for handler in handlers(settings):
         if handler.snapshotter:
@@ -72,9 +73,9 @@ def _mapping(
         yield Finding(
             "snapshotter",
             "fail",
-            f"containerd {version} has one snapshotter for all handlers; "
-            f"{_handler_names(handlers_by_snapshotter.values())} have one of their own",
-            "upgrade containerd to 1.7 or later, or take the snapshotter out of these shims",
+            f"containerd {version} has one snapshotter for all handlers, but the settings have another one "
+            f"for {_handler_names(handlers_by_snapshotter.values())}",
+            "upgrade containerd to 1.7 or later, or remove containerd.snapshotter from these shims",
         )
         return
     configurations = (*_configurations(runtime), *_parsed([settings.user_drop_in.encode()]))
@@ -82,12 +83,12 @@ def _mapping(
         yield Finding(
             "snapshotter",
             "fail",
-            "containerd discards the layers of an image once they are unpacked, so they cannot be "
-            "unpacked for a second snapshotter",
-            "set discard_unpacked_layers = false in its configuration",
+            "containerd discards the layers of an image after it unpacks them, so it cannot unpack them "
+            "for a second snapshotter",
+            "set discard_unpacked_layers = false in containerd's configuration",
         )
     for name, using_handlers in handlers_by_snapshotter.items():
-        # What this instance sets up has rows of its own.
+        # _nydus and _erofs check these.
         if name == EROFS or (name == NYDUS and mapping.is_managed(settings, NYDUS)):
             continue
         yield _availability(name, using_handlers, configurations, runtime)
@@ -99,8 +100,8 @@ def _availability(
     configurations: tuple[Mapping[str, Any], ...],
     runtime: RuntimeFacts,
 ) -> Finding:
-    """Whether containerd will have the snapshotter, as far as its configuration tells."""
-    wanted = (
+    """Return the finding that says whether containerd's configuration has the snapshotter ``name``."""
+    usage = (
         f"{_handler_names([using_handlers])} use {name}"
         if len(using_handlers) > 1
         else f"{_handler_names([using_handlers])} uses {name}"
@@ -109,33 +110,33 @@ def _availability(
     rancher = runtime.distribution_runtime.distribution in ("k3s", "rke2") and name in BUILT_IN_RANCHER
     if name in REQUIRED_KEYS:
         if table.get(REQUIRED_KEYS[name]):
-            return Finding("snapshotter", "pass", f"{wanted}, which containerd's configuration has")
+            return Finding("snapshotter", "pass", f"{usage}, and containerd's configuration has it")
         return Finding(
             "snapshotter",
             "fail",
-            f"{wanted}, which containerd does not load without {REQUIRED_KEYS[name]}",
-            f'configure it under plugins."io.containerd.snapshotter.v1.{name}", '
-            "in containerd's own files or in containerd.userDropIn",
+            f"{usage}, and containerd loads it only with the key {REQUIRED_KEYS[name]}",
+            f'set {REQUIRED_KEYS[name]} in [plugins."io.containerd.snapshotter.v1.{name}"] of containerd\'s '
+            "configuration or of containerd.userDropIn",
         )
     if name in FILE_SYSTEM_SNAPSHOTTERS:
         return Finding(
             "snapshotter",
             "warn",
-            f"{wanted}, which containerd loads only with its data on a {name} file system",
-            f"see `ctr plugins ls` tell that {name} is ok",
+            f"{usage}, and containerd loads it only if its data is on a {name} file system",
+            f"run `ctr plugins ls` on the node: the status of {name} must be ok",
         )
     if name in BUILT_IN or rancher or table or name in mapping.proxy_plugins(configurations):
-        return Finding("snapshotter", "pass", wanted)
+        return Finding("snapshotter", "pass", usage)
     remedy = (
-        "correct the name, or add it as proxy_plugins to containerd's files or to containerd.userDropIn, "
-        "or take it out of these shims"
+        f"correct the name, or add [proxy_plugins.{name}] to containerd's configuration or to "
+        "containerd.userDropIn, or remove containerd.snapshotter from these shims"
     )
     if name == NYDUS:
         remedy = f"add {NYDUS} to snapshotter.setup, or {remedy}"
     return Finding(
         "snapshotter",
         "fail",
-        f"{wanted}, which is neither built into containerd nor among the proxy_plugins of its configuration",
+        f"{usage}, and {name} is neither built into containerd nor in proxy_plugins of its configuration",
         remedy,
     )
 
@@ -157,23 +158,23 @@ def _nydus(
         return Finding(
             "nydus",
             "fail",
-            f"containerd's configuration has a snapshotter {own_nydus.name} at {other.get('address')} "
-            "already; what it has unpacked would be lost with a second one of that name",
-            f"use that one by taking {NYDUS} out of snapshotter.setup, or set env.multiInstallSuffix, "
-            "which makes ours one of another name",
+            f"containerd's configuration already has a snapshotter {own_nydus.name} at "
+            f"{other.get('address')}; a second one of that name cannot use the layers it has unpacked",
+            f"remove {NYDUS} from snapshotter.setup to use the existing one, or set env.multiInstallSuffix "
+            "to set up one with another name",
         )
     if len(own_nydus.data_dir) > mapping.DATA_DIR_LIMIT:
         return Finding(
             "nydus",
             "fail",
-            f"nydus-snapshotter takes a data directory of {mapping.DATA_DIR_LIMIT} characters at most, "
-            f"and {own_nydus.data_dir} has {len(own_nydus.data_dir)}",
-            "shorten env.multiInstallSuffix",
+            f"the path of nydus-snapshotter's data directory cannot have more than {mapping.DATA_DIR_LIMIT} "
+            f"characters, and {own_nydus.data_dir} has {len(own_nydus.data_dir)}",
+            "set a shorter env.multiInstallSuffix",
         )
     if payload is not None and nydus.PROGRAM_PATH not in payload:
-        # Out of the setup alone it would be missed by those that use it.
+        # Removed from snapshotter.setup alone, it would be missing for the handlers that use it.
         shims = (
-            f" and out of the shims that use it, or switch them off: {_handler_names([using_handlers])}"
+            f" and from the shims that use it, or disable them: {_handler_names([using_handlers])}"
             if using_handlers
             else ""
         )
@@ -181,15 +182,15 @@ def _nydus(
             "nydus",
             "fail",
             f"the payload has no {nydus.PROGRAM_PATH}",
-            f"use an image built with the component {mapping.NYDUS_COMPONENT}, or take {NYDUS} out of "
+            f"use an image with the component {mapping.NYDUS_COMPONENT}, or remove {NYDUS} from "
             f"snapshotter.setup{shims}",
         )
     if not facts.offline and mapping.UNIT_DIR not in found.directories:
         return Finding(
             "nydus",
             "fail",
-            f"{mapping.UNIT_DIR} is not there, where the unit belongs",
-            f"mount the host's {mapping.UNIT_DIR} below the host root",
+            f"the directory {mapping.UNIT_DIR}, which holds the unit of nydus-snapshotter, does not exist",
+            f"mount the node's {mapping.UNIT_DIR} below the host root",
         )
     return Finding("nydus", "pass", f"{own_nydus.unit} starts before {' or '.join(found.cri_units)}")
 
@@ -202,8 +203,8 @@ def _erofs(
         yield Finding(
             "erofs",
             "fail",
-            f"the snapshotter erofs needs containerd 2.2, and this is {version}",
-            "upgrade containerd, or take erofs out of the shims and of snapshotter.setup",
+            f"the snapshotter erofs needs containerd 2.2 or later, and this node runs {version}",
+            f"upgrade containerd, or remove {EROFS} from the shims and from snapshotter.setup",
         )
         return
     if not mapping.is_managed(settings, EROFS):
@@ -213,12 +214,12 @@ def _erofs(
             "erofsDmverity": wanted.erofs_dmverity,
         }
         if given := [key for key, value in asked.items() if value]:
-            yield _erofs_not_managed(f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} given")
+            yield _erofs_not_managed(given)
         else:
             yield Finding(
                 "erofs",
                 "pass",
-                f"{_handler_names([using_handlers])}: as containerd's own configuration has it",
+                f"used by {_handler_names([using_handlers])}, as containerd's own configuration sets it up",
             )
         return
     go = [handler for handler in using_handlers if handler.shim.runtime == "go"]
@@ -226,21 +227,21 @@ def _erofs(
         yield Finding(
             "erofs",
             "fail",
-            f"the Go runtime, which runs {_handler_names([go])}, cannot mount the merged layers of erofs",
+            f"Kata's Go runtime cannot mount merged erofs layers, and it runs {_handler_names([go])}",
             "set snapshotter.erofsMergeMode: unmerged, or use the runtime-rs variants of these shims",
         )
     if others := tuple(_conflicting_erofs_keys(settings, runtime)):
         yield Finding(
             "erofs",
             "fail",
-            f"containerd's configuration has {', '.join(others)}; layers made to one of the two could not be "
-            "mounted with the other",
-            "let snapshotter.erofsMergeMode and erofsDmverity say the same, also of other installations on "
-            f"this node, or take {EROFS} out of snapshotter.setup",
+            f"containerd's configuration has {', '.join(others)}; containerd cannot mount layers that it "
+            "created with the other value",
+            "set the same snapshotter.erofsMergeMode and snapshotter.erofsDmverity as the configuration and "
+            f"the other installations on this node, or remove {EROFS} from snapshotter.setup",
         )
     yield _mkfs(facts)
     if facts.offline:
-        yield Finding("erofs", "skip", "offline: the kernel that will run is not this one")
+        yield Finding("erofs", "skip", "offline: the running kernel is not that of the node")
         return
     yield _kernel(facts)
     if wanted.erofs_dmverity:
@@ -250,23 +251,24 @@ def _erofs(
 def _mkfs(facts: SnapshotterFacts) -> Finding:
     remedy = "install erofs-utils 1.8.2 or later on the node"
     if facts.mkfs is None and not facts.programs_visible:
-        return Finding("mkfs.erofs", "skip", "the host's programs are not mounted below the host root")
+        return Finding("mkfs.erofs", "skip", "the node's programs are not mounted below the host root")
     if facts.mkfs is None:
-        reason = f"it is not in {':'.join(PROGRAM_DIRS)}; containerd would serve no CRI without it"
+        reason = f"not found in {':'.join(PROGRAM_DIRS)}; containerd does not serve the CRI without it"
         return Finding("mkfs.erofs", "fail", reason, remedy)
     if facts.mkfs.missing_options:
-        reason = f"{facts.mkfs.path} does not know {', '.join(facts.mkfs.missing_options)}"
+        reason = f"{facts.mkfs.path} does not have the options {', '.join(facts.mkfs.missing_options)}"
         return Finding("mkfs.erofs", "fail", reason, remedy)
     return Finding("mkfs.erofs", "pass", facts.mkfs.path)
 
 
 def _kernel(facts: SnapshotterFacts) -> Finding:
     if facts.erofs:
-        return Finding("erofs", "pass", "the kernel has this file system")
-    load = "modprobe erofs, and have it loaded at boot by a file in /etc/modules-load.d"
+        return Finding("erofs", "pass", "the kernel has the file system erofs")
+    load = "run `modprobe erofs`, and `echo erofs > /etc/modules-load.d/erofs.conf` to load it at boot"
     if facts.erofs_module:
-        return Finding("erofs", "fail", "the kernel's module erofs is not loaded; containerd does not", load)
-    return Finding("erofs", "fail", "this kernel does not have the file system erofs", load)
+        reason = "the kernel module erofs is not loaded, and containerd does not load it"
+        return Finding("erofs", "fail", reason, load)
+    return Finding("erofs", "fail", "the kernel does not have the file system erofs", load)
 
 
 def _dm_verity(runtime: RuntimeFacts, facts: SnapshotterFacts) -> Finding:
@@ -275,37 +277,41 @@ def _dm_verity(runtime: RuntimeFacts, facts: SnapshotterFacts) -> Finding:
         return Finding(
             "dm-verity",
             "fail",
-            f"snapshotter.erofsDmverity needs containerd 2.3, and this is {version}",
+            f"snapshotter.erofsDmverity needs containerd 2.3 or later, and this node runs {version}",
             "upgrade containerd, or set snapshotter.erofsDmverity: false",
         )
     if not facts.dm_verity:
         return Finding(
             "dm-verity",
             "fail",
-            "the kernel's module dm_verity is not loaded; containerd serves no CRI with "
-            "snapshotter.erofsDmverity then",
-            "modprobe dm_verity, and have it loaded at boot by a file in /etc/modules-load.d",
+            "the kernel module dm_verity is not loaded; containerd does not serve the CRI without it if "
+            "snapshotter.erofsDmverity is true",
+            "run `modprobe dm_verity`, and `echo dm_verity > /etc/modules-load.d/dm_verity.conf` to load it "
+            "at boot",
         )
-    return Finding("dm-verity", "pass", "the kernel has it")
+    return Finding("dm-verity", "pass", "the kernel has dm-verity")
 
 
-def _erofs_not_managed(reason: str) -> Finding:
+def _erofs_not_managed(keys: Sequence[str], reason: str = "") -> Finding:
+    named = ", ".join(f"snapshotter.{key}" for key in keys)
     return Finding(
         "erofs",
         "fail",
-        f"snapshotter.{reason}, but erofs is not in snapshotter.setup, so nothing would come of it",
-        f"add {EROFS} to snapshotter.setup and to the shims meant, or take the setting out",
+        f"{named} {'has' if len(keys) == 1 else 'have'} no effect: {reason}{EROFS} is not in "
+        "snapshotter.setup",
+        f"add {EROFS} to snapshotter.setup and set shims.<shim>.containerd.snapshotter: {EROFS}, or remove "
+        f"{named}",
     )
 
 
 def _configurations(runtime: RuntimeFacts) -> Iterator[Mapping[str, Any]]:
-    """What containerd reads besides what this instance writes."""
+    """Yield containerd's configuration files, without those of this installation, as parsed TOML."""
     own = own_paths(runtime.config)
     return _parsed(state.content for path, state in runtime.files.items() if path not in own)
 
 
 def _parsed(texts: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
-    """What is broken, or a template, is for other rows."""
+    """Yield ``texts`` as parsed TOML. Leave out invalid ones and templates: other checks report them."""
     for text in texts:
         try:
             yield toml_edit.load(text, "")
@@ -314,14 +320,14 @@ def _parsed(texts: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
 
 
 def _conflicting_erofs_keys(settings: Settings, runtime: RuntimeFacts) -> Iterator[str]:
-    """The keys that others give another value, of those that decide what erofs' layers are like."""
-    ours = mapping.config_tables(settings, (), 3, runtime.runtime.version)["plugins"]
+    """Yield a phrase for each key that decides the form of erofs layers and has another value on the node."""
+    desired = mapping.config_tables(settings, (), 3, runtime.runtime.version)["plugins"]
     configurations = tuple(_configurations(runtime))
     for plugin in (mapping.EROFS_TABLE, mapping.EROFS_DIFFER_TABLE):
-        theirs = mapping.plugin_config(configurations, plugin)
+        current = mapping.plugin_config(configurations, plugin)
         for key in mapping.EROFS_LAYER_KEYS:
-            if key in theirs and key in ours[plugin] and theirs[key] != ours[plugin][key]:
-                yield f"{key} = {theirs[key]} where the settings mean {ours[plugin][key]}"
+            if key in current and key in desired[plugin] and current[key] != desired[plugin][key]:
+                yield f"{key} = {current[key]} (the settings need {desired[plugin][key]})"
 
 
 def _discards_unpacked_layers(configurations: Iterable[Mapping[str, Any]]) -> bool:

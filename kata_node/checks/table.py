@@ -1,4 +1,4 @@
-"""The table of host-check: each finding is pass, warn or fail, with the reason and the remedy. Pure."""
+"""The checks of host-check. Each gives findings: pass, skip, warn or fail, with reason and remedy. Pure."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from kata_node.settings.model import Settings
 from kata_node.settings.unsupported import unsupported
 from kata_node.text import human_size, pluralize
 
-MIN_MEMORY = 2 << 30  # bytes: what one guest gets by default in Kata's configurations
-SPACE_RESERVE = 64 << 20  # bytes left free beside the payload
+MIN_MEMORY = 2 << 30  # bytes; the default memory of one guest in Kata's configurations
+SPACE_RESERVE = 64 << 20  # bytes that must stay free after the payload is written
+UNFINISHED_RUN_REMEDY = "do nothing: `install` and `revert` complete the earlier run"
 
 
 def all_findings(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> tuple[Finding, ...]:
-    """Every check, in the order they are shown."""
+    """Return the findings of all checks, in the order in which they are shown."""
     return tuple(_iterate_findings(settings, facts, receipt))
 
 
@@ -42,7 +43,7 @@ def _iterate_findings(settings: Settings, facts: HostCheckFacts, receipt: Receip
     yield from _space(facts)
     yield _foreign_files(settings, facts)
     if facts.offline:
-        yield Finding("hardware", "skip", "offline: this is not the machine the files are for")
+        yield Finding("hardware", "skip", "offline: the hardware of this machine is not that of the node")
     else:
         yield from _hardware(settings, facts)
 
@@ -55,41 +56,43 @@ def _settings(settings: Settings) -> Finding:
             "settings",
             "fail",
             "; ".join(sentence for _, sentence in refused),
-            "take out " + ", ".join(key for key, _ in refused) + ", or use a release that has it",
+            "remove " + ", ".join(key for key, _ in refused) + " from the values",
         )
-    skipped = "".join(f"; not for this node: {name} ({why})" for name, why in settings.skipped)
-    return Finding("settings", "pass", f"{names} on {settings.arch}{skipped}")
+    skipped = "".join(f"; skipped on this node: {name} ({why})" for name, why in settings.skipped)
+    return Finding("settings", "pass", f"handlers on {settings.arch}: {names}{skipped}")
 
 
 def _payload(settings: Settings, facts: HostCheckFacts) -> Finding:
     if isinstance(facts.artifacts, KataNodeError):
         return _failed_finding("payload", facts.artifacts)
     if facts.missing_files:
-        lacking = (f"{shim} needs {', '.join(paths)}" for shim, paths in facts.missing_files.items())
+        missing = (f"{shim} needs {', '.join(paths)}" for shim, paths in facts.missing_files.items())
         return Finding(
             "payload",
             "fail",
-            "the payload is not complete: " + "; ".join(lacking),
-            "use an image built with these components, or disable the shims",
+            "the payload is not complete: " + "; ".join(missing),
+            "use an image that contains these files, or set shims.<shim>.enabled: false for these shims",
         )
     if facts.artifacts.desired_files is None:
-        return Finding("payload", "pass", "the one that is placed already")
+        return Finding("payload", "pass", "already placed on this node")
     return Finding(
-        "payload", "pass", f"release {facts.artifacts.release or 'unknown'}, complete for every shim"
+        "payload",
+        "pass",
+        f"release {facts.artifacts.release or 'unknown'}, has every file that the shims need",
     )
 
 
 def _machine_id(facts: HostCheckFacts) -> Finding:
     expected, found = facts.expected_machine_id, facts.machine.machine_id
     if not expected:
-        return Finding("machine-id", "skip", "no machine id was given to compare with")
+        return Finding("machine-id", "skip", "no expected machine id was given")
     if is_same_machine_id(found, expected):
         return Finding("machine-id", "pass", found)
     return Finding(
         "machine-id",
         "fail",
-        f"this is machine {found or 'without an id'}, the work was meant for {expected}",
-        "the Node's name now belongs to another machine: start over so that the Node is read again",
+        f"the machine id of this node is {found or 'not set'}, expected {expected}",
+        "start the installation again, so that the Node is read again: another machine now has its name",
     )
 
 
@@ -106,9 +109,9 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
     if error := compatibility.incompatibility(settings, runtime, receipt):
         yield _failed_finding("runtime", error)
     else:
-        yield Finding("runtime", "pass", f"{runtime.runtime}, says {runtime.runtime_source}")
+        yield Finding("runtime", "pass", f"{runtime.runtime}, according to {runtime.runtime_source}")
     if settings.user_drop_in.strip() and runtime.runtime.name != "containerd":
-        reason = f"containerd.userDropIn is for containerd, and this node runs {runtime.runtime.name}"
+        reason = f"containerd.userDropIn has no effect: this node runs {runtime.runtime.name}"
         yield Finding("user-drop-in", "skip", reason)
     if not facts.offline:
         yield from _running_runtime(runtime, receipt)
@@ -120,27 +123,26 @@ def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Findin
     if runtime.unit and runtime.state == "active":
         yield Finding("unit", "pass", f"{runtime.unit} is active")
     elif runtime.unit and unfinished:
-        reason = f"{runtime.unit} is {runtime.state} after a run that did not finish"
-        yield Finding("unit", "warn", reason, "none needed: the cri stage goes on from there")
+        reason = f"{runtime.unit} is {runtime.state}, and an earlier run did not finish"
+        yield Finding("unit", "warn", reason, UNFINISHED_RUN_REMEDY)
     else:
         yield Finding(
             "unit",
             "fail",
             f"{runtime.unit} is {runtime.state}"
             if runtime.unit
-            else f"systemd knows no unit of {runtime.runtime.name}",
-            "start the CRI runtime as this unit; it must be restarted through it"
+            else f"systemd has no unit of {runtime.runtime.name}",
+            f"run `systemctl start {runtime.unit}`; kata-node restarts the runtime through this unit"
             if runtime.unit
-            else "start the CRI runtime as one of: " + ", ".join(runtime.distribution_runtime.units),
+            else f"run {runtime.runtime.name} as one of these units: "
+            + ", ".join(runtime.distribution_runtime.units),
             permanent=not runtime.unit,
         )
     if runtime.handlers is not None:
-        yield Finding(
-            "cri", "pass", f"answers, and serves {pluralize(len(runtime.handlers), 'named handler')}"
-        )
+        yield Finding("cri", "pass", f"answers, and serves {pluralize(len(runtime.handlers), 'handler')}")
     else:
-        reason = "does not answer after a run that did not finish"
-        yield Finding("cri", "warn", reason, "none needed: the cri stage goes on from there")
+        reason = "the runtime does not answer, and an earlier run did not finish"
+        yield Finding("cri", "warn", reason, UNFINISHED_RUN_REMEDY)
 
 
 def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Finding:
@@ -156,7 +158,7 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Find
         **dict.fromkeys(own),
         **{file.path: file.content for file in desired_config.changes},
     }
-    # What the user's own drop-in imports may be there, and is looked for when it is written.
+    # Count the files that the user's drop-in imports as existing: the cri stage checks them when it writes.
     user_files = {
         path: content for path in desired_config.labels if (content := future_contents.get(path)) is not None
     }
@@ -171,22 +173,22 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Find
         exists=lambda path: path in expected_imports or path.startswith(f"{settings.install_dir}/"),
     )
     if problems:
-        return Finding("config", "fail", "; ".join(problems), "correct the runtime's configuration first")
+        return Finding("config", "fail", "; ".join(problems), "correct the named files and settings")
     if runtime.config_path in contents:
-        return Finding("config", "pass", f"{runtime.config_path} can be extended")
-    return Finding("config", "pass", f"no {runtime.config_path}; one will be made")
+        return Finding("config", "pass", f"{runtime.config_path} is valid with the entry of kata-node")
+    return Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")
 
 
 def _space(facts: HostCheckFacts) -> Iterator[Finding]:
     for space in facts.machine.spaces:
         if space.read_only or not space.writable:
-            why = "is on a read-only file system" if space.read_only else "cannot be written by this user"
+            why = "is on a read-only file system" if space.read_only else "is not writable for this user"
+            other_dir = ", or set env.installationPrefix to a writable directory"
             yield Finding(
                 "writable",
                 "fail",
                 f"{space.path} {why}",
-                "make it writable"
-                + (", or set env.installationPrefix" if space is facts.machine.spaces[0] else ""),
+                f"make {space.path} writable" + (other_dir if space is facts.machine.spaces[0] else ""),
             )
         else:
             yield Finding("writable", "pass", space.path)
@@ -194,24 +196,23 @@ def _space(facts: HostCheckFacts) -> Iterator[Finding]:
     needed = facts.bytes_to_place + SPACE_RESERVE if facts.bytes_to_place else 0
     reason = f"{human_size(install_space.free)} free at {install_space.path}"
     if not isinstance(facts.artifacts, KataNodeError):
-        reason = f"{human_size(facts.bytes_to_place)} to place, {reason}"
+        reason = f"{human_size(facts.bytes_to_place)} to write, {reason}"
     if needed > install_space.free:
-        yield Finding(
-            "space", "fail", reason, f"free {human_size(needed - install_space.free)} there", permanent=False
-        )
+        remedy = f"free {human_size(needed - install_space.free)} on the file system of {install_space.path}"
+        yield Finding("space", "fail", reason, remedy, permanent=False)
     else:
         yield Finding("space", "pass", reason)
 
 
 def _foreign_files(settings: Settings, facts: HostCheckFacts) -> Finding:
     if not facts.conflicts:
-        return Finding("foreign", "pass", f"nothing of others in the way below {settings.install_dir}")
+        return Finding("foreign", "pass", f"no foreign files at the paths to write in {settings.install_dir}")
     return Finding(
         "foreign",
         "fail",
         f"{layout.conflict_summary(facts.conflicts)} below {settings.install_dir}: "
         + ", ".join(facts.conflicts[:3]),
-        "remove the earlier installation with the tool that made it",
+        "remove these files with the tool that installed them, or set env.installationPrefix",
     )
 
 
@@ -222,33 +223,38 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
     if not local:
         yield Finding("kvm", "skip", "no enabled shim runs VMs on this node")
     elif not machine.dev_visible:
-        yield Finding("kvm", "skip", "the host's /dev is not mounted below the host root")
+        yield Finding("kvm", "skip", "the node's /dev is not mounted below the host root")
     elif machine.kvm:
-        yield Finding("kvm", "pass", "/dev/kvm is there")
+        yield Finding("kvm", "pass", "/dev/kvm exists")
     else:
         yield Finding(
             "kvm",
             "fail",
-            f"there is no /dev/kvm, which {', '.join(local)} need",
-            "load the kvm module; in a VM, switch nested virtualization on; or enable only remote shims",
+            f"/dev/kvm does not exist, and these shims need it: {', '.join(local)}",
+            "load the kernel module kvm_intel or kvm_amd; if the node is a VM, enable nested virtualization; "
+            "or enable only the shim remote",
         )
     if local and machine.virtualization:
-        yield Finding("cpu", "pass", "virtualization extensions are there")
+        yield Finding("cpu", "pass", "the CPU has virtualization extensions")
     elif local:
         yield Finding(
-            "cpu", "warn", "the CPU shows no virtualization extensions", "switch them on in the firmware"
+            "cpu",
+            "warn",
+            "the CPU does not show virtualization extensions",
+            "enable virtualization in the firmware; if the node is a VM, enable nested virtualization",
         )
     yield from _modules(machine.modules, vsock=machine.vsock, dev_visible=machine.dev_visible, local=local)
     for kind in sorted({shim.tee for shim in shims.values() if shim.tee}):
         if kind in machine.supported_tees:
-            yield Finding(f"tee-{kind}", "pass", "the kernel can start such guests")
+            yield Finding(f"tee-{kind}", "pass", f"the kernel can start {kind} guests")
         else:
-            # A warning only: one values file serves nodes with and without it.
+            # Only a warning: one values file is used for nodes with and without the TEE.
             yield Finding(
                 f"tee-{kind}",
                 "warn",
-                f"this kernel cannot start {kind} guests; pods of such a RuntimeClass will not start here",
-                "enable it in firmware and kernel, or keep such pods away with a node selector",
+                f"the kernel cannot start {kind} guests, so pods with such a RuntimeClass do not start",
+                f"enable {kind} in the firmware and the kernel, or select nodes with {kind} in "
+                "shims.<shim>.runtimeClass.nodeSelector",
             )
     yield _memory(machine.memory)
     yield _selinux(machine.selinux)
@@ -263,8 +269,8 @@ def _modules(
     if not vsock and "vhost_vsock" not in modules and dev_visible:
         missing_modules.append("vhost_vsock")
     if missing_modules:
-        # A warning only: the kernel loads them on demand where they exist.
-        remedy = "modprobe " + " ".join(missing_modules)
+        # Only a warning: the kernel loads the modules on demand if they are installed.
+        remedy = f"run `modprobe -a {' '.join(missing_modules)}`"
         yield Finding("modules", "warn", f"not loaded: {', '.join(missing_modules)}", remedy)
     else:
         yield Finding("modules", "pass", "vhost and vsock are loaded")
@@ -272,8 +278,8 @@ def _modules(
 
 def _memory(memory: int) -> Finding:
     if memory < MIN_MEMORY:
-        reason = f"{human_size(memory)} in all; one guest gets {human_size(MIN_MEMORY)} by default"
-        return Finding("memory", "warn", reason, "lower default_memory in the Kata configuration")
+        reason = f"the node has {human_size(memory)}, and one guest gets {human_size(MIN_MEMORY)} by default"
+        return Finding("memory", "warn", reason, "set a lower default_memory in shims.<shim>.dropIn")
     return Finding("memory", "pass", human_size(memory))
 
 
@@ -282,8 +288,8 @@ def _selinux(state: str) -> Finding:
         return Finding(
             "selinux",
             "warn",
-            "enforcing: containers without the right label may be denied silently",
-            "see the audit log if a stage or a Kata pod is refused; give the pod a privileged SELinux type",
+            "enforcing: SELinux may deny a container access without an error message",
+            "if a stage or a Kata pod fails, read the audit log; set selinux.type: spc_t for the stages",
         )
     return Finding("selinux", "pass", state)
 

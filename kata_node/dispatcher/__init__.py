@@ -1,14 +1,16 @@
-"""Runs one Job on each of a cluster's nodes: what stands between a Helm hook and the nodes.
+"""Run one node Job on each selected Node of a cluster.
 
-An API client and nothing else: it knows Nodes, Jobs and Pods, and nothing of what the Jobs do on the
-host. Its image therefore needs none of what the host's side needs. To be read in this order:
+The dispatcher is only a client of the API server. It knows Nodes, Jobs and Pods, and does not know what
+the Jobs do on a node. Its image therefore contains nothing of the node-side code. Suggested reading order:
 
-- ``config``, the file it is given, and ``run``, the way from that to the result;
-- ``nodes``, which Nodes are meant and can be worked on; ``unfit``, how the others end;
-- ``dispatch``, which sees every node to its end; ``placement``, which gets it its Job past what is there
-  already, by what ``adoption`` says of that; ``rollout``, who is next and when it stops; ``rivals``;
-- ``template``, the manifest of a Job; ``failures``, why one failed or hangs, and ``hangs``, which asks that
-  of those that run; ``telling``, what is printed; ``events``, what the cluster is told;
-- ``api``, requests and their retries, and on it ``jobs``, ``feed`` (the watch) and ``objects`` (the fields
-  that are read); ``stop``, SIGTERM.
+- ``config``: the configuration file. ``run``: from the configuration to the result.
+- ``nodes``: which Nodes are selected and eligible. ``eligibility``: the result of the other Nodes.
+- ``dispatch``: follows every node until it has a result. ``node_jobs``: creates the Job of a node, or adopts
+  or waits for an existing one, as ``adoption`` decides. ``rollout``: the order of the nodes and when the
+  rollout stops. ``competing_dispatchers``: stops other dispatchers before a cleanup.
+- ``template``: the manifest of a node Job. ``failures``: why a Job failed or is stuck. ``stuck_pods``: checks
+  running Jobs for that. ``progress``: the log lines, the final table and the JSON document. ``events``:
+  Events on Nodes.
+- ``api``: requests and retries. On top of it ``jobs`` (requests for Jobs and Pods), ``job_watch`` (list and
+  watch) and ``kubernetes_objects`` (the fields that are decoded). ``shutdown``: SIGTERM and SIGINT.
 """

@@ -1,7 +1,10 @@
 """The command ``kata-deploy-job-dispatcher``.
 
-Exit codes: 0 every node is as wanted; 1 a node failed, or it was stopped or interrupted; 2 the command
-line or the configuration cannot be used. stdout carries the result, stderr the log.
+It prints the result to stdout and the log to stderr. Exit codes:
+
+- 0: the run succeeded, see :func:`kata_node.dispatcher.progress.build_result`.
+- 1: a node failed, too many nodes were not ready, or the run stopped early.
+- 2: the command line or the configuration is not valid.
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ NAME = "kata-deploy-job-dispatcher"
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line of this process and exit with its exit code."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out a command line and return its exit code."""
+    """Run the command line ``arguments`` and return the exit code."""
     options = _parser().parse_args(arguments)
     log.configure_logging(options.log_level)
     try:
@@ -57,7 +60,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _dispatch(options: argparse.Namespace) -> Result:
     if not options.config:
-        raise UsageError("there is no configuration", where="--config", hint=f"see {NAME} --help")
+        raise UsageError(
+            "no configuration file is given",
+            where="--config",
+            hint=f"set --config or {ENV_PREFIX}CONFIG to the file that the Helm chart renders",
+        )
     from kata_node.dispatcher import config
     from kata_node.dispatcher.api import ApiClient
     from kata_node.dispatcher.run import run as run_dispatcher
@@ -69,7 +76,9 @@ def _dispatch(options: argparse.Namespace) -> Result:
         try:
             return run_dispatcher(loaded, api, owner=_owner(options), reporter=os.uname().nodename)
         except ShutdownRequested:
-            raise KataNodeError("asked to stop before the first Job was made", hint="run it again") from None
+            raise KataNodeError(
+                "the dispatcher was asked to stop before it created a Job", hint="run the helm command again"
+            ) from None
 
 
 def _owner(options: argparse.Namespace) -> Owner | None:
@@ -77,9 +86,10 @@ def _owner(options: argparse.Namespace) -> Owner | None:
 
     if bool(options.owner_name) != bool(options.owner_uid):
         raise UsageError(
-            "the Job of the dispatcher needs both a name and a uid",
+            "only one of the two options is set",
             where="--owner-name and --owner-uid",
-            hint="a Pod has them as its labels batch.kubernetes.io/job-name and …/controller-uid",
+            hint="set both; in a Pod of a Job they are its labels batch.kubernetes.io/job-name and "
+            "batch.kubernetes.io/controller-uid",
         )
     return Owner(options.owner_name, options.owner_uid) if options.owner_uid else None
 
@@ -101,8 +111,9 @@ def _print(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=NAME,
-        description="Runs one Job on each node that the configuration selects, so many at a time.",
-        epilog=f"Every option has a variable, {ENV_PREFIX} and its name: {ENV_PREFIX}CONFIG for --config.",
+        description="Run one Job on each node that the configuration selects.",
+        epilog=f"Each option can be set by an environment variable: --config by {ENV_PREFIX}CONFIG, "
+        f"--log-level by {ENV_PREFIX}LOG_LEVEL.",
         allow_abbrev=False,
     )
 
@@ -114,12 +125,14 @@ def _parser() -> argparse.ArgumentParser:
             parser.error(f"{variable}: expected one of {', '.join(choices)}, got {value!r}")
         parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
 
-    option("config", "FILE", "", "what to do on which nodes (YAML or JSON); the chart makes it")
-    option("owner-name", "NAME", "", "the Job this runs in, with which the Jobs it makes are removed")
-    option("owner-uid", "UID", "", "the uid of that Job")
-    option("output", None, "text", "form of the result on stdout", choices=("text", "json"))
-    option("log-level", None, "info", "log from this severity up", choices=log.LEVELS)
-    option("termination-log", "FILE", "/dev/termination-log", "written for the pod's status, if it is there")
+    option("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
+    option(
+        "owner-name", "NAME", "", "name of the dispatcher's own Job; it becomes the owner of the node Jobs"
+    )
+    option("owner-uid", "UID", "", "uid of the dispatcher's own Job")
+    option("output", None, "text", "format of the result on stdout", choices=("text", "json"))
+    option("log-level", None, "info", "lowest severity to log", choices=log.LEVELS)
+    option("termination-log", "FILE", "/dev/termination-log", "existing file for the termination message")
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     return parser
 

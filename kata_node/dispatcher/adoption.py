@@ -1,4 +1,4 @@
-"""What a Job that is there already means for the Job that a node is to have. Pure."""
+"""Decide how an existing Job affects the Job that a node is to get. Pure."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from kata_node.dispatcher.kubernetes_objects import (
 
 
 class JobDecision(Enum):
-    """What is to be done about a Job."""
+    """What the dispatcher does with an existing Job."""
 
     IGNORE = auto()
-    """It is in nobody's way."""
+    """Leave the Job alone; it does not affect the node's Job."""
     ADOPT = auto()
-    """It runs and does what is wanted: it is the node's Job from now on."""
+    """Use the Job as the node's Job; it runs and does the desired work."""
     DONE = auto()
-    """It has done what is wanted."""
+    """Report the node as unchanged; the Job has done the desired work."""
     REPLACE = auto()
-    """It has ended, and makes room for a new one."""
+    """Delete the Job, which has ended, and create a new one."""
     AWAIT = auto()
-    """It runs and does something else: the node is worked on when it has ended."""
+    """Wait for the end of the Job; it runs and does other work."""
     STOP = auto()
-    """It runs and does what is to be undone: it is deleted, and its end awaited."""
+    """Delete the Job and wait for its end; it does the work that a cleanup reverts."""
     FOREIGN = auto()
-    """It is somebody else's, and has the name: nothing is done on the node."""
+    """Report the node as failed; a Job of another owner has the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredJob:
-    """The Job that a node is to have."""
+    """The Job that a node is to get."""
 
     name: str
     action: Action
@@ -50,7 +50,7 @@ class DesiredJob:
 
 
 def decide(job: Job, desired: DesiredJob) -> JobDecision:
-    """What is to be done about ``job``, so that the node can have the one that is ``wanted``."""
+    """Return what to do with ``job`` so that the node can get the Job ``desired``."""
     metadata = job.metadata
     own = desired.labels.items() <= metadata.labels.items() and bool(job.node)
     if metadata.name == desired.name:
@@ -63,7 +63,8 @@ def decide(job: Job, desired: DesiredJob) -> JobDecision:
     if metadata.name == desired.name:
         return _same_name(job, desired)
     if job.finished:
-        # Deleted as well: what it has done is undone now, and nobody shall take it for done again.
+        # A finished Job of the opposite action is deleted too. Its work is about to be reverted, so a later
+        # run must not take it for done.
         return (
             JobDecision.IGNORE if metadata.labels.get(ACTION_LABEL) == desired.action else JobDecision.REPLACE
         )

@@ -1,7 +1,7 @@
-"""Requests to the API server: counted, and made again while what fails may pass.
+"""Send requests to the API server, count them, and retry temporary failures.
 
-lightkube's own client neither asks for bookmarks, nor deletes an object on the condition that it is
-still the same, nor takes a label selector as text; its credentials and connections are used.
+This module uses the credentials and connections of lightkube, but not its client. That client cannot request
+watch bookmarks, cannot delete with a uid precondition, and does not accept a label selector as text.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import httpx2
 
 RETRY_TIMEOUT = 300.0
-"""Seconds an API server may be away, or busy, before that is an error."""
+"""Seconds for which a request is retried before it is an error."""
 
 PAGE_SIZE = 250
-"""Objects per request: 5 MB of Nodes or Jobs at a time, not 100."""
+"""Objects per list request. 250 Nodes or Jobs are about 5 MB; a list of a whole cluster can be 100 MB."""
 
 WATCH_GRACE = 15.0
-"""Seconds after which a watch that should have been ended by the server is taken for dead."""
+"""Seconds that a watch may outlast its timeout before the connection is considered dead."""
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 15.0
 
@@ -49,7 +49,7 @@ P = TypeVar("P", NodePage, JobPage, PodPage)
 
 
 class RefusedError(KubeError):
-    """A request that the API server answered with an error which no retry mends."""
+    """The API server refused a request, and a retry does not help."""
 
     def __init__(self, failure: RequestFailure, request: str, server: str) -> None:
         super().__init__(
@@ -59,11 +59,11 @@ class RefusedError(KubeError):
 
 
 class ExpiredError(KataNodeError):
-    """What a watch or a list was to go on from is no longer known to the API server."""
+    """The API server no longer has the resource version or the continue token of a watch or list."""
 
 
 class ApiClient:
-    """A connection to the API server; a context manager that closes it."""
+    """A connection to the API server. As a context manager it closes the connection."""
 
     def __init__(
         self, session: httpx2.Client, *, clock: Clock = REAL_CLOCK, stop: Shutdown | None = None
@@ -71,18 +71,18 @@ class ApiClient:
         self.clock = clock
         self.stop = stop or Shutdown()
         self.requests: Counter[str] = Counter()
-        """How many requests were made, tries included, by what was asked for."""
+        """Number of requests, retries included, by description (``list nodes``)."""
         self._session = session
         self._server = str(session.base_url).rstrip("/")
 
     @classmethod
     def connect(cls, *, clock: Clock = REAL_CLOCK, stop: Shutdown | None = None) -> ApiClient:
-        """Use the pod's ServiceAccount, else a kubeconfig; nothing is sent yet.
+        """Return a client with the pod's ServiceAccount or else a kubeconfig; send no request yet.
 
-        Raises :class:`KubeError` when there are no credentials, or they cannot be used.
+        Raises :class:`KubeError` when there are no usable credentials.
         """
         session = open_http_client(REQUEST_TIMEOUT)
-        # The API server also takes its first word for the name of who manages fields.
+        # The API server uses the part before the slash as the field manager.
         session.headers["User-Agent"] = f"kata-deploy-job-dispatcher/{__version__}"
         return cls(session, clock=clock, stop=stop)
 
@@ -95,17 +95,17 @@ class ApiClient:
         self._session.close()
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass; raises :class:`Stopped` when an end is asked for."""
+        """Sleep; raises :class:`ShutdownRequested` when a shutdown is requested."""
         self.stop.wait(lambda: self.clock.sleep(seconds))
 
     def call(
         self, method: str, path: str, what: str, *, query: Mapping[str, str] | None = None, body: bytes = b""
     ) -> bytes:
-        """The answer to one request; ``what`` is asked for, such as ``list nodes``.
+        """Return the body of the answer; ``what`` describes the request, for example ``list nodes``.
 
-        Raises :class:`RefusedError`, at once, for what no retry mends; :class:`KubeError` when
-        :data:`PATIENCE` has run out; and :class:`Stopped` when there is a wish to stop while it waits
-        for the next try.
+        Raises :class:`RefusedError` at once when a retry cannot help, :class:`KubeError` when the request
+        still fails after :data:`RETRY_TIMEOUT`, and :class:`ShutdownRequested` when a shutdown is requested
+        during the pause before a retry.
         """
         content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Content-Type": content_type} if body else {}
@@ -117,7 +117,7 @@ class ApiClient:
         ).content
 
     def call_once(self, method: str, path: str, what: str, *, body: bytes, timeout: float) -> None:
-        """Make one request, and no second one; raises :class:`RefusedError` when it fails in any way."""
+        """Send one request without retries; raises :class:`RefusedError` on any failure."""
         self.requests[what] += 1
         try:
             self._session.request(
@@ -134,9 +134,9 @@ class ApiClient:
             raise RefusedError(failure, what, self._server) from error
 
     def pages(self, path: str, what: str, page_type: type[P], query: Mapping[str, str]) -> Iterator[P]:
-        """The pages of a list, of :data:`PAGE` objects each.
+        """Yield the pages of a list, with up to :data:`PAGE_SIZE` objects each.
 
-        Raises :class:`ExpiredError` when that took so long that the server does not know how to go on.
+        Raises :class:`ExpiredError` when the continue token expires before the last page.
         """
         decoder = msgspec.json.Decoder(page_type)
         continue_token = ""
@@ -148,19 +148,25 @@ class ApiClient:
                 )
             except RefusedError as error:
                 if error.failure.status == 410:
-                    raise ExpiredError("the list has changed too much meanwhile", where=what) from error
+                    raise ExpiredError(
+                        "the list expired before its last page was read", where=what
+                    ) from error
                 raise
             except msgspec.DecodeError as error:
-                raise KubeError(f"the answer is none of Kubernetes ({error})", where=self._server) from error
+                raise KubeError(
+                    f"the API server gave an answer that is not a Kubernetes list ({error})",
+                    where=self._server,
+                ) from error
             yield page
             continue_token = page.metadata.continue_
             if not continue_token:
                 return
 
     def watch(self, path: str, what: str, query: Mapping[str, str], seconds: int) -> Iterator[WatchEvent]:
-        """What happens, until the server ends the watch after about ``seconds``.
+        """Yield watch events until the server ends the watch after about ``seconds``.
 
-        Raises what the connection or the server fail with, see :func:`failure_of`; nothing is retried.
+        Raises the errors of the connection and of the server, see
+        :func:`kata_node.kube.failures.classify_error`. There is no retry.
         """
         import httpx2
 
@@ -196,7 +202,7 @@ class ApiClient:
 
 
 class RetryPolicy:
-    """The pauses between tries of one thing, and their end."""
+    """The pauses between the tries of one operation, and the time limit for all of them."""
 
     def __init__(self, api: ApiClient, what: str) -> None:
         self._api = api
@@ -205,11 +211,15 @@ class RetryPolicy:
         self._deadline = 0.0
 
     def succeeded(self) -> None:
-        """Begin anew: what fails next fails for the first time."""
+        """Reset the count of tries and the time limit."""
         self._tries = self._refused = 0
 
     def wait_or_raise(self, error: Exception) -> None:
-        """Wait as long as is right after ``error``; raise what it stands for when it is not to pass."""
+        """Sleep before the next try after ``error``.
+
+        Raises :class:`RefusedError` when a retry cannot help, :class:`KubeError` when the time limit has
+        passed, and ``error`` itself when it does not come from the request.
+        """
         api = self._api
         failure = classify_error(error)
         if failure is None:
@@ -225,11 +235,11 @@ class RetryPolicy:
         pause = max(failure.retry_after, backoff * (1 + api.clock.jitter()) / 2)
         if now + pause >= self._deadline:
             raise KubeError(
-                f"the API server {failure.what} (for {RETRY_TIMEOUT:g} s)",
+                f"the API server {failure.what} (retried for {RETRY_TIMEOUT:g} s)",
                 where=f"{self._what} at {api._server}",
-                hint="look at the API server, then run again: what was begun on nodes goes on by itself",
+                hint="check the API server, then run the helm command again; running Jobs continue meanwhile",
             ) from error
-        log.warning("the API server %s; trying again in %.1f s", failure.what, pause)
+        log.warning("%s: the API server %s; retrying in %.1f s", self._what, failure.what, pause)
         api.sleep(pause)
 
 
@@ -241,20 +251,20 @@ def _url(path: str, query: Mapping[str, str] | None) -> str:
 def _hint(failure: RequestFailure) -> str:
     match failure.status:
         case 401:
-            return "see that the ServiceAccount of the dispatcher still exists"
+            return "check that the ServiceAccount of the dispatcher still exists"
         case 403 if is_rbac_denial(failure):
             return (
-                "the dispatcher needs list on nodes, and in its own namespace list on pods, and on jobs (API "
-                "group batch) create, get, list, watch, patch and delete; for Events, create on events in "
-                "the namespace default"
+                "give the dispatcher's ServiceAccount these rights: list on nodes; in its own namespace list "
+                "on pods, and create, get, list, watch, patch and delete on jobs (API group batch); for "
+                "Events, create on events in the namespace default"
             )
         case 403:
-            return "a quota, or an admission rule of the cluster, forbids this"
+            return "change the quota or the admission rule that forbids this request"
         case 422:
-            return "correct the Job's template, which the Helm values make"
+            return "correct the Helm values; the chart renders the Job template from them"
     return ""
 
 
 def is_rbac_denial(failure: RequestFailure) -> bool:
-    """Whether it is the account that may not do this, rather than the object that is not admitted."""
+    """Return whether the account lacks the right, rather than a quota or an admission rule refusing it."""
     return failure.status == 403 and " cannot " in failure.what and " resource " in failure.what

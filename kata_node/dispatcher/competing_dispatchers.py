@@ -1,7 +1,7 @@
-"""Ends the dispatchers of a release that would undo what an uninstall does.
+"""Stop the other dispatchers of a release before a cleanup.
 
-helm gives up waiting after its ``--timeout``, and the dispatcher of the install goes on: it would give
-nodes that are cleaned already their Job again, and put Kata on those that had none yet.
+When helm reaches its ``--timeout``, the dispatcher of the install keeps running. During an uninstall it would
+install Kata on nodes that are already clean, and on nodes that did not have Kata yet.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from kata_node.dispatcher.jobs import Jobs
 from kata_node.dispatcher.template import Owner
 
 DISPATCHER_SELECTOR = "app.kubernetes.io/component=dispatcher"
-"""The label of the Pods of dispatchers, besides those of the release."""
+"""The label that dispatcher Pods have in addition to the labels of the release."""
 
 POLL_INTERVAL = 2.0
 SHUTDOWN_TIMEOUT = 120.0
-"""Seconds for them to end. One that does not is on a node that nobody hears of."""
+"""Seconds to wait for their end. A Pod that does not end is on a node with a dead kubelet."""
 
 log = logging.getLogger(__name__)
 
 
 def stop_competing_dispatchers(api: ApiClient, config: Config, owner: Owner | None, reporter: str) -> None:
-    """Delete the Jobs of all dispatchers of the release but of this one, and see their Pods end.
+    """Delete the Jobs of all other dispatchers of the release and wait until their Pods have ended.
 
-    This one runs in the Job ``owner``, or at least in the Pod ``reporter``. The Jobs that the others have
-    made go with them. Raises :class:`KubeError`.
+    This dispatcher is recognized by its Job ``owner`` or by its Pod ``reporter``. The garbage collector
+    deletes the node Jobs of the other dispatchers. Raises :class:`KubeError`.
     """
     jobs = Jobs(api, config.namespace)
     release = ",".join(f"{key}={value}" for key, value in sorted(config.labels.items()))
@@ -42,10 +42,16 @@ def stop_competing_dispatchers(api: ApiClient, config: Config, owner: Owner | No
         for pod in competing_pods:
             if pod.job_uid not in deleted_jobs:
                 deleted_jobs.add(pod.job_uid)
-                log.warning("the dispatcher in %s still runs; ending it", pod.metadata.name)
+                log.warning(
+                    "another dispatcher still runs in the Pod %s; deleting its Job %s",
+                    pod.metadata.name,
+                    pod.job_name,
+                )
                 jobs.delete_by_name(pod.job_name, pod.job_uid, wait=True)
         if api.clock.now() >= deadline:
             names = ", ".join(pod.metadata.name for pod in competing_pods)
-            log.warning("%s has not ended within %g s; going on all the same", names, SHUTDOWN_TIMEOUT)
+            log.warning(
+                "these dispatcher Pods did not end within %g s: %s; continuing", SHUTDOWN_TIMEOUT, names
+            )
             return
         api.sleep(POLL_INTERVAL)

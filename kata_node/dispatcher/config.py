@@ -1,50 +1,50 @@
-"""What is to be done on which nodes: the file the Helm chart renders for the dispatcher.
+"""The configuration file of the dispatcher.
 
-YAML or JSON, mounted from a ConfigMap. A key that is not listed here is refused::
+The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher refuses unknown keys::
 
     action: install                  # or cleanup; what the Jobs of `template` do
-    namespace: kata-system           # where the Jobs are
-    namePrefix: kata-deploy-install  # a Job is called <namePrefix>-<node>; at most 40 characters
-    labels:                          # the identity of the release, on every Job and Pod: Jobs that have
-      app.kubernetes.io/name: kata-deploy          # them all are its own, all others are foreign
+    namespace: kata-system           # namespace of the Jobs
+    namePrefix: kata-deploy-install  # a Job is named <namePrefix>-<node>; at most 40 characters
+    labels:                          # the labels of the release, set on every Job and Pod; a Job that does
+      app.kubernetes.io/name: kata-deploy          # not have all of them is foreign
       app.kubernetes.io/instance: my-release
-    generation: "7"                  # .Release.Revision: a Job that has succeeded is not run again in the
-                                     # same generation, with the same template, for the same Node
+    generation: "7"                  # .Release.Revision; a succeeded Job is not run again for the same
+                                     # generation, template and Node
     selection:
-      nodes: [worker-1, worker-2]    # these; if there are none,
-      labelSelector: "a=b,!c"        # the nodes of this label selector; if it is empty, all nodes
-    parallelism: 100                 # how many Jobs run at once at most
-    waitForNodesSeconds: 0           # wait that long for a set of eligible nodes that stays the same; one
-                                     # that is empty at the end is then an error
-    mark: kata-deploy.katacontainers.io/default    # the label of nodes this installation is on
-    skipServing: false               # pass over nodes whose mark is "true", and run the Job on all others,
-                                     # also where it has succeeded before: for a reconciling CronJob
-    rollout:                         # without it, all nodes are one wave that nothing stops
-      canary: 1                      # so many nodes go first, alone; if more of them fail than maxFailures
-                                     # (0 when it is not given; a share is one of these) or if all do, no
-                                     # other node is begun
-      waveSize: 25%                  # then waves of so many, a number or a share of all nodes
-      maxFailures: 10%               # with more failures than this, no other node is begun
-    waitForReadySeconds: 120         # how long nodes with a taint that passes by itself, such as
-                                     # node.kubernetes.io/not-ready, are waited for, while others are done
-    maxNotReady: 10%                 # the run has failed when more nodes than this number, or share, were
-                                     # still not ready then. By default a tenth, for of many nodes some
-                                     # are always down; none for a cleanup, after which nobody comes back
-                                     # to them; any number with skipServing, which comes back to them all
-    events: false                    # also tell of a failure in an Event on the Node, which takes the right
-                                     # to create events in the namespace default
-    templates:                       # one for each CRI runtime, which a Node says in its
+      nodes: [worker-1, worker-2]    # names of Nodes; if empty, labelSelector applies
+      labelSelector: "a=b,!c"        # if empty as well, all Nodes are selected
+    parallelism: 100                 # maximum number of running Jobs
+    waitForNodesSeconds: 0           # maximum wait until the set of eligible nodes is stable; an empty set
+                                     # at the end is an error
+    mark: kata-deploy.katacontainers.io/default    # the installation label
+    skipServing: false               # skip nodes with the installation label "true", and run the Job on all
+                                     # other nodes even if it succeeded before; for the reconciling CronJob
+    rollout:                         # without it, all nodes are one wave and failures do not stop it
+      canary: 1                      # number of canary nodes; they run first. The rollout stops if all of
+                                     # them fail, or if more fail than maxFailures allows (0 if not set; a
+                                     # percentage counts the canary nodes)
+      waveSize: 25%                  # nodes per wave after the canary nodes: a number, or a percentage of all
+      maxFailures: 10%               # the rollout stops when more nodes fail: a number or a percentage
+    waitForReadySeconds: 120         # how long to wait for nodes with a temporary taint, for example
+                                     # node.kubernetes.io/not-ready; the other nodes run meanwhile
+    maxNotReady: 10%                 # the run fails if more nodes are still not ready after that wait.
+                                     # Default: 10%, because a large cluster always has some nodes that are
+                                     # down; 0 for a cleanup, because no later run cleans them; 100% with
+                                     # skipServing, because the CronJob runs again
+    events: false                    # also record failures as Events on the Node; needs the right to create
+                                     # events in the namespace default
+    templates:                       # one per container runtime; a Node names its runtime in
       - runtime: containerd          # status.nodeInfo.containerRuntimeVersion: containerd or cri-o
-        template: {...}              # a whole batch/v1 Job
-    removed:                         # only to install: what is done on nodes that carry the mark and are
-      namePrefix: kata-deploy-removed    # no longer selected, once the others are through
+        template: {...}              # a complete batch/v1 Job
+    removed:                         # only with action install: the Job for nodes that have the installation
+      namePrefix: kata-deploy-removed    # label but are no longer selected; they run after all other nodes
       templates: [...]
 
-In the place of ``templates`` there may be ``template: {...}``, one Job for all nodes, whatever runs there.
+Instead of ``templates``, ``template: {...}`` gives one Job for all nodes, whatever their runtime is.
 
-The dispatcher puts a Job's name, namespace, ``spec.template.spec.nodeName`` and owner, and the labels, into
-the template. Besides, in every string of it, ``@NODE_NAME@``, ``@NODE_UID@``, ``@MACHINE_ID@`` (of the Node's
-``status.nodeInfo``) and ``@JOB_NAME@`` become what they say.
+The dispatcher sets the name, namespace, labels and owner of a Job and its ``spec.template.spec.nodeName``. In
+every string of the template it replaces ``@NODE_NAME@``, ``@NODE_UID@``, ``@MACHINE_ID@`` (the ``machineID``
+in the Node's ``status.nodeInfo``) and ``@JOB_NAME@``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ __all__ = ["Config", "DeselectedNodesConfig", "IntOrPercent", "load"]
 PREFIX_LIMIT = 40
 DEFAULT_PARALLELISM = 100
 DEFAULT_WAIT_FOR_READY = 120
-"""Seconds: a node that boots, or whose runtime is restarted, takes less."""
+"""Seconds. A node needs less to boot or to restart its runtime."""
 
 RUNTIMES = ("containerd", "cri-o")
 
@@ -77,19 +77,19 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 @dataclass(frozen=True)
 class IntOrPercent:
-    """So many nodes, or a share of them in per cent."""
+    """A number of nodes, or a percentage of all nodes."""
 
     number: int
     percent: bool = False
 
     def scaled(self, total: int) -> int:
-        """The number of nodes; a share is rounded down."""
+        """Return the number of nodes out of ``total``; a percentage is rounded down."""
         return total * self.number // 100 if self.percent else self.number
 
 
 @dataclass(frozen=True)
 class DeselectedNodesConfig:
-    """What is done on nodes that are no longer selected."""
+    """The key ``removed``: the Jobs for nodes that are no longer selected."""
 
     name_prefix: str
     templates: Templates
@@ -97,7 +97,7 @@ class DeselectedNodesConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The file, checked. See the head of this module for what each key means."""
+    """The validated configuration. The docstring of this module explains the keys."""
 
     action: Action
     namespace: str
@@ -121,31 +121,36 @@ class Config:
 
     @property
     def installation(self) -> str:
-        """The name of what is installed, for people: ``default``, or its suffix, as the mark has it."""
+        """The name of the installation, from the installation label: its suffix or ``default``."""
         return self.installation_label.rpartition("/")[2] or "kata"
 
     def max_not_ready_nodes(self, total: int) -> int:
-        """How many of ``total`` nodes may be left out as not ready without that being a failure."""
+        """Return how many of ``total`` nodes may stay not ready before the run fails."""
         default = IntOrPercent(
             100 if self.skip_serving else 0 if self.action == "cleanup" else 10, percent=True
         )
         return (self.max_not_ready or default).scaled(total)
 
     def job_selector(self) -> str:
-        """The label selector of all Jobs that were made for the release here, whatever they do."""
+        """Return the label selector of all node Jobs of the release, of any action."""
         return ",".join([*(f"{key}={value}" for key, value in sorted(self.labels.items())), NODE_KEY])
 
 
 def load(path: Path) -> Config:
-    """The configuration in the file at ``path``; one :class:`SettingsError` names all that is wrong in it."""
-    hint = "the Helm chart renders this file; nothing was changed in the cluster"
+    """Return the configuration in the file at ``path``.
+
+    Raises one :class:`SettingsError` that lists all problems of the file.
+    """
+    hint = (
+        "correct the Helm values; the chart renders this file from them. Nothing was changed in the cluster"
+    )
     try:
         data = parse_yaml(path.read_bytes().decode())
     except OSError as error:
         raise SettingsError(
-            f"the configuration cannot be read: {error.strerror}", where=str(path), hint=hint
+            f"the configuration file cannot be read: {error.strerror}", where=str(path), hint=hint
         ) from error
-    except ValueError as error:  # of its encoding, too
+    except ValueError as error:  # includes UnicodeDecodeError
         raise SettingsError(str(error), where=str(path), hint=hint) from error
     if not isinstance(data, dict):
         raise SettingsError(
@@ -163,7 +168,7 @@ def load(path: Path) -> Config:
 def _read(values: ValuesReader) -> Config:
     action = cast("Action", values.choice("action", ("install", "cleanup")))
     if not values.has("action"):
-        values.add_problem("action", "is missing: install or cleanup")
+        values.add_problem("action", "is missing; set install or cleanup")
     namespace = _name(values, "namespace", 63)
     prefix = _name(values, "namePrefix", PREFIX_LIMIT)
     labels = _labels(values)
@@ -173,13 +178,13 @@ def _read(values: ValuesReader) -> Config:
         selector = selection.text("labelSelector").strip()
     for name in nodes:
         if not _NODE_NAME.fullmatch(name):
-            values.add_problem("selection.nodes", f"{describe_value(name)} cannot be the name of a Node")
+            values.add_problem("selection.nodes", f"{describe_value(name)} is not a valid Node name")
     installation_label = values.text("mark")
     if installation_label and not _LABEL.fullmatch(installation_label):
-        values.add_problem("mark", f"{describe_value(installation_label)} cannot be a label")
+        values.add_problem("mark", f"{describe_value(installation_label)} is not a valid label key")
     skip_serving = values.flag("skipServing")
     if skip_serving and not installation_label:
-        values.add_problem("skipServing", "needs the mark that tells which nodes serve")
+        values.add_problem("skipServing", "needs the key mark, the installation label")
     with values.section("rollout") as rollout:
         canary = rollout.number("canary")
         wave_size = _int_or_percent(rollout, "waveSize", least=1)
@@ -218,7 +223,8 @@ def _name(values: ValuesReader, key: str, limit: int) -> str:
     if not _NAME.fullmatch(name) or len(name) > limit:
         values.add_problem(
             key,
-            f"{describe_value(name)} is not a name of at most {limit} small letters, digits and inner dashes",
+            f"{describe_value(name)} is not a valid name; use at most {limit} lower-case letters, digits and "
+            "inner dashes",
         )
     return name
 
@@ -228,12 +234,14 @@ def _labels(values: ValuesReader) -> dict[str, str]:
         labels = {name: section.text(name) for name in section.names()}
         for name, value in labels.items():
             if not _LABEL.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
-                section.add_problem(name, f"{describe_value(value)} cannot be the value of such a label")
+                section.add_problem(
+                    name, f"{describe_value(value)} is not a valid value, or the key is not a valid label key"
+                )
             elif name.startswith(JOB_PREFIX):
-                section.add_problem(name, f"labels below {JOB_PREFIX} are the dispatcher's")
+                section.add_problem(name, f"labels below {JOB_PREFIX} are reserved for the dispatcher")
     if not labels:
         values.add_problem(
-            "labels", "is empty: without labels the Jobs of a release cannot be told from others"
+            "labels", "is empty; the dispatcher recognizes the Jobs of the release by these labels"
         )
     return labels
 
@@ -242,9 +250,9 @@ def _templates(values: ValuesReader) -> Templates:
     has_template, has_templates = values.has("template"), values.has("templates")
     if has_template == has_templates:
         what = (
-            "is there beside templates: give one of them"
+            "is set together with templates; set only one of them"
             if has_template
-            else "is missing, and so is templates"
+            else "is missing; set template or templates"
         )
         values.add_problem("template", what)
     if has_template:
@@ -255,26 +263,28 @@ def _templates(values: ValuesReader) -> Templates:
     for index, item in enumerate(items := values.unchecked_list("templates")):
         where = f"templates[{index}]"
         if not isinstance(item, dict):
-            values.add_problem(where, f"expected a runtime and its template, got {describe_value(item)}")
+            values.add_problem(
+                where, f"expected a mapping with runtime and template, got {describe_value(item)}"
+            )
             continue
         with ValuesReader(item, values.path(where), values.problems) as entry:
             runtime = entry.choice("runtime", ("", *RUNTIMES))
             template = _template(entry)
         if not entry.has("runtime"):
-            entry.add_problem("runtime", f"is missing: {' or '.join(RUNTIMES)}")
+            entry.add_problem("runtime", f"is missing; set {' or '.join(RUNTIMES)}")
         elif runtime in by_runtime:
-            entry.add_problem("runtime", f"{runtime} has a template already")
+            entry.add_problem("runtime", f"{runtime} already has a template")
         elif runtime and template:
             by_runtime[runtime] = template
     if has_templates and not items:
-        values.add_problem("templates", "is empty: no node could get a Job")
+        values.add_problem("templates", "is empty; set at least one template")
     return Templates(by_runtime=by_runtime)
 
 
 def _template(values: ValuesReader) -> Template | None:
     data = values.value("template")
     if not isinstance(data, dict):
-        values.add_problem("template", f"expected a whole Job, got {describe_value(data)}")
+        values.add_problem("template", f"expected a complete Job, got {describe_value(data)}")
         return None
     template = Template(data)
     for key, what in template.problems():
@@ -292,11 +302,13 @@ def _removed(
         removed_prefix = _name(section, "namePrefix", PREFIX_LIMIT)
         templates = _templates(section)
     if action != "install":
-        values.add_problem("removed", "belongs to the action install alone")
+        values.add_problem("removed", "is valid only with the action install")
     if not installation_label:
-        values.add_problem("removed", "needs the mark that tells which nodes the installation is on")
+        values.add_problem("removed", "needs the key mark, the installation label")
     if removed_prefix == prefix:
-        values.add_problem("removed.namePrefix", "is that of the other Jobs: they would have the same names")
+        values.add_problem(
+            "removed.namePrefix", "is the same as namePrefix; the Jobs would have the same names"
+        )
     return DeselectedNodesConfig(removed_prefix, templates)
 
 
@@ -312,6 +324,6 @@ def _int_or_percent(values: ValuesReader, key: str, *, least: int) -> IntOrPerce
         return IntOrPercent(value)
     values.add_problem(
         key,
-        f"expected a number of nodes, {least} or more, or a share such as 10%, got {describe_value(value)}",
+        f"expected a number of nodes, {least} or more, or a percentage like 10%, got {describe_value(value)}",
     )
     return None

@@ -1,7 +1,7 @@
-"""Gives every node its Job, and sees each to its end.
+"""Create the Job of every node and follow each node until it has a result.
 
-One thread: it waits on the watch of the Jobs, and makes requests of its own between two events. What
-happens meanwhile waits in the connection.
+There is one thread. It waits for events of the Job watch and sends other requests between two events. Events
+that arrive during such a request wait in the connection.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ from kata_node.dispatcher.stuck_pods import StuckPodMonitor
 from kata_node.dispatcher.template import Owner
 
 FIRST_NODE_CHECK, MAX_NODE_CHECK_INTERVAL = 60.0, 1200.0
-"""Seconds after which it is asked whether the Node of a Job is still there; doubled each time."""
+"""Seconds until the first check whether the Node of a Job still exists, and the longest interval between two
+checks. The interval doubles each time."""
 
 NODE_ABSENCE_TIMEOUT = 45.0
-"""Seconds a Node may be missing: some distributions delete it and register it anew on a restart."""
+"""Seconds that a Node may be absent. Some distributions delete and register it again on a restart."""
 
 WATCH_TIMEOUT = 60.0
-"""Seconds of one watch at most; as often it is said what runs, while nothing happens."""
+"""Maximum seconds of one watch, and the interval of the log line that lists the running nodes."""
 
 POLL_INTERVAL = 5.0
-"""Seconds between two looks at what no watch tells of: a Node that is not ready, Pods without a Job.
-Other looks are as much late, so that many are taken at once."""
+"""Seconds between two checks of what no watch reports: Nodes that are not ready, and Pods without a Job.
+Other checks may be late by this time, so that many of them run together."""
 
 BLOCKED_TIMEOUT = 1800.0
-"""Seconds a node waits for another Job to end, where the template of its own names no deadline."""
+"""Seconds that a node waits for the end of an earlier Job if its template sets no activeDeadlineSeconds."""
 
 MAX_JOB_DELETIONS = 3
-"""How often a node's Job may be deleted by somebody before that is a failure."""
+"""The node fails when others have deleted its Job this many times."""
 
 TERMINATION_MARGIN = 60.0
-"""Seconds that the Pods of a Job that is to fail have to end, besides their own grace period."""
+"""Seconds that the Pods of a failing Job get to end, in addition to their grace period."""
 
 log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """A rollout on its way. ``told`` hears of every task that began, or ended, after it did."""
+    """Run a rollout. ``on_task_change`` is called after each start and each end of a task."""
 
     def __init__(
         self,
@@ -74,14 +75,14 @@ class Dispatcher:
         self._ready_deadline = api.clock.now() + config.wait_for_ready
 
     def run(self) -> None:
-        """See all nodes to their end.
+        """Follow all nodes until each has a result.
 
-        Raises :class:`KubeError` when the API server is away for too long, or refuses to be watched,
-        and :class:`Stopped` when that is asked for; Jobs that run go on.
+        Raises :class:`KubeError` when the API server is unreachable for too long or refuses the watch, and
+        :class:`ShutdownRequested` when a shutdown is requested. Running Jobs continue in both cases.
         """
         nodes = {task.target.name for task in self._rollout.tasks}
         self._node_jobs.load(self._job_watch.list(), nodes)
-        # What an earlier run has begun counts among those that run at once.
+        # Nodes with a running Job of an earlier run come first, so that these Jobs count for parallelism.
         self._rollout.prioritize(self._node_jobs.busy_nodes())
         self._start_tasks()
         while not self._rollout.is_complete():
@@ -95,7 +96,7 @@ class Dispatcher:
             self._start_tasks()
             self._log_running()
 
-    # --- beginning ----------------------------------------------------------------------------------
+    # --- starting nodes -----------------------------------------------------------------------------
 
     def _start_tasks(self) -> None:
         while not self._stop.requested and (task := self._rollout.start_next(self._clock.now())):
@@ -103,7 +104,7 @@ class Dispatcher:
             self._ensure_job(task)
 
     def _ensure_job(self, task: Task) -> None:
-        """Get a node its Job, or what is in its way out of it."""
+        """Create or adopt the Job of a node, or note what the node waits for, or end the task."""
         try:
             if task.action != self._config.action and self._nodes.selects(task.target.name):
                 self._end(task, Outcome.SKIPPED, note="it is selected again")
@@ -117,22 +118,27 @@ class Dispatcher:
                     task.next_node_check = self._clock.now() + POLL_INTERVAL
         except RefusedError as error:
             self._end(task, Outcome.FAILED, NodeProblem(error.what, where="its Job", hint=error.hint))
-            # What is refused for one node for such a reason is refused for all.
+            # These errors are the same for every node.
             if is_rbac_denial(error.failure) or error.failure.status in (401, 404, 422):
-                self._rollout.stop(f"no node can get its Job: {error.what}")
+                self._rollout.stop(f"no node can get a Job: {error.what}")
 
     def _needs_polling(self, task: Task) -> bool:
-        """Whether no watch tells of what a node waits for."""
+        """Return whether the node waits for something that no watch reports."""
         return bool(task.unready) or (not task.uid and self._node_jobs.has_orphaned_pod(task.target.name))
 
     def _check_ready(self, task: Task) -> bool:
-        """Whether the node, which was not ready, is by now, or its Job is what keeps it from that."""
+        """Return whether a node that was not ready can get its Job now.
+
+        That is so when it is ready, or when its own running Job keeps it from becoming ready.
+        """
         node = task.target.name
         if self._node_jobs.running(node) and not task.unready.startswith(UNREACHABLE):
             task.unready = task.note = ""
             return True
         if self._rollout.stopped or self._stop.requested:
-            self._end(task, Outcome.NOT_STARTED, note=self._rollout.stopped or "asked to stop")
+            self._end(
+                task, Outcome.NOT_STARTED, note=self._rollout.stopped or "the dispatcher was asked to stop"
+            )
             return False
         now, left = self._clock.now(), self._ready_deadline - self._clock.now()
         found = self._nodes.reselect(node, self._node_jobs.templates(task))
@@ -144,15 +150,15 @@ class Dispatcher:
             self._end(task, ended.outcome, ended.problem, note=ended.note)
         else:
             if not task.note:
-                log.info("%s: waiting until it is ready: %s", node, task.unready)
-            task.note = f"waiting until it is ready: {task.unready}"
+                log.info("%s: waiting until the node is ready, it has the taint %s", node, task.unready)
+            task.note = f"waiting until the node is ready, it has the taint {task.unready}"
             task.next_node_check = now + min(POLL_INTERVAL, left)
         return False
 
-    # --- what happens -------------------------------------------------------------------------------
+    # --- handling changes of Jobs -------------------------------------------------------------------
 
     def _handle_change(self, change: JobChange) -> None:
-        """Something happened to a Job of the release."""
+        """Update the state for a change of a Job of the release."""
         job = change.job
         if not self._node_jobs.tracks(job.node):
             return
@@ -178,13 +184,13 @@ class Dispatcher:
             else:
                 self._stuck_pods.job_changed(task, job)
         else:
-            # Its Pods tell why. At its deadline a Job deletes them, so they are asked at the first sign.
+            # The Pods show the cause. A Job deletes them at its deadline, so read them as early as possible.
             if task.problem is None or not task.problem.stage:
                 task.problem = self._diagnose(task, job)
             if job.finished or deleted:
                 self._handle_failed_job(task)
             elif task.failing_since is None:
-                log.info("%s: waiting for its Pod to end: %s", task.target.name, task.problem)
+                log.info("%s: its Job fails, waiting for its Pod to end: %s", task.target.name, task.problem)
                 task.failing_since = self._clock.now()
                 task.next_node_check = task.failing_since + self._termination_timeout(task)
 
@@ -193,7 +199,7 @@ class Dispatcher:
         if not problem.stage and before is not None:
             return before
         if not problem.stage and task.stuck_reason:
-            what = f"{problem.what}; before that, {task.stuck_reason}"
+            what = f"{problem.what}; before that: {task.stuck_reason}"
             return replace(problem, what=what, hint=task.stuck_reason.hint or problem.hint)
         return problem
 
@@ -202,7 +208,7 @@ class Dispatcher:
             self._end(task, Outcome.FAILED)
             return
         log.info(
-            "%s: there is no such Node now; giving it %g s to come back",
+            "%s: its Node does not exist, waiting %g s for it to come back",
             task.target.name,
             NODE_ABSENCE_TIMEOUT,
         )
@@ -211,17 +217,17 @@ class Dispatcher:
 
     def _handle_lost_job(self, task: Task) -> None:
         if self._config.skip_serving:
-            # Mostly an upgrade, which has other settings: two that fight for a node help nobody.
-            self._end(task, Outcome.SKIPPED, note="its Job was deleted by somebody; the next run sees to it")
+            # Usually an upgrade with other settings deleted it. Two dispatchers must not compete for a node.
+            note = "its Job was deleted, not by this dispatcher; the next run continues with this node"
+            self._end(task, Outcome.SKIPPED, note=note)
             return
         task.job_deletions += 1
         if task.job_deletions >= MAX_JOB_DELETIONS:
-            what = f"its Job was deleted {task.job_deletions} times while it ran, and not from here"
-            self._end(
-                task, Outcome.FAILED, NodeProblem(what, hint="find out who deletes Jobs in this namespace")
-            )
+            what = f"its running Job was deleted {task.job_deletions} times, not by this dispatcher"
+            hint = f"find out what deletes Jobs in the namespace {self._config.namespace}"
+            self._end(task, Outcome.FAILED, NodeProblem(what, hint=hint))
             return
-        log.warning("%s: its Job was deleted by somebody; making it anew", task.target.name)
+        log.warning("%s: its Job was deleted, not by this dispatcher; creating it again", task.target.name)
         task.uid, task.stuck_reason, task.rerun = "", None, True
         self._ensure_job(task)
 
@@ -235,12 +241,12 @@ class Dispatcher:
             + (f" ({reason})" if (reason := task.note or task.stuck_reason) else "")
             for task in self._rollout.running()[:3]
         ]
-        log.info("%d running, the longest %s", self._rollout.in_flight, ", ".join(oldest))
+        log.info("running nodes: %d; longest: %s", self._rollout.in_flight, ", ".join(oldest))
 
-    # --- looking round ------------------------------------------------------------------------------
+    # --- periodic checks ----------------------------------------------------------------------------
 
     def _check_running_tasks(self) -> None:
-        """Nodes go, and Jobs wait, without a word: ask about those that take long."""
+        """Check long-running tasks for deleted Nodes and for Jobs that wait; no watch reports these."""
         self._node_jobs.refresh_orphans()
         for task in self._rollout.running():
             now = self._clock.now()
@@ -276,12 +282,15 @@ class Dispatcher:
         return min(WATCH_TIMEOUT, max(POLL_INTERVAL, min(delays, default=POLL_INTERVAL)))
 
     def _handle_blocked_task(self, task: Task, now: float) -> None:
-        """The Pods of a node whose kubelet is dead never end, and neither does a Job that waits for them."""
+        """Check a node that waits for an earlier Job or Pod; end the task as failed after the time limit.
+
+        The Pods of a node with a dead kubelet never end, and their Job waits for them.
+        """
         if now - task.began < self._blocked_timeout(task):
             self._ensure_job(task)
             return
-        what = f"what was begun there before does not end: {task.note.removeprefix('waiting for ')}"
-        hint = "see whether the node's kubelet still works: kubectl describe node"
+        what = f"a leftover of an earlier run does not end: {task.note.removeprefix('waiting for ')}"
+        hint = _check_kubelet_hint(task)
         self._end(task, Outcome.FAILED, NodeProblem(what, hint=hint))
 
     def _handle_failing_task(self, task: Task, seconds: float) -> None:
@@ -289,9 +298,8 @@ class Dispatcher:
             task.next_node_check = self._clock.now() + self._termination_timeout(task) - seconds
             return
         why = task.problem or NodeProblem("its Job has failed")
-        what = f"{why.what}; its Pod has not ended since"
-        hint = "see whether the node's kubelet still works: kubectl describe node"
-        self._end(task, Outcome.FAILED, replace(why, what=what, hint=why.hint or hint))
+        what = f"{why.what}; its Pod has still not ended"
+        self._end(task, Outcome.FAILED, replace(why, what=what, hint=why.hint or _check_kubelet_hint(task)))
 
     def _blocked_timeout(self, task: Task) -> float:
         return self._node_jobs.template(task).deadline or BLOCKED_TIMEOUT
@@ -308,7 +316,7 @@ class Dispatcher:
         if job := self._node_jobs.job(task):
             self._node_jobs.jobs.delete(job)
         task.problem = None
-        self._end(task, Outcome.GONE, note="its Node is no longer there")
+        self._end(task, Outcome.GONE, note="its Node no longer exists")
 
     def _end(
         self, task: Task, outcome: Outcome, problem: NodeProblem | None = None, *, note: str = ""
@@ -318,3 +326,7 @@ class Dispatcher:
         self._rollout.end(task, outcome, self._clock.now(), note=note)
         self._node_jobs.forget(task.target.name)
         self._on_task_change(task)
+
+
+def _check_kubelet_hint(task: Task) -> str:
+    return f"run `kubectl describe node {task.target.name}` and check whether its kubelet works"

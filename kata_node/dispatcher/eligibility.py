@@ -1,4 +1,4 @@
-"""Why a node gets no Job, and how it ends for that. Pure."""
+"""Return the result of nodes that get no Job. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kata_node.dispatcher.rollout import Outcome
 
 
 class TaskResult(NamedTuple):
-    """How a node ends, and why."""
+    """The outcome of a node and its reason."""
 
     outcome: Outcome
     problem: NodeProblem | None = None
@@ -19,28 +19,35 @@ class TaskResult(NamedTuple):
 
 
 def taint_not_tolerated(taint: str) -> TaskResult:
-    """Somebody's taint keeps the Job away, as it keeps a DaemonSet's Pods away: no failure."""
-    note = f"its taint {taint} is not tolerated; add a toleration to the values, or lift it and run again"
+    """Return the result of a node with a taint that the Job does not tolerate.
+
+    It is skipped and does not fail: the taint would keep the Pods of a DaemonSet away as well.
+    """
+    note = (
+        f"its taint {taint} is not tolerated; add it to tolerations in the values, or remove it from the "
+        "node, then run the helm command again"
+    )
     return TaskResult(Outcome.SKIPPED, note=note)
 
 
 def no_template(runtime: str) -> TaskResult:
-    """There is no template for what the Node says it runs, such as ``docker://28.1``."""
+    """Return the result of a node whose ``runtime`` (for example ``docker://28.1``) has no Job template."""
     where = "status.nodeInfo.containerRuntimeVersion"
     what, hint = (
-        f"there is no Job for nodes that run {runtime}",
-        "correct k8sDistribution or containerRuntime in the values, or do not select this node",
+        f"there is no Job template for the container runtime {runtime}",
+        "correct k8sDistribution or containerRuntime in the values, or exclude this node from the selection",
     )
     if not runtime:
-        what = "its Node does not say which container runtime it has"
-        hint = "see that its kubelet works, and run again when it has reported"
+        what = "its Node does not name its container runtime"
+        hint = "check its kubelet, and run the helm command again when the Node names its runtime"
     return TaskResult(Outcome.FAILED, NodeProblem(what, where=where, hint=hint))
 
 
 def unready_result(action: Action, found: Selection, left: float, waited: float) -> TaskResult | None:
-    """How a node that was not ready ends, by what there is ``found`` of it; ``None`` while it is waited for.
+    """Return the result of a node that is not eligible; ``None`` while the dispatcher still waits for it.
 
-    ``left`` seconds of the ``waited`` ones may still pass.
+    ``found`` is the selection of this one node, read again. ``left`` is the remaining time of the ``waited``
+    seconds.
     """
     for _, taint in found.tainted:
         return taint_not_tolerated(taint)
@@ -48,11 +55,13 @@ def unready_result(action: Action, found: Selection, left: float, waited: float)
         return no_template(runtime)
     if left > 0:
         return None
-    for _, taint in found.unready:
-        what = f"its taint {taint} has not gone within {waited:g} s"
-        then = "the next upgrade, or job.reconcileSchedule, comes back to it when it is Ready"
+    for target, taint in found.unready:
+        what = f"it still has the taint {taint} after {waited:g} s"
+        then = "when it is Ready, the next upgrade or the CronJob of job.reconcileSchedule installs it"
         if action == "cleanup":
-            then = "run again when it is Ready, or when its Node is deleted because the machine is gone"
-        hint = f"see what keeps it: kubectl describe node; {then}"
+            then = (
+                "run the helm command again when it is Ready; if the machine is gone, delete its Node first"
+            )
+        hint = f"run `kubectl describe node {target.name}` to see the cause; {then}"
         return TaskResult(Outcome.NOT_READY, NodeProblem(what, hint=hint))
-    return TaskResult(Outcome.GONE, note="its Node is no longer there")
+    return TaskResult(Outcome.GONE, note="its Node no longer exists")

@@ -1,6 +1,7 @@
-"""Tells the cluster of failures: Events on the Node, for ``kubectl describe node``.
+"""Record failures as Events on the Node; ``kubectl describe node`` shows them.
 
-Of a node's containers only those that label have credentials, and a Pod that is gone tells nothing.
+The dispatcher records them because only the label stages of a node Job have credentials, and because a
+deleted Pod shows nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ from kata_node.kube.events import NAMESPACE, Event, failure_event
 COMPONENT = "kata-deploy-job-dispatcher"
 
 TIMEOUT = 5.0
-"""Seconds that an Event is worth."""
+"""Seconds for the one request that creates an Event."""
 
 MAX_CONSECUTIVE_FAILURES = 3
-"""After so many in a row that were not taken, no more are tried: nodes are not to wait for them."""
+"""After this many failed requests in a row, no more Events are recorded: nodes must not wait for them."""
 
 log = logging.getLogger(__name__)
 
 
 def event_of(task: Task, installation: str) -> Event | None:
-    """What there is to tell of a node that has ended; ``None`` for nothing."""
+    """Return the Event for a finished task; ``None`` when it has no problem or its Node does not exist."""
     problem = task.problem
-    # A Node that is not there has nobody to look at it.
     if problem is None or not task.target.uid:
         return None
     hint = f"; {problem.hint}" if problem.hint else ""
@@ -37,7 +37,7 @@ def event_of(task: Task, installation: str) -> Event | None:
 
 
 class EventRecorder:
-    """Records what failed, once each and as well as it can: what becomes of it is only logged."""
+    """Record failures, with one try for each. A failed request is only logged."""
 
     def __init__(self, api: ApiClient, installation: str, reporter: str) -> None:
         self._api = api
@@ -46,7 +46,7 @@ class EventRecorder:
         self._consecutive_failures = 0
 
     def record_failure(self, task: Task) -> None:
-        """Tell of a node that has failed."""
+        """Record the failure of a task as an Event on its Node."""
         event = event_of(task, self._installation)
         if event is None or self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
             return
@@ -60,10 +60,12 @@ class EventRecorder:
         except KubeError as error:
             self._consecutive_failures += 1
             more = (
-                "; none of those that follow is tried"
+                "; no more Events are recorded"
                 if self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES
                 else ""
             )
-            log.warning("no Event %s was recorded on Node %s: %s%s", event.reason, name, error, more)
+            log.warning(
+                "the Event %s could not be recorded on the Node %s: %s%s", event.reason, name, error, more
+            )
         else:
             self._consecutive_failures = 0

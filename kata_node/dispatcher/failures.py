@@ -1,4 +1,4 @@
-"""Why a Job failed: its Pods say which stage ended how, and in what words. Pure."""
+"""Find out from its Pods why a Job failed or is stuck. Pure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import msgspec
 from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
 
 MESSAGE_LIMIT = 600
-"""Characters of a message that is not one of ours."""
+"""Maximum characters of a message that does not come from kata-node."""
 
 KILLED_EXIT_CODES = (137, 143)
-"""Exit codes of a container that was ended from outside: by SIGKILL, by SIGTERM."""
-
+"""Exit codes of a container that was killed by SIGKILL or SIGTERM."""
 
 FAILED_MOUNT_HINT = (
-    "a FailedMount there means that k8sDistribution, containerRuntime or containerd.* of the values are not "
-    "what the node runs"
+    "correct k8sDistribution, containerRuntime or containerd.* in the values if the Events show FailedMount; "
+    "these settings do not match the node then"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class NodeProblem:
-    """What went wrong on a node. ``stage`` is a container, ``exit_code`` its, if it has ended."""
+    """A problem on a node. ``stage`` is the container, ``exit_code`` its exit code if it has ended."""
 
     what: str
     stage: str = ""
@@ -45,61 +44,66 @@ class _Error(msgspec.Struct, frozen=True):
 
 
 class _Message(msgspec.Struct, frozen=True):
-    """The termination message of a stage: see ``kata_node.plan.report.termination_message``."""
+    """The termination message of a stage, see :func:`kata_node.plan.report.termination_message`."""
 
     summary: str = ""
     error: _Error | None = None
 
 
 def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
-    """What went wrong in ``job``, which has failed, by its newest Pod that tells."""
+    """Return the problem of the failed ``job``, taken from the newest Pod that shows one."""
     newest_first = _newest_first(pods)
     condition = job.condition
     deadline_exceeded = condition is not None and condition.reason == "DeadlineExceeded"
     for pod in newest_first:
         problem = _pod_problem(pod)
-        # At its deadline a Job has its Pods killed: that they were is not why.
+        # A Job kills its Pods at its deadline, so these exit codes are not the cause.
         if problem and not (deadline_exceeded and problem.exit_code in KILLED_EXIT_CODES):
             return problem
     if condition is None:
-        return NodeProblem("its Job has failed", hint=_inspect_hint(job))
+        return NodeProblem("its Job failed", hint=_inspect_hint(job))
     reason = f"{condition.reason}: {condition.message}" if condition.message else condition.reason
     if deadline_exceeded:
         stuck = stuck_reason(job, pods) if pods else None
         return NodeProblem(
-            f"its Job took longer than it may ({reason})" + (f"; {stuck}" if stuck else ""),
+            f"its Job exceeded its deadline ({reason})" + (f"; {stuck}" if stuck else ""),
             stage=next((stage for pod in newest_first if (stage := _current_stage(pod))), ""),
             hint=(stuck.hint if stuck else "")
-            or "see what holds it up there, or raise job.activeDeadlineSeconds for slow nodes",
+            or "find out what delays this stage on the node, or raise job.activeDeadlineSeconds",
         )
     return NodeProblem(
-        f"its Job has failed ({reason}), and no Pod is left that tells why", hint=_inspect_hint(job)
+        f"its Job failed ({reason}), and none of its Pods shows the cause", hint=_inspect_hint(job)
     )
 
 
 def stuck_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
-    """Why nothing of a Job runs that is to run, or not for the first time; none while it goes well."""
+    """Return why a running Job makes no progress or retries; ``None`` when it has no problem."""
     if not pods:
-        # A quota, a Pod Security level, a webhook: only the Events of the Job tell.
-        return NodeProblem(f"its Job has no Pod; `{_describe('job', job.metadata.name, job)}` tells why")
+        # The cause can be a quota, a Pod Security level or a webhook. Only the Events of the Job show it.
+        return NodeProblem(f"its Job has no Pod; run `{_describe('job', job.metadata.name, job)}` to see why")
     newest, *before = _newest_first(pods)
     if problem := _waiting_problem(newest):
         return problem
     if not newest.started:
-        # A host path that is not there, a volume, a network: only the Events of the Pod tell.
+        # The cause can be a missing host path, a volume or the network. Only the Events of the Pod show it.
         describe = _describe("pod", newest.metadata.name, job)
-        return NodeProblem(f"nothing of its Pod has begun; `{describe}` tells why", hint=FAILED_MOUNT_HINT)
+        return NodeProblem(
+            f"no container of its Pod has started; run `{describe}` to see why", hint=FAILED_MOUNT_HINT
+        )
     failed = next((problem for pod in before if (problem := _pod_problem(pod))), None)
-    return NodeProblem(f"tried again after {failed}", hint=failed.hint) if failed else None
+    return NodeProblem(f"retrying after a failure: {failed}", hint=failed.hint) if failed else None
 
 
 def retry_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
-    """Which try of a Job is next, and why the one before failed as far as its Pods tell."""
+    """Return the number of the next try of a Job and the cause of the last failure, if its Pods show it.
+
+    ``None`` when no try has failed or no try is left.
+    """
     next_try, max_tries = job.status.failed + 1, job.spec.backoff_limit + 1
     if not 1 < next_try <= max_tries:
         return None
     failed = next((problem for pod in _newest_first(pods) if (problem := _pod_problem(pod))), None)
-    what = f"try {next_try} of {max_tries}" + (f", after {failed}" if failed else "")
+    what = f"try {next_try} of {max_tries}" + (f" after a failure: {failed}" if failed else "")
     return NodeProblem(what, hint=failed.hint if failed else "")
 
 
@@ -112,7 +116,7 @@ def _newest_first(pods: Sequence[Pod]) -> list[Pod]:
 
 
 def _current_stage(pod: Pod) -> str:
-    """The container that runs, or was killed."""
+    """Return the name of the container that runs or has failed; empty when there is none."""
     for container in pod.containers:
         if container.state.running is not None or (
             container.state.terminated and container.state.terminated.exit_code
@@ -125,14 +129,14 @@ def _pod_problem(pod: Pod) -> NodeProblem | None:
     for container in pod.containers:
         ended = container.state.terminated or container.last_state.terminated
         if ended and (ended.exit_code or ended.signal):
-            return _container_problem(container.name, ended)
+            return _container_problem(pod, container.name, ended)
     if problem := _waiting_problem(pod):
         return problem
     if pod.status.reason or pod.status.message:
-        # Evicted, NodeLost, an admission of the kubelet that was refused.
+        # For example Evicted, NodeLost, or a Pod that the kubelet did not admit.
         what = ": ".join(text for text in (pod.status.reason, pod.status.message) if text)
         return NodeProblem(
-            f"its Pod has failed ({_truncate(what)})", hint="look at the node: kubectl describe node"
+            f"its Pod failed ({_truncate(what)})", hint=f"run `kubectl describe node {pod.spec.node_name}`"
         )
     return None
 
@@ -146,13 +150,15 @@ def _waiting_problem(pod: Pod) -> NodeProblem | None:
 
 
 def _not_started(container: ContainerStatus, reason: str, message: str) -> NodeProblem:
-    what = f"it could not be started ({': '.join(text for text in (reason, message) if text)})"
+    what = f"the container cannot start ({': '.join(text for text in (reason, message) if text)})"
     image = "Image" in reason or "Pull" in reason
-    hint = "see that the node can pull this image, and look at imagePullSecrets" if image else ""
+    hint = (
+        "check that the node can pull this image, and check imagePullSecrets in the values" if image else ""
+    )
     return NodeProblem(_truncate(what), stage=container.name, hint=hint)
 
 
-def _container_problem(name: str, ended: Terminated) -> NodeProblem:
+def _container_problem(pod: Pod, name: str, ended: Terminated) -> NodeProblem:
     code = ended.exit_code or 128 + ended.signal
     try:
         message = msgspec.json.decode(ended.message, type=_Message)
@@ -167,11 +173,14 @@ def _container_problem(name: str, ended: Terminated) -> NodeProblem:
     if ended.message.strip():
         return NodeProblem(_truncate(" ".join(ended.message.split())), stage=name, exit_code=code)
     reason = f" ({ended.reason})" if ended.reason not in ("", "Error") else ""
-    return NodeProblem(f"it ended without a word{reason}", stage=name, exit_code=code, hint="look at its log")
+    hint = f"run `kubectl logs {pod.metadata.name} -c {name} -n {pod.metadata.namespace}`"
+    return NodeProblem(
+        f"the container ended without a message{reason}", stage=name, exit_code=code, hint=hint
+    )
 
 
 def _inspect_hint(job: Job) -> str:
-    return f"try `{_describe('job', job.metadata.name, job)}` and the node's own log"
+    return f"run `{_describe('job', job.metadata.name, job)}`, and read the log of the node"
 
 
 def _truncate(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The Jobs of a release as they change: a list, and a watch that goes on from it."""
+"""List the Jobs of a release and watch their changes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from kata_node.dispatcher.api import ApiClient, ExpiredError, RetryPolicy
 from kata_node.dispatcher.kubernetes_objects import Job, JobPage, Status
 
 MIN_WATCH_INTERVAL = 1.0
-"""A watch that ends sooner than after these seconds, without a word, is not opened again at once."""
+"""Minimum seconds between the starts of two watches when the first one reports nothing."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class JobChange:
-    """A Job as it is now, or as it was last when it has been deleted."""
+    """The current state of a Job, or its last known state when it was deleted."""
 
     job: Job
     deleted: bool = False
 
 
 class JobWatch:
-    """What happens to all Jobs of a label selector in a namespace, with nothing left out at the end.
+    """Reports the changes of all Jobs with a label selector in a namespace, without gaps.
 
-    A watch that breaks is taken up where it was; where the server no longer knows that point, the Jobs
-    are listed again, and those that are gone are told as deleted.
+    A watch that breaks is resumed at the last resource version. When the server no longer has that version,
+    the Jobs are listed again, and Jobs that no longer exist are reported as deleted.
     """
 
     def __init__(self, api: ApiClient, namespace: str, selector: str) -> None:
@@ -37,11 +37,11 @@ class JobWatch:
         self._path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
         self._query = {"labelSelector": selector}
         self._resource_version = ""
-        self._unfinished_jobs: dict[str, Job] = {}  # those whose end has not been told yet
+        self._unfinished_jobs: dict[str, Job] = {}  # the end of these has not been reported yet
         self._retry = RetryPolicy(api, "watch jobs")
 
     def list(self) -> list[Job]:
-        """All Jobs as they are; the watch goes on from there."""
+        """Return all Jobs; the watch continues from this list."""
         while True:
             jobs: dict[str, Job] = {}
             try:
@@ -54,9 +54,9 @@ class JobWatch:
             return list(jobs.values())
 
     def changes(self, seconds: float) -> Iterator[JobChange]:
-        """What happens within about ``seconds``; ends when a connection does.
+        """Yield the changes of about ``seconds``; fewer when the connection ends.
 
-        Raises :class:`KubeError` when the API server is away for too long.
+        Raises :class:`KubeError` when the API server is unreachable for too long.
         """
         began, quiet = self._api.clock.now(), True
         try:
@@ -66,12 +66,12 @@ class JobWatch:
                 yield change
             self._retry.succeeded()
         except ExpiredError as error:
-            log.info("the watch cannot go on (%s); listing the Jobs again", error.what)
+            log.info("the watch of Jobs has expired (%s), listing the Jobs again", error.what)
             yield from self._relist()
         except Exception as error:
             self._retry.wait_or_raise(error)
             return
-        # Also after a list: one that is of no use at once is not made again and again.
+        # This also limits how often an expired watch leads to a new list.
         if quiet and (left := began + MIN_WATCH_INTERVAL - self._api.clock.now()) > 0:
             self._api.sleep(left)
 
@@ -82,8 +82,8 @@ class JobWatch:
             for event in self._api.watch(self._path, "watch jobs", query, seconds):
                 if event.type == "ERROR":
                     status = msgspec.json.decode(event.object, type=Status)
-                    # Mostly 410. Whatever else it is, such as a version that an API server restored from
-                    # a backup does not know yet, the same watch would be ended again.
+                    # Usually 410. Any other error would end the same watch again, for example a version that
+                    # an API server does not know yet because it was restored from a backup.
                     raise ExpiredError(status.message or status.reason)
                 job = decode(event.object)
                 self._resource_version = job.metadata.resource_version
@@ -98,12 +98,12 @@ class JobWatch:
         except Exception as error:
             response = getattr(error, "response", None)
             if getattr(response, "status_code", 0) == 410:
-                raise ExpiredError("the watch cannot go on from there") from error
+                raise ExpiredError("its resource version is too old") from error
             raise
 
     def _relist(self) -> Iterator[JobChange]:
         before = self._unfinished_jobs
         now = {job.metadata.uid: job for job in self.list()}
-        # Those that are gone come first: another may have taken the name of one of them.
+        # Deleted Jobs come first, because a new Job may have the same name.
         yield from (JobChange(job, deleted=True) for uid, job in before.items() if uid not in now)
         yield from (JobChange(job) for job in now.values())

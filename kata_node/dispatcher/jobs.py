@@ -1,4 +1,4 @@
-"""Jobs and their Pods in one namespace, as requests."""
+"""Requests for the Jobs and Pods of one namespace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """What can be done about a Job. All raise :class:`RefusedError` and :class:`KubeError`."""
+    """Requests for Jobs and Pods. All methods raise :class:`RefusedError` and :class:`KubeError`."""
 
     def __init__(self, api: ApiClient, namespace: str) -> None:
         self._api = api
@@ -25,18 +25,18 @@ class Jobs:
         self._pods = f"/api/v1/namespaces/{namespace}/pods"
 
     def create(self, manifest: bytes) -> Job | None:
-        """The new Job; ``None`` when there is one of that name already."""
+        """Create a Job and return it; ``None`` when a Job with this name already exists."""
         try:
             answer = self._api.call("POST", self._path, "create a job", body=manifest)
         except RefusedError as error:
-            # A quota that many write to is a conflict as well, and no Job.
+            # Concurrent updates of a quota also give 409, with the reason Conflict.
             if error.failure.status == 409 and error.failure.reason in ("AlreadyExists", ""):
                 return None
             raise
         return msgspec.json.decode(answer, type=Job)
 
     def get(self, name: str) -> Job | None:
-        """The Job of this name, if there is one."""
+        """Return the Job with this name; ``None`` when there is none."""
         try:
             answer = self._api.call("GET", f"{self._path}/{name}", "get a job")
         except RefusedError as error:
@@ -46,11 +46,14 @@ class Jobs:
         return msgspec.json.decode(answer, type=Job)
 
     def delete(self, job: Job, *, wait: bool = False) -> None:
-        """Delete exactly this Job; with ``wait`` it stays visible until its Pods have ended."""
+        """Delete this Job, but no other Job with its name.
+
+        With ``wait`` the Job object stays until its Pods have ended.
+        """
         self.delete_by_name(job.metadata.name, job.metadata.uid, wait=wait)
 
     def delete_by_name(self, name: str, uid: str, *, wait: bool = False) -> None:
-        """The same, of a Job that was not read."""
+        """Delete the Job with this name and uid, see :meth:`delete`."""
         body: Mapping[str, object] = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -61,11 +64,11 @@ class Jobs:
             path = f"{self._path}/{name}"
             self._api.call("DELETE", path, "delete a job", body=msgspec.json.encode(body))
         except RefusedError as error:
-            if error.failure.status not in (404, 409):  # it is gone, or another has its name
+            if error.failure.status not in (404, 409):  # deleted already, or another Job has its name
                 raise
 
     def set_owner(self, job: Job, owner: Owner) -> None:
-        """Make a Job go with ``owner`` and no longer with whose it was; one that is gone is nobody's."""
+        """Replace the owner of a Job, so that it is deleted together with ``owner``; ignore a deleted Job."""
         patch = {"metadata": {"uid": job.metadata.uid, "ownerReferences": [owner_reference(owner)]}}
         try:
             path = f"{self._path}/{job.metadata.name}"
@@ -73,14 +76,14 @@ class Jobs:
         except RefusedError as error:
             if error.failure.status not in (404, 409, 422):
                 raise
-            log.debug("%s is no longer there to be adopted", job.metadata.name)
+            log.debug("the Job %s no longer exists, its owner is not set", job.metadata.name)
 
     def pods(self, job: Job) -> list[Pod]:
-        """The Pods it has had that are still there."""
+        """Return the existing Pods of a Job, ended ones included."""
         return self._list({"labelSelector": f"{JOB_UID_LABEL}={job.metadata.uid}"})
 
     def live_pods(self, selector: str) -> list[Pod]:
-        """The Pods of a label selector that have not ended, whether or not their Jobs are still there."""
+        """Return the Pods with a label selector that have not ended, even if their Jobs were deleted."""
         return self._list({"labelSelector": selector, "fieldSelector": LIVE_PODS_SELECTOR})
 
     def _list(self, query: Mapping[str, str]) -> list[Pod]:

@@ -1,7 +1,7 @@
-"""The few fields of Nodes, Jobs and Pods that are read here.
+"""The fields of Nodes, Jobs and Pods that the dispatcher reads.
 
-Everything else of an object is passed over while its JSON is read: a Node of 12 KB costs a tenth of
-what it costs whole, and a field of a type that no release has had yet does no harm.
+The decoder skips all other fields. This makes decoding a Node of 12 KB ten times faster, and unknown or
+changed fields of newer Kubernetes releases cause no error.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ ACTION_LABEL, TEMPLATE_DIGEST_LABEL, NODE_KEY = (
     f"{JOB_PREFIX}template",
     f"{JOB_PREFIX}node",
 )
-"""Labels of a Job: what it does, of which template it was made, and for which Node. A Node's name may be
-longer than a label: the label then has the Job's own, and the annotation :data:`NODE` the whole of it."""
+"""Labels of a Job: its action, the digest of its template, and its Node. The name of a Node can be longer
+than a label value. The label then has the name of the Job, and the annotation :data:`NODE_KEY` has the full
+name."""
 NODE_UID_ANNOTATION, GENERATION_ANNOTATION = f"{JOB_PREFIX}node-uid", f"{JOB_PREFIX}generation"
-"""Annotations of a Job: which Node of that name is meant, and in which generation it was made."""
+"""Annotations of a Job: the uid of its Node, and the generation that created the Job."""
 
 JOB_UID_LABEL, JOB_NAME_LABEL = "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"
-"""The labels with which the Job controller says whose a Pod is."""
+"""Labels that the Job controller sets on a Pod: uid and name of its Job."""
 
 
 class _ApiObject(msgspec.Struct, rename="camel"):
@@ -33,13 +34,13 @@ class _ApiObject(msgspec.Struct, rename="camel"):
 
 
 class OwnerReference(_ApiObject):
-    """Whom the garbage collector keeps an object for."""
+    """An owner of an object; the garbage collector deletes the object after its owners."""
 
     uid: str = ""
 
 
 class ObjectMeta(_ApiObject):
-    """``metadata``."""
+    """The ``metadata`` of an object."""
 
     name: str = ""
     namespace: str = ""
@@ -53,16 +54,16 @@ class ObjectMeta(_ApiObject):
 
 
 class ListMeta(_ApiObject):
-    """``metadata`` of a page."""
+    """The ``metadata`` of a page of a list."""
 
     resource_version: str = ""
     continue_: str = msgspec.field(default="", name="continue")
     remaining_item_count: int | None = None
-    """How many more there are; not said of a list with a selector."""
+    """Number of objects on later pages; not set for a list with a selector."""
 
 
 class Taint(_ApiObject):
-    """What keeps Pods off a Node."""
+    """A taint of a Node."""
 
     key: str
     effect: str
@@ -73,7 +74,7 @@ class Taint(_ApiObject):
 
 
 class Toleration(_ApiObject):
-    """What a Pod does not mind."""
+    """A toleration of a Pod."""
 
     key: str = ""
     operator: str = "Equal"
@@ -81,7 +82,7 @@ class Toleration(_ApiObject):
     effect: str = ""
 
     def tolerates(self, taint: Taint) -> bool:
-        """Whether the taint is tolerated; an operator of a later Kubernetes covers nothing."""
+        """Return whether it covers ``taint``; an unknown operator covers nothing."""
         if self.effect not in ("", taint.effect) or (self.key and self.key != taint.key):
             return False
         if self.operator == "Exists":
@@ -94,14 +95,14 @@ class _NodeSpec(_ApiObject):
 
 
 class NodeInfo(_ApiObject):
-    """What the kubelet says of its machine."""
+    """The ``status.nodeInfo`` of a Node, reported by its kubelet."""
 
     machine_id: str = msgspec.field(default="", name="machineID")
     container_runtime_version: str = ""
 
     @property
     def runtime(self) -> str:
-        """The name of its CRI runtime, as ``cri-o`` of ``cri-o://1.36.1``; empty while none is reported."""
+        """The name of the container runtime: ``cri-o`` for ``cri-o://1.36.1``; empty when not reported."""
         name, separator, _ = self.container_runtime_version.partition("://")
         return name if separator else ""
 
@@ -128,7 +129,7 @@ class Condition(_ApiObject):
 
 
 class JobState(StrEnum):
-    """How far a Job is. ``FAILING`` will fail, as soon as its Pods have ended."""
+    """The state of a Job. A ``FAILING`` Job fails when its Pods have ended."""
 
     RUNNING = "running"
     FAILING = "failing"
@@ -157,22 +158,22 @@ class Job(_ApiObject):
 
     @property
     def state(self) -> JobState:
-        """What its conditions say."""
+        """The state according to the conditions."""
         return self._deciding_condition()[0]
 
     @property
     def condition(self) -> Condition | None:
-        """The condition that says so; none while it runs."""
+        """The condition that determines the state; ``None`` while the Job runs."""
         return self._deciding_condition()[1]
 
     @property
     def finished(self) -> bool:
-        """Whether nothing of it runs any more."""
+        """Whether the Job has succeeded or failed."""
         return self.state in (JobState.SUCCEEDED, JobState.FAILED)
 
     @property
     def node(self) -> str:
-        """The name of the Node it was made for, if it was made here."""
+        """The name of its Node; empty for a Job that no dispatcher created."""
         return self.metadata.annotations.get(NODE_KEY, "")
 
     def _deciding_condition(self) -> tuple[JobState, Condition | None]:
@@ -184,7 +185,7 @@ class Job(_ApiObject):
 
 
 class Terminated(_ApiObject):
-    """How a container ended."""
+    """The state of a container that has ended."""
 
     exit_code: int = 0
     signal: int = 0
@@ -193,14 +194,14 @@ class Terminated(_ApiObject):
 
 
 class Waiting(_ApiObject):
-    """Why a container does not run yet."""
+    """The state of a container that does not run yet."""
 
     reason: str = ""
     message: str = ""
 
 
 class ContainerState(_ApiObject):
-    """One of these is there; none while nothing is known."""
+    """The state of a container; at most one field is set."""
 
     terminated: Terminated | None = None
     waiting: Waiting | None = None
@@ -208,7 +209,7 @@ class ContainerState(_ApiObject):
 
 
 class ContainerStatus(_ApiObject):
-    """What became of a container."""
+    """The status of a container."""
 
     name: str
     state: ContainerState = msgspec.field(default_factory=ContainerState)
@@ -236,27 +237,27 @@ class Pod(_ApiObject):
 
     @property
     def containers(self) -> list[ContainerStatus]:
-        """In the order they run."""
+        """The status of all containers, in the order in which they run."""
         return [*self.status.init_container_statuses, *self.status.container_statuses]
 
     @property
     def job_uid(self) -> str:
-        """Of the Job it belongs, or belonged, to."""
+        """The uid of the Job that created it, even if that Job was deleted."""
         return self.metadata.labels.get(JOB_UID_LABEL, "")
 
     @property
     def job_name(self) -> str:
-        """The name of that Job."""
+        """The name of the Job that created it."""
         return self.metadata.labels.get(JOB_NAME_LABEL, "")
 
     @property
     def live(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the Pod has not ended."""
         return self.status.phase not in ("Succeeded", "Failed")
 
     @property
     def started(self) -> bool:
-        """Whether a container of it runs or has run."""
+        """Whether at least one of its containers runs or has run."""
         return any(
             state.running is not None or state.terminated is not None
             for each in self.containers
@@ -265,7 +266,7 @@ class Pod(_ApiObject):
 
 
 class _Page(_ApiObject):
-    """What Go has no items for is null."""
+    """A page of a list. ``items`` can be null, because Go encodes an empty slice so."""
 
     metadata: ListMeta = msgspec.field(default_factory=ListMeta)
 
@@ -289,14 +290,14 @@ class PodPage(_Page):
 
 
 class WatchEvent(_ApiObject):
-    """A line of a watch; what it is about is read by its kind."""
+    """A line of a watch. ``object`` is decoded later, because its type depends on ``type``."""
 
     type: str
     object: msgspec.Raw
 
 
 class Status(_ApiObject):
-    """The API server's word on a request."""
+    """The error answer of the API server."""
 
     code: int = 0
     reason: str = ""

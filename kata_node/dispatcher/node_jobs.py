@@ -1,8 +1,8 @@
-"""Gets a node the one Job it is to have, past whatever an earlier run has left there.
+"""Create the Job of a node, and handle leftovers of earlier runs first.
 
-Never are there two at once: a Job that runs is taken over when it does what is wanted, and its end
-awaited when it does not. The Pods of a Job that was deleted, by the garbage collector together with the
-dispatcher that made it, run on for as long as they may take to end, and are waited for as well.
+A node never has two running Jobs. A running Job that does the desired work is adopted. For any other running
+Job the dispatcher waits until it has ended. It also waits for the Pods of deleted Jobs: when a dispatcher is
+deleted, the garbage collector deletes its node Jobs, and their Pods keep running during their grace period.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from kata_node.dispatcher.rollout import Outcome, Task
 from kata_node.dispatcher.template import JobIdentity, Owner, Template, Templates
 
 MAX_CREATE_TRIES = 5
-"""How often the place for a node's Job may turn out to be taken by another one that is ours."""
+"""The node fails after this many tries to create its Job, each refused because the name exists."""
 
 log = logging.getLogger(__name__)
 
 
 class NodeJobs:
-    """The Jobs, and what is left of Jobs, of the nodes that have not ended."""
+    """The Jobs and orphaned Pods of the nodes that have no result yet."""
 
     def __init__(self, api: ApiClient, config: Config, nodes: Nodes, owner: Owner | None) -> None:
         self.jobs = Jobs(api, config.namespace)
@@ -36,43 +36,43 @@ class NodeJobs:
         self._nodes = nodes
         self._owner = owner
         self._identity = JobIdentity(config.namespace, config.labels, config.generation, owner)
-        self._jobs_by_node: dict[str, dict[str, Job]] = {}  # by node and uid
-        self._orphaned_pods: dict[str, str] = {}  # the name of a Pod whose Job is gone, by node
-        self._orphans_outdated = True  # whether that has to be looked at again
+        self._jobs_by_node: dict[str, dict[str, Job]] = {}  # node -> uid -> Job
+        self._orphaned_pods: dict[str, str] = {}  # node -> name of a live Pod without a running Job
+        self._orphans_outdated = True  # whether the Pods must be listed again
 
     def load(self, jobs: Iterable[Job], nodes: Collection[str]) -> None:
-        """Take the ``jobs`` of these ``nodes`` for what is there."""
+        """Start with the existing ``jobs`` of these ``nodes``; ignore Jobs of other nodes."""
         self._jobs_by_node = {node: {} for node in nodes}
         for job in jobs:
             if job.node in nodes:
                 self.note(job)
 
-    # --- what is known ------------------------------------------------------------------------------
+    # --- known Jobs ---------------------------------------------------------------------------------
 
     def tracks(self, node: str) -> bool:
-        """Whether a node is one of this run, and has not ended."""
+        """Return whether a node belongs to this run and has no result yet."""
         return node in self._jobs_by_node
 
     def note(self, job: Job, *, node: str = "") -> None:
-        """A Job is there, or has changed."""
+        """Record a new or changed Job."""
         self._jobs_by_node.setdefault(node or job.node, {})[job.metadata.uid] = job
 
     def deleted(self, job: Job) -> None:
-        """A Job is gone; if it had not ended, its Pods may not be."""
+        """Record that a Job was deleted; if it had not ended, its Pods may still run."""
         self._jobs_by_node.get(job.node, {}).pop(job.metadata.uid, None)
         self._orphans_outdated = self._orphans_outdated or not job.finished
 
     def forget(self, node: str) -> None:
-        """A node has ended."""
+        """Drop all records of a node that has a result."""
         self._jobs_by_node.pop(node, None)
         self._orphaned_pods.pop(node, None)
 
     def job(self, task: Task) -> Job | None:
-        """The node's own Job, if it has one."""
+        """Return the Job of a task; ``None`` when it has none."""
         return self._jobs_by_node.get(task.target.name, {}).get(task.uid)
 
     def busy_nodes(self) -> frozenset[str]:
-        """The nodes on which a Job has not ended."""
+        """Return the nodes with a Job that has not ended."""
         return frozenset(
             node
             for node, jobs in self._jobs_by_node.items()
@@ -80,40 +80,40 @@ class NodeJobs:
         )
 
     def running(self, node: str) -> bool:
-        """Whether a Job runs there that is not about to end."""
+        """Return whether the node has a running Job that is not being deleted."""
         jobs = self._jobs_by_node.get(node, {}).values()
         return any(job.state is JobState.RUNNING and not job.metadata.deletion_timestamp for job in jobs)
 
     def has_orphaned_pod(self, node: str) -> bool:
-        """Whether only the Pods of a Job that is gone are waited for."""
+        """Return whether the node waits for a Pod of a deleted Job."""
         return node in self._orphaned_pods
 
     def templates(self, task: Task) -> Templates:
-        """The templates for what is done on a node."""
+        """Return the templates for the action of a task."""
         removed = self._config.removed
         return removed.templates if removed and task.action != self._config.action else self._config.templates
 
     def template(self, task: Task) -> Template:
-        """The template of its Job."""
+        """Return the template for the Job of a task."""
         found = self.templates(task).find(task.target)
-        assert found is not None, "only nodes that have a template are begun"
+        assert found is not None, "only nodes with a template are started"
         return found
 
-    # --- what is done -------------------------------------------------------------------------------
+    # --- creating Jobs ------------------------------------------------------------------------------
 
     def refresh_orphans(self) -> None:
-        """The Pods that are waited for may have ended."""
+        """List the orphaned Pods again at the next use, if any were known."""
         self._orphans_outdated = self._orphans_outdated or bool(self._orphaned_pods)
 
     def ensure_job(self, task: Task) -> TaskResult | None:
-        """See to it that a node has its Job, whose uid the task then has, or note what it waits for.
+        """Create or adopt the Job of a node and set ``task.uid``.
 
-        The end of it comes back where there is nothing to wait for. Raises :class:`RefusedError`.
+        If the node must wait first, set ``task.note`` to what it waits for. Return a result when the task
+        ends without a Job, else ``None``. Raises :class:`RefusedError`.
         """
         if self._config.skip_serving and self._nodes.serves(task.target.name):
-            return TaskResult(
-                Outcome.UNCHANGED, note=f"{self._config.installation_label} says it serves by now"
-            )
+            note = f"it serves already, its label {self._config.installation_label} is true"
+            return TaskResult(Outcome.UNCHANGED, note=note)
         desired = self._desired_job(task)
         for _ in range(MAX_CREATE_TRIES):
             end = self._handle_existing_jobs(task, desired)
@@ -126,16 +126,25 @@ class NodeJobs:
                 return None
             if existing := self.jobs.get(task.job):
                 self.note(existing, node=task.target.name)
-        return TaskResult(Outcome.FAILED, NodeProblem("another Job has the name of its own, again and again"))
+        what = f"its Job could not be created in {MAX_CREATE_TRIES} tries, because another Job has its name"
+        hint = f"find out what creates the Job {task.job} in the namespace {self._config.namespace}"
+        return TaskResult(Outcome.FAILED, NodeProblem(what, hint=hint))
 
     def _handle_existing_jobs(self, task: Task, desired: DesiredJob) -> TaskResult | None:
-        """Deal with what is there. The task has a Job, or something to wait for, or needs a new one."""
+        """Handle the existing Jobs and orphaned Pods of a node.
+
+        Afterwards ``task.uid`` is set (it has a Job), ``task.note`` is set (it waits), a result is returned,
+        or none of these: then the caller can create the Job.
+        """
         previous_note, task.note = task.note, ""
         existing = list(self._jobs_by_node.get(task.target.name, {}).values())
         decisions = {job.metadata.uid: decide(job, desired) for job in existing}
         if any(each is JobDecision.FOREIGN for each in decisions.values()):
-            what = f"a Job named {task.job} is there, and is not of this release"
-            hint = f"see whose it is: kubectl -n {self._config.namespace} describe job {task.job}"
+            what = f"the Job {task.job} exists and does not belong to this release"
+            hint = (
+                f"run `kubectl describe job {task.job} -n {self._config.namespace}` to find its owner, and "
+                "delete it if it is not needed"
+            )
             return TaskResult(Outcome.FAILED, NodeProblem(what, hint=hint))
         for job in existing:
             decision = decisions[job.metadata.uid]
@@ -144,8 +153,9 @@ class NodeJobs:
                 JobDecision.STOP,
                 JobDecision.ADOPT,
             ):
-                # Who reconciles comes again; an upgrade that is under way has the newer settings.
-                return TaskResult(Outcome.SKIPPED, note=f"the Job {job.metadata.name} is at work there")
+                # The CronJob runs again later. A concurrent upgrade has the newer settings.
+                note = f"the Job {job.metadata.name} already runs on this node"
+                return TaskResult(Outcome.SKIPPED, note=note)
             if decision in (JobDecision.AWAIT, JobDecision.STOP):
                 self._wait_for_job(task, job, previous_note, stop=decision is JobDecision.STOP)
                 return None
@@ -158,7 +168,7 @@ class NodeJobs:
                     self._adopt(task, job)
                     return None
         if self._has_orphaned_pod(task.target.name):
-            task.note = f"waiting for the Pod {self._orphaned_pods[task.target.name]}, whose Job is gone"
+            task.note = f"waiting for the Pod {self._orphaned_pods[task.target.name]} of a deleted Job"
             if task.note != previous_note:
                 log.info("%s: %s", task.target.name, task.note)
             return None
@@ -174,7 +184,7 @@ class NodeJobs:
             self.jobs.set_owner(job, self._owner)
 
     def _wait_for_job(self, task: Task, job: Job, previous_note: str, *, stop: bool) -> None:
-        """Wait until ``job`` has ended; one that has not begun on the node is not waited for."""
+        """Set ``task.note`` to wait for the end of ``job``; delete a Job that has not started on the node."""
         task.rerun = True
         task.note = f"waiting for the Job {job.metadata.name}"
         if stop or job.metadata.deletion_timestamp:
@@ -183,15 +193,17 @@ class NodeJobs:
             if task.note != previous_note:
                 self._log_ending(task, job)
         elif not any(pod.started for pod in self.jobs.pods(job)):
-            log.info("%s: the Job %s has not begun there; deleting it", task.target.name, job.metadata.name)
+            name = job.metadata.name
+            log.info("%s: deleting the Job %s, which has not started on the node", task.target.name, name)
             self.jobs.delete(job, wait=True)
         else:
-            log.info("%s: the Job %s still runs there; waiting for it", task.target.name, job.metadata.name)
+            name = job.metadata.name
+            log.info("%s: waiting for the Job %s, which still runs on the node", task.target.name, name)
 
     def _log_ending(self, task: Task, job: Job) -> None:
         pods = [pod.metadata.name for pod in self.jobs.pods(job) if pod.live]
         what = f"the Pod {pods[0]}" if pods else f"the Job {job.metadata.name}"
-        log.info("%s: waiting for %s, which is still ending", task.target.name, what)
+        log.info("%s: waiting for %s, which is terminating", task.target.name, what)
 
     def _has_orphaned_pod(self, node: str) -> bool:
         if self._orphans_outdated:

@@ -1,4 +1,4 @@
-"""Which Nodes are meant, and which of them can be worked on now."""
+"""Find the selected Nodes, and which of them are eligible for a Job."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from kata_node.dispatcher.template import Target, Templates
 from kata_node.errors import KubeError
 
 SINGLE_GET_LIMIT = 20
-"""So many nodes given by name are asked for one by one; of more, all Nodes are listed."""
+"""Up to this many named nodes are read one by one; for more names, all Nodes are listed."""
 
 POLL_INTERVAL = 5.0
-"""Seconds between two looks at Nodes that are waited for."""
+"""Seconds between two reads of the Nodes while the dispatcher waits for them."""
 
 STABLE_PERIOD = 15.0
-"""Seconds for which the set of eligible nodes has to stay the same: labels arrive node by node."""
+"""Seconds for which the set of eligible nodes must not change. Labels arrive node by node."""
 
 UNREACHABLE = "node.kubernetes.io/unreachable"
-"""The taint of a Node whose kubelet is not heard of: no Pod begins, or ends, there, whatever it tolerates."""
+"""The taint of a Node with a dead kubelet. No Pod starts or ends there, even if it tolerates the taint."""
 
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
-"""The label of the nodes that the chart leaves out unless it is told otherwise."""
+"""The label of control-plane nodes. By default the chart does not select them."""
 
 SERVING = "true"
 BLOCKING_EFFECTS = ("NoSchedule", "NoExecute")
@@ -38,31 +38,31 @@ CONDITION_TAINTS = frozenset(
         "node.cloudprovider.kubernetes.io/uninitialized",
     }
 )
-"""Taints that controllers set and lift by the Node's condition. All others are somebody's will."""
+"""Temporary taints that controllers set and remove by the condition of the Node. An administrator or another
+program has set all other taints on purpose."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What became of the selection. All lists are in the order of the nodes' names."""
+    """The selected nodes, sorted into groups. Each group is ordered by node name."""
 
     eligible: tuple[Target, ...] = ()
     tainted: tuple[tuple[Target, str], ...] = ()
-    """Selected nodes with the taint that no toleration of the Job covers."""
+    """Selected nodes, each with a taint that the Job does not tolerate."""
     unready: tuple[tuple[Target, str], ...] = ()
-    """Selected nodes that only a taint of :data:`PASSING`, or :data:`UNREACHABLE`, keeps Pods from, with
-    that."""
+    """Selected nodes, each with the taint of :data:`CONDITION_TAINTS` that alone blocks them for now."""
     without_template: tuple[tuple[Target, str], ...] = ()
-    """Selected nodes whose runtime, as the Node names it, has no template."""
+    """Selected nodes without a template for their runtime, each with ``containerRuntimeVersion``."""
     serving: tuple[Target, ...] = ()
-    """Selected nodes that are passed over, for their mark says that they serve."""
+    """Selected nodes that are skipped because their installation label is ``true``."""
     missing: tuple[str, ...] = ()
-    """Names given of which there is no Node."""
+    """Configured names without a Node."""
 
     @property
     def selected(self) -> frozenset[str]:
-        """The names of all nodes that are meant, whatever keeps them from being worked on."""
+        """The names of all selected nodes, eligible or not."""
         return frozenset(
             each.name
             for each in (
@@ -73,10 +73,9 @@ class Selection:
 
 
 def blocking_taint(taints: Iterable[Taint], tolerations: Collection[Toleration]) -> Taint | None:
-    """The first taint that keeps a Pod with these tolerations away, as it would keep a DaemonSet's,
-    or from being begun at all.
+    """Return the taint that blocks a Pod with these tolerations; ``None`` when no taint does.
 
-    One that does not pass by itself goes before those that do.
+    :data:`UNREACHABLE` always blocks. A permanent taint comes before those of :data:`CONDITION_TAINTS`.
     """
     found = [
         taint
@@ -94,7 +93,11 @@ def select(
     named: Collection[str] = (),
     serving_label: str = "",
 ) -> Selection:
-    """Sort out ``nodes``; where names are given, all others are passed over."""
+    """Sort ``nodes`` into the groups of a :class:`Selection`.
+
+    If ``named`` is not empty, ignore other nodes. With a ``serving_label``, nodes with its value ``true`` go
+    to ``serving``.
+    """
     eligible: list[Target] = []
     serving: list[Target] = []
     tainted: list[tuple[Target, str]] = []
@@ -132,16 +135,16 @@ def _by_name(found: Iterable[tuple[Target, str]]) -> tuple[tuple[Target, str], .
 
 
 class Nodes:
-    """The Nodes of the cluster, read anew every time."""
+    """Reads the Nodes of the cluster. Nothing is cached."""
 
     def __init__(self, api: ApiClient, config: Config) -> None:
         self._api = api
         self._config = config
 
     def selection(self) -> Selection:
-        """What the configuration selects, waited for if it says so.
+        """Return the configured selection; with ``waitForNodesSeconds``, wait until it is stable.
 
-        Raises :class:`KubeError` when it says to wait, and no node is eligible at the end.
+        Raises :class:`KubeError` when no node is eligible after that wait.
         """
         if not self._config.wait_for_nodes:
             return self._select()
@@ -151,33 +154,33 @@ class Nodes:
         return found
 
     def deselected(self, selected: Collection[str], templates: Templates) -> Selection:
-        """The nodes that carry the mark, whatever its value, and are not among those ``selected``."""
+        """Return the nodes that have the installation label, with any value, and are not ``selected``."""
         found = self._list(self._config.installation_label)
         return select((node for node in found if node.metadata.name not in selected), templates)
 
     def reselect(self, name: str, templates: Templates) -> Selection:
-        """What is to be thought of the Node of this name by now, if there is one."""
+        """Read one Node again and return the selection of it; empty when it does not exist."""
         return select(self._list(name=name), templates)
 
     def exists(self, name: str) -> bool:
-        """Whether there is a Node of this name."""
+        """Return whether the Node exists."""
         return any(True for _ in self._list(name=name))
 
     def serves(self, name: str) -> bool:
-        """Whether the mark of the Node of this name says so by now."""
+        """Return whether the installation label of the Node is ``true`` now."""
         return any(
             node.metadata.labels.get(self._config.installation_label) == SERVING
             for node in self._list(name=name)
         )
 
     def selects(self, name: str) -> bool:
-        """Whether the configuration selects the Node of this name by now, if there is one."""
+        """Return whether the configuration selects the Node now."""
         if self._config.nodes:
             return name in self._config.nodes
         return any(True for _ in self._list(self._config.selector, name))
 
     def _no_node_error(self, found: Selection) -> KubeError:
-        """What there is to be said of a selection of which no node can be worked on."""
+        """Return the error for a selection without an eligible node."""
         config, selected = self._config, len(found.selected)
         first = next(self._api.pages("/api/v1/nodes", "list nodes", NodePage, {}))
         nodes, more = first.items or [], first.metadata.remaining_item_count or 0
@@ -185,19 +188,21 @@ class Nodes:
         if config.nodes:
             wanted = f"the names {', '.join(config.nodes[:3])}{', …' if len(config.nodes) > 3 else ''}"
         what = (
-            f"after {config.wait_for_nodes:g} s there is no eligible node: "
+            f"no node is eligible after {config.wait_for_nodes:g} s: "
             f"{selected} of {len(nodes) + more} Nodes match {wanted}"
         )
         if held := _blocked_nodes(found):
-            what += f", and none can be worked on: {', '.join(held[:3])}{', …' if len(held) > 3 else ''}"
-        hint = "compare with `kubectl get nodes --show-labels`, and correct the selection in the values"
+            what += f", but none can get a Job: {', '.join(held[:3])}{', …' if len(held) > 3 else ''}"
+        hint = "run `kubectl get nodes --show-labels`, and correct the selection in the values"
         control_plane = nodes and not more and all(CONTROL_PLANE in node.metadata.labels for node in nodes)
         if found.tainted or found.unready:
-            hint = "see `kubectl describe node`; lift the taints, or tolerate them in the values"
+            hint = (
+                "run `kubectl describe node`; remove these taints, or add them to tolerations in the values"
+            )
         elif found.without_template:
             hint = "correct k8sDistribution or containerRuntime in the values"
         elif control_plane and f"!{CONTROL_PLANE}" in config.selector:
-            hint = "set job.nodeSelectorExpressions: [] on a cluster whose nodes are all of the control plane"
+            hint = "set job.nodeSelectorExpressions to []; all nodes of this cluster are control-plane nodes"
         return KubeError(what, where="selection", hint=hint)
 
     def _select(self) -> Selection:
@@ -222,13 +227,14 @@ class Nodes:
                             yield node
                 return
             except ExpiredError:
-                continue  # from the beginning; what was told stays told
+                continue  # list again from the start; nodes that were yielded are not yielded again
 
 
 def wait_until_stable(look: Callable[[], Selection], wait: float, api: ApiClient) -> Selection:
-    """What ``look`` finds once its eligible nodes have stayed the same for :data:`SETTLE` seconds.
+    """Call ``look`` until its eligible nodes have not changed for :data:`STABLE_PERIOD` seconds.
 
-    After ``wait`` seconds what there is has to do, and may be nothing.
+    Return the last selection. After ``wait`` seconds, return it even if no node is eligible or the set still
+    changes.
     """
     began = since = api.clock.now()
     last: frozenset[str] | None = None
@@ -238,7 +244,7 @@ def wait_until_stable(look: Callable[[], Selection], wait: float, api: ApiClient
         now = api.clock.now()
         names = frozenset(target.name for target in (*selection.eligible, *selection.serving))
         if names != last:
-            log.info("%d nodes are eligible; waiting for that to stay", len(names))
+            log.info("eligible nodes: %d; waiting until the set does not change", len(names))
             changed = last is not None
             since, last = now, names
         left = began + wait - now
@@ -248,19 +254,19 @@ def wait_until_stable(look: Callable[[], Selection], wait: float, api: ApiClient
         api.sleep(min(POLL_INTERVAL, left))
     if names and changed and now - since < min(STABLE_PERIOD, wait):
         log.warning(
-            "after %g s the set of eligible nodes still changes, the last time %.0f s ago; "
-            "going on with %d nodes",
+            "the set of eligible nodes still changes after %g s, the last change was %.0f s ago; "
+            "continuing with %d nodes",
             *(wait, now - since, len(names)),
         )
     elif names:
-        log.info("%d nodes are eligible for %.0f s; going on", len(names), now - since)
+        log.info("eligible nodes: %d, unchanged for %.0f s; continuing", len(names), now - since)
     return selection
 
 
 def _blocked_nodes(found: Selection) -> list[str]:
-    """Why nodes that are selected cannot be worked on."""
-    held = [f"{target.name} has {taint}" for target, taint in (*found.tainted, *found.unready)]
+    """Return a phrase per selected node that says why it can get no Job."""
+    held = [f"{target.name} has the taint {taint}" for target, taint in (*found.tainted, *found.unready)]
     return held + [
-        f"{target.name} runs {runtime or 'no runtime that it names'}"
+        f"{target.name} has {f'the runtime {runtime}' if runtime else 'not named its runtime'}"
         for target, runtime in found.without_template
     ]

@@ -1,8 +1,8 @@
-"""What is said of a rollout: a line per change, a table or a document at its end. Pure.
+"""Format the progress and the result of a run: log lines, the final table, the JSON document. Pure.
 
-The document, with ``--output json``::
+The document of ``--output json``::
 
-    {"outcome": "ok", "failed", "stopped" or "interrupted", "reason": "why it was stopped, or failed",
+    {"outcome": "ok", "failed", "stopped" or "interrupted", "reason": "why it stopped or failed",
      "action": "install" or "cleanup", "seconds": 12.3, "requests": 7, "counts": {"done": 3, ...},
      "nodes": [{"node", "action", "outcome", "seconds", "job", "note",
                 "error": {"what", "where", "hint", "stage", "exit_code"}}]}
@@ -19,8 +19,8 @@ from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.rollout import FINAL_OUTCOMES, SUCCESSFUL_OUTCOMES, Outcome, Rollout, Task
 
 MAX_ROWS = 50
-"""The longest table. Of more nodes than this it has only those that are worth a look, and one row for all
-of them of which there is the same to tell."""
+"""Maximum rows of the table. With more nodes it omits done and unchanged nodes, and nodes with the same
+outcome and detail share a row."""
 
 WORST_FIRST = (
     Outcome.FAILED,
@@ -37,7 +37,7 @@ WORST_FIRST = (
 
 @dataclass(frozen=True)
 class Result:
-    """A run at its end. ``requests`` counts what was sent to the API server."""
+    """The result of a run. ``requests`` counts the requests to the API server by description."""
 
     action: Action
     outcome: Literal["ok", "failed", "stopped", "interrupted"]
@@ -48,7 +48,7 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0 when every node is as wanted, or could not be meant."""
+        """0 when the outcome is ``ok``, else 1."""
         return 0 if self.outcome == "ok" else 1
 
 
@@ -62,16 +62,21 @@ def build_result(
     requests: Mapping[str, int],
     max_not_ready_nodes: int = 0,
 ) -> Result:
-    """The result of a run; ``stopped`` and ``interrupted`` say why it ended early, if it did."""
+    """Return the result of a run.
+
+    ``stopped`` and ``interrupted`` say why it ended early, if it did. Otherwise the run has failed when more
+    than ``max_not_ready_nodes`` nodes are not ready, or any other node has an outcome that is not in
+    :data:`kata_node.dispatcher.rollout.SUCCESSFUL_OUTCOMES`.
+    """
     not_ready = sum(task.outcome is Outcome.NOT_READY for task in tasks)
     unsuccessful = sum(task.outcome not in SUCCESSFUL_OUTCOMES for task in tasks)
     outcome: Literal["ok", "failed", "stopped", "interrupted"] = "ok"
     reason = ""
     if unsuccessful > not_ready:
-        outcome, reason = "failed", f"{unsuccessful} of {len(tasks)} nodes are not as wanted"
+        outcome, reason = "failed", f"{unsuccessful} of {len(tasks)} nodes did not succeed"
     elif not_ready > max_not_ready_nodes:
         outcome = "failed"
-        reason = f"{not_ready} of {len(tasks)} nodes are not ready, and at most {max_not_ready_nodes} may be"
+        reason = f"{not_ready} of {len(tasks)} nodes are not ready, maxNotReady allows {max_not_ready_nodes}"
     if stopped:
         outcome, reason = "stopped", stopped
     if interrupted:
@@ -80,39 +85,39 @@ def build_result(
 
 
 def task_line(task: Task, rollout: Rollout, now: float) -> str:
-    """One change: what became of a node, and how far the whole is."""
+    """Return the log line for a change of ``task``: the node, the change, and the counts of the rollout."""
     what: str
     if task.outcome in FINAL_OUTCOMES:
         what = str(task.outcome)
         if task.outcome in (Outcome.DONE, Outcome.FAILED):
             what += f" after {duration(task.seconds)}"
     else:
-        what = f"{'taken over' if task.adopted else 'started'}: {task.job}"
+        what = f"{'adopted running' if task.adopted else 'started'} Job {task.job}"
     detail = f": {task.problem}" if task.problem else f" ({task.note})" if task.note else ""
     return f"{task.target.name}: {_action_prefix(task, rollout)}{what}{detail}  [{counts(rollout, now)}]"
 
 
 def _action_prefix(task: Task, rollout: Rollout) -> str:
-    """Which action is meant, where there are two."""
-    return "" if task.action == rollout.tasks[0].action else f"{task.action} "
+    """Return ``cleanup: `` for a node that is no longer selected, during an install; else nothing."""
+    return "" if task.action == rollout.tasks[0].action else f"{task.action}: "
 
 
 def counts(rollout: Rollout, now: float) -> str:
-    """``12 of 500 ended, 1 failed, 100 running, about 7 min left``."""
+    """Return the counts: ``12 of 500 nodes ended, 1 failed, 100 running, about 7 min left``."""
     there = rollout.counts
     ended = sum(there[outcome] for outcome in FINAL_OUTCOMES)
-    parts = [f"{ended} of {len(rollout.tasks)} ended"]
+    parts = [f"{ended} of {len(rollout.tasks)} nodes ended"]
     parts += [f"{there[Outcome.FAILED]} failed"] if there[Outcome.FAILED] else []
     parts += [f"{rollout.in_flight} running"]
     left = rollout.estimate_remaining(now)
-    # Nothing is known of nodes that take longer than those before them.
+    # The estimate is 0 when the running nodes already take longer than the mean.
     if left and ended < len(rollout.tasks):
         parts.append(f"about {duration(left)} left")
     return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
-    """``41 s``, ``7 min``, ``2 h 5 min``."""
+    """Return a duration as text: ``41 s``, ``7 min``, ``2 h 5 min``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -120,7 +125,7 @@ def duration(seconds: float) -> str:
 
 
 def text(result: Result) -> str:
-    """The result for a person: a table with what to do about problems, and a line that sums up."""
+    """Return the result as text: a table with a hint below each problem, and a summary line."""
     groups = _groups(result.tasks)
     rows = [("NODE", "ACTION", "OUTCOME", "TIME", "DETAIL")]
     rows += [
@@ -135,12 +140,12 @@ def text(result: Result) -> str:
         if group and group[0].problem and group[0].problem.hint:
             lines.append(f"  hint: {group[0].problem.hint}")
     if more := sum(len(group) for group in groups[MAX_ROWS:]):
-        lines.append(f"… and {more} more nodes; each has a line of its own in the log")
+        lines.append(f"… and {more} more nodes; see the log, which has a line for each node")
     return "\n".join([*(lines if groups else []), *_failures_by_stage(result.tasks), summary(result)])
 
 
 def _groups(tasks: Sequence[Task]) -> list[list[Task]]:
-    """The rows of the table, worst first."""
+    """Return the rows of the table, worst outcome first. The tasks of a group share a row."""
     ordered = sorted(tasks, key=lambda task: (WORST_FIRST.index(task.outcome), task.target.name))
     if len(tasks) <= MAX_ROWS:
         return [[task] for task in ordered]
@@ -166,20 +171,24 @@ def _detail(task: Task) -> str:
 
 
 def _failures_by_stage(tasks: Sequence[Task]) -> list[str]:
-    """Where most of it went wrong: ``failed: 812 at cri (exit code 4), 3 at host-check (exit code 3)``."""
+    """Return ``failed nodes by stage: 812 at cri (exit code 4), 3 at host-check (exit code 3)``.
+
+    Empty for less than two failed nodes.
+    """
     failed = [task.problem for task in tasks if task.outcome is Outcome.FAILED and task.problem]
     if len(failed) <= 1:
         return []
     tally = Counter(
-        (each.stage or "no stage") + (f" (exit code {each.exit_code})" if each.exit_code is not None else "")
+        (each.stage or "an unknown stage")
+        + (f" (exit code {each.exit_code})" if each.exit_code is not None else "")
         for each in failed
     )
     totals = ", ".join(f"{count} at {place}" for place, count in tally.most_common())
-    return [f"failed: {totals}"]
+    return [f"failed nodes by stage: {totals}"]
 
 
 def summary(result: Result) -> str:
-    """The whole in one line."""
+    """Return the result in one line."""
     counts_by_outcome = Counter(task.outcome for task in result.tasks)
     totals = ", ".join(
         f"{counts_by_outcome[outcome]} {outcome}" for outcome in Outcome if counts_by_outcome[outcome]
@@ -188,12 +197,12 @@ def summary(result: Result) -> str:
     nodes = "1 node" if len(result.tasks) == 1 else f"{len(result.tasks)} nodes"
     return (
         f"{result.action} {result.outcome}{reason}: {nodes}{f': {totals}' if totals else ''}; "
-        f"{duration(result.seconds)}"
+        f"took {duration(result.seconds)}"
     )
 
 
 def document(result: Result) -> dict[str, Any]:
-    """The result for a program, see the head of this module."""
+    """Return the JSON document, see the docstring of this module."""
     counts_by_outcome = Counter(task.outcome for task in result.tasks)
     return {
         "outcome": result.outcome,

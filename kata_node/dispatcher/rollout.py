@@ -1,4 +1,4 @@
-"""The order in which nodes are worked on, and when no more of them are begun. Pure."""
+"""The order of the nodes in a rollout, and the conditions that stop it. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kata_node.dispatcher.template import Target
 
 
 class Outcome(StrEnum):
-    """What became of a node, or has not yet."""
+    """The state of a node in this run."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 FINAL_OUTCOMES = frozenset(Outcome) - {Outcome.WAITING, Outcome.RUNNING}
 SUCCESSFUL_OUTCOMES = frozenset({Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE})
-"""What does not make the whole a failure."""
+"""The outcomes that do not make the run fail."""
 
 
 @dataclass(slots=True)
@@ -42,36 +42,36 @@ class Task:
     wave: int = 0
     outcome: Outcome = Outcome.WAITING
     uid: str = ""
-    """Of its Job, once there is one."""
+    """The uid of its Job; empty while it has none."""
     adopted: bool = False
     rerun: bool = False
-    """Whether what an earlier Job has done does not count."""
+    """Whether to run a new Job even if an earlier Job has done the same work."""
     job_deletions: int = 0
-    """How often its Job was deleted by somebody."""
+    """How often its Job was deleted, not by this dispatcher."""
     began: float = 0.0
     seconds: float = 0.0
     node_checks: int = 0
     next_node_check: float = 0.0
     absent_since: float | None = None
     failing_since: float | None = None
-    """Since when its Job is to fail, as soon as its Pods have ended."""
+    """Time since which its Job has the condition FailureTarget and waits for the end of its Pods."""
     unready: str = ""
-    """The taint that keeps it from being begun, and is expected to go."""
+    """The temporary taint because of which it has no Job yet."""
     pod_checks: int = 0
     next_pod_check: float = 0.0
     failed_tries: int = 0
-    """How often its Job has failed so far, and is tried again."""
+    """Number of failed Pods of its Job that were already reported."""
     last_retry: NodeProblem | None = None
     stuck_reason: NodeProblem | None = None
-    """What its Job was last seen to wait for, or to try again after."""
+    """What its Job waits for, or why it was retried, as reported last."""
     problem: NodeProblem | None = None
     note: str = ""
-    """Why it was skipped, or what else there is to say."""
+    """Why it was skipped, or what it waits for."""
 
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """How the nodes follow each other."""
+    """The settings of a rollout."""
 
     parallelism: int
     canary: int = 0
@@ -80,7 +80,7 @@ class RolloutPlan:
 
 
 def assign_waves(count: int, plan: RolloutPlan) -> list[int]:
-    """The wave of each of ``count`` nodes; the canaries, if any are wanted, are wave 0 and alone in it."""
+    """Return the wave of each of ``count`` nodes. If there are canary nodes, only they are in wave 0."""
     canary = min(plan.canary, count)
     size = max(1, plan.wave_size.scaled(count)) if plan.wave_size else max(1, count)
     first = 1 if canary else 0
@@ -88,16 +88,16 @@ def assign_waves(count: int, plan: RolloutPlan) -> list[int]:
 
 
 class Rollout:
-    """All nodes of a run. The tasks of a wave are begun when all of the waves before have ended.
+    """All tasks of a run. The tasks of a wave start when all tasks of the earlier waves have ended.
 
-    ``last`` are tasks of a wave of their own after all others, whose failures stop nothing.
+    The tasks in ``last`` are one more wave after all others. Their failures do not stop the rollout.
     """
 
     def __init__(self, tasks: Sequence[Task], plan: RolloutPlan, last: Sequence[Task] = ()) -> None:
         self.plan = plan
         self.tasks = [*tasks, *last]
         self.stopped = ""
-        """Why no more nodes are begun; empty while they are."""
+        """Why no more nodes are started; empty unless the rollout has stopped."""
         for task, wave in zip(tasks, assign_waves(len(tasks), plan), strict=True):
             task.wave = wave
         end = tasks[-1].wave + 1 if tasks else 0
@@ -118,27 +118,27 @@ class Rollout:
 
     @property
     def wave(self) -> int:
-        """The first wave that has not ended."""
+        """The number of the first wave that has not ended."""
         while self._wave < len(self._queues) and not self._unfinished_by_wave[self._wave]:
             self._wave += 1
         return self._wave
 
     @property
     def in_flight(self) -> int:
-        """How many nodes are being worked on."""
+        """The number of running nodes."""
         return self.counts[Outcome.RUNNING]
 
     def is_complete(self) -> bool:
-        """Whether nothing runs, and nothing is to be begun."""
+        """Return whether no node runs and no node will be started."""
         return not self.in_flight and (bool(self.stopped) or not self.counts[Outcome.WAITING])
 
     def prioritize(self, names: Collection[str]) -> None:
-        """Begin these before the others of their waves."""
+        """Move the nodes with these names to the front of their waves."""
         for number, queue in enumerate(self._queues):
             self._queues[number] = deque(sorted(queue, key=lambda task: task.target.name not in names))
 
     def start_next(self, now: float) -> Task | None:
-        """The node to begin now, if there is one; it counts as running from here on."""
+        """Return the next task to start and mark it as running; ``None`` when no task can start now."""
         if self.stopped or self.in_flight >= self.plan.parallelism or self.wave >= len(self._queues):
             return None
         queue = self._queues[self.wave]
@@ -150,7 +150,7 @@ class Rollout:
         return task
 
     def end(self, task: Task, outcome: Outcome, now: float, *, note: str = "") -> None:
-        """Note what became of a node; it may be what stops the rollout."""
+        """Record the outcome of a task; stop the rollout when too many tasks have failed."""
         task.seconds = max(0.0, now - task.began)
         task.note = note or task.note
         self._set_outcome(task, outcome)
@@ -163,18 +163,21 @@ class Rollout:
             self._check_failure_limit(canary=bool(self.plan.canary) and task.wave == 0)
 
     def stop(self, reason: str) -> None:
-        """Begin no more nodes; the first reason stays."""
+        """Start no more nodes. The reason of the first call is kept."""
         self.stopped = self.stopped or reason
 
     def close(self, reason: str) -> None:
-        """No more will happen: nodes that have no Job are told as not begun."""
+        """Mark all tasks without a Job as not started, at the end of a run."""
         for task in self.tasks:
             if task.outcome is Outcome.WAITING or (task.outcome is Outcome.RUNNING and not task.uid):
                 task.note = reason
                 self._set_outcome(task, Outcome.NOT_STARTED)
 
     def estimate_remaining(self, now: float) -> float | None:
-        """An estimate of the seconds to go, by how long nodes took so far; ``None`` before the first."""
+        """Return the estimated remaining seconds, from the mean time of the ended nodes.
+
+        ``None`` while no node has ended.
+        """
         if not self._timed_tasks:
             return None
         mean = self._timed_seconds / self._timed_tasks
@@ -184,11 +187,11 @@ class Rollout:
         return max(max(ahead, default=0.0), (sum(ahead) + mean * waiting) / slots)
 
     def running(self) -> list[Task]:
-        """The nodes that are being worked on, in the order they were begun."""
+        """Return the running tasks, in the order of their start."""
         return list(self._running.values())
 
     def task(self, node: str) -> Task | None:
-        """The node of this name, if it is being worked on."""
+        """Return the running task of this node; ``None`` when there is none."""
         return self._running.get(node)
 
     def _set_outcome(self, task: Task, outcome: Outcome) -> None:
@@ -203,13 +206,13 @@ class Rollout:
     def _check_failure_limit(self, *, canary: bool) -> None:
         allowed, total = self.plan.max_failures, self._total
         if canary:
-            # A share is one of the canaries: with one of all nodes they could fail, and nobody would care.
+            # A percentage counts the canary nodes. A percentage of all nodes could allow all of them to fail.
             total = sum(task.wave == 0 for task in self.tasks)
             allowed = allowed or IntOrPercent(0)
             if self._failed == total:
-                self.stop("the canary has failed" if total == 1 else f"all {total} canaries have failed")
+                self.stop("the canary node failed" if total == 1 else f"all {total} canary nodes failed")
                 return
         limit = allowed.scaled(total) if allowed else None
         if limit is not None and self._failed > limit:
-            whom = f"of {total} canaries" if canary else "nodes"
-            self.stop(f"{self._failed} {whom} have failed, and at most {limit} may")
+            nodes = "canary nodes" if canary else "nodes"
+            self.stop(f"{self._failed} of {total} {nodes} failed, maxFailures allows {limit}")

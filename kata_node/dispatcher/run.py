@@ -1,4 +1,4 @@
-"""A run from the selection of nodes to the result."""
+"""One run of the dispatcher, from the selection of nodes to the result."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter: str = "") -> Result:
-    """Do what the configuration asks for, on every node it selects; ``reporter`` is the pod it runs in.
+    """Run the configured action on every selected node and return the result.
 
-    Whatever fails on a node is in the result. Raises :class:`KubeError` when it comes to nothing at all,
-    and :class:`Stopped` when it is to stop before the first Job.
+    ``owner`` is the Job and ``reporter`` the name of the Pod of this dispatcher. Failures of nodes are in the
+    result. Before the first Job, raises :class:`KubeError` when the selection fails, and
+    :class:`ShutdownRequested` when a shutdown is requested.
     """
     began = api.clock.now()
     if config.action == "cleanup":
@@ -36,7 +37,7 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
     selection = nodes.selection()
     tasks = _tasks(config.action, config.name_prefix, selection)
     for task in tasks:
-        # A node that does not serve is not as its Job left it, whatever that says.
+        # A node that does not serve needs a new Job, even if its last Job has succeeded.
         task.rerun = config.skip_serving
     removed, tasks_without_job = _deselected_tasks(config, nodes, selection)
     tasks_without_job = [*_tasks_without_job(config, selection), *tasks_without_job]
@@ -55,7 +56,7 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         level = logging.WARNING if task.outcome in (Outcome.FAILED, Outcome.NOT_READY) else logging.INFO
         log.log(level, "%s", task_line(task, rollout, api.clock.now()))
         if stopped != (stopped := rollout.stopped):
-            log.warning("no more nodes are begun: %s", stopped)
+            log.warning("the rollout stops, no more nodes are started: %s", stopped)
         if events and task.outcome is Outcome.FAILED:
             events.record_failure(task)
 
@@ -64,13 +65,13 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         if rollout.tasks:
             Dispatcher(api, config, nodes, rollout, owner=owner, on_task_change=on_task_change).run()
     except ShutdownRequested:
-        interrupted = "asked to stop"
+        interrupted = "the dispatcher was asked to stop"
     except KubeError as error:
         interrupted = error.what
         log.error("%s", error)
     rollout.close(interrupted or rollout.stopped)
     if interrupted:
-        interrupted += f"; {rollout.in_flight} Jobs that run go on by themselves"
+        interrupted += f"; running Jobs that continue by themselves: {rollout.in_flight}"
         log.warning("%s", interrupted)
     tasks = [*rollout.tasks, *tasks_without_job]
     return build_result(
@@ -85,7 +86,10 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
 
 
 def _tasks(action: Action, prefix: str, found: Selection) -> list[Task]:
-    """Those that can be begun, or will be; the last in the row, so no canaries, are not ready yet."""
+    """Return a task for each node that can get a Job now or later.
+
+    Nodes that are not ready come last, so that they do not become canary nodes.
+    """
     ready = [(target, "") for target in found.eligible]
     return [
         Task(target, action, job_name(prefix, target.name), unready=taint)
@@ -94,25 +98,25 @@ def _tasks(action: Action, prefix: str, found: Selection) -> list[Task]:
 
 
 def _deselected_tasks(config: Config, nodes: Nodes, selection: Selection) -> tuple[list[Task], list[Task]]:
-    """What is to be done on nodes that left the selection, and those of them where nothing can be done."""
+    """Return the tasks for nodes that are no longer selected, and the tasks of those that get no Job."""
     if not config.removed:
         return [], []
     deselected = nodes.deselected(selection.selected, config.removed.templates)
     tasks = _tasks("cleanup", config.removed.name_prefix, deselected)
     if tasks and not selection.selected:
-        # Labels may just not have arrived yet, and nobody means to uninstall by that.
+        # The labels of the nodes may not be set yet. An empty selection must not uninstall everything.
         log.warning(
-            "no node is selected, and %d carry %s: nothing is removed from them; "
-            "uninstall the release if that is meant",
-            len(tasks),
+            "no node is selected, so nothing is removed from the nodes with the label %s: %d; "
+            "uninstall the release to remove Kata from them",
             config.installation_label,
+            len(tasks),
         )
         return [], []
     return tasks, _ineligible_tasks("cleanup", deselected)
 
 
 def _tasks_without_job(config: Config, selection: Selection) -> list[Task]:
-    """The nodes that get no Job, and why."""
+    """Return finished tasks for the selected nodes that get no Job."""
     tasks = _ineligible_tasks(config.action, selection)
     for target in selection.serving:
         task = Task(
@@ -120,22 +124,22 @@ def _tasks_without_job(config: Config, selection: Selection) -> list[Task]:
             config.action,
             "",
             outcome=Outcome.UNCHANGED,
-            note=f"{config.installation_label} says it serves",
+            note=f"it serves already, its label {config.installation_label} is true",
         )
         tasks.append(task)
     for name in selection.missing:
         if config.action == "cleanup":
             tasks.append(
-                Task(Target(name), config.action, "", outcome=Outcome.GONE, note="there is no such Node")
+                Task(Target(name), config.action, "", outcome=Outcome.GONE, note="no Node has this name")
             )
         else:
-            problem = NodeProblem("there is no such Node", hint="correct job.nodes in the values")
+            problem = NodeProblem("no Node has this name", hint="correct job.nodes in the values")
             tasks.append(Task(Target(name), config.action, "", outcome=Outcome.FAILED, problem=problem))
     return tasks
 
 
 def _ineligible_tasks(action: Action, found: Selection) -> list[Task]:
-    """The nodes on which nothing can be done as they are."""
+    """Return finished tasks for nodes with a permanent taint or without a template."""
     ends = [(target, taint_not_tolerated(taint)) for target, taint in found.tainted]
     ends += [(target, no_template(runtime)) for target, runtime in found.without_template]
     return [
@@ -146,17 +150,20 @@ def _ineligible_tasks(action: Action, found: Selection) -> list[Task]:
 
 def _log_plan(config: Config, selection: Selection, removed: Sequence[Task]) -> None:
     nodes = [*selection.eligible, *(target for target, _ in selection.unready)]
-    first = f", {min(config.canary, len(nodes))} of them first" if config.canary else ""
-    log.info("%s on %d nodes%s, %d at a time", config.action, len(nodes), first, config.parallelism)
+    canary = f"; canary nodes: {min(config.canary, len(nodes))}" if config.canary else ""
+    log.info(
+        "starting %s; nodes: %d%s; at most %d run at the same time",
+        *(config.action, len(nodes), canary, config.parallelism),
+    )
     for target, taint in selection.tainted:
-        log.info("%s: passed over, its taint %s is not tolerated", target.name, taint)
+        log.info("%s: skipped, its taint %s is not tolerated", target.name, taint)
     for target, taint in selection.unready:
-        log.info("%s: not ready (%s), so it comes last", target.name, taint)
+        log.info("%s: not ready, it has the taint %s; it gets its Job last", target.name, taint)
     for target, runtime in selection.without_template:
         log.warning("%s: %s", target.name, no_template(runtime).problem)
     if selection.missing:
-        log.warning("there is no Node named %s", ", ".join(selection.missing))
+        log.warning("no Node has the name: %s", ", ".join(selection.missing))
     if removed:
-        log.info("cleanup, at the end, on %d nodes that are no longer selected", len(removed))
+        log.info("nodes that are no longer selected, cleaned up after all others: %d", len(removed))
     if not nodes and not removed:
-        log.warning("no node is selected that a Job can run on: nothing is done")
+        log.warning("no node is selected, or no selected node can get a Job; there is nothing to do")

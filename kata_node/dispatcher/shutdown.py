@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: what is under way is finished, what merely waits is not waited for."""
+"""Handle SIGTERM and SIGINT: finish the current request, and interrupt sleeps and watches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 class ShutdownRequested(BaseException):
-    """Somebody asked for an end. Nobody's ``except Exception`` is meant to keep it."""
+    """A shutdown was requested. A BaseException, so that ``except Exception`` does not catch it."""
 
 
 class Shutdown:
-    """Whether an end was asked for. Used by the main thread alone, in which Python handles signals."""
+    """Stores whether a shutdown was requested. Only the main thread uses it; Python handles signals there."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -24,7 +24,7 @@ class Shutdown:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT for the wish to stop."""
+        """Request a shutdown on SIGTERM and SIGINT within the context."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -33,15 +33,19 @@ class Shutdown:
                 signal.signal(number, handler)
 
     def request(self) -> None:
-        """Ask for an end. While :meth:`wait` waits, it raises :class:`Stopped` there."""
+        """Request a shutdown. A running :meth:`wait` raises :class:`ShutdownRequested`."""
         self.requested = True
         if self._waiting:
             self._waiting = False
             raise ShutdownRequested
 
     def wait(self, waiting: Callable[[], T]) -> T:
-        """What ``waiting`` returns, unless an end is or was asked for: then :class:`Stopped` is raised."""
-        # In this order: a wish between the two lines would otherwise be slept over.
+        """Call ``waiting`` and return its result.
+
+        Raises :class:`ShutdownRequested` when a shutdown was requested before or is requested during the
+        call.
+        """
+        # Set the flag first. A signal after the check, but before the flag, would be missed.
         self._waiting = True
         try:
             if self.requested:

@@ -1,4 +1,7 @@
-"""Tells of Jobs that do not get on: one list of Pods for all of them, and one more for each in trouble."""
+"""Log why running Jobs are stuck or retried.
+
+One list of Pods covers all Jobs. A Job without a live Pod costs one more list.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,19 @@ from kata_node.dispatcher.rollout import Task
 from kata_node.kube.retry import Clock
 
 FIRST_CHECK_DELAY = 15.0
-"""Seconds after which a Job is looked into for the first time; doubled each time."""
+"""Seconds until the first check of a Job. The interval doubles each time."""
 
 CHECK_INTERVAL, STARTUP_PERIOD = 60.0, 60.0
-"""Seconds between two lists of Pods at least, in the beginning of a run :data:`EARLY`: what is wrong with the
-values shows there, and of many nodes most are through before it is their turn to be looked into."""
+"""Minimum seconds between two lists of Pods, and seconds of the startup period.
+
+During the startup period the minimum is :data:`FIRST_CHECK_DELAY`, because wrong values show then. Later,
+most Jobs end before they are due for a check."""
 
 log = logging.getLogger(__name__)
 
 
 class StuckPodMonitor:
-    """What holds Jobs up. Nothing but what is said depends on it, so Pods may be unreadable."""
+    """Checks the Pods of running Jobs. It affects only messages, so it tolerates a lack of rights on Pods."""
 
     def __init__(self, jobs: Jobs, selector: str, clock: Clock) -> None:
         self._jobs = jobs
@@ -34,17 +39,17 @@ class StuckPodMonitor:
         self._next_list = 0.0
 
     def job_started(self, task: Task) -> None:
-        """A node has its Job from now on."""
+        """Start the checks for a node that got its Job."""
         task.pod_checks, task.next_pod_check = 0, self._clock.now() + FIRST_CHECK_DELAY
         task.failed_tries, task.last_retry, task.stuck_reason = 0, None, None
 
     def next_check_time(self, tasks: Iterable[Task]) -> float | None:
-        """When Pods are to be listed again; none while no Job runs."""
+        """Return when to list Pods again; ``None`` while no Job runs."""
         first = min((task.next_pod_check for task in tasks if _is_running(task)), default=None)
         return None if first is None else max(first, self._next_list)
 
     def check_jobs(self, running: Iterable[tuple[Task, Job]]) -> None:
-        """Say of each Job that is old enough what holds it up, where that is news."""
+        """Log why a Job is stuck, for each Job that is due for a check, if the reason has changed."""
         now = self._clock.now()
         jobs = [
             (task, job)
@@ -63,13 +68,13 @@ class StuckPodMonitor:
                 task.next_pod_check = now + FIRST_CHECK_DELAY * 2.0**task.pod_checks
             pods: list[Pod] | None = live.get(job.metadata.uid) if live is not None else None
             if live is not None and not pods and is_check_due:
-                # It may just have ended, or failed and be about to be tried again.
+                # Its Pod may have just ended, or it has failed and a retry is due.
                 pods = self.pods(job)
             if pods is not None:
                 self._log_stuck_reason(task, stuck_reason(job, pods))
 
     def job_changed(self, task: Task, job: Job) -> None:
-        """Say at once that a Job that runs is tried again, and why."""
+        """Log the retry of a running Job and its cause, as soon as a Pod of it has failed."""
         if job.status.failed <= task.failed_tries:
             return
         task.failed_tries = job.status.failed
@@ -78,7 +83,7 @@ class StuckPodMonitor:
             self._log_stuck_reason(task, None)
 
     def pods(self, job: Job) -> list[Pod] | None:
-        """The Pods of a Job; none when they cannot be read."""
+        """Return the Pods of a Job; ``None`` when they cannot be read."""
         try:
             return self._jobs.pods(job)
         except RefusedError as error:
@@ -86,7 +91,7 @@ class StuckPodMonitor:
             return None
 
     def _list_live_pods(self) -> dict[str, list[Pod]] | None:
-        """The Pods that have not ended, by the uid of their Job; none when they cannot be read."""
+        """Return the Pods that have not ended by the uid of their Job; ``None`` when they cannot be read."""
         found: defaultdict[str, list[Pod]] = defaultdict(list)
         try:
             for pod in self._jobs.live_pods(self._selector):

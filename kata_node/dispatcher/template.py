@@ -1,4 +1,4 @@
-"""A Job's manifest, and the copy of it for one Node. Pure."""
+"""The Job template, and the manifest of the Job for one Node. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kata_node.dispatcher.kubernetes_objects import (
 )
 
 NAME_LIMIT = 63
-"""The longest name of a Job: its Pods have it as a label."""
+"""Maximum length of a Job name. Its Pods have the name as a label value."""
 
 PLACEHOLDERS = ("@NODE_NAME@", "@NODE_UID@", "@MACHINE_ID@", "@JOB_NAME@")
 
@@ -33,18 +33,18 @@ _HASH_LENGTH = 10
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A Node, as far as it matters to a Job."""
+    """The properties of a Node that its Job needs."""
 
     name: str
     uid: str = ""
     machine_id: str = ""
     runtime: str = ""
-    """Its CRI runtime, see :class:`Templates`; empty where the Node does not say."""
+    """The name of its container runtime, see :class:`Templates`; empty when the Node does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The Job of the dispatcher itself."""
+    """The Job in which the dispatcher runs."""
 
     name: str
     uid: str
@@ -52,7 +52,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class JobIdentity:
-    """What all Jobs of a run have in common."""
+    """The metadata that all Jobs of a run share."""
 
     namespace: str
     labels: Mapping[str, str]
@@ -61,10 +61,10 @@ class JobIdentity:
 
 
 def job_name(prefix: str, node: str) -> str:
-    """The one name of the Job for a Node: always the same, and no other Node's.
+    """Return the name of the Job for a Node: always the same, and different for every Node.
 
-    Names that are too long, or have dots, which a Pod's host name may not have, get a part of their
-    sha256 in place of what does not fit.
+    A name that is too long or contains a dot is shortened and ends with a part of its sha256. A dot is not
+    valid in the host name of a Pod.
     """
     full_name = f"{prefix}-{node}"
     if len(full_name) <= NAME_LIMIT and _DNS_LABEL.fullmatch(node):
@@ -75,7 +75,7 @@ def job_name(prefix: str, node: str) -> str:
 
 
 class Template:
-    """The manifest of a Job without a Node."""
+    """A Job manifest that is not bound to a Node yet."""
 
     def __init__(self, manifest: Mapping[Any, Any]) -> None:
         self._manifest = manifest
@@ -83,32 +83,35 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """What tells it from every other template: 16 hex digits, good for a label."""
+        """The first 16 hex digits of the sha256 of the manifest; used as a label value."""
         return hashlib.sha256(self._text).hexdigest()[:16]
 
     @functools.cached_property
     def tolerations(self) -> tuple[Toleration, ...]:
-        """The taints its Pods do not mind."""
+        """The tolerations of its Pods."""
         pod = _submapping(self._manifest, "spec", "template", "spec")
         return msgspec.convert(pod.get("tolerations") or [], tuple[Toleration, ...])
 
     @property
     def deadline(self) -> float | None:
-        """Seconds that it may take in all, if there is a limit."""
+        """``activeDeadlineSeconds`` of the Job; ``None`` when it is not set."""
         seconds = _submapping(self._manifest, "spec").get("activeDeadlineSeconds")
         return seconds if isinstance(seconds, int) else None
 
     @property
     def termination_grace_period(self) -> float:
-        """Seconds that its Pods have to end when they are told to; 30 is Kubernetes' own."""
+        """``terminationGracePeriodSeconds`` of its Pods; 30 (the default of Kubernetes) when not set."""
         seconds = _submapping(self._manifest, "spec", "template", "spec").get("terminationGracePeriodSeconds")
         return seconds if isinstance(seconds, int) else 30
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Where and why it is no Job for one Node; the API server looks at everything else."""
+        """Yield the key and the problem of each violated requirement of the dispatcher.
+
+        The API server checks everything else.
+        """
         manifest = self._manifest
         if (manifest.get("apiVersion"), manifest.get("kind")) != ("batch/v1", "Job"):
-            yield "kind", "is not that of a Job of batch/v1"
+            yield "kind", "is not Job, or apiVersion is not batch/v1"
             return
         spec, pod = _submapping(manifest, "spec"), _submapping(manifest, "spec", "template", "spec")
         if not pod:
@@ -116,21 +119,21 @@ class Template:
             return
         for key in ("completions", "parallelism"):
             if spec.get(key, 1) != 1:
-                yield f"spec.{key}", "must be 1: there is one Pod for a Node"
+                yield f"spec.{key}", "must be 1; a node gets one Pod"
         if spec.get("suspend"):
-            yield "spec.suspend", "must not be true: nobody would ever resume the Job"
+            yield "spec.suspend", "must not be true; the dispatcher does not resume Jobs"
         if pod.get("nodeName"):
-            yield "spec.template.spec.nodeName", "is set by the dispatcher"
+            yield "spec.template.spec.nodeName", "must not be set; the dispatcher sets it"
         try:
             _ = self.tolerations
         except msgspec.ValidationError as error:
             yield "spec.template.spec.tolerations", str(error)
         for found in sorted(set(_PLACEHOLDER.findall(self._text.decode()))):
             if found not in PLACEHOLDERS:
-                yield "", f"{found} is no placeholder; known are {', '.join(PLACEHOLDERS)}"
+                yield "", f"{found} is not a placeholder; use {', '.join(PLACEHOLDERS)}"
 
     def render(self, name: str, action: Action, target: Target, identity: JobIdentity) -> bytes:
-        """The manifest of the Job ``name`` for a Node, as JSON."""
+        """Return the manifest of the Job ``name`` for a Node, as JSON."""
         values = dict(zip(PLACEHOLDERS, (target.name, target.uid, target.machine_id, name), strict=True))
         text = _PLACEHOLDER.sub(
             lambda match: msgspec.json.encode(values.get(match[0], match[0])).decode()[1:-1],
@@ -164,19 +167,22 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """The template for all nodes, or one for those of each CRI runtime."""
+    """One template for all nodes, or one for each container runtime."""
 
     common: Template | None = None
     by_runtime: Mapping[str, Template] = field(default_factory=dict)
-    """By the scheme of ``status.nodeInfo.containerRuntimeVersion``."""
+    """Keys are the part of ``status.nodeInfo.containerRuntimeVersion`` before ``://``."""
 
     def find(self, target: Target) -> Template | None:
-        """The template for a Node; ``None`` when there is none for its runtime."""
+        """Return the template for a Node; ``None`` when there is none for its runtime."""
         return self.common or self.by_runtime.get(target.runtime)
 
 
 def owner_reference(owner: Owner) -> dict[str, object]:
-    """Has the garbage collector take a Job away with the dispatcher's, which does not control it."""
+    """Return the reference with which the garbage collector deletes a node Job after the dispatcher's Job.
+
+    The dispatcher's Job is not the controller of the node Job.
+    """
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -188,7 +194,7 @@ def owner_reference(owner: Owner) -> dict[str, object]:
 
 
 def _submapping(value: Mapping[Any, Any], *keys: str) -> Mapping[Any, Any]:
-    """The mapping below ``keys``; an empty one where there is none."""
+    """Return the mapping at the path ``keys``; an empty mapping when there is none."""
     for key in keys:
         below = value.get(key)
         value = below if isinstance(below, dict) else {}

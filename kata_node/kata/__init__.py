@@ -1,1 +1,1 @@
-"""Kata's own configuration: the drop-ins of each handler, and how Kata merges them."""
+"""Kata's configuration: the drop-ins of each handler, and how Kata merges them."""

@@ -1,22 +1,23 @@
-"""The drop-ins of one handler's Kata configuration, as bytes. Pure.
+"""The drop-ins of each handler's Kata configuration, as bytes. Pure.
 
-Nothing here edits a configuration that Kata brought: all is drop-ins beside a copy of it, made from
-the values that are in that very copy. So each shim keeps its own kernel, image and firmware wherever
-the installation lies, and what the settings add joins what is there, because Kata replaces whole values.
+kata-node does not edit Kata's configuration files. It writes drop-ins beside a copy of the shim's base
+configuration, and takes their values from this copy. So each shim keeps its own kernel, image and firmware in
+every install dir. Kata replaces whole values, so a value that the settings extend contains the value of the
+base configuration too.
 
-A drop-in with nothing to say is not there: what a setting switched on goes away with the setting.
+A drop-in without content is not written. So the effect of a setting ends when the setting is removed.
 
-By Kata's source and its own configuration files:
+Facts from Kata's source and configuration files:
 
-- Kubernetes distributions with a kubelet directory of their own need it in ``[runtime]``, or changes of
-  ConfigMaps and Secrets do not reach the guest and GPUs are not found. Whichever keys of that section
-  lie in the usual directory are moved; runtime-rs has fewer of them.
-- That the guest pulls images is ``experimental_force_guest_pull`` of the Go runtime, in the
-  configurations of shims whose guests can; runtime-rs has a list of ``experimental`` features for it.
-- A debug variant logs all that runtime, hypervisor and guest have to say. It also opens the agent's debug
-  console, a root shell in the guest for root on the host: that is what pods are run on such a handler
-  for, and no other handler has it. Confidential guests keep theirs shut, as the host is who they are
-  guarded against; whoever means it writes ``debug_console_enabled = true`` into the drop-in setting.
+- Some Kubernetes distributions have another kubelet directory. ``[runtime]`` must name it, or changes of
+  ConfigMaps and Secrets do not reach the guest and GPUs are not found. All paths of that section in the usual
+  directory are changed; runtime-rs has fewer of them.
+- The key ``experimental_force_guest_pull`` of the Go runtime makes the guest pull images. Only configurations
+  of shims with guests that can pull have it. runtime-rs uses a feature in its list ``experimental``.
+- A debug variant raises the log level of runtime, hypervisor and guest. It also opens the agent's debug
+  console, which is a root shell in the guest for root on the node. No other handler has this console.
+  Confidential guests do not open it, because they must be protected from the node. To open it nevertheless,
+  set ``debug_console_enabled = true`` in the user's drop-in.
 """
 
 from __future__ import annotations
@@ -45,40 +46,41 @@ if TYPE_CHECKING:
     from kata_node.settings.shims import Shim
 
 USER_DROP_IN = "50-user-overrides.toml"
-"""The drop-in of the user's own, behind all of ours."""
+"""The file name of the user's drop-in. Kata reads it last."""
 
 KUBELET_ROOT = "/var/lib/kubelet"
 KUBELET_ROOTS = {"k0s": "/var/lib/k0s/kubelet", "microk8s": "/var/snap/microk8s/common/var/lib/kubelet"}
-"""Where the kubelet of a distribution keeps its directory; of all others it is :data:`KUBELET_ROOT`."""
+"""The kubelet directories of distributions that do not use :data:`KUBELET_ROOT`."""
 
 GUEST_PULL_KEY = "experimental_force_guest_pull"
 GUEST_PULL_FEATURE = "force_guest_pull"
 
 DEBUG_PARAMS = ("agent.log=debug", "initcall_debug")
 DCGM_PARAM = "nvrc.dcgm=on"
-"""Has the init process of NVIDIA guests start the metrics of GPUs (DCGM)."""
+"""Makes the init process of NVIDIA guests start the GPU metrics (DCGM)."""
 
 
 @dataclass(frozen=True)
 class HandlerOverrides:
-    """All that the settings say about the configuration of one handler, and nothing more."""
+    """The settings that decide one handler's Kata configuration. Its ``repr`` is part of a digest's input."""
 
     install_dir: str
     kubelet_root: str
     debug: bool
     drop_in: str
     kernel_params: tuple[tuple[str, str], ...] = ()
-    """What the kernel's command line gets: parameter, and the key of the setting it comes from."""
+    """The parameters for the guest's kernel command line, each with the key of its setting."""
     rootless: bool = False
     annotations: tuple[str, ...] = ()
     guest_pull: bool = False
 
 
 def handler_overrides(handler: Handler, settings: Settings) -> HandlerOverrides:
-    """What the settings want of a handler.
+    """Return the settings that decide the Kata configuration of ``handler``.
 
-    A custom runtime has what the guests of its base shim need: proxies, DCGM, a rootless hypervisor. Its
-    own drop-in decides all else; what pods may choose by annotation is allowed for a shim alone.
+    A custom runtime gets the settings that the guests of its base shim need: proxies, DCGM and a rootless
+    hypervisor. Allowed annotations and guest pull apply only to the shim's own handlers; a custom runtime
+    can set them in its drop-in.
     """
     shim, values = f"shims.{handler.shim.name}", settings.for_shim(handler.shim)
     params = [
@@ -100,7 +102,7 @@ def handler_overrides(handler: Handler, settings: Settings) -> HandlerOverrides:
 
 
 def digest_inputs(settings: Settings) -> str:
-    """All settings the configurations depend on, for a digest."""
+    """Return a text of all settings that decide the configurations, as the input of a digest."""
     return repr(
         [
             (each.name, each.shim.name, each.own_dir, handler_overrides(each, settings))
@@ -110,7 +112,7 @@ def digest_inputs(settings: Settings) -> str:
 
 
 def parse(content: str, where: str) -> dict[str, Any]:
-    """A configuration of the payload. Raises :class:`PayloadError` when it is not valid TOML."""
+    """Return a parsed configuration of the payload. Raises :class:`PayloadError` if it is not valid TOML."""
     import tomllib
 
     try:
@@ -122,10 +124,11 @@ def parse(content: str, where: str) -> dict[str, Any]:
 
 
 def drop_ins(handler: Handler, settings: Settings, base: Table) -> dict[str, bytes]:
-    """What belongs in the ``config.d`` of ``handler``, by name; ``base`` is its shim's configuration.
+    """Return the drop-ins of ``handler`` by file name. ``base`` is the base configuration of its shim.
 
-    Raises :class:`SettingsError` on a setting that ``base`` has no place for, or a drop-in of the user's
-    with which Kata could not start a pod, and :class:`PayloadError` when that is so without one.
+    Raises :class:`SettingsError` if ``base`` does not have the key that a setting needs, or if Kata could not
+    start a pod with the user's drop-in. Raises :class:`PayloadError` if Kata could not start a pod even
+    without the user's drop-in.
     """
     overrides, shim = handler_overrides(handler, settings), handler.shim
     hypervisor = section(base, "hypervisor", shim.hypervisor)
@@ -170,21 +173,24 @@ def drop_ins(handler: Handler, settings: Settings, base: Table) -> dict[str, byt
 
 
 def drop_in_warnings(handler: Handler, settings: Settings, paths: Collection[str]) -> Iterator[str]:
-    """Sentences about what a drop-in of the user's names in vain; ``paths`` are all of the installation."""
+    """Yield a sentence for each path in the user's drop-in that does not exist in the installation.
+
+    ``paths`` are the paths of all files of the installation, relative to the install dir.
+    """
     import tomllib
 
     for name in dict.fromkeys(all_strings(tomllib.loads(handler.drop_in))):
-        there = f"{handler.key}.dropIn names {name}"
+        subject = f"{handler.key}.dropIn names {name}"
         if is_below(name, settings.install_dir):
             relative = name.removeprefix(settings.install_dir).strip("/")
             if relative and relative not in paths:
-                yield f"{there}, which is not in the payload"
+                yield f"{subject}, which is not in the payload"
         elif is_below(name, BUILTIN_PREFIX):
-            yield f"{there}, but this installation lies in {settings.install_dir}"
+            yield f"{subject}, but the install dir is {settings.install_dir}"
 
 
 def _debug(shim: Shim, base: Table) -> dict[str, Any]:
-    """Only of what the configuration has: Kata knows more keys of one shim than of another."""
+    """Return the debug settings. Only keys of the base configuration are set: shims have different keys."""
     sections = (("runtime",), ("agent", "kata"), ("hypervisor", shim.hypervisor))
     content: dict[str, Any] = {}
     for keys in sections:
@@ -215,9 +221,9 @@ def _kernel_params(shim: Shim, hypervisor: Table, overrides: HandlerOverrides) -
 
 
 def _annotations(shim: Shim, hypervisor: Table, allowed: tuple[str, ...]) -> dict[str, Any]:
-    there = list(hypervisor.get("enable_annotations", ()))
-    merged = list(dict.fromkeys([*there, *allowed]))
-    return {"hypervisor": {shim.hypervisor: {"enable_annotations": merged}}} if merged != there else {}
+    base = list(hypervisor.get("enable_annotations", ()))
+    merged = list(dict.fromkeys([*base, *allowed]))
+    return {"hypervisor": {shim.hypervisor: {"enable_annotations": merged}}} if merged != base else {}
 
 
 def _guest_pull(handler: Handler, base: Table) -> dict[str, Any]:
@@ -240,14 +246,14 @@ def _rootless(handler: Handler, hypervisor: Table) -> dict[str, Any]:
 
 def _unsupported_key_error(key: str, shim: Shim, name: str) -> SettingsError:
     return SettingsError(
-        f"the Kata configuration of {shim.name} has no {name}",
+        f"the Kata configuration of {shim.name} has no key {name}, which this setting needs",
         where=key,
-        hint=f"take it out for {shim.name}; what Kata would heed all the same can go into dropIn",
+        hint=f"remove {key}; if Kata supports the option nevertheless, set it in dropIn",
     )
 
 
 def _check(handler: Handler, base: Table, rendered: dict[str, bytes]) -> None:
-    """Refuse what Kata would refuse when a pod starts."""
+    """Raise an error if Kata could not start a pod with the configuration. See :func:`drop_ins`."""
     import tomllib
 
     generated = merge(base, {name: content for name, content in rendered.items() if name != USER_DROP_IN})
@@ -263,14 +269,14 @@ def _check(handler: Handler, base: Table, rendered: dict[str, bytes]) -> None:
     try:
         user_drop_in = tomllib.loads(handler.drop_in)
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"is not valid TOML: {error}", where=key, hint=hint) from error
+        raise SettingsError(f"the drop-in is not valid TOML: {error}", where=key, hint=hint) from error
     if problems := list(type_conflicts(generated, user_drop_in)):
         raise SettingsError("; ".join(problems), where=key, hint=hint)
     if _has_image_and_initrd(handler.shim, merge(generated, {USER_DROP_IN: rendered[USER_DROP_IN]})):
         raise SettingsError(
-            "with it the configuration has both image and initrd, which Kata refuses",
+            "the configuration with this drop-in sets both image and initrd, and Kata refuses that",
             where=key,
-            hint='set the one that is not meant to "" in the drop-in',
+            hint='set image = "" or initrd = "" in the drop-in',
         )
 
 

@@ -1,9 +1,8 @@
-"""What Kata makes of a configuration and its drop-ins, and how to say a change of it. Pure.
+"""Merge a Kata configuration and its drop-ins as Kata does, and render drop-ins. Pure.
 
-By the source of both runtimes: drop-ins are taken in the lexical order of their names. Tables merge key
-by key; everything else replaces what was there, arrays as a whole, tables in arrays included. So a
-drop-in can change a key and cannot take one away; where an empty string means "not set", as it does
-for ``image`` and ``initrd``, that is how to unset it.
+Facts from the source of both Kata runtimes: drop-ins are read in the lexical order of their names. Tables are
+merged key by key. All other values are replaced, arrays as a whole, including arrays of tables. So a drop-in
+can change a key but not remove it. For ``image`` and ``initrd`` the empty string means "not set".
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ Table = Mapping[str, Any]
 
 
 def merge(base: Table, drop_ins: Mapping[str, bytes]) -> dict[str, Any]:
-    """What Kata reads: ``base``, and over it ``drop_ins``, by their file names.
+    """Return ``base`` with ``drop_ins`` (content by file name) merged into it, as Kata reads it.
 
-    Raises :class:`tomllib.TOMLDecodeError`, as Kata refuses to start a pod then.
+    Raises :class:`tomllib.TOMLDecodeError` if a drop-in is not valid TOML. Kata does not start a pod then.
     """
     import tomllib
 
@@ -30,30 +29,30 @@ def merge(base: Table, drop_ins: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def overlay(base: Table, override: Table) -> dict[str, Any]:
-    """One merge of two tables; neither is changed."""
+    """Return ``base`` with ``override`` merged into it. Does not change either."""
     merged = dict(base)
     for key, value in override.items():
-        there = base.get(key)
-        if isinstance(there, Mapping) and isinstance(value, Mapping):
-            merged[key] = overlay(there, value)
+        current = base.get(key)
+        if isinstance(current, Mapping) and isinstance(value, Mapping):
+            merged[key] = overlay(current, value)
         else:
             merged[key] = value
     return merged
 
 
 def relocated_paths(table: Table, old: str, new: str) -> dict[str, Any]:
-    """Those values of ``table`` that are paths at or below ``old``, as paths at or below ``new``.
+    """Return the values of ``table`` that are ``old`` or paths below it, with ``old`` replaced by ``new``.
 
-    Laid over ``table`` they move all of them and change nothing else: an array with one such item is
-    there as a whole.
+    The result is an override for ``table``: it has no other keys, but an array with one such item is in it
+    as a whole.
     """
     changed: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
             if inner := relocated_paths(value, old, new):
                 changed[key] = inner
-        elif (there := _relocate(value, old, new)) != value:
-            changed[key] = there
+        elif (relocated := _relocate(value, old, new)) != value:
+            changed[key] = relocated
     return changed
 
 
@@ -68,7 +67,7 @@ def _relocate(value: Any, old: str, new: str) -> Any:
 
 
 def section(table: Table, *keys: str) -> dict[str, Any]:
-    """The table at ``keys``; an empty one when there is none."""
+    """Return a copy of the table at ``keys``; an empty one if there is none."""
     for key in keys:
         table = table.get(key, {})
         if not isinstance(table, dict):
@@ -77,19 +76,19 @@ def section(table: Table, *keys: str) -> dict[str, Any]:
 
 
 def nested(keys: Sequence[str], value: Table) -> dict[str, Any]:
-    """``value`` as the table at ``keys``; nothing when it is empty."""
+    """Return a table that has ``value`` at ``keys``; an empty one if ``value`` is empty."""
     for key in reversed(keys):
         value = {key: value} if value else {}
     return dict(value)
 
 
 def is_below(path: str, directory: str) -> bool:
-    """Whether ``path`` is ``directory`` or lies in it."""
+    """Return whether ``path`` is ``directory`` or below it."""
     return path == directory or path.startswith(f"{directory}/")
 
 
 def all_strings(value: Any) -> Iterator[str]:
-    """Every string in ``value``, however deep."""
+    """Yield every string in ``value`` and in the arrays and tables in it."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -101,28 +100,31 @@ def all_strings(value: Any) -> Iterator[str]:
 
 
 def type_conflicts(base: Table, override: Table, path: str = "") -> Iterator[str]:
-    """Sentences about what in ``over`` is of another type than in ``base``: Kata reads neither then."""
+    """Yield a sentence for each key that has another type in ``override`` than in ``base``.
+
+    Kata refuses such a configuration. ``path`` is the key of both tables, as a dotted path.
+    """
     for key, value in override.items():
         name = f"{path}.{key}" if path else key
-        there = base.get(key)
-        if isinstance(there, Mapping) and isinstance(value, Mapping):
-            yield from type_conflicts(there, value, name)
-        elif there is not None and _comparable_type(there) != _comparable_type(value):
+        current = base.get(key)
+        if isinstance(current, Mapping) and isinstance(value, Mapping):
+            yield from type_conflicts(current, value, name)
+        elif current is not None and _comparable_type(current) != _comparable_type(value):
             yield (
-                f"{name} is {describe_value(value)}, and {describe_value(there)} in the configuration "
-                "of the shim"
+                f"{name} is {describe_value(value)}, but it is {describe_value(current)} in the shim's "
+                "configuration"
             )
 
 
 def _comparable_type(value: object) -> type:
-    # Kata's whole and broken numbers are not told apart here: runtime-rs takes 1 for 1.0.
+    # Integers and floats count as one type: runtime-rs accepts 1 for 1.0.
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float
     return type(value)
 
 
 def render(content: Table, header_comment: str) -> bytes:
-    """``content`` as a drop-in of ours; ``about`` is a sentence for whoever opens it."""
+    """Return ``content`` as the TOML of a drop-in. ``header_comment`` is its second line."""
     import tomlkit
 
     document = tomlkit.document()
@@ -135,7 +137,7 @@ def render(content: Table, header_comment: str) -> bytes:
 
 
 def _toml_item(value: Any) -> Any:
-    """With headers for tables, but for those that hold nothing but tables."""
+    """Return ``value`` as a tomlkit item. A table that has only tables in it gets no header."""
     import tomlkit
 
     if _is_list_of_tables(value):

@@ -1,1 +1,1 @@
-"""The Kata files: what a payload holds, what a shim needs of it, and where it goes on the node."""
+"""The Kata files: the content of a payload, the files that a shim needs, and their paths on the node."""

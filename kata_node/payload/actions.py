@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError
 from kata_node.host import files
-from kata_node.plan.actions import Clients
+from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients
 from kata_node.text import human_size, pluralize
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlaceFiles:
-    """Copy or unpack files of the payload below the install dir."""
+    """Copy or unpack payload entries below the install dir."""
 
     install_dir: str
     entries: tuple[Entry, ...]
@@ -26,16 +26,16 @@ class PlaceFiles:
 
     @property
     def size(self) -> int:
-        """Bytes to write, holes included."""
+        """Return the number of bytes to write, holes included."""
         return sum(entry.size for entry in self.entries)
 
     def describe(self) -> str:
-        """One line."""
+        """Return the number of files and their size as one line."""
         count = pluralize(sum(entry.kind != "dir" for entry in self.entries), "file")
         return f"place {count} ({human_size(self.size)}) below {self.install_dir}"
 
     def diff(self) -> str:
-        """A line each: the content is not for reading."""
+        """Return one line per file, without the content, which is mostly binary."""
         return "".join(
             f"place {self.install_dir}/{entry.path} ({human_size(entry.size)})\n"
             for entry in self.entries
@@ -43,18 +43,22 @@ class PlaceFiles:
         )
 
     def apply(self, clients: Clients) -> None:
-        """Place them; nothing of them is left when it fails."""
+        """Place the entries. On an error no new file stays behind, see :func:`kata_node.host.place.place`."""
         from kata_node.host.place import place
 
         with clients.progress(self.size, f"placing below {self.install_dir}") as advance:
             place(clients.root, self.payload, self.entries, self.install_dir, progress=advance)
 
     def check(self, clients: Clients) -> None:
-        """Each must be there: a file with its size, a link with its target."""
+        """Raise :class:`HostError` unless each file has its size and each link its target."""
         for entry in self.entries:
             path = f"{self.install_dir}/{entry.path}"
             if not _is_complete(clients.root, path, entry):
-                raise HostError(f"the {entry.kind} just placed is not there whole", where=path)
+                raise HostError(
+                    f"the {entry.kind} is missing or incomplete after it was placed",
+                    where=path,
+                    hint=CHANGED_BY_OTHERS_HINT,
+                )
 
 
 def _is_complete(root: files.Root, path: str, entry: Entry) -> bool:

@@ -1,4 +1,4 @@
-"""What the payload holds and what of it stands below the install dir."""
+"""Facts for the stages artifacts and remove-artifacts: the payload and the files below the install dir."""
 
 from __future__ import annotations
 
@@ -30,34 +30,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArtifactFacts:
-    """For the artifacts stage.
+    """Facts for the artifacts stage.
 
-    ``wanted`` is ``None`` when the inputs are those of the last completed run and nothing has
-    changed on the host since: then reading the payload at all would be wasted.
+    ``desired_files`` is ``None`` when the inputs equal those of the last completed run and no placed
+    file changed on the node. The payload is not read then.
     """
 
     inputs: str
     desired_files: Mapping[str, DesiredFile] | None = None
     entries: tuple[Entry, ...] = ()
-    """What the payload brings for the enabled shims, before it is laid out."""
+    """The payload entries for the enabled shims, before :func:`~kata_node.payload.layout.layout`."""
     observed_files: Mapping[str, ObservedFile] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     missing_dirs: tuple[str, ...] = ()
-    """Down to the install dir, outermost first; those that another instance made are as good as missing."""
+    """Directories that this installation removes at its revert if they are empty, outermost first.
+
+    These are the install dir and its parents, as far as they are missing now or another kata-node
+    installation created them.
+    """
     release: str = ""
     drop_in_warnings: tuple[str, ...] = ()
-    """Sentences about settings that can be carried out and will hardly do what is meant."""
+    """Sentences about drop-in settings that are valid but probably have no effect."""
     payload: Callable[[], Payload] = field(default=lambda: _payload_not_read(), repr=False, compare=False)
 
 
-def look(look: StageContext) -> ArtifactFacts:
-    """Compare by stat alone where the receipt vouches for the content; hash only what it does not know."""
+def look(context: StageContext) -> ArtifactFacts:
+    """Return the facts for the artifacts stage.
+
+    Files in the receipt are compared by stat. Other files are hashed if they have the wanted size.
+    Raises :class:`PayloadError` and :class:`HostError`.
+    """
     from kata_node.payload import index
     from kata_node.payload.manifest import select
 
-    settings, root = look.settings, look.clients.root
-    placed = look.receipt.artifacts
-    fingerprint = index.fingerprint(look.options.payload)
+    settings, root = context.settings, context.clients.root
+    placed = context.receipt.artifacts
+    fingerprint = index.fingerprint(context.options.payload)
     inputs = _inputs(fingerprint, settings)
     if placed and placed.state == "placed" and placed.inputs == inputs:
         observed_files = observe_files(root, settings.install_dir, placed.files)
@@ -66,7 +74,7 @@ def look(look: StageContext) -> ArtifactFacts:
             for path, record in placed.files.items()
         ):
             return ArtifactFacts(inputs)
-    payload = index.load(look.options.payload)
+    payload = index.load(context.options.payload)
     all_handlers = handlers(settings)
     shims = {handler.shim.name: handler.shim for handler in all_handlers}
     entries = select(payload.manifest, shims.values(), settings.arch, mapping.required_components(settings))
@@ -101,36 +109,39 @@ def look(look: StageContext) -> ArtifactFacts:
 _RECEIPT_FILES = re.compile(
     rf"{re.escape(STATE_DIR)}/(receipt\.json|\.receipt\.json\.kata-node-tmp|backups/\.?[0-9a-f]{{64}}(\..*)?)"
 )
-"""The record, its backups, and what an interrupted writing of them left, but no copies somebody made."""
+"""Paths of the receipt, its backups, and the temporary files that an interrupted write of them leaves.
+
+Copies that an administrator made do not match.
+"""
 
 
 @dataclass(frozen=True)
 class RemovalFacts:
-    """For remove-artifacts. ``found`` are the files and links below the install dir, the record's aside.
-
-    ``bare``: there is an install dir to remove that holds nothing but, at most, what the record left.
-    """
+    """Facts for the stage remove-artifacts."""
 
     recorded: bool
+    """Whether the receipt has a record of placed files."""
     is_removable: bool
+    """Whether there is an install dir that is empty, or has only files of the receipt."""
     found: tuple[str, ...]
+    """All files and links below the install dir, except those of the receipt."""
 
 
-def gather_removal_facts(look: StageContext) -> RemovalFacts:
-    """Everything below the install dir, whoever put it there."""
-    root, install_dir = look.clients.root, look.receipt.install_dir
+def gather_removal_facts(context: StageContext) -> RemovalFacts:
+    """Return the facts for the stage remove-artifacts, with foreign files."""
+    root, install_dir = context.clients.root, context.receipt.install_dir
     found = tuple(path for path in walk(root, install_dir) if not _RECEIPT_FILES.fullmatch(path))
     names = root.list_dir(install_dir)
     empty = not names and root.is_dir(install_dir) and not os.path.ismount(root.resolve(install_dir))
     return RemovalFacts(
-        recorded=look.receipt.artifacts is not None,
+        recorded=context.receipt.artifacts is not None,
         is_removable=not found and (empty or names == [STATE_DIR]),
         found=found,
     )
 
 
 def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, ObservedFile]:
-    """What stands at ``paths`` below the install dir; those with nothing are left out."""
+    """Return the state of ``paths`` below the install dir; missing paths are left out."""
     observed_files: dict[str, ObservedFile] = {}
     parents: dict[str, Path] = {}  # hundreds of files share a few directories
     for path in paths:
@@ -150,7 +161,7 @@ def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[st
 
 
 def walk(root: Root, install_dir: str) -> Iterator[str]:
-    """Files and links below the install dir, relative to it."""
+    """Yield the paths of all files and links below the install dir, relative to it."""
     base = root.resolve(install_dir)
     for directory, dirs, names in os.walk(base):
         links = [name for name in dirs if Path(directory, name).is_symlink()]
@@ -165,7 +176,6 @@ def _dirs_to_remove_at_revert(root: Root, install_dir: str) -> tuple[str, ...]:
 
 
 def _sha256(path: Path) -> str:
-    """Of a file of any size, a piece at a time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -179,8 +189,8 @@ def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:
 
 
 def _inputs(fingerprint: str, settings: Settings) -> str:
-    more = mapping.required_components(settings)
-    text = "\n".join((__version__, fingerprint, settings.arch, drop_ins.digest_inputs(settings), *more))
+    components = mapping.required_components(settings)
+    text = "\n".join((__version__, fingerprint, settings.arch, drop_ins.digest_inputs(settings), *components))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,12 +1,15 @@
-"""A payload's directory: what is in it, from its manifest or else by reading all of it.
+"""Reads and writes the index of a payload directory.
 
-The directory is a real one, in the image, and not below the host's root. It has one of two forms:
+The index comes from the payload's manifest. Without a manifest, every file of the payload is read.
+
+The directory is part of the image, so its path is not relative to the host root. It has one of two forms:
 
 - a tree, ``opt/kata/**``;
 - archives, ``tarballs/kata-static-<component>.tar.zst``, with Kata's ``shim-components.json`` beside
-  them or in the payload's directory. Archives that it does not name are passed over.
+  them or in the payload directory. Archives that this file does not list are ignored.
 
-``opt/kata/VERSION``, or a ``VERSION`` file where ``shim-components.json`` may lie, names the release.
+The release is read from ``opt/kata/VERSION``, or from a ``VERSION`` file beside the archives or in the
+payload directory.
 """
 
 from __future__ import annotations
@@ -51,28 +54,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Payload:
-    """A payload that can be placed: where it lies, and what is in it."""
+    """A payload directory and its manifest."""
 
     directory: Path
     manifest: Manifest
 
     def select(self, shims: Iterable[ShimFiles], arch: str) -> tuple[Entry, ...]:
-        """The entries ``shims`` need: :func:`kata_node.payload.manifest.select`."""
+        """Return the entries that ``shims`` need, see :func:`kata_node.payload.manifest.select`."""
         return select(self.manifest, shims, arch)
 
     def file(self, path: str) -> Path:
-        """The real path of a file of a tree."""
+        """Return the real path of a file in a tree; ``path`` is relative to the install dir."""
         return self.directory / TREE_DIR / path
 
     def archive(self, component: str) -> tuple[Path, Digest]:
-        """The real path of an archive, and the digest the manifest has of it."""
+        """Return the real path of a component's archive, and its size and digest from the manifest."""
         from kata_node.host.archive import Digest
 
         archive = self.manifest.archives[component]
         return self.directory / archive.file, Digest(archive.size, archive.sha256)
 
     def member(self, component: str, name: str) -> Entry | None:
-        """What the manifest says of the file an archive has under ``name``; ``None`` if nothing."""
+        """Return the manifest entry of the file ``name`` in an archive, or ``None`` if there is none."""
         return self._files.get((component, member_path(name)))
 
     @functools.cached_property
@@ -82,7 +85,11 @@ class Payload:
 
 
 def build_manifest(directory: Path) -> Manifest:
-    """Read all of the payload in ``directory``. Raises :class:`PayloadError`."""
+    """Read every file of the payload in ``directory`` and return its manifest.
+
+    Logs a warning if two components have the same path with different content.
+    Raises :class:`PayloadError`.
+    """
     from kata_node.payload.scan import map_in_threads, scan_archive, scan_tree
 
     if _detect_form(directory) == "tree":
@@ -90,7 +97,7 @@ def build_manifest(directory: Path) -> Manifest:
         return Manifest(SCHEMA, "tree", _release(directory, entries), entries, {}, {})
     shims = _components(directory)
     archives = _archives(directory, shims)
-    # The largest first, so that no thread is left alone with a long one in the end.
+    # Start with the largest archive, so that it does not run alone at the end.
     names = sorted(archives, key=lambda name: -archives[name].stat().st_size)
     scans = map_in_threads(lambda name: scan_archive(archives[name], name), names)
     entries = tuple(entry for found, _ in scans for entry in validate(found))
@@ -98,8 +105,8 @@ def build_manifest(directory: Path) -> Manifest:
     try:
         validate(entries)
     except PayloadError as error:
-        # Only of importance where shims that need both are enabled; there it is refused.
-        log.warning("not every set of shims can be installed from this payload: %s", error)
+        # This matters only if the enabled shims need both components; `select` refuses that case.
+        log.warning("some shims of this payload cannot be installed together: %s", error)
     digests = {
         name: Archive(f"{TARBALLS_DIR}/{archives[name].name}", digest.size, digest.sha256)
         for name, (_, digest) in sorted(zip(names, scans, strict=True))
@@ -110,7 +117,7 @@ def build_manifest(directory: Path) -> Manifest:
 def write_manifest(directory: Path) -> Path:
     """Write the manifest of the payload in ``directory`` and return its path.
 
-    The same payload gives the same bytes. Raises :class:`PayloadError`.
+    The bytes depend only on the payload. Raises :class:`PayloadError`.
     """
     from kata_node.host.atomic_replace import finish, replacing
 
@@ -125,16 +132,17 @@ def write_manifest(directory: Path) -> Path:
         raise PayloadError(
             f"the manifest cannot be written: {error.strerror or error}",
             where=str(path),
-            hint="run this when the image is built, as a user who may write there",
+            hint=f"run `kata-node payload index {directory}` when you build the image, as a user who can "
+            "write to this directory",
         ) from error
     return path
 
 
 def load(directory: Path) -> Payload:
-    """What is in ``directory``: by its manifest if there is one, else by reading all of it.
+    """Return the payload in ``directory``, from its manifest or, without one, by reading every file.
 
-    A manifest that plainly belongs to another payload is refused here; one whose files have changed
-    unseen, when they are placed. Raises :class:`PayloadError`.
+    Raises :class:`PayloadError`, also if the names or sizes of files differ from the manifest.
+    A difference in content is found when the files are placed.
     """
     form = _detect_form(directory)
     path = directory / MANIFEST_FILE
@@ -143,7 +151,7 @@ def load(directory: Path) -> Payload:
         return Payload(directory, _cached_manifest(directory, fingerprint(directory)))
     manifest = from_json(raw, where=str(path))
     if manifest.form != form:
-        raise _mismatch_error(path, f"it is of a payload of the form {manifest.form}")
+        raise _mismatch_error(path, f"the manifest describes {manifest.form}, the directory has {form}")
     if form == "tree":
         _check_tree(directory, manifest, path)
     else:
@@ -153,16 +161,16 @@ def load(directory: Path) -> Payload:
 
 @functools.lru_cache(maxsize=1)
 def _cached_manifest(directory: Path, fingerprint: str) -> Manifest:
-    """The index, which takes a while to make and which one stage after the other asks for."""
-    log.info("%s has no %s: reading all of it", directory, MANIFEST_FILE)
+    """Return the manifest of a payload that has no manifest file. Cached, because several stages ask."""
+    log.info("reading every file of %s, which has no %s", directory, MANIFEST_FILE)
     return build_manifest(directory)
 
 
 def fingerprint(directory: Path) -> str:
-    """What tells one payload from another without reading it: the same text, the same payload.
+    """Return a text that changes whenever the payload changes, without reading the payload.
 
-    The digest of the manifest; without one, of the name, size, times and inode of every file.
-    Raises :class:`PayloadError` when ``directory`` holds no payload.
+    It is the digest of the manifest. Without a manifest, it is a digest of the name, size, times and
+    inode of every file. Raises :class:`PayloadError` if ``directory`` has no payload.
     """
     form = _detect_form(directory)
     manifest = _read(directory / MANIFEST_FILE)
@@ -185,15 +193,15 @@ def _detect_form(directory: Path) -> Literal["tree", "tarballs"]:
         return "tree" if tree else "tarballs"
     if not directory.is_dir():
         raise PayloadError(
-            f"{'it is not a' if directory.exists() else 'there is no such'} directory",
+            f"the payload {'is not a directory' if directory.exists() else 'directory does not exist'}",
             where=str(directory),
-            hint="name the directory that holds the Kata files with --payload",
+            hint="set --payload to the directory with the Kata files",
         )
     raise PayloadError(
-        f"there is {'both' if tree else 'neither'} a tree {TREE_DIR} {'and' if tree else 'nor'} "
-        f"a directory {TARBALLS_DIR} with archives here",
+        f"the payload has {'both' if tree else 'neither'} a directory {TREE_DIR} "
+        f"{'and' if tree else 'nor'} a directory {TARBALLS_DIR}",
         where=str(directory),
-        hint="name a directory with exactly one of the two with --payload",
+        hint="set --payload to a directory that has exactly one of the two",
     )
 
 
@@ -202,21 +210,21 @@ def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
         if (raw := _read(path)) is not None:
             return parse_shim_components(raw, where=str(path))
     raise PayloadError(
-        "the file that tells which shim needs which archive is missing",
+        "the payload has archives, but no file that maps shims to them",
         where=str(directory / TARBALLS_DIR / SHIM_COMPONENTS_FILE),
         hint=PULL_IMAGE_HINT,
     )
 
 
 def _archives(directory: Path, shims: Mapping[str, Mapping[str, Iterable[str]]]) -> dict[str, Path]:
-    """The archives that are there, of those some shim needs on some architecture."""
+    """Return the existing archives that ``shims`` lists for any architecture, by component."""
     names = {name for arches in shims.values() for needs in arches.values() for name in needs}
     paths = {name: directory / TARBALLS_DIR / f"kata-static-{name}.tar.zst" for name in names}
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _release(directory: Path, entries: Iterable[Entry]) -> str:
-    """What the payload calls itself; nothing if it does not say."""
+    """Return the release of the payload, or ``""`` if it has no VERSION file."""
     inside = [entry.content for entry in entries if entry.path == VERSION_FILE]
     beside = [_read(path / VERSION_FILE) for path in (directory / TARBALLS_DIR, directory)]
     texts = [*inside, *(raw.decode(errors="replace") for raw in beside if raw)]
@@ -226,31 +234,32 @@ def _release(directory: Path, entries: Iterable[Entry]) -> str:
 
 def _check_tree(directory: Path, manifest: Manifest, path: Path) -> None:
     with wrap_read_errors(directory):
-        there = {entry.name for entry in os.scandir(directory / TREE_DIR)}
-    known = {entry.path for entry in manifest.entries if "/" not in entry.path}
-    if there != known:
-        raise _mismatch_error(path, f"it does not agree on {', '.join(sorted(there ^ known))}")
+        found = {entry.name for entry in os.scandir(directory / TREE_DIR)}
+    listed = {entry.path for entry in manifest.entries if "/" not in entry.path}
+    if found != listed:
+        raise _mismatch_error(path, f"only one of them has {', '.join(sorted(found ^ listed))}")
 
 
 def _check_archives(directory: Path, manifest: Manifest, path: Path) -> None:
     if _components(directory) != manifest.shim_components:
-        raise _mismatch_error(path, f"it does not agree with {SHIM_COMPONENTS_FILE}")
-    there = _archives(directory, manifest.shim_components)
-    if unknown := sorted(there.keys() - manifest.archives.keys()):
-        raise _mismatch_error(path, f"it does not know the archives of {', '.join(unknown)}")
+        raise _mismatch_error(path, f"{SHIM_COMPONENTS_FILE} differs")
+    found = _archives(directory, manifest.shim_components)
+    if unknown := sorted(found.keys() - manifest.archives.keys()):
+        raise _mismatch_error(path, f"the manifest does not list the archives of {', '.join(unknown)}")
     for name, archive in manifest.archives.items():
         check_path(archive.file, where=str(path))
-        if name not in there:
+        if name not in found:
             raise PayloadError(
                 "the archive is missing", where=str(directory / archive.file), hint=PULL_IMAGE_HINT
             )
-        with wrap_read_errors(there[name]):
-            size = there[name].stat().st_size
+        with wrap_read_errors(found[name]):
+            size = found[name].stat().st_size
         if size != archive.size:
             raise PayloadError(
-                f"the archive has {size} bytes, its manifest says {archive.size}",
-                where=str(there[name]),
-                hint=f"{PULL_IMAGE_HINT}; if it was replaced on purpose, run `kata-node payload index`",
+                f"the archive has {size} bytes, but the manifest has {archive.size} for it",
+                where=str(found[name]),
+                hint=f"{PULL_IMAGE_HINT}; if you replaced the archive on purpose, "
+                f"run `kata-node payload index {directory}`",
             )
 
 
@@ -268,7 +277,7 @@ def _read(path: Path) -> bytes | None:
 
 def _mismatch_error(path: Path, reason: str) -> PayloadError:
     return PayloadError(
-        f"the manifest is not of this payload: {reason}",
+        f"the manifest does not match the payload: {reason}",
         where=str(path),
-        hint="run `kata-node payload index` again, when the image is built, or pull the image again",
+        hint=f"run `kata-node payload index {path.parent}` when you build the image, or pull the image again",
     )

@@ -1,14 +1,13 @@
-"""What belongs below the install dir, and how that differs from what is there. Pure.
+"""The wanted files below the install dir, and their differences from the existing files. Pure.
 
-Every handler gets a directory of its own, so that Kata reads one ``config.d`` per handler: it
-looks beside the *real* configuration file, symlinks resolved. The file's usual path stays, as a
-symlink to that of the shim's plain handler.
+Every handler has its own directory, because Kata reads ``config.d`` beside the configuration file after
+it has resolved symlinks. The usual path of the configuration file is a symlink to the configuration of
+the shim's plain handler.
 
-Kata's QEMU looks for its firmware and its ROMs where it was built to lie. Installed elsewhere it finds
-them by a directory ``qemu-bundle`` beside the program, below which it takes such a path as if it were
-the root: there, a symlink leads from the built-in prefix to the install dir. QEMU has done so since 7.1,
-whether built to be relocatable or not (Kata's is not), and the program that runs is still QEMU itself:
-no wrapper, which would need a shell on the host and another answer from every security module.
+Kata's QEMU looks for its firmware and ROMs below the prefix it was built for. In another install dir it
+uses the directory ``qemu-bundle`` beside the program as the root of these paths (QEMU 7.1 and later, also
+if it is not built to be relocatable, as Kata's QEMU). So ``qemu-bundle/opt/kata`` is a symlink to the
+install dir. A wrapper program instead would need a shell on the node and its own security policy.
 """
 
 from __future__ import annotations
@@ -42,7 +41,11 @@ Kind = Literal["file", "link", "dir"]
 
 @dataclass(frozen=True)
 class DesiredFile:
-    """One thing that belongs below the install dir: a payload entry, or ``content`` of our own."""
+    """One wanted file, link or directory below the install dir.
+
+    It comes from the payload (``entry`` is set) or from kata-node (``content`` is set for a file).
+    ``mtime`` is in whole seconds.
+    """
 
     path: str
     kind: Kind
@@ -55,13 +58,16 @@ class DesiredFile:
     entry: Entry | None = field(default=None, repr=False)
 
     def placed(self, *, pending: bool) -> PlacedFile:
-        """The receipt's record of it."""
+        """Return its record for the receipt."""
         return PlacedFile(self.kind, self.mode, self.size, self.mtime, self.sha256, self.link, pending)
 
 
 @dataclass(frozen=True)
 class ObservedFile:
-    """What stands at a path below the install dir. ``other``: neither file, link nor directory."""
+    """The state of an existing path below the install dir.
+
+    The kind ``other`` is neither a file, a link nor a directory.
+    """
 
     kind: Literal["file", "link", "dir", "other"]
     mode: int
@@ -70,7 +76,7 @@ class ObservedFile:
     link: str
 
     def matches(self, placed: PlacedFile) -> bool:
-        """Whether the stat alone shows no difference."""
+        """Return whether the stat shows no difference from the record."""
         if self.kind != placed.kind:
             return False
         if placed.kind == "file":
@@ -79,13 +85,14 @@ class ObservedFile:
 
 
 def layout(entries: Iterable[Entry], settings: Settings) -> dict[str, DesiredFile]:
-    """Everything that belongs below the install dir, by path, parents first.
+    """Return the wanted files below the install dir by path, parents first.
 
-    Raises what :func:`~kata_node.kata.drop_ins.drop_ins` raises.
+    ``entries`` are the payload entries for the enabled shims. Raises :class:`PayloadError` and
+    :class:`SettingsError`, see :func:`~kata_node.kata.drop_ins.drop_ins`.
     """
     payload_files = {entry.path: _from_payload_entry(entry) for entry in entries}
     desired_files = dict(payload_files)
-    parsed: dict[str, Table] = {}  # several handlers share the configuration of a shim
+    parsed: dict[str, Table] = {}  # several handlers can share one configuration
     for handler in handlers(settings):
         config = _resolve_links(payload_files, handler.shim.base_config)
         if config is not None and config.kind == "file":
@@ -99,7 +106,10 @@ def layout(entries: Iterable[Entry], settings: Settings) -> dict[str, DesiredFil
 
 
 def _handler_files(handler: Handler, config: Entry, settings: Settings, base: Table) -> Iterator[DesiredFile]:
-    """What makes ``config`` the own configuration of ``handler``."""
+    """Yield the directories, the configuration and the drop-ins of ``handler``.
+
+    ``config`` is the payload's configuration of its shim, and ``base`` the same parsed.
+    """
     for directory in (posixpath.dirname(handler.own_dir), handler.own_dir, handler.drop_in_dir):
         yield DesiredFile(directory, "dir")
     yield _from_content(handler.own_config, CONFIG_HEADER + config.content.encode(), config.mtime)
@@ -113,7 +123,7 @@ def _handler_files(handler: Handler, config: Entry, settings: Settings, base: Ta
 
 
 def _qemu_bundle(base: Table) -> Iterator[DesiredFile]:
-    """What makes the QEMU of a configuration find its files in an install dir it was not built for."""
+    """Yield the ``qemu-bundle`` for the QEMU of the configuration ``base``, see the module docstring."""
     program = str(section(base, "hypervisor", "qemu").get("path", ""))
     if not program.startswith(f"{BUILTIN_PREFIX}/"):
         return
@@ -127,13 +137,13 @@ def _qemu_bundle(base: Table) -> Iterator[DesiredFile]:
 
 
 def _from_content(path: str, content: bytes, mtime: int) -> DesiredFile:
-    """A file of our own. It is as old as the configuration it is made for."""
+    """Return a file made by kata-node, with the mtime of the configuration that it belongs to."""
     digest = hashlib.sha256(content).hexdigest()
     return DesiredFile(path, "file", 0o644, len(content), mtime, digest, content=content)
 
 
 def _resolve_links(payload_files: Mapping[str, DesiredFile], path: str) -> Entry | None:
-    """The payload's entry at ``path``, or that its links there lead to; a valid payload has no loops."""
+    """Return the payload entry at ``path`` after its links are followed. A valid payload has no loops."""
     while (desired := payload_files.get(path)) is not None and desired.kind == "link":
         path = posixpath.normpath(posixpath.join(posixpath.dirname(path), desired.link))
     return desired.entry if desired is not None else None
@@ -154,29 +164,29 @@ def _from_payload_entry(entry: Entry) -> DesiredFile:
 
 @dataclass(frozen=True)
 class Difference:
-    """What separates the install dir from what is wanted. All by path, sorted."""
+    """The differences between the wanted and the existing files. All paths are sorted."""
 
     missing: tuple[DesiredFile, ...]
-    """To be placed: new, changed by the payload, or changed on the host."""
+    """Files to place: new, changed in the payload, or changed on the node."""
     stale: tuple[str, ...]
-    """Files and links placed before, which this release or these settings do not have."""
+    """Placed files and links that are no longer wanted."""
     stale_dirs: tuple[str, ...]
-    """Directories likewise, deepest first."""
+    """Placed directories that are no longer wanted, deepest first."""
     drifted: tuple[str, ...]
-    """Paths that changed on the host since they were placed."""
+    """Paths that changed on the node after they were placed."""
     conflicts: tuple[str, ...]
-    """Paths where something stands that this instance did not place and that differs."""
+    """Wanted paths with foreign content."""
     resulting_record: Mapping[str, PlacedFile]
-    """The record for the receipt once all is done."""
+    """The record for the receipt after all files are placed."""
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.stale or self.stale_dirs)
 
 
 def conflict_summary(conflicts: Sequence[str]) -> str:
-    """A sentence of the ``conflicts`` of a difference, to be gone on with."""
-    count, stand = pluralize(len(conflicts), "file"), "stands" if len(conflicts) == 1 else "stand"
-    return f"{count} that kata-node did not place {stand} in the way"
+    """Return the start of a sentence about ``conflicts``; the caller adds the paths."""
+    files, verb = pluralize(len(conflicts), "file"), "exists" if len(conflicts) == 1 else "exist"
+    return f"{files} that kata-node did not place already {verb}"
 
 
 def compare(
@@ -185,10 +195,10 @@ def compare(
     placed: Mapping[str, PlacedFile],
     digests: Mapping[str, str],
 ) -> Difference:
-    """Compare what is ``wanted`` with what was ``found``, knowing what was ``placed`` before.
+    """Compare the desired files with the observed files and with the record of placed files.
 
-    ``digests`` has the sha256 of found files that nothing tells to be ours; those with the wanted
-    content are taken over.
+    ``digests`` has the sha256 of observed files that are not in the record. Such a file is adopted if it
+    has the wanted content.
     """
     placed = {path: replace(record, obsolete=False) for path, record in placed.items()}
     verdicts = {
@@ -214,8 +224,14 @@ def compare(
 
 
 Verdict = Literal["there", "missing", "drifted", "borrowed", "conflict"]
-"""``drifted``: placed once, and changed or gone since. ``borrowed``: a directory that others made; it
-serves, and is not ours to remove. ``conflict``: something else that others made."""
+"""The state of one wanted path.
+
+``there``: the path is as wanted.
+``missing``: it has to be placed.
+``drifted``: it was placed before, and changed or disappeared since.
+``borrowed``: it is a foreign directory, which is used but never removed.
+``conflict``: it has other foreign content.
+"""
 
 
 def _verdict(
@@ -247,7 +263,7 @@ def _has_desired_content(desired: DesiredFile, observed: ObservedFile, digest: s
 
 
 def defer_removals(difference: Difference, placed: Mapping[str, PlacedFile]) -> Difference:
-    """The same without the removal of what is wanted no more, which is only marked so in the record."""
+    """Return ``difference`` without removals; the stale paths are marked obsolete in its record instead."""
     stale = (*difference.stale, *difference.stale_dirs)
     marked = {path: replace(placed[path], obsolete=True) for path in stale}
     resulting_record = dict(sorted({**difference.resulting_record, **marked}.items()))
@@ -255,7 +271,10 @@ def defer_removals(difference: Difference, placed: Mapping[str, PlacedFile]) -> 
 
 
 def record_before_placing(difference: Difference, placed: Mapping[str, PlacedFile]) -> dict[str, PlacedFile]:
-    """The receipt's record before the first byte: what is about to be written is pending."""
+    """Return the record for the receipt before files are placed.
+
+    Files and links that will be written are marked pending. Stale paths are still in the record.
+    """
     paths_to_write = {desired.path for desired in difference.missing}
     old = {path: placed[path] for path in (*difference.stale, *difference.stale_dirs)}
     new = {

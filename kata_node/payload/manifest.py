@@ -1,7 +1,7 @@
-"""What a payload holds, and which part of it the enabled shims need. Pure: nothing here reads a file.
+"""The manifest of a payload, and the selection of the entries that the enabled shims need. Pure.
 
-Paths are relative to the install dir. A payload is believed only after :func:`validate`: whoever
-places its entries may rely on every one of them, and every link, staying inside the install dir.
+Paths are relative to the install dir. After :func:`validate`, no entry and no link leads out of the
+install dir.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ __all__ = [
 
 SCHEMA = 1
 _VIRTIO_FS_PREFIX = "virtio-fs"
-"""Of the values of ``shared_fs``, those that start with this use the ``virtio_fs_daemon``."""
+"""Kata uses the ``virtio_fs_daemon`` if the value of ``shared_fs`` starts with this."""
 
 
 class ShimFiles(Protocol):
-    """What this module needs to know of a shim; :class:`kata_node.settings.shims.Shim` is one."""
+    """The properties of a shim that this module needs; :class:`kata_node.settings.shims.Shim` has them."""
 
     @property
     def name(self) -> str:
-        """``qemu-snp``"""
+        """The name of the shim, as ``qemu-snp``."""
 
     @property
     def shim_binary(self) -> str:
-        """Path of the program the CRI runtime starts."""
+        """The path of the program that the runtime starts."""
 
     @property
     def base_config(self) -> str:
-        """Path of the configuration the payload brings."""
+        """The path of the payload's configuration for this shim."""
 
 
 @dataclass(frozen=True)
@@ -60,35 +60,36 @@ class Entry:
     mode: int
     """Permission bits."""
     size: int = 0
-    """Bytes, holes counted; files only, like ``mtime`` (whole seconds) and ``sha256`` (hex)."""
+    """Bytes, holes included; files only."""
     mtime: int = 0
+    """Whole seconds; files only."""
     sha256: str = ""
+    """Hex; files only."""
     link: str = ""
     """The target as written; links only."""
     component: str = ""
-    """The archive it is in; nothing in a directory tree."""
+    """The component that has the entry; empty in a tree."""
     content: str = ""
-    """Of Kata's configuration files, which plans are made from, and of VERSION."""
+    """The text of Kata's configuration files and of VERSION; empty for other files."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One component: a ``tar.zst`` below the payload's directory."""
+    """The ``tar.zst`` archive of one component; size in bytes and digest are those of the compressed file."""
 
     file: str
-    """Path relative to the payload's directory."""
+    """Path relative to the payload directory."""
     size: int
     sha256: str
-    """Size and digest of the compressed file."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a payload holds.
+    """The content of a payload.
 
-    ``entries`` are sorted by path, then component: in a payload of tarballs, several components may
-    have the same path. ``shim_components`` maps shim, then machine name, to components; it and
-    ``archives``, by component, are empty for a tree.
+    ``entries`` are sorted by path, then component; several components can have the same path.
+    ``shim_components`` maps shim, then architecture, to components. ``archives`` are by component. Both
+    are empty for a tree.
     """
 
     schema: int
@@ -100,18 +101,19 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """The manifest as a file: the same manifest gives the same bytes, one value a line."""
+    """Return the bytes of the manifest file, one value per line. The bytes depend only on the manifest."""
     import msgspec.json
 
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
 
 
 def from_json(raw: bytes, where: str) -> Manifest:
-    """Read a manifest's bytes; ``where`` names them in errors.
+    """Parse a manifest file; ``where`` is its path for errors.
 
-    Raises :class:`PayloadError` when they are cut short, mistyped, or of a schema this program does
-    not know. What the entries say is :func:`validate`'s matter.
+    Raises :class:`PayloadError` if it is incomplete, has a wrong type or has another schema.
+    It does not check the entries, see :func:`validate`.
     """
+    index_command = f"`kata-node payload index {posixpath.dirname(where)}`"
     import msgspec.json
 
     try:
@@ -122,12 +124,12 @@ def from_json(raw: bytes, where: str) -> Manifest:
         raise PayloadError(
             f"the payload's manifest is damaged: {error}",
             where=where,
-            hint="write it again with `kata-node payload index`, or pull the image again",
+            hint=f"run {index_command} when you build the image, or pull the image again",
         ) from error
     raise PayloadError(
-        f"the payload's manifest has schema {schema}, this kata-node reads {SCHEMA}",
+        f"the payload's manifest has schema {schema}, but this kata-node reads schema {SCHEMA}",
         where=where,
-        hint="use payload and kata-node of the same image, or write it again with `kata-node payload index`",
+        hint=f"use the payload and the kata-node of one image, or run {index_command}",
     )
 
 
@@ -137,9 +139,9 @@ class _Header:
 
 
 def parse_shim_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Read Kata's ``shim-components.json``: shim, then machine name, to names of components.
+    """Parse Kata's ``shim-components.json`` into components by shim and architecture.
 
-    Raises :class:`PayloadError`.
+    Raises :class:`PayloadError`; ``where`` is the path of the file.
     """
     import msgspec.json
 
@@ -159,7 +161,7 @@ def parse_shim_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[s
     for name in {name for arches in shims.values() for names in arches.values() for name in names}:
         check_path(name, where=where)
         if "/" in name:
-            raise untrusted_payload(name, "a component's name cannot have a slash", where=where)
+            raise untrusted_payload(name, "the name of a component contains a slash", where=where)
     return shims
 
 
@@ -167,19 +169,18 @@ def parse_shim_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[s
 class _ShimComponents:
     shims: dict[str, dict[str, tuple[str, ...]]]
     requiredComponents: dict[str, tuple[str, ...]] = field(default_factory=dict)  # noqa: N815 - the file's key
-    """By machine name, what every shim needs besides its own; not in every release of Kata."""
+    """Components that every shim needs, by architecture. Not every release of Kata has this key."""
 
 
 def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Check ``entries`` and bring them into the form that can be placed: one per path, parents first.
+    """Check ``entries`` and return them normalized: one entry per path, parents first.
 
-    A directory several components have becomes one, and so does a file or link that is the same in
-    several. A directory that only follows from the paths in it is added with mode 0755. A link's
-    target below ``/opt/kata`` is made relative. Set-group-id and sticky bits of directories, which
-    build systems leave behind, are dropped; a file with such a bit is refused.
+    A directory, or an identical file or link, that several components have becomes one entry. Missing
+    parent directories are added with mode 0755. Link targets below ``/opt/kata`` become relative. Setuid,
+    setgid and sticky bits are removed from directories (build systems leave them there).
 
-    Raises :class:`PayloadError` on anything that cannot be placed, or that would reach outside the
-    install dir.
+    Raises :class:`PayloadError` if an entry cannot be placed, leads out of the install dir, or is a file
+    with such a bit.
     """
     found: dict[str, Entry] = {}
     for entry in sorted(entries, key=lambda entry: (entry.path, entry.component)):
@@ -193,7 +194,7 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         for parent in _parents(path):
             above = found.setdefault(parent, Entry(parent, "dir", 0o755, component=found[path].component))
             if above.kind != "dir":
-                raise untrusted_payload(path, f"it would lie beneath {parent}, which is a {above.kind}")
+                raise untrusted_payload(path, f"its parent {parent} is a {above.kind}, not a directory")
     links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
     for path in links.targets:
         links.resolve(path)
@@ -203,10 +204,10 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 def select(
     manifest: Manifest, shims: Iterable[ShimFiles], arch: str, components: Iterable[str] = ()
 ) -> tuple[Entry, ...]:
-    """The entries ``shims`` need on machines of ``arch``, validated: of a tree all there are.
+    """Return the validated entries that ``shims`` need on the architecture ``arch``.
 
-    ``components`` are needed besides. Raises :class:`PayloadError` when the payload lacks a component, or
-    does not know a shim.
+    The entries of ``components`` are added. For a tree, all entries are returned. Raises
+    :class:`PayloadError` if the payload does not have a component or does not list a shim.
     """
     if manifest.form == "tree":
         return validate(manifest.entries)
@@ -214,9 +215,10 @@ def select(
     for component in components:
         if component not in manifest.archives:
             raise PayloadError(
-                f"the settings need the component {component}, which the payload lacks",
+                f"the payload does not have the component {component}, which the settings need",
                 where=f"kata-static-{component}.tar.zst",
-                hint="use an image whose payload has it, or take what needs it out of the settings",
+                hint="use an image that has this component, or remove the snapshotter that needs it from "
+                "snapshotter.setup",
             )
         needed.add(component)
     return validate(entry for entry in manifest.entries if entry.component in needed)
@@ -228,22 +230,23 @@ def _components(manifest: Manifest, shim: ShimFiles, arch: str) -> tuple[str, ..
         raise PayloadError(
             f"the payload does not say which components the shim {shim.name} needs on {arch}",
             where="shim-components.json",
-            hint=f"leave {shim.name} out of `shims`, or use an image whose payload has it",
+            hint=f"disable the shim {shim.name}, or use an image with its components",
         )
     for component in arches[arch]:
         if component not in manifest.archives:
             raise PayloadError(
-                f"the shim {shim.name} needs the component {component}, which the payload lacks",
+                f"the payload does not have the component {component}, which the shim {shim.name} needs",
                 where=f"kata-static-{component}.tar.zst",
-                hint=f"leave {shim.name} out of `shims`, or use an image whose payload has it",
+                hint=f"disable the shim {shim.name}, or use an image that has this component",
             )
     return arches[arch]
 
 
 def missing_paths(entries: Iterable[Entry], shim: ShimFiles) -> list[str]:
-    """What ``shim`` needs and ``entries`` lack: its program, its configuration, and every file that names.
+    """Return the paths that ``shim`` needs and ``entries`` do not have.
 
-    Raises :class:`PayloadError` when its configuration is not valid TOML.
+    A shim needs its program, its configuration, and every payload file that the configuration names.
+    Raises :class:`PayloadError` if the configuration is not valid TOML.
     """
     found = {entry.path: entry for entry in entries}
     links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
@@ -255,14 +258,14 @@ def missing_paths(entries: Iterable[Entry], shim: ShimFiles) -> list[str]:
 
 
 def _payload_paths_in(config: Entry) -> Iterator[str]:
-    """The paths of the payload that a Kata configuration names, relative to the install dir."""
+    """Yield the payload paths that a Kata configuration names, relative to the install dir."""
     import tomllib
 
     try:
         data = tomllib.loads(config.content)
     except tomllib.TOMLDecodeError as error:
         raise PayloadError(
-            f"this Kata configuration is not valid TOML: {error}", where=config.path, hint=PULL_IMAGE_HINT
+            f"the Kata configuration is not valid TOML: {error}", where=config.path, hint=PULL_IMAGE_HINT
         ) from error
     for value in _strings(data):
         if value.startswith(f"{BUILTIN_PREFIX}/"):
@@ -270,17 +273,18 @@ def _payload_paths_in(config: Entry) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings in a parsed configuration that can be the path of a needed file."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)
     elif isinstance(value, dict):
-        # Confidential guests share no file system: their configurations still name the daemon, and
-        # their components are without it.
+        # Confidential guests share no file system. Their configurations still name virtiofsd, but
+        # their components do not have it.
         needs_virtiofsd = str(value.get("shared_fs", _VIRTIO_FS_PREFIX)).startswith(_VIRTIO_FS_PREFIX)
         for key, item in value.items():
-            # What pods may choose by annotation is an offer, not a need.
+            # `valid_…` keys list paths that pods can choose by annotation; they need not exist.
             if not key.startswith("valid_") and (needs_virtiofsd or key != "virtio_fs_daemon"):
                 yield from _strings(item)
 
@@ -292,27 +296,30 @@ def _normalize(entry: Entry) -> Entry:
     if entry.kind == "dir":
         return replace(entry, mode=entry.mode & 0o777)
     if entry.mode & ~0o777:
-        raise untrusted_payload(entry.path, f"its mode {entry.mode:o} has more than permission bits")
+        raise untrusted_payload(
+            entry.path, f"the mode {entry.mode:o} of this file has bits other than permission bits"
+        )
     if entry.size < 0:
-        raise untrusted_payload(entry.path, f"its size is {entry.size}")
+        raise untrusted_payload(entry.path, f"the size {entry.size} of this file is negative")
     return entry
 
 
 def _has_same_content(one: Entry, other: Entry) -> bool:
-    """Whether two entries of a path are the same thing, whenever and with whatever mode it was packed."""
+    """Return whether two entries of one path and kind are identical, apart from mode and mtime."""
     return (one.size, one.sha256, one.link) == (other.size, other.sha256, other.link)
 
 
 def _conflict_error(one: Entry, other: Entry) -> PayloadError:
     if one.component == other.component:
-        return untrusted_payload(one.path, "it is there twice, and the two differ")
+        return untrusted_payload(one.path, "this path occurs twice with different content")
     return PayloadError(
-        f"the components {one.component} and {other.component} both have this path, and differ",
+        f"the components {one.component} and {other.component} both have this path, with different content",
         where=one.path,
-        hint="enable only shims that need one of the two, or use an image whose components agree",
+        hint="enable only shims that need one of these components, or use another image",
     )
 
 
 def _parents(path: str) -> Iterator[str]:
+    """Yield the directories above ``path``, the nearest first."""
     while path := posixpath.dirname(path):
         yield path

@@ -1,4 +1,4 @@
-"""Reads every byte of a payload once, to know what is in it."""
+"""Reads every byte of a payload once, to list its entries with their digests."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_CONTENT_SIZE = 1024 * 1024
-"""Bytes of a file whose content the manifest keeps."""
+"""Maximum size in bytes of a file whose content the manifest keeps."""
 _ZEROS = bytes(256 * 1024)
 
 
 def scan_tree(base: Path) -> list[Entry]:
-    """Everything below the directory ``base``, hashed in threads.
+    """Return the entries below the directory ``base``; files are hashed in threads.
 
-    Raises :class:`PayloadError` when something cannot be read, or is neither file, link nor directory.
+    Raises :class:`PayloadError` if a path cannot be read, or is neither a file, a link nor a directory.
     """
 
     def scan(path: Path) -> Entry:
@@ -37,9 +37,9 @@ def scan_tree(base: Path) -> list[Entry]:
 
 
 def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
-    """Everything in one archive, and what tells whether it is still the same one.
+    """Return the entries of an archive, and the size and digest of the archive.
 
-    Raises :class:`PayloadError` when it is damaged, or has what no payload may have.
+    Raises :class:`PayloadError` if the archive is damaged, or has a member that no payload may have.
     """
     entries: list[Entry] = []
     files: dict[str, Entry] = {}
@@ -48,7 +48,7 @@ def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
             relative_path = member_path(member.name)
             if not relative_path:
                 if member.kind != "dir":
-                    raise untrusted_payload(member.name, f"it is a {member.kind}")
+                    raise untrusted_payload(member.name, f"this path is a {member.kind}, not a directory")
             elif member.kind == "file":
                 files[relative_path] = _packed_file(archive, member, relative_path, component)
                 entries.append(files[relative_path])
@@ -60,13 +60,13 @@ def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
             elif member.kind == "dir":
                 entries.append(Entry(relative_path, "dir", member.mode, component=component))
             else:
-                raise untrusted_payload(member.name, f"it is a {member.kind}")
+                raise untrusted_payload(member.name, f"this path is a {member.kind}")
         archive.verify_rest()
         return entries, archive.digest()
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``function`` of each item, in order, computed side by side."""
+    """Return ``function`` of each item, in the order of ``items``, computed in threads."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
@@ -94,7 +94,7 @@ def _tree_entry(path: Path, relative_path: str) -> Entry:
     if stat.S_ISDIR(info.st_mode):
         return Entry(relative_path, "dir", mode)
     if not stat.S_ISREG(info.st_mode):
-        raise untrusted_payload(str(path), "it is neither file, link nor directory")
+        raise untrusted_payload(str(path), "this path is neither a file, a link nor a directory")
     with path.open("rb", buffering=0) as file:
         if _keeps_content(relative_path):
             content = file.read(MAX_CONTENT_SIZE + 1)
@@ -127,11 +127,12 @@ def _packed_file(archive: Archive, member: Member, relative_path: str, component
 
 
 def _hard_link(member: Member, relative_path: str, files: dict[str, Entry]) -> Entry:
-    """The same content under a second name: as good as a second file, since neither is ever changed."""
+    """Return a hard link as a file of its own, which is the same because placed files never change."""
     earlier = files.get(member_path(member.link))
     if earlier is None:
         raise untrusted_payload(
-            member.name, f"it is a hard link to {member.link}, which is no earlier file of the archive"
+            member.name,
+            f"this hard link points to {member.link}, which is not an earlier file of the archive",
         )
     return replace(
         earlier, path=relative_path, content=earlier.content if _keeps_content(relative_path) else ""
@@ -139,7 +140,7 @@ def _hard_link(member: Member, relative_path: str, files: dict[str, Entry]) -> E
 
 
 def _keeps_content(relative_path: str) -> bool:
-    """Whether the manifest has the content: of what plans are made from, and what names the release."""
+    """Return whether the manifest keeps the content: of Kata's configurations and of VERSION."""
     return relative_path == VERSION_FILE or (
         relative_path.startswith("share/defaults/kata-containers/") and relative_path.endswith(".toml")
     )
@@ -147,15 +148,15 @@ def _keeps_content(relative_path: str) -> bool:
 
 def _decode_content(relative_path: str, content: bytes) -> str:
     if len(content) > MAX_CONTENT_SIZE:
-        raise untrusted_payload(relative_path, f"it is larger than {MAX_CONTENT_SIZE} bytes")
+        raise untrusted_payload(relative_path, f"this file is larger than {MAX_CONTENT_SIZE} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise untrusted_payload(relative_path, f"it is not UTF-8 text: {error}") from error
+        raise untrusted_payload(relative_path, f"this file is not UTF-8 text: {error}") from error
 
 
 def _content_with_holes(archive: Archive, size: int) -> Iterator[memoryview]:
-    """The content of the current member, of ``size`` bytes, with zeros for its holes."""
+    """Yield the content of the current member, which has ``size`` bytes, with zeros for its holes."""
     end = 0
     for offset, piece in archive.content():
         yield from _zeros(offset - end)

@@ -1,4 +1,4 @@
-"""What the names and links of a payload may be, and what is said when it cannot be used. Pure."""
+"""The rules for names and links in a payload, and the errors of a payload that breaks them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from kata_node.errors import PULL_IMAGE_HINT, PayloadError
 from kata_node.settings.shims import BUILTIN_PREFIX
 
 VERSION_FILE = "VERSION"
-"""The file that names a payload's release."""
+"""The file with the release of a payload."""
 RESERVED_NAME = ".kata-node"
-"""Names in the install dir that start or end with this belong to this program."""
-MAX_LINKS = 40  # as the kernel's path walk
+"""kata-node's own directory in the install dir; its temporary files end with ``.kata-node-tmp``."""
+MAX_LINKS = 40  # the kernel's limit for one path
 
 
 def untrusted_payload(path: str, reason: str, where: str = "") -> PayloadError:
-    """The error for something in a payload that no honest build makes."""
+    """Return the error for a payload that no correct build makes.
+
+    ``reason`` is a clause about ``path``. ``where`` is the file that has the path, if there is one.
+    """
     return PayloadError(
         f"the payload cannot be trusted: {reason}",
         where=f"{where}: {path!r}" if where else repr(path),
-        hint="do not use this image; pull it again from where it was published",
+        hint="do not use this image; pull it again from its publisher",
     )
 
 
 @contextlib.contextmanager
 def wrap_read_errors(path: Path) -> Iterator[None]:
-    """Tell what the operating system says of the payload as a :class:`PayloadError`."""
+    """Raise each :class:`OSError` of the block as a :class:`PayloadError` about ``path``."""
     try:
         yield
     except OSError as error:
@@ -38,24 +41,25 @@ def wrap_read_errors(path: Path) -> Iterator[None]:
 
 
 def check_path(path: str, where: str = "") -> None:
-    """Refuse a path that is not plainly one below the install dir. Raises :class:`PayloadError`."""
+    """Raise :class:`PayloadError` unless ``path`` is a normalized relative path that kata-node can place."""
     parts = path.split("/")
     if not path.isprintable():
-        raise untrusted_payload(path, "its name has characters that cannot be printed", where)
+        raise untrusted_payload(path, "this path contains unprintable characters", where)
     if path.startswith("/"):
-        raise untrusted_payload(path, "its path is absolute", where)
+        raise untrusted_payload(path, "this path is absolute", where)
     if ".." in parts:
-        raise untrusted_payload(path, "its path has `..` in it", where)
+        raise untrusted_payload(path, "this path contains `..`", where)
     if "" in parts or "." in parts:
-        raise untrusted_payload(path, "its path has an empty part or `.` in it", where)
+        raise untrusted_payload(path, "this path contains an empty name or `.`", where)
     if parts[0] == RESERVED_NAME or parts[-1].endswith(f"{RESERVED_NAME}-tmp"):
-        raise untrusted_payload(path, "its name is one that kata-node keeps for itself", where)
+        raise untrusted_payload(path, "this name is reserved for kata-node", where)
 
 
 def member_path(name: str) -> str:
-    """The path below the install dir of an archive's member; nothing for a directory above it.
+    """Return the path of an archive member relative to the install dir.
 
-    Archives have their files below ``./opt/kata/``. Raises :class:`PayloadError` for any elsewhere.
+    Archives have their files below ``./opt/kata/``. Returns ``""`` for that directory and its parents.
+    Raises :class:`PayloadError` for other paths.
     """
     path = name.removeprefix("./").rstrip("/")
     prefix = BUILTIN_PREFIX.removeprefix("/")
@@ -63,38 +67,38 @@ def member_path(name: str) -> str:
         return path.removeprefix(f"{prefix}/")
     if f"{prefix}/".startswith(f"{path}/") or path in ("", "."):
         return ""
-    raise untrusted_payload(name, f"it does not lie below .{BUILTIN_PREFIX}")
+    raise untrusted_payload(name, f"this path is not below .{BUILTIN_PREFIX}")
 
 
 class PayloadSymlinks:
-    """The symlinks of a payload: where each leads, without leaving the install dir."""
+    """The symlinks of a payload, resolved inside the install dir."""
 
     def __init__(self, targets: Mapping[str, str]) -> None:
-        """``targets`` maps each link's path to its relative target."""
+        """``targets`` maps the path of each link to its relative target."""
         self.targets = targets
 
     @staticmethod
     def relative_target(path: str, target: str) -> str:
-        """The target of the link at ``path``; one below ``/opt/kata`` made relative.
+        """Return the target of the link at ``path``, relative if it is below ``/opt/kata``.
 
-        So it also holds below another install dir. Raises :class:`PayloadError` when it is absolute
-        and leads elsewhere.
+        A relative target is also correct in another install dir. Raises :class:`PayloadError` for other
+        absolute targets.
         """
         if not target or not target.isprintable():
-            raise untrusted_payload(path, f"it links to {target!r}")
+            raise untrusted_payload(path, f"this link points to {target!r}")
         if not target.startswith("/"):
             return target
         inside = f"{target}/".removeprefix(f"{BUILTIN_PREFIX}/")
         if inside.startswith("/") or ".." in inside.split("/"):
-            raise untrusted_payload(path, f"it links to {target}, outside the install dir")
+            raise untrusted_payload(path, f"this link points to {target}, outside the install dir")
         return posixpath.relpath(f"/{inside}", posixpath.dirname(f"/{path}"))
 
     def resolve(self, path: str) -> str:
-        """The path that ``path`` means once every link is followed, whether or not it is there.
+        """Return ``path`` after every link is followed; the result need not exist.
 
-        Each link on the way counts as what it leads to before the next ``..`` is taken: that is
-        what the kernel does, and what shortening the text would miss. Raises :class:`PayloadError`
-        when the way leads out of the install dir, or in a circle.
+        Links are followed before the next ``..`` is applied, as the kernel does. Normalizing the text
+        first would give another path. Raises :class:`PayloadError` if the path leads out of the install
+        dir or into a loop.
         """
         done: list[str] = []
         todo = path.split("/")[::-1]
@@ -106,7 +110,7 @@ class PayloadSymlinks:
             if part == "..":
                 if not done:
                     raise untrusted_payload(
-                        path, f"it links to {self.targets.get(path, '')}, outside the install dir"
+                        path, f"this link points to {self.targets.get(path, '')}, outside the install dir"
                     )
                 done.pop()
                 continue
@@ -115,7 +119,7 @@ class PayloadSymlinks:
             if target is not None:
                 followed += 1
                 if followed > MAX_LINKS:
-                    raise untrusted_payload(path, "it is part of a circle of links")
+                    raise untrusted_payload(path, "this link is part of a loop")
                 done.pop()
                 todo += target.split("/")[::-1]
         return "/".join(done)

@@ -1,1 +1,1 @@
-"""What every concern speaks in: actions, plans, the receipt, and reports."""
+"""Types that all stages share: actions, plans, the receipt, reports, and the stage context."""

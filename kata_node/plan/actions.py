@@ -1,8 +1,6 @@
-"""What a plan is made of: actions as data, each able to describe, apply and check itself.
+"""Plans and their actions. An action is data that can describe, apply and check itself.
 
-An action is complete when it is made; applying it decides nothing. ``describe`` is one line for a
-person (empty for bookkeeping), ``diff`` what ``plan`` shows, ``check`` raises
-:class:`~kata_node.errors.HostError` when the effect is not on the host after ``apply``.
+An action contains everything it needs; ``apply`` makes no decisions.
 """
 
 from __future__ import annotations
@@ -31,12 +29,15 @@ if TYPE_CHECKING:
     from kata_node.plan.blocking_pods import BlockingPods
 
 
+CHANGED_BY_OTHERS_HINT = "find the program that changes this path at the same time, then run kata-node again"
+
+
 @dataclass(frozen=True)
 class Clients:
-    """All an action may touch. systemd, CRI and API server are reached when first asked for.
+    """Everything that an action can access. systemd, CRI and API server are connected on first use.
 
-    ``cri`` takes the path of the socket.
-    ``progress(total, title)`` shows how many of ``total`` bytes are done.
+    ``cri`` takes the path of the CRI socket. ``progress(total, title)`` yields a function that is called
+    with the number of bytes done since the last call.
     """
 
     root: files.Root
@@ -47,48 +48,46 @@ class Clients:
 
 
 class Action(Protocol):
-    """One step of a plan."""
+    """One change of the node."""
 
     def describe(self) -> str:
-        """One line for a person; empty for bookkeeping."""
+        """Return the change as one line for the report; empty for bookkeeping."""
 
     def diff(self) -> str:
-        """The change as a unified diff, or a line in its place; empty for bookkeeping."""
+        """Return the change as a unified diff or as lines of text; empty for bookkeeping."""
 
     def apply(self, clients: Clients) -> None:
-        """Do it. Raises :class:`~kata_node.errors.KataNodeError`."""
+        """Make the change. Raises :class:`~kata_node.errors.KataNodeError`."""
 
     def check(self, clients: Clients) -> None:
-        """Raise :class:`~kata_node.errors.HostError` unless the effect is there."""
+        """Raise :class:`~kata_node.errors.KataNodeError` unless the change is on the node after ``apply``."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage wants done. No actions: nothing is to be done, and ``summary`` says why.
-
-    ``undo`` puts the node back when an action fails; without it, what was done so far stays and the
-    next run goes on from there. ``afterwards`` is tried when all of it is done; that one of these
-    failed is only noted. While pods are ``in_the_way``, none of it is to be done; with ``cannot_tell``
-    the runtime does not answer, and there may be such pods or not.
-    """
+    """The actions of a stage. Without actions, ``summary`` says why there is nothing to do."""
 
     summary: str
     actions: tuple[Action, ...] = ()
     rollback: tuple[Action, ...] = ()
+    """Actions that restore the node after an action failed. If empty, the next run continues from there."""
     best_effort: tuple[Action, ...] = ()
+    """Actions to try after all others. A failure of one is only a note in the report."""
     checks: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     blocking_pods: BlockingPods | None = None
+    """Pods on handlers that the plan removes. As long as there are any, no action is applied."""
     pods_unknown: bool = False
+    """Whether the runtime did not answer which pods run, so there can be blocking pods."""
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """The actions a person cares for, a line each."""
+        """The actions that the report shows, one line each; bookkeeping is left out."""
         return tuple(line for action in (*self.actions, *self.best_effort) if (line := action.describe()))
 
 
 class _Bookkeeping:
-    """Bookkeeping: of no interest to a person, and proven by the reading of it on the next run."""
+    """An action that the report does not show and that has no check; the next run reads its result."""
 
     def describe(self) -> str:
         return ""
@@ -102,13 +101,13 @@ class _Bookkeeping:
 
 @dataclass(frozen=True)
 class WriteReceipt(_Bookkeeping):
-    """Write the receipt, after the backups it refers to."""
+    """Write the receipt and the backups that it refers to."""
 
     receipt: Receipt
     backups: tuple[bytes, ...] = ()
 
     def apply(self, clients: Clients) -> None:
-        """Write what is not there yet; a backup is named by its digest and never changes."""
+        """Write the missing backups, then the receipt. A backup is named by its digest and never changes."""
         install_dir = self.receipt.install_dir
         if self.backups:
             clients.root.make_dirs(receipts.directory(install_dir), mode=0o700)
@@ -122,12 +121,12 @@ class WriteReceipt(_Bookkeeping):
 
 @dataclass(frozen=True)
 class ForgetObsoleteFiles(_Bookkeeping):
-    """Take what is obsolete out of the receipt as it is by then."""
+    """Remove the obsolete files from the receipt, after they were removed from the node."""
 
     install_dir: str
 
     def apply(self, clients: Clients) -> None:
-        """Write the receipt without it."""
+        """Read the current receipt and write it without obsolete files."""
         receipt = receipts.load(clients.root, self.install_dir)
         if receipt is None or receipt.artifacts is None:
             return
@@ -136,29 +135,32 @@ class ForgetObsoleteFiles(_Bookkeeping):
 
 
 _BACKUP = re.compile(r"\.?([0-9a-f]{64})(?:\..*)?")
-"""The name of a backup, or of what an interrupted writing of it left."""
+"""The name of a backup, or of the temporary file that an interrupted write of it leaves."""
 
 
 @dataclass(frozen=True)
 class RemoveLeftovers(_Bookkeeping):
-    """Remove what an interrupted run left beside these files, for a run that may not write them again."""
+    """Remove the temporary files that an interrupted run left beside ``paths``.
+
+    A write of the same file would also remove them, but this run need not write it.
+    """
 
     paths: tuple[str, ...]
 
     def apply(self, clients: Clients) -> None:
-        """Remove it."""
+        """Remove the temporary files."""
         for path in self.paths:
             clients.root.sweep(path)
 
 
 @dataclass(frozen=True)
 class RemoveReceipt(_Bookkeeping):
-    """Remove the receipt and its backups, the receipt last."""
+    """Remove the backups, then the receipt."""
 
     install_dir: str
 
     def apply(self, clients: Clients) -> None:
-        """Remove them; foreign files beside them stay."""
+        """Remove the files, and their directories if they have no foreign files."""
         for name in clients.root.list_dir(receipts.backups(self.install_dir)):
             if digest := _BACKUP.fullmatch(name):
                 clients.root.remove(receipts.backup_path(self.install_dir, digest[1]))
@@ -169,55 +171,63 @@ class RemoveReceipt(_Bookkeeping):
 
 @dataclass(frozen=True)
 class MakeDirs:
-    """Make a directory and what is missing above it."""
+    """Create a directory and its missing parents."""
 
     path: str
     mode: int = 0o755
 
     def describe(self) -> str:
-        """One line."""
-        return f"make directory {self.path}"
+        """Return the action as one line."""
+        return f"create directory {self.path}"
 
     def diff(self) -> str:
-        """A line in its place."""
+        """Return one line instead of a diff."""
         return f"new directory {self.path}\n"
 
     def apply(self, clients: Clients) -> None:
-        """Make it."""
+        """Create the directory."""
         clients.root.make_dirs(self.path, self.mode)
 
     def check(self, clients: Clients) -> None:
-        """It must be there."""
+        """Raise :class:`HostError` unless the directory exists."""
         if not clients.root.is_dir(self.path):
-            raise HostError("the directory just made is not there", where=self.path)
+            raise HostError(
+                "the directory does not exist after it was created",
+                where=self.path,
+                hint=CHANGED_BY_OTHERS_HINT,
+            )
 
 
 @dataclass(frozen=True)
 class RemoveDirs:
-    """Remove directories that are empty, in the order given; others are left."""
+    """Remove directories if they are empty, in the given order."""
 
     paths: tuple[str, ...]
 
     def describe(self) -> str:
-        """One line."""
+        """Return the action as one line."""
         return f"remove {pluralize(len(self.paths), 'empty directory', 'empty directories')}"
 
     def diff(self) -> str:
-        """A line each."""
+        """Return one line per path."""
         return "".join(f"remove directory {path} if empty\n" for path in self.paths)
 
     def apply(self, clients: Clients) -> None:
-        """Remove those that are empty."""
+        """Remove the empty directories."""
         for path in self.paths:
             clients.root.remove_dir(path)
 
     def check(self, clients: Clients) -> None:
-        """Nothing to prove: a directory in use stays on purpose."""
+        """Check nothing: a directory that is not empty stays on purpose."""
 
 
 @dataclass(frozen=True)
 class WriteFile:
-    """Create or replace a small file. ``before`` is what it replaces, for the diff."""
+    """Create or replace a small file.
+
+    ``before`` is the previous content for the diff, or ``None`` for a new file. ``owner`` is uid and gid.
+    ``mtime`` is in whole seconds.
+    """
 
     path: str
     content: bytes
@@ -227,72 +237,82 @@ class WriteFile:
     before: bytes | None = field(default=None, repr=False)
 
     def describe(self) -> str:
-        """One line."""
+        """Return the action as one line."""
         return f"{'write' if self.before is None else 'change'} {self.path}"
 
     def diff(self) -> str:
-        """A unified diff."""
+        """Return a unified diff."""
         return unified_diff(self.path, self.before, self.content)
 
     def apply(self, clients: Clients) -> None:
-        """Write it."""
+        """Write the file."""
         clients.root.write(self.path, self.content, mode=self.mode, owner=self.owner, mtime=self.mtime)
 
     def check(self, clients: Clients) -> None:
-        """It must read back as written."""
+        """Raise :class:`HostError` unless the file has the written content."""
         if clients.root.read(self.path) != self.content:
-            raise HostError("the file reads back differently from what was written", where=self.path)
+            raise HostError(
+                "the file does not have the content that was written to it",
+                where=self.path,
+                hint=CHANGED_BY_OTHERS_HINT,
+            )
 
 
 @dataclass(frozen=True)
 class RemoveFile:
-    """Remove one small file, the one a symlink leads to included (the link stays)."""
+    """Remove one small file. If the path is a symlink, its target is removed and the symlink stays."""
 
     path: str
     before: bytes = field(default=b"", repr=False)
 
     def describe(self) -> str:
-        """One line."""
+        """Return the action as one line."""
         return f"remove {self.path}"
 
     def diff(self) -> str:
-        """A unified diff."""
+        """Return a unified diff."""
         return unified_diff(self.path, self.before, None)
 
     def apply(self, clients: Clients) -> None:
-        """Remove it."""
+        """Remove the file."""
         clients.root.remove(self.path, follow_last=True)
 
     def check(self, clients: Clients) -> None:
-        """It must be gone."""
+        """Raise :class:`HostError` if the file exists."""
         if clients.root.exists(self.path):
-            raise HostError("the file just removed is still there", where=self.path)
+            raise HostError(
+                "the file still exists after it was removed", where=self.path, hint=CHANGED_BY_OTHERS_HINT
+            )
 
 
 @dataclass(frozen=True)
 class MakeLinks:
-    """Make symlinks; ``links`` are pairs of path and target."""
+    """Create or replace symlinks; ``links`` are pairs of path and target."""
 
     links: tuple[tuple[str, str], ...]
 
     def describe(self) -> str:
-        """One line."""
-        return f"link {pluralize(len(self.links), 'file')}"
+        """Return the action as one line."""
+        return f"create {pluralize(len(self.links), 'symlink')}"
 
     def diff(self) -> str:
-        """A line each."""
-        return "".join(f"new link {path} -> {target}\n" for path, target in self.links)
+        """Return one line per path."""
+        return "".join(f"new symlink {path} -> {target}\n" for path, target in self.links)
 
     def apply(self, clients: Clients) -> None:
-        """Make them."""
+        """Create the symlinks."""
         for path, target in self.links:
             clients.root.symlink(path, target)
 
     def check(self, clients: Clients) -> None:
-        """Each must lead where it should."""
+        """Raise :class:`HostError` unless each symlink has its target."""
         for path, target in self.links:
             if clients.root.read_link(path) != target:
-                raise HostError(f"the symlink just made does not lead to {target}", where=path)
+                raise HostError(
+                    f"the symlink does not point to {target} after it was created",
+                    where=path,
+                    hint=CHANGED_BY_OTHERS_HINT,
+                )
 
 
 @dataclass(frozen=True)
@@ -303,23 +323,27 @@ class RemoveFiles:
     paths: tuple[str, ...]
 
     def describe(self) -> str:
-        """One line."""
+        """Return the action as one line."""
         return f"remove {pluralize(len(self.paths), 'file')} below {self.install_dir}"
 
     def diff(self) -> str:
-        """A line each."""
+        """Return one line per path."""
         return "".join(f"remove {self.install_dir}/{path}\n" for path in self.paths)
 
     def apply(self, clients: Clients) -> None:
-        """Remove those that are there; a directory that took a file's place is left."""
+        """Remove the existing files. A directory at one of the paths is foreign and stays."""
         for path in self.paths:
             info = clients.root.lstat(f"{self.install_dir}/{path}")
             if info is None or not stat.S_ISDIR(info.st_mode):
                 clients.root.remove(f"{self.install_dir}/{path}")
 
     def check(self, clients: Clients) -> None:
-        """None may be left."""
+        """Raise :class:`HostError` if one of the files exists."""
         for path in self.paths:
             info = clients.root.lstat(f"{self.install_dir}/{path}")
             if info is not None and not stat.S_ISDIR(info.st_mode):
-                raise HostError("the file just removed is still there", where=f"{self.install_dir}/{path}")
+                raise HostError(
+                    "the file still exists after it was removed",
+                    where=f"{self.install_dir}/{path}",
+                    hint=CHANGED_BY_OTHERS_HINT,
+                )

@@ -1,9 +1,9 @@
-"""Pods that run on handlers which are to be taken away: who they are, and how long they are waited for.
+"""Pods that run on handlers which a change would remove, and the messages about them.
 
-A runtime that starts finds the sandboxes that run by their shims. Of one whose shim or handler is gone it
-knows nothing any more: its pod stays Terminating for ever, or counts as ended while its VM runs on, as
-seen on containerd 2.1.9. So a stage that takes handlers away does nothing at all while pods run on them,
-unless it was told to.
+When a runtime starts, it finds running sandboxes through their shims. It loses a sandbox whose shim or
+handler was removed: the pod stays Terminating forever, or counts as ended while its VM keeps running
+(measured on containerd 2.1.9). So a stage that removes handlers changes nothing while pods run on them,
+unless the options allow it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
 
 MAX_NAMED_PODS = 10
-"""How many pods are told by name; a person needs some to find the rest."""
+"""Maximum number of pods that a message names."""
 
 ORPHANED_POD_WARNING = (
-    "once the runtime restarts again nothing can end such a pod: it stays Terminating, or runs on unseen"
+    "after the next restart of the runtime nothing can end such a pod: it stays Terminating, or keeps "
+    "running unnoticed"
 )
 
 log = logging.getLogger(__name__)
@@ -30,44 +31,48 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BlockingPods:
-    """Pods on handlers that are to be taken away; there is at least one."""
+    """Pods on handlers that a change would remove; at least one."""
 
     pods: tuple[Pod, ...]
 
     def __str__(self) -> str:
         one = len(self.pods) == 1
         run = "1 pod runs on a handler" if one else f"{len(self.pods)} pods run on handlers"
-        return f"{run} to be taken away: {self.names}"
+        return f"{run} that would be removed: {self.names}"
 
     @property
     def names(self) -> str:
-        """The first of them, each as ``namespace/name (handler)``, and how many more there are."""
+        """The first pods, each as ``namespace/name (handler)``, and the number of further pods."""
         more = len(self.pods) - MAX_NAMED_PODS
         return ", ".join(map(str, self.pods[:MAX_NAMED_PODS])) + (f" and {more} more" if more > 0 else "")
 
     def refusal(self, waited: float) -> KataNodeError:
-        """Why nothing is done, and what can be, after ``waited`` seconds."""
-        longer = "waited for longer" if waited else "waited for"
+        """Return the error of a stage that changed nothing after it waited ``waited`` seconds."""
         return KataNodeError(
-            f"after {waited:g} s still {self}" if waited else str(self),
-            hint=f"end them (kubectl delete pod, or kubectl drain for all of the node), have them {longer} "
-            f"with --wait-for-pods SECONDS, or go on with --ignore-pods (in the values of the chart: "
-            f"runningPods.waitSeconds and runningPods.ignore): {ORPHANED_POD_WARNING}",
+            f"after {waited:g} s of waiting, {self}" if waited else str(self),
+            hint="delete these pods (kubectl delete pod, or kubectl drain for the whole node), or set "
+            f"--wait-for-pods SECONDS to wait {'longer' if waited else 'for their end'} "
+            "(chart: runningPods.waitSeconds), or set --ignore-pods to remove the handlers anyway "
+            f"(chart: runningPods.ignore): {ORPHANED_POD_WARNING}",
         )
 
     def note(self) -> str:
-        """What there is to say when it was done all the same."""
-        return f"handlers were taken away from pods that run on them, {self.names}: {ORPHANED_POD_WARNING}"
+        """Return the note of a stage that removed the handlers anyway."""
+        return f"handlers were removed while pods run on them: {self.names}; {ORPHANED_POD_WARNING}"
 
 
 def blocking_pods(pods: Iterable[Pod] | None, handlers_to_remove: Collection[str]) -> BlockingPods | None:
-    """Those of ``pods`` that run on handlers that are ``going``, if any."""
+    """Return the pods on ``handlers_to_remove``, or ``None`` if there are none.
+
+    ``pods`` is ``None`` if the runtime did not answer; the result is ``None`` then as well.
+    """
     found = tuple(pod for pod in pods or () if pod.handler in handlers_to_remove)
     return BlockingPods(found) if found else None
 
 
 def unknown_pods_notes(pods: Iterable[Pod] | None, handlers_to_remove: Collection[str]) -> tuple[str, ...]:
-    """A note where nobody could tell which pods run on what is ``going``."""
+    """Return a note if ``pods`` is ``None``, that is if the runtime did not answer which pods run."""
     if pods is not None or not handlers_to_remove:
         return ()
-    return (f"the runtime could not be asked which pods run on {', '.join(sorted(handlers_to_remove))}",)
+    names = ", ".join(sorted(handlers_to_remove))
+    return (f"the runtime did not answer, so it is unknown which pods run on {names}",)

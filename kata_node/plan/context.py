@@ -1,4 +1,4 @@
-"""What is there: gathered from the host, the runtime and the payload. Decides nothing."""
+"""The input of a stage: settings, receipt, clients and options."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from kata_node.settings.model import Settings
 
 @dataclass(frozen=True)
 class Options:
-    """How to work, as opposed to what is wanted. Times are in seconds."""
+    """How a run works, as opposed to the settings, which say what it installs. Times are in seconds."""
 
     payload: Path
+    """The directory with the payload; not relative to the host root."""
     offline: bool = False
+    """Whether the run changes only files, and connects to neither systemd, CRI nor API server."""
     runtime: str = ""
-    """``containerd://2.1.9``: what the node runs, when it cannot or shall not be asked."""
+    """The runtime and its version, as ``containerd://2.1.9``; if empty, the node is asked."""
     cri_socket: str = ""
-    """Where the CRI is served, when it is not where the settings or the distribution have it."""
+    """The path of the CRI socket; if empty, that of the settings or the distribution."""
     restart_timeout: float = 120.0
     label_timeout: float = 300.0
     stable_for: float = 10.0
     wait_for_pods: float = 0.0
-    """How long pods on handlers that are to be taken away are waited for."""
+    """How long to wait for the end of pods on handlers that would be removed."""
     ignore_pods: bool = False
-    """Whether such handlers are taken away from pods that run on them."""
+    """Whether to remove handlers after that time although pods run on them."""
     node_name: str = ""
     expected_machine_id: str = ""
     has_host_root: bool = False
-    """Whether ``host_root`` is the host's: a container that labels has nothing of it."""
+    """Whether the node's root directory is mounted; the container that sets labels does not have it."""
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """All a stage needs to look at the node."""
+    """Everything a stage needs to gather its facts."""
 
     settings: Settings
     receipt: Receipt
     clients: Clients
     options: Options
     since: float = field(default_factory=time.monotonic)
-    """When the stage began: a point of :func:`time.monotonic`."""
+    """The start of the stage, from :func:`time.monotonic`."""

@@ -1,12 +1,12 @@
-"""The node's record of what one instance put there: ``<install dir>/.kata-node/receipt.json``.
+"""The receipt: the node's record of one installation, in ``<install dir>/.kata-node/receipt.json``.
 
-It is written before every act it announces and after every act it proves, so a run that finds it
-knows what an interrupted one still owed. Backups of the runtime's files lie beside it, named by
+It is written before each change and again after the change is checked, so the next run knows what an
+interrupted run left unfinished. The backups of the runtime's files are in ``backups`` beside it, named by
 their digest.
 
-A receipt that is damaged, of another schema or of another directory is refused, never guessed at. So
-is one with a key this program does not know: a newer release wrote it, and what it says there would
-be lost at the next writing. A key with a default may be missing, for an older release wrote it then.
+A receipt is refused if it is damaged, has another schema, or names another install dir. It is also refused
+if it has an unknown key, because the value would be lost at the next write; a newer release wrote it. A
+key with a default can be missing; an older release wrote it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CriState = Literal["writing", "restarting", "serving", "reverting", "unloading"]
 
 @dataclass(frozen=True)
 class PlacedFile:
-    """One file, link or directory below the install dir. ``mtime`` is in whole seconds."""
+    """The record of one file, link or directory below the install dir. ``mtime`` is in whole seconds."""
 
     kind: Literal["file", "link", "dir"]
     mode: int
@@ -37,32 +37,32 @@ class PlacedFile:
     sha256: str = ""
     link: str = ""
     pending: bool = False
-    """True from the moment its writing is announced until all of it is on the disk."""
+    """True before it is written, until it is completely on the disk."""
     obsolete: bool = False
-    """True when it is wanted no more, and stays until the runtime serves nothing that may need it."""
+    """True if it is no longer wanted, and stays until the runtime serves no handler that can need it."""
 
 
 @dataclass(frozen=True)
 class ArtifactsRecord:
-    """What the artifacts stage placed. Keys of ``files`` are paths relative to the install dir."""
+    """The files that the artifacts stage placed. Keys of ``files`` are paths relative to the install dir."""
 
     state: ArtifactsState
     release: str
     inputs: str
-    """Digest of all that decides which files are wanted: the payload, the shims, this program."""
+    """Digest of everything that determines the wanted files: payload, settings, version of kata-node."""
     files: Mapping[str, PlacedFile]
     made_dirs: tuple[str, ...] = ()
-    """Directories above and including the install dir that were not there before."""
+    """The install dir and those of its parents that did not exist before this installation."""
 
     @property
     def count(self) -> int:
-        """How many files and links there are; people do not count directories."""
+        """The number of files and links, without directories."""
         return sum(placed.kind != "dir" for placed in self.files.values())
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A file as it was; its bytes are in ``backups/<sha256>`` beside the receipt."""
+    """The previous state of a file. Its content is in ``backups/<sha256>`` beside the receipt."""
 
     sha256: str
     mode: int
@@ -72,34 +72,35 @@ class Backup:
 
 @dataclass(frozen=True)
 class CriFile:
-    """One configuration file of the CRI runtime that this instance wrote."""
+    """A configuration file of the runtime that this installation wrote."""
 
     path: str
     before: Backup | None
-    """As it was before this instance first touched it; ``None`` when there was no such file."""
+    """The state before this installation first wrote it; ``None`` if it did not exist."""
     after: str
-    """sha256 of what this instance wrote."""
+    """sha256 of the content that this installation wrote."""
 
 
 @dataclass(frozen=True)
 class PreviousFile:
-    """One file as it was when the runtime was last seen serving; what a rollback puts back."""
+    """The state of a file before the current transaction, which a rollback restores."""
 
     path: str
     state: Backup | None
+    """``None`` if it did not exist."""
 
 
 @dataclass(frozen=True)
 class CriRecord:
-    """The transaction on the CRI runtime.
+    """The record of the transaction on the runtime's configuration. ``state`` is one of:
 
-    ``writing``     files are being written; ``invocation`` is the unit's before the first byte
-    ``restarting``  all files are written; ``invocation`` is the one that has not read them yet
-    ``serving``     ``invocation`` was seen serving every handler
-    ``reverting``   files are being put back; ``invocation`` is the unit's before the first byte
-    ``unloading``   all files are put back; ``invocation`` is the one that still has the handlers
+    ``writing``     files are being written; ``invocation`` is that of the unit before the first write
+    ``restarting``  all files are written; ``invocation`` has not read them yet
+    ``serving``     the CRI listed every handler in ``invocation``
+    ``reverting``   files are being restored; ``invocation`` is that of the unit before the first write
+    ``unloading``   all files are restored; ``invocation`` still serves the handlers
 
-    ``boot`` is the kernel's boot id at that moment: after a reboot no restart is owed.
+    ``boot`` is the kernel's boot id at that time; after a reboot no restart is owed.
     """
 
     state: CriState
@@ -112,27 +113,27 @@ class CriRecord:
     files: tuple[CriFile, ...]
     made_dirs: tuple[str, ...] = ()
     previous: tuple[PreviousFile, ...] = ()
-    """Every file this transaction touches, as it was when it began; empty while serving."""
+    """The state of each file of this transaction at its start; empty in the state ``serving``."""
     fallback: CriRecord | None = None
-    """This record as it was when the transaction began, if there was one."""
+    """The record before this transaction, if there was one."""
 
     @property
     def possibly_loaded_handlers(self) -> tuple[str, ...]:
-        """Every handler of ours that the runtime may have, those it would fall back to included."""
+        """The installation's handlers that the runtime can serve now, including those of ``fallback``."""
         return (*self.handlers, *(self.fallback.handlers if self.fallback else ()))
 
     def file(self, path: str) -> CriFile | None:
-        """The record of the file at ``path``."""
+        """Return the record of the file at ``path``, or ``None``."""
         return next((file for file in self.files if file.path == path), None)
 
     def paths(self) -> Iterator[str]:
-        """Every file it speaks of, that it would fall back to included."""
+        """Yield the path of every file in this record and in ``fallback``."""
         yield from (file.path for file in self.files)
         yield from (previous.path for previous in self.previous)
         yield from self.fallback.paths() if self.fallback else ()
 
     def backups(self) -> Iterator[Backup]:
-        """Every backup it refers to, likewise."""
+        """Yield every backup that this record and ``fallback`` refer to."""
         yield from (file.before for file in self.files if file.before)
         yield from (previous.state for previous in self.previous if previous.state)
         yield from self.fallback.backups() if self.fallback else ()
@@ -140,49 +141,50 @@ class CriRecord:
 
 @dataclass(frozen=True)
 class Receipt:
-    """All that is known of one instance on this node."""
+    """The record of one installation on this node."""
 
     instance: str
     install_dir: str
     program: str
-    """Version of kata-node that wrote this."""
+    """Version of the kata-node that wrote the receipt."""
     settings: str = ""
-    """Digest of the settings it was written under."""
+    """Digest of the settings of that run."""
     artifacts: ArtifactsRecord | None = None
     cri: CriRecord | None = None
     schema: int = SCHEMA
 
     @property
     def made_dirs(self) -> frozenset[str]:
-        """Every directory outside the install dir's own that was not there before this instance."""
+        """The directories that this installation created for artifacts and for the runtime."""
         of_cri = self.cri.made_dirs if self.cri else ()
         return frozenset((*(self.artifacts.made_dirs if self.artifacts else ()), *of_cri))
 
 
 def directory(install_dir: str) -> str:
-    """Where an instance keeps its receipt and backups."""
+    """Return the directory of an installation's receipt and backups."""
     return f"{install_dir}/{STATE_DIR}"
 
 
 def path(install_dir: str) -> str:
-    """The receipt of the instance in ``install_dir``."""
+    """Return the path of the receipt of the installation in ``install_dir``."""
     return f"{directory(install_dir)}/receipt.json"
 
 
 def backups(install_dir: str) -> str:
-    """The directory of the backups."""
+    """Return the directory of the backups."""
     return f"{directory(install_dir)}/backups"
 
 
 def backup_path(install_dir: str, sha256: str) -> str:
-    """The bytes of a backup."""
+    """Return the path of a backup's content."""
     return f"{backups(install_dir)}/{sha256}"
 
 
 def load(root: Root, install_dir: str) -> Receipt | None:
-    """Read the receipt of the instance in ``install_dir``; ``None`` when there is none.
+    """Read the receipt of the installation in ``install_dir``, or return ``None`` if there is none.
 
-    Raises :class:`ReceiptError` when it is damaged, of another schema, or of another directory.
+    Raises :class:`ReceiptError` if it is damaged, has another schema or an unknown key, or names another
+    install dir.
     """
     raw = root.read(path(install_dir))
     if raw is None:
@@ -190,15 +192,16 @@ def load(root: Root, install_dir: str) -> Receipt | None:
     receipt = parse(raw, where=path(install_dir))
     if receipt.install_dir != install_dir:
         raise ReceiptError(
-            f"this is the record of the installation in {receipt.install_dir}",
+            f"this is the receipt of the installation in {receipt.install_dir}",
             where=path(install_dir),
-            hint="give the env.installationPrefix it was made with; if this is a copy of it, remove the copy",
+            hint="set env.installationPrefix to the prefix of that installation; if this directory is "
+            "a copy, remove the copy",
         )
     return receipt
 
 
 def other_receipts(root: Root, install_dir: str) -> Iterator[Receipt]:
-    """The receipts of the other instances beside ``install_dir``, but those that cannot be read."""
+    """Yield the receipts of other installations in the same prefix; unreadable receipts are skipped."""
     parent = install_dir.rpartition("/")[0]
     for found in root.glob(f"{parent}/kata*/{STATE_DIR}/receipt.json"):
         other = found.removesuffix(f"/{STATE_DIR}/receipt.json")
@@ -208,44 +211,50 @@ def other_receipts(root: Root, install_dir: str) -> Iterator[Receipt]:
 
 
 def save(root: Root, receipt: Receipt) -> None:
-    """Write the receipt, unless it is there already; after this it survives a power cut."""
+    """Write the receipt durably, unless it is already on the disk."""
     content = render(receipt)
     if root.read(path(receipt.install_dir)) == content:
-        return  # on a full disk, what was put back can still be recorded so
+        return  # so that a rollback to this receipt also works on a full disk
     root.make_dirs(directory(receipt.install_dir), mode=0o700)
     root.write(path(receipt.install_dir), content, mode=0o600)
 
 
 def render(receipt: Receipt) -> bytes:
-    """The receipt's bytes."""
+    """Return the content of the receipt file."""
     import msgspec.json
 
     return msgspec.json.encode(receipt) + b"\n"
 
 
 def parse(raw: bytes, where: str) -> Receipt:
-    """Read a receipt's bytes. Raises :class:`ReceiptError`."""
+    """Parse a receipt file; ``where`` is its path. Raises :class:`ReceiptError`, see the module docstring."""
     import msgspec.json
 
     try:
         schema = msgspec.json.decode(raw, type=_Header).schema
         if schema != SCHEMA:
-            raise _other_release_error(f"has schema {schema}, this kata-node reads {SCHEMA}", where)
+            raise _other_release_error(
+                f"has schema {schema}, but this kata-node reads schema {SCHEMA}", where
+            )
         receipt = msgspec.json.decode(raw, type=Receipt)
-        written = render(receipt)
-        same = raw == written  # as always, unless another release or a person wrote it
-        lost = (
-            () if same else tuple(_dropped_keys(msgspec.json.decode(raw), msgspec.json.decode(written), "$"))
+        rendered = render(receipt)
+        # The bytes differ only if another release or a person wrote the file.
+        unknown_keys = (
+            ()
+            if raw == rendered
+            else tuple(_dropped_keys(msgspec.json.decode(raw), msgspec.json.decode(rendered), "$"))
         )
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ReceiptError(
-            f"the record of this installation is damaged: {error}",
+            f"the receipt of this installation is damaged: {error}",
             where=where,
-            hint="restore it from a copy; or move the whole .kata-node directory away: the next install "
-            "adopts the files that are unchanged and names the others",
+            hint="restore the receipt from a copy, or move the whole .kata-node directory away; the next "
+            "install then adopts the unchanged files and names the others",
         ) from error
-    if lost:
-        raise _other_release_error(f"has the key {lost[0]}, which this kata-node does not know", where)
+    if unknown_keys:
+        raise _other_release_error(
+            f"has the key {unknown_keys[0]}, which this kata-node does not know", where
+        )
     return receipt
 
 
@@ -256,25 +265,31 @@ class _Header:
 
 def _other_release_error(what: str, where: str) -> ReceiptError:
     return ReceiptError(
-        f"the record of this installation {what}",
+        f"the receipt of this installation {what}",
         where=where,
-        hint="use the kata-node that wrote it, or a newer one",
+        hint="use the kata-node that wrote the receipt, or a newer one",
     )
 
 
-def _dropped_keys(given: Any, kept: Any, place: str) -> Iterator[str]:
-    """Where ``given`` has keys that are not in ``kept``, which is what was read of it, written again."""
+def _dropped_keys(given: Any, parsed: Any, place: str) -> Iterator[str]:
+    """Yield the JSON paths of the keys in ``given`` that parsing dropped.
+
+    ``parsed`` is the parsed receipt as JSON values; ``place`` is the JSON path of both.
+    """
     if isinstance(given, dict):
         for key, value in given.items():
-            if key in kept:
-                yield from _dropped_keys(value, kept[key], f"{place}.{key}")
+            if key in parsed:
+                yield from _dropped_keys(value, parsed[key], f"{place}.{key}")
             else:
                 yield f"{place}.{key}"
     elif isinstance(given, list):
         for at, value in enumerate(given):
-            yield from _dropped_keys(value, kept[at], f"{place}[{at}]")
+            yield from _dropped_keys(value, parsed[at], f"{place}[{at}]")
 
 
 def dirs_of_other_installations(root: Root, install_dir: str) -> frozenset[str]:
-    """The directories that other instances made: whichever goes last is to take them along."""
+    """Return the directories that other installations created.
+
+    Installations share them, so the last installation to be reverted removes them.
+    """
     return frozenset(path for receipt in other_receipts(root, install_dir) for path in receipt.made_dirs)

@@ -1,4 +1,4 @@
-"""What a stage says when it is done: for a person, for a program, for the pod's status."""
+"""The report of a stage: as text, as JSON, and as the termination message of its container."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ Outcome = Literal["done", "skipped", "planned", "failed"]
 
 TERMINATION_MESSAGE_LIMIT = 4096  # bytes; the kubelet cuts what is longer
 MIN_TEXT_LIMIT = 128
-"""Characters to which every text of a termination message can be cut so that all fit without a list:
-none takes more than six bytes of JSON each."""
+"""Maximum characters per text at which a termination message without its lists always fits.
+
+A character takes at most six bytes of JSON.
+"""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One named finding of host-check. ``permanent`` tells whether a retry is pointless."""
+    """One finding of host-check. ``permanent`` is True if a retry cannot succeed."""
 
     name: str
     status: FindingStatus
@@ -48,7 +50,7 @@ class Problem:
 
     @classmethod
     def from_error(cls, error: KataNodeError) -> Problem:
-        """The error as data."""
+        """Return the error as data."""
         return cls(error.what, error.where, error.hint, error.exit_code)
 
     def __str__(self) -> str:
@@ -57,7 +59,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class StageReport:
-    """What one stage did. ``changes`` are sentences; ``diff`` is a unified diff, of plans only."""
+    """The result of one stage. ``changes`` are one line per action; only a dry run has a ``diff``."""
 
     stage: str
     outcome: Outcome
@@ -71,29 +73,29 @@ class StageReport:
 
     @property
     def exit_code(self) -> int:
-        """What the process should exit with after this stage."""
+        """The exit code of the process if this is the last stage."""
         return self.error.exit_code if self.error else 0
 
 
 def to_json(reports: Sequence[StageReport]) -> dict[str, Any]:
-    """One JSON document for any number of stages; the error of the one that failed is also at its top."""
+    """Return the JSON document for ``reports``; the first error is also at its top level."""
     error = next((report.error for report in reports if report.error), None)
     stages = [_drop_empty_fields(dataclasses.asdict(report)) for report in reports]
     return (failure_document(error) if error else {"outcome": "ok"}) | {"stages": stages}
 
 
 def failure_document(error: Problem) -> dict[str, Any]:
-    """The document of a command that came to nothing."""
+    """Return the JSON document of a command that failed."""
     return {"outcome": "failed", "error": dataclasses.asdict(error)}
 
 
 def _drop_empty_fields(data: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in data.items() if value not in ((), "", None)}
-    return kept | {"seconds": round(data["seconds"], 3)}
+    fields = {key: value for key, value in data.items() if value not in ((), "", None)}
+    return fields | {"seconds": round(data["seconds"], 3)}
 
 
 def to_text(report: StageReport, *, diffs: bool) -> str:
-    """The report of one stage for a person: a line that says it all, then the details."""
+    """Return the report of one stage as text: one line with the summary, then the details."""
     lines = [f"{report.stage:<16} {report.outcome:<8} {report.summary}"]
     for check in report.checks:
         lines.append(f"  {check.status:<5} {check.name:<14} {check.reason}")
@@ -106,34 +108,34 @@ def to_text(report: StageReport, *, diffs: bool) -> str:
         lines += [f"  hint: {report.error.hint}"] if report.error.hint else []
     if diffs and report.diff:
         lines.append(report.diff.rstrip("\n"))
-    # A file name that is no UTF-8 would otherwise stop the printing.
+    # A file name can contain bytes that are not UTF-8, which cannot be printed.
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 def write_termination_message(path: Path, report: StageReport) -> None:
-    """Leave the stage's result where the kubelet picks it up for the pod's status.
+    """Write the termination message, which the kubelet copies into the pod's status.
 
-    Only when the kubelet made that file: elsewhere there is nobody to read it. What cannot be written
-    there is only logged, for the stage itself ended as it did.
+    Does nothing if ``path`` is not a writable file, because then the kubelet did not create it. A failed
+    write is only logged; it does not change the result of the stage.
     """
     if not os.access(path, os.W_OK) or not path.is_file():
         return
     try:
         path.write_bytes(termination_message(report))
     except OSError as error:
-        log.warning("%s: the termination message could not be written: %s", path, error.strerror)
+        log.warning("cannot write the termination message to %s: %s", path, error.strerror)
 
 
 REPORT_SIZE_LIMIT = 65536
-"""Bytes of a report left for others; nothing longer is read, for it is no report of ours."""
+"""Maximum bytes to read of a shared report; kata-node writes none that is longer."""
 
 
 def write_shared_report(directory: Path, report: StageReport) -> None:
-    """Leave the report in ``directory`` for the stages that come after it, in other containers.
+    """Write the report to ``directory`` for later stages in other containers.
 
-    The directory is shared with containers of other rights, so nothing there is written to: a new file
-    takes the place of what is there. What cannot be written is only logged, for the stage itself ended
-    as it did.
+    Containers with other rights can write to this directory, so an existing file is never opened for
+    writing; a new file replaces it. A failed write is only logged; it does not change the result of the
+    stage.
     """
     new = directory / f".{report.stage}.{os.getpid()}"
     try:
@@ -143,18 +145,18 @@ def write_shared_report(directory: Path, report: StageReport) -> None:
             file.write(termination_message(report))
         new.replace(directory / f"{report.stage}.json")
     except OSError as error:
-        log.warning("%s: the report could not be left there: %s", directory, error.strerror)
+        log.warning("cannot write the report to %s: %s", directory, error.strerror)
 
 
 def read_shared_reports(directory: Path, stages: Sequence[str]) -> list[StageReport]:
-    """The reports that those of ``stages`` have left, in this order; what is no report is passed over."""
+    """Return the reports of ``stages``, in this order. Missing and invalid reports are skipped."""
     found = (_read_shared_report(directory / f"{stage}.json", stage) for stage in stages)
     return [report for report in found if report is not None]
 
 
 def _read_shared_report(path: Path, stage: str) -> StageReport | None:
     try:
-        # Neither led elsewhere, nor held up by what is no file.
+        # Another container can put anything here: do not follow a symlink, and do not block on a FIFO.
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
@@ -165,12 +167,15 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
         notes = tuple(map(str, document.get("notes", ())))
         return StageReport(stage, outcome, str(document["summary"]), notes=notes)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        log.debug("%s is no report of a stage: %s", path, error)
+        log.debug("%s is not a stage report: %s", path, error)
         return None
 
 
 def termination_message(report: StageReport) -> bytes:
-    """One JSON document that the kubelet does not cut: its texts are shortened until it fits."""
+    """Return the report as a JSON document of at most :data:`TERMINATION_MESSAGE_LIMIT` bytes.
+
+    Texts are shortened until it fits; if that is not enough, the lists are left out.
+    """
     message: dict[str, Any] = {
         "stage": report.stage,
         "outcome": report.outcome,
@@ -187,18 +192,18 @@ def termination_message(report: StageReport) -> bytes:
     while len(text := _encode(_truncate(message, limit))) > TERMINATION_MESSAGE_LIMIT:
         limit //= 2
         if limit <= MIN_TEXT_LIMIT:
-            message.pop("failed", None)  # the error names them as well
+            message.pop("failed", None)  # the error names the failed checks as well
             message.pop("notes", None)
     return text
 
 
 def _encode(message: dict[str, Any]) -> bytes:
-    # A file name that is no UTF-8 has surrogates in it; their escape is the same in JSON.
+    # A file name that is not UTF-8 contains surrogates; their backslash escape is valid JSON.
     return json.dumps(message, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _truncate(value: Any, limit: int) -> Any:
-    """The same with no text longer than ``limit`` characters."""
+    """Return a copy of ``value`` in which every text has at most ``limit`` characters."""
     if isinstance(value, str):
         return value if len(value) <= limit else value[: limit - 1] + "…"
     if isinstance(value, dict):

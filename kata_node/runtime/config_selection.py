@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kata_node.runtime.containerd import config as containerd
+from kata_node.runtime.containerd.command_line import config_path
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.model.distributions import DISTRIBUTION_RUNTIMES, k0s_manages
 from kata_node.settings.model import DEFAULT_INSTANCE
@@ -102,7 +102,7 @@ def with_configured_paths(
         )
     elif distribution_runtime.config_from_argv:
         distribution_runtime = replace(
-            distribution_runtime, config=containerd.config_path(argv, distribution_runtime.config)
+            distribution_runtime, config=config_path(argv, distribution_runtime.config)
         )
     return (
         replace(distribution_runtime, socket=settings.runtime_socket)

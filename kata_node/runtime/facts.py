@@ -7,31 +7,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kata_node.errors import CriError, IneligibleNodeError, KataNodeError
+from kata_node.errors import CriError
 from kata_node.host import kernel
 from kata_node.host.files import FileState, missing_dirs
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
-from kata_node.runtime.config_selection import config_for, with_configured_paths, without_unread_drop_ins
-from kata_node.runtime.containerd.config import config_path
+from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
+from kata_node.runtime.containerd.command_line import config_path
+from kata_node.runtime.identify import (
+    CALL_TIMEOUT,
+    find_distribution_runtime,
+    find_unit,
+    identify_runtime,
+    runtime_for_revert,
+)
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.config import CriConfig, own_paths
 from kata_node.runtime.model.distributions import (
-    DISTRIBUTION_RUNTIMES,
     DistributionRuntime,
     wrong_distribution_error,
 )
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
-from kata_node.versions import ASSUMED_RUNTIME, Runtime, parse_version, runtime_version, version_from_files
+from kata_node.versions import Runtime
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
     from kata_node.host.systemd import Unit
 
-CALL_TIMEOUT = 10.0  # seconds for one call of a running runtime
 LIST_TIMEOUT = 30.0  # seconds to list the pods of a node, at most some hundreds
 
 
@@ -105,7 +110,7 @@ def _look(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     distribution_runtime = find_distribution_runtime(context, unit, for_revert=for_revert)
     try:
         runtime, runtime_source = (
-            _runtime_for_revert(context, distribution_runtime)
+            runtime_for_revert(context, distribution_runtime)
             if for_revert
             else identify_runtime(context, distribution_runtime)
         )
@@ -184,160 +189,6 @@ def _configured_path(unit: Unit | None) -> str:
     if unit is None or distribution_runtime is None or not distribution_runtime.config_from_argv:
         return ""
     return config_path(unit.argv, distribution_runtime.config)
-
-
-def find_unit(context: StageContext, *, for_revert: bool) -> Unit | None:
-    """Return the unit of the container runtime: the running one, or the recorded one of an unfinished run.
-
-    Raises :class:`IneligibleNodeError` when several runtimes run and no setting names the kubelet's socket.
-    """
-    systemd, recorded = context.clients.systemd(), context.receipt.cri
-    known = (
-        systemd.unit(name)
-        for distribution_runtime in DISTRIBUTION_RUNTIMES
-        for name in distribution_runtime.units
-    )
-    units = {unit.name: unit for unit in known if unit is not None}
-    if recorded is not None and recorded.unit in units and (for_revert or recorded.state != "serving"):
-        return units[recorded.unit]
-    if recorded is not None and for_revert:
-        # Another runtime never read the files that a revert restores.
-        units = {name: unit for name, unit in units.items() if _unit_runs(unit, recorded.runtime)}
-    own = {name: unit for name, unit in units.items() if not _uses_external_runtime(unit)}
-    found = {name for name, unit in own.items() if unit.active_state not in ("inactive", "failed")}
-    candidates = distributions.distribution_runtimes_of_units(found or own)
-    socket = _normalized_socket(context.options.cri_socket or context.settings.containerd.runtime_socket)
-    candidates = (
-        tuple(
-            distribution_runtime
-            for distribution_runtime in candidates
-            if distribution_runtime.socket == socket
-        )
-        or candidates
-    )
-    unit_names = [
-        name
-        for distribution_runtime in candidates
-        for name in distribution_runtime.units
-        if name in (found or own)
-    ]
-    if found and len(candidates) > 1:
-        raise IneligibleNodeError(
-            "several container runtimes are running: " + ", ".join(unit_names),
-            hint="name the socket that the kubelet uses with --cri-socket, or stop the other runtime",
-        )
-    return units[unit_names[0]] if unit_names else None
-
-
-def _normalized_socket(socket: str) -> str:
-    """Return the path with ``/run`` instead of ``/var/run``, which is a link to it."""
-    return socket.removeprefix("/var") if socket.startswith("/var/run/") else socket
-
-
-def _unit_runs(unit: Unit, runtime: str) -> bool:
-    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name)
-    return distribution_runtime is not None and distribution_runtime.runtime == runtime
-
-
-def _uses_external_runtime(unit: Unit) -> bool:
-    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name)
-    return (
-        distribution_runtime is not None
-        and distributions.external_runtime_option(distribution_runtime, unit.argv) != ""
-    )
-
-
-def find_distribution_runtime(
-    context: StageContext, unit: Unit | None, *, for_revert: bool
-) -> DistributionRuntime:
-    """Return how the distribution runs the runtime of ``unit``; without a unit, by settings and receipt."""
-    options, containerd = context.options, context.settings.containerd
-    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit is not None else None
-    if distribution_runtime is not None and unit is not None:
-        distribution_runtime = with_configured_paths(distribution_runtime, containerd, unit.argv)
-    else:
-        recorded = context.receipt.cri
-        name = runtime_version(options.runtime).name if options.runtime else "containerd"
-        if recorded is not None and (for_revert or not options.runtime):
-            name = recorded.runtime
-        distribution_runtime = with_configured_paths(
-            distributions.distribution_runtime(context.settings.distribution, name), containerd, ()
-        )
-    return (
-        replace(distribution_runtime, socket=options.cri_socket)
-        if options.cri_socket
-        else distribution_runtime
-    )
-
-
-def identify_runtime(context: StageContext, distribution_runtime: DistributionRuntime) -> tuple[Runtime, str]:
-    """Return the runtime, and the source of that fact: flag, running CRI, receipt or files, in this order.
-
-    Raises :class:`CriError` when the runtime does not answer and no unfinished run is recorded, and
-    :class:`IneligibleNodeError` when the files of an offline root do not show the runtime.
-    """
-    options, recorded = context.options, context.receipt.cri
-    if options.runtime:
-        return runtime_version(options.runtime), "--runtime"
-    if options.offline:
-        return _runtime_from_files(context, distribution_runtime)
-    try:
-        answer = context.clients.cri(distribution_runtime.socket).version(CALL_TIMEOUT)
-    except CriError as error:
-        recorded_runtime = _recorded_runtime(context)
-        if recorded_runtime is None or recorded is None:
-            raise
-        if recorded.state == "serving":
-            raise CriError(
-                error.what,
-                where=error.where,
-                hint=f"{error.hint}; if the runtime is no longer {recorded_runtime[0]}, for which it was "
-                "configured, run `kata-node revert` and then `kata-node install`",
-            ) from error
-        # A killed run may have left the runtime down. This run then starts it again.
-        return recorded_runtime
-    version = parse_version(answer.runtime_version, where=distribution_runtime.socket)
-    return Runtime(answer.runtime_name, version), "the CRI socket"
-
-
-def _runtime_from_files(
-    context: StageContext, distribution_runtime: DistributionRuntime
-) -> tuple[Runtime, str]:
-    root = context.clients.root
-    dpkg = root.read("/var/lib/dpkg/status")
-    if version := version_from_files(dpkg, None):
-        return Runtime("containerd", version), "its package"
-    # The receipt comes before the configuration, which kata-node may have written.
-    if recorded_runtime := _recorded_runtime(context):
-        return recorded_runtime
-    if version := version_from_files(dpkg, root.read(distribution_runtime.config)):
-        return Runtime("containerd", version), "its configuration"
-    raise IneligibleNodeError(
-        "the files of this root do not show which container runtime the node will run",
-        where=str(root.base),
-        hint="name the runtime, for example --runtime containerd://2.1.9",
-    )
-
-
-def _runtime_for_revert(
-    context: StageContext, distribution_runtime: DistributionRuntime
-) -> tuple[Runtime, str]:
-    """Return the runtime, and the source of that fact, for a revert.
-
-    A running runtime answers with its version, which decides how its other files are checked. If it is down
-    or another runtime answers, the receipt is used.
-    """
-    recorded_runtime = _recorded_runtime(context)
-    try:
-        found = identify_runtime(context, distribution_runtime)
-    except KataNodeError:
-        return recorded_runtime or (ASSUMED_RUNTIME, "an assumption")
-    return recorded_runtime if recorded_runtime and found[0].name != recorded_runtime[0].name else found
-
-
-def _recorded_runtime(context: StageContext) -> tuple[Runtime, str] | None:
-    cri = context.receipt.cri
-    return (Runtime(cri.runtime, parse_version(cri.version)), "the receipt") if cri else None
 
 
 def _served_handlers(

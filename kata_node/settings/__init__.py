@@ -1,1 +1,1 @@
-"""What is wanted: the values file, flags, and the table of shims."""
+"""The settings of one node, from the values file, the options and the table of shims."""

@@ -1,7 +1,7 @@
-"""The handlers one instance brings to the CRI runtime: what each is called, and what it stands for. Pure.
+"""The handlers of one installation: their names, shims and configurations. Pure.
 
-Every enabled shim has one, named after it; with ``debug`` a second one that logs more; and every custom
-runtime has one, named by its RuntimeClass. Each has a Kata configuration directory to itself.
+Every enabled shim has one handler. With ``debug``, it has a second one that logs more. Every custom runtime
+has one handler, which its RuntimeClass names. Each handler has its own Kata configuration directory.
 """
 
 from __future__ import annotations
@@ -20,45 +20,46 @@ class Handler:
     """One handler. Paths are relative to the install dir."""
 
     name: str
-    """What the CRI serves and a RuntimeClass names: ``kata-qemu``, ``kata-qemu-debug-<suffix>``."""
+    """The name that the runtime serves: ``kata-qemu``, ``kata-qemu-debug-<suffix>``."""
     shim: Shim
-    """What runs it, and whose configuration it starts from."""
+    """The shim that runs the handler's pods. Its configuration is the base of the handler's configuration."""
     own_dir: str
-    """The directory of its Kata configuration, which no other handler reads."""
+    """The directory of the handler's Kata configuration. No other handler reads it."""
     key: str
-    """Where the settings speak of it: ``shims.qemu``, ``customRuntimes.runtimes.mine``."""
+    """The key of the handler's settings in the values: ``shims.qemu``, ``customRuntimes.runtimes.mine``."""
     debug: bool = False
+    """Whether this is the debug variant of a shim's handler."""
     drop_in: str = ""
-    """Kata configuration of the user's own, as TOML text; it has the last word."""
+    """The user's Kata configuration, as TOML text. It overrides all other drop-ins."""
     snapshotter: str = ""
-    """containerd's snapshotter for its images; empty for the default one."""
+    """The containerd snapshotter of the handler's images; empty for containerd's default."""
     guest_pull: bool = False
-    """Whether CRI-O leaves the pulling of images to the guest."""
+    """Whether CRI-O lets the guest pull the images."""
     pod_annotations: tuple[str, ...] = ()
-    """The annotations of a pod that containerd hands to the shim, as globs."""
+    """Globs of the pod annotations that containerd passes to the shim."""
 
     @property
     def own_config(self) -> str:
-        """The configuration the handler points at. Kata reads ``config.d`` beside it."""
+        """The path of the handler's Kata configuration. Kata also reads ``config.d`` beside it."""
         return f"{self.own_dir}/configuration-{self.shim.name}.toml"
 
     @property
     def drop_in_dir(self) -> str:
-        """The drop-ins Kata merges over its configuration, in lexical order."""
+        """The directory of the drop-ins that Kata merges into the configuration, in lexical order."""
         return f"{self.own_dir}/config.d"
 
 
 POD_ANNOTATIONS = "io.katacontainers.*"
-"""The annotations of a pod that reach the shim; Kata's own configuration decides which it heeds."""
+"""The pod annotations that every handler passes to the shim. Kata's configuration decides which apply."""
 
 
 def handlers(settings: Settings) -> tuple[Handler, ...]:
-    """Every handler of the instance, shims first, in the table's order."""
+    """Return all handlers of the installation: first those of shims, then those of custom runtimes."""
     return (*_shim_handlers(settings), *_custom_handlers(settings))
 
 
 def handler_names(settings: Settings) -> tuple[str, ...]:
-    """What they are called."""
+    """Return the names of all handlers of the installation."""
     return tuple(handler.name for handler in handlers(settings))
 
 

@@ -1,19 +1,19 @@
-"""What this node is to get: the values file, and what flags and variables change of it.
+"""Load the settings of a node from the values file, the command-line options and ``KATA_NODE_`` variables.
 
-The file is the one the Helm chart takes, with the keys of the public kata-deploy chart as of mid-2026.
-Keys that only the cluster side uses are known and passed over; every other key is known by name and
-type, and all that is wrong is reported in one error.
+The values file is that of the Helm chart. It has the keys of the public kata-deploy chart as of mid-2026.
+kata-node ignores the keys that only the chart's templates use. It checks the name and type of every other
+key, and reports all problems in one error.
 
-Which shims are on:
+Which shims are enabled:
 
-- A shim named under ``shims`` is on when its ``enabled`` is true, off when it is false, and otherwise
-  on unless ``shims.disableAll``. A shim the file does not name is off: Helm has merged the chart's
-  own list in before a node sees the file.
-- A file that names no shim, or no file, means a run by hand: one shim is on, the ``defaultShim`` of
-  this architecture or else ``qemu``. ``disableAll: true`` alone switches that off too.
-- The override ``shims`` replaces this choice by the shims it names.
-- One file serves nodes of every architecture, so a shim that does not run on this one is skipped, not
-  refused. It is an error only when none is left, or when the override named it for this very node.
+- A shim below ``shims`` is enabled if its ``enabled`` is true, and disabled if it is false. Without
+  ``enabled`` it is enabled unless ``shims.disableAll`` is true. A shim that the file does not name is
+  disabled: Helm merges the chart's list of shims into the file before a node reads it.
+- If the file names no shim, or there is no file, kata-node is run by hand. Then one shim is enabled: the
+  ``defaultShim`` of this architecture, or ``qemu``. ``disableAll: true`` disables this shim too.
+- The override ``shims`` replaces these rules: exactly the shims it names are enabled.
+- One file is used for nodes of every architecture. An enabled shim that does not run on this architecture is
+  skipped. It is an error if no shim and no custom runtime is left, or if the override names such a shim.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kata_node.settings.selection import read_custom_runtimes, select
 from kata_node.settings.values import ValuesReader, describe_value, read_yaml
 
 OVERRIDE_KEYS = ("installation_prefix", "k8s_distribution", "multi_install_suffix", "debug", "shims")
-"""What flags and ``KATA_NODE_…`` variables can set; all values are strings."""
+"""The settings that options and ``KATA_NODE_`` variables can override. All values are strings."""
 
 
 CHART_ONLY_KEYS = (
@@ -67,10 +67,10 @@ CHART_ONLY_KEYS = (
     "updateStrategy",
     "verification",
 )
-"""Top-level keys whose work the chart's templates do; their values are not looked at."""
+"""Top-level keys that only the chart's templates use. Their values are not checked."""
 
 DISTRIBUTION_ALIASES = {"kubeadm": "k8s", "vanilla": "k8s"}
-"""Other names of distributions, which the public chart's documentation has."""
+"""Other names of distributions, from the documentation of the public chart."""
 
 RENAMED_KEYS = {
     "allowedHypervisorAnnotations": "shims.<shim>.allowedHypervisorAnnotations",
@@ -86,19 +86,19 @@ RENAMED_KEYS = {
     "_experimentalForceGuestPull": "shims.<shim>.containerd.forceGuestPull",
     "_experimentalSetupSnapshotter": "snapshotter.setup",
 }
-"""Keys of ``env`` that older charts had, and what says the same now."""
+"""Keys below ``env`` of older charts, with the keys that replace them."""
 
 RESERVED_HANDLERS = ("crun", "runc")
-"""The handlers that runtimes have built in: to take one would be to run every pod of the node in Kata."""
+"""The built-in handlers of runtimes. A custom runtime with such a name would run every pod in Kata."""
 
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 NAME_LIMIT = 63
-"""The longest RuntimeClass handler, and the longest name of a label behind its slash."""
+"""The maximum length of a RuntimeClass handler, and of the part of a label key after the slash."""
 
 _SUFFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-# What needs no quoting in TOML, in a shell, in a systemd unit or in containerd's globs.
+# Only characters that need no quoting in TOML, in a shell, in a systemd unit and in containerd's globs.
 _PREFIX = re.compile(r"/[A-Za-z0-9._+@=/-]*")
-# The syntax of a label's key, which Kubernetes has taints follow.
+# Kubernetes requires the syntax of a label key for taint keys.
 _TAINT_KEY = re.compile(
     r"((?=.{1,253}/)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -108,11 +108,12 @@ log = logging.getLogger(__name__)
 
 
 def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settings:
-    """The settings for a node of machine ``arch``, from the YAML file at ``path`` and ``overrides``.
+    """Return the settings for a node of the machine type ``arch`` (as ``uname -m`` prints it).
 
-    ``overrides`` has keys of :data:`OVERRIDES`; an empty value counts as not given. Without a
-    ``path`` all values have their defaults. Raises :class:`~kata_node.errors.SettingsError` that
-    names everything wrong with the file and the overrides, each by its key.
+    ``path`` is the values file; without it, all values have their defaults. The keys of ``overrides`` are
+    those of :data:`OVERRIDE_KEYS`; an empty value counts as not given. Raises
+    :class:`~kata_node.errors.SettingsError` with all problems of the file and the overrides, each with its
+    key.
     """
     if unknown := overrides.keys() - set(OVERRIDE_KEYS):
         raise ValueError(f"unknown overrides: {unknown}")
@@ -123,10 +124,10 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settin
         raise SettingsError(
             problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems]),
             where=path or "settings",
-            hint="correct the settings and run again; nothing was changed on this node",
+            hint="correct the settings, then run again; nothing was changed on this node",
         )
     for name, reason in settings.skipped:
-        log.debug("no %s on this %s node: it %s", name, arch, reason)
+        log.debug("skipping %s on this %s node: it %s", name, arch, reason)
     return settings
 
 
@@ -178,17 +179,16 @@ def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Sett
 def _report_renamed_keys(env: ValuesReader) -> None:
     for old, new in RENAMED_KEYS.items():
         if env.has(old):
-            env.add_problem(old, f"is the key of an older chart; write {new}")
+            env.add_problem(old, f"is a key of an older chart; write {new}")
             env.skip(old)
 
 
 def _prefix(values: ValuesReader, key: str, prefix: str) -> str:
-    """The prefix, normalised; the empty string for the root."""
+    """Return the normalized prefix; the empty string for the root directory."""
     if prefix and (not _PREFIX.fullmatch(prefix) or ".." in prefix.split("/")):
         values.add_problem(
             key,
-            f"{describe_value(prefix)} is not an absolute path of letters, digits and . _ - + @ = "
-            "without `..`",
+            f"{describe_value(prefix)} is not an absolute path of letters, digits and . _ - + @ = without ..",
         )
         return ""
     return posixpath.normpath(f"/{prefix.strip('/')}").rstrip("/")
@@ -197,13 +197,13 @@ def _prefix(values: ValuesReader, key: str, prefix: str) -> str:
 def _suffix(values: ValuesReader, key: str, suffix: str) -> str:
     if suffix == DEFAULT_INSTANCE:
         values.add_problem(
-            key, f"{suffix} is what an installation without a suffix is called; choose another"
+            key, f"`{suffix}` is the name of the installation without a suffix; choose another suffix"
         )
     elif suffix and not _SUFFIX.fullmatch(suffix):
         values.add_problem(
             key,
-            f"{describe_value(suffix)} cannot end a path and a label: use small letters, digits and inner "
-            "dashes",
+            f"{describe_value(suffix)} cannot be part of a name; use lower-case letters, digits and inner "
+            "hyphens",
         )
     else:
         return suffix
@@ -211,25 +211,30 @@ def _suffix(values: ValuesReader, key: str, suffix: str) -> str:
 
 
 def _check_handlers(values: ValuesReader, key: str, settings: Settings) -> None:
-    """Handlers must differ. They and the instance's label have the suffix, and Kubernetes limits both."""
+    """Report handlers that are reserved, not unique or too long, and a suffix that is too long.
+
+    ``key`` is the key of the suffix. The suffix is part of handlers and of the installation label, and
+    Kubernetes limits the length of both.
+    """
     seen: dict[str, str] = {}
     for handler in handlers(settings):
         if handler.name in RESERVED_HANDLERS:
             values.add_problem(
                 f"{handler.key}.runtimeClass",
-                f"its handler {handler.name} is the one that runs ordinary containers; choose another",
+                f"the handler {handler.name} runs ordinary containers; choose another handler",
             )
         elif handler.name in seen:
             values.add_problem(
                 f"{handler.key}.runtimeClass",
-                f"its handler {handler.name} is that of {seen[handler.name]} too",
+                f"{handler.name} is also the handler of {seen[handler.name]}; choose another handler",
             )
         seen[handler.name] = handler.key
     longest = max((*seen, settings.suffix), key=len)
     if len(longest) > NAME_LIMIT:
         values.add_problem(
             key if settings.suffix else seen[longest],
-            f"the name {longest} has {len(longest)} characters; Kubernetes allows {NAME_LIMIT}",
+            f"the name {longest} has {len(longest)} characters and Kubernetes allows {NAME_LIMIT}; choose a "
+            f"shorter {'suffix' if settings.suffix else 'name'}",
         )
 
 
@@ -237,7 +242,9 @@ def _distribution(values: ValuesReader, override: str) -> str:
     distribution = values.choice("k8sDistribution", (*DISTRIBUTIONS, *DISTRIBUTION_ALIASES))
     distribution = DISTRIBUTION_ALIASES.get(distribution, distribution)
     if override and override not in DISTRIBUTIONS:
-        values.add_problem("--k8s-distribution", f"expected one of {', '.join(DISTRIBUTIONS)}")
+        values.add_problem(
+            "--k8s-distribution", f"{describe_value(override)} is not one of {', '.join(DISTRIBUTIONS)}"
+        )
     return override or distribution
 
 
@@ -256,10 +263,10 @@ def _taints(values: ValuesReader) -> tuple[str, ...]:
             what = f"is neither `key` nor `key:effect` with an effect of {', '.join(TAINT_EFFECTS)}"
         elif "=" in key[1:]:
             bare = key.partition("=")[0] + colon + effect
-            what = f"has a value, as kubectl writes taints, but it is meant whatever that is: write {bare}"
+            what = f"has a value, but startupTaints match a taint with any value; write {bare}"
         elif not _TAINT_KEY.fullmatch(key):
             what = (
-                "has no key that a taint can have: write it as `kubectl describe node` shows it, such as "
+                "has no valid taint key; write it as `kubectl describe node` shows it, for example "
                 "example.com/not-yet:NoSchedule"
             )
         else:

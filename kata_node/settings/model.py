@@ -1,4 +1,4 @@
-"""The settings of one node, checked. A record; :mod:`kata_node.settings.load` makes it."""
+"""The settings of one node, as a record. :mod:`kata_node.settings.load` creates it from checked values."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ DEFAULT_INSTANCE = "default"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the node side needs to know, checked."""
+    """The settings that the stages on a node use."""
 
     shims: tuple[Shim, ...]
-    """The shims that are on and run on this architecture, in the table's order."""
+    """The enabled shims that run on this architecture, in the order of the shim table."""
     arch: str
-    """The machine name of this node: ``x86_64``, ``aarch64``, ``s390x``, ``ppc64le``."""
+    """The machine type of this node: ``x86_64``, ``aarch64``, ``s390x``, ``ppc64le``."""
     install_dir: str = DEFAULT_INSTALL_DIR
-    """Where Kata goes on the host: ``<env.installationPrefix>/opt/kata[-<env.multiInstallSuffix>]``."""
+    """``<env.installationPrefix>/opt/kata[-<env.multiInstallSuffix>]``."""
     instance: str = DEFAULT_INSTANCE
-    """What this installation is called in labels and receipts: the suffix, or ``default``."""
+    """The name of this installation in labels and receipts: the suffix, or ``default``."""
     suffix: str = ""
-    """``env.multiInstallSuffix``: what ends the names of handlers and files of this installation."""
+    """``env.multiInstallSuffix``. It is the end of the names of this installation's handlers and files."""
     user_drop_in: str = ""
-    """``containerd.userDropIn``: TOML of the user's own, read after ours."""
+    """``containerd.userDropIn``: TOML that containerd reads after the drop-in of kata-node."""
     skipped: tuple[tuple[str, str], ...] = ()
-    """The shims and custom runtimes that are on but not for this node, each with the reason."""
+    """The enabled shims and custom runtimes that do not run on this node, each with the reason."""
     shim_settings: Mapping[str, ShimSettings] = field(default_factory=dict)
-    """What the values say of each shim in ``shims``, by its name."""
+    """The settings of each shim in ``shims``, by its name."""
     default_shim: str = ""
-    """``defaultShim`` for this architecture; nothing when it is not given, or an override left it out."""
+    """``defaultShim`` for this architecture; empty if it is not set or not among ``shims``."""
     custom_runtimes: tuple[CustomRuntime, ...] = ()
-    """Those of ``customRuntimes`` that run on this architecture; none while it is not enabled."""
+    """The custom runtimes that run on this architecture; empty unless ``customRuntimes.enabled`` is true."""
     distribution: str = DISTRIBUTIONS[0]
     """``k8sDistribution``, one of :data:`DISTRIBUTIONS`."""
     containerd: ContainerdSettings = field(default_factory=ContainerdSettings)
@@ -48,17 +48,17 @@ class Settings:
     debug: bool = False
     devkit: bool = False
     startup_taints: tuple[str, ...] = ()
-    """Taints to take off the Node once it is labelled: ``key`` or ``key:effect``."""
+    """The taints to remove from the Node when it is labeled: ``key`` or ``key:effect``."""
 
     def for_shim(self, shim: Shim) -> ShimSettings:
-        """What the values say of a shim."""
+        """Return the settings of ``shim``; the defaults if the values do not name it."""
         return self.shim_settings.get(shim.name, ShimSettings())
 
     def digest(self) -> str:
-        """The sha256, in hex, of all settings that decide what is written on the host.
+        """Return the sha256, in hex, of all settings that decide what is written on the node.
 
-        What only labels, RuntimeClasses or this run's report depend on is left out, so a change of
-        those does not make a finished node look out of date.
+        Settings that only affect labels, RuntimeClasses or the report of a run are left out. A change of
+        these does not make a node out of date.
         """
         import hashlib
 

@@ -1,4 +1,4 @@
-"""What the values file says of containerd and of its snapshotters."""
+"""The settings of containerd and its snapshotters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kata_node.settings.selection import read_toml
 from kata_node.settings.values import ValuesReader, describe_value, did_you_mean
 
 SETUP_SNAPSHOTTERS = ("nydus", "erofs")
-"""The snapshotters that ``snapshotter.setup`` can list; any other is only named by a shim."""
+"""The snapshotters that ``snapshotter.setup`` can list. Shims can use others that the node already has."""
 
 _WHOLE_NUMBER, _TEXT, _TEXTS = "a whole number", "a string", "an array of strings"
 _ANY = "*"
@@ -24,32 +24,37 @@ _CONFIG_SHAPE: Mapping[str, Any] = {
         ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"), _CRI_PLUGIN_SHAPE
     ),
 }
-"""What keys of containerd's configuration hold in each of its versions; a mapping is for a table."""
+"""The types of keys that are the same in every version of containerd's configuration. A dict is a table."""
 
 
 @dataclass(frozen=True)
 class ContainerdSettings:
-    """Where containerd is when it is not where the distribution puts it, and what it passes on."""
+    """The paths of containerd that differ from those of the distribution, and annotations it passes on.
+
+    An empty path means that of the distribution.
+    """
 
     config_dir: str = ""
     config_file_name: str = ""
     runtime_socket: str = ""
-    """A path."""
+    """The path of the CRI socket."""
     extra_pod_annotations: tuple[str, ...] = ()
+    """Globs of pod annotations that containerd passes to every shim."""
 
 
 @dataclass(frozen=True)
 class SnapshotterSettings:
-    """The snapshotters to set up on the node."""
+    """The snapshotters to set up on the node, and the options of erofs."""
 
     setup: tuple[str, ...] = ()
+    """Members of :data:`SETUP_SNAPSHOTTERS`."""
     erofs_merge_mode: str = ""
     erofs_snapshotter_mode: str = ""
     erofs_dmverity: bool = False
 
 
 def read_containerd(values: ValuesReader) -> ContainerdSettings:
-    """Read ``containerd``, but for its ``userDropIn``."""
+    """Read ``containerd``, without ``userDropIn``."""
     return ContainerdSettings(
         config_dir=_read_config_dir(values),
         config_file_name=_read_file_name(values),
@@ -59,14 +64,17 @@ def read_containerd(values: ValuesReader) -> ContainerdSettings:
 
 
 def read_user_drop_in(values: ValuesReader) -> str:
-    """``containerd.userDropIn``, checked to be TOML without values that keep any containerd from starting."""
+    """Return ``containerd.userDropIn``.
+
+    Report a problem if it is not valid TOML, or if a value has a type with which no containerd starts.
+    """
     problems_before = len(values.problems)
     text = read_toml(values, "userDropIn")
     if text.strip() and len(values.problems) == problems_before:
         import tomllib
 
-        for wrong in _type_problems(tomllib.loads(text), _CONFIG_SHAPE, ""):
-            values.add_problem("userDropIn", f"{wrong}; containerd does not start with that")
+        for problem in _type_problems(tomllib.loads(text), _CONFIG_SHAPE, ""):
+            values.add_problem("userDropIn", f"{problem}; containerd does not start with that")
     return text
 
 
@@ -81,10 +89,13 @@ def read_snapshotter(values: ValuesReader) -> SnapshotterSettings:
 
 
 def _type_problems(value: object, shape: Mapping[str, Any] | str, path: str) -> Iterator[str]:
-    """What in ``value``, which is at ``path``, is not as ``shape`` has it, a sentence each."""
+    """Yield a sentence for each key in ``value`` that has another type than in ``shape``.
+
+    ``path`` is the key of ``value``, as a dotted path.
+    """
     if isinstance(shape, Mapping) and isinstance(value, dict):
         for key, item in value.items():
-            # At the top level containerd matches keys in any case.
+            # containerd ignores the case of top-level keys.
             inner = shape.get(key if path else key.lower(), shape.get(_ANY))
             if inner is not None:
                 yield from _type_problems(item, inner, f"{path}.{key}" if path else key)
@@ -111,12 +122,12 @@ def _read_config_dir(containerd: ValuesReader) -> str:
 def _read_file_name(containerd: ValuesReader) -> str:
     name = containerd.text("configFileName")
     if "/" in name or name in (".", ".."):
-        containerd.add_problem("configFileName", f"{describe_value(name)} is not the name of a file")
+        containerd.add_problem("configFileName", f"{describe_value(name)} is not a file name")
     return name
 
 
 def _read_socket(containerd: ValuesReader) -> str:
-    """The path of the CRI socket; it may be written as kubelets have it, ``unix:///run/…``."""
+    """Return the path of the CRI socket. The kubelet's form, ``unix:///run/…``, is accepted too."""
     path = containerd.text("runtimeSocket").removeprefix("unix://")
     if path and not path.startswith("/"):
         containerd.add_problem(
@@ -130,6 +141,8 @@ def _read_setup(snapshotter: ValuesReader) -> tuple[str, ...]:
     for name in names:
         if name not in SETUP_SNAPSHOTTERS:
             snapshotter.add_problem(
-                "setup", f"{describe_value(name)} cannot be set up{did_you_mean(name, SETUP_SNAPSHOTTERS)}"
+                "setup",
+                f"{describe_value(name)} is not a snapshotter that kata-node sets up"
+                f"{did_you_mean(name, SETUP_SNAPSHOTTERS)}",
             )
     return tuple(dict.fromkeys(names))

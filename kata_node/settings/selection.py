@@ -1,4 +1,4 @@
-"""Which shims this node gets, out of those the values name, and what the values say of them."""
+"""Read the shims and custom runtimes of the values, and select those for this node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kata_node.settings.shims import MACHINES, Shim, table
 from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, parse_yaml
 
 FALLBACK_SHIM = "qemu"
-"""The shim of a run that names none: of those Kata builds for every architecture, the plainest."""
+"""The shim that is enabled if nothing names one. Kata builds it for every architecture."""
 
 _HANDLER_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _KERNEL_PARAM_VALUE = re.compile(r"[!#-&(-~]*")
@@ -20,10 +20,10 @@ _K8S_NAMES = {machine: name for name, machine in MACHINES.items()}
 
 @dataclass(frozen=True)
 class ShimSettings:
-    """What the values say of one shim, apart from whether it is on."""
+    """The values of one shim, without ``enabled`` and ``supportedArches``."""
 
     drop_in: str = ""
-    """Kata configuration of the user's own, as TOML text."""
+    """The user's Kata configuration, as TOML text."""
     allowed_hypervisor_annotations: tuple[str, ...] = ()
     snapshotter: str = ""
     force_guest_pull: bool = False
@@ -33,19 +33,19 @@ class ShimSettings:
     no_proxy: str = ""
     rootless: bool = False
     kernel_modules: bool = False
-    """Whether images with kernel modules for the guest are asked for."""
+    """Whether ``kernelModulesImages`` is set."""
     enable_dcgm: bool = False
 
 
 @dataclass(frozen=True)
 class CustomRuntime:
-    """A handler of the user's own, made from the configuration of a shim."""
+    """A handler that the user defines, with the configuration of a shim as its base."""
 
     name: str
     base_config: str
-    """The shim it starts from."""
+    """The name of the shim that it is based on."""
     handler: str
-    """The name the CRI serves it under: that of its RuntimeClass, whatever the suffix."""
+    """The handler of its RuntimeClass. It does not get the suffix of the installation."""
     drop_in: str = ""
     snapshotter: str = ""
     crio_pull_type: str = ""
@@ -53,7 +53,7 @@ class CustomRuntime:
 
 @dataclass(frozen=True)
 class Selection:
-    """The shims of one node. The fields are those of :class:`~kata_node.settings.model.Settings`."""
+    """The shims of one node, in fields of :class:`~kata_node.settings.model.Settings`."""
 
     shims: tuple[Shim, ...]
     skipped: tuple[tuple[str, str], ...]
@@ -67,7 +67,7 @@ class _ShimEntry:
 
     enabled: bool | None
     arches: tuple[str, ...] | None
-    """The machine names that ``supportedArches`` leaves; ``None`` when it is not given."""
+    """``supportedArches`` as machine types; ``None`` if it is not set."""
     settings: ShimSettings
 
 
@@ -79,12 +79,13 @@ def select(
     custom: Collection[CustomRuntime] = (),
     skipped_custom: tuple[tuple[str, str], ...] = (),
 ) -> Selection:
-    """Read ``shims`` and ``defaultShim``, and choose for machine ``arch``.
+    """Read ``shims`` and ``defaultShim``, and return the selection for the machine type ``arch``.
 
-    ``only`` are names that replace the file's choice, separated by commas. With ``custom`` runtimes a node
-    without any shim is no problem; ``elsewhere`` are those it cannot have, each with the reason.
+    ``shims_override`` has the names of shims, separated by commas. If it is not empty, exactly these
+    shims are enabled. It is a problem if no shim is left, unless there are ``custom`` runtimes.
+    ``skipped_custom`` has the custom runtimes that do not run on ``arch``, each with the reason.
     """
-    before = len(values.problems)
+    problems_before = len(values.problems)
     with values.section("shims") as section:
         disable_all = section.flag("disableAll")
         shim_entries = {
@@ -92,16 +93,16 @@ def select(
         }
     defaults = _read_defaults(values)
     enabled = {name: entry.enabled for name, entry in shim_entries.items()}
-    shims_on = (
+    enabled_names = (
         _read_shims_override(values, shims_override)
         if shims_override
         else select_enabled(enabled, disable_all, defaults.get(arch, ""))
     )
-    if len(values.problems) > before:
-        # What is on cannot be told, and guessing would only add problems that are not there.
+    if len(values.problems) > problems_before:
+        # The enabled shims are not known. Checks of a guess would report problems that do not exist.
         return Selection((), (), {}, "")
     shims, skipped = split_by_arch(
-        shims_on, {name: entry.arches for name, entry in shim_entries.items()}, arch
+        enabled_names, {name: entry.arches for name, entry in shim_entries.items()}, arch
     )
     k8s_arch = _K8S_NAMES.get(arch, arch)
     if shims_override:
@@ -110,8 +111,8 @@ def select(
     skipped += skipped_custom
     if not shims_override and not shims and not custom:
         reasons = "; ".join(f"{name} {reason}" for name, reason in skipped)
-        why = f"no shim that is on runs on {k8s_arch}: {reasons}" if skipped else "no shim is on"
-        values.add_problem("shims", f"{why}; this node would get nothing")
+        what = f"no enabled shim runs on {k8s_arch}: {reasons}" if skipped else "no shim is enabled"
+        values.add_problem("shims", f"{what}; enable a shim that runs on {k8s_arch}")
     return Selection(
         shims=shims,
         skipped=skipped,
@@ -124,24 +125,25 @@ def select(
 
 
 def select_enabled(enabled: Mapping[str, bool | None], disable_all: bool, default: str) -> tuple[str, ...]:
-    """The shims that are on, in the table's order, given what the values say of each they name.
+    """Return the names of the enabled shims, in the order of the shim table.
 
-    A shim without a word of its own follows ``disable_all``; one that is not named is off. Where no
-    shim is named at all, ``default`` (the ``defaultShim`` of this architecture) is meant, or
-    :data:`FALLBACK`, unless everything is disabled.
+    ``enabled`` has the ``enabled`` value of each shim that the values name. A shim with ``None`` is enabled
+    unless ``disable_all``. A shim that is not named is disabled. If no shim is named and ``disable_all`` is
+    false, the result is ``default`` (the ``defaultShim`` of this architecture), or :data:`FALLBACK_SHIM`.
     """
     if not enabled and not disable_all:
         return (default or FALLBACK_SHIM,)
-    shims_on = {name for name, value in enabled.items() if value or (value is None and not disable_all)}
-    return tuple(name for name in table() if name in shims_on)
+    selected = {name for name, value in enabled.items() if value or (value is None and not disable_all)}
+    return tuple(name for name in table() if name in selected)
 
 
 def split_by_arch(
     names: Iterable[str], arches: Mapping[str, Sequence[str] | None], arch: str
 ) -> tuple[tuple[Shim, ...], tuple[tuple[str, str], ...]]:
-    """Those of ``names`` that run on machine ``arch``; then the others, each with the reason.
+    """Return the shims of ``names`` that run on the machine type ``arch``, and the others with the reason.
 
-    ``arches`` are the machine names that ``supportedArches`` leaves of each shim, ``None`` for all.
+    ``arches`` has the ``supportedArches`` of each shim as machine types; ``None`` allows all of the shim's.
+    A reason continues a sentence that begins with the shim: ``runs only on s390x``.
     """
     chosen: list[Shim] = []
     skipped: list[tuple[str, str]] = []
@@ -151,7 +153,7 @@ def split_by_arch(
         if arch not in shim.arches:
             skipped.append((name, f"runs {_arches_text(shim.arches)}"))
         elif allowed_arches is not None and arch not in allowed_arches:
-            skipped.append((name, f"runs {_arches_text(allowed_arches)} by its supportedArches"))
+            skipped.append((name, f"runs {_arches_text(allowed_arches)} according to its supportedArches"))
         else:
             chosen.append(shim)
     return tuple(chosen), tuple(skipped)
@@ -160,9 +162,9 @@ def split_by_arch(
 def read_custom_runtimes(
     values: ValuesReader, arch: str
 ) -> tuple[tuple[CustomRuntime, ...], tuple[tuple[str, str], ...]]:
-    """Read ``customRuntimes``: those for machine ``arch``; then the others, each with the reason.
+    """Read ``customRuntimes``. Return those that run on ``arch``, and the others with the reason.
 
-    All are checked, and handed back only when they are enabled.
+    All are checked. Both results are empty unless ``customRuntimes.enabled`` is true.
     """
     with values.section("customRuntimes") as section:
         enabled = section.flag("enabled")
@@ -181,16 +183,16 @@ def read_custom_runtimes(
 
 
 def _read_custom(runtimes: ValuesReader, name: str) -> CustomRuntime | None:
-    """One of them; ``None`` when a problem with it was noted."""
-    before = len(runtimes.problems)
+    """Return the custom runtime ``name``; ``None`` if it has problems, which are then in ``runtimes``."""
+    problems_before = len(runtimes.problems)
     with runtimes.section(name) as values:
         base = values.text("baseConfig")
         if not base:
             values.add_problem(
-                "baseConfig", "is missing: name the shim whose configuration this one starts from"
+                "baseConfig", "is missing; set it to the name of the shim that this runtime is based on"
             )
         elif base not in table():
-            values.add_problem("baseConfig", f"there is no shim {base}{did_you_mean(base, table())}")
+            values.add_problem("baseConfig", f"{base} is not a shim{did_you_mean(base, table())}")
         values.skip("inheritBaseOverhead")
         with values.section("containerd") as containerd, values.section("crio") as crio:
             runtime = CustomRuntime(
@@ -201,11 +203,11 @@ def _read_custom(runtimes: ValuesReader, name: str) -> CustomRuntime | None:
                 snapshotter=containerd.text("snapshotter"),
                 crio_pull_type=crio.choice("pullType", ("", "default", "guest-pull")),
             )
-    return runtime if len(runtimes.problems) == before else None
+    return runtime if len(runtimes.problems) == problems_before else None
 
 
 def _read_handler(values: ValuesReader) -> str:
-    """The ``handler`` of the RuntimeClass manifest in ``runtimeClass``."""
+    """Return the ``handler`` of the manifest in ``runtimeClass``; empty if there is a problem."""
     text = values.text("runtimeClass")
     try:
         manifest = parse_yaml(text)
@@ -216,14 +218,14 @@ def _read_handler(values: ValuesReader) -> str:
     if not isinstance(handler, str) or not _HANDLER_NAME.fullmatch(handler):
         values.add_problem(
             "runtimeClass",
-            "must be a RuntimeClass manifest with a handler of small letters, digits and inner dashes",
+            "is not a RuntimeClass manifest with a handler of lower-case letters, digits and inner hyphens",
         )
         return ""
     return handler
 
 
 def read_toml(values: ValuesReader, key: str) -> str:
-    """A string that is to become a TOML file of its own, checked to be one."""
+    """Return a string that becomes a TOML file. Report a problem if it is not valid TOML."""
     text = values.text(key)
     if text.strip():
         import tomllib
@@ -237,10 +239,11 @@ def read_toml(values: ValuesReader, key: str) -> str:
 
 def _is_known_shim(section: ValuesReader, name: str) -> bool:
     if name not in table():
-        section.add_problem(name, f"there is no such shim{did_you_mean(name, table())}")
+        section.add_problem(name, f"is not a shim{did_you_mean(name, table())}")
     elif not section.has(name):
-        # Off to Helm, where null takes a key away; on to whoever lists the shims of a test VM.
-        section.add_problem(name, "is empty: write `enabled: true` or `enabled: false` below it")
+        # Helm removes a key that is null, which disables the shim. In a file that Helm did not read, an entry
+        # without `enabled` enables it.
+        section.add_problem(name, "is empty; write `enabled: true` or `enabled: false` below it")
     else:
         return True
     section.skip(name)
@@ -275,26 +278,30 @@ def _read_shim(section: ValuesReader, name: str) -> _ShimEntry:
             if settings.rootless and not _can_be_rootless(shim):
                 others = ", ".join(each.name for each in table().values() if _can_be_rootless(each))
                 hypervisor.add_problem(
-                    "rootless", f"{name} runs its hypervisor as root only; others can: {others}"
+                    "rootless", f"{name} cannot run its hypervisor rootless; use one of {others}"
                 )
             if settings.enable_dcgm and not shim.gpu:
-                nvrc.add_problem("enableDCGM", f"{name} hands no NVIDIA GPUs to its guests")
+                nvrc.add_problem("enableDCGM", f"{name} does not pass NVIDIA GPUs to its guests")
         return _ShimEntry(values.optional_flag("enabled"), _read_arches(values, shim), settings)
 
 
 def _read_kernel_param(values: ValuesReader, key: str) -> str:
-    """A string that goes onto the guest kernel's command line, where a blank would end it."""
+    """Return a string for the guest's kernel command line. Report characters that would end or quote it."""
     text = values.text(key)
     if not _KERNEL_PARAM_VALUE.fullmatch(text):
         values.add_problem(
             key,
-            f"{describe_value(text)} has blanks, quotes or the like, which a kernel parameter cannot have",
+            f"{describe_value(text)} has blanks, quotes or other characters that a kernel parameter cannot "
+            "have",
         )
     return text
 
 
 def _can_be_rootless(shim: Shim) -> bool:
-    """Whether its hypervisor can run without privileges: runtime-rs opens what it needs of the host first."""
+    """Return whether the shim's hypervisor can run without privileges.
+
+    Only runtime-rs opens the devices of the node before it drops the privileges.
+    """
     return shim.runtime == "runtime-rs" and (shim.hypervisor == "qemu" or shim.name == "clh-runtime-rs")
 
 
@@ -314,13 +321,13 @@ def _read_arches(values: ValuesReader, shim: Shim) -> tuple[str, ...] | None:
 
 
 def _read_defaults(values: ValuesReader) -> dict[str, str]:
-    """``defaultShim``: machine name to shim."""
+    """Return the shim names in ``defaultShim``, by machine type."""
     defaults: dict[str, str] = {}
     with values.section("defaultShim") as section:
         for arch, machine in MACHINES.items():
             name = section.text(arch)
             if name and name not in table():
-                section.add_problem(arch, f"there is no shim {name}{did_you_mean(name, table())}")
+                section.add_problem(arch, f"{name} is not a shim{did_you_mean(name, table())}")
             elif name and machine not in table()[name].arches:
                 section.add_problem(arch, f"{name} runs {_arches_text(table()[name].arches)}")
             elif name:
@@ -332,11 +339,11 @@ def _read_shims_override(values: ValuesReader, shims_override: str) -> tuple[str
     names = shims_override.replace(",", " ").split()
     for name in names:
         if name not in table():
-            values.add_problem("--shims", f"there is no shim {name}{did_you_mean(name, table())}")
+            values.add_problem("--shims", f"{name} is not a shim{did_you_mean(name, table())}")
     if not names:
         values.add_problem("--shims", "names no shim")
     return tuple(name for name in table() if name in names)
 
 
 def _arches_text(arches: Sequence[str]) -> str:
-    return "only on " + ", ".join(_K8S_NAMES[arch] for arch in arches) if arches else "nowhere"
+    return "only on " + ", ".join(_K8S_NAMES[arch] for arch in arches) if arches else "on no architecture"

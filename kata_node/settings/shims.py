@@ -1,4 +1,4 @@
-"""The table of shims: what each Kata flavour is, where it runs, and where its files lie."""
+"""The table of shims: their hypervisors and architectures, and the paths of their files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from types import MappingProxyType
 MACHINES: Mapping[str, str] = MappingProxyType(
     {"amd64": "x86_64", "arm64": "aarch64", "s390x": "s390x", "ppc64le": "ppc64le"}
 )
-"""Architectures as Kubernetes and the values file name them, to the machine names of ``uname -m``."""
+"""The machine types of ``uname -m``, by the architecture names of Kubernetes and the values file."""
 
 GO_CONFIG_DIR = "share/defaults/kata-containers"
-"""Where the Go runtime's base configurations lie, relative to the install dir."""
+"""The directory of the Go runtime's base configurations, relative to the install dir."""
 
 BUILTIN_PREFIX = "/opt/kata"
-"""Where Kata is built to lie: the prefix of the paths in its archives and configuration files."""
+"""The install dir that Kata is built for. Paths in its archives and configuration files begin with it."""
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a RuntimeClass books on top of a pod's own resources, as Kubernetes quantities."""
+    """The pod overhead of a RuntimeClass, as Kubernetes quantities."""
 
     memory: str
     cpu: str
@@ -29,7 +29,7 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Shim:
-    """One Kata flavour. Paths are relative to the install dir."""
+    """One Kata shim. All paths are relative to the install dir."""
 
     name: str
     """``qemu-snp-runtime-rs``"""
@@ -38,56 +38,56 @@ class Shim:
     hypervisor: str
     """The section of its Kata configuration: ``qemu``, ``clh``, ``firecracker``, ``remote``, …"""
     tee: str
-    """``snp``, ``tdx``, ``se``, or nothing."""
+    """``snp``, ``tdx``, ``se``, or empty."""
     arches: tuple[str, ...]
-    """Machine names: ``x86_64``, ``aarch64``, ``s390x``, ``ppc64le``."""
+    """Machine types: ``x86_64``, ``aarch64``, ``s390x``, ``ppc64le``."""
     overhead: Overhead
     gpu: bool
-    """Whether it hands NVIDIA GPUs to the guest."""
+    """Whether it passes NVIDIA GPUs to the guest."""
 
     def handler(self, suffix: str, *, debug: bool = False) -> str:
-        """The name the CRI serves it under: ``kata-qemu``, or ``kata-qemu-<suffix>``.
+        """Return the name of the shim's handler: ``kata-qemu``, or ``kata-qemu-<suffix>``.
 
-        Its debug variant is ``kata-qemu-debug``, with the suffix behind that.
+        The debug variant is ``kata-qemu-debug``, or ``kata-qemu-debug-<suffix>``.
         """
         name = f"kata-{self.name}-debug" if debug else f"kata-{self.name}"
         return f"{name}-{suffix}" if suffix else name
 
     @property
     def local_hypervisor(self) -> bool:
-        """Whether the VMs run on this node, so that it needs ``/dev/kvm``."""
+        """Whether the VMs run on the node, which then needs ``/dev/kvm``."""
         return self.hypervisor != "remote"
 
     @property
     def shim_binary(self) -> str:
-        """The program the CRI runtime starts."""
+        """The path of the program that the container runtime starts."""
         name = "bin/containerd-shim-kata-v2"
         return f"runtime-rs/{name}" if self.runtime == "runtime-rs" else name
 
     @property
     def config_dir(self) -> str:
-        """The directory of its base configuration."""
+        """The directory of the shim's base configuration."""
         return f"{GO_CONFIG_DIR}/runtime-rs" if self.runtime == "runtime-rs" else GO_CONFIG_DIR
 
     @property
     def base_config(self) -> str:
-        """The configuration the payload brings."""
+        """The path of the shim's base configuration, which is in the payload."""
         return f"{self.config_dir}/configuration-{self.name}.toml"
 
     @property
     def own_dir(self) -> str:
-        """The directory this shim alone reads; Kata looks for ``config.d`` in it."""
+        """The configuration directory of the shim's handler. Kata reads ``config.d`` in it."""
         return f"{self.config_dir}/runtimes/{self.name}"
 
     @property
     def own_config(self) -> str:
-        """The configuration the handler points at."""
+        """The path of the configuration of the shim's handler."""
         return f"{self.own_dir}/configuration-{self.name}.toml"
 
 
 @functools.cache
 def table() -> Mapping[str, Shim]:
-    """Every shim by its name, in the order of ``assets/shims.toml``."""
+    """Return all shims by their names, in the order of ``assets/shims.toml``."""
     import tomllib
 
     from kata_node.assets import asset
@@ -114,4 +114,4 @@ def _parse_shim(name: str, fields: Mapping[str, object]) -> Shim:
                 gpu=fields.get("gpu") is True,
             )
         case _:
-            raise ValueError(f"assets/shims.toml: [{name}] lacks a key")
+            raise ValueError(f"assets/shims.toml: [{name}] has a missing key or a value of a wrong type")

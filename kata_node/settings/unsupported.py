@@ -1,6 +1,6 @@
-"""Settings this release understands but does not carry out yet.
+"""The settings that this release knows but does not support.
 
-They are refused by name rather than ignored. Each entry goes away with the work that makes it true.
+host-check fails if such a setting is set. The release that supports a setting removes it from this list.
 """
 
 from __future__ import annotations
@@ -9,23 +9,26 @@ from kata_node.settings.model import Settings
 
 
 def unsupported(settings: Settings) -> list[tuple[str, str]]:
-    """The key of each setting that asks for such a thing, with a sentence about it.
+    """Return the key of each unsupported setting that is set, with a sentence about it.
 
-    Only shims of this node count; empty and false values ask for nothing.
+    Only settings of shims on this node count. Empty and false values count as not set.
     """
     requested: dict[str, tuple[object, str]] = {
-        "env.hostOS": (settings.host_os, "enable the shim clh-azure in its place"),
-        "devkit": (settings.devkit, "its extension of the guest is not installed"),
+        "env.hostOS": (settings.host_os, "enable the shim clh-azure instead"),
+        "devkit": (settings.devkit, "kata-node does not install the guest extension"),
     }
     for shim in settings.shims:
         values, key = settings.for_shim(shim), f"shims.{shim.name}"
         requested[f"{key}.hypervisor.rootless"] = (
             values.rootless,
-            "the devices it needs are not opened to it yet",
+            "kata-node does not give the hypervisor access to the devices it needs",
         )
-        requested[f"{key}.kernelModulesImages"] = (values.kernel_modules, "no image is placed for it")
+        requested[f"{key}.kernelModulesImages"] = (
+            values.kernel_modules,
+            "kata-node does not install such images",
+        )
     return [
-        (key, f"{key} is not in this release" + (f": {remark}" if remark else ""))
+        (key, f"{key} is not supported in this release" + (f": {remark}" if remark else ""))
         for key, (value, remark) in requested.items()
         if value
     ]

@@ -1,4 +1,4 @@
-"""The values file as it is read: YAML, and typed look-ups that collect every problem at once."""
+"""Read the values file: parse the YAML, and check the type of each value. All problems are collected."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def read_yaml(path: str) -> Mapping[object, object]:
-    """The mapping in the YAML file at ``path``; an empty file is an empty mapping.
+    """Return the mapping in the YAML file at ``path``; an empty mapping if the file is empty.
 
-    Raises :class:`SettingsError` with the line where there is one: the file cannot be read, is not
-    UTF-8, is not one YAML document, names a key twice in one mapping, or holds something else.
+    Raises :class:`SettingsError`, with the line if there is one, if the file cannot be read, is not UTF-8, is
+    not a single YAML document, has a key twice in one mapping, or is not a mapping.
     """
     try:
         raw = Path(path).read_bytes()
@@ -25,14 +25,14 @@ def read_yaml(path: str) -> Mapping[object, object]:
         raise SettingsError(
             f"the values file cannot be read: {error.strerror}",
             where=path,
-            hint="give --config the path of a readable YAML file, or leave it out for the defaults",
+            hint="set --config to a readable YAML file, or omit it to use the defaults",
         ) from error
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise SettingsError(
-            f"line {line} is not UTF-8 text", where=path, hint="save the values file in the encoding UTF-8"
+            f"line {line} is not UTF-8 text", where=path, hint="save the values file as UTF-8"
         ) from error
 
     import yaml
@@ -54,13 +54,13 @@ def read_yaml(path: str) -> Mapping[object, object]:
         raise SettingsError(
             f"expected a mapping of keys to values, got {describe_value(data)}",
             where=path,
-            hint="the values file has the shape of the Helm chart's values: `shims:` and so on",
+            hint="write the values of the Helm chart, for example `shims:` at the top level",
         )
     return data
 
 
 def parse_yaml(text: str) -> object:
-    """The one YAML document in ``text``. Raises :class:`ValueError` that tells the line."""
+    """Return the single YAML document in ``text``. Raises :class:`ValueError` that names the line."""
     import yaml
 
     try:
@@ -70,28 +70,29 @@ def parse_yaml(text: str) -> object:
 
 
 def _refuse_duplicates(node: Node | None) -> None:
-    """YAML's last-one-wins would silently drop half of somebody's settings.
+    """Raise :class:`yaml.MarkedYAMLError` if a mapping below ``node`` has a key twice.
 
-    The tree is walked before it is constructed: construction copies merged keys (``<<``) into it.
+    A YAML parser keeps only the last one, and would silently drop the other settings. The nodes are checked
+    before they are constructed, because construction copies merged keys (``<<``) into the mappings.
     """
     import yaml
 
     todo = [node] if node else []
-    done: set[int] = set()  # an alias is the same node again, and may lie inside itself
+    done: set[int] = set()  # an alias is the same node, and can contain itself
     while todo:
-        here = todo.pop()
-        if id(here) in done:
+        current = todo.pop()
+        if id(current) in done:
             continue
-        done.add(id(here))
-        if isinstance(here, yaml.SequenceNode):
-            todo += here.value
-        elif isinstance(here, yaml.MappingNode):
+        done.add(id(current))
+        if isinstance(current, yaml.SequenceNode):
+            todo += current.value
+        elif isinstance(current, yaml.MappingNode):
             seen: set[str] = set()
-            for key, value in here.value:
+            for key, value in current.value:
                 todo += (key, value)
                 if isinstance(key, yaml.ScalarNode):
                     if key.value in seen:
-                        problem = f"the key {key.value!r} is given twice"
+                        problem = f"the key {key.value!r} occurs twice"
                         raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                     seen.add(key.value)
 
@@ -104,7 +105,7 @@ def _yaml_problem(error: Exception) -> str:
 
 
 def describe_value(value: object) -> str:
-    """What ``value`` is, for a sentence that ends in it: ``the string "yes"``, ``a list``."""
+    """Return a short description of ``value`` for use in a sentence: ``the string "yes"``, ``a list``."""
     match value:
         case None:
             return "nothing"
@@ -123,21 +124,24 @@ def describe_value(value: object) -> str:
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """`` Did you mean X?`` for the closest of ``known``, else all of them when they are few."""
+    """Return ``; did you mean X?`` with the closest of ``known``.
+
+    If none is close, return ``; expected one of …`` with all of them, or nothing if they are more than 12.
+    """
     import difflib
 
     if close := difflib.get_close_matches(name, known, n=1):
         return f"; did you mean {close[0]}?"
-    return f"; known are {', '.join(sorted(known))}" if len(known) <= 12 else ""
+    return f"; expected one of {', '.join(sorted(known))}" if len(known) <= 12 else ""
 
 
 class ValuesReader:
-    """One mapping of the values file, read key by key.
+    """Read the keys of one mapping of the values file.
 
-    Every look-up names a key this project knows and its type; leaving the ``with`` block refuses
-    the keys nobody asked for. A wrong value is noted in ``problems`` under its path
-    (``shims.qemu.enabled``) and its default handed back, so that one run names them all. Null counts
-    as not given, as it does for Helm.
+    Each method reads one key and checks the type of its value. If the value is wrong, the method adds a
+    problem with the full path of the key (``shims.qemu.enabled``) to ``problems`` and returns the default, so
+    that one run reports all problems. At the end of the ``with`` block, every key that was not read is a
+    problem. Null counts as not set, as in Helm.
     """
 
     def __init__(self, values: Mapping[object, object], path: str, problems: list[str]) -> None:
@@ -158,34 +162,34 @@ class ValuesReader:
             if key not in self._known:
                 known = sorted(str(known) for known in self._known)
                 what = (
-                    "no such key"
+                    "is not a known key"
                     if isinstance(key, str)
-                    else f"a key must be text, got {describe_value(key)}"
+                    else f"expected a string as the key, got {describe_value(key)}"
                 )
                 self.add_problem(str(key), what + did_you_mean(str(key), known))
 
     def path(self, key: str) -> str:
-        """The whole path of ``key`` from the top of the file."""
+        """Return the path of ``key`` from the top level of the file."""
         return f"{self._path}.{key}" if self._path else key
 
     def add_problem(self, key: str, what: str) -> None:
-        """Note that the value of ``key`` cannot be used."""
+        """Add a problem with ``key`` to the list. ``what`` is a sentence about it."""
         self.problems.append(f"{self.path(key)}: {what}")
 
     def names(self) -> Iterator[str]:
-        """The keys nobody asked for yet, of a mapping whose keys are names somebody chose."""
+        """Yield the keys that were not read yet. For mappings with keys that the user chooses."""
         return iter([key for key in self._values if isinstance(key, str) and key not in self._known])
 
     def has(self, key: str) -> bool:
-        """Whether ``key`` is given, with something other than null."""
+        """Return whether ``key`` is set and not null."""
         return self._values.get(key) is not None
 
     def skip(self, *keys: str) -> None:
-        """Know ``keys`` without looking at what they hold."""
+        """Accept ``keys`` without checking their values."""
         self._known.update(keys)
 
     def optional_flag(self, key: str) -> bool | None:
-        """True, false, or nothing."""
+        """Return a boolean; ``None`` if ``key`` is not set."""
         value = self._take(key)
         if value is None or isinstance(value, bool):
             return value
@@ -193,7 +197,7 @@ class ValuesReader:
         return None
 
     def flag(self, key: str) -> bool:
-        """True or false; false when not given."""
+        """Return a boolean; false if ``key`` is not set."""
         value = self._take(key)
         if value is None or isinstance(value, bool):
             return bool(value)
@@ -201,7 +205,7 @@ class ValuesReader:
         return False
 
     def text(self, key: str, default: str = "") -> str:
-        """A string."""
+        """Return a string; ``default`` if ``key`` is not set."""
         value = self._take(key)
         if value is None or isinstance(value, str):
             return default if value is None else value
@@ -210,7 +214,7 @@ class ValuesReader:
         return default
 
     def choice(self, key: str, known: Sequence[str]) -> str:
-        """One of the strings in ``known``; the first when not given."""
+        """Return one of the strings in ``known``; the first one if ``key`` is not set."""
         value = self.text(key, known[0])
         if value in known:
             return value
@@ -220,7 +224,7 @@ class ValuesReader:
         return known[0]
 
     def text_list(self, key: str) -> tuple[str, ...] | None:
-        """A list of strings; ``None`` when not given."""
+        """Return a list of strings; ``None`` if ``key`` is not set."""
         value = self._take(key)
         if value is None:
             return None
@@ -233,7 +237,7 @@ class ValuesReader:
         return tuple(item for item in value if isinstance(item, str))
 
     def unchecked_list(self, key: str) -> list[object]:
-        """A list whose items are not looked at; empty when not given."""
+        """Return a list, without a check of its items; an empty one if ``key`` is not set."""
         value = self._take(key)
         if value is None or isinstance(value, list):
             return value or []
@@ -241,7 +245,7 @@ class ValuesReader:
         return []
 
     def number(self, key: str, default: int = 0, *, least: int = 0) -> int:
-        """A whole number of ``least`` or more."""
+        """Return an integer not less than ``least``; ``default`` if ``key`` is not set."""
         value = self._take(key)
         if value is None:
             return default
@@ -251,11 +255,11 @@ class ValuesReader:
         return default
 
     def value(self, key: str) -> object:
-        """Whatever is there, for the caller to check; ``None`` when not given."""
+        """Return the value without a check; ``None`` if ``key`` is not set."""
         return self._take(key)
 
     def section(self, key: str) -> ValuesReader:
-        """The mapping at ``key``; an empty one when not given."""
+        """Return a reader of the mapping at ``key``; of an empty one if ``key`` is not set."""
         value = self._take(key)
         if value is not None and not isinstance(value, dict):
             self.add_problem(key, f"expected a mapping, got {describe_value(value)}")

@@ -1,1 +1,1 @@
-"""containerd snapshotters: which handler uses which, and the nydus-snapshotter unit."""
+"""containerd snapshotters: the snapshotter of each handler, and the nydus-snapshotter unit."""

@@ -1,4 +1,4 @@
-"""What the node has of snapshotters: the nydus-snapshotter of this instance, and what erofs needs."""
+"""Facts about snapshotters on the node: this installation's nydus-snapshotter, and the needs of erofs."""
 
 from __future__ import annotations
 
@@ -13,29 +13,36 @@ from kata_node.snapshotters.mapping import NYDUS, UNIT_DIR, NydusInstance
 from kata_node.snapshotters.nydus import NydusFacts
 
 PROGRAM_DIRS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-"""Where systemd has the programs of a unit looked for, in this order."""
+"""The directories in which systemd looks for the programs of a unit, in this order."""
 
 MKFS_EROFS = "mkfs.erofs"
 MKFS_FLAGS = ("--tar=", "--mkfs-time", "--sort=")
-"""How the options containerd is told to use are called in the help text of ``mkfs.erofs``."""
+"""The options in :data:`~kata_node.snapshotters.mapping.MKFS_OPTIONS` and containerd's own ``--tar``.
+
+They are spelled as in the help text of ``mkfs.erofs``.
+"""
 
 
-def gather_nydus_facts(look: StageContext, units: tuple[str, ...]) -> NydusFacts:
-    """Gather them. ``units`` are those that can run containerd in this node's distribution.
+def gather_nydus_facts(context: StageContext, units: tuple[str, ...]) -> NydusFacts:
+    """Return the facts about this installation's nydus-snapshotter.
 
-    One of them does, and it is the same for an image of which it is not known yet which one.
+    ``units`` are all units that can run containerd in the node's distribution. An image is baked before
+    it is known which of them runs on the node, so the nydus unit refers to all of them.
     """
-    root, own_nydus = look.clients.root, NydusInstance.for_settings(look.settings)
+    root, own_nydus = context.clients.root, NydusInstance.for_settings(context.settings)
     content = root.read(own_nydus.unit_path)
     paths = (*nydus.wants_links(own_nydus, units), *root.glob(f"{UNIT_DIR}/*.wants/{own_nydus.unit}"))
     wants_links = {path: root.read_link(path) for path in paths}
     directories = {path.rpartition("/")[0] for path in (*paths, own_nydus.unit_path, own_nydus.config)}
-    # It can run on though its file is gone.
-    is_relevant = content is not None or any(wants_links.values()) or mapping.is_managed(look.settings, NYDUS)
+    # Without its file, the unit can still run.
+    is_relevant = (
+        content is not None or any(wants_links.values()) or mapping.is_managed(context.settings, NYDUS)
+    )
     state = None
-    if is_relevant and not look.options.offline:
-        state = look.clients.systemd().unit(own_nydus.unit)
-    placed = look.receipt.artifacts.files.get(nydus.PROGRAM_PATH) if look.receipt.artifacts else None
+    if is_relevant and not context.options.offline:
+        state = context.clients.systemd().unit(own_nydus.unit)
+    artifacts = context.receipt.artifacts
+    placed = artifacts.files.get(nydus.PROGRAM_PATH) if artifacts else None
     return NydusFacts(
         unit=content,
         config=root.read(own_nydus.config),
@@ -46,7 +53,7 @@ def gather_nydus_facts(look: StageContext, units: tuple[str, ...]) -> NydusFacts
         loaded=state is not None,
         active=state is not None and state.active_state == "active",
         needs_daemon_reload=state is not None and state.need_daemon_reload,
-        offline=look.options.offline,
+        offline=context.options.offline,
     )
 
 
@@ -56,42 +63,46 @@ class MkfsErofs:
 
     path: str
     missing_options: tuple[str, ...]
-    """Of :data:`MKFS_FLAGS`, those it does not know."""
+    """The options in :data:`MKFS_FLAGS` that it does not know."""
 
 
 @dataclass(frozen=True)
 class SnapshotterFacts:
-    """For host-check."""
+    """Facts about snapshotters for host-check."""
 
     nydus: NydusFacts
     programs_visible: bool
-    """Whether the host's programs can be seen: a pod has only some directories of it."""
+    """Whether the node's program directories are visible. A pod mounts only some directories of the node."""
     mkfs: MkfsErofs | None
     erofs: bool
-    """Whether the running kernel has the file system erofs, loaded or built in."""
+    """Whether the running kernel has the file system erofs, built in or as a loaded module."""
     erofs_module: bool
-    """Whether there is a module of it to be loaded, as far as this can be seen."""
+    """Whether the running kernel has an erofs module that can be loaded. False if this is not visible."""
     dm_verity: bool
+    """Whether the running kernel has dm-verity."""
     offline: bool = field(default=False)
 
 
-def look(look: StageContext, units: tuple[str, ...]) -> SnapshotterFacts:
-    """Gather them; ``units`` as for :func:`look_at_nydus`."""
-    root = look.clients.root
+def look(context: StageContext, units: tuple[str, ...]) -> SnapshotterFacts:
+    """Return the facts about snapshotters; ``units`` as in :func:`gather_nydus_facts`."""
+    root = context.clients.root
     lines = kernel.read("/proc/filesystems").splitlines()
     return SnapshotterFacts(
-        nydus=gather_nydus_facts(look, units),
+        nydus=gather_nydus_facts(context, units),
         programs_visible=any(root.is_dir(path) for path in PROGRAM_DIRS),
         mkfs=_mkfs(root),
         erofs=any(line.split()[-1:] == ["erofs"] for line in lines),
         erofs_module=_has_erofs_module(root),
         dm_verity=kernel.has_module("dm_verity"),
-        offline=look.options.offline,
+        offline=context.options.offline,
     )
 
 
 def _mkfs(root: Root) -> MkfsErofs | None:
-    """Nothing is run: the program has its help text in it, and that names every option it knows."""
+    """Return the first ``mkfs.erofs`` and the options it lacks.
+
+    The program is not run. Its file contains the help text, which lists every option.
+    """
     for directory in PROGRAM_DIRS:
         path = f"{directory}/{MKFS_EROFS}"
         program = root.read(path) if root.exists(path) else None
@@ -101,5 +112,5 @@ def _mkfs(root: Root) -> MkfsErofs | None:
 
 
 def _has_erofs_module(root: Root) -> bool:
-    below = f"/lib/modules/{platform.release()}/kernel/fs/erofs"
-    return any(name.startswith("erofs.ko") for name in root.list_dir(below))
+    directory = f"/lib/modules/{platform.release()}/kernel/fs/erofs"
+    return any(name.startswith("erofs.ko") for name in root.list_dir(directory))

@@ -1,34 +1,36 @@
-"""containerd's snapshotters: what a handler that has one of its own needs besides naming it. Pure.
+"""containerd's configuration for handlers with their own snapshotter. Pure.
 
-A handler names its snapshotter in its own table; :func:`tables` is all that belongs beside it.
+A handler names its snapshotter in its own table. :func:`config_tables` returns the other tables it needs.
 
-- ``snapshotter.setup`` says which snapshotters are this instance's work: ``nydus`` is installed, by
-  :mod:`kata_node.snapshotters.nydus`, and ``erofs``, which containerd brings, is configured. Any other, and
-  these two when they are not listed, are the node's own: only named, never configured.
-- Snapshotters are one namespace on a node, so ours is called ``nydus-<suffix>`` where the instance has a
-  suffix, and so are its unit, its socket and its data. ``snapshotter: nydus`` of a shim means ours when
-  ``setup`` lists it, and the administrator's otherwise.
+- ``snapshotter.setup`` lists the snapshotters that this installation sets up. ``nydus`` is installed by
+  :mod:`kata_node.snapshotters.nydus`. ``erofs`` is part of containerd and is configured. kata-node only
+  names all other snapshotters, and these two if they are not listed; the administrator configures them.
+- The names of snapshotters are unique on a node. In an installation with a suffix, the nydus snapshotter
+  is called ``nydus-<suffix>``, and its unit, socket and data directory have the suffix too.
+  ``snapshotter: nydus`` of a shim means this snapshotter if ``setup`` lists nydus, and otherwise the
+  administrator's snapshotter ``nydus``.
 
-From the source of containerd 1.7.30 to 2.4.2, and measured on 2.1.9, 2.3.4 and nydus-snapshotter 0.16.1:
+Facts from the source of containerd 1.7.30 to 2.4.2, measured on 2.1.9, 2.3.4 and nydus-snapshotter 0.16.1:
 
-- Up to 2.2, images are pulled for the default snapshotter, whatever the handler's, unless the images
-  plugin has ``runtime_platforms.<handler>.snapshotter``; ``platform`` beside it may be left out. From 2.3
-  on, containerd fills that in from the handler. What migrates a configuration of schema 2 writes
-  misspelt keys, so there, too, that table of schema 3 is needed; it is merged with what is migrated.
-- A snapshotter nobody has is no error until an image is pulled: the daemon serves the handler.
-- An image that is unpacked for one snapshotter is unpacked for a second one out of the content store,
-  so ``discard_unpacked_layers`` must not be true.
-- nydus is told the image's name, for the guest to pull it, by annotations that are off by default.
-- ``exports.root`` of a proxy plugin is where the CRI looks for the space its images take.
-- Arrays of a drop-in replace those before them; keys nobody knows are no more than a warning.
-- containerd runs ``mkfs.erofs`` with ``--tar=f``; without such a program it has no ``erofs`` differ, and
-  naming that differ in the diff service then leaves the daemon without the CRI. The options of
-  :data:`MKFS_OPTIONS` make the same image of the same layer; erofs-utils has all of them from 1.8.2 on.
-- erofs takes ``default_size`` from 2.2 on, dm-verity from 2.3 on; with that and without the kernel's module,
-  snapshotter and differ do not load, which again leaves no CRI. ``enable_fsverity`` is left alone: on a
-  file system without fs-verity it keeps the snapshotter from loading.
-- ``max_unmerged_layers`` is a key that Kata's documentation has for merged layers and only patched builds
-  of containerd know; the others warn of it and keep layers apart.
+- Up to 2.2, images are pulled for the default snapshotter, unless the images plugin has
+  ``runtime_platforms.<handler>.snapshotter``; the key ``platform`` beside it is optional. From 2.3 on,
+  containerd derives this table from the handler. The migration of a schema 2 configuration writes misspelled
+  keys, so schema 2 also needs this table of schema 3. It is merged with the migrated configuration.
+- A handler with an unknown snapshotter is served; only pulling an image fails.
+- An image that was unpacked for one snapshotter is unpacked for a second one from the content store, so
+  ``discard_unpacked_layers`` must not be true.
+- The guest pulls the image by its name, which containerd passes to nydus in annotations. They are off by
+  default.
+- The CRI measures the disk usage of images in ``exports.root`` of a proxy plugin.
+- Arrays in a drop-in replace earlier ones. Unknown keys only cause a warning.
+- containerd runs ``mkfs.erofs`` with ``--tar=f``. Without this program there is no ``erofs`` differ, and a
+  diff service that names this differ disables the CRI. With :data:`MKFS_OPTIONS` the same layer always
+  gives the same image; erofs-utils has all of these options from 1.8.2 on.
+- erofs has ``default_size`` from 2.2 on, and dm-verity from 2.3 on. With dm-verity enabled but no kernel
+  module for it, the snapshotter and the differ do not load, which also disables the CRI.
+  ``enable_fsverity`` is not set, because on a file system without fs-verity the snapshotter does not load.
+- ``max_unmerged_layers`` is documented by Kata for merged layers, but only patched builds of containerd have
+  it. Other builds log a warning and keep the layers separate.
 """
 
 from __future__ import annotations
@@ -46,81 +48,81 @@ if TYPE_CHECKING:
 NYDUS, EROFS = "nydus", "erofs"
 
 NYDUS_COMPONENT = "nydus-snapshotter"
-"""The component of the payload with nydus-snapshotter's programs, and their directory in it."""
+"""The payload component with nydus-snapshotter's programs, and their directory below the install dir."""
 
 IMAGES_TABLE = "io.containerd.cri.v1.images"
-"""The plugin that pulls images, in every schema from 3 on."""
+"""The plugin that pulls images, from schema 3 on."""
 SCHEMA_2_PLUGIN = "io.containerd.grpc.v1.cri"
 LEGACY_CRI_TABLES = {1: "cri", 2: SCHEMA_2_PLUGIN}
-"""By the older schemas: the plugin that is all of the CRI, its images under ``containerd``."""
+"""The CRI plugin of the older schemas; its table ``containerd`` has the settings for images."""
 
 EROFS_TABLE = "io.containerd.snapshotter.v1.erofs"
 EROFS_DIFFER_TABLE = "io.containerd.differ.v1.erofs"
 DIFF_SERVICE_TABLE = "io.containerd.service.v1.diff-service"
 
 MKFS_OPTIONS = ("-T0", "--mkfs-time", "--sort=none")
-"""What ``mkfs.erofs`` is given besides containerd's own options."""
+"""Options for ``mkfs.erofs`` in addition to containerd's own."""
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType({"discard_unpacked_layers": False})
-"""Of the keys that :func:`tables` sets in tables of others, those that are so where nobody sets them."""
+"""Keys that :func:`config_tables` sets to containerd's default, in tables that others use as well."""
 
 EROFS_LAYER_KEYS = ("max_unmerged_layers", "dmverity_mode", "enable_dmverity")
-"""The keys of erofs that say what a layer is like: containerd does not mount those made to others."""
+"""The keys of erofs that set the format of layers. containerd does not mount layers of another format."""
 
 EROFS_DISK_SIZE, EROFS_MEMORY_SIZE = "10G", "0"
-"""erofs' ``default_size``: of a container's writable layer on a disk image, and for one that is none."""
+"""``default_size`` of erofs: the writable layer of a container as a disk image of this size, or in memory."""
 
 
 @dataclass(frozen=True)
 class NydusInstance:
-    """Where the nydus-snapshotter of one instance has what is its own, on the host."""
+    """The names and paths of one installation's nydus-snapshotter on the node."""
 
     install_dir: str
     suffix: str
 
     @classmethod
     def for_settings(cls, settings: Settings) -> NydusInstance:
-        """That of the instance of ``settings``."""
+        """Return the nydus-snapshotter of the installation with these settings."""
         return cls(settings.install_dir, settings.suffix)
 
     @property
     def name(self) -> str:
-        """What containerd calls the snapshotter."""
+        """The name of the snapshotter in containerd."""
         return self._suffixed(NYDUS)
 
     @property
     def unit(self) -> str:
-        """Its systemd unit."""
+        """The name of its systemd unit."""
         return f"{self._suffixed(NYDUS_COMPONENT)}.service"
 
     @property
     def unit_path(self) -> str:
-        """Where the unit's file is."""
+        """The path of its unit file."""
         return f"{UNIT_DIR}/{self.unit}"
 
     @property
     def directory(self) -> str:
-        """Its programs and its configuration."""
+        """The directory of its programs and its configuration."""
         return f"{self.install_dir}/{NYDUS_COMPONENT}"
 
     @property
     def program(self) -> str:
-        """The snapshotter."""
+        """The path of the snapshotter's program."""
         return f"{self.directory}/containerd-nydus-grpc"
 
     @property
     def overlayfs(self) -> str:
-        """The helper that mounts a snapshot where no Kata guest does."""
+        """The path of the helper that mounts a snapshot outside of a Kata guest."""
         return f"{self.directory}/nydus-overlayfs"
 
     @property
     def config(self) -> str:
-        """Its configuration, which is ours; the payload may bring one of another name."""
+        """The path of the configuration that kata-node writes; the payload can have one of another name."""
         return f"{self.directory}/snapshotter.toml"
 
     @property
     def data_dir(self) -> str:
-        """Its snapshots. containerd's own metadata refers to them, so nobody may ever remove it."""
+        """The directory of its snapshots. Never remove it, because containerd's metadata refers to it."""
         return f"/var/lib/{self._suffixed(NYDUS_COMPONENT)}"
 
     @property
@@ -130,7 +132,7 @@ class NydusInstance:
 
     @property
     def socket(self) -> str:
-        """Where containerd reaches it."""
+        """The path of the socket that containerd connects to."""
         return f"{self.run_dir}/containerd-nydus-grpc.sock"
 
     def _suffixed(self, name: str) -> str:
@@ -140,33 +142,34 @@ class NydusInstance:
 UNIT_DIR = "/etc/systemd/system"
 
 DATA_DIR_LIMIT = 70
-"""nydus-snapshotter refuses a longer data directory, for the sockets it may have in it; in bytes."""
+"""Maximum length in bytes of the data directory's path; nydus-snapshotter refuses a longer one."""
 
 
 def is_managed(settings: Settings, snapshotter: str) -> bool:
-    """Whether ``snapshotter``, one that ``snapshotter.setup`` can list, is the work of this instance."""
+    """Return whether this installation sets up ``snapshotter``, that is ``nydus`` or ``erofs``."""
     return snapshotter in settings.snapshotter.setup
 
 
 def required_components(settings: Settings) -> tuple[str, ...]:
-    """The components of the payload that are needed besides those of the shims."""
+    """Return the payload components that are needed in addition to those of the shims."""
     return (NYDUS_COMPONENT,) if is_managed(settings, NYDUS) else ()
 
 
 def effective_name(settings: Settings, snapshotter: str) -> str:
-    """What containerd calls the snapshotter that the values call ``snapshotter``; ``""`` stays ``""``."""
-    ours = snapshotter == NYDUS and is_managed(settings, NYDUS)
-    return NydusInstance.for_settings(settings).name if ours else snapshotter
+    """Return containerd's name of the snapshotter that the settings call ``snapshotter``."""
+    is_own = snapshotter == NYDUS and is_managed(settings, NYDUS)
+    return NydusInstance.for_settings(settings).name if is_own else snapshotter
 
 
 def config_tables(
     settings: Settings, handlers: Iterable[Handler], schema: int, version: Version
 ) -> dict[str, Any]:
-    """All of a configuration of ``schema`` for a containerd of ``version`` but the handlers themselves.
+    """Return the tables that the snapshotters need, without the handlers' own tables.
 
-    A nested mapping of TOML's own types, to be merged with what has the handlers, where
-    ``runtimes.<handler>.snapshotter`` is :func:`effective_name`. Empty when no snapshotter is asked for.
-    For a containerd too old for a snapshotter, which host-check refuses, it has less.
+    The result is a nested mapping of TOML types for a configuration of ``schema`` and a containerd of
+    ``version``. It is empty if the settings have no snapshotter. In the handlers' tables,
+    ``runtimes.<handler>.snapshotter`` must be :func:`effective_name`. Tables for a snapshotter that this
+    containerd does not have are left out; host-check refuses such a node.
     """
     names = {
         handler.name: effective_name(settings, handler.snapshotter)
@@ -187,12 +190,12 @@ def config_tables(
         plugins.setdefault(IMAGES_TABLE, {})["runtime_platforms"] = platforms
     if is_managed(settings, EROFS) and version.at_least(2, 2):
         plugins |= _erofs(settings, version)
-    wanted: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     if is_managed(settings, NYDUS):
-        wanted["proxy_plugins"] = _proxy_plugin(NydusInstance.for_settings(settings))
+        tables["proxy_plugins"] = _proxy_plugin(NydusInstance.for_settings(settings))
     if plugins:
-        wanted["plugins"] = plugins
-    return wanted
+        tables["plugins"] = plugins
+    return tables
 
 
 def _proxy_plugin(nydus: NydusInstance) -> dict[str, Any]:
@@ -214,18 +217,21 @@ def _erofs(settings: Settings, version: Version) -> dict[str, Any]:
     return {
         EROFS_TABLE: snapshotter,
         EROFS_DIFFER_TABLE: differ,
-        # Whatever is not for erofs goes on to the usual one.
+        # Layers for other snapshotters are handled by `walking`, containerd's default.
         DIFF_SERVICE_TABLE: {"default": ["erofs", "walking"]},
     }
 
 
 def merges_layers(settings: Settings) -> bool:
-    """Whether erofs is to have one file system for all layers of an image, as it is by default."""
+    """Return whether erofs makes one file system of all layers of an image, which is the default."""
     return settings.snapshotter.erofs_merge_mode != "unmerged"
 
 
 def proxy_plugins(configurations: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The ``proxy_plugins`` of type ``snapshot`` in parsed configuration files, by name; the later wins."""
+    """Return the ``proxy_plugins`` of type ``snapshot`` by name.
+
+    ``configurations`` are parsed configuration files; keys of a later file win.
+    """
     found: dict[str, Mapping[str, Any]] = {}
     for data in configurations:
         proxies = data.get("proxy_plugins")
@@ -236,7 +242,7 @@ def proxy_plugins(configurations: Iterable[Mapping[str, Any]]) -> dict[str, Mapp
 
 
 def plugin_config(configurations: Iterable[Mapping[str, Any]], plugin: str) -> dict[str, Any]:
-    """The keys that parsed configuration files have for a plugin; the later wins."""
+    """Return the keys that parsed configuration files have for a plugin; keys of a later file win."""
     found: dict[str, Any] = {}
     for data in configurations:
         plugins = data.get("plugins")

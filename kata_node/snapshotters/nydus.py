@@ -1,19 +1,18 @@
-"""The nydus-snapshotter of an instance: its unit and configuration as bytes, and the acts on them. Pure.
+"""The nydus-snapshotter of an installation: its unit file, its configuration, and the actions on them. Pure.
 
-It runs in proxy mode: it unpacks nothing, but has Kata's guests pull the images themselves. So it holds
-no daemon and no mount, and containers do not notice when it restarts.
+It runs in proxy mode: Kata's guests pull the images themselves, and it unpacks nothing. It has no daemons
+and no mounts, so a restart does not affect containers.
 
-- The CRI runtime's unit wants it and starts after it, so it is up before the runtime is. Nothing binds
-  the other way: restarting either leaves the other alone.
-- Its programs come with the payload. Their digest and that of the configuration are in the unit's text,
-  so what is to be is in one file.
-- It is stopped before any file of it changes, and started when all are written. So a run that finds it
-  active, with the files as they should be, knows that they are what it runs with, whatever was killed
-  before; no record is needed.
-- It is enabled by the symlinks that ``systemctl enable`` would make, which also serves an image that is
-  being baked.
-- Its data directory is nobody's to remove: containerd's metadata refers to what is in it, and without it
-  every later pull for this snapshotter fails.
+- The runtime's unit wants the nydus unit and starts after it. There is no other dependency, so a restart
+  of one unit does not restart the other.
+- Its programs are part of the payload. The unit file contains the digests of the program and of the
+  configuration, so a change of either changes the unit file.
+- It is stopped before its files change, and started after all files are written. So if it is active and
+  its files are as wanted, it runs with these files, also after an interrupted run. It needs no record in
+  the receipt.
+- It is enabled by the symlinks that ``systemctl enable`` makes. This also works while an image is baked.
+- Its data directory is never removed: containerd's metadata refers to it, and without it every later pull
+  for this snapshotter fails.
 """
 
 from __future__ import annotations
@@ -33,40 +32,40 @@ if TYPE_CHECKING:
     from kata_node.settings.model import Settings
 
 PROGRAM_PATH = f"{NYDUS_COMPONENT}/containerd-nydus-grpc"
-"""The snapshotter's path in the payload."""
+"""The path of the snapshotter's program in the payload."""
 
 
 @dataclass(frozen=True)
 class NydusFacts:
-    """For the stages that change the CRI runtime: the unit by this instance's name, whoever made it."""
+    """The state of the unit with this installation's name, whoever made it, and of its other files."""
 
     unit: bytes | None
-    """Its file."""
+    """The content of the unit file."""
     config: bytes | None
-    """The configuration it is to have."""
+    """The content of the snapshotter's configuration file."""
     wants_links: Mapping[str, str]
-    """The symlinks that have it started with other units: path to target."""
+    """The existing symlinks that start it with other units: path to target."""
     directories: frozenset[str]
-    """Of the directories with files of it, those that are there."""
+    """The existing directories, out of those that its files belong in."""
     program: str
-    """The sha256 of the snapshotter that the artifacts stage placed; empty when there is none."""
+    """The sha256 of the snapshotter that the artifacts stage placed; empty if there is none."""
     cri_units: tuple[str, ...]
-    """The units it is to be started before."""
+    """The units that can run containerd, which it has to start before."""
     loaded: bool = False
-    """Whether systemd knows it; offline nothing does."""
+    """Whether systemd has loaded the unit; False if offline."""
     active: bool = False
     needs_daemon_reload: bool = False
-    """Whether its file has changed since systemd read it."""
+    """Whether the unit file changed after systemd read it."""
     offline: bool = False
 
 
 def wants_links(nydus: NydusInstance, units: Iterable[str]) -> dict[str, str]:
-    """The symlinks that have it started before ``units``: path to target."""
+    """Return the symlinks that start it with ``units``: path to target."""
     return {f"{UNIT_DIR}/{unit}.wants/{nydus.unit}": f"../{nydus.unit}" for unit in units}
 
 
 def config(nydus: NydusInstance) -> bytes:
-    """Its configuration."""
+    """Return the content of its configuration file."""
     return f"""\
 # Managed by kata-node. Changes here are lost.
 version = 1
@@ -89,7 +88,10 @@ log_to_stdout = true
 
 
 def unit(nydus: NydusInstance, units: Iterable[str], program: str) -> bytes:
-    """Its unit file; ``program`` is the sha256 of the snapshotter, ``units`` run the CRI."""
+    """Return the content of its unit file.
+
+    ``program`` is the sha256 of the snapshotter; ``units`` are the units that can run containerd.
+    """
     before = " ".join(units)
     name = nydus.data_dir.rpartition("/")[2]
     settings = hashlib.sha256(config(nydus)).hexdigest()
@@ -138,7 +140,7 @@ WantedBy={before}
 
 
 def is_own_unit(nydus: NydusInstance, unit_file: bytes) -> bool:
-    """Whether a unit file is one that this instance wrote, of whatever release."""
+    """Return whether any release of kata-node wrote ``unit_file`` for this installation."""
     return unit_file.startswith(_unit_header(nydus).encode())
 
 
@@ -147,10 +149,11 @@ def _unit_header(nydus: NydusInstance) -> str:
 
 
 def install_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
-    """Have it run, as it should be: for before the CRI runtime's restart. None when it does.
+    """Return the actions that install and start it, before the runtime restarts.
 
-    Raises :class:`~kata_node.errors.UnfitNodeError` when its unit is somebody else's, and
-    :class:`~kata_node.errors.PayloadError` when its program is not in place.
+    There are none if it runs with the wanted files. Raises
+    :class:`~kata_node.errors.IneligibleNodeError` if there is a foreign unit with its name, and
+    :class:`~kata_node.errors.PayloadError` if its program is not placed.
     """
     if not mapping.is_managed(settings, NYDUS):
         return ()
@@ -159,10 +162,10 @@ def install_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]
         raise foreign_unit_error(nydus)
     if not facts.program:
         raise PayloadError(
-            "nydus-snapshotter is not among the Kata files on this node",
+            "the program of nydus-snapshotter is not on this node",
             where=nydus.program,
-            hint=f"use an image whose payload has the component {NYDUS_COMPONENT}, or take {NYDUS} out of "
-            "snapshotter.setup; then run the stage artifacts again",
+            hint=f"use an image with the component {NYDUS_COMPONENT}, or remove {NYDUS} from "
+            "snapshotter.setup, and run `kata-node install` again",
         )
     wanted = wants_links(nydus, facts.cri_units)
     writes = tuple(_write_actions(nydus, facts, unit(nydus, facts.cri_units, facts.program)))
@@ -172,14 +175,14 @@ def install_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]
     if facts.offline:
         return changes
     if changes or facts.needs_daemon_reload:
-        # Down while its files change: see above.
+        # It must not run while its files change, see the module docstring.
         stop = (StopUnit(nydus.unit),) if facts.loaded else ()
         return (*stop, *changes, DaemonReload(), StartUnit(nydus.unit))
     return () if facts.active else (StartUnit(nydus.unit),)
 
 
 def rollback_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
-    """Have it as it was when ``facts`` were gathered: for after the way back of the CRI runtime."""
+    """Return the actions that restore the state in ``facts``, after the rollback of the runtime."""
     if not mapping.is_managed(settings, NYDUS) or not install_actions(settings, facts):
         return ()
     nydus = NydusInstance.for_settings(settings)
@@ -201,14 +204,14 @@ def rollback_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...
 
 
 def revert_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
-    """Stop and remove what this instance has of it: for after the CRI runtime has restarted without it.
+    """Return the actions that stop and remove it, after the runtime restarted without it.
 
-    Also when it is no longer among what the settings set up. None when nothing of it is there. The data
-    directory stays, see :func:`notes`.
+    They do not depend on ``snapshotter.setup``. There are none if none of its files exist. A foreign unit
+    is kept, and so is the data directory, see :func:`notes`.
     """
     nydus = NydusInstance.for_settings(settings)
     if facts.unit is not None and not is_own_unit(nydus, facts.unit):
-        # The link, too, is theirs.
+        # The symlinks belong to the foreign unit.
         return (RemoveFile(nydus.config, facts.config),) if facts.config is not None else ()
     if facts.unit is None and facts.config is None and not facts.wants_links:
         return ()
@@ -218,7 +221,7 @@ def revert_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
 
 
 def notes(settings: Settings, facts: NydusFacts) -> tuple[str, ...]:
-    """What a report says beside :func:`revert_actions`."""
+    """Return the notes for the report about :func:`revert_actions`."""
     if not revert_actions(settings, facts):
         return ()
     data = NydusInstance.for_settings(settings).data_dir
@@ -226,17 +229,17 @@ def notes(settings: Settings, facts: NydusFacts) -> tuple[str, ...]:
 
 
 def foreign_unit_error(nydus: NydusInstance) -> IneligibleNodeError:
-    """The error about a unit of somebody else that has the name ours would get."""
+    """Return the error about a foreign unit with the name of this installation's unit."""
     return IneligibleNodeError(
-        "there is such a unit already, and this installation did not make it",
+        "the unit already exists, and this installation did not create it",
         where=nydus.unit_path,
-        hint=f"use the nydus-snapshotter that is there by taking {NYDUS} out of snapshotter.setup, "
-        "or remove it, or set env.multiInstallSuffix, which makes ours one of another name",
+        hint=f"remove {NYDUS} from snapshotter.setup to use the existing nydus-snapshotter, or remove the "
+        "existing unit, or set env.multiInstallSuffix to install under another name",
     )
 
 
 def _write_actions(nydus: NydusInstance, facts: NydusFacts, unit_file: bytes) -> Iterator[Action]:
-    """The unit comes last: it tells what the other file should be."""
+    """Yield the writes of changed files. The unit file is last, because it has the digest of the other."""
     for path, content, before in (
         (nydus.config, config(nydus), facts.config),
         (nydus.unit_path, unit_file, facts.unit),
@@ -265,11 +268,12 @@ def _unlink_actions(paths: tuple[str, ...]) -> tuple[Action, ...]:
 
 def _removal_actions(nydus: NydusInstance, paths: Iterable[str], *, offline: bool) -> tuple[Action, ...]:
     unlink = _unlink_actions(tuple(dict.fromkeys(paths)))
-    # The unit comes last: as long as it is there, a run that takes over knows what else may be.
+    # The unit file is last: as long as it exists, a run after an interruption removes the other files too.
     files = (RemoveFile(nydus.config), RemoveFile(nydus.unit_path))
     if offline:
         return (*unlink, *files)
-    # A unit without a file is forgotten when nothing wants it any more; else it could be started again.
+    # The first reload removes the `Wants` of other units, so that none of them starts the unit again. After
+    # the second reload systemd forgets the unit, because it has no file and no other unit wants it.
     return (*unlink, DaemonReload(), StopUnit(nydus.unit), *files, DaemonReload())
 
 

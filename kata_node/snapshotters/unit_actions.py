@@ -1,4 +1,4 @@
-"""Acts on a systemd unit of our own, which is not the CRI runtime's: stop it, start it, have it read anew."""
+"""Actions on a systemd unit that kata-node owns: stop, start, and reload of its unit file."""
 
 from __future__ import annotations
 
@@ -8,57 +8,57 @@ from kata_node.errors import SystemdError
 from kata_node.host.journal import journal_command
 from kata_node.plan.actions import Clients
 
-TIMEOUT = 120.0  # seconds for one of these acts
+TIMEOUT = 120.0  # seconds for one action
 
 
 @dataclass(frozen=True)
 class DaemonReload:
-    """Have systemd read its unit files anew. It stops and starts nothing."""
+    """Let systemd reload its unit files. No unit stops or starts."""
 
     timeout: float = TIMEOUT
 
     def describe(self) -> str:
-        """One line."""
-        return "have systemd read its unit files anew"
+        """Return the action as one line."""
+        return "reload the unit files of systemd"
 
     def diff(self) -> str:
-        """A line in its place."""
+        """Return one line instead of a diff."""
         return "systemctl daemon-reload\n"
 
     def apply(self, clients: Clients) -> None:
-        """Raises :class:`SystemdError`."""
+        """Reload the unit files. Raises :class:`SystemdError`."""
         clients.systemd().daemon_reload(self.timeout)
 
     def check(self, clients: Clients) -> None:
-        """systemd answers when it is done."""
+        """Check nothing: systemd answers after the reload is complete."""
 
 
 @dataclass(frozen=True)
 class StartUnit:
-    """Start a unit, unless it runs, and see that it stays up."""
+    """Start a unit, unless it runs."""
 
     unit: str
     timeout: float = TIMEOUT
 
     def describe(self) -> str:
-        """One line."""
+        """Return the action as one line."""
         return f"start {self.unit}"
 
     def diff(self) -> str:
-        """A line in its place."""
+        """Return one line instead of a diff."""
         return f"start {self.unit}\n"
 
     def apply(self, clients: Clients) -> None:
-        """Raises :class:`SystemdError` when it does not come up."""
+        """Start the unit. Raises :class:`SystemdError` if it does not start."""
         clients.systemd().start(self.unit, self.timeout)
 
     def check(self, clients: Clients) -> None:
-        """It must be up."""
+        """Raise :class:`SystemdError` unless the unit is active."""
         found = clients.systemd().unit(self.unit)
-        state = found.active_state if found else "not known to systemd"
+        state = found.active_state if found else "unknown to systemd"
         if state != "active":
             raise SystemdError(
-                f"the unit just started is {state}",
+                f"the unit is {state} after it was started",
                 where=self.unit,
                 hint=f"run `{journal_command(self.unit)}` on the node to see why",
             )
@@ -66,29 +66,29 @@ class StartUnit:
 
 @dataclass(frozen=True)
 class StopUnit:
-    """Stop a unit. One that does not run, or that there is none of, is left alone."""
+    """Stop a unit, if it exists and runs."""
 
     unit: str
     timeout: float = TIMEOUT
 
     def describe(self) -> str:
-        """One line."""
+        """Return the action as one line."""
         return f"stop {self.unit}"
 
     def diff(self) -> str:
-        """A line in its place."""
+        """Return one line instead of a diff."""
         return f"stop {self.unit}\n"
 
     def apply(self, clients: Clients) -> None:
-        """Raises :class:`SystemdError` when it cannot be stopped."""
+        """Stop the unit. Raises :class:`SystemdError` if it does not stop."""
         clients.systemd().stop(self.unit, self.timeout)
 
     def check(self, clients: Clients) -> None:
-        """It must be down."""
+        """Raise :class:`SystemdError` if the unit runs or starts."""
         found = clients.systemd().unit(self.unit)
         if found is not None and found.active_state in ("active", "activating", "reloading"):
             raise SystemdError(
-                f"the unit just stopped is {found.active_state}",
+                f"the unit is {found.active_state} after it was stopped",
                 where=self.unit,
-                hint="somebody started it again; find out who, and run again",
+                hint="find out what starts this unit, then run kata-node again",
             )

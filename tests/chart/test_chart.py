@@ -1,9 +1,10 @@
-"""The chart, as far as it can be told without helm: its values, their schema, what is made of them."""
+"""The values of the chart, their schema, and the files generated from them; without helm."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -24,61 +25,62 @@ VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 GONE: dict[str, str] = json.loads((CHART / "files/gone.json").read_text())
 PUBLIC: dict[str, Any] = yaml.safe_load((CHECKOUT / "tests/chart/public_chart.yaml").read_text())
-"""What the public chart's values are by default, without those of its shims."""
+"""The default values of the public chart, without its shims."""
 OTHER_DEFAULTS = {
-    "defaultShim": "the shims of runtime-rs have become the default since",
-    "kubectlImage.tag": "the same without one, and a reference with a digest needs no more",
-    "monitor.logLevel": "that of the chart",
-    "monitor.runtimeEndpoint": "that of the distribution",
-    "resources.requests.memory": "what kata-node takes",
+    "defaultShim": "the runtime-rs shims are the default now",
+    "kubectlImage.tag": "the image is the same without a tag, and a digest needs none",
+    "monitor.logLevel": "the log level of the chart applies",
+    "monitor.runtimeEndpoint": "the CRI socket of the distribution applies",
+    "resources.requests.memory": "the memory that kata-node needs",
 }
-"""Defaults that are others here, and why."""
+"""Defaults that differ from the public chart, and why."""
 EXAMPLES = sorted(CHART.glob("*.values.yaml"))
 
 
-@pytest.fixture(scope="module")
-def docs() -> ModuleType:
+@pytest.fixture
+def docs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script scripts/chart-docs, as a module."""
     loader = SourceFileLoader("chart_docs", str(CHECKOUT / "scripts/chart-docs"))
     spec = spec_from_loader(loader.name, loader)
     assert spec is not None
     module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, loader.name, module)  # its dataclasses look their module up
     loader.exec_module(module)
     return module
 
 
 def resolve(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A schema, or the one it refers to."""
+    """Return the schema that ``$ref`` names; ``schema`` itself without one."""
     reference = schema.get("$ref")
     return SCHEMA["$defs"][reference.removeprefix("#/$defs/")] if reference else schema
 
 
-def unknown(value: object, schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The paths in ``value`` that the schema has no place for."""
+def unknown_keys(value: object, schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yield the paths of the keys in ``value`` that the schema does not allow."""
     schema = resolve(schema)
     if isinstance(value, list):
         for index, item in enumerate(value):
-            yield from unknown(item, schema.get("items", {}), f"{path}[{index}]")
+            yield from unknown_keys(item, schema.get("items", {}), f"{path}[{index}]")
     if not isinstance(value, dict) or "properties" not in schema:
         return
     for key, below in value.items():
         where = f"{path}.{key}".lstrip(".")
         if key in schema["properties"]:
-            yield from unknown(below, schema["properties"][key], where)
+            yield from unknown_keys(below, schema["properties"][key], where)
         elif schema.get("additionalProperties") is False:
             yield where
 
 
-def objects(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping that the schema describes key by key."""
+def mappings(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the path and the schema of every mapping with ``properties``."""
     if "properties" in schema:
         yield path, schema
     for key, below in [*schema.get("properties", {}).items(), *schema.get("$defs", {}).items()]:
-        yield from objects(below, f"{path}.{key}".lstrip("."))
+        yield from mappings(below, f"{path}.{key}".lstrip("."))
 
 
 def leaves(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The path of every key of the schema that has none below it."""
+    """Yield the path of every key of the schema without keys below it."""
     schema = resolve(schema)
     if "properties" not in schema:
         yield path
@@ -94,94 +96,197 @@ def has(values: object, path: str) -> bool:
     return True
 
 
-def test_what_is_made_of_the_values_and_of_the_shim_table_is_up_to_date(docs: ModuleType) -> None:
+def test_the_generated_files_are_up_to_date(docs: ModuleType) -> None:
     assert docs.main(["--check"]) == 0
 
 
-def test_a_changed_comment_or_default_makes_the_readme_out_of_date(
+def test_a_changed_comment_or_default_makes_the_readme_and_the_reference_out_of_date(
     docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (CHART / "values.yaml").read_text()
     for changed in (
         text.replace("parallelism: 100", "parallelism: 7"),
-        text.replace("at once.", "together."),
+        text.replace("run at the same time.", "run together."),
     ):
         assert changed != text
         (tmp_path / "values.yaml").write_text(changed)
         monkeypatch.setattr(docs, "VALUES", tmp_path / "values.yaml")
         assert docs.main(["--check"]) == 1
-        assert "README.md is out of date" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "README.md is out of date" in told
+        assert "docs/reference/values.md is out of date" in told
 
 
-def test_every_key_of_the_values_is_explained(docs: ModuleType) -> None:
-    text = docs.readme()
-    sections = re.findall(r"^### (.*)\n\n(.*)$", text, re.MULTILINE)
+def rows(text: str) -> dict[str, str]:
+    """The keys in the tables of the README or the reference, each with its description."""
+    found = re.findall(r"^\| \[?`([^`|]+)`[^|\n]* \| [^|\n]* \| ([^|\n]*) \|$", text, re.MULTILINE)
+    return dict(found)
+
+
+def test_every_key_of_the_values_is_described_in_the_readme_and_in_the_reference(docs: ModuleType) -> None:
+    readme, reference = docs.readme(), docs.reference()
+    sections = re.findall(r"^## (.*)\n\n(.*)$", reference, re.MULTILINE)
     assert [name for name, _ in sections] == list(VALUES)
     assert not [name for name, first in sections if not first or first.startswith(("|", "Default"))]
-    silent = re.findall(r"^\| `([^`]+)` \|.*\|  \|$", text, re.MULTILINE)
-    # Explained by what the section begins with.
-    told = ("shims.", "defaultShim.", "updateStrategy", "resources", "health.")
-    assert not [path for path in silent if not path.startswith(told)]
+    for text in (readme, reference):
+        assert not [path for path, description in rows(text).items() if not description]
+    assert rows(reference).items() < rows(readme).items()
+    assert set(rows(readme)) - set(rows(reference)) == set(VALUES)
+    assert "health.startupProbe.enabled" in rows(reference)
 
 
-def test_the_schema_has_a_place_for_every_default_and_every_example() -> None:
+def test_rows_are_short_and_details_are_below_the_table_and_linked(docs: ModuleType) -> None:
+    reference = docs.reference()
+    assert max(map(len, rows(reference).values())) <= docs.LONGEST_SUMMARY
+    assert "On a cluster with a single node" not in rows(reference)["job.nodeSelectorExpressions"]
+    details = reference.partition("### `job.nodeSelectorExpressions`")[2].partition("###")[0]
+    assert "On a cluster with a single node" in details
+    assert "- key: node-role.kubernetes.io/control-plane" in details
+    anchors = {
+        re.sub(r"[^\w-]", "", name.lower()) for name in re.findall(r"^###? `?([^`\n]+)", reference, re.M)
+    }
+    links = set(re.findall(r"\]\(#([\w-]+)\)", reference))
+    assert links
+    assert links <= anchors
+
+
+def test_a_list_in_a_comment_stays_a_list(docs: ModuleType) -> None:
+    details = docs.reference().partition("### `rbac.admissionPolicy`")[2]
+    assert re.findall(r"^- `(\w+)`: ", details, re.MULTILINE) == ["auto", "always", "never"]
+
+
+COMMENTED = """\
+# Things of the test.
+#
+# `things.<thing>` has these keys:
+#
+# - `active`: Enables the thing.
+# - `deep.list`: Numbers of the thing
+#   in two lines.
+# - `extra`: A key that no thing has by default.
+#
+# A last word.
+things:
+  # A switch.
+  all: false
+
+  a:
+    active: ~
+    deep:
+      list: [1]
+  b:
+    active: ~
+    deep:
+      list: [1]
+  c:
+    active: true
+  d:
+    active: ~
+    deep:
+      list: [1]
+"""
+
+
+def test_keys_of_many_entries_are_described_once_with_a_table_of_other_defaults(docs: ModuleType) -> None:
+    [group] = docs.groups(COMMENTED)
+    assert [(row.path, row.default, row.summary) for row in group.rows] == [
+        ("things.all", "false", "A switch."),
+        ("things.<thing>.active", "~", "Enables the thing."),
+        ("things.<thing>.deep.list", "[1]", "Numbers of the thing in two lines."),
+        ("things.<thing>.extra", "", "A key that no thing has by default."),
+    ]
+    assert (group.head.summary, group.head.details[-1]) == ("Things of the test.", "A last word.")
+    assert group.differences[2:] == [
+        "| thing | `active` | `deep.list` |",
+        "|---|---|---|",
+        "| `c` | `true` | `[]` |",
+        "",
+        "All defaults of the table above apply to `a`, `b`, `d`.",
+    ]
+
+
+def test_no_shim_has_a_row_of_its_own(docs: ModuleType) -> None:
+    paths = rows(docs.readme())
+    assert "shims.<shim>.containerd.snapshotter" in paths
+    assert not [path for path in paths if path.startswith("shims.") and path.split(".")[1] in table()]
+    differences = docs.reference().partition("Some shims have other defaults.")[2].partition("\n##")[0]
+    assert not [name for name in table() if f"`{name}`" not in differences]
+
+
+@pytest.mark.parametrize(
+    ("comment", "says"),
+    [
+        pytest.param(f"# {'long ' * 40}", "a: shorten the first paragraph", id="a long first paragraph"),
+        pytest.param(
+            "# A.\n#\n# `a.<b>` has these keys:\n#\n# - nothing",
+            "write `key`: and a description",
+            id="no key",
+        ),
+    ],
+)
+def test_a_comment_that_cannot_be_a_row_is_refused(docs: ModuleType, comment: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        list(docs.groups(f"{comment}\na: 1\n"))
+
+
+def test_the_schema_allows_every_default_and_every_example() -> None:
     assert EXAMPLES
     for path in (CHART / "values.yaml", *EXAMPLES):
-        assert not list(unknown(yaml.safe_load(path.read_text()), SCHEMA)), path.name
+        assert not list(unknown_keys(yaml.safe_load(path.read_text()), SCHEMA)), path.name
 
 
-def test_the_schema_is_closed() -> None:
-    assert not [path for path, schema in objects(SCHEMA) if schema.get("additionalProperties") is not False]
+def test_the_schema_refuses_unknown_keys() -> None:
+    assert not [path for path, schema in mappings(SCHEMA) if schema.get("additionalProperties") is not False]
 
 
-def test_whatever_the_schema_knows_is_in_the_values_or_told_of_there() -> None:
+def test_every_key_of_the_schema_is_in_the_values_or_in_their_comments() -> None:
     text = (CHART / "values.yaml").read_text()
     for path in set(leaves(SCHEMA)) - set(GONE):
         if path.startswith("shims.") and path != "shims.disableAll":
             key = path.split(".", 2)[2]
-            told = key in text or all(part in text for part in key.split("."))
+            explained = key in text or all(part in text for part in key.split("."))
         elif path.startswith(("health.", "node-feature-discovery.global", "global")):
             continue
         else:
-            told = has(VALUES, path) or path.startswith(
+            explained = has(VALUES, path) or path.startswith(
                 ("resources.", "monitor.resources.", "job.dispatcherRes")
             )
-        assert told, path
+        assert explained, path
 
 
-def test_keys_of_older_charts_are_known_for_their_remedy_as_on_a_node() -> None:
+def test_renamed_keys_have_the_same_hint_in_the_chart_and_on_a_node() -> None:
     assert set(GONE) < set(leaves(SCHEMA))
     for key, new in settings.RENAMED_KEYS.items():
         assert GONE[f"env.{key}"].endswith(f"write {new}")
 
 
-def pairs(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, object]]:
-    """Every key with its value, as the path of the key."""
+def leaf_values(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the path and the value of every key without keys below it."""
     for key, value in values.items():
         where = f"{path}.{key}".lstrip(".")
         if isinstance(value, dict) and value:
-            yield from pairs(value, where)
+            yield from leaf_values(value, where)
         else:
             yield where, value
 
 
-def test_a_values_file_of_the_public_chart_carries_over() -> None:
-    assert not list(unknown(PUBLIC, SCHEMA))
-    ours = dict(pairs(VALUES))
-    others = {path for path, value in pairs(PUBLIC) if ours.get(path) != value}
-    assert {path for path in others if not path.startswith("defaultShim.")} == {
+def test_a_values_file_of_the_public_chart_is_valid() -> None:
+    assert not list(unknown_keys(PUBLIC, SCHEMA))
+    own_values = dict(leaf_values(VALUES))
+    changed_paths = {path for path, value in leaf_values(PUBLIC) if own_values.get(path) != value}
+    assert {path for path in changed_paths if not path.startswith("defaultShim.")} == {
         path for path in OTHER_DEFAULTS if path != "defaultShim"
     }
 
 
-def test_the_shims_are_those_of_the_table_everywhere() -> None:
+def test_values_and_schema_have_the_shims_of_the_shim_table() -> None:
     assert set(VALUES["shims"]) - {"disableAll"} == set(table())
     assert set(SCHEMA["properties"]["shims"]["properties"]) - {"disableAll"} == set(table())
     assert set(SCHEMA["$defs"]["customRuntime"]["properties"]["baseConfig"]["enum"]) == set(table())
     assert set(SCHEMA["$defs"]["shimName"]["enum"]) - {"", None} == set(table())
 
 
-def test_runtime_classes_are_made_of_what_the_nodes_go_by() -> None:
+def test_the_runtime_classes_use_the_shim_table_of_the_nodes() -> None:
     made = yaml.safe_load((CHART / "files/shims.yaml").read_text())
     assert made == {
         shim.name: {"tee": shim.tee, "overhead": {"memory": shim.overhead.memory, "cpu": shim.overhead.cpu}}
@@ -190,7 +295,7 @@ def test_runtime_classes_are_made_of_what_the_nodes_go_by() -> None:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """What helm makes of the chart's values and a file of somebody's."""
+    """Merge a values file into the values of the chart, as helm does."""
     return {
         **below,
         **{
@@ -202,7 +307,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 @pytest.mark.parametrize("path", [CHART / "values.yaml", *EXAMPLES], ids=lambda path: path.name)
 @pytest.mark.parametrize("arch", MACHINES.values())
-def test_a_node_takes_the_values_file_as_the_chart_does(path: Path, arch: str, tmp_path: Path) -> None:
+def test_a_node_enables_the_same_shims_as_the_chart(path: Path, arch: str, tmp_path: Path) -> None:
     values = merged(VALUES, yaml.safe_load(path.read_text()))
     shims = {name: shim for name, shim in values["shims"].items() if name != "disableAll"}
     on = {
@@ -216,5 +321,5 @@ def test_a_node_takes_the_values_file_as_the_chart_does(path: Path, arch: str, t
         loaded = settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
         assert {shim.name for shim in loaded.shims} == on
     else:
-        with pytest.raises(SettingsError, match="no shim that is on runs on"):
+        with pytest.raises(SettingsError, match="no enabled shim runs on"):
             settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 import time
@@ -31,14 +32,26 @@ class Terminal(io.StringIO):
 
     @property
     def lines(self) -> list[str]:
+        """The lines that show text; a line of spaces erases a longer one."""
         text = re.sub(r"\x1b\[\?25[lh]", "", self.getvalue()).rstrip("\n")
-        return [line.rstrip() for line in text.split("\r") if line]
+        return [line.rstrip() for line in text.split("\r") if line.strip()]
 
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of 80 columns, and a clock that stands still."""
     monkeypatch.setenv("COLUMNS", "80")
+    clock(monkeypatch, seconds=0)
     return Terminal()
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, *, seconds: int) -> None:
+    """Make so many seconds pass between two looks of the bar at the clock.
+
+    The bar shows the time left once a copy takes longer than a second.
+    """
+    now = itertools.count(1_000_000_000, seconds)
+    monkeypatch.setattr(time, "time", lambda: next(now))
 
 
 @contextmanager
@@ -63,7 +76,21 @@ def test_a_terminal_shows_a_bar_that_comes_to_its_end(terminal: Terminal) -> Non
     assert terminal.getvalue().endswith("\n"), "what is printed next has a line of its own"
 
 
-def test_a_bar_is_whole_though_threads_draw_it(terminal: Terminal, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "left"),
+    [
+        pytest.param(0, "", id="before the time left is known"),
+        pytest.param(1, r"  \d\d:\d\d:\d\d", id="with the time left"),
+    ],
+)
+def test_a_bar_is_whole_though_threads_draw_it(
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    seconds: int,
+    left: str,
+) -> None:
+    clock(monkeypatch, seconds=seconds)
     request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
     sys.setswitchinterval(1e-6)  # as bad as it can get
     with stderr(terminal):
@@ -71,8 +98,11 @@ def test_a_bar_is_whole_though_threads_draw_it(terminal: Terminal, request: pyte
     drawn = [int(percent) for percent in re.findall(r"(\d+)%", terminal.getvalue())]
     assert drawn == sorted(drawn)
     assert drawn[-1] == 100
-    for line in terminal.lines:
-        assert re.fullmatch(rf"{TITLE}  \[#*-*\]  +\d+%(  \d\d:\d\d:\d\d)?", line)
+    first, *middle, last = terminal.lines
+    for line in middle:
+        assert re.fullmatch(rf"{TITLE}  \[#*-*\]  +\d+%{left}", line)
+    assert re.fullmatch(rf"{TITLE}  \[-+\]    0%", first)
+    assert re.fullmatch(rf"{TITLE}  \[#+\]  100%", last)
 
 
 def test_a_bar_is_not_drawn_for_every_piece(terminal: Terminal) -> None:
@@ -81,9 +111,13 @@ def test_a_bar_is_not_drawn_for_every_piece(terminal: Terminal) -> None:
     assert len(terminal.lines) <= cli_progress.MAX_BAR_UPDATES + 2
 
 
+@pytest.mark.parametrize("seconds", [0, 1])
 @pytest.mark.parametrize("columns", [200, 80, 60, 40, 15])
-def test_a_bar_fits_the_terminal(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_a_bar_fits_the_terminal(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int, seconds: int
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
+    clock(monkeypatch, seconds=seconds)
     with stderr(terminal):
         copy(50)
     for line in terminal.lines:

@@ -120,7 +120,7 @@ def test_a_misspelt_variable_is_told_and_those_of_a_service_are_not(
 FAILURES = [
     pytest.param(["install", "--hostroot", "/"], "install", "no such option", id="usage"),
     pytest.param(["stage", "--lock-timeout=5m", "cri"], "cri", "expected a number of seconds", id="option"),
-    pytest.param(["install", "--offline", "--shims", "qmeu"], "install", "no shim qmeu", id="settings"),
+    pytest.param(["install", "--offline", "--shims", "qmeu"], "install", "qmeu is not a shim", id="settings"),
     pytest.param(["status", "--host-root", "/nowhere"], "status", "the host root", id="host root"),
     pytest.param(
         ["stage", "artifacts", "--offline", "--host-root=/nowhere"], "artifacts", "the host root", id="stage"

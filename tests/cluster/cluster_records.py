@@ -94,10 +94,10 @@ def clear(record: Record) -> None:
     remove_tree(record.directory)
 
 
-def end(process: Process, number: signal.Signals, timeout: float = 10) -> None:
+def end(process: Process, number: signal.Signals) -> None:
     """Send ``process`` the signal and wait until it has ended, and with it all that it had open."""
     process.signal(number)
-    wait_until(lambda: not process.alive, f"process {process.pid} has ended", timeout=timeout)
+    wait_until(lambda: not process.alive, f"process {process.pid} has ended")
 
 
 def _clear_dead() -> None:

@@ -190,13 +190,22 @@ class FakeKubelet:
     def _work(self) -> None:
         server = self._connect()
         while (job := self._queue.get()) is not None:
-            name, status = job
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if status:
-                    server.call("PATCH", f"{self._path}/{quote(name)}/status", {"status": status})
-                else:
-                    server.call("DELETE", f"{self._path}/{quote(name)}?gracePeriodSeconds=0")
+            # A real kubelet repeats what an API server that is away, or has just started, did not take.
+            while not self._carry_out(server, *job) and not self._ended.wait(0.1):
+                pass
         server.close()
+
+    def _carry_out(self, server: Server, name: str, status: PodStatus) -> bool:
+        """Set the status of a Pod, or delete it without one; return whether the API server has decided."""
+        path = f"{self._path}/{quote(name)}"
+        try:
+            if status:
+                code, _ = server.call("PATCH", f"{path}/status", {"status": status})
+            else:
+                code, _ = server.call("DELETE", f"{path}?gracePeriodSeconds=0")
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        return code < 500 and code not in (401, 403, 429)
 
 
 def main() -> None:

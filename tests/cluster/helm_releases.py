@@ -43,7 +43,7 @@ COMMON: Mapping[str, Any] = {
 JOBS: Mapping[str, Any] = merge(
     COMMON, {"deploymentMode": "job", "job": {"waitForNodesSeconds": 0, "backoffLimit": 0}}
 )
-LIMIT = "180"
+LIMIT = "600"
 """Seconds that helm, and then the wait, may take."""
 
 

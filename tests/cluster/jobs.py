@@ -11,6 +11,7 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 from node.cache import NodeError
+from node.commands import WAIT_TIMEOUT
 from node.images import BUSYBOX
 
 from cluster.control_plane import ADMIN, Cluster
@@ -57,23 +58,28 @@ class Job:
         joined.cluster.kubectl("create", "--filename=-", f"--namespace={namespace}", text=json.dumps(content))
         return cls(joined.cluster, manifest["metadata"]["name"], nodes=[joined], namespace=namespace)
 
-    def wait(self, timeout: float = 120) -> Self:
+    def wait(self, timeout: float = WAIT_TIMEOUT) -> Self:
         """Return when the Job is complete; raises :class:`NodeError` with its story when it fails."""
         if (ended := self.ended(timeout)) != "Complete":
             raise NodeError(f"the Job {self.name} ended as {ended}:\n{self.describe()}")
         return self
 
-    def running(self, timeout: int = 60) -> Self:
+    def running(self, timeout: float = WAIT_TIMEOUT) -> Self:
         """Return when its pod is Ready; raises :class:`NodeError` with its story when that takes too long."""
-        how = ("--for=jsonpath={.status.ready}=1", f"--timeout={timeout}s", f"--namespace={self.namespace}")
+        how = (
+            "--for=jsonpath={.status.ready}=1",
+            f"--timeout={timeout:.0f}s",
+            f"--namespace={self.namespace}",
+        )
         if self._cluster.kubectl("wait", f"job/{self.name}", *how, check=False).returncode:
-            raise NodeError(f"the Job {self.name} does not run after {timeout} s:\n{self.describe()}")
+            raise NodeError(f"the Job {self.name} does not run after {timeout:.0f} s:\n{self.describe()}")
         return self
 
-    def ended(self, timeout: float = 120) -> str:
+    def ended(self, timeout: float = WAIT_TIMEOUT) -> str:
         """What becomes of the Job: ``Complete`` or ``Failed``.
 
-        Raises :class:`NodeError` with its story when it has not ended after ``timeout`` seconds.
+        Raises :class:`NodeError` with its story when it has not ended after ``timeout`` seconds, and with
+        the logs as soon as a program of the cluster has ended.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -81,6 +87,7 @@ class Job:
                 for condition in self.read().get("status", {}).get("conditions", ()):
                     if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
                         return str(condition["type"])
+            self._cluster.check_programs(before=f"the Job {self.name} has ended")
             time.sleep(_POLL)
         raise NodeError(f"the Job {self.name} has not ended after {timeout:.0f} s:\n{self.describe()}")
 

@@ -6,16 +6,18 @@ API server where every pod does, at the address of the ``kubernetes`` service.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from node import images
 from node.cache import NodeError
-from node.commands import CommandFailed
+from node.commands import WAIT_TIMEOUT, wait_until
 from node.debian_node import Node
 
 from cluster import flags, programs
@@ -26,6 +28,9 @@ UNIT = "kubelet.service"
 
 _HOME = "/etc/kubernetes"
 _PODS_LOGS = "var/log/pods"
+_PAUSE = 0.2  # seconds between two looks at a Node that joins
+_RESTARTS = 2
+"""How often systemd may restart the kubelet: it exits when a busy containerd answers too late."""
 
 _CONFIG = {
     "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -84,10 +89,12 @@ class JoinedNode:
     :data:`~node.images.PACKAGES`.
     Each node of a cluster has a ``number`` of its own, 1 to 254. In the node the API server is at the
     same address as on the machine. Raises :class:`NodeError`, with the kubelet's journal, when the Node
-    is not Ready within ``timeout`` seconds.
+    is not Ready within ``timeout`` seconds, or as soon as the kubelet keeps ending.
     """
 
-    def __init__(self, cluster: Cluster, node: Node, *, number: int = 1, timeout: int = 60) -> None:
+    def __init__(
+        self, cluster: Cluster, node: Node, *, number: int = 1, timeout: float = WAIT_TIMEOUT
+    ) -> None:
         self.cluster = cluster
         self.node = node
         # For documentation; a kubelet takes no loopback address for its node's.
@@ -181,13 +188,22 @@ class JoinedNode:
         unit = [f"--unit={UNIT}", "--property=Delegate=yes", "--property=Restart=always"]
         node.run(["systemd-run", "--quiet", *unit, KUBELET, *options])
 
-    def _wait(self, timeout: int) -> None:
-        name, limit = f"node/{self.node.name}", f"--timeout={timeout}s"
+    def _wait(self, timeout: float) -> None:
         try:
-            self.cluster.kubectl("wait", name, "--for=create", limit)
-            self.cluster.kubectl("wait", name, "--for=condition=Ready", limit)
-        except CommandFailed as error:
+            wait_until(self._ready, f"the Node {self.node.name} is Ready", timeout=timeout, pause=_PAUSE)
+        except NodeError as error:
             raise NodeError(f"{error}\nthe kubelet logged:\n{self.journal()}") from error
+
+    def _ready(self) -> bool:
+        self.cluster.check_programs(before=f"the Node {self.node.name} is Ready")
+        if (restarts := self.node.unit(UNIT).restarts) > _RESTARTS:
+            raise NodeError(f"{self.node.name}: the kubelet ended {restarts} times before its Node was Ready")
+        with contextlib.suppress(OSError, HTTPException):  # a busy machine may be too slow for one request
+            place = f"/api/v1/nodes/{self.node.name}"
+            status, body = self.cluster.get(place, token=self.cluster.token(ADMIN))
+            conditions = json.loads(body)["status"].get("conditions", ()) if status == 200 else ()
+            return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+        return False
 
 
 def _written(line: str) -> str:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from node.commands import wait_until
+from node.commands import WAIT_TIMEOUT, wait_until
 
 from cluster.control_plane import ADMIN, Cluster
 
@@ -31,7 +31,7 @@ class NodeWriter:
         self._connection = HTTPSConnection(
             "127.0.0.1",
             urlsplit(cluster.url).port,
-            timeout=60,
+            timeout=WAIT_TIMEOUT,
             context=ssl.create_default_context(cafile=cluster.ca),
         )
 

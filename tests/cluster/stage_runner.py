@@ -170,7 +170,7 @@ class StageRunner:
     ) -> RunningCommand:
         """Start a stage; ``options`` follow those that keep waits short, ``env`` replaces variables."""
         command = [sys.executable, "-m", "kata_node", "stage", stage, "--output=json", "--shims=qemu"]
-        command += [f"--host-root={self.host}", "--label-timeout=20", "--label-stable-for=0.2"]
+        command += [f"--host-root={self.host}", "--label-timeout=120", "--label-stable-for=0.2"]
         if instance:
             command.append(f"--multi-install-suffix={instance}")
         environment = {

@@ -193,8 +193,10 @@ def expression(operator: str, *values: str) -> Document:
     ("values", "says"),
     [
         pytest.param({"shimz": {}}, "shimz", id="an unknown key"),
-        pytest.param({"env": {"shims": "qemu"}}, "env.shims: is the key of an older chart", id="an old key"),
-        pytest.param({"nodeBinaries": {"a": {}}}, "nodeBinaries: is not known", id="a key of others"),
+        pytest.param({"env": {"shims": "qemu"}}, "env.shims: is a key of an older chart", id="an old key"),
+        pytest.param(
+            {"nodeBinaries": {"a": {}}}, "nodeBinaries: is a key of another chart", id="a key of others"
+        ),
         pytest.param({"shims": {"qemo": {"enabled": True}}}, "qemo", id="an unknown shim"),
         pytest.param({"deploymentMode": "jobs"}, "deploymentMode", id="an unknown mode"),
         pytest.param(
@@ -202,24 +204,28 @@ def expression(operator: str, *values: str) -> Document:
         ),
         pytest.param(expression("Exists", "b"), "takes no values", id="Exists with values"),
         pytest.param(expression("Gt", "1"), "is none of In, NotIn, Exists, DoesNotExist", id="an operator"),
-        pytest.param({**JOB, "job": {"ttlSecondsAfterFinished": 5}}, "give it 60 or more", id="a short life"),
-        pytest.param({**JOB, "job": {"rollout": {"waveSize": 0}}}, "never ends", id="an empty wave"),
+        pytest.param({**JOB, "job": {"ttlSecondsAfterFinished": 5}}, "set 60 or more", id="a short life"),
+        pytest.param({**JOB, "job": {"rollout": {"waveSize": 0}}}, "at least one node", id="an empty wave"),
         pytest.param(
             {**JOB, "nodeSelector": {"a": "b"}, "job": {"nodeSelector": {"a": "c"}}},
             "no node has both",
             id="selectors",
         ),
         pytest.param({"image": {"reference": ""}}, "image.reference: is empty", id="no image"),
-        pytest.param({"image": {"reference": "a:b", "tag": "c"}}, "take out the tag c", id="two tags"),
-        pytest.param({"image": {"reference": f"a@{DIGEST}", "tag": "b"}}, "take out the tag b", id="both"),
-        pytest.param({"image": {"tag": "sha256:12"}}, "is no whole digest", id="half a digest"),
+        pytest.param({"image": {"reference": "a:b", "tag": "c"}}, "remove the tag c", id="two tags"),
+        pytest.param({"image": {"reference": f"a@{DIGEST}", "tag": "b"}}, "remove the tag b", id="both"),
+        pytest.param({"image": {"tag": "sha256:12"}}, "is not a complete digest", id="half a digest"),
         pytest.param(
-            {"k8sDistribution": "k3s", "containerRuntime": "crio"}, "k3s runs containerd", id="k3s, crio"
+            {"k8sDistribution": "k3s", "containerRuntime": "crio"},
+            "k3s always runs containerd",
+            id="k3s, crio",
         ),
         pytest.param({"containerd": {"configDir": "etc"}}, "not an absolute path", id="a relative path"),
-        pytest.param({"containerd": {"configDir": "/a/.."}}, "all of the node", id="the root"),
+        pytest.param({"containerd": {"configDir": "/a/.."}}, "the root directory of the node", id="the root"),
         pytest.param(
-            {"containerd": {"runtimeSocket": "unix:///c.sock"}}, "all of the node", id="a socket there"
+            {"containerd": {"runtimeSocket": "unix:///c.sock"}},
+            "the root directory of the node",
+            id="a socket there",
         ),
         pytest.param({"env": {"installationPrefix": "mnt"}}, "not an absolute path", id="a relative prefix"),
         pytest.param({"startupTaints": ["a:Never"]}, "neither `key` nor `key:effect`", id="an effect"),
@@ -232,13 +238,16 @@ def expression(operator: str, *values: str) -> Document:
         ),
         pytest.param(
             {"shims": {"qemu-runtime-rs": {"hypervisor": {"rootless": True}}}},
-            "shims.qemu-runtime-rs.hypervisor.rootless: is not in this release",
+            "shims.qemu-runtime-rs.hypervisor.rootless: is not supported in this release",
             id="rootless",
         ),
         pytest.param(
             {**JOB, "affinity": {"nodeAffinity": REQUIRED}}, "job.nodeSelectorExpressions", id="where"
         ),
-        *(pytest.param(at(key, value), f"{key}: is not in this", id=key) for key, value in REFUSED.items()),
+        *(
+            pytest.param(at(key, value), f"{key}: is not supported in this", id=key)
+            for key, value in REFUSED.items()
+        ),
         pytest.param(
             {"runtimeClasses": {"createDefault": True}, "shims": {"disableAll": True}},
             "is enabled",
@@ -256,7 +265,7 @@ def expression(operator: str, *values: str) -> Document:
                     "runtimes": {"a": {"baseConfig": "qemu", "runtimeClass": "a: b"}},
                 }
             },
-            "must be a manifest of kind RuntimeClass",
+            "is not a RuntimeClass",
             id="no manifest",
         ),
         pytest.param({"verification": {"pod": "kind: Pod"}}, "metadata.name and a spec", id="no pod"),

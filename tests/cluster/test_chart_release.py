@@ -33,7 +33,7 @@ def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
     return done.stderr if done.returncode else ""
 
 
-def test_pods_have_the_pod_security_level_that_the_readme_gives_them(cluster: Cluster) -> None:
+def test_pods_have_the_pod_security_level_that_the_page_about_security_gives_them(cluster: Cluster) -> None:
     templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}))
     for name in ("install-dispatcher", "cleanup-dispatcher", "reconcile", "stop"):
         assert not admitted(cluster, "restricted", templates[f"kata-deploy-{name}"]["spec"])
@@ -125,7 +125,7 @@ def test_two_releases_cannot_be_the_same_installation(cluster: Cluster) -> None:
     assert not install(first, suffix)
     assert not install(first, suffix), "it is its own"
     refused = install(second, suffix)
-    assert f'the release {first}/kata (namespace/name) has the installation "{suffix}"' in refused
+    assert f'the release {first}/kata (namespace/name) already has the installation "{suffix}"' in refused
     assert not install(second, f"{suffix}-too")
     for namespace in (first, second):
         cluster.helm("uninstall", "kata", "--no-hooks", f"--namespace={namespace}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from node.cache import CHECKOUT, NodeError
+from node.cache import CHECKOUT, NodeError, cache_dir
 from node.commands import CommandFailed, wait_until
 from node.node_records import Process
 
@@ -59,7 +61,7 @@ def test_a_node_is_registered_ready_and_keeps_what_is_patched(cluster: Cluster) 
     cluster.node("worker", labels={"example.org/a": "3"})
     labels = read(cluster, "node", "worker")["metadata"]["labels"]
     assert labels == {"kubernetes.io/hostname": "worker", "example.org/a": "3", "example.org/b": "2"}
-    ready = cluster.kubectl("wait", "node/worker", "--for=condition=Ready", "--timeout=5s")
+    ready = cluster.kubectl("wait", "node/worker", "--for=condition=Ready", "--timeout=300s")
     assert "condition met" in ready.stdout
 
 
@@ -88,7 +90,7 @@ def test_a_service_account_gets_a_token_and_is_known_by_it(cluster: Cluster) -> 
 def test_a_new_namespace_is_given_what_pods_need_by_the_controllers(cluster: Cluster) -> None:
     cluster.kubectl("create", "namespace", "served")
     made = ("serviceaccount/default", "configmap/kube-root-ca.crt")
-    cluster.kubectl("wait", *made, "--for=create", "--namespace=served", "--timeout=20s")
+    cluster.kubectl("wait", *made, "--for=create", "--namespace=served", "--timeout=300s")
     bundle = read(cluster, "configmap", "kube-root-ca.crt", "--namespace=served")["data"]["ca.crt"]
     assert bundle == cluster.ca.read_text()
 
@@ -134,7 +136,7 @@ def test_the_api_server_comes_back_with_all_that_was_there(own_cluster: Cluster,
     assert own_cluster.get("/api/v1/namespaces/default/pods", token=token)[0] == 403  # known, without rights
     assert read(own_cluster, "node", "before")["metadata"]["name"] == "before"
     own_cluster.kubectl("create", "namespace", "after")
-    made = ("serviceaccount/default", "--for=create", "--namespace=after", "--timeout=30s")
+    made = ("serviceaccount/default", "--for=create", "--namespace=after", "--timeout=300s")
     own_cluster.kubectl("wait", *made)
     after = own_cluster.processes
     assert {name for name in before if before[name] != after[name]} == {"kube-apiserver"}
@@ -158,9 +160,57 @@ def test_a_program_that_does_not_start_is_told_with_what_it_logged(
 ) -> None:
     name = f"broken-{os.getpid()}"
     monkeypatch.setattr("cluster.flags.etcd", lambda: ["--no-such-flag"])
-    with pytest.raises(NodeError, match=r"(?s)etcd has ended.*--- etcd.*flag provided but not defined"):
+    told = r"(?s)etcd ended with 2 before .*\n  hint: Read .*\n--- etcd.*flag provided but not defined"
+    with pytest.raises(NodeError, match=told):
         Cluster.start(name=name)
     assert name not in [record.name for record in cluster_records.running()]
+
+
+def test_what_needs_the_api_server_is_started_once_it_is_ready(
+    machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, looks = Cluster._ready, itertools.count(1)
+
+    def ready_late(cluster: Cluster) -> bool:
+        assert set(cluster.processes) == {"etcd", "kube-apiserver"}
+        return next(looks) > 100 and ready(cluster)
+
+    monkeypatch.setattr(Cluster, "_ready", ready_late)
+    with Cluster.start(scheduler=True) as cluster:
+        assert {"kube-controller-manager", "kube-scheduler"} <= set(cluster.processes)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["testcluster", "up"], id="testcluster"),
+        pytest.param(["bench-dispatcher", "--nodes=1"], id="bench-dispatcher"),
+    ],
+)
+def test_a_person_is_told_in_a_sentence_that_the_control_plane_does_not_come_up(
+    machine: None, tmp_path: Path, command: list[str]
+) -> None:
+    for name in programs.CONTROL_PLANE:
+        kept = tmp_path / programs.program(name).parent.relative_to(cache_dir())
+        kept.mkdir(parents=True)
+        (kept / name).symlink_to(programs.program(name))
+    etcd = tmp_path / programs.program("etcd").relative_to(cache_dir())
+    etcd.unlink()
+    etcd.write_text("#!/bin/sh\necho the disk is full >&2\nexit 3\n")
+    etcd.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, str(CHECKOUT / "scripts" / command[0]), *command[1:]],
+        env={**os.environ, "KATA_NODE_TEST_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    what, hint, title, _, said, *_ = done.stderr.splitlines()
+    assert re.match(rf"{command[0]}: the cluster \S+: etcd ended with 3 ", what)
+    assert hint.startswith("  hint: ")
+    assert (title, said) == ("--- etcd", "the disk is full")
+    assert list((tmp_path / "clusters").glob("*/")) == []
 
 
 START_AND_WAIT = """

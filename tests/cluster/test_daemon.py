@@ -131,9 +131,7 @@ def test_without_the_account_nothing_is_known(daemonset_fixture: DaemonSetFixtur
     daemonset_fixture.delete()
     # A token is believed for some seconds more.
     wait_until(
-        lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1,
-        "the token is refused",
-        timeout=60,
+        lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the token is refused"
     )
     assert "its ServiceAccount has to be there" in daemonset_fixture.ask_wanted(environment=environment).text
 

@@ -19,7 +19,7 @@ from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, events, payload_that_run
 
 NAME = "kata-deploy"
 OURS = ("katacontainers.io/kata-runtime", "kata-deploy.katacontainers.io/default")
-GRACE = 120
+GRACE = 300
 NODE_LABEL = "example.org/kata"
 LIMIT = 20 * 1024
 """KiB in which it has to wait."""
@@ -92,7 +92,7 @@ def deploy(joined: JoinedNode, version: str = "1", **more: Any) -> None:
 
 def rolled_out(joined: JoinedNode) -> None:
     """Wait until the one pod there is has installed."""
-    joined.cluster.kubectl("rollout", "status", f"daemonset/{NAME}", "--timeout=120s")
+    joined.cluster.kubectl("rollout", "status", f"daemonset/{NAME}", "--timeout=300s")
     wait_until(lambda: len(pods(joined)) == 1, "the pod before it is gone", timeout=GRACE)
 
 

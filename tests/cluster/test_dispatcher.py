@@ -1,4 +1,4 @@
-"""The dispatcher against a real API server and its Job controller; only the kubelets are stand-ins."""
+"""The dispatcher against a real API server and its Job controller, with fake kubelets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from node.cache import CHECKOUT
-from node.commands import wait_until
+from node.commands import WAIT_TIMEOUT, wait_until
 
 from cluster.control_plane import ADMIN, Cluster
 from cluster.fake_kubelet import FakeKubelet, PodStatus, Server, failed, running
@@ -53,7 +53,7 @@ def template(*stages: str, tolerations: tuple[Mapping[str, str], ...] = (NOT_REA
 
 @dataclass
 class Site:
-    """A namespace with an account for the dispatcher, and nodes that only it selects."""
+    """A namespace with a ServiceAccount for the dispatcher, and Nodes that only this site selects."""
 
     cluster: Cluster
     name: str
@@ -88,7 +88,7 @@ class Site:
             }
         )
         self.cluster.kubectl("apply", "--filename=-", text=rules)
-        made = ("serviceaccount/default", "--for=create", f"--namespace={self.name}", "--timeout=30s")
+        made = ("serviceaccount/default", "--for=create", f"--namespace={self.name}", "--timeout=300s")
         self.cluster.kubectl("wait", *made)
 
     def _object(self, version: str, kind: str, namespace: str = "", **more: Any) -> dict[str, Any]:
@@ -103,18 +103,18 @@ class Site:
 
     @property
     def account(self) -> str:
-        """Who the dispatcher is."""
+        """The user name of the dispatcher's ServiceAccount."""
         return f"system:serviceaccount:{self.name}:{self.name}"
 
     def events(self, node: str) -> list[str]:
-        """The reasons of the Events that ``kubectl describe node`` shows."""
+        """Return the reasons of the dispatcher's Events on a Node."""
         what = f"involvedObject.kind=Node,involvedObject.name={node},source=kata-deploy-job-dispatcher"
         about = f"--field-selector={what}"
         read = self.cluster.kubectl("get", "events", "--namespace=default", about, "--output=json")
         return [each["reason"] for each in json.loads(read.stdout)["items"]]
 
     def nodes(self, count: int, **labels: str) -> list[str]:
-        """So many Nodes of this site."""
+        """Create ``count`` Nodes of this site and return their names."""
         names = [f"{self.name}-{number}" for number in range(count)]
         for name in names:
             self.cluster.node(name, labels={"pool": self.name, **labels})
@@ -123,7 +123,7 @@ class Site:
     def kubelets(
         self, answers: Mapping[str, PodStatus | None] | None = None, *, idle: bool = False
     ) -> FakeKubelet:
-        """The stand-in for the kubelets of the site; with ``idle`` they only do what ``answers`` say."""
+        """Return the fake kubelets of the site. With ``idle`` they set only the statuses in ``answers``."""
         cluster = self.cluster
         token = cluster.token(ADMIN)
         standing = FakeKubelet(lambda: Server(cluster.url, str(cluster.ca), token), self.name, answers)
@@ -132,7 +132,7 @@ class Site:
         return standing
 
     def start(self, *options: str, **change: Any) -> subprocess.Popen[str]:
-        """The dispatcher, started."""
+        """Start the dispatcher with ``change`` applied to the configuration."""
         path = self.directory / "config.json"
         path.write_text(json.dumps({**self.config, **change}))
         command = [
@@ -148,23 +148,23 @@ class Site:
             return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
 
     def run(self, *options: str, **change: Any) -> Run:
-        """The dispatcher, and what it came to."""
+        """Run the dispatcher and return its result."""
         return ended(self.start(*options, **change))
 
     def jobs(self, *which: str) -> list[dict[str, Any]]:
-        """Jobs of the site."""
+        """Return the Jobs of the site."""
         got = self.cluster.kubectl("get", "jobs", f"--namespace={self.name}", "--output=json", *which)
         items: list[dict[str, Any]] = json.loads(got.stdout)["items"]
         return items
 
     def logged(self) -> str:
-        """What the dispatcher has logged so far."""
+        """Return the log of the dispatcher up to now."""
         return (self.directory / "log").read_text()
 
 
 @dataclass(frozen=True)
 class Run:
-    """The dispatcher at its end."""
+    """The exit code and the JSON document of a run of the dispatcher."""
 
     code: int
     result: dict[str, Any]
@@ -175,7 +175,7 @@ class Run:
 
 
 def ended(process: subprocess.Popen[str]) -> Run:
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=WAIT_TIMEOUT)
     return Run(process.returncode, json.loads(out))
 
 
@@ -240,13 +240,15 @@ def test_a_job_at_its_deadline_is_told_by_the_stage_that_held_it_up(site: Site) 
     with site.kubelets({name: running("cri")}) as kubelets:
         # A Pod takes its time to end, in which it is asked.
         kubelets.keep_pods()
-        process = site.start(template=template("host-check", "cri", activeDeadlineSeconds=4))
-        wait_until(lambda: "waiting for its Pod to end: cri: its Job took" in site.logged(), "it is asked")
+        process = site.start(template=template("host-check", "cri", activeDeadlineSeconds=10))
+        wait_until(
+            lambda: "waiting for its Pod to end: cri: its Job exceeded" in site.logged(), "it is asked"
+        )
         kubelets.release_pods()
         run = ended(process)
     error = run.result["nodes"][0]["error"]
     assert (run.code, error["stage"]) == (1, "cri")
-    assert "took longer than it may" in error["what"]
+    assert "its Job exceeded its deadline" in error["what"]
 
 
 def test_killed_in_the_middle_the_next_run_takes_over_what_runs(site: Site) -> None:
@@ -258,7 +260,7 @@ def test_killed_in_the_middle_the_next_run_takes_over_what_runs(site: Site) -> N
         first.communicate()
         before = {job["metadata"]["uid"] for job in site.jobs()}
         second = site.start(parallelism=2)
-        wait_until(lambda: site.logged().count("taken over") == 2, "both are taken over")
+        wait_until(lambda: site.logged().count("adopted running Job") == 2, "both are taken over")
         kubelets.default_status = {"phase": "Succeeded"}
         for name in names:
             kubelets.answer(name, {"phase": "Succeeded"})
@@ -286,7 +288,7 @@ def test_a_job_deleted_by_somebody_is_made_anew(site: Site) -> None:
         process = site.start()
         wait_until(lambda: len(site.jobs()) == 1, "the Job runs")
         site.cluster.kubectl("delete", "job", "--all", f"--namespace={site.name}", "--wait=false")
-        wait_until(lambda: "making it anew" in site.logged(), "the loss is noticed")
+        wait_until(lambda: "creating it again" in site.logged(), "the loss is noticed")
         kubelets.default_status = {"phase": "Succeeded"}
         run = ended(process)
     assert run.outcomes == {name: "done"}
@@ -296,7 +298,7 @@ def test_a_changed_template_replaces_finished_jobs_and_one_that_hangs_before_it_
     done, hangs = site.nodes(2)
     with site.kubelets({hangs: None}) as kubelets:
         process = site.start()
-        wait_until(lambda: "ended, 1 running" in site.logged(), "one node is done")
+        wait_until(lambda: "nodes ended, 1 running" in site.logged(), "one node is done")
         process.send_signal(signal.SIGTERM)
         ended(process)
         kubelets.answers.clear()
@@ -331,14 +333,14 @@ def test_the_jobs_go_with_the_dispatchers_own(site: Site) -> None:
 
 
 def owner(site: Site, name: str) -> tuple[str, ...]:
-    """The options for a dispatcher that runs in a Job, which is made."""
+    """Create a suspended Job and return the options that make it the owner of a dispatcher."""
     own = {**template("x", suspend=True), "metadata": {"name": name, "namespace": site.name}}
     made = site.cluster.kubectl("create", "--filename=-", "--output=json", text=json.dumps(own))
     return f"--owner-name={name}", f"--owner-uid={json.loads(made.stdout)['metadata']['uid']}"
 
 
 def pods(site: Site) -> list[str]:
-    """The uids of the Pods of nodes."""
+    """Return the uids of all Pods of the site."""
     got = site.cluster.kubectl("get", "pods", f"--namespace={site.name}", "--output=json")
     return [pod["metadata"]["uid"] for pod in json.loads(got.stdout)["items"]]
 
@@ -359,7 +361,7 @@ def test_what_went_with_a_dead_dispatcher_has_ended_on_the_node_before_the_next_
         wait_until(lambda: not site.jobs(), "the garbage collector has taken the Job")
         kubelets.answers.clear()
         second = site.start(*owner(site, "second"), generation="2")
-        wait_until(lambda: "whose Job is gone" in site.logged(), "the Pod is noticed")
+        wait_until(lambda: "of a deleted Job" in site.logged(), "the Pod is noticed")
         assert pods(site) == before
         kubelets.release_pods()
         run = ended(second)
@@ -392,7 +394,7 @@ def test_a_job_on_a_node_whose_kubelet_is_dead_is_given_up(site: Site) -> None:
     assert run.outcomes == {dead: "failed", alive: "done"}
     error = run.result["nodes"][0]["error"]
     assert error["stage"] == "cri"
-    assert "its Pod has not ended since" in error["what"]
+    assert "its Pod has still not ended" in error["what"]
 
 
 def test_a_pod_that_is_not_admitted_is_told_while_its_job_waits(site: Site) -> None:
@@ -401,8 +403,9 @@ def test_a_pod_that_is_not_admitted_is_told_while_its_job_waits(site: Site) -> N
     site.cluster.kubectl("label", "namespace", site.name, level)
     with site.kubelets():
         process = site.start()
-        told = f"{name}: its Job has no Pod; `kubectl describe job install-{name} -n {site.name}` tells why"
-        wait_until(lambda: told in site.logged(), "it is told", timeout=120)
+        command = f"kubectl describe job install-{name} -n {site.name}"
+        told = f"{name}: its Job has no Pod; run `{command}` to see why"
+        wait_until(lambda: told in site.logged(), "it is told")
         process.send_signal(signal.SIGTERM)
         run = ended(process)
     assert run.outcomes == {name: "running"}
@@ -458,9 +461,11 @@ def test_an_api_server_that_goes_away_in_the_middle_is_survived(
     names = site.nodes(6)
     with site.kubelets({names[0]: None}) as kubelets:
         process = site.start(parallelism=2)
-        wait_until(lambda: " ended, " in site.logged() and "done after" in site.logged(), "a node is done")
+        wait_until(
+            lambda: " nodes ended, " in site.logged() and "done after" in site.logged(), "a node is done"
+        )
         own_cluster.stop_apiserver(kill=kill)
-        wait_until(lambda: "trying again" in site.logged(), "it has noticed")
+        wait_until(lambda: "retrying in" in site.logged(), "it has noticed")
         own_cluster.start_apiserver()
         kubelets.answer(names[0], {"phase": "Succeeded"})
         run = ended(process)

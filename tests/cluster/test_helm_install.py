@@ -1,4 +1,4 @@
-"""scripts/helm-install on real nodes: helm's hooks, the dispatcher and the DaemonSet, with real images."""
+"""Run scripts/helm-install on real nodes, with helm hooks, the dispatcher, the DaemonSet and real images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cluster.test_stages import AS_RUNC, SHARED_LABEL, SHIM, events
 
 
 def guest(prepared_node: PreparedNode) -> Job:
-    """A pod in Kata, which nobody but the scheduler gives a node."""
+    """Create a Kata pod that the scheduler places, and wait until it runs."""
     joined = prepared_node.joined
     spec = {
         "runtimeClassName": "kata-qemu",

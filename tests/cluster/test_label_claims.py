@@ -193,7 +193,7 @@ def test_what_the_labels_say_is_true_at_every_moment_while_several_instances_com
         "NODE_NAME": stage_runner.name,
         "PYTHONPATH": str(CHECKOUT),
     }
-    options = [f"--host-root={stage_runner.host}", "--shims=qemu", "--label-timeout=30", AT_ONCE]
+    options = [f"--host-root={stage_runner.host}", "--shims=qemu", "--label-timeout=120", AT_ONCE]
     # What is read is old when it is known: the more changes meet another one.
     stage_runner.proxy.inject(Fault(delay=0.02), method="GET", times=UNLIMITED)
     with NodeHistory(cluster, stage_runner.name) as history:

@@ -88,7 +88,7 @@ def test_the_policies_are_made_where_the_cluster_knows_them_unless_told_otherwis
     [
         pytest.param({"rbac": {"admissionPolicy": "yes"}}, "none of auto, always, never", id="the setting"),
         pytest.param({"startupTaints": ["a:Never"]}, "neither `key` nor `key:effect`", id="a taint"),
-        pytest.param({"env": {"multiInstallSuffix": "A_b"}}, "cannot end names", id="the suffix"),
+        pytest.param({"env": {"multiInstallSuffix": "A_b"}}, "cannot be part of a name", id="the suffix"),
         pytest.param({"env": {"multiInstallSuffix": "default"}}, "choose another", id="a taken suffix"),
         pytest.param({"env": {"multiInstallSuffix": "a" * 64}}, "has 64 characters", id="a long suffix"),
     ],

@@ -147,7 +147,7 @@ def test_a_node_with_nothing_on_it_is_labelled_as_well(
     labeller = installation.on("least-bare")
     assert admin(cluster).patch("least-bare", {"spec": {"taints": None}}).body["spec"] == {}
     assert labeller.patch("least-bare", labels(shared="false", own="false")).status == 200
-    assert "not be added" in refusal(labeller.patch("least-bare", taints(ANY_EFFECT)))
+    assert "may not add or change taints" in refusal(labeller.patch("least-bare", taints(ANY_EFFECT)))
 
 
 def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands(
@@ -163,7 +163,7 @@ def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands
     for change in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
         assert labeller.patch(node, change).status == 200
     reset: dict[str, Any] = {"metadata": {"managedFields": [{}]}}
-    assert "managedFields those of others may not be changed" in refusal(labeller.patch(node, reset))
+    assert "fields of a Node that other managers have applied" in refusal(labeller.patch(node, reset))
 
 
 def test_values_and_taints_that_were_there_before_are_nobodys_fault(
@@ -190,12 +190,13 @@ def test_the_shared_label_can_be_demoted_and_promoted_while_others_have_marks(
 
 # --- what is refused -------------------------------------------------------------------------------
 
-ONLY_LABELS = "of a Node's labels only katacontainers.io/kata-runtime and kata-deploy.katacontainers.io/"
-ONLY_VALUES = "may be set to true or false, or be removed"
-ONLY_METADATA = "of a Node's metadata only labels may be changed, not "
-NO_NEW_TAINTS = "taints of a Node may not be added or changed"
-ONLY_STARTUP = "of a Node's taints only those of startupTaints may be removed"
-ONLY_TAINTS = "of a Node's spec only startup taints may be removed; not to be changed: "
+ONLY_LABELS = f"this account may change only the labels {SHARED_LABEL} and {INSTALLATION_LABEL_PREFIX}"
+ONLY_VALUES = " to true or false, or remove them"
+ONLY_METADATA = "this account may change only the labels in a Node's metadata, not "
+ONLY_AS_KATA_NODE = "only as the component kata-node"
+NO_NEW_TAINTS = "this account may not add or change taints of a Node"
+ONLY_STARTUP = "this account may remove only the taints of a Node that startupTaints lists"
+ONLY_TAINTS = "this account may change only the taints in a Node's spec, not "
 
 BUSY = {
     "labels": {
@@ -276,7 +277,7 @@ def busy(cluster: Cluster, installation: LabellerRelease) -> tuple[str, ApiCalle
         ),
         pytest.param(
             {"metadata": {"managedFields": [{}]}},
-            "those of others may not be changed: ",
+            "that other managers have applied: ",
             id="owners of fields",
         ),
         pytest.param({"spec": {"unschedulable": True}}, f"{ONLY_TAINTS}unschedulable", id="a cordon"),
@@ -334,7 +335,7 @@ def test_a_cordon_of_others_is_not_lifted(cluster: Cluster, labeller: ApiCaller,
 def test_what_it_may_do_does_not_carry_along_what_it_may_not(busy: tuple[str, ApiCaller]) -> None:
     node, labeller = busy
     patch = {**labels(shared="false", own=None), "spec": {"unschedulable": True}}
-    assert "not to be changed: unschedulable" in refusal(labeller.patch(node, patch))
+    assert "not unschedulable" in refusal(labeller.patch(node, patch))
     assert labeller.node(node)["metadata"]["labels"][SHARED_LABEL] == "true"
 
 
@@ -345,10 +346,10 @@ def test_a_token_of_another_node_changes_nothing_here(
     stranger = installation.on(elsewhere)
     for caller, other, own in ((labeller, elsewhere, node), (stranger, node, elsewhere)):
         refused = refusal(caller.patch(other, labels(shared="true")))
-        assert refused == f"this token is for Node {own} and may change no other"
+        assert refused == f"this token may change only Node {own}"
         assert refusal(caller.patch(other, taints(*TAINTS[1:])))
         said = refusal(caller.call("POST", EVENTS, event(other)))
-        assert said == f"this token may record Events about Node {own} only"
+        assert said == f"this token may record Events only about Node {own}"
     assert stranger.patch(elsewhere, labels(shared="true")).status == 200
 
 
@@ -357,9 +358,9 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
 ) -> None:
     loose = unbound(cluster, installation.namespace, installation.account)
     for patch in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
-        assert "not bound to a pod on a node, and may change no Node" in refusal(loose.patch(node, patch))
+        assert "not bound to a pod on a node, so it may not change" in refusal(loose.patch(node, patch))
     said = refusal(loose.call("POST", EVENTS, event(node)))
-    assert said == "this token is not bound to a pod on a node, and may record no Event"
+    assert said == "this token is not bound to a pod on a node, so it may not record an Event"
 
 
 @pytest.mark.parametrize(
@@ -367,18 +368,18 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
     [
         pytest.param(
             {"involvedObject": {"apiVersion": "v1", "kind": "Node", "name": "another"}},
-            "about Node {node} only",
+            "only about Node {node}",
             id="about another Node",
         ),
         pytest.param(
             {"involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": "{node}", "namespace": "default"}},
-            "about Node {node} only",
+            "only about Node {node}",
             id="about a Pod",
         ),
-        pytest.param({"involvedObject": {}}, "about Node {node} only", id="about nothing"),
-        pytest.param({"source": {"component": "kubelet"}}, "must be kata-node", id="in the kubelet's name"),
-        pytest.param({"source": {}, "reportingComponent": ""}, "must be kata-node", id="in nobody's name"),
-        pytest.param({"reportingComponent": "kubelet"}, "must be kata-node", id="reported by the kubelet"),
+        pytest.param({"involvedObject": {}}, "only about Node {node}", id="about nothing"),
+        pytest.param({"source": {"component": "kubelet"}}, ONLY_AS_KATA_NODE, id="in the kubelet's name"),
+        pytest.param({"source": {}, "reportingComponent": ""}, ONLY_AS_KATA_NODE, id="in nobody's name"),
+        pytest.param({"reportingComponent": "kubelet"}, ONLY_AS_KATA_NODE, id="reported by the kubelet"),
     ],
 )
 def test_an_event_that_is_not_about_its_work_is_refused(
@@ -499,7 +500,7 @@ def widened(cluster: Cluster) -> Iterator[LabellerRelease]:
     cluster.kubectl("delete", "clusterrolebinding", "wide")
 
 
-NOTHING_ELSE = "this account may patch its own Node and record Events about it, and nothing else"
+NOTHING_ELSE = "this account may only patch its own Node and record Events about it"
 NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "least-made"}}
 
 
@@ -522,7 +523,7 @@ NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "least-made"}}
                 "metadata": {"generateName": "e", "namespace": "kube-system"},
                 "involvedObject": {"kind": "Node", "name": "{node}", "namespace": "kube-system"},
             },
-            "Events about Nodes are recorded in the namespace default only",
+            "this account may record Events only in the namespace default",
             id="an Event elsewhere",
         ),
     ],
@@ -574,11 +575,11 @@ def test_an_event_of_the_newer_api_is_held_to_the_same_rules(widened: LabellerRe
         "reportingController": "kata-node",
         "reportingInstance": "pod",
     }
-    assert f"about Node {node} only" in refusal(labeller.call("POST", path, new))
+    assert f"only about Node {node}" in refusal(labeller.call("POST", path, new))
     new["regarding"] = {"apiVersion": "v1", "kind": "Node", "name": node}
     assert labeller.call("POST", path, new).status == 201
     new["reportingController"] = "kubelet"
-    assert "must be kata-node" in refusal(labeller.call("POST", path, new))
+    assert ONLY_AS_KATA_NODE in refusal(labeller.call("POST", path, new))
 
 
 # --- others ----------------------------------------------------------------------------------------
@@ -614,7 +615,10 @@ def test_two_installations_keep_to_their_own_mark_on_the_same_node(
     ):
         assert caller.patch(node, {"metadata": {"labels": {SHARED_LABEL: "true", own: "true"}}}).status == 200
         refused = refusal(caller.patch(node, {"metadata": {"labels": {other: "false"}}}))
-        assert refused == f"of a Node's labels only {SHARED_LABEL} and {own} may be changed, not {other}"
+        assert (
+            refused
+            == f"this account may change only the labels {SHARED_LABEL} and {own} of a Node, not {other}"
+        )
     marks = {
         key: value
         for key, value in first.node(node)["metadata"]["labels"].items()
@@ -644,7 +648,7 @@ def stage(tmp_path: Path, node: str) -> Callable[[ApiCaller, str], subprocess.Co
                 *(sys.executable, "-m", "kata_node", "stage", name),
                 f"--config={config}",
                 f"--host-root={tmp_path / 'host'}",
-                *("--label-timeout=20", "--label-stable-for=0", "--output=json"),
+                *("--label-timeout=120", "--label-stable-for=0", "--output=json"),
             ],
             env={
                 "PATH": os.environ["PATH"],
@@ -699,5 +703,5 @@ def test_a_stage_that_is_refused_says_what_the_rule_is(
     done = stage(installation.on(elsewhere), "claim")
     assert done.returncode == 1, describe_result(done)
     [report] = json.loads(done.stdout)["stages"]
-    assert f"this token is for Node {elsewhere} and may change no other" in report["error"]["what"]
+    assert f"this token may change only Node {elsewhere}" in report["error"]["what"]
     assert SHARED_LABEL not in admin(cluster).node(node)["metadata"]["labels"]

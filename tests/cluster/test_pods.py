@@ -100,7 +100,7 @@ def test_the_scheduler_binds_the_pods_of_a_daemon_set_to_all_nodes_that_are_ther
 ) -> None:
     kubectl = shared_node.cluster.kubectl
     kubectl("create", "--filename=-", text=json.dumps(DAEMON_SET))
-    kubectl("rollout", "status", "daemonset/daemon", "--timeout=60s")
+    kubectl("rollout", "status", "daemonset/daemon", "--timeout=300s")
     pods = json.loads(kubectl("get", "pods", "--selector=app=daemon", "--output=json").stdout)["items"]
     names = {pod["spec"]["nodeName"] for pod in pods}
     assert names == {shared_node.node.name, second_node.node.name}

@@ -23,7 +23,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import IO
 
-WAIT_TIMEOUT = 60.0
+WAIT_TIMEOUT = 300.0
 """Seconds after which what does not come never comes."""
 
 CHILD = """

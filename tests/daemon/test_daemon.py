@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.daemon_process import NEVER_AGAIN, DaemonProcess, daemon, failure
+from daemon.daemon_process import NEVER_AGAIN, WAIT_TIMEOUT, DaemonProcess, daemon, failure
 from kata_node.daemon.daemon import RetryDelays
 
 pytestmark = pytest.mark.commands
@@ -392,7 +392,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def _wait(done: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + WAIT_TIMEOUT
     while not done():
         assert time.monotonic() < until
         with contextlib.suppress(InterruptedError):

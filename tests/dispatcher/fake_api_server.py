@@ -1,7 +1,8 @@
-"""A small API server over real HTTP, with Nodes, Jobs that end as a test says, and their Pods.
+"""A fake API server over real HTTP, with Nodes, Jobs and Pods that a test controls.
 
-It has the real one's rules for versions, pages, label selectors, watches and preconditions. What happens
-later is planned on a clock that only the client's sleeping, and its watching, moves.
+It follows the rules of the real API server for resource versions, pages, label selectors, watches and
+preconditions. Later changes are scheduled on a fake clock. Only sleeps and watches of the client move the
+clock.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Object = dict[str, Any]
 
 
 class FakeClock:
-    """A clock that only sleeping and watching move; what is planned happens when its moment has come."""
+    """A clock that only sleeps and watches move. It runs scheduled events when their time comes."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -68,7 +69,7 @@ class FakeClock:
 
 @dataclass
 class Fault:
-    """What befalls requests to paths with ``path`` in them. Without a status the connection is cut."""
+    """A failure of requests to paths that contain ``path``. Without a status the connection is closed."""
 
     method: str
     path: str
@@ -82,7 +83,7 @@ class Fault:
 
 @dataclass
 class FakeApiServer:
-    """The objects, what was asked, and what is to go wrong."""
+    """The objects of the cluster, the received requests, and the faults to inject."""
 
     time: FakeClock
     nodes: dict[str, Object] = field(default_factory=dict)
@@ -91,27 +92,27 @@ class FakeApiServer:
     events: list[Object] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
-    """The nodes that Jobs were made for, in this order."""
+    """The nodes of the created Jobs, in the order of creation."""
     faults: list[Fault] = field(default_factory=list)
     on_create: Callable[[Object], object] | None = None
-    """What becomes of a new Job; without it, it succeeds at once."""
+    """Called with each new Job; without it, a new Job succeeds at once."""
     on_delete: Callable[[], object] | None = None
-    """What happens just before the next Job is deleted."""
+    """Called once, before the next deletion of a Job."""
     stuck: bool = False
-    """Whether a Job whose Pods are to end first stays for ever."""
+    """Whether a Job that waits for its Pods (foreground deletion) is never removed."""
     lingering: float = 0.0
-    """Seconds for which the Pods of a Job that is removed are still there."""
+    """Seconds for which the Pods of a removed Job still exist."""
     broken_watches: int = 0
-    """So many watches break in the middle of their first line."""
+    """Number of watches that break in the middle of their first line."""
     max_running: int = 0
-    """The most Jobs that ran at once."""
+    """The highest number of Jobs that ran at the same time."""
 
     def __post_init__(self) -> None:
         self.version = 100
         self.forgotten = 0
-        """Versions up to this one are no longer known: a watch from there is told to begin anew."""
+        """Versions up to this one have expired; a watch from such a version gets an error."""
         self.forgotten_code = 410
-        """What a watch from there is told."""
+        """The status code of that error."""
         self.expire_pages = 0
         self._events: list[tuple[int, str, Object]] = []
         self._lock = threading.RLock()
@@ -138,14 +139,14 @@ class FakeApiServer:
         self._thread.join()
 
     def client(self) -> ApiClient:
-        """The program's own client of this server."""
+        """Return the dispatcher's client for this server."""
         url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        # No authorities to load: nothing is encrypted here.
+        # Do not load certificate authorities; the connection is not encrypted.
         plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        session = httpx2.Client(base_url=url, timeout=10, trust_env=False, verify=plain)
+        session = httpx2.Client(base_url=url, timeout=60, trust_env=False, verify=plain)
         return ApiClient(session, clock=self.time.clock())
 
-    # --- what happens in the cluster ----------------------------------------------------------------
+    # --- changes of the cluster ---------------------------------------------------------------------
 
     def node(
         self,
@@ -155,7 +156,7 @@ class FakeApiServer:
         taints: tuple[str, ...] = (),
         runtime: str = "containerd://2.3.4",
     ) -> None:
-        """A Node; taints are ``key:effect``."""
+        """Add or replace a Node; taints are ``key:effect``."""
         spec = {"taints": [dict(zip(("key", "effect"), each.split(":"), strict=True)) for each in taints]}
         metadata = {"name": name, "uid": f"uid-of-{name}", "labels": dict(labels or {})}
         info = {"machineID": f"machine-{name}", "odd": [1]} | (
@@ -164,7 +165,7 @@ class FakeApiServer:
         self.nodes[name] = {"metadata": metadata, "spec": spec, "status": {"nodeInfo": info}}
 
     def finish(self, name: str, kind: str = "Complete", reason: str = "", message: str = "") -> None:
-        """A Job gets a condition."""
+        """Add a condition to a Job; ``Complete`` and ``Failed`` also end its Pods."""
         with self._lock:
             job = self.jobs[name]
             conditions = job.setdefault("status", {}).setdefault("conditions", [])
@@ -175,14 +176,14 @@ class FakeApiServer:
             self._changed("MODIFIED", job)
 
     def fail(self, name: str, *, stage: str = "cri", code: int = 1, message: str = "") -> None:
-        """A Job's Pod ends with ``code`` in a stage, and the Job with it."""
+        """Add a Pod that failed with ``code`` in a stage, and fail the Job."""
         with self._lock:
             job = self.jobs[name]
             self.pod(job, stage, {"terminated": {"exitCode": code, "message": message, "reason": "Error"}})
         self.finish(name, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
 
     def pod(self, job: Object, stage: str, state: Object) -> None:
-        """A Job's Pod, whose container ``stage`` is so far."""
+        """Add a Pod to a Job; its container ``stage`` is in ``state``."""
         number = len(self.pods)
         metadata = {
             "name": f"pod-{number}",
@@ -199,7 +200,7 @@ class FakeApiServer:
         self.pods.append({"metadata": metadata, "spec": spec, "status": status})
 
     def dispatcher(self, name: str, labels: Mapping[str, str]) -> str:
-        """A dispatcher runs in a Job of its own, whose uid comes back."""
+        """Add a Job with a running dispatcher Pod; return the uid of the Job."""
         component = {**labels, "app.kubernetes.io/component": "dispatcher"}
         pod = {"metadata": {"labels": component}, "spec": {"nodeName": "any"}}
         job: Object = {"metadata": {"name": name, "labels": dict(labels)}, "spec": {"template": pod}}
@@ -214,21 +215,21 @@ class FakeApiServer:
         ]
 
     def remove(self, name: str) -> None:
-        """A Job is gone."""
+        """Remove a Job and its Pods."""
         with self._lock:
             job = self.jobs.pop(name)
-            gone = self._pods_of(job)
+            pods = self._pods_of(job)
             if self.lingering:
-                self.time.after(self.lingering, lambda: self._drop(gone))
+                self.time.after(self.lingering, lambda: self._drop(pods))
             else:
-                self._drop(gone)
+                self._drop(pods)
             self._changed("DELETED", job)
 
-    def _drop(self, gone: list[Object]) -> None:
-        self.pods = [pod for pod in self.pods if pod not in gone]
+    def _drop(self, pods: list[Object]) -> None:
+        self.pods = [pod for pod in self.pods if pod not in pods]
 
     def add(self, job: Object) -> None:
-        """A Job is there."""
+        """Add a Job."""
         with self._lock:
             metadata = job["metadata"]
             self.version += 1
@@ -239,7 +240,7 @@ class FakeApiServer:
             self.max_running = max(self.max_running, len(running))
 
     def forget(self) -> None:
-        """The server keeps no more of what has been."""
+        """Expire all resource versions up to now."""
         self.forgotten = self.version
 
     def _changed(self, kind: str, job: Object) -> None:
@@ -311,14 +312,14 @@ class FakeApiServer:
         return 200, {"kind": "List", "metadata": metadata, "items": items}
 
     def watched(self, query: Mapping[str, str]) -> list[Object]:
-        """The events a watch tells before it ends."""
+        """Return the events that a watch reports before it ends."""
         since = int(query["resourceVersion"])
         if since >= self.forgotten and not [each for each in self._events if each[0] > since]:
             self.time.advance_to_next_event(float(query["timeoutSeconds"]))
         if since < self.forgotten:
             return [{"type": "ERROR", "object": _status(self.forgotten_code, "no such version", "Expired")}]
         with self._lock:
-            told = [
+            events = [
                 {"type": kind, "object": job}
                 for version, kind, job in self._events
                 if version > since and _matches(job, query)
@@ -328,7 +329,7 @@ class FakeApiServer:
                 "metadata": {"resourceVersion": str(self.version), "creationTimestamp": None},
             }
             asked = query.get("allowWatchBookmarks") == "true"
-            return [*told, {"type": "BOOKMARK", "object": bookmark}] if asked else told
+            return [*events, {"type": "BOOKMARK", "object": bookmark}] if asked else events
 
 
 def _matches(item: Object, query: Mapping[str, str]) -> bool:
@@ -411,7 +412,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._cut()
                 return
             content = b"".join(lines)
-            # Not where lines end.
+            # The chunks deliberately do not end at line ends.
             chunks = [_chunk(content[offset : offset + 997]) for offset in range(0, len(content), 997)]
             self.wfile.write(b"".join([*chunks, _chunk(b"")]))
 

@@ -1,4 +1,4 @@
-"""Whole runs of the dispatcher against the small API server, for tests of what may happen in one."""
+"""Run the dispatcher against the fake API server."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def workers(api: FakeApiServer, count: int) -> list[str]:
 
 
 def leave_unfinished_run(api: FakeApiServer, config: Config = CONFIG, *, state: str = "") -> None:
-    """An earlier run was stopped and has left its Jobs; they run, or are in this state by now."""
+    """Run the dispatcher until it has created its Jobs, then interrupt it.
+
+    The Jobs keep running, or end with the condition ``state`` if it is given.
+    """
     before = api.on_create
     with api.client() as connection:
         api.on_create = lambda job: api.time.after(0.5, lambda: setattr(connection.stop, "requested", True))

@@ -1,4 +1,4 @@
-"""The dispatcher's configuration and command line: what is accepted, what is refused, and how it is said."""
+"""The configuration file, the Job manifests and the command line of the dispatcher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kata_node.errors import SettingsError
 
 POD = {"restartPolicy": "Never", "containers": [{"name": "label", "image": "kata"}]}
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"backoffLimit": 0, "template": {"spec": POD}}}
-LEAST: dict[str, Any] = {
+MINIMAL: dict[str, Any] = {
     "action": "install",
     "namespace": "kata",
     "namePrefix": "install",
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def loaded(file: Path, **change: Any) -> Any:
-    file.write_text(yaml.safe_dump({**LEAST, **change}))
+    file.write_text(yaml.safe_dump({**MINIMAL, **change}))
     return load(file)
 
 
@@ -47,15 +47,15 @@ def pod(**more: Any) -> dict[str, Any]:
     return job(template={"spec": {**POD, **more}})
 
 
-def test_the_least_there_can_be_has_the_defaults(file: Path) -> None:
+def test_a_minimal_configuration_has_the_defaults(file: Path) -> None:
     config = loaded(file)
     assert (config.nodes, config.selector, config.parallelism, config.wait_for_nodes) == ((), "", 100, 0)
     assert (config.canary, config.wave_size, config.max_failures, config.removed) == (0, None, None, None)
     assert config.wait_for_ready == 120
-    assert config.templates.find(Target("n", runtime="docker")), "one template for whatever runs there"
+    assert config.templates.find(Target("n", runtime="docker")), "one template for every runtime"
 
 
-def test_each_runtime_has_its_template_and_another_has_none(file: Path) -> None:
+def test_each_runtime_has_its_template_and_an_unknown_runtime_has_none(file: Path) -> None:
     removed = {"namePrefix": "removed", "templates": BOTH[:1]}
     config = loaded(file, template=None, templates=BOTH, removed=removed, mark=INSTALLATION_LABEL)
     nodes = {name: Target("n", runtime=name) for name in ("containerd", "cri-o", "docker", "")}
@@ -65,7 +65,7 @@ def test_each_runtime_has_its_template_and_another_has_none(file: Path) -> None:
     assert [name for name, node in nodes.items() if config.removed.templates.find(node)] == ["containerd"]
 
 
-def test_everything_there_can_be_is_read(file: Path) -> None:
+def test_every_key_is_read(file: Path) -> None:
     config = loaded(
         file,
         generation="7",
@@ -93,13 +93,13 @@ def test_everything_there_can_be_is_read(file: Path) -> None:
     assert config.job_selector() == "app.kubernetes.io/instance=mine,job.katacontainers.io/node"
 
 
-def test_nodes_given_by_name_leave_the_selector_no_say(file: Path) -> None:
+def test_node_names_override_the_label_selector(file: Path) -> None:
     config = loaded(file, selection={"nodes": ["b", "a", "b"], "labelSelector": "x=y"})
     assert (config.nodes, config.selector) == (("b", "a"), "")
 
 
-def test_json_is_read_as_well(file: Path) -> None:
-    file.write_text(json.dumps(LEAST))
+def test_a_json_file_is_read(file: Path) -> None:
+    file.write_text(json.dumps(MINIMAL))
     assert load(file).action == "install"
 
 
@@ -108,45 +108,53 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         pytest.param({"action": None}, "action: is missing", id="no action"),
         pytest.param({"action": "instal"}, 'action: the string "instal" is not one of', id="another action"),
         pytest.param({"namespace": ""}, "namespace: ", id="no namespace"),
-        pytest.param({"namePrefix": "x" * 41}, "at most 40 small letters", id="a long prefix"),
+        pytest.param({"namePrefix": "x" * 41}, "at most 40 lower-case letters", id="a long prefix"),
         pytest.param({"namePrefix": "a.b"}, "namePrefix: ", id="a prefix with a dot"),
         pytest.param({"labels": {}}, "labels: is empty", id="no labels"),
         pytest.param({"labels": {"a": "b c"}}, "labels.a: ", id="a value that is none"),
         pytest.param({"labels": {"a": 1}}, "put it in quotes", id="a label that is a number"),
-        pytest.param({"labels": {"job.katacontainers.io/x": "y"}}, "are the dispatcher's", id="own labels"),
+        pytest.param(
+            {"labels": {"job.katacontainers.io/x": "y"}}, "are reserved for the dispatcher", id="own labels"
+        ),
         pytest.param(
             {"parallelism": 0}, "parallelism: expected a whole number, 1 or more", id="none at once"
         ),
         pytest.param({"parallelism": True}, "parallelism: expected a whole number", id="true is no number"),
         pytest.param({"paralelism": 5}, "did you mean parallelism?", id="a typing error"),
         pytest.param({"generation": 7}, "generation: expected a string", id="a generation that is a number"),
-        pytest.param({"selection": {"nodes": ["A_b"]}}, "cannot be the name of a Node", id="no name"),
+        pytest.param({"selection": {"nodes": ["A_b"]}}, "is not a valid Node name", id="no name"),
         pytest.param({"mark": "a b"}, "mark: ", id="no label"),
-        pytest.param({"skipServing": True}, "skipServing: needs the mark", id="serving without a mark"),
+        pytest.param({"skipServing": True}, "skipServing: needs the key mark", id="serving without a mark"),
         pytest.param({"rollout": {"waveSize": 0}}, "rollout.waveSize: expected a number", id="an empty wave"),
         pytest.param({"rollout": {"maxFailures": "200%"}}, "rollout.maxFailures: ", id="more than all"),
         pytest.param({"maxNotReady": "150%"}, "maxNotReady: ", id="more than all that are not ready"),
-        pytest.param({"rollout": {"maxFailures": "some"}}, "or a share such as 10%", id="no share"),
-        pytest.param({"template": None}, "template: is missing, and so is templates", id="no template"),
+        pytest.param({"rollout": {"maxFailures": "some"}}, "or a percentage like 10%", id="no share"),
+        pytest.param({"template": None}, "template: is missing; set template or templates", id="no template"),
         pytest.param(
-            {"template": "job.yaml"}, "template: expected a whole Job", id="a template that is a file"
+            {"template": "job.yaml"}, "template: expected a complete Job", id="a template that is a file"
         ),
-        pytest.param({"templates": BOTH}, "template: is there beside templates", id="both ways to say it"),
+        pytest.param(
+            {"templates": BOTH}, "template: is set together with templates", id="both ways to say it"
+        ),
         pytest.param({"template": None, "templates": []}, "templates: is empty", id="no runtime"),
         pytest.param(
             {"template": None, "templates": [JOB["spec"]]},
-            "templates[0].backoffLimit: no such key",
+            "templates[0].backoffLimit: is not a known key",
             id="odd keys",
         ),
-        pytest.param({"template": None, "templates": ["x"]}, "templates[0]: expected a runtime", id="a word"),
+        pytest.param(
+            {"template": None, "templates": ["x"]},
+            "templates[0]: expected a mapping with runtime",
+            id="a word",
+        ),
         pytest.param(
             {"template": None, "templates": [{"template": JOB}]},
-            "templates[0].runtime: is missing: containerd or cri-o",
+            "templates[0].runtime: is missing; set containerd or cri-o",
             id="no name of a runtime",
         ),
         pytest.param(
@@ -156,17 +164,17 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         ),
         pytest.param(
             {"template": None, "templates": [*BOTH, BOTH[0]]},
-            "templates[2].runtime: containerd has a template already",
+            "templates[2].runtime: containerd already has a template",
             id="a runtime twice",
         ),
         pytest.param(
             {"template": None, "templates": [{"runtime": "cri-o"}]},
-            "templates[0].template: expected a whole Job, got nothing",
+            "templates[0].template: expected a complete Job, got nothing",
             id="a runtime without a template",
         ),
         pytest.param(
             {"template": None, "templates": [{"runtime": "cri-o", "template": pod(nodeName="n")}]},
-            "templates[0].template.spec.template.spec.nodeName: is set by the dispatcher",
+            "templates[0].template.spec.template.spec.nodeName: must not be set",
             id="a node in one of them",
         ),
         pytest.param(
@@ -174,22 +182,26 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         ),
         pytest.param(
             {"removed": {**REMOVED, "templates": BOTH}, "mark": INSTALLATION_LABEL},
-            "removed.template: is there beside templates",
+            "removed.template: is set together with templates",
             id="both ways in removed",
         ),
-        pytest.param({"template": {**JOB, "kind": "Pod"}}, "not that of a Job of batch/v1", id="a Pod"),
+        pytest.param(
+            {"template": {**JOB, "kind": "Pod"}},
+            "template.kind: is not Job, or apiVersion is not batch/v1",
+            id="a Pod",
+        ),
         pytest.param({"template": job(template={})}, "spec.template.spec: is missing", id="no Pod"),
         pytest.param({"template": job(completions=2)}, "spec.completions: must be 1", id="two Pods"),
         pytest.param({"template": job(suspend=True)}, "spec.suspend: must not be true", id="suspended"),
-        pytest.param({"template": pod(nodeName="n")}, "nodeName: is set by the dispatcher", id="a node"),
+        pytest.param({"template": pod(nodeName="n")}, "nodeName: must not be set", id="a node"),
         pytest.param({"template": pod(tolerations="all")}, "tolerations: Expected", id="odd tolerations"),
         pytest.param(
-            {"template": pod(hostname="@NODENAME@")}, "@NODENAME@ is no placeholder", id="no placeholder"
+            {"template": pod(hostname="@NODENAME@")}, "@NODENAME@ is not a placeholder", id="no placeholder"
         ),
-        pytest.param({"removed": REMOVED}, "removed: needs the mark", id="removal without a mark"),
+        pytest.param({"removed": REMOVED}, "removed: needs the key mark", id="removal without a mark"),
         pytest.param(
             {"removed": REMOVED, "mark": INSTALLATION_LABEL, "action": "cleanup"},
-            "action install alone",
+            "valid only with the action install",
             id="removal twice",
         ),
         pytest.param(
@@ -199,21 +211,21 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         ),
     ],
 )
-def test_what_cannot_work_is_refused_by_its_key(file: Path, change: dict[str, Any], said: str) -> None:
+def test_an_invalid_value_is_refused_with_its_key(file: Path, change: dict[str, Any], expected: str) -> None:
     with pytest.raises(SettingsError) as error:
         loaded(file, **change)
-    assert said in error.value.what
+    assert expected in error.value.what
     assert error.value.where == str(file)
 
 
-def test_all_that_is_wrong_is_said_at_once(file: Path) -> None:
+def test_all_problems_of_a_file_are_reported_together(file: Path) -> None:
     with pytest.raises(SettingsError) as error:
         loaded(file, parallelism=-1, labels={}, rollout={"canary": "one"})
     assert error.value.what.startswith("3 problems")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         pytest.param(b"a: [", "not valid YAML", id="no YAML"),
         pytest.param(b"\xff", "utf-8", id="no text"),
@@ -221,9 +233,9 @@ def test_all_that_is_wrong_is_said_at_once(file: Path) -> None:
         pytest.param(b"", "expected a mapping", id="empty"),
     ],
 )
-def test_a_file_that_is_no_mapping_is_refused(file: Path, content: bytes, said: str) -> None:
+def test_a_file_without_a_mapping_is_refused(file: Path, content: bytes, expected: str) -> None:
     file.write_bytes(content)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=expected):
         load(file)
 
 
@@ -240,7 +252,7 @@ def test_a_file_that_is_no_mapping_is_refused(file: Path, content: bytes, said: 
         pytest.param(("b" * 43 + "." + "c" * 60), "install-" + "b" * 43 + "-", id="cut at a dot"),
     ],
 )
-def test_the_name_of_a_job_is_one_its_pods_can_have(node: str, name: str) -> None:
+def test_a_job_name_is_valid_as_a_label_and_as_a_host_name(node: str, name: str) -> None:
     made = job_name("install", node)
     assert made.startswith(name)
     assert len(made) <= 63
@@ -249,12 +261,12 @@ def test_the_name_of_a_job_is_one_its_pods_can_have(node: str, name: str) -> Non
     assert "--" not in made.removeprefix("install-")
 
 
-def test_no_two_nodes_share_a_name() -> None:
+def test_two_nodes_never_get_the_same_job_name() -> None:
     nodes = ["a.b", "a-b", "a.b.c", "x" * 80 + "1", "x" * 80 + "2"]
     assert len({job_name("install", node) for node in nodes}) == len(nodes)
 
 
-def test_a_manifest_keeps_what_the_template_has_of_its_own() -> None:
+def test_a_manifest_keeps_the_labels_and_annotations_of_its_template() -> None:
     template = Template(
         {
             **JOB,
@@ -270,7 +282,7 @@ def test_a_manifest_keeps_what_the_template_has_of_its_own() -> None:
     assert "ownerReferences" not in metadata
 
 
-def test_what_a_node_says_of_itself_cannot_change_the_manifest() -> None:
+def test_quotes_in_a_machine_id_cannot_change_the_manifest() -> None:
     template = Template(job(template={"spec": {**POD, "hostname": "@MACHINE_ID@"}}))
     odd = 'x", "nodeName": "other\n'
     made = json.loads(template.render("job", "install", Target("n", "u", odd), JobIdentity("kata", {})))
@@ -278,13 +290,13 @@ def test_what_a_node_says_of_itself_cannot_change_the_manifest() -> None:
     assert made["spec"]["template"]["spec"]["nodeName"] == "n"
 
 
-def test_the_digest_is_that_of_what_the_template_says_not_of_how_it_is_written() -> None:
+def test_the_digest_depends_on_the_content_of_a_template_and_not_on_its_key_order() -> None:
     again = {"spec": JOB["spec"], "kind": "Job", "apiVersion": "batch/v1"}
     assert Template(JOB).digest == Template(again).digest
     assert Template(JOB).digest != Template(job(backoffLimit=1)).digest
 
 
-def test_the_tolerations_are_those_of_the_pod() -> None:
+def test_the_tolerations_come_from_the_pod_template() -> None:
     (toleration,) = Template(pod(tolerations=[{"operator": "Exists"}])).tolerations
     assert toleration == Toleration(operator="Exists")
 
@@ -293,31 +305,31 @@ def test_the_tolerations_are_those_of_the_pod() -> None:
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place without credentials."""
+def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory without Kubernetes credentials."""
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KATA_DISPATCHER_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
 
-def test_without_a_configuration_it_says_what_is_missing(
-    nowhere: Path, capsys: pytest.CaptureFixture[str]
+def test_a_missing_configuration_option_is_an_error(
+    no_credentials: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.run([]) == 2
-    assert "--config: there is no configuration" in capsys.readouterr().err
+    assert "--config: no configuration file is given" in capsys.readouterr().err
 
 
-def test_the_configuration_may_be_named_by_its_variable(
-    nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_environment_variable_can_name_the_configuration(
+    no_credentials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("KATA_DISPATCHER_CONFIG", str(nowhere / "absent"))
+    monkeypatch.setenv("KATA_DISPATCHER_CONFIG", str(no_credentials / "absent"))
     assert command.run(["--output", "json"]) == 2
-    assert json.loads(capsys.readouterr().out)["error"]["where"] == str(nowhere / "absent")
+    assert json.loads(capsys.readouterr().out)["error"]["where"] == str(no_credentials / "absent")
 
 
-def test_an_owner_needs_both_its_name_and_its_uid(
-    nowhere: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_an_owner_needs_a_name_and_a_uid(
+    no_credentials: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded(file)
     kubeconfig = {
@@ -326,25 +338,25 @@ def test_an_owner_needs_both_its_name_and_its_uid(
         "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:1"}}],
         "users": [{"name": "a", "user": {"token": "t"}}],
     }
-    (nowhere / "kubeconfig").write_text(json.dumps(kubeconfig))
-    monkeypatch.setenv("KUBECONFIG", str(nowhere / "kubeconfig"))
+    (no_credentials / "kubeconfig").write_text(json.dumps(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(no_credentials / "kubeconfig"))
     assert command.run(["--config", str(file), "--owner-name", "job"]) == 2
-    assert "needs both a name and a uid" in capsys.readouterr().err
+    assert "only one of the two options is set" in capsys.readouterr().err
 
 
-def test_without_credentials_the_pod_s_status_says_so_too(
-    nowhere: Path, file: Path, capsys: pytest.CaptureFixture[str]
+def test_missing_credentials_are_reported_in_the_log_and_in_the_termination_message(
+    no_credentials: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded(file)
-    message = nowhere / "message"
+    message = no_credentials / "message"
     message.touch()
     assert command.run(["--config", str(file), "--termination-log", str(message)]) == 1
     assert "no credentials" in json.loads(message.read_text())["error"]["what"]
     assert "no credentials" in capsys.readouterr().err
 
 
-def test_an_odd_variable_is_refused_by_its_name(
-    nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_value_of_a_variable_is_refused_with_its_name(
+    no_credentials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KATA_DISPATCHER_OUTPUT", "xml")
     with pytest.raises(SystemExit) as ended:
@@ -354,7 +366,7 @@ def test_an_odd_variable_is_refused_by_its_name(
 
 
 @pytest.mark.commands
-def test_nothing_of_the_host_s_side_is_loaded() -> None:
+def test_the_dispatcher_imports_no_node_side_module() -> None:
     code = (
         "import sys, kata_node.dispatcher.run, kata_node.dispatcher.__main__\nprint(*sys.modules, sep='\\n')"
     )

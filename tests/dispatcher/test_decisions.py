@@ -1,4 +1,4 @@
-"""What the dispatcher decides, as tables: taints, Jobs that are there, waves, causes, and what is told."""
+"""Tables of decisions: taints, existing Jobs, waves, causes of failures, and messages."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ DEDICATED = Taint("dedicated", "NoSchedule", "gpu")
         ),
     ],
 )
-def test_taints_keep_a_node_out_as_they_keep_pods_out(
+def test_a_taint_that_is_not_tolerated_blocks_a_node(
     tolerations: list[Toleration], taint: Taint, tolerated: bool
 ) -> None:
     assert (blocking_taint([taint], tolerations) is None) == tolerated
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_taint_that_somebody_wants_goes_before_one_that_passes_by_itself(order: int) -> None:
+def test_a_permanent_taint_is_reported_before_a_temporary_one(order: int) -> None:
     taints = [Taint("node.kubernetes.io/not-ready", "NoSchedule"), DEDICATED][::order]
     assert blocking_taint(taints, []) == DEDICATED
     assert blocking_taint(taints, [Toleration("dedicated", "Exists")]) == Taint(
@@ -75,24 +75,26 @@ def test_a_taint_that_somebody_wants_goes_before_one_that_passes_by_itself(order
         pytest.param("", "", id="nothing reported yet"),
     ],
 )
-def test_the_runtime_of_a_node_is_what_its_kubelet_calls_it(version: str, runtime: str) -> None:
+def test_the_runtime_of_a_node_comes_from_its_node_info(version: str, runtime: str) -> None:
     info = msgspec.convert({"containerRuntimeVersion": version}, NodeInfo)
     assert info.runtime == runtime
 
 
-def test_the_first_taint_in_the_way_is_named_as_kubectl_names_it() -> None:
+def test_the_first_blocking_taint_has_the_format_of_kubectl() -> None:
     taints = [Taint("a", "PreferNoSchedule"), DEDICATED, Taint("b", "NoExecute")]
     assert str(blocking_taint(taints, [])) == "dedicated=gpu:NoSchedule"
     assert str(Taint("b", "NoExecute")) == "b:NoExecute"
 
 
-# --- Jobs that are there ----------------------------------------------------------------------------
+# --- existing Jobs ----------------------------------------------------------------------------------
 
-WANTED = DesiredJob("install-n", "install", "d1", "1", "n", "u1", {"release": "mine"})
-UNDO = DesiredJob("cleanup-n", "cleanup", "d9", "1", "n", "u1", {"release": "mine"})
+INSTALL = DesiredJob("install-n", "install", "d1", "1", "n", "u1", {"release": "mine"})
+CLEANUP = DesiredJob("cleanup-n", "cleanup", "d9", "1", "n", "u1", {"release": "mine"})
 
 
-def there(name: str = "install-n", *, condition: str = "", deleted: bool = False, **change: str) -> Job:
+def existing_job(
+    name: str = "install-n", *, condition: str = "", deleted: bool = False, **change: str
+) -> Job:
     values = {
         "action": "install",
         "digest": "d1",
@@ -122,55 +124,83 @@ def there(name: str = "install-n", *, condition: str = "", deleted: bool = False
 @pytest.mark.parametrize(
     ("job", "wanted", "expected"),
     [
-        pytest.param(there(), WANTED, JobDecision.ADOPT, id="runs and does what is wanted"),
-        pytest.param(there(generation="0"), WANTED, JobDecision.ADOPT, id="runs since another generation"),
-        pytest.param(there(condition="Complete"), WANTED, JobDecision.DONE, id="has done it"),
+        pytest.param(existing_job(), INSTALL, JobDecision.ADOPT, id="runs and does what is wanted"),
         pytest.param(
-            there(condition="Complete", generation="0"), WANTED, JobDecision.REPLACE, id="did it before"
+            existing_job(generation="0"), INSTALL, JobDecision.ADOPT, id="runs since another generation"
+        ),
+        pytest.param(existing_job(condition="Complete"), INSTALL, JobDecision.DONE, id="has done it"),
+        pytest.param(
+            existing_job(condition="Complete", generation="0"),
+            INSTALL,
+            JobDecision.REPLACE,
+            id="did it before",
         ),
         pytest.param(
-            there(condition="Complete", digest="d0"), WANTED, JobDecision.REPLACE, id="did something else"
+            existing_job(condition="Complete", digest="d0"),
+            INSTALL,
+            JobDecision.REPLACE,
+            id="did something else",
         ),
         pytest.param(
-            there(condition="Complete", uid="u0"), WANTED, JobDecision.REPLACE, id="did it on another node"
+            existing_job(condition="Complete", uid="u0"),
+            INSTALL,
+            JobDecision.REPLACE,
+            id="did it on another node",
         ),
-        pytest.param(there(condition="Failed"), WANTED, JobDecision.REPLACE, id="has failed"),
+        pytest.param(existing_job(condition="Failed"), INSTALL, JobDecision.REPLACE, id="has failed"),
         pytest.param(
-            there(condition="FailureTarget"), WANTED, JobDecision.AWAIT, id="is about to have failed"
+            existing_job(condition="FailureTarget"), INSTALL, JobDecision.AWAIT, id="is about to have failed"
         ),
-        pytest.param(there(digest="d0"), WANTED, JobDecision.AWAIT, id="does something else"),
+        pytest.param(existing_job(digest="d0"), INSTALL, JobDecision.AWAIT, id="does something else"),
         pytest.param(
-            there(uid="u0"), WANTED, JobDecision.AWAIT, id="was meant for another node of this name"
+            existing_job(uid="u0"), INSTALL, JobDecision.AWAIT, id="was meant for another node of this name"
         ),
-        pytest.param(there(deleted=True), WANTED, JobDecision.AWAIT, id="is being deleted"),
-        pytest.param(there(release="other"), WANTED, JobDecision.FOREIGN, id="is of another release"),
+        pytest.param(existing_job(deleted=True), INSTALL, JobDecision.AWAIT, id="is being deleted"),
+        pytest.param(existing_job(release="other"), INSTALL, JobDecision.FOREIGN, id="is of another release"),
         pytest.param(
-            there(release="other", deleted=True), WANTED, JobDecision.FOREIGN, id="is foreign, and going"
+            existing_job(release="other", deleted=True),
+            INSTALL,
+            JobDecision.FOREIGN,
+            id="is foreign, and going",
         ),
-        pytest.param(there(node="m"), WANTED, JobDecision.FOREIGN, id="has the name for another node"),
-        pytest.param(there(node=""), WANTED, JobDecision.FOREIGN, id="was not made here"),
         pytest.param(
-            there(action="cleanup"), WANTED, JobDecision.FOREIGN, id="has the name and does the opposite"
+            existing_job(node="m"), INSTALL, JobDecision.FOREIGN, id="has the name for another node"
         ),
-        pytest.param(there("cleanup-n", action="cleanup"), WANTED, JobDecision.AWAIT, id="undoes right now"),
+        pytest.param(existing_job(node=""), INSTALL, JobDecision.FOREIGN, id="was not made here"),
         pytest.param(
-            there("cleanup-n", action="cleanup", condition="Complete"),
-            WANTED,
+            existing_job(action="cleanup"),
+            INSTALL,
+            JobDecision.FOREIGN,
+            id="has the name and does the opposite",
+        ),
+        pytest.param(
+            existing_job("cleanup-n", action="cleanup"), INSTALL, JobDecision.AWAIT, id="undoes right now"
+        ),
+        pytest.param(
+            existing_job("cleanup-n", action="cleanup", condition="Complete"),
+            INSTALL,
             JobDecision.REPLACE,
             id="has undone",
         ),
-        pytest.param(there(), UNDO, JobDecision.STOP, id="does what is to be undone"),
-        pytest.param(there(deleted=True), UNDO, JobDecision.AWAIT, id="is already made to stop"),
-        pytest.param(there(condition="Complete"), UNDO, JobDecision.REPLACE, id="did what is to be undone"),
-        pytest.param(there("old-n"), WANTED, JobDecision.AWAIT, id="runs under an older name"),
+        pytest.param(existing_job(), CLEANUP, JobDecision.STOP, id="does what is to be undone"),
+        pytest.param(existing_job(deleted=True), CLEANUP, JobDecision.AWAIT, id="is already made to stop"),
         pytest.param(
-            there("old-n", condition="Complete"), WANTED, JobDecision.IGNORE, id="ran under an older name"
+            existing_job(condition="Complete"), CLEANUP, JobDecision.REPLACE, id="did what is to be undone"
         ),
-        pytest.param(there("x", release="other"), WANTED, JobDecision.IGNORE, id="is none of ours"),
-        pytest.param(there("install-m", node="m"), WANTED, JobDecision.IGNORE, id="is for another node"),
+        pytest.param(existing_job("old-n"), INSTALL, JobDecision.AWAIT, id="runs under an older name"),
+        pytest.param(
+            existing_job("old-n", condition="Complete"),
+            INSTALL,
+            JobDecision.IGNORE,
+            id="ran under an older name",
+        ),
+        pytest.param(existing_job("x", release="other"), INSTALL, JobDecision.IGNORE, id="is none of ours"),
+        pytest.param(
+            existing_job("install-m", node="m"), INSTALL, JobDecision.IGNORE, id="is for another node"
+        ),
     ],
 )
-def test_what_a_job_that_is_there_means(job: Job, wanted: DesiredJob, expected: JobDecision) -> None:
+def test_the_decision_about_an_existing_job(job: Job, wanted: DesiredJob, expected: JobDecision) -> None:
     assert decide(job, wanted) is expected
 
 
@@ -197,17 +227,17 @@ def test_what_a_job_that_is_there_means(job: Job, wanted: DesiredJob, expected: 
         pytest.param(0, RolloutPlan(9, canary=1), [], id="no node"),
     ],
 )
-def test_nodes_are_put_into_waves(count: int, plan: RolloutPlan, expected: list[int]) -> None:
+def test_nodes_are_assigned_to_waves(count: int, plan: RolloutPlan, expected: list[int]) -> None:
     assert assign_waves(count, plan) == expected
 
 
-def rollout(count: int, plan: RolloutPlan, last: int = 0) -> Rollout:
+def make_rollout(count: int, plan: RolloutPlan, last: int = 0) -> Rollout:
     tasks = [Task(Target(f"n{number}"), "install", f"job-{number}") for number in range(count)]
     more = [Task(Target(f"x{number}"), "cleanup", f"job-x{number}") for number in range(last)]
     return Rollout(tasks, plan, more)
 
 
-def begun(rollout: Rollout, now: float = 0) -> list[str]:
+def start_all(rollout: Rollout, now: float = 0) -> list[str]:
     names = []
     while task := rollout.start_next(now):
         names.append(task.target.name)
@@ -221,14 +251,14 @@ def begun(rollout: Rollout, now: float = 0) -> list[str]:
         pytest.param(
             RolloutPlan(1, max_failures=IntOrPercent(0)),
             1,
-            "1 nodes have failed, and at most 0 may",
+            "1 of 10 nodes failed, maxFailures allows 0",
             id="none",
         ),
         pytest.param(RolloutPlan(1, max_failures=IntOrPercent(2)), 2, "", id="as many as may"),
         pytest.param(
             RolloutPlan(1, max_failures=IntOrPercent(2)),
             3,
-            "3 nodes have failed, and at most 2 may",
+            "3 of 10 nodes failed, maxFailures allows 2",
             id="more",
         ),
         pytest.param(
@@ -237,79 +267,81 @@ def begun(rollout: Rollout, now: float = 0) -> list[str]:
         pytest.param(
             RolloutPlan(1, max_failures=IntOrPercent(20, percent=True)),
             3,
-            "3 nodes have failed, and at most 2 may",
+            "3 of 10 nodes failed, maxFailures allows 2",
             id="larger",
         ),
-        pytest.param(RolloutPlan(1, canary=1), 1, "the canary has failed", id="the canary"),
+        pytest.param(RolloutPlan(1, canary=1), 1, "the canary node failed", id="the canary"),
         pytest.param(
-            RolloutPlan(1, canary=2), 1, "1 of 2 canaries have failed, and at most 0 may", id="a canary"
+            RolloutPlan(1, canary=2), 1, "1 of 2 canary nodes failed, maxFailures allows 0", id="a canary"
         ),
         pytest.param(RolloutPlan(1, canary=3, max_failures=IntOrPercent(2)), 2, "", id="canaries that may"),
         pytest.param(
             RolloutPlan(1, canary=2, max_failures=IntOrPercent(5)),
             2,
-            "all 2 canaries have failed",
+            "all 2 canary nodes failed",
             id="all canaries",
         ),
         pytest.param(
             RolloutPlan(1, canary=2, max_failures=IntOrPercent(40, percent=True)),
             1,
-            "1 of 2 canaries have failed, and at most 0 may",
+            "1 of 2 canary nodes failed, maxFailures allows 0",
             id="a share is one of the canaries",
         ),
     ],
 )
-def test_it_stops_when_more_have_failed_than_may(plan: RolloutPlan, failures: int, stopped: str) -> None:
-    whole = rollout(10, plan)
+def test_the_rollout_stops_when_more_nodes_fail_than_max_failures_allows(
+    plan: RolloutPlan, failures: int, stopped: str
+) -> None:
+    rollout = make_rollout(10, plan)
     for _ in range(failures):
-        task = whole.start_next(0)
+        task = rollout.start_next(0)
         assert task
-        whole.end(task, Outcome.FAILED, 0)
-    assert whole.stopped == stopped
-    assert (whole.start_next(0) is None) == (failures == 10 or bool(stopped))
+        rollout.end(task, Outcome.FAILED, 0)
+    assert rollout.stopped == stopped
+    assert (rollout.start_next(0) is None) == (failures == 10 or bool(stopped))
 
 
-def test_a_failure_after_the_canaries_stops_nothing_without_a_limit() -> None:
-    whole = rollout(4, RolloutPlan(1, canary=1))
+def test_without_max_failures_only_canary_nodes_can_stop_the_rollout() -> None:
+    rollout = make_rollout(4, RolloutPlan(1, canary=1))
     for outcome in (Outcome.DONE, Outcome.FAILED, Outcome.FAILED):
-        task = whole.start_next(0)
+        task = rollout.start_next(0)
         assert task
-        whole.end(task, outcome, 0)
-    assert begun(whole) == ["n3"]
+        rollout.end(task, outcome, 0)
+    assert start_all(rollout) == ["n3"]
 
 
-def test_what_comes_last_waits_for_all_others_and_its_failures_stop_nothing() -> None:
-    whole = rollout(1, RolloutPlan(1, max_failures=IntOrPercent(0)), last=2)
-    assert begun(whole) == ["n0"]
-    whole.end(whole.running()[0], Outcome.DONE, 0)
-    assert begun(whole) == ["x0"]
-    whole.end(whole.running()[0], Outcome.FAILED, 0)
-    assert begun(whole) == ["x1"]
-    assert not whole.is_complete()
-    whole.end(whole.running()[0], Outcome.DONE, 0)
-    assert whole.is_complete()
+def test_the_last_wave_waits_for_all_others_and_its_failures_do_not_stop_it() -> None:
+    rollout = make_rollout(1, RolloutPlan(1, max_failures=IntOrPercent(0)), last=2)
+    assert start_all(rollout) == ["n0"]
+    rollout.end(rollout.running()[0], Outcome.DONE, 0)
+    assert start_all(rollout) == ["x0"]
+    rollout.end(rollout.running()[0], Outcome.FAILED, 0)
+    assert start_all(rollout) == ["x1"]
+    assert not rollout.is_complete()
+    rollout.end(rollout.running()[0], Outcome.DONE, 0)
+    assert rollout.is_complete()
 
 
-def test_those_named_come_first_within_their_waves() -> None:
-    whole = rollout(4, RolloutPlan(9, canary=1))
-    whole.prioritize({"n3", "n2"})
-    assert begun(whole) == ["n0"]
-    whole.end(whole.running()[0], Outcome.DONE, 0)
-    assert begun(whole) == ["n2", "n3", "n1"]
+def test_prioritized_nodes_come_first_within_their_waves() -> None:
+    rollout = make_rollout(4, RolloutPlan(9, canary=1))
+    rollout.prioritize({"n3", "n2"})
+    assert start_all(rollout) == ["n0"]
+    rollout.end(rollout.running()[0], Outcome.DONE, 0)
+    assert start_all(rollout) == ["n2", "n3", "n1"]
 
 
-def test_the_estimate_is_how_long_nodes_took_so_far() -> None:
-    whole = rollout(9, RolloutPlan(2))
-    assert begun(whole) == ["n0", "n1"]
-    assert whole.estimate_remaining(5) is None
-    whole.end(whole.running()[0], Outcome.DONE, 10)
-    whole.end(whole.running()[0], Outcome.DONE, 10)
-    assert whole.estimate_remaining(10) == 35
-    assert begun(whole, 10) == ["n2", "n3"]
-    assert whole.estimate_remaining(15) == 30
+def test_the_estimate_uses_the_mean_time_of_the_ended_nodes() -> None:
+    rollout = make_rollout(9, RolloutPlan(2))
+    assert start_all(rollout) == ["n0", "n1"]
+    assert rollout.estimate_remaining(5) is None
+    rollout.end(rollout.running()[0], Outcome.DONE, 10)
+    rollout.end(rollout.running()[0], Outcome.DONE, 10)
+    assert rollout.estimate_remaining(10) == 35
+    assert start_all(rollout, 10) == ["n2", "n3"]
+    assert rollout.estimate_remaining(15) == 30
 
 
-# --- causes -----------------------------------------------------------------------------------------
+# --- causes of failures -----------------------------------------------------------------------------
 
 
 def failed_job(reason: str = "BackoffLimitExceeded", message: str = "") -> Job:
@@ -333,7 +365,7 @@ LATE = failed_job("DeadlineExceeded", "too long")
 
 
 @pytest.mark.parametrize(
-    ("job", "pods", "said"),
+    ("job", "pods", "expected"),
     [
         pytest.param(
             failed_job(),
@@ -356,7 +388,7 @@ LATE = failed_job("DeadlineExceeded", "too long")
         pytest.param(
             failed_job(),
             [pod(("cri", ended(137, reason="OOMKilled")))],
-            "cri: it ended without a word (OOMKilled) (exit code 137)",
+            "cri: the container ended without a message (OOMKilled) (exit code 137)",
             id="out of memory",
         ),
         pytest.param(
@@ -374,31 +406,31 @@ LATE = failed_job("DeadlineExceeded", "too long")
         pytest.param(
             failed_job(),
             [pod(reason="Evicted", message="disk")],
-            "its Pod has failed (Evicted: disk)",
+            "its Pod failed (Evicted: disk)",
             id="evicted",
         ),
         pytest.param(
             failed_job(message="too often"),
             [],
-            "its Job has failed (BackoffLimitExceeded: too often), and no Pod is left that tells why",
+            "its Job failed (BackoffLimitExceeded: too often), and none of its Pods shows the cause",
             id="no Pod left",
         ),
         pytest.param(
             LATE,
             [pod(DONE, ("cri", {"waiting": {"reason": "ErrImagePull", "message": "no"}}))],
-            "cri: it could not be started (ErrImagePull: no)",
+            "cri: the container cannot start (ErrImagePull: no)",
             id="an image that is not there",
         ),
         pytest.param(
             LATE,
             [pod(DONE, ("cri", {"running": {}}), ("label", {"waiting": {"reason": "PodInitializing"}}))],
-            "cri: its Job took longer than it may (DeadlineExceeded: too long)",
+            "cri: its Job exceeded its deadline (DeadlineExceeded: too long)",
             id="too slow a stage",
         ),
         pytest.param(
             LATE,
             [pod(DONE, ("cri", ended(143)))],
-            "cri: its Job took longer than it may (DeadlineExceeded: too long)",
+            "cri: its Job exceeded its deadline (DeadlineExceeded: too long)",
             id="too slow a stage, killed by now",
         ),
         pytest.param(
@@ -410,17 +442,17 @@ LATE = failed_job("DeadlineExceeded", "too long")
         pytest.param(
             LATE,
             [],
-            "its Job took longer than it may (DeadlineExceeded: too long)",
+            "its Job exceeded its deadline (DeadlineExceeded: too long)",
             id="too slow, and nothing left",
         ),
     ],
 )
-def test_a_failed_job_is_told_by_its_stage(job: Job, pods: list[Pod], said: str) -> None:
-    assert str(diagnose(job, pods)) == said
+def test_the_problem_of_a_failed_job_names_its_stage(job: Job, pods: list[Pod], expected: str) -> None:
+    assert str(diagnose(job, pods)) == expected
 
 
 @pytest.mark.parametrize(
-    ("pods", "said"),
+    ("pods", "expected"),
     [
         pytest.param([pod(DONE, ("cri", {"running": {}}))], "", id="it goes well"),
         pytest.param(
@@ -432,57 +464,57 @@ def test_a_failed_job_is_told_by_its_stage(job: Job, pods: list[Pod], said: str)
         pytest.param([], "`kubectl describe job job -n kata`", id="no Pod"),
         pytest.param(
             [pod(("a", {"waiting": {"reason": "ErrImagePull"}}))],
-            "a: it could not be started (ErrImagePull)",
+            "a: the container cannot start (ErrImagePull)",
             id="an image",
         ),
         pytest.param(
             [pod(DONE, ("cri", {"waiting": {"reason": "ErrImagePull"}}))],
-            "cri: it could not be started (ErrImagePull)",
+            "cri: the container cannot start (ErrImagePull)",
             id="the image of a later stage",
         ),
         pytest.param(
             [pod(("cri", ended(5, "locked")), created=1), pod(("cri", {"running": {}}), created=2)],
-            "tried again after cri: locked (exit code 5)",
+            "retrying after a failure: cri: locked (exit code 5)",
             id="another try",
         ),
     ],
 )
-def test_what_holds_a_job_up_is_told(pods: list[Pod], said: str) -> None:
-    told = stuck_reason(failed_job(), pods)
-    assert said in str(told)
-    assert bool(said) == (told is not None)
+def test_the_reason_why_a_job_is_stuck(pods: list[Pod], expected: str) -> None:
+    reason = stuck_reason(failed_job(), pods)
+    assert expected in str(reason)
+    assert bool(expected) == (reason is not None)
 
 
-# --- what is told -----------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [(0.4, "0 s"), (99, "99 s"), (420, "7 min"), (7500, "2 h 5 min"), (90000, "25 h 0 min")],
 )
-def test_durations_are_told_for_people(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_durations_are_formatted_with_units(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
 
 
-def test_a_line_tells_the_change_and_how_far_the_whole_is() -> None:
-    whole = rollout(4, RolloutPlan(2), last=1)
-    assert begun(whole) == ["n0", "n1"]
-    first, second = whole.running()
-    assert task_line(first, whole, 0) == "n0: started: job-0  [0 of 5 ended, 2 running]"
+def test_a_log_line_has_the_change_of_a_node_and_the_counts_of_the_rollout() -> None:
+    rollout = make_rollout(4, RolloutPlan(2), last=1)
+    assert start_all(rollout) == ["n0", "n1"]
+    first, second = rollout.running()
+    assert task_line(first, rollout, 0) == "n0: started Job job-0  [0 of 5 nodes ended, 2 running]"
     second.adopted = True
-    assert "n1: taken over: job-1  [" in task_line(second, whole, 0)
+    assert "n1: adopted running Job job-1  [" in task_line(second, rollout, 0)
     first.problem = NodeProblem("broken", stage="cri", exit_code=1)
-    whole.end(first, Outcome.FAILED, 60)
-    counts = "[1 of 5 ended, 1 failed, 1 running, about 90 s left]"
-    assert task_line(first, whole, 60) == f"n0: failed after 60 s: cri: broken (exit code 1)  {counts}"
-    assert task_line(whole.tasks[-1], whole, 60).startswith("x0: cleanup ")
+    rollout.end(first, Outcome.FAILED, 60)
+    counts = "[1 of 5 nodes ended, 1 failed, 1 running, about 90 s left]"
+    assert task_line(first, rollout, 60) == f"n0: failed after 60 s: cri: broken (exit code 1)  {counts}"
+    assert task_line(rollout.tasks[-1], rollout, 60).startswith("x0: cleanup: ")
 
 
-def test_of_nodes_that_take_longer_than_those_before_no_end_is_foretold() -> None:
-    whole = rollout(2, RolloutPlan(2))
-    begun(whole)
-    whole.end(whole.running()[0], Outcome.DONE, 60)
-    assert task_line(whole.tasks[0], whole, 61) == "n0: done after 60 s  [1 of 2 ended, 1 running]"
+def test_nodes_that_take_longer_than_the_mean_get_no_estimate() -> None:
+    rollout = make_rollout(2, RolloutPlan(2))
+    start_all(rollout)
+    rollout.end(rollout.running()[0], Outcome.DONE, 60)
+    assert task_line(rollout.tasks[0], rollout, 61) == "n0: done after 60 s  [1 of 2 nodes ended, 1 running]"
 
 
 def finished(*outcomes: Outcome, stopped: str = "") -> Any:
@@ -498,17 +530,17 @@ def finished(*outcomes: Outcome, stopped: str = "") -> Any:
     )
 
 
-def test_the_table_has_the_worst_first_and_says_what_to_do() -> None:
+def test_the_table_has_the_worst_outcome_first_and_a_hint() -> None:
     lines = text(finished(Outcome.DONE, Outcome.FAILED, Outcome.SKIPPED)).splitlines()
     assert lines[0].split() == ["NODE", "ACTION", "OUTCOME", "TIME", "DETAIL"]
     assert [each.split()[0] for each in lines[1:5]] == ["n1", "hint:", "n2", "n0"]
     assert "cri: broken (exit code 4)" in lines[1]
     assert lines[-1] == (
-        "install failed (1 of 3 nodes are not as wanted): 3 nodes: 1 done, 1 failed, 1 skipped; 5 s"
+        "install failed (1 of 3 nodes did not succeed): 3 nodes: 1 done, 1 failed, 1 skipped; took 5 s"
     )
 
 
-def test_of_many_nodes_those_of_which_there_is_the_same_to_tell_have_one_row() -> None:
+def test_many_nodes_with_the_same_outcome_and_detail_share_a_row() -> None:
     outcomes = [Outcome.FAILED] * 800 + [Outcome.NOT_STARTED] * 2000 + [Outcome.DONE] * 200
     lines = text(finished(*outcomes, stopped="too many")).splitlines()
     assert [each.split("  ")[0] for each in lines[1:4]] == [
@@ -517,31 +549,31 @@ def test_of_many_nodes_those_of_which_there_is_the_same_to_tell_have_one_row() -
         "n1000 and 1999 more",
     ]
     assert lines[-2:] == [
-        "failed: 800 at cri (exit code 4)",
-        "install stopped (too many): 3000 nodes: 200 done, 800 failed, 2000 not started; 5 s",
+        "failed nodes by stage: 800 at cri (exit code 4)",
+        "install stopped (too many): 3000 nodes: 200 done, 800 failed, 2000 not started; took 5 s",
     ]
 
 
-def test_of_many_different_ones_the_table_has_an_end() -> None:
+def test_the_table_has_a_maximum_length() -> None:
     result = finished(*[Outcome.FAILED] * 300)
     for number, task in enumerate(result.tasks):
         task.problem = NodeProblem(f"broken in way {number}", stage="cri" if number % 3 else "host-check")
     lines = text(result).splitlines()
     assert len(lines) < 60
     assert lines[-3:-1] == [
-        "… and 250 more nodes; each has a line of its own in the log",
-        "failed: 200 at cri, 100 at host-check",
+        "… and 250 more nodes; see the log, which has a line for each node",
+        "failed nodes by stage: 200 at cri, 100 at host-check",
     ]
 
 
-def test_of_many_nodes_only_those_worth_a_look_are_shown() -> None:
-    told = text(finished(*[Outcome.DONE] * 200, Outcome.FAILED))
-    assert len(told.splitlines()) == 4
-    assert text(finished(*[Outcome.DONE] * 200)) == "install ok: 200 nodes: 200 done; 5 s"
+def test_the_table_of_many_nodes_omits_done_nodes() -> None:
+    table = text(finished(*[Outcome.DONE] * 200, Outcome.FAILED))
+    assert len(table.splitlines()) == 4
+    assert text(finished(*[Outcome.DONE] * 200)) == "install ok: 200 nodes: 200 done; took 5 s"
 
 
 @pytest.mark.parametrize(
-    ("outcome", "whole", "code"),
+    ("outcome", "run_outcome", "code"),
     [
         (Outcome.DONE, "ok", 0),
         (Outcome.UNCHANGED, "ok", 0),
@@ -553,16 +585,20 @@ def test_of_many_nodes_only_those_worth_a_look_are_shown() -> None:
         (Outcome.RUNNING, "failed", 1),
     ],
 )
-def test_one_node_decides_how_the_whole_ends(outcome: Outcome, whole: str, code: int) -> None:
+def test_one_node_can_make_the_run_fail(outcome: Outcome, run_outcome: str, code: int) -> None:
     result = finished(Outcome.DONE, outcome)
-    assert (result.outcome, result.exit_code) == (whole, code)
+    assert (result.outcome, result.exit_code) == (run_outcome, code)
 
 
-def test_the_document_has_it_all() -> None:
-    told = document(finished(Outcome.DONE, Outcome.FAILED, stopped="a canary has failed"))
-    assert (told["outcome"], told["reason"], told["requests"]) == ("stopped", "a canary has failed", 3)
-    assert told["counts"] == {"done": 1, "failed": 1}
-    assert told["nodes"][1]["error"] == {
+def test_the_json_document_has_all_results() -> None:
+    result = document(finished(Outcome.DONE, Outcome.FAILED, stopped="the canary node failed"))
+    assert (result["outcome"], result["reason"], result["requests"]) == (
+        "stopped",
+        "the canary node failed",
+        3,
+    )
+    assert result["counts"] == {"done": 1, "failed": 1}
+    assert result["nodes"][1]["error"] == {
         "what": "broken",
         "stage": "cri",
         "exit_code": 4,
@@ -571,5 +607,5 @@ def test_the_document_has_it_all() -> None:
     }
 
 
-def test_no_node_at_all_is_told_in_one_line() -> None:
-    assert text(finished()) == "install ok: 0 nodes; 5 s"
+def test_the_result_without_nodes_is_one_line() -> None:
+    assert text(finished()) == "install ok: 0 nodes; took 5 s"

@@ -1,4 +1,4 @@
-"""The dispatcher among Jobs, Pods and Nodes that were there before it, or that go under it."""
+"""The dispatcher with leftovers of earlier runs, and with objects that are deleted during its run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from kata_node.dispatcher.kubernetes_objects import NODE_KEY, TEMPLATE_DIGEST_LA
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.template import Owner, Template
 
-# --- Jobs that are there already --------------------------------------------------------------------
+# --- existing Jobs ----------------------------------------------------------------------------------
 
 
-def test_running_jobs_of_an_earlier_run_are_taken_over_with_their_owner(
+def test_running_jobs_of_an_earlier_run_are_adopted_and_get_the_new_owner(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     workers(api, 3)
@@ -41,7 +41,7 @@ def test_running_jobs_of_an_earlier_run_are_taken_over_with_their_owner(
     assert owners == ["second-uid"] * 3
 
 
-def test_they_count_among_those_that_run_at_once(api: FakeApiServer, time: FakeClock) -> None:
+def test_adopted_jobs_count_for_parallelism(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 2)
     leave_unfinished_run(api)
     for name in list(api.jobs):
@@ -60,7 +60,7 @@ def test_they_count_among_those_that_run_at_once(api: FakeApiServer, time: FakeC
         pytest.param({"templates": for_all_runtimes(template("newer"))}, 2, id="another template"),
     ],
 )
-def test_jobs_that_have_succeeded_count_as_long_as_nothing_has_changed(
+def test_succeeded_jobs_are_not_repeated_for_the_same_generation_and_template(
     api: FakeApiServer, change: dict[str, Any], made: int
 ) -> None:
     workers(api, 2)
@@ -71,20 +71,20 @@ def test_jobs_that_have_succeeded_count_as_long_as_nothing_has_changed(
     assert set(outcomes(result).values()) == ({"done"} if made else {"unchanged"})
 
 
-def test_a_node_that_is_another_one_of_the_same_name_is_worked_on(api: FakeApiServer) -> None:
+def test_a_new_node_with_the_same_name_gets_a_new_job(api: FakeApiServer) -> None:
     workers(api, 2)
     leave_unfinished_run(api, state="Complete")
     api.nodes["n1"]["metadata"]["uid"] = "reinstalled"
     assert outcomes(dispatch(api)) == {"n0": "unchanged", "n1": "done"}
 
 
-def test_a_failed_job_is_tried_again_by_the_next_run(api: FakeApiServer) -> None:
+def test_the_next_run_replaces_a_failed_job(api: FakeApiServer) -> None:
     workers(api, 2)
     leave_unfinished_run(api, state="Failed")
     assert outcomes(dispatch(api)) == {"n0": "done", "n1": "done"}
 
 
-def test_a_running_job_of_an_older_template_is_waited_for(api: FakeApiServer, time: FakeClock) -> None:
+def test_it_waits_for_a_running_job_with_an_older_template(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     leave_unfinished_run(api)
     (old,) = api.jobs.values()
@@ -97,7 +97,9 @@ def test_a_running_job_of_an_older_template_is_waited_for(api: FakeApiServer, ti
     assert api.jobs["install-n"]["metadata"]["labels"][TEMPLATE_DIGEST_LABEL] == template("newer").digest
 
 
-def test_one_that_has_not_begun_on_the_node_is_not_waited_for(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_job_with_an_older_template_that_has_not_started_is_deleted(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n")
     leave_unfinished_run(api)
     (old,) = api.jobs.values()
@@ -114,7 +116,7 @@ def test_one_that_has_not_begun_on_the_node_is_not_waited_for(api: FakeApiServer
         pytest.param({"annotations": {NODE_KEY: "elsewhere"}}, id="for another node"),
     ],
 )
-def test_a_foreign_job_of_the_same_name_is_refused_and_left_alone(
+def test_a_foreign_job_with_the_same_name_fails_the_node_and_is_not_changed(
     api: FakeApiServer, change: dict[str, Any]
 ) -> None:
     workers(api, 2)
@@ -122,12 +124,14 @@ def test_a_foreign_job_of_the_same_name_is_refused_and_left_alone(
     api.jobs["install-n0"]["metadata"] |= change
     result = dispatch(api)
     assert outcomes(result) == {"n0": "failed", "n1": "done"}
-    assert "is not of this release" in str(next(task.problem for task in result.tasks if task.problem))
+    assert "does not belong to this release" in str(
+        next(task.problem for task in result.tasks if task.problem)
+    )
     assert "install-n0" in api.jobs
     assert api.made == ["n1"]
 
 
-def test_an_uninstall_ends_an_install_that_still_runs_before_it_begins(
+def test_a_cleanup_deletes_a_running_install_job_and_waits_for_its_end(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
@@ -135,11 +139,11 @@ def test_an_uninstall_ends_an_install_that_still_runs_before_it_begins(
     result = dispatch(api, CLEANUP)
     assert outcomes(result) == {"n": "done"}
     assert list(api.jobs) == ["cleanup-n"]
-    assert time.passed >= 5, "its Pod had to end first"
+    assert time.passed >= 5, "the Pod of the install must end first"
 
 
 @pytest.mark.parametrize("by", ["this run", "somebody before"])
-def test_a_pod_that_does_not_end_on_a_node_is_told_at_once_and_once(
+def test_a_pod_that_does_not_end_is_logged_at_once_and_only_once(
     api: FakeApiServer, time: FakeClock, by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kata_node")
@@ -150,19 +154,19 @@ def test_a_pod_that_does_not_end_on_a_node_is_told_at_once_and_once(
     api.pod(job, "cri", {"running": {}})
     if by == "somebody before":
         job["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    early: list[str] = []
-    time.after(3, lambda: early.append(caplog.text))
+    early_log: list[str] = []
+    time.after(3, lambda: early_log.append(caplog.text))
     dispatch(api, CLEANUP)
-    told = "n: waiting for the Pod pod-0, which is still ending"
-    assert told in early[0]
-    assert caplog.text.count(told) == 1
+    line = "n: waiting for the Pod pod-0, which is terminating"
+    assert line in early_log[0]
+    assert caplog.text.count(line) == 1
 
 
 @pytest.mark.parametrize(
     ("deadline", "seconds"),
     [pytest.param(None, 1800, id="default"), pytest.param(600, 600, id="the Job's own")],
 )
-def test_a_job_that_never_ends_is_not_waited_for_without_end(
+def test_the_wait_for_an_earlier_job_has_a_limit(
     api: FakeApiServer, time: FakeClock, deadline: Any, seconds: int
 ) -> None:
     workers(api, 2)
@@ -172,11 +176,11 @@ def test_a_job_that_never_ends_is_not_waited_for_without_end(
     work = Template({"apiVersion": "batch/v1", "kind": "Job", **job})
     result = dispatch(api, replace(CLEANUP, templates=for_all_runtimes(work)))
     assert outcomes(result) == {"n0": "failed", "n1": "done"}
-    assert str(result.tasks[0].problem) == "what was begun there before does not end: the Job install-n0"
+    assert str(result.tasks[0].problem) == "a leftover of an earlier run does not end: the Job install-n0"
     assert seconds <= time.passed < seconds * 2.2
 
 
-def test_an_uninstall_and_another_install_do_their_work_each_time(api: FakeApiServer) -> None:
+def test_install_cleanup_and_install_each_run_a_job(api: FakeApiServer) -> None:
     api.node("n")
     assert outcomes(dispatch(api)) == {"n": "done"}
     assert outcomes(dispatch(api, CLEANUP)) == {"n": "done"}
@@ -186,7 +190,7 @@ def test_an_uninstall_and_another_install_do_their_work_each_time(api: FakeApiSe
 
 
 @pytest.mark.parametrize("end", ["before", "meanwhile", "deleted"])
-def test_what_an_uninstall_undoes_is_not_taken_for_done(
+def test_an_install_job_that_a_cleanup_reverted_does_not_count(
     api: FakeApiServer, time: FakeClock, end: str
 ) -> None:
     api.node("n")
@@ -207,7 +211,7 @@ def test_what_an_uninstall_undoes_is_not_taken_for_done(
     assert api.made == ["n"]
 
 
-def test_a_job_that_took_the_place_of_the_one_to_be_deleted_is_not_deleted(
+def test_a_new_job_with_the_name_of_the_deleted_one_is_not_deleted(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
@@ -224,10 +228,10 @@ def test_a_job_that_took_the_place_of_the_one_to_be_deleted_is_not_deleted(
     assert (api.made, api.jobs["install-n"]["metadata"]["uid"]) == ([], "of-another-run")
 
 
-# --- what happens to Jobs and Nodes meanwhile -------------------------------------------------------
+# --- Jobs and Nodes that are deleted during the run -------------------------------------------------
 
 
-def test_a_job_deleted_under_it_is_made_anew(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_job_that_is_deleted_during_the_run_is_created_again(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -239,7 +243,7 @@ def test_a_job_deleted_under_it_is_made_anew(api: FakeApiServer, time: FakeClock
     assert api.made == ["n", "n"]
 
 
-def test_a_job_deleted_again_and_again_is_a_failure(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_node_fails_when_its_job_is_deleted_three_times(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     api.on_create = lambda job: time.after(5, lambda: api.remove(job["metadata"]["name"]))
     result = dispatch(api)
@@ -247,7 +251,7 @@ def test_a_job_deleted_again_and_again_is_a_failure(api: FakeApiServer, time: Fa
     assert "deleted 3 times" in str(result.tasks[0].problem)
 
 
-def test_a_finished_job_that_is_removed_at_once_has_finished(api: FakeApiServer) -> None:
+def test_a_job_that_is_deleted_right_after_its_end_counts_as_done(api: FakeApiServer) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -260,7 +264,9 @@ def test_a_finished_job_that_is_removed_at_once_has_finished(api: FakeApiServer)
     assert api.made == ["n"]
 
 
-def test_a_node_that_goes_while_its_job_runs_is_no_failure(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_node_that_is_deleted_while_its_job_runs_is_not_a_failure(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     workers(api, 2)
 
     def created(job: Object) -> None:
@@ -273,10 +279,10 @@ def test_a_node_that_goes_while_its_job_runs_is_no_failure(api: FakeApiServer, t
     result = dispatch(api)
     assert outcomes(result) == {"n0": "gone", "n1": "done"}
     assert result.exit_code == 0
-    assert list(api.jobs) == ["install-n1"], "nothing waits for the node to come back"
+    assert list(api.jobs) == ["install-n1"], "the Job of the deleted Node is deleted"
 
 
-def test_a_node_that_goes_and_whose_job_fails_for_it_is_no_failure(
+def test_a_node_that_is_deleted_before_its_job_fails_is_not_a_failure(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
@@ -289,7 +295,7 @@ def test_a_node_that_goes_and_whose_job_fails_for_it_is_no_failure(
     assert outcomes(dispatch(api)) == {"n": "gone"}
 
 
-def test_a_node_that_was_only_away_for_a_moment_has_failed(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_failed_node_that_was_absent_for_a_moment_has_failed(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     kept = dict(api.nodes)
 
@@ -304,7 +310,7 @@ def test_a_node_that_was_only_away_for_a_moment_has_failed(api: FakeApiServer, t
     assert "broken" in str(result.tasks[0].problem)
 
 
-def test_a_long_job_costs_few_looks_at_its_node(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_long_job_costs_few_reads_of_its_node(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     api.on_create = lambda job: time.after(1800, lambda: api.finish("install-n"))
     result = dispatch(api)
@@ -312,15 +318,18 @@ def test_a_long_job_costs_few_looks_at_its_node(api: FakeApiServer, time: FakeCl
     assert api.requests.count("GET nodes") <= 6
 
 
-# --- what is left of Jobs that are gone -------------------------------------------------------------
+# --- Pods of deleted Jobs ---------------------------------------------------------------------------
 
 
-def begins_only_alone(api: FakeApiServer) -> list[float]:
-    """Jobs succeed, and must not be made while a Pod is there; the times at which they are made."""
+def require_no_pods_at_creation(api: FakeApiServer) -> list[float]:
+    """Let new Jobs succeed, and fail the test if one is created while a Pod exists.
+
+    Return the list that gets the time of each creation.
+    """
     made: list[float] = []
 
     def created(job: Object) -> None:
-        assert not api.pods, "two runs at once"
+        assert not api.pods, "two runs on a node at the same time"
         made.append(api.time.passed)
         api.finish(job["metadata"]["name"])
 
@@ -328,48 +337,48 @@ def begins_only_alone(api: FakeApiServer) -> list[float]:
     return made
 
 
-def test_pods_whose_job_went_with_its_dispatcher_are_waited_for(
+def test_it_waits_for_the_pods_of_jobs_that_were_deleted_before_the_run(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kata_node")
     workers(api, 3)
     leave_unfinished_run(api, replace(CONFIG, nodes=("n0", "n1")))
-    begun = time.passed
+    started = time.passed
     api.lingering = 200
     for name in ("install-n0", "install-n1"):
         api.pod(api.jobs[name], "cri", {"running": {}})
         api.remove(name)
     made: list[float] = []
-    alone = begins_only_alone(api)
-    on_node = api.on_create
+    created_alone = require_no_pods_at_creation(api)
+    checked = api.on_create
 
     def created(job: Object) -> None:
-        assert on_node
+        assert checked
         if job["metadata"]["name"] == "install-n2":
             made.append(time.passed)
             api.finish("install-n2")
         else:
-            on_node(job)
+            checked(job)
 
     api.on_create = created
     result = dispatch(api, replace(CONFIG, generation="2"))
     assert outcomes(result) == {"n0": "done", "n1": "done", "n2": "done"}
-    assert made == [begun], "no other node waits"
-    assert all(200 <= moment < 210 for moment in alone)
-    assert "n0: waiting for the Pod pod-0, whose Job is gone" in caplog.text
-    assert result.requests["list pods"] < 50, "one request for all of them"
+    assert made == [started], "the other node does not wait"
+    assert all(200 <= moment < 210 for moment in created_alone)
+    assert "n0: waiting for the Pod pod-0 of a deleted Job" in caplog.text
+    assert result.requests["list pods"] < 50, "one list covers all nodes"
 
 
-def test_the_pods_of_a_job_that_is_deleted_under_it_are_waited_for(
+def test_it_waits_for_the_pods_of_a_job_that_is_deleted_during_the_run(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
     api.lingering = 40
-    made = begins_only_alone(api)
-    alone = api.on_create
+    made = require_no_pods_at_creation(api)
+    checked = api.on_create
 
     def created(job: Object) -> None:
-        api.on_create = alone
+        api.on_create = checked
         api.pod(job, "cri", {"running": {}})
         time.after(5, lambda: api.remove(job["metadata"]["name"]))
 
@@ -379,7 +388,7 @@ def test_the_pods_of_a_job_that_is_deleted_under_it_are_waited_for(
     assert 45 <= made[0] < 55
 
 
-def test_pods_that_never_end_are_not_waited_for_without_end(api: FakeApiServer, time: FakeClock) -> None:
+def test_the_wait_for_the_pods_of_a_deleted_job_has_a_limit(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
     leave_unfinished_run(api)
     api.lingering = 1e6
@@ -387,11 +396,13 @@ def test_pods_that_never_end_are_not_waited_for_without_end(api: FakeApiServer, 
     api.remove("install-n")
     result = dispatch(api)
     assert outcomes(result) == {"n": "failed"}
-    assert "what was begun there before does not end: the Pod pod-0" in str(result.tasks[0].problem)
+    assert "a leftover of an earlier run does not end: the Pod pod-0" in str(result.tasks[0].problem)
     assert 1800 <= time.passed < 4000
 
 
-def test_a_job_whose_pod_does_not_end_at_its_deadline_has_failed(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_node_fails_when_its_pod_does_not_end_after_the_deadline(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -404,18 +415,20 @@ def test_a_job_whose_pod_does_not_end_at_its_deadline_has_failed(api: FakeApiSer
     result = dispatch(api, replace(CONFIG, templates=for_all_runtimes(slow)))
     assert outcomes(result) == {"n": "failed"}
     assert str(result.tasks[0].problem) == (
-        "cri: its Job took longer than it may (DeadlineExceeded: too long); its Pod has not ended since"
+        "cri: its Job exceeded its deadline (DeadlineExceeded: too long); its Pod has still not ended"
     )
     assert 460 <= time.passed < 600
 
 
-# --- two dispatchers at once ------------------------------------------------------------------------
+# --- two dispatchers at the same time ---------------------------------------------------------------
 
 RECONCILE = replace(CONFIG, skip_serving=True)
 
 
 @pytest.mark.parametrize("image", [pytest.param("kata", id="the same"), pytest.param("newer", id="a newer")])
-def test_who_reconciles_leaves_a_node_to_the_job_of_an_upgrade(api: FakeApiServer, image: str) -> None:
+def test_a_reconciling_run_skips_a_node_with_a_running_job_of_an_upgrade(
+    api: FakeApiServer, image: str
+) -> None:
     workers(api, 2)
     leave_unfinished_run(
         api, replace(CONFIG, generation="2", nodes=("n0",), templates=for_all_runtimes(template(image)))
@@ -428,7 +441,7 @@ def test_who_reconciles_leaves_a_node_to_the_job_of_an_upgrade(api: FakeApiServe
     assert "DELETE" not in "".join(api.requests)
 
 
-def test_a_node_that_an_upgrade_brought_to_serve_meanwhile_keeps_what_that_gave_it(
+def test_a_reconciling_run_creates_no_job_for_a_node_that_serves_meanwhile(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     workers(api, 2)
@@ -443,7 +456,7 @@ def test_a_node_that_an_upgrade_brought_to_serve_meanwhile_keeps_what_that_gave_
     assert api.made == ["n0"]
 
 
-def test_who_reconciles_and_whose_job_an_upgrade_takes_away_does_not_fight_for_it(
+def test_a_reconciling_run_does_not_create_its_job_again_when_an_upgrade_deletes_it(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
@@ -462,7 +475,7 @@ def test_who_reconciles_and_whose_job_an_upgrade_takes_away_does_not_fight_for_i
     assert api.made == ["n"]
 
 
-def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on_before_it_looks(
+def test_a_cleanup_stops_other_dispatchers_of_the_release_before_it_reads_the_nodes(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
@@ -473,10 +486,10 @@ def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on_bef
     assert outcomes(result) == {"n": "done"}
     assert sorted(api.jobs) == ["cleanup-dispatcher", "cleanup-n", "of-another-release"]
     assert api.requests.index("DELETE install-dispatcher") < api.requests.index("GET nodes")
-    assert 5 <= time.passed < 10, "it had ended"
+    assert 5 <= time.passed < 10, "the Pod of the other dispatcher ended first"
 
 
-def test_an_uninstall_that_is_not_told_its_job_does_not_end_itself(api: FakeApiServer) -> None:
+def test_a_cleanup_without_an_owner_does_not_stop_itself(api: FakeApiServer) -> None:
     api.node("n")
     api.dispatcher("cleanup-dispatcher", LABELS)
     with api.client() as connection:
@@ -484,7 +497,7 @@ def test_an_uninstall_that_is_not_told_its_job_does_not_end_itself(api: FakeApiS
     assert "cleanup-dispatcher" in api.jobs
 
 
-def test_one_that_does_not_end_does_not_hold_up_an_uninstall_for_ever(
+def test_the_wait_for_another_dispatcher_has_a_limit(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
@@ -492,11 +505,11 @@ def test_one_that_does_not_end_does_not_hold_up_an_uninstall_for_ever(
     api.dispatcher("install-dispatcher", LABELS)
     assert outcomes(dispatch(api, CLEANUP)) == {"n": "done"}
     assert 120 <= time.passed < 130
-    assert "pod-0 has not ended within 120 s; going on all the same" in caplog.text
+    assert "these dispatcher Pods did not end within 120 s: pod-0; continuing" in caplog.text
     assert api.requests.count("DELETE install-dispatcher") == 1
 
 
-def test_an_install_leaves_other_dispatchers_alone(api: FakeApiServer) -> None:
+def test_an_install_does_not_stop_other_dispatchers(api: FakeApiServer) -> None:
     api.node("n")
     api.dispatcher("reconcile-1", LABELS)
     assert outcomes(dispatch(api)) == {"n": "done"}

@@ -1,4 +1,4 @@
-"""Which nodes the dispatcher works on, and which it waits for, passes over or cleans."""
+"""Which nodes get a Job, and which nodes the dispatcher waits for, skips or cleans up."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from kata_node.dispatcher.rollout import Outcome
 from kata_node.dispatcher.template import Templates
 from kata_node.errors import KubeError
 
-# --- which nodes ------------------------------------------------------------------------------------
+# --- the selection ----------------------------------------------------------------------------------
 
 
-def test_the_label_selector_selects(api: FakeApiServer) -> None:
+def test_only_nodes_with_the_label_selector_get_a_job(api: FakeApiServer) -> None:
     api.node("a", labels={"pool": "kata"})
     api.node("b", labels={"pool": "other"})
     assert outcomes(dispatch(api, replace(CONFIG, selector="pool=kata"))) == {"a": "done"}
 
 
-def test_a_name_given_of_which_there_is_no_node_is_a_failure_and_the_others_get_theirs(
+def test_an_unknown_node_name_fails_an_install_and_is_gone_for_a_cleanup(
     api: FakeApiServer,
 ) -> None:
     workers(api, 3)
@@ -46,14 +46,14 @@ def test_a_name_given_of_which_there_is_no_node_is_a_failure_and_the_others_get_
     assert result.exit_code == 0
 
 
-def test_many_names_are_picked_from_one_list_of_all_nodes(api: FakeApiServer) -> None:
+def test_many_node_names_cost_one_list_of_all_nodes(api: FakeApiServer) -> None:
     names = workers(api, 30)
     dispatch(api, replace(CONFIG, nodes=tuple(names[:25])))
     assert api.made == sorted(names[:25])
     assert api.requests.count("GET nodes") == 1
 
 
-def test_a_node_whose_taint_is_not_tolerated_is_passed_over_and_told(api: FakeApiServer) -> None:
+def test_a_node_with_a_taint_that_is_not_tolerated_is_skipped_with_a_note(api: FakeApiServer) -> None:
     api.node("a", taints=("dedicated:NoSchedule",))
     api.node("b", taints=("dedicated:PreferNoSchedule",))
     result = dispatch(api)
@@ -77,7 +77,7 @@ def becomes_ready(api: FakeApiServer, name: str, seconds: float) -> None:
     api.time.after(seconds, lambda: api.nodes[name]["spec"].pop("taints"))
 
 
-def test_a_node_that_is_not_ready_is_waited_for_while_the_others_get_theirs(
+def test_the_other_nodes_run_while_the_dispatcher_waits_for_a_node_that_is_not_ready(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("a", taints=(NOT_READY, "node.kubernetes.io/not-ready:NoExecute"))
@@ -91,7 +91,9 @@ def test_a_node_that_is_not_ready_is_waited_for_while_the_others_get_theirs(
 
 
 @pytest.mark.parametrize("taint", ["node.kubernetes.io/unreachable:NoExecute", NOT_READY])
-def test_one_that_stays_so_is_told_and_no_success(api: FakeApiServer, time: FakeClock, taint: str) -> None:
+def test_a_node_that_stays_not_ready_is_reported_and_fails_the_run(
+    api: FakeApiServer, time: FakeClock, taint: str
+) -> None:
     workers(api, 1)
     api.node("a", taints=(taint,))
     result = dispatch(api, replace(CONFIG, max_failures=IntOrPercent(0), wait_for_ready=90))
@@ -99,9 +101,9 @@ def test_one_that_stays_so_is_told_and_no_success(api: FakeApiServer, time: Fake
     assert (result.outcome, result.exit_code) == ("failed", 1)
     assert 90 <= time.passed < 100
     (task,) = [task for task in result.tasks if task.target.name == "a"]
-    assert f"its taint {taint} has not gone within 90 s" in str(task.problem)
+    assert f"it still has the taint {taint} after 90 s" in str(task.problem)
     assert api.made == ["n0"]
-    assert api.events == [], "what keeps it is told by others"
+    assert api.events == [], "the cluster already reports nodes that are not ready"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_one_that_stays_so_is_told_and_no_success(api: FakeApiServer, time: Fake
         pytest.param(CLEANUP, 50, 1, id="of one who takes everything away"),
     ],
 )
-def test_of_many_nodes_a_few_may_not_be_ready_and_are_told(
+def test_the_run_fails_when_more_nodes_are_not_ready_than_max_not_ready_allows(
     api: FakeApiServer, config: Config, of: int, code: int
 ) -> None:
     workers(api, of - 1)
@@ -125,13 +127,13 @@ def test_of_many_nodes_a_few_may_not_be_ready_and_are_told(
     assert result.exit_code == code
     assert "1 not ready" in summary(result)
     allowed = config.max_not_ready.number if config.max_not_ready else 0
-    assert result.reason == (f"1 of {of} nodes are not ready, and at most {allowed} may be" if code else "")
+    assert result.reason == (f"1 of {of} nodes are not ready, maxNotReady allows {allowed}" if code else "")
 
 
 @pytest.mark.parametrize(
-    ("config", "hint"), [(CONFIG, "job.reconcileSchedule"), (CLEANUP, "its Node is deleted")]
+    ("config", "hint"), [(CONFIG, "job.reconcileSchedule"), (CLEANUP, "delete its Node first")]
 )
-def test_a_node_whose_kubelet_is_not_heard_of_is_no_place_for_a_job_whatever_that_tolerates(
+def test_an_unreachable_node_gets_no_job_even_if_the_job_tolerates_everything(
     api: FakeApiServer, time: FakeClock, config: Config, hint: str
 ) -> None:
     api.node("a", taints=("node.kubernetes.io/unreachable:NoExecute",))
@@ -143,7 +145,7 @@ def test_a_node_whose_kubelet_is_not_heard_of_is_no_place_for_a_job_whatever_tha
     assert hint in (result.tasks[0].problem.hint if result.tasks[0].problem else "")
 
 
-def test_a_node_that_died_under_its_job_is_waited_for_no_longer_than_another(
+def test_a_node_that_became_unreachable_during_its_job_has_the_same_wait_limit(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
@@ -153,14 +155,16 @@ def test_a_node_that_died_under_its_job_is_waited_for_no_longer_than_another(
     assert time.passed < 140
 
 
-def test_many_that_stay_so_are_waited_for_at_the_same_time(api: FakeApiServer, time: FakeClock) -> None:
+def test_the_dispatcher_waits_for_many_nodes_that_are_not_ready_at_the_same_time(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     for number in range(9):
         api.node(f"a{number}", taints=(NOT_READY,))
     dispatch(api, replace(CONFIG, parallelism=2))
     assert time.passed < 140
 
 
-def test_a_canary_is_a_node_that_is_ready(api: FakeApiServer) -> None:
+def test_a_node_that_is_not_ready_is_never_a_canary_node(api: FakeApiServer) -> None:
     api.node("a", taints=(NOT_READY,))
     workers(api, 2)
     result = dispatch(api, replace(CONFIG, canary=1, wait_for_ready=0))
@@ -168,7 +172,7 @@ def test_a_canary_is_a_node_that_is_ready(api: FakeApiServer) -> None:
     assert api.made == ["n0", "n1"]
 
 
-def test_a_taint_of_conditions_that_is_tolerated_is_not_waited_for(
+def test_the_dispatcher_does_not_wait_for_a_temporary_taint_that_is_tolerated(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("a", taints=(NOT_READY,))
@@ -177,7 +181,7 @@ def test_a_taint_of_conditions_that_is_tolerated_is_not_waited_for(
     assert time.passed < 5
 
 
-def test_what_somebody_does_to_a_node_that_is_waited_for_is_seen(api: FakeApiServer, time: FakeClock) -> None:
+def test_changes_of_a_node_during_the_wait_for_it_are_noticed(api: FakeApiServer, time: FakeClock) -> None:
     for name in ("cordoned", "gone", "other"):
         api.node(name, taints=(NOT_READY,))
     time.after(20, lambda: api.node("cordoned", taints=(NOT_READY, "dedicated:NoSchedule")))
@@ -188,7 +192,7 @@ def test_what_somebody_does_to_a_node_that_is_waited_for_is_seen(api: FakeApiSer
     assert outcomes(result) == {"cordoned": "skipped", "gone": "gone", "other": "failed"}
 
 
-def test_a_node_registered_anew_meanwhile_gets_the_job_of_what_it_is_now(
+def test_a_node_that_is_registered_again_during_the_wait_gets_the_job_of_its_new_runtime(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n", taints=(NOT_READY,))
@@ -205,7 +209,9 @@ def test_a_node_registered_anew_meanwhile_gets_the_job_of_what_it_is_now(
     assert pod["containers"][0]["image"] == "of-new"
 
 
-def test_a_node_that_its_own_job_made_unready_is_not_waited_for(api: FakeApiServer, time: FakeClock) -> None:
+def test_the_running_job_of_a_node_that_is_not_ready_is_adopted_at_once(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     api.node("n")
     api.on_create = lambda job: None
     leave_unfinished_run(api)
@@ -217,7 +223,7 @@ def test_a_node_that_its_own_job_made_unready_is_not_waited_for(api: FakeApiServ
     assert time.passed < 60
 
 
-def test_no_node_that_was_waited_for_is_begun_once_the_rollout_has_stopped(
+def test_a_node_that_becomes_ready_after_the_rollout_has_stopped_is_not_started(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("a", taints=(NOT_READY,))
@@ -228,13 +234,15 @@ def test_no_node_that_was_waited_for_is_begun_once_the_rollout_has_stopped(
     assert outcomes(result) == {"n0": "failed", "a": "not started"}
 
 
-def test_nobody_eligible_but_nodes_that_are_not_ready_is_said_so(api: FakeApiServer) -> None:
+def test_the_error_without_eligible_nodes_names_nodes_that_are_not_ready(api: FakeApiServer) -> None:
     api.node("a", taints=(NOT_READY,))
-    with pytest.raises(KubeError, match=f"no eligible node: 1 of 1 Nodes .*a has {NOT_READY}"):
+    with pytest.raises(
+        KubeError, match=f"no node is eligible .*: 1 of 1 Nodes .*a has the taint {NOT_READY}"
+    ):
         dispatch(api, replace(CONFIG, wait_for_nodes=30))
 
 
-# --- runtimes ---------------------------------------------------------------------------------------
+# --- container runtimes -----------------------------------------------------------------------------
 
 BY_RUNTIME = replace(
     CONFIG,
@@ -259,12 +267,15 @@ def test_each_node_gets_the_job_of_its_runtime(api: FakeApiServer) -> None:
     ("runtime", "what", "hint"),
     [
         pytest.param(
-            "docker://28.1", "no Job for nodes that run docker://28.1", "containerRuntime", id="other"
+            "docker://28.1",
+            "no Job template for the container runtime docker://28.1",
+            "containerRuntime",
+            id="other",
         ),
-        pytest.param("", "does not say which container runtime", "kubelet", id="none reported"),
+        pytest.param("", "does not name its container runtime", "kubelet", id="none reported"),
     ],
 )
-def test_a_node_whose_runtime_has_no_template_fails_and_no_other(
+def test_a_node_without_a_template_for_its_runtime_fails_alone(
     api: FakeApiServer, runtime: str, what: str, hint: str
 ) -> None:
     api.node("a", runtime=runtime)
@@ -278,7 +289,7 @@ def test_a_node_whose_runtime_has_no_template_fails_and_no_other(
     assert [event["involvedObject"]["name"] for event in api.events] == ["a"]
 
 
-def test_a_node_that_changed_its_runtime_is_worked_on_and_one_that_did_not_is_not(api: FakeApiServer) -> None:
+def test_only_a_node_with_a_changed_runtime_gets_a_new_job(api: FakeApiServer) -> None:
     workers(api, 2)
     dispatch(api, BY_RUNTIME)
     api.node("n0", runtime="cri-o://1.36.1")
@@ -286,7 +297,7 @@ def test_a_node_that_changed_its_runtime_is_worked_on_and_one_that_did_not_is_no
     assert image(api, "n0") == "for-crio"
 
 
-def test_a_node_that_left_the_selection_is_cleaned_as_its_runtime_is(api: FakeApiServer) -> None:
+def test_a_node_that_is_no_longer_selected_gets_the_cleanup_job_of_its_runtime(api: FakeApiServer) -> None:
     api.node("a", labels={"pool": "kata"})
     api.node("b", labels={INSTALLATION_LABEL: "true"}, runtime="cri-o://1.36.1")
     api.node("c", labels={INSTALLATION_LABEL: "true"}, runtime="docker://28.1")
@@ -296,10 +307,10 @@ def test_a_node_that_left_the_selection_is_cleaned_as_its_runtime_is(api: FakeAp
     assert api.jobs["removed-b"]["spec"]["template"]["spec"]["containers"][0]["image"] == "clean-crio"
 
 
-# --- nodes that serve -------------------------------------------------------------------------------
+# --- nodes that serve, and waiting for nodes --------------------------------------------------------
 
 
-def test_nodes_that_serve_already_are_passed_over_where_that_is_asked_for(api: FakeApiServer) -> None:
+def test_with_skip_serving_nodes_that_serve_get_no_job(api: FakeApiServer) -> None:
     api.node("new")
     api.node("half", labels={INSTALLATION_LABEL: "false"})
     api.node("old", labels={INSTALLATION_LABEL: "true"})
@@ -308,14 +319,16 @@ def test_nodes_that_serve_already_are_passed_over_where_that_is_asked_for(api: F
     assert api.made == ["half", "new"]
 
 
-def test_a_node_that_lost_its_mark_is_worked_on_again(api: FakeApiServer) -> None:
+def test_with_skip_serving_a_node_without_the_installation_label_gets_a_new_job_each_time(
+    api: FakeApiServer,
+) -> None:
     api.node("n")
     config = replace(CONFIG, skip_serving=True)
     assert [outcomes(dispatch(api, config)) for _ in range(2)] == [{"n": "done"}] * 2
     assert api.made == ["n", "n"]
 
 
-def test_it_waits_until_the_set_of_eligible_nodes_stays_the_same(api: FakeApiServer, time: FakeClock) -> None:
+def test_it_waits_until_the_set_of_eligible_nodes_is_stable(api: FakeApiServer, time: FakeClock) -> None:
     for second, name in ((4, "a"), (12, "b"), (22, "c")):
         time.after(second, lambda name=name: api.node(name))  # type: ignore[misc]
     result = dispatch(api, replace(CONFIG, wait_for_nodes=120))
@@ -323,14 +336,14 @@ def test_it_waits_until_the_set_of_eligible_nodes_stays_the_same(api: FakeApiSer
     assert 37 <= time.passed < 60
 
 
-def test_it_waits_for_all_nodes_that_are_given_by_name(api: FakeApiServer, time: FakeClock) -> None:
+def test_it_waits_for_all_configured_node_names(api: FakeApiServer, time: FakeClock) -> None:
     api.node("a")
     time.after(40, lambda: api.node("b"))
     result = dispatch(api, replace(CONFIG, nodes=("a", "b"), wait_for_nodes=120))
     assert outcomes(result) == {"a": "done", "b": "done"}
 
 
-def test_nodes_that_never_settle_are_taken_as_they_are_in_the_end(
+def test_a_set_of_nodes_that_never_becomes_stable_is_used_at_the_end_of_the_wait(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     for second in range(1, 60, 4):
@@ -344,13 +357,15 @@ def test_no_eligible_node_after_the_wait_is_an_error_that_names_the_taints(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("a", taints=("dedicated:NoSchedule",))
-    with pytest.raises(KubeError, match=r"after 30 s there is no eligible node.*a has dedicated:NoSchedule"):
+    with pytest.raises(
+        KubeError, match=r"no node is eligible after 30 s.*a has the taint dedicated:NoSchedule"
+    ):
         dispatch(api, replace(CONFIG, wait_for_nodes=30))
     assert time.passed == 30
 
 
 SELECTOR = "pool=kata,!node-role.kubernetes.io/control-plane"
-ALL_CONTROL = "set job.nodeSelectorExpressions: [] on a cluster whose nodes are all of the control plane"
+ALL_CONTROL = "set job.nodeSelectorExpressions to []; all nodes of this cluster are control-plane nodes"
 
 
 @pytest.mark.parametrize(
@@ -368,29 +383,33 @@ ALL_CONTROL = "set job.nodeSelectorExpressions: [] on a cluster whose nodes are 
         ),
     ],
 )
-def test_an_empty_selection_is_told_with_what_was_asked_for_and_how_many_nodes_there_are(
+def test_the_error_for_an_empty_selection_has_the_selection_and_the_number_of_nodes(
     api: FakeApiServer, config: Config, what: str
 ) -> None:
     workers(api, 300)
     with pytest.raises(KubeError) as caught:
         dispatch(api, replace(config, wait_for_nodes=5))
-    assert caught.value.what == f"after 5 s there is no eligible node: {what}"
+    assert caught.value.what == f"no node is eligible after 5 s: {what}"
     assert ALL_CONTROL not in str(caught.value)
 
 
-def test_taints_that_leave_no_node_are_told_beside_how_many_match(api: FakeApiServer) -> None:
+def test_the_error_without_eligible_nodes_names_their_taints_and_how_many_nodes_match(
+    api: FakeApiServer,
+) -> None:
     for name in "abcd":
         api.node(name, labels={"pool": "kata"}, taints=("dedicated:NoSchedule",))
     api.node("e")
     with pytest.raises(KubeError) as caught:
         dispatch(api, replace(CONFIG, selector="pool=kata", wait_for_nodes=5))
-    each = ", ".join(f"{name} has dedicated:NoSchedule" for name in "abc")
-    assert "4 of 5 Nodes match the label selector pool=kata, and none can be worked on: " in str(caught.value)
+    each = ", ".join(f"{name} has the taint dedicated:NoSchedule" for name in "abc")
+    assert "4 of 5 Nodes match the label selector pool=kata, but none can get a Job: " in str(caught.value)
     assert f"{each}, …" in str(caught.value)
-    assert "tolerate them in the values" in str(caught.value)
+    assert "add them to tolerations in the values" in str(caught.value)
 
 
-def test_a_cluster_of_nothing_but_control_plane_is_told_how_to_select_it(api: FakeApiServer) -> None:
+def test_the_hint_for_a_cluster_with_only_control_plane_nodes_says_how_to_select_them(
+    api: FakeApiServer,
+) -> None:
     control_plane = {"node-role.kubernetes.io/control-plane": ""}
     api.node("a", labels=control_plane)
     alone = replace(CONFIG, selector="!node-role.kubernetes.io/control-plane", wait_for_nodes=5)
@@ -400,21 +419,21 @@ def test_a_cluster_of_nothing_but_control_plane_is_told_how_to_select_it(api: Fa
     api.node("b", labels={"pool": "other"})
     with pytest.raises(KubeError) as caught:
         dispatch(api, replace(alone, selector=SELECTOR))
-    assert caught.value.hint != ALL_CONTROL, "there are others"
+    assert caught.value.hint != ALL_CONTROL, "not all nodes are control-plane nodes"
 
 
-def test_a_wait_that_is_shorter_than_it_takes_to_settle_is_told_as_what_it_is(
+def test_a_wait_shorter_than_the_stable_period_gives_no_warning(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kata_node")
     workers(api, 2)
     dispatch(api, replace(CONFIG, wait_for_nodes=5))
     assert time.passed < 10
-    assert "2 nodes are eligible for 5 s; going on" in caplog.text
+    assert "eligible nodes: 2, unchanged for 5 s; continuing" in caplog.text
     assert "still changes" not in caplog.text
 
 
-def test_a_set_that_changed_just_before_the_end_of_the_wait_is_warned_of(
+def test_a_change_just_before_the_end_of_the_wait_gives_a_warning(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("a")
@@ -423,16 +442,19 @@ def test_a_set_that_changed_just_before_the_end_of_the_wait_is_warned_of(
     dispatch(api, replace(CONFIG, wait_for_nodes=30))
     (warned,) = [each.message for each in caplog.records if each.levelname == "WARNING"]
     assert warned == (
-        "after 30 s the set of eligible nodes still changes, the last time 5 s ago; going on with 4 nodes"
+        "the set of eligible nodes still changes after 30 s, the last change was 5 s ago; "
+        "continuing with 4 nodes"
     )
 
 
-def test_no_node_and_no_wait_is_nothing_to_do(api: FakeApiServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_selection_without_a_wait_succeeds(
+    api: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
     assert dispatch(api).exit_code == 0
     assert "no node is selected" in caplog.text
 
 
-# --- nodes that left the selection ------------------------------------------------------------------
+# --- nodes that are no longer selected --------------------------------------------------------------
 
 REMOVING = replace(
     CONFIG,
@@ -443,7 +465,7 @@ REMOVING = replace(
 )
 
 
-def test_a_node_that_left_the_selection_is_cleaned_when_the_others_are_through(api: FakeApiServer) -> None:
+def test_a_node_that_is_no_longer_selected_is_cleaned_up_after_the_other_nodes(api: FakeApiServer) -> None:
     api.node("in", labels={"pool": "kata"})
     api.node("out", labels={INSTALLATION_LABEL: "true"}, taints=("any:NoExecute",))
     api.node("half", labels={INSTALLATION_LABEL: "false"})
@@ -453,7 +475,7 @@ def test_a_node_that_left_the_selection_is_cleaned_when_the_others_are_through(a
     assert list(api.jobs) == ["install-in", "removed-half", "removed-out"]
 
 
-def test_a_selected_node_with_a_taint_has_not_left(api: FakeApiServer) -> None:
+def test_a_selected_node_with_a_taint_is_not_cleaned_up(api: FakeApiServer) -> None:
     api.node("in", labels={"pool": "kata"})
     api.node(
         "cordoned", labels={"pool": "kata", INSTALLATION_LABEL: "true"}, taints=("unschedulable:NoSchedule",)
@@ -461,15 +483,13 @@ def test_a_selected_node_with_a_taint_has_not_left(api: FakeApiServer) -> None:
     assert outcomes(dispatch(api, REMOVING)) == {"in": "done", "cordoned": "skipped"}
 
 
-def test_a_selection_that_is_empty_removes_nothing(
-    api: FakeApiServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_empty_selection_removes_nothing(api: FakeApiServer, caplog: pytest.LogCaptureFixture) -> None:
     api.node("a", labels={INSTALLATION_LABEL: "true"})
     assert outcomes(dispatch(api, REMOVING)) == {}
     assert "nothing is removed" in caplog.text
 
 
-def test_a_node_that_is_selected_again_by_the_time_it_is_its_turn_is_left_alone(
+def test_a_node_that_is_selected_again_before_its_cleanup_starts_is_skipped(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("in", labels={"pool": "kata"})
@@ -483,7 +503,7 @@ def test_a_node_that_is_selected_again_by_the_time_it_is_its_turn_is_left_alone(
     assert outcomes(dispatch(api, REMOVING)) == {"in": "done", "out": "skipped"}
 
 
-def test_nothing_is_removed_after_a_rollout_that_was_stopped(api: FakeApiServer) -> None:
+def test_nothing_is_removed_after_the_rollout_has_stopped(api: FakeApiServer) -> None:
     api.node("in", labels={"pool": "kata"})
     api.node("out", labels={INSTALLATION_LABEL: "true"})
     api.on_create = lambda job: api.fail(job["metadata"]["name"])

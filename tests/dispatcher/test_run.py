@@ -1,4 +1,4 @@
-"""Whole runs of the dispatcher: failures, an API server in trouble, rollouts that stop."""
+"""Complete runs of the dispatcher: failures, errors of the API server, and rollouts that stop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- one Job per node -------------------------------------------------------------------------------
 
 
-def test_every_node_gets_one_job_that_is_bound_to_it_and_says_whose_it_is(api: FakeApiServer) -> None:
+def test_every_node_gets_one_job_with_its_node_name_labels_and_owner(api: FakeApiServer) -> None:
     names = workers(api, 3)
     api.node("n9.example.org")
     config = replace(
@@ -54,7 +54,7 @@ def test_every_node_gets_one_job_that_is_bound_to_it_and_says_whose_it_is(api: F
         assert (owner["name"], owner["uid"], owner["controller"]) == ("dispatcher", "owner-uid", False)
 
 
-def test_no_more_jobs_run_at_once_than_allowed_and_each_end_makes_room(
+def test_parallelism_limits_the_running_jobs_and_each_end_starts_the_next(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     names = workers(api, 7)
@@ -64,7 +64,7 @@ def test_no_more_jobs_run_at_once_than_allowed_and_each_end_makes_room(
     assert 30 <= time.passed < 60
 
 
-def test_a_node_costs_one_request_however_many_there_are(api: FakeApiServer, small_pages: None) -> None:
+def test_each_node_costs_one_request_in_a_large_cluster(api: FakeApiServer, small_pages: None) -> None:
     workers(api, 60)
     result = dispatch(api)
     assert result.requests["create a job"] == 60
@@ -72,7 +72,7 @@ def test_a_node_costs_one_request_however_many_there_are(api: FakeApiServer, sma
     assert api.requests.count("GET nodes") == 3  # pages
 
 
-def test_a_list_that_changed_too_much_between_its_pages_is_begun_again(
+def test_a_list_that_expires_between_two_pages_is_started_again(
     api: FakeApiServer, small_pages: None
 ) -> None:
     names = workers(api, 60)
@@ -98,7 +98,9 @@ MESSAGE = json.dumps(
 )
 
 
-def test_a_failed_node_is_told_with_its_stage_and_words_and_stops_no_other(api: FakeApiServer) -> None:
+def test_a_failed_node_is_reported_with_its_stage_and_message_and_the_others_continue(
+    api: FakeApiServer,
+) -> None:
     workers(api, 4)
 
     def created(job: Object) -> None:
@@ -117,7 +119,7 @@ def test_a_failed_node_is_told_with_its_stage_and_words_and_stops_no_other(api: 
     assert (problem.what, problem.hint) == ("containerd did not serve", "see its log")
 
 
-def told(api: FakeApiServer) -> list[tuple[str, str, str]]:
+def recorded_events(api: FakeApiServer) -> list[tuple[str, str, str]]:
     return [(each["involvedObject"]["name"], each["reason"], each["message"]) for each in api.events]
 
 
@@ -129,7 +131,7 @@ def told(api: FakeApiServer) -> list[tuple[str, str, str]]:
         pytest.param(CLEANUP, 1, "KataRemoveFailed", id="a removal"),
     ],
 )
-def test_a_failure_is_told_on_the_node_with_its_stage_exit_code_and_words(
+def test_a_failure_is_recorded_as_an_event_with_stage_exit_code_and_message(
     api: FakeApiServer, config: Config, code: int, reason: str
 ) -> None:
     workers(api, 2)
@@ -141,7 +143,7 @@ def test_a_failure_is_told_on_the_node_with_its_stage_exit_code_and_words(
     with api.client() as connection:
         run(config, connection, reporter="a-pod")
     message = f"default: cri: containerd.service: containerd did not serve (exit code {code}); see its log"
-    assert told(api) == [("n0", reason, message)]
+    assert recorded_events(api) == [("n0", reason, message)]
     (event,) = api.events
     assert (event["type"], event["reportingInstance"]) == ("Warning", "a-pod")
     assert event["source"] == {"component": "kata-deploy-job-dispatcher"}
@@ -149,7 +151,7 @@ def test_a_failure_is_told_on_the_node_with_its_stage_exit_code_and_words(
 
 
 @pytest.mark.parametrize("fault", [Fault("POST", "/events", 403, times=9), Fault("POST", "/events", times=9)])
-def test_events_that_are_not_taken_hold_nothing_up_and_are_given_up(
+def test_failed_requests_for_events_delay_nothing_and_stop_after_three(
     api: FakeApiServer, time: FakeClock, fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers(api, 6)
@@ -158,19 +160,19 @@ def test_events_that_are_not_taken_hold_nothing_up_and_are_given_up(
     result = dispatch(api)
     assert set(outcomes(result).values()) == {"failed"}
     assert result.requests["create an event"] == 3
-    assert time.passed < 5, "none is tried again"
-    assert "none of those that follow is tried" in caplog.text
+    assert time.passed < 5, "there is no retry"
+    assert "no more Events are recorded" in caplog.text
 
 
-def test_an_event_that_was_not_taken_leaves_those_after_it_their_chance(api: FakeApiServer) -> None:
+def test_one_failed_request_for_an_event_does_not_affect_later_events(api: FakeApiServer) -> None:
     workers(api, 6)
     api.faults = [Fault("POST", "/events", 500, times=2)]
     api.on_create = lambda job: api.fail(job["metadata"]["name"], message=MESSAGE)
     dispatch(api)
-    assert [node for node, _, _ in told(api)] == ["n2", "n3", "n4", "n5"]
+    assert [node for node, _, _ in recorded_events(api)] == ["n2", "n3", "n4", "n5"]
 
 
-def test_nodes_are_told_nothing_unless_that_is_asked_for(api: FakeApiServer) -> None:
+def test_no_events_are_recorded_without_the_setting(api: FakeApiServer) -> None:
     workers(api, 1)
     api.on_create = lambda job: api.fail(job["metadata"]["name"], message=MESSAGE)
     result = dispatch(api, replace(CONFIG, events=False))
@@ -178,12 +180,12 @@ def test_nodes_are_told_nothing_unless_that_is_asked_for(api: FakeApiServer) -> 
     assert "POST events" not in api.requests
 
 
-def test_a_node_there_is_not_has_no_events(api: FakeApiServer) -> None:
+def test_a_node_that_does_not_exist_gets_no_event(api: FakeApiServer) -> None:
     dispatch(api, replace(CONFIG, nodes=("missing",)))
     assert api.events == []
 
 
-def test_a_job_at_its_deadline_is_asked_while_its_pod_is_still_there(
+def test_the_cause_of_a_missed_deadline_is_read_while_the_pod_still_exists(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     api.node("n")
@@ -200,10 +202,10 @@ def test_a_job_at_its_deadline_is_asked_while_its_pod_is_still_there(
     result = dispatch(api)
     assert outcomes(result) == {"n": "failed"}
     assert "ImagePullBackOff: no such image" in str(result.tasks[0].problem)
-    assert time.passed >= 35, "its place is free only when its Pod has ended"
+    assert time.passed >= 35, "the node has a result only when its Pod has ended"
 
 
-def test_a_job_that_may_not_be_looked_into_has_still_failed(api: FakeApiServer) -> None:
+def test_a_failed_job_is_reported_even_if_its_pods_cannot_be_read(api: FakeApiServer) -> None:
     api.node("n")
     refused = Fault("GET", "/pods", 403, 'User "x" cannot list resource "pods"', times=9)
 
@@ -220,23 +222,29 @@ PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "reason_text"),
     [
         pytest.param(
-            PULLING, "host-check: it could not be started (ImagePullBackOff: no such image)", id="image"
+            PULLING, "host-check: the container cannot start (ImagePullBackOff: no such image)", id="image"
         ),
         pytest.param(
             {"waiting": {"reason": "PodInitializing"}},
-            "nothing of its Pod has begun; `kubectl describe pod pod-0 -n kata` tells why",
+            "no container of its Pod has started; run `kubectl describe pod pod-0 -n kata` to see why",
             id="a host path that is not there",
         ),
         pytest.param(
-            None, "its Job has no Pod; `kubectl describe job install-n -n kata` tells why", id="not admitted"
+            None,
+            "its Job has no Pod; run `kubectl describe job install-n -n kata` to see why",
+            id="not admitted",
         ),
     ],
 )
-def test_a_job_of_which_nothing_begins_is_told_long_before_its_deadline_and_once(
-    api: FakeApiServer, time: FakeClock, state: Object | None, said: str, caplog: pytest.LogCaptureFixture
+def test_a_job_that_does_not_start_is_reported_once_and_long_before_its_deadline(
+    api: FakeApiServer,
+    time: FakeClock,
+    state: Object | None,
+    reason_text: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     api.node("n")
     caplog.set_level("INFO", "kata_node")
@@ -249,16 +257,18 @@ def test_a_job_of_which_nothing_begins_is_told_long_before_its_deadline_and_once
 
     api.on_create = created
     result = dispatch(api)
-    told = [(record.levelname, record.message) for record in caplog.records if said in record.message]
-    level, first = told[0]
-    assert (level, first.startswith(f"n: {said}")) == ("WARNING", True)
-    assert [level for level, _ in told].count("WARNING") == 2, "and once more at the end"
-    assert any(f"n for 5 min ({said})" in message for _, message in told)
-    assert f"before that, {said}" in str(result.tasks[0].problem)
+    logged = [
+        (record.levelname, record.message) for record in caplog.records if reason_text in record.message
+    ]
+    level, first = logged[0]
+    assert (level, first.startswith(f"n: {reason_text}")) == ("WARNING", True)
+    assert [level for level, _ in logged].count("WARNING") == 2, "once while it is stuck, and once at the end"
+    assert any(f"n for 5 min ({reason_text})" in message for _, message in logged)
+    assert f"before that: {reason_text}" in str(result.tasks[0].problem)
     assert sum(result.requests.values()) < 100
 
 
-def test_that_a_stage_is_tried_again_is_told_with_its_words(
+def test_a_retry_of_a_stage_is_logged_with_its_message(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
@@ -270,53 +280,53 @@ def test_that_a_stage_is_tried_again_is_told_with_its_words(
 
     api.on_create = created
     assert outcomes(dispatch(api)) == {"n": "done"}
-    assert "n: tried again after cri: containerd.service: containerd did not serve" in caplog.text
+    assert "n: retrying after a failure: cri: containerd.service: containerd did not serve" in caplog.text
 
 
-NOT_BEGUN = {"waiting": {"reason": "PodInitializing"}}
+NOT_STARTED = {"waiting": {"reason": "PodInitializing"}}
 
 
-@pytest.mark.parametrize("state", [PULLING, NOT_BEGUN, None], ids=["image", "mount", "not admitted"])
-def test_a_job_of_which_nothing_begins_is_told_within_half_a_minute_and_all_of_them_cost_one_list(
+@pytest.mark.parametrize("state", [PULLING, NOT_STARTED, None], ids=["image", "mount", "not admitted"])
+def test_jobs_that_do_not_start_are_reported_within_20_s_with_one_list_of_pods(
     api: FakeApiServer, time: FakeClock, state: Object | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers(api, 20)
-    early: list[str] = []
+    early_log: list[str] = []
 
     def created(job: Object) -> None:
         if state:
             api.pod(job, "host-check", state)
-        time.after(20, lambda: early.append(caplog.text))
+        time.after(20, lambda: early_log.append(caplog.text))
         time.after(21, lambda: api.finish(job["metadata"]["name"]))
 
     api.on_create = created
     result = dispatch(api)
-    assert all(f"n{number}: " in early[0] for number in range(20))
-    # One before the first Job, one for all of them; of a Job that has no Pod it is made sure.
+    assert all(f"n{number}: " in early_log[0] for number in range(20))
+    # One list before the first Job and one for all Jobs. Each Job without a Pod costs one more list.
     assert result.requests["list pods"] == (2 if state else 2 + 20)
 
 
-def test_that_nothing_begins_is_told_with_what_a_failed_mount_means(
+def test_a_pod_that_does_not_start_is_reported_with_the_meaning_of_a_failed_mount(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
-        api.pod(job, "host-check", NOT_BEGUN)
+        api.pod(job, "host-check", NOT_STARTED)
         time.after(100, lambda: api.finish("install-n", "Failed", "DeadlineExceeded", "too long"))
 
     api.on_create = created
     result = dispatch(api)
     hint = (
-        "a FailedMount there means that k8sDistribution, containerRuntime or containerd.* of the values "
-        "are not what the node runs"
+        "correct k8sDistribution, containerRuntime or containerd.* in the values if the Events show "
+        "FailedMount; these settings do not match the node then"
     )
-    assert f"`kubectl describe pod pod-0 -n kata` tells why; {hint}" in caplog.text
+    assert f"`kubectl describe pod pod-0 -n kata` to see why; {hint}" in caplog.text
     assert result.tasks[0].problem
     assert result.tasks[0].problem.hint == hint
 
 
-def test_a_large_rollout_that_goes_well_costs_hardly_more_than_its_jobs(
+def test_a_large_successful_rollout_costs_few_requests_besides_its_jobs(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     workers(api, 300)
@@ -331,10 +341,10 @@ def test_a_large_rollout_that_goes_well_costs_hardly_more_than_its_jobs(
     assert set(outcomes(result).values()) == {"done"}
     assert result.requests["create a job"] == 300
     assert result.requests["list pods"] < 5 + time.passed / 60
-    assert result.requests["list nodes"] == 2, "none is looked at alone"
+    assert result.requests["list nodes"] == 2, "no node is read alone"
 
 
-def test_a_rollout_that_is_long_past_its_beginning_looks_into_new_jobs_within_75_s(
+def test_a_stuck_job_is_reported_within_76_s_after_the_startup_period(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers(api, 10)
@@ -352,11 +362,11 @@ def test_a_rollout_that_is_long_past_its_beginning_looks_into_new_jobs_within_75
 
     api.on_create = created
     dispatch(api, replace(CONFIG, parallelism=1))
-    assert "n9: cri: it could not be started" in seen[0]
+    assert "n9: cri: the container cannot start" in seen[0]
 
 
-def fails_once(api: FakeApiServer, job: Object) -> None:
-    """The Pod of a Job has failed, and the Job controller counts that, and makes no new one for a while."""
+def fail_one_try(api: FakeApiServer, job: Object) -> None:
+    """Add a failed Pod to a Job and count it in its status, as the Job controller does."""
     api.pod(job, "cri", {"terminated": {"exitCode": 5, "message": MESSAGE}})
     api.pods[-1]["status"]["phase"] = "Failed"
     status = job.setdefault("status", {})
@@ -364,37 +374,37 @@ def fails_once(api: FakeApiServer, job: Object) -> None:
     api._changed("MODIFIED", job)
 
 
-def test_a_try_that_failed_is_told_at_once_with_its_number_and_cause_and_once(
+def test_a_failed_try_is_logged_once_and_at_once_with_its_number_and_cause(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
-    early: list[str] = []
+    early_log: list[str] = []
     manifest = {"template": {"spec": {"containers": []}}, "backoffLimit": 3}
 
     def created(job: Object) -> None:
-        time.after(2, lambda: fails_once(api, job))
-        time.after(4, lambda: early.append(caplog.text))
+        time.after(2, lambda: fail_one_try(api, job))
+        time.after(4, lambda: early_log.append(caplog.text))
         time.after(100, lambda: api.pod(job, "cri", {"running": {}}))
-        time.after(200, lambda: fails_once(api, job))
+        time.after(200, lambda: fail_one_try(api, job))
         time.after(300, lambda: api.finish("install-n"))
 
     api.on_create = created
     work = Template({"apiVersion": "batch/v1", "kind": "Job", "spec": manifest})
     assert outcomes(dispatch(api, replace(CONFIG, templates=for_all_runtimes(work)))) == {"n": "done"}
-    cause = "after cri: containerd.service: containerd did not serve (exit code 5)"
-    assert f"n: try 2 of 4, {cause}" in early[0]
-    told = [each.message for each in caplog.records if each.levelname == "WARNING"]
-    assert [message.partition(",")[0] for message in told] == ["n: try 2 of 4", "n: try 3 of 4"]
+    cause = "after a failure: cri: containerd.service: containerd did not serve (exit code 5)"
+    assert f"n: try 2 of 4 {cause}" in early_log[0]
+    logged = [each.message for each in caplog.records if each.levelname == "WARNING"]
+    assert [message.partition(" after")[0] for message in logged] == ["n: try 2 of 4", "n: try 3 of 4"]
 
 
-def test_the_last_try_that_failed_is_no_other_try(
+def test_no_retry_is_logged_after_the_last_try(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
         job["spec"]["backoffLimit"] = 0
-        time.after(2, lambda: fails_once(api, job))
+        time.after(2, lambda: fail_one_try(api, job))
         time.after(4, lambda: api.finish("install-n", "Failed", "BackoffLimitExceeded"))
 
     api.on_create = created
@@ -402,9 +412,7 @@ def test_the_last_try_that_failed_is_no_other_try(
     assert "try 2" not in caplog.text
 
 
-def test_what_holds_jobs_up_is_not_known_where_pods_cannot_be_read_and_nothing_depends_on_it(
-    api: FakeApiServer, time: FakeClock
-) -> None:
+def test_a_run_succeeds_without_the_right_to_read_pods(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
@@ -415,7 +423,7 @@ def test_what_holds_jobs_up_is_not_known_where_pods_cannot_be_read_and_nothing_d
     assert outcomes(dispatch(api)) == {"n": "done"}
 
 
-def test_a_job_that_is_refused_for_one_node_leaves_the_others_alone(api: FakeApiServer) -> None:
+def test_a_refused_job_of_one_node_does_not_affect_the_others(api: FakeApiServer) -> None:
     workers(api, 3)
     api.faults = [Fault("POST", "/jobs", 403, "exceeded quota: pods")]
     result = dispatch(api, replace(CONFIG, parallelism=1))
@@ -423,7 +431,7 @@ def test_a_job_that_is_refused_for_one_node_leaves_the_others_alone(api: FakeApi
     assert "exceeded quota" in str(result.tasks[0].problem)
 
 
-def test_a_quota_that_many_write_to_is_not_taken_for_a_job_of_that_name(api: FakeApiServer) -> None:
+def test_a_conflict_of_a_quota_is_not_taken_for_an_existing_job(api: FakeApiServer) -> None:
     workers(api, 2)
     busy = 'Operation cannot be fulfilled on resourcequotas "q": please apply your changes and try again'
     api.faults = [Fault("POST", "/jobs", 409, busy, reason="Conflict")]
@@ -437,11 +445,11 @@ def test_a_quota_that_many_write_to_is_not_taken_for_a_job_of_that_name(api: Fak
     ("status", "message", "hint"),
     [
         pytest.param(403, 'User "x" cannot create resource "jobs"', "create, get, list", id="no rights"),
-        pytest.param(422, "spec.template: Invalid value", "correct the Job's template", id="a bad template"),
+        pytest.param(422, "spec.template: Invalid value", "correct the Helm values", id="a bad template"),
         pytest.param(404, 'namespaces "kata" not found', "", id="no namespace"),
     ],
 )
-def test_what_is_refused_for_every_node_is_not_tried_on_all_of_them(
+def test_an_error_that_concerns_every_node_stops_the_rollout(
     api: FakeApiServer, status: int, message: str, hint: str
 ) -> None:
     workers(api, 5)
@@ -450,23 +458,23 @@ def test_what_is_refused_for_every_node_is_not_tried_on_all_of_them(
     assert (result.outcome, result.exit_code) == ("stopped", 1)
     assert message in result.reason
     asked = set(api.requests[api.requests.index("POST jobs") :])
-    assert asked == {"POST jobs", "POST events"}, "and nothing else was done"
-    assert api.requests.count("POST jobs") == (6 if status == 403 else 1), "a role may be new"
+    assert asked == {"POST jobs", "POST events"}, "no other requests"
+    assert api.requests.count("POST jobs") == (6 if status == 403 else 1), (
+        "403 is retried, because a role may be new"
+    )
     assert sorted(outcomes(result).values()) == ["failed", *["not started"] * 4]
     assert hint in (result.tasks[0].problem.hint if result.tasks[0].problem else "")
 
 
-# --- the watch, and an API server in trouble --------------------------------------------------------
+# --- the watch, and errors of the API server --------------------------------------------------------
 
 
-def test_a_watch_that_breaks_in_the_middle_of_a_line_goes_on_from_where_it_was(
-    api: FakeApiServer, time: FakeClock
-) -> None:
+def test_a_watch_that_breaks_in_the_middle_of_a_line_is_resumed(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 5)
     api.broken_watches = 3
     result = dispatch(api, replace(CONFIG, parallelism=2))
     assert (result.outcome, len(api.made)) == ("ok", 5)
-    assert api.requests.count("GET jobs") == 1, "nothing was listed again"
+    assert api.requests.count("GET jobs") == 1, "the Jobs were not listed again"
 
 
 @pytest.mark.parametrize(
@@ -477,7 +485,7 @@ def test_a_watch_that_breaks_in_the_middle_of_a_line_goes_on_from_where_it_was(
         pytest.param(0, 504, id="of a server that knows less than before"),
     ],
 )
-def test_a_watch_that_cannot_go_on_lists_again_and_misses_nothing(
+def test_an_expired_watch_lists_the_jobs_again_and_misses_no_change(
     api: FakeApiServer, time: FakeClock, status: int, code: int
 ) -> None:
     api.forgotten_code = code
@@ -499,10 +507,10 @@ def test_a_watch_that_cannot_go_on_lists_again_and_misses_nothing(
     api.on_create = created
     result = dispatch(api)
     assert outcomes(result) == {"n0": "done", "n1": "failed", "n2": "done"}
-    assert api.made == [*names, "n2"], "the Job that went meanwhile was made anew"
+    assert api.made == [*names, "n2"], "the Job that was deleted meanwhile was created again"
 
 
-def test_what_happens_to_other_jobs_does_not_put_a_watch_behind(api: FakeApiServer, time: FakeClock) -> None:
+def test_bookmarks_keep_a_watch_current_while_other_jobs_change(api: FakeApiServer, time: FakeClock) -> None:
     api.node("n")
 
     def elsewhere() -> None:
@@ -513,7 +521,7 @@ def test_what_happens_to_other_jobs_does_not_put_a_watch_behind(api: FakeApiServ
     time.after(50, elsewhere)
     time.after(100, lambda: setattr(api, "forgotten", api.version))
     assert dispatch(api).outcome == "ok"
-    assert api.requests.count("GET jobs") == 1, "nothing was listed again"
+    assert api.requests.count("GET jobs") == 1, "the Jobs were not listed again"
 
 
 @pytest.mark.parametrize(
@@ -526,7 +534,7 @@ def test_what_happens_to_other_jobs_does_not_put_a_watch_behind(api: FakeApiServ
     ],
 )
 @pytest.mark.parametrize("status", [pytest.param(0, id="cut"), 429, 500, 503])
-def test_an_api_server_that_is_away_for_a_minute_is_survived(
+def test_a_run_survives_an_api_server_that_is_unreachable_for_a_minute(
     api: FakeApiServer, time: FakeClock, method: str, path: str, watch: bool, status: int
 ) -> None:
     names = workers(api, 3)
@@ -537,9 +545,7 @@ def test_an_api_server_that_is_away_for_a_minute_is_survived(
 
 
 @pytest.mark.parametrize("watch", [pytest.param(False, id="create"), pytest.param(True, id="watch")])
-def test_a_right_that_was_there_is_only_missing_while_the_api_server_starts(
-    api: FakeApiServer, time: FakeClock, watch: bool
-) -> None:
+def test_a_403_of_a_starting_api_server_is_retried(api: FakeApiServer, time: FakeClock, watch: bool) -> None:
     names = workers(api, 4)
     refused = Fault(
         "GET" if watch else "POST", "/jobs", 403, 'User "x" cannot watch resource "jobs"', 3, watch=watch
@@ -550,7 +556,7 @@ def test_a_right_that_was_there_is_only_missing_while_the_api_server_starts(
     assert (result.outcome, api.made) == ("ok", names)
 
 
-def test_a_right_that_was_taken_away_ends_the_run(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_right_that_is_removed_ends_the_run(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 2)
     lost = Fault("GET", "/jobs", 403, 'User "x" cannot watch resource "jobs"', times=99, watch=True)
     time.after(1, lambda: api.faults.append(lost))
@@ -560,7 +566,7 @@ def test_a_right_that_was_taken_away_ends_the_run(api: FakeApiServer, time: Fake
     assert time.passed < 60
 
 
-def test_an_api_server_that_stays_away_ends_the_run_and_what_runs_is_left_alone(
+def test_an_api_server_that_stays_unreachable_ends_the_run_and_running_jobs_continue(
     api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers(api, 3)
@@ -568,61 +574,61 @@ def test_an_api_server_that_stays_away_ends_the_run_and_what_runs_is_left_alone(
     result = dispatch(api, replace(CONFIG, parallelism=2))
     assert (result.outcome, result.exit_code) == ("interrupted", 1)
     assert outcomes(result) == {"n0": "running", "n1": "running", "n2": "not started"}
-    assert "2 Jobs that run go on by themselves" in result.reason
+    assert "running Jobs that continue by themselves: 2" in result.reason
     assert 250 < time.passed < 330
 
 
-def test_a_node_that_got_no_job_before_the_end_is_told_as_not_begun(
+def test_a_node_without_a_job_at_the_end_of_the_run_is_not_started(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     workers(api, 2)
     api.faults = [Fault("POST", "/jobs", 503, times=99)]
     result = dispatch(api, replace(CONFIG, parallelism=1))
     assert outcomes(result) == {"n0": "not started", "n1": "not started"}
-    assert "0 Jobs that run" in result.reason
+    assert "running Jobs that continue by themselves: 0" in result.reason
 
 
-def test_a_job_made_whose_answer_was_lost_is_taken_for_what_it_is(api: FakeApiServer) -> None:
+def test_a_job_is_adopted_when_the_answer_to_its_creation_was_lost(api: FakeApiServer) -> None:
     names = workers(api, 2)
     api.faults = [Fault("POST", "/jobs", carried_out=True)]
     result = dispatch(api)
     assert (result.outcome, api.made) == ("ok", names)
 
 
-# --- canaries and waves -----------------------------------------------------------------------------
+# --- canary nodes and waves -------------------------------------------------------------------------
 
 
-def test_canaries_go_alone_and_when_one_fails_no_other_node_is_touched(api: FakeApiServer) -> None:
+def test_a_failed_canary_node_stops_the_rollout_before_any_other_node(api: FakeApiServer) -> None:
     workers(api, 6)
     api.on_create = lambda job: api.fail(job["metadata"]["name"], message="no KVM")
     result = dispatch(api, replace(CONFIG, canary=2))
     assert api.made == ["n0", "n1"]
     assert result.outcome == "stopped"
-    assert result.reason == "1 of 2 canaries have failed, and at most 0 may"
+    assert result.reason == "1 of 2 canary nodes failed, maxFailures allows 0"
     assert list(outcomes(result).values()) == ["failed"] * 2 + ["not started"] * 4
 
 
-def test_a_wave_begins_when_the_one_before_has_ended(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_wave_starts_when_the_previous_wave_has_ended(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 9)
-    began: dict[str, float] = {}
+    start_times: dict[str, float] = {}
 
     def created(job: Object) -> None:
-        began[job["spec"]["template"]["spec"]["nodeName"]] = time.passed
+        start_times[job["spec"]["template"]["spec"]["nodeName"]] = time.passed
         time.after(10, lambda: api.finish(job["metadata"]["name"]))
 
     api.on_create = created
     dispatch(api, replace(CONFIG, canary=1, wave_size=IntOrPercent(50, percent=True)))
-    assert [round(began[f"n{number}"] / 10) for number in range(9)] == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert [round(start_times[f"n{number}"] / 10) for number in range(9)] == [0, 1, 1, 1, 1, 2, 2, 2, 2]
 
 
-def test_by_default_failures_stop_nothing(api: FakeApiServer) -> None:
+def test_without_a_limit_failures_do_not_stop_the_rollout(api: FakeApiServer) -> None:
     names = workers(api, 5)
     api.on_create = lambda job: api.fail(job["metadata"]["name"])
     result = dispatch(api, replace(CONFIG, parallelism=1))
     assert (result.outcome, api.made) == ("failed", names)
 
 
-def test_with_too_many_failures_no_more_are_begun_and_what_runs_is_seen_to_its_end(
+def test_after_too_many_failures_running_nodes_end_and_no_more_start(
     api: FakeApiServer, time: FakeClock
 ) -> None:
     workers(api, 10)
@@ -631,13 +637,15 @@ def test_with_too_many_failures_no_more_are_begun_and_what_runs_is_seen_to_its_e
     tally = sorted(outcomes(result).values())
     assert len(api.made) in (3, 4)
     assert tally == ["failed"] * len(api.made) + ["not started"] * (10 - len(api.made))
-    assert result.reason == "2 nodes have failed, and at most 1 may"
+    assert result.reason == "2 of 10 nodes failed, maxFailures allows 1"
 
 
-# --- being asked to stop ----------------------------------------------------------------------------
+# --- requests to stop -------------------------------------------------------------------------------
 
 
-def test_asked_to_stop_it_begins_no_more_and_leaves_what_runs(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_request_to_stop_starts_no_more_nodes_and_leaves_running_jobs(
+    api: FakeApiServer, time: FakeClock
+) -> None:
     workers(api, 5)
     with api.client() as connection:
         api.on_create = lambda job: time.after(20, lambda: setattr(connection.stop, "requested", True))
@@ -648,7 +656,7 @@ def test_asked_to_stop_it_begins_no_more_and_leaves_what_runs(api: FakeApiServer
     assert "DELETE" not in "".join(api.requests)
 
 
-def test_a_stop_before_the_first_job_leaves_nothing(api: FakeApiServer, time: FakeClock) -> None:
+def test_a_request_to_stop_before_the_first_job_creates_nothing(api: FakeApiServer, time: FakeClock) -> None:
     with api.client() as connection:
         connection.stop.requested = True
         with pytest.raises(ShutdownRequested):

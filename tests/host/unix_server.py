@@ -21,10 +21,12 @@ class UnixServer:
         self._start(self._accept)
 
     def close(self) -> None:
-        for unix in (self._listener, *self._connections):
-            with contextlib.suppress(OSError):
-                unix.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
+        """End every connection and wait for the threads."""
+        _shut_down(self._listener)
+        self._threads[0].join()  # it accepts; after this there are no more connections and threads
+        for connection in self._connections:
+            _shut_down(connection)
+        for thread in self._threads[1:]:
             thread.join()
         for unix in (self._listener, *self._connections):
             unix.close()
@@ -44,6 +46,11 @@ class UnixServer:
         with contextlib.suppress(OSError):  # the client hung up, or the test is over
             self._serve(connection)
             connection.shutdown(socket.SHUT_RDWR)
+
+
+def _shut_down(unix: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        unix.shutdown(socket.SHUT_RDWR)
 
 
 def listen(path: Path, backlog: int = 16) -> socket.socket:

@@ -1,7 +1,7 @@
-"""The drop-ins of each handler's Kata configuration, and what Kata makes of them.
+"""The drop-ins of each handler's Kata configuration, and the configuration that Kata merges from them.
 
-With ``KATA_CONFIG_DIR`` naming a directory of Kata's own ``configuration-<shim>.toml`` files, however
-deep, the tests of every configuration go through those as well.
+If ``KATA_CONFIG_DIR`` is a directory with Kata's ``configuration-<shim>.toml`` files (at any depth), the
+tests of every configuration also use those files.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ def settings(shim: str, values: ShimSettings = NOTHING, **fields: Any) -> Settin
 
 
 def handler(wanted: Settings, name: str = "") -> Handler:
-    """The one of that name, or the only one."""
+    """Return the handler ``name``; the only handler if ``name`` is empty."""
     found = [each for each in handlers(wanted) if name in ("", each.name)]
     assert len(found) == 1
     return found[0]
 
 
-def made(wanted: Settings, name: str = "") -> dict[str, Any]:
-    """The drop-ins of a handler over the sample of its shim, read back."""
-    return {name: tomllib.loads(text.decode()) for name, text in texts(wanted, name).items()}
+def parsed_drop_ins(wanted: Settings, name: str = "") -> dict[str, Any]:
+    """Return the drop-ins of a handler as parsed TOML. The base is the sample configuration of its shim."""
+    return {name: tomllib.loads(text.decode()) for name, text in rendered_drop_ins(wanted, name).items()}
 
 
-def texts(wanted: Settings, name: str = "") -> dict[str, bytes]:
+def rendered_drop_ins(wanted: Settings, name: str = "") -> dict[str, bytes]:
     one = handler(wanted, name)
     return drop_ins(one, wanted, tomllib.loads(CONFIGS[one.shim.name]))
 
 
 def merged(wanted: Settings, name: str = "") -> dict[str, Any]:
-    """What Kata reads for a handler."""
+    """Return the merged configuration that Kata reads for a handler."""
     base = tomllib.loads(CONFIGS[handler(wanted, name).shim.name])
-    return merge(base, texts(wanted, name))
+    return merge(base, rendered_drop_ins(wanted, name))
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -69,11 +69,11 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
         yield from leaves(item, (*path, key))
 
 
-# --- every configuration, with everything on ---------------------------------------------------------
+# --- every configuration -----------------------------------------------------------------------------
 
 
 def configurations() -> Mapping[str, str]:
-    """Ours, and Kata's own where they are to be had: shim and text, by a name for the report."""
+    """Return the texts of the samples, as ``sample-<shim>``, and of ``KATA_CONFIG_DIR``, by shim name."""
     directory = os.environ.get("KATA_CONFIG_DIR")
     real = sorted(Path(directory).rglob("configuration-*.toml")) if directory else []
     assert real or not directory, f"no configurations in {directory}"
@@ -85,13 +85,13 @@ CONFIGURATIONS = configurations()
 
 
 @pytest.mark.parametrize("which", CONFIGURATIONS)
-def test_where_the_settings_want_nothing_there_is_no_drop_in(which: str) -> None:
+def test_default_settings_make_no_drop_ins(which: str) -> None:
     wanted = settings(which.removeprefix("sample-"))
     assert drop_ins(handler(wanted), wanted, tomllib.loads(CONFIGURATIONS[which])) == {}
 
 
 @pytest.mark.parametrize("which", CONFIGURATIONS)
-def test_elsewhere_every_value_is_what_it_was_with_the_prefix_moved(which: str) -> None:
+def test_in_another_install_dir_only_the_prefix_of_paths_changes(which: str) -> None:
     base = tomllib.loads(CONFIGURATIONS[which])
     wanted = settings(which.removeprefix("sample-"), install_dir=ELSEWHERE)
     found = merge(base, drop_ins(handler(wanted), wanted, base))
@@ -101,7 +101,7 @@ def test_elsewhere_every_value_is_what_it_was_with_the_prefix_moved(which: str) 
 
 @pytest.mark.parametrize("distribution", ["k8s", "k0s"])
 @pytest.mark.parametrize("which", CONFIGURATIONS)
-def test_nothing_is_written_that_the_configuration_has_no_place_for(which: str, distribution: str) -> None:
+def test_drop_ins_only_have_keys_of_the_base_configuration(which: str, distribution: str) -> None:
     shim = table()[which.removeprefix("sample-")]
     base = tomllib.loads(CONFIGURATIONS[which])
     values = ALL if "kernel_params" in base["hypervisor"][shim.hypervisor] else NOTHING
@@ -113,7 +113,7 @@ def test_nothing_is_written_that_the_configuration_has_no_place_for(which: str, 
 
 
 @pytest.mark.parametrize("which", CONFIGURATIONS)
-def test_no_handler_boots_from_an_image_and_an_initrd(which: str) -> None:
+def test_no_handler_has_both_an_image_and_an_initrd(which: str) -> None:
     shim = table()[which.removeprefix("sample-")]
     base = tomllib.loads(CONFIGURATIONS[which])
     wanted = settings(shim.name, install_dir=ELSEWHERE, debug=True)
@@ -122,12 +122,12 @@ def test_no_handler_boots_from_an_image_and_an_initrd(which: str) -> None:
         assert not (guest.get("image") and guest.get("initrd"))
 
 
-# --- where the installation lies ---------------------------------------------------------------------
+# --- the install dir ---------------------------------------------------------------------------------
 
 
-def test_a_list_with_one_path_of_the_payload_is_there_as_a_whole() -> None:
+def test_a_list_with_a_path_of_the_payload_is_written_as_a_whole() -> None:
     wanted = settings(SNP, install_dir=ELSEWHERE)
-    assert made(wanted)["10-install-dir.toml"]["hypervisor"]["qemu"] == {
+    assert parsed_drop_ins(wanted)["10-install-dir.toml"]["hypervisor"]["qemu"] == {
         "path": f"{ELSEWHERE}/bin/qemu-system-x86_64",
         "kernel": f"{ELSEWHERE}/share/kata-containers/vmlinux.container",
         "image": f"{ELSEWHERE}/share/kata-containers/kata-containers.img",
@@ -139,7 +139,7 @@ def test_a_list_with_one_path_of_the_payload_is_there_as_a_whole() -> None:
     }
 
 
-def test_a_name_that_only_begins_like_the_prefix_stays() -> None:
+def test_a_path_that_only_begins_like_the_prefix_is_not_changed() -> None:
     assert merged(settings("qemu", install_dir=ELSEWHERE))["runtime"]["sandbox_bind_mounts"] == [
         "/opt/katalog"
     ]
@@ -154,13 +154,13 @@ def test_a_name_that_only_begins_like_the_prefix_stays() -> None:
         pytest.param("rke2", "/var/lib/kubelet", id="rke2"),
     ],
 )
-def test_the_kubelet_directory_of_the_distribution_is_in_every_key_that_has_it(
+def test_all_paths_in_the_kubelet_directory_are_those_of_the_distribution(
     distribution: str, root: str
 ) -> None:
     runtime = merged(settings(TDX, distribution=distribution))["runtime"]
     assert runtime["kubelet_root_dir"] == root
     assert runtime["pod_resource_api_sock"] == f"{root}/pod-resources/kubelet.sock"
-    assert made(settings(SNP, distribution=distribution)) == {}, "runtime-rs has no such key"
+    assert parsed_drop_ins(settings(SNP, distribution=distribution)) == {}, "runtime-rs has no such key"
 
 
 # --- debug -------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_the_kubelet_directory_of_the_distribution_is_in_every_key_that_has_it(
         pytest.param(SNP, "qemu", False, id="confidential runtime-rs"),
     ],
 )
-def test_a_debug_variant_logs_all_and_only_open_guests_get_a_console(
+def test_a_debug_variant_logs_more_and_only_guests_that_are_not_confidential_get_a_console(
     shim: str, hypervisor: str, console: bool
 ) -> None:
     wanted = settings(shim, debug=True)
@@ -186,17 +186,17 @@ def test_a_debug_variant_logs_all_and_only_open_guests_get_a_console(
     assert found["agent"]["kata"]["enable_debug"] is True
     assert found["agent"]["kata"]["debug_console_enabled"] is console
     assert found["hypervisor"][hypervisor]["kernel_params"].endswith("agent.log=debug initcall_debug")
-    assert texts(wanted, f"kata-{shim}") == {}, "the plain handler logs as before"
+    assert rendered_drop_ins(wanted, f"kata-{shim}") == {}, "the plain handler has no drop-ins"
 
 
-def test_where_the_configuration_has_log_levels_they_are_raised() -> None:
+def test_a_debug_variant_raises_the_log_levels_of_the_configuration() -> None:
     found = merged(settings("dragonball", debug=True), "kata-dragonball-debug")
     levels = [value for path, value in leaves(found) if path[-1] == "log_level"]
     assert levels == ["debug"] * 3
 
 
 def test_a_debug_variant_of_a_remote_hypervisor_has_no_kernel_parameters() -> None:
-    found = made(settings("remote", debug=True), "kata-remote-debug")
+    found = parsed_drop_ins(settings("remote", debug=True), "kata-remote-debug")
     assert found == {
         "20-debug.toml": {"runtime": {"enable_debug": True}, "agent": {"kata": {"enable_debug": True}}}
     }
@@ -228,18 +228,18 @@ def test_a_debug_variant_of_a_remote_hypervisor_has_no_kernel_parameters() -> No
         ),
     ],
 )
-def test_kernel_parameters_join_those_of_the_shim(
+def test_kernel_parameters_are_added_to_those_of_the_shim(
     shim: str, values: ShimSettings, debug: bool, line: str
 ) -> None:
     found = merged(settings(shim, values, debug=debug), f"kata-{shim}-debug" if debug else "")
     assert found["hypervisor"][table()[shim].hypervisor]["kernel_params"] == line
 
 
-def test_allowed_annotations_join_those_of_the_shim_once_each() -> None:
+def test_allowed_annotations_are_added_to_those_of_the_shim_without_duplicates() -> None:
     found = merged(settings("qemu", ALL))["hypervisor"]["qemu"]["enable_annotations"]
     assert found == ["enable_iommu", "kernel_params", "default_vcpus"]
     there = ShimSettings(allowed_hypervisor_annotations=("enable_iommu",))
-    assert made(settings("qemu", there)) == {}
+    assert parsed_drop_ins(settings("qemu", there)) == {}
 
 
 @pytest.mark.parametrize(
@@ -249,13 +249,13 @@ def test_allowed_annotations_join_those_of_the_shim_once_each() -> None:
         pytest.param(SNP, "experimental", ["else", "force_guest_pull"], id="runtime-rs"),
     ],
 )
-def test_the_guest_pulls_images_by_the_key_of_its_runtime(shim: str, key: str, value: object) -> None:
-    found = made(settings(shim, ShimSettings(force_guest_pull=True)))
+def test_guest_pull_sets_the_key_of_the_kata_runtime(shim: str, key: str, value: object) -> None:
+    found = parsed_drop_ins(settings(shim, ShimSettings(force_guest_pull=True)))
     assert found == {"40-guest-pull.toml": {"runtime": {key: value}}}
 
 
-def test_a_hypervisor_becomes_rootless() -> None:
-    found = made(settings(SNP, ShimSettings(rootless=True)))
+def test_rootless_sets_the_key_of_the_hypervisor() -> None:
+    found = parsed_drop_ins(settings(SNP, ShimSettings(rootless=True)))
     assert found == {"45-rootless.toml": {"hypervisor": {"qemu": {"rootless": True}}}}
 
 
@@ -275,31 +275,33 @@ def test_a_hypervisor_becomes_rootless() -> None:
         pytest.param("fc", ShimSettings(rootless=True), "shims.fc.hypervisor.rootless", id="rootless"),
     ],
 )
-def test_a_setting_the_shims_configuration_has_no_place_for_is_refused_by_its_key(
+def test_a_setting_that_the_shims_configuration_has_no_key_for_is_refused(
     shim: str, values: ShimSettings, key: str
 ) -> None:
-    with pytest.raises(SettingsError, match=f"configuration of {shim} has no ") as caught:
-        texts(settings(shim, values))
+    with pytest.raises(SettingsError, match=f"configuration of {shim} has no key ") as caught:
+        rendered_drop_ins(settings(shim, values))
     assert caught.value.where == key
     assert "dropIn" in caught.value.hint
 
 
-# --- the user's own ----------------------------------------------------------------------------------
+# --- the user's drop-in ------------------------------------------------------------------------------
 
 
-def test_the_users_drop_in_comes_verbatim_and_has_the_last_word() -> None:
+def test_the_users_drop_in_is_written_verbatim_and_read_last() -> None:
     text = "# mine\n[hypervisor.qemu]\nkernel_params='x' # all of it\ndefault_vcpus = 2.5"
     wanted = settings("qemu", ShimSettings(https_proxy="p", drop_in=text), debug=True)
     for name in ("kata-qemu", "kata-qemu-debug"):
-        assert texts(wanted, name)[USER_DROP_IN] == text.encode()
-        assert list(texts(wanted, name))[-1] == USER_DROP_IN == max(texts(wanted, name))
+        assert rendered_drop_ins(wanted, name)[USER_DROP_IN] == text.encode()
+        assert (
+            list(rendered_drop_ins(wanted, name))[-1] == USER_DROP_IN == max(rendered_drop_ins(wanted, name))
+        )
         guest = merged(wanted, name)["hypervisor"]["qemu"]
         assert (guest["kernel_params"], guest["default_vcpus"]) == ("x", 2.5)
 
 
 @pytest.mark.parametrize("blank", ["", " \n\t\n"])
-def test_a_drop_in_with_nothing_in_it_is_not_there(blank: str) -> None:
-    assert texts(settings("qemu", ShimSettings(drop_in=blank))) == {}
+def test_an_empty_drop_in_is_not_written(blank: str) -> None:
+    assert rendered_drop_ins(settings("qemu", ShimSettings(drop_in=blank))) == {}
 
 
 @pytest.mark.parametrize(
@@ -311,36 +313,36 @@ def test_a_drop_in_with_nothing_in_it_is_not_there(blank: str) -> None:
         pytest.param(
             "qemu",
             "[hypervisor.qemu]\nenable_debug = 'yes'\ndefault_vcpus = true",
-            'hypervisor.qemu.enable_debug is the string "yes", and false in the configuration of the shim; '
-            "hypervisor.qemu.default_vcpus is true, and the number 1 in",
+            'hypervisor.qemu.enable_debug is the string "yes", but it is false in the shim\'s configuration; '
+            "hypervisor.qemu.default_vcpus is true, but it is the number 1 in",
             id="wrong types",
         ),
-        pytest.param("qemu", "runtime = 'x'", 'runtime is the string "x", and a mapping in', id="no table"),
+        pytest.param(
+            "qemu", "runtime = 'x'", 'runtime is the string "x", but it is a mapping', id="no table"
+        ),
     ],
 )
 @pytest.mark.parametrize("custom", [False, True])
-def test_a_drop_in_that_kata_would_refuse_is_refused_by_its_key(
-    shim: str, text: str, what: str, custom: bool
-) -> None:
+def test_a_drop_in_that_kata_would_refuse_is_refused(shim: str, text: str, what: str, custom: bool) -> None:
     if custom:
         own = CustomRuntime("mine", shim, "kata-mine", drop_in=text)
         wanted, key = Settings((), "x86_64", custom_runtimes=(own,)), "customRuntimes.runtimes.mine.dropIn"
     else:
         wanted, key = settings(shim, ShimSettings(drop_in=text)), f"shims.{shim}.dropIn"
     with pytest.raises(SettingsError) as caught:
-        texts(wanted)
+        rendered_drop_ins(wanted)
     assert what in caught.value.what
     assert caught.value.where == key
     assert caught.value.hint
 
 
-def test_a_drop_in_may_boot_from_the_other_by_emptying_the_one() -> None:
+def test_a_drop_in_can_replace_the_image_by_an_initrd() -> None:
     text = "[hypervisor.qemu]\ninitrd = '/i'\nimage = ''"
     guest = merged(settings("qemu", ShimSettings(drop_in=text)))["hypervisor"]["qemu"]
     assert (guest["image"], guest["initrd"]) == ("", "/i")
 
 
-def test_a_configuration_that_boots_from_both_by_itself_is_the_payloads_fault() -> None:
+def test_a_base_configuration_with_both_image_and_initrd_is_an_error_of_the_payload() -> None:
     wanted = settings("qemu")
     base = {"hypervisor": {"qemu": {"image": "/a", "initrd": "/b"}}}
     with pytest.raises(PayloadError) as caught:
@@ -348,33 +350,33 @@ def test_a_configuration_that_boots_from_both_by_itself_is_the_payloads_fault() 
     assert caught.value.where == table()["qemu"].base_config
 
 
-def test_a_configuration_that_is_no_toml_is_the_payloads_fault() -> None:
+def test_a_base_configuration_that_is_not_toml_is_an_error_of_the_payload() -> None:
     with pytest.raises(PayloadError) as caught:
         parse("[a", "share/x.toml")
     assert caught.value.where == "share/x.toml"
 
 
 @pytest.mark.parametrize(
-    ("path", "doubt"),
+    ("path", "warning"),
     [
         pytest.param(f"{ELSEWHERE}/bin/x", "", id="there"),
         pytest.param(ELSEWHERE, "", id="the install dir itself"),
         pytest.param("/usr/bin/x", "", id="of the host"),
         pytest.param(f"{ELSEWHERE}/bin/y", "which is not in the payload", id="not there"),
-        pytest.param("/opt/kata/bin/x", f"but this installation lies in {ELSEWHERE}", id="the usual place"),
+        pytest.param("/opt/kata/bin/x", f"but the install dir is {ELSEWHERE}", id="the usual place"),
     ],
 )
-def test_a_path_that_the_users_drop_in_names_in_vain_is_pointed_out(path: str, doubt: str) -> None:
+def test_a_path_in_the_users_drop_in_that_does_not_exist_is_a_warning(path: str, warning: str) -> None:
     text = f"[hypervisor.qemu]\nvalid_hypervisor_paths = ['{path}']"
     wanted = settings("qemu", ShimSettings(drop_in=text), install_dir=ELSEWHERE)
     found = list(drop_in_warnings(handler(wanted), wanted, {"bin/x"}))
-    assert found == ([f"shims.qemu.dropIn names {path}, {doubt}"] if doubt else [])
+    assert found == ([f"shims.qemu.dropIn names {path}, {warning}"] if warning else [])
 
 
 # --- custom runtimes ---------------------------------------------------------------------------------
 
 
-def test_a_custom_runtime_starts_where_its_shim_does_and_has_no_permissions_of_the_shim() -> None:
+def test_a_custom_runtime_has_the_configuration_of_its_shim_without_annotations_and_guest_pull() -> None:
     own = CustomRuntime("mine", TDX, "kata-mine", drop_in="[runtime]\nenable_debug = true")
     values = ShimSettings(
         drop_in="[runtime]\nx = 1",
@@ -383,19 +385,19 @@ def test_a_custom_runtime_starts_where_its_shim_does_and_has_no_permissions_of_t
         force_guest_pull=True,
     )
     wanted = settings(TDX, values, install_dir=ELSEWHERE, custom_runtimes=(own,), debug=True)
-    found = made(wanted, "kata-mine")
+    found = parsed_drop_ins(wanted, "kata-mine")
     assert list(found) == ["10-install-dir.toml", "30-kernel-params.toml", USER_DROP_IN]
-    assert found["10-install-dir.toml"] == made(wanted, f"kata-{TDX}")["10-install-dir.toml"]
+    assert found["10-install-dir.toml"] == parsed_drop_ins(wanted, f"kata-{TDX}")["10-install-dir.toml"]
     assert found["30-kernel-params.toml"]["hypervisor"]["qemu"]["kernel_params"].endswith(
         "agent.https_proxy=p"
     )
     assert found[USER_DROP_IN] == {"runtime": {"enable_debug": True}}
 
 
-# --- the digest of it all ----------------------------------------------------------------------------
+# --- the digest --------------------------------------------------------------------------------------
 
 
-def test_the_inputs_tell_all_settings_apart_that_decide_a_configuration() -> None:
+def test_the_digest_inputs_differ_for_all_settings_that_decide_a_configuration() -> None:
     one = ShimSettings
     own = CustomRuntime("mine", "qemu", "kata-mine")
     different = [
@@ -423,7 +425,7 @@ def test_the_inputs_tell_all_settings_apart_that_decide_a_configuration() -> Non
         assert digest_inputs(same) == digest_inputs(settings("qemu"))
 
 
-# --- merging, and saying it --------------------------------------------------------------------------
+# --- merging and rendering ---------------------------------------------------------------------------
 
 
 def test_drop_ins_merge_as_kata_merges_them() -> None:
@@ -436,10 +438,10 @@ def test_drop_ins_merge_as_kata_merges_them() -> None:
         },
     )
     assert found == {"a": [3], "b": 3, "t": {"x": {}, "new": 1, "u": {"y": [{"z": 2}]}}}
-    assert base["t"]["x"] == 1, "what was merged is as it was"
+    assert base["t"]["x"] == 1, "the base is not changed"
 
 
-def test_only_what_moves_is_in_a_move() -> None:
+def test_relocated_paths_has_only_changed_values() -> None:
     table = {
         "a": "/x/y",
         "b": "/xx",
@@ -464,11 +466,11 @@ def test_only_what_moves_is_in_a_move() -> None:
         pytest.param({"t": {"k": [], "a b": "c"}}, id="empty list and quoted key"),
     ],
 )
-def test_what_is_rendered_reads_back_the_same(content: dict[str, Any]) -> None:
+def test_rendered_toml_parses_to_the_same_content(content: dict[str, Any]) -> None:
     text = render(content, "About it.").decode()
     assert tomllib.loads(text) == content
     assert text.startswith("# Managed by kata-node, changes here are lost.\n# About it.\n\n")
 
 
-def test_a_table_that_only_holds_tables_has_no_header() -> None:
+def test_a_table_with_only_tables_in_it_has_no_header() -> None:
     assert render({"a": {"b": {"c": {"k": 1}}}}, "x").decode().endswith("\n\n[a.b.c]\nk = 1\n")

@@ -73,7 +73,7 @@ def test_what_was_put_back_and_what_failed_are_warnings_with_the_reason_and_the_
     carry_out(node, INSTALL, payload, user_drop_in=NO_CRI)
     assert told(node)[-1] == ("Warning", "KataRolledBack")
     assert message(node).startswith("default: cri: ")
-    assert "what this stage had changed was put back as it was" in message(node)
+    assert "the changes of this stage were rolled back" in message(node)
     node.systemd_gone = True
     carry_out(node, INSTALL, payload)
     assert told(node)[-1] == ("Warning", "KataInstallFailed")

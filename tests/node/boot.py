@@ -14,7 +14,7 @@ from pathlib import Path
 
 from node import node_records
 from node.cache import NodeError
-from node.commands import POLL_INTERVAL, wait_until
+from node.commands import POLL_INTERVAL, WAIT_TIMEOUT, wait_until
 from node.node_records import Process, Record
 
 Supervisor = subprocess.Popen[bytes]
@@ -66,9 +66,11 @@ def wait_for_leader(record: Record, supervisor: Supervisor, timeout: float) -> R
             record.save()
             return record
         time.sleep(POLL_INTERVAL)
-    ended = supervisor.poll()
-    what = f"did not come up within {timeout:.0f} s" if ended is None else f"ended at once, with {ended}"
-    raise NodeError(f"the node {record.name} {what}:\n{console(record)}")
+    if (ended := supervisor.poll()) is None:
+        what, hint = f"did not come up within {timeout:.0f} s", "Boot it again when the machine is less busy"
+    else:
+        what, hint = f"ended at once, with {ended}", "Read below what its console showed last"
+    raise NodeError(f"the node {record.name} {what}\n  hint: {hint}\n{console(record)}")
 
 
 def _leader(supervisor: int) -> Process | None:
@@ -93,10 +95,10 @@ def end(record: Record, supervisor: Supervisor | None = None) -> None:
         for nspawn in above.children():
             nspawn.signal(signal.SIGKILL)
         with contextlib.suppress(NodeError):
-            wait_until(lambda: not above.alive, "it has noticed", timeout=5)
+            wait_until(lambda: not above.alive, "it has noticed", timeout=30)
         above.signal(signal.SIGKILL)
     if supervisor is not None:
-        supervisor.wait(10)
+        supervisor.wait(WAIT_TIMEOUT)
     node_records.clear(record)
 
 

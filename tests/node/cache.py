@@ -50,9 +50,20 @@ def key_of(*parts: object) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, waiting for whoever has it; the kernel drops a dead holder's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    """Hold the lock file ``path``, waiting for whoever has it; the kernel drops a dead holder's.
+
+    Raises :class:`NodeError` when this user may not write there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("w")
+    except PermissionError as error:
+        raise NodeError(
+            f"{error.filename}: this user may not write here\n"
+            "  hint: Run this as the user who made it, often root, or set KATA_NODE_TEST_CACHE to a "
+            "directory of your own"
+        ) from error
+    with opened as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

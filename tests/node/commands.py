@@ -16,6 +16,12 @@ from node.cache import NodeError
 from node.node_records import Process
 
 POLL_INTERVAL = 0.005  # seconds between two looks at something awaited
+WAIT_TIMEOUT = 300.0
+"""Seconds after which a wait fails whose end is certain on a machine that works.
+
+It ends waits for what hangs. A busy machine makes everything ten times slower, and no test depends on
+how long anything takes.
+"""
 
 CommandResult = subprocess.CompletedProcess[str]
 
@@ -99,7 +105,7 @@ class RunningCommand:
         """Kill the command and wait for its end; raises :class:`NodeError` when it had already ended."""
         if not self.process.signal(number):
             raise NodeError(f"it ended before it could be killed:\n{describe_result(self.wait())}")
-        return self.wait(10)
+        return self.wait()
 
     @property
     def stdout(self) -> str:
@@ -111,7 +117,7 @@ class RunningCommand:
         """What it has logged so far."""
         return _text(self._stderr)
 
-    def wait(self, timeout: float = 60) -> CommandResult:
+    def wait(self, timeout: float = WAIT_TIMEOUT) -> CommandResult:
         """Its exit code (negative: the signal that ended it) and output, once it has ended.
 
         Killed, and a :class:`NodeError` raised, when it takes longer than ``timeout`` seconds.
@@ -122,7 +128,7 @@ class RunningCommand:
                 late = False
             except subprocess.TimeoutExpired:
                 self._abandon()
-                code, late = self._process.wait(10), True
+                code, late = self._process.wait(WAIT_TIMEOUT), True
             self._done = CommandResult(self.args, code, self.stdout, self.stderr)
             self._stdout.close()
             self._stderr.close()
@@ -139,7 +145,8 @@ class RunningCommand:
         with contextlib.suppress(NodeError):
             self.process.signal(signal.SIGKILL)
         try:
-            self._process.wait(5)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(30)
         finally:
             self._process.kill()
 
@@ -148,17 +155,22 @@ class RunningCommand:
         if self._done is None:
             if self._process.poll() is None:
                 self._abandon()
-            self.wait(10)
+            self.wait()
 
 
 def _text(file: IO[bytes]) -> str:
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, timeout: float = 30) -> None:
-    """Return as soon as ``condition()`` holds; raise :class:`NodeError` after ``timeout`` seconds."""
+def wait_until(
+    condition: Callable[[], bool], what: str, *, timeout: float = WAIT_TIMEOUT, pause: float = POLL_INTERVAL
+) -> None:
+    """Return as soon as ``condition()`` holds; raise :class:`NodeError` after ``timeout`` seconds.
+
+    ``pause`` is in seconds between two looks.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise NodeError(f"after {timeout:.0f} s still not: {what}")
-        time.sleep(POLL_INTERVAL)
+        time.sleep(pause)

@@ -74,7 +74,7 @@ class CriStatus:
         return not self.error
 
 
-def status(socket: Path, *, timeout: float = 5) -> CriStatus:
+def status(socket: Path, *, timeout: float = 30) -> CriStatus:
     """Ask the CRI at ``socket`` for its version and status; ``timeout`` is in seconds for each."""
     try:
         version = _call(socket, "Version", timeout)
@@ -101,7 +101,7 @@ class CallFailed(NodeError):  # noqa: N818 - what happened, not a kind of error
         self.code = code
 
 
-def run_pod(socket: Path, name: str, handler: str, *, timeout: float = 30) -> str:
+def run_pod(socket: Path, name: str, handler: str, *, timeout: float = 120) -> str:
     """Run the sandbox of a pod ``default/<name>``, in the node's own network: its id."""
     # With processes of its own in each container CRI-O starts none to hold the pod together.
     options = {"network": _NODE, "pid": _CONTAINER, "ipc": _NODE}
@@ -113,7 +113,7 @@ def run_pod(socket: Path, name: str, handler: str, *, timeout: float = 30) -> st
     return str(answer.pod_sandbox_id)
 
 
-def end_pod(socket: Path, sandbox: str, *, timeout: float = 30) -> None:
+def end_pod(socket: Path, sandbox: str, *, timeout: float = 120) -> None:
     """Stop and remove a sandbox, as the kubelet does with a pod that was deleted."""
     _call(socket, "StopPodSandbox", timeout, pod_sandbox_id=sandbox)
     _call(socket, "RemovePodSandbox", timeout, pod_sandbox_id=sandbox)

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypedDict, Unpack
 
 from node import boot, containerd_build, installed_program, node_records
 from node.cache import CHECKOUT, NodeError
-from node.commands import CommandResult, RunningCommand, checked, describe_result, wait_until
+from node.commands import WAIT_TIMEOUT, CommandResult, RunningCommand, checked, describe_result, wait_until
 from node.cri import CriStatus
 from node.cri import status as cri_status
 from node.mounts import CONTAINER_CAPABILITIES, HostPath
@@ -107,7 +107,7 @@ class Node:
         tree: Path | None = None,
         name: str = "",
         detached: bool = False,
-        timeout: float = 60,
+        timeout: float = WAIT_TIMEOUT,
     ) -> Node:
         """Boot a fresh node and return when its containerd serves the CRI.
 
@@ -172,7 +172,7 @@ class Node:
         args: Sequence[str],
         *,
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = WAIT_TIMEOUT,
         env: Mapping[str, str] | None = None,
         text: str | None = None,
     ) -> CommandResult:
@@ -202,7 +202,7 @@ class Node:
         return running
 
     def kata_node(
-        self, *args: str, check: bool = False, timeout: float = 300, **how: Unpack[RunOptions]
+        self, *args: str, check: bool = False, timeout: float = WAIT_TIMEOUT, **how: Unpack[RunOptions]
     ) -> CommandResult:
         """Run ``kata-node`` in the node to its end; see :meth:`start_kata_node` and :meth:`run`."""
         return checked(self.start_kata_node(*args, **how).wait(timeout), check=check)
@@ -216,7 +216,7 @@ class Node:
         mounts: Sequence[str | HostPath] = POD_MOUNTS,
         capabilities: Collection[str] = tuple(CONTAINER_CAPABILITIES),
         check: bool = False,
-        timeout: float = 300,
+        timeout: float = WAIT_TIMEOUT,
     ) -> CommandResult:
         """Run this Python's ``kata-node`` as a container on the node would.
 
@@ -305,7 +305,7 @@ class Node:
         """All below these directories of the node; :func:`node.snapshot.changes` compares two."""
         return take(self.root, directories)
 
-    def cri(self, *, timeout: float = 5) -> CriStatus:
+    def cri(self, *, timeout: float = 30) -> CriStatus:
         """What the CRI answers, asked without any code of kata-node."""
         return cri_status(self.root / SOCKET, timeout=timeout)
 
@@ -316,7 +316,7 @@ class Node:
             raise NodeError(f"the CRI of {self.name} does not serve: {answer.error}")
         return answer.handlers
 
-    def wait_for_containerd(self, timeout: float = 60) -> CriStatus:
+    def wait_for_containerd(self, timeout: float = WAIT_TIMEOUT) -> CriStatus:
         """Wait until the CRI serves; raises :class:`NodeError` with containerd's journal when it does not."""
         answers: list[CriStatus] = []
 

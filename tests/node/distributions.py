@@ -191,7 +191,7 @@ class Distribution:
     def wait(self) -> None:
         """Wait until it serves; raises :class:`NodeError` with its journal when it does not."""
         try:
-            wait_until(lambda: self.cri().serving, f"{self.layout.unit} serves the CRI", timeout=30)
+            wait_until(lambda: self.cri().serving, f"{self.layout.unit} serves the CRI")
         except NodeError as error:
             raise NodeError(f"{error}\n{self.journal()}") from error
 

@@ -199,7 +199,7 @@ def _cgroup_mounts() -> Iterator[tuple[str, str, str]]:
 
 
 def _remove_cgroup(path: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while path.is_dir():
         with contextlib.suppress(OSError):
             (path / "cgroup.kill").write_text("1")

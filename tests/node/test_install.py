@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -216,20 +218,34 @@ def test_killed_anywhere_in_the_transaction_the_next_run_converges(ready: Node, 
     assert_converges_when_killed(ready, call)
 
 
+@contextmanager
+def starts_held(node: Node) -> Iterator[None]:
+    """Let every start of containerd wait until the ``with`` statement ends."""
+    held = node.root / "run/starts-are-held"
+    drop_in = node.root / "run/systemd/system/containerd.service.d/held.conf"
+    held.touch()
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    wait = f"while [ -e /run/{held.name} ]; do sleep 0.1; done"
+    drop_in.write_text(f"[Service]\nExecStartPre=/bin/sh -c '{wait}'\n")
+    node.run(["systemctl", "daemon-reload"])
+    try:
+        yield
+    finally:
+        held.unlink()
+
+
 def test_killed_in_the_restart_the_next_run_converges(ready: Node) -> None:
-    ready.run(["sh", "-c", "mkdir -p /run/systemd/system/containerd.service.d"])
-    slow = ready.root / "run/systemd/system/containerd.service.d/slow.conf"
-    slow.write_text("[Service]\nExecStartPre=/bin/sleep 3\n")
-    ready.run(["systemctl", "daemon-reload"])
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
-    running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
-    wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
-    running.kill()
+    with starts_held(ready):
+        running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
+        wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
+        running.kill()
     install(ready)
     assert kata_handlers(ready) == HANDLERS
-    running = ready.start_kata_node("stage", "revert-cri", config=VALUES)
-    wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
-    running.kill()
+    with starts_held(ready):
+        running = ready.start_kata_node("stage", "revert-cri", config=VALUES)
+        wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
+        running.kill()
     ready.kata_node("revert", check=True)
     assert kata_handlers(ready) == ()
     assert ready.cri().serving
@@ -238,7 +254,7 @@ def test_killed_in_the_restart_the_next_run_converges(ready: Node) -> None:
 def test_two_runs_at_once_take_turns(ready: Node) -> None:
     first = ready.start_kata_node("install", config=VALUES, payload=PAYLOAD)
     second = ready.start_kata_node("install", config=VALUES, payload=PAYLOAD)
-    assert [first.wait(120).returncode, second.wait(120).returncode] == [0, 0]
+    assert [first.wait().returncode, second.wait().returncode] == [0, 0]
     assert kata_handlers(ready) == HANDLERS
     assert ready.activations(UNIT) == 2
 
@@ -345,14 +361,11 @@ def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(ready: Node) ->
 
 def test_a_runtime_that_serves_is_not_restarted_into_a_file_somebody_broke_meanwhile(ready: Node) -> None:
     """An unfinished run owes a restart, and what there is to be read is not what it wrote."""
-    ready.run(["sh", "-c", "mkdir -p /run/systemd/system/containerd.service.d"])
-    slow = ready.root / "run/systemd/system/containerd.service.d/slow.conf"
-    slow.write_text("[Service]\nExecStartPre=/bin/sleep 3\n")
-    ready.run(["systemctl", "daemon-reload"])
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
-    running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
-    wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
-    running.kill()
+    with starts_held(ready):
+        running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
+        wait_until(lambda: ready.unit(UNIT).active == "activating", "the restart has begun")
+        running.kill()
     ready.wait_for_containerd()
     main, invocation = main_file(ready), ready.unit(UNIT).invocation
     written = main.read_bytes()

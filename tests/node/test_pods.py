@@ -129,14 +129,14 @@ def test_a_revert_under_a_pod_is_refused_and_goes_through_when_it_has_ended(
     planned = node.kata_node("plan", "revert")
     assert planned.returncode == 10
     assert (
-        "note: in the way: 1 pod runs on a handler to be taken away: default/web (kata-qemu)"
+        "note: would be blocked: 1 pod runs on a handler that would be removed: default/web (kata-qemu)"
         in planned.stdout
     )
 
     refused = node.kata_node("revert", "--output", "json")
     assert refused.returncode == 1
     error = json.loads(refused.stdout)["error"]
-    assert error["what"] == "1 pod runs on a handler to be taken away: default/web (kata-qemu)"
+    assert error["what"] == "1 pod runs on a handler that would be removed: default/web (kata-qemu)"
     assert changed() == []
 
     end(node, web)
@@ -161,7 +161,7 @@ def test_while_a_pod_is_waited_for_others_work_on_the_node_and_then_the_revert_g
     web = run(node, "web", "kata-qemu")
     revert = node.start_kata_node("revert", "--wait-for-pods", "300")
     wait_until(lambda: "default/web (kata-qemu); waiting for" in revert.stderr, "it waits")
-    other = node.kata_node("install", "--lock-timeout", "5", config=values("qemu"), payload=PAYLOAD)
+    other = node.kata_node("install", "--lock-timeout", "60", config=values("qemu"), payload=PAYLOAD)
     assert (other.returncode, changed()) == (0, [])
     end(node, web)
     assert revert.wait().returncode == 0
@@ -174,7 +174,7 @@ def test_a_pod_that_is_ignored_runs_on_and_is_named(boot_ready: BootNode) -> Non
     install(node, "qemu")
     web = run(node, "web", "kata-qemu")
     done = node.kata_node("revert", "--ignore-pods", check=True)
-    assert "note: handlers were taken away from pods that run on them, default/web (kata-qemu)" in done.stdout
+    assert "note: handlers were removed while pods run on them: default/web (kata-qemu)" in done.stdout
     assert (kata_handlers(node), running(node)) == ((), (Pod("default", "web", "kata-qemu"),))
     # What the note warns of: containerd knows nothing more of the sandbox, and what was in it still runs.
     node.run(["systemctl", "restart", UNIT])
@@ -193,7 +193,7 @@ def test_an_update_that_drops_a_shim_waits_for_its_pods_alone(boot_ready: BootNo
 
     refused = node.kata_node("install", config=values("qemu"), payload=PAYLOAD)
     assert refused.returncode == 1
-    assert "1 pod runs on a handler to be taken away: default/cache (kata-clh)" in refused.stdout
+    assert "1 pod runs on a handler that would be removed: default/cache (kata-clh)" in refused.stdout
     assert changes(config, node.snapshot("/etc", "/opt/kata/containerd"), times=True) == []
     assert node.unit(UNIT).invocation == invocation
     assert kata_handlers(node) == ("kata-clh", "kata-qemu")
@@ -240,7 +240,7 @@ def test_cri_o_lists_no_handlers_and_a_revert_is_refused_all_the_same(
     assert found == (Pod("default", "db", "crun"), Pod("default", "web", "kata-qemu"))
     refused = node.kata_node("revert")
     assert refused.returncode == 1
-    assert "1 pod runs on a handler to be taken away: default/web (kata-qemu)" in refused.stdout
+    assert "1 pod runs on a handler that would be removed: default/web (kata-qemu)" in refused.stdout
     assert changes(before, node.snapshot(*WATCHED), times=True) == []
     assert node.unit(crio.UNIT).invocation == invocation
 

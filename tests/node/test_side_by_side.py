@@ -40,7 +40,7 @@ class Instance:
         return node.start_kata_node(*command, config=config, payload=payload or self.payload)
 
     def run(self, node: Node, *command: str, payload: str = "") -> str:
-        done = self.start(node, *command, payload=payload).wait(120)
+        done = self.start(node, *command, payload=payload).wait()
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -119,7 +119,7 @@ def test_an_installation_has_nothing_to_do_after_the_other_one_came_or_went(two:
     BLUE.run(two, "install")
     starts = two.activations(UNIT)
     for instance in (PLAIN, BLUE):
-        done = instance.start(two, "install", "--output", "json").wait(120)
+        done = instance.start(two, "install", "--output", "json").wait()
         assert outcomes(done)["cri"] == "skipped", done.stdout
     status = json.loads(two.kata_node("status", "--output", "json").stdout)["installations"]
     assert sorted((each["instance"], each["cri"], tuple(each["drift"])) for each in status) == [
@@ -127,7 +127,7 @@ def test_an_installation_has_nothing_to_do_after_the_other_one_came_or_went(two:
         ("default", "serving", ()),
     ]
     PLAIN.run(two, "revert")
-    done = BLUE.start(two, "install", "--output", "json").wait(120)
+    done = BLUE.start(two, "install", "--output", "json").wait()
     assert outcomes(done)["cri"] == "skipped", done.stdout
     assert two.activations(UNIT) == starts + 1
 
@@ -136,7 +136,7 @@ def test_two_at_the_same_moment_take_turns_in_both_directions(two: Node) -> None
     before, starts = two.snapshot(*WATCHED), two.activations(UNIT)
     for command, handlers in (("install", (*PLAIN.handlers, *BLUE.handlers)), ("revert", ())):
         both = [instance.start(two, command) for instance in (PLAIN, BLUE)]
-        codes = [running.wait(120).returncode for running in both]
+        codes = [running.wait().returncode for running in both]
         assert codes == [0, 0]
         assert two.cri_handlers() == (*sorted(handlers), "runc")
         starts += 2

@@ -1,4 +1,4 @@
-"""The artifacts stage over component archives: what it places for whom, and what it takes away again."""
+"""The stages artifacts and remove-artifacts with a payload of component archives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OWN = f"{SHARE}/runtime-rs/custom-runtimes/kata-mine"
 
 @pytest.fixture
 def payload(tmp_path: Path) -> Path:
-    """One component for qemu, one for dragonball."""
+    """A payload with one component for qemu and one for dragonball."""
     qemu = {path: content[:64] for path, content in FILES.items()}
     qemu[f"{SHARE}/configuration-qemu.toml"] = CONFIGS["qemu"].encode()
     components = {"qemu": payloads.members(qemu), "dragonball": payloads.members(DRAGONBALL)}
@@ -64,12 +64,12 @@ def no_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
 
 
 def run(root: Root, payload: Path, wanted: Settings, stage: Any = artifacts) -> StageReport:
-    """The stage, with nothing of the node but its files."""
+    """Run the stage offline; it fails if it connects to systemd, CRI or API server."""
 
-    def shut(*args: object) -> NoReturn:
-        raise AssertionError("artifacts needs the host's files alone")
+    def unused(*args: object) -> NoReturn:
+        raise AssertionError("this stage must only access files")
 
-    clients = Clients(root, shut, shut, shut, no_progress)
+    clients = Clients(root, unused, unused, unused, no_progress)
     (report,) = pipeline.run(
         [stage], pipeline.Run(wanted, Options(payload, offline=True), clients, lock_timeout=1)
     )
@@ -85,7 +85,7 @@ def placed(root: Root, install_dir: str = "/opt/kata") -> set[str]:
     }
 
 
-def test_a_custom_runtime_brings_the_components_of_its_shim_though_that_is_off(
+def test_a_custom_runtime_places_the_components_of_its_shim_even_if_the_shim_is_disabled(
     root: Root, payload: Path
 ) -> None:
     assert run(root, payload, settings(custom_runtimes=(MINE,))).error is None
@@ -97,24 +97,22 @@ def test_a_custom_runtime_brings_the_components_of_its_shim_though_that_is_off(
     assert run(root, payload, settings(custom_runtimes=(MINE,))).outcome == "skipped"
 
 
-def test_what_the_settings_want_no_longer_is_taken_away_and_what_a_user_put_there_is_not(
-    root: Root, payload: Path
-) -> None:
+def test_obsolete_files_are_removed_and_files_of_a_user_stay(root: Root, payload: Path) -> None:
     plain = settings("qemu")
     run(root, payload, plain)
     before = payloads.snapshot(root.resolve("/opt/kata") / "share")
     everything = settings("qemu", values=ShimSettings(no_proxy="a"), custom_runtimes=(MINE,), debug=True)
     assert run(root, payload, everything).outcome == "done"
     assert f"{SHARE}/runtimes/qemu-debug/config.d/20-debug.toml" in placed(root)
-    theirs = root.resolve(f"/opt/kata/{SHARE}/runtimes/qemu/config.d/60-mine.toml")
-    theirs.write_text("# mine\n")
+    foreign = root.resolve(f"/opt/kata/{SHARE}/runtimes/qemu/config.d/60-mine.toml")
+    foreign.write_text("# mine\n")
     assert run(root, payload, plain).error is None
-    assert theirs.read_text() == "# mine\n"
-    theirs.unlink()
+    assert foreign.read_text() == "# mine\n"
+    foreign.unlink()
     assert payloads.snapshot(root.resolve("/opt/kata") / "share") == before
-    theirs.write_text("# mine\n")
+    foreign.write_text("# mine\n")
     report = run(root, payload, plain, remove_artifacts)
-    assert placed(root) == {str(theirs.relative_to(root.resolve("/opt/kata")))}
+    assert placed(root) == {str(foreign.relative_to(root.resolve("/opt/kata")))}
     assert any("60-mine.toml" in note for note in report.notes)
 
 
@@ -126,7 +124,7 @@ def test_what_the_settings_want_no_longer_is_taken_away_and_what_a_user_put_ther
         pytest.param({"debug": True}, id="debug"),
     ],
 )
-def test_a_changed_setting_is_noticed_without_a_change_of_the_payload(
+def test_a_changed_setting_is_applied_without_a_change_of_the_payload(
     changed: dict[str, Any], root: Root, payload: Path
 ) -> None:
     run(root, payload, settings("qemu"))
@@ -134,25 +132,25 @@ def test_a_changed_setting_is_noticed_without_a_change_of_the_payload(
     assert run(root, payload, settings("qemu", **changed)).outcome == "skipped"
 
 
-def test_what_only_the_runtime_reads_does_not_cost_a_look_at_the_payload(
+def test_a_setting_for_the_runtime_alone_does_not_read_the_payload(
     root: Root, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(root, payload, settings("qemu"))
 
-    def unwelcome(*args: object) -> NoReturn:
+    def load(*args: object) -> NoReturn:
         raise AssertionError("the payload was read")
 
-    monkeypatch.setattr(index, "load", unwelcome)
+    monkeypatch.setattr(index, "load", load)
     assert run(root, payload, settings("qemu", user_drop_in="a = 1\n")).outcome == "skipped"
 
 
-def test_a_path_named_in_vain_is_in_the_report(root: Root, payload: Path) -> None:
+def test_a_drop_in_that_names_a_missing_file_is_noted_in_the_report(root: Root, payload: Path) -> None:
     values = ShimSettings(drop_in="[hypervisor.qemu]\nfirmware = '/opt/kata/share/none.fd'")
     report = run(root, payload, settings("qemu", values=values))
     assert report.notes == ("shims.qemu.dropIn names /opt/kata/share/none.fd, which is not in the payload",)
 
 
-def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(root: Root, payload: Path) -> None:
+def test_an_impossible_setting_is_refused_before_any_file_is_written(root: Root, payload: Path) -> None:
     report = run(root, payload, settings("qemu", values=ShimSettings(force_guest_pull=True)))
     assert report.exit_code == 2
     assert report.error is not None
@@ -160,7 +158,7 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(root: Ro
     assert list(root.base.rglob("*.toml")) == []
 
 
-def test_elsewhere_the_link_for_qemu_leads_to_the_installation(root: Root, payload: Path) -> None:
+def test_in_another_prefix_the_qemu_bundle_points_to_the_install_dir(root: Root, payload: Path) -> None:
     run(root, payload, settings("qemu", install_dir="/srv/opt/kata"))
     bundle = root.resolve("/srv/opt/kata/bin") / "qemu-bundle/opt/kata"
     assert bundle.resolve() == root.resolve("/srv/opt/kata")
@@ -168,7 +166,7 @@ def test_elsewhere_the_link_for_qemu_leads_to_the_installation(root: Root, paylo
     assert not root.resolve("/srv/opt").exists()
 
 
-def test_a_single_file_is_spoken_of_as_one(root: Root, payload: Path) -> None:
+def test_a_single_file_is_counted_in_the_singular(root: Root, payload: Path) -> None:
     shim = root.resolve("/opt/kata/bin/containerd-shim-kata-v2")
     run(root, payload, settings("qemu"))
     shim.unlink()
@@ -178,4 +176,4 @@ def test_a_single_file_is_spoken_of_as_one(root: Root, payload: Path) -> None:
     shim.write_bytes(b"mine")
     report = run(root, payload, settings("qemu"))
     assert report.error is not None
-    assert report.error.what.startswith("1 file that kata-node did not place stands in the way: ")
+    assert report.error.what.startswith("1 file that kata-node did not place already exists: ")

@@ -1,4 +1,4 @@
-"""A payload's directory: read whole, read by its manifest, and refused when it is not sound."""
+"""Payload directories: reading all files, reading the manifest, and refusing damaged or hostile ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def hostile(directory: Path, *members: Member) -> Path:
     return payloads.tarballs(directory, {"qemu": members}, {"qemu": {"x86_64": ["qemu"]}})
 
 
-def test_every_file_is_known_with_its_digest_mode_and_time(payload: Path) -> None:
+def test_the_manifest_has_the_digest_mode_and_time_of_every_file(payload: Path) -> None:
     manifest = index.build_manifest(payload)
     entries = by_path(manifest.entries)
     assert {path for path, entry in entries.items() if entry.kind != "dir"} == set(FILES)
@@ -46,7 +46,7 @@ def test_every_file_is_known_with_its_digest_mode_and_time(payload: Path) -> Non
             assert entry.mode == payloads.mode_of(path)
 
 
-def test_both_forms_of_a_payload_hold_the_same(tmp_path: Path) -> None:
+def test_a_tree_and_its_tarballs_have_the_same_entries(tmp_path: Path) -> None:
     tree = index.build_manifest(payloads.tree(tmp_path / "tree"))
     tarballs = index.load(payloads.tarballs(tmp_path / "tarballs"))
     plain = [(entry.path, entry.sha256, entry.link, entry.content) for entry in tree.entries]
@@ -55,7 +55,7 @@ def test_both_forms_of_a_payload_hold_the_same(tmp_path: Path) -> None:
     assert missing_paths(selected, QEMU) == []
 
 
-def test_the_content_of_configurations_is_kept_and_no_other(payload: Path) -> None:
+def test_the_manifest_keeps_the_content_of_configurations_and_version_only(payload: Path) -> None:
     entries = index.build_manifest(payload).entries
     assert {entry.path: entry.content for entry in entries if entry.content} == {
         QEMU.base_config: CONFIG,
@@ -63,18 +63,18 @@ def test_the_content_of_configurations_is_kept_and_no_other(payload: Path) -> No
     }
 
 
-def test_the_release_is_what_the_payload_says(payload: Path) -> None:
+def test_the_release_is_read_from_the_payload(payload: Path) -> None:
     assert index.build_manifest(payload).release == "4.1.0-test"
 
 
 @pytest.mark.parametrize("place", [pytest.param("", id="above"), pytest.param("tarballs", id="beside")])
-def test_the_release_of_archives_may_stand_beside_them(tmp_path: Path, place: str) -> None:
+def test_the_release_of_archives_can_be_in_a_file_beside_them(tmp_path: Path, place: str) -> None:
     payload = hostile(tmp_path / "payload", payloads.file("bin/qemu"))
     (payload / place / "VERSION").write_text("4.2.0\n")
     assert index.build_manifest(payload).release == "4.2.0"
 
 
-def test_a_payload_that_names_no_release_has_none(tmp_path: Path) -> None:
+def test_a_payload_without_a_version_file_has_no_release(tmp_path: Path) -> None:
     payload = hostile(tmp_path / "payload", payloads.file("bin/qemu"))
     assert index.build_manifest(payload).release == ""
 
@@ -88,20 +88,20 @@ def test_the_same_payload_gives_the_same_manifest(payload: Path, tmp_path: Path)
     assert index.write_manifest(copy).read_bytes() == first
 
 
-def test_a_manifest_stands_in_for_reading_the_payload(payload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_payload_with_a_manifest_is_not_read(payload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = index.load(payload)
     index.write_manifest(payload)
     monkeypatch.setattr(index, "build_manifest", lambda _: pytest.fail("the payload was read"))
     assert index.load(payload) == read
 
 
-def test_archives_no_shim_needs_are_passed_over(tmp_path: Path) -> None:
+def test_archives_that_no_shim_needs_are_ignored(tmp_path: Path) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
     archive_path(payload, "agent").write_bytes(b"not even an archive")
     assert "agent" not in index.build_manifest(payload).archives
 
 
-def test_an_archive_only_another_shim_needs_may_be_missing(tmp_path: Path) -> None:
+def test_an_archive_that_no_enabled_shim_needs_can_be_missing(tmp_path: Path) -> None:
     shims = payloads.SHIMS | {"qemu-runtime-rs": {"x86_64": ["shim-v2-rust"]}}
     payload = index.load(payloads.tarballs(tmp_path / "payload", shims=shims))
     assert payload.select([QEMU], "x86_64")
@@ -160,7 +160,7 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, members: list[Member]) -> 
     assert payloads.snapshot(tmp_path) == before
 
 
-def test_a_hard_link_is_as_good_as_a_second_file(tmp_path: Path) -> None:
+def test_a_hard_link_becomes_a_file_with_the_same_content(tmp_path: Path) -> None:
     payload = hostile(
         tmp_path / "payload",
         payloads.file("bin/a", b"same", 0o755),
@@ -173,7 +173,7 @@ def test_a_hard_link_is_as_good_as_a_second_file(tmp_path: Path) -> None:
         assert (entries[path].sha256, entries[path].mode) == (entries["bin/a"].sha256, 0o755)
 
 
-def test_holes_count_as_the_zeros_they_are_read_as(tmp_path: Path) -> None:
+def test_holes_count_as_zeros_in_size_and_digest(tmp_path: Path) -> None:
     content = b"a" * 4096 + bytes(payloads.HOLE) + b"b" * 100 + bytes(payloads.HOLE)
     regions = [(0, b"a" * 4096), (4096 + payloads.HOLE, b"b" * 100)]
     payload = hostile(tmp_path / "payload", payloads.sparse_file("share/image", regions, len(content)))
@@ -182,7 +182,7 @@ def test_holes_count_as_the_zeros_they_are_read_as(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("regions", [[(0, b"x"), (0, b"x")], [(9, b"xx")]], ids=["overlap", "past the end"])
-def test_a_sparse_member_with_data_where_none_can_be_is_refused(
+def test_a_sparse_member_with_overlapping_or_excess_data_is_refused(
     tmp_path: Path, regions: list[tuple[int, bytes]]
 ) -> None:
     payload = hostile(tmp_path / "payload", payloads.sparse_file("share/image", regions, 10))
@@ -228,7 +228,7 @@ def garbage_after(path: Path) -> None:
 
 
 def tar_cut_short(path: Path) -> None:
-    """Whole for zstd, not for tar."""
+    """Cut the tar stream short; the zstd stream is complete."""
     with payloads.zstd_open(path) as file:
         raw = file.read()
     with payloads.zstd_open(path, "wb") as file:
@@ -246,7 +246,7 @@ def tar_garbled(path: Path) -> None:
 @pytest.mark.parametrize(
     "harm", [cut_short, flip, not_zstd, empty, garbage_after, tar_cut_short, tar_garbled]
 )
-def test_a_damaged_archive_is_named(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+def test_the_error_names_a_damaged_archive(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
     harm(archive_path(payload, "kernel"))
     with pytest.raises(PayloadError, match="damaged") as caught:
@@ -255,7 +255,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path, harm: Callable[[Path], None]
     assert "pull the image again" in caught.value.hint
 
 
-def test_an_archive_its_manifest_knows_and_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_archive(tmp_path: Path) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
     index.write_manifest(payload)
     archive_path(payload, "kernel").unlink()
@@ -312,7 +312,7 @@ def truncated(payload: Path) -> None:
         truncated,
     ],
 )
-def test_a_manifest_that_is_not_of_these_archives_is_noticed(
+def test_a_manifest_that_does_not_match_the_archives_is_refused(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
@@ -323,7 +323,7 @@ def test_a_manifest_that_is_not_of_these_archives_is_noticed(
     assert caught.value.hint
 
 
-def test_a_manifest_that_is_not_of_this_tree_is_noticed(tmp_path: Path) -> None:
+def test_a_manifest_that_does_not_match_the_tree_is_refused(tmp_path: Path) -> None:
     payload = payloads.tree(tmp_path / "payload")
     index.write_manifest(payload)
     (payload / "opt/kata/new").touch()
@@ -332,7 +332,7 @@ def test_a_manifest_that_is_not_of_this_tree_is_noticed(tmp_path: Path) -> None:
     assert "new" in caught.value.what
 
 
-def test_components_that_contradict_each_other_are_told_when_the_image_is_built(
+def test_indexing_warns_of_components_with_conflicting_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     archives = {"one": [payloads.file("x", b"1")], "two": [payloads.file("x", b"2")]}
@@ -342,7 +342,7 @@ def test_components_that_contradict_each_other_are_told_when_the_image_is_built(
 
 
 @pytest.mark.parametrize("form", ["both", "neither", "no directory"])
-def test_a_directory_without_exactly_one_payload_is_refused(tmp_path: Path, form: str) -> None:
+def test_a_directory_with_both_forms_or_neither_is_refused(tmp_path: Path, form: str) -> None:
     payload = tmp_path / "payload"
     if form == "both":
         payloads.tree(payloads.tarballs(payload))
@@ -355,7 +355,7 @@ def test_a_directory_without_exactly_one_payload_is_refused(tmp_path: Path, form
 
 
 @pytest.mark.parametrize("content", [pytest.param(None, id="missing"), pytest.param("", id="empty")])
-def test_archives_without_a_sound_map_of_components_are_refused(tmp_path: Path, content: str | None) -> None:
+def test_archives_without_a_valid_map_of_components_are_refused(tmp_path: Path, content: str | None) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
     (payload / "shim-components.json").unlink()
     if content is not None:
@@ -364,30 +364,32 @@ def test_archives_without_a_sound_map_of_components_are_refused(tmp_path: Path, 
         index.load(payload)
 
 
-def test_the_map_of_components_may_lie_beside_the_archives(tmp_path: Path) -> None:
+def test_the_map_of_components_can_be_beside_the_archives(tmp_path: Path) -> None:
     payload = payloads.tarballs(tmp_path / "payload")
     (payload / "shim-components.json").rename(payload / "tarballs/shim-components.json")
     assert index.load(payload).select([QEMU], "x86_64")
 
 
-def test_an_unwritable_directory_is_named(payload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+def test_a_manifest_that_cannot_be_written_is_an_error_and_leaves_no_file(
+    payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", read_only)
     with pytest.raises(PayloadError, match="Read-only file system"):
         index.write_manifest(payload)
     assert not (payload / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("indexed", [True, False])
-def test_the_signature_stays_while_the_payload_does(payload: Path, indexed: bool) -> None:
+def test_the_fingerprint_of_an_unchanged_payload_stays_the_same(payload: Path, indexed: bool) -> None:
     if indexed:
         index.write_manifest(payload)
     assert index.fingerprint(payload) == index.fingerprint(payload)
 
 
-def test_the_signature_changes_with_any_file(payload: Path) -> None:
+def test_the_fingerprint_changes_with_any_file(payload: Path) -> None:
     seen = {index.fingerprint(payload)}
     for path in sorted(path for path in payload.rglob("*") if path.is_file() and not path.is_symlink()):
         path.write_bytes(path.read_bytes() + b"more")
@@ -397,6 +399,6 @@ def test_the_signature_changes_with_any_file(payload: Path) -> None:
     )
 
 
-def test_the_signature_is_the_manifests_when_there_is_one(payload: Path) -> None:
+def test_the_fingerprint_is_the_digest_of_the_manifest_if_there_is_one(payload: Path) -> None:
     path = index.write_manifest(payload)
     assert index.fingerprint(payload) == hashlib.sha256(path.read_bytes()).hexdigest()

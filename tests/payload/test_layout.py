@@ -1,3 +1,5 @@
+"""The wanted files below the install dir, and their comparison with the existing files."""
+
 from __future__ import annotations
 
 import hashlib
@@ -37,7 +39,7 @@ def file(path: str, content: str = "x", *, mode: int = 0o644, mtime: int = 100) 
 
 
 def dirs(*paths: str) -> tuple[Entry, ...]:
-    """The directories of ``paths`` and all above them."""
+    """Return entries of the directories ``paths`` and all their parents."""
     every: set[str] = set()
     for path in paths:
         while path:
@@ -47,13 +49,13 @@ def dirs(*paths: str) -> tuple[Entry, ...]:
 
 
 def on(*shims: Shim, drop_in: str = "", **fields: Any) -> Settings:
-    """Settings with ``shims`` on, each with the same drop-in of the user's."""
+    """Return settings with these shims enabled, each with the user drop-in ``drop_in``."""
     own = {shim.name: ShimSettings(drop_in=drop_in) for shim in shims}
     return Settings(shims, "x86_64", shim_settings=own, **fields)
 
 
 def added(wanted: dict[str, DesiredFile]) -> dict[str, str]:
-    """What of it the payload does not bring: path to kind."""
+    """Return the wanted paths that are not in the payload: path to kind."""
     return {path: desired.kind for path, desired in wanted.items() if path not in layout(PAYLOAD, on())}
 
 
@@ -68,10 +70,10 @@ PAYLOAD = (
 )
 
 
-# --- what is wanted ---------------------------------------------------------------------------------
+# --- the wanted files -------------------------------------------------------------------------------
 
 
-def test_a_payload_entry_is_wanted_as_it_is() -> None:
+def test_a_payload_entry_is_placed_unchanged() -> None:
     wanted = layout(PAYLOAD, on())
     assert list(wanted) == sorted(entry.path for entry in PAYLOAD)
     assert all(wanted[entry.path].entry == entry for entry in PAYLOAD)
@@ -90,7 +92,7 @@ def test_a_payload_entry_is_wanted_as_it_is() -> None:
         pytest.param(RUST, f"{GO_DIR}/runtime-rs", 200, id="runtime-rs"),
     ],
 )
-def test_an_enabled_shim_has_a_directory_of_its_own_and_its_usual_path_leads_there(
+def test_an_enabled_shim_has_its_own_directory_and_the_usual_path_points_to_it(
     shim: Shim, config_dir: str, mtime: int
 ) -> None:
     wanted = layout(PAYLOAD, on(shim))
@@ -118,20 +120,20 @@ def test_an_enabled_shim_has_a_directory_of_its_own_and_its_usual_path_leads_the
     assert target in wanted
 
 
-def test_a_managed_configuration_says_so_in_comments_alone() -> None:
+def test_the_header_of_a_managed_configuration_has_only_comments() -> None:
     assert CONFIG_HEADER.startswith(b"# Managed by kata-node")
     assert all(line.startswith(b"#") for line in CONFIG_HEADER.splitlines() if line)
     assert b"config.d/" in CONFIG_HEADER
 
 
-def test_parents_come_before_what_lies_in_them() -> None:
+def test_parents_come_before_their_content() -> None:
     seen: set[str] = {""}
     for path in layout(reversed(PAYLOAD), on(QEMU, RUST, debug=True)):
         assert posixpath.dirname(path) in seen
         seen.add(path)
 
 
-def test_the_configuration_may_be_a_link_to_another() -> None:
+def test_the_configuration_of_a_shim_can_be_a_link() -> None:
     real = file(f"{GO_DIR}/versions/qemu.toml", "real = 1\n")
     link = Entry(f"{GO_DIR}/configuration-qemu.toml", "link", 0o777, link="versions/qemu.toml")
     wanted = layout((*dirs(f"{GO_DIR}/versions"), real, link), on(QEMU))
@@ -140,7 +142,7 @@ def test_the_configuration_may_be_a_link_to_another() -> None:
     assert wanted[real.path].entry == real
 
 
-def test_two_shims_may_share_one_configuration_by_a_link() -> None:
+def test_two_shims_can_share_one_configuration_by_a_link() -> None:
     clh = table()["clh"]
     shared = file(QEMU.base_config, "shared = 1\n")
     link = Entry(clh.base_config, "link", 0o777, link="configuration-qemu.toml")
@@ -165,29 +167,29 @@ def test_a_shim_without_a_configuration_gets_no_directory(entries: tuple[Entry, 
     assert list(layout(entries, on(QEMU))) == [entry.path for entry in entries]
 
 
-def test_what_the_payload_has_in_the_place_of_our_own_file_does_not_replace_it() -> None:
+def test_a_payload_file_does_not_replace_the_configuration_that_kata_node_writes() -> None:
     wanted = layout((*PAYLOAD, file(QEMU.own_config, "theirs\n")), on(QEMU))
     assert wanted[QEMU.own_config].content == CONFIG_HEADER + b"[hypervisor.qemu]\n"
 
 
-def test_a_debug_variant_has_a_directory_of_its_own_and_the_usual_path_stays_with_the_plain_one() -> None:
+def test_a_debug_variant_has_its_own_directory_and_the_usual_path_points_to_the_plain_one() -> None:
     wanted = layout(PAYLOAD, on(QEMU, debug=True))
     debug = f"{GO_DIR}/runtimes/qemu-debug"
     assert {path: kind for path, kind in added(wanted).items() if path.startswith(debug)} == {
         debug: "dir",
         f"{debug}/config.d": "dir",
         f"{debug}/configuration-qemu.toml": "file",
-    }, "a configuration with no key of it has nothing to log more of"
+    }, "there is no debug drop-in, because this configuration has no key that enables debug logs"
     assert wanted[QEMU.base_config].link == "runtimes/qemu/configuration-qemu.toml"
 
 
-def test_drop_ins_lie_in_config_d_and_are_as_old_as_the_configuration() -> None:
+def test_drop_ins_are_in_config_d_with_the_time_of_the_configuration() -> None:
     wanted = layout(PAYLOAD, on(RUST, drop_in="a = 1\n"))
     path = f"{RUST.own_dir}/config.d/50-user-overrides.toml"
     assert wanted[path] == DesiredFile(path, "file", 0o644, 6, 200, sha("a = 1\n"), content=b"a = 1\n")
 
 
-def test_a_custom_runtime_needs_its_shim_in_the_payload_and_not_switched_on() -> None:
+def test_a_custom_runtime_does_not_need_its_shim_to_be_enabled() -> None:
     mine = CustomRuntime("mine", "qemu-runtime-rs", "kata-mine", drop_in="a = 1\n")
     wanted = layout(PAYLOAD, on(custom_runtimes=(mine,)))
     own = f"{GO_DIR}/runtime-rs/custom-runtimes/kata-mine"
@@ -198,7 +200,7 @@ def test_a_custom_runtime_needs_its_shim_in_the_payload_and_not_switched_on() ->
         f"{own}/config.d/50-user-overrides.toml": "file",
         f"{own}/configuration-qemu-runtime-rs.toml": "file",
     }
-    assert wanted[RUST.base_config].kind == "file", "whoever uses the shim by hand finds it as it was"
+    assert wanted[RUST.base_config].kind == "file", "the payload's configuration of the shim stays"
     both = layout(PAYLOAD, on(RUST, custom_runtimes=(mine,)))
     assert both[f"{own}/configuration-qemu-runtime-rs.toml"].content == both[RUST.own_config].content
     assert f"{RUST.own_dir}/config.d/50-user-overrides.toml" not in both
@@ -209,7 +211,7 @@ QEMU_OF_PAYLOAD = file(
 )
 
 
-def test_elsewhere_qemu_finds_its_firmware_below_the_path_it_was_built_for() -> None:
+def test_in_another_prefix_qemu_finds_its_firmware_through_the_qemu_bundle() -> None:
     wanted = layout((QEMU_OF_PAYLOAD,), on(QEMU, install_dir="/srv/opt/kata"))
     bundle = {path: desired for path, desired in wanted.items() if path.startswith("bin/qemu-bundle")}
     assert {path: desired.kind for path, desired in bundle.items()} == {
@@ -232,11 +234,11 @@ def test_elsewhere_qemu_finds_its_firmware_below_the_path_it_was_built_for() -> 
         pytest.param(file(QEMU.base_config, "[hypervisor.clh]\npath = '/opt/kata/x'\n"), "/srv", id="none"),
     ],
 )
-def test_a_qemu_that_finds_its_firmware_anyway_is_left_alone(config: Entry, install_dir: str) -> None:
+def test_there_is_no_qemu_bundle_where_qemu_does_not_need_it(config: Entry, install_dir: str) -> None:
     assert not [path for path in layout((config,), on(QEMU, install_dir=install_dir)) if "bundle" in path]
 
 
-def test_what_no_configuration_could_be_made_of_is_said_before_anything_is_placed() -> None:
+def test_a_configuration_or_drop_in_that_cannot_work_is_refused_by_layout() -> None:
     with pytest.raises(PayloadError) as broken:
         layout((file(QEMU.base_config, "[a"),), on(QEMU))
     assert broken.value.where == QEMU.base_config
@@ -245,7 +247,7 @@ def test_what_no_configuration_could_be_made_of_is_said_before_anything_is_place
     assert refused.value.where == "shims.qemu.dropIn"
 
 
-# --- how it differs from what is there --------------------------------------------------------------
+# --- the differences from the existing files --------------------------------------------------------
 
 NEW = {
     "d": DesiredFile("d", "dir"),
@@ -264,13 +266,13 @@ def missing(difference: Difference) -> list[str]:
     return [desired.path for desired in difference.missing]
 
 
-def test_on_a_fresh_node_everything_is_missing() -> None:
+def test_on_a_new_node_everything_is_missing() -> None:
     difference = compare(NEW, {}, {}, {})
     assert difference == Difference(tuple(NEW.values()), (), (), (), (), PLACED)
     assert difference
 
 
-def test_where_all_is_in_place_nothing_differs() -> None:
+def test_a_complete_installation_has_no_differences() -> None:
     difference = compare(NEW, THERE, PLACED, {})
     assert difference == Difference((), (), (), (), (), PLACED)
     assert not difference
@@ -290,7 +292,9 @@ def test_where_all_is_in_place_nothing_differs() -> None:
         pytest.param("d/l", None, id="link gone"),
     ],
 )
-def test_what_changed_on_the_host_is_named_and_placed_again(path: str, found: ObservedFile | None) -> None:
+def test_a_file_that_changed_on_the_node_is_named_and_placed_again(
+    path: str, found: ObservedFile | None
+) -> None:
     there = {**THERE, path: found} if found else {each: THERE[each] for each in THERE if each != path}
     there = {each: state for each, state in there.items() if state is not None}
     difference = compare(NEW, there, PLACED, {})
@@ -307,13 +311,13 @@ def test_what_changed_on_the_host_is_named_and_placed_again(path: str, found: Ob
         pytest.param(replace(THERE["d/l"], mtime=7), id="time of a link"),
     ],
 )
-def test_what_means_nothing_is_no_difference(found: ObservedFile) -> None:
+def test_mode_and_time_of_links_and_directories_are_ignored(found: ObservedFile) -> None:
     assert not compare(NEW, {**THERE, "d/l": found}, PLACED, {})
     assert not compare(NEW, {**THERE, "d": ObservedFile("dir", 0o700, 1, 9, "")}, PLACED, {})
 
 
-def test_a_directory_that_is_gone_is_made_again_without_a_word() -> None:
-    """A killed run announces directories that it may not have come to make."""
+def test_a_missing_directory_is_created_again_without_a_note() -> None:
+    """The receipt of an interrupted run can have directories that the run did not create."""
     difference = compare(NEW, {}, PLACED, {})
     assert missing(difference) == ["d", "d/f", "d/l"]
     assert difference.drifted == ("d/f", "d/l")
@@ -327,7 +331,7 @@ def test_a_directory_that_is_gone_is_made_again_without_a_word() -> None:
         pytest.param(None, id="nothing of it"),
     ],
 )
-def test_what_a_killed_run_was_writing_is_written_again_and_is_nobodys_change(
+def test_a_file_that_an_interrupted_run_was_writing_is_written_again_without_a_note(
     found: ObservedFile | None,
 ) -> None:
     there = {path: state for path, state in {**THERE, "d/f": found}.items() if state}
@@ -338,7 +342,7 @@ def test_what_a_killed_run_was_writing_is_written_again_and_is_nobodys_change(
     assert difference.resulting_record == PLACED
 
 
-def test_an_upgrade_replaces_what_changed_and_removes_what_is_gone() -> None:
+def test_an_upgrade_replaces_changed_files_and_removes_stale_files() -> None:
     old = {
         "d": PlacedFile("dir", 0o755),
         "d/f": PlacedFile("file", 0o644, 9, 50, sha("old")),
@@ -362,20 +366,20 @@ def test_an_upgrade_replaces_what_changed_and_removes_what_is_gone() -> None:
     assert difference.resulting_record == PLACED
 
 
-def test_an_upgrade_over_a_file_changed_on_the_host_names_it() -> None:
+def test_an_upgrade_names_a_file_that_changed_on_the_node() -> None:
     old = {**PLACED, "d/f": PlacedFile("file", 0o644, 9, 50, sha("old"))}
     difference = compare(NEW, {**THERE, "d/f": ObservedFile("file", 0o644, 5, 60, "")}, old, {})
     assert missing(difference) == ["d/f"]
     assert difference.drifted == ("d/f",)
 
 
-def test_a_payload_that_differs_in_content_alone_is_placed() -> None:
-    """Same size, same time: only the record knows."""
+def test_a_file_that_differs_only_in_content_is_placed() -> None:
+    """Size and time are the same, so only the digest in the record differs."""
     old = {**PLACED, "d/f": replace(PLACED["d/f"], sha256=sha("old"))}
     assert missing(compare(NEW, THERE, old, {})) == ["d/f"]
 
 
-# --- what others put there --------------------------------------------------------------------------
+# --- foreign files ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -393,15 +397,15 @@ def test_a_payload_that_differs_in_content_alone_is_placed() -> None:
         pytest.param("d/l", THERE["d"], "", id="directory in place of a link"),
     ],
 )
-def test_what_others_put_in_the_way_is_a_conflict(path: str, found: ObservedFile, digest: str) -> None:
+def test_foreign_content_at_a_wanted_path_is_a_conflict(path: str, found: ObservedFile, digest: str) -> None:
     difference = compare(NEW, {path: found}, {}, {path: digest} if digest else {})
     assert difference.conflicts == (path,)
     assert path not in missing(difference)
     assert path not in difference.resulting_record
 
 
-def test_a_payload_without_digests_takes_over_nothing() -> None:
-    """Neither side has one: that is no proof of being equal."""
+def test_a_foreign_file_is_not_adopted_without_a_digest() -> None:
+    """Two missing digests do not prove that the files are equal."""
     difference = compare(
         {"f": DesiredFile("f", "file", size=3)}, {"f": ObservedFile("file", 0o644, 5, 1, "")}, {}, {}
     )
@@ -409,27 +413,27 @@ def test_a_payload_without_digests_takes_over_nothing() -> None:
 
 
 @pytest.mark.parametrize("path", ["d/f", "d/l"])
-def test_a_directory_in_the_place_of_ours_is_a_conflict(path: str) -> None:
+def test_a_directory_instead_of_a_placed_file_is_a_conflict(path: str) -> None:
     difference = compare(NEW, {**THERE, path: THERE["d"]}, PLACED, {})
     assert difference.conflicts == (path,)
     assert missing(difference) == []
 
 
-def test_files_that_others_put_there_and_that_are_the_same_are_taken_over() -> None:
+def test_foreign_files_with_the_wanted_content_are_adopted() -> None:
     difference = compare(NEW, THERE, {}, {"d/f": sha("new")})
     assert missing(difference) == []
     assert difference.conflicts == ()
-    assert list(difference.resulting_record) == ["d/f", "d/l"], "their directory stays theirs"
-    assert not compare(NEW, THERE, difference.resulting_record, {}), "from then on by stat alone"
+    assert list(difference.resulting_record) == ["d/f", "d/l"], "the foreign directory is not recorded"
+    assert not compare(NEW, THERE, difference.resulting_record, {}), "the next comparison needs no digests"
 
 
-def test_a_file_taken_over_gets_our_mode_and_time() -> None:
+def test_an_adopted_file_gets_the_wanted_mode_and_time() -> None:
     difference = compare(NEW, {**THERE, "d/f": replace(THERE["d/f"], mtime=7)}, {}, {"d/f": sha("new")})
     assert missing(difference) == ["d/f"]
     assert difference.drifted == ()
 
 
-# --- a shim that is switched off, and on ------------------------------------------------------------
+# --- changed settings -------------------------------------------------------------------------------
 
 
 def found_as(wanted: dict[str, DesiredFile]) -> dict[str, ObservedFile]:
@@ -439,7 +443,7 @@ def found_as(wanted: dict[str, DesiredFile]) -> dict[str, ObservedFile]:
     }
 
 
-def test_a_shim_switched_off_loses_its_directory_and_gets_its_plain_file_back() -> None:
+def test_a_disabled_shim_loses_its_directory_and_gets_the_payload_configuration_back() -> None:
     both, one = layout(PAYLOAD, on(QEMU, RUST)), layout(PAYLOAD, on(RUST))
     placed = compare(both, {}, {}, {}).resulting_record
     difference = compare(one, found_as(both), placed, {})
@@ -455,7 +459,7 @@ def test_a_shim_switched_off_loses_its_directory_and_gets_its_plain_file_back() 
     assert not compare(one, found_as(one), difference.resulting_record, {})
 
 
-def test_a_drop_in_goes_with_its_setting_and_a_debug_variant_with_debug() -> None:
+def test_a_drop_in_and_a_debug_variant_are_removed_with_their_settings() -> None:
     before, now = layout(PAYLOAD, on(QEMU, drop_in="a = 1", debug=True)), layout(PAYLOAD, on(QEMU))
     placed = compare(before, {}, {}, {}).resulting_record
     difference = compare(now, found_as(before), placed, {})
@@ -468,27 +472,27 @@ def test_a_drop_in_goes_with_its_setting_and_a_debug_variant_with_debug() -> Non
     assert difference.stale_dirs == (f"{QEMU.own_dir}-debug/config.d", f"{QEMU.own_dir}-debug")
 
 
-def test_a_drop_in_is_written_anew_when_only_its_words_change() -> None:
+def test_a_drop_in_is_written_again_if_only_its_content_changes() -> None:
     before, now = layout(PAYLOAD, on(QEMU, drop_in="a = 1")), layout(PAYLOAD, on(QEMU, drop_in="a = 2"))
     difference = compare(now, found_as(before), compare(before, {}, {}, {}).resulting_record, {})
     assert missing(difference) == [f"{QEMU.own_dir}/config.d/50-user-overrides.toml"]
 
 
-def test_what_a_user_put_into_config_d_is_no_concern_of_ours() -> None:
+def test_a_file_of_a_user_in_config_d_is_ignored() -> None:
     both = layout(PAYLOAD, on(QEMU))
     placed = compare(both, {}, {}, {}).resulting_record
-    theirs = f"{QEMU.own_dir}/config.d/50-mine.toml"
-    there = {**found_as(both), theirs: ObservedFile("file", 0o644, 1, 1, "")}
+    foreign = f"{QEMU.own_dir}/config.d/50-mine.toml"
+    there = {**found_as(both), foreign: ObservedFile("file", 0o644, 1, 1, "")}
     assert not compare(both, there, placed, {})
     off = compare(layout(PAYLOAD, on()), there, placed, {})
-    assert theirs not in off.stale
-    assert theirs not in off.resulting_record
+    assert foreign not in off.stale
+    assert foreign not in off.resulting_record
 
 
-# --- the announcement -------------------------------------------------------------------------------
+# --- the record before placing ----------------------------------------------------------------------
 
 
-def test_what_is_about_to_be_written_is_announced_as_pending_and_what_goes_is_still_known() -> None:
+def test_the_record_before_placing_has_pending_files_and_still_has_stale_files() -> None:
     old = {
         "d": PlacedFile("dir", 0o755),
         "d/f": PlacedFile("file", 0o644, 9, 50, sha("old")),
@@ -496,27 +500,27 @@ def test_what_is_about_to_be_written_is_announced_as_pending_and_what_goes_is_st
         "gone.d": PlacedFile("dir", 0o755),
     }
     there = {"d": THERE["d"], "d/f": ObservedFile("file", 0o644, 9, 50, ""), "d/l": THERE["d/l"]}
-    announced = record_before_placing(compare(NEW, there, old, {}), old)
-    assert announced == {
+    before_placing = record_before_placing(compare(NEW, there, old, {}), old)
+    assert before_placing == {
         "d": PlacedFile("dir", 0o755),
         "d/f": replace(PLACED["d/f"], pending=True),
         "d/l": PLACED["d/l"],
         "gone": PlacedFile("file", 0o644),
         "gone.d": PlacedFile("dir", 0o755),
     }
-    assert list(announced) == sorted(announced)
+    assert list(before_placing) == sorted(before_placing)
 
 
-def test_a_directory_is_never_pending_for_it_has_no_half() -> None:
-    announced = record_before_placing(compare(NEW, {}, {}, {}), {})
-    assert [path for path, record in announced.items() if record.pending] == ["d/f", "d/l"]
+def test_a_directory_is_never_pending() -> None:
+    before_placing = record_before_placing(compare(NEW, {}, {}, {}), {})
+    assert [path for path, record in before_placing.items() if record.pending] == ["d/f", "d/l"]
 
 
 @pytest.mark.parametrize("written", [(), ("d",), ("d", "d/f"), ("d", "d/f", "d/l")])
-def test_a_run_killed_after_its_announcement_is_completed_by_the_next(written: tuple[str, ...]) -> None:
-    announced = record_before_placing(compare(NEW, {}, {}, {}), {})
+def test_the_next_run_completes_a_run_that_was_killed_while_placing(written: tuple[str, ...]) -> None:
+    before_placing = record_before_placing(compare(NEW, {}, {}, {}), {})
     there = {path: THERE[path] for path in written}
-    difference = compare(NEW, there, announced, {})
+    difference = compare(NEW, there, before_placing, {})
     assert {*missing(difference), "d"} == set(NEW)
     assert (difference.drifted, difference.conflicts) == ((), ())
     assert difference.resulting_record == PLACED

@@ -1,4 +1,4 @@
-"""What a payload may hold, and which part of it a node gets."""
+"""The manifest: validation, the selection for shims, and its file."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ TARBALLS = Manifest(
         pytest.param([entry("bin/su", size=-1)], id="negative size"),
     ],
 )
-def test_what_could_reach_out_of_the_install_dir_is_refused(hostile: list[Entry]) -> None:
+def test_an_entry_that_is_invalid_or_leads_out_of_the_install_dir_is_refused(hostile: list[Entry]) -> None:
     with pytest.raises(PayloadError) as caught:
         validate(hostile)
     assert caught.value.where
@@ -110,7 +110,7 @@ def test_a_directory_of_several_components_becomes_one() -> None:
     assert validate(entries) == (directory("share", 0o775, "kernel"),)
 
 
-def test_directories_that_only_follow_from_paths_are_added_before_what_is_in_them() -> None:
+def test_missing_parent_directories_are_added_before_their_content() -> None:
     assert [(found.path, found.kind, found.mode) for found in validate([entry("a/b/c")])] == [
         ("a", "dir", 0o755),
         ("a/b", "dir", 0o755),
@@ -118,7 +118,7 @@ def test_directories_that_only_follow_from_paths_are_added_before_what_is_in_the
     ]
 
 
-def test_set_group_id_of_a_directory_is_dropped() -> None:
+def test_the_setgid_bit_of_a_directory_is_removed() -> None:
     assert validate([directory("share", 0o2775)])[0].mode == 0o775
 
 
@@ -134,11 +134,11 @@ def test_set_group_id_of_a_directory_is_dropped() -> None:
         pytest.param("share/a", "..", "..", id="the install dir"),
     ],
 )
-def test_links_keep_their_meaning_below_any_install_dir(path: str, target: str, kept: str) -> None:
+def test_links_are_correct_in_any_install_dir(path: str, target: str, kept: str) -> None:
     assert validate([link(path, target)])[-1].link == kept
 
 
-def test_a_link_over_a_link_that_stays_inside_is_fine() -> None:
+def test_a_link_through_a_link_inside_the_install_dir_is_valid() -> None:
     entries = [link("a/b/up", ".."), link("c", "a/b/up/d"), entry("a/d")]
     assert len(validate(entries)) == 5
 
@@ -148,12 +148,12 @@ def test_a_shim_gets_the_components_it_needs_and_no_others() -> None:
     assert paths == ["bin", "bin/qemu", "bin/shim", "share", "share/same"]
 
 
-def test_of_a_tree_every_shim_gets_everything() -> None:
+def test_a_shim_gets_all_entries_of_a_tree() -> None:
     tree = replace(TARBALLS, form="tree", entries=(entry("a"), entry("b")), shim_components={}, archives={})
     assert select(tree, [QEMU], "x86_64") == (entry("a"), entry("b"))
 
 
-def test_no_shims_need_nothing_of_tarballs() -> None:
+def test_without_shims_no_entry_of_tarballs_is_selected() -> None:
     assert select(TARBALLS, [], "x86_64") == ()
 
 
@@ -165,7 +165,7 @@ def test_no_shims_need_nothing_of_tarballs() -> None:
         pytest.param(replace(TARBALLS, shim_components={}), "x86_64", ["qemu-runtime-rs"], id="unknown shim"),
     ],
 )
-def test_a_shim_the_payload_is_not_complete_for_is_named(
+def test_the_error_names_a_shim_that_the_payload_cannot_serve(
     manifest: Manifest, arch: str, says: list[str]
 ) -> None:
     with pytest.raises(PayloadError) as caught:
@@ -187,20 +187,20 @@ def test_the_same_file_in_two_components_is_placed_once() -> None:
         pytest.param(entry("share/same/below", component="shim-v2-go"), id="beneath the other's file"),
     ],
 )
-def test_components_that_contradict_each_other_cannot_be_installed_together(other: Entry) -> None:
+def test_components_with_conflicting_files_cannot_be_installed_together(other: Entry) -> None:
     entries = (*(found for found in TARBALLS.entries if found.component != "shim-v2-go"), other)
     manifest = replace(TARBALLS, entries=entries)
     with pytest.raises(PayloadError, match="share/same"):
         select(manifest, [QEMU], "x86_64")
 
 
-def test_components_that_contradict_each_other_do_no_harm_apart() -> None:
+def test_components_with_conflicting_files_can_be_installed_separately() -> None:
     other = entry("share/same", component="shim-v2-rust", size=9, sha256="ff")
     manifest = replace(TARBALLS, entries=(*TARBALLS.entries, other))
     assert select(manifest, [QEMU], "x86_64") == select(TARBALLS, [QEMU], "x86_64")
 
 
-def test_nothing_is_missing_from_a_complete_payload() -> None:
+def test_a_complete_payload_has_no_missing_paths() -> None:
     assert missing_paths(everything(), QEMU) == []
 
 
@@ -218,7 +218,7 @@ def test_nothing_is_missing_from_a_complete_payload() -> None:
         ),
     ],
 )
-def test_a_file_a_shim_needs_and_the_payload_lacks_is_named(gone: str, named: str) -> None:
+def test_a_missing_file_that_a_shim_needs_is_named(gone: str, named: str) -> None:
     assert missing_paths([found for found in everything() if found.path != gone], QEMU) == [named]
 
 
@@ -242,11 +242,11 @@ def with_config(text: str) -> list[Entry]:
         ),
     ],
 )
-def test_what_a_configuration_names_is_needed(text: str, named: list[str]) -> None:
+def test_files_that_a_configuration_names_are_needed(text: str, named: list[str]) -> None:
     assert missing_paths(with_config(text), QEMU) == named
 
 
-def test_a_configuration_that_is_not_toml_is_named() -> None:
+def test_the_error_names_a_configuration_that_is_not_toml() -> None:
     with pytest.raises(PayloadError, match=r"configuration-qemu\.toml"):
         missing_paths(with_config("[hypervisor"), QEMU)
 
@@ -255,7 +255,7 @@ def test_a_manifest_reads_back_as_it_was_written() -> None:
     assert from_json(to_json(TARBALLS), "manifest.json") == TARBALLS
 
 
-def test_a_manifest_is_text_with_a_line_for_each_value() -> None:
+def test_a_manifest_file_has_one_value_per_line() -> None:
     lines = to_json(TARBALLS).decode().splitlines()
     assert '   "path": "bin/qemu",' in lines
 
@@ -280,20 +280,20 @@ def changed(**fields: object) -> bytes:
         pytest.param(b'{"schema": 2, "other": "things"}', "schema 2", id="newer and different"),
     ],
 )
-def test_a_manifest_that_cannot_be_trusted_is_refused(raw: bytes, says: str) -> None:
+def test_a_damaged_manifest_or_another_schema_is_refused(raw: bytes, says: str) -> None:
     with pytest.raises(PayloadError, match=says) as caught:
         from_json(raw, "/payload/manifest.json")
     assert caught.value.where == "/payload/manifest.json"
     assert "payload index" in caught.value.hint
 
 
-def test_the_map_of_shims_to_components_is_read_past_its_comments() -> None:
+def test_comments_in_the_map_of_components_are_ignored() -> None:
     raw = b'{"_comment": ["x"], "shims": {"qemu": {"x86_64": ["shim-v2-go", "qemu"]}}}'
     assert parse_shim_components(raw, "here") == {"qemu": {"x86_64": ("shim-v2-go", "qemu")}}
 
 
-def test_what_every_shim_requires_is_added_to_each() -> None:
-    """Later releases of Kata keep the common components apart."""
+def test_required_components_are_added_to_every_shim() -> None:
+    """Later releases of Kata list common components under a separate key."""
     raw = b"""{"shims": {"qemu": {"x86_64": ["qemu"], "s390x": ["qemu"]}},
         "requiredComponents": {"x86_64": ["shim-v2-go", "qemu"]}}"""
     assert parse_shim_components(raw, "here")["qemu"] == {
@@ -313,6 +313,6 @@ def test_what_every_shim_requires_is_added_to_each() -> None:
         pytest.param(b'{"shims": {"qemu": {"x86_64": ["a/b"]}}}', id="in a directory"),
     ],
 )
-def test_a_map_of_components_that_cannot_be_trusted_is_refused(raw: bytes) -> None:
+def test_an_invalid_map_of_components_is_refused(raw: bytes) -> None:
     with pytest.raises(PayloadError, match="here"):
         parse_shim_components(raw, "here")

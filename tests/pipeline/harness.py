@@ -1,4 +1,4 @@
-"""Whole runs of the pipeline over a node in memory, and what a user would notice of them."""
+"""Helpers that run the pipeline on a fake node, and show the result as a user sees it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SMALL: dict[str, Content] = {
         "qemu-system-x86_64", "cloud-hypervisor"
     ).encode(),
 }
-"""Enough for the shims qemu and clh, and quickly placed."""
+"""The files of a payload for the shims qemu and clh. They are small, so that tests place them quickly."""
 
 
 def small_payload(directory: Path) -> Path:
@@ -47,7 +47,7 @@ def small_payload(directory: Path) -> Path:
 
 
 class Killed(BaseException):
-    """No handler of the program catches it: as good as SIGKILL, locks aside."""
+    """Stands for SIGKILL: kata-node does not catch it. Unlike SIGKILL, it releases locks."""
 
 
 def make_node(base: Path) -> FakeNode:
@@ -82,9 +82,9 @@ def run(
     report: Callable[[StageReport], None] = lambda _: None,
     **values: str,
 ) -> list[StageReport]:
-    """Run ``stages`` for the shim qemu; ``values`` are overrides of the settings."""
-    wanted = settings.load(None, overrides={"shims": "qemu", **values}, arch="x86_64")
-    wanted = replace(wanted, user_drop_in=user_drop_in, startup_taints=tuple(startup_taints.split()))
+    """Run ``stages`` with the shim qemu, and return the reports. ``values`` are overrides of the settings."""
+    loaded = settings.load(None, overrides={"shims": "qemu", **values}, arch="x86_64")
+    loaded = replace(loaded, user_drop_in=user_drop_in, startup_taints=tuple(startup_taints.split()))
     options = Options(
         payload,
         offline=offline,
@@ -99,11 +99,11 @@ def run(
         has_host_root=has_host_root,
     )
     clients = node.clients()
-    return pipeline.run(stages, pipeline.Run(wanted, options, clients, lock_timeout, dry_run, report))
+    return pipeline.run(stages, pipeline.Run(loaded, options, clients, lock_timeout, dry_run, report))
 
 
 def snapshot(node: FakeNode, below: str = "") -> dict[str, tuple[object, ...]]:
-    """Every path of the node, or of a directory of it, with what is at it."""
+    """Return mode, digest and link target of every path of the node, or of the paths in ``below``."""
     found: dict[str, tuple[object, ...]] = {}
     for directory, dirs, names in os.walk(node.root.base / below):
         for name in (*dirs, *names):
@@ -129,7 +129,7 @@ def exit_code(reports: list[StageReport]) -> int:
 
 @contextmanager
 def killed_after(changes: int) -> Iterator[None]:
-    """Let so many changes of the host through, and die at the next."""
+    """Allow this number of changes of files and restarts, and raise :class:`Killed` at the next one."""
     left = iter(range(changes))
 
     def guard(change: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,8 @@
-"""Nodes in memory of every kind: each runtime and distribution as it reads its files, and no more of it.
+"""Fake nodes with each runtime and distribution. They only imitate how the runtime reads its files.
 
-As measured on the real parts, see :mod:`kata_node.runtime.containerd.main`, :mod:`kata_node.runtime.crio` and
-:mod:`kata_node.runtime.model.distributions`; ``tests/node`` has those themselves.
+This was measured on the real programs, see :mod:`kata_node.runtime.containerd.main`,
+:mod:`kata_node.runtime.crio` and :mod:`kata_node.runtime.model.distributions`. ``tests/node`` uses the real
+programs.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ CRI_2, CRI_3 = 'plugins."io.containerd.grpc.v1.cri"', 'plugins."io.containerd.cr
 
 @dataclass
 class Containerd1(FakeNode):
-    """containerd 1.7: an imported file replaces a plugin whole, and handlers in a file the built-in ones."""
+    """containerd 1.7: an imported file replaces a whole plugin, and handlers in a file the built-in ones."""
 
     def load(self) -> tuple[str, ...] | None:
-        """What the main file says, for it imports nothing of ours."""
+        """Return the handlers of the main file. kata-node adds no import to it."""
         content = self.root.read(self.main)
         data = tomllib.loads(content.decode()) if content is not None else {}
         if data.get("version") not in (None, 2):
@@ -42,31 +43,31 @@ class Containerd1(FakeNode):
 
 @dataclass
 class TemplateNode(FakeNode):
-    """A distribution that renders the main file from a template at every start."""
+    """A distribution that renders the main file from a template at each start."""
 
     templates: tuple[str, ...] = ()
     base: str = ""
     values: Mapping[str, str] | None = None
 
     def load(self) -> tuple[str, ...] | None:
-        """Render, and start containerd 2."""
+        """Render the main file, and load it as containerd 2 does."""
         found = (content for path in self.templates if (content := self.root.read(path)) is not None)
         text = (
             next(found, b'{{ template "base" . }}\n').decode().replace('{{ template "base" . }}', self.base)
         )
         for name, value in (self.values or {}).items():
             text = text.replace(f"${{{name}}}", value)
-        # Not by the door that this program writes through: whoever is killed, this goes on.
+        # Written past the functions that killed_after guards: the distribution is not killed.
         self.root.resolve(self.main).write_text(text)
         return super().load()
 
 
 @dataclass
 class K0s(FakeNode):
-    """k0s to 1.35: it merges the drop-ins of schema 2, and restarts its containerd when it sees a change."""
+    """k0s up to 1.35: it merges drop-ins of schema 2, and restarts containerd when it sees a change."""
 
     def load(self) -> tuple[str, ...] | None:
-        """The drop-ins are all there is to it."""
+        """Return ``runc`` and the handlers of the drop-ins."""
         runtimes = {"runc"}
         for path in self.root.glob("/etc/k0s/containerd.d/*.toml"):
             data = tomllib.loads((self.root.read(path) or b"").decode())
@@ -77,7 +78,7 @@ class K0s(FakeNode):
         return tuple(sorted(runtimes))
 
     def watch(self) -> None:
-        """It looks now and then; here, whenever it is asked."""
+        """Load the files. The real k0s does so periodically; this one does at each call to the CRI."""
         if self.state == "active":
             self.handlers = self.load()
 
@@ -88,12 +89,12 @@ class K0s(FakeNode):
 
 @dataclass
 class Crio(FakeNode):
-    """CRI-O: every file of its directory, anew on SIGHUP but for the storage options."""
+    """CRI-O: it reads every file of its directory, and again on SIGHUP, except the storage options."""
 
     reloads: int = 0
 
     def load(self) -> tuple[str, ...] | None:
-        """A later table replaces an earlier one whole."""
+        """Return the handlers of all files. A later table replaces an earlier one as a whole."""
         runtimes: dict[str, Any] = {"crun": {}}
         for path in self.root.glob("/etc/crio/crio.conf.d/*"):
             data = tomllib.loads((self.root.read(path) or b"").decode())
@@ -106,7 +107,7 @@ class Crio(FakeNode):
         )
 
     def reload(self, name: str, timeout: float) -> None:
-        """Read the files, and keep what there was when they are broken."""
+        """Read the files. If one is broken, keep the previous handlers."""
         self.reloads += 1
         self.handlers = self.load()
 
@@ -119,15 +120,15 @@ BASE_2 = f"version = 2\n\n[{CRI_2}.containerd.runtimes.runc]\n{RUNC}"
 
 @dataclass(frozen=True)
 class NodeVariant:
-    """A kind of node, and how the settings call its distribution."""
+    """How to make a fake node, and the name of its distribution in the settings."""
 
     make: Callable[[Root], FakeNode]
     files: Mapping[str, str]
     kata_files: tuple[str, ...]
-    """The files that an installation makes or edits, outside of the install dir."""
+    """The files outside of the install dir that an installation creates or edits."""
     distribution: str = "k8s"
     hot_reload: bool = False
-    """Whether it takes up new handlers without a restart."""
+    """Whether it loads new handlers without a restart."""
 
 
 def _k3s(root: Root, **changes: Any) -> FakeNode:
@@ -194,7 +195,7 @@ NODE_VARIANTS: Mapping[str, NodeVariant] = {
 
 
 def make_node(kind: NodeVariant, base: Path) -> FakeNode:
-    """A node of this kind that serves, with its files as they are before Kata."""
+    """Return a node of this variant that serves, before Kata is installed."""
     for path in ("dev/kvm", "dev/null"):
         (base / path).parent.mkdir(parents=True, exist_ok=True)
         (base / path).touch()

@@ -1,4 +1,4 @@
-"""Killed anywhere, the next run converges: install and revert cut short after every single write."""
+"""Runs that are killed after each change in turn. The next run completes or reverts what they left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.harness import (
 
 @pytest.fixture(autouse=True)
 def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred runs that wait for the disk take a minute, and no power is cut here."""
+    """Skip fsync: it makes a hundred runs take a minute, and these tests do not cut the power."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
@@ -43,7 +43,7 @@ def node(tmp_path: Path) -> FakeNode:
 def every_cut(
     tmp_path: Path, payload: Path, prepare: Callable[[FakeNode], None], stages: Any
 ) -> Iterator[FakeNode]:
-    """A node for each place where the run can be cut, until it comes through uncut."""
+    """Yield a node for each change after which the run can be killed, until the run ends by itself."""
     for changes in range(500):
         node = make_node(tmp_path / f"host-{changes}")
         prepare(node)
@@ -53,12 +53,12 @@ def every_cut(
         except Killed:
             yield node
             continue
-        assert changes > 15, "hardly anything was cut: what is guarded here is not what the program calls"
+        assert changes > 15, "too few changes: killed_after does not guard the functions that kata-node calls"
         return
-    pytest.fail("the run never came to its end")
+    pytest.fail("the run did not end")
 
 
-def test_an_install_serves_a_second_one_skips_and_revert_leaves_the_node_as_it_was(
+def test_an_install_serves_a_second_install_skips_and_a_revert_restores_the_node(
     node: FakeNode, payload: Path
 ) -> None:
     before = snapshot(node)
@@ -82,7 +82,7 @@ def test_an_install_serves_a_second_one_skips_and_revert_leaves_the_node_as_it_w
     assert snapshot(node) == before
 
 
-def test_an_install_killed_anywhere_is_completed_by_the_next(tmp_path: Path, payload: Path) -> None:
+def test_a_killed_install_is_completed_by_the_next_install(tmp_path: Path, payload: Path) -> None:
     for node in every_cut(tmp_path, payload, lambda _: None, INSTALL):
         assert errors(run(node, INSTALL, payload)) == []
         assert node.handlers is not None
@@ -96,7 +96,7 @@ def test_an_install_killed_anywhere_is_completed_by_the_next(tmp_path: Path, pay
         assert leftovers(node) == []
 
 
-def test_an_install_killed_anywhere_can_be_reverted(tmp_path: Path, payload: Path) -> None:
+def test_a_killed_install_can_be_reverted(tmp_path: Path, payload: Path) -> None:
     before = snapshot(make_node(tmp_path / "untouched"))
     for node in every_cut(tmp_path, payload, lambda _: None, INSTALL):
         assert errors(run(node, REVERT, payload)) == []
@@ -104,7 +104,7 @@ def test_an_install_killed_anywhere_can_be_reverted(tmp_path: Path, payload: Pat
         assert snapshot(node) == before
 
 
-def test_a_revert_killed_anywhere_is_completed_by_the_next(tmp_path: Path, payload: Path) -> None:
+def test_a_killed_revert_is_completed_by_the_next_revert(tmp_path: Path, payload: Path) -> None:
     before = snapshot(make_node(tmp_path / "untouched"))
 
     def install(node: FakeNode) -> None:
@@ -116,7 +116,7 @@ def test_a_revert_killed_anywhere_is_completed_by_the_next(tmp_path: Path, paylo
         assert snapshot(node) == before
 
 
-def test_a_revert_killed_anywhere_can_be_taken_back_by_an_install(tmp_path: Path, payload: Path) -> None:
+def test_after_a_killed_revert_an_install_serves_again(tmp_path: Path, payload: Path) -> None:
     def install(node: FakeNode) -> None:
         assert errors(run(node, INSTALL, payload)) == []
 
@@ -127,8 +127,8 @@ def test_a_revert_killed_anywhere_can_be_taken_back_by_an_install(tmp_path: Path
         assert leftovers(node) == []
 
 
-def test_at_every_cut_the_runtime_would_start(tmp_path: Path, payload: Path) -> None:
-    """A node that loses power in the middle comes up with a container runtime."""
+def test_the_runtime_can_start_after_a_run_was_killed(tmp_path: Path, payload: Path) -> None:
+    """A node that loses power during a run boots with a container runtime."""
 
     def install(node: FakeNode) -> None:
         assert errors(run(node, INSTALL, payload)) == []
@@ -141,5 +141,5 @@ def test_at_every_cut_the_runtime_would_start(tmp_path: Path, payload: Path) -> 
 
 
 def leftovers(node: FakeNode) -> list[str]:
-    """What a kill left half written, apart from the record's own directory, which goes with the record."""
+    """Return the temporary files that a killed run left. Those in the receipt's directory do not count."""
     return [path for path in snapshot(node) if path.endswith("-tmp") and ".kata-node/" not in path]

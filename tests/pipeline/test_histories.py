@@ -1,8 +1,8 @@
-"""Long lives of nodes, random but the same each time: whatever happened, it ends well.
+"""Random histories of a node with a fixed seed. After each, an install and a revert must succeed.
 
-A history is a series of installs, reverts, kills and hands of others on one node. What the admin last
-left in the runtime's main file is kept aside all the way; after each step, and in the end, the node
-must be as that and the record of the steps say.
+A history is a series of installs, reverts, kills and changes by others on one node. The test keeps the
+content that the administrator last wrote to the runtime's main file. After each step and at the end, it
+compares the node with this content and with the steps.
 """
 
 from __future__ import annotations
@@ -61,17 +61,18 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class History:
-    """A node, and what is expected of it."""
+    """A node, and its expected state."""
 
     node: FakeNode
     payload: Path
     dice: random.Random
     suffixes: tuple[str, ...]
     main: bytes | None = CONFIG
-    """The main file as the admin last left it, without anything of ours."""
+    """The main file as the admin last wrote it, without the entries of kata-node."""
     copies: list[tuple[bytes, bytes | None]] = field(default_factory=list)
-    """Copies of the main file as it was, each with what it was without anything of ours."""
-    told: list[str] = field(default_factory=list)
+    """Earlier contents of the main file, each with its content without the entries of kata-node."""
+    steps: list[str] = field(default_factory=list)
+    """The steps so far, which the test prints when it fails."""
 
     def step(self) -> None:
         kinds = {
@@ -90,15 +91,15 @@ class History:
         step()
         self.must_start()
 
-    # What we do
+    # Runs of kata-node
 
     def install(self) -> None:
         suffix, shims = self.dice.choice(self.suffixes), self.dice.choice(SHIMS)
         user_drop_in = self.dice.choice(("", "", EXTRA, EXTRA, NO_TOML, NO_DEFAULT, NO_CRI))
         cut = self.cut()
         if cut is not None and user_drop_in == NO_CRI and len(self.suffixes) > 1:
-            user_drop_in = ""  # another instance could not work around that
-        self.told.append(f"install {suffix} {shims} cut={cut} {user_drop_in!r}")
+            user_drop_in = ""  # another installation cannot recover from this
+        self.steps.append(f"install {suffix} {shims} cut={cut} {user_drop_in!r}")
         was_served, was_unfinished = self.serves(), self.is_unfinished(suffix)
         was_stopped, before = self.node.state == "inactive", snapshot(self.node, "etc")
         refusals = self.node.refusals = self.dice.choice((0,) * 9 + (1, 2))
@@ -106,13 +107,13 @@ class History:
         refusals, self.node.refusals = refusals - self.node.refusals, 0
         if reports is None:
             return
-        self.told.append(f"  -> {outcomes(reports)[-1][:400]}")
+        self.steps.append(f"  -> {outcomes(reports)[-1][:400]}")
         code = exit_code(reports)
         broken = user_drop_in in (NO_TOML, NO_DEFAULT, NO_CRI)
         if (not was_served and not was_unfinished) or refusals == 2:
             assert code == 1
         elif refusals and broken:
-            assert code in (1, 4)  # the way back may need no restart
+            assert code in (1, 4)  # the rollback may need no restart
         else:
             assert code == (4 if refusals or broken else 0)
         if code == 0:
@@ -125,7 +126,7 @@ class History:
     def revert(self) -> None:
         suffix = self.dice.choice(self.suffixes)
         cut = self.cut()
-        self.told.append(f"revert {suffix} cut={cut}")
+        self.steps.append(f"revert {suffix} cut={cut}")
         was_served = self.serves()
         self.node.refusals = self.dice.choice((0,) * 9 + (1,))
         reports = self.carry_out(REVERT, suffix, cut)
@@ -133,7 +134,7 @@ class History:
         self.node.refusals = 0
         if reports is None:
             return
-        self.told.append(f"  -> {outcomes(reports)[-1][:400]}")
+        self.steps.append(f"  -> {outcomes(reports)[-1][:400]}")
         if was_served and not refused:
             assert exit_code(reports) == 0
         if exit_code(reports) == 0:
@@ -146,7 +147,7 @@ class History:
     def carry_out(
         self, stages: object, suffix: str, cut: int | None, *, shims: str = "qemu", user_drop_in: str = ""
     ) -> list[StageReport] | None:
-        """Run it; ``None`` when it was killed."""
+        """Run ``stages`` and return the reports; ``None`` if the run was killed."""
         try:
             with killed_after(1 << 30 if cut is None else cut):
                 return run(
@@ -160,12 +161,12 @@ class History:
         except Killed:
             return None
 
-    # What others do
+    # Changes by others
 
     def edit_main(self) -> None:
-        text = b"# edit %d\n" % len(self.told)
+        text = b"# edit %d\n" % len(self.steps)
         there = self.node.root.read(MAIN)
-        self.told.append("edit")
+        self.steps.append("edit")
         self.copies += [(there, self.main)] if there else []
         if there is None:
             self.main = text
@@ -177,20 +178,20 @@ class History:
 
     def replace_main(self) -> None:
         self.main = self.dice.choice((CONFIG, WITH_CONF_D, b""))
-        self.told.append(f"replace {self.main!r}")
+        self.steps.append(f"replace {self.main!r}")
         self.write_main(self.main)
 
     def restore_main(self) -> None:
-        """The admin takes an edit back, or thinks better of it, with a copy made at some time."""
+        """The admin restores an earlier copy of the main file."""
         if copy := self.node.root.read(MAIN):
             self.copies.append((copy, self.main))
         if self.copies:
-            self.told.append("restore main")
+            self.steps.append("restore main")
             copy, self.main = self.dice.choice(self.copies)
             self.write_main(copy)
 
     def remove_main(self) -> None:
-        self.told.append("remove main")
+        self.steps.append("remove main")
         self.main = None
         self.node.root.resolve(MAIN).unlink(missing_ok=True)
 
@@ -198,34 +199,34 @@ class History:
         self.node.root.resolve(MAIN).write_bytes(content)
 
     def remove_drop_in(self) -> None:
-        ours = [
+        drop_ins = [
             path
             for below in ("etc/containerd/conf.d", "opt")
             for path in snapshot(self.node, below)
             if "kata-deploy" in path and path.endswith(".toml")
         ]
-        if ours:
-            path = self.dice.choice(sorted(ours))
-            self.told.append(f"remove {path}")
+        if drop_ins:
+            path = self.dice.choice(sorted(drop_ins))
+            self.steps.append(f"remove {path}")
             self.node.root.resolve(f"/{path}").unlink()
 
     def restart(self) -> None:
-        self.told.append("restart")
+        self.steps.append("restart")
         self.node.restart("containerd.service", 1)
 
     def stop(self) -> None:
-        self.told.append("stop")
+        self.steps.append("stop")
         self.node.stop()
 
     def other_version(self) -> None:
         self.node.version = self.dice.choice(("2.1.9", "2.2.1"))
-        self.told.append(f"version {self.node.version}")
+        self.steps.append(f"version {self.node.version}")
         self.node.restart("containerd.service", 1)
 
-    # What must hold
+    # Checks
 
     def must_start(self) -> None:
-        """A node that loses its power now comes up with its runtime, and, all runs finished, with the CRI."""
+        """The runtime can start now. If no run is unfinished, it also serves the CRI."""
         served = self.node.load()
         if not any(map(self.is_unfinished, self.suffixes)):
             assert served is not None
@@ -252,10 +253,10 @@ class History:
         return receipt is not None and receipt.cri is not None and receipt.cri.state != "serving"
 
     def must_end_well(self) -> None:
-        """Installs bring everything about, further ones change nothing, and reverts leave nothing."""
+        """Installs succeed, more installs change nothing, and reverts restore the node."""
         if self.node.state == "inactive":
             self.restart()
-        for _ in self.suffixes:  # one may be in the way of another until it is finished
+        for _ in self.suffixes:  # an unfinished installation can make the other one fail
             done = [self.carry_out(INSTALL, suffix, None, shims="qemu") for suffix in self.suffixes]
         assert [exit_code(reports or []) for reports in done] == [0] * len(done), done
         installed, restarts = snapshot(self.node), self.node.restarts
@@ -269,13 +270,13 @@ class History:
         assert self.node.handlers == ("runc",)
         assert self.node.root.read(MAIN) == self.main
         assert self.node.root.read("/etc/containerd/conf.d/10-admin.toml") == OTHERS
-        ours = {"etc/containerd", "etc/containerd/conf.d", "etc/containerd/conf.d/10-admin.toml"}
-        assert set(snapshot(self.node, "etc")) - ours - {MAIN.lstrip("/")} == set()
+        admins = {"etc/containerd", "etc/containerd/conf.d", "etc/containerd/conf.d/10-admin.toml"}
+        assert set(snapshot(self.node, "etc")) - admins - {MAIN.lstrip("/")} == set()
         assert snapshot(self.node, "opt") == {}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_whatever_happened_to_a_node_it_ends_well(tmp_path: Path, payload: Path, seed: int) -> None:
+def test_after_any_history_installs_and_reverts_succeed(tmp_path: Path, payload: Path, seed: int) -> None:
     node = make_node(tmp_path)
     (tmp_path / "etc/containerd/conf.d").mkdir()
     (tmp_path / "etc/containerd/conf.d/10-admin.toml").write_bytes(OTHERS)
@@ -286,5 +287,5 @@ def test_whatever_happened_to_a_node_it_ends_well(tmp_path: Path, payload: Path,
             history.step()
         history.must_end_well()
     except BaseException:
-        print("\n".join(history.told))
+        print("\n".join(history.steps))
         raise

@@ -1,4 +1,4 @@
-"""What others do to a node between our runs: another runtime, another release of it, an edited file."""
+"""Changes of the node between runs: another runtime, another release of it, edited files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pipeline.node_variants import (
 )
 from stages import artifacts, cri, revert_cri
 
-BACK = (revert_cri,)
+REVERT_CRI = (revert_cri,)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def edit(node: FakeNode, text: bytes, path: str = MAIN) -> None:
 
 
 def become(node: FakeNode, kind: NodeVariant, **changes: Any) -> FakeNode:
-    """The same files under another runtime, which starts with them."""
+    """Return a node with the same files and another runtime, which is started."""
     other = kind.make(node.root)
     for name, value in changes.items():
         setattr(other, name, value)
@@ -114,7 +114,7 @@ PLAIN = NodeVariant(lambda root: FakeNode(root), {}, ())
         ),
     ],
 )
-def test_a_handler_that_an_admin_made_the_default_one_is_not_taken_away(
+def test_a_handler_that_is_the_default_of_the_runtime_is_not_removed(
     kind: str, path: str, text: str, tmp_path: Path, payload: Path
 ) -> None:
     node = node_of(kind, tmp_path)
@@ -122,7 +122,7 @@ def test_a_handler_that_an_admin_made_the_default_one_is_not_taken_away(
     assert errors(run(node, INSTALL, payload, k8s_distribution=distribution)) == []
     edit(node, text.encode(), path)
     before, restarts = (snapshot(node, "etc"), snapshot(node, "var")), node.restarts
-    reports = run(node, BACK, payload, k8s_distribution=distribution)
+    reports = run(node, REVERT_CRI, payload, k8s_distribution=distribution)
     assert exit_code(reports) == 4
     assert "kata-qemu" in str(reports[-1].error)
     assert ((snapshot(node, "etc"), snapshot(node, "var")), node.restarts) == (before, restarts)
@@ -132,7 +132,7 @@ def test_a_handler_that_an_admin_made_the_default_one_is_not_taken_away(
 # Another runtime, or another release of it
 
 
-def test_tables_in_the_main_file_of_a_containerd_that_was_replaced_by_crio_go_as_well(
+def test_the_entry_of_a_containerd_that_was_replaced_by_crio_is_removed(
     tmp_path: Path, payload: Path
 ) -> None:
     node = node_of("containerd 1.7", tmp_path)
@@ -147,7 +147,7 @@ def test_tables_in_the_main_file_of_a_containerd_that_was_replaced_by_crio_go_as
     assert read(node) == b"# mine too\n" + before
 
 
-def test_the_way_back_cleans_up_after_a_containerd_whose_unit_is_gone(tmp_path: Path, payload: Path) -> None:
+def test_a_revert_removes_the_entry_of_a_containerd_without_a_unit(tmp_path: Path, payload: Path) -> None:
     node = node_of("containerd 1.7", tmp_path)
     before = snapshot(node)
     assert errors(run(node, INSTALL, payload)) == []
@@ -159,9 +159,7 @@ def test_the_way_back_cleans_up_after_a_containerd_whose_unit_is_gone(tmp_path: 
     assert read(node) == NODE_VARIANTS["containerd 1.7"].files[MAIN].encode()
 
 
-def test_an_upgraded_containerd_whose_file_was_migrated_gets_it_back_without_our_tables(
-    tmp_path: Path, payload: Path
-) -> None:
+def test_a_revert_removes_the_managed_block_from_a_migrated_main_file(tmp_path: Path, payload: Path) -> None:
     node = node_of("containerd 1.7", tmp_path, **{MAIN: f"version = 2\n[{CRI_2}]\nsandbox_image = 'a'\n"})
     assert errors(run(node, INSTALL, payload)) == []
     migrated = read(node).replace(b"version = 2", b"version = 3").replace(CRI_2.encode(), CRI_3.encode())
@@ -174,7 +172,7 @@ def test_an_upgraded_containerd_whose_file_was_migrated_gets_it_back_without_our
 
 
 @pytest.mark.parametrize("cut", [*range(0, 12, 2), None])
-def test_an_upgrade_of_containerd_moves_our_tables_to_drop_ins(
+def test_after_an_upgrade_of_containerd_the_tables_move_to_drop_ins(
     tmp_path: Path, payload: Path, cut: int | None
 ) -> None:
     node = node_of("containerd 1.7", tmp_path, **{MAIN: f"version = 2\n[{CRI_2}]\nsandbox_image = 'a'\n"})
@@ -193,7 +191,7 @@ def test_an_upgrade_of_containerd_moves_our_tables_to_drop_ins(
     assert snapshot(node, "opt") == {}
 
 
-def test_k0s_that_was_taken_over_by_an_admin_has_no_drop_in_left(tmp_path: Path, payload: Path) -> None:
+def test_k0s_with_an_admins_main_file_has_no_drop_in_left(tmp_path: Path, payload: Path) -> None:
     node = node_of("k0s", tmp_path)
     assert errors(run(node, INSTALL, payload, k8s_distribution="k0s")) == []
     node.root.write("/etc/k0s/containerd.toml", b"version = 3\n")
@@ -207,9 +205,7 @@ def test_k0s_that_was_taken_over_by_an_admin_has_no_drop_in_left(tmp_path: Path,
     assert sorted(snapshot(node, "etc/k0s")) == ["etc/k0s/containerd.toml"]
 
 
-def test_a_k3s_that_comes_to_import_drop_ins_has_no_template_of_ours_left(
-    tmp_path: Path, payload: Path
-) -> None:
+def test_a_k3s_that_now_imports_drop_ins_has_no_template_left(tmp_path: Path, payload: Path) -> None:
     node = node_of("k3s that imports no drop-ins", tmp_path)
     before = sorted(snapshot(node, "var"))
     assert errors(run(node, INSTALL, payload, k8s_distribution="k3s")) == []
@@ -221,13 +217,13 @@ def test_a_k3s_that_comes_to_import_drop_ins_has_no_template_of_ours_left(
     assert sorted(snapshot(node, "var")) == before
 
 
-# containerd 1.x: the file that all share
+# containerd 1.x: one file for all installations
 
 
 NVIDIA = f'\n[{CRI_2}.containerd.runtimes.nvidia]\nruntime_type = "io.containerd.runc.v2"\n'.encode()
 
 
-def test_runc_that_came_with_our_tables_stays_for_the_handlers_added_since(
+def test_runc_that_kata_node_added_stays_for_foreign_handlers_that_were_added_later(
     tmp_path: Path, payload: Path
 ) -> None:
     node = node_of("containerd 1.7", tmp_path)
@@ -243,9 +239,7 @@ def test_runc_that_came_with_our_tables_stays_for_the_handlers_added_since(
     assert NVIDIA in read(node)
 
 
-def test_a_tool_that_writes_the_file_anew_does_not_keep_our_handlers_in_it(
-    tmp_path: Path, payload: Path
-) -> None:
+def test_handlers_are_removed_from_a_file_that_another_tool_rewrote(tmp_path: Path, payload: Path) -> None:
     import tomllib
 
     import tomlkit
@@ -262,7 +256,7 @@ def test_a_tool_that_writes_the_file_anew_does_not_keep_our_handlers_in_it(
 
 
 @pytest.mark.parametrize("kind", ["containerd 1.7", "k3s that imports no drop-ins"])
-def test_the_tables_of_an_installation_elsewhere_are_left_alone(
+def test_the_tables_of_an_installation_with_another_prefix_are_not_changed(
     kind: str, tmp_path: Path, payload: Path
 ) -> None:
     node = node_of(kind, tmp_path)
@@ -281,18 +275,16 @@ def test_the_tables_of_an_installation_elsewhere_are_left_alone(
 # CRI-O
 
 
-def test_a_signal_is_not_enough_where_a_drop_in_of_another_killed_run_was_never_read(
+def test_crio_is_restarted_if_it_has_not_read_the_drop_in_of_a_killed_run(
     tmp_path: Path, payload: Path
 ) -> None:
-    """Its storage option is on the disk, but CRI-O has yet to start with it."""
+    """The storage option is on the disk, but CRI-O only reads it at its start."""
     node = written_only(tmp_path, payload)
     assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
     assert (node.restarts, node.reloads) == (1, 0)
 
 
-def test_handlers_that_somebodys_signal_loaded_after_a_kill_are_unloaded(
-    tmp_path: Path, payload: Path
-) -> None:
+def test_handlers_that_a_foreign_reload_signal_loaded_are_unloaded(tmp_path: Path, payload: Path) -> None:
     node = written_only(tmp_path, payload)
     node.reload(node.unit_name, 1)
     assert "kata-qemu" in served(node)
@@ -301,7 +293,7 @@ def test_handlers_that_somebodys_signal_loaded_after_a_kill_are_unloaded(
 
 
 def written_only(tmp_path: Path, payload: Path) -> Crio:
-    """A CRI-O whose drop-in was written by a run that was killed right then."""
+    """Return a CRI-O node on which a run was killed right after it wrote the drop-in."""
     node = node_of("CRI-O", tmp_path)
     assert isinstance(node, Crio)
     assert errors(run(node, (artifacts,), payload)) == []
@@ -326,7 +318,7 @@ def test_a_refused_change_does_not_restart_a_crio_that_never_read_it(tmp_path: P
     assert node.restarts == restarts
 
 
-def test_crio_beside_the_containerd_of_docker_is_found_by_the_socket_as_kubelets_have_it(
+def test_crio_beside_dockers_containerd_is_found_by_the_kubelets_socket(
     tmp_path: Path, payload: Path
 ) -> None:
     node = node_of("CRI-O", tmp_path)
@@ -336,7 +328,7 @@ def test_crio_beside_the_containerd_of_docker_is_found_by_the_socket_as_kubelets
     assert "restart crio.service" in node.asked
 
 
-def test_containerd_1_is_what_these_tests_take_it_for(tmp_path: Path) -> None:
+def test_the_fake_containerd_1_replaces_the_built_in_handlers(tmp_path: Path) -> None:
     node = node_of("containerd 1.7", tmp_path)
     assert isinstance(node, Containerd1)
     node.root.write(MAIN, f"version = 2\n[{CRI_2}.containerd.runtimes.mine]\n".encode())

@@ -1,4 +1,4 @@
-"""The CRI stages on every kind of node: installed, skipped, given back, and killed anywhere."""
+"""Install and revert on every variant of a node, also after they were killed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ from pipeline.node_variants import NODE_VARIANTS, Crio, NodeVariant, make_node
 from stages import artifacts, cri, remove_artifacts, revert_cri
 
 CUTS = 1 if os.environ.get("HISTORIES") else 2
-"""Whoever asks for more histories has the time for every cut."""
+"""Kill a run after every change, or, without ``HISTORIES``, after every second one."""
 
-HOW = pytest.mark.parametrize("kind", [pytest.param(kind, id=name) for name, kind in NODE_VARIANTS.items()])
+EACH_VARIANT = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, id=name) for name, kind in NODE_VARIANTS.items()]
+)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of runs that wait take minutes, and here neither power is cut nor anything slow."""
+    """Skip fsync and waits: with them, hundreds of runs take minutes."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
         monkeypatch.setattr(restart, name, 0.001)
@@ -48,12 +50,12 @@ def payload(tmp_path: Path) -> Path:
     return small_payload(tmp_path / "payload")
 
 
-def go(kind: NodeVariant, node: FakeNode, stages: Any, payload: Path, **values: Any) -> Any:
+def run_on(kind: NodeVariant, node: FakeNode, stages: Any, payload: Path, **values: Any) -> Any:
     return run(node, stages, payload, k8s_distribution=kind.distribution, **values)
 
 
 def config(kind: NodeVariant, node: FakeNode) -> dict[str, tuple[object, ...]]:
-    """The files of the runtime and of its distribution, without what is rendered at every start."""
+    """Return the files of the runtime and its distribution, without the main file if it is rendered."""
     found = {**snapshot(node, "etc"), **snapshot(node, "var")}
     rendered = node.main not in kind.kata_files
     return {path: what for path, what in found.items() if not rendered or f"/{path}" != node.main}
@@ -63,108 +65,108 @@ def kata(node: FakeNode) -> list[str]:
     return [name for name in node.handlers or () if name.startswith("kata-")]
 
 
-@HOW
-def test_an_installation_serves_is_skipped_the_second_time_and_leaves_no_trace(
+@EACH_VARIANT
+def test_an_install_serves_a_second_install_skips_and_a_revert_restores_the_node(
     kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     node = make_node(kind, tmp_path / "host")
     before, served = snapshot(node), node.handlers
-    assert errors(go(kind, node, INSTALL, payload)) == []
+    assert errors(run_on(kind, node, INSTALL, payload)) == []
     assert kata(node) == ["kata-qemu"]
     assert set(served or ()) <= set(node.handlers or ())
     assert node.restarts == (0 if kind.hot_reload else 1)
     changed = {f"/{path}" for path, what in config(kind, node).items() if what != before.get(path)}
     assert {path for path in changed if not node.root.is_dir(path)} == set(kind.kata_files)
-    assert outcomes(go(kind, node, INSTALL, payload))[1:] == [
+    assert outcomes(run_on(kind, node, INSTALL, payload))[1:] == [
         "claim skipped",
         "artifacts skipped",
         "cri skipped",
         "label skipped",
     ]
     assert node.restarts == (0 if kind.hot_reload else 1)
-    assert errors(go(kind, node, REVERT, payload)) == []
+    assert errors(run_on(kind, node, REVERT, payload)) == []
     assert (snapshot(node), node.handlers) == (before, served)
     assert node.restarts == (0 if kind.hot_reload else 2)
 
 
-@HOW
-def test_another_shim_later_is_served_and_one_switched_off_is_not(
+@EACH_VARIANT
+def test_a_shim_enabled_later_is_served_and_a_disabled_one_is_not(
     kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     node = make_node(kind, tmp_path / "host")
     before = snapshot(node)
     for shims, handlers in (("qemu", ["qemu"]), ("qemu,clh", ["clh", "qemu"]), ("clh", ["clh"])):
-        assert errors(go(kind, node, INSTALL, payload, shims=shims)) == []
+        assert errors(run_on(kind, node, INSTALL, payload, shims=shims)) == []
         assert kata(node) == [f"kata-{name}" for name in handlers]
-    assert errors(go(kind, node, REVERT, payload)) == []
+    assert errors(run_on(kind, node, REVERT, payload)) == []
     assert snapshot(node) == before
 
 
-@HOW
-def test_an_installation_killed_anywhere_starts_and_is_completed_or_taken_back(
+@EACH_VARIANT
+def test_after_a_killed_install_the_runtime_starts_and_an_install_or_revert_succeeds(
     kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     def place(node: FakeNode) -> None:
-        assert errors(go(kind, node, (artifacts,), payload)) == []
+        assert errors(run_on(kind, node, (artifacts,), payload)) == []
 
     untouched = make_node(kind, tmp_path / "untouched")
     before, served = snapshot(untouched), untouched.handlers
-    for node in every_cut(kind, tmp_path, place, lambda node: go(kind, node, (cri,), payload)):
+    for node in every_cut(kind, tmp_path, place, lambda node: run_on(kind, node, (cri,), payload)):
         other = copy(node, tmp_path / "back")
         assert set(served or ()) <= set(node.load() or ())
-        assert errors(go(kind, node, (cri,), payload)) == []
+        assert errors(run_on(kind, node, (cri,), payload)) == []
         assert kata(node) == ["kata-qemu"]
-        assert outcomes(go(kind, node, (cri,), payload)) == ["cri skipped"]
-        assert errors(go(kind, other, (revert_cri, remove_artifacts), payload)) == []
+        assert outcomes(run_on(kind, node, (cri,), payload)) == ["cri skipped"]
+        assert errors(run_on(kind, other, (revert_cri, remove_artifacts), payload)) == []
         assert (snapshot(other), other.handlers) == (before, served)
 
 
-@HOW
-def test_a_revert_killed_anywhere_starts_and_is_completed_or_taken_back(
+@EACH_VARIANT
+def test_after_a_killed_revert_the_runtime_starts_and_a_revert_or_install_succeeds(
     kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     def install(node: FakeNode) -> None:
-        assert errors(go(kind, node, (artifacts, cri), payload)) == []
+        assert errors(run_on(kind, node, (artifacts, cri), payload)) == []
 
     untouched = make_node(kind, tmp_path / "untouched")
     before, served = snapshot(untouched), untouched.handlers
-    for node in every_cut(kind, tmp_path, install, lambda node: go(kind, node, (revert_cri,), payload)):
+    for node in every_cut(kind, tmp_path, install, lambda node: run_on(kind, node, (revert_cri,), payload)):
         other = copy(node, tmp_path / "back")
         assert set(served or ()) <= set(node.load() or ())
-        assert errors(go(kind, node, (revert_cri, remove_artifacts), payload)) == []
+        assert errors(run_on(kind, node, (revert_cri, remove_artifacts), payload)) == []
         assert (snapshot(node), node.handlers) == (before, served)
-        assert errors(go(kind, other, (cri,), payload)) == []
+        assert errors(run_on(kind, other, (cri,), payload)) == []
         assert kata(other) == ["kata-qemu"]
 
 
-@HOW
-def test_a_runtime_that_does_not_start_with_it_is_put_back(
+@EACH_VARIANT
+def test_a_runtime_that_does_not_start_is_rolled_back(
     kind: NodeVariant, tmp_path: Path, payload: Path
 ) -> None:
     node = make_node(kind, tmp_path / "host")
-    assert errors(go(kind, node, (artifacts,), payload)) == []
+    assert errors(run_on(kind, node, (artifacts,), payload)) == []
     before, served = config(kind, node), node.handlers
     node.refusals = 1
     if isinstance(node, Crio):
         (node.root.base / "opt/kata/bin/containerd-shim-kata-v2").unlink()
     if kind.hot_reload:
         return  # nothing is restarted that could refuse
-    assert exit_code(go(kind, node, (cri,), payload)) == 4
+    assert exit_code(run_on(kind, node, (cri,), payload)) == 4
     assert (config(kind, node), node.handlers) == (before, served)
 
 
-def test_crio_is_sent_a_signal_where_that_is_enough(tmp_path: Path, payload: Path) -> None:
+def test_crio_gets_a_reload_signal_if_that_is_enough(tmp_path: Path, payload: Path) -> None:
     kind = NODE_VARIANTS["CRI-O"]
     node = make_node(kind, tmp_path / "host")
     assert isinstance(node, Crio)
-    assert errors(go(kind, node, INSTALL, payload)) == []
-    assert (node.restarts, node.reloads) == (1, 0), "the storage option is read at the start alone"
-    assert errors(go(kind, node, INSTALL, payload, shims="qemu,clh")) == []
+    assert errors(run_on(kind, node, INSTALL, payload)) == []
+    assert (node.restarts, node.reloads) == (1, 0), "CRI-O reads the storage option only at its start"
+    assert errors(run_on(kind, node, INSTALL, payload, shims="qemu,clh")) == []
     assert (node.restarts, node.reloads, kata(node)) == (1, 1, ["kata-clh", "kata-qemu"])
 
 
 def copy(node: FakeNode, base: Path) -> FakeNode:
-    """A second node like it, in place of what is at ``base``."""
+    """Return a copy of the node with the root ``base``. Replaces an earlier copy."""
     shutil.rmtree(base, ignore_errors=True)
     shutil.copytree(node.root.base, base, symlinks=True)
     return replace(node, root=Root(base), asked=[])
@@ -173,7 +175,7 @@ def copy(node: FakeNode, base: Path) -> FakeNode:
 def every_cut(
     kind: NodeVariant, directory: Path, prepare: Callable[[FakeNode], None], cut: Callable[[FakeNode], object]
 ) -> Iterator[FakeNode]:
-    """A node for each place, or each second one, where the run can be cut, until it comes through uncut."""
+    """Yield a node for every ``CUTS``-th change after which the run can be killed, until it ends."""
     prepared = make_node(kind, directory / "prepared")
     prepare(prepared)
     for changes in range(0, 200, CUTS):
@@ -184,6 +186,6 @@ def every_cut(
         except Killed:
             yield node
             continue
-        assert changes > 8, "hardly anything was cut: what is guarded here is not what the program calls"
+        assert changes > 8, "too few changes: killed_after does not guard the functions that kata-node calls"
         return
-    pytest.fail("the run never came to its end")
+    pytest.fail("the run did not end")

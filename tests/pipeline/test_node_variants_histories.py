@@ -1,8 +1,8 @@
-"""Random histories of two installations on every kind of node that can have two.
+"""Random histories of two installations, on every variant of a node that can have two.
 
-Steps of ours, cut anywhere, and of others come in any order. The runtime must always start with what
-is on the disk, finished runs must serve what they were asked for, and in the end nothing is left but
-what the administrator has in the files then.
+Runs of kata-node, some of them killed, and changes by others happen in any order. The runtime must always be
+able to start with the files on the disk. Finished runs must serve their handlers. At the end only the content
+of the administrator is left in the files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CRIO_FILE = "/etc/crio/crio.conf.d/10-crio.conf"
 
 @dataclass(frozen=True)
 class Ground:
-    """A kind of node, and the file of others on it that gets edited."""
+    """A variant of a node, and the foreign file that the history edits; empty if there is none."""
 
     kind: NodeVariant
     edited: str
@@ -69,7 +69,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class History:
-    """A node, and what is expected of it."""
+    """A node, and its expected state."""
 
     ground: Ground
     node: FakeNode
@@ -78,8 +78,9 @@ class History:
     before: dict[str, tuple[object, ...]]
     served: frozenset[str]
     edited: bytes | None
-    """The file that gets edited, without anything of ours."""
-    told: list[str] = field(default_factory=list)
+    """The content of the edited file without the entries of kata-node."""
+    steps: list[str] = field(default_factory=list)
+    """The steps so far, which the test prints when it fails."""
 
     def step(self) -> None:
         kinds = {
@@ -98,12 +99,12 @@ class History:
         self.node.refusals = refusals = self.dice.choice((0,) * 9 + (1,))
         was_up, was_unfinished = self.node.state == "active", self.is_unfinished(suffix)
         was = self.handlers_of(suffix)
-        self.told.append(f"install {suffix} {shims} cut={cut} refusals={refusals}")
+        self.steps.append(f"install {suffix} {shims} cut={cut} refusals={refusals}")
         reports = self.carry_out(INSTALL, suffix, cut, shims)
         refused, self.node.refusals = refusals - self.node.refusals, 0
         if reports is None:
             return
-        self.told.append(f"  -> {outcomes(reports)[-1][:300]}")
+        self.steps.append(f"  -> {outcomes(reports)[-1][:300]}")
         if exit_code(reports) == 0:
             assert self.handlers_of(suffix) == self.named(suffix, shims)
         else:
@@ -113,44 +114,44 @@ class History:
     def revert(self) -> None:
         suffix, cut = self.dice.choice(SUFFIXES), self.cut()
         was_up = self.node.state == "active"
-        self.told.append(f"revert {suffix} cut={cut}")
+        self.steps.append(f"revert {suffix} cut={cut}")
         reports = self.carry_out(REVERT, suffix, cut)
         if reports is None:
             return
-        self.told.append(f"  -> {outcomes(reports)[-1][:300]}")
+        self.steps.append(f"  -> {outcomes(reports)[-1][:300]}")
         assert exit_code(reports) == 0 or not was_up
         if exit_code(reports) == 0:
             assert self.handlers_of(suffix) == set()
             assert snapshot(self.node, f"opt/kata{suffix and '-'}{suffix}") == {}
 
     def edit(self) -> None:
-        path, text = self.ground.edited, b"# edit %d\n" % len(self.told)
+        path, text = self.ground.edited, b"# edit %d\n" % len(self.steps)
         if not path:
             return
-        self.told.append("edit")
+        self.steps.append("edit")
         there = self.node.root.read(path) or b""
-        # A last line without an end got one with ours, and keeps it once something stands below.
+        # kata-node ends an unfinished last line, and the line end stays when text is added below.
         end = b"" if there == self.edited or (self.edited or b"").endswith(b"\n") else b"\n"
         self.edited = (self.edited or b"") + end + text
         self.node.root.write(path, there + text)
 
     def restart(self) -> None:
-        self.told.append("restart")
+        self.steps.append("restart")
         self.node.restart(self.node.unit_name, 1)
 
     def stop(self) -> None:
-        self.told.append("stop")
+        self.steps.append("stop")
         self.node.stop()
 
     def remove(self) -> None:
-        ours = sorted(
+        drop_ins = sorted(
             path
             for path in snapshot(self.node)
             if "99-kata-deploy" in path and not path.startswith("opt/kata/.")
         )
-        if ours:
-            path = self.dice.choice(ours)
-            self.told.append(f"remove {path}")
+        if drop_ins:
+            path = self.dice.choice(drop_ins)
+            self.steps.append(f"remove {path}")
             self.node.root.resolve(f"/{path}").unlink()
 
     def cut(self) -> int | None:
@@ -159,7 +160,7 @@ class History:
     def carry_out(
         self, stages: Sequence[object], suffix: str, cut: int | None, shims: str = "qemu"
     ) -> list[StageReport] | None:
-        """Run it; ``None`` when it was killed."""
+        """Run ``stages`` and return the reports; ``None`` if the run was killed."""
         try:
             with killed_after(1 << 30 if cut is None else cut):
                 return run(
@@ -188,7 +189,7 @@ class History:
         return receipt is not None and receipt.cri is not None and receipt.cri.state != "serving"
 
     def must_end_well(self) -> None:
-        """Installs bring everything about, further ones change nothing, and reverts leave nothing."""
+        """Installs succeed, more installs change nothing, and reverts restore the node."""
         if self.node.state != "active":
             self.restart()
         for _ in SUFFIXES:
@@ -212,7 +213,7 @@ class History:
 
 @pytest.mark.parametrize("ground", [pytest.param(each, id=name) for name, each in GROUNDS.items()])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_two_installations_on_a_node_of_any_kind_end_well(
+def test_after_any_history_installs_and_reverts_of_two_installations_succeed(
     tmp_path: Path, payload: Path, ground: Ground, seed: int
 ) -> None:
     node = make_node(ground.kind, tmp_path)
@@ -225,5 +226,5 @@ def test_two_installations_on_a_node_of_any_kind_end_well(
             history.step()
         history.must_end_well()
     except BaseException:
-        print("\n".join(history.told))
+        print("\n".join(history.steps))
         raise

@@ -1,4 +1,4 @@
-"""What a handler needs stays as long as the runtime may serve it."""
+"""The files of a removed handler stay as long as the runtime may serve it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def payload(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def both(tmp_path: Path, payload: Path) -> FakeNode:
-    """A node that serves qemu and clh."""
+    """A node that serves kata-qemu and kata-clh."""
     node = make_node(tmp_path / "host")
     assert errors(run(node, INSTALL, payload, shims="qemu,clh")) == []
     return node
@@ -42,7 +42,7 @@ def has_clh(node: FakeNode) -> bool:
     return (node.root.base / CLH).is_file()
 
 
-def test_a_shim_switched_off_goes_with_its_files_when_it_is_served_no_more(
+def test_the_files_of_a_disabled_shim_are_removed_when_it_is_not_served_any_more(
     both: FakeNode, payload: Path
 ) -> None:
     assert errors(run(both, (artifacts,), payload)) == []
@@ -53,7 +53,9 @@ def test_a_shim_switched_off_goes_with_its_files_when_it_is_served_no_more(
     assert outcomes(run(both, INSTALL, payload))[2:4] == ["artifacts skipped", "cri skipped"]
 
 
-def test_a_shim_that_cannot_be_switched_off_keeps_its_files(both: FakeNode, payload: Path) -> None:
+def test_the_files_of_a_disabled_shim_stay_if_the_change_is_rolled_back(
+    both: FakeNode, payload: Path
+) -> None:
     both.refusals = 1
     assert exit_code(run(both, INSTALL, payload)) == 4
     assert (has_clh(both), both.handlers) == (True, ("kata-clh", "kata-qemu", "runc"))
@@ -61,7 +63,7 @@ def test_a_shim_that_cannot_be_switched_off_keeps_its_files(both: FakeNode, payl
     assert (has_clh(both), both.handlers) == (False, ("kata-qemu", "runc"))
 
 
-def test_a_shim_switched_on_again_before_it_was_gone_stays(both: FakeNode, payload: Path) -> None:
+def test_the_files_of_a_shim_that_is_enabled_again_stay(both: FakeNode, payload: Path) -> None:
     assert errors(run(both, (artifacts,), payload)) == []
     assert errors(run(both, INSTALL, payload, shims="qemu,clh")) == []
     assert has_clh(both)
@@ -69,13 +71,15 @@ def test_a_shim_switched_on_again_before_it_was_gone_stays(both: FakeNode, paylo
     assert not has_clh(both)
 
 
-def test_what_is_left_of_a_shim_goes_with_a_revert(tmp_path: Path, both: FakeNode, payload: Path) -> None:
+def test_a_revert_removes_the_files_of_a_disabled_shim(tmp_path: Path, both: FakeNode, payload: Path) -> None:
     assert errors(run(both, (artifacts,), payload)) == []
     assert errors(run(both, REVERT, payload)) == []
     assert snapshot(both) == snapshot(make_node(tmp_path / "untouched"))
 
 
-def test_killed_anywhere_on_the_way_the_next_run_takes_the_files_along(tmp_path: Path, payload: Path) -> None:
+def test_after_a_killed_run_the_next_run_removes_the_files_of_a_disabled_shim(
+    tmp_path: Path, payload: Path
+) -> None:
     for changes in range(200):
         node = make_node(tmp_path / str(changes))
         assert errors(run(node, (artifacts, cri), payload, shims="qemu,clh")) == []
@@ -91,4 +95,4 @@ def test_killed_anywhere_on_the_way_the_next_run_takes_the_files_along(tmp_path:
             continue
         assert changes > 10
         return
-    pytest.fail("the run never came to its end")
+    pytest.fail("the run did not end")

@@ -1,4 +1,4 @@
-"""Installations as their users live through them, end to end over a node in memory."""
+"""Installs, updates and reverts on a fake node, with faults and changes by others."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from pipeline.harness import (
 from stages import artifacts, claim, cri, label, remove_artifacts, revert_cri, unclaim, unlabel
 
 CRI = (artifacts, cri)
-"""Without host-check, which refuses what this release does not promise, such as suffixes."""
-BACK = (revert_cri, remove_artifacts)
+"""The stages that change the node, without host-check and labels."""
+REVERT_CRI = (revert_cri, remove_artifacts)
 
 NO_TOML = "this is [not TOML\n"
 NO_CRI = '[plugins."io.containerd.cri.v1.images"]\nsnapshotter = "nobody"\n'
-"""What only a restart shows."""
+"""A drop-in that is valid, but with which containerd starts without its CRI."""
 EXTRA = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.extra]\nruntime_type = 'x'\n"
 WITH_CONF_D = b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
 KATA_DEPLOY = b"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata-qemu]\nruntime_type = 'x'\n"
@@ -86,7 +86,7 @@ def handlers(node: FakeNode) -> tuple[str, ...]:
     return tuple(name for name in node.handlers or () if name.startswith("kata"))
 
 
-def all_of_ours(node: FakeNode) -> bytes:
+def content_of_drop_ins(node: FakeNode) -> bytes:
     directory = "/opt/kata/containerd/config.d"
     return b"".join(read(node, f"{directory}/{name}") or b"" for name in node.root.list_dir(directory))
 
@@ -100,13 +100,13 @@ def state(node: FakeNode, install_dir: str = "/opt/kata") -> str:
     return receipt.cri.state if receipt and receipt.cri else "nothing"
 
 
-# What the admin wrote
+# Content of the administrator
 
 
-def test_a_large_file_of_the_admin_is_not_parsed_again_and_again(
+def test_a_large_main_file_is_not_parsed_many_times(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of 1 MB takes a quarter of a second each time."""
+    """To parse a file of 1 MB takes a quarter of a second."""
     marker = "mirror-of-the-admin"
     write(node, MAIN, CONFIG + f"[plugins.'{marker}']\n".encode())
     parsed: list[str] = []
@@ -120,13 +120,13 @@ def test_a_large_file_of_the_admin_is_not_parsed_again_and_again(
     monkeypatch.setattr(tomllib, "loads", counted)
     for stages in (INSTALL, INSTALL, REVERT):
         assert errors(run(node, stages, payload)) == []
-    assert len(parsed) < 10  # more than a hundred when every question parses it
+    assert len(parsed) < 10  # more than 100 if each check parses it
 
 
 def test_an_edit_by_the_admin_survives_an_update_and_the_revert_after_it(
     node: FakeNode, payload: Path
 ) -> None:
-    """The update records the edited file anew: what the node had first is not what it has now."""
+    """The update records the edited file. The backup of the first install is not its previous content."""
     assert errors(run(node, INSTALL, payload)) == []
     write(node, MAIN, (read(node) or b"") + b"# a new admin\n")
     assert errors(run(node, INSTALL, payload, shims="qemu,clh")) == []
@@ -134,9 +134,7 @@ def test_an_edit_by_the_admin_survives_an_update_and_the_revert_after_it(
     assert read(node) == CONFIG + b"# a new admin\n"
 
 
-def test_a_main_file_the_admin_removed_does_not_come_back_with_the_revert(
-    node: FakeNode, payload: Path
-) -> None:
+def test_a_revert_does_not_restore_a_main_file_that_the_admin_removed(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     node.root.resolve(MAIN).unlink()
     assert errors(run(node, INSTALL, payload)) == []
@@ -145,7 +143,7 @@ def test_a_main_file_the_admin_removed_does_not_come_back_with_the_revert(
     assert read(node) is None
 
 
-def test_a_main_file_that_became_a_symlink_stays_one_and_what_it_leads_to_is_edited(
+def test_a_main_file_that_became_a_symlink_stays_one_and_its_target_is_edited(
     node: FakeNode, payload: Path
 ) -> None:
     assert errors(run(node, INSTALL, payload)) == []
@@ -165,16 +163,16 @@ def test_reverting_one_of_two_installations_leaves_the_other_served(node: FakeNo
     assert errors(run(node, CRI, payload, multi_install_suffix="blue")) == []
     assert errors(run(node, CRI, payload, shims="qemu,clh")) == []
     assert handlers(node) == ("kata-clh", "kata-qemu", "kata-qemu-blue")
-    assert errors(run(node, BACK, payload)) == []
+    assert errors(run(node, REVERT_CRI, payload)) == []
     assert handlers(node) == ("kata-qemu-blue",)
-    assert errors(run(node, BACK, payload, multi_install_suffix="blue")) == []
+    assert errors(run(node, REVERT_CRI, payload, multi_install_suffix="blue")) == []
     assert snapshot(node) == before
 
 
 def test_a_rollback_keeps_what_the_admin_wrote_while_a_run_was_unfinished(
     node: FakeNode, payload: Path
 ) -> None:
-    """Undoing failed, the admin repaired the node by hand, and the next run fails as well."""
+    """The rollback failed, the admin repaired the node by hand, and the next run fails too."""
     node.refusals = 2
     assert exit_code(run(node, INSTALL, payload)) == 1
     write(node, MAIN, CONFIG + b"# repaired by hand\n")
@@ -185,19 +183,17 @@ def test_a_rollback_keeps_what_the_admin_wrote_while_a_run_was_unfinished(
     assert node.handlers == ("runc",)
 
 
-def test_a_drop_in_that_was_removed_by_hand_is_unloaded_once_it_is_not_wanted(
+def test_a_user_drop_in_that_was_removed_by_hand_and_from_the_settings_is_unloaded(
     node: FakeNode, payload: Path
 ) -> None:
-    """Nothing is left to write, yet the running invocation has read it."""
+    """No file has to be written, but the running invocation has read the drop-in."""
     assert errors(run(node, INSTALL, payload, user_drop_in=EXTRA)) == []
     node.root.resolve(USER_DROP_IN).unlink()
     assert errors(run(node, INSTALL, payload)) == []
     assert node.handlers == ("kata-qemu", "runc")
 
 
-def test_a_drop_in_somebody_removed_does_not_keep_a_rollback_from_ending(
-    node: FakeNode, payload: Path
-) -> None:
+def test_a_rollback_succeeds_although_the_drop_in_was_removed_by_hand(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     node.root.resolve(DROP_IN).unlink()
     node.restart("containerd.service", 1)
@@ -208,10 +204,10 @@ def test_a_drop_in_somebody_removed_does_not_keep_a_rollback_from_ending(
     assert handlers(node) == ("kata-qemu",)
 
 
-# Handlers that others define
+# Handlers that foreign files define
 
 
-def test_a_handler_of_another_installer_is_refused_and_the_node_stays_as_it_was(
+def test_a_handler_of_another_installer_is_refused_and_nothing_is_changed(
     node: FakeNode, payload: Path
 ) -> None:
     write(node, MAIN, CONFIG + KATA_DEPLOY)
@@ -225,9 +221,7 @@ def test_a_handler_of_another_installer_is_refused_and_the_node_stays_as_it_was(
     assert node.restarts == 1
 
 
-def test_a_handler_that_the_admin_took_over_does_not_hold_up_the_revert(
-    node: FakeNode, payload: Path
-) -> None:
+def test_a_revert_succeeds_although_the_admin_defines_the_same_handler(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     write(node, MAIN, (read(node) or b"") + KATA_DEPLOY)
     assert errors(run(node, REVERT, payload)) == []
@@ -235,12 +229,13 @@ def test_a_handler_that_the_admin_took_over_does_not_hold_up_the_revert(
     assert handlers(node) == ("kata-qemu",)
 
 
-# Interrupted, then something else
+# Interrupted runs, followed by other runs
 
 
 def every_cut(
     tmp_path: Path, prepare: Callable[[FakeNode], None], cut: Callable[[FakeNode], object]
 ) -> list[FakeNode]:
+    """Return a node for each change after which ``cut`` can be killed. ``prepare`` runs before it."""
     nodes = []
     for changes in range(200):
         node = make_node(tmp_path / f"host-{changes}")
@@ -252,11 +247,11 @@ def every_cut(
             nodes.append(node)
         else:
             return nodes
-    pytest.fail("the run never came to its end")
+    pytest.fail("the run did not end")
 
 
-def test_a_broken_user_drop_in_is_on_the_disk_at_no_time(tmp_path: Path, payload: Path) -> None:
-    """A node that loses its power meanwhile would come up without its runtime."""
+def test_a_broken_user_drop_in_is_never_on_the_disk(tmp_path: Path, payload: Path) -> None:
+    """If the node lost power then, it would boot without its runtime."""
 
     def placed(node: FakeNode) -> None:
         assert errors(run(node, (artifacts,), payload)) == []
@@ -265,20 +260,20 @@ def test_a_broken_user_drop_in_is_on_the_disk_at_no_time(tmp_path: Path, payload
         assert node.load() == ("runc",)
 
 
-def test_an_install_killed_anywhere_and_completed_is_reverted_in_one_go(
+def test_an_install_that_was_killed_and_completed_is_reverted_by_one_run(
     tmp_path: Path, payload: Path
 ) -> None:
     before = snapshot(make_node(tmp_path / "untouched"))
     for node in every_cut(tmp_path, lambda _: None, lambda node: run(node, CRI, payload)):
         assert errors(run(node, CRI, payload)) == []
-        assert errors(run(node, BACK, payload)) == []
+        assert errors(run(node, REVERT_CRI, payload)) == []
         assert snapshot(node) == before
 
 
 def test_an_update_that_moves_the_drop_ins_can_be_killed_anywhere_and_reverted(
     tmp_path: Path, payload: Path
 ) -> None:
-    """containerd was upgraded, and the admin made it import conf.d: the drop-ins of old must go too."""
+    """containerd was upgraded and now imports conf.d. The old drop-ins must be removed too."""
 
     def upgraded(node: FakeNode) -> None:
         assert errors(run(node, CRI, payload, user_drop_in=EXTRA)) == []
@@ -289,7 +284,7 @@ def test_an_update_that_moves_the_drop_ins_can_be_killed_anywhere_and_reverted(
     nodes = every_cut(tmp_path, upgraded, lambda node: run(node, CRI, payload))
     assert len(nodes) > 5
     for node in nodes:
-        assert errors(run(node, BACK, payload)) == []
+        assert errors(run(node, REVERT_CRI, payload)) == []
         assert node.handlers == ("runc",)
         assert read(node) == WITH_CONF_D
         assert snapshot(node, "opt") == {}
@@ -306,17 +301,17 @@ def test_a_resumed_install_that_is_rolled_back_leaves_no_directory_behind(
         served = ("kata-qemu", "runc") if state(node) == "serving" else ("runc",)
         assert exit_code(run(node, (cri,), payload, user_drop_in=NO_CRI)) == 4
         assert node.handlers == served
-        assert errors(run(node, BACK, payload)) == []
+        assert errors(run(node, REVERT_CRI, payload)) == []
         assert snapshot(node, "opt") == {}
         assert read(node) == CONFIG
 
 
 def test_a_rollback_that_is_killed_leaves_a_restart_owed(tmp_path: Path, payload: Path) -> None:
-    """What the running invocation has read is not what is on the disk any more."""
+    """The running invocation has not read the files that are on the disk then."""
 
     def installed(node: FakeNode) -> None:
         assert errors(run(node, CRI, payload)) == []
-        # The update loads, yet without one of the handlers wanted.
+        # The runtime loads the update, but leaves out one of the handlers.
         node.on_restart = lambda: setattr(
             node, "handlers", tuple(sorted(set(node.handlers or ()) - {"kata-clh"}))
         )
@@ -324,16 +319,18 @@ def test_a_rollback_that_is_killed_leaves_a_restart_owed(tmp_path: Path, payload
     nodes = every_cut(
         tmp_path, installed, lambda node: run(node, CRI, payload, shims="qemu,clh", user_drop_in=EXTRA)
     )
-    assert any("extra" in (node.handlers or ()) and b"extra" not in all_of_ours(node) for node in nodes)
+    assert any(
+        "extra" in (node.handlers or ()) and b"extra" not in content_of_drop_ins(node) for node in nodes
+    )
     for node in nodes:
         assert errors(run(node, CRI, payload)) == []
         assert node.handlers == ("kata-qemu", "runc")
 
 
-def test_a_restart_that_kills_the_installer_itself_can_be_resumed_though_the_files_were_right(
+def test_a_restart_that_kills_kata_node_is_resumed_although_no_file_was_changed(
     node: FakeNode, payload: Path
 ) -> None:
-    """The handlers were lost without a file changed, so nothing is written but the restart is done."""
+    """The runtime lost the handlers without a change of files: the run writes nothing, but restarts."""
     assert errors(run(node, INSTALL, payload)) == []
     node.handlers = ("runc",)
     node.on_restart = die
@@ -344,10 +341,12 @@ def test_a_restart_that_kills_the_installer_itself_can_be_resumed_though_the_fil
     assert handlers(node) == ("kata-qemu",)
 
 
-# A revert that cannot be proven
+# A revert after which the runtime does not start
 
 
-def test_a_revert_after_which_the_runtime_does_not_start_is_taken_back(node: FakeNode, payload: Path) -> None:
+def test_a_revert_after_which_the_runtime_does_not_start_is_rolled_back(
+    node: FakeNode, payload: Path
+) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     before = snapshot(node)
     node.refusals = 1
@@ -362,10 +361,10 @@ def test_a_revert_after_which_the_runtime_does_not_start_is_taken_back(node: Fak
     assert snapshot(node, "opt") == {}
 
 
-# The unit
+# The unit of the runtime
 
 
-def test_a_runtime_that_a_killed_run_left_stopped_is_started_and_put_back_if_that_fails(
+def test_a_runtime_that_a_killed_run_left_stopped_is_started_or_rolled_back(
     node: FakeNode, payload: Path
 ) -> None:
     assert errors(run(node, (artifacts,), payload)) == []
@@ -380,16 +379,14 @@ def test_a_runtime_that_a_killed_run_left_stopped_is_started_and_put_back_if_tha
     assert state(node) == "nothing"
 
 
-def test_a_runtime_that_came_up_without_the_cri_is_told_with_the_way_to_see_why(
+def test_a_runtime_that_starts_without_the_cri_is_reported_with_the_command_that_shows_why(
     node: FakeNode, payload: Path
 ) -> None:
     (error,) = errors(run(node, INSTALL, payload, user_drop_in=NO_CRI))
     assert journal_command("containerd.service") in str(error)
 
 
-def test_a_runtime_that_somebody_stopped_after_the_run_was_killed_is_started(
-    node: FakeNode, payload: Path
-) -> None:
+def test_a_runtime_that_was_stopped_after_a_killed_run_is_started(node: FakeNode, payload: Path) -> None:
     node.on_restart = die
     with pytest.raises(Killed):
         run(node, INSTALL, payload)
@@ -399,7 +396,7 @@ def test_a_runtime_that_somebody_stopped_after_the_run_was_killed_is_started(
     assert handlers(node) == ("kata-qemu",)
 
 
-def test_a_revert_killed_anywhere_waits_for_the_admin_to_correct_the_file_it_puts_back(
+def test_a_killed_revert_continues_after_the_admin_corrects_a_broken_main_file(
     tmp_path: Path, payload: Path
 ) -> None:
     def installed(node: FakeNode) -> None:
@@ -411,15 +408,15 @@ def test_a_revert_killed_anywhere_waits_for_the_admin_to_correct_the_file_it_put
             continue
         served, has_read = node.handlers, state(node) == "unloading"
         write(node, MAIN, dangling)
-        # One that may have read what is put back would have to be restarted, and must not be.
+        # A runtime that may have read the restored files needs a restart, but cannot start with this file.
         assert exit_code(run(node, (revert_cri,), payload)) == (1 if has_read else 4)
         assert (read(node), node.handlers) == (dangling, served)
         write(node, MAIN, right)
-        assert errors(run(node, BACK, payload)) == []
+        assert errors(run(node, REVERT_CRI, payload)) == []
         assert (read(node), node.handlers) == (right, ("runc",))
 
 
-def test_a_runtime_that_serves_is_not_restarted_into_a_file_somebody_broke_meanwhile(
+def test_a_runtime_that_serves_is_not_restarted_with_a_main_file_that_was_broken_meanwhile(
     node: FakeNode, payload: Path
 ) -> None:
     node.on_restart = die
@@ -437,7 +434,7 @@ def test_a_runtime_that_serves_is_not_restarted_into_a_file_somebody_broke_meanw
     assert read(node) == CONFIG
 
 
-def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(node: FakeNode, payload: Path) -> None:
+def test_a_revert_does_not_start_a_stopped_runtime(node: FakeNode, payload: Path) -> None:
     before = snapshot(node)
     assert errors(run(node, INSTALL, payload)) == []
     node.stop()
@@ -445,9 +442,7 @@ def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(node: FakeNode,
     assert (node.state, node.restarts, snapshot(node)) == ("inactive", 1, before)
 
 
-def test_a_revert_that_is_refused_does_not_start_a_runtime_that_somebody_stopped(
-    node: FakeNode, payload: Path
-) -> None:
+def test_a_refused_revert_does_not_start_a_stopped_runtime(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     write(node, MAIN, b'imports = ["/etc/missing.toml"]\n' + (read(node) or b"").replace(b"imports", b"#"))
     node.stop()
@@ -458,7 +453,7 @@ def test_a_revert_that_is_refused_does_not_start_a_runtime_that_somebody_stopped
     assert node.restarts == restarts
 
 
-def test_without_the_unit_a_live_node_is_not_taken_for_an_image(node: FakeNode, payload: Path) -> None:
+def test_a_live_node_without_the_unit_is_refused(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, (artifacts,), payload)) == []
     node.exists = False
     before = snapshot(node)
@@ -467,7 +462,7 @@ def test_without_the_unit_a_live_node_is_not_taken_for_an_image(node: FakeNode, 
     assert snapshot(node) == before
 
 
-def test_on_a_node_of_another_distribution_containerd_is_left_alone(node: FakeNode, payload: Path) -> None:
+def test_a_node_of_another_distribution_is_refused(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, (artifacts,), payload)) == []
     node.others = ("k3s.service",)
     before = snapshot(node)
@@ -476,7 +471,7 @@ def test_on_a_node_of_another_distribution_containerd_is_left_alone(node: FakeNo
     assert snapshot(node) == before
 
 
-def test_a_runtime_that_does_not_answer_is_not_restarted_when_nothing_is_owed(
+def test_a_runtime_that_does_not_answer_is_not_restarted_unless_a_restart_is_owed(
     node: FakeNode, payload: Path
 ) -> None:
     assert errors(run(node, INSTALL, payload)) == []
@@ -486,7 +481,7 @@ def test_a_runtime_that_does_not_answer_is_not_restarted_when_nothing_is_owed(
     assert (node.restarts, snapshot(node)) == (1, before)
 
 
-def test_another_main_file_named_by_the_unit_takes_over_all_of_ours(node: FakeNode, payload: Path) -> None:
+def test_another_main_file_in_the_units_arguments_gets_the_entry(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     write(node, "/etc/own/containerd.toml", b"version = 3\n")
     node.argv = ("/usr/bin/containerd", "--config", "/etc/own/containerd.toml")
@@ -498,7 +493,7 @@ def test_another_main_file_named_by_the_unit_takes_over_all_of_ours(node: FakeNo
     assert snapshot(node, "opt") == {}
 
 
-def test_a_runtime_that_hangs_after_the_restart_is_put_back_and_restarted(
+def test_a_runtime_that_hangs_after_the_restart_is_rolled_back_and_restarted(
     node: FakeNode, payload: Path
 ) -> None:
     before = snapshot(node, "etc")
@@ -509,14 +504,14 @@ def test_a_runtime_that_hangs_after_the_restart_is_put_back_and_restarted(
     assert snapshot(node, "etc") == before
 
 
-def test_a_runtime_that_systemd_keeps_starting_in_vain_is_put_back(node: FakeNode, payload: Path) -> None:
+def test_a_runtime_that_stays_activating_is_rolled_back(node: FakeNode, payload: Path) -> None:
     node.on_restart = lambda: setattr(node, "state", "activating" if node.restarts == 1 else "active")
     reports = run(node, INSTALL, payload, restart_timeout=0.05)
     assert exit_code(reports) == 4, reports
     assert (node.handlers, state(node)) == (("runc",), "nothing")
 
 
-def test_an_interrupted_install_is_put_back(
+def test_an_interrupted_install_is_rolled_back(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(node, "etc")
@@ -530,10 +525,10 @@ def test_an_interrupted_install_is_put_back(
     assert snapshot(node, "etc") == before
 
 
-# Records lost, and installations of the same name
+# Lost receipts and backups, and installations with the same name
 
 
-def test_a_backup_that_is_lost_costs_nothing_but_the_copy(node: FakeNode, payload: Path) -> None:
+def test_a_revert_succeeds_without_the_backups(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     shutil.rmtree(node.root.resolve("/opt/kata/.kata-node/backups"))
     assert errors(run(node, INSTALL, payload, shims="qemu,clh")) == []
@@ -542,7 +537,7 @@ def test_a_backup_that_is_lost_costs_nothing_but_the_copy(node: FakeNode, payloa
     assert snapshot(node, "opt") == {}
 
 
-def test_a_damaged_backup_is_not_put_back(node: FakeNode, payload: Path) -> None:
+def test_a_damaged_backup_is_not_restored(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     backups = "/opt/kata/.kata-node/backups"
     for name in node.root.list_dir(backups):
@@ -551,9 +546,7 @@ def test_a_damaged_backup_is_not_put_back(node: FakeNode, payload: Path) -> None
     assert read(node) == CONFIG
 
 
-def test_backups_that_are_lost_in_the_middle_do_not_keep_a_run_from_ending(
-    node: FakeNode, payload: Path
-) -> None:
+def test_a_run_continues_although_the_backups_of_a_killed_run_are_lost(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     node.on_restart = die
     with pytest.raises(Killed):
@@ -566,7 +559,7 @@ def test_backups_that_are_lost_in_the_middle_do_not_keep_a_run_from_ending(
     assert read(node) == CONFIG
 
 
-def test_what_a_lost_record_does_not_tell_is_found_by_the_revert(node: FakeNode, payload: Path) -> None:
+def test_a_revert_finds_all_files_without_the_receipt(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload, user_drop_in=EXTRA)) == []
     shutil.rmtree(node.root.resolve("/opt/kata/.kata-node"))
     assert errors(run(node, REVERT, payload)) == []
@@ -574,7 +567,7 @@ def test_what_a_lost_record_does_not_tell_is_found_by_the_revert(node: FakeNode,
     assert (read(node, DROP_IN), read(node, USER_DROP_IN)) == (None, None)
 
 
-def test_a_lost_record_is_made_anew_and_the_revert_after_it_is_complete(
+def test_an_install_writes_a_lost_receipt_again_and_a_later_revert_is_complete(
     node: FakeNode, payload: Path
 ) -> None:
     assert errors(run(node, INSTALL, payload)) == []
@@ -583,11 +576,11 @@ def test_a_lost_record_is_made_anew_and_the_revert_after_it_is_complete(
     assert node.restarts == 2
     assert errors(run(node, REVERT, payload)) == []
     assert read(node) == CONFIG
-    # Whose directories they are, the record would have told.
+    # Empty directories stay: without the first receipt it is not known who created them.
     assert {kind for _, kind, _ in snapshot(node, "opt").values()} == {""}
 
 
-def test_what_others_left_beside_our_files_stays_and_does_not_hold_up_a_revert(
+def test_foreign_files_in_the_install_dir_stay_and_do_not_fail_a_revert(
     node: FakeNode, payload: Path
 ) -> None:
     assert errors(run(node, INSTALL, payload)) == []
@@ -621,13 +614,13 @@ def test_an_install_dir_that_is_a_mount_point_stays(
     assert outcomes(run(node, REVERT, payload))[-2] == "remove-artifacts skipped"
 
 
-def test_a_revert_for_another_prefix_leaves_the_drop_in_that_both_would_have(
+def test_a_revert_with_another_prefix_keeps_the_drop_in_of_the_other_installation(
     node: FakeNode, payload: Path
 ) -> None:
     write(node, MAIN, WITH_CONF_D)
     node.version = "2.2.1"
     assert errors(run(node, CRI, payload, installation_prefix="/srv")) == []
-    assert errors(run(node, BACK, payload)) == []
+    assert errors(run(node, REVERT_CRI, payload)) == []
     assert handlers(node) == ("kata-qemu",)
     assert read(node, CONF_D) is not None
 
@@ -644,10 +637,10 @@ def test_an_install_at_another_prefix_does_not_overwrite_the_drop_in_of_the_firs
     assert snapshot(node, "etc") == before
 
 
-# A disk that is full, systemd that is gone
+# A full disk, and a lost connection to systemd
 
 
-def test_an_install_on_a_full_disk_fails_before_anything_and_says_so(
+def test_an_install_on_a_full_disk_changes_nothing(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert errors(run(node, (artifacts,), payload)) == []
@@ -662,18 +655,18 @@ def test_an_install_on_a_full_disk_fails_before_anything_and_says_so(
     assert {path: what for path, what in snapshot(node).items() if not path.endswith("backups")} == before
 
 
-def test_a_file_that_cannot_be_put_back_does_not_keep_the_runtime_from_being_restarted(
+def test_the_runtime_is_restarted_although_a_file_cannot_be_restored(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Root.write
 
-    def refuse_the_old(self: Root, path: str, content: bytes, **more: Any) -> None:
+    def refuse_to_restore(self: Root, path: str, content: bytes, **more: Any) -> None:
         if path == MAIN and content == CONFIG:
             raise HostError("No space left on device", where=path)
         real(self, path, content, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Root, "write", refuse_the_old)
+        patched.setattr(Root, "write", refuse_to_restore)
         reports = run(node, INSTALL, payload, user_drop_in=NO_CRI)
     assert exit_code(reports) == 1, reports
     assert "restore /etc/containerd/config.toml: " in reports[-1].summary
@@ -683,17 +676,17 @@ def test_a_file_that_cannot_be_put_back_does_not_keep_the_runtime_from_being_res
     assert snapshot(node, "opt") == {}
 
 
-def test_when_systemd_goes_away_in_between_the_files_are_put_back_and_the_next_run_goes_on(
+def test_if_systemd_is_lost_before_the_restart_the_files_are_restored_and_the_next_run_continues(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(node, "etc")
     real = restart.CheckConfig.apply
 
-    def and_then_it_goes(self: restart.CheckConfig, clients: object) -> None:
+    def apply_and_lose_systemd(self: restart.CheckConfig, clients: object) -> None:
         real(self, clients)  # type: ignore[arg-type]
         node.systemd_gone = True
 
-    monkeypatch.setattr(restart.CheckConfig, "apply", and_then_it_goes)
+    monkeypatch.setattr(restart.CheckConfig, "apply", apply_and_lose_systemd)
     reports = run(node, INSTALL, payload)
     assert exit_code(reports) == 1, reports
     assert snapshot(node, "etc") == before
@@ -722,7 +715,7 @@ def cluster(node: FakeNode) -> FakeKube:
 MARKS = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/default": "true"}
 
 
-def test_the_labels_come_with_the_install_and_go_with_the_revert(
+def test_an_install_sets_the_labels_and_a_revert_removes_them(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     assert errors(run(node, INSTALL, payload, node_name="n1")) == []
@@ -732,21 +725,21 @@ def test_the_labels_come_with_the_install_and_go_with_the_revert(
     assert cluster.labels == {"kubernetes.io/hostname": "n1"}
 
 
-def test_a_revert_that_knows_of_no_cluster_tells_how_to_remove_the_labels_it_leaves(
+def test_a_revert_without_a_cluster_notes_the_commands_that_remove_the_labels(
     node: FakeNode, payload: Path
 ) -> None:
-    """The shared label is that of the other installation too, until that one goes."""
+    """The shared label belongs to both installations until the last one is reverted."""
     for suffix in ("", "blue"):
         assert errors(run(node, INSTALL, payload, multi_install_suffix=suffix)) == []
-    unlabelled, *_ = run(node, REVERT, payload, multi_install_suffix="blue")
-    (note,) = unlabelled.notes
+    unlabeled, *_ = run(node, REVERT, payload, multi_install_suffix="blue")
+    (note,) = unlabeled.notes
     assert "`kubectl label node NAME kata-deploy.katacontainers.io/blue-`" in note
-    unlabelled, *_ = run(node, REVERT, payload)
-    (note,) = unlabelled.notes
+    unlabeled, *_ = run(node, REVERT, payload)
+    (note,) = unlabeled.notes
     keys = "kata-deploy.katacontainers.io/default- katacontainers.io/kata-runtime-"
     assert f"`kubectl label node NAME {keys}`" in note
-    unlabelled, *_ = run(node, REVERT, payload, offline=True, runtime="containerd://2.1.9")
-    assert unlabelled.notes == ()
+    unlabeled, *_ = run(node, REVERT, payload, offline=True, runtime="containerd://2.1.9")
+    assert unlabeled.notes == ()
 
 
 def test_a_node_is_claimed_before_anything_is_written_to_it(
@@ -760,7 +753,7 @@ def test_a_node_is_claimed_before_anything_is_written_to_it(
     assert untouched
 
 
-def test_what_half_an_installation_left_can_be_found_until_it_is_gone(
+def test_the_labels_are_false_after_a_failed_install_or_revert(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     claims = dict.fromkeys(MARKS, "false")
@@ -776,7 +769,7 @@ def test_what_half_an_installation_left_can_be_found_until_it_is_gone(
     assert not cluster.labels.keys() & claims.keys()
 
 
-def test_a_node_that_serves_goes_on_being_used_while_it_is_installed_again(
+def test_the_shared_label_stays_true_while_a_serving_node_is_updated(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     assert errors(run(node, INSTALL, payload, node_name="n1")) == []
@@ -787,7 +780,7 @@ def test_a_node_that_serves_goes_on_being_used_while_it_is_installed_again(
     assert cluster.labels.items() >= MARKS.items()
 
 
-def test_one_deadline_holds_for_all_of_a_stage(
+def test_all_requests_of_a_stage_have_the_same_deadline(
     node: FakeNode, payload: Path, cluster: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert errors(run(node, (claim, *CRI), payload, node_name="n1")) == []
@@ -821,18 +814,18 @@ STAYS = {"key": "example.com/starting", "effect": "NoExecute"}
         pytest.param("example.com/start", [GONE, STAYS], id="another key"),
     ],
 )
-def test_startup_taints_are_lifted_once_the_node_is_labelled(
+def test_startup_taints_are_removed_after_the_node_is_labeled(
     node: FakeNode, payload: Path, cluster: FakeKube, startup: str, left: list[dict[str, str]]
 ) -> None:
     cluster.taints = [GONE, STAYS]
-    there_when_labelled: list[int] = []
-    cluster.on_settled = lambda kube: there_when_labelled.append(len(kube.taints))
+    taints_when_labeled: list[int] = []
+    cluster.on_settled = lambda kube: taints_when_labeled.append(len(kube.taints))
     assert errors(run(node, INSTALL, payload, node_name="n1", startup_taints=startup)) == []
     assert cluster.taints == left
-    assert set(there_when_labelled) == {2}
+    assert set(taints_when_labeled) == {2}
 
 
-def test_a_startup_taint_that_stays_is_noted_and_fails_nothing(
+def test_a_startup_taint_that_cannot_be_removed_is_noted_and_does_not_fail_the_run(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     cluster.taints, cluster.keeps_taints = [GONE], True
@@ -844,7 +837,7 @@ def test_a_startup_taint_that_stays_is_noted_and_fails_nothing(
     assert (outcomes(reports)[-1], cluster.taints) == ("label done", [])
 
 
-def test_a_node_that_registers_anew_after_the_restart_is_waited_for(
+def test_the_label_stage_waits_for_a_node_that_registers_again_after_the_restart(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     cluster.away = 1
@@ -852,7 +845,7 @@ def test_a_node_that_registers_anew_after_the_restart_is_waited_for(
     assert cluster.labels.items() >= MARKS.items()
 
 
-def test_a_node_that_is_not_ready_for_a_moment_once_it_is_labelled_is_no_failure(
+def test_a_node_that_is_not_ready_right_after_it_was_labeled_does_not_fail_the_run(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     def away(kube: FakeKube) -> None:
@@ -862,7 +855,7 @@ def test_a_node_that_is_not_ready_for_a_moment_once_it_is_labelled_is_no_failure
     assert errors(run(node, INSTALL, payload, node_name="n1")) == []
 
 
-def test_an_api_server_that_refuses_costs_only_the_labels_until_the_next_run(
+def test_if_the_api_server_refuses_the_labels_the_next_run_sets_them(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     run(node, (claim,), payload, node_name="n1")
@@ -879,7 +872,7 @@ def test_an_api_server_that_refuses_costs_only_the_labels_until_the_next_run(
     ]
 
 
-def test_a_node_that_cannot_be_claimed_is_not_touched(
+def test_a_node_that_cannot_be_claimed_is_not_changed(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     before = snapshot(node)
@@ -889,7 +882,7 @@ def test_a_node_that_cannot_be_claimed_is_not_touched(
     assert snapshot(node) == before
 
 
-def test_nothing_is_taken_away_while_the_cluster_still_sends_pods_here(
+def test_a_revert_changes_nothing_if_the_labels_cannot_be_withdrawn(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     assert errors(run(node, INSTALL, payload, node_name="n1")) == []
@@ -903,7 +896,7 @@ def test_nothing_is_taken_away_while_the_cluster_still_sends_pods_here(
 
 
 @pytest.mark.parametrize("installed", [False, True])
-def test_a_runtime_that_is_just_being_restarted_does_not_fail_the_check(
+def test_host_check_waits_for_a_runtime_that_is_restarting(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
     if installed:
@@ -930,7 +923,7 @@ def test_a_runtime_that_is_just_being_restarted_does_not_fail_the_check(
     assert len(waited) == 3
 
 
-def test_the_wrong_machine_is_not_touched_on_the_way_back_either(node: FakeNode, payload: Path) -> None:
+def test_a_revert_does_not_change_another_machine(node: FakeNode, payload: Path) -> None:
     write(node, "/etc/machine-id", b"0123456789abcdef0123456789abcdef\n")
     right = "01234567-89AB-CDEF-0123-456789ABCDEF"
     assert errors(run(node, INSTALL, payload, machine_id=right)) == []
@@ -939,7 +932,7 @@ def test_the_wrong_machine_is_not_touched_on_the_way_back_either(node: FakeNode,
     assert snapshot(node) == before
 
 
-def test_the_node_of_another_machine_is_not_labelled_and_not_called_labelled(
+def test_the_labels_of_another_machine_are_not_changed(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     for there in ({}, MARKS):
@@ -949,69 +942,69 @@ def test_the_node_of_another_machine_is_not_labelled_and_not_called_labelled(
             assert cluster.labels == there
 
 
-def test_a_failure_is_told_when_the_node_is_free_for_others(node: FakeNode, payload: Path) -> None:
+def test_the_lock_is_released_before_a_failure_is_reported(node: FakeNode, payload: Path) -> None:
     free: list[bool] = []
 
-    def told(report: object) -> None:
+    def report(_: object) -> None:
         with contextlib.suppress(LockedError), lock.hold(node.root, "cri", 0):
             free.append(True)
 
     node.systemd_gone = True
-    assert exit_code(run(node, CRI, payload, report=told)) == 1
+    assert exit_code(run(node, CRI, payload, report=report)) == 1
     assert free == [True]
 
 
-def test_a_node_that_another_run_works_on_is_left_to_it(node: FakeNode, payload: Path) -> None:
+def test_a_run_fails_while_another_run_holds_the_lock(node: FakeNode, payload: Path) -> None:
     with lock.hold(node.root, "cri", 0):
         before = snapshot(node)
         assert exit_code(run(node, CRI, payload, lock_timeout=0)) == 5
         assert snapshot(node) == before
 
 
-# What is only said
+# Status, dry run and notes
 
 
-def test_status_tells_of_a_restart_that_is_owed_until_it_is_done(node: FakeNode, payload: Path) -> None:
-    (done,) = installed_and_seen(node, payload)
+def test_status_shows_an_owed_restart_until_it_is_done(node: FakeNode, payload: Path) -> None:
+    (done,) = install_and_status(node, payload)
     assert (done.restart_owed, done.drift, done.served) == (False, (), ("kata-qemu", "runc"))
     node.handlers = ("runc",)
     node.restart = die  # type: ignore[method-assign]
     with pytest.raises(Killed):
         run(node, (cri,), payload)
-    (owed,) = seen(node, payload)
+    (owed,) = gather_status(node, payload)
     assert (owed.cri, owed.restart_owed, owed.served) == ("restarting", True, ("runc",))
     node.systemd_gone = True
-    assert seen(node, payload)[0].restart_owed
+    assert gather_status(node, payload)[0].restart_owed
     node.systemd_gone = False
     del node.restart
     node.restart("containerd.service", 1)
-    assert not seen(node, payload)[0].restart_owed
+    assert not gather_status(node, payload)[0].restart_owed
 
 
-def test_status_names_what_changed_and_what_cannot_be_read(node: FakeNode, payload: Path) -> None:
-    assert seen(node, payload) == []
-    installed_and_seen(node, payload)
+def test_status_names_changed_files_and_receipts_that_cannot_be_read(node: FakeNode, payload: Path) -> None:
+    assert gather_status(node, payload) == []
+    install_and_status(node, payload)
     write(node, DROP_IN, b"# by hand\n")
     write(node, "/opt/kata/bin/qemu-system-x86_64", b"# by hand")
     write(
         node, "/opt/kata-copy/.kata-node/receipt.json", read(node, "/opt/kata/.kata-node/receipt.json") or b""
     )
-    found, copy = seen(node, payload)
+    found, copy = gather_status(node, payload)
     assert found.drift == ("/opt/kata/bin/qemu-system-x86_64: changed", f"{DROP_IN}: changed")
     assert "/opt/kata" in copy.error
 
 
-def installed_and_seen(node: FakeNode, payload: Path) -> list[status.InstallationStatus]:
+def install_and_status(node: FakeNode, payload: Path) -> list[status.InstallationStatus]:
     assert errors(run(node, CRI, payload)) == []
-    return seen(node, payload)
+    return gather_status(node, payload)
 
 
-def seen(node: FakeNode, payload: Path) -> list[status.InstallationStatus]:
-    wanted = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
-    return status.gather(wanted, Options(payload), node.clients(), deep=False)
+def gather_status(node: FakeNode, payload: Path) -> list[status.InstallationStatus]:
+    loaded = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    return status.gather(loaded, Options(payload), node.clients(), deep=False)
 
 
-def test_a_dry_run_tells_all_that_would_happen_and_changes_nothing(node: FakeNode, payload: Path) -> None:
+def test_a_dry_run_shows_all_changes_and_makes_none(node: FakeNode, payload: Path) -> None:
     before = snapshot(node)
     planned = run(node, INSTALL, payload, dry_run=True)
     assert [report.outcome for report in planned] == ["done", "skipped", "planned", "planned", "skipped"]
@@ -1025,16 +1018,14 @@ def test_a_dry_run_tells_all_that_would_happen_and_changes_nothing(node: FakeNod
     assert (snapshot(node), node.restarts) == (installed, 1)
 
 
-def test_a_revert_by_hand_that_knows_no_cluster_says_that_labels_stay(node: FakeNode, payload: Path) -> None:
+def test_a_revert_by_hand_without_a_cluster_notes_that_labels_stay(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     (note,) = run(node, REVERT, payload)[0].notes
     assert "NODE_NAME and KUBECONFIG" in note
     assert run(node, (unlabel,), payload, offline=True)[0].notes == ()
 
 
-def test_a_node_is_not_labelled_from_another_machine(
-    node: FakeNode, payload: Path, cluster: FakeKube
-) -> None:
+def test_a_node_is_not_labeled_from_another_machine(node: FakeNode, payload: Path, cluster: FakeKube) -> None:
     write(node, "/etc/machine-id", b"0123456789abcdef0123456789abcdef\n")
     cluster.machine_id = "f" * 32
     before = snapshot(node)
@@ -1049,7 +1040,7 @@ def test_a_node_is_not_labelled_from_another_machine(
 
 
 @pytest.mark.parametrize("late", ["away", "registered anew"])
-def test_a_taint_that_comes_with_the_node_while_it_is_labelled_is_lifted(
+def test_a_taint_that_appears_while_the_node_is_labeled_is_removed(
     node: FakeNode, payload: Path, cluster: FakeKube, late: str
 ) -> None:
     assert errors(run(node, (claim, *CRI), payload, node_name="n1")) == []
@@ -1061,7 +1052,7 @@ def test_a_taint_that_comes_with_the_node_while_it_is_labelled_is_lifted(
     assert cluster.taints == []
 
 
-def test_one_taint_that_may_not_be_lifted_keeps_no_other(
+def test_a_taint_that_cannot_be_removed_does_not_keep_other_taints(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     cluster.taints, cluster.stuck = [GONE, STAYS], STAYS

@@ -1,4 +1,4 @@
-"""What a stage refuses to touch, and what it takes away all the same."""
+"""States of the runtime that a stage refuses to change, and states that it reverts nevertheless."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def node(tmp_path: Path) -> FakeNode:
 
 
 def run_with(node: FakeNode, stages: Any, payload: Path, **changes: Any) -> list[StageReport]:
-    wanted: Settings = replace(settings.load(None, overrides={"shims": "qemu"}, arch="x86_64"), **changes)
+    changed: Settings = replace(settings.load(None, overrides={"shims": "qemu"}, arch="x86_64"), **changes)
     options = Options(payload, restart_timeout=5, stable_for=0)
-    return pipeline.run(stages, pipeline.Run(wanted, options, node.clients(), lock_timeout=1))
+    return pipeline.run(stages, pipeline.Run(changed, options, node.clients(), lock_timeout=1))
 
 
-def test_a_handler_that_the_runtime_has_built_in_is_not_taken_over(node: FakeNode, payload: Path) -> None:
-    """No file defines it, so only what is served can tell."""
+def test_a_built_in_handler_of_the_runtime_is_refused(node: FakeNode, payload: Path) -> None:
+    """No file defines it. Only the CRI shows that the runtime serves it."""
     node.handlers = ("runc", "runsc")
     before = snapshot(node)
     for stages in ((host_check,), INSTALL):
@@ -62,9 +62,7 @@ def test_a_handler_that_the_runtime_has_built_in_is_not_taken_over(node: FakeNod
     assert snapshot(node) == before
 
 
-def test_a_custom_runtime_of_ours_is_served_and_not_taken_for_the_runtimes_own(
-    node: FakeNode, payload: Path
-) -> None:
+def test_a_custom_runtime_is_not_mistaken_for_a_built_in_handler(node: FakeNode, payload: Path) -> None:
     assert errors(run_with(node, INSTALL, payload, custom_runtimes=(BUILT_IN,))) == []
     assert set(node.handlers or ()) == {"kata-qemu", "runc", "runsc"}
     assert errors(run_with(node, INSTALL, payload, custom_runtimes=(BUILT_IN,))) == []
@@ -72,7 +70,9 @@ def test_a_custom_runtime_of_ours_is_served_and_not_taken_for_the_runtimes_own(
     assert set(node.handlers or ()) == {"kata-qemu", "runc"}
 
 
-def test_a_directory_that_the_daemon_does_not_read_is_refused(node: FakeNode, payload: Path) -> None:
+def test_a_configuration_directory_that_containerd_does_not_read_is_refused(
+    node: FakeNode, payload: Path
+) -> None:
     elsewhere = ContainerdSettings(config_dir="/etc/elsewhere")
     reports = run_with(node, INSTALL, payload, containerd=elsewhere)
     assert exit_code(reports) == 3
@@ -80,7 +80,7 @@ def test_a_directory_that_the_daemon_does_not_read_is_refused(node: FakeNode, pa
     assert outcomes(reports)[0].startswith("host-check failed")
 
 
-def test_a_runtime_that_others_broke_does_not_keep_ours_from_being_taken_out(
+def test_a_revert_succeeds_on_a_runtime_that_a_foreign_change_broke(
     tmp_path: Path, node: FakeNode, payload: Path
 ) -> None:
     assert errors(run(node, INSTALL, payload)) == []
@@ -96,7 +96,9 @@ def test_a_runtime_that_others_broke_does_not_keep_ours_from_being_taken_out(
     assert snapshot(node) == snapshot(make_node(tmp_path / "untouched"))
 
 
-def test_a_runtime_that_serves_is_not_reverted_into_one_that_does_not(node: FakeNode, payload: Path) -> None:
+def test_a_revert_is_refused_if_a_serving_runtime_would_not_start_after_it(
+    node: FakeNode, payload: Path
+) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     broken = (node.root.read(MAIN) or b"").replace(b"imports = [", b'imports = ["/etc/missing.toml", ')
     node.root.write(MAIN, broken)
@@ -104,7 +106,7 @@ def test_a_runtime_that_serves_is_not_reverted_into_one_that_does_not(node: Fake
     assert node.handlers == ("kata-qemu", "runc")
 
 
-def test_a_runtime_that_was_replaced_by_one_that_cannot_serve_this_is_told_the_way_out(
+def test_a_runtime_that_cannot_read_its_configuration_any_more_gets_a_hint_to_revert(
     node: FakeNode, payload: Path
 ) -> None:
     assert errors(run(node, INSTALL, payload)) == []
@@ -113,7 +115,7 @@ def test_a_runtime_that_was_replaced_by_one_that_cannot_serve_this_is_told_the_w
     assert "run `kata-node revert` and then `kata-node install`" in str(errors(reports)[0])
 
 
-def test_a_drop_in_for_containerd_is_passed_over_on_other_runtimes_and_that_is_told(
+def test_a_drop_in_for_containerd_is_skipped_on_other_runtimes_with_a_finding(
     tmp_path: Path, payload: Path
 ) -> None:
     crio = make_kind(NODE_VARIANTS["CRI-O"], tmp_path / "crio")
@@ -122,7 +124,7 @@ def test_a_drop_in_for_containerd_is_passed_over_on_other_runtimes_and_that_is_t
     assert (report.outcome, found["user-drop-in"]) == ("done", "skip")
 
 
-def test_the_main_file_made_for_two_needs_no_restart_when_one_of_them_has_gone(
+def test_a_revert_of_one_of_two_installations_needs_no_restart_for_the_other(
     node: FakeNode, payload: Path
 ) -> None:
     node.root.remove(MAIN)
@@ -140,9 +142,7 @@ def notes_of(reports: list[StageReport]) -> list[str]:
     return [note for report in reports for note in report.notes if MAIN in note]
 
 
-def test_a_file_that_another_installation_changed_is_not_taken_for_edited_by_somebody(
-    node: FakeNode, payload: Path
-) -> None:
+def test_a_note_names_the_other_installation_that_changed_a_file(node: FakeNode, payload: Path) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
     reports = run(node, REVERT, payload)
@@ -157,7 +157,7 @@ def test_a_file_that_another_installation_changed_is_not_taken_for_edited_by_som
     assert node.root.read(MAIN) == CONFIG
 
 
-def test_an_edit_of_the_admin_is_told_apart_from_what_another_installation_did(
+def test_a_note_tells_an_edit_of_the_admin_from_a_change_by_another_installation(
     node: FakeNode, payload: Path
 ) -> None:
     assert errors(run(node, INSTALL, payload)) == []

@@ -1,4 +1,4 @@
-"""What ``status`` tells of installations that share files with others."""
+"""The command ``status``: drift in shared files, and the labels of the Node."""
 
 from __future__ import annotations
 
@@ -25,17 +25,15 @@ def payload(tmp_path: Path) -> Path:
 
 
 def drift(node: FakeNode, payload: Path, distribution: str = "k8s") -> dict[str, tuple[str, ...]]:
-    """What has changed of each installation, by its name."""
-    wanted = settings.load(None, overrides={"k8s_distribution": distribution}, arch="x86_64")
+    """Return the drift of each installation, by its name."""
+    loaded = settings.load(None, overrides={"k8s_distribution": distribution}, arch="x86_64")
     return {
         each.instance: each.drift
-        for each in status.gather(wanted, Options(payload), node.clients(), deep=True)
+        for each in status.gather(loaded, Options(payload), node.clients(), deep=True)
     }
 
 
-def test_an_installation_has_not_drifted_because_another_one_came_or_went(
-    tmp_path: Path, payload: Path
-) -> None:
+def test_a_change_by_another_installation_is_not_drift(tmp_path: Path, payload: Path) -> None:
     node = make_node(tmp_path / "host")
     assert errors(run(node, INSTALL, payload)) == []
     assert errors(run(node, INSTALL, payload, multi_install_suffix="blue")) == []
@@ -44,9 +42,7 @@ def test_an_installation_has_not_drifted_because_another_one_came_or_went(
     assert drift(node, payload) == {"blue": ()}
 
 
-def test_an_installation_has_drifted_when_somebody_took_it_out_of_the_main_file(
-    tmp_path: Path, payload: Path
-) -> None:
+def test_a_removed_entry_in_the_main_file_is_drift(tmp_path: Path, payload: Path) -> None:
     node = make_node(tmp_path / "host")
     assert errors(run(node, INSTALL, payload)) == []
     node.root.write(MAIN, b"version = 3\n")
@@ -56,9 +52,7 @@ def test_an_installation_has_drifted_when_somebody_took_it_out_of_the_main_file(
 
 
 @pytest.mark.parametrize("name", ["containerd 1.7", "k3s with an admin's template", "microk8s"])
-def test_an_admin_may_edit_the_rest_of_a_file_that_has_our_part(
-    name: str, tmp_path: Path, payload: Path
-) -> None:
+def test_an_edit_outside_of_the_entry_is_not_drift(name: str, tmp_path: Path, payload: Path) -> None:
     kind = NODE_VARIANTS[name]
     node = make_kind(kind, tmp_path / "host")
     (path,) = kind.kata_files
@@ -70,7 +64,7 @@ def test_an_admin_may_edit_the_rest_of_a_file_that_has_our_part(
     assert drift(node, payload, kind.distribution) == {"default": (f"{path}: changed",)}
 
 
-def test_an_installation_below_a_prefix_is_found_by_what_the_runtime_reads(
+def test_an_installation_with_a_prefix_is_found_by_the_runtimes_configuration(
     tmp_path: Path, payload: Path
 ) -> None:
     node = make_node(tmp_path / "host")
@@ -80,16 +74,14 @@ def test_an_installation_below_a_prefix_is_found_by_what_the_runtime_reads(
     assert drift(node, payload) == {"default": (), "blue": ()}
 
 
-def test_what_is_left_of_an_installation_that_was_deleted_by_hand_is_told(
-    tmp_path: Path, payload: Path
-) -> None:
+def test_an_entry_of_an_installation_that_was_deleted_by_hand_is_shown(tmp_path: Path, payload: Path) -> None:
     node = make_node(tmp_path / "host")
     assert errors(run(node, INSTALL, payload)) == []
     shutil.rmtree(node.root.base / "opt/kata")
-    wanted = settings.load(None, overrides={}, arch="x86_64")
-    (found,) = status.gather(wanted, Options(payload), node.clients(), deep=False)
+    loaded = settings.load(None, overrides={}, arch="x86_64")
+    (found,) = status.gather(loaded, Options(payload), node.clients(), deep=False)
     assert found.install_dir == "/opt/kata"
-    assert "there is no record of it" in found.error
+    assert "it has no receipt" in found.error
 
 
 LABELS = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/blue": "false"}
@@ -104,7 +96,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKube:
     return node.kube
 
 
-def test_the_labels_of_the_node_are_told_where_there_are_credentials(
+def test_the_labels_of_the_node_are_shown_if_there_are_credentials(
     cluster: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clients = cluster.host.clients()
@@ -127,7 +119,7 @@ def test_the_labels_of_the_node_are_told_where_there_are_credentials(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        pytest.param({"labels": {"a": "b"}}, "labels     none of Kata", id="none"),
+        pytest.param({"labels": {"a": "b"}}, "labels     no Kata labels", id="none"),
         pytest.param(
             {"error": AWAY},
             "labels     not known: the API server gave no answer (node/n1 at https://api)",
@@ -136,9 +128,7 @@ def test_the_labels_of_the_node_are_told_where_there_are_credentials(
         pytest.param({"away": 1}, "labels     not known: there is no such Node (node/n1)", id="no-node"),
     ],
 )
-def test_a_status_without_labels_says_why_and_is_no_failure(
-    cluster: FakeKube, change: dict[str, Any], says: str
-) -> None:
+def test_a_status_without_labels_says_why(cluster: FakeKube, change: dict[str, Any], says: str) -> None:
     for name, value in change.items():
         setattr(cluster, name, value)
     node = status.read_node_labels(Options(Path("/payload"), node_name="n1"), cluster.host.clients())

@@ -1,3 +1,5 @@
+"""The actions of a plan: what each does to the node, how it is checked, and how it is described."""
+
 from __future__ import annotations
 
 import contextlib
@@ -40,7 +42,7 @@ RECEIPT = Receipt("default", INSTALL_DIR, "1.2.3")
 
 
 def unused() -> Any:
-    pytest.fail("an action on files asked for a service")
+    pytest.fail("an action on files must not use systemd, CRI or API server")
 
 
 @contextlib.contextmanager
@@ -53,7 +55,7 @@ def clients(root: Root) -> Clients:
     return Clients(root, unused, lambda socket: unused(), unused, no_progress)
 
 
-def do(action: Action, clients: Clients) -> None:
+def apply_and_check(action: Action, clients: Clients) -> None:
     action.apply(clients)
     action.check(clients)
 
@@ -76,10 +78,10 @@ def everything(root: Root) -> list[str]:
 # --- one small file ---------------------------------------------------------------------------------
 
 
-def test_a_file_is_written_and_said_to_be_new(root: Root, clients: Clients) -> None:
+def test_a_new_file_is_written_and_reported_as_new(root: Root, clients: Clients) -> None:
     put(root, "/etc/other")
     action = WriteFile("/etc/a.toml", b"version = 3\n", 0o640, mtime=7)
-    do(action, clients)
+    apply_and_check(action, clients)
     assert root.read("/etc/a.toml") == b"version = 3\n"
     assert mode_of(root, "/etc/a.toml") == 0o640
     assert root.resolve("/etc/a.toml").stat().st_mtime == 7
@@ -87,95 +89,97 @@ def test_a_file_is_written_and_said_to_be_new(root: Root, clients: Clients) -> N
     assert action.diff() == "--- /dev/null\n+++ /etc/a.toml\n@@ -0,0 +1 @@\n+version = 3\n"
 
 
-def test_a_changed_file_keeps_its_mode_when_told(root: Root, clients: Clients) -> None:
+def test_a_changed_file_gets_the_given_mode(root: Root, clients: Clients) -> None:
     put(root, MAIN, "a\n")
     action = WriteFile(MAIN, b"b\n", 0o600, before=b"a\n")
-    do(action, clients)
+    apply_and_check(action, clients)
     assert (root.read(MAIN), mode_of(root, MAIN)) == (b"b\n", 0o600)
     assert action.describe() == f"change {MAIN}"
     assert action.diff() == f"--- {MAIN}\n+++ {MAIN}\n@@ -1 +1 @@\n-a\n+b\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_changed_file_keeps_its_owner_when_told(root: Root, clients: Clients) -> None:
-    do(WriteFile("/a", b"", owner=(12, 34)), clients)
+def test_a_file_gets_the_given_owner(root: Root, clients: Clients) -> None:
+    apply_and_check(WriteFile("/a", b"", owner=(12, 34)), clients)
     info = root.resolve("/a").stat()
     assert (info.st_uid, info.st_gid) == (12, 34)
 
 
-def test_a_file_that_somebody_wrote_over_is_noticed(root: Root, clients: Clients) -> None:
+def test_the_check_finds_a_file_that_another_program_overwrote(root: Root, clients: Clients) -> None:
     action = WriteFile("/a", b"ours")
     action.apply(clients)
-    for theirs in ("theirs", ""):
-        put(root, "/a", theirs)
-        with pytest.raises(HostError, match="reads back differently") as caught:
+    for foreign in ("theirs", ""):
+        put(root, "/a", foreign)
+        with pytest.raises(HostError, match="does not have the content that was written") as caught:
             action.check(clients)
         assert caught.value.where == "/a"
     root.remove("/a")
-    with pytest.raises(HostError, match="reads back differently"):
+    with pytest.raises(HostError, match="does not have the content that was written"):
         action.check(clients)
 
 
-def test_a_removed_file_takes_along_what_a_link_leads_to_and_leaves_the_link(
+def test_removing_a_file_removes_the_target_of_a_link_and_keeps_the_link(
     root: Root, clients: Clients
 ) -> None:
     put(root, "/srv/real.toml", "a\n")
     root.symlink("/link.toml", "srv/real.toml")
     action = RemoveFile("/link.toml", b"a\n")
-    do(action, clients)
+    apply_and_check(action, clients)
     assert everything(root) == ["/link.toml", "/srv"]
     assert action.describe() == "remove /link.toml"
     assert action.diff() == "--- /link.toml\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
-    do(action, clients)
+    apply_and_check(action, clients)
     put(root, "/srv/real.toml")
-    with pytest.raises(HostError, match="still there") as caught:
+    with pytest.raises(HostError, match="still exists") as caught:
         action.check(clients)
     assert caught.value.where == "/link.toml"
 
 
-def test_sweeping_removes_what_a_killed_write_left_and_nothing_else(root: Root, clients: Clients) -> None:
+def test_leftovers_of_an_interrupted_write_are_removed_and_nothing_else(root: Root, clients: Clients) -> None:
     real = put(root, "/srv/real.toml")
     root.symlink("/link.toml", "srv/real.toml")
     temp_sibling(real).touch()
     put(root, "/srv/.real.toml.mine")
-    do(RemoveLeftovers(("/link.toml", "/srv/real.toml", "/gone/a", "/srv/real.toml/x")), clients)
+    apply_and_check(RemoveLeftovers(("/link.toml", "/srv/real.toml", "/gone/a", "/srv/real.toml/x")), clients)
     assert everything(root) == ["/link.toml", "/srv", "/srv/.real.toml.mine", "/srv/real.toml"]
 
 
 # --- directories and links --------------------------------------------------------------------------
 
 
-def test_a_directory_is_made_with_its_mode_and_missed_when_it_goes(root: Root, clients: Clients) -> None:
+def test_a_directory_is_created_with_its_mode_and_checked(root: Root, clients: Clients) -> None:
     action = MakeDirs("/opt/kata/private", 0o700)
-    do(action, clients)
+    apply_and_check(action, clients)
     assert [mode_of(root, path) for path in ("/opt/kata", "/opt/kata/private")] == [0o755, 0o700]
-    assert action.describe() == "make directory /opt/kata/private"
+    assert action.describe() == "create directory /opt/kata/private"
     assert action.diff() == "new directory /opt/kata/private\n"
     root.remove_dir("/opt/kata/private")
-    with pytest.raises(HostError, match="is not there"):
+    with pytest.raises(HostError, match="does not exist after"):
         action.check(clients)
 
 
-def test_directories_go_in_the_order_given_and_those_in_use_stay(root: Root, clients: Clients) -> None:
+def test_empty_directories_are_removed_in_the_given_order_and_others_stay(
+    root: Root, clients: Clients
+) -> None:
     put(root, "/a/used/theirs")
     root.make_dirs("/a/empty/deep")
     action = RemoveDirs(("/a/empty/deep", "/a/empty", "/a/used", "/a", "/gone"))
-    do(action, clients)
+    apply_and_check(action, clients)
     assert everything(root) == ["/a", "/a/used", "/a/used/theirs"]
     assert action.describe() == "remove 5 empty directories"
     assert RemoveDirs(("/a",)).describe() == "remove 1 empty directory"
     assert RemoveDirs(("/a", "/b")).diff() == "remove directory /a if empty\nremove directory /b if empty\n"
 
 
-def test_links_are_made_and_missed_when_they_lead_elsewhere(root: Root, clients: Clients) -> None:
+def test_links_are_created_and_their_targets_checked(root: Root, clients: Clients) -> None:
     put(root, "/a", "a file first")
     action = MakeLinks((("/a", "x"), ("/b", "../y")))
-    do(action, clients)
+    apply_and_check(action, clients)
     assert (root.read_link("/a"), root.read_link("/b")) == ("x", "../y")
-    assert action.describe() == "link 2 files"
-    assert action.diff() == "new link /a -> x\nnew link /b -> ../y\n"
+    assert action.describe() == "create 2 symlinks"
+    assert action.diff() == "new symlink /a -> x\nnew symlink /b -> ../y\n"
     root.symlink("/b", "z")
-    with pytest.raises(HostError, match=r"does not lead to \.\./y") as caught:
+    with pytest.raises(HostError, match=r"does not point to \.\./y") as caught:
         action.check(clients)
     assert caught.value.where == "/b"
 
@@ -189,24 +193,24 @@ def placing(tmp_path_factory: pytest.TempPathFactory) -> PlaceFiles:
     return PlaceFiles(INSTALL_DIR, payload.select([payloads.QEMU], "x86_64"), payload)
 
 
-def test_the_payload_is_placed_with_progress_to_the_last_byte(root: Root, placing: PlaceFiles) -> None:
-    told: list[object] = []
+def test_placing_the_payload_reports_progress_for_every_byte(root: Root, placing: PlaceFiles) -> None:
+    announced: list[object] = []
     done: list[int] = []
 
     @contextlib.contextmanager
     def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
-        told.extend((total, title))
+        announced.extend((total, title))
         yield done.append
 
-    do(placing, Clients(root, unused, lambda socket: unused(), unused, progress))
+    apply_and_check(placing, Clients(root, unused, lambda socket: unused(), unused, progress))
     size = sum(len(content) for content in payloads.FILES.values() if isinstance(content, bytes))
-    assert told == [size, "placing below /opt/kata"]
+    assert announced == [size, "placing below /opt/kata"]
     assert sum(done) == placing.size == size
     assert root.read("/opt/kata/VERSION") == b"4.1.0-test\n"
     assert root.read_link("/opt/kata/share/kata-containers/vmlinux.container") == "vmlinux-6.18"
 
 
-def test_placing_counts_files_and_links_and_lists_each(placing: PlaceFiles) -> None:
+def test_placing_is_described_with_a_count_and_a_line_per_file(placing: PlaceFiles) -> None:
     assert (
         placing.describe()
         == f"place {len(payloads.FILES)} files ({human_size(placing.size)}) below /opt/kata"
@@ -235,24 +239,24 @@ def link_elsewhere(path: Path) -> None:
         pytest.param("share/kata-containers/vmlinux.container", Path.unlink, id="link gone"),
     ],
 )
-def test_a_file_that_did_not_stay_as_placed_is_noticed(
+def test_the_check_finds_a_placed_file_that_changed(
     root: Root, clients: Clients, placing: PlaceFiles, name: str, spoil: Callable[[Path], object]
 ) -> None:
     placing.apply(clients)
     spoil(root.base / "opt/kata" / name)
-    with pytest.raises(HostError, match="just placed is not there whole") as caught:
+    with pytest.raises(HostError, match="missing or incomplete after it was placed") as caught:
         placing.check(clients)
     assert caught.value.where == f"/opt/kata/{name}"
 
 
-def test_files_below_the_install_dir_are_removed_with_what_a_killed_run_left(
+def test_removing_files_also_removes_temporary_files_of_an_interrupted_run(
     root: Root, clients: Clients
 ) -> None:
     for path in ("bin/a", "bin/b", "bin/theirs", "bin/.gone.kata-node-tmp", "share/now-a-dir/theirs"):
         put(root, f"{INSTALL_DIR}/{path}")
     root.symlink(f"{INSTALL_DIR}/bin/link", "../share")
     action = RemoveFiles(INSTALL_DIR, ("bin/a", "bin/b", "bin/link", "bin/gone", "share/now-a-dir", "no/dir"))
-    do(action, clients)
+    apply_and_check(action, clients)
     assert everything(root)[2:] == [
         "/opt/kata/bin",
         "/opt/kata/bin/theirs",
@@ -263,18 +267,18 @@ def test_files_below_the_install_dir_are_removed_with_what_a_killed_run_left(
     assert action.describe() == "remove 6 files below /opt/kata"
     assert RemoveFiles(INSTALL_DIR, ("a", "b")).diff() == "remove /opt/kata/a\nremove /opt/kata/b\n"
     root.symlink(f"{INSTALL_DIR}/bin/link", "back")
-    with pytest.raises(HostError, match="still there") as caught:
+    with pytest.raises(HostError, match="still exists") as caught:
         action.check(clients)
     assert caught.value.where == "/opt/kata/bin/link"
 
 
-# --- the record -------------------------------------------------------------------------------------
+# --- the receipt ------------------------------------------------------------------------------------
 
 
-def test_the_record_is_written_after_its_backups_for_root_alone(root: Root, clients: Clients) -> None:
+def test_receipt_and_backups_are_written_and_only_root_can_read_them(root: Root, clients: Clients) -> None:
     digest = hashlib.sha256(b"theirs").hexdigest()
     action = WriteReceipt(RECEIPT, (b"theirs", b"theirs"))
-    do(action, clients)
+    apply_and_check(action, clients)
     assert receipts.load(root, INSTALL_DIR) == RECEIPT
     path = receipts.backup_path(INSTALL_DIR, digest)
     assert root.read(path) == b"theirs"
@@ -287,21 +291,21 @@ def posix_parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def test_a_backup_is_saved_once_and_never_again(root: Root, clients: Clients) -> None:
-    do(WriteReceipt(RECEIPT, (b"theirs",)), clients)
+def test_an_existing_backup_is_not_written_again(root: Root, clients: Clients) -> None:
+    apply_and_check(WriteReceipt(RECEIPT, (b"theirs",)), clients)
     path = receipts.backup_path(INSTALL_DIR, hashlib.sha256(b"theirs").hexdigest())
     inode = root.resolve(path).stat().st_ino
     changed = replace(RECEIPT, settings="changed")
-    do(WriteReceipt(changed, (b"theirs", b"more")), clients)
+    apply_and_check(WriteReceipt(changed, (b"theirs", b"more")), clients)
     assert root.resolve(path).stat().st_ino == inode
     assert len(root.list_dir(receipts.backups(INSTALL_DIR))) == 2
     assert receipts.load(root, INSTALL_DIR) == changed
 
 
-def test_a_record_whose_backup_cannot_be_saved_is_not_written(
+def test_the_receipt_is_not_written_if_a_backup_cannot_be_written(
     root: Root, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    do(WriteReceipt(RECEIPT), clients)
+    apply_and_check(WriteReceipt(RECEIPT), clients)
     write = Root.write
 
     def full(self: Root, path: str, content: bytes, **options: Any) -> None:
@@ -315,24 +319,24 @@ def test_a_record_whose_backup_cannot_be_saved_is_not_written(
     assert receipts.load(root, INSTALL_DIR) == RECEIPT
 
 
-def test_forgetting_removes_all_of_the_record(root: Root, clients: Clients) -> None:
-    do(WriteReceipt(RECEIPT, (b"a", b"b")), clients)
+def test_removing_the_receipt_removes_backups_and_temporary_files(root: Root, clients: Clients) -> None:
+    apply_and_check(WriteReceipt(RECEIPT, (b"a", b"b")), clients)
     half = receipts.backup_path(INSTALL_DIR, hashlib.sha256(b"c").hexdigest())
     temp_sibling(root.resolve(half)).touch()
     temp_sibling(root.resolve(receipts.path(INSTALL_DIR))).touch()
     action = RemoveReceipt(INSTALL_DIR)
-    do(action, clients)
+    apply_and_check(action, clients)
     assert everything(root) == ["/opt", "/opt/kata"]
     assert (action.describe(), action.diff()) == ("", "")
-    do(action, clients)
+    apply_and_check(action, clients)
 
 
-def test_forgetting_leaves_what_others_put_beside_the_record(root: Root, clients: Clients) -> None:
-    do(WriteReceipt(RECEIPT, (b"a",)), clients)
+def test_removing_the_receipt_keeps_foreign_files_beside_it(root: Root, clients: Clients) -> None:
+    apply_and_check(WriteReceipt(RECEIPT, (b"a",)), clients)
     put(root, "/opt/kata/.kata-node/notes.txt")
     put(root, "/opt/kata/.kata-node/backups/mine.bak")
     (root.base / "opt/kata/.kata-node/backups/dir").mkdir()
-    do(RemoveReceipt(INSTALL_DIR), clients)
+    apply_and_check(RemoveReceipt(INSTALL_DIR), clients)
     assert everything(root)[2:] == [
         "/opt/kata/.kata-node",
         "/opt/kata/.kata-node/backups",
@@ -342,10 +346,10 @@ def test_forgetting_leaves_what_others_put_beside_the_record(root: Root, clients
     ]
 
 
-def test_the_record_goes_last_so_that_a_killed_run_is_still_known(
+def test_the_receipt_is_removed_after_its_backups(
     root: Root, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    do(WriteReceipt(RECEIPT, (b"a", b"b")), clients)
+    apply_and_check(WriteReceipt(RECEIPT, (b"a", b"b")), clients)
     removed: list[str] = []
     remove, remove_dir = Root.remove, Root.remove_dir
 
@@ -359,7 +363,7 @@ def test_the_record_goes_last_so_that_a_killed_run_is_still_known(
 
     monkeypatch.setattr(Root, "remove", noted)
     monkeypatch.setattr(Root, "remove_dir", noted_dir)
-    do(RemoveReceipt(INSTALL_DIR), clients)
+    apply_and_check(RemoveReceipt(INSTALL_DIR), clients)
     assert removed[-3:] == [
         receipts.backups(INSTALL_DIR),
         receipts.path(INSTALL_DIR),
@@ -367,14 +371,14 @@ def test_the_record_goes_last_so_that_a_killed_run_is_still_known(
     ]
 
 
-# --- what is shown ----------------------------------------------------------------------------------
+# --- plans, diffs and sizes -------------------------------------------------------------------------
 
 
-def test_a_plan_shows_the_actions_a_person_cares_for() -> None:
+def test_a_plan_shows_all_actions_except_bookkeeping() -> None:
     plan = Plan(
         "two things", (WriteReceipt(RECEIPT), MakeDirs("/a"), RemoveReceipt(INSTALL_DIR), RemoveFile("/b"))
     )
-    assert plan.changes == ("make directory /a", "remove /b")
+    assert plan.changes == ("create directory /a", "remove /b")
 
 
 HEAD = "--- /f\n+++ /f\n"
@@ -403,7 +407,7 @@ NO_END = "\\ No newline at end of file\n"
         pytest.param(b"a\n", None, "--- /f\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n", id="gone"),
     ],
 )
-def test_a_change_is_shown_as_diff_shows_it(before: bytes | None, after: bytes | None, diff: str) -> None:
+def test_a_change_is_shown_as_a_unified_diff(before: bytes | None, after: bytes | None, diff: str) -> None:
     assert unified_diff("/f", before, after) == diff
 
 
@@ -418,5 +422,5 @@ def test_a_change_is_shown_as_diff_shows_it(before: bytes | None, after: bytes |
         (5 << 40, "5120.0 GiB"),
     ],
 )
-def test_a_size_is_shown_in_the_unit_that_fits(size: int, shown: str) -> None:
+def test_a_size_is_shown_in_a_readable_unit(size: int, shown: str) -> None:
     assert human_size(size) == shown

@@ -1,3 +1,5 @@
+"""The receipt: written, read back, and refused if it cannot be trusted."""
+
 from __future__ import annotations
 
 import errno
@@ -87,11 +89,11 @@ def test_a_receipt_reads_back_as_it_was_written(root: Root, receipt: Receipt) ->
     assert receipts.load(root, INSTALL_DIR) == receipt
 
 
-def test_no_receipt_is_none(root: Root) -> None:
+def test_a_missing_receipt_is_none(root: Root) -> None:
     assert receipts.load(root, INSTALL_DIR) is None
 
 
-def test_a_receipt_is_for_root_alone_and_what_lies_above_for_all(root: Root) -> None:
+def test_only_root_can_read_the_receipt_but_everyone_can_read_the_install_dir(root: Root) -> None:
     receipts.save(root, FULL)
 
     def mode(path: str) -> int:
@@ -102,9 +104,7 @@ def test_a_receipt_is_for_root_alone_and_what_lies_above_for_all(root: Root) -> 
     ]
 
 
-def test_a_receipt_that_cannot_be_written_leaves_the_earlier_one(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_previous_receipt(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -116,14 +116,14 @@ def test_a_receipt_that_cannot_be_written_leaves_the_earlier_one(
     assert receipts.load(root, INSTALL_DIR) == FULL
 
 
-def test_everything_of_an_instance_lies_in_one_directory() -> None:
+def test_receipt_and_backups_are_in_one_directory() -> None:
     assert receipts.directory(INSTALL_DIR) == "/opt/kata/.kata-node"
     assert receipts.path(INSTALL_DIR) == WHERE
     assert receipts.backup_path(INSTALL_DIR, "abc") == "/opt/kata/.kata-node/backups/abc"
     assert receipts.backup_path(INSTALL_DIR, "abc").startswith(receipts.backups(INSTALL_DIR))
 
 
-# --- refused ----------------------------------------------------------------------------------------
+# --- receipts that are refused ----------------------------------------------------------------------
 
 
 def refusal(raw: bytes) -> ReceiptError:
@@ -134,7 +134,7 @@ def refusal(raw: bytes) -> ReceiptError:
     return caught.value
 
 
-def test_a_receipt_cut_short_anywhere_is_refused() -> None:
+def test_a_receipt_cut_short_at_any_byte_is_refused() -> None:
     raw = receipts.render(FULL)
     assert receipts.parse(raw.rstrip(b"\n"), WHERE) == FULL
     for length in range(len(raw) - 1):
@@ -149,7 +149,7 @@ def is_read(raw: bytes) -> bool:
     return True
 
 
-def test_whatever_byte_is_damaged_ends_in_that_one_error_if_in_any() -> None:
+def test_a_damaged_byte_causes_no_other_error_than_a_receipt_error() -> None:
     raw = receipts.render(FULL)
     for at in range(len(raw) - 1):
         for byte in b'"}[7':
@@ -172,24 +172,26 @@ def test_whatever_byte_is_damaged_ends_in_that_one_error_if_in_any() -> None:
         pytest.param(b'{"schema": 1, "cri": ' + b'{"fallback": ' * 100_000, id="fallback without end"),
     ],
 )
-def test_what_is_no_receipt_is_refused(raw: bytes) -> None:
+def test_a_file_that_is_not_a_receipt_is_refused(raw: bytes) -> None:
     error = refusal(raw)
     assert "is damaged" in error.what
-    assert "restore it from a copy" in error.hint
+    assert "restore the receipt from a copy" in error.hint
 
 
 @pytest.mark.parametrize("schema", [0, SCHEMA + 1, 99])
-def test_another_schema_is_refused_with_its_number_whatever_else_is_in_it(schema: int) -> None:
+def test_another_schema_is_refused_with_its_number(schema: int) -> None:
     raw = json.dumps({"schema": schema, "artifacts": "of another shape"}).encode()
     error = refusal(raw)
-    assert error.what.endswith(f"has schema {schema}, this kata-node reads {SCHEMA}")
+    assert error.what.endswith(f"has schema {schema}, but this kata-node reads schema {SCHEMA}")
     assert "newer" in error.hint
 
 
 def put(value: object, *place: str | int) -> Callable[[Any], None]:
+    """Return a function that sets the value at ``place`` in parsed JSON."""
+
     def change(data: Any) -> None:
-        for step in place[:-1]:
-            data = data[step]
+        for key in place[:-1]:
+            data = data[key]
         data[place[-1]] = value
 
     return change
@@ -212,7 +214,7 @@ def put(value: object, *place: str | int) -> Callable[[Any], None]:
         pytest.param(put(None, "cri", "fallback", "unit"), "$.cri.fallback.unit", id="nothing"),
     ],
 )
-def test_a_wrong_type_is_named_with_its_place(change: Callable[[Any], None], place: str) -> None:
+def test_the_error_names_the_place_of_a_wrong_type(change: Callable[[Any], None], place: str) -> None:
     data = as_json()
     change(data)
     error = refusal(json.dumps(data).encode())
@@ -232,22 +234,20 @@ def test_a_wrong_type_is_named_with_its_place(change: Callable[[Any], None], pla
         pytest.param(put({}, "cri", "fallback", "files", 0, "before", "acl"), "before.acl", id="deep"),
     ],
 )
-def test_a_key_of_a_newer_release_is_refused_for_it_would_be_lost(
-    change: Callable[[Any], None], place: str
-) -> None:
+def test_an_unknown_key_of_a_newer_release_is_refused(change: Callable[[Any], None], place: str) -> None:
     data = as_json()
     change(data)
     error = refusal(json.dumps(data).encode())
-    assert error.what.startswith("the record of this installation has the key $.")
+    assert error.what.startswith("the receipt of this installation has the key $.")
     assert f"{place}, which this kata-node does not know" in error.what
     assert "newer" in error.hint
 
 
-def test_a_receipt_somebody_has_formatted_is_read() -> None:
+def test_a_reformatted_receipt_is_read() -> None:
     assert receipts.parse(json.dumps(as_json(), indent=4, sort_keys=True).encode(), WHERE) == FULL
 
 
-def test_keys_that_an_older_release_did_not_write_yet_have_their_defaults() -> None:
+def test_missing_keys_of_an_older_release_have_their_defaults() -> None:
     data = as_json()
     for key in ("settings", "cri"):
         del data[key]
@@ -259,11 +259,11 @@ def test_keys_that_an_older_release_did_not_write_yet_have_their_defaults() -> N
     assert read.artifacts.files["bin/qemu"].pending is False
 
 
-def test_the_record_in_a_copied_install_dir_does_not_lead_to_the_original(root: Root) -> None:
+def test_the_receipt_in_a_copied_install_dir_is_refused(root: Root) -> None:
     receipts.save(root, FULL)
     (root.base / "opt/kata-copy/.kata-node").mkdir(parents=True)
     (root.base / "opt/kata-copy/.kata-node/receipt.json").write_bytes(receipts.render(FULL))
-    with pytest.raises(ReceiptError, match="the record of the installation in /opt/kata\n") as caught:
+    with pytest.raises(ReceiptError, match="the receipt of the installation in /opt/kata\n") as caught:
         receipts.load(root, "/opt/kata-copy")
     assert caught.value.where == "/opt/kata-copy/.kata-node/receipt.json"
     assert "remove the copy" in caught.value.hint

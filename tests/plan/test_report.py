@@ -1,3 +1,5 @@
+"""The report of a stage as text, as JSON and as a termination message."""
+
 from __future__ import annotations
 
 import errno
@@ -48,10 +50,10 @@ CHECKS = StageReport(
 )
 
 
-# --- for a person -----------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------
 
 
-def test_a_stage_is_told_in_one_line_and_then_in_detail() -> None:
+def test_the_text_of_a_stage_is_a_summary_line_and_details() -> None:
     assert to_text(DONE, diffs=False).splitlines() == [
         "artifacts        done     3 files placed (1.5 GiB)",
         "  - place 3 files",
@@ -60,12 +62,12 @@ def test_a_stage_is_told_in_one_line_and_then_in_detail() -> None:
     ]
 
 
-def test_a_plan_is_told_with_its_diff_and_no_empty_lines_behind_it() -> None:
+def test_the_text_of_a_plan_ends_with_its_diff_without_an_empty_line() -> None:
     assert to_text(DONE, diffs=True).splitlines()[-2:] == ["--- a", "+++ b"]
     assert not to_text(DONE, diffs=True).endswith("\n")
 
 
-def test_an_error_is_told_with_where_and_what_to_do() -> None:
+def test_the_text_of_an_error_has_its_place_and_its_hint() -> None:
     failed = StageReport("artifacts", "failed", ERROR.what, error=ERROR)
     assert to_text(failed, diffs=False).splitlines() == [
         "artifacts        failed   No space left on device",
@@ -76,7 +78,7 @@ def test_an_error_is_told_with_where_and_what_to_do() -> None:
     assert to_text(bare, diffs=False) == "cri              failed   why"
 
 
-def test_checks_are_told_with_the_remedy_where_one_is_needed() -> None:
+def test_the_text_of_a_check_has_a_remedy_only_if_it_warns_or_fails() -> None:
     assert to_text(CHECKS, diffs=False).splitlines() == [
         "host-check       failed   1 passed, 1 warnings, 2 failed",
         "  fail  kvm            /dev/kvm is missing",
@@ -90,17 +92,17 @@ def test_checks_are_told_with_the_remedy_where_one_is_needed() -> None:
     ]
 
 
-def test_a_file_name_that_is_no_utf8_can_be_printed() -> None:
-    """As the names of foreign files come from the system."""
+def test_a_file_name_that_is_not_utf8_can_be_printed() -> None:
+    """Names of foreign files are decoded with surrogates."""
     name = os.fsdecode(b"/opt/kata/caf\xe9")
     text = to_text(StageReport("remove-artifacts", "done", "removed", notes=(f"left: {name}",)), diffs=False)
     assert text.splitlines()[-1].encode() == rb"  note: left: /opt/kata/caf\udce9"
 
 
-# --- for a program ----------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------
 
 
-def test_the_json_document_has_all_stages_and_only_what_there_is() -> None:
+def test_the_json_document_has_all_stages_without_empty_fields() -> None:
     assert json.loads(json.dumps(to_json([DONE, StageReport("cri", "skipped", "served")]))) == {
         "outcome": "ok",
         "stages": [
@@ -141,11 +143,11 @@ def test_the_json_document_of_a_failure_has_the_error_and_the_checks() -> None:
         ),
     ],
 )
-def test_the_exit_code_is_that_of_the_error(report: StageReport, code: int) -> None:
+def test_the_exit_code_is_the_exit_code_of_the_error(report: StageReport, code: int) -> None:
     assert report.exit_code == code
 
 
-# --- for the pod's status ---------------------------------------------------------------------------
+# --- the termination message ------------------------------------------------------------------------
 
 
 def message(path: Path, report: StageReport) -> object:
@@ -156,7 +158,7 @@ def message(path: Path, report: StageReport) -> object:
     return json.loads(raw)
 
 
-def test_the_termination_message_tells_the_outcome(tmp_path: Path) -> None:
+def test_the_termination_message_has_the_outcome(tmp_path: Path) -> None:
     assert message(tmp_path / "log", DONE) == {
         "stage": "artifacts",
         "outcome": "done",
@@ -165,7 +167,7 @@ def test_the_termination_message_tells_the_outcome(tmp_path: Path) -> None:
     }
 
 
-def test_the_termination_message_tells_why_it_failed(tmp_path: Path) -> None:
+def test_the_termination_message_has_the_error_and_the_failed_checks(tmp_path: Path) -> None:
     assert message(tmp_path / "log", CHECKS) == {
         "stage": "host-check",
         "outcome": "failed",
@@ -194,7 +196,7 @@ def test_the_termination_message_tells_why_it_failed(tmp_path: Path) -> None:
         pytest.param("e\u0301", id="combined"),
     ],
 )
-def test_however_long_its_texts_the_message_is_whole_and_fits(
+def test_a_message_with_long_texts_is_valid_json_and_fits(
     tmp_path: Path, character: str, length: int
 ) -> None:
     text = character * length
@@ -205,10 +207,10 @@ def test_however_long_its_texts_the_message_is_whole_and_fits(
     assert (found["stage"], found["outcome"], found["error"]["exit_code"]) == ("host-check", "failed", 4)
     for shown in (found["summary"], *(found["error"][key] for key in ("what", "where", "hint"))):
         assert shown == text or (shown.endswith("…") and text.startswith(shown[:-1]))
-        assert len(shown) >= min(len(text), 60), "as much as there is room for"
+        assert len(shown) >= min(len(text), 60), "the text is cut more than necessary"
 
 
-def test_a_long_text_does_not_cost_the_short_ones_a_character(tmp_path: Path) -> None:
+def test_a_long_text_does_not_shorten_the_short_texts(tmp_path: Path) -> None:
     error = Problem("it broke: " + "x" * 100_000, "/etc/containerd/config.toml", "correct the file", 1)
     found = message(tmp_path / "log", StageReport("cri", "failed", "it broke", error=error))
     assert isinstance(found, dict)
@@ -218,27 +220,27 @@ def test_a_long_text_does_not_cost_the_short_ones_a_character(tmp_path: Path) ->
     assert len(found["error"]["what"]) > TERMINATION_MESSAGE_LIMIT // 4
 
 
-def test_failed_checks_are_listed_while_there_is_room(tmp_path: Path) -> None:
+def test_failed_checks_are_listed_if_they_fit(tmp_path: Path) -> None:
     checks = tuple(Finding(f"check-{number}", "fail", "why " * 20) for number in range(20))
     found = message(tmp_path / "log", StageReport("host-check", "failed", "20 failed", checks=checks))
     assert isinstance(found, dict)
     assert len(found["failed"]) == 20
 
 
-def test_where_no_kubelet_made_the_file_none_is_made(
+def test_no_message_is_written_if_the_kubelet_did_not_create_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
 ) -> None:
     write_termination_message(tmp_path / "log", DONE)
     write_termination_message(tmp_path, DONE)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "of somebody else").touch()
+    (tmp_path / "foreign").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    write_termination_message(tmp_path / "of somebody else", DONE)
-    assert (tmp_path / "of somebody else").read_bytes() == b""
+    write_termination_message(tmp_path / "foreign", DONE)
+    assert (tmp_path / "foreign").read_bytes() == b""
     assert warnings == []
 
 
-def test_the_file_is_written_in_place_for_it_is_a_mount(tmp_path: Path) -> None:
+def test_the_message_is_written_in_place_because_the_file_is_a_mount(tmp_path: Path) -> None:
     path, mounted = tmp_path / "log", tmp_path / "on the node"
     mounted.write_text("something longer " * 1000)
     path.hardlink_to(mounted)
@@ -263,4 +265,4 @@ def test_a_message_that_cannot_be_written_does_not_fail_the_stage(
     path.touch()
     monkeypatch.setattr(Path, "write_bytes", full)
     write_termination_message(path, DONE)
-    assert warnings == [f"{path}: the termination message could not be written: No space left on device"]
+    assert warnings == [f"cannot write the termination message to {path}: No space left on device"]

@@ -12,6 +12,7 @@ import pytest
 from kata_node.errors import HostError
 from kata_node.runtime.containerd import config as containerd
 from kata_node.runtime.containerd import read as containerd_read
+from kata_node.runtime.containerd.command_line import config_path
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.read import in_read_order
 from kata_node.runtime.containerd.render import render
@@ -456,7 +457,7 @@ def test_the_error_of_a_broken_main_file_has_file_and_line(version: str) -> None
     ],
 )
 def test_the_main_file_is_the_one_of_the_command_line(argv: list[str], path: str) -> None:
-    assert containerd.config_path(argv, MAIN) == path
+    assert config_path(argv, MAIN) == path
 
 
 # --- what containerd reads --------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from kata_node.plan.receipt import CriFile, CriRecord, Receipt
 from kata_node.runtime import compatibility, config_selection
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.k0s import K0sConfig
-from kata_node.runtime.facts import find_distribution_runtime, find_unit, look, look_for_revert
+from kata_node.runtime.facts import look, look_for_revert
+from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.distributions import DistributionRuntime, distribution_runtime
 from kata_node.settings import load as settings

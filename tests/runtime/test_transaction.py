@@ -17,7 +17,8 @@ from kata_node.runtime.file_records import RestoreFile, sha256
 from kata_node.runtime.model.config import FileChange
 from kata_node.runtime.model.distributions import LoadMethod, distribution_runtime
 from kata_node.runtime.restart import CheckConfig, RestartRuntime
-from kata_node.runtime.transaction import ConfigChecks, install, revert
+from kata_node.runtime.rollback import ConfigChecks
+from kata_node.runtime.transaction import install, revert
 from kata_node.versions import parse_version, runtime_version
 
 DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
@@ -138,7 +139,7 @@ def _action_line(action: Action) -> str:
 FULL_INSTALL = [
     "record writing",
     "check planned",
-    "make directory",
+    "create directory",
     "write 99-kata-deploy.toml",
     "write config.toml",
     "check",
@@ -462,5 +463,5 @@ def test_a_revert_that_cannot_list_pods_continues_with_a_note() -> None:
     found = replace(facts(INSTALLED, handlers=None), pods=None)
     plan = revert(found, receipt(SERVING), SERVING, REVERT_CHANGES, CHECKS)
     assert plan.blocking_pods is None
-    assert plan.notes == ("the runtime could not be asked which pods run on kata-qemu",)
+    assert plan.notes == ("the runtime did not answer, so it is unknown which pods run on kata-qemu",)
     assert install(found, receipt(RESTARTING), INSTALL_CHANGES, HANDLERS, CHECKS).notes == ()

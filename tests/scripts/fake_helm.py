@@ -1,8 +1,8 @@
-"""Stands in for helm and kubectl: writes down what it was asked, and answers as the scene says.
+"""A fake helm and kubectl that records its calls and gives prepared answers.
 
-    fake_helm.py SCENE PROGRAM ARGUMENT...
+    fake_helm.py DIRECTORY PROGRAM ARGUMENT...
 
-SCENE is a directory: ``answers.json`` has the answers, ``asked.jsonl`` gets a line for each call.
+``answers.json`` in DIRECTORY has the answers. Each call adds a line to ``asked.jsonl``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def helm(answers: Mapping[str, Any], arguments: Sequence[str], files: Sequence[s
     if arguments[0] == "show":
         print(json.dumps(answers["chart"]))
     elif arguments[0] == "template":
-        import yaml  # of all the calls in a test, this one alone needs it
+        import yaml  # imported here because only this call needs it
 
         merged: Any = yaml.safe_load(Path(arguments[2], "values.yaml").read_text())
         for file in files:
@@ -51,7 +51,7 @@ def helm(answers: Mapping[str, Any], arguments: Sequence[str], files: Sequence[s
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """As helm does it: null takes a key away."""
+    """Merge two mappings as helm does; null removes a key."""
     both = dict(below)
     for key, value in above.items():
         old = both.pop(key, None)
@@ -71,7 +71,7 @@ def kubectl(directory: Path, answers: Mapping[str, Any], arguments: Sequence[str
     if "--output=json" not in arguments:
         print(f"table of {words[1]}")
         return 0
-    # An answer for each look; the last one stays.
+    # One answer per call; the last one is repeated.
     looks = answers.get(key, [])
     count = directory / f"looks-{words[1]}"
     number = int(count.read_text()) if count.exists() else 0

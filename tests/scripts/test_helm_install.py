@@ -1,4 +1,4 @@
-"""The helm helper of a CI: what it tells helm, what it waits for, and what it shows when that fails."""
+"""scripts/helm-install: how it runs helm, what it waits for, and what it prints after a failure."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.commands
 CHECKOUT = Path(__file__).resolve().parents[2]
 DIGEST = f"sha256:{'0' * 64}"
 NODES = {"items": [{"metadata": {"name": "worker"}}]}
-GONE = "The connection to the server was refused"
+UNREACHABLE = "The connection to the server was refused"
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How it ended, with all that was printed."""
+    """The exit code, the output, and the calls of helm and kubectl."""
 
     code: int
     text: str
@@ -38,36 +38,36 @@ class CommandResult:
 
     @property
     def helm(self) -> list[str]:
-        """The only command that changes something."""
+        """The command ``helm upgrade``; a run has exactly one."""
         [command] = self.commands("helm", "upgrade")
         return command
 
     @property
     def own(self) -> Any:
-        """The values that it adds to those of the file."""
+        """The values that the script adds to the values file."""
         [values] = [each["values"] for each in self.asked if "upgrade" in each["command"]]
         return json.loads(values[1])
 
 
 @dataclass(frozen=True)
 class FakeHelm:
-    """A directory with the values, and programs that stand in for helm and kubectl."""
+    """A directory with the values file and fake helm and kubectl programs."""
 
     directory: Path
 
     def programs(self, *names: str) -> None:
         for name in names:
             path = self.directory / "bin" / name
-            stand_in = CHECKOUT / "tests/scripts/fake_helm.py"
+            program = CHECKOUT / "tests/scripts/fake_helm.py"
             path.write_text(
-                f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "{self.directory}" {name} "$@"\n'
+                f'#!/bin/sh\nexec "{sys.executable}" "{program}" "{self.directory}" {name} "$@"\n'
             )
             path.chmod(0o755)
 
     def run(
         self, values: str | None, *options: str, env: Mapping[str, str] | None = None, **answers: Any
     ) -> CommandResult:
-        """Run it with that values file, and two looks at most."""
+        """Run the script with this values file; it checks the cluster at most twice."""
         chart = {"deploymentMode": "daemonset", "job": {}, "env": {"multiInstallSuffix": ""}}
         named = {key.replace("_", " "): value for key, value in answers.items()}
         (self.directory / "answers.json").write_text(json.dumps({"chart": chart, **named}))
@@ -114,7 +114,7 @@ def pod(name: str, phase: str, *statuses: Any, init: Any = ()) -> Any:
     }
 
 
-def test_a_node_of_the_control_plane_is_as_good_as_any_when_jobs_install(fake_helm: FakeHelm) -> None:
+def test_in_job_mode_it_selects_control_plane_nodes_and_waits_for_the_labels(fake_helm: FakeHelm) -> None:
     values = "deploymentMode: job\njob: {nodeSelectorExpressions: [{key: a, operator: Exists}]}\n"
     done = fake_helm.run(values, get_nodes=[NODES])
     assert done.code == 0, done.text
@@ -125,7 +125,7 @@ def test_a_node_of_the_control_plane_is_as_good_as_any_when_jobs_install(fake_he
     assert "--selector=katacontainers.io/kata-runtime=true,kata-deploy.katacontainers.io/default=true" in look
 
 
-def test_with_a_daemonset_all_its_pods_are_waited_for(fake_helm: FakeHelm) -> None:
+def test_in_daemonset_mode_it_waits_for_all_pods(fake_helm: FakeHelm) -> None:
     done = fake_helm.run("deploymentMode: daemonset\n", get_daemonset=[daemonset(2, 2)])
     assert done.code == 0, done.text
     assert done.own == {}
@@ -139,19 +139,19 @@ def test_with_a_daemonset_all_its_pods_are_waited_for(fake_helm: FakeHelm) -> No
         pytest.param(daemonset(2, 1), id="one is not ready"),
         pytest.param(daemonset(2, 2, updated=1), id="one is of the last revision"),
         pytest.param(daemonset(2, 2, seen=1), id="the status is that of the last revision"),
-        pytest.param(GONE, id="the API server is away"),
+        pytest.param(UNREACHABLE, id="the API server is away"),
     ],
 )
-def test_a_daemonset_that_is_not_there_yet_is_looked_at_again(fake_helm: FakeHelm, look: Any) -> None:
+def test_a_daemonset_that_is_not_ready_is_checked_again(fake_helm: FakeHelm, look: Any) -> None:
     late = fake_helm.run("", get_daemonset=[look])
     assert late.code == 1
-    assert "not there after" in late.text
+    assert "Kata is not ready after" in late.text
     (fake_helm.directory / "looks-daemonset").unlink()
     done = fake_helm.run("", "--wait-timeout=60", get_daemonset=[look, daemonset(2, 2)])
     assert done.code == 0, done.text
 
 
-def test_pods_that_are_replaced_by_hand_are_not_waited_for(fake_helm: FakeHelm) -> None:
+def test_with_on_delete_it_does_not_wait_for_pods_of_the_new_revision(fake_helm: FakeHelm) -> None:
     look = daemonset(2, 2, updated=0, updateStrategy={"type": "OnDelete"})
     assert fake_helm.run("", get_daemonset=[look]).code == 0
 
@@ -168,7 +168,7 @@ def test_pods_that_are_replaced_by_hand_are_not_waited_for(fake_helm: FakeHelm) 
         pytest.param("", ["-f", "MORE"], "nodes", id="another file wins"),
     ],
 )
-def test_the_mode_is_the_one_that_helm_will_see(
+def test_the_mode_comes_from_the_merged_values(
     fake_helm: FakeHelm, values: str, options: list[str], looked: str
 ) -> None:
     more = fake_helm.directory / "more.yaml"
@@ -177,34 +177,34 @@ def test_the_mode_is_the_one_that_helm_will_see(
     done = fake_helm.run(values, *given, get_nodes=[NODES], get_daemonset=[daemonset(1, 1)])
     assert done.code == 0, done.text
     assert done.commands("kubectl", looked)
-    # What comes last wins with helm, too.
+    # helm gets the same option last, so that it overrides the values file there as well.
     assert not given or done.helm[-1] in (f"--values={more}", "--set=deploymentMode=job")
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "expected"),
     [
         pytest.param(
             "deploymentMode: jobs\n", 'deploymentMode: "jobs" is neither daemonset nor job', id="mode"
         ),
         pytest.param("deploymentMode: [job]\n", "is neither daemonset nor job", id="a list of modes"),
-        pytest.param("job: [a]\n", 'job: ["a"] is not a section', id="a list of jobs"),
-        pytest.param("env: prod\n", 'env: "prod" is not a section', id="a word in place of a section"),
+        pytest.param("job: [a]\n", 'job: ["a"] is not a mapping', id="a list of jobs"),
+        pytest.param("env: prod\n", 'env: "prod" is not a mapping', id="a word in place of a section"),
         pytest.param("- a\n", "helm cannot read the values", id="a list"),
         pytest.param("a: b: c\n", "helm cannot read the values", id="no YAML"),
         pytest.param(None, "helm cannot read the values", id="no file"),
     ],
 )
-def test_values_that_cannot_be_meant_are_refused_before_anything_changes(
-    fake_helm: FakeHelm, values: str | None, said: str
+def test_invalid_values_are_refused_before_any_change(
+    fake_helm: FakeHelm, values: str | None, expected: str
 ) -> None:
     done = fake_helm.run(values, get_nodes=[NODES])
     assert done.code == 2
-    assert said in done.text
+    assert expected in done.text
     assert not done.commands("helm", "upgrade")
 
 
-def test_an_installation_with_a_suffix_is_waited_for_under_its_own_name(fake_helm: FakeHelm) -> None:
+def test_with_a_suffix_it_waits_for_the_names_with_that_suffix(fake_helm: FakeHelm) -> None:
     suffixed = "env: {multiInstallSuffix: two}\n"
     done = fake_helm.run(f"deploymentMode: job\n{suffixed}", get_nodes=[NODES])
     assert "kata-deploy.katacontainers.io/two=true" in str(done.commands("kubectl", "nodes"))
@@ -228,7 +228,9 @@ def test_an_installation_with_a_suffix_is_waited_for_under_its_own_name(fake_hel
         ),
     ],
 )
-def test_images_come_from_the_environment(fake_helm: FakeHelm, reference: str, tag: str, image: Any) -> None:
+def test_environment_variables_set_the_images(
+    fake_helm: FakeHelm, reference: str, tag: str, image: Any
+) -> None:
     places: Mapping[str, Callable[[Any], Any]] = {
         "HELM_IMAGE": lambda own: own["image"],
         "HELM_JOB_DISPATCHER_IMAGE": lambda own: own["job"]["dispatcherImage"],
@@ -251,7 +253,7 @@ def test_an_image_with_two_tags_is_refused(fake_helm: FakeHelm, reference: str) 
     assert "unset HELM_IMAGE_TAG" in done.text
 
 
-def test_what_is_helms_goes_to_helm_and_the_cluster_is_the_same_for_kubectl(fake_helm: FakeHelm) -> None:
+def test_other_options_go_to_helm_and_kubectl_gets_the_same_cluster(fake_helm: FakeHelm) -> None:
     options = [
         "--kubeconfig",
         "kc",
@@ -275,7 +277,7 @@ def test_what_is_helms_goes_to_helm_and_the_cluster_is_the_same_for_kubectl(fake
     assert {"--kubeconfig=kc", "--context=there"} <= {*look}
 
 
-def test_helms_own_variables_count_for_both(fake_helm: FakeHelm) -> None:
+def test_the_environment_variables_of_helm_apply_to_helm_and_kubectl(fake_helm: FakeHelm) -> None:
     env = {"HELM_NAMESPACE": "kata", "HELM_KUBECONTEXT": "there", "KATA_DEPLOY_WAIT_TIMEOUT": "2m"}
     done = fake_helm.run("", env=env, get_daemonset=[daemonset(1, 1)])
     assert {"--namespace=kata", "--kube-context=there"} <= {*done.helm}
@@ -283,30 +285,30 @@ def test_helms_own_variables_count_for_both(fake_helm: FakeHelm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
-        pytest.param(["--kube-token=secret"], "use KUBECONFIG", id="a cluster only helm knows"),
+        pytest.param(["--kube-token=secret"], "set KUBECONFIG instead", id="a cluster only helm knows"),
         pytest.param(["--values=-"], "write them to a file", id="values that can be read once"),
-        pytest.param(["--wait-timeout=soon"], "soon is no time", id="a word for a time"),
-        pytest.param(["--wait-timeout=0"], "0 is no time", id="no time"),
+        pytest.param(["--wait-timeout=soon"], "soon is not a duration", id="a word for a time"),
+        pytest.param(["--wait-timeout=0"], "0 is not a duration", id="no time"),
     ],
 )
-def test_options_that_cannot_work_are_refused(fake_helm: FakeHelm, options: list[str], said: str) -> None:
+def test_invalid_options_are_refused(fake_helm: FakeHelm, options: list[str], expected: str) -> None:
     done = fake_helm.run("", *options)
     assert done.code == 2
-    assert said in done.text
+    assert expected in done.text
     assert not done.commands("helm", "upgrade")
 
 
-def test_the_values_file_comes_first() -> None:
+def test_the_first_argument_must_be_the_values_file() -> None:
     command = [sys.executable, str(CHECKOUT / "scripts/helm-install"), "--release=mine", "base.yaml"]
     done = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "the values file comes first, and not --release=mine" in done.stderr
+    assert "the first argument must be the values file, not --release=mine" in done.stderr
 
 
 @pytest.mark.parametrize("there", [["helm"], ["kubectl"], []])
-def test_programs_that_are_missing_are_named_together(tmp_path: Path, there: list[str]) -> None:
+def test_all_missing_programs_are_named(tmp_path: Path, there: list[str]) -> None:
     (tmp_path / "bin").mkdir()
     fake_helm = FakeHelm(tmp_path)
     fake_helm.programs(*there)
@@ -316,7 +318,7 @@ def test_programs_that_are_missing_are_named_together(tmp_path: Path, there: lis
     assert f"not found: {missing}\n" in done.text
 
 
-def test_a_dry_run_is_not_waited_for(fake_helm: FakeHelm) -> None:
+def test_a_dry_run_does_not_wait(fake_helm: FakeHelm) -> None:
     done = fake_helm.run("", "--dry-run=server")
     assert done.code == 0, done.text
     assert not [each for each in done.asked if each["command"][0] == "kubectl"]
@@ -335,10 +337,10 @@ FAILED = pod(
         }
     ],
 )
-WELL = pod("dispatcher", "Succeeded", {"name": "dispatcher", "state": {"terminated": {"exitCode": 0}}})
+SUCCEEDED = pod("dispatcher", "Succeeded", {"name": "dispatcher", "state": {"terminated": {"exitCode": 0}}})
 
 
-def shows_everything(done: CommandResult) -> None:
+def assert_state_is_printed(done: CommandResult) -> None:
     for each in (
         "STATUS: as helm has it",
         "table of daemonsets,jobs,pods",
@@ -360,42 +362,42 @@ def shows_everything(done: CommandResult) -> None:
     assert "TAINTS" in str(done.commands("kubectl", "nodes"))
 
 
-def test_when_helm_fails_all_that_may_tell_why_is_shown(fake_helm: FakeHelm) -> None:
-    done = fake_helm.run("deploymentMode: job\n", helm=3, get_pods=[{"items": [WELL, FAILED]}])
+def test_the_state_is_printed_when_helm_fails(fake_helm: FakeHelm) -> None:
+    done = fake_helm.run("deploymentMode: job\n", helm=3, get_pods=[{"items": [SUCCEEDED, FAILED]}])
     assert done.code == 1
     assert "Error: what helm says" in done.text
     assert "helm ended with 3" in done.text
-    shows_everything(done)
+    assert_state_is_printed(done)
 
 
-def test_when_no_node_is_labelled_in_time_all_that_may_tell_why_is_shown(fake_helm: FakeHelm) -> None:
+def test_the_state_is_printed_when_no_node_gets_the_labels_in_time(fake_helm: FakeHelm) -> None:
     looks: list[Any] = [{"items": []}]
-    done = fake_helm.run("deploymentMode: job\n", get_nodes=looks, get_pods=[{"items": [WELL, FAILED]}])
+    done = fake_helm.run("deploymentMode: job\n", get_nodes=looks, get_pods=[{"items": [SUCCEEDED, FAILED]}])
     assert done.code == 1
     assert done.text.rstrip().endswith("kata-deploy.katacontainers.io/default=true: none")
-    shows_everything(done)
+    assert_state_is_printed(done)
 
 
-def test_what_cannot_be_shown_is_said_and_the_rest_is_shown(fake_helm: FakeHelm) -> None:
-    done = fake_helm.run("deploymentMode: job\n", helm=1, get_pods=[GONE])
+def test_a_failed_command_is_printed_with_its_error_and_the_rest_follows(fake_helm: FakeHelm) -> None:
+    done = fake_helm.run("deploymentMode: job\n", helm=1, get_pods=[UNREACHABLE])
     assert done.code == 1
-    assert f"pods\n{GONE}" in done.text
+    assert f"pods\n{UNREACHABLE}" in done.text
     assert "events of nodes\ntable of events" in done.text
 
 
-def test_of_many_pods_those_in_trouble_are_shown(fake_helm: FakeHelm) -> None:
+def test_failed_pods_are_printed_first(fake_helm: FakeHelm) -> None:
     pods = [pod(f"well-{number}", "Succeeded") for number in range(40)] + [FAILED]
     done = fake_helm.run("", helm=1, get_pods=[{"items": pods}])
     assert "pod kube-system/kata-deploy-install-worker" in done.text
-    assert "11 more are not shown" in done.text
+    assert "11 more pods are not printed" in done.text
 
 
-def test_sections_fold_where_a_ci_can_fold_them(fake_helm: FakeHelm) -> None:
+def test_the_output_has_group_markers_on_github_actions(fake_helm: FakeHelm) -> None:
     done = fake_helm.run("", helm=1, env={"GITHUB_ACTIONS": "true"})
     assert done.text.count("::group::") == done.text.count("::endgroup::") > 5
 
 
-def test_nothing_is_left_behind(fake_helm: FakeHelm, tmp_path: Path) -> None:
+def test_no_temporary_files_remain(fake_helm: FakeHelm, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     fake_helm.run("", get_daemonset=[daemonset(1, 1)], env={"TMPDIR": str(scratch)})

@@ -1,4 +1,4 @@
-"""The sample payload: real-shaped, plainly synthetic, the same bytes every time."""
+"""scripts/sample-payload makes a complete, recognizably synthetic payload with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports.zstd import tarfile
 
-pytestmark = pytest.mark.commands  # the script, and the samples of programs it makes
+pytestmark = pytest.mark.commands  # runs the script and the sample programs that it makes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sample-payload"
 
@@ -41,7 +41,7 @@ def make(directory: Path, *arguments: str, umask: int = -1) -> Path:
 
 
 def snapshot(base: Path) -> dict[str, tuple[object, ...]]:
-    """Everything below ``base``: kind and mode, and a link's target or else the time and the digest."""
+    """Return kind and mode of every path below ``base``, with a link's target, or time and digest."""
     found: dict[str, tuple[object, ...]] = {}
     for path in sorted(base.rglob("*")):
         info = path.lstat()
@@ -65,7 +65,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unpacked(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All tarballs of ``both`` unpacked over each other."""
+    """All tarballs of ``both``, unpacked into one directory."""
     base = tmp_path_factory.mktemp("unpacked")
     for archive in sorted(both.glob("tarballs/tarballs/*.tar.zst")):
         with tarfile.open(archive) as tar:
@@ -74,7 +74,7 @@ def unpacked(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("arch", MACHINES.values())
-def test_every_shim_of_an_architecture_finds_all_its_configuration_names(arch: str, tmp_path: Path) -> None:
+def test_every_file_that_the_configuration_of_a_shim_names_exists(arch: str, tmp_path: Path) -> None:
     install_dir = make(tmp_path / "payload", "--arch", arch) / "opt/kata"
     shims = [shim for shim in table().values() if arch in shim.arches]
     assert {path.relative_to(install_dir) for path in configs(install_dir)} == {
@@ -84,7 +84,7 @@ def test_every_shim_of_an_architecture_finds_all_its_configuration_names(arch: s
         text = (install_dir / shim.base_config).read_text()
         (hypervisor,) = tomllib.loads(text)["hypervisor"].items()
         assert hypervisor[0] == shim.hypervisor
-        assert not {"image", "initrd"} <= hypervisor[1].keys()  # Kata refuses both together
+        assert not {"image", "initrd"} <= hypervisor[1].keys()  # Kata refuses a configuration with both
         assert os.access(install_dir / shim.shim_binary, os.X_OK)
         paths = re.findall(r'"/opt/kata/([^"]*)"', text)
         assert bool(paths) == shim.local_hypervisor
@@ -106,7 +106,7 @@ def test_tree_and_tarballs_hold_the_same_files(both: Path, unpacked: Path) -> No
         assert (both / "tarballs" / name).read_bytes() == (both / "tree/opt/kata" / name).read_bytes()
 
 
-def test_every_shim_finds_its_files_in_the_tarballs_its_table_names(both: Path) -> None:
+def test_the_tarballs_of_every_shim_have_its_files(both: Path) -> None:
     needs = json.loads((both / "tarballs/shim-components.json").read_text())["shims"]
     assert list(needs) == [name for name, shim in table().items() if "x86_64" in shim.arches]
     for name, components in needs.items():
@@ -118,12 +118,12 @@ def test_every_shim_finds_its_files_in_the_tarballs_its_table_names(both: Path) 
         text = (both / "tree/opt/kata" / table()[name].base_config).read_text()
         named = set(re.findall(r'"/opt/kata/([^"]*)"', text))
         if 'shared_fs = "none"' in text:
-            named.remove("libexec/virtiofsd")  # every QEMU configuration names it, used or not
+            named.remove("libexec/virtiofsd")  # every QEMU configuration names it, even if it is not used
         assert named <= held
 
 
 @pytest.mark.parametrize("form", ["tree", "tarballs"])
-def test_its_manifest_finds_it_complete_for_every_shim(form: str, tmp_path: Path) -> None:
+def test_the_payload_is_complete_for_every_shim(form: str, tmp_path: Path) -> None:
     done = run(tmp_path / "p", "--form", form, "--arch", "x86_64", "--release", "sample-3", "--index")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "p/manifest.json").exists()
@@ -134,7 +134,7 @@ def test_its_manifest_finds_it_complete_for_every_shim(form: str, tmp_path: Path
     assert lacking == {shim.name: [] for shim in shims}
 
 
-def test_guest_images_are_about_half_holes_in_both_forms(both: Path, unpacked: Path) -> None:
+def test_about_half_of_each_guest_image_is_holes_in_both_forms(both: Path, unpacked: Path) -> None:
     name = "opt/kata/share/kata-containers/kata-containers.img"
     for path in (both / "tree" / name, unpacked / name):
         info = path.stat()
@@ -143,10 +143,10 @@ def test_guest_images_are_about_half_holes_in_both_forms(both: Path, unpacked: P
         member = tar.getmember(f"./{name}")
     marks: Any = member.sparse
     offset, length = marks[-1]
-    assert offset + length == member.size  # GNU tar makes the file no longer than its map
+    assert offset + length == member.size  # GNU tar creates the file only up to the end of its map
 
 
-def test_everything_says_that_it_is_a_sample(both: Path) -> None:
+def test_every_file_says_that_it_is_a_sample(both: Path) -> None:
     install_dir = both / "tree/opt/kata"
     assert "sample" in (install_dir / "VERSION").read_text()
     assert "Synthetic" in (both / "SAMPLE-PAYLOAD.txt").read_text()
@@ -169,7 +169,7 @@ def test_the_same_arguments_give_the_same_bytes_whatever_the_umask(both: Path, t
         assert archive.read_bytes() == (both / "tarballs/tarballs" / archive.name).read_bytes()
 
 
-def test_another_seed_gives_other_filler_under_the_same_names(both: Path, tmp_path: Path) -> None:
+def test_another_seed_changes_the_content_but_not_the_names(both: Path, tmp_path: Path) -> None:
     other = snapshot(make(tmp_path / "other", "--seed", "2", "--arch", "x86_64") / "opt")
     first = snapshot(both / "tree/opt")
     assert other.keys() == first.keys()
@@ -194,13 +194,13 @@ def test_another_release_renames_the_kernels_and_changes_the_version(both: Path,
         pytest.param("9000000", 9e6, id="bytes"),
     ],
 )
-def test_the_size_asked_for_is_the_size_of_all_files(text: str, size: float, tmp_path: Path) -> None:
+def test_all_files_together_have_the_requested_size(text: str, size: float, tmp_path: Path) -> None:
     base = make(tmp_path / "payload", "--size", text, "--shims", "qemu,clh-runtime-rs", "--arch", "x86_64")
     found = sum(path.stat().st_size for path in base.rglob("*") if path.is_file() and not path.is_symlink())
     assert 0.95 < found / size < 1.05
 
 
-def test_only_what_the_named_shims_need_is_made(tmp_path: Path) -> None:
+def test_only_files_for_the_named_shims_are_made(tmp_path: Path) -> None:
     base = make(tmp_path / "p", "--form", "both", "--shims", "qemu-snp", "--arch", "x86_64")
     components = {
         path.name.removeprefix("kata-static-").removesuffix(".tar.zst")
@@ -214,13 +214,13 @@ def test_only_what_the_named_shims_need_is_made(tmp_path: Path) -> None:
     assert [path.name for path in configs(base / "tree")] == ["configuration-qemu-snp.toml"]
 
 
-def test_an_earlier_sample_is_replaced_whole(tmp_path: Path) -> None:
+def test_an_earlier_sample_is_replaced_completely(tmp_path: Path) -> None:
     make(tmp_path / "p", "--shims", "qemu,fc", "--arch", "x86_64")
     make(tmp_path / "p", "--shims", "qemu", "--arch", "x86_64")
     assert not (tmp_path / "p/opt/kata/bin/firecracker").exists()
 
 
-def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     done = run(tmp_path)
     assert done.returncode == 2
@@ -237,7 +237,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> 
         pytest.param(["--arch", "riscv64"], "invalid choice", id="arch"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = run(tmp_path / "p", *arguments)
     assert done.returncode == 2
     assert message in done.stderr

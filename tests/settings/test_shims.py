@@ -1,4 +1,4 @@
-"""The shim table and where each shim's files lie."""
+"""The shim table, and the paths of each shim's files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from kata_node.settings.shims import MACHINES, Overhead, table
 
-# The shims of the public kata-deploy chart, spelled out: the table must neither lose nor invent one.
+# The shims of the public kata-deploy chart. The table must have exactly these.
 CHART = [
     "clh",
     "clh-runtime-rs",
@@ -40,7 +40,7 @@ CHART = [
 ]
 
 
-def test_the_table_holds_every_shim_of_the_chart_in_a_fixed_order() -> None:
+def test_the_table_has_every_shim_of_the_chart_in_a_fixed_order() -> None:
     assert list(table()) == CHART
 
 
@@ -49,7 +49,7 @@ def test_the_table_is_read_once() -> None:
 
 
 @pytest.mark.parametrize("name", CHART)
-def test_every_row_is_consistent_with_its_name(name: str) -> None:
+def test_every_entry_is_consistent_with_its_name(name: str) -> None:
     shim = table()[name]
     assert shim.name == name
     assert shim.runtime == ("runtime-rs" if name.endswith("-runtime-rs") or name == "dragonball" else "go")
@@ -82,7 +82,7 @@ def test_every_row_is_consistent_with_its_name(name: str) -> None:
         pytest.param("stratovirt", "stratovirt", "x86_64 aarch64", ("130Mi", "250m"), id="stratovirt"),
     ],
 )
-def test_a_row_says_what_kata_builds(
+def test_an_entry_has_the_hypervisor_architectures_and_overhead_of_the_shim(
     name: str, hypervisor: str, arches: str, overhead: tuple[str, str]
 ) -> None:
     shim = table()[name]
@@ -91,7 +91,7 @@ def test_a_row_says_what_kata_builds(
     assert shim.overhead == Overhead(*overhead)
 
 
-def test_the_files_of_a_go_shim_lie_where_the_go_runtime_looks() -> None:
+def test_the_files_of_a_go_shim_are_in_the_directories_of_the_go_runtime() -> None:
     shim = table()["qemu-snp"]
     assert shim.shim_binary == "bin/containerd-shim-kata-v2"
     assert shim.base_config == "share/defaults/kata-containers/configuration-qemu-snp.toml"
@@ -99,7 +99,7 @@ def test_the_files_of_a_go_shim_lie_where_the_go_runtime_looks() -> None:
     assert shim.own_config == "share/defaults/kata-containers/runtimes/qemu-snp/configuration-qemu-snp.toml"
 
 
-def test_the_files_of_a_runtime_rs_shim_lie_where_runtime_rs_looks() -> None:
+def test_the_files_of_a_runtime_rs_shim_are_in_the_directories_of_runtime_rs() -> None:
     shim = table()["dragonball"]
     directory = "share/defaults/kata-containers/runtime-rs"
     assert shim.shim_binary == "runtime-rs/bin/containerd-shim-kata-v2"
@@ -107,7 +107,7 @@ def test_the_files_of_a_runtime_rs_shim_lie_where_runtime_rs_looks() -> None:
     assert shim.own_config == f"{directory}/runtimes/dragonball/configuration-dragonball.toml"
 
 
-def test_a_handler_carries_the_suffix_of_its_installation() -> None:
+def test_a_handler_has_the_suffix_of_its_installation() -> None:
     assert table()["qemu"].handler("") == "kata-qemu"
     assert table()["qemu"].handler("blue") == "kata-qemu-blue"
 

@@ -1,4 +1,4 @@
-"""Snapshotters: what containerd is told of them, the nydus-snapshotter of an instance, and the checks."""
+"""Snapshotters: containerd's configuration, the nydus-snapshotter of an installation, and the checks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DIGEST = "1f" * 32
 def settings(
     suffix: str = "", setup: Sequence[str] = (), user_drop_in: str = "", erofs: Any = None, **shims: str
 ) -> Settings:
-    """Settings with these shims (``_`` for ``-``), each with its snapshotter."""
+    """Return settings with these shims (``_`` for ``-``), each with its snapshotter."""
     named = {name.replace("_", "-"): snapshotter for name, snapshotter in (shims or {"qemu": ""}).items()}
     return Settings(
         shims=tuple(table()[name] for name in named),
@@ -77,11 +77,11 @@ def config_tables(wanted: Settings, version: str = "2.1.9", schema: int = 3) -> 
         pytest.param(NYDUS_B, "", "", id="the-default-one"),
     ],
 )
-def test_a_snapshotter_is_called_what_containerd_calls_it(wanted: Settings, given: str, name: str) -> None:
+def test_a_snapshotter_has_the_name_that_containerd_uses(wanted: Settings, given: str, name: str) -> None:
     assert mapping.effective_name(wanted, given) == name
 
 
-def test_no_snapshotter_needs_nothing() -> None:
+def test_settings_without_a_snapshotter_need_no_tables_and_no_components() -> None:
     assert config_tables(settings()) == {}
     assert mapping.required_components(settings()) == ()
 
@@ -117,7 +117,7 @@ def test_images_are_pulled_for_the_snapshotter_of_the_handler(
     assert found == ({"plugins": plugins} if plugins else {})
 
 
-def test_debug_variants_and_every_other_handler_with_a_snapshotter_are_told_of() -> None:
+def test_every_handler_with_a_snapshotter_has_a_runtime_platform() -> None:
     wanted = replace(settings("b", setup=["nydus"], qemu="nydus", clh="blockfile"), debug=True)
     assert config_tables(wanted)["plugins"][IMAGES]["runtime_platforms"] == {
         "kata-qemu-b": {"snapshotter": "nydus-b"},
@@ -137,7 +137,7 @@ def test_debug_variants_and_every_other_handler_with_a_snapshotter_are_told_of()
         pytest.param("2.3.4", 4, (IMAGES,), id="schema-4"),
     ],
 )
-def test_a_nydus_of_ours_is_a_proxy_plugin_that_is_told_the_names_of_images(
+def test_a_managed_nydus_is_a_proxy_plugin_that_gets_the_names_of_images(
     version: str, schema: int, path: tuple[str, ...]
 ) -> None:
     found = config_tables(NYDUS_B, version, schema)
@@ -154,7 +154,7 @@ def test_a_nydus_of_ours_is_a_proxy_plugin_that_is_told_the_names_of_images(
     assert at["disable_snapshot_annotations"] is False
 
 
-def test_a_nydus_of_the_admins_is_only_named() -> None:
+def test_an_administrators_nydus_is_only_named() -> None:
     assert config_tables(settings(qemu="nydus")) == {"plugins": {IMAGES: platforms(qemu="nydus")}}
 
 
@@ -189,7 +189,7 @@ def erofs(**options: Any) -> Settings:
         ),
     ],
 )
-def test_erofs_is_configured_as_the_settings_say(
+def test_erofs_is_configured_according_to_the_settings(
     wanted: Settings, version: str, snapshotter: dict[str, Any], differ: dict[str, Any]
 ) -> None:
     plugins = config_tables(wanted, version)["plugins"]
@@ -208,7 +208,7 @@ def test_erofs_is_configured_as_the_settings_say(
         pytest.param((settings(qemu_runtime_rs="erofs"), "2.3.4"), id="set-up-by-the-admin"),
     ],
 )
-def test_erofs_is_only_named_where_it_is_not_ours_to_configure(wanted: tuple[Settings, str]) -> None:
+def test_erofs_that_is_not_managed_or_not_supported_is_only_named(wanted: tuple[Settings, str]) -> None:
     assert set(config_tables(*wanted)["plugins"]) == {IMAGES}
 
 
@@ -217,15 +217,15 @@ def test_erofs_is_only_named_where_it_is_not_ours_to_configure(wanted: tuple[Set
 
 @dataclass
 class FakeSystemd:
-    """A systemd that knows the units below ``root`` as of its last reload, and runs what it knows.
+    """A systemd that has the unit files below ``root`` as of its last reload.
 
-    ``running`` is what a unit was started with: its file as systemd knew it, and its configuration.
+    ``running`` maps a unit to the unit file and the configuration that it was started with.
     """
 
     root: Root
     known: dict[str, bytes | None] = field(default_factory=dict)
     wanted: list[str] = field(default_factory=list)
-    """What containerd's unit starts first, as of the last reload."""
+    """The units that containerd's unit wants, as of the last reload."""
     running: dict[str, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     refuses: str = ""
@@ -236,7 +236,7 @@ class FakeSystemd:
     def unit(self, name: str) -> Unit | None:
         content = self.root.read(f"/etc/systemd/system/{name}")
         if content is None and name not in self.running and name not in self.wanted:
-            self.known.pop(name, None)  # nothing refers to it any more
+            self.known.pop(name, None)  # no other unit refers to it
             return None
         known = self.known.setdefault(name, content)
         state = "active" if name in self.running else "inactive"
@@ -261,7 +261,7 @@ class FakeSystemd:
         self.wanted = self.root.list_dir("/etc/systemd/system/containerd.service.wants")
 
     def containerd_starts(self) -> None:
-        """Somebody starts containerd's unit, which starts first what it wants."""
+        """Start the units that containerd's unit wants, as a start of containerd does."""
         for name in self.wanted:
             if self.unit(name) is not None and self.known[name] is not None:
                 self.start(name, 1)
@@ -273,7 +273,7 @@ class FakeSystemd:
 
 
 def _nothing(*_: object) -> Any:
-    raise AssertionError("not to be asked for")
+    raise AssertionError("this client must not be used")
 
 
 def _config_of(unit: bytes) -> str:
@@ -289,7 +289,7 @@ def _parsed(unit: bytes) -> configparser.ConfigParser:
 
 @dataclass
 class Node:
-    """A node with the Kata files placed, and its systemd."""
+    """A node with placed Kata files and its systemd."""
 
     root: Root
     systemd: FakeSystemd
@@ -320,7 +320,7 @@ class Node:
         return actions
 
     def files(self) -> dict[str, bytes | str | None]:
-        """All files, links and empty directories of the node."""
+        """Return all files, links and empty directories of the node."""
         base = self.root.resolve("/")
         found: dict[str, bytes | str | None] = {}
         for path in sorted(base.rglob("*")):
@@ -334,9 +334,9 @@ class Node:
         return found
 
     def runs_its_files(self, wanted: Settings = NYDUS) -> bool:
-        ours = mapping.NydusInstance.for_settings(wanted)
-        running = self.systemd.running.get(ours.unit)
-        return running == (self.root.read(ours.unit_path), self.root.read(ours.config))
+        own_nydus = mapping.NydusInstance.for_settings(wanted)
+        running = self.systemd.running.get(own_nydus.unit)
+        return running == (self.root.read(own_nydus.unit_path), self.root.read(own_nydus.config))
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ def node(root: Root) -> Node:
     return Node(root, FakeSystemd(root))
 
 
-def test_installing_starts_it_before_the_runtime_and_again_there_is_nothing_to_do(node: Node) -> None:
+def test_install_starts_nydus_and_a_second_install_has_no_actions(node: Node) -> None:
     node.install()
     assert node.systemd.asked == ["daemon-reload", "start nydus-snapshotter.service"]
     assert node.runs_its_files()
@@ -357,7 +357,7 @@ def test_installing_starts_it_before_the_runtime_and_again_there_is_nothing_to_d
     assert node.install() == ()
 
 
-def test_restarting_either_leaves_the_other_alone() -> None:
+def test_the_units_of_nydus_and_the_runtime_do_not_restart_each_other() -> None:
     unit = _parsed(
         nydus.unit(mapping.NydusInstance.for_settings(NYDUS), ("k3s.service", "k3s-agent.service"), DIGEST)
     )
@@ -366,16 +366,16 @@ def test_restarting_either_leaves_the_other_alone() -> None:
     assert binding.isdisjoint(unit["Unit"])
 
 
-def test_what_it_is_told_agrees_with_what_containerd_is_told() -> None:
-    ours = mapping.NydusInstance.for_settings(NYDUS_B)
-    told = tomllib.loads(nydus.config(ours).decode())
+def test_the_configurations_of_nydus_and_containerd_agree() -> None:
+    own_nydus = mapping.NydusInstance.for_settings(NYDUS_B)
+    config = tomllib.loads(nydus.config(own_nydus).decode())
     proxy = config_tables(NYDUS_B)["proxy_plugins"]["nydus-b"]
-    assert (told["address"], told["root"]) == (proxy["address"], proxy["exports"]["root"])
-    assert (told["daemon_mode"], told["daemon"]["fs_driver"]) == ("none", "proxy")
-    service = _parsed(nydus.unit(ours, CONTAINERD, DIGEST))["Service"]
-    assert told["address"].startswith(f"/run/{service['RuntimeDirectory']}/")
-    assert told["root"] == f"/var/lib/{service['StateDirectory']}"
-    assert told["address"] in service["ExecStartPost"]
+    assert (config["address"], config["root"]) == (proxy["address"], proxy["exports"]["root"])
+    assert (config["daemon_mode"], config["daemon"]["fs_driver"]) == ("none", "proxy")
+    service = _parsed(nydus.unit(own_nydus, CONTAINERD, DIGEST))["Service"]
+    assert config["address"].startswith(f"/run/{service['RuntimeDirectory']}/")
+    assert config["root"] == f"/var/lib/{service['StateDirectory']}"
+    assert config["address"] in service["ExecStartPost"]
 
 
 def stopped(node: Node) -> None:
@@ -420,7 +420,7 @@ def enabled_elsewhere(node: Node) -> None:
         pytest.param(enabled_elsewhere, ["stop", "daemon-reload", "start"], id="enabled-for-another-unit"),
     ],
 )
-def test_what_is_not_as_it_should_be_is_put_right(
+def test_install_repairs_a_changed_nydus(
     node: Node, happens: Callable[[Node], None], asked: list[str]
 ) -> None:
     node.install()
@@ -439,7 +439,7 @@ def fresh(node: Node) -> None:
 
 
 def older(node: Node) -> None:
-    """An installation of another release."""
+    """Install another release."""
     node.program = "0d" * 32
     node.install(units=("k3s.service",))
     edited(node)
@@ -455,7 +455,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize(("before", "at", "containerd_starts"), CUTS)
-def test_killed_anywhere_the_next_run_ends_with_what_is_on_the_disk_running(
+def test_after_an_interrupted_install_the_next_one_runs_nydus_with_its_files(
     node: Node, before: Callable[[Node], None], at: int, containerd_starts: bool
 ) -> None:
     before(node)
@@ -468,7 +468,7 @@ def test_killed_anywhere_the_next_run_ends_with_what_is_on_the_disk_running(
 
 
 @pytest.mark.parametrize(("before", "at", "containerd_starts"), CUTS)
-def test_what_fails_anywhere_is_undone(
+def test_a_failed_install_is_rolled_back(
     node: Node, before: Callable[[Node], None], at: int, containerd_starts: bool
 ) -> None:
     before(node)
@@ -478,7 +478,7 @@ def test_what_fails_anywhere_is_undone(
     if containerd_starts:
         node.systemd.containerd_starts()
     node.run(nydus.rollback_actions(NYDUS, facts))
-    # The directories of links that were there stay or come back; one that is empty is nothing.
+    # Empty directories are ignored: the directories of previous links stay or are created again.
     assert {k: v for k, v in node.files().items() if v is not None} == {
         k: v for k, v in files.items() if v is not None
     }
@@ -487,7 +487,7 @@ def test_what_fails_anywhere_is_undone(
 
 
 @pytest.mark.parametrize("at", range(8))
-def test_reverting_takes_all_of_it_but_the_data_wherever_it_was_killed(node: Node, at: int) -> None:
+def test_revert_removes_everything_but_the_data_even_after_an_interruption(node: Node, at: int) -> None:
     before = node.files()
     data = "/var/lib/nydus-snapshotter/metadata.db"
     node.install()
@@ -505,13 +505,13 @@ def test_reverting_takes_all_of_it_but_the_data_wherever_it_was_killed(node: Nod
     assert nydus.notes(NYDUS, node.facts()) == ()
 
 
-def test_reverting_needs_no_settings_of_the_install(node: Node) -> None:
+def test_revert_does_not_need_the_settings_of_the_install(node: Node) -> None:
     node.install(NYDUS_B)
     node.revert(settings("b"))
     assert node.root.glob("/etc/systemd/system/*") == []
 
 
-def test_two_instances_do_not_know_of_each_other(node: Node) -> None:
+def test_two_installations_do_not_affect_each_other(node: Node) -> None:
     node.install()
     alone = node.files()
     node.install(NYDUS_B)
@@ -522,17 +522,17 @@ def test_two_instances_do_not_know_of_each_other(node: Node) -> None:
     assert node.runs_its_files()
 
 
-def test_a_unit_of_somebody_else_is_refused_and_left_alone(node: Node) -> None:
+def test_a_foreign_unit_is_refused_and_not_changed(node: Node) -> None:
     node.root.write("/etc/systemd/system/nydus-snapshotter.service", b"[Service]\nExecStart=/bin/mine\n")
     before = node.files()
-    with pytest.raises(IneligibleNodeError, match="did not make it") as caught:
+    with pytest.raises(IneligibleNodeError, match="did not create it") as caught:
         node.install()
     assert "snapshotter.setup" in caught.value.hint
     assert node.revert() == ()
     assert node.files() == before
 
 
-def test_without_its_program_nothing_is_written(node: Node) -> None:
+def test_nothing_is_written_if_the_program_of_nydus_is_missing(node: Node) -> None:
     node.program = ""
     with pytest.raises(PayloadError) as caught:
         node.install()
@@ -540,18 +540,18 @@ def test_without_its_program_nothing_is_written(node: Node) -> None:
     assert "nydus-snapshotter" in caught.value.hint
 
 
-def test_settings_without_it_install_nothing(node: Node) -> None:
+def test_settings_without_nydus_have_no_actions(node: Node) -> None:
     assert node.install(settings(qemu="nydus")) == ()
     assert nydus.rollback_actions(settings(qemu="nydus"), node.facts()) == ()
 
 
-def test_an_image_gets_the_files_and_a_node_made_of_it_needs_only_the_start(node: Node) -> None:
+def test_a_baked_image_has_the_files_and_its_node_only_starts_nydus(node: Node) -> None:
     node.offline = True
     node.install()
     assert node.systemd.asked == []
     assert node.install() == ()
     node.offline = False
-    node.systemd.daemon_reload(1)  # it boots
+    node.systemd.daemon_reload(1)  # as at boot
     node.systemd.containerd_starts()
     assert node.runs_its_files()
     assert node.install() == ()
@@ -570,7 +570,7 @@ def test_a_unit_that_does_not_come_up_is_an_error(node: Node) -> None:
         action.check(node.systemd.clients())
 
 
-def test_every_act_is_told_in_one_line_and_in_the_diff(node: Node) -> None:
+def test_every_action_has_a_line_and_a_diff(node: Node) -> None:
     actions = nydus.install_actions(NYDUS, node.facts())
     lines = [action.describe() for action in actions]
     assert "write /etc/systemd/system/nydus-snapshotter.service" in lines
@@ -578,7 +578,7 @@ def test_every_act_is_told_in_one_line_and_in_the_diff(node: Node) -> None:
     assert all(action.diff() for action in actions)
 
 
-# The rows of host-check
+# The findings of host-check
 
 NO_NYDUS = NydusFacts(None, None, {}, frozenset({"/etc/systemd/system"}), "", CONTAINERD)
 GOOD = SnapshotterFacts(NO_NYDUS, True, MkfsErofs("/usr/bin/mkfs.erofs", ()), True, True, True)
@@ -625,27 +625,34 @@ def rows(
         ),
         pytest.param(settings(qemu="nosuch"), {}, "proxy_plugins", id="unheard-of-snapshotter"),
         pytest.param(settings(qemu="nydus"), {}, "add nydus to snapshotter.setup", id="nobodys-nydus"),
-        pytest.param(settings(qemu="nydus"), {}, "take it out of these shims", id="nydus-to-be-done-without"),
+        pytest.param(
+            settings(qemu="nydus"),
+            {},
+            "remove containerd.snapshotter from these shims",
+            id="nydus-to-be-done-without",
+        ),
         pytest.param(settings(qemu="devmapper"), {}, "pool_name", id="devmapper-not-configured"),
         pytest.param(settings(qemu="blockfile"), {}, "scratch_file", id="blockfile-not-configured"),
-        pytest.param(NYDUS, {"main": PROXY}, "/run/mine.sock already", id="admins-nydus-is-not-replaced"),
+        pytest.param(
+            NYDUS, {"main": PROXY}, "a snapshotter nydus at /run/mine.sock", id="admins-nydus-is-not-replaced"
+        ),
         pytest.param(NYDUS, {"payload": {"VERSION": 1}}, "the payload has no", id="payload-without-nydus"),
         pytest.param(
             settings(setup=["nydus"], qemu="nydus"),
             {"payload": {"VERSION": 1}},
-            "or switch them off: kata-qemu",
+            "or disable them: kata-qemu",
             id="payload-without-nydus-that-a-shim-uses",
         ),
         pytest.param(
             NYDUS,
             {"facts": replace(GOOD, nydus=replace(NO_NYDUS, unit=b"[Service]\n"))},
-            "did not make it",
+            "did not create it",
             id="unit-of-somebody-else",
         ),
         pytest.param(
             NYDUS,
             {"facts": replace(GOOD, nydus=replace(NO_NYDUS, directories=frozenset()))},
-            "mount the host's /etc/systemd/system",
+            "mount the node's /etc/systemd/system",
             id="units-not-mounted",
         ),
         pytest.param(
@@ -665,7 +672,7 @@ def rows(
         pytest.param(
             erofs(),
             {"facts": replace(GOOD, mkfs=MkfsErofs("/usr/bin/mkfs.erofs", ("--sort=",)))},
-            "does not know --sort=",
+            "does not have the options --sort=",
             id="old-mkfs",
         ),
         pytest.param(erofs(), {"facts": replace(GOOD, erofs=False)}, "modprobe erofs", id="not-loaded"),
@@ -685,18 +692,21 @@ def rows(
             id="no-dm-verity",
         ),
         pytest.param(
-            erofs(), {"main": EROFS_TABLE + b"max_unmerged_layers = 4\n"}, "= 4 where", id="admins-layers"
+            erofs(),
+            {"main": EROFS_TABLE + b"max_unmerged_layers = 4\n"},
+            "max_unmerged_layers = 4 (the settings need 0)",
+            id="admins-layers",
         ),
         pytest.param(
             erofs(erofs_dmverity=True),
             {"main": EROFS_TABLE + b"dmverity_mode = 'off'\n"},
-            "dmverity_mode = off where the settings mean on",
+            "dmverity_mode = off (the settings need on)",
             id="admins-layers-without-dm-verity",
         ),
         pytest.param(
             settings(erofs={"erofs_dmverity": True}, qemu_runtime_rs="erofs"),
             {},
-            "erofsDmverity is given",
+            "snapshotter.erofsDmverity has no effect",
             id="options-nobody-carries-out",
         ),
         pytest.param(
@@ -707,7 +717,7 @@ def rows(
         ),
     ],
 )
-def test_what_cannot_work_fails_for_good_and_says_what_to_do(
+def test_a_snapshotter_that_cannot_work_fails_permanently_with_a_remedy(
     wanted: Settings, how: Mapping[str, Any], says: str
 ) -> None:
     failed = [row for row in rows(wanted, **how) if row.status == "fail"]
@@ -751,15 +761,15 @@ def test_what_cannot_work_fails_for_good_and_says_what_to_do(
         pytest.param(NYDUS, {"version": "cri-o://1.33.13"}, id="cri-o-has-none"),
     ],
 )
-def test_what_can_work_does_not_fail(wanted: Settings, how: Mapping[str, Any]) -> None:
+def test_a_snapshotter_that_can_work_does_not_fail(wanted: Settings, how: Mapping[str, Any]) -> None:
     assert [row for row in rows(wanted, **how) if row.status == "fail"] == []
 
 
-def test_there_are_no_rows_where_no_snapshotter_is_asked_for() -> None:
+def test_settings_without_a_snapshotter_have_no_findings() -> None:
     assert rows(settings()) == []
 
 
-# What is on the node
+# The facts of the node
 
 
 @contextlib.contextmanager
@@ -775,7 +785,7 @@ def host(root: Root) -> SnapshotterFacts:
     return facts_module.look(StageContext(NYDUS, receipt, FakeSystemd(root).clients(), options), CONTAINERD)
 
 
-def test_the_mkfs_that_a_unit_would_run_is_found_with_what_it_lacks(root: Root) -> None:
+def test_the_mkfs_that_a_unit_would_run_is_found_with_its_missing_options(root: Root) -> None:
     assert (host(root).mkfs, host(root).programs_visible) == (None, False)
     for directory in ("/usr/bin", "/usr/local/bin"):
         root.make_dirs(directory)
@@ -794,14 +804,14 @@ def test_the_mkfs_that_a_unit_would_run_is_found_with_what_it_lacks(root: Root) 
         pytest.param("", False, id="not-to-be-seen"),
     ],
 )
-def test_the_kernel_tells_whether_it_has_erofs(
+def test_erofs_is_looked_up_in_the_file_systems_of_the_kernel(
     root: Root, monkeypatch: pytest.MonkeyPatch, text: str, there: bool
 ) -> None:
     with filesystems(monkeypatch, text):
         assert host(root).erofs is there
 
 
-def test_a_directory_that_cannot_be_written_is_the_hosts_refusal(node: Node) -> None:
+def test_a_file_instead_of_a_directory_is_a_host_error(node: Node) -> None:
     node.root.write("/etc/systemd/system/containerd.service.wants", b"in the way")
     with pytest.raises(HostError):
         node.install()
@@ -823,13 +833,13 @@ def selected(manifest: Manifest, wanted: Settings) -> list[str]:
     return [entry.path for entry in entries if entry.kind == "file"]
 
 
-def test_its_programs_are_placed_only_where_it_is_set_up() -> None:
+def test_the_programs_of_nydus_are_placed_only_if_it_is_managed() -> None:
     payload = tarballs("qemu", "nydus-snapshotter")
     assert selected(payload, settings()) == ["qemu/file"]
     assert selected(payload, NYDUS) == ["nydus-snapshotter/file", "qemu/file"]
 
 
-def test_a_payload_without_its_programs_is_refused_by_the_name_of_the_archive() -> None:
+def test_a_payload_without_the_programs_of_nydus_is_refused() -> None:
     with pytest.raises(PayloadError) as caught:
         selected(tarballs("qemu"), NYDUS)
     assert caught.value.where == "kata-static-nydus-snapshotter.tar.zst"

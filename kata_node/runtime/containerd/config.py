@@ -35,7 +35,7 @@ Measured on containerd 2.1.9 (2.0 and 2.2 have the same code) and 2.3.4:
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -379,21 +379,6 @@ class ContainerdConfig:
             where=self._path_to_edit({}),
             hint=f"remove {key} for this node, and add its content to this file by hand",
         )
-
-
-def config_path(argv: Sequence[str], default: str, working_directory: str = "/") -> str:
-    """Return the main file of a containerd with the command line ``argv``; ``argv[0]`` is the program."""
-    path = default
-    arguments = iter(argv[1:])
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if flag.startswith("-") and flag.lstrip("-") in _FLAGS_WITH_VALUE:
-            value = value if equals else next(arguments, "")
-            path = value if flag.lstrip("-") in ("config", "c") else path
-    return posixpath.normpath(posixpath.join(working_directory, path))
-
-
-_FLAGS_WITH_VALUE = ("config", "c", "log-level", "l", "address", "a", "root", "state")
 
 
 def _is_imported(location: DropInLocation, files: Mapping[str, bytes]) -> bool:

@@ -1,11 +1,12 @@
-{{- /* The dispatcher: its names, its configurations and its pod. */ -}}
+{{- /* The dispatcher: its names, its configuration files and its pod. */ -}}
 
 {{- define "kata-deploy.dispatcher.name" -}}
 {{ include "kata-deploy.fullname" . }}-dispatcher
 {{- end -}}
 
 {{- /*
-The Jobs of nodes, one for each runtime, by what Nodes call it; takes a dict of root, stages and tolerations.
+The node Jobs, one per container runtime, by the name that Nodes report for it. Takes a dict of root, stages and
+tolerations.
 */ -}}
 {{- define "kata-deploy.dispatcher.templates" -}}
 {{- $job := . -}}
@@ -18,24 +19,24 @@ The Jobs of nodes, one for each runtime, by what Nodes call it; takes a dict of 
 
 {{- define "kata-deploy.dispatcher.installTemplates" }}
 {{- $stages := list "host-check" "claim" "artifacts" "cri" "label" -}}
-{{- $tolerations := concat (include "kata-deploy.tolerations.startup" . | fromJsonArray) (include "kata-deploy.tolerations.conditions" . | fromJsonArray) -}}
+{{- $tolerations := concat (include "kata-deploy.tolerations.install" . | fromJsonArray) (include "kata-deploy.tolerations.nodeConditions" . | fromJsonArray) -}}
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" $tolerations) -}}
 {{- end -}}
 
-{{- /* It has to go where Kata is, whatever has become of the node. */ -}}
+{{- /* The Job must run on every node with Kata, so it tolerates all taints. */ -}}
 {{- define "kata-deploy.dispatcher.cleanupTemplates" }}
 {{- $stages := list "unlabel" "revert-cri" "remove-artifacts" "unclaim" -}}
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" (list (dict "operator" "Exists"))) -}}
 {{- end -}}
 
-{{- /* What all configurations begin with; takes (list $ "install" "job"). */ -}}
+{{- /* The keys that all configuration files share. Takes (list $ "install" "job"): the action and the section of the values. */ -}}
 {{- define "kata-deploy.dispatcher.config" -}}
 {{- $root := index . 0 -}}
 {{- $action := index . 1 -}}
 action: {{ $action }}
 namespace: {{ $root.Release.Namespace }}
 namePrefix: {{ include "kata-deploy.shortName" (list $root $action 40) }}
-# Of two releases in a namespace, each has its own Jobs.
+# They tell the Jobs of two releases in one namespace apart.
 labels:
   app.kubernetes.io/name: kata-deploy
   app.kubernetes.io/instance: {{ $root.Release.Name }}
@@ -52,10 +53,10 @@ maxNotReady: {{ $few }}
 {{- if ($root.Values.job).events }}
 events: true
 {{- end }}
-mark: {{ include "kata-deploy.mark" $root }}
+mark: {{ include "kata-deploy.installationLabel" $root }}
 {{- end -}}
 
-{{- /* How carefully; takes the root. */ -}}
+{{- /* The section `rollout`. Takes the root. */ -}}
 {{- define "kata-deploy.dispatcher.rollout" -}}
 {{- $rollout := (.Values.job).rollout | default dict -}}
 {{- $given := dict -}}
@@ -66,7 +67,7 @@ mark: {{ include "kata-deploy.mark" $root }}
 {{- end -}}
 {{- end -}}
 {{- if has (toString $given.waveSize) (list "0" "0%") -}}
-{{- fail "job.rollout.waveSize: a wave of no nodes never ends; give it 1 or more, or take it out" -}}
+{{- fail "job.rollout.waveSize: a wave must have at least one node; set a number of 1 or more, a share of 1% or more, or remove the key" -}}
 {{- end -}}
 {{- with $given }}
 rollout:
@@ -74,7 +75,7 @@ rollout:
 {{- end -}}
 {{- end -}}
 
-{{- /* Its pod; takes (list $ "install.yaml"). */ -}}
+{{- /* The pod of the dispatcher. Takes (list $ "install.yaml"): the configuration file that it reads. */ -}}
 {{- define "kata-deploy.dispatcher.pod" }}
 {{- $root := index . 0 -}}
 metadata:
@@ -96,7 +97,7 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   nodeSelector:
-    {{- include "kata-deploy.linux" ($root.Values.job).dispatcherNodeSelector | nindent 4 }}
+    {{- include "kata-deploy.linuxNodeSelector" ($root.Values.job).dispatcherNodeSelector | nindent 4 }}
   {{- with ($root.Values.job).dispatcherTolerations | default $root.Values.tolerations }}
   tolerations:
     {{- toYaml . | nindent 4 }}
@@ -113,7 +114,7 @@ spec:
           value: /etc/kata-dispatcher/{{ index . 1 }}
         - name: KATA_DISPATCHER_LOG_LEVEL
           value: {{ include "kata-deploy.logLevel" $root }}
-        # The Jobs of the nodes go with this one.
+        # This Job owns the node Jobs, so Kubernetes deletes them together with it.
         - name: KATA_DISPATCHER_OWNER_NAME
           valueFrom:
             fieldRef:
@@ -123,7 +124,7 @@ spec:
             fieldRef:
               fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
       securityContext:
-        {{- include "kata-deploy.plainSecurityContext" $root | trim | nindent 8 }}
+        {{- include "kata-deploy.restrictedSecurityContext" $root | trim | nindent 8 }}
       {{- with ($root.Values.job).dispatcherResources }}
       resources:
         {{- toYaml . | nindent 8 }}
@@ -138,7 +139,9 @@ spec:
         name: {{ include "kata-deploy.dispatcher.name" $root }}
 {{- end -}}
 
-{{- /* How long a dispatcher's Job is kept: its nodes' Jobs go with it, and may outlive its pod. */ -}}
-{{- define "kata-deploy.dispatcher.ttl" -}}
-{{- add (include "kata-deploy.ttl" .) (((.Values.job).activeDeadlineSeconds) | default 3600) -}}
+{{- /*
+Seconds that a dispatcher's Job is kept. Its node Jobs are deleted together with it and may run longer than its pod.
+*/ -}}
+{{- define "kata-deploy.dispatcher.jobTTL" -}}
+{{- add (include "kata-deploy.nodeJobTTL" .) (((.Values.job).activeDeadlineSeconds) | default 3600) -}}
 {{- end -}}

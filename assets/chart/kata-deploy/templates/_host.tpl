@@ -1,41 +1,41 @@
 {{- /*
-What the pods get to see of the node they are on, by what runs there and by the stage. The README of the project says
-the same of `kata-node` in a container.
+Host paths of the pods, by runtime, distribution and stage. They are the paths that docs/a-node-by-hand.md lists for
+`kata-node` in a container.
 */ -}}
 
-{{- /* The distribution by its first name. */ -}}
+{{- /* The distribution, with the aliases resolved. */ -}}
 {{- define "kata-deploy.distribution" -}}
 {{- $name := .Values.k8sDistribution | default "k8s" -}}
 {{- get (dict "kubeadm" "k8s" "vanilla" "k8s") $name | default $name -}}
 {{- end -}}
 
 {{- /*
-The CRI runtimes there are pods for: both, where the dispatcher chooses by what a Node says it runs. A
-pod of the DaemonSet names the directories of the host before it is there, so it is for one of them.
+The container runtimes that have a pod template, as a JSON list. The dispatcher chooses by the runtime that a Node
+reports. A pod of the DaemonSet lists its host paths before it is on a node, so there is one runtime only.
 */ -}}
 {{- define "kata-deploy.runtimes" -}}
 {{- $distribution := include "kata-deploy.distribution" . -}}
 {{- $runtime := .Values.containerRuntime | default "auto" -}}
 {{- if and (eq $runtime "crio") (ne $distribution "k8s") -}}
-{{- fail (printf "containerRuntime: %s runs containerd, and not crio; set k8sDistribution to k8s where CRI-O is a service of its own, else take containerRuntime out" $distribution) -}}
+{{- fail (printf "containerRuntime: %s always runs containerd, not crio; remove containerRuntime, or set k8sDistribution: k8s if CRI-O runs as its own unit" $distribution) -}}
 {{- end -}}
 {{- if ne $runtime "auto" -}}
 {{- list $runtime | toJson -}}
-{{- else if and (include "kata-deploy.jobs" .) (eq $distribution "k8s") -}}
+{{- else if and (include "kata-deploy.isJobMode" .) (eq $distribution "k8s") -}}
 {{- list "containerd" "crio" | toJson -}}
 {{- else -}}
 {{- list "containerd" | toJson -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* Those of the only runtime, or of the first: for pods that the dispatcher does not make. */ -}}
+{{- /* The runtime of pods that the dispatcher does not create: the only one, or the first. */ -}}
 {{- define "kata-deploy.runtime" -}}
 {{- include "kata-deploy.runtimes" . | fromJsonArray | first -}}
 {{- end -}}
 
 {{- /*
-Directories of the host, as {"config": ..., "socket": ...}: where kata-node looks for them, too. Takes
-(list $ "containerd" or "crio").
+Host paths of a runtime, as {"opt": ..., "config": ..., "socket": ...}. kata-node looks for them in the same places.
+Takes (list $ "containerd" or "crio").
 */ -}}
 {{- define "kata-deploy.hostPaths" -}}
 {{- $runtime := index . 1 -}}
@@ -55,17 +55,17 @@ Directories of the host, as {"config": ..., "socket": ...}: where kata-node look
 {{- $socket := trimPrefix "unix://" ((.Values.containerd).runtimeSocket | default $paths.socket) -}}
 {{- range $key, $path := dict "configDir" $config "runtimeSocket" $socket -}}
 {{- if not (hasPrefix "/" $path) -}}
-{{- fail (printf "containerd.%s: %s is not an absolute path" $key $path) -}}
+{{- fail (printf "containerd.%s: %s is not an absolute path; write a path that begins with /" $key $path) -}}
 {{- end -}}
 {{- if has "/" (list $path (ternary (dir $path) "" (eq $key "runtimeSocket"))) -}}
-{{- fail (printf "containerd.%s: %s would give the pods all of the node; it has to be in a directory of its own" $key $path) -}}
+{{- fail (printf "containerd.%s: %s would mount the root directory of the node into the pods; use a path below another directory" $key $path) -}}
 {{- end -}}
 {{- end -}}
 {{- $paths = dict "config" $config "socket" $socket -}}
 {{- end -}}
 {{- $given := (.Values.env).installationPrefix | default "/" -}}
 {{- if or (not (hasPrefix "/" $given)) (has ".." (splitList "/" $given)) -}}
-{{- fail (printf "env.installationPrefix: %s is not an absolute path without .." $given) -}}
+{{- fail (printf "env.installationPrefix: %s is not an absolute path without ..; write a path that begins with / and has no .." $given) -}}
 {{- end -}}
 {{- $prefix := clean $given -}}
 {{- toJson (merge (dict "opt" (ternary "/opt" $prefix (eq $prefix "/"))) $paths) -}}
@@ -73,10 +73,10 @@ Directories of the host, as {"config": ..., "socket": ...}: where kata-node look
 {{- end -}}
 
 {{- /*
-Directories of the host by stage: {"host-check": [...], "artifacts": [...], "cri": [...]}; takes
+Host paths by stage, as {"host-check": [...], "artifacts": [...], "cri": [...], ...}. Takes
 (list $ "containerd" or "crio").
 */ -}}
-{{- define "kata-deploy.mounts" -}}
+{{- define "kata-deploy.stageHostPaths" -}}
 {{- $paths := include "kata-deploy.hostPaths" . | fromJson -}}
 {{- $nydus := eq "true" (include "kata-deploy.state" (index . 0) | fromJson).nydus -}}
 {{- $socket := dir $paths.socket -}}
@@ -84,7 +84,7 @@ Directories of the host by stage: {"host-check": [...], "artifacts": [...], "cri
 {{- $check := list $paths.opt $paths.config $id $socket "/run/dbus" "/dev" -}}
 {{- $artifacts := list $paths.opt $id "/run/kata-node" -}}
 {{- $cri := list $paths.opt $paths.config $id $socket "/run/dbus" "/run/kata-node" -}}
-{{- /* CRI-O has no snapshotters. */ -}}
+{{- /* nydus needs a systemd unit. CRI-O has no snapshotters. */ -}}
 {{- if and $nydus (ne (index . 1) "crio") -}}
 {{- $check = append $check "/etc/systemd/system" -}}
 {{- $cri = append $cri "/etc/systemd/system" -}}
@@ -94,13 +94,13 @@ Directories of the host by stage: {"host-check": [...], "artifacts": [...], "cri
 {{- dict "host-check" $check "artifacts" $artifacts "cri" $cri "remove-artifacts" $artifacts "revert-cri" $cri | toJson -}}
 {{- end -}}
 
-{{- /* The name of the volume of a path. */ -}}
+{{- /* The volume name of a host path. */ -}}
 {{- define "kata-deploy.volumeName" -}}
 {{- $name := . | trimPrefix "/" | replace "/" "-" | replace "." "-" | replace "_" "-" | lower -}}
 {{- ternary $name (printf "host-%s" (sha256sum . | trunc 16)) (and (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $name) (le (len $name) 63)) -}}
 {{- end -}}
 
-{{- /* hostPath volumes of the given paths; takes (list $ $paths). */ -}}
+{{- /* hostPath volumes. Takes (list $ $paths). */ -}}
 {{- define "kata-deploy.hostVolumes" -}}
 {{- $opt := (include "kata-deploy.hostPaths" (list (index . 0) "containerd") | fromJson).opt -}}
 {{- range index . 1 | uniq | sortAlpha }}
@@ -110,11 +110,11 @@ Directories of the host by stage: {"host-check": [...], "artifacts": [...], "cri
     {{- if eq . "/etc/machine-id" }}
     type: File
     {{- else if or (eq . $opt) (hasPrefix "/run/" .) (has . (list "/etc/containerd" "/etc/crio")) }}
-    # A pod whose volumes cannot be mounted waits without a word. So that host-check can say what is wrong, a
-    # directory is made that is empty then, and if it is in /run gone with the next boot.
+    # A pod with a volume that cannot be mounted waits without an error. The kubelet creates the directory, so
+    # host-check runs and reports what is wrong. An empty directory in /run disappears at the next boot.
     type: DirectoryOrCreate
     {{- else }}
-    # Where distributions have a layout of their own, nothing is made on a node that has not got it.
+    # Directories of other distributions are not created on a node that does not have them.
     type: Directory
     {{- end }}
 {{- end }}

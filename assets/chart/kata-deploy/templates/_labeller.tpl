@@ -1,35 +1,35 @@
 {{- /*
-The labeller: the containers that run the stages claim, label, unlabel and unclaim. They alone have
-credentials for the API server, and nothing of the host.
+The labeling containers: those of the stages claim, label, unlabel and unclaim. In a node Job, only they have credentials
+for the API server, and they mount no host path.
 */ -}}
 
-{{- /* Its ServiceAccount, in the release's namespace. */ -}}
+{{- /* Their ServiceAccount, in the namespace of the release. */ -}}
 {{- define "kata-deploy.labeller.serviceAccount" -}}
 {{ include "kata-deploy.fullname" . }}-labeller
 {{- end -}}
 
-{{- /* The user that the API server takes it for. */ -}}
+{{- /* The user name of that ServiceAccount. */ -}}
 {{- define "kata-deploy.labeller.user" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "kata-deploy.labeller.serviceAccount" . }}
 {{- end -}}
 
-{{- /* Its ClusterRole and binding, and its Role and binding in the namespace default. */ -}}
+{{- /* Name of their ClusterRole, of their Role in the namespace default, and of both bindings. */ -}}
 {{- define "kata-deploy.labeller.role" -}}
 {{ include "kata-deploy.clusterName" (list . "labeller") }}
 {{- end -}}
 
-{{- /* Not empty where the admission policies are wanted, and known. */ -}}
-{{- define "kata-deploy.labeller.policies" -}}
+{{- /* `true` if the release has the admission policies; else empty. */ -}}
+{{- define "kata-deploy.labeller.hasPolicies" -}}
 {{- $wanted := (.Values.rbac).admissionPolicy | default "auto" -}}
 {{- if not (has $wanted (list "auto" "always" "never")) -}}
-{{- fail (printf "rbac.admissionPolicy: %v is none of auto, always, never" $wanted) -}}
+{{- fail (printf "rbac.admissionPolicy: %v is none of auto, always, never; set one of these" $wanted) -}}
 {{- end -}}
-{{- /* Its first release is also the first that puts the node's name into tokens by default. */ -}}
+{{- /* Kubernetes 1.30 has v1 of the API. It is also the first release that writes the node's name into tokens by default. */ -}}
 {{- $known := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy" -}}
 {{- if or (eq $wanted "always") (and (eq $wanted "auto") $known) -}}true{{- end -}}
 {{- end -}}
 
-{{- /* Whom a policy is about; goes below spec. */ -}}
+{{- /* The account that a policy applies to. Belongs below `spec`. */ -}}
 {{- define "kata-deploy.labeller.matchConditions" -}}
 matchConditions:
   - name: is-the-labeller
@@ -37,27 +37,27 @@ matchConditions:
 {{- end -}}
 
 {{- /*
-The Node a token is for. The API server puts it into the tokens of pods; one that was not made for a
-pod on a node has none, and may change nothing. Its name and not its uid: some distributions register
-the Node anew while its pods run on.
+CEL: the name of the Node that the token of a request is bound to. The API server writes it into the tokens of pods. A
+token without it may change nothing. The name is used and not the UID, because some distributions register the Node
+again while its pods keep running.
 */ -}}
 {{- define "kata-deploy.labeller.ownNode" -}}
 request.userInfo.?extra[?"authentication.kubernetes.io/node-name"][?0].orValue("")
 {{- end -}}
 
-{{- /* startupTaints as a CEL list of `key` and `key:effect`. */ -}}
+{{- /* CEL: the list of `startupTaints`, each `key` or `key:effect`. */ -}}
 {{- define "kata-deploy.labeller.startupTaints" -}}
 {{- $taints := list -}}
 {{- range .Values.startupTaints -}}
 {{- if not (regexMatch "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?(:(NoSchedule|PreferNoSchedule|NoExecute))?$" (toString .)) -}}
-{{- fail (printf "startupTaints: %q is neither `key` nor `key:effect` with an effect of NoSchedule, PreferNoSchedule, NoExecute; a value is not part of it" (toString .)) -}}
+{{- fail (printf "startupTaints: %q is neither `key` nor `key:effect` with an effect of NoSchedule, PreferNoSchedule, NoExecute; correct it and leave out the value of the taint" (toString .)) -}}
 {{- end -}}
 {{- $taints = append $taints (toString .) -}}
 {{- end -}}
 {{- toJson $taints -}}
 {{- end -}}
 
-{{- /* The binding that puts a policy into force; takes (list $ "name of the policy"). */ -}}
+{{- /* The binding that activates a policy. Takes (list $ "name of the policy"). */ -}}
 {{- define "kata-deploy.labeller.binding" }}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding

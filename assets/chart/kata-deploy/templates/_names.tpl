@@ -1,50 +1,50 @@
 {{- /*
-Names. Two installations in one cluster differ in env.multiInstallSuffix, in their release, or in both.
-Within a namespace the suffix tells their objects apart; what belongs to no namespace, or to one that
-all installations share, is told apart by the release as well: <name>.<namespace>.<release>. Neither
-names of namespaces nor suffixes have dots, so no two of those can be the same.
+Names. Two installations in one cluster differ in env.multiInstallSuffix, in their release, or in both. In the
+namespace of the release, the suffix makes names unique. Names of cluster-wide objects, and of objects in the namespace
+`default`, contain the release as well: <name>.<namespace>.<release>. Namespaces and suffixes have no dots, so two
+such names are never equal.
 */ -}}
 
-{{- /* The suffix of this installation, or nothing. */ -}}
+{{- /* The suffix of this installation, or an empty string. */ -}}
 {{- define "kata-deploy.suffix" -}}
 {{- $suffix := (.Values.env).multiInstallSuffix | default "" | toString -}}
 {{- if eq $suffix "default" -}}
-{{- fail "env.multiInstallSuffix: `default` is what an installation without a suffix is called; choose another" -}}
+{{- fail "env.multiInstallSuffix: `default` is the name of the installation without a suffix; choose another suffix" -}}
 {{- else if and $suffix (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $suffix)) -}}
-{{- fail (printf "env.multiInstallSuffix: %q cannot end names; use small letters, digits and inner dashes" $suffix) -}}
+{{- fail (printf "env.multiInstallSuffix: %q cannot be part of a name; use lower-case letters, digits and inner hyphens" $suffix) -}}
 {{- else if gt (len $suffix) 63 -}}
-{{- fail (printf "env.multiInstallSuffix: %q has %d characters; a label of that name may have 63" $suffix (len $suffix)) -}}
+{{- fail (printf "env.multiInstallSuffix: %q has %d characters and the name of a label may have 63; choose a shorter suffix" $suffix (len $suffix)) -}}
 {{- end -}}
 {{- $suffix -}}
 {{- end -}}
 
-{{- /* What the node calls this installation: in its label, and in its record. */ -}}
+{{- /* The name of this installation, as in the installation label and in the receipt on the node. */ -}}
 {{- define "kata-deploy.instance" -}}
 {{- include "kata-deploy.suffix" . | default "default" -}}
 {{- end -}}
 
-{{- /* What the names of all objects begin with: kata-deploy, or kata-deploy-<suffix>. */ -}}
+{{- /* The prefix of all object names: kata-deploy, or kata-deploy-<suffix>. */ -}}
 {{- define "kata-deploy.fullname" -}}
 {{- $suffix := include "kata-deploy.suffix" . -}}
 {{- if $suffix -}}kata-deploy-{{ $suffix }}{{- else -}}kata-deploy{{- end -}}
 {{- end -}}
 
-{{- /* Name of an object outside the release's namespace; takes (list $ "part"). */ -}}
+{{- /* Name of an object outside the namespace of the release. Takes (list $ "part"). */ -}}
 {{- define "kata-deploy.clusterName" -}}
 {{- $root := index . 0 -}}
 {{- printf "%s-%s.%s.%s" (include "kata-deploy.fullname" $root) (index . 1) $root.Release.Namespace $root.Release.Name -}}
 {{- end -}}
 
-{{- /* This release, as `owner` says it of an object. */ -}}
+{{- /* This release, in the format of `kata-deploy.ownerOf`. */ -}}
 {{- define "kata-deploy.release" -}}
 {{ .Release.Namespace }}/{{ .Release.Name }}
 {{- end -}}
 
-{{- /* The release that helm has put an object there for; empty for none. Takes the object. */ -}}
-{{- define "kata-deploy.owner" -}}
-{{- $said := .metadata.annotations | default dict -}}
-{{- if hasKey $said "meta.helm.sh/release-name" -}}
-{{ get $said "meta.helm.sh/release-namespace" }}/{{ get $said "meta.helm.sh/release-name" }}
+{{- /* The release that owns an object, as namespace/name; empty if helm has not created it. Takes the object. */ -}}
+{{- define "kata-deploy.ownerOf" -}}
+{{- $annotations := .metadata.annotations | default dict -}}
+{{- if hasKey $annotations "meta.helm.sh/release-name" -}}
+{{ get $annotations "meta.helm.sh/release-namespace" }}/{{ get $annotations "meta.helm.sh/release-name" }}
 {{- end -}}
 {{- end -}}
 
@@ -57,17 +57,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{- /* The label on a Node that RuntimeClasses select: some installation serves Kata there. */ -}}
+{{- /* The shared label: RuntimeClasses select it. `true` means that an installation serves Kata on the node. */ -}}
 {{- define "kata-deploy.sharedLabel" -}}
 katacontainers.io/kata-runtime
 {{- end -}}
 
-{{- /* The label on a Node that says this installation is there. */ -}}
-{{- define "kata-deploy.mark" -}}
+{{- /* The installation label: the state of this installation on a node. */ -}}
+{{- define "kata-deploy.installationLabel" -}}
 kata-deploy.katacontainers.io/{{ include "kata-deploy.instance" . }}
 {{- end -}}
 
-{{- /* A part of the fullname that fits into so many characters; takes (list $ "part" 40). */ -}}
+{{- /* <fullname>-<part>, shortened to a number of characters. Takes (list $ "part" 40). */ -}}
 {{- define "kata-deploy.shortName" -}}
 {{- $root := index . 0 -}}
 {{- $part := index . 1 -}}
@@ -77,12 +77,12 @@ kata-deploy.katacontainers.io/{{ include "kata-deploy.instance" . }}
 {{- if le (len $whole) $limit -}}
 {{- $whole -}}
 {{- else -}}
-{{- /* What is cut off is told by a part of its sum: two long suffixes may begin alike. */ -}}
+{{- /* A part of the checksum keeps two long suffixes with the same beginning apart. */ -}}
 {{- printf "%s-%s-%s" ($base | trunc (sub $limit (add (len $part) 10) | int) | trimSuffix "-") (sha256sum $base | trunc 8) $part -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* What the pods of the mode `job` have as labels, as well; takes (list $ "component"). */ -}}
+{{- /* Labels of the pods, which selectors use. Takes (list $ "component"). */ -}}
 {{- define "kata-deploy.selectorLabels" -}}
 app.kubernetes.io/name: kata-deploy
 app.kubernetes.io/instance: {{ (index . 0).Release.Name }}

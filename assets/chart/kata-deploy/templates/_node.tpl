@@ -1,4 +1,4 @@
-{{- /* What the nodes get of the values; all that is made of it is made there, by kata-node. */ -}}
+{{- /* The part of the values that kata-node reads on the node. It interprets them; the chart passes them on. */ -}}
 
 {{- define "kata-deploy.node.values" -}}
 {{- $values := dict -}}
@@ -12,12 +12,12 @@
 {{- $shims := dict "disableAll" ((.Values.shims).disableAll | default false) -}}
 {{- range $name, $shim := .Values.shims -}}
 {{- if kindIs "map" $shim -}}
-{{- /* RuntimeClasses are the chart's, and no reason to work on a node. */ -}}
+{{- /* RuntimeClasses are created by the chart. A change of them must not change the node. */ -}}
 {{- $_ := set $shims $name (omit $shim "runtimeClass") -}}
 {{- end -}}
 {{- end -}}
 {{- if eq (len $shims) 1 -}}
-{{- /* kata-node takes a file without any shim for that of a person who wants the default. */ -}}
+{{- /* If the file names no shim, kata-node installs the default shim. */ -}}
 {{- $_ := set $shims "disableAll" true -}}
 {{- end -}}
 {{- $_ := set $values "shims" $shims -}}

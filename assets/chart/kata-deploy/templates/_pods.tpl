@@ -1,7 +1,7 @@
-{{- /* The containers of the stages, and the Job of one node that they make. */ -}}
+{{- /* The containers of the stages, and the node Job with these containers. */ -}}
 
-{{- /* The labels of the values, without those that are the chart's. */ -}}
-{{- define "kata-deploy.podLabels" -}}
+{{- /* podLabels of the values, without the labels that the chart sets. */ -}}
+{{- define "kata-deploy.extraPodLabels" -}}
 {{- $own := list "name" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" -}}
 {{- range $key, $value := .Values.podLabels -}}
 {{- if not (has $key $own) }}
@@ -10,7 +10,10 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* What automountServiceAccountToken would mount, for the containers that ask for it; takes seconds. */ -}}
+{{- /*
+The volume that automountServiceAccountToken would mount, so that single containers can mount it. Takes the life time of
+the token in seconds.
+*/ -}}
 {{- define "kata-deploy.credentialsVolume" }}
 - name: credentials
   projected:
@@ -43,8 +46,8 @@
     name: {{ include "kata-deploy.node.configMap" . }}
 {{- end -}}
 
-{{- /* Variables of every container of kata-node. */ -}}
-{{- define "kata-deploy.env" }}
+{{- /* Environment of every kata-node container. */ -}}
+{{- define "kata-deploy.kataNodeEnv" }}
 - name: KATA_NODE_CONFIG
   value: /etc/kata-node/values.yaml
 - name: KATA_NODE_LOG_LEVEL
@@ -55,7 +58,7 @@
       fieldPath: spec.nodeName
 {{- end -}}
 
-{{- define "kata-deploy.env.runningPods" }}
+{{- define "kata-deploy.runningPodsEnv" }}
 - name: KATA_NODE_WAIT_FOR_PODS
   value: {{ (.Values.runningPods).waitSeconds | default 0 | quote }}
 {{- if (.Values.runningPods).ignore }}
@@ -65,8 +68,8 @@
 {{- end -}}
 
 {{- /*
-Root, for the host's files are root's, with no more rights than files take; takes
-(list $ $capabilities).
+Security context of a container that works on host paths. It runs as root, because root owns the files, and has only
+the given capabilities. Takes (list $ $capabilities).
 */ -}}
 {{- define "kata-deploy.hostSecurityContext" }}
 runAsUser: 0
@@ -91,8 +94,8 @@ appArmorProfile:
 {{- end }}
 {{- end -}}
 
-{{- /* What can be asked for in a namespace of the restricted level. */ -}}
-{{- define "kata-deploy.plainSecurityContext" }}
+{{- /* Security context that the Pod Security level `restricted` allows. */ -}}
+{{- define "kata-deploy.restrictedSecurityContext" }}
 runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
@@ -104,13 +107,13 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{- /* What writing files of the host takes: of any owner, and handed on to that owner. */ -}}
-{{- define "kata-deploy.capabilities" -}}
+{{- /* Capabilities to write files of any owner, and to give a file to its owner. */ -}}
+{{- define "kata-deploy.writeCapabilities" -}}
 {{- list "CHOWN" "DAC_OVERRIDE" "FOWNER" | toJson -}}
 {{- end -}}
 
-{{- /* A container of kubectl; takes (list $ "name" (list "of" "arguments")). */ -}}
-{{- define "kata-deploy.kubectl" -}}
+{{- /* A kubectl container. Takes (list $ "name" (list "of" "arguments")). */ -}}
+{{- define "kata-deploy.kubectlContainer" -}}
 {{- $root := index . 0 -}}
 - name: {{ index . 1 }}
   image: {{ include "kata-deploy.image" (list $root.Values.kubectlImage "kubectlImage" "latest") }}
@@ -119,34 +122,34 @@ seccompProfile:
     - kubectl
     {{- toYaml (index . 2) | nindent 4 }}
   env:
-    # kubectl keeps what it knows of the cluster below it.
+    # kubectl writes its cache below HOME.
     - name: HOME
       value: /tmp
   terminationMessagePolicy: FallbackToLogsOnError
   securityContext:
-    {{- include "kata-deploy.plainSecurityContext" $root | trim | nindent 4 }}
+    {{- include "kata-deploy.restrictedSecurityContext" $root | trim | nindent 4 }}
   volumeMounts:
     - name: tmp
       mountPath: /tmp
 {{- end -}}
 
-{{- /* The container of one stage; takes (list $ "stage" "containerd" or "crio"). */ -}}
-{{- define "kata-deploy.stage" }}
+{{- /* The container of one stage. Takes (list $ "stage" "containerd" or "crio"). */ -}}
+{{- define "kata-deploy.stageContainer" }}
 {{- $root := index . 0 -}}
 {{- $stage := index . 1 -}}
-{{- $paths := get (include "kata-deploy.mounts" (list $root (index . 2)) | fromJson) $stage | default list -}}
+{{- $paths := get (include "kata-deploy.stageHostPaths" (list $root (index . 2)) | fromJson) $stage | default list -}}
 - name: {{ $stage }}
   image: {{ include "kata-deploy.image" (list $root.Values.image "image" $root.Chart.AppVersion) }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
   args: [stage, {{ $stage }}]
   env:
-    {{- include "kata-deploy.env" $root | trim | nindent 4 }}
+    {{- include "kata-deploy.kataNodeEnv" $root | trim | nindent 4 }}
     - name: KATA_NODE_EXPECTED_MACHINE_ID
       value: "@MACHINE_ID@"
     - name: KATA_NODE_REPORTS
       value: /run/reports
     {{- if has $stage (list "cri" "revert-cri") }}
-    {{- include "kata-deploy.env.runningPods" $root | trim | nindent 4 }}
+    {{- include "kata-deploy.runningPodsEnv" $root | trim | nindent 4 }}
     {{- end }}
     {{- if $paths }}
     - name: KATA_NODE_HOST_ROOT
@@ -154,10 +157,10 @@ seccompProfile:
     {{- end }}
   securityContext:
     {{- if not $paths }}
-    {{- include "kata-deploy.plainSecurityContext" $root | trim | nindent 4 }}
+    {{- include "kata-deploy.restrictedSecurityContext" $root | trim | nindent 4 }}
     {{- else }}
-    {{- /* What it looks at, the next ones write, and they pass by the modes and owners of the host's files. */ -}}
-    {{- $capabilities := ternary (list "DAC_OVERRIDE") (include "kata-deploy.capabilities" $root | fromJsonArray) (eq $stage "host-check") }}
+    {{- /* host-check reads files of any owner and mode. The other stages write them. */ -}}
+    {{- $capabilities := ternary (list "DAC_OVERRIDE") (include "kata-deploy.writeCapabilities" $root | fromJsonArray) (eq $stage "host-check") }}
     {{- include "kata-deploy.hostSecurityContext" (list $root $capabilities) | trim | nindent 4 }}
     {{- end }}
   {{- with $root.Values.resources }}
@@ -182,13 +185,13 @@ seccompProfile:
 {{- end -}}
 
 {{- /*
-The Job of one node, for the dispatcher to put the node's name in. Takes a dict of root, runtime, stages in
-their order, and tolerations.
+The template of a node Job. The dispatcher adds the name of the node. Takes a dict of root, runtime, stages in their
+order, and tolerations.
 */ -}}
 {{- define "kata-deploy.nodeJob" }}
 {{- $root := .root -}}
 {{- $runtime := .runtime -}}
-{{- $mounts := include "kata-deploy.mounts" (list $root $runtime) | fromJson -}}
+{{- $mounts := include "kata-deploy.stageHostPaths" (list $root $runtime) | fromJson -}}
 {{- $paths := list -}}
 {{- range .stages -}}
 {{- $paths = concat $paths (get $mounts . | default list) -}}
@@ -201,15 +204,15 @@ metadata:
 spec:
   backoffLimit: {{ ternary 3 ($root.Values.job).backoffLimit (kindIs "invalid" ($root.Values.job).backoffLimit) }}
   activeDeadlineSeconds: {{ ($root.Values.job).activeDeadlineSeconds | default 3600 }}
-  ttlSecondsAfterFinished: {{ include "kata-deploy.ttl" $root }}
+  ttlSecondsAfterFinished: {{ include "kata-deploy.nodeJobTTL" $root }}
   podFailurePolicy:
     rules:
-      # This node cannot run it (3), or the settings are wrong (2): to try again would end the same way.
+      # Exit code 3: this node cannot run Kata. Exit code 2: the settings are wrong. A retry would fail again.
       - action: FailJob
         onExitCodes:
           operator: In
           values: [2, 3]
-      # Evicted or preempted, which says nothing about the node.
+      # The pod was evicted or preempted. That does not count as a failure of the node.
       - action: Ignore
         onPodConditions:
           - type: DisruptionTarget
@@ -217,25 +220,25 @@ spec:
   template:
     metadata:
       annotations:
-        # Another Job where the values have changed.
+        # Changed values make the dispatcher run the Job again.
         checksum/values: {{ include "kata-deploy.node.values" $root | sha256sum }}
         {{- range $key, $value := $root.Values.podAnnotations }}
         {{ toJson $key }}: {{ $value | toJson }}
         {{- end }}
       labels:
         {{- include "kata-deploy.selectorLabels" (list $root "node-job") | nindent 8 }}
-        {{- with include "kata-deploy.podLabels" $root | trim }}
+        {{- with include "kata-deploy.extraPodLabels" $root | trim }}
         {{- . | nindent 8 }}
         {{- end }}
     spec:
-      # The kubelet of any other node turns it down at once.
+      # The kubelet of a Windows node rejects the pod at once.
       os:
         name: linux
       restartPolicy: Never
       serviceAccountName: {{ include "kata-deploy.labeller.serviceAccount" $root }}
       automountServiceAccountToken: false
       enableServiceLinks: false
-      # What is sent away in the middle may finish what it has begun: a restart of the runtime, for one.
+      # A pod that is deleted has time to finish its change, for example a restart of the runtime.
       terminationGracePeriodSeconds: 300
       {{- with $root.Values.priorityClassName }}
       priorityClassName: {{ . | quote }}
@@ -248,10 +251,10 @@ spec:
         {{- toYaml .tolerations | nindent 8 }}
       initContainers:
         {{- range initial .stages }}
-        {{- include "kata-deploy.stage" (list $root . $runtime) | trim | nindent 8 }}
+        {{- include "kata-deploy.stageContainer" (list $root . $runtime) | trim | nindent 8 }}
         {{- end }}
       containers:
-        {{- include "kata-deploy.stage" (list $root (last .stages) $runtime) | trim | nindent 8 }}
+        {{- include "kata-deploy.stageContainer" (list $root (last .stages) $runtime) | trim | nindent 8 }}
       volumes:
         {{- include "kata-deploy.valuesVolume" $root | trim | nindent 8 }}
         {{- include "kata-deploy.credentialsVolume" 3600 | trim | nindent 8 }}
@@ -260,11 +263,11 @@ spec:
         {{- include "kata-deploy.hostVolumes" (list $root $paths) | trim | nindent 8 }}
 {{- end -}}
 
-{{- define "kata-deploy.ttl" -}}
+{{- define "kata-deploy.nodeJobTTL" -}}
 {{- $ttl := (.Values.job).ttlSecondsAfterFinished -}}
 {{- $ttl = ternary 600 $ttl (kindIs "invalid" $ttl) | int -}}
 {{- if lt $ttl 60 -}}
-{{- fail (printf "job.ttlSecondsAfterFinished: %d is too short: the dispatcher could not read how a Job has ended; give it 60 or more" $ttl) -}}
+{{- fail (printf "job.ttlSecondsAfterFinished: %d is too short for the dispatcher to read the result of a Job; set 60 or more" $ttl) -}}
 {{- end -}}
 {{- $ttl -}}
 {{- end -}}

@@ -1,30 +1,30 @@
-{{- /* Values that cannot work, other than those that are refused where they are used. */ -}}
+{{- /* Checks of values that no other template makes where it uses the value. */ -}}
 
-{{- /* Fails for what is said in a way, or asks for a thing, that this chart does not know. */ -}}
-{{- define "kata-deploy.refusals" -}}
+{{- /* Fails for keys of other charts, and for features that this release does not have. */ -}}
+{{- define "kata-deploy.checkValues" -}}
 {{- range $path, $remedy := .Files.Get "files/gone.json" | fromJson -}}
-{{- if include "kata-deploy.at" (list $.Values $path) -}}
+{{- if include "kata-deploy.isSet" (list $.Values $path) -}}
 {{- fail (printf "%s: %s" $path $remedy) -}}
 {{- end -}}
 {{- end -}}
 {{- if eq "integrity" (toString (.Values.snapshotter).erofsSnapshotterMode) -}}
-{{- fail "snapshotter.erofsSnapshotterMode: integrity is a word of another chart; write erofsDmverity: true in its place" -}}
+{{- fail "snapshotter.erofsSnapshotterMode: integrity is a value of another chart; set snapshotter.erofsDmverity: true instead" -}}
 {{- end -}}
 {{- $required := "nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution" -}}
-{{- if and (include "kata-deploy.jobs" .) (not (.Values.job).nodes) (include "kata-deploy.at" (list .Values.affinity $required)) -}}
-{{- fail (printf "affinity.%s: chooses no nodes in the mode job, and Kata would go on those it leaves out; say it in job.nodeSelectorExpressions in its place" $required) -}}
+{{- if and (include "kata-deploy.isJobMode" .) (not (.Values.job).nodes) (include "kata-deploy.isSet" (list .Values.affinity $required)) -}}
+{{- fail (printf "affinity.%s: has no effect with deploymentMode: job, so Kata would be installed on nodes that it leaves out; use job.nodeSelectorExpressions instead" $required) -}}
 {{- end -}}
-{{- range $shim := include "kata-deploy.shims.on" . | fromJsonArray -}}
+{{- range $shim := include "kata-deploy.enabledShims" . | fromJsonArray -}}
 {{- range $key := list "hypervisor.rootless" "kernelModulesImages" -}}
-{{- if include "kata-deploy.at" (list (get $.Values.shims $shim) $key) -}}
-{{- fail (printf "shims.%s.%s: is not in this release; take it out, or switch off the shim" $shim $key) -}}
+{{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) $key) -}}
+{{- fail (printf "shims.%s.%s: is not supported in this release; remove the key, or disable the shim" $shim $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* Not empty when something is said at a path; takes (list $values "env.debug"). */ -}}
-{{- define "kata-deploy.at" -}}
+{{- /* `true` if the values have a non-empty value at a path; else empty. Takes (list $values "env.debug"). */ -}}
+{{- define "kata-deploy.isSet" -}}
 {{- $found := index . 0 -}}
 {{- range splitList "." (index . 1) -}}
 {{- $found = index (kindIs "map" $found | ternary $found dict) . -}}

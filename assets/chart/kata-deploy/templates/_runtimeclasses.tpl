@@ -1,5 +1,8 @@
-{{- /* Which shims are on, in the order of their names: as kata-node decides it, but for all architectures. */ -}}
-{{- define "kata-deploy.shims.on" -}}
+{{- /*
+The enabled shims of all architectures, as a JSON list in the order of their names. kata-node applies the same rule on a
+node.
+*/ -}}
+{{- define "kata-deploy.enabledShims" -}}
 {{- $table := .Files.Get "files/shims.yaml" | fromYaml -}}
 {{- $disableAll := (.Values.shims).disableAll | default false -}}
 {{- $on := list -}}
@@ -16,15 +19,14 @@
 {{- end -}}
 
 {{- /*
-The labels a node needs for the pods of any RuntimeClass: Kata is served there, by this installation.
-Nothing in the values takes them away.
+The labels of a node that serves Kata of this installation. Every RuntimeClass selects them. The values cannot change that.
 */ -}}
-{{- define "kata-deploy.gate" -}}
+{{- define "kata-deploy.servingLabels" -}}
 {{ include "kata-deploy.sharedLabel" . }}: "true"
-{{ include "kata-deploy.mark" . }}: "true"
+{{ include "kata-deploy.installationLabel" . }}: "true"
 {{- end -}}
 
-{{- /* The label by which node-feature-discovery tells that a node has what the guests of a shim need. */ -}}
+{{- /* The label that node-feature-discovery sets on nodes with a confidential technology. Takes `snp`, `tdx` or `se`. */ -}}
 {{- define "kata-deploy.teeLabels" -}}
 {{- $labels := dict
   "snp" "amd.feature.node.kubernetes.io/snp"
@@ -36,24 +38,22 @@ Nothing in the values takes them away.
 {{- end }}
 {{- end -}}
 
-{{- /* Not empty where node-feature-discovery is part of the release, or its worker is in the cluster. */ -}}
-{{- define "kata-deploy.nfd" -}}
+{{- /* `true` if node-feature-discovery is part of the release or its worker is in the cluster; else empty. */ -}}
+{{- define "kata-deploy.hasNodeFeatureDiscovery" -}}
 {{- $own := (index .Values "node-feature-discovery").enabled -}}
 {{- if $own -}}true{{- end -}}
 {{- range (lookup "apps/v1" "DaemonSet" "" "").items -}}
 {{- if or (hasSuffix "node-feature-discovery-worker" .metadata.name) (hasSuffix "nfd-worker" .metadata.name) -}}
 {{- if not $own -}}
 true
-{{- else if ne (include "kata-deploy.owner" .) (include "kata-deploy.release" $) -}}
-{{- fail (printf "node-feature-discovery.enabled: the cluster has one already, %s in the namespace %s, and two would take each other's labels away; set it to false: that one is used" .metadata.name .metadata.namespace) -}}
+{{- else if ne (include "kata-deploy.ownerOf" .) (include "kata-deploy.release" $) -}}
+{{- fail (printf "node-feature-discovery.enabled: the cluster already has a worker, %s in the namespace %s, and two would remove each other's labels; set node-feature-discovery.enabled: false to use the existing one" .metadata.name .metadata.namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{- /*
-One RuntimeClass; takes a dict of root, name, handler, and what it has: podFixed, nodeSelector.
-*/ -}}
+{{- /* One RuntimeClass. Takes a dict of root, name, handler, podFixed and nodeSelector. */ -}}
 {{- define "kata-deploy.runtimeClass" }}
 ---
 apiVersion: node.k8s.io/v1
@@ -72,25 +72,28 @@ overhead:
 {{- end }}
 scheduling:
   nodeSelector:
-    {{- toYaml (mergeOverwrite (dict) (.nodeSelector | default dict) (include "kata-deploy.gate" .root | fromYaml)) | nindent 4 }}
+    {{- toYaml (mergeOverwrite (dict) (.nodeSelector | default dict) (include "kata-deploy.servingLabels" .root | fromYaml)) | nindent 4 }}
 {{- end -}}
 
-{{- /* Manifest of a custom runtime, with what the chart adds to it; takes (list $ "name" $runtime $table). */ -}}
+{{- /*
+The RuntimeClass of a custom runtime: its manifest with the labels, the node selector and the overhead that the chart
+adds. Takes (list $ "name" $runtime $table).
+*/ -}}
 {{- define "kata-deploy.customRuntimeClass" -}}
 {{- $root := index . 0 -}}
 {{- $where := printf "customRuntimes.runtimes.%s" (index . 1) -}}
 {{- $runtime := index . 2 -}}
 {{- $table := index . 3 -}}
 {{- if not (hasKey $table ($runtime.baseConfig | default "")) -}}
-{{- fail (printf "%s.baseConfig: %q is no shim; known are %s" $where ($runtime.baseConfig | default "") (keys $table | sortAlpha | join ", ")) -}}
+{{- fail (printf "%s.baseConfig: %q is not a shim; use one of %s" $where ($runtime.baseConfig | default "") (keys $table | sortAlpha | join ", ")) -}}
 {{- end -}}
 {{- $class := $runtime.runtimeClass | default "" | fromYaml -}}
 {{- if hasKey $class "Error" -}}
-{{- fail (printf "%s.runtimeClass: is no YAML: %s" $where $class.Error) -}}
+{{- fail (printf "%s.runtimeClass: is not valid YAML (%s); correct it" $where $class.Error) -}}
 {{- else if or (ne (default "" $class.kind) "RuntimeClass") (ne (default "" $class.apiVersion) "node.k8s.io/v1") -}}
-{{- fail (printf "%s.runtimeClass: must be a manifest of kind RuntimeClass and apiVersion node.k8s.io/v1" $where) -}}
+{{- fail (printf "%s.runtimeClass: is not a RuntimeClass; write a manifest of kind RuntimeClass and apiVersion node.k8s.io/v1" $where) -}}
 {{- else if or (not ($class.metadata).name) (not $class.handler) -}}
-{{- fail (printf "%s.runtimeClass: needs metadata.name and a handler" $where) -}}
+{{- fail (printf "%s.runtimeClass: has no metadata.name or no handler; add both" $where) -}}
 {{- end -}}
 {{- if and (not ($class.overhead).podFixed) (ne false $runtime.inheritBaseOverhead) (ne false ($root.Values.runtimeClasses).overheadEnabled) -}}
 {{- $_ := set $class "overhead" (dict "podFixed" (get $table $runtime.baseConfig).overhead) -}}
@@ -98,7 +101,7 @@ scheduling:
 {{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) -}}
 {{- $_ := set $class.metadata "labels" $own -}}
 {{- $scheduling := $class.scheduling | default dict -}}
-{{- $_ := set $scheduling "nodeSelector" (mergeOverwrite (dict) ($scheduling.nodeSelector | default dict) (include "kata-deploy.gate" $root | fromYaml)) -}}
+{{- $_ := set $scheduling "nodeSelector" (mergeOverwrite (dict) ($scheduling.nodeSelector | default dict) (include "kata-deploy.servingLabels" $root | fromYaml)) -}}
 {{- $_ := set $class "scheduling" $scheduling -}}
 {{- toYaml $class -}}
 {{- end -}}

@@ -1,6 +1,6 @@
-{{- /* Which nodes: those that get Kata, and those that pods are placed on. */ -}}
+{{- /* The selection of nodes, and node selectors and tolerations of pods. */ -}}
 
-{{- /* The nodes an action is for, as the dispatcher takes it; takes (list $ "job" or "job.cleanup"). */ -}}
+{{- /* The selection, in the format of the dispatcher's configuration. Takes (list $ "job" or "job.cleanup"). */ -}}
 {{- define "kata-deploy.selection" -}}
 {{- $root := index . 0 -}}
 {{- $where := index . 1 -}}
@@ -11,7 +11,7 @@
 {{- $labels = merge (dict) $labels ($root.Values.nodeSelector | default dict) -}}
 {{- range $label, $value := $root.Values.nodeSelector -}}
 {{- if ne $value (get $labels $label) -}}
-{{- fail (printf "job.nodeSelector: asks for %s=%s, and nodeSelector for %s=%s: no node has both" $label (get $labels $label) $label $value) -}}
+{{- fail (printf "job.nodeSelector: requires %s=%s, but nodeSelector requires %s=%s, and no node has both; correct one of them" $label (get $labels $label) $label $value) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -25,7 +25,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* A label selector of labels and expressions; takes (list $labels $expressions "job.nodeSelectorExpressions"). */ -}}
+{{- /* A label selector. Takes (list $labels $expressions "job.nodeSelectorExpressions"). */ -}}
 {{- define "kata-deploy.labelSelector" -}}
 {{- $key := index . 2 -}}
 {{- $parts := list -}}
@@ -36,31 +36,32 @@
 {{- $where := printf "%s[%d]" $key $at -}}
 {{- $values := $each.values | default list -}}
 {{- if not $each.key -}}
-{{- fail (printf "%s.key: is missing; name the label of the nodes" $where) -}}
+{{- fail (printf "%s.key: is missing; set it to the name of a label" $where) -}}
 {{- end -}}
 {{- if has $each.operator (list "In" "NotIn") -}}
 {{- if not $values -}}
-{{- fail (printf "%s.values: %s needs at least one value for %s" $where $each.operator $each.key) -}}
+{{- fail (printf "%s.values: %s needs at least one value for %s; add a value, or use Exists or DoesNotExist" $where $each.operator $each.key) -}}
 {{- end -}}
 {{- $parts = append $parts (printf "%s %s (%s)" $each.key (lower $each.operator) (join "," $values)) -}}
 {{- else if has $each.operator (list "Exists" "DoesNotExist") -}}
 {{- if $values -}}
-{{- fail (printf "%s.values: %s takes no values for %s; take them out, or use In or NotIn" $where $each.operator $each.key) -}}
+{{- fail (printf "%s.values: %s takes no values for %s; remove the values, or use In or NotIn" $where $each.operator $each.key) -}}
 {{- end -}}
 {{- $parts = append $parts (printf "%s%s" (ternary "!" "" (eq $each.operator "DoesNotExist")) $each.key) -}}
 {{- else -}}
-{{- fail (printf "%s.operator: %v is none of In, NotIn, Exists, DoesNotExist" $where $each.operator) -}}
+{{- fail (printf "%s.operator: %v is none of In, NotIn, Exists, DoesNotExist; set one of these" $where $each.operator) -}}
 {{- end -}}
 {{- end -}}
 {{- join "," $parts -}}
 {{- end -}}
 
-{{- /* Labels of nodes, for pods that the scheduler places, or a DaemonSet: none of this runs on Windows. */ -}}
-{{- define "kata-deploy.linux" -}}
+{{- /* The node selector of a pod, with Linux added. Takes the node selector of the values. */ -}}
+{{- define "kata-deploy.linuxNodeSelector" -}}
 {{- mergeOverwrite (dict) (. | default dict) (dict "kubernetes.io/os" "linux") | toYaml -}}
 {{- end -}}
 
-{{- define "kata-deploy.tolerations.startup" -}}
+{{- /* Tolerations of the pods that install: those of the values, and the startup taints. */ -}}
+{{- define "kata-deploy.tolerations.install" -}}
 {{- $tolerations := .Values.tolerations | default list -}}
 {{- range include "kata-deploy.labeller.startupTaints" . | fromJsonArray -}}
 {{- $parts := splitn ":" 2 . -}}
@@ -73,8 +74,8 @@
 {{- toJson $tolerations -}}
 {{- end -}}
 
-{{- /* Rules for pods that a controller or the dispatcher puts on a node by name: what a DaemonSet's have. */ -}}
-{{- define "kata-deploy.tolerations.conditions" -}}
+{{- /* The tolerations that Kubernetes adds to pods of a DaemonSet. Node Jobs need them, too. */ -}}
+{{- define "kata-deploy.tolerations.nodeConditions" -}}
 {{- $all := list -}}
 {{- range list "not-ready:NoExecute" "unreachable:NoExecute" "disk-pressure:NoSchedule" "memory-pressure:NoSchedule" "pid-pressure:NoSchedule" "unschedulable:NoSchedule" -}}
 {{- $parts := splitn ":" 2 . -}}

@@ -1,0 +1,20 @@
+"""Find the main file of a containerd in its command line. Pure."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+
+_FLAGS_WITH_VALUE = ("config", "c", "log-level", "l", "address", "a", "root", "state")
+
+
+def config_path(argv: Sequence[str], default: str, working_directory: str = "/") -> str:
+    """Return the main file of a containerd with the command line ``argv``; ``argv[0]`` is the program."""
+    path = default
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("-") and flag.lstrip("-") in _FLAGS_WITH_VALUE:
+            value = value if equals else next(arguments, "")
+            path = value if flag.lstrip("-") in ("config", "c") else path
+    return posixpath.normpath(posixpath.join(working_directory, path))
