@@ -1,3 +1,3 @@
-"""Puts Kata Containers on a Kubernetes node in short stages, and takes it off again."""
+"""Installs Kata Containers on a Kubernetes node in stages, and removes it again."""
 
 __version__ = "0.1.0"

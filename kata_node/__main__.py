@@ -6,14 +6,14 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; ``--version`` alone does so without loading it."""
+    """Run the command line and exit with its code. ``--version`` alone does not load the command line."""
     if sys.argv[1:] == ["--version"]:
         from kata_node import __version__
 
         sys.stdout.write(f"kata-node {__version__}\n")
         return
     if sys.argv[1:2] == ["daemon"]:
-        # At once: the first process of a container would never learn of a signal that came before.
+        # First of all: the kernel discards a signal that the first process of a container does not handle.
         from kata_node.daemon.daemon import block_signals
 
         block_signals()
@@ -21,7 +21,7 @@ def main() -> None:
         from kata_node.cli.commands import run
 
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # before it got as far as to handle this itself
+    except KeyboardInterrupt:  # it came before the command line handled signals
         sys.exit("error: interrupted")
     sys.exit(code)
 

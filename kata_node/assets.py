@@ -1,4 +1,4 @@
-"""Where the data files are that come with this program."""
+"""Find the data files that are part of this program."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def asset(name: str) -> Path:
-    """The path of the data file ``name`` (``shims.toml``).
+    """Return the path of the data file ``name`` (for example ``shims.toml``).
 
-    An installed package carries ``assets`` inside; in a checkout it lies beside the package. The
-    file is not looked at: opening it raises what is wrong with a broken installation.
+    The directory ``assets`` is inside an installed package, and beside the package in a checkout. The
+    file may be missing if the package is broken; this function does not check that.
     """
     package = Path(__file__).parent
     packed = package / "assets"

@@ -1,30 +1,30 @@
-"""Every error a user can meet: what happened, where, and what to do about it.
+"""The errors that kata-node raises on purpose: what is wrong, where, and what to do about it.
 
-The exit codes are a contract with the Job that runs the stages:
+The Job that runs the stages relies on the exit codes:
 
 ====  =======================================================
 code  meaning
 ====  =======================================================
-0     done, or already done
+0     done, or nothing to do
 1     failed; a retry may help
 2     wrong usage or settings
-3     this node cannot run it; never retry
-4     failed and put back: the node is as it was before
+3     this node cannot run it; a retry does not help
+4     failed and rolled back; the node is as it was before
 5     another run holds the node's lock
 ====  =======================================================
 """
 
 from __future__ import annotations
 
-PULL_IMAGE_HINT = "pull the image again; if it is built by you, build it again"
-"""The hint for a payload that came to harm on its way."""
+PULL_IMAGE_HINT = "pull the image again; if you built the image, build it again"
+"""The hint for a damaged payload."""
 
 
 class KataNodeError(Exception):
-    """The root of all errors this project raises on purpose.
+    """The base class of all errors that kata-node raises on purpose.
 
-    ``what`` is a sentence without a full stop, ``where`` names the file, key or unit,
-    ``hint`` tells the reader the next thing to do.
+    ``what`` is one sentence without a full stop. ``where`` names the file, key or unit. ``hint`` says
+    what to do next.
     """
 
     exit_code = 1
@@ -41,47 +41,47 @@ class KataNodeError(Exception):
 
 
 class UsageError(KataNodeError):
-    """The command line does not fit: an option is missing, or two contradict each other."""
+    """The command line is wrong: an option is missing, or two options contradict each other."""
 
     exit_code = 2
 
 
 class SettingsError(UsageError):
-    """The values file, a ``KATA_NODE_…`` variable or a flag holds something that cannot work."""
+    """The values file, a ``KATA_NODE_…`` variable or an option has an invalid value."""
 
 
 class IneligibleNodeError(KataNodeError):
-    """This node cannot run what the settings ask for; trying again changes nothing."""
+    """This node cannot run what the settings ask for; a retry does not help."""
 
     exit_code = 3
 
 
 class RolledBackError(KataNodeError):
-    """A change was made, failed its proof, and was taken back; the runtime serves as before."""
+    """A change failed and was rolled back; the runtime serves the same handlers as before."""
 
     exit_code = 4
 
 
 class LockedError(KataNodeError):
-    """Another run works on this node and did not finish within the lock timeout."""
+    """Another run holds the node's lock and did not finish within the lock timeout."""
 
     exit_code = 5
 
 
 class HostError(KataNodeError):
-    """The host refused something: a read-only or full disk, a missing directory, no permission."""
+    """The node's operating system refused an operation: a full disk, no permission, a missing directory."""
 
 
 class PayloadError(KataNodeError):
-    """The Kata files to install are missing, damaged, or not to be trusted."""
+    """The payload is missing, damaged, or does not match its manifest."""
 
 
 class ReceiptError(KataNodeError):
-    """The node's record of an installation cannot be read or is of a newer schema."""
+    """The receipt of an installation cannot be read, or has a newer schema."""
 
 
 class SystemdError(KataNodeError):
-    """systemd cannot be reached or refused a request."""
+    """systemd cannot be reached, or refused a request."""
 
 
 class CriError(KataNodeError):
@@ -89,4 +89,4 @@ class CriError(KataNodeError):
 
 
 class KubeError(KataNodeError):
-    """The API server cannot be reached or refused a request."""
+    """The API server cannot be reached, or refused a request."""

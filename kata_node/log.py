@@ -1,7 +1,7 @@
-"""The log on stderr. stdout belongs to results.
+"""The log, which goes to stderr; stdout is for results.
 
-Timestamps are UTC and to the second: pods of one rollout are compared across nodes. A person at a
-terminal sees the lines as they come, and gets them without.
+Lines have a timestamp in UTC, in whole seconds, so that the logs of several nodes can be compared.
+On a terminal they have none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure_logging(level: str) -> None:
-    """Send this project's log records of ``level`` (one of :data:`LEVELS`) and above to stderr."""
+    """Send kata-node's log records of ``level`` (one of :data:`LEVELS`) and above to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     formatter: logging.Formatter = _PlainFormatter()
     if sys.stderr is None or not sys.stderr.isatty():
@@ -28,7 +28,7 @@ def configure_logging(level: str) -> None:
 
 
 class _PlainFormatter(logging.Formatter):
-    """``restart containerd.service``, ``warning: …``."""
+    """The format for a terminal: only the message, with the level before it unless that is INFO."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

@@ -35,7 +35,7 @@ class Stage(Protocol):
 
     NAME: str
 
-    def look(self, context: StageContext) -> Any:
+    def gather_facts(self, context: StageContext) -> Any:
         """Return the facts that the stage's plan depends on."""
 
     def plan(self, settings: Settings, facts: Any, receipt: Receipt) -> Plan:
@@ -162,7 +162,7 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
 
 
 def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
-    facts = stage.look(StageContext(run.settings, receipt, run.clients, run.options, since))
+    facts = stage.gather_facts(StageContext(run.settings, receipt, run.clients, run.options, since))
     return stage.plan(run.settings, facts, receipt)
 
 

@@ -1,4 +1,4 @@
-"""How bytes, sizes and numbers of things are shown to people. Pure."""
+"""Format diffs, counts and sizes for people. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 
 
 def unified_diff(path: str, before: bytes | None, after: bytes | None) -> str:
-    """A change to a text file as ``diff -u`` shows it: only ``\\n`` ends a line, all else is part of it.
+    """Return a change to a text file as ``diff -u`` shows it.
 
-    Bytes that are no UTF-8 are shown as escapes.
+    Only ``\\n`` ends a line. Bytes that are not UTF-8 become escapes. ``None`` stands for a missing file.
     """
 
     def lines(content: bytes | None) -> list[str]:
@@ -24,12 +24,12 @@ def unified_diff(path: str, before: bytes | None, after: bytes | None) -> str:
 
 
 def pluralize(number: int, one: str, many: str = "") -> str:
-    """So many things: ``1 file``, ``2 files``; ``many`` where that takes more than an s."""
+    """Return a count with its noun: ``1 file``, ``2 files``. ``many`` is the plural if it is not one + s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def human_size(size: int) -> str:
-    """A size for people: ``1.5 GiB``."""
+    """Return a size in bytes with a binary unit: ``1.5 GiB``."""
     value = float(size)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

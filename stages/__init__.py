@@ -1,1 +1,1 @@
-"""The stages, one module each. Each gathers facts (``look``) and returns a plan of actions (``plan``)."""
+"""The stages, one module each: ``gather_facts`` gathers facts, and ``plan`` returns a plan of actions."""

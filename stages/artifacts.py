@@ -7,7 +7,7 @@ from dataclasses import replace
 from kata_node.errors import IneligibleNodeError
 from kata_node.payload import layout
 from kata_node.payload.actions import PlaceFiles
-from kata_node.payload.facts import ArtifactFacts, look
+from kata_node.payload.facts import ArtifactFacts, gather_facts
 from kata_node.plan.actions import (
     Action,
     MakeDirs,
@@ -24,7 +24,7 @@ from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
 from kata_node.text import human_size, pluralize
 
-__all__ = ["NAME", "look", "plan"]
+__all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "artifacts"
 

@@ -8,7 +8,7 @@ from kata_node.errors import IneligibleNodeError, KataNodeError
 from kata_node.plan.actions import Action, ForgetObsoleteFiles, Plan, RemoveDirs, RemoveFiles
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime import compatibility, removal, transaction
-from kata_node.runtime.facts import RuntimeFacts, look
+from kata_node.runtime.facts import RuntimeFacts, gather_facts
 from kata_node.runtime.model.config import own_paths
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
@@ -17,7 +17,7 @@ from kata_node.snapshotters import mapping, nydus
 from kata_node.snapshotters.mapping import NYDUS
 from kata_node.snapshotters.nydus import NydusFacts
 
-__all__ = ["NAME", "look", "plan"]
+__all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "cri"
 

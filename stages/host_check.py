@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from kata_node.checks.facts import HostCheckFacts, look
+from kata_node.checks.facts import HostCheckFacts, gather_facts
 from kata_node.checks.table import all_findings
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
 
-__all__ = ["NAME", "look", "plan"]
+__all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "host-check"
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from kata_node.errors import KataNodeError
 from kata_node.payload.facts import RemovalFacts
-from kata_node.payload.facts import gather_removal_facts as look
+from kata_node.payload.facts import gather_removal_facts as gather_facts
 from kata_node.plan.actions import Action, Plan, RemoveDirs, RemoveFiles, RemoveReceipt, WriteReceipt
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.model.config import is_drop_in
 from kata_node.settings.model import Settings
 from kata_node.text import pluralize
 
-__all__ = ["NAME", "look", "plan"]
+__all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "remove-artifacts"
 

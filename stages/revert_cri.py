@@ -8,14 +8,14 @@ from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.runtime import removal, transaction
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.facts import look_for_revert as look
+from kata_node.runtime.facts import gather_facts_for_revert as gather_facts
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
 from kata_node.snapshotters import nydus
 
-__all__ = ["NAME", "look", "plan"]
+__all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "revert-cri"
 

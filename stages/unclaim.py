@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from kata_node.cluster.facts import LabelFacts, look
+from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labelling import plan_labels
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
 
-__all__ = ["NAME", "look", "plan"]
+__all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "unclaim"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from kata_node.cluster.facts import OFFLINE, LabelFacts, look
+from kata_node.cluster.facts import OFFLINE, LabelFacts, gather_facts
 from kata_node.cluster.labelling import plan_labels
 from kata_node.cluster.labels import SHARED_LABEL, installation_label
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
 
-__all__ = ["NAME", "look", "plan"]
+__all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "unlabel"
 

@@ -1,4 +1,4 @@
-"""Certificates that tests hand out."""
+"""Certificates for tests."""
 
 MADE_UP_AUTHORITY = """\
 -----BEGIN CERTIFICATE-----
@@ -13,4 +13,4 @@ EKtSUyPz0a5OV4ZTJLyMziuX/06foqT3ALdhKVky5EcCIEd+IIxei2RQBDzbvhaN
 R3JFcwbISryrho6jLB7S2EhN
 -----END CERTIFICATE-----
 """
-"""Nobody's: its key was thrown away."""
+"""A certificate authority without a key: the key was deleted."""

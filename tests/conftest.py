@@ -1,4 +1,4 @@
-"""What every test gets: a scratch root, and a guard against commands and connections nobody faked."""
+"""Fixtures for all tests: an empty root, and a guard against commands and connections without a fake."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ COMMANDS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.s
 LOOKUPS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 SENDS = ("socket.connect", "socket.sendto", "socket.sendmsg")
 WATCHED = frozenset((*COMMANDS, *LOOKUPS, *SENDS))
-"""Audit events of the interpreter: nothing in Python gets round them, whatever name it was imported by."""
+"""Audit events of the interpreter. Python code cannot bypass them, whatever name it imports."""
 
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In memory a runtime that is away does not come back by itself."""
+    """Set the grace period to 0, because a fake runtime that is down does not come back by itself."""
     monkeypatch.setattr(facts, "RESTART_GRACE_PERIOD", 0)
 
 
 @dataclass
 class Guard:
-    """What the test that is running may do, and what it tried beyond that."""
+    """What the current test may do, and its violations."""
 
     commands: bool
-    """Whether it may start programs."""
-    offences: list[str] = field(default_factory=list)
+    """Whether the test may start programs."""
+    violations: list[str] = field(default_factory=list)
 
     def watch(self, event: str, args: tuple[Any, ...]) -> None:
-        offence = self._offence(event, args)
-        if offence:
-            self.offences.append(offence)
-            # No `except Exception` of the code under test takes this for an error of the node.
-            pytest.fail(offence)
+        violation = self._violation(event, args)
+        if violation:
+            self.violations.append(violation)
+            # This is not an Exception, so the code under test does not catch it as an error of the node.
+            pytest.fail(violation)
 
-    def _offence(self, event: str, args: tuple[Any, ...]) -> str:
+    def _violation(self, event: str, args: tuple[Any, ...]) -> str:
         if event in COMMANDS:
             what = "" if self.commands else f"start {args[1] if len(args) > 1 else args[0]!r}"
         elif event in LOOKUPS:
@@ -56,7 +56,7 @@ class Guard:
         if not what:
             return ""
         hint = "fake it, or mark the test with @pytest.mark.commands" if event in COMMANDS else "fake it"
-        return f"this test would {what}, for real; {hint}"
+        return f"this test would {what} for real; {hint}"
 
 
 def _stays_here(sender: socket.socket, address: Any) -> bool:
@@ -87,7 +87,7 @@ sys.addaudithook(_audit)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whether the test itself passed, for the guard."""
+    """Store whether the test itself passed, for the guard."""
     report = yield
     if report.when == "call":
         item.stash[_passed] = report.passed
@@ -96,9 +96,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True)
 def guard(request: pytest.FixtureRequest) -> Iterator[Guard | None]:
-    """Commands not faked explode, and so do connections to anything but this machine.
+    """Fail a test that starts a command without a fake, or connects to another machine.
 
-    A test marked ``commands`` may start programs, one marked ``node`` may do anything.
+    A test with the mark ``commands`` may start programs. A test with the mark ``node`` may do anything.
     """
     global _guard
     if request.node.get_closest_marker("node"):
@@ -107,15 +107,15 @@ def guard(request: pytest.FixtureRequest) -> Iterator[Guard | None]:
     _guard = Guard(commands=request.node.get_closest_marker("commands") is not None)
     try:
         yield _guard
-        if _guard.offences and request.node.stash.get(_passed, False):
-            pytest.fail("swallowed by the code under test: " + "; ".join(_guard.offences))
+        if _guard.violations and request.node.stash.get(_passed, False):
+            pytest.fail("the code under test swallowed: " + "; ".join(_guard.violations))
     finally:
         _guard = None
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
-    """A host's file system, empty, in a scratch directory."""
+    """An empty file system of a node, in a temporary directory."""
     return Root(tmp_path)
 
 
@@ -129,7 +129,7 @@ def time() -> FakeClock:
 
 @pytest.fixture
 def api(time: FakeClock) -> Iterator[FakeApiServer]:
-    """The small API server that the dispatcher's tests have, by that clock."""
+    """The fake API server of the dispatcher's tests, with the clock ``time``."""
     from dispatcher.fake_api_server import FakeApiServer
 
     with FakeApiServer(time) as api:

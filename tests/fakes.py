@@ -1,9 +1,9 @@
-"""A containerd and a systemd in memory that read the real files of a scratch root.
+"""A fake containerd and a fake systemd, which read the real files of a temporary root.
 
-Only what the code under test relies on, as measured on the real parts: a restart is a new
-invocation and reads the configuration anew; broken TOML or a plain import of a missing file ends the
-daemon; a default runtime or a snapshotter that does not exist leaves it up without the CRI. The proof
-on the real parts is in ``tests/node``.
+They have only the behavior that the code under test relies on, as measured with the real programs: a
+restart is a new invocation and reads the configuration again. Invalid TOML, or an import without
+wildcards of a missing file, ends containerd. With a default runtime or a snapshotter that does not
+exist, containerd runs without the CRI. ``tests/node`` tests the real programs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FakeNode:
     root: Root
     version: str = "2.1.9"
     handlers: tuple[str, ...] | None = ()
-    """What the running invocation serves; ``None``: up, but without the CRI."""
+    """The handlers that the running invocation serves; ``None``: it runs without the CRI."""
     unit_name: str = UNIT
     main: str = MAIN
     runtime_name: str = "containerd"
@@ -50,18 +50,18 @@ class FakeNode:
     systemd_gone: bool = False
     cri_hangs: bool = False
     refusals: int = 0
-    """How many of the next restarts fail, whatever the configuration."""
+    """How many of the next restarts fail with any configuration."""
     pods: tuple[Pod, ...] = ()
-    """All that runs on it, whatever on."""
+    """All running pods, on any handler."""
     list_fails: bool = False
     lists: int = 0
-    """How often it was asked what runs."""
+    """How many times the pods were listed."""
     on_list: Callable[[], None] = lambda: None
     kube: object = None
     asked: list[str] = field(default_factory=list)
 
     def clients(self) -> Clients:
-        """The doors to this node."""
+        """Return the clients of this node."""
         return Clients(
             self.root, self._systemd, lambda socket: FakeCri(self), lambda: self.kube, _no_progress
         )  # type: ignore[arg-type, return-value]
@@ -74,7 +74,7 @@ class FakeNode:
         return self
 
     def unit(self, name: str) -> Unit | None:
-        """The one unit there is."""
+        """Return the runtime's unit, or one of ``others``."""
         if (name != self.unit_name or not self.exists) and name not in self.others:
             return None
         if name in self.others:
@@ -93,7 +93,7 @@ class FakeNode:
         )
 
     def restart(self, name: str, timeout: float) -> None:
-        """Read the configuration anew."""
+        """Start a new invocation, which reads the configuration again."""
         self.asked.append(f"restart {name}")
         self.restarts += 1
         self.invocation += 1
@@ -109,11 +109,14 @@ class FakeNode:
         self.on_restart()
 
     def stop(self) -> None:
-        """Somebody stops it."""
+        """Stop the runtime, like an administrator."""
         self.state, self.handlers = "inactive", ()
 
     def load(self) -> tuple[str, ...] | None:
-        """What it would serve if it was started now: ``None`` without the CRI; raises when it would end."""
+        """Return the handlers of a runtime that starts now; ``None`` for one without the CRI.
+
+        Raises :class:`OSError` or :class:`ValueError` when the runtime would end.
+        """
         merged: dict[str, object] = {}
         main = self.root.read(config_path(self.argv, self.main))
         todo = [main] if main is not None else []
@@ -137,7 +140,7 @@ class FakeNode:
 
     def _answers(self) -> tuple[str, ...]:
         if self.state != "active":
-            raise CriCallError("nobody listens", reason=Reason.REFUSED, where="the socket")
+            raise CriCallError("nothing listens", reason=Reason.REFUSED, where="the socket")
         if self.cri_hangs:
             raise CriCallError("no answer", reason=Reason.TIMEOUT, where="the socket")
         if self.handlers is None:
@@ -145,11 +148,11 @@ class FakeNode:
         return self.handlers
 
     def status(self, timeout: float) -> Status:
-        """The handlers of the running invocation."""
+        """Return the handlers of the running invocation."""
         return Status(runtime_ready=True, network_ready=True, handlers=self._answers(), conditions=())
 
     def pods_of(self) -> tuple[Pod, ...]:
-        """What runs; whoever looks may be told that it ended since."""
+        """Return the running pods. ``on_list`` may change them first."""
         self._answers()
         self.lists += 1
         self.on_list()
@@ -158,27 +161,27 @@ class FakeNode:
         return self.pods
 
     def version_of(self) -> Version:
-        """What the running invocation says it is."""
+        """Return the version of the running invocation."""
         self._answers()
         return Version(self.runtime_name, self.version, "v1")
 
 
 class FakeCri:
-    """The CRI side, for its ``version`` is a call and the node's a field."""
+    """The CRI client of a :class:`FakeNode`. It is separate because ``version`` is a method here."""
 
     def __init__(self, node: FakeNode) -> None:
         self.node = node
 
     def version(self, timeout: float) -> Version:
-        """What the running invocation says it is."""
+        """Return the version of the running invocation."""
         return self.node.version_of()
 
     def status(self, timeout: float) -> Status:
-        """The handlers of the running invocation."""
+        """Return the handlers of the running invocation."""
         return self.node.status(timeout)
 
     def pods(self, runtime: str, timeout: float) -> tuple[Pod, ...]:
-        """What runs."""
+        """Return the running pods."""
         return self.node.pods_of()
 
 
@@ -198,27 +201,27 @@ def _no_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
 
 @dataclass
 class FakeKube:
-    """An API server with one Node, whose kubelet reports what ``host`` serves."""
+    """A fake API server with one Node. Its kubelet reports the handlers that ``host`` serves."""
 
     host: FakeNode
     labels: dict[str, str] = field(default_factory=dict)
     ready: bool = True
     away: int = 0
-    """How often the Node is not there when it is looked for."""
+    """How many of the next reads do not find the Node."""
     error: KubeError | None = None
     taints: list[Mapping[str, str]] = field(default_factory=list)
     keeps_taints: bool = False
     stuck: Mapping[str, str] | None = None
-    """The one taint that may not be lifted."""
+    """A taint that cannot be removed."""
     machine_id: str = ""
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
     def deadline_after(self, seconds: float) -> float:
-        """The deadline that lies so far ahead."""
+        """Return the deadline in ``seconds`` from now; the clock is always at 0."""
         return seconds
 
     def node(self, name: str, deadline: float) -> NodeFacts:
-        """The Node as it is."""
+        """Return the current state of the Node."""
         if self.error:
             raise self.error
         if self.away:
@@ -230,16 +233,16 @@ class FakeKube:
         )
 
     def wait_ready(self, name: str, handlers: Collection[str], *, timeout: float, **_: object) -> None:
-        """Time passes until the Node is back, and then it must be good."""
+        """Wait until the Node is back; raise an error unless it is Ready with all ``handlers``."""
         self.away = 0
         facts = self.node(name, timeout)
         if not facts.ready or facts.missing(handlers):
-            raise KubeError("the Node is not as it should be", where=f"node/{name}")
+            raise KubeError("the Node is not Ready, or lacks handlers", where=f"node/{name}")
 
     def ensure_labels(
         self, name: str, change: Callable[[NodeFacts], Mapping[str, str | None]], **_: object
     ) -> None:
-        """Set and remove labels."""
+        """Change the labels once."""
         self.away = 0
         for key, value in change(self.node(name, 0)).items():
             if value is None:
@@ -256,12 +259,12 @@ class FakeKube:
         remaining: Callable[[Sequence[Mapping[str, str]]], Sequence[Mapping[str, str]]],
         **_: object,
     ) -> None:
-        """Take off all but what remains."""
+        """Replace the taints by those that ``remaining`` returns."""
         left = list(remaining(self.taints))
         if self.keeps_taints or (self.stuck and self.stuck not in left):
             raise KubeError("the taints stay", where=f"node/{name}")
         self.taints = left
 
     def record_event(self, event: Mapping[str, Any]) -> None:
-        """Keep the Event."""
+        """Store the Event in ``events``."""
         self.events.append(event)

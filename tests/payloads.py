@@ -1,4 +1,4 @@
-"""Tiny payloads for tests, honest and hostile, in both forms."""
+"""Small payloads for tests, correct and hostile ones, as unpacked trees and as archives."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ valid_hypervisor_paths = ["/opt/kata/bin/qemu-system-x86_64", "/opt/kata/bin/nev
 entropy_source = "/dev/urandom"
 """
 
-# Samples of the shapes Kata's configurations come in: keys and sections as its releases have them, few of
-# them, and values of our own.
+# Samples of Kata's configurations: some of the keys and sections of its releases, with our own values.
 GO_QEMU_CONFIG = """\
 [hypervisor.qemu]
 path = "/opt/kata/bin/qemu-system-x86_64"
@@ -156,10 +155,10 @@ CONFIGS: Mapping[str, str] = {
     "dragonball": RS_DRAGONBALL_CONFIG,
     "remote": REMOTE_CONFIG,
 }
-"""By shim."""
+"""Configurations by shim."""
 
 Content = bytes | str
-"""A file's bytes, or a link's target."""
+"""The bytes of a file, or the target of a symlink."""
 
 FILES: Mapping[str, Content] = {
     "VERSION": b"4.1.0-test\n",
@@ -186,12 +185,12 @@ SHIMS = {"qemu": {"x86_64": list(COMPONENTS)}}
 
 
 def mode_of(path: str) -> int:
-    """Programs are executable."""
+    """Return the mode of a file; programs are executable."""
     return 0o755 if path.startswith(("bin/", "libexec/")) else 0o644
 
 
 def tree(directory: Path, files: Mapping[str, Content] = FILES) -> Path:
-    """A payload in the form of a tree."""
+    """Create a payload as an unpacked tree."""
     for path, content in files.items():
         real = directory / "opt/kata" / path
         real.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +204,7 @@ def tree(directory: Path, files: Mapping[str, Content] = FILES) -> Path:
 
 
 def write_sparse(path: Path, content: bytes) -> None:
-    """Write ``content``, leaving a hole for every run of zeros."""
+    """Write ``content`` with holes instead of blocks of zeros."""
     with path.open("wb") as file:
         for start in range(0, len(content), 4096):
             block = content[start : start + 4096]
@@ -220,10 +219,10 @@ def tarballs(
     components: Mapping[str, Iterable[Member]] | None = None,
     shims: Mapping[str, Mapping[str, Sequence[str]]] = SHIMS,
 ) -> Path:
-    """A payload in the form of archives."""
-    honest = {name: members({path: FILES[path] for path in paths}) for name, paths in COMPONENTS.items()}
+    """Create a payload as archives, one for each component."""
+    correct = {name: members({path: FILES[path] for path in paths}) for name, paths in COMPONENTS.items()}
     (directory / "tarballs").mkdir(parents=True)
-    for name, packed in (honest if components is None else components).items():
+    for name, packed in (correct if components is None else components).items():
         archive(archive_path(directory, name), packed)
     text = json.dumps({"_comment": ["for tests"], "shims": shims})
     (directory / "shim-components.json").write_text(text)
@@ -236,7 +235,7 @@ def archive_path(directory: Path, component: str) -> Path:
 
 @dataclass(frozen=True)
 class Member:
-    """One member of an archive, with nothing checked."""
+    """One member of an archive, written without any check."""
 
     name: str
     content: bytes = b""
@@ -252,7 +251,7 @@ def file(path: str, content: bytes = b"content", mode: int | None = None) -> Mem
 
 
 def sparse_file(path: str, regions: Sequence[tuple[int, bytes]], size: int) -> Member:
-    """A file as GNU tar packs it with ``-S``: sparse format 1.0, which tarfile reads but does not write."""
+    """Return a file in GNU tar's sparse format 1.0 (``-S``), which tarfile can read but not write."""
     numbers = [len(regions), *(number for offset, data in regions for number in (offset, len(data)))]
     head = "".join(f"{number}\n" for number in numbers).encode()
     head += bytes(-len(head) % tarfile.BLOCKSIZE)
@@ -278,7 +277,7 @@ def directory(path: str, mode: int = 0o755) -> Member:
 
 
 def members(files: Mapping[str, Content]) -> list[Member]:
-    """Archive members of files and links, as Kata's builds pack them."""
+    """Return archive members for files and symlinks, in the layout of Kata's builds."""
     above = [Member(name, type=tarfile.DIRTYPE, mode=0o755) for name in ("./", "./opt/", "./opt/kata/")]
     return above + [
         link(path, content) if isinstance(content, str) else file(path, content)
@@ -287,7 +286,7 @@ def members(files: Mapping[str, Content]) -> list[Member]:
 
 
 def archive(path: Path, packed: Iterable[Member]) -> Path:
-    """Write a ``tar.zst``."""
+    """Write an archive (``tar.zst``)."""
     with tarfile.open(path, "w:zst", format=tarfile.PAX_FORMAT) as tar:
         for member in packed:
             info = tarfile.TarInfo(member.name)
@@ -299,12 +298,12 @@ def archive(path: Path, packed: Iterable[Member]) -> Path:
 
 
 def entry(path: str, **fields: object) -> Entry:
-    """A plain file of a payload."""
+    """Return a manifest entry, by default for a regular file."""
     return Entry(**{"path": path, "kind": "file", "mode": 0o644, **fields})  # type: ignore[arg-type]
 
 
 def snapshot(base: Path) -> dict[str, tuple[object, ...]]:
-    """Everything below ``base``: kind and mode, and content and mtime, or the target of a link."""
+    """Return everything below ``base``: kind, mode, and content and mtime, or the target of a symlink."""
     found: dict[str, tuple[object, ...]] = {}
     for path in sorted(base.rglob("*")):
         info = path.lstat()

@@ -1,4 +1,4 @@
-"""What a suite on real parts needs of the machine."""
+"""Skip tests with real programs when this machine lacks a prerequisite."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 
 def skip_if_missing(reason: str, variable: str) -> None:
-    """Skip the test for ``reason`` if there is one; fail it where ``variable`` is 1, which requires it."""
+    """Skip the test if there is a ``reason``; fail it instead if the environment variable is 1."""
     if reason and os.environ.get(variable) == "1":
-        pytest.fail(f"the parts are required here ({variable}=1): {reason}", pytrace=False)
+        pytest.fail(f"{variable}=1 requires this test, but it cannot run: {reason}", pytrace=False)
     if reason:
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""The guard of conftest.py: a test cannot touch the machine it runs on by oversight."""
+"""The guard of conftest.py, which keeps tests from changing the machine that they run on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Guard
 
-ELSEWHERE = "192.0.2.1"  # an address for documentation; nobody has it
+ELSEWHERE = "192.0.2.1"  # an address reserved for documentation
 
 
 def connect(family: int, kind: int, address: object) -> Callable[[], object]:
@@ -57,15 +57,17 @@ def send(address: tuple[str, int]) -> None:
         ),
     ],
 )
-def test_what_is_not_faked_explodes(guard: Guard, act: Callable[[], object], says: str) -> None:
+def test_a_command_or_connection_without_a_fake_fails_the_test(
+    guard: Guard, act: Callable[[], object], says: str
+) -> None:
     with pytest.raises(pytest.fail.Exception) as caught, contextlib.suppress(Exception):
         act()
     assert says in str(caught.value)
-    assert len(guard.offences) == 1
-    guard.offences.clear()
+    assert len(guard.violations) == 1
+    guard.violations.clear()
 
 
-def test_threads_are_guarded_too(guard: Guard) -> None:
+def test_threads_are_guarded(guard: Guard) -> None:
     raised: list[BaseException] = []
 
     def work() -> None:
@@ -78,7 +80,7 @@ def test_threads_are_guarded_too(guard: Guard) -> None:
     thread.start()
     thread.join()
     assert [type(error) for error in raised] == [pytest.fail.Exception]
-    guard.offences.clear()
+    guard.violations.clear()
 
 
 def test_sockets_on_this_machine_work(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_a_marked_test_may_start_programs() -> None:
 
 
 @pytest.mark.commands
-def test_an_offence_that_the_code_swallows_fails_its_test_all_the_same(tmp_path: Path) -> None:
+def test_a_violation_that_the_code_swallows_fails_the_test(tmp_path: Path) -> None:
     test = tmp_path / "test_it.py"
     test.write_text(
         "import os\n"
@@ -114,5 +116,5 @@ def test_an_offence_that_the_code_swallows_fails_its_test_all_the_same(tmp_path:
         cwd=tmp_path,
         check=False,
     )
-    assert "swallowed by the code under test: this test would start b'true'" in run.stdout
+    assert "the code under test swallowed: this test would start b'true'" in run.stdout
     assert "2 passed, 1 error" in run.stdout

@@ -1,4 +1,4 @@
-"""The layers: imports point one way. Read from the source, lazy imports inside functions included."""
+"""The layers of the code: imports go in one direction. Lazy imports inside functions count too."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 
-# The folders of kata_node from top to bottom. Folders of one row do not import each other. A module that is
-# in no folder stands for itself. An import, also one for type checking alone, stays in its folder or goes
-# down.
+# The folders of kata_node from top to bottom. A module outside a folder has its own entry. An import, even
+# one only for type checking, stays in its folder or goes to a lower row. Folders of the same row do not
+# import each other.
 ORDER = (
     ("__main__",),
     ("cli", "dispatcher"),
@@ -37,19 +37,19 @@ ORDER = (
 )
 LEVEL = {folder: level for level, row in enumerate(ORDER) for folder in row}
 
-# Beyond the order: a program of its own imports no more than this of ours.
+# In addition to the order: the only modules of ours that a separate program may import.
 CONFINED = {
-    # Its image has nothing of the node's side.
+    # Its image does not contain the code that runs on nodes.
     "kata_node.dispatcher.*": (
         *("kata_node", "kata_node.dispatcher.*", "kata_node.kube.*", "kata_node.plan.report"),
         *("kata_node.settings.values", "kata_node.errors", "kata_node.log"),
     ),
-    # It stays on the node: the work is its children's.
+    # It keeps running on the node, so it must stay small. Its child processes do the work.
     "kata_node.daemon.*": ("kata_node.daemon.*", "kata_node.errors", "kata_node.log"),
 }
 MAX_LINES = 400
 
-# What only some modules may import: each is one way out of this process, or costs start-up time.
+# Modules that only some of ours may import, because they leave this process or cost start-up time.
 RESERVED = {
     "stages": ("kata_node.cli.commands",),
     "typer": ("kata_node.cli.*",),
@@ -68,25 +68,25 @@ RESERVED = {
     "subprocess": (),
 }
 
-# Files are touched by the host layer alone, but for these, each with what it touches.
+# The modules that may access files, and what they access. Other modules use the host layer.
 FILES = ("os", "pathlib")
 TOUCHES_FILES = {
     "kata_node.host.*": "the node",
     "kata_node.assets": "the data in this package",
-    "kata_node.cli.*": "asks who runs it, reads variables, and names paths on the command line",
-    "kata_node.dispatcher.__main__": "its variables, and names paths on the command line",
+    "kata_node.cli.*": "the user id, environment variables, and paths on the command line",
+    "kata_node.dispatcher.__main__": "environment variables, and paths on the command line",
     "kata_node.dispatcher.config": "its configuration, in this container",
-    "kata_node.daemon.daemon": "starts and awaits its children, and reads the termination message they leave",
-    "kata_node.plan.context": "names the payload's directory",
-    "kata_node.payload.facts": "walks the install dir, by paths that the host layer resolved",
-    "kata_node.checks.hardware": "asks for free space, by paths that the host layer resolved",
+    "kata_node.daemon.daemon": "its child processes, and their termination message",
+    "kata_node.plan.context": "the path of the payload",
+    "kata_node.payload.facts": "the install dir, by paths that the host layer resolved",
+    "kata_node.checks.hardware": "the free space, by paths that the host layer resolved",
     "kata_node.kube.credentials": "this pod's own credentials",
     "kata_node.payload.*": "the payload, in this container",
     "kata_node.plan.report": "this container's termination message",
     "kata_node.settings.values": "the values file, in this container",
 }
 
-# These decide, and touch nothing: of the host layer they know types and rules, and no module that acts.
+# Modules without side effects: from the host layer they may import only types and rules.
 PURE = (
     "kata_node.checks.table",
     "kata_node.cluster.labels",
@@ -140,7 +140,7 @@ MODULES = _modules()
 
 
 def imports_of(source: str, modules: Collection[str], *, at_run_time: bool = True) -> frozenset[str]:
-    """The modules that ``source`` can import; without ``at_run_time`` also those for type checking alone."""
+    """Return the modules that ``source`` imports, at run time or also for type checking."""
     return frozenset(_imports(ast.parse(source), modules, at_run_time=at_run_time))
 
 
@@ -168,7 +168,7 @@ ALL_IMPORTS = {name: imports_of(source, MODULES, at_run_time=False) for name, so
 
 
 def folder_of(module: str) -> str:
-    """The folder below ``kata_node`` that a module is in; its own name where it is in none."""
+    """Return the folder of a module below ``kata_node``, or its own name if it is not in a folder."""
     if inside(module, "stages"):
         return "stages"
     path = module.removeprefix("kata_node.")
@@ -196,12 +196,12 @@ def test_imports_go_down_the_folders(module: str) -> None:
     assert upwards == [], f"{module} is in {folder}"
 
 
-def test_every_folder_has_its_place_in_the_order() -> None:
+def test_every_folder_is_in_the_order() -> None:
     assert {folder_of(name) for name in MODULES if name != "kata_node"} == set(LEVEL)
 
 
 @pytest.mark.parametrize("program", CONFINED)
-def test_a_program_of_its_own_imports_little_of_the_rest(program: str) -> None:
+def test_a_separate_program_imports_only_its_allowed_modules(program: str) -> None:
     beyond = {
         (name, each)
         for name in MODULES
@@ -213,12 +213,12 @@ def test_a_program_of_its_own_imports_little_of_the_rest(program: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_is_short_enough_to_read(module: str) -> None:
+def test_a_module_has_at_most_400_lines(module: str) -> None:
     assert SOURCES[module].count("\n") <= MAX_LINES
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_module_only_forwards(module: str) -> None:
+def test_no_module_only_reexports_others(module: str) -> None:
     statements = ast.parse(SOURCES[module]).body
     forwarded = [name for name in ALL_IMPORTS[module] if name in MODULES]
     own = [
@@ -227,8 +227,8 @@ def test_no_module_only_forwards(module: str) -> None:
     assert own or not forwarded
 
 
-def circle(graph: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
-    """What is left of a graph when all that leads nowhere is taken away: nothing, where there is no cycle."""
+def cycles(graph: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+    """Remove nodes without outgoing edges again and again; return the rest, which has all cycles."""
     left = {name: set(names) - {name} for name, names in graph.items()}
     while leaves := [name for name, names in left.items() if not names & set(left)]:
         for name in leaves:
@@ -236,16 +236,16 @@ def circle(graph: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
     return left
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert circle({name: names & set(MODULES) for name, names in ALL_IMPORTS.items()}) == {}
+def test_modules_do_not_import_each_other_in_a_cycle() -> None:
+    assert cycles({name: names & set(MODULES) for name, names in ALL_IMPORTS.items()}) == {}
 
 
-def test_no_folders_import_each_other_in_a_circle() -> None:
+def test_folders_do_not_import_each_other_in_a_cycle() -> None:
     folders: dict[str, set[str]] = {}
     for name, names in ALL_IMPORTS.items():
         ours = {folder_of(each) for each in names if each in MODULES}
         folders.setdefault(folder_of(name), set()).update(ours)
-    assert circle(folders) == {}
+    assert cycles(folders) == {}
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_no_folders_import_each_other_in_a_circle() -> None:
         ),
     ],
 )
-def test_every_way_to_import_is_seen(source: str, found: set[str]) -> None:
+def test_every_form_of_import_is_found(source: str, found: set[str]) -> None:
     assert imports_of(source, MODULES) == found
 
 
@@ -309,10 +309,10 @@ START_UP = {
 
 @pytest.mark.commands
 @pytest.mark.parametrize("what", START_UP)
-def test_starting_loads_only_what_is_used(what: str) -> None:
-    code, unwelcome = START_UP[what]
+def test_a_program_loads_only_the_modules_that_it_uses(what: str) -> None:
+    code, forbidden = START_UP[what]
     report = "import sys; print(*sys.modules, sep='\\n', file=sys.stderr)"
     run = subprocess.run(
         [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True, cwd="/"
     )
-    assert sorted(set(run.stderr.splitlines()) & set(unwelcome)) == []
+    assert sorted(set(run.stderr.splitlines()) & set(forbidden)) == []

@@ -1,4 +1,4 @@
-"""What is shipped is what was tried: the pins, the wheel, the image, and no word about one machine."""
+"""The pins, the wheel and the image agree with each other, and no file names a local path."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ MACHINES = ("x86_64", "aarch64", "s390x", "ppc64le")
 
 
 def group(name: str) -> list[str]:
-    """What a dependency group asks for, with the groups it includes."""
+    """Return the requirements of a dependency group, including those of its included groups."""
     lines: list[str] = []
     for each in PROJECT["dependency-groups"][name]:
         lines += [each] if isinstance(each, str) else group(each["include-group"])
     return lines
 
 
-ASKED = {
+REQUIREMENTS = {
     "runtime": PROJECT["project"]["dependencies"],
     "build": [*PROJECT["build-system"]["requires"], *group("build")],
     "dev": [*PROJECT["project"]["dependencies"], *group("dev")],
 }
-"""The lock files, and what each has to satisfy."""
+"""The requirements that each lock file must satisfy."""
 
 
 def pins(name: str) -> dict[str, Requirement]:
-    """The packages of a lock file, by their canonical names."""
+    """Return the packages of a lock file by their canonical names."""
     text = re.sub(
         r"\\\n|^ *#.*$", "", (CHECKOUT / f"requirements/{name}.txt").read_text(), flags=re.MULTILINE
     )
@@ -66,11 +66,15 @@ def applies(requirement: Requirement, environment: dict[str, str]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
-    [pytest.param(name, line, id=f"{name}: {line}") for name, lines in ASKED.items() for line in lines],
+    ("name", "requirement"),
+    [
+        pytest.param(name, line, id=f"{name}: {line}")
+        for name, lines in REQUIREMENTS.items()
+        for line in lines
+    ],
 )
-def test_a_dependency_is_pinned_to_a_version_within_its_range(name: str, asked: str) -> None:
-    wanted = Requirement(asked)
+def test_a_dependency_is_pinned_to_a_version_within_its_range(name: str, requirement: str) -> None:
+    wanted = Requirement(requirement)
     pinned = pins(name).get(canonicalize_name(wanted.name))
     assert pinned is not None, f"{wanted.name} is not pinned: run scripts/lock"
     (version,) = [each.version for each in pinned.specifier if each.operator == "=="]
@@ -82,8 +86,8 @@ def test_a_dependency_is_pinned_to_a_version_within_its_range(name: str, asked: 
             assert applies(pinned, environment), f"not pinned for {environment}"
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_a_lock_file_holds_pins_with_hashes_and_nothing_about_where_they_come_from(name: str) -> None:
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_a_lock_file_has_only_pins_with_hashes_and_no_urls(name: str) -> None:
     entries = re.sub(r"\\\n", "", (CHECKOUT / f"requirements/{name}.txt").read_text()).splitlines()
     pinned = re.compile(r"[a-z0-9-]+==[\w.]+(?: ; [^@/]+?)?(?: +--hash=sha256:[0-9a-f]{64})+")
     strange = [line for line in entries if not pinned.fullmatch(line) and not line.lstrip().startswith("#")]
@@ -92,7 +96,7 @@ def test_a_lock_file_holds_pins_with_hashes_and_nothing_about_where_they_come_fr
 
 
 @pytest.mark.parametrize("name", ["runtime", "build"])
-def test_the_tests_run_with_the_versions_that_are_shipped_and_built_with(name: str) -> None:
+def test_the_tests_use_the_versions_of_the_image_and_its_build(name: str) -> None:
     tested = pins("dev")
     assert {each: str(tested[each].specifier) for each in pins(name)} == {
         each: str(pinned.specifier) for each, pinned in pins(name).items()
@@ -106,7 +110,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_the_wheel_has_the_programs_and_their_data_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_only_the_programs_and_their_data(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {
         str(path.relative_to(CHECKOUT))
@@ -117,7 +121,7 @@ def test_the_wheel_has_the_programs_and_their_data_and_nothing_else(wheel: zipfi
     assert names == expected | {"kata_node/assets/shims.toml"}
 
 
-def test_the_wheel_brings_the_commands(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:
     (entry,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert wheel.read(entry).decode().splitlines() == [
         "[console_scripts]",
@@ -127,14 +131,14 @@ def test_the_wheel_brings_the_commands(wheel: zipfile.ZipFile) -> None:
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Containerfile's instructions, each with its text on one line, without comments."""
+    """Return the instructions of the Containerfile with their arguments on one line, without comments."""
     text = re.sub(r"^\s*#.*\n", "", (CHECKOUT / "Containerfile").read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines) if word]
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """The instructions of each build stage; the last, nameless one is ``""``."""
+    """Return the instructions of each build stage by its name; the last stage has the name ``""``."""
     found: dict[str, list[tuple[str, str]]] = {}
     for word, rest in instructions():
         if word == "FROM":
@@ -145,7 +149,7 @@ def stages() -> dict[str, list[tuple[str, str]]]:
 
 
 def context() -> list[str]:
-    """What the image is built from: the sources of all that is copied out of the checkout."""
+    """Return the files of the checkout that the image build copies."""
     return [
         source
         for word, rest in instructions()
@@ -161,7 +165,7 @@ def test_the_image_starts_empty_and_runs_the_command() -> None:
     assert "RUN" not in program
 
 
-def test_the_dispatchers_image_starts_empty_and_runs_the_dispatcher_as_nobody_in_particular() -> None:
+def test_the_image_of_the_dispatcher_starts_empty_and_does_not_run_as_root() -> None:
     dispatcher = dict(stages()["dispatcher"])
     assert dispatcher["FROM"] == "scratch AS dispatcher"
     assert json.loads(dispatcher["ENTRYPOINT"]) == ["/usr/bin/kata-deploy-job-dispatcher"]
@@ -169,19 +173,19 @@ def test_the_dispatchers_image_starts_empty_and_runs_the_dispatcher_as_nobody_in
     assert "RUN" not in dispatcher
 
 
-def test_the_image_with_a_payload_differs_by_the_payload_and_its_manifest() -> None:
+def test_the_image_with_a_payload_adds_only_the_payload_and_its_manifest() -> None:
     assert [word for word, _ in stages()["program-with-payload"]] == ["FROM", "ARG", "COPY", "RUN"]
     assert stages()[""] == [("FROM", "program${PAYLOAD:+-with-payload}")]
 
 
-def test_a_compiler_is_installed_only_where_it_is_left_behind() -> None:
+def test_a_compiler_is_installed_only_in_the_build_stage() -> None:
     compilers = re.compile(r"\b(gcc|g\+\+|clang|build-essential|make|binutils)\b")
     assert [name for name, lines in stages().items() if any(compilers.search(rest) for _, rest in lines)] == [
         "build"
     ]
 
 
-def test_the_image_is_built_from_files_that_exist_and_reach_the_builder() -> None:
+def test_the_files_of_the_image_build_exist_and_are_not_ignored() -> None:
     patterns = [
         line.removeprefix("/")
         for line in (CHECKOUT / ".containerignore").read_text().splitlines()
@@ -190,11 +194,11 @@ def test_the_image_is_built_from_files_that_exist_and_reach_the_builder() -> Non
     assert context()
     for source in context():
         assert (CHECKOUT / source).exists()
-        kept = [pattern for pattern in patterns if fnmatch.fnmatch(source.partition("/")[0], pattern)]
-        assert not kept, f".containerignore keeps {source} away"
+        ignored = [pattern for pattern in patterns if fnmatch.fnmatch(source.partition("/")[0], pattern)]
+        assert not ignored, f".containerignore ignores {source}"
 
 
-def test_all_that_the_wheel_is_built_from_is_in_the_image_s_build() -> None:
+def test_the_image_build_copies_all_sources_of_the_wheel() -> None:
     hatch = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     needed = {
         *hatch["packages"],
@@ -206,7 +210,7 @@ def test_all_that_the_wheel_is_built_from_is_in_the_image_s_build() -> None:
     assert needed <= set(context())
 
 
-def test_nothing_unpinned_is_installed_into_the_image() -> None:
+def test_the_image_installs_only_pinned_packages() -> None:
     text = " ".join(rest for word, rest in instructions() if word == "RUN")
     installs = re.findall(r"pip(?: --python \S+)? install ([^;]*)", text)
     assert installs
@@ -216,7 +220,7 @@ def test_nothing_unpinned_is_installed_into_the_image() -> None:
         assert (CHECKOUT / lock).is_file()
 
 
-def test_the_programs_in_scripts_can_be_run_and_are_linted() -> None:
+def test_the_programs_in_scripts_are_executable_and_linted() -> None:
     programs = [path for path in (CHECKOUT / "scripts").iterdir() if not path.name.startswith(("_", "."))]
     first_lines = {path: path.read_text().partition("\n")[0] for path in programs if path.is_file()}
     assert set(first_lines.values()) == {"#!/usr/bin/env python3", "#!/usr/bin/env bash"}
@@ -226,7 +230,7 @@ def test_the_programs_in_scripts_can_be_run_and_are_linted() -> None:
 
 
 def tracked() -> Iterator[Path]:
-    """The files that are in version control or could be: all but what .gitignore names."""
+    """Return all files of the checkout except those that .gitignore names."""
     ignored = {".git", *(line.strip("/") for line in (CHECKOUT / ".gitignore").read_text().splitlines())}
     for directory, names, files in os.walk(CHECKOUT):
         names[:] = [name for name in names if name not in ignored]
@@ -235,7 +239,7 @@ def tracked() -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     "word",
-    # Put together here, so that this file does not hold them.
+    # Joined here, so that this file does not contain them.
     [
         ".".join(("pypi", "org")),
         ".".join(("pythonhosted", "org")),
@@ -246,6 +250,6 @@ def tracked() -> Iterator[Path]:
         "/".join(("", "root", ".")),
     ],
 )
-def test_no_file_names_a_package_host_or_a_place_on_one_machine(word: str) -> None:
+def test_no_file_names_a_package_registry_or_a_local_path(word: str) -> None:
     found = [str(path.relative_to(CHECKOUT)) for path in tracked() if word.encode() in path.read_bytes()]
     assert not found

@@ -1,4 +1,4 @@
-"""Which runtime a node has, as flags, runtimes, packages and files tell it."""
+"""The runtime's version from options, runtimes, packages and files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ from kata_node.versions import parse_version, runtime_version, unsupported_reaso
         (" 10.20.30\n", (10, 20, 30)),
     ],
 )
-def test_versions_are_read_as_runtimes_and_packages_write_them(
-    text: str, numbers: tuple[int, int, int]
-) -> None:
+def test_versions_of_runtimes_and_packages_are_parsed(text: str, numbers: tuple[int, int, int]) -> None:
     version = parse_version(text)
     assert (version.major, version.minor, version.patch) == numbers
     assert str(version) == text.strip()
@@ -36,14 +34,14 @@ def test_versions_are_read_as_runtimes_and_packages_write_them(
 @pytest.mark.parametrize(
     "text", ["", "2", "two", "2.x", "2.1.9 and more", "-2.1", "2.1.9/3", "\u0662.\u0661", "2..1"]
 )
-def test_what_has_no_version_in_it_is_refused_with_who_said_it(text: str) -> None:
+def test_a_text_that_is_not_a_version_is_an_error_with_its_source(text: str) -> None:
     with pytest.raises(KataNodeError, match="is not a version") as caught:
         parse_version(text, where="the CRI")
     assert caught.value.where == "the CRI"
     assert "containerd://2.1.9" in caught.value.hint
 
 
-def test_a_release_is_at_least_itself_and_what_came_before() -> None:
+def test_a_version_is_at_least_itself_and_earlier_versions() -> None:
     version = parse_version("2.10.1")
     assert version.at_least(2, 10)
     assert version.at_least(2, 9)
@@ -52,7 +50,7 @@ def test_a_release_is_at_least_itself_and_what_came_before() -> None:
     assert not version.at_least(3, 0)
 
 
-def test_the_flag_names_a_runtime_and_its_version() -> None:
+def test_the_runtime_option_is_parsed() -> None:
     runtime = runtime_version("containerd://v2.1.9-k3s1")
     assert (runtime.name, runtime.version.patch) == ("containerd", 9)
     assert str(runtime) == "containerd://v2.1.9-k3s1"
@@ -71,7 +69,7 @@ def test_the_flag_names_a_runtime_and_its_version() -> None:
         "containerd://latest",
     ],
 )
-def test_a_malformed_flag_is_told_the_form(flag: str) -> None:
+def test_a_malformed_runtime_option_is_an_error_with_an_example(flag: str) -> None:
     with pytest.raises(SettingsError) as caught:
         runtime_version(flag)
     assert caught.value.exit_code == 2
@@ -86,13 +84,13 @@ def test_a_malformed_flag_is_told_the_form(flag: str) -> None:
         ("containerd://2.3.4", None),
         ("containerd://1.7.34", None),
         ("containerd://1.6.0", None),
-        ("containerd://1.5.18", "containerd 1.5.18 is too old, this release needs 1.6 or later"),
-        ("containerd://3.0.0", "containerd 3.0.0 is newer than what this release knows, which is 2.x"),
+        ("containerd://1.5.18", "containerd 1.5.18 is too old; this release needs 1.6 or later"),
+        ("containerd://3.0.0", "containerd 3.0.0 is too new; this release supports versions up to 2.x"),
         ("cri-o://1.30.0", None),
-        ("cri-o://1.29.9", "CRI-O 1.29.9 does not tell which handlers it serves, which 1.30 and later do"),
+        ("cri-o://1.29.9", "CRI-O 1.29.9 does not report its handlers; this release needs 1.30 or later"),
     ],
 )
-def test_this_release_says_which_runtimes_it_works_with(flag: str, reason: str | None) -> None:
+def test_unsupported_runtimes_are_reported_with_the_reason(flag: str, reason: str | None) -> None:
     assert unsupported_reason(runtime_version(flag)) == reason
 
 
@@ -143,7 +141,7 @@ def package(name: str, version: str, status: str = "install ok installed") -> st
         pytest.param([], None, None, id="nothing there"),
     ],
 )
-def test_a_root_that_is_not_running_tells_its_version_by_its_files(
+def test_the_version_comes_from_files_when_no_runtime_runs(
     packages: list[str], config: str | None, text: str | None
 ) -> None:
     status = "\n".join(packages).encode() if packages else None
@@ -151,7 +149,7 @@ def test_a_root_that_is_not_running_tells_its_version_by_its_files(
     assert (None if version is None else version.text) == text
 
 
-def test_bytes_that_are_not_text_tell_nothing() -> None:
+def test_files_that_are_not_text_are_ignored() -> None:
     assert version_from_files(
         b"\xff\n\n" + package("containerd", "2.1.9").encode(), b"\xff"
     ) == parse_version("2.1.9")

@@ -50,10 +50,10 @@ class HostCheckFacts:
     """``None`` if the runtime is not known."""
 
 
-def look(context: StageContext) -> HostCheckFacts:
+def gather_facts(context: StageContext) -> HostCheckFacts:
     """Return all facts. An error while gathering one part does not keep the others from being gathered."""
     runtime = _runtime(context)
-    artifacts = _result_or_error(lambda: artifact_facts.look(context))
+    artifacts = _result_or_error(lambda: artifact_facts.gather_facts(context))
     etc = runtime.config_path if isinstance(runtime, RuntimeFacts) else "/etc/containerd/config.toml"
     difference = _difference(artifacts, context.receipt)
     return HostCheckFacts(
@@ -66,7 +66,7 @@ def look(context: StageContext) -> HostCheckFacts:
         _missing_files(context, artifacts),
         sum(desired.size for desired in difference.missing) if difference else 0,
         difference.conflicts if difference else (),
-        snapshotter_facts.look(context, runtime.distribution_runtime.units)
+        snapshotter_facts.gather_facts(context, runtime.distribution_runtime.units)
         if isinstance(runtime, RuntimeFacts)
         else None,
     )
@@ -79,7 +79,7 @@ def _runtime(context: StageContext) -> RuntimeFacts | KataNodeError:
     """
     deadline = time.monotonic() + RESTART_GRACE_PERIOD
     while True:
-        found = _result_or_error(lambda: runtime_facts.look(context))
+        found = _result_or_error(lambda: runtime_facts.gather_facts(context))
         if not _may_be_restarting(found) or time.monotonic() >= deadline:
             return found
         time.sleep(RESTART_POLL)

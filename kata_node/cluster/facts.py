@@ -40,11 +40,11 @@ class LabelFacts:
     """Whether other instances are on this machine, as far as it is seen; not looked for with a ``name``."""
 
 
-def look(look: StageContext) -> LabelFacts:
+def gather_facts(context: StageContext) -> LabelFacts:
     """Read the Node, unless this run has nothing to do with a cluster."""
-    options = look.options
+    options = context.options
     reason, node, name = "", None, ""
-    deadline = look.since + options.label_timeout
+    deadline = context.since + options.label_timeout
     if options.offline:
         reason = OFFLINE
     elif not options.node_name and credentials.find_credentials() is None:
@@ -52,12 +52,12 @@ def look(look: StageContext) -> LabelFacts:
     else:
         name = options.node_name
         with contextlib.suppress(NoSuchNodeError):
-            node = look.clients.kube().node(name, deadline)
+            node = context.clients.kube().node(name, deadline)
     host = ""
     if options.has_host_root and name:
         from kata_node.host.machine_id import machine_id
 
-        host = machine_id(look.clients.root)
+        host = machine_id(context.clients.root)
     return LabelFacts(
         node,
         reason,
@@ -67,5 +67,5 @@ def look(look: StageContext) -> LabelFacts:
         options.expected_machine_id,
         name,
         host,
-        not name and any(receipts.other_receipts(look.clients.root, look.receipt.install_dir)),
+        not name and any(receipts.other_receipts(context.clients.root, context.receipt.install_dir)),
     )

@@ -1,1 +1,1 @@
-"""The one door to the node: its files, systemd and the CRI socket."""
+"""All access to the node: its files, systemd and the CRI socket."""

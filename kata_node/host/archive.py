@@ -1,8 +1,8 @@
-"""Streams a ``tar.zst`` archive: each member once, in order, in pieces, and never a byte twice.
+"""Read a ``tar.zst`` archive as a stream: each member once, in order, in chunks.
 
-Members are told as the archive has them; whether they can be trusted is the caller's to check. The
-standard library's tarfile reads the headers. Decompression is done here, in larger pieces than its
-own stream classes take, which halves the time.
+Members are returned as the archive has them; the caller checks whether they can be trusted. The
+standard library's tarfile reads the headers. This module decompresses in larger chunks than tarfile's
+own stream classes, which halves the time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DAMAGE_ERRORS = (
     tarfile.TarError,
     ZstdError,
     EOFError,
-    ValueError,  # a header with a time that is no number, or a name that is no text
+    ValueError,  # a header with an invalid time or name
     OverflowError,
 )
 
@@ -41,16 +41,16 @@ Kind = Literal["file", "link", "dir", "hard link", "device, pipe or unknown thin
 
 @dataclass(frozen=True)
 class Member:
-    """One member of an archive, as its header says."""
+    """One member of an archive, as its header describes it."""
 
     name: str
     kind: Kind
     mode: int
     size: int
-    """Bytes, holes counted."""
+    """Bytes, including holes; 0 unless the member is a file."""
     mtime: int
     link: str
-    """Target of a link; of a hard link, the name of the earlier member."""
+    """The target of a symlink, or for a hard link the name of the earlier member."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ class Digest:
 
 
 class Archive:
-    """An archive at the real path ``path``, read once from start to end.
+    """The archive at the real path ``path``, which can be read once from start to end.
 
-    Whatever is wrong with it — missing, cut short, corrupt — is a :class:`PayloadError`, raised
-    from whichever method meets it.
+    Every method raises :class:`PayloadError` when the archive is missing, truncated or corrupt.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,19 +78,19 @@ class Archive:
         self._stream.raw.close()
 
     def members(self) -> Iterator[Member]:
-        """Each member in turn; its content can be read until the next is asked for."""
+        """Yield each member. Its content can be read until the next member is requested."""
         with self._payload_errors():
             with tarfile.open(fileobj=self._stream, mode="r:") as tar:
                 for self._info in tar:
                     yield _member(self._info)
-            # tarfile takes anything that is no header for the end. The true end is a block of zeros.
+            # tarfile stops at anything that is not a header, but a complete archive ends in a block of zeros.
             if self._stream.last_read != bytes(tarfile.BLOCKSIZE):
-                raise EOFError("it does not end where an archive ends")
+                raise EOFError("the end-of-archive block is missing")
 
     def content(self) -> Iterator[tuple[int, memoryview]]:
-        """The current member's content: offsets and pieces, in order, without the holes.
+        """Yield the current member's content as offsets and chunks, in order, without the holes.
 
-        A piece is valid for ever: nothing writes into it again.
+        A chunk stays valid: its buffer is not reused.
         """
         info = self._info
         assert info is not None
@@ -100,23 +99,23 @@ class Archive:
             end = 0
             for offset, length in cast("list[tuple[int, int]] | None", info.sparse) or [(0, info.size)]:
                 if not end <= offset <= offset + length <= info.size:
-                    raise ValueError(f"{info.name} has data where none can be")
+                    raise ValueError(f"{info.name} has an invalid sparse map")
                 end = offset + length
                 while offset < end:
                     chunk = self._stream.chunk(end - offset)
                     if not chunk:
-                        raise EOFError("it is cut short")
+                        raise EOFError("it is truncated")
                     yield offset, chunk
                     offset += len(chunk)
 
     def verify_rest(self) -> None:
-        """Decompress what is left, so that the checksums of all the content are verified."""
+        """Decompress the remaining data, so that zstd verifies the checksums of all content."""
         with self._payload_errors():
             while self._stream.chunk(CHUNK_SIZE):
                 pass
 
     def digest(self) -> Digest:
-        """Size and sha256 of the whole compressed file; what is left of it is read, not decompressed."""
+        """Return the digest of the whole compressed file. Remaining data is read but not decompressed."""
         with self._payload_errors():
             while self._stream.read_compressed():
                 pass
@@ -124,7 +123,7 @@ class Archive:
 
     @contextlib.contextmanager
     def _payload_errors(self) -> Iterator[None]:
-        hint = "pull the image again; if it is built by you, build it again"
+        hint = "pull the image again; if you built the image, build it again"
         try:
             yield
         except FileNotFoundError as error:
@@ -139,27 +138,27 @@ class Archive:
 
 
 class _Stream(io.RawIOBase):
-    """The decompressed bytes of ``raw``, forward only, hashing the compressed ones on the way."""
+    """The decompressed bytes of ``raw``, forward only. It also hashes the compressed bytes."""
 
     def __init__(self, raw: io.FileIO) -> None:
         self.raw = raw
         self.size = 0
         self.sha256 = hashlib.sha256()
         self.last_read = b""
-        """What the last :meth:`read` gave."""
+        """The result of the last :meth:`read`."""
         self._decompressor = ZstdDecompressor()
         self._ready = memoryview(b"")
         self._position = 0
 
     def read_compressed(self) -> bytes:
-        """The next compressed bytes."""
+        """Read and hash the next compressed bytes."""
         data = self.raw.read(_INPUT) or b""
         self.size += len(data)
         self.sha256.update(data)
         return data
 
     def chunk(self, max_size: int) -> memoryview:
-        """At most ``most`` of the next bytes, without copying them; none at the end."""
+        """Return the next bytes, at most ``max_size``, without a copy; none at the end."""
         if not self._ready:
             self._ready = memoryview(self._decompress())
         chunk, self._ready = self._ready[:max_size], self._ready[max_size:]
@@ -169,7 +168,7 @@ class _Stream(io.RawIOBase):
     def _decompress(self) -> bytes:
         while True:
             data = b""
-            if self._decompressor.eof:  # of one frame; another may follow
+            if self._decompressor.eof:  # the end of one frame; another may follow
                 data = self._decompressor.unused_data or self.read_compressed()
                 if not data:
                     return b""
@@ -177,12 +176,12 @@ class _Stream(io.RawIOBase):
             elif self._decompressor.needs_input:
                 data = self.read_compressed()
                 if not data:
-                    raise EOFError("it is cut short")
+                    raise EOFError("it is truncated")
             if out := self._decompressor.decompress(data, CHUNK_SIZE):
                 return out
 
     def read(self, size: int = -1) -> bytes:
-        """Exactly ``size`` bytes, fewer only at the end."""
+        """Return exactly ``size`` bytes, fewer only at the end."""
         assert size >= 0
         data = b""
         while len(data) < size and (chunk := self.chunk(size - len(data))):
@@ -191,13 +190,13 @@ class _Stream(io.RawIOBase):
         return data
 
     def tell(self) -> int:
-        """Bytes given so far."""
+        """Return the number of bytes returned so far."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Pass over bytes up to ``offset``."""
+        """Skip the bytes up to ``offset``. Raises :class:`ValueError` on a seek backwards."""
         if whence != io.SEEK_SET or offset < self._position:
-            raise ValueError("it would have to be read backwards")
+            raise ValueError("it can only be read with a seek backwards")
         while self._position < offset and self.chunk(offset - self._position):
             pass
         return self._position

@@ -1,6 +1,6 @@
-"""How new content takes the place of old: all of it at once, and so that a power cut cannot undo it.
+"""Replace files atomically, so that a power cut leaves either the previous or the new content.
 
-Real paths, and what the operating system refuses is an :class:`OSError`.
+Paths are real paths. All functions raise :class:`OSError`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 
 def temp_sibling(path: Path) -> Path:
-    """Where new content of ``path`` is prepared: beside it, or beside the drop-in directory it is in.
+    """Return the temporary path for the new content of ``path``: beside it, or beside its drop-in directory.
 
-    Of such a directory others may read every file, whatever it is called: CRI-O does, and Kata. The name
-    depends on nothing else, so what an interrupted run left is found and overwritten.
+    CRI-O and Kata read every file in a drop-in directory, with any name. The temporary path depends only
+    on ``path``, so a later run overwrites the leftover of an interrupted one.
     """
     directory = path.parent
     if directory.name.endswith(".d"):
@@ -25,7 +25,7 @@ def temp_sibling(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to prepare what then takes the place of ``path``; on failure nothing is left of it."""
+    """Yield a temporary path, and rename it to ``path`` at the end. On an error it is removed."""
     temp = temp_sibling(path)
     try:
         temp.unlink(missing_ok=True)
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def finish(fd: int, mode: int, *, owner: tuple[int, int] | None = None, mtime: int | None = None) -> None:
-    """Give the new file its owner, mode and time, then force it to the disk, before it is renamed."""
+    """Set the owner, mode and mtime (in seconds) of a new file, and force it to the disk."""
     info = os.fstat(fd)
     if owner is not None and owner != (info.st_uid, info.st_gid):
         os.fchown(fd, *owner)
@@ -50,7 +50,7 @@ def finish(fd: int, mode: int, *, owner: tuple[int, int] | None = None, mtime: i
 
 
 def fsync_dir(path: Path) -> None:
-    """Force a directory's entries to the disk, so that a rename in it survives a power cut."""
+    """Force a directory to the disk, so that a rename in it survives a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

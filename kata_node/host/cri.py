@@ -1,6 +1,6 @@
-"""What the container runtime says over the CRI: its version, the handlers it serves, the pods it runs.
+"""A client of the CRI: the runtime's version, the handlers it serves, and the pods it runs.
 
-Field numbers are those of ``runtime.v1`` in Kubernetes' ``cri-api`` (``api.proto``).
+The field numbers come from ``runtime.v1`` in Kubernetes' ``cri-api`` (``api.proto``).
 """
 
 from __future__ import annotations
@@ -20,36 +20,37 @@ from kata_node.host.sockets import Stream, describe_os_error
 T = TypeVar("T")
 
 _VERBOSE = b"\x08\x01"
-"""A ``StatusRequest`` with field 1, ``verbose``, set."""
+"""A serialized ``StatusRequest`` with ``verbose`` (field 1) set."""
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 
 
 class Reason(StrEnum):
-    """Why the CRI did not answer.
+    """Why a CRI call failed.
 
-    MISSING, REFUSED and BROKEN are what a restart looks like from here, and pass; so can TIMEOUT and ERROR.
-    NO_CRI and DENIED stay until somebody does something: a runtime has loaded its plugins before it listens.
+    MISSING, REFUSED and BROKEN occur during a restart and then disappear; TIMEOUT and ERROR may
+    disappear too. NO_CRI and DENIED persist until the node is changed, because a runtime loads its plugins
+    before it listens.
     """
 
     MISSING = "missing"
-    """No socket is there: the runtime is down, starting, or listens elsewhere."""
+    """There is no socket: the runtime is down, starting, or listens on another path."""
     REFUSED = "refused"
-    """The socket is there, and nobody listens: the runtime ended, or is restarting."""
+    """There is a socket but nothing listens: the runtime ended, or is restarting."""
     DENIED = "denied"
     """This user may not use the socket."""
     NO_CRI = "no-cri"
-    """The daemon serves, but without the CRI: its CRI plugin is disabled or did not load."""
+    """The runtime answers, but without the CRI: its CRI plugin is disabled or did not load."""
     TIMEOUT = "timeout"
-    """No answer within the time given."""
+    """There was no answer within the timeout."""
     BROKEN = "broken"
-    """The connection broke, or what answers does not speak the CRI's protocol."""
+    """The connection broke, or the server does not speak the CRI's protocol."""
     ERROR = "error"
-    """The CRI answered with an error of its own."""
+    """The CRI answered with an error."""
 
 
 class CriCallError(CriError):
-    """A call on the CRI socket failed; ``reason`` tells in which way."""
+    """A call on the CRI socket failed; ``reason`` says why."""
 
     def __init__(self, what: str, *, reason: Reason, where: str) -> None:
         super().__init__(what, where=where, hint=_HINTS[reason])
@@ -58,25 +59,26 @@ class CriCallError(CriError):
 
 _HINTS = {
     Reason.MISSING: "start the container runtime; in a container, mount the directory of its socket",
-    Reason.REFUSED: "start the container runtime, and see its log if it does not stay up",
+    Reason.REFUSED: "start the container runtime; if it does not stay up, see its log",
     Reason.DENIED: "run as root",
-    Reason.NO_CRI: "see the runtime's log for why its CRI plugin did not load; is it in disabled_plugins?",
-    Reason.TIMEOUT: "see the runtime's log; it accepts connections but does not answer in time",
-    Reason.BROKEN: "see the runtime's log; if it restarted just now, run again",
+    Reason.NO_CRI: "remove the CRI plugin from disabled_plugins if it is there; otherwise see the runtime's "
+    "log for why the plugin did not load",
+    Reason.TIMEOUT: "see the runtime's log; the runtime accepts connections but does not answer in time",
+    Reason.BROKEN: "run again if the runtime restarted just now; otherwise see its log",
     Reason.ERROR: "see the runtime's log",
 }
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which runtime answers, in its own words."""
+    """The runtime's answer to ``Version``."""
 
     runtime_name: str
     """``containerd`` or ``cri-o``."""
     runtime_version: str
     """``2.1.9``, ``v2.1.9``, ``2.2.2-bd1.34``, …"""
     api_version: str
-    """Of the CRI: ``v1``."""
+    """The version of the CRI: ``v1``."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +93,22 @@ class Condition:
 
 @dataclass(frozen=True)
 class Status:
-    """How the runtime is, and what it serves."""
+    """The runtime's conditions, and the handlers it serves."""
 
     runtime_ready: bool
     network_ready: bool
-    """Whether pods can get a network; a node without a CNI plugin yet says no, and serves all the same."""
+    """Whether pods can get a network; false before a CNI plugin is installed, while handlers are served."""
     handlers: tuple[str, ...]
-    """The names of the runtime handlers, sorted, without the unnamed default one. Empty before CRI-O 1.30,
-    which does not report them."""
+    """The names of the handlers, sorted, without the default handler, which has no name. Empty for CRI-O
+    before 1.30, which does not report them."""
     conditions: tuple[Condition, ...] = ()
 
 
 class Cri:
-    """The CRI socket of the host at ``root``. Each call connects anew, so a restart between two is no matter.
+    """A client of the CRI socket of the node at ``root``.
 
-    Timeouts are in seconds and hold for a call as a whole. Calls raise :class:`CriCallError`.
+    Each call opens a new connection, so the runtime may restart between two calls. Timeouts are in
+    seconds, for the whole call. Calls raise :class:`CriCallError`.
     """
 
     def __init__(self, root: Root, socket: str = CONTAINERD_SOCKET) -> None:
@@ -113,14 +116,14 @@ class Cri:
         self.socket = socket
 
     def version(self, timeout: float) -> Version:
-        """Which runtime serves."""
+        """Return the runtime's name and version."""
         return self._call("Version", b"", _parse_version, timeout)
 
     def status(self, timeout: float) -> Status:
-        """Whether it is ready, and which handlers it serves.
+        """Return whether the runtime is ready, and which handlers it serves.
 
-        containerd 1.x leaves the handlers out; then a second, verbose question gets its configuration,
-        as the CRI plugin has it loaded, and the handlers are in that.
+        containerd 1.x does not report its handlers. Then a second, verbose request gets the configuration
+        that its CRI plugin has loaded, which contains them.
         """
         deadline = time.monotonic() + timeout
         status = self._call("Status", b"", _parse_status, timeout)
@@ -130,9 +133,10 @@ class Cri:
         return replace(status, handlers=self._call("Status", _VERBOSE, _parse_config_handlers, remaining))
 
     def pods(self, runtime: str, timeout: float) -> tuple[cri_sandboxes.Pod, ...]:
-        """The pods that run on ``runtime``, by namespace and name.
+        """Return the running pods, sorted by namespace and name.
 
-        CRI-O leaves their handlers out, and is asked for each: some milliseconds a pod.
+        ``runtime`` is the runtime's name. CRI-O lists pods without their handlers, so each pod takes one
+        more request, which takes some milliseconds.
         """
         deadline = time.monotonic() + timeout
         pods = self._call(
@@ -148,7 +152,7 @@ class Cri:
         return tuple(sorted(set(pods.values())))
 
     def _sandbox_handler(self, sandbox: str, deadline: float) -> str | None:
-        """What runs a sandbox; ``None`` when it has ended meanwhile."""
+        """Return the handler of a sandbox; ``None`` when the sandbox has ended."""
         from kata_node.host import grpc
 
         remaining = round(max(deadline - time.monotonic(), 0), 1)
@@ -162,7 +166,7 @@ class Cri:
             raise
 
     def _call(self, method: str, request: bytes, read: Callable[[Message], T], timeout: float) -> T:
-        """Call a method of the RuntimeService with a serialized request, and ``read`` its answer."""
+        """Call a method of the RuntimeService with a serialized request; ``read`` parses the answer."""
         from kata_node.host import grpc
 
         deadline = time.monotonic() + timeout
@@ -173,16 +177,16 @@ class Cri:
             return read(Message(answer))
         except grpc.StatusError as error:
             if error.code == grpc.UNIMPLEMENTED:
-                raise self._error(Reason.NO_CRI, "the runtime runs, but does not serve the CRI") from error
+                raise self._error(Reason.NO_CRI, "the runtime runs but does not serve the CRI") from error
             if error.code == grpc.DEADLINE_EXCEEDED:
                 raise self._error(Reason.TIMEOUT, timeout_message) from error
             raise self._error(Reason.ERROR, f"{method} failed: {error}") from error
         except (grpc.ProtocolError, DecodeError) as error:
-            raise self._error(Reason.BROKEN, f"{method} got no proper answer: {error}") from error
+            raise self._error(Reason.BROKEN, f"{method} got an invalid answer: {error}") from error
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._error(Reason.MISSING, "there is no CRI socket") from error
         except ConnectionRefusedError as error:
-            raise self._error(Reason.REFUSED, "nobody listens on the CRI socket") from error
+            raise self._error(Reason.REFUSED, "nothing listens on the CRI socket") from error
         except PermissionError as error:
             raise self._error(Reason.DENIED, "this user may not use the CRI socket") from error
         except TimeoutError as error:
@@ -219,12 +223,12 @@ def _parse_status(answer: Message) -> Status:
 
 
 def _parse_config_handlers(answer: Message) -> tuple[str, ...]:
-    """The handlers in containerd's ``info["config"]``, which is JSON; none when there is no such thing."""
+    """Return the handlers in containerd's ``info["config"]``, which is JSON; none when it is missing."""
     import json
 
     config = next((entry.text(2) for entry in answer.messages(2) if entry.text(1) == "config"), "")
     try:
         runtimes = json.loads(config)["containerd"]["runtimes"]
-    except (ValueError, LookupError, TypeError):  # another runtime's, or another version's
+    except (ValueError, LookupError, TypeError):  # another runtime, or a version with another structure
         return ()
     return tuple(sorted(runtimes)) if isinstance(runtimes, dict) else ()

@@ -1,8 +1,8 @@
-"""Which pods run on the node, from what the container runtime tells of their sandboxes.
+"""Requests and answers of the CRI about pod sandboxes.
 
-Field numbers are those of ``runtime.v1`` in Kubernetes' ``cri-api`` (``api.proto``). containerd since
-1.6 lists the handler of each; CRI-O, to 1.36 at least, has it only in the verbose status of a sandbox,
-as an annotation of what its runtime was given.
+The field numbers come from ``runtime.v1`` in Kubernetes' ``cri-api`` (``api.proto``). containerd 1.6 and
+later lists the handler of each sandbox. CRI-O (up to 1.36 at least) reports it only in the verbose
+status of one sandbox, as an annotation in its OCI runtime spec.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from kata_node.host.protobuf import DecodeError, Message
 
 LIST_READY_REQUEST = b"\x0a\x02\x12\x00"
-"""A ``ListPodSandboxRequest`` whose filter (1) has a state (2), and in it ``SANDBOX_READY``, which is 0."""
+"""A serialized ``ListPodSandboxRequest``: filter (field 1), state (field 2) ``SANDBOX_READY`` (0)."""
 
 _ANNOTATION = "io.kubernetes.cri-o.RuntimeHandler"
 
 
 @dataclass(frozen=True, order=True)
 class Pod:
-    """A pod whose sandbox runs."""
+    """A pod with a running sandbox."""
 
     namespace: str
     name: str
     handler: str
-    """What runs it; empty for the runtime's default."""
+    """Its handler; empty for the runtime's default."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name} ({self.handler})"
 
 
 def parse_pods(answer: Message) -> dict[str, Pod]:
-    """The pods of a ``ListPodSandboxResponse``, by the ids of their sandboxes."""
+    """Return the pods of a ``ListPodSandboxResponse`` by the ids of their sandboxes."""
     return {sandbox.text(1): _pod(sandbox) for sandbox in answer.messages(1)}
 
 
@@ -41,17 +41,20 @@ def _pod(sandbox: Message) -> Pod:
 
 
 def status_request(sandbox: str) -> bytes:
-    """A ``PodSandboxStatusRequest`` for the sandbox of this id (1), with ``verbose`` (2) set."""
+    """Return a serialized ``PodSandboxStatusRequest`` for a sandbox id (field 1), ``verbose`` (field 2)."""
     name = sandbox.encode()
     return b"\x0a" + bytes([len(name)]) + name + b"\x10\x01"  # ids have 64 characters
 
 
 def handler(answer: Message) -> str:
-    """The handler in CRI-O's ``info["info"]``, which is JSON. Raises :class:`DecodeError` without one."""
+    """Return the handler in CRI-O's ``info["info"]``, which is JSON.
+
+    Raises :class:`DecodeError` when it is missing.
+    """
     import json
 
     info = next((entry.text(2) for entry in answer.messages(2) if entry.text(1) == "info"), "")
     try:
         return str(json.loads(info)["runtimeSpec"]["annotations"][_ANNOTATION])
     except (ValueError, LookupError, TypeError):
-        raise DecodeError(f"there is no {_ANNOTATION} in it") from None
+        raise DecodeError(f"the annotation {_ANNOTATION} is missing") from None

@@ -1,7 +1,7 @@
-"""One D-Bus connection to systemd: method calls, and the signals that come between their replies.
+"""A D-Bus connection to systemd: method calls, and signals that arrive between replies.
 
-Two sockets lead to systemd, and they differ in little: on the *system bus* a daemon stands between,
-so a client says Hello and asks for the signals it wants; on systemd's *private* socket it does neither.
+systemd can be reached through two sockets. On the *system bus* a bus daemon is in between, so the client
+must call Hello and subscribe to the signals it needs. On systemd's *private* socket it does neither.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import Any, Self
 
-# It ships no type information; what comes out of it is given types here.
+# jeepney has no type hints.
 from jeepney import DBusAddress, HeaderFields, Message, MessageType, Parser, new_method_call  # type: ignore[import-untyped]
 from jeepney.auth import BEGIN, make_auth_external  # type: ignore[import-untyped]
 
@@ -23,17 +23,17 @@ MANAGER_PATH = "/org/freedesktop/systemd1"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 _DISCONNECTED_ERRORS = ("org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected")
-"""How the bus says that systemd, re-executing itself, left a call unanswered."""
+"""The errors of the bus when systemd re-executed itself and did not answer a call."""
 
 _MATCH_RULES = (
     f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'",
     f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{SYSTEMD}'",
 )
-"""What a client of the bus asks to be told while it waits for a job."""
+"""The signals that a client of the bus needs to wait for a job."""
 
 
 class DBusError(Exception):
-    """The peer answered a call with a D-Bus error: its ``name`` and its ``text``."""
+    """The peer answered a call with a D-Bus error, which has a ``name`` and a ``text``."""
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(f"{text} ({name})" if text else name)
@@ -44,8 +44,8 @@ class DBusError(Exception):
 class Connection:
     """An authenticated connection to systemd.
 
-    Every method takes a deadline and raises what :class:`Stream` raises; calls also raise
-    :class:`RefusedError`. After an :class:`OSError` the connection is of no more use.
+    Every method takes a deadline and raises the errors of :class:`Stream`. Calls also raise
+    :class:`DBusError`. After an :class:`OSError` the connection cannot be used any more.
     """
 
     def __init__(self, stream: Stream, *, is_bus: bool) -> None:
@@ -53,21 +53,21 @@ class Connection:
         self._stream = stream
         self._parser = Parser()
         self._serial = 0
-        self._systemd: str | None = None  # its unique name on the bus, from its last reply
+        self._systemd: str | None = None  # systemd's unique name on the bus, from its last reply
         self._listening = False
-        self._jobs: dict[str, str] = {}  # object path of a job that is gone -> its result
+        self._jobs: dict[str, str] = {}  # object path of a finished job -> its result
 
     @classmethod
     def open(cls, root: Root, path: str, deadline: float, *, is_bus: bool) -> Self:
-        """Connect to the socket at the host's ``path``, and see systemd answer there."""
+        """Connect to the socket at the host path ``path``, and check that systemd answers a call."""
         stream = Stream.connect(root, path, deadline)
         connection = cls(stream, is_bus=is_bus)
         try:
             connection._authenticate(deadline)
             if is_bus:
                 connection.call("/org/freedesktop/DBus", BUS, "Hello", deadline=deadline, destination=BUS)
-            # systemd accepts a client it cannot identify, and only then drops it: one in another branch of
-            # the pid namespaces, for example. So a first call belongs to connecting.
+            # systemd accepts a client that it cannot identify, for example one in an unrelated pid
+            # namespace, and then drops it. Only a call shows whether the connection works.
             connection.call(MANAGER_PATH, PROPERTIES, "Get", "ss", (MANAGER, "Version"), deadline=deadline)
         except BaseException:
             stream.close()
@@ -75,7 +75,7 @@ class Connection:
         return connection
 
     def close(self) -> None:
-        """Hang up; more than once does no harm."""
+        """Close the connection. It may be called more than once."""
         self._stream.close()
 
     def call(
@@ -89,14 +89,14 @@ class Connection:
         deadline: float,
         destination: str = SYSTEMD,
     ) -> tuple[Any, ...]:
-        """Call a method and wait for its reply: the values it returns, as jeepney maps D-Bus types."""
+        """Call a method and return the values of its reply, as jeepney maps D-Bus types."""
         self._serial += 1
         request = new_method_call(DBusAddress(path, destination, interface), member, signature, args)
         self._stream.send(request.serialise(self._serial), deadline)
         while True:
             message = self._receive(deadline)
             fields = message.header.fields
-            # Any other reply is late: its caller gave up on it.
+            # Any other reply is a late one, to a call that timed out.
             if fields.get(HeaderFields.reply_serial) == self._serial:
                 break
         if message.header.message_type is MessageType.error:
@@ -116,12 +116,12 @@ class Connection:
         return self.call(MANAGER_PATH, MANAGER, member, signature, args, deadline=deadline)
 
     def properties(self, path: str, interface: str, deadline: float) -> dict[str, Any]:
-        """Every property of one interface of the object at ``path``."""
+        """Return every property of one interface of the object at ``path``."""
         (found,) = self.call(path, PROPERTIES, "GetAll", "s", (interface,), deadline=deadline)
         return {name: value for name, (_, value) in found.items()}
 
     def subscribe(self, deadline: float) -> None:
-        """Have systemd tell when a job is gone; to be called before that job is made."""
+        """Subscribe to the signals about finished jobs. Call this before the job is created."""
         if self._listening:
             return
         for rule in _MATCH_RULES if self.is_bus else ():
@@ -132,25 +132,27 @@ class Connection:
         self._listening = True
 
     def job_result(self, job: str, deadline: float) -> str:
-        """Wait until the job at the object path ``job`` is gone: systemd's word for how it ended."""
+        """Wait until the job at the object path ``job`` is finished; return systemd's word for its result."""
         while job not in self._jobs:
             self._receive(deadline)
         return self._jobs.pop(job)
 
     def _authenticate(self, deadline: float) -> None:
-        # In one write, and nothing more until OK: a message that systemd reads together with BEGIN is
-        # never answered.
+        # One write, and nothing more until OK: systemd does not answer a message that it reads together
+        # with BEGIN.
         self._stream.send(b"\0" + make_auth_external() + BEGIN, deadline)
         answer = b""
         while b"\r\n" not in answer:
             answer += self._stream.receive(deadline)
         line, _, rest = answer.partition(b"\r\n")
         if not line.startswith(b"OK "):
-            raise PermissionError(errno.EACCES, f"this user is not let in ({line.decode(errors='replace')})")
-        self._parser.add_data(rest)  # the private socket sends signals without being asked
+            raise PermissionError(
+                errno.EACCES, f"systemd does not admit this user ({line.decode(errors='replace')})"
+            )
+        self._parser.add_data(rest)  # the private socket sends signals without a subscription
 
     def _receive(self, deadline: float) -> Message:
-        """The next message; the end of a job is noted on the way, whoever waits for what."""
+        """Return the next message. If it reports a finished job, also store the result of the job."""
         message = self._parser.get_next_message()
         while message is None:
             self._parser.add_data(self._stream.receive(deadline))
@@ -162,10 +164,10 @@ class Connection:
     def _handle_signal(self, fields: dict[HeaderFields, Any], body: tuple[Any, ...]) -> None:
         sender = fields.get(HeaderFields.sender)
         signal = (fields.get(HeaderFields.interface), fields.get(HeaderFields.member))
-        # Anyone on the bus may send a signal that looks like another's.
+        # Any client of the bus can send a signal with this name, so the sender is checked.
         if signal == (MANAGER, "JobRemoved") and (not self.is_bus or sender == self._systemd):
             _id, job, _unit, result = body
             self._jobs[job] = result
         elif self.is_bus and sender == BUS and signal == (BUS, "NameOwnerChanged"):
-            # This connection lives on, but the systemd that comes back is one that was not asked for signals.
+            # The connection still works, but the systemd that comes back has no subscription of ours.
             raise ConnectionResetError("systemd left the bus")

@@ -1,11 +1,11 @@
-"""Files of the host, below a root, written so that a power cut leaves the old or the new one.
+"""Files of the node below a root, written so that a power cut leaves the previous or the new file.
 
-Host paths are absolute strings as the host sees them (``/etc/containerd/config.toml``). A
-:class:`Root` finds them below the directory the host is mounted at, and follows symlinks the
-way the host itself would: an absolute link target starts at the root, ``..`` stops there.
+A host path is an absolute string as the node sees it (``/etc/containerd/config.toml``). A
+:class:`Root` finds it below the directory where the node's file system is mounted. It follows
+symlinks like the node does: an absolute target starts at the root, and ``..`` does not leave it.
 
-Whatever the operating system refuses is a :class:`~kata_node.errors.HostError` that names the host
-path; only that nothing is there is an answer like any other.
+Functions turn an error of the operating system into :class:`~kata_node.errors.HostError`, which names
+the host path. A missing file is not an error unless a function says so.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from kata_node.host.atomic_replace import finish, fsync_dir, replacing, temp_sib
 
 __all__ = ["MAX_SYMLINKS", "FileState", "Root", "finish", "fsync_dir", "host_error", "temp_sibling"]
 
-MAX_SYMLINKS = 40  # as the kernel's path walk
+MAX_SYMLINKS = 40  # the same limit as in the kernel
 
 _NOT_PERMITTED = (
-    "run as root, or with --offline --host-root DIR on a directory of your own; "
-    "what is refused to root too has an immutable attribute (lsattr) or is guarded by a security module"
+    "run as root, or use --offline --host-root DIR with a directory that you own; if root gets this error "
+    "too, look for an immutable attribute (lsattr) or a rule of a security module"
 )
 _HINTS = {
     errno.EROFS: "the file system is read-only; mount it writable, or choose another env.installationPrefix",
@@ -37,21 +37,21 @@ _HINTS = {
     errno.EDQUOT: "raise the quota or free some space, then run again",
     errno.EACCES: _NOT_PERMITTED,
     errno.EPERM: _NOT_PERMITTED,
-    errno.ENOTDIR: "move away the file that stands where a directory is needed",
-    errno.EISDIR: "move away the directory that stands where a file is needed",
+    errno.ENOTDIR: "move the file away; a directory is needed in its place",
+    errno.EISDIR: "move the directory away; a file is needed in its place",
     errno.ELOOP: "remove the symlink that leads back to itself",
-    errno.EIO: "the disk reports errors; look at the kernel log of the node",
+    errno.EIO: "look at the kernel log of the node; the disk reports errors",
 }
 
 
 def host_error(path: str, error: OSError) -> HostError:
-    """Say what the operating system said of the host path ``path``, and what to do about it."""
+    """Return the error for an :class:`OSError` about the host path ``path``, with a hint."""
     return HostError(error.strerror or str(error), where=path, hint=_HINTS.get(error.errno or 0, ""))
 
 
 @dataclass(frozen=True)
 class FileState:
-    """A small file as it is: enough to put it back byte for byte."""
+    """The content, mode and owner of a small file, enough to restore it."""
 
     content: bytes
     mode: int
@@ -60,21 +60,21 @@ class FileState:
 
 
 class Root:
-    """The host's file system as seen from ``base`` (``/``, or ``/host`` in a pod)."""
+    """The node's file system, mounted at ``base`` (``/``, or ``/host`` in a pod)."""
 
     def __init__(self, base: Path) -> None:
-        # Not resolved: that would turn /proc/PID/root, which is another machine's root, into our own.
+        # Not resolved: that would turn /proc/PID/root, the root of another mount namespace, into our own.
         self.base = Path(os.path.abspath(base))
 
     def __repr__(self) -> str:
         return f"Root({str(self.base)!r})"
 
     def resolve(self, path: str, *, follow_last: bool = True) -> Path:
-        """The real path, on this process's file system, that the host means by ``path``.
+        """Return the real path, in this process's file system, of the host path ``path``.
 
-        Every symlink on the way is followed inside the root; with ``follow_last=False`` the last
-        component is taken as it is. Components that do not exist are kept as written.
-        Raises :class:`HostError` on a loop of symlinks.
+        Every symlink is followed inside the root; with ``follow_last=False`` the last component is not
+        followed. Components that do not exist are kept as written. Raises :class:`HostError` on a
+        loop of symlinks.
         """
         if not path.startswith("/"):
             raise ValueError(f"a host path must be absolute: {path!r}")
@@ -102,45 +102,45 @@ class Root:
         return self.base.joinpath(*resolved_parts)
 
     def real_path(self, path: str) -> str:
-        """The host path that ``path`` means once every symlink is followed."""
+        """Return the host path of ``path`` with every symlink followed."""
         return self._host_path(self.resolve(path))
 
     def _host_path(self, real: Path) -> str:
         return "/" + "/".join(real.relative_to(self.base).parts)
 
     def lstat(self, path: str) -> os.stat_result | None:
-        """What is at ``path`` itself, or ``None``."""
+        """Return the status of ``path`` without following a last symlink; ``None`` when it is missing."""
         real = self.resolve(path, follow_last=False)
         with _host_errors(path):
             return _stat(real)
 
     def exists(self, path: str) -> bool:
-        """Whether ``path`` leads to something, its last symlink followed."""
+        """Return whether ``path`` exists, with symlinks followed."""
         real = self.resolve(path)
         with _host_errors(path):
             return _stat(real) is not None
 
     def is_dir(self, path: str) -> bool:
-        """Whether ``path`` leads to a directory."""
+        """Return whether ``path`` is a directory, with symlinks followed."""
         real = self.resolve(path)
         with _host_errors(path):
             return _is_dir(real)
 
     def read_link(self, path: str) -> str | None:
-        """The target of the symlink at ``path``; ``None`` when there is none."""
+        """Return the target of the symlink at ``path``; ``None`` when it is not a symlink."""
         real = self.resolve(path, follow_last=False)
         with _host_errors(path):
             return _link_target(real)
 
     def read(self, path: str) -> bytes | None:
-        """The content of the file at ``path``; ``None`` when there is none."""
+        """Return the content of the file at ``path``; ``None`` when it is missing."""
         state = self.read_state(path)
         return None if state is None else state.content
 
     def read_state(self, path: str) -> FileState | None:
-        """Content, mode and owner of the file at ``path``; ``None`` when there is none.
+        """Return content, mode and owner of the file at ``path``; ``None`` when it is missing.
 
-        A directory in its place is an error, and so is a file in the place of one above it.
+        Raises :class:`HostError` when ``path`` is a directory, or a parent of it is a file.
         """
         real = self.resolve(path)
         with _host_errors(path):
@@ -153,11 +153,11 @@ class Root:
                 return FileState(file.read(), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
 
     def glob(self, pattern: str) -> list[str]:
-        """The host paths that match ``pattern``, as Go's ``filepath.Glob`` finds and orders them.
+        """Return the host paths that match ``pattern``, in the order of Go's ``filepath.Glob``.
 
         Any component may have wildcards, which match hidden names as well (:mod:`kata_node.host.go_glob`).
-        The order is by components: ``a/x`` comes before ``a-b/x``. Raises :class:`HostError` when
-        the pattern is malformed.
+        Paths are sorted by component: ``a/x`` comes before ``a-b/x``. Raises :class:`HostError` when the
+        pattern is malformed.
         """
         found = ["/"]
         for part in _parts(pattern):
@@ -168,9 +168,9 @@ class Root:
                 expression = go_glob.compile_name(part)
             except ValueError as error:
                 raise HostError(
-                    f"this is not a valid pattern: {error}",
+                    f"the pattern is not valid: {error}",
                     where=pattern,
-                    hint="correct it in the configuration that has it",
+                    hint="correct it in the runtime's configuration",
                 ) from error
             found = [
                 posixpath.join(path, name)
@@ -181,7 +181,7 @@ class Root:
         return [path for path in found if self.lstat(path) is not None]
 
     def list_dir(self, path: str) -> list[str]:
-        """The names in the directory at ``path``, sorted by their bytes; none when it is not there."""
+        """Return the names in the directory at ``path``, sorted by bytes; none when it is not a directory."""
         real = self.resolve(path)
         with _host_errors(path):
             try:
@@ -190,11 +190,11 @@ class Root:
                 return []
 
     def make_dirs(self, path: str, mode: int = 0o755) -> list[str]:
-        """Make the directory ``path`` and what is missing above it; return what was made, outermost first.
+        """Create the directory ``path`` and missing parents; return the created ones, outermost first.
 
-        ``mode`` is that of the directory itself, those above get 0755. A directory that is there
-        already stays as it is. When one cannot be made, those made before it are removed again.
-        What is returned are real paths, so that removing them needs no symlink that led there.
+        ``path`` gets ``mode``, parents get 0755. Existing directories do not change. If one cannot be
+        created, the ones created before are removed again. Returned paths have symlinks resolved, so
+        that they can be removed even after a symlink in ``path`` is gone.
         """
         missing: list[Path] = []
         real = self.resolve(path)
@@ -223,11 +223,10 @@ class Root:
         owner: tuple[int, int] | None = None,
         mtime: int | None = None,
     ) -> None:
-        """Replace or create the file at ``path``; after this it survives a power cut.
+        """Replace or create the file at ``path`` atomically, so that it survives a power cut.
 
-        A symlink at ``path`` is kept and the file it leads to is replaced. ``owner`` is
-        ``(uid, gid)`` and only set when it differs from what a new file gets; ``mtime`` is in
-        seconds. The directory must exist.
+        If ``path`` is a symlink, its target is replaced. ``owner`` is ``(uid, gid)``, and is set only
+        if it differs from the owner of a new file. ``mtime`` is in seconds. The directory must exist.
         """
         real = self.resolve(path)
         with _host_errors(path), replacing(real) as temp:
@@ -240,16 +239,16 @@ class Root:
                 os.close(fd)
 
     def symlink(self, path: str, target: str) -> None:
-        """Make ``path`` a symlink to ``target``, replacing a file or link that is there."""
+        """Make ``path`` a symlink to ``target``. An existing file or symlink is replaced."""
         real = self.resolve(path, follow_last=False)
         with _host_errors(path), replacing(real) as temp:
             temp.symlink_to(target)
 
     def remove(self, path: str, *, follow_last: bool = False) -> bool:
-        """Remove the file or symlink at ``path``; say whether there was one.
+        """Remove the file or symlink at ``path``; return whether it existed.
 
-        What an interrupted write of it left beside it goes too. With ``follow_last`` a symlink is
-        kept and the file it leads to is removed, as :meth:`write` would have made it.
+        The temporary file of an interrupted :meth:`write` is removed as well. With ``follow_last`` the
+        target of a symlink is removed and the symlink is kept.
         """
         real = self.resolve(path, follow_last=follow_last)
         removed = False
@@ -263,14 +262,14 @@ class Root:
         return removed
 
     def sweep(self, path: str) -> None:
-        """Remove what an interrupted :meth:`write` of ``path`` left beside it, and nothing else."""
+        """Remove the temporary file of an interrupted :meth:`write` of ``path``."""
         with _host_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temp_sibling(self.resolve(path)).unlink()
 
     def remove_dir(self, path: str) -> bool:
-        """Remove the directory at ``path`` if it is empty; say whether nothing is there any more.
+        """Remove the directory at ``path`` if it is empty; return whether ``path`` no longer exists.
 
-        A symlink or file at ``path``, or a mount point, is left like a directory in use.
+        A file, a symlink, a mount point or a directory with content is kept.
         """
         real = self.resolve(path, follow_last=False)
         with _host_errors(path):
@@ -289,7 +288,7 @@ _DIR_IN_USE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST
 
 @contextlib.contextmanager
 def _host_errors(path: str) -> Iterator[None]:
-    """Tell any refusal of the operating system as one of the host path ``path``."""
+    """Turn an :class:`OSError` into :class:`HostError` for the host path ``path``."""
     try:
         yield
     except OSError as error:
@@ -322,16 +321,16 @@ def _link_target(real: Path) -> str | None:
 
 
 def _make_dir(real: Path, mode: int) -> bool:
-    """Make one directory; ``False`` when another process was faster."""
+    """Create one directory; return ``False`` when another process has just created it."""
     try:
         real.mkdir(mode)
     except FileExistsError:
-        info = os.lstat(real)  # not there any more: an error like that of a missing parent
+        info = os.lstat(real)  # raises if it is already gone, like mkdir without a parent
         if stat.S_ISDIR(info.st_mode):
             return False
-        raise NotADirectoryError(errno.ENOTDIR, "a file stands where a directory is needed") from None
+        raise NotADirectoryError(errno.ENOTDIR, "a file is where a directory is needed") from None
     try:
-        real.chmod(mode)  # mkdir's own mode is cut by the umask
+        real.chmod(mode)  # the umask limits the mode of mkdir
         fsync_dir(real.parent)
     except OSError:
         with contextlib.suppress(OSError):
@@ -341,7 +340,7 @@ def _make_dir(real: Path, mode: int) -> bool:
 
 
 def missing_dirs(root: Root, path: str) -> tuple[str, ...]:
-    """The directories down to ``path`` that are not there, outermost first."""
+    """Return the directories that must be created for ``path`` to exist, outermost first."""
     missing: list[str] = []
     while path != "/" and not root.is_dir(path):
         missing.insert(0, path)

@@ -1,7 +1,7 @@
-"""Patterns for names, by the rules of Go's ``filepath.Match``, as containerd has its imports matched.
+"""Match names by the rules of Go's ``filepath.Match``, which containerd uses for its imports.
 
-They are not those of a shell or of Python's fnmatch: ``*`` and ``?`` match a leading dot too, a class
-is negated by ``^`` and by nothing else, a backslash escapes, and a pattern can be malformed.
+They differ from those of a shell and of Python's fnmatch: ``*`` and ``?`` match a leading dot, only
+``^`` negates a class, a backslash escapes a character, and a pattern can be malformed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _SPECIAL = frozenset("*?[\\")
 
 
 def is_pattern(name: str) -> bool:
-    """Whether any character of ``name``, one component of a path, is more than itself."""
+    """Return whether ``name``, one component of a path, has a special character."""
     return not _SPECIAL.isdisjoint(name)
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern for a whole path finds ``path``; a malformed one finds nothing."""
+    """Return whether a pattern for a whole path matches ``path``; a malformed pattern matches nothing."""
     parts, names = pattern.split("/"), path.split("/")
     try:
         found = [compile_name(part).fullmatch(name) for part, name in zip(parts, names, strict=False)]
@@ -29,9 +29,9 @@ def matches(pattern: str, path: str) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def compile_name(pattern: str) -> re.Pattern[str]:
-    """An expression whose ``fullmatch`` says whether ``pattern``, one component of a path, finds a name.
+    """Compile a pattern for one component of a path to a regular expression, to use with ``fullmatch``.
 
-    Raises :class:`ValueError` when it is malformed.
+    Raises :class:`ValueError` when the pattern is malformed.
     """
     expression, at = "", 0
     while at < len(pattern):
@@ -48,7 +48,7 @@ def compile_name(pattern: str) -> re.Pattern[str]:
 
 
 def _class(pattern: str, at: int) -> tuple[str, int]:
-    """The class whose inside begins at ``at``, and where the pattern goes on behind it."""
+    """Return the character class that begins after ``[`` at ``at``, and the position after its ``]``."""
     negated = pattern[at : at + 1] == "^"
     at += negated
     ranges = ""
@@ -58,7 +58,7 @@ def _class(pattern: str, at: int) -> tuple[str, int]:
         high = low
         if pattern[at : at + 1] == "-":
             high, at = _bound(pattern, at + 1)
-        if low <= high:  # others hold nothing
+        if low <= high:  # otherwise the range is empty
             ranges += f"{re.escape(low)}-{re.escape(high)}"
     if not ranges:
         return ("." if negated else "(?!)"), at + 1
@@ -67,7 +67,7 @@ def _class(pattern: str, at: int) -> tuple[str, int]:
 
 def _bound(pattern: str, at: int) -> tuple[str, int]:
     if pattern[at : at + 1] in ("", "-", "]"):
-        raise ValueError("the class of characters lacks its end or an end of a range")
+        raise ValueError("a character class lacks its closing bracket or the end of a range")
     return _literal(pattern, at)
 
 
@@ -75,5 +75,5 @@ def _literal(pattern: str, at: int) -> tuple[str, int]:
     if pattern[at] != "\\":
         return pattern[at], at + 1
     if at + 1 == len(pattern):
-        raise ValueError("nothing follows its last backslash")
+        raise ValueError("it ends with a backslash")
     return pattern[at + 1], at + 2

@@ -1,8 +1,8 @@
-"""One unary gRPC call over a unix socket of the host.
+"""One unary gRPC call over a unix socket of the node.
 
-What gRPC sends over HTTP/2: one POST, a message behind five bytes (compressed or not, length), and the
-outcome in trailers, or in the headers when there is no message. h2 speaks the HTTP/2; the gRPC
-runtime would add 19 MB and 50 ms to every start for this.
+A gRPC call over HTTP/2 is one POST. A message follows a header of five bytes (a compression flag and the
+length). The status is in the trailers, or in the headers if there is no message. h2 implements HTTP/2;
+the gRPC library would add 19 MB, and 50 ms to every start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from h2.exceptions import H2Error
 from kata_node.host.sockets import Stream
 
 MAX_ANSWER = 16 << 20
-"""Bytes; what the kubelet, too, accepts of a container runtime."""
+"""Bytes; the kubelet has the same limit for answers of a container runtime."""
 
 OK = 0
 DEADLINE_EXCEEDED = 4
@@ -41,7 +41,7 @@ _MESSAGE_HEADER = struct.Struct(">BI")
 
 
 class StatusError(Exception):
-    """The server answered, with another status than OK: a gRPC ``code`` and its ``message``."""
+    """The server answered with a status other than OK: a gRPC ``code`` and its ``message``."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"{message} (gRPC status {code})" if message else f"gRPC status {code}")
@@ -50,13 +50,13 @@ class StatusError(Exception):
 
 
 class ProtocolError(Exception):
-    """What the other side sent is not gRPC, or ended before the answer was whole."""
+    """The server does not speak gRPC, or its answer is incomplete."""
 
 
 def unary_call(stream: Stream, method: str, request: bytes, deadline: float) -> bytes:
-    """Call ``method`` (``/package.Service/Method``) on a fresh connection: the serialized answer.
+    """Call ``method`` (``/package.Service/Method``) on a new connection; return the serialized answer.
 
-    Raises :class:`StatusError`, :class:`ProtocolError`, and what :class:`Stream` raises.
+    Raises :class:`StatusError`, :class:`ProtocolError`, and the errors of :class:`Stream`.
     """
     http = H2Connection(H2Configuration(client_side=True, header_encoding=None))
     call = _Call(http)
@@ -68,18 +68,18 @@ def unary_call(stream: Stream, method: str, request: bytes, deadline: float) -> 
         while not call.ended:
             for event in http.receive_data(stream.receive(deadline)):
                 call.handle_event(event)
-            # Also what h2 answers by itself: settings, pings, and room for more data.
+            # h2 answers settings, pings and window updates by itself.
             if answer := http.data_to_send():
-                # A server may answer and hang up at once; what it said is still to be read.
+                # A server may answer and close the connection; its answer can still be read.
                 with contextlib.suppress(ConnectionError):
                     stream.send(answer, deadline)
     except H2Error as error:
-        raise ProtocolError(f"the other side does not speak HTTP/2 as it should: {error}") from error
+        raise ProtocolError(f"the server broke the HTTP/2 protocol: {error}") from error
     return call.result()
 
 
 def _headers(method: str, deadline: float) -> list[tuple[str, str]]:
-    # Rounded up, so that it is our own clock that runs out first; and eight digits at most.
+    # Rounded up, so that our own deadline passes first. gRPC allows at most eight digits.
     milliseconds = min(max(1, math.ceil((deadline - time.monotonic()) * 1000)), 99_999_999)
     return [
         (":method", "POST"),
@@ -94,7 +94,7 @@ def _headers(method: str, deadline: float) -> list[tuple[str, str]]:
 
 
 class _Call:
-    """What has come of the answer so far."""
+    """The part of the answer that was received so far."""
 
     def __init__(self, http: H2Connection) -> None:
         self.stream_id = http.get_next_available_stream_id()
@@ -112,18 +112,18 @@ class _Call:
             self._body += event.data
             if len(self._body) > MAX_ANSWER:
                 raise ProtocolError(f"the answer is longer than {MAX_ANSWER >> 20} MiB")
-            # Without this the server stops after 64 KiB and waits for ever.
+            # Without this the server stops after 64 KiB and waits forever.
             self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, StreamEnded):
             self.ended = True
         elif isinstance(event, StreamReset | ConnectionTerminated):
-            raise ProtocolError(f"the other side gave the call up (HTTP/2 error {event.error_code!r})")
+            raise ProtocolError(f"the server canceled the call (HTTP/2 error {event.error_code!r})")
 
     def result(self) -> bytes:
         status = self._headers.get("grpc-status", "")
         if not status.isdecimal():
             raise ProtocolError(
-                f"the other side speaks HTTP but not gRPC (HTTP status {self._headers.get(':status')})"
+                f"the server speaks HTTP but not gRPC (HTTP status {self._headers.get(':status')})"
             )
         if int(status) != OK:
             raise StatusError(int(status), unquote(self._headers.get("grpc-message", "")))

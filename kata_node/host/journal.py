@@ -1,4 +1,4 @@
-"""What people are told to run to see why a unit failed."""
+"""The command that shows why a unit failed, for hints."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import shlex
 
 
 def journal_command(unit: str) -> str:
-    """The command that shows what a runtime, or another unit, has complained of lately.
+    """Return a command that shows the recent warnings and errors of a unit.
 
-    A start writes a hundred lines, and after a rollback there is another, so the last lines say nothing
-    of the failure. To the journal all are of one priority: only their text has the level, and that of a
-    fatal error need not have one.
+    A runtime writes about a hundred lines when it starts, and a rollback starts it once more, so the last
+    lines of the journal do not show the failure. The journal gives all lines the same priority. Only
+    their text has a level, and a fatal error may have none, so the command hides the lower levels.
     """
     lines = f"journalctl -u {shlex.quote(unit)} -n 2000"
-    # Plain or JSON, and without a double quote, so that it can be copied out of JSON of ours.
+    # Matches plain and JSON lines. It has no double quote, so it can be copied from our JSON output.
     return f"{lines} | grep -Ev 'level.{{1,3}}(trace|debug|info)' | tail -n 40"

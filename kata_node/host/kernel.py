@@ -1,7 +1,7 @@
-"""What the running kernel tells of the machine, the same in every container of it.
+"""Facts about the running kernel and the hardware.
 
-Read from this process's own /proc and /sys, not from below the host root: a pod sees the same
-kernel, and an image being baked is not the machine that bakes it.
+They come from this process's own /proc and /sys, not from below the host root: a container sees the
+kernel of its node. With ``--offline`` they describe the machine that builds an image, not the image.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from pathlib import Path
 
 
 def arch() -> str:
-    """The machine name: x86_64, aarch64, s390x or ppc64le."""
+    """Return the architecture as ``uname -m`` names it: x86_64, aarch64, s390x or ppc64le."""
     return platform.machine()
 
 
 def boot_id() -> str:
-    """The id of this boot; ``""`` where the kernel shows none."""
+    """Return the id of this boot; ``""`` when the kernel shows none."""
     return read("/proc/sys/kernel/random/boot_id")
 
 
 def read(path: str) -> str:
-    """A small file of /proc or /sys without its line end; ``""`` when it is not there."""
+    """Return a small file of /proc or /sys without surrounding blanks; ``""`` when it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -29,7 +29,7 @@ def read(path: str) -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """The feature flags of the first CPU."""
+    """Return the feature flags of the first CPU."""
     for line in read("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features", "features"):
@@ -38,12 +38,15 @@ def cpu_flags() -> frozenset[str]:
 
 
 def has_module(name: str) -> bool:
-    """Whether a kernel module is loaded or built in (a built-in one without parameters hides itself)."""
+    """Return whether a kernel module is loaded or built in.
+
+    A built-in module without parameters is not visible to this check.
+    """
     return Path("/sys/module", name).exists()
 
 
 def tee(kind: str) -> bool:
-    """Whether this kernel can start confidential guests of ``kind`` (snp, tdx or se)."""
+    """Return whether this kernel can start confidential guests of ``kind`` (snp, tdx or se)."""
     parameter_paths = {
         "snp": "/sys/module/kvm_amd/parameters/sev_snp",
         "tdx": "/sys/module/kvm_intel/parameters/tdx",
@@ -53,5 +56,5 @@ def tee(kind: str) -> bool:
 
 
 def selinux() -> str:
-    """``enforcing``, ``permissive`` or ``disabled``."""
+    """Return the SELinux mode: ``enforcing``, ``permissive`` or ``disabled``."""
     return {"1": "enforcing", "0": "permissive"}.get(read("/sys/fs/selinux/enforce"), "disabled")

@@ -1,4 +1,4 @@
-"""One writer per node at a time, whichever instance it works on."""
+"""The node's lock: one run at a time changes the node, for all installations together."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kata_node.errors import HostError, LockedError
 from kata_node.host.files import Root, host_error
 
 LOCK_PATH = "/run/kata-node/lock"
-"""In /run, which a reboot empties, and the same for every instance and prefix."""
+"""In /run, which a reboot empties. All installations and prefixes use the same lock."""
 
 LOCK_DIR, RUN_DIR = "/run/kata-node", "/run"
 
 POLL = 0.1  # seconds between two tries
-LOG_INTERVAL = 30.0  # seconds between two lines that name the holder
+LOG_INTERVAL = 30.0  # seconds between two log lines that name the holder
 MAX_RACES = 100
-"""How often in a row other runs may take the directory away between making it and the file in it."""
+"""How many times in a row another run may remove the directory before the file is created in it."""
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 def hold(root: Root, stage: str, timeout: float) -> Iterator[None]:
     """Hold the node's lock for ``stage``; wait for it up to ``timeout`` seconds.
 
-    Raises :class:`LockedError`, naming the holder, when the time is up. The kernel drops the lock
-    of a killed process, so a lock file found without a holder is no obstacle. The file and its
-    directory go with the lock, and so does ``/run`` in a root that had none.
+    Raises :class:`LockedError`, which names the holder, after the timeout. The kernel releases the lock
+    of a killed process, so a leftover lock file does not block. The file and its directory are removed
+    with the lock, and so is ``/run`` in a root that had none.
     """
     fd, made_run = _acquire(root, timeout)
     try:
@@ -45,7 +45,7 @@ def hold(root: Root, stage: str, timeout: float) -> Iterator[None]:
             "since": int(time.time()),
             "made_run": made_run,
         }
-        with contextlib.suppress(OSError):  # on a full /run it locks as well, only without a name
+        with contextlib.suppress(OSError):  # on a full /run the lock works without the holder's name
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(holder).encode(), 0)
         yield
@@ -54,7 +54,7 @@ def hold(root: Root, stage: str, timeout: float) -> Iterator[None]:
 
 
 def _acquire(root: Root, timeout: float) -> tuple[int, bool]:
-    """The locked file, and whether ``/run`` was made for it, by this run or one it learnt of."""
+    """Return the locked file, and whether this run or an earlier holder created ``/run`` for it."""
     deadline = time.monotonic() + timeout
     next_log = 0.0
     made_run = False
@@ -64,19 +64,19 @@ def _acquire(root: Root, timeout: float) -> tuple[int, bool]:
             cleanup.callback(os.close, fd)
             locked = _try_lock(fd)
             holder = _read_holder(fd)
-            # Whoever leaves last removes what the first had to make, even if that one was killed.
+            # The last holder removes the /run that the first one created, even if the first was killed.
             made_run |= made or holder.get("made_run") is True
             if locked and _is_current_file(root, fd):
                 cleanup.pop_all()
                 return fd, made_run
         if locked:
-            continue  # the last holder had removed this file already
+            continue  # the last holder has already removed this file
         now = time.monotonic()
         if now >= deadline:
             raise LockedError(
-                f"this node is being worked on by {_holder_name(holder)}; waited {timeout:.0f} s for it",
+                f"{_holder_name(holder)} holds the node's lock; gave up after {timeout:.0f} s",
                 where=LOCK_PATH,
-                hint="wait for it to finish, or raise --lock-timeout; a killed run leaves no lock behind",
+                hint="wait until that run finishes, or raise --lock-timeout; a killed run releases the lock",
             )
         if now >= next_log:
             log.info("waiting for the lock held by %s", _holder_name(holder))
@@ -85,7 +85,7 @@ def _acquire(root: Root, timeout: float) -> tuple[int, bool]:
 
 
 def _open_lock_file(root: Root) -> tuple[int, bool]:
-    """The file, made if need be, and whether ``/run`` was made for it."""
+    """Open the lock file, and create it if it is missing; return it and whether ``/run`` was created."""
     made_run = False
     races = 0
     while True:
@@ -93,7 +93,7 @@ def _open_lock_file(root: Root) -> tuple[int, bool]:
             made_run |= RUN_DIR in root.make_dirs(LOCK_DIR)
             return _create_lock_file(root), made_run
         except HostError as error:
-            races += 1  # the last holder just took the directory with it
+            races += 1  # the last holder has just removed the directory
             if races == MAX_RACES or not isinstance(error.__cause__, FileNotFoundError):
                 raise
 
@@ -106,18 +106,18 @@ def _create_lock_file(root: Root) -> int:
 
 
 def _release(root: Root, fd: int, made_run: bool) -> None:
-    """Remove the file while it is still locked, so that only who sees it gone can lock another.
+    """Remove the lock file, then unlock it. In the other order another run's lock file could be removed.
 
-    Nothing raised here may hide what the work itself raised: leftovers are no obstacle to anybody.
+    Errors are suppressed: they must not hide an error of the stage, and a leftover file does not block.
     """
     try:
         with contextlib.suppress(OSError, HostError):
-            if _is_current_file(root, fd):  # not when somebody removed it, and another run has made its own
+            if _is_current_file(root, fd):  # false if the file was removed and another run created a new one
                 root.resolve(LOCK_PATH).unlink()
     finally:
         os.close(fd)
     with contextlib.suppress(HostError):
-        # Left where it is in use: another run may have made its lock file in it by now.
+        # The directory is kept if another run has already created its lock file in it.
         if root.remove_dir(LOCK_DIR) and made_run:
             root.remove_dir(RUN_DIR)
 
@@ -140,7 +140,7 @@ def _is_current_file(root: Root, fd: int) -> bool:
 
 
 def _read_holder(fd: int) -> dict[str, Any]:
-    """What the file tells of its holder; nothing while that one is writing it."""
+    """Return the content of the lock file; empty while the holder writes it."""
     try:
         data = json.loads(os.pread(fd, 4096, 0))
     except ValueError:

@@ -1,9 +1,9 @@
-"""Places many files below the install dir: all of them, durably, or none.
+"""Place many files below the install dir: all of them, durably, or none.
 
-Everything is first prepared under temporary names, in parallel, and forced to the disk; only then
-is one file after the other renamed. A full disk, a damaged archive or a kill before that leaves
-what was there before as it was, and a running VM keeps the files it has open. The price is room for
-the old and the new files at once.
+All files are first written under temporary names, in parallel, and forced to the disk. Then they are
+renamed one by one. A full disk, a damaged archive or a kill before the renames leaves the previous
+files unchanged. A running VM keeps the files that it has open. This needs space for the previous and
+the new files at the same time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PlacedEntry(Protocol):
 
     @property
     def path(self) -> str:
-        """Relative to the install dir, and known to stay inside it."""
+        """The path relative to the install dir; it must not lead outside."""
 
     @property
     def kind(self) -> str:
@@ -46,36 +46,36 @@ class PlacedEntry(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
 
     @property
     def mtime(self) -> int:
-        """Whole seconds."""
+        """The modification time in whole seconds."""
 
     @property
     def sha256(self) -> str:
-        """Of the content."""
+        """The digest of the content."""
 
     @property
     def link(self) -> str:
-        """Target of a link."""
+        """The target of a link."""
 
     @property
     def component(self) -> str:
-        """The archive it is in; nothing in a tree."""
+        """The component that has the file; empty for a payload that is an unpacked tree."""
 
 
 class PayloadSource(Protocol):
-    """Where the content comes from; :class:`kata_node.payload.index.Payload` is one."""
+    """The source of the content; :class:`kata_node.payload.index.Payload` is one."""
 
     def file(self, path: str) -> Path:
-        """The real path of a file of a tree."""
+        """Return the real path of a file of an unpacked tree."""
 
     def archive(self, component: str) -> tuple[Path, Digest]:
-        """The real path of an archive, and what the manifest says of it."""
+        """Return the real path of a component's archive, and its digest in the manifest."""
 
     def member(self, component: str, name: str) -> PlacedEntry | None:
-        """What the manifest says of the file an archive has under ``name``; ``None`` if nothing."""
+        """Return the manifest's entry for the member ``name`` of an archive; ``None`` if it has none."""
 
 
 def place(
@@ -88,15 +88,15 @@ def place(
 ) -> None:
     """Place ``entries`` of ``payload`` below the host directory ``install_dir``.
 
-    When this returns, all of it survives a power cut; when it raises, no file has changed, unless
-    it was one of the renames in the end that was refused. Files get their mode and mtime and belong
-    to the user this runs as. Directories that are missing are made, listed or not; those that are
-    there stay as they are. ``progress`` is called from several threads, with bytes that add up to
-    the sizes of ``entries``.
+    When this returns, all files survive a power cut. When it raises, no file has changed, unless one of
+    the final renames failed. Files get their mode and mtime, and the user of this process owns them.
+    Missing directories are created, even if ``entries`` does not list them. Existing directories do not
+    change. ``progress`` is called from several threads with numbers of bytes; their sum is the size of
+    all ``entries``.
 
-    Raises :class:`HostError`: the host refuses, a directory stands where a file belongs, or a
-    symlink or file stands where a directory belongs. Raises :class:`PayloadError`: the payload is
-    damaged, or is not what its manifest says.
+    Raises :class:`HostError` when the operating system refuses an operation, or when an entry and the
+    existing file of that path are of different kinds (directory, file, symlink). Raises
+    :class:`PayloadError` when the payload is damaged or does not match its manifest.
     """
     made = root.make_dirs(install_dir)
     try:
@@ -108,7 +108,7 @@ def place(
         raise
 
 
-class _Cancelled(Exception):  # noqa: N818 - no error: another thread has met one
+class _Cancelled(Exception):  # noqa: N818 - not an error itself: another thread failed
     pass
 
 
@@ -140,7 +140,7 @@ class _Placement:
             raise
 
     def make_directories(self, entries: Iterable[PlacedEntry]) -> dict[str, int]:
-        """Make what is missing; return the modes that must wait until all is written."""
+        """Create missing directories; return the modes that can be set only after their files are written."""
         modes = {entry.path: entry.mode for entry in entries if entry.kind == "dir"}
         final_modes: dict[str, int] = {}
         for path in sorted({*modes, *(above for entry in entries for above in _parents(entry.path))}):
@@ -150,17 +150,17 @@ class _Placement:
                 if info is None:
                     (self.base / path).mkdir(0o700)
                     self.made.append(path)
-                    (self.base / path).chmod(mode | 0o700)  # mkdir's own mode is cut by the umask
+                    (self.base / path).chmod(mode | 0o700)  # the umask limits the mode of mkdir
                     if mode | 0o700 != mode:
                         final_modes[path] = mode
                 elif stat.S_ISLNK(info.st_mode):
                     raise HostError(
-                        "a symlink stands where a directory of the payload belongs",
+                        "a symlink is where a directory of the payload is needed",
                         where=f"{self.install_dir}/{path}",
-                        hint="remove the symlink, then run again; only the install dir itself may be one",
+                        hint="remove the symlink, then run again; only the install dir may be a symlink",
                     )
                 elif not stat.S_ISDIR(info.st_mode):
-                    raise NotADirectoryError(errno.ENOTDIR, "a file stands where a directory is needed")
+                    raise NotADirectoryError(errno.ENOTDIR, "a file is where a directory is needed")
         return final_modes
 
     def check_targets(self, targets: Iterable[PlacedEntry]) -> None:
@@ -168,17 +168,17 @@ class _Placement:
             with self.host_errors(target.path):
                 info = _lstat(self.base / target.path)
                 if info is not None and stat.S_ISDIR(info.st_mode):
-                    raise IsADirectoryError(errno.EISDIR, f"a directory stands where a {target.kind} belongs")
+                    raise IsADirectoryError(errno.EISDIR, f"a directory is where a {target.kind} is needed")
 
     def prepare_files(self, files: Iterable[PlacedEntry]) -> None:
-        """Prepare all files under their temporary names, durably."""
+        """Write all files under their temporary names, and force them to the disk."""
         unpacked_files: list[PlacedEntry] = []
         files_by_archive: dict[str, list[PlacedEntry]] = {}
         for file in files:
             (files_by_archive.setdefault(file.component, []) if file.component else unpacked_files).append(
                 file
             )
-        # The largest first, so that no thread is left alone with a long one in the end.
+        # The largest first, so that the threads finish at about the same time.
         unpacked_files.sort(key=lambda file: -file.size)
         archives = sorted(files_by_archive.items(), key=lambda item: -sum(file.size for file in item[1]))
         self.run_all([partial(self.copy_file, file) for file in unpacked_files])
@@ -192,7 +192,7 @@ class _Placement:
             raise _payload_mismatch(source, f"it cannot be read: {error.strerror}") from error
         try:
             if os.fstat(fd).st_size != file.size:
-                raise _payload_mismatch(source, "its size is not the one in the manifest")
+                raise _payload_mismatch(source, "its size differs from the one in the manifest")
             with self.new_file(file) as target:
                 copy(fd, target, file.size, self.advance)
         except EOFError as error:
@@ -201,11 +201,11 @@ class _Placement:
             os.close(fd)
 
     def unpack(self, component: str, wanted: Iterable[PlacedEntry]) -> None:
-        """Write the wanted files of one archive, and prove that it is the one the manifest is of.
+        """Write the wanted files of one archive, and check the archive against the manifest.
 
-        What is compared is the digest of the compressed archive: that takes half as long as hashing
-        every member, and covers as much. Files are matched by their content, because a hard link
-        comes when the member that has it is past; those that are the same are read once.
+        The digest of the compressed archive is compared: this takes half as long as hashing every member
+        and is as strict. Files are matched by their content, because a hard link comes after the member
+        that has its content. Identical files are read once.
         """
         path, digest = self.payload.archive(component)
         pending: dict[tuple[str, int], list[PlacedEntry]] = {}
@@ -227,10 +227,10 @@ class _Placement:
                 if not pending:
                     break
             if archive.digest() != digest or pending:
-                raise _payload_mismatch(path, "its digest is not the one in the manifest")
+                raise _payload_mismatch(path, "its digest differs from the one in the manifest")
 
     def write_member(self, archive: Archive, identical_files: Sequence[PlacedEntry]) -> None:
-        """Write the current member to every file that has its content."""
+        """Write the current member of the archive to all files with its content."""
         first, *others = identical_files
         with self.new_file(first) as target:
             output = SparseWriter(target, first.size, self.advance)
@@ -242,7 +242,7 @@ class _Placement:
                 copy(source.fileno(), target, file.size, self.advance)
 
     def commit(self, targets: Iterable[PlacedEntry], modes: Mapping[str, int]) -> None:
-        """Put everything in its place, and then the directories to the disk."""
+        """Rename all files to their final paths, set directory modes, and force directories to the disk."""
         changed_dirs = {*self.made, *(posixpath.dirname(path) for path in self.made)}
         for target in targets:
             with self.host_errors(target.path):
@@ -260,7 +260,7 @@ class _Placement:
 
     @contextlib.contextmanager
     def new_file(self, file: PlacedEntry) -> Iterator[int]:
-        """A new file under its temporary name, open for writing; on the disk when it is left."""
+        """Yield a new file under its temporary name, open for writing; at the end force it to the disk."""
         with self.host_errors(file.path):
             fd = os.open(
                 self.reserve_temp_path(file.path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
@@ -272,7 +272,7 @@ class _Placement:
                 os.close(fd)
 
     def reserve_temp_path(self, path: str) -> Path:
-        """The temporary name for ``path``, with nothing there; it is removed if anything fails."""
+        """Return the temporary path for ``path``, after removing a leftover; an error removes it again."""
         temp = temp_sibling(self.base / path)
         self.temps.append(temp)
         temp.unlink(missing_ok=True)
@@ -283,7 +283,7 @@ class _Placement:
             with contextlib.suppress(OSError):
                 temp.unlink()
         for path in reversed(self.made):
-            with contextlib.suppress(OSError):  # one that has a file in its place by now
+            with contextlib.suppress(OSError):  # not empty: a file was already renamed into it
                 (self.base / path).rmdir()
 
     def advance(self, size: int) -> None:
@@ -293,10 +293,10 @@ class _Placement:
             self.progress(size)
 
     def run_all(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Run ``jobs`` in threads; the first that fails stops the others."""
+        """Run ``jobs`` in threads; the first error stops all of them."""
         if not jobs:
             return
-        # More threads than cores: some wait for the disk.
+        # May be more threads than cores, because some of them wait for the disk.
         threads = min(MAX_THREADS, max(4, len(os.sched_getaffinity(0))), len(jobs))
         with ThreadPoolExecutor(threads, thread_name_prefix="place") as pool:
             try:
@@ -309,7 +309,7 @@ class _Placement:
 
     @contextlib.contextmanager
     def host_errors(self, path: str) -> Iterator[None]:
-        """Tell what the operating system refuses as an error of the host path."""
+        """Turn an :class:`OSError` into :class:`HostError` for the host path of ``path``."""
         try:
             yield
         except OSError as error:
@@ -318,9 +318,9 @@ class _Placement:
 
 def _payload_mismatch(path: Path, reason: str) -> PayloadError:
     return PayloadError(
-        f"the payload is not the one its manifest was made from: {reason}",
+        f"the payload does not match its manifest: {reason}",
         where=str(path),
-        hint="run `kata-node payload index` on it again, when its image is built, or pull the image again",
+        hint="pull the image again; if you built the image, run `kata-node payload index` again in its build",
     )
 
 

@@ -1,8 +1,8 @@
-"""Reading protocol buffers off the wire, as far as the CRI's answers need it.
+"""A reader of serialized protocol buffers, as far as the CRI's answers need it.
 
-Fields this reader is not asked for are passed over, so answers of newer runtimes read as well. The
-protobuf runtime would bring generated code and a compiler whose versions must match it, for a handful
-of fields. The format: https://protobuf.dev/programming-guides/encoding/
+Unknown fields are ignored, so it also reads the answers of newer runtimes. The protobuf library needs
+generated code and a compiler of a matching version, which is too much for a few fields. The format is
+described in https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class DecodeError(ValueError):
-    """These bytes are no serialized message."""
+    """The bytes are not a serialized message."""
 
 
 class Message:
-    """A serialized message, its fields found by number. Raises :class:`DecodeError`."""
+    """A parsed message with its fields by number. Raises :class:`DecodeError`."""
 
     def __init__(self, data: bytes) -> None:
         self._fields: dict[int, list[int | bytes]] = {}
@@ -25,21 +25,21 @@ class Message:
             self._fields.setdefault(number, []).append(value)
 
     def text(self, number: int) -> str:
-        """The string in a field; empty when it is not set."""
+        """Return the string in a field; empty when it is not set."""
         value = self._last(number)
         return value.decode(errors="replace") if isinstance(value, bytes) else ""
 
     def flag(self, number: int) -> bool:
-        """The boolean in a field; false when it is not set."""
+        """Return the boolean in a field; false when it is not set."""
         return bool(self._last(number))
 
     def messages(self, number: int) -> list[Message]:
-        """The messages in a field, in order."""
+        """Return the messages in a repeated field, in order."""
         return [Message(value) for value in self._fields.get(number, ()) if isinstance(value, bytes)]
 
     def _last(self, number: int) -> int | bytes | None:
         values = self._fields.get(number)
-        return values[-1] if values else None  # of a field that may stand once, the last counts
+        return values[-1] if values else None  # protobuf: the last value of a singular field counts
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -56,7 +56,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind in (_FIXED64, _FIXED32):
             length = 8 if kind == _FIXED64 else 4
         else:
-            raise DecodeError(f"a field is of an unknown kind ({kind})")
+            raise DecodeError(f"a field has the unknown wire type {kind}")
         end = position + length
         if end > len(data):
             raise DecodeError("a field ends too early")
@@ -65,7 +65,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The number at ``position``, seven bits a byte, low ones first; and where it ends."""
+    """Return the varint at ``position`` (seven bits per byte, lowest first) and the position after it."""
     number = 0
     for shift in range(0, 64, 7):
         if position == len(data):

@@ -1,7 +1,7 @@
-"""Unix sockets of the host, found below its root, and used against one deadline.
+"""Connections to unix sockets of the node, with a deadline.
 
-A deadline is a point of :func:`time.monotonic`. It bounds a whole conversation: a peer that sends
-one byte now and then does not push it back, as a timeout per receive would let it.
+A deadline is a value of :func:`time.monotonic`. It limits a whole conversation, unlike a timeout per
+receive, which starts again with every byte that the peer sends.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ RECEIVE_BYTES = 65536
 
 
 class Stream:
-    """A connection to a unix socket of the host.
+    """A connection to a unix socket of the node.
 
-    Its methods raise :class:`OSError` as the kernel says it, :class:`TimeoutError` when the
-    deadline has passed, and :class:`ConnectionResetError` when the peer has hung up.
+    Its methods raise :class:`OSError`: among them :class:`TimeoutError` after the deadline, and
+    :class:`ConnectionResetError` when the peer has closed the connection.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -35,23 +35,23 @@ class Stream:
 
     @classmethod
     def connect(cls, root: Root, path: str, deadline: float) -> Self:
-        """Connect to the socket that the host knows as ``path``."""
+        """Connect to the socket at the host path ``path``."""
         real = root.resolve(path)
         unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # A socket's address holds 107 bytes, which a root can use up alone; through a descriptor of
-            # the directory only the name counts.
+            # The address of a unix socket is limited to 107 bytes, and the path of the root may be longer.
+            # With a descriptor of the directory only the file name counts.
             directory = os.open(real.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                # A unix socket with a full queue makes a non-blocking connect fail at once, so it blocks here
-                # and the kernel keeps the time.
+                # If the queue of the socket is full, a non-blocking connect fails at once. So this connect
+                # blocks, with a timeout in the kernel.
                 micros = max(1, int(_remaining(deadline) * 1e6))
                 unix.setsockopt(
                     socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(micros, 1_000_000))
                 )
                 unix.connect(f"/proc/self/fd/{directory}/{real.name}")
             except BlockingIOError as error:
-                raise TimeoutError("timed out waiting to be accepted") from error
+                raise TimeoutError("timed out while connecting") from error
             finally:
                 os.close(directory)
         except BaseException:
@@ -65,20 +65,20 @@ class Stream:
         self._socket.sendall(data)
 
     def receive(self, deadline: float) -> bytes:
-        """What the peer sends next: at least one byte."""
+        """Return the next data from the peer, at least one byte."""
         self._socket.settimeout(_remaining(deadline))
         data = self._socket.recv(RECEIVE_BYTES)
         if not data:
-            raise ConnectionResetError("the other side hung up")
+            raise ConnectionResetError("the peer closed the connection")
         return data
 
     def close(self) -> None:
-        """Hang up; more than once does no harm."""
+        """Close the connection. It may be called more than once."""
         self._socket.close()
 
 
 def describe_os_error(error: OSError) -> str:
-    """What went wrong, in the kernel's words, without the number or Python's class."""
+    """Return the kernel's text for an error, without the number and the path."""
     return error.strerror or str(error) or type(error).__name__
 
 

@@ -1,8 +1,8 @@
-"""Fills new files with content: the cheapest way the kernel offers, and with holes where there are zeros.
+"""Write new files in the cheapest way the kernel offers, with holes instead of zeros.
 
-Measured on ext4, also from overlayfs: ``sendfile`` took as long as reading and writing, which can
-leave out the zeros that a container image's layers store where a guest image had holes. So what
-the kernel cannot copy by itself is read and written here.
+If the kernel cannot copy a file by itself, this module reads and writes it. It does not use
+``sendfile``, which took as long on ext4 (measured, also from overlayfs) and copies the zeros that the
+layers of a container image store instead of the holes of a guest image.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import os
 from collections.abc import Callable, Iterator
 
 ProgressCallback = Callable[[int], None]
-"""Called with the bytes just done, holes included; whatever it raises stops the copy."""
+"""Called with the number of bytes just copied, including holes. An exception from it stops the copy."""
 
 _CHUNK_SIZE = 256 * 1024
 _LARGE_CHUNK_SIZE = 16 * 1024 * 1024
 _BLOCK_SIZE = 64 * 1024
-"""Zeros become holes in steps of this."""
+"""An aligned block of this many zeros becomes a hole."""
 _ZEROS = bytes(_BLOCK_SIZE)
-_FICLONE = 0x40049409  # of linux/fs.h
+_FICLONE = 0x40049409  # from linux/fs.h
 _UNSUPPORTED_ERRNOS = {
-    errno.EXDEV,  # two file systems; also overlayfs and the one it lies on
+    errno.EXDEV,  # two file systems, or overlayfs and its lower one
     errno.EOPNOTSUPP,
     errno.EINVAL,
     errno.ENOSYS,
     errno.ENOTTY,
-    errno.EBADF,  # FICLONE on a file system that knows nothing of it
+    errno.EBADF,  # FICLONE on a file system that does not support it
     errno.EPERM,  # a seccomp profile
 }
 
 
 class SparseWriter:
-    """The content of a new, empty file of ``size`` bytes, written through ``fd`` in any pieces, in order.
+    """Writes a new file of ``size`` bytes through ``fd``, in chunks of any size, in order.
 
-    Whatever is not written stays a hole. The disk is set to work early: waiting for all of it in
-    the end took a fifth longer.
+    Parts that are not written stay holes. It starts the write-back to the disk early: to write all
+    data at the end took a fifth longer.
     """
 
     def __init__(self, fd: int, size: int, advance: ProgressCallback) -> None:
@@ -49,7 +49,7 @@ class SparseWriter:
         self._started = 0
 
     def write(self, offset: int, chunk: bytes | memoryview) -> None:
-        """Put ``piece`` at ``offset``; what lies before it and was not written is a hole."""
+        """Write ``chunk`` at ``offset``. A gap before it stays a hole."""
         view = memoryview(chunk)
         pending = start = 0
         while start < len(view):
@@ -62,12 +62,12 @@ class SparseWriter:
         self.advance_to(offset + len(view))
 
     def finish(self) -> None:
-        """Say that what was not written by now is a hole."""
+        """Leave the rest of the file as a hole, and start its write-back."""
         self.advance_to(self._size)
         self._start_writeback()
 
     def advance_to(self, offset: int) -> None:
-        """Count everything up to ``offset`` as done."""
+        """Report all bytes up to ``offset`` as done."""
         self._advance(offset - self._done)
         self._done = offset
         if self._done - self._started >= _LARGE_CHUNK_SIZE:
@@ -80,7 +80,7 @@ class SparseWriter:
             data = data[written:]
 
     def _start_writeback(self) -> None:
-        """Have the kernel write what is dirty, without waiting: the side effect of this advice."""
+        """Make the kernel write dirty pages to the disk without waiting, a side effect of DONTNEED."""
         length = self._done - self._started
         with contextlib.suppress(OSError):  # only advice
             os.posix_fadvise(self._fd, self._started, length, os.POSIX_FADV_DONTNEED)
@@ -88,10 +88,9 @@ class SparseWriter:
 
 
 def copy(source: int, target: int, size: int, advance: ProgressCallback) -> None:
-    """Copy the ``size`` bytes of the file ``source`` into the new, empty file ``target``; both are open.
+    """Copy ``size`` bytes of the open file ``source`` to the open, new and empty file ``target``.
 
-    Holes stay holes. Raises :class:`EOFError` when ``source`` has fewer bytes, :class:`OSError` as
-    the operating system does.
+    Holes stay holes. Raises :class:`EOFError` when ``source`` is shorter, and :class:`OSError`.
     """
     if size and _clone(source, target):
         advance(size)
@@ -109,7 +108,7 @@ def copy(source: int, target: int, size: int, advance: ProgressCallback) -> None
 
 
 def _clone(source: int, target: int) -> bool:
-    """Share the blocks of ``source``, where the file system can."""
+    """Make ``target`` share the blocks of ``source``; return whether the file system supports this."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:
@@ -120,7 +119,7 @@ def _clone(source: int, target: int) -> bool:
 
 
 def _copy_in_kernel(source: int, target: int, offset: int, end: int, output: SparseWriter) -> int:
-    """Copy without the bytes passing through this process; return how far it went."""
+    """Copy with ``copy_file_range`` as far as the kernel can; return the end of the copied part."""
     while offset < end:
         try:
             done = os.copy_file_range(source, target, min(_LARGE_CHUNK_SIZE, end - offset), offset, offset)
@@ -128,7 +127,7 @@ def _copy_in_kernel(source: int, target: int, offset: int, end: int, output: Spa
             if error.errno not in _UNSUPPORTED_ERRNOS:
                 raise
             break
-        if not done:  # the end of the file, or a file system that says so though it is not
+        if not done:  # the end of the file, or a file system that wrongly reports it
             break
         offset += done
         output.advance_to(offset)
@@ -146,13 +145,13 @@ def _read_and_write(source: int, offset: int, end: int, output: SparseWriter) ->
 
 
 def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each part of a file that is no hole."""
+    """Yield start and end of each part of a file that is not a hole."""
     end = 0
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # nothing but a hole up to the end
+            if error.errno != errno.ENXIO:  # ENXIO: only a hole up to the end
                 raise
             return
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
@@ -161,5 +160,5 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _is_zeros(block: memoryview) -> bool:
-    # The first and last byte settle it for almost all blocks that are not.
+    # The first and last byte are enough to rule out almost all other blocks.
     return not block[0] and not block[-1] and bytes(block) == _ZEROS[: len(block)]

@@ -1,6 +1,6 @@
-"""The host's systemd: what a unit is doing, and restarting it. No ``systemctl`` is needed.
+"""A client of the node's systemd: read, start, restart, reload and stop units, without ``systemctl``.
 
-It is reached over D-Bus, for which root needs no capability and no polkit.
+It uses D-Bus, for which root needs no capability and no polkit rule.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _DENIED = (
 )
 
 _JOB_RESULTS = {
-    "failed": "it was {verb}ed but did not come up",
-    "timeout": "it was {verb}ed but did not come up in the time systemd gives it",
-    "dependency": "it could not be {verb}ed, because a unit that it needs did not start",
-    "canceled": "its {verb} was canceled by another request to systemd",
-    "condition": "it is stopped now, because its unit file has a condition that this host does not meet",
+    "failed": "systemd {verb}ed the unit but it did not become active",
+    "timeout": "systemd {verb}ed the unit but it did not become active in the time that systemd allows",
+    "dependency": "systemd cannot {verb} the unit because a unit that it needs did not start",
+    "canceled": "another request to systemd canceled the {verb} of the unit",
+    "condition": "the unit is stopped because this node does not meet a condition in its unit file",
 }
 
 _RELOAD_RESULTS = {
-    "failed": "the command that makes it take in its configuration failed",
-    "invalid": "it does not run, so it cannot be reloaded",
-    "timeout": "it did not take in its configuration in the time systemd gives it",
-    "canceled": "its reload was canceled by another request to systemd",
+    "failed": "the ExecReload command of the unit failed",
+    "invalid": "systemd cannot reload the unit because it is not running",
+    "timeout": "the ExecReload command of the unit did not finish in the time that systemd allows",
+    "canceled": "another request to systemd canceled the reload of the unit",
 }
 
 T = TypeVar("T")
@@ -48,34 +48,35 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit at one moment, in systemd's own words (``systemctl show``)."""
+    """The state of a unit, in the words of ``systemctl show``."""
 
     name: str
-    """Its real name, when it was asked for by an alias."""
+    """Its real name, even if it was requested by an alias."""
     load_state: str
     """``loaded``, ``masked``, ``error``, ``bad-setting``."""
     active_state: str
     """``active``, ``reloading``, ``inactive``, ``failed``, ``activating``, ``deactivating``."""
     sub_state: str
-    """Of services: ``running``, ``dead``, ``auto-restart``, …"""
+    """For services: ``running``, ``dead``, ``auto-restart``, …"""
     result: str
-    """How a service last ended: ``success``, ``exit-code``, ``start-limit-hit``, …; empty of other units."""
+    """For services, how they last ended: ``success``, ``exit-code``, ``start-limit-hit``, …; else empty."""
     invocation_id: str
-    """32 hexadecimal digits, new at every activation; empty when it never started."""
+    """32 hexadecimal digits, new at every activation; empty if the unit never started."""
     main_pid: int
-    """In the host's pid namespace; 0 when nothing runs."""
+    """In the node's pid namespace; 0 if no process runs."""
     argv: tuple[str, ...]
-    """The first ``ExecStart``, as the unit file has it now; empty of other units than services."""
+    """For services, the first ``ExecStart`` of the unit file as systemd has loaded it; else empty."""
     need_daemon_reload: bool
-    """Whether its unit file changed since systemd read it."""
+    """Whether its unit file changed after systemd read it."""
     active_enter_usec: int
-    """When it was last activated, in microseconds since 1970; 0 when never."""
+    """The time of its last activation, in microseconds since 1970; 0 if there was none."""
 
 
 class JobError(SystemdError):
-    """The unit did not come up; ``result`` says how systemd's job ended.
+    """A job of systemd for a unit failed.
 
-    In systemd's words (``failed``, ``timeout``, ``dependency``, ``canceled``, …), and ``condition``.
+    ``result`` is systemd's word for the result of the job (``failed``, ``timeout``, ``dependency``,
+    ``canceled``, …), or ``condition``.
     """
 
     def __init__(self, what: str, *, result: str, where: str, hint: str) -> None:
@@ -84,10 +85,10 @@ class JobError(SystemdError):
 
 
 class Systemd:
-    """A connection to the host's systemd; a context manager that closes it.
+    """A connection to the node's systemd, and a context manager that closes it.
 
-    Restarting the container runtime does not disturb it. When systemd itself is re-executed, or the
-    bus restarts, every call connects again and goes on, within the time it has.
+    A restart of the container runtime does not affect the connection. When systemd re-executes itself
+    or the bus restarts, a call connects again and continues, within its timeout.
     """
 
     def __init__(self, root: Root, timeout: float) -> None:
@@ -97,10 +98,10 @@ class Systemd:
 
     @classmethod
     def connect(cls, root: Root, timeout: float = 10) -> Self:
-        """Connect to the systemd of the host at ``root``.
+        """Connect to the systemd of the node at ``root``.
 
-        ``timeout``, in seconds, is for connecting and for each later read. Raises :class:`SystemdError`,
-        as every call does, when systemd cannot be reached.
+        ``timeout``, in seconds, applies to the connection and to each call of :meth:`unit`. Raises
+        :class:`SystemdError`, like every call, when systemd cannot be reached.
         """
         systemd = cls(root, timeout)
         systemd._connected(time.monotonic() + timeout)
@@ -113,68 +114,68 @@ class Systemd:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def unit(self, name: str) -> Unit | None:
-        """The unit ``name``, with its suffix (``containerd.service``); ``None`` when there is none."""
+        """Return the unit ``name`` (``containerd.service``); ``None`` when there is no such unit."""
         with self._systemd_errors(name, f"systemd did not answer within {self._timeout:g} s"):
             deadline = time.monotonic() + self._timeout
             return self._with_reconnect(lambda connection: _read_unit(connection, name, deadline), deadline)
 
     def restart(self, name: str, timeout: float) -> None:
-        """Restart the unit ``name``, or start it, and wait until systemd says that it has started.
+        """Restart the unit ``name``, or start it, and wait until systemd reports that it has started.
 
-        A start limit it ran into before is forgotten first. ``timeout``, in seconds, is for all of it.
-        Raises :class:`JobError` when the unit did not come up, and :class:`SystemdError` when the time is up,
-        systemd refuses, or it goes away and does not come back.
+        A start limit that the unit has hit is reset first. ``timeout``, in seconds, applies to the whole
+        call. Raises :class:`JobError` when the unit did not become active, and :class:`SystemdError` after
+        the timeout, when systemd refuses, or when the connection is lost and not restored.
         """
         self._run_start_job("restart", "RestartUnit", name, timeout)
 
     def reload(self, name: str, timeout: float) -> None:
-        """Have the running unit ``name`` take in its configuration anew, by its ``ExecReload``.
+        """Make the running unit ``name`` load its configuration, by its ``ExecReload`` command.
 
-        That is done when systemd has run the command: where it only sends a signal, the service may not
-        have acted on it yet. ``timeout``, in seconds, is for all of it. Raises :class:`JobError` when the
-        command failed or the unit does not run, and :class:`SystemdError` when the unit has no such
-        command, and as :meth:`restart` does.
+        It returns when the command has ended. If the command only sends a signal, the unit may not have
+        loaded the configuration yet. ``timeout``, in seconds, applies to the whole call. Raises
+        :class:`JobError` when the command failed or the unit is not running, and :class:`SystemdError`
+        when the unit has no such command, or for the reasons of :meth:`restart`.
         """
         deadline = time.monotonic() + timeout
         with self._systemd_errors(
-            name, f"it was not reloaded within {timeout:g} s; systemd may still be at it"
+            name, f"systemd did not reload the unit within {timeout:g} s and may still be working on it"
         ):
             unit = shlex.quote(name)
             log.info("systemctl reload %s", unit)
-            # Unlike a restart it does no harm twice.
+            # Unlike a restart, a reload can be repeated.
             result = self._with_reconnect(
                 lambda connection: calls.run_job(connection, "ReloadUnit", name, deadline), deadline
             )
         if result != "done":
             raise JobError(
-                f"{_RELOAD_RESULTS.get(result, 'systemd could not reload it')} ({result})",
+                f"{_RELOAD_RESULTS.get(result, 'systemd cannot reload the unit')} ({result})",
                 result=result,
                 where=name,
                 hint=f"run `{journal_command(name)}` on the node to see why",
             )
 
     def start(self, name: str, timeout: float) -> None:
-        """Start the unit ``name``, unless it runs, and wait until systemd says that it has started.
+        """Start the unit ``name`` unless it is running, and wait until systemd reports that it has started.
 
-        Otherwise as :meth:`restart`, which raises the same.
+        Timeout and errors are those of :meth:`restart`.
         """
         self._run_start_job("start", "StartUnit", name, timeout)
 
     def stop(self, name: str, timeout: float) -> None:
-        """Stop the unit ``name`` and wait until it is down; one that there is none of is down.
+        """Stop the unit ``name`` and wait until it is stopped. A unit that does not exist counts as stopped.
 
-        ``timeout`` is in seconds. Raises :class:`JobError` when it could not be stopped, and
-        :class:`SystemdError` as :meth:`restart` does.
+        ``timeout`` is in seconds. Raises :class:`JobError` when systemd cannot stop the unit, and
+        :class:`SystemdError` for the reasons of :meth:`restart`.
         """
         deadline = time.monotonic() + timeout
         with self._systemd_errors(
-            name, f"it was not stopped within {timeout:g} s; systemd may still be at it"
+            name, f"systemd did not stop the unit within {timeout:g} s and may still be working on it"
         ):
             unit = shlex.quote(name)
             log.info("systemctl stop %s", unit)
@@ -188,16 +189,16 @@ class Systemd:
                 raise
         if result != "done":
             raise JobError(
-                f"systemd could not stop it ({result})",
+                f"systemd cannot stop the unit ({result})",
                 result=result,
                 where=name,
-                hint=f"see `systemctl status {unit}` on the node",
+                hint=f"run `systemctl status {unit}` on the node to see why",
             )
 
     def daemon_reload(self, timeout: float) -> None:
-        """Have systemd read its unit files anew. ``timeout`` is in seconds; raises :class:`SystemdError`."""
+        """Make systemd read its unit files again. ``timeout`` is in seconds. Raises :class:`SystemdError`."""
         deadline = time.monotonic() + timeout
-        with self._systemd_errors("systemd", f"it did not read its unit files anew within {timeout:g} s"):
+        with self._systemd_errors("systemd", f"systemd did not reload its unit files within {timeout:g} s"):
             log.info("systemctl daemon-reload")
 
             def reload(connection: Connection) -> None:
@@ -208,7 +209,7 @@ class Systemd:
     def _run_start_job(self, verb: str, member: str, name: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         with self._systemd_errors(
-            name, f"it was not {verb}ed within {timeout:g} s; systemd may still be at it"
+            name, f"systemd did not {verb} the unit within {timeout:g} s and may still be working on it"
         ):
             unit = shlex.quote(name)
             log.info("systemctl reset-failed %s; systemctl %s %s", unit, verb, unit)
@@ -219,7 +220,7 @@ class Systemd:
 
             def start_unit(connection: Connection) -> str:
                 nonlocal requested
-                # A connection that broke leaves open whether systemd read the request.
+                # After a broken connection it is not known whether systemd has read the request.
                 if requested and (result := calls.job_outcome(connection, name, before, deadline)):
                     return result
                 requested = True
@@ -230,11 +231,11 @@ class Systemd:
                 lambda connection: calls.properties(connection, name, deadline), deadline
             )
         if result == "done" and not found["ConditionResult"]:
-            result = "condition"  # for systemd, not to start such a unit is the job well done
+            result = "condition"  # systemd reports "done" for a unit that it skipped because of a condition
         if result != "done":
             words = dict.fromkeys((result, found.get("Result", "success")))
             words.pop("success", None)
-            reason = _JOB_RESULTS.get(result, "systemd could not {verb} it")
+            reason = _JOB_RESULTS.get(result, "systemd cannot {verb} the unit")
             raise JobError(
                 f"{reason.format(verb=verb)} ({', '.join(words)})",
                 result=result,
@@ -243,7 +244,7 @@ class Systemd:
             )
 
     def _with_reconnect(self, ask: Callable[[Connection], T], deadline: float) -> T:
-        """Ask something that may be asked twice: again, on a new connection, whenever one breaks."""
+        """Call ``ask``, and repeat it on a new connection when the connection breaks."""
         while True:
             try:
                 return ask(self._connected(deadline))
@@ -260,24 +261,24 @@ class Systemd:
 
     @contextlib.contextmanager
     def _systemd_errors(self, name: str, timeout_message: str) -> Iterator[None]:
-        """Turn what the connection raises into errors about the unit ``name``."""
+        """Turn errors of the connection into :class:`SystemdError` about the unit ``name``."""
         try:
             yield
         except DBusError as error:
             raise _refused_error(name, error) from error
         except TimeoutError as error:
-            self.close()  # a message may have been cut in the middle
+            self.close()  # a message may be incomplete
             raise SystemdError(
                 timeout_message,
                 where=name,
-                hint=f"see `systemctl status {shlex.quote(name)}` and `systemctl list-jobs` on the node",
+                hint=f"run `systemctl status {shlex.quote(name)}` and `systemctl list-jobs` on the node",
             ) from error
         except OSError as error:
             self.close()
             raise SystemdError(
                 f"the connection to systemd broke: {describe_os_error(error)}",
                 where=name,
-                hint="systemd or the bus restarted just now; run again",
+                hint="run again; systemd or the bus has just restarted",
             ) from error
 
 
@@ -307,11 +308,11 @@ def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | Non
 
 def _refused_error(name: str, error: DBusError) -> SystemdError:
     if error.name == calls.NO_SUCH_UNIT:
-        hint = "look for its name with `systemctl list-unit-files`"
+        hint = "run `systemctl list-unit-files` on the node to find its name"
     elif error.name == _NOT_APPLICABLE:
-        hint = "its unit file has no ExecReload=; restart it instead"
+        hint = "restart the unit instead; its unit file has no ExecReload="
     elif error.name in _DENIED:
         hint = "run as root"
     else:
-        hint = f"see `systemctl status {shlex.quote(name)}` on the node"
-    return SystemdError(f"systemd refused: {error.text or error.name}", where=name, hint=hint)
+        hint = f"run `systemctl status {shlex.quote(name)}` on the node to see why"
+    return SystemdError(f"systemd refused the request: {error.text or error.name}", where=name, hint=hint)

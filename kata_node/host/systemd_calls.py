@@ -1,7 +1,7 @@
-"""What is asked of systemd over one connection; see org.freedesktop.systemd1(5).
+"""Calls to systemd over one connection; see org.freedesktop.systemd1(5).
 
-Each raises what the calls of :class:`Connection` raise, and all but :func:`run_job` change nothing that
-doing it twice would not.
+Each function raises the errors of :meth:`Connection.call`. All except :func:`run_job` can be repeated
+without a different effect.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _SERVICE = "org.freedesktop.systemd1.Service"
 
 
 def properties(connection: Connection, name: str, deadline: float) -> dict[str, Any]:
-    """Everything systemd tells of a unit, and of a service what it tells of those."""
-    # Unlike GetUnit it also finds a unit that never ran, and it knows the object path of any name.
+    """Return all properties of a unit; for a service also those of a service."""
+    # Unlike GetUnit, LoadUnit also finds a unit that never ran, and gives an object path for any name.
     (path,) = connection.call_manager("LoadUnit", "s", (name,), deadline=deadline)
     found = connection.properties(path, _UNIT, deadline)
     if found["LoadState"] != "not-found" and found["Id"].endswith(".service"):
@@ -27,28 +27,28 @@ def properties(connection: Connection, name: str, deadline: float) -> dict[str, 
 
 
 def run_job(connection: Connection, member: str, name: str, deadline: float) -> str:
-    """Have ``member`` of the manager make a job for a unit, and wait for its end: systemd's word for that."""
+    """Create a job for a unit with the manager's method ``member``, wait for it, and return its result."""
     connection.subscribe(deadline)
     (job,) = connection.call_manager(member, "ss", (name, "replace"), deadline=deadline)
     return connection.job_result(job, deadline)
 
 
 def reset_failed(connection: Connection, name: str, deadline: float) -> bytes:
-    """Forget that a unit ran into its start limit; return the id of its latest invocation."""
+    """Reset the start limit of a unit; return the id of its latest invocation."""
     try:
         connection.call_manager("ResetFailedUnit", "s", (name,), deadline=deadline)
     except DBusError as error:
-        if error.name != NO_SUCH_UNIT:  # not loaded yet: nothing to forget
+        if error.name != NO_SUCH_UNIT:  # not loaded yet: nothing to reset
             raise
     found: bytes = properties(connection, name, deadline)["InvocationID"]
     return found
 
 
 def job_outcome(connection: Connection, name: str, before: bytes, deadline: float) -> str:
-    """How the job ended that was to start a unit anew, by the unit itself; empty when there was none.
+    """Return the result of a start or restart job according to the unit; empty when there was no such job.
 
-    That is for a job asked for on a connection that broke. systemd keeps its jobs when it re-executes
-    itself, so one that is still there is waited for. ``before`` is the invocation from before the request.
+    It is used when the connection broke after the request. systemd keeps its jobs when it re-executes
+    itself, so this function waits for an existing job. ``before`` is the invocation before the request.
     """
     connection.subscribe(deadline)
     found = properties(connection, name, deadline)
@@ -60,5 +60,5 @@ def job_outcome(connection: Connection, name: str, before: bytes, deadline: floa
         found = properties(connection, name, deadline)
     if found["InvocationID"] == before:
         return ""
-    # A service that did not come up waits, without a job, for systemd to try it again.
+    # A service that did not become active may wait, without a job, for an automatic restart.
     return "failed" if found["ActiveState"] in ("failed", "activating", "deactivating") else "done"

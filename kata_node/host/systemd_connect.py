@@ -1,6 +1,6 @@
-"""Reaching the host's systemd: on its own private socket, or else on the system bus.
+"""Connect to the node's systemd: on its private socket, or else on the system bus.
 
-A systemd that re-executes itself, as every upgrade of it has it do, leaves both for a moment.
+While systemd re-executes itself, which every upgrade of it does, both are unavailable for a moment.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from kata_node.host.sockets import describe_os_error
 PRIVATE_SOCKET = "/run/systemd/private"
 BUS_SOCKET = "/run/dbus/system_bus_socket"
 
-PATIENCE = 5.0  # seconds for a systemd that is there to answer again
-PAUSE = 0.05  # seconds between two tries
+PATIENCE = 5.0  # seconds to wait for a systemd that is restarting
+PAUSE = 0.05  # seconds between two attempts
 
-_NOT_MOUNTED = "a container needs the host's /run/systemd and /run/dbus mounted below --host-root"
-_NO_SYSTEMD = "on a host that systemd does not run, use --offline"
-_NO_ANSWER = "systemd did not answer: see whether it is being upgraded, then run again"
+_NOT_MOUNTED = "in a container, mount the node's /run/systemd and /run/dbus below --host-root"
+_NO_SYSTEMD = "use --offline if systemd does not run on this node"
+_NO_ANSWER = "wait until an upgrade of systemd is finished, then run again"
 
 log = logging.getLogger(__name__)
 
 
 def connect(root: Root, deadline: float) -> Connection:
-    """Connect to the systemd of the host at ``root``; for a few seconds try again where a socket is there.
+    """Connect to the systemd of the node at ``root``; retry for a few seconds while a socket exists.
 
-    Raises :class:`SystemdError`, naming both sockets and what is wrong with each, when neither leads to
-    systemd.
+    Raises :class:`SystemdError`, which names both sockets and the error of each, when both fail.
     """
     retry_until = min(deadline, time.monotonic() + PATIENCE)
     while True:
         failures: dict[str, OSError | DBusError] = {}
         for path, is_bus in ((PRIVATE_SOCKET, False), (BUS_SOCKET, True)):
             now = time.monotonic()
-            # A socket that hangs must leave time for the other.
+            # The first socket gets half of the time, in case it hangs.
             attempt_deadline = deadline if is_bus else now + (deadline - now) / 2
             try:
                 connection = Connection.open(root, path, attempt_deadline, is_bus=is_bus)
@@ -53,7 +52,7 @@ def connect(root: Root, deadline: float) -> Connection:
 
 
 def pause_before_retry(retry_until: float) -> bool:
-    """Wait a moment before trying again; at once ``False`` when that would be past ``until``."""
+    """Wait before the next attempt; return ``False`` at once if it would be after ``retry_until``."""
     if time.monotonic() + PAUSE >= retry_until:
         return False
     time.sleep(PAUSE)
@@ -71,8 +70,8 @@ def _unreachable(failures: dict[str, OSError | DBusError]) -> SystemdError:
     elif all(missing):
         hints = [_NOT_MOUNTED, _NO_SYSTEMD]
     else:
-        # In another pid namespace than the host's, the private socket takes a client and never answers it.
+        # In a pid namespace other than the node's, the private socket accepts a client but does not answer.
         hints = [_NO_ANSWER, *([_NOT_MOUNTED] if any(missing) else [])]
     return SystemdError(
-        f"it answers neither on {tried[0]} nor on {tried[1]}", where="systemd", hint="; ".join(hints)
+        f"systemd answers neither on {tried[0]} nor on {tried[1]}", where="systemd", hint="; ".join(hints)
     )

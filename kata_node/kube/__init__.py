@@ -1,1 +1,1 @@
-"""The one door to the API server."""
+"""All access to the API server."""

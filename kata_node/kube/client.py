@@ -1,11 +1,11 @@
-"""The one door to the API server: a Node, its labels, and changes to them that last.
+"""A client of the API server that reads a Node and changes its labels and taints.
 
-Only ``get`` and ``patch`` on ``nodes`` are used, so that is all an account needs, and ``create`` on
-``events`` for those who read them. What changes is polled, not watched: a watch would need the right
-to list every Node of the cluster.
+It uses ``get`` and ``patch`` on ``nodes``, and ``create`` on ``events`` to record Events; an account
+needs no other permission. It polls a Node instead of watching it: a watch needs the permission to list
+every Node of the cluster.
 
-A deadline is a point of the clock (:func:`time.monotonic`). No request is made again after it, and
-none is waited for any longer, see :mod:`kata_node.kube.retry`.
+A deadline is a value of :func:`time.monotonic`. After it no request is repeated or waited for, see
+:mod:`kata_node.kube.retry`.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ __all__ = [
 ]
 
 EVENT_TIMEOUT = 5.0
-"""Seconds that an Event is worth."""
+"""Seconds to wait until an Event is recorded."""
 
 POLL_INTERVAL = 1.0
-"""Seconds between two looks at a Node that is waited for."""
+"""Seconds between two reads of a Node."""
 
 NODE_ABSENCE_TIMEOUT = 30.0
-"""Seconds a Node may be missing: some distributions delete it and register it anew on a restart."""
+"""Seconds that a Node may be missing: some distributions delete it and register it again on a restart."""
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 
 
 class KubeClient:
-    """A connection to the API server, to be closed, or used as a context manager."""
+    """A connection to the API server. Close it, or use it as a context manager."""
 
     def __init__(
         self, client: Client, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT
@@ -86,10 +86,11 @@ class KubeClient:
 
     @classmethod
     def connect(cls, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT) -> KubeClient:
-        """Use the pod's ServiceAccount, else the kubeconfig of ``KUBECONFIG`` or ``~/.kube/config``.
+        """Create a client with the pod's ServiceAccount, or else ``KUBECONFIG`` or ``~/.kube/config``.
 
-        Nothing is sent yet. Raises :class:`KubeError` when there are no credentials, or they cannot
-        be used. In a pod, proxies of the environment are not used: the API server is the cluster's own.
+        It sends no request. Raises :class:`KubeError` when there are no credentials or they cannot be
+        used. In a pod the client ignores proxy settings of the environment, because the API server is in
+        the same cluster.
         """
         return cls(open_client(request_timeout), clock=clock, request_timeout=request_timeout)
 
@@ -106,7 +107,7 @@ class KubeClient:
         self.close()
 
     def deadline_after(self, seconds: float) -> float:
-        """The deadline that lies ``seconds`` ahead."""
+        """Return the deadline in ``seconds`` from now."""
         return self.clock.now() + seconds
 
     def send(
@@ -115,38 +116,39 @@ class KubeClient:
         deadline: float,
         make_error: Callable[[RequestFailure, int], KubeError],
     ) -> T:
-        """What ``request(client)`` returns, see :func:`kata_node.kube.retry.persist`."""
+        """Return the result of ``request(client)``; see :func:`kata_node.kube.retry.retry_until`."""
         return retry_until(
             lambda: request(self._client), deadline, self.clock, self.request_timeout, make_error
         )
 
     def node(self, name: str, deadline: float) -> NodeFacts:
-        """The Node ``name`` as it is now.
+        """Return the current state of the Node ``name``.
 
-        Raises :class:`NoSuchNodeError` when there is none, and :class:`KubeError` when the API
-        server refuses, or gives no answer until ``deadline``.
+        Raises :class:`NoSuchNodeError` when there is no such Node, and :class:`KubeError` when the API
+        server refuses or does not answer until ``deadline``.
         """
         if not name:
             raise UsageError(
-                "there are credentials of a cluster, and nothing tells which of its Nodes this is",
+                "NODE_NAME is not set, and there are credentials of a cluster",
                 where="NODE_NAME",
-                hint="set it to metadata.name of the Node; without KUBECONFIG the labels are left alone",
+                hint="set NODE_NAME to metadata.name of the Node, or unset KUBECONFIG to keep the labels as "
+                "they are",
             )
         if not _NODE_NAME.fullmatch(name):
             raise UsageError(
-                "this cannot be the name of a Node",
-                where=repr(name),
-                hint="set NODE_NAME to metadata.name of the Node, in a pod from spec.nodeName",
+                f"{name!r} is not a valid name of a Node",
+                where="NODE_NAME",
+                hint="set NODE_NAME to metadata.name of the Node; in a pod, take it from spec.nodeName",
             )
         return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
 
     def patch_labels(
         self, name: str, changes: Mapping[str, str | None], resource_version: str, deadline: float
     ) -> NodeFacts:
-        """Set labels, and remove those whose value is ``None``, on the Node as it was read, or not at all.
+        """Set labels on the Node, and remove labels with the value ``None``; return the changed Node.
 
-        Raises :class:`ConflictError` when the Node is no longer at ``resource_version``, and what
-        :meth:`node` raises.
+        Raises :class:`ConflictError`, without a change, when the Node is no longer at
+        ``resource_version``. Raises the errors of :meth:`node`.
         """
         return self._patch(name, {"metadata": {"labels": dict(changes)}}, resource_version, deadline)
 
@@ -159,10 +161,10 @@ class KubeClient:
         expected_machine_id: str | None = None,
         poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
-        """Take the taints off the Node that ``remaining`` leaves out of those it is given.
+        """Remove the taints that ``remaining`` does not return. It gets the current taints.
 
-        Raises :class:`KubeError` when they are still there after ``timeout`` seconds, and
-        :class:`UnfitNodeError` when the Node is not on the machine of ``expected_machine_id``.
+        Raises :class:`KubeError` when they cannot be removed within ``timeout`` seconds, and
+        :class:`IneligibleNodeError` when the Node has another machine id than ``expected_machine_id``.
         """
         deadline = self.deadline_after(timeout)
         conflicts = 0
@@ -172,7 +174,7 @@ class KubeClient:
             if len(kept) == len(facts.taints):
                 return facts
             try:
-                # The list is replaced whole, so it has to be that of exactly the Node that was read.
+                # The patch replaces the whole list, so the Node must not have changed since it was read.
                 return self._patch(name, {"spec": {"taints": kept}}, facts.resource_version, deadline)
             except ConflictError as error:
                 conflicts += 1
@@ -183,9 +185,10 @@ class KubeClient:
             self.clock.sleep(min(poll, left, conflict_backoff(conflicts, self.clock)))
 
     def record_event(self, event: Mapping[str, Any]) -> None:
-        """Make an Event of the core group, in the namespace it names. It is tried once.
+        """Create an Event of the core group in the namespace that it names.
 
-        Raises :class:`KubeError` when that fails: an Event is not worth waiting for.
+        Raises :class:`KubeError` when that fails. There is no second attempt, because an Event is not
+        worth the wait.
         """
         event_object = _event_resource().from_dict(dict(event))
         try:
@@ -209,11 +212,11 @@ class KubeClient:
         expected_machine_id: str | None = None,
         poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
-        """Wait until the Node is Ready and reports all of ``handlers``, or reports no handler at all.
+        """Wait until the Node is Ready and reports all of ``handlers``; return it.
 
-        Raises :class:`KubeError` when that is not so within ``timeout`` seconds and until
-        ``deadline``, and :class:`UnfitNodeError` when the Node is not on the machine of
-        ``expected_machine_id``.
+        A Node that reports no handlers at all only needs to be Ready. Raises :class:`KubeError` after
+        ``timeout`` seconds or at ``deadline``, whichever is earlier, and :class:`IneligibleNodeError` when
+        the Node has another machine id than ``expected_machine_id``.
         """
         deadline = min(deadline, self.deadline_after(timeout))
         last_state: object = None
@@ -241,34 +244,34 @@ class KubeClient:
         expected_machine_id: str | None = None,
         poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
-        """Make the changes that ``change`` asks for, until it has asked for none for ``window`` seconds.
+        """Make the changes that ``change`` returns, until it has returned none for ``window`` seconds.
 
-        A kubelet that registers again writes old labels over new ones: one look proves nothing. When
-        it happens the changes are made again and the window begins anew. A Node already as it should be
-        is not written to, nor is one that reports handlers and not all that it ``serves``. Raises
-        :class:`KubeError` when ``timeout`` seconds, or the time until ``deadline``, were not enough, and
-        :class:`UnfitNodeError`, before any change, when the Node is not on the machine of
+        A kubelet that registers again restores old labels, so a single read does not prove that a
+        change lasts. When that happens, the changes are made again and the window starts again. There is
+        no change while the Node reports handlers but not all of ``required_handlers``. Raises
+        :class:`KubeError` after ``timeout`` seconds or at ``deadline``, whichever is earlier, and
+        :class:`IneligibleNodeError`, before any change, when the Node has another machine id than
         ``expected_machine_id``.
         """
         if window > timeout:
             raise UsageError(
-                f"labels cannot hold for {window:g} s when there are {timeout:g} s for all of it",
+                f"the timeout of {timeout:g} s is shorter than the stability window of {window:g} s",
                 hint="raise the timeout above the stability window",
             )
         deadline = min(deadline, self.deadline_after(timeout))
-        since: float | None = None  # when the labels were first seen as they should be, of late
+        since: float | None = None  # since when the labels have their wanted values
         overwritten = conflicts = 0
         while True:
             facts = self._read_node(name, deadline, expected_machine_id, poll)
             now, changes, pause = self.clock.now(), change(facts), poll
             if missing := facts.missing(required_handlers):
-                # Somebody takes away what the labels would promise: neither set them nor put them back.
+                # The labels would promise handlers that the runtime no longer serves, so do not set them.
                 since = None
                 log.debug("waiting for Node %s: %s", name, waiting_for(facts, missing))
             elif changes:
                 if since is not None:
                     overwritten += 1
-                    log.warning("what was changed on Node %s was undone; changing it again", name)
+                    log.warning("another writer undid the changes of Node %s; changing it again", name)
                 try:
                     facts = self.patch_labels(name, changes, facts.resource_version, deadline)
                     log.info("Node %s: %s", name, _format_changes(changes))
@@ -293,9 +296,9 @@ class KubeClient:
     def _patch(
         self, name: str, change: Mapping[str, Any], resource_version: str, deadline: float
     ) -> NodeFacts:
-        """Merge ``change`` into the Node as it was read, or not at all."""
-        # The version makes the request safe to repeat: had the first try been carried out and only
-        # its answer been lost, the second would be a conflict.
+        """Merge ``change`` into the Node if it is still at ``resource_version``."""
+        # The version also makes the request safe to repeat: if the first attempt succeeded but its answer
+        # was lost, the second one is a conflict.
         patch = {**change, "metadata": {**change.get("metadata", {}), "resourceVersion": resource_version}}
         return self._call(
             "patch",
@@ -305,7 +308,7 @@ class KubeClient:
         )
 
     def _read_node(self, name: str, deadline: float, machine_id: str | None, poll: float) -> NodeFacts:
-        """The Node on the machine that is meant; one that is away is given some time to come back."""
+        """Return the Node and check its machine id. Wait for some time while the Node does not exist."""
         absence_deadline = min(deadline, self.deadline_after(NODE_ABSENCE_TIMEOUT))
         while True:
             try:
@@ -315,7 +318,7 @@ class KubeClient:
                 left = absence_deadline - self.clock.now()
                 if left <= 0:
                     raise
-                log.info("there is no Node %s; giving it %.0f s more to be registered", name, left)
+                log.info("waiting up to %.0f s for the kubelet to register Node %s", left, name)
             self.clock.sleep(min(poll, left))
         check_machine_id(facts, machine_id)
         return facts
@@ -323,23 +326,23 @@ class KubeClient:
     def _call(
         self, verb: str, name: str, deadline: float, request: Callable[[], Mapping[str, Any]]
     ) -> NodeFacts:
-        """Send a request, again and again while what fails may pass and the deadline is ahead."""
+        """Send a request for the Node, and repeat it until ``deadline`` while its failure is retryable."""
         answer = self.send(
             lambda _: request(),
             deadline,
             lambda failure, tries: request_error(failure, verb, name, self.server, tries),
         )
         if answer.get("kind") != "Node":
-            raise KubeError("the answer is no Node", where=self.server, hint=NOT_KUBERNETES_HINT)
+            raise KubeError("the answer is not a Node", where=self.server, hint=NOT_KUBERNETES_HINT)
         return NodeFacts.of(answer)
 
 
-@functools.cache  # lightkube lets a process register a resource of the core group once only
+@functools.cache  # lightkube allows a process to register a resource of the core group only once
 def _node_resource() -> type[GenericGlobalResource]:
-    """The Node as a plain mapping.
+    """Return a resource class that gives a Node as a plain mapping.
 
-    lightkube's typed one refuses the whole object when one field of it, though it be one that nobody
-    here reads, is not as that release of its models has it.
+    lightkube's typed class refuses the whole Node when any field, even an unused one, differs from its
+    model.
     """
     from lightkube.generic_resource import create_global_resource
 

@@ -1,4 +1,4 @@
-"""Which credentials for an API server there are, and a lightkube client that uses them."""
+"""Find the credentials for an API server, and create a client that uses them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from lightkube.config.kubeconfig import SingleConfig
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds for a connection; an answer may take longer, and so is waited for longer."""
+"""Seconds to connect. The timeout for an answer is longer."""
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-"""Where the kubelet puts the credentials of a pod."""
+"""The directory where the kubelet puts the credentials of a pod."""
 
 
 def find_credentials() -> str | None:
-    """:data:`SERVICE_ACCOUNT`, or the path of a kubeconfig; one named by ``KUBECONFIG`` need not exist."""
+    """Return :data:`SERVICE_ACCOUNT` or the path of a kubeconfig; ``None`` when there is neither.
+
+    A kubeconfig that ``KUBECONFIG`` names may be missing.
+    """
     if os.environ.get("KUBERNETES_SERVICE_HOST") and Path(SERVICE_ACCOUNT, "token").is_file():
         return SERVICE_ACCOUNT
     named = [path for path in os.environ.get("KUBECONFIG", "").split(os.pathsep) if path]
@@ -37,11 +40,11 @@ def find_credentials() -> str | None:
 
 
 def open_client(request_timeout: float) -> Client:
-    """A client for the credentials found; nothing is sent yet.
+    """Return a client that uses the credentials of :func:`find_credentials`. It sends no request.
 
     ``request_timeout`` is in seconds, for every step of a request; see :mod:`kata_node.kube.retry`
-    for what it does not cover. A refused token that came from a file is read from it again by
-    lightkube. Raises :class:`KubeError` when there are no credentials, or they cannot be used.
+    for what it does not cover. When the API server refuses a token from a file, lightkube reads the file
+    again. Raises :class:`KubeError` when there are no credentials or they cannot be used.
     """
     from lightkube import Client
 
@@ -52,9 +55,9 @@ def open_client(request_timeout: float) -> Client:
 
 
 def open_http_client(request_timeout: float) -> httpx2.Client:
-    """The same as plain HTTP, for what lightkube's client has no words for.
+    """Return an HTTP client with the same credentials, for requests that lightkube's client cannot make.
 
-    Paths are those of the API, such as ``/api/v1/nodes``. Raises what :func:`open_client` does.
+    It takes paths of the API, like ``/api/v1/nodes``. Raises the errors of :func:`open_client`.
     """
     from lightkube.config import client_adapter
 
@@ -71,7 +74,10 @@ def _timeout(request_timeout: float) -> httpx2.Timeout:
 
 @contextlib.contextmanager
 def _credentials() -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]:
-    """The credentials found, and in a pod the way to its cluster; what fails with them is told as such."""
+    """Yield the configuration for the credentials, and in a pod the transport to its cluster.
+
+    An exception in the body becomes a :class:`KubeError` that names the credentials.
+    """
     source = find_credentials()
     if source is None:
         raise KubeError(
@@ -88,21 +94,21 @@ def _credentials() -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]
             transport = httpx2.HTTPTransport(verify=_ssl_context(f"{source}/ca.crt"))
         else:
             config = KubeConfig.from_file(source).get()
-        assert config is not None  # it would only be for lack of a context, which raises
+        assert config is not None  # without a current context, get() raises
         yield config, transport
-    except Exception as error:  # what is wrong with such a file surfaces as almost any class
+    except Exception as error:  # a broken file can raise almost any class
         raise KubeError(
-            f"these credentials cannot be used ({one_line(error)})",
+            f"the credentials cannot be used ({one_line(error)})",
             where=source,
-            hint="try `kubectl get nodes` with the same file",
+            hint="run `kubectl get nodes` with the same file to check it",
         ) from error
 
 
 def _ssl_context(ca_file: str) -> ssl.SSLContext:
-    """Trust the cluster's own CA, the way kubectl does.
+    """Return a TLS context that trusts the cluster's CA, as strictly as kubectl does.
 
-    From Python 3.13 on certificates must follow RFC 5280 to the letter by default; those of older
-    EKS and MicroK8s clusters, made without key identifiers or key usage, do not.
+    Python 3.13 and later require certificates that strictly follow RFC 5280. Certificates of older EKS
+    and MicroK8s clusters do not: they have no key identifiers or no key usage.
     """
     import ssl
 

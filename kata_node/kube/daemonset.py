@@ -1,4 +1,4 @@
-"""A DaemonSet of the API: all it takes is ``get`` on this one of the ``daemonsets`` in its namespace."""
+"""Read one DaemonSet. The account needs only ``get`` on this DaemonSet in its namespace."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 
 
 class _NoSuchDaemonSetError(KubeError):
-    """There is none of this name."""
+    """The API server has no DaemonSet of this name."""
 
 
 def find_daemonset(kube: KubeClient, namespace: str, name: str, deadline: float) -> Mapping[str, Any] | None:
-    """The DaemonSet ``name`` as it is now; ``None`` when the API server has said that there is none.
+    """Return the current DaemonSet ``name``; ``None`` when the API server says that it does not exist.
 
-    Raises :class:`KubeError` for every other answer, and when there is none until ``deadline``, a
-    point of the clock of ``kube``. Whoever may not see it does not learn that it is gone.
+    Raises :class:`KubeError` for every other answer, and when there is no answer until ``deadline``, a
+    time of the clock of ``kube``. A refused permission is an error too: it does not mean that the
+    DaemonSet is gone.
     """
     where = f"daemonset/{name} in {namespace} at {kube.server}"
 
     def refused(failure: RequestFailure, tries: int) -> KubeError:
         what = f"the API server {failure.what}" + (f" (asked {tries} times)" if tries > 1 else "")
-        # Neither a server that is none of Kubernetes' says this, nor one that lacks the API group.
+        # Another kind of server, or an API server without this API group, gives another message.
         if failure.status == 404 and f'daemonsets.apps "{name}" not found' in failure.what:
             return _NoSuchDaemonSetError(what, where=where)
         return KubeError(what, where=where, hint=_HINTS.get(failure.status, _HINTS[0]))
@@ -41,15 +42,15 @@ def find_daemonset(kube: KubeClient, namespace: str, name: str, deadline: float)
     except _NoSuchDaemonSetError:
         return None
     if found.get("kind") != "DaemonSet":
-        raise KubeError("the answer is no DaemonSet", where=where, hint=NOT_KUBERNETES_HINT)
+        raise KubeError("the answer is not a DaemonSet", where=where, hint=NOT_KUBERNETES_HINT)
     return found
 
 
 _HINTS = {
-    0: "see that the API server is reachable from here",
-    401: "the token is good no more: its ServiceAccount has to be there for as long as the pods that use it",
-    403: 'give the account "get" on the resource "daemonsets" (API group "apps") in this namespace, for as '
-    "long as the pods that use it are there",
+    0: "check that the API server is reachable from this node",
+    401: "keep the ServiceAccount until the pods that use it are gone; its token is not valid any more",
+    403: 'give the account the verb "get" on the resource "daemonsets" (API group "apps") in this namespace, '
+    "until the pods that use the account are gone",
     404: NOT_KUBERNETES_HINT,
 }
 

@@ -1,6 +1,6 @@
-"""Events on a Node, as objects of the API: what ``kubectl describe node`` shows of Kata.
+"""Events on a Node, which ``kubectl describe node`` shows.
 
-The stages that have credentials record them, and so does the dispatcher, for those that have none.
+Stages record them if they have credentials. For stages without credentials the dispatcher does.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any, Literal
 from kata_node.errors import RolledBackError
 
 NAMESPACE = "default"
-"""Where Events of objects without a namespace are."""
+"""The namespace for Events of objects that have no namespace."""
 
 MESSAGE_LIMIT = 1024
-"""Characters; the API server refuses longer ones of Events of the newer kind."""
+"""Characters; the API server refuses longer messages in Events of the group events.k8s.io."""
 
 _NODE_NAME_LIMIT = 230
-"""How much of a Node's name, 253 characters at most, there is room for in the name of an Event."""
+"""Characters of the Node's name (up to 253) that fit in the name of an Event."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened. ``reason`` is one word in the manner of Kubernetes' own."""
+    """An Event. ``reason`` is one word in CamelCase, like the reasons of Kubernetes."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -33,10 +33,10 @@ class Event:
     def as_object(
         self, node: str, *, component: str, reporter: str, on_node: bool = True
     ) -> Mapping[str, Any]:
-        """The object of the API, about the Node ``node``, of now.
+        """Return the API object about the Node ``node``, with the current time.
 
-        ``reporter`` is the pod or machine that ``component`` runs in; ``on_node`` tells whether that is
-        on the Node.
+        ``reporter`` is the pod or node that ``component`` runs in. ``on_node`` says whether that is
+        the Node of the Event.
         """
         import secrets
 
@@ -45,11 +45,11 @@ class Event:
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"name": f"{node[:_NODE_NAME_LIMIT]}.{secrets.token_hex(8)}", "namespace": NAMESPACE},
-            # The uid is the kubelet's own way for Events of its Node, and needs no look at it.
+            # The kubelet also uses the name as uid in Events of its Node, so no read of the Node is needed.
             "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
             "type": self.type,
             "reason": self.reason,
-            # A file name that is no UTF-8 has surrogates in it.
+            # A file name that is not UTF-8 contains surrogates.
             "message": self.message.encode("utf-8", "backslashreplace").decode()[:MESSAGE_LIMIT],
             "firstTimestamp": now,
             "lastTimestamp": now,
@@ -61,7 +61,7 @@ class Event:
 
 
 def failure_event(message: str, *, removing: bool, exit_code: int | None) -> Event:
-    """The Event of a stage that failed with ``exit_code``, on the way there or, ``removing``, back."""
+    """Return the Event of a stage that failed with ``exit_code``. ``removing``: it is a stage of a revert."""
     reason = "KataRemoveFailed" if removing else "KataInstallFailed"
     if exit_code == RolledBackError.exit_code:
         reason = "KataRolledBack"

@@ -1,4 +1,4 @@
-"""Why a request to the API server failed, whether that may pass, and how to say so."""
+"""Classify failed requests to the API server, and create the errors for them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ NOT_KUBERNETES_HINT = "check that this is the address of a Kubernetes API server
 
 
 class ConflictError(KubeError):
-    """The Node changed after it was read, so a change meant for what was read was not made."""
+    """The Node changed after it was read, so the API server refused the change."""
 
 
 class NoSuchNodeError(KubeError):
-    """The cluster has no Node of this name, for now: its kubelet may yet register it, or do so again."""
+    """The cluster has no Node of this name. Its kubelet may still register it."""
 
 
 @dataclass(frozen=True)
 class RequestFailure:
-    """Why a request failed: ``what`` goes on after "the API server"; ``status`` is 0 without an answer."""
+    """Why a request failed.
+
+    ``what`` continues a sentence that begins with "the API server". ``retryable`` says whether the
+    failure may be temporary. ``status`` is the HTTP status, 0 without an answer.
+    """
 
     what: str
     retryable: bool
@@ -33,15 +37,15 @@ class RequestFailure:
 
 
 def classify_error(error: Exception) -> RequestFailure | None:
-    """What ``error`` says about the request; ``None`` when it is a mistake in the program."""
+    """Return the failure that ``error`` stands for; ``None`` when it is a bug in this program."""
     import ssl
 
     import httpx2
     import msgspec
     from lightkube import ConfigError
 
-    # lightkube stumbles over error answers that are no Status object or name no content type, as a
-    # load balancer in front of the API server may give them: the answer is then further down.
+    # If an error answer is not a Status object or has no content type, as from a load balancer, lightkube
+    # raises another error while it handles the first. The answer is then further down in the chain.
     chain = _error_chain(error)
     for each in chain:
         if isinstance(each, httpx2.HTTPStatusError):
@@ -54,9 +58,9 @@ def classify_error(error: Exception) -> RequestFailure | None:
         )
         return RequestFailure(f"gave no answer ({one_line(error)})", retryable=not permanent)
     if isinstance(error, ConfigError | OSError | httpx2.InvalidURL):
-        return RequestFailure(f"cannot be asked ({one_line(error)})", retryable=False)
+        return RequestFailure(f"cannot be reached ({one_line(error)})", retryable=False)
     if isinstance(error, msgspec.DecodeError):
-        return RequestFailure(f"gave an answer that is no JSON ({one_line(error)})", retryable=False)
+        return RequestFailure(f"gave an answer that is not JSON ({one_line(error)})", retryable=False)
     return None
 
 
@@ -79,12 +83,12 @@ def _http_failure(response: httpx2.Response) -> RequestFailure:
 
 
 def _may_be_unsynced_rbac(refused: str) -> bool:
-    """Whether a 403 may be that of an API server that has not read the roles, or the policies, yet."""
+    """Return whether a 403 may come from an API server that has not loaded its roles or policies yet."""
     return " cannot " in refused or "not yet ready" in refused
 
 
 def _error_chain(error: BaseException) -> list[BaseException]:
-    """The error, what it came from, and so on; lightkube also raises errors from themselves."""
+    """Return the error and its causes. The loop must end even if an error is its own cause (lightkube)."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -94,53 +98,60 @@ def _error_chain(error: BaseException) -> list[BaseException]:
 
 
 def request_error(failure: RequestFailure, verb: str, name: str, server: str, tries: int) -> KubeError:
-    """The error for a request that failed ``tries`` times, the last time so, and is not made again."""
+    """Return the error for a request about the Node ``name`` that failed ``tries`` times.
+
+    ``failure`` is the last failure, ``verb`` the permission that the request needs.
+    """
     what = f"the API server {failure.what}" + (f" (asked {tries} times)" if tries > 1 else "")
     match failure.status, failure.reason:
         case 404, "NotFound":
             return NoSuchNodeError(
                 f"the cluster has no Node named {name}",
                 where=server,
-                hint="NODE_NAME has to be a name that `kubectl get nodes` shows; in a pod it comes from "
-                "spec.nodeName. If that is right, the kubelet has not registered this node yet, or the Node "
-                "was deleted and comes back when the kubelet restarts: then run again",
+                hint="set NODE_NAME to a name that `kubectl get nodes` shows; in a pod, take it from "
+                "spec.nodeName. If the name is right, wait until the kubelet has registered the node, or "
+                "restart the kubelet if the Node was deleted; then run again",
             )
         case 409, _:
             return ConflictError(what, where=f"node/{name}", hint="run again")
         case 401, _:
-            hint = "give it a token that is still valid; in a pod, see that its ServiceAccount still exists"
+            hint = "use a token that is valid; in a pod, check that its ServiceAccount still exists"
         case 403, _ if f"cannot {verb} " in failure.what:
             hint = (
-                f'the account lacks the verb "{verb}" on the resource "nodes" (API group ""); a ClusterRole '
-                f'with "get" and "patch" on "nodes", bound to it, is enough'
+                f'give the account the verb "{verb}" on the resource "nodes" (API group ""): bind it to a '
+                f'ClusterRole with "get" and "patch" on "nodes"'
             )
         case 403, _:
-            hint = "the account may do this, but an admission rule of the cluster forbids this change"
+            hint = (
+                "change the admission policy of the cluster that forbids this change; the account may make it"
+            )
         case 404, _:
             hint = NOT_KUBERNETES_HINT
         case 0, _:
-            hint = (
-                "see that this address is right and reachable from here, and its certificate is the cluster's"
-            )
+            hint = "check that the address is right and reachable, and that its certificate is the cluster's"
         case _:
             hint = "look at the log of the API server" if failure.retryable else ""
     return KubeError(what, where=f"node/{name} at {server}", hint=hint)
 
 
 def event_not_recorded(failure: RequestFailure, server: str) -> KubeError:
-    """The error for an Event that was not made."""
+    """Return the error for an Event that was not recorded."""
     lacks_right = failure.status == 403 and "cannot create " in failure.what
-    hint = 'give the account "create" on "events" in the namespace "default"' if lacks_right else ""
+    hint = (
+        'give the account the verb "create" on the resource "events" in the namespace "default"'
+        if lacks_right
+        else ""
+    )
     return KubeError(f"the API server {failure.what}", where=server, hint=hint)
 
 
 def one_line(error: BaseException) -> str:
-    """An error of another library, to be quoted in a sentence of ours, but for what may hold a token."""
+    """Return an error of another library as one line, without text that may contain a token."""
     name = type(error).__name__
     for each in _error_chain(error):
-        if type(each).__name__ == "LocalProtocolError":  # it quotes the header
-            return f"{name}: the credentials have a character that no header may have"
-        if mark := getattr(each, "problem_mark", None):  # of YAML, with the lines around it
+        if type(each).__name__ == "LocalProtocolError":  # its text quotes the header
+            return f"{name}: the credentials have a character that is not allowed in a header"
+        if mark := getattr(each, "problem_mark", None):  # a YAML error: its text quotes lines of the file
             problem, line, column = getattr(each, "problem", ""), mark.line + 1, mark.column + 1
             return f"{name}: {problem} in line {line}, column {column}"
     return " ".join(f"{name}: {error}".split())

@@ -1,4 +1,4 @@
-"""What a Node of the API says, and what is wrong with it when it does not say what it must."""
+"""The facts of a Node object that kata-node needs, and the errors about them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from kata_node.errors import IneligibleNodeError, KubeError
 
 Taint = Mapping[str, str]
-"""As the API has it: ``key``, ``effect``, and perhaps ``value`` and ``timeAdded``."""
+"""A taint as in the API: ``key`` and ``effect``, and optionally ``value`` and ``timeAdded``."""
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a Node says of itself at one ``resource_version``.
+    """The state of a Node at one ``resource_version``.
 
-    ``handlers`` is ``None`` when the kubelet reports none at all: it, or the CRI runtime, is older
-    than that report (Kubernetes 1.31, containerd 2.0, CRI-O 1.30). ``not_ready_because`` is the
-    kubelet's own text, empty when it is ready. ``machine_id`` is empty when it is not reported.
+    ``handlers`` is ``None`` when the kubelet reports none at all, because it or the runtime is too old
+    to report them (before Kubernetes 1.31, containerd 2.0, CRI-O 1.30). ``not_ready_reason`` is the
+    kubelet's message, empty when the Node is Ready. ``machine_id`` is empty when it is not reported.
     """
 
     name: str
@@ -32,7 +32,7 @@ class NodeFacts:
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> NodeFacts:
-        """Read a Node object of the API."""
+        """Create the facts from a Node object of the API."""
         metadata, status = node["metadata"], node.get("status") or {}
         conditions = {each.get("type"): each for each in status.get("conditions") or ()}
         ready = conditions.get("Ready", {"message": "the kubelet has not reported yet"})
@@ -50,54 +50,57 @@ class NodeFacts:
         )
 
     def missing(self, handlers: Collection[str]) -> tuple[str, ...]:
-        """Which of ``handlers`` the Node does not report; none of them when it reports nothing."""
+        """Return the ``handlers`` that the Node does not report, sorted; none if it reports no handlers."""
         return () if self.handlers is None else tuple(sorted(set(handlers) - set(self.handlers)))
 
 
 def check_machine_id(facts: NodeFacts, expected: str | None) -> None:
-    """Raise :class:`UnfitNodeError` when the Node is not, or not known to be, on the machine ``expected``."""
+    """Raise :class:`IneligibleNodeError` unless the Node reports the machine id ``expected``.
+
+    ``None`` or an empty string expects nothing.
+    """
     if expected and _machine(facts.machine_id) != _machine(expected):
         raise IneligibleNodeError(
-            f"the Node is on another machine than the one meant: its machine id is "
-            f"{facts.machine_id or 'not reported'}, expected was {expected}",
+            f"the Node is not the expected machine: its machine id is {facts.machine_id or 'not reported'}, "
+            f"the expected one is {expected}",
             where=f"node/{facts.name}",
-            hint="the name has passed to a new machine; start anew for that one",
+            hint="find out which machine has this Node name now, then start again for that machine",
         )
 
 
 def check_host(facts: NodeFacts, host: str) -> None:
-    """Raise :class:`UnfitNodeError` when the Node says that it is on another machine than this one, ``host``.
+    """Raise :class:`IneligibleNodeError` when the Node reports a machine id other than ``host``.
 
-    Where one of the two is not known there is nothing to compare.
+    ``host`` is the machine id of the node that this process runs on. An unknown id matches any other.
     """
     if host and facts.machine_id and _machine(facts.machine_id) != _machine(host):
         raise IneligibleNodeError(
-            f"the Node is another machine, {facts.machine_id}, and this one is {host}",
+            f"the Node object has the machine id {facts.machine_id}, but this node has {host}",
             where=f"node/{facts.name}",
-            hint="set NODE_NAME to the name that this machine has in the cluster",
+            hint="set NODE_NAME to the name that this node has in the cluster",
         )
 
 
 def _machine(machine_id: str) -> str:
-    """A machine id as systemd writes it; some kubelets report it in the form of a UUID."""
+    """Return a machine id as systemd writes it. Some kubelets report it in the form of a UUID."""
     return machine_id.strip().replace("-", "").lower()
 
 
 def waiting_for(facts: NodeFacts, missing: Collection[str]) -> str:
-    """What a Node without ``missing`` handlers, or not Ready, is being waited for; goes on after its name."""
+    """Return why the Node is being waited for: it is not Ready, or does not report ``missing`` handlers."""
     if not facts.ready:
         return f"it is not Ready ({facts.not_ready_reason})"
-    reported = ", ".join(facts.handlers or ()) or "no handler that has a name"
+    reported = ", ".join(facts.handlers or ()) or "only the default handler"
     return f"it does not report {', '.join(missing)} (it reports {reported})"
 
 
 def node_not_ready(facts: NodeFacts, missing: Collection[str], timeout: float) -> KubeError:
-    """The error for a Node that was not as it must be within ``timeout`` seconds."""
+    """Return the error for a Node that was not Ready, or missed handlers, after ``timeout`` seconds."""
     what = waiting_for(facts, missing).removeprefix("it ")
     if facts.ready:
         hint = (
-            "the kubelet passes on what the CRI runtime serves: see that the runtime was restarted with the "
-            "handlers in its configuration, and look at the kubelet's log"
+            "check that the runtime was restarted with these handlers in its configuration, and look at the "
+            "kubelet's log; the kubelet reports the handlers that the runtime serves"
         )
     else:
         hint = "look at the kubelet's log on the node, then run again"
@@ -105,22 +108,22 @@ def node_not_ready(facts: NodeFacts, missing: Collection[str], timeout: float) -
 
 
 def taints_not_removed(name: str, timeout: float, conflicts: int) -> KubeError:
-    """The error for taints that are still there after ``timeout`` seconds."""
+    """Return the error for taints that were not removed within ``timeout`` seconds."""
     return KubeError(
-        f"the startup taints were still there after {timeout:g} s; {conflicts} changes met a conflict",
+        f"the startup taints are still there after {timeout:g} s because {conflicts} changes met a conflict",
         where=f"node/{name}",
-        hint="find what else writes this Node's taints, or lift them with `kubectl taint node`",
+        hint="find what else changes this Node's taints, or remove them with `kubectl taint node`",
     )
 
 
 def labels_not_stable(
     name: str, window: float, timeout: float, overwritten: int, conflicts: int
 ) -> KubeError:
-    """The error for changes that did not last for ``window`` seconds within ``timeout`` seconds."""
+    """Return the error for changes that did not last ``window`` seconds, after ``timeout`` seconds."""
     return KubeError(
-        f"its labels did not stay as set for {window:g} s within {timeout:g} s: they were undone "
+        f"the labels did not stay unchanged for {window:g} s within {timeout:g} s: they were undone "
         f"{overwritten} times, and {conflicts} changes met a conflict",
         where=f"node/{name}",
-        hint="find what else writes this Node's labels (a kubelet that keeps restarting, a cloud "
-        "controller, another installer); its managedFields name the writers",
+        hint="find what else changes this Node's labels (a kubelet that keeps restarting, a cloud "
+        "controller, another installer); metadata.managedFields of the Node names the writers",
     )

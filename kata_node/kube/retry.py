@@ -1,4 +1,4 @@
-"""How long a request is tried and waited for: pauses, tries, and an end to it all."""
+"""Retry requests to the API server with pauses, until a deadline."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kata_node.errors import KataNodeError
 from kata_node.kube.failures import RequestFailure, classify_error
 
 REQUEST_TIMEOUT = 35.0
-"""Seconds for a whole request, from the look-up of the name to the last byte of the answer: an
-admission webhook may take 30 of them."""
+"""Seconds for a whole request, from the name lookup to the last byte of the answer. An admission webhook
+may take 30 of them."""
 
 MIN_REQUEST_TIMEOUT = 1.0
-"""Seconds that a request is given, however near the deadline is when it is made."""
+"""The minimum of seconds for a request, even if the deadline is nearer."""
 
 MAX_AUTH_TRIES = 6
-"""How often a refused account is tried: a token is rotated, a role is new, an API server has just
-started and has not read the ServiceAccounts or the roles yet; all of that comes right within seconds."""
+"""The number of attempts with refused credentials. A rotated token, a new role, or an API server that has
+not loaded its ServiceAccounts and roles yet is refused for only some seconds."""
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 10.0
 CONFLICT_BACKOFF = 0.1
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 
 def _random() -> float:
-    import random  # lightkube loads it anyway; nothing else here needs it
+    import random  # imported late: lightkube loads it anyway, other commands do not need it
 
-    return random.random()  # noqa: S311 - spreads retries of many nodes, guards nothing
+    return random.random()  # noqa: S311 - spreads the retries of many nodes, no security purpose
 
 
 @dataclass(frozen=True)
 class Clock:
-    """What passes time: seconds of a clock that only goes forward, a way to wait, a number in [0, 1)."""
+    """Time for retries: a monotonic clock and a sleep, both in seconds, and a random number in [0, 1)."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -55,9 +55,9 @@ def retry_until(
     request_timeout: float,
     make_error: Callable[[RequestFailure, int], KataNodeError],
 ) -> T:
-    """What ``request()`` returns, made again and again while its failure may pass and the deadline is ahead.
+    """Return the result of ``request()``; repeat it until ``deadline`` while its failure is retryable.
 
-    ``refuse`` gives the error to be raised in the end, of the last failure and the number of tries.
+    ``make_error`` returns the error to raise at the end, from the last failure and the number of attempts.
     """
     tries = refused = 0
     while True:
@@ -79,22 +79,21 @@ def retry_until(
 
 
 def conflict_backoff(conflicts: int, clock: Clock) -> float:
-    """Seconds until what another writer has just changed is read again: at first next to none."""
+    """Return the seconds to wait after so many conflicts in a row, almost none after the first."""
     return CONFLICT_BACKOFF * conflicts * (1 + clock.jitter()) / 2
 
 
 def _backoff(tries: int, clock: Clock) -> float:
-    """Seconds to wait after so many failures: doubling, and spread so that nodes do not march in step."""
+    """Return the seconds to wait after so many failures: they double, with jitter to spread the nodes."""
     return min(MAX_BACKOFF, INITIAL_BACKOFF * 2.0 ** min(tries - 1, 10)) * (1 + clock.jitter()) / 2
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What ``call()`` returns or raises; :class:`TimeoutError` when that takes longer than ``seconds``.
+    """Return the result of ``call()``; raise :class:`TimeoutError` when it takes longer than ``seconds``.
 
-    The timeout of a socket starts anew with every byte, so that a server that sends one now and then
-    holds its client for ever; looking up a name, and a program that gives out credentials, have none
-    at all. The call is therefore made in a thread. Given up, it is left behind, and ends with the
-    process at the latest.
+    The call runs in a thread, because the timeout of a socket starts again with every received byte, and a
+    name lookup or a credential plugin has no timeout at all. After a timeout the thread continues in the
+    background, until the process ends at the latest.
     """
     import queue
     import threading

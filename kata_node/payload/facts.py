@@ -54,7 +54,7 @@ class ArtifactFacts:
     payload: Callable[[], Payload] = field(default=lambda: _payload_not_read(), repr=False, compare=False)
 
 
-def look(context: StageContext) -> ArtifactFacts:
+def gather_facts(context: StageContext) -> ArtifactFacts:
     """Return the facts for the artifacts stage.
 
     Files in the receipt are compared by stat. Other files are hashed if they have the wanted size.

@@ -194,7 +194,7 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         for parent in _parents(path):
             above = found.setdefault(parent, Entry(parent, "dir", 0o755, component=found[path].component))
             if above.kind != "dir":
-                raise untrusted_payload(path, f"its parent {parent} is a {above.kind}, not a directory")
+                raise untrusted_payload(path, f"the parent {parent} of this path is a {above.kind}")
     links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
     for path in links.targets:
         links.resolve(path)

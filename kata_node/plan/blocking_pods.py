@@ -50,10 +50,10 @@ class BlockingPods:
         """Return the error of a stage that changed nothing after it waited ``waited`` seconds."""
         return KataNodeError(
             f"after {waited:g} s of waiting, {self}" if waited else str(self),
-            hint="delete these pods (kubectl delete pod, or kubectl drain for the whole node), or set "
-            f"--wait-for-pods SECONDS to wait {'longer' if waited else 'for their end'} "
-            "(chart: runningPods.waitSeconds), or set --ignore-pods to remove the handlers anyway "
-            f"(chart: runningPods.ignore): {ORPHANED_POD_WARNING}",
+            hint="delete these pods (kubectl delete pod, or kubectl drain for the whole node); or set "
+            "--wait-for-pods SECONDS (chart: runningPods.waitSeconds) to wait "
+            f"{'longer' if waited else 'for their end'}; or set --ignore-pods (chart: runningPods.ignore) to "
+            f"remove the handlers anyway, but {ORPHANED_POD_WARNING}",
         )
 
     def note(self) -> str:

@@ -37,7 +37,7 @@ class PlacedFile:
     sha256: str = ""
     link: str = ""
     pending: bool = False
-    """True before it is written, until it is completely on the disk."""
+    """True from before it is written until it is completely on the disk."""
     obsolete: bool = False
     """True if it is no longer wanted, and stays until the runtime serves no handler that can need it."""
 
@@ -96,7 +96,7 @@ class CriRecord:
 
     ``writing``     files are being written; ``invocation`` is that of the unit before the first write
     ``restarting``  all files are written; ``invocation`` has not read them yet
-    ``serving``     the CRI listed every handler in ``invocation``
+    ``serving``     the runtime served every handler in ``invocation``
     ``reverting``   files are being restored; ``invocation`` is that of the unit before the first write
     ``unloading``   all files are restored; ``invocation`` still serves the handlers
 

@@ -90,21 +90,21 @@ class RuntimeFacts:
         return self.config.main_path
 
 
-def look(context: StageContext) -> RuntimeFacts:
+def gather_facts(context: StageContext) -> RuntimeFacts:
     """Return the facts from the CRI and systemd; offline, from ``--runtime`` and the files of the root.
 
     Raises :class:`IneligibleNodeError` or :class:`CriError` when the runtime cannot be identified, or when
     it does not answer and no interrupted run explains that.
     """
-    return _look(context, for_revert=False)
+    return _gather_facts(context, for_revert=False)
 
 
-def look_for_revert(context: StageContext) -> RuntimeFacts:
+def gather_facts_for_revert(context: StageContext) -> RuntimeFacts:
     """Return the facts for a revert. The receipt is enough; the runtime may be down."""
-    return _look(context, for_revert=True)
+    return _gather_facts(context, for_revert=True)
 
 
-def _look(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
+def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     options, root, receipt = context.options, context.clients.root, context.receipt
     unit = None if options.offline else find_unit(context, for_revert=for_revert)
     distribution_runtime = find_distribution_runtime(context, unit, for_revert=for_revert)

@@ -83,7 +83,7 @@ class SnapshotterFacts:
     offline: bool = field(default=False)
 
 
-def look(context: StageContext, units: tuple[str, ...]) -> SnapshotterFacts:
+def gather_facts(context: StageContext, units: tuple[str, ...]) -> SnapshotterFacts:
     """Return the facts about snapshotters; ``units`` as in :func:`gather_nydus_facts`."""
     root = context.clients.root
     lines = kernel.read("/proc/filesystems").splitlines()

@@ -12,8 +12,8 @@ A handler names its snapshotter in its own table. :func:`config_tables` returns 
 
 Facts from the source of containerd 1.7.30 to 2.4.2, measured on 2.1.9, 2.3.4 and nydus-snapshotter 0.16.1:
 
-- Up to 2.2, images are pulled for the default snapshotter, unless the images plugin has
-  ``runtime_platforms.<handler>.snapshotter``; the key ``platform`` beside it is optional. From 2.3 on,
+- Up to 2.2, images are pulled for the default snapshotter, also for handlers with another one, unless the
+  images plugin has ``runtime_platforms.<handler>.snapshotter``; the key ``platform`` is optional. From 2.3 on,
   containerd derives this table from the handler. The migration of a schema 2 configuration writes misspelled
   keys, so schema 2 also needs this table of schema 3. It is merged with the migrated configuration.
 - A handler with an unknown snapshotter is served; only pulling an image fails.

@@ -1,1 +1,1 @@
-"""Edit TOML text and keep every byte that is not ours."""
+"""Edit TOML text without a change to any byte outside our entry."""

@@ -1,17 +1,16 @@
-"""Edit one top-level array of strings in somebody else's TOML file, and no other byte of it. Pure.
+"""Add a string to a top-level array in a foreign TOML file, or remove it. No other byte changes. Pure.
 
-The text is spliced, never rendered anew: comments, order, quoting and line ends stay. A small
-scanner finds the place; it is not trusted. The standard library's parser reads the file before and
-after, and an edit that changes anything but the one entry, or that could not be taken back to the
-same bytes, is refused with the request to do it by hand.
+The text is spliced, not rendered: comments, order, quoting and line ends stay. A small scanner finds
+the place. The standard library's parser then checks the result: :func:`add` and :func:`remove` raise
+an error that asks for an edit by hand when the edit changes anything other than the one string, or
+when removing the string again would not give the same bytes.
 
-tomlkit, which writes our own files, does not keep this promise (0.15.2): with the entry taken out
-again a trailing comma is gone or added, an array with a comment before its bracket is a ValueError,
-and a file of 1 MB takes 5 s.
+tomlkit, which writes our own files, is not exact enough for this (0.15.2): after the string is
+removed again a trailing comma is gone or added, an array with a comment before its bracket raises a
+ValueError, and a file of 1 MB takes 5 s.
 
-containerd, whose file this is made for, matches top-level keys whatever their case, and of two
-spellings the later one counts (measured on 2.1.9 and 2.3.4). So ``Imports`` is found as well, and a
-file with two spellings is refused.
+containerd ignores the case of top-level keys, and of two spellings it uses the later one (measured on
+2.1.9 and 2.3.4). So ``Imports`` is found as well, and a file with two spellings raises an error.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from typing import Any
 from kata_node.errors import HostError
 
 ADDED_LINE_COMMENT = "# added by kata-node"
-"""Ends a line that was added whole, so that it goes whole when its last entry goes."""
+"""The end of a line that :func:`add` wrote. :func:`remove` removes such a line with its last string."""
 
 _TOKEN = re.compile(
-    r'''"""(?:\\.|[^\\])*?""""{0,2}'''  # a multi-line string may end in quotes of its own
+    r'''"""(?:\\.|[^\\])*?""""{0,2}'''  # a multi-line string may have up to two quotes before its end
     r"""|'''.*?''''{0,2}"""
     r'''|"(?:\\.|[^"\\\n])*"'''
     r"""|'[^'\n]*'"""
@@ -42,41 +41,44 @@ _BREAK = re.compile(r"\r?\n|\Z")
 
 
 def quote(text: str) -> str:
-    """``text`` as a TOML basic string."""
+    """Return ``text`` as a TOML basic string."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @functools.lru_cache(maxsize=32)
 def _parse(content: bytes) -> Mapping[str, Any]:
-    """One stage asks for the same few files, as they are and as they are to be, dozens of times."""
+    """Parse a TOML file. Cached, because one stage parses the same few contents dozens of times."""
     return tomllib.loads(content.decode())
 
 
 def load(content: bytes, where: str) -> Mapping[str, Any]:
-    """Parse a TOML file, to be read only. Raises :class:`HostError` that tells the line and column."""
+    """Parse a TOML file; the result must not be changed.
+
+    Raises :class:`HostError` with the line and column when it is not valid TOML.
+    """
     try:
         return _parse(content)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        what = f"this is not valid TOML: line {line} is not UTF-8"
+        what = f"the file is not valid TOML: line {line} is not UTF-8"
     except tomllib.TOMLDecodeError as error:
         last = content.count(b"\n") + 1
         reason = str(error).replace("at end of document", f"at line {last}, the end")
         if content.startswith(b"\xef\xbb\xbf"):
             reason = "it begins with a byte order mark"
-        what = f"this is not valid TOML: {reason}"
-    raise HostError(what, where=where, hint="correct the file; it is never repaired automatically")
+        what = f"the file is not valid TOML: {reason}"
+    raise HostError(what, where=where, hint="correct the file by hand; kata-node does not repair it")
 
 
 def get(table: Mapping[str, Any], name: str, where: str) -> Any:
-    """The value of the top-level key ``name`` in any case, or ``None``.
+    """Return the value of the top-level key ``name``, spelled in any case; ``None`` when it is missing.
 
-    Raises :class:`HostError` when two spellings of it are there.
+    Raises :class:`HostError` when the file has the key in two spellings.
     """
     found = [spelling for spelling in table if spelling.lower() == name]
     if len(found) > 1:
         raise HostError(
-            f"the keys {' and '.join(found)} are one and the same to the runtime, which reads only the later",
+            f"the keys {' and '.join(found)} are the same key to the runtime, which uses only the last one",
             where=where,
             hint=f"merge them into one key {name}",
         )
@@ -84,23 +86,25 @@ def get(table: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def string_array(table: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
-    """The array of strings under the top-level key ``name``; empty when there is no such key.
+    """Return the array of strings under the top-level key ``name``; empty when the key is missing.
 
-    Raises :class:`HostError` when it is anything else.
+    Raises :class:`HostError` when the value is not an array of strings.
     """
     value = get(table, name, where)
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise HostError(f"{name} is not an array of strings", where=where, hint="correct the file")
+        raise HostError(
+            f"{name} is not an array of strings", where=where, hint=f"make {name} an array of strings"
+        )
     return tuple(value)
 
 
 def add(content: bytes, name: str, value: str, *, after: str = "", where: str) -> bytes:
-    """Add ``value`` to the array ``name``, by one insertion; nothing changes when it is there.
+    """Return ``content`` with ``value`` added to the array ``name``; unchanged when it is in the array.
 
-    Without such a key a line is added below that of the key ``after``, or else on top. Raises
-    :class:`HostError`: the file is not valid TOML, or the place cannot be found with certainty.
+    If the key is missing, a new line goes below the key ``after``, or else to the top. Raises
+    :class:`HostError` when the file is not valid TOML, or cannot be edited safely.
     """
     before = load(content, where)
     if value in string_array(before, name, where):
@@ -120,9 +124,10 @@ def add(content: bytes, name: str, value: str, *, after: str = "", where: str) -
 
 
 def remove(content: bytes, name: str, value: str, *, where: str) -> bytes:
-    """Take ``value`` out of the array ``name``; what :func:`add` made becomes what it was, byte for byte.
+    """Return ``content`` without ``value`` in the array ``name``; unchanged when it is not in the array.
 
-    Nothing changes when it is not there. Raises :class:`HostError` like :func:`add`.
+    The result of :func:`add` becomes the previous content, byte for byte. Raises :class:`HostError`
+    like :func:`add`.
     """
     before = load(content, where)
     times = string_array(before, name, where).count(value)
@@ -137,14 +142,14 @@ def remove(content: bytes, name: str, value: str, *, where: str) -> bytes:
 def _manual_edit_error(verb: str, name: str, value: str, where: str) -> HostError:
     preposition = "to" if verb == "add" else "from"
     return HostError(
-        f"the array {name} cannot be edited without risk to the rest of the file",
+        f"the array {name} cannot be edited safely",
         where=where,
         hint=f"{verb} {quote(value)} {preposition} {name} by hand, then run again",
     )
 
 
 def _only_adds(edited: bytes, before: Mapping[str, Any], name: str, value: str) -> bool:
-    """Whether ``edited`` says what ``before`` does, and ``value`` in the array is all it has beyond that."""
+    """Return whether ``value`` in the array is the only difference of ``edited`` from ``before``."""
     now = _try_split(edited, name)
     if now is None or value not in now[0]:
         return False
@@ -152,13 +157,13 @@ def _only_adds(edited: bytes, before: Mapping[str, Any], name: str, value: str) 
 
 
 def _only_removes(edited: bytes, before: Mapping[str, Any], name: str, value: str) -> bool:
-    """Whether ``edited`` says what ``before`` does, and lacks nothing but ``value`` in the array."""
+    """Return whether ``edited`` is ``before`` without ``value`` in the array."""
     array, rest = _split_array(before, name)
     return _try_split(edited, name) == ([item for item in array if item != value], rest)
 
 
 def _try_split(content: bytes, name: str) -> tuple[list[str], dict[str, Any]] | None:
-    """The array, and all else the file says; ``None`` when an edit broke it."""
+    """Return the array and all other keys; ``None`` when ``content`` is not valid TOML."""
     try:
         return _split_array(load(content, ""), name)
     except HostError:
@@ -172,7 +177,7 @@ def _split_array(table: Mapping[str, Any], name: str) -> tuple[list[str], dict[s
 
 @dataclass(frozen=True)
 class _Statement:
-    """``key = value`` above the first table; tokens of the value as ``(start, end)`` in the text."""
+    """A line ``key = value`` above the first table. ``value`` has the span of each token of the value."""
 
     start: int
     end: int
@@ -182,7 +187,7 @@ class _Statement:
 
 @dataclass(frozen=True)
 class _Element:
-    """A string in the array: its span, and where the comma behind it ends."""
+    """A string in the array: its span, and the end of the comma behind it."""
 
     start: int
     end: int
@@ -192,16 +197,16 @@ class _Element:
 @dataclass(frozen=True)
 class _Array:
     start: int
-    """Where its key starts."""
+    """The start of its key."""
     end: int
-    """Behind the closing bracket."""
+    """The end of its closing bracket."""
     open: int
-    """Behind the opening bracket."""
+    """The end of its opening bracket."""
     elements: tuple[_Element, ...]
 
 
 def _statements(text: str) -> Iterator[_Statement]:
-    """The statements above the first table header, of a text known to be valid TOML."""
+    """Return the statements above the first table header. ``text`` must be valid TOML."""
     start, depth, parts = -1, 0, list[tuple[int, int]]()
     for match in _TOKEN.finditer(text + "\n"):
         part, first = match[0], match[0][0]
@@ -227,7 +232,7 @@ def _find_statement(text: str, name: str) -> _Statement | None:
 
 
 def _find_array(text: str, name: str) -> _Array | None:
-    """The array under the top-level key ``name``, known to hold only strings."""
+    """Return the array under the top-level key ``name``, which must have only strings."""
     statement = _find_statement(text, name)
     if statement is None or text[statement.value[0][0]] != "[":
         return None
@@ -249,30 +254,30 @@ def _line_start(text: str, at: int) -> int:
 
 
 def _blanks_before(text: str, at: int) -> int:
-    """Where the blanks right before ``at`` start."""
+    """Return the start of the blanks right before ``at``."""
     line = _line_start(text, at)
     return line + len(text[line:at].rstrip(" \t"))
 
 
 def _blanks_after(text: str, at: int) -> int:
-    """Where the blanks right behind ``at`` end."""
+    """Return the end of the blanks right after ``at``."""
     while text.startswith((" ", "\t"), at):
         at += 1
     return at
 
 
 def _break_before(text: str, line: int) -> int:
-    """Where the line break before the line that starts at ``line`` starts."""
+    """Return the start of the line break before the line that starts at ``line``."""
     return line - (2 if text.startswith("\r\n", max(line - 2, 0)) else 1) if line else 0
 
 
 def _line_break_of(text: str) -> str:
-    """How this file ends its lines, judged by the first."""
+    """Return the line break of the first line."""
     return "\r\n" if text.startswith("\r\n", text.find("\n") - 1) else "\n"
 
 
 def _line_insertion(text: str, line: str, after: str) -> tuple[int, str]:
-    """Where to insert ``line`` when there is no array, and the insertion."""
+    """Return where to insert ``line`` if there is no array, and the text to insert."""
     statement = _find_statement(text, after) if after else None
     if statement is None:
         return 0, line + _line_break_of(text)
@@ -281,7 +286,7 @@ def _line_insertion(text: str, line: str, after: str) -> tuple[int, str]:
 
 
 def _append(text: str, array: _Array, literal: str) -> tuple[int, str]:
-    """Where to insert ``literal`` into the array, and the insertion with its comma and blanks."""
+    """Return where to insert ``literal`` into the array, and the text to insert with comma and blanks."""
     if not array.elements:
         return array.open, literal
     last = array.elements[-1]
@@ -292,13 +297,13 @@ def _append(text: str, array: _Array, literal: str) -> tuple[int, str]:
         rest = _REST_OF_LINE.match(text, last.comma)
         return (rest.end(), f"{own_line}{literal},") if rest else (last.comma, f" {literal},")
     if text.startswith("#", _blanks_after(text, last.end)):
-        # A comma behind the last entry would take the comment away from it.
+        # A comma behind the last string would separate it from its comment.
         return last.start, f"{literal},{own_line if blanks == line else text[blanks : last.start]}"
     return last.end, f",{own_line if blanks == line else ' '}{literal}"
 
 
 def _remove_elements(content: bytes, name: str, value: str, times: int) -> bytes:
-    """Cut ``times`` entries ``value``, the last one first; the caller checks the outcome."""
+    """Cut ``value`` out of the array ``times`` times, the last one first. The caller checks the result."""
     text = content.decode()
     for _ in range(times):
         array = _find_array(text, name)
@@ -319,7 +324,10 @@ def _parse_literal(literal: str) -> str:
 
 
 def _span_to_cut(text: str, array: _Array, index: int, added_line: str) -> tuple[int, int]:
-    """What to cut so that the entry at ``index`` is gone; ``whole`` is the line if :func:`add` made it."""
+    """Return the span to cut to remove the string at ``index``.
+
+    ``added_line`` is the whole line as :func:`add` writes it.
+    """
     item = array.elements[index]
     line, blanks = _line_start(text, item.start), _blanks_before(text, item.start)
     if len(array.elements) == 1:
@@ -329,7 +337,7 @@ def _span_to_cut(text: str, array: _Array, index: int, added_line: str) -> tuple
         return (line, line_break.end()) if line_break[0] else (_break_before(text, line), len(text))
     rest = _REST_OF_LINE.match(text, item.comma or item.end)
     alone = blanks == line and rest is not None and rest[1] is None
-    if item.comma is None:  # the last one: the comma before it goes too, unless a comment is in between
+    if item.comma is None:  # the last string: cut the comma before it too, unless a comment is in between
         comma = array.elements[index - 1].comma or item.start
         if not text[comma : item.start].strip():
             return comma - 1, item.end

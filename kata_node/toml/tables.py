@@ -1,18 +1,19 @@
-"""Put tables of ours into somebody else's TOML file as one marked block, and take them out again. Pure.
+"""Add our tables to a foreign TOML file as one managed block, or remove them. Pure.
 
-The block goes to the end, between two comment lines that name the instance, so that taking it out
-gives back every byte. A file whose last line has no end gets one; the opening line says so, and leaves
-it to the next block when it goes before that. The
-scanners here only find places: the standard library's parser reads the file before and after, and an
-edit that changes anything but our tables is refused with the request to do it by hand.
+The block goes to the end of the file, between two marker lines that name the installation. Removing
+it gives back every byte. If the last line of the file has no line break, it gets one and the first
+marker says so. When that block is removed before a block below it, the note moves to that block. The
+scanners here only find places. The standard library's parser then checks the result: an edit that
+changes anything other than our tables raises an error that asks for an edit by hand.
 
-Where the file has one of the tables above ours already, TOML lets another ``[header]`` add to it,
-also if it came from a dotted key, but not if it is an inline table (``plugins = {}``). Then tomlkit
-puts ours into that one, and a comment in the block says which keys were made. On all such forms
-tried, the parser of containerd 1.6.20 and 1.7.24 agrees with tomllib: what one refuses, so does the other.
+If the file already has a parent of one of our tables, TOML allows another ``[header]`` to extend it,
+even if the parent comes from a dotted key, but not if it is an inline table (``plugins = {}``). Then
+tomlkit adds our tables to the inline table, and a comment in the block lists the added keys. In all
+such forms that were tried, the parser of containerd 1.6.20 and 1.7.24 accepts and refuses the same
+text as tomllib.
 
-A Go template (``config.toml.tmpl`` of k3s and rke2) is no TOML before it is rendered. There the
-markers are all there is to go by.
+A Go template (``config.toml.tmpl`` of k3s and rke2) is not TOML before it is rendered. There only the
+markers tell which lines are ours.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from kata_node.errors import HostError
 from kata_node.toml.edit import load, quote
 
 KeyPath = tuple[str, ...]
-"""A key path: ``("plugins", "io.containerd.grpc.v1.cri", "containerd")``."""
+"""The keys that lead to a table: ``("plugins", "io.containerd.grpc.v1.cri", "containerd")``."""
 
 _ADDED_LINE_END = "(the line above had no end)"
 _BEGIN_LINE = re.compile(r"# >>> kata-node [^\s:]+: managed, changes down to <<< are lost(?=\r?\n)")
@@ -37,11 +38,11 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def add(content: bytes, block: bytes, name: str, *, where: str, template: bool = False) -> bytes:
-    """The file with ``block`` as the tables of the instance ``name``, in place of those it had.
+    """Return the file with ``block`` as the tables of the installation ``name``, instead of previous ones.
 
-    ``block`` is TOML of tables alone, with plain line feeds; the file's own line ends are used. A
-    ``template`` is not read as TOML. Raises :class:`HostError`: the file is not valid TOML, or has one
-    of these tables outside the block, or cannot be edited without a change to more than them.
+    ``block`` is TOML that consists of tables, with ``\\n`` as line break; the result uses the line
+    breaks of the file. A ``template`` is not parsed as TOML. Raises :class:`HostError` when the file is
+    not valid TOML, has one of these tables outside the block, or cannot be edited safely.
     """
     markers = _checked_markers(content, name, where)
     old = _block_between(content, markers)
@@ -58,9 +59,9 @@ def add(content: bytes, block: bytes, name: str, *, where: str, template: bool =
     for path in table_paths(block):
         if _value_at(before, path) is not None:
             raise HostError(
-                f"it has a table {dotted_key(path)} of its own",
+                f"the file already has a table {dotted_key(path)}",
                 where=where,
-                hint="remove that table, or give this installation an env.multiInstallSuffix",
+                hint="remove that table, or set env.multiInstallSuffix to install under other names",
             )
     wanted = _merge(before, load(block, where))
     if wanted is None:
@@ -78,12 +79,12 @@ def add(content: bytes, block: bytes, name: str, *, where: str, template: bool =
 def remove(
     content: bytes, name: str, *, where: str, template: bool = False, tables: Collection[KeyPath] = ()
 ) -> bytes:
-    """The file without the tables of the instance ``name``; what :func:`add` made becomes what it was.
+    """Return the file without the tables of the installation ``name``; unchanged when it has none.
 
-    Nothing changes when there are none. Where a marker is gone, as a tool that writes the file anew
-    without comments leaves it, the ``tables`` go instead, and those above them that are empty then: to
-    containerd 1.x an empty table of runtimes means not even runc. A template cannot be searched for
-    them. Raises :class:`HostError` like :func:`add`.
+    The result of :func:`add` becomes the previous content. A tool that rewrites the file without
+    comments removes the markers. If a marker is missing, this function removes ``tables`` and then
+    their parents that became empty: with an empty table of runtimes containerd 1.x does not even serve
+    runc. A template cannot be searched for tables. Raises :class:`HostError` like :func:`add`.
     """
     markers = _checked_markers(content, name, where)
     if block := _block_between(content, markers):
@@ -99,23 +100,23 @@ def remove(
 
 
 def has_marker(content: bytes, name: str) -> bool:
-    """Whether there is a marker of the instance ``name``, were it only one of the two."""
+    """Return whether at least one of the two markers of the installation ``name`` is present."""
     return next(_find_marker_lines(_decode(content), name), None) is not None
 
 
 def has_both_markers(content: bytes, name: str, *, where: str) -> bool:
-    """Whether both markers are there. Raises :class:`HostError` when they are not one pair, in order."""
+    """Return whether both markers are present. Raises :class:`HostError` on duplicates or a wrong order."""
     return len(_checked_markers(content, name, where)) == 2
 
 
 def block_content(content: bytes, name: str, *, where: str) -> bytes:
-    """What is between the markers of the instance ``name``; empty when they are not both there."""
+    """Return the text between the markers of the installation ``name``; empty unless both are present."""
     block = _find_block(content, name, where)
     return _encode(block.inner) if block else b""
 
 
 def table_paths(block: bytes) -> tuple[KeyPath, ...]:
-    """The key paths of the outermost tables in a block that hold a value of their own: its handlers."""
+    """Return the key paths of the outermost tables in a block that have a value: those of its handlers."""
 
     def walk(table: Mapping[str, Any], path: KeyPath) -> Iterator[KeyPath]:
         if path and not (table and all(isinstance(value, dict) for value in table.values())):
@@ -129,16 +130,16 @@ def table_paths(block: bytes) -> tuple[KeyPath, ...]:
 
 
 def dotted_key(path: KeyPath) -> str:
-    """A key path as it stands in a table's header."""
+    """Return a key path as a table header writes it."""
     return ".".join(part if _BARE_KEY.fullmatch(part) else quote(part) for part in path)
 
 
 def _manual_edit_error(name: str, where: str) -> HostError:
     return HostError(
-        f"the tables of the Kata installation {name} cannot be put in or taken out without risk to the rest",
+        f"the tables of the Kata installation {name} cannot be added or removed safely",
         where=where,
-        hint=f"take out by hand what the lines `{_begin(name)}` and `{_end(name)}` mark, and write inline "
-        "tables above it, as `plugins = {}`, with headers, as [plugins]; then run again",
+        hint=f"remove by hand the lines from `{_begin(name)}` to `{_end(name)}`, replace inline tables above "
+        "them, like `plugins = {}`, by table headers, like `[plugins]`, then run again",
     )
 
 
@@ -147,17 +148,17 @@ def _manual_edit_error(name: str, where: str) -> HostError:
 
 @dataclass(frozen=True)
 class _Block:
-    """A whole block: where its opening line starts, and where its closing one, with its break, ends."""
+    """A managed block: the start of its first marker, and the end of the line of its second one."""
 
     start: int
     end: int
     inner: str
     added_line_end: bool
-    """Whether it gave an end to the line above."""
+    """Whether the line break before the block was added with it."""
 
     @property
     def inline_keys(self) -> tuple[KeyPath, ...]:
-        """The keys made in inline tables, outer ones first."""
+        """The keys that were added to inline tables, parents first."""
         for line in self.inner.splitlines():
             if line.startswith(_INLINE_KEYS_COMMENT):
                 return tuple(tuple(path) for path in json.loads(line.removeprefix(_INLINE_KEYS_COMMENT)))
@@ -173,19 +174,20 @@ def _end(name: str) -> str:
 
 
 def _find_marker_lines(text: str, name: str) -> Iterator[re.Match[str]]:
-    """The lines that look like markers, whatever follows the name."""
+    """Find the marker lines of ``name``, with any text after the name."""
     pattern = rf"^[ \t]*\#[ \t]*(>>>|<<<) kata-node {re.escape(name)}(?=[:\s]|\Z)[^\n]*\n?"
     return re.finditer(pattern, text, re.MULTILINE)
 
 
 def _checked_markers(content: bytes, name: str, where: str) -> list[re.Match[str]]:
-    """None, one, or both in order. Raises :class:`HostError` on anything else."""
+    """Return no marker, one, or both in order. Raises :class:`HostError` on anything else."""
     found = list(_find_marker_lines(_decode(content), name))
     if len(found) > 2 or [item[1] for item in found] in ([">>>"] * 2, ["<<<"] * 2, ["<<<", ">>>"]):
         raise HostError(
-            f"the lines that mark the tables of the Kata installation {name} are not one pair, in order",
+            f"the marker lines of the Kata installation {name} are duplicated or in the wrong order",
             where=where,
-            hint=f"leave one `{_begin(name)}` above its tables and one `{_end(name)}` below, then run again",
+            hint=f"leave one line `{_begin(name)}` above its tables and one line `{_end(name)}` below them, "
+            "then run again",
         )
     return found
 
@@ -203,7 +205,7 @@ def _find_block(content: bytes, name: str, where: str) -> _Block | None:
 
 
 def _insert_block(content: bytes, old: _Block | None, block: bytes, name: str) -> bytes:
-    """``content`` with the marked block in place of ``old``, or else at the end."""
+    """Return ``content`` with the managed block instead of ``old``, or at the end if there is no ``old``."""
     text = _decode(content)
     line_end = "\r\n" if text.startswith("\r\n", text.find("\n") - 1) else "\n"
     added_line_end = old.added_line_end if old else bool(text) and not text.endswith("\n")
@@ -215,7 +217,7 @@ def _insert_block(content: bytes, old: _Block | None, block: bytes, name: str) -
 
 
 def _without_block(content: bytes, block: _Block | None) -> bytes:
-    """``content`` without the block and what it says it made elsewhere."""
+    """Return ``content`` without the block, the line break before it, and its keys in inline tables."""
     if block is None:
         return content
     text = _decode(content)
@@ -223,14 +225,14 @@ def _without_block(content: bytes, block: _Block | None) -> bytes:
     if block.added_line_end and not below:
         above = above.removesuffix("\n").removesuffix("\r")
     elif block.added_line_end and (next_one := _BEGIN_LINE.match(below)):
-        # The end of the line above goes with that one, then.
+        # The next block then takes over the note about the added line break.
         below = f"{next_one[0]} {_ADDED_LINE_END}{below[next_one.end() :]}"
     left = _encode(above + below)
     return _delete_keys(left, block.inline_keys) if block.inline_keys else left
 
 
 def _only_removes(content: bytes, edited: bytes, block: _Block, where: str) -> bool:
-    """Whether ``edited`` says what ``content`` does, but for what the block has."""
+    """Return whether ``edited`` has the values of ``content`` except those of the block."""
     before, after = load(content, where), _try_parse(edited)
     if block.inline_keys:
         return after == _without_keys(before, block.inline_keys)
@@ -249,7 +251,7 @@ def _without_markers(content: bytes, markers: Iterable[re.Match[str]]) -> bytes:
 
 
 def _insert_into_inline_tables(base: bytes, block: bytes, name: str) -> bytes:
-    """The tables put into the inline ones that are there, and a block that only says so."""
+    """Return ``base`` with the tables added to its inline tables, and a block that lists the added keys."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -285,7 +287,7 @@ def _remove_tables(content: bytes, name: str, where: str, tables: Collection[Key
 
 
 def _delete_keys(content: bytes, keys: Collection[KeyPath]) -> bytes:
-    """``content`` without ``keys``, given as :func:`_less` takes them; as it is when tomlkit cannot do it."""
+    """Return ``content`` without ``keys``, parents first; unchanged when tomlkit fails."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -298,7 +300,7 @@ def _delete_keys(content: bytes, keys: Collection[KeyPath]) -> bytes:
 
 
 def _without_keys(table: Mapping[str, Any], keys: Collection[KeyPath]) -> dict[str, Any]:
-    """``table`` without ``keys``, outer ones first; one that has others of them in it goes only if empty."""
+    """Return ``table`` without ``keys``, parents first. A parent is removed only if it becomes empty."""
     left = _merge({}, table) or {}
     _drop_keys(left, keys)
     return left
@@ -313,7 +315,7 @@ def _drop_keys(table: Any, keys: Collection[KeyPath]) -> None:
 
 
 def _value_at(table: Mapping[str, Any], path: KeyPath) -> Any:
-    """What is at a key path; ``None`` for nothing."""
+    """Return the value at a key path; ``None`` when it is missing."""
     found: Any = table
     for key in path:
         if not isinstance(found, Mapping) or key not in found:
@@ -323,7 +325,7 @@ def _value_at(table: Mapping[str, Any], path: KeyPath) -> Any:
 
 
 def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Both in one, without a change to either; ``None`` when they give the same key a value."""
+    """Return the union of two tables as a new one; ``None`` when both have a value for the same key."""
     out = dict(one)
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(out.get(key, {}), dict):
@@ -337,7 +339,7 @@ def _merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] |
 
 
 def _try_parse(content: bytes) -> Mapping[str, Any] | None:
-    """What it says; ``None`` when it is not valid TOML."""
+    """Parse ``content``; ``None`` when it is not valid TOML."""
     try:
         return load(content, "")
     except HostError:

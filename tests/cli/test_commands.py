@@ -433,7 +433,7 @@ def test_a_file_in_the_place_of_the_install_dir_is_left(cli_runner: CliRunner) -
     before = cli_runner.files()
     for command in ("install", "plan", "revert"):
         refused(
-            cli_runner, cli_runner.offline(command), 1, "/opt/kata", "Not a directory", "move away the file"
+            cli_runner, cli_runner.offline(command), 1, "/opt/kata", "Not a directory", "move the file away"
         )
     assert cli_runner.offline("status").code == 0
     assert cli_runner.files() == before
@@ -599,7 +599,7 @@ def test_ctrl_c_while_the_runtime_restarts_puts_it_back(live: tuple[CliRunner, F
 def test_ctrl_c_between_changes_is_told_as_the_stages_own_end(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.artifacts.look", press)
+    monkeypatch.setattr("stages.artifacts.gather_facts", press)
     result = cli_runner.offline("install")
     refused(cli_runner, result, 1, "interrupted", "run the same command again")
     assert result.outcomes == ["host-check done", "claim skipped", "artifacts failed"]

@@ -321,7 +321,7 @@ def test_a_label_that_comes_back_at_once_was_nobodys_wish(
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        pytest.param({"daemonset": FORBIDDEN}, ['give the account "get"', "apps"], id="no right"),
+        pytest.param({"daemonset": FORBIDDEN}, ['give the account the verb "get"', "apps"], id="no right"),
         pytest.param({"daemonset": status(401, "Unauthorized")}, ["ServiceAccount"], id="token"),
         pytest.param({"daemonset": status(500, "etcd")}, ["answered 500: etcd", "times"], id="fault"),
         pytest.param({}, ["gave no answer", "is reachable"], id="no answer"),
@@ -331,7 +331,7 @@ def test_a_label_that_comes_back_at_once_was_nobodys_wish(
         pytest.param(
             {"daemonset": status(404, 'daemonsets.apps "other" not found', "NotFound")}, ["404"], id="another"
         ),
-        pytest.param({"daemonset": (200, {"kind": "Pod"})}, ["the answer is no DaemonSet"], id="nonsense"),
+        pytest.param({"daemonset": (200, {"kind": "Pod"})}, ["the answer is not a DaemonSet"], id="nonsense"),
         pytest.param(
             {"daemonset": (200, DAEMONSET), "node": status(404, "", "NotFound")},
             ["no Node named n1"],

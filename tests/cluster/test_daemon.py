@@ -119,7 +119,7 @@ def test_without_rights_nothing_is_known(daemonset_fixture: DaemonSetFixture) ->
     wait_until(lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the right is gone")
     said = daemonset_fixture.ask_wanted(environment=environment)
     assert "is forbidden" in said.text
-    assert 'give the account "get" on the resource "daemonsets"' in said.text
+    assert 'give the account the verb "get" on the resource "daemonsets"' in said.text
     # Not even that there is none: to whoever may not look it is all the same.
     daemonset_fixture.delete()
     assert daemonset_fixture.ask_wanted(environment=environment).code == 1
@@ -133,7 +133,10 @@ def test_without_the_account_nothing_is_known(daemonset_fixture: DaemonSetFixtur
     wait_until(
         lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the token is refused"
     )
-    assert "its ServiceAccount has to be there" in daemonset_fixture.ask_wanted(environment=environment).text
+    assert (
+        "keep the ServiceAccount until the pods that use it are gone"
+        in daemonset_fixture.ask_wanted(environment=environment).text
+    )
 
 
 def test_a_node_that_has_left_the_cluster_is_nobodys_wish(daemonset_fixture: DaemonSetFixture) -> None:

@@ -112,7 +112,7 @@ def test_tokens_that_are_worth_nothing_are_a_failure_long_before_the_deadline(
     for running in (expired, orphaned):
         failed = Outcome.of(running.wait()).failed()
         assert "the API server answered 401: Unauthorized" in failed.text
-        assert "see that its ServiceAccount still exists" in failed.error["hint"]
+        assert "check that its ServiceAccount still exists" in failed.error["hint"]
     assert stage_runner.labels == {}
 
 
@@ -141,7 +141,7 @@ def test_a_right_that_is_missing_is_named(
     token = account(stage_runner, f"lacks-{lacks}", *verbs)
     failed = stage_runner.run("label", "--label-timeout=3", env=stage_runner.as_holder_of(token)).failed()
     assert f'cannot {lacks} resource "nodes"' in failed.text
-    assert f'the account lacks the verb "{lacks}" on the resource "nodes"' in failed.error["hint"]
+    assert f'give the account the verb "{lacks}" on the resource "nodes"' in failed.error["hint"]
     assert stage_runner.labels == {}
 
 
@@ -165,7 +165,7 @@ def test_without_the_right_to_record_events_a_node_is_labelled_all_the_same(
     token = account(stage_runner, "quiet", "get", "patch")
     done = stage_runner.run("label", env=stage_runner.as_holder_of(token)).succeeded()
     assert stage_runner.labels == OURS
-    assert 'give the account "create" on "events"' in done.log
+    assert 'give the account the verb "create" on the resource "events"' in done.log
 
 
 # --- servers ----------------------------------------------------------------------------------------
@@ -281,14 +281,14 @@ def test_a_node_that_is_deleted_and_registered_anew_is_labelled_then(
     to_be_registered_anew(stage_runner, when, new)
     done = stage_runner.run("label", *options).succeeded()
     assert stage_runner.labels == OURS
-    assert "giving it" in done.log
+    assert "for the kubelet to register Node" in done.log
 
 
 @pytest.mark.parametrize("when", ["not ready yet", "labelled"])
 def test_a_name_that_passes_to_another_machine_is_left_alone(stage_runner: StageRunner, when: str) -> None:
     to_be_registered_anew(stage_runner, when, ANOTHER)
     failed = stage_runner.run("label", MEANT).failed(3)
-    assert f"its machine id is {ANOTHER}, expected was {MACHINE}" in failed.text
+    assert f"its machine id is {ANOTHER}, the expected one is {MACHINE}" in failed.text
     assert stage_runner.labels == {}
 
 
@@ -306,4 +306,4 @@ def test_labels_of_another_machine_that_are_as_they_should_be_are_no_success(
     stage_runner.register(there, nodeInfo=node_info(ANOTHER))
     for running in [stage_runner.start(stage, MEANT) for stage in stages]:
         failed = Outcome.of(running.wait()).failed(3)
-        assert "the Node is on another machine" in failed.text
+        assert "the Node is not the expected machine" in failed.text

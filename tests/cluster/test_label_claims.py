@@ -110,7 +110,7 @@ def test_labels_put_back_after_a_removal_are_removed_again(stage_runner: StageRu
     )
     done = stage_runner.run("unclaim").succeeded()
     assert stage_runner.labels == {}
-    assert "was undone; changing it again" in done.log
+    assert "another writer undid the changes of Node" in done.log
 
 
 # --- little is asked --------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def varint(number: int) -> bytes:
 
 
 def message(*fields: tuple[int, object]) -> bytes:
-    """A serialized message: booleans and numbers, strings, bytes, floats (as eight bytes)."""
+    """Serialize a message of booleans, integers, strings, bytes, and floats (as eight bytes)."""
     out = b""
     for number, value in fields:
         if isinstance(value, int):
@@ -64,7 +64,7 @@ def framed(answer: bytes) -> bytes:
 
 @dataclass
 class Runtime:
-    """A container runtime's gRPC server, as far as one unary call needs it."""
+    """A fake container runtime: a gRPC server that answers unary calls."""
 
     answers: dict[str, bytes] = field(
         default_factory=lambda: {"Version": VERSION, "Status": message((1, READY))}
@@ -75,7 +75,7 @@ class Runtime:
     status_message: str = ""
     http_status: str = "200"
     instead: str = ""
-    """What it does instead of an answer: reset, goaway, nothing, half."""
+    """Instead of a complete answer: ``reset``, ``goaway``, ``nothing`` or ``half``."""
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     def serve(self, connection: socket.socket) -> None:
@@ -123,7 +123,7 @@ class Runtime:
             http.send_headers(stream, outcome, end_stream=True)
 
     def send(self, connection: socket.socket, http: H2Connection, stream: int, body: bytes) -> None:
-        """In frames of at most ``chunk`` bytes, and no more than the client makes room for."""
+        """Send ``body`` in frames of at most ``chunk`` bytes, within the client's flow control window."""
         while body:
             room = min(self.chunk, http.local_flow_control_window(stream))
             if room:
@@ -136,7 +136,7 @@ class Runtime:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Cri]]:
-    """Start a server on the CRI socket of a root of its own; hand out the client for it."""
+    """Start a server on the CRI socket of a new root; return the client for it."""
     peers: list[UnixServer] = []
 
     def start(connection: Callable[[socket.socket], None], backlog: int = 16) -> Cri:
@@ -148,11 +148,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Cri]]:
         peer.close()
 
 
-def test_version_says_which_runtime_answers(serve: Callable[..., Cri]) -> None:
+def test_version_returns_the_name_and_version_of_the_runtime(serve: Callable[..., Cri]) -> None:
     assert serve(Runtime().serve).version(PLENTY) == Version("containerd", "v2.1.9", "v1")
 
 
-def test_status_lists_the_handlers_without_the_unnamed_default_one(serve: Callable[..., Cri]) -> None:
+def test_status_lists_the_handlers_without_the_default_one(serve: Callable[..., Cri]) -> None:
     handlers = [(3, handler(name)) for name in ("runc", "", "kata-qemu", "kata-clh")]
     status = serve(Runtime({"Status": message((1, READY), *handlers)}).serve).status(PLENTY)
     assert status.handlers == ("kata-clh", "kata-qemu", "runc")
@@ -160,7 +160,7 @@ def test_status_lists_the_handlers_without_the_unnamed_default_one(serve: Callab
     assert status.network_ready
 
 
-def test_status_keeps_what_a_condition_says_of_itself(serve: Callable[..., Cri]) -> None:
+def test_status_keeps_the_reason_and_message_of_a_condition(serve: Callable[..., Cri]) -> None:
     network = message((1, "NetworkReady"), (2, False), (3, "NoPlugin"), (4, "cni plugin not initialized"))
     ready = message((1, message((1, message((1, "RuntimeReady"), (2, True))), (1, network))))
     assert serve(Runtime({"Status": ready}).serve).status(PLENTY) == Status(
@@ -179,7 +179,7 @@ def sandbox(namespace: str, name: str, *more: tuple[int, object]) -> tuple[int, 
     return 1, message((1, f"{name:x<64}"), (2, metadata), (4, 2**60), *more)
 
 
-def test_the_pods_that_run_are_told_with_what_runs_them(serve: Callable[..., Cri]) -> None:
+def test_running_pods_are_listed_with_their_handlers(serve: Callable[..., Cri]) -> None:
     answer = message(
         sandbox("shop", "web", (5, message((1, "app"), (2, "web"))), (7, "kata-qemu")),
         sandbox("shop", "db", (6, message((1, "note"), (2, "x" * 1000))), (7, "runc")),
@@ -192,21 +192,21 @@ def test_the_pods_that_run_are_told_with_what_runs_them(serve: Callable[..., Cri
     )
 
 
-def test_only_those_that_run_are_asked_for(serve: Callable[..., Cri]) -> None:
+def test_only_running_pods_are_requested(serve: Callable[..., Cri]) -> None:
     runtime = Runtime({"ListPodSandbox": b""})
     assert serve(runtime.serve).pods("containerd", PLENTY) == ()
-    # The request's filter, in it the state's message, in which the state that runs is the default.
+    # A filter with an empty state message, which means SANDBOX_READY (0), the default.
     assert [request for _, request in runtime.requests] == [framed(message((1, message((2, b"")))))]
 
 
-def test_a_pod_whose_sandbox_was_made_twice_is_told_once(serve: Callable[..., Cri]) -> None:
+def test_a_pod_with_two_sandboxes_is_listed_once(serve: Callable[..., Cri]) -> None:
     answer = message(*[sandbox("shop", "web", (7, "kata-qemu"))] * 2)
     assert serve(Runtime({"ListPodSandbox": answer}).serve).pods("containerd", PLENTY) == (
         Pod("shop", "web", "kata-qemu"),
     )
 
 
-def test_a_full_node_is_told_in_one_answer(serve: Callable[..., Cri]) -> None:
+def test_all_pods_of_a_full_node_come_in_one_answer(serve: Callable[..., Cri]) -> None:
     annotation = (6, message((1, "kubectl.kubernetes.io/last-applied-configuration"), (2, "x" * 8192)))
     answer = message(*(sandbox("shop", f"web-{at}", annotation, (7, "kata-qemu")) for at in range(500)))
     runtime = Runtime({"ListPodSandbox": answer})
@@ -216,10 +216,10 @@ def test_a_full_node_is_told_in_one_answer(serve: Callable[..., Cri]) -> None:
 
 @dataclass
 class Crio(Runtime):
-    """CRI-O, which lists no handler, and has that of each sandbox in the verbose status of it."""
+    """A fake CRI-O: it reports a handler only in the verbose status of a sandbox."""
 
     handlers: dict[str, str] = field(default_factory=dict)
-    """By the name of the pod, for those that did not end since they were listed."""
+    """The handlers by the names of pods. Pods that are not in it have ended after they were listed."""
 
     def answer(self, connection: socket.socket, http: H2Connection, stream: int, path: str) -> None:
         if path.endswith("/PodSandboxStatus"):
@@ -231,14 +231,14 @@ class Crio(Runtime):
         super().answer(connection, http, stream, path)
 
 
-def test_of_cri_o_each_pod_is_asked_for_by_itself(serve: Callable[..., Cri]) -> None:
+def test_cri_o_gets_one_request_per_pod_for_its_handler(serve: Callable[..., Cri]) -> None:
     listed = message(sandbox("shop", "web"), sandbox("shop", "db"), sandbox("shop", "ended"))
     runtime = Crio({"ListPodSandbox": listed}, handlers={"web": "kata-qemu", "db": ""})
     assert serve(runtime.serve).pods("cri-o", PLENTY) == (
         Pod("shop", "db", ""),
         Pod("shop", "web", "kata-qemu"),
     )
-    # The id, and that all of it is wanted.
+    # The id, and verbose.
     assert runtime.requests[1][1] == framed(message((1, f"{'web':x<64}"), (2, True)))
 
 
@@ -250,21 +250,21 @@ def test_of_cri_o_each_pod_is_asked_for_by_itself(serve: Callable[..., Cri]) -> 
         pytest.param(message((2, message((1, "info"), (2, "[")))), id="no-json"),
     ],
 )
-def test_a_handler_that_cri_o_does_not_tell_is_no_default_one(
+def test_a_missing_handler_in_the_answer_of_cri_o_is_an_error(
     serve: Callable[..., Cri], answer: bytes
 ) -> None:
-    """Its pod may well run on what is to be taken away."""
+    """Otherwise a pod on a handler that is to be removed could be missed."""
     runtime = Runtime({"ListPodSandbox": message(sandbox("shop", "web")), "PodSandboxStatus": answer})
     with pytest.raises(CriCallError, match="RuntimeHandler") as caught:
         serve(runtime.serve).pods("cri-o", PLENTY)
     assert caught.value.reason is Reason.BROKEN
 
 
-def test_an_empty_answer_is_a_runtime_that_is_not_ready(serve: Callable[..., Cri]) -> None:
+def test_an_empty_status_means_that_the_runtime_is_not_ready(serve: Callable[..., Cri]) -> None:
     assert serve(Runtime({"Status": b""}).serve).status(PLENTY) == Status(False, False, ())
 
 
-def test_fields_of_newer_runtimes_are_passed_over(serve: Callable[..., Cri]) -> None:
+def test_unknown_fields_of_newer_runtimes_are_ignored(serve: Callable[..., Cri]) -> None:
     newer = message(
         (1, READY), (2, message((1, "config"), (2, "{}"))), (300, 2**63), (4, b"\x08\x01"), (9, 1.5)
     )
@@ -278,7 +278,7 @@ def info(key: str, value: str) -> tuple[int, bytes]:
     return 2, message((1, key), (2, value))
 
 
-def test_handlers_a_runtime_does_not_report_are_read_from_its_configuration(
+def test_handlers_come_from_the_configuration_when_the_runtime_does_not_report_them(
     serve: Callable[..., Cri],
 ) -> None:
     config = '{"containerd": {"defaultRuntimeName": "runc", "runtimes": {"runc": {}, "kata-qemu": {}}}}'
@@ -291,7 +291,7 @@ def test_handlers_a_runtime_does_not_report_are_read_from_its_configuration(
     assert (plain, verbose) == (b"", message((1, True)))
 
 
-def test_a_runtime_that_reports_its_handlers_is_asked_once(serve: Callable[..., Cri]) -> None:
+def test_a_runtime_that_reports_its_handlers_gets_one_request(serve: Callable[..., Cri]) -> None:
     config = info("config", '{"containerd": {"runtimes": {"other": {}}}}')
     runtime = Runtime({"Status": message((1, READY), config, (3, handler("runc")))})
     assert serve(runtime.serve).status(PLENTY).handlers == ("runc",)
@@ -309,7 +309,7 @@ def test_a_runtime_that_reports_its_handlers_is_asked_once(serve: Callable[..., 
         pytest.param('{"containerd": {"runtimes": "runc"}}', id="text"),
     ],
 )
-def test_a_configuration_without_runtimes_names_no_handlers(serve: Callable[..., Cri], config: str) -> None:
+def test_a_configuration_without_runtimes_gives_no_handlers(serve: Callable[..., Cri], config: str) -> None:
     status = serve(Runtime({"Status": message((1, READY), info("config", config))}).serve).status(PLENTY)
     assert status.handlers == ()
     assert status.runtime_ready
@@ -320,12 +320,12 @@ def test_a_configuration_without_runtimes_names_no_handlers(serve: Callable[...,
     [
         pytest.param(b"\x80", "a number ends too early", id="cut-number"),
         pytest.param(b"\x0a\x05ab", "a field ends too early", id="cut-string"),
-        pytest.param(b"\x0b", "an unknown kind", id="group"),
+        pytest.param(b"\x0b", "the unknown wire type 3", id="group"),
         pytest.param(b"\xff" * 11, "more than 64 bits", id="endless-number"),
         pytest.param(message((1, message((1, b"\x0a\x05ab")))), "a field ends too early", id="inner-message"),
     ],
 )
-def test_an_answer_that_is_no_message_is_an_error_of_its_own(
+def test_an_answer_that_cannot_be_decoded_is_an_error(
     serve: Callable[..., Cri], answer: bytes, what: str
 ) -> None:
     with pytest.raises(CriCallError, match=what) as caught:
@@ -333,7 +333,7 @@ def test_an_answer_that_is_no_message_is_an_error_of_its_own(
     assert caught.value.reason is Reason.BROKEN
 
 
-def test_the_request_is_what_a_grpc_server_asks_for(serve: Callable[..., Cri]) -> None:
+def test_the_request_has_the_headers_that_grpc_requires(serve: Callable[..., Cri]) -> None:
     runtime = Runtime({"Status": message((3, handler("runc")))})
     serve(runtime.serve).status(PLENTY)
     [(headers, body)] = runtime.requests
@@ -352,7 +352,7 @@ def test_the_request_is_what_a_grpc_server_asks_for(serve: Callable[..., Cri]) -
         pytest.param(1e9, 99_999_999, 99_999_999, id="no-more-than-eight-digits"),
     ],
 )
-def test_the_server_is_told_the_deadline(
+def test_the_request_contains_the_deadline(
     serve: Callable[..., Cri], timeout: float, low: int, high: int
 ) -> None:
     runtime = Runtime()
@@ -363,7 +363,7 @@ def test_the_server_is_told_the_deadline(
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 7])
-def test_an_answer_split_anywhere_is_put_together(serve: Callable[..., Cri], chunk: int) -> None:
+def test_an_answer_in_small_chunks_is_put_together(serve: Callable[..., Cri], chunk: int) -> None:
     assert serve(Runtime(chunk=chunk).serve).version(PLENTY) == Version("containerd", "v2.1.9", "v1")
 
 
@@ -373,7 +373,7 @@ def test_an_answer_larger_than_the_flow_control_window_does_not_stall(serve: Cal
     assert len(status.handlers) == 4000
 
 
-def test_an_answer_without_end_is_given_up(serve: Callable[..., Cri]) -> None:
+def test_an_answer_above_the_size_limit_is_an_error(serve: Callable[..., Cri]) -> None:
     runtime = Runtime(body=lambda _: bytes(17 << 20))
     with pytest.raises(CriCallError, match="longer than 16 MiB") as caught:
         serve(runtime.serve).status(PLENTY)
@@ -390,7 +390,7 @@ def test_an_answer_without_end_is_given_up(serve: Callable[..., Cri]) -> None:
         pytest.param(lambda answer: b"\1" + framed(answer)[1:], "not one plain message", id="compressed"),
     ],
 )
-def test_an_answer_that_is_not_one_message_is_refused(
+def test_an_answer_that_is_not_exactly_one_message_is_an_error(
     serve: Callable[..., Cri], body: Callable[[bytes], bytes], what: str
 ) -> None:
     with pytest.raises(CriCallError, match=what) as caught:
@@ -398,7 +398,7 @@ def test_an_answer_that_is_not_one_message_is_refused(
     assert caught.value.reason is Reason.BROKEN
 
 
-def test_a_runtime_whose_cri_plugin_did_not_load_is_told_from_one_that_is_down(
+def test_a_runtime_without_its_cri_plugin_is_reported_as_such(
     serve: Callable[..., Cri],
 ) -> None:
     with pytest.raises(CriCallError, match="does not serve the CRI") as caught:
@@ -419,12 +419,12 @@ def test_a_runtime_whose_cri_plugin_did_not_load_is_told_from_one_that_is_down(
         pytest.param(Runtime(status="2"), Reason.ERROR, "Status failed: gRPC status 2", id="wordless"),
         pytest.param(Runtime(status="4"), Reason.TIMEOUT, "no answer to Status within 300 s", id="late"),
         pytest.param(Runtime(http_status="404"), Reason.BROKEN, "not gRPC (HTTP status 404)", id="http"),
-        pytest.param(Runtime(instead="reset"), Reason.BROKEN, "gave the call up", id="reset"),
-        pytest.param(Runtime(instead="goaway"), Reason.BROKEN, "gave the call up", id="goaway"),
+        pytest.param(Runtime(instead="reset"), Reason.BROKEN, "canceled the call", id="reset"),
+        pytest.param(Runtime(instead="goaway"), Reason.BROKEN, "canceled the call", id="goaway"),
         pytest.param(Runtime(instead="half"), Reason.BROKEN, "no answer", id="died-in-mid-answer"),
     ],
 )
-def test_an_error_says_what_the_runtime_said(
+def test_an_error_quotes_the_error_of_the_runtime(
     serve: Callable[..., Cri], runtime: Runtime, reason: Reason, what: str
 ) -> None:
     with pytest.raises(CriCallError) as caught:
@@ -445,7 +445,7 @@ def test_an_error_says_what_the_runtime_said(
         pytest.param(b"", id="hangs-up"),
     ],
 )
-def test_a_socket_of_something_else_is_told(serve: Callable[..., Cri], greeting: bytes) -> None:
+def test_a_server_that_is_not_a_runtime_is_an_error(serve: Callable[..., Cri], greeting: bytes) -> None:
     def talk(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(greeting)
@@ -455,28 +455,28 @@ def test_a_socket_of_something_else_is_told(serve: Callable[..., Cri], greeting:
     assert caught.value.reason is Reason.BROKEN
 
 
-def test_a_missing_socket_is_a_runtime_that_is_down_or_restarting(tmp_path: Path) -> None:
+def test_a_missing_socket_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(CriCallError, match="there is no CRI socket") as caught:
         Cri(Root(tmp_path)).version(PLENTY)
     assert caught.value.reason is Reason.MISSING
     assert caught.value.where == SOCKET
 
 
-def test_a_socket_that_nobody_listens_on_is_told_from_a_missing_one(tmp_path: Path) -> None:
+def test_a_socket_without_a_listener_is_reported_as_refused(tmp_path: Path) -> None:
     listen(tmp_path / SOCKET[1:]).close()
-    with pytest.raises(CriCallError, match="nobody listens") as caught:
+    with pytest.raises(CriCallError, match="nothing listens") as caught:
         Cri(Root(tmp_path), SOCKET).version(PLENTY)
     assert caught.value.reason is Reason.REFUSED
 
 
-def test_a_socket_below_a_file_is_a_missing_one(tmp_path: Path) -> None:
+def test_a_socket_path_below_a_file_is_reported_as_missing(tmp_path: Path) -> None:
     (tmp_path / "run").write_bytes(b"")
     with pytest.raises(CriCallError) as caught:
         Cri(Root(tmp_path), SOCKET).version(PLENTY)
     assert caught.value.reason is Reason.MISSING
 
 
-def test_a_socket_this_user_may_not_use_is_told(
+def test_a_socket_without_permission_is_reported_as_denied(
     serve: Callable[..., Cri], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -495,7 +495,7 @@ def test_a_runtime_that_accepts_but_never_answers_times_out(serve: Callable[...,
     assert caught.value.reason is Reason.TIMEOUT
 
 
-def test_a_runtime_that_sends_a_byte_now_and_then_times_out_all_the_same(serve: Callable[..., Cri]) -> None:
+def test_a_runtime_that_sends_frames_but_no_answer_times_out(serve: Callable[..., Cri]) -> None:
     over = threading.Event()
 
     def trickle(connection: socket.socket) -> None:
@@ -503,7 +503,8 @@ def test_a_runtime_that_sends_a_byte_now_and_then_times_out_all_the_same(serve: 
         settings.initiate_connection()
         connection.sendall(settings.data_to_send())
         while not over.wait(0.01):
-            connection.sendall(b"\0\0\4\x08\0\0\0\0\0" + b"\0\0\0\1")  # a window update: wants no answer
+            # A window update, which needs no answer.
+            connection.sendall(b"\0\0\4\x08\0\0\0\0\0" + b"\0\0\0\1")
 
     with pytest.raises(CriCallError) as caught:
         serve(trickle).version(0.2)
@@ -511,7 +512,7 @@ def test_a_runtime_that_sends_a_byte_now_and_then_times_out_all_the_same(serve: 
     assert caught.value.reason is Reason.TIMEOUT
 
 
-def test_a_runtime_that_does_not_even_accept_times_out(tmp_path: Path) -> None:
+def test_a_runtime_that_does_not_accept_connections_times_out(tmp_path: Path) -> None:
     root = Root(tmp_path)
     with (
         listen(tmp_path / SOCKET[1:], backlog=0),
@@ -522,7 +523,7 @@ def test_a_runtime_that_does_not_even_accept_times_out(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.TIMEOUT
 
 
-def test_a_root_deeper_than_a_socket_address_can_say_is_no_obstacle(tmp_path: Path) -> None:
+def test_the_path_of_the_root_may_be_longer_than_a_socket_address(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     peer = UnixServer(deep / SOCKET[1:], Runtime().serve)
     try:
@@ -531,7 +532,7 @@ def test_a_root_deeper_than_a_socket_address_can_say_is_no_obstacle(tmp_path: Pa
         peer.close()
 
 
-def test_a_link_on_the_way_to_the_socket_stays_below_the_root(
+def test_a_symlink_in_the_path_of_the_socket_stays_below_the_root(
     serve: Callable[..., Cri], tmp_path: Path
 ) -> None:
     cri = serve(Runtime().serve)
@@ -540,13 +541,13 @@ def test_a_link_on_the_way_to_the_socket_stays_below_the_root(
     assert Cri(cri.root, "/var/run/containerd/containerd.sock").version(PLENTY).runtime_name == "containerd"
 
 
-def test_a_loop_of_links_is_the_hosts_error(tmp_path: Path) -> None:
+def test_a_loop_of_symlinks_is_a_host_error(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to("run")
     with pytest.raises(HostError):
         Cri(Root(tmp_path), SOCKET).version(PLENTY)
 
 
-def test_each_call_connects_anew_so_a_restarted_runtime_answers_at_once(tmp_path: Path) -> None:
+def test_a_call_after_a_restart_of_the_runtime_works(tmp_path: Path) -> None:
     cri = Cri(Root(tmp_path), SOCKET)
     for version in ("2.1.9", "2.2.0"):
         peer = UnixServer(

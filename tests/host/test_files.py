@@ -17,7 +17,7 @@ CONFIG = "/etc/containerd/config.toml"
 
 
 def make(root: Root, *paths: str) -> None:
-    """Files (with their own path as content), directories (ending in /) and links (``a -> b``)."""
+    """Create files (the content is the path), directories (ending in ``/``) and symlinks (``a -> b``)."""
     for path in paths:
         name, _, target = path.partition(" -> ")
         real = root.base / name.strip("/")
@@ -48,7 +48,7 @@ def failing(error: int) -> Callable[..., Any]:
     return fail
 
 
-# --- where a path leads -----------------------------------------------------------------------------
+# --- resolving paths --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,13 @@ def failing(error: int) -> Callable[..., Any]:
         pytest.param(["/a -> /gone/x"], "/a", "/gone/x", id="dangling"),
     ],
 )
-def test_a_path_leads_where_it_leads_on_the_host(
-    root: Root, links: list[str], path: str, leads_to: str
-) -> None:
+def test_a_path_resolves_like_on_the_node(root: Root, links: list[str], path: str, leads_to: str) -> None:
     make(root, *links)
     assert root.resolve(path) == root.base.joinpath(leads_to.strip("/"))
     assert root.real_path(path) == leads_to
 
 
-def test_the_last_link_can_be_taken_as_it_is(root: Root) -> None:
+def test_the_last_symlink_is_not_followed_on_request(root: Root) -> None:
     make(root, "/etc/a -> /var/b", "/data -> /etc")
     assert root.resolve("/data/a", follow_last=False) == root.base / "etc/a"
     assert root.read_link("/data/a") == "/var/b"
@@ -92,7 +90,7 @@ def test_the_last_link_can_be_taken_as_it_is(root: Root) -> None:
     assert root.read_link("/gone/a") is None
 
 
-def test_as_many_links_are_followed_as_the_kernel_follows(root: Root) -> None:
+def test_the_limit_of_symlinks_is_that_of_the_kernel(root: Root) -> None:
     make(root, "/0", *(f"/{number + 1} -> {number}" for number in range(41)))
     kernel = root.base
     assert (kernel / "40").read_text() == "/0"
@@ -104,7 +102,7 @@ def test_as_many_links_are_followed_as_the_kernel_follows(root: Root) -> None:
 
 
 @pytest.mark.parametrize("links", [["/a -> a"], ["/a -> /b/x", "/b -> /a"]], ids=["to itself", "in a circle"])
-def test_a_loop_of_links_is_an_error_that_names_the_path(root: Root, links: list[str]) -> None:
+def test_a_loop_of_symlinks_is_an_error_that_names_the_path(root: Root, links: list[str]) -> None:
     make(root, *links)
     with pytest.raises(HostError) as caught:
         root.exists("/a/etc")
@@ -112,34 +110,34 @@ def test_a_loop_of_links_is_an_error_that_names_the_path(root: Root, links: list
     assert "remove the symlink" in caught.value.hint
 
 
-def test_a_relative_path_is_a_mistake_of_the_caller(root: Root) -> None:
+def test_a_relative_path_raises_a_value_error(root: Root) -> None:
     with pytest.raises(ValueError, match="must be absolute"):
         root.resolve("etc/passwd")
 
 
-def test_the_machines_own_root_is_a_root_like_any_other() -> None:
+def test_the_root_can_be_the_slash_directory() -> None:
     machine = Root(Path("/"))
     assert machine.real_path("/") == "/"
     assert machine.real_path("/.kata-node-test/x") == "/.kata-node-test/x"
     assert machine.resolve("/proc/self/..") == Path("/proc")
 
 
-def test_a_root_given_by_a_link_is_the_directory_itself(tmp_path: Path) -> None:
+def test_the_root_can_be_a_symlink_to_a_directory(tmp_path: Path) -> None:
     (tmp_path / "host").mkdir()
     (tmp_path / "link").symlink_to("host")
     Root(tmp_path / "link").make_dirs("/etc")
     assert (tmp_path / "host/etc").is_dir()
 
 
-# --- what is there ----------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------
 
 
-def test_the_root_of_a_process_is_not_taken_for_what_its_link_says() -> None:
-    """``/proc/PID/root`` reads as a link to ``/`` for every process, whatever that one's root is."""
+def test_the_root_of_a_process_is_not_resolved() -> None:
+    """``/proc/PID/root`` reads as a symlink to ``/`` even if the process has another root."""
     assert Root(Path("/proc/self/root")).resolve("/etc") == Path("/proc/self/root/etc")
 
 
-def test_what_is_there_is_told_apart(root: Root) -> None:
+def test_files_directories_and_symlinks_are_told_apart(root: Root) -> None:
     make(root, "/dir/file", "/to-dir -> /dir", "/to-file -> dir/file", "/dangling -> gone")
     assert [root.exists(path) for path in ("/dir", "/to-file", "/dangling", "/gone", "/dir/file/x")] == [
         *(True, True, False, False, False)
@@ -157,7 +155,7 @@ def test_what_is_there_is_told_apart(root: Root) -> None:
     assert root.list_dir("/dir/file") == []
 
 
-def test_a_file_is_read_with_what_it_takes_to_put_it_back(root: Root) -> None:
+def test_the_state_of_a_file_has_content_mode_and_owner(root: Root) -> None:
     make(root, "/etc/a", "/b -> /etc/a")
     root.resolve("/etc/a").chmod(0o640)
     assert root.read_state("/b") == FileState(b"/etc/a", 0o640, os.getuid(), os.getgid())
@@ -169,12 +167,14 @@ def test_a_file_is_read_with_what_it_takes_to_put_it_back(root: Root) -> None:
 @pytest.mark.parametrize(
     ("path", "what", "hint"),
     [
-        pytest.param("/etc", "Is a directory", "move away the directory", id="directory"),
-        pytest.param("/file/config.toml", "Not a directory", "move away the file", id="file above it"),
+        pytest.param("/etc", "Is a directory", "move the directory away", id="directory"),
+        pytest.param("/file/config.toml", "Not a directory", "move the file away", id="file above it"),
         pytest.param("/" + "x" * 300, "File name too long", "", id="long name"),
     ],
 )
-def test_what_cannot_be_read_is_an_error_that_says_why(root: Root, path: str, what: str, hint: str) -> None:
+def test_a_path_that_cannot_be_read_is_an_error_with_a_hint(
+    root: Root, path: str, what: str, hint: str
+) -> None:
     make(root, "/etc/", "/file")
     with pytest.raises(HostError) as caught:
         root.read(path)
@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_an_error_that_says_why(root: Root, path: str, wh
     assert hint in caught.value.hint
 
 
-ASKED: dict[str, Callable[[Root], object]] = {
+READS: dict[str, Callable[[Root], object]] = {
     "read": lambda root: root.read(CONFIG),
     "read_link": lambda root: root.read_link(CONFIG),
     "resolve": lambda root: root.resolve(CONFIG),
@@ -194,26 +194,24 @@ ASKED: dict[str, Callable[[Root], object]] = {
 
 
 @pytest.mark.parametrize(
-    ("question", "call"),
+    ("operation", "call"),
     [
-        *((question, "readlink") for question in ASKED),
-        *((question, "lstat") for question in ("exists", "is_dir", "lstat", "make_dirs")),
+        *((operation, "readlink") for operation in READS),
+        *((operation, "lstat") for operation in ("exists", "is_dir", "lstat", "make_dirs")),
     ],
 )
-def test_a_host_that_refuses_to_answer_is_not_taken_for_an_empty_one(
-    root: Root, monkeypatch: pytest.MonkeyPatch, question: str, call: str
+def test_a_refused_system_call_does_not_mean_that_the_file_is_missing(
+    root: Root, monkeypatch: pytest.MonkeyPatch, operation: str, call: str
 ) -> None:
     make(root, CONFIG)
     monkeypatch.setattr(os, call, failing(errno.EACCES))
     with pytest.raises(HostError) as caught:
-        ASKED[question](root)
+        READS[operation](root)
     assert (caught.value.what, caught.value.where) == ("Permission denied", CONFIG)
     assert "run as root" in caught.value.hint
 
 
-def test_a_directory_that_cannot_be_listed_is_not_taken_for_an_empty_one(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_that_cannot_be_listed_is_an_error(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "listdir", failing(errno.EIO))
     with pytest.raises(HostError, match="Input/output error") as caught:
         root.list_dir("/etc")
@@ -245,7 +243,7 @@ TREE = (
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [
-        # Each was compared with what Go's filepath.Glob finds in such a tree.
+        # Each result was compared with that of Go's filepath.Glob in such a tree.
         pytest.param(
             "/c/*.toml",
             ["/c/.hidden.toml", "/c/10-a.toml", "/c/9-b.toml", "/c/B.toml", "/c/dangling.toml", "/c/é.toml"],
@@ -281,19 +279,19 @@ TREE = (
         pytest.param("/[/c]*", None, id="class over a slash"),
     ],
 )
-def test_a_pattern_finds_what_it_finds_for_containerd(
+def test_a_pattern_matches_the_same_files_as_in_containerd(
     root: Root, pattern: str, found: list[str] | None
 ) -> None:
     make(root, *TREE)
     if found is not None:
         assert root.glob(pattern) == found
         return
-    with pytest.raises(HostError, match="not a valid pattern") as caught:
+    with pytest.raises(HostError, match="the pattern is not valid") as caught:
         root.glob(pattern)
     assert caught.value.where == pattern
 
 
-def test_a_name_with_a_line_break_is_a_name(root: Root) -> None:
+def test_a_name_with_a_line_break_is_matched(root: Root) -> None:
     make(root, "/c/a\nb.toml")
     assert (
         root.glob("/c/*.toml") == root.glob("/c/a?b.toml") == root.glob("/c/a[^x]b.toml") == ["/c/a\nb.toml"]
@@ -303,7 +301,7 @@ def test_a_name_with_a_line_break_is_a_name(root: Root) -> None:
 @pytest.mark.parametrize(
     ("name", "special"), [("a.toml", False), ("*", True), ("a?", True), ("[", True), ("\\", True)]
 )
-def test_a_pattern_is_told_from_a_name(name: str, special: bool) -> None:
+def test_a_name_with_a_special_character_is_a_pattern(name: str, special: bool) -> None:
     assert go_glob.is_pattern(name) is special
 
 
@@ -311,17 +309,17 @@ def test_a_pattern_is_told_from_a_name(name: str, special: bool) -> None:
 
 
 @pytest.mark.usefixtures("tight_umask")
-def test_missing_directories_are_made_and_told_outermost_first(root: Root) -> None:
+def test_missing_directories_are_created_and_returned_outermost_first(root: Root) -> None:
     make(root, "/opt/")
     assert root.make_dirs("/opt/kata/.kata-node", mode=0o700) == ["/opt/kata", "/opt/kata/.kata-node"]
     assert mode_of(root, "/opt/kata/.kata-node") == 0o700
-    assert mode_of(root, "/opt/kata") == 0o755, "what lies above is for everybody"
+    assert mode_of(root, "/opt/kata") == 0o755, "parents are readable for all users"
     assert root.make_dirs("/opt/kata/.kata-node") == []
-    assert mode_of(root, "/opt/kata/.kata-node") == 0o700, "what is there stays as it is"
+    assert mode_of(root, "/opt/kata/.kata-node") == 0o700, "an existing directory does not change"
     assert root.make_dirs("/") == []
 
 
-def test_what_was_made_behind_a_link_is_told_so_that_it_can_be_removed(root: Root) -> None:
+def test_created_directories_behind_a_symlink_are_returned_with_their_real_paths(root: Root) -> None:
     make(root, "/opt -> /data/opt")
     made = root.make_dirs("/opt/kata")
     assert made == ["/data", "/data/opt", "/data/opt/kata"]
@@ -330,15 +328,15 @@ def test_what_was_made_behind_a_link_is_told_so_that_it_can_be_removed(root: Roo
 
 
 @pytest.mark.parametrize("path", ["/opt/file/kata", "/opt/file"])
-def test_a_file_where_a_directory_must_be_is_named(root: Root, path: str) -> None:
+def test_a_file_where_a_directory_is_needed_is_an_error_that_names_it(root: Root, path: str) -> None:
     make(root, "/opt/file")
-    with pytest.raises(HostError, match="a file stands where a directory is needed") as caught:
+    with pytest.raises(HostError, match="a file is where a directory is needed") as caught:
         root.make_dirs(path)
     assert caught.value.where == "/opt/file"
-    assert caught.value.hint == "move away the file that stands where a directory is needed"
+    assert caught.value.hint == "move the file away; a directory is needed in its place"
 
 
-def test_a_directory_somebody_else_makes_at_the_same_time_is_not_ours(
+def test_a_directory_that_another_process_creates_is_not_returned(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.mkdir
@@ -353,7 +351,7 @@ def test_a_directory_somebody_else_makes_at_the_same_time_is_not_ours(
 
 
 @pytest.mark.parametrize("broken", ["mkdir", "chmod"])
-def test_directories_that_cannot_all_be_made_are_not_made_at_all(
+def test_no_directory_is_created_when_one_of_them_fails(
     root: Root, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     real = getattr(Path, broken)
@@ -377,7 +375,7 @@ def test_only_an_empty_directory_is_removed(root: Root) -> None:
     assert root.remove_dir("/link") is False
     assert root.remove_dir("/full/file") is False
     assert root.remove_dir("/empty") is True
-    assert root.remove_dir("/empty") is True, "gone is gone"
+    assert root.remove_dir("/empty") is True, "a missing directory counts as removed"
     assert root.remove_dir("/full/file/x") is True
     assert sorted(os.listdir(root.base)) == ["full", "link"]
 
@@ -386,7 +384,7 @@ def test_only_an_empty_directory_is_removed(root: Root) -> None:
     ("error", "left"),
     [pytest.param(errno.EBUSY, True, id="mount point"), pytest.param(errno.EROFS, None, id="read-only")],
 )
-def test_a_directory_that_cannot_go_stays_or_is_an_error(
+def test_a_mount_point_is_kept_and_a_read_only_directory_is_an_error(
     root: Root, monkeypatch: pytest.MonkeyPatch, error: int, left: bool | None
 ) -> None:
     make(root, "/run/")
@@ -403,7 +401,7 @@ def test_a_directory_that_cannot_go_stays_or_is_an_error(
 
 
 @pytest.mark.usefixtures("tight_umask")
-def test_a_file_gets_its_content_mode_and_time_exactly(root: Root) -> None:
+def test_a_file_gets_its_content_mode_and_time(root: Root) -> None:
     make(root, "/etc/containerd/")
     root.write(CONFIG, b"new", mode=0o664, mtime=1_700_000_000)
     info = root.resolve(CONFIG).stat()
@@ -420,7 +418,7 @@ def test_a_file_gets_its_owner_and_keeps_special_bits(root: Root) -> None:
     assert root.read_state("/tool") == FileState(b"", 0o4755, 12, 34)
 
 
-def test_an_owner_it_has_anyway_is_not_set(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_owner_is_set_only_if_it_differs(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fchown", failing(errno.EPERM))
     root.write("/a", b"", owner=(os.geteuid(), os.getegid()))
     with pytest.raises(HostError, match="Operation not permitted") as caught:
@@ -429,25 +427,25 @@ def test_an_owner_it_has_anyway_is_not_set(root: Root, monkeypatch: pytest.Monke
     assert root.list_dir("/") == ["a"]
 
 
-def test_the_file_a_link_leads_to_is_replaced_and_the_link_kept(root: Root) -> None:
+def test_writing_to_a_symlink_replaces_its_target(root: Root) -> None:
     make(root, "/etc/containerd/config.toml -> ../../srv/real.toml", "/srv/real.toml")
     inode = root.resolve(CONFIG).stat().st_ino
     root.write(CONFIG, b"new")
     assert root.read_link(CONFIG) == "../../srv/real.toml"
     assert (root.base / "srv/real.toml").read_bytes() == b"new"
-    assert root.resolve(CONFIG).stat().st_ino != inode, "whoever has the old one open keeps it"
+    assert root.resolve(CONFIG).stat().st_ino != inode, "a process that has the old file open keeps it"
     assert root.list_dir("/srv") == ["real.toml"]
     assert root.list_dir("/etc/containerd") == ["config.toml"]
 
 
-def test_a_file_is_made_where_a_dangling_link_leads(root: Root) -> None:
+def test_writing_to_a_dangling_symlink_creates_its_target(root: Root) -> None:
     make(root, "/a -> /srv/new", "/srv/")
     root.write("/a", b"new")
     assert root.read("/srv/new") == b"new"
     assert root.read_link("/a") == "/srv/new"
 
 
-def test_what_a_killed_run_left_is_overwritten_and_gone(root: Root) -> None:
+def test_the_leftover_of_a_killed_run_is_overwritten(root: Root) -> None:
     left = temp_sibling(root.base / "a")
     left.write_text("half of it")
     left.chmod(0o400)
@@ -474,7 +472,7 @@ STEPS: dict[str, tuple[object, str, str]] = {
     "error", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES], ids=os.strerror
 )
 @pytest.mark.parametrize("step", STEPS)
-def test_a_write_that_fails_leaves_the_old_or_the_new_file_and_nothing_else(
+def test_a_failed_write_leaves_the_old_or_the_new_file_and_nothing_else(
     root: Root, step: str, error: int
 ) -> None:
     make(root, "/a")
@@ -490,10 +488,12 @@ def test_a_write_that_fails_leaves_the_old_or_the_new_file_and_nothing_else(
 
 
 class Stopped(BaseException):
-    """As by Ctrl-C."""
+    """An interrupt like Ctrl-C."""
 
 
-def test_a_write_that_is_interrupted_leaves_nothing(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(fd: int) -> None:
         raise Stopped
 
@@ -506,9 +506,7 @@ def test_a_write_that_is_interrupted_leaves_nothing(root: Root, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_file(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
     def full(path: Path, flags: int, *mode: int) -> int:
@@ -527,7 +525,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(
     assert root.list_dir("/") == ["a"]
 
 
-def test_everything_is_on_the_disk_before_the_name_is_and_the_name_before_the_end(
+def test_a_write_syncs_the_file_then_renames_it_then_syncs_the_directory(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -556,7 +554,7 @@ def test_everything_is_on_the_disk_before_the_name_is_and_the_name_before_the_en
         pytest.param("/dir", "Is a directory", id="a directory in its place"),
     ],
 )
-def test_a_file_with_no_place_is_refused(root: Root, path: str, what: str) -> None:
+def test_a_file_that_cannot_be_created_is_an_error(root: Root, path: str, what: str) -> None:
     make(root, "/file", "/dir/")
     with pytest.raises(HostError) as caught:
         root.write(path, b"x")
@@ -564,10 +562,10 @@ def test_a_file_with_no_place_is_refused(root: Root, path: str, what: str) -> No
     assert root.list_dir("/") == ["dir", "file"]
 
 
-# --- links and removal ------------------------------------------------------------------------------
+# --- symlinks and removal ---------------------------------------------------------------------------
 
 
-def test_a_link_replaces_a_file_or_a_link_but_no_directory(root: Root) -> None:
+def test_a_symlink_replaces_a_file_or_a_symlink_but_not_a_directory(root: Root) -> None:
     make(root, "/file", "/link -> elsewhere", "/elsewhere", "/dir/")
     for path in ("/file", "/link", "/new"):
         root.symlink(path, "there/x")
@@ -580,7 +578,7 @@ def test_a_link_replaces_a_file_or_a_link_but_no_directory(root: Root) -> None:
 
 
 @pytest.mark.parametrize("step", ["symlink_to", "rename"])
-def test_a_link_that_cannot_be_made_leaves_what_was_there(root: Root, step: str) -> None:
+def test_a_symlink_that_cannot_be_created_leaves_the_old_file(root: Root, step: str) -> None:
     make(root, "/a")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, step, failing(errno.ENOSPC))
@@ -590,7 +588,7 @@ def test_a_link_that_cannot_be_made_leaves_what_was_there(root: Root, step: str)
     assert root.list_dir("/") == ["a"]
 
 
-def test_removing_takes_the_file_or_the_link_and_what_a_killed_write_left(root: Root) -> None:
+def test_removing_a_file_also_removes_the_leftover_of_a_killed_write(root: Root) -> None:
     make(root, "/file", "/link -> file", "/.file.kata-node-tmp")
     assert root.remove("/link") is True
     assert root.read("/file") == b"/file"
@@ -599,12 +597,12 @@ def test_removing_takes_the_file_or_the_link_and_what_a_killed_write_left(root: 
     assert root.remove("/file") is False
     assert root.remove("/gone/file") is False
     make(root, "/.file.kata-node-tmp", "/plain")
-    assert root.remove("/file") is False, "it was never finished"
+    assert root.remove("/file") is False, "only a leftover existed"
     assert root.list_dir("/") == ["plain"]
     assert root.remove("/plain/x") is False
 
 
-def test_removing_can_follow_the_link_and_keep_it(root: Root) -> None:
+def test_removing_can_follow_a_symlink_and_keep_it(root: Root) -> None:
     make(root, "/etc/a -> /srv/b", "/srv/b", "/srv/.b.kata-node-tmp")
     assert root.remove("/etc/a", follow_last=True) is True
     assert root.read_link("/etc/a") == "/srv/b"
@@ -619,7 +617,7 @@ def test_removing_can_follow_the_link_and_keep_it(root: Root) -> None:
         pytest.param("/a", "Read-only file system", id="read-only"),
     ],
 )
-def test_what_cannot_be_removed_is_an_error(
+def test_a_file_that_cannot_be_removed_is_an_error(
     root: Root, monkeypatch: pytest.MonkeyPatch, path: str, what: str
 ) -> None:
     make(root, "/dir/", "/a")

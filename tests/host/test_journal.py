@@ -1,4 +1,4 @@
-"""What people are told to run, run."""
+"""The journal command in hints works in a shell."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NOISE = [
 
 
 @pytest.mark.commands
-def test_the_journal_is_shown_without_what_buries_the_cause(tmp_path: Path) -> None:
-    """The start that puts things right again writes hundreds of lines after it."""
+def test_the_command_shows_only_warnings_and_errors(tmp_path: Path) -> None:
+    """The start after a rollback writes hundreds of lines after the cause."""
     lines = "\n".join([*NOISE * 10, *CAUSES, *NOISE * 200])
     program = tmp_path / "journalctl"
     program.write_text(f"#!/bin/sh\n[ \"$*\" = '-u a b.service -n 2000' ] && cat <<'END'\n{lines}\nEND\n")

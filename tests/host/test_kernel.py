@@ -9,24 +9,24 @@ from kata_node.host import kernel
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Files of /proc and /sys by their paths, in place of this machine's."""
+    """Fake files of /proc and /sys by their paths."""
     there: dict[str, str] = {}
     monkeypatch.setattr(kernel, "read", lambda path: there.get(path, ""))
     return there
 
 
-def test_a_file_the_kernel_does_not_show_is_empty() -> None:
+def test_a_missing_file_reads_as_an_empty_string() -> None:
     assert kernel.read("/proc/self/not-there") == ""
     assert kernel.read("/proc") == ""
     assert kernel.read("/proc/self/comm") != ""
     assert not kernel.read("/proc/self/comm").endswith("\n")
 
 
-def test_the_architecture_is_the_machine_name() -> None:
+def test_the_architecture_is_that_of_uname() -> None:
     assert kernel.arch() == platform.machine()
 
 
-def test_a_boot_has_one_id() -> None:
+def test_the_boot_id_does_not_change() -> None:
     assert kernel.boot_id() == kernel.boot_id()
 
 
@@ -62,7 +62,7 @@ def test_the_flags_of_the_first_cpu_are_read(files: dict[str, str], cpuinfo: str
         pytest.param("se", "/sys/firmware/uv/prot_virt_host", "0", False, id="se switched off"),
     ],
 )
-def test_confidential_guests_are_told_by_the_kernels_switch(
+def test_support_for_confidential_guests_comes_from_a_kernel_parameter(
     files: dict[str, str], kind: str, path: str, value: str, able: bool
 ) -> None:
     files[path] = value
@@ -70,11 +70,11 @@ def test_confidential_guests_are_told_by_the_kernels_switch(
 
 
 @pytest.mark.parametrize(("value", "mode"), [("1", "enforcing"), ("0", "permissive"), ("", "disabled")])
-def test_selinux_is_told_by_its_file_system(files: dict[str, str], value: str, mode: str) -> None:
+def test_the_selinux_mode_comes_from_its_file_system(files: dict[str, str], value: str, mode: str) -> None:
     files["/sys/fs/selinux/enforce"] = value
     assert kernel.selinux() == mode
 
 
-def test_a_module_that_is_not_loaded_is_told_from_one_that_is() -> None:
+def test_a_loaded_module_is_found() -> None:
     assert kernel.has_module("kernel")
     assert not kernel.has_module("not_a_module_of_any_kernel")

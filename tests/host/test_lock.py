@@ -21,7 +21,7 @@ from kata_node.host import lock
 from kata_node.host.files import Root
 from kata_node.host.lock import LOCK_PATH, hold
 
-PLENTY = 60.0  # seconds; never waited for in full
+PLENTY = 60.0  # seconds; no test waits that long
 
 HOLDER = """
 import sys
@@ -36,7 +36,7 @@ with hold(Root(Path(sys.argv[1])), sys.argv[2], 60):
 
 @contextlib.contextmanager
 def another_run(root: Root, stage: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock until it is told to go on, or killed."""
+    """Yield a process that holds the lock until it gets a line on stdin, or is killed."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(root.base), stage],
         stdin=subprocess.PIPE,
@@ -50,7 +50,7 @@ def another_run(root: Root, stage: str) -> Iterator[subprocess.Popen[str]]:
 
 @contextlib.contextmanager
 def in_a_thread(work: Callable[[], object]) -> Iterator[None]:
-    """Run ``work`` beside the body, and raise what it raised."""
+    """Run ``work`` in a thread while the body runs, and raise its error."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -69,8 +69,8 @@ def in_a_thread(work: Callable[[], object]) -> Iterator[None]:
         raise error
 
 
-class Told(logging.Handler):
-    """What runs in this process say while they wait."""
+class WaitingLog(logging.Handler):
+    """Collects the log lines of runs in this process, and sets ``event`` at each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ class Told(logging.Handler):
 
 
 @pytest.fixture
-def told() -> Iterator[Told]:
-    handler, logger = Told(), logging.getLogger("kata_node.host.lock")
+def waiting_log() -> Iterator[WaitingLog]:
+    handler, logger = WaitingLog(), logging.getLogger("kata_node.host.lock")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     yield handler
@@ -107,11 +107,12 @@ def everything(root: Root) -> list[str]:
 
 
 @pytest.mark.commands
-def test_a_second_run_is_told_who_holds_the_lock(root: Root) -> None:
+def test_a_second_run_fails_with_the_name_of_the_holder(root: Root) -> None:
     with another_run(root, "artifacts") as first:
         with pytest.raises(LockedError) as caught, hold(root, "cri", timeout=0):
             pytest.fail("two at once")
-        assert f"worked on by artifacts (pid {first.pid} on {platform.node()}, for " in caught.value.what
+        assert caught.value.what.startswith(f"artifacts (pid {first.pid} on {platform.node()}, for ")
+        assert caught.value.what.endswith(" s) holds the node's lock; gave up after 0 s")
         assert caught.value.where == LOCK_PATH
         assert "--lock-timeout" in caught.value.hint
         assert caught.value.exit_code == 5
@@ -122,7 +123,7 @@ def test_a_second_run_is_told_who_holds_the_lock(root: Root) -> None:
 
 
 @pytest.mark.commands
-def test_a_second_run_goes_on_when_the_first_is_done(root: Root, told: Told) -> None:
+def test_a_second_run_continues_when_the_first_is_done(root: Root, waiting_log: WaitingLog) -> None:
     order: list[str] = []
 
     def second() -> None:
@@ -130,17 +131,17 @@ def test_a_second_run_goes_on_when_the_first_is_done(root: Root, told: Told) -> 
             order.append("second")
 
     with another_run(root, "artifacts") as first, in_a_thread(second):
-        assert told.event.wait(PLENTY)
+        assert waiting_log.event.wait(PLENTY)
         order.append("first")
         first.communicate("go on\n")
     assert order == ["first", "second"]
     holder = f"artifacts (pid {first.pid} on {platform.node()}, for "
-    assert [line.startswith(f"waiting for the lock held by {holder}") for line in told.lines] == [True]
+    assert [line.startswith(f"waiting for the lock held by {holder}") for line in waiting_log.lines] == [True]
     assert everything(root) == []
 
 
 @pytest.mark.commands
-def test_a_killed_run_is_no_obstacle_and_what_it_made_goes_with_the_next(root: Root) -> None:
+def test_the_lock_of_a_killed_run_can_be_taken_and_is_cleaned_up(root: Root) -> None:
     with another_run(root, "artifacts") as first:
         first.kill()
     assert everything(root) == ["run", "run/kata-node", "run/kata-node/lock"]
@@ -159,7 +160,7 @@ def test_threads_exclude_each_other_like_processes(root: Root) -> None:
         pass
 
 
-def test_instances_and_prefixes_share_the_lock_but_roots_do_not(root: Root, tmp_path: Path) -> None:
+def test_different_roots_have_different_locks(root: Root, tmp_path: Path) -> None:
     (tmp_path / "image").mkdir()
     with hold(root, "artifacts", timeout=0), hold(Root(tmp_path / "image"), "artifacts", timeout=0):
         pass
@@ -181,9 +182,7 @@ for _ in range(int(sys.argv[2])):
 
 @pytest.mark.commands
 @pytest.mark.parametrize("run", ["there", "missing"])
-def test_it_is_exclusive_however_often_it_is_taken_and_given_back(
-    root: Root, monkeypatch: pytest.MonkeyPatch, run: str
-) -> None:
+def test_the_lock_is_exclusive_under_heavy_use(root: Root, monkeypatch: pytest.MonkeyPatch, run: str) -> None:
     if run == "there":
         (root.base / "run").mkdir()
     rounds = 40
@@ -205,20 +204,20 @@ def test_it_is_exclusive_however_often_it_is_taken_and_given_back(
     finally:
         assert [process.wait(PLENTY) for process in processes] == [0, 0, 0]
     left = everything(root)
-    # Where /run is missing, two that overlap by a hair can each take it for the other's.
+    # Without /run, two runs that overlap closely can each take it for the other's, and leave it.
     assert left == ["run"] if run == "there" else left in ([], ["run"])
 
 
-# --- what is left -----------------------------------------------------------------------------------
+# --- cleanup ----------------------------------------------------------------------------------------
 
 
-def test_nothing_is_left_of_it(root: Root) -> None:
+def test_the_lock_file_and_its_directories_are_removed(root: Root) -> None:
     with hold(root, "artifacts", timeout=0):
         assert everything(root) == ["run", "run/kata-node", "run/kata-node/lock"]
     assert everything(root) == []
 
 
-def test_what_was_there_is_left(root: Root) -> None:
+def test_existing_files_and_directories_are_kept(root: Root) -> None:
     (root.base / "run/kata-node").mkdir(parents=True)
     (root.base / "run/kata-node/theirs").touch()
     with hold(root, "artifacts", timeout=0):
@@ -227,13 +226,13 @@ def test_what_was_there_is_left(root: Root) -> None:
     (root.base / "run/kata-node/theirs").unlink()
     with hold(root, "artifacts", timeout=0):
         pass
-    assert everything(root) == ["run"], "the directory is this program's, whoever made it"
+    assert everything(root) == ["run"], "kata-node owns the directory, even if it existed before"
 
 
-def test_the_last_of_several_removes_what_the_first_made(
-    root: Root, told: Told, monkeypatch: pytest.MonkeyPatch
+def test_the_last_holder_removes_the_directory_that_the_first_created(
+    root: Root, waiting_log: WaitingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second has the lock before the first comes to removing the directories."""
+    """The second run gets the lock before the first one removes the directories."""
     second_has_it, first_is_gone = threading.Event(), threading.Event()
     remove_dir = Root.remove_dir
 
@@ -252,13 +251,13 @@ def test_the_last_of_several_removes_what_the_first_made(
     with contextlib.ExitStack() as until_both_are_gone:
         with hold(root, "artifacts", timeout=0):
             until_both_are_gone.enter_context(in_a_thread(second))
-            assert told.event.wait(PLENTY)
+            assert waiting_log.event.wait(PLENTY)
         assert everything(root) == ["run", "run/kata-node", "run/kata-node/lock"]
         first_is_gone.set()
     assert everything(root) == []
 
 
-def test_a_directory_that_goes_before_the_file_is_in_it_is_made_again(
+def test_a_directory_that_another_run_removes_is_created_again(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_dirs = Root.make_dirs
@@ -277,7 +276,7 @@ def test_a_directory_that_goes_before_the_file_is_in_it_is_made_again(
     assert everything(root) == []
 
 
-def test_a_file_that_can_never_be_made_is_an_error_and_no_endless_loop(root: Root) -> None:
+def test_a_lock_file_that_can_never_be_created_is_an_error(root: Root) -> None:
     (root.base / "run/kata-node").mkdir(parents=True)
     (root.base / "run/kata-node/lock").symlink_to("/gone/for/good")
     with pytest.raises(HostError, match="No such file") as caught, hold(root, "artifacts", timeout=PLENTY):
@@ -285,10 +284,10 @@ def test_a_file_that_can_never_be_made_is_an_error_and_no_endless_loop(root: Roo
     assert caught.value.where == LOCK_PATH
 
 
-def test_a_lock_that_its_last_holder_removed_is_not_taken(
+def test_a_lock_file_that_its_last_holder_removed_is_not_used(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between opening the file and locking it, the last holder is done and a third run has its own file."""
+    """After this run opens the file, its last holder removes it and a third run creates a new one."""
     flock, path = fcntl.flock, root.base / LOCK_PATH.strip("/")
     removed = iter([True])
 
@@ -304,8 +303,8 @@ def test_a_lock_that_its_last_holder_removed_is_not_taken(
     assert everything(root) == []
 
 
-def test_a_lock_file_that_is_not_ours_any_more_is_left(root: Root) -> None:
-    """Somebody removed ours, and another run made its own: a third must not get past that one."""
+def test_the_lock_file_of_another_run_is_not_removed(root: Root) -> None:
+    """The lock file was removed and another run created a new one. A third run must still be blocked."""
     path = root.base / LOCK_PATH.strip("/")
     with hold(root, "artifacts", timeout=0):
         path.unlink()
@@ -315,17 +314,17 @@ def test_a_lock_file_that_is_not_ours_any_more_is_left(root: Root) -> None:
         pytest.fail("two at once")
 
 
-# --- when it goes wrong -----------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------
 
 
-def test_what_the_work_raises_is_raised_and_the_lock_given_back(root: Root) -> None:
+def test_an_error_of_the_stage_releases_the_lock(root: Root) -> None:
     with pytest.raises(KeyError, match="mine"), hold(root, "artifacts", timeout=0):
         raise KeyError("mine")
     assert everything(root) == []
 
 
 @pytest.mark.parametrize("call", ["unlink", "rmdir"])
-def test_what_the_work_raises_is_not_hidden_by_a_failing_cleanup(
+def test_a_failed_cleanup_does_not_hide_the_error_of_the_stage(
     root: Root, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def work() -> None:
@@ -347,7 +346,7 @@ def test_what_the_work_raises_is_not_hidden_by_a_failing_cleanup(
         pytest.param("run/kata-node", os, "open", LOCK_PATH, id="file"),
     ],
 )
-def test_a_read_only_root_is_an_error_that_says_so(
+def test_a_read_only_root_is_an_error(
     root: Root, monkeypatch: pytest.MonkeyPatch, prepared: str, owner: object, call: str, where: str
 ) -> None:
     (root.base / prepared).mkdir(parents=True)
@@ -358,7 +357,7 @@ def test_a_read_only_root_is_an_error_that_says_so(
     assert "mount it writable" in caught.value.hint
 
 
-def test_a_file_in_the_place_of_the_directory_is_named(root: Root) -> None:
+def test_a_file_where_the_directory_is_needed_is_an_error(root: Root) -> None:
     (root.base / "run").touch()
     with pytest.raises(HostError) as caught, hold(root, "cri", PLENTY):
         pytest.fail("held what is not there")
@@ -374,11 +373,13 @@ def test_a_file_system_without_locks_is_an_error(root: Root, monkeypatch: pytest
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_full_disk_takes_the_name_and_not_the_lock(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_works_on_a_full_disk_without_the_name_of_the_holder(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "pwrite", fail_with(errno.ENOSPC))
     with (
         hold(root, "artifacts", timeout=0),
-        pytest.raises(LockedError, match="worked on by another run;"),
+        pytest.raises(LockedError, match="another run holds the node's lock;"),
         hold(root, "cri", timeout=0),
     ):
         pytest.fail("two at once")
@@ -387,10 +388,13 @@ def test_a_full_disk_takes_the_name_and_not_the_lock(root: Root, monkeypatch: py
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"\xff", b'{"stage": 1, "pid": 2}', b'{"stage": "cri"}']
 )
-def test_a_holder_that_cannot_be_read_is_another_run(root: Root, content: bytes) -> None:
+def test_a_holder_that_cannot_be_read_is_called_another_run(root: Root, content: bytes) -> None:
     with hold(root, "artifacts", timeout=0):
         (root.base / LOCK_PATH.strip("/")).write_bytes(content)
-        with pytest.raises(LockedError, match="worked on by another run;"), hold(root, "cri", timeout=0):
+        with (
+            pytest.raises(LockedError, match="another run holds the node's lock;"),
+            hold(root, "cri", timeout=0),
+        ):
             pytest.fail("two at once")
 
 

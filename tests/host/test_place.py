@@ -1,4 +1,4 @@
-"""Placing a payload: whole, durable and in place, or not at all."""
+"""Placing a payload: all files durably, or none."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def install(node: Path, payload: Payload, entries: tuple[Entry, ...] | None = No
     return node / "opt/kata"
 
 
-def test_every_file_and_link_is_there_as_the_payload_has_it(node: Path, payload: Payload) -> None:
+def test_every_file_and_link_is_placed_as_in_the_payload(node: Path, payload: Payload) -> None:
     base = install(node, payload)
     placed = {path: found for path, found in payloads.snapshot(base).items() if found[0] != "dir"}
     assert placed == {
@@ -64,12 +64,12 @@ def test_every_file_and_link_is_there_as_the_payload_has_it(node: Path, payload:
     }
 
 
-def test_placing_again_gives_the_same(node: Path, payload: Payload) -> None:
+def test_placing_again_gives_the_same_files(node: Path, payload: Payload) -> None:
     first = payloads.snapshot(install(node, payload))
     assert payloads.snapshot(install(node, payload)) == first
 
 
-def test_no_umask_changes_a_mode(node: Path, payload: Payload) -> None:
+def test_the_umask_does_not_change_modes(node: Path, payload: Payload) -> None:
     before = os.umask(0o077)
     try:
         base = install(node, payload)
@@ -80,12 +80,12 @@ def test_no_umask_changes_a_mode(node: Path, payload: Payload) -> None:
     assert stat.S_IMODE((base / "bin/qemu-system-x86_64").stat().st_mode) == 0o755
 
 
-def test_only_what_is_asked_for_is_written(node: Path, payload: Payload) -> None:
+def test_only_the_given_entries_are_written(node: Path, payload: Payload) -> None:
     base = install(node, payload, only(payload, "libexec/virtiofsd"))
     assert list(payloads.snapshot(base)) == ["libexec", "libexec/virtiofsd"]
 
 
-def test_progress_adds_up_to_the_size_of_everything(node: Path, payload: Payload) -> None:
+def test_progress_adds_up_to_the_size_of_all_entries(node: Path, payload: Payload) -> None:
     entries, done = all_of(payload), [0]
     lock = threading.Lock()
 
@@ -109,7 +109,7 @@ def fail_with(code: int) -> Callable[..., int]:
     ids=lambda code: {None: "supported", 0: "gives nothing"}.get(code) or errno.errorcode[code],
 )
 def kernel_copy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels and pairs of file systems that can copy by themselves, and those that cannot."""
+    """Kernels and file systems that support copy_file_range, and others that do not."""
     if request.param == 0:
         monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
     elif request.param is not None:
@@ -123,7 +123,7 @@ def test_holes_stay_holes_however_the_kernel_copies(node: Path, payload: Payload
     assert placed.stat().st_blocks * 512 < payloads.HOLE // 4
 
 
-def test_zeros_the_image_stores_become_a_hole_again(
+def test_zeros_in_the_payload_become_a_hole(
     node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = "bin/qemu-system-x86_64"
@@ -159,7 +159,7 @@ def test_a_sparse_member_of_an_archive_is_placed_with_its_holes(tmp_path: Path, 
     assert (base / "share/next").read_bytes() == b"next"
 
 
-def test_a_copy_that_shares_blocks_is_not_copied_again(
+def test_a_cloned_file_is_not_copied_again(
     tmp_path: Path, node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def clone(target: int, request: int, source: int) -> int:
@@ -179,7 +179,7 @@ def hard_linked(directory: Path) -> Payload:
 
 
 @pytest.mark.parametrize("names", [("bin/a", "bin/b"), ("bin/b",)], ids=["both names", "second name"])
-def test_hard_links_become_files_of_their_own(tmp_path: Path, node: Path, names: tuple[str, ...]) -> None:
+def test_hard_links_become_separate_files(tmp_path: Path, node: Path, names: tuple[str, ...]) -> None:
     payload = hard_linked(tmp_path / "payload")
     base = install(node, payload, only(payload, *names))
     for name in names:
@@ -187,7 +187,7 @@ def test_hard_links_become_files_of_their_own(tmp_path: Path, node: Path, names:
         assert ((base / name).stat().st_nlink, stat.S_IMODE((base / name).stat().st_mode)) == (1, 0o755)
 
 
-def test_a_running_program_keeps_its_old_file(node: Path, payload: Payload) -> None:
+def test_a_process_keeps_the_old_file_that_it_has_open(node: Path, payload: Payload) -> None:
     base = node / "opt/kata"
     (base / "bin").mkdir(parents=True)
     (base / "bin/qemu-system-x86_64").write_bytes(b"old")
@@ -197,7 +197,7 @@ def test_a_running_program_keeps_its_old_file(node: Path, payload: Payload) -> N
     assert (base / "bin/qemu-system-x86_64").read_bytes() == FILES["bin/qemu-system-x86_64"]
 
 
-def test_a_link_on_the_host_is_replaced_and_what_it_leads_to_is_not(node: Path, payload: Payload) -> None:
+def test_a_symlink_on_the_node_is_replaced_and_its_target_is_kept(node: Path, payload: Payload) -> None:
     (node / "opt/kata/libexec").mkdir(parents=True)
     (node / "precious").write_bytes(b"precious")
     (node / "opt/kata/libexec/virtiofsd").symlink_to("../../../precious")
@@ -206,14 +206,14 @@ def test_a_link_on_the_host_is_replaced_and_what_it_leads_to_is_not(node: Path, 
     assert (node / "precious").read_bytes() == b"precious"
 
 
-def test_directories_that_are_there_stay_as_they_are(node: Path, payload: Payload) -> None:
+def test_existing_directories_do_not_change(node: Path, payload: Payload) -> None:
     (node / "opt/kata/bin").mkdir(parents=True)
     (node / "opt/kata/bin").chmod(0o700)
     base = install(node, payload)
     assert stat.S_IMODE((base / "bin").stat().st_mode) == 0o700
 
 
-def test_a_directory_nobody_may_write_into_is_filled_all_the_same(tmp_path: Path, node: Path) -> None:
+def test_files_are_placed_in_a_directory_that_is_read_only_in_the_payload(tmp_path: Path, node: Path) -> None:
     directory = payloads.tree(tmp_path / "payload")
     (directory / "opt/kata/libexec").chmod(0o555)
     payload = index.load(directory)
@@ -223,7 +223,7 @@ def test_a_directory_nobody_may_write_into_is_filled_all_the_same(tmp_path: Path
     (base / "libexec").chmod(0o755)
 
 
-def test_the_install_dir_may_be_behind_a_link_of_the_host(node: Path, payload: Payload) -> None:
+def test_the_install_dir_may_be_behind_a_symlink(node: Path, payload: Payload) -> None:
     (node / "data").mkdir()
     (node / "opt").rmdir()
     (node / "opt").symlink_to("/data")
@@ -231,7 +231,7 @@ def test_the_install_dir_may_be_behind_a_link_of_the_host(node: Path, payload: P
     assert (node / "data/kata/bin/qemu-system-x86_64").exists()
 
 
-def test_left_overs_of_a_killed_run_are_no_obstacle(node: Path, payload: Payload) -> None:
+def test_the_leftover_of_a_killed_run_is_overwritten(node: Path, payload: Payload) -> None:
     (node / "opt/kata/libexec").mkdir(parents=True)
     (node / "opt/kata/libexec/.virtiofsd.kata-node-tmp").write_bytes(b"half")
     base = install(node, payload)
@@ -264,12 +264,12 @@ def link_is_a_directory(base: Path) -> None:
     [
         (directory_is_a_link, "symlink"),
         (directory_is_a_link_out, "symlink"),
-        (directory_is_a_file, "file stands"),
-        (file_is_a_directory, "directory stands"),
-        (link_is_a_directory, "directory stands"),
+        (directory_is_a_file, "a file is where a directory is needed"),
+        (file_is_a_directory, "a directory is where a file is needed"),
+        (link_is_a_directory, "a directory is where a link is needed"),
     ],
 )
-def test_what_stands_in_the_way_is_named_and_left(
+def test_an_obstacle_is_named_and_kept(
     node: Path, payload: Payload, obstacle: Callable[[Path], None], says: str
 ) -> None:
     (node / "opt/kata").mkdir()
@@ -282,7 +282,7 @@ def test_what_stands_in_the_way_is_named_and_left(
     assert payloads.snapshot(node) == before
 
 
-def test_an_install_dir_that_is_a_file_is_named(node: Path, payload: Payload) -> None:
+def test_an_install_dir_that_is_a_file_is_an_error(node: Path, payload: Payload) -> None:
     (node / "opt/kata").write_bytes(b"file")
     with pytest.raises(HostError, match="/opt/kata") as caught:
         install(node, payload)
@@ -292,7 +292,7 @@ def test_an_install_dir_that_is_a_file_is_named(node: Path, payload: Payload) ->
 
 @pytest.fixture
 def old_release(node: Path, payload: Payload) -> dict[str, tuple[object, ...]]:
-    """A node that already has files of this payload's names."""
+    """A node that already has files with the names of the payload."""
     for path, content in FILES.items():
         target = node / "opt/kata" / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -302,7 +302,7 @@ def old_release(node: Path, payload: Payload) -> dict[str, tuple[object, ...]]:
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int, code: int) -> None:
-    """From the given call on, the system call ``name`` fails."""
+    """Make the function ``name`` of :mod:`os` fail after ``calls`` calls."""
     real, count = getattr(os, name), iter(range(10**6))
     lock = threading.Lock()
 
@@ -326,7 +326,7 @@ def break_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int, code: in
         pytest.param("ftruncate", errno.EROFS, id="read-only"),
     ],
 )
-def test_a_failure_in_the_middle_leaves_the_node_as_it_was(
+def test_a_failed_placement_leaves_the_previous_files(
     node: Path,
     payload: Payload,
     old_release: dict[str, tuple[object, ...]],
@@ -345,7 +345,7 @@ def test_a_failure_in_the_middle_leaves_the_node_as_it_was(
     assert payloads.snapshot(node) == old_release
 
 
-def test_a_full_disk_met_by_the_kernels_own_copy_is_no_reason_to_try_another(
+def test_a_full_disk_during_a_kernel_copy_is_an_error(
     node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     payload = index.load(payloads.tree(tmp_path / "payload"))
@@ -354,7 +354,7 @@ def test_a_full_disk_met_by_the_kernels_own_copy_is_no_reason_to_try_another(
         install(node, payload)
 
 
-def test_a_first_installation_that_fails_leaves_nothing(
+def test_a_failed_first_placement_leaves_nothing(
     node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_after(monkeypatch, "fsync", 4, errno.ENOSPC)
@@ -376,7 +376,7 @@ def test_an_interruption_stops_the_threads_and_cleans_up(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("place")]
 
 
-def test_one_failure_stops_the_other_copies(
+def test_one_error_stops_the_other_copies(
     node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large, small = b"large" * payloads.HOLE, b"small"
@@ -404,7 +404,7 @@ def test_one_failure_stops_the_other_copies(
     assert written[0] < len(large) // 4
 
 
-def test_nothing_gets_its_name_before_all_of_it_is_on_the_disk(
+def test_all_files_are_on_the_disk_before_the_first_rename(
     node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -439,7 +439,7 @@ def harm_tree(payload: Payload, path: str, harm: Callable[[Path], object]) -> No
         pytest.param(lambda path: path.symlink_to(path.rename(path.with_name("moved"))), id="a link now"),
     ],
 )
-def test_a_tree_that_changed_since_its_manifest_is_noticed(
+def test_a_tree_that_does_not_match_its_manifest_is_an_error(
     tmp_path: Path, node: Path, harm: Callable[[Path], object]
 ) -> None:
     payload = index.load(payloads.tree(tmp_path / "payload"))
@@ -468,7 +468,7 @@ def repacked(*members: payloads.Member) -> Callable[[Path], object]:
         pytest.param(Path.unlink, "missing", id="gone"),
     ],
 )
-def test_an_archive_that_changed_since_its_manifest_is_noticed(
+def test_an_archive_that_does_not_match_its_manifest_is_an_error(
     tmp_path: Path, node: Path, harm: Callable[[Path], object], says: str
 ) -> None:
     payload = index.load(payloads.tarballs(tmp_path / "payload"))
@@ -488,7 +488,7 @@ def test_a_component_that_is_not_needed_is_not_read(tmp_path: Path, node: Path) 
     assert (base / "libexec/virtiofsd").exists()
 
 
-def test_a_manifest_cannot_make_up_what_an_archive_does_not_have(tmp_path: Path, node: Path) -> None:
+def test_a_file_that_the_archive_does_not_have_is_an_error(tmp_path: Path, node: Path) -> None:
     payload = index.load(payloads.tarballs(tmp_path / "payload"))
     entries = tuple(replace(entry, sha256="0" * 64) for entry in only(payload, "libexec/virtiofsd"))
     with pytest.raises(PayloadError, match="digest"):

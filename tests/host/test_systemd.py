@@ -69,49 +69,49 @@ SETTLED: dict[str, dict[str, tuple[str, object]]] = {
 
 @dataclass
 class Manager:
-    """A systemd behind one socket, as strict as the real one about who says what when."""
+    """A fake systemd behind one socket, as strict as the real one about the order of messages."""
 
     is_bus: bool = False
     units: dict[str, dict[str, dict[str, tuple[str, object]]]] = field(
         default_factory=lambda: {"containerd.service": SETTLED}
     )
     refuses: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Member -> the name and text of the error it is answered with."""
+    """Member -> the name and text of the error in its reply."""
     hangs_up_at: list[str] = field(default_factory=list)
-    """Members of calls at which it drops the connection, each once."""
+    """Members whose call closes the connection without a reply, each once."""
     hangs_up_after: list[str] = field(default_factory=list)
-    """Members of calls that it still answers before it drops the connection, each once."""
+    """Members whose call closes the connection after the reply, each once."""
     leaves: list[tuple[str, str]] = field(default_factory=list)
-    """Members of calls after whose answer somebody says that it left the bus, and who; each once."""
-    looks: list[dict[str, tuple[str, object]]] = field(default_factory=list)
-    """How each look at a unit finds it different; the last one stays."""
+    """Members after whose reply a signal says that systemd left the bus, and its sender; each once."""
+    changes: list[dict[str, tuple[str, object]]] = field(default_factory=list)
+    """Changed properties of a unit, one set for each read; the last one stays."""
     result: str = "done"
-    """How a restart ends; empty: never."""
-    strangers: list[tuple[str, str, str]] = field(default_factory=list)
-    """Sender, job and result of signals that come before the real one."""
+    """The result of jobs; empty for jobs that never end."""
+    forged: list[tuple[str, str, str]] = field(default_factory=list)
+    """Sender, job and result of forged signals, sent before the real one."""
     removed_first: bool = False
-    """Whether the job is gone before the reply says that it is there."""
+    """Whether the signal about the end of the job comes before the reply to the call."""
     greets: bool = False
-    """Whether it sends a signal right behind its OK."""
+    """Whether a signal follows the OK of the authentication directly."""
     piece: int = 1 << 20
-    """Bytes it sends at once."""
+    """Bytes to send at once."""
     calls: list[str] = field(default_factory=list)
-    """Members called, with the string arguments of those that change something."""
+    """The members that were called, with their string arguments."""
 
     def serve(self, connection: socket.socket) -> None:
-        if not self.let_in(connection):
+        if not self.authenticate(connection):
             return
         Client(self, connection).serve()
 
-    def let_in(self, connection: socket.socket) -> bool:
-        said = b""
-        while b"BEGIN\r\n" not in said:
+    def authenticate(self, connection: socket.socket) -> bool:
+        received = b""
+        while b"BEGIN\r\n" not in received:
             data = connection.recv(4096)
             if not data:
                 return False
-            said += data
-        auth, _, rest = said.partition(b"BEGIN\r\n")
-        if rest:  # the real one never answers this
+            received += data
+        auth, _, rest = received.partition(b"BEGIN\r\n")
+        if rest:  # the real systemd does not answer this
             connection.recv(1)
             return False
         assert auth == b"\0AUTH EXTERNAL %s\r\n" % str(os.geteuid()).encode().hex().encode()
@@ -121,7 +121,7 @@ class Manager:
 
 
 class Client:
-    """One connection to a manager."""
+    """One connection to a :class:`Manager`, seen from its side."""
 
     def __init__(self, manager: Manager, connection: socket.socket) -> None:
         self.manager = manager
@@ -144,7 +144,7 @@ class Client:
                     self.manager.hangs_up_at.remove(member)
                     return
                 if not self.named and member != "Hello":
-                    return  # as dbus-daemon does
+                    return  # like dbus-daemon
                 if member in self.manager.refuses:
                     self.send(
                         new_error(
@@ -172,7 +172,7 @@ class Client:
             )
 
     def Hello(self, call: Message, path: str) -> None:  # noqa: N802
-        assert self.manager.is_bus, "there is no bus to say Hello to"
+        assert self.manager.is_bus, "the private socket has no Hello"
         self.named = True
         self.answer(call, "s", ":1.42")
 
@@ -198,13 +198,13 @@ class Client:
         unit = self.manager.units.get(name)
         if unit is None:
             unit = {UNIT: SETTLED[UNIT] | {"Id": ("s", name), "LoadState": ("s", "not-found")}}
-        looks = self.manager.looks
-        if interface != UNIT or not looks:
+        changes = self.manager.changes
+        if interface != UNIT or not changes:
             self.answer(call, "a{sv}", unit[interface])
             return
-        different = looks.pop(0) if len(looks) > 1 else looks[0]
-        self.answer(call, "a{sv}", unit[interface] | different)
-        if "Job" in different and self.manager.result:
+        changed = changes.pop(0) if len(changes) > 1 else changes[0]
+        self.answer(call, "a{sv}", unit[interface] | changed)
+        if "Job" in changed and self.manager.result:
             self.removed(JOB, self.manager.result)
 
     def ResetFailedUnit(self, call: Message, path: str, name: str) -> None:  # noqa: N802
@@ -225,7 +225,7 @@ class Client:
     def RestartUnit(self, call: Message, path: str, name: str, mode: str) -> None:  # noqa: N802
         member = call.header.fields[HeaderFields.member]
         self.removed("/org/freedesktop/systemd1/job/1800", "failed")
-        for sender, other, result in self.manager.strangers:
+        for sender, other, result in self.manager.forged:
             self.removed(other, result, sender)
         if self.manager.removed_first:
             self.removed(JOB, self.manager.result)
@@ -246,12 +246,12 @@ class Client:
 
 
 class Clock:
-    """Time in which a sleep is over at once."""
+    """A fake clock: a sleep returns at once and moves the clock forward."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slept = 0.0
         self.at_sleep: list[Callable[[], object]] = []
-        """What happens at the next sleeps, one at each."""
+        """Functions to call at the next sleeps, one at each."""
         real = time.monotonic
         monkeypatch.setattr(time, "monotonic", lambda: real() + self.slept)
         monkeypatch.setattr(time, "sleep", self.sleep)
@@ -268,7 +268,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Host:
-    """A root with the sockets that a test gives it."""
+    """A root of a node with the sockets that a test adds."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -278,18 +278,18 @@ class Host:
     def add(self, path: str, serve: Callable[[socket.socket], None]) -> None:
         self.peers.append(UnixServer(self.base / path[1:], serve))
 
-    def private(self, **behaviour: Any) -> Manager:
-        manager = Manager(**behaviour)
+    def private(self, **behavior: Any) -> Manager:
+        manager = Manager(**behavior)
         self.add(PRIVATE_SOCKET, manager.serve)
         return manager
 
-    def bus(self, **behaviour: Any) -> Manager:
-        manager = Manager(is_bus=True, **behaviour)
+    def bus(self, **behavior: Any) -> Manager:
+        manager = Manager(is_bus=True, **behavior)
         self.add(BUS_SOCKET, manager.serve)
         return manager
 
-    def either(self, kind: str, **behaviour: Any) -> Manager:
-        return self.bus(**behaviour) if kind == "bus" else self.private(**behaviour)
+    def either(self, kind: str, **behavior: Any) -> Manager:
+        return self.bus(**behavior) if kind == "bus" else self.private(**behavior)
 
     def close(self) -> None:
         for peer in self.peers:
@@ -307,7 +307,7 @@ both = pytest.mark.parametrize("kind", ["private", "bus"])
 
 
 @both
-def test_a_unit_is_read_with_all_that_systemd_knows_of_it(host: Host, kind: str) -> None:
+def test_a_unit_is_read_with_all_its_properties(host: Host, kind: str) -> None:
     host.either(kind)
     with Systemd.connect(host.root) as systemd:
         assert systemd.unit("containerd.service") == Unit(
@@ -334,7 +334,7 @@ def test_a_unit_that_never_ran_has_no_invocation(host: Host) -> None:
     assert (found.invocation_id, found.main_pid, found.argv, found.active_enter_usec) == ("", 0, (), 0)
 
 
-def test_a_unit_that_is_no_service_is_read_without_what_only_services_have(host: Host) -> None:
+def test_a_target_is_read_without_the_properties_of_a_service(host: Host) -> None:
     target = {UNIT: SETTLED[UNIT] | {"Id": ("s", "multi-user.target")}}
     host.private(units={"multi-user.target": target})
     with Systemd.connect(host.root) as systemd:
@@ -361,7 +361,7 @@ def test_a_unit_that_does_not_exist_is_none(host: Host, refuses: dict[str, tuple
         assert systemd.unit("k3s.service") is None
 
 
-def test_the_private_socket_comes_first_and_no_hello_is_said_there(host: Host) -> None:
+def test_the_private_socket_is_preferred_and_gets_no_hello(host: Host) -> None:
     private, bus = host.private(), host.bus()
     with Systemd.connect(host.root) as systemd:
         systemd.unit("containerd.service")
@@ -370,8 +370,8 @@ def test_the_private_socket_comes_first_and_no_hello_is_said_there(host: Host) -
 
 
 def hangs_up(connection: socket.socket) -> None:
-    """As systemd does with a client in a parent of its pid namespace: only after it has asked something."""
-    Manager().let_in(connection)
+    """Accept a client, then close at its first call, like systemd with a client in another pid namespace."""
+    Manager().authenticate(connection)
     connection.recv(4096)
 
 
@@ -388,14 +388,14 @@ def rejects(connection: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("serve", "what"),
     [
-        pytest.param(hangs_up, "hung up", id="hangs-up-on-a-foreign-pid-namespace"),
+        pytest.param(hangs_up, "the peer closed the connection", id="hangs-up-on-a-foreign-pid-namespace"),
         pytest.param(keeps_silent, "timed out", id="never-answers"),
-        pytest.param(rejects, "not let in (REJECTED EXTERNAL)", id="rejects-the-user"),
+        pytest.param(rejects, "does not admit this user (REJECTED EXTERNAL)", id="rejects-the-user"),
         pytest.param("dead", "Connection refused", id="nobody-listens"),
         pytest.param("missing", "No such file or directory", id="not-mounted"),
     ],
 )
-def test_the_system_bus_is_used_when_the_private_socket_cannot_be(
+def test_the_system_bus_is_used_when_the_private_socket_fails(
     host: Host, serve: Callable[[socket.socket], None] | str, what: str
 ) -> None:
     if callable(serve):
@@ -413,7 +413,7 @@ def test_the_system_bus_is_used_when_the_private_socket_cannot_be(
         assert systemd.unit("containerd.service") is not None
 
 
-def test_a_host_without_systemd_is_told_what_to_do(host: Host) -> None:
+def test_a_node_without_systemd_gets_a_hint(host: Host) -> None:
     with pytest.raises(SystemdError) as caught:
         Systemd.connect(host.root)
     assert caught.value.where == "systemd"
@@ -421,23 +421,23 @@ def test_a_host_without_systemd_is_told_what_to_do(host: Host) -> None:
     assert "/run/systemd" in caught.value.hint
 
 
-def test_a_host_without_systemd_is_told_so_at_once(host: Host, clock: Clock) -> None:
+def test_a_node_without_systemd_fails_at_once(host: Host, clock: Clock) -> None:
     with pytest.raises(SystemdError):
         Systemd.connect(host.root)
     assert clock.slept == 0
 
 
 def nobody_listens(host: Host, path: str) -> Callable[[], None]:
-    """A socket without a listener; returns what clears it away for the next one."""
+    """Create a socket without a listener; return a function that removes it."""
     listen(host.base / path[1:]).close()
     return (host.base / path[1:]).unlink
 
 
 @both
-def test_a_systemd_that_refuses_for_a_moment_is_tried_again(host: Host, kind: str, clock: Clock) -> None:
+def test_a_refused_connection_is_retried(host: Host, kind: str, clock: Clock) -> None:
     clear = nobody_listens(host, BUS_SOCKET if kind == "bus" else PRIVATE_SOCKET)
     clock.at_sleep = [lambda: None, clear, lambda: host.either(kind)]
-    if kind == "bus":  # a socket that is missing altogether would end it
+    if kind == "bus":  # without any socket there is no retry
         nobody_listens(host, PRIVATE_SOCKET)
     else:
         nobody_listens(host, BUS_SOCKET)
@@ -446,14 +446,14 @@ def test_a_systemd_that_refuses_for_a_moment_is_tried_again(host: Host, kind: st
 
 
 @both
-def test_a_systemd_that_hangs_up_for_a_moment_is_tried_again(host: Host, kind: str) -> None:
+def test_a_closed_connection_is_retried(host: Host, kind: str) -> None:
     manager = host.either(kind, hangs_up_at=["Get"] * 3)
     with Systemd.connect(host.root):
         pass
     assert len([call for call in manager.calls if call.startswith("Get ")]) == 4
 
 
-def test_a_systemd_that_leaves_the_bus_for_a_moment_is_tried_again(host: Host, clock: Clock) -> None:
+def test_a_systemd_that_leaves_the_bus_is_retried(host: Host, clock: Clock) -> None:
     manager = host.bus(refuses={"Get": NO_REPLY})
     clock.at_sleep = [lambda: None, manager.refuses.clear]
     with Systemd.connect(host.root) as systemd:
@@ -467,7 +467,7 @@ def test_a_systemd_that_leaves_the_bus_for_a_moment_is_tried_again(host: Host, c
         pytest.param(1, 0.5, 1, id="never-past-the-deadline"),
     ],
 )
-def test_a_systemd_that_stays_away_is_told_from_one_that_is_not_mounted(
+def test_a_systemd_that_does_not_come_back_is_an_error(
     host: Host, clock: Clock, timeout: float, least: float, most: float
 ) -> None:
     nobody_listens(host, PRIVATE_SOCKET)
@@ -475,20 +475,20 @@ def test_a_systemd_that_stays_away_is_told_from_one_that_is_not_mounted(
     with pytest.raises(SystemdError) as caught:
         Systemd.connect(host.root, timeout)
     assert least <= clock.slept <= most
-    assert "systemd did not answer: see whether it is being upgraded" in caught.value.hint
-    assert "mounted" not in caught.value.hint
+    assert "wait until an upgrade of systemd is finished" in caught.value.hint
+    assert "mount" not in caught.value.hint
     assert "--offline" not in caught.value.hint
 
 
-def test_a_private_socket_that_never_answers_calls_for_the_other_socket(host: Host) -> None:
+def test_a_private_socket_that_does_not_answer_gives_a_hint_about_the_bus(host: Host) -> None:
     host.add(PRIVATE_SOCKET, hangs_up)
     with pytest.raises(SystemdError) as caught:
         Systemd.connect(host.root)
-    assert "being upgraded" in caught.value.hint
-    assert "/run/dbus mounted below --host-root" in caught.value.hint
+    assert "upgrade of systemd" in caught.value.hint
+    assert "mount the node's /run/systemd and /run/dbus below --host-root" in caught.value.hint
 
 
-def test_a_user_who_is_not_let_in_is_told_so_at_once(host: Host, clock: Clock) -> None:
+def test_a_user_without_permission_fails_at_once(host: Host, clock: Clock) -> None:
     host.add(PRIVATE_SOCKET, rejects)
     host.bus(refuses={"Get": ("org.freedesktop.DBus.Error.AccessDenied", "No.")})
     with pytest.raises(SystemdError, match="AccessDenied"):
@@ -496,7 +496,7 @@ def test_a_user_who_is_not_let_in_is_told_so_at_once(host: Host, clock: Clock) -
     assert clock.slept == 0
 
 
-def test_a_bus_on_which_there_is_no_systemd_is_no_systemd(host: Host) -> None:
+def test_a_bus_without_systemd_is_an_error(host: Host) -> None:
     unknown = ("org.freedesktop.DBus.Error.ServiceUnknown", "The name is not activatable")
     host.bus(refuses={"Get": unknown})
     with pytest.raises(SystemdError, match="The name is not activatable"):
@@ -504,7 +504,7 @@ def test_a_bus_on_which_there_is_no_systemd_is_no_systemd(host: Host) -> None:
 
 
 @both
-def test_a_restart_resets_the_start_limit_and_waits_for_the_end_of_its_job(host: Host, kind: str) -> None:
+def test_a_restart_resets_the_start_limit_and_waits_for_its_job(host: Host, kind: str) -> None:
     manager = host.either(kind)
     with Systemd.connect(host.root) as systemd:
         manager.calls.clear()
@@ -518,7 +518,7 @@ def test_a_restart_resets_the_start_limit_and_waits_for_the_end_of_its_job(host:
 
 
 @both
-def test_a_second_restart_listens_on(host: Host, kind: str) -> None:
+def test_a_second_restart_keeps_the_subscription(host: Host, kind: str) -> None:
     manager = host.either(kind)
     with Systemd.connect(host.root) as systemd:
         systemd.restart("containerd.service", timeout=PLENTY)
@@ -527,14 +527,14 @@ def test_a_second_restart_listens_on(host: Host, kind: str) -> None:
 
 
 @both
-def test_the_end_of_a_job_that_comes_before_the_reply_is_not_missed(host: Host, kind: str) -> None:
+def test_a_job_that_ends_before_the_reply_is_not_missed(host: Host, kind: str) -> None:
     host.either(kind, removed_first=True)
     with Systemd.connect(host.root) as systemd:
         systemd.restart("containerd.service", timeout=PLENTY)
 
 
-def test_a_forged_signal_of_another_client_on_the_bus_is_not_believed(host: Host) -> None:
-    host.bus(result="failed", strangers=[(":1.99", "/org/freedesktop/systemd1/job/1801", "done")])
+def test_a_forged_signal_about_a_job_is_ignored(host: Host) -> None:
+    host.bus(result="failed", forged=[(":1.99", "/org/freedesktop/systemd1/job/1801", "done")])
     with Systemd.connect(host.root) as systemd, pytest.raises(JobError):
         systemd.restart("containerd.service", timeout=PLENTY)
 
@@ -542,17 +542,17 @@ def test_a_forged_signal_of_another_client_on_the_bus_is_not_believed(host: Host
 @pytest.mark.parametrize(
     ("result", "service_result", "what"),
     [
-        pytest.param("failed", "exit-code", "did not come up (failed, exit-code)", id="failed"),
-        pytest.param("failed", "timeout", "did not come up (failed, timeout)", id="start-timeout"),
-        pytest.param("timeout", "timeout", "in the time systemd gives it (timeout)", id="job-timeout"),
+        pytest.param("failed", "exit-code", "did not become active (failed, exit-code)", id="failed"),
+        pytest.param("failed", "timeout", "did not become active (failed, timeout)", id="start-timeout"),
+        pytest.param("timeout", "timeout", "in the time that systemd allows (timeout)", id="job-timeout"),
         pytest.param(
             "dependency", "success", "a unit that it needs did not start (dependency)", id="dependency"
         ),
-        pytest.param("canceled", "success", "another request to systemd (canceled)", id="canceled"),
-        pytest.param("frozen", "success", "systemd could not restart it (frozen)", id="unheard-of"),
+        pytest.param("canceled", "success", "canceled the restart of the unit (canceled)", id="canceled"),
+        pytest.param("frozen", "success", "systemd cannot restart the unit (frozen)", id="unheard-of"),
     ],
 )
-def test_a_restart_that_fails_says_how_its_job_ended(
+def test_a_failed_restart_reports_the_result_of_its_job(
     host: Host, result: str, service_result: str, what: str
 ) -> None:
     service = SETTLED[SERVICE] | {"Result": ("s", service_result)}
@@ -565,7 +565,7 @@ def test_a_restart_that_fails_says_how_its_job_ended(
     assert journal_command("containerd.service") in caught.value.hint
 
 
-def test_a_unit_that_a_condition_keeps_down_is_not_taken_for_restarted(host: Host) -> None:
+def test_a_restart_of_a_unit_with_an_unmet_condition_fails(host: Host) -> None:
     unit = SETTLED[UNIT] | {"ConditionResult": ("b", False), "ActiveState": ("s", "inactive")}
     host.private(units={"containerd.service": {UNIT: unit, SERVICE: SETTLED[SERVICE]}})
     with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
@@ -577,14 +577,14 @@ def test_a_unit_that_a_condition_keeps_down_is_not_taken_for_restarted(host: Hos
 def test_a_restart_that_takes_too_long_is_an_error_and_the_next_call_works(host: Host, kind: str) -> None:
     host.either(kind, result="")
     with Systemd.connect(host.root) as systemd:
-        with pytest.raises(SystemdError, match=r"not restarted within 0.1 s") as caught:
+        with pytest.raises(SystemdError, match=r"did not restart the unit within 0.1 s") as caught:
             systemd.restart("containerd.service", timeout=0.1)
         assert not isinstance(caught.value, JobError)
         assert "systemctl status containerd.service" in caught.value.hint
         assert systemd.unit("containerd.service") is not None
 
 
-def test_a_unit_never_loaded_has_no_failure_to_reset_and_is_started(host: Host) -> None:
+def test_a_unit_that_was_never_loaded_is_restarted(host: Host) -> None:
     manager = host.private(refuses={"ResetFailedUnit": ("org.freedesktop.systemd1.NoSuchUnit", "not loaded")})
     with Systemd.connect(host.root) as systemd:
         systemd.restart("containerd.service", timeout=PLENTY)
@@ -609,7 +609,7 @@ def test_a_unit_never_loaded_has_no_failure_to_reset_and_is_started(host: Host) 
         ),
     ],
 )
-def test_a_refused_restart_says_why_and_what_to_do(host: Host, member: str, name: str, hint: str) -> None:
+def test_a_refused_restart_gives_the_reason_and_a_hint(host: Host, member: str, name: str, hint: str) -> None:
     host.bus(refuses={member: (name, "Words of systemd.")})
     with Systemd.connect(host.root) as systemd, pytest.raises(SystemdError) as caught:
         systemd.restart("containerd.service", timeout=PLENTY)
@@ -617,7 +617,7 @@ def test_a_refused_restart_says_why_and_what_to_do(host: Host, member: str, name
     assert hint in caught.value.hint
 
 
-def test_a_name_that_systemd_refuses_is_an_error_and_not_a_missing_unit(host: Host) -> None:
+def test_an_invalid_unit_name_is_an_error(host: Host) -> None:
     host.private(refuses={"LoadUnit": ("org.freedesktop.DBus.Error.InvalidArgs", "not valid.")})
     with Systemd.connect(host.root) as systemd, pytest.raises(SystemdError, match="not valid"):
         systemd.unit("containerd")
@@ -632,7 +632,7 @@ def test_a_read_connects_again_when_systemd_was_re_executed(host: Host, kind: st
         assert systemd.unit("containerd.service") is not None
 
 
-def test_a_read_connects_again_when_the_bus_lost_systemd_in_mid_call(host: Host, clock: Clock) -> None:
+def test_a_read_connects_again_when_systemd_leaves_the_bus_during_a_call(host: Host, clock: Clock) -> None:
     manager = host.bus(refuses={"LoadUnit": NO_REPLY})
     clock.at_sleep = [manager.refuses.clear]
     with Systemd.connect(host.root) as systemd:
@@ -641,18 +641,18 @@ def test_a_read_connects_again_when_the_bus_lost_systemd_in_mid_call(host: Host,
 
 
 @both
-def test_a_read_connects_again_as_often_as_it_takes(host: Host, kind: str) -> None:
+def test_a_read_connects_again_several_times(host: Host, kind: str) -> None:
     manager = host.either(kind)
     with Systemd.connect(host.root) as systemd:
         manager.hangs_up_at += ["LoadUnit", "GetAll", "Get", "LoadUnit", "LoadUnit"]
         assert systemd.unit("containerd.service") is not None
 
 
-def test_a_read_that_never_gets_through_ends_in_its_time(
+def test_a_read_that_never_succeeds_ends_within_its_timeout(
     host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The last try must have time to be made, however slow this machine is just now: else it is the time
-    # that is up, which is told in other words.
+    # The long pause leaves enough time for the last attempt on a slow machine. Without it the error would
+    # be another one, about the timeout.
     monkeypatch.setattr(systemd_connect, "PAUSE", 30)
     host.private().hangs_up_at += ["LoadUnit"] * 5
     broke = pytest.raises(SystemdError, match="the connection to systemd broke")
@@ -664,9 +664,7 @@ def test_a_read_that_never_gets_through_ends_in_its_time(
 
 @both
 @pytest.mark.parametrize("restarts_before", [0, 1])
-def test_a_restart_on_a_connection_that_died_meanwhile_connects_again(
-    host: Host, kind: str, restarts_before: int
-) -> None:
+def test_a_restart_on_a_broken_connection_connects_again(host: Host, kind: str, restarts_before: int) -> None:
     manager = host.either(kind)
     with Systemd.connect(host.root) as systemd:
         for _ in range(restarts_before):
@@ -689,7 +687,7 @@ AGAIN = RUNS | {"ActiveState": ("s", "activating"), "SubState": ("s", "auto-rest
     ],
 )
 @pytest.mark.parametrize(
-    ("looks", "asked"),
+    ("changes", "requests"),
     [
         pytest.param([{}, {}], 2, id="the-request-was-lost"),
         pytest.param([{}, NOW, RUNS], 1, id="the-job-is-still-there"),
@@ -697,21 +695,19 @@ AGAIN = RUNS | {"ActiveState": ("s", "activating"), "SubState": ("s", "auto-rest
         pytest.param([{}, NOW, {}], 2, id="the-job-was-another-one"),
     ],
 )
-def test_a_restart_that_systemd_is_re_executed_in_is_made_once(
-    host: Host, kind: str, breaks: str, looks: list[Any], asked: int
+def test_a_restart_is_not_repeated_when_systemd_re_executes_itself(
+    host: Host, kind: str, breaks: str, changes: list[Any], requests: int
 ) -> None:
-    manager = host.either(kind, looks=list(looks), **{breaks: ["RestartUnit"]})
+    manager = host.either(kind, changes=list(changes), **{breaks: ["RestartUnit"]})
     with Systemd.connect(host.root) as systemd:
         systemd.restart("containerd.service", timeout=PLENTY)
-    assert manager.calls.count("RestartUnit containerd.service replace") == asked
-    assert manager.looks == looks[-1:]
+    assert manager.calls.count("RestartUnit containerd.service replace") == requests
+    assert manager.changes == changes[-1:]
 
 
 @both
-def test_a_restart_outlives_systemd_being_re_executed_over_and_over(
-    host: Host, kind: str, clock: Clock
-) -> None:
-    manager = host.either(kind, looks=[{}, NOW, RUNS], hangs_up_after=["RestartUnit"])
+def test_a_restart_survives_several_re_executions_of_systemd(host: Host, kind: str, clock: Clock) -> None:
+    manager = host.either(kind, changes=[{}, NOW, RUNS], hangs_up_after=["RestartUnit"])
     clock.at_sleep = [lambda: manager.hangs_up_at.extend(["Get", "Subscribe", "LoadUnit", "GetAll"])]
     with Systemd.connect(host.root) as systemd:
         systemd.restart("containerd.service", timeout=PLENTY)
@@ -721,32 +717,32 @@ def test_a_restart_outlives_systemd_being_re_executed_over_and_over(
 
 @both
 @pytest.mark.parametrize(
-    ("looks", "result"),
+    ("changes", "result"),
     [
         pytest.param([{}, FAILED], "failed", id="failed"),
         pytest.param([{}, AGAIN], "failed", id="failed-and-tried-again-by-systemd"),
         pytest.param([{}, NOW, FAILED], "dependency", id="the-job-is-still-there"),
     ],
 )
-def test_a_restart_that_fails_while_systemd_is_re_executed_has_failed(
-    host: Host, kind: str, looks: list[Any], result: str
+def test_a_restart_that_fails_while_systemd_is_re_executed_is_an_error(
+    host: Host, kind: str, changes: list[Any], result: str
 ) -> None:
-    manager = host.either(kind, looks=list(looks), hangs_up_after=["RestartUnit"], result="dependency")
+    manager = host.either(kind, changes=list(changes), hangs_up_after=["RestartUnit"], result="dependency")
     with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
         systemd.restart("containerd.service", timeout=PLENTY)
     assert caught.value.result == result
     assert manager.calls.count("RestartUnit containerd.service replace") == 1
 
 
-def test_a_job_found_after_systemd_was_re_executed_is_waited_for_in_the_time_there_is(host: Host) -> None:
-    host.private(looks=[{}, NOW], hangs_up_after=["RestartUnit"], result="")
-    slow = pytest.raises(SystemdError, match=r"not restarted within 0.2 s")
+def test_the_wait_for_a_job_after_a_re_execution_is_limited_by_the_timeout(host: Host) -> None:
+    host.private(changes=[{}, NOW], hangs_up_after=["RestartUnit"], result="")
+    slow = pytest.raises(SystemdError, match=r"did not restart the unit within 0.2 s")
     with Systemd.connect(host.root) as systemd, slow:
         systemd.restart("containerd.service", timeout=0.2)
 
 
 @pytest.mark.parametrize("act", ["restart", "reload", "stop"])
-def test_a_job_is_not_lost_when_systemd_leaves_the_bus_and_the_bus_stays(host: Host, act: str) -> None:
+def test_a_job_is_not_lost_when_systemd_leaves_the_bus(host: Host, act: str) -> None:
     member = f"{act.title()}Unit"
     manager = host.bus(leaves=[(member, "org.freedesktop.DBus")])
     with Systemd.connect(host.root) as systemd:
@@ -755,7 +751,7 @@ def test_a_job_is_not_lost_when_systemd_leaves_the_bus_and_the_bus_stays(host: H
     assert manager.leaves == []
 
 
-def test_a_stranger_on_the_bus_who_says_that_systemd_left_is_not_believed(host: Host) -> None:
+def test_a_forged_signal_that_systemd_left_the_bus_is_ignored(host: Host) -> None:
     manager = host.bus(leaves=[("RestartUnit", ":1.99")])
     with Systemd.connect(host.root) as systemd:
         systemd.restart("containerd.service", timeout=PLENTY)
@@ -766,7 +762,7 @@ def test_a_stranger_on_the_bus_who_says_that_systemd_left_is_not_believed(host: 
 @both
 @pytest.mark.parametrize("act", ["reload", "stop"])
 @pytest.mark.parametrize("breaks", ["hangs_up_at", "hangs_up_after"])
-def test_what_does_no_harm_twice_is_asked_again_when_systemd_is_re_executed(
+def test_a_reload_or_stop_is_repeated_when_systemd_is_re_executed(
     host: Host, kind: str, act: str, breaks: str
 ) -> None:
     member = f"{act.title()}Unit"
@@ -776,7 +772,7 @@ def test_what_does_no_harm_twice_is_asked_again_when_systemd_is_re_executed(
     assert manager.calls.count(f"{member} crio.service replace") == 2
 
 
-def test_a_restart_is_logged_as_a_command_to_paste(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_restart_is_logged_as_a_systemctl_command(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.private(units={r"odd\x2dname.service": SETTLED})
     with caplog.at_level(logging.INFO, "kata_node"), Systemd.connect(host.root) as systemd:
         systemd.restart(r"odd\x2dname.service", timeout=PLENTY)
@@ -786,7 +782,7 @@ def test_a_restart_is_logged_as_a_command_to_paste(host: Host, caplog: pytest.Lo
 
 
 @both
-def test_a_reload_waits_for_the_end_of_its_job_and_restarts_nothing(host: Host, kind: str) -> None:
+def test_a_reload_waits_for_its_job_and_restarts_nothing(host: Host, kind: str) -> None:
     manager = host.either(kind)
     with Systemd.connect(host.root) as systemd:
         manager.calls.clear()
@@ -799,14 +795,14 @@ def test_a_reload_waits_for_the_end_of_its_job_and_restarts_nothing(host: Host, 
 @pytest.mark.parametrize(
     ("result", "what"),
     [
-        pytest.param("failed", "take in its configuration failed (failed)", id="the-command-failed"),
-        pytest.param("invalid", "it does not run, so it cannot be reloaded (invalid)", id="not-running"),
-        pytest.param("timeout", "in the time systemd gives it (timeout)", id="timeout"),
-        pytest.param("canceled", "another request to systemd (canceled)", id="canceled"),
-        pytest.param("frozen", "systemd could not reload it (frozen)", id="unheard-of"),
+        pytest.param("failed", "the ExecReload command of the unit failed (failed)", id="the-command-failed"),
+        pytest.param("invalid", "because it is not running (invalid)", id="not-running"),
+        pytest.param("timeout", "in the time that systemd allows (timeout)", id="timeout"),
+        pytest.param("canceled", "canceled the reload of the unit (canceled)", id="canceled"),
+        pytest.param("frozen", "systemd cannot reload the unit (frozen)", id="unheard-of"),
     ],
 )
-def test_a_reload_that_fails_says_how_its_job_ended(host: Host, result: str, what: str) -> None:
+def test_a_failed_reload_reports_the_result_of_its_job(host: Host, result: str, what: str) -> None:
     host.private(result=result)
     with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
         systemd.reload("crio.service", timeout=PLENTY)
@@ -816,7 +812,7 @@ def test_a_reload_that_fails_says_how_its_job_ended(host: Host, result: str, wha
     assert journal_command("crio.service") in caught.value.hint
 
 
-def test_a_unit_that_cannot_reload_is_to_be_restarted(host: Host) -> None:
+def test_a_unit_without_a_reload_command_gets_the_hint_to_restart_it(host: Host) -> None:
     words = "Job type reload is not applicable for unit crio.service."
     host.private(refuses={"ReloadUnit": ("org.freedesktop.systemd1.JobTypeNotApplicable", words)})
     with Systemd.connect(host.root) as systemd, pytest.raises(SystemdError) as caught:
@@ -824,18 +820,18 @@ def test_a_unit_that_cannot_reload_is_to_be_restarted(host: Host) -> None:
     assert not isinstance(caught.value, JobError)
     assert words in caught.value.what
     assert "ExecReload" in caught.value.hint
-    assert "restart it instead" in caught.value.hint
+    assert "restart the unit instead" in caught.value.hint
 
 
 def test_a_reload_that_takes_too_long_is_an_error(host: Host) -> None:
     host.private(result="")
-    slow = pytest.raises(SystemdError, match=r"not reloaded within 0.1 s")
+    slow = pytest.raises(SystemdError, match=r"did not reload the unit within 0.1 s")
     with Systemd.connect(host.root) as systemd, slow:
         systemd.reload("crio.service", timeout=0.1)
 
 
 @both
-def test_a_reload_on_a_connection_that_died_meanwhile_connects_again(host: Host, kind: str) -> None:
+def test_a_reload_on_a_broken_connection_connects_again(host: Host, kind: str) -> None:
     manager = host.either(kind)
     with Systemd.connect(host.root) as systemd:
         systemd.reload("crio.service", timeout=PLENTY)
@@ -843,7 +839,7 @@ def test_a_reload_on_a_connection_that_died_meanwhile_connects_again(host: Host,
         systemd.reload("crio.service", timeout=PLENTY)
 
 
-def test_a_reload_is_logged_as_a_command_to_paste(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reload_is_logged_as_a_systemctl_command(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.private()
     with caplog.at_level(logging.INFO, "kata_node"), Systemd.connect(host.root) as systemd:
         systemd.reload("crio.service", timeout=PLENTY)
@@ -862,21 +858,21 @@ def test_reading_a_unit_logs_nothing_and_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    "behaviour",
+    "behavior",
     [
         pytest.param({"piece": 1}, id="a-byte-at-a-time"),
         pytest.param({"greets": True}, id="a-signal-right-behind-the-OK"),
         pytest.param({"greets": True, "piece": 3}, id="both"),
     ],
 )
-def test_messages_are_told_apart_however_they_arrive(host: Host, behaviour: dict[str, Any]) -> None:
-    host.private(**behaviour)
+def test_messages_are_parsed_in_chunks_of_any_size(host: Host, behavior: dict[str, Any]) -> None:
+    host.private(**behavior)
     with Systemd.connect(host.root) as systemd:
         systemd.restart("containerd.service", timeout=PLENTY)
         assert systemd.unit("containerd.service") is not None
 
 
-def test_a_root_deeper_than_a_socket_address_can_say_is_no_obstacle(tmp_path: Path) -> None:
+def test_the_path_of_the_root_may_be_longer_than_a_socket_address(tmp_path: Path) -> None:
     deep = Host(tmp_path / ("d" * 100) / ("e" * 100))
     deep.private()
     try:
@@ -890,7 +886,7 @@ OURS = {"mine.service": {**SETTLED, UNIT: SETTLED[UNIT] | {"Id": ("s", "mine.ser
 
 
 @both
-def test_starting_and_stopping_wait_for_the_end_of_their_jobs(host: Host, kind: str) -> None:
+def test_start_and_stop_wait_for_their_jobs(host: Host, kind: str) -> None:
     manager = host.either(kind, units=OURS)
     with Systemd.connect(host.root) as systemd:
         manager.calls.clear()
@@ -908,11 +904,11 @@ def test_starting_and_stopping_wait_for_the_end_of_their_jobs(host: Host, kind: 
 @pytest.mark.parametrize(
     ("act", "what"),
     [
-        pytest.param("start", "it was started but did not come up (failed)", id="start"),
-        pytest.param("stop", "systemd could not stop it (failed)", id="stop"),
+        pytest.param("start", "systemd started the unit but it did not become active (failed)", id="start"),
+        pytest.param("stop", "systemd cannot stop the unit (failed)", id="stop"),
     ],
 )
-def test_a_start_or_stop_that_fails_names_the_unit(host: Host, act: str, what: str) -> None:
+def test_a_failed_start_or_stop_names_the_unit(host: Host, act: str, what: str) -> None:
     host.private(result="failed", units=OURS)
     with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
         getattr(systemd, act)("mine.service", timeout=PLENTY)
@@ -928,7 +924,7 @@ def test_a_start_or_stop_that_takes_too_long_is_an_error(host: Host, act: str) -
         getattr(systemd, act)("mine.service", timeout=0.1)
 
 
-def test_a_unit_whose_condition_the_host_does_not_meet_has_not_started(host: Host) -> None:
+def test_a_start_of_a_unit_with_an_unmet_condition_fails(host: Host) -> None:
     unmet = {"mine.service": {**SETTLED, UNIT: SETTLED[UNIT] | {"ConditionResult": ("b", False)}}}
     host.private(units=unmet)
     with Systemd.connect(host.root) as systemd, pytest.raises(JobError) as caught:
@@ -936,7 +932,7 @@ def test_a_unit_whose_condition_the_host_does_not_meet_has_not_started(host: Hos
     assert caught.value.result == "condition"
 
 
-def test_a_unit_that_there_is_none_of_is_stopped(host: Host) -> None:
+def test_a_unit_that_does_not_exist_counts_as_stopped(host: Host) -> None:
     gone = ("org.freedesktop.systemd1.NoSuchUnit", "Unit mine.service not loaded.")
     manager = host.private(refuses={"StopUnit": gone})
     with Systemd.connect(host.root) as systemd:
@@ -951,7 +947,7 @@ def test_a_stop_that_is_refused_is_an_error(host: Host) -> None:
 
 
 @both
-def test_unit_files_are_read_anew_also_on_a_connection_that_died_meanwhile(host: Host, kind: str) -> None:
+def test_a_daemon_reload_on_a_broken_connection_connects_again(host: Host, kind: str) -> None:
     manager = host.either(kind)
     with Systemd.connect(host.root) as systemd:
         systemd.daemon_reload(timeout=PLENTY)
@@ -960,7 +956,9 @@ def test_unit_files_are_read_anew_also_on_a_connection_that_died_meanwhile(host:
     assert manager.calls.count("Reload") == 3
 
 
-def test_acts_on_a_unit_are_logged_as_commands_to_paste(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+def test_start_stop_and_daemon_reload_are_logged_as_systemctl_commands(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
     host.private(units=OURS)
     with caplog.at_level(logging.INFO, "kata_node"), Systemd.connect(host.root) as systemd:
         systemd.daemon_reload(timeout=PLENTY)

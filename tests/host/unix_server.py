@@ -1,4 +1,4 @@
-"""A server on a unix socket, for tests of clients: real bytes on a real socket, in threads."""
+"""A server on a real unix socket, in threads, for tests of clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class UnixServer:
-    """Listens at ``path`` and gives each connection to ``serve``, in a thread, until closed."""
+    """Listens at ``path`` and runs ``serve`` in a thread for each connection, until it is closed."""
 
     def __init__(self, path: Path, serve: Callable[[socket.socket], None], backlog: int = 16) -> None:
         self._serve = serve
@@ -36,14 +36,14 @@ class UnixServer:
         self._threads[-1].start()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # closed
+        with contextlib.suppress(OSError):  # close() was called
             while True:
                 connection, _ = self._listener.accept()
                 self._connections.append(connection)
                 self._start(lambda connection=connection: self._run(connection))  # type: ignore[misc]
 
     def _run(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the client hung up, or the test is over
+        with contextlib.suppress(OSError):  # the client closed the connection, or the test is over
             self._serve(connection)
             connection.shutdown(socket.SHUT_RDWR)
 
@@ -54,7 +54,7 @@ def _shut_down(unix: socket.socket) -> None:
 
 
 def listen(path: Path, backlog: int = 16) -> socket.socket:
-    """A listening socket at ``path``, however long that is."""
+    """Return a listening socket at ``path``, which may be longer than a socket address."""
     path.parent.mkdir(parents=True, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     directory = os.open(path.parent, os.O_PATH)

@@ -1,4 +1,4 @@
-"""A Node over real HTTP: the client against a small API server that holds one Node and fails on demand."""
+"""The client against a fake API server over real HTTP, with one Node and failures on demand."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ Labels = dict[str, str]
 
 @dataclass
 class Fault:
-    """What befalls one request. Without a status the connection is cut."""
+    """A failure of one request. Without a status the server closes the connection."""
 
     status: int = 0
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
-    method: str = ""  # only such a request
-    carried_out: bool = False  # the request is done, only its answer is lost
+    method: str = ""  # fail only a request with this method
+    carried_out: bool = False  # the request is carried out and only its answer is lost
     hang: bool = False
     drip: float = 0  # seconds between the bytes of the answer
-    first: Callable[[], None] | None = None  # happens just before; then the request goes its usual way
+    first: Callable[[], None] | None = None  # called before the request, which then succeeds
 
 
 def status_object(code: int, message: str, reason: str = "") -> bytes:
@@ -67,7 +67,7 @@ def status_object(code: int, message: str, reason: str = "") -> bytes:
 
 
 class Api:
-    """One Node with the API server's rules for versions and merge patches."""
+    """A fake API server with one Node, and the real rules for versions and merge patches."""
 
     def __init__(self) -> None:
         self.name = "n1"
@@ -112,13 +112,13 @@ class Api:
         self._server.server_close()
 
     def write(self, changes: Mapping[str, str | None]) -> None:
-        """Another writer changes labels."""
+        """Change labels like another writer."""
         merged = {**self.labels, **changes}
         self.labels = {key: value for key, value in merged.items() if value is not None}
         self.version += 1
 
     def replace(self, node_labels: Labels) -> None:
-        """A kubelet registers again with the labels it knows."""
+        """Replace all labels, like a kubelet that registers again."""
         self.write(dict.fromkeys(self.labels) | node_labels)
 
     def report(self, **status: Any) -> None:
@@ -129,7 +129,7 @@ class Api:
         metadata: dict[str, Any] = {"name": self.name, "resourceVersion": str(self.version)}
         if self.labels:
             metadata["labels"] = self.labels
-        # A field of a type that no release of the API has: nothing that is not read may matter.
+        # "taints" has a wrong type: a field that the test does not read must not matter.
         node = {"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": {"taints": "new"}}
         return json.dumps(node | {"status": self.status}).encode()
 
@@ -151,7 +151,7 @@ class Api:
 class _Handler(BaseHTTPRequestHandler):
     owner: Api
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer in one packet: in two, the kernels wait for each other's acknowledgement
+    wbufsize = -1  # send an answer in one packet: two packets cause a delayed acknowledgment
 
     def setup(self) -> None:
         super().setup()
@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             api.released.wait()
         if fault.drip:
             for byte in b"HTTP/1.1 200 " + 1000 * b"O":
-                with contextlib.suppress(OSError):  # the client has gone
+                with contextlib.suppress(OSError):  # the client closed the connection
                     self.connection.sendall(bytes([byte]))
                 if api.released.wait(fault.drip):
                     break
@@ -202,14 +202,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.carried_out:
             api.answer(method, path, content_type, body)
         if fault.status:
-            error = status_object(fault.status, "as ordered") if fault.body is None else fault.body
+            error = status_object(fault.status, "injected failure") if fault.body is None else fault.body
             self._send(fault.status, error, fault.headers)
         else:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, code: int, body: bytes, headers: Mapping[str, str]) -> None:
-        with contextlib.suppress(OSError):  # the client may have gone
+        with contextlib.suppress(OSError):  # the client may have closed the connection
             self.send_response(code)
             for key, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
@@ -221,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class FakeClock:
-    """A clock that only sleeping moves; what is planned happens when its moment has come."""
+    """A clock that moves only by sleeping, and calls planned events when their time has come."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -263,7 +263,7 @@ def time() -> FakeClock:
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No credentials at all, but for what a test puts below ``tmp_path``."""
+    """An environment without credentials, except those that a test creates below ``tmp_path``."""
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -315,7 +315,7 @@ def test_a_node_gets_its_labels_and_keeps_all_others(kube: KubeClient, api: Api,
     assert time.passed >= 10
 
 
-def test_unlabelling_removes_the_keys_themselves(kube: KubeClient, api: Api) -> None:
+def test_releasing_a_node_removes_the_label_keys(kube: KubeClient, api: Api) -> None:
     api.labels |= OURS
     kube.ensure_labels("n1", unlabel, window=3, timeout=60)
     assert api.labels == {"kubernetes.io/hostname": "n1"}
@@ -325,7 +325,7 @@ def test_unlabelling_removes_the_keys_themselves(kube: KubeClient, api: Api) -> 
     ("change", "node_labels"),
     [pytest.param(label, OURS, id="label"), pytest.param(unlabel, {}, id="unlabel")],
 )
-def test_a_node_that_is_as_wanted_is_not_written_to(
+def test_a_node_with_the_wanted_labels_is_not_changed(
     kube: KubeClient, api: Api, change: Callable[[NodeFacts], Mapping[str, str | None]], node_labels: Labels
 ) -> None:
     api.labels |= node_labels
@@ -333,7 +333,7 @@ def test_a_node_that_is_as_wanted_is_not_written_to(
     assert set(api.requests) == {"GET"}
 
 
-def test_labels_wiped_by_a_kubelet_are_set_again_and_the_window_begins_anew(
+def test_labels_that_a_kubelet_removes_are_set_again_and_the_window_restarts(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     time.at(8, lambda: api.replace({"kubernetes.io/hostname": "n1"}))
@@ -343,9 +343,7 @@ def test_labels_wiped_by_a_kubelet_are_set_again_and_the_window_begins_anew(
     assert time.passed >= 18
 
 
-def test_labels_put_back_after_unlabelling_are_removed_again(
-    kube: KubeClient, api: Api, time: FakeClock
-) -> None:
+def test_removed_labels_that_come_back_are_removed_again(kube: KubeClient, api: Api, time: FakeClock) -> None:
     api.labels |= OURS
     time.at(2, lambda: api.write(OURS))
     kube.ensure_labels("n1", unlabel, window=5, timeout=60)
@@ -353,34 +351,32 @@ def test_labels_put_back_after_unlabelling_are_removed_again(
     assert time.passed >= 7
 
 
-def test_labels_that_are_wiped_again_and_again_are_a_failure_at_the_deadline(
+def test_labels_that_are_removed_repeatedly_are_an_error_at_the_timeout(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     for second in range(2, 60, 4):
         time.at(second, lambda: api.replace({}))
     with pytest.raises(
-        KubeError, match=r"did not stay as set for 10 s within 30 s.*undone [5-9] times"
+        KubeError, match=r"did not stay unchanged for 10 s within 30 s.*undone [5-9] times"
     ) as error:
         kube.ensure_labels("n1", label, window=10, timeout=30)
     assert time.passed == 30
     assert "managedFields" in error.value.hint
 
 
-def test_what_is_left_of_the_time_for_all_of_a_stage_is_all_there_is(
-    kube: KubeClient, api: Api, time: FakeClock
-) -> None:
+def test_the_deadline_of_the_stage_limits_every_wait(kube: KubeClient, api: Api, time: FakeClock) -> None:
     api.status["conditions"] = [{"type": "Ready", "status": "False", "message": "starting"}]
     with pytest.raises(KubeError, match="not Ready"):
         kube.wait_ready("n1", timeout=300, deadline=kube.deadline_after(20))
     assert time.passed == 20
     for second in range(21, 60):
         time.at(second, lambda: api.replace({}))
-    with pytest.raises(KubeError, match="did not stay as set"):
+    with pytest.raises(KubeError, match="did not stay unchanged"):
         kube.ensure_labels("n1", label, window=10, timeout=300, deadline=kube.deadline_after(15))
     assert time.passed == 35
 
 
-def test_a_node_that_stops_serving_is_not_labelled_again(kube: KubeClient, api: Api, time: FakeClock) -> None:
+def test_a_node_that_stops_serving_is_not_labeled_again(kube: KubeClient, api: Api, time: FakeClock) -> None:
     serving = [{"name": "kata-qemu"}]
     api.status["runtimeHandlers"] = serving
 
@@ -397,15 +393,15 @@ def test_a_node_that_stops_serving_is_not_labelled_again(kube: KubeClient, api: 
     assert OURS.items() <= api.labels.items()
 
 
-def test_a_node_nobody_named_is_told_by_the_variable_that_is_missing(kube: KubeClient, api: Api) -> None:
+def test_a_missing_node_name_is_an_error_that_names_the_variable(kube: KubeClient, api: Api) -> None:
     with pytest.raises(UsageError) as error:
         kube.ensure_labels("", label, window=3, timeout=60)
     assert error.value.where == "NODE_NAME"
     assert api.requests == []
 
 
-def test_a_window_longer_than_the_timeout_is_refused(kube: KubeClient, api: Api) -> None:
-    with pytest.raises(UsageError, match="10 s when there are 5 s"):
+def test_a_window_longer_than_the_timeout_is_an_error(kube: KubeClient, api: Api) -> None:
+    with pytest.raises(UsageError, match="5 s is shorter than the stability window of 10 s"):
         kube.ensure_labels("n1", label, window=10, timeout=5)
     assert api.requests == []
 
@@ -413,7 +409,7 @@ def test_a_window_longer_than_the_timeout_is_refused(kube: KubeClient, api: Api)
 # --- conflicts --------------------------------------------------------------------------------------
 
 
-def test_a_change_by_another_writer_in_between_is_read_again_and_kept(kube: KubeClient, api: Api) -> None:
+def test_a_concurrent_change_by_another_writer_is_kept(kube: KubeClient, api: Api) -> None:
     api.faults = [
         Fault(method="PATCH", first=lambda: api.write({"kata-deploy.katacontainers.io/default": "true"}))
     ]
@@ -427,7 +423,7 @@ def test_a_change_by_another_writer_in_between_is_read_again_and_kept(kube: Kube
     assert api.writes == 1
 
 
-def test_labels_that_another_writer_puts_back_begin_a_window_of_their_own(
+def test_labels_that_another_writer_restores_start_a_new_window(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.labels |= OURS
@@ -438,9 +434,7 @@ def test_labels_that_another_writer_puts_back_begin_a_window_of_their_own(
     assert time.passed >= 18
 
 
-def test_conflicts_without_end_are_a_failure_at_the_deadline(
-    kube: KubeClient, api: Api, time: FakeClock
-) -> None:
+def test_endless_conflicts_are_an_error_at_the_timeout(kube: KubeClient, api: Api, time: FakeClock) -> None:
     api.faults = [
         Fault(method="PATCH", first=functools.partial(api.write, {"beat": str(n)})) for n in range(200)
     ]
@@ -450,14 +444,14 @@ def test_conflicts_without_end_are_a_failure_at_the_deadline(
     assert api.writes == 0
 
 
-def test_a_change_made_whose_answer_was_lost_is_not_made_twice(kube: KubeClient, api: Api) -> None:
+def test_a_change_with_a_lost_answer_is_not_made_twice(kube: KubeClient, api: Api) -> None:
     api.faults = [Fault(method="PATCH", carried_out=True)]
     kube.ensure_labels("n1", label, window=3, timeout=60)
     assert OURS.items() <= api.labels.items()
     assert api.writes == 1
 
 
-# --- an API server in trouble -----------------------------------------------------------------------
+# --- failures of the API server ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH"])
@@ -476,7 +470,7 @@ def test_a_change_made_whose_answer_was_lost_is_not_made_twice(kube: KubeClient,
         pytest.param(Fault(503, b"[]"), id="no object"),
     ],
 )
-def test_what_may_pass_is_tried_again(
+def test_temporary_failures_are_retried(
     kube: KubeClient, api: Api, time: FakeClock, method: str, fault: Fault
 ) -> None:
     api.faults = [
@@ -489,24 +483,20 @@ def test_what_may_pass_is_tried_again(
     assert time.slept[:2] == [0.5, 1.0]
 
 
-def test_a_server_that_says_when_to_come_back_is_taken_at_its_word(
-    kube: KubeClient, api: Api, time: FakeClock
-) -> None:
+def test_the_retry_after_header_is_honored(kube: KubeClient, api: Api, time: FakeClock) -> None:
     api.faults = [Fault(429, headers={"Content-Type": "application/json", "Retry-After": "7"})]
     kube.node("n1", kube.deadline_after(30))
     assert time.slept == [7]
 
 
-def test_a_server_that_says_to_come_back_after_the_deadline_is_not_waited_for(
-    kube: KubeClient, api: Api, time: FakeClock
-) -> None:
+def test_a_retry_after_the_deadline_is_not_waited_for(kube: KubeClient, api: Api, time: FakeClock) -> None:
     api.faults = [Fault(429, headers={"Content-Type": "application/json", "Retry-After": "60"})]
     with pytest.raises(KubeError, match="429"):
         kube.node("n1", kube.deadline_after(30))
     assert time.slept == []
 
 
-def test_an_overloaded_server_is_asked_ever_more_seldom_until_the_deadline(
+def test_an_overloaded_server_gets_fewer_and_fewer_requests(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.faults = [Fault(503, b"no endpoints", {"Content-Type": "text/plain"}) for _ in range(100)]
@@ -516,7 +506,7 @@ def test_an_overloaded_server_is_asked_ever_more_seldom_until_the_deadline(
     assert api.url in error.value.where
 
 
-def test_many_nodes_do_not_come_back_in_step(kube: KubeClient, api: Api, time: FakeClock) -> None:
+def test_retries_of_many_nodes_are_spread(kube: KubeClient, api: Api, time: FakeClock) -> None:
     api.faults = [Fault(503), Fault(503)]
     kube.node("n1", kube.deadline_after(60))
     kube.clock = time.clock(jitter=0)
@@ -525,7 +515,7 @@ def test_many_nodes_do_not_come_back_in_step(kube: KubeClient, api: Api, time: F
     assert time.slept == [0.5, 1, 0.25, 0.5]
 
 
-def test_a_server_that_does_not_answer_is_given_up_on_and_asked_again(
+def test_a_request_without_an_answer_times_out_and_is_retried(
     api: Api, kube: KubeClient, time: FakeClock
 ) -> None:
     api.faults = [Fault(hang=True)]
@@ -534,7 +524,7 @@ def test_a_server_that_does_not_answer_is_given_up_on_and_asked_again(
     assert time.slept[0] == 0.5
 
 
-def test_a_server_that_sends_a_byte_now_and_then_is_given_up_on_and_asked_again(
+def test_a_request_with_a_very_slow_answer_times_out_and_is_retried(
     api: Api, kube: KubeClient, time: FakeClock
 ) -> None:
     api.faults = [Fault(drip=0.1)]
@@ -543,7 +533,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up_on_and_asked_again(
     assert time.slept[0] == 0.5
 
 
-def test_no_answer_is_waited_for_beyond_the_deadline(
+def test_the_deadline_limits_the_wait_for_an_answer(
     api: Api, kube: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kata_node.kube.retry.MIN_REQUEST_TIMEOUT", 0.1)
@@ -554,7 +544,7 @@ def test_no_answer_is_waited_for_beyond_the_deadline(
         kube.node("n1", kube.deadline_after(0.2))
 
 
-def test_a_server_that_restarts_in_mid_stage_is_waited_for(
+def test_a_restart_of_the_server_during_a_stage_is_waited_for(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     time.at(2, api.stop)
@@ -564,7 +554,7 @@ def test_a_server_that_restarts_in_mid_stage_is_waited_for(
     assert api.writes == 1
 
 
-def test_a_server_that_stays_away_is_a_failure_that_names_it(
+def test_a_server_that_stays_away_is_an_error_that_names_it(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.stop()
@@ -582,7 +572,7 @@ def test_a_server_that_stays_away_is_a_failure_that_names_it(
         pytest.param(
             Fault(403, status_object(403, "denied by policy kata-labels"), method="PATCH"),
             "kata-labels",
-            "admission rule",
+            "admission policy",
             id="admission says no",
         ),
         pytest.param(
@@ -594,17 +584,17 @@ def test_a_server_that_stays_away_is_a_failure_that_names_it(
             "Kubernetes API server",
             id="a web server",
         ),
-        pytest.param(Fault(200, b"<html>"), "no JSON", "", id="an answer that is no JSON"),
+        pytest.param(Fault(200, b"<html>"), "not JSON", "", id="an answer that is no JSON"),
         pytest.param(
             Fault(200, b'{"kind": "NodeList"}'),
-            "no Node",
+            "not a Node",
             "Kubernetes API server",
             id="an answer that is no Node",
         ),
         pytest.param(Fault(302, b"", {"Location": "/login"}), "302", "", id="sent elsewhere"),
     ],
 )
-def test_what_will_not_pass_is_said_at_once(
+def test_permanent_failures_are_reported_at_once(
     kube: KubeClient, api: Api, time: FakeClock, fault: Fault, says: str, hint: str
 ) -> None:
     api.faults = [fault]
@@ -615,7 +605,7 @@ def test_what_will_not_pass_is_said_at_once(
     assert api.writes == 0
 
 
-def test_a_certificate_that_is_not_the_clusters_is_said_at_once(time: FakeClock) -> None:
+def test_an_untrusted_certificate_is_reported_at_once(time: FakeClock) -> None:
     def refuse(request: httpx2.Request) -> httpx2.Response:
         raise httpx2.ConnectError("wrong") from ssl.SSLCertVerificationError("self-signed certificate")
 
@@ -630,14 +620,14 @@ def test_a_certificate_that_is_not_the_clusters_is_said_at_once(time: FakeClock)
     assert time.slept == []
 
 
-# --- credentials and rights -------------------------------------------------------------------------
+# --- credentials and permissions --------------------------------------------------------------------
 
 
 FORBIDDEN = 'nodes "n1" is forbidden: User "system:serviceaccount:kata:label" cannot {} resource "nodes"'
 
 
 @pytest.mark.parametrize(("verb", "method"), [("get", "GET"), ("patch", "PATCH")])
-def test_rights_that_are_missing_for_long_are_a_failure_that_names_them(
+def test_a_missing_permission_is_an_error_that_names_it(
     kube: KubeClient, api: Api, time: FakeClock, verb: str, method: str
 ) -> None:
     refused = Fault(403, status_object(403, FORBIDDEN.format(verb)), method=method)
@@ -649,15 +639,13 @@ def test_rights_that_are_missing_for_long_are_a_failure_that_names_them(
 
 
 @pytest.mark.parametrize("says", [FORBIDDEN.format("patch"), "not yet ready to handle request"])
-def test_a_server_that_has_just_started_and_not_read_its_roles_is_asked_again(
-    kube: KubeClient, api: Api, says: str
-) -> None:
+def test_a_server_that_has_not_loaded_its_roles_yet_is_retried(kube: KubeClient, api: Api, says: str) -> None:
     api.faults = [Fault(403, status_object(403, says), method="PATCH")] * 3
     kube.ensure_labels("n1", label, window=3, timeout=60)
     assert OURS.items() <= api.labels.items()
 
 
-def test_a_rotated_token_is_picked_up_without_a_pause(
+def test_a_rotated_token_is_used_without_a_pause(
     kube: KubeClient, api: Api, time: FakeClock, token_file: Path
 ) -> None:
     api.token = "first"
@@ -677,7 +665,7 @@ def test_an_expired_token_is_waited_for_until_it_is_rotated(
     assert OURS.items() <= api.labels.items()
 
 
-def test_credentials_refused_again_and_again_are_not_tried_until_the_deadline(
+def test_refused_credentials_are_not_retried_until_the_deadline(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.token = "another"
@@ -687,30 +675,26 @@ def test_credentials_refused_again_and_again_are_not_tried_until_the_deadline(
     assert "token" in error.value.hint
 
 
-def test_a_token_file_that_is_gone_is_an_error_of_ours(kube: KubeClient, api: Api, token_file: Path) -> None:
+def test_a_missing_token_file_is_an_error(kube: KubeClient, api: Api, token_file: Path) -> None:
     api.token = "another"
     token_file.unlink()
     with pytest.raises(KubeError, match="token not found"):
         kube.node("n1", kube.deadline_after(30))
 
 
-# --- which Node -------------------------------------------------------------------------------------
+# --- names and machine ids of Nodes -----------------------------------------------------------------
 
 
-def test_a_node_that_is_not_there_may_yet_come_so_a_retry_is_not_ruled_out(
-    kube: KubeClient, api: Api, time: FakeClock
-) -> None:
+def test_a_missing_node_is_an_error_that_allows_a_retry(kube: KubeClient, api: Api, time: FakeClock) -> None:
     with pytest.raises(NoSuchNodeError, match="no Node named n2") as error:
         kube.ensure_labels("n2", label, window=3, timeout=600)
     assert error.value.exit_code == 1
-    assert "NODE_NAME has to be a name that `kubectl get nodes` shows" in error.value.hint
-    assert "the kubelet has not registered this node yet" in error.value.hint
+    assert "set NODE_NAME to a name that `kubectl get nodes` shows" in error.value.hint
+    assert "wait until the kubelet has registered the node" in error.value.hint
     assert time.passed == NODE_ABSENCE_TIMEOUT
 
 
-def test_a_node_that_is_being_registered_anew_is_waited_for(
-    kube: KubeClient, api: Api, time: FakeClock
-) -> None:
+def test_a_node_that_is_registered_again_is_waited_for(kube: KubeClient, api: Api, time: FakeClock) -> None:
     def register() -> None:
         api.present = True
         api.replace({})
@@ -722,7 +706,7 @@ def test_a_node_that_is_being_registered_anew_is_waited_for(
     assert time.passed >= 19
 
 
-def test_a_node_that_goes_between_the_look_and_the_change_is_looked_for_again(
+def test_a_node_that_is_deleted_before_the_change_is_read_again(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     api.faults = [Fault(method="PATCH", first=lambda: setattr(api, "present", False))]
@@ -732,8 +716,8 @@ def test_a_node_that_goes_between_the_look_and_the_change_is_looked_for_again(
 
 
 @pytest.mark.parametrize("name", ["N1", "n1/status", "../pods", "n1?watch=1", "-n1"])
-def test_what_cannot_be_a_nodes_name_is_not_sent(kube: KubeClient, api: Api, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be the name"):
+def test_an_invalid_node_name_is_not_sent(kube: KubeClient, api: Api, name: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid name of a Node"):
         kube.ensure_labels(name, label, window=3, timeout=60)
     assert api.requests == []
 
@@ -748,27 +732,27 @@ def test_what_cannot_be_a_nodes_name_is_not_sent(kube: KubeClient, api: Api, nam
         pytest.param("", id="empty"),
     ],
 )
-def test_the_machine_meant_is_labelled(kube: KubeClient, api: Api, expected: str | None) -> None:
+def test_a_node_with_the_expected_machine_id_is_labeled(
+    kube: KubeClient, api: Api, expected: str | None
+) -> None:
     kube.ensure_labels("n1", label, window=3, timeout=60, expected_machine_id=expected)
     assert OURS.items() <= api.labels.items()
 
 
 @pytest.mark.parametrize("reported", ["f" * 32, ""])
-def test_a_name_that_passed_to_another_machine_is_refused_before_any_change(
-    kube: KubeClient, api: Api, reported: str
-) -> None:
+def test_a_node_with_another_machine_id_is_not_changed(kube: KubeClient, api: Api, reported: str) -> None:
     api.report(nodeInfo={"machineID": reported})
     for wait in (
         functools.partial(kube.wait_ready, "n1", timeout=60),
         functools.partial(kube.ensure_labels, "n1", label, window=3, timeout=60),
     ):
-        with pytest.raises(IneligibleNodeError, match="another machine") as error:
+        with pytest.raises(IneligibleNodeError, match="not the expected machine") as error:
             wait(expected_machine_id=MACHINE)
         assert error.value.exit_code == 3
     assert set(api.requests) == {"GET"}
 
 
-def test_a_name_that_passes_to_another_machine_in_mid_window_is_not_written_to_again(
+def test_a_node_that_gets_another_machine_id_is_not_changed_again(
     kube: KubeClient, api: Api, time: FakeClock
 ) -> None:
     def replaced() -> None:
@@ -776,7 +760,7 @@ def test_a_name_that_passes_to_another_machine_in_mid_window_is_not_written_to_a
         api.replace({})
 
     time.at(2, replaced)
-    with pytest.raises(IneligibleNodeError, match="another machine"):
+    with pytest.raises(IneligibleNodeError, match="not the expected machine"):
         kube.ensure_labels("n1", label, window=10, timeout=60, expected_machine_id=MACHINE)
     assert api.labels == {}
 
@@ -806,7 +790,7 @@ def test_a_node_is_waited_for_until_it_is_ready(kube: KubeClient, api: Api, time
         pytest.param(None, "has not reported yet", id="null"),
     ],
 )
-def test_a_node_that_does_not_become_ready_is_a_failure_with_the_kubelets_words(
+def test_a_node_that_is_not_ready_is_an_error_with_the_message_of_the_kubelet(
     kube: KubeClient, api: Api, time: FakeClock, conditions: object, says: str
 ) -> None:
     api.report(conditions=conditions)
@@ -816,7 +800,7 @@ def test_a_node_that_does_not_become_ready_is_a_failure_with_the_kubelets_words(
 
 
 @pytest.mark.parametrize("handlers", [pytest.param(None, id="no field"), pytest.param([], id="empty")])
-def test_a_node_that_reports_no_handlers_at_all_is_fine(
+def test_a_node_that_reports_no_handlers_at_all_is_accepted(
     kube: KubeClient, api: Api, time: FakeClock, handlers: object
 ) -> None:
     api.report(runtimeHandlers=handlers)
@@ -841,11 +825,13 @@ def test_handlers_are_waited_for_until_the_kubelet_reports_them(
             reported("runc", "kata-clh"), "kata-fc, kata-qemu .it reports runc, kata-clh", id="some"
         ),
         pytest.param(
-            [{"features": {}}], "kata-clh, kata-fc, kata-qemu .it reports no handler", id="nameless"
+            [{"features": {}}],
+            "kata-clh, kata-fc, kata-qemu .it reports only the default handler",
+            id="nameless",
         ),
     ],
 )
-def test_a_node_that_reports_others_but_not_ours_is_a_failure_that_names_them(
+def test_missing_handlers_are_an_error_that_names_them(
     kube: KubeClient, api: Api, handlers: object, says: str
 ) -> None:
     api.report(runtimeHandlers=handlers)
@@ -869,7 +855,7 @@ def pretend_pod(environment: Path, monkeypatch: pytest.MonkeyPatch, host: str = 
 @pytest.mark.parametrize(
     ("host", "url"), [("10.96.0.1", "https://10.96.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
 )
-def test_in_a_pod_its_service_account_comes_before_any_kubeconfig(
+def test_the_service_account_of_a_pod_is_preferred_to_a_kubeconfig(
     environment: Path, monkeypatch: pytest.MonkeyPatch, host: str, url: str
 ) -> None:
     pretend_pod(environment, monkeypatch, host)
@@ -879,7 +865,7 @@ def test_in_a_pod_its_service_account_comes_before_any_kubeconfig(
         assert kube.server == url
 
 
-def test_in_a_pod_a_certificate_that_only_lacks_key_identifiers_is_trusted(
+def test_a_certificate_without_key_identifiers_is_trusted_in_a_pod(
     environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_pod(environment, monkeypatch)
@@ -906,7 +892,7 @@ def test_in_a_pod_a_certificate_that_only_lacks_key_identifiers_is_trusted(
     assert context.check_hostname
 
 
-def test_a_kubeconfig_in_the_home_directory_is_the_last_resort(environment: Path) -> None:
+def test_a_kubeconfig_in_the_home_directory_is_used_last(environment: Path) -> None:
     assert credentials.find_credentials() is None
     home = environment / "home" / ".kube"
     home.mkdir(parents=True)
@@ -916,9 +902,7 @@ def test_a_kubeconfig_in_the_home_directory_is_the_last_resort(environment: Path
         assert kube.server == "http://127.0.0.1:1"
 
 
-def test_of_several_kubeconfigs_the_first_that_exists_is_used(
-    environment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_existing_kubeconfig_is_used(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_kubeconfig(environment / "config", "http://127.0.0.1:1", {"token": "t"})
     monkeypatch.setenv("KUBECONFIG", f"/nonexistent:{environment / 'config'}")
     with KubeClient.connect() as kube:
@@ -957,7 +941,7 @@ def test_a_pod_without_a_token_has_no_credentials(environment: Path, monkeypatch
         ),
     ],
 )
-def test_a_kubeconfig_that_cannot_be_used_is_named(
+def test_a_broken_kubeconfig_is_an_error_that_names_it(
     environment: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, says: str
 ) -> None:
     path = environment / "config"
@@ -970,7 +954,7 @@ def test_a_kubeconfig_that_cannot_be_used_is_named(
     assert error.value.where == str(path)
 
 
-def test_a_server_address_that_is_none_is_an_error_of_ours(
+def test_an_invalid_server_address_is_an_error(
     environment: Path, monkeypatch: pytest.MonkeyPatch, time: FakeClock
 ) -> None:
     write_kubeconfig(environment / "config", "127.0.0.1:6443", {"token": "t"})
@@ -981,7 +965,7 @@ def test_a_server_address_that_is_none_is_an_error_of_ours(
 
 
 @pytest.mark.commands
-def test_looking_for_credentials_loads_no_kubernetes_client() -> None:
+def test_the_search_for_credentials_does_not_load_the_kubernetes_client() -> None:
     code = (
         "import sys, kata_node.kube.client\n"
         "from kata_node.kube import credentials\ncredentials.find_credentials()\n"
@@ -990,10 +974,10 @@ def test_looking_for_credentials_loads_no_kubernetes_client() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# --- what nobody is told ----------------------------------------------------------------------------
+# --- secrets ----------------------------------------------------------------------------------------
 
 
-def test_no_token_is_in_what_is_said_of_credentials_that_cannot_be_used(
+def test_errors_about_credentials_do_not_contain_the_token(
     environment: Path, monkeypatch: pytest.MonkeyPatch, api: Api
 ) -> None:
     secret = "very-secret-token"
@@ -1007,5 +991,5 @@ def test_no_token_is_in_what_is_said_of_credentials_that_cannot_be_used(
     write_kubeconfig(path, api.url, {"token": f"{secret}\n"})
     with pytest.raises(KubeError) as error, KubeClient.connect() as kube:
         kube.node("n1", kube.deadline_after(5))
-    assert "no header may have" in str(error.value)
+    assert "not allowed in a header" in str(error.value)
     assert secret not in str(error.value)

@@ -1,4 +1,4 @@
-"""What `kubectl describe node` tells of a run."""
+"""The Events that a run records, which `kubectl describe node` shows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
     return node
 
 
-def told(node: FakeNode) -> list[tuple[str, str]]:
+def events_of(node: FakeNode) -> list[tuple[str, str]]:
     assert isinstance(node.kube, FakeKube)
     return [(event["type"], event["reason"]) for event in node.kube.events]
 
@@ -50,38 +50,34 @@ def carry_out(node: FakeNode, stages: object, payload: Path, **more: str) -> lis
     return run(node, stages, payload, node_name="n1", report=recorder(node).add, **more)  # type: ignore[arg-type]
 
 
-def test_the_story_of_an_installation_is_told_from_its_start_to_its_removal(
-    node: FakeNode, payload: Path
-) -> None:
+def test_events_report_an_installation_from_start_to_removal(node: FakeNode, payload: Path) -> None:
     assert errors(carry_out(node, INSTALL, payload)) == []
-    assert told(node) == [("Normal", "KataInstalling"), ("Normal", "KataInstalled")]
+    assert events_of(node) == [("Normal", "KataInstalling"), ("Normal", "KataInstalled")]
     assert "containerd.service (containerd 2.1.9) serves kata-qemu" in message(node)
     assert "files placed" in message(node)
     assert errors(carry_out(node, INSTALL, payload)) == []
-    assert told(node)[2:] == [("Normal", "KataUnchanged")]
+    assert events_of(node)[2:] == [("Normal", "KataUnchanged")]
     assert errors(carry_out(node, INSTALL, payload, shims="qemu,clh")) == []
-    assert told(node)[3:] == [("Normal", "KataInstalled")]
+    assert events_of(node)[3:] == [("Normal", "KataInstalled")]
     assert errors(carry_out(node, REVERT, payload)) == []
-    assert told(node)[4:] == [("Normal", "KataRemoving"), ("Normal", "KataRemoved")]
+    assert events_of(node)[4:] == [("Normal", "KataRemoving"), ("Normal", "KataRemoved")]
     assert errors(carry_out(node, REVERT, payload)) == []
-    assert told(node)[6:] == [("Normal", "KataUnchanged")]
+    assert events_of(node)[6:] == [("Normal", "KataUnchanged")]
 
 
-def test_what_was_put_back_and_what_failed_are_warnings_with_the_reason_and_the_remedy(
-    node: FakeNode, payload: Path
-) -> None:
+def test_rollbacks_and_failures_are_warnings_with_the_cause(node: FakeNode, payload: Path) -> None:
     carry_out(node, INSTALL, payload, user_drop_in=NO_CRI)
-    assert told(node)[-1] == ("Warning", "KataRolledBack")
+    assert events_of(node)[-1] == ("Warning", "KataRolledBack")
     assert message(node).startswith("default: cri: ")
     assert "the changes of this stage were rolled back" in message(node)
     node.systemd_gone = True
     carry_out(node, INSTALL, payload)
-    assert told(node)[-1] == ("Warning", "KataInstallFailed")
+    assert events_of(node)[-1] == ("Warning", "KataInstallFailed")
     carry_out(node, REVERT, payload)
-    assert told(node)[-1] == ("Warning", "KataRemoveFailed")
+    assert events_of(node)[-1] == ("Warning", "KataRemoveFailed")
 
 
-def test_the_last_container_of_a_job_tells_of_those_before_it(
+def test_the_last_container_of_a_job_reports_all_stages(
     node: FakeNode, payload: Path, tmp_path: Path
 ) -> None:
     shared = tmp_path / "reports"
@@ -90,12 +86,12 @@ def test_the_last_container_of_a_job_tells_of_those_before_it(
         run(node, (stage,), payload, node_name="n1", report=recorder(node, shared).add)
     assert "files placed" in message(node)
     assert "serves kata-qemu" in message(node)
-    for stage in INSTALL:  # as in a pod that was started anew, with what the first left
+    for stage in INSTALL:  # like a pod that was restarted, with the reports of the first run
         run(node, (stage,), payload, node_name="n1", report=recorder(node, shared).add)
-    assert told(node)[-1] == ("Normal", "KataUnchanged")
+    assert events_of(node)[-1] == ("Normal", "KataUnchanged")
 
 
-def test_what_is_no_report_of_a_stage_is_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_not_reports_are_ignored(tmp_path: Path) -> None:
     bad = {"a": "not JSON", "b": "[]", "c": "[" * 60000, "d": '{"outcome": "glorious", "summary": ""}'}
     for name, text in bad.items():
         (tmp_path / f"{name}.json").write_text(text)
@@ -111,7 +107,7 @@ def test_what_is_no_report_of_a_stage_is_passed_over(tmp_path: Path) -> None:
     assert found == [("cri", "done", "served", ("look at this",))]
 
 
-def test_what_others_put_in_the_way_of_a_report_is_replaced_and_not_written_to(tmp_path: Path) -> None:
+def test_symlinks_and_pipes_with_the_name_of_a_report_are_replaced(tmp_path: Path) -> None:
     victim, shared = tmp_path / "shim", tmp_path / "reports"
     victim.write_text("untouched")
     shared.mkdir()
@@ -125,18 +121,18 @@ def test_what_others_put_in_the_way_of_a_report_is_replaced_and_not_written_to(t
     assert sorted(path.name for path in shared.iterdir()) == ["cri.json", "label.json"]
 
 
-def test_a_directory_for_reports_that_is_full_or_gone_stops_nothing(
+def test_a_missing_directory_for_reports_does_not_fail_the_run(
     node: FakeNode, payload: Path, tmp_path: Path
 ) -> None:
     gone = recorder(node, tmp_path / "gone")
     assert errors(run(node, INSTALL, payload, node_name="n1", report=gone.add)) == []
-    assert told(node)[-1] == ("Normal", "KataInstalled")
+    assert events_of(node)[-1] == ("Normal", "KataInstalled")
 
 
-def test_an_event_that_cannot_be_recorded_stops_nothing(
+def test_an_event_that_cannot_be_recorded_does_not_fail_the_run(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for error in (KubeError("it refuses", where="https://api"), AttributeError("a mistake in a library")):
+    for error in (KubeError("it refuses", where="https://api"), AttributeError("a bug in a library")):
 
         def refuse(_: FakeKube, __: object, error: Exception = error) -> None:
             raise error
@@ -145,15 +141,15 @@ def test_an_event_that_cannot_be_recorded_stops_nothing(
         assert errors(carry_out(node, INSTALL, payload)) == []
 
 
-def test_without_a_cluster_nobody_is_told(
+def test_without_a_cluster_no_event_is_recorded(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(credentials, "find_credentials", lambda: None)
-    monkeypatch.setattr(FakeKube, "record_event", lambda *_: pytest.fail("somebody was told"))
+    monkeypatch.setattr(FakeKube, "record_event", lambda *_: pytest.fail("an Event was recorded"))
     assert errors(carry_out(node, INSTALL, payload)) == []
 
 
-def test_a_long_text_is_cut_where_the_api_server_would_refuse_it() -> None:
+def test_a_long_message_is_cut_to_the_limit_of_the_api_server() -> None:
     problem = Problem("x" * 5000, "here", "", 1)
     event = event_of([StageReport("cri", "failed", "x", error=problem)], "blue")
     assert event
@@ -168,14 +164,14 @@ def test_a_long_text_is_cut_where_the_api_server_would_refuse_it() -> None:
     )
 
 
-def test_a_stage_alone_does_not_say_that_nothing_was_done(node: FakeNode, payload: Path) -> None:
+def test_a_single_stage_without_changes_records_no_event(node: FakeNode, payload: Path) -> None:
     assert errors(carry_out(node, INSTALL, payload)) == []
-    count = len(told(node))
+    count = len(events_of(node))
     assert errors(carry_out(node, INSTALL[-1:], payload)) == []
-    assert len(told(node)) == count
+    assert len(events_of(node)) == count
 
 
-def test_a_name_that_is_no_utf_8_does_not_keep_an_event_from_being_told() -> None:
+def test_a_file_name_that_is_not_utf_8_is_escaped_in_an_event() -> None:
     last = StageReport("unclaim", "done", "gone", notes=("left: a\udcff",))
     event = event_of([last], "default")
     assert event
@@ -184,15 +180,15 @@ def test_a_name_that_is_no_utf_8_does_not_keep_an_event_from_being_told() -> Non
     )
 
 
-def test_a_taint_that_stays_makes_the_event_a_warning(node: FakeNode, payload: Path) -> None:
+def test_a_taint_that_cannot_be_removed_makes_the_event_a_warning(node: FakeNode, payload: Path) -> None:
     assert isinstance(node.kube, FakeKube)
     node.kube.taints, node.kube.keeps_taints = [{"key": "a", "effect": "NoSchedule"}], True
     assert errors(carry_out(node, INSTALL, payload, startup_taints="a")) == []
-    assert told(node)[-1] == ("Warning", "KataInstalled")
+    assert events_of(node)[-1] == ("Warning", "KataInstalled")
 
 
-def test_an_interrupted_run_tells_nothing_it_cannot_know(node: FakeNode, payload: Path) -> None:
+def test_an_interrupted_run_records_only_its_start(node: FakeNode, payload: Path) -> None:
     node.restart = lambda *_: (_ for _ in ()).throw(Killed())  # type: ignore[method-assign]
     with pytest.raises(Killed):
         carry_out(node, INSTALL, payload)
-    assert told(node) == [("Normal", "KataInstalling")]
+    assert events_of(node) == [("Normal", "KataInstalling")]

@@ -39,7 +39,9 @@ def reach(node: Mapping[str, str], goal: Goal, instance: str = "default") -> dic
         ),
     ],
 )
-def test_a_claim_marks_the_node_and_withdraws_nothing(node: dict[str, str], changes: dict[str, str]) -> None:
+def test_a_claim_sets_missing_labels_to_false_and_withdraws_nothing(
+    node: dict[str, str], changes: dict[str, str]
+) -> None:
     assert labels.claimed(node | FOREIGN, "blue") == changes
 
 
@@ -57,7 +59,7 @@ def test_a_claim_marks_the_node_and_withdraws_nothing(node: dict[str, str], chan
         pytest.param({SHARED_LABEL: "true", BLUE: "true"}, {}, id="already there"),
     ],
 )
-def test_an_instance_that_serves_asks_for_the_labels_it_lacks_and_no_more(
+def test_an_installation_that_serves_sets_only_its_missing_labels(
     node: dict[str, str], changes: dict[str, str]
 ) -> None:
     assert labels.served(node | FOREIGN, "blue") == changes
@@ -85,7 +87,7 @@ def test_an_instance_that_serves_asks_for_the_labels_it_lacks_and_no_more(
         pytest.param({}, {}, id="already gone"),
     ],
 )
-def test_what_is_about_to_go_is_withdrawn_and_can_still_be_found(
+def test_withdrawn_labels_are_false_and_keep_their_keys(
     node: dict[str, str], changes: dict[str, str]
 ) -> None:
     assert labels.withdrawn(node | FOREIGN, "blue") == changes
@@ -113,7 +115,7 @@ def test_what_is_about_to_go_is_withdrawn_and_can_still_be_found(
         pytest.param({}, {}, id="already gone"),
     ],
 )
-def test_the_shared_label_goes_with_the_last_instance(
+def test_the_shared_label_is_removed_with_the_last_installation(
     node: dict[str, str], changes: dict[str, str | None]
 ) -> None:
     assert labels.released(node | FOREIGN, "blue") == changes
@@ -123,7 +125,7 @@ def test_the_shared_label_goes_with_the_last_instance(
 @pytest.mark.parametrize("shared", [None, "true", "false"])
 @pytest.mark.parametrize("own", [None, "true", "false"])
 @pytest.mark.parametrize("other", [None, "true", "false"])
-def test_once_changed_there_is_nothing_left_to_change(
+def test_a_change_that_was_made_is_not_made_again(
     goal: Goal, shared: str | None, own: str | None, other: str | None
 ) -> None:
     node = after(FOREIGN, {SHARED_LABEL: shared, DEFAULT: own, BLUE: other})
@@ -133,7 +135,7 @@ def test_once_changed_there_is_nothing_left_to_change(
     assert FOREIGN.items() <= changed.items()
 
 
-def test_of_two_instances_the_first_to_leave_takes_nothing_from_the_other() -> None:
+def test_reverting_one_installation_keeps_the_labels_of_another() -> None:
     node = dict(FOREIGN)
     for instance in ("default", "blue"):
         node = reach(reach(node, "claimed", instance), "served", instance)

@@ -20,7 +20,7 @@ _nodes = pytest.StashKey[list[Node]]()
 
 
 class BootNode(Protocol):
-    """Boots a node that ends with the test; takes what :meth:`node.machine.Node.boot` takes."""
+    """Boots a node that ends with the test; takes what :meth:`node.debian_node.Node.boot` takes."""
 
     def __call__(self, suite: str = ..., **options: Any) -> Node: ...
 

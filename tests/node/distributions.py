@@ -1,7 +1,8 @@
 """A node turned into one of k3s, rke2, k0s or microk8s, as far as containerd and its files go.
 
 The unit names, the paths, the socket and the way containerd is started are those of the
-distribution; its program is :mod:`node.starters`. The node's plain ``containerd.service`` is masked.
+distribution; its program is :mod:`node.distribution_launchers`. The node's plain
+``containerd.service`` is masked.
 """
 
 from __future__ import annotations

@@ -1032,7 +1032,7 @@ def test_a_node_is_not_labeled_from_another_machine(node: FakeNode, payload: Pat
     for stages in (INSTALL, REVERT):
         reports = run(node, stages, payload, node_name="n1", has_host_root=True)
         assert exit_code(reports) == 3
-        assert "this one is 0123456789abcdef" in reports[-1].summary
+        assert "but this node has 0123456789abcdef" in reports[-1].summary
     assert (snapshot(node), cluster.labels) == (before, {"kubernetes.io/hostname": "n1"})
     assert errors(run(node, (claim,), payload, node_name="n1", has_host_root=False)) == []
     cluster.machine_id = "01234567-89AB-CDEF-0123-456789ABCDEF"

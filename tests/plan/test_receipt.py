@@ -274,4 +274,4 @@ def test_an_install_dir_that_is_a_file_is_an_error(root: Root) -> None:
     Path(root.base, "opt/kata").touch()
     with pytest.raises(HostError) as caught:
         receipts.load(root, INSTALL_DIR)
-    assert "move away the file" in caught.value.hint
+    assert "move the file away" in caught.value.hint

@@ -524,10 +524,12 @@ PROBLEMS = [
     pytest.param(
         {USER: "\n["},
         None,
-        "user.toml (from containerd.userDropIn): this is not valid TOML",
+        "user.toml (from containerd.userDropIn): the file is not valid TOML",
         id="user broken",
     ),
-    pytest.param({"/x/a.toml": "["}, None, "/x/a.toml: this is not valid TOML", id="imported file broken"),
+    pytest.param(
+        {"/x/a.toml": "["}, None, "/x/a.toml: the file is not valid TOML", id="imported file broken"
+    ),
     pytest.param(
         {USER: "imports = ['/gone.toml']"},
         None,
@@ -605,7 +607,10 @@ PROBLEMS = [
         id="newer table in the main file",
     ),
     pytest.param(
-        {USER: "version = 3\nVersion = 3"}, None, "the keys version and Version are one", id="two spellings"
+        {USER: "version = 3\nVersion = 3"},
+        None,
+        "the keys version and Version are the same key",
+        id="two spellings",
     ),
 ]
 
@@ -625,7 +630,7 @@ def test_a_problem_names_its_file_and_what_is_wrong(
 
 def test_the_problem_of_a_broken_main_file_has_its_line() -> None:
     problems = Node({MAIN: "version = 3\n[debug]\nlevel = = 1\n"}).problems()
-    assert problems == [f"{MAIN}: this is not valid TOML: Invalid value (at line 3, column 9)"]
+    assert problems == [f"{MAIN}: the file is not valid TOML: Invalid value (at line 3, column 9)"]
 
 
 def test_all_problems_are_reported_together() -> None:

@@ -18,7 +18,7 @@ from kata_node.plan.receipt import CriFile, CriRecord, Receipt
 from kata_node.runtime import compatibility, config_selection
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.k0s import K0sConfig
-from kata_node.runtime.facts import look, look_for_revert
+from kata_node.runtime.facts import gather_facts, gather_facts_for_revert
 from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.distributions import DistributionRuntime, distribution_runtime
@@ -170,7 +170,7 @@ def test_a_unit_is_not_used_if_another_runtime_answers(tmp_path: Path) -> None:
         runtime_name="cri-o",
         version="1.36.3",
     )
-    facts = look(context)
+    facts = gather_facts(context)
     assert (facts.unit, facts.distribution_runtime.runtime, facts.distribution_runtime.socket) == (
         "",
         "cri-o",
@@ -191,7 +191,7 @@ def test_a_revert_uses_the_release_that_runs_now(
     context = context_of(
         {CONTAINERD: "active"}, tmp_path, cri=recorded(CONTAINERD), runtime_name=name, version=version
     )
-    assert str(look_for_revert(context).runtime) == expected
+    assert str(gather_facts_for_revert(context).runtime) == expected
 
 
 # The configuration class
@@ -280,7 +280,7 @@ def test_the_error_for_an_impossible_setting_names_the_setting(
     runtime: str, where: str, suffix: str, refused: str, tmp_path: Path
 ) -> None:
     found = runtime_version(runtime)
-    facts = look(
+    facts = gather_facts(
         context_of(
             {}, tmp_path, runtime=runtime, runtime_name=found.name, version=str(found.version), handlers=()
         )
@@ -303,7 +303,7 @@ def test_a_missing_socket_on_another_distribution_is_an_error_about_the_distribu
     states: Mapping[str, str], expected: tuple[str, str], tmp_path: Path
 ) -> None:
     with pytest.raises(KataNodeError) as raised:
-        look(context_of(states, tmp_path, state="inactive"))
+        gather_facts(context_of(states, tmp_path, state="inactive"))
     assert (raised.value.where, raised.value.hint[: len(expected[1])]) == expected
     assert isinstance(raised.value, IneligibleNodeError) == (K3S in states)
 

@@ -782,7 +782,9 @@ def filesystems(monkeypatch: pytest.MonkeyPatch, text: str) -> Iterator[None]:
 def host(root: Root) -> SnapshotterFacts:
     receipt = Receipt("default", "/opt/kata", "")
     options = Options(Path("/payload"), offline=True)
-    return facts_module.look(StageContext(NYDUS, receipt, FakeSystemd(root).clients(), options), CONTAINERD)
+    return facts_module.gather_facts(
+        StageContext(NYDUS, receipt, FakeSystemd(root).clients(), options), CONTAINERD
+    )
 
 
 def test_the_mkfs_that_a_unit_would_run_is_found_with_its_missing_options(root: Root) -> None:

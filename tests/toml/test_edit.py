@@ -1,4 +1,4 @@
-"""The runtime's own configuration file gets one entry, and gives it back without a trace."""
+"""Adding a string to an array in the runtime's main file, and removing it without a trace."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ version = 2
       bin_dir = "/usr/lib/cni"
 """
 
-# Each file before and after one entry is added.
+# Each file before and after one string is added.
 FILES = [
     pytest.param(DEBIAN, DEBIAN.replace("2\n", f"2\n{LINE}\n", 1), id="as Debian ships it"),
     pytest.param("", f"{LINE}\n", id="empty"),
@@ -169,7 +169,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("before", "after"), FILES)
-def test_one_entry_is_inserted_and_nothing_else_changes(before: str, after: str) -> None:
+def test_adding_a_string_changes_nothing_else(before: str, after: str) -> None:
     assert add(before) == after
     expected = tomllib.loads(before)
     name = next((key for key in expected if key.lower() == "imports"), "imports")
@@ -179,19 +179,19 @@ def test_one_entry_is_inserted_and_nothing_else_changes(before: str, after: str)
 
 
 @pytest.mark.parametrize(("before", "after"), FILES)
-def test_taking_the_entry_out_gives_back_the_same_bytes(before: str, after: str) -> None:
+def test_removing_the_string_gives_back_the_same_bytes(before: str, after: str) -> None:
     assert remove(after) == before
 
 
 @pytest.mark.parametrize(("before", "after"), FILES)
-def test_adding_twice_and_removing_what_is_not_there_change_nothing(before: str, after: str) -> None:
+def test_adding_twice_or_removing_a_missing_string_changes_nothing(before: str, after: str) -> None:
     assert add(after) == after
     assert remove(before) == before
 
 
 @pytest.mark.parametrize(("before", "after"), FILES)
 @pytest.mark.parametrize("first_out", [0, 1])
-def test_two_installations_come_and_go_in_any_order(before: str, after: str, first_out: int) -> None:
+def test_two_installations_can_be_removed_in_any_order(before: str, after: str, first_out: int) -> None:
     entries = [ENTRY, "/opt/kata-two/containerd/config.d/*.toml"]
     both = add(after, entries[1])
     assert remove(both, entries[1]) == after
@@ -253,7 +253,7 @@ def test_generated_arrays_of_every_style_survive_the_round_trip() -> None:
         pytest.param(LINE, "", id="our line alone, its end cut off"),
     ],
 )
-def test_only_our_entry_leaves_a_file_that_was_edited_since(edited: str, after: str) -> None:
+def test_only_our_string_is_removed_from_a_file_that_was_edited(edited: str, after: str) -> None:
     assert remove(edited) == after
 
 
@@ -267,10 +267,12 @@ def test_only_our_entry_leaves_a_file_that_was_edited_since(edited: str, after: 
         pytest.param(b"imports = [1]\n", "imports is not an array of strings", id="numbers"),
         pytest.param(b"[[imports]]\na = 1\n", "imports is not an array of strings", id="tables"),
         pytest.param(b"imports.a = 1\n", "imports is not an array of strings", id="a table"),
-        pytest.param(b"imports = []\nImports = []\n", "imports and Imports are one", id="two spellings"),
+        pytest.param(
+            b"imports = []\nImports = []\n", "imports and Imports are the same key", id="two spellings"
+        ),
     ],
 )
-def test_a_file_that_containerd_could_not_read_is_named_and_left_alone(content: bytes, reason: str) -> None:
+def test_a_file_that_containerd_cannot_read_is_an_error_that_names_it(content: bytes, reason: str) -> None:
     for edit in (toml_edit.add, toml_edit.remove):
         with pytest.raises(HostError, match=reason) as caught:
             edit(content, "imports", ENTRY, where=WHERE)
@@ -278,7 +280,7 @@ def test_a_file_that_containerd_could_not_read_is_named_and_left_alone(content: 
         assert caught.value.hint
 
 
-def test_a_place_that_cannot_be_found_with_certainty_is_left_to_the_admin() -> None:
+def test_an_array_that_cannot_be_found_asks_for_an_edit_by_hand() -> None:
     text = '"\\u0069mports" = ["/a"]\n'
     with pytest.raises(HostError) as caught:
         add(text)
@@ -294,20 +296,20 @@ def test_a_place_that_cannot_be_found_with_certainty_is_left_to_the_admin() -> N
         pytest.param("_span_to_cut", (12, 20), id="it could not be taken out again"),
     ],
 )
-def test_an_edit_gone_wrong_is_noticed_and_not_made(
+def test_a_wrong_edit_is_detected_and_not_returned(
     monkeypatch: pytest.MonkeyPatch, part: str, wrong: tuple[int, object]
 ) -> None:
     monkeypatch.setattr(toml_edit, part, lambda *_: wrong)
-    with pytest.raises(HostError, match="cannot be edited without risk") as caught:
+    with pytest.raises(HostError, match="cannot be edited safely") as caught:
         add("imports = [ '/a' , '/b']\n")
     assert caught.value.hint == f"add {QUOTED} to imports by hand, then run again"
     monkeypatch.setattr(toml_edit, "_span_to_cut", lambda *_: (0, 1))
-    with pytest.raises(HostError, match="cannot be edited without risk") as caught:
+    with pytest.raises(HostError, match="cannot be edited safely") as caught:
         remove(f"imports = ['/a', {QUOTED}]\n")
     assert caught.value.hint == f"remove {QUOTED} from imports by hand, then run again"
 
 
-def test_a_file_of_a_megabyte_is_edited_too() -> None:
+def test_a_file_of_a_megabyte_is_edited() -> None:
     top = "".join(f"# remark {number}\nkey-{number} = ['a', \"b\"]\n" for number in range(17_000))
     text = f"{top}imports = ['/a']\n" + "".join(
         f"[t{number}]\nimports = ['no']\n" for number in range(17_000)
@@ -319,5 +321,5 @@ def test_a_file_of_a_megabyte_is_edited_too() -> None:
 
 
 @pytest.mark.parametrize("text", ["/plain", 'quo"te', "back\\slash", "tab\tnew\nline", "\x7f\x01", "ü€😀"])
-def test_quoted_strings_read_back_as_they_were(text: str) -> None:
+def test_a_quoted_string_reads_back_unchanged(text: str) -> None:
     assert tomllib.loads(f"x = {toml_edit.quote(text)}") == {"x": text}

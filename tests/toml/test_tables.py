@@ -1,4 +1,4 @@
-"""Our tables go into somebody else's file as one block, and leave it without a trace."""
+"""Adding our tables to a foreign file as one managed block, and removing them without a trace."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def runtimes(text: str) -> Any:
     return found
 
 
-# --- files that take a block at their end -----------------------------------------------------------
+# --- files that get a block at their end ------------------------------------------------------------
 
 APPENDABLE = [
     pytest.param(DEBIAN, id="as Debian ships it"),
@@ -88,7 +88,7 @@ APPENDABLE = [
 
 
 @pytest.mark.parametrize("text", APPENDABLE)
-def test_a_block_goes_to_the_end_and_comes_out_again_byte_for_byte(text: str) -> None:
+def test_a_block_is_added_at_the_end_and_removed_byte_for_byte(text: str) -> None:
     edited = add(text)
     assert edited.startswith(text)
     assert runtimes(edited)["kata-qemu"] == HANDLER
@@ -100,16 +100,16 @@ def test_adding_again_changes_nothing(text: str) -> None:
     assert add(add(text)) == add(text)
 
 
-def test_the_block_is_marked_with_the_name_of_its_instance() -> None:
+def test_the_markers_name_the_installation() -> None:
     assert add(DEBIAN) == DEBIAN + MARKED
 
 
-def test_the_block_has_the_line_ends_of_the_file() -> None:
+def test_the_block_uses_the_line_breaks_of_the_file() -> None:
     edited = add(DEBIAN.replace("\n", "\r\n"))
     assert edited == (DEBIAN + MARKED).replace("\n", "\r\n")
 
 
-def test_a_missing_line_end_is_remembered_until_the_block_goes() -> None:
+def test_a_missing_line_break_is_restored_when_the_block_is_removed() -> None:
     edited = add("version = 2")
     assert "(the line above had no end)" in edited
     assert remove(edited) == "version = 2"
@@ -119,7 +119,7 @@ def test_a_missing_line_end_is_remembered_until_the_block_goes() -> None:
 @pytest.mark.parametrize("first", ["default", "blue"])
 @pytest.mark.parametrize("template", [False, True])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-def test_a_missing_line_end_is_remembered_by_the_block_that_stays(
+def test_a_missing_line_break_is_restored_when_the_last_of_two_blocks_is_removed(
     first: str, template: bool, line_end: str
 ) -> None:
     text = f"a = 1{line_end}b = 2"
@@ -131,50 +131,50 @@ def test_a_missing_line_end_is_remembered_by_the_block_that_stays(
     assert remove(left, name=other, template=template) == text
 
 
-def test_a_line_end_stays_when_something_was_added_below() -> None:
+def test_the_line_break_stays_when_text_was_added_below() -> None:
     assert remove(add("version = 2") + "[debug]\n") == "version = 2\n[debug]\n"
 
 
-# --- edits by others --------------------------------------------------------------------------------
+# --- edits by other programs and people -------------------------------------------------------------
 
 
-def test_only_the_block_goes_from_a_file_edited_since() -> None:
+def test_only_the_block_is_removed_from_a_file_that_was_edited() -> None:
     edited = "# on top\n" + add(DEBIAN).replace("/usr/lib/cni", "/opt/cni") + "[debug]\nlevel = 'debug'\n"
     expected = "# on top\n" + DEBIAN.replace("/usr/lib/cni", "/opt/cni") + "[debug]\nlevel = 'debug'\n"
     assert remove(edited) == expected
 
 
-def test_a_changed_block_is_replaced_where_it_stands() -> None:
+def test_a_changed_block_is_replaced_in_its_place() -> None:
     edited = add(DEBIAN) + "[debug]\nlevel = 'debug'\n"
     other = BLOCK.replace("qemu", "clh")
     assert add(edited, other) == DEBIAN + f"{BEGIN}\n{other}{END}\n" + "[debug]\nlevel = 'debug'\n"
 
 
-def test_a_key_written_below_the_block_is_not_given_to_another_table() -> None:
+def test_a_key_below_the_block_does_not_move_to_another_table() -> None:
     edited = add(DEBIAN) + 'stray = "belongs to our last table"\n'
-    with pytest.raises(HostError, match="without risk to the rest"):
+    with pytest.raises(HostError, match="cannot be added or removed safely"):
         remove(edited)
-    with pytest.raises(HostError, match="without risk to the rest"):
+    with pytest.raises(HostError, match="cannot be added or removed safely"):
         add(edited)
 
 
-def test_what_was_changed_within_the_block_goes_with_it() -> None:
+def test_changes_inside_the_block_are_removed_with_it() -> None:
     assert remove(add(DEBIAN).replace("runtime_type", "extra = 1\nruntime_type")) == DEBIAN
 
 
-def test_the_marker_lines_may_have_lost_their_ends() -> None:
+def test_shortened_marker_lines_are_recognized() -> None:
     edited = add(DEBIAN).replace(BEGIN, "# >>> kata-node default").removesuffix("\n")
     assert remove(edited) == DEBIAN
 
 
-def test_two_instances_do_not_see_each_others_block() -> None:
+def test_two_installations_do_not_affect_each_others_block() -> None:
     one, two = BLOCK, BLOCK.replace("kata-qemu", "kata-qemu-two")
     both = add(add(DEBIAN, one, "two"), two, "two-b")
     assert remove(both, name="two") == add(DEBIAN, two, "two-b")
     assert remove(both, name="two-b") == add(DEBIAN, one, "two")
 
 
-def test_a_file_without_us_stays_as_it_is_even_if_it_is_no_toml() -> None:
+def test_a_file_without_our_entry_does_not_change_even_if_it_is_not_toml() -> None:
     assert remove("[broken") == "[broken"
     assert remove(DEBIAN, KATA) == DEBIAN
 
@@ -206,14 +206,14 @@ version = 2
 """
 
 
-def test_without_markers_the_tables_are_taken_out() -> None:
+def test_tables_without_markers_are_removed() -> None:
     left = remove(REWRITTEN, KATA, RUNC)
     start = REWRITTEN.index(f"        [{CRI}.containerd.runtimes.kata-qemu]")
     end = REWRITTEN.index(f"        [{CRI}.containerd.runtimes.nvidia]")
     assert left == REWRITTEN[:start] + REWRITTEN[end:]
 
 
-def test_an_emptied_table_of_runtimes_goes_too_as_it_would_hide_runc() -> None:
+def test_an_empty_table_of_runtimes_is_removed_because_it_would_hide_runc() -> None:
     start = REWRITTEN.index(f"        [{CRI}.containerd.runtimes.nvidia]")
     left = tomllib.loads(remove(REWRITTEN[:start], KATA))
     assert left["plugins"]["io.containerd.grpc.v1.cri"] == {
@@ -223,17 +223,17 @@ def test_an_emptied_table_of_runtimes_goes_too_as_it_would_hide_runc() -> None:
 
 
 @pytest.mark.parametrize("lost", [BEGIN, END])
-def test_with_one_marker_gone_the_tables_and_the_other_are_taken_out(lost: str) -> None:
+def test_tables_with_one_marker_are_removed_with_it(lost: str) -> None:
     edited = add(DEBIAN).replace(lost + "\n", "")
     assert remove(edited, KATA) == DEBIAN
     assert toml_tables.has_marker(edited.encode(), "default")
-    with pytest.raises(HostError, match="without risk"):
+    with pytest.raises(HostError, match="cannot be added or removed safely"):
         remove(edited)
-    with pytest.raises(HostError, match="without risk"):
+    with pytest.raises(HostError, match="cannot be added or removed safely"):
         add(edited)
 
 
-def test_tables_written_inline_since_are_taken_out() -> None:
+def test_tables_that_became_inline_are_removed() -> None:
     ours = "kata-qemu = { runtime_type = 'a' }"
     left = remove(f"[{CRI}.containerd]\nruntimes = {{ runc = {{ x = 1 }}, {ours} }} # c\n", KATA)
     assert runtimes(left) == {"runc": {"x": 1}}
@@ -248,15 +248,15 @@ def test_tables_written_inline_since_are_taken_out() -> None:
         pytest.param(f"{BEGIN}\n{BEGIN}\n{END}\n", id="opened twice"),
     ],
 )
-def test_markers_that_make_no_pair_are_left_to_a_person(text: str) -> None:
+def test_duplicated_or_swapped_markers_are_an_error(text: str) -> None:
     for act in (add, remove):
-        with pytest.raises(HostError, match="not one pair") as caught:
+        with pytest.raises(HostError, match="duplicated or in the wrong order") as caught:
             act(text)
         assert caught.value.where == WHERE
         assert BEGIN in caught.value.hint
 
 
-# --- where TOML allows no further table -------------------------------------------------------------
+# --- inline tables, which TOML does not allow to extend ---------------------------------------------
 
 INLINE = [
     pytest.param("version = 2\nplugins = {} # none\n", id="plugins"),
@@ -275,7 +275,7 @@ INLINE = [
 
 
 @pytest.mark.parametrize("text", INLINE)
-def test_tables_go_into_an_inline_one_and_come_out_again(text: str) -> None:
+def test_tables_are_added_to_an_inline_table_and_removed_again(text: str) -> None:
     edited = add(text)
     assert runtimes(edited)["kata-qemu"] == HANDLER
     assert remove(edited) == text
@@ -283,59 +283,63 @@ def test_tables_go_into_an_inline_one_and_come_out_again(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", INLINE)
-def test_an_inline_table_gets_nothing_twice(text: str) -> None:
+def test_adding_again_to_an_inline_table_changes_nothing(text: str) -> None:
     assert add(add(text)) == add(text)
     other = add(add(text), BLOCK.replace("qemu", "clh"))
     assert set(runtimes(other)) == {"kata-clh", *runtimes(other)} - {"kata-qemu"}
     assert remove(other) == text
 
 
-def test_comments_stay_when_tables_go_into_an_inline_one() -> None:
+def test_comments_stay_when_tables_are_added_to_an_inline_table() -> None:
     assert "# why\n# end\n[debug]\n" in add("[plugins]\nx = {}\n[a]\ny=1 # why\n# end\n[debug]\n")
 
 
-def test_what_others_put_beside_us_in_an_inline_table_stays() -> None:
+def test_foreign_keys_in_an_inline_table_stay() -> None:
     edited = add("plugins = {}\n").replace("runtimes = {", "runtimes = {runc = {runtime_type = 'x'}, ")
     assert runtimes(remove(edited)) == {"runc": {"runtime_type": "x"}}
 
 
-# --- what is refused --------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
         pytest.param("[broken", "not valid TOML", id="broken"),
-        pytest.param("plugins = 3\n", "without risk to the rest", id="not a table"),
-        pytest.param("[[plugins]]\n", "without risk to the rest", id="an array of tables"),
+        pytest.param("plugins = 3\n", "cannot be added or removed safely", id="not a table"),
+        pytest.param("[[plugins]]\n", "cannot be added or removed safely", id="an array of tables"),
         pytest.param("\ufeffversion = 2\n", "byte order mark", id="a byte order mark"),
         pytest.param(
-            f"[{'.'.join(CRI.split('.', 1))}.containerd.runtimes.kata-qemu]\n", "of its own", id="own"
+            f"[{'.'.join(CRI.split('.', 1))}.containerd.runtimes.kata-qemu]\n",
+            "the file already has a table",
+            id="own",
         ),
         pytest.param(
-            f"[{CRI}.containerd.runtimes.kata-qemu.options]\nx = 1\n", "of its own", id="own options"
+            f"[{CRI}.containerd.runtimes.kata-qemu.options]\nx = 1\n",
+            "the file already has a table",
+            id="own options",
         ),
     ],
 )
-def test_a_file_that_cannot_take_the_tables_is_refused_with_what_to_do(text: str, what: str) -> None:
+def test_a_file_that_cannot_be_edited_is_an_error_with_a_hint(text: str, what: str) -> None:
     with pytest.raises(HostError, match=what) as caught:
         add(text)
     assert caught.value.where == WHERE
     assert caught.value.hint
 
 
-def test_an_edit_that_did_not_come_out_as_meant_is_never_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_edit_is_detected_and_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(document: Any, *_: object) -> str:
         return "version = 2\n"
 
     monkeypatch.setattr("tomlkit.TOMLDocument.as_string", careless)
-    with pytest.raises(HostError, match="without risk to the rest"):
+    with pytest.raises(HostError, match="cannot be added or removed safely"):
         add("plugins = {}\n")
-    with pytest.raises(HostError, match="without risk to the rest"):
+    with pytest.raises(HostError, match="cannot be added or removed safely"):
         remove(REWRITTEN, KATA)
 
 
-def test_a_file_of_a_megabyte_is_edited_too() -> None:
+def test_a_file_of_a_megabyte_is_edited() -> None:
     text = "version = 2\n" + "".join(
         f"[plugins.'io.containerd.x.v{n}']\n# {'x' * 60}\n" for n in range(11_000)
     )
@@ -354,43 +358,43 @@ TEMPLATE = """\
 
 
 @pytest.mark.parametrize("text", [TEMPLATE, TEMPLATE.rstrip(), TEMPLATE.replace("\n", "\r\n"), ""])
-def test_a_template_gets_the_block_unread(text: str) -> None:
+def test_a_template_is_not_parsed(text: str) -> None:
     edited = add(text, template=True)
     assert edited.startswith(text)
     assert remove(edited, template=True) == text
     assert add(edited, template=True) == edited
 
 
-def test_a_template_of_odd_bytes_comes_back_as_it_was() -> None:
+def test_a_template_with_invalid_utf_8_is_restored() -> None:
     odd = b"# caf\xe9 {{ . }}\n"
     edited = toml_tables.add(odd, BLOCK.encode(), "default", where=WHERE, template=True)
     assert toml_tables.remove(edited, "default", where=WHERE, template=True) == odd
 
 
-def test_a_template_that_lost_a_marker_is_left_to_a_person() -> None:
+def test_a_template_with_one_marker_is_an_error() -> None:
     edited = add(TEMPLATE, template=True).replace(END, "")
     for tables in ((), (KATA,)):
-        with pytest.raises(HostError, match="without risk"):
+        with pytest.raises(HostError, match="cannot be added or removed safely"):
             remove(edited, *tables, template=True)
     assert remove(TEMPLATE, KATA, template=True) == TEMPLATE
 
 
-# --- the rest ---------------------------------------------------------------------------------------
+# --- other functions --------------------------------------------------------------------------------
 
 
-def test_a_block_names_its_handlers() -> None:
+def test_table_paths_are_those_of_the_handlers() -> None:
     block = f"{BLOCK}[{CRI}.containerd.runtimes.runc]\nruntime_type = 'x'\n[empty.one]\n"
     assert toml_tables.table_paths(block.encode()) == (KATA, RUNC, ("empty", "one"))
 
 
-def test_has_tells_instances_apart() -> None:
+def test_has_marker_distinguishes_installations() -> None:
     edited = add(DEBIAN, name="two-b").encode()
     assert toml_tables.has_marker(edited, "two-b")
     assert not toml_tables.has_marker(edited, "two")
     assert not toml_tables.has_marker(DEBIAN.encode(), "two-b")
 
 
-def test_a_key_path_is_quoted_where_toml_wants_it() -> None:
+def test_a_key_path_is_quoted_where_necessary() -> None:
     assert toml_tables.dotted_key(KATA) == f"{CRI}.containerd.runtimes.kata-qemu"
     assert tomllib.loads(f"[{toml_tables.dotted_key(('a b', 'c'))}]") == {"a b": {"c": {}}}
 
@@ -409,7 +413,7 @@ PIECES = (
 )
 
 
-def test_any_file_gets_its_bytes_back() -> None:
+def test_random_files_get_their_bytes_back() -> None:
     choice = random.Random(20)
     done = 0
     for _ in range(400):
