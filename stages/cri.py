@@ -31,7 +31,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         raise KataNodeError(
             "the Kata files are not installed, so the handlers cannot work",
             where=settings.install_dir,
-            hint="run the stage `artifacts` first",
+            hint="run `kata-node stage artifacts` first",
         )
     compatibility.require_compatible(settings, facts, receipt)
     removal.refuse_foreign_drop_ins(facts, receipt)

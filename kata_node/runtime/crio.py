@@ -125,12 +125,16 @@ class CrioConfig:
     def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
         """Return the drop-ins for ``settings``, given the files that CRI-O reads now."""
         (location,) = self.drop_in_locations()
-        others = self._in_read_order({path: files[path] for path in files if path not in location.paths})
+        foreign_files = self._in_read_order(
+            {path: files[path] for path in files if path not in location.paths}
+        )
         (debug,) = location.extra_drop_ins
         return DesiredConfig(
             "crio.conf.d",
             (
-                FileChange(location.drop_in, render(settings, with_storage_option=_uses_overlay(others))),
+                FileChange(
+                    location.drop_in, render(settings, with_storage_option=_uses_overlay(foreign_files))
+                ),
                 FileChange(debug, render_debug(settings) if settings.debug else None),
             ),
             tuple(handler.name for handler in handlers_of(settings)),
@@ -172,7 +176,7 @@ class CrioConfig:
         return problems
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
-        """Return the handlers that the files which CRI-O reads define. Broken files define none."""
+        """Return the handlers in those of ``files`` that CRI-O reads. Broken files define none."""
         return frozenset(name for file in _parsed_files(self._in_read_order(files)) for name in file.handlers)
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:

@@ -166,7 +166,7 @@ def runtime_for_revert(
     try:
         found = identify_runtime(context, distribution_runtime)
     except KataNodeError:
-        return from_receipt or (ASSUMED_RUNTIME, "nobody")
+        return from_receipt or (ASSUMED_RUNTIME, "an assumption")
     return from_receipt if from_receipt and found[0].name != from_receipt[0].name else found
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 RestartPolicy = Literal["always", "never", "if-read"]
 
 DOWN_STATES = ("inactive", "failed", "deactivating")
-"""States of a unit that systemd does not start by itself."""
+"""States of a unit that systemd does not start by itself. In other states the unit runs or starts."""
 
 CALL_TIMEOUT = 10.0  # seconds for one call of a running runtime
 
@@ -219,7 +219,7 @@ class RestartRuntime:
     def _unit(self, clients: Clients) -> Unit:
         unit = clients.systemd().unit(self.unit)
         if unit is None:
-            raise SystemdError("systemd does not have this unit", where=self.unit)
+            raise SystemdError("systemd has no unit of this name", where=self.unit)
         return unit
 
     def _is_restart_due(self, clients: Clients, unit: Unit) -> bool:

@@ -1,4 +1,4 @@
-"""What an installation wants of containerd's configuration, and what it finds wrong with one."""
+"""The configuration of containerd for an installation, and the problems found in a configuration."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ V21 = parse_version("2.1.9")
 
 
 def config(settings: Settings = SETTINGS, version: str = "2.1.9", main: str = MAIN) -> ContainerdConfig:
-    """Plain containerd, with its main file where the command line says."""
+    """Plain containerd with the main file ``main``."""
     plain = replace(distribution_runtime("k8s", "containerd"), config=main)
     return ContainerdConfig(settings.install_dir, settings.suffix, parse_version(version), plain)
 
 
-class Host:
-    """Files by path, as a host would have them."""
+class Node:
+    """The files of a node, by path."""
 
     def __init__(self, files: Mapping[str, bytes | str]) -> None:
         self.files = {path: c.encode() if isinstance(c, str) else c for path, c in files.items()}
@@ -75,7 +75,7 @@ class Host:
         self.apply([FileChange(path, None) for path in own_paths(config(settings))])
 
     def handlers(self) -> set[str]:
-        """What any file containerd reads defines under the CRI plugin of schema 3."""
+        """The handlers of schema 3 in the files that containerd reads."""
         found: set[str] = set()
         for content in self.read_files().values():
             plugins = tomllib.loads(content.decode()).get("plugins", {})
@@ -100,7 +100,7 @@ def runtimes(name: str, *, plugin: str = RUNTIME) -> str:
     return f'[plugins."{plugin}".containerd.runtimes.{name}]\nruntime_type = "io.containerd.runc.v2"\n'
 
 
-# --- the drop-in -------------------------------------------------------------------------------------
+# --- the drop-in ------------------------------------------------------------------------------------
 
 
 def test_each_shim_becomes_a_handler_with_its_own_program_and_configuration() -> None:
@@ -136,16 +136,16 @@ def test_each_shim_becomes_a_handler_with_its_own_program_and_configuration() ->
     }
 
 
-def test_a_suffix_names_the_handlers_and_files_but_not_the_type() -> None:
-    host = Host({})
-    desired_config = host.install(SECOND)
+def test_a_suffix_is_in_the_names_of_handlers_and_files_but_not_in_the_type() -> None:
+    node = Node({})
+    desired_config = node.install(SECOND)
     assert desired_config.handlers == ("kata-qemu-two", "kata-clh-runtime-rs-two")
-    drop_in = host.files["/opt/kata-two/containerd/config.d/99-kata-deploy-two.toml"].decode()
+    drop_in = node.files["/opt/kata-two/containerd/config.d/99-kata-deploy-two.toml"].decode()
     assert 'runtimes.kata-qemu-two]\nruntime_type = "io.containerd.kata-qemu.v2"' in drop_in
     assert "/opt/kata/" not in drop_in
 
 
-def test_the_drop_in_says_whose_it_is_and_never_varies() -> None:
+def test_the_drop_in_names_its_installation_and_is_the_same_on_every_run() -> None:
     first, second = (render(SECOND, 3, V21) for _ in range(2))
     assert first == second
     assert first.startswith(b"# Managed by kata-node (instance two). Changes here are lost:\n")
@@ -153,7 +153,7 @@ def test_the_drop_in_says_whose_it_is_and_never_varies() -> None:
     assert b"\n\n\n" not in first
 
 
-def test_annotations_of_the_settings_are_passed_on_each_once() -> None:
+def test_annotations_of_the_settings_are_in_the_handler_once_each() -> None:
     settings = replace(
         SETTINGS,
         containerd=ContainerdSettings(extra_pod_annotations=("a.example/*", "io.katacontainers.*")),
@@ -199,51 +199,51 @@ def test_annotations_of_the_settings_are_passed_on_each_once() -> None:
         ),
     ],
 )
-def test_the_drop_in_has_the_schema_that_binds_it(
+def test_the_drop_in_has_the_schema_of_the_first_version(
     main: str | None, others: dict[str, str], version: int, plugin: str
 ) -> None:
-    host = Host(others if main is None else {MAIN: main, **others})
-    host.install()
-    data = tomllib.loads(host.files[DROP_IN].decode())
+    node = Node(others if main is None else {MAIN: main, **others})
+    node.install()
+    data = tomllib.loads(node.files[DROP_IN].decode())
     assert data["version"] == version
     assert list(data["plugins"]) == [plugin]
 
 
-# --- where it goes ----------------------------------------------------------------------------------
+# --- the modes --------------------------------------------------------------------------------------
 
 
-def test_a_node_without_a_main_file_gets_one_and_loses_it_again() -> None:
-    host = Host({})
-    assert host.install().mode == "import"
-    assert tomllib.loads(host.files[MAIN].decode()) == {"version": 3, "imports": [GLOB]}
-    assert b"kata-node" in host.files[MAIN].splitlines()[0]
-    host.revert()
-    assert host.files == {}
+def test_install_creates_a_missing_main_file_and_revert_removes_it() -> None:
+    node = Node({})
+    assert node.install().mode == "import"
+    assert tomllib.loads(node.files[MAIN].decode()) == {"version": 3, "imports": [GLOB]}
+    assert b"kata-node" in node.files[MAIN].splitlines()[0]
+    node.revert()
+    assert node.files == {}
 
 
 @pytest.mark.parametrize("order", [(SETTINGS, SECOND), (SECOND, SETTINGS)])
-def test_the_main_file_made_for_one_installation_goes_with_the_last(order: Sequence[Settings]) -> None:
-    host = Host({})
-    host.install(SETTINGS)
-    host.install(SECOND)
-    assert host.handlers() == {
+def test_a_created_main_file_is_removed_with_the_last_installation(order: Sequence[Settings]) -> None:
+    node = Node({})
+    node.install(SETTINGS)
+    node.install(SECOND)
+    assert node.handlers() == {
         "kata-qemu",
         "kata-qemu-two",
         "kata-clh-runtime-rs",
         "kata-clh-runtime-rs-two",
     }
-    host.revert(order[0])
-    assert MAIN in host.files
-    host.revert(order[1])
-    assert host.files == {}
+    node.revert(order[0])
+    assert MAIN in node.files
+    node.revert(order[1])
+    assert node.files == {}
 
 
-def test_a_main_file_made_here_stays_when_somebody_put_more_into_it() -> None:
-    host = Host({})
-    host.install()
-    host.files[MAIN] += b"[debug]\nlevel = 'debug'\n"
-    host.revert()
-    assert host.files == {MAIN: containerd.INITIAL_MAIN_FILE + b"[debug]\nlevel = 'debug'\n"}
+def test_a_created_main_file_stays_if_it_has_foreign_content() -> None:
+    node = Node({})
+    node.install()
+    node.files[MAIN] += b"[debug]\nlevel = 'debug'\n"
+    node.revert()
+    assert node.files == {MAIN: containerd.INITIAL_MAIN_FILE + b"[debug]\nlevel = 'debug'\n"}
 
 
 @pytest.mark.parametrize(
@@ -298,20 +298,20 @@ def test_a_main_file_made_here_stays_when_somebody_put_more_into_it() -> None:
 def test_conf_d_is_used_only_where_a_file_on_disk_imports_it(
     version: str, main: bytes | None, others: dict[str, bytes], mode: str
 ) -> None:
-    host = Host(others if main is None else {MAIN: main, **others})
-    before = dict(host.files)
-    assert host.install(version=version).mode == mode
-    assert (CONF_D in host.files, DROP_IN in host.files) == (mode == "conf.d", mode == "import")
-    assert (host.files.get(MAIN) == main) == (mode == "conf.d")
-    assert {CONF_D, DROP_IN} & set(host.read_files()), "the drop-in is not among what containerd reads"
-    host.revert()
-    assert host.files == before
+    node = Node(others if main is None else {MAIN: main, **others})
+    before = dict(node.files)
+    assert node.install(version=version).mode == mode
+    assert (CONF_D in node.files, DROP_IN in node.files) == (mode == "conf.d", mode == "import")
+    assert (node.files.get(MAIN) == main) == (mode == "conf.d")
+    assert {CONF_D, DROP_IN} & set(node.read_files()), "containerd does not read the drop-in"
+    node.revert()
+    assert node.files == before
 
 
-def test_what_is_imported_is_written_before_what_imports_it_and_what_must_go_comes_last() -> None:
-    host = Host({MAIN: "version = 2\n"})
+def test_drop_ins_are_written_before_their_import_and_removals_come_last() -> None:
+    node = Node({MAIN: "version = 2\n"})
     settings = replace(SETTINGS, user_drop_in="[debug]\n")
-    install = config(settings).desired_config(settings, host.read_files()).changes
+    install = config(settings).desired_config(settings, node.read_files()).changes
     assert [(file.path, file.content is not None) for file in install] == [
         (DROP_IN, True),
         (USER, True),
@@ -321,88 +321,88 @@ def test_what_is_imported_is_written_before_what_imports_it_and_what_must_go_com
     ]
 
 
-def test_an_upgraded_runtime_moves_the_drop_ins_and_leaves_no_stale_import() -> None:
-    host = Host({MAIN: IMPORTS_CONF_D})
+def test_a_runtime_upgrade_moves_the_drop_ins_and_leaves_no_stale_import() -> None:
+    node = Node({MAIN: IMPORTS_CONF_D})
     settings = replace(SETTINGS, user_drop_in="[debug]\nlevel = 'debug'")
-    host.install(settings, "2.1.9")
-    assert set(host.files) == {MAIN, DROP_IN, USER}
-    old = host.read_files()
-    moved = host.install(settings, "2.2.0")
+    node.install(settings, "2.1.9")
+    assert set(node.files) == {MAIN, DROP_IN, USER}
+    old = node.read_files()
+    moved = node.install(settings, "2.2.0")
     assert moved.mode == "conf.d"
-    assert host.files[MAIN] == IMPORTS_CONF_D
-    assert set(host.files) == {MAIN, CONF_D, CONF_D_USER}
+    assert node.files[MAIN] == IMPORTS_CONF_D
+    assert set(node.files) == {MAIN, CONF_D, CONF_D_USER}
     assert [file.path for file in moved.changes] == [CONF_D, CONF_D_USER, MAIN, DROP_IN, USER]
-    host.install(settings, "2.1.9")  # and a downgrade moves them back
-    assert host.read_files() == old
-    host.revert(settings)
-    assert host.files == {MAIN: IMPORTS_CONF_D}
+    node.install(settings, "2.1.9")  # a downgrade moves them back
+    assert node.read_files() == old
+    node.revert(settings)
+    assert node.files == {MAIN: IMPORTS_CONF_D}
 
 
 @pytest.mark.parametrize(("main", "version"), [(b"version = 2\n", "2.1.9"), (IMPORTS_CONF_D, "2.2.0")])
-def test_a_second_run_wants_what_is_already_there(main: bytes, version: str) -> None:
-    host = Host({MAIN: main})
+def test_a_second_install_changes_no_file(main: bytes, version: str) -> None:
+    node = Node({MAIN: main})
     settings = replace(SETTINGS, user_drop_in="[debug]\n")
-    host.install(settings, version)
-    after = dict(host.files)
-    host.install(settings, version)
-    assert host.files == after
+    node.install(settings, version)
+    after = dict(node.files)
+    node.install(settings, version)
+    assert node.files == after
 
 
 @pytest.mark.parametrize(("main", "version"), [(b"version = 2\n", "2.1.9"), (IMPORTS_CONF_D, "2.2.0")])
-def test_a_user_drop_in_comes_verbatim_and_goes_when_it_is_switched_off(main: bytes, version: str) -> None:
-    host = Host({MAIN: main})
-    host.install(replace(SETTINGS, user_drop_in="[debug]\n  level = 'debug'\n\n"), version)
-    user = next(path for path in host.files if "user" in path)
-    assert host.files[user] == b"[debug]\n  level = 'debug'\n"
-    assert list(host.read_files())[-1] == user, "it must be read last, to have the last word"
-    host.install(replace(SETTINGS, user_drop_in=" \n"), version)
-    assert user not in host.files
+def test_a_user_drop_in_is_written_verbatim_and_removed_with_its_setting(main: bytes, version: str) -> None:
+    node = Node({MAIN: main})
+    node.install(replace(SETTINGS, user_drop_in="[debug]\n  level = 'debug'\n\n"), version)
+    user = next(path for path in node.files if "user" in path)
+    assert node.files[user] == b"[debug]\n  level = 'debug'\n"
+    assert list(node.read_files())[-1] == user, "it must be read last to override the others"
+    node.install(replace(SETTINGS, user_drop_in=" \n"), version)
+    assert user not in node.files
 
 
-def test_the_main_files_bytes_come_back_whatever_they_are() -> None:
+def test_revert_restores_every_byte_of_the_main_file() -> None:
     main = (
         b"# mine\r\nversion = 2 # two\r\nimports = [\r\n  '/etc/containerd/own/*.toml', # own\r\n]\r\n[debug]"
     )
-    host = Host({MAIN: main, "/etc/containerd/own/x.toml": ""})
-    host.install()
-    assert GLOB.encode() in host.files[MAIN]
-    host.revert()
-    assert host.files[MAIN] == main
+    node = Node({MAIN: main, "/etc/containerd/own/x.toml": ""})
+    node.install()
+    assert GLOB.encode() in node.files[MAIN]
+    node.revert()
+    assert node.files[MAIN] == main
 
 
 @pytest.mark.parametrize("path", [DROP_IN, "../../opt/kata/containerd/config.d/99-kata-deploy.toml"])
-def test_an_import_that_names_a_drop_in_by_its_path_does_not_outlive_it(path: str) -> None:
+def test_revert_removes_an_import_of_our_drop_in_by_its_plain_path(path: str) -> None:
     others = ["/etc/other/*.toml", "/etc/containerd/conf.d/99-kata-deploy-two.toml"]
-    host = Host({MAIN: f"version = 2\nimports = {[path, *others]}\n"})
-    host.install()
-    host.revert()
-    assert host.files == {MAIN: f"version = 2\nimports = {others}\n".encode()}
+    node = Node({MAIN: f"version = 2\nimports = {[path, *others]}\n"})
+    node.install()
+    node.revert()
+    assert node.files == {MAIN: f"version = 2\nimports = {others}\n".encode()}
 
 
 @pytest.mark.parametrize(
     "main", [IMPORTS_CONF_D, containerd.INITIAL_MAIN_FILE, b"", b"imports = ['/opt/kata-two/*.toml']"]
 )
-def test_the_way_back_leaves_a_main_file_alone_that_never_named_us(main: bytes) -> None:
+def test_revert_does_not_change_a_main_file_without_our_entry(main: bytes) -> None:
     assert config().without_entry(MAIN, main) == main
 
 
-def test_what_the_main_file_was_without_us_is_known_even_when_we_are_in_it() -> None:
-    host = Host({MAIN: "version = 2\n"})
+def test_the_main_file_without_our_entry_is_known_before_and_after_an_install() -> None:
+    node = Node({MAIN: "version = 2\n"})
     for _ in range(2):
-        main = next(file for file in host.install().changes if file.path == MAIN)
-        assert (main.content, main.content_without_entry) == (host.files[MAIN], b"version = 2\n")
-    host = Host({})
+        main = next(file for file in node.install().changes if file.path == MAIN)
+        assert (main.content, main.content_without_entry) == (node.files[MAIN], b"version = 2\n")
+    node = Node({})
     for _ in range(2):
         assert (
-            next(file for file in host.install().changes if file.path == MAIN).content_without_entry is None
+            next(file for file in node.install().changes if file.path == MAIN).content_without_entry is None
         )
 
 
-def test_an_admin_may_move_our_entry_among_the_imports() -> None:
+def test_our_import_may_be_at_any_place_among_the_imports() -> None:
     main = f"version = 2\nimports = ['{GLOB}', '/etc/own/*.toml']\n".encode()
-    host = Host({MAIN: main})
-    host.install()
-    assert host.files[MAIN] == main
+    node = Node({MAIN: main})
+    node.install()
+    assert node.files[MAIN] == main
 
 
 @pytest.mark.parametrize(
@@ -417,11 +417,11 @@ def test_an_admin_may_move_our_entry_among_the_imports() -> None:
         ("/etc/containerd/conf.d/registry.toml", False),
     ],
 )
-def test_a_recorded_file_is_told_from_the_main_one_by_its_path(path: str, ours: bool) -> None:
+def test_a_drop_in_is_recognized_by_its_path(path: str, ours: bool) -> None:
     assert is_drop_in(path) == ours
 
 
-def test_conf_d_is_looked_for_beside_the_main_file() -> None:
+def test_conf_d_is_beside_the_main_file() -> None:
     main = "/srv/containerd/main.toml"
     files = {main: b"version = 3\nimports = ['conf.d/*.toml']\n"}
     desired_config = config(SETTINGS, "2.3.4", main).desired_config(SETTINGS, files)
@@ -431,13 +431,13 @@ def test_conf_d_is_looked_for_beside_the_main_file() -> None:
 
 
 @pytest.mark.parametrize("version", ["2.1.9", "2.3.4"])
-def test_a_broken_main_file_is_named_with_its_line_and_never_edited(version: str) -> None:
-    host = Host({MAIN: "version = 2\n[plugins\n"})
+def test_the_error_of_a_broken_main_file_has_file_and_line(version: str) -> None:
+    node = Node({MAIN: "version = 2\n[plugins\n"})
     with pytest.raises(HostError, match="line 2") as caught:
-        host.install(version=version)
+        node.install(version=version)
     assert caught.value.where == MAIN
     with pytest.raises(HostError, match="line 2"):
-        host.revert()
+        node.revert()
 
 
 @pytest.mark.parametrize(
@@ -456,15 +456,15 @@ def test_a_broken_main_file_is_named_with_its_line_and_never_edited(version: str
         pytest.param(["containerd", "-c", "conf/a.toml"], "/conf/a.toml", id="relative"),
     ],
 )
-def test_the_main_file_is_where_the_daemon_was_told(argv: list[str], path: str) -> None:
+def test_the_main_file_is_the_one_of_the_command_line(argv: list[str], path: str) -> None:
     assert config_path(argv, MAIN) == path
 
 
 # --- what containerd reads --------------------------------------------------------------------------
 
 
-def test_imports_are_followed_in_the_order_containerd_reads_them() -> None:
-    host = Host(
+def test_imports_are_read_in_the_order_of_containerd() -> None:
+    node = Node(
         {
             MAIN: f"imports = ['sub/*.toml', '{MAIN}', '//etc/./b.toml', '/nowhere', '/etc/b.toml']\n",
             "/etc/containerd/sub/1.toml": "imports = ['deep/x.toml', '*.toml']\n",
@@ -474,24 +474,24 @@ def test_imports_are_followed_in_the_order_containerd_reads_them() -> None:
             "/etc/containerd/unread.toml": "",
         }
     )
-    assert list(host.read_files()) == [
+    assert list(node.read_files()) == [
         MAIN,
         "/etc/containerd/sub/1.toml",
         "/etc/containerd/sub/2.toml",
         "/etc/b.toml",
         "/etc/containerd/sub/deep/x.toml",
     ]
-    assert Host({}).read_files() == {}
+    assert Node({}).read_files() == {}
 
 
-def test_the_imports_of_a_file_are_given_as_written() -> None:
+def test_the_imports_of_a_file_are_returned_as_written() -> None:
     assert containerd_read.imports(b"imports = ['a', '/b/*']") == ("a", "/b/*")
     assert containerd_read.imports(b"") == ()
     with pytest.raises(HostError, match="line 1"):
         containerd_read.imports(b"imports =", MAIN)
 
 
-# --- what would stop it -----------------------------------------------------------------------------
+# --- problems ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "2.1.9", "2.2.1", "2.3.4", None])
@@ -508,16 +508,18 @@ def test_the_imports_of_a_file_are_given_as_written() -> None:
         ),
     ],
 )
-def test_a_sound_node_has_no_problems_before_or_after(main: str | None, version: str | None) -> None:
-    host = Host({} if main is None else {MAIN: main})
-    assert host.problems(version=version) == []
-    host.install(version=version or "2.1.9")
-    host.install(SECOND, version=version or "2.1.9")
-    assert host.problems(version=version) == []
-    assert host.problems(SECOND, version=version) == []
+def test_a_valid_configuration_has_no_problems_before_and_after_an_install(
+    main: str | None, version: str | None
+) -> None:
+    node = Node({} if main is None else {MAIN: main})
+    assert node.problems(version=version) == []
+    node.install(version=version or "2.1.9")
+    node.install(SECOND, version=version or "2.1.9")
+    assert node.problems(version=version) == []
+    assert node.problems(SECOND, version=version) == []
 
 
-# Files, the release of containerd, and a part of the problem they make.
+# Files, the release of containerd, and a part of the expected problem.
 PROBLEMS = [
     pytest.param(
         {USER: "\n["},
@@ -614,26 +616,26 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("files", "version", "problem"), PROBLEMS)
-def test_what_keeps_containerd_from_serving_is_found_and_named(
+def test_a_problem_names_its_file_and_what_is_wrong(
     files: dict[str, str], version: str | None, problem: str
 ) -> None:
-    host = Host({MAIN: "version = 3\n", **files})
+    node = Node({MAIN: "version = 3\n", **files})
     for entry in (GLOB, "/x/*.toml"):
-        host.files[MAIN] = toml_edit.add(host.files[MAIN], "imports", entry, where=MAIN)
-    problems = host.problems(version=version)
+        node.files[MAIN] = toml_edit.add(node.files[MAIN], "imports", entry, where=MAIN)
+    problems = node.problems(version=version)
     assert len(problems) == 1
     assert problem in problems[0]
     assert problems[0].startswith(tuple(files))
 
 
-def test_a_broken_main_file_is_a_problem_with_its_line() -> None:
-    problems = Host({MAIN: "version = 3\n[debug]\nlevel = = 1\n"}).problems()
+def test_the_problem_of_a_broken_main_file_has_its_line() -> None:
+    problems = Node({MAIN: "version = 3\n[debug]\nlevel = = 1\n"}).problems()
     assert problems == [f"{MAIN}: the file is not valid TOML: Invalid value (at line 3, column 9)"]
 
 
-def test_all_problems_are_told_at_once() -> None:
-    host = Host({MAIN: f"imports = ['{GLOB}', '/gone']\ndisabled_plugins = ['cri']\n", USER: "="})
-    assert len(host.problems()) == 3
+def test_all_problems_are_reported_together() -> None:
+    node = Node({MAIN: f"imports = ['{GLOB}', '/gone']\ndisabled_plugins = ['cri']\n", USER: "="})
+    assert len(node.problems()) == 3
 
 
 @pytest.mark.parametrize(
@@ -644,30 +646,30 @@ def test_all_problems_are_told_at_once() -> None:
         pytest.param({"/x/unread.toml": "["}, id="broken, but nobody reads it"),
     ],
 )
-def test_what_does_no_harm_is_no_problem(files: dict[str, str]) -> None:
-    host = Host({path: text for path, text in files.items() if path == MAIN})
-    host.install()
-    host.files |= Host({path: text for path, text in files.items() if path != MAIN}).files
-    assert host.problems() == []
+def test_a_harmless_file_is_no_problem(files: dict[str, str]) -> None:
+    node = Node({path: text for path, text in files.items() if path == MAIN})
+    node.install()
+    node.files |= Node({path: text for path, text in files.items() if path != MAIN}).files
+    assert node.problems() == []
 
 
 @pytest.mark.parametrize(
     ("main", "user"),
     [("version = 3\n", runtimes("x", plugin="io.containerd.grpc.v1.cri")), ("version = 2\n", runtimes("x"))],
 )
-def test_from_2_3_each_file_may_have_the_table_of_its_own_schema(main: str, user: str) -> None:
-    host = Host({MAIN: main})
-    host.install(replace(SETTINGS, user_drop_in=user), "2.3.4")
-    assert host.problems(version="2.3.4") == []
-    assert len(host.problems(version="2.2.1")) == 1
+def test_from_2_3_on_each_file_may_have_the_table_of_its_own_schema(main: str, user: str) -> None:
+    node = Node({MAIN: main})
+    node.install(replace(SETTINGS, user_drop_in=user), "2.3.4")
+    assert node.problems(version="2.3.4") == []
+    assert len(node.problems(version="2.2.1")) == 1
 
 
-def test_a_broken_user_drop_in_is_found_before_anything_is_written() -> None:
-    host = Host({MAIN: "version = 2\n"})
-    desired_config = config().desired_config(replace(SETTINGS, user_drop_in="nonsense"), host.files)
+def test_a_broken_user_drop_in_is_found_before_a_file_is_written() -> None:
+    node = Node({MAIN: "version = 2\n"})
+    desired_config = config().desired_config(replace(SETTINGS, user_drop_in="nonsense"), node.files)
     problems = containerd_read.check(
         MAIN,
-        host.files | {file.path: file.content for file in desired_config.changes if file.content is not None},
+        node.files | {file.path: file.content for file in desired_config.changes if file.content is not None},
         own_paths=own_paths(config()),
         handlers=desired_config.handlers,
         labels=desired_config.labels,
@@ -675,10 +677,10 @@ def test_a_broken_user_drop_in_is_found_before_anything_is_written() -> None:
     assert [problem.split(": ")[0] for problem in problems] == [f"{USER} (from containerd.userDropIn)"]
 
 
-def test_an_import_that_is_there_but_was_not_read_is_no_problem() -> None:
-    host = Host({MAIN: "imports = ['/etc/secret.toml']\n"})
+def test_an_import_that_exists_but_was_not_read_is_no_problem() -> None:
+    node = Node({MAIN: "imports = ['/etc/secret.toml']\n"})
     problems = containerd_read.check(
-        MAIN, host.files, own_paths=(), handlers=(), exists="/etc/secret.toml".__eq__
+        MAIN, node.files, own_paths=(), handlers=(), exists="/etc/secret.toml".__eq__
     )
     assert problems == []
 
@@ -698,8 +700,8 @@ def test_an_import_that_is_there_but_was_not_read_is_no_problem() -> None:
         ("/etc/containerd/a/x1.toml*", {"/etc/containerd/a/x1.toml"}),
     ],
 )
-def test_globs_find_what_go_finds(pattern: str, found: set[str]) -> None:
-    host = Host(
+def test_globs_match_like_go(pattern: str, found: set[str]) -> None:
+    node = Node(
         {"/etc/containerd/a/x1.toml": "", "/etc/containerd/a/.y.toml": "", MAIN: f"imports = ['{pattern}']"}
     )
-    assert set(in_read_order(MAIN, host.files)) - {MAIN} == found
+    assert set(in_read_order(MAIN, node.files)) - {MAIN} == found

@@ -1,4 +1,4 @@
-"""What an installation wants in the main file of a containerd 1.x, and what it finds wrong with one."""
+"""The main file of containerd 1.x with an installation, and the problems found in a main file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = ("kata-qemu", "kata-clh-runtime-rs")
 CRI = "io.containerd.grpc.v1.cri"
 RUNC = {"runtime_type": "io.containerd.runc.v2"}
 
-# What Debian ships in bookworm (1.6) and trixie (1.7) alike.
+# The file of Debian bookworm (1.6) and trixie (1.7).
 DEBIAN = f"""\
 version = 2
 
@@ -49,8 +49,8 @@ SystemdCgroup = true
 
 
 def config(settings: Settings) -> ContainerdConfig:
-    version, place = parse_version("1.7.24"), distribution_runtime("k8s", "containerd")
-    return ContainerdConfig(settings.install_dir, settings.suffix, version, place, handler_names(settings))
+    version, plain = parse_version("1.7.24"), distribution_runtime("k8s", "containerd")
+    return ContainerdConfig(settings.install_dir, settings.suffix, version, plain, handler_names(settings))
 
 
 def install(text: str | None, settings: Settings = SETTINGS, imported: str | None = None) -> str:
@@ -66,8 +66,8 @@ def install(text: str | None, settings: Settings = SETTINGS, imported: str | Non
 
 
 def revert(text: str, settings: Settings = SETTINGS) -> str | None:
-    left = config(settings).without_entry(MAIN, text.encode())
-    return None if left is None else left.decode()
+    remaining = config(settings).without_entry(MAIN, text.encode())
+    return None if remaining is None else remaining.decode()
 
 
 def runtimes(text: str, plugin: str = CRI) -> Any:
@@ -75,14 +75,14 @@ def runtimes(text: str, plugin: str = CRI) -> Any:
 
 
 def problems(
-    main: str, others: Mapping[str, str] | None = None, *, version: str = "", there: tuple[str, ...] = ()
+    main: str, others: Mapping[str, str] | None = None, *, version: str = "", existing: tuple[str, ...] = ()
 ) -> list[str]:
     return containerd_main.check_main(
         MAIN,
         {path: text.encode() for path, text in {MAIN: main, **(others or {})}.items()},
         instance="default",
         handlers=NAMES,
-        exists=there.__contains__,
+        exists=existing.__contains__,
         version=parse_version(version) if version else None,
     )
 
@@ -126,7 +126,7 @@ def test_only_a_handler_with_a_snapshotter_names_one() -> None:
         pytest.param(None, id="no file"),
     ],
 )
-def test_runc_comes_along_where_the_first_handler_would_take_it_away(text: str | None) -> None:
+def test_runc_is_added_if_our_handlers_are_the_first_of_the_file(text: str | None) -> None:
     assert runtimes(install(text))["runc"] == RUNC
 
 
@@ -145,7 +145,7 @@ def test_runc_comes_along_where_the_first_handler_would_take_it_away(text: str |
         ),
     ],
 )
-def test_handlers_that_are_there_stay_and_runc_is_not_added(text: str) -> None:
+def test_existing_handlers_stay_and_runc_is_not_added(text: str) -> None:
     found = runtimes(install(text))
     assert {name: found[name] for name in found if name not in NAMES} == runtimes(text)
 
@@ -163,11 +163,11 @@ def test_handlers_that_are_there_stay_and_runc_is_not_added(text: str) -> None:
         pytest.param("version = 3\n", CRI, id="too new"),
     ],
 )
-def test_the_handlers_go_where_the_schema_of_the_file_has_them(text: str, plugin: str) -> None:
+def test_the_handlers_are_in_the_plugin_of_the_schema_of_the_file(text: str, plugin: str) -> None:
     assert set(runtimes(install(text), plugin)) == {*NAMES, "runc"}
 
 
-def test_the_last_version_of_all_files_tells_the_schema() -> None:
+def test_the_last_version_of_all_files_decides_the_schema() -> None:
     imports = f'imports = ["{DROP_IN}"]\n'
     assert "kata-qemu" in runtimes(install(imports, imported="version = 2\n"))
     assert "kata-qemu" in runtimes(install("version = 2\n" + imports, imported="version = 1\n"), "cri")
@@ -188,17 +188,17 @@ FILES = [
 
 
 @pytest.mark.parametrize("text", FILES)
-def test_revert_gives_every_byte_back(text: str) -> None:
+def test_revert_restores_every_byte(text: str) -> None:
     assert revert(install(text)) == text
 
 
 @pytest.mark.parametrize("text", FILES)
-def test_installing_again_changes_nothing_and_finds_nothing_wrong(text: str) -> None:
+def test_a_second_install_changes_nothing_and_finds_no_problem(text: str) -> None:
     assert install(install(text)) == install(text)
     assert problems(install(text)) == []
 
 
-def test_a_file_made_from_nothing_says_so_and_goes_again() -> None:
+def test_a_created_file_names_kata_node_and_revert_removes_it() -> None:
     made = install(None)
     assert made.startswith("# Made by kata-node")
     assert tomllib.loads(made)["version"] == 2
@@ -206,28 +206,28 @@ def test_a_file_made_from_nothing_says_so_and_goes_again() -> None:
     assert revert(made) is None
 
 
-def test_a_file_made_from_nothing_stays_with_what_others_put_in_it() -> None:
+def test_a_created_file_stays_if_it_has_foreign_content() -> None:
     made = install(None) + "[debug]\nlevel = 'debug'\n"
     assert revert(made) == containerd_main.INITIAL_MAIN_FILE.decode() + "[debug]\nlevel = 'debug'\n"
 
 
-def test_a_handler_that_is_off_now_disappears() -> None:
+def test_a_handler_that_is_no_longer_selected_is_removed() -> None:
     fewer = replace(SETTINGS, shims=SETTINGS.shims[:1])
     assert install(install(DEBIAN), fewer) == install(DEBIAN, fewer)
 
 
 @pytest.mark.parametrize("text", [DEBIAN, WITH_RUNC])
-def test_a_file_written_anew_without_comments_is_installed_into_again(text: str) -> None:
+def test_our_tables_are_found_after_all_comments_were_removed(text: str) -> None:
     rewritten = "".join(line for line in install(text).splitlines(keepends=True) if not line.startswith("#"))
     again = install(rewritten)
     assert tomllib.loads(again) == tomllib.loads(install(text))
     assert toml_tables.has_both_markers(again.encode(), "default", where=MAIN)
-    left = revert(rewritten)
-    assert left is not None
-    assert set(runtimes(left)) == {"runc"}
+    remaining = revert(rewritten)
+    assert remaining is not None
+    assert set(runtimes(remaining)) == {"runc"}
 
 
-def test_a_handler_of_that_name_that_is_not_ours_is_never_taken_out() -> None:
+def test_a_foreign_handler_with_our_name_is_not_removed() -> None:
     own = f'{DEBIAN}[plugins."{CRI}".containerd.runtimes.kata-qemu]\nruntime_path = "/usr/bin/kata"\n'
     assert revert(own) == own
     with pytest.raises(KataNodeError, match="kata-qemu"):
@@ -240,10 +240,10 @@ def test_a_broken_file_is_not_touched() -> None:
     assert caught.value.where == MAIN
 
 
-# --- what keeps containerd from serving -------------------------------------------------------------
+# --- problems ---------------------------------------------------------------------------------------
 
 
-def test_nothing_is_wrong_with_what_debian_ships() -> None:
+def test_the_file_of_debian_has_no_problems() -> None:
     assert problems(DEBIAN) == problems(WITH_RUNC) == problems("") == []
 
 
@@ -319,13 +319,13 @@ def test_nothing_is_wrong_with_what_debian_ships() -> None:
         ),
     ],
 )
-def test_a_main_file_that_would_not_serve_is_told(main: str, what: str) -> None:
+def test_a_problem_of_the_main_file_names_what_is_wrong(main: str, what: str) -> None:
     [problem] = problems(main)
     assert problem.startswith(f"{MAIN}: ")
     assert what in problem
 
 
-def test_a_deprecated_default_runtime_is_a_default_of_its_own() -> None:
+def test_a_deprecated_default_runtime_is_the_default_handler() -> None:
     table = f"[plugins.'{CRI}'.containerd.default_runtime]\nruntime_type = 'io.containerd.runc.v2'\n"
     only = f"[plugins.'{CRI}'.containerd.runtimes.crun]\nruntime_type = 'io.containerd.runc.v2'\n"
     assert problems(f"version = 2\n{table}{only}") == []
@@ -354,13 +354,13 @@ IMPORTS = f'version = 2\nimports = ["{DROP_IN}"]\n'
         pytest.param("[broken", "not valid TOML", id="broken"),
     ],
 )
-def test_an_imported_file_that_spoils_the_main_one_is_told(content: str, what: str) -> None:
+def test_a_problem_of_an_imported_file_names_what_is_wrong(content: str, what: str) -> None:
     [problem] = problems(IMPORTS, {DROP_IN: content})
     assert problem.startswith(f"{DROP_IN}: ")
     assert what in problem
 
 
-def test_an_imported_file_of_other_things_is_fine() -> None:
+def test_an_imported_file_without_cri_settings_is_no_problem() -> None:
     assert problems(IMPORTS, {DROP_IN: "[debug]\nlevel = 'info'\n[plugins.'io.containerd.x.v1.y']\n"}) == []
 
 
@@ -374,11 +374,11 @@ def test_an_imported_file_of_other_things_is_fine() -> None:
         pytest.param("there.toml", 0, id="there"),
     ],
 )
-def test_an_import_that_is_not_there_is_told(entry: str, count: int) -> None:
-    found = problems(f'version = 2\nimports = ["{entry}"]\n', there=("/etc/containerd/there.toml",))
+def test_a_missing_import_is_a_problem(entry: str, count: int) -> None:
+    found = problems(f'version = 2\nimports = ["{entry}"]\n', existing=("/etc/containerd/there.toml",))
     assert len(found) == count
     assert all("it imports /etc/containerd/" in problem for problem in found)
 
 
-def test_imports_spelled_as_containerd_does_not_read_it_are_passed_over() -> None:
+def test_a_spelling_of_imports_that_containerd_ignores_is_no_problem() -> None:
     assert problems('version = 2\nImports = ["/none.toml"]\n') == []

@@ -1,4 +1,4 @@
-"""What an installation wants of CRI-O's configuration, and what it finds wrong with one."""
+"""The configuration of CRI-O for an installation, and the problems found in a configuration."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ SETTINGS = Settings(shims=(shims.table()["qemu"], shims.table()["clh-runtime-rs"
 SECOND = replace(SETTINGS, install_dir="/opt/kata-two", instance="two", suffix="two")
 
 
-class Host:
-    """Files by path, as a host would have them; a path that ends in a slash is an empty directory."""
+class Node:
+    """The files of a node, by path. A path that ends in a slash is an empty directory."""
 
     def __init__(self, files: Mapping[str, str] | None = None) -> None:
         self.files = {path: content.encode() for path, content in (files or {}).items()}
@@ -44,14 +44,14 @@ class Host:
         return self.files.get(path)
 
     def glob(self, pattern: str) -> list[str]:
-        """As a host finds them: directories too, and no wildcard reaches into another directory."""
+        """Return matching files and directories. A wildcard matches within one directory."""
         ancestors = {
             "/".join(parts[:depth])
             for parts in (path.split("/") for path in self.files)
             for depth in range(2, len(parts) + 1)
         }
-        deep = pattern.count("/")
-        found = {path for path in ancestors if not path.endswith("/") and path.count("/") == deep}
+        depth = pattern.count("/")
+        found = {path for path in ancestors if not path.endswith("/") and path.count("/") == depth}
         return sorted(fnmatch.filter(found, pattern))
 
     def read_files(self) -> dict[str, bytes]:
@@ -67,14 +67,14 @@ class Host:
         return desired_config
 
     def served(self) -> dict[str, object]:
-        """The tables of all handlers, as CRI-O merges them."""
+        """The tables of all handlers, merged as in CRI-O."""
         tables: dict[str, object] = {}
         for content in self.read_files().values():
             tables |= tomllib.loads(content.decode()).get("crio", {}).get("runtime", {}).get("runtimes", {})
         return tables
 
     def problems(self, settings: Settings = SETTINGS, *, missing: str = "") -> list[str]:
-        """What is found wrong once the instance is installed; ``missing`` is not on the host."""
+        """Install, and return the problems. The path ``missing`` does not exist."""
         desired_config = self.install(settings)
         return self.check(settings, desired_config.handlers, missing=missing)
 
@@ -93,10 +93,10 @@ def crio(settings: Settings = SETTINGS) -> CrioConfig:
     return CrioConfig(settings.install_dir, settings.suffix)
 
 
-def test_every_handler_gets_a_table_with_its_program_and_its_own_configuration() -> None:
-    host = Host()
-    assert host.install().handlers == ("kata-qemu", "kata-clh-runtime-rs")
-    assert host.served() == {
+def test_every_handler_has_a_table_with_its_program_and_its_own_configuration() -> None:
+    node = Node()
+    assert node.install().handlers == ("kata-qemu", "kata-clh-runtime-rs")
+    assert node.served() == {
         "kata-qemu": {
             "runtime_path": PROGRAM,
             "runtime_type": "vm",
@@ -113,10 +113,10 @@ def test_every_handler_gets_a_table_with_its_program_and_its_own_configuration()
             "privileged_without_host_devices": True,
         },
     }
-    assert b"Managed by kata-node (instance default)" in host.files[DROP_IN]
+    assert b"Managed by kata-node (instance default)" in node.files[DROP_IN]
 
 
-def test_guest_pull_is_said_of_the_handlers_that_have_it_alone() -> None:
+def test_only_handlers_with_guest_pull_pull_images_in_the_guest() -> None:
     settings = replace(
         SETTINGS,
         shim_settings={"qemu": ShimSettings(crio_guest_pull=True)},
@@ -124,47 +124,47 @@ def test_guest_pull_is_said_of_the_handlers_that_have_it_alone() -> None:
             CustomRuntime("mine", base_config="qemu", handler="my-kata", crio_pull_type="guest-pull"),
         ),
     )
-    host = Host()
-    host.install(settings)
+    node = Node()
+    node.install(settings)
     pulls = {
         name: table.get("runtime_pull_image")
-        for name, table in host.served().items()
+        for name, table in node.served().items()
         if isinstance(table, dict)
     }
     assert pulls == {"kata-qemu": True, "kata-clh-runtime-rs": None, "my-kata": True}
 
 
-def test_debug_is_a_file_of_its_own_that_goes_when_it_is_switched_off() -> None:
-    host = Host()
-    handlers = host.install(replace(SETTINGS, debug=True)).handlers
+def test_the_debug_drop_in_is_removed_when_debug_is_switched_off() -> None:
+    node = Node()
+    handlers = node.install(replace(SETTINGS, debug=True)).handlers
     assert "kata-qemu-debug" in handlers
-    assert tomllib.loads(host.files[DEBUG].decode()) == {"crio": {"runtime": {"log_level": "debug"}}}
-    host.install()
-    assert set(host.files) == {DROP_IN}
+    assert tomllib.loads(node.files[DEBUG].decode()) == {"crio": {"runtime": {"log_level": "debug"}}}
+    node.install()
+    assert set(node.files) == {DROP_IN}
 
 
 @pytest.mark.parametrize("suffix", ["two", "debug", "debug-two"])
-def test_no_two_instances_have_a_file_in_common_whatever_the_suffix(suffix: str) -> None:
-    host = Host()
-    host.install(replace(SETTINGS, debug=True))
-    before = dict(host.files)
-    host.install(replace(SECOND, suffix=suffix, instance=suffix, debug=True))
-    assert {path: host.files[path] for path in before} == before
-    assert len(host.files) == 4
-    assert all(cri_config.is_drop_in(path) for path in host.files)
+def test_installations_with_different_suffixes_share_no_file(suffix: str) -> None:
+    node = Node()
+    node.install(replace(SETTINGS, debug=True))
+    before = dict(node.files)
+    node.install(replace(SECOND, suffix=suffix, instance=suffix, debug=True))
+    assert {path: node.files[path] for path in before} == before
+    assert len(node.files) == 4
+    assert all(cri_config.is_drop_in(path) for path in node.files)
 
 
-def test_the_drop_in_tells_whose_it_is_by_the_programs_it_names() -> None:
-    host = Host()
-    host.install()
-    assert cri_config.is_drop_in_of("/opt/kata", host.files[DROP_IN])
-    assert not cri_config.is_drop_in_of("/opt/kata-two", host.files[DROP_IN])
+def test_the_programs_in_a_drop_in_show_its_installation() -> None:
+    node = Node()
+    node.install()
+    assert cri_config.is_drop_in_of("/opt/kata", node.files[DROP_IN])
+    assert not cri_config.is_drop_in_of("/opt/kata-two", node.files[DROP_IN])
 
 
-def test_no_file_of_others_is_touched() -> None:
-    host = Host({MAIN: CRUN, OTHERS: CRUN})
-    host.install(replace(SETTINGS, debug=True))
-    assert (host.files[MAIN], host.files[OTHERS]) == (CRUN.encode(), CRUN.encode())
+def test_foreign_files_are_not_changed() -> None:
+    node = Node({MAIN: CRUN, OTHERS: CRUN})
+    node.install(replace(SETTINGS, debug=True))
+    assert (node.files[MAIN], node.files[OTHERS]) == (CRUN.encode(), CRUN.encode())
     assert crio().shared_paths() == ()
 
 
@@ -177,15 +177,15 @@ def test_no_file_of_others_is_touched() -> None:
         pytest.param('[crio]\nstorage_driver = "btrfs"\n', False, id="another-refuses-it"),
     ],
 )
-def test_the_overlay_driver_is_told_to_show_its_mounts_to_the_shim(driver: str, has_option: bool) -> None:
-    host = Host({OTHERS: driver})
-    for _ in range(2):  # what we wrote changes nothing of it
-        host.install()
-        crio_table = tomllib.loads(host.files[DROP_IN].decode())["crio"]
+def test_only_the_overlay_driver_gets_the_storage_option(driver: str, has_option: bool) -> None:
+    node = Node({OTHERS: driver})
+    for _ in range(2):  # our own drop-in does not change the result
+        node.install()
+        crio_table = tomllib.loads(node.files[DROP_IN].decode())["crio"]
         assert crio_table.get("storage_option") == (["overlay.skip_mount_home=true"] if has_option else None)
 
 
-def test_everything_below_the_drop_in_directory_is_read_whatever_its_name_in_its_order() -> None:
+def test_every_file_below_the_drop_in_directory_is_read_in_the_order_of_crio() -> None:
     paths = [
         MAIN,
         f"{CONF_D}/.hidden",
@@ -196,9 +196,9 @@ def test_everything_below_the_drop_in_directory_is_read_whatever_its_name_in_its
         f"{CONF_D}/99-kata-deploy",
         f"{CONF_D}/b",
     ]
-    there = dict.fromkeys(sorted(paths, reverse=True), "")
-    host = Host({**there, f"{CONF_D}/empty/": "", "/etc/crio/crio.conf.bak": "", "/etc/crio/other/x": ""})
-    assert list(host.read_files()) == paths
+    existing = dict.fromkeys(sorted(paths, reverse=True), "")
+    node = Node({**existing, f"{CONF_D}/empty/": "", "/etc/crio/crio.conf.bak": "", "/etc/crio/other/x": ""})
+    assert list(node.read_files()) == paths
 
 
 def test_an_empty_directory_is_not_taken_for_a_file(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_an_empty_directory_is_not_taken_for_a_file(tmp_path: Path) -> None:
     assert list(crio().read_files(root.read, root.glob)) == [f"{CONF_D}/sub/x"]
 
 
-def test_what_an_interrupted_write_left_is_not_taken_for_a_file_of_others(tmp_path: Path) -> None:
+def test_the_leftover_of_an_interrupted_write_is_not_read(tmp_path: Path) -> None:
     root = Root(tmp_path)
     desired_config = crio().desired_config(SETTINGS, {})
     root.make_dirs(CONF_D)
@@ -231,12 +231,12 @@ def test_what_an_interrupted_write_left_is_not_taken_for_a_file_of_others(tmp_pa
     )
 
 
-def test_a_host_without_any_file_has_an_empty_closure() -> None:
-    assert Host().read_files() == {}
+def test_a_node_without_files_has_no_files_to_read() -> None:
+    assert Node().read_files() == {}
 
 
 @pytest.mark.parametrize(
-    ("path", "content", "told"),
+    ("path", "content", "expected"),
     [
         pytest.param(OTHERS, "this is [not TOML\n", "not valid TOML", id="broken"),
         pytest.param(f"{CONF_D}/sub/x.bak", "this is [not TOML\n", "not valid TOML", id="broken-backup"),
@@ -282,11 +282,9 @@ def test_a_host_without_any_file_has_an_empty_closure() -> None:
         ),
     ],
 )
-def test_a_file_that_keeps_crio_from_serving_is_named_with_what_is_wrong(
-    path: str, content: str, told: str
-) -> None:
-    problems = Host({path: content}).problems()
-    assert any(problem.startswith(f"{path}: ") and told in problem for problem in problems), problems
+def test_a_problem_names_its_file_and_what_is_wrong(path: str, content: str, expected: str) -> None:
+    problems = Node({path: content}).problems()
+    assert any(problem.startswith(f"{path}: ") and expected in problem for problem in problems), problems
 
 
 @pytest.mark.parametrize(
@@ -300,43 +298,43 @@ def test_a_file_that_keeps_crio_from_serving_is_named_with_what_is_wrong(
         pytest.param('[crio.runtime.runtimes.other]\nruntime_path = "/gone"\n', id="dropped-but-not-ours"),
     ],
 )
-def test_a_sound_configuration_has_nothing_wrong_with_it(content: str) -> None:
-    assert Host({OTHERS: content}).problems() == []
+def test_a_valid_configuration_has_no_problems(content: str) -> None:
+    assert Node({OTHERS: content}).problems() == []
 
 
 @pytest.mark.parametrize("missing", [PROGRAM, CONFIG])
-def test_a_handler_without_its_program_or_configuration_is_told_of(missing: str) -> None:
-    (problem,) = Host().problems(missing=missing)
+def test_a_handler_without_its_program_or_configuration_is_a_problem(missing: str) -> None:
+    (problem,) = Node().problems(missing=missing)
     assert "the handler kata-qemu: " in problem
     assert f"{missing} does not exist" in problem
 
 
-def test_a_program_that_crio_takes_for_no_shim_is_told_of() -> None:
-    host = Host()
-    handlers = host.install().handlers
-    host.files[DROP_IN] = host.files[DROP_IN].replace(
+def test_a_program_that_crio_does_not_accept_as_a_shim_is_a_problem() -> None:
+    node = Node()
+    handlers = node.install().handlers
+    node.files[DROP_IN] = node.files[DROP_IN].replace(
         b"/opt/kata/bin/containerd-shim-kata-v2", b"/opt/kata/bin/kata"
     )
-    assert host.check(SETTINGS, handlers) == [
+    assert node.check(SETTINGS, handlers) == [
         "the handler kata-qemu: /opt/kata/bin/kata is not named containerd-shim-*-v2; CRI-O drops the handler"
     ]
 
 
-def test_a_handler_that_no_file_defines_is_told_of() -> None:
-    assert Host().check(SETTINGS, ("kata-qemu",)) == [
+def test_a_handler_that_no_file_defines_is_a_problem() -> None:
+    assert Node().check(SETTINGS, ("kata-qemu",)) == [
         "the handler kata-qemu: no file that CRI-O reads defines it"
     ]
 
 
-def test_a_default_that_goes_with_this_installation_is_told_of_before_it_goes() -> None:
-    host = Host({OTHERS: '[crio.runtime]\ndefault_runtime = "kata-qemu"\n'})
-    host.install()
-    del host.files[DROP_IN]
-    (problem,) = host.check(SETTINGS, ())
+def test_a_default_handler_that_a_revert_would_remove_is_a_problem() -> None:
+    node = Node({OTHERS: '[crio.runtime]\ndefault_runtime = "kata-qemu"\n'})
+    node.install()
+    del node.files[DROP_IN]
+    (problem,) = node.check(SETTINGS, ())
     assert "its default_runtime is kata-qemu" in problem
 
 
-def test_defined_are_the_handlers_of_every_sound_file_that_is_read() -> None:
+def test_the_defined_handlers_are_those_of_all_valid_files_that_are_read() -> None:
     files = {
         MAIN: b"[crio.runtime.runtimes.a]\n",
         f"{CONF_D}/sub/x": b"[crio.runtime.runtimes.b]\n",
@@ -357,16 +355,14 @@ OPTION = '[crio]\nstorage_option = ["overlay.skip_mount_home=true"]\n'
         pytest.param('[crio]\nstorage_driver = "btrfs"\n', True, id="no-option-needed"),
     ],
 )
-def test_sighup_is_enough_unless_what_crio_reads_only_at_its_start_changes(
-    others: str, first_reloads: bool
-) -> None:
-    host = Host({OTHERS: others})
-    fresh = host.read_files()
-    host.install()
-    first = host.read_files()
-    host.install(replace(SETTINGS, debug=True, shims=SETTINGS.shims[:1]))
-    host.install(SECOND)
-    later = host.read_files()
+def test_a_change_of_the_storage_option_needs_a_restart(others: str, first_reloads: bool) -> None:
+    node = Node({OTHERS: others})
+    fresh = node.read_files()
+    node.install()
+    first = node.read_files()
+    node.install(replace(SETTINGS, debug=True, shims=SETTINGS.shims[:1]))
+    node.install(SECOND)
+    later = node.read_files()
     assert crio().loads_without_restart(fresh, first) is first_reloads
     assert crio().loads_without_restart(first, fresh) is first_reloads
     assert crio().loads_without_restart(first, later)

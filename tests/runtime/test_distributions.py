@@ -1,4 +1,4 @@
-"""The table of distributions, and what is asked of it."""
+"""The table of distributions and its functions."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ K3S = distribution_runtime("k3s", "containerd")
 RANCHER = "/var/lib/rancher/k3s/agent/etc/containerd"
 
 
-def test_every_distribution_and_every_runtime_of_the_settings_has_a_home() -> None:
+def test_the_table_has_every_distribution_and_every_runtime_of_the_settings() -> None:
     assert {each.distribution for each in DISTRIBUTION_RUNTIMES} == set(DISTRIBUTIONS)
     assert {each.runtime for each in DISTRIBUTION_RUNTIMES} == set(RUNTIMES)
 
 
-def test_no_two_homes_are_the_same() -> None:
+def test_no_entry_of_the_table_is_repeated() -> None:
     counted = Counter((each.distribution, each.runtime) for each in DISTRIBUTION_RUNTIMES)
     assert set(counted.values()) == {1}
 
 
 @pytest.mark.parametrize("each", ALL)
-def test_every_unit_leads_to_its_home_and_to_no_other(each: DistributionRuntime) -> None:
+def test_every_unit_belongs_to_one_entry(each: DistributionRuntime) -> None:
     assert each.units
     for unit in each.units:
         assert unit.endswith(".service")
@@ -44,7 +44,7 @@ def test_every_unit_leads_to_its_home_and_to_no_other(each: DistributionRuntime)
 
 
 @pytest.mark.parametrize("each", ALL)
-def test_every_path_is_one_of_the_host(each: DistributionRuntime) -> None:
+def test_every_path_is_absolute(each: DistributionRuntime) -> None:
     paths = [
         each.socket,
         each.config,
@@ -59,13 +59,13 @@ def test_every_path_is_one_of_the_host(each: DistributionRuntime) -> None:
 
 
 @pytest.mark.parametrize("each", ALL)
-def test_a_rendered_file_is_never_its_own_template(each: DistributionRuntime) -> None:
+def test_a_rendered_file_is_not_its_own_template(each: DistributionRuntime) -> None:
     assert each.is_rendered == bool(each.template)
     assert each.config not in each.template.values()
 
 
 @pytest.mark.parametrize("each", ALL)
-def test_what_a_template_needs_is_said_only_where_there_is_one(each: DistributionRuntime) -> None:
+def test_only_an_entry_with_a_template_has_its_properties(each: DistributionRuntime) -> None:
     if not each.template:
         assert not each.initial_template
         assert not each.template_is_toml
@@ -76,7 +76,7 @@ def test_what_a_template_needs_is_said_only_where_there_is_one(each: Distributio
         assert each.initial_template.endswith("\n")
 
 
-def test_a_unit_of_nobody_has_no_home() -> None:
+def test_an_unknown_unit_belongs_to_no_entry() -> None:
     assert distribution_runtime_of_unit("docker.service") is None
 
 
@@ -99,11 +99,11 @@ def test_a_unit_of_nobody_has_no_home() -> None:
         ),
     ],
 )
-def test_active_units_tell_the_distribution(active: list[str], found: list[tuple[str, str]]) -> None:
+def test_the_active_units_show_the_distribution(active: list[str], found: list[tuple[str, str]]) -> None:
     assert [(each.distribution, each.runtime) for each in distribution_runtimes_of_units(active)] == found
 
 
-def test_a_runtime_a_distribution_does_not_run_is_refused_with_what_to_set() -> None:
+def test_the_error_for_a_runtime_that_a_distribution_does_not_run_names_the_setting() -> None:
     with pytest.raises(SettingsError) as caught:
         distribution_runtime("k3s", "cri-o")
     assert caught.value.where == "k8sDistribution"
@@ -111,7 +111,7 @@ def test_a_runtime_a_distribution_does_not_run_is_refused_with_what_to_set() -> 
 
 
 @pytest.mark.parametrize(
-    ("newest", "there", "schema", "name"),
+    ("newest", "existing", "schema", "name"),
     [
         pytest.param(3, [], 3, "config-v3.toml.tmpl", id="none-yet"),
         pytest.param(2, [], 2, "config.toml.tmpl", id="none-yet-and-an-old-runtime"),
@@ -121,10 +121,10 @@ def test_a_runtime_a_distribution_does_not_run_is_refused_with_what_to_set() -> 
         pytest.param(4, [], 3, "config-v3.toml.tmpl", id="a-runtime-newer-than-the-templates"),
     ],
 )
-def test_the_template_that_counts_is_the_newest_there_is(
-    newest: int, there: list[int], schema: int, name: str
+def test_the_template_in_use_is_the_newest_existing_one(
+    newest: int, existing: list[int], schema: int, name: str
 ) -> None:
-    paths = [K3S.template[each] for each in there]
+    paths = [K3S.template[each] for each in existing]
     assert K3S.template_in_use(newest, paths.__contains__) == (schema, f"{RANCHER}/{name}")
 
 
@@ -133,7 +133,7 @@ def test_a_file_that_is_not_rendered_has_no_template() -> None:
         distribution_runtime("k0s", "containerd").template_in_use(3, lambda _: True)
 
 
-def test_a_template_of_microk8s_is_judged_by_what_its_variables_stand_for() -> None:
+def test_the_variables_of_a_microk8s_template_are_replaced() -> None:
     template = b'default_runtime_name = "${RUNTIME}" # \xc3\xa9\r\nbin = "${SNAP_DATA}/bin:${OTHER}"'
     assert distribution_runtime("microk8s", "containerd").with_variables(template) == (
         b'default_runtime_name = "runc" # \xc3\xa9\r\nbin = "/var/snap/microk8s/current/bin:${OTHER}"'
@@ -160,7 +160,7 @@ def test_a_template_of_microk8s_is_judged_by_what_its_variables_stand_for() -> N
         ),
     ],
 )
-def test_a_unit_that_uses_the_runtime_of_somebody_else_is_told_by_its_options(
+def test_the_command_line_shows_whether_a_unit_uses_an_external_runtime(
     distribution: str, argv: list[str], option: str
 ) -> None:
     assert external_runtime_option(distribution_runtime(distribution, "containerd"), argv) == option
@@ -177,5 +177,5 @@ def test_a_unit_that_uses_the_runtime_of_somebody_else_is_told_by_its_options(
         pytest.param(b"", False, id="empty"),
     ],
 )
-def test_k0s_reads_drop_ins_only_beside_a_file_of_its_own(config: bytes | None, managed: bool) -> None:
+def test_k0s_reads_drop_ins_only_if_it_manages_the_main_file(config: bytes | None, managed: bool) -> None:
     assert k0s_manages(config) is managed

@@ -1,4 +1,4 @@
-"""Which unit runs the CRI, where it keeps its things, and by which configuration it is judged."""
+"""The facts of the runtime: its unit, its paths, and the configuration class that checks it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RANCHER = "/var/lib/rancher/k3s/agent/etc/containerd"
 
 @dataclass
 class Units(FakeNode):
-    """Any units in any state; a command line for some."""
+    """A node with any units in any state, and command lines for some of them."""
 
     states: Mapping[str, str] = field(default_factory=dict)
     lines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def recorded(
     return CriRecord(state, runtime, "2.1.9", unit, "1", "boot", ("kata-qemu",), files)  # type: ignore[arg-type]
 
 
-def looking(
+def context_of(
     states: Mapping[str, str],
     tmp_path: Path,
     *,
@@ -64,9 +64,9 @@ def looking(
     **changes: Any,
 ) -> StageContext:
     node = Units(Root(tmp_path), states=states, lines=lines or {}, **changes)
-    wanted: Settings = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    loaded: Settings = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
     return StageContext(
-        replace(wanted, containerd=containerd or wanted.containerd),
+        replace(loaded, containerd=containerd or loaded.containerd),
         Receipt("default", "/opt/kata", "1", cri=cri),
         node.clients(),
         Options(Path(), cri_socket=socket, runtime=runtime),
@@ -124,13 +124,13 @@ def looking(
 def test_the_unit_that_runs_the_cri_is_found(
     states: Mapping[str, str], more: dict[str, Any], expected: str | None, tmp_path: Path
 ) -> None:
-    found = find_unit(looking(states, tmp_path, **more), for_revert=False)
+    found = find_unit(context_of(states, tmp_path, **more), for_revert=False)
     assert (found.name if found else None) == expected
 
 
-def test_of_two_runtimes_that_are_up_none_is_guessed_at(tmp_path: Path) -> None:
+def test_two_running_runtimes_are_an_error_without_a_socket(tmp_path: Path) -> None:
     with pytest.raises(IneligibleNodeError, match="several") as caught:
-        find_unit(looking({CRIO: "active", CONTAINERD: "active"}, tmp_path), for_revert=False)
+        find_unit(context_of({CRIO: "active", CONTAINERD: "active"}, tmp_path), for_revert=False)
     assert "--cri-socket" in caught.value.hint
 
 
@@ -145,32 +145,32 @@ def test_of_two_runtimes_that_are_up_none_is_guessed_at(tmp_path: Path) -> None:
         pytest.param({CONTAINERD: "active"}, recorded(""), CONTAINERD, id="of-an-image-that-was-baked"),
     ],
 )
-def test_the_way_back_restarts_what_has_the_handlers(
+def test_a_revert_uses_the_unit_that_loaded_the_handlers(
     states: Mapping[str, str], cri: CriRecord, expected: str | None, tmp_path: Path
 ) -> None:
-    found = find_unit(looking(states, tmp_path, cri=cri), for_revert=True)
+    found = find_unit(context_of(states, tmp_path, cri=cri), for_revert=True)
     assert (found.name if found else None) == expected
 
 
-def test_the_socket_of_the_flag_goes_before_that_of_the_values(tmp_path: Path) -> None:
+def test_the_socket_of_the_flag_overrides_that_of_the_values(tmp_path: Path) -> None:
     values = ContainerdSettings(runtime_socket="/run/values.sock")
     for socket, expected in (("", "/run/values.sock"), ("/run/flag.sock", "/run/flag.sock")):
-        there = looking({CONTAINERD: "active"}, tmp_path, socket=socket, containerd=values)
+        context = context_of({CONTAINERD: "active"}, tmp_path, socket=socket, containerd=values)
         assert (
-            find_distribution_runtime(there, find_unit(there, for_revert=False), for_revert=False).socket
+            find_distribution_runtime(context, find_unit(context, for_revert=False), for_revert=False).socket
             == expected
         )
 
 
-def test_a_unit_of_another_runtime_than_the_one_that_answers_is_not_taken_for_it(tmp_path: Path) -> None:
-    there = looking(
+def test_a_unit_is_not_used_if_another_runtime_answers(tmp_path: Path) -> None:
+    context = context_of(
         {CONTAINERD: "active"},
         tmp_path,
         socket="/run/mine.sock",
         runtime_name="cri-o",
         version="1.36.3",
     )
-    facts = gather_facts(there)
+    facts = gather_facts(context)
     assert (facts.unit, facts.distribution_runtime.runtime, facts.distribution_runtime.socket) == (
         "",
         "cri-o",
@@ -185,16 +185,16 @@ def test_a_unit_of_another_runtime_than_the_one_that_answers_is_not_taken_for_it
         pytest.param("1.36.3", "cri-o", "containerd://2.1.9", id="another-one-answers"),
     ],
 )
-def test_the_way_back_judges_by_the_release_that_runs_now(
+def test_a_revert_uses_the_release_that_runs_now(
     version: str, name: str, expected: str, tmp_path: Path
 ) -> None:
-    there = looking(
+    context = context_of(
         {CONTAINERD: "active"}, tmp_path, cri=recorded(CONTAINERD), runtime_name=name, version=version
     )
-    assert str(gather_facts_for_revert(there).runtime) == expected
+    assert str(gather_facts_for_revert(context).runtime) == expected
 
 
-# The configuration
+# The configuration class
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,9 @@ def test_the_way_back_judges_by_the_release_that_runs_now(
         ),
     ],
 )
-def test_a_file_of_before_is_judged_as_what_it_was_then(path: str, unit: str, main: str) -> None:
+def test_a_file_of_an_earlier_runtime_is_edited_with_the_recorded_configuration(
+    path: str, unit: str, main: str
+) -> None:
     now = config_selection.config_for(
         Receipt("default", "/opt/kata", "1"),
         "",
@@ -223,7 +225,7 @@ def test_a_file_of_before_is_judged_as_what_it_was_then(path: str, unit: str, ma
     assert (found.main_path, found.suffix, path in found.shared_paths()) == (main, "blue", True)
 
 
-def test_a_file_that_is_still_the_runtimes_is_judged_as_it_is_now() -> None:
+def test_a_file_of_the_current_runtime_is_edited_with_the_current_configuration() -> None:
     receipt = Receipt("default", "/opt/kata", "1", cri=recorded(CONTAINERD, path=MAIN))
     now = config_selection.config_for(
         receipt, "", runtime_version("containerd://2.2.1"), distribution_runtime("k8s", "containerd")
@@ -247,20 +249,20 @@ def test_a_file_that_is_still_the_runtimes_is_judged_as_it_is_now() -> None:
         ),
     ],
 )
-def test_the_values_can_say_where_containerd_keeps_its_files(
+def test_the_values_can_move_the_files_of_containerd(
     where: str, values: ContainerdSettings, config: str, drop_in_dirs: Mapping[int, str]
 ) -> None:
     found = config_selection.with_configured_paths(distribution_runtime(where, "containerd"), values, ())
     assert (found.config, found.drop_in_dirs) == (config, drop_in_dirs)
 
 
-def test_no_value_for_containerd_moves_another_runtime() -> None:
+def test_values_for_containerd_do_not_move_another_runtime() -> None:
     assert config_selection.with_configured_paths(
         distribution_runtime("k8s", "cri-o"), ContainerdSettings(runtime_socket="/x", config_dir="/y"), ()
     ) == distribution_runtime("k8s", "cri-o")
 
 
-# What is refused whatever the state of the node
+# Settings that a node can never carry out
 
 
 @pytest.mark.parametrize(
@@ -274,35 +276,35 @@ def test_no_value_for_containerd_moves_another_runtime() -> None:
         pytest.param("cri-o://1.36.3", "k8s", "blue", "", id="cri-o"),
     ],
 )
-def test_what_cannot_be_carried_out_is_told_by_its_setting(
+def test_the_error_for_an_impossible_setting_names_the_setting(
     runtime: str, where: str, suffix: str, refused: str, tmp_path: Path
 ) -> None:
     found = runtime_version(runtime)
     facts = gather_facts(
-        looking(
+        context_of(
             {}, tmp_path, runtime=runtime, runtime_name=found.name, version=str(found.version), handlers=()
         )
     )
     facts = replace(facts, distribution_runtime=distribution_runtime(where, found.name))
     overrides = {"shims": "qemu", "multi_install_suffix": suffix, "k8s_distribution": where}
-    wanted = settings.load(None, overrides=overrides, arch="x86_64")
-    error = compatibility.incompatibility(wanted, facts, Receipt("default", "/opt/kata", ""))
+    loaded = settings.load(None, overrides=overrides, arch="x86_64")
+    error = compatibility.incompatibility(loaded, facts, Receipt("default", "/opt/kata", ""))
     assert (error.where if error else "") == refused
 
 
 @pytest.mark.parametrize(
-    ("states", "told"),
+    ("states", "expected"),
     [
         pytest.param({K3S: "active"}, ("k8sDistribution", "set k8sDistribution: k3s"), id="another"),
         pytest.param({CONTAINERD: "active"}, ("the socket", "start the container"), id="the-settings-one"),
     ],
 )
-def test_where_a_container_for_another_distribution_sees_no_socket_the_distribution_is_named(
-    states: Mapping[str, str], told: tuple[str, str], tmp_path: Path
+def test_a_missing_socket_on_another_distribution_is_an_error_about_the_distribution(
+    states: Mapping[str, str], expected: tuple[str, str], tmp_path: Path
 ) -> None:
     with pytest.raises(KataNodeError) as raised:
-        gather_facts(looking(states, tmp_path, state="inactive"))
-    assert (raised.value.where, raised.value.hint[: len(told[1])]) == told
+        gather_facts(context_of(states, tmp_path, state="inactive"))
+    assert (raised.value.where, raised.value.hint[: len(expected[1])]) == expected
     assert isinstance(raised.value, IneligibleNodeError) == (K3S in states)
 
 
@@ -310,8 +312,8 @@ def test_where_a_container_for_another_distribution_sees_no_socket_the_distribut
 
 
 def k0s(version: str, suffix: str = "") -> K0sConfig:
-    there: DistributionRuntime = distributions.distribution_runtime("k0s", "containerd")
-    return K0sConfig("/opt/kata", suffix, parse_version(version), there.config, there.drop_in_dirs[2])
+    runtime: DistributionRuntime = distributions.distribution_runtime("k0s", "containerd")
+    return K0sConfig("/opt/kata", suffix, parse_version(version), runtime.config, runtime.drop_in_dirs[2])
 
 
 OURS = "/etc/k0s/containerd.d/99-kata-deploy.toml"
@@ -322,15 +324,15 @@ TABLE = {"1.7.27": 'plugins."io.containerd.grpc.v1.cri"', "2.1.4": 'plugins."io.
 
 @pytest.mark.parametrize("version", ["1.7.27", "2.1.4"])
 @pytest.mark.parametrize("suffix", ["", "blue"])
-def test_what_is_written_for_k0s_is_what_its_check_lets_pass(version: str, suffix: str) -> None:
+def test_the_drop_in_for_k0s_passes_the_check(version: str, suffix: str) -> None:
     overrides = {"shims": "qemu", "multi_install_suffix": suffix, "k8s_distribution": "k0s"}
-    desired_config = settings.load(None, overrides=overrides, arch="x86_64")
-    config = replace(k0s(version, suffix), install_dir=desired_config.install_dir)
-    made = config.desired_config(desired_config, {})
-    files = {file.path: file.content for file in made.changes if file.content is not None}
+    loaded = settings.load(None, overrides=overrides, arch="x86_64")
+    config = replace(k0s(version, suffix), install_dir=loaded.install_dir)
+    desired_config = config.desired_config(loaded, {})
+    files = {file.path: file.content for file in desired_config.changes if file.content is not None}
     assert list(files) == [config.drop_in_locations()[0].drop_in]
-    assert config.defined_handlers(files) == set(made.handlers)
-    assert problems(config, files, made.handlers) == []
+    assert config.defined_handlers(files) == set(desired_config.handlers)
+    assert problems(config, files, desired_config.handlers) == []
 
 
 @pytest.mark.parametrize(
@@ -382,12 +384,14 @@ def test_what_is_written_for_k0s_is_what_its_check_lets_pass(version: str, suffi
         pytest.param("1.7.27", {"/etc/k0s/containerd.toml": "[not toml"}, "", id="the-main-file-is-its-own"),
     ],
 )
-def test_what_k0s_would_not_start_with_is_told(version: str, files: dict[str, str], expected: str) -> None:
+def test_a_drop_in_that_keeps_k0s_from_starting_is_a_problem(
+    version: str, files: dict[str, str], expected: str
+) -> None:
     found = problems(k0s(version), {path: text.encode() for path, text in files.items()}, ("kata-qemu",))
     assert [expected in problem for problem in found] == ([True] if expected else [])
 
 
 def problems(config: K0sConfig, files: Mapping[str, bytes], handlers: tuple[str, ...]) -> list[str]:
-    own = [path for place in config.drop_in_locations() for path in place.paths]
+    own = [path for location in config.drop_in_locations() for path in location.paths]
     labels = {config.drop_in_locations()[0].extra_drop_ins[0]: "containerd.userDropIn"}
     return config.check(files, own_paths=own, handlers=handlers, labels=labels, exists=lambda _: True)

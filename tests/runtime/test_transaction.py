@@ -1,4 +1,4 @@
-"""The plans of the CRI transaction, as tables: no host, no runtime."""
+"""The plans of the CRI transaction, as tables. No test needs a node or a runtime."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
 MAIN = "/etc/containerd/config.toml"
 OLD, NEW = b"version = 3\n", b'version = 3\nimports = ["/opt/kata/containerd/config.d/*.toml"]\n'
 HANDLERS = ("kata-qemu",)
-CHANGES = (FileChange(DROP_IN, b"handlers\n"), FileChange(MAIN, NEW, content_without_entry=OLD))
-BACK = (FileChange(MAIN, OLD, content_without_entry=OLD), FileChange(DROP_IN, None))
-BEFORE = Backup(sha256(OLD), 0o640, 0, 7)
+INSTALL_CHANGES = (FileChange(DROP_IN, b"handlers\n"), FileChange(MAIN, NEW, content_without_entry=OLD))
+REVERT_CHANGES = (FileChange(MAIN, OLD, content_without_entry=OLD), FileChange(DROP_IN, None))
+MAIN_BACKUP = Backup(sha256(OLD), 0o640, 0, 7)
 
 
 @dataclass(frozen=True)
-class Looked:
-    """Stands for a check of the configuration."""
+class FakeCheck:
+    """A check of the configuration that does nothing."""
 
     what: str
 
@@ -48,7 +48,7 @@ class Looked:
 
 
 class OneDropIn(ContainerdConfig):
-    """A configuration whose one drop-in, whatever it holds, defines the handlers."""
+    """A configuration with one drop-in, which defines the handlers whatever its content is."""
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
         return frozenset(HANDLERS if files.get(DROP_IN) else ())
@@ -83,8 +83,8 @@ def facts(
 
 
 CHECKS = ConfigChecks(
-    Looked("check ahead"),
-    Looked("check"),
+    FakeCheck("check planned"),
+    FakeCheck("check"),
     CheckConfig(CONFIG, (), (), {}),
 )
 
@@ -101,21 +101,21 @@ SERVING = CriRecord(
     "run-1",
     "boot-1",
     HANDLERS,
-    (CriFile(DROP_IN, None, sha256(b"handlers\n")), CriFile(MAIN, BEFORE, sha256(NEW))),
+    (CriFile(DROP_IN, None, sha256(b"handlers\n")), CriFile(MAIN, MAIN_BACKUP, sha256(NEW))),
     ("/opt/kata/containerd", "/opt/kata/containerd/config.d"),
 )
-FRESH = (PreviousFile(DROP_IN, None), PreviousFile(MAIN, BEFORE))
-WRITING = replace(SERVING, state="writing", previous=FRESH)
-RESTARTING = replace(SERVING, state="restarting", previous=FRESH)
+PREVIOUS = (PreviousFile(DROP_IN, None), PreviousFile(MAIN, MAIN_BACKUP))
+WRITING = replace(SERVING, state="writing", previous=PREVIOUS)
+RESTARTING = replace(SERVING, state="restarting", previous=PREVIOUS)
 INSTALLED = {DROP_IN: b"handlers\n", MAIN: NEW}
 
 
-def steps(plan: Plan) -> list[str]:
-    """The plan in words short enough for a table."""
-    return [_step(action) for action in plan.actions if not isinstance(action, RemoveLeftovers)]
+def actions_of(plan: Plan) -> list[str]:
+    """Return one short line for each action of the plan."""
+    return [_action_line(action) for action in plan.actions if not isinstance(action, RemoveLeftovers)]
 
 
-def _step(action: Action) -> str:
+def _action_line(action: Action) -> str:
     match action:
         case WriteReceipt(receipt=written):
             return f"record {written.cri.state if written.cri else 'nothing'}"
@@ -129,8 +129,8 @@ def _step(action: Action) -> str:
             cri = receipt_after_proof.cri if receipt_after_proof else None
             return f"restart {restart}, then {cri.state if cri else 'nothing'}"
         case RestoreFile(path=path):
-            return f"put back {path.rpartition('/')[2]}"
-        case Looked(what):
+            return f"restore {path.rpartition('/')[2]}"
+        case FakeCheck(what):
             return what
         case _:
             return action.describe().split(" /")[0]
@@ -138,7 +138,7 @@ def _step(action: Action) -> str:
 
 FULL_INSTALL = [
     "record writing",
-    "check ahead",
+    "check planned",
     "create directory",
     "write 99-kata-deploy.toml",
     "write config.toml",
@@ -169,7 +169,7 @@ FULL_INSTALL = [
         pytest.param(
             facts({MAIN: OLD, DROP_IN: b"handlers\n"}),
             WRITING,
-            ["record writing", "check ahead", "write config.toml", "check", "restart always, then serving"],
+            ["record writing", "check planned", "write config.toml", "check", "restart always, then serving"],
             id="killed-between-two-files",
         ),
         pytest.param(
@@ -213,7 +213,7 @@ FULL_INSTALL = [
             SERVING,
             [
                 "record writing",
-                "check ahead",
+                "check planned",
                 "write 99-kata-deploy.toml",
                 "check",
                 "restart always, then serving",
@@ -243,35 +243,35 @@ FULL_INSTALL = [
         ),
     ],
 )
-def test_install_does_what_is_missing_and_no_more(
+def test_install_plans_only_the_missing_actions(
     found: RuntimeFacts, cri: CriRecord | None, expected: list[str]
 ) -> None:
-    assert steps(install(found, receipt(cri), CHANGES, HANDLERS, CHECKS)) == expected
+    assert actions_of(install(found, receipt(cri), INSTALL_CHANGES, HANDLERS, CHECKS)) == expected
 
 
-def test_the_intent_holds_the_old_bytes_before_anything_is_written() -> None:
-    first = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS).actions[0]
+def test_the_first_action_saves_the_backup_of_the_main_file() -> None:
+    first = install(facts({MAIN: OLD}), receipt(), INSTALL_CHANGES, HANDLERS, CHECKS).actions[0]
     assert isinstance(first, WriteReceipt)
     assert OLD in first.backups
     cri = first.receipt.cri
     assert cri is not None
-    assert cri.previous == FRESH
-    assert cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
+    assert cri.previous == PREVIOUS
+    assert cri.file(MAIN) == CriFile(MAIN, MAIN_BACKUP, sha256(NEW))
     assert cri.file(DROP_IN) == CriFile(DROP_IN, None, sha256(b"handlers\n"))
 
 
-def test_what_the_node_had_first_is_remembered_through_later_installs() -> None:
-    changes = (FileChange(DROP_IN, b"other handlers\n"), *CHANGES[1:])
+def test_a_later_install_keeps_the_backup_of_the_first_one() -> None:
+    changes = (FileChange(DROP_IN, b"other handlers\n"), *INSTALL_CHANGES[1:])
     plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), changes, HANDLERS, CHECKS)
     restart = plan.actions[-1]
     assert isinstance(restart, RestartRuntime)
     assert restart.receipt_after_proof is not None
     assert restart.receipt_after_proof.cri is not None
-    assert restart.receipt_after_proof.cri.file(MAIN) == CriFile(MAIN, BEFORE, sha256(NEW))
+    assert restart.receipt_after_proof.cri.file(MAIN) == CriFile(MAIN, MAIN_BACKUP, sha256(NEW))
 
 
-def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> None:
-    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), CHANGES, HANDLERS, CHECKS)
+def test_a_reconstructed_record_has_a_backup_without_our_entry() -> None:
+    plan = install(facts(INSTALLED, handlers=HANDLERS), receipt(), INSTALL_CHANGES, HANDLERS, CHECKS)
     record = plan.actions[0]
     assert isinstance(record, WriteReceipt)
     assert record.receipt.cri is not None
@@ -282,11 +282,11 @@ def test_a_lost_record_is_rebuilt_without_taking_our_entry_for_the_admins() -> N
     assert OLD in record.backups
 
 
-def test_undoing_a_first_install_puts_everything_back_in_the_opposite_order() -> None:
-    plan = install(facts({MAIN: OLD}), receipt(), CHANGES, HANDLERS, CHECKS)
-    assert [_step(action) for action in plan.rollback] == [
-        "put back config.toml",
-        "put back 99-kata-deploy.toml",
+def test_the_rollback_of_a_first_install_restores_the_files_in_the_opposite_order() -> None:
+    plan = install(facts({MAIN: OLD}), receipt(), INSTALL_CHANGES, HANDLERS, CHECKS)
+    assert [_action_line(action) for action in plan.rollback] == [
+        "restore config.toml",
+        "restore 99-kata-deploy.toml",
         "remove 2 empty directories",
         "restart if-read, then nothing",
     ]
@@ -296,21 +296,21 @@ def test_undoing_a_first_install_puts_everything_back_in_the_opposite_order() ->
     assert restart.removed_handlers == HANDLERS
 
 
-def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_kill_left() -> None:
-    """The run that was killed had written a configuration nobody ever saw serving."""
+def test_the_rollback_of_a_resumed_update_restores_the_state_that_last_served() -> None:
+    """The killed run had written a configuration that was never proven to serve."""
     broken = {**INSTALLED, DROP_IN: b"broken\n"}
     resumed = replace(
         SERVING,
         state="restarting",
         previous=(
             PreviousFile(DROP_IN, Backup(sha256(b"handlers\n"), 0o644, 0, 0)),
-            PreviousFile(MAIN, BEFORE),
+            PreviousFile(MAIN, MAIN_BACKUP),
         ),
         fallback=SERVING,
     )
     found = facts(broken, handlers=None, invocation="run-2")
     found = replace(found, backups={sha256(OLD): OLD, sha256(b"handlers\n"): b"handlers\n"})
-    changes = (FileChange(DROP_IN, b"broken\n"), *CHANGES[1:])
+    changes = (FileChange(DROP_IN, b"broken\n"), *INSTALL_CHANGES[1:])
     plan = install(found, receipt(resumed), changes, HANDLERS, CHECKS)
     restored = {action.path: action.state for action in plan.rollback if isinstance(action, RestoreFile)}
     assert restored[DROP_IN] == FileState(b"handlers\n", 0o644, 0, 0)
@@ -324,7 +324,7 @@ def test_undoing_a_resumed_update_goes_back_to_what_last_served_not_to_what_the_
 
 FULL_REVERT = [
     "record reverting",
-    "check ahead",
+    "check planned",
     "write config.toml",
     "remove 99-kata-deploy.toml",
     "remove 2 empty directories",
@@ -342,7 +342,7 @@ FULL_REVERT = [
             WRITING,
             [
                 "record reverting",
-                "check ahead",
+                "check planned",
                 "remove 99-kata-deploy.toml",
                 "remove 2 empty directories",
                 "check",
@@ -355,7 +355,7 @@ FULL_REVERT = [
             WRITING,
             [
                 "record reverting",
-                "check ahead",
+                "check planned",
                 "remove 99-kata-deploy.toml",
                 "remove 2 empty directories",
                 "check",
@@ -366,13 +366,13 @@ FULL_REVERT = [
         pytest.param(facts(INSTALLED), RESTARTING, FULL_REVERT, id="an-install-killed-at-its-restart"),
         pytest.param(
             facts({MAIN: OLD}, handlers=HANDLERS),
-            replace(SERVING, state="reverting", previous=FRESH, fallback=SERVING),
+            replace(SERVING, state="reverting", previous=PREVIOUS, fallback=SERVING),
             ["record reverting", "remove 2 empty directories", "check", "restart always, then nothing"],
             id="killed-between-putting-back-and-restart",
         ),
         pytest.param(
             facts({MAIN: OLD}, invocation="run-2"),
-            replace(SERVING, state="unloading", previous=FRESH),
+            replace(SERVING, state="unloading", previous=PREVIOUS),
             ["record unloading", "remove 2 empty directories", "check", "prove"],
             id="killed-by-the-restart-itself",
         ),
@@ -384,81 +384,84 @@ FULL_REVERT = [
         ),
     ],
 )
-def test_revert_takes_back_what_is_there_and_restarts_only_what_has_read_it(
+def test_revert_restarts_only_a_runtime_that_has_read_our_files(
     found: RuntimeFacts, cri: CriRecord, expected: list[str]
 ) -> None:
-    assert steps(revert(found, receipt(cri), cri, BACK, CHECKS)) == expected
+    assert actions_of(revert(found, receipt(cri), cri, REVERT_CHANGES, CHECKS)) == expected
 
 
-def test_the_file_that_imports_is_put_back_before_what_it_imports() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
+def test_revert_removes_the_import_before_the_drop_in() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, REVERT_CHANGES, CHECKS)
     paths = [action.path for action in plan.actions if isinstance(action, WriteFile | RemoveFile)]
     assert paths == [MAIN, DROP_IN]
 
 
-def test_putting_back_keeps_mode_and_owner() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
+def test_revert_keeps_mode_and_owner_of_the_main_file() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, REVERT_CHANGES, CHECKS)
     main = next(action for action in plan.actions if isinstance(action, WriteFile))
     assert (main.mode, main.owner) == (0o640, (0, 7))
 
 
-def test_a_failed_revert_goes_back_to_serving() -> None:
-    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, BACK, CHECKS)
-    assert [_step(action) for action in plan.rollback] == [
-        "put back 99-kata-deploy.toml",
-        "put back config.toml",
+def test_the_rollback_of_a_revert_restores_the_handlers() -> None:
+    plan = revert(facts(INSTALLED, handlers=HANDLERS), receipt(SERVING), SERVING, REVERT_CHANGES, CHECKS)
+    assert [_action_line(action) for action in plan.rollback] == [
+        "restore 99-kata-deploy.toml",
+        "restore config.toml",
         "restart if-read, then serving",
     ]
 
 
-OURS, RUNC = Pod("shop", "web", "kata-qemu"), Pod("shop", "db", "runc")
+KATA_POD, RUNC_POD = Pod("shop", "web", "kata-qemu"), Pod("shop", "db", "runc")
 
 
 @pytest.mark.parametrize(
     ("found", "cri", "expected"),
     [
-        pytest.param(facts(INSTALLED, handlers=HANDLERS), SERVING, (OURS,), id="what-serves"),
-        pytest.param(facts(INSTALLED, handlers=HANDLERS), WRITING, (OURS,), id="what-a-killed-run-left"),
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), SERVING, (KATA_POD,), id="what-serves"),
+        pytest.param(facts(INSTALLED, handlers=HANDLERS), WRITING, (KATA_POD,), id="what-a-killed-run-left"),
         pytest.param(
             facts({MAIN: OLD}, handlers=HANDLERS),
             replace(SERVING, state="unloading"),
-            (OURS,),
+            (KATA_POD,),
             id="half-gone",
         ),
         pytest.param(
-            facts({MAIN: b"another's", **INSTALLED}, handlers=HANDLERS), SERVING, (OURS,), id="an-edited-file"
+            facts({MAIN: b"another's", **INSTALLED}, handlers=HANDLERS),
+            SERVING,
+            (KATA_POD,),
+            id="an-edited-file",
         ),
     ],
 )
-def test_nothing_is_taken_back_from_under_pods(
+def test_pods_on_our_handlers_block_a_revert(
     found: RuntimeFacts, cri: CriRecord, expected: tuple[Pod, ...]
 ) -> None:
-    found = replace(found, pods=(RUNC, OURS))
-    plan = revert(found, receipt(cri), cri, BACK, CHECKS)
+    found = replace(found, pods=(RUNC_POD, KATA_POD))
+    plan = revert(found, receipt(cri), cri, REVERT_CHANGES, CHECKS)
     assert plan.blocking_pods is not None
     assert plan.blocking_pods.pods == expected
     assert plan.notes == ()
 
 
-def test_pods_on_what_others_define_as_well_are_in_nobodys_way() -> None:
-    found = replace(facts(INSTALLED, handlers=HANDLERS), pods=(OURS,))
+def test_pods_on_a_handler_that_a_foreign_file_also_defines_do_not_block() -> None:
+    found = replace(facts(INSTALLED, handlers=HANDLERS), pods=(KATA_POD,))
     kept = (FileChange(MAIN, OLD, content_without_entry=OLD), FileChange(DROP_IN, b"others\n"))
     assert revert(found, receipt(SERVING), SERVING, kept, CHECKS).blocking_pods is None
 
 
-def test_pods_on_a_handler_that_an_update_drops_are_in_its_way_and_others_are_not() -> None:
+def test_only_pods_on_a_removed_handler_block_an_update() -> None:
     clh = Pod("shop", "cache", "kata-clh")
     both = replace(SERVING, handlers=(*HANDLERS, "kata-clh"))
-    found = replace(facts(INSTALLED, handlers=both.handlers), pods=(OURS, RUNC, clh))
-    changes = (FileChange(DROP_IN, b"fewer handlers\n"), *CHANGES[1:])
+    found = replace(facts(INSTALLED, handlers=both.handlers), pods=(KATA_POD, RUNC_POD, clh))
+    changes = (FileChange(DROP_IN, b"fewer handlers\n"), *INSTALL_CHANGES[1:])
     plan = install(found, receipt(both), changes, HANDLERS, CHECKS)
     assert plan.blocking_pods is not None
     assert plan.blocking_pods.pods == (clh,)
 
 
-def test_where_nobody_can_tell_what_runs_it_goes_on_and_says_so() -> None:
+def test_a_revert_that_cannot_list_pods_continues_with_a_note() -> None:
     found = replace(facts(INSTALLED, handlers=None), pods=None)
-    plan = revert(found, receipt(SERVING), SERVING, BACK, CHECKS)
+    plan = revert(found, receipt(SERVING), SERVING, REVERT_CHANGES, CHECKS)
     assert plan.blocking_pods is None
     assert plan.notes == ("the runtime did not answer, so it is unknown which pods run on kata-qemu",)
-    assert install(found, receipt(RESTARTING), CHANGES, HANDLERS, CHECKS).notes == ()
+    assert install(found, receipt(RESTARTING), INSTALL_CHANGES, HANDLERS, CHECKS).notes == ()

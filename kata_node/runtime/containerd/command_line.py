@@ -1,4 +1,4 @@
-"""Which main file a containerd reads, by its command line. Pure."""
+"""Find the main file of a containerd in its command line. Pure."""
 
 from __future__ import annotations
 

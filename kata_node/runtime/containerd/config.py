@@ -130,11 +130,11 @@ class ContainerdConfig:
         cannot do what the settings ask for.
         """
         own = own_paths(self)
-        others = {path: content for path, content in files.items() if path not in own}
-        mode, location = self._select_mode(self._in_read_order(others))
+        foreign_files = {path: content for path, content in files.items() if path not in own}
+        mode, location = self._select_mode(self._in_read_order(foreign_files))
         drop_ins: list[FileChange] = []
         if location is not None:
-            content = render(settings, self._schema(others), self.version)
+            content = render(settings, self._schema(foreign_files), self.version)
             drop_ins.append(FileChange(location.drop_in, content))
         if settings.user_drop_in.strip():
             if location is None:
@@ -146,7 +146,7 @@ class ContainerdConfig:
             mode,
             (
                 *drop_ins,
-                *self._shared_changes(settings, others, mode),
+                *self._shared_changes(settings, foreign_files, mode),
                 *(FileChange(path, None) for path in own if path not in kept),
             ),
             handler_names(settings),
@@ -265,11 +265,11 @@ class ContainerdConfig:
         return containerd_read.schema(read)
 
     def _select_mode(self, read: Mapping[str, bytes]) -> tuple[Mode, DropInLocation | None]:
-        install_dir_location, *others = self.drop_in_locations()
+        install_dir_location, *other_locations = self.drop_in_locations()
         if self.version.major < 2:
             return "main", None
         if self.version.at_least(2, 2) or self.distribution_runtime.drop_in_dirs:
-            for location in others:
+            for location in other_locations:
                 if _is_imported(location, read):
                     return "conf.d", location
         return ("main", None) if self._has_go_template else ("import", install_dir_location)
@@ -302,12 +302,14 @@ class ContainerdConfig:
         remaining = self._entry.remove_incomplete(path, original)
         files = {**files, path: remaining}
         main, name = self._effective_main_path, self._entry.name
-        others = toml_tables.remove(files.get(main, b""), name, where=main, template=self._has_go_template)
+        without_block = toml_tables.remove(
+            files.get(main, b""), name, where=main, template=self._has_go_template
+        )
         block = render_block(
             settings,
             self._schema(files),
             self.version,
-            toml_edit.load(others, main),
+            toml_edit.load(without_block, main),
             where=main,
             # A file that is rendered from a Go template has runc.
             with_runc=self.version.major < 2 and not self._has_go_template,

@@ -113,10 +113,10 @@ class K0sConfig:
                 )
             elif isinstance(version, int) and version > self._schema:
                 problems.append(f"{name}: containerd {self.version} cannot read version = {version}")
-            others = (
+            foreign_handlers = (
                 () if path in own_paths else self._handlers_defined_in(path, content).intersection(handlers)
             )
-            problems += (handler_conflict(name, handler) for handler in sorted(others))
+            problems += (handler_conflict(name, handler) for handler in sorted(foreign_handlers))
         return problems + containerd_read.check_default_handler(
             self._drop_in_files(files), self._schema, labels
         )

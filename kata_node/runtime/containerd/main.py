@@ -108,8 +108,8 @@ def check_main(
                 table, path, lambda path: path in files or bool(exists and exists(path))
             )
             if path == main_path:
-                others = load(toml_tables.remove(files[path], instance, where=path), path)
-                found += _main_file_problems(table, others, schema, handlers)
+                without_block = load(toml_tables.remove(files[path], instance, where=path), path)
+                found += _main_file_problems(table, without_block, schema, handlers)
             elif HANDLER_PLUGINS[schema] in _subtable(table, "plugins"):
                 found.append(
                     f"its table of the plugin {HANDLER_PLUGINS[schema]} replaces that of {main_path}, "
@@ -153,10 +153,10 @@ def _import_problems(table: Mapping[str, Any], path: str, exists: Callable[[str]
 
 
 def _main_file_problems(
-    table: Mapping[str, Any], others: Mapping[str, Any], schema: int, own_handlers: Collection[str]
+    table: Mapping[str, Any], without_block: Mapping[str, Any], schema: int, own_handlers: Collection[str]
 ) -> Iterator[str]:
-    """Yield the problems of the main file. ``others`` is the same file without our block."""
-    table_above: Mapping[str, Any] = others
+    """Yield the problems of the main file. ``without_block`` is the same file without our block."""
+    table_above: Mapping[str, Any] = without_block
     for key in ("plugins", HANDLER_PLUGINS[schema], "containerd", "runtimes"):
         if key != HANDLER_PLUGINS[schema] and key.upper() in table_above:
             yield (
@@ -164,7 +164,7 @@ def _main_file_problems(
                 f"write it as {key}"
             )
         table_above = _subtable(table_above, key)
-    for name in _runtimes(others, schema) or ():
+    for name in _runtimes(without_block, schema) or ():
         if name in own_handlers:
             yield (
                 f"it defines the handler {name}, which this installation also defines; remove it from this "

@@ -62,7 +62,8 @@ def missing_import(importer: str, path: str) -> str:
     visibility_note = (
         ""
         if path.startswith(f"{posixpath.dirname(importer)}/")
-        else "; if it exists on the node, copy it to the directory of the importing file, visible to the pod"
+        else "; if it exists on the node, copy it to the directory of the importing file, "
+        "where the pod can see it"
     )
     return f"it imports {path}, which does not exist; containerd does not start with that{visibility_note}"
 
@@ -128,7 +129,7 @@ def handler_tables_below(
 
 
 def defined_handlers(main_path: str, files: Mapping[str, bytes]) -> frozenset[str]:
-    """Return the handlers that the files which containerd reads define. Broken files define none."""
+    """Return the handlers in those of ``files`` that containerd reads. Broken files define none."""
     found: set[str] = set()
     for path, content in in_read_order(main_path, files).items():
         for plugin in CRI_PLUGINS:

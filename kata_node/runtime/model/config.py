@@ -21,7 +21,9 @@ Glob = Callable[[str], list[str]]
 """Return the sorted paths that match a pattern of :mod:`kata_node.host.go_glob`."""
 
 DROP_IN_NAME, USER_DROP_IN_NAME = "99-kata-deploy", "zz-kata-deploy-user"
-"""Prefixes of the names of our drop-ins. ``99-`` sorts after most foreign drop-ins, ``zz-`` after ours."""
+"""Prefixes of the file names of our drop-ins: with the handlers, and from ``containerd.userDropIn``.
+
+``99-`` sorts after most foreign drop-ins, and ``zz-`` sorts after ``99-``."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class CriConfig(Protocol):
         """
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
-        """Return every handler that those of ``files`` define which the runtime reads."""
+        """Return every handler that ``files`` define, as far as the runtime reads them."""
 
 
 def own_paths(config: CriConfig) -> tuple[str, ...]:
