@@ -128,7 +128,7 @@ def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_b
     install(node)
     assert IMPORT_ENTRY in main_file(node).read_bytes()
     for _ in range(2):
-        assert node.go_over_to(NEWEST).version == f"containerd://v{NEWEST}"
+        assert node.replace_containerd(NEWEST).version == f"containerd://v{NEWEST}"
         assert kata_handlers(node) == HANDLERS
         install(node)
         assert kata_handlers(node) == HANDLERS
@@ -137,7 +137,7 @@ def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_b
         assert not list((node.root / IMPORTED).glob("*"))
         assert_nothing_to_do(node)
 
-        assert node.go_over_to().version.startswith("containerd://2.1.")
+        assert node.replace_containerd().version.startswith("containerd://2.1.")
         assert kata_handlers(node) == HANDLERS
         install(node)
         assert kata_handlers(node) == HANDLERS
@@ -166,7 +166,7 @@ def test_a_revert_after_an_upgrade_takes_back_what_was_written_for_the_old_relea
         configure(node, config.encode())
     before = node.snapshot(*WATCHED)
     install(node)
-    node.go_over_to(NEWEST)
+    node.replace_containerd(NEWEST)
     assert kata_handlers(node) == HANDLERS
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == ("runc",)
@@ -178,7 +178,7 @@ def test_an_upgrade_that_changes_nothing_of_what_is_read_gives_an_install_nothin
 ) -> None:
     node = boot_ready()
     install(node)
-    node.go_over_to(NEWEST)
+    node.replace_containerd(NEWEST)
     assert kata_handlers(node) == HANDLERS
     install(node)
     assert node.activations(UNIT) == 3
@@ -199,7 +199,7 @@ def test_an_upgrade_from_1_7_takes_the_tables_out_of_the_main_file(boot_ready: B
     before, main = node.snapshot(*WATCHED), main_file(node).read_text()
     install(node)
     assert "kata-qemu" in main_file(node).read_text()
-    node.go_over_to(NEWEST)
+    node.replace_containerd(NEWEST)
     assert kata_handlers(node) == HANDLERS
     install(node)
     assert node.cri_handlers() == (*HANDLERS, "runc")
@@ -218,7 +218,7 @@ def test_a_downgrade_to_1_7_which_has_no_cri_with_drop_ins_is_mended_by_a_revert
     node = boot_ready("trixie", containerd=NEWEST)
     before = node.snapshot(*WATCHED)
     install(node)
-    assert node.go_over_to(serving=False).error == "UNIMPLEMENTED"
+    assert node.replace_containerd(serving=False).error == "UNIMPLEMENTED"
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == ("runc",)
     assert changes(before, node.snapshot(*WATCHED)) == []

@@ -79,8 +79,8 @@ def test_a_node_runs_a_release_built_from_its_module_and_goes_over_to_another(bo
     assert node.cri().version == f"containerd://v{NEWEST}"
     node.run(["systemctl", "stop", "containerd"])
     assert "Read-only" in node.run(["touch", PROGRAM], check=False).stderr
-    assert node.go_over_to().version.startswith("containerd://2.1.")
-    assert node.go_over_to(NEWEST).version == f"containerd://v{NEWEST}"
+    assert node.replace_containerd().version.startswith("containerd://2.1.")
+    assert node.replace_containerd(NEWEST).version == f"containerd://v{NEWEST}"
     node.run(["systemctl", "stop", "containerd"])
     assert "Read-only" in node.run(["touch", PROGRAM], check=False).stderr
 
