@@ -160,7 +160,9 @@ def test_a_program_that_does_not_start_is_told_with_what_it_logged(
 ) -> None:
     name = f"broken-{os.getpid()}"
     monkeypatch.setattr("cluster.flags.etcd", lambda: ["--no-such-flag"])
-    told = r"(?s)etcd ended with 2 before .*\n  hint: Read .*\n--- etcd.*flag provided but not defined"
+    told = (
+        r"(?s)etcd ended with exit code 2 before .*\n  hint: Read .*\n--- etcd.*flag provided but not defined"
+    )
     with pytest.raises(NodeError, match=told):
         Cluster.start(name=name)
     assert name not in [record.name for record in cluster_records.running()]
@@ -207,7 +209,7 @@ def test_a_person_is_told_in_a_sentence_that_the_control_plane_does_not_come_up(
     )
     assert done.returncode == 1
     what, hint, title, _, said, *_ = done.stderr.splitlines()
-    assert re.match(rf"{command[0]}: the cluster \S+: etcd ended with 3 ", what)
+    assert re.match(rf"{command[0]}: the cluster \S+: etcd ended with exit code 3 ", what)
     assert hint.startswith("  hint: ")
     assert (title, said) == ("--- etcd", "the disk is full")
     assert list((tmp_path / "clusters").glob("*/")) == []

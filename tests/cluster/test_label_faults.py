@@ -57,7 +57,7 @@ def test_an_api_server_that_asks_for_more_time_than_there_is_is_not_asked_again(
     stage_runner.register()
     stage_runner.proxy.inject(Fault(429, {**JSON, "Retry-After": "6000"}), times=UNLIMITED)
     failed = stage_runner.run("label", "--label-timeout=3000").failed()
-    assert "the API server answered 429: as ordered" in failed.text
+    assert "the API server answered 429: injected fault" in failed.text
     assert stage_runner.proxy.count("GET") == 1
 
 
@@ -83,7 +83,7 @@ def test_an_api_server_that_fails_for_good_is_told_with_its_own_words(stage_runn
     stage_runner.register()
     stage_runner.proxy.inject(Fault(503), times=UNLIMITED)
     failed = stage_runner.run("label", "--label-timeout=2").failed()
-    assert "the API server answered 503: as ordered (asked" in failed.text
+    assert "the API server answered 503: injected fault (asked" in failed.text
     assert failed.error["where"] == f"node/{stage_runner.name} at {stage_runner.proxy.url}"
     assert stage_runner.labels == {}
 
