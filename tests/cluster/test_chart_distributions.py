@@ -173,7 +173,7 @@ def run_all(job: NodeJob, *stages: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("distribution", "boot"), HOSTS)
-def test_the_jobs_put_kata_on_its_nodes_and_take_it_off_without_a_trace(
+def test_the_jobs_install_kata_and_an_uninstall_leaves_nothing(
     cluster: Cluster,
     boot_node: BootNode,
     payload: Path,
@@ -199,7 +199,7 @@ def test_the_jobs_put_kata_on_its_nodes_and_take_it_off_without_a_trace(
     assert tuple(changes(before, host.snapshot())) == host.left
 
 
-def test_a_node_of_another_distribution_is_told_from_one_whose_runtime_is_down(
+def test_a_node_of_another_distribution_has_another_error_than_a_stopped_runtime(
     cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
 ) -> None:
     host = stood_in(LAYOUTS[0])(boot_node)
@@ -213,7 +213,7 @@ def test_a_node_of_another_distribution_is_told_from_one_whose_runtime_is_down(
     assert changes(before, host.snapshot()) == ["+ /etc/containerd"]
 
 
-def test_with_the_default_values_a_payload_without_nydus_is_refused_before_anything_is_done(
+def test_with_the_default_values_a_payload_without_nydus_is_refused_before_any_change(
     cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
 ) -> None:
     host = debian("forky")(boot_node)
@@ -227,7 +227,7 @@ def test_with_the_default_values_a_payload_without_nydus_is_refused_before_anyth
     assert changes(before, host.snapshot(), times=True) == []
 
 
-def test_with_the_default_values_crio_has_no_use_for_nydus(
+def test_with_the_default_values_crio_ignores_nydus(
     cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
 ) -> None:
     host = with_crio(boot_node)

@@ -17,7 +17,7 @@ max_container_log_line_size = "no number"
 """TOML like any other; containerd finds out that it cannot serve with it."""
 
 
-def test_a_rollback_takes_the_nodes_back_as_well(ci_cluster: CiCluster) -> None:
+def test_a_helm_rollback_restores_the_previous_state_of_the_nodes(ci_cluster: CiCluster) -> None:
     prepared_node = ci_cluster.prepared_node
     values = merge(JOBS, {"containerd": {"userDropIn": AS_RUNC}})
     ci_cluster.releases.install_checked(values)
@@ -34,7 +34,7 @@ def test_a_rollback_takes_the_nodes_back_as_well(ci_cluster: CiCluster) -> None:
     assert prepared_node.is_clean
 
 
-def test_an_install_that_failed_half_way_is_mended_by_an_upgrade_or_taken_away(ci_cluster: CiCluster) -> None:
+def test_a_failed_install_can_be_repaired_by_an_upgrade_or_uninstalled(ci_cluster: CiCluster) -> None:
     prepared_node = ci_cluster.prepared_node
     before = prepared_node.snapshot()
     broken = merge(JOBS, {"containerd": {"userDropIn": UNUSABLE}})
@@ -57,7 +57,7 @@ def test_an_install_that_failed_half_way_is_mended_by_an_upgrade_or_taken_away(c
 
 
 @pytest.mark.parametrize("values", [JOBS, COMMON], ids=["job", "daemonset"])
-def test_what_is_left_without_hooks_is_found_by_the_next_release(
+def test_leftovers_of_an_uninstall_without_hooks_are_found_by_the_next_release(
     ci_cluster: CiCluster, values: object
 ) -> None:
     prepared_node = ci_cluster.prepared_node

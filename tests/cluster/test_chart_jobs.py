@@ -72,7 +72,7 @@ def dispatcher_configs(joined: JoinedNode, file: str, runtime: str = "") -> Job:
     return Job.create(joined, manifest, namespace=NAMESPACE)
 
 
-def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trace(
+def test_the_jobs_of_a_release_install_kata_and_an_uninstall_leaves_nothing(
     joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
@@ -102,7 +102,7 @@ def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trac
     assert node.cri_handlers() == ("runc",)
 
 
-def test_a_job_for_another_runtime_than_the_nodes_says_so_at_once(
+def test_a_job_for_another_runtime_than_the_nodes_fails_at_once_with_the_reason(
     joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     node = joined.node

@@ -160,7 +160,7 @@ def options(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
             yield from options(value, where)
 
 
-def test_every_option_of_the_values_is_flipped_here() -> None:
+def test_the_table_covers_every_key_of_the_values() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert not [
         path
@@ -170,7 +170,7 @@ def test_every_option_of_the_values_is_flipped_here() -> None:
 
 
 @pytest.mark.parametrize("path", FLIPS)
-def test_an_option_flipped_changes_what_is_rendered_and_an_api_server_takes_it(
+def test_each_option_changes_the_rendered_objects_and_the_api_server_accepts_them(
     cluster: Cluster, path: str
 ) -> None:
     base, value = FLIPS[path]
@@ -297,12 +297,12 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
         pytest.param({"reference": "k", "tag": DIGEST}, f"k@{DIGEST}", id="a digest for a tag"),
     ],
 )
-def test_an_image_is_named_in_two_keys_or_in_one(cluster: Cluster, image: Document, expected: str) -> None:
+def test_an_image_can_be_given_in_one_key_or_two(cluster: Cluster, image: Document, expected: str) -> None:
     stop = one(documents(cluster, {"kubectlImage": image}), "Job", "stop")
     assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
 
 
-def test_an_affinity_that_changes_nothing_for_jobs_is_no_reason_to_refuse(cluster: Cluster) -> None:
+def test_an_affinity_without_effect_on_jobs_is_accepted(cluster: Cluster) -> None:
     zone = {"affinity": {"nodeAffinity": REQUIRED}}
     assert documents(cluster, JOB, zone, {"job": {"nodes": ["worker-1"]}})
     daemonset = one(documents(cluster, zone), "DaemonSet")
@@ -313,12 +313,12 @@ def test_an_affinity_that_changes_nothing_for_jobs_is_no_reason_to_refuse(cluste
     assert documents(cluster, JOB, spread)
 
 
-def test_what_is_asked_of_a_shim_that_is_off_is_no_reason_to_refuse(cluster: Cluster) -> None:
+def test_settings_of_a_disabled_shim_are_accepted(cluster: Cluster) -> None:
     off = {"enabled": False, "hypervisor": {"rootless": True}}
     assert documents(cluster, {"shims": {"qemu-runtime-rs": off}})
 
 
-def test_the_monitor_has_no_more_rights_than_its_values_give_it(cluster: Cluster) -> None:
+def test_the_monitor_has_only_the_rights_of_its_values(cluster: Cluster) -> None:
     def context(**given: object) -> Document:
         values = {"monitor": {"enabled": True, "securityContext": given}}
         rendered = documents(cluster, values)

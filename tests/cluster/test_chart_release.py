@@ -33,7 +33,7 @@ def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
     return done.stderr if done.returncode else ""
 
 
-def test_pods_have_the_pod_security_level_that_the_page_about_security_gives_them(cluster: Cluster) -> None:
+def test_pods_have_the_pod_security_level_that_the_security_page_documents(cluster: Cluster) -> None:
     templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}))
     for name in ("install-dispatcher", "cleanup-dispatcher", "reconcile", "stop"):
         assert not admitted(cluster, "restricted", templates[f"kata-deploy-{name}"]["spec"])
@@ -134,7 +134,9 @@ def test_two_releases_cannot_be_the_same_installation(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("left", ["DaemonSet", "ConfigMap"])
-def test_a_release_of_another_chart_is_not_taken_over(cluster: Cluster, tmp_path: Path, left: str) -> None:
+def test_an_upgrade_of_a_release_of_another_chart_is_refused(
+    cluster: Cluster, tmp_path: Path, left: str
+) -> None:
     namespace = f"other-{secrets.token_hex(3)}"
     suffix = secrets.token_hex(3)
     daemonset = {
@@ -167,7 +169,7 @@ def test_a_release_of_another_chart_is_not_taken_over(cluster: Cluster, tmp_path
     cluster.helm("uninstall", "kata", *where[:1])
 
 
-def test_what_stops_the_daemonset_can_delete_that_one_and_wait_for_it_and_nothing_else(
+def test_the_hook_that_stops_the_daemonset_may_delete_only_this_daemonset(
     cluster: Cluster,
 ) -> None:
     namespace = f"stop-{secrets.token_hex(3)}"

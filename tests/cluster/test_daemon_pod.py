@@ -139,7 +139,9 @@ def ready(joined: JoinedNode, image: Path, tmp_path: Path) -> JoinedNode:
     return joined
 
 
-def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonset(ready: JoinedNode) -> None:
+def test_the_pod_installs_kata_which_survives_a_pod_restart_and_is_reverted_with_the_daemonset(
+    ready: JoinedNode,
+) -> None:
     cluster, node = ready.cluster, ready.node
     before = node.snapshot(*WATCHED)
 
@@ -166,7 +168,9 @@ def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonse
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_a_container_killed_by_the_restart_of_the_runtime_goes_on_without_another(ready: JoinedNode) -> None:
+def test_a_container_killed_by_the_runtime_restart_completes_without_another_restart(
+    ready: JoinedNode,
+) -> None:
     node = ready.node
     drop_in = node.root / "run/systemd/system/containerd.service.d"
     drop_in.mkdir(parents=True)
@@ -184,7 +188,7 @@ def test_a_container_killed_by_the_restart_of_the_runtime_goes_on_without_anothe
     assert labels(ready) == dict.fromkeys(OURS, "true")
 
 
-def test_a_node_is_left_when_it_is_selected_no_more_and_wrong_values_keep_nothing_there(
+def test_a_deselected_node_is_reverted_even_with_invalid_values(
     ready: JoinedNode,
 ) -> None:
     cluster, node = ready.cluster, ready.node
@@ -229,7 +233,7 @@ def written(joined: JoinedNode) -> str:
     )
 
 
-def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(ready: JoinedNode) -> None:
+def test_a_node_that_cannot_run_kata_is_not_changed_and_the_reason_is_an_event(ready: JoinedNode) -> None:
     node = ready.node
     node.run(["rm", "--force", "/dev/kvm"])
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
@@ -247,7 +251,7 @@ def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(read
     assert node.unit(UNIT).invocation == invocation
 
 
-def test_an_uninstall_waits_for_pods_on_kata_and_is_completed_when_they_have_ended(
+def test_an_uninstall_waits_for_kata_pods_and_completes_after_they_ended(
     ready: JoinedNode, tmp_path: Path
 ) -> None:
     cluster, node = ready.cluster, ready.node

@@ -36,7 +36,7 @@ def guest(prepared_node: PreparedNode) -> Job:
     return Job(joined.cluster, "guest", nodes=[joined]).running()
 
 
-def test_jobs_install_for_a_ci_an_upgrade_works_on_a_new_node_alone_and_helm_takes_all_away(
+def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall_reverts(
     ci_cluster: CiCluster,
 ) -> None:
     prepared_node, node = ci_cluster.prepared_node, ci_cluster.joined.node
@@ -95,7 +95,7 @@ def test_jobs_install_for_a_ci_an_upgrade_works_on_a_new_node_alone_and_helm_tak
     assert events(ci_cluster.joined)[-1] == "KataRemoved"
 
 
-def test_a_daemonset_installs_for_a_ci_and_outlives_a_rolling_restart(ci_cluster: CiCluster) -> None:
+def test_a_daemonset_installs_in_ci_and_survives_a_rolling_restart(ci_cluster: CiCluster) -> None:
     prepared_node, kubectl = ci_cluster.prepared_node, ci_cluster.joined.cluster.kubectl
     values = merge(COMMON, {"containerd": {"userDropIn": AS_RUNC}})
     before = prepared_node.snapshot()
@@ -118,7 +118,7 @@ def test_a_daemonset_installs_for_a_ci_and_outlives_a_rolling_restart(ci_cluster
     assert prepared_node.is_clean
 
 
-def test_two_releases_share_a_node_and_go_one_after_the_other(ci_cluster: CiCluster) -> None:
+def test_two_releases_share_a_node_and_are_uninstalled_one_after_the_other(ci_cluster: CiCluster) -> None:
     prepared_node = ci_cluster.prepared_node
     before = prepared_node.snapshot()
     served: dict[str, set[str]] = {}
@@ -143,7 +143,7 @@ def test_two_releases_share_a_node_and_go_one_after_the_other(ci_cluster: CiClus
     assert prepared_node.is_clean
 
 
-def test_what_a_killed_dispatcher_left_undone_is_done_by_the_next_upgrade(ci_cluster: CiCluster) -> None:
+def test_the_next_upgrade_completes_the_work_of_a_killed_dispatcher(ci_cluster: CiCluster) -> None:
     values = merge(JOBS, {"job": {"parallelism": 1}})
     with ci_cluster.join_another() as second:
         machines = (ci_cluster.prepared_node, second)
@@ -172,7 +172,7 @@ def test_what_a_killed_dispatcher_left_undone_is_done_by_the_next_upgrade(ci_clu
         assert all(prepared_node.is_clean for prepared_node in machines)
 
 
-def test_a_node_that_cannot_run_kata_is_told_with_the_reason(ci_cluster: CiCluster) -> None:
+def test_a_node_that_cannot_run_kata_is_reported_with_the_reason(ci_cluster: CiCluster) -> None:
     prepared_node, node = ci_cluster.prepared_node, ci_cluster.joined.node
     node.run(["rm", "/dev/kvm"])
     before = prepared_node.snapshot()

@@ -28,7 +28,9 @@ def found(stage_runner: StageRunner, selector: str) -> bool:
 # --- there and back ---------------------------------------------------------------------------------
 
 
-def test_a_node_can_be_found_from_before_the_first_byte_to_after_the_last(stage_runner: StageRunner) -> None:
+def test_the_labels_show_the_node_through_the_whole_life_of_an_installation(
+    stage_runner: StageRunner,
+) -> None:
     stage_runner.register({"example.org/own": "stays"})
     assert not found(stage_runner, SHARED_LABEL)
     stage_runner.run("claim").succeeded()
@@ -68,7 +70,7 @@ def test_a_node_can_be_found_from_before_the_first_byte_to_after_the_last(stage_
         ),
     ],
 )
-def test_a_claim_says_that_something_may_be_there_and_takes_nothing_back(
+def test_a_claim_adds_its_labels_and_does_not_withdraw_other_installations(
     stage_runner: StageRunner, before: Mapping[str, str], after: Mapping[str, str]
 ) -> None:
     stage_runner.register(before)
@@ -87,7 +89,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("others", "shared"), OTHERS)
-def test_the_shared_label_says_after_an_instance_what_the_others_marks_say(
+def test_the_shared_label_follows_the_remaining_installation_labels(
     stage_runner: StageRunner, others: Mapping[str, str], shared: str | None
 ) -> None:
     stage_runner.register({**OURS, **others})
@@ -97,13 +99,13 @@ def test_the_shared_label_says_after_an_instance_what_the_others_marks_say(
     assert stage_runner.labels == ({SHARED_LABEL: shared, **others} if shared else {})
 
 
-def test_a_shared_label_that_no_instance_answers_for_goes_with_the_claim(stage_runner: StageRunner) -> None:
+def test_unclaim_removes_a_shared_label_without_any_installation_label(stage_runner: StageRunner) -> None:
     stage_runner.register({SHARED_LABEL: "true"})
     stage_runner.run("unclaim", AT_ONCE).succeeded()
     assert stage_runner.labels == {}
 
 
-def test_labels_put_back_after_a_removal_are_removed_again(stage_runner: StageRunner) -> None:
+def test_labels_that_are_restored_after_their_removal_are_removed_again(stage_runner: StageRunner) -> None:
     stage_runner.register(CLAIMED)
     stage_runner.proxy.inject(
         Fault(then=lambda: stage_runner.node_writer.label(stage_runner.name, OURS)), method="PATCH"
@@ -128,7 +130,7 @@ def test_labels_put_back_after_a_removal_are_removed_again(stage_runner: StageRu
         pytest.param("unclaim", {SHARED_LABEL: "true", BLUE: "true"}, id="unclaim a node of others"),
     ],
 )
-def test_where_there_is_nothing_to_do_one_look_is_all(
+def test_a_stage_without_work_sends_one_request(
     stage_runner: StageRunner, stage: str, before: Mapping[str, str]
 ) -> None:
     stage_runner.register(before)
@@ -148,7 +150,7 @@ def test_where_there_is_nothing_to_do_one_look_is_all(
         pytest.param("unclaim", CLAIMED, 4, id="unclaim"),
     ],
 )
-def test_what_there_is_to_do_takes_few_requests(
+def test_a_stage_with_work_sends_few_requests(
     stage_runner: StageRunner, stage: str, before: Mapping[str, str], looks: int
 ) -> None:
     stage_runner.register(before)
@@ -183,7 +185,7 @@ print(f"\\n{mark}")
 """
 
 
-def test_what_the_labels_say_is_true_at_every_moment_while_several_instances_come_and_go(
+def test_the_labels_are_correct_at_every_moment_while_installations_change_concurrently(
     stage_runner: StageRunner, cluster: Cluster
 ) -> None:
     stage_runner.register()

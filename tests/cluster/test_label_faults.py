@@ -33,7 +33,7 @@ READY = [{"type": "Ready", "status": "True"}]
         pytest.param(Fault(cut=True), id="connection cut"),
     ],
 )
-def test_what_may_pass_is_tried_again(stage_runner: StageRunner, fault: Fault) -> None:
+def test_transient_faults_are_retried(stage_runner: StageRunner, fault: Fault) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(fault, method="GET")
     stage_runner.proxy.inject(fault, method="PATCH")
@@ -42,7 +42,7 @@ def test_what_may_pass_is_tried_again(stage_runner: StageRunner, fault: Fault) -
     assert stage_runner.proxy.count("PATCH") == 2
 
 
-def test_the_time_that_an_overloaded_api_server_asks_for_is_given_to_it(stage_runner: StageRunner) -> None:
+def test_the_retry_after_of_an_overloaded_api_server_is_respected(stage_runner: StageRunner) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(Fault(429, {**JSON, "Retry-After": "2"}))
     stage_runner.run("label").succeeded()
@@ -51,7 +51,7 @@ def test_the_time_that_an_overloaded_api_server_asks_for_is_given_to_it(stage_ru
     assert tried_again.at - refused.at >= 2
 
 
-def test_an_api_server_that_asks_for_more_time_than_there_is_is_not_asked_again(
+def test_a_retry_after_beyond_the_timeout_is_not_waited_for(
     stage_runner: StageRunner,
 ) -> None:
     stage_runner.register()
@@ -68,9 +68,7 @@ def test_an_api_server_that_asks_for_more_time_than_there_is_is_not_asked_again(
         pytest.param(Fault(504, carried_out=True), id="timeout"),
     ],
 )
-def test_a_change_whose_answer_is_lost_is_found_made_and_not_made_twice(
-    stage_runner: StageRunner, answer: Fault
-) -> None:
+def test_a_change_with_a_lost_answer_is_not_made_twice(stage_runner: StageRunner, answer: Fault) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(answer, method="PATCH")
     stage_runner.run("label").succeeded()
@@ -79,7 +77,9 @@ def test_a_change_whose_answer_is_lost_is_found_made_and_not_made_twice(
     assert stage_runner.proxy.count("PATCH", 409) == 1
 
 
-def test_an_api_server_that_fails_for_good_is_told_with_its_own_words(stage_runner: StageRunner) -> None:
+def test_a_permanent_failure_of_the_api_server_is_reported_with_its_message(
+    stage_runner: StageRunner,
+) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(Fault(503), times=UNLIMITED)
     failed = stage_runner.run("label", "--label-timeout=2").failed()
@@ -91,9 +91,7 @@ def test_an_api_server_that_fails_for_good_is_told_with_its_own_words(stage_runn
 # --- silence ----------------------------------------------------------------------------------------
 
 
-def test_an_api_server_that_does_not_speak_holds_nobody_beyond_the_deadline(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_silent_api_server_is_not_waited_for_beyond_the_timeout(cluster: Cluster, tmp_path: Path) -> None:
     """Wherever it falls silent, and however slowly it speaks; one that thinks for long is waited for."""
     roads: dict[str, Callable[[FaultyProxy], None]] = {
         "no handshake": FaultyProxy.freeze,
@@ -124,7 +122,7 @@ def test_an_api_server_that_does_not_speak_holds_nobody_beyond_the_deadline(
 
 
 @pytest.mark.parametrize("kill", [pytest.param(False, id="drained"), pytest.param(True, id="killed")])
-def test_an_api_server_that_is_restarted_is_outlived_at_every_moment(
+def test_label_survives_a_restart_of_the_api_server_at_every_moment(
     own_cluster: Cluster, tmp_path: Path, kill: bool
 ) -> None:
     for each in ("waits", "holds"):

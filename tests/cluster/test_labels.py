@@ -34,7 +34,7 @@ def held(stage_runner: StageRunner) -> float:
 # --- what is waited for -----------------------------------------------------------------------------
 
 
-def test_a_ready_node_is_labelled_and_a_second_run_asks_once_and_writes_nothing(
+def test_a_ready_node_is_labeled_and_a_second_run_only_reads_it_once(
     stage_runner: StageRunner,
 ) -> None:
     stage_runner.register()
@@ -47,7 +47,7 @@ def test_a_ready_node_is_labelled_and_a_second_run_asks_once_and_writes_nothing(
     assert stage_runner.proxy.count("GET") == asked + 1
 
 
-def test_a_node_is_labelled_when_it_has_become_ready_and_not_before(stage_runner: StageRunner) -> None:
+def test_a_node_is_labeled_only_after_it_is_ready(stage_runner: StageRunner) -> None:
     stage_runner.register(conditions=ready("False", "container runtime network not ready"))
     seen: list[dict[str, str]] = []
 
@@ -69,7 +69,7 @@ def test_a_node_is_labelled_when_it_has_become_ready_and_not_before(stage_runner
         pytest.param("Unknown", "Kubelet stopped posting node status.", id="the kubelet is away"),
     ],
 )
-def test_a_node_that_does_not_become_ready_is_not_labelled(
+def test_a_node_that_does_not_become_ready_is_not_labeled(
     stage_runner: StageRunner, status: str, says: str
 ) -> None:
     stage_runner.register(conditions=ready(status, says))
@@ -80,7 +80,7 @@ def test_a_node_that_does_not_become_ready_is_not_labelled(
 
 
 @pytest.mark.parametrize("handlers", [pytest.param(None, id="absent"), pytest.param([], id="empty")])
-def test_a_kubelet_that_reports_no_handlers_at_all_is_not_waited_for(
+def test_a_kubelet_that_does_not_report_handlers_is_not_waited_for(
     stage_runner: StageRunner, handlers: object
 ) -> None:
     stage_runner.register(runtimeHandlers=handlers)
@@ -88,7 +88,7 @@ def test_a_kubelet_that_reports_no_handlers_at_all_is_not_waited_for(
     assert stage_runner.labels == OURS
 
 
-def test_handlers_of_ours_that_are_not_reported_yet_are_waited_for(stage_runner: StageRunner) -> None:
+def test_label_waits_until_the_kubelet_reports_the_kata_handlers(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=[{"name": ""}, *reported("runc", "kata-clh")])
     seen: list[dict[str, str]] = []
 
@@ -105,7 +105,7 @@ def test_handlers_of_ours_that_are_not_reported_yet_are_waited_for(stage_runner:
     assert "it does not report kata-qemu (it reports runc, kata-clh)" in done.log
 
 
-def test_a_node_that_never_reports_our_handlers_is_not_labelled(stage_runner: StageRunner) -> None:
+def test_a_node_that_never_reports_the_kata_handlers_is_not_labeled(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=reported("", "runc"))
     failed = stage_runner.run("label", "--shims=qemu,clh", "--label-timeout=2").failed()
     assert "after 2 s the Node does not report kata-clh, kata-qemu (it reports runc)" in failed.text
@@ -113,7 +113,7 @@ def test_a_node_that_never_reports_our_handlers_is_not_labelled(stage_runner: St
     assert stage_runner.proxy.count("PATCH") == 0
 
 
-def test_an_instance_waits_for_the_handlers_that_have_its_suffix(stage_runner: StageRunner) -> None:
+def test_an_installation_waits_for_the_handlers_with_its_suffix(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=reported("kata-qemu"))
     failed = stage_runner.run("label", "--label-timeout=2", instance="blue").failed()
     assert "does not report kata-qemu-blue (it reports kata-qemu)" in failed.text
@@ -126,7 +126,7 @@ def test_an_instance_waits_for_the_handlers_that_have_its_suffix(stage_runner: S
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_labels_that_are_put_back_are_set_again_and_have_to_hold_anew(
+def test_overwritten_labels_are_set_again_and_the_stable_time_starts_again(
     stage_runner: StageRunner, times: int
 ) -> None:
     stage_runner.register(CLAIMED)
@@ -139,7 +139,7 @@ def test_labels_that_are_put_back_are_set_again_and_have_to_hold_anew(
     assert held(stage_runner) >= 0.8
 
 
-def test_labels_wiped_late_in_the_window_begin_a_whole_one(stage_runner: StageRunner) -> None:
+def test_labels_that_are_removed_late_start_the_whole_stable_time_again(stage_runner: StageRunner) -> None:
     stage_runner.register()
 
     def registers_anew() -> None:  # of all labels only what the kubelet itself knows is left
@@ -153,7 +153,7 @@ def test_labels_wiped_late_in_the_window_begin_a_whole_one(stage_runner: StageRu
     assert held(stage_runner) >= 2.5
 
 
-def test_labels_put_back_for_ever_are_a_failure_that_says_so(stage_runner: StageRunner) -> None:
+def test_labels_that_are_always_overwritten_are_a_failure_with_the_reason(stage_runner: StageRunner) -> None:
     stage_runner.register(CLAIMED)
     put_back = Fault(then=lambda: stage_runner.node_writer.label(stage_runner.name, CLAIMED))
     stage_runner.proxy.inject(put_back, method="PATCH", times=UNLIMITED)
@@ -167,7 +167,7 @@ def test_labels_put_back_for_ever_are_a_failure_that_says_so(stage_runner: Stage
 
 
 @pytest.mark.parametrize("times", [1, 4])
-def test_a_node_that_changes_between_the_look_and_the_change_is_looked_at_again(
+def test_a_node_that_changes_between_read_and_write_is_read_again(
     stage_runner: StageRunner, times: int
 ) -> None:
     stage_runner.register()
@@ -184,7 +184,9 @@ def test_a_node_that_changes_between_the_look_and_the_change_is_looked_at_again(
     assert (stage_runner.proxy.count("PATCH", 409), stage_runner.proxy.count("PATCH", 200)) == (times, 1)
 
 
-def test_a_node_that_changes_before_every_change_is_a_failure_that_says_so(stage_runner: StageRunner) -> None:
+def test_a_node_that_changes_before_every_write_is_a_failure_with_the_reason(
+    stage_runner: StageRunner,
+) -> None:
     stage_runner.register()
     beat = itertools.count()
     someone = Fault(
@@ -197,9 +199,7 @@ def test_a_node_that_changes_before_every_change_is_a_failure_that_says_so(stage
     assert stage_runner.labels == {}
 
 
-def test_a_node_that_is_written_to_all_the_time_is_labelled_all_the_same(
-    stage_runner: StageRunner, cluster: Cluster
-) -> None:
+def test_a_node_with_a_busy_writer_is_labeled(stage_runner: StageRunner, cluster: Cluster) -> None:
     stage_runner.register()
     beat, node_writer = itertools.count(), NodeWriter(cluster)
     with RepeatingWriter(
@@ -211,7 +211,7 @@ def test_a_node_that_is_written_to_all_the_time_is_labelled_all_the_same(
     assert writer.acts > 20
 
 
-def test_a_node_with_hundreds_of_labels_and_a_long_status_loses_nothing_of_it(
+def test_a_node_with_hundreds_of_labels_and_a_long_status_keeps_all_of_it(
     stage_runner: StageRunner,
 ) -> None:
     others = {f"feature.node.kubernetes.io/cpu-{n}.{'x' * 40}": f"{'v' * 60}{n}" for n in range(350)}

@@ -67,7 +67,7 @@ def events(joined: JoinedNode) -> list[str]:
     return [event["reason"] for event in found if event["reason"].startswith("Kata")]
 
 
-def test_a_job_of_the_image_installs_what_pods_then_run_on_and_another_takes_it_off(
+def test_one_job_installs_kata_pods_run_on_it_and_another_job_reverts(
     joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node

@@ -53,7 +53,7 @@ def values(stage_runner: StageRunner, *startup: str) -> str:
         pytest.param(["example.com"], TAINTS, id="another key"),
     ],
 )
-def test_startup_taints_are_lifted_and_others_stay_as_they_are(
+def test_startup_taints_are_removed_and_other_taints_stay(
     stage_runner: StageRunner, startup: list[str], left: list[dict[str, str]]
 ) -> None:
     stage_runner.run("label", values(stage_runner, *startup)).succeeded()
@@ -61,14 +61,14 @@ def test_startup_taints_are_lifted_and_others_stay_as_they_are(
     assert stage_runner.run("label", values(stage_runner, *startup)).succeeded().outcome == "skipped"
 
 
-def test_a_taint_is_lifted_from_a_node_that_is_labelled_already(stage_runner: StageRunner) -> None:
+def test_a_taint_is_removed_from_a_node_that_already_has_its_labels(stage_runner: StageRunner) -> None:
     stage_runner.run("label").succeeded()
     assert taints(stage_runner) == TAINTS
     assert stage_runner.run("label", values(stage_runner, STARTING)).succeeded().outcome == "done"
     assert taints(stage_runner) == TAINTS[2:]
 
 
-def test_no_taint_is_lifted_before_the_labels_have_held(stage_runner: StageRunner) -> None:
+def test_no_taint_is_removed_before_the_labels_are_stable(stage_runner: StageRunner) -> None:
     running = stage_runner.start("label", "--label-stable-for=3", values(stage_runner, STARTING))
     wait_until(lambda: stage_runner.labels == OURS, "it is labelled")
     stage_runner.node_writer.label(stage_runner.name, dict.fromkeys(OURS))
@@ -78,7 +78,7 @@ def test_no_taint_is_lifted_before_the_labels_have_held(stage_runner: StageRunne
     assert taints(stage_runner) == TAINTS[2:]
 
 
-def test_a_taint_that_somebody_adds_at_the_same_moment_is_not_lost(stage_runner: StageRunner) -> None:
+def test_a_taint_that_is_added_at_the_same_time_is_not_lost(stage_runner: StageRunner) -> None:
     late = {"key": "example.com/late", "effect": "NoSchedule"}
     stage_runner.run("label").succeeded()
     stage_runner.proxy.inject(Fault(first=lambda: taint(stage_runner, [*TAINTS, late])), method="PATCH")
@@ -87,7 +87,7 @@ def test_a_taint_that_somebody_adds_at_the_same_moment_is_not_lost(stage_runner:
     assert stage_runner.proxy.count("PATCH", 409) == 1
 
 
-def test_a_taint_that_must_not_be_lifted_is_a_warning(stage_runner: StageRunner) -> None:
+def test_a_taint_that_may_not_be_removed_is_a_warning(stage_runner: StageRunner) -> None:
     stage_runner.proxy.inject(Fault(status=403), method="PATCH", after=1)
     done = stage_runner.run("label", values(stage_runner, STARTING)).succeeded()
     # The one that was refused stays, and keeps no other.

@@ -115,7 +115,7 @@ def test_a_baked_node_serves_from_its_first_boot_and_a_run_on_it_restarts_nothin
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_what_was_baked_can_be_taken_out_of_the_image_again(
+def test_a_revert_of_an_image_removes_everything_that_was_baked(
     image: Path, kind: NodeSetup, payload: Path
 ) -> None:
     before = take(image, ("/",))

@@ -110,7 +110,7 @@ def is_what_it_renders(on: Distribution) -> bool:
 
 
 @pytest.mark.parametrize("layout", EACH)
-def test_its_own_socket_serves_the_handlers_after_one_change_of_its_own_files(
+def test_an_install_changes_only_files_of_the_distribution_and_its_socket_serves_the_handlers(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -125,7 +125,7 @@ def test_its_own_socket_serves_the_handlers_after_one_change_of_its_own_files(
 
 
 @pytest.mark.parametrize("layout", EACH)
-def test_a_second_install_does_nothing_and_revert_takes_everything_back(
+def test_a_second_install_does_nothing_and_a_revert_restores_everything(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -147,7 +147,7 @@ def containerd_pid(on: Distribution) -> str:
 
 
 @pytest.mark.parametrize("layout", ONE_OF_EACH)
-def test_two_installations_have_files_of_their_own_and_go_one_by_one(
+def test_two_installations_have_separate_files_and_are_reverted_one_by_one(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -167,7 +167,7 @@ def test_two_installations_have_files_of_their_own_and_go_one_by_one(
 
 
 @pytest.mark.parametrize("layout", ONE_OF_EACH)
-def test_another_distribution_in_the_settings_is_refused_with_the_value_to_set(
+def test_a_wrong_distribution_in_the_values_is_refused_with_the_value_to_set(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -181,7 +181,7 @@ def test_another_distribution_in_the_settings_is_refused_with_the_value_to_set(
     assert on.node.activations(layout.unit) == 1
 
 
-def test_a_containerd_beside_k3s_is_left_alone(laid_out: LayOut) -> None:
+def test_a_plain_containerd_beside_k3s_is_not_changed(laid_out: LayOut) -> None:
     """As where Docker is installed."""
     on = laid_out(K3S, plain=True)
     before, invocation = on.snapshot(), on.node.unit("containerd.service").invocation
@@ -192,7 +192,7 @@ def test_a_containerd_beside_k3s_is_left_alone(laid_out: LayOut) -> None:
     assert touched(before, on.snapshot()) <= may_touch(K3S)
 
 
-def test_k3s_with_a_runtime_of_its_node_is_a_node_with_that_runtime(laid_out: LayOut) -> None:
+def test_k3s_with_an_external_runtime_is_installed_like_a_plain_node(laid_out: LayOut) -> None:
     socket = "/run/containerd/containerd.sock"
     start = f"{K3S.start} --container-runtime-endpoint=unix://{socket}"
     on = laid_out(replace(K3S, start=start, socket=socket, notifies=False), plain=True)
@@ -206,7 +206,7 @@ def test_k3s_with_a_runtime_of_its_node_is_a_node_with_that_runtime(laid_out: La
 
 
 @pytest.mark.parametrize("layout", ONE_OF_EACH)
-def test_from_a_container_with_the_mounts_that_distribution_needs(
+def test_a_container_with_the_mounts_of_the_distribution_installs_and_reverts(
     laid_out: LayOut, payload: Path, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -233,7 +233,7 @@ def test_from_a_container_with_the_mounts_that_distribution_needs(
     "layout",
     [pytest.param(each, id=each.id()) for each in (K3S_WITHOUT_IMPORTS, RKE2_WITHOUT_IMPORTS, K3S_SCHEMA_2)],
 )
-def test_a_template_made_from_nothing_extends_the_base_and_goes_again(
+def test_a_new_template_extends_the_base_and_is_removed_by_the_revert(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -283,7 +283,7 @@ state = "{{ .NodeConfig.Containerd.State }}"
         pytest.param("config.toml.tmpl", f"{BASE}[debug]\nlevel = 'debug'\n", id="schema-2"),
     ],
 )
-def test_an_admins_template_is_given_back_byte_for_byte(
+def test_a_revert_restores_the_administrators_template_byte_for_byte(
     laid_out: LayOut, layout: Layout, name: str, text: str
 ) -> None:
     template = f"{rancher_dir('k3s')}/{name}"
@@ -300,7 +300,7 @@ def test_an_admins_template_is_given_back_byte_for_byte(
     assert on.handlers() == served
 
 
-def test_what_an_admin_writes_into_the_template_meanwhile_stays(laid_out: LayOut) -> None:
+def test_later_edits_of_the_template_survive_the_revert(laid_out: LayOut) -> None:
     on = laid_out(K3S_WITHOUT_IMPORTS)
     succeed(on, "install")
     template = on.path(f"{rancher_dir('k3s')}/config-v3.toml.tmpl")
@@ -328,7 +328,7 @@ def test_k3s_starts_after_an_upgrade_whose_base_imports_drop_ins(laid_out: LayOu
     assert touched(before, on.snapshot()) == set()
 
 
-def test_a_user_drop_in_of_k3s_comes_and_goes(laid_out: LayOut) -> None:
+def test_a_user_drop_in_of_k3s_is_added_and_removed(laid_out: LayOut) -> None:
     on = laid_out(K3S)
     drop_in = "version = 3\n" + EXTRA.format(table=RUNTIMES[3])
     succeed(on, "install", containerd={"userDropIn": drop_in})
@@ -340,7 +340,7 @@ def test_a_user_drop_in_of_k3s_comes_and_goes(laid_out: LayOut) -> None:
 # k0s
 
 
-def test_k0s_that_does_not_notice_is_restarted(laid_out: LayOut) -> None:
+def test_k0s_is_restarted_when_it_does_not_notice_changed_drop_ins(laid_out: LayOut) -> None:
     on = laid_out(k0s("k0sworker.service", watch=False))
     succeed(on, "install")
     assert on.kata_handlers() == HANDLERS
@@ -354,7 +354,9 @@ def test_k0s_that_does_not_notice_is_restarted(laid_out: LayOut) -> None:
         pytest.param(f"version = 2\n{EXTRA.format(table=RUNTIMES[2])}", id="a-schema-it-refuses"),
     ],
 )
-def test_a_user_drop_in_that_k0s_would_not_start_with_is_put_back(laid_out: LayOut, drop_in: str) -> None:
+def test_an_install_rolls_back_a_user_drop_in_that_k0s_does_not_start_with(
+    laid_out: LayOut, drop_in: str
+) -> None:
     on = laid_out(K0S)
     before = on.snapshot()
     done = kata_node(on, "stage", "artifacts")
@@ -368,7 +370,7 @@ def test_a_user_drop_in_that_k0s_would_not_start_with_is_put_back(laid_out: LayO
     assert on.handlers() == ("runc",)
 
 
-def test_a_main_file_that_an_admin_took_over_from_k0s_is_extended_and_given_back(laid_out: LayOut) -> None:
+def test_a_main_file_of_k0s_that_the_administrator_manages_is_extended_and_restored(laid_out: LayOut) -> None:
     """Then k0s leaves it alone, and reads no drop-ins by itself."""
     main = "/etc/k0s/containerd.toml"
     on = laid_out(K0S, {main: "version = 3\n\n[debug] # ours\nlevel = 'info'"})
@@ -399,7 +401,7 @@ def test_a_main_file_that_an_admin_took_over_from_k0s_is_extended_and_given_back
     ],
 )
 @pytest.mark.parametrize("suite", [pytest.param("forky", id="2.1"), pytest.param("trixie", id="1.7")])
-def test_the_template_of_microk8s_keeps_its_variables_and_comes_back_byte_for_byte(
+def test_the_template_of_microk8s_keeps_its_variables_and_is_restored_byte_for_byte(
     laid_out: LayOut, suite: str, template: str
 ) -> None:
     on = laid_out(microk8s(suite=suite, template=template))

@@ -117,7 +117,7 @@ def table(handler: str) -> str:
 
 
 @pytest.mark.parametrize("release", [pytest.param("", id="2.1.9"), pytest.param(NEWEST, id=NEWEST)])
-def test_a_revert_under_a_pod_is_refused_and_goes_through_when_it_has_ended(
+def test_a_revert_is_refused_while_a_pod_runs_and_succeeds_after_it_ended(
     boot_ready: BootNode, release: str
 ) -> None:
     node = boot_ready(containerd=release)
@@ -145,7 +145,7 @@ def test_a_revert_under_a_pod_is_refused_and_goes_through_when_it_has_ended(
     assert running(node) == (Pod("default", "db", "runc"),)
 
 
-def test_the_files_alone_are_not_removed_from_under_a_pod(boot_ready: BootNode) -> None:
+def test_remove_artifacts_is_refused_while_a_pod_runs_even_with_ignore_pods(boot_ready: BootNode) -> None:
     node = boot_ready()
     changed = install(node, "qemu")
     run(node, "web", "kata-qemu")
@@ -153,7 +153,7 @@ def test_the_files_alone_are_not_removed_from_under_a_pod(boot_ready: BootNode) 
     assert (done.returncode, changed()) == (1, [])
 
 
-def test_while_a_pod_is_waited_for_others_work_on_the_node_and_then_the_revert_goes_on(
+def test_a_revert_that_waits_for_a_pod_does_not_block_other_runs(
     boot_ready: BootNode,
 ) -> None:
     node = boot_ready()
@@ -169,7 +169,7 @@ def test_while_a_pod_is_waited_for_others_work_on_the_node_and_then_the_revert_g
     assert not (node.root / "opt/kata").exists()
 
 
-def test_a_pod_that_is_ignored_runs_on_and_is_named(boot_ready: BootNode) -> None:
+def test_an_ignored_pod_keeps_running_and_is_named(boot_ready: BootNode) -> None:
     node = boot_ready()
     install(node, "qemu")
     web = run(node, "web", "kata-qemu")
@@ -184,7 +184,7 @@ def test_a_pod_that_is_ignored_runs_on_and_is_named(boot_ready: BootNode) -> Non
     assert node.run(["pgrep", "--full", f"containerd-shim-kata-v2.*{web}"]).stdout != ""
 
 
-def test_an_update_that_drops_a_shim_waits_for_its_pods_alone(boot_ready: BootNode) -> None:
+def test_an_update_that_drops_a_shim_waits_only_for_pods_of_that_shim(boot_ready: BootNode) -> None:
     node = boot_ready()
     install(node, "clh", "qemu")
     cache = run(node, "cache", "kata-clh")
@@ -205,7 +205,7 @@ def test_an_update_that_drops_a_shim_waits_for_its_pods_alone(boot_ready: BootNo
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
-def test_containerd_1_tells_what_runs_its_pods(boot_ready: BootNode, suite: str) -> None:
+def test_containerd_1_reports_the_handler_of_its_pods(boot_ready: BootNode, suite: str) -> None:
     node = boot_ready(suite)
     tables = f'{RUNTIMES}.{{}}.runtime_type = "io.containerd.runc.v2"\n'
     configure(node, "".join((MAIN_2, tables.format("runc"), tables.format("kata-mine"))).encode())
@@ -218,7 +218,7 @@ def test_containerd_1_tells_what_runs_its_pods(boot_ready: BootNode, suite: str)
     assert running(node) == pods[:2]
 
 
-def test_cri_o_lists_no_handlers_and_a_revert_is_refused_all_the_same(
+def test_a_revert_is_refused_on_crio_although_it_reports_no_handlers_of_pods(
     boot_node: BootNode, payload: Path
 ) -> None:
     node = fake_kvm(crio.boot(boot_node))

@@ -22,7 +22,7 @@ OVER_AND_OVER = "while :; do systemctl daemon-reexec; sleep 0.1; done"
         pytest.param(True, id="with-the-bus-alone"),
     ],
 )
-def test_systemd_may_be_re_executed_over_and_over_and_containerd_is_restarted_once(
+def test_containerd_is_restarted_once_while_systemd_re_executes_repeatedly(
     ready: Node, payload: Path, is_outside: bool
 ) -> None:
     def run(command: str) -> None:
