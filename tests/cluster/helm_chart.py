@@ -93,11 +93,11 @@ class ApiCaller:
             text = None if body is None else json.dumps(body)
             connection.request(method, f"{path}?dryRun=All" if dry else path, text, headers)
             answer = connection.getresponse()
-            said = answer.read().decode()
+            text = answer.read().decode()
         try:
-            return ApiResponse(answer.status, json.loads(said))
+            return ApiResponse(answer.status, json.loads(text))
         except ValueError:
-            return ApiResponse(answer.status, {"message": said})
+            return ApiResponse(answer.status, {"message": text})
 
     def node(self, name: str) -> dict[str, Any]:
         """Return the Node, which must exist and be readable."""

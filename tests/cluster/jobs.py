@@ -116,15 +116,15 @@ class Job:
 
     def describe(self) -> str:
         """Return its pods, container states, events and logs as text."""
-        told = []
+        lines = []
         for pod in self.pods():
             name, about = pod["metadata"]["name"], pod["status"]
-            told.append(f"--- pod {name}: {about.get('phase')} {about.get('message', '')}".rstrip())
-            told += [f"{each}: {json.dumps(state)}" for each, state in _states(pod)]
+            lines.append(f"--- pod {name}: {about.get('phase')} {about.get('message', '')}".rstrip())
+            lines += [f"{each}: {json.dumps(state)}" for each, state in _states(pod)]
             events = self._get("/api/v1", "events", fieldSelector=f"involvedObject.name={name}")["items"]
-            told += [f"event {event['reason']}: {event['message']}" for event in events]
-        told += [f"--- log of {name}\n{text.rstrip()}" for name, text in self.logs().items()]
-        return "\n".join(told) or "it has no pod"
+            lines += [f"event {event['reason']}: {event['message']}" for event in events]
+        lines += [f"--- log of {name}\n{text.rstrip()}" for name, text in self.logs().items()]
+        return "\n".join(lines) or "it has no pod"
 
     def _get(self, api: str, what: str, **selector: str) -> Any:
         # Without kubectl, which takes ten times as long, because this is called often.

@@ -53,15 +53,15 @@ class BuiltProgram:
     def ldflags(self) -> str:
         """Linker flags that set its version, as upstream's builds do; etcd has its version in the source."""
         version = version_of(self.module)
-        told = {}
+        values = {}
         if self.module == KUBERNETES:
             major, minor, _ = version.removeprefix("v").split(".", 2)
             place = "k8s.io/component-base/version"
-            told = {f"{place}.git{what}": value for what, value in (("Major", major), ("Minor", minor))}
-            told[f"{place}.gitVersion"] = version
+            values = {f"{place}.git{what}": value for what, value in (("Major", major), ("Minor", minor))}
+            values[f"{place}.gitVersion"] = version
         elif self.module == HELM:
-            told = {f"{HELM}/internal/version.version": version}
-        return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in told.items())])
+            values = {f"{HELM}/internal/version.version": version}
+        return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in values.items())])
 
 
 BUILT_PROGRAMS = {

@@ -24,7 +24,7 @@ LABELLER = "system:serviceaccount:labelling:labeller"
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
-OURS = {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+LABELED = {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
 CLAIMED = {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
 
 RIGHTS = """\

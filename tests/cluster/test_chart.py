@@ -1,4 +1,4 @@
-"""The whole chart: what helm makes of values, and what a real API server says to that."""
+"""The objects that helm renders from the chart's values, validated by a real API server."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ def test_no_pod_is_scheduled_on_a_windows_node(cluster: Cluster) -> None:
     rendered = [*documents(cluster, JOB, {"job": {"nodeSelectorExpressions": []}}), *documents(cluster, {})]
     for name, pod in pods(rendered).items():
         spec = pod["spec"]
-        # By the scheduler, and where the dispatcher names the node itself, by the kubelet.
-        told = spec["os"]["name"] if "nodeName" in spec else spec["nodeSelector"]["kubernetes.io/os"]
-        assert told == "linux", name
+        # The scheduler checks the selector; where the dispatcher sets nodeName, the kubelet does.
+        system = spec["os"]["name"] if "nodeName" in spec else spec["nodeSelector"]["kubernetes.io/os"]
+        assert system == "linux", name
     mark = f"os-{secrets.token_hex(3)}"
     for system in ("linux", "windows", ""):
         labels = {mark: "", **({"kubernetes.io/os": system} if system else {})}
@@ -224,7 +224,7 @@ def test_the_dispatcher_accepts_the_rendered_configurations(cluster: Cluster, tm
     assert read["install.yaml"].canary == 2
     assert read["install.yaml"].removed
     assert not read["reconcile.yaml"].removed
-    # Each takes the Jobs of the other for its own.
+    # The dispatchers adopt each other's Jobs.
     assert read["install.yaml"].name_prefix == read["reconcile.yaml"].name_prefix
     assert read["install.yaml"].job_selector() == read["cleanup.yaml"].job_selector()
 

@@ -1,4 +1,4 @@
-"""The chart's RuntimeClasses: for what nodes serve, and where it is served."""
+"""The chart's RuntimeClasses: one for each served handler, scheduled to the nodes that serve it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_there_is_a_runtime_class_for_each_served_handler_and_no_other(
     given.write_text(one(rendered, "ConfigMap", "-node")["data"]["values.yaml"])
     served = set()
     for arch in MACHINES.values():
-        with contextlib.suppress(SettingsError):  # no shim of these runs on such a node
+        with contextlib.suppress(SettingsError):  # none of these shims supports the architecture
             served |= set(handlers.handler_names(settings.load(str(given), overrides={}, arch=arch)))
     classes = kind(rendered, "RuntimeClass")
     assert {each["handler"] for each in classes} == served

@@ -1,4 +1,4 @@
-"""What helm does beside install, upgrade and uninstall that go well, with real images on a real node."""
+"""helm rollback, failed installs and uninstalls without hooks, with real images on a real node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ version = 2
 [plugins."io.containerd.grpc.v1.cri"]
 max_container_log_line_size = "no number"
 """
-"""TOML like any other; containerd finds out that it cannot serve with it."""
+"""Valid TOML with which containerd does not serve the CRI."""
 
 
 def test_a_helm_rollback_restores_the_previous_state_of_the_nodes(ci_cluster: CiCluster) -> None:
@@ -39,7 +39,7 @@ def test_a_failed_install_can_be_repaired_by_an_upgrade_or_uninstalled(ci_cluste
     before = prepared_node.snapshot()
     broken = merge(JOBS, {"containerd": {"userDropIn": UNUSABLE}})
     assert ci_cluster.releases.install(broken).returncode == 1
-    # Kata's files are there, and containerd serves with its own configuration.
+    # Kata's files are placed, and containerd serves with its previous configuration.
     assert prepared_node.node.cri_handlers() == ("runc",)
     assert prepared_node.labels == {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
     assert changes(before, prepared_node.snapshot())

@@ -1,4 +1,4 @@
-"""Every option of the chart's values: what it changes, and what cannot be."""
+"""Every option of the chart's values: what it changes, and which values are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
 
 FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
-    # Path -> the values it counts with, and what it is set to.
+    # Path -> the values with which it has an effect, and the value to set.
     "deploymentMode": ({}, "job"),
     "job.dispatcherImage.reference": (JOB, "registry.example.org:5000/dispatcher"),
     "job.dispatcherImage.tag": (JOB, DIGEST),
@@ -129,7 +129,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
 }
 
 REFUSED = {"devkit": True, "env.hostOS": "cbl-mariner"}
-"""What the values can say and this release cannot do."""
+"""Values that the schema allows and this release refuses."""
 
 
 ZONE = {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a"]}
@@ -139,7 +139,7 @@ REQUIRED = {
 
 
 def at(path: str, value: object) -> Document:
-    """The values with this one key."""
+    """Return values with only the key ``path``."""
     nested: Any = value
     for key in reversed(path.split(".")):
         nested = {key: nested}
@@ -147,13 +147,13 @@ def at(path: str, value: object) -> Document:
 
 
 def options(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The keys of the chart's values that the table has to have, or one below them."""
+    """Return the keys of the chart's values that the table must contain."""
     for key, value in values.items():
         where = f"{path}.{key}".lstrip(".")
         if where in FLIPS or not (isinstance(value, dict) and value):
             yield where
         elif path == "shims":
-            yield "shims.qemu"  # which stands for all of them
+            yield "shims.qemu"  # stands for all shims
         elif where.endswith("Probe"):
             yield f"{where}.enabled"
         else:

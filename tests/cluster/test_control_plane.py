@@ -1,4 +1,4 @@
-"""The control plane itself: what tests and people may count on."""
+"""The test control plane: API server, users, controllers, restarts, and scripts/testcluster."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_user_without_rights_is_refused_and_accepted_after_a_role_binding(clus
     assert 'User "nobody" cannot list resource "nodes"' in refused.stderr
     cluster.kubectl("create", "clusterrole", "sees-nodes", "--verb=list", "--resource=nodes")
     cluster.kubectl("create", "clusterrolebinding", "sees-nodes", "--clusterrole=sees-nodes", "--user=nobody")
-    # The API server's authorizer hears of the role a moment later.
+    # The API server applies a new role after a moment.
     wait_until(lambda: not cluster.kubectl("get", "nodes", who=NOBODY, check=False).returncode, "it may look")
 
 
@@ -160,10 +160,10 @@ def test_a_program_that_does_not_start_is_reported_with_its_log(
 ) -> None:
     name = f"broken-{os.getpid()}"
     monkeypatch.setattr("cluster.flags.etcd", lambda: ["--no-such-flag"])
-    told = (
+    error = (
         r"(?s)etcd ended with exit code 2 before .*\n  hint: Read .*\n--- etcd.*flag provided but not defined"
     )
-    with pytest.raises(NodeError, match=told):
+    with pytest.raises(NodeError, match=error):
         Cluster.start(name=name)
     assert name not in [record.name for record in cluster_records.running()]
 
@@ -208,10 +208,10 @@ def test_the_scripts_report_a_control_plane_that_does_not_start(
         check=False,
     )
     assert done.returncode == 1
-    what, hint, title, _, said, *_ = done.stderr.splitlines()
+    what, hint, title, _, logged, *_ = done.stderr.splitlines()
     assert re.match(rf"{command[0]}: the cluster \S+: etcd ended with exit code 3 ", what)
     assert hint.startswith("  hint: ")
-    assert (title, said) == ("--- etcd", "the disk is full")
+    assert (title, logged) == ("--- etcd", "the disk is full")
     assert list((tmp_path / "clusters").glob("*/")) == []
 
 

@@ -1,4 +1,4 @@
-"""What a DaemonSet's pod learns from a real API server when it is to go, by the rights its account has."""
+"""``kata-node wanted`` and the daemon on a real API server, with the rights of the DaemonSet's account."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def daemonset_fixture(cluster: Cluster, request: pytest.FixtureRequest) -> Itera
     yield daemonset_fixture
     daemonset_fixture.kubectl(
         "delete", "node", daemonset_fixture.node, "--ignore-not-found"
-    )  # which other DaemonSets would select
+    )  # other DaemonSets would select this Node too
     daemonset_fixture.kubectl("delete", "namespace", daemonset_fixture.namespace, "--wait=false")
 
 
@@ -41,8 +41,8 @@ def test_kata_is_still_wanted_during_a_rolling_restart(daemonset_fixture: Daemon
     daemonset_fixture.kubectl(
         "rollout", "restart", f"daemonset/{NAME}", f"--namespace={daemonset_fixture.namespace}"
     )
-    said = daemonset_fixture.ask_wanted()
-    assert said == WantedAnswer(
+    answer = daemonset_fixture.ask_wanted()
+    assert answer == WantedAnswer(
         0, "Kata is still wanted on this node: the DaemonSet is there and selects this node\n"
     )
 
@@ -72,9 +72,9 @@ def test_kata_is_not_wanted_while_the_labels_of_the_node_do_not_match(
     daemonset_fixture: DaemonSetFixture,
 ) -> None:
     daemonset_fixture.register("b")
-    said = daemonset_fixture.ask_wanted()
-    assert said.code == 10
-    assert f"selects nodes with {ZONE}=a, and this one has {ZONE}=b" in said.text
+    answer = daemonset_fixture.ask_wanted()
+    assert answer.code == 10
+    assert f"selects nodes with {ZONE}=a, and this one has {ZONE}=b" in answer.text
     daemonset_fixture.register("a")
     assert daemonset_fixture.ask_wanted().code == 0
 
@@ -99,8 +99,10 @@ def test_kata_is_not_wanted_while_a_deleted_daemonset_waits_for_its_pods(
     )
     daemonset_fixture.delete("--cascade=foreground")
     wait_until(lambda: not daemonset_fixture.pods(), "the pod is being deleted")
-    said = daemonset_fixture.ask_wanted()
-    assert said == WantedAnswer(10, "Kata is no longer wanted on this node: the DaemonSet is being deleted\n")
+    answer = daemonset_fixture.ask_wanted()
+    assert answer == WantedAnswer(
+        10, "Kata is no longer wanted on this node: the DaemonSet is being deleted\n"
+    )
     free = json.dumps({"metadata": {"finalizers": None}})
     daemonset_fixture.kubectl(
         "patch", "pod", pod, f"--namespace={daemonset_fixture.namespace}", "--type=merge", f"--patch={free}"
@@ -119,10 +121,10 @@ def test_wanted_fails_without_the_right_to_read_the_daemonset(daemonset_fixture:
     environment = daemonset_fixture.environment
     daemonset_fixture.kubectl("delete", "rolebinding", NAME, f"--namespace={daemonset_fixture.namespace}")
     wait_until(lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the right is gone")
-    said = daemonset_fixture.ask_wanted(environment=environment)
-    assert "is forbidden" in said.text
-    assert 'give the account "get" on the resource "daemonsets"' in said.text
-    # Not even that there is none: to whoever may not look it is all the same.
+    answer = daemonset_fixture.ask_wanted(environment=environment)
+    assert "is forbidden" in answer.text
+    assert 'give the account "get" on the resource "daemonsets"' in answer.text
+    # Without the right the API server also hides that the DaemonSet is deleted.
     daemonset_fixture.delete()
     assert daemonset_fixture.ask_wanted(environment=environment).code == 1
 
@@ -131,7 +133,7 @@ def test_wanted_fails_without_the_service_account(daemonset_fixture: DaemonSetFi
     environment = daemonset_fixture.environment
     daemonset_fixture.kubectl("delete", "serviceaccount", NAME, f"--namespace={daemonset_fixture.namespace}")
     daemonset_fixture.delete()
-    # A token is believed for some seconds more.
+    # The API server accepts the token for some more seconds.
     wait_until(
         lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the token is refused"
     )
@@ -140,9 +142,9 @@ def test_wanted_fails_without_the_service_account(daemonset_fixture: DaemonSetFi
 
 def test_wanted_fails_for_a_node_that_is_not_in_the_cluster(daemonset_fixture: DaemonSetFixture) -> None:
     daemonset_fixture.kubectl("delete", "node", daemonset_fixture.node)
-    said = daemonset_fixture.ask_wanted()
-    assert said.code == 1
-    assert f"no Node named {daemonset_fixture.node}" in said.text
+    answer = daemonset_fixture.ask_wanted()
+    assert answer.code == 1
+    assert f"no Node named {daemonset_fixture.node}" in answer.text
 
 
 def test_wanted_retries_an_api_server_that_is_down_until_the_timeout(own_cluster: Cluster) -> None:
@@ -150,21 +152,21 @@ def test_wanted_retries_an_api_server_that_is_down_until_the_timeout(own_cluster
     daemonset_fixture = DaemonSetFixture(own_cluster, "away", "worker-1").prepare()
     environment = daemonset_fixture.environment
     own_cluster.stop_apiserver()
-    said = daemonset_fixture.ask_wanted("--daemonset-timeout=2", environment=environment)
-    assert said.code == 1
-    assert "gave no answer" in said.text
+    answer = daemonset_fixture.ask_wanted("--daemonset-timeout=2", environment=environment)
+    assert answer.code == 1
+    assert "gave no answer" in answer.text
     own_cluster.start_apiserver()
     wait_until(
         lambda: daemonset_fixture.ask_wanted(environment=environment).code == 0, "it is answered again"
     )
 
 
-# --- a daemon that asks ------------------------------------------------------------------------------
+# --- the daemon -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def pod(daemonset_fixture: DaemonSetFixture, tmp_path: Path) -> Iterator[DaemonProcess]:
-    """A daemon that has installed, and that asks the question itself."""
+    """A daemon that has installed and runs the real ``kata-node wanted``."""
     with daemon(tmp_path, asks=(daemonset_fixture.wanted_command, daemonset_fixture.environment)) as it:
         it.child("install").ends(0)
         it.says("installed")

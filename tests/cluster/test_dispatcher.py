@@ -23,7 +23,7 @@ INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 LABELS = {"app.kubernetes.io/instance": "mine"}
 NOT_READY = {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}
 
-# All that the dispatcher may do.
+# The rights of the dispatcher.
 NODES_ROLE = [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]
 EVENTS_ROLE = [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
 JOBS_ROLE = [
@@ -238,7 +238,7 @@ def test_the_error_of_a_failed_stage_is_reported_and_the_other_nodes_continue(si
 def test_a_job_that_exceeds_its_deadline_is_reported_with_the_running_stage(site: Site) -> None:
     (name,) = site.nodes(1)
     with site.kubelets({name: running("cri")}) as kubelets:
-        # A Pod takes its time to end, in which it is asked.
+        # The dispatcher asks while the Pod is terminating.
         kubelets.keep_pods()
         process = site.start(template=template("host-check", "cri", activeDeadlineSeconds=10))
         wait_until(
@@ -356,7 +356,7 @@ def test_the_next_dispatcher_waits_for_pods_of_a_deleted_dispatcher_to_end(
         first.kill()
         first.communicate()
         before = pods(site)
-        # As helm does before the hook of the next upgrade.
+        # helm does this before the hook of the next upgrade.
         site.cluster.kubectl("delete", "job", "first", f"--namespace={site.name}", "--wait=false")
         wait_until(lambda: not site.jobs(), "the garbage collector has taken the Job")
         kubelets.answers.clear()
@@ -404,8 +404,8 @@ def test_a_pod_that_is_not_admitted_is_reported_while_its_job_waits(site: Site) 
     with site.kubelets():
         process = site.start()
         command = f"kubectl describe job install-{name} -n {site.name}"
-        told = f"{name}: its Job has no Pod; run `{command}` to see why"
-        wait_until(lambda: told in site.logged(), "it is told")
+        message = f"{name}: its Job has no Pod; run `{command}` to see why"
+        wait_until(lambda: message in site.logged(), "the dispatcher logs it")
         process.send_signal(signal.SIGTERM)
         run = ended(process)
     assert run.outcomes == {name: "running"}
@@ -415,7 +415,7 @@ def test_a_node_that_left_the_selection_is_reverted_and_an_uninstall_stops_runni
     first, second = site.nodes(2, **{INSTALLATION_LABEL: "true"})
     everything = ({"operator": "Exists"},)
     removed = {"namePrefix": "removed", "template": template("revert-cri", tolerations=everything)}
-    mark = f"{INSTALLATION_LABEL}-{site.name}"  # other tests have nodes of their own
+    mark = f"{INSTALLATION_LABEL}-{site.name}"  # Nodes of other tests do not have this label
     for name in (first, second):
         site.cluster.kubectl("label", "node", name, f"{mark}=true", "pool-")
     site.cluster.kubectl("label", "node", first, f"pool={site.name}")

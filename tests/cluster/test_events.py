@@ -1,4 +1,4 @@
-"""What `kubectl describe node` shows of the stages, on a real API server."""
+"""The Events of the stages in `kubectl describe node`, on a real API server."""
 
 from __future__ import annotations
 

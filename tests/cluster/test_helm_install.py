@@ -52,13 +52,13 @@ def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall
     assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
     assert events(ci_cluster.joined) == ["KataInstalling", "KataInstalled"]
     assert prepared_node.invocation != invocation
-    # Nothing stays.
+    # The uninstall leaves nothing.
     running = ("--field-selector=status.phase=Running", f"--namespace={NAMESPACE}", "--output=name")
     assert kubectl("get", "pods", *running).stdout == ""
     guest(prepared_node)
 
-    # An upgrade with nothing changed: here not a byte, no restart, and the pod runs on. Only a node that has
-    # joined since is worked on.
+    # An upgrade without changes writes nothing, restarts nothing, and the pod keeps running. It works only on
+    # the node that has joined since.
     install_checked, invocation = prepared_node.snapshot(), prepared_node.invocation
     with ci_cluster.join_another() as late:
         before_late = late.snapshot()
@@ -72,7 +72,7 @@ def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall
         assert late.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
         assert late.node.activations(UNIT) == 2
 
-        # An uninstall that a pod on Kata is in the way of, and the way back from that.
+        # A blocking pod makes the uninstall fail; the release can be repaired.
         assert ci_cluster.releases.uninstall(check=False).returncode
         assert prepared_node.labels == {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
         assert (prepared_node.handlers, prepared_node.invocation) == (HANDLERS, invocation)
@@ -165,7 +165,7 @@ def test_the_next_upgrade_completes_the_work_of_a_killed_dispatcher(ci_cluster: 
                 SHARED_LABEL: "true",
                 f"{INSTALLATION_LABEL_PREFIX}default": "true",
             }
-            # One restart each: what was begun under the first dispatcher is not begun again.
+            # One restart each: the second dispatcher adopts the Jobs of the first.
             assert prepared_node.node.activations(UNIT) == 2
 
         ci_cluster.releases.uninstall()

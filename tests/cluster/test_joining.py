@@ -1,4 +1,4 @@
-"""A real kubelet on a real node, in a real cluster: how an installation looks from the API server."""
+"""A node with a real kubelet in a cluster: what the Node object shows of an installation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SHARED_LABEL = "katacontainers.io/kata-runtime"
 
 
 def seen(joined: JoinedNode) -> Any:
-    """The Node as the API server has it."""
+    """Return the Node object."""
     return json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
 
 
 def reported(joined: JoinedNode) -> set[str]:
-    """The handlers the kubelet has reported, but for the default one."""
+    """Return the handlers that the kubelet reports, without the empty default one."""
     return {each["name"] for each in seen(joined)["status"]["runtimeHandlers"]} - {""}
 
 

@@ -1,4 +1,4 @@
-"""Who labels, and what: credentials of a pod and of a kubeconfig, rights, and the Node that is meant."""
+"""label with the credentials of a pod or kubeconfig, with missing rights, and with the wrong Node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from node.commands import RunningCommand
 from cluster import flags, tokens
 from cluster.conftest import skip_if_missing
 from cluster.faulty_proxy import UNLIMITED, Fault
-from cluster.stage_runner import CLAIMED, OURS, Outcome, StageRunner
+from cluster.stage_runner import CLAIMED, LABELED, Outcome, StageRunner
 
 MACHINE, ANOTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 STAGES = ("claim", "label", "unlabel", "unclaim")
@@ -23,7 +23,7 @@ MEANT = f"--expected-machine-id={MACHINE}"
 
 # --- in a pod ---------------------------------------------------------------------------------------
 
-# Only the command sees it: a mount namespace of its own, with a /run that is empty but for the account.
+# The command has its own mount namespace, in which /var/run contains only the ServiceAccount's files.
 IN_A_POD = """
 set -e
 mount -t tmpfs tmpfs /var/run
@@ -35,7 +35,7 @@ exec "$@"
 
 
 class Pod:
-    """What the kubelet gives to a pod: an account's directory, whose token it replaces from time to time."""
+    """The ServiceAccount directory of a pod, in which the kubelet replaces the token from time to time."""
 
     def __init__(self, stage_runner: StageRunner) -> None:
         self._scene = stage_runner
@@ -50,7 +50,7 @@ class Pod:
             (self.account / name).symlink_to(f"..data/{name}")
 
     def give(self, token: str, *, authority: str = "") -> None:
-        """Replace all of it at once, the way a kubelet does."""
+        """Replace all files atomically, as the kubelet does."""
         version = self.account / f"..{secrets.token_hex(4)}"
         version.mkdir()
         authority = authority or self._scene.cluster.ca.read_text()
@@ -61,7 +61,7 @@ class Pod:
         (self.account / "..data_tmp").rename(self.account / "..data")
 
     def start(self, *options: str) -> RunningCommand:
-        """Start label in it."""
+        """Start ``label`` with this directory."""
         server = {
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "KUBERNETES_SERVICE_PORT": str(self._scene.proxy.port),
@@ -79,7 +79,7 @@ def test_a_pod_labels_the_node_with_its_service_account(stage_runner: StageRunne
     pod = Pod(stage_runner)
     pod.give(stage_runner.token)
     Outcome.of(pod.start().wait()).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert {each.token for each in stage_runner.proxy.requests} == {stage_runner.token}
 
 
@@ -93,7 +93,7 @@ def test_a_token_that_is_replaced_during_the_run_is_read_again(
     pod.give(expired)
     stage_runner.proxy.inject(Fault(then=lambda: pod.give(fresh)), after=3)
     Outcome.of(pod.start().wait()).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     refused = [each for each in stage_runner.proxy.requests if each.status == 401]
     assert {each.token for each in refused} == {expired}
     assert {each.token for each in stage_runner.proxy.requests if each.status == 200} == {fresh}
@@ -120,7 +120,7 @@ def test_invalid_tokens_fail_long_before_the_timeout(
 
 
 def account(stage_runner: StageRunner, name: str, *verbs: str) -> str:
-    """The token of a new account that may do this with nodes, and nothing else."""
+    """Return the token of a new account with only these verbs on nodes."""
     kubectl = stage_runner.cluster.kubectl
     kubectl("create", "serviceaccount", name, "--namespace=labelling")
     if verbs:
@@ -153,7 +153,7 @@ def test_label_waits_for_a_role_that_is_bound_a_moment_later(stage_runner: Stage
 
     stage_runner.proxy.inject(Fault(then=bind))
     stage_runner.run("label", env=stage_runner.as_holder_of(token)).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
 
 
 def test_a_node_is_labeled_without_the_right_to_create_events(
@@ -162,7 +162,7 @@ def test_a_node_is_labeled_without_the_right_to_create_events(
     stage_runner.register()
     token = account(stage_runner, "quiet", "get", "patch")
     done = stage_runner.run("label", env=stage_runner.as_holder_of(token)).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert 'give the account "create" on "events"' in done.log
 
 
@@ -216,7 +216,7 @@ def test_an_unreachable_server_is_named(stage_runner: StageRunner) -> None:
     assert failed.error["where"] == f"node/{stage_runner.name} at {nobody}"
 
 
-# --- which Node -------------------------------------------------------------------------------------
+# --- the Node ---------------------------------------------------------------------------------------
 
 
 def test_a_node_that_is_not_registered_yet_is_a_retryable_failure(stage_runner: StageRunner) -> None:
@@ -233,13 +233,13 @@ def test_without_a_node_name_no_request_is_sent(stage_runner: StageRunner) -> No
 
 
 def registered_again(stage_runner: StageRunner, machine: str) -> Callable[[], None]:
-    def happen() -> None:
+    def replace_node() -> None:
         stage_runner.node_writer.remove(stage_runner.name)
         stage_runner.proxy.inject(
             Fault(first=lambda: stage_runner.register(nodeInfo=node_info(machine))), method="GET", after=1
         )
 
-    return happen
+    return replace_node
 
 
 def node_info(machine: str) -> dict[str, str]:
@@ -255,14 +255,17 @@ READY = [{"type": "Ready", "status": "True"}]
 
 
 def register_to_be_replaced(stage_runner: StageRunner, when: str, machine: str) -> None:
-    """Register the Node, to pass to ``machine`` when it is ``not ready yet``, or just ``labelled``."""
+    """Register the Node, and prepare its replacement by a Node on ``machine`` during the run.
+
+    ``when`` is ``not ready yet`` (before the first Node is Ready) or ``labelled`` (after the first write).
+    """
     waiting = when == "not ready yet"
     stage_runner.register(nodeInfo=node_info(MACHINE), conditions=STARTING if waiting else READY)
-    happen = registered_again(stage_runner, machine)
+    replace_node = registered_again(stage_runner, machine)
     if waiting:
-        stage_runner.proxy.inject(Fault(first=happen), method="GET", after=2)
+        stage_runner.proxy.inject(Fault(first=replace_node), method="GET", after=2)
     else:
-        stage_runner.proxy.inject(Fault(then=happen), method="PATCH")
+        stage_runner.proxy.inject(Fault(then=replace_node), method="PATCH")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,7 @@ def test_a_node_that_is_deleted_and_registered_again_is_labeled(
 ) -> None:
     register_to_be_replaced(stage_runner, when, new)
     done = stage_runner.run("label", *options).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert "giving it" in done.log
 
 
@@ -296,7 +299,7 @@ def test_a_node_name_that_now_belongs_to_another_machine_is_not_labeled(
     ("stages", "there"),
     [
         pytest.param(("claim", "unlabel"), CLAIMED, id="claimed"),
-        pytest.param(("claim", "label"), OURS, id="served"),
+        pytest.param(("claim", "label"), LABELED, id="served"),
         pytest.param(("unlabel", "unclaim"), {}, id="bare"),
     ],
 )

@@ -1,4 +1,4 @@
-"""label while the API server is in trouble: overloaded, restarted, silent, or its answers lost."""
+"""label while the API server is overloaded, silent or restarted, or while its answers are lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from node.commands import RunningCommand, wait_until
 
 from cluster.control_plane import Cluster
 from cluster.faulty_proxy import JSON, UNLIMITED, Fault, FaultyProxy
-from cluster.stage_runner import OURS, Outcome, StageRunner
+from cluster.stage_runner import LABELED, Outcome, StageRunner
 
 HTML = {"Content-Type": "text/html"}
 
@@ -19,7 +19,7 @@ NOT_READY = [{"type": "Ready", "status": "False", "message": "starting"}]
 READY = [{"type": "Ready", "status": "True"}]
 
 
-# --- answers that are none --------------------------------------------------------------------------
+# --- errors and lost answers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_transient_faults_are_retried(stage_runner: StageRunner, fault: Fault) -
     stage_runner.proxy.inject(fault, method="GET")
     stage_runner.proxy.inject(fault, method="PATCH")
     stage_runner.run("label").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert stage_runner.proxy.count("PATCH") == 2
 
 
@@ -72,7 +72,7 @@ def test_a_change_with_a_lost_answer_is_not_made_twice(stage_runner: StageRunner
     stage_runner.register()
     stage_runner.proxy.inject(answer, method="PATCH")
     stage_runner.run("label").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert stage_runner.proxy.count("PATCH", 200) == 0
     assert stage_runner.proxy.count("PATCH", 409) == 1
 
@@ -88,21 +88,21 @@ def test_a_permanent_failure_of_the_api_server_is_reported_with_its_message(
     assert stage_runner.labels == {}
 
 
-# --- silence ----------------------------------------------------------------------------------------
+# --- a silent API server ----------------------------------------------------------------------------
 
 
 def test_a_silent_api_server_is_not_waited_for_beyond_the_timeout(cluster: Cluster, tmp_path: Path) -> None:
-    """Wherever it falls silent, and however slowly it speaks; one that thinks for long is waited for."""
-    roads: dict[str, Callable[[FaultyProxy], None]] = {
+    """It may stop at any point or answer very slowly. label waits for an answer that is only late."""
+    faults: dict[str, Callable[[FaultyProxy], None]] = {
         "no handshake": FaultyProxy.freeze,
         "no answer": lambda proxy: proxy.inject(Fault(stall=True), times=UNLIMITED),
         "a byte now and then": lambda proxy: proxy.inject(Fault(drip=0.3), times=UNLIMITED),
-        # An admission webhook may take 30 s of its own.
+        # An admission webhook alone may take 30 s.
         "a late answer": lambda proxy: proxy.inject(Fault(delay=11), method="PATCH"),
     }
     with ExitStack() as scenes:
         running: dict[str, tuple[StageRunner, RunningCommand]] = {}
-        for title, spoil in roads.items():
+        for title, spoil in faults.items():
             (tmp_path / title).mkdir()
             stage_runner = scenes.enter_context(StageRunner(cluster, tmp_path / title))
             stage_runner.register()
@@ -114,7 +114,7 @@ def test_a_silent_api_server_is_not_waited_for_beyond_the_timeout(cluster: Clust
             failed = Outcome.of(silent.wait()).failed()
             assert "gave no answer" in failed.text, title
         Outcome.of(run.wait()).succeeded()
-        assert late.labels == OURS
+        assert late.labels == LABELED
         assert [each.status for each in late.proxy.requests if each.method == "PATCH"] == [200]
 
 
@@ -145,4 +145,4 @@ def test_label_survives_a_restart_of_the_api_server_at_every_moment(
         Outcome.of(holding.wait()).succeeded()
         waits.node_writer.report(waits.name, conditions=READY)
         Outcome.of(waiting.wait()).succeeded()
-        assert waits.labels == holds.labels == OURS
+        assert waits.labels == holds.labels == LABELED

@@ -1,4 +1,4 @@
-"""The chart's part for the containers that label a Node: its names, its values, and where it has policies."""
+"""The chart's objects for the containers that label a Node: names, values, and admission policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the containers that label a Node may do: tried on a real API server, with tokens such as pods have."""
+"""The rights of the containers that label a Node, on a real API server with tokens of pods."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def installation(cluster: Cluster) -> LabellerRelease:
 
 
 @pytest.fixture(scope="module")
-def beside(cluster: Cluster, installation: LabellerRelease) -> LabellerRelease:
+def second_installation(cluster: Cluster, installation: LabellerRelease) -> LabellerRelease:
     """A second installation in the same namespace."""
     return LabellerRelease(cluster, "kata-second", "least", "second").apply()
 
@@ -56,7 +56,7 @@ def labeller(installation: LabellerRelease, node: str) -> ApiCaller:
     return installation.on(node)
 
 
-# --- what the stages do ----------------------------------------------------------------------------
+# --- allowed changes -------------------------------------------------------------------------------
 
 
 def test_the_labels_can_be_claimed_set_withdrawn_and_removed(labeller: ApiCaller, node: str) -> None:
@@ -103,7 +103,7 @@ def test_startup_taints_can_be_removed_and_other_taints_stay(labeller: ApiCaller
     for left in ([ONE_EFFECT, OTHER_EFFECT, FOREIGN], [OTHER_EFFECT, FOREIGN]):
         read = labeller.node(node)
         names = [(each["key"], each["effect"]) for each in left]
-        # The whole list as it was read, with the fields others have put there, as kata-node sends it.
+        # kata-node sends the whole list as it was read, including fields of other writers.
         kept = [each for each in read["spec"]["taints"] if (each["key"], each["effect"]) in names]
         patch = {"metadata": {"resourceVersion": read["metadata"]["resourceVersion"]}, **taints(*kept)}
         answer = labeller.patch(node, patch)
@@ -120,7 +120,7 @@ def test_events_about_its_node_can_be_recorded(labeller: ApiCaller, node: str) -
 def test_the_policies_handle_a_node_with_hundreds_of_labels_and_dozens_of_taints(
     cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
-    # Names and values about as long as they may be, and as many annotations as fit.
+    # Names and values of nearly the maximum length, and as many annotations as fit.
     crowd = {f"{'n' * 60}.{'n' * 60}.{'n' * 60}/{'k' * 59}{i:04}": "v" * 63 for i in range(300)}
     many = [
         {"key": f"{'n' * 60}.{'n' * 60}.{'n' * 60}/{'k' * 59}{i:04}", "value": "v" * 63, "effect": effect}
@@ -184,7 +184,7 @@ def test_the_shared_label_can_be_withdrawn_and_set_while_other_installations_hav
         assert labeller.patch(node, labels(shared=value)).status == 200
 
 
-# --- what is refused -------------------------------------------------------------------------------
+# --- refused changes -------------------------------------------------------------------------------
 
 ONLY_LABELS = f"this account may change only the labels {SHARED_LABEL} and {INSTALLATION_LABEL_PREFIX}"
 ONLY_VALUES = " to true or false, or remove them"
@@ -210,7 +210,7 @@ OWNER = {"apiVersion": "v1", "kind": "Node", "name": "x", "uid": "0c1e8f0a-0000-
 
 @pytest.fixture(scope="module")
 def busy(cluster: Cluster, installation: LabellerRelease) -> tuple[str, ApiCaller]:
-    """A Node that has something of everything, and the labeller on it."""
+    """A Node with labels, annotations, taints and Events, and a labeller on it."""
     name = worker(cluster, **BUSY)
     return name, installation.on(name)
 
@@ -344,8 +344,8 @@ def test_a_token_of_another_node_changes_nothing_here(
         refused = refusal(caller.patch(other, labels(shared="true")))
         assert refused == f"this token may change only Node {own}"
         assert refusal(caller.patch(other, taints(*TAINTS[1:])))
-        said = refusal(caller.call("POST", EVENTS, event(other)))
-        assert said == f"this token may record Events only about Node {own}"
+        reason = refusal(caller.call("POST", EVENTS, event(other)))
+        assert reason == f"this token may record Events only about Node {own}"
     assert stranger.patch(elsewhere, labels(shared="true")).status == 200
 
 
@@ -355,8 +355,8 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
     loose = unbound(cluster, installation.namespace, installation.account)
     for patch in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
         assert "not bound to a pod on a node, so it may not change" in refusal(loose.patch(node, patch))
-    said = refusal(loose.call("POST", EVENTS, event(node)))
-    assert said == "this token is not bound to a pod on a node, so it may not record an Event"
+    reason = refusal(loose.call("POST", EVENTS, event(node)))
+    assert reason == "this token is not bound to a pod on a node, so it may not record an Event"
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def kind(method: str) -> str:
 
 
 def rights(caller: ApiCaller, namespace: str) -> set[tuple[tuple[str, ...], ...]]:
-    """What the API server says this account may do in a namespace, and outside of all."""
+    """Return the rights of the account in a namespace and in the cluster, from the API server."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -470,12 +470,12 @@ def test_the_account_has_exactly_these_rights(
         assert rights(labeller, namespace) - rights(everybodys, namespace) == expected
 
 
-# --- a role that somebody adds later ---------------------------------------------------------------
+# --- a wider role ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def widened(cluster: Cluster) -> Iterator[LabellerRelease]:
-    """An installation whose account was given all rights on all that the policies are about."""
+    """An installation with an account that has all rights on the resources of the policies."""
     wide = LabellerRelease(cluster, "kata-wide", "least-wide", "wide").apply()
     resources = "nodes,nodes/status,nodes/proxy,events,events.events.k8s.io"
     cluster.kubectl("create", "clusterrole", "wide", "--verb=*", f"--resource={resources}")
@@ -576,7 +576,7 @@ def test_an_event_of_the_newer_api_follows_the_same_rules(widened: LabellerRelea
     assert ONLY_AS_KATA_NODE in refusal(labeller.call("POST", path, new))
 
 
-# --- others ----------------------------------------------------------------------------------------
+# --- other accounts --------------------------------------------------------------------------------
 
 
 def test_the_policies_do_not_apply_to_other_accounts(
@@ -587,7 +587,7 @@ def test_the_policies_do_not_apply_to_other_accounts(
         "spec": {"unschedulable": True, "taints": []},
     }
     assert admin(cluster).patch(node, everything).status == 200
-    # An account of the same name in another namespace is somebody else, too.
+    # An account of the same name in another namespace is another account.
     cluster.kubectl("create", "serviceaccount", installation.account, "--namespace=least-wide")
     who = f"--serviceaccount=least-wide:{installation.account}"
     cluster.kubectl("create", "clusterrolebinding", "namesake", "--clusterrole=wide", who)
@@ -600,12 +600,12 @@ def test_the_policies_do_not_apply_to_other_accounts(
 
 
 def test_two_installations_may_change_only_their_own_installation_label(
-    installation: LabellerRelease, beside: LabellerRelease, node: str
+    installation: LabellerRelease, second_installation: LabellerRelease, node: str
 ) -> None:
-    first, second = installation.on(node), beside.on(node)
+    first, second = installation.on(node), second_installation.on(node)
     for caller, own, other in (
-        (first, installation.installation_label, beside.installation_label),
-        (second, beside.installation_label, installation.installation_label),
+        (first, installation.installation_label, second_installation.installation_label),
+        (second, second_installation.installation_label, installation.installation_label),
     ):
         assert caller.patch(node, {"metadata": {"labels": {SHARED_LABEL: "true", own: "true"}}}).status == 200
         refused = refusal(caller.patch(node, {"metadata": {"labels": {other: "false"}}}))
@@ -624,7 +624,7 @@ def test_two_installations_may_change_only_their_own_installation_label(
     }
 
 
-# --- the program itself ----------------------------------------------------------------------------
+# --- kata-node's stages ----------------------------------------------------------------------------
 
 
 @pytest.fixture

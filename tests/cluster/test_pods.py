@@ -1,4 +1,4 @@
-"""Pods on a joined node: Jobs run there to their end, and reach the API server as every pod does."""
+"""Pods on a joined node: Jobs run to their end and reach the API server; the scheduler binds pods."""
 
 from __future__ import annotations
 

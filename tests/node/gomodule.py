@@ -149,6 +149,6 @@ def run(
 def output(done: CommandResult) -> str:
     """Return Go's stdout; raises :class:`NodeError` with the last lines of stderr if it failed."""
     if done.returncode:
-        said = "\n".join(done.stderr.splitlines()[-20:])
-        raise NodeError(f"{' '.join(done.args)} ended with exit code {done.returncode}:\n{said}")
+        stderr = "\n".join(done.stderr.splitlines()[-20:])
+        raise NodeError(f"{' '.join(done.args)} ended with exit code {done.returncode}:\n{stderr}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""containerd 1.6 and 1.7, as Debian ships them: the main file itself is edited, and given back."""
+"""Debian's containerd 1.6 and 1.7: an install edits the main file, and a revert restores it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ imports = []
   [{CRI}.registry]
     config_path = "/etc/containerd/certs.d"
 """
-"""In the form of ``containerd config default``, with what an admin changes of it."""
+"""A main file like the output of ``containerd config default``, with changes of the administrator."""
 
 DOTTED = f"""\
 version = 2
@@ -91,12 +91,12 @@ def node(boot_node: BootNode, request: pytest.FixtureRequest) -> Node:
 
 
 def rest_of_the_cri(node: Node) -> Mapping[str, Any]:
-    """All that the CRI plugin runs with, but for the handlers of Kata."""
+    """Return the effective configuration of the CRI plugin without the Kata handlers."""
     config = dict(node.cri().config)
     handlers = {}
     for name, handler in config["containerd"]["runtimes"].items():
         if not name.startswith("kata-"):
-            # Options that are all as they are without being given may be given or not.
+            # containerd may list options with their default values, or omit them.
             given = {key: value for key, value in (handler["options"] or {}).items() if value}
             handlers[name] = {**handler, "options": given}
     config["containerd"] = {**config["containerd"], "runtimes": handlers}
@@ -272,8 +272,8 @@ def test_settings_that_need_a_drop_in_are_refused_with_the_reason_and_nothing_is
 def test_an_install_refuses_to_replace_a_handler_of_another_installer_and_restarts_nothing(
     ready: Node,
 ) -> None:
-    theirs = f'[{CRI}.containerd.runtimes.kata-qemu]\n  runtime_type = "io.containerd.runc.v2"\n'
-    configure(ready, (BY_DEFAULT + theirs).encode())
+    foreign = f'[{CRI}.containerd.runtimes.kata-qemu]\n  runtime_type = "io.containerd.runc.v2"\n'
+    configure(ready, (BY_DEFAULT + foreign).encode())
     before, invocation = ready.snapshot("/etc"), ready.unit(UNIT).invocation
     done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
     assert done.returncode in (3, 4), done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The lines of containerd 2, which read drop-ins in different ways: by an import, from conf.d, and moved."""
+"""containerd 2 releases, which read drop-ins by an import or from conf.d, and upgrades between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from node.snapshot import changes
 
 OLDEST = "2.0.14"
 WITH_CONF_D = "2.2.9"
-"""The oldest line that reads conf.d, and the newest that migrates all files as one."""
+"""The oldest release line that reads conf.d, and the newest that migrates all files together."""
 
 CONF_D = 'imports = ["/etc/containerd/conf.d/*.toml"]\n'
 IMPORT_ENTRY = b"/opt/kata/containerd/config.d/*.toml"
@@ -45,7 +45,7 @@ runtime_type = 'io.containerd.runc.v2'
 
 @pytest.fixture
 def boot_ready(boot_node: BootNode, payload: object) -> BootNode:
-    """Boots nodes that Kata can be installed on."""
+    """Return a function that boots nodes with the payload and a fake ``/dev/kvm``."""
 
     def boot(suite: str = "forky", **options: object) -> Node:
         node = fake_kvm(boot_node(suite, **options))
@@ -260,7 +260,7 @@ def test_a_snapshotter_of_a_handler_is_used_for_its_containers_and_its_images(
 
 
 def snapshotters_of_images(node: Node) -> dict[str, str]:
-    """Handler -> snapshotter its images are unpacked with, by what containerd reads."""
+    """Return handler -> snapshotter of its images, from ``containerd config dump``."""
     dump = node.run(["containerd", "config", "dump"]).stdout
     table = re.compile(
         r"\[plugins\.'io\.containerd\.cri\.v1\.images'\.runtime_platforms\.(\S+)\]\n(?:\s*\w+ = .*\n)*?"

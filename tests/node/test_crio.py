@@ -1,4 +1,4 @@
-"""The whole way on a real node with a real CRI-O."""
+"""Install, update and revert on a real node with a real CRI-O."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prepared(node: Node, payload: Path) -> Node:
 
 @pytest.fixture
 def ready(boot_node: BootNode, payload: Path) -> Node:
-    """A fresh node whose CRI-O serves, and that Kata can be installed on."""
+    """Return a fresh node with a serving CRI-O, the payload and a fake ``/dev/kvm``."""
     return prepared(crio.boot(boot_node), payload)
 
 
@@ -53,8 +53,8 @@ def test_a_second_install_skips_every_stage_and_writes_nothing(ready: Node) -> N
     install(ready)
     invocation, before = ready.unit(UNIT).invocation, ready.snapshot(*WATCHED)
     done = ready.kata_node("install", "--output", "json", config=VALUES, payload=PAYLOAD, check=True)
-    told = outcomes(done)
-    assert (told["artifacts"], told["cri"], told["label"]) == ("skipped", "skipped", "skipped")
+    found = outcomes(done)
+    assert (found["artifacts"], found["cri"], found["label"]) == ("skipped", "skipped", "skipped")
     assert changes(before, ready.snapshot(*WATCHED), times=True) == []
     assert ready.unit(UNIT).invocation == invocation
 
@@ -121,7 +121,7 @@ def test_guest_pull_can_be_enabled_and_disabled_on_an_installed_node(ready: Node
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "reason"),
     [
         pytest.param("zz.bak", "this is [not TOML\n", "not valid TOML", id="broken-backup"),
         pytest.param("sub/dir/x", "[crio.runtime]\nruntimes = 1\n", "is not a table", id="wrong-type"),
@@ -137,14 +137,14 @@ def test_guest_pull_can_be_enabled_and_disabled_on_an_installed_node(ready: Node
     ],
 )
 def test_a_foreign_drop_in_that_breaks_the_configuration_is_named_and_crio_is_not_restarted(
-    ready: Node, name: str, content: str, told: str
+    ready: Node, name: str, content: str, reason: str
 ) -> None:
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     crio.write(ready, name, content)
     before, invocation = ready.snapshot("/etc"), ready.unit(UNIT).invocation
     done = ready.kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
     assert done.returncode in (1, 4), done.stdout + done.stderr
-    assert told in done.stdout
+    assert reason in done.stdout
     assert name in done.stdout
     assert changes(before, ready.snapshot("/etc")) == []
     assert ready.unit(UNIT).invocation == invocation
@@ -155,7 +155,7 @@ def test_a_foreign_drop_in_that_breaks_the_configuration_is_named_and_crio_is_no
 def test_an_install_rolls_back_when_crio_drops_a_handler_with_only_a_warning(
     ready: Node, has_option: bool
 ) -> None:
-    """It does not see the configuration that is there for everybody else."""
+    """CRI-O drops the handlers because its unit hides /opt/kata from it."""
     directory = ready.root / "run/systemd/system/crio.service.d"
     directory.mkdir(parents=True)
     (ready.root / "opt/kata").mkdir()

@@ -1,4 +1,4 @@
-"""k3s, rke2, k0s and microk8s, as they lie on a disk, under a real systemd and with a real containerd."""
+"""k3s, rke2, k0s and microk8s, imitated with their files and units on a real systemd and containerd."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ LayOut = Callable[..., Distribution]
 
 @pytest.fixture
 def laid_out(boot_node: BootNode, payload: Path) -> LayOut:
-    """A function that boots a node with the payload and turns it into a distribution."""
+    """Return a function that boots a node with the payload and turns it into a distribution."""
 
     def lay(layout: Layout, files: dict[str, str] | None = None, **how: Any) -> Distribution:
         node = fake_kvm(boot_node(layout.suite))
@@ -79,13 +79,13 @@ def succeed(on: Distribution, *args: str, **more: Any) -> CommandResult:
 
 
 def touched(before: Snapshot, after: Snapshot) -> set[str]:
-    """What differs outside of the install dirs; paths alone."""
+    """Return the changed paths outside the install dirs."""
     lines = changes(before, after)
     return {path for path in (line[2:].partition(": ")[0] for line in lines) if not path.startswith("/opt/")}
 
 
 def may_touch(layout: Layout, suffix: str = "") -> set[str]:
-    """What an install, or what the distribution makes of it, may change outside of the install dir."""
+    """Return the paths outside the install dir that an install, or the distribution after it, may change."""
     name = f"99-kata-deploy-{suffix}.toml" if suffix else "99-kata-deploy.toml"
     if layout.name == "k0s":
         return {f"/etc/k0s/containerd.d/{name}", "/run/k0s/containerd-cri.toml"}
@@ -99,7 +99,7 @@ def may_touch(layout: Layout, suffix: str = "") -> set[str]:
 
 
 def is_what_it_renders(on: Distribution) -> bool:
-    """Whether the file containerd reads is what the distribution makes of the files beside it."""
+    """Return whether the file that containerd reads is what the distribution renders from its sources."""
     layout = on.layout
     if layout.name == "microk8s":
         args = on.path(MICROK8S_ARGS)
@@ -182,7 +182,7 @@ def test_a_wrong_distribution_in_the_values_is_refused_with_the_value_to_set(
 
 
 def test_a_plain_containerd_beside_k3s_is_not_changed(laid_out: LayOut) -> None:
-    """As where Docker is installed."""
+    """Docker, for example, installs such a containerd."""
     on = laid_out(K3S, plain=True)
     before, invocation = on.snapshot(), on.node.unit("containerd.service").invocation
     succeed(on, "install")
@@ -210,7 +210,7 @@ def test_a_container_with_the_mounts_of_the_distribution_installs_and_reverts(
     laid_out: LayOut, payload: Path, layout: Layout
 ) -> None:
     on = laid_out(layout)
-    # The directories of the socket and of the configuration, in place of plain containerd's.
+    # The distribution's directories of the socket and of the configuration.
     own = {"k0s": ("/etc/k0s", "/run/k0s"), "microk8s": (f"{SNAP_COMMON}/run", MICROK8S_CURRENT)}
     rancher_own = (f"/var/lib/rancher/{layout.name}/agent/etc/containerd", "/run/k3s/containerd")
     common = ("/etc/machine-id", "/opt", "/run/dbus", "/run/kata-node")
@@ -243,7 +243,7 @@ def test_a_new_template_extends_the_base_and_is_removed_by_the_revert(
     text = template.read_text()
     assert BASE in text
     assert "/opt/kata/" in text
-    # What was rendered for one start is in no template: the paths in it are those of one release.
+    # The template must not contain rendered lines, because their paths belong to one release.
     rendered = {line for line in rendered_base(layout).splitlines() if line.strip() and "[" not in line}
     assert rendered.isdisjoint(text.splitlines())
     succeed(on, "revert")
@@ -293,7 +293,7 @@ def test_a_revert_restores_the_administrators_template_byte_for_byte(
     assert on.kata_handlers() == HANDLERS
     assert set(served) <= set(on.handlers())
     assert on.path(template).read_bytes().startswith(text.encode())
-    # A template of another schema beside it would put it out of use.
+    # A second template with another schema would override it.
     assert [path.name for path in on.path(template).parent.glob("*.tmpl")] == [name]
     succeed(on, "revert")
     assert changes(before, on.snapshot()) == []
@@ -314,7 +314,7 @@ def test_later_edits_of_the_template_survive_the_revert(laid_out: LayOut) -> Non
 
 
 def test_k3s_starts_after_an_upgrade_whose_base_imports_drop_ins(laid_out: LayOut) -> None:
-    """A template with an import of its own would then have two, which is not TOML."""
+    """A template with its own import would then have two ``imports`` keys, which is invalid TOML."""
     on = laid_out(K3S_WITHOUT_IMPORTS)
     before = on.snapshot()
     succeed(on, "install")
@@ -371,7 +371,7 @@ def test_an_install_rolls_back_a_user_drop_in_that_k0s_does_not_start_with(
 
 
 def test_a_main_file_of_k0s_that_the_administrator_manages_is_extended_and_restored(laid_out: LayOut) -> None:
-    """Then k0s leaves it alone, and reads no drop-ins by itself."""
+    """k0s does not change such a file, and does not read drop-ins."""
     main = "/etc/k0s/containerd.toml"
     on = laid_out(K0S, {main: "version = 3\n\n[debug] # ours\nlevel = 'info'"})
     before = on.snapshot()

@@ -1,4 +1,4 @@
-"""Programs built from Go modules: once, whole, and with the reason when it does not work."""
+"""Build programs from Go modules: cached, complete, and with the reason of a failure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ esac
 
 @pytest.fixture
 def fake_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A ``go`` that notes what it builds, in the directory returned."""
+    """Install a fake ``go`` that records its builds, and return the directory of the records."""
     (tmp_path / "go").write_text(FAKE_GO)
     (tmp_path / "go").chmod(0o755)
     (tmp_path / "module").mkdir()

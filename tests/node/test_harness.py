@@ -1,4 +1,4 @@
-"""The nodes that other tests trust: that they are real, separate, and leave nothing behind."""
+"""The nodes of these tests are real and isolated, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HANDLER = """
 runtime_type = "io.containerd.kata-qemu.v2"
 """
 
-CONTAINER_CAPABILITIES = "CapEff:\t00000000a80425fb"  # as /proc shows it in a pod that is not privileged
+CONTAINER_CAPABILITIES = "CapEff:\t00000000a80425fb"  # from /proc in an unprivileged pod
 
 
 def test_a_fresh_node_serves_the_cri_through_its_own_containerd(node: Node) -> None:
@@ -82,7 +82,7 @@ def test_a_command_that_takes_too_long_is_killed_in_the_node(node: Node) -> None
 
 def test_a_killed_command_leaves_no_process(node: Node) -> None:
     running = node.start(["sh", "-c", "echo ready; exec sleep 1234"])
-    wait_until(lambda: running.stdout == "ready\n", "it said so")
+    wait_until(lambda: running.stdout == "ready\n", "it is ready")
     assert running.kill().returncode == -signal.SIGKILL
     assert node.run(["pgrep", "-f", "sleep 1234"], check=False).returncode == 1
     with pytest.raises(NodeError, match="ended before"):
@@ -166,7 +166,7 @@ def test_two_nodes_are_isolated_from_each_other(boot_node: BootNode) -> None:
     one.run(["systemctl", "stop", "containerd"])
     assert not other.snapshot("/opt/mine")
     assert other.cri_handlers() == ("runc",)
-    # In one control group, either systemd would take the other's services for its own.
+    # In a common control group each systemd would claim the other's units.
     groups = {Path(f"/proc/{node.leader.pid}/cgroup").read_text() for node in (one, other)}
     assert len(groups) == 2
     assert other.run(["systemctl", "is-system-running"], check=False).stdout in ("running\n", "starting\n")
@@ -220,7 +220,7 @@ def test_a_node_that_cannot_boot_says_why_and_leaves_nothing(
 
 
 def _traces(name: str) -> set[str]:
-    """Whatever the node ``name`` left on the machine: mounts, processes, control groups, files."""
+    """Return the leftovers of the node ``name`` on the machine: mounts, processes, control groups, files."""
     found = {str(path) for path in (cache_dir() / "running").glob(name)}
     found |= {line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line}
     found |= {path for path, *_ in os.walk("/sys/fs/cgroup") if name in path}

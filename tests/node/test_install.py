@@ -1,4 +1,4 @@
-"""The whole way on a real node: real systemd, real containerd, the real command line."""
+"""Install, update and revert on a real node, with real systemd and containerd."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from node.installation import (
 )
 from node.snapshot import changes
 
-# The tables are those of version 2, which Debian's own configuration has.
+# The tables of schema 2, which Debian's configuration has.
 NO_CRI = '[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "nobody"\n'
 NO_DEFAULT = '[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "nobody"\n'
 EXTRA = """\
@@ -220,7 +220,7 @@ def test_a_run_killed_at_any_rename_is_completed_by_the_next_run(ready: Node, ca
 
 @contextmanager
 def starts_held(node: Node) -> Iterator[None]:
-    """Let every start of containerd wait until the ``with`` statement ends."""
+    """Make every start of containerd wait until the ``with`` statement ends."""
     held = node.root / "run/starts-are-held"
     drop_in = node.root / "run/systemd/system/containerd.service.d/held.conf"
     held.touch()
@@ -332,7 +332,7 @@ def test_an_install_refuses_to_replace_a_handler_of_another_installer_and_restar
 def test_drop_ins_move_to_conf_d_when_the_runtime_starts_to_read_it_and_no_leftover_stays(
     ready: Node,
 ) -> None:
-    """As after an upgrade to 2.2; 2.1 reads what its main file imports as well."""
+    """A change of the main file imitates an upgrade to 2.2: 2.1 also reads conf.d if it is imported."""
     install(ready, containerd={"userDropIn": EXTRA})
     main = main_file(ready)
     with_conf_d = b'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
@@ -366,7 +366,7 @@ def test_a_revert_does_not_start_a_stopped_runtime(ready: Node) -> None:
 
 
 def test_a_serving_runtime_is_not_restarted_when_its_configuration_was_broken_meanwhile(ready: Node) -> None:
-    """An unfinished run owes a restart, and what there is to be read is not what it wrote."""
+    """A killed run owes a restart, but the main file changed since."""
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     with starts_held(ready):
         running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)

@@ -1,7 +1,6 @@
-"""Pods that run, on handlers that are to be taken away, on a real containerd.
+"""Running pods on handlers that a change would remove, on a real containerd and CRI-O.
 
-No VM can be started here: containerd's own shim for runc takes the place of Kata's, and a drop-in of the
-user's gives it the options that it knows.
+No VM can start here: containerd's shim for runc replaces Kata's, and a user drop-in sets its runtime type.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ MAIN_2 = f'version = 2\nplugins."io.containerd.grpc.v1.cri".sandbox_image = "{PA
 
 @pytest.fixture(scope="session")
 def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample payload whose shim runs something."""
+    """Return a sample payload with a shim that runs containers."""
     directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
     shim = build_rootfs(packages=images.PACKAGES) / "usr/bin/containerd-shim-runc-v2"
     shutil.copy(shim, directory / "opt/kata/bin/containerd-shim-kata-v2")
@@ -52,7 +51,7 @@ def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
-    """Boots nodes that can run pods, and that Kata can be installed on."""
+    """Return a function that boots nodes which can run pods, with the payload and a fake ``/dev/kvm``."""
 
     def boot(suite: str = "", **options: Any) -> Node:
         node = fake_kvm(boot_node(suite, **options))
@@ -65,7 +64,7 @@ def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
         node.run(["ctr", "--namespace=k8s.io", "images", "import", "/run/busybox.tar"])
         for name in ("hosts", "resolv.conf"):
             (node.root / "etc" / name).touch()
-        # Before the real one, and asks it for nothing that this machine does not have.
+        # A wrapper that removes settings which this machine does not support.
         runc = node.root / "usr/local/sbin/runc"
         runc.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images.RUNC, runc)
@@ -77,7 +76,7 @@ def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
 
 
 def values(*shims: str) -> Mapping[str, Any]:
-    """Settings for these shims, all of which run as runc does."""
+    """Return values that enable only these shims, with the runtime type of runc."""
     tables = "".join(f'{RUNTIMES}.kata-{shim}.runtime_type = "io.containerd.runc.v2"\n' for shim in shims)
     return {
         "shims": {name: {"enabled": name in shims} for name in VALUES["shims"]},
@@ -86,7 +85,7 @@ def values(*shims: str) -> Mapping[str, Any]:
 
 
 def install(node: Node, *shims: str) -> Callable[[], list[str]]:
-    """Serve these, and hand out what tells what has changed since then, or was restarted."""
+    """Install these shims, and return a function that lists later file changes and restarts."""
     node.kata_node("install", config=values(*shims), payload=PAYLOAD, check=True)
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
 
@@ -110,7 +109,7 @@ def running(node: Node) -> tuple[Pod, ...]:
 
 
 def table(handler: str) -> str:
-    """An entry for crun in CRI-O's configuration, under the name of any handler."""
+    """Return a CRI-O runtime table that runs crun under the name ``handler``."""
     return (
         f'[crio.runtime.runtimes.{handler}]\nruntime_path = "{crio.CRUN}"\nmonitor_path = "/usr/bin/conmon"\n'
     )
@@ -176,7 +175,7 @@ def test_an_ignored_pod_keeps_running_and_is_named(boot_ready: BootNode) -> None
     done = node.kata_node("revert", "--ignore-pods", check=True)
     assert "note: handlers were taken away from pods that run on them, default/web (kata-qemu)" in done.stdout
     assert (kata_handlers(node), running(node)) == ((), (Pod("default", "web", "kata-qemu"),))
-    # What the note warns of: containerd knows nothing more of the sandbox, and what was in it still runs.
+    # The note warns of this: containerd forgets the sandbox, and its processes keep running.
     node.run(["systemctl", "restart", UNIT])
     node.wait_for_containerd()
     end(node, web)
@@ -224,7 +223,7 @@ def test_a_revert_is_refused_on_crio_although_it_reports_no_handlers_of_pods(
     node = fake_kvm(crio.boot(boot_node))
     node.mount(payload, PAYLOAD)
     crio.allow_pods(node, images.busybox(build_rootfs(packages=images.PACKAGES), pause=PAUSE))
-    # The pod is begun on an administrator's handler, the name of which is then ours.
+    # The pod starts on the administrator's handler of the name that kata-node later installs.
     crio.write(node, "30-mine.conf", table("kata-qemu"))
     crio.restart(node)
     socket = node.root / crio.SOCKET

@@ -1,4 +1,4 @@
-"""Two installations of different releases on one node, which have nothing to do with each other."""
+"""Two independent installations of different releases on one node."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Instance:
         return done.stdout
 
     def files(self, node: Node) -> Snapshot:
-        """All that is its own, wherever it lies."""
+        """Return a snapshot of the installation's files."""
         names = (f"99-kata-deploy{self.ending}.toml", f"zz-kata-deploy-user{self.ending}.toml")
         return node.snapshot(self.install_dir, *(f"/etc/containerd/conf.d/{name}" for name in names))
 
@@ -56,7 +56,7 @@ BY_LETTER = {"p": PLAIN, "b": BLUE, "g": GREEN}
 
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two releases of a payload, ``one`` and ``two``."""
+    """Return a directory with two releases of a payload, ``one`` and ``two``."""
     directory = tmp_path_factory.mktemp("releases")
     for seed, name in enumerate(("one", "two"), 1):
         make_payload(directory / name, f"--release=sample-{name}", f"--seed={seed}")
@@ -71,7 +71,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
 )
 def two(boot_node: BootNode, releases: Path, request: pytest.FixtureRequest) -> Node:
-    """A node with two releases at hand."""
+    """Return a node with both releases mounted."""
     release, config = request.param
     node = fake_kvm(boot_node("forky", containerd=release))
     for name in ("one", "two"):
@@ -91,7 +91,7 @@ def two(boot_node: BootNode, releases: Path, request: pytest.FixtureRequest) -> 
     ],
 )
 def test_each_change_restarts_once_and_does_not_change_the_other_installation(two: Node, order: str) -> None:
-    """``+`` installs, ``-`` reverts, and ``^`` installs the other release, for which nothing is restarted."""
+    """``+`` installs, ``-`` reverts, and ``^`` installs the other release, which needs no restart."""
     before, starts = two.snapshot(*WATCHED), two.activations(UNIT)
     there: set[Instance] = set()
     for step in order.split():

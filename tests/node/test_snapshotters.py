@@ -1,4 +1,4 @@
-"""Snapshotters on real nodes: nydus-snapshotter under a real systemd, and what containerd makes of them."""
+"""Snapshotters on real nodes: nydus-snapshotter as a systemd unit, and erofs, with a real containerd."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ EROFS: Mapping[str, Any] = {
 
 @pytest.fixture(scope="session")
 def with_nydus(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample payload with a nydus-snapshotter that runs."""
+    """Return a sample payload with a nydus-snapshotter that runs."""
     directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
     home = directory / "opt/kata/nydus-snapshotter"
     home.mkdir()
@@ -61,7 +61,7 @@ def with_nydus(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def boot_ready(boot_node: BootNode, with_nydus: Path) -> BootNode:
-    """Boots nodes that Kata can be installed on."""
+    """Return a function that boots nodes with the payload and a fake ``/dev/kvm``."""
 
     def boot(suite: str = "forky", **options: Any) -> Node:
         node = fake_kvm(boot_node(suite, **options))
@@ -83,19 +83,19 @@ def install(
 
 
 def snapshotters(node: Node) -> dict[str, str]:
-    """Of containerd's snapshotters, whether each is loaded."""
+    """Return containerd's snapshotter -> load status."""
     lines = [line.split() for line in node.run(["ctr", "plugins", "ls"]).stdout.splitlines()]
     return {line[1]: line[-1] for line in lines if line and line[0] == "io.containerd.snapshotter.v1"}
 
 
 def of_handlers(node: Node) -> dict[str, str]:
-    """The snapshotter of each handler that is served, by CRI's own word."""
+    """Return Kata handler -> snapshotter, from the CRI."""
     runtimes = node.cri().config["containerd"]["runtimes"]
     return {name: runtime["snapshotter"] for name, runtime in runtimes.items() if name.startswith("kata-")}
 
 
 def of_images(node: Node) -> dict[str, str]:
-    """The snapshotter that images are pulled for, by the runtime they are for."""
+    """Return handler -> snapshotter of its images."""
     import tomllib
 
     dump = tomllib.loads(node.run(["containerd", "config", "dump"]).stdout)
@@ -235,7 +235,7 @@ def test_a_run_killed_at_any_file_replacement_is_completed_by_the_next_run(ready
 
 
 def kill_at_syscall(node: Node, stage: str, count: int) -> bool:
-    """Run ``stage`` and kill it at the n-th file it replaces; say whether it came to that."""
+    """Run ``stage`` and kill it at its n-th file replacement; return False if it ended before."""
     kill = ("strace", "--quiet=all", "-o", "/dev/null", f"--inject=rename:signal=KILL:when={count}")
     done = node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, prefix=kill)
     assert done.returncode in (0, -9, 137), done.stdout + done.stderr
