@@ -49,13 +49,13 @@ _CONFIG = {
 _PREPARE = """\
 import fcntl, os, pathlib, socket, struct, subprocess, sys
 
-# Addresses of its own, as `ip address add` gives, which the node does not have: number lo:1, lo:2, ...
+# Add the addresses as lo:1, lo:2, ...; the node does not have `ip address add`.
 for number, address in enumerate(sys.argv[1:], 1):
     request = struct.pack("16sHH4s8x", b"lo:%d" % number, socket.AF_INET, 0, socket.inet_aton(address))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, 0x8916, request)  # SIOCSIFADDR
 
-# A kubelet sets these for the whole machine unless they are so already; here it finds them so.
+# A kubelet sets these for the whole machine if they have other values. It finds the wanted values here.
 found = pathlib.Path("/run/kubelet-finds")
 found.mkdir()
 for name, value in {
@@ -66,7 +66,7 @@ for name, value in {
     file.write_text(f"{value}\\n")
     subprocess.run(["mount", "--bind", file, f"/proc/sys/{name}"], check=True)
 
-# It listens there for the kernel having run out of memory.
+# The kubelet reads the kernel's out-of-memory messages there.
 os.path.lexists("/dev/kmsg") or os.symlink("/dev/null", "/dev/kmsg")
 """
 

@@ -70,9 +70,9 @@ def test_a_taint_is_removed_from_a_node_that_already_has_its_labels(stage_runner
 
 def test_no_taint_is_removed_before_the_labels_are_stable(stage_runner: StageRunner) -> None:
     running = stage_runner.start("label", "--label-stable-for=3", values(stage_runner, STARTING))
-    wait_until(lambda: stage_runner.labels == LABELED, "it is labelled")
+    wait_until(lambda: stage_runner.labels == LABELED, "the Node is labeled")
     stage_runner.node_writer.label(stage_runner.name, dict.fromkeys(LABELED))
-    wait_until(lambda: stage_runner.labels == LABELED, "it is labelled again")
+    wait_until(lambda: stage_runner.labels == LABELED, "the Node is labeled again")
     assert taints(stage_runner) == TAINTS
     assert running.wait().returncode == 0
     assert taints(stage_runner) == TAINTS[2:]

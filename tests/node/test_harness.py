@@ -194,7 +194,7 @@ def test_a_stopped_node_leaves_nothing_on_the_machine(machine: None) -> None:
 
 def test_a_node_ends_when_its_owner_process_ends_in_any_way(machine: None) -> None:
     name = f"orphan-{os.getpid()}"
-    script = f"from node.machine import Node; n = Node.boot(name={name!r}); print('up', flush=True)"
+    script = f"from node.debian_node import Node; n = Node.boot(name={name!r}); print('up', flush=True)"
     with subprocess.Popen(
         [sys.executable, "-c", f"{script}; import time; time.sleep(600)"],
         stdout=subprocess.PIPE,
