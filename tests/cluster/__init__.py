@@ -1,1 +1,1 @@
-"""A real Kubernetes control plane on loopback, for tests and for people: see control_plane.py."""
+"""A real Kubernetes control plane on loopback for the tests and scripts/testcluster; see control_plane.py."""

@@ -1,4 +1,4 @@
-"""What helm makes of the chart's values, as objects, and what a real API server says to them."""
+"""Render the chart to Kubernetes objects, select among them, and validate them with a real API server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _prepared: set[str] = set()
 
 
 def prepare(cluster: Cluster) -> None:
-    """Make what has to be there for objects to be tried: their namespace, and the RuntimeClass of a pod."""
+    """Create what the rendered objects need, once for a cluster: namespace, RuntimeClass and CRDs."""
     if cluster.name in _prepared:
         return
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
@@ -63,9 +63,9 @@ def prepare(cluster: Cluster) -> None:
 
 
 def documents(cluster: Cluster, *values: Mapping[str, Any], online: bool = False) -> list[Document]:
-    """The objects of a release with these values, a later file winning."""
+    """Return the objects of a release with these values; a later mapping overrides an earlier one."""
     if online:
-        prepare(cluster)  # helm asks it about kinds that node-feature-discovery defines
+        prepare(cluster)  # helm asks the API server about the kinds of node-feature-discovery
     merged: dict[str, Any] = {}
     for each in values:
         merged = merge(merged, each)
@@ -74,7 +74,7 @@ def documents(cluster: Cluster, *values: Mapping[str, Any], online: bool = False
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of two files, as helm merges them."""
+    """Merge two mappings of values as helm does."""
     both = dict(below)
     for key, value in above.items():
         old = both.get(key)
@@ -83,30 +83,30 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind(documents: list[Document], kind: str, part: str = "") -> list[Document]:
-    """Those of a kind, with ``part`` in their names."""
+    """Return the objects of a kind with ``part`` in their names."""
     return [each for each in documents if each["kind"] == kind and part in each["metadata"]["name"]]
 
 
 def one(documents: list[Document], which: str, part: str = "") -> Document:
-    """The only one of them."""
+    """Return the only object of kind ``which`` with ``part`` in its name."""
     [found] = kind(documents, which, part)
     return found
 
 
 def dispatcher_configs(documents: list[Document]) -> dict[str, Document]:
-    """The configurations of the dispatcher, by the name of the file."""
+    """Return file name -> configuration of the dispatcher."""
     data = one(documents, "ConfigMap", "-dispatcher")["data"]
     return {name: yaml.safe_load(text) for name, text in data.items()}
 
 
 def job_for(config: Document, runtime: str = "containerd") -> Document:
-    """The Job that a configuration of the dispatcher has for nodes of this runtime, and no other has."""
+    """Return the only Job template of a dispatcher configuration for this container runtime."""
     [template] = [each["template"] for each in config["templates"] if each["runtime"] == runtime]
     return dict(template)
 
 
 def node_jobs(documents: list[Document]) -> Iterator[Document]:
-    """What the dispatcher makes of its templates, for a node."""
+    """Return the node Jobs that the dispatcher makes from its templates, for a node ``worker``."""
     if not kind(documents, "ConfigMap", "-dispatcher"):
         return
     for name, config in dispatcher_configs(documents).items():
@@ -122,7 +122,7 @@ def node_jobs(documents: list[Document]) -> Iterator[Document]:
 
 
 def dry_run(cluster: Cluster, objects: Sequence[Document]) -> None:
-    """Have the API server decide on them, and keep nothing."""
+    """Validate the objects with a dry run of the API server; fails on a warning."""
     prepare(cluster)
     text = "---\n".join(yaml.safe_dump(each) for each in objects)
     done = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", text=text)
@@ -130,7 +130,7 @@ def dry_run(cluster: Cluster, objects: Sequence[Document]) -> None:
 
 
 def pods(documents: list[Document]) -> dict[str, Document]:
-    """The pod template of everything that has one, the dispatcher's own templates included."""
+    """Return name -> pod template of all objects, including the dispatcher's Job templates."""
     found = {}
     for each in [*documents, *node_jobs(documents)]:
         spec = each.get("spec", {})

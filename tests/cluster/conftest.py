@@ -1,4 +1,4 @@
-"""A control plane for the tests of this directory: one for all of them, explained when a test fails."""
+"""Fixtures: a control plane that all tests share, and nodes. A failed test shows the servers' logs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cluster.stage_runner import StageRunner
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this directory: ``-m cluster`` picks them; they start programs of this machine."""
+    """Mark every test of this directory ``cluster``, and ``commands`` because they start programs."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
@@ -30,15 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def skip_if_missing(reason: str) -> None:
-    """Skip the test for ``reason`` if there is one; fail it where clusters are required."""
+    """Skip the test if ``reason`` is not empty; fail it if ``KATA_NODE_REQUIRE_CLUSTER`` is set."""
     needs.skip_if_missing(reason, "KATA_NODE_REQUIRE_CLUSTER")
 
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[None]:
-    """A machine that can run one; elsewhere a test is skipped, or failed where one is required."""
+    """Skip the test on a machine that cannot run a cluster, or fail it where clusters are required."""
     skip_if_missing(programs.missing_prerequisites(programs.BUILT_PROGRAMS))
-    # Whoever loses patience with the tests sends SIGTERM: let it end them as Ctrl-C does, tidily.
+    # A time limit ends the tests with SIGTERM. Handle it like Ctrl-C, so that the cluster is removed.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -46,41 +46,41 @@ def machine() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster(machine: None) -> Iterator[Cluster]:
-    """The control plane that all tests share; each makes objects of its own in it."""
+    """The control plane that all tests share; each test creates its own objects."""
     with Cluster.start(users={"system:node:restricted": ("system:nodes",)}) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def stage_runner(cluster: Cluster, tmp_path: Path) -> Iterator[StageRunner]:
-    """A Node's name in the shared cluster, and the stages run for it past what goes wrong on the way."""
+    """A runner of stages for one Node of the shared cluster, through a proxy that can inject faults."""
     with StageRunner(cluster, tmp_path) as stage_runner:
         yield stage_runner
 
 
 @pytest.fixture
 def own_cluster(machine: None) -> Iterator[Cluster]:
-    """A control plane of the test's own, to be treated badly."""
+    """A control plane of this test alone, which the test may damage."""
     with Cluster.start() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def image(machine: None) -> Path:
-    """The archive of kata-node's own image, as the checkout is now."""
+    """The archive of kata-node's image, built from the current checkout."""
     skip_if_missing(images.missing_prerequisites())
     return images.kata_node()
 
 
 @pytest.fixture(scope="session")
 def needs_nodes(machine: None) -> None:
-    """A machine that can boot nodes as well."""
+    """Skip the test on a machine that cannot boot nodes."""
     skip_if_missing(missing_prerequisites())
 
 
 @contextmanager
 def boot_joined_node(name: str, *others: str, scheduler: bool = False) -> Iterator[JoinedNode]:
-    """A node in a cluster of its own, which knows of ``others`` that may join it."""
+    """Boot a node in a new cluster; the nodes ``others`` may join the cluster later."""
     with (
         Cluster.start(users=kubelets_user(name, *others), scheduler=scheduler) as cluster,
         Node.boot(name=name, packages=images.PACKAGES) as node,
@@ -91,21 +91,21 @@ def boot_joined_node(name: str, *others: str, scheduler: bool = False) -> Iterat
 
 @pytest.fixture
 def joined(needs_nodes: None) -> Iterator[JoinedNode]:
-    """A fresh node with a kubelet, in a cluster of its own."""
+    """A fresh node with a kubelet, in a new cluster."""
     with boot_joined_node(f"joined-{os.getpid()}") as joined:
         yield joined
 
 
 @pytest.fixture(scope="session")
 def shared_node(needs_nodes: None) -> Iterator[JoinedNode]:
-    """A node with a kubelet, in a cluster with a scheduler, for tests that leave the node as it was."""
+    """A node with a kubelet, in a cluster with a scheduler, for tests that do not change the node."""
     with boot_joined_node(f"shared-{os.getpid()}", f"second-{os.getpid()}", scheduler=True) as joined:
         yield joined
 
 
 @pytest.fixture
 def second_node(shared_node: JoinedNode) -> Iterator[JoinedNode]:
-    """Another node beside it."""
+    """A second node in the cluster of ``shared_node``."""
     cluster = shared_node.cluster
     with (
         Node.boot(name=f"second-{os.getpid()}", packages=images.PACKAGES) as node,
@@ -117,7 +117,7 @@ def second_node(shared_node: JoinedNode) -> Iterator[JoinedNode]:
 
 @pytest.fixture
 def ci_cluster(needs_nodes: None, image: Path, tmp_path: Path) -> Iterator[CiCluster]:
-    """The node of a CI, in a cluster with a scheduler: helm's hooks are pods that somebody has to place."""
+    """A control-plane node as in CI, in a cluster with a scheduler, which the pods of helm's hooks need."""
     with boot_joined_node(f"ci-{os.getpid()}", f"late-{os.getpid()}", scheduler=True) as joined:
         images = Images.made(joined.node, tmp_path)
         joined.cluster.kubectl("label", "node", joined.node.name, f"{CONTROL_PLANE}=")
@@ -128,7 +128,7 @@ def ci_cluster(needs_nodes: None, image: Path, tmp_path: Path) -> Iterator[CiClu
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the servers of a failed test have logged, while they are still there."""
+    """Add the logs of the servers to the report of a failed test, before they end."""
     report = yield
     if report.failed and report.when == "call" and isinstance(item, pytest.Function):
         for value in item.funcargs.values():

@@ -4,8 +4,8 @@
         cluster.node("worker-1", labels={"katacontainers.io/kata-runtime": "false"})
         cluster.kubectl("get", "nodes")
 
-There is no kubelet, and a scheduler only when asked for: a Node is an object, and a Pod is one as well.
-joining.py adds nodes that are real.
+There is no kubelet, and a scheduler only on request: Nodes and Pods are only objects. joined_node.py adds
+real nodes.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ _USERS: Mapping[str, Sequence[str]] = {
 }
 
 _SERVICE_ACCOUNT = "system:serviceaccount:"
-_POLL = 0.02  # seconds between two looks at a server that starts
+_POLL = 0.02  # seconds between two checks of a starting server
 _LOG_LINES = 40
 
 _ENDED = "Read the last lines of its log below, then start the cluster again"
-_LATE = "Start the cluster again when the machine is less busy; the last lines of every log are below"
+_LATE = "Start the cluster again when the machine is less busy. The last lines of every log are below"
 
 
 class Cluster:
-    """A control plane that runs, made by :meth:`start` or :meth:`attach`; a context manager that stops it.
+    """A running control plane from :meth:`start` or :meth:`attach`; as a context manager it stops at the end.
 
-    Belongs to the thread that started it: without ``detached`` its programs end when that thread does.
+    Without ``detached`` its programs end with the thread that started it.
     """
 
     def __init__(self, record: Record) -> None:
@@ -73,14 +73,13 @@ class Cluster:
         detached: bool = False,
         timeout: float = WAIT_TIMEOUT,
     ) -> Cluster:
-        """Start a cluster and wait until it can be used: ready, and with the ServiceAccounts of its own.
+        """Start a cluster and wait until it is ready and has the default ServiceAccount.
 
-        ``users`` are there beside :data:`ADMIN`, who may do everything, and :data:`NOBODY`, who may do
-        nothing; each with the groups it is in, as ``{"system:node:a": ["system:nodes"]}``. With a
-        ``scheduler`` pods are bound to nodes that are Ready. Programs that are not kept yet are built
-        first, which takes minutes. Raises :class:`NodeError`, with
-        what the programs logged, as soon as one of them ends, and when the cluster does not start within
-        ``timeout`` seconds.
+        ``users`` maps additional users to their groups, for example ``{"system:node:a": ["system:nodes"]}``.
+        :data:`ADMIN`, who may do everything, and :data:`NOBODY`, who may do nothing, always exist. With a
+        ``scheduler`` pods are bound to Ready nodes. Programs that are not cached are built first, which takes
+        minutes. Raises :class:`NodeError` with the programs' logs as soon as one of them ends, and when the
+        cluster does not start within ``timeout`` seconds.
         """
         for each in (*programs.CONTROL_PLANE, *([programs.SCHEDULER] if scheduler else [])):
             programs.program(each)
@@ -100,7 +99,7 @@ class Cluster:
 
     @classmethod
     def attach(cls, name: str) -> Cluster:
-        """The running cluster ``name``; raises :class:`NodeError` when there is none."""
+        """Return the running cluster ``name``; raises :class:`NodeError` if there is none."""
         for record in cluster_records.running():
             if record.name == name:
                 return cls(record)
@@ -116,44 +115,44 @@ class Cluster:
 
     @property
     def name(self) -> str:
-        """What it is called on this machine."""
+        """The name of the cluster on this machine."""
         return self._record.name
 
     @property
     def kubernetes(self) -> str:
-        """The release of Kubernetes, such as v1.37.2."""
+        """The release of Kubernetes, for example v1.37.2."""
         return self._record.kubernetes
 
     @property
     def directory(self) -> Path:
-        """Where its files are: keys, tokens, logs, data; removed when it stops."""
+        """The directory of its keys, tokens, logs and data; removed when the cluster stops."""
         return self._record.directory
 
     @property
     def url(self) -> str:
-        """Where the API server answers, also after a restart."""
+        """The URL of the API server; the same after a restart."""
         return f"https://127.0.0.1:{self._record.port}"
 
     @property
     def ca(self) -> Path:
-        """The certificate authority of the API server."""
+        """The file of the API server's certificate authority."""
         return self.directory / flags.CA
 
     @property
     def kubeconfig(self) -> Path:
-        """The kubeconfig of :data:`ADMIN`."""
+        """The path of the kubeconfig of :data:`ADMIN`."""
         return self.kubeconfig_of(ADMIN)
 
     @property
     def processes(self) -> Mapping[str, Process]:
-        """Its programs by name, as they run now."""
+        """Program name -> running process."""
         return dict(self._record.processes)
 
     def token(self, who: str) -> str:
-        """A bearer token for ``who``: a user given at the start, or ``system:serviceaccount:NAMESPACE:NAME``.
+        """Return a bearer token for ``who``: a user or ``system:serviceaccount:NAMESPACE:NAME``.
 
-        A ServiceAccount's is new each time, by way of TokenRequest, and good for an hour; the account
-        has to be there. Raises :class:`NodeError` for anybody else.
+        For a ServiceAccount, which must exist, each call requests a new token, valid for an hour. Raises
+        :class:`NodeError` for an unknown user.
         """
         if who.startswith(_SERVICE_ACCOUNT):
             namespace, _, account = who.removeprefix(_SERVICE_ACCOUNT).partition(":")
@@ -165,8 +164,8 @@ class Cluster:
         raise NodeError(f"the cluster {self.name} has no user {who}: name it in Cluster.start(users=...)")
 
     def kubeconfig_of(self, who: str, *, namespace: str = "default") -> Path:
-        """A kubeconfig for ``who``, see :meth:`token`, with ``namespace`` as the one that is meant."""
-        # KUBECONFIG is a list with colons in between, and the names of accounts have them.
+        """Return the path of a kubeconfig for ``who``, see :meth:`token`, with a default ``namespace``."""
+        # KUBECONFIG is a list separated by colons, and the names of accounts contain colons.
         path = self.directory / "kubeconfigs" / quote(f"{who}@{namespace}", safe="@")
         content = flags.kubeconfig(self.url, self.ca.read_text(), self.token(who), namespace)
         if not path.exists() or path.read_text() != content:
@@ -176,13 +175,13 @@ class Cluster:
     def kubectl(
         self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN
     ) -> CommandResult:
-        """Run kubectl as ``who``, with ``text`` to read; raises when ``check`` and its exit code is not 0."""
+        """Run kubectl as ``who`` with ``text`` as stdin; with ``check``, raise if its exit code is not 0."""
         return self._run("kubectl", args, text=text, check=check, who=who)
 
     def helm(
         self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN
     ) -> CommandResult:
-        """Run helm as ``who``, with nothing of the person's own; built when it is not kept yet."""
+        """Run helm as ``who``, without the user's own helm settings; build helm if it is not cached."""
         return self._run("helm", args, text=text, check=check, who=who)
 
     def _run(
@@ -200,15 +199,15 @@ class Cluster:
         return checked(done, check=check)
 
     def environment(self, who: str = ADMIN) -> dict[str, str]:
-        """The environment in which kubectl, helm and kata-node talk to this cluster as ``who``."""
-        # Never a proxy, and never the caches or plugins of the person who runs the tests.
+        """Return the environment in which kubectl, helm and kata-node use this cluster as ``who``."""
+        # Without proxy settings, and with a HOME without the caches and plugins of the user.
         own = {name: os.environ[name] for name in ("PATH", "TERM", "LANG") if name in os.environ}
         return {**own, "HOME": str(self.directory / "home"), "KUBECONFIG": str(self.kubeconfig_of(who))}
 
     def get(self, path: str, *, token: str = "") -> tuple[int, str]:
-        """The status and body the API server answers to a GET of ``path``.
+        """Send a GET of ``path`` to the API server, and return status and body.
 
-        Raises :class:`OSError` or :class:`http.client.HTTPException` when it gives no answer.
+        Raises :class:`OSError` or :class:`http.client.HTTPException` if it does not answer.
         """
         context = ssl.create_default_context(cafile=self.ca)
         connection = HTTPSConnection("127.0.0.1", self._record.port, timeout=10, context=context)
@@ -223,9 +222,9 @@ class Cluster:
     ) -> dict[str, Any]:
         """Register a Node without a kubelet, Ready unless ``status`` has other conditions; return it.
 
-        ``status`` is what a kubelet would report, such as ``{"nodeInfo": {"machineID": …}}`` or
-        ``{"runtimeHandlers": [{"name": "kata-qemu"}]}``. A Node that is there already is brought up to
-        date: these labels take the place of those given here before, and everybody else's stay.
+        ``status`` is what a kubelet would report, for example ``{"nodeInfo": {"machineID": …}}`` or
+        ``{"runtimeHandlers": [{"name": "kata-qemu"}]}``. An existing Node is updated: ``labels`` replace
+        those of an earlier call, and labels of other writers stay.
         """
         node = {
             "apiVersion": "v1",
@@ -240,31 +239,31 @@ class Cluster:
         return patched
 
     def relay(self, name: str, *arguments: str, timeout: float = WAIT_TIMEOUT) -> None:
-        """Run relay.py with these ``arguments``, and return when it serves, unless ``name`` runs already."""
+        """Start relay.py with these ``arguments`` and wait until it listens, unless ``name`` already runs."""
         if name not in self._record.processes:
             program = [sys.executable, "-P", str(Path(__file__).with_name("relay.py"))]
             self._spawn(name, arguments, program)
             log = self.directory / f"{name}.log"
             served = time.monotonic() + timeout
-            self._wait(f"{name} serves", lambda: "\nlistening\n" in log.read_text(), served)
+            self._wait(f"{name} listens", lambda: "\nlistening\n" in log.read_text(), served)
 
     def end_relay(self, name: str) -> None:
-        """End it at once."""
+        """Kill the relay ``name`` if it runs."""
         if name in self._record.processes:
             cluster_records.end(self._record.processes[name], signal.SIGKILL)
             self._record = self._record.without(name)
 
     def stop_apiserver(self, *, kill: bool = False) -> None:
-        """End the API server in its own time, seconds, or with ``kill`` as a pulled plug would."""
+        """Stop the API server, which takes seconds; ``kill`` kills it at once."""
         cluster_records.end(
             self._record.processes["kube-apiserver"], signal.SIGKILL if kill else signal.SIGTERM
         )
         for child in self._children:
-            child.poll()  # take note of its end, if it is of this process
+            child.poll()  # reap it if this process started it
         self._record = self._record.without("kube-apiserver")
 
     def start_apiserver(self, *, timeout: float = WAIT_TIMEOUT) -> None:
-        """Start the API server again, where it was, and wait until it is ready."""
+        """Start the API server again on the same port, and wait until it is ready."""
         deadline = time.monotonic() + timeout
         self._spawn("kube-apiserver", flags.apiserver(self._record.port))
         self._wait("the API server is ready", self._ready, deadline)
@@ -275,14 +274,14 @@ class Cluster:
         self.start_apiserver()
 
     def logs(self, lines: int = _LOG_LINES) -> list[tuple[str, str]]:
-        """The last lines each program logged, under its name."""
+        """Return the program names and their last log lines."""
         files = sorted(self.directory.glob("*.log"))
         return [
             (file.stem, "\n".join(file.read_text(errors="replace").splitlines()[-lines:])) for file in files
         ]
 
     def check_programs(self, before: str) -> None:
-        """Raise :class:`NodeError` with the logs if a program has ended ``before`` what is awaited."""
+        """Raise :class:`NodeError` with the logs if a program ended; ``before`` is the awaited condition."""
         for name, process in self._record.processes.items():
             if not process.alive:
                 raise self._failed(
@@ -290,11 +289,11 @@ class Cluster:
                 )
 
     def report(self) -> list[tuple[str, str]]:
-        """Title and text of what one wants to see when a test of this cluster failed."""
+        """Return titles and texts for the report of a failed test: the logs of all programs."""
         return [(f"{self.name}: log of {program}", text) for program, text in self.logs()]
 
     def stop(self) -> None:
-        """End the cluster at once, and remove all that was its own. Stopping it again does nothing."""
+        """Kill the programs of the cluster and remove its directory. A second call does nothing."""
         for child in self._children:
             child.kill()
             child.wait()
@@ -308,15 +307,15 @@ class Cluster:
         (self.directory / flags.KEY).write_text(flags.signing_key())
 
     def _start_all(self, deadline: float) -> None:
-        # The API server waits for etcd by itself. The controller manager gives up after ten seconds without
-        # a ready API server, which needs longer than that on a busy machine.
+        # The API server waits for etcd by itself. The controller manager exits after ten seconds without a
+        # ready API server, which needs longer on a busy machine.
         self._spawn("etcd", flags.etcd())
         self._spawn("kube-apiserver", flags.apiserver(self._record.port))
         self._wait("the API server has made its certificate", self._take_authority, deadline)
         self._wait("the API server is ready", self._ready, deadline)
         kubeconfig = self.kubeconfig_of(flags.CONTROLLER_MANAGER)
         self._spawn("kube-controller-manager", flags.controller_manager(kubeconfig))
-        self._wait("the default ServiceAccount is there", self._has_accounts, deadline)
+        self._wait("the default ServiceAccount exists", self._has_accounts, deadline)
 
     def _spawn(self, name: str, options: Sequence[str], program: Sequence[str] = ()) -> None:
         tied = "clear" if self._record.detached else "KILL"
@@ -332,24 +331,25 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
                 env={"PATH": os.defpath, "HOME": str(self.directory / "home")},
-                start_new_session=True,  # Ctrl-C is for the tests, which then stop the cluster themselves
+                start_new_session=True,  # Ctrl-C reaches only the tests, which then stop the cluster
             )
         self._children.append(child)
         try:
             self._record = self._record.noted(name, Process.of(child.pid))
         except ProcessLookupError:
-            raise self._failed(f"{name} ended with {child.wait()} at once", _ENDED, first=name) from None
+            what = f"{name} ended at once with exit code {child.wait()}"
+            raise self._failed(what, _ENDED, first=name) from None
 
     def _failed(self, what: str, hint: str, *, first: str = "") -> NodeError:
-        """``what`` went wrong, the hint, and all logs, that of the program ``first`` before the others."""
+        """Return an error of ``what``, the hint, and all logs; the log of program ``first`` comes first."""
         logs = sorted(self.logs(), key=lambda log: log[0] != first)
         text = "\n".join(f"--- {name}\n{lines}" for name, lines in logs)
         return NodeError(f"the cluster {self.name}: {what}\n  hint: {hint}\n{text}")
 
     def _exit_code(self, process: Process) -> str:
-        """`` with 1``; empty when another process started this one and knows."""
+        """Return the exit code as text, or nothing if another process started the program and knows it."""
         codes = [child.wait() for child in self._children if child.pid == process.pid]
-        return f" with {codes[0]}" if codes else ""
+        return f" with exit code {codes[0]}" if codes else ""
 
     def _wait(self, what: str, condition: Callable[[], object], deadline: float) -> None:
         began = time.monotonic()
@@ -362,7 +362,7 @@ class Cluster:
 
     def _take_authority(self) -> bool:
         certificates = self.directory / flags.CERTIFICATES
-        # The key is the last that is written.
+        # The API server writes the key last.
         if not certificates.with_suffix(".key").exists():
             return False
         self.ca.write_text(flags.authority(certificates.read_text()))

@@ -1,4 +1,4 @@
-"""A DaemonSet with an account, as the chart makes them, and the question that its pods ask."""
+"""A DaemonSet and a ServiceAccount as in the chart, and the command ``kata-node wanted`` of its pods."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ subjects: [{{kind: ServiceAccount, name: {name}, namespace: {namespace}}}]
 
 @dataclass(frozen=True)
 class WantedAnswer:
-    """The exit code of a question, and all that was printed."""
+    """The exit code and the whole output of ``kata-node wanted``."""
 
     code: int
     text: str
@@ -56,42 +56,42 @@ class WantedAnswer:
 
 @dataclass(frozen=True)
 class DaemonSetFixture:
-    """A namespace with the account and the DaemonSet in it, and a Node that this one selects."""
+    """A namespace with the account and the DaemonSet, and a Node that the DaemonSet selects."""
 
     cluster: Cluster
     namespace: str
     node: str
 
     def prepare(self) -> DaemonSetFixture:
-        """Make all of it; a Node that is there already gets a label."""
+        """Create the namespace, the account and the DaemonSet, and label the Node."""
         self.kubectl("create", "namespace", self.namespace)
         self.kubectl("apply", "--filename=-", text=RIGHTS.format(name=NAME, namespace=self.namespace))
         self.register("a")
         self.deploy()
-        # Rights are in force a moment after they are made.
-        wait_until(lambda: self.ask_wanted().code == 0, "the account may ask")
+        # The API server applies new roles after a moment.
+        wait_until(lambda: self.ask_wanted().code == 0, "the account may read the DaemonSet")
         return self
 
     @property
     def account(self) -> str:
-        """Who the pods are."""
+        """The user name of the pods."""
         return f"system:serviceaccount:{self.namespace}:{NAME}"
 
     @property
     def daemonset(self) -> str:
-        """As an option of the daemon."""
+        """The option that names the DaemonSet."""
         return f"--daemonset={self.namespace}/{NAME}"
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
-        """Run it as the administrator."""
+        """Run kubectl as the administrator and return its output."""
         return self.cluster.kubectl(*arguments, text=text).stdout
 
     def register(self, zone: str) -> None:
-        """Have the Node in that zone; the DaemonSet selects ``a``."""
+        """Set the zone label of the Node; the DaemonSet selects zone ``a``."""
         self.kubectl("label", "node", self.node, f"{ZONE}={zone}", "--overwrite")
 
     def deploy(self, image: str = "one", **pod: Any) -> None:
-        """Apply the DaemonSet, with ``pod`` in the specification of its pods."""
+        """Apply the DaemonSet; ``pod`` is added to the pod spec."""
         labels = {"app": NAME}
         spec = {
             "containers": [{"name": "kata", "image": f"example.org/{image}"}],
@@ -108,28 +108,28 @@ class DaemonSetFixture:
         self.kubectl("apply", "--server-side", "--filename=-", text=json.dumps(daemonset))
 
     def delete(self, *how: str) -> None:
-        """Delete the DaemonSet, and do not wait."""
+        """Delete the DaemonSet without waiting; ``how`` are options of kubectl."""
         self.kubectl("delete", "daemonset", NAME, f"--namespace={self.namespace}", "--wait=false", *how)
 
     def pods(self) -> list[Mapping[str, Any]]:
-        """Those that are not on their way out."""
+        """Return the pods that are not terminating."""
         listed = json.loads(self.kubectl("get", "pods", f"--namespace={self.namespace}", "--output=json"))
         return [pod for pod in listed["items"] if "deletionTimestamp" not in pod["metadata"]]
 
     @property
     def environment(self) -> dict[str, str]:
-        """A token of the account in it, which is asked for now."""
+        """The environment of the command, with a new token of the account."""
         path = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
         return {**self.cluster.environment(self.account), **path}
 
     @property
     def wanted_command(self) -> list[str]:
-        """The command that asks it."""
+        """The command ``kata-node wanted`` for this Node and DaemonSet."""
         command = [sys.executable, "-P", "-m", "kata_node", "wanted", f"--node-name={self.node}"]
         return [*command, self.daemonset]
 
     def ask_wanted(self, *options: str, environment: Mapping[str, str] | None = None) -> WantedAnswer:
-        """Ask, with a token of now or the ``environment`` of before."""
+        """Run ``kata-node wanted``, with a new token unless ``environment`` is given."""
         done = subprocess.run(
             [*self.wanted_command, *options],
             env=environment or self.environment,

@@ -1,9 +1,9 @@
-"""Plays the kubelets of Nodes that are objects alone: the Pods bound to them end as they are told to.
+"""Fake kubelets for Nodes without a machine: they set the status of the Pods bound to each Node.
 
-    with StandIn(cluster, "kata", {"worker-2": failed("cri", 4, message)}):
+    with FakeKubelet(connect, "kata", {"worker-2": failed("cri", 4, message)}):
         ...
 
-Also a program, for measurements in which it is not to share an interpreter: see :func:`main`.
+Also a program, for measurements that need a separate interpreter: see :func:`main`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 PodStatus = Mapping[str, Any]
-"""What becomes the ``status`` of a Pod."""
+"""The ``status`` of a Pod."""
 
 SUCCEEDED: PodStatus = {"phase": "Succeeded"}
 WORKERS = 4
 
 
 def failed(stage: str, code: int, message: str) -> PodStatus:
-    """An initContainer has ended with ``code``, and left ``message``."""
+    """Return the status of a Pod with an initContainer that failed with ``code`` and ``message``."""
     ended = {"exitCode": code, "reason": "Error", "message": message}
     return {
         "phase": "Failed",
@@ -39,7 +39,7 @@ def failed(stage: str, code: int, message: str) -> PodStatus:
 
 
 def running(stage: str) -> PodStatus:
-    """An initContainer runs."""
+    """Return the status of a Pod with the running initContainer ``stage``."""
     state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
     return {"phase": "Pending", "initContainerStatuses": [_container(stage, state)]}
 
@@ -50,7 +50,7 @@ def _container(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Server:
-    """One connection to an API server, kept open."""
+    """A connection to an API server that is kept open."""
 
     def __init__(self, url: str, ca: str, token: str) -> None:
         self._address = urlsplit(url)
@@ -59,7 +59,7 @@ class Server:
         self._connection = self._connect()
 
     def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """The status and the object of an answer."""
+        """Send a request, and return the HTTP status and the object of the answer."""
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         text = json.dumps(body) if body is not None else None
         for again in (True, False):
@@ -74,7 +74,7 @@ class Server:
         raise AssertionError
 
     def lines(self, path: str) -> Iterator[bytes]:
-        """What a watch tells, on a connection of its own."""
+        """Return the lines of a watch, on another connection."""
         connection = self._connect()
         with contextlib.closing(connection):
             connection.request("GET", path, headers=self._headers)
@@ -92,7 +92,10 @@ class Server:
 
 
 class FakeKubelet:
-    """The kubelets of a namespace. ``answers`` by the names of Nodes; ``None`` leaves a Pod as it is."""
+    """The fake kubelets of a namespace.
+
+    ``answers``: Node name -> Pod status; ``None`` leaves a Pod unchanged.
+    """
 
     def __init__(
         self,
@@ -107,10 +110,10 @@ class FakeKubelet:
         self.answers: dict[str, PodStatus | None] = dict(answers or {})
         self.default_status = default_status
         self.dying = threading.Event()
-        """While it is not set, Pods that are deleted stay: as long as a stage may take to end."""
+        """While it is not set, deleted Pods stay, like the Pods of a stage that takes long to end."""
         self.dying.set()
         self.max_running = 0
-        """The most Pods that were seen at once and had not ended."""
+        """The largest number of unfinished Pods seen at the same time."""
         self._open: set[str] = set()
         self._seen: dict[str, tuple[str, str]] = {}  # name and node by uid
         self._queue: queue.SimpleQueue[tuple[str, PodStatus] | None] = queue.SimpleQueue()
@@ -134,18 +137,18 @@ class FakeKubelet:
             thread.join()
 
     def answer(self, node: str, answer: PodStatus) -> None:
-        """From now on, and for the Pods that are there, ``answer`` for a node."""
+        """Set the status of the existing and future Pods of a node to ``answer``."""
         self.answers[node] = answer
         for name, bound in list(self._seen.values()):
             if bound == node:
                 self._queue.put((name, answer))
 
     def keep_pods(self) -> None:
-        """From now on, leave Pods that are deleted where they are."""
+        """Do not remove Pods that are deleted from now on."""
         self.dying.clear()
 
     def release_pods(self) -> None:
-        """End the Pods that were kept, and all that are deleted from now on."""
+        """Remove the kept Pods, and all Pods that are deleted from now on."""
         self.dying.set()
         for name in list(self._kept):
             self._queue.put((name, {}))
@@ -178,7 +181,7 @@ class FakeKubelet:
             if not self.dying.is_set():
                 self._kept.add(name)
                 return
-            # Its containers are as good as ended: off with it, as a kubelet does in the end.
+            # A kubelet removes the Pod when its containers have ended.
             self._queue.put((name, {}))
         elif uid not in self._seen:
             node = pod["spec"]["nodeName"]
@@ -209,7 +212,7 @@ class FakeKubelet:
 
 
 def main() -> None:
-    """URL, CA file, token and namespace are the arguments; all Pods succeed, until SIGTERM."""
+    """Let all Pods succeed until SIGTERM. The arguments are URL, CA file, token and namespace."""
     url, ca, token, namespace = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     with FakeKubelet(lambda: Server(url, ca, token), namespace):

@@ -1,11 +1,11 @@
-"""A bad road to the API server: a proxy that answers in its place, loses answers, stalls, and counts.
+"""A proxy of the API server that injects faults: error answers, lost answers, stalls. It counts requests.
 
-    with Road.to(cluster) as road:
-        road.meet(Fault(503), times=2)
-        ...run a program with road.kubeconfig(path, token)...  # it has to ask three times
-        assert road.count("GET", 503) == 2
+    with FaultyProxy.to(cluster) as proxy:
+        proxy.inject(Fault(503), times=2)
+        ...run a program with proxy.kubeconfig(path, token)...  # it has to ask three times
+        assert proxy.count("GET", 503) == 2
 
-It serves with the API server's own certificate, so that whoever trusts that one trusts the road.
+It has the API server's certificate, so clients of the API server trust it.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from cluster import flags
 from cluster.control_plane import Cluster
 
 UNLIMITED = 10**9
-"""How often a fault is met that does not pass."""
+"""The ``times`` of a permanent fault."""
 
 JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls a request. One without any of these goes its usual way.
+    """The fault of one request. A fault without any field set passes the request on unchanged.
 
-    ``first`` happens before the request is carried out, ``then`` when it has been, and before the
-    client learns of it: what another writer does at the worst moment.
+    ``first`` is called before the API server gets the request, and ``then`` after it answered but before the
+    client gets the answer: the moments at which another writer causes the most trouble.
     """
 
     status: int = 0
-    """Answered in place of the API server."""
+    """The status of an answer that the proxy sends itself."""
     headers: Mapping[str, str] = field(default_factory=lambda: JSON)
-    body: str | None = None  # a Status object unless given
-    carried_out: bool = False  # the request is, though its answer is lost
-    cut: bool = False  # the connection ends in place of an answer
-    stall: bool = False  # there is no answer, and no end of the connection
-    drip: float = 0  # seconds between every two bytes of the answer
+    body: str | None = None  # of the proxy's own answer; None is a Status object
+    carried_out: bool = False  # pass the request on to the API server although its answer is lost
+    cut: bool = False  # close the connection instead of an answer
+    stall: bool = False  # neither answer nor close the connection
+    drip: float = 0  # seconds between two bytes of the answer
     delay: float = 0  # seconds before the answer
     first: Callable[[], object] | None = None
     then: Callable[[], object] | None = None
@@ -61,9 +61,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as the road saw it; ``status`` is what the client was answered, 0 if nothing.
+    """A request that the proxy received; ``status`` is the status of the answer, 0 without an answer.
 
-    ``at`` is when it was answered, in seconds of :func:`time.monotonic`.
+    ``at`` is the time of the answer, in seconds of :func:`time.monotonic`.
     """
 
     method: str
@@ -83,7 +83,7 @@ class _Order:
 
 
 class FaultyProxy:
-    """Passes requests on to the API server at ``server``, with what has been ordered to go wrong."""
+    """A proxy that passes requests on to the API server at ``server`` and injects the requested faults."""
 
     def __init__(self, server: str, ca: Path, certificate: Path) -> None:
         self._server, self._ca = urlsplit(server), ca
@@ -106,55 +106,55 @@ class FaultyProxy:
 
     @classmethod
     def to(cls, cluster: Cluster) -> FaultyProxy:
-        """A road to the API server of ``cluster``, which may be down for a while."""
+        """Return a proxy of the API server of ``cluster``, which may be down for a while."""
         return cls(cluster.url, cluster.ca, cluster.directory / flags.CERTIFICATES)
 
     @property
     def port(self) -> int:
-        """On 127.0.0.1."""
+        """The port of the proxy on 127.0.0.1."""
         return int(self._listener.server_address[1])
 
     @property
     def url(self) -> str:
-        """What a kubeconfig names as the server."""
+        """The URL of the proxy."""
         return f"https://127.0.0.1:{self.port}"
 
     @property
     def requests(self) -> list[Request]:
-        """All that was asked so far."""
+        """The requests so far."""
         with self._lock:
             return list(self._requests)
 
     def count(self, method: str = "", status: int | None = None) -> int:
-        """How many requests there were of a method, answered with ``status``."""
+        """Return the number of requests with this method and answer ``status``; default: any."""
         return sum(method in ("", each.method) and status in (None, each.status) for each in self.requests)
 
     def inject(self, fault: Fault, *, method: str = "", times: int = 1, after: int = 0) -> None:
-        """Let ``fault`` befall the next ``times`` requests of ``method``, ``after`` of them passed by.
+        """Apply ``fault`` to the next ``times`` requests of ``method``, after ``after`` requests without it.
 
-        Of several that fit a request the one ordered first befalls it; the others wait.
+        If several faults match a request, the one injected first applies and the others wait.
         """
         with self._lock:
             self._orders.append(_Order(fault, method, after, times))
 
     def freeze(self) -> None:
-        """Answer nobody any more, not even with a handshake; connections are still taken."""
+        """Stop answering, even TLS handshakes; connections are still accepted."""
         self.frozen = True
         self.inject(Fault(stall=True), times=UNLIMITED)
 
     def cut(self) -> None:
-        """End all connections there are."""
+        """Close all connections."""
         for connection in list(self._connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def kubeconfig(self, path: Path, token: str) -> Path:
-        """Write a kubeconfig that leads along this road."""
+        """Write a kubeconfig with the proxy as the server, and return ``path``."""
         path.write_text(flags.kubeconfig(self.url, self._ca.read_text(), token, "default"))
         return path
 
     def close(self) -> None:
-        """End it, and all that is still waiting on it."""
+        """Stop the proxy and close its connections."""
         self.over.set()
         self._listener.shutdown()
         self.cut()
@@ -195,14 +195,14 @@ class _Listener(ThreadingHTTPServer):
     daemon_threads = False  # joined when it is closed
 
     def handle_error(self, request: object, address: object) -> None:
-        if not isinstance(sys.exception(), OSError):  # whoever went away, or does not trust the certificate
+        if not isinstance(sys.exception(), OSError):  # the client left, or does not trust the certificate
             super().handle_error(request, address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):
     owner: FaultyProxy
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer in one packet: in two, the kernels wait for each other's acknowledgement
+    wbufsize = -1  # an answer in one packet, because two packets wait for a delayed acknowledgement
 
     def setup(self) -> None:
         self._upstream: HTTPSConnection | None = None
@@ -221,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
         if self._upstream is not None:
             self._upstream.close()
-        self.connection.close()  # the server knows only the one without TLS
+        self.connection.close()  # the server closes only the connection without TLS
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._handle()
 
-    do_PATCH = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the names the server looks for
+    do_PATCH = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the names that the base class calls
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -249,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = fault.status, fault.headers, _status(fault)
         _, _, token = self.headers.get("Authorization", "").partition(" ")
         status = answer[0] if answer else 0
-        # Noted before the client can know of it, so that a test that reads on finds it.
+        # Saved before the client gets the answer, so that the test finds the request afterwards.
         self.owner._note(Request(self.command, self.path, status, body.decode(), time.monotonic(), token))
         if answer is None:
             self.close_connection = True
@@ -259,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(*answer, drip=fault.drip)
 
     def _carry_out(self, body: bytes) -> tuple[int, Mapping[str, str], bytes] | None:
-        """The API server's answer; none when it gives none."""
+        """Pass the request on, and return the API server's answer, or None without one."""
         headers = {key: value for key, value in self.headers.items() if key not in ("Host", "Connection")}
         if self._upstream is None:
             self._upstream = self.owner._connection()
@@ -300,4 +300,4 @@ def _status(fault: Fault) -> bytes:
     if fault.body is not None:
         return fault.body.encode()
     status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
-    return json.dumps({**status, "message": "as ordered", "code": fault.status}).encode()
+    return json.dumps({**status, "message": "injected fault", "code": fault.status}).encode()

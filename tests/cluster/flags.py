@@ -1,7 +1,7 @@
-"""What the programs of a control plane are started with, and the files they read.
+"""The command lines of the control plane's programs, and the files they read.
 
-Plain flags, nothing of the machine's. Each runs in the cluster's own directory, so that paths are
-relative; etcd's are sockets there, and the API server's port on loopback is all that can be reached.
+Each program runs in the cluster's directory, so paths are relative. etcd listens on sockets there, and only
+the port of the API server on loopback is reachable. Nothing of the machine's configuration is used.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 CERTIFICATES = "certs/apiserver.crt"
-"""What the API server makes for itself at its first start: its certificate, then its authority's."""
+"""The file that the API server creates at its first start: its certificate, then its authority's."""
 
 CA = "ca.crt"
-"""The authority's alone: what is published in the cluster may hold nothing else."""
+"""The certificate of the authority alone, which the cluster publishes."""
 
 USERS = "users.csv"
 KEY = "service-accounts.pem"
@@ -26,16 +26,16 @@ SCHEDULER = "system:kube-scheduler"
 EGRESS = "egress.json"
 EGRESS_SOCKET = "egress.sock"
 NODES = "nodes"
-"""Of nodes with a network of their own: see relay.py."""
+"""The directory of the addresses of real nodes; see relay.py."""
 
 SERVICE = "10.0.0.1"
-"""Where a pod finds the API server, whose certificate has this address as well."""
+"""The address of the API server for pods; its certificate contains this address."""
 
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 def etcd() -> list[str]:
-    """Flags of etcd; nothing in it is to outlive the machine, so it does not wait for the disk."""
+    """Return the flags of etcd, without fsync: the data need not survive a power failure."""
     client, peer = "unix://etcd.sock", "unix://peer.sock"
     return [
         "--data-dir=etcd",
@@ -49,24 +49,24 @@ def etcd() -> list[str]:
 
 
 def apiserver(port: int) -> list[str]:
-    """Flags of the API server: RBAC and the Node authorizer, with NodeRestriction, as in a real cluster."""
+    """Return the flags of the API server: RBAC, Node authorizer and NodeRestriction, as in a real cluster."""
     return [
         "--etcd-servers=unix://etcd.sock",
         "--bind-address=127.0.0.1",
         "--advertise-address=127.0.0.1",
-        # Its own address is loopback, which cannot be an Endpoint.
+        # Its address is loopback, which cannot be an Endpoint.
         "--endpoint-reconciler-type=none",
         f"--secure-port={port}",
         "--cert-dir=certs",
         f"--token-auth-file={USERS}",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
-        # It taints new Nodes until the node-lifecycle controller finds them Ready, which is off here.
+        # This plugin taints new Nodes until the node-lifecycle controller, which is off, finds them Ready.
         "--disable-admission-plugins=TaintNodesByCondition",
         f"--egress-selector-config-file={EGRESS}",
         "--kubelet-preferred-address-types=InternalIP",
         "--allow-privileged=true",
-        # Else it waits a minute for those who watch to go away before it ends.
+        # By default it waits a minute for watching clients before it ends.
         "--shutdown-watch-termination-grace-period=1s",
         "--service-cluster-ip-range=10.0.0.0/24",
         "--service-account-issuer=https://kubernetes.default.svc",
@@ -76,9 +76,9 @@ def apiserver(port: int) -> list[str]:
 
 
 def controller_manager(kubeconfig: Path) -> list[str]:
-    """Flags of the controller manager.
+    """Return the flags of the controller manager.
 
-    The node-lifecycle controller is off: Nodes without a kubelet stay as the tests have made them.
+    The node-lifecycle controller is off, so Nodes without a kubelet stay Ready.
     """
     return [
         f"--kubeconfig={kubeconfig}",
@@ -86,7 +86,7 @@ def controller_manager(kubeconfig: Path) -> list[str]:
         "--leader-elect=false",
         "--controllers=*,-node-lifecycle-controller",
         "--use-service-account-credentials",
-        # It makes an account for each controller before it serves; its default of 20 a second is for crowds.
+        # It creates an account for each controller at the start; the default of 20 requests a second is slow.
         "--kube-api-qps=500",
         "--kube-api-burst=500",
         f"--service-account-private-key-file={KEY}",
@@ -95,12 +95,12 @@ def controller_manager(kubeconfig: Path) -> list[str]:
 
 
 def scheduler(kubeconfig: Path) -> list[str]:
-    """Flags of the scheduler."""
+    """Return the flags of the scheduler."""
     return [f"--kubeconfig={kubeconfig}", "--secure-port=0", "--leader-elect=false"]
 
 
 def egress() -> str:
-    """By which way the API server reaches nodes, and services, which there are none of."""
+    """Return the EgressSelectorConfiguration by which the API server reaches nodes: through relay.py."""
     transport = {"uds": {"udsName": EGRESS_SOCKET}}
     connection = {"proxyProtocol": "HTTPConnect", "transport": transport}
     selection = {"name": "cluster", "connection": connection}
@@ -109,27 +109,27 @@ def egress() -> str:
 
 
 def signing_key() -> str:
-    """A new P-256 key for ServiceAccount tokens, in the form of RFC 5915 that leaves its public half out."""
+    """Return a new P-256 key for ServiceAccount tokens, as PEM by RFC 5915 without the public key."""
     number = (secrets.randbelow(_P256_ORDER - 1) + 1).to_bytes(32, "big")
     der = bytes.fromhex("30310201010420") + number + bytes.fromhex("a00a06082a8648ce3d030107")
     return f"-----BEGIN EC PRIVATE KEY-----\n{base64.b64encode(der).decode()}\n-----END EC PRIVATE KEY-----\n"
 
 
 def authority(certificates: str) -> str:
-    """The last of some certificates."""
+    """Return the last certificate of a PEM file."""
     begin = "-----BEGIN CERTIFICATE-----"
     return begin + certificates.rpartition(begin)[2]
 
 
 def user_lines(users: Mapping[str, Sequence[str]]) -> str:
-    """The API server's list of static tokens: a new one for each user, with the user's groups."""
+    """Return the API server's file of static tokens, with a new token for each user."""
     return "".join(
         f'{secrets.token_hex(16)},{name},{name},"{",".join(groups)}"\n' for name, groups in users.items()
     )
 
 
 def kubeconfig(url: str, ca: str, token: str, namespace: str) -> str:
-    """A kubeconfig with one context that names no other file; JSON, which is YAML as well."""
+    """Return a self-contained kubeconfig with one context, as JSON, which is valid YAML."""
     authority = base64.b64encode(ca.encode()).decode()
     return json.dumps(
         {

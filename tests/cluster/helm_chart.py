@@ -1,4 +1,4 @@
-"""The chart in a test cluster: rendered, applied, and used with the tokens its pods would have."""
+"""Render and apply the chart in a test cluster, and call the API server with the tokens of its pods."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def render(
     only: Sequence[str] = (),
     online: bool = True,
 ) -> str:
-    """The manifests of the chart, or of its templates ``only``, for this cluster or for none at all."""
+    """Return the manifests of the chart, or only of the templates ``only``.
+
+    ``online`` lets helm ask the cluster for its kinds and objects.
+    """
     return cluster.helm(
         "template",
         release,
@@ -48,26 +51,26 @@ def render(
 
 
 def apply(cluster: Cluster, manifests: str) -> None:
-    """Put manifests into the cluster, as the administrator."""
+    """Apply manifests to the cluster as the administrator."""
     cluster.kubectl("apply", "--server-side", "--filename=-", text=manifests)
 
 
 @dataclass(frozen=True)
 class ApiResponse:
-    """What the API server said: a status of HTTP, the object or the Status, and its message if refused."""
+    """An answer of the API server: the HTTP status, and the object or Status."""
 
     status: int
     body: Mapping[str, Any]
 
     @property
     def message(self) -> str:
-        """Why it was refused; empty when it was not."""
+        """The reason of a refusal; empty if the request succeeded."""
         return str(self.body.get("message", "")) if self.status >= 300 else ""
 
 
 @dataclass(frozen=True)
 class ApiCaller:
-    """Somebody with a token, who says to the API server exactly what a test wants said."""
+    """A client of the API server with a token, which sends exactly the given requests."""
 
     cluster: Cluster
     token: str
@@ -81,7 +84,7 @@ class ApiCaller:
         kind: str = "application/json",
         dry: bool = False,
     ) -> ApiResponse:
-        """Send one request; with ``dry`` it is decided on, and nothing is kept."""
+        """Send one request; ``dry`` makes it a dry run, which stores nothing."""
         context = ssl.create_default_context(cafile=self.cluster.ca)
         address = urlsplit(self.cluster.url)
         connection = HTTPSConnection(address.hostname or "", address.port, timeout=30, context=context)
@@ -90,14 +93,14 @@ class ApiCaller:
             text = None if body is None else json.dumps(body)
             connection.request(method, f"{path}?dryRun=All" if dry else path, text, headers)
             answer = connection.getresponse()
-            said = answer.read().decode()
+            text = answer.read().decode()
         try:
-            return ApiResponse(answer.status, json.loads(said))
+            return ApiResponse(answer.status, json.loads(text))
         except ValueError:
-            return ApiResponse(answer.status, {"message": said})
+            return ApiResponse(answer.status, {"message": text})
 
     def node(self, name: str) -> dict[str, Any]:
-        """The Node, which has to be there and readable."""
+        """Return the Node, which must exist and be readable."""
         answer = self.call("GET", f"/api/v1/nodes/{name}")
         assert answer.status == 200, answer
         return dict(answer.body)
@@ -107,7 +110,7 @@ class ApiCaller:
         return self.call("PATCH", f"/api/v1/nodes/{name}", patch, kind=kind, dry=dry)
 
     def kubeconfig(self, path: Path) -> Path:
-        """A kubeconfig with this token, written to ``path``."""
+        """Write a kubeconfig with this token to ``path`` and return ``path``."""
         path.write_text(
             flags.kubeconfig(self.cluster.url, self.cluster.ca.read_text(), self.token, "default")
         )
@@ -115,17 +118,17 @@ class ApiCaller:
 
 
 def admin(cluster: Cluster) -> ApiCaller:
-    """Whoever may do everything."""
+    """Return a client with all rights."""
     return ApiCaller(cluster, cluster.token("admin"))
 
 
 def unbound(cluster: Cluster, namespace: str, account: str) -> ApiCaller:
-    """A ServiceAccount with a token that was made for no pod."""
+    """Return a client with a token of a ServiceAccount that is bound to no pod."""
     return ApiCaller(cluster, cluster.token(f"system:serviceaccount:{namespace}:{account}"))
 
 
 def on_node(cluster: Cluster, namespace: str, account: str, node: str) -> ApiCaller:
-    """A ServiceAccount with a token such as a pod of it on ``node`` has: bound to that pod, which is made."""
+    """Return a client with a token of a ServiceAccount that is bound to a new pod on ``node``."""
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -133,7 +136,7 @@ def on_node(cluster: Cluster, namespace: str, account: str, node: str) -> ApiCal
         "spec": {
             "serviceAccountName": account,
             "nodeName": node,
-            # Else a taint may evict it, and its token ends with it.
+            # Without it a taint may evict the pod, and its token becomes invalid.
             "tolerations": [{"operator": "Exists"}],
             "containers": [{"name": "label", "image": "example.org/none"}],
         },

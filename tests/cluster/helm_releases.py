@@ -1,6 +1,6 @@
-"""Releases of the chart on real nodes, installed as a CI does: by scripts/helm-install, with real images.
+"""Releases of the chart on real nodes, installed as in CI: by scripts/helm-install, with real images.
 
-The first node is the control plane's, as far as its labels tell, for that is what a CI has.
+The first node has the label of a control-plane node, like the only node of a CI cluster.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ COMMON: Mapping[str, Any] = {
     "imagePullPolicy": "Never",
     "snapshotter": {"setup": []},
     "shims": {"disableAll": True, **VALUES["shims"]},
-    # There is no VM to book anything for.
+    # No test starts a VM, so there is no overhead.
     "runtimeClasses": {"overheadEnabled": False},
 }
-# The nodes are there before helm is.
+# The nodes exist before the release, so there is nothing to wait for.
 JOBS: Mapping[str, Any] = merge(
     COMMON, {"deploymentMode": "job", "job": {"waitForNodesSeconds": 0, "backoffLimit": 0}}
 )
 LIMIT = "600"
-"""Seconds that helm, and then the wait, may take."""
+"""Timeout of helm, and of the wait after it, in seconds."""
 
 
 @dataclass(frozen=True)
 class PreparedNode:
-    """A node that has the images a registry would have."""
+    """A joined node with all images imported."""
 
     joined: JoinedNode
 
@@ -66,7 +66,7 @@ class PreparedNode:
 
     @property
     def invocation(self) -> str:
-        """Another one after each start of containerd."""
+        """The InvocationID of containerd, which changes with each start."""
         return self.node.unit(UNIT).invocation
 
     @property
@@ -75,13 +75,13 @@ class PreparedNode:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing of Kata is served or said of the node."""
+        """Whether the node serves no Kata handler and has no Kata label."""
         return self.node.cri_handlers() == ("runc",) and self.labels == {}
 
 
 @dataclass(frozen=True)
 class Images:
-    """What the nodes of a test pull from nowhere; with a payload whose VMs are containers."""
+    """The image archives that the tests import; the payload's shims start containers instead of VMs."""
 
     archives: tuple[Path, ...]
 
@@ -105,7 +105,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Releases:
-    """The administrator of a cluster, who has a directory for values."""
+    """Install, roll back and uninstall releases as the administrator; ``directory`` is for values files."""
 
     cluster: Cluster
     directory: Path
@@ -113,7 +113,7 @@ class Releases:
     def start(
         self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy"
     ) -> subprocess.Popen[str]:
-        """Start the helper, and wait for nothing."""
+        """Start scripts/helm-install without waiting."""
         file = self.directory / f"{release}.values.yaml"
         file.write_text(json.dumps(values))
         command = [sys.executable, str(CHECKOUT / "scripts/helm-install"), str(file)]
@@ -138,20 +138,20 @@ class Releases:
     def install(
         self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy"
     ) -> CommandResult:
-        """Run the helper to its end."""
+        """Run scripts/helm-install and wait for its end."""
         return ended(self.start(values, *options, release=release))
 
     def install_checked(
         self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy"
     ) -> CommandResult:
-        """The same, which has to go well; else the test fails with all that the helper has shown."""
+        """Run scripts/helm-install, and fail the test with its output if it fails."""
         return checked(self.install(values, *options, release=release), check=True)
 
     def uninstall(self, release: str = "kata-deploy", *options: str, check: bool = True) -> CommandResult:
         return self._helm("uninstall", release, *options, check=check)
 
     def rollback(self, revision: str = "0", release: str = "kata-deploy") -> CommandResult:
-        """To the revision before, unless another is given."""
+        """Roll the release back, by default to the previous revision."""
         return self._helm("rollback", release, revision)
 
     def _helm(self, *arguments: str, check: bool = True) -> CommandResult:
@@ -161,7 +161,7 @@ class Releases:
 
 @dataclass(frozen=True)
 class CiCluster:
-    """The machine of a CI, whoever administers it, and what another one would need."""
+    """The node of a CI cluster, its releases, and the images for another node."""
 
     prepared_node: PreparedNode
     releases: Releases
@@ -173,7 +173,7 @@ class CiCluster:
 
     @contextmanager
     def join_another(self) -> Iterator[PreparedNode]:
-        """A second node joins the cluster."""
+        """Boot a second node and join it to the cluster."""
         with (
             Node.boot(name=f"late-{os.getpid()}", packages=PACKAGES) as node,
             JoinedNode(self.joined.cluster, node, number=2) as joined,
@@ -182,6 +182,6 @@ class CiCluster:
 
 
 def ended(process: subprocess.Popen[str]) -> CommandResult:
-    """What has become of a helper that was started."""
+    """Wait for the end of scripts/helm-install, and return its result."""
     stdout, stderr = process.communicate()
     return CommandResult(["helm-install"], process.returncode, stdout, stderr)

@@ -1,4 +1,4 @@
-"""Jobs that run in joined nodes: waited for, read out, and told from end to end when one fails."""
+"""Jobs that run on joined nodes: create them, wait for them, and describe everything when one fails."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cluster.joined_node import JoinedNode
 
 Manifest = Mapping[str, Any]
 
-_POLL = 0.2  # seconds between two looks at a Job
+_POLL = 0.2  # seconds between two checks of a Job
 
 
 def container(name: str, *command: str) -> dict[str, Any]:
-    """A container of busybox as a pod's spec has it."""
+    """Return a busybox container for a pod spec."""
     return {"name": name, "image": BUSYBOX, "imagePullPolicy": "Never", "command": [*command]}
 
 
 def job(name: str, spec: Manifest, **more: Any) -> dict[str, Any]:
-    """A Job of one pod with this ``spec``, tried once; ``more`` is added to the Job's own spec."""
+    """Return a Job with one pod of this ``spec`` and no retry; ``more`` is added to the Job's spec."""
     pod = {"metadata": {"labels": {"app": name}}, "spec": {"restartPolicy": "Never", **spec}}
     return {
         "apiVersion": "batch/v1",
@@ -39,7 +39,7 @@ def job(name: str, spec: Manifest, **more: Any) -> dict[str, Any]:
 
 
 class Job:
-    """A Job of a cluster, whoever has made it; ``nodes`` are those its pods may run on."""
+    """A Job of a cluster; ``nodes`` are the nodes that its pods may run on."""
 
     def __init__(
         self, cluster: Cluster, name: str, *, nodes: Sequence[JoinedNode], namespace: str = "default"
@@ -51,7 +51,7 @@ class Job:
 
     @classmethod
     def create(cls, joined: JoinedNode, manifest: Manifest, *, namespace: str = "default") -> Self:
-        """Make this Job, pinned to the node ``joined``."""
+        """Create a Job that runs on the node ``joined``."""
         template = manifest["spec"]["template"]
         pinned = {**template, "spec": {"nodeName": joined.node.name, **template["spec"]}}
         content = {**manifest, "spec": {**manifest["spec"], "template": pinned}}
@@ -59,13 +59,13 @@ class Job:
         return cls(joined.cluster, manifest["metadata"]["name"], nodes=[joined], namespace=namespace)
 
     def wait(self, timeout: float = WAIT_TIMEOUT) -> Self:
-        """Return when the Job is complete; raises :class:`NodeError` with its story when it fails."""
+        """Wait until the Job is complete; raises :class:`NodeError` with :meth:`describe` if it fails."""
         if (ended := self.ended(timeout)) != "Complete":
             raise NodeError(f"the Job {self.name} ended as {ended}:\n{self.describe()}")
         return self
 
     def running(self, timeout: float = WAIT_TIMEOUT) -> Self:
-        """Return when its pod is Ready; raises :class:`NodeError` with its story when that takes too long."""
+        """Wait until its pod is Ready; raises :class:`NodeError` with :meth:`describe` on timeout."""
         how = (
             "--for=jsonpath={.status.ready}=1",
             f"--timeout={timeout:.0f}s",
@@ -76,14 +76,14 @@ class Job:
         return self
 
     def ended(self, timeout: float = WAIT_TIMEOUT) -> str:
-        """What becomes of the Job: ``Complete`` or ``Failed``.
+        """Wait for the end of the Job, and return ``Complete`` or ``Failed``.
 
-        Raises :class:`NodeError` with its story when it has not ended after ``timeout`` seconds, and with
-        the logs as soon as a program of the cluster has ended.
+        Raises :class:`NodeError` with :meth:`describe` after ``timeout`` seconds, and with the logs as soon
+        as a program of the cluster ends.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, HTTPException):  # the API server may be away for a while
+            with contextlib.suppress(OSError, HTTPException):  # the API server may be down for a while
                 for condition in self.read().get("status", {}).get("conditions", ()):
                     if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
                         return str(condition["type"])
@@ -92,21 +92,21 @@ class Job:
         raise NodeError(f"the Job {self.name} has not ended after {timeout:.0f} s:\n{self.describe()}")
 
     def read(self) -> Any:
-        """The Job as the API server has it."""
+        """Return the Job object."""
         return self._get("/apis/batch/v1", f"jobs/{self.name}")
 
     def pods(self) -> list[Any]:
-        """Its pods, oldest first."""
+        """Return its pods, oldest first."""
         found = self._get("/api/v1", "pods", labelSelector=f"job-name={self.name}")["items"]
         return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def states(self) -> dict[str, Any]:
-        """How the containers of its newest pod have ended, by name: exitCode, reason, message."""
+        """Return container name -> terminated state (exitCode, reason, message) of its newest pod."""
         pods = self.pods()
         return {name: state.get("terminated", {}) for name, state in _states(pods[-1])} if pods else {}
 
     def logs(self) -> dict[str, str]:
-        """What the containers of its pods have written, by name."""
+        """Return container name -> log of its pods."""
         found: dict[str, str] = {}
         for pod in self.pods():
             joined = self._nodes[pod["spec"]["nodeName"]]
@@ -115,23 +115,23 @@ class Job:
         return found
 
     def describe(self) -> str:
-        """All there is to see of it: how its containers are, what they have written, its pods' events."""
-        told = []
+        """Return its pods, container states, events and logs as text."""
+        lines = []
         for pod in self.pods():
             name, about = pod["metadata"]["name"], pod["status"]
-            told.append(f"--- pod {name}: {about.get('phase')} {about.get('message', '')}".rstrip())
-            told += [f"{each}: {json.dumps(state)}" for each, state in _states(pod)]
+            lines.append(f"--- pod {name}: {about.get('phase')} {about.get('message', '')}".rstrip())
+            lines += [f"{each}: {json.dumps(state)}" for each, state in _states(pod)]
             events = self._get("/api/v1", "events", fieldSelector=f"involvedObject.name={name}")["items"]
-            told += [f"event {event['reason']}: {event['message']}" for event in events]
-        told += [f"--- log of {name}\n{text.rstrip()}" for name, text in self.logs().items()]
-        return "\n".join(told) or "it has no pod"
+            lines += [f"event {event['reason']}: {event['message']}" for event in events]
+        lines += [f"--- log of {name}\n{text.rstrip()}" for name, text in self.logs().items()]
+        return "\n".join(lines) or "it has no pod"
 
     def _get(self, api: str, what: str, **selector: str) -> Any:
-        # Not by way of kubectl, which costs ten times as much, and this is asked again and again.
+        # Without kubectl, which takes ten times as long, because this is called often.
         place = f"{api}/namespaces/{self.namespace}/{what}?{urlencode(selector)}"
         status, body = self._cluster.get(place, token=self._cluster.token(ADMIN))
         if status != 200:
-            raise NodeError(f"the API server answers {place} with {status}: {body}")
+            raise NodeError(f"the API server answers {place} with status {status}: {body}")
         return json.loads(body)
 
 

@@ -1,7 +1,7 @@
-"""A node of tests/node joins a cluster: a real kubelet beside its containerd registers it and runs pods.
+"""Join a node of tests/node to a cluster: a real kubelet beside its containerd registers it and runs pods.
 
-There is no registry: images are made here (see images.py), imported, and never pulled. A pod finds the
-API server where every pod does, at the address of the ``kubernetes`` service.
+There is no registry: the tests build the images (see images.py) and import them. A pod finds the API server
+at the address of the ``kubernetes`` service, as in every cluster.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ UNIT = "kubelet.service"
 
 _HOME = "/etc/kubernetes"
 _PODS_LOGS = "var/log/pods"
-_PAUSE = 0.2  # seconds between two looks at a Node that joins
+_PAUSE = 0.2  # seconds between two checks of a joining Node
 _RESTARTS = 2
-"""How often systemd may restart the kubelet: it exits when a busy containerd answers too late."""
+"""How often systemd may restart the kubelet, which exits if a busy containerd answers too late."""
 
 _CONFIG = {
     "apiVersion": "kubelet.config.k8s.io/v1beta1",
     "kind": "KubeletConfiguration",
     "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-    # Whoever is in the node's network may ask it anything, and there is only the node, and the API server.
+    # Everything is allowed, because only the node and the API server reach the node's network.
     "authentication": {"webhook": {"enabled": False}, "anonymous": {"enabled": True}},
     "authorization": {"mode": "AlwaysAllow"},
     "resolvConf": "",
     "failSwapOn": False,
-    # A machine with a full disk runs the tests just as well.
+    # Without a threshold for the disk, so that the tests run on a machine with a full disk.
     "evictionHard": {"memory.available": "1Mi"},
     "nodeStatusUpdateFrequency": "1s",
 }
@@ -49,13 +49,13 @@ _CONFIG = {
 _PREPARE = """\
 import fcntl, os, pathlib, socket, struct, subprocess, sys
 
-# Addresses of its own, as `ip address add` gives, which the node does not have: number lo:1, lo:2, ...
+# Add the addresses as lo:1, lo:2, ...; the node does not have `ip address add`.
 for number, address in enumerate(sys.argv[1:], 1):
     request = struct.pack("16sHH4s8x", b"lo:%d" % number, socket.AF_INET, 0, socket.inet_aton(address))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, 0x8916, request)  # SIOCSIFADDR
 
-# A kubelet sets these for the whole machine unless they are so already; here it finds them so.
+# A kubelet sets these for the whole machine if they have other values. It finds the wanted values here.
 found = pathlib.Path("/run/kubelet-finds")
 found.mkdir()
 for name, value in {
@@ -66,18 +66,18 @@ for name, value in {
     file.write_text(f"{value}\\n")
     subprocess.run(["mount", "--bind", file, f"/proc/sys/{name}"], check=True)
 
-# It listens there for the kernel having run out of memory.
+# The kubelet reads the kernel's out-of-memory messages there.
 os.path.lexists("/dev/kmsg") or os.symlink("/dev/null", "/dev/kmsg")
 """
 
 
 def kubelets_user(*nodes: str) -> Mapping[str, Sequence[str]]:
-    """The users that the kubelets of ``nodes`` are, for :meth:`Cluster.start`."""
+    """Return the users of the kubelets of ``nodes``, for :meth:`Cluster.start`."""
     return {f"system:node:{node}": ("system:nodes",) for node in nodes}
 
 
 def nodes_of(cluster: Cluster) -> list[str]:
-    """The names of the nodes that have joined ``cluster``, in the order of their numbers."""
+    """Return the names of the nodes that have joined ``cluster``, ordered by number."""
     files = sorted((cluster.directory / flags.NODES).iterdir(), key=lambda file: int(file.suffix[1:]))
     return [file.read_text().split()[1] for file in files]
 
@@ -85,11 +85,10 @@ def nodes_of(cluster: Cluster) -> list[str]:
 class JoinedNode:
     """A node that is part of a cluster until the ``with`` statement ends; the kubelet ends with the node.
 
-    The cluster has to have the :func:`kubelets_user` of the node, and the node the
-    :data:`~node.images.PACKAGES`.
-    Each node of a cluster has a ``number`` of its own, 1 to 254. In the node the API server is at the
-    same address as on the machine. Raises :class:`NodeError`, with the kubelet's journal, when the Node
-    is not Ready within ``timeout`` seconds, or as soon as the kubelet keeps ending.
+    The cluster needs the :func:`kubelets_user` of the node, and the node needs the
+    :data:`~node.images.PACKAGES`. Each node of a cluster has another ``number``, 1 to 254. In the node the
+    API server has the same address as on the machine. Raises :class:`NodeError` with the kubelet's journal
+    if the Node is not Ready within ``timeout`` seconds, or if the kubelet keeps ending.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class JoinedNode:
     ) -> None:
         self.cluster = cluster
         self.node = node
-        # For documentation; a kubelet takes no loopback address for its node's.
+        # A documentation address (RFC 5737), because a kubelet refuses a loopback address.
         self.address = f"192.0.2.{number}"
         self._pods = f"10.1.{number}.0/24"
         node.run(["python3", "-", self.address, flags.SERVICE], text=_PREPARE)
@@ -126,17 +125,17 @@ class JoinedNode:
         self._known.unlink(missing_ok=True)
 
     def kubeconfig(self, who: str = ADMIN) -> str:
-        """Put a kubeconfig of ``who`` into the node and return its path there."""
+        """Write a kubeconfig of ``who`` in the node and return its path there."""
         path = f"{_HOME}/{self.cluster.kubeconfig_of(who).name}"
         (self.node.root / path.lstrip("/")).write_text(self.cluster.kubeconfig_of(who).read_text())
         return path
 
     def import_image(self, archive: Path) -> None:
-        """Let the node have an image, see :func:`images.load`."""
+        """Import an image into the node, see :func:`images.load`."""
         images.load(self.node, archive)
 
     def logs(self, namespace: str, pod: str) -> dict[str, str]:
-        """What the containers of a pod have written, by name, as the kubelet keeps it; all restarts."""
+        """Return container name -> log of a pod, from the kubelet's log files, with all restarts."""
         found: dict[str, str] = {}
         for file in sorted((self.node.root / _PODS_LOGS).glob(f"{namespace}_{pod}_*/*/*.log")):
             lines = map(_written, file.read_text(errors="replace").splitlines())
@@ -144,16 +143,16 @@ class JoinedNode:
         return found
 
     def journal(self) -> str:
-        """What the kubelet logged last."""
+        """Return the last 60 journal lines of the kubelet."""
         return self.node.journal(UNIT, lines=60)
 
     def report(self) -> list[tuple[str, str]]:
-        """Title and text of what one wants to see when a test of this node failed."""
+        """Return titles and texts for the report of a failed test: logs of cluster, node and kubelet."""
         kubelet = (f"{self.node.name}: journal of the kubelet", self.journal())
         return [*self.cluster.report(), *self.node.report(), kubelet]
 
     def _open_ways(self) -> None:
-        """Let the node and the API server reach each other."""
+        """Start the relays by which the node and the API server reach each other."""
         pid, own = str(self.node.leader.pid), self.cluster.url.removeprefix("https://")
         self._known.write_text(f"{pid} {self.node.name}")
         self.cluster.relay("egress", "egress", flags.EGRESS_SOCKET, flags.NODES)
@@ -197,7 +196,9 @@ class JoinedNode:
     def _ready(self) -> bool:
         self.cluster.check_programs(before=f"the Node {self.node.name} is Ready")
         if (restarts := self.node.unit(UNIT).restarts) > _RESTARTS:
-            raise NodeError(f"{self.node.name}: the kubelet ended {restarts} times before its Node was Ready")
+            raise NodeError(
+                f"the kubelet of {self.node.name} ended {restarts} times before its Node was Ready"
+            )
         with contextlib.suppress(OSError, HTTPException):  # a busy machine may be too slow for one request
             place = f"/api/v1/nodes/{self.node.name}"
             status, body = self.cluster.get(place, token=self.cluster.token(ADMIN))
@@ -207,13 +208,13 @@ class JoinedNode:
 
 
 def _written(line: str) -> str:
-    """What a container wrote, of a line of its log: time, stream, F for a full line or P for a part, text."""
+    """Return the container's text of a log line: time, stream, F for a full line or P for a part, text."""
     _, _, kind, text = line.split(" ", 3)
     return f"{text}\n" if kind == "F" else text
 
 
 def _pause(plugins: Mapping[str, Any]) -> str:
-    """The image of every pod's first container, as containerd 2.x or 1.x is set."""
+    """Return the pause image in the settings of containerd 2.x or 1.x."""
     if new := plugins.get("io.containerd.cri.v1.images"):
         return str(new["pinned_images"]["sandbox"])
     return str(plugins["io.containerd.grpc.v1.cri"]["sandbox_image"])

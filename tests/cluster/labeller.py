@@ -1,4 +1,4 @@
-"""The account of the containers that label a Node, as the chart makes it, and what tests do with it."""
+"""The chart's ServiceAccount of the containers that label a Node, and requests with its rights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVENTS = "/api/v1/namespaces/default/events"
 
 @dataclass(frozen=True)
 class LabellerRelease:
-    """The chart's part for the labeller, in a cluster, as one release of it."""
+    """The labeller's objects of one release of the chart in a cluster."""
 
     cluster: Cluster
     release: str
@@ -42,18 +42,18 @@ class LabellerRelease:
 
     @property
     def installation_label(self) -> str:
-        """Its own label."""
+        """The installation label of the release."""
         return INSTALLATION_LABEL_PREFIX + (self.suffix or "default")
 
     def apply(self) -> LabellerRelease:
-        """Put it into the cluster, and wait until the API server goes by it."""
+        """Apply the objects, and wait until the API server enforces them."""
         if self.cluster.kubectl("get", "namespace", self.namespace, check=False).returncode:
             self.cluster.kubectl("create", "namespace", self.namespace)
         values = {"env": {"multiInstallSuffix": self.suffix}, "startupTaints": STARTUP}
         apply(self.cluster, render(self.cluster, self.release, self.namespace, values=values, only=TEMPLATES))
         node = worker(self.cluster)
         labeller = self.on(node)
-        # Roles and policies are in force a moment after they are made, each by itself.
+        # The API server enforces each new role and policy only after a moment.
         wait_until(
             lambda: (
                 labeller.call("GET", f"/api/v1/nodes/{node}").status == 200
@@ -65,7 +65,7 @@ class LabellerRelease:
         return self
 
     def on(self, node: str) -> ApiCaller:
-        """The labeller in a pod on ``node``."""
+        """Return a client with the labeller's token of a pod on ``node``."""
         return on_node(self.cluster, self.namespace, self.account, node)
 
 
@@ -74,15 +74,15 @@ def worker(cluster: Cluster, **metadata: object) -> str:
     name = f"least-{secrets.token_hex(4)}"
     cluster.node(name)
     administrator = admin(cluster)
-    # A controller annotates each new Node: later it would be in the way of comparisons.
-    wait_until(lambda: "annotations" in administrator.node(name)["metadata"], f"{name} was taken note of")
+    # A controller annotates each new Node; wait for it, so that later comparisons do not see it.
+    wait_until(lambda: "annotations" in administrator.node(name)["metadata"], f"{name} has annotations")
     patch = {"metadata": metadata, "spec": {"taints": TAINTS}}
     assert administrator.patch(name, patch).status == 200
     return name
 
 
 def event(node: str, **fields: object) -> dict[str, Any]:
-    """An Event such as kata-node records about a Node, with some ``fields`` changed."""
+    """Return an Event as kata-node records it about a Node; ``fields`` replace its fields."""
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -99,17 +99,20 @@ def event(node: str, **fields: object) -> dict[str, Any]:
 
 
 def labels(**values: str | None) -> dict[str, Any]:
-    """A patch of labels as kata-node sends it; ``shared`` and ``own`` stand for the two of it."""
+    """Return a patch of labels as kata-node sends it.
+
+    ``shared`` stands for the shared label and ``own`` for the installation label.
+    """
     keys = {"shared": SHARED_LABEL, "own": f"{INSTALLATION_LABEL_PREFIX}default"}
     return {"metadata": {"labels": {keys.get(key, key): value for key, value in values.items()}}}
 
 
 def taints(*those: Mapping[str, str]) -> dict[str, Any]:
-    """A patch of the whole list of taints, as kata-node sends it."""
+    """Return a patch of the whole list of taints, as kata-node sends it."""
     return {"spec": {"taints": list(those)}}
 
 
 def refusal(answer: ApiResponse) -> str:
-    """Why the policies refused it."""
+    """Return the reason of a refusal by an admission policy."""
     assert answer.status == 403, answer
     return answer.message.partition(" denied request: ")[2]

@@ -1,4 +1,4 @@
-"""Others who write to Nodes, as a kubelet, a controller or a person does, and a record of what came of it."""
+"""Other writers of Nodes, such as a kubelet, a controller or a person, and a record of a Node's states."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ from node.commands import WAIT_TIMEOUT, wait_until
 
 from cluster.control_plane import ADMIN, Cluster
 
-_TTL = "node.alpha.kubernetes.io/ttl"  # an annotation of the controller manager's
+_TTL = "node.alpha.kubernetes.io/ttl"  # the controller manager annotates each new Node with it
 
 
 class NodeWriter:
-    """Writes to the API server as somebody else would: quickly, and without kata-node's own client.
-
-    Not for two threads at once.
-    """
+    """A fast client of the API server that shares no code with kata-node. It is not thread-safe."""
 
     def __init__(self, cluster: Cluster, who: str = ADMIN) -> None:
         self._token = cluster.token(who)
@@ -36,32 +33,32 @@ class NodeWriter:
         )
 
     def close(self) -> None:
-        """End its connection."""
+        """Close the connection."""
         self._connection.close()
 
     def ask(
         self, method: str, path: str, content: object = None, kind: str = "application/json"
     ) -> tuple[int, Any]:
-        """The status and the object answered."""
+        """Send a request, and return the HTTP status and the object of the answer."""
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind}
         body = None if content is None else json.dumps(content)
         try:
             self._connection.request(method, path, body, headers)
             response = self._connection.getresponse()
-        except (OSError, HTTPException):  # it was kept open, and the API server has been restarted
+        except (OSError, HTTPException):  # the API server was restarted and closed the connection
             self._connection.close()
             self._connection.request(method, path, body, headers)
             response = self._connection.getresponse()
         return response.status, json.loads(response.read())
 
     def do(self, method: str, path: str, content: object = None, kind: str = "application/json") -> Any:
-        """The object answered; raises :class:`AssertionError` for what is refused."""
+        """Send a request, and return the object; raises :class:`AssertionError` if it is refused."""
         status, answer = self.ask(method, path, content, kind)
         assert status < 300, answer
         return answer
 
     def watch(self, name: str, version: str) -> HTTPResponse:
-        """The changes of the Node from ``version`` on, a line each; nothing else can be asked any more."""
+        """Watch the Node from ``version`` on, one line a change; afterwards no other request is possible."""
         query = urlencode(
             {"watch": "true", "fieldSelector": f"metadata.name={name}", "resourceVersion": version}
         )
@@ -70,32 +67,32 @@ class NodeWriter:
         return self._connection.getresponse()
 
     def interrupt(self) -> None:
-        """Let whoever reads what is watched come to an end."""
+        """End the reader of :meth:`watch`."""
         if self._connection.sock is not None:
             with contextlib.suppress(OSError):
                 self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     def node(self, name: str) -> dict[str, Any]:
-        """The Node as it is now."""
+        """Return the current Node."""
         node: dict[str, Any] = self.do("GET", f"/api/v1/nodes/{name}")
         return node
 
     def label(self, name: str, labels: Mapping[str, str | None]) -> None:
-        """Set labels and remove those that are ``None``, whoever else writes."""
+        """Set labels, and remove labels with the value ``None``, whatever the Node's resourceVersion."""
         patch = {"metadata": {"labels": dict(labels)}}
         self.do("PATCH", f"/api/v1/nodes/{name}", patch, "application/merge-patch+json")
 
     def report(self, name: str, **status: object) -> None:
-        """Change what the kubelet says."""
+        """Change the status of the Node, as its kubelet does."""
         patch = {"status": status}
         self.do("PATCH", f"/api/v1/nodes/{name}/status", patch, "application/merge-patch+json")
 
     def register(
         self, name: str, labels: Mapping[str, str] | None = None, status: Mapping[str, Any] | None = None
     ) -> None:
-        """Make a Node in one go, as a kubelet does: Ready unless ``status`` has other conditions.
+        """Create a Node with its status, as a kubelet does: Ready unless ``status`` has other conditions.
 
-        Returns when the cluster's controllers have left on it what they leave on every new one.
+        Returns when the controller manager has annotated it.
         """
         metadata = {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}}
         ready = {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}
@@ -114,7 +111,7 @@ class NodeWriter:
 
 
 class NodeHistory:
-    """Every state that a Node goes through while this is entered: its metadata, in :attr:`states`."""
+    """A context that records the metadata of every version of a Node in :attr:`states`."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.states: list[dict[str, Any]] = []
@@ -151,7 +148,7 @@ class NodeHistory:
 
 
 class RepeatingWriter:
-    """Does something over and over in a thread of its own, for as long as it is entered."""
+    """A context in which a thread calls ``act`` repeatedly, with ``pause`` seconds between two calls."""
 
     def __init__(self, act: Callable[[], object], *, pause: float) -> None:
         self.acts = 0

@@ -1,8 +1,8 @@
-"""The programs of the control plane, and those that talk to it: built as ``go.mod`` here pins them.
+"""Build the programs of the control plane and its clients, in the versions that ``go.mod`` here pins.
 
-They come from one module of the tests' own rather than each from its own, because Kubernetes cannot
-be built alone outside of its repository, and so that what they have in common is compiled once.
-``go.sum`` holds the digests of all that is fetched.
+They are built from one module of the tests, not each from its own module: Kubernetes cannot be built alone
+outside its repository, and common packages are compiled only once. ``go.sum`` holds the digests of all
+downloads.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SCHEDULER = "kube-scheduler"
 
 
 def version_of(module: str) -> str:
-    """The release of ``module`` that ``go.mod`` asks for, such as v1.37.2."""
+    """Return the version of ``module`` in ``go.mod``, for example v1.37.2."""
     found = re.search(rf"^\s+{re.escape(module)} (v\S+)", (HERE / "go.mod").read_text(), re.MULTILINE)
     if found is None:
-        raise NodeError(f"{HERE / 'go.mod'} does not ask for {module}")
+        raise NodeError(f"{HERE / 'go.mod'} does not require {module}")
     return found[1]
 
 
 @dataclass(frozen=True)
 class BuiltProgram:
-    """A program: what it is called, the package it is built from, and the module whose release it is."""
+    """A program: its file name, its Go package, and the module that has its version."""
 
     name: str
     package: str
@@ -44,24 +44,24 @@ class BuiltProgram:
 
     @property
     def path(self) -> Path:
-        """Where it is kept, whether it is there yet or not."""
+        """Its path in the cache, whether it exists yet or not."""
         pinned = [(HERE / name).read_text() for name in ("go.mod", "go.sum")]
         key = key_of(self.name, self.package, self.ldflags, *pinned, GO, platform.machine())
         return cache_dir() / "go" / f"{self.name}-{version_of(self.module)}-{key}" / self.name
 
     @property
     def ldflags(self) -> str:
-        """Its release, told to it as its own builds do; etcd has it in its source."""
+        """Linker flags that set its version, as upstream's builds do; etcd has its version in the source."""
         version = version_of(self.module)
-        told = {}
+        values = {}
         if self.module == KUBERNETES:
             major, minor, _ = version.removeprefix("v").split(".", 2)
             place = "k8s.io/component-base/version"
-            told = {f"{place}.git{what}": value for what, value in (("Major", major), ("Minor", minor))}
-            told[f"{place}.gitVersion"] = version
+            values = {f"{place}.git{what}": value for what, value in (("Major", major), ("Minor", minor))}
+            values[f"{place}.gitVersion"] = version
         elif self.module == HELM:
-            told = {f"{HELM}/internal/version.version": version}
-        return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in told.items())])
+            values = {f"{HELM}/internal/version.version": version}
+        return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in values.items())])
 
 
 BUILT_PROGRAMS = {
@@ -78,32 +78,31 @@ BUILT_PROGRAMS = {
 }
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
-"""What a cluster does not start without. The others are built when they are asked for."""
+"""The programs that every cluster needs. The others are built on demand."""
 
 
 def missing_prerequisites(names: Iterable[str] = CONTROL_PLANE) -> str:
-    """Why this machine cannot start a cluster of these programs, with the remedy; empty when it can."""
+    """Return why this machine cannot start a cluster of these programs, with the remedy; empty if it can."""
     if shutil.which("setpriv") is None:
-        return (
-            "setpriv is missing, which ties programs to the tests that start them: apt-get install util-linux"
-        )
+        return "setpriv is missing, which ends programs with the tests: run: apt-get install util-linux"
     return missing_go() if to_build(names) else ""
 
 
 def to_build(names: Iterable[str] = CONTROL_PLANE) -> list[str]:
-    """Those of these programs that are not kept yet."""
+    """Return the programs among ``names`` that are not cached yet."""
     return [name for name in names if not BUILT_PROGRAMS[name].path.exists()]
 
 
 def program(name: str) -> Path:
-    """The program ``name`` of :data:`PARTS`, built when it is not kept yet.
+    """Return the path of a program of :data:`BUILT_PROGRAMS`; build it if it is not cached.
 
-    The first takes minutes, a download and 3 GB of Go's caches; the others then have most of it.
-    Asked for twice at once it is built once. Raises :class:`NodeError` with the last lines of what Go said.
+    The first build takes minutes, a download and 3 GB of Go's caches; the next ones reuse most of it.
+    Two processes that want the same program build it once. Raises :class:`NodeError` with the last lines
+    of Go's output.
     """
     part = BUILT_PROGRAMS[name]
     if part.path.exists():
-        return part.path  # without the lock: who built it may be root, and who runs it not
+        return part.path  # without the lock, which may belong to root
 
     def make(directory: Path) -> None:
         if reason := missing_go():

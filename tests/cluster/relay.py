@@ -1,17 +1,17 @@
-"""Ways between the machine and nodes that have a network of their own; run as a program of either kind.
+"""Connect the machine with the network namespaces of nodes. This program has two kinds.
 
     relay.py service PID PORT ADDRESS:PORT...
 
-Lets a node reach the API server: listens at each ADDRESS:PORT in the network of process PID, and passes
-what comes there on to 127.0.0.1:PORT of the machine.
+Lets a node reach the API server: listens at each ADDRESS:PORT in the network namespace of process PID, and
+forwards connections to 127.0.0.1:PORT of the machine.
 
     relay.py egress SOCKET DIRECTORY
 
 Lets the API server reach the kubelets: answers ``CONNECT ADDRESS:PORT`` on SOCKET, as an HTTP proxy does.
-DIRECTORY has a file for each ADDRESS of a node, which begins with the number of a process in its network.
-No other address is reached.
+DIRECTORY has a file for each ADDRESS of a node; it begins with the pid of a process in the node's network
+namespace. Other addresses are refused.
 
-Nothing of the machine's network is changed, and all ends with the process.
+This changes nothing in the machine's network, and everything ends with the process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Serve = Callable[[socket.socket], None]
 
 @contextlib.contextmanager
 def network_of(pid: int) -> Iterator[None]:
-    """Sockets that this thread makes meanwhile are in the network namespace of ``pid``, and stay there."""
+    """A context in which new sockets of this thread belong, for good, to the network namespace of ``pid``."""
     libc = ctypes.CDLL(None, use_errno=True)
     own, other = (os.open(f"/proc/{each}/ns/net", os.O_RDONLY) for each in ("thread-self", pid))
     try:
@@ -54,7 +54,7 @@ def _enter(libc: ctypes.CDLL, namespace: int) -> None:
 
 
 def pass_on(client: socket.socket, server: socket.socket) -> None:
-    """Pass on what either sends to the other, until one side has had enough."""
+    """Forward data in both directions until one side closes its connection."""
     with selectors.DefaultSelector() as ready:
         ready.register(client, selectors.EVENT_READ, server)
         ready.register(server, selectors.EVENT_READ, client)
@@ -70,13 +70,13 @@ def pass_on(client: socket.socket, server: socket.socket) -> None:
 
 
 def service(port: int) -> Serve:
-    """What becomes of a connection to the API server, which is at ``port`` of the machine."""
+    """Return a function that forwards a connection to the API server at ``port`` of the machine."""
 
     def serve(client: socket.socket) -> None:
         try:
             server = socket.create_connection(("127.0.0.1", port))
         except OSError:
-            return  # the API server is away, and the client sees its connection closed
+            return  # the API server is down, so close the client's connection
         with server:
             pass_on(client, server)
 
@@ -84,7 +84,7 @@ def service(port: int) -> Serve:
 
 
 def egress(directory: Path) -> Serve:
-    """What becomes of a connection from the API server, which asks for an address of ``directory``."""
+    """Return a function that answers a CONNECT of the API server to an address of ``directory``."""
 
     def serve(client: socket.socket) -> None:
         asked = b""
@@ -107,7 +107,7 @@ def egress(directory: Path) -> Serve:
 
 
 def connected(node: Path, address: tuple[str, int]) -> socket.socket:
-    """A connection to ``address`` in the network that the file ``node`` names; raises :class:`OSError`."""
+    """Connect to ``address`` in the network namespace of the file ``node``; raises :class:`OSError`."""
     with network_of(int(node.read_text().split()[0])):
         connection = socket.create_connection(address, timeout=10)
     connection.settimeout(None)
@@ -115,7 +115,7 @@ def connected(node: Path, address: tuple[str, int]) -> socket.socket:
 
 
 def accept(listener: socket.socket, serve: Serve) -> None:
-    """Serve every connection, each in a thread of its own, for ever."""
+    """Serve connections forever, each in a separate thread."""
 
     def served(client: socket.socket) -> None:
         with client:
@@ -127,7 +127,7 @@ def accept(listener: socket.socket, serve: Serve) -> None:
 
 
 def main() -> None:
-    """Serve until killed; the line on stdout says that connections are taken."""
+    """Serve until killed; print ``listening`` when connections are accepted."""
     kind, *arguments = sys.argv[1:]
     if kind == "service":
         pid, port, *addresses = arguments

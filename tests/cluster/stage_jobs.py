@@ -1,7 +1,7 @@
-"""kata-node's own image in the containers of a Job, with the mounts README gives to each stage, and no more.
+"""Jobs with kata-node's image, in which each stage has only the mounts that the README gives it.
 
-Nothing is privileged: no capability, the runtime's own seccomp profile, a root that cannot be written.
-Whoever has a token is not even root.
+The containers are unprivileged: no capability, the runtime's default seccomp profile, a read-only root.
+A container with a token does not run as root.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ MOUNTS: Mapping[str, Sequence[str]] = {
     "artifacts": ("/opt", "/run/kata-node"),
     "cri": ("/opt", CONFIGURATION, SOCKET, "/run/dbus", "/run/kata-node"),
 }
-"""Of a node with containerd, what the stages that work on it get below their host root."""
+"""Stage -> paths of a node with containerd that are mounted below the stage's host root."""
 
 _LIKE = {"revert-cri": "cri", "remove-artifacts": "artifacts"}
 _CREDENTIALS = "/var/run/secrets/kubernetes.io/serviceaccount"
 _NOBODY = 65532
-_MADE = ("/opt", "/run/kata-node")  # which a node may not have yet
+_MADE = ("/opt", "/run/kata-node")  # may not exist on a node yet
 _FILES = ("/etc/machine-id",)
 
 RIGHTS = f"""\
@@ -65,7 +65,7 @@ subjects: [{{kind: ServiceAccount, name: {ACCOUNT}, namespace: default}}]
 
 
 def prepare(cluster: Cluster, values: Mapping[str, Any] = VALUES) -> None:
-    """Make what the Jobs refer to: the account with its rights, and the values of the installation."""
+    """Create what the Jobs refer to: the account with its rights, and a ConfigMap with the values."""
     cluster.kubectl("apply", "--filename=-", text=RIGHTS)
     settings = {
         "apiVersion": "v1",
@@ -77,7 +77,7 @@ def prepare(cluster: Cluster, values: Mapping[str, Any] = VALUES) -> None:
 
 
 def stages_job(name: str, stages: Sequence[str]) -> dict[str, Any]:
-    """A Job of these stages, one container each, in their order."""
+    """Return a Job that runs these stages in order, one container each."""
     *first, last = map(_container, stages)
     token = {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}
     authority = {"configMap": {"name": "kube-root-ca.crt"}}
@@ -116,10 +116,10 @@ def _container(stage: str) -> dict[str, Any]:
     variables: list[dict[str, Any]] = [
         {"name": "KATA_NODE_CONFIG", "value": "/etc/kata-node/values.yaml"},
         {"name": "KATA_NODE_REPORTS", "value": "/reports"},
-        # Nobody puts old labels back here.
+        # No other program restores old labels in these tests, so a short time is enough.
         {"name": "KATA_NODE_LABEL_STABLE_FOR", "value": "1"},
     ]
-    if paths is None:  # it speaks to the API server, and sees nothing of the host
+    if paths is None:  # a stage that calls the API server and has no host path
         mounts.append({"name": "credentials", "mountPath": _CREDENTIALS, "readOnly": True})
         rights |= {"runAsNonRoot": True, "runAsUser": _NOBODY, "runAsGroup": _NOBODY}
         variables.append({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})

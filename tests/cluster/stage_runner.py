@@ -1,4 +1,4 @@
-"""A Node of a test's own, and kata-node's stages run for it the way a container of a Job runs them."""
+"""Run kata-node's stages for one Node of a test, as a container of a Job runs them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABELLER = "system:serviceaccount:labelling:labeller"
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
-OURS = {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+LABELED = {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
 CLAIMED = {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
 
 RIGHTS = """\
@@ -58,11 +58,11 @@ subjects: [{kind: ServiceAccount, name: labeller, namespace: labelling}]
 
 @functools.cache
 def labellers_token(cluster: Cluster) -> str:
-    """A token of the account that the label container has: it may get and patch nodes, and create Events."""
+    """Return a token of the label container's account, which may get and patch nodes and create Events."""
     cluster.kubectl("apply", "--filename=-", text=RIGHTS)
     token = cluster.token(LABELLER)
 
-    def known() -> bool:  # the authorizer hears of roles a moment later
+    def known() -> bool:  # the API server applies new roles after a moment
         return cluster.get("/api/v1/nodes/nobody", token=token)[0] == 404
 
     wait_until(known, "the labeller may read nodes")
@@ -71,7 +71,7 @@ def labellers_token(cluster: Cluster) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended. ``error`` has the keys of the report's error, or none."""
+    """The result of a stage. ``error`` is the error of the report, or empty."""
 
     code: int
     outcome: str
@@ -82,7 +82,7 @@ class Outcome:
 
     @classmethod
     def of(cls, done: CommandResult) -> Outcome:
-        """Read what a run with ``--output json`` has printed."""
+        """Parse the output of a run with ``--output json``."""
         assert "Traceback" not in done.stderr, describe_result(done)
         document = json.loads(done.stdout)
         stages = document.get("stages") or [{}]
@@ -93,25 +93,26 @@ class Outcome:
         )
 
     def succeeded(self) -> Outcome:
-        """Itself; fails the test with all that was said if the stage did not succeed."""
+        """Fail the test with the whole output unless the stage succeeded; return self."""
         assert self.code == 0, describe_result(self.done)
         return self
 
     def failed(self, code: int = 1) -> Outcome:
-        """Itself; fails the test unless the stage failed with ``code``."""
+        """Fail the test unless the stage failed with ``code``; return self."""
         assert self.code == code, describe_result(self.done)
         return self
 
     @property
     def text(self) -> str:
-        """What happened, and what to do about it."""
+        """The error and its hint."""
         return f"{self.error.get('what', '')}\n{self.error.get('hint', '')}"
 
 
 class StageRunner:
-    """A Node's name, a :class:`Road` to the API server, and a :class:`Hand` that writes past it.
+    """Runs stages for the Node ``name`` through a :class:`FaultyProxy` of the API server.
 
-    Stages have the rights of the label container unless they are given another kubeconfig.
+    ``node_writer`` writes to the Node without the proxy. Stages have the rights of the label container
+    unless ``env`` has another kubeconfig.
     """
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
@@ -137,27 +138,27 @@ class StageRunner:
         self.node_writer.close()
 
     def register(self, labels: Mapping[str, str] | None = None, **status: object) -> None:
-        """Make the Node; Ready unless ``status`` has other conditions."""
+        """Create the Node; it is Ready unless ``status`` has other conditions."""
         self.node_writer.register(self.name, labels, status)
 
     def as_holder_of(self, token: str) -> dict[str, str]:
-        """The variables of a run by whoever has ``token``."""
+        """Return the environment variables of a run with another ``token``."""
         return {"KUBECONFIG": str(self.proxy.kubeconfig(self.directory / "another-kubeconfig", token))}
 
     @property
     def key(self) -> Path:
-        """What the cluster signs the tokens of ServiceAccounts with."""
+        """The file of the key that signs the tokens of ServiceAccounts."""
         return self.cluster.directory / flags.KEY
 
     @property
     def labels(self) -> dict[str, str]:
-        """Those of the Node's labels that are ours or another instance's."""
+        """The Kata labels of the Node, of all installations."""
         labels: Mapping[str, str] = self.node_writer.node(self.name)["metadata"]["labels"]
         return {key: value for key, value in labels.items() if "katacontainers.io/" in key}
 
     @property
     def version(self) -> str:
-        """The Node's resourceVersion: another one after every change."""
+        """The Node's resourceVersion, which changes with every write."""
         return str(self.node_writer.node(self.name)["metadata"]["resourceVersion"])
 
     def start(
@@ -168,7 +169,11 @@ class StageRunner:
         env: Mapping[str, str] | None = None,
         entering: tuple[str, ...] = (),
     ) -> RunningCommand:
-        """Start a stage; ``options`` follow those that keep waits short, ``env`` replaces variables."""
+        """Start a stage without waiting.
+
+        ``options`` come after options that keep waits short. ``env`` replaces environment variables.
+        ``entering`` is a command prefix.
+        """
         command = [sys.executable, "-m", "kata_node", "stage", stage, "--output=json", "--shims=qemu"]
         command += [f"--host-root={self.host}", "--label-timeout=120", "--label-stable-for=0.2"]
         if instance:
@@ -192,5 +197,5 @@ class StageRunner:
         env: Mapping[str, str] | None = None,
         entering: tuple[str, ...] = (),
     ) -> Outcome:
-        """Start a stage, see :meth:`start`, and wait for its end."""
+        """Run a stage, see :meth:`start`, and return its result."""
         return Outcome.of(self.start(stage, *options, instance=instance, env=env, entering=entering).wait())

@@ -1,4 +1,4 @@
-"""The whole chart: what helm makes of values, and what a real API server says to that."""
+"""The objects that helm renders from the chart's values, validated by a real API server."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ BASES = {
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
-def test_an_api_server_takes_every_object_and_every_job_of_a_node(cluster: Cluster, base: Document) -> None:
+def test_the_api_server_accepts_every_object_and_every_node_job(cluster: Cluster, base: Document) -> None:
     rendered = documents(cluster, base, online=True)
     dry_run(cluster, [*rendered, *node_jobs(rendered)])
 
 
 @pytest.mark.parametrize("example", [{}, *EXAMPLES.values()], ids=["values.yaml", *EXAMPLES])
-def test_helm_has_nothing_to_complain_about(cluster: Cluster, example: Document) -> None:
+def test_helm_lint_finds_nothing(cluster: Cluster, example: Document) -> None:
     for mode in (JOB, {"deploymentMode": "daemonset"}):
         cluster.helm("lint", "--strict", str(CHART), "--values=-", text=json.dumps({**example, **mode}))
 
@@ -104,13 +104,13 @@ def test_the_nodes_are_chosen_by_name_or_by_one_label_selector(
     assert cleanup == expected
 
 
-def test_a_node_with_windows_gets_nothing(cluster: Cluster) -> None:
+def test_no_pod_is_scheduled_on_a_windows_node(cluster: Cluster) -> None:
     rendered = [*documents(cluster, JOB, {"job": {"nodeSelectorExpressions": []}}), *documents(cluster, {})]
     for name, pod in pods(rendered).items():
         spec = pod["spec"]
-        # By the scheduler, and where the dispatcher names the node itself, by the kubelet.
-        told = spec["os"]["name"] if "nodeName" in spec else spec["nodeSelector"]["kubernetes.io/os"]
-        assert told == "linux", name
+        # The scheduler checks the selector; where the dispatcher sets nodeName, the kubelet does.
+        system = spec["os"]["name"] if "nodeName" in spec else spec["nodeSelector"]["kubernetes.io/os"]
+        assert system == "linux", name
     mark = f"os-{secrets.token_hex(3)}"
     for system in ("linux", "windows", ""):
         labels = {mark: "", **({"kubernetes.io/os": system} if system else {})}
@@ -130,7 +130,7 @@ def test_a_node_with_windows_gets_nothing(cluster: Cluster) -> None:
         ("cleanup.yaml", ["unlabel", "revert-cri", "remove-artifacts", "unclaim"]),
     ],
 )
-def test_a_job_has_its_stages_in_order_and_each_what_it_needs(
+def test_a_job_has_its_stages_in_order_each_with_its_mounts_and_rights(
     cluster: Cluster, file: str, stages: list[str], runtime: str
 ) -> None:
     job = job_for(dispatcher_configs(documents(cluster, JOB))[file], runtime)
@@ -160,7 +160,7 @@ def test_a_job_has_its_stages_in_order_and_each_what_it_needs(
 @pytest.mark.parametrize(
     "home", DISTRIBUTION_RUNTIMES, ids=lambda home: f"{home.distribution}, {home.runtime}"
 )
-def test_a_stage_gets_the_directories_that_the_node_side_works_in(cluster: Cluster, home: Any) -> None:
+def test_each_stage_mounts_the_directories_that_it_works_in(cluster: Cluster, home: Any) -> None:
     values = {"k8sDistribution": home.distribution}
     config = dispatcher_configs(documents(cluster, JOB, values))["install.yaml"]
     pod = job_for(config, home.runtime)["spec"]["template"]["spec"]
@@ -175,7 +175,7 @@ def test_a_stage_gets_the_directories_that_the_node_side_works_in(cluster: Clust
     assert not others & set(seen)
 
 
-def test_units_of_systemd_are_for_those_alone_who_set_up_nydus(cluster: Cluster) -> None:
+def test_the_unit_directory_is_mounted_only_for_stages_that_set_up_nydus(cluster: Cluster) -> None:
     def seen(runtime: str, setup: list[str]) -> bool:
         values = {"snapshotter": {"setup": setup}}
         config = dispatcher_configs(documents(cluster, JOB, values))["install.yaml"]
@@ -196,7 +196,7 @@ def test_units_of_systemd_are_for_those_alone_who_set_up_nydus(cluster: Cluster)
         pytest.param({"k8sDistribution": "rke2"}, ["containerd"], id="a distribution that brings its own"),
     ],
 )
-def test_there_is_a_job_for_each_runtime_that_a_node_may_have(
+def test_there_is_a_job_template_for_each_container_runtime(
     cluster: Cluster, values: Any, runtimes: list[str]
 ) -> None:
     for config in dispatcher_configs(documents(cluster, JOB, values)).values():
@@ -204,13 +204,13 @@ def test_there_is_a_job_for_each_runtime_that_a_node_may_have(
             assert [each["runtime"] for each in part["templates"]] == runtimes
 
 
-def test_a_daemonset_is_for_containerd_unless_told_otherwise(cluster: Cluster) -> None:
+def test_a_daemonset_is_for_containerd_by_default(cluster: Cluster) -> None:
     explicit = documents(cluster, {"containerRuntime": "containerd"})
     assert documents(cluster, {"containerRuntime": "auto"}) == explicit
     assert documents(cluster, {"containerRuntime": "crio"}) != explicit
 
 
-def test_the_dispatcher_takes_its_configurations(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_dispatcher_accepts_the_rendered_configurations(cluster: Cluster, tmp_path: Path) -> None:
     module = pytest.importorskip("kata_node.dispatcher.config")
     careful = {"rollout": {"canary": 2, "waveSize": "25%", "maxFailures": 3}, "reconcileSchedule": "@daily"}
     rendered = documents(cluster, JOB, {"job": careful})
@@ -226,12 +226,12 @@ def test_the_dispatcher_takes_its_configurations(cluster: Cluster, tmp_path: Pat
     assert read["install.yaml"].canary == 2
     assert read["install.yaml"].removed
     assert not read["reconcile.yaml"].removed
-    # Each takes the Jobs of the other for its own.
+    # The dispatchers adopt each other's Jobs.
     assert read["install.yaml"].name_prefix == read["reconcile.yaml"].name_prefix
     assert read["install.yaml"].job_selector() == read["cleanup.yaml"].job_selector()
 
 
-def test_nothing_that_stays_comes_with_jobs_and_nothing_of_jobs_with_a_daemonset(cluster: Cluster) -> None:
+def test_job_mode_has_no_daemonset_and_daemonset_mode_has_no_job_objects(cluster: Cluster) -> None:
     jobs, daemonset = documents(cluster, JOB), documents(cluster, {})
     assert not kind(jobs, "DaemonSet")
     assert not kind(jobs, "CronJob")
@@ -239,7 +239,7 @@ def test_nothing_that_stays_comes_with_jobs_and_nothing_of_jobs_with_a_daemonset
     assert [each["metadata"]["name"] for each in kind(daemonset, "Job")] == ["kata-deploy-stop"]
 
 
-def test_hooks_run_when_what_they_need_is_there(cluster: Cluster) -> None:
+def test_hooks_run_after_the_objects_that_they_need(cluster: Cluster) -> None:
     rendered = documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}, "verification": {"pod": POD}})
     hooks = {}
     for each in rendered:
@@ -262,7 +262,7 @@ def test_hooks_run_when_what_they_need_is_there(cluster: Cluster) -> None:
     assert dispatcher["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
 
 
-def test_the_dispatcher_may_list_nodes_and_manage_jobs_and_nothing_else(cluster: Cluster) -> None:
+def test_the_dispatcher_may_only_list_nodes_and_manage_jobs(cluster: Cluster) -> None:
     rendered = documents(cluster, JOB)
     assert one(rendered, "ClusterRole", "-dispatcher")["rules"] == [
         {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}
@@ -274,14 +274,14 @@ def test_the_dispatcher_may_list_nodes_and_manage_jobs_and_nothing_else(cluster:
     assert not {"create", "delete", "patch", "update"} & set(pods["verbs"])
 
 
-def test_only_a_dispatcher_that_is_to_tell_of_nodes_may_create_events(cluster: Cluster) -> None:
+def test_the_dispatcher_may_create_events_only_if_node_events_are_enabled(cluster: Cluster) -> None:
     rendered = kind(documents(cluster, JOB, {"job": {"events": True}}), "Role", "-dispatcher")
     [role] = [each for each in rendered if each["metadata"]["namespace"] == "default"]
     assert role["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
 
 
 @pytest.mark.parametrize("length", [1, 19, 20, 40, 63])
-def test_names_fit_whatever_the_suffix_and_two_suffixes_that_begin_alike_stay_apart(
+def test_names_are_valid_with_every_suffix_and_differ_for_suffixes_with_the_same_beginning(
     cluster: Cluster, length: int
 ) -> None:
     names = []

@@ -1,4 +1,4 @@
-"""The chart's RuntimeClasses: for what nodes serve, and where it is served."""
+"""The chart's RuntimeClasses: one for each served handler, scheduled to the nodes that serve it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("values", SETTINGS.values(), ids=SETTINGS.keys())
-def test_there_is_a_runtime_class_for_what_nodes_serve_and_for_nothing_else(
+def test_there_is_a_runtime_class_for_each_served_handler_and_no_other(
     cluster: Cluster, values: Document, tmp_path: Path
 ) -> None:
     rendered = documents(cluster, values)
@@ -44,7 +44,7 @@ def test_there_is_a_runtime_class_for_what_nodes_serve_and_for_nothing_else(
     given.write_text(one(rendered, "ConfigMap", "-node")["data"]["values.yaml"])
     served = set()
     for arch in MACHINES.values():
-        with contextlib.suppress(SettingsError):  # no shim of these runs on such a node
+        with contextlib.suppress(SettingsError):  # none of these shims supports the architecture
             served |= set(handlers.handler_names(settings.load(str(given), overrides={}, arch=arch)))
     classes = kind(rendered, "RuntimeClass")
     assert {each["handler"] for each in classes} == served
@@ -59,7 +59,7 @@ def test_there_is_a_runtime_class_for_what_nodes_serve_and_for_nothing_else(
         pytest.param(dict.fromkeys(GATE, "false"), GATE, id="less"),
     ],
 )
-def test_no_node_selector_opens_the_gate(
+def test_no_node_selector_overrides_the_kata_labels(
     cluster: Cluster, values: dict[str, str], expected: dict[str, str]
 ) -> None:
     given = {"shims": {"qemu": {"runtimeClass": {"nodeSelector": values}}}}
@@ -68,7 +68,7 @@ def test_no_node_selector_opens_the_gate(
     assert qemu["scheduling"]["nodeSelector"] == expected
 
 
-def test_a_custom_runtime_has_its_own_selector_behind_the_gate_and_the_overhead_of_its_base(
+def test_a_custom_runtime_adds_its_selector_to_the_kata_labels_and_inherits_the_overhead(
     cluster: Cluster,
 ) -> None:
     mine = one(documents(cluster, {"customRuntimes": CUSTOM}), "RuntimeClass", "kata-mine")
@@ -79,7 +79,9 @@ def test_a_custom_runtime_has_its_own_selector_behind_the_gate_and_the_overhead_
     assert "overhead" not in one(documents(cluster, {"customRuntimes": without}), "RuntimeClass", "kata-mine")
 
 
-def test_confidential_guests_go_where_node_feature_discovery_says_if_it_is_there(cluster: Cluster) -> None:
+def test_confidential_guests_select_nodes_by_node_feature_discovery_if_it_is_installed(
+    cluster: Cluster,
+) -> None:
     prepare(cluster)
     values = {"shims": {"qemu-tdx": {"runtimeClass": {"nodeSelector": {"by": "hand"}}}}}
 
@@ -119,7 +121,7 @@ def test_confidential_guests_go_where_node_feature_discovery_says_if_it_is_there
         assert those["kata-qemu"] == GATE
 
 
-def test_the_default_class_is_that_of_the_default_shim_and_never_with_a_suffix(cluster: Cluster) -> None:
+def test_the_default_class_is_for_the_default_shim_and_only_without_a_suffix(cluster: Cluster) -> None:
     asked = {"runtimeClasses": {"createDefault": True}}
     [default] = [
         each for each in kind(documents(cluster, asked), "RuntimeClass") if each["metadata"]["name"] == "kata"

@@ -1,7 +1,7 @@
-"""The Jobs that the chart renders for each distribution, on a node that is laid out like it.
+"""The Jobs that the chart renders for each distribution, on a node that imitates the distribution.
 
-There is neither a kubelet nor an image: the command of each container runs with the container's own mounts,
-variables, settings and capabilities, in the Job's order. What the kubelet would not mount fails the test.
+There is neither a kubelet nor an image: the command of each container runs with the container's mounts,
+variables, settings and capabilities, in the Job's order. A mount that the kubelet would refuse fails a test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REVERT = ("revert-cri", "remove-artifacts")
 
 @dataclass(frozen=True)
 class Host:
-    """A node, and what a test has to know of its runtime."""
+    """A node and its container runtime."""
 
     node: Node
     unit: str
@@ -42,21 +42,21 @@ class Host:
     watched: tuple[str, ...]
     runtime: str = "containerd"
     left: tuple[str, ...] = ()
-    """What the kubelet makes for the pods that was not there; nobody takes it away."""
+    """Changes that stay after the revert: directories that the kubelet creates for the pods."""
 
     def handlers(self) -> tuple[str, ...]:
-        """Those of Kata that are served; fails when the runtime does not serve."""
+        """Return the served Kata handlers; fails if the runtime does not serve the CRI."""
         answer = status(self.node.root / self.socket.lstrip("/"))
         assert answer.serving, f"{answer.error}\n{self.node.journal(self.unit, lines=40)}"
         return tuple(name for name in answer.handlers if name.startswith("kata-"))
 
     def snapshot(self) -> Snapshot:
-        """All files that are the node's own, or the configuration of its runtime."""
+        """Return a snapshot of the watched directories, which contain the runtime's configuration."""
         return self.node.snapshot(*self.watched)
 
 
 def debian(suite: str, before: str = "") -> Callable[[BootNode], Host]:
-    """A node with the containerd of its packages, started anew after the command ``before``."""
+    """Boot a node with the suite's containerd, and restart it after the command ``before``."""
 
     def boot(boot_node: BootNode) -> Host:
         node = boot_node(suite)
@@ -69,7 +69,7 @@ def debian(suite: str, before: str = "") -> Callable[[BootNode], Host]:
 
 
 def unconfigured(boot: BootNode) -> Host:
-    """A node whose containerd gets along without any configuration."""
+    """Boot a node with a containerd without configuration files."""
     return replace(debian("forky", "rm -r /etc/containerd")(boot), left=("+ /etc/containerd",))
 
 
@@ -78,7 +78,7 @@ def with_crio(boot: BootNode) -> Host:
 
 
 def stood_in(layout: Layout) -> Callable[[BootNode], Host]:
-    """A node of another distribution."""
+    """Return a function that boots a node and turns it into a distribution."""
 
     def boot(boot_node: BootNode) -> Host:
         node = lay_out(boot_node(layout.suite), layout).node
@@ -88,7 +88,7 @@ def stood_in(layout: Layout) -> Callable[[BootNode], Host]:
 
 
 CLOSED = "chown -R daemon: /etc/containerd /opt; chmod -R go= /etc/containerd /opt"
-"""What is written to belongs to somebody else, and is for nobody but the owner."""
+"""A command that gives the written directories to another user and closes them to everyone else."""
 LAYOUTS = (
     rancher("k3s", "k3s.service"),
     rancher("k3s", "k3s-agent.service", schema=2, imports=False, suite="trixie"),
@@ -124,7 +124,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class NodeJob:
-    """A Job of the dispatcher's for one node."""
+    """A node Job of the dispatcher, whose containers run as commands on the node."""
 
     def __init__(self, host: Host, release: list[Document], file: str, payload: Path, reports: Path) -> None:
         manifest = json.dumps(job_for(dispatcher_configs(release)[file], host.runtime))
@@ -136,7 +136,7 @@ class NodeJob:
         self._node, self._payload, self._reports = host.node, payload, reports
 
     def run(self, name: str) -> CommandResult:
-        """What the container would do on the node; the result is told as JSON."""
+        """Run the command of the container ``stage`` on the node; its result is printed as JSON."""
         container = self.containers[name]
         env = {each["name"]: each.get("value", self._node.name) for each in container["env"]}
         root, context = env.pop("KATA_NODE_HOST_ROOT"), container["securityContext"]
@@ -162,7 +162,7 @@ class NodeJob:
 
 
 def run_all(job: NodeJob, *stages: str) -> dict[str, str]:
-    """Run these containers, in the order of the Job, to the end; what each has come to."""
+    """Run these containers in the Job's order, and return stage -> outcome."""
     found: dict[str, str] = {}
     assert tuple(name for name in job.containers if name in (*INSTALL, *REVERT)) == stages
     for stage in stages:
@@ -173,7 +173,7 @@ def run_all(job: NodeJob, *stages: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("distribution", "boot"), HOSTS)
-def test_the_jobs_put_kata_on_its_nodes_and_take_it_off_without_a_trace(
+def test_the_jobs_install_kata_and_an_uninstall_leaves_nothing(
     cluster: Cluster,
     boot_node: BootNode,
     payload: Path,
@@ -199,7 +199,7 @@ def test_the_jobs_put_kata_on_its_nodes_and_take_it_off_without_a_trace(
     assert tuple(changes(before, host.snapshot())) == host.left
 
 
-def test_a_node_of_another_distribution_is_told_from_one_whose_runtime_is_down(
+def test_a_node_of_another_distribution_has_another_error_than_a_stopped_runtime(
     cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
 ) -> None:
     host = stood_in(LAYOUTS[0])(boot_node)
@@ -209,11 +209,11 @@ def test_a_node_of_another_distribution_is_told_from_one_whose_runtime_is_down(
     error = json.loads(done.stdout)["error"]
     assert "the settings are for k8s, but this node runs k3s.service" in error["what"]
     assert error["hint"] == "set k8sDistribution: k3s"
-    # Made by the kubelet, so that there is somebody to say this.
+    # The kubelet creates this directory before the container can report the error.
     assert changes(before, host.snapshot()) == ["+ /etc/containerd"]
 
 
-def test_with_the_default_values_a_payload_without_nydus_is_refused_before_anything_is_done(
+def test_with_the_default_values_a_payload_without_nydus_is_refused_before_any_change(
     cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
 ) -> None:
     host = debian("forky")(boot_node)
@@ -227,7 +227,7 @@ def test_with_the_default_values_a_payload_without_nydus_is_refused_before_anyth
     assert changes(before, host.snapshot(), times=True) == []
 
 
-def test_with_the_default_values_crio_has_no_use_for_nydus(
+def test_with_the_default_values_crio_ignores_nydus(
     cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
 ) -> None:
     host = with_crio(boot_node)

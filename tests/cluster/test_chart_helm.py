@@ -1,4 +1,4 @@
-"""What helm does beside install, upgrade and uninstall that go well, with real images on a real node."""
+"""helm rollback, failed installs and uninstalls without hooks, with real images on a real node."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ version = 2
 [plugins."io.containerd.grpc.v1.cri"]
 max_container_log_line_size = "no number"
 """
-"""TOML like any other; containerd finds out that it cannot serve with it."""
+"""Valid TOML with which containerd does not serve the CRI."""
 
 
-def test_a_rollback_takes_the_nodes_back_as_well(ci_cluster: CiCluster) -> None:
+def test_a_helm_rollback_restores_the_previous_state_of_the_nodes(ci_cluster: CiCluster) -> None:
     prepared_node = ci_cluster.prepared_node
     values = merge(JOBS, {"containerd": {"userDropIn": AS_RUNC}})
     ci_cluster.releases.install_checked(values)
@@ -34,12 +34,12 @@ def test_a_rollback_takes_the_nodes_back_as_well(ci_cluster: CiCluster) -> None:
     assert prepared_node.is_clean
 
 
-def test_an_install_that_failed_half_way_is_mended_by_an_upgrade_or_taken_away(ci_cluster: CiCluster) -> None:
+def test_a_failed_install_can_be_repaired_by_an_upgrade_or_uninstalled(ci_cluster: CiCluster) -> None:
     prepared_node = ci_cluster.prepared_node
     before = prepared_node.snapshot()
     broken = merge(JOBS, {"containerd": {"userDropIn": UNUSABLE}})
     assert ci_cluster.releases.install(broken).returncode == 1
-    # Kata's files are there, and containerd serves with its own configuration.
+    # Kata's files are placed, and containerd serves with its previous configuration.
     assert prepared_node.node.cri_handlers() == ("runc",)
     assert prepared_node.labels == {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
     assert changes(before, prepared_node.snapshot())
@@ -57,7 +57,7 @@ def test_an_install_that_failed_half_way_is_mended_by_an_upgrade_or_taken_away(c
 
 
 @pytest.mark.parametrize("values", [JOBS, COMMON], ids=["job", "daemonset"])
-def test_what_is_left_without_hooks_is_found_by_the_next_release(
+def test_leftovers_of_an_uninstall_without_hooks_are_found_by_the_next_release(
     ci_cluster: CiCluster, values: object
 ) -> None:
     prepared_node = ci_cluster.prepared_node

@@ -1,4 +1,4 @@
-"""The Jobs that the chart renders, on a real node: with their own mounts, rights, accounts and settings."""
+"""The Jobs that the chart renders, on a real node with their mounts, rights, accounts and settings."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ RELEASE = {
     "shims": {"disableAll": True, **VALUES["shims"]},
     "containerd": {"userDropIn": AS_RUNC},
     "startupTaints": ["example.org/kata"],
-    # There is no VM to book anything for.
+    # No test starts a VM, so there is no overhead.
     "runtimeClasses": {"overheadEnabled": False},
 }
 
 
 def release(joined: JoinedNode, image: Path, directory: Path) -> None:
-    """The release's objects, without the hooks that would put it on the node."""
+    """Apply the release's objects without its hooks."""
     bring(joined, image, directory / "payload")
     where = (f"--namespace={NAMESPACE}", "--create-namespace", "--no-hooks", "--values=-")
     joined.cluster.helm("install", "kata", str(CHART), *where, text=json.dumps(RELEASE))
 
 
 def dispatcher_configs(joined: JoinedNode, file: str, runtime: str = "") -> Job:
-    """What the dispatcher does for one node: its Job, made of the template in the release's ConfigMap.
+    """Create the node Job that the dispatcher creates, from the template in the release's ConfigMap.
 
-    That is the template for ``runtime``, or for what the Node says it runs.
+    The template is the one for ``runtime``, by default the container runtime of the Node.
     """
     where = f"--namespace={NAMESPACE}"
     read = joined.cluster.kubectl("get", "configmap", "kata-deploy-dispatcher", where, "--output=json")
@@ -64,7 +64,7 @@ def dispatcher_configs(joined: JoinedNode, file: str, runtime: str = "") -> Job:
     manifest = json.loads(text)
     manifest["metadata"]["name"] = f"{config['namePrefix']}-{joined.node.name}"
     manifest["spec"]["backoffLimit"] = 0
-    # The image for tests has no Kata files in it.
+    # The test image contains no payload.
     pod = manifest["spec"]["template"]["spec"]
     pod["volumes"].append({"name": "payload", "hostPath": {"path": PAYLOAD, "type": "Directory"}})
     for each in (*pod["initContainers"], *pod["containers"]):
@@ -72,7 +72,7 @@ def dispatcher_configs(joined: JoinedNode, file: str, runtime: str = "") -> Job:
     return Job.create(joined, manifest, namespace=NAMESPACE)
 
 
-def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trace(
+def test_the_jobs_of_a_release_install_kata_and_an_uninstall_leaves_nothing(
     joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
@@ -88,7 +88,7 @@ def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trac
     spec = json.loads(cluster.kubectl("get", "node", node.name, "--output=json").stdout)["spec"]
     assert "example.org/kata" not in json.dumps(spec)
 
-    # By the RuntimeClass of the chart, with its node selector.
+    # The pod uses the chart's RuntimeClass with its node selector.
     guest = {"runtimeClassName": "kata-qemu", "terminationGracePeriodSeconds": 0}
     guest_job = job("guest", {**guest, "containers": [container("guest", "sleep", "infinity")]})
     Job.create(joined, guest_job).running()
@@ -102,7 +102,7 @@ def test_the_jobs_of_a_release_put_kata_on_a_node_and_take_it_off_without_a_trac
     assert node.cri_handlers() == ("runc",)
 
 
-def test_a_job_for_another_runtime_than_the_nodes_says_so_at_once(
+def test_a_job_for_another_runtime_than_the_nodes_fails_at_once_with_the_reason(
     joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     node = joined.node

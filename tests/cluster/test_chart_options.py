@@ -1,4 +1,4 @@
-"""Every option of the chart's values: what it changes, and what cannot be."""
+"""Every option of the chart's values: what it changes, and which values are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
 
 FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
-    # Path -> the values it counts with, and what it is set to.
+    # Path -> the values with which it has an effect, and the value to set.
     "deploymentMode": ({}, "job"),
     "job.dispatcherImage.reference": (JOB, "registry.example.org:5000/dispatcher"),
     "job.dispatcherImage.tag": (JOB, DIGEST),
@@ -129,7 +129,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
 }
 
 REFUSED = {"devkit": True, "env.hostOS": "cbl-mariner"}
-"""What the values can say and this release cannot do."""
+"""Values that the schema allows and this release refuses."""
 
 
 ZONE = {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a"]}
@@ -139,7 +139,7 @@ REQUIRED = {
 
 
 def at(path: str, value: object) -> Document:
-    """The values with this one key."""
+    """Return values with only the key ``path``."""
     nested: Any = value
     for key in reversed(path.split(".")):
         nested = {key: nested}
@@ -147,20 +147,20 @@ def at(path: str, value: object) -> Document:
 
 
 def options(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The keys of the chart's values that the table has to have, or one below them."""
+    """Return the keys of the chart's values that the table must contain."""
     for key, value in values.items():
         where = f"{path}.{key}".lstrip(".")
         if where in FLIPS or not (isinstance(value, dict) and value):
             yield where
         elif path == "shims":
-            yield "shims.qemu"  # which stands for all of them
+            yield "shims.qemu"  # stands for all shims
         elif where.endswith("Probe"):
             yield f"{where}.enabled"
         else:
             yield from options(value, where)
 
 
-def test_every_option_of_the_values_is_flipped_here() -> None:
+def test_the_table_covers_every_key_of_the_values() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert not [
         path
@@ -170,7 +170,7 @@ def test_every_option_of_the_values_is_flipped_here() -> None:
 
 
 @pytest.mark.parametrize("path", FLIPS)
-def test_an_option_flipped_changes_what_is_rendered_and_an_api_server_takes_it(
+def test_each_option_changes_the_rendered_objects_and_the_api_server_accepts_them(
     cluster: Cluster, path: str
 ) -> None:
     base, value = FLIPS[path]
@@ -297,12 +297,12 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
         pytest.param({"reference": "k", "tag": DIGEST}, f"k@{DIGEST}", id="a digest for a tag"),
     ],
 )
-def test_an_image_is_named_in_two_keys_or_in_one(cluster: Cluster, image: Document, expected: str) -> None:
+def test_an_image_can_be_given_in_one_key_or_two(cluster: Cluster, image: Document, expected: str) -> None:
     stop = one(documents(cluster, {"kubectlImage": image}), "Job", "stop")
     assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
 
 
-def test_an_affinity_that_changes_nothing_for_jobs_is_no_reason_to_refuse(cluster: Cluster) -> None:
+def test_an_affinity_without_effect_on_jobs_is_accepted(cluster: Cluster) -> None:
     zone = {"affinity": {"nodeAffinity": REQUIRED}}
     assert documents(cluster, JOB, zone, {"job": {"nodes": ["worker-1"]}})
     daemonset = one(documents(cluster, zone), "DaemonSet")
@@ -313,12 +313,12 @@ def test_an_affinity_that_changes_nothing_for_jobs_is_no_reason_to_refuse(cluste
     assert documents(cluster, JOB, spread)
 
 
-def test_what_is_asked_of_a_shim_that_is_off_is_no_reason_to_refuse(cluster: Cluster) -> None:
+def test_settings_of_a_disabled_shim_are_accepted(cluster: Cluster) -> None:
     off = {"enabled": False, "hypervisor": {"rootless": True}}
     assert documents(cluster, {"shims": {"qemu-runtime-rs": off}})
 
 
-def test_the_monitor_has_no_more_rights_than_its_values_give_it(cluster: Cluster) -> None:
+def test_the_monitor_has_only_the_rights_of_its_values(cluster: Cluster) -> None:
     def context(**given: object) -> Document:
         values = {"monitor": {"enabled": True, "securityContext": given}}
         rendered = documents(cluster, values)

@@ -1,4 +1,4 @@
-"""What a release of the chart keeps, may do, and is stopped by."""
+"""Releases of the chart: pod security levels, values that cannot change, conflicts, and the stop hook."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.helm_chart import CHART, apply, render
 
 
 def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
-    """Empty when a namespace of this level takes such a pod; else why not."""
+    """Return why a namespace of this pod security level refuses a pod; empty if it admits the pod."""
     name = f"level-{level}"
     if cluster.kubectl("get", "namespace", name, check=False).returncode:
         cluster.kubectl("create", "namespace", name)
@@ -33,7 +33,7 @@ def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
     return done.stderr if done.returncode else ""
 
 
-def test_pods_have_the_pod_security_level_that_the_page_about_security_gives_them(cluster: Cluster) -> None:
+def test_pods_have_the_pod_security_level_that_the_security_page_documents(cluster: Cluster) -> None:
     templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}))
     for name in ("install-dispatcher", "cleanup-dispatcher", "reconcile", "stop"):
         assert not admitted(cluster, "restricted", templates[f"kata-deploy-{name}"]["spec"])
@@ -41,12 +41,12 @@ def test_pods_have_the_pod_security_level_that_the_page_about_security_gives_the
     nodes += [
         each["spec"] for each in pods(documents(cluster, {})).values() if "hostPath" in json.dumps(each)
     ]
-    # The DaemonSet; and for each runtime: install, its removal, cleanup and reconcile.
+    # The DaemonSet, and for each container runtime install, its removal, cleanup and reconcile.
     assert len(nodes) == 1 + 2 * 4
     for spec in nodes:
         refused = admitted(cluster, "baseline", spec)
         assert "hostPath volumes" in refused
-        # The one reason: with other volumes in their place it passes.
+        # hostPath is the only reason: with other volumes the pod is admitted.
         volumes = [
             {"name": each["name"], "emptyDir": {}} if "hostPath" in each else each for each in spec["volumes"]
         ]
@@ -91,7 +91,7 @@ def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster
     assert f'env.multiInstallSuffix: release kept was installed with "{suffix}"' in helm(
         "upgrade", small, {"env": {"multiInstallSuffix": "other"}}
     )
-    # Once nydus was set up the Jobs can take it away, even when it is no longer asked for.
+    # The Jobs can remove a nydus of an earlier revision even if the values no longer ask for it.
     assert not helm("upgrade", small, {"snapshotter": {"setup": []}, "debug": True})
     kept = cluster.kubectl("get", "configmap", f"--namespace={namespace}", "--output=json")
     [config] = [
@@ -114,7 +114,7 @@ def test_two_releases_cannot_be_the_same_installation(cluster: Cluster) -> None:
     suffix = secrets.token_hex(3)
 
     def install(namespace: str, suffix: str) -> str:
-        # Without RuntimeClasses, of which helm would find out by itself.
+        # Without RuntimeClasses, because helm detects that conflict by itself.
         values = {**JOB, "runtimeClasses": {"enabled": False}, "env": {"multiInstallSuffix": suffix}}
         more = (f"--namespace={namespace}", "--create-namespace", "--no-hooks", "--values=-")
         done = cluster.helm(
@@ -134,7 +134,9 @@ def test_two_releases_cannot_be_the_same_installation(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("left", ["DaemonSet", "ConfigMap"])
-def test_a_release_of_another_chart_is_not_taken_over(cluster: Cluster, tmp_path: Path, left: str) -> None:
+def test_an_upgrade_of_a_release_of_another_chart_is_refused(
+    cluster: Cluster, tmp_path: Path, left: str
+) -> None:
     namespace = f"other-{secrets.token_hex(3)}"
     suffix = secrets.token_hex(3)
     daemonset = {
@@ -167,12 +169,12 @@ def test_a_release_of_another_chart_is_not_taken_over(cluster: Cluster, tmp_path
     cluster.helm("uninstall", "kata", *where[:1])
 
 
-def test_what_stops_the_daemonset_can_delete_that_one_and_wait_for_it_and_nothing_else(
+def test_the_hook_that_stops_the_daemonset_may_delete_only_this_daemonset(
     cluster: Cluster,
 ) -> None:
     namespace = f"stop-{secrets.token_hex(3)}"
     cluster.kubectl("create", "namespace", namespace)
-    suffix = {"env": {"multiInstallSuffix": namespace}}  # of the nodes here, no other test's has this mark
+    suffix = {"env": {"multiInstallSuffix": namespace}}  # no Node of another test has this label
     text = render(cluster, "kata", namespace, values=suffix, only=("stop.yaml",), online=False)
     stop = [each for each in yaml.safe_load_all(text) if each]
     [job] = kind(stop, "Job")
@@ -195,17 +197,17 @@ def test_what_stops_the_daemonset_can_delete_that_one_and_wait_for_it_and_nothin
     cluster.kubectl(*arguments, who=who)
     left = cluster.kubectl("get", "daemonsets", f"--namespace={namespace}", "--output=name").stdout.split()
     assert left == ["daemonset.apps/another"]
-    cluster.kubectl(*arguments, who=who)  # it is gone, and that is well
+    cluster.kubectl(*arguments, who=who)  # a second delete succeeds
     others = [each.replace(f"kata-deploy-{namespace}", "another") for each in arguments]
     assert "forbidden" in cluster.kubectl(*others, who=who, check=False).stderr
 
-    # Then no node may have anything left, whoever serves there; one that has is named.
+    # The last container fails if a Node has leftovers of this installation, and names the Node.
     cluster.kubectl(*last, who=who)
     with_another, left_over = f"{namespace}-a", f"{namespace}-b"
     cluster.node(with_another, labels={"kata-deploy.katacontainers.io/other": "true"})
     cluster.node(left_over, labels={f"kata-deploy.katacontainers.io/{namespace}": "false"})
-    told = cluster.kubectl(*last, who=who, check=False)
-    assert told.returncode == 1
-    assert left_over in told.stderr
-    assert with_another not in told.stderr
+    found = cluster.kubectl(*last, who=who, check=False)
+    assert found.returncode == 1
+    assert left_over in found.stderr
+    assert with_another not in found.stderr
     cluster.kubectl("delete", "node", with_another, left_over)

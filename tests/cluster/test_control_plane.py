@@ -1,4 +1,4 @@
-"""The control plane itself: what tests and people may count on."""
+"""The test control plane: API server, users, controllers, restarts, and scripts/testcluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(cluster: Cluster, *what: str) -> Any:
     return json.loads(cluster.kubectl("get", *what, "--output=json").stdout)
 
 
-def test_the_api_server_is_ready_and_of_the_release_that_is_pinned(cluster: Cluster) -> None:
+def test_the_api_server_is_ready_and_has_the_pinned_release(cluster: Cluster) -> None:
     assert cluster.get("/readyz") == (200, "ok")
     pinned = programs.version_of(programs.KUBERNETES)
     versions = json.loads(cluster.kubectl("version", "--output=json").stdout)
@@ -34,17 +34,17 @@ def test_the_api_server_is_ready_and_of_the_release_that_is_pinned(cluster: Clus
     assert pinned.startswith(f"v1.{versions['serverVersion']['minor']}.")
 
 
-def test_whoever_has_no_right_is_refused_and_with_a_role_is_not(cluster: Cluster) -> None:
+def test_a_user_without_rights_is_refused_and_accepted_after_a_role_binding(cluster: Cluster) -> None:
     refused = cluster.kubectl("get", "nodes", who=NOBODY, check=False)
     assert refused.returncode
     assert 'User "nobody" cannot list resource "nodes"' in refused.stderr
     cluster.kubectl("create", "clusterrole", "sees-nodes", "--verb=list", "--resource=nodes")
     cluster.kubectl("create", "clusterrolebinding", "sees-nodes", "--clusterrole=sees-nodes", "--user=nobody")
-    # The API server's authorizer hears of the role a moment later.
+    # The API server applies a new role after a moment.
     wait_until(lambda: not cluster.kubectl("get", "nodes", who=NOBODY, check=False).returncode, "it may look")
 
 
-def test_a_token_that_was_not_given_out_is_worth_nothing(cluster: Cluster) -> None:
+def test_an_unknown_token_is_refused(cluster: Cluster) -> None:
     assert cluster.get("/api/v1/secrets", token="made-up")[0] == 401
     assert cluster.get("/api/v1/secrets", token=cluster.token(NOBODY))[0] == 403
     with pytest.raises(NodeError, match="has no user stranger"):
@@ -65,7 +65,7 @@ def test_a_node_is_registered_ready_and_keeps_what_is_patched(cluster: Cluster) 
     assert "condition met" in ready.stdout
 
 
-def test_a_kubelets_account_may_change_its_own_node_within_limits_and_no_other(cluster: Cluster) -> None:
+def test_a_kubelet_may_change_only_its_own_node_and_within_limits(cluster: Cluster) -> None:
     for name in ("restricted", "other"):
         cluster.node(name)
     cluster.kubectl("label", "node", "restricted", "example.org/mine=yes", who=RESTRICTED)
@@ -75,7 +75,7 @@ def test_a_kubelets_account_may_change_its_own_node_within_limits_and_no_other(c
         cluster.kubectl("label", "node", "other", "example.org/mine=yes", who=RESTRICTED)
 
 
-def test_a_service_account_gets_a_token_and_is_known_by_it(cluster: Cluster) -> None:
+def test_a_service_account_gets_a_token_that_the_api_server_accepts(cluster: Cluster) -> None:
     cluster.kubectl("create", "namespace", "kata")
     cluster.kubectl("create", "serviceaccount", "labeller", "--namespace=kata")
     name = "system:serviceaccount:kata:labeller"
@@ -87,7 +87,7 @@ def test_a_service_account_gets_a_token_and_is_known_by_it(cluster: Cluster) -> 
         cluster.token("system:serviceaccount:kata:nobody-of-that-name")
 
 
-def test_a_new_namespace_is_given_what_pods_need_by_the_controllers(cluster: Cluster) -> None:
+def test_the_controllers_add_the_objects_that_pods_need_to_a_new_namespace(cluster: Cluster) -> None:
     cluster.kubectl("create", "namespace", "served")
     made = ("serviceaccount/default", "configmap/kube-root-ca.crt")
     cluster.kubectl("wait", *made, "--for=create", "--namespace=served", "--timeout=300s")
@@ -125,7 +125,7 @@ def test_an_admission_policy_is_enforced(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("kill", [pytest.param(False, id="drained"), pytest.param(True, id="killed")])
-def test_the_api_server_comes_back_with_all_that_was_there(own_cluster: Cluster, kill: bool) -> None:
+def test_a_restart_of_the_api_server_keeps_all_objects(own_cluster: Cluster, kill: bool) -> None:
     own_cluster.node("before")
     token = own_cluster.token("system:serviceaccount:default:default")
     before = own_cluster.processes
@@ -142,7 +142,7 @@ def test_the_api_server_comes_back_with_all_that_was_there(own_cluster: Cluster,
     assert {name for name in before if before[name] != after[name]} == {"kube-apiserver"}
 
 
-def test_helm_installs_a_chart_and_takes_it_off_again(cluster: Cluster, tmp_path: Path) -> None:
+def test_helm_installs_and_uninstalls_a_chart(cluster: Cluster, tmp_path: Path) -> None:
     chart = tmp_path / "sample"
     (chart / "templates").mkdir(parents=True)
     (chart / "Chart.yaml").write_text("{apiVersion: v2, name: sample, version: 1.0.0}\n")
@@ -155,18 +155,20 @@ def test_helm_installs_a_chart_and_takes_it_off_again(cluster: Cluster, tmp_path
     assert cluster.kubectl("get", "configmap", "sample", check=False).returncode
 
 
-def test_a_program_that_does_not_start_is_told_with_what_it_logged(
+def test_a_program_that_does_not_start_is_reported_with_its_log(
     machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"broken-{os.getpid()}"
     monkeypatch.setattr("cluster.flags.etcd", lambda: ["--no-such-flag"])
-    told = r"(?s)etcd ended with 2 before .*\n  hint: Read .*\n--- etcd.*flag provided but not defined"
-    with pytest.raises(NodeError, match=told):
+    error = (
+        r"(?s)etcd ended with exit code 2 before .*\n  hint: Read .*\n--- etcd.*flag provided but not defined"
+    )
+    with pytest.raises(NodeError, match=error):
         Cluster.start(name=name)
     assert name not in [record.name for record in cluster_records.running()]
 
 
-def test_what_needs_the_api_server_is_started_once_it_is_ready(
+def test_programs_that_need_the_api_server_start_after_it_is_ready(
     machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready, looks = Cluster._ready, itertools.count(1)
@@ -187,7 +189,7 @@ def test_what_needs_the_api_server_is_started_once_it_is_ready(
         pytest.param(["bench-dispatcher", "--nodes=1"], id="bench-dispatcher"),
     ],
 )
-def test_a_person_is_told_in_a_sentence_that_the_control_plane_does_not_come_up(
+def test_the_scripts_report_a_control_plane_that_does_not_start(
     machine: None, tmp_path: Path, command: list[str]
 ) -> None:
     for name in programs.CONTROL_PLANE:
@@ -206,10 +208,10 @@ def test_a_person_is_told_in_a_sentence_that_the_control_plane_does_not_come_up(
         check=False,
     )
     assert done.returncode == 1
-    what, hint, title, _, said, *_ = done.stderr.splitlines()
-    assert re.match(rf"{command[0]}: the cluster \S+: etcd ended with 3 ", what)
+    what, hint, title, _, logged, *_ = done.stderr.splitlines()
+    assert re.match(rf"{command[0]}: the cluster \S+: etcd ended with exit code 3 ", what)
     assert hint.startswith("  hint: ")
-    assert (title, said) == ("--- etcd", "the disk is full")
+    assert (title, logged) == ("--- etcd", "the disk is full")
     assert list((tmp_path / "clusters").glob("*/")) == []
 
 
@@ -222,7 +224,7 @@ sys.stdin.read()
 """
 
 
-def test_a_killed_test_leaves_no_process_and_the_next_start_no_file(machine: None) -> None:
+def test_a_killed_test_leaves_no_process_and_the_next_start_removes_its_files(machine: None) -> None:
     name = f"killed-{os.getpid()}"
     command = [sys.executable, "-c", START_AND_WAIT, name]
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT / "tests")}
@@ -238,7 +240,7 @@ def test_a_killed_test_leaves_no_process_and_the_next_start_no_file(machine: Non
         assert not left.directory.exists()
 
 
-def test_a_person_has_a_cluster_that_stays_until_it_is_put_down(machine: None) -> None:
+def test_a_cluster_of_testcluster_runs_until_it_is_stopped(machine: None) -> None:
     name = f"person-{os.getpid()}"
 
     def testcluster(*args: str) -> str:

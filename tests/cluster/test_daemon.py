@@ -1,4 +1,4 @@
-"""What a DaemonSet's pod learns from a real API server when it is to go, by the rights its account has."""
+"""``kata-node wanted`` and the daemon on a real API server, with the rights of the DaemonSet's account."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def daemonset_fixture(cluster: Cluster, request: pytest.FixtureRequest) -> Itera
     yield daemonset_fixture
     daemonset_fixture.kubectl(
         "delete", "node", daemonset_fixture.node, "--ignore-not-found"
-    )  # which other DaemonSets would select
+    )  # other DaemonSets would select this Node too
     daemonset_fixture.kubectl("delete", "namespace", daemonset_fixture.namespace, "--wait=false")
 
 
@@ -36,13 +36,13 @@ def affinity(operator: str, *values: str) -> Mapping[str, Any]:
     return {"nodeAffinity": required}
 
 
-def test_a_rolling_restart_is_no_reason_to_go(daemonset_fixture: DaemonSetFixture) -> None:
+def test_kata_is_still_wanted_during_a_rolling_restart(daemonset_fixture: DaemonSetFixture) -> None:
     daemonset_fixture.deploy(image="two")
     daemonset_fixture.kubectl(
         "rollout", "restart", f"daemonset/{NAME}", f"--namespace={daemonset_fixture.namespace}"
     )
-    said = daemonset_fixture.ask_wanted()
-    assert said == WantedAnswer(
+    answer = daemonset_fixture.ask_wanted()
+    assert answer == WantedAnswer(
         0, "Kata is still wanted on this node: the DaemonSet is there and selects this node\n"
     )
 
@@ -58,7 +58,7 @@ def test_a_rolling_restart_is_no_reason_to_go(daemonset_fixture: DaemonSetFixtur
         pytest.param({"tolerations": []}, True, id="taints not tolerated"),
     ],
 )
-def test_it_is_asked_as_the_daemonset_controller_decides(
+def test_wanted_decides_like_the_daemonset_controller(
     daemonset_fixture: DaemonSetFixture, pod: Mapping[str, Any], wanted: bool
 ) -> None:
     wait_until(lambda: len(daemonset_fixture.pods()) == 1, "the DaemonSet has its pod on the node")
@@ -68,17 +68,19 @@ def test_it_is_asked_as_the_daemonset_controller_decides(
         wait_until(lambda: not daemonset_fixture.pods(), "the controller wants no pod there either")
 
 
-def test_a_node_whose_labels_change_is_left_and_can_come_back(daemonset_fixture: DaemonSetFixture) -> None:
+def test_kata_is_not_wanted_while_the_labels_of_the_node_do_not_match(
+    daemonset_fixture: DaemonSetFixture,
+) -> None:
     daemonset_fixture.register("b")
-    said = daemonset_fixture.ask_wanted()
-    assert said.code == 10
-    assert f"selects nodes with {ZONE}=a, and this one has {ZONE}=b" in said.text
+    answer = daemonset_fixture.ask_wanted()
+    assert answer.code == 10
+    assert f"selects nodes with {ZONE}=a, and this one has {ZONE}=b" in answer.text
     daemonset_fixture.register("a")
     assert daemonset_fixture.ask_wanted().code == 0
 
 
 @pytest.mark.parametrize("how", ["background", "foreground", "orphan"])
-def test_a_daemonset_that_is_deleted_in_whatever_way_is_gone(
+def test_kata_is_not_wanted_after_every_kind_of_delete_of_the_daemonset(
     daemonset_fixture: DaemonSetFixture, how: str
 ) -> None:
     wait_until(lambda: len(daemonset_fixture.pods()) == 1, "the DaemonSet has its pod on the node")
@@ -86,7 +88,7 @@ def test_a_daemonset_that_is_deleted_in_whatever_way_is_gone(
     assert daemonset_fixture.ask_wanted().code == 10
 
 
-def test_a_daemonset_that_waits_for_its_pods_to_end_is_gone_for_them(
+def test_kata_is_not_wanted_while_a_deleted_daemonset_waits_for_its_pods(
     daemonset_fixture: DaemonSetFixture,
 ) -> None:
     wait_until(lambda: len(daemonset_fixture.pods()) == 1, "the DaemonSet has its pod on the node")
@@ -97,15 +99,17 @@ def test_a_daemonset_that_waits_for_its_pods_to_end_is_gone_for_them(
     )
     daemonset_fixture.delete("--cascade=foreground")
     wait_until(lambda: not daemonset_fixture.pods(), "the pod is being deleted")
-    said = daemonset_fixture.ask_wanted()
-    assert said == WantedAnswer(10, "Kata is no longer wanted on this node: the DaemonSet is being deleted\n")
+    answer = daemonset_fixture.ask_wanted()
+    assert answer == WantedAnswer(
+        10, "Kata is no longer wanted on this node: the DaemonSet is being deleted\n"
+    )
     free = json.dumps({"metadata": {"finalizers": None}})
     daemonset_fixture.kubectl(
         "patch", "pod", pod, f"--namespace={daemonset_fixture.namespace}", "--type=merge", f"--patch={free}"
     )
 
 
-def test_a_daemonset_of_the_same_name_that_came_after_it_takes_the_node_over(
+def test_kata_is_wanted_by_a_new_daemonset_of_the_same_name(
     daemonset_fixture: DaemonSetFixture,
 ) -> None:
     daemonset_fixture.delete()
@@ -113,23 +117,23 @@ def test_a_daemonset_of_the_same_name_that_came_after_it_takes_the_node_over(
     assert daemonset_fixture.ask_wanted().code == 0
 
 
-def test_without_rights_nothing_is_known(daemonset_fixture: DaemonSetFixture) -> None:
+def test_wanted_fails_without_the_right_to_read_the_daemonset(daemonset_fixture: DaemonSetFixture) -> None:
     environment = daemonset_fixture.environment
     daemonset_fixture.kubectl("delete", "rolebinding", NAME, f"--namespace={daemonset_fixture.namespace}")
     wait_until(lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the right is gone")
-    said = daemonset_fixture.ask_wanted(environment=environment)
-    assert "is forbidden" in said.text
-    assert 'give the account the verb "get" on the resource "daemonsets"' in said.text
-    # Not even that there is none: to whoever may not look it is all the same.
+    answer = daemonset_fixture.ask_wanted(environment=environment)
+    assert "is forbidden" in answer.text
+    assert 'give the account the verb "get" on the resource "daemonsets"' in answer.text
+    # Without the right the API server also hides that the DaemonSet is deleted.
     daemonset_fixture.delete()
     assert daemonset_fixture.ask_wanted(environment=environment).code == 1
 
 
-def test_without_the_account_nothing_is_known(daemonset_fixture: DaemonSetFixture) -> None:
+def test_wanted_fails_without_the_service_account(daemonset_fixture: DaemonSetFixture) -> None:
     environment = daemonset_fixture.environment
     daemonset_fixture.kubectl("delete", "serviceaccount", NAME, f"--namespace={daemonset_fixture.namespace}")
     daemonset_fixture.delete()
-    # A token is believed for some seconds more.
+    # The API server accepts the token for some more seconds.
     wait_until(
         lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the token is refused"
     )
@@ -139,33 +143,33 @@ def test_without_the_account_nothing_is_known(daemonset_fixture: DaemonSetFixtur
     )
 
 
-def test_a_node_that_has_left_the_cluster_is_nobodys_wish(daemonset_fixture: DaemonSetFixture) -> None:
+def test_wanted_fails_for_a_node_that_is_not_in_the_cluster(daemonset_fixture: DaemonSetFixture) -> None:
     daemonset_fixture.kubectl("delete", "node", daemonset_fixture.node)
-    said = daemonset_fixture.ask_wanted()
-    assert said.code == 1
-    assert f"no Node named {daemonset_fixture.node}" in said.text
+    answer = daemonset_fixture.ask_wanted()
+    assert answer.code == 1
+    assert f"no Node named {daemonset_fixture.node}" in answer.text
 
 
-def test_an_api_server_that_is_away_is_asked_until_the_time_is_over(own_cluster: Cluster) -> None:
+def test_wanted_retries_an_api_server_that_is_down_until_the_timeout(own_cluster: Cluster) -> None:
     own_cluster.node("worker-1")
     daemonset_fixture = DaemonSetFixture(own_cluster, "away", "worker-1").prepare()
     environment = daemonset_fixture.environment
     own_cluster.stop_apiserver()
-    said = daemonset_fixture.ask_wanted("--daemonset-timeout=2", environment=environment)
-    assert said.code == 1
-    assert "gave no answer" in said.text
+    answer = daemonset_fixture.ask_wanted("--daemonset-timeout=2", environment=environment)
+    assert answer.code == 1
+    assert "gave no answer" in answer.text
     own_cluster.start_apiserver()
     wait_until(
         lambda: daemonset_fixture.ask_wanted(environment=environment).code == 0, "it is answered again"
     )
 
 
-# --- a daemon that asks ------------------------------------------------------------------------------
+# --- the daemon -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def pod(daemonset_fixture: DaemonSetFixture, tmp_path: Path) -> Iterator[DaemonProcess]:
-    """A daemon that has installed, and that asks the question itself."""
+    """A daemon that has installed and runs the real ``kata-node wanted``."""
     with daemon(tmp_path, asks=(daemonset_fixture.wanted_command, daemonset_fixture.environment)) as it:
         it.child("install").ends(0)
         it.says("installed")
@@ -182,7 +186,7 @@ def pod(daemonset_fixture: DaemonSetFixture, tmp_path: Path) -> Iterator[DaemonP
         pytest.param(lambda daemonset_fixture: daemonset_fixture.register("b"), id="the node changed"),
     ],
 )
-def test_the_daemon_reverts_where_it_is_not_wanted(
+def test_the_daemon_reverts_when_kata_is_not_wanted(
     daemonset_fixture: DaemonSetFixture, pod: DaemonProcess, change: Callable[[DaemonSetFixture], None]
 ) -> None:
     change(daemonset_fixture)
@@ -191,7 +195,7 @@ def test_the_daemon_reverts_where_it_is_not_wanted(
     assert pod.exit_code() == 0
 
 
-def test_the_first_process_of_a_container_hears_the_kubelet(machine: None, tmp_path: Path) -> None:
+def test_the_daemon_handles_sigterm_as_process_1_of_a_container(machine: None, tmp_path: Path) -> None:
     container = ("unshare", "--pid", "--fork", "--kill-child")
     with daemon(tmp_path, wrapped=container) as it:
         install = it.child("install")
@@ -205,7 +209,7 @@ def test_the_first_process_of_a_container_hears_the_kubelet(machine: None, tmp_p
         assert it.exit_code() == 0
 
 
-def test_the_daemon_reverts_nothing_in_a_rolling_restart(
+def test_the_daemon_does_not_revert_in_a_rolling_restart(
     daemonset_fixture: DaemonSetFixture, pod: DaemonProcess
 ) -> None:
     daemonset_fixture.deploy(image="two")
@@ -213,7 +217,7 @@ def test_the_daemon_reverts_nothing_in_a_rolling_restart(
     assert pod.exit_code() == 0
 
 
-def test_the_daemon_reverts_nothing_when_its_rights_went_first(
+def test_the_daemon_does_not_revert_when_it_has_lost_its_rights(
     daemonset_fixture: DaemonSetFixture, pod: DaemonProcess
 ) -> None:
     environment = daemonset_fixture.environment

@@ -1,4 +1,4 @@
-"""The image in the pod of a real DaemonSet, on a real node: when Kata stays there, and when it goes."""
+"""The image in the pod of a real DaemonSet on a real node: install, restarts, and revert."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cluster.stage_jobs import ACCOUNT, prepare, stages_job
 from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, events, payload_that_runs
 
 NAME = "kata-deploy"
-OURS = ("katacontainers.io/kata-runtime", "kata-deploy.katacontainers.io/default")
+LABELED = ("katacontainers.io/kata-runtime", "kata-deploy.katacontainers.io/default")
 GRACE = 300
 NODE_LABEL = "example.org/kata"
 LIMIT = 20 * 1024
-"""KiB in which it has to wait."""
+"""The memory limit of the waiting daemon, in KiB."""
 
 MAY_LOOK = f"""\
 apiVersion: rbac.authorization.k8s.io/v1
@@ -38,7 +38,7 @@ subjects: [{{kind: ServiceAccount, name: {ACCOUNT}, namespace: default}}]
 """
 
 
-# A runtime that takes its containers with it, as that of some distributions does, once.
+# A runtime that once kills its containers at its start, like the runtimes of some distributions.
 KILLS = """\
 [Service]
 ExecStartPre=/bin/sh -c 'echo "$$INVOCATION_ID" >>/run/starts; \
@@ -47,9 +47,9 @@ ExecStartPre=/bin/sh -c 'echo "$$INVOCATION_ID" >>/run/starts; \
 
 
 def daemonset(node: str, version: str) -> dict[str, Any]:
-    """One of all that the stages mount, with the probes; pinned, for there is no scheduler.
+    """Return a DaemonSet with the mounts of all stages and with probes.
 
-    Another ``version`` of its pods is one with other values.
+    It is pinned to ``node``, because no scheduler runs. Another ``version`` rolls out new pods.
     """
     spec = stages_job("all", ("host-check", "claim", "artifacts", "cri"))["spec"]["template"]["spec"]
     stages = [*spec.pop("initContainers"), *spec.pop("containers")]
@@ -85,20 +85,20 @@ def daemonset(node: str, version: str) -> dict[str, Any]:
 
 
 def deploy(joined: JoinedNode, version: str = "1", **more: Any) -> None:
-    """Apply it, with ``more`` on top of the values that all tests install."""
+    """Apply the DaemonSet and the values :data:`VALUES` plus ``more``."""
     prepare(joined.cluster, {**VALUES, **more})
     joined.cluster.kubectl("apply", "--filename=-", text=json.dumps(daemonset(joined.node.name, version)))
 
 
 def rolled_out(joined: JoinedNode) -> None:
-    """Wait until the one pod there is has installed."""
+    """Wait until the new pod has installed and is the only one."""
     joined.cluster.kubectl("rollout", "status", f"daemonset/{NAME}", "--timeout=300s")
     wait_until(lambda: len(pods(joined)) == 1, "the pod before it is gone", timeout=GRACE)
 
 
-def select(joined: JoinedNode, mark: str) -> None:
-    """Have the Node selected by ``yes``."""
-    joined.cluster.kubectl("label", "node", joined.node.name, f"{NODE_LABEL}={mark}", "--overwrite")
+def select(joined: JoinedNode, value: str) -> None:
+    """Set the label of the Node; the DaemonSet selects ``yes``."""
+    joined.cluster.kubectl("label", "node", joined.node.name, f"{NODE_LABEL}={value}", "--overwrite")
 
 
 def pods(joined: JoinedNode) -> list[Any]:
@@ -108,30 +108,30 @@ def pods(joined: JoinedNode) -> list[Any]:
 
 def labels(joined: JoinedNode) -> dict[str, str]:
     node = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
-    return {name: value for name, value in node["metadata"]["labels"].items() if name in OURS}
+    return {name: value for name, value in node["metadata"]["labels"].items() if name in LABELED}
 
 
 def process(node: Node) -> str:
-    """The directory in ``/proc`` of the one that stays."""
+    """Return the ``/proc`` directory of the daemon."""
     (pid,) = node.run(["pgrep", "--full", "kata_node"]).stdout.split()
     return f"/proc/{pid}"
 
 
 def memory(node: Node) -> int:
-    """KiB that it takes."""
+    """Return the resident memory of the daemon, in KiB."""
     status = node.run(["cat", f"{process(node)}/status"]).stdout
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def connections(node: Node) -> list[str]:
-    """Its sockets, but for the one on which it is probed."""
+    """Return the sockets of the daemon, without the socket of the probes."""
     files = node.run(["find", f"{process(node)}/fd", "-lname", "socket:*"]).stdout.split()
     return files[1:]
 
 
 @pytest.fixture
 def ready(joined: JoinedNode, image: Path, tmp_path: Path) -> JoinedNode:
-    """A node on which nothing but the DaemonSet is missing."""
+    """A node that is ready for the DaemonSet."""
     joined.import_image(image)
     fake_kvm(joined.node).mount(make_payload(tmp_path / "payload"), PAYLOAD)
     joined.cluster.kubectl("apply", "--filename=-", text=MAY_LOOK)
@@ -139,17 +139,19 @@ def ready(joined: JoinedNode, image: Path, tmp_path: Path) -> JoinedNode:
     return joined
 
 
-def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonset(ready: JoinedNode) -> None:
+def test_the_pod_installs_kata_which_survives_a_pod_restart_and_is_reverted_with_the_daemonset(
+    ready: JoinedNode,
+) -> None:
     cluster, node = ready.cluster, ready.node
     before = node.snapshot(*WATCHED)
 
     deploy(ready)
     rolled_out(ready)
     assert kata_handlers(node) == HANDLERS
-    assert labels(ready) == dict.fromkeys(OURS, "true")
+    assert labels(ready) == dict.fromkeys(LABELED, "true")
     installed, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
     assert memory(node) < LIMIT
-    assert connections(node) == []  # nobody is asked anything while it waits
+    assert connections(node) == []  # the waiting daemon has no connection
     (pod,) = pods(ready)
 
     cluster.kubectl("rollout", "restart", f"daemonset/{NAME}")
@@ -157,7 +159,7 @@ def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonse
     assert pods(ready)[0]["metadata"]["uid"] != pod["metadata"]["uid"]
     assert changes(installed, node.snapshot(*WATCHED)) == []
     assert node.unit(UNIT).invocation == invocation
-    assert labels(ready) == dict.fromkeys(OURS, "true")
+    assert labels(ready) == dict.fromkeys(LABELED, "true")
 
     cluster.kubectl("delete", "daemonset", NAME, "--wait=false")
     wait_until(lambda: not pods(ready), "the pod has ended", timeout=GRACE)
@@ -166,7 +168,9 @@ def test_kata_comes_with_the_pod_outlives_its_restart_and_goes_with_the_daemonse
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_a_container_killed_by_the_restart_of_the_runtime_goes_on_without_another(ready: JoinedNode) -> None:
+def test_a_container_killed_by_the_runtime_restart_completes_without_another_restart(
+    ready: JoinedNode,
+) -> None:
     node = ready.node
     drop_in = node.root / "run/systemd/system/containerd.service.d"
     drop_in.mkdir(parents=True)
@@ -181,10 +185,10 @@ def test_a_container_killed_by_the_restart_of_the_runtime_goes_on_without_anothe
     assert status["restartCount"] == 1
     assert (node.root / "run/starts").read_text().split() == [node.unit(UNIT).invocation]
     assert kata_handlers(node) == HANDLERS
-    assert labels(ready) == dict.fromkeys(OURS, "true")
+    assert labels(ready) == dict.fromkeys(LABELED, "true")
 
 
-def test_a_node_is_left_when_it_is_selected_no_more_and_wrong_values_keep_nothing_there(
+def test_a_deselected_node_is_reverted_even_with_invalid_values(
     ready: JoinedNode,
 ) -> None:
     cluster, node = ready.cluster, ready.node
@@ -210,7 +214,7 @@ def test_a_node_is_left_when_it_is_selected_no_more_and_wrong_values_keep_nothin
 
     invocation = node.unit(UNIT).invocation
     deploy(ready, "3", shims={"qmeu": {"enabled": True}})
-    wait_until(lambda: "nothing more is tried" in written(ready), "the pod has told of it", timeout=GRACE)
+    wait_until(lambda: "nothing more is tried" in written(ready), "the pod logs it", timeout=GRACE)
     [status] = pods(ready)[-1]["status"]["containerStatuses"]
     assert (status["restartCount"], status["ready"]) == (0, False)
     assert node.unit(UNIT).invocation == invocation
@@ -223,18 +227,18 @@ def test_a_node_is_left_when_it_is_selected_no_more_and_wrong_values_keep_nothin
 
 
 def written(joined: JoinedNode) -> str:
-    """What the pods there are have logged."""
+    """Return the logs of the current pods."""
     return "".join(
         text for pod in pods(joined) for text in joined.logs("default", pod["metadata"]["name"]).values()
     )
 
 
-def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(ready: JoinedNode) -> None:
+def test_a_node_that_cannot_run_kata_is_not_changed_and_the_reason_is_an_event(ready: JoinedNode) -> None:
     node = ready.node
     node.run(["rm", "--force", "/dev/kvm"])
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
     deploy(ready)
-    wait_until(lambda: "nothing more is tried" in written(ready), "the pod has told of it", timeout=GRACE)
+    wait_until(lambda: "nothing more is tried" in written(ready), "the pod logs it", timeout=GRACE)
     assert "/dev/kvm" in written(ready)
     assert events(ready) == ["KataInstallFailed"]
     [status] = pods(ready)[0]["status"]["containerStatuses"]
@@ -247,7 +251,7 @@ def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(read
     assert node.unit(UNIT).invocation == invocation
 
 
-def test_an_uninstall_waits_for_pods_on_kata_and_is_completed_when_they_have_ended(
+def test_an_uninstall_waits_for_kata_pods_and_completes_after_they_ended(
     ready: JoinedNode, tmp_path: Path
 ) -> None:
     cluster, node = ready.cluster, ready.node
@@ -265,7 +269,7 @@ def test_an_uninstall_waits_for_pods_on_kata_and_is_completed_when_they_have_end
     wait_until(lambda: "not everything was taken away" in written(ready), "it has failed once")
     assert "guest" in written(ready)
     assert len(pods(ready)) == 1
-    assert labels(ready) == dict.fromkeys(OURS, "false")
+    assert labels(ready) == dict.fromkeys(LABELED, "false")
     cluster.kubectl("delete", "job", "guest", "--wait", "--cascade=foreground")
     cluster.kubectl("wait", "daemonset", NAME, "--for=delete", f"--timeout={GRACE}s")
     assert labels(ready) == {}

@@ -23,7 +23,7 @@ INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 LABELS = {"app.kubernetes.io/instance": "mine"}
 NOT_READY = {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}
 
-# All that the dispatcher may do.
+# The rights of the dispatcher.
 NODES_ROLE = [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]
 EVENTS_ROLE = [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
 JOBS_ROLE = [
@@ -187,7 +187,7 @@ def site(cluster: Cluster, tmp_path: Path) -> Site:
 _numbers = itertools.count()
 
 
-def test_every_node_gets_its_job_with_no_more_rights_than_these(site: Site) -> None:
+def test_every_node_gets_its_job_with_only_these_rights(site: Site) -> None:
     names = site.nodes(5)
     with site.kubelets() as kubelets:
         run = site.run(parallelism=2)
@@ -209,7 +209,7 @@ MESSAGE = json.dumps(
 )
 
 
-def test_a_stage_that_fails_is_told_in_its_own_words_and_the_other_nodes_go_on(site: Site) -> None:
+def test_the_error_of_a_failed_stage_is_reported_and_the_other_nodes_continue(site: Site) -> None:
     first, second, third = site.nodes(3)
     rules = [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [3]}}]
     work = template("host-check", "cri", backoffLimit=6, podFailurePolicy={"rules": rules})
@@ -235,10 +235,10 @@ def test_a_stage_that_fails_is_told_in_its_own_words_and_the_other_nodes_go_on(s
     )
 
 
-def test_a_job_at_its_deadline_is_told_by_the_stage_that_held_it_up(site: Site) -> None:
+def test_a_job_that_exceeds_its_deadline_is_reported_with_the_running_stage(site: Site) -> None:
     (name,) = site.nodes(1)
     with site.kubelets({name: running("cri")}) as kubelets:
-        # A Pod takes its time to end, in which it is asked.
+        # The dispatcher asks while the Pod is terminating.
         kubelets.keep_pods()
         process = site.start(template=template("host-check", "cri", activeDeadlineSeconds=10))
         wait_until(
@@ -251,7 +251,7 @@ def test_a_job_at_its_deadline_is_told_by_the_stage_that_held_it_up(site: Site) 
     assert "its Job exceeded its deadline" in error["what"]
 
 
-def test_killed_in_the_middle_the_next_run_takes_over_what_runs(site: Site) -> None:
+def test_the_next_run_adopts_the_running_jobs_of_a_killed_dispatcher(site: Site) -> None:
     names = site.nodes(4)
     with site.kubelets(idle=True) as kubelets:
         first = site.start(parallelism=2)
@@ -269,7 +269,7 @@ def test_killed_in_the_middle_the_next_run_takes_over_what_runs(site: Site) -> N
     assert before <= {job["metadata"]["uid"] for job in site.jobs()}
 
 
-def test_asked_to_stop_it_leaves_what_runs_and_begins_no_more(site: Site) -> None:
+def test_a_stopped_dispatcher_leaves_running_jobs_and_starts_no_other(site: Site) -> None:
     names = site.nodes(3)
     with site.kubelets(idle=True):
         process = site.start(parallelism=1)
@@ -282,7 +282,7 @@ def test_asked_to_stop_it_leaves_what_runs_and_begins_no_more(site: Site) -> Non
     assert "deletionTimestamp" not in job["metadata"]
 
 
-def test_a_job_deleted_by_somebody_is_made_anew(site: Site) -> None:
+def test_a_deleted_job_is_created_again(site: Site) -> None:
     (name,) = site.nodes(1)
     with site.kubelets(idle=True) as kubelets:
         process = site.start()
@@ -294,7 +294,7 @@ def test_a_job_deleted_by_somebody_is_made_anew(site: Site) -> None:
     assert run.outcomes == {name: "done"}
 
 
-def test_a_changed_template_replaces_finished_jobs_and_one_that_hangs_before_it_began(site: Site) -> None:
+def test_a_changed_template_replaces_finished_jobs_and_jobs_that_never_started(site: Site) -> None:
     done, hangs = site.nodes(2)
     with site.kubelets({hangs: None}) as kubelets:
         process = site.start()
@@ -308,7 +308,7 @@ def test_a_changed_template_replaces_finished_jobs_and_one_that_hangs_before_it_
     assert stages == [3, 3]
 
 
-def test_a_foreign_job_of_the_same_name_is_left_alone(site: Site) -> None:
+def test_a_foreign_job_of_the_same_name_is_not_changed(site: Site) -> None:
     first, second = site.nodes(2)
     job = {**template("x", suspend=True), "metadata": {"name": f"install-{first}", "namespace": site.name}}
     site.cluster.kubectl("create", "--filename=-", text=json.dumps(job))
@@ -319,7 +319,7 @@ def test_a_foreign_job_of_the_same_name_is_left_alone(site: Site) -> None:
     assert foreign["spec"]["suspend"] is True
 
 
-def test_the_jobs_go_with_the_dispatchers_own(site: Site) -> None:
+def test_the_node_jobs_are_deleted_with_the_dispatchers_job(site: Site) -> None:
     names = site.nodes(2)
     own = {**template("x", suspend=True), "metadata": {"name": "dispatcher", "namespace": site.name}}
     made = site.cluster.kubectl("create", "--filename=-", "--output=json", text=json.dumps(own))
@@ -345,7 +345,7 @@ def pods(site: Site) -> list[str]:
     return [pod["metadata"]["uid"] for pod in json.loads(got.stdout)["items"]]
 
 
-def test_what_went_with_a_dead_dispatcher_has_ended_on_the_node_before_the_next_one_begins_there(
+def test_the_next_dispatcher_waits_for_pods_of_a_deleted_dispatcher_to_end(
     site: Site,
 ) -> None:
     (name,) = site.nodes(1)
@@ -356,7 +356,7 @@ def test_what_went_with_a_dead_dispatcher_has_ended_on_the_node_before_the_next_
         first.kill()
         first.communicate()
         before = pods(site)
-        # As helm does before the hook of the next upgrade.
+        # helm does this before the hook of the next upgrade.
         site.cluster.kubectl("delete", "job", "first", f"--namespace={site.name}", "--wait=false")
         wait_until(lambda: not site.jobs(), "the garbage collector has taken the Job")
         kubelets.answers.clear()
@@ -369,7 +369,7 @@ def test_what_went_with_a_dead_dispatcher_has_ended_on_the_node_before_the_next_
     assert kubelets.max_running == 1, "never two at once"
 
 
-def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on(site: Site) -> None:
+def test_an_uninstall_ends_the_dispatcher_of_an_install_that_timed_out_in_helm(site: Site) -> None:
     (name,) = site.nodes(1)
     host = f"{site.name}-host"
     site.cluster.node(host, labels={})
@@ -384,7 +384,7 @@ def test_an_uninstall_ends_the_dispatcher_of_an_install_that_helm_gave_up_on(sit
     assert [job["metadata"]["name"] for job in site.jobs()] == [f"cleanup-{name}"]
 
 
-def test_a_job_on_a_node_whose_kubelet_is_dead_is_given_up(site: Site) -> None:
+def test_a_job_on_a_node_with_a_dead_kubelet_fails(site: Site) -> None:
     dead, alive = site.nodes(2)
     late = template("host-check", "cri", activeDeadlineSeconds=3)
     late["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
@@ -397,25 +397,25 @@ def test_a_job_on_a_node_whose_kubelet_is_dead_is_given_up(site: Site) -> None:
     assert "its Pod has still not ended" in error["what"]
 
 
-def test_a_pod_that_is_not_admitted_is_told_while_its_job_waits(site: Site) -> None:
+def test_a_pod_that_is_not_admitted_is_reported_while_its_job_waits(site: Site) -> None:
     (name,) = site.nodes(1)
     level = "pod-security.kubernetes.io/enforce=restricted"
     site.cluster.kubectl("label", "namespace", site.name, level)
     with site.kubelets():
         process = site.start()
         command = f"kubectl describe job install-{name} -n {site.name}"
-        told = f"{name}: its Job has no Pod; run `{command}` to see why"
-        wait_until(lambda: told in site.logged(), "it is told")
+        message = f"{name}: its Job has no Pod; run `{command}` to see why"
+        wait_until(lambda: message in site.logged(), "the dispatcher logs it")
         process.send_signal(signal.SIGTERM)
         run = ended(process)
     assert run.outcomes == {name: "running"}
 
 
-def test_a_node_that_left_the_selection_is_cleaned_and_an_uninstall_stops_what_runs(site: Site) -> None:
+def test_a_node_that_left_the_selection_is_reverted_and_an_uninstall_stops_running_jobs(site: Site) -> None:
     first, second = site.nodes(2, **{INSTALLATION_LABEL: "true"})
     everything = ({"operator": "Exists"},)
     removed = {"namePrefix": "removed", "template": template("revert-cri", tolerations=everything)}
-    mark = f"{INSTALLATION_LABEL}-{site.name}"  # other tests have nodes of their own
+    mark = f"{INSTALLATION_LABEL}-{site.name}"  # Nodes of other tests do not have this label
     for name in (first, second):
         site.cluster.kubectl("label", "node", name, f"{mark}=true", "pool-")
     site.cluster.kubectl("label", "node", first, f"pool={site.name}")
@@ -437,7 +437,7 @@ def test_a_node_that_left_the_selection_is_cleaned_and_an_uninstall_stops_what_r
     assert f"install-{first}" not in [job["metadata"]["name"] for job in site.jobs()]
 
 
-def test_without_the_right_to_create_jobs_it_says_so_and_tries_no_second_node(site: Site) -> None:
+def test_without_the_right_to_create_jobs_the_dispatcher_fails_at_the_first_node(site: Site) -> None:
     site.nodes(3)
     role = [{"op": "replace", "path": "/rules/0/verbs", "value": ["list", "watch"]}]
     patch = ("role", site.name, f"--namespace={site.name}", "--type=json", f"--patch={json.dumps(role)}")
@@ -454,7 +454,7 @@ def test_without_the_right_to_create_jobs_it_says_so_and_tries_no_second_node(si
 
 
 @pytest.mark.parametrize("kill", [pytest.param(False, id="drained"), pytest.param(True, id="killed")])
-def test_an_api_server_that_goes_away_in_the_middle_is_survived(
+def test_the_dispatcher_survives_an_outage_of_the_api_server(
     own_cluster: Cluster, tmp_path: Path, kill: bool
 ) -> None:
     site = Site(own_cluster, "site", tmp_path)

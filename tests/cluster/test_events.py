@@ -1,4 +1,4 @@
-"""What `kubectl describe node` shows of the stages, on a real API server."""
+"""The Events of the stages in `kubectl describe node`, on a real API server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def described(stage_runner: StageRunner) -> str:
     return text[text.index("Events:") :]
 
 
-def test_the_node_tells_when_it_was_claimed_labelled_and_let_go(stage_runner: StageRunner) -> None:
+def test_the_node_has_an_event_for_each_label_stage(stage_runner: StageRunner) -> None:
     for stage in ("claim", "label", "unlabel", "unclaim"):
         stage_runner.run(stage).succeeded()
     events = described(stage_runner)
@@ -31,7 +31,7 @@ def test_the_node_tells_when_it_was_claimed_labelled_and_let_go(stage_runner: St
     assert "Warning" not in events
 
 
-def test_a_stage_that_fails_leaves_its_reason_on_the_node(stage_runner: StageRunner) -> None:
+def test_a_failed_stage_records_its_reason_as_an_event(stage_runner: StageRunner) -> None:
     stage_runner.node_writer.report(stage_runner.name, runtimeHandlers=[{"name": "runc"}])
     stage_runner.run("label", "--label-timeout=1").failed()
     events = described(stage_runner)
@@ -39,7 +39,7 @@ def test_a_stage_that_fails_leaves_its_reason_on_the_node(stage_runner: StageRun
     assert "does not report kata-qemu" in events
 
 
-def test_the_last_container_tells_of_what_the_others_did(stage_runner: StageRunner) -> None:
+def test_the_event_of_the_last_stage_summarizes_the_other_stages(stage_runner: StageRunner) -> None:
     reports = stage_runner.directory / "reports"
     reports.mkdir()
     (reports / "cri.json").write_text('{"stage": "cri", "outcome": "done", "summary": "served at last"}')
@@ -47,7 +47,7 @@ def test_the_last_container_tells_of_what_the_others_did(stage_runner: StageRunn
     assert "default: served at last; Node" in described(stage_runner)
 
 
-def test_that_there_was_nothing_to_do_is_told_when_all_stages_say_so(stage_runner: StageRunner) -> None:
+def test_the_event_says_unchanged_when_all_stages_were_skipped(stage_runner: StageRunner) -> None:
     stage_runner.run("label").succeeded()
     reports = stage_runner.directory / "reports"
     reports.mkdir()
@@ -59,7 +59,7 @@ def test_that_there_was_nothing_to_do_is_told_when_all_stages_say_so(stage_runne
 
 
 @pytest.mark.parametrize("answer", [403, 500, 0], ids=["no right", "trouble", "no answer"])
-def test_an_event_that_is_refused_fails_nothing_and_is_asked_for_once(
+def test_a_refused_event_does_not_fail_the_stage_and_is_not_retried(
     stage_runner: StageRunner, answer: int
 ) -> None:
     stage_runner.proxy.inject(Fault(status=answer, cut=not answer), method="POST")

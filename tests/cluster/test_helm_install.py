@@ -36,7 +36,7 @@ def guest(prepared_node: PreparedNode) -> Job:
     return Job(joined.cluster, "guest", nodes=[joined]).running()
 
 
-def test_jobs_install_for_a_ci_an_upgrade_works_on_a_new_node_alone_and_helm_takes_all_away(
+def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall_reverts(
     ci_cluster: CiCluster,
 ) -> None:
     prepared_node, node = ci_cluster.prepared_node, ci_cluster.joined.node
@@ -52,13 +52,13 @@ def test_jobs_install_for_a_ci_an_upgrade_works_on_a_new_node_alone_and_helm_tak
     assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
     assert events(ci_cluster.joined) == ["KataInstalling", "KataInstalled"]
     assert prepared_node.invocation != invocation
-    # Nothing stays.
+    # The uninstall leaves nothing.
     running = ("--field-selector=status.phase=Running", f"--namespace={NAMESPACE}", "--output=name")
     assert kubectl("get", "pods", *running).stdout == ""
     guest(prepared_node)
 
-    # An upgrade with nothing changed: here not a byte, no restart, and the pod runs on. Only a node that has
-    # joined since is worked on.
+    # An upgrade without changes writes nothing, restarts nothing, and the pod keeps running. It works only on
+    # the node that has joined since.
     install_checked, invocation = prepared_node.snapshot(), prepared_node.invocation
     with ci_cluster.join_another() as late:
         before_late = late.snapshot()
@@ -72,7 +72,7 @@ def test_jobs_install_for_a_ci_an_upgrade_works_on_a_new_node_alone_and_helm_tak
         assert late.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
         assert late.node.activations(UNIT) == 2
 
-        # An uninstall that a pod on Kata is in the way of, and the way back from that.
+        # A blocking pod makes the uninstall fail; the release can be repaired.
         assert ci_cluster.releases.uninstall(check=False).returncode
         assert prepared_node.labels == {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
         assert (prepared_node.handlers, prepared_node.invocation) == (HANDLERS, invocation)
@@ -95,7 +95,7 @@ def test_jobs_install_for_a_ci_an_upgrade_works_on_a_new_node_alone_and_helm_tak
     assert events(ci_cluster.joined)[-1] == "KataRemoved"
 
 
-def test_a_daemonset_installs_for_a_ci_and_outlives_a_rolling_restart(ci_cluster: CiCluster) -> None:
+def test_a_daemonset_installs_in_ci_and_survives_a_rolling_restart(ci_cluster: CiCluster) -> None:
     prepared_node, kubectl = ci_cluster.prepared_node, ci_cluster.joined.cluster.kubectl
     values = merge(COMMON, {"containerd": {"userDropIn": AS_RUNC}})
     before = prepared_node.snapshot()
@@ -118,7 +118,7 @@ def test_a_daemonset_installs_for_a_ci_and_outlives_a_rolling_restart(ci_cluster
     assert prepared_node.is_clean
 
 
-def test_two_releases_share_a_node_and_go_one_after_the_other(ci_cluster: CiCluster) -> None:
+def test_two_releases_share_a_node_and_are_uninstalled_one_after_the_other(ci_cluster: CiCluster) -> None:
     prepared_node = ci_cluster.prepared_node
     before = prepared_node.snapshot()
     served: dict[str, set[str]] = {}
@@ -143,7 +143,7 @@ def test_two_releases_share_a_node_and_go_one_after_the_other(ci_cluster: CiClus
     assert prepared_node.is_clean
 
 
-def test_what_a_killed_dispatcher_left_undone_is_done_by_the_next_upgrade(ci_cluster: CiCluster) -> None:
+def test_the_next_upgrade_completes_the_work_of_a_killed_dispatcher(ci_cluster: CiCluster) -> None:
     values = merge(JOBS, {"job": {"parallelism": 1}})
     with ci_cluster.join_another() as second:
         machines = (ci_cluster.prepared_node, second)
@@ -165,14 +165,14 @@ def test_what_a_killed_dispatcher_left_undone_is_done_by_the_next_upgrade(ci_clu
                 SHARED_LABEL: "true",
                 f"{INSTALLATION_LABEL_PREFIX}default": "true",
             }
-            # One restart each: what was begun under the first dispatcher is not begun again.
+            # One restart each: the second dispatcher adopts the Jobs of the first.
             assert prepared_node.node.activations(UNIT) == 2
 
         ci_cluster.releases.uninstall()
         assert all(prepared_node.is_clean for prepared_node in machines)
 
 
-def test_a_node_that_cannot_run_kata_is_told_with_the_reason(ci_cluster: CiCluster) -> None:
+def test_a_node_that_cannot_run_kata_is_reported_with_the_reason(ci_cluster: CiCluster) -> None:
     prepared_node, node = ci_cluster.prepared_node, ci_cluster.joined.node
     node.run(["rm", "/dev/kvm"])
     before = prepared_node.snapshot()

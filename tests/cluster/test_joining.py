@@ -1,4 +1,4 @@
-"""A real kubelet on a real node, in a real cluster: how an installation looks from the API server."""
+"""A node with a real kubelet in a cluster: what the Node object shows of an installation."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ SHARED_LABEL = "katacontainers.io/kata-runtime"
 
 
 def seen(joined: JoinedNode) -> Any:
-    """The Node as the API server has it."""
+    """Return the Node object."""
     return json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
 
 
 def reported(joined: JoinedNode) -> set[str]:
-    """The handlers the kubelet has reported, but for the default one."""
+    """Return the handlers that the kubelet reports, without the empty default one."""
     return {each["name"] for each in seen(joined)["status"]["runtimeHandlers"]} - {""}
 
 
-def test_a_node_joins_as_the_machine_it_is(shared_node: JoinedNode) -> None:
+def test_a_joined_node_reports_its_machine_id_and_handlers(shared_node: JoinedNode) -> None:
     info = seen(shared_node)["status"]["nodeInfo"]
     assert info["machineID"] == (shared_node.node.root / "etc/machine-id").read_text().strip()
     assert info["kubeletVersion"] == shared_node.cluster.kubernetes
     assert reported(shared_node) == {"runc"}
 
 
-def test_an_installation_is_reported_by_the_kubelet_and_labelled_until_it_is_reverted(
+def test_the_kubelet_reports_the_handlers_and_the_node_is_labeled_until_the_revert(
     joined: JoinedNode, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
@@ -65,7 +65,7 @@ def test_an_installation_is_reported_by_the_kubelet_and_labelled_until_it_is_rev
     wait_until(lambda: reported(joined) == {"runc"}, "the kubelet has reported that they are gone")
 
 
-def test_a_person_has_a_cluster_with_a_real_node_and_gives_it_images(
+def test_testcluster_starts_a_cluster_with_a_real_node_and_loads_images(
     needs_nodes: None, tmp_path: Path
 ) -> None:
     name, worker = f"person-{os.getpid()}", f"worker-{os.getpid()}"

@@ -1,4 +1,4 @@
-"""Who labels, and what: credentials of a pod and of a kubeconfig, rights, and the Node that is meant."""
+"""label with the credentials of a pod or kubeconfig, with missing rights, and with the wrong Node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from node.commands import RunningCommand
 from cluster import flags, tokens
 from cluster.conftest import skip_if_missing
 from cluster.faulty_proxy import UNLIMITED, Fault
-from cluster.stage_runner import CLAIMED, OURS, Outcome, StageRunner
+from cluster.stage_runner import CLAIMED, LABELED, Outcome, StageRunner
 
 MACHINE, ANOTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 STAGES = ("claim", "label", "unlabel", "unclaim")
@@ -23,7 +23,7 @@ MEANT = f"--expected-machine-id={MACHINE}"
 
 # --- in a pod ---------------------------------------------------------------------------------------
 
-# Only the command sees it: a mount namespace of its own, with a /run that is empty but for the account.
+# The command has its own mount namespace, in which /var/run contains only the ServiceAccount's files.
 IN_A_POD = """
 set -e
 mount -t tmpfs tmpfs /var/run
@@ -35,7 +35,7 @@ exec "$@"
 
 
 class Pod:
-    """What the kubelet gives to a pod: an account's directory, whose token it replaces from time to time."""
+    """The ServiceAccount directory of a pod, in which the kubelet replaces the token from time to time."""
 
     def __init__(self, stage_runner: StageRunner) -> None:
         self._scene = stage_runner
@@ -50,7 +50,7 @@ class Pod:
             (self.account / name).symlink_to(f"..data/{name}")
 
     def give(self, token: str, *, authority: str = "") -> None:
-        """Replace all of it at once, the way a kubelet does."""
+        """Replace all files atomically, as the kubelet does."""
         version = self.account / f"..{secrets.token_hex(4)}"
         version.mkdir()
         authority = authority or self._scene.cluster.ca.read_text()
@@ -61,7 +61,7 @@ class Pod:
         (self.account / "..data_tmp").rename(self.account / "..data")
 
     def start(self, *options: str) -> RunningCommand:
-        """Start label in it."""
+        """Start ``label`` with this directory."""
         server = {
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "KUBERNETES_SERVICE_PORT": str(self._scene.proxy.port),
@@ -74,16 +74,16 @@ class Pod:
         )
 
 
-def test_in_a_pod_its_own_account_labels_the_node(stage_runner: StageRunner) -> None:
+def test_a_pod_labels_the_node_with_its_service_account(stage_runner: StageRunner) -> None:
     stage_runner.register()
     pod = Pod(stage_runner)
     pod.give(stage_runner.token)
     Outcome.of(pod.start().wait()).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert {each.token for each in stage_runner.proxy.requests} == {stage_runner.token}
 
 
-def test_a_token_that_is_replaced_while_a_node_is_labelled_is_taken_from_the_file(
+def test_a_token_that_is_replaced_during_the_run_is_read_again(
     stage_runner: StageRunner,
 ) -> None:
     stage_runner.register()
@@ -93,13 +93,13 @@ def test_a_token_that_is_replaced_while_a_node_is_labelled_is_taken_from_the_fil
     pod.give(expired)
     stage_runner.proxy.inject(Fault(then=lambda: pod.give(fresh)), after=3)
     Outcome.of(pod.start().wait()).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     refused = [each for each in stage_runner.proxy.requests if each.status == 401]
     assert {each.token for each in refused} == {expired}
     assert {each.token for each in stage_runner.proxy.requests if each.status == 200} == {fresh}
 
 
-def test_tokens_that_are_worth_nothing_are_a_failure_long_before_the_deadline(
+def test_invalid_tokens_fail_long_before_the_timeout(
     stage_runner: StageRunner,
 ) -> None:
     stage_runner.register()
@@ -120,7 +120,7 @@ def test_tokens_that_are_worth_nothing_are_a_failure_long_before_the_deadline(
 
 
 def account(stage_runner: StageRunner, name: str, *verbs: str) -> str:
-    """The token of a new account that may do this with nodes, and nothing else."""
+    """Return the token of a new account with only these verbs on nodes."""
     kubectl = stage_runner.cluster.kubectl
     kubectl("create", "serviceaccount", name, "--namespace=labelling")
     if verbs:
@@ -134,9 +134,7 @@ def account(stage_runner: StageRunner, name: str, *verbs: str) -> str:
     ("verbs", "lacks"),
     [pytest.param((), "get", id="may do nothing"), pytest.param(("get",), "patch", id="may only look")],
 )
-def test_a_right_that_is_missing_is_named(
-    stage_runner: StageRunner, verbs: tuple[str, ...], lacks: str
-) -> None:
+def test_a_missing_right_is_named(stage_runner: StageRunner, verbs: tuple[str, ...], lacks: str) -> None:
     stage_runner.register()
     token = account(stage_runner, f"lacks-{lacks}", *verbs)
     failed = stage_runner.run("label", "--label-timeout=3", env=stage_runner.as_holder_of(token)).failed()
@@ -145,7 +143,7 @@ def test_a_right_that_is_missing_is_named(
     assert stage_runner.labels == {}
 
 
-def test_a_role_that_is_bound_a_moment_later_is_waited_for(stage_runner: StageRunner) -> None:
+def test_label_waits_for_a_role_that_is_bound_a_moment_later(stage_runner: StageRunner) -> None:
     stage_runner.register()
     token = account(stage_runner, "early")
 
@@ -155,23 +153,23 @@ def test_a_role_that_is_bound_a_moment_later_is_waited_for(stage_runner: StageRu
 
     stage_runner.proxy.inject(Fault(then=bind))
     stage_runner.run("label", env=stage_runner.as_holder_of(token)).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
 
 
-def test_without_the_right_to_record_events_a_node_is_labelled_all_the_same(
+def test_a_node_is_labeled_without_the_right_to_create_events(
     stage_runner: StageRunner,
 ) -> None:
     stage_runner.register()
     token = account(stage_runner, "quiet", "get", "patch")
     done = stage_runner.run("label", env=stage_runner.as_holder_of(token)).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert 'give the account the verb "create" on the resource "events"' in done.log
 
 
 # --- servers ----------------------------------------------------------------------------------------
 
 
-def test_a_server_of_another_authority_is_not_told_the_token(stage_runner: StageRunner) -> None:
+def test_a_server_with_an_untrusted_certificate_does_not_get_the_token(stage_runner: StageRunner) -> None:
     stage_runner.register()
     config = stage_runner.directory / "distrusts"
     config.write_text(
@@ -198,7 +196,7 @@ def test_a_server_of_another_authority_is_not_told_the_token(stage_runner: Stage
         pytest.param(Fault(302, {"Location": "/login"}, ""), id="a log-in"),
     ],
 )
-def test_a_server_that_is_none_of_kubernetes_is_said_at_once(
+def test_a_server_that_is_not_an_api_server_is_reported_at_once(
     stage_runner: StageRunner, answer: Fault
 ) -> None:
     stage_runner.proxy.inject(answer, method="GET", times=UNLIMITED)
@@ -207,7 +205,7 @@ def test_a_server_that_is_none_of_kubernetes_is_said_at_once(
     assert stage_runner.proxy.count("GET") == 1
 
 
-def test_a_server_that_is_not_there_is_named(stage_runner: StageRunner) -> None:
+def test_an_unreachable_server_is_named(stage_runner: StageRunner) -> None:
     config = stage_runner.directory / "nobody"
     nobody = "https://127.0.0.1:1"
     config.write_text(
@@ -218,30 +216,30 @@ def test_a_server_that_is_not_there_is_named(stage_runner: StageRunner) -> None:
     assert failed.error["where"] == f"node/{stage_runner.name} at {nobody}"
 
 
-# --- which Node -------------------------------------------------------------------------------------
+# --- the Node ---------------------------------------------------------------------------------------
 
 
-def test_a_node_that_the_cluster_does_not_have_yet_may_be_tried_again(stage_runner: StageRunner) -> None:
+def test_a_node_that_is_not_registered_yet_is_a_retryable_failure(stage_runner: StageRunner) -> None:
     for running in [stage_runner.start(stage, "--label-timeout=1") for stage in STAGES]:
         failed = Outcome.of(running.wait()).failed(1)
         assert f"the cluster has no Node named {stage_runner.name}" in failed.text
         assert "NODE_NAME" in failed.error["hint"]
 
 
-def test_without_the_name_of_a_node_nothing_is_asked(stage_runner: StageRunner) -> None:
+def test_without_a_node_name_no_request_is_sent(stage_runner: StageRunner) -> None:
     failed = stage_runner.run("label", env={"NODE_NAME": ""}).failed(2)
     assert failed.error["where"] == "NODE_NAME"
     assert stage_runner.proxy.requests == []
 
 
-def registered_anew(stage_runner: StageRunner, machine: str) -> Callable[[], None]:
-    def happen() -> None:
+def registered_again(stage_runner: StageRunner, machine: str) -> Callable[[], None]:
+    def replace_node() -> None:
         stage_runner.node_writer.remove(stage_runner.name)
         stage_runner.proxy.inject(
             Fault(first=lambda: stage_runner.register(nodeInfo=node_info(machine))), method="GET", after=1
         )
 
-    return happen
+    return replace_node
 
 
 def node_info(machine: str) -> dict[str, str]:
@@ -256,15 +254,18 @@ STARTING = [{"type": "Ready", "status": "False", "message": "starting"}]
 READY = [{"type": "Ready", "status": "True"}]
 
 
-def to_be_registered_anew(stage_runner: StageRunner, when: str, machine: str) -> None:
-    """Register the Node, to pass to ``machine`` when it is ``not ready yet``, or just ``labelled``."""
+def register_to_be_replaced(stage_runner: StageRunner, when: str, machine: str) -> None:
+    """Register the Node, and prepare its replacement by a Node on ``machine`` during the run.
+
+    ``when`` is ``not ready yet`` (before the first Node is Ready) or ``labelled`` (after the first write).
+    """
     waiting = when == "not ready yet"
     stage_runner.register(nodeInfo=node_info(MACHINE), conditions=STARTING if waiting else READY)
-    happen = registered_anew(stage_runner, machine)
+    replace_node = registered_again(stage_runner, machine)
     if waiting:
-        stage_runner.proxy.inject(Fault(first=happen), method="GET", after=2)
+        stage_runner.proxy.inject(Fault(first=replace_node), method="GET", after=2)
     else:
-        stage_runner.proxy.inject(Fault(then=happen), method="PATCH")
+        stage_runner.proxy.inject(Fault(then=replace_node), method="PATCH")
 
 
 @pytest.mark.parametrize(
@@ -275,18 +276,20 @@ def to_be_registered_anew(stage_runner: StageRunner, when: str, machine: str) ->
     ],
 )
 @pytest.mark.parametrize("when", ["not ready yet", "labelled"])
-def test_a_node_that_is_deleted_and_registered_anew_is_labelled_then(
+def test_a_node_that_is_deleted_and_registered_again_is_labeled(
     stage_runner: StageRunner, when: str, options: tuple[str, ...], new: str
 ) -> None:
-    to_be_registered_anew(stage_runner, when, new)
+    register_to_be_replaced(stage_runner, when, new)
     done = stage_runner.run("label", *options).succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert "for the kubelet to register Node" in done.log
 
 
 @pytest.mark.parametrize("when", ["not ready yet", "labelled"])
-def test_a_name_that_passes_to_another_machine_is_left_alone(stage_runner: StageRunner, when: str) -> None:
-    to_be_registered_anew(stage_runner, when, ANOTHER)
+def test_a_node_name_that_now_belongs_to_another_machine_is_not_labeled(
+    stage_runner: StageRunner, when: str
+) -> None:
+    register_to_be_replaced(stage_runner, when, ANOTHER)
     failed = stage_runner.run("label", MEANT).failed(3)
     assert f"its machine id is {ANOTHER}, the expected one is {MACHINE}" in failed.text
     assert stage_runner.labels == {}
@@ -296,11 +299,11 @@ def test_a_name_that_passes_to_another_machine_is_left_alone(stage_runner: Stage
     ("stages", "there"),
     [
         pytest.param(("claim", "unlabel"), CLAIMED, id="claimed"),
-        pytest.param(("claim", "label"), OURS, id="served"),
+        pytest.param(("claim", "label"), LABELED, id="served"),
         pytest.param(("unlabel", "unclaim"), {}, id="bare"),
     ],
 )
-def test_labels_of_another_machine_that_are_as_they_should_be_are_no_success(
+def test_correct_labels_of_another_machine_are_not_a_success(
     stage_runner: StageRunner, stages: tuple[str, ...], there: dict[str, str]
 ) -> None:
     stage_runner.register(there, nodeInfo=node_info(ANOTHER))

@@ -1,4 +1,4 @@
-"""Claims and marks on a real API server: what a node is called, from the first byte to the last."""
+"""The label stages on a real API server: claims, the shared label and the installation labels."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from node.commands import RunningCommand, describe_result
 from cluster.control_plane import Cluster
 from cluster.faulty_proxy import UNLIMITED, Fault
 from cluster.node_writers import NodeHistory
-from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, OURS, SHARED_LABEL, StageRunner
+from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, LABELED, SHARED_LABEL, StageRunner
 
 AT_ONCE = "--label-stable-for=0"
 DEFAULT, BLUE, GREEN = (f"{INSTALLATION_LABEL_PREFIX}{instance}" for instance in ("default", "blue", "green"))
 
 
 def found(stage_runner: StageRunner, selector: str) -> bool:
-    """Whether ``kubectl get nodes -l`` shows the Node."""
+    """Return whether ``kubectl get nodes -l`` shows the Node."""
     names = stage_runner.cluster.kubectl("get", "nodes", f"--selector={selector}", "--output=name").stdout
     return f"node/{stage_runner.name}" in names.split()
 
 
-# --- there and back ---------------------------------------------------------------------------------
+# --- the stages -------------------------------------------------------------------------------------
 
 
-def test_a_node_can_be_found_from_before_the_first_byte_to_after_the_last(stage_runner: StageRunner) -> None:
+def test_the_labels_show_the_node_through_the_whole_life_of_an_installation(
+    stage_runner: StageRunner,
+) -> None:
     stage_runner.register({"example.org/own": "stays"})
     assert not found(stage_runner, SHARED_LABEL)
     stage_runner.run("claim").succeeded()
@@ -37,7 +39,7 @@ def test_a_node_can_be_found_from_before_the_first_byte_to_after_the_last(stage_
     assert found(stage_runner, DEFAULT)
     assert not found(stage_runner, f"{SHARED_LABEL}=true")
     stage_runner.run("label").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert found(stage_runner, f"{SHARED_LABEL}=true")
     stage_runner.run("unlabel").succeeded()
     assert stage_runner.labels == CLAIMED
@@ -68,7 +70,7 @@ def test_a_node_can_be_found_from_before_the_first_byte_to_after_the_last(stage_
         ),
     ],
 )
-def test_a_claim_says_that_something_may_be_there_and_takes_nothing_back(
+def test_a_claim_adds_its_labels_and_does_not_withdraw_other_installations(
     stage_runner: StageRunner, before: Mapping[str, str], after: Mapping[str, str]
 ) -> None:
     stage_runner.register(before)
@@ -87,48 +89,48 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("others", "shared"), OTHERS)
-def test_the_shared_label_says_after_an_instance_what_the_others_marks_say(
+def test_the_shared_label_follows_the_remaining_installation_labels(
     stage_runner: StageRunner, others: Mapping[str, str], shared: str | None
 ) -> None:
-    stage_runner.register({**OURS, **others})
+    stage_runner.register({**LABELED, **others})
     stage_runner.run("unlabel", AT_ONCE).succeeded()
     assert stage_runner.labels == {SHARED_LABEL: shared or "false", DEFAULT: "false", **others}
     stage_runner.run("unclaim", AT_ONCE).succeeded()
     assert stage_runner.labels == ({SHARED_LABEL: shared, **others} if shared else {})
 
 
-def test_a_shared_label_that_no_instance_answers_for_goes_with_the_claim(stage_runner: StageRunner) -> None:
+def test_unclaim_removes_a_shared_label_without_any_installation_label(stage_runner: StageRunner) -> None:
     stage_runner.register({SHARED_LABEL: "true"})
     stage_runner.run("unclaim", AT_ONCE).succeeded()
     assert stage_runner.labels == {}
 
 
-def test_labels_put_back_after_a_removal_are_removed_again(stage_runner: StageRunner) -> None:
+def test_labels_that_are_restored_after_their_removal_are_removed_again(stage_runner: StageRunner) -> None:
     stage_runner.register(CLAIMED)
     stage_runner.proxy.inject(
-        Fault(then=lambda: stage_runner.node_writer.label(stage_runner.name, OURS)), method="PATCH"
+        Fault(then=lambda: stage_runner.node_writer.label(stage_runner.name, LABELED)), method="PATCH"
     )
     done = stage_runner.run("unclaim").succeeded()
     assert stage_runner.labels == {}
     assert "another writer undid the changes of Node" in done.log
 
 
-# --- little is asked --------------------------------------------------------------------------------
+# --- few requests -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("stage", "before"),
     [
         pytest.param("claim", CLAIMED, id="claim what is claimed"),
-        pytest.param("claim", OURS, id="claim what serves"),
-        pytest.param("label", OURS, id="label what serves"),
+        pytest.param("claim", LABELED, id="claim what serves"),
+        pytest.param("label", LABELED, id="label what serves"),
         pytest.param("unlabel", CLAIMED, id="unlabel what is claimed"),
         pytest.param("unlabel", {}, id="unlabel a bare node"),
         pytest.param("unclaim", {}, id="unclaim a bare node"),
         pytest.param("unclaim", {SHARED_LABEL: "true", BLUE: "true"}, id="unclaim a node of others"),
     ],
 )
-def test_where_there_is_nothing_to_do_one_look_is_all(
+def test_a_stage_without_work_sends_one_request(
     stage_runner: StageRunner, stage: str, before: Mapping[str, str]
 ) -> None:
     stage_runner.register(before)
@@ -141,14 +143,14 @@ def test_where_there_is_nothing_to_do_one_look_is_all(
 @pytest.mark.parametrize(
     ("stage", "before", "looks"),
     [
-        # To see what is there, to change exactly that, to see it hold, and to see that nothing is left.
-        pytest.param("claim", {}, 3, id="claim"),  # needs not hold
+        # One read, one write, and reads that check that the labels are stable.
+        pytest.param("claim", {}, 3, id="claim"),  # does not wait until the labels are stable
         pytest.param("label", CLAIMED, 5, id="label"),  # waits for the Node first
-        pytest.param("unlabel", OURS, 4, id="unlabel"),
+        pytest.param("unlabel", LABELED, 4, id="unlabel"),
         pytest.param("unclaim", CLAIMED, 4, id="unclaim"),
     ],
 )
-def test_what_there_is_to_do_takes_few_requests(
+def test_a_stage_with_work_sends_few_requests(
     stage_runner: StageRunner, stage: str, before: Mapping[str, str], looks: int
 ) -> None:
     stage_runner.register(before)
@@ -158,9 +160,9 @@ def test_what_there_is_to_do_takes_few_requests(
     assert stage_runner.proxy.count("GET") <= looks
 
 
-# --- several at once --------------------------------------------------------------------------------
+# --- concurrent installations -----------------------------------------------------------------------
 
-# The program's stages over and over, as a process of its own has them but for its start.
+# Run random stages repeatedly in one process, which avoids the start of a process for each stage.
 AT_RANDOM = """
 import random, sys, time
 from kata_node.cli.commands import run
@@ -183,7 +185,7 @@ print(f"\\n{mark}")
 """
 
 
-def test_what_the_labels_say_is_true_at_every_moment_while_several_instances_come_and_go(
+def test_the_labels_are_correct_at_every_moment_while_installations_change_concurrently(
     stage_runner: StageRunner, cluster: Cluster
 ) -> None:
     stage_runner.register()
@@ -194,7 +196,7 @@ def test_what_the_labels_say_is_true_at_every_moment_while_several_instances_com
         "PYTHONPATH": str(CHECKOUT),
     }
     options = [f"--host-root={stage_runner.host}", "--shims=qemu", "--label-timeout=120", AT_ONCE]
-    # What is read is old when it is known: the more changes meet another one.
+    # Delayed reads cause more write conflicts.
     stage_runner.proxy.inject(Fault(delay=0.02), method="GET", times=UNLIMITED)
     with NodeHistory(cluster, stage_runner.name) as history:
         workers = {
@@ -226,4 +228,4 @@ def test_what_the_labels_say_is_true_at_every_moment_while_several_instances_com
         if mark != "None":
             marks[f"{INSTALLATION_LABEL_PREFIX}{instance}"] = mark
     assert {key: value for key, value in stage_runner.labels.items() if key != SHARED_LABEL} == marks
-    assert stage_runner.proxy.count("PATCH", 409) > 0  # they did meet
+    assert stage_runner.proxy.count("PATCH", 409) > 0  # there were conflicts

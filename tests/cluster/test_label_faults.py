@@ -1,4 +1,4 @@
-"""label while the API server is in trouble: overloaded, restarted, silent, or its answers lost."""
+"""label while the API server is overloaded, silent or restarted, or while its answers are lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from node.commands import RunningCommand, wait_until
 
 from cluster.control_plane import Cluster
 from cluster.faulty_proxy import JSON, UNLIMITED, Fault, FaultyProxy
-from cluster.stage_runner import OURS, Outcome, StageRunner
+from cluster.stage_runner import LABELED, Outcome, StageRunner
 
 HTML = {"Content-Type": "text/html"}
 
@@ -19,7 +19,7 @@ NOT_READY = [{"type": "Ready", "status": "False", "message": "starting"}]
 READY = [{"type": "Ready", "status": "True"}]
 
 
-# --- answers that are none --------------------------------------------------------------------------
+# --- errors and lost answers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -33,16 +33,16 @@ READY = [{"type": "Ready", "status": "True"}]
         pytest.param(Fault(cut=True), id="connection cut"),
     ],
 )
-def test_what_may_pass_is_tried_again(stage_runner: StageRunner, fault: Fault) -> None:
+def test_transient_faults_are_retried(stage_runner: StageRunner, fault: Fault) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(fault, method="GET")
     stage_runner.proxy.inject(fault, method="PATCH")
     stage_runner.run("label").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert stage_runner.proxy.count("PATCH") == 2
 
 
-def test_the_time_that_an_overloaded_api_server_asks_for_is_given_to_it(stage_runner: StageRunner) -> None:
+def test_the_retry_after_of_an_overloaded_api_server_is_respected(stage_runner: StageRunner) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(Fault(429, {**JSON, "Retry-After": "2"}))
     stage_runner.run("label").succeeded()
@@ -51,13 +51,13 @@ def test_the_time_that_an_overloaded_api_server_asks_for_is_given_to_it(stage_ru
     assert tried_again.at - refused.at >= 2
 
 
-def test_an_api_server_that_asks_for_more_time_than_there_is_is_not_asked_again(
+def test_a_retry_after_beyond_the_timeout_is_not_waited_for(
     stage_runner: StageRunner,
 ) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(Fault(429, {**JSON, "Retry-After": "6000"}), times=UNLIMITED)
     failed = stage_runner.run("label", "--label-timeout=3000").failed()
-    assert "the API server answered 429: as ordered" in failed.text
+    assert "the API server answered 429: injected fault" in failed.text
     assert stage_runner.proxy.count("GET") == 1
 
 
@@ -68,43 +68,41 @@ def test_an_api_server_that_asks_for_more_time_than_there_is_is_not_asked_again(
         pytest.param(Fault(504, carried_out=True), id="timeout"),
     ],
 )
-def test_a_change_whose_answer_is_lost_is_found_made_and_not_made_twice(
-    stage_runner: StageRunner, answer: Fault
-) -> None:
+def test_a_change_with_a_lost_answer_is_not_made_twice(stage_runner: StageRunner, answer: Fault) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(answer, method="PATCH")
     stage_runner.run("label").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert stage_runner.proxy.count("PATCH", 200) == 0
     assert stage_runner.proxy.count("PATCH", 409) == 1
 
 
-def test_an_api_server_that_fails_for_good_is_told_with_its_own_words(stage_runner: StageRunner) -> None:
+def test_a_permanent_failure_of_the_api_server_is_reported_with_its_message(
+    stage_runner: StageRunner,
+) -> None:
     stage_runner.register()
     stage_runner.proxy.inject(Fault(503), times=UNLIMITED)
     failed = stage_runner.run("label", "--label-timeout=2").failed()
-    assert "the API server answered 503: as ordered (asked" in failed.text
+    assert "the API server answered 503: injected fault (asked" in failed.text
     assert failed.error["where"] == f"node/{stage_runner.name} at {stage_runner.proxy.url}"
     assert stage_runner.labels == {}
 
 
-# --- silence ----------------------------------------------------------------------------------------
+# --- a silent API server ----------------------------------------------------------------------------
 
 
-def test_an_api_server_that_does_not_speak_holds_nobody_beyond_the_deadline(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    """Wherever it falls silent, and however slowly it speaks; one that thinks for long is waited for."""
-    roads: dict[str, Callable[[FaultyProxy], None]] = {
+def test_a_silent_api_server_is_not_waited_for_beyond_the_timeout(cluster: Cluster, tmp_path: Path) -> None:
+    """It may stop at any point or answer very slowly. label waits for an answer that is only late."""
+    faults: dict[str, Callable[[FaultyProxy], None]] = {
         "no handshake": FaultyProxy.freeze,
         "no answer": lambda proxy: proxy.inject(Fault(stall=True), times=UNLIMITED),
         "a byte now and then": lambda proxy: proxy.inject(Fault(drip=0.3), times=UNLIMITED),
-        # An admission webhook may take 30 s of its own.
+        # An admission webhook alone may take 30 s.
         "a late answer": lambda proxy: proxy.inject(Fault(delay=11), method="PATCH"),
     }
     with ExitStack() as scenes:
         running: dict[str, tuple[StageRunner, RunningCommand]] = {}
-        for title, spoil in roads.items():
+        for title, spoil in faults.items():
             (tmp_path / title).mkdir()
             stage_runner = scenes.enter_context(StageRunner(cluster, tmp_path / title))
             stage_runner.register()
@@ -116,7 +114,7 @@ def test_an_api_server_that_does_not_speak_holds_nobody_beyond_the_deadline(
             failed = Outcome.of(silent.wait()).failed()
             assert "gave no answer" in failed.text, title
         Outcome.of(run.wait()).succeeded()
-        assert late.labels == OURS
+        assert late.labels == LABELED
         assert [each.status for each in late.proxy.requests if each.method == "PATCH"] == [200]
 
 
@@ -124,7 +122,7 @@ def test_an_api_server_that_does_not_speak_holds_nobody_beyond_the_deadline(
 
 
 @pytest.mark.parametrize("kill", [pytest.param(False, id="drained"), pytest.param(True, id="killed")])
-def test_an_api_server_that_is_restarted_is_outlived_at_every_moment(
+def test_label_survives_a_restart_of_the_api_server_at_every_moment(
     own_cluster: Cluster, tmp_path: Path, kill: bool
 ) -> None:
     for each in ("waits", "holds"):
@@ -147,4 +145,4 @@ def test_an_api_server_that_is_restarted_is_outlived_at_every_moment(
         Outcome.of(holding.wait()).succeeded()
         waits.node_writer.report(waits.name, conditions=READY)
         Outcome.of(waiting.wait()).succeeded()
-        assert waits.labels == holds.labels == OURS
+        assert waits.labels == holds.labels == LABELED

@@ -1,4 +1,4 @@
-"""The chart's part for the containers that label a Node: its names, its values, and where it has policies."""
+"""The chart's objects for the containers that label a Node: names, values, and admission policies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def installation(cluster: Cluster) -> LabellerRelease:
     return LabellerRelease(cluster, "kata-checked", "least-checked").apply()
 
 
-def test_releases_of_the_same_chart_share_no_object_unless_nothing_tells_them_apart(cluster: Cluster) -> None:
+def test_releases_share_no_object_unless_they_have_the_same_namespace_and_suffix(cluster: Cluster) -> None:
     def objects(release: str, namespace: str, suffix: str = "") -> set[tuple[str, ...]]:
         values = {"env": {"multiInstallSuffix": suffix}}
         documents = yaml.safe_load_all(render(cluster, release, namespace, values=values, only=TEMPLATES))
@@ -40,7 +40,7 @@ def test_releases_of_the_same_chart_share_no_object_unless_nothing_tells_them_ap
     assert len(set().union(*several)) == sum(len(each) for each in several) == 6 * 11
 
 
-def test_the_api_server_finds_no_fault_with_the_types_in_the_rules(
+def test_the_api_server_reports_no_type_error_in_the_policies(
     cluster: Cluster, installation: LabellerRelease
 ) -> None:
     def policies() -> list[Any]:
@@ -72,7 +72,7 @@ def test_the_api_server_finds_no_fault_with_the_types_in_the_rules(
         pytest.param("never", True, False, id="never"),
     ],
 )
-def test_the_policies_are_made_where_the_cluster_knows_them_unless_told_otherwise(
+def test_the_policies_are_rendered_if_the_cluster_supports_them_unless_disabled(
     cluster: Cluster, setting: str, online: bool, there: bool
 ) -> None:
     rendered = render(cluster, "kata", "kata", values={"rbac": {"admissionPolicy": setting}}, online=online)
@@ -93,7 +93,7 @@ def test_the_policies_are_made_where_the_cluster_knows_them_unless_told_otherwis
         pytest.param({"env": {"multiInstallSuffix": "a" * 64}}, "has 64 characters", id="a long suffix"),
     ],
 )
-def test_values_that_cannot_work_are_refused_by_helm_with_the_key(
+def test_helm_refuses_invalid_values_with_the_key(
     cluster: Cluster, values: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(CommandFailed, match=says) as failed:
@@ -102,17 +102,17 @@ def test_values_that_cannot_work_are_refused_by_helm_with_the_key(
     assert key in str(failed.value)
 
 
-def test_keys_without_a_value_are_as_if_they_were_not_there(cluster: Cluster) -> None:
+def test_keys_without_a_value_are_ignored(cluster: Cluster) -> None:
     empty = {"env": None, "startupTaints": None, "rbac": None}
     with_them = render(cluster, "kata", "kata", only=TEMPLATES)
     assert render(cluster, "kata", "kata", values=empty, only=TEMPLATES) == with_them
 
 
-def test_without_startup_taints_none_can_be_lifted(cluster: Cluster) -> None:
+def test_without_startup_taints_no_taint_can_be_removed(cluster: Cluster) -> None:
     rendered = render(cluster, "kata", "kata", only=("labeller-admission.yaml",))
     assert "expression: '[]'" in rendered
     cluster.kubectl("apply", "--dry-run=server", "--filename=-", text=rendered)
 
 
-def test_helm_finds_nothing_to_complain_about(cluster: Cluster) -> None:
+def test_helm_lint_finds_nothing(cluster: Cluster) -> None:
     cluster.helm("lint", "--strict", str(CHART))

@@ -1,4 +1,4 @@
-"""label on a real API server: what it waits for, what it changes, and how it holds that against others."""
+"""label on a real API server: waiting for the Node, labels that stay stable, and other writers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from cluster.control_plane import Cluster
 from cluster.faulty_proxy import UNLIMITED, Fault
 from cluster.node_writers import NodeWriter, RepeatingWriter
-from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, OURS, SHARED_LABEL, StageRunner
+from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, LABELED, SHARED_LABEL, StageRunner
 
 
 def ready(status: str, message: str = "") -> list[dict[str, str]]:
@@ -26,20 +26,20 @@ def reported(*names: str) -> list[dict[str, Any]]:
 
 
 def held(stage_runner: StageRunner) -> float:
-    """Seconds between the last change and the last look."""
+    """Return the seconds between the last write and the last read."""
     asked = [each for each in stage_runner.proxy.requests if "/nodes/" in each.path]
     return asked[-1].at - max(each.at for each in asked if each.method == "PATCH")
 
 
-# --- what is waited for -----------------------------------------------------------------------------
+# --- waiting for the Node ---------------------------------------------------------------------------
 
 
-def test_a_ready_node_is_labelled_and_a_second_run_asks_once_and_writes_nothing(
+def test_a_ready_node_is_labeled_and_a_second_run_only_reads_it_once(
     stage_runner: StageRunner,
 ) -> None:
     stage_runner.register()
     stage_runner.run("label").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     before, asked = stage_runner.version, stage_runner.proxy.count("GET")
     again = stage_runner.run("label").succeeded()
     assert again.outcome == "skipped"
@@ -47,7 +47,7 @@ def test_a_ready_node_is_labelled_and_a_second_run_asks_once_and_writes_nothing(
     assert stage_runner.proxy.count("GET") == asked + 1
 
 
-def test_a_node_is_labelled_when_it_has_become_ready_and_not_before(stage_runner: StageRunner) -> None:
+def test_a_node_is_labeled_only_after_it_is_ready(stage_runner: StageRunner) -> None:
     stage_runner.register(conditions=ready("False", "container runtime network not ready"))
     seen: list[dict[str, str]] = []
 
@@ -58,7 +58,7 @@ def test_a_node_is_labelled_when_it_has_become_ready_and_not_before(stage_runner
     stage_runner.proxy.inject(Fault(first=comes_up), method="GET", after=3)
     done = stage_runner.run("label").succeeded()
     assert seen == [{}]
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert "it is not Ready (container runtime network not ready)" in done.log
 
 
@@ -69,7 +69,7 @@ def test_a_node_is_labelled_when_it_has_become_ready_and_not_before(stage_runner
         pytest.param("Unknown", "Kubelet stopped posting node status.", id="the kubelet is away"),
     ],
 )
-def test_a_node_that_does_not_become_ready_is_not_labelled(
+def test_a_node_that_does_not_become_ready_is_not_labeled(
     stage_runner: StageRunner, status: str, says: str
 ) -> None:
     stage_runner.register(conditions=ready(status, says))
@@ -80,15 +80,15 @@ def test_a_node_that_does_not_become_ready_is_not_labelled(
 
 
 @pytest.mark.parametrize("handlers", [pytest.param(None, id="absent"), pytest.param([], id="empty")])
-def test_a_kubelet_that_reports_no_handlers_at_all_is_not_waited_for(
+def test_a_kubelet_that_does_not_report_handlers_is_not_waited_for(
     stage_runner: StageRunner, handlers: object
 ) -> None:
     stage_runner.register(runtimeHandlers=handlers)
     stage_runner.run("label").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
 
 
-def test_handlers_of_ours_that_are_not_reported_yet_are_waited_for(stage_runner: StageRunner) -> None:
+def test_label_waits_until_the_kubelet_reports_the_kata_handlers(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=[{"name": ""}, *reported("runc", "kata-clh")])
     seen: list[dict[str, str]] = []
 
@@ -101,11 +101,11 @@ def test_handlers_of_ours_that_are_not_reported_yet_are_waited_for(stage_runner:
     stage_runner.proxy.inject(Fault(first=catches_up), method="GET", after=3)
     done = stage_runner.run("label", "--shims=qemu,clh").succeeded()
     assert seen == [{}]
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert "it does not report kata-qemu (it reports runc, kata-clh)" in done.log
 
 
-def test_a_node_that_never_reports_our_handlers_is_not_labelled(stage_runner: StageRunner) -> None:
+def test_a_node_that_never_reports_the_kata_handlers_is_not_labeled(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=reported("", "runc"))
     failed = stage_runner.run("label", "--shims=qemu,clh", "--label-timeout=2").failed()
     assert "after 2 s the Node does not report kata-clh, kata-qemu (it reports runc)" in failed.text
@@ -113,7 +113,7 @@ def test_a_node_that_never_reports_our_handlers_is_not_labelled(stage_runner: St
     assert stage_runner.proxy.count("PATCH") == 0
 
 
-def test_an_instance_waits_for_the_handlers_that_have_its_suffix(stage_runner: StageRunner) -> None:
+def test_an_installation_waits_for_the_handlers_with_its_suffix(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=reported("kata-qemu"))
     failed = stage_runner.run("label", "--label-timeout=2", instance="blue").failed()
     assert "does not report kata-qemu-blue (it reports kata-qemu)" in failed.text
@@ -122,38 +122,38 @@ def test_an_instance_waits_for_the_handlers_that_have_its_suffix(stage_runner: S
     assert stage_runner.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}blue": "true"}
 
 
-# --- labels that hold -------------------------------------------------------------------------------
+# --- labels that stay stable ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_labels_that_are_put_back_are_set_again_and_have_to_hold_anew(
+def test_overwritten_labels_are_set_again_and_the_stable_time_starts_again(
     stage_runner: StageRunner, times: int
 ) -> None:
     stage_runner.register(CLAIMED)
     put_back = Fault(then=lambda: stage_runner.node_writer.label(stage_runner.name, CLAIMED))
     stage_runner.proxy.inject(put_back, method="PATCH", times=times)
     done = stage_runner.run("label", "--label-stable-for=0.8").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert stage_runner.proxy.count("PATCH") == times + 1
     assert done.log.count("another writer undid the changes of Node") == times
     assert held(stage_runner) >= 0.8
 
 
-def test_labels_wiped_late_in_the_window_begin_a_whole_one(stage_runner: StageRunner) -> None:
+def test_labels_that_are_removed_late_start_the_whole_stable_time_again(stage_runner: StageRunner) -> None:
     stage_runner.register()
 
-    def registers_anew() -> None:  # of all labels only what the kubelet itself knows is left
+    def remove_labels() -> None:  # a kubelet that registers again keeps only its own labels
         stage_runner.node_writer.label(stage_runner.name, dict.fromkeys(stage_runner.labels))
 
-    # Three looks before the change, one that finds the labels kept, and then the one that finds them gone.
-    stage_runner.proxy.inject(Fault(first=registers_anew), method="GET", after=4)
+    # Three reads before the write, one that finds the labels, and then the one that does not.
+    stage_runner.proxy.inject(Fault(first=remove_labels), method="GET", after=4)
     stage_runner.run("label", "--label-stable-for=2.5").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert stage_runner.proxy.count("PATCH") == 2
     assert held(stage_runner) >= 2.5
 
 
-def test_labels_put_back_for_ever_are_a_failure_that_says_so(stage_runner: StageRunner) -> None:
+def test_labels_that_are_always_overwritten_are_a_failure_with_the_reason(stage_runner: StageRunner) -> None:
     stage_runner.register(CLAIMED)
     put_back = Fault(then=lambda: stage_runner.node_writer.label(stage_runner.name, CLAIMED))
     stage_runner.proxy.inject(put_back, method="PATCH", times=UNLIMITED)
@@ -163,11 +163,11 @@ def test_labels_put_back_for_ever_are_a_failure_that_says_so(stage_runner: Stage
     assert stage_runner.labels == CLAIMED
 
 
-# --- others who write -------------------------------------------------------------------------------
+# --- other writers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("times", [1, 4])
-def test_a_node_that_changes_between_the_look_and_the_change_is_looked_at_again(
+def test_a_node_that_changes_between_read_and_write_is_read_again(
     stage_runner: StageRunner, times: int
 ) -> None:
     stage_runner.register()
@@ -177,14 +177,16 @@ def test_a_node_that_changes_between_the_look_and_the_change_is_looked_at_again(
     )
     stage_runner.proxy.inject(someone, method="PATCH", times=times)
     stage_runner.run("label").succeeded()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert stage_runner.node_writer.node(stage_runner.name)["metadata"]["labels"]["example.org/beat"] == str(
         times - 1
     )
     assert (stage_runner.proxy.count("PATCH", 409), stage_runner.proxy.count("PATCH", 200)) == (times, 1)
 
 
-def test_a_node_that_changes_before_every_change_is_a_failure_that_says_so(stage_runner: StageRunner) -> None:
+def test_a_node_that_changes_before_every_write_is_a_failure_with_the_reason(
+    stage_runner: StageRunner,
+) -> None:
     stage_runner.register()
     beat = itertools.count()
     someone = Fault(
@@ -197,9 +199,7 @@ def test_a_node_that_changes_before_every_change_is_a_failure_that_says_so(stage
     assert stage_runner.labels == {}
 
 
-def test_a_node_that_is_written_to_all_the_time_is_labelled_all_the_same(
-    stage_runner: StageRunner, cluster: Cluster
-) -> None:
+def test_a_node_with_a_busy_writer_is_labeled(stage_runner: StageRunner, cluster: Cluster) -> None:
     stage_runner.register()
     beat, node_writer = itertools.count(), NodeWriter(cluster)
     with RepeatingWriter(
@@ -207,11 +207,11 @@ def test_a_node_that_is_written_to_all_the_time_is_labelled_all_the_same(
     ) as writer:
         stage_runner.run("label", "--label-stable-for=1").succeeded()
     node_writer.close()
-    assert stage_runner.labels == OURS
+    assert stage_runner.labels == LABELED
     assert writer.acts > 20
 
 
-def test_a_node_with_hundreds_of_labels_and_a_long_status_loses_nothing_of_it(
+def test_a_node_with_hundreds_of_labels_and_a_long_status_keeps_all_of_it(
     stage_runner: StageRunner,
 ) -> None:
     others = {f"feature.node.kubernetes.io/cpu-{n}.{'x' * 40}": f"{'v' * 60}{n}" for n in range(350)}
@@ -229,6 +229,6 @@ def test_a_node_with_hundreds_of_labels_and_a_long_status_loses_nothing_of_it(
     assert len(json.dumps(before)) > 400_000  # more than the API server sends uncompressed
     stage_runner.run("label").succeeded()
     after = stage_runner.node_writer.node(stage_runner.name)
-    assert after["metadata"]["labels"] == {**before["metadata"]["labels"], **OURS}
+    assert after["metadata"]["labels"] == {**before["metadata"]["labels"], **LABELED}
     assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
     assert {**after, "metadata": {}} == {**before, "metadata": {}}

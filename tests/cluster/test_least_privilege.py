@@ -1,4 +1,4 @@
-"""What the containers that label a Node may do: tried on a real API server, with tokens such as pods have."""
+"""The rights of the containers that label a Node, on a real API server with tokens of pods."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def installation(cluster: Cluster) -> LabellerRelease:
 
 
 @pytest.fixture(scope="module")
-def beside(cluster: Cluster, installation: LabellerRelease) -> LabellerRelease:
+def second_installation(cluster: Cluster, installation: LabellerRelease) -> LabellerRelease:
     """A second installation in the same namespace."""
     return LabellerRelease(cluster, "kata-second", "least", "second").apply()
 
@@ -56,10 +56,10 @@ def labeller(installation: LabellerRelease, node: str) -> ApiCaller:
     return installation.on(node)
 
 
-# --- what the stages do ----------------------------------------------------------------------------
+# --- allowed changes -------------------------------------------------------------------------------
 
 
-def test_the_labels_can_be_claimed_promoted_demoted_and_taken_off(labeller: ApiCaller, node: str) -> None:
+def test_the_labels_can_be_claimed_set_withdrawn_and_removed(labeller: ApiCaller, node: str) -> None:
     for shared, own in (
         ("false", "false"),
         ("true", "true"),
@@ -92,20 +92,18 @@ def test_the_labels_can_be_claimed_promoted_demoted_and_taken_off(labeller: ApiC
         ),
     ],
 )
-def test_it_does_not_matter_how_a_patch_is_written(
-    labeller: ApiCaller, node: str, kind: str, patch: object
-) -> None:
+def test_every_patch_type_is_accepted(labeller: ApiCaller, node: str, kind: str, patch: object) -> None:
     kind, _, query = kind.partition("?")
     answer = labeller.call("PATCH", f"/api/v1/nodes/{node}?{query}", patch, kind=kind)
     assert answer.status == 200, answer.message
     assert answer.body["metadata"]["labels"][SHARED_LABEL] == "true"
 
 
-def test_startup_taints_can_be_lifted_and_the_others_are_kept(labeller: ApiCaller, node: str) -> None:
+def test_startup_taints_can_be_removed_and_other_taints_stay(labeller: ApiCaller, node: str) -> None:
     for left in ([ONE_EFFECT, OTHER_EFFECT, FOREIGN], [OTHER_EFFECT, FOREIGN]):
         read = labeller.node(node)
         names = [(each["key"], each["effect"]) for each in left]
-        # The whole list as it was read, with the fields others have put there, as kata-node sends it.
+        # kata-node sends the whole list as it was read, including fields of other writers.
         kept = [each for each in read["spec"]["taints"] if (each["key"], each["effect"]) in names]
         patch = {"metadata": {"resourceVersion": read["metadata"]["resourceVersion"]}, **taints(*kept)}
         answer = labeller.patch(node, patch)
@@ -119,10 +117,10 @@ def test_events_about_its_node_can_be_recorded(labeller: ApiCaller, node: str) -
     assert answer.status == 201, answer.message
 
 
-def test_a_node_with_hundreds_of_labels_and_dozens_of_taints_is_not_too_much(
+def test_the_policies_handle_a_node_with_hundreds_of_labels_and_dozens_of_taints(
     cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
-    # Names and values about as long as they may be, and as many annotations as fit.
+    # Names and values of nearly the maximum length, and as many annotations as fit.
     crowd = {f"{'n' * 60}.{'n' * 60}.{'n' * 60}/{'k' * 59}{i:04}": "v" * 63 for i in range(300)}
     many = [
         {"key": f"{'n' * 60}.{'n' * 60}.{'n' * 60}/{'k' * 59}{i:04}", "value": "v" * 63, "effect": effect}
@@ -140,9 +138,7 @@ def test_a_node_with_hundreds_of_labels_and_dozens_of_taints_is_not_too_much(
     assert "unschedulable" in refusal(labeller.patch(node, {"spec": {"unschedulable": True}}))
 
 
-def test_a_node_with_nothing_on_it_is_labelled_as_well(
-    cluster: Cluster, installation: LabellerRelease
-) -> None:
+def test_a_node_without_labels_and_taints_is_labeled(cluster: Cluster, installation: LabellerRelease) -> None:
     cluster.node("least-bare")
     labeller = installation.on("least-bare")
     assert admin(cluster).patch("least-bare", {"spec": {"taints": None}}).body["spec"] == {}
@@ -150,7 +146,7 @@ def test_a_node_with_nothing_on_it_is_labelled_as_well(
     assert "may not add or change taints" in refusal(labeller.patch("least-bare", taints(ANY_EFFECT)))
 
 
-def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands(
+def test_fields_of_other_managers_keep_their_manager_and_kata_labels_and_taints_change_it(
     cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
     for manager, fields in (
@@ -166,7 +162,7 @@ def test_what_others_applied_stays_theirs_and_our_labels_and_taints_change_hands
     assert "fields of a Node that other managers have applied" in refusal(labeller.patch(node, reset))
 
 
-def test_values_and_taints_that_were_there_before_are_nobodys_fault(
+def test_existing_unusual_labels_and_taints_do_not_block_a_change(
     cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
     strange = {
@@ -179,7 +175,7 @@ def test_values_and_taints_that_were_there_before_are_nobodys_fault(
     assert labeller.patch(node, labels(shared="true")).status == 200
 
 
-def test_the_shared_label_can_be_demoted_and_promoted_while_others_have_marks(
+def test_the_shared_label_can_be_withdrawn_and_set_while_other_installations_have_labels(
     cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
     others = {f"{INSTALLATION_LABEL_PREFIX}second": "true", f"{INSTALLATION_LABEL_PREFIX}third": "false"}
@@ -188,7 +184,7 @@ def test_the_shared_label_can_be_demoted_and_promoted_while_others_have_marks(
         assert labeller.patch(node, labels(shared=value)).status == 200
 
 
-# --- what is refused -------------------------------------------------------------------------------
+# --- refused changes -------------------------------------------------------------------------------
 
 ONLY_LABELS = f"this account may change only the labels {SHARED_LABEL} and {INSTALLATION_LABEL_PREFIX}"
 ONLY_VALUES = " to true or false, or remove them"
@@ -214,7 +210,7 @@ OWNER = {"apiVersion": "v1", "kind": "Node", "name": "x", "uid": "0c1e8f0a-0000-
 
 @pytest.fixture(scope="module")
 def busy(cluster: Cluster, installation: LabellerRelease) -> tuple[str, ApiCaller]:
-    """A Node that has something of everything, and the labeller on it."""
+    """A Node with labels, annotations, taints and Events, and a labeller on it."""
     name = worker(cluster, **BUSY)
     return name, installation.on(name)
 
@@ -315,7 +311,7 @@ def busy(cluster: Cluster, installation: LabellerRelease) -> tuple[str, ApiCalle
         pytest.param({"spec": None}, ONLY_STARTUP, id="all of the spec removed"),
     ],
 )
-def test_a_change_beyond_its_work_is_refused_with_the_reason(
+def test_every_other_change_of_the_node_is_refused_with_the_reason(
     busy: tuple[str, ApiCaller], patch: dict[str, Any], reason: str
 ) -> None:
     node, labeller = busy
@@ -324,7 +320,7 @@ def test_a_change_beyond_its_work_is_refused_with_the_reason(
     assert labeller.node(node) == before
 
 
-def test_a_cordon_of_others_is_not_lifted(cluster: Cluster, labeller: ApiCaller, node: str) -> None:
+def test_a_foreign_cordon_cannot_be_removed(cluster: Cluster, labeller: ApiCaller, node: str) -> None:
     assert admin(cluster).patch(node, {"spec": {"unschedulable": True}}).status == 200
     for value in (False, None):
         refused = refusal(labeller.patch(node, {"spec": {"unschedulable": value}}))
@@ -332,7 +328,7 @@ def test_a_cordon_of_others_is_not_lifted(cluster: Cluster, labeller: ApiCaller,
     assert labeller.patch(node, {**labels(shared="false"), **taints(*TAINTS[1:])}).status == 200
 
 
-def test_what_it_may_do_does_not_carry_along_what_it_may_not(busy: tuple[str, ApiCaller]) -> None:
+def test_an_allowed_change_together_with_a_forbidden_one_is_refused(busy: tuple[str, ApiCaller]) -> None:
     node, labeller = busy
     patch = {**labels(shared="false", own=None), "spec": {"unschedulable": True}}
     assert "not unschedulable" in refusal(labeller.patch(node, patch))
@@ -348,8 +344,8 @@ def test_a_token_of_another_node_changes_nothing_here(
         refused = refusal(caller.patch(other, labels(shared="true")))
         assert refused == f"this token may change only Node {own}"
         assert refusal(caller.patch(other, taints(*TAINTS[1:])))
-        said = refusal(caller.call("POST", EVENTS, event(other)))
-        assert said == f"this token may record Events only about Node {own}"
+        reason = refusal(caller.call("POST", EVENTS, event(other)))
+        assert reason == f"this token may record Events only about Node {own}"
     assert stranger.patch(elsewhere, labels(shared="true")).status == 200
 
 
@@ -359,8 +355,8 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
     loose = unbound(cluster, installation.namespace, installation.account)
     for patch in (labels(shared="true"), labels(shared=None), taints(*TAINTS[1:])):
         assert "not bound to a pod on a node, so it may not change" in refusal(loose.patch(node, patch))
-    said = refusal(loose.call("POST", EVENTS, event(node)))
-    assert said == "this token is not bound to a pod on a node, so it may not record an Event"
+    reason = refusal(loose.call("POST", EVENTS, event(node)))
+    assert reason == "this token is not bound to a pod on a node, so it may not record an Event"
 
 
 @pytest.mark.parametrize(
@@ -382,7 +378,7 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
         pytest.param({"reportingComponent": "kubelet"}, ONLY_AS_KATA_NODE, id="reported by the kubelet"),
     ],
 )
-def test_an_event_that_is_not_about_its_work_is_refused(
+def test_every_other_event_is_refused(
     labeller: ApiCaller, node: str, fields: dict[str, Any], reason: str
 ) -> None:
     filled = json.loads(json.dumps(fields).replace("{node}", node))
@@ -452,7 +448,7 @@ def kind(method: str) -> str:
 
 
 def rights(caller: ApiCaller, namespace: str) -> set[tuple[tuple[str, ...], ...]]:
-    """What the API server says this account may do in a namespace, and outside of all."""
+    """Return the rights of the account in a namespace and in the cluster, from the API server."""
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -464,7 +460,7 @@ def rights(caller: ApiCaller, namespace: str) -> set[tuple[tuple[str, ...], ...]
     return {tuple(tuple(sorted(rule.get(field, []))) for field in fields) for rule in rules}
 
 
-def test_its_rights_are_these_and_no_others(
+def test_the_account_has_exactly_these_rights(
     cluster: Cluster, installation: LabellerRelease, labeller: ApiCaller
 ) -> None:
     everybodys = unbound(cluster, installation.namespace, "default")
@@ -474,12 +470,12 @@ def test_its_rights_are_these_and_no_others(
         assert rights(labeller, namespace) - rights(everybodys, namespace) == expected
 
 
-# --- a role that somebody adds later ---------------------------------------------------------------
+# --- a wider role ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def widened(cluster: Cluster) -> Iterator[LabellerRelease]:
-    """An installation whose account was given all rights on all that the policies are about."""
+    """An installation with an account that has all rights on the resources of the policies."""
     wide = LabellerRelease(cluster, "kata-wide", "least-wide", "wide").apply()
     resources = "nodes,nodes/status,nodes/proxy,events,events.events.k8s.io"
     cluster.kubectl("create", "clusterrole", "wide", "--verb=*", f"--resource={resources}")
@@ -528,7 +524,7 @@ NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "least-made"}}
         ),
     ],
 )
-def test_a_wider_role_opens_nothing_that_a_policy_closes(
+def test_a_wider_role_does_not_bypass_the_policies(
     cluster: Cluster,
     widened: LabellerRelease,
     node: str,
@@ -548,9 +544,7 @@ def test_a_wider_role_opens_nothing_that_a_policy_closes(
     assert refusal(answer) == reason
 
 
-def test_replacing_a_node_is_held_to_the_same_rules_as_patching_it(
-    widened: LabellerRelease, node: str
-) -> None:
+def test_a_replace_of_a_node_follows_the_same_rules_as_a_patch(widened: LabellerRelease, node: str) -> None:
     labeller = widened.on(node)
     read = labeller.node(node)
     read["metadata"]["labels"][widened.installation_label] = "true"
@@ -560,7 +554,7 @@ def test_replacing_a_node_is_held_to_the_same_rules_as_patching_it(
     assert "not example.org/new" in refusal(labeller.call("PUT", f"/api/v1/nodes/{node}", read))
 
 
-def test_an_event_of_the_newer_api_is_held_to_the_same_rules(widened: LabellerRelease, node: str) -> None:
+def test_an_event_of_the_newer_api_follows_the_same_rules(widened: LabellerRelease, node: str) -> None:
     labeller = widened.on(node)
     path = "/apis/events.k8s.io/v1/namespaces/default/events"
     new = {
@@ -582,10 +576,10 @@ def test_an_event_of_the_newer_api_is_held_to_the_same_rules(widened: LabellerRe
     assert ONLY_AS_KATA_NODE in refusal(labeller.call("POST", path, new))
 
 
-# --- others ----------------------------------------------------------------------------------------
+# --- other accounts --------------------------------------------------------------------------------
 
 
-def test_nobody_else_is_held_to_these_rules(
+def test_the_policies_do_not_apply_to_other_accounts(
     cluster: Cluster, installation: LabellerRelease, widened: LabellerRelease, node: str
 ) -> None:
     everything = {
@@ -593,7 +587,7 @@ def test_nobody_else_is_held_to_these_rules(
         "spec": {"unschedulable": True, "taints": []},
     }
     assert admin(cluster).patch(node, everything).status == 200
-    # An account of the same name in another namespace is somebody else, too.
+    # An account of the same name in another namespace is another account.
     cluster.kubectl("create", "serviceaccount", installation.account, "--namespace=least-wide")
     who = f"--serviceaccount=least-wide:{installation.account}"
     cluster.kubectl("create", "clusterrolebinding", "namesake", "--clusterrole=wide", who)
@@ -605,13 +599,13 @@ def test_nobody_else_is_held_to_these_rules(
     assert namesake.call("DELETE", f"/api/v1/nodes/{node}", {}).status == 200
 
 
-def test_two_installations_keep_to_their_own_mark_on_the_same_node(
-    installation: LabellerRelease, beside: LabellerRelease, node: str
+def test_two_installations_may_change_only_their_own_installation_label(
+    installation: LabellerRelease, second_installation: LabellerRelease, node: str
 ) -> None:
-    first, second = installation.on(node), beside.on(node)
+    first, second = installation.on(node), second_installation.on(node)
     for caller, own, other in (
-        (first, installation.installation_label, beside.installation_label),
-        (second, beside.installation_label, installation.installation_label),
+        (first, installation.installation_label, second_installation.installation_label),
+        (second, second_installation.installation_label, installation.installation_label),
     ):
         assert caller.patch(node, {"metadata": {"labels": {SHARED_LABEL: "true", own: "true"}}}).status == 200
         refused = refusal(caller.patch(node, {"metadata": {"labels": {other: "false"}}}))
@@ -630,7 +624,7 @@ def test_two_installations_keep_to_their_own_mark_on_the_same_node(
     }
 
 
-# --- the program itself ----------------------------------------------------------------------------
+# --- kata-node's stages ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -667,7 +661,7 @@ def stage(tmp_path: Path, node: str) -> Callable[[ApiCaller, str], subprocess.Co
     return run
 
 
-def test_the_stages_of_a_whole_life_need_no_more_than_this(
+def test_all_label_stages_work_with_only_these_rights(
     cluster: Cluster,
     labeller: ApiCaller,
     node: str,
@@ -693,7 +687,7 @@ def test_the_stages_of_a_whole_life_need_no_more_than_this(
     assert {"KataInstalling", "KataInstalled", "KataRemoving", "KataRemoved"} <= reasons
 
 
-def test_a_stage_that_is_refused_says_what_the_rule_is(
+def test_a_refused_stage_reports_the_rule(
     cluster: Cluster,
     installation: LabellerRelease,
     node: str,

@@ -1,4 +1,4 @@
-"""Pods on a joined node: Jobs run there to their end, and reach the API server as every pod does."""
+"""Pods on a joined node: Jobs run to their end and reach the API server; the scheduler binds pods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ wget -q -O - --no-check-certificate \
 """
 
 
-def test_the_containers_of_a_job_run_in_their_order_and_leave_word(shared_node: JoinedNode) -> None:
+def test_the_containers_of_a_job_run_in_order_and_leave_termination_messages(shared_node: JoinedNode) -> None:
     shared = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
     first = "echo first >/shared/word; echo the word is written"
     then = "cat /shared/word >/dev/termination-log; echo the word is passed on >&2"
@@ -35,7 +35,7 @@ def test_the_containers_of_a_job_run_in_their_order_and_leave_word(shared_node: 
     assert done.states()["then"]["message"] == "first\n"
 
 
-def test_a_job_that_fails_is_told_from_end_to_end(shared_node: JoinedNode) -> None:
+def test_a_failed_job_is_described_completely(shared_node: JoinedNode) -> None:
     does = "echo what went wrong; echo the reason >/dev/termination-log; exit 3"
     never = {
         "podFailurePolicy": {
@@ -50,7 +50,7 @@ def test_a_job_that_fails_is_told_from_end_to_end(shared_node: JoinedNode) -> No
     assert len(failing.pods()) == 1
 
 
-def test_a_pod_is_known_by_its_token_as_itself_and_as_of_its_node(shared_node: JoinedNode) -> None:
+def test_the_token_of_a_pod_identifies_the_pod_and_its_node(shared_node: JoinedNode) -> None:
     shared_node.cluster.kubectl("create", "serviceaccount", "labeller")
     projected = {"sources": [{"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]}
     mount = {"volumeMounts": [{"name": "token", "mountPath": TOKENS}]}
@@ -68,7 +68,7 @@ def test_a_pod_is_known_by_its_token_as_itself_and_as_of_its_node(shared_node: J
     assert user["extra"]["authentication.kubernetes.io/pod-name"] == [pod["metadata"]["name"]]
 
 
-def test_a_container_is_listened_to_and_talked_to_by_way_of_the_api_server(shared_node: JoinedNode) -> None:
+def test_logs_and_exec_of_a_container_work_through_the_api_server(shared_node: JoinedNode) -> None:
     waits = "echo ready; while [ ! -e /tmp/end ]; do sleep 0.1; done"
     spec = {"containers": [container("waits", "sh", "-c", f"mkdir /tmp; {waits}")]}
     waiting = Job.create(shared_node, job("waits", spec)).running()
@@ -95,7 +95,7 @@ DAEMON_SET = {
 }
 
 
-def test_the_scheduler_binds_the_pods_of_a_daemon_set_to_all_nodes_that_are_there(
+def test_the_scheduler_binds_the_pods_of_a_daemonset_to_all_nodes(
     shared_node: JoinedNode, second_node: JoinedNode
 ) -> None:
     kubectl = shared_node.cluster.kubectl

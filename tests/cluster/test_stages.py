@@ -22,7 +22,7 @@ INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 SHIM = "/opt/kata/bin/containerd-shim-kata-v2"
 WATCHED = ("/etc", "/opt")
 
-# No VM can start here. Kata's shim is another one's copy, which takes no options but those of its own kind.
+# No VM can start here. The payload's shim is a copy of runc's shim, which needs the runtime type of runc.
 AS_RUNC = """\
 version = 2
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata-qemu]
@@ -38,28 +38,28 @@ RUNTIME_CLASS = {
 
 
 def payload_that_runs(node: Node, directory: Path) -> Path:
-    """A sample payload whose shim is the node's own for runc: what it starts are containers."""
+    """Make a sample payload with a copy of the node's runc shim, which starts containers instead of VMs."""
     make_payload(directory)
     shutil.copy(node.root / "usr/bin/containerd-shim-runc-v2", directory / SHIM.lstrip("/"))
-    (directory / "manifest.json").unlink()  # it has another size now
+    (directory / "manifest.json").unlink()  # the size of the shim changed
     write_manifest(directory)
     return directory
 
 
 def bring(joined: JoinedNode, image: Path, payload: Path) -> None:
-    """Let a node have the image, and beside it at :data:`PAYLOAD` the Kata files that it lacks."""
+    """Import the image into a node and mount a payload at :data:`PAYLOAD`, because the image has none."""
     joined.import_image(image)
     fake_kvm(joined.node).mount(payload_that_runs(joined.node, payload), PAYLOAD)
 
 
 def labels(joined: JoinedNode) -> dict[str, str]:
-    """Those of the Node's labels that are about Kata."""
+    """Return the Kata labels of the Node."""
     node: Any = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
     return {key: value for key, value in node["metadata"]["labels"].items() if "kata" in key}
 
 
 def events(joined: JoinedNode) -> list[str]:
-    """The reasons of kata-node's Events on the Node, oldest first."""
+    """Return the reasons of kata-node's Events on the Node, oldest first."""
     done = joined.cluster.kubectl(
         "get", "events", "--field-selector=involvedObject.kind=Node", "--output=json"
     )
@@ -67,7 +67,7 @@ def events(joined: JoinedNode) -> list[str]:
     return [event["reason"] for event in found if event["reason"].startswith("Kata")]
 
 
-def test_a_job_of_the_image_installs_what_pods_then_run_on_and_another_takes_it_off(
+def test_one_job_installs_kata_pods_run_on_it_and_another_job_reverts(
     joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     cluster, node = joined.cluster, joined.node
@@ -76,7 +76,7 @@ def test_a_job_of_the_image_installs_what_pods_then_run_on_and_another_takes_it_
     cluster.kubectl("apply", "--filename=-", text=json.dumps(RUNTIME_CLASS))
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
 
-    # containerd is restarted in the middle of it.
+    # The Job survives the restart of containerd.
     installed = Job.create(joined, stages_job("install", INSTALL)).wait()
     assert list(installed.states()) == list(INSTALL)
     assert node.activations(UNIT) == 2

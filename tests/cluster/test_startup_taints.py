@@ -1,4 +1,4 @@
-"""Startup taints on a real API server: which are lifted, when, and what becomes of those that stay."""
+"""Startup taints on a real API server: which are removed, when, and what happens to other taints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from node.commands import wait_until
 
 from cluster.faulty_proxy import Fault
-from cluster.stage_runner import OURS, StageRunner
+from cluster.stage_runner import LABELED, StageRunner
 
 STARTING = "example.com/starting"
 TAINTS = [
@@ -33,7 +33,7 @@ def taint(stage_runner: StageRunner, taints: list[dict[str, str]]) -> None:
 
 
 def taints(stage_runner: StageRunner) -> list[dict[str, str]]:
-    """Those of the Node but for the one the API server itself gives to every new Node."""
+    """Return the taints of the Node without the one that the API server adds to every new Node."""
     there = stage_runner.node_writer.node(stage_runner.name)["spec"].get("taints", [])
     return [each for each in there if not each["key"].startswith("node.kubernetes.io/")]
 
@@ -53,32 +53,32 @@ def values(stage_runner: StageRunner, *startup: str) -> str:
         pytest.param(["example.com"], TAINTS, id="another key"),
     ],
 )
-def test_startup_taints_are_lifted_and_others_stay_as_they_are(
+def test_startup_taints_are_removed_and_other_taints_stay(
     stage_runner: StageRunner, startup: list[str], left: list[dict[str, str]]
 ) -> None:
     stage_runner.run("label", values(stage_runner, *startup)).succeeded()
-    assert (taints(stage_runner), stage_runner.labels) == (left, OURS)
+    assert (taints(stage_runner), stage_runner.labels) == (left, LABELED)
     assert stage_runner.run("label", values(stage_runner, *startup)).succeeded().outcome == "skipped"
 
 
-def test_a_taint_is_lifted_from_a_node_that_is_labelled_already(stage_runner: StageRunner) -> None:
+def test_a_taint_is_removed_from_a_node_that_already_has_its_labels(stage_runner: StageRunner) -> None:
     stage_runner.run("label").succeeded()
     assert taints(stage_runner) == TAINTS
     assert stage_runner.run("label", values(stage_runner, STARTING)).succeeded().outcome == "done"
     assert taints(stage_runner) == TAINTS[2:]
 
 
-def test_no_taint_is_lifted_before_the_labels_have_held(stage_runner: StageRunner) -> None:
+def test_no_taint_is_removed_before_the_labels_are_stable(stage_runner: StageRunner) -> None:
     running = stage_runner.start("label", "--label-stable-for=3", values(stage_runner, STARTING))
-    wait_until(lambda: stage_runner.labels == OURS, "it is labelled")
-    stage_runner.node_writer.label(stage_runner.name, dict.fromkeys(OURS))
-    wait_until(lambda: stage_runner.labels == OURS, "it is labelled again")
+    wait_until(lambda: stage_runner.labels == LABELED, "the Node is labeled")
+    stage_runner.node_writer.label(stage_runner.name, dict.fromkeys(LABELED))
+    wait_until(lambda: stage_runner.labels == LABELED, "the Node is labeled again")
     assert taints(stage_runner) == TAINTS
     assert running.wait().returncode == 0
     assert taints(stage_runner) == TAINTS[2:]
 
 
-def test_a_taint_that_somebody_adds_at_the_same_moment_is_not_lost(stage_runner: StageRunner) -> None:
+def test_a_taint_that_is_added_at_the_same_time_is_not_lost(stage_runner: StageRunner) -> None:
     late = {"key": "example.com/late", "effect": "NoSchedule"}
     stage_runner.run("label").succeeded()
     stage_runner.proxy.inject(Fault(first=lambda: taint(stage_runner, [*TAINTS, late])), method="PATCH")
@@ -87,11 +87,15 @@ def test_a_taint_that_somebody_adds_at_the_same_moment_is_not_lost(stage_runner:
     assert stage_runner.proxy.count("PATCH", 409) == 1
 
 
-def test_a_taint_that_must_not_be_lifted_is_a_warning(stage_runner: StageRunner) -> None:
+def test_a_taint_that_may_not_be_removed_is_a_warning(stage_runner: StageRunner) -> None:
     stage_runner.proxy.inject(Fault(status=403), method="PATCH", after=1)
     done = stage_runner.run("label", values(stage_runner, STARTING)).succeeded()
-    # The one that was refused stays, and keeps no other.
-    assert (done.outcome, stage_runner.labels, taints(stage_runner)) == ("done", OURS, [TAINTS[0], TAINTS[2]])
+    # The refused taint stays, and does not prevent the removal of others.
+    assert (done.outcome, stage_runner.labels, taints(stage_runner)) == (
+        "done",
+        LABELED,
+        [TAINTS[0], TAINTS[2]],
+    )
     (note,) = json.loads(done.done.stdout)["stages"][-1]["notes"]
     assert f"could not lift the startup taint {STARTING}:NoSchedule" in note
-    assert "as ordered" in note
+    assert "injected fault" in note

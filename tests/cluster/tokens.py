@@ -1,4 +1,4 @@
-"""Tokens of ServiceAccounts that the API server would not give out: such as have expired."""
+"""Make ServiceAccount tokens with any lifetime, also expired ones, which the API server does not issue."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 
 def with_lifetime(token: str, seconds: int, key: Path) -> str:
-    """``token`` as one that is good for so many seconds from now; less than none: it has expired.
+    """Return ``token`` with an expiry ``seconds`` from now, signed again; negative seconds: it has expired.
 
-    ``key`` is the file that the cluster signs with, see :func:`cluster.flags.signing_key`.
+    ``key`` is the file of the cluster's signing key, see :func:`cluster.flags.signing_key`.
     """
     header, claims, _ = token.split(".")
     now = int(time.time())
@@ -24,7 +24,7 @@ def with_lifetime(token: str, seconds: int, key: Path) -> str:
     text = f"{header}.{_encoded(json.dumps({**json.loads(_decoded(claims)), **times}).encode())}"
     signer = load_pem_private_key(key.read_bytes(), password=None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
-    # A token has the two numbers one behind the other, each 32 bytes long on this curve.
+    # A token contains the two numbers of the signature one after the other, 32 bytes each on this curve.
     numbers = decode_dss_signature(signer.sign(text.encode(), ec.ECDSA(SHA256())))
     return f"{text}.{_encoded(b''.join(number.to_bytes(32, 'big') for number in numbers))}"
 

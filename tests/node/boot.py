@@ -1,4 +1,4 @@
-"""How a node comes up and how it ends, seen from the machine."""
+"""Start and end the systemd-nspawn container of a node, from the machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Supervisor = subprocess.Popen[bytes]
 
 
 def start(record: Record, tree: Path, options: Iterable[str], *, detached: bool) -> Supervisor:
-    """Start systemd-nspawn on a fresh copy of ``tree``; unless ``detached`` it dies with this process.
+    """Start systemd-nspawn on a fresh copy of ``tree``, and return its parent, which ends with it.
 
-    Returned is the process above it, which ends when it ends.
+    Unless ``detached``, the node dies with this process.
     """
     scratch = record.directory / "scratch"
     scratch.mkdir()
@@ -31,7 +31,7 @@ def start(record: Record, tree: Path, options: Iterable[str], *, detached: bool)
     command = [
         *_own_cgroup(record),
         *("setpriv", f"--pdeathsig={'clear' if detached else 'KILL'}"),
-        # The first process of the pid namespace is systemd-nspawn: with it everything in the node ends.
+        # systemd-nspawn is the first process of the pid namespace, so everything in the node ends with it.
         *("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--propagation=private"),
         *("sh", str(script), str(tree), str(scratch), record.cgroup, *options),
     ]
@@ -41,22 +41,22 @@ def start(record: Record, tree: Path, options: Iterable[str], *, detached: bool)
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the tests, which then end the node themselves
+            start_new_session=True,  # Ctrl-C reaches only the tests, which then end the node
         )
 
 
 def _own_cgroup(record: Record) -> list[str]:
-    """What runs a command in a control group of its own, where systemd hands them out."""
+    """Return a command prefix that starts a command in its own control group, where systemd manages them."""
     if record.cgroup:
-        return []  # start.sh makes it
+        return []  # start.sh creates the control group
     unit = f"--unit=kata-node-test-{record.name}"
     return ["systemd-run", "--quiet", "--collect", "--scope", unit, "--property=Delegate=yes"]
 
 
 def wait_for_leader(record: Record, supervisor: Supervisor, timeout: float) -> Record:
-    """``record`` with the node's process 1, once its systemd can be talked to.
+    """Wait until the node's systemd accepts commands, and return ``record`` with the node's process 1.
 
-    Raises :class:`NodeError` with the end of the console when that takes more than ``timeout`` seconds.
+    Raises :class:`NodeError` with the end of the console output after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     while supervisor.poll() is None and time.monotonic() < deadline:
@@ -69,33 +69,33 @@ def wait_for_leader(record: Record, supervisor: Supervisor, timeout: float) -> R
     if (ended := supervisor.poll()) is None:
         what, hint = f"did not come up within {timeout:.0f} s", "Boot it again when the machine is less busy"
     else:
-        what, hint = f"ended at once, with {ended}", "Read below what its console showed last"
+        what, hint = f"ended at once with exit code {ended}", "Read the last lines of its console below"
     raise NodeError(f"the node {record.name} {what}\n  hint: {hint}\n{console(record)}")
 
 
 def _leader(supervisor: int) -> Process | None:
-    """The node's process 1: below ``supervisor`` and systemd-nspawn, first of the innermost pid namespace."""
+    """Return the node's process 1: a child of systemd-nspawn, and first in the innermost pid namespace."""
     with contextlib.suppress(OSError):
         for nspawn in Process.of(supervisor).children():
             for child in nspawn.children():
                 status = Path(f"/proc/{child.pid}/status").read_text().splitlines()
                 numbers = next(line for line in status if line.startswith("NSpid:")).split()[1:]
-                # systemd-nspawn has a short-lived child before it, in its own namespace.
+                # systemd-nspawn first has a short-lived child in its own pid namespace.
                 if len(numbers) > 2 and numbers[-1] == "1":
                     return child
     return None
 
 
 def end(record: Record, supervisor: Supervisor | None = None) -> None:
-    """End the node at once, as a pulled plug would, and remove all that was its own on the machine."""
+    """Kill the node at once, like a power failure, and remove its files and control group."""
     above = record.supervisor
     if above is None and supervisor is not None and supervisor.poll() is None:
-        above = Process.of(supervisor.pid)  # interrupted before it was noted
+        above = Process.of(supervisor.pid)  # interrupted before the record was saved
     if above is not None:
         for nspawn in above.children():
             nspawn.signal(signal.SIGKILL)
         with contextlib.suppress(NodeError):
-            wait_until(lambda: not above.alive, "it has noticed", timeout=30)
+            wait_until(lambda: not above.alive, "the parent of systemd-nspawn has ended", timeout=30)
         above.signal(signal.SIGKILL)
     if supervisor is not None:
         supervisor.wait(WAIT_TIMEOUT)
@@ -103,7 +103,7 @@ def end(record: Record, supervisor: Supervisor | None = None) -> None:
 
 
 def console(record: Record) -> str:
-    """The last lines the node's console showed."""
+    """Return the last 30 lines of the node's console output."""
     try:
         return "\n".join((record.directory / "console.log").read_text(errors="replace").splitlines()[-30:])
     except OSError:
@@ -111,7 +111,7 @@ def console(record: Record) -> str:
 
 
 def stop_all() -> list[str]:
-    """End every running node, clear away what dead ones left, and return the names of those ended."""
+    """End every running node, remove the leftovers of dead nodes, and return the names of the ended nodes."""
     records = node_records.running()
     for record in records:
         end(record)
@@ -120,5 +120,5 @@ def stop_all() -> list[str]:
 
 
 def program_path(command: str) -> str:
-    """Where a program of the machine is, for when the environment of a command names other directories."""
+    """Return the path of a program of the machine, for a command with another ``PATH``."""
     return shutil.which(command) or command

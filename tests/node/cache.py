@@ -1,4 +1,4 @@
-"""What nodes are made of is made once and kept: where it is kept, and how it gets there whole."""
+"""The cache of everything nodes are made of: trees, libraries, programs, images. Each is made once."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ PROGRAMS = {
     "setpriv": "util-linux",
     "mount": "mount",
 }
-"""What a machine needs to build and boot nodes: the program, and the Debian package that has it."""
+"""The programs that build and boot nodes -> the Debian package of each."""
 
 
 class NodeError(Exception):
-    """A node could not be built, booted or used; says what is missing or what it answered."""
+    """A node cannot be built, booted or used; the message says why."""
 
 
 def missing_prerequisites() -> str:
-    """Why this machine cannot boot nodes, with the remedy; empty when it can."""
+    """Return why this machine cannot boot nodes, with the remedy; empty when it can."""
     if os.geteuid() != 0:
-        return "booting a node needs root: mounts, namespaces and a second systemd; run it with sudo"
+        return "booting a node needs root, for mounts, namespaces and a second systemd; run this with sudo"
     packages = sorted({package for name, package in PROGRAMS.items() if shutil.which(name) is None})
     if packages:
-        return f"programs are missing that build and boot nodes: apt-get install {' '.join(packages)}"
+        return f"programs that build and boot nodes are missing: run: apt-get install {' '.join(packages)}"
     return ""
 
 
 def cache_dir() -> Path:
-    """The directory of everything kept or running: ``.cache/nodes``, or ``KATA_NODE_TEST_CACHE``."""
+    """Return the directory of the cache and of running nodes (``KATA_NODE_TEST_CACHE``, ``.cache/nodes``)."""
     return Path(os.environ.get("KATA_NODE_TEST_CACHE") or CHECKOUT / ".cache" / "nodes").absolute()
 
 
 def key_of(*parts: object) -> str:
-    """A short name for what is made of ``parts``: other parts, another name, so a change is made anew."""
+    """Return a cache key, 12 hex digits, for something made of ``parts``; it changes with each of them."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, waiting for whoever has it; the kernel drops a dead holder's.
+    """Hold the lock file ``path``, and wait while another process holds it.
 
-    Raises :class:`NodeError` when this user may not write there.
+    The kernel releases the lock of a process that dies. Raises :class:`NodeError` when this user may not
+    write there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def locked(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise NodeError(
             f"{error.filename}: this user may not write here\n"
-            "  hint: Run this as the user who made it, often root, or set KATA_NODE_TEST_CACHE to a "
+            "  hint: Run this as the owner of the directory, often root, or set KATA_NODE_TEST_CACHE to a "
             "directory of your own"
         ) from error
     with opened as file:
@@ -69,10 +70,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def made_once(target: Path, make: Callable[[Path], None], *, anew: bool = False) -> Path:
-    """The directory ``target``, made by ``make(directory)`` when it is not there yet.
+    """Return the directory ``target``; call ``make(directory)`` to fill it if it does not exist.
 
-    It appears whole or not at all: what an interrupted ``make`` left is thrown away by the next.
-    Two processes that want the same one make it once.
+    The directory is renamed to ``target`` when it is complete; the next call removes the leftovers of an
+    interrupted ``make``. Two processes that want the same directory make it once. ``anew`` makes it again.
     """
     with locked(target.with_name(f".{target.name}.lock")):
         if anew:
@@ -87,7 +88,7 @@ def made_once(target: Path, make: Callable[[Path], None], *, anew: bool = False)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove the directory ``path`` with all in it, if it is there; another may be doing the same."""
+    """Remove the directory ``path`` if it exists; another process may remove it at the same time."""
     while path.is_dir():
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)

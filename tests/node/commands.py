@@ -1,4 +1,4 @@
-"""A command in a node: started, watched, killed at a chosen moment, waited for."""
+"""Start a command in a node, read its output while it runs, kill it at a chosen moment, wait for it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import IO
 from node.cache import NodeError
 from node.node_records import Process
 
-POLL_INTERVAL = 0.005  # seconds between two looks at something awaited
+POLL_INTERVAL = 0.005  # seconds between two checks of an awaited condition
 WAIT_TIMEOUT = 300.0
-"""Seconds after which a wait fails whose end is certain on a machine that works.
+"""Seconds after which a wait fails.
 
-It ends waits for what hangs. A busy machine makes everything ten times slower, and no test depends on
+It only ends waits for something that hangs. A busy machine can be ten times slower, so no test depends on
 how long anything takes.
 """
 
@@ -27,7 +27,7 @@ CommandResult = subprocess.CompletedProcess[str]
 
 
 class CommandFailed(NodeError):  # noqa: N818 - what happened, not a kind of error
-    """A command that had to succeed did not; the message holds all it said."""
+    """A command that had to succeed failed; the message holds its exit code and output."""
 
     def __init__(self, done: CommandResult) -> None:
         super().__init__(describe_result(done))
@@ -35,7 +35,7 @@ class CommandFailed(NodeError):  # noqa: N818 - what happened, not a kind of err
 
 
 def describe_result(done: CommandResult) -> str:
-    """A command, its exit code and its output, to be read by a person."""
+    """Return a command, its exit code and its output as text."""
     text = f"$ {shlex.join(done.args)}\nexit code {done.returncode}"
     for title, output in (("stdout", done.stdout), ("stderr", done.stderr)):
         if output:
@@ -44,16 +44,16 @@ def describe_result(done: CommandResult) -> str:
 
 
 def checked(done: CommandResult, *, check: bool) -> CommandResult:
-    """``done``; raises :class:`CommandFailed` when ``check`` and its exit code is not 0."""
+    """Return ``done``; raises :class:`CommandFailed` if ``check`` is set and the exit code is not 0."""
     if check and done.returncode:
         raise CommandFailed(done)
     return done
 
 
 class RunningCommand:
-    """A command started by ``entering``, which puts it into a node ``depth`` processes further down.
+    """A command that the command prefix ``entering`` starts in a node, ``depth`` processes below itself.
 
-    ``args`` is the command alone. Output goes to unnamed files: however much there is, nobody waits
+    ``args`` is the command without the prefix. Output goes to unnamed files, so the command never waits
     for a reader.
     """
 
@@ -86,12 +86,12 @@ class RunningCommand:
             )
 
     def when_done(self, tell: Callable[[CommandResult], None]) -> None:
-        """Call ``tell`` with the result when the command has been waited for."""
+        """Call ``tell`` with the result when :meth:`wait` has it."""
         self._when_done.append(tell)
 
     @property
     def process(self) -> Process:
-        """The command itself, as this machine numbers it; raises :class:`NodeError` when it has ended."""
+        """The process of the command, with its pid on the machine; raises :class:`NodeError` if it ended."""
         while self._process.poll() is None:
             found = [Process.of(self._process.pid)]
             for _ in range(self._depth):
@@ -99,28 +99,28 @@ class RunningCommand:
             if found:
                 return found[0]
             time.sleep(POLL_INTERVAL)
-        raise NodeError(f"it ended before it could be looked at:\n{describe_result(self.wait())}")
+        raise NodeError(f"the command ended before its process was found:\n{describe_result(self.wait())}")
 
     def kill(self, number: int = signal.SIGKILL) -> CommandResult:
-        """Kill the command and wait for its end; raises :class:`NodeError` when it had already ended."""
+        """Kill the command and wait for its end; raises :class:`NodeError` if it has already ended."""
         if not self.process.signal(number):
-            raise NodeError(f"it ended before it could be killed:\n{describe_result(self.wait())}")
+            raise NodeError(f"the command ended before it was killed:\n{describe_result(self.wait())}")
         return self.wait()
 
     @property
     def stdout(self) -> str:
-        """What it has printed so far."""
+        """Its standard output so far."""
         return _text(self._stdout)
 
     @property
     def stderr(self) -> str:
-        """What it has logged so far."""
+        """Its standard error so far."""
         return _text(self._stderr)
 
     def wait(self, timeout: float = WAIT_TIMEOUT) -> CommandResult:
-        """Its exit code (negative: the signal that ended it) and output, once it has ended.
+        """Wait for the end, and return the exit code (negative for a signal) and the output.
 
-        Killed, and a :class:`NodeError` raised, when it takes longer than ``timeout`` seconds.
+        After ``timeout`` seconds the command is killed and :class:`NodeError` is raised.
         """
         if self._done is None:
             try:
@@ -135,13 +135,13 @@ class RunningCommand:
             for tell in self._when_done:
                 tell(self._done)
             if late:
-                raise NodeError(
-                    f"it ran for more than {timeout:.0f} s and was killed\n{describe_result(self._done)}"
-                )
+                what = f"the command ran for more than {timeout:.0f} s and was killed"
+                raise NodeError(f"{what}\n{describe_result(self._done)}")
         return self._done
 
     def _abandon(self) -> None:
-        # The process that entered the node ends with the command; killed alone, it would leave it behind.
+        # The process that entered the node ends with the command. If only that process were killed, the
+        # command would keep running.
         with contextlib.suppress(NodeError):
             self.process.signal(signal.SIGKILL)
         try:
@@ -151,7 +151,7 @@ class RunningCommand:
             self._process.kill()
 
     def close(self) -> None:
-        """End it if it runs."""
+        """Kill the command if it still runs."""
         if self._done is None:
             if self._process.poll() is None:
                 self._abandon()
@@ -167,10 +167,10 @@ def wait_until(
 ) -> None:
     """Return as soon as ``condition()`` holds; raise :class:`NodeError` after ``timeout`` seconds.
 
-    ``pause`` is in seconds between two looks.
+    ``what`` states the condition for the error. ``pause`` is the time between two checks, in seconds.
     """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise NodeError(f"after {timeout:.0f} s still not: {what}")
+            raise NodeError(f"after {timeout:.0f} s it is still not true that {what}")
         time.sleep(pause)

@@ -1,4 +1,4 @@
-"""Nodes as fixtures: fresh for each test, explained when a test fails, gone when it ends."""
+"""Fixtures: a fresh node for each test, which ends with the test. A failed test shows the node's logs."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _nodes = pytest.StashKey[list[Node]]()
 
 
 class BootNode(Protocol):
-    """Boots a node that ends with the test; takes what :meth:`node.debian_node.Node.boot` takes."""
+    """A function that boots a node, which ends with the test; arguments of ``Node.boot``."""
 
     def __call__(self, suite: str = ..., **options: Any) -> Node: ...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this directory, so that a plain run passes over them and ``-m node`` picks them."""
+    """Mark every test of this directory ``node``: a plain run deselects them, ``-m node`` selects them."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.node)
 
 
 def skip_if_missing(reason: str) -> None:
-    """Skip the test for ``reason`` if there is one; fail it where nodes are required."""
+    """Skip the test if ``reason`` is not empty; fail it if ``KATA_NODE_REQUIRE_NODES`` is set."""
     needs.skip_if_missing(reason, "KATA_NODE_REQUIRE_NODES")
 
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[None]:
-    """A machine that can boot nodes; elsewhere the test is skipped, or failed where nodes are required."""
+    """Skip the test on a machine that cannot boot nodes, or fail it where nodes are required."""
     skip_if_missing(missing_prerequisites())
-    # Whoever loses patience with the tests sends SIGTERM: let it end them as Ctrl-C does, tidily.
+    # A time limit ends the tests with SIGTERM. Handle it like Ctrl-C, so that the nodes are removed.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -49,13 +49,13 @@ def machine() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def go(machine: None) -> None:
-    """A machine that can build what no Debian suite has; see :mod:`node.gomodule`."""
+    """Skip the test on a machine that cannot build Go programs; see :mod:`node.gomodule`."""
     skip_if_missing(missing_go())
 
 
 @pytest.fixture
 def boot_node(machine: None, request: pytest.FixtureRequest) -> Iterator[BootNode]:
-    """A function that boots nodes for this test."""
+    """Return a function that boots nodes for this test."""
     nodes = request.node.stash.setdefault(_nodes, [])
     with ExitStack() as stack:
 
@@ -71,19 +71,19 @@ def boot_node(machine: None, request: pytest.FixtureRequest) -> Iterator[BootNod
 
 @pytest.fixture
 def node(boot_node: BootNode) -> Node:
-    """A fresh Debian node whose containerd serves."""
+    """Return a fresh Debian node with a containerd that serves the CRI."""
     return boot_node()
 
 
 @pytest.fixture(scope="session")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample payload."""
+    """Return the directory of a sample payload."""
     return make_payload(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture
 def ready(node: Node, payload: Path) -> Node:
-    """A fresh node that Kata can be installed on, with the payload mounted."""
+    """Return a fresh node with the payload mounted and a fake ``/dev/kvm``, ready for an install."""
     node.mount(payload, PAYLOAD)
     return fake_kvm(node)
 
@@ -92,7 +92,7 @@ def ready(node: Node, payload: Path) -> Node:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what the nodes of a failed test have to say, while they are still there."""
+    """Add the logs of its nodes to the report of a failed test, before the nodes end."""
     report = yield
     if report.failed and report.when == "call":
         for node in item.stash.get(_nodes, []):

@@ -1,6 +1,6 @@
-"""containerd in versions Debian does not have, built from its Go module.
+"""Build containerd releases that Debian does not package, from their Go module.
 
-:data:`NEWEST` is the newest release when this was last looked at (``go list -m -versions
+:data:`NEWEST` is the newest release at the last update of this file (``go list -m -versions
 github.com/containerd/containerd/v2``).
 """
 
@@ -14,25 +14,25 @@ from node.gomodule import Program
 NEWEST = "2.4.2"
 
 PROGRAM = "/usr/bin/containerd"
-"""Where Debian's unit starts it from."""
+"""The path in the unit of Debian's package."""
 
-_TAGS = "no_btrfs no_devmapper no_zfs"  # what needs C libraries
+_TAGS = "no_btrfs no_devmapper no_zfs"  # leave out the snapshotters that need C libraries
 
 
 def release(version: str) -> Program:
-    """The static ``containerd`` of release ``version``, such as ``2.4.2``."""
+    """Return the build description of the static ``containerd`` of a release, for example ``2.4.2``."""
     major = version.partition(".")[0]
     module = "github.com/containerd/containerd" + (f"/v{major}" if major != "1" else "")
-    # As its own releases do: without it the answer to Version ends in "+unknown".
+    # Upstream's releases set this too. Without it the version that containerd reports ends in "+unknown".
     ldflags = f"-s -w -X {module}/version.Version=v{version}"
     return Program(module, f"v{version}", "./cmd/containerd", tags=_TAGS, ldflags=ldflags)
 
 
 def built(version: str) -> Path:
-    """That program, built if it is not kept yet; see :func:`node.gomodule.build`."""
+    """Return the path of that program; build it if it is not cached. See :func:`node.gomodule.build`."""
     return gomodule.built(release(version))
 
 
 def binds(version: str) -> list[str]:
-    """The option of systemd-nspawn that puts release ``version`` in place of the node's own."""
+    """Return the systemd-nspawn option that mounts release ``version`` over the node's containerd."""
     return [f"--bind-ro={built(version)}:{PROGRAM}"]

@@ -1,7 +1,6 @@
-"""What a CRI socket answers, asked with Google's gRPC and protobuf, and the pods it is asked to run.
+"""A CRI client on Google's gRPC and protobuf: ask a runtime for its status, run and remove pod sandboxes.
 
-It shares no code with the client in ``kata_node``, so that a test which compares the two, or trusts
-this one, does not prove a mistake with itself.
+It shares no code with the client in ``kata_node``, so a mistake in that client cannot hide itself.
 """
 
 from __future__ import annotations
@@ -55,27 +54,27 @@ _CONTAINER, _NODE = 1, 2  # namespace modes
 
 @dataclass(frozen=True)
 class CriStatus:
-    """The answer to ``Status``, or why there is none."""
+    """The answer to the CRI call ``Status``, or the gRPC status if it failed."""
 
     error: str = ""
-    """Empty when the CRI is served; else gRPC's word: ``UNIMPLEMENTED``, ``UNAVAILABLE``, …"""
+    """The gRPC status, for example ``UNIMPLEMENTED`` or ``UNAVAILABLE``; empty when the CRI answers."""
     handlers: tuple[str, ...] = ()
-    """Sorted; the default runtime is also listed under its own name, ``runc``, never as an empty one."""
+    """Sorted, without the empty name of the default handler: ``runc`` is listed under its own name."""
     conditions: Mapping[str, bool] = field(default_factory=dict)
-    """``RuntimeReady`` and the like."""
+    """The runtime's conditions, for example ``RuntimeReady``."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """containerd's CRI plugin as it runs, from the verbose answer; its shape is that of the release."""
+    """The effective configuration of containerd's CRI plugin; its keys depend on the release."""
     version: str = ""
-    """As ``containerd://2.1.9`` on the Node object, ``name://version``."""
+    """``name://version``, for example ``containerd://2.1.9``, as on the Node object."""
 
     @property
     def serving(self) -> bool:
-        """Whether the CRI answered at all."""
+        """Whether the CRI answered."""
         return not self.error
 
 
 def status(socket: Path, *, timeout: float = 30) -> CriStatus:
-    """Ask the CRI at ``socket`` for its version and status; ``timeout`` is in seconds for each."""
+    """Ask the CRI at ``socket`` for its version and status; ``timeout`` is in seconds for each call."""
     try:
         version = _call(socket, "Version", timeout)
         answer = _call(socket, "Status", timeout, verbose=True)
@@ -94,7 +93,7 @@ def status(socket: Path, *, timeout: float = 30) -> CriStatus:
 
 
 class CallFailed(NodeError):  # noqa: N818 - what happened, not a kind of error
-    """The CRI refused a call; ``code`` is gRPC's word for it."""
+    """A CRI call failed; ``code`` is the gRPC status."""
 
     def __init__(self, code: str, details: str) -> None:
         super().__init__(f"{code}: {details}")
@@ -102,8 +101,8 @@ class CallFailed(NodeError):  # noqa: N818 - what happened, not a kind of error
 
 
 def run_pod(socket: Path, name: str, handler: str, *, timeout: float = 120) -> str:
-    """Run the sandbox of a pod ``default/<name>``, in the node's own network: its id."""
-    # With processes of its own in each container CRI-O starts none to hold the pod together.
+    """Run the sandbox of a pod ``default/<name>`` in the node's network, and return the sandbox id."""
+    # With a pid namespace for each container, CRI-O starts no pause process.
     options = {"network": _NODE, "pid": _CONTAINER, "ipc": _NODE}
     config = {
         "metadata": {"name": name, "uid": str(uuid.uuid4()), "namespace": "default"},
@@ -114,14 +113,14 @@ def run_pod(socket: Path, name: str, handler: str, *, timeout: float = 120) -> s
 
 
 def end_pod(socket: Path, sandbox: str, *, timeout: float = 120) -> None:
-    """Stop and remove a sandbox, as the kubelet does with a pod that was deleted."""
+    """Stop and remove a sandbox, as the kubelet does for a deleted pod."""
     _call(socket, "StopPodSandbox", timeout, pod_sandbox_id=sandbox)
     _call(socket, "RemovePodSandbox", timeout, pod_sandbox_id=sandbox)
 
 
 def _call(socket: Path, method: str, timeout: float, **fields: Any) -> Any:
-    """The answer to a call of the RuntimeService, within so many seconds; raises :class:`CallFailed`."""
-    grpc: Any = importlib.import_module("grpc")  # 80 ms, and not needed to stop or list nodes
+    """Call the RuntimeService and return the answer; ``timeout`` in seconds. Raises :class:`CallFailed`."""
+    grpc: Any = importlib.import_module("grpc")  # takes 80 ms; stopping or listing nodes does not need it
     message = _messages()
     with grpc.insecure_channel(f"unix:{socket}") as channel:
         ask = channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")
@@ -134,7 +133,7 @@ def _call(socket: Path, method: str, timeout: float, **fields: Any) -> Any:
 
 @functools.cache
 def _messages() -> Mapping[str, Any]:
-    """Classes for the messages above; fields they do not name are skipped, as protobuf does."""
+    """Return protobuf classes for :data:`_MESSAGES`; protobuf ignores fields that are not listed there."""
     descriptors: Any = importlib.import_module("google.protobuf.descriptor_pb2")
     pools: Any = importlib.import_module("google.protobuf.descriptor_pool")
     factory: Any = importlib.import_module("google.protobuf.message_factory")

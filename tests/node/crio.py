@@ -1,8 +1,8 @@
-"""A node whose CRI runtime is CRI-O, built from its Go module; no Debian suite has it as a package.
+"""A node whose container runtime is CRI-O, built from its Go module; no Debian suite packages it.
 
-:data:`NEWEST` is the newest release when this was last looked at (``go list -m -versions
-github.com/cri-o/cri-o``). It runs pods in the node's own namespaces alone, once :func:`allow_pods` was
-called: there is no network plugin, and ``pinns``, which makes the namespaces of a pod, is a stand-in.
+:data:`NEWEST` is the newest release at the last update of this file (``go list -m -versions
+github.com/cri-o/cri-o``). After :func:`allow_pods` it runs pods, but only in the node's own namespaces:
+there is no network plugin, and a script replaces ``pinns``, which creates the namespaces of a pod.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOCKET = "run/crio/crio.sock"
 CONF_D = "etc/crio/crio.conf.d"
 
 PACKAGES = ("systemd-sysv", "dbus", "conmon", "crun", "nftables", "python3", "procps", "strace")
-"""What CRI-O does not start without, and what every node has."""
+"""What CRI-O needs to start, and the packages of every node."""
 
 PROGRAM = "/usr/local/bin/crio"
 
@@ -60,7 +60,7 @@ conmon_cgroup = "pod"
 """
 
 CRUN = "/usr/local/bin/crun"
-"""Before the node's own, and asks it for nothing that the machine does not have."""
+"""A wrapper of the node's crun that removes settings which the machine does not support; see runc.py."""
 
 OWN = """\
 [crio.runtime]
@@ -70,7 +70,7 @@ default_runtime = "crun"
 runtime_path = "/usr/bin/crun"
 monitor_path = "/usr/bin/conmon"
 """
-"""``10-crio.conf``, as CRI-O's own packages bring one."""
+"""The content of ``10-crio.conf``, a drop-in that upstream's packages of CRI-O contain."""
 
 SERVICE = f"""\
 [Unit]
@@ -84,26 +84,27 @@ ExecReload=/bin/kill -s HUP $MAINPID
 Restart=on-failure
 RestartSec=1
 """
-"""As upstream's, but for a storage of its own: the node's root is an overlay, and cannot hold another."""
+"""Upstream's unit, plus a tmpfs for the storage: the node's root is an overlay, which cannot hold another."""
 
 
 def release(version: str) -> Program:
-    """The ``crio`` of release ``version``, such as ``1.36.3``. Of C libraries it needs libc alone."""
+    """Return the build description of ``crio`` of a release, for example ``1.36.3``; it needs only libc."""
     tags = "containers_image_openpgp exclude_graphdriver_btrfs"
     return Program("github.com/cri-o/cri-o", f"v{version}", "./cmd/crio", tags, cgo=True, ldflags="-s -w")
 
 
 def missing_compiler() -> str:
-    """Why this machine cannot build it though it has Go, with the remedy; empty when it can."""
+    """Return why this machine cannot build CRI-O with Go, with the remedy; empty when it can."""
     if shutil.which("gcc") is None:
-        return "a C compiler is missing, which CRI-O is built with: apt-get install gcc libc6-dev"
+        return "the C compiler that builds CRI-O is missing: run: apt-get install gcc libc6-dev"
     return ""
 
 
 def boot(boot_node: BootNode, version: str = NEWEST, *, drop_ins: bool = True, main: str = "") -> Node:
-    """A fresh node whose CRI-O serves; it has a ``crio.conf.d`` if ``drop_ins``, and ``main`` as its file.
+    """Boot a fresh node with a CRI-O that serves the CRI, and return it.
 
-    The test is skipped on a machine that cannot build CRI-O, or failed where nodes are required.
+    ``drop_ins`` creates ``crio.conf.d``; ``main`` is the content of ``crio.conf``. The test is skipped on a
+    machine that cannot build CRI-O, or fails where nodes are required.
     """
     from node.conftest import skip_if_missing
 
@@ -127,7 +128,7 @@ def boot(boot_node: BootNode, version: str = NEWEST, *, drop_ins: bool = True, m
 
 
 def allow_pods(node: Node, pause: Path) -> None:
-    """Let it run pods, all from the image in the archive ``pause``; they have to be of :data:`CRUN`."""
+    """Let CRI-O run pods from the image in the archive ``pause``, with the crun at :data:`CRUN`."""
     here = Path(__file__).parent
     runc = images.RUNC.read_text()
     files = {
@@ -135,7 +136,7 @@ def allow_pods(node: Node, pause: Path) -> None:
         "/run/registry.py": (here / "registry.py").read_text(),
         "/etc/containers/policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}',
         "/etc/containers/registries.conf": '[[registry]]\nlocation = "127.0.0.1:5000"\ninsecure = true\n',
-        # Where control groups are the machine's, what watches a pod stays in the daemon's own.
+        # On a machine with legacy control groups conmon stays in the control group of CRI-O's unit.
         f"/etc/systemd/system/{UNIT}.d/pods.conf": "[Service]\nKillMode=process\n",
         "/etc/hosts": "",
         "/etc/resolv.conf": "",
@@ -152,14 +153,14 @@ def allow_pods(node: Node, pause: Path) -> None:
 
 
 def write(node: Node, name: str, content: str) -> None:
-    """A file of the administrator's below ``crio.conf.d``."""
+    """Write a drop-in of the administrator below ``crio.conf.d``."""
     path = node.root / CONF_D / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
 
 
 def restart(node: Node) -> CriStatus:
-    """Start CRI-O anew and wait until it serves; raises :class:`NodeError` with its journal otherwise."""
+    """Restart CRI-O and wait until it serves the CRI; raises :class:`NodeError` with its journal if not."""
     node.run(["systemctl", "reset-failed", UNIT], check=False)  # a test may start it often
     node.run(["systemctl", "restart", UNIT], check=False)
     answers: list[CriStatus] = []
@@ -176,12 +177,12 @@ def restart(node: Node) -> CriStatus:
 
 
 def status(node: Node) -> CriStatus:
-    """What CRI-O answers, asked without any code of kata-node."""
+    """Ask CRI-O for its CRI status, without any code of kata-node."""
     return cri_status(node.root / SOCKET)
 
 
 def handlers(node: Node) -> tuple[str, ...]:
-    """Those of Kata that it serves, sorted; raises :class:`NodeError` when it does not serve at all."""
+    """Return the Kata handlers that CRI-O serves, sorted; raises :class:`NodeError` if the CRI fails."""
     answer = status(node)
     if not answer.serving:
         raise NodeError(f"CRI-O does not serve: {answer.error}\n{node.journal(UNIT, lines=40)}")
@@ -189,7 +190,7 @@ def handlers(node: Node) -> tuple[str, ...]:
 
 
 def running(node: Node) -> dict[str, Any]:
-    """The configuration it runs with: the ``crio`` table that it hands out on its own socket."""
+    """Return the configuration that CRI-O runs with: the ``crio`` table from its HTTP API."""
     connection = http.client.HTTPConnection("crio")
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(node.root / SOCKET))

@@ -1,8 +1,8 @@
-"""A Debian node with its own systemd and containerd, booted in about a second and thrown away after use.
+"""A Debian node with its own systemd and containerd. It boots in about a second and leaves nothing behind.
 
-It is a systemd-nspawn container on a fresh copy of a cached tree. Everything is mounted in a mount
-namespace of its own and every process is in a pid namespace below systemd-nspawn, so when that one
-process ends, for whatever reason, nothing is left mounted or running.
+It is a systemd-nspawn container on a fresh copy of a cached tree. All its mounts are in a separate mount
+namespace and all its processes in a pid namespace below systemd-nspawn. When systemd-nspawn ends, for
+whatever reason, nothing stays mounted or running.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POD_MOUNTS = (
     "/run/dbus",
     "/run/kata-node",
 )
-"""Of the node, what a container that installs Kata gets below its host root."""
+"""The paths of the node that a container which installs Kata has below its host root."""
 
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -55,33 +55,33 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit as the node's systemctl shows it."""
+    """The state of a systemd unit, from ``systemctl show``."""
 
     active: str  # active, activating, failed, inactive, …
     sub: str
-    invocation: str  # changes at every activation; empty when it never was
-    main_pid: int  # as the node numbers it; 0 without one
-    restarts: int  # those systemd did by itself, after a failure
+    invocation: str  # the InvocationID: another one for every activation, empty before the first
+    main_pid: int  # in the node's pid namespace; 0 if there is none
+    restarts: int  # automatic restarts after a failure
 
 
 class RunOptions(TypedDict, total=False):
-    """How kata-node is run, where that differs from a plain call."""
+    """Options of a kata-node run in a node."""
 
     config: Mapping[str, Any] | str
     """The values file: a mapping, or its text."""
     payload: str
-    """The payload, a directory of the node; :meth:`Node.mount` brings one in."""
+    """The directory of the payload in the node; :meth:`Node.mount` can mount it there."""
     env: Mapping[str, str]
     prefix: Sequence[str]
-    """A command of the node that runs it, such as strace."""
+    """A command that runs kata-node, for example strace."""
 
 
 class Node:
-    """A booted node. Ends with the ``with`` statement, with :meth:`stop`, or with the process that booted it.
+    """A booted node. It ends with the ``with`` statement, :meth:`stop`, or the process that booted it.
 
-    ``root`` is its file system as seen from the machine. Links in it that are absolute are followed by
-    the machine's kernel from the machine's root: use paths without such links.
-    ``history`` holds every kata-node command that has ended, oldest first.
+    ``root`` is the node's file system as the machine sees it. The kernel follows an absolute symlink in it
+    from the machine's root, so use paths without such links.
+    ``history`` holds the finished kata-node commands, oldest first.
     """
 
     def __init__(self, record: Record) -> None:
@@ -111,11 +111,10 @@ class Node:
     ) -> Node:
         """Boot a fresh node and return when its containerd serves the CRI.
 
-        ``containerd`` is a release, such as ``2.4.2``, to run in place of the suite's own. ``tree`` is
-        what the node is a copy of, if not the tree of ``packages``, which is built when it is not kept
-        yet. A ``detached`` node lives on after this process; any other dies with it, even when it is
-        killed. Raises :class:`NodeError`, and leaves nothing behind, when the node does not come up
-        within ``timeout`` seconds.
+        ``containerd`` is a release, for example ``2.4.2``, to run instead of the suite's package. The node
+        is a copy of ``tree``; without it, of the tree of ``packages``, which is built if it is not cached.
+        A ``detached`` node outlives this process; any other node dies with it, even if it is killed.
+        Raises :class:`NodeError` and removes the node if it does not boot within ``timeout`` seconds.
         """
         tree = tree or build_rootfs(suite, packages)
         built = containerd_build.binds(containerd) if containerd else []
@@ -137,7 +136,7 @@ class Node:
 
     @classmethod
     def attach(cls, name: str) -> Node:
-        """The running node of that name, whoever booted it."""
+        """Return the running node ``name``, which any process may have booted."""
         for record in node_records.running():
             if record.name == name:
                 return cls(record)
@@ -152,17 +151,17 @@ class Node:
         self.stop()
 
     def stop(self) -> None:
-        """End the node at once, as a pulled plug would, and remove all that was its own."""
+        """Kill the node at once, like a power failure, and remove its files."""
         for command in self._commands:
             command.close()
         boot.end(self._record, self._supervisor)
 
-    # Commands in the node
+    # Commands
 
     def start(
         self, args: Sequence[str], *, env: Mapping[str, str] | None = None, text: str | None = None
     ) -> RunningCommand:
-        """Start a command in the node, as root, with ``text`` on its standard input; do not wait for it."""
+        """Start a command in the node as root, with ``text`` as its standard input; do not wait for it."""
         running = RunningCommand(self._entering, args, env={**_ENVIRONMENT, **(env or {})}, text=text)
         self._commands.append(running)
         return running
@@ -176,25 +175,25 @@ class Node:
         env: Mapping[str, str] | None = None,
         text: str | None = None,
     ) -> CommandResult:
-        """Run a command in the node, as root.
+        """Run a command in the node as root, and return its exit code and output.
 
-        The exit code is the command's own, negative for the signal that ended it. Raises
-        :class:`CommandFailed` when ``check`` and it is not 0, :class:`NodeError` after ``timeout`` seconds.
+        The exit code is negative if a signal ended the command. Raises :class:`CommandFailed` if ``check``
+        is set and the exit code is not 0, and :class:`NodeError` after ``timeout`` seconds.
         """
         return checked(self.start(args, env=env, text=text).wait(timeout), check=check)
 
     def become(self, args: Sequence[str]) -> NoReturn:
-        """Turn this process into a command in the node, on the terminal as it is; does not return."""
+        """Replace this process with a command in the node, on the same terminal; does not return."""
         environment = {"TERM": os.environ.get("TERM", "dumb"), **_ENVIRONMENT}
         os.execve(self._entering[0], [*self._entering, *args], environment)
 
     def start_kata_node(self, *args: str, **how: Unpack[RunOptions]) -> RunningCommand:
-        """Start the checkout's ``kata-node`` in the node, with the node's own Python; do not wait for it."""
+        """Start the checkout's ``kata-node`` in the node with the node's Python; do not wait for it."""
         env = dict(how.get("env", {}))
         if "payload" in how:
             env["KATA_NODE_PAYLOAD"] = how["payload"]
         if "config" in how:
-            values = f"/tmp/kata-node-values-{next(_numbers)}.yaml"  # of this run alone
+            values = f"/tmp/kata-node-values-{next(_numbers)}.yaml"  # another file for each run
             _write_values(Path(f"{self.root}{values}"), how["config"])
             env["KATA_NODE_CONFIG"] = values
         running = self.start([*how.get("prefix", ()), installed_program.COMMAND, *args], env=env)
@@ -204,7 +203,7 @@ class Node:
     def kata_node(
         self, *args: str, check: bool = False, timeout: float = WAIT_TIMEOUT, **how: Unpack[RunOptions]
     ) -> CommandResult:
-        """Run ``kata-node`` in the node to its end; see :meth:`start_kata_node` and :meth:`run`."""
+        """Run ``kata-node`` in the node and wait for its end; see :meth:`start_kata_node` and :meth:`run`."""
         return checked(self.start_kata_node(*args, **how).wait(timeout), check=check)
 
     def kata_node_outside(
@@ -218,11 +217,11 @@ class Node:
         check: bool = False,
         timeout: float = WAIT_TIMEOUT,
     ) -> CommandResult:
-        """Run this Python's ``kata-node`` as a container on the node would.
+        """Run ``kata-node`` with this Python, the way a container on the node runs it.
 
-        It has the machine's file system as its image, the node's network, a pid namespace below the
-        node's, a container's few ``capabilities``, and below its host root, which is read-only, the node's
-        ``mounts`` alone. Where the kubelet would not mount one, nothing runs and the exit code is 1.
+        The process has the machine's file system as its image, the node's network, a pid namespace below the
+        node's, and the ``capabilities`` of a container. Its host root is read-only and contains only the
+        node's ``mounts``. If the kubelet would refuse a mount, nothing runs and the exit code is 1.
         ``payload`` is a directory of the machine.
         """
         host = self._record.directory / "host"
@@ -254,19 +253,20 @@ class Node:
         return checked(running.wait(timeout), check=check)
 
     def mount(self, source: Path, target: str, *, read_only: bool = False) -> None:
-        """Mount a file or directory of the machine in the node, for as long as the node runs."""
+        """Mount a file or directory of the machine in the node until the node ends."""
         act = "attach-read-only" if read_only else "attach"
         with self._mount_namespace() as namespace:
             command = [*_MOUNTER, act, str(namespace), str(source), target]
             done = subprocess.run(command, pass_fds=[namespace], capture_output=True, text=True, check=False)
         checked(done, check=True)
 
-    def go_over_to(self, containerd: str = "", *, serving: bool = True) -> CriStatus:
-        """Replace containerd by that release, or by the suite's own, and restart it: as an upgrade does.
+    def replace_containerd(self, containerd: str = "", *, serving: bool = True) -> CriStatus:
+        """Replace containerd with a release, or with the suite's package, and restart it, as an upgrade does.
 
-        Unless it is to be found ``serving`` the CRI, what is returned is what it answers when it is up.
+        Waits until it serves the CRI. With ``serving=False`` it does not wait, and returns the first answer.
         """
-        self.run(["umount", "--lazy", containerd_build.PROGRAM], check=False)  # it runs, and may be no mount
+        # Lazy because the program runs; unchecked because there may be no mount.
+        self.run(["umount", "--lazy", containerd_build.PROGRAM], check=False)
         if containerd:
             self.mount(containerd_build.built(containerd), containerd_build.PROGRAM, read_only=True)
         self.run(["systemctl", "restart", "containerd.service"])
@@ -280,10 +280,10 @@ class Node:
         finally:
             os.close(namespace)
 
-    # What the node is like now
+    # The state of the node
 
     def unit(self, name: str) -> Unit:
-        """The unit ``name`` as systemctl shows it."""
+        """Return the state of the systemd unit ``name``."""
         keys = ("ActiveState", "SubState", "InvocationID", "MainPID", "NRestarts")
         shown = self.run(["systemctl", "show", f"--property={','.join(keys)}", name]).stdout
         values = dict(line.split("=", 1) for line in shown.splitlines())
@@ -291,33 +291,33 @@ class Node:
         return Unit(values["ActiveState"], values["SubState"], values["InvocationID"], pid, restarts)
 
     def activations(self, unit: str) -> int:
-        """How many times ``unit`` was started since the node booted, by the journal's word."""
+        """Return how often ``unit`` was started since the node booted, according to the journal."""
         match = [f"UNIT={unit}", f"MESSAGE_ID={_UNIT_STARTED}"]
         self.run(["journalctl", "--sync"])
         return len(self.run(["journalctl", "--quiet", "--output=cat", *match]).stdout.splitlines())
 
     def journal(self, unit: str, *, lines: int = 500) -> str:
-        """The last ``lines`` lines the node's journal has of ``unit`` and of what systemd says of it."""
+        """Return the last ``lines`` journal lines of ``unit``, with the lines of systemd about it."""
         options = ["--no-pager", "--output=short-precise", f"--lines={lines}", f"--unit={unit}"]
         return self.run(["journalctl", *options], check=False).stdout
 
     def snapshot(self, *directories: str) -> Snapshot:
-        """All below these directories of the node; :func:`node.snapshot.changes` compares two."""
+        """Return a snapshot of these directories of the node; :func:`node.snapshot.changes` compares two."""
         return take(self.root, directories)
 
     def cri(self, *, timeout: float = 30) -> CriStatus:
-        """What the CRI answers, asked without any code of kata-node."""
+        """Ask containerd for its CRI status, without any code of kata-node."""
         return cri_status(self.root / SOCKET, timeout=timeout)
 
     def cri_handlers(self) -> tuple[str, ...]:
-        """The handlers the CRI serves, sorted; raises :class:`NodeError` when it does not serve at all."""
+        """Return the handlers that the CRI serves, sorted; raises :class:`NodeError` if the CRI fails."""
         answer = self.cri()
         if not answer.serving:
             raise NodeError(f"the CRI of {self.name} does not serve: {answer.error}")
         return answer.handlers
 
     def wait_for_containerd(self, timeout: float = WAIT_TIMEOUT) -> CriStatus:
-        """Wait until the CRI serves; raises :class:`NodeError` with containerd's journal when it does not."""
+        """Wait until the CRI serves; raises :class:`NodeError` with containerd's journal on timeout."""
         answers: list[CriStatus] = []
 
         def serving() -> bool:
@@ -336,11 +336,11 @@ class Node:
         return answers[0]
 
     def report(self) -> list[tuple[str, str]]:
-        """Title and text of what one wants to see when a test of this node failed."""
+        """Return titles and texts for the report of a failed test: kata-node output, journal or console."""
         sections = [(f"{self.name}: kata-node", "\n\n".join(describe_result(done) for done in self.history))]
         if self.leader.alive:
             lines = self.journal("containerd.service").splitlines(keepends=True)
-            # A hundred lines at every start that say nothing went wrong.
+            # containerd logs about a hundred such lines at every start.
             relevant = "".join(line for line in lines if "loading plugin" not in line)
             sections.append((f"{self.name}: journal of containerd", relevant))
         else:

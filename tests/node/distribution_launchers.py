@@ -1,14 +1,14 @@
 #!/usr/bin/python3
-"""Stands in a node for k3s, rke2, k0s or microk8s, by the name it has there: containerd's side of them.
+"""Imitate how k3s, rke2, k0s and microk8s start containerd; the name of this program selects which.
 
-Each renders containerd's configuration from what an admin may have put beside it and starts containerd
-on it, as the program of that name does (see :mod:`kata_node.runtime.model.distributions`).
-Nothing else of it is here. Runs with the node's Python, so it imports only the standard library, and
-``node.distributions`` imports it for what it renders. The environment says which release it is like::
+It renders containerd's configuration from the administrator's templates or drop-ins and starts containerd
+with it, as the real program does (see :mod:`kata_node.runtime.model.distributions`). It does nothing else.
+It runs with the node's Python, so it imports only the standard library. ``node.distributions`` imports it
+too. Environment variables select the behavior of a release::
 
-    SCHEMA=2|3        of the configuration it writes
+    SCHEMA=2|3        schema of the rendered configuration
     IMPORTS=yes|no    k3s, rke2: whether the base template imports the drop-in directory
-    WATCH=yes|no      k0s: whether it notices changed drop-ins by itself
+    WATCH=yes|no      k0s: whether it loads changed drop-ins by itself
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from typing import Any, NoReturn
 
 RUNTIME_PLUGIN = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
-TICK = 0.1  # seconds between two looks at a directory
-QUIET = 1.0  # seconds without a change before k0s acts on those before; the real one waits three
-RESPAWN = 1.0  # seconds before k0s starts a containerd anew that has ended; the real one waits five
+TICK = 0.1  # seconds between two checks of a directory
+QUIET = 1.0  # seconds without a change before k0s acts on the last changes; the real k0s waits three
+RESPAWN = 1.0  # seconds before k0s restarts a containerd that has ended; the real k0s waits five
 
 
 # k3s and rke2
 
 
 def rancher_dir(name: str) -> Path:
-    """Where k3s or rke2 has containerd's configuration."""
+    """Return the directory of containerd's configuration in k3s or rke2."""
     return Path("/var/lib/rancher", name, "agent/etc/containerd")
 
 
 def base_template(name: str, schema: int, *, imports: bool) -> str:
-    """What k3s or rke2 renders for an admin who has no template."""
+    """Return the template that k3s or rke2 renders if the administrator has none."""
     directory = "config.toml.d" if schema == 2 else f"config-v{schema}.toml.d"
     table = f"plugins.'{RUNTIME_PLUGIN[schema]}'"
     return "\n".join(
@@ -72,7 +72,7 @@ def base_template(name: str, schema: int, *, imports: bool) -> str:
 
 
 def values(name: str) -> Mapping[str, str]:
-    """What a template of k3s or rke2 can name, as far as it is known here."""
+    """Return the template variables below ``.NodeConfig.Containerd`` that this program supports."""
     return {
         "Root": f"/var/lib/rancher/{name}/agent/containerd",
         "Opt": f"/var/lib/rancher/{name}/agent/containerd",
@@ -82,7 +82,7 @@ def values(name: str) -> Mapping[str, str]:
 
 
 def rendered(name: str, template: str, base: str) -> str:
-    """The template as Go would execute it; raises :class:`ValueError` where that would fail."""
+    """Execute the template as Go does; raises :class:`ValueError` for an action that Go refuses."""
 
     def executed(match: re.Match[str]) -> str:
         action = match[1].strip().strip("-").strip()
@@ -99,7 +99,7 @@ def rendered(name: str, template: str, base: str) -> str:
 
 
 def rancher_config(name: str, directory: Path, newest: int, *, imports: bool) -> str:
-    """What k3s or rke2 of schema ``newest`` renders, given the templates in ``directory``."""
+    """Return the configuration that k3s or rke2 of schema ``newest`` renders from ``directory``."""
     for schema in range(newest, 1, -1):
         template = directory / ("config.toml.tmpl" if schema == 2 else f"config-v{schema}.toml.tmpl")
         if template.exists():
@@ -109,7 +109,7 @@ def rancher_config(name: str, directory: Path, newest: int, *, imports: bool) ->
 
 
 def rancher(name: str) -> NoReturn:
-    """Render and become containerd, unless the command line says that another runtime is to be used."""
+    """Render the configuration and become containerd; with an external runtime, only wait for signals."""
     if any(argument.startswith("--container-runtime-endpoint") for argument in sys.argv):
         while True:
             signal.pause()
@@ -132,7 +132,7 @@ SNAP_COMMON = "/var/snap/microk8s/common"
 
 
 def filled_in(template: str) -> str:
-    """The template of microk8s with its values."""
+    """Return the template of microk8s with its variables replaced."""
     filling = {
         "SNAP": SNAP,
         "SNAP_DATA": SNAP_DATA,
@@ -146,7 +146,7 @@ def filled_in(template: str) -> str:
 
 
 def microk8s() -> NoReturn:
-    """Render and become containerd."""
+    """Render the configuration and become containerd."""
     args = Path(SNAP_DATA, "args")
     (args / "containerd.toml").write_bytes(filled_in(text_of(args / "containerd-template.toml")).encode())
     run_containerd(
@@ -164,7 +164,7 @@ K0S_MARK = "# k0s_managed=true"
 
 
 def merge_patch(target: object, patch: object) -> object:
-    """``target`` with ``patch`` merged in, as RFC 7396 has it."""
+    """Return ``target`` with ``patch`` merged in, by RFC 7396."""
     if not isinstance(patch, dict):
         return patch
     merged = dict(target) if isinstance(target, dict) else {}
@@ -174,8 +174,8 @@ def merge_patch(target: object, patch: object) -> object:
 
 
 def toml(tables: Mapping[str, Any], above: Sequence[str] = ()) -> str:
-    """A mapping of tables, strings, numbers, booleans and lists of them as TOML."""
-    # JSON's strings, and lists of them, are TOML's as well.
+    """Return tables of strings, numbers, booleans and lists as TOML; ``above`` names the enclosing tables."""
+    # JSON's form of these values is valid TOML.
     own = [
         f"{json.dumps(key)} = {json.dumps(value)}" for key, value in tables.items() if type(value) is not dict
     ]
@@ -186,9 +186,9 @@ def toml(tables: Mapping[str, Any], above: Sequence[str] = ()) -> str:
 
 
 def k0s_configure(schema: int) -> None:
-    """Write the main file of k0s, unless an admin has made it his own, and what it merges drop-ins into.
+    """Write the main file of k0s, unless its first line is not k0s's mark, and the file of merged drop-ins.
 
-    Raises :class:`ValueError` for a drop-in that this release does not take.
+    Raises :class:`ValueError` for a drop-in that this release of k0s refuses.
     """
     if K0S_CONFIG.exists() and K0S_CONFIG.read_text().partition("\n")[0] != K0S_MARK:
         return
@@ -216,7 +216,7 @@ def k0s_configure(schema: int) -> None:
 
 
 def k0s() -> int:
-    """Keep containerd running, and tell it of changed drop-ins, until SIGTERM."""
+    """Keep containerd running until SIGTERM, and restart it after changes of drop-ins if ``WATCH=yes``."""
     schema, watch = int(os.environ["SCHEMA"]), os.environ["WATCH"] == "yes"
     k0s_configure(schema)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -239,7 +239,7 @@ def k0s() -> int:
                 except ValueError as error:
                     print(f"failed to resolve config: {error}", flush=True)
                     continue
-                child.send_signal(signal.SIGHUP)  # containerd does not reload: it ends
+                child.send_signal(signal.SIGHUP)  # containerd does not reload on SIGHUP, it ends
     finally:
         child.terminate()
         child.wait()
@@ -256,7 +256,7 @@ def k0s_start() -> subprocess.Popen[bytes]:
 
 
 def k0s_drop_ins() -> dict[str, tuple[int, int]]:
-    """What tells one state of the directory from another, as far as its watcher sees."""
+    """Return file name -> inode and modification time in ns, which show a change of the drop-ins."""
     if not K0S_DROP_INS.is_dir():
         return {}
     return {
@@ -265,21 +265,21 @@ def k0s_drop_ins() -> dict[str, tuple[int, int]]:
     }
 
 
-# All
+# Common functions
 
 
 def text_of(path: Path) -> str:
-    """A file as it is, its line ends too."""
+    """Return the text of a file with its line ends unchanged."""
     return path.read_bytes().decode()
 
 
 def run_containerd(*arguments: Sequence[str]) -> NoReturn:
-    """Become containerd."""
+    """Replace this process with containerd; the arguments are lists."""
     os.execvp("containerd", ["containerd", *(each for some in arguments for each in some)])
 
 
 def main() -> int:
-    """Do as the program whose name this one has."""
+    """Imitate the program of the name that this program was started with."""
     name = Path(sys.argv[0]).name
     if name == "k0s":
         return k0s()

@@ -1,8 +1,7 @@
-"""A node turned into one of k3s, rke2, k0s or microk8s, as far as containerd and its files go.
+"""A node that looks like one of k3s, rke2, k0s or microk8s, in everything that concerns containerd.
 
-The unit names, the paths, the socket and the way containerd is started are those of the
-distribution; its program is :mod:`node.distribution_launchers`. The node's plain
-``containerd.service`` is masked.
+Unit names, paths, the socket and the start of containerd are those of the distribution; its program is
+:mod:`node.distribution_launchers`. The node's plain ``containerd.service`` is masked.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ WantedBy=multi-user.target
 
 MICROK8S_ARGS = f"{SNAP_DATA}/args"
 MICROK8S_CURRENT = f"{Path(SNAP_DATA).with_name('current')}/args"
-"""The same by the link that outlives an upgrade of the snap."""
+"""The same directory by the link ``current``, which stays after an upgrade of the snap."""
 MICROK8S_TEMPLATE = """\
 # The schema of this file.
 version = 2
@@ -67,7 +66,7 @@ oom_score = 0
 
 @dataclass(frozen=True)
 class Layout:
-    """A distribution as it lies on a disk, with Debian's containerd of ``suite`` as its own."""
+    """The unit, paths and files of a distribution, which runs the containerd of the Debian ``suite``."""
 
     name: str
     suite: str
@@ -76,34 +75,35 @@ class Layout:
     """The unit's command line."""
     socket: str
     data: str
-    """Where its containerd keeps what it has pulled and made."""
+    """containerd's root directory."""
     directories: tuple[str, ...]
-    """Those that hold configuration of it."""
+    """Paths outside /etc that hold containerd's configuration."""
     environment: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
     notifies: bool = False
+    """Whether the unit has ``Type=notify``."""
     restarts: bool = True
-    """Whether the unit has to be restarted for a change."""
+    """Whether a configuration change needs a restart of the unit."""
 
     @property
     def imports(self) -> bool:
-        """Of k3s and rke2, whether the base template imports the drop-in directory."""
+        """Whether the base template of k3s or rke2 imports the drop-in directory."""
         return self.environment.get("IMPORTS") == "yes"
 
     @property
     def schema(self) -> int:
-        """That of the configuration it writes."""
+        """The schema of the configuration that the distribution renders."""
         return int(self.environment.get("SCHEMA", "2"))
 
     def id(self) -> str:
-        """A short name that tells it from the others."""
+        """Return a short, unique name for test ids."""
         shown = {"SCHEMA": "schema-{}", "IMPORTS": "imports-{}", "WATCH": "watch-{}"}
         details = [shown[key].format(value) for key, value in self.environment.items()]
         return "-".join((self.unit.removesuffix(".service"), self.suite, *details))
 
 
 def rancher(name: str, unit: str, *, schema: int = 3, imports: bool = True, suite: str = "forky") -> Layout:
-    """k3s or rke2."""
+    """Return the layout of k3s or rke2."""
     return Layout(
         name=name,
         suite=suite,
@@ -118,7 +118,7 @@ def rancher(name: str, unit: str, *, schema: int = 3, imports: bool = True, suit
 
 
 def k0s(unit: str, *, schema: int = 3, watch: bool = True, suite: str = "forky") -> Layout:
-    """k0s; without ``watch`` as if its watcher had given up."""
+    """Return the layout of k0s; without ``watch`` k0s does not notice changed drop-ins."""
     return Layout(
         name="k0s",
         suite=suite,
@@ -133,7 +133,7 @@ def k0s(unit: str, *, schema: int = 3, watch: bool = True, suite: str = "forky")
 
 
 def microk8s(*, suite: str = "forky", template: str = MICROK8S_TEMPLATE) -> Layout:
-    """microk8s; its template is of schema 2 whatever its containerd."""
+    """Return the layout of microk8s; its template has schema 2 with every containerd."""
     return Layout(
         name="microk8s",
         suite=suite,
@@ -155,49 +155,49 @@ class Distribution:
         self.layout = layout
 
     def path(self, path: str) -> Path:
-        """A file of the node, as the machine sees it."""
+        """Return the path on the machine of a file of the node."""
         return self.node.root / path.lstrip("/")
 
     def cri(self) -> CriStatus:
-        """What answers on the distribution's own socket."""
+        """Return the CRI status from the distribution's socket."""
         return cri_status(self.path(self.layout.socket))
 
     def handlers(self) -> tuple[str, ...]:
-        """The handlers it serves, sorted; raises :class:`NodeError` when it does not serve."""
+        """Return the handlers it serves, sorted; raises :class:`NodeError` if the CRI fails."""
         answer = self.cri()
         if not answer.serving:
             raise NodeError(f"{self.layout.unit} does not serve the CRI: {answer.error}")
         return answer.handlers
 
     def kata_handlers(self) -> tuple[str, ...]:
-        """Those of Kata."""
+        """Return the Kata handlers it serves, sorted."""
         return tuple(name for name in self.handlers() if name.startswith("kata-"))
 
     def snapshot(self) -> Snapshot:
-        """Every file that a change of the runtime's configuration can touch, and the install dirs."""
+        """Return a snapshot of the install dirs and of all files that a configuration change can touch."""
         return self.node.snapshot("/etc", "/opt", *self.layout.directories)
 
     def values(self, **more: Any) -> dict[str, Any]:
-        """Settings for this node."""
+        """Return values for an install on this node."""
         shims = {"qemu": {"enabled": True}, "clh": {"enabled": True}}
         return {"k8sDistribution": self.layout.name, "shims": shims, **more}
 
     def restart(self, **environment: str) -> None:
-        """Restart it; with a changed ``environment``, as after an upgrade."""
+        """Restart the distribution; ``environment`` changes its release, as an upgrade does."""
         self._write_unit({**self.layout.environment, **environment})
         self.node.run(["systemctl", "daemon-reload"])
         self.node.run(["systemctl", "restart", self.layout.unit])
         self.wait()
 
     def wait(self) -> None:
-        """Wait until it serves; raises :class:`NodeError` with its journal when it does not."""
+        """Wait until it serves the CRI; raises :class:`NodeError` with its journal if it does not."""
         try:
             wait_until(lambda: self.cri().serving, f"{self.layout.unit} serves the CRI")
         except NodeError as error:
             raise NodeError(f"{error}\n{self.journal()}") from error
 
     def journal(self) -> str:
-        """What its unit has to say, but for containerd's telling that all goes well."""
+        """Return the journal of its unit without containerd's info lines."""
         lines = self.node.journal(self.layout.unit).splitlines(keepends=True)
         return "".join(line for line in lines if " level=info " not in line)
 
@@ -213,16 +213,17 @@ class Distribution:
 def lay_out(
     node: Node, layout: Layout, files: Mapping[str, str] | None = None, *, plain: bool = False
 ) -> Distribution:
-    """Turn a fresh node into the distribution, with ``files`` of an admin, and wait until it serves.
+    """Turn a fresh node into the distribution, and wait until it serves the CRI.
 
-    ``plain`` leaves the node's own containerd running beside it, as where Docker is installed.
+    ``files`` are the administrator's files: path -> text. ``plain`` leaves the node's own containerd running
+    beside the distribution, as on a node with Docker.
     """
     distribution = Distribution(node, layout)
     if not plain:
         node.run(["systemctl", "disable", "--now", "containerd.service"])
         node.run(["systemctl", "mask", "containerd.service"])
         node.run(["rm", "-rf", "/etc/containerd", "/run/containerd"])
-    # containerd's snapshots cannot lie on the overlay that is the node's own file system.
+    # The node's root is an overlay, which cannot hold containerd's overlay snapshots.
     own = f"/var/lib/containerd/{layout.name}"
     node.run(["mkdir", "-p", own, layout.data])
     node.run(["mount", "--bind", own, layout.data])
@@ -244,6 +245,6 @@ def lay_out(
 
 
 def rendered_base(layout: Layout) -> str:
-    """What k3s or rke2 renders where no admin has a template."""
+    """Return the configuration that k3s or rke2 renders without a template of the administrator."""
     base = base_template(layout.name, layout.schema, imports=layout.imports)
     return rendered(layout.name, base, base)

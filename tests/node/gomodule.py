@@ -1,8 +1,8 @@
-"""Programs that no Debian suite has in the wanted version, built from their Go modules and kept.
+"""Build programs that no Debian suite has in the wanted version from their Go modules, and cache them.
 
-Only the module proxy is asked: for the module, for what its own ``go.mod`` and ``go.sum`` pin, and,
-where the machine's Go is another than :data:`GO`, for that very toolchain, which is a module as well.
-So any Go will do to begin with, also one too old for what is built.
+All downloads come from the Go module proxy: the module, the modules that its ``go.mod`` and ``go.sum`` pin,
+and the toolchain :data:`GO`, which is a module too, if the machine has another version. So the machine's
+Go may be too old for the program.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from node.cache import NodeError, cache_dir, key_of, made_once
 from node.commands import CommandResult
 
 GO = "1.26.8"
-"""What everything is built with; newer than the ``go`` line of every module built here."""
+"""The Go version of every build; newer than the ``go`` line of every module built here."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def missing_go() -> str:
-    """Why this machine cannot build Go programs, with the remedy; empty when it can."""
+    """Return why this machine cannot build Go programs, with the remedy; empty when it can."""
     if shutil.which("go") is None:
-        return "Go is missing, which some of a node's programs are built with: apt-get install golang-go"
+        return "Go is missing, which builds some programs of the nodes: run: apt-get install golang-go"
     return ""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program of a Go module: all that decides what comes out."""
+    """A program of a Go module, with everything that determines the build."""
 
     module: str
-    version: str  # the module's, such as v2.4.2
-    package: str  # an import path, or one below the module, such as ./cmd/containerd
+    version: str  # of the module, for example v2.4.2
+    package: str  # an import path, or a path in the module, for example ./cmd/containerd
     tags: str = ""  # separated by spaces or commas
     cgo: bool = False
     ldflags: str = ""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The file name of the program."""
         return self.package.rstrip("/").rpartition("/")[2]
 
     @property
     def path(self) -> Path:
-        """Where it is kept, whether it is there yet or not."""
+        """Its path in the cache, whether it exists yet or not."""
         key = key_of(*astuple(self), GO, platform.machine())
         return cache_dir() / "go" / f"{self.name}-{self.version}-{key}" / self.name
 
@@ -59,24 +59,24 @@ class Program:
 def build(
     module: str, version: str, package: str, *, tags: str = "", cgo: bool = False, ldflags: str = ""
 ) -> Path:
-    """The program of ``package`` in ``module``, built when it is not kept yet; see :class:`Program`.
-
-    Without ``cgo`` it is static and runs in every node; with it, it wants the libraries it was linked
-    to. Minutes and a download the first time; asked for twice at once it is built once. Raises
-    :class:`NodeError` with the last lines of what Go said.
-    """
+    """Return the path of the program ``package`` of ``module``; see :func:`built`."""
     return built(Program(module, version, package, tags, cgo, ldflags))
 
 
 def built(program: Program) -> Path:
-    """As :func:`build`."""
+    """Return the path of ``program``; build it if it is not cached, which takes minutes and a download.
+
+    Without ``cgo`` it is static and runs in every node; with ``cgo`` it needs the libraries it was linked
+    to. Two processes that want the same program build it once. Raises :class:`NodeError` with the last
+    lines of Go's output.
+    """
 
     def make(directory: Path) -> None:
         if reason := missing_go():
             raise NodeError(reason)
         go = toolchain()
         source = directory / "source"
-        # The copy in Go's own cache is read-only.
+        # The module in Go's cache is read-only.
         shutil.copytree(_download(go, f"{program.module}@{program.version}"), source, copy_function=_writable)
         _drop_local_replacements(go, source)
         flags = ["-trimpath", "-buildvcs=false", "-mod=mod"]
@@ -90,11 +90,11 @@ def built(program: Program) -> Path:
 
 
 def _writable(source: str, target: str) -> str:
-    return shutil.copyfile(source, target)  # and not its mode, nor that of a file of Go's cache
+    return shutil.copyfile(source, target)  # without the read-only mode of a file in Go's cache
 
 
 def toolchain() -> str:
-    """The ``go`` command of :data:`GO`: the machine's if it is that, else fetched from the module proxy."""
+    """Return the ``go`` command of version :data:`GO`: the machine's, or a download from the module proxy."""
     go = shutil.which("go") or "go"
     if output(run([go, "env", "GOVERSION"])).strip() == f"go{GO}":
         return go
@@ -103,7 +103,7 @@ def toolchain() -> str:
     def make(directory: Path) -> None:
         module = _download(go, f"golang.org/toolchain@v0.0.1-go{GO}.linux-{architecture}")
         shutil.copytree(module, directory, copy_function=_writable, dirs_exist_ok=True)
-        # What a module cannot have: executable files, and other modules inside.
+        # A module cannot contain executable files or other modules, so restore both.
         for program in (*directory.glob("bin/*"), *directory.glob("pkg/tool/*/*")):
             program.chmod(0o755)
         for file in directory.rglob("_go.mod"):
@@ -113,16 +113,16 @@ def toolchain() -> str:
 
 
 def _download(go: str, what: str) -> Path:
-    """The directory in Go's module cache that has the module ``what``, fetched if it is not there."""
+    """Return the directory of the module ``what`` in Go's module cache; download it if it is missing."""
     done = run([go, "mod", "download", "-json", what])
     answer: dict[str, Any] = json.loads(done.stdout or "{}")
     if done.returncode or "Error" in answer:
-        raise NodeError(f"{what} cannot be fetched: {answer.get('Error') or done.stderr}")
+        raise NodeError(f"Go cannot download {what}: {answer.get('Error') or done.stderr}")
     return Path(answer["Dir"])
 
 
 def _drop_local_replacements(go: str, source: Path) -> None:
-    """Take the published modules where ``go.mod`` names directories of the repository, which are not here."""
+    """Drop the ``replace`` lines of ``go.mod`` that name directories of the repository, which is not here."""
     content = json.loads(output(run([go, "mod", "edit", "-json"], source)))
     for each in content.get("Replace") or ():
         if "Version" not in each["New"]:
@@ -133,7 +133,7 @@ def _drop_local_replacements(go: str, source: Path) -> None:
 def run(
     command: Sequence[str], directory: Path | None = None, env: Mapping[str, str] | None = None
 ) -> CommandResult:
-    """Run Go as it comes: with no toolchain, flag or workspace of the person's own."""
+    """Run Go without the user's own toolchain, flags or workspace."""
     plain = {"GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off", "GOROOT": "", "GO111MODULE": "on"}
     return subprocess.run(
         command,
@@ -147,8 +147,8 @@ def run(
 
 
 def output(done: CommandResult) -> str:
-    """What Go printed; raises :class:`NodeError` with the last lines of what it said when it failed."""
+    """Return Go's stdout; raises :class:`NodeError` with the last lines of stderr if it failed."""
     if done.returncode:
-        said = "\n".join(done.stderr.splitlines()[-20:])
-        raise NodeError(f"{' '.join(done.args)} ended with {done.returncode}:\n{said}")
+        stderr = "\n".join(done.stderr.splitlines()[-20:])
+        raise NodeError(f"{' '.join(done.args)} ended with exit code {done.returncode}:\n{stderr}")
     return done.stdout

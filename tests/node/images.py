@@ -1,6 +1,6 @@
-"""Images made here, since no registry is asked for any: a busybox, and kata-node's own.
+"""Container images that the tests build, because no test uses a registry: busybox and kata-node's images.
 
-An archive has the form of an OCI image layout, in which ``ctr images import`` finds the names as well.
+An archive is an OCI image layout that contains the image names, so ``ctr images import`` finds them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 BUSYBOX = "localhost/busybox:test"
 FOR_PODS = ("busybox-static", "containernetworking-plugins")
-"""What a node needs to run pods, of Debian's packages: what their images are made of, and their network."""
+"""The Debian packages that a node needs to run pods: the program of their image, and network plugins."""
 
 PACKAGES = (*rootfs.PACKAGES, *FOR_PODS)
 
 RUNC = Path(__file__).with_name("runc.py")
-"""What stands before a node's runc, to be put there as a program of that name."""
+"""The wrapper of a node's runc; install it as a program named ``runc`` earlier in ``PATH``."""
 
 KATA_NODE = "localhost/kata-node:test"
 WITH_PAYLOAD = "localhost/kata-node-with-payload:test"
@@ -50,9 +50,9 @@ _APPLETS = (
 
 
 def busybox(root: Path, *, pause: str) -> Path:
-    """The archive of :data:`BUSYBOX`, from the program of that name in the tree ``root``; made once.
+    """Return the archive of :data:`BUSYBOX`, made once from the busybox in the tree ``root``.
 
-    It has the name ``pause`` as well: left to itself it sleeps, which is all that image has to do.
+    The image also has the name ``pause``: by default it sleeps, which is all that a pause image does.
     """
     program = (root / "usr/bin/busybox").read_bytes()
     content = layer({"bin/busybox": program}, {f"bin/{name}": "bin/busybox" for name in _APPLETS})
@@ -67,7 +67,10 @@ def busybox(root: Path, *, pause: str) -> Path:
 
 
 def layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
-    """A layer of programs and hard links to them, by path without the first slash; the same each time."""
+    """Return a reproducible image layer of programs (path -> content) and hard links (path -> program).
+
+    Paths have no leading slash.
+    """
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for path, data in files.items():
@@ -82,9 +85,9 @@ def layer(files: Mapping[str, bytes], links: Mapping[str, str]) -> bytes:
 
 
 def archive(target: Path, names: Sequence[str], content: bytes, config: Mapping[str, Any]) -> Path:
-    """Write an image of one layer that has all these ``names``, and return ``target``.
+    """Write an image with one layer and all these ``names``, and return ``target``.
 
-    ``config`` is the image's, such as ``{"Entrypoint": ["/bin/sleep"]}``.
+    ``config`` is the image's configuration, for example ``{"Entrypoint": ["/bin/sleep"]}``.
     """
     blobs: dict[str, bytes] = {}
 
@@ -123,7 +126,7 @@ def _json(value: object) -> bytes:
 
 
 def load(node: Node, archive: Path) -> None:
-    """Let ``node`` have an image, under the names its ``archive`` has for it (OCI's form, or Docker's)."""
+    """Import the image of an OCI or Docker ``archive`` into the node's containerd, with all its names."""
     there = f"/run/images/{archive.name}"
     node.mount(archive, there, read_only=True)
     node.run(["ctr", "--namespace=k8s.io", "images", "import", there])
@@ -131,27 +134,27 @@ def load(node: Node, archive: Path) -> None:
 
 
 def missing_prerequisites() -> str:
-    """Why this machine cannot build kata-node's image, with the remedy; empty when it can."""
+    """Return why this machine cannot build kata-node's image, with the remedy; empty when it can."""
     if shutil.which("buildah") is None:
-        return "buildah is missing, which builds the image: apt-get install buildah"
+        return "buildah is missing, which builds the image: run: apt-get install buildah"
     return ""
 
 
 def kata_node() -> Path:
-    """The archive of :data:`KATA_NODE`, built by ``scripts/image`` from the checkout as it is now; kept.
+    """Return the archive of :data:`KATA_NODE`, which ``scripts/image`` builds from the current checkout.
 
-    Raises :class:`NodeError` with the end of what was said when it cannot be built.
+    It is cached. Raises :class:`NodeError` with the end of the output if the build fails.
     """
     return _built("kata-node", KATA_NODE)
 
 
 def dispatcher() -> Path:
-    """The archive of :data:`DISPATCHER`, in the same way."""
+    """Return the archive of :data:`DISPATCHER`; see :func:`kata_node`."""
     return _built("dispatcher", DISPATCHER, "--target=dispatcher")
 
 
 def with_payload(payload: Path, target: Path) -> Path:
-    """Write :data:`WITH_PAYLOAD` to ``target``, which is :data:`KATA_NODE` with those Kata files in it."""
+    """Write the archive of :data:`WITH_PAYLOAD` to ``target``: :data:`KATA_NODE` plus the ``payload``."""
     name = _said(["buildah", "from", "--quiet", f"docker-archive:{kata_node()}"]).strip()
     try:
         _said(["buildah", "copy", "--quiet", name, str(payload), "/opt/kata-payload"])
@@ -162,7 +165,7 @@ def with_payload(payload: Path, target: Path) -> Path:
 
 
 def kubectl(program: Path, target: Path) -> Path:
-    """Write :data:`KUBECTL` to ``target``: that program, which has to be static, and nothing else."""
+    """Write the archive of :data:`KUBECTL` to ``target``; it contains only the static ``program``."""
     content = layer({"usr/bin/kubectl": program.read_bytes()}, {})
     config = {"Entrypoint": ["/usr/bin/kubectl"], "Env": ["PATH=/usr/bin"]}
     return archive(target, [KUBECTL], content, config)
@@ -173,10 +176,10 @@ def _built(name: str, tag: str, *options: str) -> Path:
 
     def make(directory: Path) -> None:
         target = directory / f"{name}.tar"
-        # Every change of the sources makes another: the last few will do.
+        # Every change of the sources makes another archive, so keep only the last three.
         for old in sorted(directory.parent.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)[:-3]:
             remove_tree(old)
-        with locked(directory.parent / f".{name}.lock"):  # another checkout builds what is called the same
+        with locked(directory.parent / f".{name}.lock"):  # another checkout builds an image with this tag
             _said([sys.executable, str(CHECKOUT / "scripts/image"), f"--tag={tag}", *options])
             _said(["buildah", "push", "--quiet", tag, f"docker-archive:{target}:{tag}"])
 
@@ -184,7 +187,7 @@ def _built(name: str, tag: str, *options: str) -> Path:
 
 
 def _sources() -> list[str]:
-    """What the image is made of, relative to the checkout: its Containerfile, and all that this copies."""
+    """Return the sources of the image, relative to the checkout: the Containerfile and files it copies."""
     tops = ["Containerfile", "scripts/image"]
     for line in (CHECKOUT / "Containerfile").read_text().splitlines():
         if line.startswith("COPY ") and "--from" not in line and "$" not in line:
@@ -200,9 +203,9 @@ def _files(path: Path) -> list[Path]:
 
 
 def _said(command: Sequence[str]) -> str:
-    """What it wrote to stdout."""
+    """Run a command and return its stdout; raises :class:`NodeError` with the end of its output."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         end = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-        raise NodeError(f"{shlex.join(command)} ended with {done.returncode}:\n{end}")
+        raise NodeError(f"{shlex.join(command)} ended with exit code {done.returncode}:\n{end}")
     return done.stdout

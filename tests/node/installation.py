@@ -1,4 +1,4 @@
-"""What the tests of whole installations share: settings, a payload, and a look at what is served."""
+"""Shared helpers of the tests of whole installations: values, a payload, install, and common checks."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ WATCHED = ("/etc", "/opt")
 
 
 def make_payload(directory: Path, *options: str) -> Path:
-    """A sample payload in ``directory``."""
+    """Make a sample payload in ``directory``; ``options`` are options of scripts/sample-payload."""
     subprocess.run([sys.executable, CHECKOUT / "scripts/sample-payload", *options, directory], check=True)
     return directory
 
 
 def index(payload: Path) -> Path:
-    """Write the manifest of a payload that something was added to since it was made ``--no-index``."""
+    """Write the index of a payload that was made with ``--no-index`` and then changed."""
     command = [sys.executable, "-P", "-m", "kata_node", "payload", "index", str(payload)]
     subprocess.run(command, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)}, check=True, capture_output=True)
     return payload
 
 
 def fake_kvm(node: Node) -> Node:
-    """``node`` without KVM of its own, told that it has it: nothing here starts a VM."""
+    """Create a fake ``/dev/kvm`` in the node if it has none, and return the node; no test starts a VM."""
     node.run(["sh", "-c", "test -e /dev/kvm || touch /dev/kvm"])
     return node
 
 
 def main_file(node: Node) -> Path:
-    """containerd's own configuration file."""
+    """Return the path on the machine of containerd's main file in the node."""
     return node.root / MAIN.lstrip("/")
 
 
 def configure(node: Node, config: bytes | None) -> None:
-    """Let containerd read that main file, or have none."""
+    """Replace containerd's main file with ``config``, or remove it, and restart containerd."""
     main = main_file(node)
     main.unlink(missing_ok=True)
     if config is not None:
@@ -59,7 +59,7 @@ def configure(node: Node, config: bytes | None) -> None:
 
 
 def install(node: Node, **more: object) -> CommandResult:
-    """Install, with ``more`` on top of :data:`VALUES`."""
+    """Install with the values :data:`VALUES` plus ``more``."""
     return node.kata_node("install", config={**VALUES, **more}, payload=PAYLOAD, check=True)
 
 
@@ -68,12 +68,12 @@ def kata_handlers(node: Node) -> tuple[str, ...]:
 
 
 def outcomes(done: CommandResult) -> dict[str, str]:
-    """Stage -> outcome of a run with ``--output json``."""
+    """Return stage -> outcome of a run with ``--output json``."""
     return {stage["stage"]: stage["outcome"] for stage in json.loads(done.stdout)["stages"]}
 
 
 def assert_nothing_to_do(node: Node, *watched: str, **how: Any) -> None:
-    """Install again: no stage has anything to do, nothing is written, and nothing restarted."""
+    """Install again, and assert that no stage does anything, no file changes and nothing is restarted."""
     watched = watched or WATCHED
     invocation, before = node.unit(UNIT).invocation, node.snapshot(*watched)
     done = node.kata_node(
@@ -91,7 +91,7 @@ def assert_nothing_to_do(node: Node, *watched: str, **how: Any) -> None:
 
 
 def fail_next_start(node: Node) -> None:
-    """The next start of the runtime fails, and systemd does not try again by itself."""
+    """Make the next start of containerd fail, without an automatic restart by systemd."""
     directory = node.root / "run/systemd/system/containerd.service.d"
     directory.mkdir(parents=True)
     command = "test ! -e /run/fail-once || { rm /run/fail-once; exit 1; }"
@@ -101,7 +101,10 @@ def fail_next_start(node: Node) -> None:
 
 
 def kill_at_syscall(node: Node, stage: str, call: str, count: int) -> bool:
-    """Run ``stage`` and kill it on entry to the n-th such system call; say whether it came to that."""
+    """Run ``stage`` and kill it when it enters the ``count``-th system call ``call``.
+
+    Returns False if the stage ended before that call.
+    """
     inject = ("strace", "--quiet=all", "-o", "/dev/null", f"--inject={call}:signal=KILL:when={count}")
     done = node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, prefix=inject)
     assert done.returncode in (0, -9, 137), done.stdout + done.stderr
@@ -109,7 +112,10 @@ def kill_at_syscall(node: Node, stage: str, call: str, count: int) -> bool:
 
 
 def assert_converges_when_killed(node: Node, call: str) -> None:
-    """SIGKILL at the n-th such system call, for every n, forwards and backwards, on one node."""
+    """Kill ``cri`` and ``revert-cri`` at the n-th system call ``call``, for every n, on one node.
+
+    Asserts after each kill that containerd serves, and that the next run completes the stage.
+    """
     before = node.snapshot(*WATCHED)
     node.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     placed = node.snapshot("/etc")

@@ -1,4 +1,4 @@
-"""kata-node as a program of the node: run by the node's own Python, from the checkout as it is now."""
+"""kata-node as a program of the node: the node's Python runs the current sources of the checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from node.cache import CHECKOUT, NodeError, cache_dir, key_of, made_once
 
 HOME = "/usr/local/lib/kata-node-cli"
-"""Where the node sees the program; not in /opt or /etc, so that a test can compare those whole."""
+"""The directory of the program in the node; outside /opt and /etc, so that tests can compare those."""
 
 COMMAND = "/usr/local/bin/kata-node"
 
@@ -25,23 +25,23 @@ exec python3 -P -m kata_node "$@"
 """
 
 GLIBC_TAGS = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
-"""Wheels for these run on every suite from bookworm (glibc 2.36) on."""
+"""Wheels with these tags run on bookworm (glibc 2.36) and every later suite."""
 
 
 def python_version(tree: Path) -> str:
-    """The version of the node's ``python3``, such as ``3.14``; raises :class:`NodeError` without one."""
+    """Return the version of the tree's ``python3``, for example ``3.14``; raises :class:`NodeError`."""
     link = tree / "usr" / "bin" / "python3"
     match = re.fullmatch(r"python(3\.\d+)", link.readlink().name) if link.is_symlink() else None
     if match is None:
-        raise NodeError(f"{tree.name} has no /usr/bin/python3; python3 must be among its packages")
+        raise NodeError(f"{tree.name} has no /usr/bin/python3\n  hint: Add python3 to its packages")
     return match[1]
 
 
 def requirements(version: str) -> list[str]:
-    """What ``requirements/runtime.txt`` pins for Python ``version``, with the hashes, a line each.
+    """Return the pins of ``requirements/runtime.txt`` for Python ``version``, one line each, with hashes.
 
-    The markers are judged here because pip judges them for the Python it runs on, even when told
-    to install for another.
+    This evaluates the markers itself, because pip evaluates them for the Python that it runs on, even if
+    it installs for another.
     """
     from packaging.requirements import Requirement
 
@@ -59,7 +59,7 @@ def requirements(version: str) -> list[str]:
 
 
 def libraries(version: str) -> Path:
-    """A directory with everything the program imports, for the node's Python; made once and kept."""
+    """Return a cached directory with the libraries of kata-node for the node's Python ``version``."""
     wanted = requirements(version)
     target = cache_dir() / "libraries" / f"python{version}-{key_of(version, platform.machine(), wanted)}"
 
@@ -73,7 +73,7 @@ def libraries(version: str) -> Path:
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
             )
         if done.returncode:
-            raise NodeError(f"could not fetch the libraries for the node's Python {version}:\n{done.stderr}")
+            raise NodeError(f"cannot download the libraries for the node's Python {version}:\n{done.stderr}")
 
     return made_once(target, make)
 
@@ -103,11 +103,17 @@ def _installer(version: str) -> list[str]:
             *where,
             f"--python-platform={arch}-manylinux_2_34",
         ]
-    raise NodeError("neither pip (python -m pip) nor uv is here to fetch the libraries of the node's Python")
+    raise NodeError(
+        "neither pip nor uv is installed, so the libraries for the node's Python cannot be downloaded\n"
+        "  hint: Run: apt-get install python3-pip"
+    )
 
 
 def binds(tree: Path, scratch: Path) -> list[str]:
-    """The options of systemd-nspawn that put the program into the node; ``scratch`` is the node's own."""
+    """Return the systemd-nspawn options that mount the program in the node.
+
+    ``scratch`` is the node's directory on the machine, for the launcher.
+    """
     version = python_version(tree)
     launcher = scratch / "kata-node"
     launcher.write_text(LAUNCHER)

@@ -1,18 +1,16 @@
-"""Mounts between a node and the machine, as the kubelet makes them for a container.
+"""Mount paths of the machine in a node, and paths of a node in a container, as the kubelet does.
 
-A mount of another mount namespace cannot be bound directly. It can be cloned there and attached
-here: ``open_tree(OPEN_TREE_CLONE)`` inside, ``move_mount`` outside (Linux 5.2 and later, 5.12 for a
-read-only one). Run as a program, because changing the mount namespace is only allowed to a process
-with a single thread::
+A mount of another mount namespace cannot be bind-mounted. It can be cloned there with
+``open_tree(OPEN_TREE_CLONE)`` and attached here with ``move_mount`` (Linux 5.2; 5.12 for a read-only mount).
+This is a program because only a process with a single thread may change its mount namespace::
 
-    mounts.py attach NODE-FD SOURCE TARGET          SOURCE of this machine, at TARGET in the node
-    mounts.py attach-read-only NODE-FD SOURCE TARGET                  the same, for reading only
+    mounts.py attach NODE-FD SOURCE TARGET            mount SOURCE of the machine at TARGET in the node
+    mounts.py attach-read-only NODE-FD SOURCE TARGET  the same, read-only
     mounts.py pod NODE-FD HOST CAPABILITIES MOUNT... -- COMMAND
-                                                    COMMAND in a container, MOUNTs of the node below HOST
+                                                      run COMMAND with MOUNTs of the node below HOST
 
-A MOUNT is the text of a :class:`HostPath`, CAPABILITIES are names with commas in between.
-
-NODE-FD is an inherited descriptor of the node's mount namespace. Imports only the standard library.
+NODE-FD is an inherited file descriptor of the node's mount namespace. A MOUNT is the text of a
+:class:`HostPath`. CAPABILITIES are names separated by commas. This imports only the standard library.
 """
 
 from __future__ import annotations
@@ -49,16 +47,16 @@ CONTAINER_CAPABILITIES: Mapping[str, int] = {
     "AUDIT_WRITE": 29,
     "SETFCAP": 31,
 }
-"""What containerd leaves to root in a container that is not privileged and drops none; with the numbers."""
+"""The capabilities that containerd gives root in an unprivileged container by default -> their numbers."""
 
 
 @dataclass(frozen=True)
 class HostPath:
-    """A path of the node in a container, as a volume and its mount have it."""
+    """A path of the node that is mounted in a container, as in a hostPath volume and its mount."""
 
     path: str
     type: str = ""
-    """Directory, DirectoryOrCreate, File, or nothing: then a directory is made where nothing is there."""
+    """``Directory``, ``DirectoryOrCreate``, ``File``, or empty: a missing path is created as a directory."""
     read_only: bool = False
 
     def __str__(self) -> str:
@@ -66,12 +64,12 @@ class HostPath:
 
     @classmethod
     def parse(cls, text: str) -> HostPath:
-        """That of which this is the text."""
+        """Return the mount from its text; the reverse of ``str``."""
         kind, access, path = text.split(":", 2)
         return cls(path, kind, access == "ro")
 
     def check(self) -> None:
-        """What the kubelet sees to, here, before it mounts the path; ends this program where it would not."""
+        """Check and create the path as the kubelet does before a mount; exit if the kubelet would refuse."""
         path = Path(self.path)
         if self.type in ("", "DirectoryOrCreate") and not os.path.lexists(path):
             path.mkdir(mode=0o755, parents=True)
@@ -100,7 +98,7 @@ def _clone(path: str, *, read_only: bool = False) -> int:
         _libc.syscall(_OPEN_TREE, _AT_FDCWD, path.encode(), flags), f"cloning the mount at {path}"
     )
     if read_only:
-        attributes = struct.pack("=4Q", _MOUNT_ATTR_RDONLY, 0, 0, 0)  # to set, to clear, and two not used
+        attributes = struct.pack("=4Q", _MOUNT_ATTR_RDONLY, 0, 0, 0)  # set, clear, and two unused fields
         changed = _libc.syscall(
             *(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attributes, len(attributes))
         )
@@ -115,7 +113,7 @@ def _attach(tree: int, target: str) -> None:
 
 
 def _place(target: Path, *, directory: bool) -> None:
-    """Make what a mount can cover, when nothing is there."""
+    """Create the mount point ``target`` if it does not exist."""
     if not target.exists():
         (target if directory else target.parent).mkdir(parents=True, exist_ok=True)
         if not directory:
@@ -123,7 +121,7 @@ def _place(target: Path, *, directory: bool) -> None:
 
 
 def attach(node: int, source: str, target: str, *, read_only: bool = False) -> None:
-    """Mount the machine's ``source`` in the node at ``target``, for as long as the node runs."""
+    """Mount the machine's ``source`` in the node at ``target`` until the node ends."""
     tree = _clone(source, read_only=read_only)
     directory = Path(source).is_dir()
     _enter(node)
@@ -134,9 +132,9 @@ def attach(node: int, source: str, target: str, *, read_only: bool = False) -> N
 def pod(
     node: int, host: str, capabilities: Sequence[str], mounts: Sequence[HostPath], command: Sequence[str]
 ) -> None:
-    """Become ``command`` in a container that has the node's ``mounts`` below ``host``; does not return.
+    """Become ``command`` in a container with the node's ``mounts`` below ``host``; does not return.
 
-    It keeps these ``capabilities`` and no others. Ends with a message where the kubelet would not start it.
+    The command has only these ``capabilities``. Exits with a message if the kubelet would refuse a mount.
     """
     machine = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     _checked(_libc.mount(b"tmpfs", host.encode(), b"tmpfs", 0, b"mode=755"), f"mounting a tmpfs at {host}")
@@ -150,13 +148,13 @@ def pod(
         _place(Path(target), directory=directory)
         _attach(tree, target)
     os.close(node)
-    # As a container's own root: what has no mount cannot be written.
+    # A container's root is read-only too, so only the mounts can be written.
     flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY
     _checked(_libc.mount(None, host.encode(), None, flags, None), f"making {host} read-only")
     kept = {CONTAINER_CAPABILITIES[name] for name in capabilities}
     for capability in range(64):
         if capability not in kept:
-            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # numbers the kernel does not know are refused
+            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails harmlessly for unknown numbers
     os.execvp(command[0], list(command))
 
 

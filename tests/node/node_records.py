@@ -1,7 +1,7 @@
-"""Where running nodes keep what is theirs on the machine, and how all of it goes away again.
+"""The records of running nodes on the machine, and the removal of their leftovers.
 
-A node owns one directory below the cache and one control group. Both outlive a process that is
-killed, so whoever starts the next node first clears what dead ones left.
+A node owns one directory below the cache and one control group. Both stay when its processes are killed,
+so the start of the next node first removes the leftovers of dead nodes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Process:
-    """A process that cannot be mistaken for a later one with the same number."""
+    """A process, identified by pid and start time, so that a later process with the same pid is not equal."""
 
     pid: int
     started: int  # clock ticks since the machine's boot
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """The process that has the number ``pid`` now; raises :class:`ProcessLookupError`."""
+        """Return the current process ``pid``; raises :class:`ProcessLookupError` if it has ended."""
         state, started = _stat(pid)
         if state in "ZX" and not _has_threads(pid):
             raise ProcessLookupError(pid)
@@ -37,16 +37,16 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; one that only waits for its parent to notice its end does not.
+        """Whether the process runs. A zombie does not.
 
-        One whose first thread is gone before the others does: they hold what it has open.
+        A process with a zombie first thread and other threads runs: they hold its open files.
         """
         with contextlib.suppress(ProcessLookupError):
             return Process.of(self.pid) == self
         return False
 
     def signal(self, number: int) -> bool:
-        """Send it a signal; say whether it was there to get one."""
+        """Send a signal, and return whether the process was alive."""
         with contextlib.suppress(ProcessLookupError):
             if self.alive:
                 os.kill(self.pid, number)
@@ -54,7 +54,7 @@ class Process:
         return False
 
     def children(self) -> list[Process]:
-        """The processes it has started and that run."""
+        """Return its running child processes."""
         found = []
         with contextlib.suppress(OSError):
             for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
@@ -72,7 +72,7 @@ def _stat(pid: int) -> tuple[str, int]:
 
 
 def _has_threads(pid: int) -> bool:
-    """Whether the process has threads beside its first one."""
+    """Return whether the process has more than one thread."""
     with contextlib.suppress(OSError):
         return len(os.listdir(f"/proc/{pid}/task")) > 1
     return False
@@ -80,27 +80,27 @@ def _has_threads(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a node by everybody on the machine."""
+    """The stored data of a node, which every process on the machine can read."""
 
     name: str
     suite: str
-    cgroup: str  # absolute; empty where the machine's systemd makes one, and removes it
-    owner: Process  # who boots it
-    supervisor: Process | None = None  # the parent of its systemd-nspawn
-    leader: Process | None = None  # its process 1, once its systemd answers
+    cgroup: str  # absolute path; empty if the machine's systemd creates and removes the control group
+    owner: Process  # the process that boots the node
+    supervisor: Process | None = None  # the parent of systemd-nspawn
+    leader: Process | None = None  # the node's process 1, once its systemd answers
 
     @property
     def directory(self) -> Path:
-        """The node's own directory on the machine."""
+        """The node's directory on the machine."""
         return _running() / self.name
 
     @property
     def alive(self) -> bool:
-        """Whether it runs or is being booted."""
+        """Whether the node runs or boots."""
         return (self.supervisor or self.owner).alive
 
     def save(self) -> None:
-        """Write it down, replacing what was."""
+        """Write the record to its file, replacing the previous content."""
         temp = self.directory / "record.tmp"
         temp.write_text(json.dumps(asdict(self)))
         temp.rename(self.directory / "record.json")
@@ -111,9 +111,12 @@ def _running() -> Path:
 
 
 def reserve(name: str, suite: str) -> Record:
-    """Claim ``name`` for a node about to be booted by this process; clear dead nodes away first."""
+    """Reserve ``name`` for a node that this process boots; remove the leftovers of dead nodes first."""
     if not NAME.fullmatch(name):
-        raise NodeError(f"{name!r} cannot be a node's name: up to 42 of a-z, 0-9 and '-', as in a host name")
+        raise NodeError(
+            f"{name!r} is not a node name\n"
+            "  hint: Use up to 42 of a-z, 0-9 and '-', with '-' neither first nor last"
+        )
     clear_dead()
     with locked(_running() / ".lock"):
         record = Record(name, suite, _own_cgroup(name), Process.of(os.getpid()))
@@ -121,25 +124,28 @@ def reserve(name: str, suite: str) -> Record:
             record.directory.mkdir()
         except FileExistsError as error:
             raise NodeError(
-                f"a node named {name} runs already; stop it first, or choose another name"
+                f"a node named {name} is already running\n"
+                f"  hint: Choose another name, or run: scripts/testnode stop --name {name}"
             ) from error
         record.save()
     return record
 
 
 def clear_dead() -> None:
-    """Clear away what nodes left whose supervisor, or whose owner before there was one, is gone."""
+    """Remove the leftovers of nodes that have no running supervisor, or no owner if they have none yet."""
     with locked(_running() / ".lock"):
         for record in _records():
             if not record.alive:
                 clear(record)
         for directory in _running().iterdir():
             if directory.is_dir() and not (directory / "record.json").exists():
-                remove_tree(directory)  # claimed and not noted: interrupted in between, or half cleared
+                remove_tree(
+                    directory
+                )  # reserved without a record, or half removed, by an interrupted process
 
 
 def running() -> list[Record]:
-    """The nodes that run now, by name."""
+    """Return the records of the running nodes, sorted by name."""
     with locked(_running() / ".lock"):
         return sorted((record for record in _records() if record.alive), key=lambda record: record.name)
 
@@ -149,14 +155,14 @@ def _records() -> Iterator[Record]:
         try:
             data = json.loads(file.read_text())
         except FileNotFoundError:
-            continue  # its owner is just clearing it away
+            continue  # its owner is removing it
         for field in ("owner", "supervisor", "leader"):
             data[field] = Process(**data[field]) if data[field] else None
         yield Record(**data)
 
 
 def started(record: Record, supervisor: int) -> Record:
-    """Note the process the node depends on."""
+    """Save the parent of systemd-nspawn in the record, and return the new record."""
     noted = replace(record, supervisor=Process.of(supervisor))
     noted.save()
     return noted
@@ -183,7 +189,7 @@ def _own_cgroup(name: str) -> str:
 
 
 def _same_in_every_hierarchy(cgroup: Path) -> list[Path]:
-    """The group, and its twin in the legacy hierarchy, where systemd-nspawn mirrors it for old readers."""
+    """Return the control group, and its copy that systemd-nspawn makes in a legacy hierarchy."""
     mounts = list(_cgroup_mounts())
     unified = next((mount for fs_type, mount, _ in mounts if fs_type == "cgroup2"), "/")
     twins = [mount for fs_type, mount, options in mounts if fs_type == "cgroup" and "name=systemd" in options]

@@ -1,6 +1,6 @@
-"""An image registry on loopback that has one image, by every name: what the archive it is given holds.
+"""An image registry on loopback that returns the image of one archive for every name.
 
-It is run in a node, by the node's own Python.
+The node's Python runs it in the node.
 """
 
 import http.server
@@ -12,7 +12,7 @@ PORT = 5000
 
 
 def contents(archive: str) -> dict[str, tuple[str, bytes]]:
-    """By the last part of the path that is asked for: media type and content; the manifest also as ``""``."""
+    """Return last part of the request path -> media type and content; key ``""`` is the manifest."""
     with tarfile.open(archive) as tar:
         files = {entry.name: tar.extractfile(entry) for entry in tar if entry.isfile()}
         content = {name: file.read() for name, file in files.items() if file is not None}
@@ -27,12 +27,12 @@ def contents(archive: str) -> dict[str, tuple[str, bytes]]:
 
 
 class Registry(http.server.BaseHTTPRequestHandler):
-    """What the distribution API asks for on the way to one image."""
+    """The requests of the OCI distribution API that pull one image."""
 
     found = contents(sys.argv[1])
 
     def do_GET(self) -> None:
-        """A manifest or a blob; and whether this is a registry at all."""
+        """Send a manifest or a blob. Every other path, for example ``/v2/``, gets the manifest."""
         asked = self.path.rpartition("/")[2]
         kind, data = self.found.get(asked) or self.found[""]
         self.send_response(200)

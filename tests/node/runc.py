@@ -1,9 +1,9 @@
 #!/usr/bin/python3 -IS
-"""Stands before a node's runc, and asks it for nothing that the machine below cannot give.
+"""A wrapper of a node's runc that removes settings which the machine does not support.
 
-A machine may have its controllers in the old cgroup hierarchy, so that the node's has none, and its
-root may lack CAP_SYS_RESOURCE, so that nobody can be made less likely to be killed for memory. The
-real runc refuses containers there that want either, and every container of a pod does.
+On a machine with legacy cgroup controllers, the node's cgroup2 hierarchy has no controllers. Without
+CAP_SYS_RESOURCE, nobody can lower an OOM score. The real runc refuses a container that asks for either,
+and every container of a pod does.
 """
 
 import json
@@ -22,11 +22,11 @@ CONTROLLERS = {
     "hugepageLimits": "hugetlb",
     "unified": "memory",
 }
-"""A kind of resources, by its name in a bundle, and the controller it needs."""
+"""Key of ``resources`` in a bundle -> the cgroup controller that it needs."""
 
 
 def main() -> None:
-    """Become runc."""
+    """Change the bundle of ``runc create``, and become runc."""
     if "create" in sys.argv:
         config = Path(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
         config.write_text(json.dumps(possible(json.loads(config.read_text()))))
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def possible(spec: dict[str, Any]) -> dict[str, Any]:
-    """``spec`` without what is impossible here."""
+    """Return ``spec`` without the settings that this machine does not support."""
     present = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
     resources = spec["linux"].get("resources", {})
     for kind, controller in CONTROLLERS.items():

@@ -1,4 +1,4 @@
-"""Everything below some directories of a node, to tell later whether a byte of it changed."""
+"""Snapshots of directories of a node, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Entry:
-    """One file, directory, link or other thing, as it is."""
+    """The attributes of one file, directory, symlink or other node of the file system."""
 
-    kind: str  # "file", "dir", "link", or "other": a socket, a device, a pipe
+    kind: str  # "file", "dir", "link", or "other" (socket, device, pipe)
     mode: int  # permission bits
     uid: int
     gid: int
     size: int  # bytes, files only
     sha256: str  # hex, files only
-    link: str  # target as written, links only
+    link: str  # target as stored, symlinks only
     mtime_ns: int
 
 
 Snapshot = Mapping[str, Entry]
-"""Host path -> what is there. A directory that was asked for and is missing has no entry."""
+"""Host path -> attributes. A requested directory that does not exist has no entry."""
 
 
 def take(root: Path, directories: Iterable[str]) -> Snapshot:
-    """Look at the host paths ``directories`` below ``root``, and at all below them, following no link."""
+    """Return a snapshot of the host paths ``directories`` below ``root``, recursively; follows no symlink."""
     found: dict[str, Entry] = {}
     todo = [directory.rstrip("/") for directory in directories]
     while todo:
@@ -57,10 +57,10 @@ def _entry(real: str) -> Entry:
 
 
 def changes(before: Snapshot, after: Snapshot, *, times: bool = False) -> list[str]:
-    """What differs, a line for each path: ``+ /a`` new, ``- /a`` gone, ``~ /a: mode 644 -> 600`` changed.
+    """Return the differences, one line a path: ``+ /a`` new, ``- /a`` removed, ``~ /a: mode 644 -> 600``.
 
-    The modification times count only with ``times``: a directory's changes whenever a file is
-    replaced in it, also by the same bytes.
+    Modification times are compared only with ``times``: a directory's time also changes when a file in it
+    is replaced with the same content.
     """
     lines = []
     for path in sorted(before.keys() | after.keys()):

@@ -1,4 +1,4 @@
-"""Kata baked into the tree of a node that never ran: it serves from the first boot on."""
+"""Install Kata offline into the file tree of a node; the node serves the handlers from its first boot on."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from node.rootfs import build_rootfs
 from node.snapshot import changes, take
 
 WATCHED = ("/etc/containerd", "/opt/kata")
-"""Where Kata goes; a boot changes other things by itself."""
+"""The directories that kata-node changes; a boot changes others by itself."""
 
 
 class NodeSetup(NamedTuple):
     suite: str
     version: str
     release: str = ""
-    """A release in place of the suite's own."""
+    """A release of containerd instead of the suite's package."""
     config: str = ""
-    """A main file in place of the suite's own."""
+    """A main file instead of the suite's."""
 
 
 @pytest.fixture(
@@ -61,7 +61,7 @@ def kind(request: pytest.FixtureRequest) -> NodeSetup:
 
 @pytest.fixture
 def image(machine: None, kind: NodeSetup, tmp_path: Path) -> Iterator[Path]:
-    """The tree of a node, to write to."""
+    """A writable copy of the tree of a node."""
     tree = tmp_path / "image"
     subprocess.run(["cp", "--archive", "--reflink=auto", build_rootfs(kind.suite), tree], check=True)
     if kind.config:
@@ -71,7 +71,7 @@ def image(machine: None, kind: NodeSetup, tmp_path: Path) -> Iterator[Path]:
 
 
 def bake(image: Path, payload: Path, kind: NodeSetup, *command: str) -> None:
-    """Run this Python's ``kata-node`` on an image that is mounted somewhere."""
+    """Run ``kata-node`` offline with this Python on the tree ``image``."""
     values = image.with_name("values.yaml")
     values.write_text(json.dumps(VALUES))
     options = ["--offline", f"--host-root={image}", f"--config={values}", f"--payload={payload}"]
@@ -115,7 +115,7 @@ def test_a_baked_node_serves_from_its_first_boot_and_a_run_on_it_restarts_nothin
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_what_was_baked_can_be_taken_out_of_the_image_again(
+def test_a_revert_of_an_image_removes_everything_that_was_baked(
     image: Path, kind: NodeSetup, payload: Path
 ) -> None:
     before = take(image, ("/",))

@@ -1,4 +1,4 @@
-"""containerd 1.6 and 1.7, as Debian ships them: the main file itself is edited, and given back."""
+"""Debian's containerd 1.6 and 1.7: an install edits the main file, and a revert restores it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ imports = []
   [{CRI}.registry]
     config_path = "/etc/containerd/certs.d"
 """
-"""In the form of ``containerd config default``, with what an admin changes of it."""
+"""A main file like the output of ``containerd config default``, with changes of the administrator."""
 
 DOTTED = f"""\
 version = 2
@@ -91,19 +91,19 @@ def node(boot_node: BootNode, request: pytest.FixtureRequest) -> Node:
 
 
 def rest_of_the_cri(node: Node) -> Mapping[str, Any]:
-    """All that the CRI plugin runs with, but for the handlers of Kata."""
+    """Return the effective configuration of the CRI plugin without the Kata handlers."""
     config = dict(node.cri().config)
     handlers = {}
     for name, handler in config["containerd"]["runtimes"].items():
         if not name.startswith("kata-"):
-            # Options that are all as they are without being given may be given or not.
+            # containerd may list options with their default values, or omit them.
             given = {key: value for key, value in (handler["options"] or {}).items() if value}
             handlers[name] = {**handler, "options": given}
     config["containerd"] = {**config["containerd"], "runtimes": handlers}
     return config
 
 
-def test_the_handlers_are_served_after_exactly_one_restart_and_runc_still_is(ready: Node) -> None:
+def test_containerd_serves_the_handlers_and_runc_after_exactly_one_restart(ready: Node) -> None:
     version = ready.cri().version
     assert version.startswith(("containerd://1.6.", "containerd://1.7."))
     install(ready)
@@ -118,7 +118,7 @@ def test_a_second_install_skips_every_stage_and_writes_nothing(ready: Node) -> N
     assert_nothing_to_do(ready)
 
 
-def test_revert_takes_everything_back_with_one_restart(ready: Node) -> None:
+def test_a_revert_restores_everything_with_one_restart(ready: Node) -> None:
     before = ready.snapshot(*WATCHED)
     install(ready)
     ready.kata_node("revert", check=True)
@@ -142,7 +142,7 @@ def test_revert_takes_everything_back_with_one_restart(ready: Node) -> None:
         pytest.param(LARGE.encode(), id="very-large"),
     ],
 )
-def test_every_other_setting_is_kept_and_the_main_file_comes_back_byte_for_byte(
+def test_an_install_keeps_every_other_setting_and_a_revert_restores_the_main_file_byte_for_byte(
     ready: Node, config: bytes | None
 ) -> None:
     configure(ready, config)
@@ -163,7 +163,7 @@ def test_every_other_setting_is_kept_and_the_main_file_comes_back_byte_for_byte(
         pytest.param(f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n{BY_DEFAULT}', "CRI", id="no-cri"),
     ],
 )
-def test_what_would_keep_it_from_serving_is_told_before_anything_is_written(
+def test_an_install_refuses_a_configuration_that_cannot_serve_before_it_writes_anything(
     ready: Node, config: str, reason: str
 ) -> None:
     main_file(ready).write_text(config)
@@ -191,7 +191,7 @@ def test_an_edit_made_after_the_install_survives_the_revert(ready: Node) -> None
     assert ready.cri_handlers() == ("runc",)
 
 
-def test_a_tool_that_writes_the_main_file_anew_without_comments_does_not_keep_ours_in_it(ready: Node) -> None:
+def test_a_revert_removes_its_entries_from_a_main_file_that_lost_all_comments(ready: Node) -> None:
     configure(ready, BY_DEFAULT.encode())
     install(ready)
     main = main_file(ready)
@@ -202,7 +202,7 @@ def test_a_tool_that_writes_the_main_file_anew_without_comments_does_not_keep_ou
     assert ready.cri_handlers() == ("runc",)
 
 
-def test_an_edit_survives_an_update_and_the_revert_after_it(ready: Node) -> None:
+def test_an_edit_survives_an_update_and_a_later_revert(ready: Node) -> None:
     install(ready)
     main = main_file(ready)
     before = main.read_bytes()
@@ -215,7 +215,7 @@ def test_an_edit_survives_an_update_and_the_revert_after_it(ready: Node) -> None
     assert ready.cri_handlers() == ("runc",)
 
 
-def test_a_shim_switched_off_later_goes_with_its_handler(ready: Node) -> None:
+def test_disabling_a_shim_removes_its_handler(ready: Node) -> None:
     install(ready)
     install(ready, shims={"qemu": {"enabled": True}})
     assert ready.cri_handlers() == ("kata-qemu", "runc")
@@ -240,7 +240,7 @@ def test_1_7_uses_the_snapshotter_of_a_handler(ready: Node) -> None:
 
 
 @pytest.mark.parametrize("node", ["bookworm"], indirect=True)
-def test_1_6_which_knows_no_snapshotter_of_a_handler_is_refused_with_the_reason(ready: Node) -> None:
+def test_1_6_refuses_a_snapshotter_of_a_handler_with_the_reason(ready: Node) -> None:
     before = ready.snapshot(*WATCHED)
     done = ready.kata_node("install", config={"shims": WITH_SNAPSHOTTER}, payload=PAYLOAD)
     assert done.returncode == 3, done.stdout + done.stderr
@@ -258,7 +258,7 @@ def test_1_6_which_knows_no_snapshotter_of_a_handler_is_refused_with_the_reason(
         pytest.param((), {"containerd": {"userDropIn": "[debug]\n"}}, "userDropIn", id="a drop-in"),
     ],
 )
-def test_what_needs_a_drop_in_is_refused_with_the_reason_and_nothing_is_written(
+def test_settings_that_need_a_drop_in_are_refused_with_the_reason_and_nothing_is_written(
     ready: Node, arguments: tuple[str, ...], more: Mapping[str, Any], reason: str
 ) -> None:
     before = ready.snapshot(*WATCHED)
@@ -269,9 +269,11 @@ def test_what_needs_a_drop_in_is_refused_with_the_reason_and_nothing_is_written(
     assert changes(before, ready.snapshot(*WATCHED), times=True) == []
 
 
-def test_a_handler_of_another_installer_is_left_alone_and_nothing_is_restarted(ready: Node) -> None:
-    theirs = f'[{CRI}.containerd.runtimes.kata-qemu]\n  runtime_type = "io.containerd.runc.v2"\n'
-    configure(ready, (BY_DEFAULT + theirs).encode())
+def test_an_install_refuses_to_replace_a_handler_of_another_installer_and_restarts_nothing(
+    ready: Node,
+) -> None:
+    foreign = f'[{CRI}.containerd.runtimes.kata-qemu]\n  runtime_type = "io.containerd.runc.v2"\n'
+    configure(ready, (BY_DEFAULT + foreign).encode())
     before, invocation = ready.snapshot("/etc"), ready.unit(UNIT).invocation
     done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
     assert done.returncode in (3, 4), done.stdout + done.stderr
@@ -280,7 +282,9 @@ def test_a_handler_of_another_installer_is_left_alone_and_nothing_is_restarted(r
     assert ready.unit(UNIT).invocation == invocation
 
 
-def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serves(ready: Node) -> None:
+def test_an_install_rolls_back_when_the_runtime_does_not_start_and_the_runtime_serves_again(
+    ready: Node,
+) -> None:
     before = ready.snapshot("/etc")
     fail_next_start(ready)
     done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
@@ -291,5 +295,5 @@ def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serve
     assert kata_handlers(ready) == HANDLERS
 
 
-def test_killed_anywhere_in_the_transaction_the_next_run_converges(ready: Node) -> None:
+def test_a_run_killed_at_any_rename_is_completed_by_the_next_run(ready: Node) -> None:
     assert_converges_when_killed(ready, "rename")

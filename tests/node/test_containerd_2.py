@@ -1,4 +1,4 @@
-"""The lines of containerd 2, which read drop-ins in different ways: by an import, from conf.d, and moved."""
+"""containerd 2 releases, which read drop-ins by an import or from conf.d, and upgrades between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from node.snapshot import changes
 
 OLDEST = "2.0.14"
 WITH_CONF_D = "2.2.9"
-"""The oldest line that reads conf.d, and the newest that migrates all files as one."""
+"""The oldest release line that reads conf.d, and the newest that migrates all files together."""
 
 CONF_D = 'imports = ["/etc/containerd/conf.d/*.toml"]\n'
 IMPORT_ENTRY = b"/opt/kata/containerd/config.d/*.toml"
@@ -45,7 +45,7 @@ runtime_type = 'io.containerd.runc.v2'
 
 @pytest.fixture
 def boot_ready(boot_node: BootNode, payload: object) -> BootNode:
-    """Boots nodes that Kata can be installed on."""
+    """Return a function that boots nodes with the payload and a fake ``/dev/kvm``."""
 
     def boot(suite: str = "forky", **options: object) -> Node:
         node = fake_kvm(boot_node(suite, **options))
@@ -64,7 +64,7 @@ def boot_ready(boot_node: BootNode, payload: object) -> BootNode:
         pytest.param(b"version = 3\n[debug]\nlevel = 'info'", id="schema-3"),
     ],
 )
-def test_without_conf_d_the_main_file_gets_one_import_and_comes_back_byte_for_byte(
+def test_without_conf_d_the_main_file_gets_one_import_and_is_restored_byte_for_byte(
     boot_ready: BootNode, release: str, config: bytes | str | None
 ) -> None:
     node = boot_ready(containerd=release)
@@ -93,7 +93,7 @@ def test_without_conf_d_the_main_file_gets_one_import_and_comes_back_byte_for_by
         pytest.param(NEWEST, 4, id="newest-schema-4"),
     ],
 )
-def test_where_conf_d_is_imported_the_main_file_and_what_others_have_there_are_left_alone(
+def test_with_conf_d_the_main_file_and_foreign_drop_ins_are_not_changed(
     boot_ready: BootNode, release: str, schema: int
 ) -> None:
     node = boot_ready(containerd=release)
@@ -118,7 +118,7 @@ def test_where_conf_d_is_imported_the_main_file_and_what_others_have_there_are_l
     assert node.activations(UNIT) == 4
 
 
-def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_back(
+def test_drop_ins_move_to_conf_d_after_an_upgrade_that_reads_it_and_back_after_a_downgrade(
     boot_ready: BootNode,
 ) -> None:
     node = boot_ready()
@@ -128,7 +128,7 @@ def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_b
     install(node)
     assert IMPORT_ENTRY in main_file(node).read_bytes()
     for _ in range(2):
-        assert node.go_over_to(NEWEST).version == f"containerd://v{NEWEST}"
+        assert node.replace_containerd(NEWEST).version == f"containerd://v{NEWEST}"
         assert kata_handlers(node) == HANDLERS
         install(node)
         assert kata_handlers(node) == HANDLERS
@@ -137,7 +137,7 @@ def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_b
         assert not list((node.root / IMPORTED).glob("*"))
         assert_nothing_to_do(node)
 
-        assert node.go_over_to().version.startswith("containerd://2.1.")
+        assert node.replace_containerd().version.startswith("containerd://2.1.")
         assert kata_handlers(node) == HANDLERS
         install(node)
         assert kata_handlers(node) == HANDLERS
@@ -158,7 +158,7 @@ def test_an_upgrade_that_reads_conf_d_moves_the_drop_ins_there_and_a_downgrade_b
         pytest.param("trixie", f"version = 2\n{CONF_D}", id="from-1.7-to-conf.d"),
     ],
 )
-def test_a_revert_after_an_upgrade_takes_back_what_was_written_for_the_old_release(
+def test_a_revert_after_an_upgrade_removes_the_entries_of_the_old_release(
     boot_ready: BootNode, suite: str, config: str
 ) -> None:
     node = boot_ready(suite)
@@ -166,19 +166,19 @@ def test_a_revert_after_an_upgrade_takes_back_what_was_written_for_the_old_relea
         configure(node, config.encode())
     before = node.snapshot(*WATCHED)
     install(node)
-    node.go_over_to(NEWEST)
+    node.replace_containerd(NEWEST)
     assert kata_handlers(node) == HANDLERS
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == ("runc",)
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_an_upgrade_that_changes_nothing_of_what_is_read_gives_an_install_nothing_to_do(
+def test_an_install_after_an_upgrade_with_the_same_configuration_files_restarts_nothing(
     boot_ready: BootNode,
 ) -> None:
     node = boot_ready()
     install(node)
-    node.go_over_to(NEWEST)
+    node.replace_containerd(NEWEST)
     assert kata_handlers(node) == HANDLERS
     install(node)
     assert node.activations(UNIT) == 3
@@ -192,14 +192,16 @@ def test_an_upgrade_that_changes_nothing_of_what_is_read_gives_an_install_nothin
         pytest.param(f"version = 2\n{CONF_D}", id="to-conf.d"),
     ],
 )
-def test_an_upgrade_from_1_7_takes_the_tables_out_of_the_main_file(boot_ready: BootNode, config: str) -> None:
+def test_an_install_after_an_upgrade_from_1_7_removes_the_tables_from_the_main_file(
+    boot_ready: BootNode, config: str
+) -> None:
     node = boot_ready("trixie")
     if config != "as-shipped":
         configure(node, config.encode())
     before, main = node.snapshot(*WATCHED), main_file(node).read_text()
     install(node)
     assert "kata-qemu" in main_file(node).read_text()
-    node.go_over_to(NEWEST)
+    node.replace_containerd(NEWEST)
     assert kata_handlers(node) == HANDLERS
     install(node)
     assert node.cri_handlers() == (*HANDLERS, "runc")
@@ -212,13 +214,13 @@ def test_an_upgrade_from_1_7_takes_the_tables_out_of_the_main_file(boot_ready: B
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_a_downgrade_to_1_7_which_has_no_cri_with_drop_ins_is_mended_by_a_revert(
+def test_a_revert_repairs_a_downgrade_to_1_7_which_does_not_serve_with_drop_ins(
     boot_ready: BootNode,
 ) -> None:
     node = boot_ready("trixie", containerd=NEWEST)
     before = node.snapshot(*WATCHED)
     install(node)
-    assert node.go_over_to(serving=False).error == "UNIMPLEMENTED"
+    assert node.replace_containerd(serving=False).error == "UNIMPLEMENTED"
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == ("runc",)
     assert changes(before, node.snapshot(*WATCHED)) == []
@@ -237,7 +239,7 @@ def test_a_downgrade_to_1_7_which_has_no_cri_with_drop_ins_is_mended_by_a_revert
         pytest.param(NEWEST, f"version = 4\n{CONF_D}", id="newest-conf.d-schema-4"),
     ],
 )
-def test_a_handler_with_a_snapshotter_of_its_own_has_it_for_its_containers_and_its_images(
+def test_a_snapshotter_of_a_handler_is_used_for_its_containers_and_its_images(
     boot_ready: BootNode, release: str, config: str
 ) -> None:
     node = boot_ready(containerd=release)
@@ -258,7 +260,7 @@ def test_a_handler_with_a_snapshotter_of_its_own_has_it_for_its_containers_and_i
 
 
 def snapshotters_of_images(node: Node) -> dict[str, str]:
-    """Handler -> snapshotter its images are unpacked with, by what containerd reads."""
+    """Return handler -> snapshotter of its images, from ``containerd config dump``."""
     dump = node.run(["containerd", "config", "dump"]).stdout
     table = re.compile(
         r"\[plugins\.'io\.containerd\.cri\.v1\.images'\.runtime_platforms\.(\S+)\]\n(?:\s*\w+ = .*\n)*?"

@@ -1,4 +1,4 @@
-"""The whole way on a real node with a real CRI-O."""
+"""Install, update and revert on a real node with a real CRI-O."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def prepared(node: Node, payload: Path) -> Node:
 
 @pytest.fixture
 def ready(boot_node: BootNode, payload: Path) -> Node:
-    """A fresh node whose CRI-O serves, and that Kata can be installed on."""
+    """Return a fresh node with a serving CRI-O, the payload and a fake ``/dev/kvm``."""
     return prepared(crio.boot(boot_node), payload)
 
 
-def test_a_fresh_node_serves_the_handlers_after_exactly_one_restart(ready: Node) -> None:
+def test_an_install_on_a_fresh_node_restarts_once_and_the_handlers_are_served(ready: Node) -> None:
     install(ready)
     assert handlers(ready) == HANDLERS
     assert ready.activations(UNIT) == 2
@@ -38,7 +38,7 @@ def test_a_fresh_node_serves_the_handlers_after_exactly_one_restart(ready: Node)
     assert (only["cri"], only["artifacts"], only["drift"]) == ("serving", "placed", [])
 
 
-def test_crio_runs_with_what_the_drop_in_says(ready: Node) -> None:
+def test_crio_runs_with_the_settings_of_the_drop_in(ready: Node) -> None:
     crio.write(ready, "20-admin.conf", '[crio]\nstorage_option = ["overlay.mountopt=nodev"]\n')
     install(ready)
     config = crio.running(ready)
@@ -53,13 +53,13 @@ def test_a_second_install_skips_every_stage_and_writes_nothing(ready: Node) -> N
     install(ready)
     invocation, before = ready.unit(UNIT).invocation, ready.snapshot(*WATCHED)
     done = ready.kata_node("install", "--output", "json", config=VALUES, payload=PAYLOAD, check=True)
-    told = outcomes(done)
-    assert (told["artifacts"], told["cri"], told["label"]) == ("skipped", "skipped", "skipped")
+    found = outcomes(done)
+    assert (found["artifacts"], found["cri"], found["label"]) == ("skipped", "skipped", "skipped")
     assert changes(before, ready.snapshot(*WATCHED), times=True) == []
     assert ready.unit(UNIT).invocation == invocation
 
 
-def test_revert_takes_everything_back(ready: Node) -> None:
+def test_a_revert_restores_everything(ready: Node) -> None:
     before = ready.snapshot(*WATCHED)
     install(ready, debug=True)
     ready.kata_node("revert", check=True)
@@ -76,7 +76,7 @@ def test_revert_takes_everything_back(ready: Node) -> None:
         pytest.param('[crio]\nstorage_driver = "vfs"\n', id="a-driver-that-refuses-it"),
     ],
 )
-def test_a_change_of_the_handlers_takes_no_restart_where_the_storage_is_right_as_it_is(
+def test_a_change_of_the_handlers_needs_no_restart_if_the_storage_options_do_not_change(
     boot_node: BootNode, payload: Path, main: str
 ) -> None:
     node = prepared(crio.boot(boot_node, main=main), payload)
@@ -91,7 +91,7 @@ def test_a_change_of_the_handlers_takes_no_restart_where_the_storage_is_right_as
     assert (node.unit(UNIT).invocation, node.activations(UNIT)) == (invocation, activations)
 
 
-def test_debug_shows_at_once_and_leaves_nothing_when_it_is_off_again(ready: Node) -> None:
+def test_debug_applies_without_a_restart_and_leaves_nothing_when_it_is_disabled(ready: Node) -> None:
     install(ready)
     invocation, before = ready.unit(UNIT).invocation, ready.snapshot("/etc")
     install(ready, debug=True)
@@ -106,7 +106,7 @@ def test_debug_shows_at_once_and_leaves_nothing_when_it_is_off_again(ready: Node
     assert ready.unit(UNIT).invocation == invocation
 
 
-def test_a_guest_that_pulls_its_images_itself_is_told_to_crio_whether_new_or_later(ready: Node) -> None:
+def test_guest_pull_can_be_enabled_and_disabled_on_an_installed_node(ready: Node) -> None:
     def pulls() -> dict[str, bool]:
         runtimes = crio.running(ready)["runtime"]["runtimes"]
         return {name: runtimes[name].get("runtime_pull_image", False) for name in handlers(ready)}
@@ -121,7 +121,7 @@ def test_a_guest_that_pulls_its_images_itself_is_told_to_crio_whether_new_or_lat
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "reason"),
     [
         pytest.param("zz.bak", "this is [not TOML\n", "not valid TOML", id="broken-backup"),
         pytest.param("sub/dir/x", "[crio.runtime]\nruntimes = 1\n", "is not a table", id="wrong-type"),
@@ -136,15 +136,15 @@ def test_a_guest_that_pulls_its_images_itself_is_told_to_crio_whether_new_or_lat
         ),
     ],
 )
-def test_a_file_of_others_that_would_break_it_is_told_of_and_crio_left_alone(
-    ready: Node, name: str, content: str, told: str
+def test_a_foreign_drop_in_that_breaks_the_configuration_is_named_and_crio_is_not_restarted(
+    ready: Node, name: str, content: str, reason: str
 ) -> None:
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     crio.write(ready, name, content)
     before, invocation = ready.snapshot("/etc"), ready.unit(UNIT).invocation
     done = ready.kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
     assert done.returncode in (1, 4), done.stdout + done.stderr
-    assert told in done.stdout
+    assert reason in done.stdout
     assert name in done.stdout
     assert changes(before, ready.snapshot("/etc")) == []
     assert ready.unit(UNIT).invocation == invocation
@@ -152,10 +152,10 @@ def test_a_file_of_others_that_would_break_it_is_told_of_and_crio_left_alone(
 
 
 @pytest.mark.parametrize("has_option", [pytest.param(True, id="reload"), pytest.param(False, id="restart")])
-def test_a_handler_that_crio_drops_with_a_mere_warning_is_noticed_and_all_put_back(
+def test_an_install_rolls_back_when_crio_drops_a_handler_with_only_a_warning(
     ready: Node, has_option: bool
 ) -> None:
-    """It does not see the configuration that is there for everybody else."""
+    """CRI-O drops the handlers because its unit hides /opt/kata from it."""
     directory = ready.root / "run/systemd/system/crio.service.d"
     directory.mkdir(parents=True)
     (ready.root / "opt/kata").mkdir()
@@ -173,7 +173,7 @@ def test_a_handler_that_crio_drops_with_a_mere_warning_is_noticed_and_all_put_ba
     assert "is being ignored due to" in ready.journal(UNIT)
 
 
-def test_a_crio_that_had_no_directory_of_drop_ins_when_it_started_is_restarted(
+def test_a_crio_that_started_without_a_drop_in_directory_is_restarted(
     boot_node: BootNode, payload: Path
 ) -> None:
     node = prepared(crio.boot(boot_node, drop_ins=False, main=HAS_OPTION), payload)
@@ -194,7 +194,7 @@ def test_a_crio_that_had_no_directory_of_drop_ins_when_it_started_is_restarted(
         pytest.param("sendto", True, id="at-every-message-it-sends-with-a-reload"),
     ],
 )
-def test_killed_anywhere_it_leaves_a_crio_that_starts_and_the_next_run_finishes(
+def test_a_run_killed_anywhere_leaves_a_crio_that_starts_and_the_next_run_completes(
     ready: Node, call: str, has_option: bool
 ) -> None:
     if has_option:
@@ -216,7 +216,7 @@ def test_killed_anywhere_it_leaves_a_crio_that_starts_and_the_next_run_finishes(
     assert changes(before, ready.snapshot(*WATCHED)) == []
 
 
-def test_a_container_with_nothing_but_a_few_mounts_of_the_node_installs_and_takes_back(
+def test_a_container_with_only_a_few_mounts_of_the_node_installs_and_reverts(
     ready: Node, payload: Path
 ) -> None:
     before = ready.snapshot(*WATCHED)
@@ -238,7 +238,7 @@ def test_a_baked_image_serves_at_its_next_start(ready: Node) -> None:
     assert handlers(ready) == HANDLERS
 
 
-def test_two_installations_come_and_go_on_their_own(ready: Node) -> None:
+def test_two_installations_are_installed_and_reverted_independently(ready: Node) -> None:
     before = ready.snapshot(*WATCHED)
     install(ready, debug=True)
     second = {"env": {"multiInstallSuffix": "two"}, "shims": {"qemu": {"enabled": True}}, "debug": True}

@@ -1,4 +1,4 @@
-"""k3s, rke2, k0s and microk8s, as they lie on a disk, under a real systemd and with a real containerd."""
+"""k3s, rke2, k0s and microk8s, imitated with their files and units on a real systemd and containerd."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ LayOut = Callable[..., Distribution]
 
 @pytest.fixture
 def laid_out(boot_node: BootNode, payload: Path) -> LayOut:
-    """A function that boots a node with the payload and turns it into a distribution."""
+    """Return a function that boots a node with the payload and turns it into a distribution."""
 
     def lay(layout: Layout, files: dict[str, str] | None = None, **how: Any) -> Distribution:
         node = fake_kvm(boot_node(layout.suite))
@@ -79,13 +79,13 @@ def succeed(on: Distribution, *args: str, **more: Any) -> CommandResult:
 
 
 def touched(before: Snapshot, after: Snapshot) -> set[str]:
-    """What differs outside of the install dirs; paths alone."""
+    """Return the changed paths outside the install dirs."""
     lines = changes(before, after)
     return {path for path in (line[2:].partition(": ")[0] for line in lines) if not path.startswith("/opt/")}
 
 
 def may_touch(layout: Layout, suffix: str = "") -> set[str]:
-    """What an install, or what the distribution makes of it, may change outside of the install dir."""
+    """Return the paths outside the install dir that an install, or the distribution after it, may change."""
     name = f"99-kata-deploy-{suffix}.toml" if suffix else "99-kata-deploy.toml"
     if layout.name == "k0s":
         return {f"/etc/k0s/containerd.d/{name}", "/run/k0s/containerd-cri.toml"}
@@ -99,7 +99,7 @@ def may_touch(layout: Layout, suffix: str = "") -> set[str]:
 
 
 def is_what_it_renders(on: Distribution) -> bool:
-    """Whether the file containerd reads is what the distribution makes of the files beside it."""
+    """Return whether the file that containerd reads is what the distribution renders from its sources."""
     layout = on.layout
     if layout.name == "microk8s":
         args = on.path(MICROK8S_ARGS)
@@ -110,7 +110,7 @@ def is_what_it_renders(on: Distribution) -> bool:
 
 
 @pytest.mark.parametrize("layout", EACH)
-def test_its_own_socket_serves_the_handlers_after_one_change_of_its_own_files(
+def test_an_install_changes_only_files_of_the_distribution_and_its_socket_serves_the_handlers(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -125,7 +125,7 @@ def test_its_own_socket_serves_the_handlers_after_one_change_of_its_own_files(
 
 
 @pytest.mark.parametrize("layout", EACH)
-def test_a_second_install_does_nothing_and_revert_takes_everything_back(
+def test_a_second_install_does_nothing_and_a_revert_restores_everything(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -147,7 +147,7 @@ def containerd_pid(on: Distribution) -> str:
 
 
 @pytest.mark.parametrize("layout", ONE_OF_EACH)
-def test_two_installations_have_files_of_their_own_and_go_one_by_one(
+def test_two_installations_have_separate_files_and_are_reverted_one_by_one(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -167,7 +167,7 @@ def test_two_installations_have_files_of_their_own_and_go_one_by_one(
 
 
 @pytest.mark.parametrize("layout", ONE_OF_EACH)
-def test_another_distribution_in_the_settings_is_refused_with_the_value_to_set(
+def test_a_wrong_distribution_in_the_values_is_refused_with_the_value_to_set(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -181,8 +181,8 @@ def test_another_distribution_in_the_settings_is_refused_with_the_value_to_set(
     assert on.node.activations(layout.unit) == 1
 
 
-def test_a_containerd_beside_k3s_is_left_alone(laid_out: LayOut) -> None:
-    """As where Docker is installed."""
+def test_a_plain_containerd_beside_k3s_is_not_changed(laid_out: LayOut) -> None:
+    """Docker, for example, installs such a containerd."""
     on = laid_out(K3S, plain=True)
     before, invocation = on.snapshot(), on.node.unit("containerd.service").invocation
     succeed(on, "install")
@@ -192,7 +192,7 @@ def test_a_containerd_beside_k3s_is_left_alone(laid_out: LayOut) -> None:
     assert touched(before, on.snapshot()) <= may_touch(K3S)
 
 
-def test_k3s_with_a_runtime_of_its_node_is_a_node_with_that_runtime(laid_out: LayOut) -> None:
+def test_k3s_with_an_external_runtime_is_installed_like_a_plain_node(laid_out: LayOut) -> None:
     socket = "/run/containerd/containerd.sock"
     start = f"{K3S.start} --container-runtime-endpoint=unix://{socket}"
     on = laid_out(replace(K3S, start=start, socket=socket, notifies=False), plain=True)
@@ -206,11 +206,11 @@ def test_k3s_with_a_runtime_of_its_node_is_a_node_with_that_runtime(laid_out: La
 
 
 @pytest.mark.parametrize("layout", ONE_OF_EACH)
-def test_from_a_container_with_the_mounts_that_distribution_needs(
+def test_a_container_with_the_mounts_of_the_distribution_installs_and_reverts(
     laid_out: LayOut, payload: Path, layout: Layout
 ) -> None:
     on = laid_out(layout)
-    # The directories of the socket and of the configuration, in place of plain containerd's.
+    # The distribution's directories of the socket and of the configuration.
     own = {"k0s": ("/etc/k0s", "/run/k0s"), "microk8s": (f"{SNAP_COMMON}/run", MICROK8S_CURRENT)}
     rancher_own = (f"/var/lib/rancher/{layout.name}/agent/etc/containerd", "/run/k3s/containerd")
     common = ("/etc/machine-id", "/opt", "/run/dbus", "/run/kata-node")
@@ -233,7 +233,7 @@ def test_from_a_container_with_the_mounts_that_distribution_needs(
     "layout",
     [pytest.param(each, id=each.id()) for each in (K3S_WITHOUT_IMPORTS, RKE2_WITHOUT_IMPORTS, K3S_SCHEMA_2)],
 )
-def test_a_template_made_from_nothing_extends_the_base_and_goes_again(
+def test_a_new_template_extends_the_base_and_is_removed_by_the_revert(
     laid_out: LayOut, layout: Layout
 ) -> None:
     on = laid_out(layout)
@@ -243,7 +243,7 @@ def test_a_template_made_from_nothing_extends_the_base_and_goes_again(
     text = template.read_text()
     assert BASE in text
     assert "/opt/kata/" in text
-    # What was rendered for one start is in no template: the paths in it are those of one release.
+    # The template must not contain rendered lines, because their paths belong to one release.
     rendered = {line for line in rendered_base(layout).splitlines() if line.strip() and "[" not in line}
     assert rendered.isdisjoint(text.splitlines())
     succeed(on, "revert")
@@ -283,7 +283,7 @@ state = "{{ .NodeConfig.Containerd.State }}"
         pytest.param("config.toml.tmpl", f"{BASE}[debug]\nlevel = 'debug'\n", id="schema-2"),
     ],
 )
-def test_an_admins_template_is_given_back_byte_for_byte(
+def test_a_revert_restores_the_administrators_template_byte_for_byte(
     laid_out: LayOut, layout: Layout, name: str, text: str
 ) -> None:
     template = f"{rancher_dir('k3s')}/{name}"
@@ -293,14 +293,14 @@ def test_an_admins_template_is_given_back_byte_for_byte(
     assert on.kata_handlers() == HANDLERS
     assert set(served) <= set(on.handlers())
     assert on.path(template).read_bytes().startswith(text.encode())
-    # A template of another schema beside it would put it out of use.
+    # A second template with another schema would override it.
     assert [path.name for path in on.path(template).parent.glob("*.tmpl")] == [name]
     succeed(on, "revert")
     assert changes(before, on.snapshot()) == []
     assert on.handlers() == served
 
 
-def test_what_an_admin_writes_into_the_template_meanwhile_stays(laid_out: LayOut) -> None:
+def test_later_edits_of_the_template_survive_the_revert(laid_out: LayOut) -> None:
     on = laid_out(K3S_WITHOUT_IMPORTS)
     succeed(on, "install")
     template = on.path(f"{rancher_dir('k3s')}/config-v3.toml.tmpl")
@@ -314,7 +314,7 @@ def test_what_an_admin_writes_into_the_template_meanwhile_stays(laid_out: LayOut
 
 
 def test_k3s_starts_after_an_upgrade_whose_base_imports_drop_ins(laid_out: LayOut) -> None:
-    """A template with an import of its own would then have two, which is not TOML."""
+    """A template with its own import would then have two ``imports`` keys, which is invalid TOML."""
     on = laid_out(K3S_WITHOUT_IMPORTS)
     before = on.snapshot()
     succeed(on, "install")
@@ -328,7 +328,7 @@ def test_k3s_starts_after_an_upgrade_whose_base_imports_drop_ins(laid_out: LayOu
     assert touched(before, on.snapshot()) == set()
 
 
-def test_a_user_drop_in_of_k3s_comes_and_goes(laid_out: LayOut) -> None:
+def test_a_user_drop_in_of_k3s_is_added_and_removed(laid_out: LayOut) -> None:
     on = laid_out(K3S)
     drop_in = "version = 3\n" + EXTRA.format(table=RUNTIMES[3])
     succeed(on, "install", containerd={"userDropIn": drop_in})
@@ -340,7 +340,7 @@ def test_a_user_drop_in_of_k3s_comes_and_goes(laid_out: LayOut) -> None:
 # k0s
 
 
-def test_k0s_that_does_not_notice_is_restarted(laid_out: LayOut) -> None:
+def test_k0s_is_restarted_when_it_does_not_notice_changed_drop_ins(laid_out: LayOut) -> None:
     on = laid_out(k0s("k0sworker.service", watch=False))
     succeed(on, "install")
     assert on.kata_handlers() == HANDLERS
@@ -354,7 +354,9 @@ def test_k0s_that_does_not_notice_is_restarted(laid_out: LayOut) -> None:
         pytest.param(f"version = 2\n{EXTRA.format(table=RUNTIMES[2])}", id="a-schema-it-refuses"),
     ],
 )
-def test_a_user_drop_in_that_k0s_would_not_start_with_is_put_back(laid_out: LayOut, drop_in: str) -> None:
+def test_an_install_rolls_back_a_user_drop_in_that_k0s_does_not_start_with(
+    laid_out: LayOut, drop_in: str
+) -> None:
     on = laid_out(K0S)
     before = on.snapshot()
     done = kata_node(on, "stage", "artifacts")
@@ -368,8 +370,8 @@ def test_a_user_drop_in_that_k0s_would_not_start_with_is_put_back(laid_out: LayO
     assert on.handlers() == ("runc",)
 
 
-def test_a_main_file_that_an_admin_took_over_from_k0s_is_extended_and_given_back(laid_out: LayOut) -> None:
-    """Then k0s leaves it alone, and reads no drop-ins by itself."""
+def test_a_main_file_of_k0s_that_the_administrator_manages_is_extended_and_restored(laid_out: LayOut) -> None:
+    """k0s does not change such a file, and does not read drop-ins."""
     main = "/etc/k0s/containerd.toml"
     on = laid_out(K0S, {main: "version = 3\n\n[debug] # ours\nlevel = 'info'"})
     before = on.snapshot()
@@ -399,7 +401,7 @@ def test_a_main_file_that_an_admin_took_over_from_k0s_is_extended_and_given_back
     ],
 )
 @pytest.mark.parametrize("suite", [pytest.param("forky", id="2.1"), pytest.param("trixie", id="1.7")])
-def test_the_template_of_microk8s_keeps_its_variables_and_comes_back_byte_for_byte(
+def test_the_template_of_microk8s_keeps_its_variables_and_is_restored_byte_for_byte(
     laid_out: LayOut, suite: str, template: str
 ) -> None:
     on = laid_out(microk8s(suite=suite, template=template))

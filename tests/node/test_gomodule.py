@@ -1,4 +1,4 @@
-"""Programs built from Go modules: once, whole, and with the reason when it does not work."""
+"""Build programs from Go modules: cached, complete, and with the reason of a failure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ esac
 
 @pytest.fixture
 def fake_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A ``go`` that notes what it builds, in the directory returned."""
+    """Install a fake ``go`` that records its builds, and return the directory of the records."""
     (tmp_path / "go").write_text(FAKE_GO)
     (tmp_path / "go").chmod(0o755)
     (tmp_path / "module").mkdir()
@@ -40,7 +40,7 @@ def fake_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_program_that_two_ask_for_at_once_is_built_once_and_then_kept(fake_go: Path) -> None:
+def test_two_concurrent_requests_build_a_program_once_and_cache_it(fake_go: Path) -> None:
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(gomodule.build, "example.org/some", "v1.0.0", "./cmd/some") for _ in range(4)]
     (program,) = {each.result() for each in asked}
@@ -49,7 +49,7 @@ def test_a_program_that_two_ask_for_at_once_is_built_once_and_then_kept(fake_go:
     assert [path.name for path in program.parent.iterdir()] == ["some"]
 
 
-def test_whatever_decides_what_comes_out_makes_it_another_program(fake_go: Path) -> None:
+def test_every_build_input_changes_the_path_of_the_program(fake_go: Path) -> None:
     programs = {
         gomodule.build("example.org/some", "v1.0.0", "./cmd/some"),
         gomodule.build("example.org/some", "v1.0.1", "./cmd/some"),
@@ -60,32 +60,34 @@ def test_whatever_decides_what_comes_out_makes_it_another_program(fake_go: Path)
     assert len(programs) == 5
 
 
-def test_a_build_that_fails_says_why_and_leaves_nothing_to_be_taken_for_a_program(fake_go: Path) -> None:
+def test_a_failed_build_shows_the_reason_and_leaves_no_program(fake_go: Path) -> None:
     for _ in range(2):
         with pytest.raises(NodeError, match="no such package"):
             gomodule.build("example.org/some", "v1.0.0", "./cmd/no-such-package")
     assert not list((cache_dir() / "go").glob("no-such-package-*"))
 
 
-def test_without_go_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_go_the_error_names_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("KATA_NODE_TEST_CACHE", str(tmp_path))
     with pytest.raises(NodeError, match="apt-get install golang-go"):
         gomodule.build("example.org/some", "v1.0.0", "./cmd/some")
 
 
-def test_a_node_runs_a_release_built_from_its_module_and_goes_over_to_another(boot_node: BootNode) -> None:
+def test_a_node_runs_a_release_built_from_its_module_and_is_upgraded_to_another(boot_node: BootNode) -> None:
     node = boot_node(containerd=NEWEST)
     assert node.cri().version == f"containerd://v{NEWEST}"
     node.run(["systemctl", "stop", "containerd"])
     assert "Read-only" in node.run(["touch", PROGRAM], check=False).stderr
-    assert node.go_over_to().version.startswith("containerd://2.1.")
-    assert node.go_over_to(NEWEST).version == f"containerd://v{NEWEST}"
+    assert node.replace_containerd().version.startswith("containerd://2.1.")
+    assert node.replace_containerd(NEWEST).version == f"containerd://v{NEWEST}"
     node.run(["systemctl", "stop", "containerd"])
     assert "Read-only" in node.run(["touch", PROGRAM], check=False).stderr
 
 
-def test_a_person_boots_a_node_with_another_release_by_its_number(go: None) -> None:
+def test_testnode_boots_a_node_with_another_containerd_release(go: None) -> None:
     name = f"release-{os.getpid()}"
     testnode = [sys.executable, str(CHECKOUT / "scripts/testnode")]
     boot = [*testnode, "boot", "--name", name, "--containerd", NEWEST]

@@ -1,4 +1,4 @@
-"""The nodes that other tests trust: that they are real, separate, and leave nothing behind."""
+"""The nodes of these tests are real and isolated, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HANDLER = """
 runtime_type = "io.containerd.kata-qemu.v2"
 """
 
-CONTAINER_CAPABILITIES = "CapEff:\t00000000a80425fb"  # as /proc shows it in a pod that is not privileged
+CONTAINER_CAPABILITIES = "CapEff:\t00000000a80425fb"  # from /proc in an unprivileged pod
 
 
 def test_a_fresh_node_serves_the_cri_through_its_own_containerd(node: Node) -> None:
@@ -35,7 +35,7 @@ def test_a_fresh_node_serves_the_cri_through_its_own_containerd(node: Node) -> N
     assert node.run(["hostname"]).stdout.strip() == node.name
 
 
-def test_a_restart_shows_in_the_invocation_and_in_the_count_of_activations(node: Node) -> None:
+def test_a_restart_changes_the_invocation_and_the_number_of_activations(node: Node) -> None:
     before = node.unit("containerd.service")
     assert node.activations("containerd.service") == 1
     node.run(["systemctl", "restart", "containerd"])
@@ -51,7 +51,7 @@ def test_a_handler_written_by_hand_is_served_after_a_restart(node: Node) -> None
     assert node.wait_for_containerd().handlers == ("kata-qemu", "runc")
 
 
-def test_a_runtime_without_cri_is_told_from_one_that_is_down(node: Node) -> None:
+def test_a_runtime_without_cri_has_another_error_than_a_stopped_runtime(node: Node) -> None:
     config = node.root / "etc/containerd/config.toml"
     config.write_text(
         'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "none"\n'
@@ -65,7 +65,7 @@ def test_a_runtime_without_cri_is_told_from_one_that_is_down(node: Node) -> None
         node.cri_handlers()
 
 
-def test_output_exit_code_and_signal_of_a_command_come_back_as_they_were(node: Node) -> None:
+def test_a_command_returns_its_output_exit_code_and_signal(node: Node) -> None:
     script = 'cat; echo "$WORD" >&2; exit 37'
     done = node.run(["sh", "-c", script], check=False, env={"WORD": "no"}, text="out")
     assert (done.returncode, done.stdout, done.stderr) == (37, "out", "no\n")
@@ -74,15 +74,15 @@ def test_output_exit_code_and_signal_of_a_command_come_back_as_they_were(node: N
         node.run(["false"])
 
 
-def test_a_command_that_takes_too_long_is_killed_in_the_node_too(node: Node) -> None:
+def test_a_command_that_takes_too_long_is_killed_in_the_node(node: Node) -> None:
     with pytest.raises(NodeError, match="killed"):
         node.run(["sleep", "1234"], timeout=0.2)
     assert node.run(["pgrep", "-f", "sleep 1234"], check=False).returncode == 1
 
 
-def test_a_started_command_is_killed_and_nothing_of_it_goes_on(node: Node) -> None:
+def test_a_killed_command_leaves_no_process(node: Node) -> None:
     running = node.start(["sh", "-c", "echo ready; exec sleep 1234"])
-    wait_until(lambda: running.stdout == "ready\n", "it said so")
+    wait_until(lambda: running.stdout == "ready\n", "it is ready")
     assert running.kill().returncode == -signal.SIGKILL
     assert node.run(["pgrep", "-f", "sleep 1234"], check=False).returncode == 1
     with pytest.raises(NodeError, match="ended before"):
@@ -104,7 +104,7 @@ def test_a_run_can_be_killed_at_a_chosen_system_call(node: Node) -> None:
     assert node.run(["ls", "/root"]).stdout == "a\n"
 
 
-def test_a_snapshot_names_every_kind_of_change_and_nothing_else(node: Node) -> None:
+def test_the_differences_of_two_snapshots_show_every_kind_of_change(node: Node) -> None:
     node.run(["sh", "-c", "mkdir /etc/d; echo one > /etc/f; ln -s f /etc/l; echo x > /etc/gone"])
     before = node.snapshot("/etc", "/opt", "/nowhere")
     assert changes(before, node.snapshot("/etc", "/opt", "/nowhere"), times=True) == []
@@ -129,7 +129,7 @@ def test_the_program_runs_in_the_node_and_leaves_no_trace_in_the_checkout(node: 
     assert node.history == [done]
 
 
-def test_from_outside_the_program_sees_only_what_is_mounted_for_it(node: Node, tmp_path: Path) -> None:
+def test_kata_node_in_a_container_sees_only_its_mounts(node: Node, tmp_path: Path) -> None:
     assert node.kata_node_outside("--version", check=True).stdout.startswith("kata-node ")
     look = tmp_path / "kata_node"
     look.mkdir()
@@ -153,26 +153,26 @@ def test_from_outside_the_program_sees_only_what_is_mounted_for_it(node: Node, t
     assert node.snapshot("/run/kata-node").keys() == {"/run/kata-node"}
 
 
-def test_files_of_the_machine_can_be_brought_in(node: Node, tmp_path: Path) -> None:
+def test_files_of_the_machine_can_be_mounted_in_a_node(node: Node, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("brought")
     node.mount(tmp_path, "/payload")
     node.mount(tmp_path / "file", "/root/one")
     assert node.run(["cat", "/payload/file", "/root/one"]).stdout == "broughtbrought"
 
 
-def test_two_nodes_at_once_do_not_see_each_other(boot_node: BootNode) -> None:
+def test_two_nodes_are_isolated_from_each_other(boot_node: BootNode) -> None:
     one, other = boot_node(), boot_node()
     one.run(["touch", "/opt/mine"])
     one.run(["systemctl", "stop", "containerd"])
     assert not other.snapshot("/opt/mine")
     assert other.cri_handlers() == ("runc",)
-    # In one control group, either systemd would take the other's services for its own.
+    # In a common control group each systemd would claim the other's units.
     groups = {Path(f"/proc/{node.leader.pid}/cgroup").read_text() for node in (one, other)}
     assert len(groups) == 2
     assert other.run(["systemctl", "is-system-running"], check=False).stdout in ("running\n", "starting\n")
 
 
-def test_where_no_overlay_can_be_mounted_the_node_is_a_copy(
+def test_without_overlay_support_the_node_runs_on_a_copy_of_the_tree(
     boot_node: BootNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount = tmp_path / "mount"
@@ -192,7 +192,7 @@ def test_a_stopped_node_leaves_nothing_on_the_machine(machine: None) -> None:
     assert not _traces(node.name)
 
 
-def test_a_node_dies_with_the_process_that_booted_it_however_that_ends(machine: None) -> None:
+def test_a_node_ends_when_its_owner_process_ends_in_any_way(machine: None) -> None:
     name = f"orphan-{os.getpid()}"
     script = f"from node.debian_node import Node; n = Node.boot(name={name!r}); print('up', flush=True)"
     with subprocess.Popen(
@@ -220,7 +220,7 @@ def test_a_node_that_cannot_boot_says_why_and_leaves_nothing(
 
 
 def _traces(name: str) -> set[str]:
-    """Whatever the node ``name`` left on the machine: mounts, processes, control groups, files."""
+    """Return the leftovers of the node ``name`` on the machine: mounts, processes, control groups, files."""
     found = {str(path) for path in (cache_dir() / "running").glob(name)}
     found |= {line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line}
     found |= {path for path, *_ in os.walk("/sys/fs/cgroup") if name in path}
@@ -232,7 +232,7 @@ def _traces(name: str) -> set[str]:
     return found
 
 
-def test_a_person_boots_uses_and_stops_a_node_by_name(machine: None) -> None:
+def test_testnode_boots_uses_and_stops_a_node_by_name(machine: None) -> None:
     name = f"person-{os.getpid()}"
     assert "containerd://" in _testnode("boot", "--name", name).stdout
     try:
@@ -256,7 +256,7 @@ def _testnode(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("required", "outcome"),
     [pytest.param("", "1 skipped", id="skipped"), pytest.param("1", "1 error", id="failed where required")],
 )
-def test_on_a_machine_without_the_parts_the_reason_is_told(
+def test_missing_prerequisites_are_named_as_the_skip_or_failure_reason(
     tmp_path: Path, required: str, outcome: str
 ) -> None:
     env = {**os.environ, "PATH": str(tmp_path), "KATA_NODE_REQUIRE_NODES": required}
@@ -275,7 +275,7 @@ ctypes.CDLL(None).pthread_exit(None)
 """
 
 
-def test_a_process_whose_first_thread_is_gone_runs_until_the_others_are() -> None:
+def test_a_process_is_alive_until_its_last_thread_ends() -> None:
     command = [sys.executable, "-c", FIRST_THREAD_ENDS]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
         assert started.stdout is not None

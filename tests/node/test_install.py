@@ -1,4 +1,4 @@
-"""The whole way on a real node: real systemd, real containerd, the real command line."""
+"""Install, update and revert on a real node, with real systemd and containerd."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from node.installation import (
 )
 from node.snapshot import changes
 
-# The tables are those of version 2, which Debian's own configuration has.
+# The tables of schema 2, which Debian's configuration has.
 NO_CRI = '[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "nobody"\n'
 NO_DEFAULT = '[plugins."io.containerd.grpc.v1.cri".containerd]\ndefault_runtime_name = "nobody"\n'
 EXTRA = """\
@@ -38,7 +38,7 @@ runtime_type = 'io.containerd.runc.v2'
 """
 
 
-def test_a_fresh_node_serves_the_handlers_after_exactly_one_restart(ready: Node) -> None:
+def test_an_install_on_a_fresh_node_restarts_once_and_the_handlers_are_served(ready: Node) -> None:
     before = ready.unit(UNIT)
     install(ready)
     assert kata_handlers(ready) == HANDLERS
@@ -56,7 +56,7 @@ def test_a_second_install_skips_every_stage_and_writes_nothing(ready: Node) -> N
     assert_nothing_to_do(ready)
 
 
-def test_revert_takes_everything_back_with_one_restart(ready: Node) -> None:
+def test_a_revert_restores_everything_with_one_restart(ready: Node) -> None:
     before = ready.snapshot(*WATCHED)
     install(ready)
     ready.kata_node("revert", check=True)
@@ -80,7 +80,7 @@ def test_revert_takes_everything_back_with_one_restart(ready: Node) -> None:
         pytest.param(b"version = 3\n[debug]\nlevel = 'info'", id="no-line-end-at-the-end"),
     ],
 )
-def test_any_sound_main_file_is_extended_and_comes_back_byte_for_byte(
+def test_every_valid_main_file_is_extended_and_restored_byte_for_byte(
     ready: Node, config: bytes | None
 ) -> None:
     configure(ready, config)
@@ -105,7 +105,7 @@ def test_an_edit_made_after_the_install_survives_the_revert(ready: Node) -> None
     assert ready.cri().serving
 
 
-def test_a_main_file_that_is_a_symlink_stays_one(ready: Node) -> None:
+def test_a_main_file_that_is_a_symlink_stays_a_symlink(ready: Node) -> None:
     ready.run(["sh", "-c", f"mv {MAIN} /etc/containerd/real.toml && ln -s real.toml {MAIN}"])
     before = ready.snapshot("/etc")
     install(ready)
@@ -115,7 +115,7 @@ def test_a_main_file_that_is_a_symlink_stays_one(ready: Node) -> None:
     assert changes(before, ready.snapshot("/etc")) == []
 
 
-def test_a_user_drop_in_that_is_no_toml_is_refused_with_the_settings(ready: Node) -> None:
+def test_a_user_drop_in_that_is_not_toml_is_refused_as_a_settings_error(ready: Node) -> None:
     install(ready)
     before, invocation = ready.snapshot(*WATCHED), ready.unit(UNIT).invocation
     config = {**VALUES, "containerd": {"userDropIn": "this is [not TOML\n"}}
@@ -126,7 +126,7 @@ def test_a_user_drop_in_that_is_no_toml_is_refused_with_the_settings(ready: Node
     assert ready.unit(UNIT).invocation == invocation
 
 
-def test_a_default_runtime_that_nobody_defines_is_refused_before_anything_is_written(ready: Node) -> None:
+def test_an_undefined_default_runtime_is_refused_before_anything_is_written(ready: Node) -> None:
     before, invocation = ready.snapshot("/etc", "/opt"), ready.unit(UNIT).invocation
     config = {**VALUES, "containerd": {"userDropIn": NO_DEFAULT}}
     done = ready.kata_node("install", config=config, payload=PAYLOAD)
@@ -150,7 +150,7 @@ def test_a_broken_user_drop_in_is_rolled_back_and_the_runtime_serves(ready: Node
     assert kata_handlers(ready) == HANDLERS
 
 
-def test_a_broken_update_goes_back_to_the_handlers_that_served(ready: Node) -> None:
+def test_a_broken_update_is_rolled_back_to_the_previous_handlers(ready: Node) -> None:
     install(ready)
     before = ready.snapshot("/etc", "/opt/kata/containerd")
     done = ready.kata_node(
@@ -163,7 +163,7 @@ def test_a_broken_update_goes_back_to_the_handlers_that_served(ready: Node) -> N
     assert kata_handlers(ready) == ()
 
 
-def test_a_user_drop_in_counts_after_ours_and_goes_when_it_is_switched_off(ready: Node) -> None:
+def test_a_user_drop_in_is_loaded_and_removed_with_its_value(ready: Node) -> None:
     install(ready, containerd={"userDropIn": EXTRA})
     assert "extra" in ready.cri_handlers()
     install(ready)
@@ -171,7 +171,7 @@ def test_a_user_drop_in_counts_after_ours_and_goes_when_it_is_switched_off(ready
     assert kata_handlers(ready) == HANDLERS
 
 
-def test_a_shim_switched_off_later_goes_with_its_handler(ready: Node) -> None:
+def test_disabling_a_shim_removes_its_handler(ready: Node) -> None:
     install(ready)
     config = {"shims": {"qemu": {"enabled": True}, "clh": {"enabled": False}}}
     ready.kata_node("install", config=config, payload=PAYLOAD, check=True)
@@ -191,7 +191,7 @@ def test_a_broken_main_file_is_refused_before_anything_is_written(ready: Node) -
     assert changes(before, ready.snapshot(*WATCHED), times=True) == []
 
 
-def test_from_a_container_with_only_the_needed_mounts(ready: Node, payload: Path) -> None:
+def test_a_container_with_only_the_needed_mounts_installs_and_reverts(ready: Node, payload: Path) -> None:
     before = ready.snapshot(*WATCHED)
     for stage in ("host-check", "artifacts", "cri"):
         done = ready.kata_node_outside("stage", stage, config=VALUES, payload=payload)
@@ -214,13 +214,13 @@ def test_from_a_container_with_only_the_needed_mounts(ready: Node, payload: Path
         pytest.param("sendto", id="at-every-message-it-sends"),
     ],
 )
-def test_killed_anywhere_in_the_transaction_the_next_run_converges(ready: Node, call: str) -> None:
+def test_a_run_killed_at_any_rename_is_completed_by_the_next_run(ready: Node, call: str) -> None:
     assert_converges_when_killed(ready, call)
 
 
 @contextmanager
 def starts_held(node: Node) -> Iterator[None]:
-    """Let every start of containerd wait until the ``with`` statement ends."""
+    """Make every start of containerd wait until the ``with`` statement ends."""
     held = node.root / "run/starts-are-held"
     drop_in = node.root / "run/systemd/system/containerd.service.d/held.conf"
     held.touch()
@@ -234,7 +234,7 @@ def starts_held(node: Node) -> Iterator[None]:
         held.unlink()
 
 
-def test_killed_in_the_restart_the_next_run_converges(ready: Node) -> None:
+def test_a_run_killed_during_the_restart_is_completed_by_the_next_run(ready: Node) -> None:
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     with starts_held(ready):
         running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)
@@ -251,7 +251,7 @@ def test_killed_in_the_restart_the_next_run_converges(ready: Node) -> None:
     assert ready.cri().serving
 
 
-def test_two_runs_at_once_take_turns(ready: Node) -> None:
+def test_two_concurrent_runs_wait_for_each_other(ready: Node) -> None:
     first = ready.start_kata_node("install", config=VALUES, payload=PAYLOAD)
     second = ready.start_kata_node("install", config=VALUES, payload=PAYLOAD)
     assert [first.wait().returncode, second.wait().returncode] == [0, 0]
@@ -259,7 +259,7 @@ def test_two_runs_at_once_take_turns(ready: Node) -> None:
     assert ready.activations(UNIT) == 2
 
 
-def test_a_baked_image_serves_at_its_next_start_and_needs_no_restart_then(ready: Node) -> None:
+def test_a_baked_image_serves_at_its_next_start_without_another_restart(ready: Node) -> None:
     done = ready.kata_node(
         *("install", "--offline", "--runtime", "containerd://2.1.9"), config=VALUES, payload=PAYLOAD
     )
@@ -272,7 +272,7 @@ def test_a_baked_image_serves_at_its_next_start_and_needs_no_restart_then(ready:
     assert ready.activations(UNIT) == 2
 
 
-def test_an_edit_survives_an_update_that_comes_after_it_and_the_revert(ready: Node) -> None:
+def test_an_edit_survives_a_later_update_and_the_revert(ready: Node) -> None:
     install(ready)
     main = main_file(ready)
     before = main.read_bytes()
@@ -284,7 +284,7 @@ def test_an_edit_survives_an_update_that_comes_after_it_and_the_revert(ready: No
     assert ready.cri().serving
 
 
-def test_a_revert_after_which_the_runtime_does_not_start_is_taken_back(ready: Node) -> None:
+def test_a_revert_rolls_back_when_the_runtime_does_not_start(ready: Node) -> None:
     before = ready.snapshot(*WATCHED)
     install(ready)
     installed = ready.snapshot("/etc", "/opt/kata/containerd")
@@ -298,7 +298,9 @@ def test_a_revert_after_which_the_runtime_does_not_start_is_taken_back(ready: No
     assert changes(before, ready.snapshot(*WATCHED)) == []
 
 
-def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serves(ready: Node) -> None:
+def test_an_install_rolls_back_when_the_runtime_does_not_start_and_the_runtime_serves_again(
+    ready: Node,
+) -> None:
     before = ready.snapshot("/etc")
     fail_next_start(ready)
     done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
@@ -309,7 +311,9 @@ def test_a_runtime_that_does_not_come_back_from_an_install_is_put_back_and_serve
     assert kata_handlers(ready) == HANDLERS
 
 
-def test_a_handler_of_another_installer_is_left_alone_and_nothing_is_restarted(ready: Node) -> None:
+def test_an_install_refuses_to_replace_a_handler_of_another_installer_and_restarts_nothing(
+    ready: Node,
+) -> None:
     main = main_file(ready)
     other = EXTRA.replace("extra", "kata-qemu").encode()
     main.write_bytes(main.read_bytes() + b"\n" + other)
@@ -325,8 +329,10 @@ def test_a_handler_of_another_installer_is_left_alone_and_nothing_is_restarted(r
     ready.kata_node("revert", check=True)
 
 
-def test_drop_ins_move_to_conf_d_when_the_runtime_comes_to_read_it_and_nothing_is_left(ready: Node) -> None:
-    """As after an upgrade to 2.2; 2.1 reads what its main file imports as well."""
+def test_drop_ins_move_to_conf_d_when_the_runtime_starts_to_read_it_and_no_leftover_stays(
+    ready: Node,
+) -> None:
+    """A change of the main file imitates an upgrade to 2.2: 2.1 also reads conf.d if it is imported."""
     install(ready, containerd={"userDropIn": EXTRA})
     main = main_file(ready)
     with_conf_d = b'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
@@ -347,7 +353,7 @@ def test_drop_ins_move_to_conf_d_when_the_runtime_comes_to_read_it_and_nothing_i
     assert not (ready.root / "opt/kata").exists()
 
 
-def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(ready: Node) -> None:
+def test_a_revert_does_not_start_a_stopped_runtime(ready: Node) -> None:
     before = ready.snapshot(*WATCHED)
     install(ready)
     ready.run(["systemctl", "stop", UNIT])
@@ -359,8 +365,8 @@ def test_a_revert_leaves_a_runtime_stopped_that_somebody_stopped(ready: Node) ->
     assert kata_handlers(ready) == ()
 
 
-def test_a_runtime_that_serves_is_not_restarted_into_a_file_somebody_broke_meanwhile(ready: Node) -> None:
-    """An unfinished run owes a restart, and what there is to be read is not what it wrote."""
+def test_a_serving_runtime_is_not_restarted_when_its_configuration_was_broken_meanwhile(ready: Node) -> None:
+    """A killed run owes a restart, but the main file changed since."""
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     with starts_held(ready):
         running = ready.start_kata_node("stage", "cri", config=VALUES, payload=PAYLOAD)

@@ -1,7 +1,6 @@
-"""Pods that run, on handlers that are to be taken away, on a real containerd.
+"""Running pods on handlers that a change would remove, on a real containerd and CRI-O.
 
-No VM can be started here: containerd's own shim for runc takes the place of Kata's, and a drop-in of the
-user's gives it the options that it knows.
+No VM can start here: containerd's shim for runc replaces Kata's, and a user drop-in sets its runtime type.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ MAIN_2 = f'version = 2\nplugins."io.containerd.grpc.v1.cri".sandbox_image = "{PA
 
 @pytest.fixture(scope="session")
 def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample payload whose shim runs something."""
+    """Return a sample payload with a shim that runs containers."""
     directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
     shim = build_rootfs(packages=images.PACKAGES) / "usr/bin/containerd-shim-runc-v2"
     shutil.copy(shim, directory / "opt/kata/bin/containerd-shim-kata-v2")
@@ -52,7 +51,7 @@ def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
-    """Boots nodes that can run pods, and that Kata can be installed on."""
+    """Return a function that boots nodes which can run pods, with the payload and a fake ``/dev/kvm``."""
 
     def boot(suite: str = "", **options: Any) -> Node:
         node = fake_kvm(boot_node(suite, **options))
@@ -65,7 +64,7 @@ def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
         node.run(["ctr", "--namespace=k8s.io", "images", "import", "/run/busybox.tar"])
         for name in ("hosts", "resolv.conf"):
             (node.root / "etc" / name).touch()
-        # Before the real one, and asks it for nothing that this machine does not have.
+        # A wrapper that removes settings which this machine does not support.
         runc = node.root / "usr/local/sbin/runc"
         runc.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images.RUNC, runc)
@@ -77,7 +76,7 @@ def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
 
 
 def values(*shims: str) -> Mapping[str, Any]:
-    """Settings for these shims, all of which run as runc does."""
+    """Return values that enable only these shims, with the runtime type of runc."""
     tables = "".join(f'{RUNTIMES}.kata-{shim}.runtime_type = "io.containerd.runc.v2"\n' for shim in shims)
     return {
         "shims": {name: {"enabled": name in shims} for name in VALUES["shims"]},
@@ -86,7 +85,7 @@ def values(*shims: str) -> Mapping[str, Any]:
 
 
 def install(node: Node, *shims: str) -> Callable[[], list[str]]:
-    """Serve these, and hand out what tells what has changed since then, or was restarted."""
+    """Install these shims, and return a function that lists later file changes and restarts."""
     node.kata_node("install", config=values(*shims), payload=PAYLOAD, check=True)
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
 
@@ -110,14 +109,14 @@ def running(node: Node) -> tuple[Pod, ...]:
 
 
 def table(handler: str) -> str:
-    """An entry for crun in CRI-O's configuration, under the name of any handler."""
+    """Return a CRI-O runtime table that runs crun under the name ``handler``."""
     return (
         f'[crio.runtime.runtimes.{handler}]\nruntime_path = "{crio.CRUN}"\nmonitor_path = "/usr/bin/conmon"\n'
     )
 
 
 @pytest.mark.parametrize("release", [pytest.param("", id="2.1.9"), pytest.param(NEWEST, id=NEWEST)])
-def test_a_revert_under_a_pod_is_refused_and_goes_through_when_it_has_ended(
+def test_a_revert_is_refused_while_a_pod_runs_and_succeeds_after_it_ended(
     boot_ready: BootNode, release: str
 ) -> None:
     node = boot_ready(containerd=release)
@@ -145,7 +144,7 @@ def test_a_revert_under_a_pod_is_refused_and_goes_through_when_it_has_ended(
     assert running(node) == (Pod("default", "db", "runc"),)
 
 
-def test_the_files_alone_are_not_removed_from_under_a_pod(boot_ready: BootNode) -> None:
+def test_remove_artifacts_is_refused_while_a_pod_runs_even_with_ignore_pods(boot_ready: BootNode) -> None:
     node = boot_ready()
     changed = install(node, "qemu")
     run(node, "web", "kata-qemu")
@@ -153,7 +152,7 @@ def test_the_files_alone_are_not_removed_from_under_a_pod(boot_ready: BootNode) 
     assert (done.returncode, changed()) == (1, [])
 
 
-def test_while_a_pod_is_waited_for_others_work_on_the_node_and_then_the_revert_goes_on(
+def test_a_revert_that_waits_for_a_pod_does_not_block_other_runs(
     boot_ready: BootNode,
 ) -> None:
     node = boot_ready()
@@ -169,14 +168,14 @@ def test_while_a_pod_is_waited_for_others_work_on_the_node_and_then_the_revert_g
     assert not (node.root / "opt/kata").exists()
 
 
-def test_a_pod_that_is_ignored_runs_on_and_is_named(boot_ready: BootNode) -> None:
+def test_an_ignored_pod_keeps_running_and_is_named(boot_ready: BootNode) -> None:
     node = boot_ready()
     install(node, "qemu")
     web = run(node, "web", "kata-qemu")
     done = node.kata_node("revert", "--ignore-pods", check=True)
     assert "note: handlers were removed while pods run on them: default/web (kata-qemu)" in done.stdout
     assert (kata_handlers(node), running(node)) == ((), (Pod("default", "web", "kata-qemu"),))
-    # What the note warns of: containerd knows nothing more of the sandbox, and what was in it still runs.
+    # The note warns of this: containerd forgets the sandbox, and its processes keep running.
     node.run(["systemctl", "restart", UNIT])
     node.wait_for_containerd()
     end(node, web)
@@ -184,7 +183,7 @@ def test_a_pod_that_is_ignored_runs_on_and_is_named(boot_ready: BootNode) -> Non
     assert node.run(["pgrep", "--full", f"containerd-shim-kata-v2.*{web}"]).stdout != ""
 
 
-def test_an_update_that_drops_a_shim_waits_for_its_pods_alone(boot_ready: BootNode) -> None:
+def test_an_update_that_drops_a_shim_waits_only_for_pods_of_that_shim(boot_ready: BootNode) -> None:
     node = boot_ready()
     install(node, "clh", "qemu")
     cache = run(node, "cache", "kata-clh")
@@ -205,7 +204,7 @@ def test_an_update_that_drops_a_shim_waits_for_its_pods_alone(boot_ready: BootNo
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
-def test_containerd_1_tells_what_runs_its_pods(boot_ready: BootNode, suite: str) -> None:
+def test_containerd_1_reports_the_handler_of_its_pods(boot_ready: BootNode, suite: str) -> None:
     node = boot_ready(suite)
     tables = f'{RUNTIMES}.{{}}.runtime_type = "io.containerd.runc.v2"\n'
     configure(node, "".join((MAIN_2, tables.format("runc"), tables.format("kata-mine"))).encode())
@@ -218,13 +217,13 @@ def test_containerd_1_tells_what_runs_its_pods(boot_ready: BootNode, suite: str)
     assert running(node) == pods[:2]
 
 
-def test_cri_o_lists_no_handlers_and_a_revert_is_refused_all_the_same(
+def test_a_revert_is_refused_on_crio_although_it_reports_no_handlers_of_pods(
     boot_node: BootNode, payload: Path
 ) -> None:
     node = fake_kvm(crio.boot(boot_node))
     node.mount(payload, PAYLOAD)
     crio.allow_pods(node, images.busybox(build_rootfs(packages=images.PACKAGES), pause=PAUSE))
-    # The pod is begun on an administrator's handler, the name of which is then ours.
+    # The pod starts on the administrator's handler of the name that kata-node later installs.
     crio.write(node, "30-mine.conf", table("kata-qemu"))
     crio.restart(node)
     socket = node.root / crio.SOCKET

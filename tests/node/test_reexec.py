@@ -1,4 +1,4 @@
-"""An upgrade of systemd has it re-execute itself, whatever it is doing: it hangs up on its clients then."""
+"""An upgrade of systemd re-executes it at any time, which closes the connections of its clients."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OVER_AND_OVER = "while :; do systemctl daemon-reexec; sleep 0.1; done"
     "is_outside",
     [
         pytest.param(False, id="with-its-private-socket"),
-        # Nothing hangs up on this one: systemd alone leaves the bus, and comes back as another client of it.
+        # The connection to the bus stays open; systemd leaves the bus and returns with another unique name.
         pytest.param(True, id="with-the-bus-alone"),
     ],
 )
-def test_systemd_may_be_re_executed_over_and_over_and_containerd_is_restarted_once(
+def test_containerd_is_restarted_once_while_systemd_re_executes_repeatedly(
     ready: Node, payload: Path, is_outside: bool
 ) -> None:
     def run(command: str) -> None:

@@ -1,4 +1,4 @@
-"""Two installations of different releases on one node, which have nothing to do with each other."""
+"""Two independent installations of different releases on one node."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Instance:
         return done.stdout
 
     def files(self, node: Node) -> Snapshot:
-        """All that is its own, wherever it lies."""
+        """Return a snapshot of the installation's files."""
         names = (f"99-kata-deploy{self.ending}.toml", f"zz-kata-deploy-user{self.ending}.toml")
         return node.snapshot(self.install_dir, *(f"/etc/containerd/conf.d/{name}" for name in names))
 
@@ -56,7 +56,7 @@ BY_LETTER = {"p": PLAIN, "b": BLUE, "g": GREEN}
 
 @pytest.fixture(scope="session")
 def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two releases of a payload, ``one`` and ``two``."""
+    """Return a directory with two releases of a payload, ``one`` and ``two``."""
     directory = tmp_path_factory.mktemp("releases")
     for seed, name in enumerate(("one", "two"), 1):
         make_payload(directory / name, f"--release=sample-{name}", f"--seed={seed}")
@@ -71,7 +71,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
 )
 def two(boot_node: BootNode, releases: Path, request: pytest.FixtureRequest) -> Node:
-    """A node with two releases at hand."""
+    """Return a node with both releases mounted."""
     release, config = request.param
     node = fake_kvm(boot_node("forky", containerd=release))
     for name in ("one", "two"):
@@ -90,8 +90,8 @@ def two(boot_node: BootNode, releases: Path, request: pytest.FixtureRequest) -> 
         pytest.param("+b +g -b +b -g -b", id="both-with-a-suffix"),
     ],
 )
-def test_each_change_restarts_once_and_leaves_the_other_installation_alone(two: Node, order: str) -> None:
-    """``+`` installs, ``-`` reverts, and ``^`` installs the other release, for which nothing is restarted."""
+def test_each_change_restarts_once_and_does_not_change_the_other_installation(two: Node, order: str) -> None:
+    """``+`` installs, ``-`` reverts, and ``^`` installs the other release, which needs no restart."""
     before, starts = two.snapshot(*WATCHED), two.activations(UNIT)
     there: set[Instance] = set()
     for step in order.split():
@@ -114,7 +114,7 @@ def test_each_change_restarts_once_and_leaves_the_other_installation_alone(two: 
     assert changes(before, two.snapshot(*WATCHED)) == []
 
 
-def test_an_installation_has_nothing_to_do_after_the_other_one_came_or_went(two: Node) -> None:
+def test_an_install_does_nothing_after_the_other_installation_was_added_or_removed(two: Node) -> None:
     PLAIN.run(two, "install")
     BLUE.run(two, "install")
     starts = two.activations(UNIT)
@@ -132,7 +132,7 @@ def test_an_installation_has_nothing_to_do_after_the_other_one_came_or_went(two:
     assert two.activations(UNIT) == starts + 1
 
 
-def test_two_at_the_same_moment_take_turns_in_both_directions(two: Node) -> None:
+def test_two_concurrent_installs_or_reverts_wait_for_each_other(two: Node) -> None:
     before, starts = two.snapshot(*WATCHED), two.activations(UNIT)
     for command, handlers in (("install", (*PLAIN.handlers, *BLUE.handlers)), ("revert", ())):
         both = [instance.start(two, command) for instance in (PLAIN, BLUE)]
@@ -144,7 +144,7 @@ def test_two_at_the_same_moment_take_turns_in_both_directions(two: Node) -> None
     assert changes(before, two.snapshot(*WATCHED)) == []
 
 
-def test_one_killed_halfway_does_not_keep_the_other_from_going_its_way(two: Node) -> None:
+def test_a_killed_run_of_one_installation_does_not_block_the_other(two: Node) -> None:
     before = two.snapshot(*WATCHED)
     inject = ("strace", "--quiet=all", "-o", "/dev/null", "--inject=sendto:signal=KILL:when=1")
     config = {**VALUES, "env": {"multiInstallSuffix": BLUE.suffix}}

@@ -1,4 +1,4 @@
-"""Snapshotters on real nodes: nydus-snapshotter under a real systemd, and what containerd makes of them."""
+"""Snapshotters on real nodes: nydus-snapshotter as a systemd unit, and erofs, with a real containerd."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ EROFS: Mapping[str, Any] = {
 
 @pytest.fixture(scope="session")
 def with_nydus(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample payload with a nydus-snapshotter that runs."""
+    """Return a sample payload with a nydus-snapshotter that runs."""
     directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
     home = directory / "opt/kata/nydus-snapshotter"
     home.mkdir()
@@ -61,7 +61,7 @@ def with_nydus(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def boot_ready(boot_node: BootNode, with_nydus: Path) -> BootNode:
-    """Boots nodes that Kata can be installed on."""
+    """Return a function that boots nodes with the payload and a fake ``/dev/kvm``."""
 
     def boot(suite: str = "forky", **options: Any) -> Node:
         node = fake_kvm(boot_node(suite, **options))
@@ -83,19 +83,19 @@ def install(
 
 
 def snapshotters(node: Node) -> dict[str, str]:
-    """Of containerd's snapshotters, whether each is loaded."""
+    """Return containerd's snapshotter -> load status."""
     lines = [line.split() for line in node.run(["ctr", "plugins", "ls"]).stdout.splitlines()]
     return {line[1]: line[-1] for line in lines if line and line[0] == "io.containerd.snapshotter.v1"}
 
 
 def of_handlers(node: Node) -> dict[str, str]:
-    """The snapshotter of each handler that is served, by CRI's own word."""
+    """Return Kata handler -> snapshotter, from the CRI."""
     runtimes = node.cri().config["containerd"]["runtimes"]
     return {name: runtime["snapshotter"] for name, runtime in runtimes.items() if name.startswith("kata-")}
 
 
 def of_images(node: Node) -> dict[str, str]:
-    """The snapshotter that images are pulled for, by the runtime they are for."""
+    """Return handler -> snapshotter of its images."""
     import tomllib
 
     dump = tomllib.loads(node.run(["containerd", "config", "dump"]).stdout)
@@ -120,7 +120,7 @@ def units(node: Node) -> list[str]:
         pytest.param("forky", NEWEST, b"version = 3\n", id="newest"),
     ],
 )
-def test_nydus_is_set_up_used_by_its_handler_alone_and_taken_back(
+def test_nydus_is_set_up_used_only_by_its_handler_and_removed_by_the_revert(
     boot_ready: BootNode, suite: str, release: str, config: bytes | None
 ) -> None:
     node = boot_ready(suite, **({"containerd": release} if release else {}))
@@ -147,7 +147,7 @@ def test_nydus_is_set_up_used_by_its_handler_alone_and_taken_back(
     assert kata_handlers(node) == ()
 
 
-def test_a_second_install_leaves_both_units_alone(ready: Node) -> None:
+def test_a_second_install_restarts_neither_unit(ready: Node) -> None:
     install(ready)
     running = (ready.unit(OURS), ready.unit(UNIT))
     done = ready.kata_node("install", "--output", "json", config=VALUES, payload=PAYLOAD, check=True)
@@ -168,7 +168,7 @@ def test_each_unit_restarts_without_the_other(ready: Node) -> None:
     assert "mine" in ctr(ready, "ls").stdout
 
 
-def test_at_boot_it_is_up_before_the_runtime(ready: Node) -> None:
+def test_the_snapshotter_starts_before_the_runtime_at_boot(ready: Node) -> None:
     install(ready)
     ready.run(["systemctl", "stop", UNIT, OURS])
     ready.run(["systemctl", "start", UNIT])
@@ -179,7 +179,7 @@ def test_at_boot_it_is_up_before_the_runtime(ready: Node) -> None:
     assert 0 < nydus < containerd
 
 
-def test_one_that_was_stopped_is_started_again_and_the_runtime_left_alone(ready: Node) -> None:
+def test_an_install_starts_a_stopped_snapshotter_without_a_restart_of_the_runtime(ready: Node) -> None:
     install(ready)
     containerd = ready.unit(UNIT)
     ready.run(["systemctl", "stop", OURS])
@@ -188,7 +188,7 @@ def test_one_that_was_stopped_is_started_again_and_the_runtime_left_alone(ready:
     assert ready.unit(UNIT) == containerd
 
 
-def test_switched_off_it_goes_away(ready: Node) -> None:
+def test_disabling_the_snapshotter_removes_it(ready: Node) -> None:
     install(ready)
     install(ready, PLAIN)
     assert units(ready) == []
@@ -196,7 +196,7 @@ def test_switched_off_it_goes_away(ready: Node) -> None:
     assert of_handlers(ready) == {"kata-qemu": "", "kata-clh": ""}
 
 
-def test_what_fails_afterwards_takes_it_back_too(ready: Node) -> None:
+def test_a_later_failure_rolls_the_snapshotter_back_too(ready: Node) -> None:
     before = ready.snapshot("/etc")
     done = install(ready, check=False, containerd={"userDropIn": "this is [not TOML\n"})
     assert done.returncode != 0
@@ -205,7 +205,7 @@ def test_what_fails_afterwards_takes_it_back_too(ready: Node) -> None:
     assert ready.cri().serving
 
 
-def test_two_instances_have_one_each(ready: Node) -> None:
+def test_two_installations_have_separate_snapshotters(ready: Node) -> None:
     install(ready)
     install(ready, env={"multiInstallSuffix": "b"})
     assert {"nydus": "ok", "nydus-b": "ok"}.items() <= snapshotters(ready).items()
@@ -218,7 +218,7 @@ def test_two_instances_have_one_each(ready: Node) -> None:
     assert ready.unit(OURS).active == "active"
 
 
-def test_killed_at_any_file_it_replaces_the_next_run_gets_there(ready: Node) -> None:
+def test_a_run_killed_at_any_file_replacement_is_completed_by_the_next_run(ready: Node) -> None:
     ready.kata_node("stage", "artifacts", config=VALUES, payload=PAYLOAD, check=True)
     before = ready.snapshot("/etc")
     for stage, other in (("cri", "revert-cri"), ("revert-cri", "cri")):
@@ -235,14 +235,16 @@ def test_killed_at_any_file_it_replaces_the_next_run_gets_there(ready: Node) -> 
 
 
 def kill_at_syscall(node: Node, stage: str, count: int) -> bool:
-    """Run ``stage`` and kill it at the n-th file it replaces; say whether it came to that."""
+    """Run ``stage`` and kill it at its n-th file replacement; return False if it ended before."""
     kill = ("strace", "--quiet=all", "-o", "/dev/null", f"--inject=rename:signal=KILL:when={count}")
     done = node.kata_node("stage", stage, config=VALUES, payload=PAYLOAD, prefix=kill)
     assert done.returncode in (0, -9, 137), done.stdout + done.stderr
     return done.returncode != 0
 
 
-def test_a_container_with_the_units_mounted_sets_it_up_too(ready: Node, with_nydus: Path) -> None:
+def test_a_container_with_the_unit_directory_mounted_sets_the_snapshotter_up(
+    ready: Node, with_nydus: Path
+) -> None:
     mounts = (*POD_MOUNTS, "/etc/systemd/system")
     before = ready.snapshot(*WATCHED)
     ready.kata_node_outside("install", config=VALUES, payload=with_nydus, mounts=mounts, check=True)
@@ -253,13 +255,15 @@ def test_a_container_with_the_units_mounted_sets_it_up_too(ready: Node, with_nyd
     assert changes(before, ready.snapshot(*WATCHED)) == []
 
 
-def test_a_container_without_the_units_is_told_what_to_mount(ready: Node, with_nydus: Path) -> None:
+def test_a_container_without_the_unit_directory_is_refused_with_the_path_to_mount(
+    ready: Node, with_nydus: Path
+) -> None:
     done = ready.kata_node_outside("install", config=VALUES, payload=with_nydus)
     assert done.returncode == 3
     assert "mount the host's /etc/systemd/system" in done.stdout + done.stderr
 
 
-def test_a_unit_of_somebody_else_is_refused_before_anything_is_written(ready: Node) -> None:
+def test_a_foreign_unit_is_refused_before_anything_is_written(ready: Node) -> None:
     (ready.root / f"etc/systemd/system/{OURS}").write_text("[Service]\nExecStart=/bin/sleep inf\n")
     before = ready.snapshot(*WATCHED)
     done = install(ready, check=False)
@@ -268,7 +272,7 @@ def test_a_unit_of_somebody_else_is_refused_before_anything_is_written(ready: No
     assert changes(before, ready.snapshot(*WATCHED)) == []
 
 
-def test_containerd_1_6_has_no_snapshotter_per_handler(boot_ready: BootNode) -> None:
+def test_containerd_1_6_refuses_a_snapshotter_per_handler(boot_ready: BootNode) -> None:
     node = boot_ready("bookworm")
     before = node.snapshot(*WATCHED)
     done = install(node, check=False)
@@ -296,7 +300,9 @@ def test_erofs_serves_with_its_differ(boot_ready: BootNode) -> None:
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
-def test_erofs_without_its_mkfs_is_refused_for_it_would_leave_no_cri(boot_ready: BootNode) -> None:
+def test_erofs_without_mkfs_is_refused_because_containerd_would_not_serve_the_cri(
+    boot_ready: BootNode,
+) -> None:
     node = boot_ready(containerd=NEWEST)
     done = node.kata_node("install", "--output", "json", config=EROFS, payload=PAYLOAD)
     assert done.returncode == 3
