@@ -43,7 +43,7 @@ def test_a_rolling_restart_is_no_reason_to_go(daemonset_fixture: DaemonSetFixtur
     )
     said = daemonset_fixture.ask_wanted()
     assert said == WantedAnswer(
-        0, "Kata is still wanted on this node: the DaemonSet is there and selects this node\n"
+        0, "Kata is still wanted on this node: the DaemonSet exists and selects this node\n"
     )
 
 
@@ -221,5 +221,5 @@ def test_the_daemon_reverts_nothing_when_its_rights_went_first(
     wait_until(lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the right is gone")
     daemonset_fixture.delete()
     pod.terminate()
-    pod.says("could not be found out, so it stays")
+    pod.says("so Kata stays")
     assert pod.exit_code() == 1

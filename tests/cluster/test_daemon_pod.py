@@ -210,7 +210,7 @@ def test_a_node_is_left_when_it_is_selected_no_more_and_wrong_values_keep_nothin
 
     invocation = node.unit(UNIT).invocation
     deploy(ready, "3", shims={"qmeu": {"enabled": True}})
-    wait_until(lambda: "nothing more is tried" in written(ready), "the pod has told of it", timeout=GRACE)
+    wait_until(lambda: "no retry" in written(ready), "the pod has told of it", timeout=GRACE)
     [status] = pods(ready)[-1]["status"]["containerStatuses"]
     assert (status["restartCount"], status["ready"]) == (0, False)
     assert node.unit(UNIT).invocation == invocation
@@ -234,7 +234,7 @@ def test_a_node_that_cannot_run_it_is_left_alone_and_the_reason_is_an_event(read
     node.run(["rm", "--force", "/dev/kvm"])
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
     deploy(ready)
-    wait_until(lambda: "nothing more is tried" in written(ready), "the pod has told of it", timeout=GRACE)
+    wait_until(lambda: "no retry" in written(ready), "the pod has told of it", timeout=GRACE)
     assert "/dev/kvm" in written(ready)
     assert events(ready) == ["KataInstallFailed"]
     [status] = pods(ready)[0]["status"]["containerStatuses"]
@@ -262,7 +262,7 @@ def test_an_uninstall_waits_for_pods_on_kata_and_is_completed_when_they_have_end
     ).running()
 
     cluster.kubectl("delete", "daemonset", NAME, "--cascade=foreground", "--wait=false")
-    wait_until(lambda: "not everything was taken away" in written(ready), "it has failed once")
+    wait_until(lambda: "the revert failed" in written(ready), "it has failed once")
     assert "guest" in written(ready)
     assert len(pods(ready)) == 1
     assert labels(ready) == dict.fromkeys(OURS, "false")
