@@ -93,5 +93,5 @@ def test_a_taint_that_must_not_be_lifted_is_a_warning(stage_runner: StageRunner)
     # The one that was refused stays, and keeps no other.
     assert (done.outcome, stage_runner.labels, taints(stage_runner)) == ("done", OURS, [TAINTS[0], TAINTS[2]])
     (note,) = json.loads(done.done.stdout)["stages"][-1]["notes"]
-    assert f"could not lift the startup taint {STARTING}:NoSchedule" in note
+    assert f"could not remove the startup taint {STARTING}:NoSchedule" in note
     assert "as ordered" in note
