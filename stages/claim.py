@@ -1,4 +1,4 @@
-"""claim: mark the Node before the first byte is written to it, so that whatever comes of it is found."""
+"""Stage ``claim``: set the labels to ``false`` before the first change, so that a failed install is found."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NAME = "claim"
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
-    """Both labels become ``false``, unless they are ``true``: a node that serves goes on serving."""
+    """Set both labels to ``false``. A label that is ``true`` stays, because the node still serves."""
     if not facts.name:
         return Plan(f"nothing to claim: {facts.reason}")
-    # Nothing has been restarted yet that could undo it: to see it once is enough.
+    # No restart has happened yet that could undo the labels, so they need not be watched.
     actions = plan_labels(facts, settings.instance, "claimed", stable_for=0)
-    return Plan(f"Node {facts.name} claimed" + ("" if actions else " already"), actions)
+    return Plan(f"Node {facts.name} is {'' if actions else 'already '}claimed", actions)

@@ -1,4 +1,4 @@
-"""label: tell the cluster that this node serves the handlers."""
+"""Stage ``label``: label the Node as serving the handlers, then remove its startup taints."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAME = "label"
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
-    """Wait for the Node to be ready with our handlers, set both labels and see them hold.
+    """Wait until the Node is Ready and reports the handlers, set both labels, and prove that they stay.
 
-    Only then are the startup taints lifted, and that this fails is no reason to call the node unfit.
+    The startup taints are removed after that. A failure to remove them does not fail the stage.
     """
     if not facts.name:
         return Plan(f"nothing to label: {facts.reason}")
@@ -27,23 +27,23 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     label_actions = plan_labels(facts, settings.instance, "served", handlers=handlers)
     missing = node.missing(handlers) if node else ()
     ready = node is not None and node.ready and not missing
-    # What is left of the time when the Node is ready has to be enough for the labels to hold.
+    # After the wait for the Node there must be time left to watch the labels.
     ready_deadline = facts.deadline - facts.stable_for if label_actions else facts.deadline
     wait_actions = (
         WaitForNode(facts.name, handlers, facts.timeout, ready_deadline, facts.expected_machine_id, missing),
     )
     node_taints = node.taints if node else ()
     return Plan(
-        f"Node {facts.name} labelled" + ("" if label_actions else " already"),
+        f"Node {facts.name} is {'' if label_actions else 'already '}labeled",
         (*(() if ready and not label_actions else wait_actions), *label_actions),
-        # One by one, so that one which may not be lifted keeps no other.
+        # One action for each taint, so that a failure leaves no other taint behind.
         best_effort=tuple(
             RemoveTaint(facts.name, taints.name(each), facts.expected_machine_id)
             for each in node_taints
             if taints.is_startup_taint(each, settings.startup_taints)
         ),
         notes=tuple(
-            f"the taint {name} stays: startupTaints has its key with another effect"
+            f"the taint {name} stays because startupTaints lists its key only with another effect"
             for name in taints.mismatched_taints(node_taints, settings.startup_taints)
         ),
     )

@@ -1,4 +1,4 @@
-"""unclaim: take the labels off the Node, now that nothing of this instance is on it."""
+"""Stage ``unclaim``: remove the labels from the Node when nothing of the installation is left on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ NAME = "unclaim"
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
-    """Remove this instance's mark, and the shared label with the last mark."""
+    """Remove the installation label, and the shared label with the last installation label."""
     if not facts.name:
         return Plan(f"nothing to unclaim: {facts.reason}")
     actions = plan_labels(facts, receipt.instance, "released")
-    return Plan(
-        f"Node {facts.name} "
-        + ("unclaimed" if actions else f"does not carry the labels of {receipt.instance}"),
-        actions,
-    )
+    label_state = "no longer has" if actions else "does not have"
+    return Plan(f"Node {facts.name} {label_state} the labels of {receipt.instance}", actions)

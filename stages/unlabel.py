@@ -1,4 +1,4 @@
-"""unlabel: tell the cluster, before anything is taken away, that this node serves the handlers no more."""
+"""Stage ``unlabel``: withdraw the labels before the revert changes the node."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ NAME = "unlabel"
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
-    """Take this instance's ``true`` back, and that of the shared label with the last one.
+    """Set the installation label to ``false``, and the shared label too when no other installation serves.
 
-    The labels stay, as ``false``, until the node is clean: what cannot be finished now is found by them.
+    The labels stay until the node is clean, so that an unfinished revert can be found by them.
     """
     if not facts.name:
-        left = (
+        notes = (
             ()
             if facts.reason == OFFLINE
             else (_manual_removal_note(receipt.instance, facts.has_other_installations),)
         )
-        return Plan(f"nothing to unlabel: {facts.reason}", notes=left)
+        return Plan(f"nothing to unlabel: {facts.reason}", notes=notes)
     actions = plan_labels(facts, receipt.instance, "withdrawn")
-    label_state = "no longer labelled" if actions else "not labelled"
+    label_state = "no longer labeled" if actions else "not labeled"
     return Plan(f"Node {facts.name} is {label_state} as serving {receipt.instance}", actions)
 
 
 def _manual_removal_note(instance: str, has_other_installations: bool) -> str:
-    """How to take the labels away without this program; the shared one is that of the others too."""
+    """Return how to remove the labels with kubectl. The shared label stays for other installations."""
     keys = (
         (installation_label(instance),)
         if has_other_installations
@@ -40,6 +40,6 @@ def _manual_removal_note(instance: str, has_other_installations: bool) -> str:
     )
     command = " ".join(("kubectl label node NAME", *(f"{key}-" for key in keys)))
     return (
-        f"labels that this machine may have in a cluster stay: remove them with `{command}`, NAME being what "
-        "`kubectl get nodes` shows it as, or revert again with NODE_NAME and KUBECONFIG set"
+        f"the labels that this node may have in a cluster stay: remove them with `{command}`, where NAME is "
+        "its name in `kubectl get nodes`, or set NODE_NAME and KUBECONFIG and revert again"
     )

@@ -62,7 +62,7 @@ app = typer.Typer(
     kata-node revert --offline --host-root ./node
 
     \b
-    Exit codes: 0 done, or nothing to do     3 this node cannot run it; never retry
+    Exit codes: 0 done, or nothing to do     3 this node cannot run it; a retry does not help
                 1 failed; a retry may help   4 failed and rolled back
                 2 wrong usage or settings    5 another run holds the node's lock
                                              10 plan: something would change""",
@@ -163,13 +163,13 @@ def _main(
 
 @command(app, "install")
 def install(common: Common) -> int:
-    """Run host-check, claim, artifacts, cri and label."""
+    """Install Kata on this node. Runs the stages host-check, claim, artifacts, cri and label."""
     return _run_stages(common, INSTALL)
 
 
 @command(app, "revert")
 def revert(common: Common) -> int:
-    """Run unlabel, revert-cri, remove-artifacts, unclaim."""
+    """Remove Kata from this node. Runs the stages unlabel, revert-cri, remove-artifacts and unclaim."""
     return _run_stages(common, REVERT)
 
 
@@ -195,7 +195,7 @@ def status(
         bool, typer.Option("--deep", help="Compare files by digest instead of size and time.")
     ] = False,
 ) -> int:
-    """Show what is installed, what changed since, and what is served."""
+    """Show the installations on this node. Compares the files with the receipt and asks the CRI socket."""
     from kata_node import status as statuses
 
     check_host_root(common)
@@ -229,11 +229,11 @@ def daemon(
     daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
     listen: Listen = DEFAULT_LISTEN,
 ) -> int:
-    """Install, stay, and revert at the end if Kata is no longer wanted.
+    """Run in the pod of a DaemonSet: install, wait, revert at the end.
 
-    The pod of a DaemonSet runs this command. On SIGTERM it asks the API server for the DaemonSet. It
-    reverts only if the DaemonSet is deleted, is being deleted, or no longer selects this node. Otherwise
-    Kata stays: after a rolling restart, or when the API server does not answer.
+    On SIGTERM, it asks the API server for the DaemonSet. It reverts only if the DaemonSet is gone, is being
+    deleted, or no longer selects this node. Otherwise Kata stays on the node, for example after a rolling
+    restart or when the API server does not answer.
     """
     from kata_node.cli import daemon as cli_daemon
 

@@ -1,1 +1,1 @@
-"""What the installation tells the cluster about its Node: labels, taints, Events."""
+"""Labels, startup taints and Events of the Node."""

@@ -1,9 +1,9 @@
-"""What the cluster is told of a run: Events on the Node, for ``kubectl describe node``.
+"""Record the results of a run as Events on the Node, for ``kubectl describe node``.
 
-In a Job the stages are containers of their own, and only those that label may speak to the API
-server. The reports of the others reach them through a directory they share, so that the Event of the
-last one tells of all of them. When one of the others fails, the last is not run: whoever watches the
-Job has to tell of that, from its termination message: the dispatcher does.
+In a node Job each stage is a container, and only the containers that label have credentials for the API
+server. The containers share a directory for the reports of their stages, so that the last container can
+record an Event about all stages. It does not run when an earlier stage fails; the dispatcher then records
+the Event from the termination message.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
-    """What the last report of ``run``, with those before it, is worth telling; ``None`` for nothing.
+    """Return the Event for the last report of ``run``; ``None`` if that report needs no Event.
 
-    Told are the first change, the end of the way there or back, and every failure. That nothing was
-    done is told only by a run that knows of every stage.
+    Events are for the first change of an install or revert, for its end, and for each failure. An Event that
+    nothing changed requires the reports of all stages except host-check.
     """
     last = run[-1]
     stages = _REVERT_STAGES if last.stage in _REVERT_STAGES else _INSTALL_STAGES
@@ -67,9 +67,9 @@ def _failed(report: StageReport, instance: str) -> Event:
 
 @dataclass
 class EventRecorder:
-    """Records what is worth it of each report it is given; that this fails is only logged.
+    """Records an Event for each report that needs one. A failure to do so is only logged.
 
-    ``shared`` is the directory in which the stages of a Job leave their reports for each other.
+    ``shared`` is the directory in which the containers of a node Job share their reports.
     """
 
     clients: Clients
@@ -80,7 +80,7 @@ class EventRecorder:
     run: dict[str, StageReport] = field(default_factory=dict)
 
     def add(self, report: StageReport) -> None:
-        """Take note of the report of a stage that has ended."""
+        """Add the report of an ended stage, and record its Event."""
         if self.shared is not None:
             stages = _REVERT_STAGES if report.stage in _REVERT_STAGES else _INSTALL_STAGES
             before = stages[: stages.index(report.stage)]
@@ -91,12 +91,11 @@ class EventRecorder:
         self.run.pop(report.stage, None)
         self.run[report.stage] = report
         event = event_of(list(self.run.values()), self.instance)
-        # Without a name, or without credentials, there is nobody to tell.
         if event is None or not self.node or credentials.find_credentials() is None:
             return
         try:
             event_object = event.as_object(self.node, component=COMPONENT, reporter=self.reporter)
             self.clients.kube().record_event(event_object)
-        except Exception as error:  # whatever it is, the stage has ended as it did
+        except Exception as error:  # no failure here may change the result of the stage
             level = logging.WARNING if event.type == "Warning" else logging.INFO
-            log.log(level, "no Event %s was recorded on Node %s: %s", event.reason, self.node, error)
+            log.log(level, "cannot record the Event %s on Node %s: %s", event.reason, self.node, error)

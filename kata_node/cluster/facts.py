@@ -1,4 +1,4 @@
-"""What the API server tells of this Node: for the stages that speak to it."""
+"""The facts about the Node for the stages that label it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ OFFLINE = "offline"
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """The Node, or in its place the reason why there is none to be labelled.
+    """The Node to label. Without a ``name`` there is none, and ``reason`` says why.
 
-    ``deadline`` is the point of :func:`time.monotonic` at which the ``timeout`` seconds of the stage are up.
-    With a ``name`` and no ``node`` the cluster does not have it at this moment: some distributions delete
-    their Node and register it anew when the runtime restarts.
+    ``node`` is ``None`` while the cluster has no Node with this name: some distributions delete their Node
+    and register it again when the runtime restarts. ``timeout`` is the time limit of the stage in seconds;
+    it ends at ``deadline``, a value of :func:`time.monotonic`.
     """
 
     node: NodeFacts | None
@@ -35,20 +35,20 @@ class LabelFacts:
     expected_machine_id: str
     name: str = ""
     host_machine_id: str = ""
-    """Of the machine this runs on; empty in a container that has nothing of it."""
+    """The id of the machine that this process runs on; empty in a container without the host root."""
     has_other_installations: bool = False
-    """Whether other instances are on this machine, as far as it is seen; not looked for with a ``name``."""
+    """Whether other installations are on this node. Only determined without a ``name``."""
 
 
 def gather_facts(context: StageContext) -> LabelFacts:
-    """Read the Node, unless this run has nothing to do with a cluster."""
+    """Read the Node, unless the run is offline or has neither NODE_NAME nor credentials."""
     options = context.options
     reason, node, name = "", None, ""
     deadline = context.since + options.label_timeout
     if options.offline:
         reason = OFFLINE
     elif not options.node_name and credentials.find_credentials() is None:
-        reason = "no cluster: neither NODE_NAME nor credentials of an API server are set"
+        reason = "no cluster: neither NODE_NAME nor credentials for an API server are set"
     else:
         name = options.node_name
         with contextlib.suppress(NoSuchNodeError):

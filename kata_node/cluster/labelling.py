@@ -1,4 +1,4 @@
-"""The acts on the Node object: wait for it, set or remove this instance's labels, lift its startup taints."""
+"""The actions on the Node object: wait for it, change its labels, remove its startup taints."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kata_node.cluster.labels import Goal
 from kata_node.kube.node import check_host, check_machine_id
 from kata_node.plan.actions import Clients
 
-LIFTING_TIMEOUT = 60.0
-"""Seconds that lifting a startup taint may take; the API server has just answered."""
+TAINT_REMOVAL_TIMEOUT = 60.0
+"""Seconds that the removal of a startup taint may take. The API server has just answered, so it is short."""
 
 
 def plan_labels(
@@ -23,11 +23,11 @@ def plan_labels(
     handlers: tuple[str, ...] = (),
     stable_for: float | None = None,
 ) -> tuple[EnsureLabels, ...]:
-    """What brings the labels of ``instance`` to ``goal``; nothing when they are there.
+    """Return the actions that bring the labels of ``instance`` to ``goal``; none when they are there.
 
-    By default they must hold for as long as ``facts`` say; ``handlers`` are what the Node must go on
-    reporting meanwhile. Raises
-    :class:`~kata_node.errors.UnfitNodeError` when the Node is on another machine than the one meant.
+    The labels must stay unchanged for ``stable_for`` seconds, by default for those of ``facts``. During
+    that time the Node must report ``handlers``. Raises :class:`~kata_node.errors.IneligibleNodeError` when
+    the Node belongs to another machine.
     """
     current_labels: Mapping[str, str]
     if facts.node:
@@ -36,7 +36,7 @@ def plan_labels(
         current_labels = facts.node.labels
     elif goal in ("claimed", "served"):
         current_labels = {}
-    else:  # of a Node that is away just now, all that it can have
+    else:  # the Node is missing at the moment: assume every label that it can have
         current_labels = dict.fromkeys(
             (labels.SHARED_LABEL, labels.installation_label(instance)), labels.SERVING
         )
@@ -61,7 +61,7 @@ def plan_labels(
 
 @dataclass(frozen=True)
 class WaitForNode:
-    """Wait until the Node is Ready and, if it reports handlers at all, reports ours."""
+    """Wait until the Node is Ready and reports ``handlers``. If it reports none at all, Ready is enough."""
 
     name: str
     handlers: tuple[str, ...]
@@ -69,18 +69,18 @@ class WaitForNode:
     deadline: float
     expected_machine_id: str
     missing: tuple[str, ...] = ()
-    """Those of the handlers that the Node was seen not to report."""
+    """The handlers that the Node did not report when the plan was made."""
 
     def describe(self) -> str:
-        """One line."""
+        """Return a line."""
         return f"wait for Node {self.name} to be Ready and to report {', '.join(self.handlers)}"
 
     def diff(self) -> str:
-        """Nothing changes."""
+        """Return nothing, because nothing changes."""
         return ""
 
     def apply(self, clients: Clients) -> None:
-        """Raises :class:`~kata_node.errors.KubeError` when the time is up."""
+        """Wait. Raise :class:`~kata_node.errors.KubeError` at the deadline."""
         clients.kube().wait_ready(
             self.name,
             self.handlers,
@@ -90,15 +90,15 @@ class WaitForNode:
         )
 
     def check(self, clients: Clients) -> None:
-        """Applying it is the check."""
+        """Check nothing: the wait has seen the Node Ready."""
 
 
 @dataclass(frozen=True)
 class EnsureLabels:
-    """Make ``changes`` on the Node and see them hold for ``stable_for`` seconds.
+    """Change the labels of the Node, and prove that they stay unchanged for ``stable_for`` seconds.
 
-    ``changes`` are those seen when the plan was made. What is sent is worked out anew each time,
-    for another instance may have set its labels meanwhile.
+    ``changes`` are those that were necessary when the plan was made. Each request computes them again,
+    because another installation may have changed its labels since.
     """
 
     name: str
@@ -110,24 +110,24 @@ class EnsureLabels:
     stable_for: float
     expected_machine_id: str
     handlers: tuple[str, ...] = ()
-    """What the Node must go on reporting meanwhile, if it reports handlers at all."""
+    """The handlers that the Node must report during that time, if it reports handlers at all."""
 
     def describe(self) -> str:
-        """One line."""
-        done = ", ".join(
+        """Return a line."""
+        changes = ", ".join(
             f"remove {key}" if value is None else f"{key}={value}" for key, value in self.changes
         )
-        return f"label Node {self.name}: {done}"
+        return f"label Node {self.name}: {changes}"
 
     def diff(self) -> str:
-        """A line each."""
+        """Return a line for each label."""
         return "".join(
             f"- {key} on Node {self.name}\n" if value is None else f"+ {key}={value} on Node {self.name}\n"
             for key, value in self.changes
         )
 
     def apply(self, clients: Clients) -> None:
-        """Raises :class:`~kata_node.errors.KubeError` when they do not hold."""
+        """Change the labels. Raise :class:`~kata_node.errors.KubeError` when they do not stay unchanged."""
         clients.kube().ensure_labels(
             self.name,
             lambda node: labels.CHANGES[self.goal](node.labels, self.instance),
@@ -139,33 +139,33 @@ class EnsureLabels:
         )
 
     def check(self, clients: Clients) -> None:
-        """That they hold was seen when they were made."""
+        """Check nothing: :meth:`apply` has seen the labels stay."""
 
 
 @dataclass(frozen=True)
 class RemoveTaint:
-    """Take a startup taint, ``key:effect``, off the Node."""
+    """Remove the startup taint ``key:effect`` from the Node."""
 
     name: str
     taint: str
     expected_machine_id: str
 
     def describe(self) -> str:
-        """One line."""
-        return f"lift the startup taint {self.taint} from Node {self.name}"
+        """Return a line."""
+        return f"remove the startup taint {self.taint} from Node {self.name}"
 
     def diff(self) -> str:
-        """One line."""
+        """Return a line."""
         return f"- taint {self.taint} on Node {self.name}\n"
 
     def apply(self, clients: Clients) -> None:
-        """Raises :class:`~kata_node.errors.KubeError` when it stays."""
+        """Remove it. Raise :class:`~kata_node.errors.KubeError` when it is still there."""
         clients.kube().remove_taints(
             self.name,
-            lambda there: taints.without_startup_taints(there, (self.taint,)),
-            timeout=LIFTING_TIMEOUT,
+            lambda current: taints.without_startup_taints(current, (self.taint,)),
+            timeout=TAINT_REMOVAL_TIMEOUT,
             expected_machine_id=self.expected_machine_id or None,
         )
 
     def check(self, clients: Clients) -> None:
-        """That it is gone was seen when it was lifted."""
+        """Check nothing: :meth:`apply` has seen the Node without the taint."""

@@ -1,12 +1,17 @@
-"""Which labels an instance wants on its Node, and the changes that get them there and away again.
+"""Compute the changes of a Node's labels for each goal of an installation. Pure.
 
-A Node is first *claimed* (``false``: something may be on it, nothing is to be scheduled there), then
-*served* (``true``), on the way back *withdrawn* (``false`` again) and at the very end *released*
-(gone). So whatever was begun, in either direction, can be found by a label until it is finished.
+The labels of an installation pass through four goals:
 
-All functions are pure. A set of changes maps a label to its new value, or to ``None`` where the
-label goes; an empty one means that the Node is as it should be. What they say holds for the labels
-they were given, so the changes have to be made on exactly those, or worked out anew.
+- ``claimed``: ``false``, before the first change of the node. Files may be there; no pod is scheduled.
+- ``served``: ``true``, when the runtime serves the handlers.
+- ``withdrawn``: ``false``, before the revert.
+- ``released``: removed, when nothing of the installation is left on the node.
+
+An install or revert that did not finish can therefore be found by its label.
+
+The result of each function maps a label to its new value, or to ``None`` if the label is removed. It is
+empty if the goal is reached. It is valid only for the labels that the function was given: if the Node has
+changed since, compute it again.
 """
 
 from __future__ import annotations
@@ -15,10 +20,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
-"""What RuntimeClasses select: some instance serves Kata handlers on this node."""
+"""The label that RuntimeClasses select. ``true``: an installation serves Kata handlers on this node."""
 
 INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
-"""Followed by the name of an instance: that one is on this node."""
+"""The prefix of installation labels. The name of the installation follows."""
 
 SERVING = "true"
 CLAIMED = "false"
@@ -28,12 +33,12 @@ Changes = dict[str, str | None]
 
 
 def installation_label(instance: str) -> str:
-    """The label that only ``instance`` (its suffix, or ``default``) puts on a Node and takes off it."""
+    """Return the label of the installation ``instance``, which is its suffix or ``default``."""
     return INSTALLATION_LABEL_PREFIX + instance
 
 
 def other_installation_labels(labels: Mapping[str, str], instance: str) -> dict[str, str]:
-    """The marks of all the other instances among ``labels``, whatever their value."""
+    """Return the installation labels of all other installations, with any value."""
     own = installation_label(instance)
     return {
         key: value
@@ -43,9 +48,9 @@ def other_installation_labels(labels: Mapping[str, str], instance: str) -> dict[
 
 
 def claimed(labels: Mapping[str, str], instance: str) -> Changes:
-    """What to change before the first byte is written to the node of ``instance``.
+    """Return the changes that claim the Node, before the first change of the node.
 
-    What says that it serves is left: it does so while it is installed again, and so do the others.
+    Labels that are ``true`` stay: the handlers are served during another install.
     """
     return {
         key: CLAIMED
@@ -55,16 +60,16 @@ def claimed(labels: Mapping[str, str], instance: str) -> Changes:
 
 
 def served(labels: Mapping[str, str], instance: str) -> Changes:
-    """What to change so that the Node says that ``instance`` serves its handlers."""
+    """Return the changes that make both labels ``true``."""
     return {
         key: SERVING for key in (SHARED_LABEL, installation_label(instance)) if labels.get(key) != SERVING
     }
 
 
 def withdrawn(labels: Mapping[str, str], instance: str) -> Changes:
-    """What to change so that no pod comes for ``instance`` any more, while its files are still there.
+    """Return the changes that keep new pods away from ``instance`` before its revert.
 
-    The shared label stays as it is while another instance serves. Labels that are not there are not made.
+    The shared label keeps its value while another installation serves. Missing labels are not added.
     """
     own = installation_label(instance)
     keys = (own,) if _another_serves(labels, instance) else (SHARED_LABEL, own)
@@ -72,11 +77,11 @@ def withdrawn(labels: Mapping[str, str], instance: str) -> Changes:
 
 
 def released(labels: Mapping[str, str], instance: str) -> Changes:
-    """What to change so that nothing on the Node speaks of ``instance``.
+    """Return the changes that remove the labels of ``instance``.
 
-    The shared label goes with the last mark, and while the others that are left only claim the Node
-    it is ``false``. It also goes when it is found with no mark at all: nothing would ever take it
-    away, and pods would go on being sent to a node that cannot run them.
+    The shared label is removed with the last installation label. It becomes ``false`` if other installations
+    have labels and none of them serves. Without any installation label it is removed too: no installation
+    would remove it, and the scheduler would send pods to a node that cannot run them.
     """
     own = installation_label(instance)
     changes: Changes = {own: None} if own in labels else {}
@@ -95,4 +100,4 @@ CHANGES: Mapping[Goal, Callable[[Mapping[str, str], str], Changes]] = {
     "withdrawn": withdrawn,
     "released": released,
 }
-"""How each goal is reached."""
+"""The function for each goal."""

@@ -1,1 +1,1 @@
-"""The process of a DaemonSet pod: it installs, waits, and reverts."""
+"""The process of a DaemonSet pod. It installs Kata, waits, and reverts if Kata is no longer wanted."""

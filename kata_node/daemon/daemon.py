@@ -1,14 +1,15 @@
-"""The pod of a DaemonSet: it installs, waits, and in the end reverts if Kata is no longer wanted there.
+"""The process of a DaemonSet pod. It installs Kata, waits, and reverts if Kata is no longer wanted.
 
-This process is all that stays on the node, so it does none of the work and loads next to nothing.
-``install``, ``wanted`` and ``revert`` run as children, and what memory they took is gone with them.
+This process stays on the node, so it loads few modules. It runs ``install``, ``wanted`` and ``revert`` as
+child processes, which free their memory when they end.
 
-A child is in a session of its own: what ends the daemon ends no transaction. The daemon waits for it, as
-long as the pod's grace period lets it; what is killed even so is completed or taken back by the next run.
+Each child has a session of its own, so that a signal to the daemon does not interrupt a transaction. The
+daemon waits for its child during the grace period of the pod. If the child is killed after that, the next
+run completes its work or rolls it back.
 
-It can be the first process of a container. The kernel keeps from such a one every signal that it does not
-handle, unless it is blocked, so these are blocked from the start and waited for; and it takes note of the
-end of processes that are no children of its own.
+The daemon can be process 1 of a container. The kernel does not deliver a signal to process 1 that it
+neither handles nor blocks, so the daemon blocks its signals from the start and waits for them. Process 1
+also inherits orphans, so the daemon reaps processes that it did not start.
 """
 
 from __future__ import annotations
@@ -30,30 +31,30 @@ from kata_node.errors import IneligibleNodeError, KataNodeError, RolledBackError
 DONE, UNFIT, USAGE = 0, IneligibleNodeError.exit_code, UsageError.exit_code
 
 NOT_WANTED = 10
-"""The exit code of ``wanted`` that has Kata taken away. No other code does, nor a child that was killed."""
+"""The exit code of ``wanted`` that leads to a revert. No other code does, and no signal."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)
 
 _EXIT_CODE_TEXTS = {
     1: "it failed",
-    RolledBackError.exit_code: "it failed and was put back",
+    RolledBackError.exit_code: "it failed and was rolled back",
     5: "another run holds the node's lock",
     UNFIT: "this node cannot run it",
     USAGE: "the options or the settings are wrong",
 }
 
-log = logging.getLogger("kata_node.daemon.daemon")  # where it is the program that is run, its name is another
+log = logging.getLogger("kata_node.daemon.daemon")  # __name__ is "__main__" in the daemon's process
 
 
-# Plain classes: the module that makes dataclasses would be a quarter of the memory of this process.
+# No dataclasses: the module would be a quarter of the memory of this process (measured).
 
 
 class RetryDelays:
-    """Seconds before the next try, and the most that doubling makes of them.
+    """The delays between tries, in seconds. A delay doubles with each try, up to a limit.
 
-    What was put back has restarted the runtime twice, so that waits longer. A pod that reverts is waited
-    for, and what keeps it, pods on Kata above all, may be gone any moment.
+    After a rollback the delay is longer, because each try restarts the runtime twice. A revert has a lower
+    limit: the kubelet waits for the pod, and the usual cause, pods on Kata, can end at any moment.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class RetryDelays:
         self._rollback = first_after_rollback, longest_after_rollback
 
     def after(self, code: int, tries: int, *, reverting: bool = False) -> float:
-        """Before that is tried again which has ended with ``code``, the ``tries``-th time in a row."""
+        """Return the delay after try number ``tries``, which ended with the exit code ``code``."""
         first, longest = self._revert if reverting else self._usual
         if code == RolledBackError.exit_code:
             first, longest = self._rollback
@@ -78,7 +79,7 @@ class RetryDelays:
 
 
 class ChildProcess:
-    """A process that was started: ``code`` is ``None`` while it runs, and -N if signal N ended it."""
+    """A child process. ``code`` is its exit code, -N if signal N ended it, ``None`` while it runs."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -86,16 +87,16 @@ class ChildProcess:
 
 
 def block_signals() -> None:
-    """From now on signals wait for :class:`Daemon`, also if another program takes this one's place first."""
+    """Block the signals that :class:`Daemon` waits for. They stay blocked across ``exec``."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
 
 
 class Daemon:
-    """The life of such a pod. Made in the main thread, after :func:`block_signals`.
+    """The daemon. Create it in the main thread, after :func:`block_signals`.
 
-    ``program`` is run with the word for what it is to do added, and leaves what went wrong in the file
-    ``termination_log``, if there is one. ``by_name`` are variables with which it reverts even where its
-    settings are wrong; without any it cannot.
+    ``program`` is the command of the children, without the subcommand. A child writes its error to the
+    file ``termination_log``, if that file exists. ``fallback_env`` has the variables for a revert when the
+    settings are wrong; when it is empty, such a revert fails.
     """
 
     def __init__(
@@ -117,14 +118,14 @@ class Daemon:
         self._probes = ProbeServer(listener, lambda: self._state)
 
     def run(self) -> int:
-        """Live it, and return the exit code."""
+        """Install, wait for a signal to stop, revert if necessary, and return the exit code."""
         self._probes.start()
         self._install_with_retries()
         self._wait_until(lambda: self._stopping)
         return self._shut_down()
 
     def _install_with_retries(self) -> None:
-        """Until it is there, cannot be, or the pod is to go."""
+        """Run ``install`` until it succeeds, a retry cannot help, or a signal to stop arrives."""
         tries = 0
         self._handle_signals(0)
         while not self._stopping:
@@ -137,26 +138,26 @@ class Daemon:
                 return
             pause = self._pauses.after(child.code or 1, tries)
             why = self._failure_reason(child)
-            self._set_state(f"not installed, tried {'once' if tries == 1 else f'{tries} times'}: {why}")
-            log.warning("the install is tried again in %.0f s: %s", pause, why)
+            self._set_state(f"not installed, tried {_times(tries)}: {why}")
+            log.warning("the install failed; retrying in %.0f s: %s", pause, why)
             self._wait_until(lambda: self._stopping, pause)
 
     def _report_install(self, child: ChildProcess) -> None:
         if child.code == DONE:
             self._set_state("installed", ready=True)
-            log.info("installed; waiting for the pod to end")
+            log.info("installed; waiting for the signal to stop")
         elif child.code is not None:
-            # It does not end over this: Kata may be here of old, and then somebody has to take it away.
+            # The pod stays: an older installation may be on the node, and this pod has to revert it.
             why = self._failure_reason(child)
-            self._set_state(f"not installed, and not to be: {why}")
-            log.error("nothing more is tried on this node until the pod is made anew: %s", why)
+            self._set_state(f"not installed, no retry: {why}")
+            log.error("the install failed; no retry on this node until the pod is replaced: %s", why)
 
     def _shut_down(self) -> int:
-        """Revert if it is clear that Kata is not wanted here any more. All else leaves the node as it is.
+        """Revert if ``wanted`` says that Kata is not wanted here, and return the exit code.
 
-        A revert that fails is tried again for as long as the pod is let live.
+        Any other answer leaves the node as it is. A failed revert is retried until the pod is killed.
         """
-        self._set_state("ending")
+        self._set_state("stopping")
         tries = 0
         while True:
             answer = self._ask_wanted()
@@ -164,8 +165,8 @@ class Daemon:
                 return DONE
             if answer != NOT_WANTED and not tries:
                 log.error(
-                    "whether Kata is still wanted on this node could not be found out, so it stays; if it is "
-                    "not, run `kata-node revert` here"
+                    "cannot find out whether Kata is still wanted on this node, so Kata stays; "
+                    "if it is not wanted, run `kata-node revert` on this node"
                 )
                 return 1
             if self._install_running:
@@ -178,40 +179,40 @@ class Daemon:
                 return DONE
             why = self._failure_reason(child)
             if code in (UNFIT, USAGE):
-                log.error("not everything was taken away; run `kata-node revert` on this node: %s", why)
+                log.error("the revert failed; run `kata-node revert` on this node: %s", why)
                 return code
             pause = self._pauses.after(code, tries, reverting=True)
-            self._set_state(f"not reverted, tried {tries} times: {why}")
+            self._set_state(f"not reverted, tried {_times(tries)}: {why}")
             log.error(
-                "not everything was taken away; that is tried again in %.0f s, and if the pod is ended "
-                "before, run `kata-node revert` on this node: %s",
+                "the revert failed; retrying in %.0f s; if the pod ends before that, run `kata-node revert` "
+                "on this node: %s",
                 pause,
                 why,
             )
             self._wait_until(lambda: False, pause)
 
     def _ask_wanted(self) -> int | None:
-        """Whether Kata is wanted, once no install is under way that would leave it here."""
+        """Return the exit code of ``wanted``. Unless it says no, first wait for a running install to end."""
         answer = self._run("wanted").code
         if answer == NOT_WANTED or not self._install_running:
             return answer
-        # Whoever comes next goes on from where this one stops; it is spared that where there is time. The
-        # DaemonSet can be deleted meanwhile, and no other signal tells of that.
+        # The next pod could continue a killed install, but a complete one is better. Ask again after it: the
+        # DaemonSet can be deleted during the wait, and the kubelet sends no second signal.
         self._end_install()
         return self._run("wanted").code
 
     def _revert(self) -> ChildProcess:
-        """Where the settings are wrong now: revert what is known of this installation without them."""
+        """Run ``revert``. If the settings are wrong, run it again with ``fallback_env``."""
         child = self._run("revert")
         if child.code == USAGE and self._fallback_env:
-            log.warning("reverting by the name of this installation alone: %s", self._failure_reason(child))
+            log.warning("reverting by prefix and suffix alone: %s", self._failure_reason(child))
             child = self._run("revert", self._fallback_env)
         return child
 
     def _end_install(self, number: signal.Signals | None = None) -> None:
         assert self._install is not None
-        log.info("waiting for the install under way to end")
-        if number is not None:  # it puts back what it has begun
+        log.info("waiting for the running install to end")
+        if number is not None:  # an interrupted install rolls back its current stage
             os.kill(self._install.pid, number)
         self._wait_until(lambda: not self._install_running)
 
@@ -225,24 +226,24 @@ class Daemon:
         return child
 
     def _start(self, subcommand: str, variables: Mapping[str, str] | None = None) -> ChildProcess:
-        if subcommand != "wanted":  # which changes nothing that the pod's status should tell
+        if subcommand != "wanted":  # the termination message stays that of the last install or revert
             with contextlib.suppress(OSError):
                 os.truncate(self._termination_log, 0)
         command = [*self._program, subcommand]
-        # Ignored signals would stay so in the child: a shell's `&` ignores SIGINT, Python SIGPIPE.
+        # A child inherits ignored signals: a shell's `&` ignores SIGINT, and Python ignores SIGPIPE.
         reset = (*STOP_SIGNALS, signal.SIGPIPE)
         env = {**os.environ, **(variables or {})}
         try:
             pid = os.posix_spawn(command[0], command, env, setsid=True, setsigmask=(), setsigdef=reset)
         except OSError as error:
             raise KataNodeError(
-                f"the program cannot be started: {error.strerror}", where=command[0], hint="run it again"
+                f"cannot start the program: {error.strerror}", where=command[0], hint="restart the pod"
             ) from error
         child = self._children[pid] = ChildProcess(pid)
         return child
 
     def _wait_until(self, done: Callable[[], bool], seconds: float | None = None) -> None:
-        """Take note of signals until ``done``, or until so many seconds have passed."""
+        """Handle signals until ``done()`` is true, or for ``seconds``."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while not done():
             left = None if deadline is None else deadline - time.monotonic()
@@ -251,7 +252,7 @@ class Daemon:
             self._handle_signals(left)
 
     def _handle_signals(self, seconds: float | None) -> None:
-        """Wait for a signal, and take note of what it tells; ``None`` is for as long as it takes."""
+        """Wait for a signal, at most ``seconds``, and handle it. ``None`` waits without a limit."""
         if seconds is None:
             number = signal.sigwait(HANDLED_SIGNALS)
         else:
@@ -261,24 +262,25 @@ class Daemon:
             number = signal.Signals(info.si_signo)
         if number != signal.SIGCHLD:
             log.info(
-                "%s, a second one" if self._stopping else "%s: the pod is to go", signal.Signals(number).name
+                "%s again; already stopping" if self._stopping else "%s; stopping",
+                signal.Signals(number).name,
             )
             self._stopping = True
         self._reap()
 
     def _reap(self) -> None:
-        """Take note of every process that has ended: one signal may stand for several."""
-        with contextlib.suppress(ChildProcessError):  # there is none
+        """Reap every process that has ended. One SIGCHLD can stand for several processes."""
+        with contextlib.suppress(ChildProcessError):  # no child is left
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 child = self._children.pop(ended[0], None)
-                if child is not None:  # else an orphan that the first process of a container inherits
+                if child is not None:  # otherwise it is an orphan that process 1 inherited
                     child.code = os.waitstatus_to_exitcode(ended[1])
 
     def _set_state(self, text: str, *, ready: bool = False) -> None:
         self._state = HealthState(ready, text)
 
     def _failure_reason(self, child: ChildProcess) -> str:
-        """What a child left for the pod's status, else what its exit code means."""
+        """Return the error in the termination message of ``child``, or else the meaning of its exit code."""
         try:
             with open(self._termination_log, "rb") as file:
                 message = json.loads(file.read())
@@ -292,29 +294,34 @@ class Daemon:
 
 def _describe_exit_code(code: int) -> str:
     if code < 0:
-        return f"it was ended by the signal {-code}"
-    return _EXIT_CODE_TEXTS.get(code, f"it ended with the exit code {code}")
+        return f"signal {-code} ended it"
+    return _EXIT_CODE_TEXTS.get(code, f"it ended with exit code {code}")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def daemon_command(
     listener: socket.socket, log_level: str, termination_log: str, fallback_env: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """What the process that read the options is to become: the daemon, with nothing of what that needed.
+    """Return the command of the daemon, which replaces the process that read the options.
 
-    The children get the options by their variables, in the environment that it is given.
+    A new program is free of the modules that reading the options needs. The children read the options from
+    their environment. The command inherits ``listener``.
     """
     listener.set_inheritable(True)
-    given = (str(listener.fileno()), log_level, termination_log, json.dumps(fallback_env))
-    return (*_python("kata_node.daemon.daemon"), *given)
+    arguments = (str(listener.fileno()), log_level, termination_log, json.dumps(fallback_env))
+    return (*_python("kata_node.daemon.daemon"), *arguments)
 
 
 def _python(module: str) -> tuple[str, ...]:
-    # -P: not even a directory named kata_node where the pod happens to work is looked into.
+    # -P keeps Python from importing a kata_node directory in the working directory of the pod.
     return (sys.executable, "-P", "-m", module)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Take up what :func:`command_line` says."""
+    """Run the daemon with the arguments of :func:`daemon_command`, and return the exit code."""
     descriptor, log_level, termination_log, fallback_env = arguments
     block_signals()
     logs.configure_logging(log_level)

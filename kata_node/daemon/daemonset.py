@@ -1,7 +1,7 @@
-"""Whether a DaemonSet still wants its pod on a node: what the DaemonSet controller goes by, but for taints.
+"""Decide whether a DaemonSet still wants its pod on a node, like the DaemonSet controller but without taints.
 
-A taint that drives the pod away, a node that is drained or shut down, a rolling restart: none of them
-is a wish to have Kata removed. That the DaemonSet is gone, or selects other nodes now, is one.
+Kata is no longer wanted when the DaemonSet is gone or selects other nodes. A taint that evicts the pod, a
+drain, a shutdown of the node and a rolling restart do not mean that Kata should be removed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Labels = Mapping[str, str]
 
 @dataclass(frozen=True)
 class WantedResult:
-    """Whether it does, and why; ``reason`` is a sentence without a full stop.
+    """The decision and its reason, a sentence without a full stop.
 
-    ``for_good`` is a no that no label of the Node can change.
+    ``permanent`` means that no label of the Node can change the decision.
     """
 
     wanted: bool
@@ -28,10 +28,11 @@ class WantedResult:
 def still_wanted(
     daemonset: Mapping[str, Any] | None, node: str, labels: Callable[[], Labels]
 ) -> WantedResult:
-    """Whether ``daemonset``, an object of apps/v1 or ``None`` if there is none, selects the Node ``node``.
+    """Return whether ``daemonset`` selects the Node ``node``.
 
-    ``labels`` are the Node's, asked for only where it comes to them. What is not understood of the object
-    counts as a wish to stay: to take Kata away disturbs more than to leave it.
+    ``daemonset`` is an object of apps/v1, or ``None`` if it does not exist. ``labels`` returns the labels of
+    the Node; it is called only if the decision depends on them. An unknown requirement counts as met, because
+    a needless revert does more harm than a needless installation.
     """
     if daemonset is None:
         return WantedResult(False, "the DaemonSet is gone", permanent=True)
@@ -42,7 +43,7 @@ def still_wanted(
 
 def _selects(pod: Mapping[str, Any], node: str, labels: Labels) -> WantedResult:
     if pod.get("nodeName", "") not in ("", node):
-        return WantedResult(False, f"the DaemonSet is for the node {pod['nodeName']} alone")
+        return WantedResult(False, f"the DaemonSet selects only the node {pod['nodeName']}")
     for key, value in (pod.get("nodeSelector") or {}).items():
         if labels.get(key) != value:
             found = f"{key}={labels[key]}" if key in labels else f"no label {key}"
@@ -50,8 +51,8 @@ def _selects(pod: Mapping[str, Any], node: str, labels: Labels) -> WantedResult:
                 False, f"the DaemonSet selects nodes with {key}={value}, and this one has {found}"
             )
     if not _affinity_matches(pod, node, labels):
-        return WantedResult(False, "the node affinity of the DaemonSet does not fit this node")
-    return WantedResult(True, "the DaemonSet is there and selects this node")
+        return WantedResult(False, "the node affinity of the DaemonSet does not match this node")
+    return WantedResult(True, "the DaemonSet exists and selects this node")
 
 
 def _affinity_matches(pod: Mapping[str, Any], node: str, labels: Labels) -> bool:
@@ -63,17 +64,17 @@ def _affinity_matches(pod: Mapping[str, Any], node: str, labels: Labels) -> bool
 
 
 def _term_matches(term: Mapping[str, Any], node: str, labels: Labels) -> bool:
-    """Whether all of a term holds. An empty one fits no node, as in Kubernetes."""
+    """Return whether the node meets all requirements of a term. An empty term matches no node."""
     by_label, by_field = term.get("matchExpressions") or (), term.get("matchFields") or ()
     if not by_label and not by_field:
         return False
-    # The only field that Kubernetes knows there.
+    # metadata.name is the only field that Kubernetes supports here.
     return _requirements_match(by_label, labels) and _requirements_match(by_field, {"metadata.name": node})
 
 
 def _requirements_match(requirements: Sequence[Mapping[str, Any]], labels: Labels) -> bool:
     return all(
-        # An operator of times to come is not understood, so it is taken to fit.
+        # An unknown operator of a newer Kubernetes counts as met.
         OPERATORS.get(each["operator"], _always_matches)(labels.get(each["key"]), each.get("values") or ())
         for each in requirements
     )
@@ -84,7 +85,10 @@ def _always_matches(_value: str | None, _values: Sequence[str]) -> bool:
 
 
 def _compares(value: str | None, values: Sequence[str], *, sign: int) -> bool:
-    """Whether ``value`` lies beyond the one of ``values``; never so if one of them is no number."""
+    """Return whether ``value`` is above (``sign`` 1) or below (-1) the single integer in ``values``.
+
+    It is false when either of them is not an integer.
+    """
     try:
         (limit,) = values
         return value is not None and (int(value) - int(limit)) * sign > 0
@@ -100,4 +104,4 @@ OPERATORS: Mapping[str, Callable[[str | None, Sequence[str]], bool]] = {
     "Gt": lambda value, values: _compares(value, values, sign=1),
     "Lt": lambda value, values: _compares(value, values, sign=-1),
 }
-"""By their names in the API: whether the value of a label, ``None`` if it is not there, meets the values."""
+"""Each operator of the API as a function of a label's value (``None`` if it is missing) and the values."""

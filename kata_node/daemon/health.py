@@ -1,7 +1,7 @@
-"""The answers to the kubelet's probes: ``/healthz`` while the process lives, ``/readyz`` once it is ready.
+"""Answer the kubelet's probes. ``/healthz`` succeeds while the process lives, ``/readyz`` once it is ready.
 
-Answered in a thread of its own, so that no work keeps a probe waiting, and with nothing but sockets:
-the HTTP server of the standard library would be half of the memory of the whole process.
+A thread of its own answers them, so that no work delays a probe. It uses only sockets: the HTTP server of
+the standard library would be half of the memory of the process (measured).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Callable
 from kata_node.errors import KataNodeError, UsageError
 
 REQUEST_LIMIT = 4096
-"""Bytes of a request; a probe has some two hundred."""
+"""The maximum size of a request in bytes. A probe has about 200."""
 
 CLIENT_TIMEOUT = 5.0
-"""Seconds a client may take for its request."""
+"""Seconds that a client may take to send its request."""
 
 MAX_CLIENTS = 32
-"""Connections at a time; whoever has waited longest makes room for the next."""
+"""The maximum number of open connections. A further connection closes the oldest one."""
 
 
 class HealthState:
-    """How it goes. ``text`` is for people, and may be read by anybody who reaches the port."""
+    """The state of the daemon. ``text`` is the body of the answers, which anyone on the network can read."""
 
     def __init__(self, ready: bool, text: str) -> None:
         self.ready = ready
@@ -34,15 +34,16 @@ class HealthState:
 
 
 def listen(address: str) -> socket.socket:
-    """Listen on ``[HOST]:PORT``, without a host on all addresses of both families.
+    """Return a socket that listens on ``[HOST]:PORT``; without HOST on all IPv4 and IPv6 addresses.
 
-    Raises :class:`UsageError` for what is no such address and :class:`KataNodeError` when it is taken.
+    Raises :class:`UsageError` for another form of address, and :class:`KataNodeError` when the address
+    cannot be used.
     """
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise UsageError(
-            "expected [HOST]:PORT", where=f"--listen {address}", hint="name a port as in --listen :8090"
+            "expected [HOST]:PORT", where=f"--listen {address}", hint="set a port, for example --listen :8090"
         )
     both = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
@@ -52,24 +53,24 @@ def listen(address: str) -> socket.socket:
         raise KataNodeError(
             f"cannot listen for probes: {error.strerror}",
             where=f"--listen {address}",
-            hint="end what listens there, or choose another port, in the probes of the pod as well",
+            hint="stop the program that listens there, or set another port here and in the probes of the pod",
         ) from error
 
 
 def respond(request: bytes, state: HealthState) -> bytes:
-    """The whole response to a request, of which the first line is enough."""
+    """Return the response to a request. Only its first line matters."""
     words = request.partition(b"\r\n")[0].split()
     if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-        return _response("400 Bad Request", "this is no request of HTTP/1")
+        return _response("400 Bad Request", "this is not an HTTP/1 request")
     method, path = words[0], words[1].partition(b"?")[0]
     if method not in (b"GET", b"HEAD"):
-        return _response("405 Method Not Allowed", "only GET and HEAD are answered", "Allow: GET, HEAD\r\n")
+        return _response("405 Method Not Allowed", "use GET or HEAD", "Allow: GET, HEAD\r\n")
     if path == b"/healthz" or (path == b"/readyz" and state.ready):
         status = "200 OK"
     elif path == b"/readyz":
         status = "503 Service Unavailable"
     else:
-        return _response("404 Not Found", "only /healthz and /readyz are here")
+        return _response("404 Not Found", "use /healthz or /readyz")
     return _response(status, state.text, body=method == b"GET")
 
 
@@ -89,16 +90,16 @@ class _Client:
 
 
 class ProbeServer:
-    """Answers on ``listener`` until the process ends; ``state`` is asked at each request."""
+    """A server that answers on ``listener`` until the process ends. Each request calls ``state``."""
 
     def __init__(self, listener: socket.socket, state: Callable[[], HealthState]) -> None:
         self._listener = listener
         self._state = state
-        self._clients: dict[socket.socket, _Client] = {}  # the one that came first is the first
+        self._clients: dict[socket.socket, _Client] = {}  # the oldest is the first
         listener.setblocking(False)
 
     def start(self) -> None:
-        """Begin, in a thread that does not keep the process from ending."""
+        """Start to answer, in a daemon thread."""
         threading.Thread(target=self._serve, name="probes", daemon=True).start()
 
     def _serve(self) -> None:
@@ -110,14 +111,14 @@ class ProbeServer:
                     assert isinstance(peer, socket.socket)
                     if peer is self._listener:
                         self._accept(selector)
-                    elif peer in self._clients:  # and did not make room just now
+                    elif peer in self._clients:  # an accept in this loop may have closed it
                         self._read(selector, peer)
                 now = time.monotonic()
                 for late in [peer for peer, client in self._clients.items() if client.deadline < now]:
                     self._drop(selector, late)
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        with contextlib.suppress(OSError):  # gone again before it was taken
+        with contextlib.suppress(OSError):  # the client closed the connection before the accept
             peer, _ = self._listener.accept()
             peer.setblocking(False)
             if len(self._clients) >= MAX_CLIENTS:
@@ -127,12 +128,12 @@ class ProbeServer:
 
     def _read(self, selector: selectors.BaseSelector, peer: socket.socket) -> None:
         received = self._clients[peer].received
-        with contextlib.suppress(OSError):  # it hung up
+        with contextlib.suppress(OSError):  # the client closed the connection
             piece = peer.recv(REQUEST_LIMIT)
             received += piece
             if piece and b"\r\n\r\n" not in received and len(received) < REQUEST_LIMIT:
                 return
-            # It is far smaller than the buffer of a connection that is new.
+            # The response is far smaller than the send buffer, so one send is enough.
             peer.send(respond(bytes(received), self._state()))
             peer.shutdown(socket.SHUT_WR)
         self._drop(selector, peer)

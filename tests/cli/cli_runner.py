@@ -1,4 +1,4 @@
-"""The command line as its user meets it: what is typed, what is printed where, the exit code, the node."""
+"""Run command lines in the test process, on a scratch node: :class:`CliRunner` and its :class:`Result`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMPONENTS = {**payloads.COMPONENTS, "shim-v2-go": [*payloads.COMPONENTS["shim-v
 
 
 def make_payload(directory: Path, form: str) -> Path:
-    """A payload for the shims qemu and clh."""
+    """Make a payload for the shims qemu and clh; ``form`` is ``tree`` or ``tarballs``."""
     if form == "tree":
         return payloads.tree(directory, FILES)
     packed = {
@@ -40,7 +40,7 @@ def make_payload(directory: Path, form: str) -> Path:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left for its user."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -48,12 +48,12 @@ class Result:
 
     @property
     def json(self) -> Any:
-        """stdout, which has to be one document."""
+        """stdout, parsed as one JSON document."""
         return json.loads(self.out)
 
     @property
     def outcomes(self) -> list[str]:
-        """``artifacts done`` and so on, from either form of the result."""
+        """The outcome of each stage (``artifacts done``), from the text or the JSON document."""
         if self.out.startswith("{"):
             return [f"{stage['stage']} {stage['outcome']}" for stage in self.json["stages"]]
         lines = re.findall(r"^([a-z-]+) +(done|skipped|planned|failed) +\S", self.out, flags=re.MULTILINE)
@@ -62,23 +62,23 @@ class Result:
 
 @dataclass(frozen=True)
 class CliRunner:
-    """Where commands are typed, beside a scratch root that plays the node."""
+    """Runs commands on the scratch node below ``host``, with the payload in ``payload``."""
 
     host: Path
     payload: Path
     capsys: pytest.CaptureFixture[str]
 
     def run(self, *arguments: str | Path) -> Result:
-        """Carry out a command line."""
+        """Run a command line."""
         code = commands.run([str(argument) for argument in arguments])
         return Result(code, *self.capsys.readouterr())
 
     def offline(self, *arguments: str | Path) -> Result:
-        """The same on the scratch root."""
+        """Run a command line with ``--offline`` on the scratch node, as if it had containerd 2.1.9."""
         return self.run(*arguments, *self.path_options, "--offline", "--runtime", "containerd://2.1.9")
 
     def online(self, *arguments: str | Path) -> Result:
-        """The same, as if a system ran on the scratch root."""
+        """Run a command line on the scratch node without ``--offline``."""
         return self.run(*arguments, *self.path_options)
 
     @property
@@ -86,17 +86,17 @@ class CliRunner:
         return ("--host-root", self.host, "--payload", self.payload)
 
     def files(self) -> dict[str, tuple[object, ...]]:
-        """Everything on the node, the times of files included."""
+        """Return everything on the node, including the times of files."""
         return payloads.snapshot(self.host)
 
     def content(self) -> dict[str, tuple[object, ...]]:
-        """Everything on the node but times, as it has to be after a way there and back."""
+        """Return everything on the node except times. A revert must restore it."""
         return {path: found[:3] for path, found in self.files().items()}
 
 
 @contextmanager
 def open_cli_runner(directory: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
-    """A console with a node and a payload in ``directory``; on every machine the same."""
+    """Yield a runner with a node and a payload in ``directory``, independent of the environment."""
     host = directory / "host"
     (host / MAIN).parent.mkdir(parents=True)
     (host / MAIN).write_text(CONFIG)
@@ -106,13 +106,13 @@ def open_cli_runner(directory: Path, capsys: pytest.CaptureFixture[str]) -> Iter
                 patched.delenv(name)
         patched.setenv("COLUMNS", "80")
         patched.setattr(kernel, "arch", lambda: "x86_64")
-        patched.setattr(os, "fsync", lambda fd: None)  # no power is cut here
+        patched.setattr(os, "fsync", lambda fd: None)  # a test needs no durability
         yield CliRunner(host, make_payload(directory / "payload", "tree"), capsys)
 
 
 @contextmanager
 def preserve_logging() -> Iterator[None]:
-    """Every command sets up the log anew, which other tests listen to."""
+    """Restore the logger afterwards: every command configures it, and other tests read it."""
     logger = logging.getLogger("kata_node")
     before = logger.handlers[:], logger.level, logger.propagate
     try:

@@ -1,4 +1,4 @@
-"""Whole commands on a scratch node: the good ways, and every bad input, as the user sees them."""
+"""Whole commands on a scratch node, as the user sees them: normal use, bad input, and interruptions."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ def installed(cli_runner: CliRunner) -> CliRunner:
     return cli_runner
 
 
-# --- the good ways ----------------------------------------------------------------------------------
+# --- normal use -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["text", "json"])
 @pytest.mark.parametrize("form", ["tree", "tarballs"])
-def test_the_whole_way_there_and_back(cli_runner: CliRunner, tmp_path: Path, form: str, output: str) -> None:
+def test_install_plan_status_and_revert(
+    cli_runner: CliRunner, tmp_path: Path, form: str, output: str
+) -> None:
     cli_runner = dataclasses.replace(cli_runner, payload=make_payload(tmp_path / "image", form))
 
     def run(*arguments: str) -> Result:
@@ -114,7 +116,7 @@ def test_a_second_install_writes_nothing(installed: CliRunner) -> None:
     assert marks() == before
 
 
-def test_the_changes_are_told_as_they_are_made_and_not_once_more(cli_runner: CliRunner) -> None:
+def test_changes_are_logged_when_they_are_made_and_not_repeated_in_the_result(cli_runner: CliRunner) -> None:
     install = cli_runner.offline("install")
     assert (
         len(re.findall("write /etc/containerd/config.toml|change /etc/containerd/config.toml", install.err))
@@ -126,8 +128,8 @@ def test_the_changes_are_told_as_they_are_made_and_not_once_more(cli_runner: Cli
     assert "  - change /etc/containerd/config.toml\n" in plan.out
 
 
-def test_people_are_told_of_files_and_not_of_directories(cli_runner: CliRunner) -> None:
-    files = len(FILES) + 1  # the shim's own configuration; where the payload has it, a link is put
+def test_summaries_count_files_without_directories(cli_runner: CliRunner) -> None:
+    files = len(FILES) + 1  # a link to the configuration of the shim
     install = cli_runner.offline("install")
     assert f"artifacts        done     {files} files placed" in install.out
     assert f"all {files} files are in place" in cli_runner.offline("install").out
@@ -135,13 +137,13 @@ def test_people_are_told_of_files_and_not_of_directories(cli_runner: CliRunner) 
     assert f"{files} files removed" in cli_runner.offline("revert").out
 
 
-def test_a_plan_to_revert_calls_no_file_of_ours_foreign(installed: CliRunner) -> None:
+def test_a_plan_to_revert_lists_only_foreign_files_as_left(installed: CliRunner) -> None:
     (installed.host / "opt/kata/notes").touch()
     plan = installed.offline("plan", "revert")
     assert re.findall("left, not placed by kata-node: (.*)", plan.out) == ["/opt/kata/notes"]
 
 
-def test_a_stage_alone_is_run_as_in_a_job(cli_runner: CliRunner) -> None:
+def test_each_stage_runs_alone_as_in_a_job(cli_runner: CliRunner) -> None:
     assert cli_runner.offline("stage", "artifacts").outcomes == ["artifacts done"]
     assert cli_runner.offline("stage", "cri", "--dry-run").outcomes == ["cri planned"]
     assert cli_runner.offline("stage", "cri").outcomes == ["cri done"]
@@ -161,14 +163,14 @@ def test_a_payload_without_a_manifest_is_read_once_for_all_stages(
     assert reads == [cli_runner.payload]
 
 
-def test_what_is_told_of_a_half_installed_node(cli_runner: CliRunner) -> None:
+def test_status_shows_a_half_installed_node(cli_runner: CliRunner) -> None:
     cli_runner.offline("stage", "artifacts")
     assert "cri        absent\n" in cli_runner.offline("status").out
     (cli_runner.host / "opt/kata/VERSION").unlink()
     assert "drift      /opt/kata/VERSION: missing" in cli_runner.offline("status").out
 
 
-def test_content_that_changed_unseen_is_drift_when_looked_at_deeply(installed: CliRunner) -> None:
+def test_changed_content_with_the_same_size_and_time_is_drift_with_deep(installed: CliRunner) -> None:
     path = installed.host / "opt/kata/libexec/virtiofsd"
     info = path.stat()
     path.write_bytes(bytes(info.st_size))
@@ -177,7 +179,7 @@ def test_content_that_changed_unseen_is_drift_when_looked_at_deeply(installed: C
     assert "drift      /opt/kata/libexec/virtiofsd: changed" in installed.offline("status", "--deep").out
 
 
-def test_a_configuration_behind_a_symlink_is_changed_and_the_link_kept(cli_runner: CliRunner) -> None:
+def test_a_configuration_behind_a_symlink_is_changed_and_the_symlink_stays(cli_runner: CliRunner) -> None:
     link, real = cli_runner.host / MAIN, cli_runner.host / "srv/containerd.toml"
     real.parent.mkdir()
     link.rename(real)
@@ -191,7 +193,7 @@ def test_a_configuration_behind_a_symlink_is_changed_and_the_link_kept(cli_runne
     assert cli_runner.content() == before
 
 
-def test_the_manifest_of_a_payload_is_written_and_named(cli_runner: CliRunner) -> None:
+def test_payload_index_writes_the_manifest_and_prints_its_path(cli_runner: CliRunner) -> None:
     manifest = cli_runner.payload / "manifest.json"
     result = cli_runner.run("payload", "index", cli_runner.payload)
     assert (result.code, result.out) == (0, f"{manifest}\n")
@@ -204,7 +206,7 @@ def test_the_manifest_of_a_payload_is_written_and_named(cli_runner: CliRunner) -
 
 
 def refused(cli_runner: CliRunner, result: Result, code: int, *says: str) -> None:
-    """Assert that it was refused in these words, and where a person would look for them."""
+    """Assert the exit code, and an error with these words and a hint in the output that the user reads."""
     assert result.code == code
     told = result.out if result.outcomes else result.err
     assert [text for text in says if text not in told] == [], told
@@ -233,9 +235,7 @@ def refused(cli_runner: CliRunner, result: Result, code: int, *says: str) -> Non
         pytest.param(["--cri-socket", "/x"], ["--cri-socket", "--offline"], id="a socket offline"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(
-    cli_runner: CliRunner, arguments: list[str], says: list[str]
-) -> None:
+def test_an_invalid_option_is_refused(cli_runner: CliRunner, arguments: list[str], says: list[str]) -> None:
     before = cli_runner.files()
     for command in ("install", "plan", "revert", "status"):
         result = cli_runner.run(command, *cli_runner.path_options, "--offline", *arguments)
@@ -279,7 +279,7 @@ def test_a_values_file_that_cannot_be_is_refused(
     assert cli_runner.files() == before
 
 
-def test_a_setting_this_release_does_not_carry_out_is_refused_by_name(
+def test_a_setting_that_this_release_does_not_support_is_refused_by_name(
     cli_runner: CliRunner, tmp_path: Path
 ) -> None:
     values = tmp_path / "values.yaml"
@@ -294,10 +294,10 @@ def test_a_setting_this_release_does_not_carry_out_is_refused_by_name(
 # --- a bad node or payload --------------------------------------------------------------------------
 
 
-def test_a_host_root_that_is_not_there_is_named(cli_runner: CliRunner, tmp_path: Path) -> None:
+def test_a_host_root_that_does_not_exist_is_named(cli_runner: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for command in ("install", "plan", "revert", "status"):
-        for name, says in (("none", "does not exist"), ("file", "not a directory")):
+        for name, says in (("none", "does not exist"), ("file", "is not a directory")):
             result = cli_runner.run(command, "--offline", "--host-root", tmp_path / name)
             refused(cli_runner, result, 2, str(tmp_path / name), says, "--host-root")
 
@@ -311,7 +311,7 @@ def test_a_host_root_that_is_not_there_is_named(cli_runner: CliRunner, tmp_path:
         ),
     ],
 )
-def test_a_payload_that_is_not_there_is_named(
+def test_a_missing_or_empty_payload_is_named(
     cli_runner: CliRunner, break_it: Callable[[Path], object], says: list[str]
 ) -> None:
     break_it(cli_runner.payload)
@@ -347,7 +347,7 @@ def damage(archive: Path) -> None:
         ),
     ],
 )
-def test_an_archive_that_is_missing_or_damaged_is_named(
+def test_a_missing_or_damaged_archive_is_named(
     cli_runner: CliRunner, tmp_path: Path, break_it: Callable[[Path], object], says: str
 ) -> None:
     payload = make_payload(tmp_path / "image", "tarballs")
@@ -414,7 +414,7 @@ def test_a_configuration_broken_since_the_install_is_left_by_revert(installed: C
         ),
     ],
 )
-def test_a_record_that_cannot_be_read_is_not_guessed_at(
+def test_an_unreadable_receipt_stops_every_change(
     installed: CliRunner, content: str, says: list[str]
 ) -> None:
     (installed.host / RECEIPT).write_text(content)
@@ -427,9 +427,9 @@ def test_a_record_that_cannot_be_read_is_not_guessed_at(
     assert installed.files() == before
 
 
-def test_a_file_in_the_place_of_the_install_dir_is_left(cli_runner: CliRunner) -> None:
+def test_a_file_at_the_path_of_the_install_dir_stays(cli_runner: CliRunner) -> None:
     (cli_runner.host / "opt").mkdir()
-    (cli_runner.host / "opt/kata").write_text("somebody's")
+    (cli_runner.host / "opt/kata").write_text("foreign")
     before = cli_runner.files()
     for command in ("install", "plan", "revert"):
         refused(
@@ -447,7 +447,7 @@ def test_a_file_in_the_place_of_the_install_dir_is_left(cli_runner: CliRunner) -
         pytest.param(errno.EIO, ["Input/output error", "kernel log"], id="broken"),
     ],
 )
-def test_a_disk_that_fails_in_mid_copy_leaves_the_node_as_it_was(
+def test_a_disk_failure_during_the_copy_leaves_the_node_unchanged(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, number: int, says: list[str]
 ) -> None:
     fail_after(monkeypatch, 3, OSError(number, os.strerror(number)))
@@ -459,7 +459,7 @@ def test_a_disk_that_fails_in_mid_copy_leaves_the_node_as_it_was(
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, copies: int, error: BaseException) -> None:
-    """Let so many files be copied, and fail in the middle of the next."""
+    """Let ``copies`` files be copied, and raise ``error`` in the middle of the next one."""
     left = iter(range(copies))
     copy = sparse_copy.copy
 
@@ -488,16 +488,16 @@ def test_a_second_run_waits_for_the_first_and_names_it(cli_runner: CliRunner) ->
 
 @pytest.fixture
 def user(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Become a user, as far as the program can tell."""
+    """Return a function that makes the program run as the user with this uid."""
     return lambda uid: monkeypatch.setattr(os, "geteuid", lambda: uid)
 
 
-def on(monkeypatch: pytest.MonkeyPatch, clients: Clients) -> None:
-    """Have systemd and the CRI of these tools in place of the real ones."""
+def use_clients(monkeypatch: pytest.MonkeyPatch, clients: Clients) -> None:
+    """Make the commands use ``clients`` instead of the real systemd and CRI."""
     monkeypatch.setattr(commands, "open_tools", lambda common: contextlib.nullcontext(clients))
 
 
-def test_a_live_node_is_changed_by_root_alone(cli_runner: CliRunner, user: Callable[[int], None]) -> None:
+def test_only_root_changes_a_live_node(cli_runner: CliRunner, user: Callable[[int], None]) -> None:
     user(1000)
     before = cli_runner.files()
     for arguments in (["install"], ["revert"], ["stage", "artifacts"], ["stage", "cri"]):
@@ -523,7 +523,9 @@ def test_a_node_without_a_cri_socket_is_refused(
 ) -> None:
     user(0)
     root = Root(cli_runner.host)
-    on(monkeypatch, dataclasses.replace(FakeNode(root).clients(), cri=lambda socket: Cri(root, socket)))
+    use_clients(
+        monkeypatch, dataclasses.replace(FakeNode(root).clients(), cri=lambda socket: Cri(root, socket))
+    )
     before = cli_runner.files()
     refused(cli_runner, cli_runner.online("install"), 1, "/run/containerd/containerd.sock", "no CRI socket")
     status = cli_runner.online("status")
@@ -541,11 +543,11 @@ def live(
         (cli_runner.host / path).parent.mkdir(exist_ok=True)
         (cli_runner.host / path).touch()
     node = FakeNode(Root(cli_runner.host), handlers=("runc",))
-    on(monkeypatch, node.clients())
+    use_clients(monkeypatch, node.clients())
     return cli_runner, node
 
 
-def test_a_live_node_serves_and_says_so(live: tuple[CliRunner, FakeNode]) -> None:
+def test_status_shows_which_handlers_a_live_node_serves(live: tuple[CliRunner, FakeNode]) -> None:
     cli_runner, node = live
     before = cli_runner.content()
     assert cli_runner.online("install").code == 0
@@ -560,10 +562,10 @@ def test_a_live_node_serves_and_says_so(live: tuple[CliRunner, FakeNode]) -> Non
     assert cli_runner.content() == before
 
 
-# --- what stops a run -------------------------------------------------------------------------------
+# --- interruptions ----------------------------------------------------------------------------------
 
 
-def test_ctrl_c_in_mid_copy_leaves_the_node_as_it_was(
+def test_ctrl_c_during_the_copy_leaves_the_node_unchanged(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_after(monkeypatch, 3, KeyboardInterrupt())
@@ -580,7 +582,7 @@ def test_ctrl_c_in_mid_copy_leaves_the_node_as_it_was(
     assert cli_runner.files() == before
 
 
-def test_ctrl_c_while_the_runtime_restarts_puts_it_back(live: tuple[CliRunner, FakeNode]) -> None:
+def test_ctrl_c_during_a_restart_restores_the_runtime(live: tuple[CliRunner, FakeNode]) -> None:
     cli_runner, node = live
 
     def press_once() -> None:
@@ -596,7 +598,7 @@ def test_ctrl_c_while_the_runtime_restarts_puts_it_back(live: tuple[CliRunner, F
     assert cli_runner.online("install").code == 0
 
 
-def test_ctrl_c_between_changes_is_told_as_the_stages_own_end(
+def test_ctrl_c_between_changes_is_a_failure_of_the_stage(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.artifacts.gather_facts", press)
@@ -609,7 +611,7 @@ def press(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_ctrl_c_before_any_stage_is_told_in_one_line(
+def test_ctrl_c_before_the_first_stage_prints_one_error(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "load", press)
@@ -618,23 +620,21 @@ def test_ctrl_c_before_any_stage_is_told_in_one_line(
     assert result.err == "error: interrupted\n  hint: run the same command again\n"
 
 
-def test_a_defect_is_told_without_a_traceback_unless_asked_for(
+def test_an_unexpected_error_shows_a_traceback_only_with_log_level_debug(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("nobody thought of this")
+        raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(settings, "load", fail)
     result = cli_runner.offline("install")
     assert result.code == 1
-    assert result.err.startswith("error: unexpected error: RuntimeError: nobody thought of this\n  hint: ")
+    assert result.err.startswith("error: unexpected error: RuntimeError: unforeseen\n  hint: ")
     assert "Traceback" not in result.err
     assert "Traceback" in cli_runner.offline("install", "--log-level", "debug").err
 
 
-def test_a_reader_that_goes_away_does_not_stop_the_work(
-    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_pipe_does_not_stop_the_run(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as stdout:
@@ -655,15 +655,17 @@ def test_a_result_that_cannot_be_written_is_an_error(
     assert result.err.startswith("error: stdout: cannot write the result: No space left on device\n")
 
 
-def test_without_any_output_the_work_is_done(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with ``>&- 2>&-``."""
+def test_a_run_succeeds_without_stdout_and_stderr(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after ``>&- 2>&-`` in a shell."""
     monkeypatch.setattr("sys.stdout", None)
     monkeypatch.setattr("sys.stderr", None)
     assert cli_runner.offline("install").code == 0
     assert cli_runner.offline("nonsense").code == 2
 
 
-def test_what_the_locale_lacks_is_shown_as_escapes(
+def test_characters_that_the_encoding_lacks_are_printed_as_escapes(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The commands of a DaemonSet's pod: what they refuse, what they hand on, and the answers to the question."""
+"""The commands of a DaemonSet's pod: the options of ``daemon``, and the answers of ``wanted``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def cli_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[C
         yield cli_runner
 
 
-# --- the daemon ---------------------------------------------------------------------------------------
+# --- daemon -------------------------------------------------------------------------------------------
 
 
-class Became(BaseException):
-    """In place of this process."""
+class ExecveError(BaseException):
+    """Raised instead of replacing this process."""
 
     def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
         super().__init__(command)
@@ -41,26 +41,26 @@ class Became(BaseException):
 
 
 @pytest.fixture
-def became(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Became]:
+def run_daemon(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExecveError]:
     def execve(path: str, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
         assert path == command[0]
-        raise Became(command, environment)
+        raise ExecveError(command, environment)
 
     def listen(address: str) -> Any:
         listener = real(address)
-        heard.append(listener)
+        listeners.append(listener)
         return listener
 
-    def run(cli_runner: CliRunner, *arguments: str) -> Became:
-        with pytest.raises(Became) as caught:
+    def run(cli_runner: CliRunner, *arguments: str) -> ExecveError:
+        with pytest.raises(ExecveError) as caught:
             cli_runner.run("daemon", *cli_runner.path_options, "--listen=127.0.0.1:0", *arguments)
-        (listener,) = heard
+        (listener,) = listeners
         assert caught.value.command[-4] == str(listener.fileno())
         assert listener.get_inheritable()
         listener.close()
         return caught.value
 
-    real, heard = health.listen, list[Any]()
+    real, listeners = health.listen, list[Any]()
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(health, "listen", listen)
@@ -68,16 +68,19 @@ def became(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Became]:
     return run
 
 
-def test_its_children_get_all_options_by_their_variables(
-    cli_runner: CliRunner, became: Callable[..., Became], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_its_children_get_all_options_in_their_variables(
+    cli_runner: CliRunner,
+    run_daemon: Callable[..., ExecveError],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     values = tmp_path / "values.yaml"
     values.write_text("env: {multiInstallSuffix: blue}\n")
     for name, value in (
-        ("KATA_NODE_LABEL_TIMEOUT", "7"),  # stays
-        ("KATA_NODE_RESTART_TIMEOUT", "8"),  # is overruled
-        ("KATA_NODE_DRY_RUN", "1"),  # would wait for nothing
-        ("KATA_NODE_REPORTS", str(tmp_path)),  # is for the containers of a Job
+        ("KATA_NODE_LABEL_TIMEOUT", "7"),  # no option overrides it
+        ("KATA_NODE_RESTART_TIMEOUT", "8"),  # an option overrides it
+        ("KATA_NODE_DRY_RUN", "1"),  # not an option of the daemon
+        ("KATA_NODE_REPORTS", str(tmp_path)),  # not an option of the daemon
         ("KATA_NODE_SHIMS", ""),
         ("NODE_NAME", "n1"),
         ("UNRELATED", "kept"),
@@ -90,7 +93,7 @@ def test_its_children_get_all_options_by_their_variables(
         "--lock-timeout=0",
         "--ignore-pods",
     )
-    environment = became(cli_runner, *options).environment
+    environment = run_daemon(cli_runner, *options).environment
     given = {name: text for name, text in environment.items() if name.startswith("KATA_NODE_")}
     assert (
         given.items()
@@ -117,10 +120,12 @@ def test_its_children_get_all_options_by_their_variables(
     assert environment["UNRELATED"] == "kept"
 
 
-def test_the_variables_mean_to_its_children_what_the_options_meant(
-    cli_runner: CliRunner, became: Callable[..., Became], monkeypatch: pytest.MonkeyPatch
+def test_its_children_run_with_the_options_of_the_daemon(
+    cli_runner: CliRunner, run_daemon: Callable[..., ExecveError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = became(cli_runner, "--offline", "--runtime=containerd://2.1.9", "--output=json").environment
+    environment = run_daemon(
+        cli_runner, "--offline", "--runtime=containerd://2.1.9", "--output=json"
+    ).environment
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     install = cli_runner.run("install")
@@ -130,9 +135,9 @@ def test_the_variables_mean_to_its_children_what_the_options_meant(
     assert (wanted.code, wanted.json["wanted"]) == (0, True)
 
 
-def test_with_wrong_settings_it_is_there_all_the_same_and_its_children_can_revert(
+def test_with_wrong_settings_it_starts_and_can_still_revert(
     cli_runner: CliRunner,
-    became: Callable[..., Became],
+    run_daemon: Callable[..., ExecveError],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -143,11 +148,11 @@ def test_with_wrong_settings_it_is_there_all_the_same_and_its_children_can_rever
     assert cli_runner.run("install", *cli_runner.path_options, *offline, f"--config={values}").code == 0
     assert placed.is_dir()
     values.write_text(values.read_text() + "shims: {qmeu: {enabled: true}}\n")
-    it = became(cli_runner, *offline, f"--config={values}", "--shims=none", "--output=json")
-    for name, value in it.environment.items():
+    daemon_call = run_daemon(cli_runner, *offline, f"--config={values}", "--shims=none", "--output=json")
+    for name, value in daemon_call.environment.items():
         monkeypatch.setenv(name, value)
     assert cli_runner.run("install").code == cli_runner.run("revert").code == 2
-    for name, value in json.loads(it.command[-1]).items():
+    for name, value in json.loads(daemon_call.command[-1]).items():
         monkeypatch.setenv(name, value)
     assert cli_runner.run("revert").code == 0
     assert not placed.exists()
@@ -161,13 +166,13 @@ def test_with_wrong_settings_it_is_there_all_the_same_and_its_children_can_rever
         pytest.param(None, id="no file"),
     ],
 )
-def test_an_installation_that_the_values_do_not_name_is_not_guessed(
-    cli_runner: CliRunner, became: Callable[..., Became], tmp_path: Path, values: str | None
+def test_there_is_no_fallback_when_the_values_do_not_identify_the_installation(
+    cli_runner: CliRunner, run_daemon: Callable[..., ExecveError], tmp_path: Path, values: str | None
 ) -> None:
     path = tmp_path / "values.yaml"
     if values is not None:
         path.write_text(values)
-    assert json.loads(became(cli_runner, "--offline", f"--config={path}").command[-1]) == {}
+    assert json.loads(run_daemon(cli_runner, "--offline", f"--config={path}").command[-1]) == {}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def test_an_installation_that_the_values_do_not_name_is_not_guessed(
         pytest.param([*POD, "--host-root=/nowhere"], ["the host root does not exist"], id="host root"),
     ],
 )
-def test_what_cannot_work_is_told_before_anything_is_begun(
+def test_invalid_options_are_refused_at_the_start(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: list[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -199,22 +204,24 @@ def test_a_live_node_needs_root(cli_runner: CliRunner, monkeypatch: pytest.Monke
     assert (result.code, "needs root" in result.err) == (2, True)
 
 
-def test_the_command_holds_signals_before_it_loads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_daemon_command_blocks_signals_before_it_loads_the_commands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from kata_node import __main__
 
-    held: list[str] = []
-    monkeypatch.setattr(daemon, "block_signals", lambda: held.append("held"))
-    monkeypatch.setattr("kata_node.cli.commands.run", lambda arguments: held.append("run") or 0)
-    for arguments, expected in ((["daemon", "--help"], ["held", "run"]), (["install"], ["run"])):
-        held.clear()
+    calls: list[str] = []
+    monkeypatch.setattr(daemon, "block_signals", lambda: calls.append("block_signals"))
+    monkeypatch.setattr("kata_node.cli.commands.run", lambda arguments: calls.append("run") or 0)
+    for arguments, expected in ((["daemon", "--help"], ["block_signals", "run"]), (["install"], ["run"])):
+        calls.clear()
         monkeypatch.setattr("sys.argv", ["kata-node", *arguments])
         with pytest.raises(SystemExit):
             __main__.main()
-        assert held == expected
+        assert calls == expected
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-# --- the question -------------------------------------------------------------------------------------
+# --- wanted -------------------------------------------------------------------------------------------
 
 DAEMONSET = {
     "kind": "DaemonSet",
@@ -242,8 +249,8 @@ Answers = Mapping[str, Any]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], list[str]]:
-    """Have the API server give these answers to GETs; what is asked of it is noted."""
+def api_server(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], list[str]]:
+    """Return a function that makes the API server give these answers and returns its list of requests."""
 
     def answering(answers: Answers) -> list[str]:
         def serve(request: httpx2.Request) -> httpx2.Response:
@@ -283,10 +290,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], list[str]]:
         pytest.param({"daemonset": NO_DAEMONSET}, 10, "the DaemonSet is gone", id="gone"),
     ],
 )
-def test_the_question_is_answered_by_its_exit_code(
-    cli_runner: CliRunner, asked: Callable[..., list[str]], answers: Answers, code: int, says: str
+def test_the_exit_code_is_the_answer(
+    cli_runner: CliRunner, api_server: Callable[..., list[str]], answers: Answers, code: int, says: str
 ) -> None:
-    requests = asked(answers)
+    requests = api_server(answers)
     result = cli_runner.run("wanted", *POD)
     assert (result.code, says in result.out) == (code, True)
     looks = 2 if "node" in answers and code else 1
@@ -294,11 +301,11 @@ def test_the_question_is_answered_by_its_exit_code(
     assert cli_runner.run("wanted", *POD, "--output=json").json["wanted"] is (code == 0)
 
 
-def test_a_label_that_comes_back_at_once_was_nobodys_wish(
-    cli_runner: CliRunner, asked: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+def test_a_label_that_is_missing_for_a_moment_does_not_remove_kata(
+    cli_runner: CliRunner, api_server: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {"daemonset": (200, DAEMONSET), "node": node()}
-    asked(answers)
+    api_server(answers)
     connect = KubeClient.connect
 
     def reconnected() -> KubeClient:
@@ -340,18 +347,18 @@ def test_a_label_that_comes_back_at_once_was_nobodys_wish(
         pytest.param({"daemonset": (200, DAEMONSET)}, ["node/n1", "gave no answer"], id="no answer on it"),
     ],
 )
-def test_where_there_is_no_clear_answer_the_exit_code_is_not_that_of_no(
-    cli_runner: CliRunner, asked: Callable[..., list[str]], answers: Answers, says: list[str]
+def test_without_a_clear_answer_the_exit_code_is_1(
+    cli_runner: CliRunner, api_server: Callable[..., list[str]], answers: Answers, says: list[str]
 ) -> None:
-    asked(answers)
+    api_server(answers)
     result = cli_runner.run("wanted", *POD)
     assert result.code == 1 != daemon.NOT_WANTED
     assert [text for text in says if text not in result.err] == [], result.err
 
 
-def test_an_api_server_that_is_away_for_a_moment_is_asked_again(asked: Callable[..., list[str]]) -> None:
+def test_an_unavailable_api_server_is_asked_again(api_server: Callable[..., list[str]]) -> None:
     answers: dict[str, Any] = {"daemonset": status(503, "starting")}
-    requests = asked(answers)
+    requests = api_server(answers)
     with KubeClient.connect() as kube:
         pass_time = kube.clock.sleep
 
@@ -366,8 +373,8 @@ def test_an_api_server_that_is_away_for_a_moment_is_asked_again(asked: Callable[
     assert requests == ["GET daemonset"] * 2
 
 
-def test_it_is_not_asked_beyond_the_time_there_is(asked: Callable[..., list[str]]) -> None:
-    asked({})
+def test_the_api_server_is_asked_only_until_the_deadline(api_server: Callable[..., list[str]]) -> None:
+    api_server({})
     with KubeClient.connect() as kube:
         with pytest.raises(KubeError, match="gave no answer"):
             daemonset.find_daemonset(kube, "kube-system", "kata-deploy", kube.deadline_after(30))

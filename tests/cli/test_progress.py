@@ -1,4 +1,4 @@
-"""How far a long copy is, on a terminal and elsewhere."""
+"""The progress of a long copy, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 
 class Terminal(io.StringIO):
-    """What is written to it, as lines that were drawn one over the other."""
+    """A terminal that keeps what is written to it."""
 
     def isatty(self) -> bool:
         return True
@@ -68,7 +68,7 @@ def copy(pieces: int, *, threads: int = 1) -> None:
         list(pool.map(advance, [MIB] * pieces))
 
 
-def test_a_terminal_shows_a_bar_that_comes_to_its_end(terminal: Terminal) -> None:
+def test_a_terminal_shows_a_bar_up_to_100_percent(terminal: Terminal) -> None:
     with stderr(terminal):
         copy(1003)
     assert terminal.lines[0].startswith(f"{TITLE}  [---")
@@ -83,7 +83,7 @@ def test_a_terminal_shows_a_bar_that_comes_to_its_end(terminal: Terminal) -> Non
         pytest.param(1, r"  \d\d:\d\d:\d\d", id="with the time left"),
     ],
 )
-def test_a_bar_is_whole_though_threads_draw_it(
+def test_a_bar_is_drawn_correctly_from_several_threads(
     terminal: Terminal,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
@@ -92,7 +92,7 @@ def test_a_bar_is_whole_though_threads_draw_it(
 ) -> None:
     clock(monkeypatch, seconds=seconds)
     request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
-    sys.setswitchinterval(1e-6)  # as bad as it can get
+    sys.setswitchinterval(1e-6)  # switch threads as often as possible
     with stderr(terminal):
         copy(5000, threads=8)
     drawn = [int(percent) for percent in re.findall(r"(\d+)%", terminal.getvalue())]
@@ -125,7 +125,7 @@ def test_a_bar_fits_the_terminal(
     assert (TITLE in terminal.getvalue()) == (columns > 60)
 
 
-def test_a_copy_that_fails_does_not_show_the_end(terminal: Terminal) -> None:
+def test_a_failed_copy_does_not_show_100_percent(terminal: Terminal) -> None:
     with stderr(terminal), contextlib.suppress(KeyboardInterrupt), progress(10 * MIB, TITLE) as advance:
         advance(5 * MIB)
         raise KeyboardInterrupt
@@ -133,7 +133,7 @@ def test_a_copy_that_fails_does_not_show_the_end(terminal: Terminal) -> None:
     assert terminal.getvalue().endswith("\x1b[?25h\n"), "the cursor is back"
 
 
-def test_where_there_is_no_terminal_a_line_tells_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_the_progress_is_logged_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 100, 2))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     file = io.StringIO()
@@ -145,18 +145,18 @@ def test_where_there_is_no_terminal_a_line_tells_now_and_then(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])
-def test_nothing_is_shown_to_who_asked_for_less(terminal: Terminal, level: str) -> None:
+def test_a_higher_log_level_hides_the_progress(terminal: Terminal, level: str) -> None:
     with stderr(terminal, level):
         copy(10)
     assert terminal.getvalue() == ""
 
 
-def test_a_copy_of_nothing_but_links_shows_no_bar(terminal: Terminal) -> None:
+def test_a_copy_of_only_links_shows_no_bar(terminal: Terminal) -> None:
     with stderr(terminal):
         copy(0)
     assert terminal.getvalue() == ""
 
 
-def test_a_copy_goes_on_where_stderr_is_closed() -> None:
+def test_a_copy_works_with_a_closed_stderr() -> None:
     with stderr(None):
         copy(10)

@@ -1,4 +1,4 @@
-"""Options, variables, help and the forms of a result, as the user meets them."""
+"""Options, environment variables, help, and the output formats, as the user sees them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def cli_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[C
         pytest.param(["install", "--restart-timeout", "inf"], ["--restart-timeout", "got inf"], id="endless"),
     ],
 )
-def test_wrong_usage_is_told_with_the_right_one(
+def test_an_error_about_wrong_usage_says_what_is_valid(
     cli_runner: CliRunner, arguments: list[str], says: list[str]
 ) -> None:
     result = cli_runner.run(*arguments)
@@ -70,7 +70,9 @@ def test_wrong_usage_is_told_with_the_right_one(
     assert [text for text in says if text not in result.err] == [], result.err
 
 
-def test_the_variable_that_is_wrong_is_named(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_variable_with_the_wrong_value(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KATA_NODE_LABEL_TIMEOUT", "5m")
     result = cli_runner.run("install")
     assert result.code == 2
@@ -78,7 +80,7 @@ def test_the_variable_that_is_wrong_is_named(cli_runner: CliRunner, monkeypatch:
     assert cli_runner.offline("install", "--label-timeout", "5").code == 0
 
 
-def test_a_variable_stands_for_its_option_until_that_is_given(
+def test_an_option_wins_over_its_variable(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in (
@@ -97,7 +99,7 @@ def test_a_variable_stands_for_its_option_until_that_is_given(
     assert cli_runner.run("status", "--host-root", tmp_path / "other").json["installations"] == []
 
 
-def test_every_option_has_its_variable() -> None:
+def test_every_option_has_a_variable() -> None:
     command: Any = typer.main.get_command(commands.app)
     options = {option.name: option for option in command.commands["install"].params}
     assert [each.name for each in dataclasses.fields(Common)] == list(options)
@@ -106,7 +108,7 @@ def test_every_option_has_its_variable() -> None:
         assert option.envvar[0] == env_variable(name) == f"KATA_NODE_{name.upper()}"
 
 
-def test_a_misspelt_variable_is_told_and_those_of_a_service_are_not(
+def test_a_misspelled_variable_causes_a_warning_and_those_of_a_service_do_not(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("KATA_NODE_HOSTROOT", "KATA_NODE_PORT", "KATA_NODE_SERVICE_HOST", "KATA_NODE_REQUIRE_NODES"):
@@ -117,7 +119,7 @@ def test_a_misspelt_variable_is_told_and_those_of_a_service_are_not(
     )
 
 
-# --- where a result is looked for -------------------------------------------------------------------
+# --- the places of a result ------------------------------------------------------------------------
 
 FAILURES = [
     pytest.param(["install", "--hostroot", "/"], "install", "no such option", id="usage"),
@@ -132,7 +134,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("arguments", "name", "says"), FAILURES)
 @pytest.mark.parametrize("how", ["option", "variable"])
-def test_what_fails_before_any_stage_is_a_document_and_a_message_too(
+def test_an_error_before_the_first_stage_is_in_the_document_and_in_the_termination_message(
     cli_runner: CliRunner,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -161,7 +163,7 @@ def test_what_fails_before_any_stage_is_a_document_and_a_message_too(
     assert (written["stage"], written["outcome"], written["error"]) == (name, "failed", error)
 
 
-def test_a_stage_that_fails_is_told_in_the_document_the_message_and_the_log(
+def test_a_failed_stage_is_in_the_document_the_termination_message_and_the_log(
     cli_runner: CliRunner, tmp_path: Path
 ) -> None:
     message = tmp_path / "termination-log"
@@ -176,7 +178,7 @@ def test_a_stage_that_fails_is_told_in_the_document_the_message_and_the_log(
     assert "not valid TOML" in result.err
 
 
-def test_a_run_that_succeeds_leaves_its_last_stage_for_the_pods_status(
+def test_the_termination_message_of_a_successful_run_is_its_last_stage(
     cli_runner: CliRunner, tmp_path: Path
 ) -> None:
     message = tmp_path / "termination-log"
@@ -205,11 +207,11 @@ COMMANDS: tuple[list[str], ...] = (
 
 @pytest.mark.parametrize("command", [pytest.param(each, id=" ".join(each) or "none") for each in COMMANDS])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_every_command_explains_itself(cli_runner: CliRunner, command: list[str], flag: str) -> None:
+def test_every_command_has_help(cli_runner: CliRunner, command: list[str], flag: str) -> None:
     result = cli_runner.run(*command, flag)
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"Usage: {' '.join(['kata-node', *command])} ")
-    assert "..." not in result.out.partition("Options:")[2], "a sentence that was cut"
+    assert "..." not in result.out.partition("Options:")[2], "a sentence is cut off"
     for line in result.out.splitlines():
         assert len(line) <= 92
 
@@ -224,20 +226,20 @@ def test_help_names_every_stage_and_exit_code(cli_runner: CliRunner) -> None:
     assert [code for code in (0, 1, 2, 3, 4, 5, 10) if f" {code} " not in cli_runner.run("--help").out] == []
 
 
-def test_without_a_command_the_help_is_no_result(cli_runner: CliRunner) -> None:
+def test_without_a_command_the_help_goes_to_stderr(cli_runner: CliRunner) -> None:
     result = cli_runner.run()
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("Usage: kata-node ")
 
 
-def test_the_version_is_told_and_nothing_else_is_done(cli_runner: CliRunner) -> None:
+def test_version_prints_the_version_and_does_nothing_else(cli_runner: CliRunner) -> None:
     before = cli_runner.files()
     for arguments in (["--version"], ["--version", "install", "--offline", "--host-root", cli_runner.host]):
         assert cli_runner.run(*arguments) == Result(0, f"kata-node {__version__}\n", "")
     assert cli_runner.files() == before
 
 
-def test_the_program_exits_with_the_code(
+def test_the_program_exits_with_the_exit_code(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, code in ((["plan", "--offline", *cli_runner.path_options], 10), (["nonsense"], 2)):

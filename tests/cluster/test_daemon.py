@@ -43,7 +43,7 @@ def test_kata_is_still_wanted_during_a_rolling_restart(daemonset_fixture: Daemon
     )
     answer = daemonset_fixture.ask_wanted()
     assert answer == WantedAnswer(
-        0, "Kata is still wanted on this node: the DaemonSet is there and selects this node\n"
+        0, "Kata is still wanted on this node: the DaemonSet exists and selects this node\n"
     )
 
 
@@ -225,5 +225,5 @@ def test_the_daemon_does_not_revert_when_it_has_lost_its_rights(
     wait_until(lambda: daemonset_fixture.ask_wanted(environment=environment).code == 1, "the right is gone")
     daemonset_fixture.delete()
     pod.terminate()
-    pod.says("could not be found out, so it stays")
+    pod.says("so Kata stays")
     assert pod.exit_code() == 1

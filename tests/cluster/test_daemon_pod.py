@@ -214,7 +214,7 @@ def test_a_deselected_node_is_reverted_even_with_invalid_values(
 
     invocation = node.unit(UNIT).invocation
     deploy(ready, "3", shims={"qmeu": {"enabled": True}})
-    wait_until(lambda: "nothing more is tried" in written(ready), "the pod logs it", timeout=GRACE)
+    wait_until(lambda: "no retry" in written(ready), "the pod logs it", timeout=GRACE)
     [status] = pods(ready)[-1]["status"]["containerStatuses"]
     assert (status["restartCount"], status["ready"]) == (0, False)
     assert node.unit(UNIT).invocation == invocation
@@ -238,7 +238,7 @@ def test_a_node_that_cannot_run_kata_is_not_changed_and_the_reason_is_an_event(r
     node.run(["rm", "--force", "/dev/kvm"])
     before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
     deploy(ready)
-    wait_until(lambda: "nothing more is tried" in written(ready), "the pod logs it", timeout=GRACE)
+    wait_until(lambda: "no retry" in written(ready), "the pod logs it", timeout=GRACE)
     assert "/dev/kvm" in written(ready)
     assert events(ready) == ["KataInstallFailed"]
     [status] = pods(ready)[0]["status"]["containerStatuses"]
@@ -266,7 +266,7 @@ def test_an_uninstall_waits_for_kata_pods_and_completes_after_they_ended(
     ).running()
 
     cluster.kubectl("delete", "daemonset", NAME, "--cascade=foreground", "--wait=false")
-    wait_until(lambda: "not everything was taken away" in written(ready), "it has failed once")
+    wait_until(lambda: "the revert failed" in written(ready), "it has failed once")
     assert "guest" in written(ready)
     assert len(pods(ready)) == 1
     assert labels(ready) == dict.fromkeys(LABELED, "false")

@@ -97,5 +97,5 @@ def test_a_taint_that_may_not_be_removed_is_a_warning(stage_runner: StageRunner)
         [TAINTS[0], TAINTS[2]],
     )
     (note,) = json.loads(done.done.stdout)["stages"][-1]["notes"]
-    assert f"could not lift the startup taint {STARTING}:NoSchedule" in note
+    assert f"could not remove the startup taint {STARTING}:NoSchedule" in note
     assert "injected fault" in note

@@ -1,7 +1,7 @@
-"""A daemon in a process of its own, and in place of its children a program that does as the test says.
+"""Run a daemon in its own process. Its children are replaced by a program that the test controls.
 
 with daemon(tmp_path) as it:
-    install = it.child("install")    # which waits, now
+    install = it.child("install")    # the child waits until the test ends it
     it.terminate()
     install.ends(0)
 """
@@ -55,12 +55,12 @@ DAEMON = """
 import json, socket, sys
 from kata_node import log
 from kata_node.daemon import daemon
-program, termination_log, pauses, by_name, descriptor = json.loads(sys.argv[1])
+program, termination_log, pauses, fallback_env, descriptor = json.loads(sys.argv[1])
 daemon.block_signals()
 log.configure_logging("info")
 listener = socket.socket(fileno=descriptor)
 pauses = daemon.RetryDelays(**pauses)
-sys.exit(daemon.Daemon(program, termination_log, listener, by_name, pauses).run())
+sys.exit(daemon.Daemon(program, termination_log, listener, fallback_env, pauses).run())
 """
 
 AT_ONCE = {"first": 0, "first_after_rollback": 0}
@@ -70,13 +70,13 @@ NEVER_AGAIN = dict.fromkeys(
 
 
 def failure(stage: str, what: str, where: str = "", hint: str = "") -> dict[str, object]:
-    """What a stage leaves for the pod's status when it has failed."""
+    """Return the termination message of a failed stage."""
     return {"stage": stage, "outcome": "failed", "error": {"what": what, "where": where, "hint": hint}}
 
 
 @dataclass
 class ChildProcess:
-    """One that waits to be told how to end."""
+    """A child of the daemon. It waits until the test tells it how to end."""
 
     subcommand: str
     pid: int
@@ -84,18 +84,18 @@ class ChildProcess:
     connection: socket.socket
 
     def ends(self, code: int, message: object = None) -> None:
-        """With this exit code, or by the signal -N; ``message`` goes where the pod's status is read from."""
+        """End it with this exit code, or by signal -N. ``message`` is its termination message."""
         self.connection.sendall(json.dumps([code, message]).encode() + b"\n")
         self.connection.close()
 
     def is_interrupted(self) -> None:
-        """Wait until it is."""
+        """Wait until the child gets SIGINT."""
         assert self.connection.recv(100) == b'"interrupted"\n'
 
 
 @dataclass
 class DaemonProcess:
-    """A daemon that runs."""
+    """A running daemon."""
 
     process: subprocess.Popen[str]
     children: socket.socket
@@ -105,7 +105,7 @@ class DaemonProcess:
     open: list[ChildProcess] = field(default_factory=list)
 
     def child(self, subcommand: str) -> ChildProcess:
-        """The next child, which has to be for ``word``."""
+        """Return the next child. It must run ``subcommand``."""
         connection = self._accept()
         connection.settimeout(WAIT_TIMEOUT)
         told, pid, leads = json.loads(connection.recv(1000))
@@ -115,17 +115,17 @@ class DaemonProcess:
         return child
 
     def _accept(self) -> socket.socket:
-        """The next connection. A daemon that has ended is told at once, with its exit code."""
+        """Return the next connection of a child. Fail at once if the daemon has ended."""
         deadline = time.monotonic() + WAIT_TIMEOUT
         while True:
             with contextlib.suppress(TimeoutError):
                 return self.children.accept()[0]
             code = self.process.poll()
-            assert code is None, f"the daemon has ended with {code}, and starts no further child"
-            assert time.monotonic() < deadline, "the daemon starts no further child"
+            assert code is None, f"the daemon has ended with {code} and starts no more children"
+            assert time.monotonic() < deadline, "the daemon starts no more children"
 
     def get(self, path: str) -> tuple[int, str]:
-        """What a probe gets."""
+        """Return the status and the body that a probe gets."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=WAIT_TIMEOUT)
         with contextlib.closing(connection):
             connection.request("GET", path)
@@ -133,28 +133,28 @@ class DaemonProcess:
             return response.status, response.read().decode().rstrip("\n")
 
     def says(self, text: str) -> None:
-        """Wait until it has logged ``text``."""
+        """Wait until the daemon logs ``text``."""
         while text not in self.line():
             pass
 
     def line(self) -> str:
-        """The next line it logs."""
+        """Return the next line of the log."""
         line = self.lines.get(timeout=WAIT_TIMEOUT)
         if line:
             return line
-        raise AssertionError("it has ended")
+        raise AssertionError("the daemon has ended")
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """As the kubelet does."""
+        """Send the signal with which the kubelet ends a pod."""
         self.process.send_signal(number)
 
     def exit_code(self) -> int:
-        """Wait for its end; no child may be left that nobody has asked for."""
+        """Wait for the end of the daemon. Fail if it started a child that the test does not expect."""
         code = self.process.wait(WAIT_TIMEOUT)
         self.children.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             unexpected, _ = self.children.accept()
-            raise AssertionError(f"a child was not expected: {unexpected.recv(1000)!r}")
+            raise AssertionError(f"an unexpected child: {unexpected.recv(1000)!r}")
         return code
 
 
@@ -168,10 +168,10 @@ def daemon(
     fallback_env: Mapping[str, str] | None = None,
     asks: tuple[Sequence[str], Mapping[str, str]] | None = None,
 ) -> Iterator[DaemonProcess]:
-    """One that has just been started; ``wrapped`` is a command to run it by.
+    """Start a daemon, and yield it. ``wrapped`` is a command that runs the daemon's command.
 
-    ``by_name`` are the variables to revert with where the settings are wrong.
-    ``asks`` is a command with its environment that takes the place of the child ``wanted``.
+    ``fallback_env`` has the variables for a revert when the settings are wrong. ``asks`` is a command with
+    its environment that replaces the child ``wanted``.
     """
     path, log = directory / "children", directory / "termination-log"
     if termination_log:
@@ -206,12 +206,12 @@ def daemon(
             process.kill()
             children.close()
             for child in running.open:
-                child.connection.close()  # which ends it, if it still waits
+                child.connection.close()  # a child that still waits ends now
             reader.join()
 
 
 def _read(log: IO[str], lines: queue.SimpleQueue[str]) -> None:
     for line in log:
-        sys.stderr.write(line)  # which pytest shows of a test that fails
+        sys.stderr.write(line)  # pytest shows it if the test fails
         lines.put(line)
     lines.put("")

@@ -1,4 +1,4 @@
-"""Whether a DaemonSet still wants its pod on a node, as a table: object and labels in, yes or no out."""
+"""Whether a DaemonSet still wants its pod on a node: a table of objects and decisions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def name_is(operator: str, name: str) -> dict[str, Any]:
     return {"key": "metadata.name", "operator": operator, "values": [name]}
 
 
-def asked(daemonset: Mapping[str, Any] | None) -> WantedResult:
+def decide(daemonset: Mapping[str, Any] | None) -> WantedResult:
     return still_wanted(daemonset, "worker-1", lambda: LABELS)
 
 
@@ -92,13 +92,13 @@ def asked(daemonset: Mapping[str, Any] | None) -> WantedResult:
     ],
 )
 def test_it_is_wanted_where_the_daemonset_selects_the_node(found: Mapping[str, Any], wanted: bool) -> None:
-    assert asked(found).wanted is wanted
+    assert decide(found).wanted is wanted
 
 
-def test_the_selector_and_the_affinity_both_have_to_fit() -> None:
+def test_both_the_selector_and_the_affinity_must_match() -> None:
     both = affinity(term(("zone", "In", "a")))
     both["spec"]["template"]["spec"]["nodeSelector"] = {"zone": "b"}
-    assert not asked(both).wanted
+    assert not decide(both).wanted
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,9 @@ def test_the_selector_and_the_affinity_both_have_to_fit() -> None:
         ),
     ],
 )
-def test_without_a_daemonset_it_is_not_wanted_whatever_the_node_is(
-    found: Mapping[str, Any] | None, says: str
-) -> None:
+def test_without_a_daemonset_it_is_not_wanted_on_any_node(found: Mapping[str, Any] | None, says: str) -> None:
     def labels() -> Mapping[str, str]:
-        raise AssertionError("the Node was asked for")
+        raise AssertionError("the Node was read")
 
     answer = still_wanted(found, "worker-1", labels)
     assert not answer.wanted
@@ -130,11 +128,11 @@ def test_without_a_daemonset_it_is_not_wanted_whatever_the_node_is(
         pytest.param({"gpu": "yes"}, "nodes with gpu=yes, and this one has no label gpu", id="no label"),
     ],
 )
-def test_the_label_that_does_not_fit_is_named(selector: Mapping[str, str], says: str) -> None:
-    assert says in asked(daemonset(nodeSelector=selector)).reason
+def test_the_reason_names_the_label_that_does_not_match(selector: Mapping[str, str], says: str) -> None:
+    assert says in decide(daemonset(nodeSelector=selector)).reason
 
 
-def test_only_what_no_label_can_change_is_a_no_for_good() -> None:
-    assert asked(None).permanent
-    assert asked({"metadata": {"deletionTimestamp": "2026-11-01T00:00:00Z"}}).permanent
-    assert not asked(daemonset(nodeSelector={"zone": "elsewhere"})).permanent
+def test_a_decision_that_depends_on_labels_is_not_permanent() -> None:
+    assert decide(None).permanent
+    assert decide({"metadata": {"deletionTimestamp": "2026-11-01T00:00:00Z"}}).permanent
+    assert not decide(daemonset(nodeSelector={"zone": "elsewhere"})).permanent

@@ -1,4 +1,4 @@
-"""The answers to probes: the response to a request, and a server that keeps nobody waiting for another."""
+"""The answers to probes: the response to a request, and a server that one client cannot block for others."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ READY, NOT_READY = HealthState(True, "installed"), HealthState(False, "installin
         pytest.param("GET /readyz HTTP/1.1", READY, 200, "installed\n", id="ready"),
         pytest.param("GET /readyz?verbose HTTP/1.0", READY, 200, "installed\n", id="query"),
         pytest.param("HEAD /readyz HTTP/1.1", NOT_READY, 503, "", id="head"),
-        pytest.param("GET / HTTP/1.1", READY, 404, "only /healthz and /readyz are here\n", id="elsewhere"),
-        pytest.param("GET /readyz/ HTTP/1.1", READY, 404, "only /healthz and /readyz are here\n", id="slash"),
-        pytest.param("POST /readyz HTTP/1.1", READY, 405, "only GET and HEAD are answered\n", id="method"),
-        pytest.param("hello", READY, 400, "this is no request of HTTP/1\n", id="no HTTP"),
-        pytest.param("", READY, 400, "this is no request of HTTP/1\n", id="nothing"),
-        pytest.param("PRI * HTTP/2.0", READY, 400, "this is no request of HTTP/1\n", id="HTTP/2"),
+        pytest.param("GET / HTTP/1.1", READY, 404, "use /healthz or /readyz\n", id="elsewhere"),
+        pytest.param("GET /readyz/ HTTP/1.1", READY, 404, "use /healthz or /readyz\n", id="slash"),
+        pytest.param("POST /readyz HTTP/1.1", READY, 405, "use GET or HEAD\n", id="method"),
+        pytest.param("hello", READY, 400, "this is not an HTTP/1 request\n", id="no HTTP"),
+        pytest.param("", READY, 400, "this is not an HTTP/1 request\n", id="nothing"),
+        pytest.param("PRI * HTTP/2.0", READY, 400, "this is not an HTTP/1 request\n", id="HTTP/2"),
     ],
 )
 def test_a_request_gets_its_response(request_line: str, state: HealthState, status: int, body: str) -> None:
@@ -41,7 +41,7 @@ def test_a_request_gets_its_response(request_line: str, state: HealthState, stat
     assert body == "" or int(headers["Content-Length"]) == len(content)
 
 
-def test_a_reason_in_any_script_is_counted_in_bytes() -> None:
+def test_the_content_length_counts_bytes() -> None:
     head, _, content = respond(b"GET /readyz HTTP/1.1\r\n\r\n", HealthState(False, "雪 \udc80")).partition(
         b"\r\n\r\n"
     )
@@ -50,7 +50,7 @@ def test_a_reason_in_any_script_is_counted_in_bytes() -> None:
 
 
 @pytest.mark.parametrize("address", ["8090", ":", "localhost", ":http", ":70000", "", ":-1"])
-def test_what_is_no_address_is_refused_with_an_example(address: str) -> None:
+def test_an_invalid_address_is_refused_with_an_example(address: str) -> None:
     with pytest.raises(UsageError, match="HOST") as refused:
         listen(address)
     assert ":8090" in refused.value.hint
@@ -67,7 +67,7 @@ def test_it_listens_on_one_address_or_on_all(host: str) -> None:
         socket.create_connection((to, port), timeout=30).close()
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     with listen("127.0.0.1:0") as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(KataNodeError, match="cannot listen") as refused:
@@ -90,7 +90,7 @@ def asks(address: tuple[str, int]) -> bytes:
         return b"".join(iter(lambda: client.recv(1000), b""))
 
 
-def test_clients_that_say_nothing_keep_no_probe_waiting(address: tuple[str, int]) -> None:
+def test_silent_clients_delay_no_probe(address: tuple[str, int]) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_CLIENTS * 2):
             stack.enter_context(socket.create_connection(address, timeout=30))
@@ -103,12 +103,14 @@ def test_a_request_in_pieces_is_answered(address: tuple[str, int]) -> None:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in (b"GET /rea", b"dyz HTTP/1.1\r\nHo", b"st: x\r\n\r", b"\n"):
             client.sendall(piece)
-            assert asks(address)  # by which time it has been read
+            assert asks(address)  # the piece has been read before this answer
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("sent", [b"x" * REQUEST_LIMIT, b"\r\n\r\n"], ids=["endless", "empty"])
-def test_rubbish_is_answered_and_the_connection_closed(address: tuple[str, int], sent: bytes) -> None:
+def test_an_invalid_request_is_answered_and_its_connection_closed(
+    address: tuple[str, int], sent: bytes
+) -> None:
     with socket.create_connection(address, timeout=30) as client:
         client.sendall(sent)
         said = b"".join(iter(lambda: client.recv(1000), b""))
@@ -116,16 +118,16 @@ def test_rubbish_is_answered_and_the_connection_closed(address: tuple[str, int],
     assert asks(address)
 
 
-def test_whoever_hangs_up_harms_nobody(address: tuple[str, int]) -> None:
+def test_a_client_that_disconnects_does_not_disturb_others(address: tuple[str, int]) -> None:
     for sent in (b"", b"GET /readyz", b"GET /readyz HTTP/1.1\r\n\r\n"):
         client = socket.create_connection(address, timeout=30)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # by a reset
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close with a reset
         client.sendall(sent)
         client.close()
     assert asks(address)
 
 
-def test_a_client_that_takes_its_time_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_client_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "CLIENT_TIMEOUT", 0.0)
     listener = listen("127.0.0.1:0")
     ProbeServer(listener, lambda: READY).start()
