@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from conftest import Guard
 
 ELSEWHERE = "192.0.2.1"  # an address reserved for documentation

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import payloads
 import pytest
 
+import payloads
 from kata_node.cli import commands
 from kata_node.host import kernel
 

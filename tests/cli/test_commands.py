@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import payloads
 import pytest
-from fakes import FakeNode
 
+import payloads
 from cli.cli_runner import CONFIG, FILES, MAIN, RECEIPT, CliRunner, Result, make_payload, open_cli_runner
+from fakes import FakeNode
 from kata_node.cli import commands
 from kata_node.host import lock, place, sparse_copy
 from kata_node.host.cri import Cri

@@ -8,17 +8,17 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import prerequisites as needs
 import pytest
-from node import images
-from node.cache import missing_prerequisites
-from node.debian_node import Node
 
+import prerequisites as needs
 from cluster import programs
 from cluster.control_plane import Cluster
 from cluster.helm_releases import CONTROL_PLANE, CiCluster, Images, Releases
 from cluster.joined_node import JoinedNode, kubelets_user
 from cluster.stage_runner import StageRunner
+from node import images
+from node.cache import missing_prerequisites
+from node.debian_node import Node
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,13 +27,12 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
+from cluster import cluster_records, flags, programs
+from cluster.cluster_records import Record
 from node.boot import program_path
 from node.cache import NodeError
 from node.commands import WAIT_TIMEOUT, CommandResult, checked
 from node.node_records import Process
-
-from cluster import cluster_records, flags, programs
-from cluster.cluster_records import Record
 
 ADMIN = "admin"
 NOBODY = "nobody"

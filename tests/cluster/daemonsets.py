@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from node.commands import wait_until
-
 from cluster.control_plane import Cluster
+from node.commands import wait_until
 
 NAME = "kata-deploy"
 ZONE = "example.org/zone"

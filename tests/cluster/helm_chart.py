@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from node.cache import CHECKOUT
-
 from cluster import flags
 from cluster.control_plane import Cluster
+from node.cache import CHECKOUT
 
 CHART = CHECKOUT / "assets/chart/kata-deploy"
 

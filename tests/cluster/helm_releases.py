@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import programs as parts
+from cluster.chart_objects import merge
+from cluster.control_plane import Cluster
+from cluster.joined_node import JoinedNode
+from cluster.test_stages import WATCHED, labels, payload_that_runs
 from node import images
 from node.cache import CHECKOUT
 from node.commands import CommandResult, checked
@@ -22,12 +27,6 @@ from node.debian_node import Node
 from node.images import DISPATCHER, KUBECTL, PACKAGES, WITH_PAYLOAD
 from node.installation import UNIT, VALUES, fake_kvm, kata_handlers
 from node.snapshot import Snapshot
-
-from cluster import programs as parts
-from cluster.chart_objects import merge
-from cluster.control_plane import Cluster
-from cluster.joined_node import JoinedNode
-from cluster.test_stages import WATCHED, labels, payload_that_runs
 
 NAMESPACE = "kata-system"
 INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"

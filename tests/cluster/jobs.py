@@ -10,12 +10,11 @@ from http.client import HTTPException
 from typing import Any, Self
 from urllib.parse import urlencode
 
+from cluster.control_plane import ADMIN, Cluster
+from cluster.joined_node import JoinedNode
 from node.cache import NodeError
 from node.commands import WAIT_TIMEOUT
 from node.images import BUSYBOX
-
-from cluster.control_plane import ADMIN, Cluster
-from cluster.joined_node import JoinedNode
 
 Manifest = Mapping[str, Any]
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster import flags, programs
+from cluster.control_plane import ADMIN, Cluster
 from node import images
 from node.cache import NodeError
 from node.commands import WAIT_TIMEOUT, wait_until
 from node.debian_node import Node
-
-from cluster import flags, programs
-from cluster.control_plane import ADMIN, Cluster
 
 KUBELET = "/usr/local/bin/kubelet"
 UNIT = "kubelet.service"

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from node.commands import wait_until
-
 from cluster.control_plane import Cluster
 from cluster.helm_chart import ApiCaller, ApiResponse, admin, apply, on_node, render
+from node.commands import wait_until
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"

@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from node.commands import WAIT_TIMEOUT, wait_until
-
 from cluster.control_plane import ADMIN, Cluster
+from node.commands import WAIT_TIMEOUT, wait_until
 
 _TTL = "node.alpha.kubernetes.io/ttl"  # the controller manager annotates each new Node with it
 

@@ -10,11 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from node.images import KATA_NODE
-from node.installation import PAYLOAD, VALUES
-
 from cluster.control_plane import Cluster
 from cluster.jobs import job
+from node.images import KATA_NODE
+from node.installation import PAYLOAD, VALUES
 
 ACCOUNT = "kata-node"
 

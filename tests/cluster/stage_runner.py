@@ -12,13 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from node.cache import CHECKOUT
-from node.commands import CommandResult, RunningCommand, describe_result, wait_until
-
 from cluster import flags
 from cluster.control_plane import ADMIN, Cluster
 from cluster.faulty_proxy import FaultyProxy
 from cluster.node_writers import NodeWriter
+from node.cache import CHECKOUT
+from node.commands import CommandResult, RunningCommand, describe_result, wait_until
 
 LABELLER = "system:serviceaccount:labelling:labeller"
 

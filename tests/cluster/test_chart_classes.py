@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.commands import CommandFailed
 
 from cluster.chart_objects import CUSTOM, EXAMPLES, GATE, Document, documents, kind, one, prepare
 from cluster.control_plane import Cluster
@@ -19,6 +18,7 @@ from kata_node.errors import SettingsError
 from kata_node.settings import handlers
 from kata_node.settings import load as settings
 from kata_node.settings.shims import MACHINES, table
+from node.commands import CommandFailed
 
 SETTINGS = {
     "the defaults": {},

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cluster.chart_objects import JOB, Document, dispatcher_configs, documents, job_for, one
+from cluster.control_plane import Cluster
 from node import crio
 from node.commands import CommandResult
 from node.conftest import BootNode
@@ -23,9 +26,6 @@ from node.distributions import Layout, k0s, lay_out, microk8s, rancher
 from node.installation import HANDLERS, UNIT, VALUES, WATCHED, fake_kvm, make_payload, outcomes
 from node.mounts import HostPath
 from node.snapshot import Snapshot, changes
-
-from cluster.chart_objects import JOB, Document, dispatcher_configs, documents, job_for, one
-from cluster.control_plane import Cluster
 
 FEW: Mapping[str, Any] = {"snapshotter": {"setup": []}, "shims": {"disableAll": True, **VALUES["shims"]}}
 INSTALL = ("host-check", "artifacts", "cri")

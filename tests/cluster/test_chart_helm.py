@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from node.snapshot import changes
 
 from cluster.chart_objects import merge
 from cluster.helm_releases import COMMON, INSTALLATION_LABEL_PREFIX, JOBS, CiCluster
 from cluster.test_stages import AS_RUNC, SHARED_LABEL
+from node.snapshot import changes
 
 UNUSABLE = """\
 version = 2

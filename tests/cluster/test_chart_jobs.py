@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from node.commands import wait_until
-from node.images import KATA_NODE
-from node.installation import PAYLOAD, UNIT, VALUES
-from node.snapshot import changes
 
 from cluster.chart_objects import job_for
 from cluster.helm_chart import CHART
@@ -26,6 +22,10 @@ from cluster.test_stages import (
     events,
     labels,
 )
+from node.commands import wait_until
+from node.images import KATA_NODE
+from node.installation import PAYLOAD, UNIT, VALUES
+from node.snapshot import changes
 
 NAMESPACE = "kata-system"
 REFERENCE, _, TAG = KATA_NODE.rpartition(":")

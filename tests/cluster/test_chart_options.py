@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from node.commands import CommandFailed
 
 from cluster.chart_objects import (
     CUSTOM,
@@ -24,6 +23,7 @@ from cluster.chart_objects import (
 )
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
+from node.commands import CommandFailed
 
 FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     # Path -> the values with which it has an effect, and the value to set.

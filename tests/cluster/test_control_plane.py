@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.cache import CHECKOUT, NodeError, cache_dir
-from node.commands import CommandFailed, wait_until
-from node.node_records import Process
 
 from cluster import cluster_records, programs
 from cluster.control_plane import NOBODY, Cluster
+from node.cache import CHECKOUT, NodeError, cache_dir
+from node.commands import CommandFailed, wait_until
+from node.node_records import Process
 
 RESTRICTED = "system:node:restricted"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon.daemon_process import DaemonProcess, daemon
-from node.commands import wait_until
 
 from cluster.control_plane import Cluster
 from cluster.daemonsets import NAME, ZONE, DaemonSetFixture, WantedAnswer
+from daemon.daemon_process import DaemonProcess, daemon
+from node.commands import wait_until
 
 
 @pytest.fixture

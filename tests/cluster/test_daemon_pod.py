@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.commands import wait_until
-from node.debian_node import Node
-from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, fake_kvm, kata_handlers, make_payload
-from node.snapshot import changes
 
 from cluster.jobs import Job, container, job
 from cluster.joined_node import JoinedNode
 from cluster.stage_jobs import ACCOUNT, prepare, stages_job
 from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, events, payload_that_runs
+from node.commands import wait_until
+from node.debian_node import Node
+from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, WATCHED, fake_kvm, kata_handlers, make_payload
+from node.snapshot import changes
 
 NAME = "kata-deploy"
 LABELED = ("katacontainers.io/kata-runtime", "kata-deploy.katacontainers.io/default")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.cache import CHECKOUT
-from node.commands import WAIT_TIMEOUT, wait_until
 
 from cluster.control_plane import ADMIN, Cluster
 from cluster.fake_kubelet import FakeKubelet, PodStatus, Server, failed, running
+from node.cache import CHECKOUT
+from node.commands import WAIT_TIMEOUT, wait_until
 
 INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 LABELS = {"app.kubernetes.io/instance": "mine"}

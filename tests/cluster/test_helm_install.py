@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 
-from node.commands import wait_until
-from node.installation import HANDLERS, UNIT
-from node.snapshot import changes
-
 from cluster.chart_objects import merge
 from cluster.helm_releases import (
     COMMON,
@@ -22,6 +18,9 @@ from cluster.helm_releases import (
 )
 from cluster.jobs import Job, container, job
 from cluster.test_stages import AS_RUNC, SHARED_LABEL, SHIM, events
+from node.commands import wait_until
+from node.installation import HANDLERS, UNIT
+from node.snapshot import changes
 
 
 def guest(prepared_node: PreparedNode) -> Job:

@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cluster.control_plane import Cluster
+from cluster.joined_node import JoinedNode
 from node.cache import CHECKOUT
 from node.commands import wait_until
 from node.debian_node import Node
 from node.images import archive, layer
 from node.installation import HANDLERS, PAYLOAD, VALUES, fake_kvm, make_payload, outcomes
 from node.node_records import running
-
-from cluster.control_plane import Cluster
-from cluster.joined_node import JoinedNode
 
 ACCOUNT = "system:serviceaccount:default:kata-node"
 SHARED_LABEL = "katacontainers.io/kata-runtime"

@@ -8,13 +8,13 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from certificates import MADE_UP_AUTHORITY
-from node.commands import RunningCommand
 
+from certificates import MADE_UP_AUTHORITY
 from cluster import flags, tokens
 from cluster.conftest import skip_if_missing
 from cluster.faulty_proxy import UNLIMITED, Fault
 from cluster.stage_runner import CLAIMED, LABELED, Outcome, StageRunner
+from node.commands import RunningCommand
 
 MACHINE, ANOTHER = "0123456789abcdef0123456789abcdef", "f" * 32
 STAGES = ("claim", "label", "unlabel", "unclaim")

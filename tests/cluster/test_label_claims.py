@@ -7,13 +7,13 @@ import sys
 from collections.abc import Mapping
 
 import pytest
-from node.cache import CHECKOUT
-from node.commands import RunningCommand, describe_result
 
 from cluster.control_plane import Cluster
 from cluster.faulty_proxy import UNLIMITED, Fault
 from cluster.node_writers import NodeHistory
 from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, LABELED, SHARED_LABEL, StageRunner
+from node.cache import CHECKOUT
+from node.commands import RunningCommand, describe_result
 
 AT_ONCE = "--label-stable-for=0"
 DEFAULT, BLUE, GREEN = (f"{INSTALLATION_LABEL_PREFIX}{instance}" for instance in ("default", "blue", "green"))

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from node.commands import RunningCommand, wait_until
 
 from cluster.control_plane import Cluster
 from cluster.faulty_proxy import JSON, UNLIMITED, Fault, FaultyProxy
 from cluster.stage_runner import LABELED, Outcome, StageRunner
+from node.commands import RunningCommand, wait_until
 
 HTML = {"Content-Type": "text/html"}
 

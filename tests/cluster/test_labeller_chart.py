@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from node.commands import CommandFailed, wait_until
 
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, render
 from cluster.labeller import TEMPLATES, LabellerRelease
+from node.commands import CommandFailed, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node.cache import CHECKOUT
-from node.commands import describe_result, wait_until
 
 from cluster.control_plane import Cluster
 from cluster.helm_chart import APPLY, JSON_PATCH, MERGE, STRATEGIC, ApiCaller, admin, unbound
@@ -33,6 +31,8 @@ from cluster.labeller import (
     taints,
     worker,
 )
+from node.cache import CHECKOUT
+from node.commands import describe_result, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from node.cache import NodeError
 
 from cluster.jobs import Job, container, job
 from cluster.joined_node import JoinedNode
+from node.cache import NodeError
 
 TOKENS = "/var/run/secrets/tokens"
 

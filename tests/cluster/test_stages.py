@@ -7,15 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from node.commands import wait_until
-from node.debian_node import Node
-from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, fake_kvm, make_payload
-from node.snapshot import changes
-
 from cluster.jobs import Job, container, job
 from cluster.joined_node import JoinedNode
 from cluster.stage_jobs import INSTALL, REVERT, prepare, stages_job
 from kata_node.payload.index import write_manifest
+from node.commands import wait_until
+from node.debian_node import Node
+from node.installation import HANDLERS, PAYLOAD, UNIT, VALUES, fake_kvm, make_payload
+from node.snapshot import changes
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from node.commands import wait_until
 
 from cluster.faulty_proxy import Fault
 from cluster.stage_runner import LABELED, StageRunner
+from node.commands import wait_until
 
 STARTING = "example.com/starting"
 TAINTS = [

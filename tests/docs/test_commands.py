@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import programs
 
+from cluster import programs
 from docs.pages import CHECKOUT, PAGES, Block, Page
 from kata_node.settings import load as settings
 

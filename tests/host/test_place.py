@@ -12,16 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-import payloads
 import pytest
-from payloads import FILES, MTIME, QEMU, archive_path
 
+import payloads
 from kata_node.errors import HostError, PayloadError
 from kata_node.host.files import Root
 from kata_node.host.place import place
 from kata_node.payload import index
 from kata_node.payload.index import Payload
 from kata_node.payload.manifest import Entry
+from payloads import FILES, MTIME, QEMU, archive_path
 
 IMAGE = "share/kata-containers/kata-containers.img"
 INSTALL_DIR = "/opt/kata"

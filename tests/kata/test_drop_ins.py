@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from payloads import CONFIGS
 
 from kata_node.errors import PayloadError, SettingsError
 from kata_node.kata.drop_ins import USER_DROP_IN, digest_inputs, drop_in_warnings, drop_ins, parse
@@ -23,6 +22,7 @@ from kata_node.settings.handlers import Handler, handlers
 from kata_node.settings.model import Settings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
 from kata_node.settings.shims import table
+from payloads import CONFIGS
 
 ELSEWHERE = "/srv/opt/kata-blue"
 TDX, SNP = "qemu-nvidia-gpu-tdx", "qemu-snp-runtime-rs"

@@ -19,8 +19,8 @@ from typing import Any
 import httpx2
 import lightkube
 import pytest
-from certificates import MADE_UP_AUTHORITY
 
+from certificates import MADE_UP_AUTHORITY
 from kata_node.cluster import labels
 from kata_node.errors import IneligibleNodeError, KubeError, UsageError
 from kata_node.kube import credentials

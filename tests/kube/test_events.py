@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-from fakes import FakeKube, FakeNode
-from pipeline.harness import INSTALL, REVERT, Killed, errors, make_node, run, small_payload
 
+from fakes import FakeKube, FakeNode
 from kata_node.cluster.events import EventRecorder, event_of
 from kata_node.errors import KubeError
 from kata_node.kube import credentials
 from kata_node.kube.events import MESSAGE_LIMIT
 from kata_node.plan import report
 from kata_node.plan.report import Problem, StageReport
+from pipeline.harness import INSTALL, REVERT, Killed, errors, make_node, run, small_payload
 
 NO_CRI = '[plugins."io.containerd.cri.v1.images"]\nsnapshotter = "nobody"\n'
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-import prerequisites as needs
 import pytest
 
+import prerequisites as needs
 from node.cache import missing_prerequisites
 from node.debian_node import Node
 from node.gomodule import missing_go

@@ -260,7 +260,7 @@ def test_a_container_without_the_unit_directory_is_refused_with_the_path_to_moun
 ) -> None:
     done = ready.kata_node_outside("install", config=VALUES, payload=with_nydus)
     assert done.returncode == 3
-    assert "mount the host's /etc/systemd/system" in done.stdout + done.stderr
+    assert "mount the node's /etc/systemd/system" in done.stdout + done.stderr
 
 
 def test_a_foreign_unit_is_refused_before_anything_is_written(ready: Node) -> None:

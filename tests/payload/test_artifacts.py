@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import payloads
 import pytest
-from payloads import CONFIGS, FILES, Content
 
+import payloads
 from kata_node import pipeline
 from kata_node.host.files import Root
 from kata_node.payload import index
@@ -20,6 +19,7 @@ from kata_node.plan.report import StageReport
 from kata_node.settings.model import Settings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
 from kata_node.settings.shims import table
+from payloads import CONFIGS, FILES, Content
 from stages import artifacts, remove_artifacts
 
 SHARE = "share/defaults/kata-containers"

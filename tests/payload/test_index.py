@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import payloads
 import pytest
-from payloads import CONFIG, FILES, MTIME, QEMU, Member, archive_path, tarfile
 
+import payloads
 from kata_node.errors import PayloadError
 from kata_node.payload import index
 from kata_node.payload.manifest import Entry, missing_paths
+from payloads import CONFIG, FILES, MTIME, QEMU, Member, archive_path, tarfile
 
 
 def by_path(entries: tuple[Entry, ...]) -> dict[str, Entry]:

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from payloads import CONFIG, FILES, QEMU, QEMU_RS, entry
 
 from kata_node.errors import PayloadError
 from kata_node.payload.manifest import (
@@ -21,6 +20,7 @@ from kata_node.payload.manifest import (
     to_json,
     validate,
 )
+from payloads import CONFIG, FILES, QEMU, QEMU_RS, entry
 
 
 def link(path: str, target: str, component: str = "") -> Entry:

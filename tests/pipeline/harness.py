@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeNode
-from payloads import CONFIG as KATA_CONFIG
-from payloads import FILES, Content, tree
 
+from fakes import FakeNode
 from kata_node import pipeline
 from kata_node.host.files import Root
 from kata_node.payload import index
 from kata_node.plan.context import Options
 from kata_node.plan.report import StageReport
 from kata_node.settings import load as settings
+from payloads import CONFIG as KATA_CONFIG
+from payloads import FILES, Content, tree
 from stages import artifacts, claim, cri, host_check, label, remove_artifacts, revert_cri, unclaim, unlabel
 
 INSTALL = (host_check, claim, artifacts, cri, label)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from fakes import FakeNode
-
 from kata_node.host.files import Root
 
 RUNC = 'runtime_type = "io.containerd.runc.v2"\n'

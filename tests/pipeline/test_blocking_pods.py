@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes import MAIN, FakeNode
 
+from fakes import MAIN, FakeNode
 from kata_node import pipeline
 from kata_node.errors import LockedError
 from kata_node.host import lock

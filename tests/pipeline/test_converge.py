@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeNode
 
+from fakes import FakeNode
 from pipeline.harness import (
     INSTALL,
     REVERT,

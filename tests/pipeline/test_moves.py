@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import MAIN, FakeNode
 
+from fakes import MAIN, FakeNode
 from kata_node.runtime import restart
 from pipeline.harness import (
     INSTALL,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeNode
 
+from fakes import FakeNode
 from kata_node.host.files import Root
 from kata_node.runtime import restart
 from pipeline.harness import (

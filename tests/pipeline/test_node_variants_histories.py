@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fakes import MAIN, FakeNode
 
+from fakes import MAIN, FakeNode
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart

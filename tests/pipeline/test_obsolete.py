@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes import FakeNode
 
+from fakes import FakeNode
 from pipeline.harness import (
     INSTALL,
     REVERT,

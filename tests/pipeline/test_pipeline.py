@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import MAIN, FakeKube, FakeNode
 
+from fakes import MAIN, FakeKube, FakeNode
 from kata_node import status
 from kata_node.checks import facts
 from kata_node.errors import HostError, KubeError, LockedError

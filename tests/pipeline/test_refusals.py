@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import MAIN, FakeNode
 
+from fakes import MAIN, FakeNode
 from kata_node import pipeline
 from kata_node.plan.context import Options
 from kata_node.plan.report import StageReport

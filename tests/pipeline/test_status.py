@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import MAIN, FakeKube, FakeNode
 
+from fakes import MAIN, FakeKube, FakeNode
 from kata_node import status
 from kata_node.errors import KubeError
 from kata_node.kube import credentials

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import payloads
 import pytest
 
+import payloads
 from kata_node.errors import HostError
 from kata_node.host.files import Root, temp_sibling
 from kata_node.payload import index

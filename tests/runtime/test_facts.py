@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import MAIN, FakeNode
 
+from fakes import MAIN, FakeNode
 from kata_node.errors import IneligibleNodeError, KataNodeError
 from kata_node.host.files import Root
 from kata_node.host.systemd import Unit
