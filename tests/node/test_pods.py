@@ -159,7 +159,7 @@ def test_a_revert_that_waits_for_a_pod_does_not_block_other_runs(
     changed = install(node, "qemu")
     web = run(node, "web", "kata-qemu")
     revert = node.start_kata_node("revert", "--wait-for-pods", "300")
-    wait_until(lambda: "default/web (kata-qemu); waiting for" in revert.stderr, "it waits")
+    wait_until(lambda: "default/web (kata-qemu); waiting at most" in revert.stderr, "it waits")
     other = node.kata_node("install", "--lock-timeout", "60", config=values("qemu"), payload=PAYLOAD)
     assert (other.returncode, changed()) == (0, [])
     end(node, web)
@@ -244,6 +244,6 @@ def test_a_revert_is_refused_on_crio_although_it_reports_no_handlers_of_pods(
     assert node.unit(crio.UNIT).invocation == invocation
 
     done = node.kata_node("revert", "--ignore-pods", check=True)
-    assert "default/web (kata-qemu): once the runtime restarts" in done.stdout
+    assert "default/web (kata-qemu); after the next restart of the runtime" in done.stdout
     assert "default/db" not in done.stdout
     assert crio.handlers(node) == ()
