@@ -128,11 +128,16 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 
     If none is close, return ``; expected one of …`` with all of them, or nothing if they are more than 12.
     """
+    if close := closest_name(name, known):
+        return f"; did you mean {close}?"
+    return f"; expected one of {', '.join(sorted(known))}" if len(known) <= 12 else ""
+
+
+def closest_name(name: str, known: Collection[str]) -> str:
+    """Return the one of ``known`` that ``name`` is probably a misspelling of; empty if none is close."""
     import difflib
 
-    if close := difflib.get_close_matches(name, known, n=1):
-        return f"; did you mean {close[0]}?"
-    return f"; expected one of {', '.join(sorted(known))}" if len(known) <= 12 else ""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), "")
 
 
 class ValuesReader:
