@@ -17,6 +17,8 @@ def pattern_problems(name: str, patterns: Sequence[str], base: Table) -> Iterato
     Kata searches the names of annotations for each pattern, a regular expression. runtime-rs allows no
     annotation at all if one pattern is not valid. The names in the base configuration ``base`` are known.
     """
+    if not patterns:
+        return
     known = set(annotation_names())
     for hypervisor in section(base, "hypervisor"):
         known.update(section(base, "hypervisor", hypervisor).get("enable_annotations", ()))
