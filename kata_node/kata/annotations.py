@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from kata_node.kata.documented_keys import annotation_names
-from kata_node.kata.merge import Table, section
+from kata_node.kata.merge import Table, all_strings, section
 from kata_node.settings.values import closest_name
 
 
@@ -21,7 +21,7 @@ def pattern_problems(name: str, patterns: Sequence[str], base: Table) -> Iterato
         return
     known = set(annotation_names())
     for hypervisor in section(base, "hypervisor"):
-        known.update(section(base, "hypervisor", hypervisor).get("enable_annotations", ()))
+        known.update(all_strings(section(base, "hypervisor", hypervisor).get("enable_annotations")))
     for pattern in patterns:
         try:
             with warnings.catch_warnings():

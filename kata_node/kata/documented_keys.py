@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kata_node.assets import asset
-from kata_node.kata.merge import Table, overlay
+from kata_node.kata.merge import Table, overlay, section
 
 _HEADER = re.compile(r"\s*(?P<comment>#[#\s]*)?(?P<open>\[{1,2})(?P<name>[a-z0-9_.-]+)\]{1,2}\s*(#.*)?")
 _SET_KEY = re.compile(r"\s*[A-Za-z0-9_\"'-]+\s*=")
@@ -87,10 +87,23 @@ def known_keys(runtime: str, hypervisor: str, base: Table, texts: Iterable[str])
     """
     examples: dict[str, Any] = {"hypervisor": {hypervisor: {}}, "agent": {"kata": {}}, "runtime": {}}
     for documented in (_facts()[runtime]["keys"], *map(documented_keys, texts)):
-        for section in documented.get("hypervisor", {}).values():
-            examples = overlay(examples, {"hypervisor": {hypervisor: section}})
-        examples = overlay(examples, {key: value for key, value in documented.items() if key != "hypervisor"})
-    return overlay(examples, base)
+        for keys in section(documented, "hypervisor").values():
+            examples = _overlay_examples(examples, {"hypervisor": {hypervisor: keys}})
+        others = {key: value for key, value in documented.items() if key != "hypervisor"}
+        examples = _overlay_examples(examples, others)
+    return _overlay_examples(examples, base)
+
+
+def _overlay_examples(base: Table, override: Table) -> dict[str, Any]:
+    """Return ``base`` with ``override`` merged into it. An empty list tells less than one with items."""
+    merged = dict(base)
+    for key, value in override.items():
+        current = base.get(key)
+        if isinstance(current, Mapping) and isinstance(value, Mapping):
+            merged[key] = _overlay_examples(current, value)
+        elif value != [] or not isinstance(current, list):
+            merged[key] = value
+    return merged
 
 
 @functools.lru_cache(maxsize=64)
@@ -104,7 +117,7 @@ def documented_keys(text: str) -> Mapping[str, Any]:
 
     try:
         base = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return {}
     examples: dict[str, Any] = {}
     for path, is_list, settings in _commented_settings(text):
@@ -121,7 +134,7 @@ def _commented_settings(text: str) -> Iterable[tuple[list[str], bool, dict[str, 
     A commented header holds until the next key that is set, or the next header.
     """
     lines = text.splitlines()
-    section: tuple[list[str], bool] = ([], False)
+    current: tuple[list[str], bool] = ([], False)
     commented: tuple[list[str], bool] | None = None
     for number, line in enumerate(lines):
         if header := _HEADER.fullmatch(line):
@@ -129,13 +142,13 @@ def _commented_settings(text: str) -> Iterable[tuple[list[str], bool, dict[str, 
             if header["comment"]:
                 commented = found
             else:
-                section, commented = found, None
+                current, commented = found, None
         elif _SET_KEY.match(line):
             commented = None
         elif (match := _COMMENTED_KEY.match(line)) and (
             settings := _parse_commented(match, lines[number + 1 : number + _MAX_ARRAY_LINES])
         ):
-            yield *(commented or section), settings
+            yield *(commented or current), settings
 
 
 def _parse_commented(match: re.Match[str], following: Sequence[str]) -> dict[str, Any]:
@@ -152,6 +165,6 @@ def _parse_commented(match: re.Match[str], following: Sequence[str]) -> dict[str
         setting += "\n" + _COMMENT.sub("", line) if line else ""
         try:
             return tomllib.loads(setting)
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             continue
     return {}

@@ -27,7 +27,7 @@ from kata_node.kata.documented_keys import (
     known_keys,
     unsupported_keys,
 )
-from kata_node.kata.merge import Table, section
+from kata_node.kata.merge import Table, all_strings, section
 from kata_node.kata.value_types import type_problem
 from kata_node.settings.values import closest_name, describe_value
 
@@ -103,7 +103,7 @@ class _Checker:
             elif kind == "hypervisor":
                 yield Problem(
                     f"{path} is not the section of the shim {self._shim.name}, and {self._loader} refuses "
-                    f"a second hypervisor; write the keys into [{kind}.{own}]",
+                    f"a second hypervisor; write the keys in [{kind}.{own}]",
                     bool(content) or not self._is_go,
                 )
             else:
@@ -111,7 +111,7 @@ class _Checker:
                 use = "uses one of several agents at random" if self._is_go else "ignores a second agent"
                 yield Problem(
                     f"{path} is not the section of Kata's agent, and {self._loader} {use}; "
-                    f"write the keys into [{kind}.{own}]",
+                    f"write the keys in [{kind}.{own}]",
                     bool(content) and self._is_go,
                 )
 
@@ -154,18 +154,19 @@ class _Checker:
         accepted = accepted_values(runtime, key)
         if (
             accepted
+            and isinstance(value, str)
             and value not in accepted
             and not any(is_mentioned(value, text) for text in self._own_texts)
         ):
             names = ", ".join(f'"{each}"' for each in accepted if each)
             yield Problem(f"{name} is {describe_value(value)}, but Kata wants one of {names}")
         if key == "enable_annotations":
-            for sentence in pattern_problems(name, value, self._base):
+            for sentence in pattern_problems(name, list(all_strings(value)), self._base):
                 yield Problem(sentence, is_fatal=False)
-        elif key == "guest_extension_images" and not all(image.get("name") for image in value):
+        elif key == "guest_extension_images" and not all(map(_has_name, value)):
             yield Problem(f"{name} has an image without a name, and {self._loader} refuses it")
         elif name == "runtime.experimental":
-            yield from self._feature_problems(name, value)
+            yield from self._feature_problems(name, list(all_strings(value)))
         elif path == "runtime" and key in _SELECTING_KEYS:
             current = section(self._base, path).get(key, value)
             if value != current:
@@ -178,7 +179,7 @@ class _Checker:
                 hint = f"; set {GUEST_PULL_KEY} = true instead" if GUEST_PULL_FEATURE in features else ""
                 yield Problem(f"{name} is not empty, but {self._loader} has no such feature{hint}")
             return
-        known = [GUEST_PULL_FEATURE, *section(self._base, "runtime").get("experimental", ())]
+        known = [GUEST_PULL_FEATURE, *all_strings(section(self._base, "runtime").get("experimental"))]
         for feature in features:
             if feature not in known:
                 yield Problem(
@@ -207,7 +208,11 @@ class _Checker:
         path, _, key = name.rpartition(".")
         for home in (f"hypervisor.{self._shim.hypervisor}", "agent.kata", "runtime"):
             if key in section(self._known, *home.split(".")):
-                return f"; it belongs into [{home}]"
+                return f"; it belongs in [{home}]"
         known = section(self._known, *path.split(".")) if path else _SECTIONS
         close = closest_name(key.lower(), known)
         return f"; did you mean {close}?" if close else ""
+
+
+def _has_name(image: object) -> bool:
+    return isinstance(image, Mapping) and bool(image.get("name"))

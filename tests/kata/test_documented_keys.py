@@ -57,7 +57,11 @@ def test_a_key_is_documented_if_it_is_set_or_commented_with_a_value() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["[a", "", "# nothing\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["[a", "", "# nothing\n", "# deep = " + "[" * 100_000, "# huge = " + "9" * 5000],
+    ids=["broken", "empty", "prose", "deep", "huge"],
+)
 def test_a_file_without_settings_documents_nothing(text: str) -> None:
     assert documented_keys(text) == {}
 

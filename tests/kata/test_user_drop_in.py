@@ -134,10 +134,8 @@ Q, A, R = "[hypervisor.qemu]\n", "[agent.kata]\n", "[runtime]\n"
             id="misspelt",
         ),
         pytest.param(GO, Q + "Default_vcpus = 2", "did you mean default_vcpus?", id="other case"),
-        pytest.param(GO, Q + "sandbox_bind_mounts = []", "it belongs into [runtime]", id="key of runtime"),
-        pytest.param(
-            GO, A + "default_memory = 1", "it belongs into [hypervisor.qemu]", id="key of hypervisor"
-        ),
+        pytest.param(GO, Q + "sandbox_bind_mounts = []", "it belongs in [runtime]", id="key of runtime"),
+        pytest.param(GO, A + "default_memory = 1", "it belongs in [hypervisor.qemu]", id="key of hypervisor"),
         pytest.param(GO, A + "dial_timeout_ms = 1", "did you mean dial_timeout?", id="agent of runtime-rs"),
         pytest.param(RS, A + "dial_timeout = 1", "did you mean dial_timeout_ms?", id="agent of Go"),
         pytest.param(RS, A + "nonsense = 1", "agent.kata.nonsense is not a key", id="agent of runtime-rs"),
@@ -153,7 +151,7 @@ Q, A, R = "[hypervisor.qemu]\n", "[agent.kata]\n", "[runtime]\n"
             GO,
             "[hypervisor.clh]\ndefault_vcpus = 2",
             "hypervisor.clh is not the section of the shim qemu, and Kata's Go runtime refuses a second "
-            "hypervisor; write the keys into [hypervisor.qemu]",
+            "hypervisor; write the keys in [hypervisor.qemu]",
             id="other hypervisor",
         ),
         pytest.param(RS, "[hypervisor.clh]", "runtime-rs refuses a second hypervisor", id="empty section"),
@@ -321,13 +319,13 @@ def test_a_drop_in_that_kata_accepts_is_accepted(shim: str, text: str) -> None:
             "runtime.enable_pproff is not a key of the shim qemu, and Kata's Go runtime ignores the key",
             id="runtime",
         ),
-        pytest.param(GO, R + "default_vcpus = 1", "it belongs into [hypervisor.qemu]", id="wrong section"),
+        pytest.param(GO, R + "default_vcpus = 1", "it belongs in [hypervisor.qemu]", id="wrong section"),
         pytest.param(
             RS, Q + "default_vcpu = 1", "ignores the key; did you mean default_vcpus?", id="runtime-rs"
         ),
         pytest.param(RS, "[factory]\nx = 1", "factory is not a section", id="factory of runtime-rs"),
         pytest.param(GO, "[runtimes]\nx = 1", "ignores the section; did you mean runtime?", id="section"),
-        pytest.param(GO, "default_vcpus = 1", "it belongs into [hypervisor.qemu]", id="outside of sections"),
+        pytest.param(GO, "default_vcpus = 1", "it belongs in [hypervisor.qemu]", id="outside of sections"),
         pytest.param(GO, "[hypervisor.clh]", "is not the section of the shim qemu", id="empty section"),
         pytest.param(RS, "[agent.foo]\ndial_timeout_ms = 1", "ignores a second agent", id="second agent"),
         pytest.param(
@@ -356,6 +354,22 @@ def test_an_allowed_annotation_that_does_not_exist_is_a_warning() -> None:
         'shims.qemu.allowedHypervisorAnnotations has "default_maxvcpus", which allows no annotation that '
         "Kata has; did you mean default_max_vcpus?"
     ]
+
+
+def test_an_empty_list_in_the_configuration_does_not_hide_what_its_items_are() -> None:
+    text = "[hypervisor.qemu]\nimage = '/i'\nguest_extension_images = []\n"
+    wanted = settings(RS, "[[hypervisor.qemu.guest_extension_images]]\nname = 'x'\npath = '/x'")
+    assert drop_ins(handlers(wanted)[0], wanted, tomllib.loads(text), [text])
+
+
+@pytest.mark.parametrize("value", ["1", "[1]", "[[1]]", "{ x = 1 }"])
+@pytest.mark.parametrize(
+    "key", ["hypervisor.qemu.enable_annotations", "runtime.experimental", "hypervisor.qemu.shared_fs"]
+)
+def test_a_configuration_with_values_of_odd_types_is_no_defect(key: str, value: str) -> None:
+    base = tomllib.loads(f"{key} = {value}")
+    wanted = settings(GO, f"{key} = {value}", allowed_hypervisor_annotations=("enable_iommu",))
+    list(drop_in_warnings(handlers(wanted)[0], wanted, {}, base, []))
 
 
 # --- every configuration -----------------------------------------------------------------------------
