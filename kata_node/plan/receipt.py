@@ -116,6 +116,12 @@ class CriRecord:
     """The state of each file of this transaction at its start; empty in the state ``serving``."""
     fallback: CriRecord | None = None
     """The record before this transaction, if there was one."""
+    config: str = ""
+    """The runtime's main file; empty in the record of an earlier version."""
+    drop_in_dir: str = ""
+    """The directory of its drop-ins, if its command line can name it."""
+    socket: str = ""
+    """The CRI socket; empty in the record of an earlier version."""
 
     @property
     def possibly_loaded_handlers(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ any later install or revert can restore it.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -81,6 +82,9 @@ def install(
         made_dirs=tuple(sorted({*created_dirs, *(cri.made_dirs if cri else ())})),
         previous=start.previous,
         fallback=start.fallback,
+        config=facts.config_path,
+        drop_in_dir=facts.drop_in_dir,
+        socket=facts.distribution_runtime.socket,
     )
     has_read = not pending_changes and cri is not None and _has_read(cri, in_progress, facts)
     # A file without our entry needs no record.
@@ -303,7 +307,7 @@ def _writes(pending_changes: Iterable[FileChange], facts: RuntimeFacts) -> Itera
 
 
 def _parents(written: Iterable[FileChange]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(change.path.rpartition("/")[0] for change in written))
+    return tuple(dict.fromkeys(posixpath.dirname(change.path) for change in written))
 
 
 def _is_parent_of_written(directory: str, written: Iterable[FileChange], install_dir: str) -> bool:
