@@ -63,6 +63,11 @@ class FakeNode:
     kube: object = None
     asked: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Let the unit of CRI-O run CRI-O."""
+        if self.runtime_name == "cri-o" and self.argv == FakeNode.argv:
+            self.argv = ("/usr/bin/crio",)
+
     def clients(self) -> Clients:
         """Return the clients of this node."""
         return Clients(

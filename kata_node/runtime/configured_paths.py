@@ -141,7 +141,7 @@ def _environment(
     """Return the variables of a service, and why one of ``names`` is not known; else ``""``."""
     for pattern, optional in given.files:
         # Where the whole root is visible, a missing file is really missing.
-        if not _read_all(context, pattern) and not (optional and context.clients.root.is_dir("/usr")):
+        if not _read_all(context, pattern) and not (optional and context.clients.root.is_whole()):
             return {}, f"its unit reads variables from {pattern}, which is not visible"
     environment = _visible_environment(context, given)
     missing = sorted(set(names).difference(environment))

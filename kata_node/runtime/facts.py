@@ -16,6 +16,8 @@ from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
 from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
 from kata_node.runtime.configured_paths import ConfiguredPaths
+from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.containerd.managed_block import dangling_imports
 from kata_node.runtime.identify import (
     CALL_TIMEOUT,
     find_configured_paths,
@@ -158,6 +160,10 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     )
     is_active = unit is not None and unit.active_state == "active"
     existing = {path: state for path, state in states.items() if state is not None}
+    if isinstance(config, ContainerdConfig):
+        shared = {path: existing[path].content for path in config.shared_paths() if path in existing}
+        dangling = dangling_imports(receipt.install_dir, shared, root.exists)
+        config = replace(config, dangling_imports=dangling)
     handlers_to_remove = _handlers_to_remove(
         context, config, own, existing, served_now, for_revert=for_revert
     )
