@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import MutableSequence
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,26 @@ def test_mounts_of_a_running_system_are_seen() -> None:
     machine = Root(Path("/"))
     assert write_access(machine, "/proc/self/status").mount_point is False
     assert write_access(machine, "/proc/1/x").directory == "/proc/1"
+
+
+@pytest.mark.parametrize("flags", [0x10, 0x20])
+@pytest.mark.parametrize("name", ["/etc/containerd", "/etc/containerd/config.toml"])
+def test_an_attribute_that_stops_even_root_is_found(
+    flags: int, name: str, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ioctl(fd: int, request: int, buffer: MutableSequence[int]) -> None:
+        if os.fstat(fd).st_ino == (root.base / name[1:]).stat().st_ino:
+            buffer[0] = 0x80000 | flags  # extents, as on every file of ext4
+
+    monkeypatch.setattr("kata_node.host.write_access.fcntl.ioctl", ioctl)
+    assert write_access(root, "/etc/containerd/config.toml").unchangeable == name
+
+
+def test_a_file_system_without_such_attributes_is_no_problem(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ioctl(*_: object) -> None:
+        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+
+    monkeypatch.setattr("kata_node.host.write_access.fcntl.ioctl", ioctl)
+    assert write_access(root, "/etc/containerd/config.toml").unchangeable == ""
