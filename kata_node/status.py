@@ -90,8 +90,8 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
     install dirs that the runtime's configuration names.
     """
     receipt = _recorded(settings, clients) or Receipt(settings.instance, settings.install_dir, "")
-    if receipt.cri is not None and not (options.cri_socket or settings.containerd.runtime_socket):
-        options = replace(options, cri_socket=receipt.cri.socket)  # the install may have had --cri-socket
+    if not (options.cri_socket or settings.containerd.runtime_socket):
+        options = replace(options, cri_socket=receipt.socket)  # the install may have had --cri-socket
     context = StageContext(settings, receipt, clients, options)
     served, invocation, configured_install_dirs = _runtime_state(context)
     parents = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.errors import KataNodeError
 from kata_node.host.write_access import WriteAccess
+from kata_node.plan import receipt as receipts
 from kata_node.plan.report import Finding
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_records import pending_changes
@@ -62,7 +63,7 @@ def _written_paths(settings: Settings, facts: HostCheckFacts) -> Iterator[tuple[
     inside = f"{settings.install_dir}/"
     runtime = facts.runtime
     for path in facts.access:
-        if path == settings.install_dir or path == f"{inside}.kata-node":
+        if path in (settings.install_dir, receipts.directory(settings.install_dir)):
             yield path, "install dir"
         elif path.startswith(f"{UNIT_DIR}/") and _is_unit_directory_there(facts):
             yield path, "unit"

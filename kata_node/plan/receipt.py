@@ -120,8 +120,6 @@ class CriRecord:
     """The runtime's main file; empty in the record of an earlier version."""
     drop_in_dir: str = ""
     """The directory of its drop-ins, if its command line can name it."""
-    socket: str = ""
-    """The CRI socket; empty in the record of an earlier version."""
 
     @property
     def possibly_loaded_handlers(self) -> tuple[str, ...]:
@@ -158,6 +156,8 @@ class Receipt:
     artifacts: ArtifactsRecord | None = None
     cri: CriRecord | None = None
     schema: int = SCHEMA
+    socket: str = ""
+    """The CRI socket. It stays until the end of a revert, which asks on it what the runtime still serves."""
 
     @property
     def made_dirs(self) -> frozenset[str]:

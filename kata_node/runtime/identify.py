@@ -43,8 +43,8 @@ def find_unit(context: StageContext, *, for_revert: bool) -> Unit | None:
     found = {name for name, unit in own.items() if unit.active_state not in ("inactive", "failed")}
     candidates = distributions.distribution_runtimes_of_units(found or own)
     socket = context.options.cri_socket or context.settings.containerd.runtime_socket
-    if not socket and for_revert and recorded is not None:
-        socket = recorded.socket
+    if not socket and for_revert:
+        socket = context.receipt.socket
     socket = _normalized_socket(socket)
     candidates = (
         tuple(
@@ -122,8 +122,8 @@ def find_distribution_runtime(
             ConfiguredPaths(),
         )
     socket = options.cri_socket
-    if not socket and for_revert and recorded is not None and not containerd.runtime_socket:
-        socket = recorded.socket
+    if not socket and for_revert and not containerd.runtime_socket:
+        socket = context.receipt.socket
     return replace(distribution_runtime, socket=socket) if socket else distribution_runtime
 
 

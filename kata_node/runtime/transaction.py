@@ -84,8 +84,8 @@ def install(
         fallback=start.fallback,
         config=facts.config_path,
         drop_in_dir=facts.drop_in_dir,
-        socket=facts.distribution_runtime.socket,
     )
+    recorded = replace(receipt, socket=facts.distribution_runtime.socket)
     has_read = not pending_changes and cri is not None and _has_read(cri, in_progress, facts)
     # A file without our entry needs no record.
     paths_with_entry = {change.path for change in changes if change.content != change.content_without_entry}
@@ -98,7 +98,7 @@ def install(
     actions = (
         # With nothing to write, keep the old record: it shows which files the runtime has read.
         _record_action(
-            receipt, in_progress if pending_changes or cri is None else cri, in_progress, facts, changes
+            recorded, in_progress if pending_changes or cri is None else cri, in_progress, facts, changes
         ),
         *_remove_leftovers(cri, changes),
         *((checks.planned,) if pending_changes else ()),
@@ -115,8 +115,8 @@ def install(
                 expected_handlers=handlers,
                 removed_handlers=removed_handlers,
                 timeout=facts.timeout,
-                receipt_before_restart=replace(receipt, cri=replace(in_progress, state="restarting")),
-                receipt_after_proof=replace(receipt, cri=serving),
+                receipt_before_restart=replace(recorded, cri=replace(in_progress, state="restarting")),
+                receipt_after_proof=replace(recorded, cri=serving),
                 restart="never" if has_read else "always",
                 served_before=facts.handlers,
             ),

@@ -36,6 +36,7 @@ def context_of(
     cri: CriRecord | None = None,
     crio: bool = False,
     socket: str = "",
+    recorded_socket: str = "",
     **node: Any,
 ) -> StageContext:
     if crio:
@@ -49,7 +50,7 @@ def context_of(
     )
     loaded = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
     loaded = replace(loaded, containerd=values or loaded.containerd)
-    receipt = Receipt("default", "/opt/kata", "1", cri=cri)
+    receipt = Receipt("default", "/opt/kata", "1", cri=cri, socket=recorded_socket)
     return StageContext(loaded, receipt, fake.clients(), Options(Path(), cri_socket=socket))
 
 
@@ -229,20 +230,20 @@ def test_values_for_the_file_that_the_unit_reads_fit_even_by_another_path(root: 
     assert "reads /etc/other.toml" in error.what
 
 
-def record(config: str = "", socket: str = "") -> CriRecord:
+def record(config: str = "") -> CriRecord:
     served = ("serving", "containerd", "2.1.9", "containerd.service", "1", "boot", ("kata-qemu",), ())
-    return CriRecord(*served, config=config, socket=socket)  # type: ignore[arg-type]
+    return CriRecord(*served, config=config)  # type: ignore[arg-type]
 
 
 def test_a_revert_uses_the_recorded_file_and_socket(root: Path) -> None:
-    cri = record(config="/srv/c.toml", socket="/run/mine.sock")
-    facts = gather_facts_for_revert(context_of(root, SHELL, cri=cri))
+    cri, recorded = record(config="/srv/c.toml"), "/run/mine.sock"
+    facts = gather_facts_for_revert(context_of(root, SHELL, cri=cri, recorded_socket=recorded))
     assert (facts.config_path, facts.distribution_runtime.socket) == ("/srv/c.toml", "/run/mine.sock")
     for more in (
         {"socket": "/run/flag.sock"},
         {"values": ContainerdSettings(runtime_socket="/run/flag.sock")},
     ):
-        facts = gather_facts_for_revert(context_of(root, SHELL, cri=cri, **more))
+        facts = gather_facts_for_revert(context_of(root, SHELL, cri=cri, recorded_socket=recorded, **more))
         assert facts.distribution_runtime.socket == "/run/flag.sock"
 
 
