@@ -76,15 +76,6 @@ def test_what_cannot_change_ends_an_install_before_anything_is_written(ready: No
     assert kata_handlers(ready) == HANDLERS
 
 
-def test_an_immutable_main_file_is_found(ready: Node) -> None:
-    if ready.run(["chattr", "+i", MAIN], check=False).returncode != 0:
-        pytest.skip("the file system of the node has no immutable attribute")
-    done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
-    ready.run(["chattr", "-i", MAIN])
-    assert done.returncode == 3
-    assert f"chattr -i -a {MAIN}" in done.stdout + done.stderr
-
-
 def test_a_container_sees_a_mounted_main_file_and_noexec_too(ready: Node, payload: object) -> None:
     ready.run(["sh", "-ec", f"cp -p {MAIN} /srv/m.toml; mount --bind /srv/m.toml {MAIN}"])
     ready.run(["mount", "-t", "tmpfs", "-o", "noexec", "opt", "/opt"])
