@@ -24,21 +24,21 @@ def config_for(
     receipt: Receipt, suffix: str, runtime: Runtime, distribution_runtime: DistributionRuntime
 ) -> CriConfig:
     """Return how the installation of ``receipt`` configures ``runtime``."""
+    recorded = tuple(dict.fromkeys(receipt.cri.possibly_loaded_handlers)) if receipt.cri else ()
     if runtime.name == "cri-o":
         from kata_node.runtime.crio import CrioConfig
 
-        return CrioConfig(receipt.install_dir, suffix, posixpath.dirname(distribution_runtime.config))
+        return CrioConfig(
+            receipt.install_dir, suffix, posixpath.dirname(distribution_runtime.config), recorded
+        )
     if distribution_runtime.always_reads_drop_ins:
         from kata_node.runtime.containerd.k0s import K0sConfig
 
         (drop_in_dirs,) = set(distribution_runtime.drop_in_dirs.values())
         return K0sConfig(
-            receipt.install_dir, suffix, runtime.version, distribution_runtime.config, drop_in_dirs
+            receipt.install_dir, suffix, runtime.version, distribution_runtime.config, drop_in_dirs, recorded
         )
-    config = ContainerdConfig(receipt.install_dir, suffix, runtime.version, distribution_runtime)
-    if receipt.cri is None or not set(config.shared_paths()).intersection(receipt.cri.paths()):
-        return config
-    return replace(config, recorded_handlers=tuple(dict.fromkeys(receipt.cri.possibly_loaded_handlers)))
+    return ContainerdConfig(receipt.install_dir, suffix, runtime.version, distribution_runtime, recorded)
 
 
 def config_that_edited(config: CriConfig, path: str, receipt: Receipt) -> CriConfig:

@@ -46,12 +46,19 @@ from kata_node.runtime.model.config import (
     DropInLocation,
     FileChange,
     Glob,
+    HandlerCopy,
     ReadFile,
+    StartProblem,
+    files_after,
     handler_conflict,
     suffixed_name,
+    without_outdated,
+    writer_of,
 )
+from kata_node.runtime.model.programs import programs, uses
 from kata_node.settings.handlers import handlers as handlers_of
 from kata_node.toml import edit as toml_edit
+from kata_node.toml import tables as toml_tables
 
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings
@@ -70,6 +77,7 @@ RUNTIME_ROOT = "/run/vc"
 BUILT_IN_HANDLERS = frozenset({"crun", "runc"})
 """Handlers that CRI-O has without a table: ``runc`` up to 1.30, ``crun`` since then."""
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SHIM_NAME = re.compile(r"containerd-shim-[A-Za-z0-9+-]+-v2")
 _TEXT, _FLAG, _TEXTS = "a string", "a boolean", "an array of strings"
 _STORAGE_FIELDS = {"storage_driver": _TEXT, "storage_option": _TEXTS}
@@ -90,6 +98,8 @@ class CrioConfig:
     install_dir: str
     suffix: str
     config_dir: str = CONFIG_DIR
+    recorded_handlers: tuple[str, ...] = ()
+    """The handlers of this installation that the receipt records."""
 
     @property
     def main_path(self) -> str:
@@ -129,21 +139,70 @@ class CrioConfig:
             {path: files[path] for path in files if path not in location.paths}
         )
         (debug,) = location.extra_drop_ins
+        changes = (
+            FileChange(location.drop_in, render(settings, with_storage_option=_uses_overlay(foreign_files))),
+            FileChange(debug, render_debug(settings) if settings.debug else None),
+        )
+        handlers = tuple(handler.name for handler in handlers_of(settings))
+        copies = self._copies(files, changes, handlers)
         return DesiredConfig(
             "crio.conf.d",
-            (
-                FileChange(
-                    location.drop_in, render(settings, with_storage_option=_uses_overlay(foreign_files))
-                ),
-                FileChange(debug, render_debug(settings) if settings.debug else None),
-            ),
-            tuple(handler.name for handler in handlers_of(settings)),
+            (*without_outdated(copies, files, self.without_own_handlers), *changes),
+            handlers,
             {},
+            copies,
         )
+
+    def _copies(
+        self, files: Mapping[str, bytes], changes: Collection[FileChange], wanted: Collection[str]
+    ) -> tuple[HandlerCopy, ...]:
+        """Return the copies of our handlers. The table of a later file replaces that of an earlier file."""
+        (location,) = self.drop_in_locations()
+        read = self._in_read_order(files_after(files, changes))
+        tables = {file.path: file.handlers for file in _parsed_files(read)}
+        written = _parsed_handlers(location.drop_in, files.get(location.drop_in, b""))
+        later = list(tables)[list(tables).index(location.drop_in) :]
+        removed = set(self.recorded_handlers).difference(wanted)
+        found: list[HandlerCopy] = []
+        for path in tables:
+            own = self.own_handlers(path, read[path]) if path not in location.paths else frozenset()
+            copied = [name for name in tables[path] if name in own and name in (*wanted, *removed)]
+            desired = tables[location.drop_in]
+            wrong = [
+                name
+                for name in copied
+                if name in removed or (path in later and tables[path][name] != desired.get(name))
+            ]
+            stale = all(name in removed or tables[path][name] == written.get(name) for name in wrong)
+            state = "same" if not wrong else "outdated" if stale else "different"
+            if copied:
+                found.append(HandlerCopy(path, tuple(wrong or copied), state, writer_of(path, read[path])))
+        return tuple(found)
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
         """Return ``content``: kata-node edits no shared file of CRI-O."""
         return content
+
+    def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`."""
+        if f"{self.install_dir}/".encode() not in content:
+            return frozenset()
+        handlers = _ParsedFile.read(path, content).handlers
+        return frozenset(name for name in handlers if uses(programs(handlers[name]), self.install_dir))
+
+    def without_own_handlers(self, path: str, content: bytes) -> bytes:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.without_own_handlers`."""
+        own = self.own_handlers(path, content)
+        if not own:
+            return content
+        text = content.removeprefix(BYTE_ORDER_MARK)
+        runtimes: tuple[str, ...] = ()
+        table = toml_edit.load(text, path)
+        for key in ("crio", "runtime", "runtimes"):
+            runtimes = (*runtimes, next(spelling for spelling in table if spelling.lower() == key))
+            table = table[runtimes[-1]]
+        edited = toml_tables.remove_tables(text, [(*runtimes, name) for name in own], where=path)
+        return content[: len(content) - len(text)] + edited
 
     def check(
         self,
@@ -162,12 +221,16 @@ class CrioConfig:
             try:
                 parsed_files[path] = _ParsedFile.read(path, content)
             except HostError as error:
-                problems.append(f"{name}: {error.what}")
+                problems.append(StartProblem(f"{name}: {error.what}"))
         tables: dict[str, Mapping[str, Any]] = {}
         for path, file in parsed_files.items():
             tables |= file.handlers
             if path not in own_paths:
-                problems += (handler_conflict(path, name) for name in file.handlers if name in handlers)
+                problems += (
+                    handler_conflict(path, name)
+                    for name, fields in file.handlers.items()
+                    if name in handlers and not uses(programs(fields), self.install_dir)
+                )
         problems += _default_runtime_problems(parsed_files, {*tables, *BUILT_IN_HANDLERS})
         for name in handlers:
             problems += (
@@ -261,7 +324,7 @@ class _ParsedFile:
     def read(cls, path: str, content: bytes) -> _ParsedFile:
         """Parse a file. Raise :class:`HostError` when CRI-O would not start with it."""
         # Unlike tomllib, the parser of CRI-O ignores a byte order mark.
-        table = toml_edit.load(content.removeprefix(b"\xef\xbb\xbf"), path)
+        table = toml_edit.load(content.removeprefix(BYTE_ORDER_MARK), path)
         crio = _table(table, "crio", "crio", path)
         storage = _fields(crio, _STORAGE_FIELDS, "crio", path)
         runtime = _table(crio, "runtime", "crio.runtime", path)
@@ -315,6 +378,11 @@ def _parsed_files(files: Mapping[str, bytes]) -> Iterator[_ParsedFile]:
             continue
 
 
+def _parsed_handlers(path: str, content: bytes) -> Mapping[str, Mapping[str, Any]]:
+    """Return the handlers of one file; none when it is broken."""
+    return next((file.handlers for file in _parsed_files({path: content})), {})
+
+
 def _uses_overlay(files: Mapping[str, bytes]) -> bool:
     """Return whether the storage driver is overlay, which is the default, judged by CRI-O's files."""
     drivers = [file.storage_driver for file in _parsed_files(files) if file.storage_driver]
@@ -325,7 +393,7 @@ def _default_runtime_problems(files: Mapping[str, _ParsedFile], known: Collectio
     given = [(path, file.default_runtime) for path, file in files.items() if file.default_runtime]
     if given and given[-1][1] not in known:
         path, handler = given[-1]
-        yield (
+        yield StartProblem(
             f"{path}: its default_runtime is {handler}, but no file has the table "
             f"[crio.runtime.runtimes.{handler}]; CRI-O does not start with that"
         )

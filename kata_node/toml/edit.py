@@ -41,6 +41,14 @@ _REST_OF_LINE = re.compile(r"[ \t]*(\#[^\r\n]*)?(?=\r?\n)")
 _BREAK = re.compile(r"\r?\n|\Z")
 
 
+class DuplicateKeyError(HostError):
+    """A file has one key in two spellings; the runtime starts with it."""
+
+
+class BrokenTomlError(HostError):
+    """A file is not valid TOML."""
+
+
 def quote(text: str) -> str:
     """Return ``text`` as a TOML basic string."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -55,7 +63,7 @@ def _parse(content: bytes) -> Mapping[str, Any]:
 def load(content: bytes, where: str) -> Mapping[str, Any]:
     """Parse a TOML file; the result must not be changed.
 
-    Raises :class:`HostError` with the line and column when it is not valid TOML.
+    Raises :class:`BrokenTomlError` with the line and column when it is not valid TOML.
     """
     try:
         return _parse(content)
@@ -68,17 +76,17 @@ def load(content: bytes, where: str) -> Mapping[str, Any]:
         if content.startswith(b"\xef\xbb\xbf"):
             reason = "it begins with a byte order mark"
         what = f"the file is not valid TOML: {reason}"
-    raise HostError(what, where=where, hint="correct the file by hand; kata-node does not repair it")
+    raise BrokenTomlError(what, where=where, hint="correct the file by hand; kata-node does not repair it")
 
 
 def get(table: Mapping[str, Any], name: str, where: str) -> Any:
     """Return the value of the top-level key ``name``, spelled in any case; ``None`` when it is missing.
 
-    Raises :class:`HostError` when the file has the key in two spellings.
+    Raises :class:`DuplicateKeyError` when the file has the key in two spellings.
     """
     found = [spelling for spelling in table if spelling.lower() == name]
     if len(found) > 1:
-        raise HostError(
+        raise DuplicateKeyError(
             f"the keys {' and '.join(found)} are the same key to the runtime, which uses only the last one",
             where=where,
             hint=f"merge them into one key {name}",

@@ -33,6 +33,7 @@ from node.rootfs import build_rootfs
 from node.running_pods import MAIN_2, PAUSE, RUNTIMES, allow_pods, payload_with_shim, values
 from node.snapshot import changes
 
+
 @pytest.fixture(scope="session")
 def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sample payload with a shim that runs containers."""

@@ -68,9 +68,7 @@ def test_a_table_under_headers_is_cut(table: str, line_end: str) -> None:
             '[plugins."io.x"]\nruntimes = {runc.a = 2}\n',
             id="dotted-keys-of-an-inline-table",
         ),
-        pytest.param(
-            f'{ABOVE}\n\n[plugins."io.x".runtimes.kata]\na = 1', ABOVE, id="at-the-end-of-the-file"
-        ),
+        pytest.param(f'{ABOVE}\n\n[plugins."io.x".runtimes.kata]\na = 1', ABOVE, id="at-the-end-of-the-file"),
         pytest.param(
             'version = 3\n[plugins."io.x".runtimes]\n[plugins."io.x".runtimes.kata]\na = 1\n',
             "version = 3\n",

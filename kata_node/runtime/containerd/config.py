@@ -34,6 +34,7 @@ Measured on containerd 2.1.9 (2.0 and 2.2 have the same code) and 2.3.4:
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,10 +43,12 @@ from typing import TYPE_CHECKING, Literal
 from kata_node.errors import HostError, IneligibleNodeError
 from kata_node.host.go_glob import matches
 from kata_node.runtime.containerd import main as containerd_main
+from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
+from kata_node.runtime.containerd.copies import merged_copies, replacing_copies
 from kata_node.runtime.containerd.managed_block import ContainerdEntry
 from kata_node.runtime.containerd.read import in_read_order, resolved_imports
-from kata_node.runtime.containerd.render import render, render_block
+from kata_node.runtime.containerd.render import render, render_block, runtimes
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
     USER_DROP_IN_NAME,
@@ -53,9 +56,13 @@ from kata_node.runtime.model.config import (
     DropInLocation,
     FileChange,
     Glob,
+    HandlerCopy,
     ReadFile,
+    StartProblem,
+    files_after,
     own_paths,
     suffixed_name,
+    without_outdated,
 )
 from kata_node.settings.handlers import handler_names
 from kata_node.toml import edit as toml_edit
@@ -84,7 +91,7 @@ class ContainerdConfig:
     version: Version
     distribution_runtime: DistributionRuntime
     recorded_handlers: tuple[str, ...] = ()
-    """Handlers of this installation in shared files, by the receipt: they are found even without markers."""
+    """The handlers of this installation that the receipt records."""
 
     @property
     def main_path(self) -> str:
@@ -142,15 +149,19 @@ class ContainerdConfig:
             text = settings.user_drop_in.rstrip("\n") + "\n"
             drop_ins.append(FileChange(location.extra_drop_ins[0], text.encode()))
         kept = [file.path for file in drop_ins]
+        changes = (
+            *drop_ins,
+            *self._shared_changes(settings, foreign_files, mode),
+            *(FileChange(path, None) for path in own if path not in kept),
+        )
+        copies = self._copies(settings, files, changes, mode)
         return DesiredConfig(
             mode,
-            (
-                *drop_ins,
-                *self._shared_changes(settings, foreign_files, mode),
-                *(FileChange(path, None) for path in own if path not in kept),
-            ),
+            # Without an outdated copy the runtime serves what our files say, before and after the next write.
+            (*without_outdated(copies, files, self.without_own_handlers), *changes),
             handler_names(settings),
             {location.extra_drop_ins[0]: "containerd.userDropIn" for location in self.drop_in_locations()},
+            copies,
         )
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
@@ -161,6 +172,19 @@ class ContainerdConfig:
         """
         remaining = self._entry.remove_from(path, content)
         return None if remaining in self._known_initial_contents() and remaining != content else remaining
+
+    def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`.
+
+        A main file that is rendered from a template has none of its own.
+        """
+        if path == self.main_path and path not in self.shared_paths():
+            return frozenset()
+        return own_tables.handlers(content, self.install_dir, path, template=self._is_go_template(path))
+
+    def without_own_handlers(self, path: str, content: bytes) -> bytes:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.without_own_handlers`."""
+        return own_tables.without(content, self.install_dir, path, template=self._is_go_template(path))
 
     def check(
         self,
@@ -185,6 +209,7 @@ class ContainerdConfig:
                 handlers=handlers,
                 exists=exists,
                 version=self.version,
+                install_dir=self.install_dir,
             )
         root = effective.get(self._effective_main_path)
         problems: list[str] = []
@@ -196,7 +221,7 @@ class ContainerdConfig:
                     root, self._entry.name, where=self._effective_main_path
                 )
             except HostError as error:
-                problems.append(f"{self._effective_main_path}: {error.what}")
+                problems.append(StartProblem(f"{self._effective_main_path}: {error.what}"))
         return problems + containerd_read.check(
             self._effective_main_path,
             effective,
@@ -205,6 +230,7 @@ class ContainerdConfig:
             labels=labels,
             exists=exists,
             version=self.version,
+            install_dir=self.install_dir,
         )
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
@@ -222,7 +248,6 @@ class ContainerdConfig:
         return ContainerdEntry(
             self.install_dir,
             self.suffix,
-            self.recorded_handlers,
             is_toml=not self._has_go_template,
             keeps_runc=keeps_runc,
         )
@@ -231,6 +256,9 @@ class ContainerdConfig:
     def _has_go_template(self) -> bool:
         """Whether the main file is rendered from a Go template, which cannot be parsed as TOML."""
         return bool(self.distribution_runtime.template) and not self.distribution_runtime.template_is_toml
+
+    def _is_go_template(self, path: str) -> bool:
+        return self._has_go_template and path in self.shared_paths()
 
     @property
     def _effective_main_path(self) -> str:
@@ -287,6 +315,25 @@ class ContainerdConfig:
             elif content_without_entry != current:
                 yield FileChange(path, content_without_entry, content_without_entry)
 
+    def _copies(
+        self, settings: Settings, files: Mapping[str, bytes], changes: Collection[FileChange], mode: Mode
+    ) -> tuple[HandlerCopy, ...]:
+        """Return the copies of our handlers that containerd reads after ``changes``."""
+        read = self._in_read_order(files_after(files, changes))
+        own = own_paths(self)
+        if self.version.major < 2:
+            return replacing_copies(read, runtimes(settings), self.install_dir) if read else ()
+        if mode == "main":
+            own = (*own, self._effective_main_path)
+        return merged_copies(
+            read,
+            own,
+            {path: files[path] for path in own if path in files},
+            handler_names(settings),
+            set(self.recorded_handlers).difference(handler_names(settings)),
+            self.install_dir,
+        )
+
     def _with_entry(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
         original = files[path] if path in files else self._initial_content()
         if self._entry.is_foreign(path, original):
@@ -305,6 +352,8 @@ class ContainerdConfig:
         without_block = toml_tables.remove(
             files.get(main, b""), name, where=main, template=self._has_go_template
         )
+        if self._has_go_template:  # the file is rendered anew, without the tables that the template loses
+            without_block = own_tables.without(without_block, self.install_dir, main)
         block = render_block(
             settings,
             self._schema(files),
@@ -359,6 +408,13 @@ class ContainerdConfig:
         if rendered is None and not block:
             return files
         remaining = toml_tables.remove(rendered or b"", self._entry.name, where=self.main_path, template=True)
+        if not any(
+            self._entry.handlers(path, self._entry.without_block(path, files[path]))
+            for path in self.shared_paths()
+            if path in files
+        ):
+            with contextlib.suppress(HostError):
+                remaining = own_tables.without(remaining, self.install_dir, self.main_path)
         return {
             **files,
             self.main_path: toml_tables.add(
