@@ -92,3 +92,177 @@ def test_a_revert_keeps_the_programs_of_a_pod_although_a_copy_defines_its_handle
     node.kata_node("revert", check=True)
     assert node.cri_handlers() == (*TOOLKIT, "runc")
     assert not (node.root / "opt/kata").exists()
+
+
+RELEASES = [
+    pytest.param("bookworm", b"version = 2\n", id="1.6"),
+    pytest.param("trixie", b"version = 2\n", id="1.7"),
+    pytest.param("forky", b"version = 2\n", id="2.1-schema-2"),
+    pytest.param("forky", b"version = 3\n", id="2.1-schema-3"),
+]
+
+
+@pytest.fixture
+def boot_ready(boot_node: BootNode, payload: Path) -> BootNode:
+    """Return a function that boots nodes with the payload and a fake ``/dev/kvm``."""
+
+    def boot(suite: str = "forky", **options: Any) -> Node:
+        node = fake_kvm(boot_node(suite, **options))
+        node.mount(payload, PAYLOAD)
+        return node
+
+    return boot
+
+
+def without_kata(table: Any) -> Any:
+    """Return TOML values without handlers of Kata."""
+    if not isinstance(table, dict):
+        return table
+    return {key: without_kata(value) for key, value in table.items() if not key.startswith("kata-")}
+
+
+@pytest.mark.parametrize(("suite", "main"), RELEASES)
+def test_a_copy_made_after_the_install_hinders_neither_an_install_nor_a_revert(
+    boot_ready: BootNode, suite: str, main: bytes
+) -> None:
+    node = boot_ready(suite)
+    configure(node, main)
+    install(node)
+    run_toolkit(node, default=True)
+    assert node.cri_handlers() == (*HANDLERS, *TOOLKIT, "runc")
+
+    again = install(node)
+    assert f"/{COPY} has a copy of kata-clh, kata-qemu, kata-qemu-runtime-rs" in again.stdout
+    assert node.cri_handlers() == (*HANDLERS, *TOOLKIT, "runc")
+    invocation = node.unit(UNIT).invocation
+    install(node)
+    assert node.unit(UNIT).invocation == invocation
+
+    copied = tomllib.loads((node.root / COPY).read_text())
+    done = node.kata_node("revert", check=True)
+    assert f"kata-node removed {', '.join(HANDLERS)} from /{COPY}" in done.stdout
+    assert node.cri_handlers() == (*TOOLKIT, "runc")
+    assert tomllib.loads((node.root / COPY).read_text()) == without_kata(copied)
+    assert "kata-" not in main_file(node).read_text()
+    assert not (node.root / "opt/kata").exists()
+    assert "serves nvidia, " in node.kata_node("revert", check=True).stdout
+
+
+@pytest.mark.parametrize(("suite", "main"), RELEASES[1:])
+def test_after_the_remedy_an_install_serves_beside_a_copy_that_was_there_before(
+    boot_ready: BootNode, suite: str, main: bytes
+) -> None:
+    node = boot_ready(suite)
+    configure(node, main)
+    run_toolkit(node)
+    done = node.kata_node("install", config=VALUES, payload=PAYLOAD)
+    if main == b"version = 3\n":
+        assert done.returncode == 0
+    else:
+        assert done.returncode == 3
+        assert f"/{COPY}" in done.stdout
+        assert "the NVIDIA container toolkit again" in done.stdout
+        assert not (node.root / "opt/kata").exists()
+        (node.root / COPY).unlink()
+        install(node)
+        run_toolkit(node)
+        install(node)
+    assert node.cri_handlers() == (*HANDLERS, *TOOLKIT, "runc")
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == (*TOOLKIT, "runc")
+
+
+@pytest.mark.parametrize(("suite", "main"), RELEASES[1::2])
+def test_a_revert_after_the_copy_was_removed_again_leaves_nothing(
+    boot_ready: BootNode, suite: str, main: bytes
+) -> None:
+    node = boot_ready(suite)
+    configure(node, main)
+    install(node)
+    run_toolkit(node)
+    (node.root / COPY).unlink()
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == ("runc",)
+    assert "kata" not in main_file(node).read_text()
+
+
+def test_a_revert_leaves_the_handlers_of_another_installation_in_the_copy(boot_ready: BootNode) -> None:
+    node = boot_ready()
+    install(node)
+    install(node, env={"multiInstallSuffix": "dev"})
+    run_toolkit(node)
+    node.kata_node("revert", check=True)
+    others = tuple(f"{name}-dev" for name in HANDLERS)
+    assert node.cri_handlers() == (*sorted((*others, *TOOLKIT)), "runc")
+    done = node.kata_node("revert", "--multi-install-suffix", "dev", check=True)
+    assert f"kata-node removed {', '.join(others)} from /{COPY}" in done.stdout
+    assert node.cri_handlers() == (*TOOLKIT, "runc")
+
+
+def test_an_update_replaces_the_outdated_copy_of_its_own_handlers(boot_ready: BootNode) -> None:
+    node = boot_ready()
+    configure(node, b"version = 3\n")
+    install(node)
+    run_toolkit(node)
+    shims = {"qemu": {"enabled": True, "containerd": {"snapshotter": "native"}}, "clh": {"enabled": True}}
+    done = install(node, shims=shims)
+    assert f"from /{COPY}, which had an outdated copy" in done.stdout
+    assert kata_handlers(node) == ("kata-clh", "kata-qemu")
+    assert node.cri().config["containerd"]["runtimes"]["kata-qemu"]["snapshotter"] == "native"
+
+
+def test_a_foreign_setting_of_our_handler_is_refused_with_its_file(boot_ready: BootNode) -> None:
+    node = boot_ready()
+    configure(node, b"version = 3\n")
+    install(node)
+    run_toolkit(node)
+    copy = node.root / COPY
+    copy.write_text(
+        copy.read_text().replace(
+            "privileged_without_host_devices = true", "privileged_without_host_devices = false"
+        )
+    )
+    before = node.snapshot(*WATCHED)
+    for command in (("stage", "host-check"), ("install",), ("stage", "cri")):
+        done = node.kata_node(*command, config=VALUES, payload=PAYLOAD)
+        assert done.returncode == 3
+        assert "this file has settings of kata-clh, kata-qemu" in done.stdout
+        assert f"/{COPY}" in done.stdout
+        assert "the NVIDIA container toolkit again" in done.stdout
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_a_revert_is_not_held_up_by_a_drop_in_that_replaces_the_cri_settings(
+    boot_ready: BootNode, suite: str
+) -> None:
+    node = boot_ready(suite)
+    main = b'version = 2\nimports = ["/etc/containerd/config.d/*.toml"]\n'
+    configure(node, main)
+    install(node)
+    registries = node.root / "etc/containerd/config.d/registries.toml"
+    registries.parent.mkdir()
+    registries.write_text(f'version = 2\n[plugins."{PLUGINS[2]}".registry]\nconfig_path = "/etc/certs.d"\n')
+    restart(node)
+    assert node.cri_handlers() == ("runc",)
+    node.kata_node("revert", check=True)
+    assert (node.cri_handlers(), main_file(node).read_bytes()) == (("runc",), main)
+    assert not (node.root / "opt/kata").exists()
+
+
+def test_a_revert_does_not_restart_a_runtime_that_would_not_start_again(boot_ready: BootNode) -> None:
+    node = boot_ready()
+    configure(node, b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n')
+    install(node)
+    (node.root / "etc/containerd/conf.d").mkdir()
+    broken = node.root / "etc/containerd/conf.d/broken.toml"
+    broken.write_text("[")
+    before, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
+    done = node.kata_node("revert")
+    assert done.returncode == 3
+    assert "containerd would not start again, with this installation or without it" in done.stdout
+    assert "/etc/containerd/conf.d/broken.toml" in done.stdout
+    assert (changes(before, node.snapshot(*WATCHED)), node.unit(UNIT).invocation) == ([], invocation)
+    broken.unlink()
+    node.kata_node("revert", check=True)
+    assert node.cri_handlers() == ("runc",)

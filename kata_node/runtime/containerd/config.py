@@ -332,6 +332,7 @@ class ContainerdConfig:
             handler_names(settings),
             set(self.recorded_handlers).difference(handler_names(settings)),
             self.install_dir,
+            hidden_by_schema_3=containerd_read.schema(read) == 2 and not self.version.at_least(2, 3),
         )
 
     def _with_entry(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:

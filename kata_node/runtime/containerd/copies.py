@@ -12,7 +12,12 @@ from typing import Any
 
 from kata_node.errors import HostError
 from kata_node.runtime.containerd.main import schema_of
-from kata_node.runtime.containerd.read import HANDLER_PLUGINS, RUNTIME_PLUGIN, SCHEMA_2_PLUGIN
+from kata_node.runtime.containerd.read import (
+    BUILT_IN_HANDLER,
+    HANDLER_PLUGINS,
+    RUNTIME_PLUGIN,
+    SCHEMA_2_PLUGIN,
+)
 from kata_node.runtime.model.config import HandlerCopy, writer_of
 from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml.edit import load
@@ -30,9 +35,12 @@ def merged_copies(
     wanted: Collection[str],
     removed: Collection[str],
     install_dir: str,
+    *,
+    hidden_by_schema_3: bool = False,
 ) -> tuple[HandlerCopy, ...]:
     """Return the copies among ``files`` of containerd 2, which are in its reading order after the install.
 
+    With ``hidden_by_schema_3`` our tables are not read if another file has a CRI section of schema 3.
     ``before`` are the current files at ``own_paths``. ``wanted`` and ``removed`` are handlers of the
     installation: those that the settings ask for, and others that the receipt records.
     """
@@ -42,6 +50,12 @@ def merged_copies(
     written = _merged(_handlers(content, path) for path, content in before.items())
     found: list[HandlerCopy] = []
     for path in foreign:
+        hiding = _handlers(files[path], path, (RUNTIME_PLUGIN,)) if hidden_by_schema_3 else {}
+        missing = tuple(name for name in wanted if name not in hiding)
+        # A file with single handlers has to be corrected; a copy of the whole section is made again.
+        if BUILT_IN_HANDLER in hiding and missing:
+            found.append(HandlerCopy(path, missing, "incomplete", writer_of(path, files[path])))
+            continue
         copied = {
             name: fields
             for name, fields in tables[path].items()
@@ -78,11 +92,6 @@ def replacing_copies(
     ]
     state = "incomplete" if missing else "different" if wrong else "same"
     return (HandlerCopy(last, tuple(missing or wrong or desired), state, writer_of(last, files[last])),)
-
-
-def handlers_in(content: bytes, where: str) -> Handlers:
-    """Return the handlers that a file defines, by their names. A broken file defines none."""
-    return _handlers(content, where)
 
 
 def _is_same(found: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
