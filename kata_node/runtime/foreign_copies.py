@@ -41,6 +41,6 @@ def _note(copy: HandlerCopy) -> str:
     if copy.state == "same":
         return f"{copy.path} has a copy of {names}, which does no harm; a revert removes it"
     return (
-        f"kata-node removed {count} from {copy.path}, which had an outdated copy of {names}; run {copy.writer} "
-        "again if it needs the current copy"
+        f"kata-node removed {count} from {copy.path}, which had an outdated copy of {names}; run "
+        f"{copy.writer} again if it needs the current copy"
     )

@@ -61,8 +61,8 @@ def without_own_handlers(
         handlers, edited = _without_own_handlers(facts, path, content)
         if handlers:
             notes.append(
-                f"kata-node removed {', '.join(sorted(handlers))} from {path}, because they use files of this "
-                "installation"
+                f"kata-node removed {', '.join(sorted(handlers))} from {path}, because they use files of "
+                "this installation"
             )
         if handlers or path in planned:
             cleaned.append(FileChange(path, edited, edited))
@@ -84,7 +84,7 @@ def _without_own_handlers(facts: RuntimeFacts, path: str, content: bytes) -> tup
         raise IneligibleNodeError(
             f"handlers of this installation are in this file: {error.what}",
             where=path,
-            hint=f"{error.hint}; if {writer_of(path, content)} wrote the file, you can uninstall that instead",
+            hint=f"{error.hint}; or uninstall {writer_of(path, content)}",
         ) from error
 
 

@@ -247,7 +247,7 @@ class RestartRuntime:
             f"the container runtime still serves {_joined_names(tuple(names))} with programs below "
             f"{self.unused_dir}",
             where=self.unit,
-            hint="find the file that defines these handlers with `containerd config dump`, and remove them there",
+            hint="remove these handlers from the file that defines them; `containerd config dump` shows them",
         )
 
     def check(self, clients: Clients) -> None:

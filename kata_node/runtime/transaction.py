@@ -206,7 +206,7 @@ def revert(
 
 
 def is_broken(cri: CriRecord, facts: RuntimeFacts) -> bool:
-    """Return whether the runtime served when it was recorded, and now has no CRI although it is not stopped."""
+    """Return whether the runtime served after the last run, and now serves no CRI although it should run."""
     return cri.state == "serving" and facts.handlers is None and facts.state not in ("", "inactive")
 
 

@@ -165,15 +165,15 @@ def _entries(text: str, tokens: list[Span]) -> Iterator[_Entry]:
     """Yield the entries of an inline table, given the tokens between its braces."""
     depth, entry = 0, list[Span]()
     for start, end in (*tokens, (-1, -1)):
-        token = text[start:end] if start >= 0 else ","
-        if token == "," and depth == 0:
+        part = text[start:end] if start >= 0 else ","
+        if part == "," and depth == 0:
             if entry:
                 equals = next(at for at, (begin, _) in enumerate(entry) if text[begin] == "=")
                 key = text[entry[0][0] : entry[equals][0]]
                 yield _Entry(entry[0][0], entry[-1][1], _key_path(key), tuple(entry[equals + 1 :]))
             entry = []
             continue
-        depth += (token in ("[", "{")) - (token in ("]", "}"))
+        depth += (part in ("[", "{")) - (part in ("]", "}"))
         entry.append((start, end))
 
 

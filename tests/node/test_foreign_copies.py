@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tomlkit
 
-from node import cri, images
+from node import cri
 from node.conftest import BootNode
 from node.debian_node import SOCKET, Node
 from node.installation import (
@@ -25,11 +25,9 @@ from node.installation import (
     WATCHED,
     configure,
     fake_kvm,
-    index,
     install,
     kata_handlers,
     main_file,
-    make_payload,
 )
 from node.running_pods import MAIN_3, RUNTIMES_3, allow_pods, payload_with_shim, values
 from node.snapshot import changes

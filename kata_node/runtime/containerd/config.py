@@ -34,21 +34,20 @@ Measured on containerd 2.1.9 (2.0 and 2.2 have the same code) and 2.3.4:
 
 from __future__ import annotations
 
-import contextlib
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.errors import HostError, IneligibleNodeError
-from kata_node.host.go_glob import matches
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.containerd.copies import merged_copies, replacing_copies
 from kata_node.runtime.containerd.managed_block import ContainerdEntry
-from kata_node.runtime.containerd.read import in_read_order, resolved_imports
+from kata_node.runtime.containerd.read import in_read_order
 from kata_node.runtime.containerd.render import render, render_block, runtimes
+from kata_node.runtime.containerd.template import INITIAL_MAIN_FILES, with_rendered_tables
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
     USER_DROP_IN_NAME,
@@ -72,12 +71,6 @@ if TYPE_CHECKING:
     from kata_node.runtime.model.distributions import DistributionRuntime
     from kata_node.settings.model import Settings
     from kata_node.versions import Version
-
-INITIAL_MAIN_FILE = b"""\
-# Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
-version = 3
-"""
-"""The main file that kata-node creates for containerd 2, before our import is added."""
 
 Mode = Literal["import", "conf.d", "main"]
 
@@ -298,7 +291,7 @@ class ContainerdConfig:
             return "main", None
         if self.version.at_least(2, 2) or self.distribution_runtime.drop_in_dirs:
             for location in other_locations:
-                if _is_imported(location, read):
+                if containerd_read.is_imported(location.paths, read):
                     return "conf.d", location
         return ("main", None) if self._has_go_template else ("import", install_dir_location)
 
@@ -378,52 +371,20 @@ class ContainerdConfig:
                     "containerd.configDir to the directory of its configuration",
                 )
             return self.distribution_runtime.initial_template.encode()
-        return containerd_main.INITIAL_MAIN_FILE if self.version.major < 2 else INITIAL_MAIN_FILE
+        return INITIAL_MAIN_FILES[1 if self.version.major < 2 else 2]
 
     def _known_initial_contents(self) -> tuple[bytes, ...]:
         """Return every content that kata-node gives to a new shared file, for any version of containerd."""
         return (
-            INITIAL_MAIN_FILE,
-            containerd_main.INITIAL_MAIN_FILE,
-            self.distribution_runtime.initial_template.encode() or INITIAL_MAIN_FILE,
+            *INITIAL_MAIN_FILES.values(),
+            self.distribution_runtime.initial_template.encode() or INITIAL_MAIN_FILES[2],
         )
 
     def _in_read_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """Return those of ``files`` that containerd reads after the templates are rendered, in its order."""
-        return in_read_order(self._effective_main_path, self._simulate_rendering(files))
-
-    def _simulate_rendering(self, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """Return the files with our tables in the main file as the Go template has them now."""
-        if not self._has_go_template:
-            return files
-        rendered = files.get(self.main_path)
-        block = next(
-            (
-                block
-                for path in self.shared_paths()
-                if path in files
-                and (block := toml_tables.block_content(files[path], self._entry.name, where=path))
-            ),
-            b"",
-        )
-        if rendered is None and not block:
-            return files
-        remaining = toml_tables.remove(rendered or b"", self._entry.name, where=self.main_path, template=True)
-        if not any(
-            self._entry.handlers(path, self._entry.without_block(path, files[path]))
-            for path in self.shared_paths()
-            if path in files
-        ):
-            with contextlib.suppress(HostError):
-                remaining = own_tables.without(remaining, self.install_dir, self.main_path)
-        return {
-            **files,
-            self.main_path: toml_tables.add(
-                remaining, block, self._entry.name, where=self.main_path, template=True
-            )
-            if block
-            else remaining,
-        }
+        if self._has_go_template:
+            files = with_rendered_tables(files, self._entry, self.main_path, self.shared_paths())
+        return in_read_order(self._effective_main_path, files)
 
     def _drop_ins_unsupported(self, key: str) -> IneligibleNodeError:
         why = (
@@ -436,15 +397,3 @@ class ContainerdConfig:
             where=self._path_to_edit({}),
             hint=f"remove {key} for this node, and add its content to this file by hand",
         )
-
-
-def _is_imported(location: DropInLocation, files: Mapping[str, bytes]) -> bool:
-    """Return whether an imported glob matches all drop-ins of ``location``.
-
-    A glob that does not end in ``.toml`` does not count: it would also match the temporary file of an
-    interrupted write, and containerd would not start.
-    """
-    return any(
-        pattern.endswith(".toml") and all(matches(pattern, path) for path in location.paths)
-        for _, pattern in resolved_imports(files)
-    )

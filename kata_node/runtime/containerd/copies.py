@@ -18,7 +18,7 @@ from kata_node.runtime.containerd.read import (
     RUNTIME_PLUGIN,
     SCHEMA_2_PLUGIN,
 )
-from kata_node.runtime.model.config import HandlerCopy, writer_of
+from kata_node.runtime.model.config import CopyState, HandlerCopy, writer_of
 from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml.edit import load
 
@@ -66,7 +66,7 @@ def merged_copies(
         served = _merged(tables[each] for each in files if each in own_paths or each == path)
         wrong = [name for name in copied if name in removed or not _is_same(served[name], desired.get(name))]
         stale = all(name in removed or _is_same(copied[name], written.get(name)) for name in wrong)
-        state = "same" if not wrong else "outdated" if stale else "different"
+        state: CopyState = "same" if not wrong else "outdated" if stale else "different"
         found.append(HandlerCopy(path, tuple(wrong or copied), state, writer_of(path, files[path])))
     return tuple(found)
 
@@ -90,7 +90,7 @@ def replacing_copies(
         for name, fields in desired.items()
         if name in copied and uses(programs(copied[name]), install_dir) and not _is_same(copied[name], fields)
     ]
-    state = "incomplete" if missing else "different" if wrong else "same"
+    state: CopyState = "incomplete" if missing else "different" if wrong else "same"
     return (HandlerCopy(last, tuple(missing or wrong or desired), state, writer_of(last, files[last])),)
 
 

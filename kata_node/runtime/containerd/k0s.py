@@ -102,7 +102,10 @@ class K0sConfig:
         return content
 
     def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
-        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`. k0s writes the main file anew."""
+        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`.
+
+        k0s writes the main file at every start.
+        """
         return own_tables.handlers(content, self.install_dir, path) if path != self.main_path else frozenset()
 
     def without_own_handlers(self, path: str, content: bytes) -> bytes:

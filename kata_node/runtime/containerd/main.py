@@ -41,12 +41,6 @@ from kata_node.toml.edit import DuplicateKeyError, load, quote, string_array
 if TYPE_CHECKING:
     from kata_node.versions import Version
 
-INITIAL_MAIN_FILE = b"""\
-# Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
-version = 2
-"""
-"""The main file that kata-node creates for containerd 1.x, before our managed block is added."""
-
 RUNC, RUNC_TYPE = "runc", "io.containerd.runc.v2"
 """The handler, and its type, that is built in as long as no file defines a handler."""
 
@@ -70,7 +64,10 @@ def keep_runc(remaining: bytes, block: bytes, *, where: str) -> bytes:
     """
     table = load(remaining, where) if has_runc(block) else {}
     schema = schema_of([table])
-    runtimes = _runtimes(table, schema)
+    try:
+        runtimes = _runtimes(table, schema)
+    except HostError as error:
+        raise HostError(error.what, where=where, hint="correct this value in the file") from error
     if not runtimes or RUNC in runtimes:
         return remaining
     path = ("plugins", HANDLER_PLUGINS[schema], "containerd", "runtimes", RUNC)

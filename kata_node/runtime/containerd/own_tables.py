@@ -16,9 +16,8 @@ from kata_node.errors import HostError
 from kata_node.runtime.containerd.read import CRI_PLUGINS, IMAGES_PLUGIN
 from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml import tables as toml_tables
-from kata_node.toml.cut import masked_template
+from kata_node.toml.cut import KeyPath, masked_template
 from kata_node.toml.edit import load
-from kata_node.toml.tables import KeyPath
 
 _PROGRAM_LINE = r"""(?m)^[^#\n]*\b(?:runtime_path|ConfigPath|BinaryName)["']?\s*=\s*["']"""
 

@@ -84,6 +84,18 @@ def resolved_imports(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
             yield path, resolve_import(path, entry)
 
 
+def is_imported(paths: Collection[str], files: Mapping[str, bytes]) -> bool:
+    """Return whether an imported glob matches all ``paths``.
+
+    A glob that does not end in ``.toml`` does not count: it would also match the temporary file of an
+    interrupted write, and containerd would not start.
+    """
+    return any(
+        pattern.endswith(".toml") and all(matches(pattern, path) for path in paths)
+        for _, pattern in resolved_imports(files)
+    )
+
+
 def import_closure(main_path: str, read: ReadFile, glob: Glob) -> dict[str, bytes]:
     """Return by path every file that containerd reads, in its order, the main file first.
 
@@ -196,7 +208,8 @@ def check(
     """Return every problem that would keep containerd from serving ``handlers``.
 
     Without ``exists`` no path outside ``files`` exists. Without ``version`` the rules of every supported 2.x
-    apply. Handlers with programs below ``install_dir`` are no conflict. See :meth:`kata_node.runtime.model.config.CriConfig.check`.
+    apply. Handlers with programs below ``install_dir`` are no conflict. See
+    :meth:`kata_node.runtime.model.config.CriConfig.check`.
     """
     labels = labels or {}
     files = in_read_order(main_path, files)

@@ -43,13 +43,16 @@ class FileChange:
     """The current content without the entry of this installation; ``None`` when the whole file is ours."""
 
 
+CopyState = Literal["same", "outdated", "different", "incomplete"]
+
+
 @dataclass(frozen=True)
 class HandlerCopy:
     """Handlers of an installation that a file of another program defines as well."""
 
     path: str
     handlers: tuple[str, ...]
-    state: Literal["same", "outdated", "different", "incomplete"]
+    state: CopyState
     """``same``: the runtime serves what the settings ask for. ``outdated``: a copy of what this installation
     wrote before. ``different``: anything else. ``incomplete``: the file hides handlers that it lacks."""
     writer: str
@@ -140,10 +143,11 @@ class CriConfig(Protocol):
     ) -> list[str]:
         """Return every problem that would keep the runtime from serving ``handlers``.
 
-        A :class:`StartProblem` keeps it from starting. Each is one sentence that begins with the file. Only those of ``files``, by path, count that the
-        runtime reads. ``own_paths`` are the files of this installation. ``labels`` names the settings that
-        some files come from. ``exists`` returns whether a path outside ``files`` exists. An empty list does
-        not prove that the runtime serves the handlers; only the CRI can prove that.
+        Each is one sentence that begins with the file; a :class:`StartProblem` keeps the runtime from
+        starting. Only those of ``files``, by path, count that the runtime reads. ``own_paths`` are the files
+        of this installation. ``labels`` names the settings that some files come from. ``exists`` returns
+        whether a path outside ``files`` exists. An empty list does not prove that the runtime serves the
+        handlers; only the CRI can prove that.
         """
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
