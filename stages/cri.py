@@ -64,7 +64,11 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     return replace(
         plan,
         actions=(*plan.actions, *_remove_obsolete(receipt)),
-        notes=(*plan.notes, *foreign_copies.notes(desired_config.copies)),
+        notes=(
+            *plan.notes,
+            *foreign_copies.notes(desired_config.copies),
+            *compatibility.upgrade_notes(facts.unit, facts.runtime),
+        ),
     )
 
 

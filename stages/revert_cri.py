@@ -49,14 +49,16 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             restored=replace(check, before=None, is_old=True),
         ),
     )
-    return replace(plan, actions=(*plan.actions, *services), notes=(*plan.notes, *notes))
+    return replace(plan, actions=(*plan.actions, *services), notes=(*plan.notes, *notes), is_forecast=True)
 
 
 def _summary(facts: RuntimeFacts) -> str:
     """Return what the CRI lists; without an answer of it, what the files say."""
     if facts.handlers is None:
         return "the runtime's configuration has no entry of this installation"
-    return f"{facts.unit} serves {', '.join(facts.handlers) or 'no handler'}, none of this installation"
+    if not facts.handlers:
+        return f"{facts.unit or facts.runtime.name} serves no handler"
+    return f"{facts.unit or facts.runtime.name} serves {', '.join(facts.handlers)}, none of this installation"
 
 
 def _contents_before(facts: RuntimeFacts, changes: Sequence[FileChange]) -> dict[str, bytes | None]:

@@ -196,7 +196,7 @@ def revert(
     )
     rollback = start.rollback(facts, receipt, changes, cri.made_dirs, _loadable_handlers(cri), checks)
     return Plan(
-        f"{facts.unit or facts.runtime.name} serves no handler of this installation",
+        f"{facts.unit or facts.runtime.name} will serve no handler of this installation",
         actions,
         rollback,
         notes=blocking_pods.unknown_pods_notes(facts.pods, handlers_to_remove),
