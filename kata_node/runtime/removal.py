@@ -129,7 +129,7 @@ def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:
                 hint="run `kata-node revert` for that installation, or set env.multiInstallSuffix here",
             )
         # With a lost receipt, the drop-in with the handlers shows that the others are ours too.
-        if found and (main is None or not is_written_by_us(main.content)):
+        if found and (receipt.cri is not None or main is None or not is_written_by_us(main.content)):
             raise IneligibleNodeError(
                 "another program wrote this drop-in, which has the name of a drop-in of kata-node",
                 where=found[0],
