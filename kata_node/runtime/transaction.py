@@ -147,7 +147,7 @@ def revert(
     ``cri`` is the record of the receipt, or a reconstruction of it. If the runtime runs but serves no CRI,
     the plan removes our entry all the same and accepts that the runtime stays broken.
     """
-    broken = cri.state == "serving" and facts.handlers is None and facts.state not in ("", "inactive")
+    broken = is_broken(cri, facts)
     pending_changes = file_records.pending_changes(facts, changes)
     start = TransactionStart.of(cri, facts, changes)
     load_method = start.load_method(facts, changes)
@@ -161,9 +161,9 @@ def revert(
         fallback=start.fallback,
     )
     removed_handlers = sorted_names(
-        set(_loadable_handlers(cri)).difference(handlers_defined_after(facts, changes))
+        {*_loadable_handlers(cri), *facts.own_handlers}.difference(handlers_defined_after(facts, changes))
     )
-    handlers_to_remove = {*removed_handlers, *_handlers_removed_by(facts, changes)}
+    handlers_to_remove = {*removed_handlers, *facts.own_handlers, *_handlers_removed_by(facts, changes)}
     actions = (
         _record_action(
             receipt,
@@ -194,18 +194,24 @@ def revert(
                 may_be_down=True,
                 may_fail=broken,
                 served_before=facts.handlers,
+                unused_dir=receipt.install_dir,
             ),
         ),
     )
     rollback = start.rollback(facts, receipt, changes, cri.made_dirs, _loadable_handlers(cri), checks)
     return Plan(
-        f"{facts.unit or facts.runtime.name} serves no handler of this installation",
+        f"{facts.unit or facts.runtime.name} will serve no handler of this installation",
         actions,
         rollback,
         notes=blocking_pods.unknown_pods_notes(facts.pods, handlers_to_remove),
         blocking_pods=blocking_pods.blocking_pods(facts.pods, handlers_to_remove),
         pods_unknown=facts.pods is None and bool(handlers_to_remove),
     )
+
+
+def is_broken(cri: CriRecord, facts: RuntimeFacts) -> bool:
+    """Return whether the runtime served after the last run, and now serves no CRI although it should run."""
+    return cri.state == "serving" and facts.handlers is None and facts.state not in ("", "inactive")
 
 
 def _record_action(
