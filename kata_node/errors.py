@@ -72,6 +72,10 @@ class HostError(KataNodeError):
     """The node's operating system refused an operation: a full disk, no permission, a missing directory."""
 
 
+class NoSpaceError(HostError):
+    """A file system of the node has no free block or inode, or a quota is used up."""
+
+
 class PayloadError(KataNodeError):
     """The payload is missing, damaged, or does not match its manifest."""
 

@@ -9,6 +9,7 @@ from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.runtime import removal, transaction
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import gather_facts_for_revert as gather_facts
+from kata_node.runtime.file_actions import RemoveReserves
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.handlers import handler_names
@@ -28,7 +29,9 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     notes += nydus.notes(settings, facts.nydus) if facts.nydus else ()
     if cri is None:
         return Plan(
-            "the runtime's configuration has no entry of this installation", services, notes=tuple(notes)
+            "the runtime's configuration has no entry of this installation",
+            (*((RemoveReserves(facts.reserves),) if facts.reserves else ()), *services),
+            notes=tuple(notes),
         )
     check = CheckConfig(facts.config, (), (), {})
     plan = transaction.revert(

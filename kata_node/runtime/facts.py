@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kata_node.errors import CriError
-from kata_node.host import kernel
+from kata_node.host import kernel, reserve
 from kata_node.host.files import FileState, missing_dirs
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
@@ -76,6 +76,8 @@ class RuntimeFacts:
     """Pods on our handlers that this stage may remove; ``None`` when the runtime cannot list them."""
     nydus: NydusFacts | None = None
     """The nydus-snapshotter of this installation; ``None`` for a runtime without snapshotters."""
+    reserves: tuple[str, ...] = ()
+    """Files that an interrupted run left a reserve of (see ``host.reserve``)."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(path, sha256 of the content that another installation last wrote there) -> its name."""
 
@@ -143,6 +145,8 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         *(receipt.cri.paths() if receipt.cri else ()),
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
+    changeable = {*own, *config.shared_paths(), *(receipt.cri.paths() if receipt.cri else ())}
+    reserves = {path: kept for path in sorted(changeable) if (kept := reserve.read(root, path))}
     served_now, cri_error = (
         (None, None)
         if options.offline
@@ -159,7 +163,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         distribution_runtime,
         config,
         existing,
-        _backups(context, receipt),
+        _backups(context, receipt, reserves.values()),
         tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, path.rpartition("/")[0]))),
         dirs_of_other_installations(root, receipt.install_dir),
         unit.name if unit else "",
@@ -176,6 +180,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
             context, distribution_runtime, handlers_to_remove, served_now, cri_error if is_active else None
         ),
         gather_nydus_facts(context, distribution_runtime.units) if runtime.name == "containerd" else None,
+        tuple(reserves),
         {
             (file.path, file.after): other.instance
             for other in receipts.other_receipts(root, receipt.install_dir)
@@ -260,13 +265,15 @@ def _has_no_cri(error: CriError) -> bool:
     return isinstance(error, CriCallError) and error.reason is Reason.NO_CRI
 
 
-def _backups(context: StageContext, receipt: Receipt) -> dict[str, bytes]:
+def _backups(context: StageContext, receipt: Receipt, reserves: Iterable[FileState]) -> dict[str, bytes]:
+    """Return the content of the backups. A full disk may have kept only that of a reserve."""
     digests = {backup.sha256 for backup in receipt.cri.backups()} if receipt.cri else set()
+    kept = {hashlib.sha256(each.content).hexdigest(): each.content for each in reserves}
     found = {
         digest: context.clients.root.read(receipts.backup_path(receipt.install_dir, digest))
         for digest in digests
     }
-    return {
+    return {digest: content for digest, content in kept.items() if digest in digests} | {
         digest: content
         for digest, content in found.items()
         if content is not None and hashlib.sha256(content).hexdigest() == digest

@@ -6,7 +6,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from kata_node.errors import IneligibleNodeError
 from kata_node.plan.receipt import Receipt
@@ -22,7 +22,8 @@ def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileCha
     Shared files come first, because they import the drop-ins.
     """
     recorded = receipt.cri.paths() if receipt.cri else ()
-    paths = dict.fromkeys((*recorded, *_paths_with_entry(facts, receipt.install_dir)))
+    recorded = tuple(dict.fromkeys(recorded))
+    paths = dict.fromkeys((*recorded, *_paths_with_entry(facts, receipt.install_dir, recorded)))
     changes: list[FileChange] = []
     notes: list[str] = []
     for path in sorted(paths, key=is_drop_in):
@@ -49,7 +50,11 @@ def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:
             )
 
 
-def _paths_with_entry(facts: RuntimeFacts, install_dir: str) -> Iterator[str]:
+def _paths_with_entry(facts: RuntimeFacts, install_dir: str, recorded: Collection[str]) -> Iterator[str]:
+    """Yield the drop-ins, and the shared files with our entry that are not ``recorded``.
+
+    A recorded file is compared by its digest first, so that an unedited one need not be parsed.
+    """
     for location in facts.config.drop_in_locations():
         drop_in = facts.files.get(location.drop_in)
         if location.directory.startswith(f"{install_dir}/") or (
@@ -57,7 +62,7 @@ def _paths_with_entry(facts: RuntimeFacts, install_dir: str) -> Iterator[str]:
         ):
             yield from (path for path in location.paths if path in facts.files)
     for path in facts.config.shared_paths():
-        current = facts.files.get(path)
+        current = None if path in recorded else facts.files.get(path)
         if current and facts.config.without_entry(path, current.content) != current.content:
             yield path
 

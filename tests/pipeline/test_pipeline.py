@@ -17,8 +17,8 @@ from fakes import MAIN, FakeKube, FakeNode
 from kata_node import status
 from kata_node.checks import facts
 from kata_node.errors import HostError, KubeError, LockedError
-from kata_node.host import lock
-from kata_node.host.files import Root
+from kata_node.host import lock, reserve
+from kata_node.host.files import FileState, Root
 from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import Options
@@ -658,15 +658,15 @@ def test_an_install_on_a_full_disk_changes_nothing(
 def test_the_runtime_is_restarted_although_a_file_cannot_be_restored(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Root.write
+    real = reserve.restore
 
-    def refuse_to_restore(self: Root, path: str, content: bytes, **more: Any) -> None:
-        if path == MAIN and content == CONFIG:
-            raise HostError("No space left on device", where=path)
-        real(self, path, content, **more)
+    def refuse_to_restore(root: Root, path: str, previous: FileState) -> None:
+        if path == MAIN:
+            raise HostError("Input/output error", where=path)
+        real(root, path, previous)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Root, "write", refuse_to_restore)
+        patched.setattr(reserve, "restore", refuse_to_restore)
         reports = run(node, INSTALL, payload, user_drop_in=NO_CRI)
     assert exit_code(reports) == 1, reports
     assert "restore /etc/containerd/config.toml: " in reports[-1].summary

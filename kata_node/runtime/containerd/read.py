@@ -118,13 +118,26 @@ def schema(files: Mapping[str, bytes]) -> int:
 def handler_tables_below(
     path: str, content: bytes, install_dir: str, handlers: Collection[str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the key paths of those ``handlers`` in a file that have their program below ``install_dir``."""
-    file = _ParsedFile(path, path, toml_edit.load(content, path), is_own=False)
+    """Return the key paths of those ``handlers`` in a file that have their program below ``install_dir``.
+
+    Values of another type than containerd's are passed over: the file may have a plugin that it ignores.
+    """
+    table = toml_edit.load(content, path)
+
+    def is_below(fields: object) -> bool:
+        return isinstance(fields, dict) and str(fields.get("runtime_path", "")).startswith(f"{install_dir}/")
+
+    def runtimes(plugin: str) -> Mapping[str, Any]:
+        found = toml_edit.get(table, "plugins", path)
+        for key in (plugin, "containerd", "runtimes"):
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
+
     return tuple(
         ("plugins", plugin, "containerd", "runtimes", name)
         for plugin in CRI_PLUGINS
-        for name, fields in file.runtimes(plugin).items()
-        if name in handlers and str(fields.get("runtime_path", "")).startswith(f"{install_dir}/")
+        for name, fields in runtimes(plugin).items()
+        if name in handlers and is_below(fields)
     )
 
 
