@@ -16,6 +16,7 @@ from kata_node.runtime import compatibility, removal
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.model.config import own_paths
+from kata_node.runtime.planned_changes import check_repeatable
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import Settings
 from kata_node.settings.unsupported import unsupported
@@ -174,6 +175,10 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Find
     )
     if problems:
         return Finding("config", "fail", "; ".join(problems), "correct the named files and settings")
+    try:
+        check_repeatable(settings, runtime, receipt)
+    except KataNodeError as error:
+        return _failed_finding("config", error, permanent=True)
     if runtime.config_path in contents:
         return Finding("config", "pass", f"{runtime.config_path} is valid with the entry of kata-node")
     return Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")

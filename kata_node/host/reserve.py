@@ -126,13 +126,17 @@ def forget(root: Root, path: str) -> None:
 
 
 def allocate(root: Root, path: str, size: int) -> None:
-    """Make the reserve of ``path`` at least ``size`` bytes long. On a full disk it stays as it is."""
+    """Make the reserve of ``path`` at least ``size`` bytes long, if the disk has the space."""
     with contextlib.suppress(OSError):
         reserve = reserve_of(root.resolve(path))
         fd = os.open(reserve, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        found = os.fstat(fd).st_size
         try:
-            if os.fstat(fd).st_size < size:
+            if found < size:
                 os.posix_fallocate(fd, 0, size)
+        except OSError:
+            if not found:
+                reserve.unlink()
         finally:
             os.close(fd)
 

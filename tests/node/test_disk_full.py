@@ -72,26 +72,29 @@ def fill_and_fail(node: Node, *directories: str) -> None:
 def test_an_install_is_rolled_back_when_the_disks_are_full(ready: Node, directories: tuple[str, ...]) -> None:
     small_disk(ready, ETC, "size=64k,nr_inodes=40")
     small_disk(ready, OPT, "size=96m,nr_inodes=2000")
-    before = ready.snapshot(*WATCHED)
+    before, etc = ready.snapshot(*WATCHED), ready.snapshot("/etc")
     fill_and_fail(ready, *directories)
     done = ready.kata_node("install", config=VALUES, payload=PAYLOAD)
     assert done.returncode == 4, done.stdout + done.stderr
     assert ready.wait_for_containerd().serving
     assert ready.cri_handlers() == ("runc",)
     empty(ready, *directories)
-    assert changes(before, ready.snapshot("/etc")) == []
+    assert changes(etc, ready.snapshot("/etc")) == []
     ready.kata_node("revert", check=True)
     assert changes(before, ready.snapshot(*WATCHED)) == []
 
 
 @EACH
-@pytest.mark.parametrize("directories", [(OPT,), (ETC,), (ETC, OPT)], ids=["opt", "etc", "both"])
-def test_a_revert_needs_no_room(ready: Node, directories: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("directories", [(OPT,), (ETC, OPT)], ids=["opt", "etc-and-opt"])
+@pytest.mark.parametrize("has_reserve", [True, False], ids=["", "installed-by-an-earlier-version"])
+def test_a_revert_needs_no_space(ready: Node, directories: tuple[str, ...], has_reserve: bool) -> None:
     small_disk(ready, ETC, "size=64k,nr_inodes=40")
     small_disk(ready, OPT, "size=96m,nr_inodes=2000")
     before = ready.snapshot(*WATCHED)
     install(ready)
     assert ready.cri_handlers() == (*HANDLERS, "runc")
+    if not has_reserve:
+        (ready.root / "opt/kata/.kata-node/.receipt.json.kata-node-reserve").unlink()
     fill(ready, *directories)
     ready.kata_node("revert", check=True)
     assert ready.cri_handlers() == ("runc",)
