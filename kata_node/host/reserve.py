@@ -79,7 +79,8 @@ def overwrite(root: Root, path: str, content: bytes, *, mode: int, owner: tuple[
                     where=path,
                     hint="free some space on this file system, then run again",
                 )
-            os.posix_fallocate(fd, 0, len(content))
+            if len(content) > info.st_size:
+                os.posix_fallocate(fd, 0, len(content))
             _overwrite(fd, content + b"#" * (info.st_size - len(content)))
             os.ftruncate(fd, len(content))
             finish(fd, mode, owner=owner)

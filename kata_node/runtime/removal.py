@@ -13,7 +13,8 @@ from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_records import file_records, is_backup_available, recorded_digests, sha256
-from kata_node.runtime.model.config import FileChange, is_drop_in, is_drop_in_of
+from kata_node.runtime.model.config import FileChange, is_drop_in, is_drop_in_of, own_paths
+from kata_node.toml.tables import has_marker
 
 
 def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileChange], list[str]]:
@@ -21,9 +22,8 @@ def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileCha
 
     Shared files come first, because they import the drop-ins.
     """
-    recorded = receipt.cri.paths() if receipt.cri else ()
-    recorded = tuple(dict.fromkeys(recorded))
-    paths = dict.fromkeys((*recorded, *_paths_with_entry(facts, receipt.install_dir, recorded)))
+    recorded = dict.fromkeys(receipt.cri.paths() if receipt.cri else ())
+    paths = recorded | dict.fromkeys(_paths_with_entry(facts, receipt, recorded))
     changes: list[FileChange] = []
     notes: list[str] = []
     for path in sorted(paths, key=is_drop_in):
@@ -50,11 +50,12 @@ def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:
             )
 
 
-def _paths_with_entry(facts: RuntimeFacts, install_dir: str, recorded: Collection[str]) -> Iterator[str]:
+def _paths_with_entry(facts: RuntimeFacts, receipt: Receipt, recorded: Collection[str]) -> Iterator[str]:
     """Yield the drop-ins, and the shared files with our entry that are not ``recorded``.
 
     A recorded file is compared by its digest first, so that an unedited one need not be parsed.
     """
+    install_dir = receipt.install_dir
     for location in facts.config.drop_in_locations():
         drop_in = facts.files.get(location.drop_in)
         if location.directory.startswith(f"{install_dir}/") or (
@@ -63,8 +64,26 @@ def _paths_with_entry(facts: RuntimeFacts, install_dir: str, recorded: Collectio
             yield from (path for path in location.paths if path in facts.files)
     for path in facts.config.shared_paths():
         current = None if path in recorded else facts.files.get(path)
-        if current and facts.config.without_entry(path, current.content) != current.content:
+        if (
+            current
+            and not _is_foreign_import(current.content, facts, receipt)
+            and facts.config.without_entry(path, current.content) != current.content
+        ):
             yield path
+
+
+def _is_foreign_import(content: bytes, facts: RuntimeFacts, receipt: Receipt) -> bool:
+    """Return whether an entry in ``content`` can only be an import that this installation did not write.
+
+    The receipt is there and has no record of the runtime's files, and there is neither a managed block nor
+    a drop-in of a lost receipt.
+    """
+    return (
+        receipt.artifacts is not None
+        and receipt.cri is None
+        and not has_marker(content, receipt.instance)
+        and not any(path in facts.files for path in own_paths(facts.config))
+    )
 
 
 def _removal_change(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes | None, str]:

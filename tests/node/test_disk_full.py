@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from node.conftest import BootNode
 from node.debian_node import Node
-from node.installation import HANDLERS, PAYLOAD, VALUES, install
+from node.installation import HANDLERS, PAYLOAD, VALUES, install, main_file
 from node.snapshot import changes
 
 ETC, OPT = "/etc/containerd", "/opt"
@@ -14,6 +16,8 @@ WATCHED = ("/etc", "/opt")
 
 EACH = pytest.mark.parametrize("node", ["trixie", "forky"], indirect=True)
 """containerd 1.7, where kata-node edits the main file, and 2.1, where it adds an import and drop-ins."""
+
+ATTRIBUTE = "trusted.note"  # stands for an ACL, which is an extended attribute too
 
 MAIN_FILE = b"# of the administrator\nversion = 2\n"
 
@@ -34,7 +38,7 @@ def small_disk(node: Node, directory: str, options: str) -> None:
     )
     node.run(["sh", "-c", f"cp -a /run/before/. {directory}/ && rm -r /run/before"])
     if directory == ETC:
-        (node.root / "etc/containerd/config.toml").write_bytes(MAIN_FILE)
+        main_file(node).write_bytes(MAIN_FILE)
         node.run(["systemctl", "restart", "containerd.service"])
         node.wait_for_containerd()
 
@@ -90,8 +94,10 @@ def test_an_install_is_rolled_back_when_the_disks_are_full(ready: Node, director
 def test_a_revert_needs_no_space(ready: Node, directories: tuple[str, ...], has_reserve: bool) -> None:
     small_disk(ready, ETC, "size=64k,nr_inodes=40")
     small_disk(ready, OPT, "size=96m,nr_inodes=2000")
+    os.setxattr(main_file(ready), ATTRIBUTE, b"of the administrator")
     before = ready.snapshot(*WATCHED)
     install(ready)
+    assert os.getxattr(main_file(ready), ATTRIBUTE) == b"of the administrator"
     assert ready.cri_handlers() == (*HANDLERS, "runc")
     if not has_reserve:
         (ready.root / "opt/kata/.kata-node/.receipt.json.kata-node-reserve").unlink()
@@ -100,3 +106,4 @@ def test_a_revert_needs_no_space(ready: Node, directories: tuple[str, ...], has_
     assert ready.cri_handlers() == ("runc",)
     empty(ready, *directories)
     assert changes(before, ready.snapshot(*WATCHED)) == []
+    assert os.getxattr(main_file(ready), ATTRIBUTE) == b"of the administrator"
