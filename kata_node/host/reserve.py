@@ -103,12 +103,11 @@ def remove(root: Root, path: str, *, previous: FileState | None = None) -> None:
 def restore(root: Root, path: str, state: FileState) -> None:
     """Give ``path`` its previous ``state`` back: by a rename if the reserve has it, else by a write."""
     real = root.resolve(path)
-    with host_errors(path):
+    with contextlib.suppress(OSError):
         if _read(reserve_of(real)) == state:
-            with contextlib.suppress(OSError):
-                reserve_of(real).rename(real)
-                _sync(real)
-                return
+            reserve_of(real).rename(real)
+            _sync(real)
+            return
     owner = (state.uid, state.gid)
     try:
         root.write(path, state.content, mode=state.mode, owner=owner)

@@ -27,14 +27,16 @@ def original_backup(change: FileChange, cri: CriRecord | None, facts: RuntimeFac
     if record:
         return record.before
     current = facts.files.get(change.path)
-    if cri is None and current and current.content == change.content and not _has_own_drop_in(facts):
+    if cri is None and current and current.content == change.content and not has_installation(facts, current):
         return backup_of(current)
     return backup_without_entry(change, facts)
 
 
-def _has_own_drop_in(facts: RuntimeFacts) -> bool:
-    """Return whether a drop-in shows that an installation without receipt was here before."""
-    return any(path in facts.files for path in own_paths(facts.config))
+def has_installation(facts: RuntimeFacts, current: FileState) -> bool:
+    """Return whether a drop-in, or a managed block in a shared file, shows an installation."""
+    return b"# >>> kata-node " in current.content or any(
+        path in facts.files for path in own_paths(facts.config)
+    )
 
 
 def revert_record(change: FileChange, cri: CriRecord, facts: RuntimeFacts) -> CriFile:

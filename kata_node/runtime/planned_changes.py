@@ -51,9 +51,9 @@ def check_repeatable(settings: Settings, facts: RuntimeFacts, receipt: Receipt) 
     _, second_changes = planned_changes(settings, facts_after, receipt_after)
     if repeated := file_records.pending_changes(facts_after, second_changes):
         raise HostError(
-            "a second install would change this file again: " + ", ".join(change.path for change in repeated),
-            where=facts.config_path,
-            hint="simplify the tables of the CRI plugin in this file, then run again",
+            "a second install would change this file again",
+            where=repeated[0].path,
+            hint="write the tables of the CRI plugin in this file as plain [tables], then run again",
         )
 
 

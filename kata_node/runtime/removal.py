@@ -9,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from kata_node.errors import IneligibleNodeError
+from kata_node.host.files import FileState
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.file_records import file_records, is_backup_available, recorded_digests, sha256
-from kata_node.runtime.model.config import FileChange, is_drop_in, is_drop_in_of, own_paths
-from kata_node.toml.tables import has_marker
+from kata_node.runtime.file_records import (
+    file_records,
+    has_installation,
+    is_backup_available,
+    recorded_digests,
+    sha256,
+)
+from kata_node.runtime.model.config import FileChange, is_drop_in, is_drop_in_of
 
 
 def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileChange], list[str]]:
@@ -66,24 +72,18 @@ def _paths_with_entry(facts: RuntimeFacts, receipt: Receipt, recorded: Collectio
         current = None if path in recorded else facts.files.get(path)
         if (
             current
-            and not _is_foreign_import(current.content, facts, receipt)
+            and not _is_foreign_import(current, facts, receipt)
             and facts.config.without_entry(path, current.content) != current.content
         ):
             yield path
 
 
-def _is_foreign_import(content: bytes, facts: RuntimeFacts, receipt: Receipt) -> bool:
-    """Return whether an entry in ``content`` can only be an import that this installation did not write.
+def _is_foreign_import(current: FileState, facts: RuntimeFacts, receipt: Receipt) -> bool:
+    """Return whether the entry in a shared file can only be an import that was there before.
 
-    The receipt is there and has no record of the runtime's files, and there is neither a managed block nor
-    a drop-in of a lost receipt.
+    The receipt is there and has no record of the runtime's files, and nothing shows that one was lost.
     """
-    return (
-        receipt.artifacts is not None
-        and receipt.cri is None
-        and not has_marker(content, receipt.instance)
-        and not any(path in facts.files for path in own_paths(facts.config))
-    )
+    return receipt.artifacts is not None and receipt.cri is None and not has_installation(facts, current)
 
 
 def _removal_change(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes | None, str]:
