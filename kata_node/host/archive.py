@@ -27,6 +27,10 @@ else:
 
 CHUNK_SIZE = 256 * 1024
 """Bytes decompressed at a time."""
+MAX_HEADER_SIZE = 1024 * 1024
+"""Bytes of one header. tarfile reads a header whole, and its size comes from the archive."""
+MAX_REST_SIZE = 64 * 1024 * 1024
+"""Bytes after the end of the archive. tar fills its last record, usually 10 KiB."""
 _INPUT = 128 * 1024
 _DAMAGE_ERRORS = (
     tarfile.TarError,
@@ -111,8 +115,10 @@ class Archive:
     def verify_rest(self) -> None:
         """Decompress the remaining data, so that zstd verifies the checksums of all content."""
         with self._payload_errors():
+            end = self._stream.tell() + MAX_REST_SIZE
             while self._stream.chunk(CHUNK_SIZE):
-                pass
+                if self._stream.tell() > end:
+                    raise ValueError(f"more than {MAX_REST_SIZE} bytes follow its end")
 
     def digest(self) -> Digest:
         """Return the digest of the whole compressed file. Remaining data is read but not decompressed."""
@@ -182,12 +188,13 @@ class _Stream(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Return exactly ``size`` bytes, fewer only at the end."""
-        assert size >= 0
-        data = b""
+        if not 0 <= size <= MAX_HEADER_SIZE:
+            raise ValueError(f"a header has more than {MAX_HEADER_SIZE} bytes")
+        data = bytearray()
         while len(data) < size and (chunk := self.chunk(size - len(data))):
             data += chunk
-        self.last_read = data
-        return data
+        self.last_read = bytes(data)
+        return self.last_read
 
     def tell(self) -> int:
         """Return the number of bytes returned so far."""

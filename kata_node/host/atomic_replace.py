@@ -6,21 +6,28 @@ Paths are real paths. All functions raise :class:`OSError`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+_MAX_NAME = 255  # bytes, in all usual file systems
 
 
 def temp_sibling(path: Path) -> Path:
     """Return the temporary path for the new content of ``path``: beside it, or beside its drop-in directory.
 
     CRI-O and Kata read every file in a drop-in directory, with any name. The temporary path depends only
-    on ``path``, so a later run overwrites the leftover of an interrupted one.
+    on ``path``, so a later run overwrites the leftover of an interrupted one. A name that would be too long
+    for a file system becomes its digest.
     """
-    directory = path.parent
+    directory, name = path.parent, path.name
     if directory.name.endswith(".d"):
-        return directory.with_name(f".{directory.name}.{path.name}.kata-node-tmp")
-    return path.with_name(f".{path.name}.kata-node-tmp")
+        directory, name = directory.parent, f"{directory.name}.{name}"
+    temp = f".{name}.kata-node-tmp"
+    if len(os.fsencode(temp)) > _MAX_NAME:
+        temp = f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.kata-node-tmp"
+    return directory / temp
 
 
 @contextlib.contextmanager

@@ -7,10 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from kata_node.bounded_read import read_bounded
 from kata_node.errors import SettingsError
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
+
+
+MAX_VALUES_SIZE = 16 << 20  # bytes; Kubernetes stores at most 1 MiB of values
 
 
 def read_yaml(path: str) -> Mapping[object, object]:
@@ -20,7 +24,7 @@ def read_yaml(path: str) -> Mapping[object, object]:
     not a single YAML document, has a key twice in one mapping, or is not a mapping.
     """
     try:
-        raw = Path(path).read_bytes()
+        raw, _ = read_bounded(Path(path), MAX_VALUES_SIZE)
     except OSError as error:
         raise SettingsError(
             f"the values file cannot be read: {error.strerror}",
