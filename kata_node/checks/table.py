@@ -40,6 +40,7 @@ def _iterate_findings(settings: Settings, facts: HostCheckFacts, receipt: Receip
         placed = receipt.artifacts.files if receipt.artifacts else None
         known = facts.artifacts.desired_files if isinstance(facts.artifacts, ArtifactFacts) else None
         yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, known or placed)
+    yield _ownership(facts)
     yield from _space(facts)
     yield _foreign_files(settings, facts)
     if facts.offline:
@@ -177,6 +178,12 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Find
     if runtime.config_path in contents:
         return Finding("config", "pass", f"{runtime.config_path} is valid with the entry of kata-node")
     return Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")
+
+
+def _ownership(facts: HostCheckFacts) -> Finding:
+    if facts.untrusted is None:
+        return Finding("ownership", "pass", "no other user can write the files that root runs")
+    return _failed_finding("ownership", facts.untrusted.error())
 
 
 def _space(facts: HostCheckFacts) -> Iterator[Finding]:
