@@ -82,10 +82,10 @@ def _untrusted(context: StageContext, artifacts: ArtifactFacts | KataNodeError) 
     root, install_dir = context.clients.root, context.settings.install_dir
     if found := receipts.untrusted(root, install_dir):
         return found
-    if isinstance(artifacts, ArtifactFacts) and artifacts.desired_files is not None:
+    if isinstance(artifacts, ArtifactFacts):
         return artifacts.untrusted
     placed = context.receipt.artifacts
-    return find_untrusted(root, install_dir, placed.files if placed else {})
+    return find_untrusted(root, install_dir, placed.files if placed else {}, ())
 
 
 def _runtime(context: StageContext) -> RuntimeFacts | KataNodeError:

@@ -376,12 +376,8 @@ def _make_dir(real: Path, mode: int) -> bool:
 
 
 def missing_dirs(root: Root, path: str) -> tuple[str, ...]:
-    """Return the directories that must be created for ``path`` to exist, outermost first.
-
-    They are real paths: behind a symlink to a missing directory, those of its target.
-    """
+    """Return the directories that must be created for ``path`` to exist, outermost first."""
     missing: list[str] = []
-    path = root.real_path(path)
     while path != "/" and not root.is_dir(path):
         missing.insert(0, path)
         path = posixpath.dirname(path)

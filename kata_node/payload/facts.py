@@ -84,7 +84,9 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
             path in observed_files and observed_files[path].matches(record)
             for path, record in placed.files.items()
         ):
-            return ArtifactFacts(inputs)
+            return ArtifactFacts(
+                inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
+            )
     payload = index.load(context.options.payload)
     all_handlers = handlers(settings)
     shims = {handler.shim.name: handler.shim for handler in all_handlers}
@@ -105,7 +107,12 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         observed_files,
         digests,
         changed_made_dirs,
-        find_untrusted(root, settings.install_dir, known, desired_files),
+        find_untrusted(
+            root,
+            settings.install_dir,
+            known,
+            (path for path, desired in desired_files.items() if desired.kind == "dir"),
+        ),
         _dirs_to_remove_at_revert(root, settings.install_dir),
         payload.manifest.release,
         tuple(
@@ -202,7 +209,8 @@ def walk(root: Root, install_dir: str) -> Iterator[str]:
 def _dirs_to_remove_at_revert(root: Root, install_dir: str) -> tuple[str, ...]:
     above = (install_dir[:at] for at, char in enumerate(install_dir) if char == "/" and at)
     shared = dirs_of_other_installations(root, install_dir).intersection(above)
-    return (*sorted(shared), *missing_dirs(root, install_dir))
+    # Behind a symlink to a missing directory, this makes the directories of its target.
+    return (*sorted(shared), *missing_dirs(root, root.real_path(install_dir)))
 
 
 def _sha256(path: Path) -> str:

@@ -35,15 +35,17 @@ def find_changed_made_dirs(root: Root, install_dir: str, placed: ArtifactsRecord
 
 
 def find_untrusted(
-    root: Root, install_dir: str, placed: Mapping[str, PlacedFile], desired: Iterable[str] = ()
+    root: Root, install_dir: str, placed: Mapping[str, PlacedFile], desired_dirs: Iterable[str]
 ) -> Untrusted | None:
     """Return the first path that another user can write among the directories to use, or ``None``.
 
-    In directories whose every file is read, foreign files count as well. Placed files and the modes of
-    placed directories do not count: the artifacts stage repairs them.
+    These are ``desired_dirs``, the directories in ``placed``, and those of the cri stage. Kata and containerd
+    read every file in a directory with a name that ends in ``.d``, so foreign files in it count as well.
+    Placed files and the modes of placed directories do not count: the artifacts stage repairs them.
     """
     base = root.resolve(install_dir)
-    for path in sorted({*CRI_DIRS, *placed, *desired}):
+    placed_dirs = (path for path, record in placed.items() if record.kind == "dir")
+    for path in sorted({*CRI_DIRS, *placed_dirs, *desired_dirs}):
         real = base / path
         try:
             info = real.lstat()

@@ -20,10 +20,10 @@ MAX_LINKS = 40  # the kernel's limit for one path
 MAX_NAME = 255  # bytes, in all usual file systems
 MAX_PATH = 1024  # bytes; a payload of Kata needs about 100
 MAX_DEPTH = 32  # names in one path; a payload of Kata needs about 8
-MAX_FILE_SIZE = 16 << 30
+MAX_FILE_SIZE = 8 << 30
 """Bytes, holes included: a file can be small in the image and take minutes to hash. Guest images for GPUs
 have some GiB."""
-MAX_TOTAL_SIZE = 64 << 30
+MAX_TOTAL_SIZE = 24 << 30
 """Bytes of all files of a tree, or of one archive."""
 MAX_ENTRIES = 200_000
 """Paths of a tree, or of one archive; a payload of Kata has about 1,000."""

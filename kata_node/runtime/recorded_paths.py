@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kata_node.errors import UntrustedReceiptError
+from kata_node.errors import KataNodeError, UntrustedReceiptError
 from kata_node.plan import receipt as receipts
 from kata_node.runtime.config_selection import recorded_config
 from kata_node.runtime.model.config import CriConfig, is_drop_in, is_drop_in_of, own_paths
@@ -72,7 +72,10 @@ def _has_entry(root: Root, receipt: Receipt, cri: CriRecord, path: str) -> bool:
         return False
     if is_drop_in(path):
         return is_drop_in_of(receipt.install_dir, content)
-    return recorded_config(receipt, cri, path).without_entry(path, content) != content
+    try:
+        return recorded_config(receipt, cri, path).without_entry(path, content) != content
+    except KataNodeError:  # a file that cannot be a configuration
+        return False
 
 
 def _is_restored(cri: CriRecord, path: str) -> bool:

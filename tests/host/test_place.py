@@ -440,6 +440,7 @@ def harm_tree(payload: Payload, path: str, harm: Callable[[Path], object]) -> No
     "harm",
     [
         pytest.param(lambda path: path.write_bytes(b"another size"), id="another size"),
+        pytest.param(lambda path: path.write_bytes(bytes(path.stat().st_size)), id="another content"),
         pytest.param(Path.unlink, id="gone"),
         pytest.param(lambda path: path.symlink_to(path.rename(path.with_name("moved"))), id="a link now"),
     ],
