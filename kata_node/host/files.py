@@ -66,7 +66,7 @@ class Root:
         """
         visited: list[str] = []
         real = self._resolve(path, visited=visited)
-        return [*dict.fromkeys(visited), self._host_path(real)]
+        return [*dict.fromkeys(visited), self.host_path(real)]
 
     def _resolve(self, path: str, *, follow_last: bool = True, visited: list[str] | None = None) -> Path:
         if not path.startswith("/"):
@@ -104,10 +104,18 @@ class Root:
 
     def real_path(self, path: str) -> str:
         """Return the host path of ``path`` with every symlink followed."""
-        return self._host_path(self.resolve(path))
+        return self.host_path(self.resolve(path))
 
-    def _host_path(self, real: Path) -> str:
+    def host_path(self, real: Path) -> str:
+        """Return the host path of a path that :meth:`resolve` returned."""
         return "/" + "/".join(real.relative_to(self.base).parts)
+
+    def is_whole(self) -> bool:
+        """Return whether the whole file system of a node is below the root.
+
+        A container sees only the mounted directories below its host root.
+        """
+        return self.base == Path("/") or self.is_dir("/usr")
 
     def lstat(self, path: str) -> os.stat_result | None:
         """Return the status of ``path`` without following a last symlink; ``None`` when it is missing."""
@@ -212,8 +220,8 @@ class Root:
                 for other in reversed(made):
                     with contextlib.suppress(OSError):
                         other.rmdir()
-                raise host_error(self._host_path(directory), error) from error
-        return [self._host_path(directory) for directory in made]
+                raise host_error(self.host_path(directory), error) from error
+        return [self.host_path(directory) for directory in made]
 
     def write(
         self,

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Iterator
 
 from kata_node.bounded_read import NotPlainFileError
-from kata_node.errors import HostError
+from kata_node.errors import HostError, UnusablePathError
 
 _NOT_PERMITTED = (
     "run as root, or use --offline --host-root DIR with a directory that you own; if root gets this error "
@@ -19,17 +19,23 @@ _HINTS = {
     errno.EDQUOT: "raise the quota or free some space, then run again",
     errno.EACCES: _NOT_PERMITTED,
     errno.EPERM: _NOT_PERMITTED,
-    errno.ENOTDIR: "move the file away; a directory is needed in its place",
+    errno.ENOTDIR: "move the file away that is in the place of a directory of this path",
     errno.EISDIR: "move the directory away; a file is needed in its place",
     errno.ELOOP: "remove the symlink that leads back to itself",
     errno.EIO: "look at the kernel log of the node; the disk reports errors",
 }
 
 
+_PERMANENT_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors about what is where on the node. A retry does not help."""
+
+
 def host_error(path: str, error: OSError) -> HostError:
     """Return the error for an :class:`OSError` about the host path ``path``, with a hint."""
-    hint = error.hint if isinstance(error, NotPlainFileError) else _HINTS.get(error.errno or 0, "")
-    return HostError(error.strerror or str(error), where=path, hint=hint)
+    if isinstance(error, NotPlainFileError):
+        return UnusablePathError(error.strerror or str(error), where=path, hint=error.hint)
+    kind = UnusablePathError if error.errno in _PERMANENT_ERRNOS else HostError
+    return kind(error.strerror or str(error), where=path, hint=_HINTS.get(error.errno or 0, ""))
 
 
 @contextlib.contextmanager

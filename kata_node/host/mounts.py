@@ -1,4 +1,4 @@
-"""Find out whether a directory is a mount point. Paths are real paths."""
+"""Find out which mount a path is on, and whether it is a mount point. Paths are real paths."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 
 
 def is_mount_point(path: Path) -> bool:
-    """Return whether something is mounted at the directory ``path``, also of the same file system.
+    """Return whether something is mounted at ``path``, also of the same file system.
 
     A bind mount of the same file system has the same device number as its parent, but another mount id.
     Raises :class:`OSError`.
     """
-    return os.path.ismount(path) or _mount_id(path, os.O_NOFOLLOW) != _mount_id(path.parent)
+    return os.path.ismount(path) or mount_id(path) != mount_id(path.parent)
 
 
-def _mount_id(path: Path, flags: int = 0) -> str:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+def mount_id(path: Path) -> str:
+    """Return the number of the mount that a path is on; ``""`` if the kernel does not show it."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            return next(line for line in file if line.startswith("mnt_id:"))
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ""
     finally:
         os.close(fd)
+    return next((line for line in lines if line.startswith("mnt_id:")), "")
