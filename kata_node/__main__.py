@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line and exit with its code. ``--version`` alone does not load the command line."""
+    # With it, a new directory has its mode from the start, whatever the shell that calls allows.
+    os.umask(0o022)
     if sys.argv[1:] == ["--version"]:
         from kata_node import __version__
 

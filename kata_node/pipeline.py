@@ -43,7 +43,8 @@ class Stage(Protocol):
         """Return the plan. Pure: the same arguments give the same plan."""
 
 
-READ_ONLY_STAGES = frozenset({"host-check", "claim", "label", "unlabel", "unclaim"})
+HOST_CHECK = "host-check"
+READ_ONLY_STAGES = frozenset({HOST_CHECK, "claim", "label", "unlabel", "unclaim"})
 """Stages that write nothing on the node. They take no lock: the containers that label cannot see it."""
 
 
@@ -121,10 +122,10 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
         stage_lock.acquire_for_stage(stage.NAME)
         if stage.NAME not in READ_ONLY_STAGES:
             receipts.remove_leftovers(run.clients.root, run.settings.install_dir)
-        return _plan(stage, run, _load_receipt(run), since)
+        return _plan(stage, run, _load_receipt(stage, run), since)
 
     def prove() -> Plan:
-        found = _plan(stage, run, _load_receipt(run), since)
+        found = _plan(stage, run, _load_receipt(stage, run), since)
         # After a restart of the runtime the Node can be not Ready for a moment. This is not a difference.
         if any(not isinstance(action, WaitForNode) or action.missing for action in found.actions):
             raise KataNodeError(
@@ -144,7 +145,7 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
 
 
 def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple[StageReport, Receipt]:
-    receipt = predicted_receipt or _load_receipt(run)
+    receipt = predicted_receipt or _load_receipt(stage, run)
     plan = _plan(stage, run, receipt, time.monotonic())
     for action in plan.actions:
         if isinstance(action, WriteReceipt):
@@ -171,8 +172,15 @@ def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
     return stage.plan(run.settings, facts, receipt)
 
 
-def _load_receipt(run: Run) -> Receipt:
-    """Return the receipt, with the version of this program; an empty receipt if there is none."""
+def _load_receipt(stage: Stage, run: Run) -> Receipt:
+    """Return the receipt, with the version of this program; an empty receipt if there is none.
+
+    Raises :class:`IneligibleNodeError` if another user can write it. host-check reports this as a finding.
+    """
+    if untrusted := receipts.untrusted(run.clients.root, run.settings.install_dir):
+        if stage.NAME != HOST_CHECK:
+            raise untrusted.error()
+        return _empty_receipt(run)
     found = receipts.load(run.clients.root, run.settings.install_dir)
     return replace(found, program=__version__) if found else _empty_receipt(run)
 

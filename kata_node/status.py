@@ -19,6 +19,7 @@ from kata_node.host import kernel
 from kata_node.host.files import Root, host_error
 from kata_node.kube import credentials
 from kata_node.payload.facts import observe_files
+from kata_node.payload.ownership import find_changed_made_dirs
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import Options, StageContext
@@ -106,6 +107,8 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
     found: list[InstallationStatus] = []
     for install_dir in sorted(path.removesuffix(f"/{file}") for path in found_at):
         try:
+            if untrusted := receipts.untrusted(clients.root, install_dir):
+                raise untrusted.error()
             if placed := receipts.load(clients.root, install_dir):
                 found.append(_status(clients.root, placed, served, invocation, deep=deep))
         except KataNodeError as error:
@@ -181,7 +184,8 @@ def _artifact_drift(root: Root, receipt: Receipt, *, deep: bool) -> list[str]:
         return []
     files = receipt.artifacts.files
     found = observe_files(root, receipt.install_dir, files)
-    drift = []
+    made_dirs = find_changed_made_dirs(root, receipt.install_dir, receipt.artifacts)
+    drift = [f"{path}: changed" for path in made_dirs]
     for path, placed in files.items():
         observed = found.get(path)
         same = observed is not None and observed.matches(placed)

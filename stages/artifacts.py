@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from kata_node.errors import IneligibleNodeError
 from kata_node.payload import layout
-from kata_node.payload.actions import PlaceFiles
+from kata_node.payload.actions import PlaceFiles, SetDirModes
 from kata_node.payload.facts import ArtifactFacts, gather_facts
+from kata_node.payload.ownership import MADE_DIR_MODE
 from kata_node.plan.actions import (
     Action,
     MakeDirs,
@@ -36,6 +37,8 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     removes them later. Raises :class:`IneligibleNodeError` if foreign files are in the install dir.
     """
     before = receipt.artifacts
+    if facts.untrusted:
+        raise facts.untrusted.error()
     placed = before.files if before else {}
     count = before.count if before else 0
     in_place = "1 file is in place" if count == 1 else f"all {count} files are in place"
@@ -53,18 +56,19 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     made_dirs = before.made_dirs if before else facts.missing_dirs
     artifacts = ArtifactsRecord("placed", facts.release, facts.inputs, difference.resulting_record, made_dirs)
     done = replace(receipt, artifacts=artifacts)
-    if not difference:
+    if not difference and not facts.changed_made_dirs:
         if before is not None and before.state == "placed" and before == artifacts:
             return Plan(in_place)
         return Plan("all files are in place; the receipt is updated", (WriteReceipt(done),))
-    repaired = (f"repaired because it changed on the node: {path}" for path in difference.drifted)
+    drifted = (*facts.changed_made_dirs, *difference.drifted)
+    repaired = (f"repaired because it changed on the node: {path}" for path in drifted)
     notes = (*repaired, *facts.drop_in_warnings)
     pending_artifacts = replace(
         artifacts, state="placing", files=layout.record_before_placing(difference, placed)
     )
     placing_actions = _placing_actions(settings.install_dir, difference, facts)
     return Plan(
-        _summary(difference),
+        _summary(difference, facts),
         (WriteReceipt(replace(receipt, artifacts=pending_artifacts)), *placing_actions, WriteReceipt(done)),
         rollback=() if before else _rollback_actions(settings.install_dir, difference, facts),
         notes=notes,
@@ -78,9 +82,15 @@ def _removes_handlers(settings: Settings, receipt: Receipt) -> bool:
 
 
 def _placing_actions(install_dir: str, difference: layout.Difference, facts: ArtifactFacts) -> list[Action]:
-    missing = difference.missing
+    existing_dirs = _existing_dirs(difference, facts)
+    existing = {desired.path for desired in existing_dirs}
+    missing = [desired for desired in difference.missing if desired.path not in existing]
     entries = tuple(desired.entry for desired in missing if desired.entry is not None)
     placing_actions: list[Action] = []
+    modes = [(path, MADE_DIR_MODE) for path in facts.changed_made_dirs]
+    modes += [(f"{install_dir}/{desired.path}", desired.mode) for desired in existing_dirs]
+    if modes:
+        placing_actions.append(SetDirModes(tuple(modes)))
     if entries:
         # First, because it is the action that fails on a full disk, and then leaves no files behind.
         placing_actions.append(PlaceFiles(install_dir, entries, facts.payload()))
@@ -108,6 +118,15 @@ def _placing_actions(install_dir: str, difference: layout.Difference, facts: Art
     return placing_actions
 
 
+def _existing_dirs(difference: layout.Difference, facts: ArtifactFacts) -> list[layout.DesiredFile]:
+    """Return the directories that only need another mode, parents first."""
+    return [
+        desired
+        for desired in difference.missing
+        if desired.kind == "dir" and desired.path in facts.observed_files
+    ]
+
+
 def _rollback_actions(
     install_dir: str, difference: layout.Difference, facts: ArtifactFacts
 ) -> tuple[Action, ...]:
@@ -125,8 +144,11 @@ def _rollback_actions(
     )
 
 
-def _summary(difference: layout.Difference) -> str:
+def _summary(difference: layout.Difference, facts: ArtifactFacts) -> str:
+    repaired = len(facts.changed_made_dirs) + len(_existing_dirs(difference, facts))
     size = human_size(sum(desired.size for desired in difference.missing))
     files = sum(desired.kind != "dir" for desired in difference.missing)
     removed = f", {pluralize(len(difference.stale), 'obsolete file')} removed" if difference.stale else ""
-    return f"{pluralize(files, 'file')} placed ({size}){removed}"
+    dirs = pluralize(repaired, "directory", "directories")
+    modes = f", the mode of {dirs} set" if repaired else ""
+    return f"{pluralize(files, 'file')} placed ({size}){removed}{modes}"

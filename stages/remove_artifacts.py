@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kata_node.errors import KataNodeError
+from kata_node.payload.actions import SetDirModes
 from kata_node.payload.facts import RemovalFacts
 from kata_node.payload.facts import gather_removal_facts as gather_facts
 from kata_node.plan.actions import Action, Plan, RemoveDirs, RemoveFiles, RemoveReceipt, WriteReceipt
@@ -32,24 +33,30 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
         )
     before = receipt.artifacts
     files = before.files if before else {}
-    foreign = [f"{install_dir}/{path}" for path in facts.found if path not in files]
+    paths = tuple(path for path, placed in files.items() if placed.kind != "dir")
+    own = set(paths)
+    foreign = [f"{install_dir}/{path}" for path in facts.found if path not in own]
     # The installation's own drop-in exists only in a dry run, because there revert-cri did not remove it.
     left = tuple(f"left, not placed by kata-node: {path}" for path in foreign if not is_drop_in(path))
-    if before is None and not facts.is_removable:
+    if before is None and not facts.has_leftover:
         return Plan("this installation has no files on the node", notes=left)
     actions: list[Action] = []
     if before is not None:
-        paths = tuple(path for path, placed in files.items() if placed.kind != "dir")
-        dirs = tuple(f"{install_dir}/{path}" for path in sorted(files, reverse=True) if path not in paths)
+        dirs = tuple(f"{install_dir}/{path}" for path in sorted(files, reverse=True) if path not in own)
         actions = [
             # On a full disk the next run removes these files without this record too.
             WriteReceipt(replace(receipt, artifacts=replace(before, state="removing")), optional=True),
+            *((SetDirModes(facts.open_dirs),) if facts.open_dirs else ()),
             RemoveFiles(install_dir, paths),
             RemoveDirs(dirs),
         ]
     actions.append(RemoveReceipt(install_dir))
     # The install dir is removed if it is empty, also if an interrupted run already removed the receipt that
     # says that this installation created it.
-    made_dirs = reversed(before.made_dirs) if before else ()
-    actions.append(RemoveDirs(tuple(dict.fromkeys((install_dir, *made_dirs)))))
+    made_dirs = (
+        *((install_dir,) if facts.has_removable_dir else ()),
+        *(reversed(before.made_dirs) if before else ()),
+    )
+    if made_dirs:
+        actions.append(RemoveDirs(tuple(dict.fromkeys(made_dirs))))
     return Plan(f"{pluralize(before.count if before else 0, 'file')} removed", tuple(actions), notes=left)

@@ -11,10 +11,12 @@ from typing import TypeVar
 from kata_node.checks.hardware import HardwareFacts, gather_hardware_facts
 from kata_node.errors import CriError, KataNodeError
 from kata_node.host.files import host_error
+from kata_node.host.ownership import Untrusted
 from kata_node.host.write_access import WriteAccess, write_access
 from kata_node.payload import facts as artifact_facts
 from kata_node.payload import layout
 from kata_node.payload.facts import ArtifactFacts
+from kata_node.payload.ownership import find_untrusted
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
@@ -53,6 +55,8 @@ class HostCheckFacts:
     """The number of bytes that the artifacts stage would write."""
     conflicts: tuple[str, ...]
     """Foreign files at paths that the artifacts stage would write, relative to the install dir."""
+    untrusted: Untrusted | None = None
+    """The first path of the installation that another user can write."""
     snapshotters: SnapshotterFacts | None = None
     """``None`` if the runtime is not known."""
     access: Mapping[str, WriteAccess | KataNodeError] = field(default_factory=dict)
@@ -76,12 +80,23 @@ def gather_facts(context: StageContext) -> HostCheckFacts:
         _missing_files(context, artifacts),
         sum(desired.size for desired in difference.missing) if difference else 0,
         difference.conflicts if difference else (),
+        _untrusted(context, artifacts),
         snapshotter_facts.gather_facts(context, runtime.distribution_runtime.units)
         if isinstance(runtime, RuntimeFacts)
         else None,
         _access(context, runtime),
         _missing_imports(context, runtime),
     )
+
+
+def _untrusted(context: StageContext, artifacts: ArtifactFacts | KataNodeError) -> Untrusted | None:
+    root, install_dir = context.clients.root, context.settings.install_dir
+    if found := receipts.untrusted(root, install_dir):
+        return found
+    if isinstance(artifacts, ArtifactFacts):
+        return artifacts.untrusted
+    placed = context.receipt.artifacts
+    return find_untrusted(root, install_dir, placed.files if placed else {}, ())
 
 
 def _access(

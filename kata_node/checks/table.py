@@ -43,6 +43,7 @@ def _iterate_findings(settings: Settings, facts: HostCheckFacts, receipt: Receip
         placed = receipt.artifacts.files if receipt.artifacts else None
         known = facts.artifacts.desired_files if isinstance(facts.artifacts, ArtifactFacts) else None
         yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, known or placed)
+    yield _ownership(facts)
     yield from paths.checks(settings, facts)
     yield from _space(settings, facts)
     yield _foreign_files(settings, facts)
@@ -199,6 +200,12 @@ def _config(
         yield Finding("config", "pass", f"{runtime.config_path} is valid with the entry of kata-node")
     else:
         yield Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")
+
+
+def _ownership(facts: HostCheckFacts) -> Finding:
+    if facts.untrusted is None:
+        return Finding("ownership", "pass", "no other user can write the files that root runs")
+    return _failed_finding("ownership", facts.untrusted.error())
 
 
 def _copies(copies: tuple[HandlerCopy, ...]) -> Iterator[Finding]:

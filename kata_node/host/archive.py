@@ -27,6 +27,10 @@ else:
 
 CHUNK_SIZE = 256 * 1024
 """Bytes decompressed at a time."""
+MAX_HEADER_SIZE = 16 * 1024 * 1024
+"""Bytes of the headers of one member. tarfile reads them whole, and their size comes from the archive."""
+MAX_REST_SIZE = 64 * 1024 * 1024
+"""Bytes after the end of the archive. tar fills its last record, usually 10 KiB."""
 _INPUT = 128 * 1024
 _DAMAGE_ERRORS = (
     tarfile.TarError,
@@ -82,6 +86,7 @@ class Archive:
         with self._payload_errors():
             with tarfile.open(fileobj=self._stream, mode="r:") as tar:
                 for self._info in tar:
+                    self._stream.header_size = 0
                     yield _member(self._info)
             # tarfile stops at anything that is not a header, but a complete archive ends in a block of zeros.
             if self._stream.last_read != bytes(tarfile.BLOCKSIZE):
@@ -111,8 +116,10 @@ class Archive:
     def verify_rest(self) -> None:
         """Decompress the remaining data, so that zstd verifies the checksums of all content."""
         with self._payload_errors():
+            end = self._stream.tell() + MAX_REST_SIZE
             while self._stream.chunk(CHUNK_SIZE):
-                pass
+                if self._stream.tell() > end:
+                    raise ValueError(f"more than {MAX_REST_SIZE} bytes follow its end")
 
     def digest(self) -> Digest:
         """Return the digest of the whole compressed file. Remaining data is read but not decompressed."""
@@ -146,6 +153,8 @@ class _Stream(io.RawIOBase):
         self.sha256 = hashlib.sha256()
         self.last_read = b""
         """The result of the last :meth:`read`."""
+        self.header_size = 0
+        """The number of bytes that :meth:`read` returned; the reader sets it to 0 after each member."""
         self._decompressor = ZstdDecompressor()
         self._ready = memoryview(b"")
         self._position = 0
@@ -183,11 +192,14 @@ class _Stream(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Return exactly ``size`` bytes, fewer only at the end."""
         assert size >= 0
-        data = b""
+        self.header_size += size
+        if self.header_size > MAX_HEADER_SIZE:
+            raise ValueError(f"the headers of a member have more than {MAX_HEADER_SIZE} bytes")
+        data = bytearray()
         while len(data) < size and (chunk := self.chunk(size - len(data))):
             data += chunk
-        self.last_read = data
-        return data
+        self.last_read = bytes(data)
+        return self.last_read
 
     def tell(self) -> int:
         """Return the number of bytes returned so far."""

@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+_MAX_NAME = 255  # bytes, in all usual file systems
 
 
 def temp_sibling(path: Path) -> Path:
     """Return the temporary path for the new content of ``path``: beside it, or beside its drop-in directory.
 
     CRI-O and Kata read every file in a drop-in directory, with any name. The temporary path depends only
-    on ``path``, so a later run overwrites the leftover of an interrupted one.
+    on ``path``, so a later run overwrites the leftover of an interrupted one. A name that would be too long
+    for a file system becomes its digest.
     """
     return sibling(path, "tmp")
 
 
 def sibling(path: Path, kind: str) -> Path:
     """Return the hidden path of a file of kata-node that belongs to ``path``; see :func:`temp_sibling`."""
-    directory = path.parent
+    directory, name = path.parent, path.name
     if directory.name.endswith(".d"):
-        return directory.with_name(f".{directory.name}.{path.name}.kata-node-{kind}")
-    return path.with_name(f".{path.name}.kata-node-{kind}")
+        directory, name = directory.parent, f"{directory.name}.{name}"
+    hidden = f".{name}.kata-node-{kind}"
+    if len(os.fsencode(hidden)) > _MAX_NAME:
+        hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.kata-node-{kind}"
+    return directory / hidden
 
 
 @contextlib.contextmanager
@@ -42,6 +49,25 @@ def replacing(path: Path) -> Iterator[Path]:
             temp.unlink()
         raise
     fsync_dir(path.parent)
+
+
+def write_new(
+    path: Path,
+    content: bytes,
+    mode: int,
+    *,
+    owner: tuple[int, int] | None = None,
+    mtime: int | None = None,
+    attributes: Mapping[str, bytes] | None = None,
+) -> None:
+    """Create the real path ``path`` and force it to the disk. Raises :class:`OSError`, also if it exists."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        finish(fd, mode, owner=owner, mtime=mtime, attributes=attributes)
+    finally:
+        os.close(fd)
 
 
 def finish(

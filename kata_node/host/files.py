@@ -15,48 +15,26 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_node.errors import HostError, NoSpaceError, UnusablePathError
+from kata_node.bounded_read import read_bounded, require_plain_file
+from kata_node.errors import HostError
 from kata_node.host import go_glob
-from kata_node.host.atomic_replace import extended_attributes, finish, fsync_dir, replacing, temp_sibling
+from kata_node.host.atomic_replace import (
+    extended_attributes,
+    finish,
+    fsync_dir,
+    replacing,
+    temp_sibling,
+    write_new,
+)
+from kata_node.host.host_errors import host_error, host_errors
+from kata_node.host.mounts import is_mount_point
 
 __all__ = ["MAX_SYMLINKS", "FileState", "Root", "finish", "fsync_dir", "host_error", "temp_sibling"]
 
 MAX_SYMLINKS = 40  # the same limit as in the kernel
-
-NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-
-_NOT_PERMITTED = (
-    "run as root, or use --offline --host-root DIR with a directory that you own; if root gets this error "
-    "too, look for an immutable attribute (lsattr) or a rule of a security module"
-)
-_HINTS = {
-    errno.EROFS: "the file system is read-only; mount it writable, or choose another env.installationPrefix",
-    errno.ENOSPC: "free some space on this file system, then run again",
-    errno.EDQUOT: "raise the quota or free some space, then run again",
-    errno.EACCES: _NOT_PERMITTED,
-    errno.EPERM: _NOT_PERMITTED,
-    errno.ENOTDIR: "move the file away that is in the place of a directory of this path",
-    errno.EISDIR: "move the directory away; a file is needed in its place",
-    errno.ELOOP: "remove the symlink that leads back to itself",
-    errno.EIO: "look at the kernel log of the node; the disk reports errors",
-}
-
-_PERMANENT_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors about what is where on the node. A retry does not help."""
-
-
-def host_error(path: str, error: OSError) -> HostError:
-    """Return the error for an :class:`OSError` about the host path ``path``, with a hint."""
-    kind = HostError
-    if error.errno in _PERMANENT_ERRNOS:
-        kind = UnusablePathError
-    elif error.errno in NO_SPACE_ERRNOS:
-        kind = NoSpaceError
-    return kind(error.strerror or str(error), where=path, hint=_HINTS.get(error.errno or 0, ""))
 
 
 @dataclass(frozen=True)
@@ -84,15 +62,35 @@ class Root:
 
         Every symlink is followed inside the root; with ``follow_last=False`` the last component is not
         followed. Components that do not exist are kept as written. Raises :class:`HostError` on a
-        loop of symlinks.
+        loop of symlinks, and for a path that no file can have.
         """
+        return self._resolve(path, follow_last=follow_last)
+
+    def trail(self, path: str) -> list[str]:
+        """Return the host path of each directory that leads to ``path``, and last the real path itself.
+
+        The first is ``/``. A symlink on the way adds the directories that lead to its target.
+        """
+        visited: list[str] = []
+        real = self._resolve(path, visited=visited)
+        return [*dict.fromkeys(visited), self.host_path(real)]
+
+    def _resolve(self, path: str, *, follow_last: bool = True, visited: list[str] | None = None) -> Path:
         if not path.startswith("/"):
             raise ValueError(f"a host path must be absolute: {path!r}")
+        if not _is_possible(path):
+            raise HostError(
+                "this path contains a character that no file name can have",
+                where=repr(path),
+                hint="correct the path in the file that names it",
+            )
         pending_parts = _parts(path)[::-1]
         resolved_parts: list[str] = []
         links = 0
         while pending_parts:
             part = pending_parts.pop()
+            if visited is not None:
+                visited.append("/" + "/".join(resolved_parts))
             if part == "..":
                 del resolved_parts[-1:]
                 continue
@@ -158,7 +156,9 @@ class Root:
     def read_state(self, path: str) -> FileState | None:
         """Return content, mode and owner of the file at ``path``; ``None`` when it is missing.
 
-        Raises :class:`HostError` when ``path`` is a directory, or a parent of it is a file.
+        The mode is without setuid, setgid and sticky bits, so that no backup restores them. Raises
+        :class:`HostError` when ``path`` is a directory, a special file or too large, or a parent of it is
+        a file.
         """
         real = self.resolve(path)
         with host_errors(path):
@@ -239,9 +239,12 @@ class Root:
 
         If ``path`` is a symlink, its target is replaced. ``owner`` is ``(uid, gid)``, and is set only
         if it differs from the owner of a new file. ``mtime`` is in seconds. The directory must exist.
-        The extended attributes of a replaced file are kept.
+        The extended attributes of a replaced file are kept. Raises :class:`HostError`, also for a device or
+        another special file.
         """
         real = self.resolve(path)
+        with host_errors(path):
+            _require_replaceable(real)
         with host_errors(path), replacing(real) as temp:
             write_new(temp, content, mode, owner=owner, mtime=mtime, attributes=extended_attributes(real))
 
@@ -255,11 +258,14 @@ class Root:
         """Remove the file or symlink at ``path``; return whether it existed.
 
         The temporary file of an interrupted :meth:`write` is removed as well. With ``follow_last`` the
-        target of a symlink is removed and the symlink is kept.
+        target of a symlink is removed and the symlink is kept; a device or another special file is not
+        removed then, but a :class:`HostError`.
         """
         real = self.resolve(path, follow_last=follow_last)
         removed = False
         with host_errors(path):
+            if follow_last:
+                _require_replaceable(real)
             for candidate in (temp_sibling(real), real):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     candidate.unlink()
@@ -272,6 +278,29 @@ class Root:
         """Remove the temporary file of an interrupted :meth:`write` of ``path``."""
         with host_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temp_sibling(self.resolve(path)).unlink()
+
+    def set_dir_mode(self, path: str, mode: int) -> None:
+        """Give the directory at ``path`` the permission bits ``mode``, also against a race with a symlink.
+
+        Raises :class:`HostError` when ``path`` is not a directory.
+        """
+        real = self.resolve(path, follow_last=False)
+        with host_errors(path):
+            fd = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchmod(fd, mode)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def can_remove_dir(self, path: str) -> bool:
+        """Return whether :meth:`remove_dir` removes ``path`` when it is empty.
+
+        It keeps a symlink and a mount point, because an administrator made them.
+        """
+        real = self.resolve(path, follow_last=False)
+        with host_errors(path):
+            return _is_dir(real) and not is_mount_point(real)
 
     def remove_dir(self, path: str) -> bool:
         """Remove the directory at ``path`` if it is empty; return whether ``path`` no longer exists.
@@ -293,43 +322,13 @@ class Root:
 _DIR_IN_USE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY)
 
 
-@contextlib.contextmanager
-def host_errors(path: str) -> Iterator[None]:
-    """Turn an :class:`OSError` into :class:`HostError` for the host path ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise host_error(path, error) from error
-
-
-def write_new(
-    path: Path,
-    content: bytes,
-    mode: int,
-    *,
-    owner: tuple[int, int] | None = None,
-    mtime: int | None = None,
-    attributes: Mapping[str, bytes] | None = None,
-) -> None:
-    """Create the real path ``path`` and force it to the disk. Raises :class:`OSError`, also if it exists."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(content)
-        finish(fd, mode, owner=owner, mtime=mtime, attributes=attributes)
-    finally:
-        os.close(fd)
-
-
 def read_real(path: Path) -> FileState | None:
     """Return the state of the real path ``path``; ``None`` when it is missing. Raises :class:`OSError`."""
     try:
-        file = path.open("rb")
+        content, info = read_bounded(path)
     except FileNotFoundError:
         return None
-    with file:
-        info = os.fstat(file.fileno())
-        return FileState(file.read(), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+    return FileState(content, info.st_mode & 0o777, info.st_uid, info.st_gid)
 
 
 def _parts(path: str) -> list[str]:
@@ -341,6 +340,21 @@ def _stat(real: Path) -> os.stat_result | None:
         return os.lstat(real)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _is_possible(path: str) -> bool:
+    """Return whether a file can have this path: no NUL, and nothing that UTF-8 cannot encode."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+
+
+def _require_replaceable(real: Path) -> None:
+    """Raise :class:`OSError` when ``real`` is a special file, for example the target of a masked drop-in."""
+    info = _stat(real)
+    if info is not None and not stat.S_ISLNK(info.st_mode):
+        require_plain_file(info)
 
 
 def _is_dir(real: Path) -> bool:

@@ -1,4 +1,8 @@
-"""The node's lock: one run at a time changes the node, for all installations together."""
+"""The node's lock: one run at a time changes the node, for all installations together.
+
+Whoever can open the lock file can hold the lock. So only root, or the user who owns the root directory, can
+open it: the directory has the mode 0700 and the file 0600.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,16 @@ import json
 import logging
 import os
 import platform
+import signal
+import stat
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from kata_node.errors import HostError, LockedError
+from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.host.files import Root, host_error
+from kata_node.host.host_errors import host_errors
+from kata_node.host.ownership import is_trusted_owner
 
 LOCK_PATH = "/run/kata-node/lock"
 """In /run, which a reboot empties. All installations and prefixes use the same lock."""
@@ -89,20 +97,93 @@ def _open_lock_file(root: Root) -> tuple[int, bool]:
     made_run = False
     races = 0
     while True:
+        for path in (LOCK_DIR, LOCK_PATH):
+            if root.read_link(path) is not None:
+                raise _unusable("this path is a symlink, which kata-node does not follow", path)
         try:
-            made_run |= RUN_DIR in root.make_dirs(LOCK_DIR)
-            return _create_lock_file(root), made_run
+            made_run |= RUN_DIR in root.make_dirs(LOCK_DIR, mode=0o700)
+            directory = _open_lock_dir(root)
+            try:
+                return _open_in(directory), made_run
+            finally:
+                os.close(directory)
         except HostError as error:
             races += 1  # the last holder has just removed the directory
             if races == MAX_RACES or not isinstance(error.__cause__, FileNotFoundError):
                 raise
 
 
-def _create_lock_file(root: Root) -> int:
+def _open_lock_dir(root: Root) -> int:
+    """Open the directory of the lock, and close it to other users.
+
+    The kubelet and earlier releases make it with the mode 0755.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with host_errors(LOCK_DIR):
+        fd = os.open(root.resolve(LOCK_DIR, follow_last=False), flags)
+        with _closed_on_error(fd):
+            info = os.fstat(fd)
+            _require_trusted_owner(LOCK_DIR, info)
+            if stat.S_IMODE(info.st_mode) != 0o700:
+                os.fchmod(fd, 0o700)
+        return fd
+
+
+def _open_in(directory: int) -> int:
+    """Open or create the lock file in the open ``directory``."""
+    name = LOCK_PATH.removeprefix(f"{LOCK_DIR}/")
+    with host_errors(LOCK_PATH):
+        _remove_abandoned_file(name, directory)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=directory)
+        with _closed_on_error(fd):
+            info = os.fstat(fd)
+            _require_trusted_owner(LOCK_PATH, info)
+            if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+                raise _unusable("this path is not a file that kata-node made", LOCK_PATH)
+        return fd
+
+
+def _remove_abandoned_file(name: str, directory: int) -> None:
+    """Remove the lock file of an earlier release that was killed.
+
+    Every user could open that file to read, and keep it locked. A running kata-node has it open for
+    writing, and then the kernel gives no read lease.
+    """
     try:
-        return os.open(root.resolve(LOCK_PATH), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if not stat.S_ISREG(info.st_mode) or not stat.S_IMODE(info.st_mode) & 0o077:
+            return
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    try:
+        # A process that opens the file now waits, and the kernel sends this signal, which has no effect.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        os.unlink(name, dir_fd=directory)
     except OSError as error:
-        raise host_error(LOCK_PATH, error) from error
+        log.debug("the lock file of another release may be in use: %s", error)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _closed_on_error(fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _require_trusted_owner(path: str, info: os.stat_result) -> None:
+    if not is_trusted_owner(info.st_uid):
+        raise _unusable(f"this path belongs to the user {info.st_uid}, who can block every run", path)
+
+
+def _unusable(what: str, path: str) -> IneligibleNodeError:
+    return IneligibleNodeError(what, where=path, hint=f"remove it: `rm -r {path}`")
 
 
 def _release(root: Root, fd: int, made_run: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import posixpath
 import stat
@@ -187,14 +188,18 @@ class _Placement:
     def copy_file(self, file: PlacedEntry) -> None:
         source = self.payload.file(file.path)
         try:
-            fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise _payload_mismatch(source, f"it cannot be read: {error.strerror}") from error
         try:
-            if os.fstat(fd).st_size != file.size:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode) or info.st_size != file.size:
                 raise _payload_mismatch(source, "its size differs from the one in the manifest")
             with self.new_file(file) as target:
-                copy(fd, target, file.size, self.advance)
+                digest = hashlib.sha256()
+                copy(fd, target, file.size, self.advance, digest)
+                if digest.hexdigest() != file.sha256:
+                    raise _payload_mismatch(source, "its digest differs from the one in the manifest")
         except EOFError as error:
             raise _payload_mismatch(source, "it became shorter while it was copied") from error
         finally:

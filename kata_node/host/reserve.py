@@ -13,8 +13,16 @@ import os
 from pathlib import Path
 
 from kata_node.errors import HostError, NoSpaceError
-from kata_node.host.atomic_replace import extended_attributes, finish, fsync_dir, replacing, sibling
-from kata_node.host.files import FileState, Root, host_errors, read_real, write_new
+from kata_node.host.atomic_replace import (
+    extended_attributes,
+    finish,
+    fsync_dir,
+    replacing,
+    sibling,
+    write_new,
+)
+from kata_node.host.files import FileState, Root, read_real
+from kata_node.host.host_errors import host_errors
 
 
 def reserve_of(path: Path) -> Path:

@@ -12,9 +12,18 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 ProgressCallback = Callable[[int], None]
 """Called with the number of bytes just copied, including holes. An exception from it stops the copy."""
+
+
+class Hasher(Protocol):
+    """A digest as in :mod:`hashlib`."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Add the next bytes."""
+
 
 _CHUNK_SIZE = 256 * 1024
 _LARGE_CHUNK_SIZE = 16 * 1024 * 1024
@@ -87,24 +96,60 @@ class SparseWriter:
         self._started = self._done
 
 
-def copy(source: int, target: int, size: int, advance: ProgressCallback) -> None:
+def copy(
+    source: int, target: int, size: int, advance: ProgressCallback, hasher: Hasher | None = None
+) -> None:
     """Copy ``size`` bytes of the open file ``source`` to the open, new and empty file ``target``.
 
-    Holes stay holes. Raises :class:`EOFError` when ``source`` is shorter, and :class:`OSError`.
+    Holes stay holes. ``hasher`` gets all bytes of ``target``, with zeros for holes: what the kernel copied is
+    read from ``target``, which nobody else can change. Raises :class:`EOFError` when ``source`` is shorter,
+    and :class:`OSError`.
     """
     if size and _clone(source, target):
+        if hasher is not None:
+            _hash_file(target, size, hasher)
         advance(size)
         return
     output = SparseWriter(target, size, advance)
     by_kernel = True
+    hashed = 0
     for start, end in _data_ranges(source, size):
         offset = start
+        if hasher is not None:
+            _hash_zeros(start - hashed, hasher)
         if by_kernel:
-            offset = _copy_in_kernel(source, target, start, end, output)
+            offset = _copy_in_kernel(source, target, start, end, output, hasher)
             by_kernel = offset == end
         if offset < end:
-            _read_and_write(source, offset, end, output)
+            _read_and_write(source, offset, end, output, hasher)
+        hashed = end
+    if hasher is not None:
+        _hash_zeros(size - hashed, hasher)
     output.finish()
+
+
+def _hash_file(fd: int, size: int, hasher: Hasher) -> None:
+    hashed = 0
+    for start, end in _data_ranges(fd, size):
+        _hash_zeros(start - hashed, hasher)
+        _hash_data(fd, start, end, hasher)
+        hashed = end
+    _hash_zeros(size - hashed, hasher)
+
+
+def _hash_data(fd: int, offset: int, end: int, hasher: Hasher) -> None:
+    buffer = memoryview(bytearray(min(_CHUNK_SIZE, end - offset)))
+    while offset < end:
+        length = os.preadv(fd, [buffer[: end - offset]], offset)
+        if not length:
+            raise EOFError
+        hasher.update(buffer[:length])
+        offset += length
+
+
+def _hash_zeros(length: int, hasher: Hasher) -> None:
+    for start in range(0, length, len(_ZEROS)):
+        hasher.update(memoryview(_ZEROS)[: length - start])
 
 
 def _clone(source: int, target: int) -> bool:
@@ -118,7 +163,9 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _copy_in_kernel(source: int, target: int, offset: int, end: int, output: SparseWriter) -> int:
+def _copy_in_kernel(
+    source: int, target: int, offset: int, end: int, output: SparseWriter, hasher: Hasher | None
+) -> int:
     """Copy with ``copy_file_range`` as far as the kernel can; return the end of the copied part."""
     while offset < end:
         try:
@@ -129,17 +176,21 @@ def _copy_in_kernel(source: int, target: int, offset: int, end: int, output: Spa
             break
         if not done:  # the end of the file, or a file system that wrongly reports it
             break
+        if hasher is not None:
+            _hash_data(target, offset, offset + done, hasher)
         offset += done
         output.advance_to(offset)
     return offset
 
 
-def _read_and_write(source: int, offset: int, end: int, output: SparseWriter) -> None:
+def _read_and_write(source: int, offset: int, end: int, output: SparseWriter, hasher: Hasher | None) -> None:
     buffer = memoryview(bytearray(min(_CHUNK_SIZE, end - offset)))
     while offset < end:
         length = os.preadv(source, [buffer[: end - offset]], offset)
         if not length:
             raise EOFError
+        if hasher is not None:
+            hasher.update(buffer[:length])
         output.write(offset, buffer[:length])
         offset += length
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_node.host.files import Root, host_error
+from kata_node.host.mounts import mount_id
 
 _GET_FLAGS = 0x40086601 if platform.machine().startswith("ppc") else 0x80086601  # FS_IOC_GETFLAGS
 _IMMUTABLE, _APPEND_ONLY = 0x10, 0x20
@@ -75,24 +76,12 @@ def _write_access(root: Root, path: str, real: Path, *, is_directory: bool) -> W
         read_only=bool(info.f_flag & os.ST_RDONLY),
         writable=os.access(existing, os.W_OK | os.X_OK),
         executable=not info.f_flag & os.ST_NOEXEC,
-        mount_point=has_file and _mount_id(real) != _mount_id(real.parent),
+        mount_point=has_file and mount_id(real) != mount_id(real.parent),
         obstacle=obstacle,
         unchangeable=next((root.host_path(each) for each in checked if _is_unchangeable(each)), ""),
         missing_directory=root.host_path(real.parent) if missing else "",
-        visible=root.is_whole() or _mount_id(existing) != _mount_id(root.base),
+        visible=root.is_whole() or mount_id(existing) != mount_id(root.base),
     )
-
-
-def _mount_id(path: Path) -> str:
-    """Return the number of the mount that a path is on; ``""`` if the kernel does not show it."""
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        lines = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
-    return next((line for line in lines if line.startswith("mnt_id:")), "")
 
 
 def _is_unchangeable(path: Path) -> bool:

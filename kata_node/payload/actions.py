@@ -17,6 +17,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class SetDirModes:
+    """Give existing directories their modes; ``modes`` are pairs of host path and mode, parents first.
+
+    This comes before other changes: from then on no other user can exchange a path in these directories.
+    """
+
+    modes: tuple[tuple[str, int], ...]
+
+    def describe(self) -> str:
+        """Return the action as one line."""
+        return f"set the mode of {pluralize(len(self.modes), 'directory', 'directories')}"
+
+    def diff(self) -> str:
+        """Return one line per path."""
+        return "".join(f"set mode {mode:04o} of directory {path}\n" for path, mode in self.modes)
+
+    def apply(self, clients: Clients) -> None:
+        """Set the modes."""
+        for path, mode in self.modes:
+            clients.root.set_dir_mode(path, mode)
+
+    def check(self, clients: Clients) -> None:
+        """Raise :class:`HostError` unless each directory has its mode."""
+        for path, mode in self.modes:
+            info = clients.root.lstat(path)
+            if info is None or stat.S_IMODE(info.st_mode) != mode:
+                raise HostError(
+                    f"the directory does not have the mode {mode:04o} after it was set",
+                    where=path,
+                    hint=CHANGED_BY_OTHERS_HINT,
+                )
+
+
+@dataclass(frozen=True)
 class PlaceFiles:
     """Copy or unpack payload entries below the install dir."""
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 from kata_node import __version__
 from kata_node.host.files import Root, missing_dirs
+from kata_node.host.ownership import Untrusted, is_trusted_owner
 from kata_node.kata import drop_ins
 from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout
+from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import STATE_DIR, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from kata_node.payload.index import Payload
     from kata_node.payload.manifest import Entry
     from kata_node.settings.model import Settings
+
+
+_RULES = "2"
+"""Changes when other files or modes follow from the same inputs; then each node is compared again."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class ArtifactFacts:
     """The payload entries for the enabled shims, before :func:`~kata_node.payload.layout.layout`."""
     observed_files: Mapping[str, ObservedFile] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    changed_made_dirs: tuple[str, ...] = ()
+    """The install dir and its parents, as far as this installation made them, with a changed mode."""
+    untrusted: Untrusted | None = None
+    """The first path in a directory to use that another user can write, and that no stage repairs."""
     missing_dirs: tuple[str, ...] = ()
     """Directories that this installation removes at its revert if they are empty, outermost first.
 
@@ -66,13 +76,16 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     placed = context.receipt.artifacts
     fingerprint = index.fingerprint(context.options.payload)
     inputs = _inputs(fingerprint, settings)
-    if placed and placed.state == "placed" and placed.inputs == inputs:
+    changed_made_dirs = find_changed_made_dirs(root, settings.install_dir, placed)
+    if placed and placed.state == "placed" and placed.inputs == inputs and not changed_made_dirs:
         observed_files = observe_files(root, settings.install_dir, placed.files)
         if all(
             path in observed_files and observed_files[path].matches(record)
             for path, record in placed.files.items()
         ):
-            return ArtifactFacts(inputs)
+            return ArtifactFacts(
+                inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
+            )
     payload = index.load(context.options.payload)
     shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
     entries = select(payload.manifest, shims.values(), settings.arch, mapping.required_components(settings))
@@ -91,6 +104,13 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         entries,
         observed_files,
         digests,
+        changed_made_dirs,
+        find_untrusted(
+            root,
+            settings.install_dir,
+            known,
+            (path for path, desired in desired_files.items() if desired.kind == "dir"),
+        ),
         _dirs_to_remove_at_revert(root, settings.install_dir),
         payload.manifest.release,
         kata_warnings(entries, settings, desired_files),
@@ -111,24 +131,36 @@ Copies that an administrator made do not match.
 class RemovalFacts:
     """Facts for the stage remove-artifacts."""
 
-    recorded: bool
-    """Whether the receipt has a record of placed files."""
-    is_removable: bool
-    """Whether there is an install dir that is empty, or has only files of the receipt."""
+    has_removable_dir: bool
+    """Whether the install dir is a directory that can be removed: no symlink and no mount point."""
+    has_leftover: bool
+    """Whether the install dir can be removed and is empty, or has only files of the receipt."""
     found: tuple[str, ...]
     """All files and links below the install dir, except those of the receipt."""
+    open_dirs: tuple[tuple[str, int], ...] = ()
+    """Recorded directories that other users can write, and the modes that end this, parents first."""
 
 
 def gather_removal_facts(context: StageContext) -> RemovalFacts:
     """Return the facts for the stage remove-artifacts, with foreign files."""
     root, install_dir = context.clients.root, context.receipt.install_dir
+    placed = context.receipt.artifacts
     found = tuple(path for path in walk(root, install_dir) if not _RECEIPT_FILES.fullmatch(path))
     names = root.list_dir(install_dir)
-    empty = not names and root.is_dir(install_dir) and not os.path.ismount(root.resolve(install_dir))
+    has_removable_dir = root.can_remove_dir(install_dir)
+    has_leftover = (not names and has_removable_dir) or (
+        names == [STATE_DIR] and root.can_remove_dir(f"{install_dir}/{STATE_DIR}")
+    )
+    recorded_dirs = [path for path, record in placed.files.items() if record.kind == "dir"] if placed else []
     return RemovalFacts(
-        recorded=context.receipt.artifacts is not None,
-        is_removable=not found and (empty or names == [STATE_DIR]),
+        has_removable_dir,
+        has_leftover=not found and has_leftover,
         found=found,
+        open_dirs=tuple(
+            (f"{install_dir}/{path}", observed.mode & 0o755)
+            for path, observed in observe_files(root, install_dir, sorted(recorded_dirs)).items()
+            if observed.kind == "dir" and observed.mode & 0o022
+        ),
     )
 
 
@@ -147,7 +179,12 @@ def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[st
             continue
         link = str(real.readlink()) if stat.S_ISLNK(info.st_mode) else ""
         observed_files[path] = ObservedFile(
-            _kind(info.st_mode), stat.S_IMODE(info.st_mode), info.st_size, int(info.st_mtime), link
+            _kind(info.st_mode),
+            stat.S_IMODE(info.st_mode),
+            info.st_size,
+            int(info.st_mtime),
+            link,
+            is_trusted_owner(info.st_uid),
         )
     return observed_files
 
@@ -164,7 +201,8 @@ def walk(root: Root, install_dir: str) -> Iterator[str]:
 def _dirs_to_remove_at_revert(root: Root, install_dir: str) -> tuple[str, ...]:
     above = (install_dir[:at] for at, char in enumerate(install_dir) if char == "/" and at)
     shared = dirs_of_other_installations(root, install_dir).intersection(above)
-    return (*sorted(shared), *missing_dirs(root, install_dir))
+    # Behind a symlink to a missing directory, this makes the directories of its target.
+    return (*sorted(shared), *missing_dirs(root, root.real_path(install_dir)))
 
 
 def _sha256(path: Path) -> str:
@@ -182,7 +220,9 @@ def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:
 
 def _inputs(fingerprint: str, settings: Settings) -> str:
     components = mapping.required_components(settings)
-    text = "\n".join((__version__, fingerprint, settings.arch, drop_ins.digest_inputs(settings), *components))
+    text = "\n".join(
+        (_RULES, __version__, fingerprint, settings.arch, drop_ins.digest_inputs(settings), *components)
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kata_node.errors import PULL_IMAGE_HINT, PayloadError
+from kata_node.bounded_read import read_bounded
+from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError
 from kata_node.payload.manifest import (
     BUILTIN_PREFIX,
     SCHEMA,
@@ -48,6 +49,7 @@ MANIFEST_FILE = "manifest.json"
 SHIM_COMPONENTS_FILE = "shim-components.json"
 TREE_DIR = BUILTIN_PREFIX.removeprefix("/")
 TARBALLS_DIR = "tarballs"
+MAX_MANIFEST_SIZE = 256 << 20  # bytes; the manifest of a payload with 10,000 files has about 4 MiB
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +211,7 @@ def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
     for path in (directory / TARBALLS_DIR / SHIM_COMPONENTS_FILE, directory / SHIM_COMPONENTS_FILE):
         if (raw := _read(path)) is not None:
             return parse_shim_components(raw, where=str(path))
-    raise PayloadError(
+    raise UnusablePayloadError(
         "the payload has archives, but no file that maps shims to them",
         where=str(directory / TARBALLS_DIR / SHIM_COMPONENTS_FILE),
         hint=PULL_IMAGE_HINT,
@@ -270,7 +272,7 @@ def _files_below(directory: Path, name: str) -> list[Path]:
 def _read(path: Path) -> bytes | None:
     with wrap_read_errors(path):
         try:
-            return path.read_bytes()
+            return read_bounded(path, MAX_MANIFEST_SIZE)[0]
         except FileNotFoundError:
             return None
 

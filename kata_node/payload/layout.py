@@ -74,14 +74,16 @@ class ObservedFile:
     size: int
     mtime: int
     link: str
+    trusted: bool = True
+    """Whether it belongs to root or to the user of this process."""
 
     def matches(self, placed: PlacedFile) -> bool:
         """Return whether the stat shows no difference from the record."""
-        if self.kind != placed.kind:
+        if self.kind != placed.kind or not self.trusted:
             return False
         if placed.kind == "file":
             return (self.size, self.mode, self.mtime) == (placed.size, placed.mode, placed.mtime)
-        return self.link == placed.link if placed.kind == "link" else True
+        return self.link == placed.link if placed.kind == "link" else self.mode == placed.mode
 
 
 def layout(entries: Iterable[Entry], settings: Settings) -> dict[str, DesiredFile]:
@@ -210,7 +212,7 @@ class Difference:
     """The differences between the wanted and the existing files. All paths are sorted."""
 
     missing: tuple[DesiredFile, ...]
-    """Files to place: new, changed in the payload, or changed on the node."""
+    """Files to place: new, changed in the payload, or changed on the node. A directory may exist already."""
     stale: tuple[str, ...]
     """Placed files and links that are no longer wanted."""
     stale_dirs: tuple[str, ...]
@@ -270,7 +272,7 @@ Verdict = Literal["there", "missing", "drifted", "borrowed", "conflict"]
 """The state of one wanted path.
 
 ``there``: the path is as wanted.
-``missing``: it has to be placed.
+``missing``: it has to be placed, or it is a directory that has to get another mode.
 ``drifted``: it was placed before, and changed or disappeared since.
 ``borrowed``: it is a foreign directory, which is used but never removed.
 ``conflict``: it has other foreign content.
@@ -285,7 +287,11 @@ def _verdict(
             return "missing"
         if observed.kind != "dir":
             return "conflict"
-        return "borrowed" if record is None else "there"
+        if record is None:
+            return "borrowed"
+        if observed.mode == desired.mode:
+            return "there"
+        return "drifted" if record.mode == desired.mode else "missing"
     if observed is None:
         return "missing" if record is None or record.pending else "drifted"
     if record is None:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from kata_node.errors import PULL_IMAGE_HINT, PayloadError
-from kata_node.payload.validation import PayloadSymlinks, check_path, untrusted_payload
+from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError
+from kata_node.payload.validation import MAX_FILE_SIZE, PayloadSymlinks, check_path, untrusted_payload
 from kata_node.settings.shims import BUILTIN_PREFIX
 
 __all__ = [
@@ -176,8 +176,9 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Check ``entries`` and return them normalized: one entry per path, parents first.
 
     A directory, or an identical file or link, that several components have becomes one entry. Missing
-    parent directories are added with mode 0755. Link targets below ``/opt/kata`` become relative. Setuid,
-    setgid and sticky bits are removed from directories (build systems leave them there).
+    parent directories are added with mode 0755. Link targets below ``/opt/kata`` become relative. Modes lose
+    the write bits of group and others, because root runs these files. Setuid, setgid and sticky bits are
+    removed from directories (build systems leave them there).
 
     Raises :class:`PayloadError` if an entry cannot be placed, leads out of the install dir, or is a file
     with such a bit.
@@ -214,7 +215,7 @@ def select(
     needed = {component for shim in shims for component in _components(manifest, shim, arch)}
     for component in components:
         if component not in manifest.archives:
-            raise PayloadError(
+            raise UnusablePayloadError(
                 f"the payload does not have the component {component}, which the settings need",
                 where=f"kata-static-{component}.tar.zst",
                 hint="use an image that has this component, or remove the snapshotter that needs it from "
@@ -227,14 +228,14 @@ def select(
 def _components(manifest: Manifest, shim: ShimFiles, arch: str) -> tuple[str, ...]:
     arches = manifest.shim_components.get(shim.name, {})
     if arch not in arches:
-        raise PayloadError(
+        raise UnusablePayloadError(
             f"the payload does not say which components the shim {shim.name} needs on {arch}",
             where="shim-components.json",
             hint=f"disable the shim {shim.name}, or use an image with its components",
         )
     for component in arches[arch]:
         if component not in manifest.archives:
-            raise PayloadError(
+            raise UnusablePayloadError(
                 f"the payload does not have the component {component}, which the shim {shim.name} needs",
                 where=f"kata-static-{component}.tar.zst",
                 hint=f"disable the shim {shim.name}, or use an image that has this component",
@@ -294,14 +295,16 @@ def _normalize(entry: Entry) -> Entry:
     if entry.kind == "link":
         return replace(entry, link=PayloadSymlinks.relative_target(entry.path, entry.link))
     if entry.kind == "dir":
-        return replace(entry, mode=entry.mode & 0o777)
+        return replace(entry, mode=entry.mode & 0o755)
     if entry.mode & ~0o777:
         raise untrusted_payload(
             entry.path, f"the mode {entry.mode:o} of this file has bits other than permission bits"
         )
-    if entry.size < 0:
-        raise untrusted_payload(entry.path, f"the size {entry.size} of this file is negative")
-    return entry
+    if not 0 <= entry.size <= MAX_FILE_SIZE:
+        raise untrusted_payload(
+            entry.path, f"the size {entry.size} of this file is negative or more than {MAX_FILE_SIZE} bytes"
+        )
+    return replace(entry, mode=entry.mode & 0o755) if entry.mode & 0o022 else entry
 
 
 def _has_same_content(one: Entry, other: Entry) -> bool:
@@ -312,7 +315,7 @@ def _has_same_content(one: Entry, other: Entry) -> bool:
 def _conflict_error(one: Entry, other: Entry) -> PayloadError:
     if one.component == other.component:
         return untrusted_payload(one.path, "this path occurs twice with different content")
-    return PayloadError(
+    return UnusablePayloadError(
         f"the components {one.component} and {other.component} both have this path, with different content",
         where=one.path,
         hint="enable only shims that need one of these components, or use another image",

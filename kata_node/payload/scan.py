@@ -13,7 +13,13 @@ from typing import TypeVar
 
 from kata_node.host.archive import Archive, Digest, Member
 from kata_node.payload.manifest import Entry
-from kata_node.payload.validation import VERSION_FILE, member_path, untrusted_payload, wrap_read_errors
+from kata_node.payload.validation import (
+    VERSION_FILE,
+    PayloadLimits,
+    member_path,
+    untrusted_payload,
+    wrap_read_errors,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +39,8 @@ def scan_tree(base: Path) -> list[Entry]:
         with wrap_read_errors(path):
             return _tree_entry(path, str(path.relative_to(base)))
 
-    return map_in_threads(scan, _walk(base))
+    # All names and sizes first: no file is read of a payload that is refused.
+    return map_in_threads(scan, list(_walk(base)))
 
 
 def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
@@ -43,9 +50,12 @@ def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
     """
     entries: list[Entry] = []
     files: dict[str, Entry] = {}
+    limits = PayloadLimits()
     with contextlib.closing(Archive(path)) as archive:
         for member in archive.members():
             relative_path = member_path(member.name)
+            if relative_path:
+                limits.add(relative_path, member.size)
             if not relative_path:
                 if member.kind != "dir":
                     raise untrusted_payload(member.name, f"this path is a {member.kind}, not a directory")
@@ -79,11 +89,20 @@ def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def _walk(base: Path) -> Iterator[Path]:
-    with wrap_read_errors(base):
-        for entry in sorted(os.scandir(base), key=lambda entry: entry.name):
-            yield Path(entry.path)
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path))
+    """Yield all paths below ``base``, each directory before what is in it."""
+    limits = PayloadLimits()
+    directories = [base]
+    while directories:
+        directory = directories.pop()
+        with wrap_read_errors(directory):
+            for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+                path = Path(entry.path)
+                is_file = entry.is_file(follow_symlinks=False)
+                size = entry.stat(follow_symlinks=False).st_size if is_file else 0
+                limits.add(str(path.relative_to(base)), size)
+                yield path
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(path)
 
 
 def _tree_entry(path: Path, relative_path: str) -> Entry:

@@ -6,7 +6,9 @@ their digest.
 
 A receipt is refused if it is damaged, has another schema, or names another install dir. It is also refused
 if it has an unknown key, because the value would be lost at the next write; a newer release wrote it. A
-key with a default can be missing; an older release wrote it.
+key with a default can be missing; an older release wrote it. The receipt is input like any other: a path or
+mode that no release of kata-node writes is refused as well. Which files the runtime can have is checked in
+:mod:`kata_node.runtime.recorded_paths`.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kata_node.errors import ReceiptError
+from kata_node.errors import HostError, ReceiptError, UntrustedReceiptError
 from kata_node.host import reserve
 from kata_node.host.files import Root
+from kata_node.host.ownership import Untrusted, first_untrusted
+from kata_node.plan import receipt_rules as rules
 
 SCHEMA = 1
 STATE_DIR = ".kata-node"
@@ -192,11 +196,23 @@ def backup_path(install_dir: str, sha256: str) -> str:
     return f"{backups(install_dir)}/{sha256}"
 
 
+def untrusted(root: Root, install_dir: str) -> Untrusted | None:
+    """Return the first path that another user can write among the receipt, its backups, and what leads there.
+
+    Whoever can write the receipt decides what a revert, which runs as root, removes and restores.
+    """
+    backup_dir = backups(install_dir)
+    return first_untrusted(
+        root,
+        (path(install_dir), backup_dir, *(f"{backup_dir}/{name}" for name in root.list_dir(backup_dir))),
+    )
+
+
 def load(root: Root, install_dir: str) -> Receipt | None:
     """Read the receipt of the installation in ``install_dir``, or return ``None`` if there is none.
 
-    Raises :class:`ReceiptError` if it is damaged, has another schema or an unknown key, or names another
-    install dir.
+    Raises :class:`ReceiptError` if it is damaged, has another schema or an unknown key, names another
+    install dir, or has content that kata-node never writes.
     """
     raw = root.read(path(install_dir))
     if raw is None:
@@ -209,16 +225,54 @@ def load(root: Root, install_dir: str) -> Receipt | None:
             hint="set env.installationPrefix to the prefix of that installation; if this directory is "
             "a copy, remove the copy",
         )
+    if why := next(_problems(receipt), ""):
+        raise UntrustedReceiptError(
+            f"the receipt cannot be trusted: {why}",
+            where=path(install_dir),
+            hint="find out who changed it; restore it from a copy, or move the whole .kata-node directory "
+            "away and remove the installation by hand",
+        )
     return receipt
 
 
+def _problems(receipt: Receipt) -> Iterator[str]:
+    """Yield a clause for each path, mode, owner or digest that kata-node never writes."""
+    for path, placed in receipt.artifacts.files.items() if receipt.artifacts else ():
+        if not rules.is_relative_path(path) or path.partition("/")[0] == STATE_DIR:
+            yield f"{path!r} is not the path of a Kata file below the install dir"
+        if not rules.is_permission_mode(placed.mode):
+            yield f"{path!r} has the mode {placed.mode:o}"
+    absolute_paths = [*receipt.made_dirs]
+    record = receipt.cri
+    while record is not None:
+        states = [(file.path, file.before) for file in record.files]
+        states += [(previous.path, previous.state) for previous in record.previous]
+        absolute_paths += [*record.made_dirs, *(path for path, _ in states)]
+        for path, state in states:
+            if state is None:
+                continue
+            if not rules.is_permission_mode(state.mode) or not rules.is_owner(state.uid, state.gid):
+                yield f"the backup of {path!r} has the mode {state.mode:o}, owner {state.uid}:{state.gid}"
+            if not rules.is_digest(state.sha256):
+                yield f"the backup of {path!r} has the digest {state.sha256!r}"
+        record = record.fallback
+    yield from (
+        f"{path!r} is not a normal absolute path"
+        for path in absolute_paths
+        if not rules.is_absolute_path(path)
+    )
+
+
 def other_receipts(root: Root, install_dir: str) -> Iterator[Receipt]:
-    """Yield the receipts of other installations in the same prefix; unreadable receipts are skipped."""
+    """Yield the receipts of other installations in the same prefix.
+
+    Receipts that are unreadable or that another user can write are skipped.
+    """
     parent = install_dir.rpartition("/")[0]
     for found in root.glob(f"{parent}/kata*/{STATE_DIR}/receipt.json"):
         other = found.removesuffix(f"/{STATE_DIR}/receipt.json")
-        with contextlib.suppress(ReceiptError):
-            if other != install_dir and (receipt := load(root, other)):
+        with contextlib.suppress(ReceiptError, HostError):
+            if other != install_dir and not untrusted(root, other) and (receipt := load(root, other)):
                 yield receipt
 
 

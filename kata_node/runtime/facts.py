@@ -35,6 +35,7 @@ from kata_node.runtime.model.distributions import (
     wrong_distribution_error,
 )
 from kata_node.runtime.model.programs import programs, uses
+from kata_node.runtime.recorded_paths import require_known_paths
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
@@ -156,6 +157,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
             distribution_runtime, root.read(distribution_runtime.config)
         )
     config = config_for(receipt, context.settings.suffix, runtime, distribution_runtime)
+    require_known_paths(root, receipt, config)
     own = own_paths(config)
     paths = {
         *config.read_files(root.read, root.glob),

@@ -13,12 +13,15 @@ import re
 import time
 from pathlib import Path
 
+from kata_node.bounded_read import read_bounded
 from kata_node.errors import SettingsError, UsageError
 
 PROPAGATION_TIMEOUT = 120.0
 """Seconds. After an upgrade the kubelet can mount the previous content for that long."""
 
 POLL_INTERVAL = 2.0
+
+MAX_CONFIG_SIZE = 16 << 20  # bytes; a ConfigMap has at most 1 MiB
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ def read_config_file(
     deadline = time.monotonic() + timeout
     waited = False
     while True:
-        content = path.read_bytes()
+        content, _ = read_bounded(path, MAX_CONFIG_SIZE)
         if not digest or (found := hashlib.sha256(content).hexdigest()) == digest:
             return content
         if time.monotonic() >= deadline:

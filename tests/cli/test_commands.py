@@ -333,29 +333,30 @@ def damage(archive: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "says"),
+    ("break_it", "code", "says"),
     [
         pytest.param(
             Path.unlink,
+            3,
             "the payload does not have the component qemu, which the shim qemu needs",
             id="missing",
         ),
-        pytest.param(lambda path: os.truncate(path, 20), "the archive is damaged", id="cut short"),
-        pytest.param(damage, "the archive is damaged", id="corrupt"),
+        pytest.param(lambda path: os.truncate(path, 20), 1, "the archive is damaged", id="cut short"),
+        pytest.param(damage, 1, "the archive is damaged", id="corrupt"),
         pytest.param(
-            lambda path: path.write_bytes(b"not an archive"), "the archive is damaged", id="no archive"
+            lambda path: path.write_bytes(b"not an archive"), 1, "the archive is damaged", id="no archive"
         ),
     ],
 )
 def test_a_missing_or_damaged_archive_is_named(
-    cli_runner: CliRunner, tmp_path: Path, break_it: Callable[[Path], object], says: str
+    cli_runner: CliRunner, tmp_path: Path, break_it: Callable[[Path], object], code: int, says: str
 ) -> None:
     payload = make_payload(tmp_path / "image", "tarballs")
     break_it(payloads.archive_path(payload, "qemu"))
     cli_runner = dataclasses.replace(cli_runner, payload=payload)
     before = cli_runner.files()
-    refused(cli_runner, cli_runner.offline("install"), 1, "kata-static-qemu.tar.zst", says)
-    refused(cli_runner, cli_runner.offline("stage", "artifacts"), 1, "kata-static-qemu.tar.zst", says)
+    refused(cli_runner, cli_runner.offline("install"), code, "kata-static-qemu.tar.zst", says)
+    refused(cli_runner, cli_runner.offline("stage", "artifacts"), code, "kata-static-qemu.tar.zst", says)
     assert cli_runner.files() == before
 
 
@@ -463,11 +464,11 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, copies: int, error: BaseExceptio
     left = iter(range(copies))
     copy = sparse_copy.copy
 
-    def failing(source: int, target: int, size: int, advance: Callable[[int], None]) -> None:
+    def failing(source: int, target: int, *args: object) -> None:
         if next(left, None) is None:
             os.write(target, b"half")
             raise error
-        copy(source, target, size, advance)
+        copy(source, target, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(place, "copy", failing)
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import stat
 import subprocess
 import sys
 import threading
@@ -16,12 +17,15 @@ from typing import Any
 
 import pytest
 
-from kata_node.errors import HostError, LockedError
+from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.host import lock
 from kata_node.host.files import Root
 from kata_node.host.lock import LOCK_PATH, hold
 
 PLENTY = 60.0  # seconds; no test waits that long
+NOBODY = 65534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 HOLDER = """
 import sys
@@ -276,12 +280,71 @@ def test_a_directory_that_another_run_removes_is_created_again(
     assert everything(root) == []
 
 
-def test_a_lock_file_that_can_never_be_created_is_an_error(root: Root) -> None:
+@pytest.mark.parametrize("link", ["run/kata-node", "run/kata-node/lock"])
+def test_a_symlink_in_place_of_the_lock_is_refused_and_its_target_stays(root: Root, link: str) -> None:
+    target = root.base / "victim"
+    target.write_text("the admin's")
+    (root.base / link).parent.mkdir(parents=True)
+    (root.base / link).symlink_to("/victim")
+    with pytest.raises(IneligibleNodeError, match="symlink") as caught, hold(root, "cri", timeout=PLENTY):
+        pytest.fail("held what is not a lock")
+    assert caught.value.where == f"/{link}"
+    assert target.read_text() == "the admin's"
+
+
+def test_a_hard_link_in_place_of_the_lock_is_refused_and_its_content_stays(root: Root) -> None:
     (root.base / "run/kata-node").mkdir(parents=True)
-    (root.base / "run/kata-node/lock").symlink_to("/gone/for/good")
-    with pytest.raises(HostError, match="No such file") as caught, hold(root, "artifacts", timeout=PLENTY):
-        pytest.fail("held what is not there")
-    assert caught.value.where == LOCK_PATH
+    (root.base / "victim").write_text("the admin's")
+    (root.base / "victim").chmod(0o600)
+    os.link(root.base / "victim", root.base / "run/kata-node/lock")
+    with pytest.raises(IneligibleNodeError, match="not a file that kata-node made"), hold(root, "cri", 0):
+        pytest.fail("held what is not a lock")
+    assert (root.base / "victim").read_text() == "the admin's"
+
+
+@as_root
+@pytest.mark.parametrize("path", ["run/kata-node", "run/kata-node/lock"])
+def test_a_lock_that_belongs_to_another_user_is_refused(root: Root, path: str) -> None:
+    (root.base / "run/kata-node").mkdir(parents=True)
+    (root.base / "run/kata-node/lock").touch(0o600)
+    os.chown(root.base / path, NOBODY, NOBODY)
+    with pytest.raises(IneligibleNodeError, match=f"belongs to the user {NOBODY}"), hold(root, "cri", 0):
+        pytest.fail("held what another user can hold")
+
+
+def test_only_the_owner_can_open_the_lock(root: Root) -> None:
+    (root.base / "run/kata-node").mkdir(parents=True, mode=0o755)
+    with hold(root, "cri", timeout=0):
+        assert stat.S_IMODE((root.base / "run/kata-node").stat().st_mode) == 0o700
+        assert stat.S_IMODE((root.base / LOCK_PATH.strip("/")).stat().st_mode) == 0o600
+
+
+def test_a_reader_of_the_file_that_an_earlier_release_left_blocks_nobody(root: Root) -> None:
+    path = leftover_of_earlier_release(root)
+    with path.open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        with hold(root, "cri", timeout=0):
+            assert path.stat().st_ino != os.fstat(reader.fileno()).st_ino
+    assert everything(root) == ["run"]
+
+
+def test_a_running_earlier_release_keeps_its_lock(root: Root) -> None:
+    path = leftover_of_earlier_release(root)
+    with path.open("r+b") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        with pytest.raises(LockedError, match=r"artifacts \(pid 7 "), hold(root, "cri", timeout=0):
+            pytest.fail("two at once")
+    with hold(root, "cri", timeout=0):
+        pass
+
+
+def leftover_of_earlier_release(root: Root) -> Path:
+    """Make the lock file as a release does that lets every user open it."""
+    path = root.base / LOCK_PATH.strip("/")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"stage": "artifacts", "pid": 7, "host": "node", "since": 0}))
+    path.chmod(0o644)
+    return path
 
 
 def test_a_lock_file_that_its_last_holder_removed_is_not_used(
@@ -343,7 +406,7 @@ def test_a_failed_cleanup_does_not_hide_the_error_of_the_stage(
     ("prepared", "owner", "call", "where"),
     [
         pytest.param("run", Path, "mkdir", "/run/kata-node", id="directory"),
-        pytest.param("run/kata-node", os, "open", LOCK_PATH, id="file"),
+        pytest.param("run/kata-node", os, "open", "/run/kata-node", id="file"),
     ],
 )
 def test_a_read_only_root_is_an_error(

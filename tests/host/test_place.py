@@ -164,12 +164,17 @@ def test_a_cloned_file_is_not_copied_again(
 ) -> None:
     def clone(target: int, request: int, source: int) -> int:
         assert request == 0x40049409
-        return os.pwrite(target, b"cloned", 0)
+        return os.pwrite(target, content, 0)
 
     payload = index.load(payloads.tree(tmp_path / "payload"))
+    content = cast(bytes, FILES[IMAGE])
     monkeypatch.setattr("fcntl.ioctl", clone)
+    monkeypatch.setattr(os, "copy_file_range", lambda *_: pytest.fail("it was copied"))
     base = install(node, payload, only(payload, IMAGE))
-    assert (base / IMAGE).read_bytes() == b"cloned"
+    assert (base / IMAGE).read_bytes() == content
+    content = bytes(len(content))
+    with pytest.raises(PayloadError, match="digest"):
+        install(node, payload, only(payload, IMAGE))
 
 
 def hard_linked(directory: Path) -> Payload:
@@ -435,6 +440,7 @@ def harm_tree(payload: Payload, path: str, harm: Callable[[Path], object]) -> No
     "harm",
     [
         pytest.param(lambda path: path.write_bytes(b"another size"), id="another size"),
+        pytest.param(lambda path: path.write_bytes(bytes(path.stat().st_size)), id="another content"),
         pytest.param(Path.unlink, id="gone"),
         pytest.param(lambda path: path.symlink_to(path.rename(path.with_name("moved"))), id="a link now"),
     ],

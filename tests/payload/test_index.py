@@ -13,7 +13,8 @@ import pytest
 
 import payloads
 from kata_node.errors import PayloadError
-from kata_node.payload import index
+from kata_node.host import archive
+from kata_node.payload import index, validation
 from kata_node.payload.manifest import Entry, missing_paths
 from payloads import CONFIG, FILES, MTIME, QEMU, Member, archive_path, tarfile
 
@@ -141,6 +142,11 @@ def test_an_archive_that_no_enabled_shim_needs_can_be_missing(tmp_path: Path) ->
         pytest.param([payloads.file("x", b"one"), payloads.file("x", b"two")], id="one name twice"),
         pytest.param([payloads.file("x", mode=0o4755)], id="setuid"),
         pytest.param([payloads.file("a\nb")], id="newline in a name"),
+        pytest.param([Member("./opt/kata/x", pax={"path": "./opt/kata/x\0y"})], id="NUL in a name"),
+        pytest.param([payloads.file("containerd/config.d/evil.toml")], id="beneath containerd"),
+        pytest.param([payloads.file("a" * 256)], id="name too long"),
+        pytest.param([payloads.file("d/" * 40 + "x")], id="too deep"),
+        pytest.param([payloads.sparse_file("image", [(0, b"x")], 1 << 50)], id="huge hole"),
         pytest.param([Member("./opt/kata/x", pax={"mtime": "nan"})], id="time that is no number"),
         pytest.param(
             [payloads.file("share/defaults/kata-containers/x.toml", b"\xff")], id="configuration not text"
@@ -188,6 +194,71 @@ def test_a_sparse_member_with_overlapping_or_excess_data_is_refused(
     payload = hostile(tmp_path / "payload", payloads.sparse_file("share/image", regions, 10))
     with pytest.raises(PayloadError, match="has an invalid sparse map"):
         index.load(payload)
+
+
+def test_an_untrusted_payload_is_permanent(tmp_path: Path) -> None:
+    with pytest.raises(PayloadError) as caught:
+        index.load(hostile(tmp_path / "payload", payloads.link("x", "/etc")))
+    assert caught.value.exit_code == 3
+
+
+def test_names_of_up_to_255_bytes_are_valid(tmp_path: Path) -> None:
+    names = {"a" * length for length in range(238, 256)}
+    payload = hostile(tmp_path / "payload", *(payloads.file(f"share/x.d/{name}") for name in names))
+    found = {entry.path.rpartition("/")[2] for entry in index.load(payload).manifest.entries}
+    assert names <= found
+
+
+def test_files_together_larger_than_any_payload_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "MAX_TOTAL_SIZE", 1 << 20)
+    files = (payloads.sparse_file(f"image{at}", [(0, b"x")], 1 << 18) for at in range(5))
+    with pytest.raises(PayloadError, match="the files up to this one"):
+        index.load(hostile(tmp_path / "payload", *files))
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        pytest.param(archive.MAX_REST_SIZE + (1 << 20), "follow its end", id="after the end"),
+        pytest.param(-1, "the headers of a member have more than", id="header"),
+    ],
+)
+def test_an_archive_that_unpacks_to_much_more_than_its_members_is_refused(
+    tmp_path: Path, size: int, says: str
+) -> None:
+    payload = hostile(tmp_path / "payload", payloads.file("x"))
+    path = archive_path(payload, "qemu")
+    with payloads.zstd_open(path) as file:
+        raw = file.read()
+    if size < 0:
+        header = tarfile.TarInfo("pax")
+        header.type, header.size = tarfile.XHDTYPE, archive.MAX_HEADER_SIZE * 2
+        raw = header.tobuf() + bytes(header.size) + raw
+    with payloads.zstd_open(path, "wb") as file:
+        file.write(raw + bytes(max(size, 0)))
+    with pytest.raises(PayloadError, match=says):
+        index.load(payload)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda base: os.truncate(base / "VERSION", 1 << 40), id="huge hole"),
+        pytest.param(lambda base: (base / "/".join("d" * 40)).mkdir(parents=True), id="too deep"),
+        pytest.param(lambda base: (base / "containerd").mkdir(), id="beneath containerd"),
+    ],
+)
+def test_no_file_is_read_of_a_tree_that_is_refused(
+    tmp_path: Path, make: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = payloads.tree(tmp_path / "payload")
+    make(payload / "opt/kata")
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("a file was read"))
+    with pytest.raises(PayloadError, match="cannot be trusted") as caught:
+        index.load(payload)
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("kind", ["pipe", "setuid", "link"])

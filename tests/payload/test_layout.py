@@ -326,9 +326,37 @@ def test_a_file_that_changed_on_the_node_is_named_and_placed_again(
         pytest.param(replace(THERE["d/l"], mtime=7), id="time of a link"),
     ],
 )
-def test_mode_and_time_of_links_and_directories_are_ignored(found: ObservedFile) -> None:
+def test_mode_and_time_of_links_and_times_of_directories_are_ignored(found: ObservedFile) -> None:
     assert not compare(NEW, {**THERE, "d/l": found}, PLACED, {})
-    assert not compare(NEW, {**THERE, "d": ObservedFile("dir", 0o700, 1, 9, "")}, PLACED, {})
+    assert not compare(NEW, {**THERE, "d": ObservedFile("dir", 0o755, 1, 9, "")}, PLACED, {})
+
+
+@pytest.mark.parametrize(
+    ("mode_on_node", "recorded_mode", "drifted"),
+    [
+        pytest.param(0o700, 0o755, ("d",), id="left by a kill, or changed by a person"),
+        pytest.param(0o777, 0o777, (), id="placed by an earlier release"),
+    ],
+)
+def test_a_placed_directory_gets_its_mode_again(
+    mode_on_node: int, recorded_mode: int, drifted: tuple[str, ...]
+) -> None:
+    placed = {**PLACED, "d": PlacedFile("dir", recorded_mode)}
+    difference = compare(NEW, {**THERE, "d": ObservedFile("dir", mode_on_node, 1, 9, "")}, placed, {})
+    assert [desired.path for desired in difference.missing] == ["d"]
+    assert difference.drifted == drifted
+    assert difference.resulting_record["d"] == PlacedFile("dir", 0o755)
+
+
+def test_the_mode_of_a_foreign_directory_is_left_alone() -> None:
+    placed = {path: record for path, record in PLACED.items() if path != "d"}
+    assert not compare(NEW, {**THERE, "d": ObservedFile("dir", 0o700, 1, 9, "")}, placed, {})
+
+
+@pytest.mark.parametrize("path", ["d/f", "d/l"])
+def test_a_file_that_another_user_put_in_place_of_ours_is_replaced(path: str) -> None:
+    found = {**THERE, path: replace(THERE[path], trusted=False)}
+    assert [desired.path for desired in compare(NEW, found, PLACED, {}).missing] == [path]
 
 
 def test_a_missing_directory_is_created_again_without_a_note() -> None:

@@ -107,7 +107,7 @@ def test_an_entry_that_is_invalid_or_leads_out_of_the_install_dir_is_refused(hos
 
 def test_a_directory_of_several_components_becomes_one() -> None:
     entries = [directory("share", 0o755, "qemu"), directory("share", 0o775, "kernel")]
-    assert validate(entries) == (directory("share", 0o775, "kernel"),)
+    assert validate(entries) == (directory("share", 0o755, "kernel"),)
 
 
 def test_missing_parent_directories_are_added_before_their_content() -> None:
@@ -119,7 +119,7 @@ def test_missing_parent_directories_are_added_before_their_content() -> None:
 
 
 def test_the_setgid_bit_of_a_directory_is_removed() -> None:
-    assert validate([directory("share", 0o2775)])[0].mode == 0o775
+    assert validate([directory("share", 0o2775)])[0].mode == 0o755
 
 
 @pytest.mark.parametrize(
