@@ -32,7 +32,7 @@ ORDER = (
     ("kata",),
     ("plan",),
     ("settings", "host", "kube"),
-    ("toml", "versions", "assets", "text", "log"),
+    ("toml", "versions", "assets", "text", "log", "signals"),
     ("errors",),
 )
 LEVEL = {folder: level for level, row in enumerate(ORDER) for folder in row}
