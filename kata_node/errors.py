@@ -72,6 +72,12 @@ class HostError(KataNodeError):
     """The node's operating system refused an operation: a full disk, no permission, a missing directory."""
 
 
+class UnusableFileError(HostError):
+    """A file of the node has content that kata-node cannot use; a retry does not help until it is corrected."""
+
+    exit_code = 3
+
+
 class PayloadError(KataNodeError):
     """The payload is missing, damaged, or does not match its manifest."""
 

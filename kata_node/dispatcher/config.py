@@ -58,7 +58,7 @@ from typing import cast
 from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX, NODE_KEY, Action
 from kata_node.dispatcher.template import Template, Templates
 from kata_node.errors import SettingsError
-from kata_node.settings.values import ValuesReader, describe_value, parse_yaml
+from kata_node.settings.values import ValuesReader, describe_value, join_problems, parse_yaml, read_text
 
 __all__ = ["Config", "DeselectedNodesConfig", "IntOrPercent", "load"]
 
@@ -145,12 +145,10 @@ def load(path: Path) -> Config:
         "correct the Helm values; the chart renders this file from them. Nothing was changed in the cluster"
     )
     try:
-        data = parse_yaml(path.read_bytes().decode())
-    except OSError as error:
-        raise SettingsError(
-            f"the configuration file cannot be read: {error.strerror}", where=str(path), hint=hint
-        ) from error
-    except ValueError as error:  # includes UnicodeDecodeError
+        data = parse_yaml(read_text(str(path)))
+    except SettingsError as error:
+        raise SettingsError(error.what, where=str(path), hint=hint) from error
+    except ValueError as error:
         raise SettingsError(str(error), where=str(path), hint=hint) from error
     if not isinstance(data, dict):
         raise SettingsError(
@@ -160,8 +158,7 @@ def load(path: Path) -> Config:
     with ValuesReader(data, "", problems) as values:
         config = _read(values)
     if problems:
-        what = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])
-        raise SettingsError(what, where=str(path), hint=hint)
+        raise SettingsError(join_problems(problems), where=str(path), hint=hint)
     return config
 
 

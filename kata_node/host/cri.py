@@ -229,6 +229,11 @@ def _parse_config_handlers(answer: Message) -> tuple[str, ...]:
     config = next((entry.text(2) for entry in answer.messages(2) if entry.text(1) == "config"), "")
     try:
         runtimes = json.loads(config)["containerd"]["runtimes"]
-    except (ValueError, LookupError, TypeError):  # another runtime, or a version with another structure
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ):  # another runtime, or a version with another structure
         return ()
     return tuple(sorted(runtimes)) if isinstance(runtimes, dict) else ()

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_node.errors import HostError
+from kata_node.errors import HostError, UnusableFileError
 from kata_node.host import go_glob
 from kata_node.host.atomic_replace import finish, fsync_dir, replacing, temp_sibling
 
@@ -59,6 +59,20 @@ class FileState:
     gid: int
 
 
+def _check_characters(path: str) -> None:
+    """Raise :class:`UnusableFileError` for a path that no file can have. Values and receipts name paths too."""
+    try:
+        is_valid = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_valid = False
+    if not is_valid:
+        raise UnusableFileError(
+            "no file can have this path, because of its characters",
+            where=repr(path),
+            hint="correct the file or the setting that names this path",
+        )
+
+
 class Root:
     """The node's file system, mounted at ``base`` (``/``, or ``/host`` in a pod)."""
 
@@ -78,6 +92,7 @@ class Root:
         """
         if not path.startswith("/"):
             raise ValueError(f"a host path must be absolute: {path!r}")
+        _check_characters(path)
         pending_parts = _parts(path)[::-1]
         resolved_parts: list[str] = []
         links = 0

@@ -185,7 +185,7 @@ def _read_holder(fd: int) -> dict[str, Any]:
     """Return the content of the lock file; empty while the holder writes it."""
     try:
         data = json.loads(os.pread(fd, 4096, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -115,8 +115,10 @@ def parse(content: str, where: str) -> dict[str, Any]:
     """Return a parsed configuration of the payload. Raises :class:`PayloadError` if it is not valid TOML."""
     import tomllib
 
+    from kata_node.toml import parse as toml
+
     try:
-        return tomllib.loads(content)
+        return toml.parse(content)
     except tomllib.TOMLDecodeError as error:
         raise PayloadError(
             f"this Kata configuration is not valid TOML: {error}", where=where, hint=PULL_IMAGE_HINT
@@ -177,9 +179,9 @@ def drop_in_warnings(handler: Handler, settings: Settings, paths: Collection[str
 
     ``paths`` are the paths of all files of the installation, relative to the install dir.
     """
-    import tomllib
+    from kata_node.toml import parse as toml
 
-    for name in dict.fromkeys(all_strings(tomllib.loads(handler.drop_in))):
+    for name in dict.fromkeys(all_strings(toml.parse(handler.drop_in))):
         subject = f"{handler.key}.dropIn names {name}"
         if is_below(name, settings.install_dir):
             relative = name.removeprefix(settings.install_dir).strip("/")
@@ -256,6 +258,8 @@ def _check(handler: Handler, base: Table, rendered: dict[str, bytes]) -> None:
     """Raise an error if Kata could not start a pod with the configuration. See :func:`drop_ins`."""
     import tomllib
 
+    from kata_node.toml import parse as toml
+
     generated = merge(base, {name: content for name, content in rendered.items() if name != USER_DROP_IN})
     if _has_image_and_initrd(handler.shim, generated):
         raise PayloadError(
@@ -267,7 +271,7 @@ def _check(handler: Handler, base: Table, rendered: dict[str, bytes]) -> None:
         return
     key, hint = f"{handler.key}.dropIn", "correct the drop-in; nothing was changed on this node"
     try:
-        user_drop_in = tomllib.loads(handler.drop_in)
+        user_drop_in = toml.parse(handler.drop_in)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"the drop-in is not valid TOML: {error}", where=key, hint=hint) from error
     if problems := list(type_conflicts(generated, user_drop_in)):

@@ -261,8 +261,10 @@ def _payload_paths_in(config: Entry) -> Iterator[str]:
     """Yield the payload paths that a Kata configuration names, relative to the install dir."""
     import tomllib
 
+    from kata_node.toml.parse import parse
+
     try:
-        data = tomllib.loads(config.content)
+        data = parse(config.content)
     except tomllib.TOMLDecodeError as error:
         raise PayloadError(
             f"the Kata configuration is not valid TOML: {error}", where=config.path, hint=PULL_IMAGE_HINT

@@ -28,7 +28,7 @@ from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, DISTRIBUTIONS, Settings
 from kata_node.settings.runtime import read_containerd, read_snapshotter, read_user_drop_in
 from kata_node.settings.selection import read_custom_runtimes, select
-from kata_node.settings.values import ValuesReader, describe_value, read_yaml
+from kata_node.settings.values import ValuesReader, describe_value, join_problems, read_yaml
 
 OVERRIDE_KEYS = ("installation_prefix", "k8s_distribution", "multi_install_suffix", "debug", "shims")
 """The settings that options and ``KATA_NODE_`` variables can override. All values are strings."""
@@ -122,7 +122,7 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settin
         settings = _read(values, overrides, arch)
     if problems:
         raise SettingsError(
-            problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems]),
+            join_problems(problems),
             where=path or "settings",
             hint="correct the settings, then run again; nothing was changed on this node",
         )

@@ -71,9 +71,9 @@ def read_user_drop_in(values: ValuesReader) -> str:
     problems_before = len(values.problems)
     text = read_toml(values, "userDropIn")
     if text.strip() and len(values.problems) == problems_before:
-        import tomllib
+        from kata_node.toml.parse import parse
 
-        for problem in _type_problems(tomllib.loads(text), _CONFIG_SHAPE, ""):
+        for problem in _type_problems(parse(text), _CONFIG_SHAPE, ""):
             values.add_problem("userDropIn", f"{problem}; containerd does not start with that")
     return text
 
@@ -114,14 +114,14 @@ def _has_type(kind: str, value: object) -> bool:
 
 def _read_config_dir(containerd: ValuesReader) -> str:
     path = containerd.text("configDir")
-    if path and not path.startswith("/"):
+    if path and not (path.startswith("/") and path.isprintable()):
         containerd.add_problem("configDir", f"{describe_value(path)} is not an absolute path")
     return posixpath.normpath(path) if path else ""
 
 
 def _read_file_name(containerd: ValuesReader) -> str:
     name = containerd.text("configFileName")
-    if "/" in name or name in (".", ".."):
+    if "/" in name or name in (".", "..") or not name.isprintable():
         containerd.add_problem("configFileName", f"{describe_value(name)} is not a file name")
     return name
 
@@ -129,7 +129,7 @@ def _read_file_name(containerd: ValuesReader) -> str:
 def _read_socket(containerd: ValuesReader) -> str:
     """Return the path of the CRI socket. The kubelet's form, ``unix:///run/…``, is accepted too."""
     path = containerd.text("runtimeSocket").removeprefix("unix://")
-    if path and not path.startswith("/"):
+    if path and not (path.startswith("/") and path.isprintable()):
         containerd.add_problem(
             "runtimeSocket", f"{describe_value(path)} is not the absolute path of a socket"
         )

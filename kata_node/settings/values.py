@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from datetime import date
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from kata_node.errors import SettingsError
 
-if TYPE_CHECKING:
-    from yaml.nodes import Node
+MAX_FILE_SIZE = 4 * 1024 * 1024
+"""The maximum number of bytes of a values file. A ConfigMap, which has it in a cluster, has at most 1 MiB."""
+MAX_PROBLEMS = 50
+"""The maximum number of problems that an error lists."""
+MAX_SHOWN, MAX_SHOWN_KEY = 40, 200
+"""The maximum number of characters of a value and of a key in a message."""
+MAX_BITS = 64
+"""The maximum size of a number in a message. Python refuses to print a number with thousands of digits."""
+
+
+def read_text(path: str) -> str:
+    """Return the content of the YAML file at ``path``.
+
+    Raises :class:`SettingsError` if it is not a regular file with at most :data:`MAX_FILE_SIZE` bytes of
+    UTF-8, or cannot be read.
+    """
+    try:
+        # Opening a FIFO would wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SettingsError(
+                    "this is not a regular file",
+                    where=path,
+                    hint="save the YAML in a file and name that file",
+                )
+            raw = file.read(MAX_FILE_SIZE + 1)
+    except (OSError, ValueError) as error:  # ValueError: the path has a NUL character
+        raise SettingsError(
+            f"the file cannot be read: {getattr(error, 'strerror', None) or error}",
+            where=path,
+            hint="set --config to a readable YAML file, or omit it to use the defaults",
+        ) from error
+    if len(raw) > MAX_FILE_SIZE:
+        raise SettingsError(
+            f"the file has more than {MAX_FILE_SIZE >> 20} MiB",
+            where=path,
+            hint="set --config to the values of the Helm chart, which fit into a ConfigMap",
+        )
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SettingsError(
+            f"line {line} is not UTF-8 text", where=path, hint="save the file as UTF-8"
+        ) from error
 
 
 def read_yaml(path: str) -> Mapping[object, object]:
@@ -19,35 +64,15 @@ def read_yaml(path: str) -> Mapping[object, object]:
     Raises :class:`SettingsError`, with the line if there is one, if the file cannot be read, is not UTF-8, is
     not a single YAML document, has a key twice in one mapping, or is not a mapping.
     """
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise SettingsError(
-            f"the values file cannot be read: {error.strerror}",
-            where=path,
-            hint="set --config to a readable YAML file, or omit it to use the defaults",
-        ) from error
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise SettingsError(
-            f"line {line} is not UTF-8 text", where=path, hint="save the values file as UTF-8"
-        ) from error
+    text = read_text(path)
+    from kata_node.settings import yaml_parse
 
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
-        node = loader.get_single_node()
-        _refuse_duplicates(node)
-        data = loader.construct_document(node) if node else {}
-    except (yaml.YAMLError, RecursionError) as error:
+        data = yaml_parse.parse(text, unique_keys=True)
+    except ValueError as error:
         raise SettingsError(
-            _yaml_problem(error), where=path, hint="correct the YAML; nothing was changed on this node"
+            str(error), where=path, hint="correct the YAML; nothing was changed on this node"
         ) from error
-    finally:
-        loader.dispose()
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -61,47 +86,18 @@ def read_yaml(path: str) -> Mapping[object, object]:
 
 def parse_yaml(text: str) -> object:
     """Return the single YAML document in ``text``. Raises :class:`ValueError` that names the line."""
-    import yaml
+    from kata_node.settings import yaml_parse
 
-    try:
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(_yaml_problem(error)) from error
+    return yaml_parse.parse(text)
 
 
-def _refuse_duplicates(node: Node | None) -> None:
-    """Raise :class:`yaml.MarkedYAMLError` if a mapping below ``node`` has a key twice.
-
-    A YAML parser keeps only the last one, and would silently drop the other settings. The nodes are checked
-    before they are constructed, because construction copies merged keys (``<<``) into the mappings.
-    """
-    import yaml
-
-    todo = [node] if node else []
-    done: set[int] = set()  # an alias is the same node, and can contain itself
-    while todo:
-        current = todo.pop()
-        if id(current) in done:
-            continue
-        done.add(id(current))
-        if isinstance(current, yaml.SequenceNode):
-            todo += current.value
-        elif isinstance(current, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in current.value:
-                todo += (key, value)
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in seen:
-                        problem = f"the key {key.value!r} occurs twice"
-                        raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                    seen.add(key.value)
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{place}not valid YAML: {what}"
+def join_problems(problems: Sequence[str]) -> str:
+    """Return the problems as the text of one error."""
+    if len(problems) == 1:
+        return problems[0]
+    more = len(problems) - MAX_PROBLEMS
+    listed = [*problems[:MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+    return "\n  ".join([f"{len(problems)} problems", *listed])
 
 
 def describe_value(value: object) -> str:
@@ -112,15 +108,26 @@ def describe_value(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            shown = value if len(value) <= 40 else value[:37] + "..."
-            return f'the string "{shown if shown.isprintable() else shown.encode("unicode_escape").decode()}"'
+            return f'the string "{_printable(value)}"'
+        case int() if value.bit_length() > MAX_BITS:
+            return f"a number of more than {MAX_BITS} bits"
         case int() | float():
             return f"the number {value}"
+        case bytes():
+            return "binary data"
+        case date():
+            return f"the date {value}"
         case list():
             return "a list"
         case dict():
             return "a mapping"
-    return f"{value!s} (a {type(value).__name__})"
+    return f"a value of the type {type(value).__name__}"
+
+
+def _printable(text: str, limit: int = MAX_SHOWN) -> str:
+    """Return ``text`` for a message: at most ``limit`` characters, and without control characters."""
+    shown = text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return shown if shown.isprintable() else shown.encode("unicode_escape").decode()
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -130,6 +137,7 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
     """
     import difflib
 
+    name = name[:MAX_SHOWN_KEY]  # the search takes longer with every character
     if close := difflib.get_close_matches(name, known, n=1):
         return f"; did you mean {close[0]}?"
     return f"; expected one of {', '.join(sorted(known))}" if len(known) <= 12 else ""
@@ -158,18 +166,22 @@ class ValuesReader:
     ) -> None:
         if kind is not None:
             return
+        known = sorted(str(known) for known in self._known)
         for key in self._values:
             if key not in self._known:
-                known = sorted(str(known) for known in self._known)
+                is_huge = isinstance(key, int) and key.bit_length() > MAX_BITS
+                name = describe_value(key) if is_huge else str(key)
                 what = (
                     "is not a known key"
                     if isinstance(key, str)
                     else f"expected a string as the key, got {describe_value(key)}"
                 )
-                self.add_problem(str(key), what + did_you_mean(str(key), known))
+                is_listed = len(self.problems) < MAX_PROBLEMS
+                self.add_problem(name, what + (did_you_mean(name, known) if is_listed else ""))
 
     def path(self, key: str) -> str:
-        """Return the path of ``key`` from the top level of the file."""
+        """Return the path of ``key`` from the top level of the file, for messages."""
+        key = _printable(key, MAX_SHOWN_KEY)
         return f"{self._path}.{key}" if self._path else key
 
     def add_problem(self, key: str, what: str) -> None:
@@ -207,6 +219,9 @@ class ValuesReader:
     def text(self, key: str, default: str = "") -> str:
         """Return a string; ``default`` if ``key`` is not set."""
         value = self._take(key)
+        if isinstance(value, str) and "\0" in value:
+            self.add_problem(key, "has a NUL character, which no path and no configuration can have")
+            return default
         if value is None or isinstance(value, str):
             return default if value is None else value
         quote = "" if isinstance(value, (list, dict)) else "; put it in quotes"
@@ -234,6 +249,8 @@ class ValuesReader:
         for index, item in enumerate(value):
             if not isinstance(item, str):
                 self.add_problem(f"{key}[{index}]", f"expected a string, got {describe_value(item)}")
+            elif "\0" in item:
+                self.add_problem(f"{key}[{index}]", "has a NUL character")
         return tuple(item for item in value if isinstance(item, str))
 
     def unchecked_list(self, key: str) -> list[object]:

@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kata_node.errors import HostError
+from kata_node.errors import HostError, UnusableFileError
+from kata_node.toml.parse import parse
 
 ADDED_LINE_COMMENT = "# added by kata-node"
 """The end of a line that :func:`add` wrote. :func:`remove` removes such a line with its last string."""
@@ -40,6 +41,14 @@ _REST_OF_LINE = re.compile(r"[ \t]*(\#[^\r\n]*)?(?=\r?\n)")
 _BREAK = re.compile(r"\r?\n|\Z")
 
 
+class DuplicateKeyError(UnusableFileError):
+    """A file has one key in two spellings; the runtime starts with it."""
+
+
+class BrokenTomlError(UnusableFileError):
+    """A file is not valid TOML."""
+
+
 def quote(text: str) -> str:
     """Return ``text`` as a TOML basic string."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -48,13 +57,13 @@ def quote(text: str) -> str:
 @functools.lru_cache(maxsize=32)
 def _parse(content: bytes) -> Mapping[str, Any]:
     """Parse a TOML file. Cached, because one stage parses the same few contents dozens of times."""
-    return tomllib.loads(content.decode())
+    return parse(content.decode())
 
 
 def load(content: bytes, where: str) -> Mapping[str, Any]:
     """Parse a TOML file; the result must not be changed.
 
-    Raises :class:`HostError` with the line and column when it is not valid TOML.
+    Raises :class:`BrokenTomlError` with the line and column when it is not valid TOML.
     """
     try:
         return _parse(content)
@@ -67,17 +76,17 @@ def load(content: bytes, where: str) -> Mapping[str, Any]:
         if content.startswith(b"\xef\xbb\xbf"):
             reason = "it begins with a byte order mark"
         what = f"the file is not valid TOML: {reason}"
-    raise HostError(what, where=where, hint="correct the file by hand; kata-node does not repair it")
+    raise BrokenTomlError(what, where=where, hint="correct the file by hand; kata-node does not repair it")
 
 
 def get(table: Mapping[str, Any], name: str, where: str) -> Any:
     """Return the value of the top-level key ``name``, spelled in any case; ``None`` when it is missing.
 
-    Raises :class:`HostError` when the file has the key in two spellings.
+    Raises :class:`DuplicateKeyError` when the file has the key in two spellings.
     """
     found = [spelling for spelling in table if spelling.lower() == name]
     if len(found) > 1:
-        raise HostError(
+        raise DuplicateKeyError(
             f"the keys {' and '.join(found)} are the same key to the runtime, which uses only the last one",
             where=where,
             hint=f"merge them into one key {name}",
@@ -88,13 +97,13 @@ def get(table: Mapping[str, Any], name: str, where: str) -> Any:
 def string_array(table: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     """Return the array of strings under the top-level key ``name``; empty when the key is missing.
 
-    Raises :class:`HostError` when the value is not an array of strings.
+    Raises :class:`UnusableFileError` when the value is not an array of strings.
     """
     value = get(table, name, where)
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise HostError(
+        raise UnusableFileError(
             f"{name} is not an array of strings", where=where, hint=f"make {name} an array of strings"
         )
     return tuple(value)
@@ -320,7 +329,7 @@ def _remove_elements(content: bytes, name: str, value: str, times: int) -> bytes
 
 
 def _parse_literal(literal: str) -> str:
-    return str(tomllib.loads(f"x = {literal}")["x"])
+    return str(parse(f"x = {literal}")["x"])
 
 
 def _span_to_cut(text: str, array: _Array, index: int, added_line: str) -> tuple[int, int]:

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import HostError
 from kata_node.toml.edit import load, quote
+from kata_node.toml.parse import parse
 
 KeyPath = tuple[str, ...]
 """The keys that lead to a table: ``("plugins", "io.containerd.grpc.v1.cri", "containerd")``."""
@@ -126,7 +126,7 @@ def table_paths(block: bytes) -> tuple[KeyPath, ...]:
             if isinstance(value, dict):
                 yield from walk(value, (*path, key))
 
-    return tuple(walk(tomllib.loads(block.decode()), ()))
+    return tuple(walk(parse(block.decode()), ()))
 
 
 def dotted_key(path: KeyPath) -> str:
@@ -265,9 +265,9 @@ def _insert_into_inline_tables(base: bytes, block: bytes, name: str) -> bytes:
                     table[key] = tomlkit.inline_table()
                     inline_keys.append(path[:length])
                 table = table[key]
-            table[path[-1]] = _value_at(tomllib.loads(block.decode()), path)
+            table[path[-1]] = _value_at(parse(block.decode()), path)
             inline_keys.append(path)
-    except (TOMLKitError, TypeError, ValueError):
+    except (TOMLKitError, TypeError, ValueError, RecursionError):
         return b""
     note = f"{_INLINE_KEYS_COMMENT}{json.dumps(inline_keys, ensure_ascii=False)}\n"
     return _insert_block(_encode(document.as_string()), None, note.encode(), name)
@@ -295,7 +295,7 @@ def _delete_keys(content: bytes, keys: Collection[KeyPath]) -> bytes:
         document = tomlkit.parse(_decode(content))
         _drop_keys(document, keys)
         return _encode(document.as_string())
-    except (TOMLKitError, TypeError, ValueError):
+    except (TOMLKitError, TypeError, ValueError, RecursionError):
         return content
 
 
