@@ -73,7 +73,7 @@ class HostError(KataNodeError):
 
 
 class UnusableFileError(HostError):
-    """A file of the node has content that kata-node cannot use; a retry does not help until it is corrected."""
+    """A file of the node has content that kata-node cannot use. A retry helps only when it is corrected."""
 
     exit_code = 3
 

@@ -118,7 +118,7 @@ def test_the_wheel_has_only_the_programs_and_their_data(wheel: zipfile.ZipFile) 
         for path in (CHECKOUT / package).rglob("*")
         if path.suffix in {".py", ".typed"}
     }
-    assert names == expected | {"kata_node/assets/shims.toml"}
+    assert names == expected | {"kata_node/assets/kata-keys.toml", "kata_node/assets/shims.toml"}
 
 
 def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:

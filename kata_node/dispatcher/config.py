@@ -58,7 +58,8 @@ from typing import cast
 from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX, NODE_KEY, Action
 from kata_node.dispatcher.template import Template, Templates
 from kata_node.errors import SettingsError
-from kata_node.settings.values import ValuesReader, describe_value, join_problems, parse_yaml, read_text
+from kata_node.settings.config_file import read_config_file
+from kata_node.settings.values import ValuesReader, describe_value, join_problems, parse_yaml
 
 __all__ = ["Config", "DeselectedNodesConfig", "IntOrPercent", "load"]
 
@@ -136,19 +137,23 @@ class Config:
         return ",".join([*(f"{key}={value}" for key, value in sorted(self.labels.items())), NODE_KEY])
 
 
-def load(path: Path) -> Config:
+def load(path: Path, digest: str = "") -> Config:
     """Return the configuration in the file at ``path``.
 
-    Raises one :class:`SettingsError` that lists all problems of the file.
+    ``digest`` is the expected sha256 of the file, see
+    :func:`kata_node.settings.config_file.read_config_file`. Raises one :class:`SettingsError` that lists all
+    problems of the file.
     """
     hint = (
         "correct the Helm values; the chart renders this file from them. Nothing was changed in the cluster"
     )
     try:
-        data = parse_yaml(read_text(str(path)))
-    except SettingsError as error:
-        raise SettingsError(error.what, where=str(path), hint=hint) from error
-    except ValueError as error:
+        data = parse_yaml(read_config_file(path, digest).decode())
+    except OSError as error:
+        raise SettingsError(
+            f"the configuration file cannot be read: {error.strerror}", where=str(path), hint=hint
+        ) from error
+    except ValueError as error:  # includes UnicodeDecodeError
         raise SettingsError(str(error), where=str(path), hint=hint) from error
     if not isinstance(data, dict):
         raise SettingsError(

@@ -60,7 +60,7 @@ class FileState:
 
 
 def _check_characters(path: str) -> None:
-    """Raise :class:`UnusableFileError` for a path that no file can have. Values and receipts name paths too."""
+    """Raise :class:`UnusableFileError` for a path that no file can have, for example from a receipt."""
     try:
         is_valid = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:

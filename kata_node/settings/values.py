@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import date
+from datetime import date, time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from kata_node.errors import SettingsError
+from kata_node.settings.config_file import PROPAGATION_TIMEOUT, read_config_file
 
-MAX_FILE_SIZE = 4 * 1024 * 1024
-"""The maximum number of bytes of a values file. A ConfigMap, which has it in a cluster, has at most 1 MiB."""
 MAX_PROBLEMS = 50
 """The maximum number of problems that an error lists."""
 MAX_SHOWN, MAX_SHOWN_KEY = 40, 200
@@ -21,50 +19,31 @@ MAX_BITS = 64
 """The maximum size of a number in a message. Python refuses to print a number with thousands of digits."""
 
 
-def read_text(path: str) -> str:
-    """Return the content of the YAML file at ``path``.
-
-    Raises :class:`SettingsError` if it is not a regular file with at most :data:`MAX_FILE_SIZE` bytes of
-    UTF-8, or cannot be read.
-    """
-    try:
-        # Opening a FIFO would wait for a writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SettingsError(
-                    "this is not a regular file",
-                    where=path,
-                    hint="save the YAML in a file and name that file",
-                )
-            raw = file.read(MAX_FILE_SIZE + 1)
-    except (OSError, ValueError) as error:  # ValueError: the path has a NUL character
-        raise SettingsError(
-            f"the file cannot be read: {getattr(error, 'strerror', None) or error}",
-            where=path,
-            hint="set --config to a readable YAML file, or omit it to use the defaults",
-        ) from error
-    if len(raw) > MAX_FILE_SIZE:
-        raise SettingsError(
-            f"the file has more than {MAX_FILE_SIZE >> 20} MiB",
-            where=path,
-            hint="set --config to the values of the Helm chart, which fit into a ConfigMap",
-        )
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise SettingsError(
-            f"line {line} is not UTF-8 text", where=path, hint="save the file as UTF-8"
-        ) from error
-
-
-def read_yaml(path: str) -> Mapping[object, object]:
+def read_yaml(
+    path: str, digest: str = "", *, timeout: float = PROPAGATION_TIMEOUT
+) -> Mapping[object, object]:
     """Return the mapping in the YAML file at ``path``; an empty mapping if the file is empty.
+
+    ``digest`` and ``timeout`` are those of :func:`read_config_file`.
 
     Raises :class:`SettingsError`, with the line if there is one, if the file cannot be read, is not UTF-8, is
     not a single YAML document, has a key twice in one mapping, or is not a mapping.
     """
-    text = read_text(path)
+    try:
+        raw = read_config_file(Path(path), digest, timeout=timeout)
+    except OSError as error:
+        raise SettingsError(
+            f"the values file cannot be read: {error.strerror}",
+            where=path,
+            hint="set --config to a readable YAML file, or omit it to use the defaults",
+        ) from error
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SettingsError(
+            f"line {line} is not UTF-8 text", where=path, hint="save the values file as UTF-8"
+        ) from error
     from kata_node.settings import yaml_parse
 
     try:
@@ -115,8 +94,8 @@ def describe_value(value: object) -> str:
             return f"the number {value}"
         case bytes():
             return "binary data"
-        case date():
-            return f"the date {value}"
+        case date() | time():
+            return f"{value} (a {type(value).__name__})"
         case list():
             return "a list"
         case dict():
@@ -135,12 +114,17 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 
     If none is close, return ``; expected one of …`` with all of them, or nothing if they are more than 12.
     """
+    if close := closest_name(name, known):
+        return f"; did you mean {close}?"
+    return f"; expected one of {', '.join(sorted(known))}" if len(known) <= 12 else ""
+
+
+def closest_name(name: str, known: Collection[str]) -> str:
+    """Return the one of ``known`` that ``name`` is probably a misspelling of; empty if none is close."""
     import difflib
 
-    name = name[:MAX_SHOWN_KEY]  # the search takes longer with every character
-    if close := difflib.get_close_matches(name, known, n=1):
-        return f"; did you mean {close[0]}?"
-    return f"; expected one of {', '.join(sorted(known))}" if len(known) <= 12 else ""
+    # The search takes longer with every character.
+    return next(iter(difflib.get_close_matches(name[:MAX_SHOWN_KEY], known, n=1)), "")
 
 
 class ValuesReader:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from yaml.nodes import Node
 
+MAX_SIZE = 4 * 1024 * 1024
+"""The maximum number of characters. A ConfigMap has at most 1 MiB."""
 MAX_DEPTH = 100
 """The maximum nesting. A Job, the deepest value that is read, has less than 20 levels."""
 MAX_VALUES = 1_000_000
@@ -22,11 +24,15 @@ def parse(text: str, *, unique_keys: bool = False) -> object:
     """Return the single YAML document in ``text``; ``None`` if it is empty.
 
     Raises :class:`ValueError`, with the line if it is known, if the text is not a single valid document, is
-    nested too deeply, or has a value that is none (``2025-99-99``). With ``unique_keys`` also if a mapping
-    has a key twice: a YAML parser keeps only the last one, and would silently drop the other settings.
+    too long or nested too deeply, or has a value that is none (``2025-99-99``). With ``unique_keys`` also if
+    a mapping has a key twice: a YAML parser keeps only the last one, and would silently drop the others.
     """
     import yaml
 
+    if len(text) > MAX_SIZE:
+        raise ValueError(
+            f"it has more than {MAX_SIZE >> 20} MiB; the values of the Helm chart fit into 1 MiB"
+        )
     loader_type: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _check_depth(text, loader_type)
