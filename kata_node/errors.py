@@ -82,8 +82,16 @@ class PayloadError(KataNodeError):
     """The payload is missing, damaged, or does not match its manifest."""
 
 
+class UnusablePayloadError(PayloadError):
+    """The payload cannot be trusted, or lacks what the settings need. Only another payload helps."""
+
+    exit_code = 3
+
+
 class ReceiptError(KataNodeError):
-    """The receipt of an installation cannot be read, or has a newer schema."""
+    """The receipt of an installation cannot be used, or has a newer schema. A retry does not help."""
+
+    exit_code = 3
 
 
 class SystemdError(KataNodeError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata_node.settings.selection import read_toml
-from kata_node.settings.values import ValuesReader, describe_value, did_you_mean
+from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, path_problem
 
 SETUP_SNAPSHOTTERS = ("nydus", "erofs")
 """The snapshotters that ``snapshotter.setup`` can list. Shims can use others that the node already has."""
@@ -114,25 +114,31 @@ def _has_type(kind: str, value: object) -> bool:
 
 def _read_config_dir(containerd: ValuesReader) -> str:
     path = containerd.text("configDir")
-    if path and not (path.startswith("/") and path.isprintable()):
+    if path and not path.startswith("/"):
         containerd.add_problem("configDir", f"{describe_value(path)} is not an absolute path")
+    elif problem := path_problem(path):
+        containerd.add_problem("configDir", f"{describe_value(path)} {problem}")
     return posixpath.normpath(path) if path else ""
 
 
 def _read_file_name(containerd: ValuesReader) -> str:
     name = containerd.text("configFileName")
-    if "/" in name or name in (".", "..") or not name.isprintable():
+    if "/" in name or name in (".", ".."):
         containerd.add_problem("configFileName", f"{describe_value(name)} is not a file name")
+    elif problem := path_problem(name):
+        containerd.add_problem("configFileName", f"{describe_value(name)} {problem}")
     return name
 
 
 def _read_socket(containerd: ValuesReader) -> str:
     """Return the path of the CRI socket. The kubelet's form, ``unix:///run/…``, is accepted too."""
     path = containerd.text("runtimeSocket").removeprefix("unix://")
-    if path and not (path.startswith("/") and path.isprintable()):
+    if path and not path.startswith("/"):
         containerd.add_problem(
             "runtimeSocket", f"{describe_value(path)} is not the absolute path of a socket"
         )
+    elif problem := path_problem(path):
+        containerd.add_problem("runtimeSocket", f"{describe_value(path)} {problem}")
     return path
 
 

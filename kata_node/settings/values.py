@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
@@ -15,6 +16,8 @@ MAX_PROBLEMS = 50
 """The maximum number of problems that an error lists."""
 MAX_SHOWN, MAX_SHOWN_KEY = 40, 200
 """The maximum number of characters of a value and of a key in a message."""
+MAX_PATH, MAX_NAME = 1024, 255
+"""The maximum bytes of a path, and of one name in it. The kernel allows 4095, with the names below it."""
 MAX_BITS = 64
 """The maximum size of a number in a message. Python refuses to print a number with thousands of digits."""
 
@@ -101,6 +104,46 @@ def describe_value(value: object) -> str:
         case dict():
             return "a mapping"
     return f"a value of the type {type(value).__name__}"
+
+
+def first_json_problem(value: object) -> tuple[str, str] | None:
+    """Return the first value below ``value`` that JSON does not have, or ``None``.
+
+    The result is its key, as ``.spec.containers[0].name``, and a sentence. ``value`` is what
+    :func:`parse_yaml` returns, which is not deep.
+    """
+    items: Iterator[tuple[str, object]] = iter(())
+    match value:
+        case None | bool() | str():
+            return None
+        case int() if -(2**63) <= value < 2**63:
+            return None
+        case float() if math.isfinite(value):
+            return None
+        case dict():
+            for key in value:
+                if not isinstance(key, str):
+                    return "", f"expected a string as the key, got {describe_value(key)}; put it in quotes"
+            items = ((f".{_printable(key, MAX_SHOWN_KEY)}", item) for key, item in value.items())
+        case list():
+            items = ((f"[{index}]", item) for index, item in enumerate(value))
+        case _:
+            return "", f"expected a value that JSON has, got {describe_value(value)}; put it in quotes"
+    for place, item in items:
+        if problem := first_json_problem(item):
+            return place + problem[0], problem[1]
+    return None
+
+
+def path_problem(path: str) -> str:
+    """Return what keeps ``path`` from being a path on a node, as the end of a sentence; empty if nothing."""
+    if not path.isprintable():
+        return "has characters that cannot be printed"
+    if len(path.encode(errors="surrogateescape")) > MAX_PATH:
+        return f"is longer than {MAX_PATH} bytes"
+    if any(len(name.encode(errors="surrogateescape")) > MAX_NAME for name in path.split("/")):
+        return f"has a name of more than {MAX_NAME} bytes"
+    return ""
 
 
 def _printable(text: str, limit: int = MAX_SHOWN) -> str:
@@ -246,11 +289,11 @@ class ValuesReader:
         return []
 
     def number(self, key: str, default: int = 0, *, least: int = 0) -> int:
-        """Return an integer not less than ``least``; ``default`` if ``key`` is not set."""
+        """Return an integer from ``least`` to 2^31 - 1; ``default`` if ``key`` is not set."""
         value = self._take(key)
         if value is None:
             return default
-        if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
             return value
         self.add_problem(key, f"expected a whole number, {least} or more, got {describe_value(value)}")
         return default
