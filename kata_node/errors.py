@@ -78,6 +78,13 @@ class UnusableFileError(HostError):
     exit_code = 3
 
 
+class UnusablePathError(HostError):
+    """A file is in the place of a directory, or the reverse, symlinks lead back to themselves, or no file can
+    have the path."""
+
+    exit_code = 3
+
+
 class PayloadError(KataNodeError):
     """The payload is missing, damaged, or does not match its manifest."""
 

@@ -137,7 +137,8 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
                 hint="find the program that reverts these changes and stop it, then run again",
             )
     tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
-    report = _report(stage, plan, "done" if plan.actions or tried else "skipped")
+    observed = replace(plan, summary=next_plan.summary) if plan.is_forecast else plan
+    report = _report(stage, observed, "done" if plan.actions or tried else "skipped")
     changes = tuple(line for action in (*plan.actions, *tried) if (line := action.describe()))
     notes = (*report.notes, *(note for note in next_plan.notes if note not in report.notes), *failures)
     return replace(report, changes=changes, notes=notes)

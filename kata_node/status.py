@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SHARED_LABEL
@@ -23,13 +23,14 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import Receipt
+from kata_node.runtime.compatibility import upgrade_notes
 from kata_node.runtime.config_selection import config_for, recorded_config
 from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.model.config import is_drop_in
 from kata_node.runtime.transaction import is_restart_owed
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, Settings
 from kata_node.text import pluralize
-from kata_node.versions import ASSUMED_RUNTIME, Runtime
+from kata_node.versions import ASSUMED_RUNTIME, Runtime, parse_version
 
 CRI_TIMEOUT = 5.0  # seconds
 CLUSTER_TIMEOUT = 3.0  # seconds; short, because a status without labels is useful too
@@ -72,6 +73,8 @@ class InstallationStatus:
     """Paths that differ from the receipt, each with ``: changed`` or ``: missing``."""
     error: str = ""
     """Why the receipt cannot be read; of the other fields, only ``install_dir`` has a meaning then."""
+    notes: tuple[str, ...] = ()
+    """What to do before an upgrade of the distribution."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
     Installations are found in the directory of the install dir of ``settings``, in ``/opt``, and in the
     install dirs that the runtime's configuration names.
     """
-    context = StageContext(settings, Receipt(settings.instance, settings.install_dir, ""), clients, options)
+    receipt = _recorded(settings, clients) or Receipt(settings.instance, settings.install_dir, "")
+    if not (options.cri_socket or settings.containerd.runtime_socket):
+        options = replace(options, cri_socket=receipt.socket)  # the install may have had --cri-socket
+    context = StageContext(settings, receipt, clients, options)
     served, invocation, configured_install_dirs = _runtime_state(context)
     parents = {
         path.rpartition("/")[0]
@@ -100,8 +106,8 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
     found: list[InstallationStatus] = []
     for install_dir in sorted(path.removesuffix(f"/{file}") for path in found_at):
         try:
-            if receipt := receipts.load(clients.root, install_dir):
-                found.append(_status(clients.root, receipt, served, invocation, deep=deep))
+            if placed := receipts.load(clients.root, install_dir):
+                found.append(_status(clients.root, placed, served, invocation, deep=deep))
         except KataNodeError as error:
             found.append(_unreadable(install_dir, error))
         except OSError as error:
@@ -111,6 +117,14 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
         hint = "run `kata-node revert` with the env.installationPrefix and env.multiInstallSuffix of it"
         found.append(_unreadable(install_dir, KataNodeError(what, hint=hint)))
     return found
+
+
+def _recorded(settings: Settings, clients: Clients) -> Receipt | None:
+    """Return the receipt of the installation in the settings; ``None`` if it cannot be read."""
+    try:
+        return receipts.load(clients.root, settings.install_dir)
+    except KataNodeError:
+        return None
 
 
 def read_node_labels(options: Options, clients: Clients) -> NodeLabels | None:
@@ -158,6 +172,7 @@ def _status(
         and cri.state != "serving"
         and is_restart_owed(cri, kernel.boot_id(), invocation),
         drift=(*_artifact_drift(root, receipt, deep=deep), *_cri_drift(root, receipt)),
+        notes=upgrade_notes(cri.unit, Runtime(cri.runtime, parse_version(cri.version))) if cri else (),
     )
 
 
@@ -276,6 +291,7 @@ def _installation_lines(status: InstallationStatus) -> list[str]:
     if status.restart_owed:
         lines.append("  restart    owed: the runtime has not read this configuration yet")
     lines += [f"  drift      {path}" for path in status.drift] or ["  drift      none"]
+    lines += [f"  note       {note}" for note in status.notes]
     return lines
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from kata_node.errors import IneligibleNodeError, KataNodeError
 from kata_node.plan.actions import Action, ForgetObsoleteFiles, Plan, RemoveDirs, RemoveFiles
 from kata_node.plan.receipt import Receipt
-from kata_node.runtime import compatibility, removal, transaction
+from kata_node.runtime import compatibility, foreign_copies, removal, transaction
 from kata_node.runtime.facts import RuntimeFacts, gather_facts
 from kata_node.runtime.model.config import own_paths
 from kata_node.runtime.restart import CheckConfig
@@ -37,6 +37,8 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     removal.refuse_foreign_drop_ins(facts, receipt)
     config = facts.config
     desired_config = config.desired_config(settings, facts.contents)
+    if error := foreign_copies.conflict(desired_config.copies):
+        raise error
     changes = list(desired_config.changes)
     # Entries that this installation wrote for another main file or another runtime.
     removals, _ = removal.removal_changes(facts, receipt)
@@ -51,7 +53,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         ConfigChecks(
             planned=replace(check, planned={each.path: each.content for each in changes}),
             written=check,
-            restored=replace(check, own_paths=(), handlers=(), labels={}),
+            restored=replace(check, own_paths=(), handlers=(), labels={}, is_old=True),
         ),
         services,
     )
@@ -59,7 +61,15 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         plan = _with_nydus(plan, services, settings, facts.nydus)
     if plan.actions:
         _require_restartable_unit(facts, receipt)
-    return replace(plan, actions=(*plan.actions, *_remove_obsolete(receipt)))
+    return replace(
+        plan,
+        actions=(*plan.actions, *_remove_obsolete(receipt)),
+        notes=(
+            *plan.notes,
+            *foreign_copies.notes(desired_config.copies),
+            *compatibility.upgrade_notes(facts.unit, facts.runtime),
+        ),
+    )
 
 
 def _remove_obsolete(receipt: Receipt) -> tuple[Action, ...]:

@@ -68,6 +68,7 @@ class Plan:
     """The actions of a stage. Without actions, ``summary`` says why there is nothing to do."""
 
     summary: str
+    """What the report says; with ``is_forecast`` only until the actions are applied."""
     actions: tuple[Action, ...] = ()
     rollback: tuple[Action, ...] = ()
     """Actions that restore the node after an action failed. If empty, the next run continues from there."""
@@ -79,6 +80,8 @@ class Plan:
     """Pods on handlers that the plan removes. As long as there are any, no action is applied."""
     pods_unknown: bool = False
     """Whether the runtime did not answer which pods run, so there can be blocking pods."""
+    is_forecast: bool = False
+    """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
 
     @property
     def changes(self) -> tuple[str, ...]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kata_node.errors import CriError
+from kata_node.errors import CriError, HostError
 from kata_node.host import kernel
 from kata_node.host.files import FileState, missing_dirs
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
 from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
-from kata_node.runtime.containerd.command_line import config_path
+from kata_node.runtime.configured_paths import ConfiguredPaths
+from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.containerd.managed_block import dangling_imports
 from kata_node.runtime.identify import (
     CALL_TIMEOUT,
+    find_configured_paths,
     find_distribution_runtime,
     find_unit,
     identify_runtime,
@@ -25,9 +30,11 @@ from kata_node.runtime.identify import (
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.config import CriConfig, own_paths
 from kata_node.runtime.model.distributions import (
+    NO_SCHEMA,
     DistributionRuntime,
     wrong_distribution_error,
 )
+from kata_node.runtime.model.programs import programs, uses
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
@@ -35,7 +42,6 @@ from kata_node.versions import Runtime
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
-    from kata_node.host.systemd import Unit
 
 LIST_TIMEOUT = 30.0  # seconds to list the pods of a node, at most some hundreds
 
@@ -71,11 +77,13 @@ class RuntimeFacts:
     """Seconds for a restart of the runtime."""
     offline: bool = False
     configured_path: str = ""
-    """The main file that the unit's command line names; empty where a command line cannot name one."""
+    """The main file that the runtime reads; empty if that is not known, or no command line decides it."""
     pods: tuple[Pod, ...] | None = ()
     """Pods on our handlers that this stage may remove; ``None`` when the runtime cannot list them."""
     nydus: NydusFacts | None = None
     """The nydus-snapshotter of this installation; ``None`` for a runtime without snapshotters."""
+    own_served: frozenset[str] = frozenset()
+    """Handlers that the CRI serves with programs below the install dir. Only for a revert."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(path, sha256 of the content that another installation last wrote there) -> its name."""
 
@@ -85,9 +93,19 @@ class RuntimeFacts:
         return {path: state.content for path, state in self.files.items()}
 
     @property
+    def own_handlers(self) -> frozenset[str]:
+        """The handlers that need the install dir: those in any file, and those that the CRI serves."""
+        return self.own_served.union(_own_handlers(self.config, self.contents))
+
+    @property
     def config_path(self) -> str:
         """The runtime's main file."""
         return self.config.main_path
+
+    @property
+    def drop_in_dir(self) -> str:
+        """The directory of CRI-O's drop-ins; empty for containerd, where the main file decides it."""
+        return self.distribution_runtime.drop_in_dirs.get(NO_SCHEMA, "")
 
 
 def gather_facts(context: StageContext) -> RuntimeFacts:
@@ -107,7 +125,8 @@ def gather_facts_for_revert(context: StageContext) -> RuntimeFacts:
 def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     options, root, receipt = context.options, context.clients.root, context.receipt
     unit = None if options.offline else find_unit(context, for_revert=for_revert)
-    distribution_runtime = find_distribution_runtime(context, unit, for_revert=for_revert)
+    told = find_configured_paths(context, unit)
+    distribution_runtime = find_distribution_runtime(context, unit, told, for_revert=for_revert)
     try:
         runtime, runtime_source = (
             runtime_for_revert(context, distribution_runtime)
@@ -123,7 +142,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         raise
     if runtime.name != distribution_runtime.runtime:
         # Another runtime answers than the one of the unit, so restarting this unit has no effect.
-        unit, socket = None, options.cri_socket
+        unit, told, socket = None, ConfiguredPaths(), options.cri_socket
         distribution_runtime = distributions.distribution_runtime(
             distribution_runtime.distribution, runtime.name
         )
@@ -150,7 +169,12 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     )
     is_active = unit is not None and unit.active_state == "active"
     existing = {path: state for path, state in states.items() if state is not None}
-    handlers_to_remove = _handlers_to_remove(
+    if isinstance(config, ContainerdConfig):
+        shared = {path: existing[path].content for path in config.shared_paths() if path in existing}
+        dangling = dangling_imports(receipt.install_dir, shared, root.exists)
+        config = replace(config, dangling_imports=dangling)
+    own_served = _own_served(context, distribution_runtime) if for_revert and served_now else frozenset()
+    handlers_to_remove = own_served | _handlers_to_remove(
         context, config, own, existing, served_now, for_revert=for_revert
     )
     return RuntimeFacts(
@@ -160,7 +184,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         config,
         existing,
         _backups(context, receipt),
-        tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, path.rpartition("/")[0]))),
+        tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, posixpath.dirname(path)))),
         dirs_of_other_installations(root, receipt.install_dir),
         unit.name if unit else "",
         unit.invocation_id if unit else "",
@@ -169,13 +193,14 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         served_now,
         options.restart_timeout,
         options.offline,
-        _configured_path(unit),
+        _configured_path(context, told, distribution_runtime),
         ()
         if options.offline
         else _blocking_pods(
             context, distribution_runtime, handlers_to_remove, served_now, cri_error if is_active else None
         ),
         gather_nydus_facts(context, distribution_runtime.units) if runtime.name == "containerd" else None,
+        own_served,
         {
             (file.path, file.after): other.instance
             for other in receipts.other_receipts(root, receipt.install_dir)
@@ -184,11 +209,14 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     )
 
 
-def _configured_path(unit: Unit | None) -> str:
-    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit else None
-    if unit is None or distribution_runtime is None or not distribution_runtime.config_from_argv:
-        return ""
-    return config_path(unit.argv, distribution_runtime.config)
+def _configured_path(
+    context: StageContext, told: ConfiguredPaths, distribution_runtime: DistributionRuntime
+) -> str:
+    """Return the main file that the node shows, by the name of the settings if it is the same file."""
+    root = context.clients.root
+    if not told.main or root.real_path(told.main) == root.real_path(distribution_runtime.config):
+        return distribution_runtime.config if told.main else ""
+    return told.main
 
 
 def _served_handlers(
@@ -217,11 +245,31 @@ def _handlers_to_remove(
     recorded, wanted = context.receipt.cri, set(handler_names(context.settings))
     if recorded is not None:
         loaded = set(recorded.possibly_loaded_handlers)
+        if for_revert:
+            loaded |= _own_handlers(config, {path: state.content for path, state in files.items()})
     elif for_revert:  # the receipt is lost, and the settings may differ from those of the install
         loaded = set(served_now or ())
     else:
         loaded = set(config.defined_handlers({path: files[path].content for path in own if path in files}))
     return frozenset((loaded if for_revert else loaded - wanted) & set(served_now or ()))
+
+
+def _own_handlers(config: CriConfig, files: Mapping[str, bytes]) -> frozenset[str]:
+    """Return the handlers of the installation in all files. Broken files define none."""
+    found: set[str] = set()
+    for path, content in files.items():
+        with contextlib.suppress(HostError):
+            found |= config.own_handlers(path, content)
+    return frozenset(found)
+
+
+def _own_served(context: StageContext, distribution_runtime: DistributionRuntime) -> frozenset[str]:
+    try:
+        tables = context.clients.cri(distribution_runtime.socket).handler_tables(CALL_TIMEOUT)
+    except CriError:  # it answered a moment ago; the proof asks again
+        return frozenset()
+    install_dir = context.receipt.install_dir
+    return frozenset(name for name, table in tables.items() if uses(programs(table), install_dir))
 
 
 def _blocking_pods(

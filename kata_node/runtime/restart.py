@@ -16,7 +16,8 @@ from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Receipt
-from kata_node.runtime.model.config import CriConfig
+from kata_node.runtime.model.config import CriConfig, StartProblem
+from kata_node.runtime.model.programs import programs, uses
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
@@ -57,6 +58,10 @@ class CheckConfig:
     """Content that is not yet written; ``None`` for a file to remove.
 
     Content that fails this check never reaches the disk, so the runtime starts even after a power cut."""
+    before: Mapping[str, bytes | None] | None = field(default=None, repr=False)
+    """The content of the changed files before the change. Problems that were there before do not count."""
+    is_old: bool = False
+    """Whether the files served before. Then only what keeps the runtime from starting is a problem."""
 
     def describe(self) -> str:
         """Return one line for the plan; empty for a check of planned content."""
@@ -68,13 +73,12 @@ class CheckConfig:
 
     def apply(self, clients: Clients) -> None:
         """Raise :class:`HostError` with every problem found."""
-        problems = self.config.check(
-            self.config.read_files(partial(self._read, clients.root), partial(self._glob, clients.root)),
-            own_paths=self.own_paths,
-            handlers=self.handlers,
-            labels=self.labels,
-            exists=partial(self._exists, clients.root),
-        )
+        problems = self._problems(clients.root, self.planned)
+        if self.before is not None and problems:
+            known = self._problems(clients.root, self.before)
+            problems = [problem for problem in problems if problem not in known]
+        if self.is_old:
+            problems = [problem for problem in problems if isinstance(problem, StartProblem)]
         if problems:
             raise HostError(
                 "; ".join(problems),
@@ -85,15 +89,28 @@ class CheckConfig:
     def check(self, clients: Clients) -> None:
         """Do nothing: :meth:`apply` is the check."""
 
-    def _read(self, root: Root, path: str) -> bytes | None:
-        return self.planned[path] if path in self.planned else root.read(path)
+    def _problems(self, root: Root, planned: Mapping[str, bytes | None]) -> list[str]:
+        """Return the problems of the files on the node, with ``planned`` instead of some of them."""
+        return self.config.check(
+            self.config.read_files(partial(_read, root, planned), partial(_glob, root, planned)),
+            own_paths=self.own_paths,
+            handlers=self.handlers,
+            labels=self.labels,
+            exists=partial(_exists, root, planned),
+        )
 
-    def _exists(self, root: Root, path: str) -> bool:
-        return self.planned[path] is not None if path in self.planned else root.exists(path)
 
-    def _glob(self, root: Root, pattern: str) -> list[str]:
-        planned_paths = (path for path in self.planned if go_glob.matches(pattern, path))
-        return sorted({*root.glob(pattern), *planned_paths})
+def _read(root: Root, planned: Mapping[str, bytes | None], path: str) -> bytes | None:
+    return planned[path] if path in planned else root.read(path)
+
+
+def _exists(root: Root, planned: Mapping[str, bytes | None], path: str) -> bool:
+    return planned[path] is not None if path in planned else root.exists(path)
+
+
+def _glob(root: Root, planned: Mapping[str, bytes | None], pattern: str) -> list[str]:
+    planned_paths = (path for path in planned if go_glob.matches(pattern, path))
+    return sorted({*root.glob(pattern), *planned_paths})
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,8 @@ class RestartRuntime:
     """Whether this run succeeds even if the runtime does not serve, because it was broken before."""
     served_before: tuple[str, ...] | None = None
     """The handlers that the runtime served before the first file was written; ``None`` when not known."""
+    unused_dir: str = ""
+    """A directory. The proof fails while containerd serves a handler with programs below it."""
 
     def describe(self) -> str:
         """Return one line for the plan."""
@@ -213,6 +232,24 @@ class RestartRuntime:
     def _served_handlers(self, clients: Clients, timeout: float) -> tuple[str, ...]:
         return clients.cri(self.socket).status(timeout).handlers
 
+    def _use_error(self, clients: Clients, timeout: float) -> CriError | None:
+        """Return the error of served handlers with programs below ``unused_dir``, if there are any."""
+        if not self.unused_dir:
+            return None
+        try:
+            tables = clients.cri(self.socket).handler_tables(timeout)
+        except CriError as error:
+            return error
+        names = [name for name in sorted(tables) if uses(programs(tables[name]), self.unused_dir)]
+        if not names:
+            return None
+        return CriError(
+            f"the container runtime still serves {_joined_names(tuple(names))} with programs below "
+            f"{self.unused_dir}",
+            where=self.unit,
+            hint="remove these handlers from the file that defines them; `containerd config dump` shows them",
+        )
+
     def check(self, clients: Clients) -> None:
         """Do nothing: :meth:`apply` includes the proof."""
 
@@ -291,7 +328,8 @@ class RestartRuntime:
                 answered = getattr(answer, "reason", None) in (Reason.NO_CRI, Reason.ERROR)
             else:
                 error, answered = (
-                    _handler_error(self.unit, handlers, self.expected_handlers, self.removed_handlers),
+                    _handler_error(self.unit, handlers, self.expected_handlers, self.removed_handlers)
+                    or self._use_error(clients, max(0.1, deadline - time.monotonic())),
                     True,
                 )
                 if (

@@ -29,7 +29,7 @@ from kata_node.toml.parse import parse
 ADDED_LINE_COMMENT = "# added by kata-node"
 """The end of a line that :func:`add` wrote. :func:`remove` removes such a line with its last string."""
 
-_TOKEN = re.compile(
+TOKEN = re.compile(
     r'''"""(?:\\.|[^\\])*?""""{0,2}'''  # a multi-line string may have up to two quotes before its end
     r"""|'''.*?''''{0,2}"""
     r'''|"(?:\\.|[^"\\\n])*"'''
@@ -37,6 +37,7 @@ _TOKEN = re.compile(
     r"""|\#[^\r\n]*|\r?\n|[ \t]+|[\[\]{},=]|[^\s"'\#\[\]{},=]+""",
     re.DOTALL,
 )
+"""The tokens of TOML: strings, comments, line breaks, blanks, punctuation and bare text."""
 _REST_OF_LINE = re.compile(r"[ \t]*(\#[^\r\n]*)?(?=\r?\n)")
 _BREAK = re.compile(r"\r?\n|\Z")
 
@@ -217,7 +218,7 @@ class _Array:
 def _statements(text: str) -> Iterator[_Statement]:
     """Return the statements above the first table header. ``text`` must be valid TOML."""
     start, depth, parts = -1, 0, list[tuple[int, int]]()
-    for match in _TOKEN.finditer(text + "\n"):
+    for match in TOKEN.finditer(text + "\n"):
         part, first = match[0], match[0][0]
         if start < 0:
             if part == "[":
