@@ -10,6 +10,7 @@ from kata_node.plan.receipt import Receipt
 from kata_node.runtime import compatibility, foreign_copies, removal, transaction
 from kata_node.runtime.facts import RuntimeFacts, gather_facts
 from kata_node.runtime.model.config import own_paths
+from kata_node.runtime.planned_changes import planned_changes
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.model import Settings
@@ -35,15 +36,10 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         )
     compatibility.require_compatible(settings, facts, receipt)
     removal.refuse_foreign_drop_ins(facts, receipt)
-    config = facts.config
-    desired_config = config.desired_config(settings, facts.contents)
+    desired_config, changes = planned_changes(settings, facts, receipt)
     if error := foreign_copies.conflict(desired_config.copies):
         raise error
-    changes = list(desired_config.changes)
-    # Entries that this installation wrote for another main file or another runtime.
-    removals, _ = removal.removal_changes(facts, receipt)
-    changes += [change for change in removals if change.path not in {each.path for each in changes}]
-    check = CheckConfig(config, own_paths(config), desired_config.handlers, desired_config.labels)
+    check = CheckConfig(facts.config, own_paths(facts.config), desired_config.handlers, desired_config.labels)
     services = nydus.install_actions(settings, facts.nydus) if facts.nydus else ()
     plan = transaction.install(
         facts,

@@ -10,6 +10,7 @@ from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.runtime import removal, transaction
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import gather_facts_for_revert as gather_facts
+from kata_node.runtime.file_actions import RemoveReserves
 from kata_node.runtime.model.config import FileChange
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
@@ -34,7 +35,11 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     services = nydus.revert_actions(settings, facts.nydus) if facts.nydus else ()
     notes += [*copy_notes, *(nydus.notes(settings, facts.nydus) if facts.nydus else ())]
     if cri is None:
-        return Plan(_summary(facts), services, notes=tuple(notes))
+        return Plan(
+            _summary(facts),
+            (*((RemoveReserves(facts.reserves),) if facts.reserves else ()), *services),
+            notes=tuple(notes),
+        )
     if not transaction.is_broken(cri, facts):
         removal.refuse_worse_config(facts, changes)
     check = CheckConfig(facts.config, (), (), {}, before=_contents_before(facts, changes))

@@ -17,6 +17,7 @@ from kata_node.runtime import compatibility, foreign_copies, removal
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.model.config import HandlerCopy, own_paths
+from kata_node.runtime.planned_changes import check_repeatable
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import Settings
 from kata_node.settings.unsupported import unsupported
@@ -188,7 +189,13 @@ def _config(
     )
     if problems:
         yield Finding("config", "fail", "; ".join(problems), "correct the named files and settings")
-    elif runtime.config_path in contents:
+        return
+    try:
+        check_repeatable(settings, runtime, receipt)
+    except KataNodeError as error:
+        yield _failed_finding("config", error, permanent=True)
+        return
+    if runtime.config_path in contents:
         yield Finding("config", "pass", f"{runtime.config_path} is valid with the entry of kata-node")
     else:
         yield Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kata_node.errors import CriError, HostError
-from kata_node.host import kernel
+from kata_node.host import kernel, reserve
 from kata_node.host.files import FileState, missing_dirs
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
@@ -84,6 +84,8 @@ class RuntimeFacts:
     """The nydus-snapshotter of this installation; ``None`` for a runtime without snapshotters."""
     own_served: frozenset[str] = frozenset()
     """Handlers that the CRI serves with programs below the install dir. Only for a revert."""
+    reserves: tuple[str, ...] = ()
+    """Files that an interrupted run left a reserve of (see ``host.reserve``)."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(path, sha256 of the content that another installation last wrote there) -> its name."""
 
@@ -162,6 +164,8 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         *(receipt.cri.paths() if receipt.cri else ()),
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
+    changeable = {*own, *config.shared_paths(), *(receipt.cri.paths() if receipt.cri else ())}
+    reserves = {path: kept for path in sorted(changeable) if (kept := reserve.read(root, path))}
     served_now, cri_error = (
         (None, None)
         if options.offline
@@ -183,7 +187,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         distribution_runtime,
         config,
         existing,
-        _backups(context, receipt),
+        _backups(context, receipt, reserves.values()),
         tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, posixpath.dirname(path)))),
         dirs_of_other_installations(root, receipt.install_dir),
         unit.name if unit else "",
@@ -201,6 +205,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         ),
         gather_nydus_facts(context, distribution_runtime.units) if runtime.name == "containerd" else None,
         own_served,
+        tuple(reserves),
         {
             (file.path, file.after): other.instance
             for other in receipts.other_receipts(root, receipt.install_dir)
@@ -308,13 +313,15 @@ def _has_no_cri(error: CriError) -> bool:
     return isinstance(error, CriCallError) and error.reason is Reason.NO_CRI
 
 
-def _backups(context: StageContext, receipt: Receipt) -> dict[str, bytes]:
+def _backups(context: StageContext, receipt: Receipt, reserves: Iterable[FileState]) -> dict[str, bytes]:
+    """Return the content of the backups. A full disk may have kept only that of a reserve."""
     digests = {backup.sha256 for backup in receipt.cri.backups()} if receipt.cri else set()
+    kept = {hashlib.sha256(each.content).hexdigest(): each.content for each in reserves}
     found = {
         digest: context.clients.root.read(receipts.backup_path(receipt.install_dir, digest))
         for digest in digests
     }
-    return {
+    return {digest: content for digest, content in kept.items() if digest in digests} | {
         digest: content
         for digest, content in found.items()
         if content is not None and hashlib.sha256(content).hexdigest() == digest

@@ -6,13 +6,20 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kata_node.errors import HostError, IneligibleNodeError
+from kata_node.host.files import FileState
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.file_records import file_records, is_backup_available, recorded_digests, sha256
+from kata_node.runtime.file_records import (
+    file_records,
+    has_installation,
+    is_backup_available,
+    recorded_digests,
+    sha256,
+)
 from kata_node.runtime.model.config import (
     FileChange,
     StartProblem,
@@ -30,8 +37,8 @@ def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileCha
 
     Shared files come first, because they import the drop-ins.
     """
-    recorded = receipt.cri.paths() if receipt.cri else ()
-    paths = dict.fromkeys((*recorded, *_paths_with_entry(facts, receipt.install_dir)))
+    recorded = dict.fromkeys(receipt.cri.paths() if receipt.cri else ())
+    paths = recorded | dict.fromkeys(_paths_with_entry(facts, receipt, recorded))
     changes: list[FileChange] = []
     notes: list[str] = []
     for path in sorted(paths, key=is_drop_in):
@@ -138,7 +145,12 @@ def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:
             )
 
 
-def _paths_with_entry(facts: RuntimeFacts, install_dir: str) -> Iterator[str]:
+def _paths_with_entry(facts: RuntimeFacts, receipt: Receipt, recorded: Collection[str]) -> Iterator[str]:
+    """Yield the drop-ins, and the shared files with our entry that are not ``recorded``.
+
+    A recorded file is compared by its digest first, so that an unedited one need not be parsed.
+    """
+    install_dir = receipt.install_dir
     for location in facts.config.drop_in_locations():
         drop_in = facts.files.get(location.drop_in)
         if location.directory.startswith(f"{install_dir}/") or (
@@ -146,9 +158,21 @@ def _paths_with_entry(facts: RuntimeFacts, install_dir: str) -> Iterator[str]:
         ):
             yield from (path for path in location.paths if path in facts.files)
     for path in facts.config.shared_paths():
-        current = facts.files.get(path)
-        if current and facts.config.without_entry(path, current.content) != current.content:
+        current = None if path in recorded else facts.files.get(path)
+        if (
+            current
+            and not _is_foreign_import(current, facts, receipt)
+            and facts.config.without_entry(path, current.content) != current.content
+        ):
             yield path
+
+
+def _is_foreign_import(current: FileState, facts: RuntimeFacts, receipt: Receipt) -> bool:
+    """Return whether the entry in a shared file can only be an import that was there before.
+
+    The receipt is there and has no record of the runtime's files, and nothing shows that one was lost.
+    """
+    return receipt.artifacts is not None and receipt.cri is None and not has_installation(facts, current)
 
 
 def _removal_change(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes | None, str]:

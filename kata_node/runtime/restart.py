@@ -14,7 +14,7 @@ from kata_node.errors import CriError, HostError, SystemdError
 from kata_node.host import go_glob, kernel
 from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
-from kata_node.plan.actions import Clients
+from kata_node.plan.actions import Action, Clients, continued_on_a_full_disk
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.model.config import CriConfig, StartProblem
 from kata_node.runtime.model.programs import programs, uses
@@ -139,6 +139,10 @@ class RestartRuntime:
     A runtime that loads changes by itself is asked what it serves."""
     invocation_before: str = ""
     """The invocation that ran before the first file was written."""
+    record_is_optional: bool = False
+    """Whether the restart needs no ``receipt_before_restart`` on a full disk, as a revert does not."""
+    cleanup: tuple[Action, ...] = ()
+    """Actions between the proof and ``receipt_after_proof``, which no longer tells that they are due."""
     may_be_down: bool = False
     """Whether a stopped unit stays stopped. It has nothing loaded."""
     check_before_restart: CheckConfig | None = None
@@ -170,28 +174,40 @@ class RestartRuntime:
             if not self.may_fail:
                 raise
             log.warning("%s was broken before this run and still is: %s", self.unit, error.what)
-            _save_receipt(clients, self.receipt_after_proof, "")
+            self._record_proof(clients, "")
 
     def _restart_and_prove(self, clients: Clients) -> None:
         deadline = time.monotonic() + self.timeout
         before = self._unit(clients)
         if self.may_be_down and before.active_state == "inactive":
-            if self.receipt_after_proof is not None:
-                receipts.save(clients.root, self.receipt_after_proof)
+            self._record_proof(clients, None)
             return
         proof, previous_invocation = self, ""
         if self._is_restart_due(clients, before):
             self._refuse_broken_config(clients)
-            _save_receipt(clients, self.receipt_before_restart, before.invocation_id)
+            with continued_on_a_full_disk(self.record_is_optional):
+                _save_receipt(clients, self.receipt_before_restart, before.invocation_id)
             if invocation := self._reload(clients, before, deadline):
-                _save_receipt(clients, self.receipt_after_proof, invocation)
+                self._record_proof(clients, invocation)
                 return
             clients.systemd().restart(self.unit, self.timeout)
             previous_invocation = before.invocation_id
         elif self.restart == "if-read":
             proof = dataclasses.replace(self, expected_handlers=(), removed_handlers=())
         after = proof._wait_for_proof(clients, deadline, PATIENCE, previous_invocation=previous_invocation)
-        _save_receipt(clients, self.receipt_after_proof, after)
+        self._record_proof(clients, after)
+
+    def _record_proof(self, clients: Clients, invocation: str | None) -> None:
+        """Save the receipt after the proof with ``invocation``; with ``None``, without it and the boot id."""
+        for action in self.cleanup:
+            action.apply(clients)
+        if self.receipt_after_proof is None:
+            return
+        if invocation is None:
+            receipts.save(clients.root, self.receipt_after_proof)
+        else:
+            _save_receipt(clients, self.receipt_after_proof, invocation)
+        receipts.remove_old_backups(clients.root, self.receipt_after_proof)
 
     @property
     def _verb(self) -> str:
