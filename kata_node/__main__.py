@@ -20,12 +20,18 @@ def main() -> None:
         from kata_node.daemon.daemon import block_signals
 
         block_signals()
+    else:
+        from kata_node.signals import handle_signals
+
+        handle_signals()
     try:
         from kata_node.cli.commands import run
 
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # it came before the command line handled signals
-        sys.exit("error: interrupted")
+    except KeyboardInterrupt as error:  # it came before the command line could report it
+        from kata_node.signals import stopped_error
+
+        sys.exit(f"error: {stopped_error(error)}")
     sys.exit(code)
 
 

@@ -72,8 +72,15 @@ class HostError(KataNodeError):
     """The node's operating system refused an operation: a full disk, no permission, a missing directory."""
 
 
+class UnusableFileError(HostError):
+    """A file of the node has content that kata-node cannot use. A retry helps only when it is corrected."""
+
+    exit_code = 3
+
+
 class UnusablePathError(HostError):
-    """A file is in the place of a directory, or the reverse, or symlinks lead back to themselves."""
+    """A file is in the place of a directory, or the reverse, symlinks lead back to themselves, or no file can
+    have the path."""
 
     exit_code = 3
 
@@ -93,7 +100,9 @@ class UnusablePayloadError(PayloadError):
 
 
 class ReceiptError(KataNodeError):
-    """The receipt of an installation cannot be read, or has a newer schema."""
+    """The receipt of an installation cannot be used, or has a newer schema. A retry does not help."""
+
+    exit_code = 3
 
 
 class UntrustedReceiptError(ReceiptError):

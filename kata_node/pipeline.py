@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from kata_node import __version__
+from kata_node import __version__, signals
 from kata_node.cluster.labelling import WaitForNode
 from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, RolledBackError
 from kata_node.host import lock
@@ -73,10 +73,11 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
     """
     done: list[StageReport] = []
     predicted_receipt: Receipt | None = None
-    with _StageLock(run) as stage_lock:
+    with contextlib.nullcontext() if run.dry_run else signals.changing(), _StageLock(run) as stage_lock:
         for stage in stages:
             started = time.monotonic()
             try:
+                signals.check()
                 _check_machine_id(stage, run)
                 if run.dry_run:
                     report, predicted_receipt = _dry_run(stage, run, predicted_receipt)
@@ -122,7 +123,8 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
         stage_lock.acquire_for_stage(stage.NAME)
         if stage.NAME not in READ_ONLY_STAGES:
             receipts.remove_leftovers(run.clients.root, run.settings.install_dir)
-        return _plan(stage, run, _load_receipt(stage, run), since)
+        with signals.interruptible():
+            return _plan(stage, run, _load_receipt(stage, run), since)
 
     def prove() -> Plan:
         found = _plan(stage, run, _load_receipt(stage, run), since)
@@ -134,7 +136,10 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
             )
         return found
 
-    plan = plan_when_unblocked(plan_now, stage_lock.release, run.options)
+    plan = plan_when_unblocked(
+        lambda: _plan_beside_other_runs(plan_now, run), stage_lock.release, run.options
+    )
+    signals.check()
     next_plan = _apply_plan(plan, run.clients, prove) if plan.actions else plan
     tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
     observed = replace(plan, summary=next_plan.summary) if plan.is_forecast else plan
@@ -145,8 +150,11 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
 
 
 def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple[StageReport, Receipt]:
+    since = time.monotonic()
+    plan = _plan_beside_other_runs(
+        lambda: _plan(stage, run, predicted_receipt or _load_receipt(stage, run), since), run
+    )
     receipt = predicted_receipt or _load_receipt(stage, run)
-    plan = _plan(stage, run, receipt, time.monotonic())
     for action in plan.actions:
         if isinstance(action, WriteReceipt):
             receipt = action.receipt
@@ -170,6 +178,22 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
 def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
     facts = stage.gather_facts(StageContext(run.settings, receipt, run.clients, run.options, since))
     return stage.plan(run.settings, facts, receipt)
+
+
+def _plan_beside_other_runs(plan: Callable[[], Plan], run: Run) -> Plan:
+    """Return the plan. If a check fails while another run holds the node's lock, plan again after that run.
+
+    A stage with checks takes no lock, so it can see the runtime in the middle of a restart. This function
+    waits at most for the lock timeout. A check whose failure is permanent does not wait.
+    """
+    root, deadline = run.clients.root, time.monotonic() + run.lock_timeout
+    while True:
+        held_before = lock.is_held(root)
+        found = plan()
+        if not any(check.status == "fail" and not check.permanent for check in found.checks):
+            return found
+        if not (held_before or lock.is_held(root)) or not lock.wait_until_free(root, deadline):
+            return found
 
 
 def _load_receipt(stage: Stage, run: Run) -> Receipt:
@@ -200,7 +224,9 @@ def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan
         cause = as_kata_node_error(error, "")
         place = f"{cause.where}: " if cause.where else ""
         log.error("%s%s; rolling back", place, cause.what)
-        if failures := _roll_back(plan.rollback, clients):
+        with signals.held():
+            failures = _roll_back(plan.rollback, clients)
+        if failures:
             raise KataNodeError(
                 f"{cause.what}; the rollback failed too: " + "; ".join(failures),
                 where=cause.where,
@@ -272,7 +298,7 @@ def as_kata_node_error(error: BaseException, where: str) -> KataNodeError:
     if isinstance(error, KataNodeError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return KataNodeError("interrupted", hint="run the same command again")
+        return signals.stopped_error(error)
     if isinstance(error, OSError):
         return host_error(str(error.filename or where), error)
     return KataNodeError(
@@ -331,7 +357,8 @@ def plan_when_unblocked(plan: Callable[[], Plan], release_lock: Callable[[], Non
             last_logged, last_logged_at = found.blocking_pods, now
             log.info("%s; waiting at most %.0f s", last_logged, deadline - now)
         release_lock()
-        time.sleep(min(POLL, deadline - now))
+        with signals.interruptible():
+            time.sleep(min(POLL, deadline - now))
         found = _replan(plan, found)
     return found
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 
 from kata_node.errors import KataNodeError, SettingsError
+from kata_node.toml.parse import parse
 
 RUNTIMES = ("containerd", "cri-o")
 RUNTIME_EXAMPLE = "containerd://2.1.9"
@@ -111,7 +111,7 @@ def version_from_files(dpkg_status: bytes | None, main_config: bytes | None) -> 
         match = _VERSION.fullmatch(installed[0])
         return parse_version(installed[0]) if match and len(installed) == 1 else None
     try:
-        schema = tomllib.loads((main_config or b"").decode()).get("version")
+        schema = parse((main_config or b"").decode()).get("version")
     except ValueError:  # invalid TOML or not UTF-8; the code that edits the file reports it
         return None
     oldest = FIRST_WITH_SCHEMA.get(schema) if isinstance(schema, int) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 import sys
 from collections.abc import Generator, Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kata_node import signals
 from kata_node.checks import facts
 from kata_node.host.files import Root
 
@@ -29,6 +31,18 @@ WATCHED = frozenset((*COMMANDS, *LOOKUPS, *SENDS))
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the grace period to 0, because a fake runtime that is down does not come back by itself."""
     monkeypatch.setattr(facts, "RESTART_GRACE_PERIOD", 0)
+
+
+@pytest.fixture
+def handled_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Handle signals in this process as kata-node does, and forget the received ones after the test."""
+    for name in ("_remembered", "_has_raised", "_section"):
+        monkeypatch.setattr(signals, name, getattr(signals, name))
+    before = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
+    signals.handle_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass

@@ -32,7 +32,8 @@ ORDER = (
     ("kata",),
     ("plan",),
     ("settings", "host", "kube"),
-    ("toml", "versions", "assets", "text", "log", "bounded_read"),
+    ("versions",),
+    ("toml", "assets", "text", "log", "bounded_read", "signals"),
     ("errors",),
 )
 LEVEL = {folder: level for level, row in enumerate(ORDER) for folder in row}
@@ -54,7 +55,7 @@ MAX_LINES = 400
 RESERVED = {
     "stages": ("kata_node.cli.commands",),
     "typer": ("kata_node.cli.*",),
-    "yaml": ("kata_node.settings.values",),
+    "yaml": ("kata_node.settings.yaml_parse",),
     "psutil": ("kata_node.checks.hardware",),
     "lightkube": ("kata_node.kube.*",),
     "httpx2": ("kata_node.kube.*", "kata_node.dispatcher.api"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from kata_node import __version__
+from kata_node import __version__, signals
 from kata_node import log as logs
 from kata_node.cli.context import open_tools, options_of, settings_of
 from kata_node.cli.options import (
@@ -135,8 +135,8 @@ def command(
             check_usage(context, common)
             try:
                 return function(common, **values)
-            except KeyboardInterrupt:
-                raise KataNodeError("interrupted", hint="run the same command again") from None
+            except KeyboardInterrupt as error:
+                raise signals.stopped_error(error) from None
 
         call.__doc__ = function.__doc__
         parameters = [*own, *shared, context]
@@ -306,7 +306,8 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
         reports = pipeline.run(modules, run)
     failed = next((done for done in reports if done.error), None)
     if common.output is Output.JSON:
-        print_json_result(report.to_json(reports))
+        with signals.held():  # half a document would be of no use
+            print_json_result(report.to_json(reports))
         if failed and failed.error:
             print_error(f"error: {failed.stage}: {failed.error}")
     if failed:

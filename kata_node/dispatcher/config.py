@@ -59,7 +59,13 @@ from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX, NODE_KEY, Action
 from kata_node.dispatcher.template import Template, Templates
 from kata_node.errors import SettingsError
 from kata_node.settings.config_file import read_config_file
-from kata_node.settings.values import ValuesReader, describe_value, parse_yaml
+from kata_node.settings.values import (
+    ValuesReader,
+    describe_value,
+    first_json_problem,
+    join_problems,
+    parse_yaml,
+)
 
 __all__ = ["Config", "DeselectedNodesConfig", "IntOrPercent", "load"]
 
@@ -163,8 +169,7 @@ def load(path: Path, digest: str = "") -> Config:
     with ValuesReader(data, "", problems) as values:
         config = _read(values)
     if problems:
-        what = problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems])
-        raise SettingsError(what, where=str(path), hint=hint)
+        raise SettingsError(join_problems(problems), where=str(path), hint=hint)
     return config
 
 
@@ -289,6 +294,10 @@ def _template(values: ValuesReader) -> Template | None:
     if not isinstance(data, dict):
         values.add_problem("template", f"expected a complete Job, got {describe_value(data)}")
         return None
+    if problem := first_json_problem(data):
+        key, what = problem
+        values.add_problem(f"template{key}", what)
+        return None
     template = Template(data)
     for key, what in template.problems():
         values.add_problem(f"template.{key}" if key else "template", what)
@@ -323,7 +332,7 @@ def _int_or_percent(values: ValuesReader, key: str, *, least: int) -> IntOrPerce
         percent = int(match[1])
         if least <= percent <= 100:
             return IntOrPercent(percent, percent=True)
-    elif isinstance(value, int) and not isinstance(value, bool) and value >= least:
+    elif isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
         return IntOrPercent(value)
     values.add_problem(
         key,

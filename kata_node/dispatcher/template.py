@@ -117,6 +117,7 @@ class Template:
         if not pod:
             yield "spec.template.spec", "is missing"
             return
+        yield from _metadata_problems(manifest)
         for key in ("completions", "parallelism"):
             if spec.get(key, 1) != 1:
                 yield f"spec.{key}", "must be 1; a node gets one Pod"
@@ -191,6 +192,19 @@ def owner_reference(owner: Owner) -> dict[str, object]:
         "controller": False,
         "blockOwnerDeletion": False,
     }
+
+
+def _metadata_problems(manifest: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the key and the problem of metadata to which the dispatcher cannot add its own."""
+    for keys in (("metadata",), ("spec", "template", "metadata")):
+        name = ".".join(keys)
+        metadata = _submapping(manifest, *keys[:-1]).get(keys[-1], {})
+        if not isinstance(metadata, dict):
+            yield name, "is not a mapping"
+            continue
+        for key in ("labels", "annotations"):
+            if not isinstance(metadata.get(key) or {}, dict):
+                yield f"{name}.{key}", "is not a mapping"
 
 
 def _submapping(value: Mapping[Any, Any], *keys: str) -> Mapping[Any, Any]:

@@ -241,6 +241,6 @@ def _parse_config_tables(answer: Message) -> dict[str, dict[str, Any]]:
     config = next((entry.text(2) for entry in answer.messages(2) if entry.text(1) == "config"), "")
     try:
         runtimes = json.loads(config)["containerd"]["runtimes"]
-    except (ValueError, LookupError, TypeError):  # another runtime, or a version with another structure
+    except (ValueError, LookupError, TypeError, RecursionError):  # another runtime or structure
         return {}
     return runtimes if isinstance(runtimes, dict) else {}

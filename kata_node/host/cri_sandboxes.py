@@ -56,5 +56,5 @@ def handler(answer: Message) -> str:
     info = next((entry.text(2) for entry in answer.messages(2) if entry.text(1) == "info"), "")
     try:
         return str(json.loads(info)["runtimeSpec"]["annotations"][_ANNOTATION])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise DecodeError(f"the annotation {_ANNOTATION} is missing") from None

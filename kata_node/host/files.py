@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_node.bounded_read import read_bounded, require_plain_file
-from kata_node.errors import HostError
+from kata_node.errors import HostError, UnusablePathError
 from kata_node.host import go_glob
 from kata_node.host.atomic_replace import (
     extended_attributes,
@@ -45,6 +45,20 @@ class FileState:
     mode: int
     uid: int
     gid: int
+
+
+def _check_characters(path: str) -> None:
+    """Raise :class:`UnusablePathError` for a path that no file can have, for example from a receipt."""
+    try:
+        is_valid = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_valid = False
+    if not is_valid:
+        raise UnusablePathError(
+            "no file can have this path, because of its characters",
+            where=repr(path),
+            hint="correct the file or the setting that names this path",
+        )
 
 
 class Root:
@@ -78,12 +92,7 @@ class Root:
     def _resolve(self, path: str, *, follow_last: bool = True, visited: list[str] | None = None) -> Path:
         if not path.startswith("/"):
             raise ValueError(f"a host path must be absolute: {path!r}")
-        if not _is_possible(path):
-            raise HostError(
-                "this path contains a character that no file name can have",
-                where=repr(path),
-                hint="correct the path in the file that names it",
-            )
+        _check_characters(path)
         pending_parts = _parts(path)[::-1]
         resolved_parts: list[str] = []
         links = 0
@@ -340,14 +349,6 @@ def _stat(real: Path) -> os.stat_result | None:
         return os.lstat(real)
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _is_possible(path: str) -> bool:
-    """Return whether a file can have this path: no NUL, and nothing that UTF-8 cannot encode."""
-    try:
-        return b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
 
 
 def _require_replaceable(real: Path) -> None:

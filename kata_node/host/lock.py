@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from kata_node import signals
 from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.host.files import Root, host_error
 from kata_node.host.host_errors import host_errors
@@ -61,6 +62,40 @@ def hold(root: Root, stage: str, timeout: float) -> Iterator[None]:
         _release(root, fd, made_run)
 
 
+def is_held(root: Root) -> bool:
+    """Return whether a run holds the lock; ``False`` if the lock file cannot be read."""
+    return _current_holder(root) is not None
+
+
+def wait_until_free(root: Root, deadline: float) -> bool:
+    """Wait while a run holds the lock. Return ``False`` if one still holds it at ``deadline``.
+
+    ``deadline`` is a value of :func:`time.monotonic`.
+    """
+    next_log = 0.0
+    while (holder := _current_holder(root)) is not None:
+        now = time.monotonic()
+        if now >= deadline:
+            return False
+        next_log = _log_wait(holder, now, next_log)
+        with signals.interruptible():
+            time.sleep(min(POLL, deadline - now))
+    return True
+
+
+def _current_holder(root: Root) -> dict[str, Any] | None:
+    """Return the content of the lock file while a run holds the lock, else ``None``."""
+    with contextlib.ExitStack() as cleanup, contextlib.suppress(OSError, HostError):
+        fd = os.open(root.resolve(LOCK_PATH), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        cleanup.callback(os.close, fd)
+        try:
+            # A shared lock excludes only a run. A killed run leaves the file, but not the lock.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read_holder(fd)
+    return None
+
+
 def _acquire(root: Root, timeout: float) -> tuple[int, bool]:
     """Return the locked file, and whether this run or an earlier holder created ``/run`` for it."""
     deadline = time.monotonic() + timeout
@@ -86,10 +121,17 @@ def _acquire(root: Root, timeout: float) -> tuple[int, bool]:
                 where=LOCK_PATH,
                 hint="wait until that run finishes, or raise --lock-timeout; a killed run releases the lock",
             )
-        if now >= next_log:
-            log.info("waiting for the lock held by %s", _holder_name(holder))
-            next_log = now + LOG_INTERVAL
-        time.sleep(min(POLL, deadline - now))
+        next_log = _log_wait(holder, now, next_log)
+        with signals.interruptible():
+            time.sleep(min(POLL, deadline - now))
+
+
+def _log_wait(holder: dict[str, Any], now: float, next_log: float) -> float:
+    """Log that this run waits, unless ``next_log`` is in the future; return the time of the next line."""
+    if now < next_log:
+        return next_log
+    log.info("waiting for the lock held by %s", _holder_name(holder))
+    return now + LOG_INTERVAL
 
 
 def _open_lock_file(root: Root) -> tuple[int, bool]:
@@ -224,7 +266,7 @@ def _read_holder(fd: int) -> dict[str, Any]:
     """Return the content of the lock file; empty while the holder writes it."""
     try:
         data = json.loads(os.pread(fd, 4096, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

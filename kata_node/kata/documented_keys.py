@@ -113,11 +113,11 @@ def documented_keys(text: str) -> Mapping[str, Any]:
     Comments that are not ``key = value`` in TOML are prose. An invalid file documents nothing: reading it as
     a base configuration reports the error.
     """
-    import tomllib
+    from kata_node.toml.parse import parse
 
     try:
-        base = tomllib.loads(text)
-    except (ValueError, RecursionError):
+        base = parse(text)
+    except ValueError:
         return {}
     examples: dict[str, Any] = {}
     for path, is_list, settings in _commented_settings(text):
@@ -156,7 +156,7 @@ def _parse_commented(match: re.Match[str], following: Sequence[str]) -> dict[str
 
     ``following`` are the lines behind it, which an array can continue in.
     """
-    import tomllib
+    from kata_node.toml.parse import parse
 
     setting = match["setting"]
     for line in ("", *(following if match["value"].startswith("[") else ())):
@@ -164,7 +164,7 @@ def _parse_commented(match: re.Match[str], following: Sequence[str]) -> dict[str
             break
         setting += "\n" + _COMMENT.sub("", line) if line else ""
         try:
-            return tomllib.loads(setting)
-        except (ValueError, RecursionError):
+            return parse(setting)
+        except ValueError:
             continue
     return {}

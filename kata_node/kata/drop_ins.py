@@ -116,8 +116,10 @@ def parse(content: str, where: str) -> dict[str, Any]:
     """Return a parsed configuration of the payload. Raises :class:`PayloadError` if it is not valid TOML."""
     import tomllib
 
+    from kata_node.toml import parse as toml
+
     try:
-        return tomllib.loads(content)
+        return toml.parse(content)
     except tomllib.TOMLDecodeError as error:
         raise PayloadError(
             f"this Kata configuration is not valid TOML: {error}", where=where, hint=PULL_IMAGE_HINT
@@ -191,14 +193,14 @@ def drop_in_warnings(
     annotation. ``paths`` are the paths of all files of the installation, relative to the install dir. For
     ``base`` and ``texts`` see :func:`drop_ins`. Keys are checked only if ``base`` is given.
     """
-    import tomllib
+    from kata_node.toml import parse as toml
 
     if base is not None:
         setting = f"shims.{handler.shim.name}.allowedHypervisorAnnotations"
         yield from pattern_problems(setting, handler_overrides(handler, settings).annotations, base)
     if not handler.drop_in.strip():
         return
-    drop_in = tomllib.loads(handler.drop_in)
+    drop_in = toml.parse(handler.drop_in)
     if base is not None:
         for problem in find_problems(drop_in, handler.shim, base, texts):
             yield f"{handler.key}.dropIn: {problem.sentence}"
@@ -284,6 +286,8 @@ def _check(handler: Handler, base: Table, rendered: dict[str, bytes], texts: Seq
     """Raise an error if Kata could not start a pod with the configuration. See :func:`drop_ins`."""
     import tomllib
 
+    from kata_node.toml import parse as toml
+
     generated = merge(base, {name: content for name, content in rendered.items() if name != USER_DROP_IN})
     if _has_image_and_initrd(handler.shim, generated):
         raise PayloadError(
@@ -295,7 +299,7 @@ def _check(handler: Handler, base: Table, rendered: dict[str, bytes], texts: Seq
         return
     key, hint = f"{handler.key}.dropIn", "correct the drop-in; nothing was changed on this node"
     try:
-        user_drop_in = tomllib.loads(handler.drop_in)
+        user_drop_in = toml.parse(handler.drop_in)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"the drop-in is not valid TOML: {error}", where=key, hint=hint) from error
     problems = find_problems(user_drop_in, handler.shim, generated, texts)

@@ -18,11 +18,11 @@ def merge(base: Table, drop_ins: Mapping[str, bytes]) -> dict[str, Any]:
 
     Raises :class:`tomllib.TOMLDecodeError` if a drop-in is not valid TOML. Kata does not start a pod then.
     """
-    import tomllib
+    from kata_node.toml.parse import parse
 
     merged: dict[str, Any] = dict(base)
     for name in sorted(drop_ins):
-        merged = overlay(merged, tomllib.loads(drop_ins[name].decode()))
+        merged = overlay(merged, parse(drop_ins[name].decode()))
     return merged
 
 

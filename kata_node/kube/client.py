@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kata_node import signals
 from kata_node.errors import KubeError, UsageError
 from kata_node.kube.credentials import open_client
 from kata_node.kube.failures import (
@@ -53,7 +54,7 @@ __all__ = [
     "NodeFacts",
 ]
 
-EVENT_TIMEOUT = 5.0
+EVENT_TIMEOUT, EVENT_TIMEOUT_WHEN_STOPPING = 5.0, 0.5
 """Seconds to wait until an Event is recorded."""
 
 POLL_INTERVAL = 1.0
@@ -140,7 +141,8 @@ class KubeClient:
                 where="NODE_NAME",
                 hint="set NODE_NAME to metadata.name of the Node; in a pod, take it from spec.nodeName",
             )
-        return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
+        with signals.interruptible():
+            return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
 
     def patch_labels(
         self, name: str, changes: Mapping[str, str | None], resource_version: str, deadline: float
@@ -193,7 +195,7 @@ class KubeClient:
         event_object = _event_resource().from_dict(dict(event))
         try:
             within(
-                EVENT_TIMEOUT,
+                EVENT_TIMEOUT_WHEN_STOPPING if signals.is_stopping() else EVENT_TIMEOUT,
                 lambda: self._client.create(event_object, namespace=event["metadata"]["namespace"]),
             )
         except Exception as error:

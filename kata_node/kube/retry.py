@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from kata_node import signals
 from kata_node.errors import KataNodeError
 from kata_node.kube.failures import RequestFailure, classify_error
 
@@ -41,7 +42,7 @@ class Clock:
     """Time for retries: a monotonic clock and a sleep, both in seconds, and a random number in [0, 1)."""
 
     now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = signals.sleep
     jitter: Callable[[], float] = _random
 
 

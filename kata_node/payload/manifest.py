@@ -32,6 +32,7 @@ __all__ = [
 
 SCHEMA = 1
 _VIRTIO_FS_PREFIX = "virtio-fs"
+_MTIMES = range(-(2**31), 2**31 + 2**33)  # what ext4 stores, in seconds since 1970
 """Kata uses the ``virtio_fs_daemon`` if the value of ``shared_fs`` starts with this."""
 
 
@@ -121,12 +122,12 @@ def from_json(raw: bytes, where: str) -> Manifest:
         if schema == SCHEMA:
             return msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise PayloadError(
+        raise UnusablePayloadError(
             f"the payload's manifest is damaged: {error}",
             where=where,
             hint=f"run {index_command} when you build the image, or pull the image again",
         ) from error
-    raise PayloadError(
+    raise UnusablePayloadError(
         f"the payload's manifest has schema {schema}, but this kata-node reads schema {SCHEMA}",
         where=where,
         hint=f"use the payload and the kata-node of one image, or run {index_command}",
@@ -148,7 +149,7 @@ def parse_shim_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[s
     try:
         read = msgspec.json.decode(raw, type=_ShimComponents)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise PayloadError(
+        raise UnusablePayloadError(
             f"the map of shims to components is damaged: {error}", where=where, hint=PULL_IMAGE_HINT
         ) from error
     shims = {
@@ -262,10 +263,12 @@ def _payload_paths_in(config: Entry) -> Iterator[str]:
     """Yield the payload paths that a Kata configuration names, relative to the install dir."""
     import tomllib
 
+    from kata_node.toml.parse import parse
+
     try:
-        data = tomllib.loads(config.content)
+        data = parse(config.content)
     except tomllib.TOMLDecodeError as error:
-        raise PayloadError(
+        raise UnusablePayloadError(
             f"the Kata configuration is not valid TOML: {error}", where=config.path, hint=PULL_IMAGE_HINT
         ) from error
     for value in _strings(data):
@@ -300,6 +303,8 @@ def _normalize(entry: Entry) -> Entry:
         raise untrusted_payload(
             entry.path, f"the mode {entry.mode:o} of this file has bits other than permission bits"
         )
+    if entry.mtime not in _MTIMES:
+        raise untrusted_payload(entry.path, f"no file can have the time {entry.mtime} of this file")
     if not 0 <= entry.size <= MAX_FILE_SIZE:
         raise untrusted_payload(
             entry.path, f"the size {entry.size} of this file is negative or more than {MAX_FILE_SIZE} bytes"

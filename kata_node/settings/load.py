@@ -28,7 +28,7 @@ from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, DISTRIBUTIONS, Settings
 from kata_node.settings.runtime import read_containerd, read_snapshotter, read_user_drop_in
 from kata_node.settings.selection import read_custom_runtimes, select
-from kata_node.settings.values import ValuesReader, describe_value, read_yaml
+from kata_node.settings.values import ValuesReader, describe_value, join_problems, path_problem, read_yaml
 
 OVERRIDE_KEYS = ("installation_prefix", "k8s_distribution", "multi_install_suffix", "debug", "shims")
 """The settings that options and ``KATA_NODE_`` variables can override. All values are strings."""
@@ -123,7 +123,7 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str, digest: s
         settings = _read(values, overrides, arch)
     if problems:
         raise SettingsError(
-            problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems]),
+            join_problems(problems),
             where=path or "settings",
             hint="correct the settings, then run again; nothing was changed on this node",
         )
@@ -191,6 +191,9 @@ def _prefix(values: ValuesReader, key: str, prefix: str) -> str:
             key,
             f"{describe_value(prefix)} is not an absolute path of letters, digits and . _ - + @ = without ..",
         )
+        return ""
+    if problem := path_problem(prefix):
+        values.add_problem(key, f"{describe_value(prefix)} {problem}")
         return ""
     return posixpath.normpath(f"/{prefix.strip('/')}").rstrip("/")
 

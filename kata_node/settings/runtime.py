@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata_node.settings.selection import read_toml
-from kata_node.settings.values import ValuesReader, describe_value, did_you_mean
+from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, path_problem
 
 SETUP_SNAPSHOTTERS = ("nydus", "erofs")
 """The snapshotters that ``snapshotter.setup`` can list. Shims can use others that the node already has."""
@@ -71,9 +71,9 @@ def read_user_drop_in(values: ValuesReader) -> str:
     problems_before = len(values.problems)
     text = read_toml(values, "userDropIn")
     if text.strip() and len(values.problems) == problems_before:
-        import tomllib
+        from kata_node.toml.parse import parse
 
-        for problem in _type_problems(tomllib.loads(text), _CONFIG_SHAPE, ""):
+        for problem in _type_problems(parse(text), _CONFIG_SHAPE, ""):
             values.add_problem("userDropIn", f"{problem}; containerd does not start with that")
     return text
 
@@ -116,6 +116,8 @@ def _read_config_dir(containerd: ValuesReader) -> str:
     path = containerd.text("configDir")
     if path and not path.startswith("/"):
         containerd.add_problem("configDir", f"{describe_value(path)} is not an absolute path")
+    elif problem := path_problem(path):
+        containerd.add_problem("configDir", f"{describe_value(path)} {problem}")
     return posixpath.normpath(path) if path else ""
 
 
@@ -123,6 +125,8 @@ def _read_file_name(containerd: ValuesReader) -> str:
     name = containerd.text("configFileName")
     if "/" in name or name in (".", ".."):
         containerd.add_problem("configFileName", f"{describe_value(name)} is not a file name")
+    elif problem := path_problem(name):
+        containerd.add_problem("configFileName", f"{describe_value(name)} {problem}")
     return name
 
 
@@ -133,6 +137,8 @@ def _read_socket(containerd: ValuesReader) -> str:
         containerd.add_problem(
             "runtimeSocket", f"{describe_value(path)} is not the absolute path of a socket"
         )
+    elif problem := path_problem(path):
+        containerd.add_problem("runtimeSocket", f"{describe_value(path)} {problem}")
     return path
 
 

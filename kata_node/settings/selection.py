@@ -230,8 +230,10 @@ def read_toml(values: ValuesReader, key: str) -> str:
     if text.strip():
         import tomllib
 
+        from kata_node.toml.parse import parse
+
         try:
-            tomllib.loads(text)
+            parse(text)
         except tomllib.TOMLDecodeError as error:
             values.add_problem(key, f"is not valid TOML: {error}")
     return text

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from kata_node.errors import SettingsError
 from kata_node.settings.config_file import PROPAGATION_TIMEOUT, read_config_file
 
-if TYPE_CHECKING:
-    from yaml.nodes import Node
+MAX_PROBLEMS = 50
+"""The maximum number of problems that an error lists."""
+MAX_SHOWN, MAX_SHOWN_KEY = 40, 200
+"""The maximum number of characters of a value and of a key in a message."""
+MAX_PATH, MAX_NAME = 1024, 255
+"""The maximum bytes of a path, and of one name in it. The kernel allows 4095, with the names below it."""
+MAX_BITS = 64
+"""The maximum size of a number in a message. Python refuses to print a number with thousands of digits."""
 
 
 def read_yaml(
@@ -39,20 +47,14 @@ def read_yaml(
         raise SettingsError(
             f"line {line} is not UTF-8 text", where=path, hint="save the values file as UTF-8"
         ) from error
+    from kata_node.settings import yaml_parse
 
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     try:
-        node = loader.get_single_node()
-        _refuse_duplicates(node)
-        data = loader.construct_document(node) if node else {}
-    except (yaml.YAMLError, RecursionError) as error:
+        data = yaml_parse.parse(text, unique_keys=True)
+    except ValueError as error:
         raise SettingsError(
-            _yaml_problem(error), where=path, hint="correct the YAML; nothing was changed on this node"
+            str(error), where=path, hint="correct the YAML; nothing was changed on this node"
         ) from error
-    finally:
-        loader.dispose()
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -66,47 +68,18 @@ def read_yaml(
 
 def parse_yaml(text: str) -> object:
     """Return the single YAML document in ``text``. Raises :class:`ValueError` that names the line."""
-    import yaml
+    from kata_node.settings import yaml_parse
 
-    try:
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(_yaml_problem(error)) from error
+    return yaml_parse.parse(text)
 
 
-def _refuse_duplicates(node: Node | None) -> None:
-    """Raise :class:`yaml.MarkedYAMLError` if a mapping below ``node`` has a key twice.
-
-    A YAML parser keeps only the last one, and would silently drop the other settings. The nodes are checked
-    before they are constructed, because construction copies merged keys (``<<``) into the mappings.
-    """
-    import yaml
-
-    todo = [node] if node else []
-    done: set[int] = set()  # an alias is the same node, and can contain itself
-    while todo:
-        current = todo.pop()
-        if id(current) in done:
-            continue
-        done.add(id(current))
-        if isinstance(current, yaml.SequenceNode):
-            todo += current.value
-        elif isinstance(current, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in current.value:
-                todo += (key, value)
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in seen:
-                        problem = f"the key {key.value!r} occurs twice"
-                        raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-                    seen.add(key.value)
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{place}not valid YAML: {what}"
+def join_problems(problems: Sequence[str]) -> str:
+    """Return the problems as the text of one error."""
+    if len(problems) == 1:
+        return problems[0]
+    more = len(problems) - MAX_PROBLEMS
+    listed = [*problems[:MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+    return "\n  ".join([f"{len(problems)} problems", *listed])
 
 
 def describe_value(value: object) -> str:
@@ -117,15 +90,66 @@ def describe_value(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            shown = value if len(value) <= 40 else value[:37] + "..."
-            return f'the string "{shown if shown.isprintable() else shown.encode("unicode_escape").decode()}"'
+            return f'the string "{_printable(value)}"'
+        case int() if value.bit_length() > MAX_BITS:
+            return f"a number of more than {MAX_BITS} bits"
         case int() | float():
             return f"the number {value}"
+        case bytes():
+            return "binary data"
+        case date() | time():
+            return f"{value} (a {type(value).__name__})"
         case list():
             return "a list"
         case dict():
             return "a mapping"
-    return f"{value!s} (a {type(value).__name__})"
+    return f"a value of the type {type(value).__name__}"
+
+
+def first_json_problem(value: object) -> tuple[str, str] | None:
+    """Return the first value below ``value`` that JSON does not have, or ``None``.
+
+    The result is its key, as ``.spec.containers[0].name``, and a sentence. ``value`` is what
+    :func:`parse_yaml` returns, which is not deep.
+    """
+    items: Iterator[tuple[str, object]] = iter(())
+    match value:
+        case None | bool() | str():
+            return None
+        case int() if -(2**63) <= value < 2**63:
+            return None
+        case float() if math.isfinite(value):
+            return None
+        case dict():
+            for key in value:
+                if not isinstance(key, str):
+                    return "", f"expected a string as the key, got {describe_value(key)}; put it in quotes"
+            items = ((f".{_printable(key, MAX_SHOWN_KEY)}", item) for key, item in value.items())
+        case list():
+            items = ((f"[{index}]", item) for index, item in enumerate(value))
+        case _:
+            return "", f"expected a value that JSON has, got {describe_value(value)}; put it in quotes"
+    for place, item in items:
+        if problem := first_json_problem(item):
+            return place + problem[0], problem[1]
+    return None
+
+
+def path_problem(path: str) -> str:
+    """Return what keeps ``path`` from being a path on a node, as the end of a sentence; empty if nothing."""
+    if not path.isprintable():
+        return "has characters that cannot be printed"
+    if len(path.encode(errors="surrogateescape")) > MAX_PATH:
+        return f"is longer than {MAX_PATH} bytes"
+    if any(len(name.encode(errors="surrogateescape")) > MAX_NAME for name in path.split("/")):
+        return f"has a name of more than {MAX_NAME} bytes"
+    return ""
+
+
+def _printable(text: str, limit: int = MAX_SHOWN) -> str:
+    """Return ``text`` for a message: at most ``limit`` characters, and without control characters."""
+    shown = text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return shown if shown.isprintable() else shown.encode("unicode_escape").decode()
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -142,7 +166,8 @@ def closest_name(name: str, known: Collection[str]) -> str:
     """Return the one of ``known`` that ``name`` is probably a misspelling of; empty if none is close."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(name, known, n=1)), "")
+    # The search takes longer with every character.
+    return next(iter(difflib.get_close_matches(name[:MAX_SHOWN_KEY], known, n=1)), "")
 
 
 class ValuesReader:
@@ -168,18 +193,22 @@ class ValuesReader:
     ) -> None:
         if kind is not None:
             return
+        known = sorted(str(known) for known in self._known)
         for key in self._values:
             if key not in self._known:
-                known = sorted(str(known) for known in self._known)
+                is_huge = isinstance(key, int) and key.bit_length() > MAX_BITS
+                name = describe_value(key) if is_huge else str(key)
                 what = (
                     "is not a known key"
                     if isinstance(key, str)
                     else f"expected a string as the key, got {describe_value(key)}"
                 )
-                self.add_problem(str(key), what + did_you_mean(str(key), known))
+                is_listed = len(self.problems) < MAX_PROBLEMS
+                self.add_problem(name, what + (did_you_mean(name, known) if is_listed else ""))
 
     def path(self, key: str) -> str:
-        """Return the path of ``key`` from the top level of the file."""
+        """Return the path of ``key`` from the top level of the file, for messages."""
+        key = _printable(key, MAX_SHOWN_KEY)
         return f"{self._path}.{key}" if self._path else key
 
     def add_problem(self, key: str, what: str) -> None:
@@ -217,6 +246,9 @@ class ValuesReader:
     def text(self, key: str, default: str = "") -> str:
         """Return a string; ``default`` if ``key`` is not set."""
         value = self._take(key)
+        if isinstance(value, str) and "\0" in value:
+            self.add_problem(key, "has a NUL character, which no path and no configuration can have")
+            return default
         if value is None or isinstance(value, str):
             return default if value is None else value
         quote = "" if isinstance(value, (list, dict)) else "; put it in quotes"
@@ -244,6 +276,8 @@ class ValuesReader:
         for index, item in enumerate(value):
             if not isinstance(item, str):
                 self.add_problem(f"{key}[{index}]", f"expected a string, got {describe_value(item)}")
+            elif "\0" in item:
+                self.add_problem(f"{key}[{index}]", "has a NUL character")
         return tuple(item for item in value if isinstance(item, str))
 
     def unchecked_list(self, key: str) -> list[object]:
@@ -255,11 +289,11 @@ class ValuesReader:
         return []
 
     def number(self, key: str, default: int = 0, *, least: int = 0) -> int:
-        """Return an integer not less than ``least``; ``default`` if ``key`` is not set."""
+        """Return an integer from ``least`` to 2^31 - 1; ``default`` if ``key`` is not set."""
         value = self._take(key)
         if value is None:
             return default
-        if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
             return value
         self.add_problem(key, f"expected a whole number, {least} or more, got {describe_value(value)}")
         return default

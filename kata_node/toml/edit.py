@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kata_node.errors import HostError
+from kata_node.errors import HostError, UnusableFileError
+from kata_node.toml.parse import parse
 
 ADDED_LINE_COMMENT = "# added by kata-node"
 """The end of a line that :func:`add` wrote. :func:`remove` removes such a line with its last string."""
@@ -41,11 +42,11 @@ _REST_OF_LINE = re.compile(r"[ \t]*(\#[^\r\n]*)?(?=\r?\n)")
 _BREAK = re.compile(r"\r?\n|\Z")
 
 
-class DuplicateKeyError(HostError):
+class DuplicateKeyError(UnusableFileError):
     """A file has one key in two spellings; the runtime starts with it."""
 
 
-class BrokenTomlError(HostError):
+class BrokenTomlError(UnusableFileError):
     """A file is not valid TOML."""
 
 
@@ -57,7 +58,7 @@ def quote(text: str) -> str:
 @functools.lru_cache(maxsize=32)
 def _parse(content: bytes) -> Mapping[str, Any]:
     """Parse a TOML file. Cached, because one stage parses the same few contents dozens of times."""
-    return tomllib.loads(content.decode())
+    return parse(content.decode())
 
 
 def load(content: bytes, where: str) -> Mapping[str, Any]:
@@ -97,13 +98,13 @@ def get(table: Mapping[str, Any], name: str, where: str) -> Any:
 def string_array(table: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
     """Return the array of strings under the top-level key ``name``; empty when the key is missing.
 
-    Raises :class:`HostError` when the value is not an array of strings.
+    Raises :class:`UnusableFileError` when the value is not an array of strings.
     """
     value = get(table, name, where)
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise HostError(
+        raise UnusableFileError(
             f"{name} is not an array of strings", where=where, hint=f"make {name} an array of strings"
         )
     return tuple(value)
@@ -329,7 +330,7 @@ def _remove_elements(content: bytes, name: str, value: str, times: int) -> bytes
 
 
 def _parse_literal(literal: str) -> str:
-    return str(tomllib.loads(f"x = {literal}")["x"])
+    return str(parse(f"x = {literal}")["x"])
 
 
 def _span_to_cut(text: str, array: _Array, index: int, added_line: str) -> tuple[int, int]:

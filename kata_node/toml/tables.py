@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from kata_node.errors import HostError
 from kata_node.toml import cut
 from kata_node.toml.cut import KeyPath
 from kata_node.toml.edit import load, quote
+from kata_node.toml.parse import parse
 
 _ADDED_LINE_END = "(the line above had no end)"
 _BEGIN_LINE = re.compile(r"# >>> kata-node [^\s:]+: managed, changes down to <<< are lost(?=\r?\n)")
@@ -161,7 +161,7 @@ def table_paths(block: bytes) -> tuple[KeyPath, ...]:
             if isinstance(value, dict):
                 yield from walk(value, (*path, key))
 
-    return tuple(walk(tomllib.loads(block.decode()), ()))
+    return tuple(walk(parse(block.decode()), ()))
 
 
 def dotted_key(path: KeyPath) -> str:
@@ -196,7 +196,10 @@ class _Block:
         """The keys that were added to inline tables, parents first."""
         for line in self.inner.splitlines():
             if line.startswith(_INLINE_KEYS_COMMENT):
-                return tuple(tuple(path) for path in json.loads(line.removeprefix(_INLINE_KEYS_COMMENT)))
+                try:
+                    return tuple(tuple(path) for path in json.loads(line.removeprefix(_INLINE_KEYS_COMMENT)))
+                except (ValueError, TypeError, RecursionError):  # edited by hand; the check of the edit fails
+                    return ()
         return ()
 
 
@@ -300,9 +303,9 @@ def _insert_into_inline_tables(base: bytes, block: bytes, name: str) -> bytes:
                     table[key] = tomlkit.inline_table()
                     inline_keys.append(path[:length])
                 table = table[key]
-            table[path[-1]] = _value_at(tomllib.loads(block.decode()), path)
+            table[path[-1]] = _value_at(parse(block.decode()), path)
             inline_keys.append(path)
-    except (TOMLKitError, TypeError, ValueError):
+    except (TOMLKitError, TypeError, ValueError, RecursionError):
         return b""
     note = f"{_INLINE_KEYS_COMMENT}{json.dumps(inline_keys, ensure_ascii=False)}\n"
     return _insert_block(_encode(document.as_string()), None, note.encode(), name)
@@ -324,7 +327,7 @@ def _delete_keys(content: bytes, keys: Collection[KeyPath]) -> bytes:
         document = tomlkit.parse(_decode(content))
         _drop_keys(document, keys)
         return _encode(document.as_string())
-    except (TOMLKitError, TypeError, ValueError):
+    except (TOMLKitError, TypeError, ValueError, RecursionError):
         return content
 
 

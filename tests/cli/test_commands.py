@@ -8,6 +8,8 @@ import errno
 import io
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -279,6 +281,54 @@ def test_a_values_file_that_cannot_be_is_refused(
     assert cli_runner.files() == before
 
 
+@pytest.mark.commands
+@pytest.mark.parametrize("content", ["[" * 200_000, "a: {" * 50_000, "- " * 100_000], ids=["[", "{", "-"])
+def test_200_kb_of_brackets_end_with_an_error_and_not_with_a_crash(
+    cli_runner: CliRunner, tmp_path: Path, content: str
+) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(content)
+    where = ["--host-root", cli_runner.host, "--payload", cli_runner.payload, "--offline"]
+    command = [sys.executable, "-m", "kata_node", "install", *where, "--config", values]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{values}: line 1, column " in done.stderr
+    assert "nested more than 100 levels deep" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        (MAIN, b"a = " + b"[" * 200_000),
+        (MAIN, b"a." * 100_000 + b"a = 1"),
+        (MAIN, b"version = " + b"9" * 5000),
+        (MAIN, b'version = 3\nimports = ["/etc/\\u0000"]\n'),
+        (RECEIPT, b"[" * 200_000),
+        (RECEIPT, b'{"schema": 1, "cri": ' + b'{"fallback": ' * 50_000),
+        (RECEIPT, b'{"schema": ' + b"9" * 5000 + b"}"),
+    ],
+    ids=["brackets", "dots", "digits", "NUL", "receipt-brackets", "receipt-braces", "receipt-digits"],
+)
+def test_a_file_of_the_node_that_cannot_be_parsed_ends_with_exit_code_3(
+    cli_runner: CliRunner, path: str, content: bytes
+) -> None:
+    file = cli_runner.host / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    before = cli_runner.files()
+    result = cli_runner.offline("install")
+    assert result.code == 3, result.out + result.err
+    assert "defect" not in result.out + result.err
+    assert cli_runner.files() == before
+
+
+def test_a_manifest_that_cannot_be_parsed_ends_with_exit_code_3(cli_runner: CliRunner) -> None:
+    (cli_runner.payload / "manifest.json").write_bytes(b'{"schema": 1, "entries": ' + b"[" * 200_000)
+    result = cli_runner.offline("install")
+    assert result.code == 3, result.out + result.err
+    assert "the payload's manifest is damaged" in result.out
+
+
 def test_a_setting_that_this_release_does_not_support_is_refused_by_name(
     cli_runner: CliRunner, tmp_path: Path
 ) -> None:
@@ -385,14 +435,14 @@ def test_a_broken_configuration_is_never_repaired(cli_runner: CliRunner) -> None
         "line 2",
     )
     refused(
-        cli_runner, cli_runner.offline("revert"), 1, "/etc/containerd/config.toml", "not valid TOML", "line 2"
+        cli_runner, cli_runner.offline("revert"), 3, "/etc/containerd/config.toml", "not valid TOML", "line 2"
     )
     assert cli_runner.files() == before
     (cli_runner.host / MAIN).write_text(CONFIG)
     assert cli_runner.offline("stage", "artifacts").code == 0
     (cli_runner.host / MAIN).write_text("version = [\n")
     refused(
-        cli_runner, cli_runner.offline("stage", "cri"), 1, "/etc/containerd/config.toml", "not valid TOML"
+        cli_runner, cli_runner.offline("stage", "cri"), 3, "/etc/containerd/config.toml", "not valid TOML"
     )
     assert (cli_runner.host / MAIN).read_text() == "version = [\n"
 
@@ -401,7 +451,7 @@ def test_a_configuration_broken_since_the_install_is_left_by_revert(installed: C
     path = installed.host / MAIN
     path.write_text(path.read_text() + "broken [\n")
     before = installed.files()
-    refused(installed, installed.offline("revert"), 1, "/etc/containerd/config.toml", "not valid TOML")
+    refused(installed, installed.offline("revert"), 3, "/etc/containerd/config.toml", "not valid TOML")
     assert installed.files() == before
 
 
@@ -421,7 +471,7 @@ def test_an_unreadable_receipt_stops_every_change(
     (installed.host / RECEIPT).write_text(content)
     before = installed.files()
     for command in ("install", "revert", "plan"):
-        refused(installed, installed.offline(command), 1, f"/{RECEIPT}", *says)
+        refused(installed, installed.offline(command), 3, f"/{RECEIPT}", *says)
     status = installed.offline("status")
     assert status.code == 0
     assert [text for text in (f"/{RECEIPT}", *says) if text not in status.out] == []
@@ -434,7 +484,7 @@ def test_a_file_at_the_path_of_the_install_dir_stays(cli_runner: CliRunner) -> N
     before = cli_runner.files()
     for command in ("install", "plan", "revert"):
         refused(
-            cli_runner, cli_runner.offline(command), 1, "/opt/kata", "Not a directory", "move the file away"
+            cli_runner, cli_runner.offline(command), 3, "/opt/kata", "Not a directory", "move the file away"
         )
     assert cli_runner.offline("status").code == 0
     assert cli_runner.files() == before

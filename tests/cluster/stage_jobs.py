@@ -24,7 +24,7 @@ CONFIGURATION = "/etc/containerd"
 SOCKET = "/run/containerd"
 
 MOUNTS: Mapping[str, Sequence[str]] = {
-    "host-check": ("/opt", CONFIGURATION, "/etc/machine-id", SOCKET, "/run/dbus", "/dev"),
+    "host-check": ("/opt", CONFIGURATION, "/etc/machine-id", SOCKET, "/run/dbus", "/dev", "/run/kata-node"),
     "artifacts": ("/opt", "/run/kata-node"),
     "cri": ("/opt", CONFIGURATION, SOCKET, "/run/dbus", "/run/kata-node"),
 }

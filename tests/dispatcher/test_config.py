@@ -239,6 +239,48 @@ def test_a_file_without_a_mapping_is_refused(file: Path, content: bytes, expecte
         load(file)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("[" * 100_000, "nested more than 100 levels deep", id="brackets"),
+        pytest.param("template: " + "{a: " * 100_000, "nested more than 100 levels deep", id="braces"),
+        pytest.param("template: &a {spec: *a}", "contains it", id="an alias that contains itself"),
+        pytest.param("action: 2025-99-99", "not a valid timestamp", id="no date"),
+        pytest.param("parallelism: 0x" + "f" * 5000, "parallelism: expected a whole number", id="huge"),
+        pytest.param("rollout: {waveSize: 99999999999}", "rollout.waveSize: expected", id="too many nodes"),
+        pytest.param("template: {spec: {a: 0x" + "f" * 5000 + "}}", "template.spec.a: expected", id="in it"),
+        pytest.param("template: {a: [1, .nan]}", "template.a[1]: expected", id="no number"),
+        pytest.param("template: {d: 2025-01-01}", "template.d: expected", id="date"),
+        pytest.param("template: {1: 2}", "template: expected a string as the key", id="key"),
+        pytest.param('namespace: "a\\0"', "namespace: has a NUL character", id="NUL"),
+    ],
+)
+def test_odd_values_are_refused_with_their_key(file: Path, text: str, expected: str) -> None:
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load(file)
+    assert expected in caught.value.what
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"metadata": "x"}, "template.metadata"),
+        ({"metadata": {"labels": ["x"]}}, "template.metadata.labels"),
+        (
+            {"spec": {"template": {"spec": POD, "metadata": {"annotations": 1}}}},
+            "template.spec.template.metadata.annotations",
+        ),
+    ],
+    ids=["metadata", "labels", "annotations"],
+)
+def test_metadata_that_the_dispatcher_cannot_extend_is_refused(file: Path, change: Any, key: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(file, template={**JOB, **change})
+    assert caught.value.what == f"{key}: is not a mapping"
+
+
 # --- names and manifests ----------------------------------------------------------------------------
 
 

@@ -122,6 +122,14 @@ def test_the_root_can_be_the_slash_directory() -> None:
     assert machine.resolve("/proc/self/..") == Path("/proc")
 
 
+@pytest.mark.parametrize("path", ["/a\0b", "/a\ud800b"], ids=["NUL", "half-a-character"])
+def test_a_path_that_no_file_can_have_is_an_error_with_exit_code_3(root: Root, path: str) -> None:
+    for act in (root.read, root.exists, root.lstat, root.remove, root.list_dir):
+        with pytest.raises(HostError, match="no file can have this path") as caught:
+            act(path)
+        assert caught.value.exit_code == 3
+
+
 def test_the_root_can_be_a_symlink_to_a_directory(tmp_path: Path) -> None:
     (tmp_path / "host").mkdir()
     (tmp_path / "link").symlink_to("host")

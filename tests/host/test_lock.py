@@ -449,7 +449,8 @@ def test_the_lock_works_on_a_full_disk_without_the_name_of_the_holder(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b"\xff", b'{"stage": 1, "pid": 2}', b'{"stage": "cri"}']
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"stage": 1, "pid": 2}', b'{"stage": "cri"}', b"[" * 4096],
 )
 def test_a_holder_that_cannot_be_read_is_called_another_run(root: Root, content: bytes) -> None:
     with hold(root, "artifacts", timeout=0):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import lightkube
 import pytest
 
 from certificates import MADE_UP_AUTHORITY
+from kata_node import signals
 from kata_node.cluster import labels
 from kata_node.errors import IneligibleNodeError, KubeError, UsageError
 from kata_node.kube import credentials
@@ -57,6 +60,7 @@ class Fault:
     method: str = ""  # fail only a request with this method
     carried_out: bool = False  # the request is carried out and only its answer is lost
     hang: bool = False
+    asked: threading.Event | None = None  # set when the request has arrived
     drip: float = 0  # seconds between the bytes of the answer
     first: Callable[[], None] | None = None  # called before the request, which then succeeds
 
@@ -185,6 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(*api.answer(method, path, content_type, body), {"Content-Type": "application/json"})
             return
         api.faults.remove(fault)
+        if fault.asked:
+            fault.asked.set()
         if fault.hang:
             api.released.wait()
         if fault.drip:
@@ -300,6 +306,47 @@ def kube(
     monkeypatch.setattr("kata_node.kube.retry.MIN_REQUEST_TIMEOUT", 60)
     with KubeClient.connect(clock=time.clock(), request_timeout=60) as kube:
         yield kube
+
+
+# --- signals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS, ids=lambda number: number.name)
+@pytest.mark.usefixtures("handled_signals")
+def test_a_wait_for_the_node_ends_on_a_signal(
+    kube: KubeClient, api: Api, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.report(conditions=[])
+    monkeypatch.setattr("time.sleep", lambda _: os.kill(os.getpid(), number))
+    kube.clock = replace(kube.clock, sleep=Clock().sleep)
+    with signals.changing(), pytest.raises(signals.StopRequested):
+        kube.wait_ready("n1", timeout=300)
+    assert api.requests == ["GET"]
+
+
+@pytest.mark.usefixtures("handled_signals")
+def test_a_read_that_the_api_server_does_not_answer_ends_on_a_signal(kube: KubeClient, api: Api) -> None:
+    asked = threading.Event()
+    api.faults = [Fault(hang=True, asked=asked)]
+
+    def terminate() -> None:
+        asked.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=terminate)
+    sender.start()
+    with signals.changing(), pytest.raises(signals.StopRequested):
+        kube.node("n1", kube.deadline_after(300))
+    sender.join()
+
+
+@pytest.mark.usefixtures("handled_signals")
+def test_a_label_change_in_flight_is_finished_before_a_stop(kube: KubeClient, api: Api) -> None:
+    api.faults = [Fault(method="PATCH", first=lambda: os.kill(os.getpid(), signal.SIGTERM))]
+    with signals.changing(), pytest.raises(signals.StopRequested):
+        kube.ensure_labels("n1", label, window=10, timeout=60)
+    assert OURS.items() <= api.labels.items()
+    assert api.writes == 1
 
 
 # --- labels that last -------------------------------------------------------------------------------

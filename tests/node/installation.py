@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from node.cache import CHECKOUT
-from node.commands import CommandResult
+from node.commands import CommandResult, RunningCommand
 from node.debian_node import Node
 from node.snapshot import changes
 
@@ -22,6 +24,8 @@ HANDLERS = ("kata-clh", "kata-qemu", "kata-qemu-runtime-rs")
 UNIT = "containerd.service"
 MAIN = "/etc/containerd/config.toml"
 WATCHED = ("/etc", "/opt")
+AS_PROCESS_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+"""A command that runs a program as the first process of a pid namespace, like a container."""
 
 
 def make_payload(directory: Path, *options: str) -> Path:
@@ -63,6 +67,12 @@ def install(node: Node, **more: object) -> CommandResult:
     return node.kata_node("install", config={**VALUES, **more}, payload=PAYLOAD, check=True)
 
 
+def terminate(running: RunningCommand, number: signal.Signals = signal.SIGTERM) -> None:
+    """Send a signal to a program that :data:`AS_PROCESS_1` runs."""
+    (process,) = running.process.children()
+    assert process.signal(number)
+
+
 def kata_handlers(node: Node) -> tuple[str, ...]:
     return tuple(name for name in node.cri_handlers() if name.startswith("kata-"))
 
@@ -98,6 +108,22 @@ def fail_next_start(node: Node) -> None:
     (directory / "fail.conf").write_text(f"[Service]\nRestart=no\nExecStartPre=/bin/sh -c '{command}'\n")
     (node.root / "run/fail-once").touch()
     node.run(["systemctl", "daemon-reload"])
+
+
+@contextmanager
+def starts_held(node: Node) -> Iterator[None]:
+    """Make every start of containerd wait until the ``with`` statement ends."""
+    held = node.root / "run/starts-are-held"
+    drop_in = node.root / "run/systemd/system/containerd.service.d/held.conf"
+    held.touch()
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    wait = f"while [ -e /run/{held.name} ]; do sleep 0.1; done"
+    drop_in.write_text(f"[Service]\nExecStartPre=/bin/sh -c '{wait}'\n")
+    node.run(["systemctl", "daemon-reload"])
+    try:
+        yield
+    finally:
+        held.unlink()
 
 
 def kill_at_syscall(node: Node, stage: str, call: str, count: int) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from node.installation import (
     install,
     kata_handlers,
     main_file,
+    starts_held,
 )
 from node.snapshot import changes
 
@@ -216,22 +215,6 @@ def test_a_container_with_only_the_needed_mounts_installs_and_reverts(ready: Nod
 )
 def test_a_run_killed_at_any_rename_is_completed_by_the_next_run(ready: Node, call: str) -> None:
     assert_converges_when_killed(ready, call)
-
-
-@contextmanager
-def starts_held(node: Node) -> Iterator[None]:
-    """Make every start of containerd wait until the ``with`` statement ends."""
-    held = node.root / "run/starts-are-held"
-    drop_in = node.root / "run/systemd/system/containerd.service.d/held.conf"
-    held.touch()
-    drop_in.parent.mkdir(parents=True, exist_ok=True)
-    wait = f"while [ -e /run/{held.name} ]; do sleep 0.1; done"
-    drop_in.write_text(f"[Service]\nExecStartPre=/bin/sh -c '{wait}'\n")
-    node.run(["systemctl", "daemon-reload"])
-    try:
-        yield
-    finally:
-        held.unlink()
 
 
 def test_a_run_killed_during_the_restart_is_completed_by_the_next_run(ready: Node) -> None:

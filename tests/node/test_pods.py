@@ -21,6 +21,7 @@ from node.conftest import BootNode
 from node.containerd_build import NEWEST
 from node.debian_node import SOCKET, Node
 from node.installation import (
+    AS_PROCESS_1,
     PAYLOAD,
     UNIT,
     VALUES,
@@ -28,6 +29,7 @@ from node.installation import (
     configure,
     fake_kvm,
     kata_handlers,
+    terminate,
 )
 from node.rootfs import build_rootfs
 from node.running_pods import MAIN_2, PAUSE, RUNTIMES, allow_pods, payload_with_shim, values
@@ -132,6 +134,18 @@ def test_a_revert_that_waits_for_a_pod_does_not_block_other_runs(
     assert revert.wait().returncode == 0
     assert kata_handlers(node) == ()
     assert not (node.root / "opt/kata").exists()
+
+
+def test_a_stage_that_waits_for_a_pod_ends_on_sigterm_and_changes_nothing(boot_ready: BootNode) -> None:
+    node = boot_ready()
+    changed = install(node, "qemu")
+    run(node, "web", "kata-qemu")
+    stage = node.start_kata_node("stage", "revert-cri", "--wait-for-pods", "300", prefix=AS_PROCESS_1)
+    wait_until(lambda: "default/web (kata-qemu); waiting at most" in stage.stderr, "it waits")
+    terminate(stage)
+    done = stage.wait()
+    assert (done.returncode, changed()) == (1, [])
+    assert "stopped by SIGTERM" in done.stdout
 
 
 def test_an_ignored_pod_keeps_running_and_is_named(boot_ready: BootNode) -> None:

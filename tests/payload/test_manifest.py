@@ -285,6 +285,7 @@ def test_a_damaged_manifest_or_another_schema_is_refused(raw: bytes, says: str) 
         from_json(raw, "/payload/manifest.json")
     assert caught.value.where == "/payload/manifest.json"
     assert "payload index" in caught.value.hint
+    assert caught.value.exit_code == 3
 
 
 def test_comments_in_the_map_of_components_are_ignored() -> None:

@@ -748,7 +748,6 @@ def test_a_file_that_is_not_a_values_file_is_refused(
 def test_anchors_and_merged_keys_are_not_duplicates(tmp_path: Path) -> None:
     values = """
 job: {deep: {deeper: {base: &base {<<: {dropIn: 'a = 1'}, enabled: true}}}}
-image: &self [*self]
 shims: {qemu: {<<: *base, enabled: true, dropIn: 'b = 2'}, clh: *base}
 """
     settings = load(values, tmp_path=tmp_path)

@@ -81,7 +81,7 @@ Host paths by stage, as {"host-check": [...], "artifacts": [...], "cri": [...], 
 {{- $nydus := eq "true" (include "kata-deploy.state" (index . 0) | fromJson).nydus -}}
 {{- $socket := dir $paths.socket -}}
 {{- $id := "/etc/machine-id" -}}
-{{- $check := list $paths.opt $paths.config $id $socket "/run/dbus" "/dev" -}}
+{{- $check := list $paths.opt $paths.config $id $socket "/run/dbus" "/dev" "/run/kata-node" -}}
 {{- $artifacts := list $paths.opt $id "/run/kata-node" -}}
 {{- $cri := list $paths.opt $paths.config $id $socket "/run/dbus" "/run/kata-node" -}}
 {{- /* nydus needs a systemd unit. CRI-O has no snapshotters. */ -}}

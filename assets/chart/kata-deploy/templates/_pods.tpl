@@ -184,7 +184,7 @@ seccompProfile:
     {{- range $paths }}
     - name: {{ include "kata-deploy.volumeName" . }}
       mountPath: /host{{ . }}
-      {{- if or (eq . "/etc/machine-id") (eq . "/dev") }}
+      {{- if or (eq . "/etc/machine-id") (eq . "/dev") (and (eq . "/run/kata-node") (eq $stage "host-check")) }}
       readOnly: true
       {{- end }}
     {{- else }}
