@@ -39,6 +39,11 @@ class Handler:
     """Globs of the pod annotations that containerd passes to the shim."""
 
     @property
+    def is_custom(self) -> bool:
+        """Whether this is the handler of a custom runtime."""
+        return self.key.startswith("customRuntimes.")
+
+    @property
     def own_config(self) -> str:
         """The path of the handler's Kata configuration. Kata also reads ``config.d`` beside it."""
         return f"{self.own_dir}/configuration-{self.shim.name}.toml"
