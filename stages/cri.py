@@ -15,7 +15,7 @@ from kata_node.runtime.facts import gather_facts as gather_runtime_facts
 from kata_node.runtime.model.config import own_paths
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
-from kata_node.settings.handlers import handler_names, handlers
+from kata_node.settings.handlers import handler_names, handlers, is_asked_for
 from kata_node.settings.model import Settings
 from kata_node.snapshotters import facts as snapshotter_facts
 from kata_node.snapshotters import mapping, nydus
@@ -31,7 +31,7 @@ def gather_facts(context: StageContext) -> RuntimeFacts:
     """Return the facts of the runtime, and the settings without the shims that this node cannot serve."""
     facts = gather_runtime_facts(context)
     settings, artifacts = context.settings, context.receipt.artifacts
-    optional = [handler for handler in handlers(settings) if not settings.asks_for(handler)]
+    optional = [handler for handler in handlers(settings) if not is_asked_for(settings, handler)]
     if artifacts is None or not (optional or settings.is_fallback):
         return facts
     snapshotters = None

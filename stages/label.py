@@ -8,6 +8,7 @@ from kata_node.cluster.labelling import RemoveTaint, WaitForNode, plan_labels
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.handlers import handlers as all_handlers
+from kata_node.settings.handlers import is_asked_for
 from kata_node.settings.model import Settings
 
 __all__ = ["NAME", "gather_facts", "plan"]
@@ -58,5 +59,5 @@ def _handlers_to_wait_for(settings: Settings, receipt: Receipt) -> tuple[str, ..
     return tuple(
         handler.name
         for handler in all_handlers(settings)
-        if settings.asks_for(handler) or handler.name in receipt.cri.handlers
+        if is_asked_for(settings, handler) or handler.name in receipt.cri.handlers
     )

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from kata_node.checks import snapshotters
 from kata_node.payload import offer
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.settings.handlers import handlers
+from kata_node.settings.handlers import handlers, is_asked_for
 from kata_node.settings.model import Settings
 from kata_node.snapshotters.facts import SnapshotterFacts
 from kata_node.snapshotters.mapping import NYDUS
@@ -28,7 +28,8 @@ def served_settings(
     """Return the settings without the shims that this node cannot serve.
 
     ``placed`` has the paths below the install dir that the artifacts stage has placed, or will place, if
-    they are known. ``facts`` are needed if a handler uses erofs. If no handler would be left, no shim is left out because of its snapshotter.
+    they are known. ``facts`` are needed if a handler uses erofs. If no handler would be left, no shim is
+    left out because of its snapshotter.
     """
     if placed is not None:
         settings = offer.with_placed_files(settings, placed)
@@ -36,7 +37,7 @@ def served_settings(
     shims = {
         handler.shim.name: f"needs another snapshotter: {missing[handler.name].reason}"
         for handler in handlers(settings)
-        if handler.name in missing and not settings.asks_for(handler)
+        if handler.name in missing and not is_asked_for(settings, handler)
     }
     left_out = {handler.snapshotter for handler in handlers(settings) if handler.shim.name in shims}
     served = settings.without(shims)

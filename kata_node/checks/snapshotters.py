@@ -79,7 +79,8 @@ def unavailable(
                 findings.append(_nydus_not_in_payload((handler,)))
             if name == EROFS and facts is not None:
                 findings += _erofs_needs(settings, (handler,), runtime, facts)
-            found |= {handler.name: each for each in findings[::-1] if each.status == "fail"}
+            if failed := [each for each in findings if each.status == "fail"]:
+                found[handler.name] = failed[0]
     return found
 
 
@@ -235,7 +236,10 @@ def _erofs(
     settings: Settings, using_handlers: tuple[Handler, ...], runtime: RuntimeFacts, facts: SnapshotterFacts
 ) -> Iterator[Finding]:
     wanted = settings.snapshotter
-    if runtime.runtime.version.at_least(2, 2) and not mapping.is_managed(settings, EROFS):
+    if not runtime.runtime.version.at_least(2, 2):
+        yield from _erofs_needs(settings, using_handlers, runtime, facts)
+        return
+    if not mapping.is_managed(settings, EROFS):
         asked = {
             "erofsMergeMode": wanted.erofs_merge_mode,
             "erofsSnapshotterMode": wanted.erofs_snapshotter_mode,

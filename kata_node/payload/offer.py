@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from kata_node.payload.manifest import Manifest
 from kata_node.payload.validation import PayloadSymlinks
-from kata_node.settings.handlers import handlers
+from kata_node.settings.handlers import handlers, is_asked_for
 from kata_node.settings.model import Settings
 from kata_node.settings.selection import FALLBACK_SHIMS
 from kata_node.settings.shims import Shim, table
@@ -57,11 +57,7 @@ def required_components(settings: Settings, manifest: Manifest) -> tuple[str, ..
 
 def named_snapshotters(settings: Settings) -> frozenset[str]:
     """Return the snapshotters of the custom runtimes and of the shims that are asked for by name."""
-    return frozenset(
-        handler.snapshotter
-        for handler in handlers(settings)
-        if settings.asks_for(handler)
-    )
+    return frozenset(handler.snapshotter for handler in handlers(settings) if is_asked_for(settings, handler))
 
 
 def missing_shim_reason(shim: Shim, path: str) -> str:
@@ -84,7 +80,9 @@ def _serve(settings: Settings, missing: Callable[[Shim], str]) -> Settings:
     absent = {shim.name: path for shim in settings.shims if (path := missing(shim))}
     if settings.is_fallback and absent:
         candidates = (table()[name] for name in FALLBACK_SHIMS)
-        found = next((each for each in candidates if settings.arch in each.arches and not missing(each)), None)
+        found = next(
+            (each for each in candidates if settings.arch in each.arches and not missing(each)), None
+        )
         return settings.with_fallback(found) if found else settings
     left_out = {
         shim.name: missing_shim_reason(shim, absent[shim.name])

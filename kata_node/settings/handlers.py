@@ -68,6 +68,11 @@ def handler_names(settings: Settings) -> tuple[str, ...]:
     return tuple(handler.name for handler in handlers(settings))
 
 
+def is_asked_for(settings: Settings, handler: Handler) -> bool:
+    """Return whether ``handler`` is asked for by name, so that no stage leaves it out."""
+    return handler.is_custom or handler.shim.name in settings.named
+
+
 def _shim_handlers(settings: Settings) -> Iterator[Handler]:
     for shim in settings.shims:
         values = settings.for_shim(shim)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from kata_node.settings.handlers import Handler
 from kata_node.settings.runtime import ContainerdSettings, SnapshotterSettings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
 from kata_node.settings.shims import Shim
@@ -38,7 +37,7 @@ class Settings:
     shim_settings: Mapping[str, ShimSettings] = field(default_factory=dict)
     """The settings of each shim in ``shims``, by its name."""
     named: frozenset[str] = frozenset()
-    """The shims that ``enabled: true``, ``--shims`` or the default asks for. Stages do not leave these out."""
+    """The shims that ``enabled: true``, ``--shims`` or the default asks for. No stage leaves these out."""
     is_fallback: bool = False
     """Whether nothing names a shim. Then another shim can serve, if the payload does not have this one."""
     default_shim: str = ""
@@ -73,10 +72,6 @@ class Settings:
             skipped=(*self.skipped, *shims.items()),
             snapshotter=replace(self.snapshotter, setup=setup),
         )
-
-    def asks_for(self, handler: Handler) -> bool:
-        """Return whether ``handler`` is asked for by name, so that no stage leaves it out."""
-        return handler.is_custom or handler.shim.name in self.named
 
     def left_out_since(self, before: Settings) -> tuple[str, ...]:
         """Return a sentence for each shim that ``without`` removed from the settings ``before``."""

@@ -81,7 +81,11 @@ NYDUS = "{qemu: {}, qemu-coco-dev: {containerd: {snapshotter: nydus}}}"
         pytest.param(EROFS, "[erofs]", NEW, "erofs needs containerd 2.2", id="erofs-of-an-old-containerd"),
         pytest.param(EROFS, "[erofs]", "containerd://2.3.4", "not found in", id="erofs-without-mkfs"),
         pytest.param(
-            "{qemu: {}, clh: {containerd: {snapshotter: stargz}}}", "[]", NEW, "is neither built", id="unknown"
+            DEVMAPPER.replace("devmapper", "stargz"),
+            "[]",
+            NEW,
+            "is neither built",
+            id="unknown",
         ),
     ],
 )

@@ -103,7 +103,7 @@ def handler_names(settings: Settings) -> str:
             id="in-the-tables-order",
         ),
         pytest.param("shims: {fc: {enabled: ~}, clh: {}}", "x86_64", "clh", id="null-of-a-shim-that-is-off"),
-        pytest.param("shims: {fc: {}, remote: {}, stratovirt: {}, clh: {}}", "x86_64", "clh", id="absent-too"),
+        pytest.param("shims: {fc: {}, stratovirt: {}, clh: {}}", "x86_64", "clh", id="absent-too"),
         pytest.param(
             "shims: {clh: {supportedArches: [amd64, s390x]}}", "x86_64", "clh", id="an-arch-of-other-nodes"
         ),
@@ -114,7 +114,10 @@ def handler_names(settings: Settings) -> str:
             id="gpu-on-arm64",
         ),
         pytest.param(
-            "{shims: {qemu: {}}, defaultShim: {s390x: clh}}", "s390x", "qemu", id="default-unused-and-impossible"
+            "{shims: {qemu: {}}, defaultShim: {s390x: clh}}",
+            "s390x",
+            "qemu",
+            id="an-unused-default",
         ),
         pytest.param("shims: {qemu-se: {}, qemu: {}}", "x86_64", "qemu", id="shim-of-another-arch-skipped"),
         pytest.param("shims: {qemu-se: {}, qemu: {}}", "s390x", "qemu qemu-se", id="and-there-it-is-on"),
@@ -220,7 +223,8 @@ def test_the_settings_say_which_shims_somebody_asked_for_by_name(
         pytest.param(
             "shims: {clh: {supportedArches: [x86_64]}}",
             "x86_64",
-            "shims.clh.supportedArches: x86_64 is not one of amd64, arm64, s390x, ppc64le; did you mean amd64?",
+            "shims.clh.supportedArches: x86_64 is not one of amd64, arm64, s390x, ppc64le; did you mean "
+            "amd64?",
             id="machine-name-for-an-arch",
         ),
         pytest.param(

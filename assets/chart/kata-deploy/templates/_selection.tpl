@@ -11,7 +11,7 @@
 {{- $labels = merge (dict) $labels ($root.Values.nodeSelector | default dict) -}}
 {{- range $label, $value := $root.Values.nodeSelector -}}
 {{- if ne $value (get $labels $label) -}}
-{{- fail (printf "job.nodeSelector: requires %s=%s, but nodeSelector requires %s=%s, and no node has both; correct one of them" $label (get $labels $label) $label $value) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "job.nodeSelector: requires %s=%s, but nodeSelector requires %s=%s, and no node has both; correct one of them" $label (get $labels $label) $label $value)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -20,36 +20,37 @@
 {{- else -}}
 {{- $notWindows := dict "key" "kubernetes.io/os" "operator" "NotIn" "values" (list "windows") -}}
 {{- $expressions := append ($chosen.nodeSelectorExpressions | default list) $notWindows -}}
-{{- $selector := include "kata-deploy.labelSelector" (list $labels $expressions (printf "%s.nodeSelectorExpressions" $where)) -}}
+{{- $selector := include "kata-deploy.labelSelector" (list $root $labels $expressions (printf "%s.nodeSelectorExpressions" $where)) -}}
 {{- dict "labelSelector" $selector | toJson -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* A label selector. Takes (list $labels $expressions "job.nodeSelectorExpressions"). */ -}}
+{{- /* A label selector. Takes (list $ $labels $expressions "job.nodeSelectorExpressions"). */ -}}
 {{- define "kata-deploy.labelSelector" -}}
-{{- $key := index . 2 -}}
+{{- $root := index . 0 -}}
+{{- $key := index . 3 -}}
 {{- $parts := list -}}
-{{- range $label, $value := index . 0 -}}
+{{- range $label, $value := index . 1 -}}
 {{- $parts = append $parts (printf "%s=%s" $label $value) -}}
 {{- end -}}
-{{- range $at, $each := index . 1 -}}
+{{- range $at, $each := index . 2 -}}
 {{- $where := printf "%s[%d]" $key $at -}}
 {{- $values := $each.values | default list -}}
 {{- if not $each.key -}}
-{{- fail (printf "%s.key: is missing; set it to the name of a label" $where) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.key: is missing; set it to the name of a label" $where)) -}}
 {{- end -}}
 {{- if has $each.operator (list "In" "NotIn") -}}
 {{- if not $values -}}
-{{- fail (printf "%s.values: %s needs at least one value for %s; add a value, or use Exists or DoesNotExist" $where $each.operator $each.key) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.values: %s needs at least one value for %s; add a value, or use Exists or DoesNotExist" $where $each.operator $each.key)) -}}
 {{- end -}}
 {{- $parts = append $parts (printf "%s %s (%s)" $each.key (lower $each.operator) (join "," $values)) -}}
 {{- else if has $each.operator (list "Exists" "DoesNotExist") -}}
 {{- if $values -}}
-{{- fail (printf "%s.values: %s takes no values for %s; remove the values, or use In or NotIn" $where $each.operator $each.key) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.values: %s takes no values for %s; remove the values, or use In or NotIn" $where $each.operator $each.key)) -}}
 {{- end -}}
 {{- $parts = append $parts (printf "%s%s" (ternary "!" "" (eq $each.operator "DoesNotExist")) $each.key) -}}
 {{- else -}}
-{{- fail (printf "%s.operator: %v is none of In, NotIn, Exists, DoesNotExist; set one of these" $where $each.operator) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.operator: %v is none of In, NotIn, Exists, DoesNotExist; set one of these" $where $each.operator)) -}}
 {{- end -}}
 {{- end -}}
 {{- join "," $parts -}}
