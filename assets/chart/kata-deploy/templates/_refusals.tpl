@@ -10,10 +10,6 @@
 {{- if eq "integrity" (toString (.Values.snapshotter).erofsSnapshotterMode) -}}
 {{- fail "snapshotter.erofsSnapshotterMode: integrity is a value of another chart; set snapshotter.erofsDmverity: true instead" -}}
 {{- end -}}
-{{- $required := "nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution" -}}
-{{- if and (include "kata-deploy.isJobMode" .) (not (.Values.job).nodes) (include "kata-deploy.isSet" (list .Values.affinity $required)) -}}
-{{- fail (printf "affinity.%s: has no effect with deploymentMode: job, so Kata would be installed on nodes that it leaves out; use job.nodeSelectorExpressions instead" $required) -}}
-{{- end -}}
 {{- range $shim := include "kata-deploy.enabledShims" . | fromJsonArray -}}
 {{- range $key := list "hypervisor.rootless" "kernelModulesImages" -}}
 {{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) $key) -}}
