@@ -45,7 +45,9 @@ CONFINED = {
         *("kata_node.settings.values", "kata_node.errors", "kata_node.log"),
     ),
     # It keeps running on the node, so it must stay small. Its child processes do the work.
-    "kata_node.daemon.*": ("kata_node.daemon.*", "kata_node.errors", "kata_node.log"),
+    "kata_node.daemon.*": (
+        *("kata_node.daemon.*", "kata_node.kube.node_affinity", "kata_node.errors", "kata_node.log"),
+    ),
 }
 MAX_LINES = 400
 
@@ -101,6 +103,7 @@ PURE = (
     "kata_node.dispatcher.template",
     "kata_node.errors",
     "kata_node.kata.*",
+    "kata_node.kube.node_affinity",
     "kata_node.payload.layout",
     "kata_node.payload.manifest",
     "kata_node.runtime.compatibility",

@@ -57,6 +57,8 @@ class Task:
     """Time since which its Job has the condition FailureTarget and waits for the end of its Pods."""
     unready: str = ""
     """The temporary taint because of which it has no Job yet."""
+    ready_deadline: float | None = None
+    """Time until which it may be not ready; ``None`` while it is ready."""
     pod_checks: int = 0
     next_pod_check: float = 0.0
     failed_tries: int = 0

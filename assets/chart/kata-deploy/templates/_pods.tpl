@@ -151,6 +151,12 @@ seccompProfile:
     {{- if has $stage (list "cri" "revert-cri") }}
     {{- include "kata-deploy.runningPodsEnv" $root | trim | nindent 4 }}
     {{- end }}
+    {{- if eq $stage "label" }}
+    {{- $ready := ($root.Values.job).waitNodeReadySeconds }}
+    # The labels must also stay unchanged for a while.
+    - name: KATA_NODE_LABEL_TIMEOUT
+      value: {{ max 30 (ternary 300 $ready (kindIs "invalid" $ready)) | quote }}
+    {{- end }}
     {{- if $paths }}
     - name: KATA_NODE_HOST_ROOT
       value: /host

@@ -27,6 +27,8 @@ to them. Otherwise the render fails at once.
 {{- range list "job" "job.cleanup" -}}
 {{- $_ := include "kata-deploy.selection" (list $ .) -}}
 {{- end -}}
+{{- else -}}
+{{- $parts = append $parts "affinity" -}}
 {{- end -}}
 {{- if or $job.reconcileSchedule (not (include "kata-deploy.isJobMode" .)) -}}
 {{- $images = set $images "kubectlImage" .Values.kubectlImage -}}
@@ -54,10 +56,6 @@ to them. Otherwise the render fails at once.
 {{- end -}}
 {{- if eq "integrity" (toString (.Values.snapshotter).erofsSnapshotterMode) -}}
 {{- include "kata-deploy.refuse" (list $ "snapshotter.erofsSnapshotterMode: integrity is a value of another chart; set snapshotter.erofsDmverity: true instead") -}}
-{{- end -}}
-{{- $required := "nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution" -}}
-{{- if and (include "kata-deploy.isJobMode" .) (not (.Values.job).nodes) (include "kata-deploy.isSet" (list .Values.affinity $required)) -}}
-{{- include "kata-deploy.refuse" (list $ (printf "affinity.%s: has no effect with deploymentMode: job, so Kata would be installed on nodes that it leaves out; use job.nodeSelectorExpressions instead" $required)) -}}
 {{- end -}}
 {{- range $shim := include "kata-deploy.enabledShims" . | fromJsonArray -}}
 {{- range $key := list "hypervisor.rootless" "kernelModulesImages" -}}
