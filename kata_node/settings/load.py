@@ -14,7 +14,8 @@ Which shims are enabled:
   ``defaultShim`` of this architecture, or ``qemu``. ``disableAll: true`` disables this shim too.
 - The override ``shims`` replaces these rules: exactly the shims it names are enabled.
 - One file is used for nodes of every architecture. An enabled shim that does not run on this architecture is
-  skipped. It is an error if no shim and no custom runtime is left, or if the override names such a shim.
+  skipped. It is an error if the override names such a shim. If no shim and no custom runtime is left, the
+  node is unfit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import posixpath
 import re
 from collections.abc import Mapping
 
-from kata_node.errors import SettingsError
+from kata_node.errors import SettingsError, UnfitNodeError
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, DISTRIBUTIONS, Settings
 from kata_node.settings.runtime import read_containerd, read_snapshotter, read_user_drop_in
@@ -132,6 +133,16 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settin
     return settings
 
 
+def require_handlers(settings: Settings) -> None:
+    """Raise :class:`~kata_node.errors.UnfitNodeError` if no handler is left on this architecture."""
+    if settings.nothing_runs:
+        raise UnfitNodeError(
+            settings.nothing_runs,
+            where="shims",
+            hint="enable a shim that runs on this architecture, or do not select nodes of this architecture",
+        )
+
+
 def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Settings:
     values.skip(*CHART_ONLY_KEYS)
     with values.section("env") as env:
@@ -165,6 +176,7 @@ def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Sett
         shim_settings=selection.shim_settings,
         named=selection.named,
         is_fallback=selection.is_fallback,
+        nothing_runs=selection.nothing_runs,
         default_shim=selection.default_shim,
         custom_runtimes=custom,
         distribution=_distribution(values, overrides.get("k8s_distribution", "")),
