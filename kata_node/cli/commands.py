@@ -324,9 +324,6 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
             report_stage(reports[0])
         else:
             reports = pipeline.run(modules, run)
-        if told_later := leave_to_claim(common, names, reports):
-            log.info("%s", told_later)
-            return 0
         found_unfit = any(done.error and done.error.unfit for done in reports)
         if found_unfit and StageName.CLAIM in names and not (common.dry_run or common.offline):
             mark_unfit(context, settings.instance)
@@ -335,6 +332,9 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
         print_json_result(report.to_json(reports))
         if failed and failed.error:
             print_error(f"error: {failed.stage}: {failed.error}")
+    if failed and (told_later := leave_to_claim(common, names, reports)):
+        log.info("%s", told_later)
+        return 0
     if failed:
         return failed.exit_code
     return exit_code_if_planned if any(done.outcome == "planned" for done in reports) else 0
