@@ -158,7 +158,16 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
     error = _problem_of_findings(plan.checks)
     if plan.checks:  # a stage with checks has no actions, so a dry run does the same
         outcome = "failed" if error else "done"
-    return StageReport(stage.NAME, outcome, plan.summary, plan.changes, plan.notes, plan.checks, error=error)
+    return StageReport(
+        stage.NAME,
+        outcome,
+        plan.summary,
+        plan.changes,
+        plan.notes,
+        plan.checks,
+        plan.left_out,
+        error=error,
+    )
 
 
 def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from kata_node.checks import snapshotters
 from kata_node.checks.facts import HostCheckFacts
+from kata_node.checks.served import served_settings
 from kata_node.errors import KataNodeError, SystemdError
 from kata_node.host.machine_id import is_same_machine_id
 from kata_node.payload import layout
@@ -31,15 +32,21 @@ def all_findings(settings: Settings, facts: HostCheckFacts, receipt: Receipt) ->
     return tuple(_iterate_findings(settings, facts, receipt))
 
 
-def _iterate_findings(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Iterator[Finding]:
+def _iterate_findings(asked: Settings, facts: HostCheckFacts, receipt: Receipt) -> Iterator[Finding]:
+    settings = asked
+    placed: Collection[str] | None = receipt.artifacts.files if receipt.artifacts else None
+    if isinstance(facts.artifacts, ArtifactFacts) and facts.artifacts.desired_files is not None:
+        settings = facts.artifacts.settings or asked
+        placed = facts.artifacts.desired_files
+    if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
+        settings = served_settings(settings, facts.runtime, facts.snapshotters, placed)
     yield _settings(settings)
+    yield from _left_out(asked, settings)
     yield _payload(settings, facts)
     yield _machine_id(facts)
     yield from _runtime(settings, facts, receipt)
     if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
-        placed = receipt.artifacts.files if receipt.artifacts else None
-        known = facts.artifacts.desired_files if isinstance(facts.artifacts, ArtifactFacts) else None
-        yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, known or placed)
+        yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, placed)
     yield from _space(facts)
     yield _foreign_files(settings, facts)
     if facts.offline:
@@ -60,6 +67,16 @@ def _settings(settings: Settings) -> Finding:
         )
     skipped = "".join(f"; skipped on this node: {name} ({why})" for name, why in settings.skipped)
     return Finding("settings", "pass", f"handlers on {settings.arch}: {names}{skipped}")
+
+
+def _left_out(asked: Settings, served: Settings) -> Iterator[Finding]:
+    if sentences := served.left_out_since(asked):
+        yield Finding(
+            "left-out",
+            "warn",
+            "; ".join(sentences),
+            "set shims.<shim>.enabled: false for these shims, or true to make host-check fail without them",
+        )
 
 
 def _payload(settings: Settings, facts: HostCheckFacts) -> Finding:

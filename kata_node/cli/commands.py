@@ -329,6 +329,11 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
     with open_tools(common) as clients:
         has_host_root = not pipeline.READ_ONLY_STAGES.issuperset(names)
         settings = settings_of(common)
+        if common.reports is not None and names == (StageName.LABEL,):
+            # This container cannot read the receipt, which says what the stage cri left out.
+            cri = report.read_shared_reports(common.reports, (StageName.CRI,))
+            absent = {name for each in cri for name in each.left_out} - settings.named
+            settings = settings.without(dict.fromkeys(absent, "is left out on this node"))
         options = dataclasses.replace(options_of(common), has_host_root=has_host_root)
         reporter = os.uname().nodename
         recorder = events.EventRecorder(

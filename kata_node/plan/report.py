@@ -67,6 +67,8 @@ class StageReport:
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     checks: tuple[Finding, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """The shims that the settings enable and this node does not get."""
     diff: str = ""
     seconds: float = 0.0
     error: Problem | None = None
@@ -165,7 +167,8 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
         if outcome not in get_args(Outcome):
             return None
         notes = tuple(map(str, document.get("notes", ())))
-        return StageReport(stage, outcome, str(document["summary"]), notes=notes)
+        left_out = tuple(map(str, document.get("left_out", ())))
+        return StageReport(stage, outcome, str(document["summary"]), notes=notes, left_out=left_out)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         log.debug("%s is not a stage report: %s", path, error)
         return None
@@ -183,6 +186,8 @@ def termination_message(report: StageReport) -> bytes:
     }
     if report.error:
         message["error"] = dataclasses.asdict(report.error)
+    if report.left_out:
+        message["left_out"] = list(report.left_out)
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed

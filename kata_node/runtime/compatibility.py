@@ -64,7 +64,7 @@ def _built_in_handlers(settings: Settings, facts: RuntimeFacts, receipt: Receipt
     Handlers of shims are not checked: no runtime has them built in.
     """
     known = receipt.cri.possibly_loaded_handlers if receipt.cri else ()
-    names = [handler.name for handler in handlers(settings) if handler.key.startswith("customRuntimes.")]
+    names = [handler.name for handler in handlers(settings) if handler.is_custom]
     asked = set(names).intersection(facts.handlers or ()).difference(known)
     if not asked:
         return []

@@ -7,8 +7,9 @@ key, and reports all problems in one error.
 Which shims are enabled:
 
 - A shim below ``shims`` is enabled if its ``enabled`` is true, and disabled if it is false. Without
-  ``enabled`` it is enabled unless ``shims.disableAll`` is true. A shim that the file does not name is
-  disabled: Helm merges the chart's list of shims into the file before a node reads it.
+  ``enabled`` it is enabled unless ``shims.disableAll`` is true or the table of shims says that the shim is
+  off. A shim that the file does not name is disabled: Helm merges the chart's list of shims into the file
+  before a node reads it.
 - If the file names no shim, or there is no file, kata-node is run by hand. Then one shim is enabled: the
   ``defaultShim`` of this architecture, or ``qemu``. ``disableAll: true`` disables this shim too.
 - The override ``shims`` replaces these rules: exactly the shims it names are enabled.
@@ -184,6 +185,8 @@ def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Sett
         user_drop_in=user_drop_in,
         skipped=selection.skipped,
         shim_settings=selection.shim_settings,
+        named=selection.named,
+        is_fallback=selection.is_fallback,
         default_shim=selection.default_shim,
         custom_runtimes=custom,
         distribution=_distribution(values, overrides.get("k8s_distribution", "")),

@@ -67,7 +67,7 @@ mark: {{ include "kata-deploy.installationLabel" $root }}
 {{- end -}}
 {{- end -}}
 {{- if has (toString $given.waveSize) (list "0" "0%") -}}
-{{- fail "job.rollout.waveSize: a wave must have at least one node; set a number of 1 or more, a share of 1% or more, or remove the key" -}}
+{{- include "kata-deploy.refuse" (list . "job.rollout.waveSize: a wave must have at least one node; set a number of 1 or more, a share of 1% or more, or remove the key") -}}
 {{- end -}}
 {{- with $given }}
 rollout:
@@ -107,7 +107,7 @@ spec:
   {{- end }}
   containers:
     - name: dispatcher
-      image: {{ include "kata-deploy.image" (list ($root.Values.job).dispatcherImage "job.dispatcherImage" $root.Chart.AppVersion) }}
+      image: {{ include "kata-deploy.image" (list $root ($root.Values.job).dispatcherImage "job.dispatcherImage" $root.Chart.AppVersion) }}
       imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
       env:
         - name: KATA_DISPATCHER_CONFIG

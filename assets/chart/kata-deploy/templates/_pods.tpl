@@ -116,7 +116,7 @@ seccompProfile:
 {{- define "kata-deploy.kubectlContainer" -}}
 {{- $root := index . 0 -}}
 - name: {{ index . 1 }}
-  image: {{ include "kata-deploy.image" (list $root.Values.kubectlImage "kubectlImage" "latest") }}
+  image: {{ include "kata-deploy.image" (list $root $root.Values.kubectlImage "kubectlImage" "latest") }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
   command:
     - kubectl
@@ -139,7 +139,7 @@ seccompProfile:
 {{- $stage := index . 1 -}}
 {{- $paths := get (include "kata-deploy.stageHostPaths" (list $root (index . 2)) | fromJson) $stage | default list -}}
 - name: {{ $stage }}
-  image: {{ include "kata-deploy.image" (list $root.Values.image "image" $root.Chart.AppVersion) }}
+  image: {{ include "kata-deploy.image" (list $root $root.Values.image "image" $root.Chart.AppVersion) }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
   args: [stage, {{ $stage }}]
   env:
@@ -273,7 +273,7 @@ spec:
 {{- $ttl := (.Values.job).ttlSecondsAfterFinished -}}
 {{- $ttl = ternary 600 $ttl (kindIs "invalid" $ttl) | int -}}
 {{- if lt $ttl 60 -}}
-{{- fail (printf "job.ttlSecondsAfterFinished: %d is too short for the dispatcher to read the result of a Job; set 60 or more" $ttl) -}}
+{{- include "kata-deploy.refuse" (list . (printf "job.ttlSecondsAfterFinished: %d is too short for the dispatcher to read the result of a Job; set 60 or more" $ttl)) -}}
 {{- end -}}
 {{- $ttl -}}
 {{- end -}}

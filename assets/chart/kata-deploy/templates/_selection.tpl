@@ -16,7 +16,7 @@ scheduler judges the labels and the affinity, with node Jobs the dispatcher does
 {{- $labels = merge (dict) $labels ($root.Values.nodeSelector | default dict) -}}
 {{- range $label, $value := $root.Values.nodeSelector -}}
 {{- if ne (toString $value) (get $labels $label | toString) -}}
-{{- fail (printf "job.nodeSelector: requires %s=%v, but nodeSelector requires %s=%v, and no node has both; correct one of them" $label (get $labels $label) $label $value) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "job.nodeSelector: requires %s=%v, but nodeSelector requires %s=%v, and no node has both; correct one of them" $label (get $labels $label) $label $value)) -}}
 {{- end -}}
 {{- end -}}
 {{- $terms = include "kata-deploy.installTerms" $root | fromJsonArray -}}
@@ -25,7 +25,7 @@ scheduler judges the labels and the affinity, with node Jobs the dispatcher does
 {{- $expressions = list -}}
 {{- end -}}
 {{- else -}}
-{{- $terms = include "kata-deploy.requiredTerms" (list $chosen.nodeAffinity "job.cleanup.nodeAffinity") | fromJsonArray -}}
+{{- $terms = include "kata-deploy.requiredTerms" (list $root $chosen.nodeAffinity "job.cleanup.nodeAffinity") | fromJsonArray -}}
 {{- if and $terms (eq (toJson $expressions) (include "kata-deploy.nodesWithKata" .)) -}}
 {{- $expressions = list -}}
 {{- end -}}
@@ -35,9 +35,9 @@ scheduler judges the labels and the affinity, with node Jobs the dispatcher does
 {{- else -}}
 {{- $notWindows := dict "key" "kubernetes.io/os" "operator" "NotIn" "values" (list "windows") -}}
 {{- $expressions = append $expressions $notWindows -}}
-{{- $selector := include "kata-deploy.labelSelector" (list $labels $expressions (printf "%s.nodeSelectorExpressions" $where)) -}}
+{{- $selector := include "kata-deploy.labelSelector" (list $root $labels $expressions (printf "%s.nodeSelectorExpressions" $where)) -}}
 {{- $keys := ternary "nodeSelector, affinity, job.nodeSelector or job.nodeSelectorExpressions" "one of the keys below job.cleanup" (eq $where "job") -}}
-{{- include "kata-deploy.refuseEmptySelection" (list $labels $expressions $terms $keys) -}}
+{{- include "kata-deploy.refuseEmptySelection" (list $root $labels $expressions $terms $keys) -}}
 {{- $selection := dict "labelSelector" $selector -}}
 {{- if $terms -}}
 {{- $_ := set $selection "nodeSelectorTerms" $terms -}}
@@ -75,7 +75,7 @@ The terms of the node affinity for the nodes that get Kata, as a JSON list: thos
 own node-feature-discovery those of virtualization. A node must match one of each.
 */ -}}
 {{- define "kata-deploy.installTerms" -}}
-{{- $given := include "kata-deploy.requiredTerms" (list (.Values.affinity).nodeAffinity "affinity.nodeAffinity") | fromJsonArray -}}
+{{- $given := include "kata-deploy.requiredTerms" (list . (.Values.affinity).nodeAffinity "affinity.nodeAffinity") | fromJsonArray -}}
 {{- if not (index .Values "node-feature-discovery").enabled -}}
 {{- toJson $given -}}
 {{- else -}}
@@ -107,35 +107,48 @@ own node-feature-discovery those of virtualization. A node must match one of eac
 
 {{- /*
 The required terms of a node affinity as a JSON list, with values as strings; an empty list if it requires nothing. Takes
-(list $nodeAffinity "affinity.nodeAffinity").
+(list $ $nodeAffinity "affinity.nodeAffinity").
 */ -}}
 {{- define "kata-deploy.requiredTerms" -}}
-{{- $affinity := index . 0 | default dict -}}
-{{- $where := printf "%s.requiredDuringSchedulingIgnoredDuringExecution" (index . 1) -}}
+{{- $root := index . 0 -}}
+{{- $affinity := index . 1 | default dict -}}
+{{- $where := printf "%s.requiredDuringSchedulingIgnoredDuringExecution" (index . 2) -}}
 {{- $terms := list -}}
+{{- $refused := false -}}
 {{- if not (kindIs "map" $affinity) -}}
-{{- fail (printf "%s: is not a mapping; write a node affinity as in the spec of a pod" (index . 1)) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s: is not a mapping; write a node affinity as in the spec of a pod" (index . 2))) -}}
+{{- $affinity = dict -}}
 {{- end -}}
 {{- $required := $affinity.requiredDuringSchedulingIgnoredDuringExecution -}}
 {{- if not (kindIs "invalid" $required) -}}
 {{- if not (kindIs "map" $required) -}}
-{{- fail (printf "%s: is not a mapping with nodeSelectorTerms; write a node affinity as in the spec of a pod" $where) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s: is not a mapping with nodeSelectorTerms; write a node affinity as in the spec of a pod" $where)) -}}
+{{- $required = dict -}}
+{{- $refused = true -}}
 {{- end -}}
 {{- range $at, $term := $required.nodeSelectorTerms -}}
 {{- $place := printf "%s.nodeSelectorTerms[%d]" $where $at -}}
 {{- if not (kindIs "map" $term) -}}
-{{- fail (printf "%s: is not a mapping with matchExpressions or matchFields; write a term as in the spec of a pod" $place) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s: is not a mapping with matchExpressions or matchFields; write a term as in the spec of a pod" $place)) -}}
+{{- $term = dict -}}
+{{- $refused = true -}}
 {{- end -}}
 {{- range $key, $_ := $term -}}
 {{- if not (has $key (list "matchExpressions" "matchFields")) -}}
-{{- fail (printf "%s.%s: is not a key of a term; write matchExpressions or matchFields" $place $key) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.%s: is not a key of a term; write matchExpressions or matchFields" $place $key)) -}}
+{{- $refused = true -}}
 {{- end -}}
 {{- end -}}
 {{- $clean := dict -}}
 {{- range $kind := list "matchExpressions" "matchFields" -}}
 {{- $requirements := list -}}
 {{- range $index, $each := get $term $kind | default list -}}
-{{- $requirements = append $requirements (include "kata-deploy.requirement" (list $each (printf "%s.%s[%d]" $place $kind $index) (ternary (list "In" "NotIn") (list "In" "NotIn" "Exists" "DoesNotExist" "Gt" "Lt") (eq $kind "matchFields"))) | fromJson) -}}
+{{- $requirement := include "kata-deploy.requirement" (list $root $each (printf "%s.%s[%d]" $place $kind $index) (ternary (list "In" "NotIn") (list "In" "NotIn" "Exists" "DoesNotExist" "Gt" "Lt") (eq $kind "matchFields"))) | fromJson -}}
+{{- if $requirement.key -}}
+{{- $requirements = append $requirements $requirement -}}
+{{- else -}}
+{{- $refused = true -}}
+{{- end -}}
 {{- end -}}
 {{- if $requirements -}}
 {{- $_ := set $clean $kind $requirements -}}
@@ -143,23 +156,26 @@ The required terms of a node affinity as a JSON list, with values as strings; an
 {{- end -}}
 {{- $terms = append $terms $clean -}}
 {{- end -}}
-{{- if not (without $terms (dict)) -}}
-{{- fail (printf "%s.nodeSelectorTerms: has no requirement, so no node matches; add a requirement, or remove requiredDuringSchedulingIgnoredDuringExecution to select every node" $where) -}}
+{{- if not (or $refused (without $terms (dict))) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.nodeSelectorTerms: has no requirement, so no node matches; add a requirement, or remove requiredDuringSchedulingIgnoredDuringExecution to select every node" $where)) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $terms -}}
 {{- end -}}
 
 {{- /*
-One requirement as JSON, with values as strings. Takes (list $requirement "its key" (list "operators")).
+One requirement as JSON, with values as strings; `{}` for one without a key. Takes
+(list $ $requirement "its key" (list "operators")).
 */ -}}
 {{- define "kata-deploy.requirement" -}}
-{{- $given := index . 0 -}}
-{{- $where := index . 1 -}}
-{{- $operators := index . 2 -}}
+{{- $root := index . 0 -}}
+{{- $given := index . 1 -}}
+{{- $where := index . 2 -}}
+{{- $operators := index . 3 -}}
 {{- if not (kindIs "map" $given) -}}
-{{- fail (printf "%s: is not a mapping; write key, operator and values" $where) -}}
-{{- end -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s: is not a mapping; write key, operator and values" $where)) -}}
+{}
+{{- else -}}
 {{- $values := list -}}
 {{- range $given.values -}}
 {{- /* Helm reads each number as a fraction. */ -}}
@@ -169,57 +185,65 @@ One requirement as JSON, with values as strings. Takes (list $requirement "its k
 {{- $key := $given.key | default "" | toString -}}
 {{- $operator := $given.operator | default "" | toString -}}
 {{- if not $key -}}
-{{- fail (printf "%s.key: is missing; set it to the name of a label" $where) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.key: is missing; set it to the name of a label" $where)) -}}
 {{- else if and (eq (len $operators) 2) (ne $key "metadata.name") -}}
-{{- fail (printf "%s.key: Kubernetes supports the field metadata.name only, not %s; write matchExpressions for labels" $where $key) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.key: Kubernetes supports the field metadata.name only, not %s; write matchExpressions for labels" $where $key)) -}}
 {{- else if not (has $operator $operators) -}}
-{{- fail (printf "%s.operator: %s is none of %s; set one of these" $where ($operator | default "nothing") (join ", " $operators)) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.operator: %s is none of %s; set one of these" $where ($operator | default "nothing") (join ", " $operators))) -}}
 {{- end -}}
-{{- if has $operator (list "In" "NotIn") -}}
+{{- if or (not $key) (not (has $operator $operators)) -}}
+{{- /* refused above */ -}}
+{{- else if has $operator (list "In" "NotIn") -}}
 {{- if not $values -}}
-{{- fail (printf "%s.values: %s needs at least one value for %s; add a value, or use Exists or DoesNotExist" $where $operator $key) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.values: %s needs at least one value for %s; add a value, or use Exists or DoesNotExist" $where $operator $key)) -}}
 {{- end -}}
 {{- else if has $operator (list "Gt" "Lt") -}}
 {{- if not (and (eq (len $values) 1) (regexMatch "^[-+]?[0-9]+$" (first (append $values "")))) -}}
-{{- fail (printf "%s.values: %s needs one whole number for %s; write it in quotes" $where $operator $key) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.values: %s needs one whole number for %s; write it in quotes" $where $operator $key)) -}}
 {{- end -}}
 {{- else if $values -}}
-{{- fail (printf "%s.values: %s takes no values for %s; remove the values, or use In or NotIn" $where $operator $key) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.values: %s takes no values for %s; remove the values, or use In or NotIn" $where $operator $key)) -}}
 {{- end -}}
-{{- $clean := dict "key" $key "operator" $operator -}}
+{{- $clean := dict -}}
+{{- if $key -}}
+{{- $clean = dict "key" $key "operator" $operator -}}
+{{- end -}}
 {{- if $values -}}
 {{- $_ := set $clean "values" $values -}}
 {{- end -}}
 {{- toJson $clean -}}
 {{- end -}}
+{{- end -}}
 
-{{- /* A label selector. Takes (list $labels $expressions "job.nodeSelectorExpressions"). */ -}}
+{{- /* A label selector. Takes (list $ $labels $expressions "job.nodeSelectorExpressions"). */ -}}
 {{- define "kata-deploy.labelSelector" -}}
-{{- $where := index . 2 -}}
+{{- $root := index . 0 -}}
+{{- $where := index . 3 -}}
 {{- $parts := list -}}
-{{- range $label, $value := index . 0 -}}
+{{- range $label, $value := index . 1 -}}
 {{- $parts = append $parts (printf "%s=%v" $label $value) -}}
 {{- end -}}
-{{- range $at, $given := index . 1 -}}
-{{- $each := include "kata-deploy.requirement" (list $given (printf "%s[%d]" $where $at) (list "In" "NotIn" "Exists" "DoesNotExist")) | fromJson -}}
+{{- range $at, $given := index . 2 -}}
+{{- $each := include "kata-deploy.requirement" (list $root $given (printf "%s[%d]" $where $at) (list "In" "NotIn" "Exists" "DoesNotExist")) | fromJson -}}
 {{- if $each.values -}}
 {{- $parts = append $parts (printf "%s %s (%s)" $each.key (lower $each.operator) (join "," $each.values)) -}}
 {{- else -}}
-{{- $parts = append $parts (printf "%s%s" (ternary "!" "" (eq $each.operator "DoesNotExist")) $each.key) -}}
+{{- $parts = append $parts (printf "%s%s" (ternary "!" "" (eq (toString $each.operator) "DoesNotExist")) ($each.key | default "")) -}}
 {{- end -}}
 {{- end -}}
 {{- join "," $parts -}}
 {{- end -}}
 
-{{- /* Fails if no node can match. Takes (list $labels $expressions $terms "the keys to correct"). */ -}}
+{{- /* Refuses a selection that no node can match. Takes (list $ $labels $expressions $terms "the keys to correct"). */ -}}
 {{- define "kata-deploy.refuseEmptySelection" -}}
-{{- $common := index . 1 -}}
-{{- range $label, $value := index . 0 -}}
+{{- $root := index . 0 -}}
+{{- $common := index . 2 -}}
+{{- range $label, $value := index . 1 -}}
 {{- $common = append $common (dict "key" $label "operator" "In" "values" (list (toString $value))) -}}
 {{- end -}}
 {{- $possible := false -}}
 {{- $why := "" -}}
-{{- range index . 2 | default (list (dict "only" "the labels")) -}}
+{{- range index . 3 | default (list (dict "only" "the labels")) -}}
 {{- if . -}}
 {{- $found := include "kata-deploy.contradiction" (concat $common (.matchExpressions | default list) (.matchFields | default list)) -}}
 {{- $why = $why | default $found -}}
@@ -227,7 +251,7 @@ One requirement as JSON, with values as strings. Takes (list $requirement "its k
 {{- end -}}
 {{- end -}}
 {{- if not $possible -}}
-{{- fail (printf "%s: no node can have %s; correct one of them" (index . 3) $why) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s: no node can have %s; correct one of them" (index . 4) $why)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -235,7 +259,9 @@ One requirement as JSON, with values as strings. Takes (list $requirement "its k
 {{- define "kata-deploy.contradiction" -}}
 {{- $byKey := dict -}}
 {{- range . -}}
-{{- $_ := set $byKey .key (append (get $byKey .key | default list) .) -}}
+{{- if and (kindIs "map" .) .key -}}
+{{- $_ := set $byKey (toString .key) (append (get $byKey (toString .key) | default list) .) -}}
+{{- end -}}
 {{- end -}}
 {{- $contradiction := "" -}}
 {{- range $key, $all := $byKey -}}
@@ -292,7 +318,7 @@ One requirement as JSON, with values as strings. Takes (list $requirement "its k
 {{- define "kata-deploy.affinity" -}}
 {{- $terms := include "kata-deploy.installTerms" . | fromJsonArray -}}
 {{- $linux := list (dict "key" "kubernetes.io/os" "operator" "In" "values" (list "linux")) -}}
-{{- include "kata-deploy.refuseEmptySelection" (list (.Values.nodeSelector | default dict) $linux $terms "nodeSelector or affinity") -}}
+{{- include "kata-deploy.refuseEmptySelection" (list . (.Values.nodeSelector | default dict) $linux $terms "nodeSelector or affinity") -}}
 {{- $affinity := deepCopy (.Values.affinity | default dict) -}}
 {{- if $terms -}}
 {{- $required := dict "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms) -}}
