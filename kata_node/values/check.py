@@ -14,8 +14,8 @@ from kata_node.values import rules, schema, selection
 from kata_node.values.chart import merged, node_values
 from kata_node.values.chart import schema as chart_schema
 
-NO_SHIM = "shims: no enabled shim runs on "
-"""The beginning of the problem of an architecture without a shim. A cluster may have no such node."""
+NO_SHIM = ("shims: no enabled shim runs on ", "shims: no shim is enabled")
+"""The beginnings of the problem of an architecture without a shim. A cluster may have no such node."""
 
 OLDER_KEY = "is a key of an older chart"
 """What the chart and the nodes say of a key that ``values convert`` replaces."""
@@ -56,24 +56,26 @@ def check(given: Mapping[Any, Any]) -> CheckResult:
         chart = [*rules.problems(values), *selection.problems(values)]
     findings = [ValuesFinding("error", "chart", what) for what in dict.fromkeys(chart)]
     problems: dict[str, list[str]] = {}
+    empty: list[str] = []
     shims: dict[str, tuple[str, ...]] = {}
     skipped: dict[str, dict[str, str]] = {}
     for arch, machine in MACHINES.items():
         settings, found = read_settings(node_values(values), overrides={}, arch=machine)
         found = [*found, *(what for _, what in unsupported(settings))]
-        for what in found:
+        others = [what for what in found if not what.startswith(NO_SHIM)]
+        for what in others:
             problems.setdefault(what, []).append(arch)
+        if not others and (found or not (settings.shims or settings.custom_runtimes)):
+            empty.append(arch)
         skipped[arch] = dict(settings.skipped)
         shims[arch] = () if found else tuple(shim.name for shim in settings.shims)
-    no_shim = [arch for what, arches in problems.items() if what.startswith(NO_SHIM) for arch in arches]
     for what, arches in problems.items():
-        harmless = what.startswith(NO_SHIM) and len(no_shim) < len(MACHINES)
-        if harmless:
-            findings.append(
-                ValuesFinding("note", "node", what.partition(":")[2].partition(":")[0].strip(), tuple(arches))
-            )
-        else:
-            findings.append(ValuesFinding("error", "node", what, tuple(arches)))
+        findings.append(ValuesFinding("error", "node", what, tuple(arches)))
+    if len(empty) == len(MACHINES):
+        what = "shims: no enabled shim runs on any architecture; enable a shim"
+        findings.append(ValuesFinding("error", "node", what, tuple(empty)))
+    elif empty:
+        findings.append(ValuesFinding("note", "node", "no enabled shim runs on these nodes", tuple(empty)))
     findings.sort(key=lambda each: each.level)
     return CheckResult(tuple(findings), shims, skipped)
 
