@@ -31,6 +31,7 @@ ORDER = (
     ("snapshotters",),
     ("kata",),
     ("plan",),
+    ("values",),
     ("settings", "host", "kube"),
     ("toml", "versions", "assets", "text", "log"),
     ("errors",),
@@ -55,7 +56,7 @@ MAX_LINES = 400
 RESERVED = {
     "stages": ("kata_node.cli.commands",),
     "typer": ("kata_node.cli.*",),
-    "yaml": ("kata_node.settings.values",),
+    "yaml": ("kata_node.settings.values", "kata_node.values.yaml_text"),
     "psutil": ("kata_node.checks.hardware",),
     "lightkube": ("kata_node.kube.*",),
     "httpx2": ("kata_node.kube.*", "kata_node.dispatcher.api"),
@@ -86,6 +87,7 @@ TOUCHES_FILES = {
     "kata_node.payload.*": "the payload, in this container",
     "kata_node.plan.report": "this container's termination message",
     "kata_node.settings.values": "the values file, in this container",
+    "kata_node.values.chart": "the chart's files in this package",
 }
 
 # Modules without side effects: from the host layer they may import only types and rules.

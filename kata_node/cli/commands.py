@@ -74,6 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 payload_app = typer.Typer(help="Prepare the Kata files for the installation.", rich_markup_mode=None)
+values_app = typer.Typer(help="Check or convert a values file of the Helm chart.", rich_markup_mode=None)
 
 
 class Direction(StrEnum):
@@ -277,6 +278,37 @@ def payload_index(
     else:
         print_json_result({"outcome": "ok", "manifest": path})
     return 0
+
+
+app.add_typer(values_app, name="values")
+
+ValuesFile = Annotated[Path, typer.Argument(metavar="FILE", help="The values file of the Helm chart (YAML).")]
+
+
+@command(values_app, "check", "output", "log_level")
+def values_check(common: Common, file: ValuesFile) -> int:
+    """Show what the chart and the nodes say of a values file, for each architecture, without a cluster.
+
+    Exit code: 0 if helm and the nodes accept it, 2 if it has an error.
+    """
+    from kata_node.cli import values
+
+    return values.check_file(file, common.output)
+
+
+@command(values_app, "convert", "output", "log_level")
+def values_convert(
+    common: Common,
+    file: ValuesFile,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FILE", help="Write the result to this file. It may be the same."),
+    ] = None,
+) -> int:
+    """Replace the keys of older charts in a values file, and show the change as a diff. Comments stay."""
+    from kata_node.cli import values
+
+    return values.convert_file(file, write, common.output)
 
 
 def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_planned: int = 0) -> int:

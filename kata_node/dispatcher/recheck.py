@@ -17,7 +17,7 @@ from kata_node.dispatcher.rollout import Task
 from kata_node.dispatcher.template import Target
 from kata_node.kube.retry import Clock
 
-FRESH = 5.0
+FRESH = 15.0
 """Seconds for which the first nodes of a run need not be read again. They were selected just before."""
 
 POLL_INTERVAL = 5.0

@@ -24,12 +24,14 @@ import logging
 import posixpath
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from kata_node.errors import SettingsError, UnfitNodeError
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, DISTRIBUTIONS, Settings
 from kata_node.settings.runtime import read_containerd, read_snapshotter, read_user_drop_in
 from kata_node.settings.selection import read_custom_runtimes, select
+from kata_node.settings.shims import MACHINES
 from kata_node.settings.values import ValuesReader, describe_value, read_yaml
 
 OVERRIDE_KEYS = ("installation_prefix", "k8s_distribution", "multi_install_suffix", "debug", "shims")
@@ -88,7 +90,16 @@ RENAMED_KEYS = {
     "_experimentalForceGuestPull": "shims.<shim>.containerd.forceGuestPull",
     "_experimentalSetupSnapshotter": "snapshotter.setup",
 }
-"""Keys below ``env`` of older charts, with the keys that replace them."""
+"""Keys below ``env`` of older charts, with the keys that replace them. ``kata_node.values`` converts them."""
+
+RENAMED_KEYS |= {
+    f"{key}_{machine}": RENAMED_KEYS[key]
+    for key in (
+        *("shims", "defaultShim", "snapshotterHandlerMapping", "pullTypeMapping"),
+        "_experimentalForceGuestPull",
+    )
+    for machine in MACHINES.values()
+}
 
 RESERVED_HANDLERS = ("crun", "runc")
 """The built-in handlers of runtimes. A custom runtime with such a name would run every pod in Kata."""
@@ -119,9 +130,7 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settin
     """
     if unknown := overrides.keys() - set(OVERRIDE_KEYS):
         raise ValueError(f"unknown overrides: {unknown}")
-    problems: list[str] = []
-    with ValuesReader(read_yaml(path) if path else {}, "", problems) as values:
-        settings = _read(values, overrides, arch)
+    settings, problems = read_settings(read_yaml(path) if path else {}, overrides=overrides, arch=arch)
     if problems:
         raise SettingsError(
             problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems]),
@@ -141,6 +150,19 @@ def require_handlers(settings: Settings) -> None:
             where="shims",
             hint="enable a shim that runs on this architecture, or do not select nodes of this architecture",
         )
+
+
+def read_settings(
+    values: Mapping[Any, object], *, overrides: Mapping[str, str], arch: str
+) -> tuple[Settings, list[str]]:
+    """Return the settings in the content of a values file, and all problems, each with its key.
+
+    With problems, the settings must not be used to change a node.
+    """
+    problems: list[str] = []
+    with ValuesReader(values, "", problems) as reader:
+        settings = _read(reader, overrides, arch)
+    return settings, problems
 
 
 def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Settings:
@@ -193,9 +215,9 @@ def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Sett
 
 def _report_renamed_keys(env: ValuesReader) -> None:
     for old, new in RENAMED_KEYS.items():
-        if env.has(old):
+        # Whole files of older charts list these keys with an empty string, which means not set.
+        if env.has(old) and env.value(old):
             env.add_problem(old, f"is a key of an older chart; write {new}")
-            env.skip(old)
 
 
 def _prefix(values: ValuesReader, key: str, prefix: str) -> str:

@@ -82,7 +82,7 @@ def test_named_nodes_go_before_every_other_selection(cluster: Cluster) -> None:
 
 
 def test_an_affinity_that_selects_no_nodes_stays_as_it_is(cluster: Cluster) -> None:
-    spread = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    spread: Document = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
     assert job_selection(cluster, {"affinity": spread}) == {"labelSelector": f"{WORKERS},{LINUX}"}
     assert pod_of_daemonset(cluster, {"affinity": spread})["affinity"] == spread
 
