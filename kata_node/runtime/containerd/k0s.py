@@ -73,7 +73,9 @@ class K0sConfig:
         return DesiredConfig(
             "conf.d",
             (
-                FileChange(location.drop_in, render(settings, self._schema, self.version)),
+                FileChange(
+                    location.drop_in, render(settings, self._schema, self.version, with_log_level=False)
+                ),
                 FileChange(user, text.encode() if settings.user_drop_in.strip() else None),
             ),
             handler_names(settings),

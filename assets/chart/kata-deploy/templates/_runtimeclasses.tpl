@@ -76,6 +76,17 @@ true
 {{- end -}}
 {{- end -}}
 
+{{- /*
+The label with the version of Kata, which is the tag of the image on the nodes. No label if the image has a digest and no
+tag.
+*/ -}}
+{{- define "kata-deploy.kataVersion" -}}
+{{- $image := include "kata-deploy.image" (list . .Values.image "image" .Chart.AppVersion) | splitList "@" | first | splitList "/" | last -}}
+{{- if contains ":" $image -}}
+katacontainers.io/kata-version: {{ splitList ":" $image | last | quote }}
+{{- end -}}
+{{- end -}}
+
 {{- /* One RuntimeClass. Takes a dict of root, name, handler, podFixed and nodeSelector. */ -}}
 {{- define "kata-deploy.runtimeClass" }}
 ---
@@ -85,6 +96,7 @@ metadata:
   name: {{ .name }}
   labels:
     {{- include "kata-deploy.labels" .root | nindent 4 }}
+    {{- include "kata-deploy.kataVersion" .root | nindent 4 }}
 handler: {{ .handler }}
 {{- with .podFixed }}
 overhead:
@@ -95,7 +107,7 @@ overhead:
 {{- end }}
 scheduling:
   nodeSelector:
-    {{- toYaml (mergeOverwrite (dict) (.nodeSelector | default dict) (include "kata-deploy.servingLabels" .root | fromYaml)) | nindent 4 }}
+    {{- toYaml (mergeOverwrite (dict) (include "kata-deploy.labelTexts" .nodeSelector | fromYaml) (include "kata-deploy.servingLabels" .root | fromYaml)) | nindent 4 }}
 {{- end -}}
 
 {{- /*
@@ -125,7 +137,7 @@ adds. Takes (list $ "name" $runtime $table).
 {{- end -}}
 {{- $_ := set $class "overhead" (dict "podFixed" $podFixed) -}}
 {{- end -}}
-{{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) -}}
+{{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) (include "kata-deploy.kataVersion" $root | fromYaml) -}}
 {{- $_ := set $class.metadata "labels" $own -}}
 {{- $scheduling := $class.scheduling | default dict -}}
 {{- $_ := set $scheduling "nodeSelector" (mergeOverwrite (dict) ($scheduling.nodeSelector | default dict) (include "kata-deploy.servingLabels" $root | fromYaml)) -}}

@@ -327,9 +327,16 @@ One requirement as JSON, with values as strings; `{}` for one without a key. Tak
 {{- toJson $affinity -}}
 {{- end -}}
 
+{{- /* Labels with their values as text. `helm --set` makes a boolean or a number of `true` or `1`. Takes a mapping. */ -}}
+{{- define "kata-deploy.labelTexts" -}}
+{{- range $label, $value := . }}
+{{ toJson $label }}: {{ ternary (printf "%.0f" (float64 (ternary $value 0 (kindIs "float64" $value)))) (toString $value) (kindIs "float64" $value) | toJson }}
+{{- end -}}
+{{- end -}}
+
 {{- /* The node selector of a pod, with Linux added. Takes the node selector of the values. */ -}}
 {{- define "kata-deploy.linuxNodeSelector" -}}
-{{- mergeOverwrite (dict) (. | default dict) (dict "kubernetes.io/os" "linux") | toYaml -}}
+{{- mergeOverwrite (dict) (include "kata-deploy.labelTexts" . | fromYaml) (dict "kubernetes.io/os" "linux") | toYaml -}}
 {{- end -}}
 
 {{- /* Tolerations of the pods that install: those of the values, and the startup taints. */ -}}
