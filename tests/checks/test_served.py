@@ -10,9 +10,12 @@ import pytest
 import payloads
 from fakes import FakeNode
 from kata_node import pipeline
+from kata_node.cluster.facts import LabelFacts
+from kata_node.cluster.labelling import WaitForNode
 from kata_node.payload import index
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import Options
+from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.plan.report import StageReport, read_shared_reports, write_shared_report
 from kata_node.settings import load as settings
 from kata_node.settings.model import Settings
@@ -20,6 +23,7 @@ from kata_node.settings.shims import table
 from payloads import CONFIG as KATA_CONFIG
 from payloads import Content
 from pipeline.harness import INSTALL, REVERT, SMALL, exit_code, make_node, outcomes, snapshot
+from stages import label
 
 SHARE = "share/defaults/kata-containers"
 OLD, NEW = "containerd://1.6.20", "containerd://2.1.9"
@@ -197,3 +201,20 @@ def test_a_withdrawn_shim_is_left_out_even_if_it_is_asked_for_by_name(tmp_path: 
 def test_the_report_of_the_stage_cri_tells_other_containers_what_it_left_out(tmp_path: Path) -> None:
     write_shared_report(tmp_path, replace(StageReport("cri", "done", "x"), left_out=("fc", "clh")))
     assert [each.left_out for each in read_shared_reports(tmp_path, ["cri"])] == [("fc", "clh")]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param(f"shims: {DEVMAPPER}", ("kata-qemu",), id="left-out"),
+        pytest.param("shims: {qemu: {}, clh: {enabled: true}}", ("kata-clh", "kata-qemu"), id="asked-for"),
+    ],
+)
+def test_the_stage_label_waits_for_the_handlers_that_this_node_serves(
+    values: str, expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    cri = CriRecord("serving", "containerd", "2.1.9", "", "", "", ("kata-qemu",), ())
+    facts = LabelFacts(None, "", 1, 1, 0, "", name="worker")
+    plan = label.plan(load(values, tmp_path), facts, Receipt("default", "/opt/kata", "1", cri=cri))
+    [wait] = [action for action in plan.actions if isinstance(action, WaitForNode)]
+    assert wait.handlers == expected

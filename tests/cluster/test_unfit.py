@@ -77,3 +77,18 @@ def test_an_unfit_node_that_becomes_fit_is_claimed_and_labeled(
     stage_runner.run("claim").succeeded()
     stage_runner.run("label").succeeded()
     assert stage_runner.labels == LABELED
+
+
+def test_label_does_not_wait_for_the_handlers_that_the_stage_cri_left_out(
+    stage_runner: StageRunner, reports: Path
+) -> None:
+    values = stage_runner.directory / "values.yaml"
+    values.write_text("shims: {qemu: {}, clh: {}}\n")
+    options = (f"--config={values}", "--shims=", f"--reports={reports}", "--label-timeout=3")
+    served = [{"name": "runc"}, {"name": "kata-qemu"}]
+    stage_runner.node_writer.report(stage_runner.name, runtimeHandlers=served)
+    stage_runner.run("label", *options).failed()
+    report = {"stage": "cri", "outcome": "done", "summary": "served", "left_out": ["clh"]}
+    (reports / "cri.json").write_text(json.dumps(report))
+    stage_runner.run("label", *options).succeeded()
+    assert stage_runner.labels == LABELED
