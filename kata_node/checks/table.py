@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from kata_node.checks import snapshotters
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.served import served_settings
-from kata_node.errors import KataNodeError, SystemdError
+from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
 from kata_node.host.machine_id import is_same_machine_id
 from kata_node.payload import layout
 from kata_node.payload.facts import ArtifactFacts
@@ -250,6 +250,7 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
             f"/dev/kvm does not exist, and these shims need it: {', '.join(local)}",
             "load the kernel module kvm_intel or kvm_amd; if the node is a VM, enable nested virtualization; "
             "or enable only the shim remote",
+            unfit=True,
         )
     if local and machine.virtualization:
         yield Finding("cpu", "pass", "the CPU has virtualization extensions")
@@ -314,4 +315,5 @@ def _selinux(state: str) -> Finding:
 def _failed_finding(name: str, error: KataNodeError, *, permanent: bool | None = None) -> Finding:
     reason = f"{error.where}: {error.what}" if error.where else error.what
     is_permanent = error.exit_code in (2, 3) if permanent is None else permanent
-    return Finding(name, "fail", reason, error.hint, permanent=is_permanent)
+    unfit = isinstance(error, UnfitNodeError)
+    return Finding(name, "fail", reason, error.hint, permanent=is_permanent, unfit=unfit)

@@ -34,6 +34,8 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
                                      # Default: 10%, because a large cluster always has some nodes that are
                                      # down; 0 for a cleanup, because no later run cleans them; 100% with
                                      # skipServing, because the CronJob runs again
+    unfitNodes: report               # `fail`: a node that cannot run Kata counts as failed. A named node
+                                     # always does
     events: false                    # also record failures as Events on the Node; needs the right to create
                                      # events in the namespace default
     templates:                       # one per container runtime; a Node names its runtime in
@@ -123,6 +125,7 @@ class Config:
     max_not_ready: IntOrPercent | None = None
     installation_label: str = ""
     skip_serving: bool = False
+    fail_unfit_nodes: bool = False
     events: bool = False
     canary: int = 0
     wave_size: IntOrPercent | None = None
@@ -133,6 +136,11 @@ class Config:
     def installation(self) -> str:
         """The name of the installation, from the installation label: its suffix or ``default``."""
         return self.installation_label.rpartition("/")[2] or "kata"
+
+    @property
+    def unfit_fails(self) -> bool:
+        """Whether a node that cannot run Kata counts as failed."""
+        return self.fail_unfit_nodes or bool(self.nodes)
 
     def max_not_ready_nodes(self, total: int) -> int:
         """Return how many of ``total`` nodes may stay not ready before the run fails."""
@@ -224,6 +232,7 @@ def _read(values: ValuesReader) -> Config:
         max_not_ready=max_not_ready,
         installation_label=installation_label,
         skip_serving=skip_serving,
+        fail_unfit_nodes=values.choice("unfitNodes", ("report", "fail")) == "fail",
         events=values.flag("events"),
         canary=canary,
         wave_size=wave_size,

@@ -185,7 +185,8 @@ class Dispatcher:
 
     def _handle_failed_job(self, task: Task) -> None:
         if self._nodes.exists(task.target.name):
-            self._end(task, Outcome.FAILED)
+            unfit = task.problem is not None and task.problem.unfit
+            self._end(task, Outcome.UNFIT if unfit else Outcome.FAILED)
             return
         log.info(
             "%s: its Node does not exist, waiting %g s for it to come back",

@@ -44,7 +44,9 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         task.rerun = config.skip_serving
     removed, tasks_without_job = _deselected_tasks(config, nodes, selection)
     tasks_without_job = [*_tasks_without_job(config, selection), *tasks_without_job]
-    plan = RolloutPlan(config.parallelism, config.canary, config.wave_size, config.max_failures)
+    plan = RolloutPlan(
+        config.parallelism, config.canary, config.wave_size, config.max_failures, config.unfit_fails
+    )
     rollout = Rollout(tasks, plan, removed)
     _log_plan(config, selection, removed)
     events = EventRecorder(api, config.installation, reporter) if config.events else None
@@ -56,7 +58,8 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
 
     def on_task_change(task: Task) -> None:
         nonlocal stopped
-        level = logging.WARNING if task.outcome in (Outcome.FAILED, Outcome.NOT_READY) else logging.INFO
+        warned = (Outcome.FAILED, Outcome.UNFIT, Outcome.NOT_READY)
+        level = logging.WARNING if task.outcome in warned else logging.INFO
         log.log(level, "%s", task_line(task, rollout, api.clock.now()))
         if stopped != (stopped := rollout.stopped):
             log.warning("the rollout stops, no more nodes are started: %s", stopped)
@@ -81,6 +84,7 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         config.action,
         tasks,
         max_not_ready_nodes=config.max_not_ready_nodes(len(tasks)),
+        unfit_fails=config.unfit_fails,
         stopped=rollout.stopped,
         interrupted=interrupted,
         seconds=api.clock.now() - began,

@@ -14,7 +14,8 @@ Which shims are enabled:
   ``defaultShim`` of this architecture, or ``qemu``. ``disableAll: true`` disables this shim too.
 - The override ``shims`` replaces these rules: exactly the shims it names are enabled.
 - One file is used for nodes of every architecture. An enabled shim that does not run on this architecture is
-  skipped. It is an error if no shim and no custom runtime is left, or if the override names such a shim.
+  skipped. It is an error if the override names such a shim. If no shim and no custom runtime is left, the
+  node is unfit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kata_node.errors import SettingsError
+from kata_node.errors import SettingsError, UnfitNodeError
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, DISTRIBUTIONS, Settings
 from kata_node.settings.runtime import read_containerd, read_snapshotter, read_user_drop_in
@@ -141,6 +142,16 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settin
     return settings
 
 
+def require_handlers(settings: Settings) -> None:
+    """Raise :class:`~kata_node.errors.UnfitNodeError` if no handler is left on this architecture."""
+    if settings.nothing_runs:
+        raise UnfitNodeError(
+            settings.nothing_runs,
+            where="shims",
+            hint="enable a shim that runs on this architecture, or do not select nodes of this architecture",
+        )
+
+
 def read_settings(
     values: Mapping[Any, object], *, overrides: Mapping[str, str], arch: str
 ) -> tuple[Settings, list[str]]:
@@ -187,6 +198,7 @@ def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Sett
         shim_settings=selection.shim_settings,
         named=selection.named,
         is_fallback=selection.is_fallback,
+        nothing_runs=selection.nothing_runs,
         default_shim=selection.default_shim,
         custom_runtimes=custom,
         distribution=_distribution(values, overrides.get("k8s_distribution", "")),

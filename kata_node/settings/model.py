@@ -38,6 +38,8 @@ class Settings:
     """The settings of each shim in ``shims``, by its name."""
     named: frozenset[str] = frozenset()
     """The shims that ``enabled: true``, ``--shims`` or the default asks for. No stage leaves these out."""
+    nothing_runs: str = ""
+    """Why no handler is left on this architecture; empty if one is."""
     is_fallback: bool = False
     """Whether nothing names a shim. Then another shim can serve, if the payload does not have this one."""
     default_shim: str = ""
@@ -92,7 +94,15 @@ class Settings:
         import hashlib
 
         digested = asdict(self)
-        for name in ("skipped", "named", "is_fallback", "default_shim", "startup_taints", "instance"):
+        for name in (
+            "skipped",
+            "named",
+            "nothing_runs",
+            "is_fallback",
+            "default_shim",
+            "startup_taints",
+            "instance",
+        ):
             del digested[name]
         digested["shims"] = [shim.name for shim in self.shims]
         return hashlib.sha256(json.dumps(digested, sort_keys=True).encode()).hexdigest()

@@ -64,6 +64,8 @@ class Selection:
     default_shim: str
     named: frozenset[str] = frozenset()
     is_fallback: bool = False
+    nothing_runs: str = ""
+    """Why no enabled shim and no custom runtime runs on this architecture; empty if one does."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,13 @@ def select(
     skipped += skipped_custom
     if wrong_default:
         skipped += ((f"defaultShim {wrong_default[0]}", wrong_default[1]),)
+    nothing_runs = ""
     if not shims_override and not shims and not custom:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in skipped)
-        what = f"no enabled shim runs on {k8s_arch}: {reasons}" if skipped else "no shim is enabled"
-        values.add_problem("shims", f"{what}; enable a shim that runs on {k8s_arch}")
+        if skipped:
+            reasons = "; ".join(f"{name} {reason}" for name, reason in skipped)
+            nothing_runs = f"no enabled shim runs on {k8s_arch}: {reasons}"
+        else:
+            values.add_problem("shims", f"no shim is enabled; enable a shim that runs on {k8s_arch}")
     return Selection(
         shims=shims,
         skipped=skipped,
@@ -133,6 +138,7 @@ def select(
         default_shim=next((shim.name for shim in shims if shim.name == defaults.get(arch)), ""),
         named=frozenset(shim.name for shim in shims if shims_override or uses_default or enabled[shim.name]),
         is_fallback=uses_default and arch not in defaults,
+        nothing_runs=nothing_runs,
     )
 
 

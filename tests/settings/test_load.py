@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kata_node.assets import asset
-from kata_node.errors import SettingsError
+from kata_node.errors import SettingsError, UnfitNodeError
 from kata_node.settings import handlers
 from kata_node.settings import load as module
 from kata_node.settings.model import Settings
@@ -183,13 +183,6 @@ def test_the_settings_say_which_shims_somebody_asked_for_by_name(
     ("values", "arch", "expected"),
     [
         pytest.param(
-            "shims: {qemu-se: {enabled: true}, clh: {supportedArches: [arm64]}}",
-            "x86_64",
-            "shims: no enabled shim runs on amd64: clh runs only on arm64 according to its supportedArches; "
-            "qemu-se runs only on s390x; enable a shim that runs on amd64",
-            id="none-for-this-arch",
-        ),
-        pytest.param(
             "shims: {qemu: {enabled: false}}",
             "x86_64",
             "shims: no shim is enabled; enable a shim that runs on amd64",
@@ -200,13 +193,6 @@ def test_the_settings_say_which_shims_somebody_asked_for_by_name(
             "x86_64",
             "shims: no shim is enabled; enable a shim that runs on amd64",
             id="all-disabled",
-        ),
-        pytest.param(
-            "",
-            "riscv64",
-            "shims: no enabled shim runs on riscv64: qemu runs only on amd64, arm64, s390x, ppc64le; "
-            "enable a shim that runs on riscv64",
-            id="a-machine-kata-does-not-know",
         ),
         pytest.param(
             "shims: {qmeu: {enabled: true}}",
@@ -306,12 +292,38 @@ def test_a_custom_runtime_that_cannot_run_on_this_node_is_skipped_with_the_reaso
     )
 
 
-def test_a_node_without_any_shim_or_custom_runtime_is_refused(tmp_path: Path) -> None:
-    values = "shims: {disableAll: true}\n" + custom(mine="{baseConfig: qemu-se, runtimeClass: 'handler: a'}")
-    assert problems(values, tmp_path=tmp_path) == [
-        "shims: no enabled shim runs on amd64: customRuntimes.runtimes.mine runs only on s390x; "
-        "enable a shim that runs on amd64"
-    ]
+@pytest.mark.parametrize(
+    ("values", "arch", "expected"),
+    [
+        pytest.param(
+            "shims: {qemu-se: {enabled: true}, clh: {supportedArches: [arm64]}}",
+            "x86_64",
+            "no enabled shim runs on amd64: clh runs only on arm64 according to its supportedArches; qemu-se "
+            "runs only on s390x",
+            id="none-for-this-arch",
+        ),
+        pytest.param(
+            "",
+            "riscv64",
+            "no enabled shim runs on riscv64: qemu runs only on amd64, arm64, s390x, ppc64le",
+            id="a-machine-kata-does-not-know",
+        ),
+        pytest.param(
+            "shims: {disableAll: true}\n" + custom(mine="{baseConfig: qemu-se, runtimeClass: 'handler: a'}"),
+            "x86_64",
+            "no enabled shim runs on amd64: customRuntimes.runtimes.mine runs only on s390x",
+            id="a-custom-runtime",
+        ),
+    ],
+)
+def test_a_node_on_which_no_shim_and_no_custom_runtime_runs_is_unfit(
+    values: str, arch: str, expected: str, tmp_path: Path
+) -> None:
+    settings = load(values, arch, tmp_path=tmp_path)
+    assert settings.nothing_runs == expected
+    with pytest.raises(UnfitNodeError, match=re.escape(expected)) as caught:
+        module.require_handlers(settings)
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize(

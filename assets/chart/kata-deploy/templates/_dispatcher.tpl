@@ -50,6 +50,9 @@ waitForReadySeconds: {{ ternary 120 $ready (kindIs "invalid" $ready) }}
 {{- if and (eq $action "install") (not (kindIs "invalid" $few)) }}
 maxNotReady: {{ $few }}
 {{- end }}
+{{- if and (eq $action "install") (eq "fail" (($root.Values.job).unfitNodes | default "report")) }}
+unfitNodes: fail
+{{- end }}
 {{- if ($root.Values.job).events }}
 events: true
 {{- end }}
