@@ -43,6 +43,7 @@ def _iterate_findings(asked: Settings, facts: HostCheckFacts, receipt: Receipt) 
     yield _settings(settings)
     yield from _left_out(asked, settings)
     yield _payload(settings, facts)
+    yield from _kata_configuration(facts)
     yield _machine_id(facts)
     yield from _runtime(settings, facts, receipt)
     if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
@@ -97,6 +98,11 @@ def _payload(settings: Settings, facts: HostCheckFacts) -> Finding:
         "pass",
         f"release {facts.artifacts.release or 'unknown'}, has every file that the shims need",
     )
+
+
+def _kata_configuration(facts: HostCheckFacts) -> Iterator[Finding]:
+    if isinstance(facts.artifacts, ArtifactFacts) and (found := facts.artifacts.drop_in_warnings):
+        yield Finding("kata-config", "warn", "; ".join(found), "correct these settings, or take them out")
 
 
 def _machine_id(facts: HostCheckFacts) -> Finding:

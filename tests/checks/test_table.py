@@ -134,6 +134,14 @@ def test_a_good_node_passes_every_check() -> None:
             id="no-payload",
         ),
         pytest.param(
+            replace(GOOD, artifacts=ArtifactFacts("inputs", {}, drop_in_warnings=("shims.qemu.dropIn: x",))),
+            "kata-config",
+            "warn",
+            True,
+            "shims.qemu.dropIn: x",
+            id="setting that Kata ignores",
+        ),
+        pytest.param(
             replace(GOOD, missing_files={"qemu": ("bin/qemu-system-x86_64",)}),
             "payload",
             "fail",
