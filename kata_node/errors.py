@@ -79,6 +79,12 @@ class HostError(KataNodeError):
     """The node's operating system refused an operation: a full disk, no permission, a missing directory."""
 
 
+class UnusablePathError(HostError):
+    """A file is in the place of a directory, or the reverse, or symlinks lead back to themselves."""
+
+    exit_code = 3
+
+
 class PayloadError(KataNodeError):
     """The payload is missing, damaged, or does not match its manifest."""
 

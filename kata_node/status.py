@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SHARED_LABEL
@@ -89,7 +89,10 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
     Installations are found in the directory of the install dir of ``settings``, in ``/opt``, and in the
     install dirs that the runtime's configuration names.
     """
-    context = StageContext(settings, Receipt(settings.instance, settings.install_dir, ""), clients, options)
+    receipt = _recorded(settings, clients) or Receipt(settings.instance, settings.install_dir, "")
+    if not (options.cri_socket or settings.containerd.runtime_socket):
+        options = replace(options, cri_socket=receipt.socket)  # the install may have had --cri-socket
+    context = StageContext(settings, receipt, clients, options)
     served, invocation, configured_install_dirs = _runtime_state(context)
     parents = {
         path.rpartition("/")[0]
@@ -100,8 +103,8 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
     found: list[InstallationStatus] = []
     for install_dir in sorted(path.removesuffix(f"/{file}") for path in found_at):
         try:
-            if receipt := receipts.load(clients.root, install_dir):
-                found.append(_status(clients.root, receipt, served, invocation, deep=deep))
+            if placed := receipts.load(clients.root, install_dir):
+                found.append(_status(clients.root, placed, served, invocation, deep=deep))
         except KataNodeError as error:
             found.append(_unreadable(install_dir, error))
         except OSError as error:
@@ -111,6 +114,14 @@ def gather(settings: Settings, options: Options, clients: Clients, *, deep: bool
         hint = "run `kata-node revert` with the env.installationPrefix and env.multiInstallSuffix of it"
         found.append(_unreadable(install_dir, KataNodeError(what, hint=hint)))
     return found
+
+
+def _recorded(settings: Settings, clients: Clients) -> Receipt | None:
+    """Return the receipt of the installation in the settings; ``None`` if it cannot be read."""
+    try:
+        return receipts.load(clients.root, settings.install_dir)
+    except KataNodeError:
+        return None
 
 
 def read_node_labels(options: Options, clients: Clients) -> NodeLabels | None:

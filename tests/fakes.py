@@ -18,7 +18,7 @@ from kata_node.errors import KubeError, SystemdError
 from kata_node.host.cri import CriCallError, Reason, Status, Version
 from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.files import Root
-from kata_node.host.systemd import Unit
+from kata_node.host.systemd import ExecEnvironment, Unit, UnitProcess
 from kata_node.kube.failures import NoSuchNodeError
 from kata_node.kube.node import NodeFacts
 from kata_node.plan.actions import Clients
@@ -45,6 +45,9 @@ class FakeNode:
     on_restart: Callable[[], None] = lambda: None
     exists: bool = True
     argv: tuple[str, ...] = ("/usr/bin/containerd",)
+    exec_environment: ExecEnvironment | None = None
+    running: tuple[UnitProcess, ...] = ()
+    """The processes of the unit that systemd sees."""
     others: tuple[str, ...] = ()
     """Units of other runtimes that are active."""
     systemd_gone: bool = False
@@ -59,6 +62,11 @@ class FakeNode:
     on_list: Callable[[], None] = lambda: None
     kube: object = None
     asked: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Let the unit of CRI-O run CRI-O."""
+        if self.runtime_name == "cri-o" and self.argv == FakeNode.argv:
+            self.argv = ("/usr/bin/crio",)
 
     def clients(self) -> Clients:
         """Return the clients of this node."""
@@ -90,7 +98,16 @@ class FakeNode:
             self.argv,
             False,
             self.invocation,
+            self.exec_environment,
         )
+
+    def processes(self, name: str) -> tuple[UnitProcess, ...]:
+        """Return the processes of the runtime's unit."""
+        return self.running
+
+    def environment(self) -> tuple[str, ...]:
+        """Return the variables that systemd gives to every unit."""
+        return ("PATH=/usr/bin",)
 
     def restart(self, name: str, timeout: float) -> None:
         """Start a new invocation, which reads the configuration again."""

@@ -43,7 +43,7 @@ CONFINED = {
     # Its image does not contain the code that runs on nodes.
     "kata_node.dispatcher.*": (
         *("kata_node", "kata_node.dispatcher.*", "kata_node.kube.*", "kata_node.plan.report"),
-        *("kata_node.settings.values", "kata_node.errors", "kata_node.log"),
+        *("kata_node.settings.values", "kata_node.settings.config_file", "kata_node.errors", "kata_node.log"),
     ),
     # It keeps running on the node, so it must stay small. Its child processes do the work.
     "kata_node.daemon.*": (

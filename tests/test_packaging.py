@@ -119,8 +119,8 @@ def test_the_wheel_has_only_the_programs_and_their_data(wheel: zipfile.ZipFile) 
         if path.suffix in {".py", ".typed"}
     }
     chart = ("files/gone.json", "values.schema.json", "values.yaml")
-    data = {"kata_node/assets/shims.toml", *(f"kata_node/assets/chart/kata-deploy/{name}" for name in chart)}
-    assert names == expected | data
+    data = ("kata-keys.toml", "shims.toml", *(f"chart/kata-deploy/{name}" for name in chart))
+    assert names == expected | {f"kata_node/assets/{name}" for name in data}
 
 
 def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from kata_node.checks.hardware import HardwareFacts, gather_hardware_facts
 from kata_node.errors import CriError, KataNodeError
 from kata_node.host.files import host_error
+from kata_node.host.write_access import WriteAccess, write_access
 from kata_node.payload import facts as artifact_facts
 from kata_node.payload import layout
 from kata_node.payload.facts import ArtifactFacts
+from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime import facts as runtime_facts
+from kata_node.runtime.containerd.read import is_glob, resolved_imports
 from kata_node.runtime.facts import RuntimeFacts
+from kata_node.runtime.model.config import own_paths
 from kata_node.settings.handlers import handlers
 from kata_node.snapshotters import facts as snapshotter_facts
+from kata_node.snapshotters import mapping, nydus
 from kata_node.snapshotters.facts import SnapshotterFacts
+from kata_node.snapshotters.mapping import NYDUS, NydusInstance
 
 T = TypeVar("T")
 
@@ -48,18 +55,21 @@ class HostCheckFacts:
     """Foreign files at paths that the artifacts stage would write, relative to the install dir."""
     snapshotters: SnapshotterFacts | None = None
     """``None`` if the runtime is not known."""
+    access: Mapping[str, WriteAccess | KataNodeError] = field(default_factory=dict)
+    """What the file systems say about each path that a stage may write."""
+    missing_imports: frozenset[str] = frozenset()
+    """The files that ``containerd.userDropIn`` imports and that do not exist."""
 
 
 def gather_facts(context: StageContext) -> HostCheckFacts:
     """Return all facts. An error while gathering one part does not keep the others from being gathered."""
     runtime = _runtime(context)
     artifacts = _result_or_error(lambda: artifact_facts.gather_facts(context))
-    etc = runtime.config_path if isinstance(runtime, RuntimeFacts) else "/etc/containerd/config.toml"
     difference = _difference(artifacts, context.receipt)
     return HostCheckFacts(
         context.options.offline,
         context.options.expected_machine_id,
-        gather_hardware_facts(context, (context.settings.install_dir, etc.rpartition("/")[0])),
+        gather_hardware_facts(context),
         None if context.options.offline else _error_of(context.clients.systemd),
         runtime,
         artifacts,
@@ -69,7 +79,37 @@ def gather_facts(context: StageContext) -> HostCheckFacts:
         snapshotter_facts.gather_facts(context, runtime.distribution_runtime.units)
         if isinstance(runtime, RuntimeFacts)
         else None,
+        _access(context, runtime),
+        _missing_imports(context, runtime),
     )
+
+
+def _access(
+    context: StageContext, runtime: RuntimeFacts | KataNodeError
+) -> dict[str, WriteAccess | KataNodeError]:
+    root, install_dir = context.clients.root, context.settings.install_dir
+    files: list[str] = []
+    if isinstance(runtime, RuntimeFacts):
+        files += [*own_paths(runtime.config), *runtime.config.shared_paths()]
+        if runtime.nydus is not None and mapping.is_managed(context.settings, NYDUS):
+            own_nydus = NydusInstance.for_settings(context.settings)
+            files += [own_nydus.unit_path, *nydus.wants_links(own_nydus, runtime.nydus.cri_units)]
+    directories = (install_dir, receipts.directory(install_dir))
+    return {
+        path: _result_or_error(partial(write_access, root, path, is_directory=path in directories))
+        for path in (*directories, *files)
+    }
+
+
+def _missing_imports(context: StageContext, runtime: RuntimeFacts | KataNodeError) -> frozenset[str]:
+    text = context.settings.user_drop_in.encode()
+    if isinstance(runtime, KataNodeError) or runtime.runtime.name != "containerd" or not text.strip():
+        return frozenset()
+    drop_ins = (path for location in runtime.config.drop_in_locations() for path in location.extra_drop_ins)
+    imported = {
+        target for _, target in resolved_imports(dict.fromkeys(drop_ins, text)) if not is_glob(target)
+    }
+    return frozenset(target for target in imported if not context.clients.root.exists(target))
 
 
 def _runtime(context: StageContext) -> RuntimeFacts | KataNodeError:

@@ -1,13 +1,11 @@
-"""The facts about the node's hardware, kernel and file systems that host-check uses."""
+"""The facts about the node's hardware and kernel that host-check uses."""
 
 from __future__ import annotations
 
 import os
-import posixpath
 from dataclasses import dataclass
 
 from kata_node.host import kernel
-from kata_node.host.files import Root, missing_dirs
 from kata_node.host.machine_id import machine_id
 from kata_node.plan.context import StageContext
 
@@ -16,22 +14,8 @@ MODULES = ("vhost", "vhost_net", "vhost_vsock")
 
 
 @dataclass(frozen=True)
-class DiskSpace:
-    """The free space of the file system that holds one directory."""
-
-    path: str
-    """The directory, or its nearest parent that exists."""
-    free: int
-    """Bytes that an unprivileged process can use."""
-    read_only: bool
-    """Whether the file system is mounted read-only."""
-    writable: bool
-    """Whether this process may create files in ``path``."""
-
-
-@dataclass(frozen=True)
 class HardwareFacts:
-    """The facts about hardware, kernel and file systems. host-check uses only some of them offline."""
+    """The facts about hardware and kernel. host-check uses only some of them offline."""
 
     root_user: bool
     machine_id: str
@@ -50,12 +34,10 @@ class HardwareFacts:
     memory: int
     """Bytes; 0 offline."""
     selinux: str
-    spaces: tuple[DiskSpace, ...]
-    """First that of the install dir, then that of the runtime's configuration, unless it is the same."""
 
 
-def gather_hardware_facts(context: StageContext, paths: tuple[str, ...]) -> HardwareFacts:
-    """Return the facts. ``paths`` are the directories that an installation writes to."""
+def gather_hardware_facts(context: StageContext) -> HardwareFacts:
+    """Return the facts."""
     root = context.clients.root
     flags = kernel.cpu_flags()
     return HardwareFacts(
@@ -69,7 +51,6 @@ def gather_hardware_facts(context: StageContext, paths: tuple[str, ...]) -> Hard
         supported_tees=frozenset(kind for kind in ("snp", "tdx", "se") if kernel.tee(kind)),
         memory=0 if context.options.offline else _memory(),
         selinux=kernel.selinux(),
-        spaces=tuple({space.path: space for space in (_space(root, path) for path in paths)}.values()),
     )
 
 
@@ -77,16 +58,3 @@ def _memory() -> int:
     import psutil
 
     return psutil.virtual_memory().total
-
-
-def _space(root: Root, path: str) -> DiskSpace:
-    missing = missing_dirs(root, path)
-    existing = posixpath.dirname(missing[0]) if missing else path
-    real = root.resolve(existing)
-    info = os.statvfs(real)
-    return DiskSpace(
-        existing,
-        info.f_bavail * info.f_frsize,
-        bool(info.f_flag & os.ST_RDONLY),
-        os.access(real, os.W_OK | os.X_OK),
-    )

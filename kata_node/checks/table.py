@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from kata_node.checks import snapshotters
+from kata_node.checks import paths, snapshotters
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.served import served_settings
 from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
 from kata_node.host.machine_id import is_same_machine_id
+from kata_node.host.write_access import WriteAccess
 from kata_node.payload import layout
 from kata_node.payload.facts import ArtifactFacts
 from kata_node.plan.receipt import Receipt
@@ -43,11 +44,13 @@ def _iterate_findings(asked: Settings, facts: HostCheckFacts, receipt: Receipt) 
     yield _settings(settings)
     yield from _left_out(asked, settings)
     yield _payload(settings, facts)
+    yield from _kata_configuration(facts)
     yield _machine_id(facts)
     yield from _runtime(settings, facts, receipt)
     if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
         yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, placed)
-    yield from _space(facts)
+    yield from paths.checks(settings, facts)
+    yield from _space(settings, facts)
     yield _foreign_files(settings, facts)
     if facts.offline:
         yield Finding("hardware", "skip", "offline: the hardware of this machine is not that of the node")
@@ -99,6 +102,11 @@ def _payload(settings: Settings, facts: HostCheckFacts) -> Finding:
     )
 
 
+def _kata_configuration(facts: HostCheckFacts) -> Iterator[Finding]:
+    if isinstance(facts.artifacts, ArtifactFacts) and (found := facts.artifacts.drop_in_warnings):
+        yield Finding("kata-config", "warn", "; ".join(found), "correct these settings, or take them out")
+
+
 def _machine_id(facts: HostCheckFacts) -> Finding:
     expected, found = facts.expected_machine_id, facts.machine.machine_id
     if not expected:
@@ -132,7 +140,7 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
         yield Finding("user-drop-in", "skip", reason)
     if not facts.offline:
         yield from _running_runtime(runtime, receipt)
-    yield _config(settings, runtime, receipt)
+    yield _config(settings, runtime, receipt, facts)
 
 
 def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Finding]:
@@ -162,7 +170,7 @@ def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Findin
         yield Finding("cri", "warn", reason, UNFINISHED_RUN_REMEDY)
 
 
-def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Finding:
+def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt, facts: HostCheckFacts) -> Finding:
     contents = runtime.contents
     own = own_paths(runtime.config)
     try:
@@ -175,19 +183,19 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Find
         **dict.fromkeys(own),
         **{file.path: file.content for file in desired_config.changes},
     }
-    # Count the files that the user's drop-in imports as existing: the cri stage checks them when it writes.
     user_files = {
         path: content for path in desired_config.labels if (content := future_contents.get(path)) is not None
     }
-    expected_imports = (
-        {entry for _, entry in containerd_read.resolved_imports(user_files)} if user_files else ()
+    found_imports = (
+        {entry for _, entry in containerd_read.resolved_imports(user_files)} if user_files else set()
     )
+    found_imports -= facts.missing_imports
     problems = runtime.config.check(
         {path: content for path, content in future_contents.items() if content is not None},
         own_paths=own,
         handlers=desired_config.handlers,
         labels=desired_config.labels,
-        exists=lambda path: path in expected_imports or path.startswith(f"{settings.install_dir}/"),
+        exists=lambda path: path in found_imports or _will_exist(path, settings, facts, receipt),
     )
     if problems:
         return Finding("config", "fail", "; ".join(problems), "correct the named files and settings")
@@ -196,26 +204,25 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt) -> Find
     return Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")
 
 
-def _space(facts: HostCheckFacts) -> Iterator[Finding]:
-    for space in facts.machine.spaces:
-        if space.read_only or not space.writable:
-            why = "is on a read-only file system" if space.read_only else "is not writable for this user"
-            other_dir = ", or set env.installationPrefix to a writable directory"
-            yield Finding(
-                "writable",
-                "fail",
-                f"{space.path} {why}",
-                f"make {space.path} writable" + (other_dir if space is facts.machine.spaces[0] else ""),
-            )
-        else:
-            yield Finding("writable", "pass", space.path)
-    install_space = facts.machine.spaces[0]
+def _will_exist(path: str, settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> bool:
+    """Return whether the artifacts stage places the file at ``path``, as far as that is known."""
+    relative = path.removeprefix(f"{settings.install_dir}/")
+    known = facts.artifacts.desired_files if isinstance(facts.artifacts, ArtifactFacts) else None
+    if known is None and receipt.artifacts is not None:
+        return relative in receipt.artifacts.files
+    return relative != path and (known is None or relative in known)
+
+
+def _space(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
+    access = facts.access.get(settings.install_dir)
+    if not isinstance(access, WriteAccess):
+        return
     needed = facts.bytes_to_place + SPACE_RESERVE if facts.bytes_to_place else 0
-    reason = f"{human_size(install_space.free)} free at {install_space.path}"
+    reason = f"{human_size(access.free)} free at {access.directory}"
     if not isinstance(facts.artifacts, KataNodeError):
         reason = f"{human_size(facts.bytes_to_place)} to write, {reason}"
-    if needed > install_space.free:
-        remedy = f"free {human_size(needed - install_space.free)} on the file system of {install_space.path}"
+    if needed > access.free:
+        remedy = f"free {human_size(needed - access.free)} on the file system of {access.directory}"
         yield Finding("space", "fail", reason, remedy, permanent=False)
     else:
         yield Finding("space", "pass", reason)

@@ -27,6 +27,7 @@ def settings_of(common: Common) -> Settings:
             for name in ("installation_prefix", "k8s_distribution", "multi_install_suffix", "shims")
         },
         arch=kernel.arch(),
+        digest=common.config_digest,
     )
 
 

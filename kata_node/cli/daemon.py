@@ -100,9 +100,9 @@ def fallback_env(common: Common) -> dict[str, str]:
 
     if common.config is None:
         return {}
-    result = {env_variable("config"): "", env_variable("shims"): ""}
+    result = {env_variable(name): "" for name in ("config", "config-digest", "shims")}
     try:
-        values = read_yaml(str(common.config))
+        values = read_yaml(str(common.config), common.config_digest, timeout=0)
     except SettingsError:
         return {}
     for option, keys in _IDENTIFYING_KEYS.items():

@@ -113,6 +113,10 @@ class Common:
         Path | None,
         _path_option("config", "FILE", "The values file of the Helm chart (YAML)."),
     ] = None
+    config_digest: Annotated[
+        str,
+        _option("config-digest", "SHA256", "The digest of the values file. Refuse a file with another one."),
+    ] = ""
     host_root: Annotated[
         Path, _path_option("host-root", "DIR", "The directory with the root file system of the node.")
     ] = Path("/")

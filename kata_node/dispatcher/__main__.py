@@ -70,7 +70,7 @@ def _dispatch(options: argparse.Namespace) -> Result:
     from kata_node.dispatcher.run import run as run_dispatcher
     from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested
 
-    loaded = config.load(Path(options.config))
+    loaded = config.load(Path(options.config), options.config_digest)
     stop = Shutdown()
     with stop.on_signals(), ApiClient.connect(stop=stop) as api:
         try:
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
 
     option("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
+    option("config-digest", "SHA256", "", "digest of the file; a file with another one is refused")
     option(
         "owner-name", "NAME", "", "name of the dispatcher's own Job; it becomes the owner of the node Jobs"
     )

@@ -66,6 +66,7 @@ from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX, NODE_KEY, Action
 from kata_node.dispatcher.template import Template, Templates
 from kata_node.errors import SettingsError
 from kata_node.kube.node_affinity import Term
+from kata_node.settings.config_file import read_config_file
 from kata_node.settings.values import ValuesReader, describe_value, parse_yaml
 
 __all__ = ["Config", "DeselectedNodesConfig", "IntOrPercent", "load"]
@@ -154,16 +155,18 @@ class Config:
         return ",".join([*(f"{key}={value}" for key, value in sorted(self.labels.items())), NODE_KEY])
 
 
-def load(path: Path) -> Config:
+def load(path: Path, digest: str = "") -> Config:
     """Return the configuration in the file at ``path``.
 
-    Raises one :class:`SettingsError` that lists all problems of the file.
+    ``digest`` is the expected sha256 of the file, see
+    :func:`kata_node.settings.config_file.read_config_file`. Raises one :class:`SettingsError` that lists all
+    problems of the file.
     """
     hint = (
         "correct the Helm values; the chart renders this file from them. Nothing was changed in the cluster"
     )
     try:
-        data = parse_yaml(path.read_bytes().decode())
+        data = parse_yaml(read_config_file(path, digest).decode())
     except OSError as error:
         raise SettingsError(
             f"the configuration file cannot be read: {error.strerror}", where=str(path), hint=hint

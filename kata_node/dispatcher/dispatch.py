@@ -71,7 +71,7 @@ class Dispatcher:
         self._job_watch = JobWatch(api, config.namespace, config.job_selector())
         self._node_jobs = NodeJobs(api, config, nodes, owner)
         self._stuck_pods = StuckPodMonitor(self._node_jobs.jobs, config.job_selector(), api.clock)
-        self._recheck = NodeRecheck(config, nodes, self._node_jobs, api.clock)
+        self._recheck = NodeRecheck(config, nodes, self._node_jobs, api.clock, count=len(rollout.tasks))
         self._last_activity = api.clock.now()
 
     def run(self) -> None:

@@ -50,6 +50,16 @@ class Selection:
     missing: tuple[str, ...] = ()
     """Configured names without a Node."""
 
+    def only(self, name: str) -> Selection:
+        """Return the selection of one node; empty when this one does not have the node."""
+        return Selection(
+            eligible=tuple(each for each in self.eligible if each.name == name),
+            tainted=tuple(each for each in self.tainted if each[0].name == name),
+            unready=tuple(each for each in self.unready if each[0].name == name),
+            without_template=tuple(each for each in self.without_template if each[0].name == name),
+            unlabeled=tuple(each for each in self.unlabeled if each.name == name),
+        )
+
     @property
     def selected(self) -> frozenset[str]:
         """The names of all nodes that are or may be selected, eligible or not."""
@@ -150,13 +160,16 @@ class Nodes:
         self._api = api
         self._config = config
 
-    def selection(self) -> Selection:
-        """Return the configured selection, as it is now."""
+    def selection(self, *, skip_serving: bool = True) -> Selection:
+        """Return the configured selection, as it is now.
+
+        ``skip_serving`` applies only if the configuration has it, too.
+        """
         config = self._config
         found = self._list(config.selector)
         if config.nodes and len(config.nodes) <= SINGLE_GET_LIMIT:
             found = itertools.chain.from_iterable(self._list(name=name) for name in config.nodes)
-        label = config.installation_label if config.skip_serving else ""
+        label = config.installation_label if config.skip_serving and skip_serving else ""
         return select(found, config.templates, named=config.nodes, terms=config.terms, serving_label=label)
 
     def deselected(self, selected: Collection[str], templates: Templates) -> Selection:

@@ -1,8 +1,8 @@
 """Read a Node again before it gets its Job.
 
 Hours can pass between the selection and the Job of a node. Meanwhile its Node can get a taint, lose its
-labels, or be registered again for another machine. One read costs less than the Job, which is why it is not
-worth a watch of all Nodes.
+labels, or be registered again for another machine. In a small cluster, one list of the selected Nodes serves
+all Jobs of the next seconds. In a large one it would be longer than all reads of single Nodes together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ from kata_node.kube.retry import Clock
 FRESH = 15.0
 """Seconds for which the first nodes of a run need not be read again. They were selected just before."""
 
+LIST_MAX_AGE = 5.0
+"""Seconds for which one list of the selected Nodes is used."""
+
+LIST_MAX_NODES = 250
+"""Up to this many nodes, the selected Nodes are listed; for more nodes, each Node is read alone."""
+
 POLL_INTERVAL = 5.0
 """Seconds between two reads of a Node that is not ready."""
 
@@ -29,12 +35,18 @@ log = logging.getLogger(__name__)
 class NodeRecheck:
     """Checks whether a node can get its Job now."""
 
-    def __init__(self, config: Config, nodes: Nodes, node_jobs: NodeJobs, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, nodes: Nodes, node_jobs: NodeJobs, clock: Clock, *, count: int
+    ) -> None:
+        """``count`` is the number of nodes of the run."""
         self._config = config
         self._nodes = nodes
         self._node_jobs = node_jobs
         self._clock = clock
         self._fresh_until = clock.now() + FRESH
+        self._lists = count <= LIST_MAX_NODES and not config.nodes
+        self._listed: Selection | None = None
+        self._listed_at = 0.0
         self._ready_deadline = clock.now() + config.wait_for_ready
 
     def expire(self) -> None:
@@ -51,7 +63,7 @@ class NodeRecheck:
         if not task.unready and now <= self._fresh_until:
             return None
         name, install = task.target.name, task.action == self._config.action == "install"
-        found = self._nodes.reselect(name, self._node_jobs.templates(task), selected=install)
+        found = self._read(task, now)
         running = self._node_jobs.running(name) and not _unreachable(found)
         if target := _target(found):
             if target.uid != task.target.uid:
@@ -65,6 +77,17 @@ class NodeRecheck:
         if install and not found.selected and self._nodes.exists(name):
             return None if running else no_longer_selected()
         return self._wait(task, found, now)
+
+    def _read(self, task: Task, now: float) -> Selection:
+        """Return the selection of one node, from a list that is new enough or from a read of its Node."""
+        name, configured = task.target.name, task.action == self._config.action
+        if self._lists and configured and not task.unready and task.absent_since is None:
+            if self._listed is None or now - self._listed_at > LIST_MAX_AGE:
+                self._listed, self._listed_at = self._nodes.selection(skip_serving=False), now
+            if (found := self._listed.only(name)).selected:
+                return found
+        install = configured and task.action == "install"
+        return self._nodes.reselect(name, self._node_jobs.templates(task), selected=install)
 
     def _wait(self, task: Task, found: Selection, now: float) -> TaskResult | None:
         """Make a node wait that is not ready, or that does not exist at the moment."""

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_node.errors import HostError
+from kata_node.errors import HostError, UnusablePathError
 from kata_node.host import go_glob
 from kata_node.host.atomic_replace import finish, fsync_dir, replacing, temp_sibling
 
@@ -37,16 +37,20 @@ _HINTS = {
     errno.EDQUOT: "raise the quota or free some space, then run again",
     errno.EACCES: _NOT_PERMITTED,
     errno.EPERM: _NOT_PERMITTED,
-    errno.ENOTDIR: "move the file away; a directory is needed in its place",
+    errno.ENOTDIR: "move the file away that is in the place of a directory of this path",
     errno.EISDIR: "move the directory away; a file is needed in its place",
     errno.ELOOP: "remove the symlink that leads back to itself",
     errno.EIO: "look at the kernel log of the node; the disk reports errors",
 }
 
+_PERMANENT_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors about what is where on the node. A retry does not help."""
+
 
 def host_error(path: str, error: OSError) -> HostError:
     """Return the error for an :class:`OSError` about the host path ``path``, with a hint."""
-    return HostError(error.strerror or str(error), where=path, hint=_HINTS.get(error.errno or 0, ""))
+    kind = UnusablePathError if error.errno in _PERMANENT_ERRNOS else HostError
+    return kind(error.strerror or str(error), where=path, hint=_HINTS.get(error.errno or 0, ""))
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,18 @@ class Root:
 
     def real_path(self, path: str) -> str:
         """Return the host path of ``path`` with every symlink followed."""
-        return self._host_path(self.resolve(path))
+        return self.host_path(self.resolve(path))
 
-    def _host_path(self, real: Path) -> str:
+    def host_path(self, real: Path) -> str:
+        """Return the host path of a path that :meth:`resolve` returned."""
         return "/" + "/".join(real.relative_to(self.base).parts)
+
+    def is_whole(self) -> bool:
+        """Return whether the whole file system of a node is below the root.
+
+        A container sees only the mounted directories below its host root.
+        """
+        return self.base == Path("/") or self.is_dir("/usr")
 
     def lstat(self, path: str) -> os.stat_result | None:
         """Return the status of ``path`` without following a last symlink; ``None`` when it is missing."""
@@ -211,8 +223,8 @@ class Root:
                 for other in reversed(made):
                     with contextlib.suppress(OSError):
                         other.rmdir()
-                raise host_error(self._host_path(directory), error) from error
-        return [self._host_path(directory) for directory in made]
+                raise host_error(self.host_path(directory), error) from error
+        return [self.host_path(directory) for directory in made]
 
     def write(
         self,

@@ -9,9 +9,9 @@ import contextlib
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from kata_node.errors import SystemdError
 from kata_node.host import systemd_calls as calls
@@ -47,6 +47,34 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ExecEnvironment:
+    """The settings of a service that decide what its ``ExecStart`` means; see systemd.exec(5)."""
+
+    assignments: tuple[str, ...] = ()
+    """``Environment``, as ``NAME=value``, without quotes and specifiers."""
+    files: tuple[tuple[str, bool], ...] = ()
+    """``EnvironmentFile``: path or glob, and whether it may be missing."""
+    unset: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
+    """``PassEnvironment``: the names of variables that systemd itself was started with."""
+    working_directory: str = ""
+    root: str = ""
+    """``RootDirectory`` or ``RootImage``; empty if the service sees the root of the node."""
+    expands: bool = True
+    """Whether systemd expands variables. The prefix ``:`` of the command turns that off."""
+
+
+@dataclass(frozen=True)
+class UnitProcess:
+    """A process of a unit, as systemd sees it."""
+
+    pid: int
+    """In the node's pid namespace."""
+    command_line: str
+    """The arguments as one line, quoted like in a shell. systemd before 248 does not quote them."""
+
+
+@dataclass(frozen=True)
 class Unit:
     """The state of a unit, in the words of ``systemctl show``."""
 
@@ -70,6 +98,8 @@ class Unit:
     """Whether its unit file changed after systemd read it."""
     active_enter_usec: int
     """The time of its last activation, in microseconds since 1970; 0 if there was none."""
+    exec_environment: ExecEnvironment | None = None
+    """What systemd expands ``argv`` with and where it runs it; ``None`` if that is not known."""
 
 
 class JobError(SystemdError):
@@ -124,6 +154,23 @@ class Systemd:
         with self._systemd_errors(name, f"systemd did not answer within {self._timeout:g} s"):
             deadline = time.monotonic() + self._timeout
             return self._with_reconnect(lambda connection: _read_unit(connection, name, deadline), deadline)
+
+    def processes(self, name: str) -> tuple[UnitProcess, ...]:
+        """Return the processes of the unit ``name``; none if it does not run."""
+        with self._systemd_errors(name, f"systemd did not answer within {self._timeout:g} s"):
+            deadline = time.monotonic() + self._timeout
+            found = self._with_reconnect(
+                lambda connection: calls.unit_processes(connection, name, deadline), deadline
+            )
+        return tuple(UnitProcess(pid, command_line) for pid, command_line in found)
+
+    def environment(self) -> tuple[str, ...]:
+        """Return the variables that systemd gives to every unit, as ``NAME=value``."""
+        with self._systemd_errors("systemd", f"systemd did not answer within {self._timeout:g} s"):
+            deadline = time.monotonic() + self._timeout
+            return self._with_reconnect(
+                lambda connection: calls.manager_environment(connection, deadline), deadline
+            )
 
     def restart(self, name: str, timeout: float) -> None:
         """Restart the unit ``name``, or start it, and wait until systemd reports that it has started.
@@ -303,6 +350,20 @@ def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | Non
         argv=tuple(commands[0][1]) if commands else (),
         need_daemon_reload=properties["NeedDaemonReload"],
         active_enter_usec=properties["ActiveEnterTimestamp"],
+        exec_environment=_exec_environment(properties) if commands else None,
+    )
+
+
+def _exec_environment(properties: Mapping[str, Any]) -> ExecEnvironment:
+    flags = next((command[2] for command in properties.get("ExecStartEx", ())), ())
+    return ExecEnvironment(
+        assignments=tuple(properties.get("Environment", ())),
+        files=tuple((path, optional) for path, optional in properties.get("EnvironmentFiles", ())),
+        unset=tuple(properties.get("UnsetEnvironment", ())),
+        passed=tuple(properties.get("PassEnvironment", ())),
+        working_directory=properties.get("WorkingDirectory", "").lstrip("!"),
+        root=properties.get("RootDirectory") or properties.get("RootImage", ""),
+        expands="no-env-expand" not in flags,
     )
 
 

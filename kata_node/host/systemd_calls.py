@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kata_node.host.dbus import Connection, DBusError
+from kata_node.host.dbus import MANAGER, MANAGER_PATH, Connection, DBusError
 
 NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 
+_UNKNOWN_METHOD = "org.freedesktop.DBus.Error.UnknownMethod"
 _UNIT = "org.freedesktop.systemd1.Unit"
 _SERVICE = "org.freedesktop.systemd1.Service"
 
@@ -24,6 +25,22 @@ def properties(connection: Connection, name: str, deadline: float) -> dict[str, 
     if found["LoadState"] != "not-found" and found["Id"].endswith(".service"):
         found |= connection.properties(path, _SERVICE, deadline)
     return found
+
+
+def unit_processes(connection: Connection, name: str, deadline: float) -> list[tuple[int, str]]:
+    """Return pid and command line of every process of a unit; none for a unit that is not loaded."""
+    try:
+        (found,) = connection.call_manager("GetUnitProcesses", "s", (name,), deadline=deadline)
+    except DBusError as error:
+        if error.name in (NO_SUCH_UNIT, _UNKNOWN_METHOD):  # systemd 229 and older
+            return []
+        raise
+    return [(pid, command_line) for _cgroup, pid, command_line in found]
+
+
+def manager_environment(connection: Connection, deadline: float) -> tuple[str, ...]:
+    """Return the variables that systemd gives to every unit."""
+    return tuple(connection.properties(MANAGER_PATH, MANAGER, deadline)["Environment"])
 
 
 def run_job(connection: Connection, member: str, name: str, deadline: float) -> str:

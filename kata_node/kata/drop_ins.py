@@ -14,7 +14,8 @@ Facts from Kata's source and configuration files:
   directory are changed; runtime-rs has fewer of them.
 - The key ``experimental_force_guest_pull`` of the Go runtime makes the guest pull images. Only configurations
   of shims with guests that can pull have it. runtime-rs uses a feature in its list ``experimental``.
-- A debug variant raises the log level of runtime, hypervisor and guest. It also opens the agent's debug
+- A debug variant raises the log level of runtime, hypervisor and guest. Kata itself adds ``agent.log=debug``
+  to the kernel parameters when ``enable_debug`` of the agent is on. It also opens the agent's debug
   console, which is a root shell in the guest for root on the node. No other handler has this console.
   Confidential guests do not open it, because they must be protected from the node. To open it nevertheless,
   set ``debug_console_enabled = true`` in the user's drop-in.
@@ -22,11 +23,13 @@ Facts from Kata's source and configuration files:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError, SettingsError
+from kata_node.kata.annotations import pattern_problems
+from kata_node.kata.conflicts import conflicts
 from kata_node.kata.merge import (
     Table,
     all_strings,
@@ -36,8 +39,8 @@ from kata_node.kata.merge import (
     relocated_paths,
     render,
     section,
-    type_conflicts,
 )
+from kata_node.kata.user_drop_in import GUEST_PULL_FEATURE, GUEST_PULL_KEY, find_problems
 from kata_node.settings.handlers import Handler, handlers
 from kata_node.settings.shims import BUILTIN_PREFIX
 
@@ -52,10 +55,8 @@ KUBELET_ROOT = "/var/lib/kubelet"
 KUBELET_ROOTS = {"k0s": "/var/lib/k0s/kubelet", "microk8s": "/var/snap/microk8s/common/var/lib/kubelet"}
 """The kubelet directories of distributions that do not use :data:`KUBELET_ROOT`."""
 
-GUEST_PULL_KEY = "experimental_force_guest_pull"
-GUEST_PULL_FEATURE = "force_guest_pull"
-
-DEBUG_PARAMS = ("agent.log=debug", "initcall_debug")
+AGENT_DEBUG_PARAM = "agent.log=debug"
+GUEST_DEBUG_PARAM = "initcall_debug"
 DCGM_PARAM = "nvrc.dcgm=on"
 """Makes the init process of NVIDIA guests start the GPU metrics (DCGM)."""
 
@@ -123,8 +124,13 @@ def parse(content: str, where: str) -> dict[str, Any]:
         ) from error
 
 
-def drop_ins(handler: Handler, settings: Settings, base: Table) -> dict[str, bytes]:
+def drop_ins(
+    handler: Handler, settings: Settings, base: Table, texts: Sequence[str] = ()
+) -> dict[str, bytes]:
     """Return the drop-ins of ``handler`` by file name. ``base`` is the base configuration of its shim.
+
+    ``texts`` are the payload's configurations for the same Kata runtime. They document the keys that the
+    user's drop-in can have.
 
     Raises :class:`SettingsError` if ``base`` does not have the key that a setting needs, or if Kata could not
     start a pod with the user's drop-in. Raises :class:`PayloadError` if Kata could not start a pod even
@@ -148,7 +154,7 @@ def drop_ins(handler: Handler, settings: Settings, base: Table) -> dict[str, byt
         ),
         "30-kernel-params.toml": (
             "The kernel parameters of the shim's configuration, and those of the settings behind them.",
-            _kernel_params(shim, hypervisor, overrides),
+            _kernel_params(shim, base, overrides),
         ),
         "35-annotations.toml": (
             "The annotations of the shim's configuration, and those of allowedHypervisorAnnotations.",
@@ -168,18 +174,35 @@ def drop_ins(handler: Handler, settings: Settings, base: Table) -> dict[str, byt
     }
     if overrides.drop_in.strip():
         rendered[USER_DROP_IN] = overrides.drop_in.encode()
-    _check(handler, base, rendered)
+    _check(handler, base, rendered, texts)
     return rendered
 
 
-def drop_in_warnings(handler: Handler, settings: Settings, paths: Collection[str]) -> Iterator[str]:
-    """Yield a sentence for each path in the user's drop-in that does not exist in the installation.
+def drop_in_warnings(
+    handler: Handler,
+    settings: Settings,
+    paths: Collection[str],
+    base: Table | None = None,
+    texts: Sequence[str] = (),
+) -> Iterator[str]:
+    """Yield a sentence for each setting of Kata's configuration that is valid but probably has no effect.
 
-    ``paths`` are the paths of all files of the installation, relative to the install dir.
+    These are paths that do not exist in the installation, keys that Kata ignores, and patterns that allow no
+    annotation. ``paths`` are the paths of all files of the installation, relative to the install dir. For
+    ``base`` and ``texts`` see :func:`drop_ins`. Keys are checked only if ``base`` is given.
     """
     import tomllib
 
-    for name in dict.fromkeys(all_strings(tomllib.loads(handler.drop_in))):
+    if base is not None:
+        setting = f"shims.{handler.shim.name}.allowedHypervisorAnnotations"
+        yield from pattern_problems(setting, handler_overrides(handler, settings).annotations, base)
+    if not handler.drop_in.strip():
+        return
+    drop_in = tomllib.loads(handler.drop_in)
+    if base is not None:
+        for problem in find_problems(drop_in, handler.shim, base, texts):
+            yield f"{handler.key}.dropIn: {problem.sentence}"
+    for name in dict.fromkeys(all_strings(drop_in)):
         subject = f"{handler.key}.dropIn names {name}"
         if is_below(name, settings.install_dir):
             relative = name.removeprefix(settings.install_dir).strip("/")
@@ -206,17 +229,22 @@ def _debug(shim: Shim, base: Table) -> dict[str, Any]:
     return content
 
 
-def _kernel_params(shim: Shim, hypervisor: Table, overrides: HandlerOverrides) -> dict[str, Any]:
+def _kernel_params(shim: Shim, base: Table, overrides: HandlerOverrides) -> dict[str, Any]:
+    hypervisor = section(base, "hypervisor", shim.hypervisor)
     if "kernel_params" not in hypervisor:
         for _, key in overrides.kernel_params:
             raise _unsupported_key_error(key, shim, "kernel_params")
         return {}
     params = [param for param, _ in overrides.kernel_params]
     if overrides.debug:
-        params += DEBUG_PARAMS
+        if "enable_debug" not in section(base, "agent", "kata"):
+            params.append(AGENT_DEBUG_PARAM)
+        params.append(GUEST_DEBUG_PARAM)
+    before = str(hypervisor["kernel_params"]).strip()
+    params = [param for param in params if param not in before.split()]
     if not params:
         return {}
-    line = " ".join([str(hypervisor["kernel_params"]).strip(), *params]).strip()
+    line = " ".join([before, *params]).strip()
     return {"hypervisor": {shim.hypervisor: {"kernel_params": line}}}
 
 
@@ -252,7 +280,7 @@ def _unsupported_key_error(key: str, shim: Shim, name: str) -> SettingsError:
     )
 
 
-def _check(handler: Handler, base: Table, rendered: dict[str, bytes]) -> None:
+def _check(handler: Handler, base: Table, rendered: dict[str, bytes], texts: Sequence[str]) -> None:
     """Raise an error if Kata could not start a pod with the configuration. See :func:`drop_ins`."""
     import tomllib
 
@@ -270,9 +298,14 @@ def _check(handler: Handler, base: Table, rendered: dict[str, bytes]) -> None:
         user_drop_in = tomllib.loads(handler.drop_in)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"the drop-in is not valid TOML: {error}", where=key, hint=hint) from error
-    if problems := list(type_conflicts(generated, user_drop_in)):
-        raise SettingsError("; ".join(problems), where=key, hint=hint)
-    if _has_image_and_initrd(handler.shim, merge(generated, {USER_DROP_IN: rendered[USER_DROP_IN]})):
+    problems = find_problems(user_drop_in, handler.shim, generated, texts)
+    if fatal := [problem.sentence for problem in problems if problem.is_fatal]:
+        raise SettingsError("; ".join(fatal), where=key, hint=hint)
+    result = merge(generated, {USER_DROP_IN: rendered[USER_DROP_IN]})
+    before = set(conflicts(handler.shim, generated))
+    if found := [each for each in conflicts(handler.shim, result) if each not in before]:
+        raise SettingsError("; ".join(found), where=key, hint=hint)
+    if _has_image_and_initrd(handler.shim, result):
         raise SettingsError(
             "the configuration with this drop-in sets both image and initrd, and Kata refuses that",
             where=key,

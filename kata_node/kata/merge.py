@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kata_node.settings.values import describe_value
-
 Table = Mapping[str, Any]
 
 
@@ -97,30 +95,6 @@ def all_strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from all_strings(item)
-
-
-def type_conflicts(base: Table, override: Table, path: str = "") -> Iterator[str]:
-    """Yield a sentence for each key that has another type in ``override`` than in ``base``.
-
-    Kata refuses such a configuration. ``path`` is the key of both tables, as a dotted path.
-    """
-    for key, value in override.items():
-        name = f"{path}.{key}" if path else key
-        current = base.get(key)
-        if isinstance(current, Mapping) and isinstance(value, Mapping):
-            yield from type_conflicts(current, value, name)
-        elif current is not None and _comparable_type(current) != _comparable_type(value):
-            yield (
-                f"{name} is {describe_value(value)}, but it is {describe_value(current)} in the shim's "
-                "configuration"
-            )
-
-
-def _comparable_type(value: object) -> type:
-    # Integers and floats count as one type: runtime-rs accepts 1 for 1.0.
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float
-    return type(value)
 
 
 def render(content: Table, header_comment: str) -> bytes:

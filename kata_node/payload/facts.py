@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from kata_node import __version__
 from kata_node.host.files import Root, missing_dirs
 from kata_node.kata import drop_ins
-from kata_node.kata.drop_ins import drop_in_warnings
 from kata_node.payload import offer
-from kata_node.payload.layout import DesiredFile, ObservedFile, layout
+from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import STATE_DIR, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
@@ -81,8 +80,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     payload = index.load(context.options.payload)
     settings = offer.with_payload(settings, payload.manifest)
     components = offer.required_components(settings, payload.manifest)
-    all_handlers = handlers(settings)
-    shims = {handler.shim.name: handler.shim for handler in all_handlers}
+    shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
     entries = select(payload.manifest, shims.values(), settings.arch, components)
     desired_files = layout(entries, settings)
     known = placed.files if placed else {}
@@ -102,13 +100,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         _dirs_to_remove_at_revert(root, settings.install_dir),
         settings,
         payload.manifest.release,
-        tuple(
-            dict.fromkeys(
-                warning
-                for handler in all_handlers
-                for warning in drop_in_warnings(handler, settings, desired_files)
-            )
-        ),
+        kata_warnings(entries, settings, desired_files),
         lambda: payload,
     )
 

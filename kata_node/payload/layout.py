@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from kata_node.kata.drop_ins import drop_ins, parse
+from kata_node.kata.drop_ins import drop_in_warnings, drop_ins, parse
 from kata_node.kata.merge import Table, section
 from kata_node.plan.receipt import PlacedFile
 from kata_node.settings.handlers import handlers
@@ -92,34 +92,77 @@ def layout(entries: Iterable[Entry], settings: Settings) -> dict[str, DesiredFil
     """
     payload_files = {entry.path: _from_payload_entry(entry) for entry in entries}
     desired_files = dict(payload_files)
-    parsed: dict[str, Table] = {}  # several handlers can share one configuration
-    for handler in handlers(settings):
-        config = _resolve_links(payload_files, handler.shim.base_config)
-        if config is not None and config.kind == "file":
-            if config.path not in parsed:
-                parsed[config.path] = parse(config.content, config.path)
-            desired_files |= {
-                desired.path: desired
-                for desired in _handler_files(handler, config, settings, parsed[config.path])
-            }
+    for handler, config in _configurations(payload_files, settings):
+        files = _handler_files(handler, config, settings)
+        desired_files |= {desired.path: desired for desired in files}
     return dict(sorted(desired_files.items()))
 
 
-def _handler_files(handler: Handler, config: Entry, settings: Settings, base: Table) -> Iterator[DesiredFile]:
-    """Yield the directories, the configuration and the drop-ins of ``handler``.
+def kata_warnings(
+    entries: Iterable[Entry], settings: Settings, desired_files: Mapping[str, DesiredFile]
+) -> tuple[str, ...]:
+    """Return a sentence for each setting of a Kata configuration that probably has no effect.
 
-    ``config`` is the payload's configuration of its shim, and ``base`` the same parsed.
+    ``desired_files`` is the result of :func:`layout` for ``entries`` and ``settings``.
     """
+    payload_files = {entry.path: _from_payload_entry(entry) for entry in entries}
+    found = (
+        warning
+        for handler, config in _configurations(payload_files, settings)
+        for warning in drop_in_warnings(handler, settings, desired_files, config.table, config.texts)
+    )
+    return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """The payload's configuration of a shim."""
+
+    entry: Entry
+    table: Table
+    """The parsed content of ``entry``."""
+    texts: Sequence[str]
+    """All configurations of the payload for the same Kata runtime."""
+
+
+def _configurations(
+    files: Mapping[str, DesiredFile], settings: Settings
+) -> Iterator[tuple[Handler, _Configuration]]:
+    """Yield each handler with the configuration of its shim. Several handlers can share one configuration."""
+    known: dict[str, _Configuration] = {}
+    for handler in handlers(settings):
+        path = handler.shim.base_config
+        if path not in known:
+            entry = _resolve_links(files, path)
+            if entry is None or entry.kind != "file":
+                continue
+            texts = _configuration_texts(files, handler.shim.config_dir)
+            known[path] = _Configuration(entry, parse(entry.content, entry.path), texts)
+        yield handler, known[path]
+
+
+def _configuration_texts(files: Mapping[str, DesiredFile], directory: str) -> list[str]:
+    """Return the payload's Kata configurations in ``directory``, which has those of one Kata runtime."""
+    return [
+        each.entry.content
+        for path, each in files.items()
+        if each.entry is not None and each.entry.content and posixpath.dirname(path) == directory
+    ]
+
+
+def _handler_files(handler: Handler, config: _Configuration, settings: Settings) -> Iterator[DesiredFile]:
+    """Yield the directories, the configuration and the drop-ins of ``handler``."""
+    entry = config.entry
     for directory in (posixpath.dirname(handler.own_dir), handler.own_dir, handler.drop_in_dir):
         yield DesiredFile(directory, "dir")
-    yield _from_content(handler.own_config, CONFIG_HEADER + config.content.encode(), config.mtime)
-    for name, content in drop_ins(handler, settings, base).items():
-        yield _from_content(f"{handler.drop_in_dir}/{name}", content, config.mtime)
+    yield _from_content(handler.own_config, CONFIG_HEADER + entry.content.encode(), entry.mtime)
+    for name, content in drop_ins(handler, settings, config.table, config.texts).items():
+        yield _from_content(f"{handler.drop_in_dir}/{name}", content, entry.mtime)
     shim = handler.shim
     if handler.own_config == shim.own_config:
         yield DesiredFile(shim.base_config, "link", link=shim.own_config.removeprefix(f"{shim.config_dir}/"))
     if settings.install_dir != BUILTIN_PREFIX:
-        yield from _qemu_bundle(base)
+        yield from _qemu_bundle(config.table)
 
 
 def _qemu_bundle(base: Table) -> Iterator[DesiredFile]:

@@ -116,6 +116,10 @@ class CriRecord:
     """The state of each file of this transaction at its start; empty in the state ``serving``."""
     fallback: CriRecord | None = None
     """The record before this transaction, if there was one."""
+    config: str = ""
+    """The runtime's main file; empty in the record of an earlier version."""
+    drop_in_dir: str = ""
+    """The directory of its drop-ins, if its command line can name it."""
 
     @property
     def possibly_loaded_handlers(self) -> tuple[str, ...]:
@@ -152,6 +156,8 @@ class Receipt:
     artifacts: ArtifactsRecord | None = None
     cri: CriRecord | None = None
     schema: int = SCHEMA
+    socket: str = ""
+    """The CRI socket. It stays until the end of a revert, which asks on it what the runtime still serves."""
 
     @property
     def made_dirs(self) -> frozenset[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kata_node.runtime.containerd.command_line import config_path
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.model.distributions import DISTRIBUTION_RUNTIMES, k0s_manages
 from kata_node.settings.model import DEFAULT_INSTANCE
@@ -15,6 +14,7 @@ from kata_node.versions import Runtime, parse_version
 
 if TYPE_CHECKING:
     from kata_node.plan.receipt import CriRecord, Receipt
+    from kata_node.runtime.configured_paths import ConfiguredPaths
     from kata_node.runtime.model.config import CriConfig
     from kata_node.runtime.model.distributions import DistributionRuntime
     from kata_node.settings.runtime import ContainerdSettings
@@ -27,7 +27,8 @@ def config_for(
     if runtime.name == "cri-o":
         from kata_node.runtime.crio import CrioConfig
 
-        return CrioConfig(receipt.install_dir, suffix, posixpath.dirname(distribution_runtime.config))
+        (crio_drop_in_dir,) = distribution_runtime.drop_in_dirs.values()
+        return CrioConfig(receipt.install_dir, suffix, distribution_runtime.config, crio_drop_in_dir)
     if distribution_runtime.always_reads_drop_ins:
         from kata_node.runtime.containerd.k0s import K0sConfig
 
@@ -79,35 +80,42 @@ def recorded_config(receipt: Receipt, recorded: CriRecord, path: str) -> CriConf
 
 
 def with_configured_paths(
-    distribution_runtime: DistributionRuntime, settings: ContainerdSettings, argv: Sequence[str]
+    distribution_runtime: DistributionRuntime, settings: ContainerdSettings, told: ConfiguredPaths
 ) -> DistributionRuntime:
     """Return the runtime with the paths and the socket of the settings.
 
-    Without settings for the main file, its path comes from ``argv``, the unit's command line.
+    Without settings for the main file, its path is the one of ``told``, which the node itself shows.
     """
-    if distribution_runtime.runtime != "containerd":
-        return distribution_runtime
-    if settings.config_dir or settings.config_file_name:
-        directory = settings.config_dir or posixpath.dirname(distribution_runtime.config)
-        name = settings.config_file_name or posixpath.basename(distribution_runtime.config)
-        distribution_runtime = replace(
-            distribution_runtime,
-            config=posixpath.join(directory, name),
-            template=_rebased(
-                distribution_runtime.template, posixpath.dirname(distribution_runtime.config), directory
-            ),
-            drop_in_dirs=_rebased(
-                distribution_runtime.drop_in_dirs, posixpath.dirname(distribution_runtime.config), directory
-            ),
+    is_containerd = distribution_runtime.runtime == "containerd"
+    config = distribution_runtime.config
+    if is_containerd and (settings.config_dir or settings.config_file_name):
+        config = posixpath.join(
+            settings.config_dir or posixpath.dirname(config),
+            settings.config_file_name or posixpath.basename(config),
         )
-    elif distribution_runtime.config_from_argv:
-        distribution_runtime = replace(
-            distribution_runtime, config=config_path(argv, distribution_runtime.config)
-        )
+    elif told.main:
+        config = told.main
+    distribution_runtime = _moved(distribution_runtime, config)
+    if told.drop_in_dir:
+        drop_in_dirs = dict.fromkeys(distribution_runtime.drop_in_dirs, told.drop_in_dir)
+        distribution_runtime = replace(distribution_runtime, drop_in_dirs=drop_in_dirs)
     return (
         replace(distribution_runtime, socket=settings.runtime_socket)
-        if settings.runtime_socket
+        if is_containerd and settings.runtime_socket
         else distribution_runtime
+    )
+
+
+def _moved(distribution_runtime: DistributionRuntime, config: str) -> DistributionRuntime:
+    """Return the runtime with the main file ``config``, and with the other files beside it."""
+    old, new = posixpath.dirname(distribution_runtime.config), posixpath.dirname(config)
+    if old == new:
+        return replace(distribution_runtime, config=config)
+    return replace(
+        distribution_runtime,
+        config=config,
+        template=_rebased(distribution_runtime.template, old, new),
+        drop_in_dirs=_rebased(distribution_runtime.drop_in_dirs, old, new),
     )
 
 

@@ -85,25 +85,18 @@ _HANDLER_FIELDS = {
 
 @dataclass(frozen=True)
 class CrioConfig:
-    """One installation on a CRI-O that reads ``config_dir``."""
+    """One installation on a CRI-O that reads ``main_path`` and ``drop_in_dir``."""
 
     install_dir: str
     suffix: str
-    config_dir: str = CONFIG_DIR
-
-    @property
-    def main_path(self) -> str:
-        """CRI-O's main file, which may not exist."""
-        return f"{self.config_dir}/crio.conf"
-
-    @property
-    def _drop_in_dir(self) -> str:
-        return f"{self.config_dir}/crio.conf.d"
+    main_path: str = f"{CONFIG_DIR}/crio.conf"
+    """CRI-O's main file, which may not exist."""
+    drop_in_dir: str = f"{CONFIG_DIR}/crio.conf.d"
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """Return the only place: ``crio.conf.d``."""
         drop_in, debug = (
-            f"{self._drop_in_dir}/{suffixed_name(name, self.suffix)}"
+            f"{self.drop_in_dir}/{suffixed_name(name, self.suffix)}"
             for name in (DROP_IN_NAME, DEBUG_DROP_IN_NAME)
         )
         return (DropInLocation(drop_in, (debug,)),)
@@ -115,7 +108,7 @@ class CrioConfig:
     def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
         """Return by path every file that CRI-O reads, in its order."""
         paths: list[str] = []
-        pattern = self._drop_in_dir
+        pattern = self.drop_in_dir
         while found := glob(pattern := f"{pattern}/*"):
             paths += found
         directories = {posixpath.dirname(path) for path in paths}
@@ -193,7 +186,7 @@ class CrioConfig:
 
     def _in_read_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """Return those of ``files`` that CRI-O reads, in its order."""
-        drop_ins = (path for path in files if path.startswith(f"{self._drop_in_dir}/"))
+        drop_ins = (path for path in files if path.startswith(f"{self.drop_in_dir}/"))
         paths = [self.main_path, *sorted(drop_ins, key=lambda path: path.split("/"))]
         return {path: files[path] for path in paths if path in files}
 

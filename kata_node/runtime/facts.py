@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,9 +15,12 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
 from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
-from kata_node.runtime.containerd.command_line import config_path
+from kata_node.runtime.configured_paths import ConfiguredPaths
+from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.containerd.managed_block import dangling_imports
 from kata_node.runtime.identify import (
     CALL_TIMEOUT,
+    find_configured_paths,
     find_distribution_runtime,
     find_unit,
     identify_runtime,
@@ -25,6 +29,7 @@ from kata_node.runtime.identify import (
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.config import CriConfig, own_paths
 from kata_node.runtime.model.distributions import (
+    NO_SCHEMA,
     DistributionRuntime,
     wrong_distribution_error,
 )
@@ -35,7 +40,6 @@ from kata_node.versions import Runtime
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
-    from kata_node.host.systemd import Unit
     from kata_node.settings.model import Settings
 
 LIST_TIMEOUT = 30.0  # seconds to list the pods of a node, at most some hundreds
@@ -72,7 +76,7 @@ class RuntimeFacts:
     """Seconds for a restart of the runtime."""
     offline: bool = False
     configured_path: str = ""
-    """The main file that the unit's command line names; empty where a command line cannot name one."""
+    """The main file that the runtime reads; empty if that is not known, or no command line decides it."""
     pods: tuple[Pod, ...] | None = ()
     """Pods on our handlers that this stage may remove; ``None`` when the runtime cannot list them."""
     nydus: NydusFacts | None = None
@@ -92,6 +96,11 @@ class RuntimeFacts:
         """The runtime's main file."""
         return self.config.main_path
 
+    @property
+    def drop_in_dir(self) -> str:
+        """The directory of CRI-O's drop-ins; empty for containerd, where the main file decides it."""
+        return self.distribution_runtime.drop_in_dirs.get(NO_SCHEMA, "")
+
 
 def gather_facts(context: StageContext) -> RuntimeFacts:
     """Return the facts from the CRI and systemd; offline, from ``--runtime`` and the files of the root.
@@ -110,7 +119,8 @@ def gather_facts_for_revert(context: StageContext) -> RuntimeFacts:
 def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     options, root, receipt = context.options, context.clients.root, context.receipt
     unit = None if options.offline else find_unit(context, for_revert=for_revert)
-    distribution_runtime = find_distribution_runtime(context, unit, for_revert=for_revert)
+    told = find_configured_paths(context, unit)
+    distribution_runtime = find_distribution_runtime(context, unit, told, for_revert=for_revert)
     try:
         runtime, runtime_source = (
             runtime_for_revert(context, distribution_runtime)
@@ -126,7 +136,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         raise
     if runtime.name != distribution_runtime.runtime:
         # Another runtime answers than the one of the unit, so restarting this unit has no effect.
-        unit, socket = None, options.cri_socket
+        unit, told, socket = None, ConfiguredPaths(), options.cri_socket
         distribution_runtime = distributions.distribution_runtime(
             distribution_runtime.distribution, runtime.name
         )
@@ -153,6 +163,10 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     )
     is_active = unit is not None and unit.active_state == "active"
     existing = {path: state for path, state in states.items() if state is not None}
+    if isinstance(config, ContainerdConfig):
+        shared = {path: existing[path].content for path in config.shared_paths() if path in existing}
+        dangling = dangling_imports(receipt.install_dir, shared, root.exists)
+        config = replace(config, dangling_imports=dangling)
     handlers_to_remove = _handlers_to_remove(
         context, config, own, existing, served_now, for_revert=for_revert
     )
@@ -163,7 +177,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         config,
         existing,
         _backups(context, receipt),
-        tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, path.rpartition("/")[0]))),
+        tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, posixpath.dirname(path)))),
         dirs_of_other_installations(root, receipt.install_dir),
         unit.name if unit else "",
         unit.invocation_id if unit else "",
@@ -172,7 +186,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         served_now,
         options.restart_timeout,
         options.offline,
-        _configured_path(unit),
+        _configured_path(context, told, distribution_runtime),
         ()
         if options.offline
         else _blocking_pods(
@@ -187,11 +201,14 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     )
 
 
-def _configured_path(unit: Unit | None) -> str:
-    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit else None
-    if unit is None or distribution_runtime is None or not distribution_runtime.config_from_argv:
-        return ""
-    return config_path(unit.argv, distribution_runtime.config)
+def _configured_path(
+    context: StageContext, told: ConfiguredPaths, distribution_runtime: DistributionRuntime
+) -> str:
+    """Return the main file that the node shows, by the name of the settings if it is the same file."""
+    root = context.clients.root
+    if not told.main or root.real_path(told.main) == root.real_path(distribution_runtime.config):
+        return distribution_runtime.config if told.main else ""
+    return told.main
 
 
 def _served_handlers(

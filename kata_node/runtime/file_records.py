@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class RestoreFile:
             clients.root.remove(self.path, follow_last=True)
         else:
             state = self.state
-            clients.root.make_dirs(self.path.rpartition("/")[0])  # a revert may have removed it
+            clients.root.make_dirs(posixpath.dirname(self.path))  # a revert may have removed it
             clients.root.write(self.path, state.content, mode=state.mode, owner=(state.uid, state.gid))
 
     def check(self, clients: Clients) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kata_node.errors import CriError, IneligibleNodeError, KataNodeError
 from kata_node.plan.context import StageContext
 from kata_node.runtime.config_selection import with_configured_paths
+from kata_node.runtime.configured_paths import ConfiguredPaths, configured_paths, unknown_error
 from kata_node.runtime.model import distributions
 from kata_node.runtime.model.distributions import (
     DISTRIBUTION_RUNTIMES,
@@ -41,7 +42,10 @@ def find_unit(context: StageContext, *, for_revert: bool) -> Unit | None:
     own = {name: unit for name, unit in units.items() if not _uses_external_runtime(unit)}
     found = {name for name, unit in own.items() if unit.active_state not in ("inactive", "failed")}
     candidates = distributions.distribution_runtimes_of_units(found or own)
-    socket = _normalized_socket(context.options.cri_socket or context.settings.containerd.runtime_socket)
+    socket = context.options.cri_socket or context.settings.containerd.runtime_socket
+    if not socket and for_revert:
+        socket = context.receipt.socket
+    socket = _normalized_socket(socket)
     candidates = (
         tuple(
             distribution_runtime
@@ -82,27 +86,45 @@ def _uses_external_runtime(unit: Unit) -> bool:
     )
 
 
+def find_configured_paths(context: StageContext, unit: Unit | None) -> ConfiguredPaths:
+    """Return the files that the runtime of ``unit`` reads; empty paths if there is no unit."""
+    distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit is not None else None
+    if unit is None or distribution_runtime is None:
+        return ConfiguredPaths()
+    return configured_paths(context, unit, distribution_runtime)
+
+
 def find_distribution_runtime(
-    context: StageContext, unit: Unit | None, *, for_revert: bool
+    context: StageContext, unit: Unit | None, told: ConfiguredPaths | None = None, *, for_revert: bool
 ) -> DistributionRuntime:
-    """Return how the distribution runs the runtime of ``unit``; without a unit, by settings and receipt."""
-    options, containerd = context.options, context.settings.containerd
+    """Return how the distribution runs the runtime of ``unit``; without a unit, by settings and receipt.
+
+    ``told`` is the result of :func:`find_configured_paths`. Raises :class:`IneligibleNodeError` if it has no
+    main file, and neither the settings nor the receipt name one.
+    """
+    options, containerd, recorded = context.options, context.settings.containerd, context.receipt.cri
     distribution_runtime = distributions.distribution_runtime_of_unit(unit.name) if unit is not None else None
     if distribution_runtime is not None and unit is not None:
-        distribution_runtime = with_configured_paths(distribution_runtime, containerd, unit.argv)
+        told = find_configured_paths(context, unit) if told is None else told
+        if told.unknown and not (containerd.config_dir or containerd.config_file_name):
+            if recorded is not None and recorded.unit == unit.name and recorded.config:
+                told = ConfiguredPaths(recorded.config, recorded.drop_in_dir)
+            elif not for_revert:
+                raise unknown_error(unit, distribution_runtime, told.unknown)
+        distribution_runtime = with_configured_paths(distribution_runtime, containerd, told)
     else:
-        recorded = context.receipt.cri
         name = runtime_version(options.runtime).name if options.runtime else "containerd"
         if recorded is not None and (for_revert or not options.runtime):
             name = recorded.runtime
         distribution_runtime = with_configured_paths(
-            distributions.distribution_runtime(context.settings.distribution, name), containerd, ()
+            distributions.distribution_runtime(context.settings.distribution, name),
+            containerd,
+            ConfiguredPaths(),
         )
-    return (
-        replace(distribution_runtime, socket=options.cri_socket)
-        if options.cri_socket
-        else distribution_runtime
-    )
+    socket = options.cri_socket
+    if not socket and for_revert and not containerd.runtime_socket:
+        socket = context.receipt.socket
+    return replace(distribution_runtime, socket=socket) if socket else distribution_runtime
 
 
 def identify_runtime(context: StageContext, distribution_runtime: DistributionRuntime) -> tuple[Runtime, str]:

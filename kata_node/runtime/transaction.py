@@ -7,6 +7,7 @@ any later install or revert can restore it.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -81,7 +82,10 @@ def install(
         made_dirs=tuple(sorted({*created_dirs, *(cri.made_dirs if cri else ())})),
         previous=start.previous,
         fallback=start.fallback,
+        config=facts.config_path,
+        drop_in_dir=facts.drop_in_dir,
     )
+    recorded = replace(receipt, socket=facts.distribution_runtime.socket)
     has_read = not pending_changes and cri is not None and _has_read(cri, in_progress, facts)
     # A file without our entry needs no record.
     paths_with_entry = {change.path for change in changes if change.content != change.content_without_entry}
@@ -94,7 +98,7 @@ def install(
     actions = (
         # With nothing to write, keep the old record: it shows which files the runtime has read.
         _record_action(
-            receipt, in_progress if pending_changes or cri is None else cri, in_progress, facts, changes
+            recorded, in_progress if pending_changes or cri is None else cri, in_progress, facts, changes
         ),
         *_remove_leftovers(cri, changes),
         *((checks.planned,) if pending_changes else ()),
@@ -111,8 +115,8 @@ def install(
                 expected_handlers=handlers,
                 removed_handlers=removed_handlers,
                 timeout=facts.timeout,
-                receipt_before_restart=replace(receipt, cri=replace(in_progress, state="restarting")),
-                receipt_after_proof=replace(receipt, cri=serving),
+                receipt_before_restart=replace(recorded, cri=replace(in_progress, state="restarting")),
+                receipt_after_proof=replace(recorded, cri=serving),
                 restart="never" if has_read else "always",
                 served_before=facts.handlers,
             ),
@@ -303,7 +307,7 @@ def _writes(pending_changes: Iterable[FileChange], facts: RuntimeFacts) -> Itera
 
 
 def _parents(written: Iterable[FileChange]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(change.path.rpartition("/")[0] for change in written))
+    return tuple(dict.fromkeys(posixpath.dirname(change.path) for change in written))
 
 
 def _is_parent_of_written(directory: str, written: Iterable[FileChange], install_dir: str) -> bool:

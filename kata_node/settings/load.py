@@ -120,17 +120,19 @@ _TAINT_KEY = re.compile(
 log = logging.getLogger(__name__)
 
 
-def load(path: str | None, *, overrides: Mapping[str, str], arch: str) -> Settings:
+def load(path: str | None, *, overrides: Mapping[str, str], arch: str, digest: str = "") -> Settings:
     """Return the settings for a node of the machine type ``arch`` (as ``uname -m`` prints it).
 
-    ``path`` is the values file; without it, all values have their defaults. The keys of ``overrides`` are
-    those of :data:`OVERRIDE_KEYS`; an empty value counts as not given. Raises
+    ``path`` is the values file; without it, all values have their defaults. ``digest`` is the expected
+    sha256 of the file, see :func:`kata_node.settings.config_file.read_config_file`. The keys of
+    ``overrides`` are those of :data:`OVERRIDE_KEYS`; an empty value counts as not given. Raises
     :class:`~kata_node.errors.SettingsError` with all problems of the file and the overrides, each with its
     key.
     """
     if unknown := overrides.keys() - set(OVERRIDE_KEYS):
         raise ValueError(f"unknown overrides: {unknown}")
-    settings, problems = read_settings(read_yaml(path) if path else {}, overrides=overrides, arch=arch)
+    values = read_yaml(path, digest) if path else {}
+    settings, problems = read_settings(values, overrides=overrides, arch=arch)
     if problems:
         raise SettingsError(
             problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems", *problems]),

@@ -8,19 +8,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from kata_node.errors import SettingsError
+from kata_node.settings.config_file import PROPAGATION_TIMEOUT, read_config_file
 
 if TYPE_CHECKING:
     from yaml.nodes import Node
 
 
-def read_yaml(path: str) -> Mapping[object, object]:
+def read_yaml(
+    path: str, digest: str = "", *, timeout: float = PROPAGATION_TIMEOUT
+) -> Mapping[object, object]:
     """Return the mapping in the YAML file at ``path``; an empty mapping if the file is empty.
+
+    ``digest`` and ``timeout`` are those of :func:`read_config_file`.
 
     Raises :class:`SettingsError`, with the line if there is one, if the file cannot be read, is not UTF-8, is
     not a single YAML document, has a key twice in one mapping, or is not a mapping.
     """
     try:
-        raw = Path(path).read_bytes()
+        raw = read_config_file(Path(path), digest, timeout=timeout)
     except OSError as error:
         raise SettingsError(
             f"the values file cannot be read: {error.strerror}",
@@ -128,11 +133,16 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 
     If none is close, return ``; expected one of …`` with all of them, or nothing if they are more than 12.
     """
+    if close := closest_name(name, known):
+        return f"; did you mean {close}?"
+    return f"; expected one of {', '.join(sorted(known))}" if len(known) <= 12 else ""
+
+
+def closest_name(name: str, known: Collection[str]) -> str:
+    """Return the one of ``known`` that ``name`` is probably a misspelling of; empty if none is close."""
     import difflib
 
-    if close := difflib.get_close_matches(name, known, n=1):
-        return f"; did you mean {close[0]}?"
-    return f"; expected one of {', '.join(sorted(known))}" if len(known) <= 12 else ""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), "")
 
 
 class ValuesReader:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kata_node.checks.facts import HostCheckFacts
-from kata_node.checks.hardware import DiskSpace, HardwareFacts
+from kata_node.checks.hardware import HardwareFacts
 from kata_node.checks.table import all_findings
-from kata_node.errors import CriError, HostError, PayloadError, SystemdError
-from kata_node.host.files import FileState
+from kata_node.errors import CriError, HostError, KataNodeError, PayloadError, SystemdError
+from kata_node.host.files import FileState, host_error
+from kata_node.host.write_access import WriteAccess
 from kata_node.payload.facts import ArtifactFacts
 from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.plan.report import Finding
@@ -36,7 +38,6 @@ MACHINE = HardwareFacts(
     supported_tees=frozenset(),
     memory=8 * GIB,
     selinux="disabled",
-    spaces=(DiskSpace("/opt", 10 * GIB, False, True), DiskSpace("/etc/containerd", GIB, False, True)),
 )
 RUNTIME = RuntimeFacts(
     runtime_version("containerd://2.1.9"),
@@ -53,7 +54,16 @@ RUNTIME = RuntimeFacts(
     "boot",
     ("runc",),
 )
-GOOD = HostCheckFacts(False, "", MACHINE, None, RUNTIME, ArtifactFacts("inputs", {}), {}, GIB, ())
+INSTALL_DIR, DROP_INS = "/opt/kata", "/opt/kata/containerd/config.d/99-kata-deploy.toml"
+OPT = WriteAccess(INSTALL_DIR, INSTALL_DIR, "/opt", free=10 * GIB)
+ACCESS: dict[str, WriteAccess | KataNodeError] = {
+    INSTALL_DIR: OPT,
+    DROP_INS: WriteAccess(DROP_INS, DROP_INS, "/opt"),
+    MAIN: WriteAccess(MAIN, MAIN, "/etc/containerd"),
+}
+GOOD = HostCheckFacts(
+    False, "", MACHINE, None, RUNTIME, ArtifactFacts("inputs", {}), {}, GIB, (), access=ACCESS
+)
 RECEIPT = Receipt("default", "/opt/kata", "0")
 UNFINISHED = replace(
     RECEIPT, cri=CriRecord("restarting", "containerd", "2.1.9", "containerd.service", "run-1", "boot", (), ())
@@ -76,6 +86,12 @@ def runtime(**changes: Any) -> HostCheckFacts:
     return replace(GOOD, runtime=replace(RUNTIME, **changes))
 
 
+def access(path: str, **changes: Any) -> HostCheckFacts:
+    found = ACCESS[path]
+    assert isinstance(found, WriteAccess)
+    return replace(GOOD, access={**ACCESS, path: replace(found, **changes)})
+
+
 def test_a_good_node_passes_every_check() -> None:
     assert {name for name, check in checks(GOOD).items() if check.status != "skip"} == set()
 
@@ -94,28 +110,12 @@ def test_a_good_node_passes_every_check() -> None:
         pytest.param(machine(memory=GIB), "memory", "warn", True, "1.0 GiB", id="little-memory"),
         pytest.param(machine(selinux="enforcing"), "selinux", "warn", True, "SELinux may deny", id="selinux"),
         pytest.param(
-            machine(spaces=(DiskSpace("/opt", GIB // 2, False, True),)),
+            access(INSTALL_DIR, free=GIB // 2),
             "space",
             "fail",
             False,
             "512.0 MiB free",
             id="full",
-        ),
-        pytest.param(
-            machine(spaces=(DiskSpace("/opt", 10 * GIB, True, True),)),
-            "writable",
-            "fail",
-            True,
-            "read-only",
-            id="read-only",
-        ),
-        pytest.param(
-            machine(spaces=(DiskSpace("/opt", 10 * GIB, False, False),)),
-            "writable",
-            "fail",
-            True,
-            "not writable",
-            id="denied",
         ),
         pytest.param(
             replace(GOOD, expected_machine_id="9999"),
@@ -132,6 +132,14 @@ def test_a_good_node_passes_every_check() -> None:
             False,
             "/p: no payload",
             id="no-payload",
+        ),
+        pytest.param(
+            replace(GOOD, artifacts=ArtifactFacts("inputs", {}, drop_in_warnings=("shims.qemu.dropIn: x",))),
+            "kata-config",
+            "warn",
+            True,
+            "shims.qemu.dropIn: x",
+            id="setting that Kata ignores",
         ),
         pytest.param(
             replace(GOOD, missing_files={"qemu": ("bin/qemu-system-x86_64",)}),
@@ -268,7 +276,7 @@ DEFAULT = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_
     [
         pytest.param(f"version = 3\n{DEFAULT}", "default_runtime_name is nobody", id="a-default-of-none"),
         pytest.param("version = 4\n", "is above version = 3", id="a-schema-above-the-main-files"),
-        pytest.param('imports = ["/etc/mine.toml"]\n', "", id="what-it-imports-is-looked-for-later"),
+        pytest.param('imports = ["/etc/mine.toml"]\n', "", id="an-import-that-exists"),
     ],
 )
 def test_problems_of_the_users_drop_in_are_reported_before_it_is_written(drop_in: str, says: str) -> None:
@@ -286,3 +294,110 @@ def test_a_suffix_is_refused_if_all_installations_would_share_one_configuration_
     assert (found.status, found.permanent) == ("fail", True)
     assert "env.multiInstallSuffix: containerd 1.7.24 cannot serve several installations" in found.reason
     assert "runtime" not in checks(old)
+
+
+def test_a_missing_import_of_the_users_drop_in_is_reported_before_it_is_written() -> None:
+    loaded = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    loaded = replace(loaded, user_drop_in='imports = ["/etc/mine.toml"]\n')
+    facts = replace(GOOD, missing_imports=frozenset({"/etc/mine.toml"}))
+    (config,) = [check for check in all_findings(loaded, facts, RECEIPT) if check.name == "config"]
+    assert (config.status, config.permanent) == ("fail", True)
+    assert "it imports /etc/mine.toml, which does not exist" in config.reason
+
+
+@pytest.mark.parametrize("entry", ["/opt/kata/none.toml", "/etc/none.toml"])
+def test_a_missing_import_is_reported_also_below_the_install_dir(entry: str) -> None:
+    facts = runtime(files={MAIN: FileState(f'imports = ["{entry}"]\n'.encode(), 0o644, 0, 0)})
+    assert f"it imports {entry}, which does not exist" in checks(facts)["config"].reason
+
+
+# Paths that cannot be written
+
+STORE = "/nix/store/config.toml"
+NEWER = {
+    "runtime": runtime_version("containerd://2.3.0"),
+    "config": ContainerdConfig(
+        INSTALL_DIR, "", parse_version("2.3.0"), distribution_runtime("k8s", "containerd")
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "reason", "remedy"),
+    [
+        pytest.param(
+            INSTALL_DIR, {"read_only": True}, "/opt is on a read-only", "env.installationPrefix", id="opt"
+        ),
+        pytest.param(
+            INSTALL_DIR, {"writable": False}, "/opt is not writable", "run as root", id="another-user"
+        ),
+        pytest.param(
+            INSTALL_DIR, {"obstacle": "/opt"}, "/opt is not a directory", "move /opt away", id="file-above"
+        ),
+        pytest.param(
+            MAIN,
+            {"real_path": STORE, "directory": "/nix/store", "read_only": True},
+            f"{MAIN}, which is {STORE}, is on a read-only",
+            f"replace the symlink {MAIN} by a plain file",
+            id="symlink-into-a-read-only-store",
+        ),
+        pytest.param(MAIN, {"mount_point": True}, "is a mount of its own", f"unmount {MAIN}", id="mount"),
+        pytest.param(
+            MAIN,
+            {"real_path": "/gone/c.toml", "directory": "/", "missing_directory": "/gone"},
+            f"{MAIN} is a symlink to /gone/c.toml, and the directory /gone does not exist",
+            "create the directory /gone",
+            id="dangling-symlink",
+        ),
+        pytest.param(MAIN, {"read_only": True}, "/etc/containerd is on a read-only", "make /etc", id="etc"),
+        pytest.param(MAIN, {"unchangeable": MAIN}, "immutable", f"chattr -i -a {MAIN}", id="immutable"),
+        pytest.param(
+            MAIN,
+            {"visible": False},
+            "/etc/containerd is not mounted below the host root",
+            "containerd.configDir and containerd.configFileName",
+            id="not-mounted",
+        ),
+        pytest.param(
+            DROP_INS, {"obstacle": "/opt/kata/containerd"}, "/opt/kata/containerd is not", "move", id="inside"
+        ),
+    ],
+)
+def test_a_path_that_cannot_be_written_fails_for_good_with_the_remedy_that_fits(
+    path: str, changes: dict[str, Any], reason: str, remedy: str
+) -> None:
+    facts = access(path, **changes)
+    found = checks(facts)["writable"]
+    assert (found.status, found.permanent) == ("fail", True)
+    assert reason in found.reason
+    assert remedy in found.remedy
+    assert ("env.installationPrefix" in found.remedy) == (path != MAIN)
+    newer = checks(replace(facts, runtime=replace(RUNTIME, **NEWER)))["writable"]
+    assert ("conf.d/*.toml" in newer.remedy) == (path == MAIN and "visible" not in changes)
+
+
+def test_a_path_that_is_as_wanted_need_not_be_writable() -> None:
+    loaded = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    changes = RUNTIME.config.desired_config(loaded, RUNTIME.contents).changes
+    files = {
+        change.path: FileState(change.content, 0o644, 0, 0)
+        for change in changes
+        if change.content is not None
+    }
+    facts = replace(access(MAIN, read_only=True), runtime=replace(RUNTIME, files=files))
+    assert "writable" not in checks(facts)
+
+
+def test_a_file_system_without_programs_fails_for_good() -> None:
+    found = checks(access(INSTALL_DIR, executable=False))["executable"]
+    assert (found.status, found.permanent) == ("fail", True)
+    assert "noexec" in found.reason
+    assert "env.installationPrefix" in found.remedy
+    offline = replace(access(INSTALL_DIR, executable=False), offline=True)
+    assert "executable" not in checks(offline)
+
+
+def test_a_file_where_the_runtime_needs_a_directory_fails_for_good() -> None:
+    error = host_error("/etc/containerd/config.toml", NotADirectoryError(errno.ENOTDIR, "Not a directory"))
+    found = checks(replace(GOOD, runtime=error))["runtime"]
+    assert (found.status, found.permanent) == ("fail", True)

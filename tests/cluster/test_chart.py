@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from pathlib import Path
@@ -50,6 +51,39 @@ BASES = {
         "node-feature-discovery": {"enabled": True},
     },
 }
+
+
+def variables(document: Any, name: str) -> set[str]:
+    """Return all values of an environment variable, at any depth of the document."""
+    if isinstance(document, dict):
+        found = {document["value"]} if document.get("name") == name and "value" in document else set()
+        return found.union(*(variables(each, name) for each in document.values()))
+    if isinstance(document, list):
+        return set().union(*(variables(each, name) for each in document))
+    return set()
+
+
+BLANK_LINES = {"shims": {"qemu": {"enabled": True, "dropIn": "# end\n\n\n"}}}
+
+
+@pytest.mark.parametrize(
+    "base",
+    [*BASES.values(), {**JOB, **BLANK_LINES}, BLANK_LINES],
+    ids=[*BASES, "blank job", "blank daemonset"],
+)
+def test_every_pod_knows_the_digest_of_the_configuration_that_it_reads(
+    cluster: Cluster, base: Document
+) -> None:
+    rendered = documents(cluster, base)
+    files = {
+        name: hashlib.sha256(text.encode()).hexdigest()
+        for each in rendered
+        if each["kind"] == "ConfigMap" and each["metadata"]["name"].endswith(("-dispatcher", "-node"))
+        for name, text in each["data"].items()
+    }
+    pods_and_jobs = [*rendered, *node_jobs(rendered)] if "dispatcher" in str(rendered) else rendered
+    assert variables(pods_and_jobs, "KATA_NODE_CONFIG_DIGEST") == {files.pop("values.yaml")}
+    assert variables(rendered, "KATA_DISPATCHER_CONFIG_DIGEST") == set(files.values())
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())

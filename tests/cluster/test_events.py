@@ -65,5 +65,5 @@ def test_a_refused_event_does_not_fail_the_stage_and_is_not_retried(
     stage_runner.proxy.inject(Fault(status=answer, cut=not answer), method="POST")
     done = stage_runner.run("label").succeeded()
     assert stage_runner.proxy.count("POST") == 1
-    assert "cannot record the Event KataInstalled" in done.log
+    assert "cannot record the Event KataInstalled on Node" in done.log
     assert "Events:              <none>" in described(stage_runner)

@@ -67,12 +67,12 @@ def test_the_api_server_reports_no_type_error_in_the_policies(
     ("setting", "online", "there"),
     [
         pytest.param("auto", True, True, id="auto, known to the cluster"),
-        pytest.param("auto", False, False, id="auto, not known"),
+        pytest.param("auto", False, True, id="auto, without a cluster"),
         pytest.param("always", False, True, id="always"),
         pytest.param("never", True, False, id="never"),
     ],
 )
-def test_the_policies_are_rendered_if_the_cluster_supports_them_unless_disabled(
+def test_the_policies_are_rendered_unless_disabled(
     cluster: Cluster, setting: str, online: bool, there: bool
 ) -> None:
     rendered = render(cluster, "kata", "kata", values={"rbac": {"admissionPolicy": setting}}, online=online)
@@ -81,6 +81,15 @@ def test_the_policies_are_rendered_if_the_cluster_supports_them_unless_disabled(
     assert kinds.count("ValidatingAdmissionPolicy") == (3 if there else 0)
     assert kinds.count("ValidatingAdmissionPolicyBinding") == (3 if there else 0)
     assert kinds.count("ClusterRole") == 1
+
+
+def test_an_old_cluster_is_refused_unless_the_policies_are_disabled(cluster: Cluster) -> None:
+    old = ("--kube-version=1.29.0", "--set=deploymentMode=job")
+    refused = cluster.helm("template", "kata", str(CHART), *old, check=False)
+    assert refused.returncode != 0
+    assert "rbac.admissionPolicy: Kubernetes v1.29.0 has no ValidatingAdmissionPolicy" in refused.stderr
+    rendered = cluster.helm("template", "kata", str(CHART), *old, "--set=rbac.admissionPolicy=never").stdout
+    assert "kind: ValidatingAdmissionPolicy" not in rendered
 
 
 @pytest.mark.parametrize(

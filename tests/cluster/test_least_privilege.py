@@ -162,6 +162,30 @@ def test_fields_of_other_managers_keep_their_manager_and_kata_labels_and_taints_
     assert "fields of a Node that other managers have applied" in refusal(labeller.patch(node, reset))
 
 
+@pytest.mark.parametrize("kept", ["nothing", "another field"])
+def test_a_manager_of_kata_labels_and_other_fields_does_not_lose_the_other_fields(
+    cluster: Cluster, labeller: ApiCaller, node: str, kept: str
+) -> None:
+    applied = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"labels": {SHARED_LABEL: "false", "example.org/zone": "a", "example.org/rack": "b"}},
+    }
+    how = f"/api/v1/nodes/{node}?fieldManager=gitops&force=true"
+    assert admin(cluster).call("PATCH", how, applied, kind=APPLY).status == 200
+    entries = admin(cluster).node(node)["metadata"]["managedFields"]
+    stolen = [entry for entry in entries if entry["manager"] != "gitops"]
+    if kept == "another field":
+        (own,) = [entry for entry in entries if entry["manager"] == "gitops"]
+        del own["fieldsV1"]["f:metadata"]["f:labels"]["f:example.org/zone"]
+        stolen.append(own)
+    refused = refusal(labeller.patch(node, {"metadata": {"managedFields": stolen}}))
+    assert refused.endswith("that other managers have applied: gitops")
+    # The shared label itself may change its manager.
+    assert labeller.patch(node, labels(shared="true")).status == 200
+    assert labeller.patch(node, labels(shared=None)).status == 200
+
+
 def test_existing_unusual_labels_and_taints_do_not_block_a_change(
     cluster: Cluster, labeller: ApiCaller, node: str
 ) -> None:
@@ -383,6 +407,22 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
         pytest.param({"source": {"component": "kubelet"}}, ONLY_AS_KATA_NODE, id="in the kubelet's name"),
         pytest.param({"source": {}, "reportingComponent": ""}, ONLY_AS_KATA_NODE, id="in nobody's name"),
         pytest.param({"reportingComponent": "kubelet"}, ONLY_AS_KATA_NODE, id="reported by the kubelet"),
+        pytest.param(
+            {"involvedObject": {"apiVersion": "v1", "kind": "Node", "name": "{node}", "uid": "another"}},
+            "only about its own Node",
+            id="about a Node of the same name",
+        ),
+        pytest.param(
+            {"related": {"apiVersion": "v1", "kind": "Node", "name": "another"}},
+            "without related or owning objects",
+            id="related to another Node",
+        ),
+        pytest.param({"message": "m" * 1025}, "messages of up to 1024 characters", id="a long message"),
+        pytest.param(
+            {"metadata": {"generateName": "a.", "namespace": "default", "annotations": {"a": "n" * 9000}}},
+            "without labels and annotations",
+            id="annotations",
+        ),
     ],
 )
 def test_every_other_event_is_refused(

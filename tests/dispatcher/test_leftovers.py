@@ -489,6 +489,25 @@ def test_a_cleanup_stops_other_dispatchers_of_the_release_before_it_reads_the_no
     assert 5 <= time.passed < 10, "the Pod of the other dispatcher ended first"
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param({"app.kubernetes.io/instance": "other"}, id="of another release"),
+        pytest.param({}, id="of another program"),
+    ],
+)
+def test_a_pod_with_false_labels_does_not_delete_the_job_that_it_names(
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture, labels: dict[str, str]
+) -> None:
+    api.node("n")
+    uid = api.dispatcher("backup", LABELS)
+    api.jobs["backup"]["metadata"]["labels"] = labels
+    assert outcomes(dispatch(api, CLEANUP)) == {"n": "done"}
+    assert api.jobs["backup"]["metadata"]["uid"] == uid
+    assert "Job backup does not belong to this release; leaving both alone" in caplog.text
+    assert time.passed < 60, "the Pod is not waited for"
+
+
 def test_a_cleanup_without_an_owner_does_not_stop_itself(api: FakeApiServer) -> None:
     api.node("n")
     api.dispatcher("cleanup-dispatcher", LABELS)

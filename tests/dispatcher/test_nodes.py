@@ -212,6 +212,15 @@ def test_a_taint_that_was_added_after_the_selection_is_seen_before_the_job_is_ma
     assert api.made == ["n0"]
 
 
+def test_the_nodes_of_a_small_cluster_are_read_again_together(api: FakeApiServer, time: FakeClock) -> None:
+    workers(api, 100)
+    api.on_create = lambda job: time.after(3, lambda: api.finish(job["metadata"]["name"]))
+    result = dispatch(api, replace(CONFIG, parallelism=5))
+    assert set(outcomes(result).values()) == {"done"}
+    assert result.requests["read a node"] == 0
+    assert result.requests["list nodes"] <= 1 + time.passed / 5
+
+
 def test_a_node_that_became_not_ready_after_the_selection_is_waited_for(
     api: FakeApiServer, time: FakeClock
 ) -> None:

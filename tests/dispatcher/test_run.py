@@ -424,6 +424,28 @@ def test_a_run_succeeds_without_the_right_to_read_pods(api: FakeApiServer, time:
     assert outcomes(dispatch(api)) == {"n": "done"}
 
 
+DENIED = 'jobs.batch "n" is forbidden: ValidatingAdmissionPolicy "kata" denied request: another image'
+
+
+def test_a_job_that_the_policy_of_the_previous_release_denies_is_created_a_moment_later(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    workers(api, 2)
+    api.faults = [Fault("POST", "/jobs", 403, DENIED, times=3)]
+    assert dispatch(api).outcome == "ok"
+    assert time.passed < 10
+
+
+def test_a_job_that_a_policy_keeps_denying_fails_after_one_wait_for_all_nodes(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    names = workers(api, 5)
+    api.faults = [Fault("POST", "/jobs", 403, DENIED, times=999)]
+    result = dispatch(api)
+    assert outcomes(result) == dict.fromkeys(names, "failed")
+    assert 20 <= time.passed < 30
+
+
 def test_a_refused_job_of_one_node_does_not_affect_the_others(api: FakeApiServer) -> None:
     workers(api, 3)
     api.faults = [Fault("POST", "/jobs", 403, "exceeded quota: pods")]

@@ -333,7 +333,7 @@ def test_a_file_where_a_directory_is_needed_is_an_error_that_names_it(root: Root
     with pytest.raises(HostError, match="a file is where a directory is needed") as caught:
         root.make_dirs(path)
     assert caught.value.where == "/opt/file"
-    assert caught.value.hint == "move the file away; a directory is needed in its place"
+    assert caught.value.hint == "move the file away that is in the place of a directory of this path"
 
 
 def test_a_directory_that_another_process_creates_is_not_returned(

@@ -26,7 +26,7 @@ from kata_node.errors import SystemdError
 from kata_node.host import systemd_connect
 from kata_node.host.files import Root
 from kata_node.host.journal import journal_command
-from kata_node.host.systemd import JobError, Systemd, Unit
+from kata_node.host.systemd import ExecEnvironment, JobError, Systemd, Unit, UnitProcess
 from kata_node.host.systemd_connect import BUS_SOCKET, PATIENCE, PRIVATE_SOCKET
 
 PLENTY = 60.0  # seconds; never waited for in full
@@ -63,6 +63,17 @@ SETTLED: dict[str, dict[str, tuple[str, object]]] = {
                 ("/bin/true", ["/bin/true"], False, 0, 0, 0, 0, 0, 0, 0),
             ],
         ),
+        "ExecStartEx": (
+            "a(sasasttttuii)",
+            [("/usr/bin/containerd", ["/usr/bin/containerd"], ["no-env-expand"], 1, 2, 3, 4, 77, 0, 0)],
+        ),
+        "Environment": ("as", ["A=b c"]),
+        "EnvironmentFiles": ("a(sb)", [("/etc/default/containerd", True)]),
+        "UnsetEnvironment": ("as", ["B"]),
+        "PassEnvironment": ("as", ["C"]),
+        "WorkingDirectory": ("s", "!/srv"),
+        "RootDirectory": ("s", ""),
+        "RootImage": ("s", ""),
     },
 }
 
@@ -193,7 +204,16 @@ class Client:
         escaped = re.sub("[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02x}", name)
         self.answer(call, "o", f"/org/freedesktop/systemd1/unit/{escaped}")
 
+    def GetUnitProcesses(self, call: Message, path: str, name: str) -> None:  # noqa: N802
+        if name in self.manager.units:
+            self.answer(call, "a(sus)", [("/system.slice", 77, "/usr/bin/containerd -l info")])
+        else:
+            self.send(new_error(call, "org.freedesktop.systemd1.NoSuchUnit", "s", (name,)))
+
     def GetAll(self, call: Message, path: str, interface: str) -> None:  # noqa: N802
+        if path == MANAGER.object_path:
+            self.answer(call, "a{sv}", {"Environment": ("as", ["LANG=C.UTF-8"])})
+            return
         name = re.sub("_(..)", lambda found: chr(int(found[1], 16)), path.rpartition("/")[2])
         unit = self.manager.units.get(name)
         if unit is None:
@@ -321,7 +341,25 @@ def test_a_unit_is_read_with_all_its_properties(host: Host, kind: str) -> None:
             argv=("/usr/bin/containerd", "-l", "info"),
             need_daemon_reload=False,
             active_enter_usec=1795369238677169,
+            exec_environment=ExecEnvironment(
+                assignments=("A=b c",),
+                files=(("/etc/default/containerd", True),),
+                unset=("B",),
+                passed=("C",),
+                working_directory="/srv",
+                root="",
+                expands=False,
+            ),
         )
+
+
+@both
+def test_the_processes_of_a_unit_and_the_variables_of_all_units_are_read(host: Host, kind: str) -> None:
+    host.either(kind)
+    with Systemd.connect(host.root) as systemd:
+        assert systemd.processes("containerd.service") == (UnitProcess(77, "/usr/bin/containerd -l info"),)
+        assert systemd.processes("nothing.service") == ()
+        assert systemd.environment() == ("LANG=C.UTF-8",)
 
 
 def test_a_unit_that_never_ran_has_no_invocation(host: Host) -> None:

@@ -185,8 +185,18 @@ def test_a_debug_variant_logs_more_and_only_guests_that_are_not_confidential_get
     assert found["hypervisor"][hypervisor]["enable_debug"] is True
     assert found["agent"]["kata"]["enable_debug"] is True
     assert found["agent"]["kata"]["debug_console_enabled"] is console
-    assert found["hypervisor"][hypervisor]["kernel_params"].endswith("agent.log=debug initcall_debug")
+    params = found["hypervisor"][hypervisor]["kernel_params"].split()
+    assert params[-1] == "initcall_debug"
+    assert "agent.log=debug" not in params, "Kata adds it itself, because enable_debug of the agent is on"
     assert rendered_drop_ins(wanted, f"kata-{shim}") == {}, "the plain handler has no drop-ins"
+
+
+def test_a_debug_variant_adds_the_log_level_of_an_agent_without_a_key_for_it() -> None:
+    wanted = settings("qemu", debug=True)
+    base = {"hypervisor": {"qemu": {"kernel_params": "initcall_debug"}}}
+    one = handler(wanted, "kata-qemu-debug")
+    line = merge(base, drop_ins(one, wanted, base))["hypervisor"]["qemu"]["kernel_params"]
+    assert line == "initcall_debug agent.log=debug"
 
 
 def test_a_debug_variant_raises_the_log_levels_of_the_configuration() -> None:
@@ -223,7 +233,7 @@ def test_a_debug_variant_of_a_remote_hypervisor_has_no_kernel_parameters() -> No
             "dragonball",
             ShimSettings(no_proxy="a"),
             True,
-            "console=ttyS1 agent.log_vport=1025 agent.no_proxy=a agent.log=debug initcall_debug",
+            "console=ttyS1 agent.log_vport=1025 agent.no_proxy=a initcall_debug",
             id="all together",
         ),
     ],

@@ -150,6 +150,24 @@ def test_a_drop_in_that_names_a_missing_file_is_noted_in_the_report(root: Root, 
     assert report.notes == ("shims.qemu.dropIn names /opt/kata/share/none.fd, which is not in the payload",)
 
 
+def test_a_key_that_kata_ignores_is_noted_in_the_report(root: Root, payload: Path) -> None:
+    values = ShimSettings(drop_in="[runtime]\nenable_debg = true")
+    (note,) = run(root, payload, settings("qemu", values=values)).notes
+    assert note.startswith("shims.qemu.dropIn: runtime.enable_debg is not a key of the shim qemu")
+
+
+def test_a_drop_in_with_an_unknown_key_is_refused_before_any_file_is_written(
+    root: Root, payload: Path
+) -> None:
+    values = ShimSettings(drop_in="[hypervisor.qemu]\ndefault_vcpu = 2")
+    report = run(root, payload, settings("qemu", values=values))
+    assert report.exit_code == 2
+    assert report.error is not None
+    assert report.error.where == "shims.qemu.dropIn"
+    assert "hypervisor.qemu.default_vcpu" in report.error.what
+    assert list(root.base.rglob("*.toml")) == []
+
+
 def test_an_impossible_setting_is_refused_before_any_file_is_written(root: Root, payload: Path) -> None:
     report = run(root, payload, settings("qemu", values=ShimSettings(force_guest_pull=True)))
     assert report.exit_code == 2

@@ -16,6 +16,7 @@ from kata_node.payload.layout import (
     Difference,
     ObservedFile,
     compare,
+    kata_warnings,
     layout,
     record_before_placing,
 )
@@ -245,6 +246,20 @@ def test_a_configuration_or_drop_in_that_cannot_work_is_refused_by_layout() -> N
     with pytest.raises(SettingsError) as refused:
         layout(PAYLOAD, on(QEMU, drop_in="[hypervisor]\nqemu = 1"))
     assert refused.value.where == "shims.qemu.dropIn"
+
+
+def test_a_drop_in_can_have_keys_that_another_configuration_of_the_same_kata_runtime_documents() -> None:
+    drop_in = "[hypervisor.qemu]\nother = 1"
+    entries = (file(QEMU.base_config, "[hypervisor.qemu]\npath = '/usr/bin/qemu'\n"),)
+    other = "[hypervisor.clh]\n# other = 0\n"
+    with pytest.raises(SettingsError, match=r"hypervisor\.qemu\.other is not a key of the shim qemu"):
+        layout((*entries, file(RUST.base_config, other)), on(QEMU, drop_in=drop_in))
+    documented = (*entries, file(table()["clh"].base_config, other))
+    wanted = on(QEMU, drop_in=drop_in)
+    assert kata_warnings(documented, wanted, layout(documented, wanted)) == (
+        "shims.qemu.dropIn: hypervisor.qemu.other is only in configurations of other hypervisors, so it can "
+        "be without effect",
+    )
 
 
 # --- the differences from the existing files --------------------------------------------------------

@@ -16,6 +16,7 @@ from kata_node.host.systemd import Unit
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import CriFile, CriRecord, Receipt
 from kata_node.runtime import compatibility, config_selection
+from kata_node.runtime.configured_paths import ConfiguredPaths
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.k0s import K0sConfig
 from kata_node.runtime.facts import gather_facts, gather_facts_for_revert
@@ -252,13 +253,17 @@ def test_a_file_of_the_current_runtime_is_edited_with_the_current_configuration(
 def test_the_values_can_move_the_files_of_containerd(
     where: str, values: ContainerdSettings, config: str, drop_in_dirs: Mapping[int, str]
 ) -> None:
-    found = config_selection.with_configured_paths(distribution_runtime(where, "containerd"), values, ())
+    found = config_selection.with_configured_paths(
+        distribution_runtime(where, "containerd"), values, ConfiguredPaths()
+    )
     assert (found.config, found.drop_in_dirs) == (config, drop_in_dirs)
 
 
 def test_values_for_containerd_do_not_move_another_runtime() -> None:
     assert config_selection.with_configured_paths(
-        distribution_runtime("k8s", "cri-o"), ContainerdSettings(runtime_socket="/x", config_dir="/y"), ()
+        distribution_runtime("k8s", "cri-o"),
+        ContainerdSettings(runtime_socket="/x", config_dir="/y"),
+        ConfiguredPaths(),
     ) == distribution_runtime("k8s", "cri-o")
 
 

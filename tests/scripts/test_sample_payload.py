@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from kata_node.kata.documented_keys import documented_keys
 from kata_node.payload import index
 from kata_node.payload.manifest import missing_paths
 from kata_node.settings.shims import MACHINES, table
@@ -89,6 +90,16 @@ def test_every_file_that_the_configuration_of_a_shim_names_exists(arch: str, tmp
         paths = re.findall(r'"/opt/kata/([^"]*)"', text)
         assert bool(paths) == shim.local_hypervisor
         assert [path for path in paths if not (install_dir / path).exists()] == []
+
+
+def test_the_configurations_document_keys_in_comments_as_those_of_kata_do(both: Path) -> None:
+    for shim in (shim for shim in table().values() if "x86_64" in shim.arches):
+        text = (both / "tree/opt/kata" / shim.base_config).read_text()
+        set_keys, documented = tomllib.loads(text), documented_keys(text)
+        for section in ("hypervisor", "agent"):
+            ((name, keys),) = set_keys[section].items()
+            assert keys.keys() < documented[section][name].keys() or not shim.local_hypervisor
+        assert set_keys["runtime"].keys() < documented["runtime"].keys()
 
 
 def test_no_link_dangles(both: Path) -> None:

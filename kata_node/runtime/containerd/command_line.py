@@ -7,14 +7,23 @@ from collections.abc import Sequence
 
 _FLAGS_WITH_VALUE = ("config", "c", "log-level", "l", "address", "a", "root", "state")
 
+SUBCOMMANDS = frozenset(("config", "oci-hook", "publish"))
+"""Commands with which the program ends soon. It serves nothing, and its shims run some of them."""
 
-def config_path(argv: Sequence[str], default: str, working_directory: str = "/") -> str:
-    """Return the main file of a containerd with the command line ``argv``; ``argv[0]`` is the program."""
-    path = default
+
+def config_option(argv: Sequence[str]) -> str | None:
+    """Return the value of the last ``--config`` in a command line; ``None`` without that option."""
+    found = None
     arguments = iter(argv[1:])
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if flag.startswith("-") and flag.lstrip("-") in _FLAGS_WITH_VALUE:
             value = value if equals else next(arguments, "")
-            path = value if flag.lstrip("-") in ("config", "c") else path
-    return posixpath.normpath(posixpath.join(working_directory, path))
+            found = value if flag.lstrip("-") in ("config", "c") else found
+    return found
+
+
+def config_path(argv: Sequence[str], default: str, working_directory: str = "/") -> str:
+    """Return the main file of a containerd with the command line ``argv``; ``argv[0]`` is the program."""
+    path = config_option(argv)
+    return posixpath.normpath(posixpath.join(working_directory, default if path is None else path))

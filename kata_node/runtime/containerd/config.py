@@ -85,6 +85,8 @@ class ContainerdConfig:
     distribution_runtime: DistributionRuntime
     recorded_handlers: tuple[str, ...] = ()
     """Handlers of this installation in shared files, by the receipt: they are found even without markers."""
+    dangling_imports: frozenset[str] = frozenset()
+    """See :func:`kata_node.runtime.containerd.managed_block.dangling_imports`."""
 
     @property
     def main_path(self) -> str:
@@ -225,6 +227,7 @@ class ContainerdConfig:
             self.recorded_handlers,
             is_toml=not self._has_go_template,
             keeps_runc=keeps_runc,
+            dangling_imports=self.dangling_imports,
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kata_node.runtime.containerd import main as containerd_main
@@ -10,6 +11,20 @@ from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.model.config import is_drop_in, is_drop_in_of
 from kata_node.toml import edit as toml_edit
 from kata_node.toml import tables as toml_tables
+
+
+def dangling_imports(
+    install_dir: str, files: Mapping[str, bytes], exists: Callable[[str], bool]
+) -> frozenset[str]:
+    """Return the paths that ``files`` import in ``install_dir`` and that do not exist.
+
+    An earlier installer left them. containerd does not start with them, so nobody needs them.
+    """
+    return frozenset(
+        target
+        for _, target in containerd_read.resolved_imports(files)
+        if target.startswith(f"{install_dir}/") and not containerd_read.is_glob(target) and not exists(target)
+    )
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,8 @@ class ContainerdEntry:
     """Whether the file is TOML. In a Go template only the markers can be found."""
     keeps_runc: bool
     """Whether the runc of the managed block stays for foreign handlers, which containerd 1.x needs."""
+    dangling_imports: frozenset[str] = frozenset()
+    """The result of :func:`dangling_imports`."""
 
     @property
     def name(self) -> str:
@@ -77,13 +94,14 @@ class ContainerdEntry:
     def _without_imports(self, path: str, content: bytes, *, kept_import: str = "") -> bytes:
         """Return the file without imports of our drop-ins, except ``kept_import``.
 
-        kata-node never writes the plain path of a drop-in. It is removed all the same, because containerd
-        does not start when the drop-in does not exist.
+        kata-node never writes the plain path of a drop-in. It is removed all the same, and so is every path
+        in the install dir that does not exist, because containerd does not start with that.
         """
         directory = posixpath.dirname(self.import_entry)
         for entry in containerd_read.imports(content, path):
             target = containerd_read.resolve_import(path, entry)
             is_own_drop_in = posixpath.dirname(target) == directory and is_drop_in(target)
-            if target != kept_import and (target == self.import_entry or is_own_drop_in):
+            is_own = target == self.import_entry or is_own_drop_in or target in self.dangling_imports
+            if target != kept_import and is_own:
                 content = toml_edit.remove(content, "imports", entry, where=path)
         return content

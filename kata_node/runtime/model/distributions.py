@@ -88,8 +88,8 @@ class DistributionRuntime:
     """How the runtime loads a change: by a restart of its unit, by watching its files, or on SIGHUP."""
     kubelet_root: str = "/var/lib/kubelet"
     """The kubelet's root directory."""
-    config_from_argv: bool = False
-    """Whether the unit's command line may name another main file."""
+    paths_from: Literal["", "unit", "process"] = ""
+    """Where the command line is that may name another main file: in the unit, or only in its process."""
     external_runtime_options: tuple[str, ...] = ()
     """Options on the unit's command line that select a runtime which the distribution does not run."""
 
@@ -131,6 +131,8 @@ def _rancher(name: str, *units: str) -> DistributionRuntime:
         template={2: f"{directory}/config.toml.tmpl", 3: f"{directory}/config-v3.toml.tmpl"},
         initial_template=BASE_TEMPLATE_LINE,
         drop_in_dirs={2: f"{directory}/config.toml.d", 3: f"{directory}/config-v3.toml.d"},
+        # With --data-dir, or data-dir in its own configuration, these paths are below another directory.
+        paths_from="process",
         external_runtime_options=("--container-runtime-endpoint", "--docker"),
     )
 
@@ -182,6 +184,7 @@ DISTRIBUTION_RUNTIMES: tuple[DistributionRuntime, ...] = (
         drop_in_dirs={NO_SCHEMA: "/etc/crio/crio.conf.d"},
         always_reads_drop_ins=True,
         load_method="signal",
+        paths_from="unit",
     ),
     DistributionRuntime(
         distribution="k8s",
@@ -189,7 +192,7 @@ DISTRIBUTION_RUNTIMES: tuple[DistributionRuntime, ...] = (
         units=("containerd.service",),
         socket="/run/containerd/containerd.sock",
         config="/etc/containerd/config.toml",
-        config_from_argv=True,
+        paths_from="unit",
     ),
 )
 """Every runtime that this release supports; plain Kubernetes (``k8s``) comes last."""

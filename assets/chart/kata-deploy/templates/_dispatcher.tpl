@@ -29,6 +29,37 @@ tolerations.
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" (list (dict "operator" "Exists"))) -}}
 {{- end -}}
 
+{{- /* The user name of the dispatcher's ServiceAccount. */ -}}
+{{- define "kata-deploy.dispatcher.user" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "kata-deploy.dispatcher.name" . }}
+{{- end -}}
+
+{{- /*
+CEL: the pods of all node Jobs, as a list of maps: `containers` in their order, the `labels` and `annotations`, and the
+other fields of the pod as `spec`.
+*/ -}}
+{{- define "kata-deploy.dispatcher.allowedPods" -}}
+{{- $pods := list -}}
+{{- $templates := concat (include "kata-deploy.dispatcher.installTemplates" . | fromYamlArray) (include "kata-deploy.dispatcher.cleanupTemplates" . | fromYamlArray) -}}
+{{- range $templates -}}
+{{- $pod := .template.spec.template -}}
+{{- $spec := omit $pod.spec "initContainers" "containers" -}}
+{{- $pods = append $pods (dict "containers" (concat $pod.spec.initContainers $pod.spec.containers) "labels" ($pod.metadata.labels | default dict) "annotations" ($pod.metadata.annotations | default dict) "spec" $spec) -}}
+{{- end -}}
+{{- include "kata-deploy.celLiteral" $pods -}}
+{{- end -}}
+
+{{- /* CEL: a value as a literal. All values of a map or list must have one type in CEL, so each is marked as dynamic. */ -}}
+{{- define "kata-deploy.celLiteral" -}}
+{{- if kindIs "map" . -}}
+dyn({ {{- $comma := "" -}}{{- range $key, $value := . -}}{{ $comma }}{{ toJson $key }}:{{ include "kata-deploy.celLiteral" $value }}{{- $comma = "," -}}{{- end -}} })
+{{- else if kindIs "slice" . -}}
+dyn([{{- range $at, $value := . -}}{{ ternary "," "" (gt $at 0) }}{{ include "kata-deploy.celLiteral" $value }}{{- end -}}])
+{{- else -}}
+dyn({{ toJson . }})
+{{- end -}}
+{{- end -}}
+
 {{- /* The keys that all configuration files share. Takes (list $ "install" "job"): the action and the section of the values. */ -}}
 {{- define "kata-deploy.dispatcher.config" -}}
 {{- $root := index . 0 -}}
@@ -57,6 +88,42 @@ unfitNodes: fail
 events: true
 {{- end }}
 mark: {{ include "kata-deploy.installationLabel" $root }}
+{{- end -}}
+
+{{- /*
+The text of a configuration file. Takes (list $ "install.yaml"). The pod of the dispatcher has its digest, so it must not
+depend on anything but the values and the release.
+*/ -}}
+{{- define "kata-deploy.dispatcher.configFile" -}}
+{{- $file := index . 1 -}}
+{{- with index . 0 -}}
+{{- if eq $file "cleanup.yaml" -}}
+{{- include "kata-deploy.dispatcher.config" (list . "cleanup" "job.cleanup") }}
+templates:
+  {{- include "kata-deploy.dispatcher.cleanupTemplates" . | trim | nindent 2 }}
+{{- else -}}
+{{- include "kata-deploy.dispatcher.config" (list . "install" "job") }}
+{{- if eq $file "reconcile.yaml" }}
+skipServing: true
+{{- else }}
+waitForNodesSeconds: {{ (.Values.job).waitForNodesSeconds | default 0 }}
+{{- $settle := (.Values.job).nodeSettleSeconds }}
+nodeSettleSeconds: {{ ternary 15 $settle (kindIs "invalid" $settle) }}
+{{- end }}
+{{- with include "kata-deploy.dispatcher.rollout" . | trim }}
+{{ . }}
+{{- end }}
+templates:
+  {{- include "kata-deploy.dispatcher.installTemplates" . | trim | nindent 2 }}
+{{- if eq $file "install.yaml" }}
+# Nodes with the installation label that are no longer selected.
+removed:
+  namePrefix: {{ include "kata-deploy.shortName" (list . "removed" 40) }}
+  templates:
+    {{- include "kata-deploy.dispatcher.cleanupTemplates" . | trim | nindent 4 }}
+{{- end }}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* The section `rollout`. Takes the root. */ -}}
@@ -101,10 +168,26 @@ spec:
   {{- end }}
   nodeSelector:
     {{- include "kata-deploy.linuxNodeSelector" ($root.Values.job).dispatcherNodeSelector | nindent 4 }}
-  {{- with ($root.Values.job).dispatcherTolerations | default $root.Values.tolerations }}
+  # The token of this pod can create the node Jobs, so the pod prefers the nodes that run no workloads of users.
+  affinity:
+    nodeAffinity:
+      preferredDuringSchedulingIgnoredDuringExecution:
+        {{- range $role := list "control-plane" "master" }}
+        - weight: 100
+          preference:
+            matchExpressions:
+              - key: node-role.kubernetes.io/{{ $role }}
+                operator: Exists
+        {{- end }}
   tolerations:
+    {{- range $role := list "control-plane" "master" }}
+    - key: node-role.kubernetes.io/{{ $role }}
+      operator: Exists
+      effect: NoSchedule
+    {{- end }}
+    {{- with ($root.Values.job).dispatcherTolerations | default $root.Values.tolerations }}
     {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- end }}
   {{- with $root.Values.priorityClassName }}
   priorityClassName: {{ . | quote }}
   {{- end }}
@@ -115,6 +198,9 @@ spec:
       env:
         - name: KATA_DISPATCHER_CONFIG
           value: /etc/kata-dispatcher/{{ index . 1 }}
+        # The dispatcher refuses a file that somebody has changed.
+        - name: KATA_DISPATCHER_CONFIG_DIGEST
+          value: {{ include "kata-deploy.dispatcher.configFile" . | sha256sum }}
         - name: KATA_DISPATCHER_LOG_LEVEL
           value: {{ include "kata-deploy.logLevel" $root }}
         # This Job owns the node Jobs, so Kubernetes deletes them together with it.

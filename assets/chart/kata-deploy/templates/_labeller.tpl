@@ -25,8 +25,12 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "kata-deploy.labeller.
 {{- include "kata-deploy.refuse" (list . (printf "rbac.admissionPolicy: %v is none of auto, always, never; set one of these" $wanted)) -}}
 {{- end -}}
 {{- /* Kubernetes 1.30 has v1 of the API. It is also the first release that writes the node's name into tokens by default. */ -}}
-{{- $known := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy" -}}
-{{- if or (eq $wanted "always") (and (eq $wanted "auto") $known) -}}true{{- end -}}
+{{- /* The version decides, because `helm template` knows no APIs of the cluster. */ -}}
+{{- $known := semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version -}}
+{{- if and (eq $wanted "auto") (not $known) -}}
+{{- fail (printf "rbac.admissionPolicy: Kubernetes %s has no ValidatingAdmissionPolicy, so a token on one node could change every Node; upgrade to Kubernetes 1.30 or later, or set rbac.admissionPolicy: never to accept this; with `helm template`, name the version of the cluster with --kube-version" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- if ne $wanted "never" -}}true{{- end -}}
 {{- end -}}
 
 {{- /* The account that a policy applies to. Belongs below `spec`. */ -}}

@@ -31,6 +31,7 @@ the token in seconds.
           items:
             - path: namespace
               fieldRef:
+                apiVersion: v1
                 fieldPath: metadata.namespace
 {{- end -}}
 
@@ -43,6 +44,8 @@ the token in seconds.
 {{- define "kata-deploy.valuesVolume" }}
 - name: values
   configMap:
+    # The default, written out because an admission policy compares the whole volume.
+    defaultMode: 0644
     name: {{ include "kata-deploy.node.configMap" . }}
 {{- end -}}
 
@@ -50,11 +53,16 @@ the token in seconds.
 {{- define "kata-deploy.kataNodeEnv" }}
 - name: KATA_NODE_CONFIG
   value: /etc/kata-node/values.yaml
+# kata-node refuses a file that somebody has changed.
+- name: KATA_NODE_CONFIG_DIGEST
+  value: {{ include "kata-deploy.node.values" . | sha256sum }}
 - name: KATA_NODE_LOG_LEVEL
   value: {{ include "kata-deploy.logLevel" . }}
 - name: NODE_NAME
   valueFrom:
     fieldRef:
+      # The default, written out because an admission policy compares the whole entry.
+      apiVersion: v1
       fieldPath: spec.nodeName
 {{- end -}}
 
