@@ -85,6 +85,10 @@ class UnusablePathError(HostError):
     exit_code = 3
 
 
+class NoSpaceError(HostError):
+    """A file system of the node has no free block or inode, or a quota is used up."""
+
+
 class PayloadError(KataNodeError):
     """The payload is missing, damaged, or does not match its manifest."""
 

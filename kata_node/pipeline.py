@@ -24,6 +24,7 @@ from kata_node.plan.blocking_pods import BlockingPods
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding, Outcome, Problem, StageReport
+from kata_node.runtime.file_actions import RemoveReserves
 from kata_node.runtime.restart import RestartRuntime
 from kata_node.settings.model import Settings
 
@@ -118,21 +119,25 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
 
     def plan_now() -> Plan:
         stage_lock.acquire_for_stage(stage.NAME)
+        if stage.NAME not in READ_ONLY_STAGES:
+            receipts.remove_leftovers(run.clients.root, run.settings.install_dir)
         return _plan(stage, run, _load_receipt(run), since)
 
-    plan = plan_when_unblocked(plan_now, stage_lock.release, run.options)
-    _apply_plan(plan, run.clients)
-    next_plan = plan
-    if plan.actions:
-        next_plan = _plan(stage, run, _load_receipt(run), since)
+    def prove() -> Plan:
+        found = _plan(stage, run, _load_receipt(run), since)
         # After a restart of the runtime the Node can be not Ready for a moment. This is not a difference.
-        if any(not isinstance(action, WaitForNode) or action.missing for action in next_plan.actions):
+        if any(not isinstance(action, WaitForNode) or action.missing for action in found.actions):
             raise KataNodeError(
-                "the node still differs from the plan after all changes: " + "; ".join(next_plan.changes),
+                "the node still differs from the plan after all changes: " + "; ".join(found.changes),
                 hint="find the program that reverts these changes and stop it, then run again",
             )
+        return found
+
+    plan = plan_when_unblocked(plan_now, stage_lock.release, run.options)
+    next_plan = _apply_plan(plan, run.clients, prove) if plan.actions else plan
     tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
-    report = _report(stage, plan, "done" if plan.actions or tried else "skipped")
+    observed = replace(plan, summary=next_plan.summary) if plan.is_forecast else plan
+    report = _report(stage, observed, "done" if plan.actions or tried else "skipped")
     changes = tuple(line for action in (*plan.actions, *tried) if (line := action.describe()))
     notes = (*report.notes, *(note for note in next_plan.notes if note not in report.notes), *failures)
     return replace(report, changes=changes, notes=notes)
@@ -185,9 +190,11 @@ def _empty_receipt(run: Run) -> Receipt:
     return Receipt(run.settings.instance, run.settings.install_dir, __version__)
 
 
-def _apply_plan(plan: Plan, clients: Clients) -> None:
+def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan:
+    """Apply the actions, and return the plan that proves them. Roll back when either of both fails."""
     try:
         _apply_actions(plan.actions, clients)
+        return prove()
     except (Exception, KeyboardInterrupt) as error:
         if not plan.rollback:
             raise
@@ -237,10 +244,10 @@ def _roll_back(actions: Sequence[Action], clients: Clients) -> list[str]:
     """
     failures: list[str] = []
     for action in actions:
-        if failures and isinstance(action, WriteReceipt | RemoveReceipt):
+        if failures and isinstance(action, WriteReceipt | RemoveReceipt | RemoveReserves):
             continue
         if failures and isinstance(action, RestartRuntime):
-            action = replace(action, receipt_after_proof=None)
+            action = replace(action, receipt_after_proof=None, cleanup=())
         try:
             _apply_actions((action,), clients)
         except Exception as error:

@@ -23,13 +23,14 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.receipt import Receipt
+from kata_node.runtime.compatibility import upgrade_notes
 from kata_node.runtime.config_selection import config_for, recorded_config
 from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.model.config import is_drop_in
 from kata_node.runtime.transaction import is_restart_owed
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, Settings
 from kata_node.text import pluralize
-from kata_node.versions import ASSUMED_RUNTIME, Runtime
+from kata_node.versions import ASSUMED_RUNTIME, Runtime, parse_version
 
 CRI_TIMEOUT = 5.0  # seconds
 CLUSTER_TIMEOUT = 3.0  # seconds; short, because a status without labels is useful too
@@ -72,6 +73,8 @@ class InstallationStatus:
     """Paths that differ from the receipt, each with ``: changed`` or ``: missing``."""
     error: str = ""
     """Why the receipt cannot be read; of the other fields, only ``install_dir`` has a meaning then."""
+    notes: tuple[str, ...] = ()
+    """What to do before an upgrade of the distribution."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ def _status(
         and cri.state != "serving"
         and is_restart_owed(cri, kernel.boot_id(), invocation),
         drift=(*_artifact_drift(root, receipt, deep=deep), *_cri_drift(root, receipt)),
+        notes=upgrade_notes(cri.unit, Runtime(cri.runtime, parse_version(cri.version))) if cri else (),
     )
 
 
@@ -287,6 +291,7 @@ def _installation_lines(status: InstallationStatus) -> list[str]:
     if status.restart_owed:
         lines.append("  restart    owed: the runtime has not read this configuration yet")
     lines += [f"  drift      {path}" for path in status.drift] or ["  drift      none"]
+    lines += [f"  note       {note}" for note in status.notes]
     return lines
 
 

@@ -9,10 +9,11 @@ from kata_node.errors import IneligibleNodeError, KataNodeError
 from kata_node.plan.actions import Action, ForgetObsoleteFiles, Plan, RemoveDirs, RemoveFiles
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
-from kata_node.runtime import compatibility, removal, transaction
+from kata_node.runtime import compatibility, foreign_copies, removal, transaction
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import gather_facts as gather_runtime_facts
 from kata_node.runtime.model.config import own_paths
+from kata_node.runtime.planned_changes import planned_changes
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.handlers import handler_names, handlers, is_asked_for
@@ -62,13 +63,10 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     asked, settings = settings, facts.settings or settings
     compatibility.require_compatible(settings, facts, receipt)
     removal.refuse_foreign_drop_ins(facts, receipt)
-    config = facts.config
-    desired_config = config.desired_config(settings, facts.contents)
-    changes = list(desired_config.changes)
-    # Entries that this installation wrote for another main file or another runtime.
-    removals, _ = removal.removal_changes(facts, receipt)
-    changes += [change for change in removals if change.path not in {each.path for each in changes}]
-    check = CheckConfig(config, own_paths(config), desired_config.handlers, desired_config.labels)
+    desired_config, changes = planned_changes(settings, facts, receipt)
+    if error := foreign_copies.conflict(desired_config.copies):
+        raise error
+    check = CheckConfig(facts.config, own_paths(facts.config), desired_config.handlers, desired_config.labels)
     services = nydus.install_actions(settings, facts.nydus) if facts.nydus else ()
     plan = transaction.install(
         facts,
@@ -78,7 +76,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         ConfigChecks(
             planned=replace(check, planned={each.path: each.content for each in changes}),
             written=check,
-            restored=replace(check, own_paths=(), handlers=(), labels={}),
+            restored=replace(check, own_paths=(), handlers=(), labels={}, is_old=True),
         ),
         services,
     )
@@ -89,7 +87,12 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     return replace(
         plan,
         actions=(*plan.actions, *_remove_obsolete(receipt)),
-        notes=(*plan.notes, *settings.left_out_since(asked)),
+        notes=(
+            *plan.notes,
+            *foreign_copies.notes(desired_config.copies),
+            *compatibility.upgrade_notes(facts.unit, facts.runtime),
+            *settings.left_out_since(asked),
+        ),
         left_out=tuple(shim.name for shim in asked.shims if shim not in settings.shims),
     )
 

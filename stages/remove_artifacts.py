@@ -42,7 +42,8 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
         paths = tuple(path for path, placed in files.items() if placed.kind != "dir")
         dirs = tuple(f"{install_dir}/{path}" for path in sorted(files, reverse=True) if path not in paths)
         actions = [
-            WriteReceipt(replace(receipt, artifacts=replace(before, state="removing"))),
+            # On a full disk the next run removes these files without this record too.
+            WriteReceipt(replace(receipt, artifacts=replace(before, state="removing")), optional=True),
             RemoveFiles(install_dir, paths),
             RemoveDirs(dirs),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kata_node.plan.actions import Plan
@@ -9,6 +10,8 @@ from kata_node.plan.receipt import CriRecord, Receipt
 from kata_node.runtime import removal, transaction
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import gather_facts_for_revert as gather_facts
+from kata_node.runtime.file_actions import RemoveReserves
+from kata_node.runtime.model.config import FileChange
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.handlers import handler_names
@@ -21,16 +24,25 @@ NAME = "revert-cri"
 
 
 def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
-    """Restore the backup of each unedited file. Remove only our entry from a file that was edited since."""
+    """Restore the backup of each unedited file. Remove only our entry from a file that was edited since.
+
+    Raises :class:`IneligibleNodeError` when the runtime would not serve after that, although it serves now.
+    """
     changes, notes = removal.removal_changes(facts, receipt)
-    cri = receipt.cri or (_reconstructed_record(settings, facts) if changes else None)
+    changes, copy_notes = removal.without_own_handlers(facts, changes)
+    is_served = bool(facts.own_served)
+    cri = receipt.cri or (_reconstructed_record(settings, facts) if changes or is_served else None)
     services = nydus.revert_actions(settings, facts.nydus) if facts.nydus else ()
-    notes += nydus.notes(settings, facts.nydus) if facts.nydus else ()
+    notes += [*copy_notes, *(nydus.notes(settings, facts.nydus) if facts.nydus else ())]
     if cri is None:
         return Plan(
-            "the runtime's configuration has no entry of this installation", services, notes=tuple(notes)
+            _summary(facts),
+            (*((RemoveReserves(facts.reserves),) if facts.reserves else ()), *services),
+            notes=tuple(notes),
         )
-    check = CheckConfig(facts.config, (), (), {})
+    if not transaction.is_broken(cri, facts):
+        removal.refuse_worse_config(facts, changes)
+    check = CheckConfig(facts.config, (), (), {}, before=_contents_before(facts, changes))
     plan = transaction.revert(
         facts,
         receipt,
@@ -39,10 +51,24 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         ConfigChecks(
             planned=replace(check, planned={each.path: each.content for each in changes}),
             written=check,
-            restored=check,
+            restored=replace(check, before=None, is_old=True),
         ),
     )
-    return replace(plan, actions=(*plan.actions, *services), notes=(*plan.notes, *notes))
+    return replace(plan, actions=(*plan.actions, *services), notes=(*plan.notes, *notes), is_forecast=True)
+
+
+def _summary(facts: RuntimeFacts) -> str:
+    """Return what the CRI lists; without an answer of it, what the files say."""
+    if facts.handlers is None:
+        return "the runtime's configuration has no entry of this installation"
+    if not facts.handlers:
+        return f"{facts.unit or facts.runtime.name} serves no handler"
+    return f"{facts.unit or facts.runtime.name} serves {', '.join(facts.handlers)}, none of this installation"
+
+
+def _contents_before(facts: RuntimeFacts, changes: Sequence[FileChange]) -> dict[str, bytes | None]:
+    contents = facts.contents
+    return {change.path: contents.get(change.path) for change in changes}
 
 
 def _reconstructed_record(settings: Settings, facts: RuntimeFacts) -> CriRecord:

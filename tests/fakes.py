@@ -61,6 +61,8 @@ class FakeNode:
     """How many times the pods were listed."""
     on_list: Callable[[], None] = lambda: None
     kube: object = None
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The tables of the handlers that the last start loaded."""
     asked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -150,7 +152,8 @@ class FakeNode:
             return None
         plugin = "io.containerd.grpc.v1.cri" if merged.get("version") == 2 else "io.containerd.cri.v1.runtime"
         containerd = plugins.get(plugin, {}).get("containerd", {})
-        handlers = tuple(sorted({"runc", *containerd.get("runtimes", {})}))
+        self.tables = containerd.get("runtimes", {})
+        handlers = tuple(sorted({"runc", *self.tables}))
         return handlers if containerd.get("default_runtime_name", "runc") in handlers else None
 
     # CRI
@@ -196,6 +199,10 @@ class FakeCri:
     def status(self, timeout: float) -> Status:
         """Return the handlers of the running invocation."""
         return self.node.status(timeout)
+
+    def handler_tables(self, timeout: float) -> dict[str, Mapping[str, Any]]:
+        """Return the tables of the handlers that the running invocation serves."""
+        return {name: self.node.tables.get(name, {}) for name in self.node._answers()}
 
     def pods(self, runtime: str, timeout: float) -> tuple[Pod, ...]:
         """Return the running pods."""

@@ -14,10 +14,11 @@ from kata_node.payload import layout
 from kata_node.payload.facts import ArtifactFacts
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding
-from kata_node.runtime import compatibility, removal
+from kata_node.runtime import compatibility, foreign_copies, removal
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.config import own_paths
+from kata_node.runtime.model.config import HandlerCopy, own_paths
+from kata_node.runtime.planned_changes import check_repeatable
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import Settings
 from kata_node.settings.unsupported import unsupported
@@ -140,7 +141,7 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
         yield Finding("user-drop-in", "skip", reason)
     if not facts.offline:
         yield from _running_runtime(runtime, receipt)
-    yield _config(settings, runtime, receipt, facts)
+    yield from _config(settings, runtime, receipt, facts)
 
 
 def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Finding]:
@@ -170,14 +171,20 @@ def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Findin
         yield Finding("cri", "warn", reason, UNFINISHED_RUN_REMEDY)
 
 
-def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt, facts: HostCheckFacts) -> Finding:
+def _config(
+    settings: Settings, runtime: RuntimeFacts, receipt: Receipt, facts: HostCheckFacts
+) -> Iterator[Finding]:
     contents = runtime.contents
     own = own_paths(runtime.config)
     try:
         removal.refuse_foreign_drop_ins(runtime, receipt)
         desired_config = runtime.config.desired_config(settings, contents)
     except KataNodeError as error:
-        return _failed_finding("config", error, permanent=True)
+        yield _failed_finding("config", error, permanent=True)
+        return
+    yield from _copies(desired_config.copies)
+    if foreign_copies.conflict(desired_config.copies):
+        return
     future_contents = {
         **contents,
         **dict.fromkeys(own),
@@ -198,10 +205,35 @@ def _config(settings: Settings, runtime: RuntimeFacts, receipt: Receipt, facts: 
         exists=lambda path: path in found_imports or _will_exist(path, settings, facts, receipt),
     )
     if problems:
-        return Finding("config", "fail", "; ".join(problems), "correct the named files and settings")
+        yield Finding("config", "fail", "; ".join(problems), "correct the named files and settings")
+        return
+    try:
+        check_repeatable(settings, runtime, receipt)
+    except KataNodeError as error:
+        yield _failed_finding("config", error, permanent=True)
+        return
     if runtime.config_path in contents:
-        return Finding("config", "pass", f"{runtime.config_path} is valid with the entry of kata-node")
-    return Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")
+        yield Finding("config", "pass", f"{runtime.config_path} is valid with the entry of kata-node")
+    else:
+        yield Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")
+
+
+def _copies(copies: tuple[HandlerCopy, ...]) -> Iterator[Finding]:
+    """Yield what other programs copied of our handlers; nothing when there is no copy."""
+    if error := foreign_copies.conflict(copies):
+        yield _failed_finding("copies", error, permanent=True)
+        return
+    for copy in copies:
+        names = ", ".join(copy.handlers)
+        if copy.state == "outdated":
+            yield Finding(
+                "copies",
+                "warn",
+                f"{copy.path} has an outdated copy of {names}, which the cri stage removes",
+                f"run {copy.writer} again after the install if it needs the current copy",
+            )
+        else:
+            yield Finding("copies", "pass", f"{copy.path} has a copy of {names}, which does no harm")
 
 
 def _will_exist(path: str, settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> bool:

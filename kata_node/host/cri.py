@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kata_node.errors import CriError
 from kata_node.host import cri_sandboxes
@@ -132,6 +132,13 @@ class Cri:
         remaining = round(max(deadline - time.monotonic(), 0), 1)
         return replace(status, handlers=self._call("Status", _VERBOSE, _parse_config_handlers, remaining))
 
+    def handler_tables(self, timeout: float) -> dict[str, dict[str, Any]]:
+        """Return the handlers that containerd serves, each with its table as containerd has loaded it.
+
+        The result is empty for a runtime that does not report its configuration, as CRI-O.
+        """
+        return self._call("Status", _VERBOSE, _parse_config_tables, timeout)
+
     def pods(self, runtime: str, timeout: float) -> tuple[cri_sandboxes.Pod, ...]:
         """Return the running pods, sorted by namespace and name.
 
@@ -223,12 +230,17 @@ def _parse_status(answer: Message) -> Status:
 
 
 def _parse_config_handlers(answer: Message) -> tuple[str, ...]:
-    """Return the handlers in containerd's ``info["config"]``, which is JSON; none when it is missing."""
+    """Return the handlers in containerd's ``info["config"]``; none when it is missing."""
+    return tuple(sorted(_parse_config_tables(answer)))
+
+
+def _parse_config_tables(answer: Message) -> dict[str, dict[str, Any]]:
+    """Return the handlers with their tables in containerd's ``info["config"]``, which is JSON."""
     import json
 
     config = next((entry.text(2) for entry in answer.messages(2) if entry.text(1) == "config"), "")
     try:
         runtimes = json.loads(config)["containerd"]["runtimes"]
     except (ValueError, LookupError, TypeError):  # another runtime, or a version with another structure
-        return ()
-    return tuple(sorted(runtimes)) if isinstance(runtimes, dict) else ()
+        return {}
+    return runtimes if isinstance(runtimes, dict) else {}

@@ -15,17 +15,19 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_node.errors import HostError, UnusablePathError
+from kata_node.errors import HostError, NoSpaceError, UnusablePathError
 from kata_node.host import go_glob
-from kata_node.host.atomic_replace import finish, fsync_dir, replacing, temp_sibling
+from kata_node.host.atomic_replace import extended_attributes, finish, fsync_dir, replacing, temp_sibling
 
 __all__ = ["MAX_SYMLINKS", "FileState", "Root", "finish", "fsync_dir", "host_error", "temp_sibling"]
 
 MAX_SYMLINKS = 40  # the same limit as in the kernel
+
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 _NOT_PERMITTED = (
     "run as root, or use --offline --host-root DIR with a directory that you own; if root gets this error "
@@ -49,7 +51,11 @@ _PERMANENT_ERRNOS = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLON
 
 def host_error(path: str, error: OSError) -> HostError:
     """Return the error for an :class:`OSError` about the host path ``path``, with a hint."""
-    kind = UnusablePathError if error.errno in _PERMANENT_ERRNOS else HostError
+    kind = HostError
+    if error.errno in _PERMANENT_ERRNOS:
+        kind = UnusablePathError
+    elif error.errno in NO_SPACE_ERRNOS:
+        kind = NoSpaceError
     return kind(error.strerror or str(error), where=path, hint=_HINTS.get(error.errno or 0, ""))
 
 
@@ -92,7 +98,7 @@ class Root:
                 continue
             target = None
             if pending_parts or follow_last:
-                with _host_errors(path):
+                with host_errors(path):
                     target = _link_target(self.base.joinpath(*resolved_parts, part))
             if target is None:
                 resolved_parts.append(part)
@@ -123,25 +129,25 @@ class Root:
     def lstat(self, path: str) -> os.stat_result | None:
         """Return the status of ``path`` without following a last symlink; ``None`` when it is missing."""
         real = self.resolve(path, follow_last=False)
-        with _host_errors(path):
+        with host_errors(path):
             return _stat(real)
 
     def exists(self, path: str) -> bool:
         """Return whether ``path`` exists, with symlinks followed."""
         real = self.resolve(path)
-        with _host_errors(path):
+        with host_errors(path):
             return _stat(real) is not None
 
     def is_dir(self, path: str) -> bool:
         """Return whether ``path`` is a directory, with symlinks followed."""
         real = self.resolve(path)
-        with _host_errors(path):
+        with host_errors(path):
             return _is_dir(real)
 
     def read_link(self, path: str) -> str | None:
         """Return the target of the symlink at ``path``; ``None`` when it is not a symlink."""
         real = self.resolve(path, follow_last=False)
-        with _host_errors(path):
+        with host_errors(path):
             return _link_target(real)
 
     def read(self, path: str) -> bytes | None:
@@ -155,14 +161,8 @@ class Root:
         Raises :class:`HostError` when ``path`` is a directory, or a parent of it is a file.
         """
         real = self.resolve(path)
-        with _host_errors(path):
-            try:
-                file = real.open("rb")
-            except FileNotFoundError:
-                return None
-            with file:
-                info = os.fstat(file.fileno())
-                return FileState(file.read(), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+        with host_errors(path):
+            return read_real(real)
 
     def glob(self, pattern: str) -> list[str]:
         """Return the host paths that match ``pattern``, in the order of Go's ``filepath.Glob``.
@@ -195,7 +195,7 @@ class Root:
     def list_dir(self, path: str) -> list[str]:
         """Return the names in the directory at ``path``, sorted by bytes; none when it is not a directory."""
         real = self.resolve(path)
-        with _host_errors(path):
+        with host_errors(path):
             try:
                 return sorted(os.listdir(real), key=os.fsencode)
             except (FileNotFoundError, NotADirectoryError):
@@ -210,7 +210,7 @@ class Root:
         """
         missing: list[Path] = []
         real = self.resolve(path)
-        with _host_errors(path):
+        with host_errors(path):
             while real != self.base and not _is_dir(real):
                 missing.insert(0, real)
                 real = real.parent
@@ -239,21 +239,16 @@ class Root:
 
         If ``path`` is a symlink, its target is replaced. ``owner`` is ``(uid, gid)``, and is set only
         if it differs from the owner of a new file. ``mtime`` is in seconds. The directory must exist.
+        The extended attributes of a replaced file are kept.
         """
         real = self.resolve(path)
-        with _host_errors(path), replacing(real) as temp:
-            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with open(fd, "wb", closefd=False) as file:
-                    file.write(content)
-                finish(fd, mode, owner=owner, mtime=mtime)
-            finally:
-                os.close(fd)
+        with host_errors(path), replacing(real) as temp:
+            write_new(temp, content, mode, owner=owner, mtime=mtime, attributes=extended_attributes(real))
 
     def symlink(self, path: str, target: str) -> None:
         """Make ``path`` a symlink to ``target``. An existing file or symlink is replaced."""
         real = self.resolve(path, follow_last=False)
-        with _host_errors(path), replacing(real) as temp:
+        with host_errors(path), replacing(real) as temp:
             temp.symlink_to(target)
 
     def remove(self, path: str, *, follow_last: bool = False) -> bool:
@@ -264,7 +259,7 @@ class Root:
         """
         real = self.resolve(path, follow_last=follow_last)
         removed = False
-        with _host_errors(path):
+        with host_errors(path):
             for candidate in (temp_sibling(real), real):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     candidate.unlink()
@@ -275,7 +270,7 @@ class Root:
 
     def sweep(self, path: str) -> None:
         """Remove the temporary file of an interrupted :meth:`write` of ``path``."""
-        with _host_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with host_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temp_sibling(self.resolve(path)).unlink()
 
     def remove_dir(self, path: str) -> bool:
@@ -284,7 +279,7 @@ class Root:
         A file, a symlink, a mount point or a directory with content is kept.
         """
         real = self.resolve(path, follow_last=False)
-        with _host_errors(path):
+        with host_errors(path):
             try:
                 real.rmdir()
                 fsync_dir(real.parent)
@@ -299,12 +294,42 @@ _DIR_IN_USE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST
 
 
 @contextlib.contextmanager
-def _host_errors(path: str) -> Iterator[None]:
+def host_errors(path: str) -> Iterator[None]:
     """Turn an :class:`OSError` into :class:`HostError` for the host path ``path``."""
     try:
         yield
     except OSError as error:
         raise host_error(path, error) from error
+
+
+def write_new(
+    path: Path,
+    content: bytes,
+    mode: int,
+    *,
+    owner: tuple[int, int] | None = None,
+    mtime: int | None = None,
+    attributes: Mapping[str, bytes] | None = None,
+) -> None:
+    """Create the real path ``path`` and force it to the disk. Raises :class:`OSError`, also if it exists."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        finish(fd, mode, owner=owner, mtime=mtime, attributes=attributes)
+    finally:
+        os.close(fd)
+
+
+def read_real(path: Path) -> FileState | None:
+    """Return the state of the real path ``path``; ``None`` when it is missing. Raises :class:`OSError`."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    with file:
+        info = os.fstat(file.fileno())
+        return FileState(file.read(), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
 
 
 def _parts(path: str) -> list[str]:

@@ -5,16 +5,17 @@ An action contains everything it needs; ``apply`` makes no decisions.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import re
+import logging
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from kata_node.errors import HostError
-from kata_node.host import files
+from kata_node.errors import HostError, NoSpaceError
+from kata_node.host import files, reserve
 from kata_node.plan import receipt as receipts
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from kata_node.kube.client import KubeClient
     from kata_node.plan.blocking_pods import BlockingPods
 
+
+log = logging.getLogger(__name__)
 
 CHANGED_BY_OTHERS_HINT = "find the program that changes this path at the same time, then run kata-node again"
 
@@ -68,6 +71,7 @@ class Plan:
     """The actions of a stage. Without actions, ``summary`` says why there is nothing to do."""
 
     summary: str
+    """What the report says; with ``is_forecast`` only until the actions are applied."""
     actions: tuple[Action, ...] = ()
     rollback: tuple[Action, ...] = ()
     """Actions that restore the node after an action failed. If empty, the next run continues from there."""
@@ -81,6 +85,8 @@ class Plan:
     """The shims that the settings enable and this node does not get."""
     pods_unknown: bool = False
     """Whether the runtime did not answer which pods run, so there can be blocking pods."""
+    is_forecast: bool = False
+    """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -107,9 +113,32 @@ class WriteReceipt(_Bookkeeping):
 
     receipt: Receipt
     backups: tuple[bytes, ...] = ()
+    optional: bool = False
+    """Whether the run continues on a full disk without this record, because the next run can do without."""
+    expendable: tuple[str, ...] = ()
+    """Files that nothing needs any more. They are removed, in this order, to make room for the receipt."""
 
     def apply(self, clients: Clients) -> None:
         """Write the missing backups, then the receipt. A backup is named by its digest and never changes."""
+        with continued_on_a_full_disk(self.optional):
+            self._write_backups(clients)
+        with continued_on_a_full_disk(self.optional):
+            self._save(clients)
+        if not self.backups:
+            receipts.remove_old_backups(clients.root, self.receipt)
+
+    def _save(self, clients: Clients) -> None:
+        for path in self.expendable:
+            try:
+                receipts.save(clients.root, self.receipt)
+            except NoSpaceError as error:
+                log.info("%s: %s; removing %s first", error.where, error.what, path)
+                clients.root.remove(path)
+            else:
+                return
+        receipts.save(clients.root, self.receipt)
+
+    def _write_backups(self, clients: Clients) -> None:
         install_dir = self.receipt.install_dir
         if self.backups:
             clients.root.make_dirs(receipts.directory(install_dir), mode=0o700)
@@ -118,7 +147,17 @@ class WriteReceipt(_Bookkeeping):
             path = receipts.backup_path(install_dir, hashlib.sha256(content).hexdigest())
             if clients.root.read(path) != content:
                 clients.root.write(path, content, mode=0o600)
-        receipts.save(clients.root, self.receipt)
+
+
+@contextlib.contextmanager
+def continued_on_a_full_disk(condition: bool) -> Iterator[None]:
+    """Log a :class:`NoSpaceError` and continue, if ``condition`` is true."""
+    try:
+        yield
+    except NoSpaceError as error:
+        if not condition:
+            raise
+        log.warning("%s: %s; continuing without this record", error.where, error.what)
 
 
 @dataclass(frozen=True)
@@ -134,10 +173,6 @@ class ForgetObsoleteFiles(_Bookkeeping):
             return
         files = {path: placed for path, placed in receipt.artifacts.files.items() if not placed.obsolete}
         receipts.save(clients.root, replace(receipt, artifacts=replace(receipt.artifacts, files=files)))
-
-
-_BACKUP = re.compile(r"\.?([0-9a-f]{64})(?:\..*)?")
-"""The name of a backup, or of the temporary file that an interrupted write of it leaves."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +192,15 @@ class RemoveLeftovers(_Bookkeeping):
 
 @dataclass(frozen=True)
 class RemoveReceipt(_Bookkeeping):
-    """Remove the backups, then the receipt."""
+    """Remove the backups, then the receipt with its reserve."""
 
     install_dir: str
 
     def apply(self, clients: Clients) -> None:
         """Remove the files, and their directories if they have no foreign files."""
-        for name in clients.root.list_dir(receipts.backups(self.install_dir)):
-            if digest := _BACKUP.fullmatch(name):
-                clients.root.remove(receipts.backup_path(self.install_dir, digest[1]))
+        receipts.remove_backups(clients.root, self.install_dir)
         clients.root.remove_dir(receipts.backups(self.install_dir))
+        reserve.forget(clients.root, receipts.path(self.install_dir))
         clients.root.remove(receipts.path(self.install_dir))
         clients.root.remove_dir(receipts.directory(self.install_dir))
 

@@ -12,15 +12,21 @@ key with a default can be missing; an older release wrote it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from kata_node.errors import ReceiptError
+from kata_node.host import reserve
 from kata_node.host.files import Root
 
 SCHEMA = 1
 STATE_DIR = ".kata-node"
+
+RESERVE_SIZE = 64 << 10  # bytes; the records of the runtime's files and of directories are much shorter
+_BACKUP = re.compile(r"\.?([0-9a-f]{64})(?:\..*)?")
+"""The name of a backup, or of the temporary file that an interrupted write of it leaves."""
 
 ArtifactsState = Literal["placing", "placed", "removing"]
 CriState = Literal["writing", "restarting", "serving", "reverting", "unloading"]
@@ -217,12 +223,37 @@ def other_receipts(root: Root, install_dir: str) -> Iterator[Receipt]:
 
 
 def save(root: Root, receipt: Receipt) -> None:
-    """Write the receipt durably, unless it is already on the disk."""
-    content = render(receipt)
-    if root.read(path(receipt.install_dir)) == content:
-        return  # so that a rollback to this receipt also works on a full disk
-    root.make_dirs(directory(receipt.install_dir), mode=0o700)
-    root.write(path(receipt.install_dir), content, mode=0o600)
+    """Write the receipt durably, unless it is already on the disk.
+
+    On a full disk the receipt takes the place of its reserve. The reserve has room for the longest receipt
+    of a change: that has the record before the change too.
+    """
+    content, where = render(receipt), path(receipt.install_dir)
+    if root.read(where) != content:
+        root.make_dirs(directory(receipt.install_dir), mode=0o700)
+        reserve.replace(root, where, content, mode=0o600, use_reserve=True)
+        reserve.allocate(root, where, 2 * len(content) + RESERVE_SIZE)
+
+
+def remove_old_backups(root: Root, receipt: Receipt) -> None:
+    """Remove the backups that ``receipt`` does not refer to, unless a change is under way."""
+    if receipt.cri is None or receipt.cri.state == "serving":
+        needed = {backup.sha256 for backup in receipt.cri.backups()} if receipt.cri else set()
+        remove_backups(root, receipt.install_dir, keep=needed)
+
+
+def remove_backups(root: Root, install_dir: str, *, keep: Collection[str] = ()) -> None:
+    """Remove the backups except those with the digests ``keep``, and leftovers of interrupted writes."""
+    for name in root.list_dir(backups(install_dir)):
+        found = _BACKUP.fullmatch(name)
+        if found and (found[1] not in keep or name != found[1]):
+            root.remove(f"{backups(install_dir)}/{name}")
+
+
+def remove_leftovers(root: Root, install_dir: str) -> None:
+    """Remove the temporary files of interrupted writes of the receipt and of backups."""
+    root.sweep(path(install_dir))
+    remove_backups(root, install_dir, keep=root.list_dir(backups(install_dir)))
 
 
 def render(receipt: Receipt) -> bytes:

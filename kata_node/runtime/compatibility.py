@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from kata_node import versions
 from kata_node.errors import IneligibleNodeError, UnfitNodeError
-from kata_node.runtime.model.distributions import wrong_distribution_error
+from kata_node.runtime.model.distributions import distribution_runtime_of_unit, wrong_distribution_error
 from kata_node.settings.handlers import handlers
 
 if TYPE_CHECKING:
     from kata_node.plan.receipt import Receipt
     from kata_node.runtime.facts import RuntimeFacts
     from kata_node.settings.model import Settings
+    from kata_node.versions import Runtime
 
 
 def incompatibility(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> IneligibleNodeError | None:
@@ -50,6 +51,22 @@ def incompatibility(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -
             hint="set another handler for this custom runtime",
         )
     return None
+
+
+def upgrade_notes(unit: str, runtime: Runtime) -> tuple[str, ...]:
+    """Return what to do before an upgrade of the distribution that runs the runtime as ``unit``.
+
+    k0s up to 1.35 merges drop-ins of ``version = 2``. k0s 1.36 does not start with them.
+    """
+    distribution_runtime = distribution_runtime_of_unit(unit)
+    if distribution_runtime is None or distribution_runtime.distribution != "k0s":
+        return ()
+    if runtime.name != "containerd" or runtime.version.major >= 2:
+        return ()
+    return (
+        "k0s 1.36 does not start with the drop-in that this release of k0s needs: run `kata-node revert` "
+        "before you upgrade k0s to 1.36 or later, and `kata-node install` after that",
+    )
 
 
 def require_compatible(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> None:

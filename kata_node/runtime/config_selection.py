@@ -24,22 +24,22 @@ def config_for(
     receipt: Receipt, suffix: str, runtime: Runtime, distribution_runtime: DistributionRuntime
 ) -> CriConfig:
     """Return how the installation of ``receipt`` configures ``runtime``."""
+    recorded = tuple(dict.fromkeys(receipt.cri.possibly_loaded_handlers)) if receipt.cri else ()
     if runtime.name == "cri-o":
         from kata_node.runtime.crio import CrioConfig
 
         (crio_drop_in_dir,) = distribution_runtime.drop_in_dirs.values()
-        return CrioConfig(receipt.install_dir, suffix, distribution_runtime.config, crio_drop_in_dir)
+        return CrioConfig(
+            receipt.install_dir, suffix, distribution_runtime.config, crio_drop_in_dir, recorded
+        )
     if distribution_runtime.always_reads_drop_ins:
         from kata_node.runtime.containerd.k0s import K0sConfig
 
         (drop_in_dirs,) = set(distribution_runtime.drop_in_dirs.values())
         return K0sConfig(
-            receipt.install_dir, suffix, runtime.version, distribution_runtime.config, drop_in_dirs
+            receipt.install_dir, suffix, runtime.version, distribution_runtime.config, drop_in_dirs, recorded
         )
-    config = ContainerdConfig(receipt.install_dir, suffix, runtime.version, distribution_runtime)
-    if receipt.cri is None or not set(config.shared_paths()).intersection(receipt.cri.paths()):
-        return config
-    return replace(config, recorded_handlers=tuple(dict.fromkeys(receipt.cri.possibly_loaded_handlers)))
+    return ContainerdConfig(receipt.install_dir, suffix, runtime.version, distribution_runtime, recorded)
 
 
 def config_that_edited(config: CriConfig, path: str, receipt: Receipt) -> CriConfig:

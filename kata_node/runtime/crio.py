@@ -34,24 +34,42 @@ first.
 from __future__ import annotations
 
 import posixpath
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
+from kata_node.runtime.crio_read import (
+    BUILT_IN_HANDLERS,
+    BYTE_ORDER_MARK,
+    ParsedFile,
+    default_runtime_problems,
+    handler_problems,
+    handlers_in,
+    parsed_files_of,
+    read_file,
+    uses_overlay,
+)
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
+    CopyState,
     DesiredConfig,
     DropInLocation,
     FileChange,
     Glob,
+    HandlerCopy,
     ReadFile,
+    StartProblem,
+    files_after,
     handler_conflict,
     suffixed_name,
+    without_outdated,
+    writer_of,
 )
+from kata_node.runtime.model.programs import programs, uses
 from kata_node.settings.handlers import handlers as handlers_of
 from kata_node.toml import edit as toml_edit
+from kata_node.toml import tables as toml_tables
 
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings
@@ -61,26 +79,10 @@ CONFIG_DIR = "/etc/crio"
 DEBUG_DROP_IN_NAME = f"{DROP_IN_NAME}.debug"
 """Prefix of the name of the drop-in with the log level. A suffix has no dot, so names cannot collide."""
 
-STORAGE_DRIVER = "overlay"
 STORAGE_OPTION = "overlay.skip_mount_home=true"
 
 RUNTIME_ROOT = "/run/vc"
 """The directory where Kata keeps the state of its sandboxes and CRI-O expects that of the shim."""
-
-BUILT_IN_HANDLERS = frozenset({"crun", "runc"})
-"""Handlers that CRI-O has without a table: ``runc`` up to 1.30, ``crun`` since then."""
-
-_SHIM_NAME = re.compile(r"containerd-shim-[A-Za-z0-9+-]+-v2")
-_TEXT, _FLAG, _TEXTS = "a string", "a boolean", "an array of strings"
-_STORAGE_FIELDS = {"storage_driver": _TEXT, "storage_option": _TEXTS}
-_RUNTIME_FIELDS = {"default_runtime": _TEXT, "log_level": _TEXT}
-_HANDLER_FIELDS = {
-    **dict.fromkeys(("runtime_path", "runtime_type", "runtime_root", "runtime_config_path"), _TEXT),
-    **dict.fromkeys(("monitor_path", "monitor_cgroup", "container_min_memory", "seccomp_profile"), _TEXT),
-    **dict.fromkeys(("privileged_without_host_devices", "runtime_pull_image", "no_sync_log"), _FLAG),
-    **dict.fromkeys(("inherit_default_runtime", "stream_websockets"), _FLAG),
-    **dict.fromkeys(("allowed_annotations", "monitor_env"), _TEXTS),
-}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class CrioConfig:
     main_path: str = f"{CONFIG_DIR}/crio.conf"
     """CRI-O's main file, which may not exist."""
     drop_in_dir: str = f"{CONFIG_DIR}/crio.conf.d"
+    recorded_handlers: tuple[str, ...] = ()
+    """The handlers of this installation that the receipt records."""
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """Return the only place: ``crio.conf.d``."""
@@ -112,7 +116,7 @@ class CrioConfig:
         while found := glob(pattern := f"{pattern}/*"):
             paths += found
         directories = {posixpath.dirname(path) for path in paths}
-        files = {path: _read_file(read, path) for path in (self.main_path, *paths) if path not in directories}
+        files = {path: read_file(read, path) for path in (self.main_path, *paths) if path not in directories}
         return self._in_read_order({path: content for path, content in files.items() if content is not None})
 
     def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
@@ -122,21 +126,70 @@ class CrioConfig:
             {path: files[path] for path in files if path not in location.paths}
         )
         (debug,) = location.extra_drop_ins
+        changes = (
+            FileChange(location.drop_in, render(settings, with_storage_option=uses_overlay(foreign_files))),
+            FileChange(debug, render_debug(settings) if settings.debug else None),
+        )
+        handlers = tuple(handler.name for handler in handlers_of(settings))
+        copies = self._copies(files, changes, handlers)
         return DesiredConfig(
             "crio.conf.d",
-            (
-                FileChange(
-                    location.drop_in, render(settings, with_storage_option=_uses_overlay(foreign_files))
-                ),
-                FileChange(debug, render_debug(settings) if settings.debug else None),
-            ),
-            tuple(handler.name for handler in handlers_of(settings)),
+            (*without_outdated(copies, files, self.without_own_handlers), *changes),
+            handlers,
             {},
+            copies,
         )
+
+    def _copies(
+        self, files: Mapping[str, bytes], changes: Collection[FileChange], wanted: Collection[str]
+    ) -> tuple[HandlerCopy, ...]:
+        """Return the copies of our handlers. The table of a later file replaces that of an earlier file."""
+        (location,) = self.drop_in_locations()
+        read = self._in_read_order(files_after(files, changes))
+        tables = {file.path: file.handlers for file in parsed_files_of(read)}
+        written = handlers_in(location.drop_in, files.get(location.drop_in, b""))
+        later = list(tables)[list(tables).index(location.drop_in) :]
+        removed = set(self.recorded_handlers).difference(wanted)
+        found: list[HandlerCopy] = []
+        for path in tables:
+            own = self.own_handlers(path, read[path]) if path not in location.paths else frozenset()
+            copied = [name for name in tables[path] if name in own and name in (*wanted, *removed)]
+            desired = tables[location.drop_in]
+            wrong = [
+                name
+                for name in copied
+                if name in removed or (path in later and tables[path][name] != desired.get(name))
+            ]
+            stale = all(name in removed or tables[path][name] == written.get(name) for name in wrong)
+            state: CopyState = "same" if not wrong else "outdated" if stale else "different"
+            if copied:
+                found.append(HandlerCopy(path, tuple(wrong or copied), state, writer_of(path, read[path])))
+        return tuple(found)
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
         """Return ``content``: kata-node edits no shared file of CRI-O."""
         return content
+
+    def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`."""
+        if f"{self.install_dir}/".encode() not in content:
+            return frozenset()
+        handlers = ParsedFile.read(path, content).handlers
+        return frozenset(name for name in handlers if uses(programs(handlers[name]), self.install_dir))
+
+    def without_own_handlers(self, path: str, content: bytes) -> bytes:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.without_own_handlers`."""
+        own = self.own_handlers(path, content)
+        if not own:
+            return content
+        text = content.removeprefix(BYTE_ORDER_MARK)
+        runtimes: tuple[str, ...] = ()
+        table = toml_edit.load(text, path)
+        for key in ("crio", "runtime", "runtimes"):
+            runtimes = (*runtimes, next(spelling for spelling in table if spelling.lower() == key))
+            table = table[runtimes[-1]]
+        edited = toml_tables.remove_tables(text, [(*runtimes, name) for name in own], where=path)
+        return content[: len(content) - len(text)] + edited
 
     def check(
         self,
@@ -149,28 +202,32 @@ class CrioConfig:
     ) -> list[str]:
         """See :meth:`kata_node.runtime.model.config.CriConfig.check`."""
         problems: list[str] = []
-        parsed_files: dict[str, _ParsedFile] = {}
+        parsed_files: dict[str, ParsedFile] = {}
         for path, content in self._in_read_order(files).items():
             name = f"{path} (from {labels[path]})" if path in labels else path
             try:
-                parsed_files[path] = _ParsedFile.read(path, content)
+                parsed_files[path] = ParsedFile.read(path, content)
             except HostError as error:
-                problems.append(f"{name}: {error.what}")
+                problems.append(StartProblem(f"{name}: {error.what}"))
         tables: dict[str, Mapping[str, Any]] = {}
         for path, file in parsed_files.items():
             tables |= file.handlers
             if path not in own_paths:
-                problems += (handler_conflict(path, name) for name in file.handlers if name in handlers)
-        problems += _default_runtime_problems(parsed_files, {*tables, *BUILT_IN_HANDLERS})
+                problems += (
+                    handler_conflict(path, name)
+                    for name, fields in file.handlers.items()
+                    if name in handlers and not uses(programs(fields), self.install_dir)
+                )
+        problems += default_runtime_problems(parsed_files, {*tables, *BUILT_IN_HANDLERS})
         for name in handlers:
-            problems += (
-                f"the handler {name}: {what}" for what in _handler_problems(tables.get(name), exists)
-            )
+            problems += (f"the handler {name}: {what}" for what in handler_problems(tables.get(name), exists))
         return problems
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:
         """Return the handlers in those of ``files`` that CRI-O reads. Broken files define none."""
-        return frozenset(name for file in _parsed_files(self._in_read_order(files)) for name in file.handlers)
+        return frozenset(
+            name for file in parsed_files_of(self._in_read_order(files)) for name in file.handlers
+        )
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """Return whether a CRI-O that has loaded the files ``before`` can load ``after`` on SIGHUP.
@@ -179,7 +236,11 @@ class CrioConfig:
         an installation can change are compared.
         """
         one, other = (
-            {option for file in _parsed_files(self._in_read_order(files)) for option in file.storage_options}
+            {
+                option
+                for file in parsed_files_of(self._in_read_order(files))
+                for option in file.storage_options
+            }
             for files in (before, after)
         )
         return one == other
@@ -189,16 +250,6 @@ class CrioConfig:
         drop_ins = (path for path in files if path.startswith(f"{self.drop_in_dir}/"))
         paths = [self.main_path, *sorted(drop_ins, key=lambda path: path.split("/"))]
         return {path: files[path] for path in paths if path in files}
-
-
-def _read_file(read: ReadFile, path: str) -> bytes | None:
-    """Return the content of a file; ``None`` for an empty directory, which a glob also finds."""
-    try:
-        return read(path)
-    except HostError as error:
-        if isinstance(error.__cause__, IsADirectoryError):
-            return None
-        raise
 
 
 def render(settings: Settings, *, with_storage_option: bool = True) -> bytes:
@@ -238,100 +289,3 @@ def render_debug(settings: Settings) -> bytes:
         f"# Managed by kata-node (instance {settings.instance}). Changes here are lost.\n\n"
         '[crio.runtime]\nlog_level = "debug"\n'
     ).encode()
-
-
-@dataclass(frozen=True)
-class _ParsedFile:
-    """The relevant settings of one configuration file."""
-
-    path: str
-    handlers: Mapping[str, Mapping[str, Any]]
-    default_runtime: str
-    storage_driver: str
-    storage_options: tuple[str, ...]
-
-    @classmethod
-    def read(cls, path: str, content: bytes) -> _ParsedFile:
-        """Parse a file. Raise :class:`HostError` when CRI-O would not start with it."""
-        # Unlike tomllib, the parser of CRI-O ignores a byte order mark.
-        table = toml_edit.load(content.removeprefix(b"\xef\xbb\xbf"), path)
-        crio = _table(table, "crio", "crio", path)
-        storage = _fields(crio, _STORAGE_FIELDS, "crio", path)
-        runtime = _table(crio, "runtime", "crio.runtime", path)
-        runtimes = _table(runtime, "runtimes", "crio.runtime.runtimes", path)
-        return cls(
-            path,
-            {
-                name: _fields(_table(runtimes, name, where, path, exact=True), _HANDLER_FIELDS, where, path)
-                for name in runtimes
-                for where in (f"crio.runtime.runtimes.{name}",)
-            },
-            _fields(runtime, _RUNTIME_FIELDS, "crio.runtime", path).get("default_runtime", ""),
-            storage.get("storage_driver", ""),
-            tuple(storage.get("storage_option", ())),
-        )
-
-
-def _table(
-    above: Mapping[str, Any], key: str, name: str, path: str, *, exact: bool = False
-) -> Mapping[str, Any]:
-    """Return the table under ``key``, which matches in any case unless ``exact``. ``name`` is for errors."""
-    value = above[key] if exact else toml_edit.get(above, key, path)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise HostError(f"{name} is not a table; CRI-O does not start with that", where=path)
-    return value
-
-
-def _fields(table: Mapping[str, Any], kinds: Mapping[str, str], name: str, path: str) -> dict[str, Any]:
-    """Return those keys of ``kinds`` that the table has, in lower case, with their values."""
-    fields = {key: toml_edit.get(table, key, path) for key in kinds}
-    for key, value in fields.items():
-        if value is not None and not _has_type(kinds[key], value):
-            what = f"{name}.{key} is not {kinds[key]}; CRI-O does not start with that"
-            raise HostError(what, where=path)
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def _has_type(kind: str, value: object) -> bool:
-    if kind == _TEXTS:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return isinstance(value, bool if kind == _FLAG else str)
-
-
-def _parsed_files(files: Mapping[str, bytes]) -> Iterator[_ParsedFile]:
-    for path, content in files.items():
-        try:
-            yield _ParsedFile.read(path, content)
-        except HostError:
-            continue
-
-
-def _uses_overlay(files: Mapping[str, bytes]) -> bool:
-    """Return whether the storage driver is overlay, which is the default, judged by CRI-O's files."""
-    drivers = [file.storage_driver for file in _parsed_files(files) if file.storage_driver]
-    return not drivers or drivers[-1].startswith(STORAGE_DRIVER)
-
-
-def _default_runtime_problems(files: Mapping[str, _ParsedFile], known: Collection[str]) -> Iterator[str]:
-    given = [(path, file.default_runtime) for path, file in files.items() if file.default_runtime]
-    if given and given[-1][1] not in known:
-        path, handler = given[-1]
-        yield (
-            f"{path}: its default_runtime is {handler}, but no file has the table "
-            f"[crio.runtime.runtimes.{handler}]; CRI-O does not start with that"
-        )
-
-
-def _handler_problems(table: Mapping[str, Any] | None, exists: Callable[[str], bool]) -> Iterator[str]:
-    """Yield the reasons why CRI-O would drop this handler."""
-    if table is None:
-        yield "no file that CRI-O reads defines it"
-        return
-    program = table.get("runtime_path", "")
-    if not _SHIM_NAME.search(posixpath.basename(program)):
-        yield f"{program} is not named containerd-shim-*-v2; CRI-O drops the handler"
-    for path in (program, table.get("runtime_config_path", "")):
-        if path and not exists(path):
-            yield f"{path} does not exist; CRI-O drops the handler"

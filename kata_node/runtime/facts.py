@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kata_node.errors import CriError
-from kata_node.host import kernel
+from kata_node.errors import CriError, HostError
+from kata_node.host import kernel, reserve
 from kata_node.host.files import FileState, missing_dirs
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
@@ -33,6 +34,7 @@ from kata_node.runtime.model.distributions import (
     DistributionRuntime,
     wrong_distribution_error,
 )
+from kata_node.runtime.model.programs import programs, uses
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
@@ -81,6 +83,10 @@ class RuntimeFacts:
     """Pods on our handlers that this stage may remove; ``None`` when the runtime cannot list them."""
     nydus: NydusFacts | None = None
     """The nydus-snapshotter of this installation; ``None`` for a runtime without snapshotters."""
+    own_served: frozenset[str] = frozenset()
+    """Handlers that the CRI serves with programs below the install dir. Only for a revert."""
+    reserves: tuple[str, ...] = ()
+    """Files that an interrupted run left a reserve of (see ``host.reserve``)."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(path, sha256 of the content that another installation last wrote there) -> its name."""
     settings: Settings | None = None
@@ -90,6 +96,11 @@ class RuntimeFacts:
     def contents(self) -> dict[str, bytes]:
         """The content of the files, by path."""
         return {path: state.content for path, state in self.files.items()}
+
+    @property
+    def own_handlers(self) -> frozenset[str]:
+        """The handlers that need the install dir: those in any file, and those that the CRI serves."""
+        return self.own_served.union(_own_handlers(self.config, self.contents))
 
     @property
     def config_path(self) -> str:
@@ -156,6 +167,8 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         *(receipt.cri.paths() if receipt.cri else ()),
     }
     states = {path: root.read_state(path) for path in sorted(paths)}
+    changeable = {*own, *config.shared_paths(), *(receipt.cri.paths() if receipt.cri else ())}
+    reserves = {path: kept for path in sorted(changeable) if (kept := reserve.read(root, path))}
     served_now, cri_error = (
         (None, None)
         if options.offline
@@ -167,7 +180,8 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         shared = {path: existing[path].content for path in config.shared_paths() if path in existing}
         dangling = dangling_imports(receipt.install_dir, shared, root.exists)
         config = replace(config, dangling_imports=dangling)
-    handlers_to_remove = _handlers_to_remove(
+    own_served = _own_served(context, distribution_runtime) if for_revert and served_now else frozenset()
+    handlers_to_remove = own_served | _handlers_to_remove(
         context, config, own, existing, served_now, for_revert=for_revert
     )
     return RuntimeFacts(
@@ -176,7 +190,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         distribution_runtime,
         config,
         existing,
-        _backups(context, receipt),
+        _backups(context, receipt, reserves.values()),
         tuple(dict.fromkeys(d for path in own for d in missing_dirs(root, posixpath.dirname(path)))),
         dirs_of_other_installations(root, receipt.install_dir),
         unit.name if unit else "",
@@ -193,6 +207,8 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
             context, distribution_runtime, handlers_to_remove, served_now, cri_error if is_active else None
         ),
         gather_nydus_facts(context, distribution_runtime.units) if runtime.name == "containerd" else None,
+        own_served,
+        tuple(reserves),
         {
             (file.path, file.after): other.instance
             for other in receipts.other_receipts(root, receipt.install_dir)
@@ -237,11 +253,31 @@ def _handlers_to_remove(
     recorded, wanted = context.receipt.cri, set(handler_names(context.settings))
     if recorded is not None:
         loaded = set(recorded.possibly_loaded_handlers)
+        if for_revert:
+            loaded |= _own_handlers(config, {path: state.content for path, state in files.items()})
     elif for_revert:  # the receipt is lost, and the settings may differ from those of the install
         loaded = set(served_now or ())
     else:
         loaded = set(config.defined_handlers({path: files[path].content for path in own if path in files}))
     return frozenset((loaded if for_revert else loaded - wanted) & set(served_now or ()))
+
+
+def _own_handlers(config: CriConfig, files: Mapping[str, bytes]) -> frozenset[str]:
+    """Return the handlers of the installation in all files. Broken files define none."""
+    found: set[str] = set()
+    for path, content in files.items():
+        with contextlib.suppress(HostError):
+            found |= config.own_handlers(path, content)
+    return frozenset(found)
+
+
+def _own_served(context: StageContext, distribution_runtime: DistributionRuntime) -> frozenset[str]:
+    try:
+        tables = context.clients.cri(distribution_runtime.socket).handler_tables(CALL_TIMEOUT)
+    except CriError:  # it answered a moment ago; the proof asks again
+        return frozenset()
+    install_dir = context.receipt.install_dir
+    return frozenset(name for name, table in tables.items() if uses(programs(table), install_dir))
 
 
 def _blocking_pods(
@@ -280,13 +316,15 @@ def _has_no_cri(error: CriError) -> bool:
     return isinstance(error, CriCallError) and error.reason is Reason.NO_CRI
 
 
-def _backups(context: StageContext, receipt: Receipt) -> dict[str, bytes]:
+def _backups(context: StageContext, receipt: Receipt, reserves: Iterable[FileState]) -> dict[str, bytes]:
+    """Return the content of the backups. A full disk may have kept only that of a reserve."""
     digests = {backup.sha256 for backup in receipt.cri.backups()} if receipt.cri else set()
+    kept = {hashlib.sha256(each.content).hexdigest(): each.content for each in reserves}
     found = {
         digest: context.clients.root.read(receipts.backup_path(receipt.install_dir, digest))
         for digest in digests
     }
-    return {
+    return {digest: content for digest, content in kept.items() if digest in digests} | {
         digest: content
         for digest, content in found.items()
         if content is not None and hashlib.sha256(content).hexdigest() == digest

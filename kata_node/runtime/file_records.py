@@ -1,55 +1,14 @@
-"""The records of the runtime's configuration files: original content, backups, and restoring them. Pure."""
+"""The records of the runtime's configuration files: original content and backups. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-import posixpath
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
-from kata_node.errors import HostError
 from kata_node.host.files import FileState
-from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Backup, CriFile, CriRecord
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.model.config import FileChange
-
-
-@dataclass(frozen=True)
-class RestoreFile:
-    """Restore the previous state of a file."""
-
-    path: str
-    state: FileState | None
-
-    @property
-    def content(self) -> bytes | None:
-        """The previous content; ``None`` when the file did not exist."""
-        return self.state.content if self.state else None
-
-    def describe(self) -> str:
-        """Return one line for the plan."""
-        return f"restore {self.path}"
-
-    def diff(self) -> str:
-        """Return nothing: a rollback is not part of a dry run."""
-        return ""
-
-    def apply(self, clients: Clients) -> None:
-        """Write or remove the file, unless it is in its previous state."""
-        if clients.root.read_state(self.path) == self.state:
-            return
-        if self.state is None:
-            clients.root.remove(self.path, follow_last=True)
-        else:
-            state = self.state
-            clients.root.make_dirs(posixpath.dirname(self.path))  # a revert may have removed it
-            clients.root.write(self.path, state.content, mode=state.mode, owner=(state.uid, state.gid))
-
-    def check(self, clients: Clients) -> None:
-        """Raise :class:`HostError` unless the file is in its previous state."""
-        if clients.root.read_state(self.path) != self.state:
-            raise HostError("the file could not be restored", where=self.path)
+from kata_node.runtime.model.config import FileChange, own_paths
 
 
 def pending_changes(facts: RuntimeFacts, changes: Iterable[FileChange]) -> list[FileChange]:
@@ -62,10 +21,22 @@ def original_backup(change: FileChange, cri: CriRecord | None, facts: RuntimeFac
     """Return the backup of a file as it was before this installation.
 
     That is the recorded backup, as long as only kata-node has written the file since then. Otherwise it is
-    the current content without our entry.
+    the current content without our entry. An import that was there before any installation is not our entry.
     """
     record = _recognized_record(change.path, cri, facts)
-    return record.before if record else backup_without_entry(change, facts)
+    if record:
+        return record.before
+    current = facts.files.get(change.path)
+    if cri is None and current and current.content == change.content and not has_installation(facts, current):
+        return backup_of(current)
+    return backup_without_entry(change, facts)
+
+
+def has_installation(facts: RuntimeFacts, current: FileState) -> bool:
+    """Return whether a drop-in, or a managed block in a shared file, shows an installation."""
+    return b"# >>> kata-node " in current.content or any(
+        path in facts.files for path in own_paths(facts.config)
+    )
 
 
 def revert_record(change: FileChange, cri: CriRecord, facts: RuntimeFacts) -> CriFile:

@@ -6,14 +6,30 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from kata_node.errors import IneligibleNodeError
+from kata_node.errors import HostError, IneligibleNodeError
+from kata_node.host.files import FileState
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.file_records import file_records, is_backup_available, recorded_digests, sha256
-from kata_node.runtime.model.config import FileChange, is_drop_in, is_drop_in_of
+from kata_node.runtime.file_records import (
+    file_records,
+    has_installation,
+    is_backup_available,
+    recorded_digests,
+    sha256,
+)
+from kata_node.runtime.model.config import (
+    FileChange,
+    StartProblem,
+    files_after,
+    is_drop_in,
+    is_drop_in_of,
+    is_written_by_us,
+    writer_of,
+)
+from kata_node.toml.edit import BrokenTomlError
 
 
 def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileChange], list[str]]:
@@ -21,8 +37,8 @@ def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileCha
 
     Shared files come first, because they import the drop-ins.
     """
-    recorded = receipt.cri.paths() if receipt.cri else ()
-    paths = dict.fromkeys((*recorded, *_paths_with_entry(facts, receipt.install_dir)))
+    recorded = dict.fromkeys(receipt.cri.paths() if receipt.cri else ())
+    paths = recorded | dict.fromkeys(_paths_with_entry(facts, receipt, recorded))
     changes: list[FileChange] = []
     notes: list[str] = []
     for path in sorted(paths, key=is_drop_in):
@@ -32,24 +48,109 @@ def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileCha
     return changes, notes
 
 
+def without_own_handlers(
+    facts: RuntimeFacts, changes: Sequence[FileChange]
+) -> tuple[list[FileChange], list[str]]:
+    """Return ``changes`` of a revert, and in addition no file with a handler of this installation.
+
+    After a revert nothing may be served that needs the files in the install dir. So the handlers also leave
+    the files of other programs, and the backups that are restored. The notes name them. Raises
+    :class:`IneligibleNodeError` when a file cannot be edited safely.
+    """
+    cleaned: list[FileChange] = []
+    notes: list[str] = []
+    planned = {change.path: change.content for change in changes}
+    copies = {path: state.content for path, state in facts.files.items() if path not in planned}
+    for path, content in (*planned.items(), *copies.items()):
+        if content is None:
+            cleaned.append(FileChange(path, None))
+            continue
+        handlers, edited = _without_own_handlers(facts, path, content)
+        if handlers:
+            notes.append(
+                f"kata-node removed {', '.join(sorted(handlers))} from {path}, because they use files of "
+                "this installation"
+            )
+        if handlers or path in planned:
+            cleaned.append(FileChange(path, edited, edited))
+    cleaned.sort(key=lambda change: is_drop_in(change.path))
+    return cleaned, notes
+
+
+def _without_own_handlers(facts: RuntimeFacts, path: str, content: bytes) -> tuple[frozenset[str], bytes]:
+    """Return the handlers of this installation in a file, and the file without them.
+
+    A broken file has none: the check of the whole configuration finds it.
+    """
+    try:
+        handlers = facts.config.own_handlers(path, content)
+        return handlers, facts.config.without_own_handlers(path, content) if handlers else content
+    except BrokenTomlError:
+        return frozenset(), content
+    except HostError as error:
+        raise IneligibleNodeError(
+            f"handlers of this installation are in this file: {error.what}",
+            where=path,
+            hint=f"{error.hint}; or uninstall {writer_of(path, content)}",
+        ) from error
+
+
+def refuse_worse_config(facts: RuntimeFacts, changes: Iterable[FileChange]) -> None:
+    """Raise :class:`IneligibleNodeError` if ``changes`` would keep the runtime from serving.
+
+    What was wrong before is no reason, with one exception: a runtime that serves is not restarted with a
+    configuration with which it does not start.
+    """
+    before, after = (
+        facts.config.check(files, own_paths=(), handlers=(), labels={}, exists=files.__contains__)
+        for files in (facts.contents, files_after(facts.contents, changes))
+    )
+    if worse := [problem for problem in after if problem not in before]:
+        raise IneligibleNodeError(
+            f"without this installation the runtime would not serve: {'; '.join(worse)}",
+            where=facts.config_path,
+            hint="correct the named files, then run the command again",
+        )
+    fatal = [problem for problem in after if isinstance(problem, StartProblem)]
+    if fatal and facts.handlers is not None:
+        raise IneligibleNodeError(
+            f"{facts.runtime.name} would not start again, with this installation or without it: "
+            + "; ".join(fatal),
+            where=facts.config_path,
+            hint="correct the named files before anything restarts the runtime, then run the command again",
+        )
+
+
 def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:
-    """Raise :class:`IneligibleNodeError` when another installation has drop-ins at the paths of this one."""
+    """Raise :class:`IneligibleNodeError` when others have drop-ins at the paths of this installation."""
     recorded = set(receipt.cri.paths()) if receipt.cri else set()
     for location in facts.config.drop_in_locations():
-        current = facts.files.get(location.drop_in)
-        if (
-            current
-            and location.drop_in not in recorded
-            and not is_drop_in_of(receipt.install_dir, current.content)
-        ):
+        if location.directory.startswith(f"{receipt.install_dir}/"):
+            continue
+        found = [path for path in location.paths if path in facts.files and path not in recorded]
+        main = facts.files.get(location.drop_in)
+        if main and location.drop_in in found and not is_drop_in_of(receipt.install_dir, main.content):
             raise IneligibleNodeError(
                 "this drop-in belongs to another installation",
                 where=location.drop_in,
                 hint="run `kata-node revert` for that installation, or set env.multiInstallSuffix here",
             )
+        # With a lost receipt, the drop-in with the handlers shows that the others are ours too.
+        if found and (receipt.cri is not None or main is None or not is_written_by_us(main.content)):
+            raise IneligibleNodeError(
+                "another program wrote this drop-in, which has the name of a drop-in of kata-node",
+                where=found[0],
+                hint="remove this file with the program that wrote it, or by hand; or set "
+                "env.multiInstallSuffix here",
+            )
 
 
-def _paths_with_entry(facts: RuntimeFacts, install_dir: str) -> Iterator[str]:
+def _paths_with_entry(facts: RuntimeFacts, receipt: Receipt, recorded: Collection[str]) -> Iterator[str]:
+    """Yield the drop-ins, and the shared files with our entry that are not ``recorded``.
+
+    A recorded file is compared by its digest first, so that an unedited one need not be parsed.
+    """
+    install_dir = receipt.install_dir
     for location in facts.config.drop_in_locations():
         drop_in = facts.files.get(location.drop_in)
         if location.directory.startswith(f"{install_dir}/") or (
@@ -57,9 +158,21 @@ def _paths_with_entry(facts: RuntimeFacts, install_dir: str) -> Iterator[str]:
         ):
             yield from (path for path in location.paths if path in facts.files)
     for path in facts.config.shared_paths():
-        current = facts.files.get(path)
-        if current and facts.config.without_entry(path, current.content) != current.content:
+        current = None if path in recorded else facts.files.get(path)
+        if (
+            current
+            and not _is_foreign_import(current, facts, receipt)
+            and facts.config.without_entry(path, current.content) != current.content
+        ):
             yield path
+
+
+def _is_foreign_import(current: FileState, facts: RuntimeFacts, receipt: Receipt) -> bool:
+    """Return whether the entry in a shared file can only be an import that was there before.
+
+    The receipt is there and has no record of the runtime's files, and nothing shows that one was lost.
+    """
+    return receipt.artifacts is not None and receipt.cri is None and not has_installation(facts, current)
 
 
 def _removal_change(path: str, facts: RuntimeFacts, receipt: Receipt) -> tuple[bytes | None, str]:

@@ -14,9 +14,10 @@ from kata_node.errors import CriError, HostError, SystemdError
 from kata_node.host import go_glob, kernel
 from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
-from kata_node.plan.actions import Clients
+from kata_node.plan.actions import Action, Clients, continued_on_a_full_disk
 from kata_node.plan.receipt import Receipt
-from kata_node.runtime.model.config import CriConfig
+from kata_node.runtime.model.config import CriConfig, StartProblem
+from kata_node.runtime.model.programs import programs, uses
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
@@ -57,6 +58,10 @@ class CheckConfig:
     """Content that is not yet written; ``None`` for a file to remove.
 
     Content that fails this check never reaches the disk, so the runtime starts even after a power cut."""
+    before: Mapping[str, bytes | None] | None = field(default=None, repr=False)
+    """The content of the changed files before the change. Problems that were there before do not count."""
+    is_old: bool = False
+    """Whether the files served before. Then only what keeps the runtime from starting is a problem."""
 
     def describe(self) -> str:
         """Return one line for the plan; empty for a check of planned content."""
@@ -68,13 +73,12 @@ class CheckConfig:
 
     def apply(self, clients: Clients) -> None:
         """Raise :class:`HostError` with every problem found."""
-        problems = self.config.check(
-            self.config.read_files(partial(self._read, clients.root), partial(self._glob, clients.root)),
-            own_paths=self.own_paths,
-            handlers=self.handlers,
-            labels=self.labels,
-            exists=partial(self._exists, clients.root),
-        )
+        problems = self._problems(clients.root, self.planned)
+        if self.before is not None and problems:
+            known = self._problems(clients.root, self.before)
+            problems = [problem for problem in problems if problem not in known]
+        if self.is_old:
+            problems = [problem for problem in problems if isinstance(problem, StartProblem)]
         if problems:
             raise HostError(
                 "; ".join(problems),
@@ -85,15 +89,28 @@ class CheckConfig:
     def check(self, clients: Clients) -> None:
         """Do nothing: :meth:`apply` is the check."""
 
-    def _read(self, root: Root, path: str) -> bytes | None:
-        return self.planned[path] if path in self.planned else root.read(path)
+    def _problems(self, root: Root, planned: Mapping[str, bytes | None]) -> list[str]:
+        """Return the problems of the files on the node, with ``planned`` instead of some of them."""
+        return self.config.check(
+            self.config.read_files(partial(_read, root, planned), partial(_glob, root, planned)),
+            own_paths=self.own_paths,
+            handlers=self.handlers,
+            labels=self.labels,
+            exists=partial(_exists, root, planned),
+        )
 
-    def _exists(self, root: Root, path: str) -> bool:
-        return self.planned[path] is not None if path in self.planned else root.exists(path)
 
-    def _glob(self, root: Root, pattern: str) -> list[str]:
-        planned_paths = (path for path in self.planned if go_glob.matches(pattern, path))
-        return sorted({*root.glob(pattern), *planned_paths})
+def _read(root: Root, planned: Mapping[str, bytes | None], path: str) -> bytes | None:
+    return planned[path] if path in planned else root.read(path)
+
+
+def _exists(root: Root, planned: Mapping[str, bytes | None], path: str) -> bool:
+    return planned[path] is not None if path in planned else root.exists(path)
+
+
+def _glob(root: Root, planned: Mapping[str, bytes | None], pattern: str) -> list[str]:
+    planned_paths = (path for path in planned if go_glob.matches(pattern, path))
+    return sorted({*root.glob(pattern), *planned_paths})
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,10 @@ class RestartRuntime:
     A runtime that loads changes by itself is asked what it serves."""
     invocation_before: str = ""
     """The invocation that ran before the first file was written."""
+    record_is_optional: bool = False
+    """Whether the restart needs no ``receipt_before_restart`` on a full disk, as a revert does not."""
+    cleanup: tuple[Action, ...] = ()
+    """Actions between the proof and ``receipt_after_proof``, which no longer tells that they are due."""
     may_be_down: bool = False
     """Whether a stopped unit stays stopped. It has nothing loaded."""
     check_before_restart: CheckConfig | None = None
@@ -130,6 +151,8 @@ class RestartRuntime:
     """Whether this run succeeds even if the runtime does not serve, because it was broken before."""
     served_before: tuple[str, ...] | None = None
     """The handlers that the runtime served before the first file was written; ``None`` when not known."""
+    unused_dir: str = ""
+    """A directory. The proof fails while containerd serves a handler with programs below it."""
 
     def describe(self) -> str:
         """Return one line for the plan."""
@@ -151,28 +174,40 @@ class RestartRuntime:
             if not self.may_fail:
                 raise
             log.warning("%s was broken before this run and still is: %s", self.unit, error.what)
-            _save_receipt(clients, self.receipt_after_proof, "")
+            self._record_proof(clients, "")
 
     def _restart_and_prove(self, clients: Clients) -> None:
         deadline = time.monotonic() + self.timeout
         before = self._unit(clients)
         if self.may_be_down and before.active_state == "inactive":
-            if self.receipt_after_proof is not None:
-                receipts.save(clients.root, self.receipt_after_proof)
+            self._record_proof(clients, None)
             return
         proof, previous_invocation = self, ""
         if self._is_restart_due(clients, before):
             self._refuse_broken_config(clients)
-            _save_receipt(clients, self.receipt_before_restart, before.invocation_id)
+            with continued_on_a_full_disk(self.record_is_optional):
+                _save_receipt(clients, self.receipt_before_restart, before.invocation_id)
             if invocation := self._reload(clients, before, deadline):
-                _save_receipt(clients, self.receipt_after_proof, invocation)
+                self._record_proof(clients, invocation)
                 return
             clients.systemd().restart(self.unit, self.timeout)
             previous_invocation = before.invocation_id
         elif self.restart == "if-read":
             proof = dataclasses.replace(self, expected_handlers=(), removed_handlers=())
         after = proof._wait_for_proof(clients, deadline, PATIENCE, previous_invocation=previous_invocation)
-        _save_receipt(clients, self.receipt_after_proof, after)
+        self._record_proof(clients, after)
+
+    def _record_proof(self, clients: Clients, invocation: str | None) -> None:
+        """Save the receipt after the proof with ``invocation``; with ``None``, without it and the boot id."""
+        for action in self.cleanup:
+            action.apply(clients)
+        if self.receipt_after_proof is None:
+            return
+        if invocation is None:
+            receipts.save(clients.root, self.receipt_after_proof)
+        else:
+            _save_receipt(clients, self.receipt_after_proof, invocation)
+        receipts.remove_old_backups(clients.root, self.receipt_after_proof)
 
     @property
     def _verb(self) -> str:
@@ -212,6 +247,24 @@ class RestartRuntime:
 
     def _served_handlers(self, clients: Clients, timeout: float) -> tuple[str, ...]:
         return clients.cri(self.socket).status(timeout).handlers
+
+    def _use_error(self, clients: Clients, timeout: float) -> CriError | None:
+        """Return the error of served handlers with programs below ``unused_dir``, if there are any."""
+        if not self.unused_dir:
+            return None
+        try:
+            tables = clients.cri(self.socket).handler_tables(timeout)
+        except CriError as error:
+            return error
+        names = [name for name in sorted(tables) if uses(programs(tables[name]), self.unused_dir)]
+        if not names:
+            return None
+        return CriError(
+            f"the container runtime still serves {_joined_names(tuple(names))} with programs below "
+            f"{self.unused_dir}",
+            where=self.unit,
+            hint="remove these handlers from the file that defines them; `containerd config dump` shows them",
+        )
 
     def check(self, clients: Clients) -> None:
         """Do nothing: :meth:`apply` includes the proof."""
@@ -291,7 +344,8 @@ class RestartRuntime:
                 answered = getattr(answer, "reason", None) in (Reason.NO_CRI, Reason.ERROR)
             else:
                 error, answered = (
-                    _handler_error(self.unit, handlers, self.expected_handlers, self.removed_handlers),
+                    _handler_error(self.unit, handlers, self.expected_handlers, self.removed_handlers)
+                    or self._use_error(clients, max(0.1, deadline - time.monotonic())),
                     True,
                 )
                 if (

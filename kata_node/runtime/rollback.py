@@ -14,11 +14,12 @@ from kata_node.plan.actions import (
 from kata_node.plan.receipt import Backup, CriRecord, PreviousFile, Receipt
 from kata_node.runtime import file_records
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.file_records import RestoreFile
+from kata_node.runtime.file_actions import RemoveReserves, RestoreFile
 from kata_node.runtime.model.config import FileChange
 from kata_node.runtime.restart import CheckConfig, RestartRuntime
 
 if TYPE_CHECKING:
+    from kata_node.host.files import FileState
     from kata_node.runtime.model.distributions import LoadMethod
 
 
@@ -94,6 +95,13 @@ class TransactionStart:
             )
         return facts.distribution_runtime.load_method if loads_without_restart else "restart"
 
+    def previous_files(
+        self, facts: RuntimeFacts, changes: Iterable[FileChange]
+    ) -> dict[str, FileState | None]:
+        """Return by path what a rollback restores; ``None`` for a file that did not exist."""
+        contents = file_records.available_contents(facts, changes)
+        return {each.path: file_records.restored_state(each.state, contents) for each in self.previous}
+
     def rollback(
         self,
         facts: RuntimeFacts,
@@ -108,11 +116,11 @@ class TransactionStart:
         ``made_dirs`` and ``handlers`` are all that the transaction may have added.
         """
         load_method = self.load_method(facts, changes)
-        contents = file_records.available_contents(facts, changes)
         order = {change.path: at for at, change in enumerate(changes)}
-        previous = sorted(self.previous, key=lambda each: order.get(each.path, -1), reverse=True)
+        previous = self.previous_files(facts, changes)
         restored = [
-            RestoreFile(each.path, file_records.restored_state(each.state, contents)) for each in previous
+            RestoreFile(path, previous[path])
+            for path in sorted(previous, key=lambda path: order.get(path, -1), reverse=True)
         ]
         fallback_dirs, served_before = (
             (self.fallback.made_dirs, self.fallback.handlers) if self.fallback else ((), ())
@@ -128,8 +136,7 @@ class TransactionStart:
         emptied = tuple(path for path in reversed(made_dirs) if path not in fallback_dirs)
         return (
             *restored,
-            *((RemoveDirs(emptied),) if emptied else ()),
-            restart_or_record(
+            *restart_or_record(
                 facts,
                 RestartRuntime(
                     facts.unit,
@@ -139,6 +146,10 @@ class TransactionStart:
                     removed_handlers=sorted_names(set(handlers).difference(defined_handlers, known_handlers)),
                     timeout=facts.timeout,
                     receipt_after_proof=replace(receipt, cri=self.fallback),
+                    cleanup=(
+                        RemoveReserves(tuple(previous)),
+                        *((RemoveDirs(emptied),) if emptied else ()),
+                    ),
                     restart="if-read",
                     invocation_before=self.invocation_before,
                     may_be_down=facts.state == "inactive",
@@ -153,17 +164,16 @@ def _previous(states: Mapping[str, Backup | None]) -> tuple[PreviousFile, ...]:
     return tuple(PreviousFile(path, state) for path, state in states.items())
 
 
-def restart_or_record(facts: RuntimeFacts, restart: RestartRuntime) -> Action:
-    """Return ``restart``; without a unit to restart, the action that records the written files."""
+def restart_or_record(facts: RuntimeFacts, restart: RestartRuntime) -> tuple[Action, ...]:
+    """Return ``restart``; without a unit to restart, the actions that record the written files."""
     if facts.unit:
-        return restart
+        return (restart,)
     recorded = (
         restart.receipt_before_restart
         if restart.receipt_before_restart is not None and restart.expected_handlers
         else restart.receipt_after_proof
     )
-    assert recorded is not None
-    return WriteReceipt(recorded)
+    return (*restart.cleanup, *((WriteReceipt(recorded),) if recorded is not None else ()))
 
 
 def _existing_files(files: Mapping[str, bytes | None]) -> dict[str, bytes]:

@@ -8,24 +8,25 @@ any later install or revert can restore it.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from kata_node.host.files import FileState
 from kata_node.plan import blocking_pods
+from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import (
     Action,
     MakeDirs,
     Plan,
     RemoveDirs,
-    RemoveFile,
     RemoveLeftovers,
-    WriteFile,
+    RemoveReceipt,
     WriteReceipt,
 )
-from kata_node.plan.receipt import CriFile, CriRecord, Receipt
+from kata_node.plan.receipt import ArtifactsRecord, CriFile, CriRecord, Receipt
 from kata_node.runtime import file_records
 from kata_node.runtime.facts import RuntimeFacts
+from kata_node.runtime.file_actions import RemoveConfig, RemoveReserves, WriteConfig
 from kata_node.runtime.model.config import FileChange, is_drop_in
 from kata_node.runtime.restart import RestartPolicy, RestartRuntime
 from kata_node.runtime.rollback import (
@@ -36,8 +37,7 @@ from kata_node.runtime.rollback import (
     sorted_names,
 )
 
-if TYPE_CHECKING:
-    pass
+MAX_EXPENDABLE = 8  # files; each can be smaller than the receipt
 
 
 def install(
@@ -104,9 +104,9 @@ def install(
         *((checks.planned,) if pending_changes else ()),
         *services,
         *(MakeDirs(path) for path in _parents(written) if path in facts.missing_dirs),
-        *_writes(pending_changes, facts),
+        *_writes(pending_changes, facts, start.previous_files(facts, changes)),
         checks.written,
-        restart_or_record(
+        *restart_or_record(
             facts,
             RestartRuntime(
                 facts.unit,
@@ -118,6 +118,7 @@ def install(
                 receipt_before_restart=replace(recorded, cri=replace(in_progress, state="restarting")),
                 receipt_after_proof=replace(recorded, cri=serving),
                 restart="never" if has_read else "always",
+                cleanup=(RemoveReserves(_all_paths(changes, cri)),),
                 served_before=facts.handlers,
             ),
         ),
@@ -147,7 +148,7 @@ def revert(
     ``cri`` is the record of the receipt, or a reconstruction of it. If the runtime runs but serves no CRI,
     the plan removes our entry all the same and accepts that the runtime stays broken.
     """
-    broken = cri.state == "serving" and facts.handlers is None and facts.state not in ("", "inactive")
+    broken = is_broken(cri, facts)
     pending_changes = file_records.pending_changes(facts, changes)
     start = TransactionStart.of(cri, facts, changes)
     load_method = start.load_method(facts, changes)
@@ -161,23 +162,38 @@ def revert(
         fallback=start.fallback,
     )
     removed_handlers = sorted_names(
-        set(_loadable_handlers(cri)).difference(handlers_defined_after(facts, changes))
+        {*_loadable_handlers(cri), *facts.own_handlers}.difference(handlers_defined_after(facts, changes))
     )
-    handlers_to_remove = {*removed_handlers, *_handlers_removed_by(facts, changes)}
+    handlers_to_remove = {*removed_handlers, *facts.own_handlers, *_handlers_removed_by(facts, changes)}
+    # Without a record of placed files, this stage alone leaves nothing behind, and makes what it needs.
+    artifacts = receipt.artifacts or ArtifactsRecord(
+        "removing", "", "", {}, _missing_install_dirs(facts, receipt)
+    )
+    if artifacts.made_dirs:
+        receipt = replace(receipt, artifacts=artifacts)
+    has_files = artifacts.state != "removing" or bool(artifacts.files)
+    final_receipt = replace(receipt, cri=None)
     actions = (
-        _record_action(
-            receipt,
-            in_progress if pending_changes or cri.state != "unloading" else cri,
-            in_progress,
-            facts,
-            changes,
+        replace(
+            _record_action(
+                receipt,
+                in_progress if pending_changes or cri.state != "unloading" else cri,
+                in_progress,
+                facts,
+                changes,
+            ),
+            optional=True,
         ),
         *_remove_leftovers(cri, changes),
         *((checks.planned,) if pending_changes and not broken else ()),
-        *_writes(pending_changes, facts),
-        *((RemoveDirs(tuple(reversed(cri.made_dirs))),) if cri.made_dirs else ()),
+        *_writes(
+            pending_changes,
+            facts,
+            start.previous_files(facts, changes),
+            receipts.path(receipt.install_dir),
+        ),
         *(() if broken else (checks.written,)),
-        restart_or_record(
+        *restart_or_record(
             facts,
             RestartRuntime(
                 facts.unit,
@@ -187,25 +203,42 @@ def revert(
                 removed_handlers=removed_handlers,
                 timeout=facts.timeout,
                 receipt_before_restart=replace(receipt, cri=replace(in_progress, state="unloading")),
-                receipt_after_proof=replace(receipt, cri=None),
+                receipt_after_proof=None,
+                record_is_optional=True,
                 restart=_restart_on_revert(cri, facts, bool(pending_changes))
                 if load_method == "restart"
                 else "always",
                 may_be_down=True,
                 may_fail=broken,
                 served_before=facts.handlers,
+                unused_dir=receipt.install_dir,
             ),
+        ),
+        RemoveReserves(_all_paths(changes, cri)),
+        *((RemoveDirs(tuple(reversed(cri.made_dirs))),) if cri.made_dirs else ()),
+        *(
+            (WriteReceipt(final_receipt, expendable=_expendable_files(receipt)),)
+            if has_files
+            else (
+                RemoveReceipt(receipt.install_dir),
+                RemoveDirs(tuple(dict.fromkeys((receipt.install_dir, *reversed(artifacts.made_dirs))))),
+            )
         ),
     )
     rollback = start.rollback(facts, receipt, changes, cri.made_dirs, _loadable_handlers(cri), checks)
     return Plan(
-        f"{facts.unit or facts.runtime.name} serves no handler of this installation",
+        f"{facts.unit or facts.runtime.name} will serve no handler of this installation",
         actions,
         rollback,
         notes=blocking_pods.unknown_pods_notes(facts.pods, handlers_to_remove),
         blocking_pods=blocking_pods.blocking_pods(facts.pods, handlers_to_remove),
         pods_unknown=facts.pods is None and bool(handlers_to_remove),
     )
+
+
+def is_broken(cri: CriRecord, facts: RuntimeFacts) -> bool:
+    """Return whether the runtime served after the last run, and now serves no CRI although it should run."""
+    return cri.state == "serving" and facts.handlers is None and facts.state not in ("", "inactive")
 
 
 def _record_action(
@@ -284,7 +317,7 @@ def _loadable_handlers(cri: CriRecord | None) -> tuple[str, ...]:
 def _remove_leftovers(cri: CriRecord | None, changes: Iterable[FileChange]) -> tuple[Action, ...]:
     if cri is None or cri.state == "serving":
         return ()
-    return (RemoveLeftovers(tuple(dict.fromkeys((*(change.path for change in changes), *cri.paths())))),)
+    return (RemoveLeftovers(_all_paths(changes, cri)),)
 
 
 def _summary(facts: RuntimeFacts, handlers: tuple[str, ...]) -> str:
@@ -294,16 +327,49 @@ def _summary(facts: RuntimeFacts, handlers: tuple[str, ...]) -> str:
     return f"{facts.unit} ({facts.runtime.name} {facts.runtime.version}) serves {listed}"
 
 
-def _writes(pending_changes: Iterable[FileChange], facts: RuntimeFacts) -> Iterator[Action]:
+def _writes(
+    pending_changes: Iterable[FileChange],
+    facts: RuntimeFacts,
+    previous: Mapping[str, FileState | None],
+    receipt_path: str = "",
+) -> Iterator[Action]:
+    """Yield the changes of the files; ``receipt_path`` only for a revert."""
     for change in pending_changes:
-        current = facts.files.get(change.path)
+        path, current = change.path, facts.files.get(change.path)
         if change.content is None:
-            yield RemoveFile(change.path, current.content if current else b"")
+            yield RemoveConfig(path, current.content if current else b"", previous.get(path))
         elif current is None:
-            yield WriteFile(change.path, change.content)
+            yield WriteConfig(path, change.content, previous=previous.get(path), receipt_path=receipt_path)
         else:
-            owner = (current.uid, current.gid)
-            yield WriteFile(change.path, change.content, current.mode, owner, before=current.content)
+            yield WriteConfig(
+                path,
+                change.content,
+                current.mode,
+                (current.uid, current.gid),
+                before=current.content,
+                previous=previous.get(path),
+                receipt_path=receipt_path,
+            )
+
+
+def _all_paths(changes: Iterable[FileChange], cri: CriRecord | None) -> tuple[str, ...]:
+    """Return every file that this or an interrupted transaction changes."""
+    return tuple(dict.fromkeys((*(change.path for change in changes), *(cri.paths() if cri else ()))))
+
+
+def _missing_install_dirs(facts: RuntimeFacts, receipt: Receipt) -> tuple[str, ...]:
+    """Return the missing directories that the receipt needs, outermost first."""
+    return tuple(path for path in facts.missing_dirs if f"{receipt.install_dir}/".startswith(f"{path}/"))
+
+
+def _expendable_files(receipt: Receipt) -> tuple[str, ...]:
+    """Return the placed files that a full disk may lose once no handler is served, the largest first.
+
+    An installation of an earlier version has no reserve for its receipt. The next stage removes these files.
+    """
+    placed = receipt.artifacts.files if receipt.artifacts else {}
+    files = sorted((-placed[path].size, path) for path in placed if placed[path].kind == "file")
+    return tuple(f"{receipt.install_dir}/{path}" for _, path in files[:MAX_EXPENDABLE])
 
 
 def _parents(written: Iterable[FileChange]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from kata_node.errors import HostError
 ADDED_LINE_COMMENT = "# added by kata-node"
 """The end of a line that :func:`add` wrote. :func:`remove` removes such a line with its last string."""
 
-_TOKEN = re.compile(
+TOKEN = re.compile(
     r'''"""(?:\\.|[^\\])*?""""{0,2}'''  # a multi-line string may have up to two quotes before its end
     r"""|'''.*?''''{0,2}"""
     r'''|"(?:\\.|[^"\\\n])*"'''
@@ -36,8 +36,17 @@ _TOKEN = re.compile(
     r"""|\#[^\r\n]*|\r?\n|[ \t]+|[\[\]{},=]|[^\s"'\#\[\]{},=]+""",
     re.DOTALL,
 )
+"""The tokens of TOML: strings, comments, line breaks, blanks, punctuation and bare text."""
 _REST_OF_LINE = re.compile(r"[ \t]*(\#[^\r\n]*)?(?=\r?\n)")
 _BREAK = re.compile(r"\r?\n|\Z")
+
+
+class DuplicateKeyError(HostError):
+    """A file has one key in two spellings; the runtime starts with it."""
+
+
+class BrokenTomlError(HostError):
+    """A file is not valid TOML."""
 
 
 def quote(text: str) -> str:
@@ -54,7 +63,7 @@ def _parse(content: bytes) -> Mapping[str, Any]:
 def load(content: bytes, where: str) -> Mapping[str, Any]:
     """Parse a TOML file; the result must not be changed.
 
-    Raises :class:`HostError` with the line and column when it is not valid TOML.
+    Raises :class:`BrokenTomlError` with the line and column when it is not valid TOML.
     """
     try:
         return _parse(content)
@@ -67,17 +76,17 @@ def load(content: bytes, where: str) -> Mapping[str, Any]:
         if content.startswith(b"\xef\xbb\xbf"):
             reason = "it begins with a byte order mark"
         what = f"the file is not valid TOML: {reason}"
-    raise HostError(what, where=where, hint="correct the file by hand; kata-node does not repair it")
+    raise BrokenTomlError(what, where=where, hint="correct the file by hand; kata-node does not repair it")
 
 
 def get(table: Mapping[str, Any], name: str, where: str) -> Any:
     """Return the value of the top-level key ``name``, spelled in any case; ``None`` when it is missing.
 
-    Raises :class:`HostError` when the file has the key in two spellings.
+    Raises :class:`DuplicateKeyError` when the file has the key in two spellings.
     """
     found = [spelling for spelling in table if spelling.lower() == name]
     if len(found) > 1:
-        raise HostError(
+        raise DuplicateKeyError(
             f"the keys {' and '.join(found)} are the same key to the runtime, which uses only the last one",
             where=where,
             hint=f"merge them into one key {name}",
@@ -208,7 +217,7 @@ class _Array:
 def _statements(text: str) -> Iterator[_Statement]:
     """Return the statements above the first table header. ``text`` must be valid TOML."""
     start, depth, parts = -1, 0, list[tuple[int, int]]()
-    for match in _TOKEN.finditer(text + "\n"):
+    for match in TOKEN.finditer(text + "\n"):
         part, first = match[0], match[0][0]
         if start < 0:
             if part == "[":

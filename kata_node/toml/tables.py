@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import HostError
+from kata_node.toml import cut
+from kata_node.toml.cut import KeyPath
 from kata_node.toml.edit import load, quote
-
-KeyPath = tuple[str, ...]
-"""The keys that lead to a table: ``("plugins", "io.containerd.grpc.v1.cri", "containerd")``."""
 
 _ADDED_LINE_END = "(the line above had no end)"
 _BEGIN_LINE = re.compile(r"# >>> kata-node [^\s:]+: managed, changes down to <<< are lost(?=\r?\n)")
@@ -97,6 +96,42 @@ def remove(
     if template or not (tables or markers):
         return content
     return _remove_tables(_without_markers(content, markers), name, where, tables)
+
+
+def remove_tables(
+    content: bytes, tables: Collection[KeyPath], *, where: str, template: bool = False
+) -> bytes:
+    """Return the file without ``tables``, and without their parents that become empty.
+
+    No other byte changes, except empty lines beside a table. A ``template`` is read without its lines that
+    are only an action. Raises :class:`HostError` when the file is not valid TOML, or cannot be edited safely.
+    """
+    text = _decode(content)
+    if template:
+        text = cut.masked_template(text)
+    before = load(_encode(text), where)
+    found = [path for path in tables if _value_at(before, path) is not None]
+    if not found:
+        return content
+    left = _without_keys(before, _with_parents(found))
+    gone = {path for path in _with_parents(found) if _value_at(left, path) is None}
+    spans = cut.spans(text, gone)
+    edited = _encode(cut.cut(text, spans))
+    holds_action = template and any("{{" in _decode(content)[start:end] for start, end in spans)
+    if holds_action or _try_parse(edited) != left:
+        names = ", ".join(dict.fromkeys(path[-1] for path in found))
+        raise HostError(
+            f"the tables of {names} cannot be removed safely",
+            where=where,
+            hint=f"remove the tables of {names} from this file by hand, then run again",
+        )
+    return _encode(cut.cut(_decode(content), spans))
+
+
+def _with_parents(tables: Collection[KeyPath]) -> tuple[KeyPath, ...]:
+    """Return the key paths of ``tables``, after those of their parents."""
+    above = {path[:length] for path in tables for length in range(1, len(path))}
+    return (*sorted(above, key=len), *tables)
 
 
 def has_marker(content: bytes, name: str) -> bool:
@@ -274,16 +309,10 @@ def _insert_into_inline_tables(base: bytes, block: bytes, name: str) -> bytes:
 
 
 def _remove_tables(content: bytes, name: str, where: str, tables: Collection[KeyPath]) -> bytes:
-    before = load(content, where)
-    found = [path for path in tables if _value_at(before, path) is not None]
-    if not found:
-        return content
-    above = {path[:length] for path in found for length in range(1, len(path))}
-    keys = (*sorted(above, key=len), *found)
-    edited = _delete_keys(content, keys)
-    if _try_parse(edited) != _without_keys(before, keys):
-        raise _manual_edit_error(name, where)
-    return edited
+    try:
+        return remove_tables(content, tables, where=where)
+    except HostError as error:
+        raise _manual_edit_error(name, where) from error
 
 
 def _delete_keys(content: bytes, keys: Collection[KeyPath]) -> bytes:

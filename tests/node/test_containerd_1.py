@@ -155,6 +155,23 @@ def test_an_install_keeps_every_other_setting_and_a_revert_restores_the_main_fil
     assert ready.cri_handlers() == served
 
 
+OF_ANOTHER_SCHEMA = """\
+version = 2
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes]
+  note = "for containerd 2"
+"""
+
+
+def test_a_table_of_another_schema_stops_neither_an_install_nor_a_revert(ready: Node) -> None:
+    configure(ready, OF_ANOTHER_SCHEMA.encode())
+    before = ready.snapshot(*WATCHED)
+    install(ready)
+    assert_nothing_to_do(ready)
+    ready.kata_node("revert", check=True)
+    assert changes(before, ready.snapshot(*WATCHED)) == []
+    assert ready.cri_handlers() == ("runc",)
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

@@ -1,13 +1,12 @@
 """Running pods on handlers that a change would remove, on a real containerd and CRI-O.
 
-No VM can start here: containerd's shim for runc replaces Kata's, and a user drop-in sets its runtime type.
+No VM can start here, see :mod:`node.running_pods`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +27,17 @@ from node.installation import (
     WATCHED,
     configure,
     fake_kvm,
-    index,
     kata_handlers,
-    make_payload,
 )
 from node.rootfs import build_rootfs
+from node.running_pods import MAIN_2, PAUSE, RUNTIMES, allow_pods, payload_with_shim, values
 from node.snapshot import changes
-
-RUNTIMES = 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes'
-PAUSE = "localhost/pause:test"
-MAIN_2 = f'version = 2\nplugins."io.containerd.grpc.v1.cri".sandbox_image = "{PAUSE}"\n'
 
 
 @pytest.fixture(scope="session")
 def with_shim(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sample payload with a shim that runs containers."""
-    directory = make_payload(tmp_path_factory.mktemp("payload"), "--no-index")
-    shim = build_rootfs(packages=images.PACKAGES) / "usr/bin/containerd-shim-runc-v2"
-    shutil.copy(shim, directory / "opt/kata/bin/containerd-shim-kata-v2")
-    return index(directory)
+    return payload_with_shim(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture
@@ -54,34 +45,9 @@ def boot_ready(boot_node: BootNode, with_shim: Path) -> BootNode:
     """Return a function that boots nodes which can run pods, with the payload and a fake ``/dev/kvm``."""
 
     def boot(suite: str = "", **options: Any) -> Node:
-        node = fake_kvm(boot_node(suite, **options))
-        node.mount(with_shim, PAYLOAD)
-        node.mount(
-            images.busybox(build_rootfs(packages=images.PACKAGES), pause=PAUSE),
-            "/run/busybox.tar",
-            read_only=True,
-        )
-        node.run(["ctr", "--namespace=k8s.io", "images", "import", "/run/busybox.tar"])
-        for name in ("hosts", "resolv.conf"):
-            (node.root / "etc" / name).touch()
-        # A wrapper that removes settings which this machine does not support.
-        runc = node.root / "usr/local/sbin/runc"
-        runc.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(images.RUNC, runc)
-        runc.chmod(0o755)
-        configure(node, MAIN_2.encode())
-        return node
+        return allow_pods(boot_node(suite, **options), with_shim)
 
     return boot
-
-
-def values(*shims: str) -> Mapping[str, Any]:
-    """Return values that enable only these shims, with the runtime type of runc."""
-    tables = "".join(f'{RUNTIMES}.kata-{shim}.runtime_type = "io.containerd.runc.v2"\n' for shim in shims)
-    return {
-        "shims": {name: {"enabled": name in shims} for name in VALUES["shims"]},
-        "containerd": {"userDropIn": tables},
-    }
 
 
 def install(node: Node, *shims: str) -> Callable[[], list[str]]:

@@ -143,7 +143,7 @@ def killed_after(changes: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for name in ("rename", "unlink", "symlink_to", "mkdir", "rmdir"):
             patched.setattr(Path, name, guard(getattr(Path, name)))
-        for name in ("rename", "replace", "unlink", "symlink", "mkdir", "rmdir"):
+        for name in ("rename", "replace", "unlink", "symlink", "link", "mkdir", "rmdir"):
             patched.setattr(os, name, guard(getattr(os, name)))
         patched.setattr(FakeNode, "restart", guard(FakeNode.restart))
         yield

@@ -18,7 +18,7 @@ from fakes import MAIN, FakeNode
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart
-from kata_node.runtime.containerd.config import INITIAL_MAIN_FILE
+from kata_node.runtime.containerd.template import INITIAL_MAIN_FILES
 from pipeline.harness import (
     CONFIG,
     Killed,
@@ -171,7 +171,7 @@ class History:
         if there is None:
             self.main = text
         elif self.main is None:
-            self.main = INITIAL_MAIN_FILE + text
+            self.main = INITIAL_MAIN_FILES[2] + text
         else:
             self.main += text
         self.write_main((there or b"") + text)

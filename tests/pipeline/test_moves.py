@@ -123,7 +123,7 @@ def test_a_handler_that_is_the_default_of_the_runtime_is_not_removed(
     edit(node, text.encode(), path)
     before, restarts = (snapshot(node, "etc"), snapshot(node, "var")), node.restarts
     reports = run(node, REVERT_CRI, payload, k8s_distribution=distribution)
-    assert exit_code(reports) == 4
+    assert exit_code(reports) == 3
     assert "kata-qemu" in str(reports[-1].error)
     assert ((snapshot(node, "etc"), snapshot(node, "var")), node.restarts) == (before, restarts)
     assert "kata-qemu" in (node.handlers or ())

@@ -189,3 +189,19 @@ def every_cut(
         assert changes > 8, "too few changes: killed_after does not guard the functions that kata-node calls"
         return
     pytest.fail("the run did not end")
+
+
+@EACH_VARIANT
+def test_after_a_lost_receipt_an_install_and_a_revert_leave_nothing(
+    kind: NodeVariant, tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(kind, tmp_path / "host")
+    before, served = config(kind, node), node.handlers
+    assert errors(run_on(kind, node, INSTALL, payload)) == []
+    shutil.rmtree(node.root.resolve("/opt/kata/.kata-node"))
+    assert errors(run_on(kind, node, INSTALL, payload)) == []
+    assert errors(run_on(kind, node, REVERT, payload)) == []
+    found = {path: what for path, what in config(kind, node).items() if what[1]}
+    assert found == {path: what for path, what in before.items() if what[1]}
+    assert kata(node) == []
+    assert set(served or ()) <= set(node.handlers or ())

@@ -17,8 +17,8 @@ from fakes import MAIN, FakeKube, FakeNode
 from kata_node import status
 from kata_node.checks import facts
 from kata_node.errors import HostError, KubeError, LockedError
-from kata_node.host import lock
-from kata_node.host.files import Root
+from kata_node.host import lock, reserve
+from kata_node.host.files import FileState, Root
 from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import Options
@@ -406,10 +406,10 @@ def test_a_killed_revert_continues_after_the_admin_corrects_a_broken_main_file(
     for node in every_cut(tmp_path, installed, lambda node: run(node, (revert_cri,), payload)):
         if state(node) == "nothing":
             continue
-        served, has_read = node.handlers, state(node) == "unloading"
+        served = node.handlers
         write(node, MAIN, dangling)
-        # A runtime that may have read the restored files needs a restart, but cannot start with this file.
-        assert exit_code(run(node, (revert_cri,), payload)) == (1 if has_read else 4)
+        # The runtime needs a restart, but cannot start with this file.
+        assert exit_code(run(node, (revert_cri,), payload)) == 3
         assert (read(node), node.handlers) == (dangling, served)
         write(node, MAIN, right)
         assert errors(run(node, REVERT_CRI, payload)) == []
@@ -426,7 +426,7 @@ def test_a_runtime_that_serves_is_not_restarted_with_a_main_file_that_was_broken
     written, restarts = read(node) or b"", node.restarts
     write(node, MAIN, written.replace(b"imports = [", b'imports = ["/etc/missing.toml", '))
     for stage in (cri, revert_cri):
-        assert exit_code(run(node, (stage,), payload)) in (1, 4)
+        assert exit_code(run(node, (stage,), payload)) in (1, 3, 4)
         assert (handlers(node), node.restarts) == (("kata-qemu",), restarts)
     write(node, MAIN, written)
     assert errors(run(node, INSTALL, payload)) == []
@@ -442,13 +442,15 @@ def test_a_revert_does_not_start_a_stopped_runtime(node: FakeNode, payload: Path
     assert (node.state, node.restarts, snapshot(node)) == ("inactive", 1, before)
 
 
-def test_a_refused_revert_does_not_start_a_stopped_runtime(node: FakeNode, payload: Path) -> None:
+def test_a_revert_does_not_start_a_stopped_runtime_and_is_not_held_up_by_its_broken_file(
+    node: FakeNode, payload: Path
+) -> None:
     assert errors(run(node, INSTALL, payload)) == []
     write(node, MAIN, b'imports = ["/etc/missing.toml"]\n' + (read(node) or b"").replace(b"imports", b"#"))
     node.stop()
     restarts = node.restarts
     reports = run(node, REVERT, payload)
-    assert exit_code(reports) == 4, reports
+    assert errors(reports) == []
     assert node.state == "inactive"
     assert node.restarts == restarts
 
@@ -580,6 +582,63 @@ def test_an_install_writes_a_lost_receipt_again_and_a_later_revert_is_complete(
     assert {kind for _, kind, _ in snapshot(node, "opt").values()} == {""}
 
 
+@pytest.mark.parametrize("lost", ["opt/kata", "opt"])
+def test_a_revert_without_a_receipt_leaves_nothing_of_its_own(
+    node: FakeNode, payload: Path, lost: str
+) -> None:
+    assert errors(run(node, INSTALL, payload)) == []
+    shutil.rmtree(node.root.base / lost)
+    assert errors(run(node, REVERT_CRI, payload)) == []
+    assert (read(node), node.handlers) == (CONFIG, ("runc",))
+    assert set(snapshot(node)) & {"opt", "opt/kata"} == ({"opt"} if lost == "opt/kata" else set())
+
+
+def test_an_import_of_ours_that_was_there_before_stays_after_the_revert(
+    node: FakeNode, payload: Path
+) -> None:
+    before = b'version = 3\nimports = ["/opt/kata/containerd/config.d/*.toml"]\n'
+    write(node, MAIN, before)
+    assert errors(run(node, INSTALL, payload)) == []
+    assert handlers(node) == ("kata-qemu",)
+    assert outcomes(run(node, CRI, payload)) == ["artifacts skipped", "cri skipped"]
+    assert errors(run(node, REVERT, payload)) == []
+    assert (read(node), node.handlers) == (before, ("runc",))
+
+
+@pytest.mark.parametrize("stage", [cri, revert_cri])
+def test_what_the_proving_plan_raises_is_rolled_back(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch, stage: Any
+) -> None:
+    assert errors(run(node, (artifacts,) if stage is cri else INSTALL, payload)) == []
+    before, served, restarts = snapshot(node, "etc"), node.handlers, node.restarts
+    real = stage.plan
+
+    def plan_and_fail(*args: Any) -> Any:
+        if node.restarts > restarts:
+            raise HostError("the tables cannot be read", where=MAIN)
+        return real(*args)
+
+    monkeypatch.setattr(stage, "plan", plan_and_fail)
+    reports = run(node, (stage,), payload)
+    assert exit_code(reports) == 4, reports
+    assert "the tables cannot be read" in str(reports[-1].error)
+    assert (snapshot(node, "etc"), node.handlers) == (before, served)
+    monkeypatch.undo()
+    assert errors(run(node, (stage,), payload)) == []
+
+
+def test_old_backups_are_removed_when_an_update_serves(node: FakeNode, payload: Path) -> None:
+    for user_drop_in in ("", EXTRA, ""):
+        assert errors(run(node, INSTALL, payload, user_drop_in=user_drop_in)) == []
+        write(node, MAIN, (read(node) or b"") + b"# edited\n")
+    receipt = receipts.load(node.root, "/opt/kata")
+    assert receipt is not None
+    assert receipt.cri is not None
+    assert set(node.root.list_dir("/opt/kata/.kata-node/backups")) == {
+        backup.sha256 for backup in receipt.cri.backups()
+    }
+
+
 def test_foreign_files_in_the_install_dir_stay_and_do_not_fail_a_revert(
     node: FakeNode, payload: Path
 ) -> None:
@@ -658,15 +717,15 @@ def test_an_install_on_a_full_disk_changes_nothing(
 def test_the_runtime_is_restarted_although_a_file_cannot_be_restored(
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Root.write
+    real = reserve.restore
 
-    def refuse_to_restore(self: Root, path: str, content: bytes, **more: Any) -> None:
-        if path == MAIN and content == CONFIG:
-            raise HostError("No space left on device", where=path)
-        real(self, path, content, **more)
+    def refuse_to_restore(root: Root, path: str, previous: FileState) -> None:
+        if path == MAIN:
+            raise HostError("Input/output error", where=path)
+        real(root, path, previous)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Root, "write", refuse_to_restore)
+        patched.setattr(reserve, "restore", refuse_to_restore)
         reports = run(node, INSTALL, payload, user_drop_in=NO_CRI)
     assert exit_code(reports) == 1, reports
     assert "restore /etc/containerd/config.toml: " in reports[-1].summary

@@ -102,7 +102,7 @@ def test_a_revert_is_refused_if_a_serving_runtime_would_not_start_after_it(
     assert errors(run(node, INSTALL, payload)) == []
     broken = (node.root.read(MAIN) or b"").replace(b"imports = [", b'imports = ["/etc/missing.toml", ')
     node.root.write(MAIN, broken)
-    assert exit_code(run(node, REVERT, payload)) == 4
+    assert exit_code(run(node, REVERT, payload)) == 3
     assert node.handlers == ("kata-qemu", "runc")
 
 

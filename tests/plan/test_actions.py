@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import payloads
-from kata_node.errors import HostError
+from kata_node.errors import HostError, NoSpaceError
 from kata_node.host.files import Root, temp_sibling
 from kata_node.payload import index
 from kata_node.payload.actions import PlaceFiles
@@ -424,3 +424,38 @@ def test_a_change_is_shown_as_a_unified_diff(before: bytes | None, after: bytes 
 )
 def test_a_size_is_shown_in_a_readable_unit(size: int, shown: str) -> None:
     assert human_size(size) == shown
+
+
+def test_a_receipt_without_space_takes_that_of_files_that_nothing_needs(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        clients.root.write(f"/{name}", b"placed")
+    failures = iter((True, True, False))
+    real = receipts.save
+
+    def save(root: Root, receipt: Receipt) -> None:
+        if next(failures):
+            raise NoSpaceError("No space left on device", where="/opt")
+        real(root, receipt)
+
+    monkeypatch.setattr(receipts, "save", save)
+    WriteReceipt(RECEIPT, expendable=("/a", "/b", "/c")).apply(clients)
+    assert [clients.root.exists(f"/{name}") for name in "abc"] == [False, False, True]
+    assert receipts.load(clients.root, INSTALL_DIR) == RECEIPT
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_only_an_optional_record_may_lack_space(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch, optional: bool
+) -> None:
+    def save(root: Root, receipt: Receipt) -> None:
+        raise NoSpaceError("No space left on device", where="/opt")
+
+    monkeypatch.setattr(receipts, "save", save)
+    action = WriteReceipt(RECEIPT, (b"backup",), optional=optional)
+    if optional:
+        action.apply(clients)
+    else:
+        with pytest.raises(NoSpaceError):
+            action.apply(clients)

@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 
 from kata_node.errors import HostError
-from kata_node.runtime.containerd import config as containerd
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.containerd.command_line import config_path
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.containerd.read import in_read_order
 from kata_node.runtime.containerd.render import render
+from kata_node.runtime.containerd.template import INITIAL_MAIN_FILES
 from kata_node.runtime.model.config import DesiredConfig, FileChange, is_drop_in, own_paths
 from kata_node.runtime.model.distributions import distribution_runtime
 from kata_node.settings import shims
@@ -243,7 +243,7 @@ def test_a_created_main_file_stays_if_it_has_foreign_content() -> None:
     node.install()
     node.files[MAIN] += b"[debug]\nlevel = 'debug'\n"
     node.revert()
-    assert node.files == {MAIN: containerd.INITIAL_MAIN_FILE + b"[debug]\nlevel = 'debug'\n"}
+    assert node.files == {MAIN: INITIAL_MAIN_FILES[2] + b"[debug]\nlevel = 'debug'\n"}
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_revert_removes_an_import_of_our_drop_in_by_its_plain_path(path: str) ->
 
 
 @pytest.mark.parametrize(
-    "main", [IMPORTS_CONF_D, containerd.INITIAL_MAIN_FILE, b"", b"imports = ['/opt/kata-two/*.toml']"]
+    "main", [IMPORTS_CONF_D, INITIAL_MAIN_FILES[2], b"", b"imports = ['/opt/kata-two/*.toml']"]
 )
 def test_revert_does_not_change_a_main_file_without_our_entry(main: bytes) -> None:
     assert config().without_entry(MAIN, main) == main

@@ -12,6 +12,7 @@ import pytest
 from kata_node.errors import HostError, KataNodeError
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.containerd.template import INITIAL_MAIN_FILES
 from kata_node.runtime.model.distributions import distribution_runtime
 from kata_node.settings import shims
 from kata_node.settings.handlers import handler_names
@@ -208,7 +209,7 @@ def test_a_created_file_names_kata_node_and_revert_removes_it() -> None:
 
 def test_a_created_file_stays_if_it_has_foreign_content() -> None:
     made = install(None) + "[debug]\nlevel = 'debug'\n"
-    assert revert(made) == containerd_main.INITIAL_MAIN_FILE.decode() + "[debug]\nlevel = 'debug'\n"
+    assert revert(made) == INITIAL_MAIN_FILES[1].decode() + "[debug]\nlevel = 'debug'\n"
 
 
 def test_a_handler_that_is_no_longer_selected_is_removed() -> None:

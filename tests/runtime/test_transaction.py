@@ -13,7 +13,8 @@ from kata_node.plan.actions import Action, Clients, Plan, RemoveFile, RemoveLeft
 from kata_node.plan.receipt import ArtifactsRecord, Backup, CriFile, CriRecord, PreviousFile, Receipt
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.file_records import RestoreFile, sha256
+from kata_node.runtime.file_actions import RemoveReserves, RestoreFile
+from kata_node.runtime.file_records import sha256
 from kata_node.runtime.model.config import FileChange
 from kata_node.runtime.model.distributions import LoadMethod, distribution_runtime
 from kata_node.runtime.restart import CheckConfig, RestartRuntime
@@ -112,7 +113,8 @@ INSTALLED = {DROP_IN: b"handlers\n", MAIN: NEW}
 
 def actions_of(plan: Plan) -> list[str]:
     """Return one short line for each action of the plan."""
-    return [_action_line(action) for action in plan.actions if not isinstance(action, RemoveLeftovers)]
+    bookkeeping = (RemoveLeftovers, RemoveReserves)
+    return [_action_line(action) for action in plan.actions if not isinstance(action, bookkeeping)]
 
 
 def _action_line(action: Action) -> str:
@@ -127,7 +129,8 @@ def _action_line(action: Action) -> str:
             return "prove"
         case RestartRuntime(restart=restart, receipt_after_proof=receipt_after_proof):
             cri = receipt_after_proof.cri if receipt_after_proof else None
-            return f"restart {restart}, then {cri.state if cri else 'nothing'}"
+            record = f", then {cri.state if cri else 'nothing'}" if receipt_after_proof else ""
+            return f"restart {restart}{record}"
         case RestoreFile(path=path):
             return f"restore {path.rpartition('/')[2]}"
         case FakeCheck(what):
@@ -287,7 +290,6 @@ def test_the_rollback_of_a_first_install_restores_the_files_in_the_opposite_orde
     assert [_action_line(action) for action in plan.rollback] == [
         "restore config.toml",
         "restore 99-kata-deploy.toml",
-        "remove 2 empty directories",
         "restart if-read, then nothing",
     ]
     restart = plan.rollback[-1]
@@ -327,9 +329,10 @@ FULL_REVERT = [
     "check planned",
     "write config.toml",
     "remove 99-kata-deploy.toml",
-    "remove 2 empty directories",
     "check",
-    "restart always, then nothing",
+    "restart always",
+    "remove 2 empty directories",
+    "record nothing",
 ]
 
 
@@ -344,9 +347,10 @@ FULL_REVERT = [
                 "record reverting",
                 "check planned",
                 "remove 99-kata-deploy.toml",
-                "remove 2 empty directories",
                 "check",
                 "prove",
+                "remove 2 empty directories",
+                "record nothing",
             ],
             id="an-install-killed-before-its-restart-needs-none",
         ),
@@ -357,9 +361,10 @@ FULL_REVERT = [
                 "record reverting",
                 "check planned",
                 "remove 99-kata-deploy.toml",
-                "remove 2 empty directories",
                 "check",
-                "restart always, then nothing",
+                "restart always",
+                "remove 2 empty directories",
+                "record nothing",
             ],
             id="unless-the-runtime-was-restarted-by-somebody-meanwhile",
         ),
@@ -367,19 +372,19 @@ FULL_REVERT = [
         pytest.param(
             facts({MAIN: OLD}, handlers=HANDLERS),
             replace(SERVING, state="reverting", previous=PREVIOUS, fallback=SERVING),
-            ["record reverting", "remove 2 empty directories", "check", "restart always, then nothing"],
+            ["record reverting", "check", "restart always", "remove 2 empty directories", "record nothing"],
             id="killed-between-putting-back-and-restart",
         ),
         pytest.param(
             facts({MAIN: OLD}, invocation="run-2"),
             replace(SERVING, state="unloading", previous=PREVIOUS),
-            ["record unloading", "remove 2 empty directories", "check", "prove"],
+            ["record unloading", "check", "prove", "remove 2 empty directories", "record nothing"],
             id="killed-by-the-restart-itself",
         ),
         pytest.param(
             facts(INSTALLED, unit=False),
             replace(RESTARTING, invocation=""),
-            [*FULL_REVERT[:-1], "record nothing"],
+            [line for line in FULL_REVERT if line != "restart always"],
             id="offline",
         ),
     ],

@@ -335,6 +335,7 @@ def test_a_wrong_edit_is_detected_and_not_returned(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("tomlkit.TOMLDocument.as_string", careless)
     with pytest.raises(HostError, match="cannot be added or removed safely"):
         add("plugins = {}\n")
+    monkeypatch.setattr("kata_node.toml.cut.cut", careless)
     with pytest.raises(HostError, match="cannot be added or removed safely"):
         remove(REWRITTEN, KATA)
 

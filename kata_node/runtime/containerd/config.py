@@ -40,12 +40,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.errors import HostError, IneligibleNodeError
-from kata_node.host.go_glob import matches
 from kata_node.runtime.containerd import main as containerd_main
+from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
+from kata_node.runtime.containerd.copies import merged_copies, replacing_copies
+from kata_node.runtime.containerd.initial_content import initial_content, known_initial_contents
 from kata_node.runtime.containerd.managed_block import ContainerdEntry
-from kata_node.runtime.containerd.read import in_read_order, resolved_imports
-from kata_node.runtime.containerd.render import render, render_block
+from kata_node.runtime.containerd.read import in_read_order
+from kata_node.runtime.containerd.render import render, render_block, runtimes
+from kata_node.runtime.containerd.template import with_rendered_tables
 from kata_node.runtime.model.config import (
     DROP_IN_NAME,
     USER_DROP_IN_NAME,
@@ -53,9 +56,13 @@ from kata_node.runtime.model.config import (
     DropInLocation,
     FileChange,
     Glob,
+    HandlerCopy,
     ReadFile,
+    StartProblem,
+    files_after,
     own_paths,
     suffixed_name,
+    without_outdated,
 )
 from kata_node.settings.handlers import handler_names
 from kata_node.toml import edit as toml_edit
@@ -65,12 +72,6 @@ if TYPE_CHECKING:
     from kata_node.runtime.model.distributions import DistributionRuntime
     from kata_node.settings.model import Settings
     from kata_node.versions import Version
-
-INITIAL_MAIN_FILE = b"""\
-# Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
-version = 3
-"""
-"""The main file that kata-node creates for containerd 2, before our import is added."""
 
 Mode = Literal["import", "conf.d", "main"]
 
@@ -84,7 +85,7 @@ class ContainerdConfig:
     version: Version
     distribution_runtime: DistributionRuntime
     recorded_handlers: tuple[str, ...] = ()
-    """Handlers of this installation in shared files, by the receipt: they are found even without markers."""
+    """The handlers of this installation that the receipt records."""
     dangling_imports: frozenset[str] = frozenset()
     """See :func:`kata_node.runtime.containerd.managed_block.dangling_imports`."""
 
@@ -144,15 +145,19 @@ class ContainerdConfig:
             text = settings.user_drop_in.rstrip("\n") + "\n"
             drop_ins.append(FileChange(location.extra_drop_ins[0], text.encode()))
         kept = [file.path for file in drop_ins]
+        changes = (
+            *drop_ins,
+            *self._shared_changes(settings, foreign_files, mode),
+            *(FileChange(path, None) for path in own if path not in kept),
+        )
+        copies = self._copies(settings, files, changes, mode)
         return DesiredConfig(
             mode,
-            (
-                *drop_ins,
-                *self._shared_changes(settings, foreign_files, mode),
-                *(FileChange(path, None) for path in own if path not in kept),
-            ),
+            # Without an outdated copy the runtime serves what our files say, before and after the next write.
+            (*without_outdated(copies, files, self.without_own_handlers), *changes),
             handler_names(settings),
             {location.extra_drop_ins[0]: "containerd.userDropIn" for location in self.drop_in_locations()},
+            copies,
         )
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
@@ -162,7 +167,24 @@ class ContainerdConfig:
         safe to edit.
         """
         remaining = self._entry.remove_from(path, content)
-        return None if remaining in self._known_initial_contents() and remaining != content else remaining
+        return (
+            None
+            if remaining in known_initial_contents(self.distribution_runtime) and remaining != content
+            else remaining
+        )
+
+    def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`.
+
+        A main file that is rendered from a template has none of its own.
+        """
+        if path == self.main_path and path not in self.shared_paths():
+            return frozenset()
+        return own_tables.handlers(content, self.install_dir, path, template=self._is_go_template(path))
+
+    def without_own_handlers(self, path: str, content: bytes) -> bytes:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.without_own_handlers`."""
+        return own_tables.without(content, self.install_dir, path, template=self._is_go_template(path))
 
     def check(
         self,
@@ -187,6 +209,7 @@ class ContainerdConfig:
                 handlers=handlers,
                 exists=exists,
                 version=self.version,
+                install_dir=self.install_dir,
             )
         root = effective.get(self._effective_main_path)
         problems: list[str] = []
@@ -198,7 +221,7 @@ class ContainerdConfig:
                     root, self._entry.name, where=self._effective_main_path
                 )
             except HostError as error:
-                problems.append(f"{self._effective_main_path}: {error.what}")
+                problems.append(StartProblem(f"{self._effective_main_path}: {error.what}"))
         return problems + containerd_read.check(
             self._effective_main_path,
             effective,
@@ -207,6 +230,7 @@ class ContainerdConfig:
             labels=labels,
             exists=exists,
             version=self.version,
+            install_dir=self.install_dir,
         )
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
@@ -224,7 +248,6 @@ class ContainerdConfig:
         return ContainerdEntry(
             self.install_dir,
             self.suffix,
-            self.recorded_handlers,
             is_toml=not self._has_go_template,
             keeps_runc=keeps_runc,
             dangling_imports=self.dangling_imports,
@@ -234,6 +257,9 @@ class ContainerdConfig:
     def _has_go_template(self) -> bool:
         """Whether the main file is rendered from a Go template, which cannot be parsed as TOML."""
         return bool(self.distribution_runtime.template) and not self.distribution_runtime.template_is_toml
+
+    def _is_go_template(self, path: str) -> bool:
+        return self._has_go_template and path in self.shared_paths()
 
     @property
     def _effective_main_path(self) -> str:
@@ -273,7 +299,7 @@ class ContainerdConfig:
             return "main", None
         if self.version.at_least(2, 2) or self.distribution_runtime.drop_in_dirs:
             for location in other_locations:
-                if _is_imported(location, read):
+                if containerd_read.is_imported(location.paths, read):
                     return "conf.d", location
         return ("main", None) if self._has_go_template else ("import", install_dir_location)
 
@@ -290,8 +316,32 @@ class ContainerdConfig:
             elif content_without_entry != current:
                 yield FileChange(path, content_without_entry, content_without_entry)
 
+    def _copies(
+        self, settings: Settings, files: Mapping[str, bytes], changes: Collection[FileChange], mode: Mode
+    ) -> tuple[HandlerCopy, ...]:
+        """Return the copies of our handlers that containerd reads after ``changes``."""
+        read = self._in_read_order(files_after(files, changes))
+        own = own_paths(self)
+        if self.version.major < 2:
+            return replacing_copies(read, runtimes(settings), self.install_dir) if read else ()
+        if mode == "main":
+            own = (*own, self._effective_main_path)
+        return merged_copies(
+            read,
+            own,
+            {path: files[path] for path in own if path in files},
+            handler_names(settings),
+            set(self.recorded_handlers).difference(handler_names(settings)),
+            self.install_dir,
+            hidden_by_schema_3=containerd_read.schema(read) == 2 and not self.version.at_least(2, 3),
+        )
+
     def _with_entry(self, settings: Settings, path: str, files: Mapping[str, bytes], mode: Mode) -> bytes:
-        original = files[path] if path in files else self._initial_content()
+        original = (
+            files[path]
+            if path in files
+            else initial_content(self.distribution_runtime, self.version, self._path_to_edit({}))
+        )
         if self._entry.is_foreign(path, original):
             raise IneligibleNodeError(
                 f"the managed block {self._entry.name} in this file belongs to an installation in another "
@@ -308,6 +358,8 @@ class ContainerdConfig:
         without_block = toml_tables.remove(
             files.get(main, b""), name, where=main, template=self._has_go_template
         )
+        if self._has_go_template:  # the file is rendered anew, without the tables that the template loses
+            without_block = own_tables.without(without_block, self.install_dir, main)
         block = render_block(
             settings,
             self._schema(files),
@@ -320,56 +372,11 @@ class ContainerdConfig:
         )
         return toml_tables.add(remaining, block, name, where=path, template=self._has_go_template)
 
-    def _initial_content(self) -> bytes:
-        """Return the first content of a shared file that kata-node creates."""
-        if self.distribution_runtime.template:
-            if not self.distribution_runtime.initial_template:
-                raise IneligibleNodeError(
-                    f"the configuration template of {self.distribution_runtime.distribution} does not exist",
-                    where=self._path_to_edit({}),
-                    hint=f"install {self.distribution_runtime.distribution} on this node, or set "
-                    "containerd.configDir to the directory of its configuration",
-                )
-            return self.distribution_runtime.initial_template.encode()
-        return containerd_main.INITIAL_MAIN_FILE if self.version.major < 2 else INITIAL_MAIN_FILE
-
-    def _known_initial_contents(self) -> tuple[bytes, ...]:
-        """Return every content that kata-node gives to a new shared file, for any version of containerd."""
-        return (
-            INITIAL_MAIN_FILE,
-            containerd_main.INITIAL_MAIN_FILE,
-            self.distribution_runtime.initial_template.encode() or INITIAL_MAIN_FILE,
-        )
-
     def _in_read_order(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
         """Return those of ``files`` that containerd reads after the templates are rendered, in its order."""
-        return in_read_order(self._effective_main_path, self._simulate_rendering(files))
-
-    def _simulate_rendering(self, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """Return the files with our tables in the main file as the Go template has them now."""
-        if not self._has_go_template:
-            return files
-        rendered = files.get(self.main_path)
-        block = next(
-            (
-                block
-                for path in self.shared_paths()
-                if path in files
-                and (block := toml_tables.block_content(files[path], self._entry.name, where=path))
-            ),
-            b"",
-        )
-        if rendered is None and not block:
-            return files
-        remaining = toml_tables.remove(rendered or b"", self._entry.name, where=self.main_path, template=True)
-        return {
-            **files,
-            self.main_path: toml_tables.add(
-                remaining, block, self._entry.name, where=self.main_path, template=True
-            )
-            if block
-            else remaining,
-        }
+        if self._has_go_template:
+            files = with_rendered_tables(files, self._entry, self.main_path, self.shared_paths())
+        return in_read_order(self._effective_main_path, files)
 
     def _drop_ins_unsupported(self, key: str) -> IneligibleNodeError:
         why = (
@@ -382,15 +389,3 @@ class ContainerdConfig:
             where=self._path_to_edit({}),
             hint=f"remove {key} for this node, and add its content to this file by hand",
         )
-
-
-def _is_imported(location: DropInLocation, files: Mapping[str, bytes]) -> bool:
-    """Return whether an imported glob matches all drop-ins of ``location``.
-
-    A glob that does not end in ``.toml`` does not count: it would also match the temporary file of an
-    interrupted write, and containerd would not start.
-    """
-    return any(
-        pattern.endswith(".toml") and all(matches(pattern, path) for path in location.paths)
-        for _, pattern in resolved_imports(files)
-    )

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError
+from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
+from kata_node.runtime.containerd.copies import merged_copies
 from kata_node.runtime.containerd.read import HANDLER_PLUGINS
 from kata_node.runtime.containerd.render import render
 from kata_node.runtime.model.config import (
@@ -26,8 +28,11 @@ from kata_node.runtime.model.config import (
     FileChange,
     Glob,
     ReadFile,
+    StartProblem,
+    files_after,
     handler_conflict,
     suffixed_name,
+    without_outdated,
 )
 from kata_node.settings.handlers import handler_names
 from kata_node.toml import edit as toml_edit
@@ -47,6 +52,8 @@ class K0sConfig:
     """The version of containerd."""
     main_path: str
     drop_in_dir: str
+    recorded_handlers: tuple[str, ...] = ()
+    """The handlers of this installation that the receipt records."""
 
     def drop_in_locations(self) -> tuple[DropInLocation, ...]:
         """Return the only place: the drop-in directory of k0s."""
@@ -66,25 +73,44 @@ class K0sConfig:
         return {path: content for path, content in found.items() if content is not None}
 
     def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
-        """Return the drop-ins. They do not depend on ``files``."""
+        """Return the drop-ins, which do not depend on ``files``."""
         (location,) = self.drop_in_locations()
         (user,) = location.extra_drop_ins
         text = settings.user_drop_in.rstrip("\n") + "\n"
+        changes = (
+            FileChange(location.drop_in, render(settings, self._schema, self.version, with_log_level=False)),
+            FileChange(user, text.encode() if settings.user_drop_in.strip() else None),
+        )
+        copies = merged_copies(
+            self._drop_in_files(files_after(files, changes)),
+            location.paths,
+            {path: files[path] for path in location.paths if path in files},
+            handler_names(settings),
+            set(self.recorded_handlers).difference(handler_names(settings)),
+            self.install_dir,
+        )
         return DesiredConfig(
             "conf.d",
-            (
-                FileChange(
-                    location.drop_in, render(settings, self._schema, self.version, with_log_level=False)
-                ),
-                FileChange(user, text.encode() if settings.user_drop_in.strip() else None),
-            ),
+            (*without_outdated(copies, files, self.without_own_handlers), *changes),
             handler_names(settings),
             {user: "containerd.userDropIn"},
+            copies,
         )
 
     def without_entry(self, path: str, content: bytes) -> bytes | None:
         """Return ``content``: kata-node edits no shared file of k0s."""
         return content
+
+    def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`.
+
+        k0s writes the main file at every start.
+        """
+        return own_tables.handlers(content, self.install_dir, path) if path != self.main_path else frozenset()
+
+    def without_own_handlers(self, path: str, content: bytes) -> bytes:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.without_own_handlers`."""
+        return own_tables.without(content, self.install_dir, path)
 
     def check(
         self,
@@ -103,20 +129,28 @@ class K0sConfig:
                 table = toml_edit.load(content, path)
                 version = toml_edit.get(table, "version", path)
             except HostError as error:
-                problems.append(f"{name}: {error.what}")
+                problems.append(StartProblem(f"{name}: {error.what}"))
                 continue
             plugins = table.get("plugins")
             if self._schema == 3 and (
                 version != 3 or (isinstance(plugins, dict) and HANDLER_PLUGINS[2] in plugins)
             ):
                 problems.append(
-                    f"{name}: k0s starts only with drop-ins that have version = 3 and no table of "
-                    f"{HANDLER_PLUGINS[2]}"
+                    StartProblem(
+                        f"{name}: k0s starts only with drop-ins that have version = 3 and no table of "
+                        f"{HANDLER_PLUGINS[2]}"
+                    )
                 )
             elif isinstance(version, int) and version > self._schema:
-                problems.append(f"{name}: containerd {self.version} cannot read version = {version}")
+                problems.append(
+                    StartProblem(f"{name}: containerd {self.version} cannot read version = {version}")
+                )
             foreign_handlers = (
-                () if path in own_paths else self._handlers_defined_in(path, content).intersection(handlers)
+                ()
+                if path in own_paths
+                else self._handlers_defined_in(path, content)
+                .intersection(handlers)
+                .difference(self.own_handlers(path, content))
             )
             problems += (handler_conflict(name, handler) for handler in sorted(foreign_handlers))
         return problems + containerd_read.check_default_handler(

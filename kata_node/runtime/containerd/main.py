@@ -33,17 +33,13 @@ from kata_node.runtime.containerd.read import (
     missing_import,
     resolve_import,
 )
+from kata_node.runtime.model.config import StartProblem
+from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml import tables as toml_tables
-from kata_node.toml.edit import load, quote, string_array
+from kata_node.toml.edit import DuplicateKeyError, load, quote, string_array
 
 if TYPE_CHECKING:
     from kata_node.versions import Version
-
-INITIAL_MAIN_FILE = b"""\
-# Made by kata-node, as there was no configuration file. It goes with the last installation of Kata.
-version = 2
-"""
-"""The main file that kata-node creates for containerd 1.x, before our managed block is added."""
 
 RUNC, RUNC_TYPE = "runc", "io.containerd.runc.v2"
 """The handler, and its type, that is built in as long as no file defines a handler."""
@@ -68,7 +64,10 @@ def keep_runc(remaining: bytes, block: bytes, *, where: str) -> bytes:
     """
     table = load(remaining, where) if has_runc(block) else {}
     schema = schema_of([table])
-    runtimes = _runtimes(table, schema)
+    try:
+        runtimes = _runtimes(table, schema)
+    except HostError as error:
+        raise HostError(error.what, where=where, hint="correct this value in the file") from error
     if not runtimes or RUNC in runtimes:
         return remaining
     path = ("plugins", HANDLER_PLUGINS[schema], "containerd", "runtimes", RUNC)
@@ -85,11 +84,13 @@ def check_main(
     handlers: Collection[str],
     exists: Callable[[str], bool] | None = None,
     version: Version | None = None,
+    install_dir: str = "",
 ) -> list[str]:
     """Return every problem that would keep containerd 1.x from serving ``handlers``.
 
     ``files`` has, by path and in reading order, the main file, with or without our block, and its imports.
-    Without ``exists`` no path outside ``files`` exists. Without ``version`` the rules of all 1.x apply. See
+    Without ``exists`` no path outside ``files`` exists. Without ``version`` the rules of all 1.x apply.
+    Handlers with programs below ``install_dir`` are no conflict. See
     :meth:`kata_node.runtime.model.config.CriConfig.check`.
     """
     problems: list[str] = []
@@ -98,7 +99,7 @@ def check_main(
         try:
             tables[path] = load(content, path)
         except HostError as error:
-            problems.append(f"{path}: {error.what}")
+            problems.append(StartProblem(f"{path}: {error.what}"))
     schema = schema_of(tables.values())
     for path, table in tables.items():
         found: list[str] = []
@@ -109,15 +110,21 @@ def check_main(
             )
             if path == main_path:
                 without_block = load(toml_tables.remove(files[path], instance, where=path), path)
-                found += _main_file_problems(table, without_block, schema, handlers)
+                found += _main_file_problems(table, without_block, schema, handlers, install_dir)
             elif HANDLER_PLUGINS[schema] in _subtable(table, "plugins"):
-                found.append(
-                    f"its table of the plugin {HANDLER_PLUGINS[schema]} replaces that of {main_path}, "
-                    f"handlers included; move it to {main_path}"
-                )
-        except HostError as error:
+                copied = _runtimes(table, schema) or {}
+                if not handlers or not all(
+                    uses(programs(copied.get(name)), install_dir) for name in handlers
+                ):
+                    found.append(
+                        f"its table of the plugin {HANDLER_PLUGINS[schema]} replaces that of {main_path}, "
+                        f"handlers included; move it to {main_path}"
+                    )
+        except DuplicateKeyError as error:
             found.append(error.what)
-        problems += [f"{path}: {text}" for text in found]
+        except HostError as error:
+            found.append(StartProblem(error.what))
+        problems += [type(text)(f"{path}: {text}") for text in found]
     return problems
 
 
@@ -129,7 +136,9 @@ def _file_problems(
         raise HostError("version is not a whole number", where=path)
     if found is not None and (found < 0 or (found > 2 and (version is None or version.at_least(1, 7)))):
         reader = version or "1.x"
-        yield f"containerd {reader} cannot read version = {found}; write the file for version = 2"
+        yield StartProblem(
+            f"containerd {reader} cannot read version = {found}; write the file for version = 2"
+        )
     for plugin in string_array(table, "disabled_plugins", path):
         if plugin == HANDLER_PLUGINS[schema]:
             yield f"disabled_plugins has {plugin}, without which containerd serves no CRI; remove it"
@@ -137,7 +146,7 @@ def _file_problems(
         names = _subtable(table, key) if key == "plugins" else string_array(table, key, path)
         for plugin in names:
             if schema == 2 and not _is_plugin_id(plugin, version):
-                yield (
+                yield StartProblem(
                     f"{key} has {plugin}, but version = 2 needs a name like io.containerd.grpc.v1.cri; "
                     "containerd does not start with that"
                 )
@@ -149,11 +158,15 @@ def _import_problems(table: Mapping[str, Any], path: str, exists: Callable[[str]
     for entry in string_array(table, "imports", path):
         target = resolve_import(path, entry)
         if not is_glob(target) and not exists(target):
-            yield missing_import(path, target)
+            yield StartProblem(missing_import(path, target))
 
 
 def _main_file_problems(
-    table: Mapping[str, Any], without_block: Mapping[str, Any], schema: int, own_handlers: Collection[str]
+    table: Mapping[str, Any],
+    without_block: Mapping[str, Any],
+    schema: int,
+    own_handlers: Collection[str],
+    install_dir: str,
 ) -> Iterator[str]:
     """Yield the problems of the main file. ``without_block`` is the same file without our block."""
     table_above: Mapping[str, Any] = without_block
@@ -164,8 +177,8 @@ def _main_file_problems(
                 f"write it as {key}"
             )
         table_above = _subtable(table_above, key)
-    for name in _runtimes(without_block, schema) or ():
-        if name in own_handlers:
+    for name, fields in (_runtimes(without_block, schema) or {}).items():
+        if name in own_handlers and not uses(programs(fields), install_dir):
             yield (
                 f"it defines the handler {name}, which this installation also defines; remove it from this "
                 "file, or set env.multiInstallSuffix"
@@ -181,7 +194,7 @@ def _main_file_problems(
     runtimes = _runtimes(table, schema)
     default = _value_of(containerd, "default_runtime_name")
     if default is not None and not isinstance(default, str):
-        yield "default_runtime_name is not a string; containerd does not start with that"
+        yield StartProblem("default_runtime_name is not a string; containerd does not start with that")
     elif not _subtable(containerd, "default_runtime").get("runtime_type"):
         default = "runc" if default is None else default
         known = runtimes if runtimes is not None else {"runc": {}}

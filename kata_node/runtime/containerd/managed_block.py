@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kata_node.runtime.containerd import main as containerd_main
+from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.model.config import is_drop_in, is_drop_in_of
 from kata_node.toml import edit as toml_edit
@@ -36,8 +37,6 @@ class ContainerdEntry:
 
     install_dir: str
     suffix: str
-    recorded_handlers: tuple[str, ...]
-    """Handlers that belong to this installation even if the markers of the managed block are missing."""
     is_toml: bool
     """Whether the file is TOML. In a Go template only the markers can be found."""
     keeps_runc: bool
@@ -68,28 +67,36 @@ class ContainerdEntry:
 
     def remove_incomplete(self, path: str, content: bytes) -> bytes:
         """Return the file without our imports, and without our tables unless both markers enclose them."""
-        if not self.is_toml:
-            return content
-        content = self._without_imports(path, content)
-        if toml_tables.has_both_markers(content, self.name, where=path):
-            return content
-        return self._without_tables(path, content)
+        if self.is_toml:
+            content = self._without_imports(path, content)
+        if not self._has_block(path, content):
+            return self._without_tables(path, content)
+        without_block = self.without_block(path, content)
+        tables = own_tables.key_paths(without_block, self.install_dir, path, template=not self.is_toml)
+        return toml_tables.remove_tables(content, tables, where=path, template=not self.is_toml)
+
+    def handlers(self, path: str, content: bytes) -> frozenset[str]:
+        """Return the handlers of this installation that the file defines."""
+        return own_tables.handlers(content, self.install_dir, path, template=not self.is_toml)
+
+    def without_block(self, path: str, content: bytes) -> bytes:
+        """Return the file without our managed block; our tables outside of it stay."""
+        return toml_tables.remove(content, self.name, where=path, template=not self.is_toml)
+
+    def _has_block(self, path: str, content: bytes) -> bool:
+        return toml_tables.has_both_markers(content, self.name, where=path)
 
     def _without_tables(self, path: str, content: bytes) -> bytes:
-        if self.is_foreign(path, content):
-            return content
-        if not self.is_toml:
-            return toml_tables.remove(content, self.name, where=path, template=True)
-        tables = (
-            containerd_read.handler_tables_below(path, content, self.install_dir, self.recorded_handlers)
-            if self.recorded_handlers
-            else ()
-        )
-        remaining = toml_tables.remove(content, self.name, where=path, tables=tables)
-        if self.keeps_runc:
+        """Return the file without our managed block, and without our tables outside of it."""
+        template, block = not self.is_toml, b""
+        if not self.is_foreign(path, content):
+            tables = own_tables.key_paths(content, self.install_dir, path) if self.is_toml else ()
             block = toml_tables.block_content(content, self.name, where=path)
-            remaining = containerd_main.keep_runc(remaining, block, where=path)
-        return remaining
+            content = toml_tables.remove(content, self.name, where=path, template=template, tables=tables)
+        content = own_tables.without(content, self.install_dir, path, template=template)
+        if self.keeps_runc and self.is_toml:
+            content = containerd_main.keep_runc(content, block, where=path)
+        return content
 
     def _without_imports(self, path: str, content: bytes, *, kept_import: str = "") -> bytes:
         """Return the file without imports of our drop-ins, except ``kept_import``.

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
 from kata_node.host.go_glob import matches
-from kata_node.runtime.model.config import Glob, ReadFile, handler_conflict
+from kata_node.runtime.model.config import Glob, ReadFile, StartProblem, handler_conflict
+from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml import edit as toml_edit
+from kata_node.toml.edit import DuplicateKeyError
 
 if TYPE_CHECKING:
     from kata_node.versions import Version
@@ -27,7 +29,10 @@ SCHEMA_2_PLUGIN = "io.containerd.grpc.v1.cri"
 HANDLER_PLUGINS = {1: "cri", 2: SCHEMA_2_PLUGIN, 3: RUNTIME_PLUGIN}
 """Schema -> the plugin with the handlers. 1.x does not know the plugin of schema 3, 2.x not that of 1."""
 
-CRI_PLUGINS = (RUNTIME_PLUGIN, SCHEMA_2_PLUGIN, "io.containerd.cri.v1.images", "cri")
+IMAGES_PLUGIN = "io.containerd.cri.v1.images"
+"""The plugin with the snapshotter of each handler, in schema 3 and later."""
+
+CRI_PLUGINS = (RUNTIME_PLUGIN, SCHEMA_2_PLUGIN, IMAGES_PLUGIN, "cri")
 """Plugins that containerd needs to serve the CRI; ``cri`` is the name in schema 1."""
 
 BUILT_IN_HANDLER = "runc"
@@ -79,6 +84,18 @@ def resolved_imports(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
             yield path, resolve_import(path, entry)
 
 
+def is_imported(paths: Collection[str], files: Mapping[str, bytes]) -> bool:
+    """Return whether an imported glob matches all ``paths``.
+
+    A glob that does not end in ``.toml`` does not count: it would also match the temporary file of an
+    interrupted write, and containerd would not start.
+    """
+    return any(
+        pattern.endswith(".toml") and all(matches(pattern, path) for path in paths)
+        for _, pattern in resolved_imports(files)
+    )
+
+
 def import_closure(main_path: str, read: ReadFile, glob: Glob) -> dict[str, bytes]:
     """Return by path every file that containerd reads, in its order, the main file first.
 
@@ -113,19 +130,6 @@ def schema(files: Mapping[str, bytes]) -> int:
         if isinstance(version, int) and not isinstance(version, bool) and version > 0:
             return version
     return DEFAULT_SCHEMA
-
-
-def handler_tables_below(
-    path: str, content: bytes, install_dir: str, handlers: Collection[str]
-) -> tuple[tuple[str, ...], ...]:
-    """Return the key paths of those ``handlers`` in a file that have their program below ``install_dir``."""
-    file = _ParsedFile(path, path, toml_edit.load(content, path), is_own=False)
-    return tuple(
-        ("plugins", plugin, "containerd", "runtimes", name)
-        for plugin in CRI_PLUGINS
-        for name, fields in file.runtimes(plugin).items()
-        if name in handlers and str(fields.get("runtime_path", "")).startswith(f"{install_dir}/")
-    )
 
 
 def defined_handlers(main_path: str, files: Mapping[str, bytes]) -> frozenset[str]:
@@ -199,11 +203,13 @@ def check(
     labels: Mapping[str, str] | None = None,
     exists: Callable[[str], bool] | None = None,
     version: Version | None = None,
+    install_dir: str = "",
 ) -> list[str]:
     """Return every problem that would keep containerd from serving ``handlers``.
 
     Without ``exists`` no path outside ``files`` exists. Without ``version`` the rules of every supported 2.x
-    apply. See :meth:`kata_node.runtime.model.config.CriConfig.check`.
+    apply. Handlers with programs below ``install_dir`` are no conflict. See
+    :meth:`kata_node.runtime.model.config.CriConfig.check`.
     """
     labels = labels or {}
     files = in_read_order(main_path, files)
@@ -216,15 +222,18 @@ def check(
             problems += _import_problems(
                 file, lambda path: path in files or (exists is not None and exists(path))
             )
-            problems += _plugin_problems(file, () if file.is_own else handlers)
+            problems += _plugin_problems(file, () if file.is_own else handlers, install_dir)
             for plugin in CRI_PLUGINS:
                 file.default_runtime(plugin)
             _declared_version(file)
-        except HostError as error:
+        except DuplicateKeyError as error:
             problems.append(f"{name}: {error.what}")
+        except HostError as error:
+            problems.append(StartProblem(f"{name}: {error.what}"))
         else:
             parsed_files.append(file)
-    problems += _schema_problems(main_path, parsed_files, schema(files), version)
+    copies = {file.path for file in parsed_files if _copies_all(file, handlers, install_dir)}
+    problems += _schema_problems(main_path, parsed_files, schema(files), version, copies)
     return problems + check_default_handler(files, schema(files), labels)
 
 
@@ -260,10 +269,10 @@ def _import_problems(file: _ParsedFile, exists: Callable[[str], bool]) -> Iterat
     for entry in toml_edit.string_array(file.table, "imports", file.path):
         path = resolve_import(file.path, entry)
         if not is_glob(path) and not exists(path):
-            yield f"{file.name}: {missing_import(file.path, path)}"
+            yield StartProblem(f"{file.name}: {missing_import(file.path, path)}")
 
 
-def _plugin_problems(file: _ParsedFile, handlers: Collection[str]) -> Iterator[str]:
+def _plugin_problems(file: _ParsedFile, handlers: Collection[str], install_dir: str) -> Iterator[str]:
     for plugin in toml_edit.string_array(file.table, "disabled_plugins", file.path):
         if plugin in CRI_PLUGINS:
             yield (
@@ -271,24 +280,45 @@ def _plugin_problems(file: _ParsedFile, handlers: Collection[str]) -> Iterator[s
                 "without which containerd serves no CRI; remove it"
             )
     for plugin in CRI_PLUGINS:
-        for name in file.runtimes(plugin):
-            if name in handlers:
+        for name, fields in file.runtimes(plugin).items():
+            if name in handlers and not uses(programs(fields), install_dir):
                 yield handler_conflict(file.name, name)
 
 
+def _copies_all(file: _ParsedFile, handlers: Collection[str], install_dir: str) -> bool:
+    """Return whether a file of another program has all ``handlers`` of the installation, in schema 3."""
+    found = file.runtimes(RUNTIME_PLUGIN)
+    return (
+        bool(handlers)
+        and not file.is_own
+        and all(uses(programs(found.get(name)), install_dir) for name in handlers)
+    )
+
+
 def _schema_problems(
-    main_path: str, files: list[_ParsedFile], effective_schema: int, version: Version | None
+    main_path: str,
+    files: list[_ParsedFile],
+    effective_schema: int,
+    version: Version | None,
+    copies: Collection[str],
 ) -> Iterator[str]:
+    """Yield the problems of files that are not written for the effective schema.
+
+    Up to containerd 2.2 the files of ``copies`` hide our drop-in and serve the same handlers.
+    """
     merges_before_migrating = version is None or not version.at_least(2, 3)
     for file in files:
         found = _declared_version(file)
+        if merges_before_migrating and file.path in copies and found <= DEFAULT_SCHEMA:
+            continue
         if found > effective_schema:
-            yield (
+            problem = (
                 f"{file.name}: its version = {found} is above version = {effective_schema} of {main_path}; "
                 f"write the file for version = {effective_schema}"
             )
+            yield problem if merges_before_migrating else StartProblem(problem)
         elif found > DEFAULT_SCHEMA and version is not None and merges_before_migrating:
-            yield f"{file.name}: containerd {version} cannot read version = {found}"
+            yield StartProblem(f"{file.name}: containerd {version} cannot read version = {found}")
         if not merges_before_migrating:
             continue
         if effective_schema == 2 and file.runtimes(RUNTIME_PLUGIN):

@@ -65,20 +65,18 @@ def render_block(
 
     schema = min(schema, NEWEST_SCHEMA)
     desired = content(settings, schema, version)
-    existing_handlers = (
-        existing_config.get("plugins", {})
-        .get(HANDLER_PLUGINS[schema], {})
-        .get("containerd", {})
-        .get("runtimes")
-    )
+    missing = _missing_settings(desired, existing_config, (), where)
+    existing_handlers: Any = existing_config
+    for key in ("plugins", HANDLER_PLUGINS[schema], "containerd", "runtimes"):
+        existing_handlers = existing_handlers.get(key, {})
     if with_runc and (not existing_handlers or (had_runc and RUNC not in existing_handlers)):
         runc = {RUNC: {"runtime_type": RUNC_TYPE}}
-        desired = merge(desired, {"plugins": {HANDLER_PLUGINS[schema]: {"containerd": {"runtimes": runc}}}})
+        missing = merge(missing, {"plugins": {HANDLER_PLUGINS[schema]: {"containerd": {"runtimes": runc}}}})
     # A log level in the file is the administrator's. A template is not parsed, and may have one.
     if existing_config and "debug" not in existing_config:
-        desired |= _log_level(settings)
+        missing |= _log_level(settings)
     document = tomlkit.document()
-    _add_tables(document, _missing_settings(desired, existing_config, (), where))
+    _add_tables(document, missing)
     return document.as_string().encode()
 
 
@@ -110,6 +108,12 @@ def _missing_settings(
                 f"it defines the handler {key}, which this installation also defines",
                 where=where,
                 hint=f"remove the handler {key} from this file",
+            )
+        if isinstance(value, dict) and existing is not None and not isinstance(existing, dict):
+            raise IneligibleNodeError(
+                f"{toml_tables.dotted_key((*path, key))} is not a table; containerd does not start with that",
+                where=where,
+                hint=f"make it a table, or remove {key} from this file",
             )
         if isinstance(value, dict) and isinstance(existing, dict):
             missing_settings[key] = _missing_settings(value, existing, (*path, key), where)

@@ -8,9 +8,9 @@ The transaction that writes or reverts the files knows only this interface.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings
@@ -26,6 +26,12 @@ DROP_IN_NAME, USER_DROP_IN_NAME = "99-kata-deploy", "zz-kata-deploy-user"
 ``99-`` sorts after most foreign drop-ins, and ``zz-`` sorts after ``99-``."""
 
 
+class StartProblem(str):
+    """A problem of the configuration with which the runtime does not start."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class FileChange:
     """The content that one configuration file is to have."""
@@ -35,6 +41,22 @@ class FileChange:
     """``None`` when the file must not exist."""
     content_without_entry: bytes | None = field(repr=False, default=None)
     """The current content without the entry of this installation; ``None`` when the whole file is ours."""
+
+
+CopyState = Literal["same", "outdated", "different", "incomplete"]
+
+
+@dataclass(frozen=True)
+class HandlerCopy:
+    """Handlers of an installation that a file of another program defines as well."""
+
+    path: str
+    handlers: tuple[str, ...]
+    state: CopyState
+    """``same``: the runtime serves what the settings ask for. ``outdated``: a copy of what this installation
+    wrote before. ``different``: anything else. ``incomplete``: the file hides handlers that it lacks."""
+    writer: str
+    """The program that wrote the file, as messages name it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,8 @@ class DesiredConfig:
     handlers: tuple[str, ...]
     labels: Mapping[str, str]
     """Path of a file -> the setting that its content comes from."""
+    copies: tuple[HandlerCopy, ...] = ()
+    """Copies of our handlers in files of other programs. ``changes`` removes the outdated ones."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +120,18 @@ class CriConfig(Protocol):
     def without_entry(self, path: str, content: bytes) -> bytes | None:
         """Return a shared file without our entry; ``None`` when nothing else is in a file that we made."""
 
+    def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
+        """Return the handlers in a file whose programs are below the install dir, whoever wrote it.
+
+        Raises :class:`~kata_node.errors.HostError` when the file is broken.
+        """
+
+    def without_own_handlers(self, path: str, content: bytes) -> bytes:
+        """Return a file of another program without :meth:`own_handlers`.
+
+        Raises :class:`~kata_node.errors.HostError` when the file is broken or not safe to edit.
+        """
+
     def check(
         self,
         files: Mapping[str, bytes],
@@ -107,10 +143,11 @@ class CriConfig(Protocol):
     ) -> list[str]:
         """Return every problem that would keep the runtime from serving ``handlers``.
 
-        Each is one sentence that begins with the file. Only those of ``files``, by path, count that the
-        runtime reads. ``own_paths`` are the files of this installation. ``labels`` names the settings that
-        some files come from. ``exists`` returns whether a path outside ``files`` exists. An empty list does
-        not prove that the runtime serves the handlers; only the CRI can prove that.
+        Each is one sentence that begins with the file; a :class:`StartProblem` keeps the runtime from
+        starting. Only those of ``files``, by path, count that the runtime reads. ``own_paths`` are the files
+        of this installation. ``labels`` names the settings that some files come from. ``exists`` returns
+        whether a path outside ``files`` exists. An empty list does not prove that the runtime serves the
+        handlers; only the CRI can prove that.
         """
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
@@ -128,6 +165,26 @@ def own_paths(config: CriConfig) -> tuple[str, ...]:
     return tuple(path for location in config.drop_in_locations() for path in location.paths)
 
 
+def files_after(files: Mapping[str, bytes], changes: Iterable[FileChange]) -> dict[str, bytes]:
+    """Return the files, by path, after ``changes``."""
+    planned: dict[str, bytes | None] = {**files, **{change.path: change.content for change in changes}}
+    return {path: content for path, content in planned.items() if content is not None}
+
+
+def without_outdated(
+    copies: Iterable[HandlerCopy],
+    files: Mapping[str, bytes],
+    without_own_handlers: Callable[[str, bytes], bytes],
+) -> tuple[FileChange, ...]:
+    """Return the changes that remove our handlers from the files with outdated copies."""
+    edited = {
+        copy.path: without_own_handlers(copy.path, files[copy.path])
+        for copy in copies
+        if copy.state == "outdated"
+    }
+    return tuple(FileChange(path, content, content) for path, content in edited.items())
+
+
 def is_drop_in(path: str) -> bool:
     """Return whether a file is a drop-in of an installation, judged by its name."""
     return posixpath.basename(path).startswith((DROP_IN_NAME, USER_DROP_IN_NAME))
@@ -140,6 +197,18 @@ def is_drop_in_of(install_dir: str, drop_in: bytes) -> bool:
     same suffix but different prefixes use the same path.
     """
     return f'"{install_dir}/'.encode() in drop_in
+
+
+def is_written_by_us(drop_in: bytes) -> bool:
+    """Return whether kata-node wrote a drop-in with handlers, in any release."""
+    return b"Managed by kata-node" in drop_in.partition(b"\n")[0]
+
+
+def writer_of(path: str, content: bytes) -> str:
+    """Return the program that wrote a configuration file, as messages name it."""
+    if "nvidia" in posixpath.basename(path) or b"nvidia-container-runtime" in content:
+        return "the NVIDIA container toolkit"
+    return "the program that writes it"
 
 
 def handler_conflict(where: str, handler: str) -> str:

@@ -1,0 +1,86 @@
+"""Find the tables of an installation in any file of containerd, whoever wrote them. Pure.
+
+NVIDIA's container toolkit (1.18 and later) writes a drop-in with a copy of the whole CRI section of
+``containerd config dump``, our handlers in it. An administrator may do the same by hand, and tools that write
+a file anew remove the markers of our managed block. So a handler is ours when it runs a program, or reads a
+configuration, below the install dir.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kata_node.errors import HostError
+from kata_node.runtime.containerd.read import CRI_PLUGINS, IMAGES_PLUGIN
+from kata_node.runtime.model.programs import programs, uses
+from kata_node.toml import tables as toml_tables
+from kata_node.toml.cut import KeyPath, masked_template
+from kata_node.toml.edit import load
+
+_PROGRAM_LINE = r"""(?m)^[^#\n]*\b(?:runtime_path|ConfigPath|BinaryName)["']?\s*=\s*["']"""
+
+
+def handlers(content: bytes, install_dir: str, where: str, *, template: bool = False) -> frozenset[str]:
+    """Return the handlers of the installation that a file defines.
+
+    Raises :class:`HostError` when the file is not valid TOML, unless the install dir is not in it.
+    """
+    return frozenset(path[-1] for path in key_paths(content, install_dir, where, template=template))
+
+
+def without(content: bytes, install_dir: str, where: str, *, template: bool = False) -> bytes:
+    """Return the file without the handlers of the installation, and every other byte unchanged.
+
+    Raises :class:`HostError` when the file is broken or not safe to edit.
+    """
+    found = key_paths(content, install_dir, where, template=template)
+    return toml_tables.remove_tables(content, found, where=where, template=template) if found else content
+
+
+def key_paths(content: bytes, install_dir: str, where: str, *, template: bool = False) -> tuple[KeyPath, ...]:
+    """Return the key paths of the tables of the installation's handlers in a file, and of their snapshotters.
+
+    Raises :class:`HostError` when the file is not valid TOML, unless the install dir is not in it.
+    """
+    if f"{install_dir}/".encode() not in content:
+        return ()
+    try:
+        table = load(_masked(content) if template else content, where)
+    except HostError as error:
+        if not template:
+            raise
+        if re.search(_PROGRAM_LINE + re.escape(f"{install_dir}/"), content.decode(errors="replace")):
+            raise HostError(
+                f"the template defines handlers with programs below {install_dir}, and kata-node cannot tell "
+                "where their tables end",
+                where=where,
+                hint="remove these tables from the template by hand, then run again",
+            ) from error
+        return ()
+    found = [
+        (*_runtimes(plugin), name)
+        for plugin in CRI_PLUGINS
+        for name, fields in _table_at(table, _runtimes(plugin)).items()
+        if uses(programs(fields), install_dir)
+    ]
+    # containerd serves no CRI when the snapshotter of a handler is away, even if no file defines the handler.
+    platforms = ("plugins", IMAGES_PLUGIN, "runtime_platforms")
+    names = dict.fromkeys(path[-1] for path in found)
+    return (*found, *((*platforms, name) for name in names if name in _table_at(table, platforms)))
+
+
+def _runtimes(plugin: str) -> KeyPath:
+    return ("plugins", plugin, "containerd", "runtimes")
+
+
+def _table_at(table: Mapping[str, Any], path: KeyPath) -> Mapping[str, Any]:
+    found: Any = table
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _masked(content: bytes) -> bytes:
+    return masked_template(content.decode(errors="surrogateescape")).encode(errors="surrogateescape")

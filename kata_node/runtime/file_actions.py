@@ -1,0 +1,123 @@
+"""Actions that change a configuration file so that the rollback needs no space on the disk."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+from dataclasses import dataclass, field
+
+from kata_node.errors import HostError, NoSpaceError
+from kata_node.host import reserve
+from kata_node.host.files import FileState
+from kata_node.plan.actions import Clients, RemoveFile, WriteFile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WriteConfig(WriteFile):
+    """Create or replace a configuration file, and keep the previous one as its reserve."""
+
+    previous: FileState | None = field(default=None, repr=False)
+    """What a rollback restores; ``None`` if the file did not exist."""
+    receipt_path: str = ""
+    """For a revert, which needs no space: the receipt, which has a reserve that can be given up."""
+
+    def apply(self, clients: Clients) -> None:
+        """Write the file."""
+        try:
+            return self._write(clients)
+        except NoSpaceError as error:
+            if not self.receipt_path:
+                raise
+            log.info("%s: %s; giving up the reserve of %s", self.path, error.what, self.receipt_path)
+        reserve.forget(clients.root, self.receipt_path)
+        try:
+            self._write(clients)
+        except NoSpaceError as error:
+            if self.owner is None:
+                raise
+            log.warning("%s: %s; writing into the existing file", self.path, error.what)
+            reserve.overwrite(clients.root, self.path, self.content, mode=self.mode, owner=self.owner)
+
+    def _write(self, clients: Clients) -> None:
+        reserve.replace(
+            clients.root,
+            self.path,
+            self.content,
+            mode=self.mode,
+            owner=self.owner,
+            previous=self.previous,
+            use_reserve=bool(self.receipt_path),
+        )
+
+
+@dataclass(frozen=True)
+class RemoveConfig(RemoveFile):
+    """Remove a configuration file, and keep it as its reserve."""
+
+    previous: FileState | None = field(default=None, repr=False)
+    """What a rollback restores; ``None`` if the file did not exist."""
+
+    def apply(self, clients: Clients) -> None:
+        """Remove the file."""
+        reserve.remove(clients.root, self.path, previous=self.previous)
+
+
+@dataclass(frozen=True)
+class RestoreFile:
+    """Restore the previous state of a file."""
+
+    path: str
+    state: FileState | None
+
+    @property
+    def content(self) -> bytes | None:
+        """The previous content; ``None`` when the file did not exist."""
+        return self.state.content if self.state else None
+
+    def describe(self) -> str:
+        """Return one line for the plan."""
+        return f"restore {self.path}"
+
+    def diff(self) -> str:
+        """Return nothing: a rollback is not part of a dry run."""
+        return ""
+
+    def apply(self, clients: Clients) -> None:
+        """Write or remove the file, unless it is in its previous state."""
+        if clients.root.read_state(self.path) == self.state:
+            return
+        if self.state is None:
+            clients.root.remove(self.path, follow_last=True)
+        else:
+            clients.root.make_dirs(posixpath.dirname(self.path))  # a revert may have removed it
+            reserve.restore(clients.root, self.path, self.state)
+
+    def check(self, clients: Clients) -> None:
+        """Raise :class:`HostError` unless the file is in its previous state."""
+        if clients.root.read_state(self.path) != self.state:
+            raise HostError("the file could not be restored", where=self.path)
+
+
+@dataclass(frozen=True)
+class RemoveReserves:
+    """Remove the reserves of configuration files."""
+
+    paths: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return nothing: this is bookkeeping."""
+        return ""
+
+    def diff(self) -> str:
+        """Return nothing: this is bookkeeping."""
+        return ""
+
+    def apply(self, clients: Clients) -> None:
+        """Remove the reserves."""
+        for path in self.paths:
+            reserve.forget(clients.root, path)
+
+    def check(self, clients: Clients) -> None:
+        """Check nothing: a reserve changes nothing for the runtime."""
