@@ -56,6 +56,13 @@ class IneligibleNodeError(KataNodeError):
     exit_code = 3
 
 
+class UnfitNodeError(IneligibleNodeError):
+    """This node cannot run Kata because of what it is: its hardware, its architecture, its runtime.
+
+    Unlike a mistake in the settings or on the node, this is normal in a cluster with different nodes.
+    """
+
+
 class RolledBackError(KataNodeError):
     """A change failed and was rolled back; the runtime serves the same handlers as before."""
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from kata_node import __version__, signals
 from kata_node.cluster.labelling import WaitForNode
-from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, RolledBackError
+from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, RolledBackError, UnfitNodeError
 from kata_node.host import lock
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
@@ -172,7 +172,16 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
     error = _problem_of_findings(plan.checks)
     if plan.checks:  # a stage with checks has no actions, so a dry run does the same
         outcome = "failed" if error else "done"
-    return StageReport(stage.NAME, outcome, plan.summary, plan.changes, plan.notes, plan.checks, error=error)
+    return StageReport(
+        stage.NAME,
+        outcome,
+        plan.summary,
+        plan.changes,
+        plan.notes,
+        plan.checks,
+        plan.left_out,
+        error=error,
+    )
 
 
 def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
@@ -289,6 +298,8 @@ def _problem_of_findings(checks: Sequence[Finding]) -> Problem | None:
     what = "; ".join(f"{check.name}: {check.reason}" for check in failed)
     hint = "; ".join(check.remedy for check in failed if check.remedy)
     kind = IneligibleNodeError if any(check.permanent for check in failed) else KataNodeError
+    if any(check.unfit for check in failed):
+        kind = UnfitNodeError
     return Problem.from_error(kind(what, hint=hint))
 
 

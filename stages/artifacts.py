@@ -51,7 +51,8 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
             where=settings.install_dir,
             hint="remove the earlier installation with the tool that made it, or set env.installationPrefix",
         )
-    if _removes_handlers(settings, receipt):
+    served = facts.settings or settings
+    if _removes_handlers(served, receipt):
         difference = layout.defer_removals(difference, placed)
     made_dirs = before.made_dirs if before else facts.missing_dirs
     artifacts = ArtifactsRecord("placed", facts.release, facts.inputs, difference.resulting_record, made_dirs)
@@ -62,7 +63,7 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
         return Plan("all files are in place; the receipt is updated", (WriteReceipt(done),))
     drifted = (*facts.changed_made_dirs, *difference.drifted)
     repaired = (f"repaired because it changed on the node: {path}" for path in drifted)
-    notes = (*repaired, *facts.drop_in_warnings)
+    notes = (*repaired, *served.left_out_since(settings), *facts.drop_in_warnings)
     pending_artifacts = replace(
         artifacts, state="placing", files=layout.record_before_placing(difference, placed)
     )

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kata_node.checks.served import served_settings
 from kata_node.errors import IneligibleNodeError, KataNodeError
 from kata_node.plan.actions import Action, ForgetObsoleteFiles, Plan, RemoveDirs, RemoveFiles
+from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime import compatibility, foreign_copies, removal, transaction
-from kata_node.runtime.facts import RuntimeFacts, gather_facts
+from kata_node.runtime.facts import RuntimeFacts
+from kata_node.runtime.facts import gather_facts as gather_runtime_facts
 from kata_node.runtime.model.config import own_paths
 from kata_node.runtime.planned_changes import planned_changes
 from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
+from kata_node.settings.handlers import handler_names, handlers, is_asked_for
 from kata_node.settings.model import Settings
+from kata_node.snapshotters import facts as snapshotter_facts
 from kata_node.snapshotters import mapping, nydus
-from kata_node.snapshotters.mapping import NYDUS
+from kata_node.snapshotters.mapping import EROFS, NYDUS
 from kata_node.snapshotters.nydus import NydusFacts
 
 __all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "cri"
+
+
+def gather_facts(context: StageContext) -> RuntimeFacts:
+    """Return the facts of the runtime, and the settings without the shims that this node cannot serve."""
+    facts = gather_runtime_facts(context)
+    settings, artifacts = context.settings, context.receipt.artifacts
+    optional = [handler for handler in handlers(settings) if not is_asked_for(settings, handler)]
+    if artifacts is None or not (optional or settings.is_fallback):
+        return facts
+    snapshotters = None
+    if any(handler.snapshotter == EROFS for handler in optional):
+        snapshotters = snapshotter_facts.gather_facts(context, facts.distribution_runtime.units)
+    served = served_settings(settings, facts, snapshotters, artifacts.files)
+    if served is settings:
+        return facts
+    recorded = context.receipt.cri
+    left_out = set(handler_names(settings)).difference(handler_names(served))
+    if recorded and left_out.intersection(recorded.possibly_loaded_handlers):
+        # Pods on a handler that is left out block its removal, so look for them as well.
+        facts = gather_runtime_facts(replace(context, settings=served))
+    return replace(facts, settings=served)
 
 
 def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
@@ -34,6 +60,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             where=settings.install_dir,
             hint="run `kata-node stage artifacts` first",
         )
+    asked, settings = settings, facts.settings or settings
     compatibility.require_compatible(settings, facts, receipt)
     removal.refuse_foreign_drop_ins(facts, receipt)
     desired_config, changes = planned_changes(settings, facts, receipt)
@@ -64,7 +91,9 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             *plan.notes,
             *foreign_copies.notes(desired_config.copies),
             *compatibility.upgrade_notes(facts.unit, facts.runtime),
+            *settings.left_out_since(asked),
         ),
+        left_out=tuple(shim.name for shim in asked.shims if shim not in settings.shims),
     )
 
 

@@ -7,7 +7,8 @@ from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labelling import RemoveTaint, WaitForNode, plan_labels
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
-from kata_node.settings.handlers import handler_names
+from kata_node.settings.handlers import handlers as all_handlers
+from kata_node.settings.handlers import is_asked_for
 from kata_node.settings.model import Settings
 
 __all__ = ["NAME", "gather_facts", "plan"]
@@ -23,7 +24,7 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     if not facts.name:
         return Plan(f"nothing to label: {facts.reason}")
     node = facts.node
-    handlers = handler_names(settings)
+    handlers = _handlers_to_wait_for(settings, receipt)
     label_actions = plan_labels(facts, settings.instance, "served", handlers=handlers)
     missing = node.missing(handlers) if node else ()
     ready = node is not None and node.ready and not missing
@@ -46,4 +47,17 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
             f"the taint {name} stays because startupTaints lists its key only with another effect"
             for name in taints.mismatched_taints(node_taints, settings.startup_taints)
         ),
+    )
+
+
+def _handlers_to_wait_for(settings: Settings, receipt: Receipt) -> tuple[str, ...]:
+    """Return the handlers of the settings, without those that the stage cri left out on this node."""
+    if receipt.cri is None or receipt.cri.state != "serving":
+        return tuple(handler.name for handler in all_handlers(settings))
+    if settings.is_fallback:
+        return receipt.cri.handlers
+    return tuple(
+        handler.name
+        for handler in all_handlers(settings)
+        if is_asked_for(settings, handler) or handler.name in receipt.cri.handlers
     )

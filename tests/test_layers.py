@@ -31,6 +31,7 @@ ORDER = (
     ("snapshotters",),
     ("kata",),
     ("plan",),
+    ("values",),
     ("settings", "host", "kube"),
     ("versions",),
     ("toml", "assets", "text", "log", "bounded_read", "signals"),
@@ -47,7 +48,9 @@ CONFINED = {
         *("kata_node.errors", "kata_node.log"),
     ),
     # It keeps running on the node, so it must stay small. Its child processes do the work.
-    "kata_node.daemon.*": ("kata_node.daemon.*", "kata_node.errors", "kata_node.log"),
+    "kata_node.daemon.*": (
+        *("kata_node.daemon.*", "kata_node.kube.node_affinity", "kata_node.errors", "kata_node.log"),
+    ),
 }
 MAX_LINES = 400
 
@@ -55,7 +58,7 @@ MAX_LINES = 400
 RESERVED = {
     "stages": ("kata_node.cli.commands",),
     "typer": ("kata_node.cli.*",),
-    "yaml": ("kata_node.settings.yaml_parse",),
+    "yaml": ("kata_node.settings.yaml_parse", "kata_node.values.yaml_text"),
     "psutil": ("kata_node.checks.hardware",),
     "lightkube": ("kata_node.kube.*",),
     "httpx2": ("kata_node.kube.*", "kata_node.dispatcher.api"),
@@ -86,6 +89,7 @@ TOUCHES_FILES = {
     "kata_node.payload.*": "the payload, in this container",
     "kata_node.plan.report": "this container's termination message",
     "kata_node.settings.values": "the values file, in this container",
+    "kata_node.values.chart": "the chart's files in this package",
 }
 
 # Modules without side effects: from the host layer they may import only types and rules.
@@ -103,6 +107,7 @@ PURE = (
     "kata_node.dispatcher.template",
     "kata_node.errors",
     "kata_node.kata.*",
+    "kata_node.kube.node_affinity",
     "kata_node.payload.layout",
     "kata_node.payload.manifest",
     "kata_node.runtime.compatibility",

@@ -118,7 +118,9 @@ def test_the_wheel_has_only_the_programs_and_their_data(wheel: zipfile.ZipFile) 
         for path in (CHECKOUT / package).rglob("*")
         if path.suffix in {".py", ".typed"}
     }
-    assert names == expected | {"kata_node/assets/kata-keys.toml", "kata_node/assets/shims.toml"}
+    chart = ("files/gone.json", "values.schema.json", "values.yaml")
+    data = ("kata-keys.toml", "shims.toml", *(f"chart/kata-deploy/{name}" for name in chart))
+    assert names == expected | {f"kata_node/assets/{name}" for name in data}
 
 
 def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:

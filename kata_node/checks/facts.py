@@ -164,7 +164,8 @@ def _missing_files(
         return {}
     from kata_node.payload.manifest import missing_paths
 
-    shims = {handler.shim.name: handler.shim for handler in handlers(context.settings)}
+    settings = artifacts.settings or context.settings
+    shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
     missing = ((name, tuple(missing_paths(artifacts.entries, shim))) for name, shim in shims.items())
     return {name: paths for name, paths in missing if paths}
 

@@ -56,6 +56,34 @@ def checks(
         yield _erofs_not_managed(["erofsDmverity"], "no shim uses erofs, and ")
 
 
+def unavailable(
+    settings: Settings,
+    runtime: RuntimeFacts,
+    facts: SnapshotterFacts | None,
+    payload: Collection[str] | None,
+) -> dict[str, Finding]:
+    """Return the handlers of ``settings`` with a snapshotter that the node does not have, by handler name.
+
+    Each has the finding that says why. A conflict between two snapshotters of one name is not among these:
+    only an administrator can decide which one stays. The arguments are those of :func:`checks`.
+    """
+    groups = _handlers_by_snapshotter(settings)
+    if not groups or runtime.runtime.name != "containerd":
+        return {}
+    found: dict[str, Finding] = {}
+    for name, using_handlers in groups.items():
+        for handler in using_handlers:
+            only = {name: (handler,)}
+            findings = list(_mapping(settings, only, runtime))
+            if name == NYDUS and mapping.is_managed(settings, NYDUS) and lacks_nydus(payload):
+                findings.append(_nydus_not_in_payload((handler,)))
+            if name == EROFS and facts is not None:
+                findings += _erofs_needs(settings, (handler,), runtime, facts)
+            if failed := [each for each in findings if each.status == "fail"]:
+                found[handler.name] = failed[0]
+    return found
+
+
 def _handlers_by_snapshotter(settings: Settings) -> dict[str, tuple[Handler, ...]]:
     """Return the handlers that use a snapshotter, by the snapshotter's name in the values."""
     found: dict[str, tuple[Handler, ...]] = {}
@@ -171,20 +199,8 @@ def _nydus(
             f"characters, and {own_nydus.data_dir} has {len(own_nydus.data_dir)}",
             "set a shorter env.multiInstallSuffix",
         )
-    if payload is not None and nydus.PROGRAM_PATH not in payload:
-        # Removed from snapshotter.setup alone, it would be missing for the handlers that use it.
-        shims = (
-            f" and from the shims that use it, or disable them: {_handler_names([using_handlers])}"
-            if using_handlers
-            else ""
-        )
-        return Finding(
-            "nydus",
-            "fail",
-            f"the payload has no {nydus.PROGRAM_PATH}",
-            f"use an image with the component {mapping.NYDUS_COMPONENT}, or remove {NYDUS} from "
-            f"snapshotter.setup{shims}",
-        )
+    if lacks_nydus(payload):
+        return _nydus_not_in_payload(using_handlers)
     if not facts.offline and mapping.UNIT_DIR not in found.directories:
         return Finding(
             "nydus",
@@ -195,17 +211,33 @@ def _nydus(
     return Finding("nydus", "pass", f"{own_nydus.unit} starts before {' or '.join(found.cri_units)}")
 
 
+def lacks_nydus(payload: Collection[str] | None) -> bool:
+    """Return whether the payload is known and does not have nydus-snapshotter."""
+    return payload is not None and nydus.PROGRAM_PATH not in payload
+
+
+def _nydus_not_in_payload(using_handlers: tuple[Handler, ...]) -> Finding:
+    # Removed from snapshotter.setup alone, it would be missing for the handlers that use it.
+    shims = (
+        f" and from the shims that use it, or disable them: {_handler_names([using_handlers])}"
+        if using_handlers
+        else ""
+    )
+    return Finding(
+        "nydus",
+        "fail",
+        f"the payload has no {nydus.PROGRAM_PATH}",
+        f"use an image with the component {mapping.NYDUS_COMPONENT}, or remove {NYDUS} from "
+        f"snapshotter.setup{shims}",
+    )
+
+
 def _erofs(
     settings: Settings, using_handlers: tuple[Handler, ...], runtime: RuntimeFacts, facts: SnapshotterFacts
 ) -> Iterator[Finding]:
-    version, wanted = runtime.runtime.version, settings.snapshotter
-    if not version.at_least(2, 2):
-        yield Finding(
-            "erofs",
-            "fail",
-            f"the snapshotter erofs needs containerd 2.2 or later, and this node runs {version}",
-            f"upgrade containerd, or remove {EROFS} from the shims and from snapshotter.setup",
-        )
+    wanted = settings.snapshotter
+    if not runtime.runtime.version.at_least(2, 2):
+        yield from _erofs_needs(settings, using_handlers, runtime, facts)
         return
     if not mapping.is_managed(settings, EROFS):
         asked = {
@@ -222,14 +254,6 @@ def _erofs(
                 f"used by {_handler_names([using_handlers])}, as containerd's own configuration sets it up",
             )
         return
-    go = [handler for handler in using_handlers if handler.shim.runtime == "go"]
-    if go and mapping.merges_layers(settings):
-        yield Finding(
-            "erofs",
-            "fail",
-            f"Kata's Go runtime cannot mount merged erofs layers, and it runs {_handler_names([go])}",
-            "set snapshotter.erofsMergeMode: unmerged, or use the runtime-rs variants of these shims",
-        )
     if others := tuple(_conflicting_erofs_keys(settings, runtime)):
         yield Finding(
             "erofs",
@@ -239,12 +263,38 @@ def _erofs(
             "set the same snapshotter.erofsMergeMode and snapshotter.erofsDmverity as the configuration and "
             f"the other installations on this node, or remove {EROFS} from snapshotter.setup",
         )
+    yield from _erofs_needs(settings, using_handlers, runtime, facts)
+
+
+def _erofs_needs(
+    settings: Settings, using_handlers: tuple[Handler, ...], runtime: RuntimeFacts, facts: SnapshotterFacts
+) -> Iterator[Finding]:
+    """Yield the findings about what erofs needs on the node; if it is set up, about its programs too."""
+    version = runtime.runtime.version
+    if not version.at_least(2, 2):
+        yield Finding(
+            "erofs",
+            "fail",
+            f"the snapshotter erofs needs containerd 2.2 or later, and this node runs {version}",
+            f"upgrade containerd, or remove {EROFS} from the shims and from snapshotter.setup",
+        )
+        return
+    if not mapping.is_managed(settings, EROFS):
+        return
+    go = [handler for handler in using_handlers if handler.shim.runtime == "go"]
+    if go and mapping.merges_layers(settings):
+        yield Finding(
+            "erofs",
+            "fail",
+            f"Kata's Go runtime cannot mount merged erofs layers, and it runs {_handler_names([go])}",
+            "set snapshotter.erofsMergeMode: unmerged, or use the runtime-rs variants of these shims",
+        )
     yield _mkfs(facts)
     if facts.offline:
         yield Finding("erofs", "skip", "offline: the running kernel is not that of the node")
         return
     yield _kernel(facts)
-    if wanted.erofs_dmverity:
+    if settings.snapshotter.erofs_dmverity:
         yield _dm_verity(runtime, facts)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from kata_node.checks import paths, snapshotters
 from kata_node.checks.facts import HostCheckFacts
-from kata_node.errors import KataNodeError, SystemdError
+from kata_node.checks.served import served_settings
+from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
 from kata_node.host.machine_id import is_same_machine_id
 from kata_node.host.write_access import WriteAccess
 from kata_node.payload import layout
@@ -33,16 +34,22 @@ def all_findings(settings: Settings, facts: HostCheckFacts, receipt: Receipt) ->
     return tuple(_iterate_findings(settings, facts, receipt))
 
 
-def _iterate_findings(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Iterator[Finding]:
+def _iterate_findings(asked: Settings, facts: HostCheckFacts, receipt: Receipt) -> Iterator[Finding]:
+    settings = asked
+    placed: Collection[str] | None = receipt.artifacts.files if receipt.artifacts else None
+    if isinstance(facts.artifacts, ArtifactFacts) and facts.artifacts.desired_files is not None:
+        settings = facts.artifacts.settings or asked
+        placed = facts.artifacts.desired_files
+    if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
+        settings = served_settings(settings, facts.runtime, facts.snapshotters, placed)
     yield _settings(settings)
+    yield from _left_out(asked, settings)
     yield _payload(settings, facts)
     yield from _kata_configuration(facts)
     yield _machine_id(facts)
     yield from _runtime(settings, facts, receipt)
     if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
-        placed = receipt.artifacts.files if receipt.artifacts else None
-        known = facts.artifacts.desired_files if isinstance(facts.artifacts, ArtifactFacts) else None
-        yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, known or placed)
+        yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, placed)
     yield _ownership(facts)
     yield from paths.checks(settings, facts)
     yield from _space(settings, facts)
@@ -65,6 +72,16 @@ def _settings(settings: Settings) -> Finding:
         )
     skipped = "".join(f"; skipped on this node: {name} ({why})" for name, why in settings.skipped)
     return Finding("settings", "pass", f"handlers on {settings.arch}: {names}{skipped}")
+
+
+def _left_out(asked: Settings, served: Settings) -> Iterator[Finding]:
+    if sentences := served.left_out_since(asked):
+        yield Finding(
+            "left-out",
+            "warn",
+            "; ".join(sentences),
+            "set shims.<shim>.enabled: false for these shims, or true to make host-check fail without them",
+        )
 
 
 def _payload(settings: Settings, facts: HostCheckFacts) -> Finding:
@@ -279,6 +296,7 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
             f"/dev/kvm does not exist, and these shims need it: {', '.join(local)}",
             "load the kernel module kvm_intel or kvm_amd; if the node is a VM, enable nested virtualization; "
             "or enable only the shim remote",
+            unfit=True,
         )
     if local and machine.virtualization:
         yield Finding("cpu", "pass", "the CPU has virtualization extensions")
@@ -343,4 +361,5 @@ def _selinux(state: str) -> Finding:
 def _failed_finding(name: str, error: KataNodeError, *, permanent: bool | None = None) -> Finding:
     reason = f"{error.where}: {error.what}" if error.where else error.what
     is_permanent = error.exit_code in (2, 3) if permanent is None else permanent
-    return Finding(name, "fail", reason, error.hint, permanent=is_permanent)
+    unfit = isinstance(error, UnfitNodeError)
+    return Finding(name, "fail", reason, error.hint, permanent=is_permanent, unfit=unfit)

@@ -28,6 +28,8 @@ from kata_node.cli.options import (
     LogLevel,
     Output,
     StageName,
+    UnfitNodes,
+    UnfitPolicy,
 )
 from kata_node.cli.output import (
     PROGRAM_NAME,
@@ -72,6 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 payload_app = typer.Typer(help="Prepare the Kata files for the installation.", rich_markup_mode=None)
+values_app = typer.Typer(help="Check or convert a values file of the Helm chart.", rich_markup_mode=None)
 
 
 class Direction(StrEnum):
@@ -228,6 +231,7 @@ def daemon(
     daemonset: DaemonSet = "",
     daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
     listen: Listen = DEFAULT_LISTEN,
+    unfit_nodes: UnfitNodes = UnfitPolicy.REPORT,
 ) -> int:
     """Run in the pod of a DaemonSet: install, wait, revert at the end.
 
@@ -241,7 +245,8 @@ def daemon(
     check_host_root(common)
     check_rights(common, INSTALL)
     daemon_options = {"daemonset": daemonset, "daemonset_timeout": daemonset_timeout}
-    cli_daemon.exec_daemon(common, listen, daemon_options)
+    ready = unfit_nodes is UnfitPolicy.REPORT
+    cli_daemon.exec_daemon(common, listen, daemon_options, unfit_is_ready=ready)
 
 
 @command(app, "wanted", "offline", "node_name", "output", "log_level", "termination_log", hidden=True)
@@ -275,10 +280,45 @@ def payload_index(
     return 0
 
 
+app.add_typer(values_app, name="values")
+
+ValuesFile = Annotated[Path, typer.Argument(metavar="FILE", help="The values file of the Helm chart (YAML).")]
+
+
+@command(values_app, "check", "output", "log_level")
+def values_check(common: Common, file: ValuesFile) -> int:
+    """Show what the chart and the nodes say of a values file, for each architecture, without a cluster.
+
+    Exit code: 0 if helm and the nodes accept it, 2 if it has an error.
+    """
+    from kata_node.cli import values
+
+    return values.check_file(file, common.output)
+
+
+@command(values_app, "convert", "output", "log_level")
+def values_convert(
+    common: Common,
+    file: ValuesFile,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FILE", help="Write the result to this file. It may be the same."),
+    ] = None,
+) -> int:
+    """Replace the keys of older charts in a values file, and show the change as a diff. Comments stay."""
+    from kata_node.cli import values
+
+    return values.convert_file(file, write, common.output)
+
+
 def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_planned: int = 0) -> int:
     from kata_node import pipeline
+    from kata_node.cli.unfit import leave_to_claim, unfitness
     from kata_node.cluster import events
+    from kata_node.cluster.labelling import mark_unfit
     from kata_node.plan import report
+    from kata_node.plan.context import StageContext
+    from kata_node.plan.receipt import Receipt
 
     check_host_root(common)
     check_rights(common, names)
@@ -297,19 +337,37 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
     with open_tools(common) as clients:
         has_host_root = not pipeline.READ_ONLY_STAGES.issuperset(names)
         settings = settings_of(common)
+        if common.reports is not None and names == (StageName.LABEL,):
+            # This container cannot read the receipt, which says what the stage cri left out.
+            cri = report.read_shared_reports(common.reports, (StageName.CRI,))
+            absent = {name for each in cri for name in each.left_out} - settings.named
+            settings = settings.without(dict.fromkeys(absent, "is left out on this node"))
         options = dataclasses.replace(options_of(common), has_host_root=has_host_root)
+        receipt = Receipt(settings.instance, settings.install_dir, __version__)
+        context = StageContext(settings, receipt, clients, options)
         reporter = os.uname().nodename
         recorder = events.EventRecorder(
             clients, common.node_name, settings.instance, reporter, common.reports
         )
         run = pipeline.Run(settings, options, clients, common.lock_timeout, common.dry_run, report_stage)
-        reports = pipeline.run(modules, run)
+        unfit = unfitness(common, names, settings)
+        if unfit is not None:
+            reports = [report.StageReport(StageName.HOST_CHECK, "failed", unfit.what, error=unfit)]
+            report_stage(reports[0])
+        else:
+            reports = pipeline.run(modules, run)
+        found_unfit = any(done.error and done.error.unfit for done in reports)
+        if found_unfit and StageName.CLAIM in names and not (common.dry_run or common.offline):
+            mark_unfit(context, settings.instance)
     failed = next((done for done in reports if done.error), None)
     if common.output is Output.JSON:
         with signals.held():  # half a document would be of no use
             print_json_result(report.to_json(reports))
         if failed and failed.error:
             print_error(f"error: {failed.stage}: {failed.error}")
+    if failed and (told_later := leave_to_claim(common, names, reports)):
+        log.info("%s", told_later)
+        return 0
     if failed:
         return failed.exit_code
     return exit_code_if_planned if any(done.outcome == "planned" for done in reports) else 0

@@ -54,12 +54,20 @@ def check(common: Common, name: str) -> None:
             )
 
 
-def exec_daemon(common: Common, listen: str, daemon_options: Mapping[str, Any]) -> NoReturn:
+def exec_daemon(
+    common: Common, listen: str, daemon_options: Mapping[str, Any], *, unfit_is_ready: bool
+) -> NoReturn:
     """Replace this process with the daemon. ``daemon_options`` are those that only its commands have."""
     listener = health.listen(listen)
     daemon.block_signals()
     termination_log_path = str(common.termination_log)
-    command = daemon.daemon_command(listener, common.log_level, termination_log_path, fallback_env(common))
+    command = daemon.daemon_command(
+        listener,
+        common.log_level,
+        termination_log_path,
+        fallback_env(common),
+        unfit_is_ready=unfit_is_ready,
+    )
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

@@ -39,6 +39,13 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class UnfitPolicy(StrEnum):
+    """What a node that cannot run Kata means for the pod of a DaemonSet."""
+
+    REPORT = "report"
+    FAIL = "fail"
+
+
 class StageName(StrEnum):
     """The stages that ``stage`` can run."""
 
@@ -221,6 +228,10 @@ DaemonSet = Annotated[
 ]
 DaemonSetTimeout = Annotated[
     float, _seconds_option("daemonset-timeout", "How long to ask the API server for the DaemonSet.", least=1)
+]
+UnfitNodes = Annotated[
+    UnfitPolicy,
+    _option("unfit-nodes", "report|fail", "Whether the pod of a node that cannot run Kata is ready: report."),
 ]
 """These options belong only to the commands that the pod of a DaemonSet runs."""
 

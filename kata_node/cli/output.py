@@ -6,6 +6,9 @@ even when the command fails before the first stage::
     {"outcome": "ok" or "failed",
      "error": {"what", "where", "hint", "exit_code"},                      if it failed
      "stages": [...] or "installations": [...] or "manifest": "PATH"}      depending on the command
+    {..., "findings": [{"level": "error" or "note", "source": "chart" or "node", "what", "arches": [...]}],
+     "shims": {ARCH: [...]}, "skipped": {ARCH: {SHIM: REASON}}}            values check
+    {..., "diff", "notes": [...], "values": "the converted file"}          values convert
 
 stderr carries the log, and every error that is not in the text on stdout. The pod's termination message
 carries the error too, because operators read it first.

@@ -62,7 +62,10 @@ def _failed(report: StageReport, instance: str) -> Event:
     place = f" ({error.where})" if error.where else ""
     hint = f"; {error.hint}" if error.hint else ""
     message = f"{instance}: {report.stage}: {error.what}{place}{hint}"
-    return events.failure_event(message, removing=report.stage in _REVERT_STAGES, exit_code=error.exit_code)
+    removing = report.stage in _REVERT_STAGES
+    if error.unfit and not removing:
+        return Event("Warning", "KataNodeUnfit", message)
+    return events.failure_event(message, removing=removing, exit_code=error.exit_code)
 
 
 @dataclass

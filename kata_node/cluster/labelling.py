@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kata_node.cluster import labels, taints
-from kata_node.cluster.facts import LabelFacts
+from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labels import Goal
+from kata_node.errors import KataNodeError
 from kata_node.kube.node import check_host, check_machine_id
 from kata_node.plan.actions import Clients
+from kata_node.plan.context import StageContext
+
+log = logging.getLogger(__name__)
 
 TAINT_REMOVAL_TIMEOUT = 60.0
 """Seconds that the removal of a startup taint may take. The API server has just answered, so it is short."""
@@ -34,7 +39,7 @@ def plan_labels(
         check_machine_id(facts.node, facts.expected_machine_id)
         check_host(facts.node, facts.host_machine_id)
         current_labels = facts.node.labels
-    elif goal in ("claimed", "served"):
+    elif goal in ("claimed", "served", "unfit"):
         current_labels = {}
     else:  # the Node is missing at the moment: assume every label that it can have
         current_labels = dict.fromkeys(
@@ -57,6 +62,18 @@ def plan_labels(
             handlers,
         ),
     )
+
+
+def mark_unfit(context: StageContext, instance: str) -> None:
+    """Set the labels of a Node that cannot run Kata. A failure is only logged, and changes no result."""
+    try:
+        facts = gather_facts(context)
+        if facts.name:
+            for action in plan_labels(facts, instance, "unfit", stable_for=0):
+                log.info("%s", action.describe())
+                action.apply(context.clients)
+    except KataNodeError as error:
+        log.warning("cannot set the label %s: %s", labels.installation_label(instance), error)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Compute the changes of a Node's labels for each goal of an installation. Pure.
 
-The labels of an installation pass through four goals:
+The labels of an installation pass through these goals:
 
 - ``claimed``: ``false``, before the first change of the node. Files may be there; no pod is scheduled.
 - ``served``: ``true``, when the runtime serves the handlers.
 - ``withdrawn``: ``false``, before the revert.
 - ``released``: removed, when nothing of the installation is left on the node.
+- ``unfit``: the installation label is ``unfit``, when the node cannot run Kata because of what it is.
 
 An install or revert that did not finish can therefore be found by its label.
 
@@ -27,8 +28,9 @@ INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
 
 SERVING = "true"
 CLAIMED = "false"
+UNFIT = "unfit"
 
-Goal = Literal["claimed", "served", "withdrawn", "released"]
+Goal = Literal["claimed", "served", "withdrawn", "released", "unfit"]
 Changes = dict[str, str | None]
 
 
@@ -57,6 +59,18 @@ def claimed(labels: Mapping[str, str], instance: str) -> Changes:
         for key in (SHARED_LABEL, installation_label(instance))
         if labels.get(key) not in (SERVING, CLAIMED)
     }
+
+
+def unfit(labels: Mapping[str, str], instance: str) -> Changes:
+    """Return the changes that say that the Node cannot run Kata.
+
+    An installation label that is ``true`` stays, because the node still serves an earlier installation. The
+    shared label is added if it is missing, so that an uninstall finds the Node and removes both labels.
+    """
+    own = installation_label(instance)
+    if labels.get(own) in (SERVING, UNFIT):
+        return {}
+    return {own: UNFIT} if SHARED_LABEL in labels else {SHARED_LABEL: CLAIMED, own: UNFIT}
 
 
 def served(labels: Mapping[str, str], instance: str) -> Changes:
@@ -99,5 +113,6 @@ CHANGES: Mapping[Goal, Callable[[Mapping[str, str], str], Changes]] = {
     "served": served,
     "withdrawn": withdrawn,
     "released": released,
+    "unfit": unfit,
 }
 """The function for each goal."""

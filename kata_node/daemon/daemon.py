@@ -96,7 +96,8 @@ class Daemon:
 
     ``program`` is the command of the children, without the subcommand. A child writes its error to the
     file ``termination_log``, if that file exists. ``fallback_env`` has the variables for a revert when the
-    settings are wrong; when it is empty, such a revert fails.
+    settings are wrong; when it is empty, such a revert fails. ``unfit_is_ready`` says whether the pod is
+    ready on a node that cannot run Kata.
     """
 
     def __init__(
@@ -106,10 +107,13 @@ class Daemon:
         listener: socket.socket,
         fallback_env: Mapping[str, str],
         pauses: RetryDelays | None = None,
+        *,
+        unfit_is_ready: bool = False,
     ) -> None:
         self._program = program
         self._termination_log = termination_log
         self._fallback_env = fallback_env
+        self._unfit_is_ready = unfit_is_ready
         self._pauses = pauses or RetryDelays()
         self._state = HealthState(False, "starting")
         self._children: dict[int, ChildProcess] = {}
@@ -149,6 +153,11 @@ class Daemon:
         elif child.code is not None:
             # The pod stays: an older installation may be on the node, and this pod has to revert it.
             why = self._failure_reason(child)
+            if child.code == UNFIT and self._is_unfit():
+                # A pod that is never ready would block every rolling update of the DaemonSet.
+                self._set_state(f"unfit: {why}", ready=self._unfit_is_ready)
+                log.warning("this node is unfit, so Kata is not installed: %s", why)
+                return
             self._set_state(f"not installed, no retry: {why}")
             log.error("the install failed; no retry on this node until the pod is replaced: %s", why)
 
@@ -279,6 +288,14 @@ class Daemon:
     def _set_state(self, text: str, *, ready: bool = False) -> None:
         self._state = HealthState(ready, text)
 
+    def _is_unfit(self) -> bool:
+        """Return whether the last install says that this node cannot run Kata because of what it is."""
+        try:
+            with open(self._termination_log, "rb") as file:
+                return json.loads(file.read())["error"]["unfit"] is True
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
     def _failure_reason(self, child: ChildProcess) -> str:
         """Return the error in the termination message of ``child``, or else the meaning of its exit code."""
         try:
@@ -303,7 +320,12 @@ def _times(count: int) -> str:
 
 
 def daemon_command(
-    listener: socket.socket, log_level: str, termination_log: str, fallback_env: Mapping[str, str]
+    listener: socket.socket,
+    log_level: str,
+    termination_log: str,
+    fallback_env: Mapping[str, str],
+    *,
+    unfit_is_ready: bool = False,
 ) -> tuple[str, ...]:
     """Return the command of the daemon, which replaces the process that read the options.
 
@@ -311,7 +333,8 @@ def daemon_command(
     their environment. The command inherits ``listener``.
     """
     listener.set_inheritable(True)
-    arguments = (str(listener.fileno()), log_level, termination_log, json.dumps(fallback_env))
+    unfit = "report" if unfit_is_ready else "fail"
+    arguments = (unfit, str(listener.fileno()), log_level, termination_log, json.dumps(fallback_env))
     return (*_python("kata_node.daemon.daemon"), *arguments)
 
 
@@ -322,13 +345,15 @@ def _python(module: str) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the daemon with the arguments of :func:`daemon_command`, and return the exit code."""
-    descriptor, log_level, termination_log, fallback_env = arguments
+    unfit, descriptor, log_level, termination_log, fallback_env = arguments
     block_signals()
     logs.configure_logging(log_level)
     listener = socket.socket(fileno=int(descriptor))
     listener.set_inheritable(False)
     try:
-        return Daemon(_python("kata_node"), termination_log, listener, json.loads(fallback_env)).run()
+        program, ready = _python("kata_node"), unfit == "report"
+        fallback = json.loads(fallback_env)
+        return Daemon(program, termination_log, listener, fallback, unfit_is_ready=ready).run()
     except KataNodeError as error:
         log.error("%s", error)
         return error.exit_code

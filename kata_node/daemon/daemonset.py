@@ -6,11 +6,11 @@ drain, a shutdown of the node and a rolling restart do not mean that Kata should
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Labels = Mapping[str, str]
+from kata_node.kube.node_affinity import Labels, any_term_matches, features_are_missing
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ def still_wanted(
     """Return whether ``daemonset`` selects the Node ``node``.
 
     ``daemonset`` is an object of apps/v1, or ``None`` if it does not exist. ``labels`` returns the labels of
-    the Node; it is called only if the decision depends on them. An unknown requirement counts as met, because
-    a needless revert does more harm than a needless installation.
+    the Node; it is called only if the decision depends on them. An unknown requirement counts as met, and so
+    does an affinity to labels that node-feature-discovery has not set yet, because a needless revert does
+    more harm than a needless installation.
     """
     if daemonset is None:
         return WantedResult(False, "the DaemonSet is gone", permanent=True)
@@ -60,48 +61,5 @@ def _affinity_matches(pod: Mapping[str, Any], node: str, labels: Labels) -> bool
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     if required is None:
         return True
-    return any(_term_matches(term, node, labels) for term in required.get("nodeSelectorTerms") or ())
-
-
-def _term_matches(term: Mapping[str, Any], node: str, labels: Labels) -> bool:
-    """Return whether the node meets all requirements of a term. An empty term matches no node."""
-    by_label, by_field = term.get("matchExpressions") or (), term.get("matchFields") or ()
-    if not by_label and not by_field:
-        return False
-    # metadata.name is the only field that Kubernetes supports here.
-    return _requirements_match(by_label, labels) and _requirements_match(by_field, {"metadata.name": node})
-
-
-def _requirements_match(requirements: Sequence[Mapping[str, Any]], labels: Labels) -> bool:
-    return all(
-        # An unknown operator of a newer Kubernetes counts as met.
-        OPERATORS.get(each["operator"], _always_matches)(labels.get(each["key"]), each.get("values") or ())
-        for each in requirements
-    )
-
-
-def _always_matches(_value: str | None, _values: Sequence[str]) -> bool:
-    return True
-
-
-def _compares(value: str | None, values: Sequence[str], *, sign: int) -> bool:
-    """Return whether ``value`` is above (``sign`` 1) or below (-1) the single integer in ``values``.
-
-    It is false when either of them is not an integer.
-    """
-    try:
-        (limit,) = values
-        return value is not None and (int(value) - int(limit)) * sign > 0
-    except ValueError:
-        return False
-
-
-OPERATORS: Mapping[str, Callable[[str | None, Sequence[str]], bool]] = {
-    "In": lambda value, values: value is not None and value in values,
-    "NotIn": lambda value, values: value is None or value not in values,
-    "Exists": lambda value, _: value is not None,
-    "DoesNotExist": lambda value, _: value is None,
-    "Gt": lambda value, values: _compares(value, values, sign=1),
-    "Lt": lambda value, values: _compares(value, values, sign=-1),
-}
-"""Each operator of the API as a function of a label's value (``None`` if it is missing) and the values."""
+    terms = required.get("nodeSelectorTerms")
+    return any_term_matches(terms, node, labels) or features_are_missing(terms, node, labels)

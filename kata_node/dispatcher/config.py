@@ -13,9 +13,12 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
     selection:
       nodes: [worker-1, worker-2]    # names of Nodes; if empty, labelSelector applies
       labelSelector: "a=b,!c"        # if empty as well, all Nodes are selected
+      nodeSelectorTerms: [...]       # terms of a node affinity; one of them must match, too
     parallelism: 100                 # maximum number of running Jobs
     waitForNodesSeconds: 0           # maximum wait until the set of eligible nodes is stable; an empty set
                                      # at the end is an error
+    nodeSettleSeconds: 15            # how long the set must stay unchanged. For named nodes there is no such
+                                     # wait; the run begins when all of them exist
     mark: kata-deploy.katacontainers.io/default    # the installation label
     skipServing: false               # skip nodes with the installation label "true", and run the Job on all
                                      # other nodes even if it succeeded before; for the reconciling CronJob
@@ -31,6 +34,8 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
                                      # Default: 10%, because a large cluster always has some nodes that are
                                      # down; 0 for a cleanup, because no later run cleans them; 100% with
                                      # skipServing, because the CronJob runs again
+    unfitNodes: report               # `fail`: a node that cannot run Kata counts as failed. A named node
+                                     # always does
     events: false                    # also record failures as Events on the Node; needs the right to create
                                      # events in the namespace default
     templates:                       # one per container runtime; a Node names its runtime in
@@ -40,7 +45,8 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
       namePrefix: kata-deploy-removed    # label but are no longer selected; they run after all other nodes
       templates: [...]
 
-Instead of ``templates``, ``template: {...}`` gives one Job for all nodes, whatever their runtime is.
+Instead of ``templates``, ``template: {...}`` gives one Job for all nodes, whatever their runtime is. The Jobs
+of named nodes tolerate every taint, in addition to the tolerations of the template.
 
 The dispatcher sets the name, namespace, labels and owner of a Job and its ``spec.template.spec.nodeName``. In
 every string of the template it replaces ``@NODE_NAME@``, ``@NODE_UID@``, ``@MACHINE_ID@`` (the ``machineID``
@@ -55,9 +61,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from kata_node.dispatcher.affinity import LABEL_KEY, read_terms
 from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX, NODE_KEY, Action
 from kata_node.dispatcher.template import Template, Templates
 from kata_node.errors import SettingsError
+from kata_node.kube.node_affinity import Term
 from kata_node.settings.config_file import read_config_file
 from kata_node.settings.values import (
     ValuesReader,
@@ -71,6 +79,8 @@ __all__ = ["Config", "DeselectedNodesConfig", "IntOrPercent", "load"]
 
 PREFIX_LIMIT = 40
 DEFAULT_PARALLELISM = 100
+DEFAULT_NODE_SETTLE = 15
+"""Seconds. Labels arrive node by node."""
 DEFAULT_WAIT_FOR_READY = 120
 """Seconds. A node needs less to boot or to restart its runtime."""
 
@@ -78,7 +88,6 @@ RUNTIMES = ("containerd", "cri-o")
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_LABEL = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
@@ -114,12 +123,16 @@ class Config:
     generation: str = ""
     nodes: tuple[str, ...] = ()
     selector: str = ""
+    terms: tuple[Term, ...] = ()
+    """The terms of a node affinity, one of which must match; without any, there is no node affinity."""
     parallelism: int = DEFAULT_PARALLELISM
     wait_for_nodes: int = 0
+    node_settle: int = DEFAULT_NODE_SETTLE
     wait_for_ready: int = DEFAULT_WAIT_FOR_READY
     max_not_ready: IntOrPercent | None = None
     installation_label: str = ""
     skip_serving: bool = False
+    fail_unfit_nodes: bool = False
     events: bool = False
     canary: int = 0
     wave_size: IntOrPercent | None = None
@@ -130,6 +143,11 @@ class Config:
     def installation(self) -> str:
         """The name of the installation, from the installation label: its suffix or ``default``."""
         return self.installation_label.rpartition("/")[2] or "kata"
+
+    @property
+    def unfit_fails(self) -> bool:
+        """Whether a node that cannot run Kata counts as failed."""
+        return self.fail_unfit_nodes or bool(self.nodes)
 
     def max_not_ready_nodes(self, total: int) -> int:
         """Return how many of ``total`` nodes may stay not ready before the run fails."""
@@ -184,11 +202,12 @@ def _read(values: ValuesReader) -> Config:
     with values.section("selection") as selection:
         nodes = selection.text_list("nodes") or ()
         selector = selection.text("labelSelector").strip()
+        terms = read_terms(selection)
     for name in nodes:
         if not _NODE_NAME.fullmatch(name):
             values.add_problem("selection.nodes", f"{describe_value(name)} is not a valid Node name")
     installation_label = values.text("mark")
-    if installation_label and not _LABEL.fullmatch(installation_label):
+    if installation_label and not LABEL_KEY.fullmatch(installation_label):
         values.add_problem("mark", f"{describe_value(installation_label)} is not a valid label key")
     skip_serving = values.flag("skipServing")
     if skip_serving and not installation_label:
@@ -200,6 +219,7 @@ def _read(values: ValuesReader) -> Config:
     removed = _removed(values, action, prefix, installation_label)
     parallelism = values.number("parallelism", DEFAULT_PARALLELISM, least=1)
     wait_for_nodes = values.number("waitForNodesSeconds")
+    node_settle = values.number("nodeSettleSeconds", DEFAULT_NODE_SETTLE)
     wait_for_ready = values.number("waitForReadySeconds", DEFAULT_WAIT_FOR_READY)
     max_not_ready = _int_or_percent(values, "maxNotReady", least=0)
     generation = values.text("generation")
@@ -212,12 +232,15 @@ def _read(values: ValuesReader) -> Config:
         generation=generation,
         nodes=tuple(dict.fromkeys(nodes)),
         selector="" if nodes else selector,
+        terms=() if nodes else terms,
         parallelism=parallelism,
         wait_for_nodes=wait_for_nodes,
+        node_settle=node_settle,
         wait_for_ready=wait_for_ready,
         max_not_ready=max_not_ready,
         installation_label=installation_label,
         skip_serving=skip_serving,
+        fail_unfit_nodes=values.choice("unfitNodes", ("report", "fail")) == "fail",
         events=values.flag("events"),
         canary=canary,
         wave_size=wave_size,
@@ -241,7 +264,7 @@ def _labels(values: ValuesReader) -> dict[str, str]:
     with values.section("labels") as section:
         labels = {name: section.text(name) for name in section.names()}
         for name, value in labels.items():
-            if not _LABEL.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
+            if not LABEL_KEY.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
                 section.add_problem(
                     name, f"{describe_value(value)} is not a valid value, or the key is not a valid label key"
                 )

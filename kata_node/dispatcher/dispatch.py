@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from kata_node.dispatcher.api import ApiClient, RefusedError, is_rbac_denial
 from kata_node.dispatcher.config import Config
-from kata_node.dispatcher.eligibility import unready_result
 from kata_node.dispatcher.failures import NodeProblem, diagnose
 from kata_node.dispatcher.job_watch import JobChange, JobWatch
 from kata_node.dispatcher.kubernetes_objects import Job, JobState
 from kata_node.dispatcher.node_jobs import NodeJobs
-from kata_node.dispatcher.nodes import UNREACHABLE, Nodes
+from kata_node.dispatcher.nodes import Nodes
 from kata_node.dispatcher.progress import duration
+from kata_node.dispatcher.recheck import NodeRecheck
 from kata_node.dispatcher.rollout import Outcome, Rollout, Task
 from kata_node.dispatcher.stuck_pods import StuckPodMonitor
 from kata_node.dispatcher.template import Owner
@@ -71,8 +71,8 @@ class Dispatcher:
         self._job_watch = JobWatch(api, config.namespace, config.job_selector())
         self._node_jobs = NodeJobs(api, config, nodes, owner)
         self._stuck_pods = StuckPodMonitor(self._node_jobs.jobs, config.job_selector(), api.clock)
+        self._recheck = NodeRecheck(config, nodes, self._node_jobs, api.clock, count=len(rollout.tasks))
         self._last_activity = api.clock.now()
-        self._ready_deadline = api.clock.now() + config.wait_for_ready
 
     def run(self) -> None:
         """Follow all nodes until each has a result.
@@ -85,6 +85,7 @@ class Dispatcher:
         # Nodes with a running Job of an earlier run come first, so that these Jobs count for parallelism.
         self._rollout.prioritize(self._node_jobs.busy_nodes())
         self._start_tasks()
+        self._recheck.expire()
         while not self._rollout.is_complete():
             for change in self._job_watch.changes(self._seconds_until_next_check()):
                 self._last_activity = self._clock.now()
@@ -108,7 +109,12 @@ class Dispatcher:
         try:
             if task.action != self._config.action and self._nodes.selects(task.target.name):
                 self._end(task, Outcome.SKIPPED, note="it is selected again")
-            elif not task.unready or self._check_ready(task):
+            elif task.unready and self._is_stopped() and not self._node_jobs.running(task.target.name):
+                note = self._rollout.stopped or "the dispatcher was asked to stop"
+                self._end(task, Outcome.NOT_STARTED, note=note)
+            elif end := self._recheck.check(task):
+                self._end(task, end.outcome, end.problem, note=end.note)
+            elif not task.unready and task.absent_since is None:
                 if end := self._node_jobs.ensure_job(task):
                     self._end(task, end.outcome, end.problem, note=end.note)
                 elif task.uid:
@@ -122,38 +128,12 @@ class Dispatcher:
             if is_rbac_denial(error.failure) or error.failure.status in (401, 404, 422):
                 self._rollout.stop(f"no node can get a Job: {error.what}")
 
+    def _is_stopped(self) -> bool:
+        return bool(self._rollout.stopped) or self._stop.requested
+
     def _needs_polling(self, task: Task) -> bool:
         """Return whether the node waits for something that no watch reports."""
         return bool(task.unready) or (not task.uid and self._node_jobs.has_orphaned_pod(task.target.name))
-
-    def _check_ready(self, task: Task) -> bool:
-        """Return whether a node that was not ready can get its Job now.
-
-        That is so when it is ready, or when its own running Job keeps it from becoming ready.
-        """
-        node = task.target.name
-        if self._node_jobs.running(node) and not task.unready.startswith(UNREACHABLE):
-            task.unready = task.note = ""
-            return True
-        if self._rollout.stopped or self._stop.requested:
-            self._end(
-                task, Outcome.NOT_STARTED, note=self._rollout.stopped or "the dispatcher was asked to stop"
-            )
-            return False
-        now, left = self._clock.now(), self._ready_deadline - self._clock.now()
-        found = self._nodes.reselect(node, self._node_jobs.templates(task))
-        if found.eligible:
-            task.target, task.began = found.eligible[0], now
-            task.unready = task.note = ""
-            return True
-        if ended := unready_result(task.action, found, left, self._config.wait_for_ready):
-            self._end(task, ended.outcome, ended.problem, note=ended.note)
-        else:
-            if not task.note:
-                log.info("%s: waiting until the node is ready, it has the taint %s", node, task.unready)
-            task.note = f"waiting until the node is ready, it has the taint {task.unready}"
-            task.next_node_check = now + min(POLL_INTERVAL, left)
-        return False
 
     # --- handling changes of Jobs -------------------------------------------------------------------
 
@@ -205,7 +185,8 @@ class Dispatcher:
 
     def _handle_failed_job(self, task: Task) -> None:
         if self._nodes.exists(task.target.name):
-            self._end(task, Outcome.FAILED)
+            unfit = task.problem is not None and task.problem.unfit
+            self._end(task, Outcome.UNFIT if unfit else Outcome.FAILED)
             return
         log.info(
             "%s: its Node does not exist, waiting %g s for it to come back",

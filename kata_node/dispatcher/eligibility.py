@@ -43,6 +43,20 @@ def no_template(runtime: str) -> TaskResult:
     return TaskResult(Outcome.FAILED, NodeProblem(what, where=where, hint=hint))
 
 
+def not_labeled() -> TaskResult:
+    """Return the result of a node that has no label of node-feature-discovery yet."""
+    note = (
+        "node-feature-discovery has not labeled it, so it may not be selected; when it has labels, run the "
+        "helm command again"
+    )
+    return TaskResult(Outcome.SKIPPED, note=note)
+
+
+def no_longer_selected() -> TaskResult:
+    """Return the result of a node that the configuration selected at the start of the run and not now."""
+    return TaskResult(Outcome.SKIPPED, note="its labels have changed, and it is no longer selected")
+
+
 def unready_result(action: Action, found: Selection, left: float, waited: float) -> TaskResult | None:
     """Return the result of a node that is not eligible; ``None`` while the dispatcher still waits for it.
 
@@ -64,4 +78,6 @@ def unready_result(action: Action, found: Selection, left: float, waited: float)
             )
         hint = f"run `kubectl describe node {target.name}` to see the cause; {then}"
         return TaskResult(Outcome.NOT_READY, NodeProblem(what, hint=hint))
+    if found.unlabeled:
+        return not_labeled()
     return TaskResult(Outcome.GONE, note="its Node no longer exists")

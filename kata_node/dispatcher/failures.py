@@ -30,6 +30,8 @@ class NodeProblem:
     exit_code: int | None = None
     where: str = ""
     hint: str = ""
+    unfit: bool = False
+    """Whether the node cannot run Kata because of what it is."""
 
     def __str__(self) -> str:
         place = f"{self.stage}: " if self.stage else ""
@@ -41,12 +43,15 @@ class _Error(msgspec.Struct, frozen=True):
     what: str = ""
     where: str = ""
     hint: str = ""
+    unfit: bool = False
 
 
 class _Message(msgspec.Struct, frozen=True):
     """The termination message of a stage, see :func:`kata_node.plan.report.termination_message`."""
 
     summary: str = ""
+    stage: str = ""
+    """The stage that failed. It can be host-check in the container of claim, which has credentials."""
     error: _Error | None = None
 
 
@@ -166,7 +171,12 @@ def _container_problem(pod: Pod, name: str, ended: Terminated) -> NodeProblem:
         message = _Message()
     if message.error and message.error.what:
         return NodeProblem(
-            message.error.what, stage=name, exit_code=code, where=message.error.where, hint=message.error.hint
+            message.error.what,
+            stage=message.stage or name,
+            exit_code=code,
+            where=message.error.where,
+            hint=message.error.hint,
+            unfit=message.error.unfit,
         )
     if message.summary:
         return NodeProblem(message.summary, stage=name, exit_code=code)

@@ -24,6 +24,7 @@ outcome and detail share a row."""
 
 WORST_FIRST = (
     Outcome.FAILED,
+    Outcome.UNFIT,
     Outcome.NOT_READY,
     Outcome.RUNNING,
     Outcome.WAITING,
@@ -61,15 +62,17 @@ def build_result(
     seconds: float,
     requests: Mapping[str, int],
     max_not_ready_nodes: int = 0,
+    unfit_fails: bool = False,
 ) -> Result:
     """Return the result of a run.
 
     ``stopped`` and ``interrupted`` say why it ended early, if it did. Otherwise the run has failed when more
     than ``max_not_ready_nodes`` nodes are not ready, or any other node has an outcome that is not in
-    :data:`kata_node.dispatcher.rollout.SUCCESSFUL_OUTCOMES`.
+    :data:`kata_node.dispatcher.rollout.SUCCESSFUL_OUTCOMES`. With ``unfit_fails``, unfit nodes fail it too.
     """
     not_ready = sum(task.outcome is Outcome.NOT_READY for task in tasks)
-    unsuccessful = sum(task.outcome not in SUCCESSFUL_OUTCOMES for task in tasks)
+    successful = SUCCESSFUL_OUTCOMES - ({Outcome.UNFIT} if unfit_fails else set())
+    unsuccessful = sum(task.outcome not in successful for task in tasks)
     outcome: Literal["ok", "failed", "stopped", "interrupted"] = "ok"
     reason = ""
     if unsuccessful > not_ready:
@@ -107,7 +110,7 @@ def counts(rollout: Rollout, now: float) -> str:
     there = rollout.counts
     ended = sum(there[outcome] for outcome in FINAL_OUTCOMES)
     parts = [f"{ended} of {len(rollout.tasks)} nodes ended"]
-    parts += [f"{there[Outcome.FAILED]} failed"] if there[Outcome.FAILED] else []
+    parts += [f"{there[each]} {each}" for each in (Outcome.FAILED, Outcome.UNFIT) if there[each]]
     parts += [f"{rollout.in_flight} running"]
     left = rollout.estimate_remaining(now)
     # The estimate is 0 when the running nodes already take longer than the mean.
@@ -229,4 +232,6 @@ def _node(task: Task) -> dict[str, Any]:
         node["note"] = task.note
     if task.problem:
         node["error"] = asdict(task.problem)
+        if not task.problem.unfit:
+            del node["error"]["unfit"]
     return node

@@ -23,13 +23,16 @@ class Outcome(StrEnum):
     FAILED = "failed"
     SKIPPED = "skipped"
     GONE = "gone"
+    UNFIT = "unfit"
     NOT_READY = "not ready"
     NOT_STARTED = "not started"
 
 
 FINAL_OUTCOMES = frozenset(Outcome) - {Outcome.WAITING, Outcome.RUNNING}
-SUCCESSFUL_OUTCOMES = frozenset({Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE})
-"""The outcomes that do not make the run fail."""
+SUCCESSFUL_OUTCOMES = frozenset(
+    {Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE, Outcome.UNFIT}
+)
+"""The outcomes that do not make the run fail. A plan can say that unfit nodes do."""
 
 
 @dataclass(slots=True)
@@ -57,6 +60,8 @@ class Task:
     """Time since which its Job has the condition FailureTarget and waits for the end of its Pods."""
     unready: str = ""
     """The temporary taint because of which it has no Job yet."""
+    ready_deadline: float | None = None
+    """Time until which it may be not ready; ``None`` while it is ready."""
     pod_checks: int = 0
     next_pod_check: float = 0.0
     failed_tries: int = 0
@@ -77,6 +82,8 @@ class RolloutPlan:
     canary: int = 0
     wave_size: IntOrPercent | None = None
     max_failures: IntOrPercent | None = None
+    unfit_fails: bool = False
+    """Whether a node that cannot run Kata counts as failed."""
 
 
 def assign_waves(count: int, plan: RolloutPlan) -> list[int]:
@@ -158,7 +165,8 @@ class Rollout:
         if outcome in (Outcome.DONE, Outcome.FAILED):
             self._timed_seconds += task.seconds
             self._timed_tasks += 1
-        if outcome is Outcome.FAILED and task.wave < self._removal_wave:
+        failed = outcome is Outcome.FAILED or (outcome is Outcome.UNFIT and self.plan.unfit_fails)
+        if failed and task.wave < self._removal_wave:
             self._failed += 1
             self._check_failure_limit(canary=bool(self.plan.canary) and task.wave == 0)
 

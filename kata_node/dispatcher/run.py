@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.competing_dispatchers import stop_competing_dispatchers
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.dispatch import Dispatcher
-from kata_node.dispatcher.eligibility import no_template, taint_not_tolerated
+from kata_node.dispatcher.eligibility import no_template, not_labeled, taint_not_tolerated
 from kata_node.dispatcher.events import EventRecorder
 from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.progress import Result, build_result, task_line
 from kata_node.dispatcher.rollout import Outcome, Rollout, RolloutPlan, Task
+from kata_node.dispatcher.settling import settled_selection
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Target, job_name
 from kata_node.errors import KubeError
@@ -31,17 +33,20 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
     :class:`ShutdownRequested` when a shutdown is requested.
     """
     began = api.clock.now()
+    config = _tolerate_all_if_named(config)
     if config.action == "cleanup":
         stop_competing_dispatchers(api, config, owner, reporter)
     nodes = Nodes(api, config)
-    selection = nodes.selection()
+    selection = settled_selection(nodes, config, api)
     tasks = _tasks(config.action, config.name_prefix, selection)
     for task in tasks:
         # A node that does not serve needs a new Job, even if its last Job has succeeded.
         task.rerun = config.skip_serving
     removed, tasks_without_job = _deselected_tasks(config, nodes, selection)
     tasks_without_job = [*_tasks_without_job(config, selection), *tasks_without_job]
-    plan = RolloutPlan(config.parallelism, config.canary, config.wave_size, config.max_failures)
+    plan = RolloutPlan(
+        config.parallelism, config.canary, config.wave_size, config.max_failures, config.unfit_fails
+    )
     rollout = Rollout(tasks, plan, removed)
     _log_plan(config, selection, removed)
     events = EventRecorder(api, config.installation, reporter) if config.events else None
@@ -53,7 +58,8 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
 
     def on_task_change(task: Task) -> None:
         nonlocal stopped
-        level = logging.WARNING if task.outcome in (Outcome.FAILED, Outcome.NOT_READY) else logging.INFO
+        warned = (Outcome.FAILED, Outcome.UNFIT, Outcome.NOT_READY)
+        level = logging.WARNING if task.outcome in warned else logging.INFO
         log.log(level, "%s", task_line(task, rollout, api.clock.now()))
         if stopped != (stopped := rollout.stopped):
             log.warning("the rollout stops, no more nodes are started: %s", stopped)
@@ -78,11 +84,22 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         config.action,
         tasks,
         max_not_ready_nodes=config.max_not_ready_nodes(len(tasks)),
+        unfit_fails=config.unfit_fails,
         stopped=rollout.stopped,
         interrupted=interrupted,
         seconds=api.clock.now() - began,
         requests=api.requests,
     )
+
+
+def _tolerate_all_if_named(config: Config) -> Config:
+    """Return the configuration; if it names nodes, with templates that tolerate every taint.
+
+    A name is an unambiguous choice. The toleration also keeps the Pod on the node when a taint is added.
+    """
+    if not config.nodes:
+        return config
+    return replace(config, templates=config.templates.tolerating_everything())
 
 
 def _tasks(action: Action, prefix: str, found: Selection) -> list[Task]:
@@ -139,9 +156,10 @@ def _tasks_without_job(config: Config, selection: Selection) -> list[Task]:
 
 
 def _ineligible_tasks(action: Action, found: Selection) -> list[Task]:
-    """Return finished tasks for nodes with a permanent taint or without a template."""
+    """Return finished tasks for nodes with a permanent taint, without a template, or not labeled yet."""
     ends = [(target, taint_not_tolerated(taint)) for target, taint in found.tainted]
     ends += [(target, no_template(runtime)) for target, runtime in found.without_template]
+    ends += [(target, not_labeled()) for target in found.unlabeled]
     return [
         Task(target, action, "", outcome=end.outcome, problem=end.problem, note=end.note)
         for target, end in ends
@@ -159,6 +177,8 @@ def _log_plan(config: Config, selection: Selection, removed: Sequence[Task]) -> 
         log.info("%s: skipped, its taint %s is not tolerated", target.name, taint)
     for target, taint in selection.unready:
         log.info("%s: not ready, it has the taint %s; it gets its Job last", target.name, taint)
+    for target in selection.unlabeled:
+        log.warning("%s: skipped, node-feature-discovery has not labeled it", target.name)
     for target, runtime in selection.without_template:
         log.warning("%s: %s", target.name, no_template(runtime).problem)
     if selection.missing:

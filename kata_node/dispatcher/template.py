@@ -92,6 +92,13 @@ class Template:
         pod = _submapping(self._manifest, "spec", "template", "spec")
         return msgspec.convert(pod.get("tolerations") or [], tuple[Toleration, ...])
 
+    def tolerating_everything(self) -> Template:
+        """Return the template with a toleration of every taint, in addition to its own."""
+        manifest = msgspec.json.decode(self._text)
+        pod = manifest["spec"]["template"]["spec"]
+        pod["tolerations"] = [*(pod.get("tolerations") or []), {"operator": "Exists"}]
+        return Template(manifest)
+
     @property
     def deadline(self) -> float | None:
         """``activeDeadlineSeconds`` of the Job; ``None`` when it is not set."""
@@ -177,6 +184,13 @@ class Templates:
     def find(self, target: Target) -> Template | None:
         """Return the template for a Node; ``None`` when there is none for its runtime."""
         return self.common or self.by_runtime.get(target.runtime)
+
+    def tolerating_everything(self) -> Templates:
+        """Return the templates, each with a toleration of every taint."""
+        return Templates(
+            self.common and self.common.tolerating_everything(),
+            {runtime: each.tolerating_everything() for runtime, each in self.by_runtime.items()},
+        )
 
 
 def owner_reference(owner: Owner) -> dict[str, object]:

@@ -16,6 +16,7 @@ from kata_node import __version__
 from kata_node.host.files import Root, missing_dirs
 from kata_node.host.ownership import Untrusted, is_trusted_owner
 from kata_node.kata import drop_ins
+from kata_node.payload import offer
 from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout
 from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
@@ -57,6 +58,8 @@ class ArtifactFacts:
     These are the install dir and its parents, as far as they are missing now or another kata-node
     installation created them.
     """
+    settings: Settings | None = None
+    """The settings with the shims that the payload has; ``None`` if the payload was not read."""
     release: str = ""
     drop_in_warnings: tuple[str, ...] = ()
     """Sentences about drop-in settings that are valid but probably have no effect."""
@@ -72,7 +75,8 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     from kata_node.payload import index
     from kata_node.payload.manifest import select
 
-    settings, root = context.settings, context.clients.root
+    root = context.clients.root
+    settings = context.settings
     placed = context.receipt.artifacts
     fingerprint = index.fingerprint(context.options.payload)
     inputs = _inputs(fingerprint, settings)
@@ -87,8 +91,10 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
                 inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
             )
     payload = index.load(context.options.payload)
+    settings = offer.with_payload(settings, payload.manifest)
+    components = offer.required_components(settings, payload.manifest)
     shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
-    entries = select(payload.manifest, shims.values(), settings.arch, mapping.required_components(settings))
+    entries = select(payload.manifest, shims.values(), settings.arch, components)
     desired_files = layout(entries, settings)
     known = placed.files if placed else {}
     observed_files = observe_files(root, settings.install_dir, {**desired_files, **known})
@@ -112,6 +118,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
             (path for path, desired in desired_files.items() if desired.kind == "dir"),
         ),
         _dirs_to_remove_at_revert(root, settings.install_dir),
+        settings,
         payload.manifest.release,
         kata_warnings(entries, settings, desired_files),
         lambda: payload,

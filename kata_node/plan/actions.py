@@ -82,6 +82,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     blocking_pods: BlockingPods | None = None
     """Pods on handlers that the plan removes. As long as there are any, no action is applied."""
+    left_out: tuple[str, ...] = ()
+    """The shims that the settings enable and this node does not get."""
     pods_unknown: bool = False
     """Whether the runtime did not answer which pods run, so there can be blocking pods."""
     is_forecast: bool = False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from kata_node.errors import KataNodeError
+from kata_node.errors import KataNodeError, UnfitNodeError
 
 FindingStatus = Literal["pass", "warn", "fail", "skip"]
 Outcome = Literal["done", "skipped", "planned", "failed"]
@@ -37,6 +37,8 @@ class Finding:
     reason: str
     remedy: str = ""
     permanent: bool = True
+    unfit: bool = False
+    """Whether a failure says that the node cannot run Kata because of what it is."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,18 @@ class Problem:
     where: str
     hint: str
     exit_code: int
+    unfit: bool = False
+    """Whether the node cannot run Kata because of what it is, see :class:`UnfitNodeError`."""
 
     @classmethod
     def from_error(cls, error: KataNodeError) -> Problem:
         """Return the error as data."""
-        return cls(error.what, error.where, error.hint, error.exit_code)
+        return cls(error.what, error.where, error.hint, error.exit_code, isinstance(error, UnfitNodeError))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the error as a JSON object. It has the key ``unfit`` only if that is true."""
+        fields = dataclasses.asdict(self)
+        return fields if self.unfit else {key: value for key, value in fields.items() if key != "unfit"}
 
     def __str__(self) -> str:
         return str(KataNodeError(self.what, where=self.where, hint=self.hint))
@@ -67,6 +76,8 @@ class StageReport:
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     checks: tuple[Finding, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """The shims that the settings enable and this node does not get."""
     diff: str = ""
     seconds: float = 0.0
     error: Problem | None = None
@@ -80,18 +91,24 @@ class StageReport:
 def to_json(reports: Sequence[StageReport]) -> dict[str, Any]:
     """Return the JSON document for ``reports``; the first error is also at its top level."""
     error = next((report.error for report in reports if report.error), None)
-    stages = [_drop_empty_fields(dataclasses.asdict(report)) for report in reports]
+    stages = [_stage_document(report) for report in reports]
     return (failure_document(error) if error else {"outcome": "ok"}) | {"stages": stages}
 
 
 def failure_document(error: Problem) -> dict[str, Any]:
     """Return the JSON document of a command that failed."""
-    return {"outcome": "failed", "error": dataclasses.asdict(error)}
+    return {"outcome": "failed", "error": error.to_json()}
 
 
-def _drop_empty_fields(data: dict[str, Any]) -> dict[str, Any]:
+def _stage_document(report: StageReport) -> dict[str, Any]:
+    data = dataclasses.asdict(report)
+    if report.error:
+        data["error"] = report.error.to_json()
+    data["checks"] = tuple(
+        {key: value for key, value in check.items() if key != "unfit" or value} for check in data["checks"]
+    )
     fields = {key: value for key, value in data.items() if value not in ((), "", None)}
-    return fields | {"seconds": round(data["seconds"], 3)}
+    return fields | {"seconds": round(report.seconds, 3)}
 
 
 def to_text(report: StageReport, *, diffs: bool) -> str:
@@ -154,19 +171,41 @@ def read_shared_reports(directory: Path, stages: Sequence[str]) -> list[StageRep
     return [report for report in found if report is not None]
 
 
-def _read_shared_report(path: Path, stage: str) -> StageReport | None:
+def read_unfit(directory: Path) -> Problem | None:
+    """Return the error of the shared report of host-check, if it says that the node is unfit."""
+    document = _read_document(directory / "host-check.json")
+    error = document.get("error") if document else None
+    if not isinstance(error, dict) or error.get("unfit") is not True:
+        return None
+    what, where, hint = (str(error.get(key, "")) for key in ("what", "where", "hint"))
+    return Problem(what, where, hint, UnfitNodeError.exit_code, unfit=True)
+
+
+def _read_document(path: Path) -> dict[str, Any] | None:
     try:
         # Another container can put anything here: do not follow a symlink, and do not block on a FIFO.
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
             document = json.loads(file.read(REPORT_SIZE_LIMIT))
+        return document if isinstance(document, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
+        log.debug("%s is not a stage report: %s", path, error)
+        return None
+
+
+def _read_shared_report(path: Path, stage: str) -> StageReport | None:
+    document = _read_document(path)
+    if document is None:
+        return None
+    try:
         outcome = document["outcome"]
         if outcome not in get_args(Outcome):
             return None
         notes = tuple(map(str, document.get("notes", ())))
-        return StageReport(stage, outcome, str(document["summary"]), notes=notes)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        left_out = tuple(map(str, document.get("left_out", ())))
+        return StageReport(stage, outcome, str(document["summary"]), notes=notes, left_out=left_out)
+    except (LookupError, TypeError, ValueError) as error:
         log.debug("%s is not a stage report: %s", path, error)
         return None
 
@@ -182,7 +221,9 @@ def termination_message(report: StageReport) -> bytes:
         "summary": report.summary,
     }
     if report.error:
-        message["error"] = dataclasses.asdict(report.error)
+        message["error"] = report.error.to_json()
+    if report.left_out:
+        message["left_out"] = list(report.left_out)
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed

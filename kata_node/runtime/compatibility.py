@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kata_node import versions
-from kata_node.errors import IneligibleNodeError
+from kata_node.errors import IneligibleNodeError, UnfitNodeError
 from kata_node.runtime.model.distributions import distribution_runtime_of_unit, wrong_distribution_error
 from kata_node.settings.handlers import handlers
 
@@ -20,7 +20,7 @@ def incompatibility(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -
     """Return why the settings cannot be carried out with this runtime, or ``None``."""
     runtime, distribution_runtime = facts.runtime, facts.distribution_runtime
     if reason := versions.unsupported_reason(runtime):
-        return IneligibleNodeError(
+        return UnfitNodeError(
             reason, hint="use a kata-node release that supports this runtime, or another node"
         )
     if error := wrong_distribution_error(settings, distribution_runtime, facts.unit):
@@ -81,7 +81,7 @@ def _built_in_handlers(settings: Settings, facts: RuntimeFacts, receipt: Receipt
     Handlers of shims are not checked: no runtime has them built in.
     """
     known = receipt.cri.possibly_loaded_handlers if receipt.cri else ()
-    names = [handler.name for handler in handlers(settings) if handler.key.startswith("customRuntimes.")]
+    names = [handler.name for handler in handlers(settings) if handler.is_custom]
     asked = set(names).intersection(facts.handlers or ()).difference(known)
     if not asked:
         return []

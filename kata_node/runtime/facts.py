@@ -43,6 +43,7 @@ from kata_node.versions import Runtime
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
+    from kata_node.settings.model import Settings
 
 LIST_TIMEOUT = 30.0  # seconds to list the pods of a node, at most some hundreds
 
@@ -89,6 +90,8 @@ class RuntimeFacts:
     """Files that an interrupted run left a reserve of (see ``host.reserve``)."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(path, sha256 of the content that another installation last wrote there) -> its name."""
+    settings: Settings | None = None
+    """The settings without the shims that this node cannot serve; ``None`` if it can serve all."""
 
     @property
     def contents(self) -> dict[str, bytes]:

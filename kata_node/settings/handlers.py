@@ -39,6 +39,11 @@ class Handler:
     """Globs of the pod annotations that containerd passes to the shim."""
 
     @property
+    def is_custom(self) -> bool:
+        """Whether this is the handler of a custom runtime."""
+        return self.key.startswith("customRuntimes.")
+
+    @property
     def own_config(self) -> str:
         """The path of the handler's Kata configuration. Kata also reads ``config.d`` beside it."""
         return f"{self.own_dir}/configuration-{self.shim.name}.toml"
@@ -61,6 +66,11 @@ def handlers(settings: Settings) -> tuple[Handler, ...]:
 def handler_names(settings: Settings) -> tuple[str, ...]:
     """Return the names of all handlers of the installation."""
     return tuple(handler.name for handler in handlers(settings))
+
+
+def is_asked_for(settings: Settings, handler: Handler) -> bool:
+    """Return whether ``handler`` is asked for by name, so that no stage leaves it out."""
+    return handler.is_custom or handler.shim.name in settings.named
 
 
 def _shim_handlers(settings: Settings) -> Iterator[Handler]:

@@ -7,13 +7,15 @@ key, and reports all problems in one error.
 Which shims are enabled:
 
 - A shim below ``shims`` is enabled if its ``enabled`` is true, and disabled if it is false. Without
-  ``enabled`` it is enabled unless ``shims.disableAll`` is true. A shim that the file does not name is
-  disabled: Helm merges the chart's list of shims into the file before a node reads it.
+  ``enabled`` it is enabled unless ``shims.disableAll`` is true or the table of shims says that the shim is
+  off. A shim that the file does not name is disabled: Helm merges the chart's list of shims into the file
+  before a node reads it.
 - If the file names no shim, or there is no file, kata-node is run by hand. Then one shim is enabled: the
   ``defaultShim`` of this architecture, or ``qemu``. ``disableAll: true`` disables this shim too.
 - The override ``shims`` replaces these rules: exactly the shims it names are enabled.
 - One file is used for nodes of every architecture. An enabled shim that does not run on this architecture is
-  skipped. It is an error if no shim and no custom runtime is left, or if the override names such a shim.
+  skipped. It is an error if the override names such a shim. If no shim and no custom runtime is left, the
+  node is unfit.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ import logging
 import posixpath
 import re
 from collections.abc import Mapping
+from typing import Any
 
-from kata_node.errors import SettingsError
+from kata_node.errors import SettingsError, UnfitNodeError
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, DISTRIBUTIONS, Settings
 from kata_node.settings.runtime import read_containerd, read_snapshotter, read_user_drop_in
 from kata_node.settings.selection import read_custom_runtimes, select
+from kata_node.settings.shims import MACHINES
 from kata_node.settings.values import ValuesReader, describe_value, join_problems, path_problem, read_yaml
 
 OVERRIDE_KEYS = ("installation_prefix", "k8s_distribution", "multi_install_suffix", "debug", "shims")
@@ -86,7 +90,16 @@ RENAMED_KEYS = {
     "_experimentalForceGuestPull": "shims.<shim>.containerd.forceGuestPull",
     "_experimentalSetupSnapshotter": "snapshotter.setup",
 }
-"""Keys below ``env`` of older charts, with the keys that replace them."""
+"""Keys below ``env`` of older charts, with the keys that replace them. ``kata_node.values`` converts them."""
+
+RENAMED_KEYS |= {
+    f"{key}_{machine}": RENAMED_KEYS[key]
+    for key in (
+        *("shims", "defaultShim", "snapshotterHandlerMapping", "pullTypeMapping"),
+        "_experimentalForceGuestPull",
+    )
+    for machine in MACHINES.values()
+}
 
 RESERVED_HANDLERS = ("crun", "runc")
 """The built-in handlers of runtimes. A custom runtime with such a name would run every pod in Kata."""
@@ -118,9 +131,8 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str, digest: s
     """
     if unknown := overrides.keys() - set(OVERRIDE_KEYS):
         raise ValueError(f"unknown overrides: {unknown}")
-    problems: list[str] = []
-    with ValuesReader(read_yaml(path, digest) if path else {}, "", problems) as values:
-        settings = _read(values, overrides, arch)
+    values = read_yaml(path, digest) if path else {}
+    settings, problems = read_settings(values, overrides=overrides, arch=arch)
     if problems:
         raise SettingsError(
             join_problems(problems),
@@ -130,6 +142,29 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str, digest: s
     for name, reason in settings.skipped:
         log.debug("skipping %s on this %s node: it %s", name, arch, reason)
     return settings
+
+
+def require_handlers(settings: Settings) -> None:
+    """Raise :class:`~kata_node.errors.UnfitNodeError` if no handler is left on this architecture."""
+    if settings.nothing_runs:
+        raise UnfitNodeError(
+            settings.nothing_runs,
+            where="shims",
+            hint="enable a shim that runs on this architecture, or do not select nodes of this architecture",
+        )
+
+
+def read_settings(
+    values: Mapping[Any, object], *, overrides: Mapping[str, str], arch: str
+) -> tuple[Settings, list[str]]:
+    """Return the settings in the content of a values file, and all problems, each with its key.
+
+    With problems, the settings must not be used to change a node.
+    """
+    problems: list[str] = []
+    with ValuesReader(values, "", problems) as reader:
+        settings = _read(reader, overrides, arch)
+    return settings, problems
 
 
 def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Settings:
@@ -163,6 +198,9 @@ def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Sett
         user_drop_in=user_drop_in,
         skipped=selection.skipped,
         shim_settings=selection.shim_settings,
+        named=selection.named,
+        is_fallback=selection.is_fallback,
+        nothing_runs=selection.nothing_runs,
         default_shim=selection.default_shim,
         custom_runtimes=custom,
         distribution=_distribution(values, overrides.get("k8s_distribution", "")),
@@ -179,9 +217,9 @@ def _read(values: ValuesReader, overrides: Mapping[str, str], arch: str) -> Sett
 
 def _report_renamed_keys(env: ValuesReader) -> None:
     for old, new in RENAMED_KEYS.items():
-        if env.has(old):
+        # Whole files of older charts list these keys with an empty string, which means not set.
+        if env.has(old) and env.value(old):
             env.add_problem(old, f"is a key of an older chart; write {new}")
-            env.skip(old)
 
 
 def _prefix(values: ValuesReader, key: str, prefix: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from kata_node.settings.runtime import ContainerdSettings, SnapshotterSettings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
@@ -36,6 +36,12 @@ class Settings:
     """The enabled shims and custom runtimes that do not run on this node, each with the reason."""
     shim_settings: Mapping[str, ShimSettings] = field(default_factory=dict)
     """The settings of each shim in ``shims``, by its name."""
+    named: frozenset[str] = frozenset()
+    """The shims that ``enabled: true``, ``--shims`` or the default asks for. No stage leaves these out."""
+    nothing_runs: str = ""
+    """Why no handler is left on this architecture; empty if one is."""
+    is_fallback: bool = False
+    """Whether nothing names a shim. Then another shim can serve, if the payload does not have this one."""
     default_shim: str = ""
     """``defaultShim`` for this architecture; empty if it is not set or not among ``shims``."""
     custom_runtimes: tuple[CustomRuntime, ...] = ()
@@ -54,6 +60,31 @@ class Settings:
         """Return the settings of ``shim``; the defaults if the values do not name it."""
         return self.shim_settings.get(shim.name, ShimSettings())
 
+    def without(self, shims: Mapping[str, str], snapshotters: Collection[str] = ()) -> Settings:
+        """Return the settings without some shims, and without the setup of some snapshotters.
+
+        ``shims`` has the name of each shim with the reason why it is left out.
+        """
+        if not shims and not snapshotters:
+            return self
+        setup = tuple(name for name in self.snapshotter.setup if name not in snapshotters)
+        return replace(
+            self,
+            shims=tuple(shim for shim in self.shims if shim.name not in shims),
+            skipped=(*self.skipped, *shims.items()),
+            snapshotter=replace(self.snapshotter, setup=setup),
+        )
+
+    def left_out_since(self, before: Settings) -> tuple[str, ...]:
+        """Return a sentence for each shim that ``without`` removed from the settings ``before``."""
+        return tuple(f"left out: {name} {why}" for name, why in self.skipped[len(before.skipped) :])
+
+    def with_fallback(self, shim: Shim) -> Settings:
+        """Return the settings with ``shim`` as the only one, which nothing in the values names."""
+        return replace(
+            self, shims=(shim,), named=frozenset((shim.name,)), shim_settings={shim.name: ShimSettings()}
+        )
+
     def digest(self) -> str:
         """Return the sha256, in hex, of all settings that decide what is written on the node.
 
@@ -63,7 +94,15 @@ class Settings:
         import hashlib
 
         digested = asdict(self)
-        for name in ("skipped", "default_shim", "startup_taints", "instance"):
+        for name in (
+            "skipped",
+            "named",
+            "nothing_runs",
+            "is_fallback",
+            "default_shim",
+            "startup_taints",
+            "instance",
+        ):
             del digested[name]
         digested["shims"] = [shim.name for shim in self.shims]
         return hashlib.sha256(json.dumps(digested, sort_keys=True).encode()).hexdigest()

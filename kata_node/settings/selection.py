@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from kata_node.settings.shims import MACHINES, Shim, table
 from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, parse_yaml
 
-FALLBACK_SHIM = "qemu"
-"""The shim that is enabled if nothing names one. Kata builds it for every architecture."""
+FALLBACK_SHIMS = ("qemu", "qemu-runtime-rs")
+"""The shims of which one is enabled if nothing names a shim: the first one that the payload has.
+
+Kata builds both for every architecture.
+"""
 
 _HANDLER_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _KERNEL_PARAM_VALUE = re.compile(r"[!#-&(-~]*")
@@ -59,6 +62,10 @@ class Selection:
     skipped: tuple[tuple[str, str], ...]
     shim_settings: Mapping[str, ShimSettings]
     default_shim: str
+    named: frozenset[str] = frozenset()
+    is_fallback: bool = False
+    nothing_runs: str = ""
+    """Why no enabled shim and no custom runtime runs on this architecture; empty if one does."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,11 @@ def select(
         shim_entries = {
             name: _read_shim(section, name) for name in section.names() if _is_known_shim(section, name)
         }
-    defaults = _read_defaults(values)
+    defaults, wrong_default = _read_defaults(values, arch)
     enabled = {name: entry.enabled for name, entry in shim_entries.items()}
+    uses_default = not (enabled or disable_all or shims_override)
+    if uses_default and wrong_default:
+        values.add_problem(f"defaultShim.{_K8S_NAMES.get(arch, arch)}", " ".join(wrong_default))
     enabled_names = (
         _read_shims_override(values, shims_override)
         if shims_override
@@ -109,10 +119,15 @@ def select(
         for name, reason in skipped:
             values.add_problem("--shims", f"{name} cannot run on this {k8s_arch} node: it {reason}")
     skipped += skipped_custom
+    if wrong_default:
+        skipped += ((f"defaultShim {wrong_default[0]}", wrong_default[1]),)
+    nothing_runs = ""
     if not shims_override and not shims and not custom:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in skipped)
-        what = f"no enabled shim runs on {k8s_arch}: {reasons}" if skipped else "no shim is enabled"
-        values.add_problem("shims", f"{what}; enable a shim that runs on {k8s_arch}")
+        if skipped:
+            reasons = "; ".join(f"{name} {reason}" for name, reason in skipped)
+            nothing_runs = f"no enabled shim runs on {k8s_arch}: {reasons}"
+        else:
+            values.add_problem("shims", f"no shim is enabled; enable a shim that runs on {k8s_arch}")
     return Selection(
         shims=shims,
         skipped=skipped,
@@ -121,6 +136,9 @@ def select(
             for shim in shims
         },
         default_shim=next((shim.name for shim in shims if shim.name == defaults.get(arch)), ""),
+        named=frozenset(shim.name for shim in shims if shims_override or uses_default or enabled[shim.name]),
+        is_fallback=uses_default and arch not in defaults,
+        nothing_runs=nothing_runs,
     )
 
 
@@ -128,12 +146,17 @@ def select_enabled(enabled: Mapping[str, bool | None], disable_all: bool, defaul
     """Return the names of the enabled shims, in the order of the shim table.
 
     ``enabled`` has the ``enabled`` value of each shim that the values name. A shim with ``None`` is enabled
-    unless ``disable_all``. A shim that is not named is disabled. If no shim is named and ``disable_all`` is
-    false, the result is ``default`` (the ``defaultShim`` of this architecture), or :data:`FALLBACK_SHIM`.
+    unless ``disable_all`` is true or the shim table says that the shim is off. A shim that is not named is
+    disabled. If no shim is named and ``disable_all`` is false, the result is ``default`` (the
+    ``defaultShim`` of this architecture), or the first of :data:`FALLBACK_SHIMS`.
     """
     if not enabled and not disable_all:
-        return (default or FALLBACK_SHIM,)
-    selected = {name for name, value in enabled.items() if value or (value is None and not disable_all)}
+        return (default or FALLBACK_SHIMS[0],)
+    selected = {
+        name
+        for name, value in enabled.items()
+        if value or (value is None and not disable_all and not table()[name].off)
+    }
     return tuple(name for name in table() if name in selected)
 
 
@@ -284,7 +307,7 @@ def _read_shim(section: ValuesReader, name: str) -> _ShimEntry:
                 )
             if settings.enable_dcgm and not shim.gpu:
                 nvrc.add_problem("enableDCGM", f"{name} does not pass NVIDIA GPUs to its guests")
-        return _ShimEntry(values.optional_flag("enabled"), _read_arches(values, shim), settings)
+        return _ShimEntry(values.optional_flag("enabled"), _read_arches(values), settings)
 
 
 def _read_kernel_param(values: ValuesReader, key: str) -> str:
@@ -307,34 +330,39 @@ def _can_be_rootless(shim: Shim) -> bool:
     return shim.runtime == "runtime-rs" and (shim.hypervisor == "qemu" or shim.name == "clh-runtime-rs")
 
 
-def _read_arches(values: ValuesReader, shim: Shim) -> tuple[str, ...] | None:
+def _read_arches(values: ValuesReader) -> tuple[str, ...] | None:
+    """Return ``supportedArches`` as machine types; ``None`` if it is not set.
+
+    It can list architectures that the shim does not run on: the shim is then skipped on such nodes.
+    """
     names = values.text_list("supportedArches")
     if names is None:
         return None
-    possible = [_K8S_NAMES[arch] for arch in shim.arches]
     for name in names:
-        if name not in possible:
+        if name not in MACHINES:
+            known = f"{name} is not one of {', '.join(MACHINES)}"
             hint = f"; did you mean {_K8S_NAMES[name]}?" if name in _K8S_NAMES else ""
-            values.add_problem(
-                "supportedArches",
-                f"{shim.name} cannot run on {name}, only on {', '.join(possible)}{hint}",
-            )
-    return tuple(MACHINES[name] for name in names if name in possible)
+            values.add_problem("supportedArches", known + hint)
+    return tuple(MACHINES[name] for name in names if name in MACHINES)
 
 
-def _read_defaults(values: ValuesReader) -> dict[str, str]:
-    """Return the shim names in ``defaultShim``, by machine type."""
+def _read_defaults(values: ValuesReader, arch: str) -> tuple[dict[str, str], tuple[str, str] | None]:
+    """Return the shim names in ``defaultShim``, by machine type.
+
+    The second result is the name for ``arch`` if that shim does not run on ``arch``, with the reason.
+    """
     defaults: dict[str, str] = {}
+    wrong: tuple[str, str] | None = None
     with values.section("defaultShim") as section:
-        for arch, machine in MACHINES.items():
-            name = section.text(arch)
+        for k8s_arch, machine in MACHINES.items():
+            name = section.text(k8s_arch)
             if name and name not in table():
-                section.add_problem(arch, f"{name} is not a shim{did_you_mean(name, table())}")
-            elif name and machine not in table()[name].arches:
-                section.add_problem(arch, f"{name} runs {_arches_text(table()[name].arches)}")
-            elif name:
+                section.add_problem(k8s_arch, f"{name} is not a shim{did_you_mean(name, table())}")
+            elif name and machine in table()[name].arches:
                 defaults[machine] = name
-    return defaults
+            elif name and machine == arch:
+                wrong = name, f"runs {_arches_text(table()[name].arches)}"
+    return defaults, wrong
 
 
 def _read_shims_override(values: ValuesReader, shims_override: str) -> tuple[str, ...]:

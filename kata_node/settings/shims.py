@@ -44,6 +44,10 @@ class Shim:
     overhead: Overhead
     gpu: bool
     """Whether it passes NVIDIA GPUs to the guest."""
+    off: bool = False
+    """Whether only ``enabled: true`` enables it."""
+    withdrawn: str = ""
+    """The first release of Kata without this shim; empty if the newest release has it."""
 
     def handler(self, suffix: str, *, debug: bool = False) -> str:
         """Return the name of the shim's handler: ``kata-qemu``, or ``kata-qemu-<suffix>``.
@@ -112,6 +116,8 @@ def _parse_shim(name: str, fields: Mapping[str, object]) -> Shim:
                 arches=tuple(map(str, arches)),
                 overhead=Overhead(memory, cpu),
                 gpu=fields.get("gpu") is True,
+                off=fields.get("off") is True,
+                withdrawn=str(fields.get("withdrawn", "")),
             )
         case _:
             raise ValueError(f"assets/shims.toml: [{name}] has a missing key or a value of a wrong type")

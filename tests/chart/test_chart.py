@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 
-from kata_node.errors import SettingsError
 from kata_node.settings import load as settings
 from kata_node.settings.shims import MACHINES, table
 
@@ -24,10 +23,17 @@ CHART = CHECKOUT / "assets/chart/kata-deploy"
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 GONE: dict[str, str] = json.loads((CHART / "files/gone.json").read_text())
-PUBLIC: dict[str, Any] = yaml.safe_load((CHECKOUT / "tests/chart/public_chart.yaml").read_text())
-"""The default values of the public chart, without its shims."""
+PUBLIC_FILES = ("public_chart.yaml", "public_chart_newest.yaml")
+"""Whole values files with the keys, types and defaults of the public chart, of two dates."""
 OTHER_DEFAULTS = {
+    "job.dispatcherImage": "the dispatcher is a program of this project",
+    "job.nodeSelectorExpressions": "the newest public chart has no such key",
+    "job.cleanup.nodeSelectorExpressions": "the newest public chart has no such key",
+    "job.cleanup.nodeAffinity": "the default is in job.cleanup.nodeSelectorExpressions",
     "defaultShim": "the runtime-rs shims are the default now",
+    "shims.remote.enabled": "the shim is off without a value, too",
+    "shims.qemu-runtime-rs.supportedArches": "older releases had no ppc64le",
+    "nodeFeatureRules.create": "keys are booked only if somebody asks for it",
     "kubectlImage.tag": "the image is the same without a tag, and a digest needs none",
     "monitor.logLevel": "the log level of the chart applies",
     "monitor.runtimeEndpoint": "the CRI socket of the distribution applies",
@@ -270,13 +276,31 @@ def leaf_values(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str
             yield where, value
 
 
-def test_a_values_file_of_the_public_chart_is_valid() -> None:
-    assert not list(unknown_keys(PUBLIC, SCHEMA))
+@pytest.mark.parametrize("name", PUBLIC_FILES)
+def test_a_whole_values_file_of_the_public_chart_has_only_known_keys_and_the_same_defaults(name: str) -> None:
+    public = yaml.safe_load((Path(__file__).parent / name).read_text())
+    assert not list(unknown_keys(public, SCHEMA))
     own_values = dict(leaf_values(VALUES))
-    changed_paths = {path for path, value in leaf_values(PUBLIC) if own_values.get(path) != value}
-    assert {path for path in changed_paths if not path.startswith("defaultShim.")} == {
-        path for path in OTHER_DEFAULTS if path != "defaultShim"
+    changed_paths = {path for path, value in leaf_values(public) if own_values.get(path) != value}
+    assert not [path for path in changed_paths if not path.startswith(tuple(OTHER_DEFAULTS))]
+
+
+@pytest.mark.parametrize("name", PUBLIC_FILES)
+@pytest.mark.parametrize("arch", MACHINES.values())
+def test_a_whole_values_file_of_the_public_chart_is_read_on_a_node(
+    name: str, arch: str, tmp_path: Path
+) -> None:
+    public = yaml.safe_load((Path(__file__).parent / name).read_text())
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(merged(VALUES, public)))
+    loaded = settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
+    expected = {
+        shim
+        for shim, value in public["shims"].items()
+        if shim != "disableAll" and value["enabled"] is None and not table()[shim].off
     }
+    assert {shim.name for shim in loaded.shims} | {shim for shim, _ in loaded.skipped} >= expected
+    assert not {"fc", "remote"} & {shim.name for shim in loaded.shims}
+    assert not loaded.named
 
 
 def test_values_and_schema_have_the_shims_of_the_shim_table() -> None:
@@ -289,20 +313,25 @@ def test_values_and_schema_have_the_shims_of_the_shim_table() -> None:
 def test_the_runtime_classes_use_the_shim_table_of_the_nodes() -> None:
     made = yaml.safe_load((CHART / "files/shims.yaml").read_text())
     assert made == {
-        shim.name: {"tee": shim.tee, "overhead": {"memory": shim.overhead.memory, "cpu": shim.overhead.cpu}}
+        shim.name: {
+            "tee": shim.tee,
+            "off": shim.off,
+            "arches": [name for name, machine in MACHINES.items() if machine in shim.arches],
+            "overhead": {"memory": shim.overhead.memory, "cpu": shim.overhead.cpu},
+        }
         for shim in table().values()
     }
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge a values file into the values of the chart, as helm does."""
-    return {
-        **below,
-        **{
-            key: merged(below[key], value) if isinstance(value, dict) and key in below else value
-            for key, value in above.items()
-        },
-    }
+    """Merge a values file into the values of the chart, as helm does: a null removes the key."""
+    both = dict(below)
+    for key, value in above.items():
+        if value is None:
+            both.pop(key, None)
+        else:
+            both[key] = merged(below.get(key) or {}, value) if isinstance(value, dict) else value
+    return both
 
 
 @pytest.mark.parametrize("path", [CHART / "values.yaml", *EXAMPLES], ids=lambda path: path.name)
@@ -313,13 +342,14 @@ def test_a_node_enables_the_same_shims_as_the_chart(path: Path, arch: str, tmp_p
     on = {
         name
         for name, shim in shims.items()
-        if (not values["shims"]["disableAll"] if shim["enabled"] is None else shim["enabled"])
+        if (
+            not (values["shims"]["disableAll"] or table()[name].off)
+            if shim.get("enabled") is None
+            else shim["enabled"]
+        )
         and arch in (MACHINES[each] for each in shim["supportedArches"])
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
-    if on:
-        loaded = settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
-        assert {shim.name for shim in loaded.shims} == on
-    else:
-        with pytest.raises(SettingsError, match="no enabled shim runs on"):
-            settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
+    loaded = settings.load(str(tmp_path / "values.yaml"), overrides={}, arch=arch)
+    assert {shim.name for shim in loaded.shims} == on
+    assert bool(on) != bool(loaded.nothing_runs)

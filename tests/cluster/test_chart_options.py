@@ -25,6 +25,8 @@ from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
 from node.commands import CommandFailed
 
+NAME_IS_WORKER = {"key": "metadata.name", "operator": "In", "values": ["worker-1"]}
+
 FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     # Path -> the values with which it has an effect, and the value to set.
     "deploymentMode": ({}, "job"),
@@ -35,6 +37,8 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "job.nodeSelectorExpressions": (JOB, []),
     "job.parallelism": (JOB, 3),
     "job.waitForNodesSeconds": (JOB, 0),
+    "job.nodeSettleSeconds": (JOB, 0),
+    "job.waitNodeReadySeconds": (JOB, 60),
     "job.backoffLimit": (JOB, 0),
     "job.activeDeadlineSeconds": (JOB, 60),
     "job.ttlSecondsAfterFinished": (JOB, 60),
@@ -43,6 +47,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "job.rollout.maxFailures": (JOB, 0),
     "job.waitForReadySeconds": (JOB, 0),
     "job.maxNotReady": (JOB, 0),
+    "job.unfitNodes": ({}, "fail"),
     "job.events": (JOB, True),
     "job.reconcileSchedule": (JOB, "@hourly"),
     "job.dispatcherNodeSelector": (JOB, {"node-role.kubernetes.io/control-plane": ""}),
@@ -51,6 +56,14 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "job.cleanup.nodes": (JOB, ["worker-1"]),
     "job.cleanup.nodeSelector": (JOB, {"a": "b"}),
     "job.cleanup.nodeSelectorExpressions": (JOB, []),
+    "job.cleanup.nodeAffinity": (
+        JOB,
+        {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchFields": [NAME_IS_WORKER]}]
+            }
+        },
+    ),
     "imagePullPolicy": ({}, "IfNotPresent"),
     "imagePullSecrets": (JOB, [{"name": "secret"}]),
     "image.reference": ({}, f"example.org/kata@{DIGEST}"),
@@ -117,6 +130,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "env.installationPrefix": (JOB, "/mnt/data"),
     "env.multiInstallSuffix": ({}, "blue"),
     "node-feature-discovery.enabled": ({}, True),
+    "nodeFeatureRules.create": ({}, True),
     "verification.namespace": ({"verification": {"pod": POD}}, NAMESPACE),
     "verification.timeout": ({"verification": {"pod": POD}}, 7),
     "verification.daemonsetTimeout": ({}, 7),
@@ -130,12 +144,6 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
 
 REFUSED = {"devkit": True, "env.hostOS": "cbl-mariner"}
 """Values that the schema allows and this release refuses."""
-
-
-ZONE = {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a"]}
-REQUIRED = {
-    "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [ZONE]}]}
-}
 
 
 def at(path: str, value: object) -> Document:
@@ -241,9 +249,6 @@ def expression(operator: str, *values: str) -> Document:
             "shims.qemu-runtime-rs.hypervisor.rootless: is not supported in this release",
             id="rootless",
         ),
-        pytest.param(
-            {**JOB, "affinity": {"nodeAffinity": REQUIRED}}, "job.nodeSelectorExpressions", id="where"
-        ),
         *(
             pytest.param(at(key, value), f"{key}: is not supported in this", id=key)
             for key, value in REFUSED.items()
@@ -300,17 +305,6 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
 def test_an_image_can_be_given_in_one_key_or_two(cluster: Cluster, image: Document, expected: str) -> None:
     stop = one(documents(cluster, {"kubectlImage": image}), "Job", "stop")
     assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
-
-
-def test_an_affinity_without_effect_on_jobs_is_accepted(cluster: Cluster) -> None:
-    zone = {"affinity": {"nodeAffinity": REQUIRED}}
-    assert documents(cluster, JOB, zone, {"job": {"nodes": ["worker-1"]}})
-    daemonset = one(documents(cluster, zone), "DaemonSet")
-    assert daemonset["spec"]["template"]["spec"]["affinity"] == zone["affinity"]
-    spread: Document = {
-        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
-    }
-    assert documents(cluster, JOB, spread)
 
 
 def test_settings_of_a_disabled_shim_are_accepted(cluster: Cluster) -> None:

@@ -208,6 +208,13 @@ def test_the_shared_label_can_be_withdrawn_and_set_while_other_installations_hav
         assert labeller.patch(node, labels(shared=value)).status == 200
 
 
+def test_the_installation_label_can_be_unfit_and_the_shared_label_cannot(
+    labeller: ApiCaller, node: str
+) -> None:
+    assert labeller.patch(node, labels(own="unfit", shared="false")).status == 200
+    assert ONLY_VALUES in labeller.patch(node, labels(shared="unfit")).message
+
+
 # --- refused changes -------------------------------------------------------------------------------
 
 ONLY_LABELS = f"this account may change only the labels {SHARED_LABEL} and {INSTALLATION_LABEL_PREFIX}"

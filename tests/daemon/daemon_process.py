@@ -55,12 +55,15 @@ DAEMON = """
 import json, socket, sys
 from kata_node import log
 from kata_node.daemon import daemon
-program, termination_log, pauses, fallback_env, descriptor = json.loads(sys.argv[1])
+program, termination_log, pauses, fallback_env, descriptor, unfit_is_ready = json.loads(sys.argv[1])
 daemon.block_signals()
 log.configure_logging("info")
 listener = socket.socket(fileno=descriptor)
 pauses = daemon.RetryDelays(**pauses)
-sys.exit(daemon.Daemon(program, termination_log, listener, fallback_env, pauses).run())
+running = daemon.Daemon(
+    program, termination_log, listener, fallback_env, pauses, unfit_is_ready=unfit_is_ready
+)
+sys.exit(running.run())
 """
 
 AT_ONCE = {"first": 0, "first_after_rollback": 0}
@@ -69,9 +72,12 @@ NEVER_AGAIN = dict.fromkeys(
 )
 
 
-def failure(stage: str, what: str, where: str = "", hint: str = "") -> dict[str, object]:
+def failure(
+    stage: str, what: str, where: str = "", hint: str = "", *, unfit: bool = False
+) -> dict[str, object]:
     """Return the termination message of a failed stage."""
-    return {"stage": stage, "outcome": "failed", "error": {"what": what, "where": where, "hint": hint}}
+    error = {"what": what, "where": where, "hint": hint} | ({"unfit": True} if unfit else {})
+    return {"stage": stage, "outcome": "failed", "error": error}
 
 
 @dataclass
@@ -166,6 +172,7 @@ def daemon(
     *,
     termination_log: bool = True,
     fallback_env: Mapping[str, str] | None = None,
+    unfit_is_ready: bool = True,
     asks: tuple[Sequence[str], Mapping[str, str]] | None = None,
 ) -> Iterator[DaemonProcess]:
     """Start a daemon, and yield it. ``wrapped`` is a command that runs the daemon's command.
@@ -187,6 +194,7 @@ def daemon(
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         pauses = AT_ONCE if pauses is None else pauses
         given = [[str(program)], str(log), pauses, dict(fallback_env or {}), listener.fileno()]
+        given.append(unfit_is_ready)
         process = stack.enter_context(
             subprocess.Popen(
                 [*wrapped, sys.executable, "-P", "-c", DAEMON, json.dumps(given)],

@@ -60,6 +60,20 @@ def test_on_a_node_that_cannot_run_kata_it_gives_the_reason_and_does_not_retry(t
         assert it.exit_code() == 0
 
 
+@pytest.mark.parametrize(("unfit_is_ready", "code"), [(True, 200), (False, 503)])
+def test_on_an_unfit_node_it_is_ready_unless_the_values_say_otherwise_and_still_reverts(
+    tmp_path: Path, *, unfit_is_ready: bool, code: int
+) -> None:
+    with daemon(tmp_path, unfit_is_ready=unfit_is_ready) as it:
+        it.child("install").ends(3, failure("host-check", "kvm: no /dev/kvm", hint="turn it on", unfit=True))
+        it.says("this node is unfit, so Kata is not installed: host-check: kvm: no /dev/kvm; turn it on")
+        assert it.get("/readyz") == (code, "unfit: host-check: kvm: no /dev/kvm; turn it on")
+        it.terminate()
+        it.child("wanted").ends(10)
+        it.child("revert").ends(0)
+        assert it.exit_code() == 0
+
+
 def test_with_wrong_settings_it_gives_the_reason_and_stays_to_revert(tmp_path: Path) -> None:
     with daemon(tmp_path) as it:
         it.child("install").ends(2, failure("install", "no shim qmeu"))

@@ -95,6 +95,30 @@ def test_it_is_wanted_where_the_daemonset_selects_the_node(found: Mapping[str, A
     assert decide(found).wanted is wanted
 
 
+FEATURES = "feature.node.kubernetes.io/"
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        pytest.param({"zone": "a"}, True, id="no label of node-feature-discovery yet"),
+        pytest.param({"zone": "a", f"{FEATURES}cpu-model.id": "1"}, False, id="labeled, without the feature"),
+        pytest.param({"zone": "b"}, False, id="not selected, whatever the features are"),
+    ],
+)
+def test_a_node_without_any_feature_label_is_not_reverted_because_of_them(
+    labels: Mapping[str, str], wanted: bool
+) -> None:
+    found = affinity(term(("zone", "In", ["a"]), (f"{FEATURES}cpu-cpuid.VMX", "In", ["true"])))
+    assert still_wanted(found, "worker-1", lambda: labels).wanted is wanted
+
+
+def test_a_number_is_compared_as_the_scheduler_does() -> None:
+    found = affinity(term(("memory", "Gt", ["9"])))
+    assert still_wanted(found, "worker-1", lambda: {"memory": "10"}).wanted
+    assert not still_wanted(found, "worker-1", lambda: {"memory": "1_0"}).wanted
+
+
 def test_both_the_selector_and_the_affinity_must_match() -> None:
     both = affinity(term(("zone", "In", "a")))
     both["spec"]["template"]["spec"]["nodeSelector"] = {"zone": "b"}

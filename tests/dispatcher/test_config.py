@@ -16,6 +16,7 @@ from kata_node.dispatcher.config import IntOrPercent, load
 from kata_node.dispatcher.kubernetes_objects import Toleration
 from kata_node.dispatcher.template import JobIdentity, Target, Template, job_name
 from kata_node.errors import SettingsError
+from kata_node.kube.node_affinity import any_term_matches
 
 POD = {"restartPolicy": "Never", "containers": [{"name": "label", "image": "kata"}]}
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"backoffLimit": 0, "template": {"spec": POD}}}
@@ -98,6 +99,21 @@ def test_node_names_override_the_label_selector(file: Path) -> None:
     assert (config.nodes, config.selector) == (("b", "a"), "")
 
 
+def test_the_terms_of_a_node_affinity_are_read(file: Path) -> None:
+    expression = {"key": "memory", "operator": "Gt", "values": ["32"]}
+    name = {"key": "metadata.name", "operator": "In", "values": ["a"]}
+    terms = [{"matchExpressions": [expression]}, {"matchFields": [name]}]
+    config = loaded(file, selection={"labelSelector": "a", "nodeSelectorTerms": terms}, nodeSettleSeconds=3)
+    assert (config.selector, config.node_settle) == ("a", 3)
+    assert [
+        any_term_matches(config.terms, *node) for node in (("b", {"memory": "64"}), ("a", {}), ("b", {}))
+    ] == [
+        True,
+        True,
+        False,
+    ]
+
+
 def test_a_json_file_is_read(file: Path) -> None:
     file.write_text(json.dumps(MINIMAL))
     assert load(file).action == "install"
@@ -128,6 +144,22 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         pytest.param({"paralelism": 5}, "did you mean parallelism?", id="a typing error"),
         pytest.param({"generation": 7}, "generation: expected a string", id="a generation that is a number"),
         pytest.param({"selection": {"nodes": ["A_b"]}}, "is not a valid Node name", id="no name"),
+        pytest.param({"selection": {"nodeSelectorTerms": []}}, "no node matches", id="no terms"),
+        pytest.param(
+            {"selection": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a"}]}]}},
+            "selection.nodeSelectorTerms[0].matchExpressions[0].operator: is missing",
+            id="no operator",
+        ),
+        pytest.param(
+            {"selection": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "is"}]}]}},
+            'the string "is" is not one of In, NotIn',
+            id="an unknown operator",
+        ),
+        pytest.param(
+            {"selection": {"nodeSelectorTerms": [{"matchFields": [{"key": "a", "operator": "Exists"}]}]}},
+            "is not metadata.name",
+            id="an unknown field",
+        ),
         pytest.param({"mark": "a b"}, "mark: ", id="no label"),
         pytest.param({"skipServing": True}, "skipServing: needs the key mark", id="serving without a mark"),
         pytest.param({"rollout": {"waveSize": 0}}, "rollout.waveSize: expected a number", id="an empty wave"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,214 @@ def test_a_node_with_a_taint_that_is_not_tolerated_is_skipped_with_a_note(api: F
         "a": "done",
         "b": "done",
     }
+
+
+# --- named nodes ------------------------------------------------------------------------------------
+
+
+def test_a_named_node_gets_a_job_that_tolerates_its_taints(api: FakeApiServer) -> None:
+    api.node("w1", taints=("dedicated=gpu:NoExecute",))
+    api.node("cp1", taints=("node-role.kubernetes.io/control-plane:NoSchedule",))
+    tolerant = template(tolerations=[{"key": "a", "operator": "Exists"}])
+    config = replace(CONFIG, nodes=("w1", "cp1"), templates=for_all_runtimes(tolerant))
+    assert outcomes(dispatch(api, config)) == {"w1": "done", "cp1": "done"}
+    for job in api.jobs.values():
+        tolerations = job["spec"]["template"]["spec"]["tolerations"]
+        assert tolerations == [{"key": "a", "operator": "Exists"}, {"operator": "Exists"}]
+
+
+def test_named_nodes_that_all_exist_are_not_waited_for(api: FakeApiServer, time: FakeClock) -> None:
+    workers(api, 3)
+    config = replace(CONFIG, nodes=("n0", "n1"), wait_for_nodes=120)
+    assert outcomes(dispatch(api, config)) == {"n0": "done", "n1": "done"}
+    assert time.passed < 5
+
+
+def test_a_named_node_with_a_dead_kubelet_is_not_ready(api: FakeApiServer, time: FakeClock) -> None:
+    api.node("n", taints=("node.kubernetes.io/unreachable:NoExecute",))
+    result = dispatch(api, replace(CONFIG, nodes=("n",), wait_for_nodes=300))
+    assert outcomes(result) == {"n": "not ready"}
+    assert result.exit_code == 1
+    assert 120 <= time.passed < 130
+
+
+# --- node affinity ----------------------------------------------------------------------------------
+
+
+def requires(key: str, operator: str, *values: str) -> dict[str, Object]:
+    return {"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}  # type: ignore[dict-item]
+
+
+def test_a_node_must_match_the_label_selector_and_one_term_of_the_affinity(api: FakeApiServer) -> None:
+    api.node("a", labels={"pool": "kata", "zone": "1"})
+    api.node("b", labels={"pool": "kata", "memory": "64"})
+    api.node("c", labels={"pool": "kata", "memory": "16"})
+    api.node("d", labels={"zone": "1"})
+    name = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["e"]}]}
+    api.node("e", labels={"pool": "kata"})
+    terms = (requires("zone", "In", "1"), requires("memory", "Gt", "32"), name)
+    result = dispatch(api, replace(CONFIG, selector="pool=kata", terms=terms))
+    assert outcomes(result) == {"a": "done", "b": "done", "e": "done"}
+
+
+def test_a_node_that_no_term_matches_any_more_is_cleaned_up(api: FakeApiServer) -> None:
+    api.node("in", labels={"zone": "1", INSTALLATION_LABEL: "true"})
+    api.node("out", labels={"zone": "2", INSTALLATION_LABEL: "true"})
+    result = dispatch(api, replace(REMOVING, selector="", terms=(requires("zone", "In", "1"),)))
+    assert outcomes(result) == {"in": "done", "out": "done"}
+    assert list(api.jobs) == ["install-in", "removed-out"]
+
+
+def test_the_error_without_eligible_nodes_names_the_node_affinity(api: FakeApiServer) -> None:
+    workers(api, 2)
+    with pytest.raises(KubeError, match=r"0 of 2 Nodes match .* and the node affinity"):
+        dispatch(api, replace(CONFIG, terms=(requires("zone", "Exists"),), wait_for_nodes=5))
+
+
+VIRTUALIZED = (
+    requires("feature.node.kubernetes.io/cpu-cpuid.VMX", "In", "true"),
+    requires("kubernetes.io/arch", "In", "arm64"),
+)
+
+
+def features(api: FakeApiServer, name: str, **labels: str) -> None:
+    made = {f"feature.node.kubernetes.io/{key.replace('_', '.')}": value for key, value in labels.items()}
+    api.nodes[name]["metadata"]["labels"].update(made)
+
+
+def test_the_dispatcher_waits_until_node_feature_discovery_has_labeled_all_nodes(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    api.node("a", labels={"kubernetes.io/arch": "amd64"})
+    api.node("b", labels={"kubernetes.io/arch": "amd64"})
+    api.node("c", labels={"kubernetes.io/arch": "arm64"})
+    vmx = "cpu-cpuid_VMX"
+    time.after(20, lambda: features(api, "a", **{"kernel-version_major": "6", vmx: "true"}))
+    time.after(60, lambda: features(api, "b", **{"kernel-version_major": "6"}))
+    result = dispatch(api, replace(CONFIG, terms=VIRTUALIZED, wait_for_nodes=120))
+    assert outcomes(result) == {"a": "done", "c": "done"}
+    assert 60 <= time.passed < 90
+
+
+def test_a_node_that_is_never_labeled_is_skipped_and_its_kata_stays(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    api.node("a", labels={"kubernetes.io/arch": "arm64"})
+    api.node("b", labels={INSTALLATION_LABEL: "true"})
+    result = dispatch(api, replace(REMOVING, selector="", terms=VIRTUALIZED, wait_for_nodes=60))
+    assert outcomes(result) == {"a": "done", "b": "skipped"}
+    (skipped,) = [task for task in result.tasks if task.outcome is Outcome.SKIPPED]
+    assert "node-feature-discovery has not labeled it" in skipped.note
+    assert time.passed == 60
+
+
+def test_the_error_without_labels_of_node_feature_discovery_says_so(api: FakeApiServer) -> None:
+    workers(api, 2)
+    with pytest.raises(KubeError) as caught:
+        dispatch(api, replace(CONFIG, terms=VIRTUALIZED, wait_for_nodes=30))
+    assert "0 of 2 Nodes match" in caught.value.what
+    assert "node-feature-discovery has not labeled n0, n1" in caught.value.what
+    assert "pods of node-feature-discovery" in caught.value.hint
+
+
+def test_the_settle_time_is_configurable(api: FakeApiServer, time: FakeClock) -> None:
+    workers(api, 1)
+    dispatch(api, replace(CONFIG, wait_for_nodes=120, node_settle=2))
+    assert time.passed < 4
+    dispatch(api, replace(CONFIG, wait_for_nodes=120, node_settle=40))
+    assert 42 <= time.passed < 50
+
+
+# --- changes between the selection and the Job ------------------------------------------------------
+
+
+def before_second_job(api: FakeApiServer, change: Callable[[], object]) -> None:
+    """Call ``change`` when the first Job has been created; every Job takes 10 s."""
+
+    def created(job: Object) -> None:
+        if len(api.made) == 1:
+            change()
+        api.time.after(10, lambda: api.finish(job["metadata"]["name"]))
+
+    api.on_create = created
+
+
+ONE_BY_ONE = replace(CONFIG, parallelism=1)
+
+
+def test_a_taint_that_was_added_after_the_selection_is_seen_before_the_job_is_made(
+    api: FakeApiServer,
+) -> None:
+    workers(api, 2)
+    before_second_job(api, lambda: api.node("n1", taints=("dedicated:NoSchedule",)))
+    result = dispatch(api, ONE_BY_ONE)
+    assert outcomes(result) == {"n0": "done", "n1": "skipped"}
+    assert api.made == ["n0"]
+
+
+def test_the_nodes_of_a_small_cluster_are_read_again_together(api: FakeApiServer, time: FakeClock) -> None:
+    workers(api, 100)
+    api.on_create = lambda job: time.after(3, lambda: api.finish(job["metadata"]["name"]))
+    result = dispatch(api, replace(CONFIG, parallelism=5))
+    assert set(outcomes(result).values()) == {"done"}
+    assert result.requests["read a node"] == 0
+    assert result.requests["list nodes"] <= 1 + time.passed / 5
+
+
+def test_a_node_that_became_not_ready_after_the_selection_is_waited_for(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    workers(api, 2)
+    before_second_job(api, lambda: api.node("n1", taints=(NOT_READY,)))
+    becomes_ready(api, "n1", 100)
+    result = dispatch(api, replace(ONE_BY_ONE, wait_for_ready=95))
+    assert outcomes(result) == {"n0": "done", "n1": "done"}, "the wait begins when the taint is seen"
+    assert 100 <= time.passed < 120
+
+
+def test_a_node_that_was_replaced_after_the_selection_gets_the_job_of_its_new_machine(
+    api: FakeApiServer,
+) -> None:
+    workers(api, 2)
+
+    def replaced() -> None:
+        api.node("n1", runtime="cri-o://1.36.1")
+        api.nodes["n1"]["metadata"]["uid"] = "new"
+
+    before_second_job(api, replaced)
+    templates = Templates(by_runtime={"containerd": template(), "cri-o": template("of-@NODE_UID@")})
+    assert outcomes(dispatch(api, replace(ONE_BY_ONE, templates=templates)))["n1"] == "done"
+    assert api.jobs["install-n1"]["spec"]["template"]["spec"]["containers"][0]["image"] == "of-new"
+
+
+def test_a_replaced_node_is_not_taken_for_done_by_an_earlier_run(api: FakeApiServer) -> None:
+    workers(api, 2)
+    dispatch(api)
+    api.jobs.pop("install-n0")
+    before_second_job(api, lambda: api.nodes["n1"]["metadata"].update(uid="new"))
+    api.made.clear()
+    assert outcomes(dispatch(api, ONE_BY_ONE)) == {"n0": "done", "n1": "done"}
+    assert api.made == ["n0", "n1"]
+
+
+@pytest.mark.parametrize(("back_after", "outcome"), [(20, "done"), (None, "gone")])
+def test_a_node_that_vanished_after_the_selection_may_come_back(
+    api: FakeApiServer, time: FakeClock, back_after: float | None, outcome: str
+) -> None:
+    workers(api, 2)
+    before_second_job(api, lambda: api.nodes.pop("n1"))
+    if back_after:
+        time.after(back_after, lambda: api.node("n1"))
+    assert outcomes(dispatch(api, ONE_BY_ONE)) == {"n0": "done", "n1": outcome}
+    assert time.passed < 130
+
+
+def test_a_node_that_is_no_longer_selected_before_its_job_is_skipped(api: FakeApiServer) -> None:
+    for name in ("n0", "n1"):
+        api.node(name, labels={"pool": "kata"})
+    before_second_job(api, lambda: api.node("n1"))
+    result = dispatch(api, replace(ONE_BY_ONE, selector="pool=kata"))
+    assert outcomes(result) == {"n0": "done", "n1": "skipped"}
 
 
 # --- nodes that are not ready -----------------------------------------------------------------------

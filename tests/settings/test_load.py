@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kata_node.assets import asset
-from kata_node.errors import SettingsError
+from kata_node.errors import SettingsError, UnfitNodeError
 from kata_node.settings import handlers
 from kata_node.settings import load as module
 from kata_node.settings.model import Settings
@@ -95,9 +95,29 @@ def handler_names(settings: Settings) -> str:
         pytest.param(
             "shims: {disableAll: true, clh: {enabled: ~}, fc: {enabled: true}}", "x86_64", "fc", id="null-off"
         ),
-        pytest.param("shims: {clh: {enabled: false}, fc: {}}", "x86_64", "fc", id="off"),
+        pytest.param("shims: {clh: {enabled: false}, qemu: {}}", "x86_64", "qemu", id="off"),
         pytest.param(
-            "shims: {remote: {}, qemu: {}, clh: {}}", "x86_64", "clh qemu remote", id="in-the-tables-order"
+            "shims: {remote: {enabled: true}, qemu: {}, clh: {}}",
+            "x86_64",
+            "clh qemu remote",
+            id="in-the-tables-order",
+        ),
+        pytest.param("shims: {fc: {enabled: ~}, clh: {}}", "x86_64", "clh", id="null-of-a-shim-that-is-off"),
+        pytest.param("shims: {fc: {}, stratovirt: {}, clh: {}}", "x86_64", "clh", id="absent-too"),
+        pytest.param(
+            "shims: {clh: {supportedArches: [amd64, s390x]}}", "x86_64", "clh", id="an-arch-of-other-nodes"
+        ),
+        pytest.param(
+            "shims: {qemu: {}, qemu-nvidia-gpu-runtime-rs: {supportedArches: [amd64, arm64]}}",
+            "aarch64",
+            "qemu qemu-nvidia-gpu-runtime-rs",
+            id="gpu-on-arm64",
+        ),
+        pytest.param(
+            "{shims: {qemu: {}}, defaultShim: {s390x: clh}}",
+            "s390x",
+            "qemu",
+            id="an-unused-default",
         ),
         pytest.param("shims: {qemu-se: {}, qemu: {}}", "x86_64", "qemu", id="shim-of-another-arch-skipped"),
         pytest.param("shims: {qemu-se: {}, qemu: {}}", "s390x", "qemu qemu-se", id="and-there-it-is-on"),
@@ -136,16 +156,32 @@ def test_a_skipped_shim_is_listed_with_the_reason(tmp_path: Path) -> None:
     )
 
 
+def test_an_architecture_that_a_shim_does_not_have_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    values = "{shims: {qemu: {}, qemu-se: {supportedArches: [s390x, arm64]}}, defaultShim: {arm64: qemu-se}}"
+    assert load(values, "aarch64", tmp_path=tmp_path).skipped == (
+        ("qemu-se", "runs only on s390x"),
+        ("defaultShim qemu-se", "runs only on s390x"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "override", "expected"),
+    [
+        pytest.param("shims: {clh: {}, qemu: {enabled: true}}", "", {"qemu"}, id="enabled-true"),
+        pytest.param("shims: {clh: {}, qemu: {enabled: true}}", "clh,qemu", {"clh", "qemu"}, id="--shims"),
+        pytest.param(None, "", {"qemu"}, id="the-fallback"),
+        pytest.param("defaultShim: {amd64: clh}", "", {"clh"}, id="the-default-shim"),
+    ],
+)
+def test_the_settings_say_which_shims_somebody_asked_for_by_name(
+    values: str | None, override: str, expected: set[str], tmp_path: Path
+) -> None:
+    assert load(values, tmp_path=tmp_path, shims=override).named == expected
+
+
 @pytest.mark.parametrize(
     ("values", "arch", "expected"),
     [
-        pytest.param(
-            "shims: {qemu-se: {enabled: true}, clh: {supportedArches: [arm64]}}",
-            "x86_64",
-            "shims: no enabled shim runs on amd64: clh runs only on arm64 according to its supportedArches; "
-            "qemu-se runs only on s390x; enable a shim that runs on amd64",
-            id="none-for-this-arch",
-        ),
         pytest.param(
             "shims: {qemu: {enabled: false}}",
             "x86_64",
@@ -157,13 +193,6 @@ def test_a_skipped_shim_is_listed_with_the_reason(tmp_path: Path) -> None:
             "x86_64",
             "shims: no shim is enabled; enable a shim that runs on amd64",
             id="all-disabled",
-        ),
-        pytest.param(
-            "",
-            "riscv64",
-            "shims: no enabled shim runs on riscv64: qemu runs only on amd64, arm64, s390x, ppc64le; "
-            "enable a shim that runs on riscv64",
-            id="a-machine-kata-does-not-know",
         ),
         pytest.param(
             "shims: {qmeu: {enabled: true}}",
@@ -178,20 +207,15 @@ def test_a_skipped_shim_is_listed_with_the_reason(tmp_path: Path) -> None:
             id="null-could-mean-both",
         ),
         pytest.param(
-            "shims: {qemu-se: {supportedArches: [s390x, amd64]}, qemu: {}}",
-            "x86_64",
-            "shims.qemu-se.supportedArches: qemu-se cannot run on amd64, only on s390x",
-            id="impossible-arch",
-        ),
-        pytest.param(
             "shims: {clh: {supportedArches: [x86_64]}}",
             "x86_64",
-            "shims.clh.supportedArches: clh cannot run on x86_64, only on amd64, arm64; did you mean amd64?",
+            "shims.clh.supportedArches: x86_64 is not one of amd64, arm64, s390x, ppc64le; did you mean "
+            "amd64?",
             id="machine-name-for-an-arch",
         ),
         pytest.param(
             "defaultShim: {s390x: clh}",
-            "x86_64",
+            "s390x",
             "defaultShim.s390x: clh runs only on amd64, arm64",
             id="default-impossible",
         ),
@@ -268,12 +292,38 @@ def test_a_custom_runtime_that_cannot_run_on_this_node_is_skipped_with_the_reaso
     )
 
 
-def test_a_node_without_any_shim_or_custom_runtime_is_refused(tmp_path: Path) -> None:
-    values = "shims: {disableAll: true}\n" + custom(mine="{baseConfig: qemu-se, runtimeClass: 'handler: a'}")
-    assert problems(values, tmp_path=tmp_path) == [
-        "shims: no enabled shim runs on amd64: customRuntimes.runtimes.mine runs only on s390x; "
-        "enable a shim that runs on amd64"
-    ]
+@pytest.mark.parametrize(
+    ("values", "arch", "expected"),
+    [
+        pytest.param(
+            "shims: {qemu-se: {enabled: true}, clh: {supportedArches: [arm64]}}",
+            "x86_64",
+            "no enabled shim runs on amd64: clh runs only on arm64 according to its supportedArches; qemu-se "
+            "runs only on s390x",
+            id="none-for-this-arch",
+        ),
+        pytest.param(
+            "",
+            "riscv64",
+            "no enabled shim runs on riscv64: qemu runs only on amd64, arm64, s390x, ppc64le",
+            id="a-machine-kata-does-not-know",
+        ),
+        pytest.param(
+            "shims: {disableAll: true}\n" + custom(mine="{baseConfig: qemu-se, runtimeClass: 'handler: a'}"),
+            "x86_64",
+            "no enabled shim runs on amd64: customRuntimes.runtimes.mine runs only on s390x",
+            id="a-custom-runtime",
+        ),
+    ],
+)
+def test_a_node_on_which_no_shim_and_no_custom_runtime_runs_is_unfit(
+    values: str, arch: str, expected: str, tmp_path: Path
+) -> None:
+    settings = load(values, arch, tmp_path=tmp_path)
+    assert settings.nothing_runs == expected
+    with pytest.raises(UnfitNodeError, match=re.escape(expected)) as caught:
+        module.require_handlers(settings)
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize(
@@ -881,7 +931,7 @@ def test_supported_empty_and_unused_settings_are_accepted(values: str, tmp_path:
 
 
 def test_every_shim_of_the_table_can_be_enabled(tmp_path: Path) -> None:
-    values = "shims: {" + ", ".join(f"{name}: {{}}" for name in table()) + "}"
+    values = "shims: {" + ", ".join(f"{name}: {{enabled: true}}" for name in table()) + "}"
     everywhere = {
         shim.name for arch in MACHINES.values() for shim in load(values, arch, tmp_path=tmp_path).shims
     }

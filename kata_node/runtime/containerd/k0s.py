@@ -78,7 +78,7 @@ class K0sConfig:
         (user,) = location.extra_drop_ins
         text = settings.user_drop_in.rstrip("\n") + "\n"
         changes = (
-            FileChange(location.drop_in, render(settings, self._schema, self.version)),
+            FileChange(location.drop_in, render(settings, self._schema, self.version, with_log_level=False)),
             FileChange(user, text.encode() if settings.user_drop_in.strip() else None),
         )
         copies = merged_copies(

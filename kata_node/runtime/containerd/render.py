@@ -24,8 +24,11 @@ NEWEST_SCHEMA = 3
 """The newest schema of our drop-ins. Later releases of containerd read it too."""
 
 
-def render(settings: Settings, main_schema: int, version: Version) -> bytes:
-    """Return the drop-in with the handlers, for a main file of ``main_schema``."""
+def render(settings: Settings, main_schema: int, version: Version, *, with_log_level: bool = True) -> bytes:
+    """Return the drop-in with the handlers, for a main file of ``main_schema``.
+
+    ``with_log_level`` says whether the settings may change the log level of containerd.
+    """
     import tomlkit
 
     schema = min(main_schema, NEWEST_SCHEMA)
@@ -36,7 +39,8 @@ def render(settings: Settings, main_schema: int, version: Version) -> bytes:
     document.add(tomlkit.comment("put your own into the setting containerd.userDropIn."))
     document["version"] = schema
     # containerd 2 ignores the plugin name of schema 1.
-    _add_tables(document, content(settings, 3 if schema == 1 else schema, version))
+    tables = content(settings, 3 if schema == 1 else schema, version)
+    _add_tables(document, tables | (_log_level(settings) if with_log_level else {}))
     return document.as_string().encode()
 
 
@@ -68,6 +72,9 @@ def render_block(
     if with_runc and (not existing_handlers or (had_runc and RUNC not in existing_handlers)):
         runc = {RUNC: {"runtime_type": RUNC_TYPE}}
         missing = merge(missing, {"plugins": {HANDLER_PLUGINS[schema]: {"containerd": {"runtimes": runc}}}})
+    # A log level in the file is the administrator's. A template is not parsed, and may have one.
+    if existing_config and "debug" not in existing_config:
+        missing |= _log_level(settings)
     document = tomlkit.document()
     _add_tables(document, missing)
     return document.as_string().encode()
@@ -79,6 +86,11 @@ def content(settings: Settings, schema: int, version: Version) -> dict[str, Any]
         {"plugins": {HANDLER_PLUGINS[schema]: {"containerd": {"runtimes": runtimes(settings)}}}},
         mapping.config_tables(settings, handlers(settings), schema, version),
     )
+
+
+def _log_level(settings: Settings) -> dict[str, Any]:
+    """Return the tables that make containerd log as much as ``debug: true`` asks for."""
+    return {"debug": {"level": "debug"}} if settings.debug else {}
 
 
 def _missing_settings(

@@ -81,6 +81,9 @@ waitForReadySeconds: {{ ternary 120 $ready (kindIs "invalid" $ready) }}
 {{- if and (eq $action "install") (not (kindIs "invalid" $few)) }}
 maxNotReady: {{ $few }}
 {{- end }}
+{{- if and (eq $action "install") (eq "fail" (($root.Values.job).unfitNodes | default "report")) }}
+unfitNodes: fail
+{{- end }}
 {{- if ($root.Values.job).events }}
 events: true
 {{- end }}
@@ -104,6 +107,8 @@ templates:
 skipServing: true
 {{- else }}
 waitForNodesSeconds: {{ (.Values.job).waitForNodesSeconds | default 0 }}
+{{- $settle := (.Values.job).nodeSettleSeconds }}
+nodeSettleSeconds: {{ ternary 15 $settle (kindIs "invalid" $settle) }}
 {{- end }}
 {{- with include "kata-deploy.dispatcher.rollout" . | trim }}
 {{ . }}
@@ -132,7 +137,7 @@ removed:
 {{- end -}}
 {{- end -}}
 {{- if has (toString $given.waveSize) (list "0" "0%") -}}
-{{- fail "job.rollout.waveSize: a wave must have at least one node; set a number of 1 or more, a share of 1% or more, or remove the key" -}}
+{{- include "kata-deploy.refuse" (list . "job.rollout.waveSize: a wave must have at least one node; set a number of 1 or more, a share of 1% or more, or remove the key") -}}
 {{- end -}}
 {{- with $given }}
 rollout:
@@ -188,7 +193,7 @@ spec:
   {{- end }}
   containers:
     - name: dispatcher
-      image: {{ include "kata-deploy.image" (list ($root.Values.job).dispatcherImage "job.dispatcherImage" $root.Chart.AppVersion) }}
+      image: {{ include "kata-deploy.image" (list $root ($root.Values.job).dispatcherImage "job.dispatcherImage" $root.Chart.AppVersion) }}
       imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
       env:
         - name: KATA_DISPATCHER_CONFIG

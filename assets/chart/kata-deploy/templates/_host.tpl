@@ -17,7 +17,7 @@ reports. A pod of the DaemonSet lists its host paths before it is on a node, so 
 {{- $distribution := include "kata-deploy.distribution" . -}}
 {{- $runtime := .Values.containerRuntime | default "auto" -}}
 {{- if and (eq $runtime "crio") (ne $distribution "k8s") -}}
-{{- fail (printf "containerRuntime: %s always runs containerd, not crio; remove containerRuntime, or set k8sDistribution: k8s if CRI-O runs as its own unit" $distribution) -}}
+{{- include "kata-deploy.refuse" (list . (printf "containerRuntime: %s always runs containerd, not crio; remove containerRuntime, or set k8sDistribution: k8s if CRI-O runs as its own unit" $distribution)) -}}
 {{- end -}}
 {{- if ne $runtime "auto" -}}
 {{- list $runtime | toJson -}}
@@ -38,8 +38,9 @@ Host paths of a runtime, as {"opt": ..., "config": ..., "socket": ...}. kata-nod
 Takes (list $ "containerd" or "crio").
 */ -}}
 {{- define "kata-deploy.hostPaths" -}}
+{{- $root := index . 0 -}}
 {{- $runtime := index . 1 -}}
-{{- with index . 0 -}}
+{{- with $root -}}
 {{- $distribution := include "kata-deploy.distribution" . -}}
 {{- $all := dict
   "k8s" (dict "config" "/etc/containerd" "socket" "/run/containerd/containerd.sock")
@@ -55,17 +56,17 @@ Takes (list $ "containerd" or "crio").
 {{- $socket := trimPrefix "unix://" ((.Values.containerd).runtimeSocket | default $paths.socket) -}}
 {{- range $key, $path := dict "configDir" $config "runtimeSocket" $socket -}}
 {{- if not (hasPrefix "/" $path) -}}
-{{- fail (printf "containerd.%s: %s is not an absolute path; write a path that begins with /" $key $path) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "containerd.%s: %s is not an absolute path; write a path that begins with /" $key $path)) -}}
 {{- end -}}
 {{- if has "/" (list $path (ternary (dir $path) "" (eq $key "runtimeSocket"))) -}}
-{{- fail (printf "containerd.%s: %s would mount the root directory of the node into the pods; use a path below another directory" $key $path) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "containerd.%s: %s would mount the root directory of the node into the pods; use a path below another directory" $key $path)) -}}
 {{- end -}}
 {{- end -}}
 {{- $paths = dict "config" $config "socket" $socket -}}
 {{- end -}}
 {{- $given := (.Values.env).installationPrefix | default "/" -}}
 {{- if or (not (hasPrefix "/" $given)) (has ".." (splitList "/" $given)) -}}
-{{- fail (printf "env.installationPrefix: %s is not an absolute path without ..; write a path that begins with / and has no .." $given) -}}
+{{- include "kata-deploy.refuse" (list . (printf "env.installationPrefix: %s is not an absolute path without ..; write a path that begins with / and has no .." $given)) -}}
 {{- end -}}
 {{- $prefix := clean $given -}}
 {{- toJson (merge (dict "opt" (ternary "/opt" $prefix (eq $prefix "/"))) $paths) -}}

@@ -22,7 +22,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "kata-deploy.labeller.
 {{- define "kata-deploy.labeller.hasPolicies" -}}
 {{- $wanted := (.Values.rbac).admissionPolicy | default "auto" -}}
 {{- if not (has $wanted (list "auto" "always" "never")) -}}
-{{- fail (printf "rbac.admissionPolicy: %v is none of auto, always, never; set one of these" $wanted) -}}
+{{- include "kata-deploy.refuse" (list . (printf "rbac.admissionPolicy: %v is none of auto, always, never; set one of these" $wanted)) -}}
 {{- end -}}
 {{- /* Kubernetes 1.30 has v1 of the API. It is also the first release that writes the node's name into tokens by default. */ -}}
 {{- /* The version decides, because `helm template` knows no APIs of the cluster. */ -}}
@@ -54,7 +54,7 @@ request.userInfo.?extra[?"authentication.kubernetes.io/node-name"][?0].orValue("
 {{- $taints := list -}}
 {{- range .Values.startupTaints -}}
 {{- if not (regexMatch "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?(:(NoSchedule|PreferNoSchedule|NoExecute))?$" (toString .)) -}}
-{{- fail (printf "startupTaints: %q is neither `key` nor `key:effect` with an effect of NoSchedule, PreferNoSchedule, NoExecute; correct it and leave out the value of the taint" (toString .)) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "startupTaints: %q is neither `key` nor `key:effect` with an effect of NoSchedule, PreferNoSchedule, NoExecute; correct it and leave out the value of the taint" (toString .))) -}}
 {{- end -}}
 {{- $taints = append $taints (toString .) -}}
 {{- end -}}

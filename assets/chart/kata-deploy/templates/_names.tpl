@@ -9,11 +9,11 @@ such names are never equal.
 {{- define "kata-deploy.suffix" -}}
 {{- $suffix := (.Values.env).multiInstallSuffix | default "" | toString -}}
 {{- if eq $suffix "default" -}}
-{{- fail "env.multiInstallSuffix: `default` is the name of the installation without a suffix; choose another suffix" -}}
+{{- include "kata-deploy.refuse" (list . "env.multiInstallSuffix: `default` is the name of the installation without a suffix; choose another suffix") -}}
 {{- else if and $suffix (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" $suffix)) -}}
-{{- fail (printf "env.multiInstallSuffix: %q cannot be part of a name; use lower-case letters, digits and inner hyphens" $suffix) -}}
+{{- include "kata-deploy.refuse" (list . (printf "env.multiInstallSuffix: %q cannot be part of a name; use lower-case letters, digits and inner hyphens" $suffix)) -}}
 {{- else if gt (len $suffix) 63 -}}
-{{- fail (printf "env.multiInstallSuffix: %q has %d characters and the name of a label may have 63; choose a shorter suffix" $suffix (len $suffix)) -}}
+{{- include "kata-deploy.refuse" (list . (printf "env.multiInstallSuffix: %q has %d characters and the name of a label may have 63; choose a shorter suffix" $suffix (len $suffix))) -}}
 {{- end -}}
 {{- $suffix -}}
 {{- end -}}

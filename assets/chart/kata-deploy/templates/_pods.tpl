@@ -124,7 +124,7 @@ seccompProfile:
 {{- define "kata-deploy.kubectlContainer" -}}
 {{- $root := index . 0 -}}
 - name: {{ index . 1 }}
-  image: {{ include "kata-deploy.image" (list $root.Values.kubectlImage "kubectlImage" "latest") }}
+  image: {{ include "kata-deploy.image" (list $root $root.Values.kubectlImage "kubectlImage" "latest") }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
   command:
     - kubectl
@@ -147,7 +147,7 @@ seccompProfile:
 {{- $stage := index . 1 -}}
 {{- $paths := get (include "kata-deploy.stageHostPaths" (list $root (index . 2)) | fromJson) $stage | default list -}}
 - name: {{ $stage }}
-  image: {{ include "kata-deploy.image" (list $root.Values.image "image" $root.Chart.AppVersion) }}
+  image: {{ include "kata-deploy.image" (list $root $root.Values.image "image" $root.Chart.AppVersion) }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
   args: [stage, {{ $stage }}]
   env:
@@ -158,6 +158,12 @@ seccompProfile:
       value: /run/reports
     {{- if has $stage (list "cri" "revert-cri") }}
     {{- include "kata-deploy.runningPodsEnv" $root | trim | nindent 4 }}
+    {{- end }}
+    {{- if eq $stage "label" }}
+    {{- $ready := ($root.Values.job).waitNodeReadySeconds }}
+    # The labels must also stay unchanged for a while.
+    - name: KATA_NODE_LABEL_TIMEOUT
+      value: {{ max 30 (ternary 300 $ready (kindIs "invalid" $ready)) | quote }}
     {{- end }}
     {{- if $paths }}
     - name: KATA_NODE_HOST_ROOT
@@ -275,7 +281,7 @@ spec:
 {{- $ttl := (.Values.job).ttlSecondsAfterFinished -}}
 {{- $ttl = ternary 600 $ttl (kindIs "invalid" $ttl) | int -}}
 {{- if lt $ttl 60 -}}
-{{- fail (printf "job.ttlSecondsAfterFinished: %d is too short for the dispatcher to read the result of a Job; set 60 or more" $ttl) -}}
+{{- include "kata-deploy.refuse" (list . (printf "job.ttlSecondsAfterFinished: %d is too short for the dispatcher to read the result of a Job; set 60 or more" $ttl)) -}}
 {{- end -}}
 {{- $ttl -}}
 {{- end -}}

@@ -1,23 +1,66 @@
-{{- /* Checks of values that no other template makes where it uses the value. */ -}}
+{{- /* Refusals of values. */ -}}
 
-{{- /* Fails for keys of other charts, and for features that this release does not have. */ -}}
+{{- /*
+Refuses a value. Takes (list $ "sentence"). While templates/checks/values.yaml collects the refusals, the sentence is added
+to them. Otherwise the render fails at once.
+*/ -}}
+{{- define "kata-deploy.refuse" -}}
+{{- $values := (index . 0).Values -}}
+{{- if hasKey $values "refusals" -}}
+{{- $_ := set $values "refusals" (append $values.refusals (index . 1)) -}}
+{{- else -}}
+{{- fail (index . 1) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Makes every check of the values, also those of templates that need the value. */ -}}
+{{- define "kata-deploy.checkAll" -}}
+{{- $job := .Values.job | default dict -}}
+{{- $parts := list "checkValues" "checkConflicts" "state" "tolerations.install" "labeller.hasPolicies" "runtimeClasses" "verification" -}}
+{{- $images := dict "image" .Values.image -}}
+{{- if include "kata-deploy.isJobMode" . -}}
+{{- $parts = concat $parts (list "dispatcher.rollout" "nodeJobTTL") -}}
+{{- $images = set $images "job.dispatcherImage" $job.dispatcherImage -}}
+{{- if regexMatch "(^|/)k8s-job-dispatcher([:@]|$)" (($job.dispatcherImage).reference | default "" | toString | trim) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "job.dispatcherImage.reference: %s is the dispatcher of the public chart, which cannot read the configuration of this chart; set job.dispatcherImage to the image of kata-deploy-job-dispatcher" $job.dispatcherImage.reference)) -}}
+{{- end -}}
+{{- range list "job" "job.cleanup" -}}
+{{- $_ := include "kata-deploy.selection" (list $ .) -}}
+{{- end -}}
+{{- else -}}
+{{- $parts = append $parts "affinity" -}}
+{{- end -}}
+{{- if or $job.reconcileSchedule (not (include "kata-deploy.isJobMode" .)) -}}
+{{- $images = set $images "kubectlImage" .Values.kubectlImage -}}
+{{- end -}}
+{{- if (.Values.monitor).enabled -}}
+{{- $images = set $images "monitor.image" .Values.monitor.image -}}
+{{- end -}}
+{{- range $part := $parts -}}
+{{- $_ := include (printf "kata-deploy.%s" $part) $ -}}
+{{- end -}}
+{{- range $key, $image := $images -}}
+{{- $_ := include "kata-deploy.image" (list $ $image $key "x") -}}
+{{- end -}}
+{{- range include "kata-deploy.runtimes" . | fromJsonArray -}}
+{{- $_ := include "kata-deploy.hostPaths" (list $ .) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Refuses keys of other charts, and for features that this release does not have. */ -}}
 {{- define "kata-deploy.checkValues" -}}
 {{- range $path, $remedy := .Files.Get "files/gone.json" | fromJson -}}
 {{- if include "kata-deploy.isSet" (list $.Values $path) -}}
-{{- fail (printf "%s: %s" $path $remedy) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "%s: %s" $path $remedy)) -}}
 {{- end -}}
 {{- end -}}
 {{- if eq "integrity" (toString (.Values.snapshotter).erofsSnapshotterMode) -}}
-{{- fail "snapshotter.erofsSnapshotterMode: integrity is a value of another chart; set snapshotter.erofsDmverity: true instead" -}}
-{{- end -}}
-{{- $required := "nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution" -}}
-{{- if and (include "kata-deploy.isJobMode" .) (not (.Values.job).nodes) (include "kata-deploy.isSet" (list .Values.affinity $required)) -}}
-{{- fail (printf "affinity.%s: has no effect with deploymentMode: job, so Kata would be installed on nodes that it leaves out; use job.nodeSelectorExpressions instead" $required) -}}
+{{- include "kata-deploy.refuse" (list $ "snapshotter.erofsSnapshotterMode: integrity is a value of another chart; set snapshotter.erofsDmverity: true instead") -}}
 {{- end -}}
 {{- range $shim := include "kata-deploy.enabledShims" . | fromJsonArray -}}
 {{- range $key := list "hypervisor.rootless" "kernelModulesImages" -}}
 {{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) $key) -}}
-{{- fail (printf "shims.%s.%s: is not supported in this release; remove the key, or disable the shim" $shim $key) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "shims.%s.%s: is not supported in this release; remove the key, or disable the shim" $shim $key)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

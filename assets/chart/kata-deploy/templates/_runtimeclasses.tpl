@@ -7,10 +7,14 @@ node.
 {{- $disableAll := (.Values.shims).disableAll | default false -}}
 {{- $on := list -}}
 {{- range $name, $shim := .Values.shims -}}
-{{- if and (kindIs "map" $shim) (hasKey $table $name) -}}
-{{- $enabled := ternary (not $disableAll) $shim.enabled (kindIs "invalid" $shim.enabled) -}}
-{{- $nowhere := and (kindIs "slice" $shim.supportedArches) (not $shim.supportedArches) -}}
-{{- if and $enabled (not $nowhere) -}}
+{{- $entry := get $table $name -}}
+{{- if and (kindIs "map" $shim) $entry -}}
+{{- $enabled := ternary (not (or $disableAll $entry.off)) $shim.enabled (kindIs "invalid" $shim.enabled) -}}
+{{- $somewhere := not (kindIs "slice" $shim.supportedArches) -}}
+{{- range $arch := $shim.supportedArches -}}
+{{- $somewhere = or $somewhere (has $arch $entry.arches) -}}
+{{- end -}}
+{{- if and $enabled $somewhere -}}
 {{- $on = append $on $name -}}
 {{- end -}}
 {{- end -}}
@@ -38,6 +42,25 @@ The labels of a node that serves Kata of this installation. Every RuntimeClass s
 {{- end }}
 {{- end -}}
 
+{{- /* The resource of Nodes that one confidential guest uses up. Takes `snp`, `tdx` or another text, which has none. */ -}}
+{{- define "kata-deploy.teeKey" -}}
+{{- get (dict "snp" "sev-snp.amd.com/esids" "tdx" "tdx.intel.com/keys") . -}}
+{{- end -}}
+
+{{- /* `true` if confidential pods book keys, which the NodeFeatureRule advertises; else empty. */ -}}
+{{- define "kata-deploy.booksKeys" -}}
+{{- $create := toString ((.Values.nodeFeatureRules).create | default false) -}}
+{{- if eq $create "true" -}}
+true
+{{- else if eq $create "auto" -}}
+{{- if .Capabilities.APIVersions.Has "nfd.k8s-sigs.io/v1alpha1/NodeFeatureRule" -}}
+true
+{{- else -}}
+{{- include "kata-deploy.hasNodeFeatureDiscovery" . -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* `true` if node-feature-discovery is part of the release or its worker is in the cluster; else empty. */ -}}
 {{- define "kata-deploy.hasNodeFeatureDiscovery" -}}
 {{- $own := (index .Values "node-feature-discovery").enabled -}}
@@ -47,9 +70,20 @@ The labels of a node that serves Kata of this installation. Every RuntimeClass s
 {{- if not $own -}}
 true
 {{- else if ne (include "kata-deploy.ownerOf" .) (include "kata-deploy.release" $) -}}
-{{- fail (printf "node-feature-discovery.enabled: the cluster already has a worker, %s in the namespace %s, and two would remove each other's labels; set node-feature-discovery.enabled: false to use the existing one" .metadata.name .metadata.namespace) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "node-feature-discovery.enabled: the cluster already has a worker, %s in the namespace %s, and two would remove each other's labels; set node-feature-discovery.enabled: false to use the existing one" .metadata.name .metadata.namespace)) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+The label with the version of Kata, which is the tag of the image on the nodes. No label if the image has a digest and no
+tag.
+*/ -}}
+{{- define "kata-deploy.kataVersion" -}}
+{{- $image := include "kata-deploy.image" (list . .Values.image "image" .Chart.AppVersion) | splitList "@" | first | splitList "/" | last -}}
+{{- if contains ":" $image -}}
+katacontainers.io/kata-version: {{ splitList ":" $image | last | quote }}
 {{- end -}}
 {{- end -}}
 
@@ -62,6 +96,7 @@ metadata:
   name: {{ .name }}
   labels:
     {{- include "kata-deploy.labels" .root | nindent 4 }}
+    {{- include "kata-deploy.kataVersion" .root | nindent 4 }}
 handler: {{ .handler }}
 {{- with .podFixed }}
 overhead:
@@ -72,7 +107,7 @@ overhead:
 {{- end }}
 scheduling:
   nodeSelector:
-    {{- toYaml (mergeOverwrite (dict) (.nodeSelector | default dict) (include "kata-deploy.servingLabels" .root | fromYaml)) | nindent 4 }}
+    {{- toYaml (mergeOverwrite (dict) (include "kata-deploy.labelTexts" .nodeSelector | fromYaml) (include "kata-deploy.servingLabels" .root | fromYaml)) | nindent 4 }}
 {{- end -}}
 
 {{- /*
@@ -84,24 +119,118 @@ adds. Takes (list $ "name" $runtime $table).
 {{- $where := printf "customRuntimes.runtimes.%s" (index . 1) -}}
 {{- $runtime := index . 2 -}}
 {{- $table := index . 3 -}}
-{{- if not (hasKey $table ($runtime.baseConfig | default "")) -}}
-{{- fail (printf "%s.baseConfig: %q is not a shim; use one of %s" $where ($runtime.baseConfig | default "") (keys $table | sortAlpha | join ", ")) -}}
-{{- end -}}
 {{- $class := $runtime.runtimeClass | default "" | fromYaml -}}
-{{- if hasKey $class "Error" -}}
-{{- fail (printf "%s.runtimeClass: is not valid YAML (%s); correct it" $where $class.Error) -}}
+{{- $base := get $table ($runtime.baseConfig | default "") -}}
+{{- if not $base -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.baseConfig: %q is not a shim; use one of %s" $where ($runtime.baseConfig | default "") (keys $table | sortAlpha | join ", "))) -}}
+{{- else if hasKey $class "Error" -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.runtimeClass: is not valid YAML (%s); correct it" $where $class.Error)) -}}
 {{- else if or (ne (default "" $class.kind) "RuntimeClass") (ne (default "" $class.apiVersion) "node.k8s.io/v1") -}}
-{{- fail (printf "%s.runtimeClass: is not a RuntimeClass; write a manifest of kind RuntimeClass and apiVersion node.k8s.io/v1" $where) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.runtimeClass: is not a RuntimeClass; write a manifest of kind RuntimeClass and apiVersion node.k8s.io/v1" $where)) -}}
 {{- else if or (not ($class.metadata).name) (not $class.handler) -}}
-{{- fail (printf "%s.runtimeClass: has no metadata.name or no handler; add both" $where) -}}
-{{- end -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.runtimeClass: has no metadata.name or no handler; add both" $where)) -}}
+{{- else -}}
 {{- if and (not ($class.overhead).podFixed) (ne false $runtime.inheritBaseOverhead) (ne false ($root.Values.runtimeClasses).overheadEnabled) -}}
-{{- $_ := set $class "overhead" (dict "podFixed" (get $table $runtime.baseConfig).overhead) -}}
+{{- $podFixed := deepCopy $base.overhead -}}
+{{- if and (include "kata-deploy.teeKey" $base.tee) (include "kata-deploy.booksKeys" $root) -}}
+{{- $_ := set $podFixed (include "kata-deploy.teeKey" $base.tee) "1" -}}
 {{- end -}}
-{{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) -}}
+{{- $_ := set $class "overhead" (dict "podFixed" $podFixed) -}}
+{{- end -}}
+{{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) (include "kata-deploy.kataVersion" $root | fromYaml) -}}
 {{- $_ := set $class.metadata "labels" $own -}}
 {{- $scheduling := $class.scheduling | default dict -}}
 {{- $_ := set $scheduling "nodeSelector" (mergeOverwrite (dict) ($scheduling.nodeSelector | default dict) (include "kata-deploy.servingLabels" $root | fromYaml)) -}}
 {{- $_ := set $class "scheduling" $scheduling -}}
 {{- toYaml $class -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* All RuntimeClasses. */ -}}
+{{- define "kata-deploy.runtimeClasses" }}
+{{- if ne false (.Values.runtimeClasses).enabled }}
+{{- $table := .Files.Get "files/shims.yaml" | fromYaml }}
+{{- $classes := .Values.runtimeClasses | default dict }}
+{{- $suffix := include "kata-deploy.suffix" . }}
+{{- $on := include "kata-deploy.enabledShims" . | fromJsonArray }}
+{{- $nfd := "unknown" }}
+{{- $keys := "unknown" }}
+{{- $names := dict }}
+{{- $default := "" }}
+{{- if and $classes.createDefault (not $suffix) }}
+{{- range $arch := list "ppc64le" "s390x" "arm64" "amd64" }}
+{{- $shim := get ($.Values.defaultShim | default dict) $arch | default "" }}
+{{- if has $shim $on }}
+{{- $default = $shim }}
+{{- end }}
+{{- end }}
+{{- if not $default }}
+{{- include "kata-deploy.refuse" (list $ "runtimeClasses.createDefault: no shim in defaultShim is enabled; enable one of them, or set defaultShim to an enabled shim") }}
+{{- end }}
+{{- end }}
+{{- range $shim := $on }}
+{{- $entry := get $table $shim }}
+{{- $own := (get $.Values.shims $shim).runtimeClass | default dict }}
+{{- $podFixed := dict }}
+{{- $overhead := ternary (ne false $classes.overheadEnabled) $own.overheadEnabled (kindIs "invalid" $own.overheadEnabled) }}
+{{- if $overhead }}
+{{- $podFixed = mergeOverwrite (dict) $entry.overhead ($own.overhead | default dict) }}
+{{- end }}
+{{- with include "kata-deploy.teeKey" $entry.tee }}
+{{- if eq $keys "unknown" }}
+{{- $keys = include "kata-deploy.booksKeys" $ }}
+{{- end }}
+{{- if $keys }}
+{{- $podFixed = mergeOverwrite (dict . 1) $podFixed }}
+{{- end }}
+{{- end }}
+{{- $nodeSelector := $own.nodeSelector | default dict }}
+{{- if and $entry.tee (not $nodeSelector) }}
+{{- /* Asked once, and only if needed, because helm needs the right to list DaemonSets for it. */ -}}
+{{- if eq $nfd "unknown" }}
+{{- $nfd = include "kata-deploy.hasNodeFeatureDiscovery" $ }}
+{{- end }}
+{{- if $nfd }}
+{{- $nodeSelector = include "kata-deploy.teeLabels" $entry.tee | fromYaml }}
+{{- end }}
+{{- end }}
+{{- $handlers := list (printf "kata-%s" $shim) }}
+{{- if $.Values.debug }}
+{{- $handlers = append $handlers (printf "kata-%s-debug" $shim) }}
+{{- end }}
+{{- range $handler := $handlers }}
+{{- if $suffix }}
+{{- $handler = printf "%s-%s" $handler $suffix }}
+{{- end }}
+{{- if gt (len $handler) 63 }}
+{{- include "kata-deploy.refuse" (list $ (printf "env.multiInstallSuffix: the handler %s has %d characters and Kubernetes allows 63; choose a shorter suffix, or disable shims.%s" $handler (len $handler) $shim)) }}
+{{- end }}
+{{- if hasKey $names $handler }}
+{{- include "kata-deploy.refuse" (list $ (printf "runtimeClasses.defaultName: %s is the RuntimeClass of shims.%s; choose another name" $handler $shim)) }}
+{{- end }}
+{{- $_ := set $names $handler (printf "shims.%s" $shim) }}
+{{- include "kata-deploy.runtimeClass" (dict "root" $ "name" $handler "handler" $handler "podFixed" $podFixed "nodeSelector" $nodeSelector) }}
+{{- end }}
+{{- if eq $shim $default }}
+{{- $name := $classes.defaultName | default "kata" }}
+{{- if hasKey $names $name }}
+{{- include "kata-deploy.refuse" (list $ (printf "runtimeClasses.defaultName: %s is the RuntimeClass of %s; choose another name" $name (get $names $name))) }}
+{{- end }}
+{{- $_ := set $names $name "runtimeClasses.defaultName" }}
+{{- include "kata-deploy.runtimeClass" (dict "root" $ "name" $name "handler" (printf "kata-%s" $shim) "podFixed" $podFixed "nodeSelector" $nodeSelector) }}
+{{- end }}
+{{- end }}
+{{- if (.Values.customRuntimes).enabled }}
+{{- range $name, $runtime := .Values.customRuntimes.runtimes }}
+{{- $manifest := include "kata-deploy.customRuntimeClass" (list $ $name $runtime $table) }}
+{{- $called := (($manifest | fromYaml).metadata).name | default "" }}
+{{- if hasKey $names $called }}
+{{- include "kata-deploy.refuse" (list $ (printf "customRuntimes.runtimes.%s.runtimeClass: %s is the RuntimeClass of %s; choose another name" $name $called (get $names $called))) }}
+{{- end }}
+{{- $_ := set $names $called (printf "customRuntimes.runtimes.%s" $name) }}
+---
+{{ $manifest }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end -}}

@@ -14,15 +14,15 @@ kata-deploy-state.{{ .Release.Name }}
 {{- if $kept -}}
 {{- $remedy := printf "uninstall the release first, or install a second release (the state is in the ConfigMap %s)" (include "kata-deploy.state.name" .) -}}
 {{- if ne $mode ($kept.deploymentMode | default $mode) -}}
-{{- fail (printf "deploymentMode: release %s was installed with %s and cannot change to %s, because nothing would revert its nodes; %s" .Release.Name $kept.deploymentMode $mode $remedy) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "deploymentMode: release %s was installed with %s and cannot change to %s, because nothing would revert its nodes; %s" .Release.Name $kept.deploymentMode $mode $remedy)) -}}
 {{- end -}}
 {{- if ne $suffix ($kept.multiInstallSuffix | default "") -}}
-{{- fail (printf "env.multiInstallSuffix: release %s was installed with %q and cannot change to %q, because nothing would revert its nodes; %s" .Release.Name ($kept.multiInstallSuffix | default "") $suffix $remedy) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "env.multiInstallSuffix: release %s was installed with %q and cannot change to %q, because nothing would revert its nodes; %s" .Release.Name ($kept.multiInstallSuffix | default "") $suffix $remedy)) -}}
 {{- end -}}
 {{- end -}}
 {{- $prefix := clean ((.Values.env).installationPrefix | default "/") -}}
 {{- if ne $prefix ($kept.installationPrefix | default $prefix) -}}
-{{- fail (printf "env.installationPrefix: release %s was installed below %s and cannot change to %s, because nothing would revert its nodes; uninstall the release first (the state is in the ConfigMap %s)" .Release.Name $kept.installationPrefix $prefix (include "kata-deploy.state.name" .)) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "env.installationPrefix: release %s was installed below %s and cannot change to %s, because nothing would revert its nodes; uninstall the release first (the state is in the ConfigMap %s)" .Release.Name $kept.installationPrefix $prefix (include "kata-deploy.state.name" .))) -}}
 {{- end -}}
 {{- /* If nydus was ever set up, a revert must be able to remove it, even if the values no longer list it. */ -}}
 {{- $nydus := or (eq "true" ($kept.nydus | default "")) (has "nydus" ((.Values.snapshotter).setup | default list)) -}}
@@ -39,7 +39,7 @@ node-feature-discovery, or a release of another chart with the same name. It ask
 {{- if hasPrefix (printf "%s-labeller." $name) .metadata.name -}}
 {{- $owner := include "kata-deploy.ownerOf" . -}}
 {{- if and $owner (ne $owner (include "kata-deploy.release" $)) -}}
-{{- fail (printf "env.multiInstallSuffix: the release %s (namespace/name) already has the installation %q on the nodes; upgrade or uninstall that release, or set another suffix; if that release no longer exists, delete its leftover ClusterRole %s" $owner (include "kata-deploy.instance" $) .metadata.name) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "env.multiInstallSuffix: the release %s (namespace/name) already has the installation %q on the nodes; upgrade or uninstall that release, or set another suffix; if that release no longer exists, delete its leftover ClusterRole %s" $owner (include "kata-deploy.instance" $) .metadata.name)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -50,7 +50,7 @@ node-feature-discovery, or a release of another chart with the same name. It ask
 {{- $daemonset := lookup "apps/v1" "DaemonSet" .Release.Namespace $name -}}
 {{- $ours := eq "node" (dig "spec" "selector" "matchLabels" "app.kubernetes.io/component" "" $daemonset) -}}
 {{- if or (and $daemonset (not $ours)) (lookup "v1" "ConfigMap" .Release.Namespace (printf "%s-job-templates" $name)) -}}
-{{- fail (printf "release %s was installed by another chart of this name, and this chart cannot revert what that chart installed on the nodes; uninstall the release with helm, then install this chart" .Release.Name) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "release %s was installed by another chart of this name, and this chart cannot revert what that chart installed on the nodes; uninstall the release with helm, then install this chart" .Release.Name)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

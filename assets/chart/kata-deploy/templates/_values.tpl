@@ -3,7 +3,7 @@
 {{- define "kata-deploy.mode" -}}
 {{- $mode := .Values.deploymentMode | default "daemonset" -}}
 {{- if not (has $mode (list "daemonset" "job")) -}}
-{{- fail (printf "deploymentMode: %v is neither daemonset nor job; set one of these" $mode) -}}
+{{- include "kata-deploy.refuse" (list . (printf "deploymentMode: %v is neither daemonset nor job; set one of these" $mode)) -}}
 {{- end -}}
 {{- $mode -}}
 {{- end -}}
@@ -13,27 +13,28 @@
 {{- if eq (include "kata-deploy.mode" .) "job" -}}true{{- end -}}
 {{- end -}}
 
-{{- /* An image. Takes (list $image "job.dispatcherImage" "default tag"). */ -}}
+{{- /* An image. Takes (list $ $image "job.dispatcherImage" "default tag"). */ -}}
 {{- define "kata-deploy.image" -}}
-{{- $image := index . 0 | default dict -}}
-{{- $key := index . 1 -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 | default dict -}}
+{{- $key := index . 2 -}}
 {{- $reference := $image.reference | default "" | toString | trim -}}
 {{- $tag := $image.tag | default "" | toString | trim -}}
 {{- /* Only a colon after the last slash is a tag: a registry may have a port. */ -}}
 {{- $whole := or (contains "@" $reference) (contains ":" (splitList "/" $reference | last)) -}}
 {{- if not $reference -}}
-{{- fail (printf "%s.reference: is empty; set it to an image, for example quay.io/kata-containers/kata-deploy" $key) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.reference: is empty; set it to an image, for example quay.io/kata-containers/kata-deploy" $key)) -}}
 {{- else if and $whole $tag -}}
-{{- fail (printf "%s.tag: the reference %s already has a tag or a digest; remove the tag %s, or remove it from the reference" $key $reference $tag) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.tag: the reference %s already has a tag or a digest; remove the tag %s, or remove it from the reference" $key $reference $tag)) -}}
 {{- else if $whole -}}
 {{- $reference -}}
 {{- else if regexMatch "^sha256:" $tag -}}
 {{- if not (regexMatch "^sha256:[0-9a-f]{64}$" $tag) -}}
-{{- fail (printf "%s.tag: %s is not a complete digest; write sha256: and 64 hexadecimal digits" $key $tag) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.tag: %s is not a complete digest; write sha256: and 64 hexadecimal digits" $key $tag)) -}}
 {{- end -}}
 {{- printf "%s@%s" $reference $tag -}}
 {{- else -}}
-{{- printf "%s:%s" $reference ($tag | default (index . 2)) -}}
+{{- printf "%s:%s" $reference ($tag | default (index . 3)) -}}
 {{- end -}}
 {{- end -}}
 

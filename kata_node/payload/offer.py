@@ -1,0 +1,102 @@
+"""Which of the enabled shims a payload has, and the settings without the others. Pure.
+
+A release of Kata does not have every shim on every architecture, and a payload can be made from one of the
+two archives of a release. A shim that nobody asked for by name is left out if the payload does not have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from kata_node.payload.manifest import Manifest
+from kata_node.payload.validation import PayloadSymlinks
+from kata_node.settings.handlers import handlers, is_asked_for
+from kata_node.settings.model import Settings
+from kata_node.settings.selection import FALLBACK_SHIMS
+from kata_node.settings.shims import Shim, table
+from kata_node.snapshotters import mapping
+from kata_node.snapshotters.mapping import NYDUS
+
+ARCHIVES = {"go": "kata-go-static", "runtime-rs": "kata-static"}
+"""The archive of a Kata release, from 4.1 on, with the shims of each runtime."""
+
+
+def with_payload(settings: Settings, manifest: Manifest) -> Settings:
+    """Return the settings with the shims that the payload has, see :func:`_serve`."""
+    paths = {entry.path for entry in manifest.entries if entry.kind != "dir"}
+    links = PayloadSymlinks({each.path: each.link for each in manifest.entries if each.kind == "link"})
+
+    def missing(shim: Shim) -> str:
+        if manifest.form == "tarballs":
+            return _missing_component(manifest, shim, settings.arch)
+        needed = (shim.shim_binary, shim.base_config)
+        return next((path for path in needed if links.resolve(path) not in paths), "")
+
+    return _serve(settings, missing)
+
+
+def with_placed_files(settings: Settings, paths: Collection[str]) -> Settings:
+    """Return the settings with the shims that the artifacts stage has placed, or will place, as ``paths``.
+
+    The artifacts stage makes a configuration for each handler of the settings that it works with.
+    """
+    return _serve(settings, lambda shim: "" if shim.own_config in paths else shim.base_config)
+
+
+def required_components(settings: Settings, manifest: Manifest) -> tuple[str, ...]:
+    """Return the components that the snapshotters need.
+
+    The component of nydus is left out if the payload does not have it and no handler that is asked for by
+    name uses it: the stage cri then leaves nydus out, or the node runs CRI-O, which needs no nydus.
+    """
+    required = mapping.required_components(settings)
+    if manifest.form == "tarballs" and NYDUS not in named_snapshotters(settings):
+        return tuple(component for component in required if component in manifest.archives)
+    return required
+
+
+def named_snapshotters(settings: Settings) -> frozenset[str]:
+    """Return the snapshotters of the custom runtimes and of the shims that are asked for by name."""
+    return frozenset(handler.snapshotter for handler in handlers(settings) if is_asked_for(settings, handler))
+
+
+def missing_shim_reason(shim: Shim, path: str) -> str:
+    """Return why the payload has no ``shim``, as the end of a sentence. ``path`` is what it does not have."""
+    if shim.withdrawn:
+        return f"is not in the payload: Kata {shim.withdrawn} and later do not have it"
+    return (
+        f"is not in the payload, which has no {path}; a release of Kata has its {shim.runtime} shims in the "
+        f"archive {ARCHIVES[shim.runtime]}"
+    )
+
+
+def _serve(settings: Settings, missing: Callable[[Shim], str]) -> Settings:
+    """Return the settings without the shims for which ``missing`` names a path that the payload lacks.
+
+    Shims that are asked for by name stay, except if no newer payload can have them. If nobody asked for a
+    shim at all, it is the first of :data:`FALLBACK_SHIMS` that the payload has. If nothing would be left,
+    the settings stay as they are, and the stage fails with the missing files.
+    """
+    absent = {shim.name: path for shim in settings.shims if (path := missing(shim))}
+    if settings.is_fallback and absent:
+        candidates = (table()[name] for name in FALLBACK_SHIMS)
+        found = next(
+            (each for each in candidates if settings.arch in each.arches and not missing(each)), None
+        )
+        return settings.with_fallback(found) if found else settings
+    left_out = {
+        shim.name: missing_shim_reason(shim, absent[shim.name])
+        for shim in settings.shims
+        if shim.name in absent and (shim.name not in settings.named or shim.withdrawn)
+    }
+    served = settings.without(left_out)
+    return served if handlers(served) else settings
+
+
+def _missing_component(manifest: Manifest, shim: Shim, arch: str) -> str:
+    """Return a component of ``shim`` that the payload does not have; empty if it has all."""
+    components = manifest.shim_components.get(shim.name, {}).get(arch)
+    if components is None:
+        return f"list of components for {shim.name} on {arch}"
+    absent = (name for name in components if name not in manifest.archives)
+    return next((f"component {name}" for name in absent), "")

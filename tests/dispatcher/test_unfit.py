@@ -1,0 +1,86 @@
+"""Nodes that cannot run Kata because of what they are: they are told, and by default do not fail the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dispatcher.fake_api_server import FakeApiServer
+from dispatcher.harness import CONFIG, dispatch, outcomes, workers
+from kata_node.dispatcher.config import Config, IntOrPercent
+from kata_node.dispatcher.progress import document, text
+
+REASON = "kvm: /dev/kvm does not exist, and these shims need it: qemu"
+MESSAGE = {
+    "stage": "host-check",
+    "outcome": "failed",
+    "error": {"what": REASON, "where": "", "hint": "load kvm_intel", "exit_code": 3, "unfit": True},
+}
+
+
+@pytest.fixture
+def mixed(api: FakeApiServer) -> FakeApiServer:
+    """A cluster in which the node n1 has no KVM."""
+    workers(api, 3)
+
+    def end(job: dict[str, dict[str, str]]) -> None:
+        name = job["metadata"]["name"]
+        if name.endswith("-n1"):
+            api.fail(name, stage="claim", code=3, message=json.dumps(MESSAGE))
+        else:
+            api.finish(name)
+
+    api.on_create = lambda job: api.time.after(1, lambda: end(job))
+    return api
+
+
+def test_an_unfit_node_is_told_with_its_reason_and_does_not_fail_the_run(mixed: FakeApiServer) -> None:
+    result = dispatch(mixed)
+    assert outcomes(result) == {"n0": "done", "n1": "unfit", "n2": "done"}
+    assert (result.outcome, result.exit_code) == ("ok", 0)
+    shown = text(result)
+    assert f"unfit    1 s   host-check: {REASON} (exit code 3)" in shown
+    assert "hint: load kvm_intel" in shown
+    assert "1 unfit" in shown.splitlines()[-1]
+    written = document(result)
+    assert written["counts"] == {"done": 2, "unfit": 1}
+    assert next(node for node in written["nodes"] if node["node"] == "n1")["error"]["unfit"] is True
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(replace(CONFIG, fail_unfit_nodes=True), id="unfitNodes: fail"),
+        pytest.param(replace(CONFIG, nodes=("n0", "n1", "n2")), id="named nodes"),
+    ],
+)
+def test_an_unfit_node_fails_the_run_if_that_is_configured_or_it_is_named(
+    mixed: FakeApiServer, config: Config
+) -> None:
+    result = dispatch(mixed, config)
+    assert outcomes(result)["n1"] == "unfit"
+    assert (result.outcome, result.exit_code) == ("failed", 1)
+    assert result.reason == "1 of 3 nodes did not succeed"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_unfit_nodes_count_for_the_limit_of_failures_only_if_they_fail(
+    mixed: FakeApiServer, *, fails: bool
+) -> None:
+    config = replace(
+        CONFIG, fail_unfit_nodes=fails, parallelism=1, max_failures=IntOrPercent(0), wave_size=IntOrPercent(1)
+    )
+    result = dispatch(mixed, config)
+    assert outcomes(result) == {"n0": "done", "n1": "unfit", "n2": "not started" if fails else "done"}
+
+
+def test_another_failure_with_exit_code_3_is_a_failure(mixed: FakeApiServer) -> None:
+    message = json.dumps({"stage": "host-check", "error": {"what": "foreign files", "exit_code": 3}})
+    mixed.on_create = lambda job: mixed.time.after(
+        1, lambda: mixed.fail(job["metadata"]["name"], stage="host-check", code=3, message=message)
+    )
+    result = dispatch(mixed)
+    assert set(outcomes(result).values()) == {"failed"}
+    assert result.exit_code == 1
