@@ -172,13 +172,12 @@ spec:
   affinity:
     nodeAffinity:
       preferredDuringSchedulingIgnoredDuringExecution:
-        {{- range $role := list "control-plane" "master" }}
+        # The API server warns of the older label node-role.kubernetes.io/master.
         - weight: 100
           preference:
             matchExpressions:
-              - key: node-role.kubernetes.io/{{ $role }}
+              - key: node-role.kubernetes.io/control-plane
                 operator: Exists
-        {{- end }}
   tolerations:
     {{- range $role := list "control-plane" "master" }}
     - key: node-role.kubernetes.io/{{ $role }}
