@@ -172,9 +172,14 @@ class CrioConfig:
 
     def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
         """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`."""
-        if f"{self.install_dir}/".encode() not in content:
+        if posixpath.basename(self.install_dir).encode() not in content and b"\\" not in content:
             return frozenset()
-        handlers = ParsedFile.read(path, content).handlers
+        try:
+            handlers = ParsedFile.read(path, content).handlers
+        except HostError:
+            if f"{self.install_dir}/".encode() in content:
+                raise
+            return frozenset()
         return frozenset(name for name in handlers if uses(programs(handlers[name]), self.install_dir))
 
     def without_own_handlers(self, path: str, content: bytes) -> bytes:

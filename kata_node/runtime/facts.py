@@ -34,8 +34,8 @@ from kata_node.runtime.model.distributions import (
     DistributionRuntime,
     wrong_distribution_error,
 )
-from kata_node.runtime.model.programs import programs, uses
 from kata_node.runtime.recorded_paths import require_known_paths
+from kata_node.runtime.served_programs import handlers_below
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
@@ -278,8 +278,7 @@ def _own_served(context: StageContext, distribution_runtime: DistributionRuntime
         tables = context.clients.cri(distribution_runtime.socket).handler_tables(CALL_TIMEOUT)
     except CriError:  # it answered a moment ago; the proof asks again
         return frozenset()
-    install_dir = context.receipt.install_dir
-    return frozenset(name for name, table in tables.items() if uses(programs(table), install_dir))
+    return handlers_below(context.clients.root, tables, context.receipt.install_dir)
 
 
 def _blocking_pods(

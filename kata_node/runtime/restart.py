@@ -17,7 +17,7 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, continued_on_a_full_disk
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.model.config import CriConfig, StartProblem
-from kata_node.runtime.model.programs import programs, uses
+from kata_node.runtime.served_programs import handlers_below
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
@@ -256,7 +256,7 @@ class RestartRuntime:
             tables = clients.cri(self.socket).handler_tables(timeout)
         except CriError as error:
             return error
-        names = [name for name in sorted(tables) if uses(programs(tables[name]), self.unused_dir)]
+        names = sorted(handlers_below(clients.root, tables, self.unused_dir))
         if not names:
             return None
         return CriError(

@@ -42,6 +42,25 @@ FORMS = [
     pytest.param(
         f'[{CRI_3}.containerd.runtimes.of-an-admin]\nruntime_path = "{PROGRAM}"\n', id="under-another-name"
     ),
+    pytest.param(
+        f"[{CRI_3}.containerd.runtimes.x]\nruntime_type = '{PROGRAM}'\n", id="program-in-the-runtime-type"
+    ),
+    pytest.param(
+        f"[{CRI_3}.containerd.runtimes.x]\nruntime_path = '/opt//./kata/bin/x'\n", id="unclean-path"
+    ),
+    pytest.param(
+        f'[{CRI_3}.containerd.runtimes.x]\nruntime_path = "\\u002fopt/k\\u0061ta/bin/x"\n', id="escaped-path"
+    ),
+    pytest.param(
+        "[Plugins.'io.containerd.cri.v1.runtime'.Containerd.Runtimes.x]\n"
+        "Runtime_Path = '/opt/kata/x'\n"
+        "[Plugins.'io.containerd.cri.v1.runtime'.Containerd.Runtimes.y.options]\n"
+        "configpath = '/opt/kata/x'\n",
+        id="keys-in-another-case",
+    ),
+    pytest.param(
+        f"[{CRI_2}.containerd.default_runtime]\nruntime_path = '{PROGRAM}'\n", id="default-runtime-of-1"
+    ),
 ]
 
 
@@ -147,6 +166,39 @@ def test_a_handler_that_stays_served_with_our_programs_keeps_them(tmp_path: Path
     assert exit_code(reports) in (1, 4)
     assert "still serves kata-qemu" in str(reports[-1].error)
     assert node.root.exists(PROGRAM)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "path"),
+    [
+        pytest.param("opt/kata", "/data/kata", "/data/kata/bin/containerd-shim-kata-v2", id="install-dir"),
+        pytest.param("usr/local/bin/containerd-shim-x-v2", PROGRAM, "", id="program"),
+    ],
+)
+def test_a_handler_that_reaches_our_programs_by_a_link_keeps_them(
+    link: str, target: str, path: str, tmp_path: Path, payload: Path
+) -> None:
+    node = containerd_2(tmp_path)
+    node.root.make_dirs("/data/kata")
+    node.root.make_dirs("/usr/local/bin")
+    (node.root.base / link).symlink_to(target)
+    assert errors(run(node, INSTALL, payload)) == []
+    write(
+        node,
+        COPY,
+        f"version = 3\n[{CRI_3}.containerd.runtimes.mine]\nruntime_path = '{path or '/' + link}'\n",
+    )
+    node.restart(node.unit_name, 1)
+    node.pods = (Pod("shop", "web", "mine"),)
+    reports = run(node, REVERT, payload)
+    assert exit_code(reports) == 1
+    assert "shop/web (mine)" in str(reports[-1].error)
+    node.pods = ()
+    reports = run(node, REVERT, payload)
+    assert "still serves mine" in str(reports[-1].error)
+    assert node.root.exists(PROGRAM)
+    node.root.remove(COPY)
+    assert errors(run(node, REVERT, payload)) == []
 
 
 def test_what_is_served_after_a_revert_is_what_the_runtime_lists(tmp_path: Path, payload: Path) -> None:

@@ -8,8 +8,9 @@ configuration, below the install dir.
 
 from __future__ import annotations
 
+import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kata_node.errors import HostError
@@ -20,6 +21,9 @@ from kata_node.toml.cut import KeyPath, masked_template
 from kata_node.toml.edit import load
 
 _PROGRAM_LINE = r"""(?m)^[^#\n]*\b(?:runtime_path|ConfigPath|BinaryName)["']?\s*=\s*["']"""
+
+_TABLES_OF_1 = ("default_runtime", "untrusted_workload_runtime")
+"""Tables of containerd 1.x, each with one handler."""
 
 
 def handlers(content: bytes, install_dir: str, where: str, *, template: bool = False) -> frozenset[str]:
@@ -44,11 +48,14 @@ def key_paths(content: bytes, install_dir: str, where: str, *, template: bool = 
 
     Raises :class:`HostError` when the file is not valid TOML, unless the install dir is not in it.
     """
-    if f"{install_dir}/".encode() not in content:
+    # A path can have other spellings: /opt//kata, "\u002fopt/kata".
+    if posixpath.basename(install_dir).encode() not in content and b"\\" not in content:
         return ()
     try:
         table = load(_masked(content) if template else content, where)
     except HostError as error:
+        if f"{install_dir}/".encode() not in content:
+            return ()
         if not template:
             raise
         if re.search(_PROGRAM_LINE + re.escape(f"{install_dir}/"), content.decode(errors="replace")):
@@ -60,26 +67,38 @@ def key_paths(content: bytes, install_dir: str, where: str, *, template: bool = 
             ) from error
         return ()
     found = [
-        (*_runtimes(plugin), name)
+        (*path, name)
         for plugin in CRI_PLUGINS
-        for name, fields in _table_at(table, _runtimes(plugin)).items()
+        for path, runtimes in _tables_at(table, ("plugins", plugin, "containerd", "runtimes"))
+        for name, fields in runtimes.items()
+        if uses(programs(fields), install_dir)
+    ]
+    found += [
+        path
+        for plugin in CRI_PLUGINS
+        for name in _TABLES_OF_1
+        for path, fields in _tables_at(table, ("plugins", plugin, "containerd", name))
         if uses(programs(fields), install_dir)
     ]
     # containerd serves no CRI when the snapshotter of a handler is away, even if no file defines the handler.
     platforms = ("plugins", IMAGES_PLUGIN, "runtime_platforms")
     names = dict.fromkeys(path[-1] for path in found)
-    return (*found, *((*platforms, name) for name in names if name in _table_at(table, platforms)))
+    snapshotters = [(path, set(names).intersection(each)) for path, each in _tables_at(table, platforms)]
+    return (*found, *((*path, name) for path, own in snapshotters for name in sorted(own)))
 
 
-def _runtimes(plugin: str) -> KeyPath:
-    return ("plugins", plugin, "containerd", "runtimes")
-
-
-def _table_at(table: Mapping[str, Any], path: KeyPath) -> Mapping[str, Any]:
-    found: Any = table
+def _tables_at(table: Mapping[str, Any], path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """Yield the tables at ``path`` with their key paths as spelled. containerd 2 ignores the case of keys."""
+    found: list[tuple[KeyPath, Any]] = [((), table)]
     for key in path:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+        found = [
+            ((*above, spelling), value[spelling])
+            for above, value in found
+            if isinstance(value, dict)
+            for spelling in value
+            if spelling.lower() == key
+        ]
+    yield from ((spelled, value) for spelled, value in found if isinstance(value, dict))
 
 
 def _masked(content: bytes) -> bytes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 _NESTED_INSTALL_DIR = re.compile(r"(.*/)?opt/kata(-[^/]+)?/")
-_KEYS = ("runtime_path", "runtimePath", "runtime_config_path")
-_OPTIONS = ("ConfigPath", "BinaryName")
+# containerd runs an absolute path in runtime_type too. The case of these keys means nothing to containerd 2.
+_KEYS = frozenset(("runtime_path", "runtimepath", "runtime_config_path", "runtime_type", "runtimetype"))
+_OPTIONS = frozenset(("configpath", "binaryname"))
 
 
 def is_below(path: object, install_dir: str) -> bool:
@@ -29,10 +30,14 @@ def programs(handler: object) -> tuple[str, ...]:
     """
     if not isinstance(handler, Mapping):
         return ()
-    options: Any = handler.get("options")
-    found = [handler.get(key) for key in _KEYS]
-    found += [options.get(key) for key in _OPTIONS] if isinstance(options, Mapping) else []
+    options = [value for key, value in handler.items() if key.lower() == "options"]
+    found = _values(handler, _KEYS)
+    found += [value for each in options if isinstance(each, Mapping) for value in _values(each, _OPTIONS)]
     return tuple(path for path in found if isinstance(path, str) and path)
+
+
+def _values(table: Mapping[str, Any], keys: Collection[str]) -> list[Any]:
+    return [value for key, value in table.items() if key.lower() in keys]
 
 
 def uses(paths: Iterable[str], install_dir: str) -> bool:
