@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from kata_node.bounded_read import read_bounded
 from kata_node.cli.options import Output
 from kata_node.cli.output import print_json_result, print_result
 from kata_node.errors import HostError, SettingsError, UsageError
@@ -50,7 +51,7 @@ def read_file(path: Path) -> str:
     hint = "name a readable values file in YAML"
     try:
         # Keeps the ends of the lines.
-        return path.read_bytes().decode()
+        return read_bounded(path)[0].decode()
     except OSError as error:
         what = f"the values file cannot be read: {error.strerror}"
         raise SettingsError(what, where=str(path), hint=hint) from error

@@ -70,11 +70,13 @@ def _dispatch(options: argparse.Namespace) -> Result:
     from kata_node.dispatcher.run import run as run_dispatcher
     from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested
 
-    loaded = config.load(Path(options.config), options.config_digest)
     stop = Shutdown()
-    with stop.on_signals(), ApiClient.connect(stop=stop) as api:
+    with stop.on_signals():
         try:
-            return run_dispatcher(loaded, api, owner=_owner(options), reporter=os.uname().nodename)
+            # It can wait for the content that the digest names.
+            loaded = stop.wait(lambda: config.load(Path(options.config), options.config_digest))
+            with ApiClient.connect(stop=stop) as api:
+                return run_dispatcher(loaded, api, owner=_owner(options), reporter=os.uname().nodename)
         except ShutdownRequested:
             raise KataNodeError(
                 "the dispatcher was asked to stop before it created a Job", hint="run the helm command again"

@@ -216,6 +216,13 @@ def load(root: Root, install_dir: str) -> Receipt | None:
     """
     raw = root.read(path(install_dir))
     if raw is None:
+        if root.lstat(path(install_dir)) is not None:
+            raise ReceiptError(
+                "the receipt is a symlink, and its target is missing",
+                where=path(install_dir),
+                hint="restore the target, or remove the symlink; the next install then adopts the unchanged "
+                "files",
+            )
         return None
     receipt = parse(raw, where=path(install_dir))
     if receipt.install_dir != install_dir:

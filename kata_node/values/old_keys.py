@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kata_node.settings.shims import MACHINES, table
-from kata_node.settings.values import did_you_mean
+from kata_node.settings.values import describe_value, did_you_mean
 from kata_node.values.chart import at
 
 Path = tuple[str, ...]
@@ -73,7 +73,13 @@ def conversion(values: Mapping[Any, Any]) -> Conversion:
     """Return how to convert the content of a values file, as its author wrote it."""
     result = Conversion()
     env = at(values, "env")
-    texts = {str(key): _text(value) for key, value in (env if isinstance(env, dict) else {}).items()}
+    given = {str(key): value for key, value in (env if isinstance(env, dict) else {}).items()}
+    texts = {key: _text(value) for key, value in given.items() if not isinstance(value, dict | list)}
+    result.notes += [
+        f"env.{key}: expected text, got {describe_value(value)}, so the key stays; correct it, then run again"
+        for key, value in given.items()
+        if key not in texts and _split(key)[0] in _READERS
+    ]
     mariner = texts.get("hostOS") == "cbl-mariner"
     enabled = _enabled(texts, result, mariner=mariner)
     for key in texts:

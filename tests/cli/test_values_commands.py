@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,3 +104,14 @@ def test_a_file_that_is_no_values_file_ends_with_2(
     assert says in result.err
     assert str(file) in result.err
     assert "hint: " in result.err
+
+
+@pytest.mark.parametrize("command", ["check", "convert"])
+def test_a_fifo_in_place_of_the_file_is_refused_at_once(
+    runner: CliRunner, tmp_path: Path, command: str
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    result = runner.run("values", command, str(fifo))
+    assert result.code == 2
+    assert "a FIFO is where a file is needed" in result.err

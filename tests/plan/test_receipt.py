@@ -93,6 +93,15 @@ def test_a_missing_receipt_is_none(root: Root) -> None:
     assert receipts.load(root, INSTALL_DIR) is None
 
 
+def test_a_receipt_that_is_a_symlink_without_a_target_is_not_a_missing_receipt(root: Root) -> None:
+    root.make_dirs(f"{INSTALL_DIR}/.kata-node")
+    root.symlink(WHERE, "/backup/receipt.json")
+    with pytest.raises(ReceiptError, match="its target is missing") as error:
+        receipts.load(root, INSTALL_DIR)
+    assert error.value.exit_code == 3
+    assert WHERE in str(error.value)
+
+
 def test_only_root_can_read_the_receipt_but_everyone_can_read_the_install_dir(root: Root) -> None:
     receipts.save(root, FULL)
 

@@ -264,3 +264,12 @@ def test_a_present_file_stays_byte_for_byte() -> None:
 def test_a_file_that_cannot_be_converted_says_why(text: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         converted(text)
+
+
+@pytest.mark.parametrize("key", ["shims", "defaultShim_x86_64", "agentHttpsProxy", "debug"])
+@pytest.mark.parametrize("value", ["[qemu]", "{qemu: true}"])
+def test_an_old_key_with_a_value_that_is_no_text_stays(key: str, value: str) -> None:
+    text = f"env:\n  {key}: {value}\n"
+    converted = convert(text, "values.yaml")
+    assert converted.text == text
+    assert any(note.startswith(f"env.{key}: expected text, got a ") for note in converted.notes)
