@@ -277,8 +277,8 @@ def _read(path: Path) -> bytes | None:
             return None
 
 
-def _mismatch_error(path: Path, reason: str) -> PayloadError:
-    return PayloadError(
+def _mismatch_error(path: Path, reason: str) -> UnusablePayloadError:
+    return UnusablePayloadError(
         f"the manifest does not match the payload: {reason}",
         where=str(path),
         hint=f"run `kata-node payload index {path.parent}` when you build the image, or pull the image again",

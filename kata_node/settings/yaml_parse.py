@@ -123,12 +123,15 @@ def _construct(loader: Any, root: Node) -> object:
 
     def construct_object(node: Node, deep: bool = False) -> object:
         try:
-            return construct(node, deep)
+            value = construct(node, deep)
         except yaml.YAMLError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             kind = str(node.tag).rpartition(":")[2]
             raise _problem(f"{_shortened(str(node.value))} is not a valid {kind}", node) from error
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:  # no program that reads it has more
+            raise _problem(f"{_shortened(str(node.value))} does not fit into 64 bits; put it in quotes", node)
+        return value
 
     loader.construct_object = construct_object
     return loader.construct_document(root)

@@ -320,6 +320,14 @@ def test_a_file_of_the_node_that_cannot_be_parsed_ends_with_exit_code_3(
     assert cli_runner.files() == before
 
 
+def test_a_receipt_with_an_impossible_version_ends_with_exit_code_3(installed: CliRunner) -> None:
+    path = installed.host / RECEIPT
+    path.write_text(path.read_text().replace('"version":"2.1.9"', '"version":"x"'))
+    before = installed.files()
+    refused(installed, installed.offline("revert"), 3, f"/{RECEIPT}", "'x' is not a version")
+    assert installed.files() == before
+
+
 def test_a_manifest_that_cannot_be_parsed_ends_with_exit_code_3(cli_runner: CliRunner) -> None:
     (cli_runner.payload / "manifest.json").write_bytes(b'{"schema": 1, "entries": ' + b"[" * 200_000)
     result = cli_runner.offline("install")
