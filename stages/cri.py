@@ -100,8 +100,9 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
 def _remove_obsolete(receipt: Receipt) -> tuple[Action, ...]:
     """Remove files that were kept only because the runtime still served a removed handler."""
     placed = receipt.artifacts.files if receipt.artifacts else {}
-    paths = tuple(path for path in placed if placed[path].obsolete and placed[path].kind != "dir")
-    dirs = tuple(path for path in placed if placed[path].obsolete and path not in paths)
+    obsolete = [path for path in placed if placed[path].obsolete]
+    paths = tuple(path for path in obsolete if placed[path].kind != "dir")
+    dirs = tuple(path for path in obsolete if placed[path].kind == "dir")
     if not paths and not dirs:
         return ()
     dir_paths = tuple(f"{receipt.install_dir}/{path}" for path in sorted(dirs, reverse=True))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kata_node.plan.actions import Plan
-from kata_node.plan.receipt import CriRecord, Receipt
-from kata_node.runtime import removal, transaction
+from kata_node.plan.receipt import Receipt
+from kata_node.runtime import file_records, removal, transaction
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import gather_facts_for_revert as gather_facts
 from kata_node.runtime.file_actions import RemoveReserves
@@ -31,7 +31,9 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     changes, notes = removal.removal_changes(facts, receipt)
     changes, copy_notes = removal.without_own_handlers(facts, changes)
     is_served = bool(facts.own_served)
-    cri = receipt.cri or (_reconstructed_record(settings, facts) if changes or is_served else None)
+    cri = receipt.cri
+    if cri is None and (changes or is_served):  # the record that a lost receipt would have had
+        cri = file_records.serving_record(facts, handler_names(settings))
     services = nydus.revert_actions(settings, facts.nydus) if facts.nydus else ()
     notes += [*copy_notes, *(nydus.notes(settings, facts.nydus) if facts.nydus else ())]
     if cri is None:
@@ -69,17 +71,3 @@ def _summary(facts: RuntimeFacts) -> str:
 def _contents_before(facts: RuntimeFacts, changes: Sequence[FileChange]) -> dict[str, bytes | None]:
     contents = facts.contents
     return {change.path: contents.get(change.path) for change in changes}
-
-
-def _reconstructed_record(settings: Settings, facts: RuntimeFacts) -> CriRecord:
-    """Return the record that a lost receipt would have had."""
-    return CriRecord(
-        "serving",
-        facts.runtime.name,
-        str(facts.runtime.version),
-        facts.unit,
-        facts.invocation,
-        facts.boot,
-        handler_names(settings),
-        (),
-    )

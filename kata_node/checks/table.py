@@ -209,7 +209,7 @@ def _config(
         yield Finding("config", "fail", "; ".join(problems), "correct the named files and settings")
         return
     try:
-        check_repeatable(settings, runtime, receipt)
+        check_repeatable(desired_config, settings, runtime, receipt)
     except KataNodeError as error:
         yield _failed_finding("config", error, permanent=True)
         return

@@ -32,6 +32,32 @@ def original_backup(change: FileChange, cri: CriRecord | None, facts: RuntimeFac
     return backup_without_entry(change, facts)
 
 
+def install_records(
+    changes: Iterable[FileChange], cri: CriRecord | None, facts: RuntimeFacts
+) -> tuple[CriFile, ...]:
+    """Return the records of the files that an install is about to change."""
+    return tuple(
+        CriFile(change.path, original_backup(change, cri, facts), digest(change.content))
+        for change in changes
+    )
+
+
+def serving_record(
+    facts: RuntimeFacts, handlers: tuple[str, ...], files: tuple[CriFile, ...] = ()
+) -> CriRecord:
+    """Return the record of the running runtime that serves ``handlers`` with ``files``."""
+    return CriRecord(
+        "serving",
+        facts.runtime.name,
+        str(facts.runtime.version),
+        facts.unit,
+        facts.invocation,
+        facts.boot,
+        handlers,
+        files,
+    )
+
+
 def has_installation(facts: RuntimeFacts, current: FileState) -> bool:
     """Return whether a drop-in, or a managed block in a shared file, shows an installation."""
     return b"# >>> kata-node " in current.content or any(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kata_node.errors import HostError
 from kata_node.host.files import FileState
-from kata_node.plan.receipt import CriFile, CriRecord, Receipt
+from kata_node.plan.receipt import Receipt
 from kata_node.runtime import file_records, removal
 from kata_node.runtime.config_selection import config_for
 from kata_node.runtime.facts import RuntimeFacts
@@ -24,23 +24,32 @@ def planned_changes(
     Raises :class:`KataNodeError` when a file is broken or not safe to edit.
     """
     desired_config = facts.config.desired_config(settings, facts.contents)
+    return desired_config, _all_changes(desired_config, facts, receipt)
+
+
+def _all_changes(
+    desired_config: DesiredConfig, facts: RuntimeFacts, receipt: Receipt
+) -> tuple[FileChange, ...]:
     removals, _ = removal.removal_changes(facts, receipt)
     wanted = {change.path for change in desired_config.changes}
-    return desired_config, (
-        *desired_config.changes,
-        *(change for change in removals if change.path not in wanted),
-    )
+    return (*desired_config.changes, *(change for change in removals if change.path not in wanted))
 
 
-def check_repeatable(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> None:
+def check_repeatable(
+    desired_config: DesiredConfig, settings: Settings, facts: RuntimeFacts, receipt: Receipt
+) -> None:
     """Raise the error of a second install, which finds the files and the record of the first one.
 
-    The second plan of the stage cri proves the first one. What it cannot do is known before the first byte.
+    ``desired_config`` is what ``settings`` ask for. The second plan of the stage cri proves the first one.
+    What it cannot do is known before the first byte.
     """
-    desired_config, changes = planned_changes(settings, facts, receipt)
+    changes = _all_changes(desired_config, facts, receipt)
     if not file_records.pending_changes(facts, changes) and receipt.cri is not None:
         return  # the files are in place, and the plan was made with the record
-    record = _record(desired_config.handlers, facts, receipt, changes)
+    # A file without our entry needs no record.
+    with_entry = [change for change in changes if change.content != change.content_without_entry]
+    files = file_records.install_records(with_entry, receipt.cri, facts)
+    record = file_records.serving_record(facts, desired_config.handlers, files)
     receipt_after = replace(receipt, cri=record)
     facts_after = replace(
         facts,
@@ -55,30 +64,6 @@ def check_repeatable(settings: Settings, facts: RuntimeFacts, receipt: Receipt) 
             where=repeated[0].path,
             hint="write the tables of the CRI plugin in this file as plain [tables], then run again",
         )
-
-
-def _record(
-    handlers: tuple[str, ...], facts: RuntimeFacts, receipt: Receipt, changes: Sequence[FileChange]
-) -> CriRecord:
-    """Return the record of the files after the first install."""
-    return CriRecord(
-        "serving",
-        facts.runtime.name,
-        str(facts.runtime.version),
-        facts.unit,
-        facts.invocation,
-        facts.boot,
-        handlers,
-        tuple(
-            CriFile(
-                change.path,
-                file_records.original_backup(change, receipt.cri, facts),
-                file_records.digest(change.content),
-            )
-            for change in changes
-            if change.content != change.content_without_entry
-        ),
-    )
 
 
 def _files_after(facts: RuntimeFacts, changes: Sequence[FileChange]) -> dict[str, FileState]:

@@ -23,7 +23,7 @@ from kata_node.plan.actions import (
     RemoveReceipt,
     WriteReceipt,
 )
-from kata_node.plan.receipt import ArtifactsRecord, CriFile, CriRecord, Receipt
+from kata_node.plan.receipt import ArtifactsRecord, CriRecord, Receipt
 from kata_node.runtime import file_records
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_actions import RemoveConfig, RemoveReserves, WriteConfig
@@ -71,14 +71,7 @@ def install(
         invocation=start.invocation_before,
         boot=facts.boot,
         handlers=handlers,
-        files=tuple(
-            CriFile(
-                change.path,
-                file_records.original_backup(change, cri, facts),
-                file_records.digest(change.content),
-            )
-            for change in changes
-        ),
+        files=file_records.install_records(changes, cri, facts),
         made_dirs=tuple(sorted({*created_dirs, *(cri.made_dirs if cri else ())})),
         previous=start.previous,
         fallback=start.fallback,
