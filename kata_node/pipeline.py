@@ -151,10 +151,14 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
 
 def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple[StageReport, Receipt]:
     since = time.monotonic()
-    plan = _plan_beside_other_runs(
-        lambda: _plan(stage, run, predicted_receipt or _load_receipt(stage, run), since), run
-    )
-    receipt = predicted_receipt or _load_receipt(stage, run)
+    receipt = predicted_receipt or _empty_receipt(run)
+
+    def plan_now() -> Plan:
+        nonlocal receipt
+        receipt = predicted_receipt or _load_receipt(stage, run)
+        return _plan(stage, run, receipt, since)
+
+    plan = _plan_beside_other_runs(plan_now, run)
     for action in plan.actions:
         if isinstance(action, WriteReceipt):
             receipt = action.receipt

@@ -10,7 +10,7 @@ from kata_node.bounded_read import read_bounded
 from kata_node.cli.options import Output
 from kata_node.cli.output import print_json_result, print_result
 from kata_node.errors import HostError, SettingsError, UsageError
-from kata_node.settings.values import read_yaml
+from kata_node.settings.values import parse_values
 from kata_node.text import unified_diff
 from kata_node.values import check as checks
 from kata_node.values.convert import convert
@@ -20,8 +20,7 @@ log = logging.getLogger(__name__)
 
 def check_file(path: Path, output: Output) -> int:
     """Print what the chart and the nodes say of a values file; return 0, or 2 if there is an error."""
-    read_file(path)  # its errors name the file, and not an option
-    result = checks.check(read_yaml(str(path)))
+    result = checks.check(parse_values(read_file(path), str(path)))
     if output is Output.TEXT:
         print_result(checks.to_text(str(path), result))
     else:

@@ -47,20 +47,28 @@ def read_yaml(
         raise SettingsError(
             f"line {line} is not UTF-8 text", where=path, hint="save the values file as UTF-8"
         ) from error
+    return parse_values(text, path)
+
+
+def parse_values(text: str, where: str) -> Mapping[object, object]:
+    """Return the mapping in the YAML ``text`` of the file ``where``; an empty mapping if it is empty.
+
+    Raises :class:`SettingsError` like :func:`read_yaml`.
+    """
     from kata_node.settings import yaml_parse
 
     try:
         data = yaml_parse.parse(text, unique_keys=True)
     except ValueError as error:
         raise SettingsError(
-            str(error), where=path, hint="correct the YAML; nothing was changed on this node"
+            str(error), where=where, hint="correct the YAML; nothing was changed on this node"
         ) from error
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(
             f"expected a mapping of keys to values, got {describe_value(data)}",
-            where=path,
+            where=where,
             hint="write the values of the Helm chart, for example `shims:` at the top level",
         )
     return data
