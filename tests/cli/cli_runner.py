@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import payloads
 from kata_node.cli import commands
-from kata_node.host import kernel
+from kata_node.host import kernel, ownership
 
 CONFIG = "# the admin's own: 雪\nversion = 3\n\n[debug]\n  level = 'info' # keep\n"
 MAIN = "etc/containerd/config.toml"
@@ -108,6 +109,13 @@ def open_cli_runner(directory: Path, capsys: pytest.CaptureFixture[str]) -> Iter
         patched.setattr(kernel, "arch", lambda: "x86_64")
         patched.setattr(os, "fsync", lambda fd: None)  # a test needs no durability
         yield CliRunner(host, make_payload(directory / "payload", "tree"), capsys)
+
+
+def run_as(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
+    """Make the program run as the user ``uid``. The files of the test keep their owner, who stays trusted."""
+    tester = SimpleNamespace(geteuid=os.geteuid, getegid=os.getegid)
+    monkeypatch.setattr(ownership, "os", tester)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
 
 
 @contextmanager

@@ -16,7 +16,17 @@ from pathlib import Path
 import pytest
 
 import payloads
-from cli.cli_runner import CONFIG, FILES, MAIN, RECEIPT, CliRunner, Result, make_payload, open_cli_runner
+from cli.cli_runner import (
+    CONFIG,
+    FILES,
+    MAIN,
+    RECEIPT,
+    CliRunner,
+    Result,
+    make_payload,
+    open_cli_runner,
+    run_as,
+)
 from fakes import FakeNode
 from kata_node.cli import commands
 from kata_node.host import lock, place, sparse_copy
@@ -543,19 +553,13 @@ def test_a_second_run_waits_for_the_first_and_names_it(cli_runner: CliRunner) ->
 # --- a live node ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def user(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that makes the program run as the user with this uid."""
-    return lambda uid: monkeypatch.setattr(os, "geteuid", lambda: uid)
-
-
 def use_clients(monkeypatch: pytest.MonkeyPatch, clients: Clients) -> None:
     """Make the commands use ``clients`` instead of the real systemd and CRI."""
     monkeypatch.setattr(commands, "open_tools", lambda common: contextlib.nullcontext(clients))
 
 
-def test_only_root_changes_a_live_node(cli_runner: CliRunner, user: Callable[[int], None]) -> None:
-    user(1000)
+def test_only_root_changes_a_live_node(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_as(monkeypatch, 1000)
     before = cli_runner.files()
     for arguments in (["install"], ["revert"], ["stage", "artifacts"], ["stage", "cri"]):
         result = cli_runner.online(*arguments)
@@ -566,8 +570,8 @@ def test_only_root_changes_a_live_node(cli_runner: CliRunner, user: Callable[[in
     assert cli_runner.files() == before
 
 
-def test_a_node_without_systemd_is_refused(cli_runner: CliRunner, user: Callable[[int], None]) -> None:
-    user(0)
+def test_a_node_without_systemd_is_refused(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_as(monkeypatch, 0)
     before = cli_runner.files()
     refused(cli_runner, cli_runner.online("install"), 1, "/run/systemd/private", "--host-root", "--offline")
     refused(cli_runner, cli_runner.online("stage", "cri"), 1)
@@ -576,9 +580,9 @@ def test_a_node_without_systemd_is_refused(cli_runner: CliRunner, user: Callable
 
 
 def test_a_node_without_a_cri_socket_is_refused(
-    cli_runner: CliRunner, user: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user(0)
+    run_as(monkeypatch, 0)
     root = Root(cli_runner.host)
     use_clients(
         monkeypatch, dataclasses.replace(FakeNode(root).clients(), cri=lambda socket: Cri(root, socket))
@@ -592,10 +596,8 @@ def test_a_node_without_a_cri_socket_is_refused(
 
 
 @pytest.fixture
-def live(
-    cli_runner: CliRunner, user: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> tuple[CliRunner, FakeNode]:
-    user(0)
+def live(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> tuple[CliRunner, FakeNode]:
+    run_as(monkeypatch, 0)
     for path in ("dev/kvm", "dev/null"):
         (cli_runner.host / path).parent.mkdir(exist_ok=True)
         (cli_runner.host / path).touch()

@@ -13,7 +13,7 @@ import httpx2
 import lightkube
 import pytest
 
-from cli.cli_runner import CliRunner, open_cli_runner
+from cli.cli_runner import CliRunner, open_cli_runner, run_as
 from kata_node.daemon import daemon, health
 from kata_node.errors import KubeError
 from kata_node.kube import daemonset
@@ -62,7 +62,7 @@ def run_daemon(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ExecveError]:
 
     real, listeners = health.listen, list[Any]()
     monkeypatch.setattr(os, "execve", execve)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    run_as(monkeypatch, 0)
     monkeypatch.setattr(health, "listen", listen)
     monkeypatch.setattr(daemon, "block_signals", lambda: None)
     return run
@@ -192,14 +192,14 @@ def test_there_is_no_fallback_when_the_values_do_not_identify_the_installation(
 def test_invalid_options_are_refused_at_the_start(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: list[str]
 ) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    run_as(monkeypatch, 0)
     result = cli_runner.run("daemon", *cli_runner.path_options, *arguments)
     assert result.code == 2
     assert [text for text in says if text not in result.err] == [], result.err
 
 
 def test_a_live_node_needs_root(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    run_as(monkeypatch, 1000)
     result = cli_runner.run("daemon", *cli_runner.path_options, *POD)
     assert (result.code, "needs root" in result.err) == (2, True)
 
