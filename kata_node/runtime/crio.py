@@ -42,10 +42,12 @@ from kata_node.errors import HostError
 from kata_node.runtime.crio_read import (
     BUILT_IN_HANDLERS,
     BYTE_ORDER_MARK,
+    DEFAULT_HANDLER_KEY,
     ParsedFile,
     default_runtime_problems,
     handler_problems,
     handlers_in,
+    key_path,
     parsed_files_of,
     read_file,
     uses_overlay,
@@ -188,12 +190,18 @@ class CrioConfig:
         if not own:
             return content
         text = content.removeprefix(BYTE_ORDER_MARK)
-        runtimes: tuple[str, ...] = ()
-        table = toml_edit.load(text, path)
-        for key in ("crio", "runtime", "runtimes"):
-            runtimes = (*runtimes, next(spelling for spelling in table if spelling.lower() == key))
-            table = table[runtimes[-1]]
+        runtimes = key_path(toml_edit.load(text, path), "crio", "runtime", "runtimes")
         edited = toml_tables.remove_tables(text, [(*runtimes, name) for name in own], where=path)
+        return content[: len(content) - len(text)] + edited
+
+    def without_default_handler(self, path: str, content: bytes, names: Collection[str]) -> bytes:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.without_default_handler`."""
+        file = next(parsed_files_of({path: content}), None)
+        if file is None or file.default_runtime not in names:
+            return content
+        text = content.removeprefix(BYTE_ORDER_MARK)
+        key = key_path(toml_edit.load(text, path), "crio", "runtime", DEFAULT_HANDLER_KEY)
+        edited = toml_tables.remove_tables(text, [key], where=path)
         return content[: len(content) - len(text)] + edited
 
     def check(

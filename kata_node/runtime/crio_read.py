@@ -18,13 +18,15 @@ from kata_node.toml import edit as toml_edit
 BUILT_IN_HANDLERS = frozenset({"crun", "runc"})
 """Handlers that CRI-O has without a table: ``runc`` up to 1.30, ``crun`` since then."""
 
+DEFAULT_HANDLER_KEY = "default_runtime"
+
 STORAGE_DRIVER = "overlay"
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SHIM_NAME = re.compile(r"containerd-shim-[A-Za-z0-9+-]+-v2")
 _TEXT, _FLAG, _TEXTS = "a string", "a boolean", "an array of strings"
 _STORAGE_FIELDS = {"storage_driver": _TEXT, "storage_option": _TEXTS}
-_RUNTIME_FIELDS = {"default_runtime": _TEXT, "log_level": _TEXT}
+_RUNTIME_FIELDS = {DEFAULT_HANDLER_KEY: _TEXT, "log_level": _TEXT}
 _HANDLER_FIELDS = {
     **dict.fromkeys(("runtime_path", "runtime_type", "runtime_root", "runtime_config_path"), _TEXT),
     **dict.fromkeys(("monitor_path", "monitor_cgroup", "container_min_memory", "seccomp_profile"), _TEXT),
@@ -70,7 +72,7 @@ class ParsedFile:
                 for name in runtimes
                 for where in (f"crio.runtime.runtimes.{name}",)
             },
-            _fields(runtime, _RUNTIME_FIELDS, "crio.runtime", path).get("default_runtime", ""),
+            _fields(runtime, _RUNTIME_FIELDS, "crio.runtime", path).get(DEFAULT_HANDLER_KEY, ""),
             storage.get("storage_driver", ""),
             tuple(storage.get("storage_option", ())),
         )
@@ -86,6 +88,15 @@ def _table(
     if not isinstance(value, dict):
         raise HostError(f"{name} is not a table; CRI-O does not start with that", where=path)
     return value
+
+
+def key_path(table: Mapping[str, Any], *keys: str) -> tuple[str, ...]:
+    """Return the key path of ``keys``, which the table has, as spelled in the file."""
+    path: tuple[str, ...] = ()
+    for key in keys:
+        path = (*path, next(spelling for spelling in table if spelling.lower() == key))
+        table = table[path[-1]]
+    return path
 
 
 def _fields(table: Mapping[str, Any], kinds: Mapping[str, str], name: str, path: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from kata_node.errors import HostError, IneligibleNodeError
+from kata_node.errors import HostError, IneligibleNodeError, UnusableFileError
 from kata_node.host.files import FileState
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
@@ -49,30 +49,44 @@ def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileCha
 
 
 def without_own_handlers(
-    facts: RuntimeFacts, changes: Sequence[FileChange]
+    facts: RuntimeFacts, receipt: Receipt, changes: Sequence[FileChange]
 ) -> tuple[list[FileChange], list[str]]:
     """Return ``changes`` of a revert, and in addition no file with a handler of this installation.
 
     After a revert nothing may be served that needs the files in the install dir. So the handlers also leave
-    the files of other programs, and the backups that are restored. The notes name them. Raises
+    the files of other programs, and the backups that are restored. So does a setting that makes one of them
+    the default handler: the runtime would not serve with it. The notes name them. Raises
     :class:`IneligibleNodeError` when a file cannot be edited safely.
     """
-    cleaned: list[FileChange] = []
     notes: list[str] = []
     planned = {change.path: change.content for change in changes}
-    copies = {path: state.content for path, state in facts.files.items() if path not in planned}
-    for path, content in (*planned.items(), *copies.items()):
+    others = {path: state.content for path, state in facts.files.items() if path not in planned}
+    after: dict[str, bytes | None] = {**planned, **others}
+    for path, content in after.items():
         if content is None:
-            cleaned.append(FileChange(path, None))
             continue
-        handlers, edited = _without_own_handlers(facts, path, content)
+        handlers, after[path] = _without_own_handlers(facts, path, content)
         if handlers:
             notes.append(
                 f"kata-node removed {', '.join(sorted(handlers))} from {path}, because they use files of "
                 "this installation"
             )
-        if handlers or path in planned:
-            cleaned.append(FileChange(path, edited, edited))
+    left = facts.config.defined_handlers({path: each for path, each in after.items() if each is not None})
+    recorded = receipt.cri.possibly_loaded_handlers if receipt.cri else ()
+    gone = facts.own_handlers.union(recorded).difference(left)
+    for path, content in after.items():
+        if content is None:
+            continue
+        after[path] = edited = _without_default_handler(facts, path, content, gone)
+        if edited != content:
+            notes.append(
+                f"kata-node removed the default handler from {path}: it was one of this installation"
+            )
+    cleaned = [
+        FileChange(path, content, content)
+        for path, content in after.items()
+        if path in planned or content != others[path]
+    ]
     cleaned.sort(key=lambda change: is_drop_in(change.path))
     return cleaned, notes
 
@@ -88,11 +102,24 @@ def _without_own_handlers(facts: RuntimeFacts, path: str, content: bytes) -> tup
     except BrokenTomlError:
         return frozenset(), content
     except HostError as error:
-        raise IneligibleNodeError(
-            f"handlers of this installation are in this file: {error.what}",
-            where=path,
-            hint=f"{error.hint}; or uninstall {writer_of(path, content)}",
-        ) from error
+        raise _edit_by_hand(path, content, error) from error
+
+
+def _without_default_handler(facts: RuntimeFacts, path: str, content: bytes, names: Collection[str]) -> bytes:
+    try:
+        return facts.config.without_default_handler(path, content, names) if names else content
+    except UnusableFileError:  # the check of the whole configuration finds it
+        return content
+    except HostError as error:
+        raise _edit_by_hand(path, content, error) from error
+
+
+def _edit_by_hand(path: str, content: bytes, error: HostError) -> IneligibleNodeError:
+    return IneligibleNodeError(
+        f"handlers of this installation are in this file: {error.what}",
+        where=path,
+        hint=f"{error.hint}; or uninstall {writer_of(path, content)}",
+    )
 
 
 def refuse_worse_config(facts: RuntimeFacts, changes: Iterable[FileChange]) -> None:
@@ -109,7 +136,7 @@ def refuse_worse_config(facts: RuntimeFacts, changes: Iterable[FileChange]) -> N
         raise IneligibleNodeError(
             f"without this installation the runtime would not serve: {'; '.join(worse)}",
             where=facts.config_path,
-            hint="correct the named files, then run the command again",
+            hint=_correction_hint(facts),
         )
     fatal = [problem for problem in after if isinstance(problem, StartProblem)]
     if fatal and facts.handlers is not None:
@@ -119,6 +146,17 @@ def refuse_worse_config(facts: RuntimeFacts, changes: Iterable[FileChange]) -> N
             where=facts.config_path,
             hint="correct the named files before anything restarts the runtime, then run the command again",
         )
+
+
+def _correction_hint(facts: RuntimeFacts) -> str:
+    hint = "correct the named files, then run the command again"
+    if facts.config_path in facts.config.shared_paths() or not facts.distribution_runtime.template:
+        return hint
+    renderer = facts.unit or facts.distribution_runtime.distribution
+    return (
+        f"{hint}; {renderer} renders {facts.config_path} at each start, so correct what it comes from: a "
+        "template, or the option `--default-runtime`"
+    )
 
 
 def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:

@@ -101,7 +101,7 @@ def remove(
 def remove_tables(
     content: bytes, tables: Collection[KeyPath], *, where: str, template: bool = False
 ) -> bytes:
-    """Return the file without ``tables``, and without their parents that become empty.
+    """Return the file without ``tables``, which may be other keys, and without parents that become empty.
 
     No other byte changes, except empty lines beside a table. A ``template`` is read without its lines that
     are only an action. Raises :class:`HostError` when the file is not valid TOML, or cannot be edited safely.
@@ -120,10 +120,12 @@ def remove_tables(
     holds_action = template and any("{{" in _decode(content)[start:end] for start, end in spans)
     if holds_action or _try_parse(edited) != left:
         names = ", ".join(dict.fromkeys(path[-1] for path in found))
+        is_table = isinstance(_value_at(before, found[0]), Mapping)
+        subject = f"the tables of {names}" if is_table else f"the key {names}"
         raise HostError(
-            f"the tables of {names} cannot be removed safely",
+            f"{subject} cannot be removed safely",
             where=where,
-            hint=f"remove the tables of {names} from this file by hand, then run again",
+            hint=f"remove {subject} from this file by hand, then run again",
         )
     return _encode(cut.cut(_decode(content), spans))
 

@@ -15,13 +15,14 @@ from kata_node.plan.context import Options
 from kata_node.runtime import restart
 from kata_node.settings import load as settings
 from pipeline.harness import INSTALL, REVERT, errors, exit_code, run, small_payload, snapshot
-from pipeline.node_variants import CRI_2, CRI_3, NODE_VARIANTS, RANCHER, RUNC, make_node
+from pipeline.node_variants import CRI_2, CRI_3, NODE_VARIANTS, RANCHER, RUNC, TemplateNode, make_node
 from stages import revert_cri
 
 TEMPLATE = f"{RANCHER}/config-v3.toml.tmpl"
 CONF_D = 'imports = ["/etc/containerd/conf.d/*.toml"]\n'
 COPY = "/etc/containerd/conf.d/99-copy.toml"
 PROGRAM = "/opt/kata/bin/containerd-shim-kata-v2"
+DEFAULT = "default_runtime_name = 'kata-qemu'\n"
 RUNC_TABLE = f"[{CRI_3}.containerd.runtimes.runc]\n{RUNC}"
 
 FORMS = [
@@ -311,3 +312,140 @@ class StoppedLoad(FakeNode):
     def load(self) -> tuple[str, ...] | None:
         """Return the built-in handler."""
         return ("runc",)
+
+
+@pytest.mark.parametrize(
+    ("path", "kept", "setting"),
+    [
+        pytest.param(MAIN, f"version = 3\n{CONF_D}", f"[{CRI_3}.containerd]\n{DEFAULT}", id="main-file"),
+        pytest.param(
+            COPY,
+            f"version = 3\n[{CRI_3}.containerd]\ndefault_runtime_name = 'runc'\n",
+            f"[{CRI_2}.containerd]\n{DEFAULT}",
+            id="other-schema",
+        ),
+        pytest.param(
+            COPY,
+            "version = 3\n",
+            f"[Plugins.'io.containerd.cri.v1.runtime'.Containerd]\n{DEFAULT.title()}",
+            id="keys-in-another-case",
+        ),
+        pytest.param(
+            COPY,
+            "version = 3\n",
+            f"[{CRI_3}.containerd]\n{DEFAULT}[{CRI_3}.containerd.runtimes.kata-qemu]\nruntime_path = "
+            f"'{PROGRAM}'\n",
+            id="copy-of-the-whole-section",
+        ),
+    ],
+)
+def test_a_revert_removes_the_default_handler_that_it_takes_away(
+    path: str, kept: str, setting: str, tmp_path: Path, payload: Path
+) -> None:
+    node = containerd_2(tmp_path)
+    assert errors(run(node, INSTALL, payload)) == []
+    write(
+        node, path, (read(node, MAIN) if path == MAIN else kept) + setting.replace("Kata-Qemu", "kata-qemu")
+    )
+    node.restart(node.unit_name, 1)
+    reports = run(node, REVERT, payload)
+    assert errors(reports) == []
+    assert (node.handlers, read(node, path)) == (("runc",), kept)
+    assert [note for report in reports for note in report.notes if f"default handler from {path}" in note]
+
+
+def test_a_default_handler_that_another_file_still_defines_stays(tmp_path: Path, payload: Path) -> None:
+    node = containerd_2(tmp_path)
+    assert errors(run(node, INSTALL, payload)) == []
+    text = f"version = 3\n[{CRI_3}.containerd]\n{DEFAULT}[{CRI_3}.containerd.runtimes.kata-qemu]\n{RUNC}"
+    write(node, COPY, f"{text}runtime_path = '/usr/x'\n")
+    node.restart(node.unit_name, 1)
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node, COPY) == f"{text}runtime_path = '/usr/x'\n"
+
+
+def test_the_default_handler_goes_on_containerd_1_too(tmp_path: Path, payload: Path) -> None:
+    node = make_node(NODE_VARIANTS["containerd 1.7"], tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    kept = read(node, MAIN)
+    write(node, MAIN, kept.replace(f"[{CRI_2}.containerd]\n", "") + f"[{CRI_2}.containerd]\n{DEFAULT}")
+    node.restart(node.unit_name, 1)
+    assert "kata-qemu" in (node.handlers or ())
+    assert errors(run(node, REVERT, payload)) == []
+    assert node.handlers == ("runc",)
+    assert "kata" not in read(node, MAIN)
+
+
+def test_the_default_handler_of_crio_goes_with_the_revert(tmp_path: Path, payload: Path) -> None:
+    node = make_node(NODE_VARIANTS["CRI-O"], tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    path = "/etc/crio/crio.conf.d/20-default.conf"
+    write(node, path, "[crio.runtime]\nDefault_Runtime = 'kata-qemu'\nlog_level = 'info'\n")
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node, path) == "[crio.runtime]\nlog_level = 'info'\n"
+
+
+def test_a_default_handler_in_a_template_that_cannot_be_parsed_is_named(
+    tmp_path: Path, payload: Path
+) -> None:
+    kind = NODE_VARIANTS["k3s with drop-ins"]
+    node = make_node(kind, tmp_path / "host")
+    assert errors(run(node, INSTALL, payload, k8s_distribution="k3s")) == []
+    text = f"{{{{ range .X }}}}[x.{{{{ .Y }}}}]\n{{{{ end }}}}\n[{CRI_3}.containerd]\n{DEFAULT}"
+    write(node, TEMPLATE, text)
+    before = snapshot(node, "etc")
+    reports = run(node, REVERT, payload, k8s_distribution="k3s")
+    assert exit_code(reports) == 3
+    error = reports[-1].error
+    assert error is not None
+    assert (TEMPLATE in str(error), "remove the line of default_runtime_name" in error.hint) == (True, True)
+    assert (snapshot(node, "etc"), read(node, TEMPLATE)) == (before, text)
+
+
+def test_a_copy_whose_keys_have_another_case_is_found_by_the_install(tmp_path: Path, payload: Path) -> None:
+    node = containerd_2(tmp_path)
+    text = (
+        "[Plugins.'io.containerd.cri.v1.runtime'.Containerd.Runtimes.kata-qemu]\n"
+        f"Runtime_Path = '{PROGRAM}'\nSnapshotter = 'other'\n"
+    )
+    write(node, COPY.replace("99-copy", "zz-copy"), f"version = 3\n{text}")
+    reports = run(node, INSTALL, payload)
+    assert exit_code(reports) == 3
+    assert "zz-copy.toml" in str(reports[-1].error)
+    assert "differ" in str(reports[-1].error)
+
+
+@pytest.mark.parametrize("key", ["monitor_path", "runtime_config_path", "seccomp_profile"])
+def test_any_path_of_a_handler_of_crio_below_our_directory_is_ours(
+    key: str, tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(NODE_VARIANTS["CRI-O"], tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    path = "/etc/crio/crio.conf.d/20-mine.conf"
+    kept = '[crio.runtime]\nlog_level = "info"\n'
+    write(node, path, f"{kept}[crio.runtime.runtimes.mine]\n{key} = '{PROGRAM}'\n")
+    node.restart(node.unit_name, 1)
+    node.pods = (Pod("shop", "web", "mine"),)
+    reports = run(node, REVERT, payload)
+    assert "shop/web (mine)" in str(reports[-1].error)
+    node.pods = ()
+    assert errors(run(node, REVERT, payload)) == []
+    assert (node.handlers, read(node, path)) == (("crun",), kept)
+
+
+def test_a_default_handler_that_k3s_itself_sets_is_named_with_its_option(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(NODE_VARIANTS["k3s with drop-ins"], tmp_path / "host")
+    assert isinstance(node, TemplateNode)
+    assert errors(run(node, INSTALL, payload, k8s_distribution="k3s")) == []
+    node.base += f"[{CRI_3}.containerd]\n{DEFAULT}"
+    node.restart(node.unit_name, 1)
+    restarts = node.restarts
+    reports = run(node, REVERT, payload, k8s_distribution="k3s")
+    error = reports[-1].error
+    assert error is not None
+    assert "default_runtime_name is kata-qemu" in str(error)
+    assert "k3s.service renders" in error.hint
+    assert "--default-runtime" in error.hint
+    assert (exit_code(reports), node.restarts) == (3, restarts)

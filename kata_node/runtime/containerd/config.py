@@ -178,13 +178,19 @@ class ContainerdConfig:
 
         A main file that is rendered from a template has none of its own.
         """
-        if path == self.main_path and path not in self.shared_paths():
+        if self._is_rendered(path):
             return frozenset()
         return own_tables.handlers(content, self.install_dir, path, template=self._is_go_template(path))
 
     def without_own_handlers(self, path: str, content: bytes) -> bytes:
         """See :meth:`kata_node.runtime.model.config.CriConfig.without_own_handlers`."""
         return own_tables.without(content, self.install_dir, path, template=self._is_go_template(path))
+
+    def without_default_handler(self, path: str, content: bytes, names: Collection[str]) -> bytes:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.without_default_handler`."""
+        if self._is_rendered(path):
+            return content
+        return own_tables.without_default(content, names, path, template=self._is_go_template(path))
 
     def check(
         self,
@@ -257,6 +263,9 @@ class ContainerdConfig:
     def _has_go_template(self) -> bool:
         """Whether the main file is rendered from a Go template, which cannot be parsed as TOML."""
         return bool(self.distribution_runtime.template) and not self.distribution_runtime.template_is_toml
+
+    def _is_rendered(self, path: str) -> bool:
+        return path == self.main_path and path not in self.shared_paths()
 
     def _is_go_template(self, path: str) -> bool:
         return self._has_go_template and path in self.shared_paths()

@@ -17,6 +17,8 @@ from kata_node.runtime.containerd.read import (
     HANDLER_PLUGINS,
     RUNTIME_PLUGIN,
     SCHEMA_2_PLUGIN,
+    tables_at,
+    values_at,
 )
 from kata_node.runtime.model.config import CopyState, HandlerCopy, writer_of
 from kata_node.runtime.model.programs import programs, uses
@@ -80,7 +82,7 @@ def replacing_copies(
     """
     plugin = HANDLER_PLUGINS[schema_of(_load(content, path) for path, content in files.items())]
     _, *imported = files
-    last = next((path for path in reversed(imported) if plugin in _plugins(files[path], path)), None)
+    last = next((path for path in reversed(imported) if _has_plugin(files[path], path, plugin)), None)
     copied = _handlers(files[last], last, (plugin,)) if last else {}
     if last is None or not copied:
         return ()
@@ -88,7 +90,9 @@ def replacing_copies(
     wrong = [
         name
         for name, fields in desired.items()
-        if name in copied and uses(programs(copied[name]), install_dir) and not _is_same(copied[name], fields)
+        if name in copied
+        and uses(programs(copied[name]), install_dir)
+        and not _is_same(copied[name], _with_lower_keys(fields))
     ]
     state: CopyState = "incomplete" if missing else "different" if wrong else "same"
     return (HandlerCopy(last, tuple(missing or wrong or desired), state, writer_of(last, files[last])),)
@@ -126,21 +130,26 @@ def _merged(each: Iterator[Handlers]) -> dict[str, dict[str, Any]]:
 def _handlers(
     content: bytes, where: str, plugins: tuple[str, ...] = (RUNTIME_PLUGIN, SCHEMA_2_PLUGIN)
 ) -> dict[str, dict[str, Any]]:
+    """Return the handlers of a file, with their keys in lower case: containerd 2 reads them in any case."""
     found: dict[str, dict[str, Any]] = {}
-    known = _plugins(content, where)
+    table = _load(content, where)
     for plugin in plugins:
-        table: Any = known.get(plugin)
-        for key in ("containerd", "runtimes"):
-            table = table.get(key) if isinstance(table, dict) else None
-        for name, fields in table.items() if isinstance(table, dict) else ():
-            if isinstance(fields, dict):
-                found[name] = {**found.get(name, {}), **fields}
+        for _, runtimes in tables_at(table, plugin, "containerd", "runtimes"):
+            for name, fields in runtimes.items():
+                if isinstance(fields, dict):
+                    found[name] = {**found.get(name, {}), **_with_lower_keys(fields)}
     return found
 
 
-def _plugins(content: bytes, where: str) -> Mapping[str, Any]:
-    found = _load(content, where).get("plugins")
-    return found if isinstance(found, dict) else {}
+def _with_lower_keys(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key.lower(): _with_lower_keys(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+    }
+
+
+def _has_plugin(content: bytes, where: str, plugin: str) -> bool:
+    return any(path[-1] == plugin for path, _ in values_at(_load(content, where), plugin))
 
 
 def _load(content: bytes, where: str) -> Mapping[str, Any]:

@@ -112,6 +112,10 @@ class K0sConfig:
         """See :meth:`kata_node.runtime.model.config.CriConfig.without_own_handlers`."""
         return own_tables.without(content, self.install_dir, path)
 
+    def without_default_handler(self, path: str, content: bytes, names: Collection[str]) -> bytes:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.without_default_handler`."""
+        return own_tables.without_default(content, names, path) if path != self.main_path else content
+
     def check(
         self,
         files: Mapping[str, bytes],

@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from kata_node.errors import HostError
-from kata_node.runtime.containerd.read import CRI_PLUGINS, IMAGES_PLUGIN
+from kata_node.runtime.containerd.read import (
+    CRI_PLUGINS,
+    DEFAULT_HANDLER_KEY,
+    IMAGES_PLUGIN,
+    tables_at,
+)
 from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml import tables as toml_tables
 from kata_node.toml.cut import KeyPath, masked_template
 from kata_node.toml.edit import load
 
 _PROGRAM_LINE = r"""(?m)^[^#\n]*\b(?:runtime_path|ConfigPath|BinaryName)["']?\s*=\s*["']"""
+
+_DEFAULT_LINE = rf"""(?m)^[^#\n]*\b{DEFAULT_HANDLER_KEY}["']?\s*=\s*["']([^"'\n]+)"""
 
 _TABLES_OF_1 = ("default_runtime", "untrusted_workload_runtime")
 """Tables of containerd 1.x, each with one handler."""
@@ -69,7 +75,7 @@ def key_paths(content: bytes, install_dir: str, where: str, *, template: bool = 
     found = [
         (*path, name)
         for plugin in CRI_PLUGINS
-        for path, runtimes in _tables_at(table, ("plugins", plugin, "containerd", "runtimes"))
+        for path, runtimes in tables_at(table, plugin, "containerd", "runtimes")
         for name, fields in runtimes.items()
         if uses(programs(fields), install_dir)
     ]
@@ -77,28 +83,42 @@ def key_paths(content: bytes, install_dir: str, where: str, *, template: bool = 
         path
         for plugin in CRI_PLUGINS
         for name in _TABLES_OF_1
-        for path, fields in _tables_at(table, ("plugins", plugin, "containerd", name))
+        for path, fields in tables_at(table, plugin, "containerd", name)
         if uses(programs(fields), install_dir)
     ]
     # containerd serves no CRI when the snapshotter of a handler is away, even if no file defines the handler.
-    platforms = ("plugins", IMAGES_PLUGIN, "runtime_platforms")
-    names = dict.fromkeys(path[-1] for path in found)
-    snapshotters = [(path, set(names).intersection(each)) for path, each in _tables_at(table, platforms)]
+    names = {path[-1] for path in found}
+    platforms = tables_at(table, IMAGES_PLUGIN, "runtime_platforms")
+    snapshotters = [(path, names.intersection(each)) for path, each in platforms]
     return (*found, *((*path, name) for path, own in snapshotters for name in sorted(own)))
 
 
-def _tables_at(table: Mapping[str, Any], path: KeyPath) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
-    """Yield the tables at ``path`` with their key paths as spelled. containerd 2 ignores the case of keys."""
-    found: list[tuple[KeyPath, Any]] = [((), table)]
-    for key in path:
-        found = [
-            ((*above, spelling), value[spelling])
-            for above, value in found
-            if isinstance(value, dict)
-            for spelling in value
-            if spelling.lower() == key
-        ]
-    yield from ((spelled, value) for spelled, value in found if isinstance(value, dict))
+def without_default(content: bytes, names: Collection[str], where: str, *, template: bool = False) -> bytes:
+    """Return the file without a default handler that is one of ``names``, and every other byte unchanged.
+
+    Raises :class:`HostError` when the file is broken or not safe to edit.
+    """
+    try:
+        table = load(_masked(content) if template else content, where)
+    except HostError as error:
+        if not template:
+            raise
+        line = re.search(_DEFAULT_LINE, content.decode(errors="replace"))
+        if line is None or line[1] not in names:
+            return content
+        raise HostError(
+            f"{DEFAULT_HANDLER_KEY} is {line[1]}, a handler of this installation",
+            where=where,
+            hint=f"remove the line of {DEFAULT_HANDLER_KEY} from the template by hand, then run again",
+        ) from error
+    found = [
+        (*path, key)
+        for plugin in CRI_PLUGINS
+        for path, containerd in tables_at(table, plugin, "containerd")
+        for key, value in containerd.items()
+        if key.lower() == DEFAULT_HANDLER_KEY and value in names
+    ]
+    return toml_tables.remove_tables(content, found, where=where, template=template) if found else content
 
 
 def _masked(content: bytes) -> bytes:

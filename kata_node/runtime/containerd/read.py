@@ -38,8 +38,41 @@ CRI_PLUGINS = (RUNTIME_PLUGIN, SCHEMA_2_PLUGIN, IMAGES_PLUGIN, "cri")
 BUILT_IN_HANDLER = "runc"
 """The handler that containerd 2 always has, without a table and beside other handlers."""
 
+DEFAULT_HANDLER_KEY = "default_runtime_name"
+
 DEFAULT_SCHEMA = 3
 """The schema of a drop-in where no file has a ``version``."""
+
+
+KeyPath = tuple[str, ...]
+
+
+def values_at(table: Mapping[str, Any], *keys: str) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the values at ``plugins``, a plugin, and the further ``keys``, with their key paths as spelled.
+
+    containerd 2 reads these keys in any case, and merges the tables of all spellings; only the name of a
+    plugin has one. A value on the way that is no table is yielded too, with its shorter key path.
+    """
+    found: list[tuple[KeyPath, Any]] = [((), table)]
+    for depth, key in enumerate(("plugins", *keys)):
+        yield from ((path, value) for path, value in found if not isinstance(value, dict))
+        found = [
+            ((*path, spelling), value[spelling])
+            for path, value in found
+            if isinstance(value, dict)
+            for spelling in value
+            if (spelling if depth == 1 else spelling.lower()) == key
+        ]
+    yield from found
+
+
+def tables_at(table: Mapping[str, Any], *keys: str) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """Yield those of :func:`values_at` that are tables at the end of the ``keys``."""
+    yield from (
+        (path, value)
+        for path, value in values_at(table, *keys)
+        if len(path) == len(keys) + 1 and isinstance(value, dict)
+    )
 
 
 def imports(config: bytes, where: str = "") -> tuple[str, ...]:
@@ -162,10 +195,13 @@ class _ParsedFile:
 
         Raises :class:`HostError` when a value has the wrong type.
         """
-        name = f"plugins.{plugin}.containerd.runtimes"
-        handlers = self._table(self._containerd(plugin).get("runtimes"), name)
-        for handler, fields in handlers.items():
-            self._table(fields, f"{name}.{handler}")
+        handlers: dict[str, Any] = {}
+        for path, runtimes in self._tables(plugin, "containerd", "runtimes"):
+            for handler, fields in runtimes.items():
+                handlers[handler] = {
+                    **handlers.get(handler, {}),
+                    **self._require_table(fields, (*path, handler)),
+                }
         return handlers
 
     def default_runtime(self, plugin: str) -> str:
@@ -173,23 +209,24 @@ class _ParsedFile:
 
         Raises :class:`HostError` when it is not a string.
         """
-        found = self._containerd(plugin).get("default_runtime_name", "")
-        if not isinstance(found, str):
-            raise HostError(
-                "default_runtime_name is not a string; containerd does not start with that", where=self.path
-            )
-        return found
+        default = ""
+        for _, table in self._tables(plugin, "containerd"):
+            for default in (table[key] for key in table if key.lower() == DEFAULT_HANDLER_KEY):
+                if not isinstance(default, str):
+                    raise HostError(
+                        f"{DEFAULT_HANDLER_KEY} is not a string; containerd does not start with that",
+                        where=self.path,
+                    )
+        return default
 
-    def _containerd(self, plugin: str) -> Mapping[str, Any]:
-        found, name = self.top_level_value("plugins"), "plugins"
-        for part in (plugin, "containerd"):
-            found, name = self._table(found, name).get(part), f"{name}.{part}"
-        return self._table(found, name)
+    def _tables(self, *keys: str) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+        self.top_level_value("plugins")  # two spellings of it are an error
+        for path, value in values_at(self.table, *keys):
+            yield path, self._require_table(value, path)
 
-    def _table(self, value: Any, name: str) -> Mapping[str, Any]:
-        if value is None:
-            return {}
+    def _require_table(self, value: Any, path: KeyPath) -> Mapping[str, Any]:
         if not isinstance(value, dict):
+            name = ".".join(path)
             raise HostError(f"{name} is not a table; containerd does not start with that", where=self.path)
         return value
 

@@ -132,6 +132,13 @@ class CriConfig(Protocol):
         Raises :class:`~kata_node.errors.HostError` when the file is broken or not safe to edit.
         """
 
+    def without_default_handler(self, path: str, content: bytes, names: Collection[str]) -> bytes:
+        """Return a file without the setting of the default handler, if that is one of ``names``.
+
+        A file that the distribution renders stays. Raises :class:`~kata_node.errors.HostError` when the file
+        is broken or not safe to edit.
+        """
+
     def check(
         self,
         files: Mapping[str, bytes],

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 _NESTED_INSTALL_DIR = re.compile(r"(.*/)?opt/kata(-[^/]+)?/")
-# containerd runs an absolute path in runtime_type too. The case of these keys means nothing to containerd 2.
-_KEYS = frozenset(("runtime_path", "runtimepath", "runtime_config_path", "runtime_type", "runtimetype"))
-_OPTIONS = frozenset(("configpath", "binaryname"))
+# The case of these keys means nothing to containerd 2. Its CRI reports them without the underscore.
+_PROGRAM_KEYS, _TYPE_KEYS = ("runtime_path", "runtimepath"), ("runtime_type", "runtimetype")
 
 
 def is_below(path: object, install_dir: str) -> bool:
@@ -24,20 +22,37 @@ def is_below(path: object, install_dir: str) -> bool:
 
 
 def programs(handler: object) -> tuple[str, ...]:
-    """Return the paths in the table of a handler that its pods need.
+    """Return the absolute paths in the table of a handler, whatever their keys are: its pods need them all.
 
     The table is one of a configuration file, or of the configuration that the CRI of containerd reports.
+    containerd runs an absolute path in ``runtime_type`` too. A ``monitor_path`` is one of CRI-O.
     """
     if not isinstance(handler, Mapping):
         return ()
-    options = [value for key, value in handler.items() if key.lower() == "options"]
-    found = _values(handler, _KEYS)
-    found += [value for each in options if isinstance(each, Mapping) for value in _values(each, _OPTIONS)]
-    return tuple(path for path in found if isinstance(path, str) and path)
+    options = (value for key, value in handler.items() if key.lower() == "options")
+    tables = (handler, *(each for each in options if isinstance(each, Mapping)))
+    return tuple(
+        value
+        for table in tables
+        for value in table.values()
+        if isinstance(value, str) and value.startswith("/")
+    )
 
 
-def _values(table: Mapping[str, Any], keys: Collection[str]) -> list[Any]:
-    return [value for key, value in table.items() if key.lower() in keys]
+def program_in_path(handler: Mapping[str, object]) -> str:
+    """Return the name of the program that containerd looks for in its PATH to run a handler.
+
+    It is empty if the table of the handler has the path of the program. The type ``io.containerd.kata.v2``
+    stands for ``containerd-shim-kata-v2``.
+    """
+    fields = {key.lower(): value for key, value in handler.items()}
+    if any(fields.get(key) for key in _PROGRAM_KEYS):
+        return ""
+    runtime_type = next((fields[key] for key in _TYPE_KEYS if fields.get(key)), "")
+    if not isinstance(runtime_type, str) or "/" in runtime_type:
+        return ""
+    parts = runtime_type.split(".")
+    return f"containerd-shim-{parts[-2]}-{parts[-1]}" if len(parts) > 1 and parts[0] else ""
 
 
 def uses(paths: Iterable[str], install_dir: str) -> bool:
