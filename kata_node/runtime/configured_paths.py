@@ -19,6 +19,8 @@ from kata_node.host.processes import is_script, process_of_unit
 from kata_node.plan.context import StageContext
 from kata_node.runtime import unit_command
 from kata_node.runtime.containerd import command_line
+from kata_node.runtime.model.go_flags import flag_values
+from kata_node.runtime.wrappers import Command, wrapped_command
 
 if TYPE_CHECKING:
     from kata_node.host.systemd import ExecEnvironment, Unit
@@ -45,16 +47,6 @@ class ConfiguredPaths:
     """Only of a runtime whose command line can name it."""
     unknown: str = ""
     """Why ``main`` is not known, if a command line decides it."""
-
-
-@dataclass(frozen=True)
-class _Command:
-    """A command line of the runtime itself, which begins with its program."""
-
-    argv: tuple[str, ...]
-    working_directory: str
-    """Empty if it is not known."""
-    environment: Mapping[str, str]
 
 
 def configured_paths(
@@ -107,11 +99,12 @@ def _of_unit(context: StageContext, unit: Unit, distribution_runtime: Distributi
         if doubt:
             return ConfiguredPaths(unknown=doubt)
         argv = unit_command.expand(argv, environment)
-    command = unit_command.without_wrappers(argv, _PROGRAMS[distribution_runtime.runtime])
-    if not command:
-        return ConfiguredPaths(unknown=f"its unit runs {argv[0]}")
     directory = given.working_directory if given else ""
-    return _paths(_Command(command, directory or "/", environment), distribution_runtime)
+    program = _PROGRAMS[distribution_runtime.runtime]
+    command = wrapped_command(Command(argv, directory or "/", environment), program)
+    if command is None:
+        return ConfiguredPaths(unknown=f"its unit runs {argv[0]}")
+    return _paths(command, distribution_runtime)
 
 
 def _visible_environment(context: StageContext, given: ExecEnvironment | None) -> dict[str, str]:
@@ -176,12 +169,15 @@ def _of_process(
 
 def _commands(
     context: StageContext, unit: Unit, distribution_runtime: DistributionRuntime
-) -> Iterator[_Command]:
+) -> Iterator[Command]:
     root, program = context.clients.root, _PROGRAMS[distribution_runtime.runtime]
-    environment = _visible_environment(context, unit.exec_environment)
+    environment: Mapping[str, str] = _visible_environment(context, unit.exec_environment)
+    argv_of_unit = unit_command.expand(unit.argv, environment)
+    if command := wrapped_command(Command(argv_of_unit, "", environment), program):
+        environment = command.environment
     main = process_of_unit(root, unit.main_pid, unit.name)
     if main is not None and (_runs(main.argv, program) or _runs((main.program,), program)):
-        yield _Command(main.argv, main.working_directory, environment)
+        yield Command(main.argv, main.working_directory, environment)
         return
     try:
         processes = context.clients.systemd().processes(unit.name)
@@ -193,9 +189,9 @@ def _commands(
             continue
         visible = process_of_unit(root, process.pid, unit.name)
         if visible is not None:
-            yield _Command(visible.argv, visible.working_directory, environment)
+            yield Command(visible.argv, visible.working_directory, environment)
         else:
-            yield _Command(argv, "", environment)
+            yield Command(argv, "", environment)
 
 
 def _runs(argv: Sequence[str], program: re.Pattern[str]) -> bool:
@@ -209,7 +205,7 @@ def _split(text: str) -> tuple[str, ...]:
         return ()
 
 
-def _paths(command: _Command, distribution_runtime: DistributionRuntime) -> ConfiguredPaths:
+def _paths(command: Command, distribution_runtime: DistributionRuntime) -> ConfiguredPaths:
     """Return the paths that a command line of the runtime names, or those of the distribution."""
     if distribution_runtime.runtime == "containerd":
         option = command_line.config_option(command.argv)
@@ -227,17 +223,12 @@ def _paths(command: _Command, distribution_runtime: DistributionRuntime) -> Conf
     )
 
 
-def _crio_options(command: _Command) -> dict[str, str]:
+def _crio_options(command: Command) -> dict[str, str]:
     """Return the options of a CRI-O that name its files, without their dashes; the last one counts."""
     found = {
         option: command.environment[variable]
         for option, variable in _CRIO_OPTIONS.items()
         if command.environment.get(variable)
     }
-    arguments = iter(command.argv[1:])
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        option = _CRIO_SHORT_OPTIONS.get(name.lstrip("-"), name.lstrip("-"))
-        if name.startswith("-") and option in _CRIO_OPTIONS:
-            found[option] = value if equals else next(arguments, "")
-    return found
+    flags = flag_values(command.argv, (*_CRIO_OPTIONS, *_CRIO_SHORT_OPTIONS))
+    return found | {_CRIO_SHORT_OPTIONS.get(name, name): value for name, value in flags.items()}

@@ -6,7 +6,6 @@ Sources: systemd.service(5), section "Command lines", systemd.exec(5), and syste
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -19,14 +18,6 @@ _PLAIN = re.compile(r"(?:[^\\\n]|\\.)*", re.DOTALL)
 _TRAILING_BLANKS = re.compile(r"(?<!\\)[ \t\r]+\Z")
 _ESCAPE = re.compile(r"\\(?:\n|(.))")
 _DOUBLE_QUOTED_ESCAPE = re.compile(r'\\(?:\n|(["\\`$]))')
-
-WRAPPERS = frozenset(
-    (
-        *("chrt", "choom", "dumb-init", "env", "ionice", "linux64", "nice", "nohup", "numactl", "prlimit"),
-        *("setarch", "setpriv", "setsid", "stdbuf", "taskset", "tini", "time"),
-    )
-)
-"""Programs that run another program with the arguments behind its name, and do not change them."""
 
 
 def uses_variables(argv: Iterable[str]) -> bool:
@@ -118,19 +109,3 @@ def _environment_value(text: str, at: int) -> tuple[str, int]:
     assert plain is not None
     words = _TRAILING_BLANKS.sub("", plain[0].lstrip(" \t\r"))
     return value + _ESCAPE.sub(r"\1", words), plain.end() + 1
-
-
-def without_wrappers(argv: Sequence[str], program: re.Pattern[str]) -> tuple[str, ...]:
-    """Return the command line of the program with a name like ``program``, which wrappers may run.
-
-    It is empty if another program gets the arguments, for example a shell, whose arguments only the shell
-    understands.
-    """
-    for at, argument in enumerate(argv):
-        if program.fullmatch(posixpath.basename(argument)) and (at == 0 or "=" not in argument):
-            return tuple(argv[at:])
-        if at == 0 and posixpath.basename(argument) not in WRAPPERS:
-            return ()
-        if argument.startswith(("-C", "-S", "--chdir", "--split-string")):
-            return ()  # env changes the directory, or splits its own arguments
-    return ()

@@ -105,6 +105,12 @@ def root(tmp_path: Path) -> Path:
             id="a-command-that-is-not-expanded",
         ),
         pytest.param(
+            ("/usr/bin/env", "-C", "/srv", "containerd", "-c", "c.toml"),
+            None,
+            "/srv/c.toml",
+            id="relative-to-the-directory-of-env",
+        ),
+        pytest.param(
             ("containerd", "-c", "c.toml"),
             ExecEnvironment(working_directory="/srv"),
             "/srv/c.toml",
@@ -274,6 +280,14 @@ def test_a_revert_of_an_earlier_version_uses_the_usual_places(root: Path) -> Non
             "/etc/crio/crio.conf",
             "/srv/d",
             id="variable-of-crio",
+        ),
+        pytest.param(
+            ("/usr/bin/env", "CONTAINER_CONFIG_DIR=/srv/d", "crio", "--", "-c", "/not/read"),
+            None,
+            ["/usr/bin/crio"],
+            "/etc/crio/crio.conf",
+            "/srv/d",
+            id="variable-of-env",
         ),
         pytest.param(
             ("/bin/sh", "-c", "exec crio -d /srv/d"),

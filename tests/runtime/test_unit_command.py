@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from kata_node.runtime import unit_command
 
 ENVIRONMENT = {"X": "/a b.toml", "ARGS": "--config '/c d.toml'  -l debug", "EMPTY": ""}
-CONTAINERD = re.compile("containerd")
 
 
 @pytest.mark.parametrize(
@@ -50,20 +47,3 @@ def test_a_variable_is_replaced_as_systemd_does(word: str, words: tuple[str, ...
 )
 def test_an_environment_file_is_read_as_systemd_does(text: str, expected: dict[str, str]) -> None:
     assert unit_command.parse_environment_file(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("line", "command"),
-    [
-        pytest.param("/usr/bin/containerd -c /x", "/usr/bin/containerd -c /x", id="none"),
-        pytest.param("/usr/bin/env A=b P=/x containerd -c /x", "containerd -c /x", id="env"),
-        pytest.param("/usr/bin/env A=/opt/containerd containerd", "containerd", id="a-value-with-that-name"),
-        pytest.param("/usr/bin/nice -n 5 ionice -c2 containerd -c /x", "containerd -c /x", id="two"),
-        pytest.param("/usr/bin/env -C /srv containerd -c x", "", id="another-directory"),
-        pytest.param("/bin/sh -c containerd", "", id="a-shell"),
-        pytest.param("/usr/sbin/chroot /srv containerd -c /x", "", id="another-root"),
-        pytest.param("/usr/local/bin/start-runtime containerd", "", id="unknown-script"),
-    ],
-)
-def test_programs_that_only_run_another_one_are_left_out(line: str, command: str) -> None:
-    assert unit_command.without_wrappers(line.split(), CONTAINERD) == tuple(command.split())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
+from kata_node.runtime.model.go_flags import flag_values
+
 _FLAGS_WITH_VALUE = ("config", "c", "log-level", "l", "address", "a", "root", "state")
 
 SUBCOMMANDS = frozenset(("config", "oci-hook", "publish"))
@@ -12,15 +14,9 @@ SUBCOMMANDS = frozenset(("config", "oci-hook", "publish"))
 
 
 def config_option(argv: Sequence[str]) -> str | None:
-    """Return the value of the last ``--config`` in a command line; ``None`` without that option."""
-    found = None
-    arguments = iter(argv[1:])
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if flag.startswith("-") and flag.lstrip("-") in _FLAGS_WITH_VALUE:
-            value = value if equals else next(arguments, "")
-            found = value if flag.lstrip("-") in ("config", "c") else found
-    return found
+    """Return the value of ``--config`` in a command line; ``None`` without that option."""
+    found = flag_values(argv, _FLAGS_WITH_VALUE)
+    return found.get("config", found.get("c"))
 
 
 def config_path(argv: Sequence[str], default: str, working_directory: str = "/") -> str:
