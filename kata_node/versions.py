@@ -70,6 +70,11 @@ def parse_version(text: str, *, where: str = "") -> Version:
     return Version(int(major), int(minor), int(patch or 0), text.strip())
 
 
+def is_version(text: str) -> bool:
+    """Return whether :func:`parse_version` can parse ``text``."""
+    return _VERSION.fullmatch(text.strip()) is not None
+
+
 def runtime_version(flag: str) -> Runtime:
     """Parse the value of ``--runtime``. Raises :class:`SettingsError` when it has another form."""
     name, _, text = flag.strip().partition("://")

@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kata_node.errors import PULL_IMAGE_HINT, PayloadError, SettingsError
+from kata_node.errors import PULL_IMAGE_HINT, SettingsError, UnusablePayloadError
 from kata_node.kata.annotations import pattern_problems
 from kata_node.kata.conflicts import conflicts
 from kata_node.kata.merge import (
@@ -121,7 +121,7 @@ def parse(content: str, where: str) -> dict[str, Any]:
     try:
         return toml.parse(content)
     except tomllib.TOMLDecodeError as error:
-        raise PayloadError(
+        raise UnusablePayloadError(
             f"this Kata configuration is not valid TOML: {error}", where=where, hint=PULL_IMAGE_HINT
         ) from error
 
@@ -290,7 +290,7 @@ def _check(handler: Handler, base: Table, rendered: dict[str, bytes], texts: Seq
 
     generated = merge(base, {name: content for name, content in rendered.items() if name != USER_DROP_IN})
     if _has_image_and_initrd(handler.shim, generated):
-        raise PayloadError(
+        raise UnusablePayloadError(
             "this Kata configuration sets both image and initrd",
             where=handler.shim.base_config,
             hint=PULL_IMAGE_HINT,

@@ -194,12 +194,12 @@ def _detect_form(directory: Path) -> Literal["tree", "tarballs"]:
     if tree != tarballs:
         return "tree" if tree else "tarballs"
     if not directory.is_dir():
-        raise PayloadError(
+        raise UnusablePayloadError(
             f"the payload {'is not a directory' if directory.exists() else 'directory does not exist'}",
             where=str(directory),
             hint="set --payload to the directory with the Kata files",
         )
-    raise PayloadError(
+    raise UnusablePayloadError(
         f"the payload has {'both' if tree else 'neither'} a directory {TREE_DIR} "
         f"{'and' if tree else 'nor'} a directory {TARBALLS_DIR}",
         where=str(directory),
@@ -251,13 +251,13 @@ def _check_archives(directory: Path, manifest: Manifest, path: Path) -> None:
     for name, archive in manifest.archives.items():
         check_path(archive.file, where=str(path))
         if name not in found:
-            raise PayloadError(
+            raise UnusablePayloadError(
                 "the archive is missing", where=str(directory / archive.file), hint=PULL_IMAGE_HINT
             )
         with wrap_read_errors(found[name]):
             size = found[name].stat().st_size
         if size != archive.size:
-            raise PayloadError(
+            raise UnusablePayloadError(
                 f"the archive has {size} bytes, but the manifest has {archive.size} for it",
                 where=str(found[name]),
                 hint=f"{PULL_IMAGE_HINT}; if you replaced the archive on purpose, "

@@ -249,9 +249,14 @@ def _problems(receipt: Receipt) -> Iterator[str]:
             yield f"{path!r} is not the path of a Kata file below the install dir"
         if not rules.is_permission_mode(placed.mode):
             yield f"{path!r} has the mode {placed.mode:o}"
+    yield from rules.naming_problems(receipt.instance, receipt.socket)
     absolute_paths = [*receipt.made_dirs]
     record = receipt.cri
     while record is not None:
+        yield from rules.runtime_problems(record.runtime, record.version, record.unit, record.invocation)
+        yield from rules.handler_problems(record.handlers)
+        yield from rules.digest_problems({file.path: file.after for file in record.files})
+        absolute_paths += [path for path in (record.config, record.drop_in_dir) if path]
         states = [(file.path, file.before) for file in record.files]
         states += [(previous.path, previous.state) for previous in record.previous]
         absolute_paths += [*record.made_dirs, *(path for path, _ in states)]

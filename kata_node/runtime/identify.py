@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, ReceiptError
-from kata_node.plan import receipt as receipts
+from kata_node.errors import CriError, IneligibleNodeError, KataNodeError
 from kata_node.plan.context import StageContext
 from kata_node.runtime.config_selection import with_configured_paths
 from kata_node.runtime.configured_paths import ConfiguredPaths, configured_paths, unknown_error
@@ -196,13 +195,4 @@ def runtime_for_revert(
 def recorded_runtime(context: StageContext) -> tuple[Runtime, str] | None:
     """Return the runtime that the receipt records, with its source, if it records one."""
     cri = context.receipt.cri
-    if cri is None:
-        return None
-    try:
-        return Runtime(cri.runtime, parse_version(cri.version)), "the receipt"
-    except KataNodeError as error:
-        raise ReceiptError(
-            f"the receipt of this installation is damaged: {error.what}",
-            where=receipts.path(context.receipt.install_dir),
-            hint="restore the receipt from a copy, or move the whole .kata-node directory away",
-        ) from error
+    return (Runtime(cri.runtime, parse_version(cri.version)), "the receipt") if cri else None

@@ -357,13 +357,13 @@ def test_a_base_configuration_with_both_image_and_initrd_is_an_error_of_the_payl
     base = {"hypervisor": {"qemu": {"image": "/a", "initrd": "/b"}}}
     with pytest.raises(PayloadError) as caught:
         drop_ins(handler(wanted), wanted, base)
-    assert caught.value.where == table()["qemu"].base_config
+    assert (caught.value.where, caught.value.exit_code) == (table()["qemu"].base_config, 3)
 
 
 def test_a_base_configuration_that_is_not_toml_is_an_error_of_the_payload() -> None:
     with pytest.raises(PayloadError) as caught:
         parse("[a", "share/x.toml")
-    assert caught.value.where == "share/x.toml"
+    assert (caught.value.where, caught.value.exit_code) == ("share/x.toml", 3)
 
 
 @pytest.mark.parametrize(

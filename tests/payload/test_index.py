@@ -392,6 +392,7 @@ def test_a_manifest_that_does_not_match_the_archives_is_refused(
     with pytest.raises(PayloadError) as caught:
         index.load(payload)
     assert caught.value.hint
+    assert caught.value.exit_code == 3
 
 
 def test_a_manifest_that_does_not_match_the_tree_is_refused(tmp_path: Path) -> None:
@@ -423,6 +424,7 @@ def test_a_directory_with_both_forms_or_neither_is_refused(tmp_path: Path, form:
         with pytest.raises(PayloadError, match=str(payload)) as caught:
             read(payload)
         assert "--payload" in caught.value.hint
+        assert caught.value.exit_code == 3  # no retry corrects it
 
 
 @pytest.mark.parametrize("content", [pytest.param(None, id="missing"), pytest.param("", id="empty")])

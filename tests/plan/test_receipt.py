@@ -232,6 +232,36 @@ def test_the_error_names_the_place_of_a_wrong_type(change: Callable[[Any], None]
 
 
 @pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(put("Blue", "instance"), "'Blue' is not the name of", id="installation"),
+        pytest.param(put("run/c.sock", "socket"), "'run/c.sock' is not the path of a socket", id="socket"),
+        pytest.param(put("docker", "cri", "runtime"), "'docker' '2.1.9' is not a container", id="runtime"),
+        pytest.param(put("new", "cri", "version"), "'containerd' 'new' is not a container", id="version"),
+        pytest.param(put("x.mount", "cri", "unit"), "'x.mount'", id="unit"),
+        pytest.param(put("1", "cri", "invocation"), "is not a service and its invocation", id="invocation"),
+        pytest.param(put(["runc"], "cri", "handlers"), "'runc' is not a handler", id="built-in-handler"),
+        pytest.param(put(["a/b"], "cri", "fallback", "handlers"), "'a/b' is not a handler", id="handler"),
+        pytest.param(put("a", "cri", "files", 0, "after"), f"{MAIN!r} has the digest 'a'", id="digest"),
+        pytest.param(put("etc", "cri", "config"), "'etc' is not a normal absolute path", id="main-file"),
+        pytest.param(put("/a/../b", "cri", "drop_in_dir"), "'/a/../b' is not a normal", id="drop-ins"),
+    ],
+)
+def test_a_value_that_no_release_writes_is_refused(
+    change: Callable[[Any], None], says: str, root: Root
+) -> None:
+    data = as_json()
+    change(data)
+    receipts.save(root, FULL)
+    Path(root.base, WHERE[1:]).write_text(json.dumps(data))
+    with pytest.raises(ReceiptError, match="cannot be trusted") as caught:
+        receipts.load(root, INSTALL_DIR)
+    assert says in caught.value.what
+    assert (caught.value.where, caught.value.exit_code) == (WHERE, 3)
+    assert "restore it from a copy" in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("change", "place"),
     [
         pytest.param(put(1, "color"), "$.color", id="top"),
