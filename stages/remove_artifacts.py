@@ -39,7 +39,13 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
     # The installation's own drop-in exists only in a dry run, because there revert-cri did not remove it.
     left = tuple(f"left, not placed by kata-node: {path}" for path in foreign if not is_drop_in(path))
     if before is None and not facts.has_leftover:
-        return Plan("this installation has no files on the node", notes=left)
+        summary = "this installation has no files on the node"
+        if left:
+            summary = (
+                f"no receipt records the files in {install_dir}; if kata-node placed them, run `kata-node "
+                "install`, which adopts them, and then `kata-node revert`"
+            )
+        return Plan(summary, notes=left)
     actions: list[Action] = []
     if before is not None:
         dirs = tuple(f"{install_dir}/{path}" for path in sorted(files, reverse=True) if path not in own)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from kata_node import __version__
 from kata_node.host.files import Root, missing_dirs
 from kata_node.host.ownership import Untrusted, is_trusted_owner
+from kata_node.host.real_paths import real_path
 from kata_node.kata import drop_ins
 from kata_node.payload import offer
 from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout
@@ -174,12 +175,15 @@ def gather_removal_facts(context: StageContext) -> RemovalFacts:
 def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, ObservedFile]:
     """Return the state of ``paths`` below the install dir; missing paths are left out."""
     observed_files: dict[str, ObservedFile] = {}
-    parents: dict[str, Path] = {}  # hundreds of files share a few directories
+    parents: dict[str, Path | None] = {}  # hundreds of files share a few directories
     for path in paths:
         parent, name = posixpath.split(f"{install_dir}/{path}")
         if parent not in parents:
-            parents[parent] = root.resolve(parent)
-        real = parents[parent] / name
+            parents[parent] = root.resolve(parent) if real_path(root, parent) else None
+        directory = parents[parent]
+        if directory is None:
+            continue
+        real = directory / name
         try:
             info = real.lstat()
         except (FileNotFoundError, NotADirectoryError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import files, reserve
+from kata_node.host.real_paths import real_path
 from kata_node.plan import receipt as receipts
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding
@@ -392,7 +393,7 @@ class RemoveFiles:
             parent = posixpath.dirname(path)
             if parent not in is_real:
                 expected = f"{base}/{parent}".rstrip("/")
-                is_real[parent] = root.real_path(f"{self.install_dir}/{parent}") == expected
+                is_real[parent] = real_path(root, f"{self.install_dir}/{parent}") == expected
             info = root.lstat(f"{self.install_dir}/{path}") if is_real[parent] else None
             # A missing file can have a temporary file.
             if is_real[parent] and (info is None or not stat.S_ISDIR(info.st_mode)):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from kata_node.settings.model import RESERVED_HANDLERS
 from kata_node.versions import RUNTIMES, is_version
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _NAME = re.compile("[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")
 _INVOCATION = re.compile("[0-9a-f]{32}")
-_BUILT_IN_HANDLERS = ("runc", "crun")
 _MAX_ID = 2**32 - 2  # the largest uid and gid
 
 
@@ -59,7 +59,7 @@ def runtime_problems(name: str, version: str, unit: str, invocation: str) -> Ite
 def handler_problems(names: Iterable[str]) -> Iterator[str]:
     """Yield a clause for each handler that no installation has: a revert waits until nothing serves it."""
     for name in names:
-        if not _NAME.fullmatch(name) or name in _BUILT_IN_HANDLERS:
+        if not _NAME.fullmatch(name) or name in RESERVED_HANDLERS:
             yield f"{name!r} is not a handler of an installation"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kata_node.errors import KataNodeError
+from kata_node.host.real_paths import real_path
 from kata_node.runtime.model.programs import is_below, programs
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ def handlers_below(root: Root, tables: Mapping[str, Mapping[str, Any]], install_
 
     A handler can reach them by a link, and the install dir can be a link: so the real paths count too.
     """
-    real_dir = _real_path(root, install_dir)
+    real_dir = real_path(root, install_dir) or install_dir
     return frozenset(
         name
         for name, table in tables.items()
         if any(
-            is_below(path, install_dir) or is_below(_real_path(root, path), real_dir)
+            is_below(path, install_dir) or is_below(real_path(root, path), real_dir)
             for path in _absolute(table)
         )
     )
@@ -30,10 +30,3 @@ def handlers_below(root: Root, tables: Mapping[str, Mapping[str, Any]], install_
 
 def _absolute(table: Mapping[str, Any]) -> Iterator[str]:
     return (path for path in programs(table) if path.startswith("/"))
-
-
-def _real_path(root: Root, path: str) -> str:
-    try:
-        return root.real_path(path)
-    except KataNodeError:  # no such file can exist
-        return path

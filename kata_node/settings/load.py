@@ -28,7 +28,13 @@ from typing import Any
 
 from kata_node.errors import SettingsError, UnfitNodeError
 from kata_node.settings.handlers import handlers
-from kata_node.settings.model import DEFAULT_INSTALL_DIR, DEFAULT_INSTANCE, DISTRIBUTIONS, Settings
+from kata_node.settings.model import (
+    DEFAULT_INSTALL_DIR,
+    DEFAULT_INSTANCE,
+    DISTRIBUTIONS,
+    RESERVED_HANDLERS,
+    Settings,
+)
 from kata_node.settings.runtime import read_containerd, read_snapshotter, read_user_drop_in
 from kata_node.settings.selection import read_custom_runtimes, select
 from kata_node.settings.shims import MACHINES
@@ -100,9 +106,6 @@ RENAMED_KEYS |= {
     )
     for machine in MACHINES.values()
 }
-
-RESERVED_HANDLERS = ("crun", "runc")
-"""The built-in handlers of runtimes. A custom runtime with such a name would run every pod in Kata."""
 
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 NAME_LIMIT = 63

@@ -12,6 +12,9 @@ from kata_node.settings.shims import Shim
 
 DISTRIBUTIONS = ("k8s", "k3s", "rke2", "k0s", "microk8s")
 
+RESERVED_HANDLERS = ("crun", "runc")
+"""The built-in handlers of runtimes. A custom runtime with such a name would run every pod in Kata."""
+
 DEFAULT_INSTALL_DIR = "/opt/kata"
 DEFAULT_INSTANCE = "default"
 
