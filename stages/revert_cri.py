@@ -29,7 +29,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     Raises :class:`IneligibleNodeError` when the runtime would not serve after that, although it serves now.
     """
     changes, notes = removal.removal_changes(facts, receipt)
-    changes, copy_notes = removal.without_own_handlers(facts, receipt, changes)
+    changes, copy_notes = removal.without_own_handlers(facts, changes)
     is_served = bool(facts.own_served)
     cri = receipt.cri
     if cri is None and (changes or is_served):  # the record that a lost receipt would have had

@@ -93,7 +93,10 @@ def _problem(
     named = path if access.real_path == path else f"{path}, which is {access.real_path},"
     is_link = access.real_path != path and purpose == "main file"
     reason, remedy = "", ""
-    if is_container and not access.visible:
+    if access.special:
+        reason = f"{named} is {access.special}, which cannot be replaced by a file"
+        remedy = f"replace {path if access.real_path == path else f'the symlink {path}'} by a plain file"
+    elif is_container and not access.visible:
         above = path if purpose == "install dir" else posixpath.dirname(path)
         reason = f"the node's {above} is not mounted below the host root"
         remedy = f"mount the node's {above} below the host root"

@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_node.bounded_read import NotPlainFileError, require_plain_file
 from kata_node.host.files import Root, host_error
 from kata_node.host.mounts import mount_id
 
@@ -38,6 +39,8 @@ class WriteAccess:
     """What is in the place of a directory, and is none."""
     unchangeable: str = ""
     """The file or directory with the attribute ``immutable`` or ``append only``, which stops even root."""
+    special: str = ""
+    """What is in the place of a file and cannot be replaced by one, as the end of a sentence: a device."""
     missing_directory: str = ""
     """The missing directory of a file to which ``path`` is a symlink."""
     visible: bool = True
@@ -79,9 +82,23 @@ def _write_access(root: Root, path: str, real: Path, *, is_directory: bool) -> W
         mount_point=has_file and mount_id(real) != mount_id(real.parent),
         obstacle=obstacle,
         unchangeable=next((root.host_path(each) for each in checked if _is_unchangeable(each)), ""),
+        special="" if is_directory else _special(root, real),
         missing_directory=root.host_path(real.parent) if missing else "",
         visible=root.is_whole() or mount_id(existing) != mount_id(root.base),
     )
+
+
+def _special(root: Root, path: Path) -> str:
+    """Return what a path is if it is neither a file nor missing. A container does not see the node's /dev."""
+    try:
+        require_plain_file(os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return "a device" if root.host_path(path).startswith("/dev/") else ""
+    except IsADirectoryError:
+        return "a directory"
+    except NotPlainFileError as error:
+        return str(error.strerror).partition(" is where")[0]
+    return ""
 
 
 def _is_unchangeable(path: Path) -> bool:

@@ -242,6 +242,11 @@ class CrioConfig:
             name for file in parsed_files_of(self._in_read_order(files)) for name in file.handlers
         )
 
+    def default_handler(self, files: Mapping[str, bytes]) -> str:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.default_handler`."""
+        given = [file.default_runtime for file in parsed_files_of(self._in_read_order(files))]
+        return next(filter(None, reversed(given)), "")
+
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """Return whether a CRI-O that has loaded the files ``before`` can load ``after`` on SIGHUP.
 

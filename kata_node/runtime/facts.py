@@ -206,7 +206,12 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         ()
         if options.offline
         else _blocking_pods(
-            context, distribution_runtime, handlers_to_remove, served_now, cri_error if is_active else None
+            context,
+            distribution_runtime,
+            handlers_to_remove,
+            served_now,
+            cri_error if is_active else None,
+            config.default_handler({path: state.content for path, state in existing.items()}),
         ),
         gather_nydus_facts(context, distribution_runtime.units) if runtime.name == "containerd" else None,
         own_served,
@@ -287,8 +292,11 @@ def _blocking_pods(
     handlers_to_remove: frozenset[str],
     served_now: tuple[str, ...] | None,
     cri_error: CriError | None,
+    default_handler: str,
 ) -> tuple[Pod, ...] | None:
     """Return the pods on ``handlers_to_remove``; ``None`` when the runtime cannot list them.
+
+    A pod without handler runs on ``default_handler``.
 
     ``cri_error`` is the error of a running runtime. A runtime without a CRI cannot end pods, so it does not
     block. Any other error may hide running pods: it is raised unless ``--ignore-pods`` is given.
@@ -308,7 +316,8 @@ def _blocking_pods(
             return None
         hint = f"{error.hint}; or run with --ignore-pods to continue whatever pods run"
         raise CriError(error.what, where=error.where, hint=hint) from error
-    return tuple(pod for pod in running if pod.handler in handlers_to_remove)
+    named = (replace(pod, handler=pod.handler or default_handler) for pod in running)
+    return tuple(pod for pod in named if pod.handler in handlers_to_remove)
 
 
 def _has_no_cri(error: CriError) -> bool:

@@ -6,9 +6,9 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from kata_node.errors import HostError, IneligibleNodeError, UnusableFileError
+from kata_node.errors import HostError, IneligibleNodeError
 from kata_node.host.files import FileState
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
@@ -49,43 +49,40 @@ def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileCha
 
 
 def without_own_handlers(
-    facts: RuntimeFacts, receipt: Receipt, changes: Sequence[FileChange]
+    facts: RuntimeFacts, changes: Sequence[FileChange]
 ) -> tuple[list[FileChange], list[str]]:
     """Return ``changes`` of a revert, and in addition no file with a handler of this installation.
 
     After a revert nothing may be served that needs the files in the install dir. So the handlers also leave
-    the files of other programs, and the backups that are restored. So does a setting that makes one of them
-    the default handler: the runtime would not serve with it. The notes name them. Raises
+    the files of other programs, and the backups that are restored. If such a file makes one of them the
+    default handler, that setting leaves with it: the runtime would not serve. The notes name them. Raises
     :class:`IneligibleNodeError` when a file cannot be edited safely.
     """
     notes: list[str] = []
     planned = {change.path: change.content for change in changes}
-    others = {path: state.content for path, state in facts.files.items() if path not in planned}
-    after: dict[str, bytes | None] = {**planned, **others}
+    copies = {path: state.content for path, state in facts.files.items() if path not in planned}
+    after: dict[str, bytes | None] = {**planned, **copies}
+    removed: dict[str, frozenset[str]] = {}
     for path, content in after.items():
         if content is None:
             continue
-        handlers, after[path] = _without_own_handlers(facts, path, content)
-        if handlers:
+        removed[path], after[path] = _without_own_handlers(facts, path, content)
+        if removed[path]:
             notes.append(
-                f"kata-node removed {', '.join(sorted(handlers))} from {path}, because they use files of "
-                "this installation"
+                f"kata-node removed {', '.join(sorted(removed[path]))} from {path}, because they use files "
+                "of this installation"
             )
     left = facts.config.defined_handlers({path: each for path, each in after.items() if each is not None})
-    recorded = receipt.cri.possibly_loaded_handlers if receipt.cri else ()
-    gone = facts.own_handlers.union(recorded).difference(left)
     for path, content in after.items():
-        if content is None:
+        if content is None or not (names := removed[path].difference(left)):
             continue
-        after[path] = edited = _without_default_handler(facts, path, content, gone)
-        if edited != content:
-            notes.append(
-                f"kata-node removed the default handler from {path}: it was one of this installation"
-            )
+        after[path] = _without_default_handler(facts, path, content, names)
+        if after[path] != content:
+            notes.append(f"kata-node removed the setting of the default handler from {path}")
     cleaned = [
         FileChange(path, content, content)
         for path, content in after.items()
-        if path in planned or content != others[path]
+        if path in planned or content != copies[path]
     ]
     cleaned.sort(key=lambda change: is_drop_in(change.path))
     return cleaned, notes
@@ -108,7 +105,7 @@ def _without_own_handlers(facts: RuntimeFacts, path: str, content: bytes) -> tup
 def _without_default_handler(facts: RuntimeFacts, path: str, content: bytes, names: Collection[str]) -> bytes:
     try:
         return facts.config.without_default_handler(path, content, names) if names else content
-    except UnusableFileError:  # the check of the whole configuration finds it
+    except BrokenTomlError:  # the check of the whole configuration finds it
         return content
     except HostError as error:
         raise _edit_by_hand(path, content, error) from error
@@ -128,15 +125,16 @@ def refuse_worse_config(facts: RuntimeFacts, changes: Iterable[FileChange]) -> N
     What was wrong before is no reason, with one exception: a runtime that serves is not restarted with a
     configuration with which it does not start.
     """
+    contents_after = files_after(facts.contents, changes)
     before, after = (
         facts.config.check(files, own_paths=(), handlers=(), labels={}, exists=files.__contains__)
-        for files in (facts.contents, files_after(facts.contents, changes))
+        for files in (facts.contents, contents_after)
     )
     if worse := [problem for problem in after if problem not in before]:
         raise IneligibleNodeError(
             f"without this installation the runtime would not serve: {'; '.join(worse)}",
             where=facts.config_path,
-            hint=_correction_hint(facts),
+            hint=_correction_hint(facts, contents_after),
         )
     fatal = [problem for problem in after if isinstance(problem, StartProblem)]
     if fatal and facts.handlers is not None:
@@ -148,15 +146,21 @@ def refuse_worse_config(facts: RuntimeFacts, changes: Iterable[FileChange]) -> N
         )
 
 
-def _correction_hint(facts: RuntimeFacts) -> str:
-    hint = "correct the named files, then run the command again"
-    if facts.config_path in facts.config.shared_paths() or not facts.distribution_runtime.template:
-        return hint
-    renderer = facts.unit or facts.distribution_runtime.distribution
-    return (
-        f"{hint}; {renderer} renders {facts.config_path} at each start, so correct what it comes from: a "
-        "template, or the option `--default-runtime`"
-    )
+def _correction_hint(facts: RuntimeFacts, after: Mapping[str, bytes]) -> str:
+    unit = facts.unit or facts.runtime.name
+    gone = facts.config.defined_handlers(facts.contents) - facts.config.defined_handlers(after)
+    if facts.config.default_handler(after) not in gone:
+        return "correct the named files, then run the command again"
+    with_default = [
+        path
+        for path, content in after.items()
+        if _without_default_handler(facts, path, content, gone) != content
+    ]
+    if with_default:
+        change = f"remove the setting of the default handler from {', '.join(with_default)}, or name another"
+    else:
+        change = f"take the default handler out of the options of {unit}, which renders {facts.config_path}"
+    return f"{change}; restart {unit}, end the pods that run on it, then run the command again"
 
 
 def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:

@@ -149,9 +149,9 @@ def remove(content: bytes, name: str, value: str, *, where: str) -> bytes:
     return edited
 
 
-def _manual_edit_error(verb: str, name: str, value: str, where: str) -> HostError:
+def _manual_edit_error(verb: str, name: str, value: str, where: str) -> UnusableFileError:
     preposition = "to" if verb == "add" else "from"
-    return HostError(
+    return UnusableFileError(
         f"the array {name} cannot be edited safely",
         where=where,
         hint=f"{verb} {quote(value)} {preposition} {name} by hand, then run again",

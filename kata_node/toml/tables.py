@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kata_node.errors import HostError
+from kata_node.errors import HostError, UnusableFileError
 from kata_node.toml import cut
 from kata_node.toml.cut import KeyPath
 from kata_node.toml.edit import load, quote
@@ -57,7 +57,7 @@ def add(content: bytes, block: bytes, name: str, *, where: str, template: bool =
     before = load(base, where)
     for path in table_paths(block):
         if _value_at(before, path) is not None:
-            raise HostError(
+            raise UnusableFileError(
                 f"the file already has a table {dotted_key(path)}",
                 where=where,
                 hint="remove that table, or set env.multiInstallSuffix to install under other names",
@@ -122,7 +122,7 @@ def remove_tables(
         names = ", ".join(dict.fromkeys(path[-1] for path in found))
         is_table = isinstance(_value_at(before, found[0]), Mapping)
         subject = f"the tables of {names}" if is_table else f"the key {names}"
-        raise HostError(
+        raise UnusableFileError(
             f"{subject} cannot be removed safely",
             where=where,
             hint=f"remove {subject} from this file by hand, then run again",
@@ -171,8 +171,8 @@ def dotted_key(path: KeyPath) -> str:
     return ".".join(part if _BARE_KEY.fullmatch(part) else quote(part) for part in path)
 
 
-def _manual_edit_error(name: str, where: str) -> HostError:
-    return HostError(
+def _manual_edit_error(name: str, where: str) -> UnusableFileError:
+    return UnusableFileError(
         f"the tables of the Kata installation {name} cannot be added or removed safely",
         where=where,
         hint=f"remove by hand the lines from `{_begin(name)}` to `{_end(name)}`, replace inline tables above "
@@ -223,7 +223,7 @@ def _checked_markers(content: bytes, name: str, where: str) -> list[re.Match[str
     """Return no marker, one, or both in order. Raises :class:`HostError` on anything else."""
     found = list(_find_marker_lines(_decode(content), name))
     if len(found) > 2 or [item[1] for item in found] in ([">>>"] * 2, ["<<<"] * 2, ["<<<", ">>>"]):
-        raise HostError(
+        raise UnusableFileError(
             f"the marker lines of the Kata installation {name} are duplicated or in the wrong order",
             where=where,
             hint=f"leave one line `{_begin(name)}` above its tables and one line `{_end(name)}` below them, "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +70,44 @@ def test_a_dangling_symlink_of_the_main_file_is_found(tmp_path: Path) -> None:
     assert "the directory /gone does not exist" in found.reason
     (tmp_path / "gone").mkdir()
     assert {finding.status for finding in findings(tmp_path)} == {"pass"}
+
+
+MASKED = [MAIN, "/opt/kata/containerd/config.d/99-kata-deploy.toml"]
+
+
+def mask(root: Path, path: str) -> list[Finding]:
+    """Make ``path`` a link to the null device, and return the findings of failed checks."""
+    link = root / path.strip("/")
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/dev/null")
+    return [finding for finding in findings(root) if finding.status == "fail"]
+
+
+@pytest.mark.parametrize("path", MASKED)
+def test_a_file_masked_with_the_null_device_is_found_before_anything_is_written(
+    path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "dev").mkdir()
+    try:
+        os.mknod(tmp_path / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("only root can make a device")
+    (finding,) = mask(tmp_path, path)
+    assert f"{path}, which is /dev/null, is a character device" in finding.reason
+    assert finding.remedy.startswith(f"replace the symlink {path} by a plain file")
+    assert (finding.name, finding.permanent) == ("writable", True)
+
+
+@pytest.mark.parametrize("path", MASKED)
+def test_a_masked_file_is_found_in_a_container_that_does_not_see_the_devices_of_the_node(
+    path: str, tmp_path: Path
+) -> None:
+    (finding,) = mask(tmp_path, path)
+    assert f"{path}, which is /dev/null, is a device" in finding.reason
+
+
+def test_a_directory_in_the_place_of_our_drop_in_is_found(tmp_path: Path) -> None:
+    path = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
+    (tmp_path / path.strip("/")).mkdir(parents=True)
+    found = [finding for finding in findings(tmp_path) if finding.status == "fail"]
+    assert any(path in finding.reason and finding.permanent for finding in found)

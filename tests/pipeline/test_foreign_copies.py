@@ -23,6 +23,7 @@ CONF_D = 'imports = ["/etc/containerd/conf.d/*.toml"]\n'
 COPY = "/etc/containerd/conf.d/99-copy.toml"
 PROGRAM = "/opt/kata/bin/containerd-shim-kata-v2"
 DEFAULT = "default_runtime_name = 'kata-qemu'\n"
+COPIED = f"[{CRI_3}.containerd.runtimes.kata-qemu]\nruntime_path = '{PROGRAM}'\n"
 RUNC_TABLE = f"[{CRI_3}.containerd.runtimes.runc]\n{RUNC}"
 
 FORMS = [
@@ -315,43 +316,48 @@ class StoppedLoad(FakeNode):
 
 
 @pytest.mark.parametrize(
-    ("path", "kept", "setting"),
+    ("kept", "copy"),
     [
-        pytest.param(MAIN, f"version = 3\n{CONF_D}", f"[{CRI_3}.containerd]\n{DEFAULT}", id="main-file"),
         pytest.param(
-            COPY,
-            f"version = 3\n[{CRI_3}.containerd]\ndefault_runtime_name = 'runc'\n",
-            f"[{CRI_2}.containerd]\n{DEFAULT}",
-            id="other-schema",
+            f"version = 3\n[{CRI_3}.containerd]\nx = 1\n", f"{DEFAULT}{COPIED}", id="below-other-keys"
         ),
+        pytest.param("version = 3\n", f"[{CRI_3}.containerd]\n{DEFAULT}{COPIED}", id="whole-section"),
         pytest.param(
-            COPY,
             "version = 3\n",
-            f"[Plugins.'io.containerd.cri.v1.runtime'.Containerd]\n{DEFAULT.title()}",
+            f"[{CRI_3}.containerd]\nDEFAULT_RUNTIME_NAME = 'kata-qemu'\n{COPIED}".replace("plug", "Plug"),
             id="keys-in-another-case",
-        ),
-        pytest.param(
-            COPY,
-            "version = 3\n",
-            f"[{CRI_3}.containerd]\n{DEFAULT}[{CRI_3}.containerd.runtimes.kata-qemu]\nruntime_path = "
-            f"'{PROGRAM}'\n",
-            id="copy-of-the-whole-section",
         ),
     ],
 )
-def test_a_revert_removes_the_default_handler_that_it_takes_away(
-    path: str, kept: str, setting: str, tmp_path: Path, payload: Path
+def test_a_revert_takes_the_default_handler_out_of_a_copy_with_that_handler(
+    kept: str, copy: str, tmp_path: Path, payload: Path
 ) -> None:
     node = containerd_2(tmp_path)
     assert errors(run(node, INSTALL, payload)) == []
-    write(
-        node, path, (read(node, MAIN) if path == MAIN else kept) + setting.replace("Kata-Qemu", "kata-qemu")
-    )
+    write(node, COPY, kept + copy)
     node.restart(node.unit_name, 1)
+    node.pods = (Pod("shop", "web", ""),)
+    reports = run(node, REVERT, payload)
+    assert "shop/web (kata-qemu)" in str(reports[-1].error)
+    node.pods = ()
     reports = run(node, REVERT, payload)
     assert errors(reports) == []
-    assert (node.handlers, read(node, path)) == (("runc",), kept)
-    assert [note for report in reports for note in report.notes if f"default handler from {path}" in note]
+    assert (node.handlers, read(node, COPY)) == (("runc",), kept)
+    assert [note for report in reports for note in report.notes if f"default handler from {COPY}" in note]
+
+
+def test_pods_without_handler_block_a_revert_only_if_the_default_handler_is_ours(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = containerd_2(tmp_path)
+    assert errors(run(node, INSTALL, payload)) == []
+    earlier, later = (COPY.replace("99-copy", name) for name in ("10-copy", "zz-mine"))
+    write(node, earlier, f"version = 3\n[{CRI_3}.containerd]\n{DEFAULT}{COPIED}")
+    write(node, later, f"version = 3\n[{CRI_3}.containerd]\ndefault_runtime_name = 'runc'\n")
+    node.restart(node.unit_name, 1)
+    node.pods = (Pod("shop", "web", ""),)
+    assert errors(run(node, REVERT, payload)) == []
+    assert read(node, earlier) == "version = 3\n"
 
 
 def test_a_default_handler_that_another_file_still_defines_stays(tmp_path: Path, payload: Path) -> None:
@@ -364,41 +370,51 @@ def test_a_default_handler_that_another_file_still_defines_stays(tmp_path: Path,
     assert read(node, COPY) == f"{text}runtime_path = '/usr/x'\n"
 
 
-def test_the_default_handler_goes_on_containerd_1_too(tmp_path: Path, payload: Path) -> None:
-    node = make_node(NODE_VARIANTS["containerd 1.7"], tmp_path / "host")
+def test_a_default_handler_that_an_administrator_chose_is_named_with_its_file(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = containerd_2(tmp_path)
     assert errors(run(node, INSTALL, payload)) == []
-    kept = read(node, MAIN)
-    write(node, MAIN, kept.replace(f"[{CRI_2}.containerd]\n", "") + f"[{CRI_2}.containerd]\n{DEFAULT}")
+    text = f"version = 3\n[{CRI_3}.containerd]\n{DEFAULT}"
+    write(node, COPY, text)
     node.restart(node.unit_name, 1)
-    assert "kata-qemu" in (node.handlers or ())
+    before = snapshot(node, "etc")
+    reports = run(node, REVERT, payload)
+    error = reports[-1].error
+    assert error is not None
+    assert f"remove the setting of the default handler from {COPY}, or name another" in error.hint
+    assert "restart containerd.service, end the pods that run on it" in error.hint
+    assert (exit_code(reports), snapshot(node, "etc")) == (3, before)
+    write(node, COPY, "version = 3\n")
     assert errors(run(node, REVERT, payload)) == []
-    assert node.handlers == ("runc",)
-    assert "kata" not in read(node, MAIN)
 
 
-def test_the_default_handler_of_crio_goes_with_the_revert(tmp_path: Path, payload: Path) -> None:
+def test_the_default_handler_of_crio_leaves_a_copy_with_the_revert(tmp_path: Path, payload: Path) -> None:
     node = make_node(NODE_VARIANTS["CRI-O"], tmp_path / "host")
     assert errors(run(node, INSTALL, payload)) == []
-    path = "/etc/crio/crio.conf.d/20-default.conf"
-    write(node, path, "[crio.runtime]\nDefault_Runtime = 'kata-qemu'\nlog_level = 'info'\n")
+    path = "/etc/crio/crio.conf.d/20-copy.conf"
+    kept = "[crio.runtime]\nlog_level = 'info'\n"
+    table = f"[crio.runtime.runtimes.kata-qemu]\nruntime_path = '{PROGRAM}'\n"
+    write(node, path, f"{kept}Default_Runtime = 'kata-qemu'\n{table}")
     assert errors(run(node, REVERT, payload)) == []
-    assert read(node, path) == "[crio.runtime]\nlog_level = 'info'\n"
+    assert read(node, path) == kept
 
 
-def test_a_default_handler_in_a_template_that_cannot_be_parsed_is_named(
+def test_a_revert_of_a_template_that_cannot_be_parsed_is_refused_for_good(
     tmp_path: Path, payload: Path
 ) -> None:
     kind = NODE_VARIANTS["k3s with drop-ins"]
     node = make_node(kind, tmp_path / "host")
     assert errors(run(node, INSTALL, payload, k8s_distribution="k3s")) == []
-    text = f"{{{{ range .X }}}}[x.{{{{ .Y }}}}]\n{{{{ end }}}}\n[{CRI_3}.containerd]\n{DEFAULT}"
+    text = f"{{{{ range .X }}}}[x.{{{{ .Y }}}}]\n{{{{ end }}}}\n[{CRI_3}.containerd]\n{DEFAULT}{COPIED}"
     write(node, TEMPLATE, text)
     before = snapshot(node, "etc")
     reports = run(node, REVERT, payload, k8s_distribution="k3s")
     assert exit_code(reports) == 3
     error = reports[-1].error
     assert error is not None
-    assert (TEMPLATE in str(error), "remove the line of default_runtime_name" in error.hint) == (True, True)
+    assert TEMPLATE in str(error)
+    assert "remove these tables from the template by hand" in error.hint
     assert (snapshot(node, "etc"), read(node, TEMPLATE)) == (before, text)
 
 
@@ -446,6 +462,5 @@ def test_a_default_handler_that_k3s_itself_sets_is_named_with_its_option(
     error = reports[-1].error
     assert error is not None
     assert "default_runtime_name is kata-qemu" in str(error)
-    assert "k3s.service renders" in error.hint
-    assert "--default-runtime" in error.hint
+    assert "take the default handler out of the options of k3s.service" in error.hint
     assert (exit_code(reports), node.restarts) == (3, restarts)

@@ -295,6 +295,31 @@ def test_a_revert_does_not_follow_a_symlink_in_place_of_a_directory(
     assert "left, not placed by kata-node: /opt/kata/share/kata-containers" in notes
 
 
+@pytest.mark.parametrize("target", ["bin", "/opt/kata/bin", "../kata/bin"])
+def test_a_revert_ends_beside_a_symlink_that_leads_back_to_itself(
+    installed: FakeNode, payload: Path, target: str
+) -> None:
+    directory = installed.root.base / "opt/kata/bin"
+    directory.rename(installed.root.base / "elsewhere")
+    directory.symlink_to(target)
+    reports = run(installed, REVERT, payload)
+    assert errors(reports) == []
+    assert "left, not placed by kata-node: /opt/kata/bin" in [n for each in reports for n in each.notes]
+    assert list(snapshot(installed, "opt")) == ["opt/kata", "opt/kata/bin"]
+    (report,) = (each for each in run(installed, INSTALL, payload) if each.error)
+    assert report.exit_code == 3
+    assert "kata-node did not place already exists below /opt/kata: bin" in str(report.error)
+
+
+def test_without_a_receipt_the_files_that_stay_are_named(installed: FakeNode, payload: Path) -> None:
+    (installed.root.base / RECEIPT).unlink()
+    (report,) = run(installed, (remove_artifacts,), payload)
+    assert "no receipt records the files in /opt/kata" in report.summary
+    assert f"left, not placed by kata-node: /{SHIM}" in report.notes
+    assert errors(run(installed, (*INSTALL, *REVERT), payload)) == []
+    assert [path for path in (installed.root.base / "opt").rglob("*") if not path.is_dir()] == []
+
+
 @pytest.mark.parametrize("path", ["opt/kata/bin", CONFIG_D, "opt/kata"])
 def test_a_directory_that_a_kill_left_closed_is_noticed_and_repaired(
     installed: FakeNode, payload: Path, path: str

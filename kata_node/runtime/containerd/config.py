@@ -144,11 +144,10 @@ class ContainerdConfig:
                 raise self._drop_ins_unsupported("containerd.userDropIn")
             text = settings.user_drop_in.rstrip("\n") + "\n"
             drop_ins.append(FileChange(location.extra_drop_ins[0], text.encode()))
-        kept = [file.path for file in drop_ins]
         changes = (
             *drop_ins,
             *self._shared_changes(settings, foreign_files, mode),
-            *(FileChange(path, None) for path in own if path not in kept),
+            *(FileChange(path, None) for path in own if path not in [file.path for file in drop_ins]),
         )
         copies = self._copies(settings, files, changes, mode)
         return DesiredConfig(
@@ -174,10 +173,7 @@ class ContainerdConfig:
         )
 
     def own_handlers(self, path: str, content: bytes) -> frozenset[str]:
-        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`.
-
-        A main file that is rendered from a template has none of its own.
-        """
+        """See :meth:`kata_node.runtime.model.config.CriConfig.own_handlers`; a rendered file has none."""
         if self._is_rendered(path):
             return frozenset()
         return own_tables.handlers(content, self.install_dir, path, template=self._is_go_template(path))
@@ -238,6 +234,10 @@ class ContainerdConfig:
             version=self.version,
             install_dir=self.install_dir,
         )
+
+    def default_handler(self, files: Mapping[str, bytes]) -> str:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.default_handler`."""
+        return containerd_read.default_handler(self._in_read_order(files))
 
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """Return true: however containerd is restarted, it reads all files."""

@@ -161,6 +161,10 @@ class K0sConfig:
             self._drop_in_files(files), self._schema, labels
         )
 
+    def default_handler(self, files: Mapping[str, bytes]) -> str:
+        """See :meth:`kata_node.runtime.model.config.CriConfig.default_handler`."""
+        return containerd_read.default_handler(self._drop_in_files(files))
+
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """Return true: k0s restarts its containerd, which then reads all files."""
         return True

@@ -12,7 +12,7 @@ import posixpath
 import re
 from collections.abc import Collection
 
-from kata_node.errors import HostError
+from kata_node.errors import HostError, UnusableFileError
 from kata_node.runtime.containerd.read import (
     CRI_PLUGINS,
     DEFAULT_HANDLER_KEY,
@@ -65,7 +65,7 @@ def key_paths(content: bytes, install_dir: str, where: str, *, template: bool = 
         if not template:
             raise
         if re.search(_PROGRAM_LINE + re.escape(f"{install_dir}/"), content.decode(errors="replace")):
-            raise HostError(
+            raise UnusableFileError(
                 f"the template defines handlers with programs below {install_dir}, and kata-node cannot tell "
                 "where their tables end",
                 where=where,
@@ -106,7 +106,7 @@ def without_default(content: bytes, names: Collection[str], where: str, *, templ
         line = re.search(_DEFAULT_LINE, content.decode(errors="replace"))
         if line is None or line[1] not in names:
             return content
-        raise HostError(
+        raise UnusableFileError(
             f"{DEFAULT_HANDLER_KEY} is {line[1]}, a handler of this installation",
             where=where,
             hint=f"remove the line of {DEFAULT_HANDLER_KEY} from the template by hand, then run again",

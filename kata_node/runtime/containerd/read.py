@@ -179,6 +179,16 @@ def defined_handlers(main_path: str, files: Mapping[str, bytes]) -> frozenset[st
     return frozenset(found)
 
 
+def default_handler(files: Mapping[str, bytes]) -> str:
+    """Return the default handler that ``files``, which are in reading order, set; the last one wins."""
+    found = ""
+    for path, content in files.items():
+        with contextlib.suppress(HostError):
+            file = _ParsedFile(path, path, toml_edit.load(content, path), is_own=False)
+            found = next(filter(None, map(file.default_runtime, CRI_PLUGINS)), found)
+    return found
+
+
 @dataclass(frozen=True)
 class _ParsedFile:
     path: str

@@ -157,6 +157,9 @@ class CriConfig(Protocol):
         handlers; only the CRI can prove that.
         """
 
+    def default_handler(self, files: Mapping[str, bytes]) -> str:
+        """Return the handler of pods that name none, as far as ``files`` set it; otherwise ``""``."""
+
     def loads_without_restart(self, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> bool:
         """Return whether a runtime that has loaded the files ``before`` can load ``after`` without a restart.
 
