@@ -47,6 +47,7 @@ from kata_node.runtime.crio_read import (
     default_runtime_problems,
     handler_problems,
     handlers_in,
+    is_same_handler,
     key_path,
     parsed_files_of,
     read_file,
@@ -160,9 +161,12 @@ class CrioConfig:
             wrong = [
                 name
                 for name in copied
-                if name in removed or (path in later and tables[path][name] != desired.get(name))
+                if name in removed
+                or (path in later and not is_same_handler(tables[path][name], desired.get(name)))
             ]
-            stale = all(name in removed or tables[path][name] == written.get(name) for name in wrong)
+            stale = all(
+                name in removed or is_same_handler(tables[path][name], written.get(name)) for name in wrong
+            )
             state: CopyState = "same" if not wrong else "outdated" if stale else "different"
             if copied:
                 found.append(HandlerCopy(path, tuple(wrong or copied), state, writer_of(path, read[path])))

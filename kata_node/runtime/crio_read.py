@@ -36,6 +36,28 @@ _HANDLER_FIELDS = {
 }
 
 
+_OF_THE_MONITOR = ("monitor_path", "monitor_cgroup", "monitor_env")
+_DEFAULTS = {"container_min_memory": "12MiB"}
+"""Keys of a handler with a default that is neither empty nor false."""
+
+
+def is_same_handler(one: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
+    """Return whether two tables of a shim are the same to CRI-O.
+
+    ``crio config`` prints every key, with the default where no file sets it. Only runtimes without a shim
+    have a monitor.
+    """
+    return other is not None and all(
+        _value(one, key) == _value(other, key) for key in {*one, *other}.difference(_OF_THE_MONITOR)
+    )
+
+
+def _value(table: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key; ``None`` when it is CRI-O's default."""
+    value = table.get(key)
+    return value if value and value != _DEFAULTS.get(key) else None
+
+
 def read_file(read: ReadFile, path: str) -> bytes | None:
     """Return the content of a file; ``None`` for an empty directory, which a glob also finds."""
     try:

@@ -261,6 +261,56 @@ def test_crio_loses_a_copy_in_another_file_with_the_revert(name: str, tmp_path: 
     assert (node.handlers, read(node, path)) == (("crun", "mine"), kept)
 
 
+def as_crio_config_prints(drop_in: str) -> str:
+    """Return the handlers of a drop-in with every key, as ``crio config`` of 1.36 prints them."""
+    handlers = drop_in[drop_in.index("[crio.runtime.") :]
+    more = (
+        'inherit_default_runtime = false\ncontainer_min_memory = "12MiB"\nmonitor_path = "/usr/bin/conmon"\n'
+        'monitor_cgroup = "system.slice"\nmonitor_exec_cgroup = ""\nmonitor_env = [\n\t"PATH=/usr/bin",\n]\n'
+    )
+    return handlers.replace("runtime_type = ", f"{more}runtime_type = ")
+
+
+@pytest.mark.parametrize("name", ["10-config.conf", "99-nvidia.conf"])
+def test_a_copy_of_the_whole_configuration_of_crio_is_treated_as_one(
+    name: str, tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(NODE_VARIANTS["CRI-O"], tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    path = f"/etc/crio/crio.conf.d/{name}"
+    kept = "[crio.runtime]\nlog_level = 'info'\n"
+    write(node, path, kept + as_crio_config_prints(read(node, "/etc/crio/crio.conf.d/99-kata-deploy")))
+    node.restart(node.unit_name, 1)
+    restarts, before = node.restarts, snapshot(node, "etc")
+
+    reports = run(node, INSTALL, payload)
+    assert errors(reports) == []
+    notes = [note for report in reports for note in report.notes]
+    assert [note for note in notes if f"{path} has a copy of kata-qemu, which does no harm" in note]
+    assert (node.restarts, snapshot(node, "etc")) == (restarts, before)
+
+    node.pods = (Pod("shop", "web", "kata-qemu"),)
+    assert "shop/web (kata-qemu)" in str(run(node, REVERT, payload)[-1].error)
+    assert snapshot(node, "etc") == before
+    node.pods = ()
+    assert errors(run(node, REVERT, payload)) == []
+    assert (node.handlers, read(node, path)) == (("crun",), kept)
+
+
+def test_a_later_copy_of_crio_with_other_settings_is_named_with_its_program(
+    tmp_path: Path, payload: Path
+) -> None:
+    node = make_node(NODE_VARIANTS["CRI-O"], tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    copy = as_crio_config_prints(read(node, "/etc/crio/crio.conf.d/99-kata-deploy"))
+    path = "/etc/crio/crio.conf.d/99-nvidia.conf"
+    write(node, path, copy.replace("/run/vc", "/run/other"))
+    (report,) = (each for each in run(node, INSTALL, payload) if each.error)
+    assert (report.stage, report.exit_code) == ("host-check", 3)
+    assert f"{path}: this file has settings of kata-qemu that differ" in str(report.error)
+    assert "the NVIDIA container toolkit again" in str(report.error)
+
+
 @pytest.mark.parametrize(
     ("path", "text"),
     [
