@@ -30,6 +30,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     """
     changes, notes = removal.removal_changes(facts, receipt)
     changes, copy_notes = removal.without_own_handlers(facts, changes)
+    removal.refuse_linked_handlers(facts, changes)
     is_served = bool(facts.own_served)
     cri = receipt.cri
     if cri is None and (changes or is_served):  # the record that a lost receipt would have had

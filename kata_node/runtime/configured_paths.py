@@ -20,6 +20,7 @@ from kata_node.plan.context import StageContext
 from kata_node.runtime import unit_command
 from kata_node.runtime.containerd import command_line
 from kata_node.runtime.model.go_flags import flag_values
+from kata_node.runtime.served_programs import SEARCH_PATH
 from kata_node.runtime.wrappers import Command, wrapped_command
 
 if TYPE_CHECKING:
@@ -105,6 +106,24 @@ def _of_unit(context: StageContext, unit: Unit, distribution_runtime: Distributi
     if command is None:
         return ConfiguredPaths(unknown=f"its unit runs {argv[0]}")
     return _paths(command, distribution_runtime)
+
+
+def command_search_path(
+    context: StageContext, unit: Unit | None, distribution_runtime: DistributionRuntime
+) -> tuple[str, ...]:
+    """Return the directories in which the runtime of ``unit`` looks for programs, as far as they are known.
+
+    containerd looks beside its own program last.
+    """
+    if unit is None:
+        return SEARCH_PATH
+    environment = _visible_environment(context, unit.exec_environment)
+    argv = unit_command.expand(unit.argv, environment)
+    program = _PROGRAMS[distribution_runtime.runtime]
+    command = wrapped_command(Command(argv, "", environment), program) or Command(argv, "", environment)
+    directories = command.environment.get("PATH", ":".join(SEARCH_PATH)).split(":")
+    beside = posixpath.dirname(command.argv[0]) if command.argv else ""
+    return tuple(path for path in dict.fromkeys((*directories, beside)) if path.startswith("/"))
 
 
 def _visible_environment(context: StageContext, given: ExecEnvironment | None) -> dict[str, str]:

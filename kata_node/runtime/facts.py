@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import CriError, HostError
 from kata_node.host import kernel, reserve
@@ -16,8 +16,10 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
 from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
-from kata_node.runtime.configured_paths import ConfiguredPaths
+from kata_node.runtime.configured_paths import ConfiguredPaths, command_search_path
+from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd.config import ContainerdConfig
+from kata_node.runtime.containerd.k0s import K0sConfig
 from kata_node.runtime.containerd.managed_block import dangling_imports
 from kata_node.runtime.identify import (
     CALL_TIMEOUT,
@@ -35,7 +37,7 @@ from kata_node.runtime.model.distributions import (
     wrong_distribution_error,
 )
 from kata_node.runtime.recorded_paths import require_known_paths
-from kata_node.runtime.served_programs import handlers_below
+from kata_node.runtime.served_programs import SEARCH_PATH, handlers_below, link_below
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
@@ -86,6 +88,11 @@ class RuntimeFacts:
     """The nydus-snapshotter of this installation; ``None`` for a runtime without snapshotters."""
     own_served: frozenset[str] = frozenset()
     """Handlers that the CRI serves with programs below the install dir. Only for a revert."""
+    linked: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By path of a file: its handlers that reach the install dir only by a link, with that link. Only for a
+    revert."""
+    search_path: tuple[str, ...] = SEARCH_PATH
+    """The directories in which the runtime looks for programs."""
     reserves: tuple[str, ...] = ()
     """Files that an interrupted run left a reserve of (see ``host.reserve``)."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -182,7 +189,16 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         shared = {path: existing[path].content for path in config.shared_paths() if path in existing}
         dangling = dangling_imports(receipt.install_dir, shared, root.exists)
         config = replace(config, dangling_imports=dangling)
-    own_served = _own_served(context, distribution_runtime) if for_revert and served_now else frozenset()
+    linked: dict[str, dict[str, str]] = {}
+    own_served: frozenset[str] = frozenset()
+    search_path = command_search_path(context, unit, distribution_runtime) if for_revert else SEARCH_PATH
+    if for_revert:
+        linked = _linked_handlers(context, config, existing, search_path)
+        own_served = frozenset(name for names in linked.values() for name in names).intersection(
+            served_now or ()
+        )
+    if for_revert and served_now:
+        own_served |= _own_served(context, distribution_runtime, search_path)
     handlers_to_remove = own_served | _handlers_to_remove(
         context, config, own, existing, served_now, for_revert=for_revert
     )
@@ -215,6 +231,8 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         ),
         gather_nydus_facts(context, distribution_runtime.units) if runtime.name == "containerd" else None,
         own_served,
+        linked,
+        search_path,
         tuple(reserves),
         {
             (file.path, file.after): other.instance
@@ -278,12 +296,43 @@ def _own_handlers(config: CriConfig, files: Mapping[str, bytes]) -> frozenset[st
     return frozenset(found)
 
 
-def _own_served(context: StageContext, distribution_runtime: DistributionRuntime) -> frozenset[str]:
+def handler_tables(config: CriConfig, path: str, content: bytes) -> Mapping[str, Mapping[str, Any]]:
+    """Return every handler that one file defines, with its table."""
+    if isinstance(config, ContainerdConfig | K0sConfig):
+        return own_tables.handler_tables(content, path)
+    from kata_node.runtime.crio_read import handlers_in
+
+    return handlers_in(path, content)
+
+
+def _linked_handlers(
+    context: StageContext, config: CriConfig, files: Mapping[str, FileState], search_path: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Return :attr:`RuntimeFacts.linked`. A main file that the distribution renders does not count."""
+    root, install_dir = context.clients.root, context.receipt.install_dir
+    found: dict[str, dict[str, str]] = {}
+    for path, state in files.items():
+        if path == config.main_path and config.shared_paths() and path not in config.shared_paths():
+            continue
+        own = _own_handlers(config, {path: state.content})
+        links = {
+            name: link_below(root, table, install_dir, search_path)
+            for name, table in handler_tables(config, path, state.content).items()
+            if name not in own
+        }
+        if named := {name: link for name, link in links.items() if link}:
+            found[path] = named
+    return found
+
+
+def _own_served(
+    context: StageContext, distribution_runtime: DistributionRuntime, search_path: Sequence[str]
+) -> frozenset[str]:
     try:
         tables = context.clients.cri(distribution_runtime.socket).handler_tables(CALL_TIMEOUT)
     except CriError:  # it answered a moment ago; the proof asks again
         return frozenset()
-    return handlers_below(context.clients.root, tables, context.receipt.install_dir)
+    return handlers_below(context.clients.root, tables, context.receipt.install_dir, search_path)
 
 
 def _blocking_pods(

@@ -12,7 +12,7 @@ from kata_node.errors import HostError, IneligibleNodeError
 from kata_node.host.files import FileState
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
-from kata_node.runtime.facts import RuntimeFacts
+from kata_node.runtime.facts import RuntimeFacts, handler_tables
 from kata_node.runtime.file_records import (
     file_records,
     has_installation,
@@ -117,6 +117,23 @@ def _edit_by_hand(path: str, content: bytes, error: HostError) -> IneligibleNode
         where=path,
         hint=f"{error.hint}; or uninstall {writer_of(path, content)}",
     )
+
+
+def refuse_linked_handlers(facts: RuntimeFacts, changes: Iterable[FileChange]) -> None:
+    """Raise :class:`IneligibleNodeError` if after ``changes`` a handler reaches our files by a link.
+
+    The runtime would serve it, and its pods would not start. Only its owner knows what else the link is for.
+    """
+    after = files_after(facts.contents, changes)
+    for path, links in facts.linked.items():
+        left = handler_tables(facts.config, path, after.get(path, b""))
+        if names := sorted(left.keys() & links):
+            paths = ", ".join(dict.fromkeys(links[name] for name in names))
+            raise IneligibleNodeError(
+                f"this file has {', '.join(names)}, which uses files of this installation through {paths}",
+                where=path,
+                hint=f"remove {', '.join(names)} from this file and end its pods, then run the command again",
+            )
 
 
 def refuse_worse_config(facts: RuntimeFacts, changes: Iterable[FileChange]) -> None:

@@ -17,7 +17,7 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, continued_on_a_full_disk
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.model.config import CriConfig, StartProblem
-from kata_node.runtime.served_programs import handlers_below
+from kata_node.runtime.served_programs import SEARCH_PATH, handlers_below
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
@@ -151,6 +151,8 @@ class RestartRuntime:
     """Whether this run succeeds even if the runtime does not serve, because it was broken before."""
     served_before: tuple[str, ...] | None = None
     """The handlers that the runtime served before the first file was written; ``None`` when not known."""
+    search_path: tuple[str, ...] = SEARCH_PATH
+    """Where the runtime looks for programs."""
     unused_dir: str = ""
     """A directory. The proof fails while containerd serves a handler with programs below it."""
 
@@ -256,7 +258,7 @@ class RestartRuntime:
             tables = clients.cri(self.socket).handler_tables(timeout)
         except CriError as error:
             return error
-        names = sorted(handlers_below(clients.root, tables, self.unused_dir))
+        names = sorted(handlers_below(clients.root, tables, self.unused_dir, self.search_path))
         if not names:
             return None
         return CriError(

@@ -205,6 +205,7 @@ def revert(
                 may_fail=broken,
                 served_before=facts.handlers,
                 unused_dir=receipt.install_dir,
+                search_path=facts.search_path,
             ),
         ),
         RemoveReserves(_all_paths(changes, cri)),

@@ -249,3 +249,24 @@ def test_two_installations_are_installed_and_reverted_independently(ready: Node)
     assert changes(with_first, ready.snapshot("/etc")) == []
     ready.kata_node("revert", config=VALUES, check=True)
     assert changes(before, ready.snapshot(*WATCHED)) == []
+
+
+@pytest.mark.parametrize("name", ["09-copy.conf", "99-nvidia.conf"])
+def test_a_copy_of_the_whole_configuration_hinders_neither_an_install_nor_a_revert(
+    ready: Node, name: str
+) -> None:
+    install(ready)
+    printed = ready.run(["crio", "config"]).stdout
+    assert "[crio.runtime.runtimes.kata-qemu]" in printed
+    crio.write(ready, name, printed)
+    crio.restart(ready)
+    assert handlers(ready) == HANDLERS
+    invocation = ready.unit(UNIT).invocation
+    again = install(ready)
+    assert f"/etc/crio/crio.conf.d/{name} has a copy of {', '.join(HANDLERS)}" in again.stdout
+    assert ready.unit(UNIT).invocation == invocation
+    done = ready.kata_node("revert", check=True)
+    assert f"kata-node removed {', '.join(HANDLERS)} from /etc/crio/crio.conf.d/{name}" in done.stdout
+    assert handlers(ready) == ()
+    assert "kata-" not in (ready.root / "etc/crio/crio.conf.d" / name).read_text()
+    crio.restart(ready)

@@ -171,36 +171,109 @@ def test_a_handler_that_stays_served_with_our_programs_keeps_them(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("link", "target", "path"),
+    ("link", "target", "field"),
     [
-        pytest.param("opt/kata", "/data/kata", "/data/kata/bin/containerd-shim-kata-v2", id="install-dir"),
-        pytest.param("usr/local/bin/containerd-shim-x-v2", PROGRAM, "", id="program"),
+        pytest.param(
+            "opt/kata",
+            "/data/kata",
+            "runtime_path = '/data/kata/bin/containerd-shim-kata-v2'",
+            id="install-dir",
+        ),
+        pytest.param(
+            "usr/local/bin/containerd-shim-x-v2",
+            PROGRAM,
+            "runtime_path = '/usr/local/bin/containerd-shim-x-v2'",
+            id="program",
+        ),
+        pytest.param(
+            "usr/local/bin/containerd-shim-kata-v2",
+            PROGRAM,
+            "runtime_type = 'io.containerd.kata.v2'",
+            id="program-in-the-path",
+        ),
+        pytest.param(
+            "usr/local/bin/containerd-shim-kata-v2",
+            "/usr/local/libexec/kata/containerd-shim-kata-v2",
+            "Runtime_Type = 'io.containerd.kata.v2'",
+            id="two-links",
+        ),
+        pytest.param(
+            "data/conf.toml",
+            "/opt/kata/share/defaults/kata-containers/configuration-qemu.toml",
+            "options = { ConfigPath = '/data/conf.toml' }",
+            id="configuration",
+        ),
     ],
 )
-def test_a_handler_that_reaches_our_programs_by_a_link_keeps_them(
-    link: str, target: str, path: str, tmp_path: Path, payload: Path
+def test_a_handler_that_reaches_our_files_by_a_link_is_named_before_anything_changes(
+    link: str, target: str, field: str, tmp_path: Path, payload: Path
 ) -> None:
     node = containerd_2(tmp_path)
-    node.root.make_dirs("/data/kata")
-    node.root.make_dirs("/usr/local/bin")
+    for directory in ("/data/kata", "/usr/local/bin", "/usr/local/libexec"):
+        node.root.make_dirs(directory)
+    (node.root.base / "usr/local/libexec/kata").symlink_to("/opt/kata/bin")
     (node.root.base / link).symlink_to(target)
     assert errors(run(node, INSTALL, payload)) == []
-    write(
-        node,
-        COPY,
-        f"version = 3\n[{CRI_3}.containerd.runtimes.mine]\nruntime_path = '{path or '/' + link}'\n",
-    )
+    write(node, COPY, f"version = 3\n[{CRI_3}.containerd.runtimes.mine]\n{field}\n")
     node.restart(node.unit_name, 1)
+    restarts, before = node.restarts, snapshot(node, "etc")
+    reports = run(node, REVERT, payload)
+    error = reports[-1].error
+    assert error is not None
+    assert f"{COPY}: this file has mine" in str(error)
+    assert error.hint.startswith("remove mine from this file")
+    assert (exit_code(reports), node.restarts, snapshot(node, "etc")) == (3, restarts, before)
+
+    node.root.remove(COPY)
     node.pods = (Pod("shop", "web", "mine"),)
     reports = run(node, REVERT, payload)
     assert exit_code(reports) == 1
     assert "shop/web (mine)" in str(reports[-1].error)
-    node.pods = ()
-    reports = run(node, REVERT, payload)
-    assert "still serves mine" in str(reports[-1].error)
     assert node.root.exists(PROGRAM)
-    node.root.remove(COPY)
+    node.pods = ()
     assert errors(run(node, REVERT, payload)) == []
+
+
+@pytest.mark.parametrize(
+    ("directories", "path"),
+    [
+        pytest.param(("usr/local/sbin", "usr/bin"), "", id="another-program-comes-first"),
+        pytest.param(("srv/bin", "usr/bin"), "/srv/bin:/usr/bin", id="in-the-path-of-the-unit"),
+    ],
+)
+def test_a_type_whose_first_program_in_the_path_is_not_ours_stays(
+    directories: tuple[str, str], path: str, tmp_path: Path, payload: Path
+) -> None:
+    node = containerd_2(tmp_path)
+    first, second = directories
+    for directory in directories:
+        node.root.make_dirs(f"/{directory}")
+    (node.root.base / first / "containerd-shim-kata-v2").touch()
+    (node.root.base / second / "containerd-shim-kata-v2").symlink_to(PROGRAM)
+    if path:
+        node.argv = ("/usr/bin/env", f"PATH={path}", "containerd")
+    assert errors(run(node, INSTALL, payload)) == []
+    write(
+        node,
+        COPY,
+        f"version = 3\n[{CRI_3}.containerd.runtimes.mine]\nruntime_type = 'io.containerd.kata.v2'\n",
+    )
+    node.restart(node.unit_name, 1)
+    assert errors(run(node, REVERT, payload)) == []
+    assert node.handlers == ("mine", "runc")
+
+
+def test_a_handler_of_crio_that_reaches_our_files_by_a_link_is_named(tmp_path: Path, payload: Path) -> None:
+    node = make_node(NODE_VARIANTS["CRI-O"], tmp_path / "host")
+    assert errors(run(node, INSTALL, payload)) == []
+    node.root.make_dirs("/usr/local/bin")
+    (node.root.base / "usr/local/bin/shim").symlink_to(PROGRAM)
+    path = "/etc/crio/crio.conf.d/20-mine.conf"
+    write(node, path, "[crio.runtime.runtimes.mine]\nruntime_path = '/usr/local/bin/shim'\n")
+    node.restart(node.unit_name, 1)
+    reports = run(node, REVERT, payload)
+    assert exit_code(reports) == 3
+    assert f"{path}: this file has mine" in str(reports[-1].error)
 
 
 def test_what_is_served_after_a_revert_is_what_the_runtime_lists(tmp_path: Path, payload: Path) -> None:

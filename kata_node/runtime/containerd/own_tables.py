@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from kata_node.errors import HostError, UnusableFileError
 from kata_node.runtime.containerd.read import (
@@ -47,6 +48,21 @@ def without(content: bytes, install_dir: str, where: str, *, template: bool = Fa
     """
     found = key_paths(content, install_dir, where, template=template)
     return toml_tables.remove_tables(content, found, where=where, template=template) if found else content
+
+
+def handler_tables(content: bytes, where: str) -> dict[str, Mapping[str, Any]]:
+    """Return every handler of a file or template with its table; none of a file that cannot be parsed."""
+    try:
+        table = load(_masked(content), where)
+    except HostError:
+        return {}
+    return {
+        name: fields
+        for plugin in CRI_PLUGINS
+        for _, runtimes in tables_at(table, plugin, "containerd", "runtimes")
+        for name, fields in runtimes.items()
+        if isinstance(fields, dict)
+    }
 
 
 def key_paths(content: bytes, install_dir: str, where: str, *, template: bool = False) -> tuple[KeyPath, ...]:
