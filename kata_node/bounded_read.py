@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 MAX_SIZE = 32 << 20
@@ -36,13 +40,30 @@ def read_bounded(path: Path, max_size: int = MAX_SIZE) -> tuple[bytes, os.stat_r
     if stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL_DEVICE:
         return b"", info
     require_plain_file(info)
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+    with open_plain(path) as file:
         info = os.fstat(file.fileno())
-        require_plain_file(info)
         content = b"" if info.st_size > max_size else file.read(max_size + 1)
     if info.st_size > max_size or len(content) > max_size:
         raise NotPlainFileError(errno.EFBIG, f"the file is larger than {max_size} bytes")
     return content, info
+
+
+@contextlib.contextmanager
+def open_plain(path: Path, *, follow_last: bool = True) -> Iterator[BufferedReader]:
+    """Open the regular file at ``path`` to read, without waiting for anything. Raises :class:`OSError`.
+
+    With ``follow_last=False`` a symlink is an error.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    with open(os.open(path, flags if follow_last else flags | os.O_NOFOLLOW), "rb") as file:
+        require_plain_file(os.fstat(file.fileno()))
+        yield file
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of the regular file at ``path``, which is no symlink. Raises :class:`OSError`."""
+    with open_plain(path, follow_last=False) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_plain_file(info: os.stat_result) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kata_node.bounded_read import file_digest
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SHARED_LABEL
 from kata_node.errors import HostError, KataNodeError
 from kata_node.host import kernel
@@ -190,8 +191,8 @@ def _artifact_drift(root: Root, receipt: Receipt, *, deep: bool) -> list[str]:
         observed = found.get(path)
         same = observed is not None and observed.matches(placed)
         if same and deep and placed.kind == "file":
-            with root.resolve(f"{receipt.install_dir}/{path}").open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == placed.sha256
+            real = root.resolve(f"{receipt.install_dir}/{path}", follow_last=False)
+            same = file_digest(real) == placed.sha256
         if not same:
             drift.append(f"{receipt.install_dir}/{path}: {'changed' if observed else 'missing'}")
     return drift

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_node.bounded_read import open_plain
 from kata_node.errors import HostError
 from kata_node.host.files import Root
 
@@ -60,7 +61,7 @@ def _link(path: Path) -> str:
 def is_script(root: Root, path: str) -> bool | None:
     """Return whether the program at the host path ``path`` is a script; ``None`` if it is not visible."""
     try:
-        with root.resolve(path).open("rb") as file:
+        with open_plain(root.resolve(path)) as file:
             return file.read(2) == b"#!"
     except (OSError, HostError):
         return None

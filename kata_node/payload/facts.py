@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kata_node import __version__
+from kata_node.bounded_read import file_digest
 from kata_node.host.files import Root, missing_dirs
 from kata_node.host.ownership import Untrusted, is_trusted_owner
 from kata_node.host.real_paths import real_path
@@ -101,7 +102,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     observed_files = observe_files(root, settings.install_dir, {**desired_files, **known})
     unknown = (path for path in observed_files if path not in known and observed_files[path].kind == "file")
     digests = {
-        path: _sha256(root.resolve(f"{settings.install_dir}/{path}"))
+        path: file_digest(root.resolve(f"{settings.install_dir}/{path}", follow_last=False))
         for path in unknown
         if observed_files[path].size == desired_files[path].size
     }
@@ -214,11 +215,6 @@ def _dirs_to_remove_at_revert(root: Root, install_dir: str) -> tuple[str, ...]:
     shared = dirs_of_other_installations(root, install_dir).intersection(above)
     # Behind a symlink to a missing directory, this makes the directories of its target.
     return (*sorted(shared), *missing_dirs(root, root.real_path(install_dir)))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:
