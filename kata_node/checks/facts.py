@@ -109,7 +109,7 @@ def _access(
         if runtime.nydus is not None and mapping.is_managed(context.settings, NYDUS):
             own_nydus = NydusInstance.for_settings(context.settings)
             files += [own_nydus.unit_path, *nydus.wants_links(own_nydus, runtime.nydus.cri_units)]
-    directories = (install_dir, receipts.directory(install_dir))
+    directories = (install_dir, receipts.directory(install_dir), receipts.backups(install_dir))
     return {
         path: _result_or_error(partial(write_access, root, path, is_directory=path in directories))
         for path in (*directories, *files)

@@ -402,6 +402,37 @@ def test_a_special_or_huge_file_is_refused_and_not_waited_for(
     assert ("larger than" if kind == "huge" else f"a {kind} is where") in str(errors(reports))
 
 
+@pytest.mark.parametrize("kind", ["FIFO", "directory", "broken", "handlers"])
+def test_a_file_that_our_import_would_read_is_found_before_anything_is_written(
+    node: FakeNode, payload: Path, kind: str
+) -> None:
+    path = node.root.base / "opt/kata/containerd/config.d/10-foreign.toml"
+    path.parent.mkdir(parents=True)
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        table = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata-qemu]\n"
+        path.write_text(f"{table}runtime_path = '/usr/x'\n" if kind == "handlers" else "broken")
+    before = snapshot(node)
+    reports = run(node, INSTALL, payload)
+    assert [(report.stage, report.exit_code) for report in reports] == [("host-check", 3)]
+    assert "/opt/kata/containerd/config.d/10-foreign.toml" in str(reports[-1].error)
+    assert snapshot(node) == before
+
+
+def test_a_file_in_the_place_of_the_backups_is_found_before_anything_is_written(
+    node: FakeNode, payload: Path
+) -> None:
+    path = node.root.base / "opt/kata/.kata-node/backups"
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.touch()
+    reports = run(node, INSTALL, payload)
+    assert [(report.stage, report.exit_code) for report in reports] == [("host-check", 3)]
+    assert "/opt/kata/.kata-node/backups is not a directory" in str(reports[-1].error)
+
+
 def test_a_values_file_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "values.yaml")
     with pytest.raises(SettingsError, match="a FIFO is where a file is needed"):

@@ -108,21 +108,21 @@ class ContainerdConfig:
         return tuple(dict.fromkeys(self.distribution_runtime.template.values())) or (self.main_path,)
 
     def read_files(self, read: ReadFile, glob: Glob) -> dict[str, bytes]:
-        """Return the main file and its imports in the order of reading, then the templates."""
+        """Return the main file and its imports in the order of reading, then what may be read later."""
         root = self._effective_main_path
 
         def read_with_variables(path: str) -> bytes | None:
             content = read(path)
-            return (
-                self.distribution_runtime.with_variables(content)
-                if content is not None and path == root
-                else content
-            )
+            return self.distribution_runtime.with_variables(content) if content and path == root else content
 
         imported = containerd_read.import_closure(root, read_with_variables, glob)
         files = {path: content if path != root else read(root) or b"" for path, content in imported.items()}
-        shared = {path: read(path) for path in (*self.shared_paths(), self.main_path) if path not in files}
-        return files | {path: content for path, content in shared.items() if content is not None}
+        # Our import makes containerd read every file beside our drop-in.
+        is_import = self._select_mode(in_read_order(root, imported))[0] == "import"
+        beside = glob(self._entry.import_entry) if is_import else ()
+        more = (path for path in (*self.shared_paths(), self.main_path, *beside) if path not in files)
+        found = {path: read(path) for path in more}
+        return files | {path: content for path, content in found.items() if content is not None}
 
     def desired_config(self, settings: Settings, files: Mapping[str, bytes]) -> DesiredConfig:
         """Return the drop-ins or tables in the form that this containerd reads.
