@@ -61,10 +61,7 @@ def checks(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
 def _written_paths(settings: Settings, facts: HostCheckFacts) -> Iterator[tuple[str, Purpose]]:
     """Yield the paths that an installation writes, as far as they differ from what is there."""
     inside = f"{settings.install_dir}/"
-    own_dirs = (
-        settings.install_dir,
-        *(of(settings.install_dir) for of in (receipts.directory, receipts.backups)),
-    )
+    record_dirs = (receipts.directory(settings.install_dir), receipts.backups(settings.install_dir))
     runtime = facts.runtime
     for path in facts.access:
         if path in (settings.install_dir, *record_dirs):

@@ -7,6 +7,7 @@ open it: the directory has the mode 0700 and the file 0600.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -177,7 +178,12 @@ def _open_in(directory: int) -> int:
     with host_errors(LOCK_PATH):
         _remove_abandoned_file(name, directory)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o600, dir_fd=directory)
+        try:
+            fd = os.open(name, flags, 0o600, dir_fd=directory)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            raise _unusable("this path is a socket", LOCK_PATH) from error
         with _closed_on_error(fd):
             info = os.fstat(fd)
             _require_trusted_owner(LOCK_PATH, info)

@@ -127,7 +127,8 @@ def restore(root: Root, path: str, state: FileState) -> None:
 
 def forget(root: Root, path: str) -> None:
     """Remove the reserve of ``path``."""
-    with host_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    with host_errors(path), contextlib.suppress(*missing):
         reserve = reserve_of(root.resolve(path))
         reserve.unlink()
         fsync_dir(reserve.parent)
@@ -137,6 +138,9 @@ def allocate(root: Root, path: str, size: int) -> None:
     """Make the reserve of ``path`` at least ``size`` bytes long, if the disk has the space."""
     with contextlib.suppress(OSError):
         reserve = reserve_of(root.resolve(path))
+        with contextlib.suppress(FileNotFoundError):
+            if reserve.lstat().st_nlink != 1:  # another file would grow
+                reserve.unlink()
         fd = os.open(reserve, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         found = os.fstat(fd).st_size
         try:
@@ -153,6 +157,8 @@ def _keep(real: Path, previous: FileState) -> None:
     """Make ``previous`` the reserve of ``real``: a link if ``real`` has this state, else a copy."""
     reserve = reserve_of(real)
     if _read(reserve) == previous:
+        return
+    if reserve.is_dir() and not reserve.is_symlink():  # not ours: go on without a reserve
         return
     reserve.unlink(missing_ok=True)
     if _read(real) == previous:

@@ -121,7 +121,8 @@ def command_search_path(
     argv = unit_command.expand(unit.argv, environment)
     program = _PROGRAMS[distribution_runtime.runtime]
     command = wrapped_command(Command(argv, "", environment), program) or Command(argv, "", environment)
-    directories = command.environment.get("PATH", ":".join(SEARCH_PATH)).split(":")
+    variables = command.environment
+    directories = variables["PATH"].split(":") if "PATH" in variables else SEARCH_PATH
     beside = posixpath.dirname(command.argv[0]) if command.argv else ""
     return tuple(path for path in dict.fromkeys((*directories, beside)) if path.startswith("/"))
 

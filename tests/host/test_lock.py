@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import socket
 import stat
 import subprocess
 import sys
@@ -469,3 +470,14 @@ def test_no_descriptor_is_left_open(root: Root) -> None:
             pytest.fail("two at once")
         assert len(os.listdir("/proc/self/fd")) == before + 1
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_socket_in_place_of_the_lock_is_refused(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = root.base / "run/kata-node"
+    directory.mkdir(parents=True, mode=0o700)
+    monkeypatch.chdir(directory)  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("lock")
+    with pytest.raises(IneligibleNodeError, match="a socket") as caught, hold(root, "cri", timeout=0):
+        pytest.fail("it is held")
+    assert "/run/kata-node/lock" in caught.value.hint

@@ -165,3 +165,24 @@ def test_extended_attributes_survive_every_way_of_writing(
     monkeypatch.setattr(os, "link", failing(errno.EPERM))
     change(root, PATH)
     assert os.getxattr(reserve.reserve_of(real), name) == b"of the administrator"
+
+
+def test_a_reserve_that_is_another_file_does_not_grow(root: Root) -> None:
+    victim = root.base / "etc/victim"
+    victim.write_bytes(b"victim")
+    os.link(victim, root.base / "etc/.config.toml.kata-node-reserve")
+    reserve.allocate(root, PATH, 4096)
+    assert victim.read_bytes() == b"victim"
+    assert (root.base / "etc/.config.toml.kata-node-reserve").stat().st_size == 4096
+
+
+def test_a_directory_in_place_of_the_reserve_stays_and_stops_nothing(root: Root) -> None:
+    directory = root.base / "etc/.config.toml.kata-node-reserve"
+    directory.mkdir()
+    state = root.read_state(PATH)
+    reserve.replace(root, PATH, b"new", mode=0o644, previous=state)
+    assert root.read(PATH) == b"new"
+    assert state is not None
+    reserve.restore(root, PATH, state)
+    reserve.forget(root, PATH)
+    assert (root.read(PATH), directory.is_dir()) == (b"previous", True)
