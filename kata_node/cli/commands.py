@@ -38,6 +38,7 @@ from kata_node.cli.output import (
     print_error,
     print_json_result,
     print_result,
+    print_run,
     report_error,
     usage_error,
 )
@@ -327,10 +328,9 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
 
     def report_stage(done: StageReport) -> None:
         report.write_termination_message(common.termination_log, done)
-        if common.output is Output.TEXT:
-            # A real run has already logged each change.
-            shown = done if common.dry_run else dataclasses.replace(done, changes=())
-            print_result(report.to_text(shown, diffs=common.dry_run))
+        if common.output is Output.TEXT and not common.dry_run:
+            # The run has already logged each change.
+            print_result(report.to_text(dataclasses.replace(done, changes=())))
         if not common.dry_run and not common.offline:
             recorder.add(done)
 
@@ -359,12 +359,9 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
         found_unfit = any(done.error and done.error.unfit for done in reports)
         if found_unfit and StageName.CLAIM in names and not (common.dry_run or common.offline):
             mark_unfit(context, settings.instance)
+    with signals.held():  # half a document would be of no use
+        print_run(reports, clients.root, settings.install_dir, common)
     failed = next((done for done in reports if done.error), None)
-    if common.output is Output.JSON:
-        with signals.held():  # half a document would be of no use
-            print_json_result(report.to_json(reports))
-        if failed and failed.error:
-            print_error(f"error: {failed.stage}: {failed.error}")
     if failed and (told_later := leave_to_claim(common, names, reports)):
         log.info("%s", told_later)
         return 0

@@ -23,13 +23,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from kata_node.cli.options import DEFAULT_TERMINATION_LOG, Output, StageName, raw_option_value
+from kata_node.cli.options import DEFAULT_TERMINATION_LOG, Common, Output, StageName, raw_option_value
 from kata_node.errors import HostError, KataNodeError, UsageError
 from kata_node.plan import report
+
+if TYPE_CHECKING:
+    from kata_node.host.files import Root
 
 PROGRAM_NAME = "kata-node"
 
@@ -55,6 +58,33 @@ def print_result(text: str) -> None:
 def print_json_result(result: Mapping[str, Any]) -> None:
     """Print a result as one JSON document."""
     print_result(json.dumps(result, indent=2))
+
+
+def print_run(done: Sequence[report.StageReport], root: Root, install_dir: str, common: Common) -> None:
+    """Print the result of stages, except for the text of a real run: that is printed stage by stage."""
+    if common.dry_run:
+        _print_dry_run(done, root, install_dir, common)
+    elif common.output is Output.JSON:
+        print_json_result(report.to_json(done))
+    failed = next((each for each in done if each.error), None)
+    if failed and common.output is Output.JSON:
+        print_error(f"error: {failed.stage}: {failed.error}")
+
+
+def _print_dry_run(done: Sequence[report.StageReport], root: Root, install_dir: str, common: Common) -> None:
+    """Print what the stages would change. Reads the free space if they would place files."""
+    from kata_node.host.write_access import write_access
+    from kata_node.plan import dry_run
+    from kata_node.plan.preview import Space
+
+    free = None
+    if dry_run.bytes_to_write(done):
+        access = write_access(root, install_dir, is_directory=True)
+        free = Space(access.directory, access.free)
+    if common.output is Output.TEXT:
+        print_result(dry_run.to_text(done, free, verbose=common.verbose))
+    else:
+        print_json_result(dry_run.to_json(done, free, verbose=common.verbose))
 
 
 def print_error(text: str) -> None:

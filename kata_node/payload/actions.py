@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kata_node.errors import HostError
 from kata_node.host import files
 from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients
+from kata_node.plan.effects import Effect, PathEffect
 from kata_node.text import human_size, pluralize
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ class SetDirModes:
         """Return the action as one line."""
         return f"set the mode of {pluralize(len(self.modes), 'directory', 'directories')}"
 
-    def diff(self) -> str:
-        """Return one line per path."""
-        return "".join(f"set mode {mode:04o} of directory {path}\n" for path, mode in self.modes)
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the directories."""
+        return tuple(
+            PathEffect(f"set mode {mode:04o} of directory {path}", path, "change", "dir")
+            for path, mode in self.modes
+        )
 
     def apply(self, clients: Clients) -> None:
         """Set the modes."""
@@ -68,11 +72,12 @@ class PlaceFiles:
         count = pluralize(sum(entry.kind != "dir" for entry in self.entries), "file")
         return f"place {count} ({human_size(self.size)}) below {self.install_dir}"
 
-    def diff(self) -> str:
-        """Return one line per file, without the content, which is mostly binary."""
-        return "".join(
-            f"place {self.install_dir}/{entry.path} ({human_size(entry.size)})\n"
-            for entry in self.entries
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the files and links, without the content, which is mostly binary."""
+        files = ((f"{self.install_dir}/{entry.path}", entry) for entry in self.entries)
+        return tuple(
+            PathEffect(f"place {path} ({human_size(entry.size)})", path, "add", entry.kind, entry.size)
+            for path, entry in files
             if entry.kind != "dir"
         )
 

@@ -20,6 +20,7 @@ from kata_node.payload import offer
 from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout
 from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
+from kata_node.plan.diffs import MAX_TEXT_SIZE
 from kata_node.plan.receipt import STATE_DIR, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
 from kata_node.snapshotters import mapping
@@ -48,6 +49,8 @@ class ArtifactFacts:
     """The payload entries for the enabled shims, before :func:`~kata_node.payload.layout.layout`."""
     observed_files: Mapping[str, ObservedFile] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    contents: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """The present content of the files that kata-node itself makes and would change, for a diff."""
     changed_made_dirs: tuple[str, ...] = ()
     """The install dir and its parents, as far as this installation made them, with a changed mode."""
     untrusted: Untrusted | None = None
@@ -110,6 +113,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         entries,
         observed_files,
         digests,
+        _contents_to_change(root, settings.install_dir, desired_files, observed_files),
         changed_made_dirs,
         find_untrusted(
             root,
@@ -203,6 +207,23 @@ def walk(root: Root, install_dir: str) -> Iterator[str]:
         links = [name for name in dirs if Path(directory, name).is_symlink()]
         for name in sorted((*names, *links)):
             yield str(Path(directory, name).relative_to(base))
+
+
+def _contents_to_change(
+    root: Root,
+    install_dir: str,
+    desired_files: Mapping[str, DesiredFile],
+    observed_files: Mapping[str, ObservedFile],
+) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    for path, observed in observed_files.items():
+        desired = desired_files.get(path)
+        if desired is None or desired.content is None or observed.kind != "file":
+            continue
+        if observed.size <= MAX_TEXT_SIZE and not observed.matches(desired.placed(pending=False)):
+            content = root.read(f"{install_dir}/{path}")
+            contents |= {} if content is None else {path: content}
+    return contents
 
 
 def _dirs_to_remove_at_revert(root: Root, install_dir: str) -> tuple[str, ...]:

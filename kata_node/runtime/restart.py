@@ -15,6 +15,7 @@ from kata_node.host import go_glob, kernel
 from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, continued_on_a_full_disk
+from kata_node.plan.effects import Effect, UnitEffect, UnitOperation
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.model.config import CriConfig, StartProblem
 from kata_node.runtime.served_programs import handlers_below
@@ -32,6 +33,8 @@ DOWN_STATES = ("inactive", "failed", "deactivating")
 """States of a unit that systemd does not start by itself. In other states the unit runs or starts."""
 
 CALL_TIMEOUT = 10.0  # seconds for one call of a running runtime
+
+_VERBS: Mapping[LoadMethod, UnitOperation] = {"restart": "restart", "signal": "reload", "watch": "wait for"}
 
 POLL = 0.05  # seconds between two queries of a starting runtime
 PATIENCE = 5.0
@@ -67,9 +70,9 @@ class CheckConfig:
         """Return one line for the plan; empty for a check of planned content."""
         return "" if self.planned else f"check the configuration of {self.config.main_path}"
 
-    def diff(self) -> str:
+    def effects(self) -> tuple[Effect, ...]:
         """Return nothing: a check changes no file."""
-        return ""
+        return ()
 
     def apply(self, clients: Clients) -> None:
         """Raise :class:`HostError` with every problem found."""
@@ -162,9 +165,12 @@ class RestartRuntime:
         handlers = _joined_names(self.expected_handlers)
         return f"{self._verb} {self.unit}{condition} and check that it serves {handlers}"
 
-    def diff(self) -> str:
-        """Return the line that stands for the restart in a diff."""
-        return "" if self.restart == "never" else f"{self._verb} {self.unit}\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the restart, or how the runtime loads the change without one."""
+        if self.restart == "never":
+            return ()
+        verb, unit = self._verb, self.unit
+        return (UnitEffect(f"{verb} {unit}", unit, verb, True, self.may_be_down),)
 
     def apply(self, clients: Clients) -> None:
         """Restart and prove. Raise :class:`SystemdError` or :class:`CriError` when the proof fails."""
@@ -210,8 +216,8 @@ class RestartRuntime:
         receipts.remove_old_backups(clients.root, self.receipt_after_proof)
 
     @property
-    def _verb(self) -> str:
-        return {"restart": "restart", "signal": "reload", "watch": "wait for"}[self._effective_load_method]
+    def _verb(self) -> UnitOperation:
+        return _VERBS[self._effective_load_method]
 
     @property
     def _effective_load_method(self) -> LoadMethod:

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import IneligibleNodeError, PayloadError
-from kata_node.plan.actions import Action, MakeDirs, MakeLinks, RemoveDirs, RemoveFile, RemoveFiles, WriteFile
+from kata_node.plan.actions import Action, MakeDirs, MakeLinks, RemoveDirs, RemoveFile, WriteFile
+from kata_node.plan.remove_files import RemoveFiles
 from kata_node.snapshotters import mapping
 from kata_node.snapshotters.mapping import NYDUS, NYDUS_COMPONENT, UNIT_DIR, NydusInstance
 from kata_node.snapshotters.unit_actions import DaemonReload, StartUnit, StopUnit

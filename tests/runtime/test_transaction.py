@@ -10,6 +10,7 @@ import pytest
 from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.files import FileState
 from kata_node.plan.actions import Action, Clients, Plan, RemoveFile, RemoveLeftovers, WriteFile, WriteReceipt
+from kata_node.plan.effects import Effect
 from kata_node.plan.receipt import ArtifactsRecord, Backup, CriFile, CriRecord, PreviousFile, Receipt
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
@@ -40,8 +41,8 @@ class FakeCheck:
     def describe(self) -> str:
         return self.what
 
-    def diff(self) -> str:
-        return ""
+    def effects(self) -> tuple[Effect, ...]:
+        return ()
 
     def apply(self, clients: Clients) -> None: ...
 

@@ -570,12 +570,12 @@ def test_a_unit_that_does_not_come_up_is_an_error(node: Node) -> None:
         action.check(node.systemd.clients())
 
 
-def test_every_action_has_a_line_and_a_diff(node: Node) -> None:
+def test_every_action_has_a_line_and_an_effect(node: Node) -> None:
     actions = nydus.install_actions(NYDUS, node.facts())
     lines = [action.describe() for action in actions]
     assert "write /etc/systemd/system/nydus-snapshotter.service" in lines
     assert lines[-1] == "start nydus-snapshotter.service"
-    assert all(action.diff() for action in actions)
+    assert all(action.effects() for action in actions)
 
 
 # The findings of host-check
