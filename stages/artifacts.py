@@ -60,7 +60,7 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     done = replace(receipt, artifacts=artifacts)
     if not difference and not facts.changed_made_dirs:
         if before is not None and before.state == "placed" and before == artifacts:
-            return Plan(in_place)
+            return Plan(in_place, notes=_record_notes(settings, facts, receipt))
         return Plan("all files are in place; the receipt is updated", (WriteReceipt(done),))
     drifted = (*facts.changed_made_dirs, *(f"{settings.install_dir}/{path}" for path in difference.drifted))
     pending_artifacts = replace(
@@ -72,9 +72,27 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
         _summary(difference, facts),
         (WriteReceipt(replace(receipt, artifacts=pending_artifacts)), *placing_actions, WriteReceipt(done)),
         rollback=() if before else _rollback_actions(settings.install_dir, difference, facts),
-        notes=(*served.left_out_since(settings), *facts.drop_in_warnings),
+        notes=(
+            *served.left_out_since(settings),
+            *facts.drop_in_warnings,
+            *_record_notes(settings, facts, receipt),
+        ),
         drifted=drifted,
     )
+
+
+def _record_notes(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> tuple[str, ...]:
+    """Return what a plan without the payload does not know."""
+    if not facts.by_record:
+        return ()
+    release = facts.release or "an unknown release"
+    note = (
+        f"planned without the payload, from the record of {release}: the content of the files comes from the "
+        "payload, so this plan shows no diff of them, and does not see settings that change them"
+    )
+    if not _removes_handlers(facts.settings or settings, receipt):
+        return (note,)
+    return (note, "the files of the removed handlers will be removed too; the payload says which ones")
 
 
 def _removes_handlers(settings: Settings, receipt: Receipt) -> bool:

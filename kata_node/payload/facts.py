@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kata_node import __version__
+from kata_node.errors import PayloadError
 from kata_node.host.files import Root, missing_dirs
 from kata_node.host.ownership import Untrusted, is_trusted_owner
 from kata_node.kata import drop_ins
 from kata_node.payload import offer
-from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout
+from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout, recorded_files
 from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
 from kata_node.plan.diffs import MAX_TEXT_SIZE
-from kata_node.plan.receipt import STATE_DIR, dirs_of_other_installations
+from kata_node.plan.receipt import STATE_DIR, ArtifactsRecord, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
 from kata_node.snapshotters import mapping
 
@@ -66,6 +67,8 @@ class ArtifactFacts:
     release: str = ""
     drop_in_warnings: tuple[str, ...] = ()
     """Sentences about drop-in settings that are valid but probably have no effect."""
+    by_record: bool = False
+    """Whether ``desired_files`` are those of the receipt, because a dry run has no payload."""
     payload: Callable[[], Payload] = field(default=lambda: _payload_not_read(), repr=False, compare=False)
 
 
@@ -81,6 +84,8 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     root = context.clients.root
     settings = context.settings
     placed = context.receipt.artifacts
+    if context.options.payload_is_optional and placed and not context.options.payload.exists():
+        return _facts_by_record(context, placed)
     fingerprint = index.fingerprint(context.options.payload)
     inputs = _inputs(fingerprint, settings)
     changed_made_dirs = find_changed_made_dirs(root, settings.install_dir, placed)
@@ -125,7 +130,38 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         settings,
         payload.manifest.release,
         kata_warnings(entries, settings, desired_files),
-        lambda: payload,
+        payload=lambda: payload,
+    )
+
+
+def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> ArtifactFacts:
+    """Return the facts of a dry run without a payload.
+
+    Raises :class:`PayloadError` if only the payload says which files the settings need.
+    """
+    from kata_node.payload.index import Payload
+    from kata_node.payload.manifest import SCHEMA, Manifest
+
+    root, directory = context.clients.root, context.options.payload
+    settings = offer.with_placed_files(context.settings, placed.files)
+    missing = [each.name for each in handlers(settings) if each.own_config not in placed.files]
+    if missing or placed.state != "placed":
+        reason = f"the files of {', '.join(missing)} are not" if missing else "not all files are"
+        raise PayloadError(
+            f"the payload directory does not exist, and {reason} on this node yet",
+            where=str(directory),
+            hint="set --payload to the directory with the Kata files",
+        )
+    return ArtifactFacts(
+        placed.inputs,
+        recorded_files(placed.files),
+        observed_files=observe_files(root, settings.install_dir, placed.files),
+        changed_made_dirs=find_changed_made_dirs(root, settings.install_dir, placed),
+        untrusted=find_untrusted(root, settings.install_dir, placed.files, ()),
+        settings=settings,
+        release=placed.release,
+        by_record=True,
+        payload=lambda: Payload(directory, Manifest(SCHEMA, "tree", placed.release, (), {}, {})),
     )
 
 

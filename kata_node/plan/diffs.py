@@ -19,7 +19,7 @@ MAX_LINES = 10_000
 
 MASK = '"(masked)"'
 
-_SENSITIVE = r"(?:pass(?:word|wd|phrase)|secret|token|auth|credential|private_?key|api_?key|access_?key)"
+_SENSITIVE = r"(?:pass(?:word|wd|phrase)|secret|token|auth|credential|(?:private|api|access)[-_]?key)"
 _NAME = r"[\w-]"
 _SECRET_KEY = re.compile(
     # A key that names a file has a path as its value. The value of `true` or of a number is not a secret.

@@ -133,9 +133,9 @@ def _steps(preview: Preview | None) -> Iterator[str]:
 def _verbose_steps(preview: Preview | None) -> Iterator[str]:
     """Yield a line for each action, and below it a line for each path that it changes."""
     for step in preview.steps if preview else ():
-        yield step.line
         paths = [each for each in step.effects if isinstance(each, PathEffect)]
-        yield from (f"    {each.line}" for each in paths if len(paths) > 1 or each.line != step.line)
+        is_listed = len(paths) > 1 or any(each.line != step.line for each in paths)
+        yield "\n      ".join((step.line, *(each.line for each in paths if is_listed)))
 
 
 def _all_diffs(previews: Sequence[Preview], *, verbose: bool) -> Iterator[str]:
