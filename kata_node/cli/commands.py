@@ -187,7 +187,11 @@ def plan(
         ),
     ] = Direction.INSTALL,
 ) -> int:
-    """Show as diffs what install or revert would change. Exit code: 0 for no changes, 10 for changes."""
+    """Show what install or revert would change: a summary, the steps, and diffs of configuration.
+
+    Without a payload, an installed node is planned from its receipt. Exit code: 0 for no changes, 10 for
+    changes.
+    """
     names = INSTALL if direction is Direction.INSTALL else REVERT
     return _run_stages(dataclasses.replace(common, dry_run=True), names, exit_code_if_planned=EXIT_PLANNED)
 
@@ -222,8 +226,9 @@ def stage(
     return _run_stages(common, (name,))
 
 
-# The daemon applies changes, so it has no --dry-run. It runs every stage itself, so it shares no reports.
-_DAEMON_OPTIONS = tuple(each.name for each in COMMON_PARAMETERS if each.name not in ("dry_run", "reports"))
+# The daemon applies changes, so it has no dry run. It runs every stage itself, so it shares no reports.
+_NOT_OF_DAEMON = ("dry_run", "verbose", "reports")
+_DAEMON_OPTIONS = tuple(each.name for each in COMMON_PARAMETERS if each.name not in _NOT_OF_DAEMON)
 
 
 @command(app, "daemon", *_DAEMON_OPTIONS)
