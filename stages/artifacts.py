@@ -115,7 +115,7 @@ def _placing_actions(
         placing_actions.append(SetDirModes(tuple(modes)))
     if entries:
         # First, because it is the action that fails on a full disk, and then leaves no files behind.
-        placing_actions.append(PlaceFiles(install_dir, entries, facts.payload()))
+        placing_actions.append(PlaceFiles(install_dir, entries, facts.payload(), facts.observed_files))
     placing_actions += [
         MakeDirs(f"{install_dir}/{desired.path}", desired.mode)
         for desired in missing

@@ -6,6 +6,7 @@ even when the command fails before the first stage::
     {"outcome": "ok" or "failed",
      "error": {"what", "where", "hint", "exit_code"},                      if it failed
      "stages": [...] or "installations": [...] or "manifest": "PATH"}      depending on the command
+    {..., "plan": {...}}                                                  a dry run, see plan/dry_run.py
     {..., "findings": [{"level": "error" or "note", "source": "chart" or "node", "what", "arches": [...]}],
      "shims": {ARCH: [...]}, "skipped": {ARCH: {SHIM: REASON}}}            values check
     {..., "diff", "notes": [...], "values": "the converted file"}          values convert
@@ -79,8 +80,9 @@ def _print_dry_run(done: Sequence[report.StageReport], root: Root, install_dir: 
 
     free = None
     if dry_run.bytes_to_write(done):
-        access = write_access(root, install_dir, is_directory=True)
-        free = Space(access.directory, access.free)
+        with contextlib.suppress(HostError):
+            access = write_access(root, install_dir, is_directory=True)
+            free = Space(access.directory, access.free)
     if common.output is Output.TEXT:
         print_result(dry_run.to_text(done, free, verbose=common.verbose))
     else:

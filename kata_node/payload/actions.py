@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ class PlaceFiles:
     install_dir: str
     entries: tuple[Entry, ...]
     payload: Payload = field(repr=False, compare=False)
+    existing: Collection[str] = field(default=(), repr=False)
+    """The paths, relative to the install dir, that exist already; only a plan shows the difference."""
 
     @property
     def size(self) -> int:
@@ -74,10 +77,15 @@ class PlaceFiles:
 
     def effects(self) -> tuple[Effect, ...]:
         """Return the files and links, without the content, which is mostly binary."""
-        files = ((f"{self.install_dir}/{entry.path}", entry) for entry in self.entries)
         return tuple(
-            PathEffect(f"place {path} ({human_size(entry.size)})", path, "add", entry.kind, entry.size)
-            for path, entry in files
+            PathEffect(
+                f"place {self.install_dir}/{entry.path} ({human_size(entry.size)})",
+                f"{self.install_dir}/{entry.path}",
+                "change" if entry.path in self.existing else "add",
+                entry.kind,
+                entry.size,
+            )
+            for entry in self.entries
             if entry.kind != "dir"
         )
 

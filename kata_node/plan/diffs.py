@@ -16,16 +16,18 @@ MAX_TEXT_SIZE = (
 )  # bytes; a larger file is not compared line by line, which takes more than linear time
 MAX_LINES = 10_000
 """Lines of both contents together that are compared."""
+MAX_LINE_LENGTH = 2000
+"""Characters. A longer line is not searched for secrets, and not shown."""
 
 MASK = '"(masked)"'
 
-_SENSITIVE = r"(?:pass(?:word|wd|phrase)|secret|token|auth|credential|(?:private|api|access)[-_]?key)"
-_NAME = r"[\w-]"
-_SECRET_KEY = re.compile(
-    # A key that names a file has a path as its value. The value of `true` or of a number is not a secret.
-    rf"(?i)(?<!{_NAME}){_NAME}*{_SENSITIVE}{_NAME}*(?<!file)(?<!path)(?<!dir)[\"']?\s*[=:]\s*"
-    rf"(?!\"\"(?!\")|''(?!')|true\b|false\b|-?\d+\s*(?:[,#}}\]]|$))(?=\S)"
+_SENSITIVE = re.compile(
+    r"(?i)pass(?:word|wd|phrase)|secret|token|auth|credential|(?:private|api|access)[-_]?key"
 )
+_NAMES_A_FILE = re.compile(r"(?i)(?:file|path|dir)$")
+_KEY = re.compile(r"(?<![\w-])(?P<name>[\w-]++)[\"']?\s*[=:]\s*(?=\S)")
+_NO_SECRET = re.compile(r"\"\"(?!\")|''(?!')|true\b|false\b|-?\d+\s*(?:[,#}\]]|$)")
+"""Values that cannot be a secret: an empty string, a boolean, a number."""
 _STRING = re.compile(r'"(?!"")(?:[^"\\]|\\.)*"|\'(?!\'\')[^\']*\'')
 _USER_IN_URL = re.compile(r"://[^/@\s\"']+@")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -76,16 +78,27 @@ def _masked(lines: Iterable[str]) -> Iterator[str]:
 def _mask_line(line: str, end: str) -> tuple[str, str]:
     """Return the line without secrets, and what ends the secret value that continues in the next line."""
     newline = "\n" if line.endswith("\n") else ""
+    if len(line) > MAX_LINE_LENGTH:
+        return f"({len(line)} characters, too long for a diff){newline}", end
     if end:
         return f"(masked){newline}", _still_open(line, end)
     done, rest = "", _USER_IN_URL.sub("://(masked)@", line)
-    while found := _SECRET_KEY.search(rest):
-        done, rest = done + rest[: found.end()] + MASK, rest[found.end() :]
+    while found := _KEY.search(rest):
+        is_shown = _is_shown(found["name"]) or _NO_SECRET.match(rest, found.end())
+        done, rest = done + rest[: found.end()], rest[found.end() :]
+        if is_shown:
+            continue
+        done += MASK
         if string := _STRING.match(rest):
             rest = rest[string.end() :]
             continue
         return f"{done}{newline}", _still_open(rest, "")
     return done + rest, ""
+
+
+def _is_shown(key: str) -> bool:
+    """Return whether the value of a key is shown. A key that names a file has a path, and no secret."""
+    return not _SENSITIVE.search(key) or _NAMES_A_FILE.search(key) is not None
 
 
 def _still_open(text: str, end: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kata_node.plan.receipt import Receipt
 
 MAX_DIFF_LINES, MAX_ALL_DIFF_LINES = 60, 400
-"""Lines of one diff and of all diffs of a stage that are shown without ``--verbose``."""
+"""Lines of one diff, and of all diffs together, that are shown without ``--verbose``."""
 
 
 def preview(plan: Plan, receipt: Receipt) -> Preview:

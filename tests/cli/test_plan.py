@@ -185,6 +185,8 @@ def test_many_changed_files_are_counted_and_listed_only_verbosely(installed: Cli
     assert more
     verbose = rows(installed.offline("plan", "--verbose").out)["drift"]
     assert len(verbose) == 1 + 5 + int(more[1])
+    document = installed.offline("plan", "--verbose", "--output", "json").json
+    assert len(document["plan"]["drifted"]) == 5 + int(more[1])
     assert installed.offline("install").code == 0, "the plan can be carried out"
 
 

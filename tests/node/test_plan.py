@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from node import cri
@@ -61,9 +62,7 @@ def test_drift_is_planned_from_the_record_and_repaired_from_the_payload(ready: N
 
     text = ready.kata_node("plan", config=VALUES, payload=PAYLOAD)
     assert text.returncode == 10
-    changed = [
-        line for line in text.stdout.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")
-    ]
+    changed = [line for line in text.stdout.splitlines() if re.match(r"[+-](?![+-])", line)]
     assert changed == [
         "-privileged_without_host_devices = false",
         "+privileged_without_host_devices = true",

@@ -124,6 +124,11 @@ def test_a_secret_of_several_lines_is_masked_up_to_its_end(value: str) -> None:
     assert [line for line in changed if line[0] in "+-"] == ["-(masked)", "+(masked)"]
 
 
+@pytest.mark.parametrize("line", ["auth" * 1000, "password = '" + "x" * 3000 + "'", '\\"' * 2000])
+def test_a_very_long_line_is_not_shown(line: str) -> None:
+    assert shown(line) == f"({len(line) + 1} characters, too long for a diff)"
+
+
 def test_control_characters_are_shown_as_escapes() -> None:
     """A file on the node can have sequences that clear a terminal."""
     assert shown("a\x1b[2Jb\x07\x9b\r") == r"a\x1b[2Jb\x07\x9b\r"
