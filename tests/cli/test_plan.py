@@ -140,6 +140,12 @@ def test_a_plan_that_stops_says_that_it_is_incomplete(cli_runner: CliRunner) -> 
     assert "would change" not in plan.out
 
 
+def test_a_new_drop_in_of_kata_is_shown_because_it_comes_from_the_settings(cli_runner: CliRunner) -> None:
+    text = cli_runner.offline("plan", "--installation-prefix", "/srv").out
+    shown = re.findall(r"^\+\+\+ (/srv/opt/kata/share/.*)$", text, re.MULTILINE)
+    assert [Path(path).parent.name for path in shown] == ["config.d"]
+
+
 # --- drift ------------------------------------------------------------------------------------------
 
 
