@@ -187,10 +187,10 @@ def plan(
         ),
     ] = Direction.INSTALL,
 ) -> int:
-    """Show what install or revert would change: a summary, the steps, and diffs of configuration.
+    """Show what install or revert would change. Exit code: 0 for no changes, 10 for changes.
 
-    Without a payload, an installed node is planned from its receipt. Exit code: 0 for no changes, 10 for
-    changes.
+    First comes a summary, then the steps and the diffs of configuration. Without a payload, an installed node
+    is planned from its receipt.
     """
     names = INSTALL if direction is Direction.INSTALL else REVERT
     return _run_stages(dataclasses.replace(common, dry_run=True), names, exit_code_if_planned=EXIT_PLANNED)
