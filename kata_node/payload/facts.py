@@ -21,7 +21,7 @@ from kata_node.payload import offer
 from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout, recorded_files
 from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
-from kata_node.plan.diffs import MAX_TEXT_SIZE
+from kata_node.plan.effects import MAX_TEXT_SIZE
 from kata_node.plan.receipt import STATE_DIR, ArtifactsRecord, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
 from kata_node.snapshotters import mapping

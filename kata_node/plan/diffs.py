@@ -6,16 +6,14 @@ of a key with a name like ``password`` or ``auth`` is masked. A changed value st
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
 
-MAX_TEXT_SIZE = (
-    1 << 20
-)  # bytes; a larger file is not compared line by line, which takes more than linear time
+from kata_node.plan.effects import MAX_TEXT_SIZE
+from kata_node.text import unified_diff
+
 MAX_LINES = 10_000
-"""Lines of both contents together that are compared."""
+"""Lines of both contents together that are compared, which takes more than linear time."""
 MAX_LINE_LENGTH = 2000
 """Characters. A longer line is not searched for secrets, and not shown."""
 
@@ -30,6 +28,7 @@ _NO_SECRET = re.compile(r"\"\"(?!\")|''(?!')|true\b|false\b|-?\d+\s*(?:[,#}\]]|$
 """Values that cannot be a secret: an empty string, a boolean, a number."""
 _STRING = re.compile(r'"(?!"")(?:[^"\\]|\\.)*"|\'(?!\'\')[^\']*\'')
 _USER_IN_URL = re.compile(r"://[^/@\s\"']+@")
+_DIGEST = re.compile(r"\0[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -43,36 +42,29 @@ def file_diff(path: str, before: bytes | None, after: bytes | None) -> str:
     old, new = ("/dev/null" if content is None else path for content in (before, after))
     if any(b"\0" in content for content in contents):
         return f"--- {old}\n+++ {new}\nthe content is not text, so there is no diff\n"
-    texts = [_lines(content) for content in (before, after)]
-    if sum(map(len, texts)) > MAX_LINES or any(len(content) > MAX_TEXT_SIZE for content in contents):
-        return f"--- {old}\n+++ {new}\n{len(texts[0])} lines become {len(texts[1])}: too large for a diff\n"
-    masked_before, masked_after = (list(_masked(text)) for text in texts)
-    lines = difflib.unified_diff(masked_before, masked_after, old, new)
-    return "".join(
-        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
-        for line in (re.sub("\0[0-9a-f]+", "", line) for line in lines)
-    )
+    counts = [(content or b"").count(b"\n") for content in (before, after)]
+    if sum(counts) > MAX_LINES or any(len(content) > MAX_TEXT_SIZE for content in contents):
+        return f"--- {old}\n+++ {new}\n{counts[0]} lines become {counts[1]}: too large for a diff\n"
+    return _DIGEST.sub("", unified_diff(path, _masked(before), _masked(after)))
 
 
-def _lines(content: bytes | None) -> list[str]:
-    """Return the lines with their ends. Only ``\\n`` ends a line."""
-    text = _CONTROL.sub(
-        lambda found: repr(found[0])[1:-1], (content or b"").decode("utf-8", "backslashreplace")
-    )
-    return [line for line in re.split(r"(?<=\n)", text) if line]
-
-
-def _masked(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines without secrets.
+def _masked(content: bytes | None) -> bytes | None:
+    """Return the content without secrets and control characters.
 
     A masked line has the digest of the original in it, behind a zero byte, so that the diff shows a change.
     """
+    if content is None:
+        return None
+    text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], content.decode("utf-8", "backslashreplace"))
+    masked: list[str] = []
     end = ""  # what ends a secret value of several lines
-    for line in lines:
+    for line in re.split(r"(?<=\n)", text):
         shown, end = _mask_line(line, end)
-        body, newline = shown.removesuffix("\n"), "\n" if shown.endswith("\n") else ""
-        digest = f"\0{hashlib.sha256(line.encode()).hexdigest()}" if shown != line else ""
-        yield f"{body}{digest}{newline}"
+        if shown != line:
+            body, newline, _ = shown.partition("\n")
+            shown = f"{body}\0{hashlib.sha256(line.encode()).hexdigest()}{newline}"
+        masked.append(shown)
+    return "".join(masked).encode()
 
 
 def _mask_line(line: str, end: str) -> tuple[str, str]:

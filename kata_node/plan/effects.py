@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+MAX_TEXT_SIZE = 1 << 20
+"""Bytes of the largest file whose content is read only to show a change."""
+
 Change = Literal["add", "change", "remove"]
 UnitOperation = Literal["restart", "reload", "wait for", "start", "stop"]
 
