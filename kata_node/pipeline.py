@@ -145,11 +145,15 @@ def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
     observed = replace(plan, summary=next_plan.summary) if plan.is_forecast else plan
     report = _report(stage, observed, "done" if plan.actions or tried else "skipped")
     changes = tuple(line for action in (*plan.actions, *tried) if (line := action.describe()))
-    notes = (*report.notes, *(note for note in next_plan.notes if note not in report.notes), *failures)
+    repaired = (f"repaired because it changed on the node: {path}" for path in plan.drifted)
+    later_notes = (note for note in next_plan.notes if note not in report.notes)
+    notes = (*repaired, *report.notes, *later_notes, *failures)
     return replace(report, changes=changes, notes=notes)
 
 
 def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple[StageReport, Receipt]:
+    from kata_node.plan.dry_run import preview
+
     since = time.monotonic()
     receipt = predicted_receipt or _empty_receipt(run)
 
@@ -159,6 +163,7 @@ def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple
         return _plan(stage, run, receipt, since)
 
     plan = _plan_beside_other_runs(plan_now, run)
+    planned_with = receipt
     for action in plan.actions:
         if isinstance(action, WriteReceipt):
             receipt = action.receipt
@@ -169,7 +174,7 @@ def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple
     report = _report(stage, plan, "planned" if plan.changes else "skipped")
     if plan.blocking_pods is not None:
         report = replace(report, notes=(*report.notes, f"would be blocked: {plan.blocking_pods}"))
-    return replace(report, diff="".join(each.diff() for each in (*plan.actions, *plan.best_effort))), receipt
+    return replace(report, preview=preview(plan, planned_with)), receipt
 
 
 def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:

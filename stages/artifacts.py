@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from kata_node.errors import IneligibleNodeError
@@ -15,12 +16,12 @@ from kata_node.plan.actions import (
     MakeLinks,
     Plan,
     RemoveDirs,
-    RemoveFiles,
     RemoveReceipt,
     WriteFile,
     WriteReceipt,
 )
 from kata_node.plan.receipt import ArtifactsRecord, Receipt
+from kata_node.plan.remove_files import RemoveFiles
 from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
 from kata_node.text import human_size, pluralize
@@ -59,21 +60,39 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     done = replace(receipt, artifacts=artifacts)
     if not difference and not facts.changed_made_dirs:
         if before is not None and before.state == "placed" and before == artifacts:
-            return Plan(in_place)
+            return Plan(in_place, notes=_record_notes(settings, facts, receipt))
         return Plan("all files are in place; the receipt is updated", (WriteReceipt(done),))
-    drifted = (*facts.changed_made_dirs, *difference.drifted)
-    repaired = (f"repaired because it changed on the node: {path}" for path in drifted)
-    notes = (*repaired, *served.left_out_since(settings), *facts.drop_in_warnings)
+    drifted = (*facts.changed_made_dirs, *(f"{settings.install_dir}/{path}" for path in difference.drifted))
     pending_artifacts = replace(
         artifacts, state="placing", files=layout.record_before_placing(difference, placed)
     )
-    placing_actions = _placing_actions(settings.install_dir, difference, facts)
+    sizes = {path: placed[path].size for path in difference.stale}
+    placing_actions = _placing_actions(settings.install_dir, difference, facts, sizes)
     return Plan(
         _summary(difference, facts),
         (WriteReceipt(replace(receipt, artifacts=pending_artifacts)), *placing_actions, WriteReceipt(done)),
         rollback=() if before else _rollback_actions(settings.install_dir, difference, facts),
-        notes=notes,
+        notes=(
+            *served.left_out_since(settings),
+            *facts.drop_in_warnings,
+            *_record_notes(settings, facts, receipt),
+        ),
+        drifted=drifted,
     )
+
+
+def _record_notes(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> tuple[str, ...]:
+    """Return what a plan without the payload does not know."""
+    if not facts.by_record:
+        return ()
+    release = facts.release or "an unknown release"
+    note = (
+        f"planned without the payload, from the record of {release}: the content of the files comes from the "
+        "payload, so this plan shows no diff of them, and does not see settings that change them"
+    )
+    if not _removes_handlers(facts.settings or settings, receipt):
+        return (note,)
+    return (note, "the files of the removed handlers will be removed too; the payload says which ones")
 
 
 def _removes_handlers(settings: Settings, receipt: Receipt) -> bool:
@@ -82,7 +101,9 @@ def _removes_handlers(settings: Settings, receipt: Receipt) -> bool:
     )
 
 
-def _placing_actions(install_dir: str, difference: layout.Difference, facts: ArtifactFacts) -> list[Action]:
+def _placing_actions(
+    install_dir: str, difference: layout.Difference, facts: ArtifactFacts, stale_sizes: Mapping[str, int]
+) -> list[Action]:
     existing_dirs = _existing_dirs(difference, facts)
     existing = {desired.path for desired in existing_dirs}
     missing = [desired for desired in difference.missing if desired.path not in existing]
@@ -94,14 +115,20 @@ def _placing_actions(install_dir: str, difference: layout.Difference, facts: Art
         placing_actions.append(SetDirModes(tuple(modes)))
     if entries:
         # First, because it is the action that fails on a full disk, and then leaves no files behind.
-        placing_actions.append(PlaceFiles(install_dir, entries, facts.payload()))
+        placing_actions.append(PlaceFiles(install_dir, entries, facts.payload(), facts.observed_files))
     placing_actions += [
         MakeDirs(f"{install_dir}/{desired.path}", desired.mode)
         for desired in missing
         if desired.kind == "dir" and desired.entry is None
     ]
     placing_actions += [
-        WriteFile(f"{install_dir}/{desired.path}", desired.content, desired.mode, mtime=desired.mtime)
+        WriteFile(
+            f"{install_dir}/{desired.path}",
+            desired.content,
+            desired.mode,
+            mtime=desired.mtime,
+            before=facts.contents.get(desired.path),
+        )
         for desired in missing
         if desired.content is not None
     ]
@@ -113,7 +140,7 @@ def _placing_actions(install_dir: str, difference: layout.Difference, facts: Art
     if links:
         placing_actions.append(MakeLinks(links))
     if difference.stale:
-        placing_actions.append(RemoveFiles(install_dir, difference.stale))
+        placing_actions.append(RemoveFiles(install_dir, difference.stale, stale_sizes))
     if difference.stale_dirs:
         placing_actions.append(RemoveDirs(tuple(f"{install_dir}/{path}" for path in difference.stale_dirs)))
     return placing_actions

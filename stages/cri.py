@@ -6,15 +6,16 @@ from dataclasses import replace
 
 from kata_node.checks.served import served_settings
 from kata_node.errors import IneligibleNodeError, KataNodeError
-from kata_node.plan.actions import Action, ForgetObsoleteFiles, Plan, RemoveDirs, RemoveFiles
+from kata_node.plan.actions import Action, ForgetObsoleteFiles, Plan, RemoveDirs
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
+from kata_node.plan.remove_files import RemoveFiles
 from kata_node.runtime import compatibility, foreign_copies, removal, transaction
+from kata_node.runtime.check_config import CheckConfig
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import gather_facts as gather_runtime_facts
 from kata_node.runtime.model.config import own_paths
 from kata_node.runtime.planned_changes import planned_changes
-from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.handlers import handler_names, handlers, is_asked_for
 from kata_node.settings.model import Settings
@@ -107,7 +108,7 @@ def _remove_obsolete(receipt: Receipt) -> tuple[Action, ...]:
         return ()
     dir_paths = tuple(f"{receipt.install_dir}/{path}" for path in sorted(dirs, reverse=True))
     return (
-        RemoveFiles(receipt.install_dir, paths),
+        RemoveFiles(receipt.install_dir, paths, sizes={path: placed[path].size for path in paths}),
         *((RemoveDirs(dir_paths),) if dir_paths else ()),
         ForgetObsoleteFiles(receipt.install_dir),
     )

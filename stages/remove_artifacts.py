@@ -8,8 +8,9 @@ from kata_node.errors import KataNodeError
 from kata_node.payload.actions import SetDirModes
 from kata_node.payload.facts import RemovalFacts
 from kata_node.payload.facts import gather_removal_facts as gather_facts
-from kata_node.plan.actions import Action, Plan, RemoveDirs, RemoveFiles, RemoveReceipt, WriteReceipt
+from kata_node.plan.actions import Action, Plan, RemoveDirs, RemoveReceipt, WriteReceipt
 from kata_node.plan.receipt import Receipt
+from kata_node.plan.remove_files import RemoveFiles
 from kata_node.runtime.model.config import is_drop_in
 from kata_node.settings.model import Settings
 from kata_node.text import pluralize
@@ -53,7 +54,7 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
             # On a full disk the next run removes these files without this record too.
             WriteReceipt(replace(receipt, artifacts=replace(before, state="removing")), optional=True),
             *((SetDirModes(facts.open_dirs),) if facts.open_dirs else ()),
-            RemoveFiles(install_dir, paths),
+            RemoveFiles(install_dir, paths, sizes={path: files[path].size for path in paths}),
             RemoveDirs(dirs),
         ]
     actions.append(RemoveReceipt(install_dir))

@@ -8,11 +8,11 @@ from dataclasses import replace
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime import file_records, removal, transaction
+from kata_node.runtime.check_config import CheckConfig
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import gather_facts_for_revert as gather_facts
 from kata_node.runtime.file_actions import RemoveReserves
 from kata_node.runtime.model.config import FileChange
-from kata_node.runtime.restart import CheckConfig
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings

@@ -160,7 +160,7 @@ def _difference(artifacts: ArtifactFacts | KataNodeError, receipt: Receipt) -> l
 def _missing_files(
     context: StageContext, artifacts: ArtifactFacts | KataNodeError
 ) -> dict[str, tuple[str, ...]]:
-    if isinstance(artifacts, KataNodeError) or artifacts.desired_files is None:
+    if isinstance(artifacts, KataNodeError) or artifacts.desired_files is None or artifacts.by_record:
         return {}
     from kata_node.payload.manifest import missing_paths
 

@@ -87,6 +87,10 @@ def _left_out(asked: Settings, served: Settings) -> Iterator[Finding]:
 def _payload(settings: Settings, facts: HostCheckFacts) -> Finding:
     if isinstance(facts.artifacts, KataNodeError):
         return _failed_finding("payload", facts.artifacts)
+    if facts.artifacts.by_record:
+        return Finding(
+            "payload", "skip", f"no payload: the plan uses the record of {facts.artifacts.release}"
+        )
     if facts.missing_files:
         missing = (f"{shim} needs {', '.join(paths)}" for shim, paths in facts.missing_files.items())
         return Finding(

@@ -38,6 +38,7 @@ from kata_node.cli.output import (
     print_error,
     print_json_result,
     print_result,
+    print_run,
     report_error,
     usage_error,
 )
@@ -186,7 +187,11 @@ def plan(
         ),
     ] = Direction.INSTALL,
 ) -> int:
-    """Show as diffs what install or revert would change. Exit code: 0 for no changes, 10 for changes."""
+    """Show what install or revert would change. Exit code: 0 for no changes, 10 for changes.
+
+    First comes a summary, then the steps and the diffs of configuration. Without a payload, an installed node
+    is planned from its receipt.
+    """
     names = INSTALL if direction is Direction.INSTALL else REVERT
     return _run_stages(dataclasses.replace(common, dry_run=True), names, exit_code_if_planned=EXIT_PLANNED)
 
@@ -221,8 +226,9 @@ def stage(
     return _run_stages(common, (name,))
 
 
-# The daemon applies changes, so it has no --dry-run. It runs every stage itself, so it shares no reports.
-_DAEMON_OPTIONS = tuple(each.name for each in COMMON_PARAMETERS if each.name not in ("dry_run", "reports"))
+# The daemon applies changes, so it has no dry run. It runs every stage itself, so it shares no reports.
+_NOT_OF_DAEMON = ("dry_run", "verbose", "reports")
+_DAEMON_OPTIONS = tuple(each.name for each in COMMON_PARAMETERS if each.name not in _NOT_OF_DAEMON)
 
 
 @command(app, "daemon", *_DAEMON_OPTIONS)
@@ -327,10 +333,9 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
 
     def report_stage(done: StageReport) -> None:
         report.write_termination_message(common.termination_log, done)
-        if common.output is Output.TEXT:
-            # A real run has already logged each change.
-            shown = done if common.dry_run else dataclasses.replace(done, changes=())
-            print_result(report.to_text(shown, diffs=common.dry_run))
+        if common.output is Output.TEXT and not common.dry_run:
+            # The run has already logged each change.
+            print_result(report.to_text(dataclasses.replace(done, changes=())))
         if not common.dry_run and not common.offline:
             recorder.add(done)
 
@@ -359,12 +364,9 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
         found_unfit = any(done.error and done.error.unfit for done in reports)
         if found_unfit and StageName.CLAIM in names and not (common.dry_run or common.offline):
             mark_unfit(context, settings.instance)
+    with signals.held():  # half a document would be of no use
+        print_run(reports, clients.root, settings.install_dir, common)
     failed = next((done for done in reports if done.error), None)
-    if common.output is Output.JSON:
-        with signals.held():  # half a document would be of no use
-            print_json_result(report.to_json(reports))
-        if failed and failed.error:
-            print_error(f"error: {failed.stage}: {failed.error}")
     if failed and (told_later := leave_to_claim(common, names, reports)):
         log.info("%s", told_later)
         return 0

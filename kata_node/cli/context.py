@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kata_node.cli.options import Common
+from kata_node.cli.options import DEFAULT_PAYLOAD, Common
 from kata_node.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def options_of(common: Common) -> Options:
 
     return Options(
         payload=common.payload,
+        payload_is_optional=common.dry_run and common.payload == DEFAULT_PAYLOAD,
         offline=common.offline,
         runtime=common.runtime,
         cri_socket=common.cri_socket.removeprefix("unix://"),

@@ -127,6 +127,10 @@ class Common:
         bool, _option("offline", None, "Only write files. Use no systemd, no CRI socket and no cluster.")
     ] = False
     dry_run: Annotated[bool, _option("dry-run", None, "Show what would change, but change nothing.")] = False
+    verbose: Annotated[
+        bool,
+        _option("verbose", None, "With a dry run: list every file, and show every diff in full."),
+    ] = False
     output: Annotated[Output, _option("output", None, "The format of the result on stdout.")] = Output.TEXT
     log_level: Annotated[
         LogLevel,

@@ -6,6 +6,7 @@ even when the command fails before the first stage::
     {"outcome": "ok" or "failed",
      "error": {"what", "where", "hint", "exit_code"},                      if it failed
      "stages": [...] or "installations": [...] or "manifest": "PATH"}      depending on the command
+    {..., "plan": {...}}                                                  a dry run, see plan/dry_run.py
     {..., "findings": [{"level": "error" or "note", "source": "chart" or "node", "what", "arches": [...]}],
      "shims": {ARCH: [...]}, "skipped": {ARCH: {SHIM: REASON}}}            values check
     {..., "diff", "notes": [...], "values": "the converted file"}          values convert
@@ -23,13 +24,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from kata_node.cli.options import DEFAULT_TERMINATION_LOG, Output, StageName, raw_option_value
+from kata_node.cli.options import DEFAULT_TERMINATION_LOG, Common, Output, StageName, raw_option_value
 from kata_node.errors import HostError, KataNodeError, UsageError
 from kata_node.plan import report
+
+if TYPE_CHECKING:
+    from kata_node.host.files import Root
 
 PROGRAM_NAME = "kata-node"
 
@@ -55,6 +59,34 @@ def print_result(text: str) -> None:
 def print_json_result(result: Mapping[str, Any]) -> None:
     """Print a result as one JSON document."""
     print_result(json.dumps(result, indent=2))
+
+
+def print_run(done: Sequence[report.StageReport], root: Root, install_dir: str, common: Common) -> None:
+    """Print the result of stages, except for the text of a real run: that is printed stage by stage."""
+    if common.dry_run:
+        _print_dry_run(done, root, install_dir, common)
+    elif common.output is Output.JSON:
+        print_json_result(report.to_json(done))
+    failed = next((each for each in done if each.error), None)
+    if failed and common.output is Output.JSON:
+        print_error(f"error: {failed.stage}: {failed.error}")
+
+
+def _print_dry_run(done: Sequence[report.StageReport], root: Root, install_dir: str, common: Common) -> None:
+    """Print what the stages would change. Reads the free space if they would place files."""
+    from kata_node.host.write_access import write_access
+    from kata_node.plan import dry_run
+    from kata_node.plan.preview import Space
+
+    free = None
+    if dry_run.bytes_to_write(done):
+        with contextlib.suppress(HostError):
+            access = write_access(root, install_dir, is_directory=True)
+            free = Space(access.directory, access.free)
+    if common.output is Output.TEXT:
+        print_result(dry_run.to_text(done, free, verbose=common.verbose))
+    else:
+        print_json_result(dry_run.to_json(done, free, verbose=common.verbose))
 
 
 def print_error(text: str) -> None:

@@ -29,7 +29,8 @@ def progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
         with _progress_bar(total, title) as advance:
             yield advance
     else:
-        yield _progress_lines(total, title)
+        with _progress_lines(total, title) as advance:
+            yield advance
 
 
 @contextmanager
@@ -55,15 +56,18 @@ def _progress_bar(total: int, title: str) -> Iterator[Callable[[int], None]]:
         bar.render_progress()
 
 
-def _progress_lines(total: int, title: str) -> Callable[[int], None]:
-    lock, done, last_logged = threading.Lock(), 0, time.monotonic()
+@contextmanager
+def _progress_lines(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    lock, done, last_logged, shown = threading.Lock(), 0, time.monotonic(), 0
 
     def advance(size: int) -> None:
-        nonlocal done, last_logged
+        nonlocal done, last_logged, shown
         with lock:
             done += size
             if (now := time.monotonic()) - last_logged >= LOG_INTERVAL:
-                last_logged = now
-                log.info("%s: %d %%", title, min(100, done * 100 // total))
+                last_logged, shown = now, min(100, done * 100 // total)
+                log.info("%s: %d %%", title, shown)
 
-    return advance
+    yield advance
+    if 0 < shown < 100:  # a short copy has no line at all
+        log.info("%s: 100 %%", title)

@@ -13,6 +13,7 @@ from kata_node.errors import KataNodeError
 from kata_node.kube.node import check_host, check_machine_id
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import StageContext
+from kata_node.plan.effects import Effect, LabelEffect
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +93,9 @@ class WaitForNode:
         """Return a line."""
         return f"wait for Node {self.name} to be Ready and to report {', '.join(self.handlers)}"
 
-    def diff(self) -> str:
+    def effects(self) -> tuple[Effect, ...]:
         """Return nothing, because nothing changes."""
-        return ""
+        return ()
 
     def apply(self, clients: Clients) -> None:
         """Wait. Raise :class:`~kata_node.errors.KubeError` at the deadline."""
@@ -136,10 +137,14 @@ class EnsureLabels:
         )
         return f"label Node {self.name}: {changes}"
 
-    def diff(self) -> str:
-        """Return a line for each label."""
-        return "".join(
-            f"- {key} on Node {self.name}\n" if value is None else f"+ {key}={value} on Node {self.name}\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the labels."""
+        return tuple(
+            LabelEffect(
+                f"- {key} on Node {self.name}" if value is None else f"+ {key}={value} on Node {self.name}",
+                key,
+                value,
+            )
             for key, value in self.changes
         )
 
@@ -171,9 +176,9 @@ class RemoveTaint:
         """Return a line."""
         return f"remove the startup taint {self.taint} from Node {self.name}"
 
-    def diff(self) -> str:
-        """Return a line."""
-        return f"- taint {self.taint} on Node {self.name}\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the removal."""
+        return (Effect(f"- taint {self.taint} on Node {self.name}"),)
 
     def apply(self, clients: Clients) -> None:
         """Remove it. Raise :class:`~kata_node.errors.KubeError` when it is still there."""

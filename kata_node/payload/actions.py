@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError
 from kata_node.host import files
 from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients
+from kata_node.plan.effects import Effect, PathEffect
 from kata_node.text import human_size, pluralize
 
 if TYPE_CHECKING:
@@ -29,9 +31,12 @@ class SetDirModes:
         """Return the action as one line."""
         return f"set the mode of {pluralize(len(self.modes), 'directory', 'directories')}"
 
-    def diff(self) -> str:
-        """Return one line per path."""
-        return "".join(f"set mode {mode:04o} of directory {path}\n" for path, mode in self.modes)
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the directories."""
+        return tuple(
+            PathEffect(f"set mode {mode:04o} of directory {path}", path, "change", "dir")
+            for path, mode in self.modes
+        )
 
     def apply(self, clients: Clients) -> None:
         """Set the modes."""
@@ -57,6 +62,8 @@ class PlaceFiles:
     install_dir: str
     entries: tuple[Entry, ...]
     payload: Payload = field(repr=False, compare=False)
+    existing: Collection[str] = field(default=(), repr=False)
+    """The paths, relative to the install dir, that exist already; only a plan shows the difference."""
 
     @property
     def size(self) -> int:
@@ -68,10 +75,16 @@ class PlaceFiles:
         count = pluralize(sum(entry.kind != "dir" for entry in self.entries), "file")
         return f"place {count} ({human_size(self.size)}) below {self.install_dir}"
 
-    def diff(self) -> str:
-        """Return one line per file, without the content, which is mostly binary."""
-        return "".join(
-            f"place {self.install_dir}/{entry.path} ({human_size(entry.size)})\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the files and links, without the content, which is mostly binary."""
+        return tuple(
+            PathEffect(
+                f"place {self.install_dir}/{entry.path} ({human_size(entry.size)})",
+                f"{self.install_dir}/{entry.path}",
+                "change" if entry.path in self.existing else "add",
+                entry.kind,
+                entry.size,
+            )
             for entry in self.entries
             if entry.kind != "dir"
         )

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Literal
 
 from kata_node import __version__
 from kata_node.bounded_read import file_digest
+from kata_node.errors import PayloadError
 from kata_node.host.files import Root, missing_dirs
 from kata_node.host.ownership import Untrusted, is_trusted_owner
 from kata_node.host.real_paths import real_path
 from kata_node.kata import drop_ins
 from kata_node.payload import offer
-from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout
+from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout, recorded_files
 from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
-from kata_node.plan.receipt import STATE_DIR, dirs_of_other_installations
+from kata_node.plan.effects import MAX_TEXT_SIZE
+from kata_node.plan.receipt import STATE_DIR, ArtifactsRecord, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
 from kata_node.snapshotters import mapping
 
@@ -50,6 +52,8 @@ class ArtifactFacts:
     """The payload entries for the enabled shims, before :func:`~kata_node.payload.layout.layout`."""
     observed_files: Mapping[str, ObservedFile] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    contents: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """The present content of the files that kata-node itself makes and would change, for a diff."""
     changed_made_dirs: tuple[str, ...] = ()
     """The install dir and its parents, as far as this installation made them, with a changed mode."""
     untrusted: Untrusted | None = None
@@ -65,6 +69,8 @@ class ArtifactFacts:
     release: str = ""
     drop_in_warnings: tuple[str, ...] = ()
     """Sentences about drop-in settings that are valid but probably have no effect."""
+    by_record: bool = False
+    """Whether ``desired_files`` are those of the receipt, because a dry run has no payload."""
     payload: Callable[[], Payload] = field(default=lambda: _payload_not_read(), repr=False, compare=False)
 
 
@@ -80,6 +86,8 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     root = context.clients.root
     settings = context.settings
     placed = context.receipt.artifacts
+    if context.options.payload_is_optional and placed and not context.options.payload.exists():
+        return _facts_by_record(context, placed)
     fingerprint = index.fingerprint(context.options.payload)
     inputs = _inputs(fingerprint, settings)
     changed_made_dirs = find_changed_made_dirs(root, settings.install_dir, placed)
@@ -112,6 +120,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         entries,
         observed_files,
         digests,
+        _contents_to_change(root, settings.install_dir, desired_files, observed_files),
         changed_made_dirs,
         find_untrusted(
             root,
@@ -123,7 +132,38 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         settings,
         payload.manifest.release,
         kata_warnings(entries, settings, desired_files),
-        lambda: payload,
+        payload=lambda: payload,
+    )
+
+
+def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> ArtifactFacts:
+    """Return the facts of a dry run without a payload.
+
+    Raises :class:`PayloadError` if only the payload says which files the settings need.
+    """
+    from kata_node.payload.index import Payload
+    from kata_node.payload.manifest import SCHEMA, Manifest
+
+    root, directory = context.clients.root, context.options.payload
+    settings = offer.with_placed_files(context.settings, placed.files)
+    missing = [each.name for each in handlers(settings) if each.own_config not in placed.files]
+    if missing or placed.state != "placed":
+        reason = f"the files of {', '.join(missing)} are not" if missing else "not all files are"
+        raise PayloadError(
+            f"the payload directory does not exist, and {reason} on this node yet",
+            where=str(directory),
+            hint="set --payload to the directory with the Kata files",
+        )
+    return ArtifactFacts(
+        placed.inputs,
+        recorded_files(placed.files),
+        observed_files=observe_files(root, settings.install_dir, placed.files),
+        changed_made_dirs=find_changed_made_dirs(root, settings.install_dir, placed),
+        untrusted=find_untrusted(root, settings.install_dir, placed.files, ()),
+        settings=settings,
+        release=placed.release,
+        by_record=True,
+        payload=lambda: Payload(directory, Manifest(SCHEMA, "tree", placed.release, (), {}, {})),
     )
 
 
@@ -208,6 +248,23 @@ def walk(root: Root, install_dir: str) -> Iterator[str]:
         links = [name for name in dirs if Path(directory, name).is_symlink()]
         for name in sorted((*names, *links)):
             yield str(Path(directory, name).relative_to(base))
+
+
+def _contents_to_change(
+    root: Root,
+    install_dir: str,
+    desired_files: Mapping[str, DesiredFile],
+    observed_files: Mapping[str, ObservedFile],
+) -> dict[str, bytes]:
+    contents: dict[str, bytes] = {}
+    for path, observed in observed_files.items():
+        desired = desired_files.get(path)
+        if desired is None or desired.content is None or observed.kind != "file":
+            continue
+        if observed.size <= MAX_TEXT_SIZE and not observed.matches(desired.placed(pending=False)):
+            content = root.read(f"{install_dir}/{path}")
+            contents |= {} if content is None else {path: content}
+    return contents
 
 
 def _dirs_to_remove_at_revert(root: Root, install_dir: str) -> tuple[str, ...]:

@@ -100,6 +100,21 @@ def layout(entries: Iterable[Entry], settings: Settings) -> dict[str, DesiredFil
     return dict(sorted(desired_files.items()))
 
 
+def recorded_files(placed: Mapping[str, PlacedFile]) -> dict[str, DesiredFile]:
+    """Return the files of the receipt as wanted files, for a plan without the payload that has their content.
+
+    Obsolete files are left out.
+    """
+    from kata_node.payload.manifest import Entry
+
+    entries = (
+        Entry(path, each.kind, each.mode, each.size, each.mtime, each.sha256, each.link)
+        for path, each in placed.items()
+        if not each.obsolete
+    )
+    return {entry.path: _from_payload_entry(entry) for entry in entries}
+
+
 def kata_warnings(
     entries: Iterable[Entry], settings: Settings, desired_files: Mapping[str, DesiredFile]
 ) -> tuple[str, ...]:

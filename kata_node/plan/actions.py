@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import posixpath
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -17,13 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import files, reserve
-from kata_node.host.real_paths import real_path
 from kata_node.plan import receipt as receipts
+from kata_node.plan.effects import Effect, PathEffect, removed_file, written_file
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding
 from kata_node.text import human_size as human_size
 from kata_node.text import pluralize as pluralize
-from kata_node.text import unified_diff
 
 if TYPE_CHECKING:
     from kata_node.host.cri import Cri
@@ -58,8 +55,8 @@ class Action(Protocol):
     def describe(self) -> str:
         """Return the change as one line for the report; empty for bookkeeping."""
 
-    def diff(self) -> str:
-        """Return the change as a unified diff or as lines of text; empty for bookkeeping."""
+    def effects(self) -> tuple[Effect, ...]:
+        """Return everything that changes; empty for bookkeeping. Only a plan that is shown asks for it."""
 
     def apply(self, clients: Clients) -> None:
         """Make the change. Raises :class:`~kata_node.errors.KataNodeError`."""
@@ -87,6 +84,12 @@ class Plan:
     """The shims that the settings enable and this node does not get."""
     pods_unknown: bool = False
     """Whether the runtime did not answer which pods run, so there can be blocking pods."""
+    added_handlers: tuple[str, ...] = ()
+    """The handlers that the runtime's configuration defines only after the plan."""
+    removed_handlers: tuple[str, ...] = ()
+    """The handlers that the runtime can serve before the plan, and not after it."""
+    drifted: tuple[str, ...] = ()
+    """The host paths that changed on the node since kata-node placed them, and that the plan repairs."""
     is_forecast: bool = False
     """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
 
@@ -102,8 +105,8 @@ class _Bookkeeping:
     def describe(self) -> str:
         return ""
 
-    def diff(self) -> str:
-        return ""
+    def effects(self) -> tuple[Effect, ...]:
+        return ()
 
     def check(self, clients: Clients) -> None:
         pass
@@ -218,9 +221,9 @@ class MakeDirs:
         """Return the action as one line."""
         return f"create directory {self.path}"
 
-    def diff(self) -> str:
-        """Return one line instead of a diff."""
-        return f"new directory {self.path}\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the directory."""
+        return (PathEffect(f"new directory {self.path}", self.path, "add", "dir"),)
 
     def apply(self, clients: Clients) -> None:
         """Create the directory."""
@@ -246,9 +249,11 @@ class RemoveDirs:
         """Return the action as one line."""
         return f"remove {pluralize(len(self.paths), 'empty directory', 'empty directories')}"
 
-    def diff(self) -> str:
-        """Return one line per path."""
-        return "".join(f"remove directory {path} if empty\n" for path in self.paths)
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the directories."""
+        return tuple(
+            PathEffect(f"remove directory {path} if empty", path, "remove", "dir") for path in self.paths
+        )
 
     def apply(self, clients: Clients) -> None:
         """Remove the empty directories."""
@@ -278,9 +283,9 @@ class WriteFile:
         """Return the action as one line."""
         return f"{'write' if self.before is None else 'change'} {self.path}"
 
-    def diff(self) -> str:
-        """Return a unified diff."""
-        return unified_diff(self.path, self.before, self.content)
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the file with both contents."""
+        return (written_file(self.path, self.before, self.content),)
 
     def apply(self, clients: Clients) -> None:
         """Write the file."""
@@ -307,9 +312,9 @@ class RemoveFile:
         """Return the action as one line."""
         return f"remove {self.path}"
 
-    def diff(self) -> str:
-        """Return a unified diff."""
-        return unified_diff(self.path, self.before, None)
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the file with its content."""
+        return (removed_file(self.path, self.before),)
 
     def apply(self, clients: Clients) -> None:
         """Remove the file."""
@@ -333,9 +338,11 @@ class MakeLinks:
         """Return the action as one line."""
         return f"create {pluralize(len(self.links), 'symlink')}"
 
-    def diff(self) -> str:
-        """Return one line per path."""
-        return "".join(f"new symlink {path} -> {target}\n" for path, target in self.links)
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the symlinks."""
+        return tuple(
+            PathEffect(f"new symlink {path} -> {target}", path, "add", "link") for path, target in self.links
+        )
 
     def apply(self, clients: Clients) -> None:
         """Create the symlinks."""
@@ -351,50 +358,3 @@ class MakeLinks:
                     where=path,
                     hint=CHANGED_BY_OTHERS_HINT,
                 )
-
-
-@dataclass(frozen=True)
-class RemoveFiles:
-    """Remove files and links below the install dir."""
-
-    install_dir: str
-    paths: tuple[str, ...]
-
-    def describe(self) -> str:
-        """Return the action as one line."""
-        return f"remove {pluralize(len(self.paths), 'file')} below {self.install_dir}"
-
-    def diff(self) -> str:
-        """Return one line per path."""
-        return "".join(f"remove {self.install_dir}/{path}\n" for path in self.paths)
-
-    def apply(self, clients: Clients) -> None:
-        """Remove the existing files.
-
-        A directory at one of the paths is foreign and stays, and so does what a symlink in place of one of
-        our directories leads to.
-        """
-        for path in self._paths_of_files(clients.root):
-            clients.root.remove(path)
-
-    def check(self, clients: Clients) -> None:
-        """Raise :class:`HostError` if one of the files exists."""
-        for path in self._paths_of_files(clients.root):
-            if clients.root.lstat(path) is not None:
-                raise HostError(
-                    "the file still exists after it was removed", where=path, hint=CHANGED_BY_OTHERS_HINT
-                )
-
-    def _paths_of_files(self, root: files.Root) -> Iterator[str]:
-        """Yield the host paths that are not a directory, and are not behind a symlink in the install dir."""
-        base = root.real_path(self.install_dir)
-        is_real: dict[str, bool] = {}  # hundreds of files share a few directories
-        for path in self.paths:
-            parent = posixpath.dirname(path)
-            if parent not in is_real:
-                expected = f"{base}/{parent}".rstrip("/")
-                is_real[parent] = real_path(root, f"{self.install_dir}/{parent}") == expected
-            info = root.lstat(f"{self.install_dir}/{path}") if is_real[parent] else None
-            # A missing file can have a temporary file.
-            if is_real[parent] and (info is None or not stat.S_ISDIR(info.st_mode)):
-                yield f"{self.install_dir}/{path}"

@@ -17,6 +17,8 @@ class Options:
 
     payload: Path
     """The directory with the payload; not relative to the host root."""
+    payload_is_optional: bool = False
+    """Whether a plan is made from the receipt alone if there is no payload."""
     offline: bool = False
     """Whether the run changes only files, and connects to neither systemd, CRI nor API server."""
     runtime: str = ""

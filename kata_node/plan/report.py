@@ -11,9 +11,12 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kata_node.errors import KataNodeError, UnfitNodeError
+
+if TYPE_CHECKING:
+    from kata_node.plan.preview import Preview
 
 FindingStatus = Literal["pass", "warn", "fail", "skip"]
 Outcome = Literal["done", "skipped", "planned", "failed"]
@@ -68,7 +71,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class StageReport:
-    """The result of one stage. ``changes`` are one line per action; only a dry run has a ``diff``."""
+    """The result of one stage. ``changes`` are one line per action."""
 
     stage: str
     outcome: Outcome
@@ -78,9 +81,10 @@ class StageReport:
     checks: tuple[Finding, ...] = ()
     left_out: tuple[str, ...] = ()
     """The shims that the settings enable and this node does not get."""
-    diff: str = ""
     seconds: float = 0.0
     error: Problem | None = None
+    preview: Preview | None = None
+    """What a dry run would change; see :mod:`kata_node.plan.dry_run`, which shows it."""
 
     @property
     def exit_code(self) -> int:
@@ -101,7 +105,7 @@ def failure_document(error: Problem) -> dict[str, Any]:
 
 
 def _stage_document(report: StageReport) -> dict[str, Any]:
-    data = dataclasses.asdict(report)
+    data = dataclasses.asdict(dataclasses.replace(report, preview=None))
     if report.error:
         data["error"] = report.error.to_json()
     data["checks"] = tuple(
@@ -111,7 +115,7 @@ def _stage_document(report: StageReport) -> dict[str, Any]:
     return fields | {"seconds": round(report.seconds, 3)}
 
 
-def to_text(report: StageReport, *, diffs: bool) -> str:
+def to_text(report: StageReport) -> str:
     """Return the report of one stage as text: one line with the summary, then the details."""
     lines = [f"{report.stage:<16} {report.outcome:<8} {report.summary}"]
     for check in report.checks:
@@ -123,8 +127,6 @@ def to_text(report: StageReport, *, diffs: bool) -> str:
     if report.error and not report.checks:
         lines += [f"  at: {report.error.where}"] if report.error.where else []
         lines += [f"  hint: {report.error.hint}"] if report.error.hint else []
-    if diffs and report.diff:
-        lines.append(report.diff.rstrip("\n"))
     # A file name can contain bytes that are not UTF-8, which cannot be printed.
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 

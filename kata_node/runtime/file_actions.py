@@ -10,6 +10,7 @@ from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import reserve
 from kata_node.host.files import FileState
 from kata_node.plan.actions import Clients, RemoveFile, WriteFile
+from kata_node.plan.effects import Effect, removed_file, written_file
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,10 @@ class WriteConfig(WriteFile):
     """What a rollback restores; ``None`` if the file did not exist."""
     receipt_path: str = ""
     """For a revert, which needs no space: the receipt, which has a reserve that can be given up."""
+
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the file with both contents."""
+        return (written_file(self.path, self.before, self.content, is_configuration=True),)
 
     def apply(self, clients: Clients) -> None:
         """Write the file."""
@@ -59,6 +64,10 @@ class RemoveConfig(RemoveFile):
     previous: FileState | None = field(default=None, repr=False)
     """What a rollback restores; ``None`` if the file did not exist."""
 
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the file with its content."""
+        return (removed_file(self.path, self.before, is_configuration=True),)
+
     def apply(self, clients: Clients) -> None:
         """Remove the file."""
         reserve.remove(clients.root, self.path, previous=self.previous)
@@ -80,9 +89,9 @@ class RestoreFile:
         """Return one line for the plan."""
         return f"restore {self.path}"
 
-    def diff(self) -> str:
+    def effects(self) -> tuple[Effect, ...]:
         """Return nothing: a rollback is not part of a dry run."""
-        return ""
+        return ()
 
     def apply(self, clients: Clients) -> None:
         """Write or remove the file, unless it is in its previous state."""
@@ -110,9 +119,9 @@ class RemoveReserves:
         """Return nothing: this is bookkeeping."""
         return ""
 
-    def diff(self) -> str:
+    def effects(self) -> tuple[Effect, ...]:
         """Return nothing: this is bookkeeping."""
-        return ""
+        return ()
 
     def apply(self, clients: Clients) -> None:
         """Remove the reserves."""

@@ -1,4 +1,4 @@
-"""Actions on the container runtime: check its configuration, restart it, and prove what it serves."""
+"""The action that restarts the container runtime and proves what it serves."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.errors import CriError, HostError, SystemdError
-from kata_node.host import go_glob, kernel
+from kata_node.host import kernel
 from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, continued_on_a_full_disk
+from kata_node.plan.effects import Effect, UnitEffect, UnitOperation
 from kata_node.plan.receipt import Receipt
-from kata_node.runtime.model.config import CriConfig, StartProblem
 from kata_node.runtime.served_programs import SEARCH_PATH, handlers_below
 
 if TYPE_CHECKING:
-    from kata_node.host.files import Root
     from kata_node.host.systemd import Unit
+    from kata_node.runtime.check_config import CheckConfig
     from kata_node.runtime.model.distributions import LoadMethod
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,8 @@ DOWN_STATES = ("inactive", "failed", "deactivating")
 
 CALL_TIMEOUT = 10.0  # seconds for one call of a running runtime
 
+_VERBS: Mapping[LoadMethod, UnitOperation] = {"restart": "restart", "signal": "reload", "watch": "wait for"}
+
 POLL = 0.05  # seconds between two queries of a starting runtime
 PATIENCE = 5.0
 """Seconds of wrong answers (no CRI, a missing handler) after which a started runtime counts as failed.
@@ -43,74 +44,6 @@ SETTLE_TIME = 0.2  # seconds after a reload until the list of served handlers is
 WATCH_TIMEOUT = 30.0
 """Seconds for a distribution that watches its files. k0s waits 3 s after the last change, then ends
 containerd and starts it again."""
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Check the configuration that the runtime will read, before it is restarted."""
-
-    config: CriConfig
-    own_paths: tuple[str, ...]
-    handlers: tuple[str, ...]
-    labels: Mapping[str, str]
-    """Path of a file -> the setting that its content comes from (``containerd.userDropIn``)."""
-    planned: Mapping[str, bytes | None] = field(default_factory=dict, repr=False)
-    """Content that is not yet written; ``None`` for a file to remove.
-
-    Content that fails this check never reaches the disk, so the runtime starts even after a power cut."""
-    before: Mapping[str, bytes | None] | None = field(default=None, repr=False)
-    """The content of the changed files before the change. Problems that were there before do not count."""
-    is_old: bool = False
-    """Whether the files served before. Then only what keeps the runtime from starting is a problem."""
-
-    def describe(self) -> str:
-        """Return one line for the plan; empty for a check of planned content."""
-        return "" if self.planned else f"check the configuration of {self.config.main_path}"
-
-    def diff(self) -> str:
-        """Return nothing: a check changes no file."""
-        return ""
-
-    def apply(self, clients: Clients) -> None:
-        """Raise :class:`HostError` with every problem found."""
-        problems = self._problems(clients.root, self.planned)
-        if self.before is not None and problems:
-            known = self._problems(clients.root, self.before)
-            problems = [problem for problem in problems if problem not in known]
-        if self.is_old:
-            problems = [problem for problem in problems if isinstance(problem, StartProblem)]
-        if problems:
-            raise HostError(
-                "; ".join(problems),
-                where=self.config.main_path,
-                hint="correct the named files and settings, then run the command again",
-            )
-
-    def check(self, clients: Clients) -> None:
-        """Do nothing: :meth:`apply` is the check."""
-
-    def _problems(self, root: Root, planned: Mapping[str, bytes | None]) -> list[str]:
-        """Return the problems of the files on the node, with ``planned`` instead of some of them."""
-        return self.config.check(
-            self.config.read_files(partial(_read, root, planned), partial(_glob, root, planned)),
-            own_paths=self.own_paths,
-            handlers=self.handlers,
-            labels=self.labels,
-            exists=partial(_exists, root, planned),
-        )
-
-
-def _read(root: Root, planned: Mapping[str, bytes | None], path: str) -> bytes | None:
-    return planned[path] if path in planned else root.read(path)
-
-
-def _exists(root: Root, planned: Mapping[str, bytes | None], path: str) -> bool:
-    return planned[path] is not None if path in planned else root.exists(path)
-
-
-def _glob(root: Root, planned: Mapping[str, bytes | None], pattern: str) -> list[str]:
-    planned_paths = (path for path in planned if go_glob.matches(pattern, path))
-    return sorted({*root.glob(pattern), *planned_paths})
 
 
 @dataclass(frozen=True)
@@ -164,9 +97,12 @@ class RestartRuntime:
         handlers = _joined_names(self.expected_handlers)
         return f"{self._verb} {self.unit}{condition} and check that it serves {handlers}"
 
-    def diff(self) -> str:
-        """Return the line that stands for the restart in a diff."""
-        return "" if self.restart == "never" else f"{self._verb} {self.unit}\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the restart, or how the runtime loads the change without one."""
+        if self.restart == "never":
+            return ()
+        verb, unit = self._verb, self.unit
+        return (UnitEffect(f"{verb} {unit}", unit, verb, True, self.may_be_down),)
 
     def apply(self, clients: Clients) -> None:
         """Restart and prove. Raise :class:`SystemdError` or :class:`CriError` when the proof fails."""
@@ -212,8 +148,8 @@ class RestartRuntime:
         receipts.remove_old_backups(clients.root, self.receipt_after_proof)
 
     @property
-    def _verb(self) -> str:
-        return {"restart": "restart", "signal": "reload", "watch": "wait for"}[self._effective_load_method]
+    def _verb(self) -> UnitOperation:
+        return _VERBS[self._effective_load_method]
 
     @property
     def _effective_load_method(self) -> LoadMethod:

@@ -13,10 +13,11 @@ from kata_node.plan.actions import (
 )
 from kata_node.plan.receipt import Backup, CriRecord, PreviousFile, Receipt
 from kata_node.runtime import file_records
+from kata_node.runtime.check_config import CheckConfig
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_actions import RemoveReserves, RestoreFile
 from kata_node.runtime.model.config import FileChange
-from kata_node.runtime.restart import CheckConfig, RestartRuntime
+from kata_node.runtime.restart import RestartRuntime
 
 if TYPE_CHECKING:
     from kata_node.host.files import FileState

@@ -84,10 +84,10 @@ def install(
     paths_with_entry = {change.path for change in changes if change.content != change.content_without_entry}
     files = tuple(file for file in in_progress.files if file.path in paths_with_entry)
     serving = replace(in_progress, state="serving", files=files, previous=(), fallback=None)
-    removed_handlers = sorted_names(
-        set(_loadable_handlers(cri)).difference(handlers, handlers_defined_after(facts, changes))
-    )
-    handlers_to_remove = {*removed_handlers, *_handlers_removed_by(facts, changes)}
+    defined_before = set(facts.config.defined_handlers(facts.contents))
+    defined_after = set(handlers_defined_after(facts, changes))
+    removed_handlers = sorted_names(set(_loadable_handlers(cri)).difference(handlers, defined_after))
+    handlers_to_remove = {*removed_handlers, *(defined_before - defined_after)}
     actions = (
         # With nothing to write, keep the old record: it shows which files the runtime has read.
         _record_action(
@@ -126,6 +126,8 @@ def install(
         notes=blocking_pods.unknown_pods_notes(facts.pods, handlers_to_remove),
         blocking_pods=blocking_pods.blocking_pods(facts.pods, handlers_to_remove),
         pods_unknown=facts.pods is None and bool(handlers_to_remove),
+        added_handlers=sorted_names(defined_after - defined_before),
+        removed_handlers=sorted_names(handlers_to_remove),
     )
 
 
@@ -154,10 +156,11 @@ def revert(
         previous=start.previous,
         fallback=start.fallback,
     )
-    removed_handlers = sorted_names(
-        {*_loadable_handlers(cri), *facts.own_handlers}.difference(handlers_defined_after(facts, changes))
-    )
-    handlers_to_remove = {*removed_handlers, *facts.own_handlers, *_handlers_removed_by(facts, changes)}
+    # Without the receipt, the files show which handlers were there before.
+    defined_before = set(facts.config.defined_handlers(facts.contents))
+    defined_after = set(handlers_defined_after(facts, changes))
+    removed_handlers = sorted_names({*_loadable_handlers(cri), *facts.own_handlers} - defined_after)
+    handlers_to_remove = {*removed_handlers, *facts.own_handlers, *(defined_before - defined_after)}
     # Without a record of placed files, this stage alone leaves nothing behind, and makes what it needs.
     artifacts = receipt.artifacts or ArtifactsRecord(
         "removing", "", "", {}, _missing_install_dirs(facts, receipt)
@@ -227,6 +230,8 @@ def revert(
         notes=blocking_pods.unknown_pods_notes(facts.pods, handlers_to_remove),
         blocking_pods=blocking_pods.blocking_pods(facts.pods, handlers_to_remove),
         pods_unknown=facts.pods is None and bool(handlers_to_remove),
+        added_handlers=sorted_names(defined_after - defined_before),
+        removed_handlers=sorted_names(handlers_to_remove),
     )
 
 
@@ -247,13 +252,6 @@ def _record_action(
     digests = dict.fromkeys(backup.sha256 for backup in in_progress.backups())
     return WriteReceipt(
         replace(receipt, cri=cri), tuple(contents[each] for each in digests if each in contents)
-    )
-
-
-def _handlers_removed_by(facts: RuntimeFacts, changes: Iterable[FileChange]) -> set[str]:
-    """Return the handlers that ``changes`` remove from the files, even if the receipt is lost."""
-    return set(facts.config.defined_handlers(facts.contents)).difference(
-        handlers_defined_after(facts, changes)
     )
 
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import IneligibleNodeError, PayloadError
-from kata_node.plan.actions import Action, MakeDirs, MakeLinks, RemoveDirs, RemoveFile, RemoveFiles, WriteFile
+from kata_node.plan.actions import Action, MakeDirs, MakeLinks, RemoveDirs, RemoveFile, WriteFile
+from kata_node.plan.remove_files import RemoveFiles
 from kata_node.snapshotters import mapping
 from kata_node.snapshotters.mapping import NYDUS, NYDUS_COMPONENT, UNIT_DIR, NydusInstance
 from kata_node.snapshotters.unit_actions import DaemonReload, StartUnit, StopUnit
@@ -188,7 +189,7 @@ def rollback_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...
     nydus = NydusInstance.for_settings(settings)
     wanted = wants_links(nydus, facts.cri_units)
     if facts.unit is None:
-        return _removal_actions(nydus, (*facts.wants_links, *wanted), offline=facts.offline)
+        return _removal_actions(nydus, (*facts.wants_links, *wanted), facts)
     restored: list[Action] = []
     if facts.config is not None:
         restored.append(WriteFile(nydus.config, facts.config))
@@ -215,9 +216,7 @@ def revert_actions(settings: Settings, facts: NydusFacts) -> tuple[Action, ...]:
         return (RemoveFile(nydus.config, facts.config),) if facts.config is not None else ()
     if facts.unit is None and facts.config is None and not facts.wants_links:
         return ()
-    return _removal_actions(
-        nydus, (*facts.wants_links, *wants_links(nydus, facts.cri_units)), offline=facts.offline
-    )
+    return _removal_actions(nydus, (*facts.wants_links, *wants_links(nydus, facts.cri_units)), facts)
 
 
 def notes(settings: Settings, facts: NydusFacts) -> tuple[str, ...]:
@@ -266,11 +265,14 @@ def _unlink_actions(paths: tuple[str, ...]) -> tuple[Action, ...]:
     return (RemoveFiles(UNIT_DIR, below), RemoveDirs(_directories(paths)))
 
 
-def _removal_actions(nydus: NydusInstance, paths: Iterable[str], *, offline: bool) -> tuple[Action, ...]:
+def _removal_actions(nydus: NydusInstance, paths: Iterable[str], facts: NydusFacts) -> tuple[Action, ...]:
     unlink = _unlink_actions(tuple(dict.fromkeys(paths)))
     # The unit file is last: as long as it exists, a run after an interruption removes the other files too.
-    files = (RemoveFile(nydus.config), RemoveFile(nydus.unit_path))
-    if offline:
+    files = (
+        RemoveFile(nydus.config, facts.config or b""),
+        RemoveFile(nydus.unit_path, facts.unit or b""),
+    )
+    if facts.offline:
         return (*unlink, *files)
     # The first reload removes the `Wants` of other units, so that none of them starts the unit again. After
     # the second reload systemd forgets the unit, because it has no file and no other unit wants it.

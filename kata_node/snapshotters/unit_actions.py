@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kata_node.errors import SystemdError
 from kata_node.host.journal import journal_command
 from kata_node.plan.actions import Clients
+from kata_node.plan.effects import Effect, UnitEffect
 
 TIMEOUT = 120.0  # seconds for one action
 
@@ -21,9 +22,9 @@ class DaemonReload:
         """Return the action as one line."""
         return "reload the unit files of systemd"
 
-    def diff(self) -> str:
-        """Return one line instead of a diff."""
-        return "systemctl daemon-reload\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the reload."""
+        return (Effect("systemctl daemon-reload"),)
 
     def apply(self, clients: Clients) -> None:
         """Reload the unit files. Raises :class:`SystemdError`."""
@@ -44,9 +45,9 @@ class StartUnit:
         """Return the action as one line."""
         return f"start {self.unit}"
 
-    def diff(self) -> str:
-        """Return one line instead of a diff."""
-        return f"start {self.unit}\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the start."""
+        return (UnitEffect(self.describe(), self.unit, "start"),)
 
     def apply(self, clients: Clients) -> None:
         """Start the unit. Raises :class:`SystemdError` if it does not start."""
@@ -75,9 +76,9 @@ class StopUnit:
         """Return the action as one line."""
         return f"stop {self.unit}"
 
-    def diff(self) -> str:
-        """Return one line instead of a diff."""
-        return f"stop {self.unit}\n"
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the stop."""
+        return (UnitEffect(self.describe(), self.unit, "stop"),)
 
     def apply(self, clients: Clients) -> None:
         """Stop the unit. Raises :class:`SystemdError` if it does not stop."""

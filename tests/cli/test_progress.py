@@ -133,7 +133,9 @@ def test_a_failed_copy_does_not_show_100_percent(terminal: Terminal) -> None:
     assert terminal.getvalue().endswith("\x1b[?25h\n"), "the cursor is back"
 
 
-def test_without_a_terminal_the_progress_is_logged_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_the_progress_is_logged_every_few_seconds_up_to_100_percent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = iter(range(0, 100, 2))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     file = io.StringIO()
@@ -141,7 +143,25 @@ def test_without_a_terminal_the_progress_is_logged_every_few_seconds(monkeypatch
         for _ in range(10):
             advance(MIB)
     told = [line.partition("INFO    ")[2] for line in file.getvalue().splitlines()]
-    assert told == [f"{TITLE}: 30 %", f"{TITLE}: 60 %", f"{TITLE}: 90 %"]
+    assert told == [f"{TITLE}: 30 %", f"{TITLE}: 60 %", f"{TITLE}: 90 %", f"{TITLE}: 100 %"]
+
+
+def test_a_failed_copy_logs_no_100_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100, 6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    file = io.StringIO()
+    with stderr(file), contextlib.suppress(KeyboardInterrupt), progress(2 * MIB, TITLE) as advance:
+        advance(MIB)
+        raise KeyboardInterrupt
+    assert f"{TITLE}: 50 %" in file.getvalue()
+    assert "100" not in file.getvalue().partition(TITLE)[2]
+
+
+def test_a_short_copy_without_a_terminal_logs_nothing() -> None:
+    file = io.StringIO()
+    with stderr(file):
+        copy(10)
+    assert file.getvalue() == ""
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])

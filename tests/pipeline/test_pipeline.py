@@ -1067,7 +1067,8 @@ def test_a_dry_run_shows_all_changes_and_makes_none(node: FakeNode, payload: Pat
     before = snapshot(node)
     planned = run(node, INSTALL, payload, dry_run=True)
     assert [report.outcome for report in planned] == ["done", "skipped", "planned", "planned", "skipped"]
-    assert f"+++ {MAIN}" in planned[3].diff
+    assert planned[3].preview is not None
+    assert MAIN in [each.path for each in planned[3].preview.configuration()]
     assert (snapshot(node), node.restarts) == (before, 0)
     assert errors(run(node, INSTALL, payload)) == []
     installed = snapshot(node)

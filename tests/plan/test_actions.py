@@ -27,13 +27,14 @@ from kata_node.plan.actions import (
     Plan,
     RemoveDirs,
     RemoveFile,
-    RemoveFiles,
     RemoveLeftovers,
     RemoveReceipt,
     WriteFile,
     WriteReceipt,
 )
+from kata_node.plan.effects import PathEffect
 from kata_node.plan.receipt import Receipt
+from kata_node.plan.remove_files import RemoveFiles
 from kata_node.text import human_size, unified_diff
 
 INSTALL_DIR = "/opt/kata"
@@ -71,6 +72,10 @@ def mode_of(root: Root, path: str) -> int:
     return stat.S_IMODE((root.base / path.strip("/")).lstat().st_mode)
 
 
+def lines_of(action: Action) -> list[str]:
+    return [effect.line for effect in action.effects()]
+
+
 def everything(root: Root) -> list[str]:
     return sorted(f"/{path.relative_to(root.base)}" for path in root.base.rglob("*"))
 
@@ -86,7 +91,9 @@ def test_a_new_file_is_written_and_reported_as_new(root: Root, clients: Clients)
     assert mode_of(root, "/etc/a.toml") == 0o640
     assert root.resolve("/etc/a.toml").stat().st_mtime == 7
     assert action.describe() == "write /etc/a.toml"
-    assert action.diff() == "--- /dev/null\n+++ /etc/a.toml\n@@ -0,0 +1 @@\n+version = 3\n"
+    assert action.effects() == (
+        PathEffect("write /etc/a.toml", "/etc/a.toml", "add", size=12, after=b"version = 3\n"),
+    )
 
 
 def test_a_changed_file_gets_the_given_mode(root: Root, clients: Clients) -> None:
@@ -95,7 +102,9 @@ def test_a_changed_file_gets_the_given_mode(root: Root, clients: Clients) -> Non
     apply_and_check(action, clients)
     assert (root.read(MAIN), mode_of(root, MAIN)) == (b"b\n", 0o600)
     assert action.describe() == f"change {MAIN}"
-    assert action.diff() == f"--- {MAIN}\n+++ {MAIN}\n@@ -1 +1 @@\n-a\n+b\n"
+    assert action.effects() == (
+        PathEffect(f"change {MAIN}", MAIN, "change", size=2, before=b"a\n", after=b"b\n"),
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -127,7 +136,9 @@ def test_removing_a_file_removes_the_target_of_a_link_and_keeps_the_link(
     apply_and_check(action, clients)
     assert everything(root) == ["/link.toml", "/srv"]
     assert action.describe() == "remove /link.toml"
-    assert action.diff() == "--- /link.toml\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
+    assert action.effects() == (
+        PathEffect("remove /link.toml", "/link.toml", "remove", size=2, before=b"a\n"),
+    )
     apply_and_check(action, clients)
     put(root, "/srv/real.toml")
     with pytest.raises(HostError, match="still exists") as caught:
@@ -152,7 +163,7 @@ def test_a_directory_is_created_with_its_mode_and_checked(root: Root, clients: C
     apply_and_check(action, clients)
     assert [mode_of(root, path) for path in ("/opt/kata", "/opt/kata/private")] == [0o755, 0o700]
     assert action.describe() == "create directory /opt/kata/private"
-    assert action.diff() == "new directory /opt/kata/private\n"
+    assert lines_of(action) == ["new directory /opt/kata/private"]
     root.remove_dir("/opt/kata/private")
     with pytest.raises(HostError, match="does not exist after"):
         action.check(clients)
@@ -168,7 +179,10 @@ def test_empty_directories_are_removed_in_the_given_order_and_others_stay(
     assert everything(root) == ["/a", "/a/used", "/a/used/theirs"]
     assert action.describe() == "remove 5 empty directories"
     assert RemoveDirs(("/a",)).describe() == "remove 1 empty directory"
-    assert RemoveDirs(("/a", "/b")).diff() == "remove directory /a if empty\nremove directory /b if empty\n"
+    assert lines_of(RemoveDirs(("/a", "/b"))) == [
+        "remove directory /a if empty",
+        "remove directory /b if empty",
+    ]
 
 
 def test_links_are_created_and_their_targets_checked(root: Root, clients: Clients) -> None:
@@ -177,7 +191,7 @@ def test_links_are_created_and_their_targets_checked(root: Root, clients: Client
     apply_and_check(action, clients)
     assert (root.read_link("/a"), root.read_link("/b")) == ("x", "../y")
     assert action.describe() == "create 2 symlinks"
-    assert action.diff() == "new symlink /a -> x\nnew symlink /b -> ../y\n"
+    assert lines_of(action) == ["new symlink /a -> x", "new symlink /b -> ../y"]
     root.symlink("/b", "z")
     with pytest.raises(HostError, match=r"does not point to \.\./y") as caught:
         action.check(clients)
@@ -215,9 +229,10 @@ def test_placing_is_described_with_a_count_and_a_line_per_file(placing: PlaceFil
         placing.describe()
         == f"place {len(payloads.FILES)} files ({human_size(placing.size)}) below /opt/kata"
     )
-    lines = placing.diff().splitlines()
+    lines = lines_of(placing)
     assert len(lines) == len(payloads.FILES)
     assert "place /opt/kata/VERSION (11 B)" in lines
+    assert sum(each.size for each in placing.effects() if isinstance(each, PathEffect)) == placing.size
 
 
 def shorten(path: Path) -> None:
@@ -265,7 +280,10 @@ def test_removing_files_also_removes_temporary_files_of_an_interrupted_run(
         "/opt/kata/share/now-a-dir/theirs",
     ]
     assert action.describe() == "remove 6 files below /opt/kata"
-    assert RemoveFiles(INSTALL_DIR, ("a", "b")).diff() == "remove /opt/kata/a\nremove /opt/kata/b\n"
+    assert RemoveFiles(INSTALL_DIR, ("a", "b"), {"b": 7}).effects() == (
+        PathEffect("remove /opt/kata/a", "/opt/kata/a", "remove"),
+        PathEffect("remove /opt/kata/b", "/opt/kata/b", "remove", size=7),
+    )
     root.symlink(f"{INSTALL_DIR}/bin/link", "back")
     with pytest.raises(HostError, match="still exists") as caught:
         action.check(clients)
@@ -284,7 +302,7 @@ def test_receipt_and_backups_are_written_and_only_root_can_read_them(root: Root,
     assert root.read(path) == b"theirs"
     modes = [mode_of(root, each) for each in ("/opt/kata", "/opt/kata/.kata-node", posix_parent(path), path)]
     assert modes == [0o755, 0o700, 0o700, 0o600]
-    assert (action.describe(), action.diff()) == ("", "")
+    assert (action.describe(), action.effects()) == ("", ())
 
 
 def posix_parent(path: str) -> str:
@@ -327,7 +345,7 @@ def test_removing_the_receipt_removes_backups_and_temporary_files(root: Root, cl
     action = RemoveReceipt(INSTALL_DIR)
     apply_and_check(action, clients)
     assert everything(root) == ["/opt", "/opt/kata"]
-    assert (action.describe(), action.diff()) == ("", "")
+    assert (action.describe(), action.effects()) == ("", ())
     apply_and_check(action, clients)
 
 

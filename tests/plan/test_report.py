@@ -30,7 +30,6 @@ DONE = StageReport(
     "3 files placed (1.5 GiB)",
     changes=("place 3 files", "remove 1 file"),
     notes=("changed on the host: bin/qemu",),
-    diff="--- a\n+++ b\n",
     seconds=1.23456,
 )
 CHECKS = StageReport(
@@ -54,7 +53,7 @@ CHECKS = StageReport(
 
 
 def test_the_text_of_a_stage_is_a_summary_line_and_details() -> None:
-    assert to_text(DONE, diffs=False).splitlines() == [
+    assert to_text(DONE).splitlines() == [
         "artifacts        done     3 files placed (1.5 GiB)",
         "  - place 3 files",
         "  - remove 1 file",
@@ -62,24 +61,19 @@ def test_the_text_of_a_stage_is_a_summary_line_and_details() -> None:
     ]
 
 
-def test_the_text_of_a_plan_ends_with_its_diff_without_an_empty_line() -> None:
-    assert to_text(DONE, diffs=True).splitlines()[-2:] == ["--- a", "+++ b"]
-    assert not to_text(DONE, diffs=True).endswith("\n")
-
-
 def test_the_text_of_an_error_has_its_place_and_its_hint() -> None:
     failed = StageReport("artifacts", "failed", ERROR.what, error=ERROR)
-    assert to_text(failed, diffs=False).splitlines() == [
+    assert to_text(failed).splitlines() == [
         "artifacts        failed   No space left on device",
         "  at: /opt/kata/bin/qemu",
         "  hint: free some space",
     ]
     bare = StageReport("cri", "failed", "why", error=Problem.from_error(HostError("why")))
-    assert to_text(bare, diffs=False) == "cri              failed   why"
+    assert to_text(bare) == "cri              failed   why"
 
 
 def test_the_text_of_a_check_has_a_remedy_only_if_it_warns_or_fails() -> None:
-    assert to_text(CHECKS, diffs=False).splitlines() == [
+    assert to_text(CHECKS).splitlines() == [
         "host-check       failed   1 passed, 1 warnings, 2 failed",
         "  fail  kvm            /dev/kvm is missing",
         "                       -> enable virtualization",
@@ -95,7 +89,7 @@ def test_the_text_of_a_check_has_a_remedy_only_if_it_warns_or_fails() -> None:
 def test_a_file_name_that_is_not_utf8_can_be_printed() -> None:
     """Names of foreign files are decoded with surrogates."""
     name = os.fsdecode(b"/opt/kata/caf\xe9")
-    text = to_text(StageReport("remove-artifacts", "done", "removed", notes=(f"left: {name}",)), diffs=False)
+    text = to_text(StageReport("remove-artifacts", "done", "removed", notes=(f"left: {name}",)))
     assert text.splitlines()[-1].encode() == rb"  note: left: /opt/kata/caf\udce9"
 
 
@@ -112,7 +106,6 @@ def test_the_json_document_has_all_stages_without_empty_fields() -> None:
                 "summary": "3 files placed (1.5 GiB)",
                 "changes": ["place 3 files", "remove 1 file"],
                 "notes": ["changed on the host: bin/qemu"],
-                "diff": "--- a\n+++ b\n",
                 "seconds": 1.235,
             },
             {"stage": "cri", "outcome": "skipped", "summary": "served", "seconds": 0.0},

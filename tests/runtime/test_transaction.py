@@ -10,14 +10,16 @@ import pytest
 from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.files import FileState
 from kata_node.plan.actions import Action, Clients, Plan, RemoveFile, RemoveLeftovers, WriteFile, WriteReceipt
+from kata_node.plan.effects import Effect
 from kata_node.plan.receipt import ArtifactsRecord, Backup, CriFile, CriRecord, PreviousFile, Receipt
+from kata_node.runtime.check_config import CheckConfig
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_actions import RemoveReserves, RestoreFile
 from kata_node.runtime.file_records import sha256
 from kata_node.runtime.model.config import FileChange
 from kata_node.runtime.model.distributions import LoadMethod, distribution_runtime
-from kata_node.runtime.restart import CheckConfig, RestartRuntime
+from kata_node.runtime.restart import RestartRuntime
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.runtime.transaction import install, revert
 from kata_node.versions import parse_version, runtime_version
@@ -40,8 +42,8 @@ class FakeCheck:
     def describe(self) -> str:
         return self.what
 
-    def diff(self) -> str:
-        return ""
+    def effects(self) -> tuple[Effect, ...]:
+        return ()
 
     def apply(self, clients: Clients) -> None: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import configparser
 import contextlib
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kata_node.host.systemd import Unit
 from kata_node.payload.manifest import SCHEMA, Archive, Entry, Manifest, select
 from kata_node.plan.actions import Action, Clients
 from kata_node.plan.context import Options, StageContext
+from kata_node.plan.effects import PathEffect
 from kata_node.plan.receipt import ArtifactsRecord, PlacedFile, Receipt
 from kata_node.plan.report import Finding
 from kata_node.runtime.containerd.config import ContainerdConfig
@@ -33,6 +34,7 @@ from kata_node.settings.shims import table
 from kata_node.snapshotters import facts as facts_module
 from kata_node.snapshotters import mapping, nydus
 from kata_node.snapshotters.facts import MkfsErofs, SnapshotterFacts, gather_nydus_facts
+from kata_node.snapshotters.mapping import NydusInstance
 from kata_node.snapshotters.nydus import NydusFacts
 from kata_node.versions import parse_version, runtime_version
 
@@ -570,12 +572,30 @@ def test_a_unit_that_does_not_come_up_is_an_error(node: Node) -> None:
         action.check(node.systemd.clients())
 
 
-def test_every_action_has_a_line_and_a_diff(node: Node) -> None:
+def test_every_action_has_a_line_and_an_effect(node: Node) -> None:
     actions = nydus.install_actions(NYDUS, node.facts())
     lines = [action.describe() for action in actions]
     assert "write /etc/systemd/system/nydus-snapshotter.service" in lines
     assert lines[-1] == "start nydus-snapshotter.service"
-    assert all(action.diff() for action in actions)
+    assert all(action.effects() for action in actions)
+
+
+def test_a_plan_shows_the_content_of_the_unit_file_that_is_there(node: Node) -> None:
+    node.install()
+    nydus_unit = NydusInstance.for_settings(NYDUS)
+    edited = (node.root.read(nydus_unit.unit_path) or b"") + b"# mine\n"
+    node.root.write(nydus_unit.unit_path, edited)
+
+    def unit_effects(actions: Iterable[Action]) -> list[PathEffect]:
+        effects = [effect for action in actions for effect in action.effects()]
+        return [
+            each for each in effects if isinstance(each, PathEffect) and each.path == nydus_unit.unit_path
+        ]
+
+    (change,) = unit_effects(nydus.install_actions(NYDUS, node.facts()))
+    assert (change.change, change.before) == ("change", edited)
+    (removal,) = unit_effects(nydus.revert_actions(NYDUS, node.facts()))
+    assert (removal.change, removal.before) == ("remove", edited)
 
 
 # The findings of host-check

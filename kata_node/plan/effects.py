@@ -1,0 +1,86 @@
+"""What an action would change, as data that a plan shows to people and prints as JSON. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+MAX_TEXT_SIZE = 1 << 20
+"""Bytes of the largest file whose content is read only to show a change."""
+
+Change = Literal["add", "change", "remove"]
+UnitOperation = Literal["restart", "reload", "wait for", "start", "stop"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One change, as a line for people. The subclasses have its parts."""
+
+    line: str
+
+
+@dataclass(frozen=True)
+class PathEffect(Effect):
+    """The change of one path on the node."""
+
+    path: str
+    change: Change
+    kind: Literal["file", "link", "dir"] = "file"
+    size: int = 0
+    """The bytes of a file that is written, or that a removal frees."""
+    before: bytes | None = field(default=None, repr=False)
+    """The previous content of a text file; ``None`` if there is none, or if it is not known."""
+    after: bytes | None = field(default=None, repr=False)
+    """The new content of a text file; ``None`` if there is none, or if it comes from the payload."""
+    is_configuration: bool = False
+    """Whether the container runtime reads this file."""
+
+
+@dataclass(frozen=True)
+class UnitEffect(Effect):
+    """A systemd unit that is started, stopped or restarted.
+
+    ``reload`` and ``wait for`` restart the unit only if it does not load the change by itself.
+    """
+
+    unit: str
+    operation: UnitOperation
+    is_runtime: bool = False
+    only_if_running: bool = False
+
+
+@dataclass(frozen=True)
+class LabelEffect(Effect):
+    """A label of the Node; ``value`` is ``None`` for a label that is removed."""
+
+    key: str
+    value: str | None
+
+
+def written_file(
+    path: str, before: bytes | None, after: bytes, *, is_configuration: bool = False
+) -> PathEffect:
+    """Return the effect of writing a small file. ``before`` is ``None`` for a new file."""
+    change: Change = "add" if before is None else "change"
+    line = f"{'write' if before is None else 'change'} {path}"
+    return PathEffect(
+        line,
+        path,
+        change,
+        size=len(after),
+        before=before,
+        after=after,
+        is_configuration=is_configuration,
+    )
+
+
+def removed_file(path: str, before: bytes, *, is_configuration: bool = False) -> PathEffect:
+    """Return the effect of removing a small file."""
+    return PathEffect(
+        f"remove {path}",
+        path,
+        "remove",
+        size=len(before),
+        before=before,
+        is_configuration=is_configuration,
+    )
