@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from kata_node.checks.hardware import HardwareFacts, gather_hardware_facts
 from kata_node.checks.kata_configurations import kata_configurations
+from kata_node.checks.unread_facts import UnreadConfig, unread_config
 from kata_node.errors import CriError, KataNodeError
 from kata_node.host.devices import VHOST_NET
 from kata_node.host.files import host_error
@@ -68,6 +69,8 @@ class HostCheckFacts:
     """The files that ``containerd.userDropIn`` imports and that do not exist."""
     kata_configurations: Mapping[str, Table] = field(default_factory=dict)
     """The effective Kata configuration by handler name, as far as a check needs it."""
+    unread: UnreadConfig | None = None
+    """What the running runtime has not read of its configuration, if that can be told."""
 
 
 def gather_facts(context: StageContext) -> HostCheckFacts:
@@ -94,6 +97,7 @@ def gather_facts(context: StageContext) -> HostCheckFacts:
         _missing_imports(context, runtime),
         # Parsing all of them takes time, and only the need for this device depends on them.
         {} if machine.devices[VHOST_NET] == "there" else kata_configurations(context, artifacts),
+        unread_config(context, runtime) if isinstance(runtime, RuntimeFacts) else None,
     )
 
 

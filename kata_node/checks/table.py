@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from kata_node.checks import devices, paths, snapshotters
+from kata_node.checks import devices, paths, snapshotters, unread
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.served import served_settings
 from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
@@ -143,6 +143,8 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
     if not facts.offline:
         yield from _running_runtime(runtime, receipt)
     yield from _config(settings, runtime, receipt, facts)
+    if facts.unread is not None:
+        yield unread.check(facts.unread, runtime)
 
 
 def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""A failed change shows what the unit of the runtime wrote: as text, in JSON, and in the status of the pod."""
+"""A failed change shows what the unit of the runtime wrote, as text, in JSON and in the status of the pod."""
 
 from __future__ import annotations
 
