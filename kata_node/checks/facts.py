@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from kata_node.checks.hardware import HardwareFacts, gather_hardware_facts
 from kata_node.checks.kata_configurations import kata_configurations
+from kata_node.checks.kubelet import slow_handlers
+from kata_node.checks.kubelet_facts import RequestTimeout, request_timeout
 from kata_node.checks.unread_facts import UnreadConfig, unread_config
 from kata_node.errors import CriError, KataNodeError
 from kata_node.host.devices import VHOST_NET
@@ -71,6 +73,8 @@ class HostCheckFacts:
     """The effective Kata configuration by handler name, as far as a check needs it."""
     unread: UnreadConfig | None = None
     """What the running runtime has not read of its configuration, if that can be told."""
+    request_timeout: RequestTimeout | None = None
+    """The kubelet's timeout, if a check needs it and it can be told."""
 
 
 def gather_facts(context: StageContext) -> HostCheckFacts:
@@ -98,6 +102,9 @@ def gather_facts(context: StageContext) -> HostCheckFacts:
         # Parsing all of them takes time, and only the need for this device depends on them.
         {} if machine.devices[VHOST_NET] == "there" else kata_configurations(context, artifacts),
         unread_config(context, runtime) if isinstance(runtime, RuntimeFacts) else None,
+        request_timeout(context, runtime.distribution_runtime)
+        if isinstance(runtime, RuntimeFacts) and slow_handlers(context.settings)
+        else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from kata_node.checks import devices, paths, snapshotters, unread
+from kata_node.checks import devices, kubelet, paths, snapshotters, unread
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.served import served_settings
 from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
@@ -50,6 +50,7 @@ def _iterate_findings(asked: Settings, facts: HostCheckFacts, receipt: Receipt) 
     yield from _runtime(settings, facts, receipt)
     if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
         yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, placed)
+    yield from kubelet.checks(settings, facts.request_timeout)
     yield _ownership(facts)
     yield from paths.checks(settings, facts)
     yield from _space(settings, facts)
