@@ -235,7 +235,7 @@ def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan
     except (Exception, KeyboardInterrupt) as error:
         if not plan.rollback:
             raise
-        from kata_node.runtime.unit_log import last_words
+        from kata_node.runtime.unit_log import last_words, unit_of
 
         cause = as_kata_node_error(error, "")
         place = f"{cause.where}: " if cause.where else ""
@@ -244,8 +244,9 @@ def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan
             rolled_back_at = time.time()
             failures = _roll_back(plan.rollback, clients)
             # Only now: the runtime comes first.
-            unit_log = last_words(clients, plan.rollback, rolled_back_at) if failures else ""
-            unit_log = unit_log or last_words(clients, plan.actions, started, rolled_back_at)
+            unit = unit_of(plan.actions, cause.where)
+            unit_log = last_words(clients, unit, rolled_back_at) if failures else ""
+            unit_log = unit_log or last_words(clients, unit, started, rolled_back_at)
         if failures:
             raise KataNodeError(
                 f"{cause.what}; the rollback failed too: " + "; ".join(failures),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from kata_node.checks import devices, kubelet, paths, snapshotters, unread
 from kata_node.checks.facts import HostCheckFacts
@@ -143,9 +144,12 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
         yield Finding("user-drop-in", "skip", reason)
     if not facts.offline:
         yield from _running_runtime(runtime, receipt)
-    yield from _config(settings, runtime, receipt, facts)
+    config = list(_config(settings, runtime, receipt, facts))
+    yield from config
     if facts.unread is not None:
-        yield unread.check(facts.unread, runtime)
+        found = unread.check(facts.unread, runtime)
+        # Usually both have one cause, and then one remedy is enough.
+        yield replace(found, remedy="") if any(each.status == "fail" for each in config) else found
 
 
 def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Finding]:

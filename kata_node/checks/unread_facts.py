@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError, SystemdError
 from kata_node.host import go_glob
-from kata_node.runtime import trial_start
 from kata_node.runtime.configured_paths import program_of
-from kata_node.runtime.trial_start import Trial
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
     from kata_node.host.systemd import Unit
     from kata_node.plan.context import StageContext
     from kata_node.runtime.facts import RuntimeFacts
+    from kata_node.runtime.trial_start import Trial
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +117,8 @@ def _changed_at(root: Root, path: str) -> float:
 
 
 def _try(context: StageContext, unit: Unit, runtime: RuntimeFacts, files: Collection[str]) -> Trial | None:
+    from kata_node.runtime import trial_start
+
     name, systemd, root = runtime.runtime.name, context.clients.systemd(), context.clients.root
     program = program_of(unit, name)
     if not program or runtime.distribution_runtime.paths_from != "unit":

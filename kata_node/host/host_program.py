@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import select
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from kata_node.host.dbus import Connection, DBusError
 from kata_node.host.files import Root
-from kata_node.host.systemd_connect import connect
+
+if TYPE_CHECKING:
+    from kata_node.host.dbus import Connection
 
 OUTPUT_LIMIT = 1 << 20
 """Bytes of output to keep. A program that writes more is stopped."""
@@ -70,6 +70,8 @@ def run(root: Root, program: HostProgram, timeout: float) -> ProgramOutput:
     Raises :class:`DBusError` when systemd refuses, for example because it is too old, :class:`OSError` and
     :class:`~kata_node.errors.SystemdError` when it cannot be reached.
     """
+    from kata_node.host.systemd_connect import connect
+
     connection = connect(root, time.monotonic() + timeout, passes_descriptors=True)
     try:
         return _run(connection, program, timeout)
@@ -78,6 +80,10 @@ def run(root: Root, program: HostProgram, timeout: float) -> ProgramOutput:
 
 
 def _run(connection: Connection, program: HostProgram, timeout: float) -> ProgramOutput:
+    import secrets
+
+    from kata_node.host.dbus import DBusError
+
     unit = f"kata-node-{secrets.token_hex(6)}.service"
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
@@ -138,6 +144,8 @@ def _read(reader: int, output: bytearray, deadline: float, until: bytes) -> bool
 
     Otherwise the deadline has passed, ``until`` is in the output, or the output is too long.
     """
+    import select
+
     while len(output) < OUTPUT_LIMIT:
         remaining = deadline - time.monotonic()
         if remaining <= 0 or not select.select([reader], [], [], remaining)[0]:

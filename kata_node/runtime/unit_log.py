@@ -26,17 +26,22 @@ _REASON = re.compile(r"level.{1,3}(error|fatal|panic)|^(containerd|crio|k3s|rke2
 _TIME = re.compile(r"\btime=(\"[^\"]*\"|\S+) |\"time\":\"[^\"]*\",?")
 
 
-def last_words(clients: Clients, actions: Iterable[Action], start: float, end: float | None = None) -> str:
-    """Return the last error lines that the unit which ``actions`` restart wrote, with the name of the unit.
+def unit_of(actions: Iterable[Action], where: str) -> str:
+    """Return the unit that an error is about: that of its ``where``, or else that which ``actions`` restart."""
+    if where.endswith(".service"):
+        return where
+    return next((action.unit for action in actions if isinstance(action, RestartRuntime)), "")
+
+
+def last_words(clients: Clients, unit: str, start: float, end: float | None = None) -> str:
+    """Return the last error lines that ``unit`` wrote, with the name of the unit.
 
     ``start`` and ``end`` are times of :func:`time.time`. The lines are the words of another program: they are
     one line of printable characters, at most :data:`LIMIT`. Empty if there are none, if the journal cannot be
-    read, or if no action restarts a unit.
+    read, or if ``unit`` is empty.
     """
-    units = [action.unit for action in actions if isinstance(action, RestartRuntime)]
-    if not units:
+    if not unit:
         return ""
-    unit = units[0]
     command = (
         *(JOURNALCTL, "--quiet", "--no-pager", "--output=cat", f"--lines={LINES}"),
         *(f"--since=@{start:.6f}", *(() if end is None else (f"--until=@{end:.6f}",))),

@@ -12,6 +12,7 @@ import pytest
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.hardware import HardwareFacts
 from kata_node.checks.table import all_findings
+from kata_node.checks.unread_facts import UnreadConfig
 from kata_node.errors import CriError, HostError, KataNodeError, PayloadError, SystemdError
 from kata_node.host.devices import KVM, NUMBERS, VHOST_VSOCK
 from kata_node.host.files import FileState, host_error
@@ -22,6 +23,7 @@ from kata_node.plan.report import Finding
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.model.distributions import distribution_runtime
+from kata_node.runtime.trial_start import Trial
 from kata_node.settings import load as settings
 from kata_node.versions import parse_version, runtime_version
 
@@ -245,6 +247,14 @@ def test_all_failures_are_reported_at_once() -> None:
         "systemd",
         "foreign",
     }
+
+
+def test_a_broken_file_that_was_not_read_either_has_one_remedy() -> None:
+    broken = replace(RUNTIME, files={MAIN: FileState(b"= broken", 0o644, 0, 0)})
+    unread = UnreadConfig(1.0, {MAIN: 2.0}, Trial("fails", "it wrote x"))
+    found = checks(replace(GOOD, runtime=broken, unread=unread))
+    assert [found[name].status for name in ("config", "unread-config")] == ["fail", "fail"]
+    assert [bool(found[name].remedy) for name in ("config", "unread-config")] == [True, False]
 
 
 def test_a_missing_tee_is_only_a_warning() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from node import crio
 from node.conftest import BootNode
 from node.debian_node import POD_MOUNTS, Node
 from node.installation import (
@@ -151,3 +152,24 @@ def test_a_container_with_the_mounts_and_the_rights_of_host_check_finds_it_too(
     append(ready, WRONG_TYPES[suite])
     code, found = checked()
     assert (code, found["status"]) == (3, "fail"), found
+
+
+def test_a_drop_in_that_crio_has_not_read_is_tried_with_crio_config(
+    boot_node: BootNode, payload: Path, go: None
+) -> None:
+    """The key is in no table that kata-node knows."""
+    node = fake_kvm(crio.boot(boot_node))
+    node.mount(payload, PAYLOAD)
+    code, stage = host_check(node)
+    assert (code, finding(stage)["status"]) == (0, "pass"), stage
+    crio.write(node, "20-admin.conf", "[crio.runtime]\npids_limit = 1024\n")
+    code, stage = host_check(node)
+    assert (code, finding(stage)["status"]) == (0, "warn"), stage
+    assert "succeeded" in finding(stage)["reason"]
+    pid = node.unit(crio.UNIT).main_pid
+    crio.write(node, "20-admin.conf", '[crio.runtime]\npids_limit = "many"\n')
+    code, stage = host_check(node)
+    assert (code, finding(stage)["status"]) == (3, "fail"), stage
+    assert "20-admin.conf" in finding(stage)["reason"]
+    assert node.unit(crio.UNIT).main_pid == pid
+    assert crio.status(node).serving
