@@ -25,7 +25,9 @@ def check(facts: UnreadConfig, runtime: RuntimeFacts) -> Finding:
         return Finding(NAME, "pass", f"no configuration file changed after {unit} started")
     files = ", ".join(f"{path} ({_utc(when)})" for path, when in facts.changed.items())
     started = f"{unit} started ({_utc(facts.started)})"
-    reason = f"changed after {started}, so the running {name} has not read it: {files}"
+    # A signal loads a change too, and leaves no trace.
+    has_not = "may not have" if runtime.distribution_runtime.load_method == "signal" else "has not"
+    reason = f"changed after {started}, so the running {name} {has_not} read it: {files}"
     if facts.trial is None:
         return Finding(
             NAME,

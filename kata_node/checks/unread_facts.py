@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import posixpath
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from kata_node.errors import HostError, SystemdError
 from kata_node.host import go_glob
 from kata_node.runtime.configured_paths import program_of
+from kata_node.runtime.containerd.read import resolved_imports
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
@@ -123,10 +125,13 @@ def _try(context: StageContext, unit: Unit, runtime: RuntimeFacts, files: Collec
     program = program_of(unit, name)
     if not program or runtime.distribution_runtime.paths_from != "unit":
         return None
-    paths = {*files, *map(root.real_path, files)}
+    directories = {posixpath.dirname(path) for path in (*files, *map(root.real_path, files))}
     if name == "containerd":
-        return trial_start.try_containerd(systemd, unit, program, runtime.config_path, paths)
+        # A pod does not see all directories with imports. The trial does.
+        imported = (path for _, path in resolved_imports(runtime.contents))
+        directories.update(posixpath.dirname(path.partition("*")[0]) for path in imported)
+        return trial_start.try_containerd(systemd, unit, program, runtime.config_path, directories)
     options = ["--config-dir", runtime.drop_in_dir]
     if runtime.config_path in files:
         options += ["--config", runtime.config_path]
-    return trial_start.try_crio(systemd, unit, program, options, paths)
+    return trial_start.try_crio(systemd, unit, program, options, {*directories, runtime.drop_in_dir})

@@ -149,21 +149,23 @@ class Connection:
         # with BEGIN.
         negotiation = NEGOTIATE_UNIX_FD if passes_descriptors else b""
         self._stream.send(b"\0" + make_auth_external() + negotiation + BEGIN, deadline)
-        answer = b""
-        while answer.count(b"\r\n") < 1 + passes_descriptors:
-            answer += self._stream.receive(deadline)
-            if not b"OK ".startswith(answer[:3]):
-                break
-        line, _, rest = answer.partition(b"\r\n")
+        line, rest = self._receive_line(b"", deadline)
         if not line.startswith(b"OK "):
             raise PermissionError(
                 errno.EACCES, f"systemd does not admit this user ({line.decode(errors='replace')})"
             )
         if passes_descriptors:
-            agreed, _, rest = rest.partition(b"\r\n")
+            agreed, rest = self._receive_line(rest, deadline)
             if agreed != b"AGREE_UNIX_FD":
                 raise PermissionError(errno.EACCES, "systemd takes no file descriptors")
         self._parser.add_data(rest)  # the private socket sends signals without a subscription
+
+    def _receive_line(self, received: bytes, deadline: float) -> tuple[bytes, bytes]:
+        """Return the next line of the authentication, and what came after it."""
+        while b"\r\n" not in received:
+            received += self._stream.receive(deadline)
+        line, _, rest = received.partition(b"\r\n")
+        return line, rest
 
     def _receive(self, deadline: float) -> Message:
         """Return the next message. If it reports a finished job, also store the result of the job."""

@@ -22,7 +22,6 @@ refuse them. The daemon checks more: what it finds on the node.
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,48 +72,50 @@ class Trial:
     """Why it failed or is unclear, as part of a sentence. It may quote the runtime."""
 
 
-def try_containerd(systemd: Systemd, unit: Unit, program: str, config: str, files: Collection[str]) -> Trial:
+def try_containerd(
+    systemd: Systemd, unit: Unit, program: str, config: str, directories: Collection[str]
+) -> Trial:
     """Return whether the containerd ``program`` of ``unit`` starts with the main file ``config``.
 
-    ``files`` are the paths of all files that it reads.
+    ``directories`` have the files that it reads.
     """
     # With a higher level in the configuration it would not say that it has booted.
     arguments = ("--config", config, "--log-level", "info")
-    output = _run(systemd, unit, (program, *arguments), files, until=BOOTED)
+    output = _run(systemd, unit, (program, *arguments), directories, until=BOOTED)
     return output if isinstance(output, Trial) else judge_containerd(output)
 
 
 def try_crio(
-    systemd: Systemd, unit: Unit, program: str, options: Sequence[str], files: Collection[str]
+    systemd: Systemd, unit: Unit, program: str, options: Sequence[str], directories: Collection[str]
 ) -> Trial:
     """Return whether the CRI-O ``program`` of ``unit`` accepts its configuration.
 
-    ``options`` name its files. ``files`` are the paths of all files that it reads.
+    ``options`` name its files, and ``directories`` have them.
     """
-    output = _run(systemd, unit, (program, *options, "config"), files)
+    output = _run(systemd, unit, (program, *options, "config"), directories)
     return output if isinstance(output, Trial) else judge_crio(output)
 
 
 def _run(
-    systemd: Systemd, unit: Unit, argv: tuple[str, ...], files: Collection[str], until: str = ""
+    systemd: Systemd, unit: Unit, argv: tuple[str, ...], directories: Collection[str], until: str = ""
 ) -> ProgramOutput | Trial:
     given = unit.exec_environment
     if given is not None and given.root:
         return Trial("unclear", f"its unit has another root directory, {given.root}")
     environment = given.assignments if given is not None else ()
-    visible = _visible((argv[0], *_dirs(files)))
+    visible = _visible((argv[0], *sorted(directories)))
     try:
         return systemd.run_program(HostProgram(argv, TIMEOUT, visible, environment, until))
     except KataNodeError as error:
         return Trial("unclear", f"systemd did not run it: {error.what}")
 
 
-def _dirs(files: Iterable[str]) -> list[str]:
-    return sorted({posixpath.dirname(path) for path in files} - {"/"})
-
-
 def _visible(paths: Iterable[str]) -> tuple[str, ...]:
-    more = (path for path in paths if not any(f"{path}/".startswith(f"{each}/") for each in SYSTEM_PATHS))
+    more = (
+        path
+        for path in paths
+        if path != "/" and not any(f"{path}/".startswith(f"{each}/") for each in SYSTEM_PATHS)
+    )
     return (*SYSTEM_PATHS, *dict.fromkeys(more))
 
 

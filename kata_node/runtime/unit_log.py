@@ -27,7 +27,7 @@ _TIME = re.compile(r"\btime=(\"[^\"]*\"|\S+) |\"time\":\"[^\"]*\",?")
 
 
 def unit_of(actions: Iterable[Action], where: str) -> str:
-    """Return the unit that an error is about: that of its ``where``, or else that which ``actions`` restart."""
+    """Return the unit that an error is about: the one of its ``where``, or else that of the restart."""
     if where.endswith(".service"):
         return where
     return next((action.unit for action in actions if isinstance(action, RestartRuntime)), "")

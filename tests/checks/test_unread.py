@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from checks.test_table import RECEIPT, RUNTIME
-from fakes import FakeNode
 from kata_node.checks import unread
 from kata_node.checks.unread_facts import UnreadConfig, unread_config
 from kata_node.errors import SystemdError
@@ -91,6 +90,16 @@ def test_a_newer_file_is_tried_with_the_same_program_and_paths(base: Path) -> No
     assert program.environment == ("A=b",)
     assert program.visible
     assert not {"/", "/run", "/var", "/opt"}.intersection(program.visible)
+
+
+def test_the_trial_sees_every_directory_with_imports(base: Path) -> None:
+    """A pod may not see them."""
+    content = b'imports = ["/srv/a/*.toml", "conf.d/x.toml", "/data/*/y.toml"]\n'
+    systemd = Systemd(NOW - 100)
+    look(base, systemd, replace(RUNTIME, files={MAIN: FileState(content, 0o644, 0, 0)}))
+    (program,) = systemd.programs
+    assert program.visible
+    assert {"/srv/a", "/data"} <= set(program.visible)
 
 
 def test_a_copied_time_does_not_hide_a_change(base: Path) -> None:
@@ -297,8 +306,3 @@ def test_the_finding_names_the_files_and_the_times() -> None:
     found = finding(Trial("unclear", "x"))
     assert MAIN in found.reason
     assert found.reason.count(" UTC") == 2
-
-
-def test_the_fake_node_has_no_start_time() -> None:
-    """So tests of the whole pipeline try nothing."""
-    assert FakeNode(Root(Path("/nonexistent"))).unit("containerd.service").main_start_usec == 0  # type: ignore[union-attr]
