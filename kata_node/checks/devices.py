@@ -41,8 +41,9 @@ def checks(
     if not machine.dev_visible:
         yield Finding("kvm", "skip", "the node's /dev is not mounted below the host root")
         return
-    yield _kvm(local, machine)
-    yield _vhost(local, machine, configurations)
+    yield (kvm := _kvm(local, machine))
+    if kvm.status == "pass":  # a module is no remedy for a node without KVM
+        yield _vhost(local, machine, configurations)
 
 
 def _kvm(local: Sequence[Handler], machine: HardwareFacts) -> Finding:

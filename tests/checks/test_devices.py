@@ -98,9 +98,10 @@ def test_the_remedy_has_the_commands_that_make_the_device(
 
 
 @pytest.mark.parametrize("state", ["missing", "other"])
-def test_a_node_without_kvm_is_unfit(state: str) -> None:
-    found = findings("qemu", {KVM: state})["kvm"]
-    assert (found.status, found.unfit) == ("fail", True)
+def test_a_node_without_kvm_is_unfit_and_nothing_else_is_said(state: str) -> None:
+    found = findings("qemu", {KVM: state, VHOST_VSOCK: "missing"})
+    assert set(found) == {"kvm"}
+    assert (found["kvm"].status, found["kvm"].unfit) == ("fail", True)
 
 
 def test_an_ordinary_file_and_another_device_are_not_the_device(
