@@ -24,20 +24,23 @@ class KataNodeError(Exception):
     """The base class of all errors that kata-node raises on purpose.
 
     ``what`` is one sentence without a full stop. ``where`` names the file, key or unit. ``hint`` says
-    what to do next.
+    what to do next. ``unit_log`` is what the unit of the container runtime wrote about it: the words of
+    another program, as one line of printable characters, with the name of the unit.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", hint: str = "", unit_log: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.hint = hint
+        self.unit_log = unit_log
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text}\n  hint: {self.hint}" if self.hint else text
+        hint = f"hint: {self.hint}" if self.hint else ""
+        return "\n  ".join(line for line in (text, self.unit_log, hint) if line)
 
 
 class UsageError(KataNodeError):

@@ -233,27 +233,37 @@ def _empty_receipt(run: Run) -> Receipt:
 
 def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan:
     """Apply the actions, and return the plan that proves them. Roll back when either of both fails."""
+    started = time.time()
     try:
         _apply_actions(plan.actions, clients)
         return prove()
     except (Exception, KeyboardInterrupt) as error:
         if not plan.rollback:
             raise
+        from kata_node.runtime.unit_log import last_words, unit_of
+
         cause = as_kata_node_error(error, "")
         place = f"{cause.where}: " if cause.where else ""
         log.error("%s%s; rolling back", place, cause.what)
         with signals.held():
+            rolled_back_at = time.time()
             failures = _roll_back(plan.rollback, clients)
+            # Only now: the runtime comes first.
+            unit = unit_of(plan.actions, cause.where)
+            unit_log = last_words(clients, unit, rolled_back_at) if failures else ""
+            unit_log = unit_log or last_words(clients, unit, started, rolled_back_at)
         if failures:
             raise KataNodeError(
                 f"{cause.what}; the rollback failed too: " + "; ".join(failures),
                 where=cause.where,
                 hint="correct the cause on this node now, then run the same command again to continue",
+                unit_log=unit_log,
             ) from error
         raise RolledBackError(
             f"{cause.what}; the changes of this stage were rolled back",
             where=cause.where,
             hint=cause.hint or "correct the cause, then run again",
+            unit_log=unit_log,
         ) from error
 
 

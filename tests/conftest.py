@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kata_node import signals
-from kata_node.checks import facts
+from kata_node.checks import facts, hardware
 from kata_node.host.files import Root
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ WATCHED = frozenset((*COMMANDS, *LOOKUPS, *SENDS))
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the grace period to 0, because a fake runtime that is down does not come back by itself."""
     monkeypatch.setattr(facts, "RESTART_GRACE_PERIOD", 0)
+
+
+@pytest.fixture(autouse=True)
+def _files_as_devices() -> Iterator[None]:
+    """Take any file for a device: only root can make one."""
+    with pytest.MonkeyPatch.context() as patched:  # a test may undo its own patches
+        patched.setattr(
+            hardware, "device_state", lambda root, path: "there" if root.exists(path) else "missing"
+        )
+        yield
 
 
 @pytest.fixture

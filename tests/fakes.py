@@ -18,6 +18,7 @@ from kata_node.errors import KubeError, SystemdError
 from kata_node.host.cri import CriCallError, Reason, Status, Version
 from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.files import Root
+from kata_node.host.host_program import HostProgram, ProgramOutput
 from kata_node.host.systemd import ExecEnvironment, Unit, UnitProcess
 from kata_node.kube.failures import NoSuchNodeError
 from kata_node.kube.node import NodeFacts
@@ -25,6 +26,8 @@ from kata_node.plan.actions import Clients
 from kata_node.runtime.containerd.command_line import config_path
 
 MAIN = "/etc/containerd/config.toml"
+DEVICES = ("dev/null", "dev/kvm", "dev/vhost-net", "dev/vhost-vsock")
+"""The devices of a node that can run Kata, as ordinary files: only root can make devices. See conftest.py."""
 UNIT = "containerd.service"
 
 
@@ -64,6 +67,10 @@ class FakeNode:
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The tables of the handlers that the last start loaded."""
     asked: list[str] = field(default_factory=list)
+    journal: list[str] = field(default_factory=list)
+    """The lines that the runtime's unit wrote."""
+    keeps_silent: bool = False
+    """Whether the runtime's unit writes nothing when it fails."""
 
     def __post_init__(self) -> None:
         """Let the unit of CRI-O run CRI-O."""
@@ -107,6 +114,11 @@ class FakeNode:
         """Return the processes of the runtime's unit."""
         return self.running
 
+    def run_program(self, program: HostProgram) -> ProgramOutput:
+        """Run a program of the node: only ``journalctl`` exists."""
+        assert program.argv[0].endswith("/journalctl"), program
+        return ProgramOutput("\n".join(self.journal), ended=True, result="done")
+
     def environment(self) -> tuple[str, ...]:
         """Return the variables that systemd gives to every unit."""
         return ("PATH=/usr/bin",)
@@ -124,6 +136,7 @@ class FakeNode:
             self.state = "active"
         except (OSError, ValueError) as error:
             self.handlers, self.state = (), "failed"
+            self.journal += [] if self.keeps_silent else [f"containerd: {error}"]
             raise SystemdError(f"the job ended as failed: {error}", where=name) from error
         self.on_restart()
 

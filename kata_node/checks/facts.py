@@ -9,10 +9,16 @@ from functools import partial
 from typing import TypeVar
 
 from kata_node.checks.hardware import HardwareFacts, gather_hardware_facts
+from kata_node.checks.kata_configurations import kata_configurations
+from kata_node.checks.kubelet import slow_handlers
+from kata_node.checks.kubelet_facts import RequestTimeout, request_timeout
+from kata_node.checks.unread_facts import UnreadConfig, unread_config
 from kata_node.errors import CriError, KataNodeError
+from kata_node.host.devices import VHOST_NET
 from kata_node.host.files import host_error
 from kata_node.host.ownership import Untrusted
 from kata_node.host.write_access import WriteAccess, write_access
+from kata_node.kata.merge import Table
 from kata_node.payload import facts as artifact_facts
 from kata_node.payload import layout
 from kata_node.payload.facts import ArtifactFacts
@@ -63,6 +69,12 @@ class HostCheckFacts:
     """What the file systems say about each path that a stage may write."""
     missing_imports: frozenset[str] = frozenset()
     """The files that ``containerd.userDropIn`` imports and that do not exist."""
+    kata_configurations: Mapping[str, Table] = field(default_factory=dict)
+    """The effective Kata configuration by handler name, as far as a check needs it."""
+    unread: UnreadConfig | None = None
+    """What the running runtime has not read of its configuration, if that can be told."""
+    request_timeout: RequestTimeout | None = None
+    """The kubelet's timeout, if a check needs it and it can be told."""
 
 
 def gather_facts(context: StageContext) -> HostCheckFacts:
@@ -70,10 +82,11 @@ def gather_facts(context: StageContext) -> HostCheckFacts:
     runtime = _runtime(context)
     artifacts = _result_or_error(lambda: artifact_facts.gather_facts(context))
     difference = _difference(artifacts, context.receipt)
+    machine = gather_hardware_facts(context)
     return HostCheckFacts(
         context.options.offline,
         context.options.expected_machine_id,
-        gather_hardware_facts(context),
+        machine,
         None if context.options.offline else _error_of(context.clients.systemd),
         runtime,
         artifacts,
@@ -86,6 +99,12 @@ def gather_facts(context: StageContext) -> HostCheckFacts:
         else None,
         _access(context, runtime),
         _missing_imports(context, runtime),
+        # Parsing all of them takes time, and only the need for this device depends on them.
+        {} if machine.devices[VHOST_NET] == "there" else kata_configurations(context, artifacts),
+        unread_config(context, runtime) if isinstance(runtime, RuntimeFacts) else None,
+        request_timeout(context, runtime.distribution_runtime)
+        if isinstance(runtime, RuntimeFacts) and slow_handlers(context.settings)
+        else None,
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kata_node.host import kernel
+from kata_node.host.devices import NUMBERS, DeviceState, device_state
 from kata_node.host.machine_id import machine_id
 from kata_node.plan.context import StageContext
 
 SYSTEMD_SOCKETS = ("/run/systemd/private", "/run/dbus/system_bus_socket")
-MODULES = ("vhost", "vhost_net", "vhost_vsock")
+MODULES = ("vhost_net", "vhost_vsock")
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,12 @@ class HardwareFacts:
     machine_id: str
     dev_visible: bool
     """Whether the node's ``/dev`` is mounted below the host root."""
-    kvm: bool
-    """Whether ``/dev/kvm`` exists."""
+    devices: Mapping[str, DeviceState]
+    """The state of each device that a guest may need, by its path."""
     virtualization: bool
     """Whether the CPU has virtualization extensions. Only checked on x86_64."""
     modules: frozenset[str]
     """The members of :data:`MODULES` that are loaded or built in."""
-    vsock: bool
-    """Whether ``/dev/vhost-vsock`` exists."""
     supported_tees: frozenset[str]
     """The TEEs that the kernel can start guests in: ``snp``, ``tdx``, ``se``."""
     memory: int
@@ -44,10 +44,9 @@ def gather_hardware_facts(context: StageContext) -> HardwareFacts:
         root_user=os.geteuid() == 0,
         machine_id=machine_id(root),
         dev_visible=root.lstat("/dev/null") is not None,
-        kvm=root.lstat("/dev/kvm") is not None,
+        devices={path: device_state(root, path) for path in NUMBERS},
         virtualization=bool(flags & {"vmx", "svm"}) or kernel.arch() not in ("x86_64",),
         modules=frozenset(name for name in MODULES if kernel.has_module(name)),
-        vsock=root.lstat("/dev/vhost-vsock") is not None,
         supported_tees=frozenset(kind for kind in ("snp", "tdx", "se") if kernel.tee(kind)),
         memory=0 if context.options.offline else _memory(),
         selinux=kernel.selinux(),

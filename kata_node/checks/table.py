@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
-from kata_node.checks import paths, snapshotters
+from kata_node.checks import devices, kubelet, paths, snapshotters, unread
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.served import served_settings
 from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
@@ -50,6 +51,7 @@ def _iterate_findings(asked: Settings, facts: HostCheckFacts, receipt: Receipt) 
     yield from _runtime(settings, facts, receipt)
     if facts.snapshotters is not None and isinstance(facts.runtime, RuntimeFacts):
         yield from snapshotters.checks(settings, facts.runtime, facts.snapshotters, placed)
+    yield from kubelet.checks(settings, facts.request_timeout)
     yield _ownership(facts)
     yield from paths.checks(settings, facts)
     yield from _space(settings, facts)
@@ -146,7 +148,12 @@ def _runtime(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Ite
         yield Finding("user-drop-in", "skip", reason)
     if not facts.offline:
         yield from _running_runtime(runtime, receipt)
-    yield from _config(settings, runtime, receipt, facts)
+    config = list(_config(settings, runtime, receipt, facts))
+    yield from config
+    if facts.unread is not None:
+        found = unread.check(facts.unread, runtime)
+        # Usually both have one cause, and then one remedy is enough.
+        yield replace(found, remedy="") if any(each.status == "fail" for each in config) else found
 
 
 def _running_runtime(runtime: RuntimeFacts, receipt: Receipt) -> Iterator[Finding]:
@@ -286,22 +293,8 @@ def _foreign_files(settings: Settings, facts: HostCheckFacts) -> Finding:
 def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
     machine = facts.machine
     shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
+    yield from devices.checks(settings, machine, facts.kata_configurations)
     local = [name for name, shim in shims.items() if shim.local_hypervisor]
-    if not local:
-        yield Finding("kvm", "skip", "no enabled shim runs VMs on this node")
-    elif not machine.dev_visible:
-        yield Finding("kvm", "skip", "the node's /dev is not mounted below the host root")
-    elif machine.kvm:
-        yield Finding("kvm", "pass", "/dev/kvm exists")
-    else:
-        yield Finding(
-            "kvm",
-            "fail",
-            f"/dev/kvm does not exist, and these shims need it: {', '.join(local)}",
-            "load the kernel module kvm_intel or kvm_amd; if the node is a VM, enable nested virtualization; "
-            "or enable only the shim remote",
-            unfit=True,
-        )
     if local and machine.virtualization:
         yield Finding("cpu", "pass", "the CPU has virtualization extensions")
     elif local:
@@ -311,7 +304,6 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
             "the CPU does not show virtualization extensions",
             "enable virtualization in the firmware; if the node is a VM, enable nested virtualization",
         )
-    yield from _modules(machine.modules, vsock=machine.vsock, dev_visible=machine.dev_visible, local=local)
     for kind in sorted({shim.tee for shim in shims.values() if shim.tee}):
         if kind in machine.supported_tees:
             yield Finding(f"tee-{kind}", "pass", f"the kernel can start {kind} guests")
@@ -326,22 +318,6 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
             )
     yield _memory(machine.memory)
     yield _selinux(machine.selinux)
-
-
-def _modules(
-    modules: Iterable[str], *, vsock: bool, dev_visible: bool, local: list[str]
-) -> Iterator[Finding]:
-    if not local:
-        return
-    missing_modules = [name for name in ("vhost", "vhost_net") if name not in modules]
-    if not vsock and "vhost_vsock" not in modules and dev_visible:
-        missing_modules.append("vhost_vsock")
-    if missing_modules:
-        # Only a warning: the kernel loads the modules on demand if they are installed.
-        remedy = f"run `modprobe -a {' '.join(missing_modules)}`"
-        yield Finding("modules", "warn", f"not loaded: {', '.join(missing_modules)}", remedy)
-    else:
-        yield Finding("modules", "pass", "vhost and vsock are loaded")
 
 
 def _memory(memory: int) -> Finding:

@@ -44,6 +44,7 @@ def options_of(common: Common) -> Options:
         restart_timeout=common.restart_timeout,
         wait_for_pods=common.wait_for_pods,
         ignore_pods=common.ignore_pods,
+        ignore_unread_config=common.ignore_unread_config,
         label_timeout=common.label_timeout,
         stable_for=common.label_stable_for,
         node_name=common.node_name,

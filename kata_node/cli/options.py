@@ -195,6 +195,14 @@ class Common:
     ignore_pods: Annotated[
         bool, _option("ignore-pods", None, "Remove handlers even if pods run on them.")
     ] = False
+    ignore_unread_config: Annotated[
+        bool,
+        _option(
+            "ignore-unread-config",
+            None,
+            "Install even if the runtime does not start with files that changed after its last start.",
+        ),
+    ] = False
     label_timeout: Annotated[
         float,
         _seconds_option(

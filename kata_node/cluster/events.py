@@ -61,7 +61,8 @@ def _failed(report: StageReport, instance: str) -> Event:
     assert error is not None
     place = f" ({error.where})" if error.where else ""
     hint = f"; {error.hint}" if error.hint else ""
-    message = f"{instance}: {report.stage}: {error.what}{place}{hint}"
+    unit_log = f"; {error.unit_log}" if error.unit_log else ""
+    message = f"{instance}: {report.stage}: {error.what}{place}{hint}{unit_log}"
     removing = report.stage in _REVERT_STAGES
     if error.unfit and not removing:
         return Event("Warning", "KataNodeUnfit", message)

@@ -304,7 +304,8 @@ class Daemon:
             error = message["error"]
             place = f" ({error['where']})" if error["where"] else ""
             hint = f"; {error['hint']}" if error["hint"] else ""
-            return f"{message['stage']}: {error['what']}{place}{hint}"
+            unit_log = f"; {error['unit_log']}" if error.get("unit_log") else ""
+            return f"{message['stage']}: {error['what']}{place}{hint}{unit_log}"
         except (OSError, ValueError, LookupError, TypeError):
             return _describe_exit_code(child.code or 0)
 

@@ -44,6 +44,7 @@ class _Error(msgspec.Struct, frozen=True):
     where: str = ""
     hint: str = ""
     unfit: bool = False
+    unit_log: str = ""
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -171,7 +172,7 @@ def _container_problem(pod: Pod, name: str, ended: Terminated) -> NodeProblem:
         message = _Message()
     if message.error and message.error.what:
         return NodeProblem(
-            message.error.what,
+            "; ".join(text for text in (message.error.what, message.error.unit_log) if text),
             stage=message.stage or name,
             exit_code=code,
             where=message.error.where,

@@ -6,12 +6,13 @@ must call Hello and subscribe to the signals it needs. On systemd's *private* so
 
 from __future__ import annotations
 
+import array
 import errno
 from typing import Any, Self
 
 # jeepney has no type hints.
 from jeepney import DBusAddress, HeaderFields, Message, MessageType, Parser, new_method_call  # type: ignore[import-untyped]
-from jeepney.auth import BEGIN, make_auth_external  # type: ignore[import-untyped]
+from jeepney.auth import BEGIN, NEGOTIATE_UNIX_FD, make_auth_external  # type: ignore[import-untyped]
 
 from kata_node.host.files import Root
 from kata_node.host.sockets import Stream
@@ -58,12 +59,17 @@ class Connection:
         self._jobs: dict[str, str] = {}  # object path of a finished job -> its result
 
     @classmethod
-    def open(cls, root: Root, path: str, deadline: float, *, is_bus: bool) -> Self:
-        """Connect to the socket at the host path ``path``, and check that systemd answers a call."""
+    def open(
+        cls, root: Root, path: str, deadline: float, *, is_bus: bool, passes_descriptors: bool = False
+    ) -> Self:
+        """Connect to the socket at the host path ``path``, and check that systemd answers a call.
+
+        With ``passes_descriptors``, the arguments of a call can have file descriptors.
+        """
         stream = Stream.connect(root, path, deadline)
         connection = cls(stream, is_bus=is_bus)
         try:
-            connection._authenticate(deadline)
+            connection._authenticate(deadline, passes_descriptors=passes_descriptors)
             if is_bus:
                 connection.call("/org/freedesktop/DBus", BUS, "Hello", deadline=deadline, destination=BUS)
             # systemd accepts a client that it cannot identify, for example one in an unrelated pid
@@ -92,7 +98,8 @@ class Connection:
         """Call a method and return the values of its reply, as jeepney maps D-Bus types."""
         self._serial += 1
         request = new_method_call(DBusAddress(path, destination, interface), member, signature, args)
-        self._stream.send(request.serialise(self._serial), deadline)
+        descriptors = array.array("i")
+        self._stream.send(request.serialise(self._serial, fds=descriptors), deadline, descriptors)
         while True:
             message = self._receive(deadline)
             fields = message.header.fields
@@ -137,19 +144,28 @@ class Connection:
             self._receive(deadline)
         return self._jobs.pop(job)
 
-    def _authenticate(self, deadline: float) -> None:
+    def _authenticate(self, deadline: float, *, passes_descriptors: bool) -> None:
         # One write, and nothing more until OK: systemd does not answer a message that it reads together
         # with BEGIN.
-        self._stream.send(b"\0" + make_auth_external() + BEGIN, deadline)
-        answer = b""
-        while b"\r\n" not in answer:
-            answer += self._stream.receive(deadline)
-        line, _, rest = answer.partition(b"\r\n")
+        negotiation = NEGOTIATE_UNIX_FD if passes_descriptors else b""
+        self._stream.send(b"\0" + make_auth_external() + negotiation + BEGIN, deadline)
+        line, rest = self._receive_line(b"", deadline)
         if not line.startswith(b"OK "):
             raise PermissionError(
                 errno.EACCES, f"systemd does not admit this user ({line.decode(errors='replace')})"
             )
+        if passes_descriptors:
+            agreed, rest = self._receive_line(rest, deadline)
+            if agreed != b"AGREE_UNIX_FD":
+                raise PermissionError(errno.EACCES, "systemd takes no file descriptors")
         self._parser.add_data(rest)  # the private socket sends signals without a subscription
+
+    def _receive_line(self, received: bytes, deadline: float) -> tuple[bytes, bytes]:
+        """Return the next line of the authentication, and what came after it."""
+        while b"\r\n" not in received:
+            received += self._stream.receive(deadline)
+        line, _, rest = received.partition(b"\r\n")
+        return line, rest
 
     def _receive(self, deadline: float) -> Message:
         """Return the next message. If it reports a finished job, also store the result of the job."""

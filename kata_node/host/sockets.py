@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from typing import Self
 
 from kata_node.host.files import Root
@@ -59,9 +60,11 @@ class Stream:
             raise
         return cls(unix)
 
-    def send(self, data: bytes, deadline: float) -> None:
-        """Send all of ``data``."""
+    def send(self, data: bytes, deadline: float, descriptors: Sequence[int] = ()) -> None:
+        """Send all of ``data``, with file descriptors, which the peer gets as its own."""
         self._socket.settimeout(_remaining(deadline))
+        if descriptors:
+            data = data[socket.send_fds(self._socket, [data], list(descriptors)) :]
         self._socket.sendall(data)
 
     def receive(self, deadline: float) -> bytes:

@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kata_node.errors import SystemdError
 from kata_node.host import systemd_calls as calls
@@ -20,6 +20,9 @@ from kata_node.host.dbus import Connection, DBusError
 from kata_node.host.files import Root
 from kata_node.host.journal import journal_command
 from kata_node.host.sockets import describe_os_error
+
+if TYPE_CHECKING:
+    from kata_node.host.host_program import HostProgram, ProgramOutput
 
 _NOT_APPLICABLE = "org.freedesktop.systemd1.JobTypeNotApplicable"
 _DENIED = (
@@ -100,6 +103,12 @@ class Unit:
     """The time of its last activation, in microseconds since 1970; 0 if there was none."""
     exec_environment: ExecEnvironment | None = None
     """What systemd expands ``argv`` with and where it runs it; ``None`` if that is not known."""
+    main_start_usec: int = 0
+    """For services, the time at which the main process started, in microseconds since 1970; else 0."""
+    main_start_monotonic_usec: int = 0
+    """The same by :func:`time.monotonic`, which no correction of the clock changes."""
+    files: tuple[str, ...] = ()
+    """The unit file and its drop-ins."""
 
 
 class JobError(SystemdError):
@@ -171,6 +180,13 @@ class Systemd:
             return self._with_reconnect(
                 lambda connection: calls.manager_environment(connection, deadline), deadline
             )
+
+    def run_program(self, program: HostProgram) -> ProgramOutput:
+        """Run a program of the node and return its output; see :mod:`kata_node.host.host_program`."""
+        from kata_node.host import host_program
+
+        with self._systemd_errors("systemd", f"systemd did not answer within {self._timeout:g} s"):
+            return host_program.run(self._root, program, self._timeout)
 
     def restart(self, name: str, timeout: float) -> None:
         """Restart the unit ``name``, or start it, and wait until systemd reports that it has started.
@@ -350,6 +366,11 @@ def _read_unit(connection: Connection, name: str, deadline: float) -> Unit | Non
         argv=tuple(commands[0][1]) if commands else (),
         need_daemon_reload=properties["NeedDaemonReload"],
         active_enter_usec=properties["ActiveEnterTimestamp"],
+        main_start_usec=properties.get("ExecMainStartTimestamp", 0),
+        main_start_monotonic_usec=properties.get("ExecMainStartTimestampMonotonic", 0),
+        files=tuple(
+            path for path in (properties.get("FragmentPath"), *properties.get("DropInPaths", ())) if path
+        ),
         exec_environment=_exec_environment(properties) if commands else None,
     )
 

@@ -27,9 +27,10 @@ _NO_ANSWER = "wait until an upgrade of systemd is finished, then run again"
 log = logging.getLogger(__name__)
 
 
-def connect(root: Root, deadline: float) -> Connection:
+def connect(root: Root, deadline: float, *, passes_descriptors: bool = False) -> Connection:
     """Connect to the systemd of the node at ``root``; retry for a few seconds while a socket exists.
 
+    For ``passes_descriptors`` see :meth:`Connection.open`.
     Raises :class:`SystemdError`, which names both sockets and the error of each, when both fail.
     """
     retry_until = min(deadline, time.monotonic() + PATIENCE)
@@ -40,7 +41,9 @@ def connect(root: Root, deadline: float) -> Connection:
             # The first socket gets half of the time, in case it hangs.
             attempt_deadline = deadline if is_bus else now + (deadline - now) / 2
             try:
-                connection = Connection.open(root, path, attempt_deadline, is_bus=is_bus)
+                connection = Connection.open(
+                    root, path, attempt_deadline, is_bus=is_bus, passes_descriptors=passes_descriptors
+                )
             except (OSError, DBusError) as error:
                 failures[path] = error
             else:

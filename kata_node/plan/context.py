@@ -32,6 +32,8 @@ class Options:
     """How long to wait for the end of pods on handlers that would be removed."""
     ignore_pods: bool = False
     """Whether to remove handlers after that time although pods run on them."""
+    ignore_unread_config: bool = False
+    """Whether to install although the runtime does not start with files that it has not read yet."""
     node_name: str = ""
     expected_machine_id: str = ""
     has_host_root: bool = False

@@ -54,19 +54,22 @@ class Problem:
     exit_code: int
     unfit: bool = False
     """Whether the node cannot run Kata because of what it is, see :class:`UnfitNodeError`."""
+    unit_log: str = ""
+    """What the unit of the container runtime wrote, see :class:`KataNodeError`."""
 
     @classmethod
     def from_error(cls, error: KataNodeError) -> Problem:
         """Return the error as data."""
-        return cls(error.what, error.where, error.hint, error.exit_code, isinstance(error, UnfitNodeError))
+        is_unfit = isinstance(error, UnfitNodeError)
+        return cls(error.what, error.where, error.hint, error.exit_code, is_unfit, error.unit_log)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the error as a JSON object. It has the key ``unfit`` only if that is true."""
-        fields = dataclasses.asdict(self)
-        return fields if self.unfit else {key: value for key, value in fields.items() if key != "unfit"}
+        """Return the error as a JSON object. It has the keys ``unfit`` and ``unit_log`` only with a value."""
+        optional = ("unfit", "unit_log")
+        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in optional}
 
     def __str__(self) -> str:
-        return str(KataNodeError(self.what, where=self.where, hint=self.hint))
+        return str(KataNodeError(self.what, where=self.where, hint=self.hint, unit_log=self.unit_log))
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def to_text(report: StageReport) -> str:
     lines += [f"  note: {note}" for note in report.notes]
     if report.error and not report.checks:
         lines += [f"  at: {report.error.where}"] if report.error.where else []
+        lines += [f"  {report.error.unit_log}"] if report.error.unit_log else []
         lines += [f"  hint: {report.error.hint}"] if report.error.hint else []
     # A file name can contain bytes that are not UTF-8, which cannot be printed.
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()

@@ -78,6 +78,12 @@ def configured_paths(
     return running if script else expected
 
 
+def program_of(unit: Unit, runtime: str) -> str:
+    """Return the path of the program of ``runtime`` in the command line of a unit; empty if there is none."""
+    program = _PROGRAMS[runtime]
+    return next((each for each in unit.argv if each.startswith("/") and _runs((each,), program)), "")
+
+
 def unknown_error(unit: Unit, distribution_runtime: DistributionRuntime, reason: str) -> IneligibleNodeError:
     """Return the error for a runtime whose main file cannot be found."""
     return IneligibleNodeError(

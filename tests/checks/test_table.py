@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.hardware import HardwareFacts
 from kata_node.checks.table import all_findings
+from kata_node.checks.unread_facts import UnreadConfig
 from kata_node.errors import CriError, HostError, KataNodeError, PayloadError, SystemdError
+from kata_node.host.devices import KVM, NUMBERS, VHOST_VSOCK
 from kata_node.host.files import FileState, host_error
 from kata_node.host.write_access import WriteAccess
 from kata_node.payload.facts import ArtifactFacts
@@ -20,6 +23,7 @@ from kata_node.plan.report import Finding
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.model.distributions import distribution_runtime
+from kata_node.runtime.trial_start import Trial
 from kata_node.settings import load as settings
 from kata_node.versions import parse_version, runtime_version
 
@@ -31,10 +35,9 @@ MACHINE = HardwareFacts(
     root_user=True,
     machine_id="0123",
     dev_visible=True,
-    kvm=True,
+    devices=dict.fromkeys(NUMBERS, "there"),
     virtualization=True,
-    modules=frozenset({"vhost", "vhost_net", "vhost_vsock"}),
-    vsock=True,
+    modules=frozenset(),
     supported_tees=frozenset(),
     memory=8 * GIB,
     selinux="disabled",
@@ -78,7 +81,8 @@ def checks(
     return {check.name: check for check in all_findings(loaded, facts, receipt) if check.status != "pass"}
 
 
-def machine(**changes: Any) -> HostCheckFacts:
+def machine(devices: Mapping[str, str] | None = None, **changes: Any) -> HostCheckFacts:
+    changes["devices"] = {**MACHINE.devices, **(devices or {})}
     return replace(GOOD, machine=replace(MACHINE, **changes))
 
 
@@ -99,13 +103,18 @@ def test_a_good_node_passes_every_check() -> None:
 @pytest.mark.parametrize(
     ("facts", "name", "status", "permanent", "says"),
     [
-        pytest.param(machine(kvm=False), "kvm", "fail", True, "/dev/kvm", id="no-kvm"),
+        pytest.param(machine(devices={KVM: "missing"}), "kvm", "fail", True, "does not exist", id="no-kvm"),
         pytest.param(
-            machine(dev_visible=False, kvm=False), "kvm", "skip", True, "not mounted", id="dev-not-mounted"
+            machine(devices={KVM: "other"}), "kvm", "fail", True, "not the device", id="file-as-kvm"
+        ),
+        pytest.param(
+            machine(dev_visible=False, devices={KVM: "missing"}),
+            *("kvm", "skip", True, "not mounted"),
+            id="dev-not-mounted",
         ),
         pytest.param(machine(virtualization=False), "cpu", "warn", True, "virtualization", id="no-vmx"),
         pytest.param(
-            machine(modules=frozenset(), vsock=False), "modules", "warn", True, "vhost_vsock", id="no-vhost"
+            machine(devices={VHOST_VSOCK: "missing"}), "vhost", "fail", True, VHOST_VSOCK, id="no-vsock"
         ),
         pytest.param(machine(memory=GIB), "memory", "warn", True, "1.0 GiB", id="little-memory"),
         pytest.param(machine(selinux="enforcing"), "selinux", "warn", True, "SELinux may deny", id="selinux"),
@@ -230,12 +239,22 @@ def test_each_problem_has_a_finding_with_reason_and_remedy(
 
 
 def test_all_failures_are_reported_at_once() -> None:
-    facts = replace(machine(kvm=False), systemd=SystemdError("no socket"), conflicts=("bin/qemu",))
+    facts = replace(
+        machine(devices={KVM: "missing"}), systemd=SystemdError("no socket"), conflicts=("bin/qemu",)
+    )
     assert {name for name, check in checks(facts).items() if check.status == "fail"} >= {
         "kvm",
         "systemd",
         "foreign",
     }
+
+
+def test_a_broken_file_that_was_not_read_either_has_one_remedy() -> None:
+    broken = replace(RUNTIME, files={MAIN: FileState(b"= broken", 0o644, 0, 0)})
+    unread = UnreadConfig(1.0, {MAIN: 2.0}, Trial("fails", "it wrote x"))
+    found = checks(replace(GOOD, runtime=broken, unread=unread))
+    assert [found[name].status for name in ("config", "unread-config")] == ["fail", "fail"]
+    assert [bool(found[name].remedy) for name in ("config", "unread-config")] == [True, False]
 
 
 def test_a_missing_tee_is_only_a_warning() -> None:
@@ -245,7 +264,7 @@ def test_a_missing_tee_is_only_a_warning() -> None:
 
 
 def test_a_remote_shim_needs_no_kvm() -> None:
-    assert checks(machine(kvm=False), shims="remote")["kvm"].status == "skip"
+    assert checks(machine(devices={KVM: "missing"}), shims="remote")["kvm"].status == "skip"
 
 
 def test_a_runtime_that_a_killed_run_left_down_is_only_a_warning() -> None:
@@ -255,7 +274,7 @@ def test_a_runtime_that_a_killed_run_left_down_is_only_a_warning() -> None:
 
 
 def test_offline_the_hardware_is_not_checked() -> None:
-    facts = replace(machine(kvm=False), offline=True)
+    facts = replace(machine(devices={KVM: "missing"}), offline=True)
     found = checks(facts)
     assert found["hardware"].status == "skip"
     assert "kvm" not in found

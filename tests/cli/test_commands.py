@@ -27,7 +27,7 @@ from cli.cli_runner import (
     open_cli_runner,
     run_as,
 )
-from fakes import FakeNode
+from fakes import DEVICES, FakeNode
 from kata_node.cli import commands
 from kata_node.host import lock, place, sparse_copy
 from kata_node.host.cri import Cri
@@ -598,7 +598,7 @@ def test_a_node_without_a_cri_socket_is_refused(
 @pytest.fixture
 def live(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> tuple[CliRunner, FakeNode]:
     run_as(monkeypatch, 0)
-    for path in ("dev/kvm", "dev/null"):
+    for path in DEVICES:
         (cli_runner.host / path).parent.mkdir(exist_ok=True)
         (cli_runner.host / path).touch()
     node = FakeNode(Root(cli_runner.host), handlers=("runc",))

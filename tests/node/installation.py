@@ -42,8 +42,10 @@ def index(payload: Path) -> Path:
 
 
 def fake_kvm(node: Node) -> Node:
-    """Create a fake ``/dev/kvm`` in the node if it has none, and return the node; no test starts a VM."""
-    node.run(["sh", "-c", "test -e /dev/kvm || touch /dev/kvm"])
+    """Make ``/dev/kvm`` and the vhost devices in the node, and return the node; no test starts a VM."""
+    numbers = (("kvm", 232), ("vhost-net", 238), ("vhost-vsock", 241))
+    make = "; ".join(f"test -e /dev/{name} || mknod /dev/{name} c 10 {minor}" for name, minor in numbers)
+    node.run(["sh", "-c", f"set -e; {make}"])
     return node
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fakes import FakeNode
+from fakes import DEVICES, FakeNode
 from kata_node import pipeline
 from kata_node.host.files import Root
 from kata_node.payload import index
@@ -54,8 +54,8 @@ def make_node(base: Path) -> FakeNode:
     (base / "etc/containerd").mkdir(parents=True)
     (base / "etc/containerd/config.toml").write_bytes(CONFIG)
     (base / "dev").mkdir()
-    (base / "dev/kvm").touch()
-    (base / "dev/null").touch()
+    for path in DEVICES:
+        (base / path).touch()
     (base / "run").mkdir()
     (base / "opt").mkdir()
     return FakeNode(Root(base), handlers=("runc",))

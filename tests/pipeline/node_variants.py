@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fakes import FakeNode
+from fakes import DEVICES, FakeNode
 from kata_node.host.files import Root
 
 RUNC = 'runtime_type = "io.containerd.runc.v2"\n'
@@ -195,7 +195,7 @@ NODE_VARIANTS: Mapping[str, NodeVariant] = {
 
 def make_node(kind: NodeVariant, base: Path) -> FakeNode:
     """Return a node of this variant that serves, before Kata is installed."""
-    for path in ("dev/kvm", "dev/null"):
+    for path in DEVICES:
         (base / path).parent.mkdir(parents=True, exist_ok=True)
         (base / path).touch()
     for path in ("run", "opt", "etc/containerd"):
