@@ -10,15 +10,17 @@ import logging
 import sys
 import time
 
+from kata_node.text import escape_unprintable
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure_logging(level: str) -> None:
     """Send kata-node's log records of ``level`` (one of :data:`LEVELS`) and above to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter: logging.Formatter = _PlainFormatter()
+    formatter: logging.Formatter = _TerminalFormatter()
     if sys.stderr is None or not sys.stderr.isatty():
-        formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        formatter = _PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logger = logging.getLogger("kata_node")
@@ -28,6 +30,13 @@ def configure_logging(level: str) -> None:
 
 
 class _PlainFormatter(logging.Formatter):
+    """Escapes what is not printable: a path can have any character, and a terminal obeys some of them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_unprintable(super().format(record), keep="\n\t")
+
+
+class _TerminalFormatter(_PlainFormatter):
     """The format for a terminal: only the message, with the level before it unless that is INFO."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,9 +1,48 @@
-"""Format diffs, counts and sizes for people. Pure."""
+"""Format diffs, counts, sizes and the words of others for people. Pure."""
 
 from __future__ import annotations
 
-import difflib
-import re
+FOREIGN_LIMIT = 600
+"""Maximum characters of one text that does not come from kata-node."""
+
+
+def escape_unprintable(text: str, keep: str = "") -> str:
+    """Return ``text`` with an escape (``\\x1b``, ``\\u202e``) for each character that is not printable.
+
+    Not printable are control characters, among them line ends, format characters, among them those that
+    reverse the direction of text, separators other than a blank, surrogates, characters for private use, and
+    unassigned ones. Those in ``keep`` stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each in keep or each.isprintable() else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def foreign_words(text: str, limit: int = FOREIGN_LIMIT) -> str:
+    """Return text of another program or machine as one line that is safe to show.
+
+    White space becomes one blank. Other characters that are not printable become escapes. What is longer
+    than ``limit`` characters ends with ``…``.
+    """
+    # What is cut away in any case is not looked at: the text may have megabytes.
+    text = text.strip()
+    head = text[: 4 * limit]
+    words = escape_unprintable(" ".join(head.split()))
+    if len(words) <= limit and len(head) == len(text):
+        return words
+    return words[: limit - 1] + "…"
+
+
+def quote_foreign(text: str, limit: int = FOREIGN_LIMIT) -> str:
+    """Return :func:`foreign_words` in double quotes. No double quote in it can end the quotation."""
+    return f'"{foreign_words(text, limit).translate(_SINGLE_QUOTES)}"'
+
+
+_SINGLE_QUOTES = str.maketrans(dict.fromkeys('"\u201c\u201d\u201e\u201f\u2033\u301d\u301e\uff02', "'"))
+"""Double quotes, and what looks like them, to single quotes."""
 
 
 def unified_diff(path: str, before: bytes | None, after: bytes | None) -> str:
@@ -11,6 +50,10 @@ def unified_diff(path: str, before: bytes | None, after: bytes | None) -> str:
 
     Only ``\\n`` ends a line. Bytes that are not UTF-8 become escapes. ``None`` stands for a missing file.
     """
+
+    # Imported late: most programs that format texts show no diff.
+    import difflib
+    import re
 
     def lines(content: bytes | None) -> list[str]:
         text = (content or b"").decode("utf-8", "backslashreplace")

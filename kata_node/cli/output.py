@@ -30,6 +30,10 @@ import typer
 from kata_node.cli.options import DEFAULT_TERMINATION_LOG, Output, StageName, raw_option_value
 from kata_node.errors import HostError, KataNodeError, UsageError
 from kata_node.plan import report
+from kata_node.text import escape_unprintable
+
+LAYOUT = "\n\t"
+"""The characters of a result that are not printable. A terminal obeys others, which a path can have."""
 
 PROGRAM_NAME = "kata-node"
 
@@ -67,7 +71,7 @@ def _print(stream: TextIO | None, text: str) -> None:
     if stream is None:  # the stream was closed before the program started
         return
     try:
-        stream.write(f"{text}\n")
+        stream.write(f"{escape_unprintable(text, keep=LAYOUT)}\n")
         stream.flush()
     except BrokenPipeError:
         # Later output, and the flush of Python at exit, must not fail again.

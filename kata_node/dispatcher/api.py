@@ -22,6 +22,7 @@ from kata_node.errors import KataNodeError, KubeError
 from kata_node.kube.credentials import CONNECT_TIMEOUT, open_http_client
 from kata_node.kube.failures import RequestFailure, classify_error
 from kata_node.kube.retry import MAX_AUTH_TRIES, REAL_CLOCK, REQUEST_TIMEOUT, Clock
+from kata_node.text import foreign_words
 
 if TYPE_CHECKING:
     import httpx2
@@ -153,10 +154,8 @@ class ApiClient:
                     ) from error
                 raise
             except msgspec.DecodeError as error:
-                raise KubeError(
-                    f"the API server gave an answer that is not a Kubernetes list ({error})",
-                    where=self._server,
-                ) from error
+                what = f"gave an answer that is not a Kubernetes list ({foreign_words(str(error))})"
+                raise KubeError(f"the API server {what}", where=self._server) from error
             yield page
             continue_token = page.metadata.continue_
             if not continue_token:

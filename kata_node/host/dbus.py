@@ -15,6 +15,10 @@ from jeepney.auth import BEGIN, make_auth_external  # type: ignore[import-untype
 
 from kata_node.host.files import Root
 from kata_node.host.sockets import Stream
+from kata_node.text import foreign_words, quote_foreign
+
+MAX_AUTH_LINE = 16384
+"""Bytes of the answer to the authentication, as in the reference implementation."""
 
 BUS = "org.freedesktop.DBus"
 SYSTEMD = "org.freedesktop.systemd1"
@@ -36,9 +40,8 @@ class DBusError(Exception):
     """The peer answered a call with a D-Bus error, which has a ``name`` and a ``text``."""
 
     def __init__(self, name: str, text: str) -> None:
-        super().__init__(f"{text} ({name})" if text else name)
+        super().__init__(f"{quote_foreign(text)} ({foreign_words(name)})" if text else foreign_words(name))
         self.name = name
-        self.text = text
 
 
 class Connection:
@@ -103,7 +106,7 @@ class Connection:
             text = message.body[0] if message.body and isinstance(message.body[0], str) else ""
             name = fields.get(HeaderFields.error_name, "")
             if name in _DISCONNECTED_ERRORS:
-                raise ConnectionResetError(text)
+                raise ConnectionResetError(foreign_words(text))
             raise DBusError(name, text)
         if destination == SYSTEMD:
             self._systemd = fields.get(HeaderFields.sender)
@@ -143,11 +146,14 @@ class Connection:
         self._stream.send(b"\0" + make_auth_external() + BEGIN, deadline)
         answer = b""
         while b"\r\n" not in answer:
+            if len(answer) > MAX_AUTH_LINE:
+                raise ConnectionResetError("the server does not speak D-Bus")
             answer += self._stream.receive(deadline)
         line, _, rest = answer.partition(b"\r\n")
         if not line.startswith(b"OK "):
             raise PermissionError(
-                errno.EACCES, f"systemd does not admit this user ({line.decode(errors='replace')})"
+                errno.EACCES,
+                f"systemd does not admit this user ({quote_foreign(line.decode(errors='replace'))})",
             )
         self._parser.add_data(rest)  # the private socket sends signals without a subscription
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import KubeError
+from kata_node.text import foreign_words, quote_foreign
 
 if TYPE_CHECKING:
     import httpx2
@@ -51,7 +52,7 @@ def classify_error(error: Exception) -> RequestFailure | None:
         if isinstance(each, httpx2.HTTPStatusError):
             return _http_failure(each.response)
     if isinstance(error, TimeoutError):
-        return RequestFailure(f"gave no answer ({error})", retryable=True)
+        return RequestFailure(f"gave no answer ({foreign_words(str(error))})", retryable=True)
     if isinstance(error, httpx2.TransportError):
         permanent = isinstance(error, httpx2.UnsupportedProtocol) or any(
             isinstance(each, ssl.SSLCertVerificationError) for each in chain
@@ -68,11 +69,13 @@ def _http_failure(response: httpx2.Response) -> RequestFailure:
     try:
         status = response.json()
         message, reason = str(status["message"]), str(status.get("reason", ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         message, reason = response.reason_phrase, ""
     wait = response.headers.get("Retry-After", "")
     return RequestFailure(
-        f"answered {response.status_code}: {message}",
+        f"answered {response.status_code}: {quote_foreign(message)}"
+        if message
+        else f"answered {response.status_code}",
         retryable=response.status_code in (401, 408, 429)
         or response.status_code >= 500
         or (response.status_code == 403 and _may_be_unsynced_rbac(message)),
@@ -154,4 +157,4 @@ def one_line(error: BaseException) -> str:
         if mark := getattr(each, "problem_mark", None):  # a YAML error: its text quotes lines of the file
             problem, line, column = getattr(each, "problem", ""), mark.line + 1, mark.column + 1
             return f"{name}: {problem} in line {line}, column {column}"
-    return " ".join(f"{name}: {error}".split())
+    return foreign_words(f"{name}: {error}")

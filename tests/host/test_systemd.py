@@ -428,7 +428,7 @@ def rejects(connection: socket.socket) -> None:
     [
         pytest.param(hangs_up, "the peer closed the connection", id="hangs-up-on-a-foreign-pid-namespace"),
         pytest.param(keeps_silent, "timed out", id="never-answers"),
-        pytest.param(rejects, "does not admit this user (REJECTED EXTERNAL)", id="rejects-the-user"),
+        pytest.param(rejects, 'does not admit this user ("REJECTED EXTERNAL")', id="rejects-the-user"),
         pytest.param("dead", "Connection refused", id="nobody-listens"),
         pytest.param("missing", "No such file or directory", id="not-mounted"),
     ],
