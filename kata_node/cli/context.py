@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kata_node.cli.options import Common
-from kata_node.cli.progress import progress
 
 if TYPE_CHECKING:
     from kata_node.plan.actions import Clients
@@ -50,6 +49,12 @@ def options_of(common: Common) -> Options:
     )
 
 
+def _progress(total: int, title: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    from kata_node.cli.progress import progress  # most runs copy nothing
+
+    return progress(total, title)
+
+
 @contextlib.contextmanager
 def open_tools(common: Common) -> Iterator[Clients]:
     """Yield the clients of the node and of the API server.
@@ -81,4 +86,4 @@ def open_tools(common: Common) -> Iterator[Clients]:
 
             return opened.enter_context(KubeClient.connect())
 
-        yield Clients(root, systemd, cri, kube, progress)
+        yield Clients(root, systemd, cri, kube, _progress)

@@ -266,4 +266,4 @@ def _hint(failure: RequestFailure) -> str:
 
 def is_rbac_denial(failure: RequestFailure) -> bool:
     """Return whether the account lacks the right, rather than a quota or an admission rule refusing it."""
-    return failure.status == 403 and " cannot " in failure.what and " resource " in failure.what
+    return failure.status == 403 and " cannot " in failure.message and " resource " in failure.message

@@ -35,6 +35,8 @@ class RequestFailure:
     status: int = 0
     reason: str = ""
     retry_after: float = 0.0  # seconds
+    message: str = ""
+    """The words of the server as they are: to compare, not to show."""
 
 
 def classify_error(error: Exception) -> RequestFailure | None:
@@ -81,6 +83,7 @@ def _http_failure(response: httpx2.Response) -> RequestFailure:
         or (response.status_code == 403 and _may_be_unsynced_rbac(message)),
         status=response.status_code,
         reason=reason,
+        message=message,
         retry_after=float(wait) if wait.isdecimal() else 0.0,
     )
 
@@ -119,7 +122,7 @@ def request_error(failure: RequestFailure, verb: str, name: str, server: str, tr
             return ConflictError(what, where=f"node/{name}", hint="run again")
         case 401, _:
             hint = "use a token that is valid; in a pod, check that its ServiceAccount still exists"
-        case 403, _ if f"cannot {verb} " in failure.what:
+        case 403, _ if f"cannot {verb} " in failure.message:
             hint = (
                 f'give the account the verb "{verb}" on the resource "nodes" (API group ""): bind it to a '
                 f'ClusterRole with "get" and "patch" on "nodes"'
@@ -139,7 +142,7 @@ def request_error(failure: RequestFailure, verb: str, name: str, server: str, tr
 
 def event_not_recorded(failure: RequestFailure, server: str) -> KubeError:
     """Return the error for an Event that was not recorded."""
-    lacks_right = failure.status == 403 and "cannot create " in failure.what
+    lacks_right = failure.status == 403 and "cannot create " in failure.message
     hint = (
         'give the account the verb "create" on the resource "events" in the namespace "default"'
         if lacks_right

@@ -29,6 +29,7 @@ from cli.cli_runner import (
 )
 from fakes import FakeNode
 from kata_node.cli import commands
+from kata_node.cli.options import COMMAND_OPTIONS
 from kata_node.host import lock, place, sparse_copy
 from kata_node.host.cri import Cri
 from kata_node.host.files import Root
@@ -249,8 +250,14 @@ def refused(cli_runner: CliRunner, result: Result, code: int, *says: str) -> Non
 )
 def test_an_invalid_option_is_refused(cli_runner: CliRunner, arguments: list[str], says: list[str]) -> None:
     before = cli_runner.files()
-    for command in ("install", "plan", "revert", "status"):
-        result = cli_runner.run(command, *cli_runner.path_options, "--offline", *arguments)
+    having = [
+        name
+        for name in ("install", "plan", "revert", "status")
+        if arguments[0].removeprefix("--").replace("-", "_") in COMMAND_OPTIONS[name]
+    ]
+    assert "install" in having
+    for command in having:
+        result = cli_runner.run(command, *cli_runner.paths_for(command), "--offline", *arguments)
         refused(cli_runner, result, 2, *says)
         assert result.out == ""
     assert cli_runner.files() == before
@@ -546,7 +553,7 @@ def test_a_second_run_waits_for_the_first_and_names_it(cli_runner: CliRunner) ->
             result = cli_runner.offline(command, "--lock-timeout", "0")
             refused(cli_runner, result, 5, f"cri (pid {os.getpid()} on ", "--lock-timeout", lock.LOCK_PATH)
         assert cli_runner.offline("plan", "--lock-timeout", "0").code == 10
-        assert cli_runner.offline("status", "--lock-timeout", "0").code == 0
+        assert cli_runner.offline("status").code == 0
     assert cli_runner.files() == before
 
 
@@ -742,6 +749,7 @@ def test_a_terminal_gets_the_log_without_times(
 
     stderr = Terminal()
     monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("KATA_NODE_HOSTROOT", "/mnt")
     cli_runner.offline("install")
     assert "\nwrite /opt/kata/containerd/config.d/99-kata-deploy.toml\n" in stderr.getvalue()
