@@ -216,7 +216,7 @@ def _width() -> int:
 
 
 def _to_text(explanation: Explanation) -> str:
-    lines = [_plain(explanation.title), "", *_text_lines(explanation.text, _width())]
+    lines = [*_wrapped(explanation.title, _width()), "", *_text_lines(explanation.text, _width())]
     if explanation.see:
         commands = f"{PROGRAM_NAME} explain {' | '.join(explanation.see)}"
         lines += ["", *_wrapped(f"See also: {commands}", _width())]
