@@ -6,9 +6,11 @@ On a terminal they have none.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterator
 
 from kata_node.text import escape_unprintable
 
@@ -33,6 +35,20 @@ def configure_logging(level: str, *, color: bool = False) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+@contextlib.contextmanager
+def timed(log: logging.Logger, what: str) -> Iterator[None]:
+    """Log with the level debug how long the body takes, and whether it fails."""
+    if not log.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    began, outcome = time.monotonic(), "failed"
+    try:
+        yield
+        outcome = "done"
+    finally:
+        log.debug("%s: %s in %.0f ms", what, outcome, (time.monotonic() - began) * 1000)
 
 
 class _PlainFormatter(logging.Formatter):

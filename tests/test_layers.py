@@ -292,7 +292,8 @@ START_UP = {
                 "backports.zstd",
                 "compression.zstd",
             ),
-            *("yaml", "msgspec", "kata_node.pipeline", "stages"),
+            *("yaml", "msgspec", "kata_node.pipeline", "stages", "rich"),
+            *("kata_node.cli.explain", "kata_node.cli.colors", "kata_node.cli.progress"),
         ),
     ),
     "the daemon": (

@@ -22,6 +22,7 @@ from kata_node.errors import KataNodeError, KubeError
 from kata_node.kube.credentials import CONNECT_TIMEOUT, open_http_client
 from kata_node.kube.failures import RequestFailure, classify_error
 from kata_node.kube.retry import MAX_AUTH_TRIES, REAL_CLOCK, REQUEST_TIMEOUT, Clock
+from kata_node.log import timed
 from kata_node.text import foreign_words
 
 if TYPE_CHECKING:
@@ -120,14 +121,12 @@ class ApiClient:
     def call_once(self, method: str, path: str, what: str, *, body: bytes, timeout: float) -> None:
         """Send one request without retries; raises :class:`RefusedError` on any failure."""
         self.requests[what] += 1
+        headers = {"Content-Type": "application/json"}
         try:
-            self._session.request(
-                method,
-                path,
-                content=body,
-                headers={"Content-Type": "application/json"},
-                timeout=timeout,
-            ).raise_for_status()
+            with timed(log, what):
+                self._session.request(
+                    method, path, content=body, headers=headers, timeout=timeout
+                ).raise_for_status()
         except Exception as error:
             failure = classify_error(error)
             if failure is None:
@@ -195,7 +194,8 @@ class ApiClient:
         while True:
             self.requests[what] += 1
             try:
-                return send()
+                with timed(log, what):
+                    return send()
             except Exception as error:
                 retry.wait_or_raise(error)
 

@@ -5,6 +5,7 @@ The field numbers come from ``runtime.v1`` in Kubernetes' ``cri-api`` (``api.pro
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,8 +17,11 @@ from kata_node.host import cri_sandboxes
 from kata_node.host.files import Root
 from kata_node.host.protobuf import DecodeError, Message
 from kata_node.host.sockets import Stream, describe_os_error
+from kata_node.log import timed
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _VERBOSE = b"\x08\x01"
 """A serialized ``StatusRequest`` with ``verbose`` (field 1) set."""
@@ -179,7 +183,10 @@ class Cri:
         deadline = time.monotonic() + timeout
         timeout_message = f"no answer to {method} within {timeout:g} s"
         try:
-            with Stream.connect(self.root, self.socket, deadline) as stream:
+            with (
+                timed(log, f"{method} on {self.socket}"),
+                Stream.connect(self.root, self.socket, deadline) as stream,
+            ):
                 answer = grpc.unary_call(stream, f"/runtime.v1.RuntimeService/{method}", request, deadline)
             return read(Message(answer))
         except grpc.StatusError as error:

@@ -7,6 +7,7 @@ must call Hello and subscribe to the signals it needs. On systemd's *private* so
 from __future__ import annotations
 
 import errno
+import logging
 from typing import Any, Self
 
 # jeepney has no type hints.
@@ -15,7 +16,10 @@ from jeepney.auth import BEGIN, make_auth_external  # type: ignore[import-untype
 
 from kata_node.host.files import Root
 from kata_node.host.sockets import Stream
+from kata_node.log import timed
 from kata_node.text import foreign_words, quote_foreign
+
+log = logging.getLogger(__name__)
 
 MAX_AUTH_LINE = 16384
 """Bytes of the answer to the authentication, as in the reference implementation."""
@@ -93,8 +97,14 @@ class Connection:
         destination: str = SYSTEMD,
     ) -> tuple[Any, ...]:
         """Call a method and return the values of its reply, as jeepney maps D-Bus types."""
+        words = " ".join((member, *(each for each in args if isinstance(each, str))))
+        with timed(log, f"D-Bus call {words} of {path}"):
+            return self._call(
+                new_method_call(DBusAddress(path, destination, interface), member, signature, args), deadline
+            )
+
+    def _call(self, request: Message, deadline: float) -> tuple[Any, ...]:
         self._serial += 1
-        request = new_method_call(DBusAddress(path, destination, interface), member, signature, args)
         self._stream.send(request.serialise(self._serial), deadline)
         while True:
             message = self._receive(deadline)
@@ -108,7 +118,7 @@ class Connection:
             if name in _DISCONNECTED_ERRORS:
                 raise ConnectionResetError(foreign_words(text))
             raise DBusError(name, text)
-        if destination == SYSTEMD:
+        if request.header.fields[HeaderFields.destination] == SYSTEMD:
             self._systemd = fields.get(HeaderFields.sender)
         return tuple(message.body)
 

@@ -757,3 +757,19 @@ def test_a_terminal_gets_the_log_without_times(
     monkeypatch.undo()
     for line in cli_runner.offline("revert").err.splitlines():
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO    [a-z]", line)
+
+
+def test_the_log_level_debug_tells_what_is_read_compared_and_decided(installed: CliRunner) -> None:
+    assert installed.offline("install").err == ""
+    log = installed.offline("install", "--log-level", "debug").err
+    for pattern in (
+        r"DEBUG   the settings of no values file, for /opt/kata: qemu\n",
+        r"DEBUG   the runtime is containerd://2\.1\.9, as --runtime tells; .*main file /etc/containerd/",
+        r"DEBUG   read /etc/containerd/config.toml: \d+ bytes\n",
+        r"DEBUG   \d+ files below /opt/kata compared with the receipt, differing: none\n",
+        r"DEBUG   cri: look at the node: done in \d+ ms\n",
+        r"DEBUG   cri: decided: containerd 2\.1\.9 will serve kata-qemu when it starts; no changes\n",
+    ):
+        assert re.search(pattern, log), log
+    (installed.host / "opt/kata/VERSION").unlink()
+    assert "differing: VERSION\n" in installed.offline("plan", "--log-level", "debug").err

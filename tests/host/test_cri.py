@@ -562,3 +562,18 @@ def test_a_call_after_a_restart_of_the_runtime_works(tmp_path: Path) -> None:
         assert cri.version(PLENTY).runtime_version == version
         peer.close()
         (tmp_path / SOCKET[1:]).unlink()
+
+
+def test_each_request_is_logged_with_its_duration(
+    serve: Callable[..., Cri], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "kata_node")
+    runtime = Runtime()
+    cri = serve(runtime.serve)
+    cri.version(PLENTY)
+    runtime.instead = "reset"
+    with pytest.raises(CriCallError):
+        cri.version(PLENTY)
+    done, failed = (each for each in caplog.messages if each.startswith("Version on "))
+    assert re.fullmatch(rf"Version on {SOCKET}: done in \d+ ms", done)
+    assert re.fullmatch(rf"Version on {SOCKET}: failed in \d+ ms", failed)
