@@ -11,6 +11,18 @@ def asset(name: str) -> Path:
     The directory ``assets`` is inside an installed package, and beside the package in a checkout. The
     file may be missing if the package is broken; this function does not check that.
     """
+    return _data("assets") / name
+
+
+def page(name: str) -> Path:
+    """Return the path of the page ``name`` of the documentation (for example ``troubleshooting.md``).
+
+    Only the pages that the program prints are part of an installed package.
+    """
+    return _data("docs") / name
+
+
+def _data(directory: str) -> Path:
     package = Path(__file__).parent
-    packed = package / "assets"
-    return (packed if packed.is_dir() else package.parent / "assets") / name
+    packed = package / directory
+    return packed if packed.is_dir() else package.parent / directory

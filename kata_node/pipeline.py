@@ -18,6 +18,7 @@ from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, Rolle
 from kata_node.host import lock
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
+from kata_node.log import timed
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, Plan, RemoveReceipt, WriteReceipt
 from kata_node.plan.blocking_pods import BlockingPods
@@ -194,8 +195,11 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
 
 
 def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
-    facts = stage.gather_facts(StageContext(run.settings, receipt, run.clients, run.options, since))
-    return stage.plan(run.settings, facts, receipt)
+    with timed(log, f"{stage.NAME}: look at the node"):
+        facts = stage.gather_facts(StageContext(run.settings, receipt, run.clients, run.options, since))
+    plan = stage.plan(run.settings, facts, receipt)
+    log.debug("%s: decided: %s; %s", stage.NAME, plan.summary, "; ".join(plan.changes) or "no changes")
+    return plan
 
 
 def _plan_beside_other_runs(plan: Callable[[], Plan], run: Run) -> Plan:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-
 FOREIGN_LIMIT = 600
 """Maximum characters of one text that does not come from kata-node."""
 
@@ -53,6 +50,10 @@ def unified_diff(path: str, before: bytes | None, after: bytes | None) -> str:
 
     Only ``\\n`` ends a line. Bytes that are not UTF-8 become escapes. ``None`` stands for a missing file.
     """
+
+    # Imported late: most programs that format texts show no diff.
+    import difflib
+    import re
 
     def lines(content: bytes | None) -> list[str]:
         text = (content or b"").decode("utf-8", "backslashreplace")

@@ -34,7 +34,8 @@ ORDER = (
     ("values",),
     ("settings", "host", "kube"),
     ("versions",),
-    ("toml", "assets", "text", "log", "bounded_read", "signals"),
+    ("toml", "assets", "log", "bounded_read", "signals"),
+    ("text",),
     ("errors",),
 )
 LEVEL = {folder: level for level, row in enumerate(ORDER) for folder in row}
@@ -45,11 +46,12 @@ CONFINED = {
     "kata_node.dispatcher.*": (
         *("kata_node", "kata_node.dispatcher.*", "kata_node.kube.*", "kata_node.plan.report"),
         *("kata_node.settings.values", "kata_node.settings.config_file", "kata_node.bounded_read"),
-        *("kata_node.errors", "kata_node.log"),
+        *("kata_node.errors", "kata_node.log", "kata_node.text"),
     ),
     # It keeps running on the node, so it must stay small. Its child processes do the work.
     "kata_node.daemon.*": (
-        *("kata_node.daemon.*", "kata_node.kube.node_affinity", "kata_node.errors", "kata_node.log"),
+        *("kata_node.daemon.*", "kata_node.kube.node_affinity"),
+        *("kata_node.errors", "kata_node.log", "kata_node.text"),
     ),
 }
 MAX_LINES = 400
@@ -290,7 +292,8 @@ START_UP = {
                 "backports.zstd",
                 "compression.zstd",
             ),
-            *("yaml", "msgspec", "kata_node.pipeline", "stages"),
+            *("yaml", "msgspec", "kata_node.pipeline", "stages", "rich"),
+            *("kata_node.cli.explain", "kata_node.cli.colors", "kata_node.cli.progress"),
         ),
     ),
     "the daemon": (

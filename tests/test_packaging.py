@@ -120,6 +120,8 @@ def test_the_wheel_has_only_the_programs_and_their_data(wheel: zipfile.ZipFile) 
     }
     chart = ("files/gone.json", "values.schema.json", "values.yaml")
     data = ("kata-keys.toml", "shims.toml", *(f"chart/kata-deploy/{name}" for name in chart))
+    pages = ("reference/exit-codes.md", "troubleshooting.md")
+    expected |= {f"kata_node/docs/{name}" for name in pages}
     assert names == expected | {f"kata_node/assets/{name}" for name in data}
 
 

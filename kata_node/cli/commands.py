@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import logging
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from kata_node import __version__, signals
 from kata_node import log as logs
+from kata_node.cli import help_commands
 from kata_node.cli.context import open_tools, options_of, settings_of
 from kata_node.cli.options import (
     DEFAULT_DAEMONSET_TIMEOUT,
     DEFAULT_LISTEN,
-    EPILOG,
     Common,
     DaemonSet,
     DaemonSetTimeout,
@@ -35,14 +35,17 @@ from kata_node.cli.output import (
     PROGRAM_NAME,
     TyperUsageError,
     escape_unencodable,
+    has_color,
     print_error,
     print_json_result,
     print_result,
     print_run,
+    print_text_result,
     report_error,
     usage_error,
 )
-from kata_node.cli.usage import check_host_root, check_reports, check_rights, check_usage
+from kata_node.cli.registration import command
+from kata_node.cli.usage import check_host_root, check_reports, check_rights
 from kata_node.errors import KataNodeError, UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +71,10 @@ app = typer.Typer(
     Exit codes: 0 done, or nothing to do     3 this node cannot run it; a retry does not help
                 1 failed; a retry may help   4 failed and rolled back
                 2 wrong usage or settings    5 another run holds the node's lock
-                                             10 plan: something would change""",
+                                             10 plan: something would change
+
+    \b
+    kata-node explain 3 explains an exit code, kata-node explain kvm a check of host-check.""",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
@@ -95,17 +101,14 @@ INSTALL = (
 REVERT = (StageName.UNLABEL, StageName.REVERT_CRI, StageName.REMOVE_ARTIFACTS, StageName.UNCLAIM)
 
 
-COMMON_PARAMETERS = [
-    each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-    for each in inspect.signature(Common, eval_str=True).parameters.values()
-]
-"""The common options as function parameters; typer makes command line options of them."""
-
-
 def run(arguments: Sequence[str]) -> int:
-    """Execute a command line and return the exit code. Report every error; raise none."""
+    """Execute a command line and return the exit code. Report every error; raise none.
+
+    With the variable of the shells' completion, print completions instead.
+    """
     escape_unencodable()
-    logs.configure_logging(LogLevel.INFO)
+    logs.configure_logging(LogLevel.INFO, color=has_color(sys.stderr))
+    help_commands.enable_completion()
     try:
         return app(list(arguments), prog_name=PROGRAM_NAME, standalone_mode=False) or 0
     except KataNodeError as error:
@@ -116,40 +119,6 @@ def run(arguments: Sequence[str]) -> int:
         from kata_node import pipeline
 
         return report_error(arguments, pipeline.as_kata_node_error(error, where=PROGRAM_NAME))
-
-
-def command(
-    target: typer.Typer, name: str, *options: str, hidden: bool = False
-) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Return a decorator that registers ``function(common, **own)`` as the command ``name``.
-
-    The function returns the exit code. The command takes the options of the function, and the common
-    options named in ``options``; all common options when none are named.
-    """
-    shared = [each for each in COMMON_PARAMETERS if not options or each.name in options]
-
-    def register(function: Callable[..., int]) -> Callable[..., int]:
-        signature = inspect.signature(function, eval_str=True)
-        own = list(signature.parameters.values())[1:]
-        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-
-        def call(context: typer.Context, **values: Any) -> int:
-            common = Common(**{each.name: values.pop(each.name) for each in shared})
-            logs.configure_logging(common.log_level)
-            check_usage(context, common)
-            try:
-                return function(common, **values)
-            except KeyboardInterrupt as error:
-                raise signals.stopped_error(error) from None
-
-        call.__doc__ = function.__doc__
-        parameters = [*own, *shared, context]
-        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {each.name: each.annotation for each in parameters}
-        target.command(name, epilog=EPILOG, hidden=hidden)(call)
-        return function
-
-    return register
 
 
 @app.callback(invoke_without_command=True)
@@ -193,7 +162,12 @@ def plan(
     is planned from its receipt.
     """
     names = INSTALL if direction is Direction.INSTALL else REVERT
-    return _run_stages(dataclasses.replace(common, dry_run=True), names, exit_code_if_planned=EXIT_PLANNED)
+    return _run_stages(
+        dataclasses.replace(common, dry_run=True),
+        names,
+        exit_code_if_planned=EXIT_PLANNED,
+        writes_termination_message=False,
+    )
 
 
 @command(app, "status")
@@ -211,7 +185,7 @@ def status(
         found = statuses.gather(settings_of(common), options_of(common), clients, deep=deep)
         node = statuses.read_node_labels(options_of(common), clients)
     if common.output is Output.TEXT:
-        print_result(statuses.to_text(found, node))
+        print_text_result(common, statuses.to_text(found, node))
     else:
         print_json_result(statuses.to_json(found, node))
     return 0
@@ -226,12 +200,7 @@ def stage(
     return _run_stages(common, (name,))
 
 
-# The daemon applies changes, so it has no dry run. It runs every stage itself, so it shares no reports.
-_NOT_OF_DAEMON = ("dry_run", "verbose", "reports")
-_DAEMON_OPTIONS = tuple(each.name for each in COMMON_PARAMETERS if each.name not in _NOT_OF_DAEMON)
-
-
-@command(app, "daemon", *_DAEMON_OPTIONS)
+@command(app, "daemon")
 def daemon(
     common: Common,
     daemonset: DaemonSet = "",
@@ -239,7 +208,7 @@ def daemon(
     listen: Listen = DEFAULT_LISTEN,
     unfit_nodes: UnfitNodes = UnfitPolicy.REPORT,
 ) -> int:
-    """Run in the pod of a DaemonSet: install, wait, revert at the end.
+    """Run in the pod of a DaemonSet: install, wait, revert.
 
     On SIGTERM, it asks the API server for the DaemonSet. It reverts only if the DaemonSet is gone, is being
     deleted, or no longer selects this node. Otherwise Kata stays on the node, for example after a rolling
@@ -255,7 +224,7 @@ def daemon(
     cli_daemon.exec_daemon(common, listen, daemon_options, unfit_is_ready=ready)
 
 
-@command(app, "wanted", "offline", "node_name", "output", "log_level", "termination_log", hidden=True)
+@command(app, "wanted", hidden=True)
 def wanted(
     common: Common,
     daemonset: DaemonSet = "",
@@ -270,7 +239,7 @@ def wanted(
 app.add_typer(payload_app, name="payload")
 
 
-@command(payload_app, "index", "output", "log_level")
+@command(payload_app, "index")
 def payload_index(
     common: Common,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of the payload.")],
@@ -280,7 +249,7 @@ def payload_index(
 
     path = str(index.write_manifest(directory))
     if common.output is Output.TEXT:
-        print_result(path)
+        print_text_result(common, path)
     else:
         print_json_result({"outcome": "ok", "manifest": path})
     return 0
@@ -291,7 +260,7 @@ app.add_typer(values_app, name="values")
 ValuesFile = Annotated[Path, typer.Argument(metavar="FILE", help="The values file of the Helm chart (YAML).")]
 
 
-@command(values_app, "check", "output", "log_level")
+@command(values_app, "check")
 def values_check(common: Common, file: ValuesFile) -> int:
     """Show what the chart and the nodes say of a values file, for each architecture, without a cluster.
 
@@ -299,10 +268,10 @@ def values_check(common: Common, file: ValuesFile) -> int:
     """
     from kata_node.cli import values
 
-    return values.check_file(file, common.output)
+    return values.check_file(file, common)
 
 
-@command(values_app, "convert", "output", "log_level")
+@command(values_app, "convert")
 def values_convert(
     common: Common,
     file: ValuesFile,
@@ -314,14 +283,22 @@ def values_convert(
     """Replace the keys of older charts in a values file, and show the change as a diff. Comments stay."""
     from kata_node.cli import values
 
-    return values.convert_file(file, write, common.output)
+    return values.convert_file(file, write, common)
 
 
-def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_planned: int = 0) -> int:
+help_commands.register(app)
+
+
+def _run_stages(
+    common: Common,
+    names: tuple[StageName, ...],
+    *,
+    exit_code_if_planned: int = 0,
+    writes_termination_message: bool = True,
+) -> int:
     from kata_node import pipeline
     from kata_node.cli.unfit import leave_to_claim, unfitness
     from kata_node.cluster import events
-    from kata_node.cluster.labelling import mark_unfit
     from kata_node.plan import report
     from kata_node.plan.context import StageContext
     from kata_node.plan.receipt import Receipt
@@ -332,10 +309,11 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
     modules = [cast("Stage", importlib.import_module(f"stages.{name.replace('-', '_')}")) for name in names]
 
     def report_stage(done: StageReport) -> None:
-        report.write_termination_message(common.termination_log, done)
+        if writes_termination_message:
+            report.write_termination_message(common.termination_log, done)
         if common.output is Output.TEXT and not common.dry_run:
             # The run has already logged each change.
-            print_result(report.to_text(dataclasses.replace(done, changes=())))
+            print_text_result(common, report.to_text(dataclasses.replace(done, changes=())))
         if not common.dry_run and not common.offline:
             recorder.add(done)
 
@@ -363,6 +341,8 @@ def _run_stages(common: Common, names: tuple[StageName, ...], *, exit_code_if_pl
             reports = pipeline.run(modules, run)
         found_unfit = any(done.error and done.error.unfit for done in reports)
         if found_unfit and StageName.CLAIM in names and not (common.dry_run or common.offline):
+            from kata_node.cluster.labelling import mark_unfit
+
             mark_unfit(context, settings.instance)
     with signals.held():  # half a document would be of no use
         print_run(reports, clients.root, settings.install_dir, common)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kata_node.cli.options import DEFAULT_PAYLOAD, Common
@@ -52,6 +52,11 @@ def options_of(common: Common) -> Options:
     )
 
 
+def _progress(total: int, title: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+
+    return progress(total, title)
+
+
 @contextlib.contextmanager
 def open_tools(common: Common) -> Iterator[Clients]:
     """Yield the clients of the node and of the API server.
@@ -83,4 +88,4 @@ def open_tools(common: Common) -> Iterator[Clients]:
 
             return opened.enter_context(KubeClient.connect())
 
-        yield Clients(root, systemd, cri, kube, progress)
+        yield Clients(root, systemd, cri, kube, _progress)

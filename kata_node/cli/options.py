@@ -23,6 +23,10 @@ EPILOG = f"""Every option has an environment variable: {PREFIX}HOST_ROOT for --h
 wins over the variable."""
 
 
+WHAT, WHERE, WAITING, OUTPUT = "What", "Where", "How to wait", "Output"
+"""The groups of options in the help."""
+
+
 class Output(StrEnum):
     """The format of the result on stdout."""
 
@@ -85,10 +89,17 @@ def _seconds(least: float) -> Callable[[str | float], float]:
 
 
 def _option(
-    name: str, metavar: str | None, text: str, *, extra_variables: tuple[str, ...] = (), **more: Any
+    group: str,
+    name: str,
+    metavar: str | None,
+    text: str,
+    *,
+    extra_variables: tuple[str, ...] = (),
+    **more: Any,
 ) -> Any:
     return typer.Option(
         f"--{name}",
+        rich_help_panel=group,
         metavar=metavar,
         help=text,
         envvar=[env_variable(name), *extra_variables],
@@ -97,68 +108,93 @@ def _option(
     )
 
 
-def _path_option(name: str, metavar: str, text: str) -> Any:
-    return _option(name, metavar, text, parser=_path)
+def _path_option(group: str, name: str, metavar: str, text: str) -> Any:
+    return _option(group, name, metavar, text, parser=_path)
 
 
 def _seconds_option(name: str, text: str, *, least: float) -> Any:
-    return _option(name, "SECONDS", text, parser=_seconds(least))
+    return _option(WAITING, name, "SECONDS", text, parser=_seconds(least))
+
+
+def _complete_shims(incomplete: str) -> list[str]:
+    """Return completions of a comma-separated list of shims."""
+    from kata_node.settings import shims
+
+    before, comma, _ = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in shims.table() if name not in before.split(",")]
 
 
 @dataclass(frozen=True)
 class Common:
-    """The values of the common options. Each field is named like its option."""
+    """The values of the common options. Each field is named like its option.
+
+    A command has some of them, see :data:`COMMAND_OPTIONS`; the others keep their defaults.
+    """
 
     config: Annotated[
         Path | None,
-        _path_option("config", "FILE", "The values file of the Helm chart (YAML)."),
+        _path_option(WHAT, "config", "FILE", "The values file of the Helm chart (YAML)."),
     ] = None
     config_digest: Annotated[
         str,
-        _option("config-digest", "SHA256", "The digest of the values file. Refuse a file with another one."),
+        _option(
+            WHAT, "config-digest", "SHA256", "The digest of the values file. Refuse a file with another one."
+        ),
     ] = ""
-    host_root: Annotated[
-        Path, _path_option("host-root", "DIR", "The directory with the root file system of the node.")
-    ] = Path("/")
     payload: Annotated[
-        Path, _path_option("payload", "DIR", "The directory with the Kata files to install.")
+        Path, _path_option(WHAT, "payload", "DIR", "The directory with the Kata files to install.")
     ] = DEFAULT_PAYLOAD
+    shims: Annotated[
+        str,
+        _option(
+            WHAT,
+            "shims",
+            "NAMES",
+            "Enable these shims (a,b,c) instead of those of the values.",
+            autocompletion=_complete_shims,
+        ),
+    ] = ""
+    installation_prefix: Annotated[
+        str, _option(WHAT, "installation-prefix", "DIR", "Override env.installationPrefix of the values.")
+    ] = ""
+    multi_install_suffix: Annotated[
+        str, _option(WHAT, "multi-install-suffix", "NAME", "Override env.multiInstallSuffix of the values.")
+    ] = ""
+    k8s_distribution: Annotated[
+        str, _option(WHAT, "k8s-distribution", "NAME", "Override k8sDistribution of the values.")
+    ] = ""
+    dry_run: Annotated[
+        bool, _option(WHAT, "dry-run", None, "Show what would change, but change nothing.")
+    ] = False
+    host_root: Annotated[
+        Path, _path_option(WHERE, "host-root", "DIR", "The directory with the root file system of the node.")
+    ] = Path("/")
     offline: Annotated[
-        bool, _option("offline", None, "Only write files. Use no systemd, no CRI socket and no cluster.")
-    ] = False
-    dry_run: Annotated[bool, _option("dry-run", None, "Show what would change, but change nothing.")] = False
-    verbose: Annotated[
         bool,
-        _option("verbose", None, "With a dry run: list every file, and show every diff in full."),
+        _option(WHERE, "offline", None, "Only write files. Use no systemd, no CRI socket and no cluster."),
     ] = False
-    output: Annotated[Output, _option("output", None, "The format of the result on stdout.")] = Output.TEXT
-    log_level: Annotated[
-        LogLevel,
-        _option("log-level", "LEVEL", "The lowest severity to log on stderr: debug, info, warning or error."),
-    ] = LogLevel.INFO
     runtime: Annotated[
         str,
         _option(
+            WHERE,
             "runtime",
             "NAME://VERSION",
             "The runtime and its version. Without it, kata-node asks the CRI socket.",
         ),
     ] = ""
-    shims: Annotated[
-        str, _option("shims", "NAMES", "Enable these shims (a,b,c) instead of those of the values.")
-    ] = ""
-    installation_prefix: Annotated[
-        str, _option("installation-prefix", "DIR", "Override env.installationPrefix of the values.")
-    ] = ""
-    multi_install_suffix: Annotated[
-        str, _option("multi-install-suffix", "NAME", "Override env.multiInstallSuffix of the values.")
-    ] = ""
-    k8s_distribution: Annotated[
-        str, _option("k8s-distribution", "NAME", "Override k8sDistribution of the values.")
+    cri_socket: Annotated[
+        str,
+        _option(
+            WHERE,
+            "cri-socket",
+            "PATH",
+            "The CRI socket. Set it if the socket is not at the default path of the runtime.",
+        ),
     ] = ""
     node_name: Annotated[
         str,
         _option(
+            WHERE,
             "node-name",
             "NAME",
             "The Node to label. Also read from NODE_NAME.",
@@ -166,15 +202,7 @@ class Common:
         ),
     ] = ""
     expected_machine_id: Annotated[
-        str, _option("expected-machine-id", "ID", "Refuse to work on a node with another machine id.")
-    ] = ""
-    cri_socket: Annotated[
-        str,
-        _option(
-            "cri-socket",
-            "PATH",
-            "The CRI socket. Set it if the socket is not at the default path of the runtime.",
-        ),
+        str, _option(WHERE, "expected-machine-id", "ID", "Refuse to work on a node with another machine id.")
     ] = ""
     lock_timeout: Annotated[
         float,
@@ -193,11 +221,12 @@ class Common:
         ),
     ] = 0
     ignore_pods: Annotated[
-        bool, _option("ignore-pods", None, "Remove handlers even if pods run on them.")
+        bool, _option(WAITING, "ignore-pods", None, "Remove handlers even if pods run on them.")
     ] = False
     ignore_unread_config: Annotated[
         bool,
         _option(
+            WHAT,
             "ignore-unread-config",
             None,
             "Install even if the runtime does not start with files that changed after its last start.",
@@ -212,9 +241,30 @@ class Common:
     label_stable_for: Annotated[
         float, _seconds_option("label-stable-for", "How long the labels must stay unchanged.", least=0)
     ] = 10
+    output: Annotated[Output, _option(OUTPUT, "output", None, "The format of the result on stdout.")] = (
+        Output.TEXT
+    )
+    verbose: Annotated[
+        bool,
+        _option(OUTPUT, "verbose", None, "With a dry run: list every file, and show every diff in full."),
+    ] = False
+    quiet: Annotated[
+        bool,
+        _option(OUTPUT, "quiet", None, "Print only warnings and errors. The exit code tells the result."),
+    ] = False
+    log_level: Annotated[
+        LogLevel,
+        _option(
+            OUTPUT,
+            "log-level",
+            "LEVEL",
+            "The lowest severity to log on stderr: debug, info, warning or error.",
+        ),
+    ] = LogLevel.INFO
     reports: Annotated[
         Path | None,
         _path_option(
+            OUTPUT,
             "reports",
             "DIR",
             "A directory that the containers of a node Job share, for Events about all its stages.",
@@ -223,9 +273,44 @@ class Common:
     termination_log: Annotated[
         Path,
         _path_option(
-            "termination-log", "FILE", "The termination message of the pod. Written only if the file exists."
+            OUTPUT,
+            "termination-log",
+            "FILE",
+            "The termination message of the pod. Written only if the file exists.",
         ),
     ] = DEFAULT_TERMINATION_LOG
+
+    @property
+    def effective_log_level(self) -> LogLevel:
+        """The lowest severity that is logged: with ``--quiet`` at least warnings."""
+        louder = self.log_level in (LogLevel.DEBUG, LogLevel.INFO)
+        return LogLevel.WARNING if self.quiet and louder else self.log_level
+
+
+LOGGING = ("output", "quiet", "log_level")
+_INSTALLATION = (
+    *("config", "config_digest", "installation_prefix", "multi_install_suffix", "k8s_distribution"),
+    *("host_root", "offline", "runtime", "cri_socket", "node_name"),
+)
+_CHANGES = (
+    *("expected_machine_id", "lock_timeout", "restart_timeout", "wait_for_pods", "ignore_pods"),
+    *("label_timeout", "label_stable_for", "termination_log"),
+)
+_PLACING = ("payload", "shims", "ignore_unread_config")
+_PLANNING = ("dry_run", "verbose")
+COMMAND_OPTIONS = {
+    "install": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLACING, *_PLANNING),
+    "revert": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLANNING),
+    "plan": (*_INSTALLATION, *LOGGING, *_PLACING, "verbose", "expected_machine_id", "lock_timeout"),
+    "status": (*_INSTALLATION, *LOGGING),
+    "stage": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLACING, *_PLANNING, "reports"),
+    # It runs install and revert itself, and applies what they plan.
+    "daemon": (*_INSTALLATION, *_CHANGES, "output", "log_level", *_PLACING),
+    "wanted": ("offline", "node_name", "output", "log_level", "termination_log"),
+    "explain": ("output",),
+    "completion": (),
+}
+"""The common options of each command. A command that is not in here has :data:`LOGGING`."""
 
 
 DEFAULT_LISTEN = ":8090"
@@ -233,17 +318,24 @@ DEFAULT_DAEMONSET_TIMEOUT = 30.0
 
 Listen = Annotated[
     str,
-    _option("listen", "[HOST]:PORT", "The address for /healthz and /readyz. Without HOST: all addresses."),
+    _option(
+        WHERE, "listen", "[HOST]:PORT", "The address for /healthz and /readyz. Without HOST: all addresses."
+    ),
 ]
 DaemonSet = Annotated[
-    str, _option("daemonset", "NAMESPACE/NAME", "The DaemonSet of this pod.", show_default=False)
+    str, _option(WHERE, "daemonset", "NAMESPACE/NAME", "The DaemonSet of this pod.", show_default=False)
 ]
 DaemonSetTimeout = Annotated[
     float, _seconds_option("daemonset-timeout", "How long to ask the API server for the DaemonSet.", least=1)
 ]
 UnfitNodes = Annotated[
     UnfitPolicy,
-    _option("unfit-nodes", "report|fail", "Whether the pod of a node that cannot run Kata is ready: report."),
+    _option(
+        OUTPUT,
+        "unfit-nodes",
+        "report|fail",
+        "Whether the pod of a node that cannot run Kata is ready: report.",
+    ),
 ]
 """These options belong only to the commands that the pod of a DaemonSet runs."""
 

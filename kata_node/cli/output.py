@@ -22,15 +22,26 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from kata_node.cli.options import DEFAULT_TERMINATION_LOG, Common, Output, StageName, raw_option_value
+from kata_node.cli.options import (
+    COMMAND_OPTIONS,
+    DEFAULT_TERMINATION_LOG,
+    Common,
+    Output,
+    StageName,
+    raw_option_value,
+)
 from kata_node.errors import HostError, KataNodeError, UsageError
 from kata_node.plan import report
+from kata_node.text import escape_unprintable
+
+LAYOUT = "\n\t"
+"""The characters of a result that are not printable. A terminal obeys others, which a path can have."""
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
@@ -56,9 +67,15 @@ def print_result(text: str) -> None:
     _print(sys.stdout, text)
 
 
+def print_text_result(common: Common, text: str) -> None:
+    """Print a result as text, unless ``--quiet`` is set."""
+    if not common.quiet:
+        print_result(text)
+
+
 def print_json_result(result: Mapping[str, Any]) -> None:
     """Print a result as one JSON document."""
-    print_result(json.dumps(result, indent=2))
+    _print(sys.stdout, json.dumps(result, indent=2), color=False)
 
 
 def print_run(done: Sequence[report.StageReport], root: Root, install_dir: str, common: Common) -> None:
@@ -68,7 +85,7 @@ def print_run(done: Sequence[report.StageReport], root: Root, install_dir: str, 
     elif common.output is Output.JSON:
         print_json_result(report.to_json(done))
     failed = next((each for each in done if each.error), None)
-    if failed and common.output is Output.JSON:
+    if failed and (common.quiet or common.output is Output.JSON):
         print_error(f"error: {failed.stage}: {failed.error}")
 
 
@@ -84,7 +101,7 @@ def _print_dry_run(done: Sequence[report.StageReport], root: Root, install_dir: 
             access = write_access(root, install_dir, is_directory=True)
             free = Space(access.directory, access.free)
     if common.output is Output.TEXT:
-        print_result(dry_run.to_text(done, free, verbose=common.verbose))
+        print_text_result(common, dry_run.to_text(done, free, verbose=common.verbose))
     else:
         print_json_result(dry_run.to_json(done, free, verbose=common.verbose))
 
@@ -95,9 +112,21 @@ def print_error(text: str) -> None:
         _print(sys.stderr, text)
 
 
-def _print(stream: TextIO | None, text: str) -> None:
+def has_color(stream: TextIO | None) -> bool:
+    """Return whether a text on ``stream`` may have colors: it is a terminal, and its user wants them."""
+    if stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    return stream.isatty()
+
+
+def _print(stream: TextIO | None, text: str, *, color: bool = True) -> None:
     if stream is None:  # the stream was closed before the program started
         return
+    text = escape_unprintable(text, keep=LAYOUT)
+    if color and has_color(stream):
+        from kata_node.cli import colors
+
+        text = colors.paint(text)
     try:
         stream.write(f"{text}\n")
         stream.flush()
@@ -127,11 +156,37 @@ def report_error(arguments: Sequence[str], error: KataNodeError) -> int:
     command_name = "".join(arguments[:1])
     if command_name == "stage":
         command_name = next((argument for argument in arguments if argument in list(StageName)), command_name)
-    path = raw_option_value(arguments, "termination-log") or str(DEFAULT_TERMINATION_LOG)
-    report.write_termination_message(
-        Path(path), report.StageReport(command_name, "failed", error.what, error=problem)
-    )
+    # In a pod, people run the other commands beside the program of the pod, which owns the message.
+    if "termination_log" in COMMAND_OPTIONS.get("".join(arguments[:1]), ("termination_log",)):
+        path = raw_option_value(arguments, "termination-log") or str(DEFAULT_TERMINATION_LOG)
+        report.write_termination_message(
+            Path(path), report.StageReport(command_name, "failed", error.what, error=problem)
+        )
     return error.exit_code
+
+
+def _hint_for_option(option: str, context: Any, hint: str) -> str:
+    """Return a hint about an option that the command does not have. Other commands may have it."""
+    if context.parent is None:
+        return f"put options after the command: {PROGRAM_NAME} install {option} ..."
+    having = [
+        name
+        for name, command in _commands(context.find_root().command)
+        if not command.hidden and any(option in each.opts for each in command.params)
+    ]
+    if not having:
+        return hint
+    *others, last = having
+    names = f"{', '.join(others)} and {last}" if others else last
+    return f"{option} is an option of {names}; {hint}"
+
+
+def _commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def usage_error(arguments: Sequence[str], error: Any) -> UsageError:
@@ -140,8 +195,8 @@ def usage_error(arguments: Sequence[str], error: Any) -> UsageError:
     hint = f"run {context.command_path if context else ' '.join([PROGRAM_NAME, *arguments[:1]])} --help"
     if parameter is None:
         message = error.format_message().rstrip(".")
-        if context and context.parent is None and hasattr(error, "option_name"):
-            hint = f"put options after the command: {PROGRAM_NAME} install {error.option_name} ..."
+        if context and hasattr(error, "option_name"):
+            hint = _hint_for_option(error.option_name, context, hint)
         return UsageError(message[:1].lower() + message[1:], hint=hint)
     where = next(iter(parameter.opts)) if parameter.param_type_name == "option" else parameter.metavar
     source = context.get_parameter_source(parameter.name)

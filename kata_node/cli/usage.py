@@ -19,17 +19,27 @@ def check_usage(context: typer.Context, common: Common) -> None:
     for unknown_variable, suggestion in misspelled_variables().items():
         log.warning("the variable %s is not an option; did you mean %s?", unknown_variable, suggestion)
     for name in ONLINE_ONLY_OPTIONS if common.offline else ():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_on_command_line(context, name):
             raise UsageError(
                 "it cannot be combined with --offline, which uses neither the CRI socket nor a cluster",
                 where=f"--{name.replace('_', '-')}",
                 hint=f"remove either --{name.replace('_', '-')} or --offline",
             )
+    if common.effective_log_level != common.log_level and _is_on_command_line(context, "log_level"):
+        raise UsageError(
+            f"it cannot be combined with --log-level {common.log_level}",
+            where="--quiet",
+            hint="remove one of the two options",
+        )
     if common.runtime:
         from kata_node.versions import runtime_version
 
         runtime_version(common.runtime)
+
+
+def _is_on_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def check_host_root(common: Common) -> None:

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from kata_node.bounded_read import read_bounded
-from kata_node.cli.options import Output
-from kata_node.cli.output import print_json_result, print_result
+from kata_node.cli.options import Common, Output
+from kata_node.cli.output import print_json_result, print_text_result
 from kata_node.errors import HostError, SettingsError, UsageError
 from kata_node.settings.values import parse_values
 from kata_node.text import unified_diff
@@ -18,30 +18,30 @@ from kata_node.values.convert import convert
 log = logging.getLogger(__name__)
 
 
-def check_file(path: Path, output: Output) -> int:
+def check_file(path: Path, common: Common) -> int:
     """Print what the chart and the nodes say of a values file; return 0, or 2 if there is an error."""
     result = checks.check(parse_values(read_file(path), str(path)))
-    if output is Output.TEXT:
-        print_result(checks.to_text(str(path), result))
+    if common.output is Output.TEXT:
+        print_text_result(common, checks.to_text(str(path), result))
     else:
         print_json_result(checks.to_json(result))
     return 0 if result.ok else SettingsError.exit_code
 
 
-def convert_file(path: Path, target: Path | None, output: Output) -> int:
+def convert_file(path: Path, target: Path | None, common: Common) -> int:
     """Print how the conversion changes a values file, and write the result to ``target``."""
     text = read_file(path)
     converted = convert(text, str(path))
     if target is not None:
         _write(target, converted.text, replaces=path)
     diff = unified_diff(str(path), text.encode(), converted.text.encode())
-    if output is Output.JSON:
+    if common.output is Output.JSON:
         result = {"outcome": "ok", "diff": diff, "notes": list(converted.notes), "values": converted.text}
         print_json_result(result)
         return 0
     for note in converted.notes:
         log.warning("%s", note)
-    print_result(diff.rstrip("\n") if diff else f"{path}: no key of an older chart")
+    print_text_result(common, diff.rstrip("\n") if diff else f"{path}: no key of an older chart")
     return 0
 
 

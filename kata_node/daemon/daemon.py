@@ -23,15 +23,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from kata_node import log as logs
 from kata_node.daemon.health import HealthState, ProbeServer
 from kata_node.errors import IneligibleNodeError, KataNodeError, RolledBackError, UsageError
+from kata_node.text import foreign_words
 
 DONE, UNFIT, USAGE = 0, IneligibleNodeError.exit_code, UsageError.exit_code
 
 NOT_WANTED = 10
 """The exit code of ``wanted`` that leads to a revert. No other code does, and no signal."""
+
+TERMINATION_MESSAGE_LIMIT = 4096
+"""Bytes; the stages write no longer message."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)
@@ -291,22 +296,26 @@ class Daemon:
     def _is_unfit(self) -> bool:
         """Return whether the last install says that this node cannot run Kata because of what it is."""
         try:
-            with open(self._termination_log, "rb") as file:
-                return json.loads(file.read())["error"]["unfit"] is True
-        except (OSError, ValueError, LookupError, TypeError):
+            return self._read_termination_message()["error"]["unfit"] is True
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return False
+
+    def _read_termination_message(self) -> Any:
+        with open(self._termination_log, "rb") as file:
+            return json.loads(file.read(TERMINATION_MESSAGE_LIMIT + 1))
 
     def _failure_reason(self, child: ChildProcess) -> str:
         """Return the error in the termination message of ``child``, or else the meaning of its exit code."""
         try:
-            with open(self._termination_log, "rb") as file:
-                message = json.loads(file.read())
+            message = self._read_termination_message()
             error = message["error"]
             place = f" ({error['where']})" if error["where"] else ""
             hint = f"; {error['hint']}" if error["hint"] else ""
             unit_log = f"; {error['unit_log']}" if error.get("unit_log") else ""
-            return f"{message['stage']}: {error['what']}{place}{hint}{unit_log}"
-        except (OSError, ValueError, LookupError, TypeError):
+            return foreign_words(
+                f"{message['stage']}: {error['what']}{place}{hint}{unit_log}", TERMINATION_MESSAGE_LIMIT
+            )
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return _describe_exit_code(child.code or 0)
 
 

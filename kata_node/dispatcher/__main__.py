@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from kata_node import __version__, log
 from kata_node.errors import KataNodeError, UsageError
 from kata_node.plan import report
+from kata_node.text import escape_unprintable
 
 if TYPE_CHECKING:
     from kata_node.dispatcher.progress import Result
@@ -44,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     except KataNodeError as error:
         if options.output == "json":
             _print(json.dumps(report.failure_document(report.Problem.from_error(error)), indent=2))
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(escape_unprintable(f"error: {error}", keep="\n") + "\n")
         _write_termination_message(options, error.what, error)
         return error.exit_code
     from kata_node.dispatcher import progress
@@ -106,7 +107,7 @@ def _write_termination_message(
 
 def _print(text: str) -> None:
     with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(escape_unprintable(text, keep="\n") + "\n")
         sys.stdout.flush()
 
 

@@ -22,6 +22,8 @@ from kata_node.errors import KataNodeError, KubeError
 from kata_node.kube.credentials import CONNECT_TIMEOUT, open_http_client
 from kata_node.kube.failures import RequestFailure, classify_error
 from kata_node.kube.retry import MAX_AUTH_TRIES, REAL_CLOCK, REQUEST_TIMEOUT, Clock
+from kata_node.log import timed
+from kata_node.text import foreign_words
 
 if TYPE_CHECKING:
     import httpx2
@@ -119,14 +121,12 @@ class ApiClient:
     def call_once(self, method: str, path: str, what: str, *, body: bytes, timeout: float) -> None:
         """Send one request without retries; raises :class:`RefusedError` on any failure."""
         self.requests[what] += 1
+        headers = {"Content-Type": "application/json"}
         try:
-            self._session.request(
-                method,
-                path,
-                content=body,
-                headers={"Content-Type": "application/json"},
-                timeout=timeout,
-            ).raise_for_status()
+            with timed(log, what):
+                self._session.request(
+                    method, path, content=body, headers=headers, timeout=timeout
+                ).raise_for_status()
         except Exception as error:
             failure = classify_error(error)
             if failure is None:
@@ -153,10 +153,8 @@ class ApiClient:
                     ) from error
                 raise
             except msgspec.DecodeError as error:
-                raise KubeError(
-                    f"the API server gave an answer that is not a Kubernetes list ({error})",
-                    where=self._server,
-                ) from error
+                what = f"gave an answer that is not a Kubernetes list ({foreign_words(str(error))})"
+                raise KubeError(f"the API server {what}", where=self._server) from error
             yield page
             continue_token = page.metadata.continue_
             if not continue_token:
@@ -196,7 +194,8 @@ class ApiClient:
         while True:
             self.requests[what] += 1
             try:
-                return send()
+                with timed(log, what):
+                    return send()
             except Exception as error:
                 retry.wait_or_raise(error)
 
@@ -267,4 +266,4 @@ def _hint(failure: RequestFailure) -> str:
 
 def is_rbac_denial(failure: RequestFailure) -> bool:
     """Return whether the account lacks the right, rather than a quota or an admission rule refusing it."""
-    return failure.status == 403 and " cannot " in failure.what and " resource " in failure.what
+    return failure.status == 403 and " cannot " in failure.message and " resource " in failure.message

@@ -180,7 +180,8 @@ class Dispatcher:
             return before
         if not problem.stage and task.stuck_reason:
             what = f"{problem.what}; before that: {task.stuck_reason}"
-            return replace(problem, what=what, hint=task.stuck_reason.hint or problem.hint)
+            hint = task.stuck_reason.hint or problem.hint
+            return replace(problem, what=what, hint=hint, node_words=task.stuck_reason.node_words)
         return problem
 
     def _handle_failed_job(self, task: Task) -> None:

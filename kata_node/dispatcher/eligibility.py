@@ -8,6 +8,7 @@ from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.nodes import Selection
 from kata_node.dispatcher.rollout import Outcome
+from kata_node.text import quote_foreign
 
 
 class TaskResult(NamedTuple):
@@ -34,7 +35,7 @@ def no_template(runtime: str) -> TaskResult:
     """Return the result of a node whose ``runtime`` (for example ``docker://28.1``) has no Job template."""
     where = "status.nodeInfo.containerRuntimeVersion"
     what, hint = (
-        f"there is no Job template for the container runtime {runtime}",
+        f"there is no Job template for the container runtime {quote_foreign(runtime)}",
         "correct k8sDistribution or containerRuntime in the values, or exclude this node from the selection",
     )
     if not runtime:

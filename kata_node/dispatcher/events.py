@@ -31,8 +31,7 @@ def event_of(task: Task, installation: str) -> Event | None:
     problem = task.problem
     if problem is None or not task.target.uid:
         return None
-    hint = f"; {problem.hint}" if problem.hint else ""
-    message = f"{installation}: {problem}{hint}"
+    message = "; ".join((f"{installation}: {problem}", *problem.hints))
     return failure_event(message, removing=task.action == "cleanup", exit_code=problem.exit_code)
 
 

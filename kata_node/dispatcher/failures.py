@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
-
-MESSAGE_LIMIT = 600
-"""Maximum characters of a message that does not come from kata-node."""
+from kata_node.plan.report import TERMINATION_MESSAGE_LIMIT
+from kata_node.text import foreign_words, quote_foreign
 
 KILLED_EXIT_CODES = (137, 143)
 """Exit codes of a container that was killed by SIGKILL or SIGTERM."""
@@ -22,8 +22,20 @@ FAILED_MOUNT_HINT = (
 
 
 @dataclass(frozen=True, slots=True)
+class NodeWords:
+    """The error in a termination message. Each text is one safe line, but the node can say what it likes."""
+
+    what: str
+    where: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeProblem:
-    """A problem on a node. ``stage`` is the container, ``exit_code`` its exit code if it has ended."""
+    """A problem on a node. ``stage`` is the container, ``exit_code`` its exit code if it has ended.
+
+    In ``what``, the words of the node are in quotes. ``where`` and ``hint`` are never the node's.
+    """
 
     what: str
     stage: str = ""
@@ -32,6 +44,15 @@ class NodeProblem:
     hint: str = ""
     unfit: bool = False
     """Whether the node cannot run Kata because of what it is."""
+    node_words: NodeWords | None = None
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """The hints as texts with their origin: ours, and that of the node."""
+        ours = (f"hint: {self.hint}",) if self.hint else ()
+        if self.node_words is None or not self.node_words.hint:
+            return ours
+        return (*ours, f"the node's hint: {quote_foreign(self.node_words.hint)}")
 
     def __str__(self) -> str:
         place = f"{self.stage}: " if self.stage else ""
@@ -68,7 +89,7 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
             return problem
     if condition is None:
         return NodeProblem("its Job failed", hint=_inspect_hint(job))
-    reason = f"{condition.reason}: {condition.message}" if condition.message else condition.reason
+    reason = foreign_words(": ".join(text for text in (condition.reason, condition.message) if text))
     if deadline_exceeded:
         stuck = stuck_reason(job, pods) if pods else None
         return NodeProblem(
@@ -76,6 +97,7 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
             stage=next((stage for pod in newest_first if (stage := _current_stage(pod))), ""),
             hint=(stuck.hint if stuck else "")
             or "find out what delays this stage on the node, or raise job.activeDeadlineSeconds",
+            node_words=stuck.node_words if stuck else None,
         )
     return NodeProblem(
         f"its Job failed ({reason}), and none of its Pods shows the cause", hint=_inspect_hint(job)
@@ -97,7 +119,10 @@ def stuck_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
             f"no container of its Pod has started; run `{describe}` to see why", hint=FAILED_MOUNT_HINT
         )
     failed = next((problem for pod in before if (problem := _pod_problem(pod))), None)
-    return NodeProblem(f"retrying after a failure: {failed}", hint=failed.hint) if failed else None
+    if failed is None:
+        return None
+    what = f"retrying after a failure: {failed}"
+    return NodeProblem(what, hint=failed.hint, node_words=failed.node_words)
 
 
 def retry_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
@@ -109,8 +134,11 @@ def retry_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
     if not 1 < next_try <= max_tries:
         return None
     failed = next((problem for pod in _newest_first(pods) if (problem := _pod_problem(pod))), None)
-    what = f"try {next_try} of {max_tries}" + (f" after a failure: {failed}" if failed else "")
-    return NodeProblem(what, hint=failed.hint if failed else "")
+    what = f"try {next_try} of {max_tries}"
+    if failed is None:
+        return NodeProblem(what)
+    what += f" after a failure: {failed}"
+    return NodeProblem(what, hint=failed.hint, node_words=failed.node_words)
 
 
 def _describe(kind: str, name: str, job: Job) -> str:
@@ -127,7 +155,7 @@ def _current_stage(pod: Pod) -> str:
         if container.state.running is not None or (
             container.state.terminated and container.state.terminated.exit_code
         ):
-            return container.name
+            return _stage_name(container.name)
     return ""
 
 
@@ -135,14 +163,14 @@ def _pod_problem(pod: Pod) -> NodeProblem | None:
     for container in pod.containers:
         ended = container.state.terminated or container.last_state.terminated
         if ended and (ended.exit_code or ended.signal):
-            return _container_problem(pod, container.name, ended)
+            return _container_problem(pod, _stage_name(container.name), ended)
     if problem := _waiting_problem(pod):
         return problem
     if pod.status.reason or pod.status.message:
         # For example Evicted, NodeLost, or a Pod that the kubelet did not admit.
-        what = ": ".join(text for text in (pod.status.reason, pod.status.message) if text)
+        what = _node_says(pod.status.reason, pod.status.message)
         return NodeProblem(
-            f"its Pod failed ({_truncate(what)})", hint=f"run `kubectl describe node {pod.spec.node_name}`"
+            f"its Pod failed ({what})", hint=f"run `kubectl describe node {pod.spec.node_name}`"
         )
     return None
 
@@ -156,34 +184,29 @@ def _waiting_problem(pod: Pod) -> NodeProblem | None:
 
 
 def _not_started(container: ContainerStatus, reason: str, message: str) -> NodeProblem:
-    what = f"the container cannot start ({': '.join(text for text in (reason, message) if text)})"
+    what = f"the container cannot start ({_node_says(reason, message)})"
     image = "Image" in reason or "Pull" in reason
     hint = (
         "check that the node can pull this image, and check imagePullSecrets in the values" if image else ""
     )
-    return NodeProblem(_truncate(what), stage=container.name, hint=hint)
+    return NodeProblem(what, stage=_stage_name(container.name), hint=hint)
 
 
 def _container_problem(pod: Pod, name: str, ended: Terminated) -> NodeProblem:
     code = ended.exit_code or 128 + ended.signal
-    try:
-        message = msgspec.json.decode(ended.message, type=_Message)
-    except msgspec.DecodeError:
-        message = _Message()
+    message = _read_message(ended.message)
     if message.error and message.error.what:
+        error = message.error
         return NodeProblem(
-            "; ".join(text for text in (message.error.what, message.error.unit_log) if text),
-            stage=message.stage or name,
+            _node_says(error.where, "; ".join(filter(None, (error.what, error.unit_log)))),
+            stage=_stage_name(message.stage) if message.stage else name,
             exit_code=code,
-            where=message.error.where,
-            hint=message.error.hint,
-            unfit=message.error.unfit,
+            unfit=error.unfit,
+            node_words=NodeWords(*map(foreign_words, (error.what, error.where, error.hint))),
         )
-    if message.summary:
-        return NodeProblem(message.summary, stage=name, exit_code=code)
-    if ended.message.strip():
-        return NodeProblem(_truncate(" ".join(ended.message.split())), stage=name, exit_code=code)
-    reason = f" ({ended.reason})" if ended.reason not in ("", "Error") else ""
+    if words := foreign_words(message.summary or ended.message):
+        return NodeProblem(_node_says(words), stage=name, exit_code=code, node_words=NodeWords(words))
+    reason = f" ({_node_says(ended.reason)})" if ended.reason not in ("", "Error") else ""
     hint = f"run `kubectl logs {pod.metadata.name} -c {name} -n {pod.metadata.namespace}`"
     return NodeProblem(
         f"the container ended without a message{reason}", stage=name, exit_code=code, hint=hint
@@ -194,5 +217,21 @@ def _inspect_hint(job: Job) -> str:
     return f"run `{_describe('job', job.metadata.name, job)}`, and read the log of the node"
 
 
-def _truncate(text: str) -> str:
-    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+def _read_message(text: str) -> _Message:
+    """Return the termination message of a stage; an empty one if the text is of something else."""
+    if len(text) > TERMINATION_MESSAGE_LIMIT:  # no kubelet passes on so much, and no stage writes it
+        return _Message()
+    try:
+        return msgspec.json.decode(text, type=_Message)
+    except (msgspec.DecodeError, RecursionError):
+        return _Message()
+
+
+def _node_says(*texts: str) -> str:
+    """Return what the kubelet or a container reported, in quotes, as a part of a sentence of ours."""
+    return f"the node says {quote_foreign(': '.join(text for text in texts if text))}"
+
+
+def _stage_name(name: str) -> str:
+    """Return the name of a container or stage, which the kubelet reports, if it can be one."""
+    return name if re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name) else "unknown"

@@ -10,6 +10,7 @@ import msgspec
 
 from kata_node.dispatcher.api import ApiClient, ExpiredError, RetryPolicy
 from kata_node.dispatcher.kubernetes_objects import Job, JobPage, Status
+from kata_node.text import foreign_words
 
 MIN_WATCH_INTERVAL = 1.0
 """Minimum seconds between the starts of two watches when the first one reports nothing."""
@@ -84,7 +85,7 @@ class JobWatch:
                     status = msgspec.json.decode(event.object, type=Status)
                     # Usually 410. Any other error would end the same watch again, for example a version that
                     # an API server does not know yet because it was restored from a backup.
-                    raise ExpiredError(status.message or status.reason)
+                    raise ExpiredError(foreign_words(status.message or status.reason))
                 job = decode(event.object)
                 self._resource_version = job.metadata.resource_version
                 if event.type == "BOOKMARK":

@@ -45,7 +45,7 @@ class Jobs:
 
     def _wait_for_policy(self, error: RefusedError) -> bool:
         """Wait a moment if an admission policy denied a request; return whether a retry makes sense."""
-        if error.failure.status != 403 or "ValidatingAdmissionPolicy" not in error.failure.what:
+        if error.failure.status != 403 or "ValidatingAdmissionPolicy" not in error.failure.message:
             return False
         now = self._api.clock.now()
         if self._policy_deadline is None:

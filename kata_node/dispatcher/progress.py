@@ -5,7 +5,8 @@ The document of ``--output json``::
     {"outcome": "ok", "failed", "stopped" or "interrupted", "reason": "why it stopped or failed",
      "action": "install" or "cleanup", "seconds": 12.3, "requests": 7, "counts": {"done": 3, ...},
      "nodes": [{"node", "action", "outcome", "seconds", "job", "note",
-                "error": {"what", "where", "hint", "stage", "exit_code"}}]}
+                "error": {"what", "where", "hint", "stage", "exit_code",
+                          "node_words": {"what", "where", "hint"}}}]}      as the node reported them
 """
 
 from __future__ import annotations
@@ -140,8 +141,8 @@ def text(result: Result) -> str:
     for row, group in zip(rows, [None, *groups], strict=False):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         lines.append("  ".join([*cells, row[4]]).rstrip())
-        if group and group[0].problem and group[0].problem.hint:
-            lines.append(f"  hint: {group[0].problem.hint}")
+        if group and group[0].problem:
+            lines += [f"  {hint}" for hint in group[0].problem.hints]
     if more := sum(len(group) for group in groups[MAX_ROWS:]):
         lines.append(f"… and {more} more nodes; see the log, which has a line for each node")
     return "\n".join([*(lines if groups else []), *_failures_by_stage(result.tasks), summary(result)])
@@ -232,6 +233,7 @@ def _node(task: Task) -> dict[str, Any]:
         node["note"] = task.note
     if task.problem:
         node["error"] = asdict(task.problem)
-        if not task.problem.unfit:
-            del node["error"]["unfit"]
+        for key in ("unfit", "node_words"):
+            if not node["error"][key]:
+                del node["error"][key]
     return node

@@ -104,8 +104,8 @@ class StuckPodMonitor:
     def _log_stuck_reason(self, task: Task, stuck: NodeProblem | None) -> None:
         before, task.stuck_reason = task.stuck_reason, stuck or task.last_retry
         if task.stuck_reason and task.stuck_reason != before:
-            hint = f"; {task.stuck_reason.hint}" if task.stuck_reason.hint else ""
-            log.warning("%s: %s%s", task.target.name, task.stuck_reason, hint)
+            text = "; ".join((str(task.stuck_reason), *task.stuck_reason.hints))
+            log.warning("%s: %s", task.target.name, text)
 
 
 def _is_running(task: Task) -> bool:

@@ -5,6 +5,7 @@ The field numbers come from ``runtime.v1`` in Kubernetes' ``cri-api`` (``api.pro
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,11 +17,18 @@ from kata_node.host import cri_sandboxes
 from kata_node.host.files import Root
 from kata_node.host.protobuf import DecodeError, Message
 from kata_node.host.sockets import Stream, describe_os_error
+from kata_node.log import timed
+from kata_node.text import foreign_words
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 _VERBOSE = b"\x08\x01"
 """A serialized ``StatusRequest`` with ``verbose`` (field 1) set."""
+
+NAME_LIMIT = 253
+"""Characters of a name or version that the runtime reports; the limit of Kubernetes for most names."""
 
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 
@@ -179,7 +187,10 @@ class Cri:
         deadline = time.monotonic() + timeout
         timeout_message = f"no answer to {method} within {timeout:g} s"
         try:
-            with Stream.connect(self.root, self.socket, deadline) as stream:
+            with (
+                timed(log, f"{method} on {self.socket}"),
+                Stream.connect(self.root, self.socket, deadline) as stream,
+            ):
                 answer = grpc.unary_call(stream, f"/runtime.v1.RuntimeService/{method}", request, deadline)
             return read(Message(answer))
         except grpc.StatusError as error:
@@ -206,11 +217,8 @@ class Cri:
 
 
 def _parse_version(answer: Message) -> Version:
-    return Version(
-        runtime_name=answer.text(2),
-        runtime_version=answer.text(3),
-        api_version=answer.text(4),
-    )
+    name, version, api_version = (foreign_words(answer.text(number), NAME_LIMIT) for number in (2, 3, 4))
+    return Version(runtime_name=name, runtime_version=version, api_version=api_version)
 
 
 def _parse_status(answer: Message) -> Status:
@@ -220,7 +228,7 @@ def _parse_status(answer: Message) -> Status:
         for entry in status.messages(1)
     )
     met = {condition.type for condition in conditions if condition.met}
-    handlers = {handler.text(1) for handler in answer.messages(3)}
+    handlers = {foreign_words(handler.text(1), NAME_LIMIT) for handler in answer.messages(3)}
     return Status(
         runtime_ready="RuntimeReady" in met,
         network_ready="NetworkReady" in met,

@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kata_node.host.protobuf import DecodeError, Message
+from kata_node.text import foreign_words
+
+NAME_LIMIT = 400
+"""Characters of a pod's description. Each of its three names has at most 253 in Kubernetes."""
 
 LIST_READY_REQUEST = b"\x0a\x02\x12\x00"
 """A serialized ``ListPodSandboxRequest``: filter (field 1), state (field 2) ``SANDBOX_READY`` (0)."""
@@ -27,7 +31,7 @@ class Pod:
     """Its handler; empty for the runtime's default."""
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name} ({self.handler})"
+        return foreign_words(f"{self.namespace}/{self.name} ({self.handler})", NAME_LIMIT)
 
 
 def parse_pods(answer: Message) -> dict[str, Pod]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import errno
+import logging
 from typing import Any, Self
 
 # jeepney has no type hints.
@@ -16,6 +17,13 @@ from jeepney.auth import BEGIN, NEGOTIATE_UNIX_FD, make_auth_external  # type: i
 
 from kata_node.host.files import Root
 from kata_node.host.sockets import Stream
+from kata_node.log import timed
+from kata_node.text import foreign_words, quote_foreign
+
+log = logging.getLogger(__name__)
+
+MAX_AUTH_LINE = 16384
+"""Bytes of the answer to the authentication, as in the reference implementation."""
 
 BUS = "org.freedesktop.DBus"
 SYSTEMD = "org.freedesktop.systemd1"
@@ -37,9 +45,8 @@ class DBusError(Exception):
     """The peer answered a call with a D-Bus error, which has a ``name`` and a ``text``."""
 
     def __init__(self, name: str, text: str) -> None:
-        super().__init__(f"{text} ({name})" if text else name)
+        super().__init__(f"{quote_foreign(text)} ({foreign_words(name)})" if text else foreign_words(name))
         self.name = name
-        self.text = text
 
 
 class Connection:
@@ -96,8 +103,14 @@ class Connection:
         destination: str = SYSTEMD,
     ) -> tuple[Any, ...]:
         """Call a method and return the values of its reply, as jeepney maps D-Bus types."""
+        words = " ".join((member, *(each for each in args if isinstance(each, str))))
+        with timed(log, f"D-Bus call {words} of {path}"):
+            return self._call(
+                new_method_call(DBusAddress(path, destination, interface), member, signature, args), deadline
+            )
+
+    def _call(self, request: Message, deadline: float) -> tuple[Any, ...]:
         self._serial += 1
-        request = new_method_call(DBusAddress(path, destination, interface), member, signature, args)
         descriptors = array.array("i")
         self._stream.send(request.serialise(self._serial, fds=descriptors), deadline, descriptors)
         while True:
@@ -110,9 +123,9 @@ class Connection:
             text = message.body[0] if message.body and isinstance(message.body[0], str) else ""
             name = fields.get(HeaderFields.error_name, "")
             if name in _DISCONNECTED_ERRORS:
-                raise ConnectionResetError(text)
+                raise ConnectionResetError(foreign_words(text))
             raise DBusError(name, text)
-        if destination == SYSTEMD:
+        if request.header.fields[HeaderFields.destination] == SYSTEMD:
             self._systemd = fields.get(HeaderFields.sender)
         return tuple(message.body)
 
@@ -152,7 +165,8 @@ class Connection:
         line, rest = self._receive_line(b"", deadline)
         if not line.startswith(b"OK "):
             raise PermissionError(
-                errno.EACCES, f"systemd does not admit this user ({line.decode(errors='replace')})"
+                errno.EACCES,
+                f"systemd does not admit this user ({quote_foreign(line.decode(errors='replace'))})",
             )
         if passes_descriptors:
             agreed, rest = self._receive_line(rest, deadline)
@@ -163,6 +177,8 @@ class Connection:
     def _receive_line(self, received: bytes, deadline: float) -> tuple[bytes, bytes]:
         """Return the next line of the authentication, and what came after it."""
         while b"\r\n" not in received:
+            if len(received) > MAX_AUTH_LINE:
+                raise ConnectionResetError("the server does not speak D-Bus")
             received += self._stream.receive(deadline)
         line, _, rest = received.partition(b"\r\n")
         return line, rest

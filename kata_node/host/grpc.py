@@ -28,6 +28,7 @@ from h2.events import (
 from h2.exceptions import H2Error
 
 from kata_node.host.sockets import Stream
+from kata_node.text import foreign_words, quote_foreign
 
 MAX_ANSWER = 16 << 20
 """Bytes; the kubelet has the same limit for answers of a container runtime."""
@@ -44,7 +45,8 @@ class StatusError(Exception):
     """The server answered with a status other than OK: a gRPC ``code`` and its ``message``."""
 
     def __init__(self, code: int, message: str) -> None:
-        super().__init__(f"{message} (gRPC status {code})" if message else f"gRPC status {code}")
+        status = f"gRPC status {code}"
+        super().__init__(f"{quote_foreign(message)} ({status})" if message else status)
         self.code = code
         self.message = message
 
@@ -74,7 +76,7 @@ def unary_call(stream: Stream, method: str, request: bytes, deadline: float) -> 
                 with contextlib.suppress(ConnectionError):
                     stream.send(answer, deadline)
     except H2Error as error:
-        raise ProtocolError(f"the server broke the HTTP/2 protocol: {error}") from error
+        raise ProtocolError(f"the server broke the HTTP/2 protocol: {foreign_words(str(error))}") from error
     return call.result()
 
 
@@ -123,7 +125,8 @@ class _Call:
         status = self._headers.get("grpc-status", "")
         if not status.isdecimal():
             raise ProtocolError(
-                f"the server speaks HTTP but not gRPC (HTTP status {self._headers.get(':status')})"
+                "the server speaks HTTP but not gRPC "
+                f"(HTTP status {foreign_words(self._headers.get(':status', 'unknown'))})"
             )
         if int(status) != OK:
             raise StatusError(int(status), unquote(self._headers.get("grpc-message", "")))

@@ -397,4 +397,4 @@ def _refused_error(name: str, error: DBusError) -> SystemdError:
         hint = "run as root"
     else:
         hint = f"run `systemctl status {shlex.quote(name)}` on the node to see why"
-    return SystemdError(f"systemd refused the request: {error.text or error.name}", where=name, hint=hint)
+    return SystemdError(f"systemd refused the request: {error}", where=name, hint=hint)

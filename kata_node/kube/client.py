@@ -40,6 +40,7 @@ from kata_node.kube.node import (
     waiting_for,
 )
 from kata_node.kube.retry import REAL_CLOCK, REQUEST_TIMEOUT, Clock, conflict_backoff, retry_until, within
+from kata_node.log import timed
 
 if TYPE_CHECKING:
     from lightkube import Client
@@ -194,10 +195,11 @@ class KubeClient:
         """
         event_object = _event_resource().from_dict(dict(event))
         try:
-            within(
-                EVENT_TIMEOUT_WHEN_STOPPING if signals.is_stopping() else EVENT_TIMEOUT,
-                lambda: self._client.create(event_object, namespace=event["metadata"]["namespace"]),
-            )
+            with timed(log, f"create an event at {self.server}"):
+                within(
+                    EVENT_TIMEOUT_WHEN_STOPPING if signals.is_stopping() else EVENT_TIMEOUT,
+                    lambda: self._client.create(event_object, namespace=event["metadata"]["namespace"]),
+                )
         except Exception as error:
             failure = classify_error(error)
             if failure is None:
@@ -329,8 +331,13 @@ class KubeClient:
         self, verb: str, name: str, deadline: float, request: Callable[[], Mapping[str, Any]]
     ) -> NodeFacts:
         """Send a request for the Node, and repeat it until ``deadline`` while its failure is retryable."""
+
+        def timed_request() -> Mapping[str, Any]:
+            with timed(log, f"{verb} node/{name} at {self.server}"):
+                return request()
+
         answer = self.send(
-            lambda _: request(),
+            lambda _: timed_request(),
             deadline,
             lambda failure, tries: request_error(failure, verb, name, self.server, tries),
         )

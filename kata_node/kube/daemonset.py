@@ -31,7 +31,7 @@ def find_daemonset(kube: KubeClient, namespace: str, name: str, deadline: float)
     def refused(failure: RequestFailure, tries: int) -> KubeError:
         what = f"the API server {failure.what}" + (f" (asked {tries} times)" if tries > 1 else "")
         # Another kind of server, or an API server without this API group, gives another message.
-        if failure.status == 404 and f'daemonsets.apps "{name}" not found' in failure.what:
+        if failure.status == 404 and f'daemonsets.apps "{name}" not found' in failure.message:
             return _NoSuchDaemonSetError(what, where=where)
         return KubeError(what, where=where, hint=_HINTS.get(failure.status, _HINTS[0]))
 

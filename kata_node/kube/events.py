@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from kata_node.errors import RolledBackError
+from kata_node.text import foreign_words
 
 NAMESPACE = "default"
 """The namespace for Events of objects that have no namespace."""
@@ -49,8 +50,8 @@ class Event:
             "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
             "type": self.type,
             "reason": self.reason,
-            # A file name that is not UTF-8 contains surrogates.
-            "message": self.message.encode("utf-8", "backslashreplace").decode()[:MESSAGE_LIMIT],
+            # It can quote other programs, and a file name that is not UTF-8 contains surrogates.
+            "message": foreign_words(self.message, MESSAGE_LIMIT),
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import KubeError
+from kata_node.text import foreign_words, quote_foreign
 
 if TYPE_CHECKING:
     import httpx2
@@ -34,6 +35,8 @@ class RequestFailure:
     status: int = 0
     reason: str = ""
     retry_after: float = 0.0  # seconds
+    message: str = ""
+    """The words of the server as they are: to compare, not to show."""
 
 
 def classify_error(error: Exception) -> RequestFailure | None:
@@ -51,7 +54,7 @@ def classify_error(error: Exception) -> RequestFailure | None:
         if isinstance(each, httpx2.HTTPStatusError):
             return _http_failure(each.response)
     if isinstance(error, TimeoutError):
-        return RequestFailure(f"gave no answer ({error})", retryable=True)
+        return RequestFailure(f"gave no answer ({foreign_words(str(error))})", retryable=True)
     if isinstance(error, httpx2.TransportError):
         permanent = isinstance(error, httpx2.UnsupportedProtocol) or any(
             isinstance(each, ssl.SSLCertVerificationError) for each in chain
@@ -68,16 +71,19 @@ def _http_failure(response: httpx2.Response) -> RequestFailure:
     try:
         status = response.json()
         message, reason = str(status["message"]), str(status.get("reason", ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         message, reason = response.reason_phrase, ""
     wait = response.headers.get("Retry-After", "")
     return RequestFailure(
-        f"answered {response.status_code}: {message}",
+        f"answered {response.status_code}: {quote_foreign(message)}"
+        if message
+        else f"answered {response.status_code}",
         retryable=response.status_code in (401, 408, 429)
         or response.status_code >= 500
         or (response.status_code == 403 and _may_be_unsynced_rbac(message)),
         status=response.status_code,
         reason=reason,
+        message=message,
         retry_after=float(wait) if wait.isdecimal() else 0.0,
     )
 
@@ -116,7 +122,7 @@ def request_error(failure: RequestFailure, verb: str, name: str, server: str, tr
             return ConflictError(what, where=f"node/{name}", hint="run again")
         case 401, _:
             hint = "use a token that is valid; in a pod, check that its ServiceAccount still exists"
-        case 403, _ if f"cannot {verb} " in failure.what:
+        case 403, _ if f"cannot {verb} " in failure.message:
             hint = (
                 f'give the account the verb "{verb}" on the resource "nodes" (API group ""): bind it to a '
                 f'ClusterRole with "get" and "patch" on "nodes"'
@@ -136,7 +142,7 @@ def request_error(failure: RequestFailure, verb: str, name: str, server: str, tr
 
 def event_not_recorded(failure: RequestFailure, server: str) -> KubeError:
     """Return the error for an Event that was not recorded."""
-    lacks_right = failure.status == 403 and "cannot create " in failure.what
+    lacks_right = failure.status == 403 and "cannot create " in failure.message
     hint = (
         'give the account the verb "create" on the resource "events" in the namespace "default"'
         if lacks_right
@@ -154,4 +160,4 @@ def one_line(error: BaseException) -> str:
         if mark := getattr(each, "problem_mark", None):  # a YAML error: its text quotes lines of the file
             problem, line, column = getattr(each, "problem", ""), mark.line + 1, mark.column + 1
             return f"{name}: {problem} in line {line}, column {column}"
-    return " ".join(f"{name}: {error}".split())
+    return foreign_words(f"{name}: {error}")

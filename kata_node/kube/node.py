@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import IneligibleNodeError, KubeError
+from kata_node.text import foreign_words, quote_foreign
 
 Taint = Mapping[str, str]
 """A taint as in the API: ``key`` and ``effect``, and optionally ``value`` and ``timeAdded``."""
@@ -61,7 +62,8 @@ def check_machine_id(facts: NodeFacts, expected: str | None) -> None:
     """
     if expected and _machine(facts.machine_id) != _machine(expected):
         raise IneligibleNodeError(
-            f"the Node is not the expected machine: its machine id is {facts.machine_id or 'not reported'}, "
+            "the Node is not the expected machine: its machine id is "
+            f"{foreign_words(facts.machine_id) or 'not reported'}, "
             f"the expected one is {expected}",
             where=f"node/{facts.name}",
             hint="find out which machine has this Node name now, then start again for that machine",
@@ -75,7 +77,7 @@ def check_host(facts: NodeFacts, host: str) -> None:
     """
     if host and facts.machine_id and _machine(facts.machine_id) != _machine(host):
         raise IneligibleNodeError(
-            f"the Node object has the machine id {facts.machine_id}, but this node has {host}",
+            f"the Node object has the machine id {foreign_words(facts.machine_id)}, but this node has {host}",
             where=f"node/{facts.name}",
             hint="set NODE_NAME to the name that this node has in the cluster",
         )
@@ -89,8 +91,8 @@ def _machine(machine_id: str) -> str:
 def waiting_for(facts: NodeFacts, missing: Collection[str]) -> str:
     """Return why the Node is being waited for: it is not Ready, or does not report ``missing`` handlers."""
     if not facts.ready:
-        return f"it is not Ready ({facts.not_ready_reason})"
-    reported = ", ".join(facts.handlers or ()) or "only the default handler"
+        return f"it is not Ready ({quote_foreign(facts.not_ready_reason)})"
+    reported = foreign_words(", ".join(facts.handlers or ())) or "only the default handler"
     return f"it does not report {', '.join(missing)} (it reports {reported})"
 
 

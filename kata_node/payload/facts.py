@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import posixpath
 import re
@@ -27,6 +28,7 @@ from kata_node.plan.effects import MAX_TEXT_SIZE
 from kata_node.plan.receipt import STATE_DIR, ArtifactsRecord, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
 from kata_node.snapshotters import mapping
+from kata_node.text import foreign_words
 
 if TYPE_CHECKING:
     from kata_node.payload.index import Payload
@@ -93,10 +95,16 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     changed_made_dirs = find_changed_made_dirs(root, settings.install_dir, placed)
     if placed and placed.state == "placed" and placed.inputs == inputs and not changed_made_dirs:
         observed_files = observe_files(root, settings.install_dir, placed.files)
-        if all(
-            path in observed_files and observed_files[path].matches(record)
+        differing = [
+            path
             for path, record in placed.files.items()
-        ):
+            if path not in observed_files or not observed_files[path].matches(record)
+        ]
+        log.debug(
+            "%s files below %s compared with the receipt, differing: %s",
+            *(len(placed.files), settings.install_dir, foreign_words(", ".join(differing)) or "none"),
+        )
+        if not differing:
             return ArtifactFacts(
                 inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
             )
@@ -109,6 +117,10 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     known = placed.files if placed else {}
     observed_files = observe_files(root, settings.install_dir, {**desired_files, **known})
     unknown = (path for path in observed_files if path not in known and observed_files[path].kind == "file")
+    log.debug(
+        "%s files below %s compared with the payload %s, %s of them in the receipt",
+        *(len(desired_files), settings.install_dir, context.options.payload, len(known)),
+    )
     digests = {
         path: file_digest(root.resolve(f"{settings.install_dir}/{path}", follow_last=False))
         for path in unknown
@@ -166,6 +178,8 @@ def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> Artifact
         payload=lambda: Payload(directory, Manifest(SCHEMA, "tree", placed.release, (), {}, {})),
     )
 
+
+log = logging.getLogger(__name__)
 
 _RECEIPT_FILES = re.compile(
     rf"{re.escape(STATE_DIR)}/(receipt\.json|\.receipt\.json\.kata-node-(tmp|reserve)|backups/\.?[0-9a-f]{{64}}(\..*)?)"

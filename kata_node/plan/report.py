@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kata_node.errors import KataNodeError, UnfitNodeError
+from kata_node.text import foreign_words
 
 if TYPE_CHECKING:
     from kata_node.plan.preview import Preview
@@ -183,7 +184,7 @@ def read_unfit(directory: Path) -> Problem | None:
     error = document.get("error") if document else None
     if not isinstance(error, dict) or error.get("unfit") is not True:
         return None
-    what, where, hint = (str(error.get(key, "")) for key in ("what", "where", "hint"))
+    what, where, hint = (foreign_words(str(error.get(key, ""))) for key in ("what", "where", "hint"))
     return Problem(what, where, hint, UnfitNodeError.exit_code, unfit=True)
 
 
@@ -208,9 +209,10 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
         outcome = document["outcome"]
         if outcome not in get_args(Outcome):
             return None
-        notes = tuple(map(str, document.get("notes", ())))
+        notes = tuple(foreign_words(str(note)) for note in document.get("notes", ()))
         left_out = tuple(map(str, document.get("left_out", ())))
-        return StageReport(stage, outcome, str(document["summary"]), notes=notes, left_out=left_out)
+        summary = foreign_words(str(document["summary"]))
+        return StageReport(stage, outcome, summary, notes=notes, left_out=left_out)
     except (LookupError, TypeError, ValueError) as error:
         log.debug("%s is not a stage report: %s", path, error)
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,8 @@ from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
 from kata_node.versions import Runtime
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
@@ -183,6 +186,16 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         if options.offline
         else _served_handlers(context, distribution_runtime, may_be_down=for_revert)
     )
+    log.debug(
+        "the runtime is %s, as %s tells; unit %s, main file %s, socket %s, served handlers: %s",
+        *(runtime, runtime_source, unit.name if unit else "none", config.main_path),
+        *(
+            distribution_runtime.socket,
+            "not known" if served_now is None else ", ".join(served_now) or "none",
+        ),
+    )
+    for path, state in states.items():
+        log.debug("read %s: %s", path, "missing" if state is None else f"{len(state.content)} bytes")
     is_active = unit is not None and unit.active_state == "active"
     existing = {path: state for path, state in states.items() if state is not None}
     if isinstance(config, ContainerdConfig):

@@ -142,6 +142,14 @@ def load(path: str | None, *, overrides: Mapping[str, str], arch: str, digest: s
             where=path or "settings",
             hint="correct the settings, then run again; nothing was changed on this node",
         )
+    log.debug(
+        "the settings of %s, for %s: %s",
+        *(
+            path or "no values file",
+            settings.install_dir,
+            ", ".join(shim.name for shim in settings.shims) or "no shims",
+        ),
+    )
     for name, reason in settings.skipped:
         log.debug("skipping %s on this %s node: it %s", name, arch, reason)
     return settings

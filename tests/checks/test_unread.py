@@ -30,7 +30,6 @@ from kata_node.settings import load as settings
 MAIN = "/etc/containerd/config.toml"
 BOOTED = 'time="x" level=info msg="containerd successfully booted in 0.1s"'
 STARTS = ProgramOutput(BOOTED, ended=False)
-NOW = time.time()
 
 
 class Systemd:
@@ -73,14 +72,14 @@ def look(
 
 
 def test_an_older_file_is_read_and_nothing_is_tried(base: Path) -> None:
-    systemd = Systemd(NOW + 100)
+    systemd = Systemd(time.time() + 100)
     found = look(base, systemd)
     assert found
     assert (found.changed, found.trial, systemd.programs) == ({}, None, [])
 
 
 def test_a_newer_file_is_tried_with_the_same_program_and_paths(base: Path) -> None:
-    systemd = Systemd(NOW - 100, exec_environment=ExecEnvironment(assignments=("A=b",)))
+    systemd = Systemd(time.time() - 100, exec_environment=ExecEnvironment(assignments=("A=b",)))
     found = look(base, systemd)
     assert found
     assert set(found.changed) == {MAIN}
@@ -95,7 +94,7 @@ def test_a_newer_file_is_tried_with_the_same_program_and_paths(base: Path) -> No
 def test_the_trial_sees_every_directory_with_imports(base: Path) -> None:
     """A pod may not see them."""
     content = b'imports = ["/srv/a/*.toml", "conf.d/x.toml", "/data/*/y.toml"]\n'
-    systemd = Systemd(NOW - 100)
+    systemd = Systemd(time.time() - 100)
     look(base, systemd, replace(RUNTIME, files={MAIN: FileState(content, 0o644, 0, 0)}))
     (program,) = systemd.programs
     assert program.visible
@@ -104,14 +103,14 @@ def test_the_trial_sees_every_directory_with_imports(base: Path) -> None:
 
 def test_a_copied_time_does_not_hide_a_change(base: Path) -> None:
     os.utime(base / MAIN[1:], (1, 1))
-    found = look(base, Systemd(NOW - 100))
+    found = look(base, Systemd(time.time() - 100))
     assert found
     assert set(found.changed) == {MAIN}
 
 
 def test_a_time_in_the_future_is_no_change(base: Path) -> None:
-    os.utime(base / MAIN[1:], (NOW + 10**6, NOW + 10**6))
-    found = look(base, Systemd(NOW + 100))
+    os.utime(base / MAIN[1:], (time.time() + 10**6, time.time() + 10**6))
+    found = look(base, Systemd(time.time() + 100))
     assert found
     assert found.changed == {}
 
@@ -120,7 +119,7 @@ def test_a_symlink_to_another_file_is_a_change(base: Path, monkeypatch: pytest.M
     old = base / "etc/containerd/old.toml"
     (base / MAIN[1:]).rename(old)
     (base / MAIN[1:]).symlink_to("old.toml")
-    times = {str(old): NOW - 1000.0}
+    times = {str(old): time.time() - 1000.0}
     real = Root.lstat
 
     def lstat(self: Root, path: str) -> Any:
@@ -129,14 +128,14 @@ def test_a_symlink_to_another_file_is_a_change(base: Path, monkeypatch: pytest.M
         return info if when is None else type("Info", (), {"st_ctime": when})()
 
     monkeypatch.setattr(Root, "lstat", lstat)
-    found = look(base, Systemd(NOW - 100))
+    found = look(base, Systemd(time.time() - 100))
     assert found
     assert set(found.changed) == {MAIN}
 
 
 def test_a_clock_that_was_set_back_after_the_start_does_not_hide_a_change(base: Path) -> None:
     """By the clock at the start, the process is younger than the file. Its age shows that it is older."""
-    systemd = Systemd(NOW + 5000, monotonic=int((time.monotonic() - 100) * 1e6))
+    systemd = Systemd(time.time() + 5000, monotonic=int((time.monotonic() - 100) * 1e6))
     found = look(base, systemd)
     assert found
     assert set(found.changed) == {MAIN}
@@ -154,11 +153,11 @@ def test_what_an_installation_wrote_is_no_change_of_others(base: Path, owner: st
         )
     else:
         runtime = replace(RUNTIME, other_writers={(MAIN, digest): "blue"})
-    found = look(base, Systemd(NOW - 100), runtime, receipt)
+    found = look(base, Systemd(time.time() - 100), runtime, receipt)
     assert found
     assert found.changed == {}
     edited = {MAIN: FileState(content + b"# edited\n", 0o644, 0, 0)}
-    found = look(base, Systemd(NOW - 100), replace(runtime, files=edited), receipt)
+    found = look(base, Systemd(time.time() - 100), replace(runtime, files=edited), receipt)
     assert found
     assert set(found.changed) == {MAIN}
 
@@ -169,7 +168,7 @@ def test_a_drop_in_of_the_unit_counts_if_it_can_name_another_file(base: Path) ->
     (directory / "a.conf").write_text("[Service]\nEnvironment=CONTAINERD_CONFIG=/etc/x.toml\n")
     (directory / "b.conf").write_text("[Service]\nLimitNOFILE=1\n")
     names = tuple(f"/etc/systemd/system/containerd.service.d/{name}.conf" for name in "abc")
-    found = look(base, Systemd(NOW - 100, files=names))
+    found = look(base, Systemd(time.time() - 100, files=names))
     assert found
     assert set(found.changed) == {MAIN, names[0]}
 
@@ -183,7 +182,7 @@ def test_a_rendered_file_is_not_compared_but_its_template_is(base: Path) -> None
         (base / path[1:]).touch()
     config = replace(RUNTIME.config, distribution_runtime=k3s)  # type: ignore[type-var]
     runtime = replace(RUNTIME, distribution_runtime=k3s, config=config, files=files)
-    systemd = Systemd(NOW - 100, argv=("/usr/local/bin/k3s", "server"))
+    systemd = Systemd(time.time() - 100, argv=("/usr/local/bin/k3s", "server"))
     found = look(base, systemd, runtime)
     assert found
     assert (set(found.changed), found.trial, systemd.programs) == ({template}, None, [])
@@ -205,13 +204,13 @@ def test_a_rendered_file_is_not_compared_but_its_template_is(base: Path) -> None
 def test_where_nothing_can_be_told_nothing_is_said(
     base: Path, change: Callable[[RuntimeFacts], RuntimeFacts], options: dict[str, Any]
 ) -> None:
-    systemd = Systemd(NOW - 100)
+    systemd = Systemd(time.time() - 100)
     assert look(base, systemd, change(RUNTIME), **options) is None
     assert systemd.programs == []
 
 
 def test_a_systemd_that_does_not_run_programs_makes_it_unclear(base: Path) -> None:
-    found = look(base, Systemd(NOW - 100, SystemdError("Unknown property TemporaryFileSystem")))
+    found = look(base, Systemd(time.time() - 100, SystemdError("Unknown property TemporaryFileSystem")))
     assert found
     assert found.trial
     assert found.trial.verdict == "unclear"
@@ -289,7 +288,7 @@ def test_the_output_of_crio_config_says_whether_crio_starts(output: ProgramOutpu
 
 
 def finding(trial: Trial | None, *, ignored: bool = False) -> Finding:
-    return unread.check(UnreadConfig(NOW - 100, {MAIN: NOW}, trial, ignored), RUNTIME)
+    return unread.check(UnreadConfig(time.time() - 100, {MAIN: time.time()}, trial, ignored), RUNTIME)
 
 
 def test_only_a_start_that_fails_for_sure_ends_the_install_and_can_be_ignored() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import payloads
 from kata_node.cli import commands
+from kata_node.cli.options import COMMAND_OPTIONS
 from kata_node.host import kernel, ownership
 
 CONFIG = "# the admin's own: 雪\nversion = 3\n\n[debug]\n  level = 'info' # keep\n"
@@ -76,11 +77,17 @@ class CliRunner:
 
     def offline(self, *arguments: str | Path) -> Result:
         """Run a command line with ``--offline`` on the scratch node, as if it had containerd 2.1.9."""
-        return self.run(*arguments, *self.path_options, "--offline", "--runtime", "containerd://2.1.9")
+        paths = self.paths_for(str(arguments[0]))
+        return self.run(*arguments, *paths, "--offline", "--runtime", "containerd://2.1.9")
 
     def online(self, *arguments: str | Path) -> Result:
         """Run a command line on the scratch node without ``--offline``."""
-        return self.run(*arguments, *self.path_options)
+        return self.run(*arguments, *self.paths_for(str(arguments[0])))
+
+    def paths_for(self, command: str) -> Sequence[str | Path]:
+        """Return the options with the paths of the node and, if the command has it, of the payload."""
+        has_payload = "payload" in COMMAND_OPTIONS.get(command, ())
+        return ("--host-root", self.host, *(("--payload", self.payload) if has_payload else ()))
 
     @property
     def path_options(self) -> Sequence[str | Path]:

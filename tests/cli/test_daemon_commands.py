@@ -330,7 +330,7 @@ def test_a_label_that_is_missing_for_a_moment_does_not_remove_kata(
     [
         pytest.param({"daemonset": FORBIDDEN}, ['give the account the verb "get"', "apps"], id="no right"),
         pytest.param({"daemonset": status(401, "Unauthorized")}, ["ServiceAccount"], id="token"),
-        pytest.param({"daemonset": status(500, "etcd")}, ["answered 500: etcd", "times"], id="fault"),
+        pytest.param({"daemonset": status(500, "etcd")}, ['answered 500: "etcd"', "times"], id="fault"),
         pytest.param({}, ["gave no answer", "is reachable"], id="no answer"),
         pytest.param(
             {"daemonset": status(404, "404 page not found")}, ["a Kubernetes API server"], id="another server"

@@ -257,7 +257,7 @@ def test_a_missing_payload_that_is_named_or_needed_is_an_error(
     if command == "install":
         monkeypatch.setattr(context, "DEFAULT_PAYLOAD", tmp_path / "none")
     result = dataclasses.replace(installed, payload=tmp_path / "none").offline(command)
-    assert result.code == 1
+    assert result.code == 3
     assert "the payload directory does not exist" in result.out
 
 
@@ -265,7 +265,7 @@ def test_a_node_without_kata_needs_the_payload(
     cli_runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(context, "DEFAULT_PAYLOAD", tmp_path / "none")
-    assert dataclasses.replace(cli_runner, payload=tmp_path / "none").offline("plan").code == 1
+    assert dataclasses.replace(cli_runner, payload=tmp_path / "none").offline("plan").code == 3
 
 
 # --- bounds and secrets -----------------------------------------------------------------------------

@@ -99,9 +99,83 @@ def test_an_option_wins_over_its_variable(
     assert cli_runner.run("status", "--host-root", tmp_path / "other").json["installations"] == []
 
 
-def test_every_option_has_a_variable() -> None:
+def options_of(name: str) -> list[Any]:
     command: Any = typer.main.get_command(commands.app)
-    options = {option.name: option for option in command.commands["install"].params}
+    return [each for each in command.commands[name].params if each.param_type_name == "option"]
+
+
+HARMLESS = ("dry_run", "restart_timeout", "wait_for_pods", "ignore_pods", "label_timeout", "label_stable_for")
+PLACING = ("payload", "shims", "ignore_unread_config")
+
+
+@pytest.mark.parametrize(
+    ("command", "lacks"),
+    [
+        ("plan", (*HARMLESS, "reports", "termination_log")),
+        ("status", (*HARMLESS, "reports", "termination_log", "verbose", *PLACING, "lock_timeout")),
+        ("revert", (*PLACING, "reports")),
+        ("install", ("reports",)),
+        ("daemon", ("dry_run", "verbose", "reports", "quiet")),
+    ],
+)
+def test_a_command_has_only_options_that_mean_something(command: str, lacks: tuple[str, ...]) -> None:
+    names = {each.name for each in options_of(command)}
+    assert names & set(lacks) == set()
+    assert names >= {each.name for each in dataclasses.fields(Common)} - set(lacks) - {
+        *HARMLESS,
+        *("expected_machine_id", "lock_timeout"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        pytest.param(
+            ["status", "--dry-run"],
+            "--dry-run is an option of install, revert and stage; run kata-node status --help",
+            id="of several commands",
+        ),
+        pytest.param(
+            ["plan", "--deep"], "--deep is an option of status; run kata-node plan --help", id="of one"
+        ),
+        pytest.param(
+            ["values", "check", "--write=x", "f"],
+            "--write is an option of values convert; run kata-node values check --help",
+            id="of a command with two words",
+        ),
+        pytest.param(["plan", "--no-such"], "run kata-node plan --help", id="of none"),
+    ],
+)
+def test_an_option_of_other_commands_is_refused_with_their_names(
+    cli_runner: CliRunner, arguments: list[str], hint: str
+) -> None:
+    result = cli_runner.run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith(f"\n  hint: {hint}\n")
+
+
+def test_a_variable_of_other_commands_is_ignored(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DRY_RUN", "IGNORE_PODS", "WAIT_FOR_PODS", "PAYLOAD", "REPORTS", "LABEL_TIMEOUT"):
+        monkeypatch.setenv(f"KATA_NODE_{name}", "5m")
+    assert cli_runner.offline("status") == Result(0, "no installation on this node\n", "")
+
+
+def test_the_termination_message_of_a_pod_is_not_that_of_a_command_that_only_looks(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    message = tmp_path / "termination-log"
+    message.write_text("of the pod")
+    monkeypatch.setenv("KATA_NODE_TERMINATION_LOG", str(message))
+    assert cli_runner.offline("plan").code == 10
+    for command in ("plan", "status"):
+        assert cli_runner.run(command, "--host-root", "/nowhere").code == 2
+    assert message.read_text() == "of the pod"
+
+
+def test_every_option_has_a_variable() -> None:
+    options = {option.name: option for option in options_of("stage")}
     assert [each.name for each in dataclasses.fields(Common)] == list(options)
     for name, option in options.items():
         assert option.opts == [f"--{name.replace('_', '-')}"]
@@ -125,7 +199,7 @@ FAILURES = [
     pytest.param(["install", "--hostroot", "/"], "install", "no such option", id="usage"),
     pytest.param(["stage", "--lock-timeout=5m", "cri"], "cri", "expected a number of seconds", id="option"),
     pytest.param(["install", "--offline", "--shims", "qmeu"], "install", "qmeu is not a shim", id="settings"),
-    pytest.param(["status", "--host-root", "/nowhere"], "status", "the host root", id="host root"),
+    pytest.param(["revert", "--host-root", "/nowhere"], "revert", "the host root", id="host root"),
     pytest.param(
         ["stage", "artifacts", "--offline", "--host-root=/nowhere"], "artifacts", "the host root", id="stage"
     ),
@@ -200,6 +274,8 @@ COMMANDS: tuple[list[str], ...] = (
     ["plan"],
     ["status"],
     ["stage"],
+    ["explain"],
+    ["completion"],
     ["payload"],
     ["payload", "index"],
 )
@@ -211,9 +287,16 @@ def test_every_command_has_help(cli_runner: CliRunner, command: list[str], flag:
     result = cli_runner.run(*command, flag)
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"Usage: {' '.join(['kata-node', *command])} ")
-    assert "..." not in result.out.partition("Options:")[2], "a sentence is cut off"
+    assert "..." not in re.sub(r"\A.*\n", "", result.out), "a sentence is cut off"
     for line in result.out.splitlines():
         assert len(line) <= 92
+
+
+def test_the_options_are_in_groups_and_rich_is_not_used(cli_runner: CliRunner) -> None:
+    help_text = cli_runner.run("install", "--help").out
+    assert re.findall(r"(?m)^(\S.*):$", help_text) == ["What", "Where", "How to wait", "Output"]
+    assert "--lock-timeout" in help_text.partition("\nHow to wait:")[2].partition("\nOutput:")[0]
+    assert "\x1b" not in help_text
 
 
 def test_help_fits_a_narrow_terminal(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:

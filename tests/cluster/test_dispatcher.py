@@ -223,16 +223,18 @@ def test_the_error_of_a_failed_stage_is_reported_and_the_other_nodes_continue(si
         assert run.outcomes == {first: "failed", second: "done"}
         assert run.code == 1
         error = run.result["nodes"][0]["error"]
-        assert (error["stage"], error["exit_code"], error["what"]) == ("host-check", 3, "no KVM here")
+        said = error["node_words"]["what"]
+        assert (error["stage"], error["exit_code"], said) == ("host-check", 3, "no KVM here")
         run = site.run(selection={"nodes": [third]}, mark=INSTALLATION_LABEL)
     reasons = {node: site.events(node) for node in (first, second, third)}
     assert reasons == {first: ["KataInstallFailed"], second: [], third: ["KataRolledBack"]}
     error = run.result["nodes"][0]["error"]
-    assert (error["stage"], error["what"], error["hint"]) == (
-        "cri",
-        "containerd did not serve",
-        "see its log",
-    )
+    assert error["stage"] == "cri"
+    assert error["node_words"] == {
+        "what": "containerd did not serve",
+        "where": "containerd.service",
+        "hint": "see its log",
+    }
 
 
 def test_a_job_that_exceeds_its_deadline_is_reported_with_the_running_stage(site: Site) -> None:

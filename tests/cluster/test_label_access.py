@@ -111,7 +111,7 @@ def test_invalid_tokens_fail_long_before_the_timeout(
     orphaned = stage_runner.start("label", "--label-timeout=3000", env=stage_runner.as_holder_of(leaver))
     for running in (expired, orphaned):
         failed = Outcome.of(running.wait()).failed()
-        assert "the API server answered 401: Unauthorized" in failed.text
+        assert 'the API server answered 401: "Unauthorized"' in failed.text
         assert "check that its ServiceAccount still exists" in failed.error["hint"]
     assert stage_runner.labels == {}
 

@@ -59,7 +59,7 @@ def test_a_node_is_labeled_only_after_it_is_ready(stage_runner: StageRunner) -> 
     done = stage_runner.run("label").succeeded()
     assert seen == [{}]
     assert stage_runner.labels == LABELED
-    assert "it is not Ready (container runtime network not ready)" in done.log
+    assert 'it is not Ready ("container runtime network not ready")' in done.log
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_node_that_does_not_become_ready_is_not_labeled(
 ) -> None:
     stage_runner.register(conditions=ready(status, says))
     failed = stage_runner.run("label", "--label-timeout=2").failed()
-    assert f"after 2 s the Node is not Ready ({says})" in failed.text
+    assert f'after 2 s the Node is not Ready ("{says}")' in failed.text
     assert "kubelet" in failed.error["hint"]
     assert stage_runner.proxy.count("PATCH") == 0
 

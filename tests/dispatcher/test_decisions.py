@@ -370,7 +370,7 @@ LATE = failed_job("DeadlineExceeded", "too long")
         pytest.param(
             failed_job(),
             [pod(DONE, ("cri", ended(4, '{"error": {"what": "no", "where": "unit", "hint": "h"}}')))],
-            "cri: unit: no (exit code 4)",
+            'cri: the node says "unit: no" (exit code 4)',
             id="the stage's own words",
         ),
         pytest.param(
@@ -382,37 +382,37 @@ LATE = failed_job("DeadlineExceeded", "too long")
         pytest.param(
             failed_job(),
             [pod(("cri", ended(1, '{"summary": "so"}')))],
-            "cri: so (exit code 1)",
+            'cri: the node says "so" (exit code 1)',
             id="a summary",
         ),
         pytest.param(
             failed_job(),
             [pod(("cri", ended(1, "Trace\n  back")))],
-            "cri: Trace back (exit code 1)",
+            'cri: the node says "Trace back" (exit code 1)',
             id="others",
         ),
         pytest.param(
             failed_job(),
             [pod(("cri", ended(137, reason="OOMKilled")))],
-            "cri: the container ended without a message (OOMKilled) (exit code 137)",
+            'cri: the container ended without a message (the node says "OOMKilled") (exit code 137)',
             id="out of memory",
         ),
         pytest.param(
             failed_job(),
             [pod(("cri", ended(1, "old")), created=1), pod(("cri", ended(1, "new")), created=2)],
-            "cri: new (exit code 1)",
+            'cri: the node says "new" (exit code 1)',
             id="the newest Pod's",
         ),
         pytest.param(
             failed_job(),
             [pod(("cri", ended(1, "why")), created=1), pod(created=2)],
-            "cri: why (exit code 1)",
+            'cri: the node says "why" (exit code 1)',
             id="the newest that tells",
         ),
         pytest.param(
             failed_job(),
             [pod(reason="Evicted", message="disk")],
-            "its Pod failed (Evicted: disk)",
+            'its Pod failed (the node says "Evicted: disk")',
             id="evicted",
         ),
         pytest.param(
@@ -424,7 +424,7 @@ LATE = failed_job("DeadlineExceeded", "too long")
         pytest.param(
             LATE,
             [pod(DONE, ("cri", {"waiting": {"reason": "ErrImagePull", "message": "no"}}))],
-            "cri: the container cannot start (ErrImagePull: no)",
+            'cri: the container cannot start (the node says "ErrImagePull: no")',
             id="an image that is not there",
         ),
         pytest.param(
@@ -442,7 +442,7 @@ LATE = failed_job("DeadlineExceeded", "too long")
         pytest.param(
             LATE,
             [pod(("cri", ended(1, "why")), created=1), pod(("cri", ended(137)), created=2)],
-            "cri: why (exit code 1)",
+            'cri: the node says "why" (exit code 1)',
             id="a stage that failed before",
         ),
         pytest.param(
@@ -470,17 +470,17 @@ def test_the_problem_of_a_failed_job_names_its_stage(job: Job, pods: list[Pod], 
         pytest.param([], "`kubectl describe job job -n kata`", id="no Pod"),
         pytest.param(
             [pod(("a", {"waiting": {"reason": "ErrImagePull"}}))],
-            "a: the container cannot start (ErrImagePull)",
+            'a: the container cannot start (the node says "ErrImagePull")',
             id="an image",
         ),
         pytest.param(
             [pod(DONE, ("cri", {"waiting": {"reason": "ErrImagePull"}}))],
-            "cri: the container cannot start (ErrImagePull)",
+            'cri: the container cannot start (the node says "ErrImagePull")',
             id="the image of a later stage",
         ),
         pytest.param(
             [pod(("cri", ended(5, "locked")), created=1), pod(("cri", {"running": {}}), created=2)],
-            "retrying after a failure: cri: locked (exit code 5)",
+            'retrying after a failure: cri: the node says "locked" (exit code 5)',
             id="another try",
         ),
     ],

@@ -477,7 +477,7 @@ def test_each_node_gets_the_job_of_its_runtime(api: FakeApiServer) -> None:
     [
         pytest.param(
             "docker://28.1",
-            "no Job template for the container runtime docker://28.1",
+            'no Job template for the container runtime "docker://28.1"',
             "containerRuntime",
             id="other",
         ),

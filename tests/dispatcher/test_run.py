@@ -20,7 +20,9 @@ from dispatcher.harness import (
 )
 from kata_node.dispatcher import api as client
 from kata_node.dispatcher.config import Config, IntOrPercent
+from kata_node.dispatcher.failures import NodeWords
 from kata_node.dispatcher.kubernetes_objects import NODE_KEY
+from kata_node.dispatcher.progress import document
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Template
@@ -115,8 +117,9 @@ def test_a_failed_node_is_reported_with_its_stage_and_message_and_the_others_con
     assert outcomes(result) == {"n0": "done", "n1": "failed", "n2": "done", "n3": "done"}
     assert result.exit_code == 1
     problem = next(task.problem for task in result.tasks if task.problem)
-    assert (problem.stage, problem.exit_code, problem.where) == ("cri", 4, "containerd.service")
-    assert (problem.what, problem.hint) == ("containerd did not serve", "see its log")
+    assert (problem.stage, problem.exit_code, problem.hint) == ("cri", 4, "")
+    assert problem.node_words == NodeWords("containerd did not serve", "containerd.service", "see its log")
+    assert document(result)["nodes"][1]["error"]["node_words"]["hint"] == "see its log"
 
 
 def recorded_events(api: FakeApiServer) -> list[tuple[str, str, str]]:
@@ -142,7 +145,10 @@ def test_a_failure_is_recorded_as_an_event_with_stage_exit_code_and_message(
     )
     with api.client() as connection:
         run(config, connection, reporter="a-pod")
-    message = f"default: cri: containerd.service: containerd did not serve (exit code {code}); see its log"
+    message = (
+        'default: cri: the node says "containerd.service: containerd did not serve" '
+        f'(exit code {code}); the node\'s hint: "see its log"'
+    )
     assert recorded_events(api) == [("n0", reason, message)]
     (event,) = api.events
     assert (event["type"], event["reportingInstance"]) == ("Warning", "a-pod")
@@ -225,7 +231,9 @@ PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}
     ("state", "reason_text"),
     [
         pytest.param(
-            PULLING, "host-check: the container cannot start (ImagePullBackOff: no such image)", id="image"
+            PULLING,
+            'host-check: the container cannot start (the node says "ImagePullBackOff: no such image")',
+            id="image",
         ),
         pytest.param(
             {"waiting": {"reason": "PodInitializing"}},
@@ -280,7 +288,8 @@ def test_a_retry_of_a_stage_is_logged_with_its_message(
 
     api.on_create = created
     assert outcomes(dispatch(api)) == {"n": "done"}
-    assert "n: retrying after a failure: cri: containerd.service: containerd did not serve" in caplog.text
+    said = 'cri: the node says "containerd.service: containerd did not serve"'
+    assert f"n: retrying after a failure: {said}" in caplog.text
 
 
 NOT_STARTED = {"waiting": {"reason": "PodInitializing"}}
@@ -321,7 +330,7 @@ def test_a_pod_that_does_not_start_is_reported_with_the_meaning_of_a_failed_moun
         "correct k8sDistribution, containerRuntime or containerd.* in the values if the Events show "
         "FailedMount; these settings do not match the node then"
     )
-    assert f"`kubectl describe pod pod-0 -n kata` to see why; {hint}" in caplog.text
+    assert f"`kubectl describe pod pod-0 -n kata` to see why; hint: {hint}" in caplog.text
     assert result.tasks[0].problem
     assert result.tasks[0].problem.hint == hint
 
@@ -392,7 +401,7 @@ def test_a_failed_try_is_logged_once_and_at_once_with_its_number_and_cause(
     api.on_create = created
     work = Template({"apiVersion": "batch/v1", "kind": "Job", "spec": manifest})
     assert outcomes(dispatch(api, replace(CONFIG, templates=for_all_runtimes(work)))) == {"n": "done"}
-    cause = "after a failure: cri: containerd.service: containerd did not serve (exit code 5)"
+    cause = 'after a failure: cri: the node says "containerd.service: containerd did not serve" (exit code 5)'
     assert f"n: try 2 of 4 {cause}" in early_log[0]
     logged = [each.message for each in caplog.records if each.levelname == "WARNING"]
     assert [message.partition(" after")[0] for message in logged] == ["n: try 2 of 4", "n: try 3 of 4"]
@@ -456,7 +465,7 @@ def test_a_refused_job_of_one_node_does_not_affect_the_others(api: FakeApiServer
 
 def test_a_conflict_of_a_quota_is_not_taken_for_an_existing_job(api: FakeApiServer) -> None:
     workers(api, 2)
-    busy = 'Operation cannot be fulfilled on resourcequotas "q": please apply your changes and try again'
+    busy = "Operation cannot be fulfilled on resourcequotas 'q': please apply your changes and try again"
     api.faults = [Fault("POST", "/jobs", 409, busy, reason="Conflict")]
     result = dispatch(api, replace(CONFIG, parallelism=1))
     assert outcomes(result) == {"n0": "failed", "n1": "done"}
@@ -479,7 +488,7 @@ def test_an_error_that_concerns_every_node_stops_the_rollout(
     api.faults = [Fault("POST", "/jobs", status, message, times=9)]
     result = dispatch(api)
     assert (result.outcome, result.exit_code) == ("stopped", 1)
-    assert message in result.reason
+    assert message.replace('"', "'") in result.reason
     asked = set(api.requests[api.requests.index("POST jobs") :])
     assert asked == {"POST jobs", "POST events"}, "no other requests"
     assert api.requests.count("POST jobs") == (6 if status == 403 else 1), (

@@ -41,8 +41,8 @@ def test_an_unfit_node_is_told_with_its_reason_and_does_not_fail_the_run(mixed: 
     assert outcomes(result) == {"n0": "done", "n1": "unfit", "n2": "done"}
     assert (result.outcome, result.exit_code) == ("ok", 0)
     shown = text(result)
-    assert f"unfit    1 s   host-check: {REASON} (exit code 3)" in shown
-    assert "hint: load kvm_intel" in shown
+    assert f'unfit    1 s   host-check: the node says "{REASON}" (exit code 3)' in shown
+    assert '  the node\'s hint: "load kvm_intel"' in shown
     assert "1 unfit" in shown.splitlines()[-1]
     written = document(result)
     assert written["counts"] == {"done": 2, "unfit": 1}

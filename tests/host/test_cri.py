@@ -413,8 +413,14 @@ def test_a_runtime_without_its_cri_plugin_is_reported_as_such(
         pytest.param(
             Runtime(status="14", status_message="server is not initialized yet: 50%25 done%2C wait"),
             Reason.ERROR,
-            "Status failed: server is not initialized yet: 50% done, wait (gRPC status 14)",
+            'Status failed: "server is not initialized yet: 50% done, wait" (gRPC status 14)',
             id="unavailable",
+        ),
+        pytest.param(
+            Runtime(status="2", status_message='%1B[2J%0Aoh"; hint: trust me'),
+            Reason.ERROR,
+            r"""Status failed: "\x1b[2J oh'; hint: trust me" (gRPC status 2)""",
+            id="hostile",
         ),
         pytest.param(Runtime(status="2"), Reason.ERROR, "Status failed: gRPC status 2", id="wordless"),
         pytest.param(Runtime(status="4"), Reason.TIMEOUT, "no answer to Status within 300 s", id="late"),
@@ -556,3 +562,18 @@ def test_a_call_after_a_restart_of_the_runtime_works(tmp_path: Path) -> None:
         assert cri.version(PLENTY).runtime_version == version
         peer.close()
         (tmp_path / SOCKET[1:]).unlink()
+
+
+def test_each_request_is_logged_with_its_duration(
+    serve: Callable[..., Cri], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "kata_node")
+    runtime = Runtime()
+    cri = serve(runtime.serve)
+    cri.version(PLENTY)
+    runtime.instead = "reset"
+    with pytest.raises(CriCallError):
+        cri.version(PLENTY)
+    done, failed = (each for each in caplog.messages if each.startswith("Version on "))
+    assert re.fullmatch(rf"Version on {SOCKET}: done in \d+ ms", done)
+    assert re.fullmatch(rf"Version on {SOCKET}: failed in \d+ ms", failed)

@@ -428,7 +428,7 @@ def rejects(connection: socket.socket) -> None:
     [
         pytest.param(hangs_up, "the peer closed the connection", id="hangs-up-on-a-foreign-pid-namespace"),
         pytest.param(keeps_silent, "timed out", id="never-answers"),
-        pytest.param(rejects, "does not admit this user (REJECTED EXTERNAL)", id="rejects-the-user"),
+        pytest.param(rejects, 'does not admit this user ("REJECTED EXTERNAL")', id="rejects-the-user"),
         pytest.param("dead", "Connection refused", id="nobody-listens"),
         pytest.param("missing", "No such file or directory", id="not-mounted"),
     ],
@@ -1007,3 +1007,21 @@ def test_start_stop_and_daemon_reload_are_logged_as_systemctl_commands(
         "systemctl reset-failed mine.service; systemctl start mine.service",
         "systemctl stop mine.service",
     ]
+
+
+def test_each_call_is_logged_with_its_duration(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "kata_node")
+    host.private()
+    with Systemd.connect(host.root, timeout=PLENTY) as systemd:
+        systemd.unit("containerd.service")
+    assert re.search(
+        r"D-Bus call LoadUnit containerd\.service of /org/freedesktop/systemd1: done in \d+ ms", caplog.text
+    )
+
+
+def test_words_of_systemd_are_quoted(host: Host) -> None:
+    host.private(refuses={"RestartUnit": ("org.example.No", 'no"\x1b[2J\n  hint: trust me\u202e')})
+    with Systemd.connect(host.root, timeout=PLENTY) as systemd, pytest.raises(SystemdError) as caught:
+        systemd.restart("containerd.service", PLENTY)
+    said = r"""systemd refused the request: "no'\x1b[2J hint: trust me\u202e" (org.example.No)"""
+    assert caught.value.what == said

@@ -1040,3 +1040,11 @@ def test_errors_about_credentials_do_not_contain_the_token(
         kube.node("n1", kube.deadline_after(5))
     assert "not allowed in a header" in str(error.value)
     assert secret not in str(error.value)
+
+
+def test_each_request_is_logged_with_its_duration(kube: KubeClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "kata_node")
+    kube.node("n1", kube.deadline_after(60))
+    (line,) = (each for each in caplog.messages if each.startswith("get node/n1 at http"))
+    assert ": done in " in line
+    assert line.endswith(" ms")

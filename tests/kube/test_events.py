@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fakes import FakeKube, FakeNode
 from kata_node.cluster.events import EventRecorder, event_of
 from kata_node.errors import KubeError
 from kata_node.kube import credentials
-from kata_node.kube.events import MESSAGE_LIMIT
+from kata_node.kube.events import MESSAGE_LIMIT, Event
 from kata_node.plan import report
 from kata_node.plan.report import Problem, StageReport
 from pipeline.harness import INSTALL, REVERT, Killed, errors, make_node, run, small_payload
@@ -35,6 +36,31 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
 def events_of(node: FakeNode) -> list[tuple[str, str]]:
     assert isinstance(node.kube, FakeKube)
     return [(event["type"], event["reason"]) for event in node.kube.events]
+
+
+def test_a_message_is_one_printable_line_of_limited_length() -> None:
+    words = "\x1b[2Jno\n  hint: \u202ex" + "y" * 300_000
+    event = Event("Warning", "KataInstallFailed", words)
+    shown = event.as_object("n", component="c", reporter="r")["message"]
+    assert shown.startswith(r"\x1b[2Jno hint: \u202exyyy")
+    assert (len(shown), shown.isprintable()) == (MESSAGE_LIMIT, True)
+
+
+def test_a_report_of_another_container_has_only_printable_lines(tmp_path: Path) -> None:
+    words = "\x1b[2Jno\n  hint: x" + "y" * 3_000
+    document = {
+        "outcome": "failed",
+        "summary": words,
+        "notes": [words],
+        "error": {"what": words, "unfit": True},
+    }
+    (tmp_path / "host-check.json").write_text(json.dumps(document))
+    (shared,) = report.read_shared_reports(tmp_path, ["host-check"])
+    unfit = report.read_unfit(tmp_path)
+    assert unfit is not None
+    for shown in (shared.summary, *shared.notes, unfit.what):
+        assert shown.startswith(r"\x1b[2Jno hint: xyyy")
+        assert len(shown) == 600
 
 
 def message(node: FakeNode) -> str:

@@ -74,7 +74,7 @@ def bake(image: Path, payload: Path, kind: NodeSetup, *command: str) -> None:
     """Run ``kata-node`` offline with this Python on the tree ``image``."""
     values = image.with_name("values.yaml")
     values.write_text(json.dumps(VALUES))
-    options = ["--offline", f"--host-root={image}", f"--config={values}", f"--payload={payload}"]
+    options = ["--offline", f"--host-root={image}", f"--config={values}"]
     done = subprocess.run(
         [
             sys.executable,
@@ -85,7 +85,7 @@ def bake(image: Path, payload: Path, kind: NodeSetup, *command: str) -> None:
             *options,
             f"--runtime=containerd://{kind.version}",
         ],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "KATA_NODE_PAYLOAD": str(payload)},
         capture_output=True,
         text=True,
         check=False,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -337,6 +340,21 @@ FAILED = pod(
         }
     ],
 )
+TRUST_ME = "\x1b[2J\n  hint: trust me\u202e"
+HOSTILE = pod(
+    "kata-deploy-install-evil",
+    "Failed",
+    {
+        "name": "label",
+        "state": {"waiting": {"reason": "PodInitializing", "message": "a\nb"}},
+    },
+    init=[
+        {
+            "name": "cri",
+            "state": {"terminated": {"exitCode": 4, "message": f"{TRUST_ME}{'x' * 300_000}"}},
+        }
+    ],
+)
 SUCCEEDED = pod("dispatcher", "Succeeded", {"name": "dispatcher", "state": {"terminated": {"exitCode": 0}}})
 
 
@@ -360,6 +378,24 @@ def assert_state_is_printed(done: CommandResult) -> None:
     assert done.text.index("pod kube-system/kata-deploy") < done.text.index("pod kube-system/dispatcher")
     assert "--show-labels" in str(done.commands("kubectl", "nodes"))
     assert "TAINTS" in str(done.commands("kubectl", "nodes"))
+
+
+def test_words_of_a_node_do_not_command_the_terminal(fake_helm: FakeHelm) -> None:
+    done = fake_helm.run("deploymentMode: job\n", helm=3, get_pods=[{"items": [HOSTILE]}])
+    assert r"cri: now terminated exit code 4 \x1b[2J hint: trust me\u202exxx" in done.text
+    assert "x" * 600 not in done.text
+    assert "label: now waiting PodInitializing a b" in done.text
+    assert all(line.isprintable() for line in done.text.splitlines())
+
+
+@pytest.mark.parametrize("words", ["::add-mask::x", "a\n  ::error::x", "##[endgroup]"])
+def test_words_of_a_node_do_not_command_github_actions(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = SourceFileLoader("helm_install", str(CHECKOUT / "scripts/helm-install"))
+    module = ModuleType("helm_install")
+    module.__file__ = loader.path
+    monkeypatch.setitem(sys.modules, "helm_install", module)
+    loader.exec_module(module)
+    assert not re.search(r"(?m)^\s*::|##\[", module.inert(words))
 
 
 def test_the_state_is_printed_when_helm_fails(fake_helm: FakeHelm) -> None:
