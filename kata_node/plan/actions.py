@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import files, reserve
+from kata_node.plan import last_run
 from kata_node.plan import receipt as receipts
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding
-from kata_node.text import human_size as human_size
-from kata_node.text import pluralize as pluralize
-from kata_node.text import unified_diff
+from kata_node.text import pluralize, unified_diff
 
 if TYPE_CHECKING:
     from kata_node.host.cri import Cri
@@ -193,7 +192,7 @@ class RemoveLeftovers(_Bookkeeping):
 
 @dataclass(frozen=True)
 class RemoveReceipt(_Bookkeeping):
-    """Remove the backups, then the receipt with its reserve."""
+    """Remove the backups and the record of the last run, then the receipt with its reserve."""
 
     install_dir: str
 
@@ -201,6 +200,7 @@ class RemoveReceipt(_Bookkeeping):
         """Remove the files, and their directories if they have no foreign files."""
         receipts.remove_backups(clients.root, self.install_dir)
         clients.root.remove_dir(receipts.backups(self.install_dir))
+        last_run.remove(clients.root, self.install_dir)
         reserve.forget(clients.root, receipts.path(self.install_dir))
         clients.root.remove(receipts.path(self.install_dir))
         clients.root.remove_dir(receipts.directory(self.install_dir))
