@@ -236,10 +236,7 @@ def _cri_word(cri: CriRecord | None, runtime: RuntimeStatus) -> str:
 
 def _interrupted(root: Root, status: InstallationStatus) -> str:
     """Return when a run that did not finish last wrote the receipt, if there was one."""
-    recorded = status.recorded
-    unfinished = {recorded.artifacts, recorded.cri} & set(STATE_TEXTS)
-    if recorded.cri == "restarting" and not status.restart_owed:
-        unfinished.discard("restarting")  # the node has booted since
+    unfinished = {status.recorded.artifacts, status.recorded.cri} & set(STATE_TEXTS)
     written = root.lstat(receipts.path(status.install_dir)) if unfinished else None
     if written is None:
         return ""

@@ -23,17 +23,17 @@ from cli.cli_runner import (
     RECEIPT,
     CliRunner,
     Result,
+    make_live,
     make_payload,
     open_cli_runner,
     run_as,
+    use_clients,
 )
 from fakes import FakeNode
-from kata_node.cli import commands
 from kata_node.host import lock, place, sparse_copy
 from kata_node.host.cri import Cri
 from kata_node.host.files import Root
 from kata_node.payload import index as payload_index
-from kata_node.plan.actions import Clients
 from kata_node.settings import load as settings
 
 
@@ -553,11 +553,6 @@ def test_a_second_run_waits_for_the_first_and_names_it(cli_runner: CliRunner) ->
 # --- a live node ------------------------------------------------------------------------------------
 
 
-def use_clients(monkeypatch: pytest.MonkeyPatch, clients: Clients) -> None:
-    """Make the commands use ``clients`` instead of the real systemd and CRI."""
-    monkeypatch.setattr(commands, "open_tools", lambda common: contextlib.nullcontext(clients))
-
-
 def test_only_root_changes_a_live_node(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     run_as(monkeypatch, 1000)
     before = cli_runner.files()
@@ -598,13 +593,7 @@ def test_a_node_without_a_cri_socket_is_refused(
 
 @pytest.fixture
 def live(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> tuple[CliRunner, FakeNode]:
-    run_as(monkeypatch, 0)
-    for path in ("dev/kvm", "dev/null"):
-        (cli_runner.host / path).parent.mkdir(exist_ok=True)
-        (cli_runner.host / path).touch()
-    node = FakeNode(Root(cli_runner.host), handlers=("runc",))
-    use_clients(monkeypatch, node.clients())
-    return cli_runner, node
+    return cli_runner, make_live(cli_runner, monkeypatch)
 
 
 def test_status_shows_which_handlers_a_live_node_serves(live: tuple[CliRunner, FakeNode]) -> None:
