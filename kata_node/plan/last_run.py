@@ -1,9 +1,9 @@
 """The last run of an installation, in ``<install dir>/.kata-node/last-run.json``: for ``kata-node status``.
 
 It is written under the node's lock, at the end of each stage that changed the node or failed. A stage that
-finds its work done writes nothing, unless the record says that a run failed. A record that cannot be written
-never fails a run. It is only beside a receipt: after a revert, or the rollback of a first install, nothing of
-it stays.
+finds its work done writes nothing, unless it completes a run or follows one that failed. A record that cannot
+be written never fails a run. It is only beside a receipt: after a revert, or the rollback of a first install,
+nothing of it stays.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def record(root: Root, install_dir: str, report: StageReport, invocation: Invoca
         return
     try:
         before = load(root, install_dir)
-        if report.outcome == "skipped" and (before is None or not before.failed):
+        if report.outcome == "skipped" and not _is_news(before, report.stage):
             return
         if root.lstat(receipts.path(install_dir)) is None:
             remove(root, install_dir)
@@ -126,6 +126,16 @@ def record(root: Root, install_dir: str, report: StageReport, invocation: Invoca
             _save(root, install_dir, _added(before, report, invocation, started))
     except (KataNodeError, OSError) as error:
         log.debug("the last run is not recorded: %s", error)
+
+
+def _is_news(before: LastRun | None, stage: str) -> bool:
+    """Return whether it must be recorded that ``stage`` had nothing to do.
+
+    The record says that a run failed, or it ends with a stage before this one.
+    """
+    if before is None:
+        return False
+    return before.failed is not None or {each.stage for each in before.stages} <= set(STAGES_BEFORE[stage])
 
 
 def load(root: Root, install_dir: str) -> LastRun | None:

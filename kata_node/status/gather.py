@@ -28,7 +28,7 @@ from kata_node.settings.model import DEFAULT_INSTALL_DIR, Settings
 from kata_node.status import runtime as runtimes
 from kata_node.status.model import InstallationStatus, NodeLabels, NodeStatus, RecordedState, RuntimeStatus
 from kata_node.status.runtime import NodeRuntime
-from kata_node.status.verdict import AS_USER_ADVICE, STATE_TEXTS, Caller, judge
+from kata_node.status.verdict import STATE_TEXTS, Caller, judge
 from kata_node.versions import Runtime, parse_version
 
 CLUSTER_TIMEOUT = 3.0  # seconds; short, because a status without labels is useful too
@@ -57,7 +57,7 @@ def gather(
     found |= {each: _gone(root, each) for each in ours}
     foreign = tuple(sorted(each for each in runtime.install_dirs if each not in found))
     statuses = [
-        _status(root, each, runtime, running, deep=deep) if isinstance(each, Receipt) else each
+        _compare(root, each, runtime, running, deep=deep) if isinstance(each, Receipt) else each
         for _, each in sorted(found.items())
     ]
     if settings.install_dir not in (DEFAULT_INSTALL_DIR, *found):
@@ -71,7 +71,7 @@ def _installations_in(root: Root, parents: Iterable[str]) -> list[str]:
     traces = (
         f"{STATE_DIR}/receipt.json",
         f"{STATE_DIR}/{last_run.NAME}",
-        f"{STATE_DIR}/backups",
+        f"{STATE_DIR}/backups/{'[0-9a-f]' * 64}",
         f"containerd/config.d/{DROP_IN_NAME}*.toml",
     )
     found = {
@@ -95,11 +95,22 @@ def _load(root: Root, install_dir: str) -> Receipt | InstallationStatus:
         return _unreadable(install_dir, host_error(str(error.filename), error))
 
 
+def _compare(
+    root: Root, receipt: Receipt, runtime: NodeRuntime, running: Holder | None, *, deep: bool
+) -> InstallationStatus:
+    """Return the status of an installation; one with an error if what it has cannot be read."""
+    try:
+        return _status(root, receipt, runtime, running, deep=deep)
+    except KataNodeError as error:
+        return _unreadable(receipt.install_dir, error)
+    except OSError as error:
+        return _unreadable(receipt.install_dir, host_error(str(error.filename), error))
+
+
 def _unreadable(install_dir: str, error: KataNodeError) -> InstallationStatus:
-    status = InstallationStatus("", install_dir, artifacts="unknown", cri="unknown", verdict="broken")
-    if isinstance(error.__cause__, PermissionError):
-        return replace(status, error=_sentence(error), remedy=AS_USER_ADVICE, verdict="unknown")
-    return replace(status, error=_sentence(error), remedy=error.hint)
+    return InstallationStatus(
+        "", install_dir, artifacts="unknown", cri="unknown", error=_sentence(error), remedy=error.hint
+    )
 
 
 def _gone(root: Root, install_dir: str) -> InstallationStatus:

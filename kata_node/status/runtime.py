@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,13 +13,15 @@ from kata_node.host.journal import journal_command
 from kata_node.plan.context import StageContext
 from kata_node.runtime.config_selection import config_for
 from kata_node.runtime.identify import find_distribution_runtime, find_unit
+from kata_node.runtime.model.config import StartProblem
 from kata_node.settings.model import DEFAULT_INSTANCE
 from kata_node.status.model import RuntimeStatus
-from kata_node.status.verdict import AS_USER_ADVICE
-from kata_node.versions import ASSUMED_RUNTIME, Runtime
+from kata_node.versions import ASSUMED_RUNTIME, Runtime, Version, parse_version
 
 if TYPE_CHECKING:
     from kata_node.host.systemd import Unit
+    from kata_node.plan.receipt import Receipt
+    from kata_node.runtime.model.distributions import DistributionRuntime
 
 CRI_TIMEOUT = 5.0  # seconds
 
@@ -45,24 +48,41 @@ def ask(context: StageContext) -> NodeRuntime:
     if unit is not None:
         status = replace(status, unit=unit.name, state=unit.active_state)
     distribution_runtime = find_distribution_runtime(context, unit, for_revert=True)
-    install_dirs: dict[str, bool] = {}
-    instance = context.receipt.instance
-    config = config_for(
-        context.receipt,
-        "" if instance == DEFAULT_INSTANCE else instance,
-        Runtime(distribution_runtime.runtime, ASSUMED_RUNTIME.version),
-        distribution_runtime,
-    )
-    root = context.clients.root
-    try:
-        for content in config.read_files(root.read, root.glob).values():
-            for install_dir, is_ours in _install_dirs(content).items():
-                install_dirs[install_dir] = is_ours or install_dirs.get(install_dir, False)
-    except KataNodeError as error:
-        status = replace(status, config_error=_sentence(error))
     if not offline:
         status = _ask_cri(context, status, distribution_runtime.socket, unit, unit_error)
+    error_text, install_dirs = _read_config(context, status, distribution_runtime)
+    status = replace(status, config_error=error_text)
     return NodeRuntime(status, unit.invocation_id if unit else "", install_dirs)
+
+
+def _read_config(
+    context: StageContext, status: RuntimeStatus, distribution_runtime: DistributionRuntime
+) -> tuple[str, dict[str, bool]]:
+    """Return why the runtime would not start with its configuration, and the install dirs in it."""
+    receipt, root = context.receipt, context.clients.root
+    suffix = "" if receipt.instance == DEFAULT_INSTANCE else receipt.instance
+    runtime = Runtime(distribution_runtime.runtime, _version(status, receipt))
+    install_dirs: dict[str, bool] = {}
+    try:
+        config = config_for(receipt, suffix, runtime, distribution_runtime)
+        files = config.read_files(root.read, root.glob)
+        for content in files.values():
+            for install_dir, is_ours in _install_dirs(content).items():
+                install_dirs[install_dir] = is_ours or install_dirs.get(install_dir, False)
+        problems = config.check(files, own_paths=(), handlers=(), labels={}, exists=root.exists)
+    except KataNodeError as error:
+        return _sentence(error), install_dirs
+    fatal = [problem for problem in problems if isinstance(problem, StartProblem)]
+    return f"correct the named file: {'; '.join(fatal)}" if fatal else "", install_dirs
+
+
+def _version(status: RuntimeStatus, receipt: Receipt) -> Version:
+    """Return the version that the CRI says; else that of the receipt, else an assumed one."""
+    recorded = receipt.cri.version if receipt.cri else ""
+    for text in (status.runtime.partition("://")[2], recorded):
+        with contextlib.suppress(KataNodeError):
+            return parse_version(text)
+    return ASSUMED_RUNTIME.version
 
 
 def _ask_cri(
@@ -78,7 +98,16 @@ def _ask_cri(
         version = cri.version(CRI_TIMEOUT)
     except KataNodeError as error:
         return _not_answering(status, error, unit, unit_error, context.receipt.cri is not None)
-    return replace(status, served=served, runtime=f"{version.runtime_name}://{version.runtime_version}")
+    return replace(
+        status, served=served, runtime=_runtime_text(version.runtime_name, version.runtime_version)
+    )
+
+
+def _runtime_text(name: str, version: str) -> str:
+    """Return the runtime as receipts name it; a version of an unknown form as it is."""
+    with contextlib.suppress(KataNodeError):
+        version = str(parse_version(version))
+    return f"{name}://{version}"
 
 
 def _not_answering(
@@ -95,7 +124,7 @@ def _not_answering(
     place = f" ({error.where})" if error.where else ""
     status = replace(status, error=f"{error.what}{place}", remedy=error.hint)
     if reason is Reason.DENIED:
-        return replace(status, remedy=AS_USER_ADVICE)
+        return replace(status, remedy="run `kata-node status` as root")
     if unit is not None and unit.active_state not in ("active", "reloading"):
         return _down(status, unit)
     if reason is Reason.NO_CRI:
@@ -105,7 +134,7 @@ def _not_answering(
         return replace(status, remedy=remedy)
     if unit_error is not None:
         return replace(status, error=unit_error.what, remedy=unit_error.hint)
-    if unit is None and is_recorded:
+    if unit is None and is_recorded and reason in (Reason.MISSING, Reason.REFUSED):
         error_text = "systemd has no unit of a container runtime"
         return replace(status, error=error_text, remedy="install the container runtime again", is_down=True)
     return status

@@ -22,7 +22,6 @@ STATE_TEXTS = {**UNFINISHED_ARTIFACTS, **UNFINISHED_CRI}
 """Texts for the states of a receipt that are not clear by themselves."""
 
 OFFLINE_ADVICE = "run `kata-node status` on the node when it runs"
-AS_USER_ADVICE = "run `kata-node status` as root"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def judge(
 
 def _findings(status: InstallationStatus, runtime: RuntimeStatus) -> Iterator[tuple[Verdict, str]]:
     if status.error:
-        yield status.verdict, status.error
+        yield "broken", status.error
         return
     recorded = status.recorded
     if not recorded.artifacts and not recorded.cri:
@@ -64,15 +63,10 @@ def _findings(status: InstallationStatus, runtime: RuntimeStatus) -> Iterator[tu
     if recorded.cri and runtime.served is not None:
         missing = [name for name in status.handlers if name not in runtime.served]
         if missing:
-            yield (
-                "degraded",
-                f"the runtime does not serve {', '.join(missing)}",
-            )
+            yield "degraded", f"the runtime does not serve {', '.join(missing)}"
     if status.drift:
-        yield (
-            "drifted",
-            f"{pluralize(len(status.drift), 'path')} differ{'s' * (len(status.drift) == 1)} from the record",
-        )
+        paths = pluralize(len(status.drift), "path differs", "paths differ")
+        yield "drifted", f"{paths} from the record"
     if runtime.offline:
         yield "unknown", "offline: nobody asked the container runtime"
     elif recorded.cri and runtime.served is None and not runtime.is_down:
@@ -89,14 +83,15 @@ def _unfinished(status: InstallationStatus, runtime: RuntimeStatus) -> Iterator[
         yield "the runtime is not configured: the stage cri did not run, or was rolled back"
     elif recorded.cri in ("writing", "reverting", "unloading"):
         yield f"the runtime's configuration is {UNFINISHED_CRI[recorded.cri]}"
-    elif status.restart_owed and not runtime.offline:
+    elif status.restart_owed and runtime.served is not None:
         yield "a restart is owed: the runtime has not read its configuration yet"
 
 
 def _advice(verdict: Verdict, status: InstallationStatus, runtime: RuntimeStatus, caller: Caller) -> str:
+    recorded = status.recorded
     if status.error:
         return status.remedy or (runtime.remedy if runtime.is_down else "") or _repair(status, caller)
-    if verdict == "broken":
+    if verdict == "broken" and recorded.cri not in UNFINISHED_CRI:
         return runtime.remedy
     if verdict == "unknown":
         return OFFLINE_ADVICE if runtime.offline else runtime.remedy
@@ -121,8 +116,8 @@ def _is_being_reverted(status: InstallationStatus) -> bool:
     recorded, last = status.recorded, status.last_run
     if recorded.artifacts == "removing" or recorded.cri in ("reverting", "unloading"):
         return True
-    if status.error:  # the receipt is gone: what is left is reverted if nothing else is there
-        return status.artifacts == "missing"
+    if status.error and status.artifacts == "missing":
+        return True  # somebody deleted the install dir, so only the entry of the configuration is left
     return not recorded.cri and last is not None and last.is_revert
 
 

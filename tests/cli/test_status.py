@@ -159,6 +159,13 @@ def killed_before_the_restart(command: str) -> Callable[[LiveNode], object]:
         ),
         pytest.param(remove("opt/kata"), "broken", "the receipt is gone", "absent", id="install-dir-deleted"),
         pytest.param(
+            lambda node: (killed_before_the_restart("install")(node), node.runtime.stop()),
+            "broken",
+            "the container runtime is down",
+            "healthy",
+            id="install-killed-and-runtime-stopped",
+        ),
+        pytest.param(
             killed_before_the_restart("install"),
             "degraded",
             "a restart is owed",
@@ -275,7 +282,8 @@ def test_a_failed_upgrade_that_was_rolled_back_leaves_a_healthy_node_and_its_err
     assert document["outcome"] == "healthy"
     assert "cri failed (exit code 4)" in node.text()
     assert node.install().code == 0
-    assert "failed" not in node.text()
+    assert "install by kata-node" in node.text()
+    assert "cri skipped\n" in node.text()
 
 
 def test_a_failed_revert_is_told_and_a_complete_one_leaves_nothing(
@@ -404,6 +412,19 @@ def test_a_cri_that_does_not_answer_leaves_the_verdict_unknown(node: LiveNode) -
     node.runtime.cri_hangs, node.runtime.handlers = False, None
     (found,) = node.status()["installations"]
     assert found["verdict"] == "broken"
+
+
+def test_a_main_file_that_cannot_be_parsed_comes_before_the_install(node: LiveNode) -> None:
+    assert node.install().code == 0
+    (node.host / MAIN).write_text("version = 3\nnot [TOML\n")
+    (found,) = node.status()["installations"]
+    assert found["verdict"] == "drifted"
+    assert "line 2" in found["advice"]
+    assert "correct" in found["advice"]
+    without_import(node)
+    (found,) = node.status()["installations"]
+    node.follow(found["advice"])
+    assert node.status()["outcome"] == "healthy"
 
 
 def test_hundreds_of_missing_files_are_few_lines(node: LiveNode) -> None:
