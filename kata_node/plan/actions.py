@@ -192,15 +192,15 @@ class RemoveLeftovers(_Bookkeeping):
 
 @dataclass(frozen=True)
 class RemoveReceipt(_Bookkeeping):
-    """Remove the backups and the record of the last run, then the receipt with its reserve."""
+    """Remove the record of the last run, then the backups, then the receipt with its reserve."""
 
     install_dir: str
 
     def apply(self, clients: Clients) -> None:
         """Remove the files, and their directories if they have no foreign files."""
+        last_run.remove(clients.root, self.install_dir)
         receipts.remove_backups(clients.root, self.install_dir)
         clients.root.remove_dir(receipts.backups(self.install_dir))
-        last_run.remove(clients.root, self.install_dir)
         reserve.forget(clients.root, receipts.path(self.install_dir))
         clients.root.remove(receipts.path(self.install_dir))
         clients.root.remove_dir(receipts.directory(self.install_dir))
