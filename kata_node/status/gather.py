@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SHARED_LABEL
 from kata_node.errors import HostError, KataNodeError
@@ -30,6 +32,8 @@ from kata_node.status.model import InstallationStatus, NodeLabels, NodeStatus, R
 from kata_node.status.runtime import NodeRuntime
 from kata_node.status.verdict import STATE_TEXTS, Caller, judge
 from kata_node.versions import Runtime, parse_version
+
+T = TypeVar("T")
 
 CLUSTER_TIMEOUT = 3.0  # seconds; short, because a status without labels is useful too
 
@@ -57,8 +61,10 @@ def gather(
     found |= {each: _gone(root, each) for each in ours}
     foreign = tuple(sorted(each for each in runtime.install_dirs if each not in found))
     statuses = [
-        _compare(root, each, runtime, running, deep=deep) if isinstance(each, Receipt) else each
-        for _, each in sorted(found.items())
+        _readable(install_dir, partial(_status, root, each, runtime, running, deep=deep))
+        if isinstance(each, Receipt)
+        else each
+        for install_dir, each in sorted(found.items())
     ]
     if settings.install_dir not in (DEFAULT_INSTALL_DIR, *found):
         statuses.append(InstallationStatus(settings.instance, settings.install_dir))
@@ -85,31 +91,30 @@ def _installations_in(root: Root, parents: Iterable[str]) -> list[str]:
 
 def _load(root: Root, install_dir: str) -> Receipt | InstallationStatus:
     """Return the receipt of an installation, or the status of one without a usable receipt."""
-    try:
+
+    def load() -> Receipt | InstallationStatus:
         if untrusted := receipts.untrusted(root, install_dir):
             raise untrusted.error()
         return receipts.load(root, install_dir) or _gone(root, install_dir)
+
+    return _readable(install_dir, load)
+
+
+def _readable(install_dir: str, read: Callable[[], T]) -> T | InstallationStatus:
+    """Return the result of ``read``, or the status of an installation that cannot be read."""
+    try:
+        return read()
     except KataNodeError as error:
         return _unreadable(install_dir, error)
     except OSError as error:
         return _unreadable(install_dir, host_error(str(error.filename), error))
 
 
-def _compare(
-    root: Root, receipt: Receipt, runtime: NodeRuntime, running: Holder | None, *, deep: bool
-) -> InstallationStatus:
-    """Return the status of an installation; one with an error if what it has cannot be read."""
-    try:
-        return _status(root, receipt, runtime, running, deep=deep)
-    except KataNodeError as error:
-        return _unreadable(receipt.install_dir, error)
-    except OSError as error:
-        return _unreadable(receipt.install_dir, host_error(str(error.filename), error))
-
-
 def _unreadable(install_dir: str, error: KataNodeError) -> InstallationStatus:
+    where = error.where or receipts.path(install_dir)
+    remedy = error.hint if error.where else "restore the receipt from a copy, or move its directory away"
     return InstallationStatus(
-        "", install_dir, artifacts="unknown", cri="unknown", error=_sentence(error), remedy=error.hint
+        "", install_dir, artifacts="unknown", cri="unknown", error=f"{where}: {error.what}", remedy=remedy
     )
 
 
@@ -121,10 +126,6 @@ def _gone(root: Root, install_dir: str) -> InstallationStatus:
         artifacts="unknown" if root.is_dir(install_dir) else "missing",
         last_run=last_run.load(root, install_dir),
     )
-
-
-def _sentence(error: KataNodeError) -> str:
-    return f"{error.where}: {error.what}" if error.where else error.what
 
 
 def _receipt_to_ask_with(settings: Settings, found: Mapping[str, Receipt | InstallationStatus]) -> Receipt:

@@ -427,6 +427,19 @@ def test_a_main_file_that_cannot_be_parsed_comes_before_the_install(node: LiveNo
     assert node.status()["outcome"] == "healthy"
 
 
+def test_a_receipt_that_cannot_be_compared_is_broken(node: LiveNode) -> None:
+    assert node.install().code == 0
+    path = node.host / RECEIPT
+    path.write_text(path.read_text().replace('"version":"2.1.9"', '"version":"x"'))
+    (found,) = node.status()["installations"]
+    (reason,) = found["reasons"]
+    assert (found["verdict"], reason.partition(": ")[0]) == ("broken", f"/{RECEIPT}")
+    assert found["advice"] == "restore the receipt from a copy, or move its directory away"
+    shutil.move(node.host / STATE, node.host / "root-copy")
+    assert node.install().code == 0
+    assert node.status()["outcome"] == "healthy"
+
+
 def test_hundreds_of_missing_files_are_few_lines(node: LiveNode) -> None:
     assert node.install().code == 0
     shutil.rmtree(node.host / "opt/kata/share")
