@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from kata_node import __version__, signals
@@ -19,15 +19,18 @@ from kata_node.host import lock
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
 from kata_node.log import timed
+from kata_node.plan import last_run
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, Plan, RemoveReceipt, WriteReceipt
 from kata_node.plan.blocking_pods import BlockingPods
 from kata_node.plan.context import Options, StageContext
+from kata_node.plan.last_run import Invocation
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding, Outcome, Problem, StageReport
 from kata_node.runtime.file_actions import RemoveReserves
 from kata_node.runtime.restart import RestartRuntime
 from kata_node.settings.model import Settings
+from kata_node.stage_lock import StageLock
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,8 @@ class Run:
     dry_run: bool = False
     report: Callable[[StageReport], None] = lambda _: None
     """Called with the report of each stage when the stage ends."""
+    invocation: Invocation = field(default_factory=Invocation)
+    """The command that started this run."""
 
 
 def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
@@ -74,7 +79,8 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
     """
     done: list[StageReport] = []
     predicted_receipt: Receipt | None = None
-    with contextlib.nullcontext() if run.dry_run else signals.changing(), _StageLock(run) as stage_lock:
+    stage_lock = StageLock(run.clients.root, run.invocation, run.lock_timeout)
+    with contextlib.nullcontext() if run.dry_run else signals.changing(), stage_lock:
         for stage in stages:
             started = time.monotonic()
             try:
@@ -90,6 +96,7 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
                     stage.NAME, "failed", kata_node_error.what, error=Problem.from_error(kata_node_error)
                 )
             report = replace(report, seconds=time.monotonic() - started)
+            stage_lock.record(run.settings.install_dir, report)
             if report.error:
                 stage_lock.release()  # the report may take seconds, and this run changes nothing more
             run.report(report)
@@ -117,13 +124,16 @@ def _check_machine_id(stage: Stage, run: Run) -> None:
         )
 
 
-def _run_stage(stage: Stage, run: Run, stage_lock: _StageLock) -> StageReport:
+def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
     since = time.monotonic()
 
     def plan_now() -> Plan:
-        stage_lock.acquire_for_stage(stage.NAME)
-        if stage.NAME not in READ_ONLY_STAGES:
+        if stage.NAME in READ_ONLY_STAGES:
+            stage_lock.release()
+        else:
+            stage_lock.acquire(stage.NAME)
             receipts.remove_leftovers(run.clients.root, run.settings.install_dir)
+            run.clients.root.sweep(last_run.path(run.settings.install_dir))
         with signals.interruptible():
             return _plan(stage, run, _load_receipt(stage, run), since)
 
@@ -339,34 +349,6 @@ def as_kata_node_error(error: BaseException, where: str) -> KataNodeError:
         f"unexpected error: {type(error).__name__}: {error}",
         hint="run again with --log-level debug, and report the traceback: this is a defect of kata-node",
     )
-
-
-class _StageLock:
-    """Holds the node's lock during consecutive stages that write, and releases it for the other stages."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._held: contextlib.ExitStack | None = None
-
-    def __enter__(self) -> _StageLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def acquire_for_stage(self, stage: str) -> None:
-        if stage in READ_ONLY_STAGES or self._run.dry_run:
-            self.release()
-        elif self._held is None:
-            held = contextlib.ExitStack()
-            held.enter_context(lock.hold(self._run.clients.root, stage, self._run.lock_timeout))
-            self._held = held
-
-    def release(self) -> None:
-        """Release the lock if it is held."""
-        if self._held is not None:
-            self._held.close()
-            self._held = None
 
 
 def plan_when_unblocked(plan: Callable[[], Plan], release_lock: Callable[[], None], options: Options) -> Plan:

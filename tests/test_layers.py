@@ -23,6 +23,7 @@ ORDER = (
     ("daemon",),
     ("stages",),
     ("pipeline", "status"),
+    ("stage_lock",),
     ("checks", "cluster"),
     ("runtime",),
     ("runtime.containerd",),

@@ -17,7 +17,7 @@ import typer
 from kata_node import __version__, signals
 from kata_node import log as logs
 from kata_node.cli import help_commands
-from kata_node.cli.context import open_tools, options_of, settings_of
+from kata_node.cli.context import invocation_of, open_tools, options_of, settings_of
 from kata_node.cli.options import (
     DEFAULT_DAEMONSET_TIMEOUT,
     DEFAULT_LISTEN,
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 EXIT_PLANNED = 10
 """The exit code of ``plan`` when something would change."""
+EXIT_NOT_HEALTHY = 10
+"""The exit code of ``status`` unless everything on the node is healthy."""
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ app = typer.Typer(
                 1 failed; a retry may help   4 failed and rolled back
                 2 wrong usage or settings    5 another run holds the node's lock
                                              10 plan: something would change
+                                                status: not healthy
 
     \b
     kata-node explain 3 explains an exit code, kata-node explain kvm a check of host-check.""",
@@ -177,18 +180,24 @@ def status(
         bool, typer.Option("--deep", help="Compare files by digest instead of size and time.")
     ] = False,
 ) -> int:
-    """Show the installations on this node. Compares the files with the receipt and asks the CRI socket."""
-    from kata_node import status as statuses
+    """Show what is on this node now, and what to do. Exit code: 0 if all is healthy, 10 if not.
+
+    Compares the files with the receipt, and asks systemd and the CRI socket. A node without an installation
+    is not healthy.
+    """
+    from kata_node.status import text
+    from kata_node.status.gather import gather
+    from kata_node.status.verdict import Caller
 
     check_host_root(common)
+    caller = Caller(invocation_of(common, "status"), exists=lambda path: Path(path).exists())
     with open_tools(common) as clients:
-        found = statuses.gather(settings_of(common), options_of(common), clients, deep=deep)
-        node = statuses.read_node_labels(options_of(common), clients)
+        found = gather(settings_of(common), options_of(common), clients, deep=deep, caller=caller)
     if common.output is Output.TEXT:
-        print_text_result(common, statuses.to_text(found, node))
+        print_text_result(common, text.to_text(found))
     else:
-        print_json_result(statuses.to_json(found, node))
-    return 0
+        print_json_result(text.to_json(found))
+    return 0 if found.outcome == "healthy" else EXIT_NOT_HEALTHY
 
 
 @command(app, "stage")
@@ -332,7 +341,11 @@ def _run_stages(
         recorder = events.EventRecorder(
             clients, common.node_name, settings.instance, reporter, common.reports
         )
-        run = pipeline.Run(settings, options, clients, common.lock_timeout, common.dry_run, report_stage)
+        command = {INSTALL: "install", REVERT: "revert"}.get(names, f"stage {names[0]}")
+        invocation = invocation_of(common, command)
+        run = pipeline.Run(
+            settings, options, clients, common.lock_timeout, common.dry_run, report_stage, invocation
+        )
         unfit = unfitness(common, names, settings)
         if unfit is not None:
             reports = [report.StageReport(StageName.HOST_CHECK, "failed", unfit.what, error=unfit)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kata_node.cli.options import DEFAULT_PAYLOAD, Common
@@ -12,6 +13,7 @@ from kata_node.cli.progress import progress
 if TYPE_CHECKING:
     from kata_node.plan.actions import Clients
     from kata_node.plan.context import Options
+    from kata_node.plan.last_run import Invocation
     from kata_node.settings.model import Settings
 
 
@@ -55,6 +57,31 @@ def options_of(common: Common) -> Options:
 def _progress(total: int, title: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
 
     return progress(total, title)
+
+
+_REPEATED_OPTIONS = (
+    *("config", "host_root", "payload", "offline", "runtime", "shims", "installation_prefix"),
+    *("multi_install_suffix", "k8s_distribution", "cri_socket"),
+)
+"""The options that decide what is installed where. A command that is repeated needs them."""
+
+
+def invocation_of(common: Common, command: str) -> Invocation:
+    """Return ``command`` with the options that decide what it does, as they can be typed in any directory.
+
+    Options with their default are left out. It does not matter whether they come from the command line or
+    from variables.
+    """
+    from kata_node.plan.last_run import Invocation
+
+    options: list[str] = []
+    for name in _REPEATED_OPTIONS:
+        value = getattr(common, name)
+        if value == getattr(Common, name):
+            continue
+        text = str(value.absolute()) if isinstance(value, Path) else str(value)
+        options += [f"--{name.replace('_', '-')}", *(() if value is True else (text,))]
+    return Invocation(command, tuple(options))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 stdout carries only the result: text, or with ``--output json`` one document. The document is printed
 even when the command fails before the first stage::
 
-    {"outcome": "ok" or "failed",
+    {"outcome": "ok" or "failed"; of status: the verdict,
      "error": {"what", "where", "hint", "exit_code"},                      if it failed
      "stages": [...] or "installations": [...] or "manifest": "PATH"}      depending on the command
     {..., "plan": {...}}                                                  a dry run, see plan/dry_run.py

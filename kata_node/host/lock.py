@@ -17,6 +17,7 @@ import signal
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from kata_node import signals
@@ -39,8 +40,8 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def hold(root: Root, stage: str, timeout: float) -> Iterator[None]:
-    """Hold the node's lock for ``stage``; wait for it up to ``timeout`` seconds.
+def hold(root: Root, command: str, timeout: float) -> Iterator[None]:
+    """Hold the node's lock for ``command``; wait for it up to ``timeout`` seconds.
 
     Raises :class:`LockedError`, which names the holder, after the timeout. The kernel releases the lock
     of a killed process, so a leftover lock file does not block. The file and its directory are removed
@@ -49,7 +50,7 @@ def hold(root: Root, stage: str, timeout: float) -> Iterator[None]:
     fd, made_run = _acquire(root, timeout)
     try:
         holder = {
-            "stage": stage,
+            "stage": command,  # the key of earlier releases, which may wait for this run
             "pid": os.getpid(),
             "host": platform.node(),
             "since": int(time.time()),
@@ -61,6 +62,25 @@ def hold(root: Root, stage: str, timeout: float) -> Iterator[None]:
         yield
     finally:
         _release(root, fd, made_run)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The run that holds the lock. A run on a full disk cannot say who it is: then all is empty."""
+
+    command: str = ""
+    pid: int = 0
+    """In the pid namespace of the run, which in a container is not that of the node."""
+    host: str = ""
+    """The name of the host or of the pod."""
+    since: int = 0
+    """Seconds since 1970."""
+
+
+def find_holder(root: Root) -> Holder | None:
+    """Return the run that holds the lock; ``None`` if no run holds it, or this user cannot see that."""
+    found = _current_holder(root)
+    return None if found is None else _parse_holder(found) or Holder()
 
 
 def is_held(root: Root) -> bool:
@@ -277,9 +297,15 @@ def _read_holder(fd: int) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _holder_name(holder: dict[str, Any]) -> str:
+def _parse_holder(holder: dict[str, Any]) -> Holder | None:
     match holder:
-        case {"stage": str(stage), "pid": int(pid), "host": str(host), "since": int(since)}:
-            return f"{stage} (pid {pid} on {host}, for {int(time.time()) - since} s)"
+        case {"stage": str(command), "pid": int(pid), "host": str(host), "since": int(since)}:
+            return Holder(command, pid, host, since)
         case _:
-            return "another run"
+            return None
+
+
+def _holder_name(holder: dict[str, Any]) -> str:
+    if found := _parse_holder(holder):
+        return f"{found.command} (pid {found.pid} on {found.host}, for {int(time.time()) - found.since} s)"
+    return "another run"

@@ -182,9 +182,10 @@ def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> Artifact
 log = logging.getLogger(__name__)
 
 _RECEIPT_FILES = re.compile(
-    rf"{re.escape(STATE_DIR)}/(receipt\.json|\.receipt\.json\.kata-node-(tmp|reserve)|backups/\.?[0-9a-f]{{64}}(\..*)?)"
+    rf"{re.escape(STATE_DIR)}/((receipt|last-run)\.json|\.(receipt|last-run)\.json\.kata-node-(tmp|reserve)"
+    r"|backups/\.?[0-9a-f]{64}(\..*)?)"
 )
-"""Paths of the receipt, its backups, and the temporary files that an interrupted write of them leaves.
+"""Paths of the receipt, its backups, the last run, and the files that an interrupted write of them leaves.
 
 Copies that an administrator made do not match.
 """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import files, reserve
+from kata_node.plan import last_run
 from kata_node.plan import receipt as receipts
 from kata_node.plan.effects import Effect, PathEffect, removed_file, written_file
 from kata_node.plan.receipt import Receipt
@@ -197,12 +198,13 @@ class RemoveLeftovers(_Bookkeeping):
 
 @dataclass(frozen=True)
 class RemoveReceipt(_Bookkeeping):
-    """Remove the backups, then the receipt with its reserve."""
+    """Remove the record of the last run, then the backups, then the receipt with its reserve."""
 
     install_dir: str
 
     def apply(self, clients: Clients) -> None:
         """Remove the files, and their directories if they have no foreign files."""
+        last_run.remove(clients.root, self.install_dir)
         receipts.remove_backups(clients.root, self.install_dir)
         clients.root.remove_dir(receipts.backups(self.install_dir))
         reserve.forget(clients.root, receipts.path(self.install_dir))

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +16,13 @@ from typing import Any
 import pytest
 
 import payloads
+from fakes import DEVICES, FakeNode
 from kata_node.cli import commands
 from kata_node.cli.options import COMMAND_OPTIONS
 from kata_node.host import kernel, ownership
+from kata_node.host.files import Root
+from kata_node.plan import last_run
+from kata_node.plan.actions import Clients
 
 CONFIG = "# the admin's own: 雪\nversion = 3\n\n[debug]\n  level = 'info' # keep\n"
 MAIN = "etc/containerd/config.toml"
@@ -94,8 +98,9 @@ class CliRunner:
         return ("--host-root", self.host, "--payload", self.payload)
 
     def files(self) -> dict[str, tuple[object, ...]]:
-        """Return everything on the node, including the times of files."""
-        return payloads.snapshot(self.host)
+        """Return everything on the node, including the times of files, without the record of the last run."""
+        found = payloads.snapshot(self.host)
+        return {path: what for path, what in found.items() if last_run.NAME not in path}
 
     def content(self) -> dict[str, tuple[object, ...]]:
         """Return everything on the node except times. A revert must restore it."""
@@ -123,6 +128,22 @@ def run_as(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
     tester = SimpleNamespace(geteuid=os.geteuid, getegid=os.getegid)
     monkeypatch.setattr(ownership, "os", tester)
     monkeypatch.setattr(os, "geteuid", lambda: uid)
+
+
+def use_clients(monkeypatch: pytest.MonkeyPatch, clients: Clients) -> None:
+    """Make the commands use ``clients`` instead of the real systemd and CRI."""
+    monkeypatch.setattr(commands, "open_tools", lambda common: nullcontext(clients))
+
+
+def make_live(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
+    """Let a fake containerd run on the scratch node, and the commands use it as root."""
+    run_as(monkeypatch, 0)
+    for path in DEVICES:
+        (cli_runner.host / path).parent.mkdir(exist_ok=True)
+        (cli_runner.host / path).touch()
+    node = FakeNode(Root(cli_runner.host), handlers=("runc",))
+    use_clients(monkeypatch, node.clients())
+    return node
 
 
 @contextmanager

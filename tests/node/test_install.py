@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -43,9 +44,16 @@ def test_an_install_on_a_fresh_node_restarts_once_and_the_handlers_are_served(re
     assert kata_handlers(ready) == HANDLERS
     assert ready.activations(UNIT) == 2
     assert ready.unit(UNIT).invocation != before.invocation
-    status = json.loads(ready.kata_node("status", "--output", "json").stdout)
+    done = ready.kata_node("status", "--output", "json")
+    status = json.loads(done.stdout)
     (only,) = status["installations"]
+    assert (done.returncode, status["outcome"], only["reasons"]) == (0, "healthy", [])
     assert (only["cri"], only["artifacts"], only["drift"]) == ("serving", "placed", [])
+    assert status["runtime"]["unit"] == UNIT
+    assert [(each["stage"], each["outcome"]) for each in only["last_run"]["stages"]] == [
+        ("artifacts", "done"),
+        ("cri", "done"),
+    ]
     assert tuple(only["handlers"]) != ()
     assert not only["restart_owed"]
 
@@ -290,8 +298,47 @@ def test_an_install_rolls_back_when_the_runtime_does_not_start_and_the_runtime_s
     assert done.returncode == 4, done.stdout + done.stderr
     assert (kata_handlers(ready), ready.cri().serving) == ((), True)
     assert changes(before, ready.snapshot("/etc")) == []
+    status = ready.kata_node("status")
+    assert (status.returncode, status.stdout.partition("\n")[0]) == (10, "default: degraded")
+    assert "artifacts done, cri failed (exit code 4)\n             containerd.service: " in status.stdout
     install(ready)
     assert kata_handlers(ready) == HANDLERS
+    assert ready.kata_node("status").returncode == 0
+
+
+def test_status_says_what_is_wrong_and_its_command_mends_it(ready: Node) -> None:
+    """Break the node in several ways, one after the other, and do what ``status`` says."""
+
+    def mend(verdict: str) -> None:
+        done = ready.kata_node("status", "--output", "json")
+        status = json.loads(done.stdout)
+        assert (done.returncode, status["outcome"]) == (10, verdict), done.stdout
+        words = shlex.split(status["installations"][0]["advice"].partition(";")[0])
+        if words[0] == "kata-node":
+            ready.kata_node(*words[1:], check=True)
+        else:
+            ready.run(words)
+            ready.wait_for_containerd()
+        done = ready.kata_node("status")
+        assert done.returncode == 0, done.stdout
+        assert kata_handlers(ready) == HANDLERS
+
+    install(ready)
+    ready.run(["rm", "-r", "/opt/kata/bin"])
+    mend("drifted")
+    ready.run(["systemctl", "stop", UNIT])
+    mend("broken")
+    main = main_file(ready)
+    main.write_text("\n".join(line for line in main.read_text().split("\n") if "/opt/kata" not in line))
+    mend("drifted")
+    ready.run(["rm", "/opt/kata/.kata-node/receipt.json"])
+    mend("broken")
+    ready.run(["rm", "-r", "/opt/kata"])
+    status = json.loads(ready.kata_node("status", "--output", "json").stdout)
+    assert [each["advice"] for each in status["installations"]] == ["kata-node revert"]
+    ready.kata_node("revert", check=True)
+    status = json.loads(ready.kata_node("status", "--output", "json").stdout)
+    assert (status["outcome"], kata_handlers(ready)) == ("absent", ())
 
 
 def test_an_install_refuses_to_replace_a_handler_of_another_installer_and_restarts_nothing(

@@ -16,9 +16,14 @@ from fakes import DEVICES, FakeNode
 from kata_node import pipeline
 from kata_node.host.files import Root
 from kata_node.payload import index
+from kata_node.plan import last_run
 from kata_node.plan.context import Options
+from kata_node.plan.last_run import Invocation
 from kata_node.plan.report import StageReport
 from kata_node.settings import load as settings
+from kata_node.status.gather import gather
+from kata_node.status.model import NodeStatus
+from kata_node.status.verdict import Caller
 from payloads import CONFIG as KATA_CONFIG
 from payloads import FILES, Content, tree
 from stages import artifacts, claim, cri, host_check, label, remove_artifacts, revert_cri, unclaim, unlabel
@@ -27,6 +32,7 @@ INSTALL = (host_check, claim, artifacts, cri, label)
 REVERT = (unlabel, revert_cri, remove_artifacts, unclaim)
 CONFIG = b"# the admin's\nversion = 3\n\n[debug]\n  level = 'info' # keep\n"
 
+NOT_TYPED = Invocation()
 
 SMALL: dict[str, Content] = {
     **{
@@ -80,6 +86,7 @@ def run(
     startup_taints: str = "",
     has_host_root: bool = False,
     report: Callable[[StageReport], None] = lambda _: None,
+    invocation: Invocation = NOT_TYPED,
     **values: str,
 ) -> list[StageReport]:
     """Run ``stages`` with the shim qemu, and return the reports. ``values`` are overrides of the settings."""
@@ -99,14 +106,33 @@ def run(
         has_host_root=has_host_root,
     )
     clients = node.clients()
-    return pipeline.run(stages, pipeline.Run(loaded, options, clients, lock_timeout, dry_run, report))
+    parameters = pipeline.Run(loaded, options, clients, lock_timeout, dry_run, report, invocation)
+    return pipeline.run(stages, parameters)
+
+
+def node_status(
+    node: FakeNode,
+    payload: Path,
+    *,
+    deep: bool = False,
+    offline: bool = False,
+    caller: Caller | None = None,
+    **values: str,
+) -> NodeStatus:
+    loaded = settings.load(None, overrides={"shims": "qemu", **values}, arch="x86_64")
+    return gather(loaded, Options(payload, offline=offline), node.clients(), deep=deep, caller=caller)
 
 
 def snapshot(node: FakeNode, below: str = "") -> dict[str, tuple[object, ...]]:
-    """Return mode, digest and link target of every path of the node, or of the paths in ``below``."""
+    """Return mode, digest and link target of every path of the node, or of the paths in ``below``.
+
+    The record of the last run is left out: a failed run changes it, and nothing else.
+    """
     found: dict[str, tuple[object, ...]] = {}
     for directory, dirs, names in os.walk(node.root.base / below):
         for name in (*dirs, *names):
+            if last_run.NAME in name:
+                continue
             path = Path(directory, name)
             info = path.lstat()
             content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

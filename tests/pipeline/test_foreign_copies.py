@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from fakes import MAIN, FakeNode
-from kata_node import status
 from kata_node.host.cri_sandboxes import Pod
-from kata_node.plan.context import Options
 from kata_node.runtime import restart
-from kata_node.settings import load as settings
-from pipeline.harness import INSTALL, REVERT, errors, exit_code, run, small_payload, snapshot
+from kata_node.status.text import to_text
+from pipeline.harness import INSTALL, REVERT, errors, exit_code, node_status, run, small_payload, snapshot
 from pipeline.node_variants import CRI_2, CRI_3, NODE_VARIANTS, RANCHER, RUNC, TemplateNode, make_node
 from stages import revert_cri
 
@@ -413,8 +411,7 @@ def test_an_install_on_k0s_1_35_names_the_steps_of_its_upgrade(tmp_path: Path, p
     assert errors(reports) == []
     step = "run `kata-node revert` before you upgrade k0s to 1.36 or later"
     assert [note for report in reports for note in report.notes if step in note] != []
-    loaded = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
-    assert step in status.to_text(status.gather(loaded, Options(payload), node.clients(), deep=False), None)
+    assert step in to_text(node_status(node, payload))
 
 
 @pytest.mark.parametrize("plugins", ["plugins = []", f"{CRI_2} = []", f"{CRI_2}.containerd.runtimes = 3"])

@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 
 from fakes import MAIN, FakeNode
-from kata_node import status
 from kata_node.errors import SettingsError
 from kata_node.payload import index, ownership
-from kata_node.plan.context import Options
 from kata_node.runtime.model.distributions import DISTRIBUTION_RUNTIMES
 from kata_node.settings import load as settings
 from payloads import FILES, Content, tree
@@ -27,6 +25,7 @@ from pipeline.harness import (
     errors,
     exit_code,
     make_node,
+    node_status,
     outcomes,
     run,
     small_payload,
@@ -63,8 +62,7 @@ def mode_of(node: FakeNode, path: str) -> int:
 
 
 def drift(node: FakeNode, payload: Path) -> list[str]:
-    loaded = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
-    (only,) = status.gather(loaded, Options(payload), node.clients(), deep=True)
+    (only,) = node_status(node, payload, deep=True).installations
     return list(only.drift) + [only.error] * bool(only.error)
 
 

@@ -14,16 +14,14 @@ from typing import Any
 import pytest
 
 from fakes import MAIN, FakeKube, FakeNode
-from kata_node import status
 from kata_node.checks import facts
 from kata_node.errors import HostError, KubeError, LockedError
 from kata_node.host import lock, reserve
 from kata_node.host.files import FileState, Root
 from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
-from kata_node.plan.context import Options
 from kata_node.runtime import restart
-from kata_node.settings import load as settings
+from kata_node.status.model import InstallationStatus
 from pipeline.harness import (
     CONFIG,
     INSTALL,
@@ -33,6 +31,7 @@ from pipeline.harness import (
     exit_code,
     killed_after,
     make_node,
+    node_status,
     outcomes,
     run,
     small_payload,
@@ -1031,7 +1030,7 @@ def test_status_shows_an_owed_restart_until_it_is_done(node: FakeNode, payload: 
     with pytest.raises(Killed):
         run(node, (cri,), payload)
     (owed,) = gather_status(node, payload)
-    assert (owed.cri, owed.restart_owed, owed.served) == ("restarting", True, ("runc",))
+    assert (owed.recorded.cri, owed.restart_owed, owed.served) == ("restarting", True, ("runc",))
     node.systemd_gone = True
     assert gather_status(node, payload)[0].restart_owed
     node.systemd_gone = False
@@ -1041,7 +1040,7 @@ def test_status_shows_an_owed_restart_until_it_is_done(node: FakeNode, payload: 
 
 
 def test_status_names_changed_files_and_receipts_that_cannot_be_read(node: FakeNode, payload: Path) -> None:
-    assert gather_status(node, payload) == []
+    assert gather_status(node, payload) == ()
     install_and_status(node, payload)
     write(node, DROP_IN, b"# by hand\n")
     write(node, "/opt/kata/bin/qemu-system-x86_64", b"# by hand")
@@ -1053,14 +1052,13 @@ def test_status_names_changed_files_and_receipts_that_cannot_be_read(node: FakeN
     assert "/opt/kata" in copy.error
 
 
-def install_and_status(node: FakeNode, payload: Path) -> list[status.InstallationStatus]:
+def install_and_status(node: FakeNode, payload: Path) -> tuple[InstallationStatus, ...]:
     assert errors(run(node, CRI, payload)) == []
     return gather_status(node, payload)
 
 
-def gather_status(node: FakeNode, payload: Path) -> list[status.InstallationStatus]:
-    loaded = settings.load(None, overrides={"shims": "qemu"}, arch="x86_64")
-    return status.gather(loaded, Options(payload), node.clients(), deep=False)
+def gather_status(node: FakeNode, payload: Path) -> tuple[InstallationStatus, ...]:
+    return node_status(node, payload).installations
 
 
 def test_a_dry_run_shows_all_changes_and_makes_none(node: FakeNode, payload: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from fakes import MAIN, FakeKube, FakeNode
-from kata_node import status
 from kata_node.errors import KubeError
 from kata_node.kube import credentials
 from kata_node.plan.context import Options
-from kata_node.settings import load as settings
-from pipeline.harness import INSTALL, REVERT, errors, make_node, run, small_payload
+from kata_node.status.gather import read_node_labels
+from kata_node.status.model import NodeStatus, RuntimeStatus
+from kata_node.status.text import to_json, to_text
+from pipeline.harness import INSTALL, REVERT, errors, make_node, node_status, run, small_payload
 from pipeline.node_variants import NODE_VARIANTS
 from pipeline.node_variants import make_node as make_kind
 
@@ -26,10 +27,9 @@ def payload(tmp_path: Path) -> Path:
 
 def drift(node: FakeNode, payload: Path, distribution: str = "k8s") -> dict[str, tuple[str, ...]]:
     """Return the drift of each installation, by its name."""
-    loaded = settings.load(None, overrides={"k8s_distribution": distribution}, arch="x86_64")
     return {
         each.instance: each.drift
-        for each in status.gather(loaded, Options(payload), node.clients(), deep=True)
+        for each in node_status(node, payload, deep=True, k8s_distribution=distribution).installations
     }
 
 
@@ -78,10 +78,9 @@ def test_an_entry_of_an_installation_that_was_deleted_by_hand_is_shown(tmp_path:
     node = make_node(tmp_path / "host")
     assert errors(run(node, INSTALL, payload)) == []
     shutil.rmtree(node.root.base / "opt/kata")
-    loaded = settings.load(None, overrides={}, arch="x86_64")
-    (found,) = status.gather(loaded, Options(payload), node.clients(), deep=False)
+    (found,) = node_status(node, payload).installations
     assert found.install_dir == "/opt/kata"
-    assert "it has no receipt" in found.error
+    assert "the receipt is gone" in found.error
 
 
 LABELS = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/blue": "false"}
@@ -100,20 +99,21 @@ def test_the_labels_of_the_node_are_shown_if_there_are_credentials(
     cluster: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clients = cluster.host.clients()
-    node = status.read_node_labels(Options(Path("/payload"), node_name="n1"), clients)
-    assert status.to_text([], node).splitlines() == [
+    labels = read_node_labels(Options(Path("/payload"), node_name="n1"), clients)
+    node = NodeStatus((), RuntimeStatus(), labels=labels)
+    assert to_text(node).splitlines() == [
         "no installation on this node",
         "",
         "Node n1",
         "  label      kata-deploy.katacontainers.io/blue=false",
         "  label      katacontainers.io/kata-runtime=true",
     ]
-    assert status.to_json([], node)["node"] == {"name": "n1", "labels": LABELS, "error": ""}
+    assert to_json(node)["node"] == {"name": "n1", "labels": LABELS, "error": ""}
     for options in (Options(Path("/payload")), Options(Path("/payload"), node_name="n1", offline=True)):
-        assert status.read_node_labels(options, clients) is None
+        assert read_node_labels(options, clients) is None
     monkeypatch.setattr(credentials, "find_credentials", lambda: None)
-    assert status.read_node_labels(Options(Path("/payload"), node_name="n1"), clients) is None
-    assert "node" not in status.to_json([], None)
+    assert read_node_labels(Options(Path("/payload"), node_name="n1"), clients) is None
+    assert "node" not in to_json(NodeStatus((), RuntimeStatus()))
 
 
 @pytest.mark.parametrize(
@@ -131,5 +131,5 @@ def test_the_labels_of_the_node_are_shown_if_there_are_credentials(
 def test_a_status_without_labels_says_why(cluster: FakeKube, change: dict[str, Any], says: str) -> None:
     for name, value in change.items():
         setattr(cluster, name, value)
-    node = status.read_node_labels(Options(Path("/payload"), node_name="n1"), cluster.host.clients())
-    assert status.to_text([], node).splitlines()[-1].strip() == says
+    labels = read_node_labels(Options(Path("/payload"), node_name="n1"), cluster.host.clients())
+    assert to_text(NodeStatus((), RuntimeStatus(), labels=labels)).splitlines()[-1].strip() == says

@@ -1,0 +1,1 @@
+"""What is on this node now: every installation, what the runtime serves, and the verdict. Changes nothing."""
