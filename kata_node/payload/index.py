@@ -6,14 +6,17 @@ The directory is part of the image, so its path is not relative to the host root
 
 - a tree, ``opt/kata/**``;
 - archives, ``tarballs/kata-static-<component>.tar.zst``, with Kata's ``shim-components.json`` beside
-  them or in the payload directory. Archives that this file does not list are ignored.
+  them or in the payload directory. Of the archives that this file does not list, only the
+  :data:`DEBUG_COMPONENTS` are used.
 
 The release is read from ``opt/kata/VERSION``, or from a ``VERSION`` file beside the archives or in the
-payload directory.
+payload directory. ``versions.yaml``, the list of what a release of Kata is made of, is in a tree or at one of
+these two places.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -25,8 +28,10 @@ from typing import TYPE_CHECKING, Literal
 
 from kata_node.bounded_read import read_bounded
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError
+from kata_node.kata import devkit
 from kata_node.payload.manifest import (
     BUILTIN_PREFIX,
+    KATA_CTL,
     SCHEMA,
     Archive,
     Entry,
@@ -49,6 +54,9 @@ MANIFEST_FILE = "manifest.json"
 SHIM_COMPONENTS_FILE = "shim-components.json"
 TREE_DIR = BUILTIN_PREFIX.removeprefix("/")
 TARBALLS_DIR = "tarballs"
+VERSIONS_FILE = "versions.yaml"
+DEBUG_COMPONENTS = (KATA_CTL, devkit.COMPONENT)
+"""The components that no shim needs. They are used if the settings ask for debugging."""
 MAX_MANIFEST_SIZE = 256 << 20  # bytes; the manifest of a payload with 10,000 files has about 4 MiB
 
 log = logging.getLogger(__name__)
@@ -66,8 +74,11 @@ class Payload:
         return select(self.manifest, shims, arch)
 
     def file(self, path: str) -> Path:
-        """Return the real path of a file in a tree; ``path`` is relative to the install dir."""
-        return self.directory / TREE_DIR / path
+        """Return the real path of a file that is in no archive; ``path`` is relative to the install dir."""
+        if self.manifest.form == "tree":
+            return self.directory / TREE_DIR / path
+        first, second = _beside_archives(self.directory, path)
+        return first if first.exists() else second
 
     def archive(self, component: str) -> tuple[Path, Digest]:
         """Return the real path of a component's archive, and its size and digest from the manifest."""
@@ -102,8 +113,10 @@ def build_manifest(directory: Path) -> Manifest:
     # Start with the largest archive, so that it does not run alone at the end.
     names = sorted(archives, key=lambda name: -archives[name].stat().st_size)
     scans = map_in_threads(lambda name: scan_archive(archives[name], name), names)
-    entries = tuple(entry for found, _ in scans for entry in validate(found))
-    entries = tuple(sorted(entries, key=lambda entry: (entry.path, entry.component)))
+    packed = [entry for found, _ in scans for entry in validate(found)]
+    if all(entry.path != VERSIONS_FILE for entry in packed):
+        packed += _versions(directory)
+    entries = tuple(sorted(packed, key=lambda entry: (entry.path, entry.component)))
     try:
         validate(entries)
     except PayloadError as error:
@@ -184,7 +197,7 @@ def fingerprint(directory: Path) -> str:
             info = path.lstat()
             stat_fields = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
             digest.update(os.fsencode(f"{path.relative_to(directory)}\0{stat_fields}\0"))
-    for name in (SHIM_COMPONENTS_FILE, "VERSION"):
+    for name in (SHIM_COMPONENTS_FILE, VERSION_FILE, VERSIONS_FILE):
         digest.update(_read(directory / name) or b"\0")
     return digest.hexdigest()
 
@@ -208,7 +221,7 @@ def _detect_form(directory: Path) -> Literal["tree", "tarballs"]:
 
 
 def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
-    for path in (directory / TARBALLS_DIR / SHIM_COMPONENTS_FILE, directory / SHIM_COMPONENTS_FILE):
+    for path in _beside_archives(directory, SHIM_COMPONENTS_FILE):
         if (raw := _read(path)) is not None:
             return parse_shim_components(raw, where=str(path))
     raise UnusablePayloadError(
@@ -219,16 +232,32 @@ def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def _archives(directory: Path, shims: Mapping[str, Mapping[str, Iterable[str]]]) -> dict[str, Path]:
-    """Return the existing archives that ``shims`` lists for any architecture, by component."""
+    """Return the existing archives that ``shims`` lists for any architecture, and those for debugging."""
     names = {name for arches in shims.values() for needs in arches.values() for name in needs}
+    names.update(DEBUG_COMPONENTS)
     paths = {name: directory / TARBALLS_DIR / f"kata-static-{name}.tar.zst" for name in names}
     return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _beside_archives(directory: Path, name: str) -> tuple[Path, Path]:
+    """Return the paths of the file ``name`` beside the archives. If both exist, the first one counts."""
+    return directory / TARBALLS_DIR / name, directory / name
+
+
+def _versions(directory: Path) -> tuple[Entry, ...]:
+    """Return the entry of the list of versions beside the archives; nothing if there is none."""
+    for path in _beside_archives(directory, VERSIONS_FILE):
+        with wrap_read_errors(path), contextlib.suppress(FileNotFoundError):
+            raw, info = read_bounded(path)
+            digest = hashlib.sha256(raw).hexdigest()
+            return (Entry(VERSIONS_FILE, "file", 0o644, len(raw), int(info.st_mtime), digest),)
+    return ()
 
 
 def _release(directory: Path, entries: Iterable[Entry]) -> str:
     """Return the release of the payload, or ``""`` if it has no VERSION file."""
     inside = [entry.content for entry in entries if entry.path == VERSION_FILE]
-    beside = [_read(path / VERSION_FILE) for path in (directory / TARBALLS_DIR, directory)]
+    beside = [_read(path) for path in _beside_archives(directory, VERSION_FILE)]
     texts = [*inside, *(raw.decode(errors="replace") for raw in beside if raw)]
     first_line = texts[0].strip().partition("\n")[0] if texts else ""
     return first_line if first_line.isprintable() else ""
@@ -245,6 +274,9 @@ def _check_tree(directory: Path, manifest: Manifest, path: Path) -> None:
 def _check_archives(directory: Path, manifest: Manifest, path: Path) -> None:
     if _components(directory) != manifest.shim_components:
         raise _mismatch_error(path, f"{SHIM_COMPONENTS_FILE} differs")
+    listed = [entry.sha256 for entry in manifest.entries if not entry.component]
+    if listed and listed != [entry.sha256 for entry in _versions(directory)]:
+        raise _mismatch_error(path, f"{VERSIONS_FILE} differs")
     found = _archives(directory, manifest.shim_components)
     if unknown := sorted(found.keys() - manifest.archives.keys()):
         raise _mismatch_error(path, f"the manifest does not list the archives of {', '.join(unknown)}")

@@ -17,6 +17,7 @@ from kata_node.settings.shims import BUILTIN_PREFIX
 
 __all__ = [
     "BUILTIN_PREFIX",
+    "KATA_CTL",
     "SCHEMA",
     "Archive",
     "Entry",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
+KATA_CTL = "kata-ctl"
+"""The component with the program kata-ctl, which opens the debug console of a guest."""
 _VIRTIO_FS_PREFIX = "virtio-fs"
 _MTIMES = range(-(2**31), 2**31 + 2**33)  # what ext4 stores, in seconds since 1970
 """Kata uses the ``virtio_fs_daemon`` if the value of ``shared_fs`` starts with this."""
@@ -69,9 +72,9 @@ class Entry:
     link: str = ""
     """The target as written; links only."""
     component: str = ""
-    """The component that has the entry; empty in a tree."""
+    """The component that has the entry; empty in a tree, and for a file beside the archives."""
     content: str = ""
-    """The text of Kata's configuration files and of VERSION; empty for other files."""
+    """The text of files that kata-node reads, see :mod:`kata_node.payload.scan`; empty for other files."""
 
 
 @dataclass(frozen=True)
@@ -208,12 +211,12 @@ def select(
 ) -> tuple[Entry, ...]:
     """Return the validated entries that ``shims`` need on the architecture ``arch``.
 
-    The entries of ``components`` are added. For a tree, all entries are returned. Raises
-    :class:`PayloadError` if the payload does not have a component or does not list a shim.
+    The entries of ``components``, and those of no component, are added. For a tree, all entries are
+    returned. Raises :class:`PayloadError` if the payload does not have a component or does not list a shim.
     """
     if manifest.form == "tree":
         return validate(manifest.entries)
-    needed = {component for shim in shims for component in _components(manifest, shim, arch)}
+    needed = {"", *(component for shim in shims for component in _components(manifest, shim, arch))}
     for component in components:
         if component not in manifest.archives:
             raise UnusablePayloadError(

@@ -121,7 +121,10 @@ def _runtime_classes(values: Values) -> Iterator[str]:
     on = enabled_shims(values)
     for name in on:
         variants = [table()[name].handler(suffix)]
-        variants += [table()[name].handler(suffix, debug=True)] if values.get("debug") is True else []
+        if values.get("debug") is True:
+            variants.append(table()[name].handler(suffix, "debug"))
+            if values.get("devkit") is True and table()[name].devkit_arches:
+                variants.append(table()[name].handler(suffix, "devkit"))
         for handler in variants:
             names[handler] = f"shims.{name}"
             if len(handler) > 63:

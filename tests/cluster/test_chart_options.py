@@ -142,7 +142,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "rbac.admissionPolicy": ({}, "never"),
 }
 
-REFUSED = {"devkit": True, "env.hostOS": "cbl-mariner"}
+REFUSED = {"env.hostOS": "cbl-mariner"}
 """Values that the schema allows and this release refuses."""
 
 

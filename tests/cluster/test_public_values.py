@@ -80,9 +80,8 @@ def test_a_whole_file_renders_and_its_nodes_install(
 def test_all_refusals_of_a_render_are_in_one_message(cluster: Cluster, tmp_path: Path) -> None:
     wrong = {
         **JOB,
-        "devkit": True,
         "image": {"reference": ""},
-        "env": {"multiInstallSuffix": "default"},
+        "env": {"multiInstallSuffix": "default", "hostOS": "cbl-mariner"},
         "job": {
             "ttlSecondsAfterFinished": 5,
             "dispatcherImage": {"reference": "ghcr.io/example/k8s-job-dispatcher"},
@@ -104,7 +103,7 @@ def test_all_refusals_of_a_render_are_in_one_message(cluster: Cluster, tmp_path:
     done = cluster.helm("template", "kata", str(CHART), f"--values={path}", check=False)
     assert done.returncode != 0
     for key in (
-        "devkit:",
+        "env.hostOS:",
         "image.reference:",
         "env.multiInstallSuffix:",
         "job.ttlSecondsAfterFinished:",

@@ -95,7 +95,9 @@ def test_an_empty_file_means_the_defaults_of_the_chart() -> None:
             id="an old key, on a node",
         ),
         pytest.param({"containerd": {"userDropIn": "a ="}}, "node", "containerd.userDropIn: ", id="TOML"),
-        pytest.param({"devkit": True}, "node", "devkit is not supported", id="an unsupported key"),
+        pytest.param(
+            {"env": {"hostOS": "cbl-mariner"}}, "node", "env.hostOS is not supported", id="an unsupported key"
+        ),
         pytest.param(
             {"shims": {"disableAll": True}}, "node", "no enabled shim runs on any architecture", id="no shim"
         ),

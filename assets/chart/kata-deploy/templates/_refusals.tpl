@@ -58,10 +58,11 @@ to them. Otherwise the render fails at once.
 {{- include "kata-deploy.refuse" (list $ "snapshotter.erofsSnapshotterMode: integrity is a value of another chart; set snapshotter.erofsDmverity: true instead") -}}
 {{- end -}}
 {{- range $shim := include "kata-deploy.enabledShims" . | fromJsonArray -}}
-{{- range $key := list "hypervisor.rootless" "kernelModulesImages" -}}
-{{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) $key) -}}
-{{- include "kata-deploy.refuse" (list $ (printf "shims.%s.%s: is not supported in this release; remove the key, or disable the shim" $shim $key)) -}}
+{{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) "hypervisor.rootless") -}}
+{{- include "kata-deploy.refuse" (list $ (printf "shims.%s.hypervisor.rootless: is not supported in this release; remove the key, or disable the shim" $shim)) -}}
 {{- end -}}
+{{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) "kernelModulesImages") -}}
+{{- include "kata-deploy.refuse" (list $ (printf "shims.%s.kernelModulesImages: Kata 4.1 does not read it; attach a guest extension image with guest_extension_images in shims.%s.dropIn" $shim $shim)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

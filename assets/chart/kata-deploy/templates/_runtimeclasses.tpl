@@ -10,16 +10,22 @@ node.
 {{- $entry := get $table $name -}}
 {{- if and (kindIs "map" $shim) $entry -}}
 {{- $enabled := ternary (not (or $disableAll $entry.off)) $shim.enabled (kindIs "invalid" $shim.enabled) -}}
-{{- $somewhere := not (kindIs "slice" $shim.supportedArches) -}}
-{{- range $arch := $shim.supportedArches -}}
-{{- $somewhere = or $somewhere (has $arch $entry.arches) -}}
-{{- end -}}
-{{- if and $enabled $somewhere -}}
+{{- if and $enabled (include "kata-deploy.runsOn" (list $shim $entry.arches)) -}}
 {{- $on = append $on $name -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $on -}}
+{{- end -}}
+
+{{- /* `true` if supportedArches of a shim allows one of some architectures; else empty. Takes (list $shim $arches). */ -}}
+{{- define "kata-deploy.runsOn" -}}
+{{- $allowed := (index . 0).supportedArches -}}
+{{- $found := false -}}
+{{- range $arch := index . 1 -}}
+{{- $found = or $found (not (kindIs "slice" $allowed)) (has $arch $allowed) -}}
+{{- end -}}
+{{- if $found -}}true{{- end -}}
 {{- end -}}
 
 {{- /*
@@ -197,6 +203,9 @@ adds. Takes (list $ "name" $runtime $table).
 {{- $handlers := list (printf "kata-%s" $shim) }}
 {{- if $.Values.debug }}
 {{- $handlers = append $handlers (printf "kata-%s-debug" $shim) }}
+{{- if and $.Values.devkit (include "kata-deploy.runsOn" (list (get $.Values.shims $shim) $entry.devkit)) }}
+{{- $handlers = append $handlers (printf "kata-%s-devkit" $shim) }}
+{{- end }}
 {{- end }}
 {{- range $handler := $handlers }}
 {{- if $suffix }}
