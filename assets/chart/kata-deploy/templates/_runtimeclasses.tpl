@@ -83,13 +83,13 @@ true
 {{- end -}}
 
 {{- /*
-The label with the version of Kata, which is the tag of the image on the nodes. No label if the image has a digest and no
-tag.
+The annotation with the version of Kata in the image of the nodes; empty if the values do not tell it, because the image
+has a digest and no tag.
 */ -}}
 {{- define "kata-deploy.kataVersion" -}}
 {{- $image := include "kata-deploy.image" (list . .Values.image "image" .Chart.AppVersion) | splitList "@" | first | splitList "/" | last -}}
-{{- if contains ":" $image -}}
-katacontainers.io/kata-version: {{ splitList ":" $image | last | quote }}
+{{- with (.Values.image).kataVersion | default (contains ":" $image | ternary (splitList ":" $image | last) "") -}}
+katacontainers.io/kata-version: {{ quote . }}
 {{- end -}}
 {{- end -}}
 
@@ -102,7 +102,10 @@ metadata:
   name: {{ .name }}
   labels:
     {{- include "kata-deploy.labels" .root | nindent 4 }}
-    {{- include "kata-deploy.kataVersion" .root | nindent 4 }}
+  {{- with include "kata-deploy.kataVersion" .root }}
+  annotations:
+    {{- . | nindent 4 }}
+  {{- end }}
 handler: {{ .handler }}
 {{- with .podFixed }}
 overhead:
@@ -143,8 +146,11 @@ adds. Takes (list $ "name" $runtime $table).
 {{- end -}}
 {{- $_ := set $class "overhead" (dict "podFixed" $podFixed) -}}
 {{- end -}}
-{{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) (include "kata-deploy.kataVersion" $root | fromYaml) -}}
+{{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) -}}
 {{- $_ := set $class.metadata "labels" $own -}}
+{{- with mergeOverwrite (dict) ($class.metadata.annotations | default dict) (include "kata-deploy.kataVersion" $root | fromYaml) -}}
+{{- $_ := set $class.metadata "annotations" . -}}
+{{- end -}}
 {{- $scheduling := $class.scheduling | default dict -}}
 {{- $_ := set $scheduling "nodeSelector" (mergeOverwrite (dict) ($scheduling.nodeSelector | default dict) (include "kata-deploy.servingLabels" $root | fromYaml)) -}}
 {{- $_ := set $class "scheduling" $scheduling -}}
