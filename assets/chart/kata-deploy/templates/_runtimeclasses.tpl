@@ -62,7 +62,7 @@ true
 {{- if .Capabilities.APIVersions.Has "nfd.k8s-sigs.io/v1alpha1/NodeFeatureRule" -}}
 true
 {{- else -}}
-{{- include "kata-deploy.hasNodeFeatureDiscovery" . -}}
+{{- include "kata-deploy.once" (list . "kata-deploy.hasNodeFeatureDiscovery") -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -141,7 +141,7 @@ adds. Takes (list $ "name" $runtime $table).
 {{- else -}}
 {{- if and (not ($class.overhead).podFixed) (ne false $runtime.inheritBaseOverhead) (ne false ($root.Values.runtimeClasses).overheadEnabled) -}}
 {{- $podFixed := deepCopy $base.overhead -}}
-{{- if and (include "kata-deploy.teeKey" $base.tee) (include "kata-deploy.booksKeys" $root) -}}
+{{- if and (include "kata-deploy.teeKey" $base.tee) (include "kata-deploy.once" (list $root "kata-deploy.booksKeys")) -}}
 {{- $_ := set $podFixed (include "kata-deploy.teeKey" $base.tee) "1" -}}
 {{- end -}}
 {{- $_ := set $class "overhead" (dict "podFixed" $podFixed) -}}
@@ -164,9 +164,7 @@ adds. Takes (list $ "name" $runtime $table).
 {{- $table := .Files.Get "files/shims.yaml" | fromYaml }}
 {{- $classes := .Values.runtimeClasses | default dict }}
 {{- $suffix := include "kata-deploy.suffix" . }}
-{{- $on := include "kata-deploy.enabledShims" . | fromJsonArray }}
-{{- $nfd := "unknown" }}
-{{- $keys := "unknown" }}
+{{- $on := include "kata-deploy.once" (list . "kata-deploy.enabledShims") | fromJsonArray }}
 {{- $names := dict }}
 {{- $default := "" }}
 {{- if and $classes.createDefault (not $suffix) }}
@@ -189,20 +187,14 @@ adds. Takes (list $ "name" $runtime $table).
 {{- $podFixed = mergeOverwrite (dict) $entry.overhead ($own.overhead | default dict) }}
 {{- end }}
 {{- with include "kata-deploy.teeKey" $entry.tee }}
-{{- if eq $keys "unknown" }}
-{{- $keys = include "kata-deploy.booksKeys" $ }}
-{{- end }}
-{{- if $keys }}
+{{- if include "kata-deploy.once" (list $ "kata-deploy.booksKeys") }}
 {{- $podFixed = mergeOverwrite (dict . 1) $podFixed }}
 {{- end }}
 {{- end }}
 {{- $nodeSelector := $own.nodeSelector | default dict }}
 {{- if and $entry.tee (not $nodeSelector) }}
-{{- /* Asked once, and only if needed, because helm needs the right to list DaemonSets for it. */ -}}
-{{- if eq $nfd "unknown" }}
-{{- $nfd = include "kata-deploy.hasNodeFeatureDiscovery" $ }}
-{{- end }}
-{{- if $nfd }}
+{{- /* Asked only if needed, because helm needs the right to list DaemonSets for it. */ -}}
+{{- if include "kata-deploy.once" (list $ "kata-deploy.hasNodeFeatureDiscovery") }}
 {{- $nodeSelector = include "kata-deploy.teeLabels" $entry.tee | fromYaml }}
 {{- end }}
 {{- end }}
