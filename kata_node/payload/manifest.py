@@ -24,6 +24,7 @@ __all__ = [
     "Manifest",
     "ShimFiles",
     "from_json",
+    "has_component",
     "missing_paths",
     "parse_shim_components",
     "select",
@@ -218,7 +219,7 @@ def select(
         return validate(manifest.entries)
     needed = {"", *(component for shim in shims for component in _components(manifest, shim, arch))}
     for component in components:
-        if component not in manifest.archives:
+        if not has_component(manifest, component):
             raise UnusablePayloadError(
                 f"the payload does not have the component {component}, which the settings need",
                 where=f"kata-static-{component}.tar.zst",
@@ -227,6 +228,11 @@ def select(
             )
         needed.add(component)
     return validate(entry for entry in manifest.entries if entry.component in needed)
+
+
+def has_component(manifest: Manifest, component: str) -> bool:
+    """Return whether the payload has files of ``component``: an archive, or files beside the archives."""
+    return component in manifest.archives or any(entry.component == component for entry in manifest.entries)
 
 
 def _components(manifest: Manifest, shim: ShimFiles, arch: str) -> tuple[str, ...]:

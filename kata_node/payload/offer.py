@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from kata_node.errors import UnusablePayloadError
 from kata_node.kata import devkit
-from kata_node.payload.manifest import KATA_CTL, Manifest
+from kata_node.payload.manifest import KATA_CTL, Manifest, has_component
 from kata_node.payload.validation import PayloadSymlinks
 from kata_node.settings.handlers import handlers, is_asked_for
 from kata_node.settings.model import Settings
@@ -55,7 +55,7 @@ def required_components(settings: Settings, manifest: Manifest) -> tuple[str, ..
     """
     required = mapping.required_components(settings)
     if manifest.form == "tarballs" and NYDUS not in named_snapshotters(settings):
-        required = tuple(component for component in required if component in manifest.archives)
+        required = tuple(component for component in required if has_component(manifest, component))
     if settings.debug and KATA_CTL in manifest.archives:
         required += (KATA_CTL,)
     if devkit.is_wanted(settings):

@@ -1,7 +1,8 @@
-"""What a payload of archives has in addition to the shims: kata-ctl, the devkit, and the list of versions."""
+"""What a payload of archives has in addition to the shims: nydus, kata-ctl, the devkit, versions.yaml."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kata_node.host.files import Root
 from kata_node.kata import devkit
 from kata_node.payload import index
 from kata_node.settings.model import Settings
+from kata_node.settings.runtime import SnapshotterSettings
 from kata_node.settings.shims import table
 from payload.test_artifacts import placed, run
 from payloads import CONFIGS, FILES
@@ -125,3 +127,44 @@ def test_a_payload_without_the_devkit_is_refused_with_the_remedy(
     )
     assert "remove devkit from the values" in report.error.hint
     assert not root.exists("/opt/kata")
+
+
+NYDUS = {
+    "nydus-snapshotter/containerd-nydus-grpc": b"#!nydus",
+    "nydus-snapshotter/nydus-overlayfs": b"#!overlay",
+}
+
+
+@pytest.mark.parametrize("place", ["", "tarballs", "archive"])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_nydus_is_placed_from_an_archive_or_from_files_beside_the_archives(
+    root: Root, payload: Path, place: str, *, indexed: bool
+) -> None:
+    if place == "archive":
+        payloads.archive(payloads.archive_path(payload, "nydus-snapshotter"), payloads.members(NYDUS))
+    else:
+        for path, content in NYDUS.items():
+            (payload / place / path).parent.mkdir(exist_ok=True)
+            (payload / place / path).write_bytes(content)
+    if indexed:
+        index.write_manifest(payload)
+    run(root, payload, settings())
+    assert not NYDUS.keys() & placed(root)
+    wanted = replace(settings(), snapshotter=SnapshotterSettings(setup=("nydus",)))
+    run(root, payload, wanted)
+    for path, content in NYDUS.items():
+        file = root.resolve(f"/opt/kata/{path}")
+        assert file.read_bytes() == content
+        assert place == "archive" or file.stat().st_mode & 0o777 == 0o755
+    assert run(root, payload, wanted).outcome == "skipped"
+
+
+def test_a_file_beside_the_archives_that_changed_after_the_index_is_refused(
+    root: Root, payload: Path
+) -> None:
+    index.write_manifest(payload)
+    (payload / "versions.yaml").write_bytes(VERSIONS.swapcase())
+    report = run(root, payload, settings())
+    assert report.error is not None
+    assert "differs from the one in the manifest" in report.error.what
+    assert not root.exists("/opt/kata/versions.yaml")
