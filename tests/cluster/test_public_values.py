@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster import values_table
 from cluster.chart_objects import JOB, dry_run, kind, node_jobs, one
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
 from node.cache import CHECKOUT
+from node.commands import CommandResult
 from node.installation import make_payload
 
 FILES = {path.name: path for path in sorted((CHECKOUT / "tests/chart").glob("public_chart*.yaml"))}
@@ -75,6 +78,24 @@ def test_a_whole_file_renders_and_its_nodes_install(
         receipt = json.loads((root / "opt/kata/.kata-node/receipt.json").read_text())
         assert len(receipt["cri"]["handlers"]) == SERVED[kind_of_runtime]
         assert run_node(root, payload, values, runtime, "plan")["code"] == 0
+
+
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> values_table.Nodes:
+    scratch = tmp_path_factory.mktemp("nodes")
+    return values_table.Nodes(make_payload(scratch / "payload", *values_table.PAYLOAD), scratch)
+
+
+@pytest.mark.parametrize("name", values_table.examples())
+def test_the_table_of_the_documents_is_what_helm_and_nodes_do(
+    cluster: Cluster, nodes: values_table.Nodes, name: str
+) -> None:
+    def helm(arguments: Sequence[str]) -> CommandResult:
+        return cluster.helm(*arguments, check=False)
+
+    text = values_table.examples()[name]
+    found = list(values_table.rows(name, text, helm=helm, nodes=nodes))
+    assert found == values_table.documented(name), "run scripts/values-table"
 
 
 def test_all_refusals_of_a_render_are_in_one_message(cluster: Cluster, tmp_path: Path) -> None:
