@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -116,17 +115,24 @@ def without_parser_text(sentence: str) -> str:
     return re.sub(r"is not valid YAML \(.*\);", "is not valid YAML;", sentence)
 
 
-def refused_values() -> Iterator[Any]:
+def refused_values() -> list[Any]:
     options = test_chart_options.test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy
     selections = test_chart_selection.test_a_selection_that_can_match_no_node_is_refused_in_both_modes
-    yield from cases(options)
-    yield from (pytest.param(values, id=name) for name, values in MORE.items())
-    for case in cases(selections):
-        for mode in MODES:
-            yield pytest.param({"deploymentMode": mode, **case.values[0]}, id=f"{case.id}, {mode}")
+    return [
+        *cases(options),
+        *(pytest.param(values, id=name) for name, values in MORE.items()),
+        *(
+            pytest.param({"deploymentMode": mode, **case.values[0]}, id=f"{case.id}, {mode}")
+            for case in cases(selections)
+            for mode in MODES
+        ),
+    ]
 
 
-@pytest.mark.parametrize("values", refused_values())
+REFUSED = refused_values()
+
+
+@pytest.mark.parametrize("values", REFUSED)
 def test_helm_and_the_check_refuse_the_same_with_the_same_words(cluster: Cluster, values: Document) -> None:
     by_helm = refusals(cluster, json.dumps(values))
     assert by_helm != ()
@@ -143,11 +149,7 @@ def test_helm_and_the_check_refuse_the_same_with_the_same_words(cluster: Cluster
 
 
 def test_every_refusal_of_the_templates_is_compared(cluster: Cluster) -> None:
-    said = [
-        sentence
-        for case in refused_values()
-        for sentence in refusals(cluster, json.dumps(case.values[0])) or ()
-    ]
+    said = [sentence for case in REFUSED for sentence in refusals(cluster, json.dumps(case.values[0])) or ()]
     written = [
         found
         for path in sorted((CHART / "templates").rglob("*.*"))
