@@ -179,4 +179,5 @@ def _summary(difference: layout.Difference, facts: ArtifactFacts) -> str:
     removed = f", {pluralize(len(difference.stale), 'obsolete file')} removed" if difference.stale else ""
     dirs = pluralize(repaired, "directory", "directories")
     modes = f", the mode of {dirs} set" if repaired else ""
-    return f"{pluralize(files, 'file')} placed ({size}){removed}{modes}"
+    release = f", release {facts.release}" if facts.release else ""
+    return f"{pluralize(files, 'file')} placed ({size}){release}{removed}{modes}"

@@ -33,9 +33,9 @@ def gather_facts(context: StageContext) -> RuntimeFacts:
     """Return the facts of the runtime, and the settings without the shims that this node cannot serve."""
     facts = gather_runtime_facts(context)
     settings, artifacts = context.settings, context.receipt.artifacts
-    optional = [handler for handler in handlers(settings) if not is_asked_for(settings, handler)]
-    if artifacts is None or not (optional or settings.is_fallback):
+    if artifacts is None:
         return facts
+    optional = [handler for handler in handlers(settings) if not is_asked_for(settings, handler)]
     snapshotters = None
     if any(handler.snapshotter == EROFS for handler in optional):
         snapshotters = snapshotter_facts.gather_facts(context, facts.distribution_runtime.units)

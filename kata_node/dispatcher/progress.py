@@ -70,6 +70,7 @@ def build_result(
     ``stopped`` and ``interrupted`` say why it ended early, if it did. Otherwise the run has failed when more
     than ``max_not_ready_nodes`` nodes are not ready, or any other node has an outcome that is not in
     :data:`kata_node.dispatcher.rollout.SUCCESSFUL_OUTCOMES`. With ``unfit_fails``, unfit nodes fail it too.
+    Without, they fail an install that leaves no node with Kata.
     """
     not_ready = sum(task.outcome is Outcome.NOT_READY for task in tasks)
     successful = SUCCESSFUL_OUTCOMES - ({Outcome.UNFIT} if unfit_fails else set())
@@ -81,6 +82,12 @@ def build_result(
     elif not_ready > max_not_ready_nodes:
         outcome = "failed"
         reason = f"{not_ready} of {len(tasks)} nodes are not ready, maxNotReady allows {max_not_ready_nodes}"
+    else:
+        # Nobody installs Kata to get it on no node: the selection, the values or the image is wrong.
+        outcomes = Counter(task.outcome for task in tasks if task.action == "install")
+        if outcomes[Outcome.UNFIT] and not (outcomes[Outcome.DONE] or outcomes[Outcome.UNCHANGED]):
+            outcome = "failed"
+            reason = f"no node has Kata, {outcomes[Outcome.UNFIT]} of {outcomes.total()} cannot run it"
     if stopped:
         outcome, reason = "stopped", stopped
     if interrupted:

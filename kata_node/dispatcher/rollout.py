@@ -32,7 +32,7 @@ FINAL_OUTCOMES = frozenset(Outcome) - {Outcome.WAITING, Outcome.RUNNING}
 SUCCESSFUL_OUTCOMES = frozenset(
     {Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE, Outcome.UNFIT}
 )
-"""The outcomes that do not make the run fail. A plan can say that unfit nodes do."""
+"""The outcomes that do not make the run fail. Unfit nodes do if the plan says so, or if no node has Kata."""
 
 
 @dataclass(slots=True)

@@ -63,17 +63,20 @@ class PlacedEntry(Protocol):
 
     @property
     def component(self) -> str:
-        """The component that has the file; empty for a payload that is an unpacked tree."""
+        """The component that has the file; empty if none has it."""
 
 
 class PayloadSource(Protocol):
     """The source of the content; :class:`kata_node.payload.index.Payload` is one."""
 
     def file(self, path: str) -> Path:
-        """Return the real path of a file of an unpacked tree."""
+        """Return the real path of a file that is in no archive."""
 
-    def archive(self, component: str) -> tuple[Path, Digest]:
-        """Return the real path of a component's archive, and its digest in the manifest."""
+    def archive(self, component: str) -> tuple[Path, Digest] | None:
+        """Return the real path of a component's archive, and its digest in the manifest.
+
+        ``None`` if the files of the component are in no archive.
+        """
 
     def member(self, component: str, name: str) -> PlacedEntry | None:
         """Return the manifest's entry for the member ``name`` of an archive; ``None`` if it has none."""
@@ -174,14 +177,18 @@ class _Placement:
     def prepare_files(self, files: Iterable[PlacedEntry]) -> None:
         """Write all files under their temporary names, and force them to the disk."""
         unpacked_files: list[PlacedEntry] = []
-        files_by_archive: dict[str, list[PlacedEntry]] = {}
+        files_by_component: dict[str, list[PlacedEntry]] = {}
         for file in files:
-            (files_by_archive.setdefault(file.component, []) if file.component else unpacked_files).append(
-                file
-            )
+            files_by_component.setdefault(file.component, []).append(file)
+        archives: list[tuple[str, Path, Digest, list[PlacedEntry]]] = []
+        for component, wanted in files_by_component.items():
+            if component and (archive := self.payload.archive(component)):
+                archives.append((component, *archive, wanted))
+            else:
+                unpacked_files += wanted
         # The largest first, so that the threads finish at about the same time.
         unpacked_files.sort(key=lambda file: -file.size)
-        archives = sorted(files_by_archive.items(), key=lambda item: -sum(file.size for file in item[1]))
+        archives.sort(key=lambda archive: -sum(file.size for file in archive[3]))
         self.run_all([partial(self.copy_file, file) for file in unpacked_files])
         self.run_all([partial(self.unpack, *archive) for archive in archives])
 
@@ -205,14 +212,13 @@ class _Placement:
         finally:
             os.close(fd)
 
-    def unpack(self, component: str, wanted: Iterable[PlacedEntry]) -> None:
+    def unpack(self, component: str, path: Path, digest: Digest, wanted: Iterable[PlacedEntry]) -> None:
         """Write the wanted files of one archive, and check the archive against the manifest.
 
         The digest of the compressed archive is compared: this takes half as long as hashing every member
         and is as strict. Files are matched by their content, because a hard link comes after the member
         that has its content. Identical files are read once.
         """
-        path, digest = self.payload.archive(component)
         pending: dict[tuple[str, int], list[PlacedEntry]] = {}
         for file in wanted:
             pending.setdefault((file.sha256, file.size), []).append(file)

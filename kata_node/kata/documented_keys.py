@@ -88,22 +88,15 @@ def known_keys(runtime: str, hypervisor: str, base: Table, texts: Iterable[str])
     examples: dict[str, Any] = {"hypervisor": {hypervisor: {}}, "agent": {"kata": {}}, "runtime": {}}
     for documented in (_facts()[runtime]["keys"], *map(documented_keys, texts)):
         for keys in section(documented, "hypervisor").values():
-            examples = _overlay_examples(examples, {"hypervisor": {hypervisor: keys}})
+            examples = overlay(examples, {"hypervisor": {hypervisor: keys}}, _tells_more)
         others = {key: value for key, value in documented.items() if key != "hypervisor"}
-        examples = _overlay_examples(examples, others)
-    return _overlay_examples(examples, base)
+        examples = overlay(examples, others, _tells_more)
+    return overlay(examples, base, _tells_more)
 
 
-def _overlay_examples(base: Table, override: Table) -> dict[str, Any]:
-    """Return ``base`` with ``override`` merged into it. An empty list tells less than one with items."""
-    merged = dict(base)
-    for key, value in override.items():
-        current = base.get(key)
-        if isinstance(current, Mapping) and isinstance(value, Mapping):
-            merged[key] = _overlay_examples(current, value)
-        elif value != [] or not isinstance(current, list):
-            merged[key] = value
-    return merged
+def _tells_more(old: object, new: object) -> bool:
+    """Return whether the example ``new`` replaces ``old``. An empty list tells less than one with items."""
+    return new != [] or not isinstance(old, list)
 
 
 @functools.lru_cache(maxsize=64)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import PULL_IMAGE_HINT, SettingsError, UnusablePayloadError
+from kata_node.kata import devkit
 from kata_node.kata.annotations import pattern_problems
 from kata_node.kata.conflicts import conflicts
 from kata_node.kata.merge import (
@@ -68,12 +69,14 @@ class HandlerOverrides:
     install_dir: str
     kubelet_root: str
     debug: bool
+    """Whether the handler logs more: with the variant ``debug`` and every variant that is based on it."""
     drop_in: str
     kernel_params: tuple[tuple[str, str], ...] = ()
     """The parameters for the guest's kernel command line, each with the key of its setting."""
     rootless: bool = False
     annotations: tuple[str, ...] = ()
     guest_pull: bool = False
+    devkit: bool = False
 
 
 def handler_overrides(handler: Handler, settings: Settings) -> HandlerOverrides:
@@ -93,12 +96,13 @@ def handler_overrides(handler: Handler, settings: Settings) -> HandlerOverrides:
     return HandlerOverrides(
         install_dir=settings.install_dir,
         kubelet_root=KUBELET_ROOTS.get(settings.distribution, KUBELET_ROOT),
-        debug=handler.debug,
+        debug=bool(handler.variant),
         drop_in=handler.drop_in,
         kernel_params=tuple((param, key) for param, key in params if param),
         rootless=values.rootless,
         annotations=values.allowed_hypervisor_annotations if is_shim_handler else (),
         guest_pull=values.force_guest_pull and is_shim_handler,
+        devkit=handler.variant == "devkit",
     )
 
 
@@ -127,12 +131,12 @@ def parse(content: str, where: str) -> dict[str, Any]:
 
 
 def drop_ins(
-    handler: Handler, settings: Settings, base: Table, texts: Sequence[str] = ()
+    handler: Handler, settings: Settings, base: Table, texts: Sequence[str] = (), *, devkit_verity: str = ""
 ) -> dict[str, bytes]:
     """Return the drop-ins of ``handler`` by file name. ``base`` is the base configuration of its shim.
 
     ``texts`` are the payload's configurations for the same Kata runtime. They document the keys that the
-    user's drop-in can have.
+    user's drop-in can have. ``devkit_verity`` is for :func:`kata_node.kata.devkit.drop_in`.
 
     Raises :class:`SettingsError` if ``base`` does not have the key that a setting needs, or if Kata could not
     start a pod with the user's drop-in. Raises :class:`PayloadError` if Kata could not start a pod even
@@ -149,6 +153,10 @@ def drop_ins(
         "20-debug.toml": (
             "The debug variant: more logs, and a console unless the guest is confidential.",
             _debug(shim, base) if overrides.debug else {},
+        ),
+        "22-devkit.toml": (
+            "The devkit variant: an image with tools, behind the images of the shim's configuration.",
+            devkit.drop_in(shim, base, overrides.install_dir, devkit_verity) if overrides.devkit else {},
         ),
         "25-kubelet-root.toml": (
             "Where this distribution's kubelet has its directory.",

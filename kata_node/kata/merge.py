@@ -7,7 +7,7 @@ can change a key but not remove it. For ``image`` and ``initrd`` the empty strin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Table = Mapping[str, Any]
@@ -26,14 +26,20 @@ def merge(base: Table, drop_ins: Mapping[str, bytes]) -> dict[str, Any]:
     return merged
 
 
-def overlay(base: Table, override: Table) -> dict[str, Any]:
-    """Return ``base`` with ``override`` merged into it. Does not change either."""
+def overlay(
+    base: Table, override: Table, replaces: Callable[[Any, Any], bool] = lambda old, new: True
+) -> dict[str, Any]:
+    """Return ``base`` with ``override`` merged into it. Does not change either.
+
+    ``replaces`` decides whether a value of ``override`` replaces that of ``base``, which is ``None`` if there
+    is none.
+    """
     merged = dict(base)
     for key, value in override.items():
         current = base.get(key)
         if isinstance(current, Mapping) and isinstance(value, Mapping):
-            merged[key] = overlay(current, value)
-        else:
+            merged[key] = overlay(current, value, replaces)
+        elif replaces(current, value):
             merged[key] = value
     return merged
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kata_node.settings.model import Settings
 
 
-_RULES = "2"
+_RULES = "3"
 """Changes when other files or modes follow from the same inputs; then each node is compared again."""
 
 
@@ -300,7 +300,10 @@ def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:
 def _inputs(fingerprint: str, settings: Settings) -> str:
     components = mapping.required_components(settings)
     text = "\n".join(
-        (_RULES, __version__, fingerprint, settings.arch, drop_ins.digest_inputs(settings), *components)
+        (
+            *(_RULES, __version__, fingerprint, settings.arch, drop_ins.digest_inputs(settings)),
+            *(*components, f"debug: {settings.debug}"),
+        )
     )
     return hashlib.sha256(text.encode()).hexdigest()
 

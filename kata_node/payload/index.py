@@ -6,7 +6,8 @@ The directory is part of the image, so its path is not relative to the host root
 
 - a tree, ``opt/kata/**``;
 - archives, ``tarballs/kata-static-<component>.tar.zst``, with Kata's ``shim-components.json`` beside
-  them or in the payload directory. Archives that this file does not list are ignored.
+  them or in the payload directory. Of the archives that this file does not list, only the
+  :data:`EXTRA_COMPONENTS` are used. The :data:`FILES_BESIDE` can be at the same two places.
 
 The release is read from ``opt/kata/VERSION``, or from a ``VERSION`` file beside the archives or in the
 payload directory.
@@ -18,15 +19,17 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.bounded_read import read_bounded
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError
+from kata_node.kata import devkit
 from kata_node.payload.manifest import (
     BUILTIN_PREFIX,
+    KATA_CTL,
     SCHEMA,
     Archive,
     Entry,
@@ -39,6 +42,7 @@ from kata_node.payload.manifest import (
     validate,
 )
 from kata_node.payload.validation import VERSION_FILE, check_path, member_path, wrap_read_errors
+from kata_node.snapshotters.mapping import NYDUS_COMPONENT
 
 if TYPE_CHECKING:
     from kata_node.host.archive import Digest
@@ -49,6 +53,15 @@ MANIFEST_FILE = "manifest.json"
 SHIM_COMPONENTS_FILE = "shim-components.json"
 TREE_DIR = BUILTIN_PREFIX.removeprefix("/")
 TARBALLS_DIR = "tarballs"
+EXTRA_COMPONENTS = (KATA_CTL, devkit.COMPONENT, NYDUS_COMPONENT)
+"""The components that no shim needs, but some settings do."""
+
+FILES_BESIDE = {
+    "versions.yaml": "",
+    f"{NYDUS_COMPONENT}/containerd-nydus-grpc": NYDUS_COMPONENT,
+    f"{NYDUS_COMPONENT}/nydus-overlayfs": NYDUS_COMPONENT,
+}
+"""Files that the public image has beside the archives: path in the install dir, and component."""
 MAX_MANIFEST_SIZE = 256 << 20  # bytes; the manifest of a payload with 10,000 files has about 4 MiB
 
 log = logging.getLogger(__name__)
@@ -66,14 +79,22 @@ class Payload:
         return select(self.manifest, shims, arch)
 
     def file(self, path: str) -> Path:
-        """Return the real path of a file in a tree; ``path`` is relative to the install dir."""
-        return self.directory / TREE_DIR / path
+        """Return the real path of a file that is in no archive; ``path`` is relative to the install dir."""
+        if self.manifest.form == "tree":
+            return self.directory / TREE_DIR / path
+        first, second = _beside_archives(self.directory, path)
+        return first if first.exists() else second
 
-    def archive(self, component: str) -> tuple[Path, Digest]:
-        """Return the real path of a component's archive, and its size and digest from the manifest."""
+    def archive(self, component: str) -> tuple[Path, Digest] | None:
+        """Return the real path of a component's archive, and its size and digest from the manifest.
+
+        ``None`` if the files of the component are in no archive.
+        """
         from kata_node.host.archive import Digest
 
-        archive = self.manifest.archives[component]
+        archive = self.manifest.archives.get(component)
+        if archive is None:
+            return None
         return self.directory / archive.file, Digest(archive.size, archive.sha256)
 
     def member(self, component: str, name: str) -> Entry | None:
@@ -102,8 +123,10 @@ def build_manifest(directory: Path) -> Manifest:
     # Start with the largest archive, so that it does not run alone at the end.
     names = sorted(archives, key=lambda name: -archives[name].stat().st_size)
     scans = map_in_threads(lambda name: scan_archive(archives[name], name), names)
-    entries = tuple(entry for found, _ in scans for entry in validate(found))
-    entries = tuple(sorted(entries, key=lambda entry: (entry.path, entry.component)))
+    packed = [entry for found, _ in scans for entry in validate(found)]
+    paths = {entry.path for entry in packed}
+    packed += [entry for entry in _entries_beside(directory) if entry.path not in paths]
+    entries = tuple(sorted(packed, key=lambda entry: (entry.path, entry.component)))
     try:
         validate(entries)
     except PayloadError as error:
@@ -180,11 +203,12 @@ def fingerprint(directory: Path) -> str:
         return hashlib.sha256(manifest).hexdigest()
     digest = hashlib.sha256()
     with wrap_read_errors(directory):
-        for path in _files_below(directory, TREE_DIR if form == "tree" else TARBALLS_DIR):
+        paths = _files_below(directory, TREE_DIR if form == "tree" else TARBALLS_DIR)
+        for path in (*paths, *_files_beside(directory).values()):
             info = path.lstat()
             stat_fields = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
             digest.update(os.fsencode(f"{path.relative_to(directory)}\0{stat_fields}\0"))
-    for name in (SHIM_COMPONENTS_FILE, "VERSION"):
+    for name in (SHIM_COMPONENTS_FILE, VERSION_FILE):
         digest.update(_read(directory / name) or b"\0")
     return digest.hexdigest()
 
@@ -208,7 +232,7 @@ def _detect_form(directory: Path) -> Literal["tree", "tarballs"]:
 
 
 def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
-    for path in (directory / TARBALLS_DIR / SHIM_COMPONENTS_FILE, directory / SHIM_COMPONENTS_FILE):
+    for path in _beside_archives(directory, SHIM_COMPONENTS_FILE):
         if (raw := _read(path)) is not None:
             return parse_shim_components(raw, where=str(path))
     raise UnusablePayloadError(
@@ -219,16 +243,43 @@ def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def _archives(directory: Path, shims: Mapping[str, Mapping[str, Iterable[str]]]) -> dict[str, Path]:
-    """Return the existing archives that ``shims`` lists for any architecture, by component."""
+    """Return the existing archives that ``shims`` lists for any architecture, and those for debugging."""
     names = {name for arches in shims.values() for needs in arches.values() for name in needs}
+    names.update(EXTRA_COMPONENTS)
     paths = {name: directory / TARBALLS_DIR / f"kata-static-{name}.tar.zst" for name in names}
     return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _beside_archives(directory: Path, name: str) -> tuple[Path, Path]:
+    """Return the paths of the file ``name`` beside the archives. If both exist, the first one counts."""
+    return directory / TARBALLS_DIR / name, directory / name
+
+
+def _files_beside(directory: Path) -> dict[str, Path]:
+    """Return the real paths of the files beside the archives, by their paths in the install dir."""
+    found: dict[str, Path] = {}
+    for name in FILES_BESIDE:
+        for path in _beside_archives(directory, name):
+            if path.is_file() and not path.is_symlink():
+                found.setdefault(name, path)
+    return found
+
+
+def _entries_beside(directory: Path) -> Iterator[Entry]:
+    """Yield the entries of the files beside the archives."""
+    for name, path in _files_beside(directory).items():
+        component = FILES_BESIDE[name]
+        with wrap_read_errors(path), path.open("rb") as file:
+            info = os.fstat(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        mode = 0o755 if component else 0o644
+        yield Entry(name, "file", mode, info.st_size, int(info.st_mtime), digest, component=component)
 
 
 def _release(directory: Path, entries: Iterable[Entry]) -> str:
     """Return the release of the payload, or ``""`` if it has no VERSION file."""
     inside = [entry.content for entry in entries if entry.path == VERSION_FILE]
-    beside = [_read(path / VERSION_FILE) for path in (directory / TARBALLS_DIR, directory)]
+    beside = [_read(path) for path in _beside_archives(directory, VERSION_FILE)]
     texts = [*inside, *(raw.decode(errors="replace") for raw in beside if raw)]
     first_line = texts[0].strip().partition("\n")[0] if texts else ""
     return first_line if first_line.isprintable() else ""
@@ -245,6 +296,12 @@ def _check_tree(directory: Path, manifest: Manifest, path: Path) -> None:
 def _check_archives(directory: Path, manifest: Manifest, path: Path) -> None:
     if _components(directory) != manifest.shim_components:
         raise _mismatch_error(path, f"{SHIM_COMPONENTS_FILE} differs")
+    beside = _files_beside(directory)
+    for entry in manifest.entries:
+        if entry.kind == "file" and entry.component not in manifest.archives:
+            with wrap_read_errors(directory):
+                if entry.path not in beside or beside[entry.path].stat().st_size != entry.size:
+                    raise _mismatch_error(path, f"{entry.path} differs")
     found = _archives(directory, manifest.shim_components)
     if unknown := sorted(found.keys() - manifest.archives.keys()):
         raise _mismatch_error(path, f"the manifest does not list the archives of {', '.join(unknown)}")

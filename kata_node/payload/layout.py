@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from kata_node.kata import devkit
 from kata_node.kata.drop_ins import drop_in_warnings, drop_ins, parse
 from kata_node.kata.merge import Table, section
 from kata_node.plan.receipt import PlacedFile
@@ -94,8 +95,9 @@ def layout(entries: Iterable[Entry], settings: Settings) -> dict[str, DesiredFil
     """
     payload_files = {entry.path: _from_payload_entry(entry) for entry in entries}
     desired_files = dict(payload_files)
+    verity = _resolve_links(payload_files, devkit.VERITY_PARAMS)
     for handler, config in _configurations(payload_files, settings):
-        files = _handler_files(handler, config, settings)
+        files = _handler_files(handler, config, settings, verity.content if verity else "")
         desired_files |= {desired.path: desired for desired in files}
     return dict(sorted(desired_files.items()))
 
@@ -167,13 +169,17 @@ def _configuration_texts(files: Mapping[str, DesiredFile], directory: str) -> li
     ]
 
 
-def _handler_files(handler: Handler, config: _Configuration, settings: Settings) -> Iterator[DesiredFile]:
+def _handler_files(
+    handler: Handler, config: _Configuration, settings: Settings, devkit_verity: str
+) -> Iterator[DesiredFile]:
     """Yield the directories, the configuration and the drop-ins of ``handler``."""
     entry = config.entry
     for directory in (posixpath.dirname(handler.own_dir), handler.own_dir, handler.drop_in_dir):
         yield DesiredFile(directory, "dir")
     yield _from_content(handler.own_config, CONFIG_HEADER + entry.content.encode(), entry.mtime)
-    for name, content in drop_ins(handler, settings, config.table, config.texts).items():
+    for name, content in drop_ins(
+        handler, settings, config.table, config.texts, devkit_verity=devkit_verity
+    ).items():
         yield _from_content(f"{handler.drop_in_dir}/{name}", content, entry.mtime)
     shim = handler.shim
     if handler.own_config == shim.own_config:

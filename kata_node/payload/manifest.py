@@ -17,12 +17,14 @@ from kata_node.settings.shims import BUILTIN_PREFIX
 
 __all__ = [
     "BUILTIN_PREFIX",
+    "KATA_CTL",
     "SCHEMA",
     "Archive",
     "Entry",
     "Manifest",
     "ShimFiles",
     "from_json",
+    "has_component",
     "missing_paths",
     "parse_shim_components",
     "select",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
+KATA_CTL = "kata-ctl"
+"""The component with the program kata-ctl, which opens the debug console of a guest."""
 _VIRTIO_FS_PREFIX = "virtio-fs"
 _MTIMES = range(-(2**31), 2**31 + 2**33)  # what ext4 stores, in seconds since 1970
 """Kata uses the ``virtio_fs_daemon`` if the value of ``shared_fs`` starts with this."""
@@ -69,9 +73,9 @@ class Entry:
     link: str = ""
     """The target as written; links only."""
     component: str = ""
-    """The component that has the entry; empty in a tree."""
+    """The component that has the entry; empty in a tree, and for a file beside the archives."""
     content: str = ""
-    """The text of Kata's configuration files and of VERSION; empty for other files."""
+    """The text of files that kata-node reads, see :mod:`kata_node.payload.scan`; empty for other files."""
 
 
 @dataclass(frozen=True)
@@ -208,14 +212,14 @@ def select(
 ) -> tuple[Entry, ...]:
     """Return the validated entries that ``shims`` need on the architecture ``arch``.
 
-    The entries of ``components`` are added. For a tree, all entries are returned. Raises
-    :class:`PayloadError` if the payload does not have a component or does not list a shim.
+    The entries of ``components``, and those of no component, are added. For a tree, all entries are
+    returned. Raises :class:`PayloadError` if the payload does not have a component or does not list a shim.
     """
     if manifest.form == "tree":
         return validate(manifest.entries)
-    needed = {component for shim in shims for component in _components(manifest, shim, arch)}
+    needed = {"", *(component for shim in shims for component in _components(manifest, shim, arch))}
     for component in components:
-        if component not in manifest.archives:
+        if not has_component(manifest, component):
             raise UnusablePayloadError(
                 f"the payload does not have the component {component}, which the settings need",
                 where=f"kata-static-{component}.tar.zst",
@@ -224,6 +228,11 @@ def select(
             )
         needed.add(component)
     return validate(entry for entry in manifest.entries if entry.component in needed)
+
+
+def has_component(manifest: Manifest, component: str) -> bool:
+    """Return whether the payload has files of ``component``: an archive, or files beside the archives."""
+    return component in manifest.archives or any(entry.component == component for entry in manifest.entries)
 
 
 def _components(manifest: Manifest, shim: ShimFiles, arch: str) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from kata_node.payload.manifest import Manifest
+from kata_node.errors import UnusablePayloadError
+from kata_node.kata import devkit
+from kata_node.payload.manifest import KATA_CTL, Manifest, has_component
 from kata_node.payload.validation import PayloadSymlinks
 from kata_node.settings.handlers import handlers, is_asked_for
 from kata_node.settings.model import Settings
@@ -44,14 +46,27 @@ def with_placed_files(settings: Settings, paths: Collection[str]) -> Settings:
 
 
 def required_components(settings: Settings, manifest: Manifest) -> tuple[str, ...]:
-    """Return the components that the snapshotters need.
+    """Return the components that the settings need in addition to those of the shims.
 
     The component of nydus is left out if the payload does not have it and no handler that is asked for by
-    name uses it: the stage cri then leaves nydus out, or the node runs CRI-O, which needs no nydus.
+    name uses it: the stage cri then leaves nydus out, or the node runs CRI-O, which needs no nydus. kata-ctl
+    is left out if the payload does not have it. Raises :class:`UnusablePayloadError` if the payload lacks
+    the devkit.
     """
     required = mapping.required_components(settings)
     if manifest.form == "tarballs" and NYDUS not in named_snapshotters(settings):
-        return tuple(component for component in required if component in manifest.archives)
+        required = tuple(component for component in required if has_component(manifest, component))
+    if settings.debug and KATA_CTL in manifest.archives:
+        required += (KATA_CTL,)
+    if devkit.is_wanted(settings):
+        if all(entry.path != devkit.IMAGE for entry in manifest.entries):
+            raise UnusablePayloadError(
+                "the payload does not have the image of the devkit",
+                where=devkit.IMAGE,
+                hint=f"use an image with the component {devkit.COMPONENT}, or remove devkit from the values",
+            )
+        if manifest.form == "tarballs":
+            required += (devkit.COMPONENT,)
     return required
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kata_node.host.archive import Archive, Digest, Member
+from kata_node.kata import devkit
 from kata_node.payload.manifest import Entry
 from kata_node.payload.validation import (
     VERSION_FILE,
@@ -159,8 +160,8 @@ def _hard_link(member: Member, relative_path: str, files: dict[str, Entry]) -> E
 
 
 def _keeps_content(relative_path: str) -> bool:
-    """Return whether the manifest keeps the content: of Kata's configurations and of VERSION."""
-    return relative_path == VERSION_FILE or (
+    """Return whether the manifest keeps the content: of VERSION and what makes Kata's configurations."""
+    return relative_path in (VERSION_FILE, devkit.VERITY_PARAMS) or (
         relative_path.startswith("share/defaults/kata-containers/") and relative_path.endswith(".toml")
     )
 

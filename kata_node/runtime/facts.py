@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kata_node.errors import CriError, HostError
+from kata_node.errors import CriError
 from kata_node.host import kernel, reserve
 from kata_node.host.files import FileState, missing_dirs
 from kata_node.plan import receipt as receipts
@@ -18,10 +17,9 @@ from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
 from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
 from kata_node.runtime.configured_paths import ConfiguredPaths, command_search_path
-from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd.config import ContainerdConfig
-from kata_node.runtime.containerd.k0s import K0sConfig
 from kata_node.runtime.containerd.managed_block import dangling_imports
+from kata_node.runtime.defined_handlers import linked_handlers, own_handlers
 from kata_node.runtime.identify import (
     CALL_TIMEOUT,
     find_configured_paths,
@@ -38,7 +36,7 @@ from kata_node.runtime.model.distributions import (
     wrong_distribution_error,
 )
 from kata_node.runtime.recorded_paths import require_known_paths
-from kata_node.runtime.served_programs import SEARCH_PATH, handlers_below, link_below
+from kata_node.runtime.served_programs import SEARCH_PATH, handlers_below
 from kata_node.settings.handlers import handler_names
 from kata_node.snapshotters.facts import gather_nydus_facts
 from kata_node.snapshotters.nydus import NydusFacts
@@ -111,7 +109,7 @@ class RuntimeFacts:
     @property
     def own_handlers(self) -> frozenset[str]:
         """The handlers that need the install dir: those in any file, and those that the CRI serves."""
-        return self.own_served.union(_own_handlers(self.config, self.contents))
+        return self.own_served.union(own_handlers(self.config, self.contents))
 
     @property
     def config_path(self) -> str:
@@ -206,7 +204,9 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
     own_served: frozenset[str] = frozenset()
     search_path = command_search_path(context, unit, distribution_runtime) if for_revert else SEARCH_PATH
     if for_revert:
-        linked = _linked_handlers(context, config, existing, search_path)
+        linked = linked_handlers(
+            context.clients.root, context.receipt.install_dir, config, existing, search_path
+        )
         own_served = frozenset(name for names in linked.values() for name in names).intersection(
             served_now or ()
         )
@@ -292,50 +292,12 @@ def _handlers_to_remove(
     if recorded is not None:
         loaded = set(recorded.possibly_loaded_handlers)
         if for_revert:
-            loaded |= _own_handlers(config, {path: state.content for path, state in files.items()})
+            loaded |= own_handlers(config, {path: state.content for path, state in files.items()})
     elif for_revert:  # the receipt is lost, and the settings may differ from those of the install
         loaded = set(served_now or ())
     else:
         loaded = set(config.defined_handlers({path: files[path].content for path in own if path in files}))
     return frozenset((loaded if for_revert else loaded - wanted) & set(served_now or ()))
-
-
-def _own_handlers(config: CriConfig, files: Mapping[str, bytes]) -> frozenset[str]:
-    """Return the handlers of the installation in all files. Broken files define none."""
-    found: set[str] = set()
-    for path, content in files.items():
-        with contextlib.suppress(HostError):
-            found |= config.own_handlers(path, content)
-    return frozenset(found)
-
-
-def handler_tables(config: CriConfig, path: str, content: bytes) -> Mapping[str, Mapping[str, Any]]:
-    """Return every handler that one file defines, with its table."""
-    if isinstance(config, ContainerdConfig | K0sConfig):
-        return own_tables.handler_tables(content, path)
-    from kata_node.runtime.crio_read import handlers_in
-
-    return handlers_in(path, content)
-
-
-def _linked_handlers(
-    context: StageContext, config: CriConfig, files: Mapping[str, FileState], search_path: Sequence[str]
-) -> dict[str, dict[str, str]]:
-    """Return :attr:`RuntimeFacts.linked`. A main file that the distribution renders does not count."""
-    root, install_dir = context.clients.root, context.receipt.install_dir
-    found: dict[str, dict[str, str]] = {}
-    for path, state in files.items():
-        if path == config.main_path and config.shared_paths() and path not in config.shared_paths():
-            continue
-        own = _own_handlers(config, {path: state.content})
-        links = {
-            name: link_below(root, table, install_dir, search_path)
-            for name, table in handler_tables(config, path, state.content).items()
-            if name not in own
-        }
-        if named := {name: link for name, link in links.items() if link}:
-            found[path] = named
-    return found
 
 
 def _own_served(

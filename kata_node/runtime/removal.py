@@ -12,7 +12,8 @@ from kata_node.errors import HostError, IneligibleNodeError
 from kata_node.host.files import FileState
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.config_selection import config_that_edited
-from kata_node.runtime.facts import RuntimeFacts, handler_tables
+from kata_node.runtime.defined_handlers import handler_tables
+from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.file_records import (
     file_records,
     has_installation,

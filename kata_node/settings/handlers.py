@@ -1,7 +1,8 @@
 """The handlers of one installation: their names, shims and configurations. Pure.
 
-Every enabled shim has one handler. With ``debug``, it has a second one that logs more. Every custom runtime
-has one handler, which its RuntimeClass names. Each handler has its own Kata configuration directory.
+Every enabled shim has one handler. With ``debug``, it has a second one that logs more; with ``devkit`` as
+well, a third one with tools in its guests. Every custom runtime has one handler, which its RuntimeClass
+names. Each handler has its own Kata configuration directory.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings
-    from kata_node.settings.shims import Shim
+    from kata_node.settings.shims import Shim, Variant
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class Handler:
     """The directory of the handler's Kata configuration. No other handler reads it."""
     key: str
     """The key of the handler's settings in the values: ``shims.qemu``, ``customRuntimes.runtimes.mine``."""
-    debug: bool = False
-    """Whether this is the debug variant of a shim's handler."""
+    variant: Variant = ""
     drop_in: str = ""
     """The user's Kata configuration, as TOML text. It overrides all other drop-ins."""
     snapshotter: str = ""
@@ -76,18 +76,26 @@ def is_asked_for(settings: Settings, handler: Handler) -> bool:
 def _shim_handlers(settings: Settings) -> Iterator[Handler]:
     for shim in settings.shims:
         values = settings.for_shim(shim)
-        for debug in (False, True) if settings.debug else (False,):
+        for variant in _variants(settings, shim):
             yield Handler(
-                shim.handler(settings.suffix, debug=debug),
+                shim.handler(settings.suffix, variant),
                 shim,
-                f"{shim.own_dir}-debug" if debug else shim.own_dir,
+                f"{shim.own_dir}-{variant}" if variant else shim.own_dir,
                 f"shims.{shim.name}",
-                debug,
+                variant,
                 values.drop_in,
                 values.snapshotter,
                 values.crio_guest_pull,
                 _annotations(settings, values.extra_pod_annotations),
             )
+
+
+def _variants(settings: Settings, shim: Shim) -> Iterator[Variant]:
+    yield ""
+    if settings.debug:
+        yield "debug"
+        if settings.devkit and settings.arch in shim.devkit_arches:
+            yield "devkit"
 
 
 def _custom_handlers(settings: Settings) -> Iterator[Handler]:

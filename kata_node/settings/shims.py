@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 MACHINES: Mapping[str, str] = MappingProxyType(
     {"amd64": "x86_64", "arm64": "aarch64", "s390x": "s390x", "ppc64le": "ppc64le"}
@@ -14,6 +15,12 @@ MACHINES: Mapping[str, str] = MappingProxyType(
 
 GO_CONFIG_DIR = "share/defaults/kata-containers"
 """The directory of the Go runtime's base configurations, relative to the install dir."""
+
+Variant = Literal["", "debug", "devkit"]
+"""A handler of a shim: the plain one, the one that logs more, or that one with the devkit in its guests."""
+
+DEVKIT_ARCHES = ("x86_64", "aarch64")
+"""The machine types that Kata builds the devkit image for."""
 
 BUILTIN_PREFIX = "/opt/kata"
 """The install dir that Kata is built for. Paths in its archives and configuration files begin with it."""
@@ -49,13 +56,22 @@ class Shim:
     withdrawn: str = ""
     """The first release of Kata without this shim; empty if the newest release has it."""
 
-    def handler(self, suffix: str, *, debug: bool = False) -> str:
+    def handler(self, suffix: str, variant: Variant = "") -> str:
         """Return the name of the shim's handler: ``kata-qemu``, or ``kata-qemu-<suffix>``.
 
-        The debug variant is ``kata-qemu-debug``, or ``kata-qemu-debug-<suffix>``.
+        A variant is ``kata-qemu-debug``, or ``kata-qemu-debug-<suffix>``.
         """
-        name = f"kata-{self.name}-debug" if debug else f"kata-{self.name}"
-        return f"{name}-{suffix}" if suffix else name
+        return "-".join(part for part in ("kata", self.name, variant, suffix) if part)
+
+    @property
+    def devkit_arches(self) -> tuple[str, ...]:
+        """The machine types on which the shim can attach the devkit image to its guests.
+
+        Kata builds the image for two architectures. Confidential guests must not trust an image of the node.
+        The Go runtime attaches images with QEMU only.
+        """
+        attaches = self.hypervisor == "qemu" or (self.runtime == "runtime-rs" and self.local_hypervisor)
+        return tuple(arch for arch in self.arches if arch in DEVKIT_ARCHES and attaches and not self.tee)
 
     @property
     def local_hypervisor(self) -> bool:

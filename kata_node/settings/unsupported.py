@@ -15,7 +15,6 @@ def unsupported(settings: Settings) -> list[tuple[str, str]]:
     """
     requested: dict[str, tuple[object, str]] = {
         "env.hostOS": (settings.host_os, "enable the shim clh-azure instead"),
-        "devkit": (settings.devkit, "kata-node does not install the guest extension"),
     }
     for shim in settings.shims:
         values, key = settings.for_shim(shim), f"shims.{shim.name}"
@@ -25,7 +24,7 @@ def unsupported(settings: Settings) -> list[tuple[str, str]]:
         )
         requested[f"{key}.kernelModulesImages"] = (
             values.kernel_modules,
-            "kata-node does not install such images",
+            "Kata 4.1 does not read it; attach a guest extension image with guest_extension_images in dropIn",
         )
     return [
         (key, f"{key} is not supported in this release" + (f": {remark}" if remark else ""))

@@ -47,22 +47,20 @@ def read_yaml(
         raise SettingsError(
             f"line {line} is not UTF-8 text", where=path, hint="save the values file as UTF-8"
         ) from error
-    return parse_values(text, path)
+    return parse_values(text, path, hint="correct the YAML; nothing was changed on this node")
 
 
-def parse_values(text: str, where: str) -> Mapping[object, object]:
+def parse_values(text: str, where: str, *, hint: str) -> Mapping[object, object]:
     """Return the mapping in the YAML ``text`` of the file ``where``; an empty mapping if it is empty.
 
-    Raises :class:`SettingsError` like :func:`read_yaml`.
+    Raises :class:`SettingsError` like :func:`read_yaml`. ``hint`` is the remedy for text that is not YAML.
     """
     from kata_node.settings import yaml_parse
 
     try:
         data = yaml_parse.parse(text, unique_keys=True)
     except ValueError as error:
-        raise SettingsError(
-            str(error), where=where, hint="correct the YAML; nothing was changed on this node"
-        ) from error
+        raise SettingsError(str(error), where=where, hint=hint) from error
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from kata_node.settings.load import read_settings
-from kata_node.settings.shims import MACHINES
+from kata_node.settings.shims import MACHINES, table
 from kata_node.settings.unsupported import unsupported
 from kata_node.text import pluralize
 from kata_node.values import rules, schema, selection
-from kata_node.values.chart import merged, node_values
+from kata_node.values.chart import Values, at, merged, node_values
 from kata_node.values.chart import schema as chart_schema
 
 NO_SHIM = ("shims: no enabled shim runs on ", "shims: no shim is enabled")
@@ -76,8 +76,18 @@ def check(given: Mapping[Any, Any]) -> CheckResult:
         findings.append(ValuesFinding("error", "node", what, tuple(empty)))
     elif empty:
         findings.append(ValuesFinding("note", "node", "no enabled shim runs on these nodes", tuple(empty)))
+    findings += [ValuesFinding("note", "node", what) for what in _without_effect(values)]
     findings.sort(key=lambda each: each.level)
     return CheckResult(tuple(findings), shims, skipped)
+
+
+def _without_effect(values: Values) -> Iterator[str]:
+    """Yield a sentence for each key that asks for something that no node does."""
+    if at(values, "devkit") and not at(values, "debug"):
+        yield "devkit: has no effect without debug: true"
+    for shim in table().values():
+        if shim.withdrawn and at(values, f"shims.{shim.name}.enabled"):
+            yield f"shims.{shim.name}: Kata {shim.withdrawn} and later do not have it; nodes leave it out"
 
 
 def to_text(name: str, result: CheckResult) -> str:

@@ -85,13 +85,14 @@ def conversion(values: Mapping[Any, Any]) -> Conversion:
     for key in texts:
         base, arch = _split(key)
         reader = _READERS.get(base)
+        if base == "shims" and enabled.only_unknown:
+            continue
         if reader is not None:
             new = dict(reader(_Reading(texts, key, base, arch, enabled, values, result)))
             result.changes.append(Change(("env", key), new))
-    if mariner:
-        result.changes.append(Change(("env", "hostOS")))
-        if not enabled.names:
-            result.changes[-1] = Change(("env", "hostOS"), {("shims", "clh-azure", "enabled"): True})
+    if mariner and not enabled.only_unknown:
+        new_shim: dict[Path, object] = {("shims", "clh-azure", "enabled"): True}
+        result.changes.append(Change(("env", "hostOS"), {} if enabled.names else new_shim))
     _structured(values, result)
     return result
 
@@ -102,6 +103,8 @@ class _Enabled:
 
     names: tuple[str, ...] = ()
     arches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only_unknown: bool = False
+    """Whether Kata has none of the shims. Without the old keys, all shims would be enabled then."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ def _enabled(texts: Mapping[str, str], result: Conversion, *, mariner: bool) -> 
                 names.setdefault(shim, []).append(arch)
             else:
                 names.setdefault(shim, [])
+    if not names:
+        result.notes.append("env.shims stays, because Kata has none of its shims; choose others below shims")
+        return _Enabled(only_unknown=True)
     arches = {name: tuple(found) for name, found in names.items()} if by_arch else {}
     if by_arch and not general:
         missing = [arch for arch in MACHINES if arch not in by_arch]

@@ -1,14 +1,15 @@
 """The rules of the chart's templates that its schema cannot express. Pure.
 
-``helm template`` is the authority: a test renders the chart with the values that it refuses, and expects a
-problem here for each of them.
+``helm template`` is the authority: a test renders the chart with values for each of its refusals, and
+expects the same sentences here. helm can refuse only in its own language, and this module has to work
+without helm, so there are two forms of each rule.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from kata_node.settings.selection import select_enabled
 from kata_node.settings.shims import MACHINES, table
@@ -22,6 +23,7 @@ _PUBLIC_DISPATCHER = re.compile(r"(^|/)k8s-job-dispatcher([:@]|$)")
 def problems(values: Values) -> Iterator[str]:
     """Yield a sentence for each problem of merged ``values``, each with the path of the key."""
     yield from _gone(values)
+    yield from _shims(values)
     yield from _images(values)
     yield from _job(values)
     yield from _paths(values)
@@ -35,11 +37,21 @@ def enabled_shims(values: Values) -> tuple[str, ...]:
     entries = {
         name: shim
         for name, shim in (shims if isinstance(shims, dict) else {}).items()
-        if name in table() and isinstance(shim, dict) and shim.get("supportedArches") != []
+        if name in table() and isinstance(shim, dict) and _runs_on(shim, table()[name].arches)
     }
     flags = {name: shim.get("enabled") for name, shim in entries.items()}
     off = bool(at(values, "shims.disableAll"))
     return select_enabled(flags, off, "") if flags or off else ()
+
+
+def _runs_on(shim: Values, machines: Collection[str]) -> bool:
+    """Return whether ``supportedArches`` of a shim allows one of the machine types."""
+    allowed = shim.get("supportedArches")
+    return any(
+        not isinstance(allowed, list) or arch in allowed
+        for arch, machine in MACHINES.items()
+        if machine in machines
+    )
 
 
 def _gone(values: Values) -> Iterator[str]:
@@ -51,6 +63,20 @@ def _gone(values: Values) -> Iterator[str]:
             "snapshotter.erofsSnapshotterMode: integrity is a value of another chart; set "
             "snapshotter.erofsDmverity: true instead"
         )
+
+
+def _shims(values: Values) -> Iterator[str]:
+    for name in enabled_shims(values):
+        if at(values, f"shims.{name}.hypervisor.rootless"):
+            yield (
+                f"shims.{name}.hypervisor.rootless: is not supported in this release; remove the key, or "
+                "disable the shim"
+            )
+        if at(values, f"shims.{name}.kernelModulesImages"):
+            yield (
+                f"shims.{name}.kernelModulesImages: Kata 4.1 does not read it; attach a guest extension "
+                f"image with guest_extension_images in shims.{name}.dropIn"
+            )
 
 
 def _images(values: Values) -> Iterator[str]:
@@ -82,7 +108,10 @@ def _images(values: Values) -> Iterator[str]:
 
 def _job(values: Values) -> Iterator[str]:
     if values.get("deploymentMode") == "job" and str(at(values, "job.rollout.waveSize")) in ("0", "0%"):
-        yield "job.rollout.waveSize: a wave must have at least one node; set a number or share of 1 or more"
+        yield (
+            "job.rollout.waveSize: a wave must have at least one node; set a number of 1 or more, a share of "
+            "1% or more, or remove the key"
+        )
     kept = at(values, "job.ttlSecondsAfterFinished")
     if isinstance(kept, int) and kept < 60:
         yield (
@@ -104,7 +133,9 @@ def _paths(values: Values) -> Iterator[str]:
         )
     for key in () if crio else ("configDir", "runtimeSocket"):
         path = str(at(values, f"containerd.{key}") or "").removeprefix("unix://")
-        folder = posixpath.normpath(path) if key == "configDir" else posixpath.dirname(path)
+        if path and key == "configDir":
+            path = posixpath.normpath(path)
+        folder = path if key == "configDir" else posixpath.dirname(path)
         if path and not path.startswith("/"):
             yield f"containerd.{key}: {path} is not an absolute path; write a path that begins with /"
         elif path and folder in ("/", "//"):
@@ -121,7 +152,10 @@ def _runtime_classes(values: Values) -> Iterator[str]:
     on = enabled_shims(values)
     for name in on:
         variants = [table()[name].handler(suffix)]
-        variants += [table()[name].handler(suffix, debug=True)] if values.get("debug") is True else []
+        if values.get("debug") is True:
+            variants.append(table()[name].handler(suffix, "debug"))
+            if values.get("devkit") and _runs_on(at(values, f"shims.{name}"), table()[name].devkit_arches):
+                variants.append(table()[name].handler(suffix, "devkit"))
         for handler in variants:
             names[handler] = f"shims.{name}"
             if len(handler) > 63:
@@ -152,7 +186,7 @@ def _custom_runtimes(runtimes: object, names: dict[str, str]) -> Iterator[str]:
         try:
             manifest = parse_yaml(str(at(runtime, "runtimeClass") or ""))
         except ValueError as error:
-            yield f"{where}: {error}"
+            yield f"{where}: is not valid YAML ({error}); correct it"
             continue
         called = at(manifest, "metadata.name")
         if at(manifest, "kind") != "RuntimeClass" or at(manifest, "apiVersion") != "node.k8s.io/v1":
@@ -172,7 +206,7 @@ def _verification(values: Values) -> Iterator[str]:
     try:
         pod = parse_yaml(str(text))
     except ValueError as error:
-        yield f"verification.pod: {error}"
+        yield f"verification.pod: is not valid YAML ({error}); correct it"
         return
     if at(pod, "kind") != "Pod" or not at(pod, "metadata.name") or not at(pod, "spec"):
         yield (

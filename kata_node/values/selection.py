@@ -69,7 +69,7 @@ def problems(values: Values) -> Iterator[str]:
         yield from (*found, *clashes)
         if not found and not clashes:
             keys = "nodeSelector, affinity, job.nodeSelector or job.nodeSelectorExpressions"
-            yield from _unmatchable([*labels, *own, *expressions], _cross(terms, discovery), keys)
+            yield from _unmatchable([*expressions, *labels, *own], _cross(terms, discovery), keys)
     yield from _cleanup_problems(values)
 
 
@@ -85,7 +85,7 @@ def _cleanup_problems(values: Values) -> Iterator[str]:
     expressions = _expressions(given, "job.cleanup.nodeSelectorExpressions", found)
     yield from found
     if not found:
-        common = [*_labels(values, "job.cleanup.nodeSelector"), *expressions]
+        common = [*expressions, *_labels(values, "job.cleanup.nodeSelector")]
         yield from _unmatchable(common, terms, "one of the keys below job.cleanup")
 
 
@@ -107,6 +107,8 @@ def _expressions(given: object, where: str, found: list[str]) -> list[Requiremen
 
 def _terms(affinity: object, where: str, found: list[str]) -> list[Term] | None:
     """Return the required terms; ``None`` without any. Append problems to ``found``."""
+    if affinity and not isinstance(affinity, dict):
+        found.append(f"{where}: is not a mapping; write a node affinity as in the spec of a pod")
     where = f"{where}.{REQUIRED}"
     required = affinity.get(REQUIRED) if isinstance(affinity, dict) else None
     if required is None:
@@ -121,7 +123,10 @@ def _terms(affinity: object, where: str, found: list[str]) -> list[Term] | None:
     for index, term in enumerate(given if isinstance(given, list) else []):
         place = f"{where}.nodeSelectorTerms[{index}]"
         if not isinstance(term, dict):
-            found.append(f"{place}: is not a mapping with matchExpressions or matchFields")
+            found.append(
+                f"{place}: is not a mapping with matchExpressions or matchFields; write a term as in the "
+                "spec of a pod"
+            )
             continue
         for key in term.keys() - {"matchExpressions", "matchFields"}:
             found.append(f"{place}.{key}: is not a key of a term; write matchExpressions or matchFields")

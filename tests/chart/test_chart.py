@@ -317,6 +317,7 @@ def test_the_runtime_classes_use_the_shim_table_of_the_nodes() -> None:
             "tee": shim.tee,
             "off": shim.off,
             "arches": [name for name, machine in MACHINES.items() if machine in shim.arches],
+            "devkit": [name for name, machine in MACHINES.items() if machine in shim.devkit_arches],
             "overhead": {"memory": shim.overhead.memory, "cpu": shim.overhead.cpu},
         }
         for shim in table().values()

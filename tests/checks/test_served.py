@@ -130,6 +130,16 @@ def test_a_shim_that_is_asked_for_by_name_is_refused_without_its_snapshotter(tmp
     assert snapshot(node) == before
 
 
+def test_nydus_is_not_set_up_if_the_payload_lacks_it_and_no_shim_needs_it(
+    tmp_path: Path,
+) -> None:
+    wanted = load("{shims: {qemu: {enabled: true}}, snapshotter: {setup: [nydus]}}", tmp_path)
+    node = make_node(tmp_path / "node")
+    reports = install(node, wanted, payload_with(tmp_path / "payload", "qemu"), NEW)
+    assert exit_code(reports) == 0, outcomes(reports)
+    assert served(node) == ["kata-qemu"]
+
+
 def test_a_node_is_refused_if_every_shim_would_be_left_out(tmp_path: Path) -> None:
     node = make_node(tmp_path / "node")
     payload = payload_with(tmp_path / "payload", "clh")

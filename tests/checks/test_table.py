@@ -281,10 +281,10 @@ def test_offline_the_hardware_is_not_checked() -> None:
 
 
 def test_unsupported_settings_fail_and_are_named() -> None:
-    devkit = replace(settings.load(None, overrides={}, arch="x86_64"), devkit=True)
-    found = {check.name: check for check in all_findings(devkit, GOOD, RECEIPT)}["settings"]
+    mariner = replace(settings.load(None, overrides={}, arch="x86_64"), host_os="cbl-mariner")
+    found = {check.name: check for check in all_findings(mariner, GOOD, RECEIPT)}["settings"]
     assert found.status == "fail"
-    assert "devkit" in found.remedy
+    assert "env.hostOS" in found.remedy
 
 
 DEFAULT = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'nobody'\n"

@@ -357,10 +357,10 @@ def test_a_setting_that_this_release_does_not_support_is_refused_by_name(
     cli_runner: CliRunner, tmp_path: Path
 ) -> None:
     values = tmp_path / "values.yaml"
-    values.write_text("devkit: true\n")
+    values.write_text("env: {hostOS: cbl-mariner}\n")
     before = cli_runner.files()
     result = cli_runner.offline("install", "--config", values)
-    refused(cli_runner, result, 3, "devkit", "is not supported in this release")
+    refused(cli_runner, result, 3, "env.hostOS", "is not supported in this release")
     assert result.outcomes == ["host-check failed"]
     assert cli_runner.files() == before
 

@@ -115,3 +115,12 @@ def test_a_fifo_in_place_of_the_file_is_refused_at_once(
     result = runner.run("values", command, str(fifo))
     assert result.code == 2
     assert "a FIFO is where a file is needed" in result.err
+
+
+def test_a_file_that_is_no_yaml_is_refused_without_a_word_of_a_node(runner: CliRunner, file: Path) -> None:
+    file.write_text("shims: [\n")
+    for command in ("check", "convert"):
+        result = runner.run("values", command, str(file))
+        assert result.code == 2
+        assert "hint: correct the YAML, then run again" in result.out + result.err
+        assert "on this node" not in result.out + result.err

@@ -68,6 +68,8 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "imagePullSecrets": (JOB, [{"name": "secret"}]),
     "image.reference": ({}, f"example.org/kata@{DIGEST}"),
     "image.tag": ({}, "4.1.0"),
+    "image.kataVersion": ({}, "4.1.0"),
+    "devkit": ({"debug": True}, True),
     "kubectlImage.reference": ({}, "example.org/kubectl"),
     "kubectlImage.tag": ({}, "1.37"),
     "monitor.enabled": ({}, True),
@@ -142,7 +144,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "rbac.admissionPolicy": ({}, "never"),
 }
 
-REFUSED = {"devkit": True, "env.hostOS": "cbl-mariner"}
+REFUSED = {"env.hostOS": "cbl-mariner"}
 """Values that the schema allows and this release refuses."""
 
 

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster import values_table
 from cluster.chart_objects import JOB, dry_run, kind, node_jobs, one
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
 from node.cache import CHECKOUT
+from node.commands import CommandResult
 from node.installation import make_payload
 
 FILES = {path.name: path for path in sorted((CHECKOUT / "tests/chart").glob("public_chart*.yaml"))}
@@ -77,12 +80,29 @@ def test_a_whole_file_renders_and_its_nodes_install(
         assert run_node(root, payload, values, runtime, "plan")["code"] == 0
 
 
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> values_table.Nodes:
+    scratch = tmp_path_factory.mktemp("nodes")
+    return values_table.Nodes(make_payload(scratch / "payload", *values_table.PAYLOAD), scratch)
+
+
+@pytest.mark.parametrize("name", values_table.examples())
+def test_the_table_of_the_documents_is_what_helm_and_nodes_do(
+    cluster: Cluster, nodes: values_table.Nodes, name: str
+) -> None:
+    def helm(arguments: Sequence[str]) -> CommandResult:
+        return cluster.helm(*arguments, check=False)
+
+    text = values_table.examples()[name]
+    found = list(values_table.rows(name, text, helm=helm, nodes=nodes))
+    assert found == values_table.documented(name), "run scripts/values-table"
+
+
 def test_all_refusals_of_a_render_are_in_one_message(cluster: Cluster, tmp_path: Path) -> None:
     wrong = {
         **JOB,
-        "devkit": True,
         "image": {"reference": ""},
-        "env": {"multiInstallSuffix": "default"},
+        "env": {"multiInstallSuffix": "default", "hostOS": "cbl-mariner"},
         "job": {
             "ttlSecondsAfterFinished": 5,
             "dispatcherImage": {"reference": "ghcr.io/example/k8s-job-dispatcher"},
@@ -104,7 +124,7 @@ def test_all_refusals_of_a_render_are_in_one_message(cluster: Cluster, tmp_path:
     done = cluster.helm("template", "kata", str(CHART), f"--values={path}", check=False)
     assert done.returncode != 0
     for key in (
-        "devkit:",
+        "env.hostOS:",
         "image.reference:",
         "env.multiInstallSuffix:",
         "job.ttlSecondsAfterFinished:",
@@ -149,15 +169,73 @@ def test_keys_of_confidential_guests_are_advertised_and_booked_together(
     dry_run(cluster, rendered)
 
 
-def test_labels_can_be_booleans_and_runtime_classes_name_the_version_of_kata(
+def test_labels_of_the_daemonset_mode_can_be_booleans(cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text("{}")
+    sets = ("nodeSelector.a=true", "nodeSelector.c=7", "shims.qemu.runtimeClass.nodeSelector.b=true")
+    rendered = template(cluster, path, *(f"--set={each}" for each in sets))
+    dry_run(cluster, rendered)
+    selector = one(rendered, "DaemonSet")["spec"]["template"]["spec"]["nodeSelector"]
+    assert (selector["a"], selector["c"]) == ("true", "7")
+    [qemu] = [each for each in kind(rendered, "RuntimeClass") if each["handler"] == "kata-qemu"]
+    assert qemu["scheduling"]["nodeSelector"]["b"] == "true"
+
+
+def test_labels_of_the_job_mode_can_be_booleans(cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(JOB))
+    keys = ("job.nodeSelector.a", "job.dispatcherNodeSelector.b", "job.cleanup.nodeSelector.c")
+    rendered = template(cluster, path, *(f"--set={key}=true" for key in keys))
+    dry_run(cluster, rendered)
+    files = one(rendered, "ConfigMap", "-dispatcher")["data"]
+    selectors = [
+        yaml.safe_load(files[name])["selection"]["labelSelector"].split(",")
+        for name in ("install.yaml", "cleanup.yaml")
+    ]
+    assert "a=true" in selectors[0]
+    assert "c=true" in selectors[1]
+    pod = one(rendered, "Job", "install-dispatcher")["spec"]["template"]["spec"]
+    assert pod["nodeSelector"]["b"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        ({"tag": "4.1.0"}, "4.1.0"),
+        ({"reference": "r.example.org:5000/kata:4.1.0@sha256:" + "0" * 64}, "4.1.0"),
+        ({"tag": "sha256:" + "0" * 64}, None),
+        ({"tag": "sha256:" + "0" * 64, "kataVersion": "4.1.0"}, "4.1.0"),
+        ({"tag": "2026-08", "kataVersion": "4.1.0"}, "4.1.0"),
+    ],
+)
+def test_runtime_classes_name_the_version_of_kata(
+    cluster: Cluster, tmp_path: Path, image: dict[str, str], version: str | None
+) -> None:
+    manifest = "{kind: RuntimeClass, apiVersion: node.k8s.io/v1, metadata: {name: own}, handler: own}"
+    runtimes = {"own": {"baseConfig": "qemu", "runtimeClass": manifest}}
+    path = tmp_path / "values.yaml"
+    path.write_text(
+        yaml.safe_dump({"image": image, "customRuntimes": {"enabled": True, "runtimes": runtimes}})
+    )
+    classes = kind(template(cluster, path), "RuntimeClass")
+    found = [
+        each["metadata"].get("annotations", {}).get("katacontainers.io/kata-version")
+        for each in classes
+        if each["handler"] in ("own", "kata-qemu")
+    ]
+    assert found == [version, version]
+
+
+def test_debug_with_the_devkit_has_a_third_runtime_class_where_kata_builds_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     path = tmp_path / "values.yaml"
-    path.write_text("{}")
-    sets = ("nodeSelector.a=true", "shims.qemu.runtimeClass.nodeSelector.b=true", "image.tag=4.1.0")
-    rendered = template(cluster, path, *(f"--set={each}" for each in sets))
-    dry_run(cluster, rendered)
-    assert one(rendered, "DaemonSet")["spec"]["template"]["spec"]["nodeSelector"]["a"] == "true"
-    [qemu] = [each for each in kind(rendered, "RuntimeClass") if each["handler"] == "kata-qemu"]
-    assert qemu["scheduling"]["nodeSelector"]["b"] == "true"
-    assert qemu["metadata"]["labels"]["katacontainers.io/kata-version"] == "4.1.0"
+    names = ("qemu", "qemu-runtime-rs", "qemu-snp", "clh")
+    shims = {"disableAll": True, **{name: {"enabled": True} for name in names}}
+    shims["qemu-runtime-rs"]["supportedArches"] = ["s390x"]
+    for values in ({"debug": True, "devkit": True}, {"devkit": True}):
+        path.write_text(yaml.safe_dump({**values, "shims": shims, "env": {"multiInstallSuffix": "blue"}}))
+        found = {each["handler"] for each in kind(template(cluster, path), "RuntimeClass")}
+        assert {each for each in found if "devkit" in each} == (
+            {"kata-qemu-devkit-blue"} if values.get("debug") else set()
+        )

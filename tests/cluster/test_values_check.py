@@ -1,19 +1,76 @@
-"""``kata-node values check`` finds what helm refuses, and accepts what helm renders."""
+"""``kata-node values check`` finds what helm refuses, in the same words, and accepts what helm renders."""
 
 from __future__ import annotations
 
+import functools
+import json
+import re
 from typing import Any
 
 import pytest
 
 from cluster import test_chart_options, test_chart_selection
-from cluster.chart_objects import Document, documents, merge
+from cluster.chart_objects import JOB, POD, Document, documents, merge
 from cluster.control_plane import Cluster
+from cluster.helm_chart import CHART
 from cluster.test_chart import BASES
+from cluster.test_chart_selection import affinity, needs, term
 from kata_node.values.check import check
 from node.commands import CommandFailed
 
 MODES = ("job", "daemonset")
+
+CLASS = "{kind: RuntimeClass, apiVersion: node.k8s.io/v1, metadata: {name: NAME}, handler: x}"
+
+
+def custom(**runtimes: Document) -> Document:
+    return {"customRuntimes": {"enabled": True, "runtimes": runtimes}}
+
+
+def own(name: str) -> Document:
+    return {"baseConfig": "qemu", "runtimeClass": CLASS.replace("NAME", name)}
+
+
+MORE: dict[str, Document] = {
+    "kernel modules": {"shims": {"qemu": {"kernelModulesImages": [{"path": "/a"}]}}},
+    "another dispatcher": {**JOB, "job": {"dispatcherImage": {"reference": "r/k8s-job-dispatcher:1"}}},
+    "no policy of this name": {"rbac": {"admissionPolicy": "sometimes"}},
+    "the name of an installation without a suffix": {"env": {"multiInstallSuffix": "default"}},
+    "a suffix with a dot": {"env": {"multiInstallSuffix": "a.b"}},
+    "a suffix that is too long for a label": {"env": {"multiInstallSuffix": "a" * 64}},
+    "a runtime without a base": custom(x={"runtimeClass": CLASS.replace("NAME", "x")}),
+    "a manifest that is no YAML": custom(x={"baseConfig": "qemu", "runtimeClass": "{"}),
+    "a class without a handler": custom(x={**own("x"), "runtimeClass": CLASS.replace("handler: x", "a: b")}),
+    "two classes of one name": custom(x=own("same"), y=own("same")),
+    "the class of a shim": custom(x=own("kata-qemu")),
+    "the default class of a shim that comes later": {
+        "runtimeClasses": {"createDefault": True, "defaultName": "kata-qemu-snp"},
+        "defaultShim": {"amd64": "clh"},
+    },
+    "the default class of a shim that came before": {
+        "runtimeClasses": {"createDefault": True, "defaultName": "kata-clh"}
+    },
+    "a pod that is no YAML": {"verification": {"pod": "{"}},
+    "a pod without an end": {"verification": {"pod": POD.replace("restartPolicy: Never", "")}},
+    "an affinity that is a list": {"affinity": {"nodeAffinity": ["a"]}},
+    "required terms that are a list": {
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": ["a"]}}
+    },
+    "a term that is a word": affinity("a"),
+    "a requirement that is a word": affinity({"matchExpressions": ["a"]}),
+    "a requirement without a key": affinity({"matchExpressions": [{"operator": "Exists"}]}),
+    "Exists with a value": affinity(term(needs("a", "Exists", "b"))),
+}
+"""Values for the refusals that no other test has."""
+
+NEEDS_A_CLUSTER = (
+    "was installed with",
+    "was installed below",
+    "was installed by another chart",
+    "already has the installation",
+    "the cluster already has a worker",
+)
+"""Parts of the refusals that ask the cluster. The tests of releases have them."""
 
 
 def cases(test: Any) -> list[Any]:
@@ -34,20 +91,80 @@ def helm_refuses(cluster: Cluster, values: Document) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    "values", cases(test_chart_options.test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy)
-)
-def test_what_helm_refuses_is_an_error(values: Document) -> None:
-    """That helm refuses these is a test of the chart."""
+@functools.cache
+def refusals(cluster: Cluster, values: str) -> tuple[str, ...] | None:
+    """Return the sentences with which the templates refuse values, in JSON; ``None`` if the schema does."""
+    done = cluster.helm("template", "kata", str(CHART), "--values=-", text=values, check=False)
+    if done.returncode == 0:
+        return ()
+    found = re.search(r"execution error at \([^)]*\): (.*)", done.stderr, re.DOTALL)
+    if found is None:
+        assert "specifications of the schema" in done.stderr
+        return None
+    said = found[1].partition("\n\n")[0]  # helm's own advice follows
+    return tuple(line.strip() for line in said.splitlines() if " problems with the" not in line)
+
+
+def key(sentence: str) -> str:
+    """Return the key at the beginning of a sentence."""
+    return sentence.partition(": ")[0]
+
+
+def without_parser_text(sentence: str) -> str:
+    """Return a sentence without what a parser of YAML says, which differs between helm and Python."""
+    return re.sub(r"is not valid YAML \(.*\);", "is not valid YAML;", sentence)
+
+
+def refused_values() -> list[Any]:
+    options = test_chart_options.test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy
+    selections = test_chart_selection.test_a_selection_that_can_match_no_node_is_refused_in_both_modes
+    return [
+        *cases(options),
+        *(pytest.param(values, id=name) for name, values in MORE.items()),
+        *(
+            pytest.param({"deploymentMode": mode, **case.values[0]}, id=f"{case.id}, {mode}")
+            for case in cases(selections)
+            for mode in MODES
+        ),
+    ]
+
+
+REFUSED = refused_values()
+
+
+@pytest.mark.parametrize("values", REFUSED)
+def test_helm_and_the_check_refuse_the_same_with_the_same_words(cluster: Cluster, values: Document) -> None:
+    by_helm = refusals(cluster, json.dumps(values))
+    assert by_helm != ()
     assert errors(values)
+    if by_helm is None:
+        return
+    findings = [each for each in check(values).findings if each.level == "error"]
+    by_chart = {without_parser_text(each.what) for each in findings if each.source == "chart"}
+    # What a node checks anyway is not checked twice.
+    by_node = {key(each.what) for each in findings if each.source == "node"}
+    sentences = {without_parser_text(each) for each in by_helm}
+    assert by_chart <= sentences
+    assert [each for each in sentences - by_chart if key(each) not in by_node] == []
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "values", cases(test_chart_selection.test_a_selection_that_can_match_no_node_is_refused_in_both_modes)
-)
-def test_a_selection_that_helm_refuses_is_an_error(values: Document, mode: str) -> None:
-    assert errors({"deploymentMode": mode, **values})
+def test_every_refusal_of_the_templates_is_compared(cluster: Cluster) -> None:
+    said = [sentence for case in REFUSED for sentence in refusals(cluster, json.dumps(case.values[0])) or ()]
+    written = [
+        found
+        for path in sorted((CHART / "templates").rglob("*.*"))
+        for found in re.findall(
+            r'kata-deploy\.refuse" \(list \S+ \(?(?:printf )?"((?:[^"\\]|\\.)*)"', path.read_text()
+        )
+    ]
+    assert len(written) > 30
+    never = [
+        text
+        for text in written
+        if not any(part in text for part in NEEDS_A_CLUSTER)
+        and not any(re.fullmatch(re.sub(r"%[sdvq]", ".*", re.escape(text)), each) for each in said)
+    ]
+    assert never == [], never
 
 
 @pytest.mark.parametrize("path", test_chart_options.FLIPS)

@@ -84,3 +84,43 @@ def test_another_failure_with_exit_code_3_is_a_failure(mixed: FakeApiServer) -> 
     result = dispatch(mixed)
     assert set(outcomes(result).values()) == {"failed"}
     assert result.exit_code == 1
+
+
+def unfit(api: FakeApiServer, *names: str) -> None:
+    """Make the Jobs of these nodes report that their node is unfit, and all others succeed."""
+
+    def end(job: dict[str, dict[str, str]]) -> None:
+        name = job["metadata"]["name"]
+        if name.endswith(tuple(f"-{each}" for each in names)):
+            api.fail(name, stage="claim", code=3, message=json.dumps(MESSAGE))
+        else:
+            api.finish(name)
+
+    api.on_create = lambda job: api.time.after(1, lambda: end(job))
+
+
+def test_an_install_that_leaves_no_node_with_kata_fails(api: FakeApiServer) -> None:
+    workers(api, 3)
+    unfit(api, "n0", "n1", "n2")
+    result = dispatch(api)
+    assert set(outcomes(result).values()) == {"unfit"}
+    assert (result.outcome, result.exit_code) == ("failed", 1)
+    assert result.reason == "no node has Kata, 3 of 3 cannot run it"
+
+
+def test_a_skipped_node_is_no_node_with_kata(api: FakeApiServer) -> None:
+    workers(api, 2)
+    api.nodes["n1"]["spec"]["taints"] = [{"key": "example.com/gpu", "effect": "NoSchedule"}]
+    unfit(api, "n0")
+    result = dispatch(api)
+    assert outcomes(result) == {"n0": "unfit", "n1": "skipped"}
+    assert result.reason == "no node has Kata, 1 of 2 cannot run it"
+
+
+def test_a_node_that_serves_already_is_enough_for_a_run_that_skips_such_nodes(api: FakeApiServer) -> None:
+    workers(api, 2)
+    api.nodes["n1"]["metadata"]["labels"][CONFIG.installation_label] = "true"
+    unfit(api, "n0")
+    result = dispatch(api, replace(CONFIG, skip_serving=True))
+    assert outcomes(result) == {"n0": "unfit", "n1": "unchanged"}
+    assert (result.outcome, result.exit_code) == ("ok", 0)

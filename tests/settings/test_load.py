@@ -897,7 +897,11 @@ def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
     ("values", "keys"),
     [
         pytest.param("env: {hostOS: cbl-mariner}", "env.hostOS", id="host-os"),
-        pytest.param("devkit: true", "devkit", id="devkit"),
+        pytest.param(
+            "shims: {qemu: {enabled: true, kernelModulesImages: [{path: /a}]}}",
+            "shims.qemu.kernelModulesImages",
+            id="kernel-modules",
+        ),
     ],
 )
 def test_an_unsupported_setting_is_named(values: str, keys: str, tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ def test_an_empty_file_means_the_defaults_of_the_chart() -> None:
             id="an old key, on a node",
         ),
         pytest.param({"containerd": {"userDropIn": "a ="}}, "node", "containerd.userDropIn: ", id="TOML"),
-        pytest.param({"devkit": True}, "node", "devkit is not supported", id="an unsupported key"),
+        pytest.param(
+            {"env": {"hostOS": "cbl-mariner"}}, "node", "env.hostOS is not supported", id="an unsupported key"
+        ),
         pytest.param(
             {"shims": {"disableAll": True}}, "node", "no enabled shim runs on any architecture", id="no shim"
         ),
@@ -120,6 +122,23 @@ def test_an_error_names_the_key_and_who_finds_it(values: Mapping[str, Any], sour
     result = check(values)
     assert not result.ok
     assert [each for each in said(result, source=source) if what in each], said(result)
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"devkit": True}, "devkit: has no effect without debug: true"),
+        (
+            {"shims": {"stratovirt": {"enabled": True}}},
+            "shims.stratovirt: Kata 4.1 and later do not have it; nodes leave it out",
+        ),
+    ],
+)
+def test_a_key_without_effect_is_a_note(values: Mapping[str, Any], what: str) -> None:
+    result = check(values)
+    assert result.ok
+    assert [each.what for each in result.findings if each.level == "note"] == [what]
+    assert f"note: node: {what}" in to_text("values.yaml", result)
 
 
 def test_all_errors_are_found_in_one_run() -> None:

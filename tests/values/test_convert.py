@@ -201,6 +201,23 @@ def test_shims_that_kata_does_not_have_are_named() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("env", "stays"),
+    [
+        ({"shims": "qemu-sev acrn", "debug": "true"}, {"shims": "qemu-sev acrn"}),
+        ({"shims_x86_64": "acrn"}, {"shims_x86_64": "acrn"}),
+        ({"shims": "acrn", "hostOS": "cbl-mariner"}, {"shims": "acrn", "hostOS": "cbl-mariner"}),
+    ],
+)
+def test_a_list_of_shims_that_kata_does_not_have_stays_instead_of_becoming_all_shims(
+    env: dict[str, object], stays: object
+) -> None:
+    result = converted(yaml.safe_dump({"env": env}))
+    assert yaml.safe_load(result.text)["env"] == stays
+    assert "shims" not in yaml.safe_load(result.text)
+    assert "env.shims stays, because Kata has none of its shims; choose others below shims" in result.notes
+
+
 def test_a_present_section_gets_the_keys_in_its_place() -> None:
     own = "shims:\n  # ours\n  qemu:\n    dropIn: |\n      a = 1\n"
     text = f"{own}\ndebug: false  # quiet\nenv:\n  debug: 'true'\n  shims: qemu\n"

@@ -40,7 +40,7 @@ other fields of the pod as `spec`.
 */ -}}
 {{- define "kata-deploy.dispatcher.allowedPods" -}}
 {{- $pods := list -}}
-{{- $templates := concat (include "kata-deploy.dispatcher.installTemplates" . | fromYamlArray) (include "kata-deploy.dispatcher.cleanupTemplates" . | fromYamlArray) -}}
+{{- $templates := concat (include "kata-deploy.once" (list . "kata-deploy.dispatcher.installTemplates") | fromYamlArray) (include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | fromYamlArray) -}}
 {{- range $templates -}}
 {{- $pod := .template.spec.template -}}
 {{- $spec := omit $pod.spec "initContainers" "containers" -}}
@@ -100,7 +100,7 @@ depend on anything but the values and the release.
 {{- if eq $file "cleanup.yaml" -}}
 {{- include "kata-deploy.dispatcher.config" (list . "cleanup" "job.cleanup") }}
 templates:
-  {{- include "kata-deploy.dispatcher.cleanupTemplates" . | trim | nindent 2 }}
+  {{- include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | trim | nindent 2 }}
 {{- else -}}
 {{- include "kata-deploy.dispatcher.config" (list . "install" "job") }}
 {{- if eq $file "reconcile.yaml" }}
@@ -114,13 +114,13 @@ nodeSettleSeconds: {{ ternary 15 $settle (kindIs "invalid" $settle) }}
 {{ . }}
 {{- end }}
 templates:
-  {{- include "kata-deploy.dispatcher.installTemplates" . | trim | nindent 2 }}
+  {{- include "kata-deploy.once" (list . "kata-deploy.dispatcher.installTemplates") | trim | nindent 2 }}
 {{- if eq $file "install.yaml" }}
 # Nodes with the installation label that are no longer selected.
 removed:
   namePrefix: {{ include "kata-deploy.shortName" (list . "removed" 40) }}
   templates:
-    {{- include "kata-deploy.dispatcher.cleanupTemplates" . | trim | nindent 4 }}
+    {{- include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | trim | nindent 4 }}
 {{- end }}
 {{- end -}}
 {{- end -}}
@@ -199,7 +199,7 @@ spec:
           value: /etc/kata-dispatcher/{{ index . 1 }}
         # The dispatcher refuses a file that somebody has changed.
         - name: KATA_DISPATCHER_CONFIG_DIGEST
-          value: {{ include "kata-deploy.dispatcher.configFile" . | sha256sum }}
+          value: {{ include "kata-deploy.once" (list $root "kata-deploy.dispatcher.configFile" (index . 1)) | sha256sum }}
         - name: KATA_DISPATCHER_LOG_LEVEL
           value: {{ include "kata-deploy.logLevel" $root }}
         # This Job owns the node Jobs, so Kubernetes deletes them together with it.

@@ -79,7 +79,7 @@ Host paths by stage, as {"host-check": [...], "artifacts": [...], "cri": [...], 
 */ -}}
 {{- define "kata-deploy.stageHostPaths" -}}
 {{- $paths := include "kata-deploy.hostPaths" . | fromJson -}}
-{{- $nydus := eq "true" (include "kata-deploy.state" (index . 0) | fromJson).nydus -}}
+{{- $nydus := eq "true" (include "kata-deploy.once" (list (index . 0) "kata-deploy.state") | fromJson).nydus -}}
 {{- $socket := dir $paths.socket -}}
 {{- $id := "/etc/machine-id" -}}
 {{- $check := list $paths.opt $paths.config $id $socket "/run/dbus" "/dev" "/run/kata-node" -}}

@@ -55,7 +55,7 @@ the token in seconds.
   value: /etc/kata-node/values.yaml
 # kata-node refuses a file that somebody has changed.
 - name: KATA_NODE_CONFIG_DIGEST
-  value: {{ include "kata-deploy.node.values" . | sha256sum }}
+  value: {{ include "kata-deploy.once" (list . "kata-deploy.node.values") | sha256sum }}
 - name: KATA_NODE_LOG_LEVEL
   value: {{ include "kata-deploy.logLevel" . }}
 - name: NODE_NAME
@@ -145,7 +145,7 @@ seccompProfile:
 {{- define "kata-deploy.stageContainer" }}
 {{- $root := index . 0 -}}
 {{- $stage := index . 1 -}}
-{{- $paths := get (include "kata-deploy.stageHostPaths" (list $root (index . 2)) | fromJson) $stage | default list -}}
+{{- $paths := get (include "kata-deploy.once" (list $root "kata-deploy.stageHostPaths" (index . 2)) | fromJson) $stage | default list -}}
 - name: {{ $stage }}
   image: {{ include "kata-deploy.image" (list $root $root.Values.image "image" $root.Chart.AppVersion) }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
@@ -205,7 +205,7 @@ order, and tolerations.
 {{- define "kata-deploy.nodeJob" }}
 {{- $root := .root -}}
 {{- $runtime := .runtime -}}
-{{- $mounts := include "kata-deploy.stageHostPaths" (list $root $runtime) | fromJson -}}
+{{- $mounts := include "kata-deploy.once" (list $root "kata-deploy.stageHostPaths" $runtime) | fromJson -}}
 {{- $paths := list -}}
 {{- range .stages -}}
 {{- $paths = concat $paths (get $mounts . | default list) -}}
@@ -235,7 +235,7 @@ spec:
     metadata:
       annotations:
         # Changed values make the dispatcher run the Job again.
-        checksum/values: {{ include "kata-deploy.node.values" $root | sha256sum }}
+        checksum/values: {{ include "kata-deploy.once" (list $root "kata-deploy.node.values") | sha256sum }}
         {{- range $key, $value := $root.Values.podAnnotations }}
         {{ toJson $key }}: {{ $value | toJson }}
         {{- end }}

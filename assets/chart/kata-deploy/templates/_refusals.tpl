@@ -16,7 +16,7 @@ to them. Otherwise the render fails at once.
 {{- /* Makes every check of the values, also those of templates that need the value. */ -}}
 {{- define "kata-deploy.checkAll" -}}
 {{- $job := .Values.job | default dict -}}
-{{- $parts := list "checkValues" "checkConflicts" "state" "tolerations.install" "labeller.hasPolicies" "runtimeClasses" "verification" -}}
+{{- $parts := list "checkValues" "checkConflicts" "state" "tolerations.install" "admission.hasPolicies" "runtimeClasses" "verification" -}}
 {{- $images := dict "image" .Values.image -}}
 {{- if include "kata-deploy.isJobMode" . -}}
 {{- $parts = concat $parts (list "dispatcher.rollout" "nodeJobTTL") -}}
@@ -37,7 +37,7 @@ to them. Otherwise the render fails at once.
 {{- $images = set $images "monitor.image" .Values.monitor.image -}}
 {{- end -}}
 {{- range $part := $parts -}}
-{{- $_ := include (printf "kata-deploy.%s" $part) $ -}}
+{{- $_ := include "kata-deploy.once" (list $ (printf "kata-deploy.%s" $part)) -}}
 {{- end -}}
 {{- range $key, $image := $images -}}
 {{- $_ := include "kata-deploy.image" (list $ $image $key "x") -}}
@@ -57,11 +57,12 @@ to them. Otherwise the render fails at once.
 {{- if eq "integrity" (toString (.Values.snapshotter).erofsSnapshotterMode) -}}
 {{- include "kata-deploy.refuse" (list $ "snapshotter.erofsSnapshotterMode: integrity is a value of another chart; set snapshotter.erofsDmverity: true instead") -}}
 {{- end -}}
-{{- range $shim := include "kata-deploy.enabledShims" . | fromJsonArray -}}
-{{- range $key := list "hypervisor.rootless" "kernelModulesImages" -}}
-{{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) $key) -}}
-{{- include "kata-deploy.refuse" (list $ (printf "shims.%s.%s: is not supported in this release; remove the key, or disable the shim" $shim $key)) -}}
+{{- range $shim := include "kata-deploy.once" (list . "kata-deploy.enabledShims") | fromJsonArray -}}
+{{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) "hypervisor.rootless") -}}
+{{- include "kata-deploy.refuse" (list $ (printf "shims.%s.hypervisor.rootless: is not supported in this release; remove the key, or disable the shim" $shim)) -}}
 {{- end -}}
+{{- if include "kata-deploy.isSet" (list (get $.Values.shims $shim) "kernelModulesImages") -}}
+{{- include "kata-deploy.refuse" (list $ (printf "shims.%s.kernelModulesImages: Kata 4.1 does not read it; attach a guest extension image with guest_extension_images in shims.%s.dropIn" $shim $shim)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -10,16 +10,22 @@ node.
 {{- $entry := get $table $name -}}
 {{- if and (kindIs "map" $shim) $entry -}}
 {{- $enabled := ternary (not (or $disableAll $entry.off)) $shim.enabled (kindIs "invalid" $shim.enabled) -}}
-{{- $somewhere := not (kindIs "slice" $shim.supportedArches) -}}
-{{- range $arch := $shim.supportedArches -}}
-{{- $somewhere = or $somewhere (has $arch $entry.arches) -}}
-{{- end -}}
-{{- if and $enabled $somewhere -}}
+{{- if and $enabled (include "kata-deploy.runsOn" (list $shim $entry.arches)) -}}
 {{- $on = append $on $name -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $on -}}
+{{- end -}}
+
+{{- /* `true` if supportedArches of a shim allows one of some architectures; else empty. Takes (list $shim $arches). */ -}}
+{{- define "kata-deploy.runsOn" -}}
+{{- $allowed := (index . 0).supportedArches -}}
+{{- $found := false -}}
+{{- range $arch := index . 1 -}}
+{{- $found = or $found (not (kindIs "slice" $allowed)) (has $arch $allowed) -}}
+{{- end -}}
+{{- if $found -}}true{{- end -}}
 {{- end -}}
 
 {{- /*
@@ -56,7 +62,7 @@ true
 {{- if .Capabilities.APIVersions.Has "nfd.k8s-sigs.io/v1alpha1/NodeFeatureRule" -}}
 true
 {{- else -}}
-{{- include "kata-deploy.hasNodeFeatureDiscovery" . -}}
+{{- include "kata-deploy.once" (list . "kata-deploy.hasNodeFeatureDiscovery") -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -77,13 +83,13 @@ true
 {{- end -}}
 
 {{- /*
-The label with the version of Kata, which is the tag of the image on the nodes. No label if the image has a digest and no
-tag.
+The annotation with the version of Kata in the image of the nodes; empty if the values do not tell it, because the image
+has a digest and no tag.
 */ -}}
 {{- define "kata-deploy.kataVersion" -}}
 {{- $image := include "kata-deploy.image" (list . .Values.image "image" .Chart.AppVersion) | splitList "@" | first | splitList "/" | last -}}
-{{- if contains ":" $image -}}
-katacontainers.io/kata-version: {{ splitList ":" $image | last | quote }}
+{{- with (.Values.image).kataVersion | default (contains ":" $image | ternary (splitList ":" $image | last) "") -}}
+katacontainers.io/kata-version: {{ quote . }}
 {{- end -}}
 {{- end -}}
 
@@ -96,7 +102,10 @@ metadata:
   name: {{ .name }}
   labels:
     {{- include "kata-deploy.labels" .root | nindent 4 }}
-    {{- include "kata-deploy.kataVersion" .root | nindent 4 }}
+  {{- with include "kata-deploy.kataVersion" .root }}
+  annotations:
+    {{- . | nindent 4 }}
+  {{- end }}
 handler: {{ .handler }}
 {{- with .podFixed }}
 overhead:
@@ -132,13 +141,16 @@ adds. Takes (list $ "name" $runtime $table).
 {{- else -}}
 {{- if and (not ($class.overhead).podFixed) (ne false $runtime.inheritBaseOverhead) (ne false ($root.Values.runtimeClasses).overheadEnabled) -}}
 {{- $podFixed := deepCopy $base.overhead -}}
-{{- if and (include "kata-deploy.teeKey" $base.tee) (include "kata-deploy.booksKeys" $root) -}}
+{{- if and (include "kata-deploy.teeKey" $base.tee) (include "kata-deploy.once" (list $root "kata-deploy.booksKeys")) -}}
 {{- $_ := set $podFixed (include "kata-deploy.teeKey" $base.tee) "1" -}}
 {{- end -}}
 {{- $_ := set $class "overhead" (dict "podFixed" $podFixed) -}}
 {{- end -}}
-{{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) (include "kata-deploy.kataVersion" $root | fromYaml) -}}
+{{- $own := mergeOverwrite (dict) ($class.metadata.labels | default dict) (include "kata-deploy.labels" $root | fromYaml) -}}
 {{- $_ := set $class.metadata "labels" $own -}}
+{{- with mergeOverwrite (dict) ($class.metadata.annotations | default dict) (include "kata-deploy.kataVersion" $root | fromYaml) -}}
+{{- $_ := set $class.metadata "annotations" . -}}
+{{- end -}}
 {{- $scheduling := $class.scheduling | default dict -}}
 {{- $_ := set $scheduling "nodeSelector" (mergeOverwrite (dict) ($scheduling.nodeSelector | default dict) (include "kata-deploy.servingLabels" $root | fromYaml)) -}}
 {{- $_ := set $class "scheduling" $scheduling -}}
@@ -152,9 +164,7 @@ adds. Takes (list $ "name" $runtime $table).
 {{- $table := .Files.Get "files/shims.yaml" | fromYaml }}
 {{- $classes := .Values.runtimeClasses | default dict }}
 {{- $suffix := include "kata-deploy.suffix" . }}
-{{- $on := include "kata-deploy.enabledShims" . | fromJsonArray }}
-{{- $nfd := "unknown" }}
-{{- $keys := "unknown" }}
+{{- $on := include "kata-deploy.once" (list . "kata-deploy.enabledShims") | fromJsonArray }}
 {{- $names := dict }}
 {{- $default := "" }}
 {{- if and $classes.createDefault (not $suffix) }}
@@ -177,26 +187,23 @@ adds. Takes (list $ "name" $runtime $table).
 {{- $podFixed = mergeOverwrite (dict) $entry.overhead ($own.overhead | default dict) }}
 {{- end }}
 {{- with include "kata-deploy.teeKey" $entry.tee }}
-{{- if eq $keys "unknown" }}
-{{- $keys = include "kata-deploy.booksKeys" $ }}
-{{- end }}
-{{- if $keys }}
+{{- if include "kata-deploy.once" (list $ "kata-deploy.booksKeys") }}
 {{- $podFixed = mergeOverwrite (dict . 1) $podFixed }}
 {{- end }}
 {{- end }}
 {{- $nodeSelector := $own.nodeSelector | default dict }}
 {{- if and $entry.tee (not $nodeSelector) }}
-{{- /* Asked once, and only if needed, because helm needs the right to list DaemonSets for it. */ -}}
-{{- if eq $nfd "unknown" }}
-{{- $nfd = include "kata-deploy.hasNodeFeatureDiscovery" $ }}
-{{- end }}
-{{- if $nfd }}
+{{- /* Asked only if needed, because helm needs the right to list DaemonSets for it. */ -}}
+{{- if include "kata-deploy.once" (list $ "kata-deploy.hasNodeFeatureDiscovery") }}
 {{- $nodeSelector = include "kata-deploy.teeLabels" $entry.tee | fromYaml }}
 {{- end }}
 {{- end }}
 {{- $handlers := list (printf "kata-%s" $shim) }}
 {{- if $.Values.debug }}
 {{- $handlers = append $handlers (printf "kata-%s-debug" $shim) }}
+{{- if and $.Values.devkit (include "kata-deploy.runsOn" (list (get $.Values.shims $shim) $entry.devkit)) }}
+{{- $handlers = append $handlers (printf "kata-%s-devkit" $shim) }}
+{{- end }}
 {{- end }}
 {{- range $handler := $handlers }}
 {{- if $suffix }}

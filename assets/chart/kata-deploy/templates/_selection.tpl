@@ -7,6 +7,7 @@ scheduler judges the labels and the affinity, with node Jobs the dispatcher does
 {{- define "kata-deploy.selection" -}}
 {{- $root := index . 0 -}}
 {{- $where := index . 1 -}}
+{{- $refused := len ($root.Values.refusals | default list) -}}
 {{- $job := $root.Values.job | default dict -}}
 {{- $chosen := ternary $job ($job.cleanup | default dict) (eq $where "job") -}}
 {{- $labels := $chosen.nodeSelector | default dict -}}
@@ -37,7 +38,7 @@ scheduler judges the labels and the affinity, with node Jobs the dispatcher does
 {{- $expressions = append $expressions $notWindows -}}
 {{- $selector := include "kata-deploy.labelSelector" (list $root $labels $expressions (printf "%s.nodeSelectorExpressions" $where)) -}}
 {{- $keys := ternary "nodeSelector, affinity, job.nodeSelector or job.nodeSelectorExpressions" "one of the keys below job.cleanup" (eq $where "job") -}}
-{{- include "kata-deploy.refuseEmptySelection" (list $root $labels $expressions $terms $keys) -}}
+{{- include "kata-deploy.refuseEmptySelection" (list $root $labels $expressions $terms $keys $refused) -}}
 {{- $selection := dict "labelSelector" $selector -}}
 {{- if $terms -}}
 {{- $_ := set $selection "nodeSelectorTerms" $terms -}}
@@ -220,8 +221,8 @@ One requirement as JSON, with values as strings; `{}` for one without a key. Tak
 {{- $root := index . 0 -}}
 {{- $where := index . 3 -}}
 {{- $parts := list -}}
-{{- range $label, $value := index . 1 -}}
-{{- $parts = append $parts (printf "%s=%v" $label $value) -}}
+{{- range $label, $value := include "kata-deploy.labelTexts" (index . 1) | fromYaml -}}
+{{- $parts = append $parts (printf "%s=%s" $label $value) -}}
 {{- end -}}
 {{- range $at, $given := index . 2 -}}
 {{- $each := include "kata-deploy.requirement" (list $root $given (printf "%s[%d]" $where $at) (list "In" "NotIn" "Exists" "DoesNotExist")) | fromJson -}}
@@ -234,7 +235,10 @@ One requirement as JSON, with values as strings; `{}` for one without a key. Tak
 {{- join "," $parts -}}
 {{- end -}}
 
-{{- /* Refuses a selection that no node can match. Takes (list $ $labels $expressions $terms "the keys to correct"). */ -}}
+{{- /*
+Refuses a selection that no node can match, unless a part of it was refused: it is not complete then. Takes
+(list $ $labels $expressions $terms "the keys to correct" $count), with the number of refusals before this selection.
+*/ -}}
 {{- define "kata-deploy.refuseEmptySelection" -}}
 {{- $root := index . 0 -}}
 {{- $common := index . 2 -}}
@@ -250,7 +254,7 @@ One requirement as JSON, with values as strings; `{}` for one without a key. Tak
 {{- $possible = or $possible (not $found) -}}
 {{- end -}}
 {{- end -}}
-{{- if not $possible -}}
+{{- if and (not $possible) (eq (index . 5) (len ($root.Values.refusals | default list))) -}}
 {{- include "kata-deploy.refuse" (list $root (printf "%s: no node can have %s; correct one of them" (index . 4) $why)) -}}
 {{- end -}}
 {{- end -}}
@@ -316,9 +320,10 @@ One requirement as JSON, with values as strings; `{}` for one without a key. Tak
 
 {{- /* The affinity of the DaemonSet's pods as JSON; `{}` without any. */ -}}
 {{- define "kata-deploy.affinity" -}}
+{{- $refused := len (.Values.refusals | default list) -}}
 {{- $terms := include "kata-deploy.installTerms" . | fromJsonArray -}}
 {{- $linux := list (dict "key" "kubernetes.io/os" "operator" "In" "values" (list "linux")) -}}
-{{- include "kata-deploy.refuseEmptySelection" (list . (.Values.nodeSelector | default dict) $linux $terms "nodeSelector or affinity") -}}
+{{- include "kata-deploy.refuseEmptySelection" (list . (.Values.nodeSelector | default dict) $linux $terms "nodeSelector or affinity" $refused) -}}
 {{- $affinity := deepCopy (.Values.affinity | default dict) -}}
 {{- if $terms -}}
 {{- $required := dict "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms) -}}

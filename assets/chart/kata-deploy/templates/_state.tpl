@@ -44,7 +44,7 @@ node-feature-discovery, or a release of another chart with the same name. It ask
 {{- end -}}
 {{- end -}}
 {{- if (index .Values "node-feature-discovery").enabled -}}
-{{- $_ := include "kata-deploy.hasNodeFeatureDiscovery" . -}}
+{{- $_ := include "kata-deploy.once" (list . "kata-deploy.hasNodeFeatureDiscovery") -}}
 {{- end -}}
 {{- if .Release.IsUpgrade -}}
 {{- $daemonset := lookup "apps/v1" "DaemonSet" .Release.Namespace $name -}}

@@ -1,11 +1,24 @@
 {{- /* Values that several templates use. A key or a section that is null counts as not set. */ -}}
 
 {{- define "kata-deploy.mode" -}}
-{{- $mode := .Values.deploymentMode | default "daemonset" -}}
-{{- if not (has $mode (list "daemonset" "job")) -}}
-{{- include "kata-deploy.refuse" (list . (printf "deploymentMode: %v is neither daemonset nor job; set one of these" $mode)) -}}
+{{- .Values.deploymentMode | default "daemonset" -}}
 {{- end -}}
-{{- $mode -}}
+
+{{- /*
+The text of a named template, which one render makes once. Takes (list $ "name") for a template of the root, or
+(list $ "name" "argument") for one that takes (list $ "argument"). All templates of a render share .Values.
+*/ -}}
+{{- define "kata-deploy.once" -}}
+{{- $values := (index . 0).Values -}}
+{{- $key := rest . | join " " -}}
+{{- if not (hasKey $values "rendered") -}}
+{{- $_ := set $values "rendered" dict -}}
+{{- end -}}
+{{- if not (hasKey $values.rendered $key) -}}
+{{- $context := concat (list (index . 0)) (slice . 2) -}}
+{{- $_ := set $values.rendered $key (include (index . 1) (ternary (index . 0) $context (eq 2 (len .)))) -}}
+{{- end -}}
+{{- get $values.rendered $key -}}
 {{- end -}}
 
 {{- /* `true` with deploymentMode: job; else empty. */ -}}
