@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import posixpath
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -251,8 +249,9 @@ class RemoveDirs:
 
     def apply(self, clients: Clients) -> None:
         """Remove the empty directories."""
-        for path in self.paths:
-            clients.root.remove_dir(path)
+        from kata_node.host import removal
+
+        removal.remove_dirs(clients.root, self.paths)
 
     def check(self, clients: Clients) -> None:
         """Check nothing: a directory that is not empty stays on purpose."""
@@ -373,27 +372,17 @@ class RemoveFiles:
         A directory at one of the paths is foreign and stays, and so does what a symlink in place of one of
         our directories leads to.
         """
-        for path in self._paths_of_files(clients.root):
-            clients.root.remove(path)
+        from kata_node.host import removal
+
+        removal.remove_files(clients.root, self.install_dir, self.paths)
 
     def check(self, clients: Clients) -> None:
         """Raise :class:`HostError` if one of the files exists."""
-        for path in self._paths_of_files(clients.root):
-            if clients.root.lstat(path) is not None:
-                raise HostError(
-                    "the file still exists after it was removed", where=path, hint=CHANGED_BY_OTHERS_HINT
-                )
+        from kata_node.host import removal
 
-    def _paths_of_files(self, root: files.Root) -> Iterator[str]:
-        """Yield the host paths that are not a directory, and are not behind a symlink in the install dir."""
-        base = root.real_path(self.install_dir)
-        is_real: dict[str, bool] = {}  # hundreds of files share a few directories
-        for path in self.paths:
-            parent = posixpath.dirname(path)
-            if parent not in is_real:
-                expected = f"{base}/{parent}".rstrip("/")
-                is_real[parent] = root.real_path(f"{self.install_dir}/{parent}") == expected
-            info = root.lstat(f"{self.install_dir}/{path}") if is_real[parent] else None
-            # A missing file can have a temporary file.
-            if is_real[parent] and (info is None or not stat.S_ISDIR(info.st_mode)):
-                yield f"{self.install_dir}/{path}"
+        for path in removal.existing_files(clients.root, self.install_dir, self.paths):
+            raise HostError(
+                "the file still exists after it was removed",
+                where=f"{self.install_dir}/{path}",
+                hint=CHANGED_BY_OTHERS_HINT,
+            )
