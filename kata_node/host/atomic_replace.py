@@ -84,18 +84,24 @@ def finish(
     owner: tuple[int, int] | None = None,
     mtime: int | None = None,
     attributes: Mapping[str, bytes] | None = None,
+    sync: bool = True,
 ) -> None:
-    """Set owner, mode, extended attributes and mtime (in seconds) of a new file; force it to the disk."""
-    info = os.fstat(fd)
-    if owner is not None and owner != (info.st_uid, info.st_gid):
-        os.fchown(fd, *owner)
+    """Set owner, mode, extended attributes and mtime (in seconds) of a new file; force it to the disk.
+
+    With ``sync=False`` the caller forces it to the disk.
+    """
+    if owner is not None:
+        info = os.fstat(fd)
+        if owner != (info.st_uid, info.st_gid):
+            os.fchown(fd, *owner)
     os.fchmod(fd, mode)  # after chown, which clears setuid bits
     for name, value in (attributes or {}).items():  # after chmod, which changes the mask of an ACL
         with _ignored(*_UNSUPPORTED_ERRNOS):
             os.setxattr(fd, name, value)
     if mtime is not None:
         os.utime(fd, (mtime, mtime))
-    os.fsync(fd)
+    if sync:
+        os.fsync(fd)
 
 
 _UNSUPPORTED_ERRNOS = (errno.ENOTSUP, errno.EPERM, errno.EACCES)

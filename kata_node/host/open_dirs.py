@@ -6,12 +6,14 @@ symlink. So a symlink that somebody plants meanwhile leads no write elsewhere.
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import posixpath
 from collections.abc import Iterable, Iterator
 
 from kata_node.host.files import Root
+from kata_node.host.host_errors import host_errors
 
 NOT_A_DIR_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """Errors of :meth:`OpenDirs.open`: no directory has this path, or a symlink is on the way."""
@@ -32,6 +34,12 @@ class OpenDirs:
         self._base = root.resolve(base)
         self._names: list[str] = []
         self._fds: list[int] = []
+
+    def again(self) -> OpenDirs:
+        """Return another object for the same base, for another thread. The base must be open."""
+        other = copy.copy(self)
+        other._names, other._fds = [], [os.dup(self._fds[0])]
+        return other
 
     def __enter__(self) -> OpenDirs:
         return self
@@ -89,3 +97,33 @@ def by_directory(paths: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         parent, _, name = path.rpartition("/")
         names.setdefault(parent, []).append(name)
     yield from sorted(names.items(), key=lambda item: item[0].split("/"))
+
+
+def stat_below(root: Root, base: str, paths: Iterable[str]) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Yield each of ``paths`` below the host directory ``base`` with its status; ``None`` if it is missing.
+
+    Symlinks are not followed; what is behind one counts as missing. Raises :class:`HostError`.
+    """
+    with OpenDirs(root, base) as dirs:
+        for directory, names in by_directory(paths):
+            with host_errors(f"{base}/{directory}"):
+                fd = dirs.find(directory)
+            for name in names:
+                path = posixpath.join(directory, name)
+                with host_errors(f"{base}/{path}"):
+                    info = None if fd is None else lstat_at(fd, name)
+                yield path, info
+
+
+def lstat_at(directory: int, name: str) -> os.stat_result | None:
+    """Return the status of a name in an open directory; ``None`` when it is missing."""
+    try:
+        return os.lstat(name, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+
+
+def names_in(directory: int, *, directories: bool) -> set[str]:
+    """Return the names in an open directory: those of directories, or those of everything else."""
+    with os.scandir(directory) as entries:
+        return {entry.name for entry in entries if entry.is_dir(follow_symlinks=False) == directories}

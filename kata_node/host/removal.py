@@ -14,7 +14,7 @@ from pathlib import Path
 from kata_node.host.atomic_replace import fsync_dir, sibling_path
 from kata_node.host.files import Root
 from kata_node.host.host_errors import host_errors
-from kata_node.host.open_dirs import OpenDirs, by_directory
+from kata_node.host.open_dirs import OpenDirs, by_directory, names_in
 from kata_node.host.real_paths import remove_empty_dir
 
 
@@ -73,7 +73,6 @@ def _existing_files(dirs: OpenDirs, base: str, paths: Iterable[str]) -> Iterator
             fd = dirs.find(directory)
             if fd is None:
                 continue
-            with os.scandir(fd) as entries:
-                files = {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
+            files = names_in(fd, directories=False)
         if found := [name for name in names if name in files]:
             yield directory, fd, found

@@ -174,17 +174,17 @@ def gather_removal_facts(context: StageContext) -> RemovalFacts:
 def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, ObservedFile]:
     """Return the state of ``paths`` below the install dir; missing paths are left out."""
     observed_files: dict[str, ObservedFile] = {}
-    parents: dict[str, Path] = {}  # hundreds of files share a few directories
+    parents: dict[str, str] = {}  # hundreds of files share a few directories
     for path in paths:
         parent, name = posixpath.split(f"{install_dir}/{path}")
         if parent not in parents:
-            parents[parent] = root.resolve(parent)
-        real = parents[parent] / name
+            parents[parent] = str(root.resolve(parent))
+        real = f"{parents[parent]}/{name}"
         try:
-            info = real.lstat()
+            info = os.lstat(real)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        link = str(real.readlink()) if stat.S_ISLNK(info.st_mode) else ""
+        link = os.readlink(real) if stat.S_ISLNK(info.st_mode) else ""
         observed_files[path] = ObservedFile(
             _kind(info.st_mode),
             stat.S_IMODE(info.st_mode),
@@ -200,9 +200,10 @@ def walk(root: Root, install_dir: str) -> Iterator[str]:
     """Yield the paths of all files and links below the install dir, relative to it."""
     base = root.resolve(install_dir)
     for directory, dirs, names in os.walk(base):
-        links = [name for name in dirs if Path(directory, name).is_symlink()]
+        relative = os.path.relpath(directory, base)
+        links = [name for name in dirs if os.path.islink(f"{directory}/{name}")]
         for name in sorted((*names, *links)):
-            yield str(Path(directory, name).relative_to(base))
+            yield name if relative == "." else f"{relative}/{name}"
 
 
 def _dirs_to_remove_at_revert(root: Root, install_dir: str) -> tuple[str, ...]:
