@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,13 +28,19 @@ def temp_sibling(path: Path) -> Path:
 
 def sibling(path: Path, kind: str) -> Path:
     """Return the hidden path of a file of kata-node that belongs to ``path``; see :func:`temp_sibling`."""
-    directory, name = path.parent, path.name
-    if directory.name.endswith(".d"):
-        directory, name = directory.parent, f"{directory.name}.{name}"
+    return Path(sibling_path(str(path), kind))
+
+
+def sibling_path(path: str, kind: str = "tmp") -> str:
+    """Return the same as :func:`sibling`, as text. A relative ``path`` gives a relative one."""
+    directory, name = posixpath.split(path)
+    if directory.endswith(".d"):
+        directory, last = posixpath.split(directory)
+        name = f"{last}.{name}"
     hidden = f".{name}.kata-node-{kind}"
     if len(os.fsencode(hidden)) > _MAX_NAME:
         hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.kata-node-{kind}"
-    return directory / hidden
+    return posixpath.join(directory, hidden)
 
 
 @contextlib.contextmanager
@@ -77,18 +84,24 @@ def finish(
     owner: tuple[int, int] | None = None,
     mtime: int | None = None,
     attributes: Mapping[str, bytes] | None = None,
+    sync: bool = True,
 ) -> None:
-    """Set owner, mode, extended attributes and mtime (in seconds) of a new file; force it to the disk."""
-    info = os.fstat(fd)
-    if owner is not None and owner != (info.st_uid, info.st_gid):
-        os.fchown(fd, *owner)
+    """Set owner, mode, extended attributes and mtime (in seconds) of a new file; force it to the disk.
+
+    With ``sync=False`` the caller forces it to the disk.
+    """
+    if owner is not None:
+        info = os.fstat(fd)
+        if owner != (info.st_uid, info.st_gid):
+            os.fchown(fd, *owner)
     os.fchmod(fd, mode)  # after chown, which clears setuid bits
     for name, value in (attributes or {}).items():  # after chmod, which changes the mask of an ACL
         with _ignored(*_UNSUPPORTED_ERRNOS):
             os.setxattr(fd, name, value)
     if mtime is not None:
         os.utime(fd, (mtime, mtime))
-    os.fsync(fd)
+    if sync:
+        os.fsync(fd)
 
 
 _UNSUPPORTED_ERRNOS = (errno.ENOTSUP, errno.EPERM, errno.EACCES)

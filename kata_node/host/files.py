@@ -31,6 +31,7 @@ from kata_node.host.atomic_replace import (
 )
 from kata_node.host.host_errors import host_error, host_errors
 from kata_node.host.mounts import is_mount_point
+from kata_node.host.real_paths import is_dir, link_target, make_dir, remove_empty_dir, stat_of
 
 __all__ = ["MAX_SYMLINKS", "FileState", "Root", "finish", "fsync_dir", "host_error", "temp_sibling"]
 
@@ -106,7 +107,7 @@ class Root:
             target = None
             if pending_parts or follow_last:
                 with host_errors(path):
-                    target = _link_target(self.base.joinpath(*resolved_parts, part))
+                    target = link_target(self.base.joinpath(*resolved_parts, part))
             if target is None:
                 resolved_parts.append(part)
                 continue
@@ -137,25 +138,25 @@ class Root:
         """Return the status of ``path`` without following a last symlink; ``None`` when it is missing."""
         real = self.resolve(path, follow_last=False)
         with host_errors(path):
-            return _stat(real)
+            return stat_of(real)
 
     def exists(self, path: str) -> bool:
         """Return whether ``path`` exists, with symlinks followed."""
         real = self.resolve(path)
         with host_errors(path):
-            return _stat(real) is not None
+            return stat_of(real) is not None
 
     def is_dir(self, path: str) -> bool:
         """Return whether ``path`` is a directory, with symlinks followed."""
         real = self.resolve(path)
         with host_errors(path):
-            return _is_dir(real)
+            return is_dir(real)
 
     def read_link(self, path: str) -> str | None:
         """Return the target of the symlink at ``path``; ``None`` when it is not a symlink."""
         real = self.resolve(path, follow_last=False)
         with host_errors(path):
-            return _link_target(real)
+            return link_target(real)
 
     def read(self, path: str) -> bytes | None:
         """Return the content of the file at ``path``; ``None`` when it is missing."""
@@ -220,13 +221,13 @@ class Root:
         missing: list[Path] = []
         real = self.resolve(path)
         with host_errors(path):
-            while real != self.base and not _is_dir(real):
+            while real != self.base and not is_dir(real):
                 missing.insert(0, real)
                 real = real.parent
         made: list[Path] = []
         for directory in missing:
             try:
-                if _make_dir(directory, mode if directory == missing[-1] else 0o755):
+                if make_dir(directory, mode if directory == missing[-1] else 0o755):
                     made.append(directory)
             except OSError as error:
                 for other in reversed(made):
@@ -309,7 +310,7 @@ class Root:
         """
         real = self.resolve(path, follow_last=False)
         with host_errors(path):
-            return _is_dir(real) and not is_mount_point(real)
+            return is_dir(real) and not is_mount_point(real)
 
     def remove_dir(self, path: str) -> bool:
         """Remove the directory at ``path`` if it is empty; return whether ``path`` no longer exists.
@@ -318,17 +319,9 @@ class Root:
         """
         real = self.resolve(path, follow_last=False)
         with host_errors(path):
-            try:
-                real.rmdir()
+            if remove_empty_dir(real):
                 fsync_dir(real.parent)
-            except OSError as error:
-                if error.errno not in _DIR_IN_USE_ERRNOS:
-                    raise
-                return _stat(real) is None
-        return True
-
-
-_DIR_IN_USE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY)
+            return stat_of(real) is None
 
 
 def read_real(path: Path) -> FileState | None:
@@ -344,51 +337,11 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def _stat(real: Path) -> os.stat_result | None:
-    try:
-        return os.lstat(real)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def _require_replaceable(real: Path) -> None:
     """Raise :class:`OSError` when ``real`` is a special file, for example the target of a masked drop-in."""
-    info = _stat(real)
+    info = stat_of(real)
     if info is not None and not stat.S_ISLNK(info.st_mode):
         require_plain_file(info)
-
-
-def _is_dir(real: Path) -> bool:
-    info = _stat(real)
-    return info is not None and stat.S_ISDIR(info.st_mode)
-
-
-def _link_target(real: Path) -> str | None:
-    try:
-        return os.readlink(real)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):  # EINVAL: not a symlink
-            return None
-        raise
-
-
-def _make_dir(real: Path, mode: int) -> bool:
-    """Create one directory; return ``False`` when another process has just created it."""
-    try:
-        real.mkdir(mode)
-    except FileExistsError:
-        info = os.lstat(real)  # raises if it is already gone, like mkdir without a parent
-        if stat.S_ISDIR(info.st_mode):
-            return False
-        raise NotADirectoryError(errno.ENOTDIR, "a file is where a directory is needed") from None
-    try:
-        real.chmod(mode)  # the umask limits the mode of mkdir
-        fsync_dir(real.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            real.rmdir()
-        raise
-    return True
 
 
 def missing_dirs(root: Root, path: str) -> tuple[str, ...]:

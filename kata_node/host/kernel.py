@@ -7,6 +7,7 @@ kernel of its node. With ``--offline`` they describe the machine that builds an 
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 
@@ -58,3 +59,15 @@ def tee(kind: str) -> bool:
 def selinux() -> str:
     """Return the SELinux mode: ``enforcing``, ``permissive`` or ``disabled``."""
     return {"1": "enforcing", "0": "permissive"}.get(read("/sys/fs/selinux/enforce"), "disabled")
+
+
+def release() -> tuple[int, int]:
+    """Return the first two numbers of the kernel's release, such as ``(6, 1)``; ``(0, 0)`` without them."""
+    found = re.match(r"(\d+)\.(\d+)", platform.release())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def dirty_memory() -> int | None:
+    """Return the bytes that this machine still has to write to its disks; ``None`` if they are not known."""
+    sizes = re.findall(r"^(?:Dirty|Writeback): +(\d+) kB$", read("/proc/meminfo"), re.MULTILINE)
+    return sum(map(int, sizes)) * 1024 if len(sizes) == 2 else None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from kata_node.host import kernel
 
 
 def is_mount_point(path: Path) -> bool:
@@ -19,9 +22,24 @@ def mount_id(path: Path) -> str:
     """Return the number of the mount that a path is on; ``""`` if the kernel does not show it."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        lines = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return ""
+        return _mount_id(fd)
     finally:
         os.close(fd)
-    return next((line for line in lines if line.startswith("mnt_id:")), "")
+
+
+def file_system(fd: int) -> str:
+    """Return the type of the file system of an open file, such as ``ext4``; ``""`` if it is not known.
+
+    It is not known for a mount of another mount namespace.
+    """
+    wanted = _mount_id(fd)
+    for line in kernel.read("/proc/self/mountinfo").splitlines():
+        fields = line.split(" ")
+        if wanted and fields[0] == wanted:
+            return fields[fields.index("-") + 1]
+    return ""
+
+
+def _mount_id(fd: int) -> str:
+    found = re.search(r"^mnt_id:\s*(\d+)$", kernel.read(f"/proc/self/fdinfo/{fd}"), re.MULTILINE)
+    return found[1] if found else ""

@@ -1,9 +1,9 @@
 """Place many files below the install dir: all of them, durably, or none.
 
 All files are first written under temporary names, in parallel, and forced to the disk. Then they are
-renamed one by one. A full disk, a damaged archive or a kill before the renames leaves the previous
-files unchanged. A running VM keeps the files that it has open. This needs space for the previous and
-the new files at the same time.
+renamed one by one, and their directories are forced to the disk. A full disk, a damaged archive or a kill
+before the renames leaves the previous files unchanged. A running VM keeps the files that it has open. This
+needs space for the previous and the new files at the same time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from pathlib import Path
 from typing import Protocol
 
 from kata_node.errors import HostError, PayloadError
+from kata_node.host import barrier
 from kata_node.host.archive import Archive, Digest
-from kata_node.host.atomic_replace import finish, fsync_dir, temp_sibling
+from kata_node.host.cores import usable_cores
 from kata_node.host.files import Root, host_error
-from kata_node.host.sparse_copy import ProgressCallback, SparseWriter, copy
+from kata_node.host.open_dirs import OpenDirs, by_directory, lstat_at, names_in
+from kata_node.host.sparse_copy import SMALL_SIZE, ProgressCallback, SparseWriter, copy
+from kata_node.host.temp_files import TempFiles
 
 MAX_THREADS = 8
+CHUNK_FILES = 64
+"""The number of small files that a thread takes at a time."""
 
 
 class PlacedEntry(Protocol):
@@ -120,41 +125,59 @@ class _Placement:
     def __init__(
         self, root: Root, payload: PayloadSource, install_dir: str, progress: ProgressCallback
     ) -> None:
-        self.base = root.resolve(install_dir)
+        self.dirs = OpenDirs(root, install_dir)
         self.install_dir = install_dir
         self.payload = payload
         self.progress = progress
+        self.cores = usable_cores()
         self.stop = threading.Event()
         self.made: list[str] = []
-        self.temps: list[Path] = []
 
     def run(self, entries: Sequence[PlacedEntry]) -> None:
         targets = [entry for entry in entries if entry.kind != "dir"]
+        files = [entry for entry in targets if entry.kind == "file"]
+        with self.dirs, self.file_system() as file_system:
+            syncs_at_once = barrier.is_possible(file_system, len(files))
+            self.temps = TempFiles(self.install_dir, sync_each=not syncs_at_once)
+            try:
+                modes = self.make_directories(entries)
+                self.check_targets(targets)
+                self.prepare_files(files)
+                for target in targets:
+                    if target.kind == "link":
+                        self.temps.new_link(self.dirs, target.path, target.link)
+                if syncs_at_once:
+                    self.force_files(file_system, files)
+                self.commit(modes)
+            except BaseException:
+                self.clean_up()
+                raise
+
+    @contextlib.contextmanager
+    def file_system(self) -> Iterator[int]:
+        """Yield a descriptor for the barrier, open from before the first write."""
+        with self.host_errors(""):
+            fd = os.dup(self.dirs.open(""))
         try:
-            modes = self.make_directories(entries)
-            self.check_targets(targets)
-            self.prepare_files([entry for entry in targets if entry.kind == "file"])
-            for link in targets:
-                if link.kind == "link":
-                    with self.host_errors(link.path):
-                        self.reserve_temp_path(link.path).symlink_to(link.link)
-            self.commit(targets, modes)
-        except BaseException:
-            self.clean_up()
-            raise
+            yield fd
+        finally:
+            os.close(fd)
 
     def make_directories(self, entries: Iterable[PlacedEntry]) -> dict[str, int]:
         """Create missing directories; return the modes that can be set only after their files are written."""
         modes = {entry.path: entry.mode for entry in entries if entry.kind == "dir"}
         final_modes: dict[str, int] = {}
-        for path in sorted({*modes, *(above for entry in entries for above in _parents(entry.path))}):
+        paths = {*modes, *(above for entry in entries for above in _parents(entry.path))}
+        for path in sorted(paths, key=lambda path: path.split("/")):
             mode = modes.get(path, 0o755)
+            parent, name = posixpath.split(path)
             with self.host_errors(path):
-                info = _lstat(self.base / path)
+                fd = self.dirs.open(parent)
+                info = lstat_at(fd, name)
                 if info is None:
-                    (self.base / path).mkdir(0o700)
+                    os.mkdir(name, 0o700, dir_fd=fd)
                     self.made.append(path)
-                    (self.base / path).chmod(mode | 0o700)  # the umask limits the mode of mkdir
+                    os.fchmod(self.dirs.open(path), mode | 0o700)  # the umask limits the mode of mkdir
                     if mode | 0o700 != mode:
                         final_modes[path] = mode
                 elif stat.S_ISLNK(info.st_mode):
@@ -168,14 +191,18 @@ class _Placement:
         return final_modes
 
     def check_targets(self, targets: Iterable[PlacedEntry]) -> None:
-        for target in targets:
-            with self.host_errors(target.path):
-                info = _lstat(self.base / target.path)
-                if info is not None and stat.S_ISDIR(info.st_mode):
-                    raise IsADirectoryError(errno.EISDIR, f"a directory is where a {target.kind} is needed")
+        new_dirs = set(self.made)
+        kinds = {each.path: each.kind for each in targets if posixpath.dirname(each.path) not in new_dirs}
+        for directory, names in by_directory(kinds):
+            with self.host_errors(directory):
+                existing_dirs = names_in(self.dirs.open(directory), directories=True)
+            for name in existing_dirs.intersection(names):
+                path = posixpath.join(directory, name)
+                with self.host_errors(path):
+                    raise IsADirectoryError(errno.EISDIR, f"a directory is where a {kinds[path]} is needed")
 
     def prepare_files(self, files: Iterable[PlacedEntry]) -> None:
-        """Write all files under their temporary names, and force them to the disk."""
+        """Write all files under their temporary names."""
         unpacked_files: list[PlacedEntry] = []
         files_by_component: dict[str, list[PlacedEntry]] = {}
         for file in files:
@@ -187,12 +214,21 @@ class _Placement:
             else:
                 unpacked_files += wanted
         # The largest first, so that the threads finish at about the same time.
-        unpacked_files.sort(key=lambda file: -file.size)
+        small_files = [file for file in unpacked_files if file.size <= SMALL_SIZE]
+        large_files = sorted(
+            (file for file in unpacked_files if file.size > SMALL_SIZE), key=lambda file: -file.size
+        )
         archives.sort(key=lambda archive: -sum(file.size for file in archive[3]))
-        self.run_all([partial(self.copy_file, file) for file in unpacked_files])
+        chunks = [*([file] for file in large_files), *_chunks(small_files)]
+        self.run_all([partial(self.copy_files, chunk) for chunk in chunks])
         self.run_all([partial(self.unpack, *archive) for archive in archives])
 
-    def copy_file(self, file: PlacedEntry) -> None:
+    def copy_files(self, files: Iterable[PlacedEntry]) -> None:
+        with self.dirs.again() as dirs:
+            for file in files:
+                self.copy_file(dirs, file)
+
+    def copy_file(self, dirs: OpenDirs, file: PlacedEntry) -> None:
         source = self.payload.file(file.path)
         try:
             fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -202,7 +238,7 @@ class _Placement:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode) or info.st_size != file.size:
                 raise _payload_mismatch(source, "its size differs from the one in the manifest")
-            with self.new_file(file) as target:
+            with self.new_file(dirs, file) as target:
                 digest = hashlib.sha256()
                 copy(fd, target, file.size, self.advance, digest)
                 if digest.hexdigest() != file.sha256:
@@ -222,7 +258,7 @@ class _Placement:
         pending: dict[tuple[str, int], list[PlacedEntry]] = {}
         for file in wanted:
             pending.setdefault((file.sha256, file.size), []).append(file)
-        with contextlib.closing(Archive(path)) as archive:
+        with contextlib.closing(Archive(path)) as archive, self.dirs.again() as dirs:
             for member in archive.members():
                 self.advance(0)
                 manifest_entry = (
@@ -234,68 +270,59 @@ class _Placement:
                     else None
                 )
                 if identical_files:
-                    self.write_member(archive, identical_files)
+                    self.write_member(dirs, archive, identical_files)
                 if not pending:
                     break
             if archive.digest() != digest or pending:
                 raise _payload_mismatch(path, "its digest differs from the one in the manifest")
 
-    def write_member(self, archive: Archive, identical_files: Sequence[PlacedEntry]) -> None:
+    def write_member(self, dirs: OpenDirs, archive: Archive, identical_files: Sequence[PlacedEntry]) -> None:
         """Write the current member of the archive to all files with its content."""
         first, *others = identical_files
-        with self.new_file(first) as target:
+        with self.new_file(dirs, first) as target:
             output = SparseWriter(target, first.size, self.advance)
             for offset, chunk in archive.content():
                 output.write(offset, chunk)
             output.finish()
         for file in others:
-            with temp_sibling(self.base / first.path).open("rb") as source, self.new_file(file) as target:
-                copy(source.fileno(), target, file.size, self.advance)
+            with self.temps.reading(dirs, first.path) as source, self.new_file(dirs, file) as target:
+                copy(source, target, file.size, self.advance)
 
-    def commit(self, targets: Iterable[PlacedEntry], modes: Mapping[str, int]) -> None:
+    def new_file(self, dirs: OpenDirs, file: PlacedEntry) -> contextlib.AbstractContextManager[int]:
+        return self.temps.new_file(dirs, file.path, file.mode, file.mtime)
+
+    def force_files(self, file_system: int, files: Sequence[PlacedEntry]) -> None:
+        """Force all temporary files to the disk: together, or each by itself if that is not possible."""
+        with self.host_errors(""):
+            if barrier.sync_file_system(file_system, sum(file.size for file in files)):
+                return
+        self.run_all([partial(self.force_each, chunk) for chunk in _chunks(files)])
+
+    def force_each(self, files: Iterable[PlacedEntry]) -> None:
+        with self.dirs.again() as dirs:
+            for file in files:
+                self.advance(0)
+                with self.temps.reading(dirs, file.path) as fd:
+                    os.fsync(fd)
+
+    def commit(self, modes: Mapping[str, int]) -> None:
         """Rename all files to their final paths, set directory modes, and force directories to the disk."""
         changed_dirs = {*self.made, *(posixpath.dirname(path) for path in self.made)}
-        for target in targets:
-            with self.host_errors(target.path):
-                path = self.base / target.path
-                temp_sibling(path).rename(path)
-            changed_dirs.add(posixpath.dirname(target.path))
+        changed_dirs |= self.temps.rename(self.dirs)
         for directory, mode in modes.items():
             with self.host_errors(directory):
-                (self.base / directory).chmod(mode)
-        self.run_all([partial(self.sync_directory, directory) for directory in changed_dirs])
-
-    def sync_directory(self, path: str) -> None:
-        with self.host_errors(path):
-            fsync_dir(self.base / path)
-
-    @contextlib.contextmanager
-    def new_file(self, file: PlacedEntry) -> Iterator[int]:
-        """Yield a new file under its temporary name, open for writing; at the end force it to the disk."""
-        with self.host_errors(file.path):
-            fd = os.open(
-                self.reserve_temp_path(file.path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-            )
-            try:
-                yield fd
-                finish(fd, file.mode, mtime=file.mtime)
-            finally:
-                os.close(fd)
-
-    def reserve_temp_path(self, path: str) -> Path:
-        """Return the temporary path for ``path``, after removing a leftover; an error removes it again."""
-        temp = temp_sibling(self.base / path)
-        self.temps.append(temp)
-        temp.unlink(missing_ok=True)
-        return temp
+                os.fchmod(self.dirs.open(directory), mode)
+        for directory in sorted(changed_dirs):
+            with self.host_errors(directory):
+                os.fsync(self.dirs.open(directory))
 
     def clean_up(self) -> None:
-        for temp in self.temps:
-            with contextlib.suppress(OSError):
-                temp.unlink()
+        """Remove the temporary files, and the new directories that are empty."""
+        self.temps.remove(self.dirs)
         for path in reversed(self.made):
+            directory, name = posixpath.split(path)
             with contextlib.suppress(OSError):  # not empty: a file was already renamed into it
-                (self.base / path).rmdir()
+                os.rmdir(name, dir_fd=self.dirs.open(directory))
 
     def advance(self, size: int) -> None:
         if self.stop.is_set():
@@ -307,8 +334,8 @@ class _Placement:
         """Run ``jobs`` in threads; the first error stops all of them."""
         if not jobs:
             return
-        # May be more threads than cores, because some of them wait for the disk.
-        threads = min(MAX_THREADS, max(4, len(os.sched_getaffinity(0))), len(jobs))
+        # One more than cores, because some of them wait for the disk.
+        threads = min(MAX_THREADS, self.cores + 1, len(jobs))
         with ThreadPoolExecutor(threads, thread_name_prefix="place") as pool:
             try:
                 for job in as_completed([pool.submit(job) for job in jobs]):
@@ -340,8 +367,6 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-def _lstat(path: Path) -> os.stat_result | None:
-    try:
-        return path.lstat()
-    except FileNotFoundError:
-        return None
+def _chunks(files: Sequence[PlacedEntry]) -> Iterator[Sequence[PlacedEntry]]:
+    for start in range(0, len(files), CHUNK_FILES):
+        yield files[start : start + CHUNK_FILES]

@@ -1,17 +1,67 @@
-"""Follow symlinks on the node where a path that leads nowhere is no error."""
+"""What is at a real path, and directories made and removed there. All functions raise :class:`OSError`."""
 
 from __future__ import annotations
 
-from kata_node.errors import UnusablePathError
-from kata_node.host.files import Root
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+from kata_node.host.atomic_replace import fsync_dir
+
+_DIR_IN_USE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY)
 
 
-def real_path(root: Root, path: str) -> str | None:
-    """Return the host path of ``path`` with every symlink followed.
-
-    Return ``None`` if no file can be there: symlinks lead back to themselves, or the characters are wrong.
-    """
+def stat_of(real: Path) -> os.stat_result | None:
+    """Return the status of ``real``, which is not followed; ``None`` when it is missing."""
     try:
-        return root.real_path(path)
-    except UnusablePathError:
+        return os.lstat(real)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def is_dir(real: Path) -> bool:
+    """Return whether ``real`` is a directory, and not a symlink to one."""
+    info = stat_of(real)
+    return info is not None and stat.S_ISDIR(info.st_mode)
+
+
+def link_target(real: Path) -> str | None:
+    """Return the target of the symlink ``real``; ``None`` when it is not a symlink."""
+    try:
+        return os.readlink(real)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):  # EINVAL: not a symlink
+            return None
+        raise
+
+
+def make_dir(real: Path, mode: int) -> bool:
+    """Create one directory; return ``False`` when another process has just created it."""
+    try:
+        real.mkdir(mode)
+    except FileExistsError:
+        info = os.lstat(real)  # raises if it is already gone, like mkdir without a parent
+        if stat.S_ISDIR(info.st_mode):
+            return False
+        raise NotADirectoryError(errno.ENOTDIR, "a file is where a directory is needed") from None
+    try:
+        real.chmod(mode)  # the umask limits the mode of mkdir
+        fsync_dir(real.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            real.rmdir()
+        raise
+    return True
+
+
+def remove_empty_dir(real: Path) -> bool:
+    """Remove a directory if it is empty and nothing is mounted on it; return whether it was removed."""
+    try:
+        real.rmdir()
+    except OSError as error:
+        if error.errno not in _DIR_IN_USE_ERRNOS:
+            raise
+        return False
+    return True

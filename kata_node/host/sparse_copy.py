@@ -25,6 +25,8 @@ class Hasher(Protocol):
         """Add the next bytes."""
 
 
+SMALL_SIZE = 64 * 1024
+"""Bytes of a file that is read and written whole, without a search for holes."""
 _CHUNK_SIZE = 256 * 1024
 _LARGE_CHUNK_SIZE = 16 * 1024 * 1024
 _BLOCK_SIZE = 64 * 1024
@@ -45,8 +47,8 @@ _UNSUPPORTED_ERRNOS = {
 class SparseWriter:
     """Writes a new file of ``size`` bytes through ``fd``, in chunks of any size, in order.
 
-    Parts that are not written stay holes. It starts the write-back to the disk early: to write all
-    data at the end took a fifth longer.
+    Parts that are not written stay holes. It starts the write-back of a large file to the disk early: to
+    write all data at the end took a fifth longer.
     """
 
     def __init__(self, fd: int, size: int, advance: ProgressCallback) -> None:
@@ -64,16 +66,17 @@ class SparseWriter:
         while start < len(view):
             end = min(start + _BLOCK_SIZE - (offset + start) % _BLOCK_SIZE, len(view))
             if _is_zeros(view[start:end]):
-                self._write(offset + pending, view[pending:start])
+                _write(self._fd, offset + pending, view[pending:start])
                 pending = end
             start = end
-        self._write(offset + pending, view[pending:])
+        _write(self._fd, offset + pending, view[pending:])
         self.advance_to(offset + len(view))
 
     def finish(self) -> None:
         """Leave the rest of the file as a hole, and start its write-back."""
         self.advance_to(self._size)
-        self._start_writeback()
+        if self._size > SMALL_SIZE:
+            self._start_writeback()
 
     def advance_to(self, offset: int) -> None:
         """Report all bytes up to ``offset`` as done."""
@@ -81,12 +84,6 @@ class SparseWriter:
         self._done = offset
         if self._done - self._started >= _LARGE_CHUNK_SIZE:
             self._start_writeback()
-
-    def _write(self, offset: int, data: memoryview) -> None:
-        while data:
-            written = os.pwrite(self._fd, data, offset)
-            offset += written
-            data = data[written:]
 
     def _start_writeback(self) -> None:
         """Make the kernel write dirty pages to the disk without waiting, a side effect of DONTNEED."""
@@ -105,7 +102,11 @@ def copy(
     read from ``target``, which nobody else can change. Raises :class:`EOFError` when ``source`` is shorter,
     and :class:`OSError`.
     """
-    if size and _clone(source, target):
+    if size <= SMALL_SIZE:
+        _copy_whole(source, target, size, hasher)
+        advance(size)
+        return
+    if _clone(source, target):
         if hasher is not None:
             _hash_file(target, size, hasher)
         advance(size)
@@ -126,6 +127,15 @@ def copy(
     if hasher is not None:
         _hash_zeros(size - hashed, hasher)
     output.finish()
+
+
+def _copy_whole(source: int, target: int, size: int, hasher: Hasher | None) -> None:
+    data = os.pread(source, size, 0)
+    if len(data) < size:
+        raise EOFError
+    if hasher is not None:
+        hasher.update(data)
+    _write(target, 0, memoryview(data))
 
 
 def _hash_file(fd: int, size: int, hasher: Hasher) -> None:
@@ -208,6 +218,13 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         if start < end:
             yield start, end
+
+
+def _write(fd: int, offset: int, data: memoryview) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        offset += written
+        data = data[written:]
 
 
 def _is_zeros(block: memoryview) -> bool:

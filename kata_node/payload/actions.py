@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -98,18 +99,19 @@ class PlaceFiles:
 
     def check(self, clients: Clients) -> None:
         """Raise :class:`HostError` unless each file has its size and each link its target."""
-        for entry in self.entries:
-            path = f"{self.install_dir}/{entry.path}"
-            if not _is_complete(clients.root, path, entry):
+        from kata_node.host.open_dirs import stat_below
+
+        entries = {entry.path: entry for entry in self.entries}
+        for path, info in stat_below(clients.root, self.install_dir, entries):
+            if not _is_complete(clients.root, f"{self.install_dir}/{path}", entries[path], info):
                 raise HostError(
-                    f"the {entry.kind} is missing or incomplete after it was placed",
-                    where=path,
+                    f"the {entries[path].kind} is missing or incomplete after it was placed",
+                    where=f"{self.install_dir}/{path}",
                     hint=CHANGED_BY_OTHERS_HINT,
                 )
 
 
-def _is_complete(root: files.Root, path: str, entry: Entry) -> bool:
-    info = root.lstat(path)
+def _is_complete(root: files.Root, path: str, entry: Entry, info: os.stat_result | None) -> bool:
     if info is None or entry.kind == "link":
         return info is not None and root.read_link(path) == entry.link
     if entry.kind == "dir":

@@ -10,15 +10,14 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kata_node import __version__
 from kata_node.bounded_read import file_digest
 from kata_node.errors import PayloadError
 from kata_node.host.files import Root, missing_dirs
+from kata_node.host.follow import real_path
 from kata_node.host.ownership import Untrusted, is_trusted_owner
-from kata_node.host.real_paths import real_path
 from kata_node.kata import drop_ins
 from kata_node.payload import offer
 from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout, recorded_files
@@ -231,20 +230,19 @@ def gather_removal_facts(context: StageContext) -> RemovalFacts:
 def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, ObservedFile]:
     """Return the state of ``paths`` below the install dir; missing paths are left out."""
     observed_files: dict[str, ObservedFile] = {}
-    parents: dict[str, Path | None] = {}  # hundreds of files share a few directories
+    parents: dict[str, str | None] = {}  # hundreds of files share a few directories
     for path in paths:
         parent, name = posixpath.split(f"{install_dir}/{path}")
         if parent not in parents:
-            parents[parent] = root.resolve(parent) if real_path(root, parent) else None
-        directory = parents[parent]
-        if directory is None:
+            parents[parent] = str(root.resolve(parent)) if real_path(root, parent) else None
+        if parents[parent] is None:
             continue
-        real = directory / name
+        real = f"{parents[parent]}/{name}"
         try:
-            info = real.lstat()
+            info = os.lstat(real)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        link = str(real.readlink()) if stat.S_ISLNK(info.st_mode) else ""
+        link = os.readlink(real) if stat.S_ISLNK(info.st_mode) else ""
         observed_files[path] = ObservedFile(
             _kind(info.st_mode),
             stat.S_IMODE(info.st_mode),
@@ -260,9 +258,10 @@ def walk(root: Root, install_dir: str) -> Iterator[str]:
     """Yield the paths of all files and links below the install dir, relative to it."""
     base = root.resolve(install_dir)
     for directory, dirs, names in os.walk(base):
-        links = [name for name in dirs if Path(directory, name).is_symlink()]
+        relative = os.path.relpath(directory, base)
+        links = [name for name in dirs if os.path.islink(f"{directory}/{name}")]
         for name in sorted((*names, *links)):
-            yield str(Path(directory, name).relative_to(base))
+            yield name if relative == "." else f"{relative}/{name}"
 
 
 def _contents_to_change(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kata_node.host.archive import Archive, Digest, Member
+from kata_node.host.cores import usable_cores
 from kata_node.kata import devkit
 from kata_node.payload.manifest import Entry
 from kata_node.payload.validation import (
@@ -80,7 +81,7 @@ def map_in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Return ``function`` of each item, in the order of ``items``, computed in threads."""
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             return [future.result() for future in futures]

@@ -259,8 +259,9 @@ class RemoveDirs:
 
     def apply(self, clients: Clients) -> None:
         """Remove the empty directories."""
-        for path in self.paths:
-            clients.root.remove_dir(path)
+        from kata_node.host import removal
+
+        removal.remove_dirs(clients.root, self.paths)
 
     def check(self, clients: Clients) -> None:
         """Check nothing: a directory that is not empty stays on purpose."""

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kata_node.host.real_paths import real_path
+from kata_node.host.follow import real_path
 from kata_node.runtime.model.programs import is_below, program_in_path, programs
 
 if TYPE_CHECKING:

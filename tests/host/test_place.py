@@ -328,7 +328,7 @@ def break_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int, code: in
         pytest.param("pwrite", errno.ENOSPC, id="disk full"),
         pytest.param("pwrite", errno.EIO, id="disk fails"),
         pytest.param("fsync", errno.EIO, id="disk fails late"),
-        pytest.param("ftruncate", errno.EROFS, id="read-only"),
+        pytest.param("fchmod", errno.EROFS, id="read-only"),
     ],
 )
 def test_a_failed_placement_leaves_the_previous_files(
@@ -413,19 +413,19 @@ def test_all_files_are_on_the_disk_before_the_first_rename(
     node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, os.rename
 
     def log_fsync(fd: int) -> None:
         events.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
         fsync(fd)
 
-    def log_rename(path: Path, target: Path) -> Path:
+    def log_rename(path: str, target: str, **directories: int) -> None:
         events.append("rename")
-        return rename(path, target)
+        rename(path, target, **directories)
 
     install(node, payload, ())
     monkeypatch.setattr(os, "fsync", log_fsync)
-    monkeypatch.setattr(Path, "rename", log_rename)
+    monkeypatch.setattr(os, "rename", log_rename)
     base = install(node, payload)
     files = [path for path, content in FILES.items() if isinstance(content, bytes)]
     directories = [base, *(path for path in base.rglob("*") if path.is_dir())]

@@ -1,0 +1,78 @@
+"""Remove many files or directories, and force each changed directory to the disk once, at the end.
+
+The order of the removals does not matter: the receipt says that they are under way, and the next run
+continues an interrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from kata_node.host.atomic_replace import fsync_dir, sibling_path
+from kata_node.host.files import Root
+from kata_node.host.host_errors import host_errors
+from kata_node.host.open_dirs import OpenDirs, by_directory, names_in
+from kata_node.host.real_paths import remove_empty_dir
+
+
+def remove_files(root: Root, base: str, paths: Iterable[str]) -> None:
+    """Remove the files and links ``paths`` below the host directory ``base``, and their temporary files.
+
+    A directory at one of the paths is foreign and stays, and so does what a symlink in place of a directory
+    below ``base`` leads to. Missing files are no error. Raises :class:`HostError`.
+    """
+    changed: list[str] = []
+    with OpenDirs(root, base) as dirs:
+        for directory, fd, names in _existing_files(dirs, base, _with_temps(paths)):
+            for name in names:
+                with host_errors(f"{base}/{directory}/{name}"), contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+            changed.append(directory)
+        for directory in changed:
+            with host_errors(f"{base}/{directory}"):
+                os.fsync(dirs.open(directory))
+
+
+def existing_files(root: Root, base: str, paths: Iterable[str]) -> list[str]:
+    """Return those of ``paths`` that :func:`remove_files` would remove."""
+    with OpenDirs(root, base) as dirs:
+        return [
+            f"{directory}/{name}".lstrip("/")
+            for directory, _, names in _existing_files(dirs, base, paths)
+            for name in names
+        ]
+
+
+def remove_dirs(root: Root, paths: Iterable[str]) -> None:
+    """Remove directories in this order, each like :meth:`Root.remove_dir`. Raises :class:`HostError`."""
+    changed: dict[Path, str] = {}
+    for path in paths:
+        real = root.resolve(path, follow_last=False)
+        with host_errors(path):
+            if remove_empty_dir(real):
+                changed.pop(real, None)
+                changed[real.parent] = path
+    for parent, path in changed.items():
+        with host_errors(path), contextlib.suppress(FileNotFoundError):
+            fsync_dir(parent)
+
+
+def _with_temps(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        yield path
+        yield sibling_path(path)
+
+
+def _existing_files(dirs: OpenDirs, base: str, paths: Iterable[str]) -> Iterator[tuple[str, int, list[str]]]:
+    """Yield each directory, its descriptor, and its names of ``paths`` that exist and are no directories."""
+    for directory, names in by_directory(paths):
+        with host_errors(f"{base}/{directory}"):
+            fd = dirs.find(directory)
+            if fd is None:
+                continue
+            files = names_in(fd, directories=False)
+        if found := [name for name in names if name in files]:
+            yield directory, fd, found
