@@ -73,7 +73,7 @@ class Entry:
     link: str = ""
     """The target as written; links only."""
     component: str = ""
-    """The component that has the entry; empty in a tree, and for a file beside the archives."""
+    """The component that has the entry; empty in a tree, and for a file of no component."""
     content: str = ""
     """The text of files that kata-node reads, see :mod:`kata_node.payload.scan`; empty for other files."""
 
