@@ -32,13 +32,15 @@ class OpenDirs:
     def __init__(self, root: Root, base: str) -> None:
         self._root = root
         self._base = root.resolve(base)
+        self._path: str | None = None
+        """The last opened path; then its names, and the descriptors from the base to it."""
         self._names: list[str] = []
         self._fds: list[int] = []
 
     def again(self) -> OpenDirs:
         """Return another object for the same base, for another thread. The base must be open."""
         other = copy.copy(self)
-        other._names, other._fds = [], [os.dup(self._fds[0])]
+        other._path, other._names, other._fds = None, [], [os.dup(self._fds[0])]
         return other
 
     def __enter__(self) -> OpenDirs:
@@ -49,12 +51,16 @@ class OpenDirs:
 
     def close(self) -> None:
         """Close all descriptors."""
+        self._path = None
         self._names.clear()
         while self._fds:
             os.close(self._fds.pop())
 
     def open(self, path: str) -> int:
         """Return a descriptor of the directory ``path`` below the base; it is valid until the next call."""
+        if path == self._path:
+            return self._fds[-1]
+        self._path = None
         if not self._fds:
             self._fds.append(self._open_base())
         names = path.split("/") if path else []
@@ -67,6 +73,7 @@ class OpenDirs:
         for name in names[shared:]:
             self._fds.append(os.open(name, _FLAGS, dir_fd=self._fds[-1]))
             self._names.append(name)
+        self._path = path
         return self._fds[-1]
 
     def find(self, path: str) -> int | None:

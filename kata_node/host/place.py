@@ -167,7 +167,7 @@ class _Placement:
         """Create missing directories; return the modes that can be set only after their files are written."""
         modes = {entry.path: entry.mode for entry in entries if entry.kind == "dir"}
         final_modes: dict[str, int] = {}
-        paths = {*modes, *(above for entry in entries for above in _parents(entry.path))}
+        paths = {*modes, *_parents(entry.path for entry in entries)}
         for path in sorted(paths, key=lambda path: path.split("/")):
             mode = modes.get(path, 0o755)
             parent, name = posixpath.split(path)
@@ -362,9 +362,13 @@ def _payload_mismatch(path: Path, reason: str) -> PayloadError:
     )
 
 
-def _parents(path: str) -> Iterator[str]:
-    while path := posixpath.dirname(path):
-        yield path
+def _parents(paths: Iterable[str]) -> set[str]:
+    """Return all directories above ``paths``."""
+    found: set[str] = set()
+    for path in paths:
+        while (path := posixpath.dirname(path)) and path not in found:
+            found.add(path)
+    return found
 
 
 def _chunks(files: Sequence[PlacedEntry]) -> Iterator[Sequence[PlacedEntry]]:

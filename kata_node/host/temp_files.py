@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Iterator
 
 from kata_node.host.atomic_replace import finish, sibling_path
-from kata_node.host.host_errors import host_errors
+from kata_node.host.host_errors import host_error, host_errors
 from kata_node.host.open_dirs import OpenDirs, by_directory
 
 
@@ -71,9 +71,11 @@ class TempFiles:
                 changed.add(directory)
                 for name in names:
                     path = posixpath.join(directory, name)
-                    with host_errors(f"{self._base}/{path}"):
+                    try:
                         source, temp = _find(temp_dirs, path)
                         os.rename(temp, name, src_dir_fd=source, dst_dir_fd=dirs.open(directory))
+                    except OSError as error:
+                        raise host_error(f"{self._base}/{path}", error) from error
         return changed
 
     def remove(self, dirs: OpenDirs) -> None:

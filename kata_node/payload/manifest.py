@@ -198,8 +198,12 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
             raise _conflict_error(earlier, checked)
     for path in list(found):
         for parent in _parents(path):
-            above = found.setdefault(parent, Entry(parent, "dir", 0o755, component=found[path].component))
-            if above.kind != "dir":
+            above = found.get(parent)
+            if above is None:
+                found[parent] = Entry(parent, "dir", 0o755, component=found[path].component)
+            elif above.kind == "dir":
+                break  # the parents of that directory are checked too
+            else:
                 raise untrusted_payload(path, f"the parent {parent} of this path is a {above.kind}")
     links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
     for path in links.targets:
