@@ -159,7 +159,7 @@ def test_a_variable_of_other_commands_is_ignored(
 ) -> None:
     for name in ("DRY_RUN", "IGNORE_PODS", "WAIT_FOR_PODS", "PAYLOAD", "REPORTS", "LABEL_TIMEOUT"):
         monkeypatch.setenv(f"KATA_NODE_{name}", "5m")
-    assert cli_runner.offline("status") == Result(0, "no installation on this node\n", "")
+    assert cli_runner.offline("status") == Result(10, "no installation on this node\n", "")
 
 
 def test_the_termination_message_of_a_pod_is_not_that_of_a_command_that_only_looks(
@@ -171,6 +171,8 @@ def test_the_termination_message_of_a_pod_is_not_that_of_a_command_that_only_loo
     assert cli_runner.offline("plan").code == 10
     for command in ("plan", "status"):
         assert cli_runner.run(command, "--host-root", "/nowhere").code == 2
+    for arguments in (("payload", "index", "/nowhere"), ("values", "check", "/nowhere"), ("explain", "?")):
+        assert cli_runner.run(*arguments).code > 0
     assert message.read_text() == "of the pod"
 
 
