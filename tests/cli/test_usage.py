@@ -154,6 +154,18 @@ def test_an_option_of_other_commands_is_refused_with_their_names(
     assert result.err.endswith(f"\n  hint: {hint}\n")
 
 
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_a_cri_socket_that_is_no_absolute_path_is_refused(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "variable":
+        monkeypatch.setenv("KATA_NODE_CRI_SOCKET", "run/crio.sock")
+    options = ["--cri-socket", "run/crio.sock"] if how == "option" else []
+    result = cli_runner.run("status", "--host-root", cli_runner.host, *options)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: --cri-socket: expected an absolute path, got run/crio.sock\n")
+
+
 def test_a_variable_of_other_commands_is_ignored(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
