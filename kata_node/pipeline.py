@@ -133,7 +133,7 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
         else:
             stage_lock.acquire(stage.NAME)
             receipts.remove_leftovers(run.clients.root, run.settings.install_dir)
-            run.clients.root.sweep(last_run.path(run.settings.install_dir))
+            last_run.remove_leftover(run.clients.root, run.settings.install_dir)
         with signals.interruptible():
             return _plan(stage, run, _load_receipt(stage, run), since)
 

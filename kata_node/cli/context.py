@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +52,6 @@ def options_of(common: Common) -> Options:
         node_name=common.node_name,
         expected_machine_id=common.expected_machine_id,
     )
-
-
-def _progress(total: int, title: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-
-    return progress(total, title)
 
 
 _REPEATED_OPTIONS = (
@@ -115,4 +110,4 @@ def open_tools(common: Common) -> Iterator[Clients]:
 
             return opened.enter_context(KubeClient.connect())
 
-        yield Clients(root, systemd, cri, kube, _progress)
+        yield Clients(root, systemd, cri, kube, progress)

@@ -307,10 +307,12 @@ COMMAND_OPTIONS = {
     # It runs install and revert itself, and applies what they plan.
     "daemon": (*_INSTALLATION, *_CHANGES, "output", "log_level", *_PLACING),
     "wanted": ("offline", "node_name", "output", "log_level", "termination_log"),
+    "payload": LOGGING,
+    "values": LOGGING,
     "explain": ("output",),
     "completion": (),
 }
-"""The common options of each command. A command that is not in here has :data:`LOGGING`."""
+"""The common options of each command, and of the commands of a group. :data:`LOGGING` is the default."""
 
 
 DEFAULT_LISTEN = ":8090"

@@ -31,6 +31,12 @@ def check_usage(context: typer.Context, common: Common) -> None:
             where="--quiet",
             hint="remove one of the two options",
         )
+    if common.cri_socket and not common.cri_socket.removeprefix("unix://").startswith("/"):
+        raise UsageError(
+            f"expected an absolute path, got {common.cri_socket}",
+            where="--cri-socket",
+            hint="set it to the path of the socket on the node, such as /run/containerd/containerd.sock",
+        )
     if common.runtime:
         from kata_node.versions import runtime_version
 

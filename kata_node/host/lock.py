@@ -25,6 +25,7 @@ from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.host.files import Root, host_error
 from kata_node.host.host_errors import host_errors
 from kata_node.host.ownership import is_trusted_owner
+from kata_node.text import foreign_words
 
 LOCK_PATH = "/run/kata-node/lock"
 """In /run, which a reboot empties. All installations and prefixes use the same lock."""
@@ -33,6 +34,8 @@ LOCK_DIR, RUN_DIR = "/run/kata-node", "/run"
 
 POLL = 0.1  # seconds between two tries
 LOG_INTERVAL = 30.0  # seconds between two log lines that name the holder
+_LATEST = 1 << 40
+"""In seconds since 1970, the year 36812. A later time is not from a run, and cannot be shown as a date."""
 MAX_RACES = 100
 """How many times in a row another run may remove the directory before the file is created in it."""
 
@@ -300,7 +303,9 @@ def _read_holder(fd: int) -> dict[str, Any]:
 def _parse_holder(holder: dict[str, Any]) -> Holder | None:
     match holder:
         case {"stage": str(command), "pid": int(pid), "host": str(host), "since": int(since)}:
-            return Holder(command, pid, host, since)
+            if 0 <= since < _LATEST:
+                return Holder(foreign_words(command), pid, foreign_words(host), since)
+            return None
         case _:
             return None
 

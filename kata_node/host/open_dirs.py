@@ -113,7 +113,7 @@ def stat_below(root: Root, base: str, paths: Iterable[str]) -> Iterator[tuple[st
     """
     with OpenDirs(root, base) as dirs:
         for directory, names in by_directory(paths):
-            with host_errors(f"{base}/{directory}"):
+            with host_errors(posixpath.join(base, directory).rstrip("/")):
                 fd = dirs.find(directory)
             for name in names:
                 path = posixpath.join(directory, name)

@@ -138,7 +138,8 @@ class _Placement:
         files = [entry for entry in targets if entry.kind == "file"]
         with self.dirs, self.file_system() as file_system:
             syncs_at_once = barrier.is_possible(file_system, len(files))
-            self.temps = TempFiles(self.install_dir, sync_each=not syncs_at_once)
+            device = os.fstat(file_system).st_dev if syncs_at_once else None
+            self.temps = TempFiles(self.install_dir, synced_later=device)
             try:
                 modes = self.make_directories(entries)
                 self.check_targets(targets)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,11 +29,12 @@ def remove_files(root: Root, base: str, paths: Iterable[str]) -> None:
     with OpenDirs(root, base) as dirs:
         for directory, fd, names in _existing_files(dirs, base, _with_temps(paths)):
             for name in names:
-                with host_errors(f"{base}/{directory}/{name}"), contextlib.suppress(FileNotFoundError):
+                where = posixpath.join(base, directory, name)
+                with host_errors(where), contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=fd)
             changed.append(directory)
         for directory in changed:
-            with host_errors(f"{base}/{directory}"):
+            with host_errors(posixpath.join(base, directory).rstrip("/")):
                 os.fsync(dirs.open(directory))
 
 
@@ -69,7 +71,7 @@ def _with_temps(paths: Iterable[str]) -> Iterator[str]:
 def _existing_files(dirs: OpenDirs, base: str, paths: Iterable[str]) -> Iterator[tuple[str, int, list[str]]]:
     """Yield each directory, its descriptor, and its names of ``paths`` that exist and are no directories."""
     for directory, names in by_directory(paths):
-        with host_errors(f"{base}/{directory}"):
+        with host_errors(posixpath.join(base, directory).rstrip("/")):
             fd = dirs.find(directory)
             if fd is None:
                 continue

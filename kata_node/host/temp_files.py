@@ -18,14 +18,18 @@ class TempFiles:
     A method gets the directories that its thread has open. Raises :class:`HostError`.
     """
 
-    def __init__(self, base: str, *, sync_each: bool) -> None:
+    def __init__(self, base: str, *, synced_later: int | None = None) -> None:
+        """``synced_later`` is the device (``st_dev``) whose files the caller forces to the disk itself."""
         self._base = base
-        self._sync_each = sync_each
+        self._synced_later = synced_later
         self._paths: list[str] = []
 
     @contextlib.contextmanager
     def new_file(self, dirs: OpenDirs, path: str, mode: int, mtime: int) -> Iterator[int]:
-        """Yield a new file for ``path``, open for writing; at the end force it to the disk, if each is."""
+        """Yield a new file for ``path``, open for writing; at the end force it to the disk.
+
+        A file of the device that the caller forces to the disk later is not.
+        """
         with host_errors(f"{self._base}/{path}"):
             directory, name = self._add(dirs, path)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -36,7 +40,9 @@ class TempFiles:
                 fd = os.open(name, flags, 0o600, dir_fd=directory)
             try:
                 yield fd
-                finish(fd, mode, mtime=mtime, sync=self._sync_each)
+                # Another file system can be mounted on a directory below the base.
+                sync = self._synced_later is None or os.fstat(fd).st_dev != self._synced_later
+                finish(fd, mode, mtime=mtime, sync=sync)
             finally:
                 os.close(fd)
 

@@ -234,7 +234,8 @@ def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[st
     for path in paths:
         parent, name = posixpath.split(f"{install_dir}/{path}")
         if parent not in parents:
-            parents[parent] = str(root.resolve(parent)) if real_path(root, parent) else None
+            found = real_path(root, parent)
+            parents[parent] = None if found is None else os.path.join(root.base, found.lstrip("/"))
         if parents[parent] is None:
             continue
         real = f"{parents[parent]}/{name}"

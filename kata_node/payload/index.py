@@ -243,7 +243,8 @@ def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def _archives(directory: Path, shims: Mapping[str, Mapping[str, Iterable[str]]]) -> dict[str, Path]:
-    """Return the existing archives that ``shims`` lists for any architecture, and the extra ones."""
+    """Return the existing archives, by component: those that ``shims`` lists for any architecture, and the
+    :data:`EXTRA_COMPONENTS`."""
     names = {name for arches in shims.values() for needs in arches.values() for name in needs}
     names.update(EXTRA_COMPONENTS)
     paths = {name: directory / TARBALLS_DIR / f"kata-static-{name}.tar.zst" for name in names}

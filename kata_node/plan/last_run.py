@@ -157,6 +157,14 @@ def load(root: Root, install_dir: str) -> LastRun | None:
     return found if found.schema == SCHEMA else None
 
 
+def remove_leftover(root: Root, install_dir: str) -> None:
+    """Remove the temporary file of an interrupted write. A failure is only logged."""
+    try:
+        root.sweep(path(install_dir))
+    except KataNodeError as error:
+        log.debug("the temporary file of the last run is not removed: %s", error)
+
+
 def remove(root: Root, install_dir: str) -> None:
     """Remove the record, its reserve and its temporary file. Raises :class:`HostError`."""
     reserve.forget(root, path(install_dir))

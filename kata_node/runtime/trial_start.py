@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kata_node.errors import KataNodeError
 from kata_node.host.host_program import HostProgram, ProgramOutput
-from kata_node.runtime.unit_log import error_lines
+from kata_node.runtime.unit_log import LIMIT, error_lines
 from kata_node.text import quote_foreign
 
 if TYPE_CHECKING:
@@ -151,4 +151,4 @@ def _judge_reason(words: str) -> Trial:
     if not words:
         return Trial("unclear", "it ended without a reason")
     certain = _OF_THE_CONFIGURATION.search(words) and not _OF_THE_TRIAL.search(words)
-    return Trial("fails" if certain else "unclear", f"it wrote {quote_foreign(words, 300)}")
+    return Trial("fails" if certain else "unclear", f"it wrote {quote_foreign(words, LIMIT)}")

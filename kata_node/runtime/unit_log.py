@@ -21,6 +21,7 @@ LINES = 2000
 LIMIT = 600
 """Maximum characters of the quoted lines."""
 
+_SEPARATOR = " | "
 _LOWER_LEVEL = re.compile(r"level.{1,3}(trace|debug|info|warn)")
 _REASON = re.compile(r"level.{1,3}(error|fatal|panic)|^(containerd|crio|k3s|rke2|k0s): |\bpanic:|\bfatal\b")
 _TIME = re.compile(r"\btime=(\"[^\"]*\"|\S+) |\"time\":\"[^\"]*\",?")
@@ -59,6 +60,8 @@ def last_words(clients: Clients, unit: str, start: float, end: float | None = No
 def error_lines(lines: Sequence[str]) -> str:
     """Return the last of ``lines`` that give a reason, each once and without its time, joined by `` | ``.
 
+    They are as many as fit in :data:`LIMIT` characters, and at least one, which can be longer.
+
     A line of plain text counts as one, because the last words of a program that ends often have no level. If
     lines with a level or the name of the runtime give a reason, the others are left out: a panic comes with
     hundreds of lines about goroutines.
@@ -69,7 +72,7 @@ def error_lines(lines: Sequence[str]) -> str:
     distinct = list(dict.fromkeys(_TIME.sub("", line).strip() for line in reversed(reasons)))
     kept: list[str] = []
     for line in distinct:
-        if kept and sum(map(len, kept)) + len(line) > LIMIT:
+        if kept and len(_SEPARATOR.join((line, *kept))) > LIMIT:
             break
         kept.insert(0, line)
-    return " | ".join(kept)
+    return _SEPARATOR.join(kept)

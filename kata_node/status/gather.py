@@ -12,8 +12,9 @@ from typing import TypeVar
 from kata_node.bounded_read import file_digest
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SHARED_LABEL
 from kata_node.errors import HostError, KataNodeError
-from kata_node.host import kernel, lock
+from kata_node.host import go_glob, kernel, lock
 from kata_node.host.files import Root, host_error
+from kata_node.host.follow import real_path
 from kata_node.host.lock import Holder
 from kata_node.kube import credentials
 from kata_node.payload.facts import observe_files
@@ -56,7 +57,7 @@ def gather(
     if not (options.cri_socket or settings.containerd.runtime_socket):
         options = replace(options, cri_socket=receipt.socket)  # the install may have had --cri-socket
     runtime = runtimes.ask(StageContext(settings, receipt, clients, options))
-    more = {posixpath.dirname(each) for each in runtime.install_dirs}
+    more = {posixpath.dirname(each) for each in runtime.install_dirs if _can_exist(root, each)}
     found |= {each: _load(root, each) for each in _installations_in(root, more - parents)}
     ours = (each for each, is_ours in runtime.install_dirs.items() if is_ours and each not in found)
     found |= {each: _gone(root, each) for each in ours}
@@ -88,6 +89,11 @@ def _installations_in(root: Root, parents: Iterable[str]) -> list[str]:
         for path in root.glob(f"{parent}/kata*/{trace}")
     }
     return sorted(found)
+
+
+def _can_exist(root: Root, install_dir: str) -> bool:
+    """Return whether a path from the runtime's configuration can be one of a directory."""
+    return not go_glob.is_pattern(install_dir) and real_path(root, install_dir) is not None
 
 
 def _load(root: Root, install_dir: str) -> Receipt | InstallationStatus:
@@ -124,7 +130,7 @@ def _gone(root: Root, install_dir: str) -> InstallationStatus:
     error = KataNodeError("the receipt is gone", where=receipts.path(install_dir))
     return replace(
         _unreadable(install_dir, error),
-        artifacts="unknown" if root.is_dir(install_dir) else "missing",
+        artifacts="unknown" if _can_exist(root, install_dir) and root.is_dir(install_dir) else "missing",
         last_run=last_run.load(root, install_dir),
     )
 

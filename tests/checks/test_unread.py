@@ -266,6 +266,11 @@ def test_the_output_of_containerd_says_whether_it_starts(
     assert (found.verdict, says in found.reason) == (verdict, True), found
 
 
+def test_the_last_reason_of_containerd_is_quoted_to_its_end() -> None:
+    lines = [f"containerd: toml {number} {'x' * 200}" for number in range(3)]
+    assert f'{lines[-1]}"' in judge_containerd(ProgramOutput("\n".join(lines), ended=True)).reason
+
+
 @pytest.mark.parametrize(
     ("output", "verdict"),
     [

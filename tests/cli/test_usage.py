@@ -154,12 +154,24 @@ def test_an_option_of_other_commands_is_refused_with_their_names(
     assert result.err.endswith(f"\n  hint: {hint}\n")
 
 
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_a_cri_socket_that_is_no_absolute_path_is_refused(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "variable":
+        monkeypatch.setenv("KATA_NODE_CRI_SOCKET", "run/crio.sock")
+    options = ["--cri-socket", "run/crio.sock"] if how == "option" else []
+    result = cli_runner.run("status", "--host-root", cli_runner.host, *options)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: --cri-socket: expected an absolute path, got run/crio.sock\n")
+
+
 def test_a_variable_of_other_commands_is_ignored(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DRY_RUN", "IGNORE_PODS", "WAIT_FOR_PODS", "PAYLOAD", "REPORTS", "LABEL_TIMEOUT"):
         monkeypatch.setenv(f"KATA_NODE_{name}", "5m")
-    assert cli_runner.offline("status") == Result(0, "no installation on this node\n", "")
+    assert cli_runner.offline("status") == Result(10, "no installation on this node\n", "")
 
 
 def test_the_termination_message_of_a_pod_is_not_that_of_a_command_that_only_looks(
@@ -171,6 +183,8 @@ def test_the_termination_message_of_a_pod_is_not_that_of_a_command_that_only_loo
     assert cli_runner.offline("plan").code == 10
     for command in ("plan", "status"):
         assert cli_runner.run(command, "--host-root", "/nowhere").code == 2
+    for arguments in (("payload", "index", "/nowhere"), ("values", "check", "/nowhere"), ("explain", "?")):
+        assert cli_runner.run(*arguments).code > 0
     assert message.read_text() == "of the pod"
 
 

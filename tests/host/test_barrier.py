@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from kata_node.host import barrier, kernel, mounts
+from kata_node.host.files import Root
+from kata_node.host.open_dirs import OpenDirs
+from kata_node.host.temp_files import TempFiles
 
 MIB = 1 << 20
 
@@ -104,3 +107,17 @@ def test_the_type_of_a_file_system_is_that_of_its_mount(directory: int) -> None:
     os.close(proc)
     assert mounts.file_system(directory) not in ("", "proc")
     assert mounts.file_system(-1) == ""
+
+
+@pytest.mark.parametrize(("other_devices", "forced"), [(0, []), (1, ["new"])])
+def test_a_file_on_a_file_system_that_is_mounted_below_is_forced_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_devices: int, forced: list[str]
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    temps = TempFiles("/", synced_later=tmp_path.stat().st_dev + other_devices)
+    with OpenDirs(Root(tmp_path), "/") as dirs:
+        with temps.new_file(dirs, "new", 0o644, 0):
+            pass
+        temps.rename(dirs)
+    assert [path.name for path in tmp_path.iterdir() if path.stat().st_ino in synced] == forced

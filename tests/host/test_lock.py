@@ -451,7 +451,10 @@ def test_the_lock_works_on_a_full_disk_without_the_name_of_the_holder(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"\xff", b'{"stage": 1, "pid": 2}', b'{"stage": "cri"}', b"[" * 4096],
+    [
+        *(b"", b"{", b"[]", b"null", b"\xff", b'{"stage": 1, "pid": 2}', b'{"stage": "cri"}', b"[" * 4096),
+        b'{"stage": "cri", "pid": 1, "host": "a", "since": 100000000000000000000}',
+    ],
 )
 def test_a_holder_that_cannot_be_read_is_called_another_run(root: Root, content: bytes) -> None:
     with hold(root, "artifacts", timeout=0):

@@ -106,15 +106,16 @@ def test_directories_that_somebody_moved_are_not_left_by_dots(root: Root) -> Non
         dirs.open("bin/../..")
 
 
-def test_an_error_names_the_file(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["bin/a", "VERSION"])
+def test_an_error_names_the_file(root: Root, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    put(root, "bin/a")
+    put(root, path)
     monkeypatch.setattr(os, "unlink", fail)
     with pytest.raises(HostError, match="not permitted") as caught:
-        remove_files(root, BASE, ["bin/a"])
-    assert caught.value.where == "/opt/kata/bin/a"
+        remove_files(root, BASE, [path])
+    assert caught.value.where == f"/opt/kata/{path}"
 
 
 def test_no_more_directories_are_open_than_a_path_has_levels(root: Root) -> None:

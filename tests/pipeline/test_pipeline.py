@@ -21,6 +21,7 @@ from kata_node.host.files import FileState, Root
 from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
 from kata_node.runtime import restart
+from kata_node.runtime.check_config import CheckConfig
 from kata_node.status.model import InstallationStatus
 from pipeline.harness import (
     CONFIG,
@@ -738,13 +739,13 @@ def test_if_systemd_is_lost_before_the_restart_the_files_are_restored_and_the_ne
     node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(node, "etc")
-    real = restart.CheckConfig.apply
+    real = CheckConfig.apply
 
-    def apply_and_lose_systemd(self: restart.CheckConfig, clients: object) -> None:
+    def apply_and_lose_systemd(self: CheckConfig, clients: object) -> None:
         real(self, clients)  # type: ignore[arg-type]
         node.systemd_gone = True
 
-    monkeypatch.setattr(restart.CheckConfig, "apply", apply_and_lose_systemd)
+    monkeypatch.setattr(CheckConfig, "apply", apply_and_lose_systemd)
     reports = run(node, INSTALL, payload)
     assert exit_code(reports) == 1, reports
     assert snapshot(node, "etc") == before

@@ -129,3 +129,13 @@ def test_nothing_is_written_where_another_user_can_write(root: Root) -> None:
     (root.base / "opt/kata/.kata-node").chmod(0o777)
     record(root, "cri")
     assert recorded(root) == []
+
+
+def test_what_is_in_place_of_its_temporary_file_stops_no_run(root: Root) -> None:
+    directory = root.base / "opt/kata/.kata-node/.last-run.json.kata-node-tmp"
+    directory.mkdir()
+    last_run.remove_leftover(root, INSTALL_DIR)
+    directory.rmdir()
+    directory.touch()
+    last_run.remove_leftover(root, INSTALL_DIR)
+    assert not directory.exists()

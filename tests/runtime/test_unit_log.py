@@ -47,4 +47,4 @@ def test_of_many_reasons_the_last_ones_are_shown() -> None:
     found = error_lines(lines)
     assert found.endswith(lines[-1])
     assert "reason 0 " not in found
-    assert len(found) <= LIMIT + 100
+    assert len(found) <= LIMIT
