@@ -14,7 +14,14 @@ from typing import Any, Protocol
 
 from kata_node import __version__, signals
 from kata_node.cluster.labelling import WaitForNode
-from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, RolledBackError, UnfitNodeError
+from kata_node.errors import (
+    CriError,
+    IneligibleNodeError,
+    KataNodeError,
+    RolledBackError,
+    UnfitNodeError,
+    UsageError,
+)
 from kata_node.host import lock
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
@@ -330,9 +337,13 @@ def _problem_of_findings(checks: Sequence[Finding]) -> Problem | None:
         return None
     what = "; ".join(f"{check.name}: {check.reason}" for check in failed)
     hint = "; ".join(check.remedy for check in failed if check.remedy)
-    kind = IneligibleNodeError if any(check.permanent for check in failed) else KataNodeError
+    kind: type[KataNodeError] = (
+        IneligibleNodeError if any(check.permanent for check in failed) else KataNodeError
+    )
     if any(check.unfit for check in failed):
         kind = UnfitNodeError
+    elif all(check.usage for check in failed):
+        kind = UsageError
     return Problem.from_error(kind(what, hint=hint))
 
 

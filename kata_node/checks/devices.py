@@ -63,7 +63,8 @@ def _kvm(local: Sequence[Handler], machine: HardwareFacts) -> Finding:
         "fail",
         f"{KVM} does not exist, and these shims need it: {shims}",
         "load the kernel module kvm_intel or kvm_amd; if the node is a VM, enable nested virtualization; "
-        "or enable only the shim remote",
+        "in a cluster, leave this node out with job.nodeSelector or nodeSelector; on a node by hand, enable "
+        "only the shim remote",
         unfit=True,
     )
 

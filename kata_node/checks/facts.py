@@ -12,6 +12,7 @@ from kata_node.checks.hardware import HardwareFacts, gather_hardware_facts
 from kata_node.checks.kata_configurations import kata_configurations
 from kata_node.checks.kubelet import slow_handlers
 from kata_node.checks.kubelet_facts import RequestTimeout, request_timeout
+from kata_node.checks.memory import DEFAULT_GUEST_MEMORY
 from kata_node.checks.unread_facts import UnreadConfig, unread_config
 from kata_node.errors import CriError, KataNodeError
 from kata_node.host.devices import VHOST_NET
@@ -99,13 +100,17 @@ def gather_facts(context: StageContext) -> HostCheckFacts:
         else None,
         _access(context, runtime),
         _missing_imports(context, runtime),
-        # Parsing all of them takes time, and only the need for this device depends on them.
-        {} if machine.devices[VHOST_NET] == "there" else kata_configurations(context, artifacts),
+        kata_configurations(context, artifacts) if _are_configurations_needed(machine) else {},
         unread_config(context, runtime) if isinstance(runtime, RuntimeFacts) else None,
         request_timeout(context, runtime.distribution_runtime)
         if isinstance(runtime, RuntimeFacts) and slow_handlers(context.settings)
         else None,
     )
+
+
+def _are_configurations_needed(machine: HardwareFacts) -> bool:
+    """Return whether a finding depends on the Kata configurations. To parse all of them takes time."""
+    return machine.devices[VHOST_NET] != "there" or 0 < machine.memory < DEFAULT_GUEST_MEMORY
 
 
 def _untrusted(context: StageContext, artifacts: ArtifactFacts | KataNodeError) -> Untrusted | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from kata_node.checks import devices, kubelet, paths, snapshotters, unread
+from kata_node.checks import devices, kubelet, memory, paths, snapshotters, unread
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.served import served_settings
-from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError
+from kata_node.errors import KataNodeError, SystemdError, UnfitNodeError, UsageError
 from kata_node.host.machine_id import is_same_machine_id
 from kata_node.host.write_access import WriteAccess
 from kata_node.payload import layout
@@ -17,6 +17,7 @@ from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding
 from kata_node.runtime import compatibility, foreign_copies, removal
 from kata_node.runtime.containerd import read as containerd_read
+from kata_node.runtime.correction import correction, template_of
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.model.config import HandlerCopy, own_paths
 from kata_node.runtime.planned_changes import check_repeatable
@@ -25,7 +26,6 @@ from kata_node.settings.model import Settings
 from kata_node.settings.unsupported import unsupported
 from kata_node.text import human_size, pluralize
 
-MIN_MEMORY = 2 << 30  # bytes; the default memory of one guest in Kata's configurations
 SPACE_RESERVE = 64 << 20  # bytes that must stay free after the payload is written
 UNFINISHED_RUN_REMEDY = "do nothing: `install` and `revert` complete the earlier run"
 
@@ -192,10 +192,19 @@ def _config(
         removal.refuse_foreign_drop_ins(runtime, receipt)
         desired_config = runtime.config.desired_config(settings, contents)
     except KataNodeError as error:
-        yield _failed_finding("config", error, permanent=True)
+        found = _failed_finding("config", error, permanent=True)
+        if _is_of_foreign_installation(error, settings, runtime, facts):
+            found = replace(found, remedy="")
+        elif template := template_of(runtime.config, error.where, runtime.files):
+            found = replace(found, remedy=f"correct {template}, from which this file is rendered")
+        yield found
+        return
+    conflict = foreign_copies.conflict(desired_config.copies)
+    if conflict and _is_of_foreign_installation(conflict, settings, runtime, facts):
+        yield replace(_failed_finding("copies", conflict, permanent=True), remedy="")
         return
     yield from _copies(desired_config.copies)
-    if foreign_copies.conflict(desired_config.copies):
+    if conflict:
         return
     future_contents = {
         **contents,
@@ -217,7 +226,8 @@ def _config(
         exists=lambda path: path in found_imports or _will_exist(path, settings, facts, receipt),
     )
     if problems:
-        yield Finding("config", "fail", "; ".join(problems), "correct the named files and settings")
+        remedy = correction(runtime.config, problems, desired_config.labels, runtime.files)
+        yield Finding("config", "fail", "; ".join(problems), remedy)
         return
     try:
         check_repeatable(desired_config, settings, runtime, receipt)
@@ -228,6 +238,17 @@ def _config(
         yield Finding("config", "pass", f"{runtime.config_path} is valid with the entry of kata-node")
     else:
         yield Finding("config", "pass", f"{runtime.config_path} does not exist; the cri stage creates it")
+
+
+def _is_of_foreign_installation(
+    error: KataNodeError, settings: Settings, runtime: RuntimeFacts, facts: HostCheckFacts
+) -> bool:
+    """Return whether ``error`` is about the handlers of the installation that the check ``foreign`` finds.
+
+    The remedy of that check is then enough: who uninstalls it removes its handlers too.
+    """
+    content = runtime.contents.get(error.where, b"")
+    return bool(facts.conflicts) and f"{settings.install_dir}/".encode() in content
 
 
 def _ownership(facts: HostCheckFacts) -> Finding:
@@ -286,8 +307,19 @@ def _foreign_files(settings: Settings, facts: HostCheckFacts) -> Finding:
         "fail",
         f"{layout.conflict_summary(facts.conflicts)} below {settings.install_dir}: "
         + ", ".join(facts.conflicts[:3]),
-        "remove these files with the tool that installed them, or set env.installationPrefix",
+        f"uninstall Kata with the tool that placed these files{_other_name(facts)}",
     )
+
+
+def _other_name(facts: HostCheckFacts) -> str:
+    """Return how to install beside files of another program; ``""`` where that is not possible."""
+    runtime = facts.runtime
+    is_containerd_1 = (
+        isinstance(runtime, RuntimeFacts)
+        and runtime.runtime.name == "containerd"
+        and runtime.runtime.version.major < 2
+    )
+    return "" if is_containerd_1 else ", or set env.multiInstallSuffix to install beside them"
 
 
 def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
@@ -316,15 +348,8 @@ def _hardware(settings: Settings, facts: HostCheckFacts) -> Iterator[Finding]:
                 f"enable {kind} in the firmware and the kernel, or select nodes with {kind} in "
                 "shims.<shim>.runtimeClass.nodeSelector",
             )
-    yield _memory(machine.memory)
+    yield memory.check(settings, machine.memory, facts.kata_configurations)
     yield _selinux(machine.selinux)
-
-
-def _memory(memory: int) -> Finding:
-    if memory < MIN_MEMORY:
-        reason = f"the node has {human_size(memory)}, and one guest gets {human_size(MIN_MEMORY)} by default"
-        return Finding("memory", "warn", reason, "set a lower default_memory in shims.<shim>.dropIn")
-    return Finding("memory", "pass", human_size(memory))
 
 
 def _selinux(state: str) -> Finding:
@@ -341,5 +366,12 @@ def _selinux(state: str) -> Finding:
 def _failed_finding(name: str, error: KataNodeError, *, permanent: bool | None = None) -> Finding:
     reason = f"{error.where}: {error.what}" if error.where else error.what
     is_permanent = error.exit_code in (2, 3) if permanent is None else permanent
-    unfit = isinstance(error, UnfitNodeError)
-    return Finding(name, "fail", reason, error.hint, permanent=is_permanent, unfit=unfit)
+    return Finding(
+        name,
+        "fail",
+        reason,
+        error.hint,
+        permanent=is_permanent,
+        unfit=isinstance(error, UnfitNodeError),
+        usage=type(error) is UsageError,
+    )

@@ -27,6 +27,16 @@ def matches(pattern: str, path: str) -> bool:
     return len(parts) == len(names) and None not in found
 
 
+def is_malformed(pattern: str) -> bool:
+    """Return whether a part of a pattern for a whole path is malformed."""
+    try:
+        for part in pattern.split("/"):
+            compile_name(part)
+    except ValueError:
+        return True
+    return False
+
+
 @functools.lru_cache(maxsize=64)
 def compile_name(pattern: str) -> re.Pattern[str]:
     """Compile a pattern for one component of a path to a regular expression, to use with ``fullmatch``.

@@ -43,6 +43,8 @@ class Finding:
     permanent: bool = True
     unfit: bool = False
     """Whether a failure says that the node cannot run Kata because of what it is."""
+    usage: bool = False
+    """Whether a failure says that an option is missing."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def _stage_document(report: StageReport) -> dict[str, Any]:
     if report.error:
         data["error"] = report.error.to_json()
     data["checks"] = tuple(
-        {key: value for key, value in check.items() if key != "unfit" or value} for check in data["checks"]
+        {key: value for key, value in check.items() if key not in ("unfit", "usage") or value}
+        for check in data["checks"]
     )
     fields = {key: value for key, value in data.items() if value not in ((), "", None)}
     return fields | {"seconds": round(report.seconds, 3)}

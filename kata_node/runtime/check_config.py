@@ -11,6 +11,7 @@ from kata_node.errors import HostError
 from kata_node.host import go_glob
 from kata_node.plan.actions import Clients
 from kata_node.plan.effects import Effect
+from kata_node.runtime.correction import correction
 from kata_node.runtime.model.config import CriConfig, StartProblem
 
 if TYPE_CHECKING:
@@ -55,8 +56,13 @@ class CheckConfig:
             raise HostError(
                 "; ".join(problems),
                 where=self.config.main_path,
-                hint="correct the named files and settings, then run the command again",
+                hint=f"{self._correction(clients.root, problems)}, then run the command again",
             )
+
+    def _correction(self, root: Root, problems: list[str]) -> str:
+        named = (self.config.main_path, *self.config.shared_paths(), *self.own_paths)
+        files = [path for path in named if _exists(root, self.planned, path)]
+        return correction(self.config, problems, self.labels, files)
 
     def check(self, clients: Clients) -> None:
         """Do nothing: :meth:`apply` is the check."""
@@ -82,4 +88,6 @@ def _exists(root: Root, planned: Mapping[str, bytes | None], path: str) -> bool:
 
 def _glob(root: Root, planned: Mapping[str, bytes | None], pattern: str) -> list[str]:
     planned_paths = (path for path in planned if go_glob.matches(pattern, path))
-    return sorted({*root.glob(pattern), *planned_paths})
+    # The check of the file that has a malformed pattern reports it.
+    found = () if go_glob.is_malformed(pattern) else root.glob(pattern)
+    return sorted({*found, *planned_paths})

@@ -145,7 +145,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
         runtime, runtime_source = (
             runtime_for_revert(context, distribution_runtime)
             if for_revert
-            else identify_runtime(context, distribution_runtime)
+            else identify_runtime(context, distribution_runtime, unit)
         )
     except CriError as error:
         # A container started for another distribution does not see this distribution's socket.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kata_node.errors import CriError, IneligibleNodeError, KataNodeError
+from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, UsageError
 from kata_node.plan.context import StageContext
 from kata_node.runtime.config_selection import with_configured_paths
 from kata_node.runtime.configured_paths import ConfiguredPaths, configured_paths, unknown_error
@@ -127,11 +127,14 @@ def find_distribution_runtime(
     return replace(distribution_runtime, socket=socket) if socket else distribution_runtime
 
 
-def identify_runtime(context: StageContext, distribution_runtime: DistributionRuntime) -> tuple[Runtime, str]:
+def identify_runtime(
+    context: StageContext, distribution_runtime: DistributionRuntime, unit: Unit | None = None
+) -> tuple[Runtime, str]:
     """Return the runtime, and the source of that fact: flag, running CRI, receipt or files, in this order.
 
+    ``unit`` is the unit of the runtime: while it runs, a socket that nobody serves is a wrong path.
     Raises :class:`CriError` when the runtime does not answer and no unfinished run is recorded, and
-    :class:`IneligibleNodeError` when the files of an offline root do not show the runtime.
+    :class:`UsageError` when the files of an offline root do not show the runtime.
     """
     options, recorded = context.options, context.receipt.cri
     if options.runtime:
@@ -142,19 +145,31 @@ def identify_runtime(context: StageContext, distribution_runtime: DistributionRu
         answer = context.clients.cri(distribution_runtime.socket).version(CALL_TIMEOUT)
     except CriError as error:
         from_receipt = recorded_runtime(context)
-        if from_receipt is None or recorded is None:
-            raise
-        if recorded.state == "serving":
-            raise CriError(
-                error.what,
-                where=error.where,
-                hint=f"{error.hint}; if the runtime is no longer {from_receipt[0]}, for which it was "
-                "configured, run `kata-node revert` and then `kata-node install`",
-            ) from error
-        # A killed run may have left the runtime down. This run then starts it again.
-        return from_receipt
+        hint = _socket_hint(error, unit) or error.hint
+        if from_receipt is not None and recorded is not None:
+            if recorded.state != "serving":
+                # A killed run may have left the runtime down. This run then starts it again.
+                return from_receipt
+            hint += (
+                f"; if the runtime is no longer {from_receipt[0]}, for which it was configured, run "
+                "`kata-node revert` and then `kata-node install`"
+            )
+        raise CriError(error.what, where=error.where, hint=hint) from error
     version = parse_version(answer.runtime_version, where=distribution_runtime.socket)
     return Runtime(answer.runtime_name, version), "the CRI socket"
+
+
+def _socket_hint(error: CriError, unit: Unit | None) -> str:
+    from kata_node.host.cri import CriCallError, Reason
+
+    if not isinstance(error, CriCallError) or error.reason not in (Reason.MISSING, Reason.REFUSED):
+        return ""
+    if unit is None or unit.active_state != "active":
+        return ""
+    return (
+        f"{unit.name} runs: name the socket on which it listens with --cri-socket, or with "
+        "containerd.runtimeSocket; in a container, mount the directory of that socket"
+    )
 
 
 def _runtime_from_files(
@@ -169,7 +184,7 @@ def _runtime_from_files(
         return from_receipt
     if version := version_from_files(dpkg, root.read(distribution_runtime.config)):
         return Runtime("containerd", version), "its configuration"
-    raise IneligibleNodeError(
+    raise UsageError(
         "the files of this root do not show which container runtime the node will run",
         where=str(root.base),
         hint="name the runtime, for example --runtime containerd://2.1.9",

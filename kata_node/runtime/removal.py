@@ -189,11 +189,17 @@ def refuse_foreign_drop_ins(facts: RuntimeFacts, receipt: Receipt) -> None:
             continue
         found = [path for path in location.paths if path in facts.files and path not in recorded]
         main = facts.files.get(location.drop_in)
-        if main and location.drop_in in found and not is_drop_in_of(receipt.install_dir, main.content):
+        if (
+            main
+            and location.drop_in in found
+            and is_written_by_us(main.content)
+            and not is_drop_in_of(receipt.install_dir, main.content)
+        ):
             raise IneligibleNodeError(
                 "this drop-in belongs to another installation",
                 where=location.drop_in,
-                hint="run `kata-node revert` for that installation, or set env.multiInstallSuffix here",
+                hint="run `kata-node revert` for that installation, with its env.installationPrefix; or set "
+                "env.multiInstallSuffix here",
             )
         # With a lost receipt, the drop-in with the handlers shows that the others are ours too.
         if found and (receipt.cri is not None or main is None or not is_written_by_us(main.content)):

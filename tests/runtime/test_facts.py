@@ -301,7 +301,9 @@ def test_the_error_for_an_impossible_setting_names_the_setting(
     ("states", "expected"),
     [
         pytest.param({K3S: "active"}, ("k8sDistribution", "set k8sDistribution: k3s"), id="another"),
-        pytest.param({CONTAINERD: "active"}, ("the socket", "start the container"), id="the-settings-one"),
+        pytest.param(
+            {CONTAINERD: "active"}, ("the socket", f"{CONTAINERD} runs: name"), id="the-settings-one"
+        ),
     ],
 )
 def test_a_missing_socket_on_another_distribution_is_an_error_about_the_distribution(

@@ -30,6 +30,7 @@ from kata_node.runtime.containerd.read import (
     HANDLER_PLUGINS,
     SCHEMA_2_PLUGIN,
     is_glob,
+    malformed_import,
     missing_import,
     resolve_import,
 )
@@ -157,7 +158,9 @@ def _import_problems(table: Mapping[str, Any], path: str, exists: Callable[[str]
         return
     for entry in string_array(table, "imports", path):
         target = resolve_import(path, entry)
-        if not is_glob(target) and not exists(target):
+        if problem := malformed_import(target):
+            yield StartProblem(problem)
+        elif not is_glob(target) and not exists(target):
             yield StartProblem(missing_import(path, target))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
-from kata_node.host.go_glob import matches
+from kata_node.host.go_glob import is_malformed, matches
 from kata_node.runtime.model.config import Glob, ReadFile, StartProblem, handler_conflict
 from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml import edit as toml_edit
@@ -93,6 +93,13 @@ def resolve_import(importer: str, entry: str) -> str:
 def is_glob(path: str) -> bool:
     """Return whether containerd reads an import as a pattern. A path without pattern must exist."""
     return "*" in path
+
+
+def malformed_import(path: str) -> str:
+    """Return the problem of an import with a malformed pattern; ``""`` for any other import."""
+    if is_glob(path) and is_malformed(path):
+        return f"it imports {path}, which is not a valid pattern; containerd does not start with that"
+    return ""
 
 
 def missing_import(importer: str, path: str) -> str:
@@ -315,7 +322,9 @@ def _declared_version(file: _ParsedFile) -> int:
 def _import_problems(file: _ParsedFile, exists: Callable[[str], bool]) -> Iterator[str]:
     for entry in toml_edit.string_array(file.table, "imports", file.path):
         path = resolve_import(file.path, entry)
-        if not is_glob(path) and not exists(path):
+        if problem := malformed_import(path):
+            yield StartProblem(f"{file.name}: {problem}")
+        elif not is_glob(path) and not exists(path):
             yield StartProblem(f"{file.name}: {missing_import(file.path, path)}")
 
 
