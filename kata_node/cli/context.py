@@ -62,9 +62,9 @@ def _progress(total: int, title: str) -> contextlib.AbstractContextManager[Calla
 
 _REPEATED_OPTIONS = (
     *("config", "host_root", "payload", "offline", "runtime", "shims", "installation_prefix"),
-    *("multi_install_suffix", "k8s_distribution", "cri_socket"),
+    *("multi_install_suffix", "k8s_distribution", "cri_socket", "node_name"),
 )
-"""The options that decide what is installed where. A command that is repeated needs them."""
+"""The options that decide what is installed where, and the Node. A command that is repeated needs them."""
 
 
 def invocation_of(common: Common, command: str) -> Invocation:
