@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kata_node.cli.options import DEFAULT_PAYLOAD, Common
-from kata_node.cli.progress import progress
 
 if TYPE_CHECKING:
     from kata_node.plan.actions import Clients
@@ -54,11 +53,18 @@ def options_of(common: Common) -> Options:
     )
 
 
+def _progress(total: int, title: str) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    # Only a run that copies files needs it.
+    from kata_node.cli.progress import progress
+
+    return progress(total, title)
+
+
 _REPEATED_OPTIONS = (
     *("config", "host_root", "payload", "offline", "runtime", "shims", "installation_prefix"),
-    *("multi_install_suffix", "k8s_distribution", "cri_socket"),
+    *("multi_install_suffix", "k8s_distribution", "cri_socket", "node_name"),
 )
-"""The options that decide what is installed where. A command that is repeated needs them."""
+"""The options that decide what is installed where, and the Node. A command that is repeated needs them."""
 
 
 def invocation_of(common: Common, command: str) -> Invocation:
@@ -110,4 +116,4 @@ def open_tools(common: Common) -> Iterator[Clients]:
 
             return opened.enter_context(KubeClient.connect())
 
-        yield Clients(root, systemd, cri, kube, progress)
+        yield Clients(root, systemd, cri, kube, _progress)

@@ -14,6 +14,8 @@ import pytest
 
 from cli.cli_runner import CONFIG, MAIN, RECEIPT, CliRunner, Result, make_live, open_cli_runner
 from fakes import UNIT, FakeNode
+from kata_node.cli.context import invocation_of
+from kata_node.cli.options import Common
 from kata_node.errors import HostError
 from kata_node.host import lock
 from kata_node.host.files import Root
@@ -219,6 +221,13 @@ def test_a_run_that_was_killed_after_the_restart_is_told_on_a_node_that_serves(n
     node.runtime.on_restart = lambda: None
     assert node.install().code == 0
     assert "did not finish" not in node.text()
+
+
+def test_a_command_that_labelled_a_node_is_repeated_with_its_name() -> None:
+    assert invocation_of(Common(node_name="node-1", verbose=True), "install").options == (
+        "--node-name",
+        "node-1",
+    )
 
 
 @pytest.mark.parametrize(
