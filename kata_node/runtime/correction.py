@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from kata_node.runtime.model.config import is_drop_in
+
 if TYPE_CHECKING:
     from kata_node.runtime.model.config import CriConfig
 
@@ -17,8 +19,16 @@ def correction(
     ``labels`` has the settings that some files come from. ``files`` are the existing files: they decide
     which template a rendered main file comes from.
     """
-    places = dict.fromkeys(_place(config, problem, labels, files) for problem in problems)
-    return f"correct {' and '.join(places)}"
+    places = list(dict.fromkeys(_place(config, problem, labels, files) for problem in problems))
+    managed = [place for place in places if is_drop_in(place)]
+    remedies = [
+        f"run `kata-node revert` for the installation of {path}, with its env.installationPrefix, or set "
+        "env.multiInstallSuffix here"
+        for path in managed
+    ]
+    if corrected := [place for place in places if place not in managed]:
+        remedies.insert(0, f"correct {' and '.join(corrected)}")
+    return "; ".join(remedies)
 
 
 def template_of(config: CriConfig, path: str, files: Collection[str]) -> str:
