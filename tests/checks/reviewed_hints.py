@@ -248,6 +248,7 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "{}; if it fails again, see why: `{}`",
     ),
     "A machine could follow it. No test does so yet.": (
+        "set it to the path of the socket on the node, such as /run/containerd/containerd.sock",
         (
             "; in a cluster, set containerd.configDir and containerd.configFileName to the directory "
             "and the name of {}"
