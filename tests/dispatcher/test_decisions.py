@@ -376,7 +376,7 @@ LATE = failed_job("DeadlineExceeded", "too long")
         pytest.param(
             failed_job(),
             [pod(("cri", ended(4, '{"error": {"what": "no", "unit_log": "x.service wrote: y"}}')))],
-            "cri: no; x.service wrote: y (exit code 4)",
+            'cri: the node says "no; x.service wrote: y" (exit code 4)',
             id="the words of the unit",
         ),
         pytest.param(
