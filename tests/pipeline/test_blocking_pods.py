@@ -37,6 +37,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return self.now
+
     def sleep(self, seconds: float) -> None:
         assert seconds > 0
         before, self.now = self.now, self.now + seconds
