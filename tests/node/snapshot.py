@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -77,6 +78,17 @@ def changes(before: Snapshot, after: Snapshot, *, times: bool = False) -> list[s
         if differing:
             lines.append(f"~ {path}: {', '.join(differing)}")
     return lines
+
+
+def changes_by_a_refused_run(before: Snapshot, after: Snapshot) -> list[str]:
+    """Return the differences, times included, except the record of that run beside the receipt."""
+    return [
+        line
+        for line in changes(before, after, times=True)
+        if "/.kata-node/last-run.json" not in line
+        and "/.kata-node/.last-run.json." not in line
+        and not re.fullmatch(r"~ \S+/\.kata-node: mtime_ns \d+ -> \d+", line)
+    ]
 
 
 def _shown(name: str, value: object) -> str:

@@ -30,7 +30,7 @@ from node.installation import (
     main_file,
 )
 from node.running_pods import MAIN_3, RUNTIMES_3, allow_pods, payload_with_shim, values
-from node.snapshot import changes
+from node.snapshot import changes, changes_by_a_refused_run
 
 COPY = "etc/containerd/conf.d/99-nvidia.toml"
 PLUGINS = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
@@ -84,7 +84,7 @@ def test_a_revert_keeps_the_programs_of_a_pod_although_a_copy_defines_its_handle
     assert refused.returncode == 1
     error = json.loads(refused.stdout)["error"]
     assert error["what"] == "1 pod runs on a handler that would be removed: default/web (kata-qemu)"
-    assert changes(before, node.snapshot(*WATCHED), times=True) == []
+    assert changes_by_a_refused_run(before, node.snapshot(*WATCHED)) == []
 
     cri.end_pod(node.root / SOCKET, web)
     node.kata_node("revert", check=True)

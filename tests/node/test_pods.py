@@ -33,7 +33,7 @@ from node.installation import (
 )
 from node.rootfs import build_rootfs
 from node.running_pods import MAIN_2, PAUSE, RUNTIMES, allow_pods, payload_with_shim, values
-from node.snapshot import changes
+from node.snapshot import changes, changes_by_a_refused_run
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def install(node: Node, *shims: str) -> Callable[[], list[str]]:
 
     def changed() -> list[str]:
         restarted = [] if node.unit(UNIT).invocation == invocation else [f"{UNIT} was restarted"]
-        return [*changes(before, node.snapshot(*WATCHED), times=True), *restarted]
+        return [*changes_by_a_refused_run(before, node.snapshot(*WATCHED)), *restarted]
 
     return changed
 
@@ -220,7 +220,7 @@ def test_a_revert_is_refused_on_crio_although_it_reports_no_handlers_of_pods(
     refused = node.kata_node("revert")
     assert refused.returncode == 1
     assert "1 pod runs on a handler that would be removed: default/web (kata-qemu)" in refused.stdout
-    assert changes(before, node.snapshot(*WATCHED), times=True) == []
+    assert changes_by_a_refused_run(before, node.snapshot(*WATCHED)) == []
     assert node.unit(crio.UNIT).invocation == invocation
 
     done = node.kata_node("revert", "--ignore-pods", check=True)
