@@ -48,7 +48,7 @@ def test_a_failed_start_is_reported_with_the_words_of_the_unit(
 ) -> None:
     node.refusals = refusals
     found = failed(node, payload, code)
-    assert f"  {SAYS}" in report.to_text(found, diffs=False).splitlines()
+    assert f"  {SAYS}" in report.to_text(found).splitlines()
     assert report.to_json([found])["error"]["unit_log"] == SAYS
     assert json.loads(termination_message(found))["error"]["unit_log"] == SAYS
 
