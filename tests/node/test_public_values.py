@@ -73,6 +73,27 @@ def test_a_whole_values_file_is_installed_without_the_shims_that_the_node_cannot
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
+@pytest.mark.parametrize("suite", ["trixie", "forky"])
+def test_the_devkit_is_served_and_reverted(
+    boot_node: BootNode, tmp_path_factory: pytest.TempPathFactory, suite: str
+) -> None:
+    payload = make_payload(
+        tmp_path_factory.mktemp("payload") / "extras", "--form=tarballs", "--shims=qemu,clh", "--extras"
+    )
+    node = fake_kvm(boot_node(suite))
+    node.mount(payload, PAYLOAD)
+    before = node.snapshot(*WATCHED)
+    shims = {name: {"enabled": True} for name in ("qemu", "clh")}
+    values = {"debug": True, "devkit": True, "shims": {"disableAll": True, **shims}}
+    node.kata_node("install", config=values, payload=PAYLOAD, check=True)
+    names = {"kata-qemu", "kata-qemu-debug", "kata-qemu-devkit", "kata-clh", "kata-clh-debug"}
+    assert set(kata_handlers(node)) == names
+    node.run(["test", "-x", "/opt/kata/bin/kata-ctl"])
+    assert_nothing_to_do(node, config=values, payload=PAYLOAD)
+    node.kata_node("revert", config=values, check=True)
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
 def test_a_node_without_kvm_is_unfit_and_stays_as_it_was(boot_node: BootNode, all_shims: Path) -> None:
     node = boot_node("trixie")
     node.run(["rm", "-f", "/dev/kvm"])
