@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def check_file(path: Path, common: Common) -> int:
     """Print what the chart and the nodes say of a values file; return 0, or 2 if there is an error."""
-    values = parse_values(read_file(path), str(path), hint="correct the YAML, then run again")
+    values = parse_values(read_file(path), str(path), hint="correct the YAML, then run again", as_helm=True)
     result = checks.check(values)
     if common.output is Output.TEXT:
         print_text_result(common, checks.to_text(str(path), result))

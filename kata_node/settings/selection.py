@@ -206,7 +206,11 @@ def read_custom_runtimes(
 
 
 def _read_custom(runtimes: ValuesReader, name: str) -> CustomRuntime | None:
-    """Return the custom runtime ``name``; ``None`` if it has problems, which are then in ``runtimes``."""
+    """Return a custom runtime; ``None`` if it is null, or if it has problems, which ``runtimes`` then has."""
+    if not runtimes.has(name):
+        # With a null, a second values file takes a runtime out of the first.
+        runtimes.skip(name)
+        return None
     problems_before = len(runtimes.problems)
     with runtimes.section(name) as values:
         base = values.text("baseConfig")

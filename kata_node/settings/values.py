@@ -50,15 +50,16 @@ def read_yaml(
     return parse_values(text, path, hint="correct the YAML; nothing was changed on this node")
 
 
-def parse_values(text: str, where: str, *, hint: str) -> Mapping[object, object]:
+def parse_values(text: str, where: str, *, hint: str, as_helm: bool = False) -> Mapping[object, object]:
     """Return the mapping in the YAML ``text`` of the file ``where``; an empty mapping if it is empty.
 
     Raises :class:`SettingsError` like :func:`read_yaml`. ``hint`` is the remedy for text that is not YAML.
+    With ``as_helm`` the values have the types that helm reads.
     """
     from kata_node.settings import yaml_parse
 
     try:
-        data = yaml_parse.parse(text, unique_keys=True)
+        data = yaml_parse.parse(text, unique_keys=True, as_helm=as_helm)
     except ValueError as error:
         raise SettingsError(str(error), where=where, hint=hint) from error
     if data is None:
@@ -72,11 +73,14 @@ def parse_values(text: str, where: str, *, hint: str) -> Mapping[object, object]
     return data
 
 
-def parse_yaml(text: str) -> object:
-    """Return the single YAML document in ``text``. Raises :class:`ValueError` that names the line."""
+def parse_yaml(text: str, *, as_helm: bool = False) -> object:
+    """Return the single YAML document in ``text``. Raises :class:`ValueError` that names the line.
+
+    With ``as_helm`` the values have the types that helm reads.
+    """
     from kata_node.settings import yaml_parse
 
-    return yaml_parse.parse(text)
+    return yaml_parse.parse(text, as_helm=as_helm)
 
 
 def join_problems(problems: Sequence[str]) -> str:

@@ -7,6 +7,8 @@ value contain itself. Both are refused, because code that walks the values would
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,13 +21,19 @@ MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
 """The maximum number of values after aliases are replaced by what they stand for."""
 
+_HELM_BOOLEANS = {"y": "yes", "Y": "yes", "n": "no", "N": "no"}
+_EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")
+"""A number that PyYAML takes for a string, because the exponent has no sign or there is no dot."""
+_OCTAL = re.compile(r"[-+]?0o[0-7]+")
 
-def parse(text: str, *, unique_keys: bool = False) -> object:
+
+def parse(text: str, *, unique_keys: bool = False, as_helm: bool = False) -> object:
     """Return the single YAML document in ``text``; ``None`` if it is empty.
 
     Raises :class:`ValueError`, with the line if it is known, if the text is not a single valid document, is
     too long or nested too deeply, or has a value that is none (``2025-99-99``). With ``unique_keys`` also if
     a mapping has a key twice: a YAML parser keeps only the last one, and would silently drop the others.
+    With ``as_helm`` a scalar has the type that helm reads, where the two differ: a date is a string.
     """
     import yaml
 
@@ -42,6 +50,8 @@ def parse(text: str, *, unique_keys: bool = False) -> object:
             if node is None:
                 return None
             _check_nodes(node, unique_keys=unique_keys)
+            if as_helm:
+                _resolve_as_helm(node, set())
             return _construct(loader, node)
         finally:
             loader.dispose()
@@ -102,6 +112,31 @@ def _check_nodes(root: Node, *, unique_keys: bool) -> None:
 
     # An alias stands for something above it, which is measured by then. So this is not deeper than the text.
     measure(root)
+
+
+def _resolve_as_helm(node: Node, seen: set[int]) -> None:
+    """Give the scalars without quotes the types that helm's parser gives them."""
+    import yaml
+
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        kind = str(node.tag).rpartition(":")[2]
+        if node.style:
+            return
+        if kind == "timestamp" or (kind in ("int", "float") and ":" in node.value):
+            node.tag = "tag:yaml.org,2002:str"
+        elif kind == "str" and node.value in _HELM_BOOLEANS:
+            node.tag, node.value = "tag:yaml.org,2002:bool", _HELM_BOOLEANS[node.value]
+        elif kind == "str" and _EXPONENT.fullmatch(node.value) and math.isfinite(float(node.value)):
+            node.tag = "tag:yaml.org,2002:float"
+        elif kind == "str" and _OCTAL.fullmatch(node.value):
+            node.tag = "tag:yaml.org,2002:int"
+    elif isinstance(node, yaml.CollectionNode):
+        for each in node.value:
+            for child in each if isinstance(each, tuple) else (each,):
+                _resolve_as_helm(child, seen)
 
 
 def _refuse_duplicates(mapping: Any) -> None:

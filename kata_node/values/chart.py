@@ -38,12 +38,12 @@ def gone() -> Mapping[str, str]:
 
 
 def merged(given: Mapping[Any, Any], below: Values | None = None) -> dict[str, Any]:
-    """Return values as helm merges them with the defaults of the chart. Null removes a key."""
+    """Return values as helm merges them with the chart's defaults. A null removes the default of its key."""
     result = dict(defaults() if below is None else below)
     for key, value in given.items():
         old = result.get(key)
-        if value is None:
-            result.pop(key, None)
+        if value is None and key in result:
+            del result[key]
         elif isinstance(value, dict) and isinstance(old, dict):
             result[key] = merged(value, old)
         else:

@@ -17,6 +17,10 @@ from kata_node.settings.values import parse_yaml
 from kata_node.values.chart import Values, at, gone
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_CLASS_MAPPINGS = (
+    *("metadata", "metadata.annotations", "metadata.labels", "overhead", "overhead.podFixed"),
+    *("scheduling", "scheduling.nodeSelector"),
+)
 _PUBLIC_DISPATCHER = re.compile(r"(^|/)k8s-job-dispatcher([:@]|$)")
 
 
@@ -135,7 +139,7 @@ def _paths(values: Values) -> Iterator[str]:
         path = str(at(values, f"containerd.{key}") or "").removeprefix("unix://")
         if path and key == "configDir":
             path = posixpath.normpath(path)
-        folder = path if key == "configDir" else posixpath.dirname(path)
+        folder = path if key == "configDir" else posixpath.normpath(posixpath.dirname(path))
         if path and not path.startswith("/"):
             yield f"containerd.{key}: {path} is not an absolute path; write a path that begins with /"
         elif path and folder in ("/", "//"):
@@ -182,18 +186,22 @@ def _runtime_classes(values: Values) -> Iterator[str]:
 
 def _custom_runtimes(runtimes: object, names: dict[str, str]) -> Iterator[str]:
     for name, runtime in (runtimes if isinstance(runtimes, dict) else {}).items():
+        if runtime is None:
+            continue
         where = f"customRuntimes.runtimes.{name}.runtimeClass"
         try:
-            manifest = parse_yaml(str(at(runtime, "runtimeClass") or ""))
+            manifest = parse_yaml(str(at(runtime, "runtimeClass") or ""), as_helm=True)
         except ValueError as error:
             yield f"{where}: is not valid YAML ({error}); correct it"
             continue
-        called = at(manifest, "metadata.name")
+        called, handler = at(manifest, "metadata.name"), at(manifest, "handler")
         if at(manifest, "kind") != "RuntimeClass" or at(manifest, "apiVersion") != "node.k8s.io/v1":
             wanted = "a manifest of kind RuntimeClass and apiVersion node.k8s.io/v1"
             yield f"{where}: is not a RuntimeClass; write {wanted}"
-        elif not called or not at(manifest, "handler"):
-            yield f"{where}: has no metadata.name or no handler; add both"
+        elif wrong := _not_mapping(manifest, _CLASS_MAPPINGS):
+            yield f"{where}: {wrong} is not a mapping; correct it"
+        elif not all(each and isinstance(each, str) for each in (called, handler)):
+            yield f"{where}: has no metadata.name or no handler; add both, and put a number in quotes"
         elif called in names:
             yield f"{where}: {called} is the RuntimeClass of {names[called]}; choose another name"
         names[str(called)] = f"customRuntimes.runtimes.{name}"
@@ -204,11 +212,13 @@ def _verification(values: Values) -> Iterator[str]:
     if not text:
         return
     try:
-        pod = parse_yaml(str(text))
+        pod = parse_yaml(str(text), as_helm=True)
     except ValueError as error:
         yield f"verification.pod: is not valid YAML ({error}); correct it"
         return
-    if at(pod, "kind") != "Pod" or not at(pod, "metadata.name") or not at(pod, "spec"):
+    if wrong := _not_mapping(pod, ("metadata", "metadata.annotations", "metadata.labels", "spec")):
+        yield f"verification.pod: {wrong} is not a mapping; correct it"
+    elif at(pod, "kind") != "Pod" or not at(pod, "metadata.name") or not at(pod, "spec"):
         yield (
             "verification.pod: is not the manifest of a Pod with metadata.name and a spec; pass a manifest "
             "with --set-file verification.pod=FILE"
@@ -220,3 +230,9 @@ def _verification(values: Values) -> Iterator[str]:
         )
     elif at(pod, "spec.restartPolicy") in (None, "", "Always"):
         yield "verification.pod: would be restarted whenever it ends; set restartPolicy: Never"
+
+
+def _not_mapping(manifest: object, paths: Collection[str]) -> str:
+    """Return the first of the paths at which a manifest has something else than a mapping; else empty."""
+    found = (path for path in paths if not isinstance(at(manifest, path), dict | None))
+    return next(found, "")

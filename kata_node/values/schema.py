@@ -100,6 +100,9 @@ def _mapping_problems(
         if key not in value:
             yield f"{path}.{key}: is missing".lstrip(".")
     for key, below in value.items():
+        if key is None:
+            yield f"{path}: a key is null; write a name, or remove the entry".lstrip(": ")
+            continue
         where = f"{path}.{key}" if path else str(key)
         patterns = [
             each

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kata_node.kube.node_affinity import NAME_FIELD, OPERATORS
 from kata_node.values.chart import Values, at, defaults
@@ -54,7 +53,7 @@ def problems(values: Values) -> Iterator[str]:
     own = _labels(values, "job.nodeSelector")
     given = at(values, "job.nodeSelectorExpressions")
     named = {each.key for each in (*labels, *own)} | {each.key for term in terms or () for each in term}
-    named |= {str(each.get("key")) for each in _mappings(tolerations)}
+    named |= {each.get("key") for each in tolerations or ()}
     if given == at(defaults(), "job.nodeSelectorExpressions") and named & set(CONTROL_PLANE):
         given = []
     if not at(values, "job.nodes"):
@@ -90,46 +89,27 @@ def _cleanup_problems(values: Values) -> Iterator[str]:
 
 
 def _labels(values: Values, path: str) -> list[Requirement]:
-    found = at(values, path)
-    labels = found if isinstance(found, dict) else {}
-    return [Requirement(str(key), "In", (str(value),)) for key, value in labels.items()]
+    labels: Mapping[object, object] = at(values, path) or {}
+    return [
+        Requirement(_text(key), "In", (_text(value),)) for key, value in labels.items() if value is not None
+    ]
 
 
-def _mappings(value: object) -> list[Mapping[str, Any]]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
-
-
-def _expressions(given: object, where: str, found: list[str]) -> list[Requirement]:
+def _expressions(given: Sequence[Values] | None, where: str, found: list[str]) -> list[Requirement]:
     not_windows = Requirement("kubernetes.io/os", "NotIn", ("windows",))
     read = _requirements(given, where, LABEL_OPERATORS, found)
     return [*read, not_windows]
 
 
-def _terms(affinity: object, where: str, found: list[str]) -> list[Term] | None:
+def _terms(affinity: Values | None, where: str, found: list[str]) -> list[Term] | None:
     """Return the required terms; ``None`` without any. Append problems to ``found``."""
-    if affinity and not isinstance(affinity, dict):
-        found.append(f"{where}: is not a mapping; write a node affinity as in the spec of a pod")
     where = f"{where}.{REQUIRED}"
-    required = affinity.get(REQUIRED) if isinstance(affinity, dict) else None
+    required = at(affinity, REQUIRED)
     if required is None:
         return None
-    if not isinstance(required, dict):
-        found.append(
-            f"{where}: is not a mapping with nodeSelectorTerms; write a node affinity as in the spec of a pod"
-        )
-        return None
-    given = required.get("nodeSelectorTerms")
     terms: list[Term] = []
-    for index, term in enumerate(given if isinstance(given, list) else []):
+    for index, term in enumerate(required.get("nodeSelectorTerms") or ()):
         place = f"{where}.nodeSelectorTerms[{index}]"
-        if not isinstance(term, dict):
-            found.append(
-                f"{place}: is not a mapping with matchExpressions or matchFields; write a term as in the "
-                "spec of a pod"
-            )
-            continue
-        for key in term.keys() - {"matchExpressions", "matchFields"}:
-            found.append(f"{place}.{key}: is not a key of a term; write matchExpressions or matchFields")
         labels = _requirements(
             term.get("matchExpressions"), f"{place}.matchExpressions", tuple(OPERATORS), found
         )
@@ -143,18 +123,15 @@ def _terms(affinity: object, where: str, found: list[str]) -> list[Term] | None:
     return terms
 
 
-def _requirements(given: object, where: str, operators: Sequence[str], found: list[str]) -> list[Requirement]:
+def _requirements(
+    given: Sequence[Values] | None, where: str, operators: Sequence[str], found: list[str]
+) -> list[Requirement]:
     read: list[Requirement] = []
-    for index, each in enumerate(given if isinstance(given, list) else []):
-        place = f"{where}[{index}]"
-        if not isinstance(each, dict):
-            found.append(f"{place}: is not a mapping; write key, operator and values")
-            continue
-        listed = each.get("values")
-        values = tuple(_text(value) for value in (listed if isinstance(listed, list) else []))
+    for index, each in enumerate(given or ()):
+        values = tuple(_text(value) for value in each.get("values") or ())
         requirement = Requirement(str(each.get("key") or ""), str(each.get("operator") or ""), values)
         if problem := _problem(requirement, operators):
-            found.append(f"{place}.{problem}")
+            found.append(f"{where}[{index}].{problem}")
         else:
             read.append(requirement)
     return read

@@ -254,8 +254,12 @@ def test_every_key_of_the_schema_is_in_the_values_or_in_their_comments() -> None
         elif path.startswith(("health.", "node-feature-discovery.global", "global")):
             continue
         else:
+            # Kubernetes explains its own fields.
             explained = has(VALUES, path) or path.startswith(
-                ("resources.", "monitor.resources.", "job.dispatcherRes")
+                (
+                    *("affinity.", "job.cleanup.nodeAffinity.", "job.dispatcherRes", "monitor.resources."),
+                    "resources.",
+                )
             )
         assert explained, path
 

@@ -115,7 +115,7 @@ def test_all_refusals_of_a_render_are_in_one_message(cluster: Cluster, tmp_path:
         },
         "affinity": {
             "nodeAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchOther": []}]}
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}
             }
         },
     }
@@ -172,11 +172,17 @@ def test_keys_of_confidential_guests_are_advertised_and_booked_together(
 def test_labels_of_the_daemonset_mode_can_be_booleans(cluster: Cluster, tmp_path: Path) -> None:
     path = tmp_path / "values.yaml"
     path.write_text("{}")
-    sets = ("nodeSelector.a=true", "nodeSelector.c=7", "shims.qemu.runtimeClass.nodeSelector.b=true")
+    keys = ("nodeSelector.a", "podAnnotations.d", "podLabels.e", "shims.qemu.runtimeClass.nodeSelector.b")
+    sets = ("nodeSelector.c=7", "monitor.enabled=true", *(f"{key}=true" for key in keys))
     rendered = template(cluster, path, *(f"--set={each}" for each in sets))
     dry_run(cluster, rendered)
-    selector = one(rendered, "DaemonSet")["spec"]["template"]["spec"]["nodeSelector"]
-    assert (selector["a"], selector["c"]) == ("true", "7")
+    pods = [each["spec"]["template"] for each in kind(rendered, "DaemonSet")]
+    assert len(pods) == 2
+    for pod in pods:
+        selector = pod["spec"]["nodeSelector"]
+        assert (selector["a"], selector["c"]) == ("true", "7")
+    [installing] = [pod for pod in pods if "d" in pod["metadata"].get("annotations", {})]
+    assert installing["metadata"]["annotations"]["d"] == installing["metadata"]["labels"]["e"] == "true"
     [qemu] = [each for each in kind(rendered, "RuntimeClass") if each["handler"] == "kata-qemu"]
     assert qemu["scheduling"]["nodeSelector"]["b"] == "true"
 

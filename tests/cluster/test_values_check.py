@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import test_chart_options, test_chart_selection
-from cluster.chart_objects import JOB, POD, Document, documents, merge
+from cluster.chart_objects import JOB, POD, Document, documents, dry_run, merge
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
 from cluster.test_chart import BASES
 from cluster.test_chart_selection import affinity, needs, term
+from kata_node.settings.values import parse_values
 from kata_node.values.check import check
 from node.commands import CommandFailed
 
@@ -51,6 +53,33 @@ MORE: dict[str, Document] = {
         "runtimeClasses": {"createDefault": True, "defaultName": "kata-clh"}
     },
     "a pod that is no YAML": {"verification": {"pod": "{"}},
+    "a pod that is a list": {"verification": {"pod": "- a"}},
+    "a pod with a word as its spec": {
+        "verification": {"pod": "{kind: Pod, metadata: {name: a}, spec: b}"},
+    },
+    "a pod with a word as its name": {"verification": {"pod": "{kind: 1, metadata: a, spec: {}}"}},
+    "a pod without annotations": {"verification": {"pod": POD.replace("name:", "annotations: a, name:")}},
+    "a class that is a list": custom(x={"baseConfig": "qemu", "runtimeClass": "- a"}),
+    "a class with a number as its name": custom(x=own("5")),
+    "a class with a word as its overhead": custom(
+        x={"baseConfig": "qemu", "runtimeClass": CLASS.replace("handler:", "overhead: a, handler:")}
+    ),
+    "a class with a word as its node selector": custom(
+        x={
+            "baseConfig": "qemu",
+            "runtimeClass": CLASS.replace("handler:", "scheduling: {nodeSelector: a}, handler:"),
+        }
+    ),
+    "a socket whose directory is the root": {"containerd": {"runtimeSocket": "/run/../a.sock"}},
+    "null for an unknown key": {"shimz": None, "env": {"shimz": None}},
+    "another key of an affinity": {"affinity": {"nodeAffinities": {}}},
+    "terms that are a word": {
+        "affinity": {
+            "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": "a"}}
+        }
+    },
+    "requirements that are a word": affinity({"matchExpressions": "a"}),
+    "values that are a word": affinity(term({"key": "a", "operator": "In", "values": "b"})),
     "a pod without an end": {"verification": {"pod": POD.replace("restartPolicy: Never", "")}},
     "an affinity that is a list": {"affinity": {"nodeAffinity": ["a"]}},
     "required terms that are a list": {
@@ -62,6 +91,26 @@ MORE: dict[str, Document] = {
     "Exists with a value": affinity(term(needs("a", "Exists", "b"))),
 }
 """Values for the refusals that no other test has."""
+
+ACCEPTED: dict[str, Document] = {
+    "null for labels": {
+        **{key: {"a": None} for key in ("nodeSelector", "podLabels", "podAnnotations")},
+        "job": {"nodeSelector": {"a": None}, "cleanup": {"nodeSelector": {"a": None}}},
+        "shims": {"qemu": {"runtimeClass": {"nodeSelector": {"a": None}}}},
+    },
+    "null for a runtime": custom(other=None, mine=own("mine")),
+    "true for a label, twice": {"nodeSelector": {"a": True}, "job": {"nodeSelector": {"a": "true"}}},
+    "true for a label and in a term": {"nodeSelector": {"a": True}, **affinity(term(needs("a", "In", True)))},
+    "a large number for a label": {
+        "nodeSelector": {"a": 12345678},
+        "job": {"nodeSelector": {"a": "12345678"}},
+    },
+    "numbers in a term": affinity(term(needs("a", "Gt", 1), needs("b", "In", 1.5, 2))),
+    "nulls for an affinity": {
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": None}}
+    },
+}
+"""Values that look wrong, and have a meaning."""
 
 NEEDS_A_CLUSTER = (
     "was installed with",
@@ -178,3 +227,37 @@ def test_an_option_that_helm_accepts_is_no_error(path: str) -> None:
 def test_values_that_helm_renders_have_no_error(cluster: Cluster, values: Document) -> None:
     assert not helm_refuses(cluster, values)
     assert errors(values) == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("values", ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_values_that_look_wrong_are_accepted_by_both(cluster: Cluster, values: Document, mode: str) -> None:
+    given = {**values, "deploymentMode": mode}
+    rendered = documents(cluster, given)
+    dry_run(cluster, rendered)
+    assert errors(given) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [
+        ("image: {tag: 2026-08-01}", True),
+        ("image: {tag: 1:30}", True),
+        ("image: {tag: 12e4567}", True),
+        ("image: {tag: 1234e56}", False),
+        ("image: {tag: 0o17}", False),
+        ("debug: y", True),
+        ("debug: 'y'", False),
+        ("nodeSelector: {a: n}", True),
+        ("nodeSelector: {~: a}", False),
+    ],
+)
+def test_a_value_without_quotes_has_the_type_that_helm_reads(
+    cluster: Cluster, tmp_path: Path, text: str, *, accepted: bool
+) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(text)
+    done = cluster.helm("template", "kata", str(CHART), f"--values={path}", check=False)
+    assert (done.returncode == 0) == accepted
+    values = parse_values(text, str(path), hint="", as_helm=True)
+    assert check(values).ok == accepted

@@ -278,6 +278,11 @@ def test_the_handler_of_a_custom_runtime_does_not_get_the_suffix(tmp_path: Path)
     assert handlers.handler_names(load(values, tmp_path=tmp_path)) == ("kata-clh-blue", "kata-mine")
 
 
+def test_a_custom_runtime_that_is_null_is_none(tmp_path: Path) -> None:
+    settings = load("shims: {qemu: {}}\n" + custom(mine=MINE, other="~"), tmp_path=tmp_path)
+    assert [runtime.name for runtime in settings.custom_runtimes] == ["mine"]
+
+
 def test_a_custom_runtime_that_cannot_run_on_this_node_is_skipped_with_the_reason(tmp_path: Path) -> None:
     values = "shims: {qemu: {}}\n" + custom(
         here=MINE, elsewhere="{baseConfig: qemu-se, runtimeClass: 'handler: kata-se'}"

@@ -98,6 +98,27 @@ def test_yaml_that_has_no_value_is_refused_with_its_line(tmp_path: Path, text: s
     assert expected in refusal(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "helm", "others"),
+    [
+        ("2026-08-01", "2026-08-01", datetime.date(2026, 8, 1)),
+        ("1:30", "1:30", 90),
+        ("1:30.5", "1:30.5", 90.5),
+        ("y", True, "y"),
+        ("N", False, "N"),
+        ("'y'", "y", "y"),
+        ("1e3", 1000.0, "1e3"),
+        ("12e4567", "12e4567", "12e4567"),
+        ("0o17", 15, "0o17"),
+        ("017", 15, 15),
+        ("[&a 1e3, *a]", [1000.0, 1000.0], ["1e3", "1e3"]),
+    ],
+)
+def test_scalars_have_the_types_that_helm_reads(text: str, helm: object, others: object) -> None:
+    assert yaml_parse.parse(text, as_helm=True) == helm
+    assert yaml_parse.parse(text) == others
+
+
 def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path: Path) -> None:
     names = "abcdefghijklmnopqrstuvwxyz"
     lines = [f"{name}: &{name} [*{below}, *{below}]" for below, name in itertools.pairwise(names)]

@@ -180,7 +180,29 @@ def test_an_error_of_some_architectures_names_them() -> None:
 def test_null_removes_a_default_as_in_helm() -> None:
     assert merged({"job": {"nodeSelectorExpressions": None}})["job"].get("nodeSelectorExpressions") is None
     assert merged({"shims": {"fc": None}})["shims"].get("fc") is None
+    assert merged({"nodeSelector": {"a": None}})["nodeSelector"] == {"a": None}
     assert defaults()["job"]["nodeSelectorExpressions"]
+
+
+def test_a_null_does_not_hide_a_key_that_the_chart_does_not_have() -> None:
+    assert said(check({"shimz": None, "env": {"hostos": None}}), source="chart") == [
+        "env.hostos: is not a known key; did you mean hostOS?",
+        "shimz: is not a known key; did you mean shims?",
+    ]
+
+
+@pytest.mark.parametrize("value", [True, "true"])
+@pytest.mark.parametrize("mode", ["job", "daemonset"])
+def test_a_boolean_label_is_the_text_true(value: object, mode: str) -> None:
+    term = {"matchExpressions": [{"key": "a", "operator": "In", "values": [value]}]}
+    values = {"deploymentMode": mode, "nodeSelector": {"a": True}, "job": {"nodeSelector": {"a": "true"}}}
+    assert said(check({**values, **affinity(term)})) == []
+
+
+def test_a_null_key_is_an_error() -> None:
+    assert said(check({"nodeSelector": {None: "a"}})) == [
+        "nodeSelector: a key is null; write a name, or remove the entry"
+    ]
 
 
 def keywords(node: object, *, names: bool = False) -> Iterator[str]:

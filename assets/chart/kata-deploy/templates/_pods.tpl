@@ -3,9 +3,9 @@
 {{- /* podLabels of the values, without the labels that the chart sets. */ -}}
 {{- define "kata-deploy.extraPodLabels" -}}
 {{- $own := list "name" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" -}}
-{{- range $key, $value := .Values.podLabels -}}
+{{- range $key, $value := include "kata-deploy.labelTexts" .Values.podLabels | fromYaml -}}
 {{- if not (has $key $own) }}
-{{ toJson $key }}: {{ $value | toString | toJson }}
+{{ toJson $key }}: {{ toJson $value }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -236,7 +236,7 @@ spec:
       annotations:
         # Changed values make the dispatcher run the Job again.
         checksum/values: {{ include "kata-deploy.once" (list $root "kata-deploy.node.values") | sha256sum }}
-        {{- range $key, $value := $root.Values.podAnnotations }}
+        {{- range $key, $value := include "kata-deploy.labelTexts" $root.Values.podAnnotations | fromYaml }}
         {{ toJson $key }}: {{ $value | toJson }}
         {{- end }}
       labels:

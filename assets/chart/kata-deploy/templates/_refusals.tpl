@@ -67,6 +67,24 @@ to them. Otherwise the render fails at once.
 {{- end -}}
 {{- end -}}
 
+{{- /*
+The first of some paths at which a manifest has something else than a mapping; empty if there is none. Takes
+(list $manifest "metadata" "metadata.labels").
+*/ -}}
+{{- define "kata-deploy.notMapping" -}}
+{{- $manifest := first . -}}
+{{- range rest . -}}
+{{- $found := $manifest -}}
+{{- range splitList "." . -}}
+{{- $found = index (kindIs "map" $found | ternary $found dict) . -}}
+{{- end -}}
+{{- if not (or (kindIs "invalid" $found) (kindIs "map" $found)) -}}
+{{- . -}}
+{{- break -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* `true` if the values have a non-empty value at a path; else empty. Takes (list $values "env.debug"). */ -}}
 {{- define "kata-deploy.isSet" -}}
 {{- $found := index . 0 -}}

@@ -130,14 +130,19 @@ adds. Takes (list $ "name" $runtime $table).
 {{- $table := index . 3 -}}
 {{- $class := $runtime.runtimeClass | default "" | fromYaml -}}
 {{- $base := get $table ($runtime.baseConfig | default "") -}}
+{{- $wrong := include "kata-deploy.notMapping" (list $class "metadata" "metadata.annotations" "metadata.labels" "overhead" "overhead.podFixed" "scheduling" "scheduling.nodeSelector") -}}
 {{- if not $base -}}
+{{- $base = dict "tee" "" "overhead" dict -}}
 {{- include "kata-deploy.refuse" (list $root (printf "%s.baseConfig: %q is not a shim; use one of %s" $where ($runtime.baseConfig | default "") (keys $table | sortAlpha | join ", "))) -}}
-{{- else if hasKey $class "Error" -}}
+{{- end -}}
+{{- if and (hasKey $class "Error") (not (contains "cannot unmarshal" $class.Error)) -}}
 {{- include "kata-deploy.refuse" (list $root (printf "%s.runtimeClass: is not valid YAML (%s); correct it" $where $class.Error)) -}}
-{{- else if or (ne (default "" $class.kind) "RuntimeClass") (ne (default "" $class.apiVersion) "node.k8s.io/v1") -}}
+{{- else if or (ne (toString $class.kind) "RuntimeClass") (ne (toString $class.apiVersion) "node.k8s.io/v1") -}}
 {{- include "kata-deploy.refuse" (list $root (printf "%s.runtimeClass: is not a RuntimeClass; write a manifest of kind RuntimeClass and apiVersion node.k8s.io/v1" $where)) -}}
-{{- else if or (not ($class.metadata).name) (not $class.handler) -}}
-{{- include "kata-deploy.refuse" (list $root (printf "%s.runtimeClass: has no metadata.name or no handler; add both" $where)) -}}
+{{- else if $wrong -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.runtimeClass: %s is not a mapping; correct it" $where $wrong)) -}}
+{{- else if not (and (($class.metadata).name | default 0 | kindIs "string") ($class.handler | default 0 | kindIs "string")) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s.runtimeClass: has no metadata.name or no handler; add both, and put a number in quotes" $where)) -}}
 {{- else -}}
 {{- if and (not ($class.overhead).podFixed) (ne false $runtime.inheritBaseOverhead) (ne false ($root.Values.runtimeClasses).overheadEnabled) -}}
 {{- $podFixed := deepCopy $base.overhead -}}
@@ -229,6 +234,7 @@ adds. Takes (list $ "name" $runtime $table).
 {{- end }}
 {{- if (.Values.customRuntimes).enabled }}
 {{- range $name, $runtime := .Values.customRuntimes.runtimes }}
+{{- if kindIs "invalid" $runtime }}{{ continue }}{{ end }}
 {{- $manifest := include "kata-deploy.customRuntimeClass" (list $ $name $runtime $table) }}
 {{- $called := (($manifest | fromYaml).metadata).name | default "" }}
 {{- if hasKey $names $called }}

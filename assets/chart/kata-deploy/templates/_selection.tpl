@@ -10,14 +10,15 @@ scheduler judges the labels and the affinity, with node Jobs the dispatcher does
 {{- $refused := len ($root.Values.refusals | default list) -}}
 {{- $job := $root.Values.job | default dict -}}
 {{- $chosen := ternary $job ($job.cleanup | default dict) (eq $where "job") -}}
-{{- $labels := $chosen.nodeSelector | default dict -}}
+{{- $labels := include "kata-deploy.labelTexts" $chosen.nodeSelector | fromYaml -}}
 {{- $expressions := $chosen.nodeSelectorExpressions | default list -}}
 {{- $terms := list -}}
 {{- if eq $where "job" -}}
-{{- $labels = merge (dict) $labels ($root.Values.nodeSelector | default dict) -}}
-{{- range $label, $value := $root.Values.nodeSelector -}}
-{{- if ne (toString $value) (get $labels $label | toString) -}}
-{{- include "kata-deploy.refuse" (list $root (printf "job.nodeSelector: requires %s=%v, but nodeSelector requires %s=%v, and no node has both; correct one of them" $label (get $labels $label) $label $value)) -}}
+{{- $shared := include "kata-deploy.labelTexts" $root.Values.nodeSelector | fromYaml -}}
+{{- $labels = merge (dict) $labels $shared -}}
+{{- range $label, $value := $shared -}}
+{{- if ne $value (get $labels $label) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "job.nodeSelector: requires %s=%s, but nodeSelector requires %s=%s, and no node has both; correct one of them" $label (get $labels $label) $label $value)) -}}
 {{- end -}}
 {{- end -}}
 {{- $terms = include "kata-deploy.installTerms" $root | fromJsonArray -}}
@@ -116,30 +117,10 @@ The required terms of a node affinity as a JSON list, with values as strings; an
 {{- $where := printf "%s.requiredDuringSchedulingIgnoredDuringExecution" (index . 2) -}}
 {{- $terms := list -}}
 {{- $refused := false -}}
-{{- if not (kindIs "map" $affinity) -}}
-{{- include "kata-deploy.refuse" (list $root (printf "%s: is not a mapping; write a node affinity as in the spec of a pod" (index . 2))) -}}
-{{- $affinity = dict -}}
-{{- end -}}
 {{- $required := $affinity.requiredDuringSchedulingIgnoredDuringExecution -}}
 {{- if not (kindIs "invalid" $required) -}}
-{{- if not (kindIs "map" $required) -}}
-{{- include "kata-deploy.refuse" (list $root (printf "%s: is not a mapping with nodeSelectorTerms; write a node affinity as in the spec of a pod" $where)) -}}
-{{- $required = dict -}}
-{{- $refused = true -}}
-{{- end -}}
 {{- range $at, $term := $required.nodeSelectorTerms -}}
 {{- $place := printf "%s.nodeSelectorTerms[%d]" $where $at -}}
-{{- if not (kindIs "map" $term) -}}
-{{- include "kata-deploy.refuse" (list $root (printf "%s: is not a mapping with matchExpressions or matchFields; write a term as in the spec of a pod" $place)) -}}
-{{- $term = dict -}}
-{{- $refused = true -}}
-{{- end -}}
-{{- range $key, $_ := $term -}}
-{{- if not (has $key (list "matchExpressions" "matchFields")) -}}
-{{- include "kata-deploy.refuse" (list $root (printf "%s.%s: is not a key of a term; write matchExpressions or matchFields" $place $key)) -}}
-{{- $refused = true -}}
-{{- end -}}
-{{- end -}}
 {{- $clean := dict -}}
 {{- range $kind := list "matchExpressions" "matchFields" -}}
 {{- $requirements := list -}}
@@ -173,10 +154,6 @@ One requirement as JSON, with values as strings; `{}` for one without a key. Tak
 {{- $given := index . 1 -}}
 {{- $where := index . 2 -}}
 {{- $operators := index . 3 -}}
-{{- if not (kindIs "map" $given) -}}
-{{- include "kata-deploy.refuse" (list $root (printf "%s: is not a mapping; write key, operator and values" $where)) -}}
-{}
-{{- else -}}
 {{- $values := list -}}
 {{- range $given.values -}}
 {{- /* Helm reads each number as a fraction. */ -}}
@@ -214,14 +191,13 @@ One requirement as JSON, with values as strings; `{}` for one without a key. Tak
 {{- end -}}
 {{- toJson $clean -}}
 {{- end -}}
-{{- end -}}
 
 {{- /* A label selector. Takes (list $ $labels $expressions "job.nodeSelectorExpressions"). */ -}}
 {{- define "kata-deploy.labelSelector" -}}
 {{- $root := index . 0 -}}
 {{- $where := index . 3 -}}
 {{- $parts := list -}}
-{{- range $label, $value := include "kata-deploy.labelTexts" (index . 1) | fromYaml -}}
+{{- range $label, $value := index . 1 -}}
 {{- $parts = append $parts (printf "%s=%s" $label $value) -}}
 {{- end -}}
 {{- range $at, $given := index . 2 -}}
@@ -243,7 +219,7 @@ Refuses a selection that no node can match, unless a part of it was refused: it 
 {{- $root := index . 0 -}}
 {{- $common := index . 2 -}}
 {{- range $label, $value := index . 1 -}}
-{{- $common = append $common (dict "key" $label "operator" "In" "values" (list (toString $value))) -}}
+{{- $common = append $common (dict "key" $label "operator" "In" "values" (list $value)) -}}
 {{- end -}}
 {{- $possible := false -}}
 {{- $why := "" -}}
@@ -323,7 +299,7 @@ Refuses a selection that no node can match, unless a part of it was refused: it 
 {{- $refused := len (.Values.refusals | default list) -}}
 {{- $terms := include "kata-deploy.installTerms" . | fromJsonArray -}}
 {{- $linux := list (dict "key" "kubernetes.io/os" "operator" "In" "values" (list "linux")) -}}
-{{- include "kata-deploy.refuseEmptySelection" (list . (.Values.nodeSelector | default dict) $linux $terms "nodeSelector or affinity" $refused) -}}
+{{- include "kata-deploy.refuseEmptySelection" (list . (include "kata-deploy.labelTexts" .Values.nodeSelector | fromYaml) $linux $terms "nodeSelector or affinity" $refused) -}}
 {{- $affinity := deepCopy (.Values.affinity | default dict) -}}
 {{- if $terms -}}
 {{- $required := dict "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms) -}}
@@ -332,9 +308,13 @@ Refuses a selection that no node can match, unless a part of it was refused: it 
 {{- toJson $affinity -}}
 {{- end -}}
 
-{{- /* Labels with their values as text. `helm --set` makes a boolean or a number of `true` or `1`. Takes a mapping. */ -}}
+{{- /*
+Labels with their values as text. `helm --set` makes a boolean or a number of `true` or `1`. A null counts as not set: with
+it, a second values file takes a label out of the first. Takes a mapping, or nil.
+*/ -}}
 {{- define "kata-deploy.labelTexts" -}}
 {{- range $label, $value := . }}
+{{- if kindIs "invalid" $value }}{{ continue }}{{ end }}
 {{ toJson $label }}: {{ ternary (printf "%.0f" (float64 (ternary $value 0 (kindIs "float64" $value)))) (toString $value) (kindIs "float64" $value) | toJson }}
 {{- end -}}
 {{- end -}}

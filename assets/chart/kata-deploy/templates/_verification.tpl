@@ -2,9 +2,12 @@
 {{- define "kata-deploy.verification" }}
 {{- with (.Values.verification).pod }}
 {{- $pod := fromYaml . }}
-{{- if hasKey $pod "Error" }}
+{{- $wrong := include "kata-deploy.notMapping" (list $pod "metadata" "metadata.annotations" "metadata.labels" "spec") }}
+{{- if and (hasKey $pod "Error") (not (contains "cannot unmarshal" $pod.Error)) }}
 {{- include "kata-deploy.refuse" (list $ (printf "verification.pod: is not valid YAML (%s); correct it" $pod.Error)) }}
-{{- else if or (ne (default "" $pod.kind) "Pod") (not ($pod.metadata).name) (not $pod.spec) }}
+{{- else if $wrong }}
+{{- include "kata-deploy.refuse" (list $ (printf "verification.pod: %s is not a mapping; correct it" $wrong)) }}
+{{- else if or (ne (toString $pod.kind) "Pod") (not ($pod.metadata).name) (not $pod.spec) }}
 {{- include "kata-deploy.refuse" (list $ "verification.pod: is not the manifest of a Pod with metadata.name and a spec; pass a manifest with --set-file verification.pod=FILE") }}
 {{- else if not $pod.spec.runtimeClassName }}
 {{- include "kata-deploy.refuse" (list $ "verification.pod: has no runtimeClassName and would not run in Kata; set a RuntimeClass of this release, for example kata-qemu") }}
