@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import SettingsError
-from kata_node.settings.values import parse_yaml
+from kata_node.settings.values import parse_values
 from kata_node.values import yaml_text
 from kata_node.values.old_keys import Change, conversion
 
@@ -87,18 +87,8 @@ def _copy(value: Any) -> Any:
     return [_copy(each) for each in value] if isinstance(value, list) else value
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = parse_yaml(text)
-    except ValueError as error:
-        raise SettingsError(str(error), where=where, hint="correct the YAML, then run again") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise SettingsError(
-            "is not a mapping of keys to values", where=where, hint="give a values file of helm"
-        )
-    return data
+def _parse(text: str, where: str) -> dict[Any, Any]:
+    return dict(parse_values(text, where, hint="correct the YAML, then run again", as_helm=True))
 
 
 def _cannot_convert(where: str) -> SettingsError:

@@ -179,6 +179,11 @@ def _read_shims(reading: _Reading) -> Iterator[tuple[Path, object]]:
         yield ("shims", name, "enabled"), True
         if reading.enabled.arches:
             yield ("shims", name, "supportedArches"), list(reading.enabled.arches[name])
+    shims = at(reading.values, "shims")
+    for name, shim in (shims if isinstance(shims, dict) else {}).items():
+        # The older chart enabled the shims of the old key only.
+        if at(shim, "enabled") is True and RENAMED_SHIMS.get(name, name) not in reading.enabled.names:
+            yield ("shims", str(name), "enabled"), False
 
 
 def _read_default(reading: _Reading) -> Iterator[tuple[Path, object]]:
@@ -273,9 +278,19 @@ def _structured(values: Mapping[Any, Any], result: Conversion) -> None:
     for old, new in RENAMED_SHIMS.items():
         if isinstance(shims, dict) and old in shims and new not in shims:
             result.changes.append(Change(("shims", old), renamed=new))
+        elif isinstance(shims, dict) and old in shims:
+            result.notes.append(
+                f"shims.{old} stays, because its new name {new} is in the file, too; remove one of them"
+            )
         for arch in MACHINES:
             if at(values, f"defaultShim.{arch}") == old:
                 result.changes.append(Change((), {("defaultShim", arch): new}))
+        runtimes = at(values, "customRuntimes.runtimes")
+        result.changes += [
+            Change((), {("customRuntimes", "runtimes", name, "baseConfig"): new})
+            for name, runtime in (runtimes if isinstance(runtimes, dict) else {}).items()
+            if at(runtime, "baseConfig") == old
+        ]
     for name in WITHDRAWN_SHIMS:
         if isinstance(shims, dict) and name in shims:
             result.changes.append(Change(("shims", name)))

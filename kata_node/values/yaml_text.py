@@ -92,7 +92,10 @@ def _root(text: str) -> Any:
         node = yaml.compose(text, yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError("the edited text is not valid YAML") from error
-    return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [], flow_style=False)
+    # A file of comments, or of `---` only, has no value, or an empty one.
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+        return yaml.MappingNode("tag:yaml.org,2002:map", [], flow_style=False)
+    return node
 
 
 def _load(text: str, path: Path) -> Any:
@@ -163,14 +166,18 @@ def _replace(
         start, end = old.start_mark.index, old.end_mark.index
         gap = "" if start > key.end_mark.index + 1 and start < end else " "
         return text[:start] + gap + shown + text[end:]
-    made = _dump({path[-1]: value}, key.start_mark.column, newline)
+    column = key.start_mark.column
+    within = [f"#{comment}" for line in lines[first : last + 1] if (comment := _comment_of(line))]
+    made = "".join(f"{' ' * column}{comment}{newline}" for comment in within if old.flow_style)
+    made += _dump({path[-1]: value}, column, newline)
     return "".join([*lines[:first], made, *lines[last + 1 :]])
 
 
 def _insert(
     lines: list[str], parent: Any, name: str, value: object, comments: Sequence[str], newline: str
 ) -> str:
-    column, at = 0, len(lines)
+    column = 0
+    at = next((number for number, line in enumerate(lines) if line.rstrip() == "..."), len(lines))
     if parent.value:
         column = parent.value[0][0].start_mark.column
         at = _last_line(lines, *parent.value[-1]) + 1

@@ -239,6 +239,49 @@ def test_a_mapping_in_braces_is_written_as_a_block() -> None:
     }
 
 
+def test_comments_in_a_mapping_in_braces_stay() -> None:
+    text = "env: {\n  shims: qemu, # ours\n  hostOS: '' # none\n}\n"
+    assert converted(text).text == (
+        "# ours\n# none\nenv:\n  hostOS: ''\nshims:\n  disableAll: true\n  qemu:\n    enabled: true\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mark", "end"), [("", ""), ("---\n", ""), ("# ours\n---\n", ""), ("---\n", "...\n")]
+)
+def test_a_file_that_has_nothing_else_keeps_the_marks_of_its_document(mark: str, end: str) -> None:
+    made = "shims:\n  disableAll: true\n  qemu:\n    enabled: true\n"
+    assert converted(f"{mark}env:\n  shims: qemu\n{end}").text == f"{mark}{made}{end}"
+
+
+def test_shims_below_the_present_key_do_not_add_to_those_of_the_old_key() -> None:
+    text = "env: {shims: 'qemu'}\nshims: {qemu: {enabled: false}, clh: {enabled: true}}\n"
+    assert yaml.safe_load(converted(text).text)["shims"] == {
+        "disableAll": True,
+        "qemu": {"enabled": True},
+        "clh": {"enabled": False},
+    }
+
+
+def test_a_value_without_quotes_is_read_as_helm_does() -> None:
+    assert yaml.safe_load(converted("env: {debug: y}\nimage: {tag: 1.0}\n").text)["debug"] is True
+
+
+def test_the_base_of_a_custom_runtime_gets_the_new_name_of_its_shim() -> None:
+    text = "customRuntimes:\n  runtimes:\n    own:\n      baseConfig: cloud-hypervisor # rust\n"
+    assert converted(text).text == text.replace("cloud-hypervisor", "clh-runtime-rs")
+
+
+def test_a_renamed_shim_that_the_file_has_by_both_names_stays_with_a_note() -> None:
+    text = "shims:\n  cloud-hypervisor: {enabled: true}\n  clh-runtime-rs: {enabled: false}\n"
+    result = convert(text, "values.yaml")
+    assert result.text == text
+    assert result.notes == (
+        "shims.cloud-hypervisor stays, because its new name clh-runtime-rs is in the file, too; remove one "
+        "of them",
+    )
+
+
 def test_a_renamed_shim_keeps_its_lines_and_a_withdrawn_one_goes() -> None:
     text = (
         "shims:\n  cloud-hypervisor:  # rust\n    enabled: true\n"
@@ -275,7 +318,8 @@ def test_a_present_file_stays_byte_for_byte() -> None:
         ("env:\n  shims: &shims qemu\n  hostOS: ''\nimage:\n  tag: *shims\n", "cannot be converted"),
         ("common: &common\n  shims: qemu\nenv:\n  <<: *common\n  hostOS: ''\n", "cannot be converted"),
         ("env: [", "not valid YAML"),
-        ("- a\n", "is not a mapping"),
+        ("- a\n", "expected a mapping of keys to values, got a list"),
+        ("env: {shims: qemu}\nenv: {debug: 'true'}\n", "line 2, column 1: .* the key 'env' occurs twice"),
     ],
 )
 def test_a_file_that_cannot_be_converted_says_why(text: str, says: str) -> None:
