@@ -163,6 +163,10 @@ def plan(
 
     First comes a summary, then the steps and the diffs of configuration. Without a payload, an installed node
     is planned from its receipt.
+
+    If a configuration file changed after the container runtime started, plan tries whether the runtime starts
+    with it: systemd starts a second containerd beside the running one, or runs crio config, for at most ten
+    seconds. It has its own root directory and its own sockets, and it reads the node without changing it.
     """
     names = INSTALL if direction is Direction.INSTALL else REVERT
     return _run_stages(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import typer
 
@@ -26,6 +27,7 @@ def check_usage(context: typer.Context, common: Common) -> None:
                 hint=f"remove either --{name.replace('_', '-')} or --offline",
             )
     if common.effective_log_level != common.log_level and _is_on_command_line(context, "log_level"):
+        # A variable sets no --quiet here: see without_overruled_variables.
         raise UsageError(
             f"it cannot be combined with --log-level {common.log_level}",
             where="--quiet",
@@ -41,6 +43,14 @@ def check_usage(context: typer.Context, common: Common) -> None:
         from kata_node.versions import runtime_version
 
         runtime_version(common.runtime)
+
+
+def without_overruled_variables(context: typer.Context, common: Common) -> Common:
+    """Return the options without the variable for ``--quiet`` if ``--log-level`` asks for more than it."""
+    if not common.quiet or _is_on_command_line(context, "quiet"):
+        return common
+    is_louder = common.effective_log_level != common.log_level
+    return replace(common, quiet=False) if is_louder and _is_on_command_line(context, "log_level") else common
 
 
 def _is_on_command_line(context: typer.Context, name: str) -> bool:

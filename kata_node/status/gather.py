@@ -190,7 +190,6 @@ def _status(
         intact=intact,
         cri=_cri_word(cri, runtime.status),
         handlers=cri.handlers if cri else (),
-        served=runtime.status.served,
         restart_owed=cri is not None
         and cri.state != "serving"
         and is_restart_owed(cri, kernel.boot_id(), runtime.invocation),
