@@ -45,7 +45,7 @@ from kata_node.cli.output import (
     usage_error,
 )
 from kata_node.cli.registration import command
-from kata_node.cli.usage import check_host_root, check_reports, check_rights
+from kata_node.cli.usage import check_host_root, check_reports, check_rights, require_read_access
 from kata_node.errors import KataNodeError, UsageError
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def status(
 
     check_host_root(common)
     caller = Caller(invocation_of(common, "status"), exists=lambda path: Path(path).exists())
-    with open_tools(common) as clients:
+    with open_tools(common) as clients, require_read_access("status"):
         found = gather(settings_of(common), options_of(common), clients, deep=deep, caller=caller)
     if common.output is Output.TEXT:
         print_text_result(common, text.to_text(found))

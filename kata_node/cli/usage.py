@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import typer
 
 from kata_node.cli.options import ONLINE_ONLY_OPTIONS, Common, misspelled_variables
-from kata_node.errors import UsageError
+from kata_node.errors import HostError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,21 @@ def check_host_root(common: Common) -> None:
             where=str(common.host_root),
             hint="set --host-root to the directory with the root file system of the node",
         )
+
+
+@contextlib.contextmanager
+def require_read_access(command: str) -> Iterator[None]:
+    """Refuse to look at what only another user can read: an installation by root is such."""
+    try:
+        yield
+    except HostError as error:
+        if not os.geteuid() or not isinstance(error.__cause__, PermissionError):
+            raise
+        raise UsageError(
+            "the user of this command cannot read it",
+            where=error.where,
+            hint=f"run `kata-node {command}` as root",
+        ) from error
 
 
 def check_reports(common: Common) -> None:
