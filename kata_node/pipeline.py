@@ -22,7 +22,6 @@ from kata_node.errors import (
     UnfitNodeError,
     UsageError,
 )
-from kata_node.host import lock
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
 from kata_node.log import timed
@@ -37,7 +36,7 @@ from kata_node.plan.report import Finding, Outcome, Problem, StageReport
 from kata_node.runtime.file_actions import RemoveReserves
 from kata_node.runtime.restart import RestartRuntime
 from kata_node.settings.model import Settings
-from kata_node.stage_lock import StageLock
+from kata_node.stage_lock import StageLock, plan_beside_other_runs
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +154,9 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
         return found
 
     plan = plan_when_unblocked(
-        lambda: _plan_beside_other_runs(plan_now, run), stage_lock.release, run.options
+        lambda: plan_beside_other_runs(plan_now, run.clients.root, run.lock_timeout),
+        stage_lock.release,
+        run.options,
     )
     signals.check()
     next_plan = _apply_plan(plan, run.clients, prove) if plan.actions else plan
@@ -180,7 +181,7 @@ def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple
         receipt = predicted_receipt or _load_receipt(stage, run)
         return _plan(stage, run, receipt, since)
 
-    plan = _plan_beside_other_runs(plan_now, run)
+    plan = plan_beside_other_runs(plan_now, run.clients.root, run.lock_timeout)
     planned_with = receipt
     for action in plan.actions:
         if isinstance(action, WriteReceipt):
@@ -219,22 +220,6 @@ def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
     return plan
 
 
-def _plan_beside_other_runs(plan: Callable[[], Plan], run: Run) -> Plan:
-    """Return the plan. If a check fails while another run holds the node's lock, plan again after that run.
-
-    A stage with checks takes no lock, so it can see the runtime in the middle of a restart. This function
-    waits at most for the lock timeout. A check whose failure is permanent does not wait.
-    """
-    root, deadline = run.clients.root, time.monotonic() + run.lock_timeout
-    while True:
-        held_before = lock.is_held(root)
-        found = plan()
-        if not any(check.status == "fail" and not check.permanent for check in found.checks):
-            return found
-        if not (held_before or lock.is_held(root)) or not lock.wait_until_free(root, deadline):
-            return found
-
-
 def _load_receipt(stage: Stage, run: Run) -> Receipt:
     """Return the receipt, with the version of this program; an empty receipt if there is none.
 
@@ -261,7 +246,7 @@ def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan
     except (Exception, KeyboardInterrupt) as error:
         if not plan.rollback:
             raise
-        from kata_node.runtime.unit_log import last_words, unit_of
+        from kata_node.runtime.unit_log import Period, last_words, unit_of
 
         cause = as_kata_node_error(error, "")
         place = f"{cause.where}: " if cause.where else ""
@@ -270,9 +255,9 @@ def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan
             rolled_back_at = time.time()
             failures = _roll_back(plan.rollback, clients)
             # Only now: the runtime comes first.
-            unit = unit_of(plan.actions, cause.where)
-            unit_log = last_words(clients, unit, rolled_back_at) if failures else ""
-            unit_log = unit_log or last_words(clients, unit, started, rolled_back_at)
+            periods: list[Period] = [(rolled_back_at, None)] if failures else []
+            periods.append((started, rolled_back_at))
+            unit_log = last_words(clients, unit_of(plan.actions, cause.where), periods)
         if failures:
             raise KataNodeError(
                 f"{cause.what}; the rollback failed too: " + "; ".join(failures),

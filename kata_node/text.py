@@ -4,6 +4,8 @@ from __future__ import annotations
 
 FOREIGN_LIMIT = 600
 """Maximum characters of one text that does not come from kata-node."""
+TERMINATION_MESSAGE_LIMIT = 4096
+"""Maximum bytes of the termination message of a container. The kubelet cuts what is longer."""
 
 
 def escape_unprintable(text: str, keep: str = "") -> str:

@@ -63,7 +63,7 @@ class FakeNode:
     lists: int = 0
     """How many times the pods were listed."""
     on_list: Callable[[], None] = lambda: None
-    kube: object = None
+    kube: Any = None
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The tables of the handlers that the last start loaded."""
     asked: list[str] = field(default_factory=list)
@@ -79,13 +79,16 @@ class FakeNode:
 
     def clients(self) -> Clients:
         """Return the clients of this node."""
-        return Clients(
-            self.root, self._systemd, lambda socket: FakeCri(self), lambda: self.kube, _no_progress
-        )  # type: ignore[arg-type, return-value]
+        return Clients(self.root, self._systemd, self._cri, lambda: self.kube, _no_progress)
+
+    def _cri(self, socket: str) -> Any:
+        """Return what stands in for the class ``Cri``."""
+        return FakeCri(self)
 
     # systemd
 
-    def _systemd(self) -> FakeNode:
+    def _systemd(self) -> Any:
+        """Return what stands in for the class ``Systemd``."""
         if self.systemd_gone:
             raise SystemdError("it does not answer", where="systemd")
         return self
@@ -149,7 +152,7 @@ class FakeNode:
 
         Raises :class:`OSError` or :class:`ValueError` when the runtime would end.
         """
-        merged: dict[str, object] = {}
+        merged: dict[str, Any] = {}
         main = self.root.read(config_path(self.argv, self.main))
         todo = [main] if main is not None else []
         while todo:
@@ -160,7 +163,7 @@ class FakeNode:
                     raise FileNotFoundError(pattern)
                 todo += [content for path in paths if (content := self.root.read(path)) is not None]
             _merge(merged, data)
-        plugins: dict[str, dict[str, dict[str, str]]] = merged.get("plugins", {})  # type: ignore[assignment]
+        plugins: dict[str, dict[str, Any]] = merged.get("plugins", {})
         if plugins.get("io.containerd.cri.v1.images", {}).get("snapshotter", "overlayfs") != "overlayfs":
             return None
         plugin = "io.containerd.grpc.v1.cri" if merged.get("version") == 2 else "io.containerd.cri.v1.runtime"

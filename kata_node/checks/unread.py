@@ -55,6 +55,7 @@ def check(facts: UnreadConfig, runtime: RuntimeFacts) -> Finding:
         "warn" if facts.ignored else "fail",
         f"{reason}; a trial start with it failed: {facts.trial.reason}",
         f"{remedy}; to install in spite of this, run with --ignore-unread-config",
+        depends_on_other_runs=True,  # it writes a file, and then restarts the runtime
     )
 
 

@@ -17,7 +17,7 @@ from kata_node.runtime.containerd.read import resolved_imports
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
-    from kata_node.host.systemd import Unit
+    from kata_node.host.systemd import Systemd, Unit
     from kata_node.plan.context import StageContext
     from kata_node.runtime.facts import RuntimeFacts
     from kata_node.runtime.trial_start import Trial
@@ -63,10 +63,17 @@ def unread_config(context: StageContext, runtime: RuntimeFacts) -> UnreadConfig 
         times = {path: _changed_at(root, path) for path in (*foreign, *_unit_files(root, unit, runtime))}
         changed = {path: when for path, when in times.items() if when > started}
         trial = _try(context, unit, runtime, files) if changed else None
+        if trial and trial.verdict == "fails" and _has_restarted(systemd, unit):
+            return None  # another run has restarted the runtime meanwhile, so it has read its files
     except (HostError, SystemdError) as error:
         log.debug("cannot tell whether %s has read its configuration: %s", runtime.unit, error)
         return None
     return UnreadConfig(started, changed, trial, context.options.ignore_unread_config)
+
+
+def _has_restarted(systemd: Systemd, before: Unit) -> bool:
+    now = systemd.unit(before.name)
+    return now is not None and now.invocation_id != before.invocation_id
 
 
 def _started(unit: Unit) -> float:
@@ -122,7 +129,7 @@ def _try(context: StageContext, unit: Unit, runtime: RuntimeFacts, files: Collec
     from kata_node.runtime import trial_start
 
     name, systemd, root = runtime.runtime.name, context.clients.systemd(), context.clients.root
-    program = program_of(unit, name)
+    program = program_of(context, unit, name)
     if not program or runtime.distribution_runtime.paths_from != "unit":
         return None
     directories = {posixpath.dirname(path) for path in (*files, *map(root.real_path, files))}

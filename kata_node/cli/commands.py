@@ -45,7 +45,7 @@ from kata_node.cli.output import (
     usage_error,
 )
 from kata_node.cli.registration import command
-from kata_node.cli.usage import check_host_root, check_reports, check_rights
+from kata_node.cli.usage import check_host_root, check_reports, check_rights, require_read_access
 from kata_node.errors import KataNodeError, UsageError
 
 if TYPE_CHECKING:
@@ -163,6 +163,10 @@ def plan(
 
     First comes a summary, then the steps and the diffs of configuration. Without a payload, an installed node
     is planned from its receipt.
+
+    If a configuration file changed after the container runtime started, plan tries whether the runtime starts
+    with it: systemd starts a second containerd beside the running one, or runs crio config, for at most ten
+    seconds. It has its own root directory and its own sockets, and it reads the node without changing it.
     """
     names = INSTALL if direction is Direction.INSTALL else REVERT
     return _run_stages(
@@ -191,7 +195,7 @@ def status(
 
     check_host_root(common)
     caller = Caller(invocation_of(common, "status"), exists=lambda path: Path(path).exists())
-    with open_tools(common) as clients:
+    with open_tools(common) as clients, require_read_access("status"):
         found = gather(settings_of(common), options_of(common), clients, deep=deep, caller=caller)
     if common.output is Output.TEXT:
         print_text_result(common, text.to_text(found))

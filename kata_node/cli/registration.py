@@ -14,7 +14,7 @@ from kata_node import log as logs
 from kata_node import signals
 from kata_node.cli.options import COMMAND_OPTIONS, EPILOG, LOGGING, Common
 from kata_node.cli.output import has_color
-from kata_node.cli.usage import check_usage
+from kata_node.cli.usage import check_usage, without_overruled_variables
 
 COMMON_PARAMETERS = [
     each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -56,7 +56,8 @@ def command(
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
         def call(context: typer.Context, **values: Any) -> int:
-            common = Common(**{each.name: values.pop(each.name) for each in shared})
+            given = Common(**{each.name: values.pop(each.name) for each in shared})
+            common = without_overruled_variables(context, given)
             logs.configure_logging(common.effective_log_level, color=has_color(sys.stderr))
             check_usage(context, common)
             try:

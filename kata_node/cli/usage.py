@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import typer
 
 from kata_node.cli.options import ONLINE_ONLY_OPTIONS, Common, misspelled_variables
-from kata_node.errors import UsageError
+from kata_node.errors import HostError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ def check_usage(context: typer.Context, common: Common) -> None:
                 hint=f"remove either --{name.replace('_', '-')} or --offline",
             )
     if common.effective_log_level != common.log_level and _is_on_command_line(context, "log_level"):
+        # A variable sets no --quiet here: see without_overruled_variables.
         raise UsageError(
             f"it cannot be combined with --log-level {common.log_level}",
             where="--quiet",
@@ -43,6 +46,14 @@ def check_usage(context: typer.Context, common: Common) -> None:
         runtime_version(common.runtime)
 
 
+def without_overruled_variables(context: typer.Context, common: Common) -> Common:
+    """Return the options without the variable for ``--quiet`` if ``--log-level`` asks for more than it."""
+    if not common.quiet or _is_on_command_line(context, "quiet"):
+        return common
+    is_louder = common.effective_log_level != common.log_level
+    return replace(common, quiet=False) if is_louder and _is_on_command_line(context, "log_level") else common
+
+
 def _is_on_command_line(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
@@ -56,6 +67,21 @@ def check_host_root(common: Common) -> None:
             where=str(common.host_root),
             hint="set --host-root to the directory with the root file system of the node",
         )
+
+
+@contextlib.contextmanager
+def require_read_access(command: str) -> Iterator[None]:
+    """Refuse to look at what only another user can read: an installation by root is such."""
+    try:
+        yield
+    except HostError as error:
+        if not os.geteuid() or not isinstance(error.__cause__, PermissionError):
+            raise
+        raise UsageError(
+            "the user of this command cannot read it",
+            where=error.where,
+            hint=f"run `kata-node {command}` as root",
+        ) from error
 
 
 def check_reports(common: Common) -> None:

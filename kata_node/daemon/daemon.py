@@ -28,15 +28,12 @@ from typing import Any
 from kata_node import log as logs
 from kata_node.daemon.health import HealthState, ProbeServer
 from kata_node.errors import IneligibleNodeError, KataNodeError, RolledBackError, UsageError
-from kata_node.text import foreign_words
+from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words
 
 DONE, UNFIT, USAGE = 0, IneligibleNodeError.exit_code, UsageError.exit_code
 
 NOT_WANTED = 10
 """The exit code of ``wanted`` that leads to a revert. No other code does, and no signal."""
-
-TERMINATION_MESSAGE_LIMIT = 4096
-"""Bytes; the stages write no longer message."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)

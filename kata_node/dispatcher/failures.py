@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
-from kata_node.plan.report import TERMINATION_MESSAGE_LIMIT
-from kata_node.text import foreign_words, quote_foreign
+from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words, quote_foreign
 
 KILLED_EXIT_CODES = (137, 143)
 """Exit codes of a container that was killed by SIGKILL or SIGTERM."""

@@ -33,9 +33,12 @@ LOCK_PATH = "/run/kata-node/lock"
 LOCK_DIR, RUN_DIR = "/run/kata-node", "/run"
 
 POLL = 0.1  # seconds between two tries
+READER_POLL = 0.001  # a reader has the lock for less than that
 LOG_INTERVAL = 30.0  # seconds between two log lines that name the holder
 _LATEST = 1 << 40
 """In seconds since 1970, the year 36812. A later time is not from a run, and cannot be shown as a date."""
+READER_TIMEOUT = 2.0
+"""Seconds to wait, after the timeout, for a program that only looks whether a run holds the lock."""
 MAX_RACES = 100
 """How many times in a row another run may remove the directory before the file is created in it."""
 
@@ -130,6 +133,7 @@ def _acquire(root: Root, timeout: float) -> tuple[int, bool]:
             fd, made = _open_lock_file(root)
             cleanup.callback(os.close, fd)
             locked = _try_lock(fd)
+            is_run = not locked and not _has_only_readers(fd)
             holder = _read_holder(fd)
             # The last holder removes the /run that the first one created, even if the first was killed.
             made_run |= made or holder.get("made_run") is True
@@ -139,15 +143,16 @@ def _acquire(root: Root, timeout: float) -> tuple[int, bool]:
         if locked:
             continue  # the last holder has already removed this file
         now = time.monotonic()
-        if now >= deadline:
+        if now >= (deadline if is_run else deadline + READER_TIMEOUT):
             raise LockedError(
                 f"{_holder_name(holder)} holds the node's lock; gave up after {timeout:.0f} s",
                 where=LOCK_PATH,
                 hint="wait until that run finishes, or raise --lock-timeout; a killed run releases the lock",
             )
-        next_log = _log_wait(holder, now, next_log)
+        if is_run:
+            next_log = _log_wait(holder, now, next_log)
         with signals.interruptible():
-            time.sleep(min(POLL, deadline - now))
+            time.sleep(min(POLL, deadline - now) if is_run else READER_POLL)
 
 
 def _log_wait(holder: dict[str, Any], now: float, next_log: float) -> float:
@@ -281,6 +286,16 @@ def _try_lock(fd: int) -> bool:
         return False
     except OSError as error:
         raise host_error(LOCK_PATH, error) from error
+    return True
+
+
+def _has_only_readers(fd: int) -> bool:
+    """Return whether no run holds the lock that was just refused: ``status`` shares it for a moment."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
     return True
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kata_node import __version__
 from kata_node.bounded_read import file_digest
-from kata_node.errors import PayloadError
+from kata_node.errors import UsageError
 from kata_node.host.files import Root, missing_dirs
 from kata_node.host.follow import real_path
 from kata_node.host.ownership import Untrusted, is_trusted_owner
@@ -79,7 +79,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     """Return the facts for the artifacts stage.
 
     Files in the receipt are compared by stat. Other files are hashed if they have the wanted size.
-    Raises :class:`PayloadError` and :class:`HostError`.
+    Raises :class:`PayloadError`, :class:`UsageError` and :class:`HostError`.
     """
     from kata_node.payload import index
     from kata_node.payload.manifest import select
@@ -150,7 +150,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
 def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> ArtifactFacts:
     """Return the facts of a dry run without a payload.
 
-    Raises :class:`PayloadError` if only the payload says which files the settings need.
+    Raises :class:`UsageError` if only the payload says which files the settings need.
     """
     from kata_node.payload.index import Payload
     from kata_node.payload.manifest import SCHEMA, Manifest
@@ -160,7 +160,7 @@ def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> Artifact
     missing = [each.name for each in handlers(settings) if each.own_config not in placed.files]
     if missing or placed.state != "placed":
         reason = f"the files of {', '.join(missing)} are not" if missing else "not all files are"
-        raise PayloadError(
+        raise UsageError(
             f"the payload directory does not exist, and {reason} on this node yet",
             where=str(directory),
             hint="set --payload to the directory with the Kata files",

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.bounded_read import read_bounded
-from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError
+from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError, UsageError
 from kata_node.kata import devkit
 from kata_node.payload.manifest import (
     BUILTIN_PREFIX,
@@ -195,7 +195,8 @@ def fingerprint(directory: Path) -> str:
     """Return a text that changes whenever the payload changes, without reading the payload.
 
     It is the digest of the manifest. Without a manifest, it is a digest of the name, size, times and
-    inode of every file. Raises :class:`PayloadError` if ``directory`` has no payload.
+    inode of every file. Raises :class:`UsageError` if ``directory`` has no payload, and
+    :class:`PayloadError` if it cannot be read.
     """
     form = _detect_form(directory)
     manifest = _read(directory / MANIFEST_FILE)
@@ -218,12 +219,12 @@ def _detect_form(directory: Path) -> Literal["tree", "tarballs"]:
     if tree != tarballs:
         return "tree" if tree else "tarballs"
     if not directory.is_dir():
-        raise UnusablePayloadError(
+        raise UsageError(
             f"the payload {'is not a directory' if directory.exists() else 'directory does not exist'}",
             where=str(directory),
             hint="set --payload to the directory with the Kata files",
         )
-    raise UnusablePayloadError(
+    raise UsageError(
         f"the payload has {'both' if tree else 'neither'} a directory {TREE_DIR} "
         f"{'and' if tree else 'nor'} a directory {TARBALLS_DIR}",
         where=str(directory),

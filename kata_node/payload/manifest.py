@@ -36,8 +36,8 @@ SCHEMA = 1
 KATA_CTL = "kata-ctl"
 """The component with the program kata-ctl, which opens the debug console of a guest."""
 _VIRTIO_FS_PREFIX = "virtio-fs"
-_MTIMES = range(-(2**31), 2**31 + 2**33)  # what ext4 stores, in seconds since 1970
 """Kata uses the ``virtio_fs_daemon`` if the value of ``shared_fs`` starts with this."""
+_MTIMES = range(-(2**31), 2**31 + 2**33)  # what ext4 stores, in seconds since 1970
 
 
 class ShimFiles(Protocol):

@@ -1,30 +1,37 @@
 """The last run of an installation, in ``<install dir>/.kata-node/last-run.json``: for ``kata-node status``.
 
 It is written under the node's lock, at the end of each stage that changed the node or failed. A stage that
-finds its work done writes nothing, unless it completes a run or follows one that failed. A record that cannot
-be written never fails a run. It is only beside a receipt: after a revert, or the rollback of a first install,
-nothing of it stays.
+finds its work done writes nothing, unless it belongs to a run that did not finish. A record that cannot be
+written never fails a run. It is only beside a receipt: after a revert, nothing of it stays. Without a receipt
+a failed run, such as a first install that was rolled back, has its record in ``/run`` until the next run that
+succeeds, or until a reboot. Offline it has none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kata_node import __version__
 from kata_node.errors import KataNodeError
 from kata_node.host import reserve
 from kata_node.host.files import Root
+from kata_node.host.lock import LOCK_DIR
+from kata_node.host.ownership import first_untrusted
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
 
 NAME = "last-run.json"
 SCHEMA = 1
 TEXT_LIMIT = 600  # characters of each text
-OPTIONS_LIMIT = 20
+OPTIONS_LIMIT = 40
+STAGES_LIMIT = 4
+SIZE_LIMIT = 256 << 10  # bytes; more than any record within these limits
 
 STAGES_BEFORE: Mapping[str, tuple[str, ...]] = {
     "artifacts": (),
@@ -37,6 +44,7 @@ STAGES_BEFORE: Mapping[str, tuple[str, ...]] = {
 In a node Job each stage is a process of its own, so each adds to the record of those before it."""
 
 REVERT_STAGES = frozenset({"revert-cri", "remove-artifacts"})
+LAST_STAGES = frozenset({"cri", "remove-artifacts"})
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +85,18 @@ class LastRun:
     """The version of kata-node."""
     stages: tuple[StageRun, ...]
     schema: int = SCHEMA
+    is_cut: bool = False
+    """Whether an option is too long for the record, so that the command cannot be repeated from it."""
 
     @property
     def failed(self) -> StageRun | None:
         """The stage that failed, or ``None``."""
         return next((each for each in self.stages if each.outcome == "failed"), None)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no stage failed, and none is left to do."""
+        return self.failed is None and self.stages[-1:] != () and self.stages[-1].stage in LAST_STAGES
 
     @property
     def is_revert(self) -> bool:
@@ -118,30 +133,38 @@ def record(root: Root, install_dir: str, report: StageReport, invocation: Invoca
         return
     try:
         before = load(root, install_dir)
-        if report.outcome == "skipped" and not _is_news(before, report.stage):
+        if report.outcome == "skipped" and (before is None or before.is_finished):
             return
-        if root.lstat(receipts.path(install_dir)) is None:
+        found = _added(before, report, invocation, started)
+        has_receipt = root.lstat(receipts.path(install_dir)) is not None
+        if not has_receipt:
             remove(root, install_dir)
         elif not receipts.untrusted(root, install_dir):
-            _save(root, install_dir, _added(before, report, invocation, started))
+            _save(root, install_dir, found)
+        if found.failed and not has_receipt and "--offline" not in invocation.options:
+            root.write(_volatile_path(install_dir), _encoded(found), mode=0o600)
+        else:
+            root.remove(_volatile_path(install_dir))
     except (KataNodeError, OSError) as error:
         log.debug("the last run is not recorded: %s", error)
 
 
-def _is_news(before: LastRun | None, stage: str) -> bool:
-    """Return whether it must be recorded that ``stage`` had nothing to do.
-
-    The record says that a run failed, or it ends with a stage before this one.
-    """
-    if before is None:
-        return False
-    return before.failed is not None or {each.stage for each in before.stages} <= set(STAGES_BEFORE[stage])
+def _volatile_path(install_dir: str) -> str:
+    """Return the path of the record of a run that left no receipt."""
+    return f"{LOCK_DIR}/{hashlib.sha256(install_dir.encode()).hexdigest()[:16]}-{NAME}"
 
 
 def load(root: Root, install_dir: str) -> LastRun | None:
-    """Return the last run; ``None`` if none is recorded, or the record cannot be read."""
+    """Return the last run; ``None`` if none is recorded, or the record cannot be read.
+
+    Its texts are printable and within the limits, whatever is in the file.
+    """
+    return _load(root, path(install_dir)) or _load(root, _volatile_path(install_dir))
+
+
+def _load(root: Root, where: str) -> LastRun | None:
     try:
-        raw = root.read(path(install_dir))
+        raw = _read(root, where)
     except KataNodeError as error:
         log.debug("the record of the last run cannot be read: %s", error)
         return None
@@ -154,7 +177,40 @@ def load(root: Root, install_dir: str) -> LastRun | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         log.debug("the record of the last run is damaged: %s", error)
         return None
-    return found if found.schema == SCHEMA else None
+    return _bounded(found) if found.schema == SCHEMA else None
+
+
+def _read(root: Root, where: str) -> bytes | None:
+    """Return the content of the record; ``None`` for what kata-node did not write."""
+    info = root.lstat(where)
+    if info is None:
+        return None
+    if not stat.S_ISREG(info.st_mode) or info.st_size > SIZE_LIMIT or first_untrusted(root, [where]):
+        log.debug("%s is no record of kata-node", where)
+        return None
+    return root.read(where)
+
+
+def _bounded(run: LastRun) -> LastRun:
+    """Return the run with printable texts within the limits."""
+    options = tuple(map(_line, run.options[:OPTIONS_LIMIT]))
+    return replace(
+        run,
+        command=_line(run.command),
+        options=options,
+        program=_line(run.program),
+        stages=tuple(
+            replace(
+                each,
+                stage=_line(each.stage),
+                started=_line(each.started),
+                ended=_line(each.ended),
+                error=_line(each.error),
+            )
+            for each in run.stages[:STAGES_LIMIT]
+        ),
+        is_cut=run.is_cut or options != run.options,
+    )
 
 
 def remove_leftover(root: Root, install_dir: str) -> None:
@@ -166,16 +222,22 @@ def remove_leftover(root: Root, install_dir: str) -> None:
 
 
 def remove(root: Root, install_dir: str) -> None:
-    """Remove the record, its reserve and its temporary file. Raises :class:`HostError`."""
-    reserve.forget(root, path(install_dir))
-    root.remove(path(install_dir))
+    """Remove the record, its reserve and its temporary file. Raises :class:`HostError`.
+
+    A directory in its place is not ours. It stays unless it is empty.
+    """
+    where = path(install_dir)
+    reserve.forget(root, where)
+    info = root.lstat(where)
+    if info is None or not stat.S_ISDIR(info.st_mode):
+        root.remove(where)
+    elif not root.remove_dir(where):
+        log.warning("%s: kata-node did not make this directory; it stays", where)
 
 
 def _save(root: Root, install_dir: str, run: LastRun) -> None:
     """Write the record. If that fails, remove the old one, which would tell of another run."""
-    import msgspec.json
-
-    content, where = msgspec.json.encode(run) + b"\n", path(install_dir)
+    content, where = _encoded(run), path(install_dir)
     try:
         reserve.replace(root, where, content, mode=0o600, use_reserve=True)
     except KataNodeError:
@@ -184,9 +246,15 @@ def _save(root: Root, install_dir: str, run: LastRun) -> None:
     reserve.allocate(root, where, len(content) + 2 * TEXT_LIMIT)
 
 
+def _encoded(run: LastRun) -> bytes:
+    import msgspec.json
+
+    return msgspec.json.encode(run) + b"\n"
+
+
 def _added(before: LastRun | None, report: StageReport, invocation: Invocation, started: float) -> LastRun:
     """Return the record with the stage of ``report``, and with the stages of the same run before it."""
-    stages = before.stages if before else ()
+    stages = before.stages if before and not before.is_finished else ()
     error = report.error
     place = f"{error.where}: " if error and error.where else ""
     stage = StageRun(
@@ -195,18 +263,17 @@ def _added(before: LastRun | None, report: StageReport, invocation: Invocation, 
         utc(started),
         utc(time.time()),
         report.exit_code,
-        _line(f"{place}{error.what}") if error else "",
+        f"{place}{error.what}" if error else "",
     )
-    return LastRun(
-        invocation.command,
-        tuple(_line(each) for each in invocation.options[:OPTIONS_LIMIT]),
-        __version__,
-        (*(each for each in stages if each.stage in STAGES_BEFORE[report.stage]), stage),
-    )
+    before_it = (each for each in stages if each.stage in STAGES_BEFORE[report.stage])
+    return _bounded(LastRun(invocation.command, invocation.options, __version__, (*before_it, stage)))
 
 
 def _line(text: str) -> str:
-    """Return the first line of a text, printable and at most :data:`TEXT_LIMIT` characters long."""
-    line = next(iter(text.splitlines()), "")
+    """Return the first line of a text, printable and at most :data:`TEXT_LIMIT` characters long.
+
+    ``…`` is the mark of a longer one.
+    """
+    line = next(iter(text[: 2 * TEXT_LIMIT].splitlines()), "")
     printable = "".join(char if char.isprintable() else "�" for char in line)
     return printable if len(printable) <= TEXT_LIMIT else f"{printable[: TEXT_LIMIT - 1]}…"

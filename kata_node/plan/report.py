@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kata_node.errors import KataNodeError, UnfitNodeError
-from kata_node.text import foreign_words
+from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words
 
 if TYPE_CHECKING:
     from kata_node.plan.preview import Preview
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 FindingStatus = Literal["pass", "warn", "fail", "skip"]
 Outcome = Literal["done", "skipped", "planned", "failed"]
 
-TERMINATION_MESSAGE_LIMIT = 4096  # bytes; the kubelet cuts what is longer
 MIN_TEXT_LIMIT = 128
 """Maximum characters per text at which a termination message without its lists always fits.
 
@@ -45,6 +44,8 @@ class Finding:
     """Whether a failure says that the node cannot run Kata because of what it is."""
     usage: bool = False
     """Whether a failure says that an option is missing."""
+    depends_on_other_runs: bool = False
+    """Whether a run that works on the node now can be the cause of a failure, also of a permanent one."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def _stage_document(report: StageReport) -> dict[str, Any]:
     data = dataclasses.asdict(dataclasses.replace(report, preview=None))
     if report.error:
         data["error"] = report.error.to_json()
+    optional = ("unfit", "usage", "depends_on_other_runs")
     data["checks"] = tuple(
-        {key: value for key, value in check.items() if key not in ("unfit", "usage") or value}
+        {key: value for key, value in check.items() if key not in optional or value}
         for check in data["checks"]
     )
     fields = {key: value for key, value in data.items() if value not in ((), "", None)}
@@ -222,7 +224,7 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
 
 
 def termination_message(report: StageReport) -> bytes:
-    """Return the report as a JSON document of at most :data:`TERMINATION_MESSAGE_LIMIT` bytes.
+    """Return the report as a JSON document of at most ``TERMINATION_MESSAGE_LIMIT`` bytes.
 
     Texts are shortened until it fits; if that is not enough, the lists are left out.
     """

@@ -78,10 +78,12 @@ def configured_paths(
     return running if script else expected
 
 
-def program_of(unit: Unit, runtime: str) -> str:
-    """Return the path of the program of ``runtime`` in the command line of a unit; empty if there is none."""
-    program = _PROGRAMS[runtime]
-    return next((each for each in unit.argv if each.startswith("/") and _runs((each,), program)), "")
+def program_of(context: StageContext, unit: Unit, runtime: str) -> str:
+    """Return the path of the program of ``runtime`` that a unit runs; empty if its command does not tell."""
+    environment = _visible_environment(context, unit.exec_environment)
+    argv = unit_command.expand(unit.argv, environment)
+    command = wrapped_command(Command(argv, "", environment), _PROGRAMS[runtime])
+    return command.argv[0] if command and command.argv[0].startswith("/") else ""
 
 
 def unknown_error(unit: Unit, distribution_runtime: DistributionRuntime, reason: str) -> IneligibleNodeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterable, Sequence
 
 from kata_node.errors import KataNodeError
@@ -15,11 +16,14 @@ from kata_node.text import quote_foreign
 log = logging.getLogger(__name__)
 
 JOURNALCTL = "/usr/bin/journalctl"
-TIMEOUT = 5.0  # seconds
+TIMEOUT = 5.0  # seconds, for all periods together
 LINES = 2000
 """Lines of the journal to look at. A runtime writes about a hundred when it starts."""
 LIMIT = 600
 """Maximum characters of the quoted lines."""
+
+Period = tuple[float, float | None]
+"""A start and an end in times of :func:`time.time`. ``None`` is now."""
 
 _SEPARATOR = " | "
 _LOWER_LEVEL = re.compile(r"level.{1,3}(trace|debug|info|warn)")
@@ -34,27 +38,36 @@ def unit_of(actions: Iterable[Action], where: str) -> str:
     return next((action.unit for action in actions if isinstance(action, RestartRuntime)), "")
 
 
-def last_words(clients: Clients, unit: str, start: float, end: float | None = None) -> str:
-    """Return the last error lines that ``unit`` wrote, with the name of the unit.
+def last_words(clients: Clients, unit: str, periods: Iterable[Period]) -> str:
+    """Return the last error lines that ``unit`` wrote in the first of ``periods`` with any, and its name.
 
-    ``start`` and ``end`` are times of :func:`time.time`. The lines are the words of another program: they are
-    one line of printable characters, at most :data:`LIMIT`. Empty if there are none, if the journal cannot be
-    read, or if ``unit`` is empty.
+    The lines are the words of another program: they are one line of printable characters, at most
+    :data:`LIMIT`. Empty if there are none, if the journal cannot be read within :data:`TIMEOUT`, or if
+    ``unit`` is empty.
     """
-    if not unit:
-        return ""
+    deadline = time.monotonic() + TIMEOUT
+    for period in periods if unit else ():
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            break
+        if words := _error_lines_of(clients, unit, period, remaining):
+            return f"{unit} wrote: {quote_foreign(words, LIMIT)}"
+    return ""
+
+
+def _error_lines_of(clients: Clients, unit: str, period: Period, timeout: float) -> str:
+    start, end = period
     command = (
         *(JOURNALCTL, "--quiet", "--no-pager", "--output=cat", f"--lines={LINES}"),
         *(f"--since=@{start:.6f}", *(() if end is None else (f"--until=@{end:.6f}",))),
         f"_SYSTEMD_UNIT={unit}",  # unlike --unit, without the lines that systemd writes about the unit
     )
     try:
-        output = clients.systemd().run_program(HostProgram(command, TIMEOUT))
+        output = clients.systemd().run_program(HostProgram(command, timeout))
     except KataNodeError as error:
         log.debug("cannot read the journal of %s: %s", unit, error)
         return ""
-    words = error_lines(output.text.splitlines())
-    return f"{unit} wrote: {quote_foreign(words, LIMIT)}" if words else ""
+    return error_lines(output.text.splitlines())
 
 
 def error_lines(lines: Sequence[str]) -> str:

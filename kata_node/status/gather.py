@@ -68,8 +68,10 @@ def gather(
         else each
         for install_dir, each in sorted(found.items())
     ]
-    if settings.install_dir not in (DEFAULT_INSTALL_DIR, *found):
-        statuses.append(InstallationStatus(settings.instance, settings.install_dir))
+    if settings.install_dir not in found:
+        last = last_run.load(root, settings.install_dir)
+        if last or settings.install_dir != DEFAULT_INSTALL_DIR:
+            statuses.append(InstallationStatus(settings.instance, settings.install_dir, last_run=last))
     judged = tuple(judge(each, runtime.status, running, caller) for each in statuses)
     return NodeStatus(judged, runtime.status, running, foreign, read_node_labels(options, clients))
 
@@ -108,13 +110,21 @@ def _load(root: Root, install_dir: str) -> Receipt | InstallationStatus:
 
 
 def _readable(install_dir: str, read: Callable[[], T]) -> T | InstallationStatus:
-    """Return the result of ``read``, or the status of an installation that cannot be read."""
+    """Return the result of ``read``, or the status of an installation that cannot be read.
+
+    Raises :class:`HostError` if this user may not read it. That says nothing of the installation.
+    """
     try:
         return read()
     except KataNodeError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
         return _unreadable(install_dir, error)
     except OSError as error:
-        return _unreadable(install_dir, host_error(str(error.filename), error))
+        found = host_error(str(error.filename), error)
+        if isinstance(error, PermissionError):
+            raise found from error
+        return _unreadable(install_dir, found)
 
 
 def _unreadable(install_dir: str, error: KataNodeError) -> InstallationStatus:
@@ -190,7 +200,6 @@ def _status(
         intact=intact,
         cri=_cri_word(cri, runtime.status),
         handlers=cri.handlers if cri else (),
-        served=runtime.status.served,
         restart_owed=cri is not None
         and cri.state != "serving"
         and is_restart_owed(cri, kernel.boot_id(), runtime.invocation),

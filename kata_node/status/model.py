@@ -79,8 +79,6 @@ class InstallationStatus:
     ``unknown``: it cannot tell. ``absent``: no handler is recorded."""
     handlers: tuple[str, ...] = ()
     """The handlers of the receipt."""
-    served: tuple[str, ...] | None = None
-    """All handlers that the CRI lists; ``None`` if it was not asked or did not answer."""
     restart_owed: bool = False
     drift: tuple[str, ...] = ()
     """Paths that differ from the receipt, each with ``: changed`` or ``: missing``."""

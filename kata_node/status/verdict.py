@@ -95,7 +95,7 @@ def _advice(verdict: Verdict, status: InstallationStatus, runtime: RuntimeStatus
         return runtime.remedy
     if verdict == "unknown":
         return OFFLINE_ADVICE if runtime.offline else runtime.remedy
-    if verdict == "absent":
+    if verdict == "absent" and not status.last_run:
         return command_line(_typed(caller.invocation, "install"))
     if runtime.config_error:
         return runtime.config_error
@@ -124,7 +124,7 @@ def _is_being_reverted(status: InstallationStatus) -> bool:
 def _install(status: InstallationStatus, caller: Caller) -> str:
     """Return the install with the settings of this installation: those of its last run, or of this call."""
     here, last = caller.invocation, status.last_run
-    if last and not last.is_revert and _works_here(last.invocation, caller):
+    if last and not last.is_revert and not last.is_cut and _works_here(last.invocation, caller):
         return command_line(_typed(last.invocation, "install"))
     if caller.install_dir == status.install_dir and (here.option("config") or here.option("shims")):
         return command_line(_typed(here, "install"))
@@ -132,13 +132,16 @@ def _install(status: InstallationStatus, caller: Caller) -> str:
         if last.command.startswith("stage "):
             return "repeat its Job from the cluster: `helm upgrade` of its release runs it again"
         return "restart its pod from the cluster: `kubectl rollout restart` of its DaemonSet installs again"
-    words = ("kata-node", "install", *_place(here), *_instance(status))
+    words = ("kata-node", "install", *_place(here), *_names(status, caller))
     return f"{shlex.join(words)} --config FILE --payload DIR, with the values file of its install"
 
 
 def _revert(status: InstallationStatus, caller: Caller) -> Invocation:
-    """Return the revert. It needs to know the installation, and nothing else of the settings."""
-    return Invocation("revert", (*_place(caller.invocation), *_instance(status)))
+    """Return the revert. It needs to know the installation, and without a receipt also the runtime."""
+    here = caller.invocation
+    given = ((f"--{name}", here.option(name)) for name in ("runtime", "cri-socket", "k8s-distribution"))
+    runtime = (word for flag, value in given if value for word in (flag, value))
+    return Invocation("revert", (*_place(here), *_names(status, caller), *runtime))
 
 
 def _works_here(invocation: Invocation, caller: Caller) -> bool:
@@ -156,11 +159,16 @@ def _place(invocation: Invocation) -> tuple[str, ...]:
     )
 
 
-def _instance(status: InstallationStatus) -> tuple[str, ...]:
-    """Return the options that name the installation."""
+def _names(status: InstallationStatus, caller: Caller) -> tuple[str, ...]:
+    """Return the options that name the installation, and its Node if this call or its last run named one."""
     prefix, _, name = status.install_dir.rpartition("/opt/kata")
     suffix = name.removeprefix("-")
+    here, last = caller.invocation, status.last_run
+    node = here.option("node-name") or (last.invocation.option("node-name") if last else "")
+    if "--offline" in here.options:  # it labels no Node
+        node = ""
     return (
+        *(("--node-name", node) if node else ()),
         *(("--installation-prefix", prefix) if prefix else ()),
         *(("--multi-install-suffix", suffix) if suffix else ()),
     )

@@ -50,7 +50,7 @@ def _texts(expression: ast.AST) -> Iterator[str]:
         case ast.Constant(value=str(text)) if " " in text.strip():
             yield text
         case ast.JoinedStr(values=parts):
-            text = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in parts)
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
             if " " in text.strip().replace("{}", ""):
                 yield text
         case ast.Call(keywords=keywords) if any(each.arg in ("hint", "remedy") for each in keywords):

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
 
 import pytest
 
@@ -19,6 +18,7 @@ from checks.scratch_node import (
     MKFS_HELP,
     Case,
     Scene,
+    Step,
     both,
     erofs,
     expect,
@@ -72,8 +72,8 @@ def interrupted(scene: Scene) -> None:
     scene.node.stop()
 
 
-def set_drop_in(text: str) -> Callable[[Scene, re.Match[str]], None]:
-    return lambda scene, found: scene.set("shims.qemu.dropIn", f"[hypervisor.qemu]\n{text}\n")
+def set_drop_in(text: str) -> Step:
+    return lambda scene: scene.set("shims.qemu.dropIn", f"[hypervisor.qemu]\n{text}\n")
 
 
 def disable_named_shims(scene: Scene, hint: str, what: str) -> None:
@@ -106,6 +106,20 @@ def lost_payload_file(scene: Scene) -> None:
 
 def installed_elsewhere(scene: Scene) -> None:
     scene.run(INSTALL, installation_prefix="/elsewhere")
+
+
+def revert_elsewhere(scene: Scene, prefix: str = "/elsewhere") -> None:
+    assert [each.error for each in scene.run(REVERT, installation_prefix=prefix) if each.error] == []
+
+
+def remove_and_reboot(scene: Scene, device: str) -> None:
+    scene.shell(f"rm {device}")
+    scene.load_module("kvm_intel")
+
+
+def remove_nydus(scene: Scene, setup: str) -> None:
+    scene.unset(setup)
+    scene.unset("shims.qemu.containerd.snapshotter")
 
 
 def broken_template(scene: Scene, text: str = NO_DEFAULT) -> None:
@@ -191,7 +205,7 @@ CASES: tuple[Case, ...] = (
         foreign("/dev/kvm"),
         expect(
             r"remove (\S+) and restart the node",
-            lambda scene, found: scene.shell(f"rm {found[1]}") or scene.load_module("kvm_intel"),
+            lambda scene, found: remove_and_reboot(scene, found[1]),
         ),
     ),
     Case(
@@ -208,7 +222,7 @@ CASES: tuple[Case, ...] = (
         without("/dev/vhost-net", modules=("vhost_net",)),
         expect(
             r"set (disable_vhost_net = true) in the dropIn",
-            lambda scene, found: set_drop_in(found[1])(scene, found),
+            lambda scene, found: set_drop_in(found[1])(scene),
         ),
     ),
     Case(
@@ -217,7 +231,7 @@ CASES: tuple[Case, ...] = (
         lambda scene: setattr(scene, "memory", 1 << 30),
         expect(
             r"set a lower (default_memory) \(MiB\) in the dropIn",
-            lambda scene, found: set_drop_in(f"{found[1]} = 512")(scene, found),
+            lambda scene, found: set_drop_in(f"{found[1]} = 512")(scene),
         ),
     ),
     Case("settings", "`env.hostOS` is set", with_value(env__hostOS="cbl-mariner"), remove_keys),
@@ -328,7 +342,7 @@ CASES: tuple[Case, ...] = (
         both(version("2.2.0"), with_file(MAIN, CONF_D), installed_elsewhere),
         expect(
             r"`kata-node revert` for that installation, with its (env.installationPrefix)",
-            lambda scene, found: scene.run(REVERT, installation_prefix="/elsewhere") and None,
+            lambda scene, found: revert_elsewhere(scene),
         ),
     ),
     Case(
@@ -337,7 +351,7 @@ CASES: tuple[Case, ...] = (
         installed_elsewhere,
         expect(
             r"run `kata-node revert` for the installation of (/elsewhere)/opt/kata/",
-            lambda scene, found: scene.run(REVERT, installation_prefix=found[1]) and None,
+            lambda scene, found: revert_elsewhere(scene, found[1]),
         ),
     ),
     Case(
@@ -498,16 +512,16 @@ CASES: tuple[Case, ...] = (
     Case(
         "payload",
         "the `dropIn` of a shim has a key that Kata refuses",
-        lambda scene: set_drop_in("no_such_key = 1")(scene, None),
+        set_drop_in("no_such_key = 1"),
         expect(r"correct the drop-in", lambda scene, found: scene.unset("shims.qemu.dropIn")),
     ),
     Case(
         "payload",
         "the `dropIn` of a shim sets an initrd beside the image",
-        lambda scene: set_drop_in('initrd = "/opt/kata/x"')(scene, None),
+        set_drop_in('initrd = "/opt/kata/x"'),
         expect(
             r'set (image = "") or initrd = "" in the drop-in',
-            lambda scene, found: set_drop_in(f'initrd = "/opt/kata/x"\n{found[1]}')(scene, None),
+            lambda scene, found: set_drop_in(f'initrd = "/opt/kata/x"\n{found[1]}')(scene),
         ),
     ),
     Case(
@@ -658,7 +672,7 @@ CASES: tuple[Case, ...] = (
         with_value(snapshotter__setup=["nydus"], shims__qemu__containerd__snapshotter="nydus"),
         expect(
             r"remove nydus from (snapshotter.setup) and from the shims that use it",
-            lambda scene, found: scene.unset(found[1]) or scene.unset("shims.qemu.containerd.snapshotter"),
+            lambda scene, found: remove_nydus(scene, found[1]),
         ),
     ),
     Case(

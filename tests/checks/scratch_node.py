@@ -87,8 +87,8 @@ class Scene:
                 each for each in reports[0].checks if each.name == check and each.status in ("warn", "fail")
             ]
             return (found[0].reason, found[0].remedy) if found else ("", "")
-        error = next((each.error for each in reports if each.error), None)
-        return (error.what, error.hint) if error else ("", "")
+        failed = next((each.error for each in reports if each.error), None)
+        return (failed.what, failed.hint) if failed else ("", "")
 
     def carry_out(self, case: Case) -> str:
         """Break the node, follow the hint, and return it. The problem must come, and go."""

@@ -333,7 +333,7 @@ def test_a_missing_import_is_reported_also_below_the_install_dir(entry: str) -> 
 # Paths that cannot be written
 
 STORE = "/nix/store/config.toml"
-NEWER = {
+NEWER: dict[str, Any] = {
     "runtime": runtime_version("containerd://2.3.0"),
     "config": ContainerdConfig(
         INSTALL_DIR, "", parse_version("2.3.0"), distribution_runtime("k8s", "containerd")

@@ -30,6 +30,7 @@ from kata_node.settings import load as settings
 MAIN = "/etc/containerd/config.toml"
 BOOTED = 'time="x" level=info msg="containerd successfully booted in 0.1s"'
 STARTS = ProgramOutput(BOOTED, ended=False)
+FAILS = ProgramOutput("containerd: failed to decode: toml: expected a number", ended=True)
 
 
 class Systemd:
@@ -89,6 +90,33 @@ def test_a_newer_file_is_tried_with_the_same_program_and_paths(base: Path) -> No
     assert program.environment == ("A=b",)
     assert program.visible
     assert not {"/", "/run", "/var", "/opt"}.intersection(program.visible)
+
+
+def test_a_trial_during_the_restart_of_another_run_says_nothing(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemd = Systemd(time.time() - 100, FAILS)
+    found = look(base, systemd)
+    assert found
+    assert found.trial
+    assert found.trial.verdict == "fails"
+    before = systemd.unit("containerd.service")
+    units = iter((before, replace(before, invocation_id="2" * 32)))
+    monkeypatch.setattr(systemd, "unit", lambda name: next(units))
+    assert look(base, systemd) is None
+
+
+@pytest.mark.parametrize("command", ["sh -c /usr/bin/containerd", "/opt/run.sh /usr/bin/containerd"])
+def test_the_program_in_a_command_of_another_program_is_not_tried(base: Path, command: str) -> None:
+    found = look(base, Systemd(time.time() - 100, argv=tuple(command.split())))
+    assert found
+    assert found.trial is None
+
+
+def test_the_program_behind_a_wrapper_is_tried(base: Path) -> None:
+    systemd = Systemd(time.time() - 100, argv=("/usr/bin/nice", "-n", "5", "/usr/bin/containerd"))
+    assert look(base, systemd)
+    assert systemd.programs[0].argv[0] == "/usr/bin/containerd"
 
 
 def test_the_trial_sees_every_directory_with_imports(base: Path) -> None:

@@ -115,6 +115,20 @@ def test_quiet_prints_nothing_that_is_well(cli_runner: CliRunner) -> None:
     assert cli_runner.run("payload", "index", cli_runner.payload, "--quiet") == Result(0, "", "")
 
 
+def test_a_level_on_the_command_line_wins_over_the_variable_of_quiet(
+    cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KATA_NODE_QUIET", "1")
+    assert cli_runner.offline("status").out == ""
+    assert "no installation" in cli_runner.offline("status", "--log-level", "info").out
+    assert cli_runner.offline("status", "--log-level", "error").out == ""
+    monkeypatch.setenv("KATA_NODE_QUIET", "")
+    monkeypatch.setenv("KATA_NODE_LOG_LEVEL", "debug")
+    assert cli_runner.offline("status", "--quiet") == Result(10, "", "")
+    refused = cli_runner.offline("status", "--quiet", "--log-level", "info")
+    assert (refused.code, "cannot be combined" in refused.err) == (2, True)
+
+
 def test_quiet_prints_errors_once_and_warnings(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ from kata_node.host import lock, place, sparse_copy
 from kata_node.host.cri import Cri
 from kata_node.host.files import Root
 from kata_node.payload import index as payload_index
+from kata_node.payload.manifest import Manifest
 from kata_node.settings import load as settings
 
 
@@ -167,11 +168,12 @@ def test_a_payload_without_a_manifest_is_read_once_for_all_stages(
 ) -> None:
     reads: list[Path] = []
     build_manifest = payload_index.build_manifest
-    monkeypatch.setattr(
-        payload_index,
-        "build_manifest",
-        lambda directory: reads.append(directory) or build_manifest(directory),
-    )  # type: ignore[func-returns-value]
+
+    def read(directory: Path) -> Manifest:
+        reads.append(directory)
+        return build_manifest(directory)
+
+    monkeypatch.setattr(payload_index, "build_manifest", read)
     assert cli_runner.offline("install").code == 0
     assert reads == [cli_runner.payload]
 
@@ -303,8 +305,8 @@ def test_200_kb_of_brackets_end_with_an_error_and_not_with_a_crash(
 ) -> None:
     values = tmp_path / "values.yaml"
     values.write_text(content)
-    where = ["--host-root", cli_runner.host, "--payload", cli_runner.payload, "--offline"]
-    command = [sys.executable, "-m", "kata_node", "install", *where, "--config", values]
+    where = ["--host-root", str(cli_runner.host), "--payload", str(cli_runner.payload), "--offline"]
+    command = [sys.executable, "-m", "kata_node", "install", *where, "--config", str(values)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"{values}: line 1, column " in done.stderr

@@ -211,7 +211,12 @@ def test_the_daemon_command_blocks_signals_before_it_loads_the_commands(
 
     calls: list[str] = []
     monkeypatch.setattr(daemon, "block_signals", lambda: calls.append("block_signals"))
-    monkeypatch.setattr("kata_node.cli.commands.run", lambda arguments: calls.append("run") or 0)
+
+    def run(arguments: list[str]) -> int:
+        calls.append("run")
+        return 0
+
+    monkeypatch.setattr("kata_node.cli.commands.run", run)
     for arguments, expected in ((["daemon", "--help"], ["block_signals", "run"]), (["install"], ["run"])):
         calls.clear()
         monkeypatch.setattr("sys.argv", ["kata-node", *arguments])

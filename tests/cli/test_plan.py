@@ -235,7 +235,7 @@ def test_drift_is_planned_without_the_payload(without_payload: CliRunner) -> Non
 
 def test_a_plan_without_the_payload_refuses_what_only_the_payload_knows(without_payload: CliRunner) -> None:
     plan = without_payload.offline("plan", "--shims", "qemu,clh")
-    assert plan.code == 1
+    assert plan.code == 2
     assert "the files of kata-clh are not on this node yet" in plan.out
     assert "-> set --payload to the directory with the Kata files" in plan.out
 
@@ -257,7 +257,7 @@ def test_a_missing_payload_that_is_named_or_needed_is_an_error(
     if command == "install":
         monkeypatch.setattr(context, "DEFAULT_PAYLOAD", tmp_path / "none")
     result = dataclasses.replace(installed, payload=tmp_path / "none").offline(command)
-    assert result.code == 3
+    assert result.code == 2
     assert "the payload directory does not exist" in result.out
 
 
@@ -265,7 +265,7 @@ def test_a_node_without_kata_needs_the_payload(
     cli_runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(context, "DEFAULT_PAYLOAD", tmp_path / "none")
-    assert dataclasses.replace(cli_runner, payload=tmp_path / "none").offline("plan").code == 3
+    assert dataclasses.replace(cli_runner, payload=tmp_path / "none").offline("plan").code == 2
 
 
 # --- bounds and secrets -----------------------------------------------------------------------------

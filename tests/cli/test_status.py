@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -12,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from cli.cli_runner import CONFIG, MAIN, RECEIPT, CliRunner, Result, make_live, open_cli_runner
+from cli.cli_runner import CONFIG, MAIN, RECEIPT, CliRunner, Result, make_live, open_cli_runner, run_as
 from fakes import UNIT, FakeNode
 from kata_node.cli.context import invocation_of
 from kata_node.cli.options import Common
-from kata_node.errors import HostError
-from kata_node.host import lock
+from kata_node.errors import HostError, NoSpaceError
+from kata_node.host import files, lock
 from kata_node.host.files import Root
 
 DROP_IN = "opt/kata/containerd/config.d/99-kata-deploy.toml"
@@ -252,6 +253,53 @@ def test_the_advice_names_the_installation(node: LiveNode, options: list[str]) -
     )
 
 
+def test_the_advice_to_revert_names_the_node_and_the_runtime(node: LiveNode) -> None:
+    assert node.install().code == 0
+    record = json.loads((node.host / LAST_RUN).read_bytes())
+    record["options"] += ["--node-name", "worker-1"]  # this test has no cluster to install with it
+    (node.host / LAST_RUN).write_text(json.dumps(record))
+    killed_before_the_restart("revert")(node)
+    (found,) = node.status("--cri-socket", "/run/containerd/containerd.sock")["installations"]
+    assert found["advice"] == (
+        f"kata-node revert --host-root {node.host} --node-name worker-1 "
+        "--cri-socket /run/containerd/containerd.sock"
+    )
+    assert "--node-name worker-2" in node.status("--node-name", "worker-2")["installations"][0]["advice"]
+    assert "--node-name" not in node.status("--offline")["installations"][0]["advice"]
+
+
+def test_a_command_that_the_record_cut_is_not_in_the_advice(node: LiveNode) -> None:
+    assert node.install("--shims", "qemu," * 200 + "qemu").code == 0
+    without_import(node)
+    (found,) = node.status()["installations"]
+    assert found["last_run"]["is_cut"]
+    assert "--config FILE" in found["advice"]
+
+
+def test_a_first_install_that_failed_is_told(node: LiveNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = node.cli_runner.content()
+
+    def full(*_: object) -> None:
+        raise NoSpaceError("No space left on device", where="/opt/kata/bin/qemu")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kata_node.payload.actions.PlaceFiles.apply", full)
+        assert node.install().code == 4
+    document = node.status()
+    (found,) = document["installations"]
+    assert (document["outcome"], found["verdict"]) == ("absent", "absent")
+    assert found["last_run"]["stages"][0]["error"].startswith("/opt/kata/bin/qemu: No space left on device")
+    assert "last run" in node.text()
+    assert found["advice"].startswith(
+        "correct the cause that the last run names, then kata-node install --config"
+    )
+    assert node.cli_runner.content().keys() - before.keys() == {"run", "run/kata-node"}
+    node.follow(found["advice"])
+    assert node.status()["outcome"] == "healthy"
+    assert node.type("revert").code == 0
+    assert node.status()["installations"] == []
+
+
 def test_a_values_file_that_was_deleted_is_not_in_the_advice(node: LiveNode) -> None:
     assert node.install().code == 0
     without_import(node)
@@ -379,6 +427,23 @@ def test_a_node_without_an_installation_is_not_healthy(node: LiveNode) -> None:
     document = node.status("--multi-install-suffix", "blue")
     assert document["outcome"] == "absent"
     assert [each["verdict"] for each in document["installations"]] == ["healthy", "absent"]
+
+
+@pytest.mark.parametrize(("uid", "code"), [(1000, 2), (0, 1)], ids=["an ordinary user", "root"])
+def test_what_the_user_may_not_read_is_an_error(
+    node: LiveNode, monkeypatch: pytest.MonkeyPatch, uid: int, code: int
+) -> None:
+    assert node.install().code == 0
+
+    def deny(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(files, "read_real", deny)
+    run_as(monkeypatch, uid)
+    result = node.type("status")
+    assert (result.code, result.out) == (code, "")
+    assert f"error: /{RECEIPT}: " in result.err
+    assert ("hint: run `kata-node status` as root\n" in result.err) == (uid == 1000)
 
 
 def test_the_worst_installation_decides(node: LiveNode) -> None:

@@ -237,7 +237,7 @@ def test_debug_with_the_devkit_has_a_third_runtime_class_where_kata_builds_it(
 ) -> None:
     path = tmp_path / "values.yaml"
     names = ("qemu", "qemu-runtime-rs", "qemu-snp", "clh")
-    shims = {"disableAll": True, **{name: {"enabled": True} for name in names}}
+    shims: dict[str, Any] = {"disableAll": True, **{name: {"enabled": True} for name in names}}
     shims["qemu-runtime-rs"]["supportedArches"] = ["s390x"]
     for values in ({"debug": True, "devkit": True}, {"devkit": True}):
         path.write_text(yaml.safe_dump({**values, "shims": shims, "env": {"multiInstallSuffix": "blue"}}))

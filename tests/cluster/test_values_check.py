@@ -85,7 +85,7 @@ MORE: dict[str, Document] = {
     "required terms that are a list": {
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": ["a"]}}
     },
-    "a term that is a word": affinity("a"),
+    "a term that is a word": affinity("a"),  # type: ignore[arg-type]  # the word is what is wrong
     "a requirement that is a word": affinity({"matchExpressions": ["a"]}),
     "a requirement without a key": affinity({"matchExpressions": [{"operator": "Exists"}]}),
     "Exists with a value": affinity(term(needs("a", "Exists", "b"))),

@@ -466,6 +466,17 @@ def test_a_holder_that_cannot_be_read_is_called_another_run(root: Root, content:
             pytest.fail("two at once")
 
 
+def test_a_reader_blocks_no_run(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = root.base / LOCK_PATH.strip("/")
+    path.parent.mkdir(parents=True)
+    path.touch(mode=0o600)
+    reader = path.open()
+    fcntl.flock(reader, fcntl.LOCK_SH)  # as `status` does
+    monkeypatch.setattr("time.sleep", lambda seconds: reader.close())
+    with hold(root, "cri", timeout=0):
+        assert reader.closed
+
+
 def test_no_descriptor_is_left_open(root: Root) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with hold(root, "artifacts", timeout=0):

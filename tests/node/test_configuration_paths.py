@@ -108,7 +108,7 @@ def test_status_and_revert_find_the_socket_of_the_install_without_a_flag(ready: 
     run_as(ready, f"ExecStart=/usr/bin/containerd --address {socket}", MAIN, wait=False)
     ready.kata_node("install", "--cri-socket", socket, config=VALUES, payload=PAYLOAD, check=True)
     status = ready.kata_node("status", "--output", "json", check=True)  # code 0: healthy
-    assert set(HANDLERS) <= set(json.loads(status.stdout)["installations"][0]["served"])
+    assert set(HANDLERS) <= set(json.loads(status.stdout)["runtime"]["served"])
     before = ready.activations(UNIT)
     ready.kata_node("revert", check=True)
     assert ready.activations(UNIT) == before + 1

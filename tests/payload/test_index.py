@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import payloads
-from kata_node.errors import PayloadError
+from kata_node.errors import PayloadError, UsageError
 from kata_node.host import archive
 from kata_node.payload import index, validation
 from kata_node.payload.manifest import Entry, missing_paths
@@ -421,10 +421,10 @@ def test_a_directory_with_both_forms_or_neither_is_refused(tmp_path: Path, form:
     elif form == "neither":
         payload.mkdir()
     for read in (index.load, index.fingerprint, index.write_manifest):
-        with pytest.raises(PayloadError, match=str(payload)) as caught:
+        with pytest.raises(UsageError, match=str(payload)) as caught:
             read(payload)
         assert "--payload" in caught.value.hint
-        assert caught.value.exit_code == 3  # no retry corrects it
+        assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("content", [pytest.param(None, id="missing"), pytest.param("", id="empty")])

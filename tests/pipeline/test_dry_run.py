@@ -144,7 +144,7 @@ def drift(node: FakeNode) -> None:
     ],
 )
 def test_a_run_changes_the_files_that_the_dry_run_names(
-    node: FakeNode, payload: Path, drifts: bool | None, stages: Any, values: dict[str, str]
+    node: FakeNode, payload: Path, drifts: bool | None, stages: Any, values: dict[str, Any]
 ) -> None:
     if drifts is not None:
         assert errors(run(node, INSTALL, payload)) == []

@@ -13,6 +13,7 @@ import pytest
 
 from fakes import FakeNode
 from kata_node.host import files, reserve
+from kata_node.host.atomic_replace import write_new
 from kata_node.plan import receipt as receipts
 from pipeline.harness import (
     INSTALL,
@@ -54,7 +55,7 @@ def before(tmp_path: Path) -> dict[str, tuple[object, ...]]:
 def full_disk() -> Iterator[None]:
     """Let a file be created only after another was removed or replaced. A receipt's reserve is 4 files."""
     free = 0
-    create, unlink, rename = files.write_new, Path.unlink, Path.rename
+    create, unlink, rename = write_new, Path.unlink, Path.rename
 
     def space_of(path: Path) -> int:
         if not os.path.lexists(path) or path.lstat().st_nlink > 1:
@@ -139,7 +140,7 @@ def full_disk_from_first_restart(node: FakeNode) -> Iterator[None]:
     disk, restart = full_disk(), node.restart
 
     def fill_and_refuse(name: str, timeout: float) -> None:
-        del node.restart  # type: ignore[attr-defined]
+        del node.restart
         disk.__enter__()
         node.refusals = 1
         restart(name, timeout)

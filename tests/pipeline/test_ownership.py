@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -453,10 +454,14 @@ def test_a_drop_in_masked_with_the_null_device_is_empty_and_never_replaces_it(
     assert stat.S_ISCHR(null.lstat().st_mode)
 
 
+def add_file(entry: object, receipt: Any) -> None:
+    receipt["cri"]["files"].append(entry)
+
+
 def test_every_known_file_of_a_runtime_can_be_in_a_receipt(installed: FakeNode, payload: Path) -> None:
     """An installation outlives a change of the distribution."""
     for each in DISTRIBUTION_RUNTIMES:
         for directory in each.drop_in_dirs.values():
             entry = {"path": f"{directory}/99-kata-deploy.toml", "before": BEFORE, "after": "b" * 64}
-            plant(installed, lambda r, entry=entry: r["cri"]["files"].append(entry))
+            plant(installed, partial(add_file, entry))
     assert errors(run(installed, REVERT, payload)) == []

@@ -15,6 +15,7 @@ import pytest
 
 from fakes import MAIN, FakeKube, FakeNode
 from kata_node.checks import facts
+from kata_node.checks.unread_facts import UnreadConfig
 from kata_node.errors import HostError, KubeError, LockedError
 from kata_node.host import lock, reserve
 from kata_node.host.files import FileState, Root
@@ -22,6 +23,7 @@ from kata_node.host.journal import journal_command
 from kata_node.plan import receipt as receipts
 from kata_node.runtime import restart
 from kata_node.runtime.check_config import CheckConfig
+from kata_node.runtime.trial_start import Trial
 from kata_node.status.model import InstallationStatus
 from pipeline.harness import (
     CONFIG,
@@ -38,7 +40,7 @@ from pipeline.harness import (
     small_payload,
     snapshot,
 )
-from stages import artifacts, claim, cri, label, remove_artifacts, revert_cri, unclaim, unlabel
+from stages import artifacts, claim, cri, host_check, label, remove_artifacts, revert_cri, unclaim, unlabel
 
 CRI = (artifacts, cri)
 """The stages that change the node, without host-check and labels."""
@@ -1001,6 +1003,21 @@ def test_the_labels_of_another_machine_are_not_changed(
             assert cluster.labels == there
 
 
+def test_unread_files_fail_for_good_only_if_no_other_run_is_about_to_load_them(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unread = UnreadConfig(1.0, {MAIN: 2.0}, Trial("fails", "it wrote: no"))
+    found = iter((unread, unread, unread, None))
+    monkeypatch.setattr(facts, "unread_config", lambda *_: next(found))
+    assert exit_code(run(node, (host_check,), payload)) == 3
+    with lock.hold(node.root, "cri", 0):  # it does not end in time, so a retry may help
+        assert exit_code(run(node, (host_check,), payload, lock_timeout=0)) == 1
+    other = lock.hold(node.root, "cri", 0)
+    other.__enter__()
+    monkeypatch.setattr("time.sleep", lambda seconds: other.__exit__(None, None, None))
+    assert errors(run(node, (host_check,), payload)) == []
+
+
 def test_the_lock_is_released_before_a_failure_is_reported(node: FakeNode, payload: Path) -> None:
     free: list[bool] = []
 
@@ -1025,13 +1042,13 @@ def test_a_run_fails_while_another_run_holds_the_lock(node: FakeNode, payload: P
 
 def test_status_shows_an_owed_restart_until_it_is_done(node: FakeNode, payload: Path) -> None:
     (done,) = install_and_status(node, payload)
-    assert (done.restart_owed, done.drift, done.served) == (False, (), ("kata-qemu", "runc"))
+    assert (done.restart_owed, done.drift, done.cri) == (False, (), "serving")
     node.handlers = ("runc",)
     node.restart = die  # type: ignore[method-assign]
     with pytest.raises(Killed):
         run(node, (cri,), payload)
     (owed,) = gather_status(node, payload)
-    assert (owed.recorded.cri, owed.restart_owed, owed.served) == ("restarting", True, ("runc",))
+    assert (owed.recorded.cri, owed.restart_owed, owed.cri) == ("restarting", True, "not serving")
     node.systemd_gone = True
     assert gather_status(node, payload)[0].restart_owed
     node.systemd_gone = False

@@ -90,9 +90,10 @@ AWAY = KubeError("the API server gave no answer", where="node/n1 at https://api"
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKube:
     node = make_node(tmp_path / "host")
-    node.kube = FakeKube(node, {"kubernetes.io/hostname": "n1", **LABELS})
+    kube = FakeKube(node, {"kubernetes.io/hostname": "n1", **LABELS})
+    node.kube = kube
     monkeypatch.setenv("KUBECONFIG", "/etc/kubernetes/admin.conf")
-    return node.kube
+    return kube
 
 
 def test_the_labels_of_the_node_are_shown_if_there_are_credentials(

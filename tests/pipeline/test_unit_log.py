@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fakes import FakeNode
 from kata_node.errors import SystemdError
+from kata_node.host.host_program import HostProgram, ProgramOutput
 from kata_node.plan import report
 from kata_node.plan.report import StageReport, termination_message
-from kata_node.runtime import restart
+from kata_node.runtime import restart, unit_log
+from kata_node.text import TERMINATION_MESSAGE_LIMIT
 from pipeline.harness import INSTALL, exit_code, make_node, run, small_payload
 
 REFUSED = "containerd: no space left for a pid file"
@@ -62,7 +65,7 @@ def test_the_words_are_one_short_line_without_control_characters(node: FakeNode,
     assert words.isprintable()
     assert words.count('"') == 2
     assert len(words) < 700
-    assert len(termination_message(found)) <= report.TERMINATION_MESSAGE_LIMIT
+    assert len(termination_message(found)) <= TERMINATION_MESSAGE_LIMIT
 
 
 @pytest.mark.parametrize("journal", [[], ['time="x" level=info msg="loading plugin"']])
@@ -87,3 +90,20 @@ def test_a_journal_that_cannot_be_read_does_not_hide_the_failure(
     found = failed(node, payload, 4)
     assert found.error
     assert "rolled back" in found.error.what
+
+
+def test_a_slow_journal_is_waited_for_once_in_all(
+    node: FakeNode, payload: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def answer_late(program: HostProgram) -> ProgramOutput:
+        waits.append(program.timeout)
+        return ProgramOutput("", ended=False)
+
+    clock = iter((0.0, 0.0, unit_log.TIMEOUT - 1, unit_log.TIMEOUT))
+    monkeypatch.setattr(unit_log, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(node, "run_program", answer_late)
+    node.refusals = 2
+    failed(node, payload, 1)
+    assert waits == [unit_log.TIMEOUT, 1.0]

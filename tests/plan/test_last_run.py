@@ -1,4 +1,4 @@
-"""The record of the last run: when it is written, and that it never fails a run or outlives its receipt."""
+"""The record of the last run: when it is written, how it is read, and that it never fails a run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import errno
 import os
 from pathlib import Path
 
+import msgspec.json
 import pytest
 
+from fakes import FakeNode
 from kata_node import __version__
 from kata_node.errors import IneligibleNodeError
 from kata_node.host import reserve
 from kata_node.host.files import Root
 from kata_node.plan import last_run
 from kata_node.plan import receipt as receipts
+from kata_node.plan.actions import RemoveReceipt
 from kata_node.plan.last_run import Invocation
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Outcome, Problem, StageReport
@@ -87,6 +90,14 @@ def test_the_record_has_the_command_the_version_the_times_and_the_error(root: Ro
             ["revert-cri failed", "artifacts skipped"], ["artifacts skipped"], id="install-after-revert"
         ),
         pytest.param(["artifacts skipped", "cri skipped"], [], id="install-of-an-earlier-version"),
+        pytest.param(
+            ["artifacts done", "cri done", "artifacts skipped", "cri done"], ["cri done"], id="older-files"
+        ),
+        pytest.param(
+            ["artifacts done", "artifacts skipped", "cri done"],
+            ["artifacts skipped", "cri done"],
+            id="killed-before-the-runtime",
+        ),
         pytest.param(["host-check failed", "label failed"], [], id="stages-that-do-not-write"),
     ],
 )
@@ -139,3 +150,91 @@ def test_what_is_in_place_of_its_temporary_file_stops_no_run(root: Root) -> None
     directory.touch()
     last_run.remove_leftover(root, INSTALL_DIR)
     assert not directory.exists()
+
+
+FAILED = StageReport("artifacts", "failed", "summary", error=ERROR)
+
+
+def test_a_first_install_that_failed_is_recorded_until_a_run_succeeds(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.make_dirs("/run/kata-node", mode=0o700)
+    last_run.record(root, INSTALL_DIR, FAILED, TYPED, STARTED)
+    assert recorded(root) == ["artifacts failed"]
+    assert last_run.load(root, "/opt/kata-blue") is None
+    assert not root.exists("/opt"), "a rollback leaves nothing but what a reboot removes"
+    receipts.save(root, Receipt("default", INSTALL_DIR, "1.0"))
+    record(root, "artifacts")
+    assert recorded(root) == ["artifacts done"]
+    assert root.list_dir("/run/kata-node") == []
+
+
+@pytest.mark.parametrize("stage", ["revert-cri", "remove-artifacts"])
+def test_a_revert_that_finds_nothing_forgets_a_failed_install(tmp_path: Path, stage: str) -> None:
+    root = Root(tmp_path)
+    root.make_dirs("/run/kata-node", mode=0o700)
+    last_run.record(root, INSTALL_DIR, FAILED, TYPED, STARTED)
+    last_run.record(root, INSTALL_DIR, StageReport(stage, "skipped", "nothing"), TYPED, STARTED)
+    assert recorded(root) == []
+
+
+def test_a_node_image_gets_no_record_of_a_failed_install(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    root.make_dirs("/run/kata-node", mode=0o700)
+    last_run.record(root, INSTALL_DIR, FAILED, Invocation("install", ("--offline",)), STARTED)
+    assert recorded(root) == []
+
+
+def test_a_command_that_is_too_long_for_the_record_is_marked(root: Root) -> None:
+    for options in (("--shims", "x" * 601), ("--x",) * 41, ("--shims", "a\nb")):
+        report = StageReport("artifacts", "done", "summary")
+        last_run.record(root, INSTALL_DIR, report, Invocation("install", options), STARTED)
+        found = last_run.load(root, INSTALL_DIR)
+        assert found
+        assert found.is_cut
+    record(root, "artifacts")
+    found = last_run.load(root, INSTALL_DIR)
+    assert found
+    assert not found.is_cut
+
+
+def test_the_texts_of_a_foreign_record_are_bounded_and_printable(root: Root) -> None:
+    stage = last_run.StageRun("cri\x1b[2J", "done", "\u202e", "now\nlater", error="e" * 5000)
+    run = last_run.LastRun("install\a", ("--shims", "\x1b]0;title\a"), "\x9b" + "1" * 5000, (stage,) * 50)
+    root.write(last_run.path(INSTALL_DIR), msgspec.json.encode(run), mode=0o600)
+    found = last_run.load(root, INSTALL_DIR)
+    assert found
+    assert len(found.stages) == 4
+    assert found.is_cut
+    texts = [found.command, *found.options, found.program, found.ended]
+    texts += [text for each in found.stages for text in (each.stage, each.started, each.ended, each.error)]
+    assert [text for text in texts if not text.isprintable() or len(text) > 600] == []
+
+
+@pytest.mark.parametrize("what", ["too large", "a symlink", "of another user"])
+def test_what_is_not_a_record_of_ours_is_not_read(root: Root, tmp_path: Path, what: str) -> None:
+    record(root, "artifacts")
+    path = root.base / last_run.path(INSTALL_DIR)[1:]
+    content = path.read_bytes()
+    if what == "too large":
+        path.write_bytes(content.rstrip() + b" " * (1 << 20))
+    elif what == "a symlink":
+        (tmp_path / "other").write_bytes(content)
+        path.unlink()
+        path.symlink_to("/other")
+    else:
+        path.chmod(0o666)
+    assert last_run.load(root, INSTALL_DIR) is None
+
+
+@pytest.mark.parametrize("content", [[], ["mine"]], ids=["empty", "with a file"])
+def test_a_directory_in_its_place_holds_no_revert_up(
+    root: Root, content: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = root.base / last_run.path(INSTALL_DIR)[1:]
+    directory.mkdir()
+    for name in content:
+        (directory / name).touch()
+    RemoveReceipt(INSTALL_DIR).apply(FakeNode(root).clients())
+    assert not root.exists(receipts.path(INSTALL_DIR))
+    assert directory.exists() == bool(content)
+    assert ("last-run.json: kata-node did not make this directory; it stays" in caplog.text) == bool(content)

@@ -12,7 +12,6 @@ import pytest
 from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.plan import report as reports
 from kata_node.plan.report import (
-    TERMINATION_MESSAGE_LIMIT,
     Finding,
     Problem,
     StageReport,
@@ -20,6 +19,7 @@ from kata_node.plan.report import (
     to_text,
     write_termination_message,
 )
+from kata_node.text import TERMINATION_MESSAGE_LIMIT
 
 ERROR = Problem.from_error(
     HostError("No space left on device", where="/opt/kata/bin/qemu", hint="free some space")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 import tomllib
+from collections.abc import Callable
 
 import pytest
 
@@ -16,6 +17,13 @@ NUMBER = 100_000
 OURS = "/our/*.toml"
 BLOCK = b'[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata-qemu]\nruntime_type = "x"\n'
 HANDLER = ("plugins", "io.containerd.cri.v1.runtime", "containerd", "runtimes", "kata-qemu")
+CHANGES: tuple[Callable[[bytes], bytes], ...] = (
+    lambda content: tables.add(content, BLOCK, "default", where="w", template=True),
+    lambda content: tables.remove(content, "default", where="w", tables=(HANDLER,)),
+    lambda content: tables.remove(content, "default", where="w", template=True),
+    lambda content: tables.remove_tables(content, (HANDLER,), where="w"),
+    lambda content: tables.remove_tables(content, (HANDLER,), where="w", template=True),
+)
 
 UNUSABLE = [
     pytest.param("a = " + "[" * NUMBER, "100 levels", id="open-brackets"),
@@ -41,10 +49,11 @@ def test_a_text_that_no_runtime_can_read_is_refused_quickly(text: str, problem: 
 
 @pytest.mark.parametrize(("text", "problem"), UNUSABLE)
 def test_a_file_that_no_runtime_can_read_ends_with_exit_code_3(text: str, problem: str) -> None:
-    for change in (
+    changes: tuple[Callable[[], bytes], ...] = (
         lambda: edit.add(text.encode(), "imports", OURS, where="/main"),
         lambda: tables.add(text.encode(), BLOCK, "default", where="/main"),
-    ):
+    )
+    for change in changes:
         with pytest.raises(HostError, match=problem) as caught:
             change()
         assert (caught.value.exit_code, caught.value.where) == (3, "/main")
@@ -111,13 +120,7 @@ def test_any_file_is_edited_and_restored_exactly_or_refused() -> None:
             edited += 1
         except HostError:
             refused += 1
-        for change in (
-            lambda content: tables.add(content, BLOCK, "default", where="w", template=True),
-            lambda content: tables.remove(content, "default", where="w", tables=(HANDLER,)),
-            lambda content: tables.remove(content, "default", where="w", template=True),
-            lambda content: tables.remove_tables(content, (HANDLER,), where="w"),
-            lambda content: tables.remove_tables(content, (HANDLER,), where="w", template=True),
-        ):
+        for change in CHANGES:
             try:
                 assert isinstance(change(content), bytes)
             except HostError:

@@ -10,6 +10,7 @@ import pytest
 
 from kata_node.errors import HostError
 from kata_node.toml import tables as toml_tables
+from kata_node.toml.cut import KeyPath
 
 WHERE = "/etc/containerd/config.toml"
 CRI = 'plugins."io.containerd.grpc.v1.cri"'
@@ -48,7 +49,7 @@ def add(text: str, block: str = BLOCK, name: str = "default", *, template: bool 
 
 
 def remove(
-    text: str, *tables: toml_tables.KeyPath, name: str = "default", template: bool = False, where: str = WHERE
+    text: str, *tables: KeyPath, name: str = "default", template: bool = False, where: str = WHERE
 ) -> str:
     return toml_tables.remove(text.encode(), name, where=where, template=template, tables=tables).decode()
 
