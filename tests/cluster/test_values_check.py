@@ -25,7 +25,7 @@ MODES = ("job", "daemonset")
 CLASS = "{kind: RuntimeClass, apiVersion: node.k8s.io/v1, metadata: {name: NAME}, handler: x}"
 
 
-def custom(**runtimes: Document) -> Document:
+def custom(**runtimes: Document | None) -> Document:
     return {"customRuntimes": {"enabled": True, "runtimes": runtimes}}
 
 
