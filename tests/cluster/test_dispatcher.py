@@ -452,7 +452,7 @@ def test_without_the_right_to_create_jobs_the_dispatcher_fails_at_the_first_node
     run = site.run()
     assert (run.code, run.result["outcome"]) == (1, "stopped")
     assert sorted(run.outcomes.values()) == ["failed", "not started", "not started"]
-    assert 'cannot create resource "jobs"' in run.result["reason"]
+    assert "cannot create resource 'jobs'" in run.result["reason"]
 
 
 @pytest.mark.parametrize("kill", [pytest.param(False, id="drained"), pytest.param(True, id="killed")])

@@ -138,7 +138,7 @@ def test_a_missing_right_is_named(stage_runner: StageRunner, verbs: tuple[str, .
     stage_runner.register()
     token = account(stage_runner, f"lacks-{lacks}", *verbs)
     failed = stage_runner.run("label", "--label-timeout=3", env=stage_runner.as_holder_of(token)).failed()
-    assert f'cannot {lacks} resource "nodes"' in failed.text
+    assert f"cannot {lacks} resource 'nodes'" in failed.text
     assert f'give the account the verb "{lacks}" on the resource "nodes"' in failed.error["hint"]
     assert stage_runner.labels == {}
 
