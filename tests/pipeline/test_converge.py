@@ -82,6 +82,7 @@ def test_an_install_serves_a_second_install_skips_and_a_revert_restores_the_node
     assert snapshot(node) == before
 
 
+@pytest.mark.slow
 def test_a_killed_install_is_completed_by_the_next_install(tmp_path: Path, payload: Path) -> None:
     for node in every_cut(tmp_path, payload, lambda _: None, INSTALL):
         assert errors(run(node, INSTALL, payload)) == []
@@ -96,6 +97,7 @@ def test_a_killed_install_is_completed_by_the_next_install(tmp_path: Path, paylo
         assert leftovers(node) == []
 
 
+@pytest.mark.slow
 def test_a_killed_install_can_be_reverted(tmp_path: Path, payload: Path) -> None:
     before = snapshot(make_node(tmp_path / "untouched"))
     for node in every_cut(tmp_path, payload, lambda _: None, INSTALL):
@@ -104,6 +106,7 @@ def test_a_killed_install_can_be_reverted(tmp_path: Path, payload: Path) -> None
         assert snapshot(node) == before
 
 
+@pytest.mark.slow
 def test_a_killed_revert_is_completed_by_the_next_revert(tmp_path: Path, payload: Path) -> None:
     before = snapshot(make_node(tmp_path / "untouched"))
 
@@ -116,6 +119,7 @@ def test_a_killed_revert_is_completed_by_the_next_revert(tmp_path: Path, payload
         assert snapshot(node) == before
 
 
+@pytest.mark.slow
 def test_after_a_killed_revert_an_install_serves_again(tmp_path: Path, payload: Path) -> None:
     def install(node: FakeNode) -> None:
         assert errors(run(node, INSTALL, payload)) == []
@@ -127,6 +131,7 @@ def test_after_a_killed_revert_an_install_serves_again(tmp_path: Path, payload: 
         assert leftovers(node) == []
 
 
+@pytest.mark.slow
 def test_the_runtime_can_start_after_a_run_was_killed(tmp_path: Path, payload: Path) -> None:
     """A node that loses power during a run boots with a container runtime."""
 

@@ -160,6 +160,7 @@ def test_an_update_is_rolled_back_on_a_full_disk_to_what_served_before(tmp_path:
     assert errors(run(node, INSTALL, payload)) == []
 
 
+@pytest.mark.slow
 def test_a_rollback_that_was_killed_can_be_reverted_and_completed(
     tmp_path: Path, payload: Path, before: dict[str, tuple[object, ...]]
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_rollback_that_was_killed_can_be_reverted_and_completed(
         assert snapshot(node) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_reserve", [True, False])
 def test_a_full_disk_can_be_reverted_even_if_the_revert_was_killed(
     tmp_path: Path, payload: Path, before: dict[str, tuple[object, ...]], has_reserve: bool

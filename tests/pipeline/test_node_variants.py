@@ -102,6 +102,7 @@ def test_a_shim_enabled_later_is_served_and_a_disabled_one_is_not(
     assert snapshot(node) == before
 
 
+@pytest.mark.slow
 @EACH_VARIANT
 def test_after_a_killed_install_the_runtime_starts_and_an_install_or_revert_succeeds(
     kind: NodeVariant, tmp_path: Path, payload: Path
@@ -121,6 +122,7 @@ def test_after_a_killed_install_the_runtime_starts_and_an_install_or_revert_succ
         assert (snapshot(other), other.handlers) == (before, served)
 
 
+@pytest.mark.slow
 @EACH_VARIANT
 def test_after_a_killed_revert_the_runtime_starts_and_a_revert_or_install_succeeds(
     kind: NodeVariant, tmp_path: Path, payload: Path

@@ -77,6 +77,7 @@ def test_a_revert_removes_the_files_of_a_disabled_shim(tmp_path: Path, both: Fak
     assert snapshot(both) == snapshot(make_node(tmp_path / "untouched"))
 
 
+@pytest.mark.slow
 def test_after_a_killed_run_the_next_run_removes_the_files_of_a_disabled_shim(
     tmp_path: Path, payload: Path
 ) -> None:

@@ -262,6 +262,7 @@ def test_a_broken_user_drop_in_is_never_on_the_disk(tmp_path: Path, payload: Pat
         assert node.load() == ("runc",)
 
 
+@pytest.mark.slow
 def test_an_install_that_was_killed_and_completed_is_reverted_by_one_run(
     tmp_path: Path, payload: Path
 ) -> None:
@@ -272,6 +273,7 @@ def test_an_install_that_was_killed_and_completed_is_reverted_by_one_run(
         assert snapshot(node) == before
 
 
+@pytest.mark.slow
 def test_an_update_that_moves_the_drop_ins_can_be_killed_anywhere_and_reverted(
     tmp_path: Path, payload: Path
 ) -> None:
@@ -293,6 +295,7 @@ def test_an_update_that_moves_the_drop_ins_can_be_killed_anywhere_and_reverted(
         assert snapshot(node, "etc/containerd/conf.d") == {}
 
 
+@pytest.mark.slow
 def test_a_resumed_install_that_is_rolled_back_leaves_no_directory_behind(
     tmp_path: Path, payload: Path
 ) -> None:
@@ -308,6 +311,7 @@ def test_a_resumed_install_that_is_rolled_back_leaves_no_directory_behind(
         assert read(node) == CONFIG
 
 
+@pytest.mark.slow
 def test_a_rollback_that_is_killed_leaves_a_restart_owed(tmp_path: Path, payload: Path) -> None:
     """The running invocation has not read the files that are on the disk then."""
 
@@ -398,6 +402,7 @@ def test_a_runtime_that_was_stopped_after_a_killed_run_is_started(node: FakeNode
     assert handlers(node) == ("kata-qemu",)
 
 
+@pytest.mark.slow
 def test_a_killed_revert_continues_after_the_admin_corrects_a_broken_main_file(
     tmp_path: Path, payload: Path
 ) -> None:

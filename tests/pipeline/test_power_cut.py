@@ -55,6 +55,7 @@ def every_power_cut(
     pytest.fail("the stage did not end")
 
 
+@pytest.mark.slow
 def test_after_a_power_cut_the_next_install_places_all_files(tmp_path: Path, payload: Path) -> None:
     done = make_node(tmp_path / "done")
     assert errors(run(done, (artifacts,), payload)) == []
@@ -69,6 +70,7 @@ def test_after_a_power_cut_the_next_install_places_all_files(tmp_path: Path, pay
     assert found == ["artifacts skipped"], "what a finished stage placed survives"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("survival", SURVIVALS)
 def test_after_a_power_cut_the_next_revert_removes_all_files(
     tmp_path: Path, payload: Path, survival: Survival
