@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import SettingsError
-from kata_node.settings.values import parse_yaml
+from kata_node.settings.values import describe_value, parse_yaml
 from kata_node.values import yaml_text
 from kata_node.values.old_keys import Change, conversion
 
@@ -96,7 +96,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(
-            "is not a mapping of keys to values", where=where, hint="give a values file of helm"
+            f"expected a mapping of keys to values, got {describe_value(data)}",
+            where=where,
+            hint="write the values of the Helm chart, for example `shims:` at the top level",
         )
     return data
 

@@ -275,7 +275,7 @@ def test_a_present_file_stays_byte_for_byte() -> None:
         ("env:\n  shims: &shims qemu\n  hostOS: ''\nimage:\n  tag: *shims\n", "cannot be converted"),
         ("common: &common\n  shims: qemu\nenv:\n  <<: *common\n  hostOS: ''\n", "cannot be converted"),
         ("env: [", "not valid YAML"),
-        ("- a\n", "is not a mapping"),
+        ("- a\n", "expected a mapping"),
     ],
 )
 def test_a_file_that_cannot_be_converted_says_why(text: str, says: str) -> None:
