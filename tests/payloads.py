@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import posixpath
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from kata_node.payload.manifest import Entry
+from kata_node.plan import last_run
 from kata_node.settings.shims import Shim, table
+
+T = TypeVar("T")
 
 if sys.version_info >= (3, 14):
     import tarfile
@@ -300,6 +305,13 @@ def archive(path: Path, packed: Iterable[Member]) -> Path:
 def entry(path: str, **fields: object) -> Entry:
     """Return a manifest entry, by default for a regular file."""
     return Entry(**{"path": path, "kind": "file", "mode": 0o644, **fields})  # type: ignore[arg-type]
+
+
+def without_last_runs(found: Mapping[str, T]) -> dict[str, T]:
+    """Leave out the records of last runs, and the directory in ``/run`` that a failed run makes for one."""
+    ignored = {path for path in found if last_run.NAME in path}
+    ignored |= {posixpath.dirname(path) for path in ignored if path.startswith("run/")}
+    return {path: what for path, what in found.items() if path not in ignored}
 
 
 def snapshot(base: Path) -> dict[str, tuple[object, ...]]:

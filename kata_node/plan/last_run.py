@@ -86,7 +86,7 @@ class LastRun:
     stages: tuple[StageRun, ...]
     schema: int = SCHEMA
     is_cut: bool = False
-    """Whether an option is too long for the record, so that the command cannot be repeated from it."""
+    """Whether the record lacks a part of an option, so that the command cannot be repeated from it."""
 
     @property
     def failed(self) -> StageRun | None:

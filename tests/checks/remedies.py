@@ -10,9 +10,12 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
+from checks.command_remedies import COMMAND_CASES
 from checks.scratch_node import (
     MKFS,
     MKFS_HELP,
@@ -37,12 +40,17 @@ from checks.scratch_node import (
 )
 from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.lock import LOCK_PATH
+from kata_node.payload import index
 from kata_node.settings.shims import table
-from pipeline.harness import CONFIG, INSTALL, REVERT, Killed
+from kata_node.snapshotters.nydus import PROGRAM_PATH
+from payloads import CONFIG as KATA_CONFIG
+from payloads import Content, tree
+from pipeline.harness import CONFIG, INSTALL, REVERT, SMALL, Killed
 from pipeline.node_variants import CRI_2
 from stages import artifacts, cri
 
 MAIN = "/etc/containerd/config.toml"
+NVIDIA = "/etc/containerd/conf.d/99-nvidia.toml"
 KUBELET = "/var/lib/kubelet/config.yaml"
 RECEIPT = "/opt/kata/.kata-node/receipt.json"
 DISCARDS = f"version = 2\n[{CRI_2}.containerd]\ndiscard_unpacked_layers = true\n"
@@ -186,7 +194,180 @@ def follow_copies(scene: Scene, hint: str, what: str) -> None:
     run_commands(scene, hint, what)
 
 
+def payload_with(scene: Scene, files: Mapping[str, Content]) -> None:
+    """Make another payload, which has these files too, or instead."""
+    scene.payload = scene.base / "another-payload"
+    index.write_manifest(tree(scene.payload, {**SMALL, **files}))
+
+
+def with_nydus(**values: Any) -> Step:
+    def step(scene: Scene) -> None:
+        payload_with(scene, {PROGRAM_PATH: b"#!nydus"})
+        scene.path("/etc/systemd/system").mkdir(parents=True)
+        scene.set("snapshotter.setup", ["nydus"])
+        scene.set("shims.qemu.containerd.snapshotter", "nydus")
+        with_value(**values)(scene)
+
+    return step
+
+
+def config_without_guest_pull(scene: Scene) -> None:
+    config = "".join(line for line in KATA_CONFIG.splitlines(True) if "guest_pull" not in line)
+    payload_with(scene, {"share/defaults/kata-containers/configuration-qemu.toml": config.encode()})
+    scene.set("shims.qemu.containerd.forceGuestPull", True)
+
+
+def custom_runtime(handler: str) -> Step:
+    manifest = (
+        "{apiVersion: node.k8s.io/v1, kind: RuntimeClass, metadata: {name: mine}, handler: " + handler + "}"
+    )
+    runtimes = {"mine": {"baseConfig": "qemu", "runtimeClass": manifest}}
+    return with_value(customRuntimes__enabled=True, customRuntimes__runtimes=runtimes)
+
+
+def incomplete_copy(scene: Scene) -> None:
+    on("containerd 1.7")(scene)
+    scene.write(MAIN, 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n')
+    scene.write(NVIDIA, f'[{CRI_2}.containerd.runtimes.nvidia]\nruntime_type = "io.containerd.runc.v2"\n')
+
+
+def follow_incomplete_copy(scene: Scene, hint: str, what: str) -> None:
+    assert re.match(r"remove this file, or uninstall .*; run `kata-node install`; then run", hint)
+    scene.path(NVIDIA).unlink()
+    scene.shell("kata-node install")
+
+
+def name_main_file(scene: Scene, directory: str, name: str) -> None:
+    scene.set(directory, "/etc/containerd")
+    scene.set(name, "config.toml")
+
+
+def pods_unknown(scene: Scene) -> None:
+    scene.shell("kata-node install")
+    scene.stages = REVERT
+    scene.node.list_fails = True
+
+
+def nydus_lost(scene: Scene) -> None:
+    scene.set("snapshotter.setup", ["nydus"])
+    scene.set("shims.qemu.containerd.snapshotter", "nydus")
+    scene.stages = (artifacts, cri)
+
+
 CASES: tuple[Case, ...] = (
+    *COMMAND_CASES,
+    Case(
+        "nydus",
+        "containerd's configuration has another snapshotter of that name",
+        both(
+            with_nydus(),
+            with_file(
+                MAIN, 'version = 3\n[proxy_plugins.nydus]\ntype = "snapshot"\naddress = "/run/x.sock"\n'
+            ),
+        ),
+        expect(
+            r"remove nydus from (snapshotter.setup) to use the existing one,",
+            lambda scene, found: scene.unset(found[1]),
+        ),
+    ),
+    Case(
+        "nydus",
+        "the path of the data directory is too long",
+        with_nydus(env__multiInstallSuffix="a" * 50),
+        expect(r"set a shorter (env.multiInstallSuffix)$", lambda scene, found: scene.set(found[1], "blue")),
+    ),
+    Case(
+        "error: PayloadError",
+        "the payload has no nydus-snapshotter, and only the `cri` stage sees it",
+        nydus_lost,
+        expect(
+            r"or remove nydus from (snapshotter.setup), and run `kata-node install` again",
+            lambda scene, found: scene.unset(found[1]),
+        ),
+    ),
+    Case(
+        "erofs",
+        "containerd's configuration has other layers",
+        both(
+            erofs(erofsDmverity=True),
+            with_file(
+                MAIN, 'version = 3\n[plugins."io.containerd.differ.v1.erofs"]\nenable_dmverity = false\n'
+            ),
+        ),
+        expect(
+            r"set the same .* (snapshotter.erofsDmverity) as the configuration",
+            lambda scene, found: scene.set(found[1], False),
+        ),
+    ),
+    Case(
+        "payload",
+        "the Kata configuration of a shim has no guest pull",
+        config_without_guest_pull,
+        expect(
+            r"remove (shims.qemu.containerd.forceGuestPull); if Kata supports",
+            lambda scene, found: scene.unset(found[1]),
+        ),
+    ),
+    Case(
+        "runtime",
+        "the runtime has the handler of a custom runtime built in",
+        both(custom_runtime("mine"), lambda scene: setattr(scene.node, "handlers", ("mine", "runc"))),
+        expect(
+            r"set another (handler) for this custom runtime",
+            lambda scene, found: custom_runtime("kata-mine")(scene),
+        ),
+    ),
+    Case(
+        "runtime",
+        "the unit runs a script, and its process is not visible",
+        lambda scene: setattr(scene.node, "argv", ("/opt/run.sh",)),
+        expect(
+            r"set (containerd.configDir) and (containerd.configFileName) to the directory and the name",
+            lambda scene, found: name_main_file(scene, found[1], found[2]),
+        ),
+    ),
+    Case(
+        "config",
+        "containerd 1.7 has the block of kata-node of another prefix",
+        both(on("containerd 1.7"), installed_elsewhere),
+        expect(
+            r"run `kata-node revert` for that installation first, with its env.installationPrefix",
+            lambda scene, found: revert_elsewhere(scene),
+        ),
+    ),
+    Case(
+        "error: CriError",
+        "the runtime cannot list its pods",
+        pods_unknown,
+        expect(
+            r"or run with --ignore-pods to continue",
+            lambda scene, found: scene.options.update(ignore_pods=True),
+        ),
+    ),
+    Case(
+        "copies",
+        "a file of another program replaces the handlers of all other files",
+        incomplete_copy,
+        lambda scene, hint, what: follow_incomplete_copy(scene, hint, what),
+    ),
+    Case(
+        "runtime",
+        "an empty root is prepared for CRI-O, and the values are for k3s",
+        both(option(offline=True, runtime="cri-o://1.31.0"), with_value(k8sDistribution="k3s")),
+        expect(
+            r"set (k8sDistribution): (k8s) if cri-o runs as its own systemd unit",
+            lambda scene, found: scene.set(found[1], found[2]),
+        ),
+    ),
+    Case(
+        "runtime",
+        "containerd has a version that nobody knows",
+        version("mine"),
+        expect(
+            r"set --runtime to the node's runtime and its version, for example (\S+)$",
+            lambda scene, found: scene.options.update(runtime=found[1]),
+        ),
+    ),
     Case(
         "kvm",
         "there is no `/dev/kvm`",

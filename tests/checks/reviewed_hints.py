@@ -193,10 +193,15 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "free {} on the file system of {}",
         "run `systemctl start {}`; kata-node restarts the runtime through this unit",
         "run as root",
+        "run `kata-node {}` as root",
         ("the file system is read-only; mount it writable, or choose another env.installationPrefix"),
         "free some space on this file system, then run again",
         "raise the quota or free some space, then run again",
         "look at the kernel log of the node; the disk reports errors",
+        (
+            "; in a cluster, set containerd.configDir and containerd.configFileName to the directory "
+            "and the name of {}"
+        ),
     ),
     "Only its author knows what the text or the program should say.": (
         (
@@ -246,68 +251,19 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "hint: {}",
         "{}; or uninstall {}",
         "{}; if it fails again, see why: `{}`",
-    ),
-    "A machine could follow it. No test does so yet.": (
-        "set it to the path of the socket on the node, such as /run/containerd/containerd.sock",
-        (
-            "; in a cluster, set containerd.configDir and containerd.configFileName to the directory "
-            "and the name of {}"
-        ),
-        (
-            "remove {} from snapshotter.setup to use the existing one, or set env.multiInstallSuffix "
-            "to set up one with another name"
-        ),
-        "set a shorter env.multiInstallSuffix",
-        (
-            "set the same snapshotter.erofsMergeMode and snapshotter.erofsDmverity as the "
-            "configuration and the other installations on this node, or remove {} from "
-            "snapshotter.setup"
-        ),
-        "set it to the DaemonSet of the pod, for example --daemonset kube-system/kata-deploy",
-        "set {} in the pod, or add --offline",
-        "put options after the command: {} install {} ...",
-        "redirect stdout to a file that can be written, then run the same command again",
-        "remove one of the two options",
-        "set --host-root to the directory with the root file system of the node",
-        "mount the same volume there in every container of the node Job, or remove the option",
-        "run it as root, or use --offline --host-root DIR with a directory of your own",
-        "remove either --{} or --offline",
-        "name a readable values file in YAML",
-        "correct the YAML, then run again",
-        "name a new file, or the file itself to replace it",
-        "name a file in a directory that you can write to",
-        "remove {}; if Kata supports the option nevertheless, set it in dropIn",
         "; set {} = true instead",
-        "set another handler for this custom runtime",
-        ("set containerd.configDir and containerd.configFileName to the directory and the name of this file"),
-        "run `kata-node revert` for that installation first, with its env.installationPrefix",
-        "{}; or run with --ignore-pods to continue whatever pods run",
-        (
-            "remove this file, or uninstall {}; run `kata-node install`; then run {} again, which "
-            "copies the new handlers"
-        ),
+    ),
+    "tests/cli/test_status.py follows it.": ("systemctl start {}",),
+    "A machine could follow it. No test does so yet.": (
         (
             "; if the runtime is no longer {}, for which it was configured, run `kata-node revert` "
             "and then `kata-node install`"
         ),
-        "set k8sDistribution: k8s if {} runs as its own systemd unit on this node",
         (
             "if the runtime reads this file, set containerd.configDir and containerd.configFileName "
             "to it; if not, find out who changed the receipt"
         ),
-        ("do not edit the ConfigMap; change the Helm values and run `helm upgrade`, which restores it"),
-        "write 64 hexadecimal digits",
         ("enable a shim that runs on this architecture, or do not select nodes of this architecture"),
-        "set --config to a readable YAML file, or omit it to use the defaults",
-        "save the values file as UTF-8",
-        (
-            "use an image with the component {}, or remove {} from snapshotter.setup, and run "
-            "`kata-node install` again"
-        ),
         "restore the receipt from a copy, or move its directory away",
-        "systemctl start {}",
-        "replace anchors, aliases and merged keys of the file by their values, then run again",
-        "give a values file of helm",
-        "set --runtime to the node's runtime and its version, for example {}",
     ),
 }

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
+from cli.cli_runner import preserve_logging, run_as
 from fakes import FakeNode
 from kata_node import pipeline
 from kata_node.checks import facts, hardware
+from kata_node.cli import commands
 from kata_node.errors import KataNodeError
 from kata_node.host import kernel
 from kata_node.host.cri import CriCallError, Reason
@@ -24,6 +27,7 @@ from kata_node.payload import index
 from kata_node.plan.context import Options
 from kata_node.plan.report import StageReport
 from kata_node.settings import load as settings
+from kata_node.settings.values import read_yaml
 from payloads import CONFIG as KATA_CONFIG
 from payloads import tree
 from pipeline.harness import INSTALL, REVERT, SMALL, make_node
@@ -34,6 +38,13 @@ from stages import host_check
 MKFS = "/usr/bin/mkfs.erofs"
 MKFS_HELP = b"--tar=X --mkfs-time --sort=path"
 MODULES = {"kvm_intel": "/dev/kvm", "vhost_net": "/dev/vhost-net", "vhost_vsock": "/dev/vhost-vsock"}
+
+
+@contextlib.contextmanager
+def open_output(path: str) -> Iterator[TextIO]:
+    """Open a file for the output of a command. A full disk fails again when it is closed."""
+    with contextlib.suppress(OSError), open(path, "w") as file:
+        yield file
 
 
 @dataclass
@@ -54,6 +65,12 @@ class Scene:
     foreign_devices: set[str] = field(default_factory=set)
     socket: str = ""
     """The socket on which the runtime listens, if it is not the usual one."""
+    command: list[str] = field(default_factory=list)
+    """A command line, which is typed instead of a run. ``HOST`` is the root directory of the node."""
+    stdout: str = os.devnull
+    """The file to which the output of the command goes."""
+    uid: int = 0
+    """The user who types it."""
 
     # what kata-node sees
 
@@ -78,6 +95,8 @@ class Scene:
 
     def problem(self, check: str) -> tuple[str, str]:
         """Return what is wrong and the hint, of a check or of an error; empty if nothing is wrong."""
+        if self.command:
+            return self._type()
         try:
             reports = self.run()
         except KataNodeError as error:
@@ -89,6 +108,33 @@ class Scene:
             return (found[0].reason, found[0].remedy) if found else ("", "")
         failed = next((each.error for each in reports if each.error), None)
         return (failed.what, failed.hint) if failed else ("", "")
+
+    def _type(self) -> tuple[str, str]:
+        """Type the command, and return what is wrong and the hint."""
+        caught: list[KataNodeError] = []
+
+        def keep(arguments: Sequence[str], error: KataNodeError) -> int:
+            caught.append(error)
+            return error.exit_code
+
+        with (
+            pytest.MonkeyPatch.context() as patched,
+            preserve_logging(),
+            open_output(self.stdout) as out,
+            open(os.devnull, "w") as err,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            for name in [each for each in os.environ if each.startswith("KATA_NODE_")]:
+                patched.delenv(name)
+            patched.setattr(commands, "report_error", keep)
+            patched.setattr(commands, "open_tools", lambda common: contextlib.nullcontext(self.clients()))
+            patched.setattr(kernel, "arch", lambda: "x86_64")
+            patched.setattr(read_yaml, "__kwdefaults__", {"timeout": 0})  # for a ConfigMap to change
+            run_as(patched, self.uid)
+            code = commands.run([each.replace("HOST", str(self.node.root.base)) for each in self.command])
+        assert caught or code in (0, 10), (self.command, code)
+        return (caught[0].what, caught[0].hint) if caught else ("", "")
 
     def carry_out(self, case: Case) -> str:
         """Break the node, follow the hint, and return it. The problem must come, and go."""
@@ -128,6 +174,11 @@ class Scene:
         for each in parents:
             place = place[each]
         del place[last]
+
+    def replace_word(self, old: str, *new: str) -> None:
+        """Replace a word of the command line."""
+        at = self.command.index(old)
+        self.command[at : at + 1] = new
 
     def shell(self, command: str) -> None:
         """Run a command of a hint on the scratch node."""
@@ -171,7 +222,7 @@ def payload_without(directory: Path, *missing: str) -> Path:
     return directory
 
 
-@contextmanager
+@contextlib.contextmanager
 def scene(base: Path) -> Iterator[Scene]:
     """Yield a healthy node, with a kernel that is as the scene says."""
     made = Scene(base, make_node(base / "host"), payload_without(base / "payload"))

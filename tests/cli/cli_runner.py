@@ -21,7 +21,6 @@ from kata_node.cli import commands
 from kata_node.cli.options import COMMAND_OPTIONS
 from kata_node.host import kernel, ownership
 from kata_node.host.files import Root
-from kata_node.plan import last_run
 from kata_node.plan.actions import Clients
 
 CONFIG = "# the admin's own: 雪\nversion = 3\n\n[debug]\n  level = 'info' # keep\n"
@@ -99,8 +98,7 @@ class CliRunner:
 
     def files(self) -> dict[str, tuple[object, ...]]:
         """Return everything on the node, including the times of files, without the record of the last run."""
-        found = payloads.snapshot(self.host)
-        return {path: what for path, what in found.items() if last_run.NAME not in path}
+        return payloads.without_last_runs(payloads.snapshot(self.host))
 
     def content(self) -> dict[str, tuple[object, ...]]:
         """Return everything on the node except times. A revert must restore it."""
@@ -138,6 +136,7 @@ def use_clients(monkeypatch: pytest.MonkeyPatch, clients: Clients) -> None:
 def make_live(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> FakeNode:
     """Let a fake containerd run on the scratch node, and the commands use it as root."""
     run_as(monkeypatch, 0)
+    (cli_runner.host / "run").mkdir()
     for path in DEVICES:
         (cli_runner.host / path).parent.mkdir(exist_ok=True)
         (cli_runner.host / path).touch()

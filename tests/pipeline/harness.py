@@ -16,7 +16,6 @@ from fakes import DEVICES, FakeNode
 from kata_node import pipeline
 from kata_node.host.files import Root
 from kata_node.payload import index
-from kata_node.plan import last_run
 from kata_node.plan.context import Options
 from kata_node.plan.last_run import Invocation
 from kata_node.plan.report import StageReport
@@ -25,7 +24,7 @@ from kata_node.status.gather import gather
 from kata_node.status.model import NodeStatus
 from kata_node.status.verdict import Caller
 from payloads import CONFIG as KATA_CONFIG
-from payloads import FILES, Content, tree
+from payloads import FILES, Content, tree, without_last_runs
 from stages import artifacts, claim, cri, host_check, label, remove_artifacts, revert_cri, unclaim, unlabel
 
 INSTALL = (host_check, claim, artifacts, cri, label)
@@ -131,14 +130,12 @@ def snapshot(node: FakeNode, below: str = "") -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
     for directory, dirs, names in os.walk(node.root.base / below):
         for name in (*dirs, *names):
-            if last_run.NAME in name:
-                continue
             path = Path(directory, name)
             info = path.lstat()
             content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
             target = os.readlink(path) if path.is_symlink() else ""
             found[str(path.relative_to(node.root.base))] = (oct(info.st_mode), content, target)
-    return found
+    return without_last_runs(found)
 
 
 def outcomes(reports: list[StageReport]) -> list[str]:
