@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kata_node.dispatcher.api import ApiClient
-from kata_node.dispatcher.competing_dispatchers import stop_competing_dispatchers
+from kata_node.dispatcher.competing_dispatchers import (
+    delete_superseded_dispatchers,
+    stop_competing_dispatchers,
+)
 from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.desired_state import read_reason_to_do_nothing
 from kata_node.dispatcher.dispatch import Dispatcher
 from kata_node.dispatcher.eligibility import no_template, not_labeled, taint_not_tolerated
 from kata_node.dispatcher.events import EventRecorder
@@ -32,10 +36,21 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
     result. Before the first Job, raises :class:`KubeError` when the selection fails, and
     :class:`ShutdownRequested` when a shutdown is requested.
     """
+    if reason := read_reason_to_do_nothing(api, config, owner):
+        log.warning("%s", reason)
+        return Result(config.action, "ok", reason, [], 0.0, api.requests)
     began = api.clock.now()
     config = _tolerate_all_if_named(config)
     if config.action == "cleanup":
         stop_competing_dispatchers(api, config, owner, reporter)
+    if owner and not config.generation:
+        if not config.skip_serving:
+            delete_superseded_dispatchers(api, config, owner)
+        config = replace(config, generation=owner.uid)
+    return _run_on_nodes(config, api, owner, reporter, began)
+
+
+def _run_on_nodes(config: Config, api: ApiClient, owner: Owner | None, reporter: str, began: float) -> Result:
     nodes = Nodes(api, config)
     selection = settled_selection(nodes, config, api)
     tasks = _tasks(config.action, config.name_prefix, selection)

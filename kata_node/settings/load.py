@@ -49,6 +49,7 @@ CHART_ONLY_KEYS = (
     "appArmor",
     "containerRuntime",
     "deploymentMode",
+    "desiredState",
     "fullnameOverride",
     "global",
     "health",
