@@ -93,17 +93,25 @@ def reason_to_do_nothing(
     )
 
 
-def read_reason_to_do_nothing(api: ApiClient, config: Config, owner: Owner | None) -> str:
-    """Read the state of the release, and return what :func:`reason_to_do_nothing` decides.
+def state_path(config: Config) -> str:
+    """Return the path of the ConfigMap with the state of the release."""
+    return f"/api/v1/namespaces/{config.namespace}/configmaps/{config.state_config_map}"
 
-    Raises :class:`KubeError`.
-    """
+
+def read_state(api: ApiClient, config: Config) -> StateObject | None:
+    """Return the state of the release; ``None`` if there is none. Raises :class:`KubeError`."""
     if not config.state_config_map:
-        return ""
-    path = f"/api/v1/namespaces/{config.namespace}/configmaps/{config.state_config_map}"
-    content = _get(api, path, "get the state of the release")
-    state = None if content is None else msgspec.json.decode(content, type=StateObject)
-    origin = _read_origin(api, config, owner) if owner and config.action == "cleanup" else None
+        return None
+    content = _get(api, state_path(config), "get the state of the release")
+    return None if content is None else msgspec.json.decode(content, type=StateObject)
+
+
+def find_reason_to_do_nothing(
+    api: ApiClient, config: Config, state: StateObject | None, owner: Owner | None
+) -> str:
+    """Return what :func:`reason_to_do_nothing` decides about this run. Raises :class:`KubeError`."""
+    asks_for_origin = owner and state is not None and config.action == "cleanup"
+    origin = _read_origin(api, config, owner) if owner and asks_for_origin else None
     return reason_to_do_nothing(config.action, config.state_config_map, state, origin)
 
 

@@ -51,6 +51,7 @@ CHART_ONLY_KEYS = (
     "deploymentMode",
     "desiredState",
     "fullnameOverride",
+    "gitops",
     "global",
     "health",
     "image",

@@ -312,7 +312,7 @@ def test_the_dispatcher_may_only_list_nodes_and_manage_jobs(cluster: Cluster) ->
     [pods] = [rule for rule in role["rules"] if rule["resources"] == ["pods"]]
     assert not {"create", "delete", "patch", "update"} & set(pods["verbs"])
     [state] = [rule for rule in role["rules"] if rule["resources"] == ["configmaps"]]
-    assert (state["resourceNames"], state["verbs"]) == (["kata-deploy-state.kata"], ["get"])
+    assert (state["resourceNames"], state["verbs"]) == (["kata-deploy-state.kata"], ["get", "patch"])
 
 
 def test_the_dispatcher_may_create_events_only_if_node_events_are_enabled(cluster: Cluster) -> None:

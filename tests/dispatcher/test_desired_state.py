@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dispatcher.fake_api_server import FakeApiServer, Object
-from dispatcher.harness import CLEANUP, CONFIG, LABELS, dispatch, outcomes
+from dispatcher.harness import CLEANUP, CONFIG, INSTALLATION_LABEL, LABELS, dispatch, outcomes
 from kata_node.dispatcher import progress
+from kata_node.dispatcher.config import load
 from kata_node.dispatcher.desired_state import JobOrigin, StateObject, reason_to_do_nothing
 from kata_node.dispatcher.kubernetes_objects import Action, ObjectMeta
 from kata_node.dispatcher.template import Owner
+from kata_node.errors import SettingsError
 
 STATE = "kata-deploy-state.mine"
 HOOK = {"helm.sh/hook": "pre-delete"}
@@ -71,7 +75,8 @@ def test_only_a_release_that_is_to_go_is_cleaned(
 
 def put_state(api: FakeApiServer, wanted: str) -> None:
     annotations = {"meta.helm.sh/release-name": "mine"}
-    api.config_maps[STATE] = {"metadata": {"annotations": annotations}, "data": {"desiredState": wanted}}
+    data = {"desiredState": wanted}
+    api.config_maps[STATE] = {"metadata": {"annotations": annotations}, "data": data}
 
 
 def own_job(api: FakeApiServer, **metadata: Any) -> Owner:
@@ -111,6 +116,64 @@ def test_a_reconciling_run_installs_nothing_while_the_release_is_to_be_absent(ap
     put_state(api, "absent")
     result = dispatch(api, replace(CONFIG, skip_serving=True, state_config_map=STATE))
     assert (result.exit_code, api.made) == (0, [])
+
+
+# --- what is installed ------------------------------------------------------------------------------
+
+INSTALLATION = {"deploymentMode": "job", "multiInstallSuffix": "", "installationPrefix": "/"}
+WITH_STATE: dict[str, Any] = {"state_config_map": STATE, "installation_keys": INSTALLATION}
+
+
+def test_the_state_names_the_installation_from_the_first_job_to_the_end_of_a_cleanup(
+    api: FakeApiServer,
+) -> None:
+    put_state(api, "present")
+    dispatch(api, replace(CONFIG, **WITH_STATE))
+    assert "installed" not in api.config_maps[STATE]["data"], "there is no node"
+    api.node("n", labels={INSTALLATION_LABEL: "true"})
+    dispatch(api, replace(CONFIG, **WITH_STATE))
+    assert json.loads(api.config_maps[STATE]["data"]["installed"]) == INSTALLATION
+    api.requests.clear()
+    dispatch(api, replace(CONFIG, **WITH_STATE))
+    assert f"PATCH {STATE}" not in api.requests
+    api.config_maps[STATE]["data"]["desiredState"] = "absent"
+    api.on_create = lambda job: api.fail(job["metadata"]["name"])
+    assert dispatch(api, replace(CLEANUP, **WITH_STATE)).exit_code == 1
+    assert "installed" in api.config_maps[STATE]["data"]
+    api.on_create = None
+    assert dispatch(api, replace(CLEANUP, **WITH_STATE)).exit_code == 0
+    assert api.config_maps[STATE]["data"] == {"desiredState": "absent"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("deploymentMode", "daemonset", "deploymentMode"),
+        ("multiInstallSuffix", "two", "env.multiInstallSuffix"),
+        ("installationPrefix", "/srv", "env.installationPrefix"),
+    ],
+)
+@pytest.mark.parametrize(("action", "wanted"), [("install", "present"), ("cleanup", "absent")])
+def test_another_installation_than_the_one_on_the_nodes_is_refused(
+    api: FakeApiServer, action: Action, wanted: str, key: str, value: str, named: str
+) -> None:
+    api.node("n")
+    put_state(api, wanted)
+    api.config_maps[STATE]["data"]["installed"] = json.dumps({**INSTALLATION, key: value})
+    with pytest.raises(SettingsError, match="the release was installed with ") as error:
+        dispatch(api, replace(CONFIG, action=action, **WITH_STATE))
+    assert (error.value.exit_code, api.made) == (2, [])
+    assert error.value.where.startswith(f"{named}, ConfigMap")
+    assert f'set it to "{value}"' in error.value.hint
+
+
+def test_the_keys_of_the_installation_are_read_from_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    job: Object = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": {"x": "y"}}}}
+    keys = {"action": "install", "namespace": "x", "namePrefix": "x", "labels": {"a": "b"}, "template": job}
+    path.write_text(json.dumps({**keys, "state": {"configMap": STATE, "installation": INSTALLATION}}))
+    loaded = load(path)
+    assert (loaded.state_config_map, loaded.installation_keys) == (STATE, INSTALLATION)
 
 
 # --- manifests without a generation -----------------------------------------------------------------

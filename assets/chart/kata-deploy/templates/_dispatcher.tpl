@@ -77,6 +77,8 @@ generation: {{ $root.Release.Revision | quote }}
 {{- end }}
 state:
   configMap: {{ include "kata-deploy.state.name" $root }}
+  installation:
+    {{- include "kata-deploy.installation" $root | fromJson | toYaml | nindent 4 }}
 selection:
   {{- include "kata-deploy.selection" (list $root (index . 2)) | fromJson | toYaml | nindent 2 }}
 parallelism: {{ ($root.Values.job).parallelism | default 100 }}
@@ -153,17 +155,18 @@ rollout:
 {{- /*
 The Job of a dispatcher. Takes (list $ "install" "events of helm" "delete policy of helm"). Without a cluster it is an
 ordinary object. Its name then has a digest, because its template cannot be changed: an apply without a change does nothing,
-and a change makes a new Job, which deletes the previous one.
+and a change makes a new Job, which deletes the previous one. Argo CD makes the Job again with each sync.
 */ -}}
 {{- define "kata-deploy.dispatcher.job" }}
 {{- $root := index . 0 -}}
 {{- $cluster := include "kata-deploy.hasCluster" $root -}}
+{{- $argo := include "kata-deploy.isArgo" $root -}}
 {{- $part := printf "%s-dispatcher" (index . 1) -}}
 {{- $pod := include "kata-deploy.dispatcher.pod" (list $root (printf "%s.yaml" (index . 1))) | trim -}}
 apiVersion: batch/v1
 kind: Job
 metadata:
-  {{- if $cluster }}
+  {{- if or $cluster $argo }}
   name: {{ include "kata-deploy.shortName" (list $root $part 63) }}
   {{- else }}
   name: {{ include "kata-deploy.shortName" (list $root $part 52) }}-{{ sha256sum $pod | trunc 10 }}
@@ -182,6 +185,10 @@ metadata:
     helm.sh/hook-delete-policy: {{ index . 3 }}
     # helm 3.18 and later shows the log.
     helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
+  {{- else if $argo }}
+  annotations:
+    argocd.argoproj.io/hook: PostSync
+    argocd.argoproj.io/hook-delete-policy: BeforeHookCreation
   {{- end }}
 spec:
   {{- if or $cluster (eq (index . 1) "install") }}

@@ -35,6 +35,12 @@ there, and uninstall a working release.
 {{- if include "kata-deploy.once" (list . "kata-deploy.clusterRoles") | fromJson -}}true{{- end -}}
 {{- end -}}
 
+{{- /* What locates the installation on the nodes, as a JSON map. It is fixed while Kata is on a node. */ -}}
+{{- define "kata-deploy.installation" -}}
+{{- $prefix := clean ((.Values.env).installationPrefix | default "/") -}}
+{{- dict "deploymentMode" (include "kata-deploy.mode" .) "multiInstallSuffix" (include "kata-deploy.suffix" .) "installationPrefix" $prefix | toJson -}}
+{{- end -}}
+
 {{- define "kata-deploy.state" -}}
 {{- $kept := ((lookup "v1" "ConfigMap" .Release.Namespace (include "kata-deploy.state.name" .)).data) | default dict -}}
 {{- $mode := include "kata-deploy.mode" . -}}
@@ -48,13 +54,19 @@ there, and uninstall a working release.
 {{- include "kata-deploy.refuse" (list $ (printf "env.multiInstallSuffix: release %s was installed with %q and cannot change to %q, because nothing would revert its nodes; %s" .Release.Name ($kept.multiInstallSuffix | default "") $suffix $remedy)) -}}
 {{- end -}}
 {{- end -}}
-{{- $prefix := clean ((.Values.env).installationPrefix | default "/") -}}
+{{- $installation := include "kata-deploy.installation" . | fromJson -}}
+{{- $prefix := $installation.installationPrefix -}}
 {{- if ne $prefix ($kept.installationPrefix | default $prefix) -}}
 {{- include "kata-deploy.refuse" (list $ (printf "env.installationPrefix: release %s was installed below %s and cannot change to %s, because nothing would revert its nodes; uninstall the release first (the state is in the ConfigMap %s)" .Release.Name $kept.installationPrefix $prefix (include "kata-deploy.state.name" .))) -}}
 {{- end -}}
 {{- /* If nydus was ever set up, a revert must be able to remove it, even if the values no longer list it. */ -}}
 {{- $nydus := or (eq "true" ($kept.nydus | default "")) (has "nydus" ((.Values.snapshotter).setup | default list)) -}}
-{{- dict "desiredState" (.Values.desiredState | default "present") "deploymentMode" $mode "multiInstallSuffix" $suffix "installationPrefix" $prefix "nydus" (toString $nydus) | toJson -}}
+{{- merge $installation (dict "desiredState" (.Values.desiredState | default "present") "nydus" (toString $nydus)) | toJson -}}
+{{- end -}}
+
+{{- /* `true` if Argo CD applies the manifests; else empty. helm and Flux run helm's hooks, whatever the value is. */ -}}
+{{- define "kata-deploy.isArgo" -}}
+{{- if and (eq "argocd" (.Values.gitops | default "")) (not (include "kata-deploy.hasCluster" .)) -}}true{{- end -}}
 {{- end -}}
 
 {{- /*
