@@ -1,4 +1,4 @@
-"""The manifests without helm's hooks: applied again, changed, absent, deleted, and in the order of Argo CD."""
+"""The manifests without helm's hooks: applied again, changed, absent, deleted, and in Argo CD's order."""
 
 from __future__ import annotations
 
