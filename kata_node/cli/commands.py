@@ -24,12 +24,14 @@ from kata_node.cli.options import (
     Common,
     DaemonSet,
     DaemonSetTimeout,
+    DesiredState,
     Listen,
     LogLevel,
     Output,
     StageName,
     UnfitNodes,
     UnfitPolicy,
+    WantedState,
 )
 from kata_node.cli.output import (
     PROGRAM_NAME,
@@ -220,12 +222,14 @@ def daemon(
     daemonset_timeout: DaemonSetTimeout = DEFAULT_DAEMONSET_TIMEOUT,
     listen: Listen = DEFAULT_LISTEN,
     unfit_nodes: UnfitNodes = UnfitPolicy.REPORT,
+    desired_state: DesiredState = WantedState.PRESENT,
 ) -> int:
     """Run in the pod of a DaemonSet: install, wait, revert.
 
     On SIGTERM, it asks the API server for the DaemonSet. It reverts only if the DaemonSet is gone, is being
     deleted, or no longer selects this node. Otherwise Kata stays on the node, for example after a rolling
-    restart or when the API server does not answer.
+    restart or when the API server does not answer. With the desired state absent, it reverts at once, and
+    waits.
     """
     from kata_node.cli import daemon as cli_daemon
 
@@ -234,7 +238,8 @@ def daemon(
     check_rights(common, INSTALL)
     daemon_options = {"daemonset": daemonset, "daemonset_timeout": daemonset_timeout}
     ready = unfit_nodes is UnfitPolicy.REPORT
-    cli_daemon.exec_daemon(common, listen, daemon_options, unfit_is_ready=ready)
+    absent = desired_state is WantedState.ABSENT
+    cli_daemon.exec_daemon(common, listen, daemon_options, unfit_is_ready=ready, absent=absent)
 
 
 @command(app, "wanted", hidden=True)

@@ -55,7 +55,7 @@ def check(common: Common, name: str) -> None:
 
 
 def exec_daemon(
-    common: Common, listen: str, daemon_options: Mapping[str, Any], *, unfit_is_ready: bool
+    common: Common, listen: str, daemon_options: Mapping[str, Any], *, unfit_is_ready: bool, absent: bool
 ) -> NoReturn:
     """Replace this process with the daemon. ``daemon_options`` are those that only its commands have."""
     listener = health.listen(listen)
@@ -67,6 +67,7 @@ def exec_daemon(
         termination_log_path,
         fallback_env(common),
         unfit_is_ready=unfit_is_ready,
+        absent=absent,
     )
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

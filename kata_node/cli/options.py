@@ -50,6 +50,13 @@ class UnfitPolicy(StrEnum):
     FAIL = "fail"
 
 
+class WantedState(StrEnum):
+    """Whether Kata is wanted on the nodes of a release."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+
+
 class StageName(StrEnum):
     """The stages that ``stage`` can run."""
 
@@ -338,6 +345,10 @@ UnfitNodes = Annotated[
         "report|fail",
         "Whether the pod of a node that cannot run Kata is ready: report.",
     ),
+]
+DesiredState = Annotated[
+    WantedState,
+    _option(WHERE, "desired-state", "present|absent", "Whether the pod installs Kata or removes it."),
 ]
 """These options belong only to the commands that the pod of a DaemonSet runs."""
 

@@ -1,5 +1,7 @@
 """The process of a DaemonSet pod. It installs Kata, waits, and reverts if Kata is no longer wanted.
 
+If the values want Kata absent, it reverts at once, and waits.
+
 This process stays on the node, so it loads few modules. It runs ``install``, ``wanted`` and ``revert`` as
 child processes, which free their memory when they end.
 
@@ -99,7 +101,7 @@ class Daemon:
     ``program`` is the command of the children, without the subcommand. A child writes its error to the
     file ``termination_log``, if that file exists. ``fallback_env`` has the variables for a revert when the
     settings are wrong; when it is empty, such a revert fails. ``unfit_is_ready`` says whether the pod is
-    ready on a node that cannot run Kata.
+    ready on a node that cannot run Kata. ``absent`` says that Kata is not wanted on any node.
     """
 
     def __init__(
@@ -111,11 +113,13 @@ class Daemon:
         pauses: RetryDelays | None = None,
         *,
         unfit_is_ready: bool = False,
+        absent: bool = False,
     ) -> None:
         self._program = program
         self._termination_log = termination_log
         self._fallback_env = fallback_env
         self._unfit_is_ready = unfit_is_ready
+        self._absent = absent
         self._pauses = pauses or RetryDelays()
         self._state = HealthState(False, "starting")
         self._children: dict[int, ChildProcess] = {}
@@ -126,6 +130,8 @@ class Daemon:
     def run(self) -> int:
         """Install, wait for a signal to stop, revert if necessary, and return the exit code."""
         self._probes.start()
+        if self._absent:
+            return self._remove()
         self._install_with_retries()
         self._wait_until(lambda: self._stopping)
         return self._shut_down()
@@ -183,24 +189,43 @@ class Daemon:
             if self._install_running:
                 self._end_install(signal.SIGINT)
             tries += 1
-            self._set_state("reverting" if tries == 1 else f"reverting, try {tries}")
-            child = self._revert()
-            code = child.code or DONE
-            if code == DONE:
-                return DONE
-            why = self._failure_reason(child)
-            if code in (UNFIT, USAGE):
-                log.error("the revert failed; run `kata-node revert` on this node: %s", why)
+            code = self._try_revert(tries)
+            if code in (DONE, UNFIT, USAGE):
                 return code
-            pause = self._pauses.after(code, tries, reverting=True)
-            self._set_state(f"not reverted, tried {_times(tries)}: {why}")
+            self._wait_until(lambda: False, self._pauses.after(code, tries, reverting=True))
+
+    def _remove(self) -> int:
+        """Revert, wait for a signal to stop, and return the exit code of the last revert."""
+        tries, code = 0, DONE
+        self._handle_signals(0)
+        while not self._stopping:
+            tries += 1
+            code = self._try_revert(tries)
+            pause = None if code in (DONE, UNFIT, USAGE) else self._pauses.after(code, tries, reverting=True)
+            self._wait_until(lambda: self._stopping, pause)
+        return code
+
+    def _try_revert(self, tries: int) -> int:
+        """Run ``revert``, the try number ``tries``; report a failure, and return the exit code."""
+        self._set_state("reverting" if tries == 1 else f"reverting, try {tries}")
+        child = self._revert()
+        code = child.code or DONE
+        if code == DONE:
+            self._set_state("reverted", ready=self._absent)
+            log.info("reverted")
+            return code
+        why = self._failure_reason(child)
+        self._set_state(f"not reverted, tried {_times(tries)}: {why}")
+        if code in (UNFIT, USAGE):
+            log.error("the revert failed; run `kata-node revert` on this node: %s", why)
+        else:
             log.error(
                 "the revert failed; retrying in %.0f s; if the pod ends before that, run `kata-node revert` "
                 "on this node: %s",
-                pause,
+                self._pauses.after(code, tries, reverting=True),
                 why,
             )
-            self._wait_until(lambda: False, pause)
+        return code
 
     def _ask_wanted(self) -> int | None:
         """Return the exit code of ``wanted``. Unless it says no, first wait for a running install to end."""
@@ -333,6 +358,7 @@ def daemon_command(
     fallback_env: Mapping[str, str],
     *,
     unfit_is_ready: bool = False,
+    absent: bool = False,
 ) -> tuple[str, ...]:
     """Return the command of the daemon, which replaces the process that read the options.
 
@@ -340,8 +366,8 @@ def daemon_command(
     their environment. The command inherits ``listener``.
     """
     listener.set_inheritable(True)
-    unfit = "report" if unfit_is_ready else "fail"
-    arguments = (unfit, str(listener.fileno()), log_level, termination_log, json.dumps(fallback_env))
+    modes = ("report" if unfit_is_ready else "fail", "absent" if absent else "present")
+    arguments = (*modes, str(listener.fileno()), log_level, termination_log, json.dumps(fallback_env))
     return (*_python("kata_node.daemon.daemon"), *arguments)
 
 
@@ -352,15 +378,16 @@ def _python(module: str) -> tuple[str, ...]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the daemon with the arguments of :func:`daemon_command`, and return the exit code."""
-    unfit, descriptor, log_level, termination_log, fallback_env = arguments
+    unfit, desired, descriptor, log_level, termination_log, fallback_env = arguments
     block_signals()
     logs.configure_logging(log_level)
     listener = socket.socket(fileno=int(descriptor))
     listener.set_inheritable(False)
     try:
-        program, ready = _python("kata_node"), unfit == "report"
-        fallback = json.loads(fallback_env)
-        return Daemon(program, termination_log, listener, fallback, unfit_is_ready=ready).run()
+        program, fallback = _python("kata_node"), json.loads(fallback_env)
+        ready, absent = unfit == "report", desired == "absent"
+        it = Daemon(program, termination_log, listener, fallback, unfit_is_ready=ready, absent=absent)
+        return it.run()
     except KataNodeError as error:
         log.error("%s", error)
         return error.exit_code

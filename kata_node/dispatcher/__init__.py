@@ -4,6 +4,8 @@ The dispatcher is only a client of the API server. It knows Nodes, Jobs and Pods
 the Jobs do on a node. Its image therefore contains nothing of the node-side code. Suggested reading order:
 
 - ``config``: the configuration file. ``run``: from the configuration to the result.
+- ``desired_state``: whether this run may change nodes at all. ``installed``: whether it is for the
+  installation that the nodes have.
 - ``nodes``: which Nodes are selected and eligible. ``eligibility``: the result of the other Nodes.
 - ``dispatch``: follows every node until it has a result. ``node_jobs``: creates the Job of a node, or adopts
   or waits for an existing one, as ``adoption`` decides. ``rollout``: the order of the nodes and when the

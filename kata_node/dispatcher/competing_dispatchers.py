@@ -1,4 +1,4 @@
-"""Stop the other dispatchers of a release before a cleanup.
+"""Stop the other dispatchers of a release before a cleanup, and delete those of other manifests.
 
 When helm reaches its ``--timeout``, the dispatcher of the install keeps running. During an uninstall it would
 install Kata on nodes that are already clean, and on nodes that did not have Kata yet.
@@ -10,12 +10,14 @@ import logging
 
 from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.job_watch import JobWatch
 from kata_node.dispatcher.jobs import Jobs
 from kata_node.dispatcher.kubernetes_objects import Pod
 from kata_node.dispatcher.template import Owner
 
 DISPATCHER_SELECTOR = "app.kubernetes.io/component=dispatcher"
-"""The label that dispatcher Pods have in addition to the labels of the release."""
+"""The label that dispatcher Pods, and the dispatcher Jobs that helm did not create, have in addition to the
+labels of the release."""
 
 POLL_INTERVAL = 2.0
 SHUTDOWN_TIMEOUT = 120.0
@@ -31,13 +33,12 @@ def stop_competing_dispatchers(api: ApiClient, config: Config, owner: Owner | No
     deletes the node Jobs of the other dispatchers. Raises :class:`KubeError`.
     """
     jobs = Jobs(api, config.namespace)
-    release = ",".join(f"{key}={value}" for key, value in sorted(config.labels.items()))
     own_uid = owner.uid if owner else ""
     known_jobs: dict[str, bool] = {}  # uid of a Job: whether it is a dispatcher of the release
     deadline = api.clock.now() + SHUTDOWN_TIMEOUT
     while True:
         competing_pods = []
-        for pod in jobs.live_pods(f"{release},{DISPATCHER_SELECTOR}"):
+        for pod in jobs.live_pods(_selector(config)):
             if pod.job_uid in ("", own_uid) or pod.metadata.name == reporter:
                 continue
             if pod.job_uid not in known_jobs:
@@ -53,6 +54,24 @@ def stop_competing_dispatchers(api: ApiClient, config: Config, owner: Owner | No
             )
             return
         api.sleep(POLL_INTERVAL)
+
+
+def delete_superseded_dispatchers(api: ApiClient, config: Config, owner: Owner) -> None:
+    """Delete the dispatcher Jobs of other manifests of the release, ended ones included.
+
+    Without helm, the Job of a dispatcher stays after its end, and its name depends on its content. If the Job
+    of an earlier content stayed, that content could not be applied again. Raises :class:`KubeError`.
+    """
+    jobs = Jobs(api, config.namespace)
+    for job in JobWatch(api, config.namespace, _selector(config)).list():
+        if job.metadata.uid != owner.uid and not job.node:
+            log.info("deleting the Job %s of other manifests of this release", job.metadata.name)
+            jobs.delete(job)
+
+
+def _selector(config: Config) -> str:
+    release = ",".join(f"{key}={value}" for key, value in sorted(config.labels.items()))
+    return f"{release},{DISPATCHER_SELECTOR}"
 
 
 def _stop_job(jobs: Jobs, pod: Pod, config: Config) -> bool:

@@ -9,7 +9,14 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
       app.kubernetes.io/name: kata-deploy          # not have all of them is foreign
       app.kubernetes.io/instance: my-release
     generation: "7"                  # .Release.Revision; a succeeded Job is not run again for the same
-                                     # generation, template and Node
+                                     # generation, template and Node. Without it, each dispatcher Job is a
+                                     # generation, and deletes the dispatcher Jobs of other manifests
+    state:
+      configMap: kata-deploy-state.x # what is wanted of the release, see `desired_state`
+      installation:                  # what must not change while Kata is on a node, see `installed`
+        deploymentMode: job
+        multiInstallSuffix: ""
+        installationPrefix: /
     selection:
       nodes: [worker-1, worker-2]    # names of Nodes; if empty, labelSelector applies
       labelSelector: "a=b,!c"        # if empty as well, all Nodes are selected
@@ -57,7 +64,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -121,6 +128,9 @@ class Config:
     labels: Mapping[str, str]
     templates: Templates
     generation: str = ""
+    state_config_map: str = ""
+    installation_keys: Mapping[str, str] = field(default_factory=dict)
+    """Values that locate the installation on the nodes, by their keys in the state of the release."""
     nodes: tuple[str, ...] = ()
     selector: str = ""
     terms: tuple[Term, ...] = ()
@@ -223,6 +233,10 @@ def _read(values: ValuesReader) -> Config:
     wait_for_ready = values.number("waitForReadySeconds", DEFAULT_WAIT_FOR_READY)
     max_not_ready = _int_or_percent(values, "maxNotReady", least=0)
     generation = values.text("generation")
+    with values.section("state") as state:
+        state_config_map = state.text("configMap")
+        with state.section("installation") as installation:
+            installation_keys = {name: installation.text(name) for name in installation.names()}
     return Config(
         action=action,
         namespace=namespace,
@@ -230,6 +244,8 @@ def _read(values: ValuesReader) -> Config:
         labels=labels,
         templates=templates,
         generation=generation,
+        state_config_map=state_config_map,
+        installation_keys=installation_keys,
         nodes=tuple(dict.fromkeys(nodes)),
         selector="" if nodes else selector,
         terms=() if nodes else terms,

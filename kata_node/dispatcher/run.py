@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kata_node.dispatcher.api import ApiClient
-from kata_node.dispatcher.competing_dispatchers import stop_competing_dispatchers
+from kata_node.dispatcher.competing_dispatchers import (
+    delete_superseded_dispatchers,
+    stop_competing_dispatchers,
+)
 from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.desired_state import StateObject, find_reason_to_do_nothing, read_state
 from kata_node.dispatcher.dispatch import Dispatcher
 from kata_node.dispatcher.eligibility import no_template, not_labeled, taint_not_tolerated
 from kata_node.dispatcher.events import EventRecorder
 from kata_node.dispatcher.failures import NodeProblem
+from kata_node.dispatcher.installed import check_installed, forget_installed, record_installed
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.progress import Result, build_result, task_line
@@ -29,13 +34,37 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
     """Run the configured action on every selected node and return the result.
 
     ``owner`` is the Job and ``reporter`` the name of the Pod of this dispatcher. Failures of nodes are in the
-    result. Before the first Job, raises :class:`KubeError` when the selection fails, and
-    :class:`ShutdownRequested` when a shutdown is requested.
+    result. Before the first Job, raises :class:`KubeError` when the selection fails,
+    :class:`SettingsError` when the nodes have another installation, and :class:`ShutdownRequested` when a
+    shutdown is requested.
     """
+    state = read_state(api, config)
+    if reason := find_reason_to_do_nothing(api, config, state, owner):
+        log.warning("%s", reason)
+        return Result(config.action, "ok", reason, [], 0.0, api.requests)
+    check_installed(config, state)
     began = api.clock.now()
     config = _tolerate_all_if_named(config)
     if config.action == "cleanup":
         stop_competing_dispatchers(api, config, owner, reporter)
+    if owner and not config.generation:
+        if not config.skip_serving:
+            delete_superseded_dispatchers(api, config, owner)
+        config = replace(config, generation=owner.uid)
+    result = _run_on_nodes(config, api, owner, reporter, began, state)
+    if config.action == "cleanup" and result.outcome == "ok":
+        forget_installed(api, config, state)
+    return result
+
+
+def _run_on_nodes(
+    config: Config,
+    api: ApiClient,
+    owner: Owner | None,
+    reporter: str,
+    began: float,
+    state: StateObject | None,
+) -> Result:
     nodes = Nodes(api, config)
     selection = settled_selection(nodes, config, api)
     tasks = _tasks(config.action, config.name_prefix, selection)
@@ -68,6 +97,8 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
 
     interrupted = ""
     try:
+        if tasks and config.action == "install":
+            record_installed(api, config, state)
         if rollout.tasks:
             Dispatcher(api, config, nodes, rollout, owner=owner, on_task_change=on_task_change).run()
     except ShutdownRequested:

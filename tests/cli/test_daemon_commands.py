@@ -135,6 +135,14 @@ def test_its_children_run_with_the_options_of_the_daemon(
     assert (wanted.code, wanted.json["wanted"]) == (0, True)
 
 
+@pytest.mark.parametrize("desired", ["present", "absent"])
+def test_the_process_of_the_daemon_knows_what_is_wanted(
+    cli_runner: CliRunner, run_daemon: Callable[..., ExecveError], desired: str
+) -> None:
+    options = ("--offline", "--runtime=containerd://2.1.9", f"--desired-state={desired}")
+    assert run_daemon(cli_runner, *options).command[-5] == desired
+
+
 def test_with_wrong_settings_it_starts_and_can_still_revert(
     cli_runner: CliRunner,
     run_daemon: Callable[..., ExecveError],

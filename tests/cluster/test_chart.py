@@ -266,7 +266,7 @@ def test_the_dispatcher_accepts_the_rendered_configurations(cluster: Cluster, tm
 
 
 def test_job_mode_has_no_daemonset_and_daemonset_mode_has_no_job_objects(cluster: Cluster) -> None:
-    jobs, daemonset = documents(cluster, JOB), documents(cluster, {})
+    jobs, daemonset = documents(cluster, JOB, online=True), documents(cluster, {}, online=True)
     assert not kind(jobs, "DaemonSet")
     assert not kind(jobs, "CronJob")
     assert not kind(daemonset, "ConfigMap", "-dispatcher")
@@ -274,7 +274,8 @@ def test_job_mode_has_no_daemonset_and_daemonset_mode_has_no_job_objects(cluster
 
 
 def test_hooks_run_after_the_objects_that_they_need(cluster: Cluster) -> None:
-    rendered = documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}, "verification": {"pod": POD}})
+    more = {"job": {"reconcileSchedule": "@daily"}, "verification": {"pod": POD}}
+    rendered = documents(cluster, JOB, more, online=True)
     hooks = {}
     for each in rendered:
         annotations = each["metadata"].get("annotations", {})
@@ -303,9 +304,15 @@ def test_the_dispatcher_may_only_list_nodes_and_manage_jobs(cluster: Cluster) ->
     ]
     role = one(rendered, "Role", "-dispatcher")
     assert role["metadata"]["namespace"] == NAMESPACE
-    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"jobs", "pods"}
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {
+        "configmaps",
+        "jobs",
+        "pods",
+    }
     [pods] = [rule for rule in role["rules"] if rule["resources"] == ["pods"]]
     assert not {"create", "delete", "patch", "update"} & set(pods["verbs"])
+    [state] = [rule for rule in role["rules"] if rule["resources"] == ["configmaps"]]
+    assert (state["resourceNames"], state["verbs"]) == (["kata-deploy-state.kata"], ["get", "patch"])
 
 
 def test_the_dispatcher_may_create_events_only_if_node_events_are_enabled(cluster: Cluster) -> None:

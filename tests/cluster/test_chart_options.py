@@ -305,7 +305,7 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
     ],
 )
 def test_an_image_can_be_given_in_one_key_or_two(cluster: Cluster, image: Document, expected: str) -> None:
-    stop = one(documents(cluster, {"kubectlImage": image}), "Job", "stop")
+    stop = one(documents(cluster, {"kubectlImage": image}, online=True), "Job", "stop")
     assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
 
 

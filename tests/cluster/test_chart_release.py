@@ -34,7 +34,7 @@ def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
 
 
 def test_pods_have_the_pod_security_level_that_the_security_page_documents(cluster: Cluster) -> None:
-    templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}))
+    templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}, online=True))
     for name in ("install-dispatcher", "cleanup-dispatcher", "reconcile", "stop"):
         assert not admitted(cluster, "restricted", templates[f"kata-deploy-{name}"]["spec"])
     nodes = [spec["spec"] for spec in templates.values() if "hostPath" in json.dumps(spec["spec"])]
@@ -175,7 +175,7 @@ def test_the_hook_that_stops_the_daemonset_may_delete_only_this_daemonset(
     namespace = f"stop-{secrets.token_hex(3)}"
     cluster.kubectl("create", "namespace", namespace)
     suffix = {"env": {"multiInstallSuffix": namespace}}  # no Node of another test has this label
-    text = render(cluster, "kata", namespace, values=suffix, only=("stop.yaml",), online=False)
+    text = render(cluster, "kata", namespace, values=suffix, only=("stop.yaml",))
     stop = [each for each in yaml.safe_load_all(text) if each]
     [job] = kind(stop, "Job")
     apply(cluster, "---\n".join(yaml.safe_dump(each) for each in stop if each is not job))

@@ -55,14 +55,12 @@ DAEMON = """
 import json, socket, sys
 from kata_node import log
 from kata_node.daemon import daemon
-program, termination_log, pauses, fallback_env, descriptor, unfit_is_ready = json.loads(sys.argv[1])
+program, termination_log, pauses, fallback_env, descriptor, modes = json.loads(sys.argv[1])
 daemon.block_signals()
 log.configure_logging("info")
 listener = socket.socket(fileno=descriptor)
 pauses = daemon.RetryDelays(**pauses)
-running = daemon.Daemon(
-    program, termination_log, listener, fallback_env, pauses, unfit_is_ready=unfit_is_ready
-)
+running = daemon.Daemon(program, termination_log, listener, fallback_env, pauses, **modes)
 sys.exit(running.run())
 """
 
@@ -173,6 +171,7 @@ def daemon(
     termination_log: bool = True,
     fallback_env: Mapping[str, str] | None = None,
     unfit_is_ready: bool = True,
+    absent: bool = False,
     asks: tuple[Sequence[str], Mapping[str, str]] | None = None,
 ) -> Iterator[DaemonProcess]:
     """Start a daemon, and yield it. ``wrapped`` is a command that runs the daemon's command.
@@ -194,7 +193,7 @@ def daemon(
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         pauses = AT_ONCE if pauses is None else pauses
         given = [[str(program)], str(log), pauses, dict(fallback_env or {}), listener.fileno()]
-        given.append(unfit_is_ready)
+        given.append({"unfit_is_ready": unfit_is_ready, "absent": absent})
         process = stack.enter_context(
             subprocess.Popen(
                 [*wrapped, sys.executable, "-P", "-c", DAEMON, json.dumps(given)],

@@ -86,6 +86,41 @@ def test_with_wrong_settings_it_gives_the_reason_and_stays_to_revert(tmp_path: P
         assert it.exit_code() == 0
 
 
+# --- a release that is to be absent -------------------------------------------------------------------
+
+
+def test_an_absent_release_is_reverted_at_once_and_the_pod_then_waits(tmp_path: Path) -> None:
+    with daemon(tmp_path, absent=True) as it:
+        for _ in range(2):
+            it.child("revert").ends(1, failure("revert-cri", "3 pods run in Kata"))
+            it.says("the revert failed; retrying in 0 s")
+        revert = it.child("revert")
+        assert it.get("/readyz") == (503, "reverting, try 3")
+        revert.ends(0)
+        it.says("INFO    reverted")
+        assert it.get("/readyz") == (200, "reverted")
+        it.terminate()
+        assert it.exit_code() == 0, "it neither asks whether Kata is wanted nor reverts again"
+
+
+def test_a_revert_of_an_absent_release_is_completed_before_the_pod_ends(tmp_path: Path) -> None:
+    with daemon(tmp_path, absent=True) as it:
+        revert = it.child("revert")
+        it.terminate()
+        it.says("stopping")
+        revert.ends(0)
+        assert it.exit_code() == 0
+
+
+def test_with_wrong_settings_an_absent_release_is_not_reverted_again(tmp_path: Path) -> None:
+    with daemon(tmp_path, absent=True) as it:
+        it.child("revert").ends(2, failure("revert", "no shim qmeu"))
+        it.says("run `kata-node revert` on this node: revert: no shim qmeu")
+        assert it.get("/readyz") == (503, "not reverted, tried once: revert: no shim qmeu")
+        it.terminate()
+        assert it.exit_code() == 2
+
+
 # --- an install that fails ----------------------------------------------------------------------------
 
 

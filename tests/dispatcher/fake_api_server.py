@@ -31,6 +31,7 @@ JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 NODES = "/api/v1/nodes"
 EVENTS = "/api/v1/namespaces/default/events"
+CONFIG_MAPS = f"/api/v1/namespaces/{NAMESPACE}/configmaps/"
 
 Object = dict[str, Any]
 
@@ -89,6 +90,7 @@ class FakeApiServer:
     nodes: dict[str, Object] = field(default_factory=dict)
     jobs: dict[str, Object] = field(default_factory=dict)
     pods: list[Object] = field(default_factory=list)
+    config_maps: dict[str, Object] = field(default_factory=dict)
     events: list[Object] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
@@ -257,6 +259,8 @@ class FakeApiServer:
             if method == "POST" and path == EVENTS:
                 self.events.append(body)
                 return 201, body
+            if path.startswith(CONFIG_MAPS):
+                return self._config_map(method, path.removeprefix(CONFIG_MAPS), body)
             name = path.removeprefix(f"{JOBS}/")
             if method == "POST" and path == JOBS:
                 return self._create(body)
@@ -276,6 +280,15 @@ class FakeApiServer:
                 job["metadata"] |= body["metadata"]
                 self._changed("MODIFIED", job)
             return 200, copy.deepcopy(job)
+
+    def _config_map(self, method: str, name: str, change: Any) -> tuple[int, Object]:
+        found = self.config_maps.get(name)
+        if found is None:
+            return 404, _status(404, f'configmaps "{name}" not found', "NotFound")
+        if method == "PATCH":
+            data = {**found.get("data", {}), **change["data"]}
+            found["data"] = {key: value for key, value in data.items() if value is not None}
+        return 200, copy.deepcopy(found)
 
     def _create(self, job: Object) -> tuple[int, Object]:
         name = job["metadata"]["name"]

@@ -71,7 +71,14 @@ namePrefix: {{ include "kata-deploy.shortName" (list $root $action 40) }}
 labels:
   app.kubernetes.io/name: kata-deploy
   app.kubernetes.io/instance: {{ $root.Release.Name }}
+{{- /* Without a cluster, the revision is always 1. The dispatcher then has a generation of its own for each of its Jobs. */ -}}
+{{- if include "kata-deploy.hasCluster" $root }}
 generation: {{ $root.Release.Revision | quote }}
+{{- end }}
+state:
+  configMap: {{ include "kata-deploy.state.name" $root }}
+  installation:
+    {{- include "kata-deploy.installation" $root | fromJson | toYaml | nindent 4 }}
 selection:
   {{- include "kata-deploy.selection" (list $root (index . 2)) | fromJson | toYaml | nindent 2 }}
 parallelism: {{ ($root.Values.job).parallelism | default 100 }}
@@ -143,6 +150,60 @@ removed:
 rollout:
   {{- toYaml . | nindent 2 }}
 {{- end -}}
+{{- end -}}
+
+{{- /*
+The Job of a dispatcher. Takes (list $ "install" "events of helm" "delete policy of helm"). Without a cluster it is an
+ordinary object. Its name then has a digest, because its template cannot be changed: an apply without a change does nothing,
+and a change makes a new Job, which deletes the previous one. Argo CD makes the Job again with each sync.
+*/ -}}
+{{- define "kata-deploy.dispatcher.job" }}
+{{- $root := index . 0 -}}
+{{- $cluster := include "kata-deploy.hasCluster" $root -}}
+{{- $argo := include "kata-deploy.isArgo" $root -}}
+{{- $part := printf "%s-dispatcher" (index . 1) -}}
+{{- $pod := include "kata-deploy.dispatcher.pod" (list $root (printf "%s.yaml" (index . 1))) | trim -}}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  {{- if or $cluster $argo }}
+  name: {{ include "kata-deploy.shortName" (list $root $part 63) }}
+  {{- else }}
+  name: {{ include "kata-deploy.shortName" (list $root $part 52) }}-{{ sha256sum $pod | trunc 10 }}
+  {{- end }}
+  namespace: {{ $root.Release.Namespace }}
+  labels:
+    {{- include "kata-deploy.labels" $root | nindent 4 }}
+    {{- if not $cluster }}
+    app.kubernetes.io/component: dispatcher
+    {{- end }}
+  {{- if $cluster }}
+  annotations:
+    helm.sh/hook: {{ index . 2 }}
+    # After the hook that deletes the CronJob.
+    helm.sh/hook-weight: "0"
+    helm.sh/hook-delete-policy: {{ index . 3 }}
+    # helm 3.18 and later shows the log.
+    helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
+  {{- else if $argo }}
+  annotations:
+    argocd.argoproj.io/hook: PostSync
+    argocd.argoproj.io/hook-delete-policy: BeforeHookCreation
+  {{- end }}
+spec:
+  {{- if or $cluster (eq (index . 1) "install") }}
+  # The failure is reported at once. Retries happen in the node Jobs.
+  backoffLimit: 0
+  {{- else }}
+  # An apply does not run it again, and pods that still run in Kata may end.
+  backoffLimit: 6
+  {{- end }}
+  {{- if $cluster }}
+  # helm does not delete hooks with the release. The node Jobs are deleted together with this Job, so it outlives them.
+  ttlSecondsAfterFinished: {{ include "kata-deploy.dispatcher.jobTTL" $root }}
+  {{- end }}
+  template:
+    {{- $pod | nindent 4 }}
 {{- end -}}
 
 {{- /* The pod of the dispatcher. Takes (list $ "install.yaml"): the configuration file that it reads. */ -}}

@@ -23,10 +23,11 @@ such names are never equal.
 {{- include "kata-deploy.suffix" . | default "default" -}}
 {{- end -}}
 
-{{- /* The prefix of all object names: kata-deploy, or kata-deploy-<suffix>. */ -}}
+{{- /* The prefix of all object names: kata-deploy, or kata-deploy-<suffix>; see argocd.yaml for the other one. */ -}}
 {{- define "kata-deploy.fullname" -}}
 {{- $suffix := include "kata-deploy.suffix" . -}}
-{{- if $suffix -}}kata-deploy-{{ $suffix }}{{- else -}}kata-deploy{{- end -}}
+{{- $prefix := ternary "kata-post-delete" "kata-deploy" (hasKey .Values "postDelete") -}}
+{{- if $suffix -}}{{ $prefix }}-{{ $suffix }}{{- else -}}{{ $prefix }}{{- end -}}
 {{- end -}}
 
 {{- /* Name of an object outside the namespace of the release. Takes (list $ "part"). */ -}}

@@ -30,6 +30,9 @@ to them. Otherwise the render fails at once.
 {{- else -}}
 {{- $parts = append $parts "affinity" -}}
 {{- end -}}
+{{- if include "kata-deploy.isArgo" . -}}
+{{- $images = set $images "job.dispatcherImage" $job.dispatcherImage -}}
+{{- end -}}
 {{- if or $job.reconcileSchedule (not (include "kata-deploy.isJobMode" .)) -}}
 {{- $images = set $images "kubectlImage" .Values.kubectlImage -}}
 {{- end -}}

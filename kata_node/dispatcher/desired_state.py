@@ -1,0 +1,135 @@
+"""What is wanted of the release: read its state object, and decide whether this run may change nodes.
+
+An apply of rendered manifests can create the Job of a dispatcher at any time, so the existence of the Job
+does not mean that somebody wants its work. The ConfigMap ``kata-deploy-state.<release>`` says what is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from kata_node.dispatcher.api import ApiClient, RefusedError
+from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.kubernetes_objects import Action, ObjectMeta
+from kata_node.dispatcher.template import Owner
+
+ABSENT = "absent"
+
+HELM_RELEASE_ANNOTATION = "meta.helm.sh/release-name"
+"""Helm sets it on the objects of its releases, but not on hooks."""
+
+HELM_HOOK_ANNOTATION = "helm.sh/hook"
+APPLIED_ANNOTATIONS = ("kubectl.kubernetes.io/last-applied-configuration", "argocd.argoproj.io/tracking-id")
+APPLYING_MANAGERS = ("kubectl", "argocd", "kustomize-controller")
+"""The beginnings of the field managers of programs that apply manifests and run no hooks."""
+
+
+class _ManagedFields(msgspec.Struct):
+    manager: str = ""
+
+
+class _JobMetadata(ObjectMeta):
+    managed_fields: list[_ManagedFields] = msgspec.field(default_factory=list)
+
+
+class _Job(msgspec.Struct):
+    metadata: _JobMetadata
+
+
+class StateObject(msgspec.Struct):
+    """The ConfigMap with the state of the release."""
+
+    metadata: ObjectMeta
+    data: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobOrigin:
+    """Where the dispatcher's own Job comes from."""
+
+    annotations: Mapping[str, str]
+    managers: Collection[str]
+    """The field managers of the Job."""
+
+    @property
+    def is_helm_hook(self) -> bool:
+        """Whether helm has created the Job as a hook. Other programs apply the same manifest."""
+        return (
+            HELM_HOOK_ANNOTATION in self.annotations
+            and not any(key in self.annotations for key in APPLIED_ANNOTATIONS)
+            and not any(manager.startswith(APPLYING_MANAGERS) for manager in self.managers)
+        )
+
+
+def reason_to_do_nothing(
+    action: Action, name: str, state: StateObject | None, origin: JobOrigin | None
+) -> str:
+    """Return why a run must change nothing, as a sentence without a full stop; empty if it may work.
+
+    ``state`` is the ConfigMap ``name``, ``None`` if it does not exist. ``origin`` is ``None`` if this
+    dispatcher has no Job.
+    """
+    if state is None:
+        # Only a cleanup runs after the objects of a release were deleted.
+        return ""
+    being_deleted = state.metadata.deletion_timestamp is not None
+    absent = being_deleted or state.data.get("desiredState") == ABSENT
+    if action == "install" and absent:
+        why = "is being deleted" if being_deleted else "says that Kata is not wanted on the nodes"
+        remedy = "to install Kata, set desiredState: present in the values, and apply them"
+        return f"nothing was changed, because the ConfigMap {name} {why}; {remedy}"
+    helm_uninstalls = (
+        HELM_RELEASE_ANNOTATION in state.metadata.annotations and origin is not None and origin.is_helm_hook
+    )
+    if action == "install" or absent or helm_uninstalls:
+        return ""
+    return (
+        f"nothing was changed, because the ConfigMap {name} says that Kata is wanted on the nodes; to remove "
+        "Kata, set desiredState: absent in the values, and apply them; if helm manages the release, run "
+        "`helm uninstall`"
+    )
+
+
+def state_path(config: Config) -> str:
+    """Return the path of the ConfigMap with the state of the release."""
+    return f"/api/v1/namespaces/{config.namespace}/configmaps/{config.state_config_map}"
+
+
+def read_state(api: ApiClient, config: Config) -> StateObject | None:
+    """Return the state of the release; ``None`` if there is none. Raises :class:`KubeError`."""
+    if not config.state_config_map:
+        return None
+    content = _get(api, state_path(config), "get the state of the release")
+    return None if content is None else msgspec.json.decode(content, type=StateObject)
+
+
+def find_reason_to_do_nothing(
+    api: ApiClient, config: Config, state: StateObject | None, owner: Owner | None
+) -> str:
+    """Return what :func:`reason_to_do_nothing` decides about this run. Raises :class:`KubeError`."""
+    asks_for_origin = owner and state is not None and config.action == "cleanup"
+    origin = _read_origin(api, config, owner) if owner and asks_for_origin else None
+    return reason_to_do_nothing(config.action, config.state_config_map, state, origin)
+
+
+def _read_origin(api: ApiClient, config: Config, owner: Owner) -> JobOrigin | None:
+    content = _get(api, f"/apis/batch/v1/namespaces/{config.namespace}/jobs/{owner.name}", "get a job")
+    if content is None:
+        return None
+    metadata = msgspec.json.decode(content, type=_Job).metadata
+    if metadata.uid != owner.uid:
+        return None
+    return JobOrigin(metadata.annotations, [each.manager for each in metadata.managed_fields])
+
+
+def _get(api: ApiClient, path: str, what: str) -> bytes | None:
+    """Return an object as JSON; ``None`` if it does not exist."""
+    try:
+        return api.call("GET", path, what)
+    except RefusedError as error:
+        if error.failure.status == 404:
+            return None
+        raise

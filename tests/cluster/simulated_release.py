@@ -1,0 +1,225 @@
+"""A release of the chart in a control plane whose Nodes have no machines.
+
+The pods of the dispatcher really run, as processes with the rights of their account. The node Jobs succeed at
+once, with the labels that their stages would leave on the Node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from cluster.chart_objects import merge
+from cluster.control_plane import ADMIN, Cluster
+from cluster.fake_kubelet import Server
+from cluster.helm_chart import CHART
+from node.cache import CHECKOUT
+from node.commands import wait_until
+
+SHARED_LABEL = "katacontainers.io/kata-runtime"
+INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
+DISPATCHERS = "app.kubernetes.io/component=dispatcher"
+
+Document = dict[str, Any]
+
+
+@dataclass
+class SimulatedRelease:
+    """A namespace with a release of the chart; as a context manager it runs the pods of the namespace."""
+
+    cluster: Cluster
+    namespace: str
+    directory: Path
+    values: Mapping[str, Any]
+    history: list[tuple[str, str]] = field(default_factory=list)
+    """The action and the Node of every node Job that ran."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """Name of a dispatcher Job -> what its pods wrote."""
+
+    def __post_init__(self) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run_pods, daemon=True)
+
+    def __enter__(self) -> SimulatedRelease:
+        self.kubectl("create", "namespace", self.namespace)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    # --- what a user does ---------------------------------------------------------------------------
+
+    def kubectl(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
+        """Run kubectl in the namespace as the administrator, and return its output."""
+        where = f"--namespace={self.namespace}"
+        return self.cluster.kubectl(where, *arguments, text=text, check=check).stdout
+
+    def helm(self, command: str, *options: str, **values: Any) -> str:
+        """Run a command of helm for the release ``kata``, and return its output."""
+        chart = [] if command in ("uninstall", "status") else [str(CHART), "--values=-"]
+        text = json.dumps(merge(self.values, values)) if chart else None
+        where = f"--namespace={self.namespace}"
+        return self.cluster.helm(command, "kata", *chart, where, *options, text=text).stdout
+
+    def render(self, **values: Any) -> str:
+        """Return the manifests that tools without helm's hooks apply."""
+        return self.helm("template", f"--kube-version={self.cluster.kubernetes}", **values)
+
+    def apply(self, manifests: str) -> None:
+        """Apply manifests as ordinary objects, and wait until all dispatchers have ended."""
+        self.kubectl("apply", "--filename=-", text=manifests)
+        wait_until(self._is_settled, "all dispatchers have ended")
+
+    def delete(self, manifests: str) -> None:
+        """Delete the objects of manifests without hooks."""
+        self.kubectl("delete", "--ignore-not-found", "--filename=-", text=manifests)
+
+    # --- what there is ------------------------------------------------------------------------------
+
+    def items(self, kind: str, *which: str) -> list[Document]:
+        """Return the objects of a kind in the namespace."""
+        return list(json.loads(self.kubectl("get", kind, *which, "--output=json"))["items"])
+
+    def uids(self, *kinds: str) -> dict[str, str]:
+        """Return uid -> name of all objects of these kinds, without node Jobs."""
+        found = [each["metadata"] for kind in kinds for each in self.items(kind)]
+        node = "job.katacontainers.io/node"
+        return {each["uid"]: each["name"] for each in found if node not in each.get("labels", {})}
+
+    @property
+    def state(self) -> Mapping[str, str]:
+        """The data of the state of the release."""
+        return dict(
+            json.loads(self.kubectl("get", "configmap", "kata-deploy-state.kata", "--output=json"))["data"]
+        )
+
+    @property
+    def labeled(self) -> set[str]:
+        """The Nodes with the installation label."""
+        read = self.cluster.kubectl("get", "nodes", f"--selector={INSTALLATION_LABEL}", "--output=name")
+        return {name.removeprefix("node/") for name in read.stdout.split()}
+
+    def forget(self) -> None:
+        """Forget which node Jobs ran."""
+        self.history.clear()
+
+    # --- the pods -----------------------------------------------------------------------------------
+
+    def _is_settled(self) -> bool:
+        finished = {"Complete", "Failed"}
+        jobs = [
+            {each["type"] for each in job.get("status", {}).get("conditions", []) if each["status"] == "True"}
+            for job in self.items("jobs")
+        ]
+        return all(conditions & finished for conditions in jobs)
+
+    def _run_pods(self) -> None:
+        server = Server(self.cluster.url, str(self.cluster.ca), self.cluster.token(ADMIN))
+        while not self._ended.wait(0.2):
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                for pod in server.call("GET", f"/api/v1/namespaces/{self.namespace}/pods")[1]["items"]:
+                    self._run_pod(server, pod)
+        server.close()
+
+    def _run_pod(self, server: Server, pod: Document) -> None:
+        metadata = pod["metadata"]
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{metadata['name']}"
+        if "deletionTimestamp" in metadata:
+            server.call("DELETE", f"{path}?gracePeriodSeconds=0")
+            return
+        run = self._dispatcher if pod["spec"]["containers"][0]["name"] == "dispatcher" else self._node_job
+        if pod["status"]["phase"] != "Pending" or "batch.kubernetes.io/job-name" not in metadata["labels"]:
+            return
+        if (succeeded := run(server, pod)) is not None:
+            server.call("PATCH", f"{path}/status", {"status": {"phase": _PHASES[succeeded]}})
+
+    def _node_job(self, server: Server, pod: Document) -> bool | None:
+        node = pod["spec"].get("nodeName")
+        if not node:
+            return None
+        stages = [each["name"] for each in pod["spec"]["containers"]]
+        action = "install" if "label" in stages else "cleanup"
+        label = "true" if action == "install" else None
+        labels = {SHARED_LABEL: label, INSTALLATION_LABEL: label}
+        code, _ = server.call("PATCH", f"/api/v1/nodes/{node}", {"metadata": {"labels": labels}})
+        self.history.append((action, node))
+        return code == 200
+
+    def _dispatcher(self, server: Server, pod: Document) -> bool | None:
+        metadata, spec = pod["metadata"], pod["spec"]
+        job = metadata["labels"]["batch.kubernetes.io/job-name"]
+        [volume] = [each for each in spec["volumes"] if each["name"] == "config"]
+        name = volume["configMap"]["name"]
+        code, config = server.call("GET", f"/api/v1/namespaces/{self.namespace}/configmaps/{name}")
+        if code != 200:
+            return None  # a kubelet tries again to mount it
+        variables = {each["name"]: each.get("value", "") for each in spec["containers"][0]["env"]}
+        file = self.directory / f"{metadata['uid']}.yaml"
+        file.write_text(config["data"][variables["KATA_DISPATCHER_CONFIG"].rpartition("/")[2]])
+        account = f"system:serviceaccount:{self.namespace}:{spec['serviceAccountName']}"
+        own = {
+            "KATA_DISPATCHER_CONFIG": str(file),
+            "KATA_DISPATCHER_OWNER_NAME": job,
+            "KATA_DISPATCHER_OWNER_UID": metadata["labels"]["batch.kubernetes.io/controller-uid"],
+            "PYTHONPATH": str(CHECKOUT),
+        }
+        environment = {**self.cluster.environment(account), **variables, **own}
+        done = _run_while(
+            [sys.executable, "-m", "kata_node.dispatcher"], environment, lambda: self._run_other_pods(server)
+        )
+        self.logs[job] = self.logs.get(job, "") + done.stdout + done.stderr
+        return done.returncode == 0
+
+    def _run_other_pods(self, server: Server) -> None:
+        """Run the node Jobs of a dispatcher that still runs."""
+        for pod in server.call("GET", f"/api/v1/namespaces/{self.namespace}/pods")[1]["items"]:
+            if pod["spec"]["containers"][0]["name"] != "dispatcher":
+                self._run_pod(server, pod)
+
+
+_PHASES = {True: "Succeeded", False: "Failed"}
+
+
+def _run_while(
+    command: list[str], environment: Mapping[str, str], meanwhile: Callable[[], None]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, and call ``meanwhile`` again and again until it ends."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while True:
+        try:
+            out, error = process.communicate(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                meanwhile()
+        else:
+            return subprocess.CompletedProcess(command, process.returncode, out, error)
+
+
+def with_annotation(manifests: str, key: str, value: str) -> tuple[str, str]:
+    """Return the manifests without and with an annotation."""
+    parts: tuple[list[Document], list[Document]] = ([], [])
+    for each in _objects(manifests):
+        parts[(each["metadata"].get("annotations") or {}).get(key) == value].append(each)
+    without, having = ("---\n".join(yaml.safe_dump(each) for each in part) for part in parts)
+    return without, having
+
+
+def _objects(manifests: str) -> Iterator[Document]:
+    return (each for each in yaml.safe_load_all(manifests) if each)
