@@ -21,7 +21,7 @@ from kata_node.host.files import Root
 from kata_node.host.host_program import HostProgram, ProgramOutput
 from kata_node.host.systemd import ExecEnvironment, Unit, UnitProcess
 from kata_node.kube.failures import NoSuchNodeError
-from kata_node.kube.node import NodeFacts
+from kata_node.kube.node import MetadataChanges, NodeFacts
 from kata_node.plan.actions import Clients
 from kata_node.runtime.containerd.command_line import config_path
 
@@ -242,6 +242,7 @@ class FakeKube:
 
     host: FakeNode
     labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
     ready: bool = True
     away: int = 0
     """How many of the next reads do not find the Node."""
@@ -266,7 +267,9 @@ class FakeKube:
             raise NoSuchNodeError("there is no such Node", where=f"node/{name}")
         handlers = self.host.handlers
         return NodeFacts(
-            name, dict(self.labels), self.ready, handlers, self.machine_id, "1", taints=tuple(self.taints)
+            *(name, dict(self.labels), self.ready, handlers, self.machine_id, "1"),
+            taints=tuple(self.taints),
+            annotations=dict(self.annotations),
         )
 
     def wait_ready(self, name: str, handlers: Collection[str], *, timeout: float, **_: object) -> None:
@@ -276,16 +279,16 @@ class FakeKube:
         if not facts.ready or facts.missing(handlers):
             raise KubeError("the Node is not Ready, or lacks handlers", where=f"node/{name}")
 
-    def ensure_labels(
-        self, name: str, change: Callable[[NodeFacts], Mapping[str, str | None]], **_: object
-    ) -> None:
-        """Change the labels once."""
+    def ensure_labels(self, name: str, change: Callable[[NodeFacts], MetadataChanges], **_: object) -> None:
+        """Change the labels and annotations once."""
         self.away = 0
-        for key, value in change(self.node(name, 0)).items():
-            if value is None:
-                del self.labels[key]
-            else:
-                self.labels[key] = value
+        changes = change(self.node(name, 0))
+        for there, changed in ((self.labels, changes.labels), (self.annotations, changes.annotations)):
+            for key, value in changed.items():
+                if value is None:
+                    del there[key]
+                else:
+                    there[key] = value
         self.on_settled(self)
 
     on_settled: Callable[[FakeKube], None] = lambda _: None

@@ -91,6 +91,8 @@ class Plan:
     """The handlers that the runtime can serve before the plan, and not after it."""
     drifted: tuple[str, ...] = ()
     """The host paths that changed on the node since kata-node placed them, and that the plan repairs."""
+    other_install_dirs: tuple[str, ...] = ()
+    """The install dirs of other programs that the runtime's configuration names after the plan."""
     is_forecast: bool = False
     """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
 

@@ -98,6 +98,8 @@ class RuntimeFacts:
     """Files that an interrupted run left a reserve of (see ``host.reserve``)."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(path, sha256 of the content that another installation last wrote there) -> its name."""
+    has_state_dir: bool = False
+    """Whether the install dir has the directory of a receipt, even if the receipt is lost."""
     settings: Settings | None = None
     """The settings without the shims that this node cannot serve; ``None`` if it can serve all."""
 
@@ -252,6 +254,7 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
             for other in receipts.other_receipts(root, receipt.install_dir)
             for file in (other.cri.files if other.cri else ())
         },
+        root.is_dir(receipts.directory(receipt.install_dir)),
     )
 
 
