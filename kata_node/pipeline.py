@@ -19,7 +19,7 @@ from kata_node.host import lock
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
 from kata_node.log import timed
-from kata_node.plan import last_run
+from kata_node.plan import last_run, refusal
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, Plan, RemoveReceipt, WriteReceipt
 from kata_node.plan.blocking_pods import BlockingPods
@@ -153,7 +153,7 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
         lambda: _plan_beside_other_runs(plan_now, run), stage_lock.release, run.options
     )
     signals.check()
-    next_plan = _apply_plan(plan, run.clients, prove) if plan.actions else plan
+    next_plan = _apply_plan(plan, run.clients, run.settings.install_dir, prove) if plan.actions else plan
     tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
     observed = replace(plan, summary=next_plan.summary) if plan.is_forecast else plan
     report = _report(stage, observed, "done" if plan.actions or tried else "skipped")
@@ -249,12 +249,15 @@ def _empty_receipt(run: Run) -> Receipt:
     return Receipt(run.settings.instance, run.settings.install_dir, __version__)
 
 
-def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan:
+def _apply_plan(plan: Plan, clients: Clients, install_dir: str, prove: Callable[[], Plan]) -> Plan:
     """Apply the actions, and return the plan that proves them. Roll back when either of both fails."""
     started = time.time()
     try:
         _apply_actions(plan.actions, clients)
-        return prove()
+        proof = prove()
+        if plan.tried_config is not None:
+            refusal.remove(clients.root, install_dir)
+        return proof
     except (Exception, KeyboardInterrupt) as error:
         if not plan.rollback:
             raise
@@ -277,6 +280,9 @@ def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan
                 hint="correct the cause on this node now, then run the same command again to continue",
                 unit_log=unit_log,
             ) from error
+        if plan.tried_config is not None and cause.is_refusal:
+            reason = "; ".join(filter(None, (cause.what, unit_log)))
+            refusal.save(clients.root, install_dir, plan.tried_config, reason)
         raise RolledBackError(
             f"{cause.what}; the changes of this stage were rolled back",
             where=cause.where,

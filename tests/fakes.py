@@ -9,6 +9,7 @@ exist, containerd runs without the CRI. ``tests/node`` tests the real programs.
 from __future__ import annotations
 
 import contextlib
+import time
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,12 @@ class FakeNode:
     asked: list[str] = field(default_factory=list)
     journal: list[str] = field(default_factory=list)
     """The lines that the runtime's unit wrote."""
+    refused_as: str = "resources"
+    """How the unit ends at one of the ``refusals``."""
+    result: str = "success"
+    """How the runtime's unit ended, in the state ``failed``."""
+    main_start: int = 0
+    """When the runtime's process started, in microseconds by :func:`time.monotonic`."""
     keeps_silent: bool = False
     """Whether the runtime's unit writes nothing when it fails."""
 
@@ -101,13 +108,14 @@ class FakeNode:
             "loaded",
             self.state,
             "running" if self.state == "active" else "dead",
-            "success",
+            "success" if self.state != "failed" else self.result,
             f"{self.invocation:032x}",
             42,
             self.argv,
             False,
             self.invocation,
             self.exec_environment,
+            main_start_monotonic_usec=self.main_start,
         )
 
     def processes(self, name: str) -> tuple[UnitProcess, ...]:
@@ -131,7 +139,9 @@ class FakeNode:
         try:
             if self.refusals:
                 self.refusals -= 1
+                self.result = self.refused_as
                 raise OSError("no space left for a pid file")
+            self.main_start, self.result = int(time.monotonic() * 1e6) + 1, "exit-code"
             self.handlers = self.load()
             self.state = "active"
         except (OSError, ValueError) as error:

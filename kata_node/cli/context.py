@@ -46,6 +46,7 @@ def options_of(common: Common) -> Options:
         wait_for_pods=common.wait_for_pods,
         ignore_pods=common.ignore_pods,
         ignore_unread_config=common.ignore_unread_config,
+        retry_refused=common.retry_refused,
         label_timeout=common.label_timeout,
         stable_for=common.label_stable_for,
         node_name=common.node_name,

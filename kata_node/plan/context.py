@@ -35,6 +35,8 @@ class Options:
     """Whether to remove handlers after that time although pods run on them."""
     ignore_unread_config: bool = False
     """Whether to install although the runtime does not start with files that it has not read yet."""
+    retry_refused: bool = False
+    """Whether to try a configuration again that the runtime of this node refused."""
     node_name: str = ""
     expected_machine_id: str = ""
     reports: Path | None = None
