@@ -29,6 +29,8 @@ class KataNodeError(Exception):
     """
 
     exit_code = 1
+    is_refusal = False
+    """Whether the container runtime itself refused to start or to serve with a changed configuration."""
 
     def __init__(self, what: str, *, where: str = "", hint: str = "", unit_log: str = "") -> None:
         super().__init__(what)

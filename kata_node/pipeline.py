@@ -14,25 +14,18 @@ from typing import Any, Protocol
 
 from kata_node import __version__, signals
 from kata_node.cluster.labelling import WaitForNode
-from kata_node.errors import (
-    CriError,
-    IneligibleNodeError,
-    KataNodeError,
-    RolledBackError,
-    UnfitNodeError,
-    UsageError,
-)
+from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, RolledBackError
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
 from kata_node.log import timed
-from kata_node.plan import last_run
+from kata_node.plan import last_run, refusal
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, Plan, RemoveReceipt, WriteReceipt
 from kata_node.plan.blocking_pods import BlockingPods
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.last_run import Invocation
 from kata_node.plan.receipt import Receipt
-from kata_node.plan.report import Finding, Outcome, Problem, StageReport
+from kata_node.plan.report import Outcome, Problem, StageReport, problem_of_findings
 from kata_node.runtime.file_actions import RemoveReserves
 from kata_node.runtime.restart import RestartRuntime
 from kata_node.settings.model import Settings
@@ -76,6 +69,8 @@ class Run:
     """Called with the report of each stage when the stage ends."""
     invocation: Invocation = field(default_factory=Invocation)
     """The command that started this run."""
+    earlier: tuple[StageReport, ...] = ()
+    """The reports of the stages that this run has ended."""
 
 
 def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
@@ -88,7 +83,7 @@ def run(stages: Sequence[Stage], run: Run) -> list[StageReport]:
     stage_lock = StageLock(run.clients.root, run.invocation, run.lock_timeout)
     with contextlib.nullcontext() if run.dry_run else signals.changing(), stage_lock:
         for stage in stages:
-            started = time.monotonic()
+            run, started = replace(run, earlier=tuple(done)), time.monotonic()
             try:
                 signals.check()
                 _check_machine_id(stage, run)
@@ -159,7 +154,7 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
         run.options,
     )
     signals.check()
-    next_plan = _apply_plan(plan, run.clients, prove) if plan.actions else plan
+    next_plan = _apply_plan(plan, run.clients, run.settings.install_dir, prove) if plan.actions else plan
     tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
     observed = replace(plan, summary=next_plan.summary) if plan.is_forecast else plan
     report = _report(stage, observed, "done" if plan.actions or tried else "skipped")
@@ -197,7 +192,7 @@ def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple
 
 
 def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
-    error = _problem_of_findings(plan.checks)
+    error = problem_of_findings(plan.checks)
     if plan.checks:  # a stage with checks has no actions, so a dry run does the same
         outcome = "failed" if error else "done"
     return StageReport(
@@ -208,13 +203,15 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
         plan.notes,
         plan.checks,
         plan.left_out,
+        plan.other_install_dirs,
         error=error,
     )
 
 
 def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
     with timed(log, f"{stage.NAME}: look at the node"):
-        facts = stage.gather_facts(StageContext(run.settings, receipt, run.clients, run.options, since))
+        context = StageContext(run.settings, receipt, run.clients, run.options, since, run.earlier)
+        facts = stage.gather_facts(context)
     plan = stage.plan(run.settings, facts, receipt)
     log.debug("%s: decided: %s; %s", stage.NAME, plan.summary, "; ".join(plan.changes) or "no changes")
     return plan
@@ -237,12 +234,15 @@ def _empty_receipt(run: Run) -> Receipt:
     return Receipt(run.settings.instance, run.settings.install_dir, __version__)
 
 
-def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan:
+def _apply_plan(plan: Plan, clients: Clients, install_dir: str, prove: Callable[[], Plan]) -> Plan:
     """Apply the actions, and return the plan that proves them. Roll back when either of both fails."""
     started = time.time()
     try:
         _apply_actions(plan.actions, clients)
-        return prove()
+        proof = prove()
+        if plan.tried_config is not None:
+            refusal.remove(clients.root, install_dir)
+        return proof
     except (Exception, KeyboardInterrupt) as error:
         if not plan.rollback:
             raise
@@ -265,6 +265,9 @@ def _apply_plan(plan: Plan, clients: Clients, prove: Callable[[], Plan]) -> Plan
                 hint="correct the cause on this node now, then run the same command again to continue",
                 unit_log=unit_log,
             ) from error
+        if plan.tried_config is not None and cause.is_refusal:
+            reason = "; ".join(filter(None, (cause.what, unit_log)))
+            refusal.save(clients.root, install_dir, plan.tried_config, reason)
         raise RolledBackError(
             f"{cause.what}; the changes of this stage were rolled back",
             where=cause.where,
@@ -314,22 +317,6 @@ def _roll_back(actions: Sequence[Action], clients: Clients) -> list[str]:
             place = f"{kata_node_error.where}: " if kata_node_error.where else ""
             failures.append(f"{action.describe() or 'write the receipt'}: {place}{kata_node_error.what}")
     return failures
-
-
-def _problem_of_findings(checks: Sequence[Finding]) -> Problem | None:
-    failed = [check for check in checks if check.status == "fail"]
-    if not failed:
-        return None
-    what = "; ".join(f"{check.name}: {check.reason}" for check in failed)
-    hint = "; ".join(check.remedy for check in failed if check.remedy)
-    kind: type[KataNodeError] = (
-        IneligibleNodeError if any(check.permanent for check in failed) else KataNodeError
-    )
-    if any(check.unfit for check in failed):
-        kind = UnfitNodeError
-    elif all(check.usage for check in failed):
-        kind = UsageError
-    return Problem.from_error(kind(what, hint=hint))
 
 
 def as_kata_node_error(error: BaseException, where: str) -> KataNodeError:

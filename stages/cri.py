@@ -9,12 +9,13 @@ from kata_node.errors import IneligibleNodeError, KataNodeError
 from kata_node.plan.actions import Action, ForgetObsoleteFiles, Plan, RemoveDirs
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
+from kata_node.plan.refusal import TriedConfig
 from kata_node.plan.remove_files import RemoveFiles
 from kata_node.runtime import compatibility, foreign_copies, removal, transaction
 from kata_node.runtime.check_config import CheckConfig
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.facts import gather_facts as gather_runtime_facts
-from kata_node.runtime.model.config import own_paths
+from kata_node.runtime.model.config import files_after, own_paths
 from kata_node.runtime.planned_changes import planned_changes
 from kata_node.runtime.rollback import ConfigChecks
 from kata_node.settings.handlers import handler_names, handlers, is_asked_for
@@ -53,7 +54,8 @@ def gather_facts(context: StageContext) -> RuntimeFacts:
 def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     """Write the drop-ins, import them where necessary, load them, and prove that the handlers are served.
 
-    Raises :class:`KataNodeError` when the artifacts are not placed or the node cannot run the settings.
+    Raises :class:`KataNodeError` when the artifacts are not placed or the node cannot run the settings, and
+    :class:`RolledBackError` when this runtime refused exactly this configuration before.
     """
     if receipt.artifacts is None or receipt.artifacts.state != "placed":
         raise KataNodeError(
@@ -85,6 +87,12 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
         plan = _with_nydus(plan, services, settings, facts.nydus)
     if plan.actions:
         _require_restartable_unit(facts, receipt)
+        tried = TriedConfig.of(
+            facts.runtime.name, str(facts.runtime.version), files_after(facts.contents, changes)
+        )
+        if facts.refusal is not None and facts.refusal.config == tried:
+            raise facts.refusal.error(facts.unit)
+        plan = replace(plan, tried_config=tried)
     return replace(
         plan,
         actions=(*plan.actions, *_remove_obsolete(receipt)),

@@ -43,8 +43,8 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
         summary = "this installation has no files on the node"
         if left:
             summary = (
-                f"no receipt records the files in {install_dir}; if kata-node placed them, run `kata-node "
-                "install`, which adopts them, and then `kata-node revert`"
+                f"not ours: no receipt records the files in {install_dir}; if kata-node placed them, run "
+                "`kata-node install`, which adopts them, and then `kata-node revert`"
             )
         return Plan(summary, notes=left)
     actions: list[Action] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kata_node.cluster.facts import OFFLINE, LabelFacts, gather_facts
-from kata_node.cluster.labelling import plan_labels
+from kata_node.cluster.labelling import is_ours, plan_labels
 from kata_node.cluster.labels import SHARED_LABEL, installation_label
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
@@ -17,7 +17,8 @@ NAME = "unlabel"
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     """Set the installation label to ``false``, and the shared label too when no other installation serves.
 
-    The labels stay until the node is clean, so that an unfinished revert can be found by them.
+    The labels stay until the node is clean, so that an unfinished revert can be found by them. A shared label
+    that another program set keeps its value.
     """
     if not facts.name:
         notes = (
@@ -27,6 +28,8 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
         )
         return Plan(f"nothing to unlabel: {facts.reason}", notes=notes)
     actions = plan_labels(facts, receipt.instance, "withdrawn")
+    if not is_ours(facts, receipt.instance):
+        return Plan(f"not ours: Node {facts.name} has no label of {receipt.instance}; its labels stay")
     label_state = "no longer labeled" if actions else "not labeled"
     return Plan(f"Node {facts.name} is {label_state} as serving {receipt.instance}", actions)
 

@@ -9,6 +9,7 @@ exist, containerd runs without the CRI. ``tests/node`` tests the real programs.
 from __future__ import annotations
 
 import contextlib
+import time
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from kata_node.host.files import Root
 from kata_node.host.host_program import HostProgram, ProgramOutput
 from kata_node.host.systemd import ExecEnvironment, Unit, UnitProcess
 from kata_node.kube.failures import NoSuchNodeError
-from kata_node.kube.node import NodeFacts
+from kata_node.kube.node import MetadataChanges, NodeFacts
 from kata_node.plan.actions import Clients
 from kata_node.runtime.containerd.command_line import config_path
 
@@ -69,6 +70,12 @@ class FakeNode:
     asked: list[str] = field(default_factory=list)
     journal: list[str] = field(default_factory=list)
     """The lines that the runtime's unit wrote."""
+    refused_as: str = "resources"
+    """How the unit ends at one of the ``refusals``."""
+    result: str = "success"
+    """How the runtime's unit ended, in the state ``failed``."""
+    main_start: int = 0
+    """When the runtime's process started, in microseconds by :func:`time.monotonic`."""
     keeps_silent: bool = False
     """Whether the runtime's unit writes nothing when it fails."""
 
@@ -104,13 +111,14 @@ class FakeNode:
             "loaded",
             self.state,
             "running" if self.state == "active" else "dead",
-            "success",
+            "success" if self.state != "failed" else self.result,
             f"{self.invocation:032x}",
             42,
             self.argv,
             False,
             self.invocation,
             self.exec_environment,
+            main_start_monotonic_usec=self.main_start,
         )
 
     def processes(self, name: str) -> tuple[UnitProcess, ...]:
@@ -134,7 +142,9 @@ class FakeNode:
         try:
             if self.refusals:
                 self.refusals -= 1
+                self.result = self.refused_as
                 raise OSError("no space left for a pid file")
+            self.main_start, self.result = int(time.monotonic() * 1e6) + 1, "exit-code"
             self.handlers = self.load()
             self.state = "active"
         except (OSError, ValueError) as error:
@@ -245,6 +255,7 @@ class FakeKube:
 
     host: FakeNode
     labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
     ready: bool = True
     away: int = 0
     """How many of the next reads do not find the Node."""
@@ -269,7 +280,9 @@ class FakeKube:
             raise NoSuchNodeError("there is no such Node", where=f"node/{name}")
         handlers = self.host.handlers
         return NodeFacts(
-            name, dict(self.labels), self.ready, handlers, self.machine_id, "1", taints=tuple(self.taints)
+            *(name, dict(self.labels), self.ready, handlers, self.machine_id, "1"),
+            taints=tuple(self.taints),
+            annotations=dict(self.annotations),
         )
 
     def wait_ready(self, name: str, handlers: Collection[str], *, timeout: float, **_: object) -> None:
@@ -279,16 +292,16 @@ class FakeKube:
         if not facts.ready or facts.missing(handlers):
             raise KubeError("the Node is not Ready, or lacks handlers", where=f"node/{name}")
 
-    def ensure_labels(
-        self, name: str, change: Callable[[NodeFacts], Mapping[str, str | None]], **_: object
-    ) -> None:
-        """Change the labels once."""
+    def ensure_labels(self, name: str, change: Callable[[NodeFacts], MetadataChanges], **_: object) -> None:
+        """Change the labels and annotations once."""
         self.away = 0
-        for key, value in change(self.node(name, 0)).items():
-            if value is None:
-                del self.labels[key]
-            else:
-                self.labels[key] = value
+        changes = change(self.node(name, 0))
+        for there, changed in ((self.labels, changes.labels), (self.annotations, changes.annotations)):
+            for key, value in changed.items():
+                if value is None:
+                    del there[key]
+                else:
+                    there[key] = value
         self.on_settled(self)
 
     on_settled: Callable[[FakeKube], None] = lambda _: None

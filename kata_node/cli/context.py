@@ -46,10 +46,12 @@ def options_of(common: Common) -> Options:
         wait_for_pods=common.wait_for_pods,
         ignore_pods=common.ignore_pods,
         ignore_unread_config=common.ignore_unread_config,
+        retry_refused=common.retry_refused,
         label_timeout=common.label_timeout,
         stable_for=common.label_stable_for,
         node_name=common.node_name,
         expected_machine_id=common.expected_machine_id,
+        reports=common.reports,
     )
 
 

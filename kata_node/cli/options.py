@@ -239,6 +239,15 @@ class Common:
             "Install even if the runtime does not start with files that changed after its last start.",
         ),
     ] = False
+    retry_refused: Annotated[
+        bool,
+        _option(
+            WHAT,
+            "retry-refused",
+            None,
+            "Try a configuration again that the container runtime of this node refused.",
+        ),
+    ] = False
     label_timeout: Annotated[
         float,
         _seconds_option(
@@ -303,7 +312,7 @@ _CHANGES = (
     *("expected_machine_id", "lock_timeout", "restart_timeout", "wait_for_pods", "ignore_pods"),
     *("label_timeout", "label_stable_for", "termination_log"),
 )
-_PLACING = ("payload", "shims", "ignore_unread_config")
+_PLACING = ("payload", "shims", "ignore_unread_config", "retry_refused")
 _PLANNING = ("dry_run", "verbose")
 COMMAND_OPTIONS = {
     "install": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLACING, *_PLANNING),

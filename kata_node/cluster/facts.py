@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 from kata_node.kube import credentials
 from kata_node.kube.failures import NoSuchNodeError
 from kata_node.plan import receipt as receipts
+from kata_node.plan import report as reports
 from kata_node.plan.context import StageContext
 
 if TYPE_CHECKING:
     from kata_node.kube.node import NodeFacts
+    from kata_node.plan.report import StageReport
 
 
 OFFLINE = "offline"
+
+_REMOVING_STAGES = ("revert-cri", "remove-artifacts")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class LabelFacts:
     """The id of the machine that this process runs on; empty in a container without the host root."""
     has_other_installations: bool = False
     """Whether other installations are on this node. Only determined without a ``name``."""
+    has_record: bool = False
+    """Whether the receipt, or what an earlier stage removed, shows the installation on this node."""
+    serves_others: bool = False
+    """Whether the runtime's configuration has handlers of another program, as ``revert-cri`` found."""
 
 
 def gather_facts(context: StageContext) -> LabelFacts:
@@ -58,6 +66,7 @@ def gather_facts(context: StageContext) -> LabelFacts:
         from kata_node.host.machine_id import machine_id
 
         host = machine_id(context.clients.root)
+    removals = _removals(context)
     return LabelFacts(
         node,
         reason,
@@ -68,4 +77,18 @@ def gather_facts(context: StageContext) -> LabelFacts:
         name,
         host,
         not name and any(receipts.other_receipts(context.clients.root, context.receipt.install_dir)),
+        context.receipt.artifacts is not None or context.receipt.cri is not None or _removed(removals),
+        any(report.other_install_dirs for report in removals),
     )
+
+
+def _removals(context: StageContext) -> list[StageReport]:
+    """Return the reports of the stages that removed something, of this process or another container."""
+    earlier = [report for report in context.earlier if report.stage in _REMOVING_STAGES]
+    if earlier or context.options.reports is None:
+        return earlier
+    return reports.read_shared_reports(context.options.reports, _REMOVING_STAGES)
+
+
+def _removed(removals: list[StageReport]) -> bool:
+    return any(report.outcome in ("done", "planned") for report in removals)

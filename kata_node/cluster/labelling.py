@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts, gather_facts
-from kata_node.cluster.labels import Goal
+from kata_node.cluster.labels import Goal, NodeState
 from kata_node.errors import KataNodeError
-from kata_node.kube.node import check_host, check_machine_id
+from kata_node.kube.node import MetadataChanges, NodeFacts, check_host, check_machine_id
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import Effect, LabelEffect
@@ -31,22 +30,16 @@ def plan_labels(
 ) -> tuple[EnsureLabels, ...]:
     """Return the actions that bring the labels of ``instance`` to ``goal``; none when they are there.
 
-    The labels must stay unchanged for ``stable_for`` seconds, by default for those of ``facts``. During
-    that time the Node must report ``handlers``. Raises :class:`~kata_node.errors.IneligibleNodeError` when
-    the Node belongs to another machine.
+    A revert changes nothing on a Node that shows nothing of ``instance``, see :func:`is_ours`. The labels
+    must stay unchanged for ``stable_for`` seconds, by default for those of ``facts``. During that time the
+    Node must report ``handlers``. Raises :class:`~kata_node.errors.IneligibleNodeError` when the Node belongs
+    to another machine.
     """
-    current_labels: Mapping[str, str]
     if facts.node:
         check_machine_id(facts.node, facts.expected_machine_id)
         check_host(facts.node, facts.host_machine_id)
-        current_labels = facts.node.labels
-    elif goal in ("claimed", "served", "unfit"):
-        current_labels = {}
-    else:  # the Node is missing at the moment: assume every label that it can have
-        current_labels = dict.fromkeys(
-            (labels.SHARED_LABEL, labels.installation_label(instance)), labels.SERVING
-        )
-    changes = labels.CHANGES[goal](current_labels, instance)
+    state = _state(facts, instance, goal)
+    changes = labels.changes(goal, state, instance)
     if not changes:
         return ()
     window = facts.stable_for if stable_for is None else stable_for
@@ -55,14 +48,33 @@ def plan_labels(
             facts.name,
             instance,
             goal,
-            tuple(changes.items()),
+            changes,
             facts.timeout,
             facts.deadline,
             window,
             facts.expected_machine_id,
             handlers,
+            # The first change can remove the label that shows the installation.
+            has_record=labels.is_ours(state, instance),
+            serves_others=facts.serves_others,
         ),
     )
+
+
+def is_ours(facts: LabelFacts, instance: str) -> bool:
+    """Return whether the Node or the node shows ``instance``. A missing Node may have its label."""
+    return labels.is_ours(_state(facts, instance, "released"), instance)
+
+
+def _state(facts: LabelFacts, instance: str, goal: Goal) -> NodeState:
+    """Return the state of the Node. For a revert, a missing Node is assumed to have every label."""
+    if facts.node:
+        node = facts.node
+        return NodeState(node.labels, node.annotations, facts.has_record, facts.serves_others)
+    if goal in ("claimed", "served", "unfit"):
+        return NodeState({})
+    keys = (labels.SHARED_LABEL, labels.installation_label(instance))
+    return NodeState(dict.fromkeys(keys, labels.SERVING), {}, facts.has_record, facts.serves_others)
 
 
 def mark_unfit(context: StageContext, instance: str) -> None:
@@ -115,25 +127,30 @@ class WaitForNode:
 class EnsureLabels:
     """Change the labels of the Node, and prove that they stay unchanged for ``stable_for`` seconds.
 
-    ``changes`` are those that were necessary when the plan was made. Each request computes them again,
-    because another installation may have changed its labels since.
+    An annotation that records who set the shared label changes with them. ``changes`` are those that were
+    necessary when the plan was made. Each request computes them again, because another installation may have
+    changed its labels since.
     """
 
     name: str
     instance: str
     goal: Goal
-    changes: tuple[tuple[str, str | None], ...]
+    changes: MetadataChanges
     timeout: float
     deadline: float
     stable_for: float
     expected_machine_id: str
     handlers: tuple[str, ...] = ()
     """The handlers that the Node must report during that time, if it reports handlers at all."""
+    has_record: bool = False
+    serves_others: bool = False
+    """Both as in :class:`~kata_node.cluster.labels.NodeState`."""
 
     def describe(self) -> str:
         """Return a line."""
         changes = ", ".join(
-            f"remove {key}" if value is None else f"{key}={value}" for key, value in self.changes
+            f"remove {key}" if value is None else f"{key}={value}"
+            for key, value in self.changes.labels.items()
         )
         return f"label Node {self.name}: {changes}"
 
@@ -145,20 +162,24 @@ class EnsureLabels:
                 key,
                 value,
             )
-            for key, value in self.changes
+            for key, value in self.changes.labels.items()
         )
 
     def apply(self, clients: Clients) -> None:
         """Change the labels. Raise :class:`~kata_node.errors.KubeError` when they do not stay unchanged."""
         clients.kube().ensure_labels(
             self.name,
-            lambda node: labels.CHANGES[self.goal](node.labels, self.instance),
+            self._changes,
             required_handlers=self.handlers,
             window=self.stable_for,
             timeout=self.timeout,
             deadline=self.deadline,
             expected_machine_id=self.expected_machine_id or None,
         )
+
+    def _changes(self, node: NodeFacts) -> MetadataChanges:
+        state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others)
+        return labels.changes(self.goal, state, self.instance)
 
     def check(self, clients: Clients) -> None:
         """Check nothing: :meth:`apply` has seen the labels stay."""

@@ -10,18 +10,26 @@ The labels of an installation pass through these goals:
 
 An install or revert that did not finish can therefore be found by its label.
 
-The result of each function maps a label to its new value, or to ``None`` if the label is removed. It is
-empty if the goal is reached. It is valid only for the labels that the function was given: if the Node has
-changed since, compute it again.
+Another program can set the shared label too. So an annotation records who set it, and changes in the same
+request. A revert leaves a shared label that another program set, and one that another program still needs.
+
+:func:`changes` is empty if the goal is reached. It is valid only for the Node that it was given: if the Node
+has changed since, compute it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, cast, get_args
+
+from kata_node.kube.node import MetadataChanges
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 """The label that RuntimeClasses select. ``true``: an installation serves Kata handlers on this node."""
+
+SETTER_ANNOTATION = "katacontainers.io/kata-runtime-set-by"
+"""The annotation that says who set the shared label, see :data:`Setter`."""
 
 INSTALLATION_LABEL_PREFIX = "kata-deploy.katacontainers.io/"
 """The prefix of installation labels. The name of the installation follows."""
@@ -31,7 +39,35 @@ CLAIMED = "false"
 UNFIT = "unfit"
 
 Goal = Literal["claimed", "served", "withdrawn", "released", "unfit"]
+Setter = Literal["kata-node", "other"]
+"""``kata-node``: an installation of kata-node set the shared label. ``other``: it was there before the first
+installation of kata-node."""
 Changes = dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """Labels and annotations of a Node, and what is known about the node itself."""
+
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    has_record: bool = False
+    """Whether a receipt, or a stage that removed something, shows the installation without its label."""
+    serves_others: bool = False
+    """Whether the runtime's configuration has handlers of another program."""
+
+    @property
+    def setter(self) -> Setter:
+        """Who set the shared label.
+
+        Without a record, an earlier version of kata-node set a label that is beside an installation label,
+        and ``false``: no other program sets that.
+        """
+        recorded = self.annotations.get(SETTER_ANNOTATION)
+        if recorded in get_args(Setter):
+            return cast("Setter", recorded)
+        is_ours = installation_labels(self.labels) or self.labels.get(SHARED_LABEL) != SERVING
+        return "kata-node" if is_ours else "other"
 
 
 def installation_label(instance: str) -> str:
@@ -39,18 +75,56 @@ def installation_label(instance: str) -> str:
     return INSTALLATION_LABEL_PREFIX + instance
 
 
+def installation_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the installation labels of all installations, with any value."""
+    return {key: value for key, value in labels.items() if key.startswith(INSTALLATION_LABEL_PREFIX)}
+
+
 def other_installation_labels(labels: Mapping[str, str], instance: str) -> dict[str, str]:
     """Return the installation labels of all other installations, with any value."""
     own = installation_label(instance)
-    return {
-        key: value
-        for key, value in labels.items()
-        if key.startswith(INSTALLATION_LABEL_PREFIX) and key != own
-    }
+    return {key: value for key, value in installation_labels(labels).items() if key != own}
 
 
-def claimed(labels: Mapping[str, str], instance: str) -> Changes:
-    """Return the changes that claim the Node, before the first change of the node.
+def changes(goal: Goal, node: NodeState, instance: str) -> MetadataChanges:
+    """Return the changes of labels and annotations that bring ``instance`` to ``goal``."""
+    match goal:
+        case "claimed":
+            changed = _claimed(node.labels, instance)
+        case "served":
+            changed = _served(node.labels, instance)
+        case "unfit":
+            changed = _unfit(node.labels, instance)
+        case "withdrawn":
+            changed = _withdrawn(node, instance)
+        case "released":
+            changed = _released(node, instance)
+    return MetadataChanges(changed, _record(goal, node, changed))
+
+
+def is_ours(node: NodeState, instance: str) -> bool:
+    """Return whether ``instance`` is or was on the node, as far as its label and the node's records tell."""
+    return installation_label(instance) in node.labels or node.has_record
+
+
+def _record(goal: Goal, node: NodeState, changed: Changes) -> Changes:
+    """Return the change of the annotation that belongs to ``changed``, the changes of the labels."""
+    recorded = node.annotations.get(SETTER_ANNOTATION)
+    wanted: str | None = recorded
+    if goal == "released":
+        after = {key: value for key, value in {**node.labels, **changed}.items() if value is not None}
+        if (changed or node.has_record) and not installation_labels(after):
+            wanted = None
+    elif goal != "withdrawn":
+        if SHARED_LABEL in changed:
+            wanted = "kata-node"
+        elif changed and recorded is None and not installation_labels(node.labels):
+            wanted = node.setter
+    return {} if wanted == recorded else {SETTER_ANNOTATION: wanted}
+
+
+def _claimed(labels: Mapping[str, str], instance: str) -> Changes:
+    """Claim the Node, before the first change of the node.
 
     Labels that are ``true`` stay: the handlers are served during another install.
     """
@@ -61,8 +135,8 @@ def claimed(labels: Mapping[str, str], instance: str) -> Changes:
     }
 
 
-def unfit(labels: Mapping[str, str], instance: str) -> Changes:
-    """Return the changes that say that the Node cannot run Kata.
+def _unfit(labels: Mapping[str, str], instance: str) -> Changes:
+    """Say that the Node cannot run Kata.
 
     An installation label that is ``true`` stays, because the node still serves an earlier installation. The
     shared label is added if it is missing, so that an uninstall finds the Node and removes both labels.
@@ -73,46 +147,47 @@ def unfit(labels: Mapping[str, str], instance: str) -> Changes:
     return {own: UNFIT} if SHARED_LABEL in labels else {SHARED_LABEL: CLAIMED, own: UNFIT}
 
 
-def served(labels: Mapping[str, str], instance: str) -> Changes:
-    """Return the changes that make both labels ``true``."""
+def _served(labels: Mapping[str, str], instance: str) -> Changes:
+    """Make both labels ``true``."""
     return {
         key: SERVING for key in (SHARED_LABEL, installation_label(instance)) if labels.get(key) != SERVING
     }
 
 
-def withdrawn(labels: Mapping[str, str], instance: str) -> Changes:
-    """Return the changes that keep new pods away from ``instance`` before its revert.
+def _withdrawn(node: NodeState, instance: str) -> Changes:
+    """Keep new pods away from ``instance`` before its revert.
 
-    The shared label keeps its value while another installation serves. Missing labels are not added.
+    The shared label keeps its value while another installation serves, or if another program set it. Missing
+    labels are not added.
     """
+    if not is_ours(node, instance):
+        return {}
     own = installation_label(instance)
-    keys = (own,) if _another_serves(labels, instance) else (SHARED_LABEL, own)
-    return {key: CLAIMED for key in keys if labels.get(key, CLAIMED) != CLAIMED}
+    keys = (own,) if node.setter == "other" or _another_serves(node, instance) else (SHARED_LABEL, own)
+    return {key: CLAIMED for key in keys if node.labels.get(key, CLAIMED) != CLAIMED}
 
 
-def released(labels: Mapping[str, str], instance: str) -> Changes:
-    """Return the changes that remove the labels of ``instance``.
+def _released(node: NodeState, instance: str) -> Changes:
+    """Remove the labels of ``instance``.
 
     The shared label is removed with the last installation label. It becomes ``false`` if other installations
-    have labels and none of them serves. Without any installation label it is removed too: no installation
-    would remove it, and the scheduler would send pods to a node that cannot run them.
+    have labels and none of them serves. It stays if another program set it, and is ``true`` if the runtime
+    has handlers of another program.
     """
+    if not is_ours(node, instance):
+        return {}
     own = installation_label(instance)
-    changes: Changes = {own: None} if own in labels else {}
-    if not other_installation_labels(labels, instance):
-        return {SHARED_LABEL: None, **changes} if SHARED_LABEL in labels else changes
-    return {**withdrawn(labels, instance), **changes}
+    changed: Changes = {own: None} if own in node.labels else {}
+    if SHARED_LABEL not in node.labels or node.setter == "other":
+        return changed
+    if node.serves_others:
+        return changed if node.labels[SHARED_LABEL] == SERVING else {SHARED_LABEL: SERVING, **changed}
+    if not other_installation_labels(node.labels, instance):
+        return {SHARED_LABEL: None, **changed}
+    return {**_withdrawn(node, instance), **changed}
 
 
-def _another_serves(labels: Mapping[str, str], instance: str) -> bool:
-    return SERVING in other_installation_labels(labels, instance).values()
-
-
-CHANGES: Mapping[Goal, Callable[[Mapping[str, str], str], Changes]] = {
-    "claimed": claimed,
-    "served": served,
-    "withdrawn": withdrawn,
-    "released": released,
-    "unfit": unfit,
-}
-"""The function for each goal."""
+def _another_serves(node: NodeState, instance: str) -> bool:
+    if node.serves_others:
+        return True
+    return SERVING in other_installation_labels(node.labels, instance).values()

@@ -18,6 +18,9 @@ SINGLE_GET_LIMIT = 20
 UNREACHABLE = "node.kubernetes.io/unreachable"
 """The taint of a Node with a dead kubelet. No Pod starts or ends there, even if it tolerates the taint."""
 
+SHARED_LABEL = "katacontainers.io/kata-runtime"
+"""The label that RuntimeClasses select beside the installation label. Other programs can remove it."""
+
 SERVING = "true"
 BLOCKING_EFFECTS = ("NoSchedule", "NoExecute")
 
@@ -44,7 +47,7 @@ class Selection:
     without_template: tuple[tuple[Target, str], ...] = ()
     """Selected nodes without a template for their runtime, each with ``containerRuntimeVersion``."""
     serving: tuple[Target, ...] = ()
-    """Selected nodes that are skipped because their installation label is ``true``."""
+    """Selected nodes that are skipped because their installation label and the shared label are ``true``."""
     unlabeled: tuple[Target, ...] = ()
     """Nodes without a label of node-feature-discovery, which may be selected when they have its labels."""
     missing: tuple[str, ...] = ()
@@ -86,6 +89,11 @@ def blocking_taint(taints: Iterable[Taint], tolerations: Collection[Toleration])
     return min(found, key=lambda taint: taint.key in CONDITION_TAINTS, default=None)
 
 
+def _is_serving(node: Node, installation_label: str) -> bool:
+    labels = node.metadata.labels
+    return labels.get(installation_label) == labels.get(SHARED_LABEL) == SERVING
+
+
 def select(
     nodes: Iterable[Node],
     templates: Templates,
@@ -97,7 +105,7 @@ def select(
     """Sort ``nodes`` into the groups of a :class:`Selection`.
 
     If ``named`` or ``terms`` are not empty, ignore nodes with other names, or that no term matches. With a
-    ``serving_label``, nodes with its value ``true`` go to ``serving``.
+    ``serving_label``, nodes on which it and the shared label are ``true`` go to ``serving``.
     """
     eligible: list[Target] = []
     unlabeled: list[Target] = []
@@ -118,7 +126,7 @@ def select(
             continue
         info = node.status.node_info
         target = Target(name, node.metadata.uid, info.machine_id, info.runtime)
-        if serving_label and labels.get(serving_label) == SERVING:
+        if serving_label and _is_serving(node, serving_label):
             serving.append(target)
             continue
         template = templates.find(target)
@@ -191,11 +199,8 @@ class Nodes:
         return any(True for _ in self._list(name=name))
 
     def serves(self, name: str) -> bool:
-        """Return whether the installation label of the Node is ``true`` now."""
-        return any(
-            node.metadata.labels.get(self._config.installation_label) == SERVING
-            for node in self._list(name=name)
-        )
+        """Return whether the installation label and the shared label of the Node are ``true`` now."""
+        return any(_is_serving(node, self._config.installation_label) for node in self._list(name=name))
 
     def selects(self, name: str) -> bool:
         """Return whether the configuration selects the Node now."""

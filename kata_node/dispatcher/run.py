@@ -19,7 +19,7 @@ from kata_node.dispatcher.events import EventRecorder
 from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.installed import check_installed, forget_installed, record_installed
 from kata_node.dispatcher.kubernetes_objects import Action
-from kata_node.dispatcher.nodes import Nodes, Selection
+from kata_node.dispatcher.nodes import SHARED_LABEL, Nodes, Selection
 from kata_node.dispatcher.progress import Result, build_result, task_line
 from kata_node.dispatcher.rollout import Outcome, Rollout, RolloutPlan, Task
 from kata_node.dispatcher.settling import settled_selection
@@ -172,7 +172,7 @@ def _tasks_without_job(config: Config, selection: Selection) -> list[Task]:
             config.action,
             "",
             outcome=Outcome.UNCHANGED,
-            note=f"it serves already, its label {config.installation_label} is true",
+            note=f"it serves already, its labels {config.installation_label} and {SHARED_LABEL} are true",
         )
         tasks.append(task)
     for name in selection.missing:

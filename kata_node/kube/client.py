@@ -31,6 +31,7 @@ from kata_node.kube.failures import (
     request_error,
 )
 from kata_node.kube.node import (
+    MetadataChanges,
     NodeFacts,
     Taint,
     check_machine_id,
@@ -145,15 +146,15 @@ class KubeClient:
         with signals.interruptible():
             return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
 
-    def patch_labels(
-        self, name: str, changes: Mapping[str, str | None], resource_version: str, deadline: float
+    def patch_metadata(
+        self, name: str, changes: MetadataChanges, resource_version: str, deadline: float
     ) -> NodeFacts:
-        """Set labels on the Node, and remove labels with the value ``None``; return the changed Node.
+        """Change labels and annotations of the Node in one request; return the changed Node.
 
         Raises :class:`ConflictError`, without a change, when the Node is no longer at
         ``resource_version``. Raises the errors of :meth:`node`.
         """
-        return self._patch(name, {"metadata": {"labels": dict(changes)}}, resource_version, deadline)
+        return self._patch(name, {"metadata": changes.patch()}, resource_version, deadline)
 
     def remove_taints(
         self,
@@ -239,7 +240,7 @@ class KubeClient:
     def ensure_labels(
         self,
         name: str,
-        change: Callable[[NodeFacts], Mapping[str, str | None]],
+        change: Callable[[NodeFacts], MetadataChanges],
         *,
         required_handlers: Collection[str] = (),
         window: float,
@@ -277,8 +278,8 @@ class KubeClient:
                     overwritten += 1
                     log.warning("another writer undid the changes of Node %s; changing it again", name)
                 try:
-                    facts = self.patch_labels(name, changes, facts.resource_version, deadline)
-                    log.info("Node %s: %s", name, _format_changes(changes))
+                    facts = self.patch_metadata(name, changes, facts.resource_version, deadline)
+                    log.info("Node %s: %s", name, changes)
                     if not window:
                         return facts
                     since = self.clock.now()
@@ -363,9 +364,3 @@ def _event_resource() -> type[GenericNamespacedResource]:
     from lightkube.generic_resource import create_namespaced_resource
 
     return create_namespaced_resource("", "v1", "Event", "events")
-
-
-def _format_changes(changes: Mapping[str, str | None]) -> str:
-    return ", ".join(
-        f"{key} removed" if value is None else f"{key}={value}" for key, value in changes.items()
-    )

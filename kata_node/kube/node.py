@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kata_node.errors import IneligibleNodeError, KubeError
@@ -11,6 +11,31 @@ from kata_node.text import foreign_words, quote_foreign
 
 Taint = Mapping[str, str]
 """A taint as in the API: ``key`` and ``effect``, and optionally ``value`` and ``timeAdded``."""
+
+
+@dataclass(frozen=True)
+class MetadataChanges:
+    """Changes of a Node's labels and annotations; ``None`` removes a key. False without a change."""
+
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    annotations: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.labels or self.annotations)
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{key} removed" if value is None else f"{key}={value}"
+            for key, value in (*self.labels.items(), *self.annotations.items())
+        )
+
+    def patch(self) -> dict[str, Any]:
+        """Return the metadata of a merge patch."""
+        return {
+            key: dict(changes)
+            for key, changes in (("labels", self.labels), ("annotations", self.annotations))
+            if changes
+        }
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,7 @@ class NodeFacts:
     resource_version: str
     not_ready_reason: str = ""
     taints: tuple[Taint, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> NodeFacts:
@@ -48,6 +74,7 @@ class NodeFacts:
             resource_version=metadata["resourceVersion"],
             not_ready_reason="" if ready.get("status") == "True" else str(ready.get("message", "")),
             taints=tuple((node.get("spec") or {}).get("taints") or ()),
+            annotations=metadata.get("annotations") or {},
         )
 
     def missing(self, handlers: Collection[str]) -> tuple[str, ...]:

@@ -181,10 +181,11 @@ def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> Artifact
 log = logging.getLogger(__name__)
 
 _RECEIPT_FILES = re.compile(
-    rf"{re.escape(STATE_DIR)}/((receipt|last-run)\.json|\.(receipt|last-run)\.json\.kata-node-(tmp|reserve)"
+    rf"{re.escape(STATE_DIR)}/((receipt|last-run|refused)\.json"
+    r"|\.(receipt|last-run|refused)\.json\.kata-node-(tmp|reserve)"
     r"|backups/\.?[0-9a-f]{64}(\..*)?)"
 )
-"""Paths of the receipt, its backups, the last run, and the files that an interrupted write of them leaves.
+"""Paths of the receipt, its backups, the last run and a refusal, and leftovers of interrupted writes.
 
 Copies that an administrator made do not match.
 """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import files, reserve
-from kata_node.plan import last_run
+from kata_node.plan import last_run, refusal
 from kata_node.plan import receipt as receipts
 from kata_node.plan.effects import Effect, PathEffect, removed_file, written_file
 from kata_node.plan.receipt import Receipt
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kata_node.host.systemd import Systemd
     from kata_node.kube.client import KubeClient
     from kata_node.plan.blocking_pods import BlockingPods
+    from kata_node.plan.refusal import TriedConfig
 
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,10 @@ class Plan:
     """The handlers that the runtime can serve before the plan, and not after it."""
     drifted: tuple[str, ...] = ()
     """The host paths that changed on the node since kata-node placed them, and that the plan repairs."""
+    tried_config: TriedConfig | None = None
+    """The configuration that the runtime gets, if the node records a refusal of it."""
+    other_install_dirs: tuple[str, ...] = ()
+    """The install dirs of other programs that the runtime's configuration names after the plan."""
     is_forecast: bool = False
     """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
 
@@ -198,13 +203,14 @@ class RemoveLeftovers(_Bookkeeping):
 
 @dataclass(frozen=True)
 class RemoveReceipt(_Bookkeeping):
-    """Remove the record of the last run, then the backups, then the receipt with its reserve."""
+    """Remove the records of the last run and of a refusal, the backups, and the receipt with its reserve."""
 
     install_dir: str
 
     def apply(self, clients: Clients) -> None:
         """Remove the files, and their directories if they have no foreign files."""
         last_run.remove(clients.root, self.install_dir)
+        refusal.remove(clients.root, self.install_dir)
         receipts.remove_backups(clients.root, self.install_dir)
         clients.root.remove_dir(receipts.backups(self.install_dir))
         reserve.forget(clients.root, receipts.path(self.install_dir))

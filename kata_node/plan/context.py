@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Receipt
+from kata_node.plan.report import StageReport
 from kata_node.settings.model import Settings
 
 
@@ -34,8 +35,12 @@ class Options:
     """Whether to remove handlers after that time although pods run on them."""
     ignore_unread_config: bool = False
     """Whether to install although the runtime does not start with files that it has not read yet."""
+    retry_refused: bool = False
+    """Whether to try a configuration again that the runtime of this node refused."""
     node_name: str = ""
     expected_machine_id: str = ""
+    reports: Path | None = None
+    """The directory in which the containers of a node Job share the reports of their stages."""
     has_host_root: bool = False
     """Whether the node's root directory is mounted; the container that sets labels does not have it."""
 
@@ -50,3 +55,5 @@ class StageContext:
     options: Options
     since: float = field(default_factory=time.monotonic)
     """The start of the stage, from :func:`time.monotonic`."""
+    earlier: tuple[StageReport, ...] = ()
+    """The reports of the stages that ran before this one in the same process."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from kata_node.errors import KataNodeError, UnfitNodeError
+from kata_node.errors import IneligibleNodeError, KataNodeError, UnfitNodeError, UsageError
 from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class StageReport:
     checks: tuple[Finding, ...] = ()
     left_out: tuple[str, ...] = ()
     """The shims that the settings enable and this node does not get."""
+    other_install_dirs: tuple[str, ...] = ()
+    """The install dirs of other programs that the runtime's configuration names after a revert."""
     seconds: float = 0.0
     error: Problem | None = None
     preview: Preview | None = None
@@ -97,6 +99,23 @@ class StageReport:
     def exit_code(self) -> int:
         """The exit code of the process if this is the last stage."""
         return self.error.exit_code if self.error else 0
+
+
+def problem_of_findings(checks: Sequence[Finding]) -> Problem | None:
+    """Return the error of all findings that failed; ``None`` if none did."""
+    failed = [check for check in checks if check.status == "fail"]
+    if not failed:
+        return None
+    what = "; ".join(f"{check.name}: {check.reason}" for check in failed)
+    hint = "; ".join(check.remedy for check in failed if check.remedy)
+    kind: type[KataNodeError] = (
+        IneligibleNodeError if any(check.permanent for check in failed) else KataNodeError
+    )
+    if any(check.unfit for check in failed):
+        kind = UnfitNodeError
+    elif all(check.usage for check in failed):
+        kind = UsageError
+    return Problem.from_error(kind(what, hint=hint))
 
 
 def to_json(reports: Sequence[StageReport]) -> dict[str, Any]:
@@ -216,8 +235,9 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
             return None
         notes = tuple(foreign_words(str(note)) for note in document.get("notes", ()))
         left_out = tuple(map(str, document.get("left_out", ())))
+        others = tuple(map(str, document.get("other_install_dirs", ())))
         summary = foreign_words(str(document["summary"]))
-        return StageReport(stage, outcome, summary, notes=notes, left_out=left_out)
+        return StageReport(stage, outcome, summary, (), notes, (), left_out, others)
     except (LookupError, TypeError, ValueError) as error:
         log.debug("%s is not a stage report: %s", path, error)
         return None
@@ -237,6 +257,8 @@ def termination_message(report: StageReport) -> bytes:
         message["error"] = report.error.to_json()
     if report.left_out:
         message["left_out"] = list(report.left_out)
+    if report.other_install_dirs:
+        message["other_install_dirs"] = list(report.other_install_dirs)
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed

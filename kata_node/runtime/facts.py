@@ -13,6 +13,7 @@ from kata_node.errors import CriError
 from kata_node.host import kernel, reserve
 from kata_node.host.files import FileState, missing_dirs
 from kata_node.plan import receipt as receipts
+from kata_node.plan import refusal as refusals
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
 from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
+    from kata_node.plan.refusal import Refusal
     from kata_node.settings.model import Settings
 
 LIST_TIMEOUT = 30.0  # seconds to list the pods of a node, at most some hundreds
@@ -98,6 +100,10 @@ class RuntimeFacts:
     """Files that an interrupted run left a reserve of (see ``host.reserve``)."""
     other_writers: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(path, sha256 of the content that another installation last wrote there) -> its name."""
+    has_state_dir: bool = False
+    """Whether the install dir has the directory of a receipt, even if the receipt is lost."""
+    refusal: Refusal | None = None
+    """The configuration that this node's runtime refused last. Only for an install."""
     settings: Settings | None = None
     """The settings without the shims that this node cannot serve; ``None`` if it can serve all."""
 
@@ -252,6 +258,8 @@ def _gather_facts(context: StageContext, *, for_revert: bool) -> RuntimeFacts:
             for other in receipts.other_receipts(root, receipt.install_dir)
             for file in (other.cri.files if other.cri else ())
         },
+        root.is_dir(receipts.directory(receipt.install_dir)),
+        None if for_revert or options.retry_refused else refusals.load(root, receipt.install_dir),
     )
 
 

@@ -33,6 +33,25 @@ from kata_node.runtime.model.config import (
 from kata_node.toml.edit import BrokenTomlError
 
 
+def has_traces(facts: RuntimeFacts, receipt: Receipt) -> bool:
+    """Return whether a receipt, or what is left without it, shows that the installation is on this node."""
+    if receipt.artifacts is not None or receipt.cri is not None or facts.has_state_dir or facts.reserves:
+        return True
+    for location in facts.config.drop_in_locations():
+        drop_in = facts.files.get(location.drop_in)
+        if (
+            drop_in
+            and is_written_by_us(drop_in.content)
+            and is_drop_in_of(receipt.install_dir, drop_in.content)
+        ):
+            return True
+    shared = ((path, facts.files.get(path)) for path in facts.config.shared_paths())
+    return any(
+        state is not None and facts.config.without_entry(path, state.content) != state.content
+        for path, state in shared
+    )
+
+
 def removal_changes(facts: RuntimeFacts, receipt: Receipt) -> tuple[list[FileChange], list[str]]:
     """Return the change that removes our entry from each file, and a note for each edited file.
 

@@ -120,7 +120,7 @@ class RestartRuntime:
         if self.may_be_down and before.active_state == "inactive":
             self._record_proof(clients, None)
             return
-        proof, previous_invocation = self, ""
+        proof, previous_invocation, started = self, "", time.monotonic()
         if self._is_restart_due(clients, before):
             self._refuse_broken_config(clients)
             with continued_on_a_full_disk(self.record_is_optional):
@@ -128,12 +128,29 @@ class RestartRuntime:
             if invocation := self._reload(clients, before, deadline):
                 self._record_proof(clients, invocation)
                 return
-            clients.systemd().restart(self.unit, self.timeout)
+            started = time.monotonic()
+            try:
+                clients.systemd().restart(self.unit, self.timeout)
+            except SystemdError as error:
+                error.is_refusal = self._has_exited(clients, error, started)
+                raise
             previous_invocation = before.invocation_id
         elif self.restart == "if-read":
             proof = dataclasses.replace(self, expected_handlers=(), removed_handlers=())
-        after = proof._wait_for_proof(clients, deadline, PATIENCE, previous_invocation=previous_invocation)
+        after = proof._wait_for_proof(
+            clients, deadline, PATIENCE, previous_invocation=previous_invocation, started=started
+        )
         self._record_proof(clients, after)
+
+    def _has_exited(self, clients: Clients, error: SystemdError, started: float) -> bool:
+        """Return whether a failed restart shows that the runtime ended by itself, see :func:`_has_exited`."""
+        if getattr(error, "result", "failed") != "failed":
+            return False
+        try:
+            unit = clients.systemd().unit(self.unit)
+        except SystemdError:
+            return False
+        return _has_exited(unit, started)
 
     def _record_proof(self, clients: Clients, invocation: str | None) -> None:
         """Save the receipt after the proof with ``invocation``; with ``None``, without it and the boot id."""
@@ -254,12 +271,19 @@ class RestartRuntime:
         return True
 
     def _wait_for_proof(
-        self, clients: Clients, deadline: float, patience: float, *, previous_invocation: str
+        self,
+        clients: Clients,
+        deadline: float,
+        patience: float,
+        *,
+        previous_invocation: str,
+        started: float = 0.0,
     ) -> str:
         """Wait until the runtime serves as expected; return its invocation.
 
-        ``deadline`` is a time of :func:`time.monotonic`, ``patience`` the seconds that wrong answers may
-        last. Raises :class:`SystemdError` or :class:`CriError` when the proof fails.
+        ``deadline`` and ``started``, the time of the restart, are times of :func:`time.monotonic`.
+        ``patience`` is for how many seconds wrong answers may last. Raises :class:`SystemdError` or
+        :class:`CriError` when the proof fails.
         """
         from kata_node.host.cri import Reason
 
@@ -267,11 +291,13 @@ class RestartRuntime:
         while True:
             unit = clients.systemd().unit(self.unit)
             if unit is None or unit.active_state == "failed":
-                raise SystemdError(
+                stopped = SystemdError(
                     "the container runtime did not start",
                     where=self.unit,
                     hint=f"run `{journal_command(self.unit)}` on the node to see why",
                 )
+                stopped.is_refusal = _has_exited(unit, started)
+                raise stopped
             error: CriError | None
             try:
                 handlers = self._served_handlers(clients, max(0.1, deadline - time.monotonic()))
@@ -279,24 +305,38 @@ class RestartRuntime:
                 hint = f"{answer.hint}; run `{journal_command(self.unit)}` on the node"
                 error = CriError(answer.what, where=answer.where, hint=hint.removeprefix("; "))
                 # A socket without a listener is not a wrong answer: the runtime is still starting.
-                answered = getattr(answer, "reason", None) in (Reason.NO_CRI, Reason.ERROR)
+                reason = getattr(answer, "reason", None)
+                answered = reason in (Reason.NO_CRI, Reason.ERROR)
+                error.is_refusal = reason is Reason.NO_CRI and _is_new(unit, previous_invocation)
             else:
                 error, answered = (
                     _handler_error(self.unit, handlers, self.expected_handlers, self.removed_handlers)
                     or self._use_error(clients, max(0.1, deadline - time.monotonic())),
                     True,
                 )
-                if (
-                    error is None
-                    and unit.active_state == "active"
-                    and unit.invocation_id != previous_invocation
-                ):
+                if error is not None:
+                    error.is_refusal = _is_new(unit, previous_invocation)
+                elif _is_new(unit, previous_invocation):
                     return unit.invocation_id
             now = time.monotonic()
             wrong_since = (wrong_since or now) if answered and error is not None else 0.0
             if now >= deadline or (wrong_since and now - wrong_since >= patience):
                 raise error or CriError("the container runtime did not restart in time", where=self.unit)
             time.sleep(POLL)
+
+
+def _is_new(unit: Unit, previous_invocation: str) -> bool:
+    return unit.active_state == "active" and unit.invocation_id != previous_invocation
+
+
+def _has_exited(unit: Unit | None, started: float) -> bool:
+    """Return whether the runtime's own process started after ``started`` and ended with an error code.
+
+    A signal, a timeout, a full memory and another command of the unit say nothing about the configuration.
+    """
+    if unit is None or unit.result != "exit-code":
+        return False
+    return unit.main_start_monotonic_usec >= started * 1e6
 
 
 def _handler_error(

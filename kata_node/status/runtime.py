@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from kata_node.host.journal import journal_command
 from kata_node.plan.context import StageContext
 from kata_node.runtime.config_selection import config_for
 from kata_node.runtime.identify import find_distribution_runtime, find_unit
+from kata_node.runtime.install_dirs import named_install_dirs
 from kata_node.runtime.model.config import StartProblem
 from kata_node.settings.model import DEFAULT_INSTANCE
 from kata_node.status.model import RuntimeStatus
@@ -67,7 +67,7 @@ def _read_config(
         config = config_for(receipt, suffix, runtime, distribution_runtime)
         files = config.read_files(root.read, root.glob)
         for content in files.values():
-            for install_dir, is_ours in _install_dirs(content).items():
+            for install_dir, is_ours in named_install_dirs(content).items():
                 install_dirs[install_dir] = is_ours or install_dirs.get(install_dir, False)
         problems = config.check(files, own_paths=(), handlers=(), labels={}, exists=root.exists)
     except KataNodeError as error:
@@ -148,19 +148,6 @@ def _down(status: RuntimeStatus, unit: Unit) -> RuntimeStatus:
     elif unit.active_state == "failed":
         remedy = f"{remedy}; if it fails again, see why: `{journal_command(unit.name)}`"
     return replace(status, error=f"{unit.name} is {unit.active_state}{result}", remedy=remedy, is_down=True)
-
-
-_SHIM_PATH = re.compile(rb'"((?:/[^"/]+)*/opt/kata(?:-[^"/]+)?)/(?:runtime-rs/)?bin/containerd-shim-kata-v2"')
-_IMPORT_PATH = re.compile(rb'["\']((?:/[^"\'/]+)*/opt/kata(?:-[^"\'/]+)?)/containerd/config\.d/\*\.toml["\']')
-"""Only kata-node imports a directory of the install dir by a glob."""
-
-
-def _install_dirs(content: bytes) -> dict[str, bool]:
-    """Return the install dirs that a configuration file names, and whether kata-node wrote that."""
-    is_ours = b"kata-node" in content  # in the first line of a drop-in, and in the markers of a block
-    shims = dict.fromkeys(_SHIM_PATH.findall(content), is_ours)
-    imports = dict.fromkeys(_IMPORT_PATH.findall(content), True)
-    return {path.decode(errors="replace"): ours for path, ours in (shims | imports).items()}
 
 
 def _sentence(error: KataNodeError) -> str:

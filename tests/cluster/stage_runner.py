@@ -156,6 +156,12 @@ class StageRunner:
         return {key: value for key, value in labels.items() if "katacontainers.io/" in key}
 
     @property
+    def annotations(self) -> dict[str, str]:
+        """The Kata annotations of the Node."""
+        annotations = self.node_writer.node(self.name)["metadata"].get("annotations", {})
+        return {key: value for key, value in annotations.items() if "katacontainers.io/" in key}
+
+    @property
     def version(self) -> str:
         """The Node's resourceVersion, which changes with every write."""
         return str(self.node_writer.node(self.name)["metadata"]["resourceVersion"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from cluster.control_plane import Cluster
 from cluster.faulty_proxy import UNLIMITED, Fault
 from cluster.node_writers import NodeHistory
 from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, LABELED, SHARED_LABEL, StageRunner
+from kata_node.cluster.labels import SETTER_ANNOTATION
 from node.cache import CHECKOUT
 from node.commands import RunningCommand, describe_result
 
@@ -56,6 +58,9 @@ def test_the_labels_show_the_node_through_the_whole_life_of_an_installation(
     [
         pytest.param({}, CLAIMED, id="fresh"),
         pytest.param({SHARED_LABEL: "false"}, CLAIMED, id="mark lost"),
+        pytest.param(
+            {SHARED_LABEL: "true"}, {SHARED_LABEL: "true", DEFAULT: "false"}, id="another program serves"
+        ),
         pytest.param({DEFAULT: "false"}, CLAIMED, id="shared label lost"),
         pytest.param({SHARED_LABEL: "", DEFAULT: ""}, CLAIMED, id="labels of no meaning"),
         pytest.param(
@@ -99,10 +104,36 @@ def test_the_shared_label_follows_the_remaining_installation_labels(
     assert stage_runner.labels == ({SHARED_LABEL: shared, **others} if shared else {})
 
 
-def test_unclaim_removes_a_shared_label_without_any_installation_label(stage_runner: StageRunner) -> None:
+def test_a_node_that_only_another_program_labeled_is_left_alone(stage_runner: StageRunner) -> None:
     stage_runner.register({SHARED_LABEL: "true"})
+    version = stage_runner.version
+    for stage in ("unlabel", "unclaim"):
+        assert "not ours" in stage_runner.run(stage, AT_ONCE).succeeded().summary
+    assert (stage_runner.labels, stage_runner.version) == ({SHARED_LABEL: "true"}, version)
+
+
+def test_a_shared_label_of_another_program_stays_after_a_whole_life_beside_it(
+    stage_runner: StageRunner,
+) -> None:
+    stage_runner.register({SHARED_LABEL: "true"})
+    stage_runner.run("claim").succeeded()
+    assert stage_runner.annotations == {SETTER_ANNOTATION: "other"}
+    for stage in ("label", "unlabel"):
+        stage_runner.run(stage, AT_ONCE).succeeded()
+        assert stage_runner.labels[SHARED_LABEL] == "true"
     stage_runner.run("unclaim", AT_ONCE).succeeded()
-    assert stage_runner.labels == {}
+    assert (stage_runner.labels, stage_runner.annotations) == ({SHARED_LABEL: "true"}, {})
+
+
+@pytest.mark.parametrize("others", [["/opt/kata"], []], ids=["another program", "alone"])
+def test_unclaim_goes_by_what_the_stages_on_the_node_found(
+    stage_runner: StageRunner, tmp_path: Path, others: list[str]
+) -> None:
+    stage_runner.register({SHARED_LABEL: "false"})  # somebody removed the installation label
+    report = {"stage": "revert-cri", "outcome": "done", "summary": "", "other_install_dirs": others}
+    (tmp_path / "revert-cri.json").write_text(json.dumps(report))
+    stage_runner.run("unclaim", AT_ONCE, f"--reports={tmp_path}").succeeded()
+    assert stage_runner.labels == ({SHARED_LABEL: "true"} if others else {})
 
 
 def test_labels_that_are_restored_after_their_removal_are_removed_again(stage_runner: StageRunner) -> None:
@@ -185,10 +216,11 @@ print(f"\\n{mark}")
 """
 
 
+@pytest.mark.parametrize("by_another_program", [False, True], ids=["alone", "beside another program"])
 def test_the_labels_are_correct_at_every_moment_while_installations_change_concurrently(
-    stage_runner: StageRunner, cluster: Cluster
+    stage_runner: StageRunner, cluster: Cluster, *, by_another_program: bool
 ) -> None:
-    stage_runner.register()
+    stage_runner.register({SHARED_LABEL: "true"} if by_another_program else None)
     environment = {
         **cluster.environment(),
         "KUBECONFIG": str(stage_runner.kubeconfig),
@@ -220,6 +252,7 @@ def test_the_labels_are_correct_at_every_moment_while_installations_change_concu
     for state in history.states:
         there = [value for key, value in state["labels"].items() if key.startswith(INSTALLATION_LABEL_PREFIX)]
         says = None if not there else "true" if "true" in there else "false"
+        says = "true" if by_another_program else says
         assert state["labels"].get(SHARED_LABEL) == says, json.dumps(state, indent=2)
     marks = {}
     for instance, each in done.items():
@@ -228,4 +261,6 @@ def test_the_labels_are_correct_at_every_moment_while_installations_change_concu
         if mark != "None":
             marks[f"{INSTALLATION_LABEL_PREFIX}{instance}"] = mark
     assert {key: value for key, value in stage_runner.labels.items() if key != SHARED_LABEL} == marks
+    setter = {SETTER_ANNOTATION: "other" if by_another_program else "kata-node"} if marks else {}
+    assert stage_runner.annotations == setter
     assert stage_runner.proxy.count("PATCH", 409) > 0  # there were conflicts

@@ -31,6 +31,7 @@ from cluster.labeller import (
     taints,
     worker,
 )
+from kata_node.cluster.labels import SETTER_ANNOTATION
 from node.cache import CHECKOUT
 from node.commands import describe_result, wait_until
 
@@ -69,11 +70,13 @@ def test_the_labels_can_be_claimed_set_withdrawn_and_removed(labeller: ApiCaller
     ):
         version = labeller.node(node)["metadata"]["resourceVersion"]
         patch = labels(shared=shared, own=own)
-        patch["metadata"]["resourceVersion"] = version
+        setter = shared and ("kata-node" if own else "other")
+        patch["metadata"] |= {"resourceVersion": version, "annotations": {SETTER_ANNOTATION: setter}}
         answer = labeller.patch(node, patch)
         assert answer.status == 200, answer.message
         now = answer.body["metadata"]["labels"]
         assert (now.get(SHARED_LABEL), now.get(f"{INSTALLATION_LABEL_PREFIX}default")) == (shared, own)
+        assert answer.body["metadata"]["annotations"].get(SETTER_ANNOTATION) == setter
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,8 @@ def test_the_installation_label_can_be_unfit_and_the_shared_label_cannot(
 
 ONLY_LABELS = f"this account may change only the labels {SHARED_LABEL} and {INSTALLATION_LABEL_PREFIX}"
 ONLY_VALUES = " to true or false, or remove them"
-ONLY_METADATA = "this account may change only the labels in a Node's metadata, not "
+ONLY_METADATA = "this account may change only labels and annotations in a Node's metadata, not "
+ONLY_ANNOTATION = f"this account may change only the annotation {SETTER_ANNOTATION} of a Node, not "
 ONLY_AS_KATA_NODE = "only as the component kata-node"
 NO_NEW_TAINTS = "this account may not add or change taints of a Node"
 ONLY_STARTUP = "this account may remove only the taints of a Node that startupTaints lists"
@@ -286,10 +290,13 @@ def busy(cluster: Cluster, installation: LabellerRelease) -> tuple[str, ApiCalle
         pytest.param(labels(own="True"), ONLY_VALUES, id="its mark set to True"),
         pytest.param(labels(own=""), ONLY_VALUES, id="its mark set to nothing"),
         pytest.param(
-            {"metadata": {"annotations": {"a": "b"}}}, f"{ONLY_METADATA}annotations", id="an annotation added"
+            {"metadata": {"annotations": {"a": "b"}}}, f"{ONLY_ANNOTATION}a", id="an annotation added"
         ),
+        pytest.param({"metadata": {"annotations": None}}, ONLY_ANNOTATION, id="annotations removed"),
         pytest.param(
-            {"metadata": {"annotations": None}}, f"{ONLY_METADATA}annotations", id="annotations removed"
+            {"metadata": {"annotations": {SETTER_ANNOTATION: "somebody"}}},
+            f"may set the annotation {SETTER_ANNOTATION} only to kata-node or other",
+            id="another value of the annotation",
         ),
         pytest.param(
             {"metadata": {"finalizers": ["example.org/guard", "example.org/more"]}},

@@ -13,6 +13,8 @@ from kata_node.dispatcher.template import Owner, Template, Templates
 
 LABELS = {"app.kubernetes.io/instance": "mine"}
 INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
+SERVING = {INSTALLATION_LABEL: "true", "katacontainers.io/kata-runtime": "true"}
+"""The labels of a node on which the installation serves."""
 
 
 def template(image: str = "kata", **spec: Any) -> Template:

@@ -11,8 +11,8 @@ from dispatcher.fake_api_server import FakeApiServer, FakeClock, Object
 from dispatcher.harness import (
     CLEANUP,
     CONFIG,
-    INSTALLATION_LABEL,
     LABELS,
+    SERVING,
     dispatch,
     for_all_runtimes,
     leave_unfinished_run,
@@ -447,7 +447,7 @@ def test_a_reconciling_run_creates_no_job_for_a_node_that_serves_meanwhile(
     workers(api, 2)
 
     def created(job: Object) -> None:
-        api.nodes["n1"]["metadata"]["labels"][INSTALLATION_LABEL] = "true"
+        api.nodes["n1"]["metadata"]["labels"].update(SERVING)
         api.finish(job["metadata"]["name"])
 
     api.on_create = created

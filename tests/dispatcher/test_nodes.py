@@ -12,6 +12,7 @@ from dispatcher.harness import (
     CLEANUP,
     CONFIG,
     INSTALLATION_LABEL,
+    SERVING,
     dispatch,
     for_all_runtimes,
     leave_unfinished_run,
@@ -522,10 +523,11 @@ def test_a_node_that_is_no_longer_selected_gets_the_cleanup_job_of_its_runtime(a
 def test_with_skip_serving_nodes_that_serve_get_no_job(api: FakeApiServer) -> None:
     api.node("new")
     api.node("half", labels={INSTALLATION_LABEL: "false"})
-    api.node("old", labels={INSTALLATION_LABEL: "true"})
+    api.node("old", labels=SERVING)
+    api.node("taken", labels={INSTALLATION_LABEL: "true"})  # another program removed the shared label
     result = dispatch(api, replace(CONFIG, skip_serving=True))
-    assert outcomes(result) == {"new": "done", "half": "done", "old": "unchanged"}
-    assert api.made == ["half", "new"]
+    assert outcomes(result) == {"new": "done", "half": "done", "old": "unchanged", "taken": "done"}
+    assert api.made == ["half", "new", "taken"]
 
 
 def test_with_skip_serving_a_node_without_the_installation_label_gets_a_new_job_each_time(

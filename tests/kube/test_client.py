@@ -25,9 +25,11 @@ import pytest
 from certificates import MADE_UP_AUTHORITY
 from kata_node import signals
 from kata_node.cluster import labels
+from kata_node.cluster.labels import NodeState
 from kata_node.errors import IneligibleNodeError, KubeError, UsageError
 from kata_node.kube import credentials
 from kata_node.kube.client import NODE_ABSENCE_TIMEOUT, Clock, KubeClient, NodeFacts, NoSuchNodeError
+from kata_node.kube.node import MetadataChanges
 from kata_node.kube.retry import MAX_AUTH_TRIES
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
@@ -36,12 +38,12 @@ OURS = {SHARED_LABEL: "true", INSTALLATION_LABEL: "true"}
 MACHINE = "0123456789abcdef0123456789abcdef"
 
 
-def label(node: NodeFacts) -> dict[str, str | None]:
-    return labels.served(node.labels, "blue")
+def label(node: NodeFacts) -> MetadataChanges:
+    return labels.changes("served", NodeState(node.labels, node.annotations), "blue")
 
 
-def unlabel(node: NodeFacts) -> dict[str, str | None]:
-    return labels.released(node.labels, "blue")
+def unlabel(node: NodeFacts) -> MetadataChanges:
+    return labels.changes("released", NodeState(node.labels, node.annotations), "blue")
 
 
 Labels = dict[str, str]
@@ -77,6 +79,7 @@ class Api:
         self.name = "n1"
         self.present = True
         self.labels: Labels = {"kubernetes.io/hostname": "n1"}
+        self.annotations: dict[str, str] = {}
         self.status: dict[str, Any] = {
             "conditions": [{"type": "DiskPressure", "status": "False"}, {"type": "Ready", "status": "True"}],
             "nodeInfo": {"machineID": MACHINE},
@@ -133,6 +136,8 @@ class Api:
         metadata: dict[str, Any] = {"name": self.name, "resourceVersion": str(self.version)}
         if self.labels:
             metadata["labels"] = self.labels
+        if self.annotations:
+            metadata["annotations"] = self.annotations
         # "taints" has a wrong type: a field that the test does not read must not matter.
         node = {"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": {"taints": "new"}}
         return json.dumps(node | {"status": self.status}).encode()
@@ -148,7 +153,9 @@ class Api:
         if metadata.get("resourceVersion") != str(self.version):
             return 409, status_object(409, "the object has been modified", "Conflict")
         self.writes += 1
-        self.write(metadata["labels"])
+        annotations = {**self.annotations, **metadata.get("annotations", {})}
+        self.annotations = {key: value for key, value in annotations.items() if value is not None}
+        self.write(metadata.get("labels", {}))
         return 200, self.node()
 
 
@@ -368,12 +375,20 @@ def test_releasing_a_node_removes_the_label_keys(kube: KubeClient, api: Api) -> 
     assert api.labels == {"kubernetes.io/hostname": "n1"}
 
 
+def test_labels_and_annotations_change_in_one_request(kube: KubeClient, api: Api) -> None:
+    api.annotations = {"example.com/own": "stays"}
+    kube.ensure_labels("n1", label, window=3, timeout=60)
+    assert api.annotations == {"example.com/own": "stays", labels.SETTER_ANNOTATION: "kata-node"}
+    kube.ensure_labels("n1", unlabel, window=3, timeout=60)
+    assert (api.annotations, api.writes) == ({"example.com/own": "stays"}, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "node_labels"),
     [pytest.param(label, OURS, id="label"), pytest.param(unlabel, {}, id="unlabel")],
 )
 def test_a_node_with_the_wanted_labels_is_not_changed(
-    kube: KubeClient, api: Api, change: Callable[[NodeFacts], Mapping[str, str | None]], node_labels: Labels
+    kube: KubeClient, api: Api, change: Callable[[NodeFacts], MetadataChanges], node_labels: Labels
 ) -> None:
     api.labels |= node_labels
     kube.ensure_labels("n1", change, window=3, timeout=60)

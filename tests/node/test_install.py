@@ -157,6 +157,28 @@ def test_a_broken_user_drop_in_is_rolled_back_and_the_runtime_serves(ready: Node
     assert kata_handlers(ready) == HANDLERS
 
 
+def test_a_refused_configuration_is_not_tried_again_until_its_value_changes(ready: Node) -> None:
+    broken = {**VALUES, "containerd": {"userDropIn": NO_CRI}}
+    assert ready.kata_node("install", config=broken, payload=PAYLOAD).returncode == 4
+    starts, before = ready.activations(UNIT), ready.snapshot("/etc", "/opt")
+    again = ready.kata_node("install", config=broken, payload=PAYLOAD)
+    assert again.returncode == 4, again.stdout + again.stderr
+    assert "refused this configuration at" in again.stdout
+    assert "--retry-refused" in again.stdout
+    plan = ready.kata_node("plan", config=broken, payload=PAYLOAD)
+    assert "refused this configuration at" in plan.stdout
+    assert ready.activations(UNIT) == starts
+    assert [
+        each for each in changes(before, ready.snapshot("/etc", "/opt")) if "last-run" not in str(each)
+    ] == []
+    by_hand = ready.kata_node("install", "--retry-refused", config=broken, payload=PAYLOAD)
+    assert by_hand.returncode == 4, by_hand.stdout + by_hand.stderr
+    assert ready.activations(UNIT) == starts + 2
+    install(ready)
+    assert kata_handlers(ready) == HANDLERS
+    assert not (ready.root / "opt/kata/.kata-node/refused.json").exists()
+
+
 def test_a_broken_update_is_rolled_back_to_the_previous_handlers(ready: Node) -> None:
     install(ready)
     before = ready.snapshot("/etc", "/opt/kata/containerd")

@@ -84,6 +84,7 @@ def run(
     ignore_pods: bool = False,
     startup_taints: str = "",
     has_host_root: bool = False,
+    retry_refused: bool = False,
     report: Callable[[StageReport], None] = lambda _: None,
     invocation: Invocation = NOT_TYPED,
     **values: str,
@@ -103,6 +104,7 @@ def run(
         stable_for=0,
         expected_machine_id=machine_id,
         has_host_root=has_host_root,
+        retry_refused=retry_refused,
     )
     clients = node.clients()
     parameters = pipeline.Run(loaded, options, clients, lock_timeout, dry_run, report, invocation)

@@ -63,6 +63,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 katacontainers.io/kata-runtime
 {{- end -}}
 
+{{- /* The annotation of a Node that says who set the shared label: `kata-node` or `other`. */ -}}
+{{- define "kata-deploy.setterAnnotation" -}}
+katacontainers.io/kata-runtime-set-by
+{{- end -}}
+
 {{- /* The installation label: the state of this installation on a node. */ -}}
 {{- define "kata-deploy.installationLabel" -}}
 kata-deploy.katacontainers.io/{{ include "kata-deploy.instance" . }}

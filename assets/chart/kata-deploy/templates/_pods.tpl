@@ -221,11 +221,12 @@ spec:
   ttlSecondsAfterFinished: {{ include "kata-deploy.nodeJobTTL" $root }}
   podFailurePolicy:
     rules:
-      # Exit code 3: this node cannot run Kata. Exit code 2: the settings are wrong. A retry would fail again.
+      # Exit code 2: the settings are wrong. Exit code 3: this node cannot run Kata. A retry would fail again. Exit code
+      # 4: the change was rolled back. A retry could restart the container runtime twice for each try.
       - action: FailJob
         onExitCodes:
           operator: In
-          values: [2, 3]
+          values: [2, 3, 4]
       # The pod was evicted or preempted. That does not count as a failure of the node.
       - action: Ignore
         onPodConditions:
