@@ -151,7 +151,7 @@ def test_kata_is_removed_after_the_objects_were_deleted_without_hooks(release: S
     release.apply(absent)
     assert release.labeled == set()
     release.delete(absent)
-    assert release.uids("jobs", "configmaps").values() <= {"kube-root-ca.crt"}
+    assert set(release.uids("jobs", "configmaps").values()) <= {"kube-root-ca.crt"}
 
 
 def test_helm_removes_kata_with_an_upgrade_and_the_uninstall_has_nothing_left_to_do(
