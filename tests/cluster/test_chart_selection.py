@@ -151,7 +151,9 @@ def test_an_uninstall_selects_by_the_affinity_instead_of_the_default_label(clust
         pytest.param(affinity(), "nodeSelectorTerms: has no requirement", id="no term"),
         pytest.param(affinity({}), "nodeSelectorTerms: has no requirement", id="an empty term"),
         pytest.param(
-            affinity({"matchExpression": []}), "matchExpression: is not a key of a term", id="a typing error"
+            affinity({"matchExpression": []}),
+            "additional properties 'matchExpression' not allowed",
+            id="a typing error",
         ),
         pytest.param(
             affinity(term(needs("a", "In"))),

@@ -17,15 +17,14 @@ from cluster import values_table
 from cluster.chart_objects import JOB, dry_run, kind, node_jobs, one
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
+from kata_node.settings.load import read_settings
 from node.cache import CHECKOUT
 from node.commands import CommandResult
 from node.installation import make_payload
+from node.whole_values import FILES, LEFT_OUT, SERVED, node_values
 
-FILES = {path.name: path for path in sorted((CHECKOUT / "tests/chart").glob("public_chart*.yaml"))}
 MODES = {"daemonset": {"deploymentMode": "daemonset"}, "job": JOB}
 RUNTIMES = ("containerd://1.6.20", "containerd://1.7.24", "containerd://2.1.9", "cri-o://1.36.3")
-SERVED = {"containerd": 11, "cri-o": 21}
-"""Handlers on amd64. containerd has no nydus, which confidential shims need; CRI-O needs none."""
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +61,12 @@ def test_a_whole_file_renders_and_its_nodes_install(
     assert not {"kata-fc", "kata-remote", "kata-stratovirt"} & classes
     values = tmp_path / "values.yaml"
     values.write_text(one(rendered, "ConfigMap", "-node")["data"]["values.yaml"])
+    # helm keeps some nulls, which mean the same as no key.
+    by_helm, by_tests = (
+        read_settings(each, overrides={}, arch="x86_64")
+        for each in (yaml.safe_load(values.read_text()), node_values(FILES[name]))
+    )
+    assert by_helm == by_tests
     for runtime in RUNTIMES if mode == "job" else RUNTIMES[2:3]:
         root = tmp_path / runtime.replace("/", "-")
         (root / "opt").mkdir(parents=True)
@@ -77,6 +82,8 @@ def test_a_whole_file_renders_and_its_nodes_install(
         assert (checked["code"], done["code"]) == (0, 0), (checked, done)
         receipt = json.loads((root / "opt/kata/.kata-node/receipt.json").read_text())
         assert len(receipt["cri"]["handlers"]) == SERVED[kind_of_runtime]
+        left_out = next(stage.get("left_out", ()) for stage in done["stages"] if stage["stage"] == "cri")
+        assert (set(left_out) > LEFT_OUT) == (kind_of_runtime == "containerd")
         assert run_node(root, payload, values, runtime, "plan")["code"] == 0
 
 

@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from node.cache import CHECKOUT
+from node import crio
 from node.conftest import BootNode
 from node.installation import PAYLOAD, WATCHED, assert_nothing_to_do, fake_kvm, kata_handlers, make_payload
 from node.snapshot import changes
-
-CHART = CHECKOUT / "assets/chart/kata-deploy"
-CHART_KEYS = ("containerd", "customRuntimes", "debug", "defaultShim", "env", "snapshotter", "startupTaints")
-"""The keys that the chart passes to the nodes, in addition to the shims."""
-SERVED = 11
-"""The handlers that need no snapshotter of their own, on amd64."""
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge values as helm does: a null removes the key."""
-    both = dict(below)
-    for key, value in above.items():
-        if value is None:
-            both.pop(key, None)
-        else:
-            both[key] = merged(below.get(key) or {}, value) if isinstance(value, dict) else value
-    return both
-
-
-def node_values(name: str) -> dict[str, Any]:
-    """Return the values that a node gets from the whole file ``name`` of tests/chart."""
-    files = (CHART / "values.yaml", CHECKOUT / "tests/chart" / name)
-    below, above = (yaml.safe_load(path.read_text()) for path in files)
-    values = merged(below, above)
-    shims = {
-        name: {key: value for key, value in shim.items() if key != "runtimeClass"}
-        for name, shim in values["shims"].items()
-        if isinstance(shim, dict)
-    }
-    return {**{key: values[key] for key in CHART_KEYS}, "shims": {**shims, "disableAll": False}}
+from node.whole_values import FILES, LEFT_OUT, SERVED, node_values
 
 
 @pytest.fixture(scope="session")
@@ -54,18 +22,18 @@ def all_shims(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie", "forky"])
-@pytest.mark.parametrize("name", ["public_chart.yaml", "public_chart_newest.yaml"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_whole_values_file_is_installed_without_the_shims_that_the_node_cannot_serve(
     boot_node: BootNode, all_shims: Path, suite: str, name: str
 ) -> None:
     node = fake_kvm(boot_node(suite))
     node.mount(all_shims, PAYLOAD)
     before = node.snapshot(*WATCHED)
-    values = {**node_values(name), "debug": True}
+    values = {**node_values(FILES[name]), "debug": True}
     done = node.kata_node("install", "--output=json", config=values, payload=PAYLOAD, check=True)
     cri = next(stage for stage in json.loads(done.stdout)["stages"] if stage["stage"] == "cri")
-    assert {"qemu-coco-dev", "qemu-snp", "qemu-tdx-runtime-rs"} < set(cri["left_out"])
-    assert len([each for each in kata_handlers(node) if not each.endswith("-debug")]) == SERVED
+    assert set(cri["left_out"]) > LEFT_OUT
+    assert len([each for each in kata_handlers(node) if not each.endswith("-debug")]) == SERVED["containerd"]
     dump = node.run(["containerd", "config", "dump"]).stdout
     assert 'level = "debug"' in dump.replace("'", '"')
     assert_nothing_to_do(node, config=values, payload=PAYLOAD)
@@ -94,12 +62,27 @@ def test_the_devkit_is_served_and_reverted(
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_whole_values_file_is_installed_completely_with_crio(
+    boot_node: BootNode, all_shims: Path, name: str
+) -> None:
+    node = fake_kvm(crio.boot(boot_node))
+    node.mount(all_shims, PAYLOAD)
+    before = node.snapshot(*WATCHED)
+    values = node_values(FILES[name])
+    node.kata_node("install", config=values, payload=PAYLOAD, check=True)
+    assert len(crio.handlers(node)) == SERVED["cri-o"]
+    assert node.kata_node("plan", config=values, payload=PAYLOAD).returncode == 0
+    node.kata_node("revert", config=values, check=True)
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
 def test_a_node_without_kvm_is_unfit_and_stays_as_it_was(boot_node: BootNode, all_shims: Path) -> None:
     node = boot_node("trixie")
     node.run(["rm", "-f", "/dev/kvm"])
     node.mount(all_shims, PAYLOAD)
     before = node.snapshot(*WATCHED)
-    values = node_values("public_chart.yaml")
+    values = node_values(FILES["public_chart.yaml"])
     done = node.kata_node("install", "--output=json", config=values, payload=PAYLOAD)
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["unfit"]) == (3, True)

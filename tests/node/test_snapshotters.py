@@ -28,6 +28,7 @@ from node.installation import (
 )
 from node.rootfs import PACKAGES
 from node.snapshot import changes
+from node.whole_values import EXAMPLES, node_values
 
 SNAPSHOTTER = tuple(
     Program("github.com/containerd/nydus-snapshotter", "v0.16.1", f"./cmd/{name}", ldflags="-s -w")
@@ -278,6 +279,52 @@ def test_containerd_1_6_refuses_a_snapshotter_per_handler(boot_ready: BootNode) 
     done = install(node, check=False)
     assert done.returncode == 3
     assert "1.7" in done.stdout + done.stderr
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+@pytest.mark.parametrize("suite", ["trixie", "forky"])
+def test_the_example_for_confidential_guests_is_served_with_nydus(boot_ready: BootNode, suite: str) -> None:
+    node = boot_ready(suite)
+    before = node.snapshot(*WATCHED)
+    values = node_values(EXAMPLES["try-kata-tee.values.yaml"])
+    install(node, values)
+    names = ("qemu-coco-dev", "qemu-snp", "qemu-tdx")
+    assert of_handlers(node) == {
+        f"kata-{name}{end}": "nydus" for name in names for end in ("", "-runtime-rs")
+    }
+    assert snapshotters(node)["nydus"] == "ok"
+    node.kata_node("revert", config=values, check=True)
+    assert changes(before, node.snapshot(*WATCHED)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "of_shims"),
+    [
+        ("try-kata-nvidia-cpu.values.yaml", {"cpu": "", "cpu-runtime-rs": "erofs"}),
+        (
+            "try-kata-nvidia-gpu.values.yaml",
+            {
+                "gpu": "",
+                "gpu-runtime-rs": "erofs",
+                **{f"gpu-{kind}{end}": "nydus" for kind in ("snp", "tdx") for end in ("", "-runtime-rs")},
+            },
+        ),
+    ],
+)
+def test_the_examples_for_nvidia_are_served_with_erofs(
+    boot_ready: BootNode, name: str, of_shims: Mapping[str, str]
+) -> None:
+    node = boot_ready(containerd=NEWEST, packages=(*PACKAGES, "erofs-utils"))
+    if "\terofs\n" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this machine's kernel has no erofs")
+    before = node.snapshot(*WATCHED)
+    values = node_values(EXAMPLES[name])
+    # Few machines that run tests have dm_verity, which containerd needs for it.
+    install(node, {**values, "snapshotter": {**values["snapshotter"], "erofsDmverity": False}})
+    assert of_handlers(node) == {
+        f"kata-qemu-nvidia-{shim}": snapshotter for shim, snapshotter in of_shims.items()
+    }
+    node.kata_node("revert", check=True)
     assert changes(before, node.snapshot(*WATCHED)) == []
 
 
