@@ -37,7 +37,9 @@ def read_config_file(
     """
     if digest and not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise UsageError(
-            f"{digest!r} is not a sha256 digest", where="--config-digest", hint="write 64 hexadecimal digits"
+            f"{digest!r} is not a sha256 digest",
+            where="--config-digest",
+            hint="give the sha256 digest of the file: 64 lower-case hexadecimal digits",
         )
     deadline = time.monotonic() + timeout
     waited = False

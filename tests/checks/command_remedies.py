@@ -125,7 +125,7 @@ COMMAND_CASES: tuple[Case, ...] = (
         "`--config-digest` is no digest",
         typed(*OFFLINE, "--config", VALUES, "--config-digest", "abc"),
         expect(
-            r"write 64 hexadecimal digits",
+            r"give the sha256 digest of the file: 64 lower-case hexadecimal digits",
             lambda scene, found: scene.replace_word("abc", hashlib.sha256(ORIGINAL.encode()).hexdigest()),
         ),
     ),

@@ -322,3 +322,9 @@ def test_a_file_on_the_node_cannot_write_to_the_terminal(installed: CliRunner) -
     text = installed.offline("plan").out
     assert r"-# \x1b[2J" in text
     assert "\x1b" not in text
+
+
+def test_the_help_tells_of_the_second_containerd(cli_runner: CliRunner) -> None:
+    text = " ".join(cli_runner.run("plan", "--help").out.split())
+    assert "systemd starts a second containerd beside the running one" in text
+    assert "its own root directory and its own sockets" in text

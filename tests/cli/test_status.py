@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cli.cli_runner import CONFIG, MAIN, RECEIPT, CliRunner, Result, make_live, open_cli_runner, run_as
+from cli.cli_runner import CONFIG, MAIN, RECEIPT, CliRunner, Result, make_live, open_cli_runner
 from fakes import UNIT, FakeNode
 from kata_node.cli.context import invocation_of
 from kata_node.cli.options import Common
@@ -439,7 +439,7 @@ def test_what_the_user_may_not_read_is_an_error(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(files, "read_real", deny)
-    run_as(monkeypatch, uid)
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
     result = node.type("status")
     assert (result.code, result.out) == (code, "")
     assert f"error: /{RECEIPT}: " in result.err
