@@ -36,7 +36,8 @@ def workers(machine: None) -> Iterator[Cluster]:
     """A control plane with two Nodes without machines."""
     with Cluster.start() as cluster:
         for name in sorted(NODES):
-            cluster.node(name)
+            info = {"containerRuntimeVersion": "containerd://2.3.4", "machineID": "0" * 32}
+            cluster.node(name, labels={"kubernetes.io/os": "linux"}, status={"nodeInfo": info})
         yield cluster
 
 
@@ -151,7 +152,7 @@ def test_kata_is_removed_after_the_objects_were_deleted_without_hooks(release: S
     release.apply(absent)
     assert release.labeled == set()
     release.delete(absent)
-    assert release.uids("jobs", "configmaps").values() <= {"kube-root-ca.crt"}
+    assert set(release.uids("jobs", "configmaps").values()) <= {"kube-root-ca.crt"}
 
 
 def test_helm_removes_kata_with_an_upgrade_and_the_uninstall_has_nothing_left_to_do(
