@@ -82,12 +82,12 @@ class SimulatedRelease:
 
     def apply(self, manifests: str) -> None:
         """Apply manifests as ordinary objects, and wait until all dispatchers have ended."""
-        self.kubectl("apply", "--filename=-", text=manifests)
+        self.cluster.kubectl("apply", "--filename=-", text=manifests)
         wait_until(self._is_settled, "all dispatchers have ended")
 
     def delete(self, manifests: str) -> None:
         """Delete the objects of manifests without hooks."""
-        self.kubectl("delete", "--ignore-not-found", "--filename=-", text=manifests)
+        self.cluster.kubectl("delete", "--ignore-not-found", "--filename=-", text=manifests)
 
     # --- what there is ------------------------------------------------------------------------------
 
@@ -142,11 +142,25 @@ class SimulatedRelease:
         if "deletionTimestamp" in metadata:
             server.call("DELETE", f"{path}?gracePeriodSeconds=0")
             return
+        if "batch.kubernetes.io/job-name" not in metadata["labels"]:
+            self._bind(server, pod, path)
+            return
         run = self._dispatcher if pod["spec"]["containers"][0]["name"] == "dispatcher" else self._node_job
-        if pod["status"]["phase"] != "Pending" or "batch.kubernetes.io/job-name" not in metadata["labels"]:
+        if pod["status"]["phase"] != "Pending":
             return
         if (succeeded := run(server, pod)) is not None:
             server.call("PATCH", f"{path}/status", {"status": {"phase": _PHASES[succeeded]}})
+
+    def _bind(self, server: Server, pod: Document, path: str) -> None:
+        """Bind the pod of a DaemonSet to its Node, as a scheduler does; its container never starts."""
+        if pod["spec"].get("nodeName"):
+            return
+        affinity = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        [node] = affinity["nodeSelectorTerms"][0]["matchFields"][0]["values"]
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        name = pod["metadata"]["name"]
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        server.call("POST", f"{path}/binding", body)
 
     def _node_job(self, server: Server, pod: Document) -> bool | None:
         node = pod["spec"].get("nodeName")

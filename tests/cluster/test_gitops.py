@@ -36,7 +36,8 @@ def workers(machine: None) -> Iterator[Cluster]:
     """A control plane with two Nodes without machines."""
     with Cluster.start() as cluster:
         for name in sorted(NODES):
-            cluster.node(name)
+            info = {"containerRuntimeVersion": "containerd://2.3.4", "machineID": "0" * 32}
+            cluster.node(name, labels={"kubernetes.io/os": "linux"}, status={"nodeInfo": info})
         yield cluster
 
 
