@@ -88,7 +88,10 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     if plan.actions:
         _require_restartable_unit(facts, receipt)
         tried = TriedConfig.of(
-            facts.runtime.name, str(facts.runtime.version), files_after(facts.contents, changes)
+            facts.runtime.name,
+            str(facts.runtime.version),
+            files_after(facts.contents, changes),
+            receipt.artifacts.inputs,
         )
         if facts.refusal is not None and facts.refusal.config == tried:
             raise facts.refusal.error(facts.unit)
