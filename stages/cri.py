@@ -88,9 +88,14 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     if plan.actions:
         _require_restartable_unit(facts, receipt)
         tried = TriedConfig.of(
-            facts.runtime.name, str(facts.runtime.version), files_after(facts.contents, changes)
+            facts.runtime.name,
+            str(facts.runtime.version),
+            files_after(facts.contents, changes),
+            receipt.artifacts.inputs,
         )
-        if facts.refusal is not None and facts.refusal.config == tried:
+        # A run that was interrupted, or a runtime that is down, needs the change or its rollback.
+        needs_repair = facts.handlers is None or not (receipt.cri is None or receipt.cri.state == "serving")
+        if facts.refusal is not None and facts.refusal.config == tried and not needs_repair:
             raise facts.refusal.error(facts.unit)
         plan = replace(plan, tried_config=tried)
     return replace(

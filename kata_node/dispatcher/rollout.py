@@ -11,6 +11,7 @@ from kata_node.dispatcher.config import IntOrPercent
 from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.template import Target
+from kata_node.errors import RolledBackError
 
 
 class Outcome(StrEnum):
@@ -84,6 +85,13 @@ class RolloutPlan:
     max_failures: IntOrPercent | None = None
     unfit_fails: bool = False
     """Whether a node that cannot run Kata counts as failed."""
+    stops_on_rollbacks: bool = False
+    """Whether only nodes that roll back stop it: the canary node, or more than :meth:`max_rollbacks`."""
+
+    @staticmethod
+    def max_rollbacks(total: int) -> int:
+        """Return how many of ``total`` nodes may roll back."""
+        return max(2, total // 100)
 
 
 def assign_waves(count: int, plan: RolloutPlan) -> list[int]:
@@ -114,6 +122,7 @@ class Rollout:
         self._removal_wave = end
         self._total = len(tasks)
         self._failed = 0
+        self._rolled_back = 0
         self._queues: list[deque[Task]] = [deque() for _ in range(end + bool(last))]
         for task in self.tasks:
             self._queues[task.wave].append(task)
@@ -168,7 +177,11 @@ class Rollout:
         failed = outcome is Outcome.FAILED or (outcome is Outcome.UNFIT and self.plan.unfit_fails)
         if failed and task.wave < self._removal_wave:
             self._failed += 1
-            self._check_failure_limit(canary=bool(self.plan.canary) and task.wave == 0)
+            canary = bool(self.plan.canary) and task.wave == 0
+            if self.plan.stops_on_rollbacks:
+                self._check_rollbacks(task, canary=canary)
+            else:
+                self._check_failure_limit(canary=canary)
 
     def stop(self, reason: str) -> None:
         """Start no more nodes. The reason of the first call is kept."""
@@ -210,6 +223,15 @@ class Rollout:
             self._running[task.target.name] = task
         else:
             self._running.pop(task.target.name, None)
+
+    def _check_rollbacks(self, task: Task, *, canary: bool) -> None:
+        if task.problem is None or task.problem.exit_code != RolledBackError.exit_code:
+            return
+        self._rolled_back += 1
+        if canary:
+            self.stop(f"the canary node {task.target.name} rolled back")
+        elif self._rolled_back > self.plan.max_rollbacks(self._total):
+            self.stop(f"{self._rolled_back} of {self._total} nodes rolled back")
 
     def _check_failure_limit(self, *, canary: bool) -> None:
         allowed, total = self.plan.max_failures, self._total

@@ -74,7 +74,12 @@ def _run_on_nodes(
     removed, tasks_without_job = _deselected_tasks(config, nodes, selection)
     tasks_without_job = [*_tasks_without_job(config, selection), *tasks_without_job]
     plan = RolloutPlan(
-        config.parallelism, config.canary, config.wave_size, config.max_failures, config.unfit_fails
+        config.parallelism,
+        config.canary_nodes(len(tasks)),
+        config.wave_size,
+        config.max_failures,
+        config.unfit_fails,
+        config.stops_on_rollbacks,
     )
     rollout = Rollout(tasks, plan, removed)
     _log_plan(config, selection, removed)
@@ -199,7 +204,8 @@ def _ineligible_tasks(action: Action, found: Selection) -> list[Task]:
 
 def _log_plan(config: Config, selection: Selection, removed: Sequence[Task]) -> None:
     nodes = [*selection.eligible, *(target for target, _ in selection.unready)]
-    canary = f"; canary nodes: {min(config.canary, len(nodes))}" if config.canary else ""
+    count = min(config.canary_nodes(len(nodes)), len(nodes))
+    canary = f"; canary nodes: {count}" if count else ""
     log.info(
         "starting %s; nodes: %d%s; at most %d run at the same time",
         *(config.action, len(nodes), canary, config.parallelism),

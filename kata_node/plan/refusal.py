@@ -1,7 +1,7 @@
 """The configuration that the container runtime of this node refused last, so that it is not tried again.
 
 The record is in ``<install dir>/.kata-node/refused.json``. There is at most one. It counts only for the same
-runtime, the same version and exactly the same files. A success and a revert remove it.
+runtime, the same version, exactly the same files and the same payload. A success and a revert remove it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TriedConfig:
-    """A configuration that a change gives to a runtime. ``digest`` is the sha256 of all its files."""
+    """A configuration that a change gives to a runtime.
+
+    ``digest`` is the sha256 of all its files, and of what the artifacts stage placed for it.
+    """
 
     runtime: str
     version: str
     digest: str
 
     @classmethod
-    def of(cls, runtime: str, version: str, files: Mapping[str, bytes]) -> TriedConfig:
-        """Return the configuration with the content of ``files``, by path."""
-        digest = hashlib.sha256()
+    def of(cls, runtime: str, version: str, files: Mapping[str, bytes], inputs: str) -> TriedConfig:
+        """Return the configuration with ``files``, by path. ``inputs`` is that of the receipt's artifacts."""
+        digest = hashlib.sha256(f"{inputs}\n".encode())
         for path, content in sorted(files.items()):
             digest.update(f"{path}\0{hashlib.sha256(content).hexdigest()}\n".encode())
         return cls(runtime, version, digest.hexdigest())

@@ -229,7 +229,7 @@ def test_the_labels_are_correct_at_every_moment_while_installations_change_concu
     }
     options = [f"--host-root={stage_runner.host}", "--shims=qemu", "--label-timeout=120", AT_ONCE]
     # Delayed reads cause more write conflicts.
-    stage_runner.proxy.inject(Fault(delay=0.02), method="GET", times=UNLIMITED)
+    stage_runner.proxy.inject(Fault(delay=0.1), method="GET", times=UNLIMITED)
     with NodeHistory(cluster, stage_runner.name) as history:
         workers = {
             instance: RunningCommand(

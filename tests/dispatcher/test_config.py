@@ -51,7 +51,7 @@ def pod(**more: Any) -> dict[str, Any]:
 def test_a_minimal_configuration_has_the_defaults(file: Path) -> None:
     config = loaded(file)
     assert (config.nodes, config.selector, config.parallelism, config.wait_for_nodes) == ((), "", 100, 0)
-    assert (config.canary, config.wave_size, config.max_failures, config.removed) == (0, None, None, None)
+    assert (config.canary, config.wave_size, config.max_failures, config.removed) == (None, None, None, None)
     assert config.wait_for_ready == 120
     assert config.templates.find(Target("n", runtime="docker")), "one template for every runtime"
 
@@ -64,6 +64,26 @@ def test_each_runtime_has_its_template_and_an_unknown_runtime_has_none(file: Pat
     assert [name for name, template in found.items() if template] == ["containerd", "cri-o"]
     assert len({template.digest for template in found.values() if template}) == 2
     assert [name for name, node in nodes.items() if config.removed.templates.find(node)] == ["containerd"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "canaries", "stops"),
+    [
+        pytest.param({}, (0, 1), True, id="nothing set"),
+        pytest.param({"rollout": {"canary": 0}}, (0, 0), False, id="no canary"),
+        pytest.param({"rollout": {"canary": 3}}, (3, 3), False, id="canaries"),
+        pytest.param({"rollout": {"maxFailures": 1}}, (0, 0), False, id="a limit"),
+        pytest.param({"rollout": {"waveSize": 4}}, (0, 1), True, id="waves"),
+        pytest.param({"action": "cleanup"}, (0, 0), False, id="a cleanup"),
+        pytest.param({"skipServing": True, "mark": INSTALLATION_LABEL}, (0, 0), False, id="the CronJob"),
+    ],
+)
+def test_a_larger_install_has_a_canary_node_unless_the_rollout_says_otherwise(
+    file: Path, changes: dict[str, Any], canaries: tuple[int, int], stops: bool
+) -> None:
+    config = loaded(file, **changes)
+    assert (config.canary_nodes(5), config.canary_nodes(6)) == canaries
+    assert config.stops_on_rollbacks == stops
 
 
 def test_every_key_is_read(file: Path) -> None:

@@ -660,6 +660,37 @@ def test_without_a_limit_failures_do_not_stop_the_rollout(api: FakeApiServer) ->
     assert (result.outcome, api.made) == ("failed", names)
 
 
+def test_a_canary_node_that_rolls_back_stops_an_install_by_default(api: FakeApiServer) -> None:
+    workers(api, 6)
+    api.on_create = lambda job: api.fail(job["metadata"]["name"], code=4, message=MESSAGE)
+    result = dispatch(api, replace(CONFIG, canary=None))
+    assert (result.outcome, api.made) == ("stopped", ["n0"])
+    assert result.reason == "the canary node n0 rolled back"
+
+
+def test_nodes_that_roll_back_after_the_canary_node_stop_an_install_by_default(api: FakeApiServer) -> None:
+    workers(api, 9)
+
+    def created(job: Object) -> None:
+        name = job["metadata"]["name"]
+        node = job["spec"]["template"]["spec"]["nodeName"]
+        if node == "n0":
+            api.finish(name)
+        else:
+            api.fail(name, code=1 if node == "n1" else 4, message=MESSAGE)
+
+    api.on_create = created
+    result = dispatch(api, replace(CONFIG, canary=None, parallelism=1))
+    assert (result.reason, api.made[-1]) == ("3 of 9 nodes rolled back", "n4")
+
+
+def test_a_canary_node_that_fails_otherwise_does_not_stop_an_install_by_default(api: FakeApiServer) -> None:
+    names = workers(api, 6)
+    api.on_create = lambda job: api.fail(job["metadata"]["name"], code=3, message=MESSAGE)
+    result = dispatch(api, replace(CONFIG, canary=None))
+    assert (result.outcome, api.made) == ("failed", names)
+
+
 def test_after_too_many_failures_running_nodes_end_and_no_more_start(
     api: FakeApiServer, time: FakeClock
 ) -> None:

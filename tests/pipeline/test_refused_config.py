@@ -12,7 +12,7 @@ from fakes import MAIN, FakeNode
 from kata_node.plan import refusal
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart
-from pipeline.harness import REVERT, errors, exit_code, make_node, run, small_payload, snapshot
+from pipeline.harness import REVERT, Killed, errors, exit_code, make_node, run, small_payload, snapshot
 from stages import artifacts, cri
 
 STAGES = (artifacts, cri)
@@ -85,6 +85,23 @@ def test_by_hand_a_refused_configuration_is_tried_again(node: FakeNode, payload:
     again = try_once(node, payload, retry_refused=True)
     assert (exit_code(again), node.restarts) == (4, restarts + 2)
     assert NOT_TRIED not in str(again[-1].error)
+
+
+def test_a_run_that_was_killed_is_repaired_although_its_configuration_was_refused(
+    node: FakeNode, payload: Path
+) -> None:
+    try_once(node, payload)
+
+    def die() -> None:
+        raise Killed
+
+    node.on_restart = die
+    with pytest.raises(Killed):
+        try_once(node, payload, retry_refused=True)
+    node.on_restart = lambda: None
+    assert node.handlers is None  # the runtime runs with the configuration that it refuses
+    assert exit_code(try_once(node, payload)) == 4
+    assert node.handlers == ("runc",)
 
 
 @pytest.mark.parametrize("what", ["value", "foreign file", "version"])

@@ -139,7 +139,7 @@ removed:
 {{- $given := dict -}}
 {{- range $key := list "canary" "waveSize" "maxFailures" -}}
 {{- $value := index $rollout $key -}}
-{{- if not (or (kindIs "invalid" $value) (and (eq $key "canary") (not $value))) -}}
+{{- if not (kindIs "invalid" $value) -}}
 {{- $_ := set $given $key (ternary $value (int (default 0 (ternary 0 $value (kindIs "string" $value)))) (kindIs "string" $value)) -}}
 {{- end -}}
 {{- end -}}
