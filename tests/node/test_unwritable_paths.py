@@ -78,7 +78,7 @@ def test_what_cannot_change_ends_an_install_before_anything_is_written(ready: No
 
 def test_a_container_sees_a_mounted_main_file_and_noexec_too(ready: Node, payload: object) -> None:
     ready.run(["sh", "-ec", f"cp -p {MAIN} /srv/m.toml; mount --bind /srv/m.toml {MAIN}"])
-    ready.run(["mount", "-t", "tmpfs", "-o", "noexec", "opt", "/opt"])
+    ready.run(["mount", "-t", "tmpfs", "-o", "noexec,mode=755", "opt", "/opt"])
     done = ready.kata_node_outside(
         "install",
         "--output",
