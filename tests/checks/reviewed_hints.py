@@ -101,8 +101,14 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "check that the ServiceAccount of the dispatcher still exists",
         (
             "give the dispatcher's ServiceAccount these rights: list on nodes; in its own namespace "
-            "list on pods, and create, get, list, watch, patch and delete on jobs (API group batch); "
-            "for Events, create on events in the namespace default"
+            "list on pods, create, get, list, watch, patch and delete on jobs (API group batch), get and "
+            "patch on the ConfigMap of the release's state; for Events, create on events in the "
+            "namespace default"
+        ),
+        "to install Kata, set desiredState: present in the values, and apply them",
+        (
+            "set it to {}; to change it, remove Kata first (desiredState: absent, or `helm uninstall`), "
+            "or install a second release"
         ),
         "change the quota or the admission rule that forbids this request",
         "correct the Helm values; the chart renders the Job template from them",
@@ -254,6 +260,12 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "; set {} = true instead",
     ),
     "tests/cli/test_status.py follows it.": ("systemctl start {}",),
+    "tests/pipeline/test_refused_config.py follows it.": (
+        (
+            "change the value that the refusal is about, for example containerd.userDropIn; to try the "
+            "same configuration again, run with --retry-refused"
+        ),
+    ),
     "A machine could follow it. No test does so yet.": (
         (
             "; if the runtime is no longer {}, for which it was configured, run `kata-node revert` "

@@ -31,7 +31,7 @@ SECONDS = 30.0
 def test_a_stage_that_waits_for_the_lock_ends_on_a_signal_and_changes_nothing(
     ready: Node, number: signal.Signals
 ) -> None:
-    # With the mode of kata-node: a lock file that others can read is one of an earlier release, and is removed.
+    # With the mode of kata-node: a lock file that others can read is of an earlier release, and is removed.
     ready.run(["install", "-D", "--mode=600", "/dev/null", "/run/kata-node/lock"])
     ready.start(["flock", "/run/kata-node/lock", "sleep", "300"])
     before = ready.snapshot(*WATCHED)
