@@ -9,7 +9,7 @@ import re
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -175,6 +175,18 @@ def test_the_image_of_the_dispatcher_starts_empty_and_does_not_run_as_root() -> 
     assert json.loads(dispatcher["ENTRYPOINT"]) == ["/usr/bin/kata-deploy-job-dispatcher"]
     assert dispatcher["USER"].partition(":")[0] not in ("", "0", "root")
     assert "RUN" not in dispatcher
+
+
+def test_the_image_of_the_dispatcher_has_only_the_modules_that_it_needs(wheel: zipfile.ZipFile) -> None:
+    [(_, command)] = [each for each in stages()["build-dispatcher"] if each[0] == "RUN"]
+    removed = set(re.findall(r"kata_node/([\w.]+)", command.partition("rm -r ")[2].partition(";")[0]))
+    there = {PurePosixPath(name).parts[1] for name in wheel.namelist() if name.startswith("kata_node/")}
+    assert removed - there == set()
+    assert there - removed == {
+        *("__init__.py", "__main__.py", "py.typed"),
+        *("bounded_read.py", "errors.py", "log.py", "signals.py", "text.py", "versions.py", "assets.py"),
+        *("dispatcher", "kube", "plan", "settings"),
+    }
 
 
 def test_the_image_with_a_payload_adds_only_the_payload_and_its_manifest() -> None:
