@@ -33,9 +33,10 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
     rollout:                         # without it, all nodes are one wave and failures do not stop it
       canary: 1                      # number of canary nodes; they run first. The rollout stops if all of
                                      # them fail, or if more fail than maxFailures allows (0 if not set; a
-                                     # percentage counts the canary nodes). Without this key and maxFailures,
-                                     # an install of more than 5 nodes has one, and stops when it rolls back,
-                                     # or when more than 2 nodes and more than 1% of all nodes roll back
+                                     # percentage counts the canary nodes). `auto`: an install of more than 5
+                                     # nodes has one canary node. Without maxFailures, it then stops only when
+                                     # that node rolls back, or when more than 2 nodes and more than 1% of all
+                                     # nodes do
       waveSize: 25%                  # nodes per wave after the canary nodes: a number, or a percentage of all
       maxFailures: 10%               # the rollout stops when more nodes fail: a number or a percentage
     waitForReadySeconds: 120         # how long to wait for nodes with a temporary taint, for example
@@ -149,7 +150,7 @@ class Config:
     fail_unfit_nodes: bool = False
     events: bool = False
     canary: int | None = 0
-    """``None``: one canary node in a larger install, see :meth:`canary_nodes`."""
+    """``None`` is ``auto``: one canary node in a larger install, see :meth:`canary_nodes`."""
     wave_size: IntOrPercent | None = None
     max_failures: IntOrPercent | None = None
     removed: DeselectedNodesConfig | None = None
@@ -167,14 +168,17 @@ class Config:
     @property
     def stops_on_rollbacks(self) -> bool:
         """Whether nodes that roll back stop the rollout, because the configuration sets no other limit."""
-        is_install = self.action == "install" and not self.skip_serving
-        return is_install and self.canary is None and self.max_failures is None
+        return self._has_auto_canary and self.max_failures is None
+
+    @property
+    def _has_auto_canary(self) -> bool:
+        return self.action == "install" and not self.skip_serving and self.canary is None
 
     def canary_nodes(self, total: int) -> int:
         """Return how many of ``total`` nodes are canary nodes."""
         if self.canary is not None:
             return self.canary
-        return 1 if self.stops_on_rollbacks and total > MAX_NODES_WITHOUT_CANARY else 0
+        return 1 if self._has_auto_canary and total > MAX_NODES_WITHOUT_CANARY else 0
 
     def max_not_ready_nodes(self, total: int) -> int:
         """Return how many of ``total`` nodes may stay not ready before the run fails."""
@@ -240,7 +244,7 @@ def _read(values: ValuesReader) -> Config:
     if skip_serving and not installation_label:
         values.add_problem("skipServing", "needs the key mark, the installation label")
     with values.section("rollout") as rollout:
-        canary = rollout.number("canary") if rollout.has("canary") else None
+        canary = None if rollout.value("canary") == "auto" else rollout.number("canary")
         wave_size = _int_or_percent(rollout, "waveSize", least=1)
         max_failures = _int_or_percent(rollout, "maxFailures", least=0)
     removed = _removed(values, action, prefix, installation_label)

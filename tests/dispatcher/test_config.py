@@ -51,7 +51,7 @@ def pod(**more: Any) -> dict[str, Any]:
 def test_a_minimal_configuration_has_the_defaults(file: Path) -> None:
     config = loaded(file)
     assert (config.nodes, config.selector, config.parallelism, config.wait_for_nodes) == ((), "", 100, 0)
-    assert (config.canary, config.wave_size, config.max_failures, config.removed) == (None, None, None, None)
+    assert (config.canary, config.wave_size, config.max_failures, config.removed) == (0, None, None, None)
     assert config.wait_for_ready == 120
     assert config.templates.find(Target("n", runtime="docker")), "one template for every runtime"
 
@@ -69,13 +69,20 @@ def test_each_runtime_has_its_template_and_an_unknown_runtime_has_none(file: Pat
 @pytest.mark.parametrize(
     ("changes", "canaries", "stops"),
     [
-        pytest.param({}, (0, 1), True, id="nothing set"),
+        pytest.param({}, (0, 0), False, id="nothing set"),
+        pytest.param({"rollout": {"canary": "auto"}}, (0, 1), True, id="auto"),
+        pytest.param({"rollout": {"canary": "auto", "maxFailures": 1}}, (0, 1), False, id="auto and a limit"),
         pytest.param({"rollout": {"canary": 0}}, (0, 0), False, id="no canary"),
         pytest.param({"rollout": {"canary": 3}}, (3, 3), False, id="canaries"),
         pytest.param({"rollout": {"maxFailures": 1}}, (0, 0), False, id="a limit"),
-        pytest.param({"rollout": {"waveSize": 4}}, (0, 1), True, id="waves"),
-        pytest.param({"action": "cleanup"}, (0, 0), False, id="a cleanup"),
-        pytest.param({"skipServing": True, "mark": INSTALLATION_LABEL}, (0, 0), False, id="the CronJob"),
+        pytest.param({"rollout": {"canary": "auto", "waveSize": 4}}, (0, 1), True, id="waves"),
+        pytest.param({"rollout": {"canary": "auto"}, "action": "cleanup"}, (0, 0), False, id="a cleanup"),
+        pytest.param(
+            {"rollout": {"canary": "auto"}, "skipServing": True, "mark": INSTALLATION_LABEL},
+            (0, 0),
+            False,
+            id="the CronJob",
+        ),
     ],
 )
 def test_a_larger_install_has_a_canary_node_unless_the_rollout_says_otherwise(

@@ -143,13 +143,14 @@ removed:
 {{- $_ := set $given $key (ternary $value (int (default 0 (ternary 0 $value (kindIs "string" $value)))) (kindIs "string" $value)) -}}
 {{- end -}}
 {{- end -}}
+{{- if not (or (hasKey $given "canary") (hasKey $given "maxFailures")) -}}
+{{- $_ := set $given "canary" "auto" -}}
+{{- end -}}
 {{- if has (toString $given.waveSize) (list "0" "0%") -}}
 {{- include "kata-deploy.refuse" (list . "job.rollout.waveSize: a wave must have at least one node; set a number of 1 or more, a share of 1% or more, or remove the key") -}}
 {{- end -}}
-{{- with $given }}
 rollout:
-  {{- toYaml . | nindent 2 }}
-{{- end -}}
+  {{- toYaml $given | nindent 2 }}
 {{- end -}}
 
 {{- /*
