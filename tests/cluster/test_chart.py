@@ -74,7 +74,7 @@ BLANK_LINES = {"shims": {"qemu": {"enabled": True, "dropIn": "# end\n\n\n"}}}
 def test_every_pod_knows_the_digest_of_the_configuration_that_it_reads(
     cluster: Cluster, base: Document
 ) -> None:
-    rendered = documents(cluster, base)
+    rendered = documents(cluster, base, online=True)
     files = {
         name: hashlib.sha256(text.encode()).hexdigest()
         for each in rendered

@@ -230,5 +230,6 @@ def test_a_node_with_hundreds_of_labels_and_a_long_status_keeps_all_of_it(
     stage_runner.run("label").succeeded()
     after = stage_runner.node_writer.node(stage_runner.name)
     assert after["metadata"]["labels"] == {**before["metadata"]["labels"], **LABELED}
-    assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
+    setter = {"katacontainers.io/kata-runtime-set-by": "kata-node"}
+    assert after["metadata"]["annotations"] == {**before["metadata"]["annotations"], **setter}
     assert {**after, "metadata": {}} == {**before, "metadata": {}}
