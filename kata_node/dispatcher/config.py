@@ -34,9 +34,8 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
       canary: 1                      # number of canary nodes; they run first. The rollout stops if all of
                                      # them fail, or if more fail than maxFailures allows (0 if not set; a
                                      # percentage counts the canary nodes). `auto`: an install of more than 5
-                                     # nodes has one canary node. Without maxFailures, it then stops only when
-                                     # that node rolls back, or when more than 2 nodes and more than 1% of all
-                                     # nodes do
+                                     # nodes has one. Without maxFailures, it stops only when that one rolls
+                                     # back, or when more than 2 nodes and more than 1% of all nodes do
       waveSize: 25%                  # nodes per wave after the canary nodes: a number, or a percentage of all
       maxFailures: 10%               # the rollout stops when more nodes fail: a number or a percentage
     waitForReadySeconds: 120         # how long to wait for nodes with a temporary taint, for example
@@ -168,17 +167,17 @@ class Config:
     @property
     def stops_on_rollbacks(self) -> bool:
         """Whether nodes that roll back stop the rollout, because the configuration sets no other limit."""
-        return self._has_auto_canary and self.max_failures is None
+        return self._is_auto and self.max_failures is None
 
     @property
-    def _has_auto_canary(self) -> bool:
+    def _is_auto(self) -> bool:
         return self.action == "install" and not self.skip_serving and self.canary is None
 
     def canary_nodes(self, total: int) -> int:
         """Return how many of ``total`` nodes are canary nodes."""
         if self.canary is not None:
             return self.canary
-        return 1 if self._has_auto_canary and total > MAX_NODES_WITHOUT_CANARY else 0
+        return 1 if self._is_auto and total > MAX_NODES_WITHOUT_CANARY else 0
 
     def max_not_ready_nodes(self, total: int) -> int:
         """Return how many of ``total`` nodes may stay not ready before the run fails."""
