@@ -102,7 +102,7 @@ def test_the_jobs_of_a_release_install_kata_and_an_uninstall_leaves_nothing(
     assert node.cri_handlers() == ("runc",)
 
 
-def test_a_job_for_another_runtime_than_the_nodes_fails_at_once_with_the_reason(
+def test_a_job_for_another_runtime_than_the_nodes_fails_with_the_reason(
     joined: JoinedNode, image: Path, tmp_path: Path
 ) -> None:
     node = joined.node
@@ -111,7 +111,7 @@ def test_a_job_for_another_runtime_than_the_nodes_fails_at_once_with_the_reason(
     wrong = dispatcher_configs(joined, "install.yaml", "cri-o")
     assert wrong.ended() == "Failed"
     ended = wrong.states()["host-check"]
-    assert ended["exitCode"] == 3
+    assert ended["exitCode"] == 1  # retried: the runtime may be starting
     assert "/run/containerd/containerd.sock: there is no CRI socket" in ended["message"]
     assert changes(before, node.snapshot(*WATCHED)) == ["+ /etc/crio"]
     assert list(node.root.joinpath("etc/crio").iterdir()) == []
