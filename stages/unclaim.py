@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kata_node.cluster.facts import LabelFacts, gather_facts
-from kata_node.cluster.labelling import is_ours, plan_labels
+from kata_node.cluster.labelling import plan_labels, why_not_ours
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -21,7 +21,7 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     if not facts.name:
         return Plan(f"nothing to unclaim: {facts.reason}")
     actions = plan_labels(facts, receipt.instance, "released")
-    if not is_ours(facts, receipt.instance):
-        return Plan(f"not ours: Node {facts.name} has no label of {receipt.instance}; its labels stay")
+    if reason := why_not_ours(facts, receipt.instance):
+        return Plan(reason)
     label_state = "no longer has" if actions else "does not have"
     return Plan(f"Node {facts.name} {label_state} the labels of {receipt.instance}", actions)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kata_node.cluster.facts import OFFLINE, LabelFacts, gather_facts
-from kata_node.cluster.labelling import is_ours, plan_labels
-from kata_node.cluster.labels import SHARED_LABEL, installation_label
+from kata_node.cluster.labelling import plan_labels, why_not_ours
+from kata_node.cluster.labels import installation_label
+from kata_node.kube.node import SHARED_LABEL
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -28,8 +29,8 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
         )
         return Plan(f"nothing to unlabel: {facts.reason}", notes=notes)
     actions = plan_labels(facts, receipt.instance, "withdrawn")
-    if not is_ours(facts, receipt.instance):
-        return Plan(f"not ours: Node {facts.name} has no label of {receipt.instance}; its labels stay")
+    if reason := why_not_ours(facts, receipt.instance):
+        return Plan(reason)
     label_state = "no longer labeled" if actions else "not labeled"
     return Plan(f"Node {facts.name} is {label_state} as serving {receipt.instance}", actions)
 

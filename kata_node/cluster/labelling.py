@@ -9,7 +9,7 @@ from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labels import Goal, NodeState
 from kata_node.errors import KataNodeError
-from kata_node.kube.node import MetadataChanges, NodeFacts, check_host, check_machine_id
+from kata_node.kube.node import SHARED_LABEL, MetadataChanges, NodeFacts, check_host, check_machine_id
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import Effect, LabelEffect
@@ -30,10 +30,10 @@ def plan_labels(
 ) -> tuple[EnsureLabels, ...]:
     """Return the actions that bring the labels of ``instance`` to ``goal``; none when they are there.
 
-    A revert changes nothing on a Node that shows nothing of ``instance``, see :func:`is_ours`. The labels
-    must stay unchanged for ``stable_for`` seconds, by default for those of ``facts``. During that time the
-    Node must report ``handlers``. Raises :class:`~kata_node.errors.IneligibleNodeError` when the Node belongs
-    to another machine.
+    A revert changes nothing on a Node that shows nothing of ``instance``, see :func:`why_not_ours`. The
+    labels must stay unchanged for ``stable_for`` seconds, by default for those of ``facts``. During that
+    time the Node must report ``handlers``. Raises :class:`~kata_node.errors.IneligibleNodeError` when the
+    Node belongs to another machine.
     """
     if facts.node:
         check_machine_id(facts.node, facts.expected_machine_id)
@@ -61,9 +61,14 @@ def plan_labels(
     )
 
 
-def is_ours(facts: LabelFacts, instance: str) -> bool:
-    """Return whether the Node or the node shows ``instance``. A missing Node may have its label."""
-    return labels.is_ours(_state(facts, instance, "released"), instance)
+def why_not_ours(facts: LabelFacts, instance: str) -> str:
+    """Return why a revert leaves the labels alone; empty if the Node or the node shows ``instance``.
+
+    A missing Node may have its label.
+    """
+    if labels.is_ours(_state(facts, instance, "released"), instance):
+        return ""
+    return f"not ours: Node {facts.name} has no label of {instance}; its labels stay"
 
 
 def _state(facts: LabelFacts, instance: str, goal: Goal) -> NodeState:
@@ -73,7 +78,7 @@ def _state(facts: LabelFacts, instance: str, goal: Goal) -> NodeState:
         return NodeState(node.labels, node.annotations, facts.has_record, facts.serves_others)
     if goal in ("claimed", "served", "unfit"):
         return NodeState({})
-    keys = (labels.SHARED_LABEL, labels.installation_label(instance))
+    keys = (SHARED_LABEL, labels.installation_label(instance))
     return NodeState(dict.fromkeys(keys, labels.SERVING), {}, facts.has_record, facts.serves_others)
 
 

@@ -23,10 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
-from kata_node.kube.node import MetadataChanges
-
-SHARED_LABEL = "katacontainers.io/kata-runtime"
-"""The label that RuntimeClasses select. ``true``: an installation serves Kata handlers on this node."""
+from kata_node.kube.node import SHARED_LABEL, MetadataChanges
 
 SETTER_ANNOTATION = "katacontainers.io/kata-runtime-set-by"
 """The annotation that says who set the shared label, see :data:`Setter`."""

@@ -110,8 +110,9 @@ def find_reason_to_do_nothing(
     api: ApiClient, config: Config, state: StateObject | None, owner: Owner | None
 ) -> str:
     """Return what :func:`reason_to_do_nothing` decides about this run. Raises :class:`KubeError`."""
-    asks_for_origin = owner and state is not None and config.action == "cleanup"
-    origin = _read_origin(api, config, owner) if owner and asks_for_origin else None
+    origin = None
+    if owner and state is not None and config.action == "cleanup":
+        origin = _read_origin(api, config, owner)
     return reason_to_do_nothing(config.action, config.state_config_map, state, origin)
 
 

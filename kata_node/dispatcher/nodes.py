@@ -10,6 +10,7 @@ from kata_node.dispatcher.api import ApiClient, ExpiredError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.kubernetes_objects import Node, NodePage, Taint, Toleration
 from kata_node.dispatcher.template import Target, Templates
+from kata_node.kube.node import SHARED_LABEL
 from kata_node.kube.node_affinity import Term, any_term_matches, features_are_missing
 
 SINGLE_GET_LIMIT = 20
@@ -17,9 +18,6 @@ SINGLE_GET_LIMIT = 20
 
 UNREACHABLE = "node.kubernetes.io/unreachable"
 """The taint of a Node with a dead kubelet. No Pod starts or ends there, even if it tolerates the taint."""
-
-SHARED_LABEL = "katacontainers.io/kata-runtime"
-"""The label that RuntimeClasses select beside the installation label. Other programs can remove it."""
 
 SERVING = "true"
 BLOCKING_EFFECTS = ("NoSchedule", "NoExecute")

@@ -19,13 +19,14 @@ from kata_node.dispatcher.events import EventRecorder
 from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.installed import check_installed, forget_installed, record_installed
 from kata_node.dispatcher.kubernetes_objects import Action
-from kata_node.dispatcher.nodes import SHARED_LABEL, Nodes, Selection
+from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.progress import Result, build_result, task_line
 from kata_node.dispatcher.rollout import Outcome, Rollout, RolloutPlan, Task
 from kata_node.dispatcher.settling import settled_selection
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Target, job_name
 from kata_node.errors import KubeError
+from kata_node.kube.node import SHARED_LABEL
 
 log = logging.getLogger(__name__)
 

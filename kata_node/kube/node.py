@@ -9,6 +9,10 @@ from typing import Any
 from kata_node.errors import IneligibleNodeError, KubeError
 from kata_node.text import foreign_words, quote_foreign
 
+SHARED_LABEL = "katacontainers.io/kata-runtime"
+"""The label that RuntimeClasses select. ``true``: an installation serves Kata handlers on this node. Other
+programs can set and remove it."""
+
 Taint = Mapping[str, str]
 """A taint as in the API: ``key`` and ``effect``, and optionally ``value`` and ``timeAdded``."""
 

@@ -132,7 +132,7 @@ class RestartRuntime:
             try:
                 clients.systemd().restart(self.unit, self.timeout)
             except SystemdError as error:
-                error.is_refusal = self._has_exited(clients, error, started)
+                error.is_refusal = self._is_refused(clients, error, started)
                 raise
             previous_invocation = before.invocation_id
         elif self.restart == "if-read":
@@ -142,7 +142,7 @@ class RestartRuntime:
         )
         self._record_proof(clients, after)
 
-    def _has_exited(self, clients: Clients, error: SystemdError, started: float) -> bool:
+    def _is_refused(self, clients: Clients, error: SystemdError, started: float) -> bool:
         """Return whether a failed restart shows that the runtime ended by itself, see :func:`_has_exited`."""
         if getattr(error, "result", "failed") != "failed":
             return False

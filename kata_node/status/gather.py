@@ -10,13 +10,14 @@ from functools import partial
 from typing import TypeVar
 
 from kata_node.bounded_read import file_digest
-from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SHARED_LABEL
+from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX
 from kata_node.errors import HostError, KataNodeError
 from kata_node.host import go_glob, kernel, lock
 from kata_node.host.files import Root, host_error
 from kata_node.host.follow import real_path
 from kata_node.host.lock import Holder
 from kata_node.kube import credentials
+from kata_node.kube.node import SHARED_LABEL
 from kata_node.payload.facts import observe_files
 from kata_node.payload.ownership import find_changed_made_dirs
 from kata_node.plan import last_run

@@ -66,9 +66,7 @@ def _read_config(
     try:
         config = config_for(receipt, suffix, runtime, distribution_runtime)
         files = config.read_files(root.read, root.glob)
-        for content in files.values():
-            for install_dir, is_ours in named_install_dirs(content).items():
-                install_dirs[install_dir] = is_ours or install_dirs.get(install_dir, False)
+        install_dirs = named_install_dirs(files)
         problems = config.check(files, own_paths=(), handlers=(), labels={}, exists=root.exists)
     except KataNodeError as error:
         return _sentence(error), install_dirs

@@ -18,7 +18,7 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.blocking_pods import BlockingPods
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart
-from pipeline.harness import Killed, errors, exit_code, make_node, run, small_payload, snapshot
+from pipeline.harness import Killed, errors, exit_code, make_node, run, snapshot
 from stages import artifacts, cri, remove_artifacts, revert_cri
 
 CRI = (artifacts, cri)
@@ -57,11 +57,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(restart, "POLL", 0.001)
     monkeypatch.setattr(restart, "PATIENCE", 0.01)
     return clock
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from kata_node.plan.preview import Preview, Space, combined
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart
 from pipeline import node_variants
-from pipeline.harness import INSTALL, REVERT, errors, make_node, run, small_payload, snapshot
+from pipeline.harness import INSTALL, REVERT, errors, make_node, run, snapshot
 
 DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
 QEMU_CONFIG = "/opt/kata/share/defaults/kata-containers/runtimes/qemu/configuration-qemu.toml"
@@ -29,11 +29,6 @@ FREE = Space("/opt", 1 << 30)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr(restart, "POLL", 0.001)
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture

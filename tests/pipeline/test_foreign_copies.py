@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 
 from fakes import MAIN, FakeNode
 from kata_node.host.cri_sandboxes import Pod
-from kata_node.runtime import restart
 from kata_node.status.text import to_text
-from pipeline.harness import INSTALL, REVERT, errors, exit_code, node_status, run, small_payload, snapshot
+from pipeline.harness import INSTALL, REVERT, errors, exit_code, node_status, run, snapshot
 from pipeline.node_variants import CRI_2, CRI_3, NODE_VARIANTS, RANCHER, RUNC, TemplateNode, make_node
 from stages import revert_cri
 
@@ -64,16 +62,7 @@ FORMS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
-        monkeypatch.setattr(restart, name, 0.001)
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 def containerd_2(tmp_path: Path, main: str = f"version = 3\n{CONF_D}") -> FakeNode:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from fakes import MAIN, FakeKube, FakeNode
 from kata_node.cluster.labels import SETTER_ANNOTATION
-from kata_node.runtime import restart
-from pipeline.harness import INSTALL, REVERT, errors, make_node, run, small_payload, snapshot
+from pipeline.harness import INSTALL, REVERT, errors, make_node, run, snapshot
 from stages import artifacts, cri, revert_cri, unclaim
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
@@ -23,16 +21,7 @@ runtime_path = "/opt/kata/bin/containerd-shim-kata-v2"
 """
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
-        monkeypatch.setattr(restart, name, 0.001)
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from pipeline.harness import (
     make_node,
     outcomes,
     run,
-    small_payload,
     snapshot,
 )
 from stages import artifacts, cri, remove_artifacts, revert_cri
@@ -45,11 +44,6 @@ NO_TOML = "this is [not TOML\n"
 WITH_CONF_D = b'# others too\nversion = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
 OTHERS = b"[debug]\nlevel = 'warn'\n"
 SHIMS = ("qemu", "clh", "qemu,clh")
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from fakes import MAIN, FakeNode
-from kata_node.runtime import restart
 from pipeline.harness import (
     INSTALL,
     REVERT,
@@ -20,7 +18,6 @@ from pipeline.harness import (
     killed_after,
     outcomes,
     run,
-    small_payload,
     snapshot,
 )
 from pipeline.node_variants import (
@@ -38,16 +35,7 @@ from stages import artifacts, cri, revert_cri
 REVERT_CRI = (revert_cri,)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
-        monkeypatch.setattr(restart, name, 0.001)
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 def node_of(name: str, tmp_path: Path, **files: str) -> FakeNode:

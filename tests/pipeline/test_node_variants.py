@@ -13,7 +13,6 @@ import pytest
 
 from fakes import FakeNode
 from kata_node.host.files import Root
-from kata_node.runtime import restart
 from pipeline.harness import (
     INSTALL,
     REVERT,
@@ -37,12 +36,7 @@ EACH_VARIANT = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip fsync and waits: with them, hundreds of runs take minutes."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
-        monkeypatch.setattr(restart, name, 0.001)
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ import pytest
 from fakes import MAIN, FakeNode
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
-from kata_node.runtime import restart
-from pipeline.harness import CONFIG, Killed, exit_code, killed_after, outcomes, run, small_payload, snapshot
+from pipeline.harness import CONFIG, Killed, exit_code, killed_after, outcomes, run, snapshot
 from pipeline.node_variants import MICROK8S, NODE_VARIANTS, RANCHER, NodeVariant, make_node
 from stages import artifacts, cri, remove_artifacts, revert_cri
 
@@ -55,16 +54,7 @@ GROUNDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
-        monkeypatch.setattr(restart, name, 0.001)
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 @dataclass

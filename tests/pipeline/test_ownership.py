@@ -29,7 +29,6 @@ from pipeline.harness import (
     node_status,
     outcomes,
     run,
-    small_payload,
     snapshot,
 )
 from stages import artifacts, cri, host_check, remove_artifacts, revert_cri
@@ -40,11 +39,6 @@ RECEIPT = "opt/kata/.kata-node/receipt.json"
 CONFIG_D = "opt/kata/share/defaults/kata-containers/runtimes/qemu/config.d"
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture

@@ -37,7 +37,6 @@ from pipeline.harness import (
     node_status,
     outcomes,
     run,
-    small_payload,
     snapshot,
 )
 from stages import artifacts, claim, cri, host_check, label, remove_artifacts, revert_cri, unclaim, unlabel
@@ -62,11 +61,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr(restart, "POLL", 0.001)
     monkeypatch.setattr(restart, "PATIENCE", 0.01)
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 from fakes import MAIN, FakeNode
 from kata_node.plan import refusal
 from kata_node.plan.report import StageReport
-from kata_node.runtime import restart
-from pipeline.harness import REVERT, Killed, errors, exit_code, make_node, run, small_payload, snapshot
+from pipeline.harness import REVERT, Killed, errors, exit_code, make_node, run, snapshot
 from stages import artifacts, cri
 
 STAGES = (artifacts, cri)
@@ -20,16 +18,7 @@ NO_CRI = "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'nobody'\n"
 NOT_TRIED = "refused this configuration at"
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-    for name in ("POLL", "PATIENCE", "SETTLE_TIME", "WATCH_TIMEOUT"):
-        monkeypatch.setattr(restart, name, 0.001)
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 @pytest.fixture

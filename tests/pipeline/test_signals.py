@@ -26,18 +26,12 @@ from pipeline.harness import (
     make_node,
     outcomes,
     run,
-    small_payload,
     snapshot,
 )
 from stages import artifacts, cri, revert_cri
 
 POLITE = (signal.SIGTERM, signal.SIGHUP)
 ALL = (*POLITE, signal.SIGINT)
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture

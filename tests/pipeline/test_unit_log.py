@@ -16,7 +16,7 @@ from kata_node.plan import report
 from kata_node.plan.report import StageReport, termination_message
 from kata_node.runtime import restart, unit_log
 from kata_node.text import TERMINATION_MESSAGE_LIMIT
-from pipeline.harness import INSTALL, exit_code, make_node, run, small_payload
+from pipeline.harness import INSTALL, exit_code, make_node, run
 
 REFUSED = "containerd: no space left for a pid file"
 SAYS = f'containerd.service wrote: "{REFUSED}"'
@@ -27,11 +27,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr(restart, "POLL", 0.001)
     monkeypatch.setattr(restart, "PATIENCE", 0.01)
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_payload(tmp_path_factory.mktemp("payload"))
 
 
 @pytest.fixture
