@@ -336,7 +336,7 @@ class Cluster:
         try:
             self._record = self._record.noted(name, Process.of(child.pid))
         except ProcessLookupError:
-            what = f"{name} ended at once with exit code {child.wait()}"
+            what = f"{name} ended with exit code {child.wait()} before its process was recorded"
             raise self._failed(what, _ENDED, first=name) from None
 
     def _failed(self, what: str, hint: str, *, first: str = "") -> NodeError:
