@@ -111,6 +111,7 @@ PURE = (
     "kata_node.errors",
     "kata_node.kata.*",
     "kata_node.kube.node_affinity",
+    "kata_node.kube.node_status",
     "kata_node.payload.layout",
     "kata_node.payload.manifest",
     "kata_node.runtime.compatibility",
