@@ -37,6 +37,11 @@ def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     If the runtime can still serve a handler that the settings remove, obsolete files stay; the stage cri
     removes them later. Raises :class:`IneligibleNodeError` if foreign files are in the install dir.
     """
+    recorded = receipt.artifacts.release if receipt.artifacts else ""
+    return replace(_plan(settings, facts, receipt), kata_version=facts.release or recorded)
+
+
+def _plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:
     before = receipt.artifacts
     if facts.untrusted:
         raise facts.untrusted.error()

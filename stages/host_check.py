@@ -6,6 +6,7 @@ from collections import Counter
 
 from kata_node.checks.facts import HostCheckFacts, gather_facts
 from kata_node.checks.table import all_findings
+from kata_node.payload.facts import ArtifactFacts
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -24,4 +25,6 @@ def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
         summary += f", {counts['warn']} warning{'s' if counts['warn'] > 1 else ''}"
     if counts["fail"]:
         summary += f", {counts['fail']} failed"
-    return Plan(summary, checks=checks)
+    recorded = receipt.artifacts.release if receipt.artifacts else ""
+    offered = facts.artifacts.release if isinstance(facts.artifacts, ArtifactFacts) else ""
+    return Plan(summary, checks=checks, kata_version=offered or recorded)

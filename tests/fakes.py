@@ -267,6 +267,13 @@ class FakeKube:
     machine_id: str = ""
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
+    @property
+    def marks(self) -> dict[str, str]:
+        """The labels without those of the record, see :mod:`kata_node.kube.node_status`."""
+        return {
+            key: each for key, each in self.labels.items() if not key.startswith(("version.", "outcome."))
+        }
+
     def deadline_after(self, seconds: float) -> float:
         """Return the deadline in ``seconds`` from now; the clock is always at 0."""
         return seconds

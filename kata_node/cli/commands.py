@@ -338,12 +338,13 @@ def _run_stages(
     with open_tools(common) as clients:
         has_host_root = not pipeline.READ_ONLY_STAGES.issuperset(names)
         settings = settings_of(common)
+        options = dataclasses.replace(options_of(common), settings_digest=settings.digest())
         if common.reports is not None and names == (StageName.LABEL,):
             # This container cannot read the receipt, which says what the stage cri left out.
             cri = report.read_shared_reports(common.reports, (StageName.CRI,))
             absent = {name for each in cri for name in each.left_out} - settings.named
             settings = settings.without(dict.fromkeys(absent, "is left out on this node"))
-        options = dataclasses.replace(options_of(common), has_host_root=has_host_root)
+        options = dataclasses.replace(options, has_host_root=has_host_root)
         receipt = Receipt(settings.instance, settings.install_dir, __version__)
         context = StageContext(settings, receipt, clients, options)
         reporter = os.uname().nodename
@@ -361,14 +362,17 @@ def _run_stages(
             report_stage(reports[0])
         else:
             reports = pipeline.run(modules, run)
-        found_unfit = any(done.error and done.error.unfit for done in reports)
-        if found_unfit and StageName.CLAIM in names and not (common.dry_run or common.offline):
-            from kata_node.cluster.labelling import mark_unfit
+        failed = next((done for done in reports if done.error), None)
+        if failed and failed.error and not (common.dry_run or common.offline):
+            from kata_node.cluster.labelling import mark_failed, mark_unfit
 
-            mark_unfit(context, settings.instance)
+            context = dataclasses.replace(context, earlier=tuple(reports))
+            if failed.error.unfit and StageName.CLAIM in names:
+                mark_unfit(context, settings.instance, failed.error.what)
+            else:
+                mark_failed(context, settings.instance, failed)
     with signals.held():  # half a document would be of no use
         print_run(reports, clients.root, settings.install_dir, common)
-    failed = next((done for done in reports if done.error), None)
     if failed and (told_later := leave_to_claim(common, names, reports)):
         log.info("%s", told_later)
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from kata_node.kube.failures import NoSuchNodeError
 from kata_node.plan import receipt as receipts
 from kata_node.plan import report as reports
 from kata_node.plan.context import StageContext
+from kata_node.plan.last_run import utc
 
 if TYPE_CHECKING:
     from kata_node.kube.node import NodeFacts
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 OFFLINE = "offline"
 
 _REMOVING_STAGES = ("revert-cri", "remove-artifacts")
+_READING_STAGES = ("host-check", "artifacts")
+"""The stages that read the payload."""
+
+_DIGEST_LENGTH = 12
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,12 @@ class LabelFacts:
     """Whether the receipt, or what an earlier stage removed, shows the installation on this node."""
     serves_others: bool = False
     """Whether the runtime's configuration has handlers of another program, as ``revert-cri`` found."""
+    kata_version: str = ""
+    """The version of Kata that the payload has, or else the receipt; empty if neither can be read here."""
+    settings: str = ""
+    """The beginning of the digest of the settings."""
+    now: str = ""
+    """The time in UTC, as ``2026-10-03T08:12:44Z``."""
 
 
 def gather_facts(context: StageContext) -> LabelFacts:
@@ -66,7 +78,7 @@ def gather_facts(context: StageContext) -> LabelFacts:
         from kata_node.host.machine_id import machine_id
 
         host = machine_id(context.clients.root)
-    removals = _removals(context)
+    removals = _reports(context, _REMOVING_STAGES)
     return LabelFacts(
         node,
         reason,
@@ -79,15 +91,24 @@ def gather_facts(context: StageContext) -> LabelFacts:
         not name and any(receipts.other_receipts(context.clients.root, context.receipt.install_dir)),
         context.receipt.artifacts is not None or context.receipt.cri is not None or _removed(removals),
         any(report.other_install_dirs for report in removals),
+        _kata_version(context),
+        options.settings_digest[:_DIGEST_LENGTH],
+        utc(time.time()),
     )
 
 
-def _removals(context: StageContext) -> list[StageReport]:
-    """Return the reports of the stages that removed something, of this process or another container."""
-    earlier = [report for report in context.earlier if report.stage in _REMOVING_STAGES]
+def _reports(context: StageContext, stages: tuple[str, ...]) -> list[StageReport]:
+    """Return the reports of ``stages``, of this process or else of other containers."""
+    earlier = [report for report in context.earlier if report.stage in stages]
     if earlier or context.options.reports is None:
         return earlier
-    return reports.read_shared_reports(context.options.reports, _REMOVING_STAGES)
+    return reports.read_shared_reports(context.options.reports, stages)
+
+
+def _kata_version(context: StageContext) -> str:
+    found = [each.kata_version for each in _reports(context, _READING_STAGES) if each.kata_version]
+    recorded = context.receipt.artifacts.release if context.receipt.artifacts else ""
+    return found[-1] if found else recorded
 
 
 def _removed(removals: list[StageReport]) -> bool:

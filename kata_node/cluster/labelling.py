@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from kata_node import __version__, signals
 from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labels import Goal, NodeState
-from kata_node.errors import KataNodeError
+from kata_node.errors import KataNodeError, LockedError, RolledBackError
+from kata_node.kube import credentials, node_status
 from kata_node.kube.node import SHARED_LABEL, MetadataChanges, NodeFacts, check_host, check_machine_id
+from kata_node.kube.node_status import NodeStatus, Outcome
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import Effect, LabelEffect
+from kata_node.plan.report import StageReport
 
 log = logging.getLogger(__name__)
+
+MARK_TIMEOUT = 15.0
+"""Seconds to record on the Node why a run has failed."""
+
+_STAGES_THAT_ONLY_LABEL = ("claim", "unlabel", "unclaim")
+"""If one of these fails, the API server could not be used."""
 
 TAINT_REMOVAL_TIMEOUT = 60.0
 """Seconds that the removal of a startup taint may take. The API server has just answered, so it is short."""
@@ -27,22 +39,28 @@ def plan_labels(
     *,
     handlers: tuple[str, ...] = (),
     stable_for: float | None = None,
+    outcome: Outcome | None = None,
+    reason: str = "",
 ) -> tuple[EnsureLabels, ...]:
     """Return the actions that bring the labels of ``instance`` to ``goal``; none when they are there.
 
     A revert changes nothing on a Node that shows nothing of ``instance``, see :func:`why_not_ours`. The
     labels must stay unchanged for ``stable_for`` seconds, by default for those of ``facts``. During that
-    time the Node must report ``handlers``. Raises :class:`~kata_node.errors.IneligibleNodeError` when the
-    Node belongs to another machine.
+    time the Node must report ``handlers``. The record on the Node gets ``outcome``, by default that of the
+    goal, and ``reason``. Raises :class:`~kata_node.errors.IneligibleNodeError` when the Node belongs to
+    another machine.
     """
     if facts.node:
         check_machine_id(facts.node, facts.expected_machine_id)
         check_host(facts.node, facts.host_machine_id)
     state = _state(facts, instance, goal)
-    changes = labels.changes(goal, state, instance)
+    status = _status(facts, outcome or _OUTCOMES[goal], reason, handlers)
+    changes = labels.changes(goal, state, instance, status)
     if not changes:
         return ()
     window = facts.stable_for if stable_for is None else stable_for
+    if not labels.changes(goal, state, instance):
+        window = 0  # nothing decides by the record, so it need not be watched
     return (
         EnsureLabels(
             facts.name,
@@ -57,7 +75,31 @@ def plan_labels(
             # The first change can remove the label that shows the installation.
             has_record=labels.is_ours(state, instance),
             serves_others=facts.serves_others,
+            status=status,
         ),
+    )
+
+
+_OUTCOMES: Mapping[Goal, Outcome] = {
+    "claimed": "installing",
+    "served": "installed",
+    "withdrawn": "removing",
+    "released": "removing",
+    "unfit": "unfit",
+    "failed": "failed",
+}
+
+
+def _status(facts: LabelFacts, outcome: Outcome, reason: str, handlers: tuple[str, ...]) -> NodeStatus:
+    return NodeStatus(
+        outcome,
+        facts.kata_version,
+        __version__,
+        facts.settings,
+        facts.now,
+        reason,
+        facts.node.machine_id if facts.node else "",
+        tuple(sorted(handlers)),
     )
 
 
@@ -82,16 +124,45 @@ def _state(facts: LabelFacts, instance: str, goal: Goal) -> NodeState:
     return NodeState(dict.fromkeys(keys, labels.SERVING), {}, facts.has_record, facts.serves_others)
 
 
-def mark_unfit(context: StageContext, instance: str) -> None:
+def mark_unfit(context: StageContext, instance: str, reason: str) -> None:
     """Set the labels of a Node that cannot run Kata. A failure is only logged, and changes no result."""
     try:
-        facts = gather_facts(context)
-        if facts.name:
-            for action in plan_labels(facts, instance, "unfit", stable_for=0):
-                log.info("%s", action.describe())
-                action.apply(context.clients)
+        _mark(context, instance, "unfit", "unfit", reason)
     except KataNodeError as error:
         log.warning("cannot set the label %s: %s", labels.installation_label(instance), error)
+
+
+def mark_failed(context: StageContext, instance: str, report: StageReport) -> None:
+    """Record on a claimed Node that a stage failed. A failure is only logged, and changes no result.
+
+    Without credentials there is nothing to do: in a node Job the dispatcher records what became of the stage.
+    A run that was stopped, and one that another run keeps from working, change nothing either.
+    """
+    error = report.error
+    if (
+        error is None
+        or error.exit_code == LockedError.exit_code
+        or report.stage in _STAGES_THAT_ONLY_LABEL
+        or signals.is_stopping()
+        or context.options.offline
+        or credentials.find_credentials() is None
+    ):
+        return
+    outcome: Outcome = "rolled-back" if error.exit_code == RolledBackError.exit_code else "failed"
+    place = f"{error.where}: " if error.where else ""
+    try:
+        _mark(context, instance, "failed", outcome, f"{report.stage}: {place}{error.what}")
+    except KataNodeError as failure:
+        log.warning("cannot record on the Node that %s failed: %s", report.stage, failure)
+
+
+def _mark(context: StageContext, instance: str, goal: Goal, outcome: Outcome, reason: str) -> None:
+    options = replace(context.options, label_timeout=MARK_TIMEOUT)
+    facts = gather_facts(replace(context, options=options, since=time.monotonic()))
+    if facts.name and (facts.node or goal == "unfit"):
+        for action in plan_labels(facts, instance, goal, stable_for=0, outcome=outcome, reason=reason):
+            log.info("%s", action.describe())
+            action.apply(context.clients)
 
 
 @dataclass(frozen=True)
@@ -150,13 +221,16 @@ class EnsureLabels:
     has_record: bool = False
     serves_others: bool = False
     """Both as in :class:`~kata_node.cluster.labels.NodeState`."""
+    status: NodeStatus | None = None
+    """What the record of the installation shall say."""
 
     def describe(self) -> str:
         """Return a line."""
         changes = ", ".join(
-            f"remove {key}" if value is None else f"{key}={value}"
-            for key, value in self.changes.labels.items()
+            f"remove {key}" if value is None else f"{key}={value}" for key, value in self._shown.items()
         )
+        if not changes:
+            return f"record on Node {self.name} what became of {self.instance}"
         return f"label Node {self.name}: {changes}"
 
     def effects(self) -> tuple[Effect, ...]:
@@ -167,8 +241,14 @@ class EnsureLabels:
                 key,
                 value,
             )
-            for key, value in self.changes.labels.items()
+            for key, value in self._shown.items()
         )
+
+    @property
+    def _shown(self) -> Mapping[str, str | None]:
+        """The changes of labels that decide where pods run, without those of the record."""
+        recorded = (node_status.version_label(self.instance), node_status.outcome_label(self.instance))
+        return {key: value for key, value in self.changes.labels.items() if key not in recorded}
 
     def apply(self, clients: Clients) -> None:
         """Change the labels. Raise :class:`~kata_node.errors.KubeError` when they do not stay unchanged."""
@@ -184,7 +264,8 @@ class EnsureLabels:
 
     def _changes(self, node: NodeFacts) -> MetadataChanges:
         state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others)
-        return labels.changes(self.goal, state, self.instance)
+        status = self.status and replace(self.status, machine_id=node.machine_id)
+        return labels.changes(self.goal, state, self.instance, status)
 
     def check(self, clients: Clients) -> None:
         """Check nothing: :meth:`apply` has seen the labels stay."""

@@ -8,7 +8,10 @@ The labels of an installation pass through these goals:
 - ``released``: removed, when nothing of the installation is left on the node.
 - ``unfit``: the installation label is ``unfit``, when the node cannot run Kata because of what it is.
 
-An install or revert that did not finish can therefore be found by its label.
+- ``failed``: the labels stay as they are, and only the record of the installation changes.
+
+An install or revert that did not finish can therefore be found by its label. With each goal the record of the
+installation changes, see :mod:`kata_node.kube.node_status`.
 
 Another program can set the shared label too. So an annotation records who set it, and changes in the same
 request. A revert leaves a shared label that another program set, and one that another program still needs.
@@ -20,10 +23,12 @@ has changed since, compute it again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast, get_args
 
+from kata_node.kube import node_status
 from kata_node.kube.node import SHARED_LABEL, MetadataChanges
+from kata_node.kube.node_status import NodeStatus
 
 SETTER_ANNOTATION = "katacontainers.io/kata-runtime-set-by"
 """The annotation that says who set the shared label, see :data:`Setter`."""
@@ -35,7 +40,7 @@ SERVING = "true"
 CLAIMED = "false"
 UNFIT = "unfit"
 
-Goal = Literal["claimed", "served", "withdrawn", "released", "unfit"]
+Goal = Literal["claimed", "served", "withdrawn", "released", "unfit", "failed"]
 Setter = Literal["kata-node", "other"]
 """``kata-node``: an installation of kata-node set the shared label. ``other``: it was there before the first
 installation of kata-node."""
@@ -83,8 +88,12 @@ def other_installation_labels(labels: Mapping[str, str], instance: str) -> dict[
     return {key: value for key, value in installation_labels(labels).items() if key != own}
 
 
-def changes(goal: Goal, node: NodeState, instance: str) -> MetadataChanges:
-    """Return the changes of labels and annotations that bring ``instance`` to ``goal``."""
+def changes(goal: Goal, node: NodeState, instance: str, status: NodeStatus | None = None) -> MetadataChanges:
+    """Return the changes of labels and annotations that bring ``instance`` to ``goal``.
+
+    ``status`` is what the record shall say then. What it leaves empty is kept from the record before.
+    """
+    changed: Changes = {}
     match goal:
         case "claimed":
             changed = _claimed(node.labels, instance)
@@ -96,7 +105,10 @@ def changes(goal: Goal, node: NodeState, instance: str) -> MetadataChanges:
             changed = _withdrawn(node, instance)
         case "released":
             changed = _released(node, instance)
-    return MetadataChanges(changed, _record(goal, node, changed))
+    recorded = _status_changes(goal, node, instance, status)
+    return MetadataChanges(
+        {**changed, **recorded.labels}, {**_record(goal, node, changed), **recorded.annotations}
+    )
 
 
 def is_ours(node: NodeState, instance: str) -> bool:
@@ -118,6 +130,38 @@ def _record(goal: Goal, node: NodeState, changed: Changes) -> Changes:
         elif changed and recorded is None and not installation_labels(node.labels):
             wanted = node.setter
     return {} if wanted == recorded else {SETTER_ANNOTATION: wanted}
+
+
+def _status_changes(goal: Goal, node: NodeState, instance: str, status: NodeStatus | None) -> MetadataChanges:
+    """Return the changes of the record of ``instance``."""
+    if goal == "released":
+        return node_status.removal(node.labels, node.annotations, instance)
+    if status is None or (goal in ("withdrawn", "failed") and not is_ours(node, instance)):
+        return MetadataChanges()
+    before = node_status.read(node.annotations, instance)
+    if before is not None:
+        if goal == "claimed" and _is_served(before, status, node, instance):
+            status = before
+        elif goal == "withdrawn":
+            status = replace(before, outcome=status.outcome, reason="", since=status.since)
+        else:
+            status = replace(
+                status,
+                kata_version=status.kata_version or before.kata_version,
+                handlers=status.handlers or before.handlers,
+            )
+    return node_status.changes(node.labels, node.annotations, instance, status)
+
+
+def _is_served(before: NodeStatus, status: NodeStatus, node: NodeState, instance: str) -> bool:
+    """Return whether the Node serves what is to be installed, so that a claim begins nothing new."""
+    return (
+        before.outcome == "installed"
+        and node.labels.get(installation_label(instance)) == SERVING
+        and before.kata_version == (status.kata_version or before.kata_version)
+        and (before.program_version, before.settings, before.machine_id)
+        == (status.program_version, status.settings, status.machine_id)
+    )
 
 
 def _claimed(labels: Mapping[str, str], instance: str) -> Changes:

@@ -109,24 +109,38 @@ class ApiClient:
         still fails after :data:`RETRY_TIMEOUT`, and :class:`ShutdownRequested` when a shutdown is requested
         during the pause before a retry.
         """
-        content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        headers = {"Content-Type": content_type} if body else {}
         return self._send_with_retries(
             what,
             lambda: self._session.request(
-                method, _url(path, query), content=body or None, headers=headers
+                method, _url(path, query), content=body or None, headers=_headers(method, body)
             ).raise_for_status(),
         ).content
 
-    def call_once(self, method: str, path: str, what: str, *, body: bytes, timeout: float) -> None:
-        """Send one request without retries; raises :class:`RefusedError` on any failure."""
+    def call_once(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout: float,
+    ) -> bytes:
+        """Send one request without retries, also during a shutdown, and return the body of the answer.
+
+        Raises :class:`RefusedError` on any failure.
+        """
         self.requests[what] += 1
-        headers = {"Content-Type": "application/json"}
         try:
             with timed(log, what):
-                self._session.request(
-                    method, path, content=body, headers=headers, timeout=timeout
-                ).raise_for_status()
+                answer = self._session.request(
+                    method,
+                    _url(path, query),
+                    content=body or None,
+                    headers=_headers(method, body),
+                    timeout=timeout,
+                )
+                return answer.raise_for_status().content
         except Exception as error:
             failure = classify_error(error)
             if failure is None:
@@ -242,6 +256,11 @@ class RetryPolicy:
         api.sleep(pause)
 
 
+def _headers(method: str, body: bytes) -> dict[str, str]:
+    content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
+    return {"Content-Type": content_type} if body else {}
+
+
 def _url(path: str, query: Mapping[str, str] | None) -> str:
     pairs = "&".join(f"{key}={quote(value, safe='')}" for key, value in (query or {}).items())
     return f"{path}?{pairs}" if pairs else path
@@ -256,7 +275,7 @@ def _hint(failure: RequestFailure) -> str:
                 "give the dispatcher's ServiceAccount these rights: list on nodes; in its own namespace list "
                 "on pods, create, get, list, watch, patch and delete on jobs (API group batch), get and "
                 "patch on the ConfigMap of the release's state; for Events, create on events in the "
-                "namespace default"
+                "namespace default; to record failures on Nodes, patch on nodes"
             )
         case 403:
             return "change the quota or the admission rule that forbids this request"

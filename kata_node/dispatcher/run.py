@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kata_node.dispatcher.api import ApiClient
@@ -19,6 +20,8 @@ from kata_node.dispatcher.events import EventRecorder
 from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.installed import check_installed, forget_installed, record_installed
 from kata_node.dispatcher.kubernetes_objects import Action
+from kata_node.dispatcher.last_rollout import RolloutRecorder
+from kata_node.dispatcher.node_records import NodeRecorder
 from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.progress import Result, build_result, task_line
 from kata_node.dispatcher.rollout import Outcome, Rollout, RolloutPlan, Task
@@ -45,6 +48,7 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         return Result(config.action, "ok", reason, [], 0.0, api.requests)
     check_installed(config, state)
     began = api.clock.now()
+    recorder = RolloutRecorder(api, config, owner) if state is not None else None
     config = _tolerate_all_if_named(config)
     if config.action == "cleanup":
         stop_competing_dispatchers(api, config, owner, reporter)
@@ -52,7 +56,10 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         if not config.skip_serving:
             delete_superseded_dispatchers(api, config, owner)
         config = replace(config, generation=owner.uid)
-    result = _run_on_nodes(config, api, owner, reporter, began, state)
+    with recorder or contextlib.nullcontext():
+        result = _run_on_nodes(config, api, owner, reporter, began, state)
+    if recorder:
+        recorder.record_end(result)
     if config.action == "cleanup" and result.outcome == "ok":
         forget_installed(api, config, state)
     return result
@@ -84,10 +91,10 @@ def _run_on_nodes(
     )
     rollout = Rollout(tasks, plan, removed)
     _log_plan(config, selection, removed)
-    events = EventRecorder(api, config.installation, reporter) if config.events else None
+    record_failure = _failure_recorder(config, api, reporter)
     for task in tasks_without_job:
-        if events and task.outcome is Outcome.FAILED:
-            events.record_failure(task)
+        if task.outcome is Outcome.FAILED:
+            record_failure(task)
 
     stopped = ""
 
@@ -98,8 +105,8 @@ def _run_on_nodes(
         log.log(level, "%s", task_line(task, rollout, api.clock.now()))
         if stopped != (stopped := rollout.stopped):
             log.warning("the rollout stops, no more nodes are started: %s", stopped)
-        if events and task.outcome is Outcome.FAILED:
-            events.record_failure(task)
+        if task.outcome is Outcome.FAILED:
+            record_failure(task)
 
     interrupted = ""
     try:
@@ -127,6 +134,19 @@ def _run_on_nodes(
         seconds=api.clock.now() - began,
         requests=api.requests,
     )
+
+
+def _failure_recorder(config: Config, api: ApiClient, reporter: str) -> Callable[[Task], None]:
+    """Return a function that records the failure of a task where it outlives the Job."""
+    events = EventRecorder(api, config.installation, reporter) if config.events else None
+    records = NodeRecorder(api, config.installation_label)
+
+    def record(task: Task) -> None:
+        if events:
+            events.record_failure(task)
+        records.record_failure(task)
+
+    return record
 
 
 def _tolerate_all_if_named(config: Config) -> Config:

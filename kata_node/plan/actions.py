@@ -96,6 +96,8 @@ class Plan:
     """The configuration that the runtime gets, if the node records a refusal of it."""
     other_install_dirs: tuple[str, ...] = ()
     """The install dirs of other programs that the runtime's configuration names after the plan."""
+    kata_version: str = ""
+    """The version of Kata in the payload, if the stage has read it."""
     is_forecast: bool = False
     """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
 

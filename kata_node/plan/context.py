@@ -39,6 +39,8 @@ class Options:
     """Whether to try a configuration again that the runtime of this node refused."""
     node_name: str = ""
     expected_machine_id: str = ""
+    settings_digest: str = ""
+    """The sha256 of all settings, also of those that a stage leaves out on this node."""
     reports: Path | None = None
     """The directory in which the containers of a node Job share the reports of their stages."""
     has_host_root: bool = False

@@ -90,6 +90,8 @@ class StageReport:
     """The shims that the settings enable and this node does not get."""
     other_install_dirs: tuple[str, ...] = ()
     """The install dirs of other programs that the runtime's configuration names after a revert."""
+    kata_version: str = ""
+    """The version of Kata in the payload, if the stage has read it."""
     seconds: float = 0.0
     error: Problem | None = None
     preview: Preview | None = None
@@ -237,7 +239,8 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
         left_out = tuple(map(str, document.get("left_out", ())))
         others = tuple(map(str, document.get("other_install_dirs", ())))
         summary = foreign_words(str(document["summary"]))
-        return StageReport(stage, outcome, summary, (), notes, (), left_out, others)
+        version = foreign_words(str(document.get("kata_version", "")))
+        return StageReport(stage, outcome, summary, (), notes, (), left_out, others, version)
     except (LookupError, TypeError, ValueError) as error:
         log.debug("%s is not a stage report: %s", path, error)
         return None
@@ -259,6 +262,8 @@ def termination_message(report: StageReport) -> bytes:
         message["left_out"] = list(report.left_out)
     if report.other_install_dirs:
         message["other_install_dirs"] = list(report.other_install_dirs)
+    if report.kata_version:
+        message["kata_version"] = report.kata_version
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed

@@ -135,14 +135,14 @@ def test_the_state_names_the_installation_from_the_first_job_to_the_end_of_a_cle
     assert json.loads(api.config_maps[STATE]["data"]["installed"]) == INSTALLATION
     api.requests.clear()
     dispatch(api, replace(CONFIG, **WITH_STATE))
-    assert f"PATCH {STATE}" not in api.requests
+    assert api.requests.count(f"PATCH {STATE}") == 2, "only the begin and the end of the rollout"
     api.config_maps[STATE]["data"]["desiredState"] = "absent"
     api.on_create = lambda job: api.fail(job["metadata"]["name"])
     assert dispatch(api, replace(CLEANUP, **WITH_STATE)).exit_code == 1
     assert "installed" in api.config_maps[STATE]["data"]
     api.on_create = None
     assert dispatch(api, replace(CLEANUP, **WITH_STATE)).exit_code == 0
-    assert api.config_maps[STATE]["data"] == {"desiredState": "absent"}
+    assert set(api.config_maps[STATE]["data"]) == {"desiredState", "lastRollout"}
 
 
 @pytest.mark.parametrize(

@@ -490,7 +490,7 @@ def test_an_error_that_concerns_every_node_stops_the_rollout(
     assert (result.outcome, result.exit_code) == ("stopped", 1)
     assert message.replace('"', "'") in result.reason
     asked = set(api.requests[api.requests.index("POST jobs") :])
-    assert asked == {"POST jobs", "POST events"}, "no other requests"
+    assert asked == {"POST jobs", "POST events", "GET nodes"}, "no other requests"
     assert api.requests.count("POST jobs") == (6 if status == 403 else 1), (
         "403 is retried, because a role may be new"
     )

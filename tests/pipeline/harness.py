@@ -105,6 +105,7 @@ def run(
         expected_machine_id=machine_id,
         has_host_root=has_host_root,
         retry_refused=retry_refused,
+        settings_digest=loaded.digest(),
     )
     clients = node.clients()
     parameters = pipeline.Run(loaded, options, clients, lock_timeout, dry_run, report, invocation)

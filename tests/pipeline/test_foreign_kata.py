@@ -77,8 +77,8 @@ def test_a_revert_beside_another_program_keeps_the_shared_label(
     options = {"multi_install_suffix": "blue", "node_name": "n1"}
     ours = INSTALL[1:]  # host-check looks at the devices of this machine
     assert errors(run(node, ours, payload, has_host_root=True, **options)) == []  # type: ignore[arg-type]
-    assert kube(node).labels == {SHARED_LABEL: "true", BLUE: "true"}
-    assert kube(node).annotations == {SETTER_ANNOTATION: "kata-node" if first == "ours" else "other"}
+    assert kube(node).marks == {SHARED_LABEL: "true", BLUE: "true"}
+    assert kube(node).annotations[SETTER_ANNOTATION] == ("kata-node" if first == "ours" else "other")
     if first == "ours":
         install_other(node)
     reverted = run(node, REVERT, payload, has_host_root=True, **options)  # type: ignore[arg-type]

@@ -8,18 +8,22 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes import MAIN, FakeKube, FakeNode
+from kata_node import __version__
 from kata_node.checks import facts
 from kata_node.checks.unread_facts import UnreadConfig
 from kata_node.errors import HostError, KubeError, LockedError
 from kata_node.host import lock, reserve
 from kata_node.host.files import FileState, Root
 from kata_node.host.journal import journal_command
+from kata_node.kube import node_status as records
+from kata_node.kube.node_status import NodeStatus
 from kata_node.plan import receipt as receipts
 from kata_node.runtime import restart
 from kata_node.runtime.check_config import CheckConfig
@@ -779,10 +783,67 @@ def test_an_install_sets_the_labels_and_a_revert_removes_them(
     node: FakeNode, payload: Path, cluster: FakeKube
 ) -> None:
     assert errors(run(node, INSTALL, payload, node_name="n1")) == []
-    assert cluster.labels == {"kubernetes.io/hostname": "n1"} | MARKS
+    assert cluster.marks == {"kubernetes.io/hostname": "n1"} | MARKS
     assert outcomes(run(node, INSTALL, payload, node_name="n1"))[-1] == "label skipped"
     assert errors(run(node, REVERT, payload, node_name="n1")) == []
     assert cluster.labels == {"kubernetes.io/hostname": "n1"}
+    assert cluster.annotations == {}
+
+
+def record_of(cluster: FakeKube) -> NodeStatus:
+    record = records.read(cluster.annotations, "default")
+    assert record is not None
+    return record
+
+
+def test_the_record_on_the_node_follows_an_install_an_upgrade_and_a_revert(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    seen: list[NodeStatus] = []
+    cluster.on_settled = lambda kube: seen.append(record_of(kube))
+    cluster.machine_id = "ab" * 16
+    assert errors(run(node, INSTALL, payload, node_name="n1")) == []
+    claimed, installed = seen[0], record_of(cluster)
+    assert (claimed.outcome, installed.outcome) == ("installing", "installed")
+    assert (installed.kata_version, installed.program_version) == ("4.1.0-test", __version__)
+    assert (installed.machine_id, installed.handlers) == ("ab" * 16, ("kata-qemu",))
+    assert replace(claimed, outcome="installed", handlers=("kata-qemu",), since=installed.since) == installed
+    assert cluster.labels["version.kata-deploy.katacontainers.io/default"] == "4.1.0-test"
+    assert cluster.labels["outcome.kata-deploy.katacontainers.io/default"] == "installed"
+
+    before = dict(cluster.labels), dict(cluster.annotations)
+    again = run(node, INSTALL, payload, node_name="n1")
+    assert {each.outcome for each in again if each.stage in ("claim", "label")} == {"skipped"}
+    assert (cluster.labels, cluster.annotations) == before, "an unchanged upgrade writes nothing"
+
+    seen.clear()
+    changed = run(node, INSTALL, payload, node_name="n1", shims="qemu,clh")
+    assert errors(changed) == []
+    assert [each.outcome for each in seen][:1] == ["installing"]
+    assert cluster.labels.items() >= MARKS.items()
+    assert record_of(cluster).settings != installed.settings
+    assert record_of(cluster).handlers == ("kata-clh", "kata-qemu")
+
+    seen.clear()
+    assert errors(run(node, (unlabel,), payload, node_name="n1")) == []
+    assert record_of(cluster).outcome == "removing"
+    assert record_of(cluster).kata_version == "4.1.0-test"
+
+
+def test_records_of_installations_side_by_side_do_not_disturb_each_other(
+    node: FakeNode, payload: Path, cluster: FakeKube
+) -> None:
+    for suffix in ("", "blue"):
+        assert errors(run(node, INSTALL, payload, node_name="n1", multi_install_suffix=suffix)) == []
+    blue = records.annotation("blue")
+    kept = cluster.annotations[blue]
+    assert errors(run(node, REVERT, payload, node_name="n1")) == []
+    assert {key for key in cluster.annotations if key.startswith("status.")} == {blue}
+    assert cluster.annotations[blue] == kept
+    assert {key for key in cluster.labels if key.startswith(("version.", "outcome."))} == {
+        records.version_label("blue"),
+        records.outcome_label("blue"),
+    }
 
 
 def test_a_revert_without_a_cluster_notes_the_commands_that_remove_the_labels(
@@ -809,7 +870,7 @@ def test_a_node_is_claimed_before_anything_is_written_to_it(
     cluster.on_settled = lambda kube: seen.append((dict(kube.labels), snapshot(node) == before))
     assert errors(run(node, INSTALL, payload, node_name="n1")) == []
     labels, untouched = seen[0]
-    assert labels == {"kubernetes.io/hostname": "n1"} | dict.fromkeys(MARKS, "false")
+    assert labels.items() >= ({"kubernetes.io/hostname": "n1"} | dict.fromkeys(MARKS, "false")).items()
     assert untouched
 
 
@@ -925,7 +986,7 @@ def test_if_the_api_server_refuses_the_labels_the_next_run_sets_them(
     assert handlers(node) == ("kata-qemu",)
     cluster.error = None
     assert outcomes(run(node, INSTALL, payload, node_name="n1"))[1:] == [
-        "claim skipped",
+        "claim done",  # only host-check has told the version of Kata, which the record has now
         "artifacts skipped",
         "cri skipped",
         "label done",

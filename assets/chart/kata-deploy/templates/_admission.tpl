@@ -27,3 +27,100 @@ spec:
   policyName: {{ index . 1 }}
   validationActions: [Deny]
 {{- end -}}
+
+{{- /*
+Variables of a policy for changes of a Node. Takes (list $ own-labels own-annotations), which are lists of the keys that
+the account may change. `foreignLabels`, `foreignAnnotations` and `otherMetadata` are the other changes of the request.
+`lostOwners` are managers from which it takes fields that are not its own.
+*/ -}}
+{{- define "kata-deploy.admission.nodeVariables" }}
+- name: ownLabels
+  expression: {{ index . 1 | toJson | squote }}
+- name: ownAnnotations
+  expression: {{ index . 2 | toJson | squote }}
+- name: oldLabels
+  expression: oldObject.metadata.?labels.orValue({})
+- name: newLabels
+  expression: object.metadata.?labels.orValue({})
+# Other labels that the request adds, changes or removes.
+- name: foreignLabels
+  expression: >-
+    variables.newLabels.filter(key, !(key in variables.ownLabels)
+    && !(key in variables.oldLabels && variables.oldLabels[key] == variables.newLabels[key]))
+    + variables.oldLabels.filter(key, !(key in variables.ownLabels) && !(key in variables.newLabels))
+- name: oldAnnotations
+  expression: oldObject.metadata.?annotations.orValue({})
+- name: newAnnotations
+  expression: object.metadata.?annotations.orValue({})
+# Other annotations that the request adds, changes or removes.
+- name: foreignAnnotations
+  expression: >-
+    variables.newAnnotations.filter(key, !(key in variables.ownAnnotations)
+    && !(key in variables.oldAnnotations && variables.oldAnnotations[key] == variables.newAnnotations[key]))
+    + variables.oldAnnotations.filter(key, !(key in variables.ownAnnotations) && !(key in variables.newAnnotations))
+# All other fields, also fields of future Kubernetes releases: dyn() avoids a list of names. The API server itself
+# changes resourceVersion and managedFields with every patch.
+- name: oldMetadata
+  expression: dyn(oldObject.metadata)
+- name: newMetadata
+  expression: dyn(object.metadata)
+- name: ownMetadata
+  expression: '["annotations", "labels", "managedFields", "resourceVersion"]'
+- name: otherMetadata
+  expression: >-
+    variables.newMetadata.filter(key, !(key in variables.ownMetadata)
+    && !(key in variables.oldMetadata && variables.oldMetadata[key] == variables.newMetadata[key]))
+    + variables.oldMetadata.filter(key, !(key in variables.ownMetadata) && !(key in variables.newMetadata))
+# A manager that applied a field must stay its owner in managedFields. Otherwise the field would stay on the Node
+# when that manager drops it. Only the own labels and the taints may change their owner: a manager of other fields
+# keeps an entry with all of these.
+- name: ownFields
+  expression: variables.ownLabels.map(key, "f:" + key)
+- name: lostOwners
+  expression: >-
+    variables.oldMetadata.?managedFields.orValue([]).filter(entry, entry.operation == "Apply"
+    && !(entry in variables.newMetadata.?managedFields.orValue([]))
+    && !(entry.?fieldsV1.orValue({}).all(top, top == "f:metadata" || top == "f:spec")
+      && entry.?fieldsV1[?"f:metadata"].orValue({}).all(key, key == "f:labels" || key == ".")
+      && entry.?fieldsV1[?"f:metadata"][?"f:labels"].orValue({}).all(key, key in variables.ownFields || key == ".")
+      && entry.?fieldsV1[?"f:spec"].orValue({}).all(key, key == "f:taints" || key == "."))
+    && !variables.newMetadata.?managedFields.orValue([]).exists(kept, kept.operation == "Apply"
+      && kept.manager == entry.manager && kept.?subresource.orValue("") == entry.?subresource.orValue("")
+      && entry.?fieldsV1.orValue({}).all(top, top == "f:metadata" || top == "f:spec"
+        || kept.?fieldsV1[?top] == optional.of(entry.fieldsV1[top]))
+      && entry.?fieldsV1[?"f:metadata"].orValue({}).all(key, key == "f:labels"
+        || kept.?fieldsV1[?"f:metadata"][?key] == optional.of(entry.fieldsV1["f:metadata"][key]))
+      && entry.?fieldsV1[?"f:metadata"][?"f:labels"].orValue({}).all(key, key in variables.ownFields
+        || kept.?fieldsV1[?"f:metadata"][?"f:labels"][?key]
+          == optional.of(entry.fieldsV1["f:metadata"]["f:labels"][key]))
+      && entry.?fieldsV1[?"f:spec"].orValue({}).all(key, key == "f:taints"
+        || kept.?fieldsV1[?"f:spec"][?key] == optional.of(entry.fieldsV1["f:spec"][key]))))
+    .map(entry, entry.manager)
+{{- end -}}
+
+{{- /* Rules for the record of the installation on a Node. Takes (list $ outcomes-that-the-account-may-write). */ -}}
+{{- define "kata-deploy.admission.recordValidations" }}
+{{- $status := include "kata-deploy.statusAnnotation" (index . 0) -}}
+{{- $outcome := include "kata-deploy.outcomeLabel" (index . 0) }}
+- expression: >-
+    !({{ $outcome | squote }} in variables.newLabels)
+    || variables.newLabels[{{ $outcome | squote }}] in {{ index . 1 | toJson }}
+    || ({{ $outcome | squote }} in variables.oldLabels
+      && variables.oldLabels[{{ $outcome | squote }}] == variables.newLabels[{{ $outcome | squote }}])
+  message: this account may set the label {{ $outcome }} of a Node only to one of {{ join ", " (index . 1) }}
+  reason: Forbidden
+- expression: >-
+    !({{ $status | squote }} in variables.newAnnotations)
+    || variables.newAnnotations[{{ $status | squote }}].size() <= {{ include "kata-deploy.admission.recordSize" . }}
+    || ({{ $status | squote }} in variables.oldAnnotations
+      && variables.oldAnnotations[{{ $status | squote }}] == variables.newAnnotations[{{ $status | squote }}])
+  message: >-
+    this account may set the annotation {{ $status }} of a Node only to a text of at most
+    {{ include "kata-deploy.admission.recordSize" . }} characters
+  reason: Forbidden
+{{- end -}}
+
+{{- /* Characters of the annotation with the record. kata-node writes no longer one. */ -}}
+{{- define "kata-deploy.admission.recordSize" -}}
+4096
+{{- end -}}

@@ -73,6 +73,19 @@ katacontainers.io/kata-runtime-set-by
 kata-deploy.katacontainers.io/{{ include "kata-deploy.instance" . }}
 {{- end -}}
 
+{{- /* The annotation with the record of the installation, and the labels with Kata's version and the outcome. */ -}}
+{{- define "kata-deploy.statusAnnotation" -}}
+status.{{ include "kata-deploy.installationLabel" . }}
+{{- end -}}
+
+{{- define "kata-deploy.versionLabel" -}}
+version.{{ include "kata-deploy.installationLabel" . }}
+{{- end -}}
+
+{{- define "kata-deploy.outcomeLabel" -}}
+outcome.{{ include "kata-deploy.installationLabel" . }}
+{{- end -}}
+
 {{- /* <fullname>-<part>, shortened to a number of characters. Takes (list $ "part" 40). */ -}}
 {{- define "kata-deploy.shortName" -}}
 {{- $root := index . 0 -}}

@@ -1,0 +1,89 @@
+"""Record on a Node that its Job failed, see :mod:`kata_node.kube.node_status`.
+
+The stages that work on the node have no credentials to do so. The account of the dispatcher may patch Nodes
+only where an admission policy limits it to this record. Elsewhere the Node keeps the record of the last stage
+that had credentials, and the state of the release says what failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+import msgspec
+
+from kata_node.dispatcher.api import ApiClient, RefusedError, is_rbac_denial
+from kata_node.dispatcher.kubernetes_objects import Node, NodePage
+from kata_node.dispatcher.rollout import Task
+from kata_node.errors import KubeError, RolledBackError
+from kata_node.kube import node_status
+from kata_node.kube.node_status import NodeStatus, Outcome
+
+TIMEOUT = 5.0
+"""Seconds for each of the two requests for one Node."""
+
+MAX_CONSECUTIVE_FAILURES = 3
+"""After this many failed requests in a row, no more Nodes are changed: other nodes must not wait for them."""
+
+log = logging.getLogger(__name__)
+
+
+class NodeRecorder:
+    """Record failures on Nodes, with one try for each. A failed request is only logged."""
+
+    def __init__(self, api: ApiClient, installation_label: str) -> None:
+        self._api = api
+        self._label = installation_label
+        self._consecutive_failures = 0
+
+    def record_failure(self, task: Task) -> None:
+        """Record the failure of a task on its Node, if the installation has claimed the Node."""
+        gives_up = self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES
+        if task.problem is None or not task.target.uid or not self._label or gives_up:
+            return
+        try:
+            node = self._read(task.target.name)
+            if node is not None and self._label in node.metadata.labels:
+                self._write(node, task)
+        except KubeError as error:
+            self._consecutive_failures += 1
+            if isinstance(error, RefusedError) and is_rbac_denial(error.failure):
+                self._consecutive_failures = MAX_CONSECUTIVE_FAILURES
+                log.info("failures are not recorded on Nodes, because this account may not change Nodes")
+                return
+            log.warning("the failure could not be recorded on the Node %s: %s", task.target.name, error)
+        else:
+            self._consecutive_failures = 0
+
+    def _read(self, name: str) -> Node | None:
+        query = {"fieldSelector": f"metadata.name={name}"}
+        content = self._api.call_once("GET", "/api/v1/nodes", "list nodes", query=query, timeout=TIMEOUT)
+        return next(iter(msgspec.json.decode(content, type=NodePage).items or ()), None)
+
+    def _write(self, node: Node, task: Task) -> None:
+        installation = self._label.rpartition("/")[2]
+        metadata, problem = node.metadata, task.problem
+        assert problem is not None
+        outcome: Outcome = "rolled-back" if problem.exit_code == RolledBackError.exit_code else "failed"
+        before = node_status.read(metadata.annotations, installation) or NodeStatus(outcome)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        status = replace(before, outcome=outcome, reason=str(problem), since=now)
+        changes = node_status.changes(metadata.labels, metadata.annotations, installation, status)
+        if not changes:
+            return
+        # The label of the version is the stages' own, and nothing is known about the version here.
+        own = node_status.outcome_label(installation)
+        labels = {key: value for key, value in changes.labels.items() if key == own}
+        patch = {
+            "metadata": {
+                "resourceVersion": metadata.resource_version,
+                "labels": labels,
+                "annotations": dict(changes.annotations),
+            }
+        }
+        self._api.call_once(
+            *("PATCH", f"/api/v1/nodes/{metadata.name}", "patch a node"),
+            body=msgspec.json.encode(patch),
+            timeout=TIMEOUT,
+        )
