@@ -1,4 +1,4 @@
-"""The entry point of the ``kata-node`` command."""
+"""The entry points of the commands ``kata-node`` and ``kubectl kata``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def main() -> None:
 
         sys.exit(f"error: {stopped_error(error)}")
     sys.exit(code)
+
+
+def kubectl_kata() -> None:
+    """Run the plugin ``kubectl kata``: the commands below ``cluster``."""
+    sys.argv[1:1] = ["cluster"]
+    main()
 
 
 if __name__ == "__main__":

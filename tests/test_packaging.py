@@ -131,6 +131,7 @@ def test_the_wheel_has_the_commands(wheel: zipfile.ZipFile) -> None:
         "[console_scripts]",
         "kata-deploy-job-dispatcher = kata_node.dispatcher.__main__:main",
         "kata-node = kata_node.__main__:main",
+        "kubectl-kata = kata_node.__main__:kubectl_kata",
     ]
 
 

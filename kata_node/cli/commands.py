@@ -16,7 +16,7 @@ import typer
 
 from kata_node import __version__, signals
 from kata_node import log as logs
-from kata_node.cli import help_commands
+from kata_node.cli import cluster_commands, help_commands
 from kata_node.cli.context import invocation_of, open_tools, options_of, settings_of
 from kata_node.cli.options import (
     DEFAULT_DAEMONSET_TIMEOUT,
@@ -304,6 +304,7 @@ def values_convert(
     return values.convert_file(file, write, common)
 
 
+cluster_commands.register(app)
 help_commands.register(app)
 
 

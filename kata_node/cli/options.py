@@ -324,6 +324,7 @@ COMMAND_OPTIONS = {
     "daemon": (*_INSTALLATION, *_CHANGES, "output", "log_level", *_PLACING),
     "wanted": ("offline", "node_name", "output", "log_level", "termination_log"),
     "payload": LOGGING,
+    "cluster": LOGGING,
     "values": LOGGING,
     "explain": ("output",),
     "completion": (),

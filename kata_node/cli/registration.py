@@ -40,14 +40,14 @@ class _GroupedCommand(TyperCommand):
 
 
 def command(
-    target: typer.Typer, name: str, *, hidden: bool = False
+    target: typer.Typer, name: str, *, group: str = "", hidden: bool = False
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Return a decorator that registers ``function(common, **own)`` as the command ``name``.
 
     The function returns the exit code. The command takes the options of the function, and the common
-    options that :data:`COMMAND_OPTIONS` has for it.
+    options that :data:`COMMAND_OPTIONS` has for it, or for its ``group``.
     """
-    options = COMMAND_OPTIONS.get(name, LOGGING)
+    options = COMMAND_OPTIONS.get(group or name, LOGGING)
     shared = [each for each in COMMON_PARAMETERS if each.name in options]
 
     def register(function: Callable[..., int]) -> Callable[..., int]:

@@ -54,14 +54,15 @@ def open_client(request_timeout: float) -> Client:
         )
 
 
-def open_http_client(request_timeout: float) -> httpx2.Client:
+def open_http_client(request_timeout: float, *, kubeconfig: str = "", context: str = "") -> httpx2.Client:
     """Return an HTTP client with the same credentials, for requests that lightkube's client cannot make.
 
-    It takes paths of the API, like ``/api/v1/nodes``. Raises the errors of :func:`open_client`.
+    It takes paths of the API, like ``/api/v1/nodes``. ``kubeconfig`` is used in place of the credentials that
+    are found, and ``context`` in place of the current context. Raises the errors of :func:`open_client`.
     """
     from lightkube.config import client_adapter
 
-    with _credentials() as (config, transport):
+    with _credentials(kubeconfig, context) as (config, transport):
         parameters = client_adapter.ConnectionParams(timeout=_timeout(request_timeout), transport=transport)
         return client_adapter.Client(config, parameters)
 
@@ -73,12 +74,14 @@ def _timeout(request_timeout: float) -> httpx2.Timeout:
 
 
 @contextlib.contextmanager
-def _credentials() -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]:
+def _credentials(
+    kubeconfig: str = "", context: str = ""
+) -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]:
     """Yield the configuration for the credentials, and in a pod the transport to its cluster.
 
     An exception in the body becomes a :class:`KubeError` that names the credentials.
     """
-    source = find_credentials()
+    source = kubeconfig or find_credentials()
     if source is None:
         raise KubeError(
             "there are no credentials for an API server",
@@ -93,7 +96,7 @@ def _credentials() -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]
             config = KubeConfig.from_service_account(source).get()
             transport = httpx2.HTTPTransport(verify=_ssl_context(f"{source}/ca.crt"))
         else:
-            config = KubeConfig.from_file(source).get()
+            config = KubeConfig.from_file(source).get(context or None)
         assert config is not None  # without a current context, get() raises
         yield config, transport
     except Exception as error:  # a broken file can raise almost any class

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -51,7 +51,7 @@ class SimulatedRelease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run_pods, daemon=True)
 
-    def __enter__(self) -> SimulatedRelease:
+    def __enter__(self) -> Self:
         self.kubectl("create", "namespace", self.namespace)
         self._thread.start()
         return self

@@ -16,6 +16,8 @@ from cluster import flags
 from cluster.control_plane import ADMIN, Cluster
 from cluster.faulty_proxy import FaultyProxy
 from cluster.node_writers import NodeWriter
+from kata_node.kube import node_status
+from kata_node.kube.node_status import NodeStatus
 from node.cache import CHECKOUT
 from node.commands import CommandResult, RunningCommand, describe_result, wait_until
 
@@ -53,6 +55,17 @@ metadata: {name: labelling, namespace: default}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: labelling}
 subjects: [{kind: ServiceAccount, name: labeller, namespace: labelling}]
 """
+
+
+def without_records(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the Kata labels or annotations of a Node, without those of :mod:`kata_node.kube.node_status`."""
+    records = ("status.", "version.", "outcome.")
+    return {
+        key: each
+        for key, each in metadata.items()
+        if "katacontainers.io/" in key
+        if not key.startswith(records)
+    }
 
 
 @functools.cache
@@ -151,15 +164,23 @@ class StageRunner:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The Kata labels of the Node, of all installations."""
-        labels: Mapping[str, str] = self.node_writer.node(self.name)["metadata"]["labels"]
-        return {key: value for key, value in labels.items() if "katacontainers.io/" in key}
+        """The Kata labels of the Node, of all installations, without those of the records."""
+        return without_records(self.node_writer.node(self.name)["metadata"]["labels"])
 
     @property
     def annotations(self) -> dict[str, str]:
-        """The Kata annotations of the Node."""
-        annotations = self.node_writer.node(self.name)["metadata"].get("annotations", {})
-        return {key: value for key, value in annotations.items() if "katacontainers.io/" in key}
+        """The Kata annotations of the Node, without the records."""
+        return without_records(self.node_writer.node(self.name)["metadata"].get("annotations", {}))
+
+    def record(self, instance: str = "default") -> NodeStatus | None:
+        """Return the record of an installation on the Node, whose labels must say the same."""
+        metadata = self.node_writer.node(self.name)["metadata"]
+        found = node_status.read(metadata.get("annotations", {}), instance)
+        labels = metadata["labels"]
+        keys = node_status.version_label(instance), node_status.outcome_label(instance)
+        said = tuple(labels.get(key) for key in keys)
+        assert said == ((found.kata_version or "unknown", found.outcome) if found else (None, None))
+        return found
 
     @property
     def version(self) -> str:

@@ -165,10 +165,11 @@ def test_a_stage_without_work_sends_one_request(
     stage_runner: StageRunner, stage: str, before: Mapping[str, str]
 ) -> None:
     stage_runner.register(before)
-    version = stage_runner.version
+    stage_runner.run(stage, AT_ONCE).succeeded()  # an earlier version of kata-node left no record
+    version, asked = stage_runner.version, [stage_runner.proxy.count(each) for each in ("GET", "PATCH")]
     assert stage_runner.run(stage).succeeded().outcome == "skipped"
     assert stage_runner.version == version
-    assert (stage_runner.proxy.count("GET"), stage_runner.proxy.count("PATCH")) == (1, 0)
+    assert [stage_runner.proxy.count(each) for each in ("GET", "PATCH")] == [asked[0] + 1, asked[1]]
 
 
 @pytest.mark.parametrize(

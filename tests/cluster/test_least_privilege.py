@@ -31,7 +31,10 @@ from cluster.labeller import (
     taints,
     worker,
 )
+from cluster.stage_runner import without_records
 from kata_node.cluster.labels import SETTER_ANNOTATION
+from kata_node.kube import node_status
+from kata_node.kube.node_status import NodeStatus
 from node.cache import CHECKOUT
 from node.commands import describe_result, wait_until
 
@@ -77,6 +80,62 @@ def test_the_labels_can_be_claimed_set_withdrawn_and_removed(labeller: ApiCaller
         now = answer.body["metadata"]["labels"]
         assert (now.get(SHARED_LABEL), now.get(f"{INSTALLATION_LABEL_PREFIX}default")) == (shared, own)
         assert answer.body["metadata"]["annotations"].get(SETTER_ANNOTATION) == setter
+
+
+def record(instance: str = "default", *, size: int = 0, **labels: str) -> dict[str, Any]:
+    """Return a patch of a record as kata-node sends it; ``size`` is the length of a forged annotation."""
+    status = NodeStatus("installed", "4.1.0+test", "0.1.0", reason="x" * 400)
+    changes = node_status.changes({}, {}, instance, status)
+    annotations = {key: "x" * size if size else each for key, each in changes.annotations.items()}
+    return {"metadata": {"labels": {**changes.labels, **labels}, "annotations": annotations}}
+
+
+def test_the_record_of_the_installation_can_be_written_and_removed(labeller: ApiCaller, node: str) -> None:
+    answer = labeller.patch(node, record())
+    assert answer.status == 200, answer.message
+    metadata = answer.body["metadata"]
+    assert node_status.read(metadata["annotations"], "default") is not None
+    removal = node_status.removal(metadata["labels"], metadata["annotations"], "default").patch()
+    answer = labeller.patch(node, {"metadata": removal})
+    assert answer.status == 200, answer.message
+    assert not node_status.installations(answer.body["metadata"]["annotations"])
+
+
+OUTCOME = "outcome.kata-deploy.katacontainers.io/default"
+
+
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        pytest.param(record("second"), "change only the labels", id="another installation"),
+        pytest.param(
+            {"metadata": {"annotations": record("second")["metadata"]["annotations"]}},
+            "change only the annotation",
+            id="the annotation of another installation",
+        ),
+        pytest.param(record(size=4097), "at most 4096 characters", id="oversized"),
+        pytest.param(record(**{OUTCOME: "great"}), f"set the label {OUTCOME}", id="an outcome of its own"),
+        pytest.param(
+            {"metadata": {"annotations": {"status.kata-deploy.katacontainers.io/default.x": "1"}}},
+            "change only the annotation",
+            id="a forged key",
+        ),
+        pytest.param(
+            {"metadata": {"labels": {"version.kata-deploy.katacontainers.io/x": "1"}}},
+            "change only the labels",
+            id="a forged label",
+        ),
+    ],
+)
+def test_no_other_record_can_be_written(
+    labeller: ApiCaller, node: str, patch: dict[str, Any], reason: str
+) -> None:
+    assert reason in refusal(labeller.patch(node, patch))
+
+
+def test_the_limit_of_the_record_is_that_of_the_policy(labeller: ApiCaller, node: str) -> None:
+    assert labeller.patch(node, record(size=node_status.SIZE_LIMIT)).status == 200
+    refusal(labeller.patch(node, record(size=node_status.SIZE_LIMIT + 1)))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +282,9 @@ def test_the_installation_label_can_be_unfit_and_the_shared_label_cannot(
 ONLY_LABELS = f"this account may change only the labels {SHARED_LABEL} and {INSTALLATION_LABEL_PREFIX}"
 ONLY_VALUES = " to true or false, or remove them"
 ONLY_METADATA = "this account may change only labels and annotations in a Node's metadata, not "
-ONLY_ANNOTATION = f"this account may change only the annotation {SETTER_ANNOTATION} of a Node, not "
+ONLY_ANNOTATION = (
+    f"this account may change only the annotation {SETTER_ANNOTATION} of a Node, and its record, not "
+)
 ONLY_AS_KATA_NODE = "only as the component kata-node"
 NO_NEW_TAINTS = "this account may not add or change taints of a Node"
 ONLY_STARTUP = "this account may remove only the taints of a Node that startupTaints lists"
@@ -664,8 +725,8 @@ def test_two_installations_may_change_only_their_own_installation_label(
         assert caller.patch(node, {"metadata": {"labels": {SHARED_LABEL: "true", own: "true"}}}).status == 200
         refused = refusal(caller.patch(node, {"metadata": {"labels": {other: "false"}}}))
         assert (
-            refused
-            == f"this account may change only the labels {SHARED_LABEL} and {own} of a Node, not {other}"
+            refused == f"this account may change only the labels {SHARED_LABEL} and {own} of a Node, "
+            f"and those of its record, not {other}"
         )
     marks = {
         key: value
@@ -728,11 +789,14 @@ def test_all_label_stages_work_with_only_these_rights(
         "unlabel": {SHARED_LABEL: "false", own: "false"},
         "unclaim": {},
     }
+    outcomes = {"claim": "installing", "label": "installed", "unlabel": "removing", "unclaim": ""}
     for name, wanted in expected.items():
         done = stage(labeller, name)
         assert done.returncode == 0, describe_result(done)
         now = labeller.node(node)
-        assert {key: value for key, value in now["metadata"]["labels"].items() if "kata" in key} == wanted
+        assert without_records(now["metadata"]["labels"]) == wanted
+        record = node_status.read(now["metadata"]["annotations"], "default")
+        assert (record.outcome if record else "") == outcomes[name]
     assert [(each["key"], each["effect"]) for each in now["spec"]["taints"]] == [
         (each["key"], each["effect"]) for each in (OTHER_EFFECT, FOREIGN)
     ]

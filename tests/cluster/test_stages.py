@@ -10,6 +10,7 @@ from typing import Any
 from cluster.jobs import Job, container, job
 from cluster.joined_node import JoinedNode
 from cluster.stage_jobs import INSTALL, REVERT, prepare, stages_job
+from cluster.stage_runner import without_records
 from kata_node.payload.index import write_manifest
 from node.commands import wait_until
 from node.debian_node import Node
@@ -54,7 +55,7 @@ def bring(joined: JoinedNode, image: Path, payload: Path) -> None:
 def labels(joined: JoinedNode) -> dict[str, str]:
     """Return the Kata labels of the Node."""
     node: Any = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
-    return {key: value for key, value in node["metadata"]["labels"].items() if "kata" in key}
+    return without_records(node["metadata"]["labels"])
 
 
 def events(joined: JoinedNode) -> list[str]:

@@ -1,0 +1,92 @@
+"""The commands below ``cluster``, which read a cluster with the kubeconfig of the user.
+
+``kubectl kata`` runs them too: kubectl finds the program ``kubectl-kata``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kata_node.cli.options import Common
+from kata_node.cli.registration import command
+
+Release = Annotated[
+    str,
+    typer.Option("--release", metavar="NAME", help="Only this release of the chart.", show_default=False),
+]
+Namespace = Annotated[
+    str,
+    typer.Option(
+        "--namespace", "-n", metavar="NAME", help="Only releases in this namespace.", show_default=False
+    ),
+]
+KubeConfigFile = Annotated[
+    str,
+    typer.Option(
+        "--kubeconfig",
+        metavar="FILE",
+        help="The kubeconfig. Without it, that of KUBECONFIG, or ~/.kube/config.",
+        show_default=False,
+    ),
+]
+KubeContext = Annotated[
+    str,
+    typer.Option(
+        "--context",
+        metavar="NAME",
+        help="The context in the kubeconfig. Without it, the current one.",
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    cluster_app = typer.Typer(
+        no_args_is_help=True, help="Show what a cluster knows of Kata on its nodes. Also as `kubectl kata`."
+    )
+    app.add_typer(cluster_app, name="cluster")
+
+    @command(cluster_app, "status", group="cluster")
+    def status(
+        common: Common,
+        release: Release = "",
+        namespace: Namespace = "",
+        kubeconfig: KubeConfigFile = "",
+        kube_context: KubeContext = "",
+    ) -> int:
+        """Show one table over all nodes with Kata. Exit code: 0 if all is healthy, 10 if not.
+
+        It reads the Nodes and the states of the releases with your kubeconfig, and changes nothing.
+        """
+        from kata_node.cli import cluster
+
+        return cluster.status(common, release, namespace, kubeconfig, kube_context)
+
+    @command(cluster_app, "bundle", group="cluster")
+    def bundle(
+        common: Common,
+        release: Release = "",
+        namespace: Namespace = "",
+        kubeconfig: KubeConfigFile = "",
+        kube_context: KubeContext = "",
+        file: Annotated[
+            Path | None,
+            typer.Option(
+                "--file",
+                metavar="FILE.tar.gz",
+                help="The new archive. Without it, kata-bundle-TIME.tar.gz here.",
+                show_default=False,
+            ),
+        ] = None,
+    ) -> int:
+        """Collect objects, logs, Nodes and values without secrets in one archive, for the maintainers.
+
+        What cannot be read is named in the archive. No Secret is read.
+        """
+        from kata_node.cli import cluster
+
+        return cluster.bundle(common, release, namespace, kubeconfig, kube_context, file)
