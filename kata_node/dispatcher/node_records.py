@@ -57,7 +57,7 @@ class NodeRecorder:
             self._consecutive_failures = 0
 
     def _read(self, name: str) -> Node | None:
-        query = {"fieldSelector": f"metadata.name={name}"}
+        query = {"fieldSelector": f"metadata.name={name}", "limit": "1"}
         content = self._api.call_once("GET", "/api/v1/nodes", "list nodes", query=query, timeout=TIMEOUT)
         return next(iter(msgspec.json.decode(content, type=NodePage).items or ()), None)
 

@@ -229,7 +229,11 @@ def test_a_node_with_hundreds_of_labels_and_a_long_status_keeps_all_of_it(
     assert len(json.dumps(before)) > 400_000  # more than the API server sends uncompressed
     stage_runner.run("label").succeeded()
     after = stage_runner.node_writer.node(stage_runner.name)
-    assert after["metadata"]["labels"] == {**before["metadata"]["labels"], **LABELED}
+    record = {
+        "outcome.kata-deploy.katacontainers.io/default": "installed",
+        "version.kata-deploy.katacontainers.io/default": "unknown",
+    }
+    assert after["metadata"]["labels"] == {**before["metadata"]["labels"], **LABELED, **record}
     setter = {"katacontainers.io/kata-runtime-set-by": "kata-node"}
     assert after["metadata"]["annotations"] == {**before["metadata"]["annotations"], **setter}
     assert {**after, "metadata": {}} == {**before, "metadata": {}}

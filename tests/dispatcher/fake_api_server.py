@@ -259,6 +259,11 @@ class FakeApiServer:
             if method == "POST" and path == EVENTS:
                 self.events.append(body)
                 return 201, body
+            if method == "PATCH" and path.startswith(f"{NODES}/"):
+                node = self.nodes[path.removeprefix(f"{NODES}/")]["metadata"]
+                for key in ("labels", "annotations"):
+                    node[key] = {**node.get(key, {}), **body["metadata"][key]}
+                return 200, copy.deepcopy(self.nodes[node["name"]])
             if path.startswith(CONFIG_MAPS):
                 return self._config_map(method, path.removeprefix(CONFIG_MAPS), body)
             name = path.removeprefix(f"{JOBS}/")
