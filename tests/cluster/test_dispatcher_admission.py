@@ -348,3 +348,93 @@ def test_the_api_server_reports_no_type_error_in_the_policy(release: DispatcherR
         "the types were checked",
     )
     assert not read()["status"]["typeChecking"].get("expressionWarnings"), read()["status"]
+
+
+# --- the record on a Node ---------------------------------------------------------------------------
+
+MARK = "kata-deploy.katacontainers.io/default"
+STATUS, OUTCOME = (f"{each}.{MARK}" for each in ("status", "outcome"))
+FAILURE = {"metadata": {"labels": {OUTCOME: "failed"}, "annotations": {STATUS: '{"outcome":"failed"}'}}}
+
+
+@pytest.fixture(scope="module")
+def claimed(cluster: Cluster, release: DispatcherRelease) -> str:
+    """A Node that the installation has claimed."""
+    name = "dispatched-claimed"
+    cluster.node(name, labels={MARK: "false", OUTCOME: "installing", "example.org/zone": "a"})
+    forged = {"metadata": {"labels": {"example.org/zone": "b"}}}
+    wait_until(
+        lambda: (
+            "denied request" in release.token.patch(name, forged, dry=True).message
+            and release.token.patch(name, FAILURE, dry=True).status == 200
+        ),
+        "the rules for Nodes are in force",
+    )
+    return name
+
+
+@pytest.mark.parametrize("outcome", ["failed", "rolled-back"])
+def test_a_failure_may_be_recorded_on_a_claimed_node(
+    release: DispatcherRelease, claimed: str, outcome: str
+) -> None:
+    change = copy.deepcopy(FAILURE)
+    change["metadata"]["labels"][OUTCOME] = outcome
+    answer = release.token.patch(claimed, change)
+    assert answer.status == 200, answer.message
+    assert answer.body["metadata"]["labels"][OUTCOME] == outcome
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param({"metadata": {"labels": {MARK: "true"}}}, "change only the label", id="the mark"),
+        pytest.param(
+            {"metadata": {"labels": {OUTCOME: "installed"}}}, "only to one of failed", id="a success"
+        ),
+        pytest.param({"metadata": {"labels": {OUTCOME: None}}}, "may not remove it", id="removed"),
+        pytest.param(
+            {"metadata": {"labels": {f"version.{MARK}": "9"}}}, "change only the label", id="the version"
+        ),
+        pytest.param(
+            {"metadata": {"labels": {"outcome.kata-deploy.katacontainers.io/blue": "failed"}}},
+            "change only the label",
+            id="another installation",
+        ),
+        pytest.param(
+            {"metadata": {"annotations": {STATUS: "x" * 4097}}}, "at most 4096 characters", id="oversized"
+        ),
+        pytest.param(
+            {"metadata": {"annotations": {"example.org/note": "x"}}},
+            "change only the annotation",
+            id="another annotation",
+        ),
+        pytest.param({"metadata": {"finalizers": ["a.b/c"]}}, "in a Node's metadata", id="a finalizer"),
+        pytest.param({"spec": {"unschedulable": True}}, "change the spec", id="cordoned"),
+        pytest.param(
+            {"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}}, "change the spec", id="a taint"
+        ),
+    ],
+)
+def test_the_dispatcher_may_change_nothing_else_of_a_node(
+    release: DispatcherRelease, claimed: str, change: dict[str, Any], reason: str
+) -> None:
+    release.token.patch(claimed, FAILURE)
+    answer = release.token.patch(claimed, change)
+    assert answer.status == 403
+    assert reason in answer.message
+
+
+def test_a_node_that_is_not_claimed_stays_as_it_is(
+    cluster: Cluster, release: DispatcherRelease, claimed: str
+) -> None:
+    cluster.node("dispatched-free")
+    answer = release.token.patch("dispatched-free", FAILURE)
+    assert answer.status == 403
+    assert f"only Nodes with the label {MARK}" in answer.message
+
+
+def test_without_policies_the_dispatcher_may_not_change_nodes(release: DispatcherRelease) -> None:
+    values = {**VALUES, "rbac": {"admissionPolicy": "never"}}
+    rendered = render(release.cluster, RELEASE, NAMESPACE, values=values, only=TEMPLATES[:1], online=False)
+    (role,) = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] == "ClusterRole"]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]
