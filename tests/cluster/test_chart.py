@@ -300,7 +300,7 @@ def test_hooks_run_after_the_objects_that_they_need(cluster: Cluster) -> None:
 def test_the_dispatcher_may_only_list_nodes_and_manage_jobs(cluster: Cluster) -> None:
     rendered = documents(cluster, JOB)
     assert one(rendered, "ClusterRole", "-dispatcher")["rules"] == [
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch", "patch"]}
     ]
     role = one(rendered, "Role", "-dispatcher")
     assert role["metadata"]["namespace"] == NAMESPACE
@@ -315,10 +315,16 @@ def test_the_dispatcher_may_only_list_nodes_and_manage_jobs(cluster: Cluster) ->
     assert (state["resourceNames"], state["verbs"]) == (["kata-deploy-state.kata"], ["get", "patch"])
 
 
-def test_the_dispatcher_may_create_events_only_if_node_events_are_enabled(cluster: Cluster) -> None:
-    rendered = kind(documents(cluster, JOB, {"job": {"events": True}}), "Role", "-dispatcher")
+def test_the_dispatcher_may_create_events_unless_the_values_say_otherwise(cluster: Cluster) -> None:
+    rendered = kind(documents(cluster, JOB), "Role", "-dispatcher")
     [role] = [each for each in rendered if each["metadata"]["namespace"] == "default"]
     assert role["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}]
+    without = documents(cluster, JOB, {"job": {"events": False}})
+    namespaces = [each["metadata"]["namespace"] for each in kind(without, "Role", "-dispatcher")]
+    assert "default" not in namespaces
+    assert "default" not in [
+        each["metadata"]["namespace"] for each in kind(without, "RoleBinding", "-dispatcher")
+    ]
 
 
 @pytest.mark.parametrize("length", [1, 19, 20, 40, 63])

@@ -22,6 +22,7 @@ from cluster.test_stages import (
     events,
     labels,
 )
+from kata_node.kube import node_status
 from node.commands import wait_until
 from node.images import KATA_NODE
 from node.installation import PAYLOAD, UNIT, VALUES
@@ -85,6 +86,16 @@ def test_the_jobs_of_a_release_install_kata_and_an_uninstall_leaves_nothing(
     assert node.activations(UNIT) == 2
     assert labels(joined) == {SHARED_LABEL: "true", INSTALLATION_LABEL: "true"}
     assert events(joined) == ["KataInstalling", "KataInstalled"]
+    metadata = json.loads(cluster.kubectl("get", "node", node.name, "--output=json").stdout)["metadata"]
+    record = node_status.read(metadata["annotations"], "default")
+    print(json.dumps(metadata["annotations"], indent=2))
+    assert record is not None
+    # The container of label has no payload: it knows the version from the reports of the other containers.
+    assert (record.outcome, record.handlers) == ("installed", ("kata-qemu",))
+    assert record.kata_version
+    assert record.machine_id
+    assert record.settings
+    assert metadata["labels"][node_status.version_label("default")] == record.kata_version
     spec = json.loads(cluster.kubectl("get", "node", node.name, "--output=json").stdout)["spec"]
     assert "example.org/kata" not in json.dumps(spec)
 
@@ -98,6 +109,9 @@ def test_the_jobs_of_a_release_install_kata_and_an_uninstall_leaves_nothing(
     dispatcher_configs(joined, "cleanup.yaml").wait()
     assert changes(before, node.snapshot(*WATCHED)) == []
     assert labels(joined) == {}
+    metadata = json.loads(cluster.kubectl("get", "node", node.name, "--output=json").stdout)["metadata"]
+    left = (*metadata["labels"], *metadata["annotations"])
+    assert [each for each in left if each.startswith(("status.kata", "version.kata", "outcome.kata"))] == []
     assert events(joined)[-1] == "KataRemoved"
     assert node.cri_handlers() == ("runc",)
 

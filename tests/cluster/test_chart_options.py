@@ -50,7 +50,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "job.waitForReadySeconds": (JOB, 0),
     "job.maxNotReady": (JOB, 0),
     "job.unfitNodes": ({}, "fail"),
-    "job.events": (JOB, True),
+    "job.events": (JOB, False),
     "job.reconcileSchedule": (JOB, "@hourly"),
     "job.dispatcherNodeSelector": (JOB, {"node-role.kubernetes.io/control-plane": ""}),
     "job.dispatcherTolerations": (JOB, [{"operator": "Exists"}]),

@@ -84,7 +84,11 @@ def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster
         return done.stderr if done.returncode else ""
 
     assert not helm("upgrade", small)
-    assert "NOTES" in cluster.helm("status", "kept", f"--namespace={namespace}", "--output=table").stdout
+    notes = cluster.helm("status", "kept", f"--namespace={namespace}", "--output=table").stdout
+    assert "NOTES" in notes
+    assert "kubectl get nodes -L kata-deploy.katacontainers.io/" in notes
+    assert ",outcome.kata-deploy.katacontainers.io/" in notes
+    assert f"kubectl kata status --release kept --namespace {namespace}" in notes
     assert "deploymentMode: release kept was installed with job" in helm(
         "upgrade", small, {"deploymentMode": "daemonset"}
     )
