@@ -275,7 +275,7 @@ def _hint(failure: RequestFailure) -> str:
                 "give the dispatcher's ServiceAccount these rights: list on nodes; in its own namespace list "
                 "on pods, create, get, list, watch, patch and delete on jobs (API group batch), get and "
                 "patch on the ConfigMap of the release's state; for Events, create on events in the "
-                "namespace default; to record failures on Nodes, patch on nodes"
+                "namespace default"
             )
         case 403:
             return "change the quota or the admission rule that forbids this request"

@@ -89,6 +89,13 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "install the container runtime again",
     ),
     "It is about the cluster or its API server. The scratch node has none.": (
+        "ask the administrator of the cluster for the right to read this, or choose another context",
+        "check that `kubectl get nodes` works with the same kubeconfig and context",
+        "log in to the cluster again, or choose another context with --context",
+        "name the file with --kubeconfig, or set KUBECONFIG",
+        "run without --release to see all releases; `helm list --all-namespaces` shows them too",
+        "remove it, or name another one with --file",
+        "name a new file in a directory that you can write to with --file",
         "restart the pod",
         "set a port, for example --listen :8090",
         ("stop the program that listens there, or set another port here and in the probes of the pod"),

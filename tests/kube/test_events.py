@@ -84,11 +84,11 @@ def test_events_report_an_installation_from_start_to_removal(node: FakeNode, pay
     assert errors(carry_out(node, INSTALL, payload)) == []
     assert events_of(node)[2:] == [("Normal", "KataUnchanged")]
     assert errors(carry_out(node, INSTALL, payload, shims="qemu,clh")) == []
-    assert events_of(node)[3:] == [("Normal", "KataInstalled")]
+    assert events_of(node)[3:] == [("Normal", "KataInstalling"), ("Normal", "KataInstalled")]
     assert errors(carry_out(node, REVERT, payload)) == []
-    assert events_of(node)[4:] == [("Normal", "KataRemoving"), ("Normal", "KataRemoved")]
+    assert events_of(node)[5:] == [("Normal", "KataRemoving"), ("Normal", "KataRemoved")]
     assert errors(carry_out(node, REVERT, payload)) == []
-    assert events_of(node)[6:] == [("Normal", "KataUnchanged")]
+    assert events_of(node)[7:] == [("Normal", "KataUnchanged")]
 
 
 def test_rollbacks_and_failures_are_warnings_with_the_cause(node: FakeNode, payload: Path) -> None:

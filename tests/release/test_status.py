@@ -103,7 +103,11 @@ def test_a_node_that_serves_but_whose_last_run_did_not_succeed_is_not_healthy(ou
     assert "cri: why" in text.to_text(found)
 
 
-ENDED: dict[str, Any] = {"action": "install", "begun": "2026-11-30T04:30:00Z", "ended": "2026-11-30T05:00:00Z"}
+ENDED: dict[str, Any] = {
+    "action": "install",
+    "begun": "2026-11-30T04:30:00Z",
+    "ended": "2026-11-30T05:00:00Z",
+}
 
 
 def test_the_last_rollout_tells_what_the_nodes_cannot() -> None:
