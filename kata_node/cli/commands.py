@@ -364,7 +364,8 @@ def _run_stages(
         else:
             reports = pipeline.run(modules, run)
         failed = next((done for done in reports if done.error), None)
-        if failed and failed.error and not (common.dry_run or common.offline):
+        tells = names != (StageName.HOST_CHECK,) and not (common.dry_run or common.offline)
+        if failed and failed.error and tells:
             from kata_node.cluster.labelling import mark_failed, mark_unfit
 
             context = dataclasses.replace(context, earlier=tuple(reports))

@@ -7,7 +7,6 @@ The labels of an installation pass through these goals:
 - ``withdrawn``: ``false``, before the revert.
 - ``released``: removed, when nothing of the installation is left on the node.
 - ``unfit``: the installation label is ``unfit``, when the node cannot run Kata because of what it is.
-
 - ``failed``: the labels stay as they are, and only the record of the installation changes.
 
 An install or revert that did not finish can therefore be found by its label. With each goal the record of the

@@ -28,6 +28,7 @@ from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.desired_state import state_path
 from kata_node.dispatcher.progress import WORST_FIRST, Result
 from kata_node.dispatcher.rollout import Outcome, Task
+from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner
 from kata_node.errors import KataNodeError, KubeError
 from kata_node.text import foreign_words
@@ -121,7 +122,11 @@ class RolloutRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            reason = error.what if isinstance(error, KataNodeError) else "the dispatcher was asked to stop"
+            reason = f"unexpected error: {error}"
+            if isinstance(error, KataNodeError):
+                reason = error.what
+            elif isinstance(error, ShutdownRequested):
+                reason = "the dispatcher was asked to stop"
             self._end({"outcome": "interrupted", "reason": foreign_words(reason), "counts": {}}, ())
 
     def record_end(self, result: Result) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import KubeError, UsageError
 from kata_node.kube.credentials import find_credentials, open_http_client
-from kata_node.kube.failures import NOT_KUBERNETES_HINT, RequestFailure, classify_error
+from kata_node.kube.failures import NOT_KUBERNETES_HINT, RequestFailure
 from kata_node.kube.retry import REAL_CLOCK, retry_until
 from kata_node.log import timed
 
@@ -96,12 +96,6 @@ class Reader:
     def _error(self, failure: RequestFailure, path: str) -> KubeError:
         kind = NotFoundError if failure.status == 404 else KubeError
         return kind(f"the API server {failure.what}", where=f"{path} at {self.server}", hint=_hint(failure))
-
-
-def is_refused(error: Exception) -> bool:
-    """Return whether ``error`` says that the user lacks a right."""
-    failure = classify_error(error.__cause__) if isinstance(error.__cause__, Exception) else None
-    return failure is not None and failure.status == 403
 
 
 def _mapping(answer: object, server: str) -> dict[str, Any]:

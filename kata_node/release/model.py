@@ -17,9 +17,6 @@ STATE_PREFIX = "kata-deploy-state."
 
 ROLLOUT_KEY, RECONCILE_KEY = "lastRollout", "lastReconcile"
 
-AS_WANTED = ("installed", "unfit")
-"""The outcomes that need no attention. A release says with `job.unfitNodes` if unfit nodes make it fail."""
-
 
 @dataclass(frozen=True)
 class RolloutRecord:
@@ -72,7 +69,10 @@ class Row:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the node serves, or cannot run Kata, and nothing contradicts that."""
+        """Whether the node serves, or cannot run Kata, and nothing contradicts that.
+
+        A release says with ``job.unfitNodes`` whether unfit nodes make it fail.
+        """
         if self.drift:
             return False
         return self.outcome == "unfit" or (self.serving == SERVING and self.outcome in ("", "installed"))

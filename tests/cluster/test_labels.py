@@ -31,6 +31,36 @@ def held(stage_runner: StageRunner) -> float:
     return asked[-1].at - max(each.at for each in asked if each.method == "PATCH")
 
 
+def test_the_record_follows_a_run_that_fails_and_one_that_succeeds(stage_runner: StageRunner) -> None:
+    stage_runner.register(conditions=ready("False", "no network"), nodeInfo={"machineID": "ab" * 16})
+    stage_runner.run("claim").succeeded()
+    begun = stage_runner.record()
+    assert begun is not None
+    assert (begun.outcome, begun.machine_id) == ("installing", "ab" * 16)
+    stage_runner.run("label", "--label-timeout=2").failed()
+    failed = stage_runner.record()
+    assert failed is not None
+    assert failed.outcome == "failed"
+    assert failed.reason.startswith(f"label: node/{stage_runner.name}: after 2 s the Node is not Ready")
+    assert stage_runner.labels == CLAIMED
+    stage_runner.node_writer.report(stage_runner.name, conditions=ready("True"))
+    stage_runner.run("label").succeeded()
+    served = stage_runner.record()
+    assert served is not None
+    assert (served.outcome, served.reason, served.handlers) == ("installed", "", ("kata-qemu",))
+    assert served.settings == begun.settings
+    version = stage_runner.version
+    for stage in ("claim", "label"):
+        assert stage_runner.run(stage).succeeded().outcome == "skipped"
+    assert stage_runner.version == version, "an unchanged install writes nothing"
+    stage_runner.run("unlabel").succeeded()
+    removing = stage_runner.record()
+    assert removing is not None
+    assert (removing.outcome, removing.settings) == ("removing", served.settings)
+    stage_runner.run("unclaim").succeeded()
+    assert stage_runner.record() is None
+
+
 # --- waiting for the Node ---------------------------------------------------------------------------
 
 
