@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -67,16 +67,18 @@ class Reader:
         """Return one object. Raises :class:`NotFoundError` when there is none."""
         return _mapping(self._get(path, query or {}).json(), self.server)
 
-    def list(self, path: str, query: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-        """Return all objects of a list. Raises :class:`NotFoundError` when the cluster has no such API."""
-        found: list[dict[str, Any]] = []
+    def list(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield all objects of a list, page by page: thousands of Nodes have hundreds of megabytes.
+
+        Raises :class:`NotFoundError` when the cluster has no such API.
+        """
         more: dict[str, str] = {}
         while True:
             page = self.get(path, {"limit": str(PAGE_SIZE), **(query or {}), **more})
-            found += page.get("items") or ()
+            yield from page.get("items") or ()
             token = (page.get("metadata") or {}).get("continue")
             if not token:
-                return found
+                return
             more = {"continue": token}
 
     def text(self, path: str, query: Mapping[str, str] | None = None) -> str:

@@ -122,14 +122,17 @@ class _Collection:
                     self.missing.append(f"{file}: {error.what}")
 
     def add_nodes(self, releases: Iterable[Release]) -> None:
-        nodes: list[dict[str, Any]] = []
+        facts: list[NodeFacts] = []
 
         def read() -> list[dict[str, Any]]:
-            nodes.extend(self._reader.list("/api/v1/nodes"))
-            return sorted(map(_node, nodes), key=lambda each: each["name"])
+            found = []
+            for each in self._reader.list("/api/v1/nodes"):
+                facts.append(NodeFacts.of(each))
+                found.append(_node(each))
+            return sorted(found, key=lambda each: str(each["name"]))
 
         if self.attempt("nodes.json", read) is not None:
-            status = status_of(map(NodeFacts.of, nodes), list(releases))
+            status = status_of(facts, list(releases))
             self.contents["status.json"] = _json(text.to_json(status))
             self.add_text("status.txt", text.to_text(status) + "\n")
         self.attempt(
