@@ -6,39 +6,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from kata_node.cli.options import Common
+from kata_node.cli.options import OUTPUT, WHAT, WHERE, Common
 from kata_node.cli.registration import command
 
-Release = Annotated[
-    str,
-    typer.Option("--release", metavar="NAME", help="Only this release of the chart.", show_default=False),
-]
+
+def _option(group: str, *names: str, metavar: str, text: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=group, show_default=False)
+
+
+Release = Annotated[str, _option(WHAT, "--release", metavar="NAME", text="Only this release of the chart.")]
 Namespace = Annotated[
-    str,
-    typer.Option(
-        "--namespace", "-n", metavar="NAME", help="Only releases in this namespace.", show_default=False
-    ),
+    str, _option(WHAT, "--namespace", "-n", metavar="NAME", text="Only releases in this namespace.")
 ]
 KubeConfigFile = Annotated[
     str,
-    typer.Option(
+    _option(
+        WHERE,
         "--kubeconfig",
         metavar="FILE",
-        help="The kubeconfig. Without it, that of KUBECONFIG, or ~/.kube/config.",
-        show_default=False,
+        text="The kubeconfig. Without it, that of KUBECONFIG, or ~/.kube/config.",
     ),
 ]
 KubeContext = Annotated[
     str,
-    typer.Option(
+    _option(
+        WHERE,
         "--context",
         metavar="NAME",
-        help="The context in the kubeconfig. Without it, the current one.",
-        show_default=False,
+        text="The context in the kubeconfig. Without it, the current one.",
+    ),
+]
+BundleFile = Annotated[
+    Path | None,
+    _option(
+        OUTPUT,
+        "--file",
+        metavar="FILE.tar.gz",
+        text="The new archive. Without it, kata-bundle-TIME.tar.gz here.",
     ),
 ]
 
@@ -73,15 +81,7 @@ def register(app: typer.Typer) -> None:
         namespace: Namespace = "",
         kubeconfig: KubeConfigFile = "",
         kube_context: KubeContext = "",
-        file: Annotated[
-            Path | None,
-            typer.Option(
-                "--file",
-                metavar="FILE.tar.gz",
-                help="The new archive. Without it, kata-bundle-TIME.tar.gz here.",
-                show_default=False,
-            ),
-        ] = None,
+        file: BundleFile = None,
     ) -> int:
         """Collect objects, logs, Nodes and values without secrets in one archive, for the maintainers.
 
