@@ -8,6 +8,8 @@ from kata_node.checks.facts import HostCheckFacts, gather_facts
 from kata_node.checks.table import all_findings
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
+from kata_node.runtime.facts import RuntimeFacts
+from kata_node.runtime.not_served import why_not_served
 from kata_node.settings.model import Settings
 
 __all__ = ["NAME", "gather_facts", "plan"]
@@ -16,7 +18,7 @@ NAME = "host-check"
 
 
 def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
-    """Return a plan with findings and without actions."""
+    """Return a plan with findings and without actions. It also says whether the installation is served."""
     checks = all_findings(settings, facts, receipt)
     counts = Counter(check.status for check in checks)
     summary = f"{counts['pass']} passed"
@@ -24,4 +26,6 @@ def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
         summary += f", {counts['warn']} warning{'s' if counts['warn'] > 1 else ''}"
     if counts["fail"]:
         summary += f", {counts['fail']} failed"
-    return Plan(summary, checks=checks)
+    served = facts.runtime.handlers if isinstance(facts.runtime, RuntimeFacts) else None
+    not_served = "" if facts.offline or facts.untrusted else why_not_served(receipt, served)
+    return Plan(summary, checks=checks, not_served=not_served)

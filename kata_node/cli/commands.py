@@ -365,7 +365,7 @@ def _run_stages(
         if found_unfit and StageName.CLAIM in names and not (common.dry_run or common.offline):
             from kata_node.cluster.labelling import mark_unfit
 
-            mark_unfit(context, settings.instance)
+            mark_unfit(dataclasses.replace(context, earlier=tuple(reports)), settings.instance)
     with signals.held():  # half a document would be of no use
         print_run(reports, clients.root, settings.install_dir, common)
     failed = next((done for done in reports if done.error), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,8 @@ class LabelFacts:
     """Whether the receipt, or what an earlier stage removed, shows the installation on this node."""
     serves_others: bool = False
     """Whether the runtime's configuration has handlers of another program, as ``revert-cri`` found."""
+    not_served: str = ""
+    """Why the runtime does not serve the installation, as ``host-check`` found; empty if it does."""
 
 
 def gather_facts(context: StageContext) -> LabelFacts:
@@ -66,7 +69,7 @@ def gather_facts(context: StageContext) -> LabelFacts:
         from kata_node.host.machine_id import machine_id
 
         host = machine_id(context.clients.root)
-    removals = _removals(context)
+    removals = _reports_of(context, _REMOVING_STAGES)
     return LabelFacts(
         node,
         reason,
@@ -79,15 +82,16 @@ def gather_facts(context: StageContext) -> LabelFacts:
         not name and any(receipts.other_receipts(context.clients.root, context.receipt.install_dir)),
         context.receipt.artifacts is not None or context.receipt.cri is not None or _removed(removals),
         any(report.other_install_dirs for report in removals),
+        next((report.not_served for report in _reports_of(context, ("host-check",))), ""),
     )
 
 
-def _removals(context: StageContext) -> list[StageReport]:
-    """Return the reports of the stages that removed something, of this process or another container."""
-    earlier = [report for report in context.earlier if report.stage in _REMOVING_STAGES]
+def _reports_of(context: StageContext, stages: Sequence[str]) -> list[StageReport]:
+    """Return the reports of ``stages``, which this process or another container has run."""
+    earlier = [report for report in context.earlier if report.stage in stages]
     if earlier or context.options.reports is None:
         return earlier
-    return reports.read_shared_reports(context.options.reports, _REMOVING_STAGES)
+    return reports.read_shared_reports(context.options.reports, stages)
 
 
 def _removed(removals: list[StageReport]) -> bool:

@@ -57,8 +57,15 @@ def plan_labels(
             # The first change can remove the label that shows the installation.
             has_record=labels.is_ours(state, instance),
             serves_others=facts.serves_others,
+            is_served=not facts.not_served,
         ),
     )
+
+
+def is_labeled_as_serving(facts: LabelFacts, instance: str) -> bool:
+    """Return whether the Node has the label of ``instance`` with ``true``."""
+    node = facts.node
+    return node is not None and node.labels.get(labels.installation_label(instance)) == labels.SERVING
 
 
 def why_not_ours(facts: LabelFacts, instance: str) -> str:
@@ -75,7 +82,9 @@ def _state(facts: LabelFacts, instance: str, goal: Goal) -> NodeState:
     """Return the state of the Node. For a revert, a missing Node is assumed to have every label."""
     if facts.node:
         node = facts.node
-        return NodeState(node.labels, node.annotations, facts.has_record, facts.serves_others)
+        return NodeState(
+            node.labels, node.annotations, facts.has_record, facts.serves_others, not facts.not_served
+        )
     if goal in ("claimed", "served", "unfit"):
         return NodeState({})
     keys = (SHARED_LABEL, labels.installation_label(instance))
@@ -149,7 +158,8 @@ class EnsureLabels:
     """The handlers that the Node must report during that time, if it reports handlers at all."""
     has_record: bool = False
     serves_others: bool = False
-    """Both as in :class:`~kata_node.cluster.labels.NodeState`."""
+    is_served: bool = True
+    """All three as in :class:`~kata_node.cluster.labels.NodeState`."""
 
     def describe(self) -> str:
         """Return a line."""
@@ -183,7 +193,7 @@ class EnsureLabels:
         )
 
     def _changes(self, node: NodeFacts) -> MetadataChanges:
-        state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others)
+        state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others, self.is_served)
         return labels.changes(self.goal, state, self.instance)
 
     def check(self, clients: Clients) -> None:

@@ -2,7 +2,8 @@
 
 The labels of an installation pass through these goals:
 
-- ``claimed``: ``false``, before the first change of the node. Files may be there; no pod is scheduled.
+- ``claimed``: ``false``, before the first change of the node. Files may be there; no pod is scheduled. A
+  ``true`` stays, unless the node is known not to serve.
 - ``served``: ``true``, when the runtime serves the handlers.
 - ``withdrawn``: ``false``, before the revert.
 - ``released``: removed, when nothing of the installation is left on the node.
@@ -52,6 +53,8 @@ class NodeState:
     """Whether a receipt, or a stage that removed something, shows the installation without its label."""
     serves_others: bool = False
     """Whether the runtime's configuration has handlers of another program."""
+    is_served: bool = True
+    """False if the runtime is known not to serve the installation, whatever the labels say."""
 
     @property
     def setter(self) -> Setter:
@@ -87,11 +90,11 @@ def changes(goal: Goal, node: NodeState, instance: str) -> MetadataChanges:
     """Return the changes of labels and annotations that bring ``instance`` to ``goal``."""
     match goal:
         case "claimed":
-            changed = _claimed(node.labels, instance)
+            changed = {**_claimed(node.labels, instance), **_disproved(node, instance)}
         case "served":
             changed = _served(node.labels, instance)
         case "unfit":
-            changed = _unfit(node.labels, instance)
+            changed = _unfit(node, instance)
         case "withdrawn":
             changed = _withdrawn(node, instance)
         case "released":
@@ -132,16 +135,24 @@ def _claimed(labels: Mapping[str, str], instance: str) -> Changes:
     }
 
 
-def _unfit(labels: Mapping[str, str], instance: str) -> Changes:
+def _disproved(node: NodeState, instance: str) -> Changes:
+    """Withdraw labels that are ``true`` although the node does not serve, for example a rebuilt machine."""
+    if node.is_served or node.labels.get(installation_label(instance)) != SERVING:
+        return {}
+    return _withdrawn(node, instance)
+
+
+def _unfit(node: NodeState, instance: str) -> Changes:
     """Say that the Node cannot run Kata.
 
-    An installation label that is ``true`` stays, because the node still serves an earlier installation. The
+    An installation label that is ``true`` stays while the node still serves an earlier installation. The
     shared label is added if it is missing, so that an uninstall finds the Node and removes both labels.
     """
     own = installation_label(instance)
-    if labels.get(own) in (SERVING, UNFIT):
+    disproved = _disproved(node, instance)
+    if node.labels.get(own) == UNFIT or (node.labels.get(own) == SERVING and not disproved):
         return {}
-    return {own: UNFIT} if SHARED_LABEL in labels else {SHARED_LABEL: CLAIMED, own: UNFIT}
+    return {**({} if SHARED_LABEL in node.labels else {SHARED_LABEL: CLAIMED}), **disproved, own: UNFIT}
 
 
 def _served(labels: Mapping[str, str], instance: str) -> Changes:

@@ -90,6 +90,8 @@ class StageReport:
     """The shims that the settings enable and this node does not get."""
     other_install_dirs: tuple[str, ...] = ()
     """The install dirs of other programs that the runtime's configuration names after a revert."""
+    not_served: str = ""
+    """Why the runtime does not serve the installation. host-check finds out, claim withdraws the labels."""
     seconds: float = 0.0
     error: Problem | None = None
     preview: Preview | None = None
@@ -237,7 +239,8 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
         left_out = tuple(map(str, document.get("left_out", ())))
         others = tuple(map(str, document.get("other_install_dirs", ())))
         summary = foreign_words(str(document["summary"]))
-        return StageReport(stage, outcome, summary, (), notes, (), left_out, others)
+        not_served = foreign_words(str(document.get("not_served", "")))
+        return StageReport(stage, outcome, summary, (), notes, (), left_out, others, not_served)
     except (LookupError, TypeError, ValueError) as error:
         log.debug("%s is not a stage report: %s", path, error)
         return None
@@ -259,6 +262,8 @@ def termination_message(report: StageReport) -> bytes:
         message["left_out"] = list(report.left_out)
     if report.other_install_dirs:
         message["other_install_dirs"] = list(report.other_install_dirs)
+    if report.not_served:
+        message["not_served"] = report.not_served
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed
