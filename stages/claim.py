@@ -7,7 +7,7 @@ repair.
 from __future__ import annotations
 
 from kata_node.cluster.facts import LabelFacts, gather_facts
-from kata_node.cluster.labelling import is_labeled_as_serving, plan_labels
+from kata_node.cluster.labelling import is_labeled_as_serving, plan_labels, withdrawal_summary
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -24,9 +24,5 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     # No restart has happened yet that could undo the labels, so they need not be watched.
     actions = plan_labels(facts, settings.instance, "claimed", stable_for=0)
     if actions and facts.not_served and is_labeled_as_serving(facts, settings.instance):
-        return Plan(
-            f"Node {facts.name} is no longer labeled as serving, until it is repaired: {facts.not_served}",
-            actions,
-            not_served=facts.not_served,
-        )
+        return Plan(withdrawal_summary(facts), actions, not_served=facts.not_served)
     return Plan(f"Node {facts.name} is {'' if actions else 'already '}claimed", actions)

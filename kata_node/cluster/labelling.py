@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts, gather_facts
@@ -13,6 +13,7 @@ from kata_node.kube.node import SHARED_LABEL, MetadataChanges, NodeFacts, check_
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import Effect, LabelEffect
+from kata_node.plan.report import StageReport
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,30 @@ def mark_unfit(context: StageContext, instance: str) -> None:
                 action.apply(context.clients)
     except KataNodeError as error:
         log.warning("cannot set the label %s: %s", labels.installation_label(instance), error)
+
+
+def withdraw_not_served(context: StageContext, reason: str) -> StageReport | None:
+    """Withdraw the labels of a node that does not serve, and return the report; ``None`` without a change.
+
+    A failure is only logged.
+    """
+    instance = context.settings.instance
+    try:
+        facts = replace(gather_facts(context), not_served=reason)
+        if not is_labeled_as_serving(facts, instance):
+            return None
+        for action in plan_labels(facts, instance, "claimed", stable_for=0):
+            log.info("%s", action.describe())
+            action.apply(context.clients)
+    except KataNodeError as error:
+        log.warning("cannot withdraw the label %s: %s", labels.installation_label(instance), error)
+        return None
+    return StageReport("claim", "done", withdrawal_summary(facts), not_served=reason)
+
+
+def withdrawal_summary(facts: LabelFacts) -> str:
+    """Return what was done to the labels of a Node that does not serve, and why."""
+    return f"Node {facts.name} is no longer labeled as serving, until it is repaired: {facts.not_served}"
 
 
 @dataclass(frozen=True)

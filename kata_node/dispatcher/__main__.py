@@ -5,6 +5,8 @@ It prints the result to stdout and the log to stderr. Exit codes:
 - 0: the run succeeded, see :func:`kata_node.dispatcher.progress.build_result`.
 - 1: a node failed, too many nodes were not ready, or the run stopped early.
 - 2: the command line or the configuration is not valid.
+
+``kata-deploy-job-dispatcher check`` changes nothing. It ends with 1 if a node does not serve.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     log.configure_logging(options.log_level)
     try:
+        if options.command == "check":
+            return _check(options)
         result = _dispatch(options)
     except KataNodeError as error:
         if options.output == "json":
@@ -84,6 +88,24 @@ def _dispatch(options: argparse.Namespace) -> Result:
             ) from None
 
 
+def _check(options: argparse.Namespace) -> int:
+    from kata_node.dispatcher import check
+    from kata_node.dispatcher.api import ApiClient
+    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested
+
+    stop, config = Shutdown(), check.parse(options.nodes)
+    with stop.on_signals(), ApiClient.connect(stop=stop) as api:
+        try:
+            result = check.check(config, api)
+        except ShutdownRequested:
+            raise KataNodeError("the check was asked to stop", hint="run `helm test` again") from None
+    shown = check.document(result) if options.output == "json" else None
+    _print(check.text(result) if shown is None else json.dumps(shown, indent=2))
+    failed = KataNodeError(result.problem) if result.problem else None
+    _write_termination_message(options, result.problem or "every node serves", failed)
+    return failed.exit_code if failed else 0
+
+
 def _owner(options: argparse.Namespace) -> Owner | None:
     from kata_node.dispatcher.template import Owner
 
@@ -114,7 +136,7 @@ def _print(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=NAME,
-        description="Run one Job on each node that the configuration selects.",
+        description="Run one Job on each node that the configuration selects, or check that the nodes serve.",
         epilog=f"Each option can be set by an environment variable: --config by {ENV_PREFIX}CONFIG, "
         f"--log-level by {ENV_PREFIX}LOG_LEVEL.",
         allow_abbrev=False,
@@ -128,6 +150,14 @@ def _parser() -> argparse.ArgumentParser:
             parser.error(f"{variable}: expected one of {', '.join(choices)}, got {value!r}")
         parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
 
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=("run", "check"),
+        default="run",
+        help="run the Jobs, or only check the nodes",
+    )
+    option("nodes", "JSON", "", "with check: the nodes; the Helm chart renders it")
     option("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
     option("config-digest", "SHA256", "", "digest of the file; a file with another one is refused")
     option(

@@ -14,17 +14,17 @@ from kata_node.kube import node_status
 from kata_node.kube.node import SHARED_LABEL, is_same_machine
 from kata_node.text import foreign_words
 
-SERVING = "true"
+SERVING, UNFIT = "true", "unfit"
 
-State = Literal["served", "unproven", "not served"]
+State = Literal["served", "unproven", "unfit", "not served"]
 
 
 @dataclass(frozen=True)
 class Serving:
     """Whether a Node serves Kata.
 
-    ``unproven``: its labels say so, and nothing contradicts them, but its kubelet does not report the
-    handlers. ``reason`` is a phrase for a table.
+    ``unfit``: its label says that it cannot run Kata. ``unproven``: its labels say that it serves, and
+    nothing contradicts them, but its kubelet does not report the handlers. ``reason`` is for a table.
     """
 
     state: State
@@ -39,7 +39,8 @@ def serving_state(node: Node, installation_label: str) -> Serving:
     for key in (installation_label, SHARED_LABEL):
         if labels.get(key) != SERVING:
             found = f"is {foreign_words(labels[key])}" if key in labels else "is not set"
-            return Serving("not served", f"its label {key} {found}")
+            is_unfit = key == installation_label and labels.get(key) == UNFIT
+            return Serving("unfit" if is_unfit else "not served", f"its label {key} {found}")
     installation = installation_label.rpartition("/")[2]
     record = node_status.read(node.metadata.annotations, installation)
     if record is None:
