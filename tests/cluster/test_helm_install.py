@@ -66,7 +66,7 @@ def repair(ci_cluster: CiCluster) -> None:
     kubectl("create", "job", "mended", "--from=cronjob/kata-deploy-reconcile", where)
     kubectl("wait", "--for=condition=Complete", "job/mended", where, f"--timeout={LIMIT}s")
     assert "install ok: 1 node: 1 unchanged" in kubectl("logs", "job/mended", where).stdout
-    kubectl("delete", "job", "mend", "mended", where, "--cascade=foreground")
+    kubectl("delete", "job", "mend", "mended", where, "--cascade=foreground", "--ignore-not-found")
 
 
 def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall_reverts(
