@@ -190,9 +190,10 @@ class EnsureLabels:
         """Return a line."""
         changes = ", ".join(
             f"remove {key}" if value is None else f"{key}={value}"
-            for key, value in self.changes.labels.items()
+            for key, value in (*self.changes.labels.items(), *self.changes.annotations.items())
+            if key in self.changes.labels or not self.changes.labels
         )
-        return f"label Node {self.name}: {changes}"
+        return f"{'label' if self.changes.labels else 'annotate'} Node {self.name}: {changes}"
 
     def effects(self) -> tuple[Effect, ...]:
         """Return the labels."""

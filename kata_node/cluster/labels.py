@@ -113,7 +113,9 @@ def _record(goal: Goal, node: NodeState, changed: Changes) -> Changes:
     wanted: str | None = recorded
     if goal == "released":
         after = {key: value for key, value in {**node.labels, **changed}.items() if value is not None}
-        if (changed or node.has_record) and not installation_labels(after):
+        # Somebody may have removed the labels by hand. Without the shared label, the record says nothing.
+        is_void = changed or node.has_record or SHARED_LABEL not in after
+        if is_void and not installation_labels(after):
             wanted = None
     elif goal != "withdrawn":
         if SHARED_LABEL in changed:

@@ -91,6 +91,18 @@ def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster
     assert f'env.multiInstallSuffix: release kept was installed with "{suffix}"' in helm(
         "upgrade", small, {"env": {"multiInstallSuffix": "other"}}
     )
+    # If somebody deletes the state object, the other objects of the release tell what is installed.
+    cluster.kubectl("delete", "configmap", "kata-deploy-state.kept", f"--namespace={namespace}")
+    assert "deploymentMode: release kept was installed with job" in helm(
+        "upgrade", small, {"deploymentMode": "daemonset"}
+    )
+    assert f'env.multiInstallSuffix: release kept was installed with "{suffix}"' in helm(
+        "upgrade", small, {"env": {"multiInstallSuffix": "other"}}
+    )
+    assert "env.installationPrefix: release kept was installed below / and cannot change to /srv" in helm(
+        "upgrade", small, {"env": {"installationPrefix": "/srv"}}
+    )
+    assert not helm("upgrade", small)
     # The Jobs can remove a nydus of an earlier revision even if the values no longer ask for it.
     assert not helm("upgrade", small, {"snapshotter": {"setup": []}, "debug": True})
     kept = cluster.kubectl("get", "configmap", f"--namespace={namespace}", "--output=json")
@@ -102,6 +114,8 @@ def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster
     assert "/etc/systemd/system" in config
     helm("uninstall")
     assert not helm("upgrade", small, {"deploymentMode": "daemonset", "snapshotter": {"setup": []}})
+    cluster.kubectl("delete", "configmap", "kata-deploy-state.kept", f"--namespace={namespace}")
+    assert "deploymentMode: release kept was installed with daemonset" in helm("upgrade", small)
     helm("uninstall")
     left = cluster.kubectl(
         "get", "configmaps,jobs,serviceaccounts,roles", f"--namespace={namespace}", "-oname"

@@ -126,7 +126,7 @@ def labels(joined: JoinedNode) -> dict[str, str]:
 
 def process(node: Node) -> str:
     """Return the ``/proc`` directory of the daemon."""
-    (pid,) = node.run(["pgrep", "--full", "kata_node"]).stdout.split()
+    (pid,) = node.run(["pgrep", "--full", "kata_node.daemon.daemon"]).stdout.split()
     return f"/proc/{pid}"
 
 

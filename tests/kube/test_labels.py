@@ -95,6 +95,22 @@ def test_a_true_label_is_withdrawn_if_the_node_is_known_not_to_serve(
     assert changed(node | FOREIGN, goal, is_served=False) == changes
 
 
+@pytest.mark.parametrize(
+    ("node", "annotations"),
+    [
+        pytest.param({}, {SETTER_ANNOTATION: None}, id="both labels"),
+        pytest.param({SHARED_LABEL: "true"}, {}, id="the installation label"),
+        pytest.param({DEFAULT: "true"}, {}, id="the shared label, and another installation is there"),
+    ],
+)
+def test_a_revert_removes_a_record_that_says_nothing_after_labels_were_removed_by_hand(
+    node: dict[str, str], annotations: dict[str, None]
+) -> None:
+    before = NodeState(node, {SETTER_ANNOTATION: "kata-node"})
+    changes = labels.changes("released", before, "blue")
+    assert (changes.labels, changes.annotations) == ({}, annotations)
+
+
 def test_the_shared_label_of_another_program_is_not_withdrawn_with_ours() -> None:
     node = NodeState({SHARED_LABEL: "true", BLUE: "true"}, {SETTER_ANNOTATION: "other"}, is_served=False)
     assert labels.changes("claimed", node, "blue").labels == {BLUE: "false"}
