@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeKube, FakeNode
+from kata_node import pipeline
 from kata_node.cluster.events import EventRecorder, event_of
 from kata_node.errors import KubeError
 from kata_node.kube import credentials
 from kata_node.kube.events import MESSAGE_LIMIT, Event
 from kata_node.plan import report
+from kata_node.plan.context import Options
 from kata_node.plan.report import Problem, StageReport
+from kata_node.settings.load import load
 from pipeline.harness import INSTALL, REVERT, Killed, errors, make_node, run, small_payload
+from stages import claim
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 LABEL = "kata-deploy.katacontainers.io/default"
@@ -118,6 +122,21 @@ def test_labels_are_false_and_an_event_says_why_while_a_node_that_lost_its_handl
     assert "the container runtime does not serve kata-qemu" in str(node.kube.events[2]["message"])
     assert node.kube.labels == labels
     assert "kata-qemu" in (node.handlers or ())
+
+
+def test_the_container_of_claim_withdraws_the_labels_by_the_report_of_host_check(
+    node: FakeNode, payload: Path, tmp_path: Path
+) -> None:
+    assert isinstance(node.kube, FakeKube)
+    assert errors(carry_out(node, INSTALL, payload)) == []
+    report.write_shared_report(tmp_path, StageReport("host-check", "done", "", not_served="it is rebuilt"))
+    options = Options(payload, node_name="n1", reports=tmp_path, stable_for=0)
+    settings = load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    clients = node.clients()
+    done = pipeline.run([claim], pipeline.Run(settings, options, clients, 1))
+    assert errors(done) == []
+    assert done[0].summary.endswith("until it is repaired: it is rebuilt")
+    assert (node.kube.labels[SHARED_LABEL], node.kube.labels[LABEL]) == ("false", "false")
 
 
 def test_rollbacks_and_failures_are_warnings_with_the_cause(node: FakeNode, payload: Path) -> None:
