@@ -42,9 +42,6 @@ NOT_WANTED = 10
 
 HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD, SIGNAL)
 
-SETTLE_TIME = 2.0
-"""Seconds from a change of a file to the question whether the node serves. A restart takes about one."""
-
 PATIENCE = 3
 """Answers in a row that nobody knows whether the node serves, until the pod is no longer ready."""
 
@@ -114,7 +111,7 @@ class Daemon:
             if found.state == UNKNOWN:
                 self._wait_for_change(self._pauses.after(1, unknown))
             elif self._state.ready and (found.state == SERVED or found.reason == accepted):
-                self._wait_for_change(self._watch.interval)
+                self._wait_for_change()
             elif delay := 0 if found.state == SERVED else limit.delay(time.monotonic()):
                 self._set_state(
                     f"{found.state}: {found.reason}; repaired {_times(limit.repairs)}, and changed again",
@@ -144,11 +141,17 @@ class Daemon:
         finally:
             os.close(output)
 
-    def _wait_for_change(self, seconds: float | None) -> None:
-        """Wait until a watched file changes and some seconds have passed, or for ``seconds``."""
-        self._wait_until(lambda: self._stopping or self._watch.has_changed(), seconds)
+    def _wait_for_change(self, seconds: float | None = None) -> None:
+        """Wait until a watched file has changed and the change is complete, or for ``seconds``."""
+
+        def is_over() -> bool:
+            return self._stopping or self._watch.has_changed()
+
+        self._wait_until(is_over, self._watch.interval if seconds is None else seconds)
+        while seconds is None and not is_over():  # the kernel sends no signal
+            self._wait_until(is_over, self._watch.interval)
         if self._watch.has_changed():
-            self._wait_until(lambda: self._stopping, min(SETTLE_TIME, self._pauses.after(1, 1)))
+            self._wait_until(lambda: self._stopping, self._pauses.settle)
 
     def _install_with_retries(self) -> bool:
         """Run ``install`` until it succeeds, a retry cannot help, or a signal to stop arrives.

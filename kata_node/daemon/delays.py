@@ -20,10 +20,13 @@ class RetryDelays:
         longest_of_revert: float = 60,
         first_after_rollback: float = 60,
         longest_after_rollback: float = 1800,
+        settle: float = 2,
     ) -> None:
         self._usual = first, longest
         self._revert = first, longest_of_revert
         self._rollback = first_after_rollback, longest_after_rollback
+        self.settle = settle
+        """Seconds from a change on the node until it is looked at. A restart of a runtime takes about one."""
 
     def after(self, code: int, tries: int, *, reverting: bool = False) -> float:
         """Return the delay after try number ``tries``, which ended with the exit code ``code``."""

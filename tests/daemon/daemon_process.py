@@ -69,7 +69,7 @@ running = daemon.Daemon(program, termination_log, listener, fallback_env, pauses
 sys.exit(running.run())
 """
 
-AT_ONCE = {"first": 0, "first_after_rollback": 0}
+AT_ONCE = {"first": 0, "first_after_rollback": 0, "settle": 0}
 NEVER_AGAIN = dict.fromkeys(
     ("first", "longest", "longest_of_revert", "first_after_rollback", "longest_after_rollback"), 10_000
 )

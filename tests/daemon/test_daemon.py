@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.daemon_process import NEVER_AGAIN, WAIT_TIMEOUT, DaemonProcess, daemon, failure
+from daemon.daemon_process import AT_ONCE, NEVER_AGAIN, WAIT_TIMEOUT, DaemonProcess, daemon, failure
 from kata_node.daemon.delays import RepairLimit, RetryDelays
 
 pytestmark = pytest.mark.commands
@@ -45,7 +45,8 @@ def watched(tmp_path: Path) -> Path:
 def serving(it: DaemonProcess, watched: Path) -> None:
     it.verify_says("served", "", watched)
     installed(it)
-    wait_until(lambda: watches(it, watched.parent), "the daemon watches the directory")
+    directory = watched.parent if watched.parent.exists() else watched.parent.parent
+    wait_until(lambda: watches(it, directory) and it.questions > 1, "the daemon watches the directory")
 
 
 def watches(it: DaemonProcess, directory: Path) -> bool:
@@ -78,7 +79,7 @@ def test_a_program_that_undoes_each_repair_is_named_and_repaired_less_often(
     tmp_path: Path, watched: Path
 ) -> None:
     with daemon(
-        tmp_path, {"first": 0, "first_after_rollback": 10_000, "longest_after_rollback": 10_000}
+        tmp_path, {**AT_ONCE, "first_after_rollback": 10_000, "longest_after_rollback": 10_000}
     ) as it:
         serving(it, watched)
         it.verify_says("not served", "no kata-qemu", watched)
@@ -106,6 +107,17 @@ def test_a_file_that_changes_and_means_nothing_leads_to_a_question_and_to_no_ins
         it.terminate()
         it.child("wanted").ends(0)
         assert it.exit_code() == 0
+
+
+def test_a_file_whose_directory_is_made_later_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "conf.d" / "drop-in.toml"
+    with daemon(tmp_path) as it:
+        serving(it, path)
+        path.parent.mkdir()
+        wait_until(lambda: watches(it, path.parent), "the daemon watches the new directory")
+        asked = it.questions
+        path.touch()
+        wait_until(lambda: it.questions > asked, "verify ran")
 
 
 def test_what_an_install_leaves_as_it_is_is_not_installed_again_and_again(
