@@ -204,8 +204,8 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
         plan.checks,
         plan.left_out,
         plan.other_install_dirs,
-        plan.not_served,
         error=error,
+        not_served=plan.not_served,
     )
 
 

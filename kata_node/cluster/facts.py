@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,7 @@ def gather_facts(context: StageContext) -> LabelFacts:
         from kata_node.host.machine_id import machine_id
 
         host = machine_id(context.clients.root)
-    removals = _reports_of(context, _REMOVING_STAGES)
+    removals = _reports(context, _REMOVING_STAGES)
     return LabelFacts(
         node,
         reason,
@@ -82,12 +81,12 @@ def gather_facts(context: StageContext) -> LabelFacts:
         not name and any(receipts.other_receipts(context.clients.root, context.receipt.install_dir)),
         context.receipt.artifacts is not None or context.receipt.cri is not None or _removed(removals),
         any(report.other_install_dirs for report in removals),
-        next((report.not_served for report in _reports_of(context, ("host-check",))), ""),
+        next((report.not_served for report in _reports(context, ("host-check",))), ""),
     )
 
 
-def _reports_of(context: StageContext, stages: Sequence[str]) -> list[StageReport]:
-    """Return the reports of ``stages``, which this process or another container has run."""
+def _reports(context: StageContext, stages: tuple[str, ...]) -> list[StageReport]:
+    """Return the reports of ``stages``, of this process or else of other containers."""
     earlier = [report for report in context.earlier if report.stage in stages]
     if earlier or context.options.reports is None:
         return earlier

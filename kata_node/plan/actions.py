@@ -96,10 +96,10 @@ class Plan:
     """The configuration that the runtime gets, if the node records a refusal of it."""
     other_install_dirs: tuple[str, ...] = ()
     """The install dirs of other programs that the runtime's configuration names after the plan."""
-    not_served: str = ""
-    """Why the runtime does not serve the installation, before the plan; empty if it does or nobody knows."""
     is_forecast: bool = False
     """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
+    not_served: str = ""
+    """Why the runtime does not serve the installation, before the plan; empty if it does or nobody knows."""
 
     @property
     def changes(self) -> tuple[str, ...]:

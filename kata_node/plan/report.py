@@ -90,12 +90,12 @@ class StageReport:
     """The shims that the settings enable and this node does not get."""
     other_install_dirs: tuple[str, ...] = ()
     """The install dirs of other programs that the runtime's configuration names after a revert."""
-    not_served: str = ""
-    """Why the runtime does not serve the installation. host-check finds out, claim withdraws the labels."""
     seconds: float = 0.0
     error: Problem | None = None
     preview: Preview | None = None
     """What a dry run would change; see :mod:`kata_node.plan.dry_run`, which shows it."""
+    not_served: str = ""
+    """Why the runtime does not serve the installation. host-check finds out, claim withdraws the labels."""
 
     @property
     def exit_code(self) -> int:
@@ -240,7 +240,7 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
         others = tuple(map(str, document.get("other_install_dirs", ())))
         summary = foreign_words(str(document["summary"]))
         not_served = foreign_words(str(document.get("not_served", "")))
-        return StageReport(stage, outcome, summary, (), notes, (), left_out, others, not_served)
+        return StageReport(stage, outcome, summary, (), notes, (), left_out, others, not_served=not_served)
     except (LookupError, TypeError, ValueError) as error:
         log.debug("%s is not a stage report: %s", path, error)
         return None

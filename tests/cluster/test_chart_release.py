@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.chart_objects import JOB, Document, documents, kind, merge, pods
+from cluster.chart_objects import JOB, Document, documents, kind, merge, one, pods
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, apply, render
 
@@ -34,7 +34,9 @@ def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
 
 
 def test_pods_have_the_pod_security_level_that_the_security_page_documents(cluster: Cluster) -> None:
-    templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}, online=True))
+    rendered = documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}, online=True)
+    templates = pods(rendered)
+    assert not admitted(cluster, "restricted", one(rendered, "Pod", "-check")["spec"])
     for name in ("install-dispatcher", "cleanup-dispatcher", "reconcile", "stop"):
         assert not admitted(cluster, "restricted", templates[f"kata-deploy-{name}"]["spec"])
     nodes = [spec["spec"] for spec in templates.values() if "hostPath" in json.dumps(spec["spec"])]
