@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,18 +41,25 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line ``arguments`` and return the exit code."""
-    options = _parser().parse_args(arguments)
+    if list(arguments[:1]) == ["check"]:
+        return _run(_check_parser().parse_args(arguments[1:]), _check)
+    return _run(_parser().parse_args(arguments), _install_or_clean)
+
+
+def _run(options: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
     log.configure_logging(options.log_level)
     try:
-        if options.command == "check":
-            return _check(options)
-        result = _dispatch(options)
+        return command(options)
     except KataNodeError as error:
         if options.output == "json":
             _print(json.dumps(report.failure_document(report.Problem.from_error(error)), indent=2))
         sys.stderr.write(escape_unprintable(f"error: {error}", keep="\n") + "\n")
         _write_termination_message(options, error.what, error)
         return error.exit_code
+
+
+def _install_or_clean(options: argparse.Namespace) -> int:
+    result = _dispatch(options)
     from kata_node.dispatcher import progress
 
     if options.output == "json":
@@ -136,39 +144,57 @@ def _print(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=NAME,
-        description="Run one Job on each node that the configuration selects, or check that the nodes serve.",
+        description="Run one Job on each node that the configuration selects. The command `check`, which has "
+        "options of its own, only looks whether the nodes serve.",
         epilog=f"Each option can be set by an environment variable: --config by {ENV_PREFIX}CONFIG, "
         f"--log-level by {ENV_PREFIX}LOG_LEVEL.",
         allow_abbrev=False,
     )
 
-    def option(name: str, metavar: str | None, default: str, text: str, **more: Sequence[str]) -> None:
-        variable = ENV_PREFIX + name.upper().replace("-", "_")
-        value = os.environ.get(variable) or default
-        choices = more.get("choices")
-        if choices and value not in choices:
-            parser.error(f"{variable}: expected one of {', '.join(choices)}, got {value!r}")
-        parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
-
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=("run", "check"),
-        default="run",
-        help="run the Jobs, or only check the nodes",
-    )
-    option("nodes", "JSON", "", "with check: the nodes; the Helm chart renders it")
-    option("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
-    option("config-digest", "SHA256", "", "digest of the file; a file with another one is refused")
-    option(
-        "owner-name", "NAME", "", "name of the dispatcher's own Job; it becomes the owner of the node Jobs"
-    )
-    option("owner-uid", "UID", "", "uid of the dispatcher's own Job")
-    option("output", None, "text", "format of the result on stdout", choices=("text", "json"))
-    option("log-level", None, "info", "lowest severity to log", choices=log.LEVELS)
-    option("termination-log", "FILE", "/dev/termination-log", "existing file for the termination message")
+    add = functools.partial(_add_option, parser)
+    add("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
+    add("config-digest", "SHA256", "", "digest of the file; a file with another one is refused")
+    add("output", None, "text", "format of the result on stdout", choices=("text", "json"))
+    _add_common_options(parser)
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     return parser
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{NAME} check",
+        description="Print whether each node serves Kata. It changes nothing, and fails if a node does not.",
+        allow_abbrev=False,
+    )
+    add = functools.partial(_add_option, parser)
+    add("nodes", "JSON", "", "the nodes; the Helm chart renders them")
+    add("output", None, "text", "format of the result on stdout", choices=("text", "json"))
+    _add_common_options(parser)
+    return parser
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    add = functools.partial(_add_option, parser)
+    add("owner-name", "NAME", "", "name of the dispatcher's own Job; it becomes the owner of the node Jobs")
+    add("owner-uid", "UID", "", "uid of the dispatcher's own Job")
+    add("log-level", None, "info", "lowest severity to log", choices=log.LEVELS)
+    add("termination-log", "FILE", "/dev/termination-log", "existing file for the termination message")
+
+
+def _add_option(
+    parser: argparse.ArgumentParser,
+    name: str,
+    metavar: str | None,
+    default: str,
+    text: str,
+    **more: Sequence[str],
+) -> None:
+    variable = ENV_PREFIX + name.upper().replace("-", "_")
+    value = os.environ.get(variable) or default
+    choices = more.get("choices")
+    if choices and value not in choices:
+        parser.error(f"{variable}: expected one of {', '.join(choices)}, got {value!r}")
+    parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
 
 
 if __name__ == "__main__":
