@@ -332,7 +332,7 @@ def test_the_pod_of_helm_test_may_only_read(cluster: Cluster, base: Document) ->
         }
     ]
     pod = one(rendered, "Pod", "-check")["spec"]
-    assert pod["serviceAccountName"] == "kata-deploy-check"
+    assert pod["serviceAccountName"] == one(rendered, "ServiceAccount", "-check")["metadata"]["name"]
     [nodes] = [each["value"] for each in pod["containers"][0]["env"] if each["name"].endswith("_NODES")]
     assert parse(nodes).installation_label.startswith("kata-deploy.katacontainers.io/")
     assert not kind(documents(cluster, base), "Pod", "-check")
