@@ -206,6 +206,7 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
         plan.other_install_dirs,
         plan.kata_version,
         error=error,
+        not_served=plan.not_served,
     )
 
 

@@ -1,9 +1,13 @@
-"""Stage ``claim``: set the labels to ``false`` before the first change, so that a failed install is found."""
+"""Stage ``claim``: set the labels to ``false`` before the first change, so that a failed install is found.
+
+It also withdraws labels that are ``true`` although the node does not serve, so that no pod comes before the
+repair.
+"""
 
 from __future__ import annotations
 
 from kata_node.cluster.facts import LabelFacts, gather_facts
-from kata_node.cluster.labelling import plan_labels
+from kata_node.cluster.labelling import is_labeled_as_serving, plan_labels, withdrawal_summary
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -14,9 +18,11 @@ NAME = "claim"
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
-    """Set both labels to ``false``. A label that is ``true`` stays, because the node still serves."""
+    """Set both labels to ``false``. One that is ``true`` stays, unless host-check found it wrong."""
     if not facts.name:
         return Plan(f"nothing to claim: {facts.reason}")
     # No restart has happened yet that could undo the labels, so they need not be watched.
     actions = plan_labels(facts, settings.instance, "claimed", stable_for=0)
+    if actions and facts.not_served and is_labeled_as_serving(facts, settings.instance):
+        return Plan(withdrawal_summary(facts), actions, not_served=facts.not_served)
     return Plan(f"Node {facts.name} is {'' if actions else 'already '}claimed", actions)

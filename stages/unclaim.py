@@ -22,6 +22,6 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
         return Plan(f"nothing to unclaim: {facts.reason}")
     actions = plan_labels(facts, receipt.instance, "released")
     if reason := why_not_ours(facts, receipt.instance):
-        return Plan(reason)
+        return Plan(reason, actions)
     label_state = "no longer has" if actions else "does not have"
     return Plan(f"Node {facts.name} {label_state} the labels of {receipt.instance}", actions)

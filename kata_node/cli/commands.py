@@ -254,6 +254,15 @@ def wanted(
     return cli_daemon.wanted(common, daemonset, daemonset_timeout)
 
 
+@command(app, "verify", hidden=True)
+def verify(common: Common) -> int:
+    """Say if this installation is served, as JSON. If it is not, set the labels of the Node to false."""
+    from kata_node.cli import verify as cli_verify
+
+    check_host_root(common)
+    return cli_verify.verify(common)
+
+
 app.add_typer(payload_app, name="payload")
 
 

@@ -323,6 +323,7 @@ COMMAND_OPTIONS = {
     # It runs install and revert itself, and applies what they plan.
     "daemon": (*_INSTALLATION, *_CHANGES, "output", "log_level", *_PLACING),
     "wanted": ("offline", "node_name", "output", "log_level", "termination_log"),
+    "verify": (*_INSTALLATION, "log_level"),
     "payload": LOGGING,
     "cluster": LOGGING,
     "values": LOGGING,

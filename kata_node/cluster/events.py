@@ -34,13 +34,16 @@ log = logging.getLogger(__name__)
 def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
     """Return the Event for the last report of ``run``; ``None`` if that report needs no Event.
 
-    Events are for the first change of an install or revert, for its end, and for each failure. An Event that
+    Events are for the first change of an install or revert, for its end, for each failure, and for labels
+    that were withdrawn because the node does not serve. An Event that
     nothing changed requires the reports of all stages except host-check.
     """
     last = run[-1]
     stages = _REVERT_STAGES if last.stage in _REVERT_STAGES else _INSTALL_STAGES
     if last.error:
         return _failed(last, instance)
+    if last.not_served and last.stage != "host-check":
+        return Event("Warning", "KataNotServed", f"{instance}: {last.summary}")
     if last.stage in _START_REASONS and last.outcome == "done":
         return Event("Normal", _START_REASONS[last.stage], f"{instance}: {last.summary}")
     if last.stage != stages[-1]:

@@ -58,6 +58,8 @@ class LabelFacts:
     """The beginning of the digest of the settings."""
     now: str = ""
     """The time in UTC, as ``2026-10-03T08:12:44Z``."""
+    not_served: str = ""
+    """Why the runtime does not serve the installation, as ``host-check`` found; empty if it does."""
 
 
 def gather_facts(context: StageContext) -> LabelFacts:
@@ -94,6 +96,7 @@ def gather_facts(context: StageContext) -> LabelFacts:
         _kata_version(context),
         options.settings_digest[:_DIGEST_LENGTH],
         utc(time.time()),
+        next((report.not_served for report in _reports(context, ("host-check",))), ""),
     )
 
 

@@ -75,6 +75,7 @@ def plan_labels(
             # The first change can remove the label that shows the installation.
             has_record=labels.is_ours(state, instance),
             serves_others=facts.serves_others,
+            is_served=not facts.not_served,
             status=status,
         ),
     )
@@ -103,6 +104,12 @@ def _status(facts: LabelFacts, outcome: Outcome, reason: str, handlers: tuple[st
     )
 
 
+def is_labeled_as_serving(facts: LabelFacts, instance: str) -> bool:
+    """Return whether the Node has the label of ``instance`` with ``true``."""
+    node = facts.node
+    return node is not None and node.labels.get(labels.installation_label(instance)) == labels.SERVING
+
+
 def why_not_ours(facts: LabelFacts, instance: str) -> str:
     """Return why a revert leaves the labels alone; empty if the Node or the node shows ``instance``.
 
@@ -117,7 +124,9 @@ def _state(facts: LabelFacts, instance: str, goal: Goal) -> NodeState:
     """Return the state of the Node. For a revert, a missing Node is assumed to have every label."""
     if facts.node:
         node = facts.node
-        return NodeState(node.labels, node.annotations, facts.has_record, facts.serves_others)
+        return NodeState(
+            node.labels, node.annotations, facts.has_record, facts.serves_others, not facts.not_served
+        )
     if goal in ("claimed", "served", "unfit"):
         return NodeState({})
     keys = (SHARED_LABEL, labels.installation_label(instance))
@@ -163,6 +172,30 @@ def _mark(context: StageContext, instance: str, goal: Goal, outcome: Outcome, re
         for action in plan_labels(facts, instance, goal, stable_for=0, outcome=outcome, reason=reason):
             log.info("%s", action.describe())
             action.apply(context.clients)
+
+
+def withdraw_not_served(context: StageContext, reason: str) -> StageReport | None:
+    """Withdraw the labels of a node that does not serve, and return the report; ``None`` without a change.
+
+    A failure is only logged.
+    """
+    instance = context.settings.instance
+    try:
+        facts = replace(gather_facts(context), not_served=reason)
+        if not is_labeled_as_serving(facts, instance):
+            return None
+        for action in plan_labels(facts, instance, "claimed", stable_for=0, reason=reason):
+            log.info("%s", action.describe())
+            action.apply(context.clients)
+    except KataNodeError as error:
+        log.warning("cannot withdraw the label %s: %s", labels.installation_label(instance), error)
+        return None
+    return StageReport("claim", "done", withdrawal_summary(facts), not_served=reason)
+
+
+def withdrawal_summary(facts: LabelFacts) -> str:
+    """Return what was done to the labels of a Node that does not serve, and why."""
+    return f"Node {facts.name} is no longer labeled as serving, until it is repaired: {facts.not_served}"
 
 
 @dataclass(frozen=True)
@@ -220,7 +253,8 @@ class EnsureLabels:
     """The handlers that the Node must report during that time, if it reports handlers at all."""
     has_record: bool = False
     serves_others: bool = False
-    """Both as in :class:`~kata_node.cluster.labels.NodeState`."""
+    is_served: bool = True
+    """All three as in :class:`~kata_node.cluster.labels.NodeState`."""
     status: NodeStatus | None = None
     """What the record of the installation shall say."""
 
@@ -263,7 +297,7 @@ class EnsureLabels:
         )
 
     def _changes(self, node: NodeFacts) -> MetadataChanges:
-        state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others)
+        state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others, self.is_served)
         status = self.status and replace(self.status, machine_id=node.machine_id)
         return labels.changes(self.goal, state, self.instance, status)
 

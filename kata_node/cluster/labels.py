@@ -2,7 +2,8 @@
 
 The labels of an installation pass through these goals:
 
-- ``claimed``: ``false``, before the first change of the node. Files may be there; no pod is scheduled.
+- ``claimed``: ``false``, before the first change of the node. Files may be there; no pod is scheduled. A
+  ``true`` stays, unless the node is known not to serve.
 - ``served``: ``true``, when the runtime serves the handlers.
 - ``withdrawn``: ``false``, before the revert.
 - ``released``: removed, when nothing of the installation is left on the node.
@@ -56,6 +57,8 @@ class NodeState:
     """Whether a receipt, or a stage that removed something, shows the installation without its label."""
     serves_others: bool = False
     """Whether the runtime's configuration has handlers of another program."""
+    is_served: bool = True
+    """False if the runtime is known not to serve the installation, whatever the labels say."""
 
     @property
     def setter(self) -> Setter:
@@ -95,11 +98,11 @@ def changes(goal: Goal, node: NodeState, instance: str, status: NodeStatus | Non
     changed: Changes = {}
     match goal:
         case "claimed":
-            changed = _claimed(node.labels, instance)
+            changed = {**_claimed(node.labels, instance), **_disproved(node, instance)}
         case "served":
             changed = _served(node.labels, instance)
         case "unfit":
-            changed = _unfit(node.labels, instance)
+            changed = _unfit(node, instance)
         case "withdrawn":
             changed = _withdrawn(node, instance)
         case "released":
@@ -121,7 +124,9 @@ def _record(goal: Goal, node: NodeState, changed: Changes) -> Changes:
     wanted: str | None = recorded
     if goal == "released":
         after = {key: value for key, value in {**node.labels, **changed}.items() if value is not None}
-        if (changed or node.has_record) and not installation_labels(after):
+        # Somebody may have removed the labels by hand. Without the shared label, the record says nothing.
+        is_void = changed or node.has_record or SHARED_LABEL not in after
+        if is_void and not installation_labels(after):
             wanted = None
     elif goal != "withdrawn":
         if SHARED_LABEL in changed:
@@ -156,6 +161,7 @@ def _is_served(before: NodeStatus, status: NodeStatus, node: NodeState, instance
     """Return whether the Node serves what is to be installed, so that a claim begins nothing new."""
     return (
         before.outcome == "installed"
+        and node.is_served
         and node.labels.get(installation_label(instance)) == SERVING
         and before.kata_version == (status.kata_version or before.kata_version)
         and (before.program_version, before.settings, before.machine_id)
@@ -175,16 +181,24 @@ def _claimed(labels: Mapping[str, str], instance: str) -> Changes:
     }
 
 
-def _unfit(labels: Mapping[str, str], instance: str) -> Changes:
+def _disproved(node: NodeState, instance: str) -> Changes:
+    """Withdraw labels that are ``true`` although the node does not serve, for example a rebuilt machine."""
+    if node.is_served or node.labels.get(installation_label(instance)) != SERVING:
+        return {}
+    return _withdrawn(node, instance)
+
+
+def _unfit(node: NodeState, instance: str) -> Changes:
     """Say that the Node cannot run Kata.
 
-    An installation label that is ``true`` stays, because the node still serves an earlier installation. The
+    An installation label that is ``true`` stays while the node still serves an earlier installation. The
     shared label is added if it is missing, so that an uninstall finds the Node and removes both labels.
     """
     own = installation_label(instance)
-    if labels.get(own) in (SERVING, UNFIT):
+    disproved = _disproved(node, instance)
+    if node.labels.get(own) == UNFIT or (node.labels.get(own) == SERVING and not disproved):
         return {}
-    return {own: UNFIT} if SHARED_LABEL in labels else {SHARED_LABEL: CLAIMED, own: UNFIT}
+    return {**({} if SHARED_LABEL in node.labels else {SHARED_LABEL: CLAIMED}), **disproved, own: UNFIT}
 
 
 def _served(labels: Mapping[str, str], instance: str) -> Changes:

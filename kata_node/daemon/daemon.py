@@ -25,69 +25,27 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from kata_node import log as logs
+from kata_node.daemon.child_process import STOP_SIGNALS, ChildProcess, start_child
+from kata_node.daemon.delays import RepairLimit, RetryDelays
+from kata_node.daemon.failure import failure_reason, says_unfit
 from kata_node.daemon.health import HealthState, ProbeServer
-from kata_node.errors import IneligibleNodeError, KataNodeError, RolledBackError, UsageError
-from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words
+from kata_node.daemon.verification import NOT_SERVED, OUTPUT_LIMIT, SERVED, UNKNOWN, Verification
+from kata_node.daemon.watch import SIGNAL, FileWatch
+from kata_node.errors import IneligibleNodeError, KataNodeError, UsageError
 
 DONE, UNFIT, USAGE = 0, IneligibleNodeError.exit_code, UsageError.exit_code
 
 NOT_WANTED = 10
 """The exit code of ``wanted`` that leads to a revert. No other code does, and no signal."""
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD)
+HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD, SIGNAL)
 
-_EXIT_CODE_TEXTS = {
-    1: "it failed",
-    RolledBackError.exit_code: "it failed and was rolled back",
-    5: "another run holds the node's lock",
-    UNFIT: "this node cannot run it",
-    USAGE: "the options or the settings are wrong",
-}
+PATIENCE = 3
+"""Answers in a row that nobody knows whether the node serves, until the pod is no longer ready."""
 
 log = logging.getLogger("kata_node.daemon.daemon")  # __name__ is "__main__" in the daemon's process
-
-
-# No dataclasses: the module would be a quarter of the memory of this process (measured).
-
-
-class RetryDelays:
-    """The delays between tries, in seconds. A delay doubles with each try, up to a limit.
-
-    After a rollback the delay is longer, because each try restarts the runtime twice. A revert has a lower
-    limit: the kubelet waits for the pod, and the usual cause, pods on Kata, can end at any moment.
-    """
-
-    def __init__(
-        self,
-        *,
-        first: float = 10,
-        longest: float = 300,
-        longest_of_revert: float = 60,
-        first_after_rollback: float = 60,
-        longest_after_rollback: float = 1800,
-    ) -> None:
-        self._usual = first, longest
-        self._revert = first, longest_of_revert
-        self._rollback = first_after_rollback, longest_after_rollback
-
-    def after(self, code: int, tries: int, *, reverting: bool = False) -> float:
-        """Return the delay after try number ``tries``, which ended with the exit code ``code``."""
-        first, longest = self._revert if reverting else self._usual
-        if code == RolledBackError.exit_code:
-            first, longest = self._rollback
-        return min(longest, first * 2.0 ** min(tries - 1, 20))
-
-
-class ChildProcess:
-    """A child process. ``code`` is its exit code, -N if signal N ended it, ``None`` while it runs."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.code: int | None = None
 
 
 def block_signals() -> None:
@@ -125,6 +83,7 @@ class Daemon:
         self._children: dict[int, ChildProcess] = {}
         self._install: ChildProcess | None = None
         self._stopping = False
+        self._watch = FileWatch()
         self._probes = ProbeServer(listener, lambda: self._state)
 
     def run(self) -> int:
@@ -132,12 +91,73 @@ class Daemon:
         self._probes.start()
         if self._absent:
             return self._remove()
-        self._install_with_retries()
+        if self._install_with_retries():
+            self._keep_serving()
         self._wait_until(lambda: self._stopping)
         return self._shut_down()
 
-    def _install_with_retries(self) -> None:
-        """Run ``install`` until it succeeds, a retry cannot help, or a signal to stop arrives."""
+    def _keep_serving(self) -> None:
+        """Repair what others change, until a signal to stop arrives or an install cannot succeed."""
+        limit, unknown, accepted = RepairLimit(self._pauses), 0, ""
+        while not self._stopping:
+            self._watch.begin(self._watch.paths)
+            found = self._verify()
+            if found.state != UNKNOWN and found.paths != self._watch.paths:
+                self._watch.begin(found.paths)
+                continue  # what changed before the watch is seen by the next question
+            unknown = unknown + 1 if found.state == UNKNOWN else 0
+            if found.state == NOT_SERVED or unknown >= PATIENCE:
+                self._set_state(f"{NOT_SERVED}: {found.reason}")
+            if found.state == UNKNOWN:
+                self._wait_for_change(self._pauses.after(1, unknown))
+            elif self._state.ready and (found.state == SERVED or found.reason == accepted):
+                self._wait_for_change()
+            elif delay := 0 if found.state == SERVED else limit.delay(time.monotonic()):
+                self._set_state(
+                    f"{found.state}: {found.reason}; repaired {_times(limit.repairs)}, and changed again",
+                    ready=self._state.ready,
+                )
+                log.warning(
+                    "%s: %s; this was repaired %s, and something changes it again: find that program; "
+                    "the next repair follows in %.0f s",
+                    *(found.state, found.reason, _times(limit.repairs), delay),
+                )
+                self._wait_for_change(delay)
+            else:
+                if found.state != SERVED:
+                    limit.repaired(time.monotonic())
+                    log.warning("%s: %s; installing again", found.state, found.reason)
+                if not self._install_with_retries():
+                    return
+                accepted = found.reason  # what an install leaves is not repaired again, until it differs
+
+    def _verify(self) -> Verification:
+        """Ask whether the node serves. If it does not, the child withdraws the labels of the Node."""
+        output = os.memfd_create("verify")
+        try:
+            child = self._start("verify", output=output)
+            self._wait_until(lambda: self._stopping or child.code is not None)
+            return Verification.parse(os.pread(output, OUTPUT_LIMIT, 0))
+        finally:
+            os.close(output)
+
+    def _wait_for_change(self, seconds: float | None = None) -> None:
+        """Wait until a watched file has changed and the change is complete, or for ``seconds``."""
+
+        def is_over() -> bool:
+            return self._stopping or self._watch.has_changed()
+
+        self._wait_until(is_over, self._watch.interval if seconds is None else seconds)
+        while seconds is None and not is_over():  # the kernel sends no signal
+            self._wait_until(is_over, self._watch.interval)
+        if self._watch.has_changed():
+            self._wait_until(lambda: self._stopping, self._pauses.settle)
+
+    def _install_with_retries(self) -> bool:
+        """Run ``install`` until it succeeds, a retry cannot help, or a signal to stop arrives.
+
+        Return whether it succeeded.
+        """
         tries = 0
         self._handle_signals(0)
         while not self._stopping:
@@ -147,12 +167,13 @@ class Daemon:
             self._wait_until(lambda: self._stopping or not self._install_running)
             if child.code in (None, DONE, UNFIT, USAGE):
                 self._report_install(child)
-                return
+                return child.code == DONE
             pause = self._pauses.after(child.code or 1, tries)
-            why = self._failure_reason(child)
+            why = failure_reason(self._termination_log, child.code or 0)
             self._set_state(f"not installed, tried {_times(tries)}: {why}")
             log.warning("the install failed; retrying in %.0f s: %s", pause, why)
             self._wait_until(lambda: self._stopping, pause)
+        return False
 
     def _report_install(self, child: ChildProcess) -> None:
         if child.code == DONE:
@@ -160,8 +181,8 @@ class Daemon:
             log.info("installed; waiting for the signal to stop")
         elif child.code is not None:
             # The pod stays: an older installation may be on the node, and this pod has to revert it.
-            why = self._failure_reason(child)
-            if child.code == UNFIT and self._is_unfit():
+            why = failure_reason(self._termination_log, child.code or 0)
+            if child.code == UNFIT and says_unfit(self._termination_log):
                 # A pod that is never ready would block every rolling update of the DaemonSet.
                 self._set_state(f"unfit: {why}", ready=self._unfit_is_ready)
                 log.warning("this node is unfit, so Kata is not installed: %s", why)
@@ -214,7 +235,7 @@ class Daemon:
             self._set_state("reverted", ready=self._absent)
             log.info("reverted")
             return code
-        why = self._failure_reason(child)
+        why = failure_reason(self._termination_log, child.code or 0)
         self._set_state(f"not reverted, tried {_times(tries)}: {why}")
         if code in (UNFIT, USAGE):
             log.error("the revert failed; run `kata-node revert` on this node: %s", why)
@@ -241,7 +262,10 @@ class Daemon:
         """Run ``revert``. If the settings are wrong, run it again with ``fallback_env``."""
         child = self._run("revert")
         if child.code == USAGE and self._fallback_env:
-            log.warning("reverting by prefix and suffix alone: %s", self._failure_reason(child))
+            log.warning(
+                "reverting by prefix and suffix alone: %s",
+                failure_reason(self._termination_log, child.code or 0),
+            )
             child = self._run("revert", self._fallback_env)
         return child
 
@@ -261,21 +285,18 @@ class Daemon:
         self._wait_until(lambda: child.code is not None)
         return child
 
-    def _start(self, subcommand: str, variables: Mapping[str, str] | None = None) -> ChildProcess:
-        if subcommand != "wanted":  # the termination message stays that of the last install or revert
+    def _start(
+        self, subcommand: str, variables: Mapping[str, str] | None = None, output: int | None = None
+    ) -> ChildProcess:
+        """Start a child. ``output`` is the descriptor of its stdout, by default that of the daemon."""
+        if subcommand not in (
+            "wanted",
+            "verify",
+        ):  # the termination message stays that of the last install or revert
             with contextlib.suppress(OSError):
                 os.truncate(self._termination_log, 0)
-        command = [*self._program, subcommand]
-        # A child inherits ignored signals: a shell's `&` ignores SIGINT, and Python ignores SIGPIPE.
-        reset = (*STOP_SIGNALS, signal.SIGPIPE)
-        env = {**os.environ, **(variables or {})}
-        try:
-            pid = os.posix_spawn(command[0], command, env, setsid=True, setsigmask=(), setsigdef=reset)
-        except OSError as error:
-            raise KataNodeError(
-                f"cannot start the program: {error.strerror}", where=command[0], hint="restart the pod"
-            ) from error
-        child = self._children[pid] = ChildProcess(pid)
+        child = start_child([*self._program, subcommand], variables or {}, output)
+        self._children[child.pid] = child
         return child
 
     def _wait_until(self, done: Callable[[], bool], seconds: float | None = None) -> None:
@@ -296,7 +317,7 @@ class Daemon:
             if info is None:
                 return
             number = signal.Signals(info.si_signo)
-        if number != signal.SIGCHLD:
+        if number in STOP_SIGNALS:
             log.info(
                 "%s again; already stopping" if self._stopping else "%s; stopping",
                 signal.Signals(number).name,
@@ -314,37 +335,6 @@ class Daemon:
 
     def _set_state(self, text: str, *, ready: bool = False) -> None:
         self._state = HealthState(ready, text)
-
-    def _is_unfit(self) -> bool:
-        """Return whether the last install says that this node cannot run Kata because of what it is."""
-        try:
-            return self._read_termination_message()["error"]["unfit"] is True
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return False
-
-    def _read_termination_message(self) -> Any:
-        with open(self._termination_log, "rb") as file:
-            return json.loads(file.read(TERMINATION_MESSAGE_LIMIT + 1))
-
-    def _failure_reason(self, child: ChildProcess) -> str:
-        """Return the error in the termination message of ``child``, or else the meaning of its exit code."""
-        try:
-            message = self._read_termination_message()
-            error = message["error"]
-            place = f" ({error['where']})" if error["where"] else ""
-            hint = f"; {error['hint']}" if error["hint"] else ""
-            unit_log = f"; {error['unit_log']}" if error.get("unit_log") else ""
-            return foreign_words(
-                f"{message['stage']}: {error['what']}{place}{hint}{unit_log}", TERMINATION_MESSAGE_LIMIT
-            )
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return _describe_exit_code(child.code or 0)
-
-
-def _describe_exit_code(code: int) -> str:
-    if code < 0:
-        return f"signal {-code} ended it"
-    return _EXIT_CODE_TEXTS.get(code, f"it ended with exit code {code}")
 
 
 def _times(count: int) -> str:

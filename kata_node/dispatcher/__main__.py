@@ -5,16 +5,19 @@ It prints the result to stdout and the log to stderr. Exit codes:
 - 0: the run succeeded, see :func:`kata_node.dispatcher.progress.build_result`.
 - 1: a node failed, too many nodes were not ready, or the run stopped early.
 - 2: the command line or the configuration is not valid.
+
+``kata-deploy-job-dispatcher check`` changes nothing. It ends with 1 if a node does not serve.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,16 +41,25 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line ``arguments`` and return the exit code."""
-    options = _parser().parse_args(arguments)
+    if list(arguments[:1]) == ["check"]:
+        return _run(_check_parser().parse_args(arguments[1:]), _check)
+    return _run(_parser().parse_args(arguments), _install_or_clean)
+
+
+def _run(options: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
     log.configure_logging(options.log_level)
     try:
-        result = _dispatch(options)
+        return command(options)
     except KataNodeError as error:
         if options.output == "json":
             _print(json.dumps(report.failure_document(report.Problem.from_error(error)), indent=2))
         sys.stderr.write(escape_unprintable(f"error: {error}", keep="\n") + "\n")
         _write_termination_message(options, error.what, error)
         return error.exit_code
+
+
+def _install_or_clean(options: argparse.Namespace) -> int:
+    result = _dispatch(options)
     from kata_node.dispatcher import progress
 
     if options.output == "json":
@@ -84,6 +96,24 @@ def _dispatch(options: argparse.Namespace) -> Result:
             ) from None
 
 
+def _check(options: argparse.Namespace) -> int:
+    from kata_node.dispatcher import check
+    from kata_node.dispatcher.api import ApiClient
+    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested
+
+    stop, config = Shutdown(), check.parse(options.nodes)
+    with stop.on_signals(), ApiClient.connect(stop=stop) as api:
+        try:
+            result = check.check(config, api)
+        except ShutdownRequested:
+            raise KataNodeError("the check was asked to stop", hint="run `helm test` again") from None
+    shown = check.document(result) if options.output == "json" else None
+    _print(check.text(result) if shown is None else json.dumps(shown, indent=2))
+    failed = KataNodeError(result.problem) if result.problem else None
+    _write_termination_message(options, result.problem or "every node serves", failed)
+    return failed.exit_code if failed else 0
+
+
 def _owner(options: argparse.Namespace) -> Owner | None:
     from kata_node.dispatcher.template import Owner
 
@@ -114,31 +144,57 @@ def _print(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=NAME,
-        description="Run one Job on each node that the configuration selects.",
+        description="Run one Job on each node that the configuration selects. The command `check`, which has "
+        "options of its own, only looks whether the nodes serve.",
         epilog=f"Each option can be set by an environment variable: --config by {ENV_PREFIX}CONFIG, "
         f"--log-level by {ENV_PREFIX}LOG_LEVEL.",
         allow_abbrev=False,
     )
 
-    def option(name: str, metavar: str | None, default: str, text: str, **more: Sequence[str]) -> None:
-        variable = ENV_PREFIX + name.upper().replace("-", "_")
-        value = os.environ.get(variable) or default
-        choices = more.get("choices")
-        if choices and value not in choices:
-            parser.error(f"{variable}: expected one of {', '.join(choices)}, got {value!r}")
-        parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
-
-    option("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
-    option("config-digest", "SHA256", "", "digest of the file; a file with another one is refused")
-    option(
-        "owner-name", "NAME", "", "name of the dispatcher's own Job; it becomes the owner of the node Jobs"
-    )
-    option("owner-uid", "UID", "", "uid of the dispatcher's own Job")
-    option("output", None, "text", "format of the result on stdout", choices=("text", "json"))
-    option("log-level", None, "info", "lowest severity to log", choices=log.LEVELS)
-    option("termination-log", "FILE", "/dev/termination-log", "existing file for the termination message")
+    add = functools.partial(_add_option, parser)
+    add("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
+    add("config-digest", "SHA256", "", "digest of the file; a file with another one is refused")
+    add("output", None, "text", "format of the result on stdout", choices=("text", "json"))
+    _add_common_options(parser)
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     return parser
+
+
+def _check_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{NAME} check",
+        description="Print whether each node serves Kata. It changes nothing, and fails if a node does not.",
+        allow_abbrev=False,
+    )
+    add = functools.partial(_add_option, parser)
+    add("nodes", "JSON", "", "the nodes; the Helm chart renders them")
+    add("output", None, "text", "format of the result on stdout", choices=("text", "json"))
+    _add_common_options(parser)
+    return parser
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    add = functools.partial(_add_option, parser)
+    add("owner-name", "NAME", "", "name of the dispatcher's own Job; it becomes the owner of the node Jobs")
+    add("owner-uid", "UID", "", "uid of the dispatcher's own Job")
+    add("log-level", None, "info", "lowest severity to log", choices=log.LEVELS)
+    add("termination-log", "FILE", "/dev/termination-log", "existing file for the termination message")
+
+
+def _add_option(
+    parser: argparse.ArgumentParser,
+    name: str,
+    metavar: str | None,
+    default: str,
+    text: str,
+    **more: Sequence[str],
+) -> None:
+    variable = ENV_PREFIX + name.upper().replace("-", "_")
+    value = os.environ.get(variable) or default
+    choices = more.get("choices")
+    if choices and value not in choices:
+        parser.error(f"{variable}: expected one of {', '.join(choices)}, got {value!r}")
+    parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
 
 
 if __name__ == "__main__":

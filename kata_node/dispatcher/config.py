@@ -27,9 +27,8 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
     nodeSettleSeconds: 15            # how long the set must stay unchanged. For named nodes there is no such
                                      # wait; the run begins when all of them exist
     mark: kata-deploy.katacontainers.io/default    # the installation label
-    skipServing: false               # skip nodes with the installation label and the shared label "true", and
-                                     # run the Job on all other nodes even if it succeeded before; for the
-                                     # reconciling CronJob
+    skipServing: false               # skip nodes that are proven to serve, see `drift`, and run the Job on
+                                     # all others even if it succeeded before; for the reconciling CronJob
     rollout:                         # without it, all nodes are one wave and failures do not stop it
       canary: 1                      # number of canary nodes; they run first. The rollout stops if all of
                                      # them fail, or if more fail than maxFailures allows (0 if not set; a

@@ -157,7 +157,7 @@ class Dispatcher:
 
     def _handle_own_job(self, task: Task, job: Job, *, deleted: bool) -> None:
         if job.state is JobState.SUCCEEDED:
-            self._end(task, Outcome.DONE)
+            self._end(task, Outcome.DONE, note=task.cause)
         elif job.state is JobState.RUNNING:
             if deleted:
                 self._handle_lost_job(task)

@@ -107,8 +107,13 @@ class NodeInfo(_ApiObject):
         return name if separator else ""
 
 
+class _RuntimeHandler(_ApiObject):
+    name: str = ""
+
+
 class _NodeStatus(_ApiObject):
     node_info: NodeInfo = msgspec.field(default_factory=NodeInfo)
+    runtime_handlers: list[_RuntimeHandler] | None = None
 
 
 class Node(_ApiObject):
@@ -117,6 +122,12 @@ class Node(_ApiObject):
     metadata: ObjectMeta
     spec: _NodeSpec = msgspec.field(default_factory=_NodeSpec)
     status: _NodeStatus = msgspec.field(default_factory=_NodeStatus)
+
+    @property
+    def handlers(self) -> frozenset[str]:
+        """The handlers that the kubelet reports; the default handler has an empty name. Old kubelets and
+        runtimes report none."""
+        return frozenset(each.name for each in self.status.runtime_handlers or ())
 
 
 class Condition(_ApiObject):

@@ -112,8 +112,7 @@ class NodeJobs:
         ends without a Job, else ``None``. Raises :class:`RefusedError`.
         """
         if self._config.skip_serving and self._nodes.serves(task.target.name):
-            note = f"it serves already, its label {self._config.installation_label} is true"
-            return TaskResult(Outcome.UNCHANGED, note=note)
+            return TaskResult(Outcome.UNCHANGED, note="it serves by now")
         desired = self._desired_job(task)
         for _ in range(MAX_CREATE_TRIES):
             end = self._handle_existing_jobs(task, desired)

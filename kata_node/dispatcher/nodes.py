@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from kata_node.dispatcher.api import ApiClient, ExpiredError
 from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.drift import Serving, serving_state
 from kata_node.dispatcher.kubernetes_objects import Node, NodePage, Taint, Toleration
 from kata_node.dispatcher.template import Target, Templates
-from kata_node.kube.node import SHARED_LABEL
 from kata_node.kube.node_affinity import Term, any_term_matches, features_are_missing
 
 SINGLE_GET_LIMIT = 20
@@ -19,7 +19,6 @@ SINGLE_GET_LIMIT = 20
 UNREACHABLE = "node.kubernetes.io/unreachable"
 """The taint of a Node with a dead kubelet. No Pod starts or ends there, even if it tolerates the taint."""
 
-SERVING = "true"
 BLOCKING_EFFECTS = ("NoSchedule", "NoExecute")
 
 CONDITION_TAINTS = frozenset(
@@ -45,7 +44,9 @@ class Selection:
     without_template: tuple[tuple[Target, str], ...] = ()
     """Selected nodes without a template for their runtime, each with ``containerRuntimeVersion``."""
     serving: tuple[Target, ...] = ()
-    """Selected nodes that are skipped because their installation label and the shared label are ``true``."""
+    """Selected nodes that are skipped because they are proven to serve, see :mod:`drift`."""
+    not_proven: Mapping[str, Serving] = field(default_factory=dict)
+    """By name, with ``serving``: the other nodes, with what is known of each."""
     unlabeled: tuple[Target, ...] = ()
     """Nodes without a label of node-feature-discovery, which may be selected when they have its labels."""
     missing: tuple[str, ...] = ()
@@ -60,6 +61,10 @@ class Selection:
             without_template=tuple(each for each in self.without_template if each[0].name == name),
             unlabeled=tuple(each for each in self.unlabeled if each.name == name),
         )
+
+    def cause(self, name: str) -> str:
+        """Return why a reconciling run gives this node a Job; empty in other runs."""
+        return self.not_proven[name].reason if name in self.not_proven else ""
 
     @property
     def selected(self) -> frozenset[str]:
@@ -87,11 +92,6 @@ def blocking_taint(taints: Iterable[Taint], tolerations: Collection[Toleration])
     return min(found, key=lambda taint: taint.key in CONDITION_TAINTS, default=None)
 
 
-def _is_serving(node: Node, installation_label: str) -> bool:
-    labels = node.metadata.labels
-    return labels.get(installation_label) == labels.get(SHARED_LABEL) == SERVING
-
-
 def select(
     nodes: Iterable[Node],
     templates: Templates,
@@ -103,11 +103,12 @@ def select(
     """Sort ``nodes`` into the groups of a :class:`Selection`.
 
     If ``named`` or ``terms`` are not empty, ignore nodes with other names, or that no term matches. With a
-    ``serving_label``, nodes on which it and the shared label are ``true`` go to ``serving``.
+    ``serving_label``, the installation label, nodes that are proven to serve go to ``serving``.
     """
     eligible: list[Target] = []
     unlabeled: list[Target] = []
     serving: list[Target] = []
+    not_proven: dict[str, Serving] = {}
     tainted: list[tuple[Target, str]] = []
     unready: list[tuple[Target, str]] = []
     without_template: list[tuple[Target, str]] = []
@@ -124,9 +125,12 @@ def select(
             continue
         info = node.status.node_info
         target = Target(name, node.metadata.uid, info.machine_id, info.runtime)
-        if serving_label and _is_serving(node, serving_label):
-            serving.append(target)
-            continue
+        if serving_label:
+            found = serving_state(node, serving_label)
+            if found.state == "served":
+                serving.append(target)
+                continue
+            not_proven[name] = found
         template = templates.find(target)
         taint = blocking_taint(node.spec.taints, template.tolerations) if template else None
         temporary = taint is not None and taint.key in CONDITION_TAINTS
@@ -146,6 +150,7 @@ def select(
         unready=_by_name(unready),
         without_template=_by_name(without_template),
         serving=_sorted(serving),
+        not_proven=not_proven,
         unlabeled=_sorted(unlabeled),
         missing=tuple(sorted(missing)),
     )
@@ -197,8 +202,9 @@ class Nodes:
         return any(True for _ in self._list(name=name))
 
     def serves(self, name: str) -> bool:
-        """Return whether the installation label and the shared label of the Node are ``true`` now."""
-        return any(_is_serving(node, self._config.installation_label) for node in self._list(name=name))
+        """Return whether the Node is proven to serve now."""
+        label = self._config.installation_label
+        return any(serving_state(node, label).state == "served" for node in self._list(name=name))
 
     def selects(self, name: str) -> bool:
         """Return whether the configuration selects the Node now."""

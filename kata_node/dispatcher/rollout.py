@@ -71,6 +71,8 @@ class Task:
     stuck_reason: NodeProblem | None = None
     """What its Job waits for, or why it was retried, as reported last."""
     problem: NodeProblem | None = None
+    cause: str = ""
+    """Why a reconciling run gives it a Job, see :mod:`kata_node.dispatcher.drift`."""
     note: str = ""
     """Why it was skipped, or what it waits for."""
 

@@ -29,7 +29,6 @@ from kata_node.dispatcher.settling import settled_selection
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Target, job_name
 from kata_node.errors import KubeError
-from kata_node.kube.node import SHARED_LABEL
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +165,7 @@ def _tasks(action: Action, prefix: str, found: Selection) -> list[Task]:
     """
     ready = [(target, "") for target in found.eligible]
     return [
-        Task(target, action, job_name(prefix, target.name), unready=taint)
+        Task(target, action, job_name(prefix, target.name), unready=taint, cause=found.cause(target.name))
         for target, taint in (*ready, *found.unready)
     ]
 
@@ -198,7 +197,7 @@ def _tasks_without_job(config: Config, selection: Selection) -> list[Task]:
             config.action,
             "",
             outcome=Outcome.UNCHANGED,
-            note=f"it serves already, its labels {config.installation_label} and {SHARED_LABEL} are true",
+            note="it serves already: its labels are true, and its Node reports its handlers",
         )
         tasks.append(task)
     for name in selection.missing:
@@ -231,6 +230,8 @@ def _log_plan(config: Config, selection: Selection, removed: Sequence[Task]) -> 
         "starting %s; nodes: %d%s; at most %d run at the same time",
         *(config.action, len(nodes), canary, config.parallelism),
     )
+    for name, found in selection.not_proven.items():
+        log.log(logging.WARNING if found.has_drifted else logging.INFO, "%s: %s", name, found.reason)
     for target, taint in selection.tainted:
         log.info("%s: skipped, its taint %s is not tolerated", target.name, taint)
     for target, taint in selection.unready:

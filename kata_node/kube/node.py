@@ -91,7 +91,7 @@ def check_machine_id(facts: NodeFacts, expected: str | None) -> None:
 
     ``None`` or an empty string expects nothing.
     """
-    if expected and _machine(facts.machine_id) != _machine(expected):
+    if expected and not is_same_machine(facts.machine_id, expected):
         raise IneligibleNodeError(
             "the Node is not the expected machine: its machine id is "
             f"{foreign_words(facts.machine_id) or 'not reported'}, "
@@ -106,12 +106,17 @@ def check_host(facts: NodeFacts, host: str) -> None:
 
     ``host`` is the machine id of the node that this process runs on. An unknown id matches any other.
     """
-    if host and facts.machine_id and _machine(facts.machine_id) != _machine(host):
+    if host and facts.machine_id and not is_same_machine(facts.machine_id, host):
         raise IneligibleNodeError(
             f"the Node object has the machine id {foreign_words(facts.machine_id)}, but this node has {host}",
             where=f"node/{facts.name}",
             hint="set NODE_NAME to the name that this node has in the cluster",
         )
+
+
+def is_same_machine(one: str, other: str) -> bool:
+    """Return whether two machine ids are the same, whatever form they have."""
+    return _machine(one) == _machine(other)
 
 
 def _machine(machine_id: str) -> str:

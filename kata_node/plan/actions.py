@@ -100,6 +100,8 @@ class Plan:
     """The version of Kata in the payload, if the stage has read it."""
     is_forecast: bool = False
     """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
+    not_served: str = ""
+    """Why the runtime does not serve the installation, before the plan; empty if it does or nobody knows."""
 
     @property
     def changes(self) -> tuple[str, ...]:

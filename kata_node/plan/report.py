@@ -96,6 +96,8 @@ class StageReport:
     error: Problem | None = None
     preview: Preview | None = None
     """What a dry run would change; see :mod:`kata_node.plan.dry_run`, which shows it."""
+    not_served: str = ""
+    """Why the runtime does not serve the installation. host-check finds out, claim withdraws the labels."""
 
     @property
     def exit_code(self) -> int:
@@ -240,7 +242,10 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
         others = tuple(map(str, document.get("other_install_dirs", ())))
         summary = foreign_words(str(document["summary"]))
         version = foreign_words(str(document.get("kata_version", "")))
-        return StageReport(stage, outcome, summary, (), notes, (), left_out, others, version)
+        not_served = foreign_words(str(document.get("not_served", "")))
+        return StageReport(
+            stage, outcome, summary, (), notes, (), left_out, others, version, not_served=not_served
+        )
     except (LookupError, TypeError, ValueError) as error:
         log.debug("%s is not a stage report: %s", path, error)
         return None
@@ -264,6 +269,8 @@ def termination_message(report: StageReport) -> bytes:
         message["other_install_dirs"] = list(report.other_install_dirs)
     if report.kata_version:
         message["kata_version"] = report.kata_version
+    if report.not_served:
+        message["not_served"] = report.not_served
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed

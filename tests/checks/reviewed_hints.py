@@ -105,6 +105,8 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
             "batch.kubernetes.io/controller-uid"
         ),
         "run the helm command again",
+        "run `helm test` again",
+        "run `helm test`; the Helm chart renders this option",
         "check that the ServiceAccount of the dispatcher still exists",
         (
             "give the dispatcher's ServiceAccount these rights: list on nodes; in its own namespace "

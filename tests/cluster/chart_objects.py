@@ -124,6 +124,11 @@ def node_jobs(documents: list[Document]) -> Iterator[Document]:
 def dry_run(cluster: Cluster, objects: Sequence[Document]) -> None:
     """Validate the objects with a dry run of the API server; fails on a warning."""
     prepare(cluster)
+    # The API server refuses a Pod whose account does not exist.
+    users = {each["spec"].get("serviceAccountName") for each in objects if each["kind"] == "Pod"}
+    for each in objects:
+        if each["kind"] == "ServiceAccount" and each["metadata"]["name"] in users:
+            apply(cluster, yaml.safe_dump(each))
     text = "---\n".join(yaml.safe_dump(each) for each in objects)
     done = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", text=text)
     assert "Warning" not in done.stderr, done.stderr

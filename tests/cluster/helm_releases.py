@@ -149,6 +149,10 @@ class Releases:
     def uninstall(self, release: str = "kata-deploy", *options: str, check: bool = True) -> CommandResult:
         return self._helm("uninstall", release, *options, check=check)
 
+    def test(self, release: str = "kata-deploy", *, check: bool = True) -> CommandResult:
+        """Run `helm test`; the result has the table of the nodes."""
+        return self._helm("test", release, "--logs", check=check)
+
     def rollback(self, revision: str = "0", release: str = "kata-deploy") -> CommandResult:
         """Roll the release back, by default to the previous revision."""
         return self._helm("rollback", release, revision)

@@ -29,6 +29,7 @@ from cluster.chart_objects import (
 )
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, apply
+from kata_node.dispatcher.check import parse
 from kata_node.runtime.model.distributions import DISTRIBUTION_RUNTIMES
 
 WORKERS = "!node-role.kubernetes.io/control-plane,!node-role.kubernetes.io/master"
@@ -81,7 +82,7 @@ def test_every_pod_knows_the_digest_of_the_configuration_that_it_reads(
         if each["kind"] == "ConfigMap" and each["metadata"]["name"].endswith(("-dispatcher", "-node"))
         for name, text in each["data"].items()
     }
-    pods_and_jobs = [*rendered, *node_jobs(rendered)] if "dispatcher" in str(rendered) else rendered
+    pods_and_jobs = [*rendered, *(node_jobs(rendered) if kind(rendered, "ConfigMap", "-dispatcher") else ())]
     assert variables(pods_and_jobs, "KATA_NODE_CONFIG_DIGEST") == {files.pop("values.yaml")}
     assert variables(rendered, "KATA_DISPATCHER_CONFIG_DIGEST") == set(files.values())
 
@@ -287,6 +288,7 @@ def test_hooks_run_after_the_objects_that_they_need(cluster: Cluster) -> None:
             )
     assert hooks == {
         "kata-deploy-install-dispatcher": ("Job", "post-install,post-upgrade,post-rollback", 0),
+        "kata-deploy-check": ("Pod", "test", 0),
         "verify": ("Pod", "post-install,post-upgrade,post-rollback", 100),
         "kata-deploy-stop": ("Job", "pre-delete", -10),
         "kata-deploy-cleanup-dispatcher": ("Job", "pre-delete", 0),
@@ -313,6 +315,27 @@ def test_the_dispatcher_may_only_list_nodes_and_manage_jobs(cluster: Cluster) ->
     assert not {"create", "delete", "patch", "update"} & set(pods["verbs"])
     [state] = [rule for rule in role["rules"] if rule["resources"] == ["configmaps"]]
     assert (state["resourceNames"], state["verbs"]) == (["kata-deploy-state.kata"], ["get", "patch"])
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
+def test_the_pod_of_helm_test_may_only_read(cluster: Cluster, base: Document) -> None:
+    rendered = documents(cluster, base, online=True)
+    assert one(rendered, "ClusterRole", "-check")["rules"] == [
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}
+    ]
+    assert one(rendered, "Role", "-check")["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": ["kata-deploy-state.kata"],
+            "verbs": ["get"],
+        }
+    ]
+    pod = one(rendered, "Pod", "-check")["spec"]
+    assert pod["serviceAccountName"] == one(rendered, "ServiceAccount", "-check")["metadata"]["name"]
+    [nodes] = [each["value"] for each in pod["containers"][0]["env"] if each["name"].endswith("_NODES")]
+    assert parse(nodes).installation_label.startswith("kata-deploy.katacontainers.io/")
+    assert not kind(documents(cluster, base), "Pod", "-check")
 
 
 def test_the_dispatcher_may_create_events_unless_the_values_say_otherwise(cluster: Cluster) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.chart_objects import JOB, Document, documents, kind, merge, pods
+from cluster.chart_objects import JOB, Document, documents, kind, merge, one, pods
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, apply, render
 
@@ -34,7 +34,9 @@ def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
 
 
 def test_pods_have_the_pod_security_level_that_the_security_page_documents(cluster: Cluster) -> None:
-    templates = pods(documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}, online=True))
+    rendered = documents(cluster, JOB, {"job": {"reconcileSchedule": "@daily"}}, online=True)
+    templates = pods(rendered)
+    assert not admitted(cluster, "restricted", one(rendered, "Pod", "-check")["spec"])
     for name in ("install-dispatcher", "cleanup-dispatcher", "reconcile", "stop"):
         assert not admitted(cluster, "restricted", templates[f"kata-deploy-{name}"]["spec"])
     nodes = [spec["spec"] for spec in templates.values() if "hostPath" in json.dumps(spec["spec"])]
@@ -95,6 +97,18 @@ def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster
     assert f'env.multiInstallSuffix: release kept was installed with "{suffix}"' in helm(
         "upgrade", small, {"env": {"multiInstallSuffix": "other"}}
     )
+    # If somebody deletes the state object, the other objects of the release tell what is installed.
+    cluster.kubectl("delete", "configmap", "kata-deploy-state.kept", f"--namespace={namespace}")
+    assert "deploymentMode: release kept was installed with job" in helm(
+        "upgrade", small, {"deploymentMode": "daemonset"}
+    )
+    assert f'env.multiInstallSuffix: release kept was installed with "{suffix}"' in helm(
+        "upgrade", small, {"env": {"multiInstallSuffix": "other"}}
+    )
+    assert "env.installationPrefix: release kept was installed below / and cannot change to /srv" in helm(
+        "upgrade", small, {"env": {"installationPrefix": "/srv"}}
+    )
+    assert not helm("upgrade", small)
     # The Jobs can remove a nydus of an earlier revision even if the values no longer ask for it.
     assert not helm("upgrade", small, {"snapshotter": {"setup": []}, "debug": True})
     kept = cluster.kubectl("get", "configmap", f"--namespace={namespace}", "--output=json")
@@ -106,6 +120,8 @@ def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster
     assert "/etc/systemd/system" in config
     helm("uninstall")
     assert not helm("upgrade", small, {"deploymentMode": "daemonset", "snapshotter": {"setup": []}})
+    cluster.kubectl("delete", "configmap", "kata-deploy-state.kept", f"--namespace={namespace}")
+    assert "deploymentMode: release kept was installed with daemonset" in helm("upgrade", small)
     helm("uninstall")
     left = cluster.kubectl(
         "get", "configmaps,jobs,serviceaccounts,roles", f"--namespace={namespace}", "-oname"

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.jobs import Job, container, job
 from cluster.joined_node import JoinedNode
+from cluster.lost_handlers import lose_handlers
 from cluster.stage_jobs import ACCOUNT, prepare, stages_job
 from cluster.test_stages import AS_RUNC, RUNTIME_CLASS, events, payload_that_runs
 from node.commands import wait_until
@@ -112,6 +113,12 @@ def pods(joined: JoinedNode) -> list[Any]:
     return list(json.loads(listed)["items"])
 
 
+def is_ready(joined: JoinedNode) -> bool:
+    """Return whether the only pod is ready."""
+    (pod,) = pods(joined)
+    return all(each["ready"] for each in pod["status"]["containerStatuses"])
+
+
 def labels(joined: JoinedNode) -> dict[str, str]:
     node = json.loads(joined.cluster.kubectl("get", "node", joined.node.name, "--output=json").stdout)
     return {name: value for name, value in node["metadata"]["labels"].items() if name in LABELED}
@@ -119,7 +126,7 @@ def labels(joined: JoinedNode) -> dict[str, str]:
 
 def process(node: Node) -> str:
     """Return the ``/proc`` directory of the daemon."""
-    (pid,) = node.run(["pgrep", "--full", "kata_node"]).stdout.split()
+    (pid,) = node.run(["pgrep", "--full", "kata_node.daemon.daemon"]).stdout.split()
     return f"/proc/{pid}"
 
 
@@ -159,6 +166,19 @@ def test_the_pod_installs_kata_which_survives_a_pod_restart_and_is_reverted_with
     assert memory(node) < LIMIT
     assert connections(node) == []  # the waiting daemon has no connection
     (pod,) = pods(ready)
+
+    lose_handlers(ready)
+    wait_until(lambda: not is_ready(ready), "the pod is not ready")
+    wait_until(lambda: "KataNotServed" in events(ready), "the Event says that the node does not serve")
+    wait_until(lambda: is_ready(ready), "the pod is ready again", timeout=GRACE)
+    assert events(ready)[-2:] == ["KataNotServed", "KataInstalled"]
+    assert kata_handlers(node) == HANDLERS
+    assert labels(ready) == dict.fromkeys(LABELED, "true")
+    differing = changes(installed, node.snapshot(*WATCHED))
+    assert [each for each in differing if "/opt/kata/.kata-node/" not in each] == []
+    assert memory(node) < LIMIT
+    assert connections(node) == []
+    installed, invocation = node.snapshot(*WATCHED), node.unit(UNIT).invocation
 
     cluster.kubectl("rollout", "restart", f"daemonset/{NAME}")
     rolled_out(ready)

@@ -17,6 +17,7 @@ from cluster.helm_releases import (
     ended,
 )
 from cluster.jobs import Job, container, job
+from cluster.lost_handlers import lose_handlers, record, reported_handlers
 from cluster.test_stages import AS_RUNC, SHARED_LABEL, SHIM, events
 from node.commands import wait_until
 from node.installation import HANDLERS, UNIT
@@ -35,12 +36,45 @@ def guest(prepared_node: PreparedNode) -> Job:
     return Job(joined.cluster, "guest", nodes=[joined]).running()
 
 
+def repair(ci_cluster: CiCluster) -> None:
+    """Lose the handlers of the node, and see a reconciling run repair it, with the labels false meanwhile."""
+    prepared_node, joined = ci_cluster.prepared_node, ci_cluster.joined
+    kubectl, where = joined.cluster.kubectl, f"--namespace={NAMESPACE}"
+    before = prepared_node.snapshot()
+    record(joined)
+    lose_handlers(joined)
+    wait_until(lambda: not reported_handlers(joined) & {*HANDLERS}, "the Node reports no Kata handler")
+    assert prepared_node.labels[SHARED_LABEL] == "true"
+    failed = ci_cluster.releases.test(check=False)
+    assert failed.returncode
+    shown = f"its Node does not report {', '.join(sorted(HANDLERS))}"
+    assert shown in failed.stdout
+    assert "check failed (1 of 1 nodes do not serve Kata)" in failed.stdout
+    activations = prepared_node.node.activations(UNIT)
+
+    kubectl("create", "job", "mend", "--from=cronjob/kata-deploy-reconcile", where)
+    kubectl("wait", "--for=condition=Complete", "job/mend", where, f"--timeout={LIMIT}s")
+    assert shown in kubectl("logs", "job/mend", where).stdout
+    assert prepared_node.handlers == HANDLERS
+    changed = changes(before, prepared_node.snapshot())
+    assert [each for each in changed if "/opt/kata/.kata-node/" not in each] == []
+    assert prepared_node.node.activations(UNIT) == activations + 1
+    assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+    assert events(joined)[2:4] == ["KataNotServed", "KataInstalled"]
+    # The Node proves now that it serves, so the next run gives it no Job.
+    record(joined)
+    kubectl("create", "job", "mended", "--from=cronjob/kata-deploy-reconcile", where)
+    kubectl("wait", "--for=condition=Complete", "job/mended", where, f"--timeout={LIMIT}s")
+    assert "install ok: 1 node: 1 unchanged" in kubectl("logs", "job/mended", where).stdout
+    kubectl("delete", "job", "mend", "mended", where, "--cascade=foreground", "--ignore-not-found")
+
+
 def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall_reverts(
     ci_cluster: CiCluster,
 ) -> None:
     prepared_node, node = ci_cluster.prepared_node, ci_cluster.joined.node
     kubectl = ci_cluster.joined.cluster.kubectl
-    values = merge(JOBS, {"containerd": {"userDropIn": AS_RUNC}})
+    values = merge(JOBS, {"containerd": {"userDropIn": AS_RUNC}, "job": {"reconcileSchedule": "0 0 1 1 *"}})
     before, invocation = prepared_node.snapshot(), prepared_node.invocation
 
     done = ci_cluster.releases.install_checked(values)
@@ -51,6 +85,10 @@ def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall
     assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
     assert events(ci_cluster.joined) == ["KataInstalling", "KataInstalled"]
     assert prepared_node.invocation != invocation
+    assert "check ok: 1 node" in ci_cluster.releases.test().stdout
+    repair(ci_cluster)
+    assert "check ok: 1 node: 1 served" in ci_cluster.releases.test().stdout
+    kubectl("delete", "pod", "kata-deploy-check", f"--namespace={NAMESPACE}")
     # The uninstall leaves nothing.
     running = ("--field-selector=status.phase=Running", f"--namespace={NAMESPACE}", "--output=name")
     assert kubectl("get", "pods", *running).stdout == ""

@@ -31,6 +31,11 @@ import json, os, signal, socket, sys
 asks = {asks!r}
 if sys.argv[-1] == "wanted" and asks:
     os.execve(asks[0][0], asks[0], asks[1])
+if sys.argv[-1] == "verify":
+    with open({answer!r}) as file, open({answer!r} + ".asked", "a") as asked:
+        print(file.read())
+        asked.write("once\\n")
+    sys.exit()
 with socket.socket(socket.AF_UNIX) as test:
     test.connect({path!r})
     told = test.makefile("rw")
@@ -54,17 +59,17 @@ with socket.socket(socket.AF_UNIX) as test:
 DAEMON = """
 import json, socket, sys
 from kata_node import log
-from kata_node.daemon import daemon
+from kata_node.daemon import daemon, delays
 program, termination_log, pauses, fallback_env, descriptor, modes = json.loads(sys.argv[1])
 daemon.block_signals()
 log.configure_logging("info")
 listener = socket.socket(fileno=descriptor)
-pauses = daemon.RetryDelays(**pauses)
+pauses = delays.RetryDelays(**pauses)
 running = daemon.Daemon(program, termination_log, listener, fallback_env, pauses, **modes)
 sys.exit(running.run())
 """
 
-AT_ONCE = {"first": 0, "first_after_rollback": 0}
+AT_ONCE = {"first": 0, "first_after_rollback": 0, "settle": 0}
 NEVER_AGAIN = dict.fromkeys(
     ("first", "longest", "longest_of_revert", "first_after_rollback", "longest_after_rollback"), 10_000
 )
@@ -106,6 +111,7 @@ class DaemonProcess:
     port: int
     log: Path
     lines: queue.SimpleQueue[str]
+    answer: Path
     open: list[ChildProcess] = field(default_factory=list)
 
     def child(self, subcommand: str) -> ChildProcess:
@@ -117,6 +123,17 @@ class DaemonProcess:
         self.open.append(child)
         assert child.subcommand == subcommand
         return child
+
+    def verify_says(self, state: str, reason: str = "", *watch: Path) -> None:
+        """Set what each child ``verify`` says from now on. The test does not play these children."""
+        new = self.answer.with_suffix(".new")
+        new.write_text(json.dumps({"state": state, "reason": reason, "watch": [str(each) for each in watch]}))
+        new.replace(self.answer)
+
+    @property
+    def questions(self) -> int:
+        """How many children ``verify`` have run."""
+        return len(Path(f"{self.answer}.asked").read_text().splitlines())
 
     def _accept(self) -> socket.socket:
         """Return the next connection of a child. Fail at once if the daemon has ended."""
@@ -180,11 +197,16 @@ def daemon(
     its environment that replaces the child ``wanted``.
     """
     path, log = directory / "children", directory / "termination-log"
+    answer = directory / "verify.json"
     if termination_log:
         log.touch()
     program = directory / "program"
-    program.write_text(f"#!{sys.executable} -IS\n" + CHILD.format(path=str(path), log=str(log), asks=asks))
+    program.write_text(
+        f"#!{sys.executable} -IS\n"
+        + CHILD.format(path=str(path), log=str(log), answer=str(answer), asks=asks)
+    )
     program.chmod(0o755)
+    answer.write_text(json.dumps({"state": "served", "reason": "", "watch": []}))
     with contextlib.ExitStack() as stack:
         children = stack.enter_context(socket.socket(socket.AF_UNIX))
         children.bind(str(path))
@@ -206,7 +228,7 @@ def daemon(
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         reader = threading.Thread(target=_read, args=(process.stderr, lines))
         reader.start()
-        running = DaemonProcess(process, children, listener.getsockname()[1], log, lines)
+        running = DaemonProcess(process, children, listener.getsockname()[1], log, lines, answer)
         try:
             yield running
         finally:

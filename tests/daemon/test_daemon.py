@@ -12,15 +12,149 @@ from pathlib import Path
 
 import pytest
 
-from daemon.daemon_process import NEVER_AGAIN, WAIT_TIMEOUT, DaemonProcess, daemon, failure
-from kata_node.daemon.daemon import RetryDelays
+from daemon.daemon_process import AT_ONCE, NEVER_AGAIN, WAIT_TIMEOUT, DaemonProcess, daemon, failure
+from kata_node.daemon.delays import RepairLimit, RetryDelays
 
 pytestmark = pytest.mark.commands
+
+
+def wait_until(done: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_TIMEOUT
+    while not done():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.02)
 
 
 def installed(it: DaemonProcess) -> None:
     it.child("install").ends(0)
     it.says("installed; waiting for the signal to stop")
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Path:
+    """A file that the install placed."""
+    path = tmp_path / "placed" / "drop-in.toml"
+    path.parent.mkdir()
+    path.touch()
+    return path
+
+
+# --- what others change after the install ------------------------------------------------------------
+
+
+def serving(it: DaemonProcess, watched: Path) -> None:
+    it.verify_says("served", "", watched)
+    installed(it)
+    directory = watched.parent if watched.parent.exists() else watched.parent.parent
+    wait_until(lambda: watches(it, directory) and it.questions > 1, "the daemon watches the directory")
+
+
+def watches(it: DaemonProcess, directory: Path) -> bool:
+    return any(
+        os.readlink(each) == str(directory)
+        for each in Path(f"/proc/{it.process.pid}/fd").iterdir()
+        if each.is_symlink()
+    )
+
+
+def test_it_is_not_ready_while_the_node_does_not_serve_and_repairs_it(tmp_path: Path, watched: Path) -> None:
+    with daemon(tmp_path) as it:
+        serving(it, watched)
+        it.verify_says("not served", "the runtime does not serve kata-qemu", watched)
+        watched.unlink()
+        it.says("not served: the runtime does not serve kata-qemu; installing again")
+        install = it.child("install")
+        assert it.get("/readyz")[0] == 503
+        it.verify_says("served", "", watched)
+        watched.touch()
+        install.ends(0)
+        it.says("installed; waiting")
+        assert it.get("/readyz") == (200, "installed")
+        it.terminate()
+        it.child("wanted").ends(0)
+        assert it.exit_code() == 0
+
+
+def test_a_program_that_undoes_each_repair_is_named_and_repaired_less_often(
+    tmp_path: Path, watched: Path
+) -> None:
+    with daemon(
+        tmp_path, {**AT_ONCE, "first_after_rollback": 10_000, "longest_after_rollback": 10_000}
+    ) as it:
+        serving(it, watched)
+        it.verify_says("not served", "no kata-qemu", watched)
+        watched.unlink()
+        it.child("install").ends(0)
+        it.says("something changes it again: find that program")
+        assert it.get("/readyz") == (503, "not served: no kata-qemu; repaired once, and changed again")
+        # When somebody else repairs the node, only the labels are set again.
+        it.verify_says("served", "", watched)
+        watched.touch()
+        it.child("install").ends(0)
+        it.says("installed; waiting")
+        assert it.get("/readyz") == (200, "installed")
+
+
+def test_a_file_that_changes_and_means_nothing_leads_to_a_question_and_to_no_install(
+    tmp_path: Path, watched: Path
+) -> None:
+    with daemon(tmp_path) as it:
+        serving(it, watched)
+        asked = it.questions
+        watched.write_text("changed")
+        wait_until(lambda: it.questions > asked, "verify ran")
+        assert it.get("/readyz") == (200, "installed")
+        it.terminate()
+        it.child("wanted").ends(0)
+        assert it.exit_code() == 0
+
+
+def test_a_file_whose_directory_is_made_later_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "conf.d" / "drop-in.toml"
+    with daemon(tmp_path) as it:
+        serving(it, path)
+        path.parent.mkdir()
+        wait_until(lambda: watches(it, path.parent), "the daemon watches the new directory")
+        asked = it.questions
+        path.touch()
+        wait_until(lambda: it.questions > asked, "verify ran")
+
+
+def test_what_an_install_leaves_as_it_is_is_not_installed_again_and_again(
+    tmp_path: Path, watched: Path
+) -> None:
+    with daemon(tmp_path) as it:
+        it.verify_says("changed", "1 path differs", watched)
+        it.child("install").ends(0)
+        it.says("changed: 1 path differs; installing again")
+        it.child("install").ends(0)
+        it.says("installed; waiting")
+        assert it.get("/readyz") == (200, "installed")
+        it.terminate()
+        it.child("wanted").ends(0)
+        assert it.exit_code() == 0
+
+
+def test_without_an_answer_for_a_while_it_is_not_ready(tmp_path: Path) -> None:
+    with daemon(tmp_path) as it:
+        it.answer.write_text("no answer")
+        it.child("install").ends(0)
+        failed = "not served: kata-node verify failed"
+        wait_until(lambda: it.get("/readyz")[1].startswith(failed), "it is not ready")
+        assert it.get("/readyz")[0] == 503
+        it.verify_says("served")
+        it.child("install").ends(0)
+        wait_until(lambda: it.get("/readyz") == (200, "installed"), "it is ready")
+
+
+def test_repairs_are_at_once_again_after_a_quiet_hour() -> None:
+    limit = RepairLimit(RetryDelays())
+    assert limit.delay(0) == 0
+    limit.repaired(0)
+    assert limit.delay(10) == 50
+    limit.repaired(60)
+    assert limit.delay(60) == 120
+    assert limit.delay(3700) == 0
 
 
 # --- answers to probes --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,13 @@ from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.progress import Result
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.template import Owner, Template, Templates
+from kata_node.kube import node_status
 
 LABELS = {"app.kubernetes.io/instance": "mine"}
 INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 SERVING = {INSTALLATION_LABEL: "true", "katacontainers.io/kata-runtime": "true"}
 """The labels of a node on which the installation serves."""
+HANDLERS = ("kata-clh", "kata-qemu")
 
 
 def template(image: str = "kata", **spec: Any) -> Template:
@@ -44,6 +47,29 @@ CLEANUP = replace(
 def dispatch(api: FakeApiServer, config: Config = CONFIG, *, owner: Owner | None = None) -> Result:
     with api.client() as connection:
         return run(config, connection, owner=owner)
+
+
+def serve(
+    api: FakeApiServer,
+    name: str,
+    *,
+    reports: Sequence[str] | None = HANDLERS,
+    machine_id: str = "",
+    handlers: tuple[str, ...] = HANDLERS,
+) -> None:
+    """Make a Node one that serves: with labels, the record of the install, and what its kubelet reports.
+
+    ``machine_id`` is that of the record, by default that of the Node. ``reports`` without handlers is what
+    an old kubelet reports.
+    """
+    node = api.nodes[name]
+    status = node_status.NodeStatus(
+        "installed", machine_id=machine_id or f"machine-{name}", handlers=handlers
+    )
+    node["metadata"].setdefault("labels", {}).update(SERVING)
+    node["metadata"]["annotations"] = {node_status.annotation("default"): node_status.encode(status)}
+    reported = None if reports is None else [{"name": each} for each in ("", "runc", *reports)]
+    node["status"]["runtimeHandlers"] = reported
 
 
 def outcomes(result: Result) -> dict[str, str]:

@@ -12,11 +12,11 @@ from dispatcher.harness import (
     CLEANUP,
     CONFIG,
     LABELS,
-    SERVING,
     dispatch,
     for_all_runtimes,
     leave_unfinished_run,
     outcomes,
+    serve,
     template,
     workers,
 )
@@ -447,7 +447,7 @@ def test_a_reconciling_run_creates_no_job_for_a_node_that_serves_meanwhile(
     workers(api, 2)
 
     def created(job: Object) -> None:
-        api.nodes["n1"]["metadata"]["labels"].update(SERVING)
+        serve(api, "n1")
         api.finish(job["metadata"]["name"])
 
     api.on_create = created

@@ -12,11 +12,11 @@ from dispatcher.harness import (
     CLEANUP,
     CONFIG,
     INSTALLATION_LABEL,
-    SERVING,
     dispatch,
     for_all_runtimes,
     leave_unfinished_run,
     outcomes,
+    serve,
     template,
     workers,
 )
@@ -523,7 +523,8 @@ def test_a_node_that_is_no_longer_selected_gets_the_cleanup_job_of_its_runtime(a
 def test_with_skip_serving_nodes_that_serve_get_no_job(api: FakeApiServer) -> None:
     api.node("new")
     api.node("half", labels={INSTALLATION_LABEL: "false"})
-    api.node("old", labels=SERVING)
+    api.node("old")
+    serve(api, "old")
     api.node("taken", labels={INSTALLATION_LABEL: "true"})  # another program removed the shared label
     result = dispatch(api, replace(CONFIG, skip_serving=True))
     assert outcomes(result) == {"new": "done", "half": "done", "old": "unchanged", "taken": "done"}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from dispatcher.fake_api_server import FakeApiServer
-from dispatcher.harness import CONFIG, SERVING, dispatch, outcomes, workers
+from dispatcher.harness import CONFIG, dispatch, outcomes, serve, workers
 from kata_node.dispatcher.config import Config, IntOrPercent
 from kata_node.dispatcher.progress import document, text
 
@@ -119,7 +119,7 @@ def test_a_skipped_node_is_no_node_with_kata(api: FakeApiServer) -> None:
 
 def test_a_node_that_serves_already_is_enough_for_a_run_that_skips_such_nodes(api: FakeApiServer) -> None:
     workers(api, 2)
-    api.nodes["n1"]["metadata"]["labels"].update(SERVING)
+    serve(api, "n1")
     unfit(api, "n0")
     result = dispatch(api, replace(CONFIG, skip_serving=True))
     assert outcomes(result) == {"n0": "unfit", "n1": "unchanged"}

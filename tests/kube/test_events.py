@@ -9,14 +9,20 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeKube, FakeNode
+from kata_node import pipeline
 from kata_node.cluster.events import EventRecorder, event_of
 from kata_node.errors import KubeError
 from kata_node.kube import credentials
 from kata_node.kube.events import MESSAGE_LIMIT, Event
 from kata_node.plan import report
+from kata_node.plan.context import Options
 from kata_node.plan.report import Problem, StageReport
+from kata_node.settings.load import load
 from pipeline.harness import INSTALL, REVERT, Killed, errors, make_node, run, small_payload
+from stages import claim
 
+SHARED_LABEL = "katacontainers.io/kata-runtime"
+LABEL = "kata-deploy.katacontainers.io/default"
 NO_CRI = '[plugins."io.containerd.cri.v1.images"]\nsnapshotter = "nobody"\n'
 
 
@@ -89,6 +95,48 @@ def test_events_report_an_installation_from_start_to_removal(node: FakeNode, pay
     assert events_of(node)[5:] == [("Normal", "KataRemoving"), ("Normal", "KataRemoved")]
     assert errors(carry_out(node, REVERT, payload)) == []
     assert events_of(node)[7:] == [("Normal", "KataUnchanged")]
+
+
+def test_labels_are_false_and_an_event_says_why_while_a_node_that_lost_its_handlers_is_repaired(
+    node: FakeNode, payload: Path
+) -> None:
+    """Somebody has removed the drop-ins, and restarted the runtime."""
+    assert isinstance(node.kube, FakeKube)
+    assert errors(carry_out(node, INSTALL, payload)) == []
+    labels = dict(node.kube.labels)
+    for path in node.root.glob("/opt/kata/containerd/config.d/*"):
+        node.root.resolve(path).unlink()
+    node.restart("containerd.service", 1)
+    assert "kata-qemu" not in (node.handlers or ())
+    seen: list[dict[str, str]] = []
+    kube, restart = node.kube, node.restart
+
+    def see_labels(name: str, timeout: float) -> None:
+        seen.append(dict(kube.labels))
+        restart(name, timeout)
+
+    node.restart = see_labels  # type: ignore[method-assign]
+    assert errors(carry_out(node, INSTALL, payload)) == []
+    assert seen == [{**labels, SHARED_LABEL: "false", LABEL: "false"}]
+    assert events_of(node)[2:] == [("Warning", "KataNotServed"), ("Normal", "KataInstalled")]
+    assert "the container runtime does not serve kata-qemu" in str(node.kube.events[2]["message"])
+    assert node.kube.labels == labels
+    assert "kata-qemu" in (node.handlers or ())
+
+
+def test_the_container_of_claim_withdraws_the_labels_by_the_report_of_host_check(
+    node: FakeNode, payload: Path, tmp_path: Path
+) -> None:
+    assert isinstance(node.kube, FakeKube)
+    assert errors(carry_out(node, INSTALL, payload)) == []
+    report.write_shared_report(tmp_path, StageReport("host-check", "done", "", not_served="it is rebuilt"))
+    options = Options(payload, node_name="n1", reports=tmp_path, stable_for=0)
+    settings = load(None, overrides={"shims": "qemu"}, arch="x86_64")
+    clients = node.clients()
+    done = pipeline.run([claim], pipeline.Run(settings, options, clients, 1))
+    assert errors(done) == []
+    assert done[0].summary.endswith("until it is repaired: it is rebuilt")
+    assert (node.kube.labels[SHARED_LABEL], node.kube.labels[LABEL]) == ("false", "false")
 
 
 def test_rollbacks_and_failures_are_warnings_with_the_cause(node: FakeNode, payload: Path) -> None:

@@ -62,6 +62,61 @@ def test_a_claim_sets_missing_labels_to_false_and_withdraws_nothing(
 
 
 @pytest.mark.parametrize(
+    ("node", "goal", "changes"),
+    [
+        pytest.param(
+            {SHARED_LABEL: "true", BLUE: "true"},
+            "claimed",
+            {SHARED_LABEL: "false", BLUE: "false"},
+            id="the only installation",
+        ),
+        pytest.param(
+            {SHARED_LABEL: "true", BLUE: "true", DEFAULT: "true"},
+            "claimed",
+            {BLUE: "false"},
+            id="another installation serves",
+        ),
+        pytest.param(
+            {SHARED_LABEL: "true", DEFAULT: "true"}, "claimed", {BLUE: "false"}, id="a first install"
+        ),
+        pytest.param({SHARED_LABEL: "true"}, "claimed", {BLUE: "false"}, id="the label of another program"),
+        pytest.param({SHARED_LABEL: "false", BLUE: "false"}, "claimed", {}, id="withdrawn before"),
+        pytest.param(
+            {SHARED_LABEL: "true", BLUE: "true"},
+            "unfit",
+            {SHARED_LABEL: "false", BLUE: "unfit"},
+            id="a machine that cannot run Kata any more",
+        ),
+    ],
+)
+def test_a_true_label_is_withdrawn_if_the_node_is_known_not_to_serve(
+    node: dict[str, str], goal: Goal, changes: dict[str, str]
+) -> None:
+    assert changed(node | FOREIGN, goal, is_served=False) == changes
+
+
+@pytest.mark.parametrize(
+    ("node", "annotations"),
+    [
+        pytest.param({}, {SETTER_ANNOTATION: None}, id="both labels"),
+        pytest.param({SHARED_LABEL: "true"}, {}, id="the installation label"),
+        pytest.param({DEFAULT: "true"}, {}, id="the shared label, and another installation is there"),
+    ],
+)
+def test_a_revert_removes_a_record_that_says_nothing_after_labels_were_removed_by_hand(
+    node: dict[str, str], annotations: dict[str, None]
+) -> None:
+    before = NodeState(node, {SETTER_ANNOTATION: "kata-node"})
+    changes = labels.changes("released", before, "blue")
+    assert (changes.labels, changes.annotations) == ({}, annotations)
+
+
+def test_the_shared_label_of_another_program_is_not_withdrawn_with_ours() -> None:
+    node = NodeState({SHARED_LABEL: "true", BLUE: "true"}, {SETTER_ANNOTATION: "other"}, is_served=False)
+    assert labels.changes("claimed", node, "blue").labels == {BLUE: "false"}
+
+
+@pytest.mark.parametrize(
     ("node", "changes"),
     [
         pytest.param({}, {SHARED_LABEL: "true", BLUE: "true"}, id="bare node"),

@@ -207,6 +207,52 @@ spec:
     {{- $pod | nindent 4 }}
 {{- end -}}
 
+{{- /* The fields of a pod with the image of the dispatcher. Takes the root. */ -}}
+{{- define "kata-deploy.dispatcher.podFields" }}
+restartPolicy: Never
+automountServiceAccountToken: true
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+nodeSelector:
+  {{- include "kata-deploy.linuxNodeSelector" (.Values.job).dispatcherNodeSelector | nindent 2 }}
+# The token of this pod can create the node Jobs, so the pod prefers the nodes that run no workloads of users.
+affinity:
+  nodeAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      # The API server warns of the older label node-role.kubernetes.io/master.
+      - weight: 100
+        preference:
+          matchExpressions:
+            - key: node-role.kubernetes.io/control-plane
+              operator: Exists
+tolerations:
+  {{- range $role := list "control-plane" "master" }}
+  - key: node-role.kubernetes.io/{{ $role }}
+    operator: Exists
+    effect: NoSchedule
+  {{- end }}
+  {{- with (.Values.job).dispatcherTolerations | default .Values.tolerations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "kata-deploy.dispatcher.image" }}
+image: {{ include "kata-deploy.image" (list . (.Values.job).dispatcherImage "job.dispatcherImage" .Chart.AppVersion) }}
+imagePullPolicy: {{ .Values.imagePullPolicy | default "Always" }}
+{{- end -}}
+
 {{- /* The pod of the dispatcher. Takes (list $ "install.yaml"): the configuration file that it reads. */ -}}
 {{- define "kata-deploy.dispatcher.pod" }}
 {{- $root := index . 0 -}}
@@ -214,48 +260,11 @@ metadata:
   labels:
     {{- include "kata-deploy.selectorLabels" (list $root "dispatcher") | nindent 4 }}
 spec:
-  restartPolicy: Never
   serviceAccountName: {{ include "kata-deploy.dispatcher.name" $root }}
-  automountServiceAccountToken: true
-  enableServiceLinks: false
-  securityContext:
-    runAsNonRoot: true
-    runAsUser: 65532
-    runAsGroup: 65532
-    seccompProfile:
-      type: RuntimeDefault
-  {{- with $root.Values.imagePullSecrets }}
-  imagePullSecrets:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  nodeSelector:
-    {{- include "kata-deploy.linuxNodeSelector" ($root.Values.job).dispatcherNodeSelector | nindent 4 }}
-  # The token of this pod can create the node Jobs, so the pod prefers the nodes that run no workloads of users.
-  affinity:
-    nodeAffinity:
-      preferredDuringSchedulingIgnoredDuringExecution:
-        # The API server warns of the older label node-role.kubernetes.io/master.
-        - weight: 100
-          preference:
-            matchExpressions:
-              - key: node-role.kubernetes.io/control-plane
-                operator: Exists
-  tolerations:
-    {{- range $role := list "control-plane" "master" }}
-    - key: node-role.kubernetes.io/{{ $role }}
-      operator: Exists
-      effect: NoSchedule
-    {{- end }}
-    {{- with ($root.Values.job).dispatcherTolerations | default $root.Values.tolerations }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- with $root.Values.priorityClassName }}
-  priorityClassName: {{ . | quote }}
-  {{- end }}
+  {{- include "kata-deploy.dispatcher.podFields" $root | trim | nindent 2 }}
   containers:
     - name: dispatcher
-      image: {{ include "kata-deploy.image" (list $root ($root.Values.job).dispatcherImage "job.dispatcherImage" $root.Chart.AppVersion) }}
-      imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
+      {{- include "kata-deploy.dispatcher.image" $root | trim | nindent 6 }}
       env:
         - name: KATA_DISPATCHER_CONFIG
           value: /etc/kata-dispatcher/{{ index . 1 }}

@@ -42,7 +42,7 @@ there, and uninstall a working release.
 {{- end -}}
 
 {{- define "kata-deploy.state" -}}
-{{- $kept := ((lookup "v1" "ConfigMap" .Release.Namespace (include "kata-deploy.state.name" .)).data) | default dict -}}
+{{- $kept := include "kata-deploy.kept" . | fromJson -}}
 {{- $mode := include "kata-deploy.mode" . -}}
 {{- $suffix := include "kata-deploy.suffix" . -}}
 {{- if $kept -}}
