@@ -300,7 +300,7 @@ def test_hooks_run_after_the_objects_that_they_need(cluster: Cluster) -> None:
 
 
 def test_the_dispatcher_may_only_list_nodes_and_manage_jobs(cluster: Cluster) -> None:
-    rendered = documents(cluster, JOB)
+    rendered = documents(cluster, JOB, {"job": {"events": False}})
     assert one(rendered, "ClusterRole", "-dispatcher")["rules"] == [
         {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch", "patch"]}
     ]

@@ -187,7 +187,6 @@ def test_a_failed_rollout_can_be_explained_from_the_cluster_when_its_jobs_are_go
 
     # One table over all nodes.
     done = kubectl_kata(release, "status", "--release=kata", f"--namespace={release.namespace}")
-    print(done.stdout, done.stderr)
     assert done.returncode == 10
     lines = done.stdout.splitlines()
     assert lines[0].startswith(
