@@ -142,6 +142,7 @@ def test_a_daemonset_installs_in_ci_and_survives_a_rolling_restart(ci_cluster: C
     assert "daemonset/kata-deploy: 1 of 1 pods ready, 1 of this revision" in done.stderr
     assert prepared_node.handlers == HANDLERS
     assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+    assert "check ok: 1 node" in ci_cluster.releases.test().stdout
     install_checked, invocation = prepared_node.snapshot(), prepared_node.invocation
 
     kubectl("rollout", "restart", "daemonset/kata-deploy", where)
