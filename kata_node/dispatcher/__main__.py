@@ -3,8 +3,9 @@
 It prints the result to stdout and the log to stderr. Exit codes:
 
 - 0: the run succeeded, see :func:`kata_node.dispatcher.progress.build_result`.
-- 1: a node failed, too many nodes were not ready, or the run stopped early.
+- 1: a node failed, too many nodes were not ready, the run stopped early, or its deadline has passed.
 - 2: the command line or the configuration is not valid.
+- 143: SIGTERM ended it, for example because its Pod is evicted. Its Job replaces the Pod.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _dispatch(options: argparse.Namespace) -> Result:
     from kata_node.dispatcher import config
     from kata_node.dispatcher.api import ApiClient
     from kata_node.dispatcher.run import run as run_dispatcher
-    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested
+    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested, StoppedError
 
     stop = Shutdown()
     with stop.on_signals():
@@ -79,9 +80,7 @@ def _dispatch(options: argparse.Namespace) -> Result:
             with ApiClient.connect(stop=stop) as api:
                 return run_dispatcher(loaded, api, owner=_owner(options), reporter=os.uname().nodename)
         except ShutdownRequested:
-            raise KataNodeError(
-                "the dispatcher was asked to stop before it created a Job", hint="run the helm command again"
-            ) from None
+            raise StoppedError(stop) from None
 
 
 def _owner(options: argparse.Namespace) -> Owner | None:

@@ -26,6 +26,8 @@ class JobDecision(Enum):
     """Use the Job as the node's Job; it runs and does the desired work."""
     DONE = auto()
     """Report the node as unchanged; the Job has done the desired work."""
+    FAILED = auto()
+    """Report the node as failed; the Job has tried the desired work in this run, before its Pod was lost."""
     REPLACE = auto()
     """Delete the Job, which has ended, and create a new one."""
     AWAIT = auto()
@@ -47,6 +49,8 @@ class DesiredJob:
     node: str
     node_uid: str
     labels: Mapping[str, str]
+    owner_uid: str = ""
+    """The uid of the dispatcher's Job if a failure of an earlier Pod of it counts; else empty."""
 
 
 def decide(job: Job, desired: DesiredJob) -> JobDecision:
@@ -80,11 +84,9 @@ def _same_name(job: Job, desired: DesiredJob) -> JobDecision:
     )
     if not job.finished:
         return JobDecision.ADOPT if same_work and job.state is JobState.RUNNING else JobDecision.AWAIT
-    succeeded = job.state is JobState.SUCCEEDED
-    return (
-        JobDecision.DONE
-        if same_work
-        and succeeded
-        and metadata.annotations.get(GENERATION_ANNOTATION, "") == desired.generation
-        else JobDecision.REPLACE
-    )
+    if not same_work or metadata.annotations.get(GENERATION_ANNOTATION, "") != desired.generation:
+        return JobDecision.REPLACE
+    if job.state is JobState.SUCCEEDED:
+        return JobDecision.DONE
+    is_own = any(owner.uid == desired.owner_uid for owner in metadata.owner_references)
+    return JobDecision.FAILED if desired.owner_uid and is_own else JobDecision.REPLACE

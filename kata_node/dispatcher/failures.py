@@ -103,6 +103,18 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
     )
 
 
+def not_ready_problem(node: str) -> NodeProblem:
+    """Return why the Job of a Node that is not Ready makes no progress."""
+    return NodeProblem(
+        "its Node has become NotReady since its Job was created", hint=check_kubelet_hint(node)
+    )
+
+
+def check_kubelet_hint(node: str) -> str:
+    """Return the hint for a Node whose kubelet seems to be dead."""
+    return f"run `kubectl describe node {node}` and check whether its kubelet works"
+
+
 def stuck_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
     """Return why a running Job makes no progress or retries; ``None`` when it has no problem."""
     if not pods:

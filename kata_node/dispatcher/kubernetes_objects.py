@@ -289,6 +289,25 @@ class PodPage(_Page):
     items: list[Pod] | None = None
 
 
+class TableColumn(_ApiObject):
+    """A column of a table, as ``kubectl get`` prints it."""
+
+    name: str
+
+
+class TableRow(_ApiObject):
+    """A row of a table: a cell for each column."""
+
+    cells: list[object] = []
+
+
+class TablePage(_Page):
+    """A page of a list as a table. The first event of a watch has the columns, the later ones do not."""
+
+    column_definitions: list[TableColumn] | None = None
+    rows: list[TableRow] | None = None
+
+
 class WatchEvent(_ApiObject):
     """A line of a watch. ``object`` is decoded later, because its type depends on ``type``."""
 

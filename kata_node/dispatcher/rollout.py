@@ -63,6 +63,8 @@ class Task:
     """The temporary taint because of which it has no Job yet."""
     ready_deadline: float | None = None
     """Time until which it may be not ready; ``None`` while it is ready."""
+    job_began: float = 0.0
+    """Time at which its Job was created or adopted."""
     pod_checks: int = 0
     next_pod_check: float = 0.0
     failed_tries: int = 0
@@ -187,8 +189,10 @@ class Rollout:
         """Start no more nodes. The reason of the first call is kept."""
         self.stopped = self.stopped or reason
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, now: float) -> None:
         """Mark all tasks without a Job as not started, at the end of a run."""
+        for task in self.running():
+            task.seconds = max(0.0, now - task.began)
         for task in self.tasks:
             if task.outcome is Outcome.WAITING or (task.outcome is Outcome.RUNNING and not task.uid):
                 task.note = reason

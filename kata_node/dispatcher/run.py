@@ -12,6 +12,7 @@ from kata_node.dispatcher.competing_dispatchers import (
     stop_competing_dispatchers,
 )
 from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.deadline import set_deadline
 from kata_node.dispatcher.desired_state import StateObject, find_reason_to_do_nothing, read_state
 from kata_node.dispatcher.dispatch import Dispatcher
 from kata_node.dispatcher.eligibility import no_template, not_labeled, taint_not_tolerated
@@ -45,6 +46,7 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         return Result(config.action, "ok", reason, [], 0.0, api.requests)
     check_installed(config, state)
     began = api.clock.now()
+    set_deadline(api, config, owner)
     config = _tolerate_all_if_named(config)
     if config.action == "cleanup":
         stop_competing_dispatchers(api, config, owner, reporter)
@@ -108,11 +110,11 @@ def _run_on_nodes(
         if rollout.tasks:
             Dispatcher(api, config, nodes, rollout, owner=owner, on_task_change=on_task_change).run()
     except ShutdownRequested:
-        interrupted = "the dispatcher was asked to stop"
+        interrupted = api.stop.reason
     except KubeError as error:
         interrupted = error.what
         log.error("%s", error)
-    rollout.close(interrupted or rollout.stopped)
+    rollout.close(interrupted or rollout.stopped, api.clock.now())
     if interrupted:
         interrupted += f"; running Jobs that continue by themselves: {rollout.in_flight}"
         log.warning("%s", interrupted)
@@ -122,6 +124,7 @@ def _run_on_nodes(
         tasks,
         max_not_ready_nodes=config.max_not_ready_nodes(len(tasks)),
         unfit_fails=config.unfit_fails,
+        failure_exit_code=api.stop.exit_code,
         stopped=rollout.stopped,
         interrupted=interrupted,
         seconds=api.clock.now() - began,

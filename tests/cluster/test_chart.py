@@ -292,7 +292,10 @@ def test_hooks_run_after_the_objects_that_they_need(cluster: Cluster) -> None:
         "kata-deploy-cleanup-dispatcher": ("Job", "pre-delete", 0),
     }
     dispatcher = one(rendered, "Job", "install-dispatcher")
-    assert dispatcher["spec"]["backoffLimit"] == 0
+    assert [rule["action"] for rule in dispatcher["spec"]["podFailurePolicy"]["rules"]] == [
+        "Ignore",
+        "FailJob",
+    ]
     assert dispatcher["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert dispatcher["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
 

@@ -533,3 +533,24 @@ def test_an_install_does_not_stop_other_dispatchers(api: FakeApiServer) -> None:
     api.dispatcher("reconcile-1", LABELS)
     assert outcomes(dispatch(api)) == {"n": "done"}
     assert "reconcile-1" in api.jobs
+
+
+@pytest.mark.parametrize(("retries", "made"), [(False, []), (True, ["n0"])])
+def test_the_pod_that_replaces_a_lost_one_takes_its_results_over(
+    api: FakeApiServer, time: FakeClock, retries: bool, made: list[str]
+) -> None:
+    workers(api, 3)
+    config, own = replace(CONFIG, retries_failed_nodes=retries), Owner("own", "own-uid")
+    with api.client() as connection:
+        api.on_create = lambda job: time.after(0.5, lambda: setattr(connection.stop, "requested", True))
+        assert run(config, connection, owner=own).outcome == "interrupted"
+    api.fail("install-n0", code=4, message="rolled back")
+    api.finish("install-n1")
+    time.after(30, lambda: api.finish("install-n2"))
+    api.on_create, api.made[:] = None, []
+    result = dispatch(api, config, owner=own)
+    failed = "done" if retries else "failed"
+    assert outcomes(result) == {"n0": failed, "n1": "unchanged", "n2": "done"}
+    assert api.made == made
+    # Another Job of the dispatcher, made by the next helm command, tries again.
+    assert outcomes(dispatch(api, config, owner=Owner("next", "next-uid")))["n0"] != "failed"

@@ -106,13 +106,20 @@ depend on anything but the values and the release.
 {{- with index . 0 -}}
 {{- if eq $file "cleanup.yaml" -}}
 {{- include "kata-deploy.dispatcher.config" (list . "cleanup" "job.cleanup") }}
+{{- include "kata-deploy.dispatcher.deadline" . }}
+{{- if not (include "kata-deploy.hasCluster" .) }}
+retryFailedNodes: true
+{{- end }}
 templates:
   {{- include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | trim | nindent 2 }}
 {{- else -}}
 {{- include "kata-deploy.dispatcher.config" (list . "install" "job") }}
 {{- if eq $file "reconcile.yaml" }}
 skipServing: true
+# The deadline of its Job would delete the pod and its log.
+deadlineSeconds: {{ add (((.Values.job).activeDeadlineSeconds) | default 3600) 540 }}
 {{- else }}
+{{- include "kata-deploy.dispatcher.deadline" . }}
 waitForNodesSeconds: {{ (.Values.job).waitForNodesSeconds | default 0 }}
 {{- $settle := (.Values.job).nodeSettleSeconds }}
 nodeSettleSeconds: {{ ternary 15 $settle (kindIs "invalid" $settle) }}
@@ -131,6 +138,12 @@ removed:
 {{- end }}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "kata-deploy.dispatcher.deadline" -}}
+{{- with (.Values.job).deadlineSeconds }}
+deadlineSeconds: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{- /* The section `rollout`. Takes the root. */ -}}
@@ -192,13 +205,24 @@ metadata:
     argocd.argoproj.io/hook-delete-policy: BeforeHookCreation
   {{- end }}
 spec:
-  {{- if or $cluster (eq (index . 1) "install") }}
-  # The failure is reported at once. Retries happen in the node Jobs.
-  backoffLimit: 0
-  {{- else }}
-  # An apply does not run it again, and pods that still run in Kata may end.
+  # A pod that was killed or deleted is replaced, and the new one goes on with the running node Jobs.
   backoffLimit: 6
-  {{- end }}
+  podFailurePolicy:
+    rules:
+      # The pod was evicted or preempted, or its node is gone.
+      - action: Ignore
+        onPodConditions:
+          - type: DisruptionTarget
+            status: "True"
+      {{- if or $cluster (eq (index . 1) "install") }}
+      # The dispatcher itself has failed, which is reported at once. Retries happen in the node Jobs.
+      - action: FailJob
+        onExitCodes:
+          operator: In
+          values: [1, 2]
+      {{- else }}
+      # Its failures are retried too: an apply does not run it again, and pods that still run in Kata may end.
+      {{- end }}
   {{- if $cluster }}
   # helm does not delete hooks with the release. The node Jobs are deleted together with this Job, so it outlives them.
   ttlSecondsAfterFinished: {{ include "kata-deploy.dispatcher.jobTTL" $root }}

@@ -227,6 +227,12 @@ spec:
         onExitCodes:
           operator: In
           values: [2, 3, 4]
+      # The runtime has lost the container, because another program restarted the runtime and the container's shim had
+      # ended. The stage did not fail, and the next pod completes its work.
+      - action: Ignore
+        onExitCodes:
+          operator: In
+          values: [255]
       # The pod was evicted or preempted. That does not count as a failure of the node.
       - action: Ignore
         onPodConditions:
