@@ -43,6 +43,8 @@ class NodeProblem:
     hint: str = ""
     unfit: bool = False
     """Whether the node cannot run Kata because of what it is."""
+    pods_run: bool = False
+    """Whether pods run on handlers that a cleanup would remove."""
     node_words: NodeWords | None = None
 
     @property
@@ -64,6 +66,7 @@ class _Error(msgspec.Struct, frozen=True):
     where: str = ""
     hint: str = ""
     unfit: bool = False
+    pods_run: bool = False
     unit_log: str = ""
 
 
@@ -213,6 +216,7 @@ def _container_problem(pod: Pod, name: str, ended: Terminated) -> NodeProblem:
             stage=_stage_name(message.stage) if message.stage else name,
             exit_code=code,
             unfit=error.unfit,
+            pods_run=error.pods_run,
             node_words=NodeWords(*map(foreign_words, (error.what, error.where, error.hint))),
         )
     if words := foreign_words(message.summary or ended.message):

@@ -11,7 +11,8 @@ from typing import Literal
 
 import msgspec
 
-Action = Literal["install", "cleanup"]
+Action = Literal["install", "cleanup", "check"]
+"""What a Job does. ``check`` looks for running pods before a cleanup, and changes nothing."""
 
 JOB_PREFIX = "job.katacontainers.io/"
 ACTION_LABEL, TEMPLATE_DIGEST_LABEL, NODE_KEY = (

@@ -262,7 +262,7 @@ def _node(task: Task) -> dict[str, Any]:
         node["note"] = task.note
     if task.problem:
         node["error"] = asdict(task.problem)
-        for key in ("unfit", "node_words"):
+        for key in ("unfit", "pods_run", "node_words"):
             if not node["error"][key]:
                 del node["error"][key]
     return node

@@ -23,6 +23,7 @@ from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.progress import Result, build_result, task_line
 from kata_node.dispatcher.rollout import Outcome, Rollout, RolloutPlan, Task
+from kata_node.dispatcher.running_pods import find_running_pods, refusal
 from kata_node.dispatcher.settling import settled_selection
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Target, job_name
@@ -84,13 +85,14 @@ def _run_on_nodes(
         config.unfit_fails,
         config.stops_on_rollbacks,
     )
+    if config.check and (blocked := find_running_pods(api, config, config.check, selection.eligible, owner)):
+        reason, tasks = refusal(blocked, [*tasks, *tasks_without_job])
+        seconds = api.clock.now() - began
+        return Result(config.action, "stopped", reason, tasks, seconds, api.requests)
     rollout = Rollout(tasks, plan, removed)
     _log_plan(config, selection, removed)
     events = EventRecorder(api, config.installation, reporter) if config.events else None
-    for task in tasks_without_job:
-        if events and task.outcome is Outcome.FAILED:
-            events.record_failure(task)
-
+    _record_failures(events, tasks_without_job)
     stopped = ""
 
     def on_task_change(task: Task) -> None:
@@ -130,6 +132,12 @@ def _run_on_nodes(
         seconds=api.clock.now() - began,
         requests=api.requests,
     )
+
+
+def _record_failures(events: EventRecorder | None, tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if events and task.outcome is Outcome.FAILED:
+            events.record_failure(task)
 
 
 def _tolerate_all_if_named(config: Config) -> Config:

@@ -23,10 +23,10 @@ class ShutdownRequested(BaseException):
 
 
 class StoppedError(KataNodeError):
-    """The run ended early, before it created a Job."""
+    """The run ended early, before it changed a node."""
 
     def __init__(self, stop: Shutdown) -> None:
-        super().__init__(f"{stop.reason}; no Job was created", hint="run the helm command again")
+        super().__init__(f"{stop.reason}; no node was changed", hint="run the helm command again")
         self.exit_code = stop.exit_code
 
 

@@ -179,7 +179,10 @@ class SimulatedRelease:
         if self.answers.get(node):
             return self.answers[node].pop(0)
         stages = [each["name"] for each in pod["spec"]["containers"]]
-        action = "install" if "label" in stages else "cleanup"
+        action = {"label": "install", "check-pods": "check"}.get(stages[-1], "cleanup")
+        if action == "check":
+            self.history.append((action, node))
+            return {"phase": "Succeeded"}
         label = "true" if action == "install" else None
         labels = {SHARED_LABEL: label, INSTALLATION_LABEL: label}
         code, _ = server.call("PATCH", f"/api/v1/nodes/{node}", {"metadata": {"labels": labels}})

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cluster.control_plane import Cluster
+from cluster.fake_kubelet import failed
 from cluster.simulated_release import (
     DISPATCHERS,
     INSTALLATION_LABEL,
@@ -61,10 +62,9 @@ def label(cluster: Cluster, *nodes: str, value: str | None) -> None:
 
 
 def actions(release: SimulatedRelease) -> dict[str, set[str]]:
-    """Return action -> Nodes of the node Jobs that ran."""
-    return {
-        action: {node for made, node in release.history if made == action} for action, _ in release.history
-    }
+    """Return action -> Nodes of the node Jobs that ran and changed the Node."""
+    changed = [(action, node) for action, node in release.history if action != "check"]
+    return {action: {node for made, node in changed if made == action} for action, _ in changed}
 
 
 def dispatchers(release: SimulatedRelease) -> set[str]:
@@ -106,6 +106,32 @@ def test_an_apply_on_a_release_of_helm_takes_nothing_away(release: SimulatedRele
     release.helm("uninstall")
     assert actions(release) == {"install": NODES, "cleanup": NODES}
     assert release.labeled == set()
+
+
+def test_an_uninstall_asks_all_nodes_for_running_pods_before_it_cleans_one(release: SimulatedRelease) -> None:
+    release.helm("install")
+    release.forget()
+    what = "1 pod runs on a handler that would be removed: default/guest (kata-qemu)"
+    message = json.dumps({"summary": what, "stage": "check-pods", "error": {"what": what, "pods_run": True}})
+    pod = failed("check-pods", 1, message)
+    release.answers["worker-2"] = [
+        {**pod, "initContainerStatuses": [], "containerStatuses": pod["initContainerStatuses"]}
+    ]
+    assert "failed" in release.helm("uninstall", check=False)
+    assert (release.history, release.labeled) == ([("check", "worker-1")], NODES)
+    log = release.logs["kata-deploy-cleanup-dispatcher"]
+    assert f'worker-2  cleanup  failed       -     check-pods: the node says "{what}" (exit code 1)' in log
+    assert "pods run in Kata on 1 of 2 nodes, so no node was changed" in log
+    release.helm("uninstall")
+    assert actions(release) == {"cleanup": NODES}
+    assert release.labeled == set()
+
+
+def test_a_forced_cleanup_does_not_ask(release: SimulatedRelease) -> None:
+    release.helm("install", job={"cleanup": {"force": True}})
+    release.forget()
+    release.helm("uninstall")
+    assert {action for action, _ in release.history} == {"cleanup"}
 
 
 def test_an_apply_on_a_daemonset_of_helm_takes_nothing_away(release: SimulatedRelease) -> None:

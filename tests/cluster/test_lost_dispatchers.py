@@ -63,20 +63,22 @@ def delete(release: SimulatedRelease, pod: str) -> None:
     release.kubectl("delete", "pod", pod, "--wait=false")
 
 
-@pytest.mark.parametrize("lose", [evict, delete])
 def test_a_lost_dispatcher_is_replaced_and_goes_on_with_the_running_node_jobs(
-    release: SimulatedRelease, lose: Any
+    release: SimulatedRelease,
 ) -> None:
     release.held.add("worker-2")
+    # A restart of the runtime has lost this container. That is no failure of the node.
+    release.answers["worker-1"] = [failed("artifacts", 255, "")]
     output: list[str] = []
     helm = threading.Thread(target=lambda: output.append(release.helm("install", "--timeout=5m")))
     helm.start()
     wait_until(lambda: release.history == [("install", "worker-1")], "the first node is done")
     before = release.uids("jobs")
     node_jobs = {job["metadata"]["uid"] for job in release.items("jobs")}
-    [pod] = dispatcher_pods(release)
-    lose(release, pod)
-    wait_until(lambda: dispatcher_pods(release) not in ([pod], []), "another pod runs")
+    for lose in (evict, delete):
+        [pod] = dispatcher_pods(release)
+        lose(release, pod)
+        wait_until(lambda pod=pod: dispatcher_pods(release) not in ([pod], []), "another pod runs")  # type: ignore[misc]
     release.held.clear()
     helm.join()
     assert "STATUS: deployed" in output[0]
@@ -84,7 +86,7 @@ def test_a_lost_dispatcher_is_replaced_and_goes_on_with_the_running_node_jobs(
     assert release.uids("jobs") == before
     assert {job["metadata"]["uid"] for job in release.items("jobs")} == node_jobs
     stopped = "the dispatcher was asked to stop; running Jobs that continue by themselves: 1"
-    assert stopped in release.logs["kata-deploy-install-dispatcher"]
+    assert release.logs["kata-deploy-install-dispatcher"].count(stopped) >= 1
 
 
 def test_a_failure_of_the_dispatcher_fails_the_release_at_once(release: SimulatedRelease) -> None:
@@ -95,9 +97,3 @@ def test_a_failure_of_the_dispatcher_fails_the_release_at_once(release: Simulate
     assert condition["reason"] == "PodFailurePolicy"
     assert "exit code 1" in condition["message"]
     assert job["status"]["failed"] == 1
-
-
-def test_a_container_that_a_restart_of_the_runtime_has_lost_is_no_failure(release: SimulatedRelease) -> None:
-    release.answers["worker-1"] = [failed("artifacts", 255, "")]
-    assert "STATUS: deployed" in release.helm("install")
-    assert sorted(release.history) == [("install", "worker-1"), ("install", "worker-2")]

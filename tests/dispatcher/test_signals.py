@@ -35,4 +35,4 @@ def test_sigterm_ends_the_wait_for_the_content_of_the_digest(
             timer.join()
         signal.signal(signal.SIGTERM, before)
     assert (code, len(timers)) == (143, 1)
-    assert "asked to stop; no Job was created" in capsys.readouterr().err
+    assert "asked to stop; no node was changed" in capsys.readouterr().err

@@ -29,6 +29,11 @@ tolerations.
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" (list (dict "operator" "Exists"))) -}}
 {{- end -}}
 
+{{- /* The Job that looks for running pods before the first node is cleaned. */ -}}
+{{- define "kata-deploy.dispatcher.checkTemplates" }}
+{{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" (list "check-pods") "tolerations" (list (dict "operator" "Exists"))) -}}
+{{- end -}}
+
 {{- /* The user name of the dispatcher's ServiceAccount. */ -}}
 {{- define "kata-deploy.dispatcher.user" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "kata-deploy.dispatcher.name" . }}
@@ -40,11 +45,11 @@ other fields of the pod as `spec`.
 */ -}}
 {{- define "kata-deploy.dispatcher.allowedPods" -}}
 {{- $pods := list -}}
-{{- $templates := concat (include "kata-deploy.once" (list . "kata-deploy.dispatcher.installTemplates") | fromYamlArray) (include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | fromYamlArray) -}}
+{{- $templates := concat (include "kata-deploy.once" (list . "kata-deploy.dispatcher.installTemplates") | fromYamlArray) (include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | fromYamlArray) (include "kata-deploy.once" (list . "kata-deploy.dispatcher.checkTemplates") | fromYamlArray) -}}
 {{- range $templates -}}
 {{- $pod := .template.spec.template -}}
 {{- $spec := omit $pod.spec "initContainers" "containers" -}}
-{{- $pods = append $pods (dict "containers" (concat $pod.spec.initContainers $pod.spec.containers) "labels" ($pod.metadata.labels | default dict) "annotations" ($pod.metadata.annotations | default dict) "spec" $spec) -}}
+{{- $pods = append $pods (dict "containers" (concat ($pod.spec.initContainers | default list) $pod.spec.containers) "labels" ($pod.metadata.labels | default dict) "annotations" ($pod.metadata.annotations | default dict) "spec" $spec) -}}
 {{- end -}}
 {{- include "kata-deploy.celLiteral" $pods -}}
 {{- end -}}
@@ -112,6 +117,12 @@ retryFailedNodes: true
 {{- end }}
 templates:
   {{- include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | trim | nindent 2 }}
+{{- if not (or ((.Values.job).cleanup).force (.Values.runningPods).ignore) }}
+check:
+  namePrefix: {{ include "kata-deploy.shortName" (list . "check" 40) }}
+  templates:
+    {{- include "kata-deploy.once" (list . "kata-deploy.dispatcher.checkTemplates") | trim | nindent 4 }}
+{{- end }}
 {{- else -}}
 {{- include "kata-deploy.dispatcher.config" (list . "install" "job") }}
 {{- if eq $file "reconcile.yaml" }}
