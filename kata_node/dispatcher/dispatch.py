@@ -12,7 +12,13 @@ from dataclasses import replace
 
 from kata_node.dispatcher.api import ApiClient, RefusedError, is_rbac_denial
 from kata_node.dispatcher.config import Config
-from kata_node.dispatcher.failures import NodeProblem, check_kubelet_hint, diagnose, not_ready_problem
+from kata_node.dispatcher.failures import (
+    NodeProblem,
+    check_kubelet_hint,
+    diagnose,
+    found_nothing,
+    not_ready_problem,
+)
 from kata_node.dispatcher.job_watch import JobChange, JobWatch
 from kata_node.dispatcher.kubernetes_objects import Job, JobState
 from kata_node.dispatcher.node_jobs import NodeJobs
@@ -163,7 +169,11 @@ class Dispatcher:
 
     def _handle_own_job(self, task: Task, job: Job, *, deleted: bool) -> None:
         if job.state is JobState.SUCCEEDED:
-            self._end(task, Outcome.DONE)
+            if self._is_not_ours(task, job):
+                note = "nothing of this installation is on it, and it was not changed"
+                self._end(task, Outcome.NOT_OURS, note=note)
+            else:
+                self._end(task, Outcome.DONE)
         elif job.state is JobState.RUNNING:
             if deleted:
                 self._handle_lost_job(task)
@@ -179,6 +189,15 @@ class Dispatcher:
                 log.info("%s: its Job fails, waiting for its Pod to end: %s", task.target.name, task.problem)
                 task.failing_since = self._clock.now()
                 task.next_node_check = task.failing_since + self._termination_timeout(task)
+
+    def _is_not_ours(self, task: Task, job: Job) -> bool:
+        """Return whether a cleanup has found nothing of this installation.
+
+        Few of the selected Nodes have no installation label, and only their Pods are read.
+        """
+        if task.action != "cleanup" or task.target.marked:
+            return False
+        return found_nothing(self._stuck_pods.pods(job) or [])
 
     def _diagnose(self, task: Task, job: Job) -> NodeProblem:
         problem, before = diagnose(job, self._stuck_pods.pods(job) or []), task.problem

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
+from kata_node.plan.report import NOT_OURS
 from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words, quote_foreign
 
 KILLED_EXIT_CODES = (137, 143)
@@ -104,6 +105,13 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
     return NodeProblem(
         f"its Job failed ({reason}), and none of its Pods shows the cause", hint=_inspect_hint(job)
     )
+
+
+def found_nothing(pods: Sequence[Pod]) -> bool:
+    """Return whether the newest Pod of a cleanup says that nothing of this installation is on its node."""
+    newest = _newest_first(pods)[:1]
+    ended = (each.state.terminated for pod in newest for each in pod.containers if each.name == "revert-cri")
+    return any(end and _read_message(end.message).summary.startswith(NOT_OURS) for end in ended)
 
 
 def not_ready_problem(node: str) -> NodeProblem:

@@ -32,6 +32,7 @@ WORST_FIRST = (
     Outcome.NOT_STARTED,
     Outcome.SKIPPED,
     Outcome.GONE,
+    Outcome.NOT_OURS,
     Outcome.DONE,
     Outcome.UNCHANGED,
 )

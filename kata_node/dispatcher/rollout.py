@@ -24,6 +24,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     SKIPPED = "skipped"
     GONE = "gone"
+    NOT_OURS = "not ours"
     UNFIT = "unfit"
     NOT_READY = "not ready"
     NOT_STARTED = "not started"
@@ -31,7 +32,10 @@ class Outcome(StrEnum):
 
 FINAL_OUTCOMES = frozenset(Outcome) - {Outcome.WAITING, Outcome.RUNNING}
 SUCCESSFUL_OUTCOMES = frozenset(
-    {Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE, Outcome.UNFIT}
+    {
+        *(Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED),
+        *(Outcome.GONE, Outcome.NOT_OURS, Outcome.UNFIT),
+    }
 )
 """The outcomes that do not make the run fail. Unfit nodes do if the plan says so, or if no node has Kata."""
 
@@ -173,7 +177,7 @@ class Rollout:
         task.note = note or task.note
         self._set_outcome(task, outcome)
         self._unfinished_by_wave[task.wave] -= 1
-        if outcome in (Outcome.DONE, Outcome.FAILED):
+        if outcome in (Outcome.DONE, Outcome.NOT_OURS, Outcome.FAILED):
             self._timed_seconds += task.seconds
             self._timed_tasks += 1
         failed = outcome is Outcome.FAILED or (outcome is Outcome.UNFIT and self.plan.unfit_fails)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FindingStatus = Literal["pass", "warn", "fail", "skip"]
 Outcome = Literal["done", "skipped", "planned", "failed"]
 
+NOT_OURS = "not ours"
+"""How the summary of a stage begins that finds nothing of this installation on the node."""
+
 MIN_TEXT_LIMIT = 128
 """Maximum characters per text at which a termination message without its lists always fits.
 

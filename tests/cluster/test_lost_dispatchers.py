@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from cluster.control_plane import Cluster
 from cluster.fake_kubelet import failed
+from cluster.helm_releases import evict
 from cluster.simulated_release import DISPATCHERS, SimulatedRelease
 from node.commands import wait_until
 
@@ -50,19 +50,6 @@ def dispatcher_pods(release: SimulatedRelease) -> list[str]:
     return [pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
-def evict(release: SimulatedRelease, pod: str) -> None:
-    """Evict a pod as `kubectl drain` does."""
-    metadata = {"name": pod, "namespace": release.namespace}
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
-    path = f"/api/v1/namespaces/{release.namespace}/pods/{pod}/eviction"
-    release.kubectl("create", f"--raw={path}", "--filename=-", text=json.dumps(eviction))
-
-
-def delete(release: SimulatedRelease, pod: str) -> None:
-    """Delete a pod."""
-    release.kubectl("delete", "pod", pod, "--wait=false")
-
-
 def test_a_lost_dispatcher_is_replaced_and_goes_on_with_the_running_node_jobs(
     release: SimulatedRelease,
 ) -> None:
@@ -75,9 +62,12 @@ def test_a_lost_dispatcher_is_replaced_and_goes_on_with_the_running_node_jobs(
     wait_until(lambda: release.history == [("install", "worker-1")], "the first node is done")
     before = release.uids("jobs")
     node_jobs = {job["metadata"]["uid"] for job in release.items("jobs")}
-    for lose in (evict, delete):
+    for way in ("evict", "delete"):
         [pod] = dispatcher_pods(release)
-        lose(release, pod)
+        if way == "evict":
+            evict(release.cluster, release.namespace, pod)
+        else:
+            release.kubectl("delete", "pod", pod, "--wait=false")
         wait_until(lambda pod=pod: dispatcher_pods(release) not in ([pod], []), "another pod runs")  # type: ignore[misc]
     release.held.clear()
     helm.join()

@@ -23,7 +23,7 @@ from kata_node.dispatcher import api as client
 from kata_node.dispatcher.config import Config, IntOrPercent
 from kata_node.dispatcher.failures import NodeWords
 from kata_node.dispatcher.kubernetes_objects import NODE_KEY
-from kata_node.dispatcher.progress import document
+from kata_node.dispatcher.progress import document, summary
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Template
@@ -797,3 +797,24 @@ def test_the_log_has_a_table_of_failed_and_running_nodes_while_it_works(
         ["n1", "install", "running"],
         ["n2", "install", "running"],
     ]
+
+
+def test_a_node_without_anything_of_this_installation_is_counted_as_not_ours(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    api.node("foreign", labels={"katacontainers.io/kata-runtime": "true"})
+    api.node("lost-its-label")
+    api.node("ours", labels={CONFIG.installation_label: "true"})
+
+    def created(job: Object) -> None:
+        name = job["metadata"]["name"]
+        summary = "reverted" if "lost" in name else "not ours: no receipt and no file of it is on this node"
+        message = json.dumps({"stage": "revert-cri", "outcome": "skipped", "summary": summary})
+        api.pod(job, "revert-cri", {"terminated": {"exitCode": 0, "message": message}})
+        time.after(1, lambda: api.finish(name))
+
+    api.on_create = created
+    result = dispatch(api, CLEANUP)
+    assert outcomes(result) == {"foreign": "not ours", "lost-its-label": "done", "ours": "done"}
+    assert "cleanup ok: 3 nodes: 2 done, 1 not ours" in summary(result)
+    assert result.requests["list pods"] <= 4, "only Nodes without the label cost a request"
