@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -39,6 +40,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line ``arguments`` and return the exit code."""
+    if list(arguments[:1]) == ["stop"]:
+        return _run_stop(arguments[1:])
     options = _parser().parse_args(arguments)
     log.configure_logging(options.log_level)
     try:
@@ -58,6 +61,49 @@ def run(arguments: Sequence[str]) -> int:
     failed = KataNodeError(result.reason) if result.exit_code else None
     _write_termination_message(options, progress.summary(result), failed)
     return result.exit_code
+
+
+def _run_stop(arguments: Sequence[str]) -> int:
+    options = _stop_parser().parse_args(arguments)
+    log.configure_logging(options.log_level)
+    try:
+        done = _stop(options)
+    except KataNodeError as error:
+        sys.stderr.write(escape_unprintable(f"error: {error}", keep="\n") + "\n")
+        _write_termination_message(options, error.what, error)
+        return error.exit_code
+    _print(done)
+    _write_termination_message(options, done, None)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> str:
+    from kata_node.dispatcher import stop
+    from kata_node.dispatcher.api import ApiClient
+    from kata_node.dispatcher.config import Config
+    from kata_node.dispatcher.deadline import set_deadline
+    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested, StoppedError
+    from kata_node.dispatcher.template import Templates
+
+    shutdown = Shutdown()
+    config = Config(
+        action="cleanup",
+        namespace=options.namespace,
+        name_prefix="",
+        labels={},
+        templates=Templates(),
+        state_config_map=options.state,
+        installation_label=options.mark,
+        deadline=options.deadline_seconds,
+    )
+    target = stop.Target(options.kind, options.name, options.pod_selector)
+    with shutdown.on_signals():
+        try:
+            with ApiClient.connect(stop=shutdown) as api:
+                set_deadline(api, config, _owner(options))
+                return stop.stop(api, config, target, _owner(options))
+        except ShutdownRequested:
+            raise StoppedError(shutdown) from None
 
 
 def _dispatch(options: argparse.Namespace) -> Result:
@@ -113,31 +159,64 @@ def _print(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=NAME,
-        description="Run one Job on each node that the configuration selects.",
+        description="Run one Job on each node that the configuration selects. The command `stop`, which has "
+        "options of its own, deletes a DaemonSet or CronJob before an uninstall.",
         epilog=f"Each option can be set by an environment variable: --config by {ENV_PREFIX}CONFIG, "
         f"--log-level by {ENV_PREFIX}LOG_LEVEL.",
         allow_abbrev=False,
     )
 
-    def option(name: str, metavar: str | None, default: str, text: str, **more: Sequence[str]) -> None:
-        variable = ENV_PREFIX + name.upper().replace("-", "_")
-        value = os.environ.get(variable) or default
-        choices = more.get("choices")
-        if choices and value not in choices:
-            parser.error(f"{variable}: expected one of {', '.join(choices)}, got {value!r}")
-        parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
-
-    option("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
-    option("config-digest", "SHA256", "", "digest of the file; a file with another one is refused")
-    option(
-        "owner-name", "NAME", "", "name of the dispatcher's own Job; it becomes the owner of the node Jobs"
-    )
-    option("owner-uid", "UID", "", "uid of the dispatcher's own Job")
-    option("output", None, "text", "format of the result on stdout", choices=("text", "json"))
-    option("log-level", None, "info", "lowest severity to log", choices=log.LEVELS)
-    option("termination-log", "FILE", "/dev/termination-log", "existing file for the termination message")
+    add = functools.partial(_add_option, parser)
+    add("config", "FILE", "", "configuration file (YAML or JSON); the Helm chart renders it")
+    add("config-digest", "SHA256", "", "digest of the file; a file with another one is refused")
+    add("output", None, "text", "format of the result on stdout", choices=("text", "json"))
+    _add_common_options(parser)
     parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     return parser
+
+
+def _stop_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{NAME} stop",
+        description="Delete the DaemonSet or CronJob of a release, and wait until its pods have ended.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--kind", required=True, choices=("daemonset", "cronjob"), help="what to delete")
+    for name, text in (
+        ("name", "name of the object to delete"),
+        ("namespace", "namespace of the release"),
+        ("state", "name of the ConfigMap with the state of the release"),
+        ("mark", "the installation label"),
+        ("pod-selector", "label selector of the pods of the object"),
+    ):
+        parser.add_argument(f"--{name}", required=True, metavar="NAME", help=text)
+    parser.add_argument("--deadline-seconds", type=int, default=0, metavar="N", help="0: no deadline")
+    _add_common_options(parser)
+    return parser
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    add = functools.partial(_add_option, parser)
+    add("owner-name", "NAME", "", "name of the dispatcher's own Job; it becomes the owner of the node Jobs")
+    add("owner-uid", "UID", "", "uid of the dispatcher's own Job")
+    add("log-level", None, "info", "lowest severity to log", choices=log.LEVELS)
+    add("termination-log", "FILE", "/dev/termination-log", "existing file for the termination message")
+
+
+def _add_option(
+    parser: argparse.ArgumentParser,
+    name: str,
+    metavar: str | None,
+    default: str,
+    text: str,
+    **more: Sequence[str],
+) -> None:
+    variable = ENV_PREFIX + name.upper().replace("-", "_")
+    value = os.environ.get(variable) or default
+    choices = more.get("choices")
+    if choices and value not in choices:
+        parser.error(f"{variable}: expected one of {', '.join(choices)}, got {value!r}")
+    parser.add_argument(f"--{name}", metavar=metavar, default=value, help=text, choices=choices)
 
 
 if __name__ == "__main__":

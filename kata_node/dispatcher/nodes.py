@@ -203,6 +203,10 @@ class Nodes:
         found = self._list(config.selector, name)
         return select(found, templates, terms=config.terms, installation_label=label)
 
+    def with_label(self, key: str) -> list[str]:
+        """Return the names of the Nodes that have a label, with any value."""
+        return sorted(node.metadata.name for node in self._list(key))
+
     def exists(self, name: str) -> bool:
         """Return whether the Node exists."""
         return any(True for _ in self._list(name=name))

@@ -192,14 +192,15 @@ class SimulatedRelease:
     def _dispatcher(self, server: Server, pod: Document, path: str) -> Mapping[str, Any] | None:
         metadata, spec = pod["metadata"], pod["spec"]
         job = metadata["labels"]["batch.kubernetes.io/job-name"]
-        [volume] = [each for each in spec["volumes"] if each["name"] == "config"]
-        name = volume["configMap"]["name"]
-        code, config = server.call("GET", f"/api/v1/namespaces/{self.namespace}/configmaps/{name}")
-        if code != 200:
-            return None  # a kubelet tries again to mount it
-        variables = {each["name"]: each.get("value", "") for each in spec["containers"][0]["env"]}
+        [container] = spec["containers"]
+        variables = {each["name"]: each.get("value", "") for each in container["env"]}
         file = self.directory / f"{metadata['uid']}.yaml"
-        file.write_text(config["data"][variables["KATA_DISPATCHER_CONFIG"].rpartition("/")[2]])
+        for volume in (each for each in spec.get("volumes", []) if each["name"] == "config"):
+            name = volume["configMap"]["name"]
+            code, config = server.call("GET", f"/api/v1/namespaces/{self.namespace}/configmaps/{name}")
+            if code != 200:
+                return None  # a kubelet tries again to mount it
+            file.write_text(config["data"][variables["KATA_DISPATCHER_CONFIG"].rpartition("/")[2]])
         account = f"system:serviceaccount:{self.namespace}:{spec['serviceAccountName']}"
         own = {
             "KATA_DISPATCHER_CONFIG": str(file),
@@ -217,13 +218,14 @@ class SimulatedRelease:
             if "deletionTimestamp" in server.call("GET", path)[1]["metadata"]:
                 process.terminate()
 
-        done = _run_while([sys.executable, "-m", "kata_node.dispatcher"], environment, meanwhile)
+        command = [sys.executable, "-m", "kata_node.dispatcher", *container.get("args", [])]
+        done = _run_while(command, environment, meanwhile)
         self.logs[job] = self.logs.get(job, "") + done.stdout + done.stderr
         ended = {"terminated": {"exitCode": done.returncode}}
-        container = {"name": "dispatcher", "state": ended, "image": "", "imageID": "", "ready": False}
+        status = {"name": container["name"], "state": ended, "image": "", "imageID": "", "ready": False}
         return {
             "phase": "Failed" if done.returncode else "Succeeded",
-            "containerStatuses": [{**container, "restartCount": 0}],
+            "containerStatuses": [{**status, "restartCount": 0}],
         }
 
     def _nodes(self, server: Server) -> list[str]:
@@ -241,7 +243,8 @@ class SimulatedRelease:
 
 
 def _is_dispatcher(pod: Document) -> bool:
-    return bool(pod["spec"]["containers"][0]["name"] == "dispatcher")
+    """Return whether a pod runs a command of the dispatcher's image."""
+    return pod["spec"]["containers"][0]["name"] in ("dispatcher", "stop")
 
 
 def _run_while(

@@ -20,6 +20,7 @@ from cluster.simulated_release import (
     SimulatedRelease,
     with_annotation,
 )
+from kata_node.kube.events import failure_event
 from node.commands import wait_until
 
 JOB: dict[str, Any] = {
@@ -143,7 +144,32 @@ def test_an_apply_on_a_daemonset_of_helm_takes_nothing_away(release: SimulatedRe
         [now] = release.items("daemonsets")
         assert (now["metadata"]["uid"], now["spec"]) == (before["metadata"]["uid"], before["spec"])
         assert release.items("jobs") == []
-    release.helm("uninstall", "--no-hooks")
+
+    # A rendering with the cluster has the hook that deletes the DaemonSet.
+    release.apply(release.helm("template", "--dry-run=server"))
+    assert "says that Kata is wanted on the nodes" in release.logs["kata-deploy-stop"]
+    [now] = release.items("daemonsets")
+    assert now["metadata"]["uid"] == before["metadata"]["uid"]
+    release.kubectl("delete", "job", "kata-deploy-stop")
+
+
+def test_an_uninstall_of_a_daemonset_names_the_nodes_that_still_have_kata_and_what_they_say(
+    release: SimulatedRelease,
+) -> None:
+    release.values = DAEMONSET
+    release.helm("install")
+    label(release.cluster, "worker-1", value="false")
+    what = "default: revert-cri: 1 pod runs on a handler that would be removed: default/guest (kata-qemu)"
+    blocked = failure_event(what, removing=True, exit_code=1)
+    event = blocked.as_object("worker-1", component="kata-node", reporter="any")
+    release.cluster.kubectl("create", "--namespace=default", "--filename=-", text=json.dumps(event))
+    assert "failed" in release.helm("uninstall", check=False)
+    assert release.items("daemonsets") == []
+    told = f'these nodes still have Kata: worker-1 (worker-1 says "{what}")'
+    assert told in release.logs["kata-deploy-stop"]
+    label(release.cluster, "worker-1", value=None)
+    release.helm("uninstall")
+    assert "the daemonset kata-deploy does not exist" in release.logs["kata-deploy-stop"]
 
 
 def test_manifests_without_helm_converge_and_an_apply_without_a_change_does_nothing(

@@ -216,30 +216,46 @@ metadata:
     argocd.argoproj.io/hook-delete-policy: BeforeHookCreation
   {{- end }}
 spec:
-  # A pod that was killed or deleted is replaced, and the new one goes on with the running node Jobs.
-  backoffLimit: 6
-  podFailurePolicy:
-    rules:
-      # The pod was evicted or preempted, or its node is gone.
-      - action: Ignore
-        onPodConditions:
-          - type: DisruptionTarget
-            status: "True"
-      {{- if or $cluster (eq (index . 1) "install") }}
-      # The dispatcher itself has failed, which is reported at once. Retries happen in the node Jobs.
-      - action: FailJob
-        onExitCodes:
-          operator: In
-          values: [1, 2]
-      {{- else }}
-      # Its failures are retried too: an apply does not run it again, and pods that still run in Kata may end.
-      {{- end }}
+  {{- /* An apply does not run the Job of a cleanup again, and pods that still run in Kata may end. So it is retried. */}}
+  {{- include "kata-deploy.dispatcher.podFailurePolicy" (or $cluster (eq (index . 1) "install")) | nindent 2 }}
   {{- if $cluster }}
   # helm does not delete hooks with the release. The node Jobs are deleted together with this Job, so it outlives them.
   ttlSecondsAfterFinished: {{ include "kata-deploy.dispatcher.jobTTL" $root }}
   {{- end }}
   template:
     {{- $pod | nindent 4 }}
+{{- end -}}
+
+{{- /* When the Job of a dispatcher makes a new pod. Takes whether a failure of the program itself is final. */ -}}
+{{- define "kata-deploy.dispatcher.podFailurePolicy" -}}
+# A pod that was killed or deleted is replaced, and the new one goes on.
+backoffLimit: 6
+podFailurePolicy:
+  rules:
+    # The pod was evicted or preempted, or its node is gone.
+    - action: Ignore
+      onPodConditions:
+        - type: DisruptionTarget
+          status: "True"
+    {{- if . }}
+    # The program itself has failed, which is reported at once. Retries happen in the node Jobs.
+    - action: FailJob
+      onExitCodes:
+        operator: In
+        values: [1, 2]
+    {{- end }}
+{{- end -}}
+
+{{- /* The own Job of a dispatcher, as variables of its environment. */ -}}
+{{- define "kata-deploy.dispatcher.ownerEnv" -}}
+- name: KATA_DISPATCHER_OWNER_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.labels['batch.kubernetes.io/job-name']
+- name: KATA_DISPATCHER_OWNER_UID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
 {{- end -}}
 
 {{- /* The pod of the dispatcher. Takes (list $ "install.yaml"): the configuration file that it reads. */ -}}
@@ -300,14 +316,7 @@ spec:
         - name: KATA_DISPATCHER_LOG_LEVEL
           value: {{ include "kata-deploy.logLevel" $root }}
         # This Job owns the node Jobs, so Kubernetes deletes them together with it.
-        - name: KATA_DISPATCHER_OWNER_NAME
-          valueFrom:
-            fieldRef:
-              fieldPath: metadata.labels['batch.kubernetes.io/job-name']
-        - name: KATA_DISPATCHER_OWNER_UID
-          valueFrom:
-            fieldRef:
-              fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
+        {{- include "kata-deploy.dispatcher.ownerEnv" $root | nindent 8 }}
       securityContext:
         {{- include "kata-deploy.restrictedSecurityContext" $root | trim | nindent 8 }}
       {{- with ($root.Values.job).dispatcherResources }}

@@ -120,27 +120,6 @@ seccompProfile:
 {{- list "CHOWN" "DAC_OVERRIDE" "FOWNER" | toJson -}}
 {{- end -}}
 
-{{- /* A kubectl container. Takes (list $ "name" (list "of" "arguments")). */ -}}
-{{- define "kata-deploy.kubectlContainer" -}}
-{{- $root := index . 0 -}}
-- name: {{ index . 1 }}
-  image: {{ include "kata-deploy.image" (list $root $root.Values.kubectlImage "kubectlImage" "latest") }}
-  imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
-  command:
-    - kubectl
-    {{- toYaml (index . 2) | nindent 4 }}
-  env:
-    # kubectl writes its cache below HOME.
-    - name: HOME
-      value: /tmp
-  terminationMessagePolicy: FallbackToLogsOnError
-  securityContext:
-    {{- include "kata-deploy.restrictedSecurityContext" $root | trim | nindent 4 }}
-  volumeMounts:
-    - name: tmp
-      mountPath: /tmp
-{{- end -}}
-
 {{- /* The container of one stage. Takes (list $ "stage" "containerd" or "crio"). */ -}}
 {{- define "kata-deploy.stageContainer" }}
 {{- $root := index . 0 -}}
