@@ -69,7 +69,7 @@ def decide(job: Job, desired: DesiredJob) -> JobDecision:
     if job.finished:
         # A finished Job of the opposite action is deleted too. Its work is about to be reverted, so a later
         # run must not take it for done.
-        kept = desired.action == "check" or metadata.labels.get(ACTION_LABEL) == desired.action
+        kept = desired.action == "check" or metadata.labels.get(ACTION_LABEL) in (desired.action, "check")
         return JobDecision.IGNORE if kept else JobDecision.REPLACE
     undone = desired.action != "install" and metadata.labels.get(ACTION_LABEL) == "install"
     return JobDecision.STOP if undone else JobDecision.AWAIT
