@@ -249,6 +249,7 @@ class Dispatcher:
         if now - self._last_progress < PROGRESS_INTERVAL or self._rollout.is_complete():
             return
         self._last_progress = now
+        self._rollout.update_seconds(now)
         log.info("%s", interim_text(self._rollout, now))
 
     # --- periodic checks ----------------------------------------------------------------------------

@@ -151,8 +151,6 @@ def interim_text(rollout: Rollout, now: float) -> str:
     shown = (Outcome.FAILED, Outcome.UNFIT, Outcome.NOT_READY)
     bad = [task for task in rollout.tasks if task.outcome in shown]
     longest = rollout.running()[: max(1, MAX_INTERIM_ROWS - len(bad))]
-    for task in longest:
-        task.seconds = now - task.began
     return "\n".join([counts(rollout, now), *_table([*bad, *longest], MAX_INTERIM_ROWS)])
 
 

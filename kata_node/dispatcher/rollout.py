@@ -193,10 +193,14 @@ class Rollout:
         """Start no more nodes. The reason of the first call is kept."""
         self.stopped = self.stopped or reason
 
-    def close(self, reason: str, now: float) -> None:
-        """Mark all tasks without a Job as not started, at the end of a run."""
+    def update_seconds(self, now: float) -> None:
+        """Set the seconds of the running tasks."""
         for task in self.running():
             task.seconds = max(0.0, now - task.began)
+
+    def close(self, reason: str, now: float) -> None:
+        """Mark all tasks without a Job as not started, at the end of a run."""
+        self.update_seconds(now)
         for task in self.tasks:
             if task.outcome is Outcome.WAITING or (task.outcome is Outcome.RUNNING and not task.uid):
                 task.note = reason
