@@ -68,6 +68,10 @@ class UnfitNodeError(IneligibleNodeError):
     """
 
 
+class PodsRunError(KataNodeError):
+    """Pods run on handlers that a change would remove. Nothing was changed."""
+
+
 class RolledBackError(KataNodeError):
     """A change failed and was rolled back; the runtime serves the same handlers as before."""
 

@@ -47,7 +47,7 @@ class Stage(Protocol):
 
 
 HOST_CHECK = "host-check"
-READ_ONLY_STAGES = frozenset({HOST_CHECK, "claim", "label", "unlabel", "unclaim"})
+READ_ONLY_STAGES = frozenset({HOST_CHECK, "claim", "label", "unlabel", "unclaim", "check-pods"})
 """Stages that write nothing on the node. They take no lock: the containers that label cannot see it."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
+from kata_node.plan.report import NOT_OURS
 from kata_node.runtime import file_records, install_dirs, removal, transaction
 from kata_node.runtime.check_config import CheckConfig
 from kata_node.runtime.facts import RuntimeFacts
@@ -33,7 +34,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
     """
     if not removal.has_traces(facts, receipt):
         others = install_dirs.other_install_dirs(facts.contents)
-        summary = f"not ours: no receipt and no file of {receipt.instance} is on this node"
+        summary = f"{NOT_OURS}: no receipt and no file of {receipt.instance} is on this node"
         return Plan(f"{summary}; {_summary(facts)}", other_install_dirs=others)
     changes, notes = removal.removal_changes(facts, receipt)
     changes, copy_notes = removal.without_own_handlers(facts, changes)

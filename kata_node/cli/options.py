@@ -69,6 +69,7 @@ class StageName(StrEnum):
     REVERT_CRI = "revert-cri"
     REMOVE_ARTIFACTS = "remove-artifacts"
     UNCLAIM = "unclaim"
+    CHECK_PODS = "check-pods"
 
 
 def env_variable(option: str) -> str:

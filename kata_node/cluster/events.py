@@ -87,7 +87,9 @@ class EventRecorder:
     run: dict[str, StageReport] = field(default_factory=dict)
 
     def add(self, report: StageReport) -> None:
-        """Add the report of an ended stage, and record its Event."""
+        """Add the report of an ended stage, and record its Event. A stage of no run has none."""
+        if report.stage not in (*_INSTALL_STAGES, *_REVERT_STAGES):
+            return
         if self.shared is not None:
             stages = _REVERT_STAGES if report.stage in _REVERT_STAGES else _INSTALL_STAGES
             before = stages[: stages.index(report.stage)]

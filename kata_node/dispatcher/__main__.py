@@ -3,10 +3,12 @@
 It prints the result to stdout and the log to stderr. Exit codes:
 
 - 0: the run succeeded, see :func:`kata_node.dispatcher.progress.build_result`.
-- 1: a node failed, too many nodes were not ready, or the run stopped early.
+- 1: a node failed, too many nodes were not ready, the run stopped early, or its deadline has passed.
 - 2: the command line or the configuration is not valid.
+- 143: SIGTERM ended it, for example because its Pod is evicted. Its Job replaces the Pod.
 
 ``kata-deploy-job-dispatcher check`` changes nothing. It ends with 1 if a node does not serve.
+``kata-deploy-job-dispatcher stop`` deletes a DaemonSet or CronJob before an uninstall.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line ``arguments`` and return the exit code."""
     if list(arguments[:1]) == ["check"]:
         return _run(_check_parser().parse_args(arguments[1:]), _check)
+    if list(arguments[:1]) == ["stop"]:
+        return _run(_stop_parser().parse_args(arguments[1:]), _stop)
     return _run(_parser().parse_args(arguments), _install_or_clean)
 
 
@@ -71,6 +75,38 @@ def _install_or_clean(options: argparse.Namespace) -> int:
     return result.exit_code
 
 
+def _stop(options: argparse.Namespace) -> int:
+    from kata_node.dispatcher import stop
+    from kata_node.dispatcher.api import ApiClient
+    from kata_node.dispatcher.config import Config
+    from kata_node.dispatcher.deadline import set_deadline
+    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested, StoppedError
+    from kata_node.dispatcher.template import Templates
+
+    shutdown = Shutdown()
+    config = Config(
+        action="cleanup",
+        namespace=options.namespace,
+        name_prefix="",
+        labels={},
+        templates=Templates(),
+        state_config_map=options.state,
+        installation_label=options.mark,
+        deadline=options.deadline_seconds,
+    )
+    target = stop.Target(options.kind, options.name, options.pod_selector)
+    with shutdown.on_signals():
+        try:
+            with ApiClient.connect(stop=shutdown) as api:
+                set_deadline(api, config, _owner(options))
+                done = stop.stop(api, config, target, _owner(options))
+        except ShutdownRequested:
+            raise StoppedError(shutdown) from None
+    _print(done)
+    _write_termination_message(options, done, None)
+    return 0
+
+
 def _dispatch(options: argparse.Namespace) -> Result:
     if not options.config:
         raise UsageError(
@@ -81,7 +117,7 @@ def _dispatch(options: argparse.Namespace) -> Result:
     from kata_node.dispatcher import config
     from kata_node.dispatcher.api import ApiClient
     from kata_node.dispatcher.run import run as run_dispatcher
-    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested
+    from kata_node.dispatcher.shutdown import Shutdown, ShutdownRequested, StoppedError
 
     stop = Shutdown()
     with stop.on_signals():
@@ -91,9 +127,7 @@ def _dispatch(options: argparse.Namespace) -> Result:
             with ApiClient.connect(stop=stop) as api:
                 return run_dispatcher(loaded, api, owner=_owner(options), reporter=os.uname().nodename)
         except ShutdownRequested:
-            raise KataNodeError(
-                "the dispatcher was asked to stop before it created a Job", hint="run the helm command again"
-            ) from None
+            raise StoppedError(stop) from None
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -144,8 +178,9 @@ def _print(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=NAME,
-        description="Run one Job on each node that the configuration selects. The command `check`, which has "
-        "options of its own, only looks whether the nodes serve.",
+        description="Run one Job on each node that the configuration selects. The commands `check` and "
+        "`stop` have options of their own: `check` only looks if the nodes serve; `stop` deletes a "
+        "DaemonSet or CronJob before an uninstall.",
         epilog=f"Each option can be set by an environment variable: --config by {ENV_PREFIX}CONFIG, "
         f"--log-level by {ENV_PREFIX}LOG_LEVEL.",
         allow_abbrev=False,
@@ -169,6 +204,27 @@ def _check_parser() -> argparse.ArgumentParser:
     add = functools.partial(_add_option, parser)
     add("nodes", "JSON", "", "the nodes; the Helm chart renders them")
     add("output", None, "text", "format of the result on stdout", choices=("text", "json"))
+    _add_common_options(parser)
+    return parser
+
+
+def _stop_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{NAME} stop",
+        description="Delete the DaemonSet or CronJob of a release, and wait until its pods have ended.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--kind", required=True, choices=("daemonset", "cronjob"), help="what to delete")
+    for name, text in (
+        ("name", "name of the object to delete"),
+        ("namespace", "namespace of the release"),
+        ("state", "name of the ConfigMap with the state of the release"),
+        ("mark", "the installation label"),
+        ("pod-selector", "label selector of the pods of the object"),
+    ):
+        parser.add_argument(f"--{name}", required=True, metavar="NAME", help=text)
+    parser.add_argument("--deadline-seconds", type=int, default=0, metavar="N", help="0: no deadline")
+    parser.set_defaults(output="text")
     _add_common_options(parser)
     return parser
 

@@ -26,6 +26,8 @@ class JobDecision(Enum):
     """Use the Job as the node's Job; it runs and does the desired work."""
     DONE = auto()
     """Report the node as unchanged; the Job has done the desired work."""
+    FAILED = auto()
+    """Report the node as failed; the Job has tried the desired work in this run, before its Pod was lost."""
     REPLACE = auto()
     """Delete the Job, which has ended, and create a new one."""
     AWAIT = auto()
@@ -47,6 +49,8 @@ class DesiredJob:
     node: str
     node_uid: str
     labels: Mapping[str, str]
+    owner_uid: str = ""
+    """The uid of the dispatcher's Job if a failure of an earlier Pod of it counts; else empty."""
 
 
 def decide(job: Job, desired: DesiredJob) -> JobDecision:
@@ -65,10 +69,9 @@ def decide(job: Job, desired: DesiredJob) -> JobDecision:
     if job.finished:
         # A finished Job of the opposite action is deleted too. Its work is about to be reverted, so a later
         # run must not take it for done.
-        return (
-            JobDecision.IGNORE if metadata.labels.get(ACTION_LABEL) == desired.action else JobDecision.REPLACE
-        )
-    undone = desired.action == "cleanup" and metadata.labels.get(ACTION_LABEL) == "install"
+        kept = desired.action == "check" or metadata.labels.get(ACTION_LABEL) in (desired.action, "check")
+        return JobDecision.IGNORE if kept else JobDecision.REPLACE
+    undone = desired.action != "install" and metadata.labels.get(ACTION_LABEL) == "install"
     return JobDecision.STOP if undone else JobDecision.AWAIT
 
 
@@ -80,11 +83,9 @@ def _same_name(job: Job, desired: DesiredJob) -> JobDecision:
     )
     if not job.finished:
         return JobDecision.ADOPT if same_work and job.state is JobState.RUNNING else JobDecision.AWAIT
-    succeeded = job.state is JobState.SUCCEEDED
-    return (
-        JobDecision.DONE
-        if same_work
-        and succeeded
-        and metadata.annotations.get(GENERATION_ANNOTATION, "") == desired.generation
-        else JobDecision.REPLACE
-    )
+    if not same_work or metadata.annotations.get(GENERATION_ANNOTATION, "") != desired.generation:
+        return JobDecision.REPLACE
+    if job.state is JobState.SUCCEEDED:
+        return JobDecision.DONE
+    is_own = any(owner.uid == desired.owner_uid for owner in metadata.owner_references)
+    return JobDecision.FAILED if desired.owner_uid and is_own else JobDecision.REPLACE

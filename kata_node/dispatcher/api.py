@@ -16,7 +16,14 @@ from urllib.parse import quote
 import msgspec
 
 from kata_node import __version__
-from kata_node.dispatcher.kubernetes_objects import JobPage, ListMeta, NodePage, PodPage, WatchEvent
+from kata_node.dispatcher.kubernetes_objects import (
+    JobPage,
+    ListMeta,
+    NodePage,
+    PodPage,
+    TablePage,
+    WatchEvent,
+)
 from kata_node.dispatcher.shutdown import Shutdown
 from kata_node.errors import KataNodeError, KubeError
 from kata_node.kube.credentials import CONNECT_TIMEOUT, open_http_client
@@ -39,6 +46,11 @@ WATCH_GRACE = 15.0
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 15.0
 
+ANY_FORMAT = "*/*"
+AS_TABLE = "application/json;as=Table;g=meta.k8s.io;v=v1"
+"""The format of an answer: objects, or the columns that ``kubectl get`` prints. A Node as a row has 3% of the
+size of the object."""
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +59,7 @@ class _Page(Protocol):
     def metadata(self) -> ListMeta: ...
 
 
-P = TypeVar("P", NodePage, JobPage, PodPage)
+P = TypeVar("P", NodePage, JobPage, PodPage, TablePage)
 
 
 class RefusedError(KubeError):
@@ -101,7 +113,14 @@ class ApiClient:
         self.stop.wait(lambda: self.clock.sleep(seconds))
 
     def call(
-        self, method: str, path: str, what: str, *, query: Mapping[str, str] | None = None, body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        what: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        accept: str = ANY_FORMAT,
     ) -> bytes:
         """Return the body of the answer; ``what`` describes the request, for example ``list nodes``.
 
@@ -112,7 +131,7 @@ class ApiClient:
         return self._send_with_retries(
             what,
             lambda: self._session.request(
-                method, _url(path, query), content=body or None, headers=_headers(method, body)
+                method, _url(path, query), content=body or None, headers=_headers(method, body, accept)
             ).raise_for_status(),
         ).content
 
@@ -147,7 +166,9 @@ class ApiClient:
                 raise
             raise RefusedError(failure, what, self._server) from error
 
-    def pages(self, path: str, what: str, page_type: type[P], query: Mapping[str, str]) -> Iterator[P]:
+    def pages(
+        self, path: str, what: str, page_type: type[P], query: Mapping[str, str], *, accept: str = ANY_FORMAT
+    ) -> Iterator[P]:
         """Yield the pages of a list, with up to :data:`PAGE_SIZE` objects each.
 
         Raises :class:`ExpiredError` when the continue token expires before the last page.
@@ -157,9 +178,8 @@ class ApiClient:
         while True:
             more = {"continue": continue_token} if continue_token else {}
             try:
-                page = decoder.decode(
-                    self.call("GET", path, what, query={**query, "limit": str(PAGE_SIZE), **more})
-                )
+                full = {**query, "limit": str(PAGE_SIZE), **more}
+                page = decoder.decode(self.call("GET", path, what, query=full, accept=accept))
             except RefusedError as error:
                 if error.failure.status == 410:
                     raise ExpiredError(
@@ -174,7 +194,9 @@ class ApiClient:
             if not continue_token:
                 return
 
-    def watch(self, path: str, what: str, query: Mapping[str, str], seconds: int) -> Iterator[WatchEvent]:
+    def watch(
+        self, path: str, what: str, query: Mapping[str, str], seconds: int, *, accept: str = ANY_FORMAT
+    ) -> Iterator[WatchEvent]:
         """Yield watch events until the server ends the watch after about ``seconds``.
 
         Raises the errors of the connection and of the server, see
@@ -185,7 +207,8 @@ class ApiClient:
         full = {**query, "watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         timeout = httpx2.Timeout(REQUEST_TIMEOUT, connect=CONNECT_TIMEOUT, read=seconds + WATCH_GRACE)
         self.requests[what] += 1
-        with self._session.stream("GET", _url(path, full), timeout=timeout) as answer:
+        headers = {"Accept": accept}
+        with self._session.stream("GET", _url(path, full), headers=headers, timeout=timeout) as answer:
             if answer.is_error:
                 answer.read()
                 answer.raise_for_status()
@@ -256,9 +279,9 @@ class RetryPolicy:
         api.sleep(pause)
 
 
-def _headers(method: str, body: bytes) -> dict[str, str]:
+def _headers(method: str, body: bytes, accept: str = ANY_FORMAT) -> dict[str, str]:
     content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
-    return {"Content-Type": content_type} if body else {}
+    return {"Accept": accept, **({"Content-Type": content_type} if body else {})}
 
 
 def _url(path: str, query: Mapping[str, str] | None) -> str:

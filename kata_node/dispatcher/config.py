@@ -47,11 +47,18 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
                                      # always does
     events: false                    # also record failures as Events on the Node; needs the right to create
                                      # events in the namespace default
+    deadlineSeconds: 0               # the run ends with a failure this long after its Job was created, and
+                                     # running Jobs continue by themselves. 0: no deadline
+    retryFailedNodes: false          # whether a Pod that replaces another one of the same Job tries failed
+                                     # nodes again. By default it takes their failures over
     templates:                       # one per container runtime; a Node names its runtime in
       - runtime: containerd          # status.nodeInfo.containerRuntimeVersion: containerd or cri-o
         template: {...}              # a complete batch/v1 Job
     removed:                         # only with action install: the Job for nodes that have the installation
       namePrefix: kata-deploy-removed    # label but are no longer selected; they run after all other nodes
+      templates: [...]
+    check:                           # only with action cleanup: the Jobs that look for running pods, see
+      namePrefix: kata-deploy-check      # `running_pods`; they run before the first node is cleaned
       templates: [...]
 
 Instead of ``templates``, ``template: {...}`` gives one Job for all nodes, whatever their runtime is. The Jobs
@@ -71,22 +78,23 @@ from pathlib import Path
 from typing import cast
 
 from kata_node.dispatcher.affinity import LABEL_KEY, read_terms
-from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX, NODE_KEY, Action
-from kata_node.dispatcher.template import Template, Templates
+from kata_node.dispatcher.config_parts import (
+    PREFIX_LIMIT,
+    IntOrPercent,
+    read_int_or_percent,
+    read_labels,
+    read_name,
+    read_templates,
+)
+from kata_node.dispatcher.kubernetes_objects import NODE_KEY, Action
+from kata_node.dispatcher.template import Templates
 from kata_node.errors import SettingsError
 from kata_node.kube.node_affinity import Term
 from kata_node.settings.config_file import read_config_file
-from kata_node.settings.values import (
-    ValuesReader,
-    describe_value,
-    first_json_problem,
-    join_problems,
-    parse_yaml,
-)
+from kata_node.settings.values import ValuesReader, describe_value, join_problems, parse_yaml
 
-__all__ = ["Config", "DeselectedNodesConfig", "IntOrPercent", "load"]
+__all__ = ["Config", "IntOrPercent", "OtherJobsConfig", "load"]
 
-PREFIX_LIMIT = 40
 DEFAULT_PARALLELISM = 100
 MAX_NODES_WITHOUT_CANARY = 5
 DEFAULT_NODE_SETTLE = 15
@@ -94,28 +102,12 @@ DEFAULT_NODE_SETTLE = 15
 DEFAULT_WAIT_FOR_READY = 120
 """Seconds. A node needs less to boot or to restart its runtime."""
 
-RUNTIMES = ("containerd", "cri-o")
-
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 @dataclass(frozen=True)
-class IntOrPercent:
-    """A number of nodes, or a percentage of all nodes."""
-
-    number: int
-    percent: bool = False
-
-    def scaled(self, total: int) -> int:
-        """Return the number of nodes out of ``total``; a percentage is rounded down."""
-        return total * self.number // 100 if self.percent else self.number
-
-
-@dataclass(frozen=True)
-class DeselectedNodesConfig:
-    """The key ``removed``: the Jobs for nodes that are no longer selected."""
+class OtherJobsConfig:
+    """The keys ``removed`` and ``check``: Jobs of another kind than those of ``templates``."""
 
     name_prefix: str
     templates: Templates
@@ -151,7 +143,10 @@ class Config:
     """``None`` is ``auto``: one canary node in a larger install, see :meth:`canary_nodes`."""
     wave_size: IntOrPercent | None = None
     max_failures: IntOrPercent | None = None
-    removed: DeselectedNodesConfig | None = None
+    deadline: int = 0
+    retries_failed_nodes: bool = False
+    removed: OtherJobsConfig | None = None
+    check: OtherJobsConfig | None = None
 
     @property
     def installation(self) -> str:
@@ -224,10 +219,10 @@ def _read(values: ValuesReader) -> Config:
     action = cast("Action", values.choice("action", ("install", "cleanup")))
     if not values.has("action"):
         values.add_problem("action", "is missing; set install or cleanup")
-    namespace = _name(values, "namespace", 63)
-    prefix = _name(values, "namePrefix", PREFIX_LIMIT)
-    labels = _labels(values)
-    templates = _templates(values)
+    namespace = read_name(values, "namespace", 63)
+    prefix = read_name(values, "namePrefix", PREFIX_LIMIT)
+    labels = read_labels(values)
+    templates = read_templates(values)
     with values.section("selection") as selection:
         nodes = selection.text_list("nodes") or ()
         selector = selection.text("labelSelector").strip()
@@ -243,14 +238,17 @@ def _read(values: ValuesReader) -> Config:
         values.add_problem("skipServing", "needs the key mark, the installation label")
     with values.section("rollout") as rollout:
         canary = None if rollout.value("canary") == "auto" else rollout.number("canary")
-        wave_size = _int_or_percent(rollout, "waveSize", least=1)
-        max_failures = _int_or_percent(rollout, "maxFailures", least=0)
-    removed = _removed(values, action, prefix, installation_label)
+        wave_size = read_int_or_percent(rollout, "waveSize", least=1)
+        max_failures = read_int_or_percent(rollout, "maxFailures", least=0)
+    removed = _other_jobs(values, "removed", action, "install", prefix)
+    if removed and not installation_label:
+        values.add_problem("removed", "needs the key mark, the installation label")
+    check = _other_jobs(values, "check", action, "cleanup", prefix)
     parallelism = values.number("parallelism", DEFAULT_PARALLELISM, least=1)
     wait_for_nodes = values.number("waitForNodesSeconds")
     node_settle = values.number("nodeSettleSeconds", DEFAULT_NODE_SETTLE)
     wait_for_ready = values.number("waitForReadySeconds", DEFAULT_WAIT_FOR_READY)
-    max_not_ready = _int_or_percent(values, "maxNotReady", least=0)
+    max_not_ready = read_int_or_percent(values, "maxNotReady", least=0)
     generation = values.text("generation")
     with values.section("state") as state:
         state_config_map = state.text("configMap")
@@ -280,120 +278,26 @@ def _read(values: ValuesReader) -> Config:
         canary=canary,
         wave_size=wave_size,
         max_failures=max_failures,
+        deadline=values.number("deadlineSeconds"),
+        retries_failed_nodes=values.flag("retryFailedNodes"),
         removed=removed,
+        check=check,
     )
 
 
-def _name(values: ValuesReader, key: str, limit: int) -> str:
-    name = values.text(key)
-    if not _NAME.fullmatch(name) or len(name) > limit:
-        values.add_problem(
-            key,
-            f"{describe_value(name)} is not a valid name; use at most {limit} lower-case letters, digits and "
-            "inner dashes",
-        )
-    return name
-
-
-def _labels(values: ValuesReader) -> dict[str, str]:
-    with values.section("labels") as section:
-        labels = {name: section.text(name) for name in section.names()}
-        for name, value in labels.items():
-            if not LABEL_KEY.fullmatch(name) or not _LABEL_VALUE.fullmatch(value):
-                section.add_problem(
-                    name, f"{describe_value(value)} is not a valid value, or the key is not a valid label key"
-                )
-            elif name.startswith(JOB_PREFIX):
-                section.add_problem(name, f"labels below {JOB_PREFIX} are reserved for the dispatcher")
-    if not labels:
-        values.add_problem(
-            "labels", "is empty; the dispatcher recognizes the Jobs of the release by these labels"
-        )
-    return labels
-
-
-def _templates(values: ValuesReader) -> Templates:
-    has_template, has_templates = values.has("template"), values.has("templates")
-    if has_template == has_templates:
-        what = (
-            "is set together with templates; set only one of them"
-            if has_template
-            else "is missing; set template or templates"
-        )
-        values.add_problem("template", what)
-    if has_template:
-        values.skip("templates")
-        return Templates(_template(values))
-    values.skip("template")
-    by_runtime: dict[str, Template] = {}
-    for index, item in enumerate(items := values.unchecked_list("templates")):
-        where = f"templates[{index}]"
-        if not isinstance(item, dict):
-            values.add_problem(
-                where, f"expected a mapping with runtime and template, got {describe_value(item)}"
-            )
-            continue
-        with ValuesReader(item, values.path(where), values.problems) as entry:
-            runtime = entry.choice("runtime", ("", *RUNTIMES))
-            template = _template(entry)
-        if not entry.has("runtime"):
-            entry.add_problem("runtime", f"is missing; set {' or '.join(RUNTIMES)}")
-        elif runtime in by_runtime:
-            entry.add_problem("runtime", f"{runtime} already has a template")
-        elif runtime and template:
-            by_runtime[runtime] = template
-    if has_templates and not items:
-        values.add_problem("templates", "is empty; set at least one template")
-    return Templates(by_runtime=by_runtime)
-
-
-def _template(values: ValuesReader) -> Template | None:
-    data = values.value("template")
-    if not isinstance(data, dict):
-        values.add_problem("template", f"expected a complete Job, got {describe_value(data)}")
-        return None
-    if problem := first_json_problem(data):
-        key, what = problem
-        values.add_problem(f"template{key}", what)
-        return None
-    template = Template(data)
-    for key, what in template.problems():
-        values.add_problem(f"template.{key}" if key else "template", what)
-    return template
-
-
-def _removed(
-    values: ValuesReader, action: Action, prefix: str, installation_label: str
-) -> DeselectedNodesConfig | None:
-    given = values.has("removed")
-    with values.section("removed") as section:
+def _other_jobs(
+    values: ValuesReader, key: str, action: Action, only_with: Action, prefix: str
+) -> OtherJobsConfig | None:
+    given = values.has(key)
+    with values.section(key) as section:
         if not given:
             return None
-        removed_prefix = _name(section, "namePrefix", PREFIX_LIMIT)
-        templates = _templates(section)
-    if action != "install":
-        values.add_problem("removed", "is valid only with the action install")
-    if not installation_label:
-        values.add_problem("removed", "needs the key mark, the installation label")
-    if removed_prefix == prefix:
+        other_prefix = read_name(section, "namePrefix", PREFIX_LIMIT)
+        templates = read_templates(section)
+    if action != only_with:
+        values.add_problem(key, f"is valid only with the action {only_with}")
+    if other_prefix == prefix:
         values.add_problem(
-            "removed.namePrefix", "is the same as namePrefix; the Jobs would have the same names"
+            f"{key}.namePrefix", "is the same as namePrefix; the Jobs would have the same names"
         )
-    return DeselectedNodesConfig(removed_prefix, templates)
-
-
-def _int_or_percent(values: ValuesReader, key: str, *, least: int) -> IntOrPercent | None:
-    value = values.value(key)
-    if value is None:
-        return None
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,3})%", value)):
-        percent = int(match[1])
-        if least <= percent <= 100:
-            return IntOrPercent(percent, percent=True)
-    elif isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
-        return IntOrPercent(value)
-    values.add_problem(
-        key,
-        f"expected a number of nodes, {least} or more, or a percentage like 10%, got {describe_value(value)}",
-    )
-    return None
+    return OtherJobsConfig(other_prefix, templates)

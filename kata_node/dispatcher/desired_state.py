@@ -102,7 +102,7 @@ def read_state(api: ApiClient, config: Config) -> StateObject | None:
     """Return the state of the release; ``None`` if there is none. Raises :class:`KubeError`."""
     if not config.state_config_map:
         return None
-    content = _get(api, state_path(config), "get the state of the release")
+    content = get_object(api, state_path(config), "get the state of the release")
     return None if content is None else msgspec.json.decode(content, type=StateObject)
 
 
@@ -117,7 +117,7 @@ def find_reason_to_do_nothing(
 
 
 def _read_origin(api: ApiClient, config: Config, owner: Owner) -> JobOrigin | None:
-    content = _get(api, f"/apis/batch/v1/namespaces/{config.namespace}/jobs/{owner.name}", "get a job")
+    content = get_object(api, f"/apis/batch/v1/namespaces/{config.namespace}/jobs/{owner.name}", "get a job")
     if content is None:
         return None
     metadata = msgspec.json.decode(content, type=_Job).metadata
@@ -126,8 +126,8 @@ def _read_origin(api: ApiClient, config: Config, owner: Owner) -> JobOrigin | No
     return JobOrigin(metadata.annotations, [each.manager for each in metadata.managed_fields])
 
 
-def _get(api: ApiClient, path: str, what: str) -> bytes | None:
-    """Return an object as JSON; ``None`` if it does not exist."""
+def get_object(api: ApiClient, path: str, what: str) -> bytes | None:
+    """Return an object as JSON; ``None`` if it does not exist. Raises :class:`KubeError`."""
     try:
         return api.call("GET", path, what)
     except RefusedError as error:

@@ -12,12 +12,19 @@ from dataclasses import replace
 
 from kata_node.dispatcher.api import ApiClient, RefusedError, is_rbac_denial
 from kata_node.dispatcher.config import Config
-from kata_node.dispatcher.failures import NodeProblem, diagnose
+from kata_node.dispatcher.failures import (
+    NodeProblem,
+    check_kubelet_hint,
+    diagnose,
+    found_nothing,
+    not_ready_problem,
+)
 from kata_node.dispatcher.job_watch import JobChange, JobWatch
 from kata_node.dispatcher.kubernetes_objects import Job, JobState
 from kata_node.dispatcher.node_jobs import NodeJobs
+from kata_node.dispatcher.node_readiness import NodeReadiness
 from kata_node.dispatcher.nodes import Nodes
-from kata_node.dispatcher.progress import duration
+from kata_node.dispatcher.progress import interim_text
 from kata_node.dispatcher.recheck import NodeRecheck
 from kata_node.dispatcher.rollout import Outcome, Rollout, Task
 from kata_node.dispatcher.stuck_pods import StuckPodMonitor
@@ -31,7 +38,10 @@ NODE_ABSENCE_TIMEOUT = 45.0
 """Seconds that a Node may be absent. Some distributions delete and register it again on a restart."""
 
 WATCH_TIMEOUT = 60.0
-"""Maximum seconds of one watch, and the interval of the log line that lists the running nodes."""
+"""Maximum seconds of one watch."""
+
+PROGRESS_INTERVAL = 60.0
+"""Seconds between two tables in the log. helm shows the log after its timeout, and the pod may be lost."""
 
 POLL_INTERVAL = 5.0
 """Seconds between two checks of what no watch reports: Nodes that are not ready, and Pods without a Job.
@@ -70,9 +80,12 @@ class Dispatcher:
         self._on_task_change = on_task_change
         self._job_watch = JobWatch(api, config.namespace, config.job_selector())
         self._node_jobs = NodeJobs(api, config, nodes, owner)
-        self._stuck_pods = StuckPodMonitor(self._node_jobs.jobs, config.job_selector(), api.clock)
+        self._readiness = NodeReadiness(api)
+        self._stuck_pods = StuckPodMonitor(
+            self._node_jobs.jobs, self._readiness, config.job_selector(), api.clock
+        )
         self._recheck = NodeRecheck(config, nodes, self._node_jobs, api.clock, count=len(rollout.tasks))
-        self._last_activity = api.clock.now()
+        self._last_progress = api.clock.now()
 
     def run(self) -> None:
         """Follow all nodes until each has a result.
@@ -88,14 +101,13 @@ class Dispatcher:
         self._recheck.expire()
         while not self._rollout.is_complete():
             for change in self._job_watch.changes(self._seconds_until_next_check()):
-                self._last_activity = self._clock.now()
                 self._handle_change(change)
                 self._start_tasks()
                 if self._rollout.is_complete():
                     return
             self._check_running_tasks()
             self._start_tasks()
-            self._log_running()
+            self._log_progress()
 
     # --- starting nodes -----------------------------------------------------------------------------
 
@@ -110,7 +122,7 @@ class Dispatcher:
             if task.action != self._config.action and self._nodes.selects(task.target.name):
                 self._end(task, Outcome.SKIPPED, note="it is selected again")
             elif task.unready and self._is_stopped() and not self._node_jobs.running(task.target.name):
-                note = self._rollout.stopped or "the dispatcher was asked to stop"
+                note = self._rollout.stopped or self._stop.reason
                 self._end(task, Outcome.NOT_STARTED, note=note)
             elif end := self._recheck.check(task):
                 self._end(task, end.outcome, end.problem, note=end.note)
@@ -157,7 +169,11 @@ class Dispatcher:
 
     def _handle_own_job(self, task: Task, job: Job, *, deleted: bool) -> None:
         if job.state is JobState.SUCCEEDED:
-            self._end(task, Outcome.DONE, note=task.cause)
+            if self._is_not_ours(task, job):
+                note = "nothing of this installation is on it, and it was not changed"
+                self._end(task, Outcome.NOT_OURS, note=note)
+            else:
+                self._end(task, Outcome.DONE, note=task.cause)
         elif job.state is JobState.RUNNING:
             if deleted:
                 self._handle_lost_job(task)
@@ -174,8 +190,23 @@ class Dispatcher:
                 task.failing_since = self._clock.now()
                 task.next_node_check = task.failing_since + self._termination_timeout(task)
 
+    def _is_not_ours(self, task: Task, job: Job) -> bool:
+        """Return whether a cleanup has found nothing of this installation.
+
+        Few of the selected Nodes have no installation label, and only their Pods are read.
+        """
+        if task.action != "cleanup" or task.target.marked:
+            return False
+        return found_nothing(self._stuck_pods.pods(job) or [])
+
     def _diagnose(self, task: Task, job: Job) -> NodeProblem:
         problem, before = diagnose(job, self._stuck_pods.pods(job) or []), task.problem
+        if problem.exit_code is None and not self._readiness.is_ready(task.target.name):
+            # Its Pod shows only how far it was.
+            condition = job.condition
+            why = not_ready_problem(task.target.name)
+            ended = f"; its Job failed ({condition.reason})" if condition else ""
+            return replace(why, what=f"{why.what}{ended}", stage=problem.stage)
         if not problem.stage and before is not None:
             return before
         if not problem.stage and task.stuck_reason:
@@ -213,23 +244,20 @@ class Dispatcher:
         task.uid, task.stuck_reason, task.rerun = "", None, True
         self._ensure_job(task)
 
-    def _log_running(self) -> None:
+    def _log_progress(self) -> None:
         now = self._clock.now()
-        if now - self._last_activity < WATCH_TIMEOUT or self._rollout.is_complete():
+        if now - self._last_progress < PROGRESS_INTERVAL or self._rollout.is_complete():
             return
-        self._last_activity = now
-        oldest = [
-            f"{task.target.name} for {duration(now - task.began)}"
-            + (f" ({reason})" if (reason := task.note or task.stuck_reason) else "")
-            for task in self._rollout.running()[:3]
-        ]
-        log.info("running nodes: %d; longest: %s", self._rollout.in_flight, ", ".join(oldest))
+        self._last_progress = now
+        self._rollout.update_seconds(now)
+        log.info("%s", interim_text(self._rollout, now))
 
     # --- periodic checks ----------------------------------------------------------------------------
 
     def _check_running_tasks(self) -> None:
         """Check long-running tasks for deleted Nodes and for Jobs that wait; no watch reports these."""
         self._node_jobs.refresh_orphans()
+        self._stuck_pods.check_nodes(self._rollout.running())
         for task in self._rollout.running():
             now = self._clock.now()
             if now < task.next_node_check or task.outcome is not Outcome.RUNNING:
@@ -272,7 +300,7 @@ class Dispatcher:
             self._ensure_job(task)
             return
         what = f"a leftover of an earlier run does not end: {task.note.removeprefix('waiting for ')}"
-        hint = _check_kubelet_hint(task)
+        hint = check_kubelet_hint(task.target.name)
         self._end(task, Outcome.FAILED, NodeProblem(what, hint=hint))
 
     def _handle_failing_task(self, task: Task, seconds: float) -> None:
@@ -281,7 +309,11 @@ class Dispatcher:
             return
         why = task.problem or NodeProblem("its Job has failed")
         what = f"{why.what}; its Pod has still not ended"
-        self._end(task, Outcome.FAILED, replace(why, what=what, hint=why.hint or _check_kubelet_hint(task)))
+        self._end(
+            task,
+            Outcome.FAILED,
+            replace(why, what=what, hint=why.hint or check_kubelet_hint(task.target.name)),
+        )
 
     def _blocked_timeout(self, task: Task) -> float:
         return self._node_jobs.template(task).deadline or BLOCKED_TIMEOUT
@@ -308,7 +340,3 @@ class Dispatcher:
         self._rollout.end(task, outcome, self._clock.now(), note=note)
         self._node_jobs.forget(task.target.name)
         self._on_task_change(task)
-
-
-def _check_kubelet_hint(task: Task) -> str:
-    return f"run `kubectl describe node {task.target.name}` and check whether its kubelet works"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
+from kata_node.plan.report import NOT_OURS
 from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words, quote_foreign
 
 KILLED_EXIT_CODES = (137, 143)
@@ -43,6 +44,8 @@ class NodeProblem:
     hint: str = ""
     unfit: bool = False
     """Whether the node cannot run Kata because of what it is."""
+    pods_run: bool = False
+    """Whether pods run on handlers that a cleanup would remove."""
     node_words: NodeWords | None = None
 
     @property
@@ -64,6 +67,7 @@ class _Error(msgspec.Struct, frozen=True):
     where: str = ""
     hint: str = ""
     unfit: bool = False
+    pods_run: bool = False
     unit_log: str = ""
 
 
@@ -101,6 +105,25 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
     return NodeProblem(
         f"its Job failed ({reason}), and none of its Pods shows the cause", hint=_inspect_hint(job)
     )
+
+
+def found_nothing(pods: Sequence[Pod]) -> bool:
+    """Return whether the newest Pod of a cleanup says that nothing of this installation is on its node."""
+    newest = _newest_first(pods)[:1]
+    ended = (each.state.terminated for pod in newest for each in pod.containers if each.name == "revert-cri")
+    return any(end and _read_message(end.message).summary.startswith(NOT_OURS) for end in ended)
+
+
+def not_ready_problem(node: str) -> NodeProblem:
+    """Return why the Job of a Node that is not Ready makes no progress."""
+    return NodeProblem(
+        "its Node has become NotReady since its Job was created", hint=check_kubelet_hint(node)
+    )
+
+
+def check_kubelet_hint(node: str) -> str:
+    """Return the hint for a Node whose kubelet seems to be dead."""
+    return f"run `kubectl describe node {node}` and check whether its kubelet works"
 
 
 def stuck_reason(job: Job, pods: Sequence[Pod]) -> NodeProblem | None:
@@ -201,6 +224,7 @@ def _container_problem(pod: Pod, name: str, ended: Terminated) -> NodeProblem:
             stage=_stage_name(message.stage) if message.stage else name,
             exit_code=code,
             unfit=error.unfit,
+            pods_run=error.pods_run,
             node_words=NodeWords(*map(foreign_words, (error.what, error.where, error.hint))),
         )
     if words := foreign_words(message.summary or ended.message):

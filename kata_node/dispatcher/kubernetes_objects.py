@@ -11,7 +11,8 @@ from typing import Literal
 
 import msgspec
 
-Action = Literal["install", "cleanup"]
+Action = Literal["install", "cleanup", "check"]
+"""What a Job does. ``check`` looks for running pods before a cleanup, and changes nothing."""
 
 JOB_PREFIX = "job.katacontainers.io/"
 ACTION_LABEL, TEMPLATE_DIGEST_LABEL, NODE_KEY = (
@@ -298,6 +299,25 @@ class PodPage(_Page):
     """A page of Pods."""
 
     items: list[Pod] | None = None
+
+
+class TableColumn(_ApiObject):
+    """A column of a table, as ``kubectl get`` prints it."""
+
+    name: str
+
+
+class TableRow(_ApiObject):
+    """A row of a table: a cell for each column."""
+
+    cells: list[object] = []
+
+
+class TablePage(_Page):
+    """A page of a list as a table. The first event of a watch has the columns, the later ones do not."""
+
+    column_definitions: list[TableColumn] | None = None
+    rows: list[TableRow] | None = None
 
 
 class WatchEvent(_ApiObject):

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Collection, Iterable
 
 from kata_node.dispatcher.adoption import DesiredJob, JobDecision, decide
-from kata_node.dispatcher.api import ApiClient
+from kata_node.dispatcher.api import ApiClient, RefusedError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.eligibility import TaskResult
-from kata_node.dispatcher.failures import NodeProblem
+from kata_node.dispatcher.failures import NodeProblem, diagnose
 from kata_node.dispatcher.jobs import Jobs
 from kata_node.dispatcher.kubernetes_objects import Job, JobState, Pod
 from kata_node.dispatcher.nodes import Nodes
@@ -161,8 +161,8 @@ class NodeJobs:
         others = any(job.metadata.name != task.job for job in existing)
         for job in existing:
             match decisions[job.metadata.uid]:
-                case JobDecision.DONE if not (others or task.rerun):
-                    return TaskResult(Outcome.UNCHANGED, note="done by an earlier run")
+                case JobDecision.DONE | JobDecision.FAILED if not (others or task.rerun):
+                    return self._earlier_result(job)
                 case JobDecision.ADOPT:
                     self._adopt(task, job)
                     return None
@@ -172,10 +172,20 @@ class NodeJobs:
                 log.info("%s: %s", task.target.name, task.note)
             return None
         for job in existing:
-            if decisions[job.metadata.uid] in (JobDecision.DONE, JobDecision.REPLACE):
+            if decisions[job.metadata.uid] in (JobDecision.DONE, JobDecision.FAILED, JobDecision.REPLACE):
                 self.jobs.delete(job)
                 self._jobs_by_node[task.target.name].pop(job.metadata.uid, None)
         return None
+
+    def _earlier_result(self, job: Job) -> TaskResult:
+        if job.state is JobState.SUCCEEDED:
+            return TaskResult(Outcome.UNCHANGED, note="done by an earlier run")
+        try:
+            problem = diagnose(job, self.jobs.pods(job))
+        except RefusedError as error:
+            log.warning("%s", error)
+            problem = diagnose(job, [])
+        return TaskResult(Outcome.UNFIT if problem.unfit else Outcome.FAILED, problem)
 
     def _adopt(self, task: Task, job: Job) -> None:
         task.uid, task.adopted = job.metadata.uid, True
@@ -226,4 +236,5 @@ class NodeJobs:
             node=task.target.name,
             node_uid=task.target.uid,
             labels=self._config.labels,
+            owner_uid=self._owner.uid if self._owner and not self._config.retries_failed_nodes else "",
         )

@@ -99,6 +99,7 @@ def select(
     named: Collection[str] = (),
     terms: Collection[Term] = (),
     serving_label: str = "",
+    installation_label: str = "",
 ) -> Selection:
     """Sort ``nodes`` into the groups of a :class:`Selection`.
 
@@ -124,7 +125,8 @@ def select(
         if not matches and not features_are_missing(terms, name, labels):
             continue
         info = node.status.node_info
-        target = Target(name, node.metadata.uid, info.machine_id, info.runtime)
+        marked = not installation_label or installation_label in labels
+        target = Target(name, node.metadata.uid, info.machine_id, info.runtime, marked)
         if serving_label:
             found = serving_state(node, serving_label)
             if found.state == "served":
@@ -181,7 +183,14 @@ class Nodes:
         if config.nodes and len(config.nodes) <= SINGLE_GET_LIMIT:
             found = itertools.chain.from_iterable(self._list(name=name) for name in config.nodes)
         label = config.installation_label if config.skip_serving and skip_serving else ""
-        return select(found, config.templates, named=config.nodes, terms=config.terms, serving_label=label)
+        return select(
+            found,
+            config.templates,
+            named=config.nodes,
+            terms=config.terms,
+            serving_label=label,
+            installation_label=config.installation_label,
+        )
 
     def deselected(self, selected: Collection[str], templates: Templates) -> Selection:
         """Return the nodes that have the installation label, with any value, and are not ``selected``."""
@@ -193,9 +202,15 @@ class Nodes:
 
         With ``selected``, it is empty also when the configuration does not select the Node any more.
         """
-        if not selected or self._config.nodes:
-            return select(self._list(name=name), templates)
-        return select(self._list(self._config.selector, name), templates, terms=self._config.terms)
+        config, label = self._config, self._config.installation_label
+        if not selected or config.nodes:
+            return select(self._list(name=name), templates, installation_label=label)
+        found = self._list(config.selector, name)
+        return select(found, templates, terms=config.terms, installation_label=label)
+
+    def with_label(self, key: str) -> list[str]:
+        """Return the names of the Nodes that have a label, with any value."""
+        return sorted(node.metadata.name for node in self._list(key))
 
     def exists(self, name: str) -> bool:
         """Return whether the Node exists."""

@@ -19,9 +19,9 @@ from typing import Any, Literal
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.rollout import FINAL_OUTCOMES, SUCCESSFUL_OUTCOMES, Outcome, Rollout, Task
 
-MAX_ROWS = 50
-"""Maximum rows of the table. With more nodes it omits done and unchanged nodes, and nodes with the same
-outcome and detail share a row."""
+MAX_ROWS, MAX_INTERIM_ROWS = 50, 12
+"""Maximum rows of the table, at the end and during the run. With more nodes it omits done and unchanged
+nodes, and nodes with the same outcome and detail share a row."""
 
 WORST_FIRST = (
     Outcome.FAILED,
@@ -32,6 +32,7 @@ WORST_FIRST = (
     Outcome.NOT_STARTED,
     Outcome.SKIPPED,
     Outcome.GONE,
+    Outcome.NOT_OURS,
     Outcome.DONE,
     Outcome.UNCHANGED,
 )
@@ -47,11 +48,12 @@ class Result:
     tasks: Sequence[Task]
     seconds: float
     requests: Mapping[str, int]
+    failure_exit_code: int = 1
 
     @property
     def exit_code(self) -> int:
-        """0 when the outcome is ``ok``, else 1."""
-        return 0 if self.outcome == "ok" else 1
+        """0 when the outcome is ``ok``, else :attr:`failure_exit_code`."""
+        return 0 if self.outcome == "ok" else self.failure_exit_code
 
 
 def build_result(
@@ -64,6 +66,7 @@ def build_result(
     requests: Mapping[str, int],
     max_not_ready_nodes: int = 0,
     unfit_fails: bool = False,
+    failure_exit_code: int = 1,
 ) -> Result:
     """Return the result of a run.
 
@@ -92,7 +95,7 @@ def build_result(
         outcome, reason = "stopped", stopped
     if interrupted:
         outcome, reason = "interrupted", interrupted
-    return Result(action, outcome, reason, tasks, seconds, requests)
+    return Result(action, outcome, reason, tasks, seconds, requests, failure_exit_code)
 
 
 def task_line(task: Task, rollout: Rollout, now: float) -> str:
@@ -137,11 +140,28 @@ def duration(seconds: float) -> str:
 
 def text(result: Result) -> str:
     """Return the result as text: a table with a hint below each problem, and a summary line."""
-    groups = _groups(result.tasks)
+    return "\n".join([*_table(result.tasks, MAX_ROWS), *_failures_by_stage(result.tasks), summary(result)])
+
+
+def interim_text(rollout: Rollout, now: float) -> str:
+    """Return the counts, and a table of the nodes that have no Kata or run the longest.
+
+    If the run is killed, this is the last that is known of it.
+    """
+    shown = (Outcome.FAILED, Outcome.UNFIT, Outcome.NOT_READY)
+    bad = [task for task in rollout.tasks if task.outcome in shown]
+    longest = rollout.running()[: max(1, MAX_INTERIM_ROWS - len(bad))]
+    return "\n".join([counts(rollout, now), *_table([*bad, *longest], MAX_INTERIM_ROWS)])
+
+
+def _table(tasks: Sequence[Task], limit: int) -> list[str]:
+    groups = _groups(tasks, limit)
+    if not groups:
+        return []
     rows = [("NODE", "ACTION", "OUTCOME", "TIME", "DETAIL")]
     rows += [
         (_names(group), group[0].action, str(group[0].outcome), _longest(group), _detail(group[0]))
-        for group in groups[:MAX_ROWS]
+        for group in groups[:limit]
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = []
@@ -150,15 +170,15 @@ def text(result: Result) -> str:
         lines.append("  ".join([*cells, row[4]]).rstrip())
         if group and group[0].problem:
             lines += [f"  {hint}" for hint in group[0].problem.hints]
-    if more := sum(len(group) for group in groups[MAX_ROWS:]):
+    if more := sum(len(group) for group in groups[limit:]):
         lines.append(f"… and {more} more nodes; see the log, which has a line for each node")
-    return "\n".join([*(lines if groups else []), *_failures_by_stage(result.tasks), summary(result)])
+    return lines
 
 
-def _groups(tasks: Sequence[Task]) -> list[list[Task]]:
+def _groups(tasks: Sequence[Task], limit: int) -> list[list[Task]]:
     """Return the rows of the table, worst outcome first. The tasks of a group share a row."""
     ordered = sorted(tasks, key=lambda task: (WORST_FIRST.index(task.outcome), task.target.name))
-    if len(tasks) <= MAX_ROWS:
+    if len(tasks) <= limit:
         return [[task] for task in ordered]
     groups: dict[tuple[str, ...], list[Task]] = {}
     for task in ordered:
@@ -178,7 +198,8 @@ def _longest(group: Sequence[Task]) -> str:
 
 
 def _detail(task: Task) -> str:
-    return str(task.problem) if task.problem else task.note
+    stuck = task.stuck_reason if task.outcome is Outcome.RUNNING else None
+    return str(task.problem or task.note or stuck or "")
 
 
 def _failures_by_stage(tasks: Sequence[Task]) -> list[str]:
@@ -240,7 +261,7 @@ def _node(task: Task) -> dict[str, Any]:
         node["note"] = task.note
     if task.problem:
         node["error"] = asdict(task.problem)
-        for key in ("unfit", "node_words"):
+        for key in ("unfit", "pods_run", "node_words"):
             if not node["error"][key]:
                 del node["error"][key]
     return node

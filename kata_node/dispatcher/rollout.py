@@ -24,6 +24,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     SKIPPED = "skipped"
     GONE = "gone"
+    NOT_OURS = "not ours"
     UNFIT = "unfit"
     NOT_READY = "not ready"
     NOT_STARTED = "not started"
@@ -31,7 +32,10 @@ class Outcome(StrEnum):
 
 FINAL_OUTCOMES = frozenset(Outcome) - {Outcome.WAITING, Outcome.RUNNING}
 SUCCESSFUL_OUTCOMES = frozenset(
-    {Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED, Outcome.GONE, Outcome.UNFIT}
+    {
+        *(Outcome.DONE, Outcome.UNCHANGED, Outcome.SKIPPED),
+        *(Outcome.GONE, Outcome.NOT_OURS, Outcome.UNFIT),
+    }
 )
 """The outcomes that do not make the run fail. Unfit nodes do if the plan says so, or if no node has Kata."""
 
@@ -63,6 +67,8 @@ class Task:
     """The temporary taint because of which it has no Job yet."""
     ready_deadline: float | None = None
     """Time until which it may be not ready; ``None`` while it is ready."""
+    job_began: float = 0.0
+    """Time at which its Job was created or adopted."""
     pod_checks: int = 0
     next_pod_check: float = 0.0
     failed_tries: int = 0
@@ -173,7 +179,7 @@ class Rollout:
         task.note = note or task.note
         self._set_outcome(task, outcome)
         self._unfinished_by_wave[task.wave] -= 1
-        if outcome in (Outcome.DONE, Outcome.FAILED):
+        if outcome in (Outcome.DONE, Outcome.NOT_OURS, Outcome.FAILED):
             self._timed_seconds += task.seconds
             self._timed_tasks += 1
         failed = outcome is Outcome.FAILED or (outcome is Outcome.UNFIT and self.plan.unfit_fails)
@@ -189,8 +195,14 @@ class Rollout:
         """Start no more nodes. The reason of the first call is kept."""
         self.stopped = self.stopped or reason
 
-    def close(self, reason: str) -> None:
+    def update_seconds(self, now: float) -> None:
+        """Set the seconds of the running tasks."""
+        for task in self.running():
+            task.seconds = max(0.0, now - task.began)
+
+    def close(self, reason: str, now: float) -> None:
         """Mark all tasks without a Job as not started, at the end of a run."""
+        self.update_seconds(now)
         for task in self.tasks:
             if task.outcome is Outcome.WAITING or (task.outcome is Outcome.RUNNING and not task.uid):
                 task.note = reason

@@ -13,6 +13,7 @@ from kata_node.dispatcher.competing_dispatchers import (
     stop_competing_dispatchers,
 )
 from kata_node.dispatcher.config import Config
+from kata_node.dispatcher.deadline import set_deadline
 from kata_node.dispatcher.desired_state import StateObject, find_reason_to_do_nothing, read_state
 from kata_node.dispatcher.dispatch import Dispatcher
 from kata_node.dispatcher.eligibility import no_template, not_labeled, taint_not_tolerated
@@ -25,6 +26,7 @@ from kata_node.dispatcher.node_records import NodeRecorder
 from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.progress import Result, build_result, task_line
 from kata_node.dispatcher.rollout import Outcome, Rollout, RolloutPlan, Task
+from kata_node.dispatcher.running_pods import find_running_pods, refusal
 from kata_node.dispatcher.settling import settled_selection
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Target, job_name
@@ -48,6 +50,7 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
     check_installed(config, state)
     began = api.clock.now()
     recorder = RolloutRecorder(api, config, owner) if state is not None else None
+    set_deadline(api, config, owner)
     config = _tolerate_all_if_named(config)
     if config.action == "cleanup":
         stop_competing_dispatchers(api, config, owner, reporter)
@@ -88,13 +91,15 @@ def _run_on_nodes(
         config.unfit_fails,
         config.stops_on_rollbacks,
     )
+    if config.check and (blocked := find_running_pods(api, config, config.check, selection.eligible, owner)):
+        reason, tasks = refusal(blocked, [*tasks, *tasks_without_job])
+        seconds = api.clock.now() - began
+        return Result(config.action, "stopped", reason, tasks, seconds, api.requests)
     rollout = Rollout(tasks, plan, removed)
     _log_plan(config, selection, removed)
     record_failure = _failure_recorder(config, api, reporter)
     for task in tasks_without_job:
-        if task.outcome is Outcome.FAILED:
-            record_failure(task)
-
+        record_failure(task)
     stopped = ""
 
     def on_task_change(task: Task) -> None:
@@ -104,8 +109,7 @@ def _run_on_nodes(
         log.log(level, "%s", task_line(task, rollout, api.clock.now()))
         if stopped != (stopped := rollout.stopped):
             log.warning("the rollout stops, no more nodes are started: %s", stopped)
-        if task.outcome is Outcome.FAILED:
-            record_failure(task)
+        record_failure(task)
 
     interrupted = ""
     try:
@@ -114,11 +118,11 @@ def _run_on_nodes(
         if rollout.tasks:
             Dispatcher(api, config, nodes, rollout, owner=owner, on_task_change=on_task_change).run()
     except ShutdownRequested:
-        interrupted = "the dispatcher was asked to stop"
+        interrupted = api.stop.reason
     except KubeError as error:
         interrupted = error.what
         log.error("%s", error)
-    rollout.close(interrupted or rollout.stopped)
+    rollout.close(interrupted or rollout.stopped, api.clock.now())
     if interrupted:
         interrupted += f"; running Jobs that continue by themselves: {rollout.in_flight}"
         log.warning("%s", interrupted)
@@ -128,6 +132,7 @@ def _run_on_nodes(
         tasks,
         max_not_ready_nodes=config.max_not_ready_nodes(len(tasks)),
         unfit_fails=config.unfit_fails,
+        failure_exit_code=api.stop.exit_code,
         stopped=rollout.stopped,
         interrupted=interrupted,
         seconds=api.clock.now() - began,
@@ -136,11 +141,13 @@ def _run_on_nodes(
 
 
 def _failure_recorder(config: Config, api: ApiClient, reporter: str) -> Callable[[Task], None]:
-    """Return a function that records the failure of a task where it outlives the Job."""
+    """Return a function that records a task where it outlives the Job, if the task has failed."""
     events = EventRecorder(api, config.installation, reporter) if config.events else None
     records = NodeRecorder(api, config.installation_label)
 
     def record(task: Task) -> None:
+        if task.outcome is not Outcome.FAILED:
+            return
         if events:
             events.record_failure(task)
         records.record_failure(task)

@@ -1,6 +1,7 @@
 """Log why running Jobs are stuck or retried.
 
-One list of Pods covers all Jobs. A Job without a live Pod costs one more list.
+One list of Pods covers all Jobs. A Job without a live Pod costs one more list. The Pods on a Node that is not
+Ready do not show the cause.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from kata_node.dispatcher.api import RefusedError
-from kata_node.dispatcher.failures import NodeProblem, retry_reason, stuck_reason
+from kata_node.dispatcher.failures import NodeProblem, not_ready_problem, retry_reason, stuck_reason
 from kata_node.dispatcher.jobs import Jobs
 from kata_node.dispatcher.kubernetes_objects import Job, Pod
+from kata_node.dispatcher.node_readiness import CHECK_INTERVAL as NODE_CHECK_INTERVAL
+from kata_node.dispatcher.node_readiness import FIRST_CHECK as FIRST_NODE_CHECK
+from kata_node.dispatcher.node_readiness import NodeReadiness
 from kata_node.dispatcher.rollout import Task
 from kata_node.kube.retry import Clock
 
@@ -31,8 +35,10 @@ log = logging.getLogger(__name__)
 class StuckPodMonitor:
     """Checks the Pods of running Jobs. It affects only messages, so it tolerates a lack of rights on Pods."""
 
-    def __init__(self, jobs: Jobs, selector: str, clock: Clock) -> None:
+    def __init__(self, jobs: Jobs, readiness: NodeReadiness, selector: str, clock: Clock) -> None:
         self._jobs = jobs
+        self._readiness = readiness
+        self._next_node_check = 0.0
         self._selector = selector
         self._clock = clock
         self._startup_deadline = clock.now() + STARTUP_PERIOD
@@ -41,12 +47,40 @@ class StuckPodMonitor:
     def job_started(self, task: Task) -> None:
         """Start the checks for a node that got its Job."""
         task.pod_checks, task.next_pod_check = 0, self._clock.now() + FIRST_CHECK_DELAY
+        task.job_began = self._clock.now()
         task.failed_tries, task.last_retry, task.stuck_reason = 0, None, None
 
     def next_check_time(self, tasks: Iterable[Task]) -> float | None:
-        """Return when to list Pods again; ``None`` while no Job runs."""
-        first = min((task.next_pod_check for task in tasks if _is_running(task)), default=None)
+        """Return when to list Pods or to look at the Nodes again; ``None`` while no Job runs."""
+        running = [task for task in tasks if _is_running(task)]
+        times = (self._next_list_time(running), self._next_node_check_time(running))
+        return min((time for time in times if time is not None), default=None)
+
+    def _next_list_time(self, tasks: Iterable[Task]) -> float | None:
+        first = min((task.next_pod_check for task in tasks if self._is_ready(task)), default=None)
         return None if first is None else max(first, self._next_list)
+
+    def _next_node_check_time(self, running: Iterable[Task]) -> float | None:
+        first = min((task.job_began + FIRST_NODE_CHECK for task in running), default=None)
+        return None if first is None else max(first, self._next_node_check)
+
+    def check_nodes(self, tasks: Iterable[Task]) -> None:
+        """Log which running Jobs are on Nodes that have become not Ready, or are Ready again."""
+        running, now = [task for task in tasks if _is_running(task)], self._clock.now()
+        due = self._next_node_check_time(running)
+        if due is None or now < due:
+            return
+        self._readiness.update()
+        self._next_node_check = self._clock.now() + NODE_CHECK_INTERVAL
+        for task in running:
+            if not self._is_ready(task):
+                self._log_stuck_reason(task, not_ready_problem(task.target.name))
+            elif task.stuck_reason == not_ready_problem(task.target.name):
+                log.info("%s: its Node is Ready again", task.target.name)
+                self._log_stuck_reason(task, None)
+
+    def _is_ready(self, task: Task) -> bool:
+        return self._readiness.is_ready(task.target.name)
 
     def check_jobs(self, running: Iterable[tuple[Task, Job]]) -> None:
         """Log why a Job is stuck, for each Job that is due for a check, if the reason has changed."""
@@ -54,9 +88,9 @@ class StuckPodMonitor:
         jobs = [
             (task, job)
             for task, job in running
-            if _is_running(task) and (task.pod_checks or task.next_pod_check <= now)
+            if _is_running(task) and (task.pod_checks or task.next_pod_check <= now) and self._is_ready(task)
         ]
-        next_check_time = self.next_check_time(task for task, _ in jobs)
+        next_check_time = self._next_list_time(task for task, _ in jobs)
         if next_check_time is None or now < next_check_time:
             return
         self._next_list = now + (FIRST_CHECK_DELAY if now < self._startup_deadline else CHECK_INTERVAL)

@@ -40,6 +40,8 @@ class Target:
     machine_id: str = ""
     runtime: str = ""
     """The name of its container runtime, see :class:`Templates`; empty when the Node does not name it."""
+    marked: bool = True
+    """Whether the Node has the installation label, or it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

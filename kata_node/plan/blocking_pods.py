@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kata_node.errors import KataNodeError
+from kata_node.errors import PodsRunError
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
@@ -46,9 +46,9 @@ class BlockingPods:
         more = len(self.pods) - MAX_NAMED_PODS
         return ", ".join(map(str, self.pods[:MAX_NAMED_PODS])) + (f" and {more} more" if more > 0 else "")
 
-    def refusal(self, waited: float) -> KataNodeError:
+    def refusal(self, waited: float) -> PodsRunError:
         """Return the error of a stage that changed nothing after it waited ``waited`` seconds."""
-        return KataNodeError(
+        return PodsRunError(
             f"after {waited:g} s of waiting, {self}" if waited else str(self),
             hint="delete these pods (kubectl delete pod, or kubectl drain for the whole node); or set "
             "--wait-for-pods SECONDS (chart: runningPods.waitSeconds) to wait "

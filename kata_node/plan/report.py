@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from kata_node.errors import IneligibleNodeError, KataNodeError, UnfitNodeError, UsageError
+from kata_node.errors import IneligibleNodeError, KataNodeError, PodsRunError, UnfitNodeError, UsageError
 from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FindingStatus = Literal["pass", "warn", "fail", "skip"]
 Outcome = Literal["done", "skipped", "planned", "failed"]
+
+NOT_OURS = "not ours"
+"""How the summary of a stage begins that finds nothing of this installation on the node."""
 
 MIN_TEXT_LIMIT = 128
 """Maximum characters per text at which a termination message without its lists always fits.
@@ -60,16 +63,22 @@ class Problem:
     """Whether the node cannot run Kata because of what it is, see :class:`UnfitNodeError`."""
     unit_log: str = ""
     """What the unit of the container runtime wrote, see :class:`KataNodeError`."""
+    pods_run: bool = False
+    """Whether pods run on handlers that a change would remove, see :class:`PodsRunError`."""
 
     @classmethod
     def from_error(cls, error: KataNodeError) -> Problem:
         """Return the error as data."""
-        is_unfit = isinstance(error, UnfitNodeError)
-        return cls(error.what, error.where, error.hint, error.exit_code, is_unfit, error.unit_log)
+        return cls(
+            *(error.what, error.where, error.hint, error.exit_code),
+            unfit=isinstance(error, UnfitNodeError),
+            unit_log=error.unit_log,
+            pods_run=isinstance(error, PodsRunError),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the error as a JSON object. It has the keys ``unfit`` and ``unit_log`` only with a value."""
-        optional = ("unfit", "unit_log")
+        """Return the error as a JSON object. The optional keys are there only with a value."""
+        optional = ("unfit", "unit_log", "pods_run")
         return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in optional}
 
     def __str__(self) -> str:

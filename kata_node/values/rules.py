@@ -84,10 +84,7 @@ def _shims(values: Values) -> Iterator[str]:
 
 
 def _images(values: Values) -> Iterator[str]:
-    job = values.get("deploymentMode") == "job"
-    keys = ["image"]
-    keys += ["job.dispatcherImage"] if job else []
-    keys += ["kubectlImage"] if not job or at(values, "job.reconcileSchedule") else []
+    keys = ["image", "job.dispatcherImage"]
     keys += ["monitor.image"] if at(values, "monitor.enabled") else []
     for key in keys:
         reference = str(at(values, f"{key}.reference") or "").strip()

@@ -137,6 +137,11 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "check that the node can pull this image, and check imagePullSecrets in the values",
         "run `kubectl logs {} -c {} -n {}`",
         "find out what delays this stage on the node, or raise job.activeDeadlineSeconds",
+        "end the pods that the messages name, then run the helm command again",
+        (
+            "run `kata-node revert` on these nodes, or delete the Nodes of machines that are gone; "
+            "then run the helm command again"
+        ),
         "run `kubectl describe node {}`",
         "find out what creates the Job {} in the namespace {}",
         "run `kubectl describe job {} -n {}` to find its owner, and delete it if it is not needed",

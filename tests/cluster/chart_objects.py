@@ -110,8 +110,8 @@ def node_jobs(documents: list[Document]) -> Iterator[Document]:
     if not kind(documents, "ConfigMap", "-dispatcher"):
         return
     for name, config in dispatcher_configs(documents).items():
-        both = (*config["templates"], *config.get("removed", {}).get("templates", []))
-        for template in (each["template"] for each in both):
+        parts = (config, config.get("removed", {}), config.get("check", {}))
+        for template in (each["template"] for part in parts for each in part.get("templates", [])):
             job = json.loads(json.dumps(template).replace("@MACHINE_ID@", "0" * 32))
             assert "@" not in json.dumps(job["spec"]["template"]["spec"]).replace(f"@{DIGEST}", "")
             job["metadata"].update(

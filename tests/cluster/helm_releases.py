@@ -188,3 +188,11 @@ def ended(process: subprocess.Popen[str]) -> CommandResult:
     """Wait for the end of scripts/helm-install, and return its result."""
     stdout, stderr = process.communicate()
     return CommandResult(["helm-install"], process.returncode, stdout, stderr)
+
+
+def evict(cluster: Cluster, namespace: str, pod: str) -> None:
+    """Evict a pod through the Eviction API, as `kubectl drain` does."""
+    metadata = {"name": pod, "namespace": namespace}
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+    path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
+    cluster.kubectl("create", f"--raw={path}", "--filename=-", text=json.dumps(eviction))

@@ -1,7 +1,7 @@
 """A release of the chart in a control plane whose Nodes have no machines.
 
-The pods of the dispatcher really run, as processes with the rights of their account. The node Jobs succeed at
-once, with the labels that their stages would leave on the Node.
+The pods of the dispatcher really run, as processes with the rights of their account. A pod that is deleted
+gets SIGTERM. The node Jobs succeed at once, with the labels that their stages would leave on the Node.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class SimulatedRelease:
     """The action and the Node of every node Job that ran."""
     logs: dict[str, str] = field(default_factory=dict)
     """Name of a dispatcher Job -> what its pods wrote."""
+    held: set[str] = field(default_factory=set)
+    """Nodes on which the pods of node Jobs do not start yet."""
+    answers: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    """Node -> the statuses with which the next pods of its Jobs end, before one succeeds."""
 
     def __post_init__(self) -> None:
         self._ended = threading.Event()
@@ -69,12 +73,13 @@ class SimulatedRelease:
         where = f"--namespace={self.namespace}"
         return self.cluster.kubectl(where, *arguments, text=text, check=check).stdout
 
-    def helm(self, command: str, *options: str, **values: Any) -> str:
+    def helm(self, command: str, *options: str, check: bool = True, **values: Any) -> str:
         """Run a command of helm for the release ``kata``, and return its output."""
         chart = [] if command in ("uninstall", "status") else [str(CHART), "--values=-"]
         text = json.dumps(merge(self.values, values)) if chart else None
         where = f"--namespace={self.namespace}"
-        return self.cluster.helm(command, "kata", *chart, where, *options, text=text).stdout
+        done = self.cluster.helm(command, "kata", *chart, where, *options, text=text, check=check)
+        return done.stdout if check else done.stdout + done.stderr
 
     def render(self, **values: Any) -> str:
         """Return the manifests that tools without helm's hooks apply."""
@@ -132,8 +137,10 @@ class SimulatedRelease:
         server = Server(self.cluster.url, str(self.cluster.ca), self.cluster.token(ADMIN))
         while not self._ended.wait(0.2):
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                for pod in server.call("GET", f"/api/v1/namespaces/{self.namespace}/pods")[1]["items"]:
+                self._run_other_pods(server)
+                for pod in self._dispatcher_pods(server):
                     self._run_pod(server, pod)
+                    break  # what the others are may have changed meanwhile
         server.close()
 
     def _run_pod(self, server: Server, pod: Document) -> None:
@@ -145,48 +152,57 @@ class SimulatedRelease:
         if metadata["labels"].get("app.kubernetes.io/component") == "check":
             return  # an apply with the hook of `helm test`
         if "batch.kubernetes.io/job-name" not in metadata["labels"]:
-            self._bind(server, pod, path)
+            self._bind_daemon(server, pod, path)
             return
-        run = self._dispatcher if pod["spec"]["containers"][0]["name"] == "dispatcher" else self._node_job
+        run = self._dispatcher if _is_dispatcher(pod) else self._node_job
         if pod["status"]["phase"] != "Pending":
             return
-        if (succeeded := run(server, pod)) is not None:
-            server.call("PATCH", f"{path}/status", {"status": {"phase": _PHASES[succeeded]}})
+        if (status := run(server, pod, path)) is not None:
+            server.call("PATCH", f"{path}/status", {"status": status})
 
-    def _bind(self, server: Server, pod: Document, path: str) -> None:
+    def _bind_daemon(self, server: Server, pod: Document, path: str) -> None:
         """Bind the pod of a DaemonSet to its Node, as a scheduler does; its container never starts."""
         if pod["spec"].get("nodeName"):
             return
         affinity = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         [node] = affinity["nodeSelectorTerms"][0]["matchFields"][0]["values"]
+        self._bind(server, pod, path, node)
+
+    def _bind(self, server: Server, pod: Document, path: str, node: str) -> None:
         target = {"apiVersion": "v1", "kind": "Node", "name": node}
         name = pod["metadata"]["name"]
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
         server.call("POST", f"{path}/binding", body)
 
-    def _node_job(self, server: Server, pod: Document) -> bool | None:
+    def _node_job(self, server: Server, pod: Document, path: str) -> Mapping[str, Any] | None:
         node = pod["spec"].get("nodeName")
-        if not node:
+        if not node or node in self.held:
             return None
+        if self.answers.get(node):
+            return self.answers[node].pop(0)
         stages = [each["name"] for each in pod["spec"]["containers"]]
-        action = "install" if "label" in stages else "cleanup"
+        action = {"label": "install", "check-pods": "check"}.get(stages[-1], "cleanup")
+        if action == "check":
+            self.history.append((action, node))
+            return {"phase": "Succeeded"}
         label = "true" if action == "install" else None
         labels = {SHARED_LABEL: label, INSTALLATION_LABEL: label}
         code, _ = server.call("PATCH", f"/api/v1/nodes/{node}", {"metadata": {"labels": labels}})
         self.history.append((action, node))
-        return code == 200
+        return {"phase": "Succeeded" if code == 200 else "Failed"}
 
-    def _dispatcher(self, server: Server, pod: Document) -> bool | None:
+    def _dispatcher(self, server: Server, pod: Document, path: str) -> Mapping[str, Any] | None:
         metadata, spec = pod["metadata"], pod["spec"]
         job = metadata["labels"]["batch.kubernetes.io/job-name"]
-        [volume] = [each for each in spec["volumes"] if each["name"] == "config"]
-        name = volume["configMap"]["name"]
-        code, config = server.call("GET", f"/api/v1/namespaces/{self.namespace}/configmaps/{name}")
-        if code != 200:
-            return None  # a kubelet tries again to mount it
-        variables = {each["name"]: each.get("value", "") for each in spec["containers"][0]["env"]}
+        [container] = spec["containers"]
+        variables = {each["name"]: each.get("value", "") for each in container["env"]}
         file = self.directory / f"{metadata['uid']}.yaml"
-        file.write_text(config["data"][variables["KATA_DISPATCHER_CONFIG"].rpartition("/")[2]])
+        for volume in (each for each in spec.get("volumes", []) if each["name"] == "config"):
+            name = volume["configMap"]["name"]
+            code, config = server.call("GET", f"/api/v1/namespaces/{self.namespace}/configmaps/{name}")
+            if code != 200:
+                return None  # a kubelet tries again to mount it
+            file.write_text(config["data"][variables["KATA_DISPATCHER_CONFIG"].rpartition("/")[2]])
         account = f"system:serviceaccount:{self.namespace}:{spec['serviceAccountName']}"
         own = {
             "KATA_DISPATCHER_CONFIG": str(file),
@@ -195,24 +211,48 @@ class SimulatedRelease:
             "PYTHONPATH": str(CHECKOUT),
         }
         environment = {**self.cluster.environment(account), **variables, **own}
-        done = _run_while(
-            [sys.executable, "-m", "kata_node.dispatcher"], environment, lambda: self._run_other_pods(server)
-        )
+        # A pod on a Node is deleted when its containers have ended, and not before.
+        self._bind(server, pod, path, next(iter(sorted(self._nodes(server)))))
+        server.call("PATCH", f"{path}/status", {"status": {"phase": "Running"}})
+
+        def meanwhile(process: subprocess.Popen[str]) -> None:
+            self._run_other_pods(server)
+            if "deletionTimestamp" in server.call("GET", path)[1]["metadata"]:
+                process.terminate()
+
+        command = [sys.executable, "-m", "kata_node.dispatcher", *container.get("args", [])]
+        done = _run_while(command, environment, meanwhile)
         self.logs[job] = self.logs.get(job, "") + done.stdout + done.stderr
-        return done.returncode == 0
+        ended = {"terminated": {"exitCode": done.returncode}}
+        status = {"name": container["name"], "state": ended, "image": "", "imageID": "", "ready": False}
+        return {
+            "phase": "Failed" if done.returncode else "Succeeded",
+            "containerStatuses": [{**status, "restartCount": 0}],
+        }
+
+    def _nodes(self, server: Server) -> list[str]:
+        return [node["metadata"]["name"] for node in server.call("GET", "/api/v1/nodes")[1]["items"]]
+
+    def _dispatcher_pods(self, server: Server) -> list[Document]:
+        found = server.call("GET", f"/api/v1/namespaces/{self.namespace}/pods")[1]["items"]
+        return [pod for pod in found if _is_dispatcher(pod) and pod["status"]["phase"] == "Pending"]
 
     def _run_other_pods(self, server: Server) -> None:
-        """Run the node Jobs of a dispatcher that still runs."""
+        """Run the pods of node Jobs and DaemonSets, and remove the deleted pods that do not run."""
         for pod in server.call("GET", f"/api/v1/namespaces/{self.namespace}/pods")[1]["items"]:
-            if pod["spec"]["containers"][0]["name"] != "dispatcher":
+            if not _is_dispatcher(pod) or pod["status"]["phase"] in ("Succeeded", "Failed"):
                 self._run_pod(server, pod)
 
 
-_PHASES = {True: "Succeeded", False: "Failed"}
+def _is_dispatcher(pod: Document) -> bool:
+    """Return whether a pod runs a command of the dispatcher's image."""
+    return pod["spec"]["containers"][0]["name"] in ("dispatcher", "stop")
 
 
 def _run_while(
-    command: list[str], environment: Mapping[str, str], meanwhile: Callable[[], None]
+    command: list[str],
+    environment: Mapping[str, str],
+    meanwhile: Callable[[subprocess.Popen[str]], None],
 ) -> subprocess.CompletedProcess[str]:
     """Run a command, and call ``meanwhile`` again and again until it ends."""
     process = subprocess.Popen(
@@ -223,7 +263,7 @@ def _run_while(
             out, error = process.communicate(timeout=0.2)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                meanwhile()
+                meanwhile(process)
         else:
             return subprocess.CompletedProcess(command, process.returncode, out, error)
 

@@ -187,9 +187,28 @@ def test_a_job_has_its_stages_in_order_each_with_its_mounts_and_rights(
         assert context["capabilities"]["drop"] == ["ALL"]
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not labels or (context["runAsNonRoot"] and "add" not in context["capabilities"])
-    [first, _] = job["spec"]["podFailurePolicy"]["rules"]
-    assert first["action"] == "FailJob"
-    assert first["onExitCodes"]["values"] == [2, 3, 4]
+    [first, lost, _] = job["spec"]["podFailurePolicy"]["rules"]
+    assert (first["action"], first["onExitCodes"]["values"]) == ("FailJob", [2, 3, 4])
+    assert (lost["action"], lost["onExitCodes"]["values"]) == ("Ignore", [255])
+
+
+@pytest.mark.parametrize("runtime", ["containerd", "cri-o"])
+def test_the_job_that_looks_for_running_pods_cannot_write_on_the_node(cluster: Cluster, runtime: str) -> None:
+    check = dispatcher_configs(documents(cluster, JOB))["cleanup.yaml"]["check"]
+    job = job_for(check, runtime)
+    pod = job["spec"]["template"]["spec"]
+    assert not pod.get("initContainers")
+    [container] = pod["containers"]
+    assert container["args"] == ["stage", "check-pods"]
+    host = {each["name"] for each in pod["volumes"] if "hostPath" in each}
+    mounts = [each for each in container["volumeMounts"] if each["name"] in host]
+    assert mounts
+    assert all(each["readOnly"] for each in mounts)
+    assert "credentials" not in {each["name"] for each in container["volumeMounts"]}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["DAC_OVERRIDE"]}
+    assert job["spec"]["backoffLimit"] == 0
+    for skipped in ({"runningPods": {"ignore": True}}, {"job": {"cleanup": {"force": True}}}):
+        assert "check" not in dispatcher_configs(documents(cluster, JOB, skipped))["cleanup.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +254,7 @@ def test_there_is_a_job_template_for_each_container_runtime(
     cluster: Cluster, values: Any, runtimes: list[str]
 ) -> None:
     for config in dispatcher_configs(documents(cluster, JOB, values)).values():
-        for part in filter(None, (config, config.get("removed"))):
+        for part in filter(None, (config, config.get("removed"), config.get("check"))):
             assert [each["runtime"] for each in part["templates"]] == runtimes
 
 
@@ -294,7 +313,10 @@ def test_hooks_run_after_the_objects_that_they_need(cluster: Cluster) -> None:
         "kata-deploy-cleanup-dispatcher": ("Job", "pre-delete", 0),
     }
     dispatcher = one(rendered, "Job", "install-dispatcher")
-    assert dispatcher["spec"]["backoffLimit"] == 0
+    assert [rule["action"] for rule in dispatcher["spec"]["podFailurePolicy"]["rules"]] == [
+        "Ignore",
+        "FailJob",
+    ]
     assert dispatcher["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert dispatcher["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation"
 

@@ -43,6 +43,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "job.waitNodeReadySeconds": (JOB, 60),
     "job.backoffLimit": (JOB, 0),
     "job.activeDeadlineSeconds": (JOB, 60),
+    "job.deadlineSeconds": (JOB, 270),
     "job.ttlSecondsAfterFinished": (JOB, 60),
     "job.rollout.canary": (JOB, 2),
     "job.rollout.waveSize": (JOB, "25%"),
@@ -55,6 +56,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "job.dispatcherNodeSelector": (JOB, {"node-role.kubernetes.io/control-plane": ""}),
     "job.dispatcherTolerations": (JOB, [{"operator": "Exists"}]),
     "job.dispatcherResources": (JOB, {"limits": {"memory": "1Gi"}}),
+    "job.cleanup.force": (JOB, True),
     "job.cleanup.nodes": (JOB, ["worker-1"]),
     "job.cleanup.nodeSelector": (JOB, {"a": "b"}),
     "job.cleanup.nodeSelectorExpressions": (JOB, []),
@@ -72,8 +74,6 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "image.tag": ({}, "4.1.0"),
     "image.kataVersion": ({}, "4.1.0"),
     "devkit": ({"debug": True}, True),
-    "kubectlImage.reference": ({}, "example.org/kubectl"),
-    "kubectlImage.tag": ({}, "1.37"),
     "monitor.enabled": ({}, True),
     "monitor.image.reference": ({"monitor": {"enabled": True}}, "example.org/monitor"),
     "monitor.image.tag": ({"monitor": {"enabled": True}}, "4.1.0"),
@@ -83,6 +83,8 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "monitor.port": ({"monitor": {"enabled": True}}, 8091),
     "monitor.securityContext": ({"monitor": {"enabled": True}}, {"readOnlyRootFilesystem": False}),
     "monitor.resources": ({"monitor": {"enabled": True}}, {"limits": {"cpu": "1"}}),
+    "kubectlImage.reference": ({}, "example.org/kubectl"),
+    "kubectlImage.tag": ({}, "1.37"),
     "k8sDistribution": ({}, "rke2"),
     "containerRuntime": ({}, "crio"),
     "containerd.configDir": ({}, "/etc/my-containerd/"),
@@ -181,17 +183,18 @@ def test_the_table_covers_every_key_of_the_values() -> None:
     ]
 
 
+WITHOUT_EFFECT = ("verification.daemonsetTimeout", "kubectlImage.reference", "kubectlImage.tag")
+
+
 @pytest.mark.parametrize("path", FLIPS)
 def test_each_option_changes_the_rendered_objects_and_the_api_server_accepts_them(
     cluster: Cluster, path: str
 ) -> None:
     base, value = FLIPS[path]
     policies = {"rbac": {"admissionPolicy": "always"}}
-    # kubectl runs only in hooks of helm, which a rendering without a cluster does not have.
-    online = path.startswith("kubectlImage.")
-    before = documents(cluster, base, policies, online=online)
-    after = documents(cluster, base, policies, at(path, value), online=online)
-    assert (before != after) == (path != "verification.daemonsetTimeout")
+    before = documents(cluster, base, policies)
+    after = documents(cluster, base, policies, at(path, value))
+    assert (before != after) == (path not in WITHOUT_EFFECT)
     changed = [each for each in after if each not in before]
     had = [copy.deepcopy(each["spec"]) for each in node_jobs(before)]
     dry_run(cluster, [*changed, *(job for job in node_jobs(after) if job["spec"] not in had)] or after[:1])
@@ -299,10 +302,10 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        pytest.param({}, "quay.io/kata-containers/kubectl:latest", id="by default"),
-        pytest.param({"tag": "1.37"}, "quay.io/kata-containers/kubectl:1.37", id="a tag"),
+        pytest.param({}, "quay.io/kata-containers/kata-deploy-job-dispatcher:0.1.0", id="by default"),
+        pytest.param({"tag": "1.37"}, "quay.io/kata-containers/kata-deploy-job-dispatcher:1.37", id="a tag"),
         pytest.param(
-            {"reference": "r.example.org:5000/kubectl"}, "r.example.org:5000/kubectl:latest", id="a port"
+            {"reference": "r.example.org:5000/kubectl"}, "r.example.org:5000/kubectl:0.1.0", id="a port"
         ),
         pytest.param({"reference": "example.org/kubectl:1.37"}, "example.org/kubectl:1.37", id="all in one"),
         pytest.param({"reference": f"k@{DIGEST}"}, f"k@{DIGEST}", id="a digest"),
@@ -310,7 +313,7 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
     ],
 )
 def test_an_image_can_be_given_in_one_key_or_two(cluster: Cluster, image: Document, expected: str) -> None:
-    stop = one(documents(cluster, {"kubectlImage": image}, online=True), "Job", "stop")
+    stop = one(documents(cluster, {"job": {"dispatcherImage": image}}, online=True), "Job", "stop")
     assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import yaml
 from cluster.chart_objects import JOB, Document, documents, kind, merge, one, pods
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, apply, render
+from node.cache import CHECKOUT
 
 
 def admitted(cluster: Cluster, level: str, spec: Mapping[str, Any]) -> str:
@@ -43,8 +46,8 @@ def test_pods_have_the_pod_security_level_that_the_security_page_documents(clust
     nodes += [
         each["spec"] for each in pods(documents(cluster, {})).values() if "hostPath" in json.dumps(each)
     ]
-    # The DaemonSet, and for each container runtime install, its removal, cleanup and reconcile.
-    assert len(nodes) == 1 + 2 * 4
+    # The DaemonSet, and for each container runtime install, its removal, check, cleanup and reconcile.
+    assert len(nodes) == 1 + 2 * 5
     for spec in nodes:
         refused = admitted(cluster, "baseline", spec)
         assert "hostPath volumes" in refused
@@ -208,25 +211,28 @@ def test_the_hook_that_stops_the_daemonset_may_delete_only_this_daemonset(
             "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": pod},
         }
         apply(cluster, json.dumps(daemonset))
-    spec = job["spec"]["template"]["spec"]
-    [[program, *arguments], [_, *last]] = [
-        each["command"] for each in (*spec["initContainers"], *spec["containers"])
-    ]
-    assert program == "kubectl"
-    who = f"system:serviceaccount:{namespace}:kata-deploy-{namespace}-stop"
-    cluster.kubectl(*arguments, who=who)
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    account = f"system:serviceaccount:{namespace}:kata-deploy-{namespace}-stop"
+    environment = {**cluster.environment(account), "PYTHONPATH": str(CHECKOUT)}
+
+    def stop_with(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "kata_node.dispatcher", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    arguments = container["args"]
+    done = stop_with(*arguments)
+    assert done.returncode == 0, done.stderr
     left = cluster.kubectl("get", "daemonsets", f"--namespace={namespace}", "--output=name").stdout.split()
     assert left == ["daemonset.apps/another"]
-    cluster.kubectl(*arguments, who=who)  # a second delete succeeds
-    others = [each.replace(f"kata-deploy-{namespace}", "another") for each in arguments]
-    assert "forbidden" in cluster.kubectl(*others, who=who, check=False).stderr
+    assert "does not exist" in stop_with(*arguments).stdout  # a second delete succeeds
+    others = ["--name=another" if each.startswith("--name=") else each for each in arguments]
+    assert "forbidden" in stop_with(*others).stderr
 
-    # The last container fails if a Node has leftovers of this installation, and names the Node.
-    cluster.kubectl(*last, who=who)
+    # It fails if a Node has leftovers of this installation, and names the Node.
     with_another, left_over = f"{namespace}-a", f"{namespace}-b"
     cluster.node(with_another, labels={"kata-deploy.katacontainers.io/other": "true"})
     cluster.node(left_over, labels={f"kata-deploy.katacontainers.io/{namespace}": "false"})
-    found = cluster.kubectl(*last, who=who, check=False)
+    found = stop_with(*arguments)
     assert found.returncode == 1
     assert left_over in found.stderr
     assert with_another not in found.stderr

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ class RecordingRelease(SimulatedRelease):
 
     failing: frozenset[str] = frozenset()
 
-    def _node_job(self, server: Server, pod: Document) -> bool | None:
+    def _node_job(self, server: Server, pod: Document, path: str) -> Mapping[str, Any] | None:
         node = pod["spec"].get("nodeName")
-        if not node:
-            return None
-        installs = "label" in [each["name"] for each in pod["spec"]["containers"]]
+        stages = [each["name"] for each in pod["spec"]["containers"]]
+        if not node or "check-pods" in stages:
+            return super()._node_job(server, pod, path)
+        installs = "label" in stages
         self.history.append(("install" if installs else "cleanup", node))
         for goal, outcome in (
             (("claimed", "installing"), ("served", "installed"))
@@ -84,7 +85,7 @@ class RecordingRelease(SimulatedRelease):
                 name = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}/status"
                 server.call("PATCH", name, {"status": failed("cri", 4, MESSAGE)})
                 return None
-        return True
+        return {"phase": "Succeeded"}
 
     def node(self, name: str) -> NodeFacts:
         return NodeFacts.of(json.loads(self.cluster.kubectl("get", "node", name, "--output=json").stdout))

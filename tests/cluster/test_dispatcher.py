@@ -284,6 +284,44 @@ def test_a_stopped_dispatcher_leaves_running_jobs_and_starts_no_other(site: Site
     assert "deletionTimestamp" not in job["metadata"]
 
 
+def test_a_dispatcher_ends_at_its_deadline_and_says_what_is_left(site: Site) -> None:
+    done, runs, waits = site.nodes(3)
+    with site.kubelets({runs: running("cri")}):
+        # The time counts from the creation of its Job.
+        run = site.run(*owner(site, "own"), parallelism=1, deadlineSeconds=8)
+    assert run.code == 1
+    assert run.outcomes == {done: "done", runs: "running", waits: "not started"}
+    assert run.result["outcome"] == "interrupted"
+    reason = "the deadline of 8 s has passed; running Jobs that continue by themselves: 1"
+    assert run.result["reason"] == reason
+    assert (
+        "deletionTimestamp" not in site.jobs(f"--selector=job.katacontainers.io/node={runs}")[0]["metadata"]
+    )
+
+
+def test_a_node_that_becomes_not_ready_while_its_job_runs_is_told_as_that(site: Site) -> None:
+    (name,) = site.nodes(1)
+
+    def set_ready(status: str) -> None:
+        condition = {"type": "Ready", "status": status, "reason": "Test"}
+        patch = json.dumps({"status": {"conditions": [condition]}})
+        which = ("node", name, "--subresource=status", f"--patch={patch}")
+        site.cluster.kubectl("patch", *which)
+
+    set_ready("True")
+    with site.kubelets({name: None}) as kubelets:
+        process = site.start()
+        wait_until(lambda: len(site.jobs()) == 1, "the Job is there")
+        set_ready("Unknown")
+        told = f"{name}: its Node has become NotReady since its Job was created"
+        wait_until(lambda: told in site.logged(), "it is told")
+        set_ready("True")
+        wait_until(lambda: f"{name}: its Node is Ready again" in site.logged(), "it is told")
+        kubelets.answer(name, {"phase": "Succeeded"})
+        run = ended(process)
+    assert run.outcomes == {name: "done"}
+
+
 def test_a_deleted_job_is_created_again(site: Site) -> None:
     (name,) = site.nodes(1)
     with site.kubelets(idle=True) as kubelets:

@@ -76,15 +76,19 @@ class DispatcherRelease:
         return unbound(self.cluster, NAMESPACE, ACCOUNT)
 
     def job(self, file: str = "install.yaml", runtime: str = "containerd", machine: str = "a" * 32) -> Any:
-        """Return a Job as the dispatcher makes it from ``file``, with a new name."""
-        path = self.directory / file
+        """Return a Job as the dispatcher makes it from ``file``, with a new name.
+
+        ``check`` is the part of ``cleanup.yaml`` for the check before a cleanup.
+        """
+        path = self.directory / ("cleanup.yaml" if file == "check" else file)
         if not path.exists():
             (made,) = [each for each in yaml.safe_load_all(self.render(TEMPLATES[2:])) if each]
             for name, text in made["data"].items():
                 (self.directory / name).write_text(text)
         loaded = config.load(path)
         target = Target("worker-1", "uid-of-the-node", machine, runtime)
-        template = loaded.templates.find(target)
+        templates = loaded.check.templates if file == "check" and loaded.check else loaded.templates
+        template = templates.find(target)
         assert template is not None
         # Without an owner: the garbage collector deletes Jobs whose owner does not exist.
         identity = JobIdentity(NAMESPACE, loaded.labels, "1")
@@ -97,7 +101,7 @@ def release(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Dispa
     return DispatcherRelease(cluster, VALUES, tmp_path_factory.mktemp("config")).apply()
 
 
-@pytest.mark.parametrize("file", ["install.yaml", "cleanup.yaml"])
+@pytest.mark.parametrize("file", ["install.yaml", "cleanup.yaml", "check"])
 @pytest.mark.parametrize("runtime", ["containerd", "cri-o"])
 @pytest.mark.parametrize("machine_id", ["a" * 32, ""], ids=["machine id", "no machine id"])
 def test_the_jobs_of_the_chart_are_created_adopted_and_deleted(

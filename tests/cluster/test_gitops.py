@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cluster.control_plane import Cluster
+from cluster.fake_kubelet import failed
 from cluster.simulated_release import (
     DISPATCHERS,
     INSTALLATION_LABEL,
@@ -19,6 +20,7 @@ from cluster.simulated_release import (
     SimulatedRelease,
     with_annotation,
 )
+from kata_node.kube.events import failure_event
 from node.commands import wait_until
 
 JOB: dict[str, Any] = {
@@ -61,10 +63,9 @@ def label(cluster: Cluster, *nodes: str, value: str | None) -> None:
 
 
 def actions(release: SimulatedRelease) -> dict[str, set[str]]:
-    """Return action -> Nodes of the node Jobs that ran."""
-    return {
-        action: {node for made, node in release.history if made == action} for action, _ in release.history
-    }
+    """Return action -> Nodes of the node Jobs that ran and changed the Node."""
+    changed = [(action, node) for action, node in release.history if action != "check"]
+    return {action: {node for made, node in changed if made == action} for action, _ in changed}
 
 
 def dispatchers(release: SimulatedRelease) -> set[str]:
@@ -108,6 +109,32 @@ def test_an_apply_on_a_release_of_helm_takes_nothing_away(release: SimulatedRele
     assert release.labeled == set()
 
 
+def test_an_uninstall_asks_all_nodes_for_running_pods_before_it_cleans_one(release: SimulatedRelease) -> None:
+    release.helm("install")
+    release.forget()
+    what = "1 pod runs on a handler that would be removed: default/guest (kata-qemu)"
+    message = json.dumps({"summary": what, "stage": "check-pods", "error": {"what": what, "pods_run": True}})
+    pod = failed("check-pods", 1, message)
+    release.answers["worker-2"] = [
+        {**pod, "initContainerStatuses": [], "containerStatuses": pod["initContainerStatuses"]}
+    ]
+    assert "failed" in release.helm("uninstall", check=False)
+    assert (release.history, release.labeled) == ([("check", "worker-1")], NODES)
+    log = release.logs["kata-deploy-cleanup-dispatcher"]
+    assert f'worker-2  cleanup  failed       -     check-pods: the node says "{what}" (exit code 1)' in log
+    assert "pods run in Kata on 1 of 2 nodes, so no node was changed" in log
+    release.helm("uninstall")
+    assert actions(release) == {"cleanup": NODES}
+    assert release.labeled == set()
+
+
+def test_a_forced_cleanup_does_not_ask(release: SimulatedRelease) -> None:
+    release.helm("install", job={"cleanup": {"force": True}})
+    release.forget()
+    release.helm("uninstall")
+    assert {action for action, _ in release.history} == {"cleanup"}
+
+
 def test_an_apply_on_a_daemonset_of_helm_takes_nothing_away(release: SimulatedRelease) -> None:
     release.values = DAEMONSET
     release.helm("install")
@@ -117,7 +144,32 @@ def test_an_apply_on_a_daemonset_of_helm_takes_nothing_away(release: SimulatedRe
         [now] = release.items("daemonsets")
         assert (now["metadata"]["uid"], now["spec"]) == (before["metadata"]["uid"], before["spec"])
         assert release.items("jobs") == []
-    release.helm("uninstall", "--no-hooks")
+
+    # A rendering with the cluster has the hook that deletes the DaemonSet.
+    release.apply(release.helm("template", "--dry-run=server"))
+    assert "says that Kata is wanted on the nodes" in release.logs["kata-deploy-stop"]
+    [now] = release.items("daemonsets")
+    assert now["metadata"]["uid"] == before["metadata"]["uid"]
+    release.kubectl("delete", "job", "kata-deploy-stop")
+
+
+def test_an_uninstall_of_a_daemonset_names_the_nodes_that_still_have_kata_and_what_they_say(
+    release: SimulatedRelease,
+) -> None:
+    release.values = DAEMONSET
+    release.helm("install")
+    label(release.cluster, "worker-1", value="false")
+    what = "default: revert-cri: 1 pod runs on a handler that would be removed: default/guest (kata-qemu)"
+    blocked = failure_event(what, removing=True, exit_code=1)
+    event = blocked.as_object("worker-1", component="kata-node", reporter="any")
+    release.cluster.kubectl("create", "--namespace=default", "--filename=-", text=json.dumps(event))
+    assert "failed" in release.helm("uninstall", check=False)
+    assert release.items("daemonsets") == []
+    told = f'these nodes still have Kata: worker-1 (worker-1 says "{what}")'
+    assert told in release.logs["kata-deploy-stop"]
+    label(release.cluster, "worker-1", value=None)
+    release.helm("uninstall")
+    assert "the daemonset kata-deploy does not exist" in release.logs["kata-deploy-stop"]
 
 
 def test_manifests_without_helm_converge_and_an_apply_without_a_change_does_nothing(

@@ -15,11 +15,12 @@ from cluster.helm_releases import (
     CiCluster,
     PreparedNode,
     ended,
+    evict,
 )
 from cluster.jobs import Job, container, job
 from cluster.lost_handlers import lose_handlers, record, reported_handlers
 from cluster.test_stages import AS_RUNC, SHARED_LABEL, SHIM, events
-from node.commands import wait_until
+from node.commands import checked, wait_until
 from node.installation import HANDLERS, UNIT
 from node.snapshot import changes
 
@@ -109,10 +110,16 @@ def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall
         assert late.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
         assert late.node.activations(UNIT) == 2
 
-        # A blocking pod makes the uninstall fail; the release can be repaired.
-        assert ci_cluster.releases.uninstall(check=False).returncode
-        assert prepared_node.labels == {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "false"}
-        assert (prepared_node.handlers, prepared_node.invocation) == (HANDLERS, invocation)
+        # A blocking pod makes the uninstall fail before it changes a node; the release can be repaired.
+        failed = ci_cluster.releases.uninstall(check=False)
+        assert failed.returncode
+        said = failed.stdout + failed.stderr
+        assert "pods run in Kata on 1 of 2 nodes, so no node was changed" in said
+        assert "default/guest-" in said
+        for each in (prepared_node, late):
+            assert each.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
+            assert each.handlers == HANDLERS
+        assert prepared_node.invocation == invocation
         ci_cluster.releases.rollback()
         assert (
             prepared_node.labels
@@ -181,31 +188,37 @@ def test_two_releases_share_a_node_and_are_uninstalled_one_after_the_other(ci_cl
     assert prepared_node.is_clean
 
 
-def test_the_next_upgrade_completes_the_work_of_a_killed_dispatcher(ci_cluster: CiCluster) -> None:
+def test_a_dispatcher_that_is_evicted_and_killed_completes_the_rollout(
+    ci_cluster: CiCluster,
+) -> None:
+    cluster = ci_cluster.joined.cluster
     values = merge(JOBS, {"job": {"parallelism": 1}})
+
+    def dispatchers() -> list[str]:
+        which = ("--selector=app.kubernetes.io/component=dispatcher", "--field-selector=status.phase=Running")
+        found = cluster.kubectl("get", "pods", f"--namespace={NAMESPACE}", *which, "--output=json").stdout
+        pods = [each["metadata"] for each in json.loads(found)["items"]]
+        return [each["name"] for each in pods if "deletionTimestamp" not in each]
+
     with ci_cluster.join_another() as second:
         machines = (ci_cluster.prepared_node, second)
         process = ci_cluster.releases.start(values)
         wait_until(lambda: any(prepared_node.labels for prepared_node in machines), "a node is claimed")
+        [first] = dispatchers()
+        evict(cluster, NAMESPACE, first)
+        wait_until(lambda: dispatchers() not in ([first], []), "another pod of the dispatcher runs")
         for prepared_node in machines:
             prepared_node.node.run(
                 ["pkill", "--signal=KILL", "--full", "kata-deploy-job-dispatcher"], check=False
             )
-        failed = ended(process)
-        assert failed.returncode == 1, failed.stderr
-        assert "helm ended with 1" in failed.stderr
-        # The runtime of a node may be in a restart now, so it is not asked.
-        assert not all(prepared_node.labels.get(SHARED_LABEL) == "true" for prepared_node in machines)
-
-        ci_cluster.releases.install_checked(JOBS)
+        checked(ended(process), check=True)
         for prepared_node in machines:
             assert prepared_node.handlers == HANDLERS
             assert prepared_node.labels == {
                 SHARED_LABEL: "true",
                 f"{INSTALLATION_LABEL_PREFIX}default": "true",
             }
-            # One restart each: the second dispatcher adopts the Jobs of the first.
-            assert prepared_node.node.activations(UNIT) == 2
+            assert prepared_node.node.activations(UNIT) == 2, "one restart"
 
         ci_cluster.releases.uninstall()
         assert all(prepared_node.is_clean for prepared_node in machines)

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from cluster.chart_objects import JOB, dispatcher_configs, documents, job_for
 from cluster.jobs import Job, container, job
 from cluster.joined_node import JoinedNode
 from node.cache import NodeError
+from node.installation import UNIT
 
 TOKENS = "/var/run/secrets/tokens"
 
@@ -48,6 +50,33 @@ def test_a_failed_job_is_described_completely(shared_node: JoinedNode) -> None:
         failing.wait()
     assert failing.states()["broken"]["exitCode"] == 3
     assert len(failing.pods()) == 1
+
+
+def test_a_container_that_is_lost_in_a_restart_of_the_runtime_does_not_fail_the_job(
+    shared_node: JoinedNode,
+) -> None:
+    node, mounted = shared_node.node, {"volumeMounts": [{"name": "tmp", "mountPath": "/host"}]}
+    once = "mkdir /host/was-lost || exit 0; exec sleep 98765"
+    spec = {
+        "volumes": [{"name": "tmp", "hostPath": {"path": "/var/tmp"}}],
+        "containers": [container("stage", "sh", "-c", once) | mounted],
+    }
+    policy = job_for(dispatcher_configs(documents(shared_node.cluster, JOB))["install.yaml"])["spec"]
+    lost = Job.create(
+        shared_node, job("lost", spec, podFailurePolicy=policy["podFailurePolicy"], backoffLimit=0)
+    ).running()
+    # The other release's `cri` stage restarts the runtime while the shim of this container has ended.
+    pid = node.run(["pgrep", "--full", "^sleep 98765"]).stdout.strip()
+    shim = node.run(["ps", "-o", "ppid=", "-p", pid]).stdout.strip()
+    node.run(["systemctl", "stop", UNIT])
+    node.run(["kill", "-KILL", shim, pid])
+    node.run(["systemctl", "start", UNIT])
+    lost.wait()
+    first, _ = lost.pods()
+    [status] = first["status"]["containerStatuses"]
+    assert status["state"]["terminated"]["exitCode"] == 255
+    assert not status["state"]["terminated"].get("message")
+    node.run(["rmdir", "/var/tmp/was-lost"])
 
 
 def test_the_token_of_a_pod_identifies_the_pod_and_its_node(shared_node: JoinedNode) -> None:

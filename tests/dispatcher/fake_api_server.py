@@ -117,6 +117,8 @@ class FakeApiServer:
         """The status code of that error."""
         self.expire_pages = 0
         self._events: list[tuple[int, str, Object]] = []
+        self._not_ready: set[str] = set()
+        self._changed_nodes: list[tuple[int, str]] = []
         self._lock = threading.RLock()
         api = self
 
@@ -165,6 +167,13 @@ class FakeApiServer:
             {"containerRuntimeVersion": runtime} if runtime else {}
         )
         self.nodes[name] = {"metadata": metadata, "spec": spec, "status": {"nodeInfo": info}}
+
+    def set_ready(self, name: str, *, ready: bool) -> None:
+        """Let a Node become Ready or NotReady."""
+        with self._lock:
+            (self._not_ready.discard if ready else self._not_ready.add)(name)
+            self.version += 1
+            self._changed_nodes.append((self.version, name))
 
     def finish(self, name: str, kind: str = "Complete", reason: str = "", message: str = "") -> None:
         """Add a condition to a Job; ``Complete`` and ``Failed`` also end its Pods."""
@@ -321,6 +330,8 @@ class FakeApiServer:
         if offset and self.expire_pages:
             self.expire_pages -= 1
             return 410, _status(410, "The provided continue parameter is too old", "Expired")
+        if query.get("includeObject"):
+            return 200, self._table(list(self.nodes))
         metadata: Object = {"resourceVersion": str(self.version)}
         if len(objects) > offset + limit:
             metadata["continue"] = str(offset + limit)
@@ -328,6 +339,29 @@ class FakeApiServer:
                 metadata["remainingItemCount"] = len(objects) - offset - limit
         items = copy.deepcopy(objects[offset : offset + limit])
         return 200, {"kind": "List", "metadata": metadata, "items": items}
+
+    def _table(self, names: list[str], version: int = 0, *, header: bool = True) -> Object:
+        columns = [{"name": "Name"}, {"name": "Status"}] if header else None
+        rows = [{"cells": [name, "NotReady" if name in self._not_ready else "Ready"]} for name in names]
+        metadata = {"resourceVersion": str(version or self.version)}
+        return {"kind": "Table", "metadata": metadata, "columnDefinitions": columns, "rows": rows}
+
+    def watched_nodes(self, query: Mapping[str, str]) -> list[Object]:
+        """Return the events of a watch of all Nodes as a table."""
+        since = int(query["resourceVersion"])
+        if since < self.forgotten:
+            return [{"type": "ERROR", "object": _status(self.forgotten_code, "no such version", "Expired")}]
+        self.time.advance_to_next_event(float(query["timeoutSeconds"]))
+        with self._lock:
+            changes = [each for each in self._changed_nodes if each[0] > since]
+            bookmark = {"type": "BOOKMARK", "object": self._table([], header=False)}
+            return [
+                *(
+                    {"type": "MODIFIED", "object": self._table([name], version, header=False)}
+                    for version, name in changes
+                ),
+                bookmark,
+            ]
 
     def watched(self, query: Mapping[str, str]) -> list[Object]:
         """Return the events that a watch reports before it ends."""
@@ -414,12 +448,12 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._cut()
         elif watch:
-            self._watch(query)
+            self._watch(api.watched_nodes(query) if url.path == NODES else api.watched(query))
         else:
             self._send(*api.answer(method, url.path, query, body))
 
-    def _watch(self, query: Mapping[str, str]) -> None:
-        lines = [json.dumps(event).encode() + b"\n" for event in self.owner.watched(query)]
+    def _watch(self, events: list[Object]) -> None:
+        lines = [json.dumps(event).encode() + b"\n" for event in events]
         with contextlib.suppress(OSError):
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")

@@ -259,6 +259,10 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         ),
         pytest.param({"removed": REMOVED}, "removed: needs the key mark", id="removal without a mark"),
         pytest.param(
+            {"check": REMOVED}, "check: is valid only with the action cleanup", id="a check before an install"
+        ),
+        pytest.param({"deadlineSeconds": -1}, "deadlineSeconds: expected a whole", id="a time in the past"),
+        pytest.param(
             {"removed": REMOVED, "mark": INSTALLATION_LABEL, "action": "cleanup"},
             "valid only with the action install",
             id="removal twice",

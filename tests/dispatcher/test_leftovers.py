@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +22,9 @@ from dispatcher.harness import (
     template,
     workers,
 )
+from kata_node.dispatcher.config import OtherJobsConfig
 from kata_node.dispatcher.kubernetes_objects import NODE_KEY, TEMPLATE_DIGEST_LABEL
+from kata_node.dispatcher.progress import text
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.template import Owner, Template
 
@@ -533,3 +537,85 @@ def test_an_install_does_not_stop_other_dispatchers(api: FakeApiServer) -> None:
     api.dispatcher("reconcile-1", LABELS)
     assert outcomes(dispatch(api)) == {"n": "done"}
     assert "reconcile-1" in api.jobs
+
+
+@pytest.mark.parametrize(("retries", "made"), [(False, []), (True, ["n0"])])
+def test_the_pod_that_replaces_a_lost_one_takes_its_results_over(
+    api: FakeApiServer, time: FakeClock, retries: bool, made: list[str]
+) -> None:
+    workers(api, 3)
+    config, own = replace(CONFIG, retries_failed_nodes=retries), Owner("own", "own-uid")
+    with api.client() as connection:
+        api.on_create = lambda job: time.after(0.5, lambda: setattr(connection.stop, "requested", True))
+        assert run(config, connection, owner=own).outcome == "interrupted"
+    api.fail("install-n0", code=4, message="rolled back")
+    api.finish("install-n1")
+    time.after(30, lambda: api.finish("install-n2"))
+    api.on_create, api.made[:] = None, []
+    result = dispatch(api, config, owner=own)
+    failed = "done" if retries else "failed"
+    assert outcomes(result) == {"n0": failed, "n1": "unchanged", "n2": "done"}
+    assert api.made == made
+    # Another Job of the dispatcher, made by the next helm command, tries again.
+    assert outcomes(dispatch(api, config, owner=Owner("next", "next-uid")))["n0"] != "failed"
+
+
+# --- running pods before a cleanup ------------------------------------------------------------------
+
+ASKING = replace(CLEANUP, check=OtherJobsConfig("check", for_all_runtimes(template("check"))))
+RUNS = json.dumps({"stage": "check-pods", "error": {"what": "1 pod runs on a handler", "pods_run": True}})
+
+
+def answers(api: FakeApiServer, failures: Mapping[str, str]) -> None:
+    """Let Jobs with these names fail with a message; all others succeed."""
+
+    def created(job: Object) -> None:
+        name = job["metadata"]["name"]
+        if name in failures:
+            api.fail(name, stage="check-pods", message=failures[name])
+        else:
+            api.finish(name)
+
+    api.on_create = created
+
+
+def test_a_cleanup_changes_no_node_while_pods_run_in_kata_on_one(api: FakeApiServer) -> None:
+    workers(api, 3)
+    answers(api, {"check-n1": RUNS})
+    result = dispatch(api, ASKING)
+    assert (result.outcome, result.exit_code) == ("stopped", 1)
+    assert "pods run in Kata on 1 of 3 nodes, so no node was changed" in result.reason
+    assert outcomes(result) == {"n0": "not started", "n1": "failed", "n2": "not started"}
+    assert sorted(api.jobs) == ["check-n0", "check-n1", "check-n2"]
+    assert 'check-pods: the node says "1 pod runs on a handler"' in text(result)
+    # The next run asks again, although the Jobs of the first one are still there.
+    answers(api, {})
+    assert outcomes(dispatch(api, ASKING)) == dict.fromkeys(("n0", "n1", "n2"), "done")
+
+
+def test_a_cleanup_goes_on_if_a_node_cannot_say_whether_pods_run(
+    api: FakeApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers(api, 2)
+    answers(api, {"check-n0": "the CRI socket does not answer"})
+    assert outcomes(dispatch(api, ASKING)) == {"n0": "done", "n1": "done"}
+    assert "the CRI socket does not answer" in caplog.text
+
+
+def test_a_node_that_is_not_ready_is_not_asked(api: FakeApiServer) -> None:
+    api.node("n0")
+    api.node("n1", taints=("node.kubernetes.io/unreachable:NoExecute",))
+    answers(api, {})
+    assert outcomes(dispatch(api, ASKING)) == {"n0": "done", "n1": "not ready"}
+    assert api.made == ["n0", "n0"]
+
+
+def test_the_check_ends_the_install_job_of_an_earlier_run_and_keeps_finished_ones(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    workers(api, 2)
+    leave_unfinished_run(api)
+    api.finish("install-n0")
+    answers(api, {"check-n0": RUNS})
+    dispatch(api, ASKING)
+    assert sorted(api.jobs) == ["check-n0", "check-n1", "install-n0"]

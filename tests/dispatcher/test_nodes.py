@@ -20,7 +20,7 @@ from dispatcher.harness import (
     template,
     workers,
 )
-from kata_node.dispatcher.config import Config, DeselectedNodesConfig, IntOrPercent
+from kata_node.dispatcher.config import Config, IntOrPercent, OtherJobsConfig
 from kata_node.dispatcher.kubernetes_objects import TEMPLATE_DIGEST_LABEL
 from kata_node.dispatcher.progress import summary
 from kata_node.dispatcher.rollout import Outcome
@@ -511,7 +511,7 @@ def test_a_node_that_is_no_longer_selected_gets_the_cleanup_job_of_its_runtime(a
     api.node("a", labels={"pool": "kata"})
     api.node("b", labels={INSTALLATION_LABEL: "true"}, runtime="cri-o://1.36.1")
     api.node("c", labels={INSTALLATION_LABEL: "true"}, runtime="docker://28.1")
-    removed = DeselectedNodesConfig("removed", Templates(by_runtime={"cri-o": template("clean-crio")}))
+    removed = OtherJobsConfig("removed", Templates(by_runtime={"cri-o": template("clean-crio")}))
     result = dispatch(api, replace(BY_RUNTIME, selector="pool=kata", removed=removed))
     assert outcomes(result) == {"a": "done", "b": "done", "c": "failed"}
     assert api.jobs["removed-b"]["spec"]["template"]["spec"]["containers"][0]["image"] == "clean-crio"
@@ -671,7 +671,7 @@ def test_an_empty_selection_without_a_wait_succeeds(
 REMOVING = replace(
     CONFIG,
     selector="pool=kata",
-    removed=DeselectedNodesConfig(
+    removed=OtherJobsConfig(
         "removed", for_all_runtimes(template("cleanup", tolerations=[{"operator": "Exists"}]))
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ from kata_node.dispatcher import api as client
 from kata_node.dispatcher.config import Config, IntOrPercent
 from kata_node.dispatcher.failures import NodeWords
 from kata_node.dispatcher.kubernetes_objects import NODE_KEY
-from kata_node.dispatcher.progress import document
+from kata_node.dispatcher.progress import document, summary
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner, Template
@@ -271,9 +272,10 @@ def test_a_job_that_does_not_start_is_reported_once_and_long_before_its_deadline
     level, first = logged[0]
     assert (level, first.startswith(f"n: {reason_text}")) == ("WARNING", True)
     assert [level for level, _ in logged].count("WARNING") == 2, "once while it is stuck, and once at the end"
-    assert any(f"n for 5 min ({reason_text})" in message for _, message in logged)
+    row = re.compile(rf"^n +install +running +\d+ min +{re.escape(reason_text)}$", re.MULTILINE)
+    assert any(row.search(message) for _, message in logged), "the tables in the log show it"
     assert f"before that: {reason_text}" in str(result.tasks[0].problem)
-    assert sum(result.requests.values()) < 100
+    assert sum(result.requests.values()) < 300, "in an hour, for a cluster of any size"
 
 
 def test_a_retry_of_a_stage_is_logged_with_its_message(
@@ -725,3 +727,94 @@ def test_a_request_to_stop_before_the_first_job_creates_nothing(api: FakeApiServ
         with pytest.raises(ShutdownRequested):
             run(replace(CONFIG, wait_for_nodes=60), connection)
     assert api.jobs == {}
+
+
+def test_a_node_that_becomes_not_ready_is_told_as_that_and_not_as_a_failed_mount(
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kata_node")
+    workers(api, 2)
+
+    def created(job: Object) -> None:
+        api.pod(job, "host-check", NOT_STARTED)
+        if job["metadata"]["name"] == "install-n0":
+            time.after(600, lambda: api.finish("install-n0", "Failed", "DeadlineExceeded", "too long"))
+        else:
+            time.after(200, lambda: api.finish("install-n1"))
+
+    api.on_create = created
+    for node in ("n0", "n1"):
+        time.after(2, lambda node=node: api.set_ready(node, ready=False))  # type: ignore[misc]
+    time.after(60, lambda: api.set_ready("n1", ready=True))
+    result = dispatch(api)
+    assert outcomes(result) == {"n0": "failed", "n1": "done"}
+    told = "n0: its Node has become NotReady since its Job was created; hint: run `kubectl describe node n0`"
+    assert told in caplog.text
+    assert "n1: its Node is Ready again" in caplog.text
+    problem = result.tasks[0].problem
+    assert problem
+    assert "NotReady" in problem.what
+    assert "DeadlineExceeded" in problem.what
+    assert "kubelet" in problem.hint
+    # `n1` gets the hint of a failed mount when its Node is Ready again, `n0` never.
+    assert [record for record in caplog.messages if "n0: no container" in record] == []
+
+
+def test_an_expired_watch_of_nodes_reads_them_again(
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers(api, 1)
+    api.on_create = lambda job: time.after(300, lambda: api.finish("install-n0"))
+
+    def lost() -> None:
+        api.set_ready("n0", ready=False)
+        api.forget()
+
+    time.after(100, lost)
+    assert outcomes(dispatch(api)) == {"n0": "done"}
+    assert "n0: its Node has become NotReady" in caplog.text
+
+
+def test_the_log_has_a_table_of_failed_and_running_nodes_while_it_works(
+    api: FakeApiServer, time: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kata_node")
+    workers(api, 3)
+
+    def created(job: Object) -> None:
+        name = job["metadata"]["name"]
+        if name == "install-n0":
+            time.after(5, lambda: api.fail(name, message=MESSAGE))
+        else:
+            time.after(300, lambda: api.finish(name))
+
+    api.on_create = created
+    dispatch(api)
+    table = next(record for record in caplog.messages if "NODE" in record)
+    assert table.startswith("1 of 3 nodes ended, 1 failed, 2 running")
+    assert [line.split()[:3] for line in table.splitlines() if line.startswith("n")] == [
+        ["n0", "install", "failed"],
+        ["n1", "install", "running"],
+        ["n2", "install", "running"],
+    ]
+
+
+def test_a_node_without_anything_of_this_installation_is_counted_as_not_ours(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    api.node("foreign", labels={"katacontainers.io/kata-runtime": "true"})
+    api.node("lost-its-label")
+    api.node("ours", labels={CONFIG.installation_label: "true"})
+
+    def created(job: Object) -> None:
+        name = job["metadata"]["name"]
+        summary = "reverted" if "lost" in name else "not ours: no receipt and no file of it is on this node"
+        message = json.dumps({"stage": "revert-cri", "outcome": "skipped", "summary": summary})
+        api.pod(job, "revert-cri", {"terminated": {"exitCode": 0, "message": message}})
+        time.after(1, lambda: api.finish(name))
+
+    api.on_create = created
+    result = dispatch(api, CLEANUP)
+    assert outcomes(result) == {"foreign": "not ours", "lost-its-label": "done", "ours": "done"}
+    assert "cleanup ok: 3 nodes: 2 done, 1 not ours" in summary(result)
+    assert result.requests["list pods"] <= 4, "only Nodes without the label cost a request"

@@ -19,7 +19,7 @@ from kata_node.plan.blocking_pods import BlockingPods
 from kata_node.plan.report import StageReport
 from kata_node.runtime import restart
 from pipeline.harness import Killed, errors, exit_code, make_node, run, snapshot
-from stages import artifacts, cri, remove_artifacts, revert_cri
+from stages import artifacts, check_pods, cri, remove_artifacts, revert_cri
 
 CRI = (artifacts, cri)
 REVERT_CRI = (revert_cri, remove_artifacts)
@@ -87,6 +87,21 @@ def waits(log_messages: pytest.LogCaptureFixture) -> list[str]:
 
 def kata(node: FakeNode) -> list[str]:
     return [name for name in node.handlers or () if name.startswith("kata-")]
+
+
+def test_the_stage_check_pods_says_what_would_block_a_revert_and_changes_nothing(
+    node: FakeNode, payload: Path
+) -> None:
+    before, restarts = snapshot(node), node.restarts
+    (free,) = run(node, (check_pods,), payload)
+    assert (free.outcome, free.error) == ("skipped", None)
+    node.pods = (DB, WEB)
+    (blocked,) = run(node, (check_pods,), payload)
+    assert blocked.error
+    assert blocked.error.pods_run
+    assert "shop/web (kata-qemu)" in blocked.error.what
+    assert (snapshot(node), node.restarts) == (before, restarts)
+    assert errors(run(node, (check_pods,), payload, ignore_pods=True)) == []
 
 
 def test_a_revert_is_refused_while_a_pod_runs_on_a_handler(node: FakeNode, payload: Path) -> None:

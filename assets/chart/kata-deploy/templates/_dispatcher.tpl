@@ -29,6 +29,11 @@ tolerations.
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" (list (dict "operator" "Exists"))) -}}
 {{- end -}}
 
+{{- /* The Job that looks for running pods before the first node is cleaned. */ -}}
+{{- define "kata-deploy.dispatcher.checkTemplates" }}
+{{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" (list "check-pods") "tolerations" (list (dict "operator" "Exists"))) -}}
+{{- end -}}
+
 {{- /* The user name of the dispatcher's ServiceAccount. */ -}}
 {{- define "kata-deploy.dispatcher.user" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "kata-deploy.dispatcher.name" . }}
@@ -40,11 +45,11 @@ other fields of the pod as `spec`.
 */ -}}
 {{- define "kata-deploy.dispatcher.allowedPods" -}}
 {{- $pods := list -}}
-{{- $templates := concat (include "kata-deploy.once" (list . "kata-deploy.dispatcher.installTemplates") | fromYamlArray) (include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | fromYamlArray) -}}
+{{- $templates := concat (include "kata-deploy.once" (list . "kata-deploy.dispatcher.installTemplates") | fromYamlArray) (include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | fromYamlArray) (include "kata-deploy.once" (list . "kata-deploy.dispatcher.checkTemplates") | fromYamlArray) -}}
 {{- range $templates -}}
 {{- $pod := .template.spec.template -}}
 {{- $spec := omit $pod.spec "initContainers" "containers" -}}
-{{- $pods = append $pods (dict "containers" (concat $pod.spec.initContainers $pod.spec.containers) "labels" ($pod.metadata.labels | default dict) "annotations" ($pod.metadata.annotations | default dict) "spec" $spec) -}}
+{{- $pods = append $pods (dict "containers" (concat ($pod.spec.initContainers | default list) $pod.spec.containers) "labels" ($pod.metadata.labels | default dict) "annotations" ($pod.metadata.annotations | default dict) "spec" $spec) -}}
 {{- end -}}
 {{- include "kata-deploy.celLiteral" $pods -}}
 {{- end -}}
@@ -106,13 +111,26 @@ depend on anything but the values and the release.
 {{- with index . 0 -}}
 {{- if eq $file "cleanup.yaml" -}}
 {{- include "kata-deploy.dispatcher.config" (list . "cleanup" "job.cleanup") }}
+{{- include "kata-deploy.dispatcher.deadline" . }}
+{{- if not (include "kata-deploy.hasCluster" .) }}
+retryFailedNodes: true
+{{- end }}
 templates:
   {{- include "kata-deploy.once" (list . "kata-deploy.dispatcher.cleanupTemplates") | trim | nindent 2 }}
+{{- if not (or ((.Values.job).cleanup).force (.Values.runningPods).ignore) }}
+check:
+  namePrefix: {{ include "kata-deploy.shortName" (list . "check" 40) }}
+  templates:
+    {{- include "kata-deploy.once" (list . "kata-deploy.dispatcher.checkTemplates") | trim | nindent 4 }}
+{{- end }}
 {{- else -}}
 {{- include "kata-deploy.dispatcher.config" (list . "install" "job") }}
 {{- if eq $file "reconcile.yaml" }}
 skipServing: true
+# The deadline of its Job would delete the pod and its log.
+deadlineSeconds: {{ add (((.Values.job).activeDeadlineSeconds) | default 3600) 540 }}
 {{- else }}
+{{- include "kata-deploy.dispatcher.deadline" . }}
 waitForNodesSeconds: {{ (.Values.job).waitForNodesSeconds | default 0 }}
 {{- $settle := (.Values.job).nodeSettleSeconds }}
 nodeSettleSeconds: {{ ternary 15 $settle (kindIs "invalid" $settle) }}
@@ -131,6 +149,12 @@ removed:
 {{- end }}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "kata-deploy.dispatcher.deadline" -}}
+{{- with (.Values.job).deadlineSeconds }}
+deadlineSeconds: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{- /* The section `rollout`. Takes the root. */ -}}
@@ -192,13 +216,8 @@ metadata:
     argocd.argoproj.io/hook-delete-policy: BeforeHookCreation
   {{- end }}
 spec:
-  {{- if or $cluster (eq (index . 1) "install") }}
-  # The failure is reported at once. Retries happen in the node Jobs.
-  backoffLimit: 0
-  {{- else }}
-  # An apply does not run it again, and pods that still run in Kata may end.
-  backoffLimit: 6
-  {{- end }}
+  {{- /* An apply does not run the Job of a cleanup again, and pods that still run in Kata may end. So it is retried. */}}
+  {{- include "kata-deploy.dispatcher.podFailurePolicy" (or $cluster (eq (index . 1) "install")) | nindent 2 }}
   {{- if $cluster }}
   # helm does not delete hooks with the release. The node Jobs are deleted together with this Job, so it outlives them.
   ttlSecondsAfterFinished: {{ include "kata-deploy.dispatcher.jobTTL" $root }}
@@ -253,6 +272,38 @@ image: {{ include "kata-deploy.image" (list . (.Values.job).dispatcherImage "job
 imagePullPolicy: {{ .Values.imagePullPolicy | default "Always" }}
 {{- end -}}
 
+{{- /* When the Job of a dispatcher makes a new pod. Takes whether a failure of the program itself is final. */ -}}
+{{- define "kata-deploy.dispatcher.podFailurePolicy" -}}
+# A pod that was killed or deleted is replaced, and the new one goes on.
+backoffLimit: 6
+podFailurePolicy:
+  rules:
+    # The pod was evicted or preempted, or its node is gone.
+    - action: Ignore
+      onPodConditions:
+        - type: DisruptionTarget
+          status: "True"
+    {{- if . }}
+    # The program itself has failed, which is reported at once. Retries happen in the node Jobs.
+    - action: FailJob
+      onExitCodes:
+        operator: In
+        values: [1, 2]
+    {{- end }}
+{{- end -}}
+
+{{- /* The own Job of a dispatcher, as variables of its environment. */ -}}
+{{- define "kata-deploy.dispatcher.ownerEnv" -}}
+- name: KATA_DISPATCHER_OWNER_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.labels['batch.kubernetes.io/job-name']
+- name: KATA_DISPATCHER_OWNER_UID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
+{{- end -}}
+
 {{- /* The pod of the dispatcher. Takes (list $ "install.yaml"): the configuration file that it reads. */ -}}
 {{- define "kata-deploy.dispatcher.pod" }}
 {{- $root := index . 0 -}}
@@ -274,14 +325,7 @@ spec:
         - name: KATA_DISPATCHER_LOG_LEVEL
           value: {{ include "kata-deploy.logLevel" $root }}
         # This Job owns the node Jobs, so Kubernetes deletes them together with it.
-        - name: KATA_DISPATCHER_OWNER_NAME
-          valueFrom:
-            fieldRef:
-              fieldPath: metadata.labels['batch.kubernetes.io/job-name']
-        - name: KATA_DISPATCHER_OWNER_UID
-          valueFrom:
-            fieldRef:
-              fieldPath: metadata.labels['batch.kubernetes.io/controller-uid']
+        {{- include "kata-deploy.dispatcher.ownerEnv" $root | nindent 8 }}
       securityContext:
         {{- include "kata-deploy.restrictedSecurityContext" $root | trim | nindent 8 }}
       {{- with ($root.Values.job).dispatcherResources }}

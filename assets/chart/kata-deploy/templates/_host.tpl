@@ -92,7 +92,7 @@ Host paths by stage, as {"host-check": [...], "artifacts": [...], "cri": [...], 
 {{- end -}}
 {{- $check = uniq $check -}}
 {{- $cri = uniq $cri -}}
-{{- dict "host-check" $check "artifacts" $artifacts "cri" $cri "remove-artifacts" $artifacts "revert-cri" $cri | toJson -}}
+{{- dict "host-check" $check "artifacts" $artifacts "cri" $cri "remove-artifacts" $artifacts "revert-cri" $cri "check-pods" $cri | toJson -}}
 {{- end -}}
 
 {{- /* The volume name of a host path. */ -}}

@@ -120,27 +120,6 @@ seccompProfile:
 {{- list "CHOWN" "DAC_OVERRIDE" "FOWNER" | toJson -}}
 {{- end -}}
 
-{{- /* A kubectl container. Takes (list $ "name" (list "of" "arguments")). */ -}}
-{{- define "kata-deploy.kubectlContainer" -}}
-{{- $root := index . 0 -}}
-- name: {{ index . 1 }}
-  image: {{ include "kata-deploy.image" (list $root $root.Values.kubectlImage "kubectlImage" "latest") }}
-  imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
-  command:
-    - kubectl
-    {{- toYaml (index . 2) | nindent 4 }}
-  env:
-    # kubectl writes its cache below HOME.
-    - name: HOME
-      value: /tmp
-  terminationMessagePolicy: FallbackToLogsOnError
-  securityContext:
-    {{- include "kata-deploy.restrictedSecurityContext" $root | trim | nindent 4 }}
-  volumeMounts:
-    - name: tmp
-      mountPath: /tmp
-{{- end -}}
-
 {{- /* The container of one stage. Takes (list $ "stage" "containerd" or "crio"). */ -}}
 {{- define "kata-deploy.stageContainer" }}
 {{- $root := index . 0 -}}
@@ -156,7 +135,7 @@ seccompProfile:
       value: "@MACHINE_ID@"
     - name: KATA_NODE_REPORTS
       value: /run/reports
-    {{- if has $stage (list "cri" "revert-cri") }}
+    {{- if has $stage (list "cri" "revert-cri" "check-pods") }}
     {{- include "kata-deploy.runningPodsEnv" $root | trim | nindent 4 }}
     {{- end }}
     {{- if eq $stage "label" }}
@@ -173,8 +152,9 @@ seccompProfile:
     {{- if not $paths }}
     {{- include "kata-deploy.restrictedSecurityContext" $root | trim | nindent 4 }}
     {{- else }}
-    {{- /* host-check reads files of any owner and mode. The other stages write them. */ -}}
-    {{- $capabilities := ternary (list "DAC_OVERRIDE") (include "kata-deploy.writeCapabilities" $root | fromJsonArray) (eq $stage "host-check") }}
+    {{- /* host-check and check-pods read files of any owner and mode. The other stages write them. */ -}}
+    {{- $reads := has $stage (list "host-check" "check-pods") -}}
+    {{- $capabilities := ternary (list "DAC_OVERRIDE") (include "kata-deploy.writeCapabilities" $root | fromJsonArray) $reads }}
     {{- include "kata-deploy.hostSecurityContext" (list $root $capabilities) | trim | nindent 4 }}
     {{- end }}
   {{- with $root.Values.resources }}
@@ -190,7 +170,7 @@ seccompProfile:
     {{- range $paths }}
     - name: {{ include "kata-deploy.volumeName" . }}
       mountPath: /host{{ . }}
-      {{- if or (eq . "/etc/machine-id") (eq . "/dev") (and (eq . "/run/kata-node") (eq $stage "host-check")) }}
+      {{- if or (eq $stage "check-pods") (eq . "/etc/machine-id") (eq . "/dev") (and (eq . "/run/kata-node") (eq $stage "host-check")) }}
       readOnly: true
       {{- end }}
     {{- else }}
@@ -216,7 +196,12 @@ metadata:
   labels:
     {{- include "kata-deploy.labels" $root | nindent 4 }}
 spec:
+  {{- if has "check-pods" .stages }}
+  # A node that cannot answer is asked again by its cleanup.
+  backoffLimit: 0
+  {{- else }}
   backoffLimit: {{ ternary 3 ($root.Values.job).backoffLimit (kindIs "invalid" ($root.Values.job).backoffLimit) }}
+  {{- end }}
   activeDeadlineSeconds: {{ ($root.Values.job).activeDeadlineSeconds | default 3600 }}
   ttlSecondsAfterFinished: {{ include "kata-deploy.nodeJobTTL" $root }}
   podFailurePolicy:
@@ -227,6 +212,12 @@ spec:
         onExitCodes:
           operator: In
           values: [2, 3, 4]
+      # The runtime has lost the container, because another program restarted the runtime and the container's shim had
+      # ended. The stage did not fail, and the next pod completes its work.
+      - action: Ignore
+        onExitCodes:
+          operator: In
+          values: [255]
       # The pod was evicted or preempted. That does not count as a failure of the node.
       - action: Ignore
         onPodConditions:
@@ -264,10 +255,12 @@ spec:
       {{- end }}
       tolerations:
         {{- toYaml .tolerations | nindent 8 }}
+      {{- with initial .stages }}
       initContainers:
-        {{- range initial .stages }}
+        {{- range . }}
         {{- include "kata-deploy.stageContainer" (list $root . $runtime) | trim | nindent 8 }}
         {{- end }}
+      {{- end }}
       containers:
         {{- include "kata-deploy.stageContainer" (list $root (last .stages) $runtime) | trim | nindent 8 }}
       volumes:
