@@ -246,6 +246,12 @@ def _prefix(values: ValuesReader, key: str, prefix: str) -> str:
     if problem := path_problem(prefix):
         values.add_problem(key, f"{describe_value(prefix)} {problem}")
         return ""
+    if prefix:
+        from kata_node.settings.system_dirs import prefix_problem
+
+        if problem := prefix_problem(prefix):
+            values.add_problem(key, f"{prefix} {problem}")
+            return ""
     return posixpath.normpath(f"/{prefix.strip('/')}").rstrip("/")
 
 

@@ -118,6 +118,8 @@ def _read_config_dir(containerd: ValuesReader) -> str:
         containerd.add_problem("configDir", f"{describe_value(path)} is not an absolute path")
     elif problem := path_problem(path):
         containerd.add_problem("configDir", f"{describe_value(path)} {problem}")
+    elif path and (problem := _system_dir_problem(path)):
+        containerd.add_problem("configDir", f"{posixpath.normpath(path)} {problem}")
     return posixpath.normpath(path) if path else ""
 
 
@@ -139,7 +141,15 @@ def _read_socket(containerd: ValuesReader) -> str:
         )
     elif problem := path_problem(path):
         containerd.add_problem("runtimeSocket", f"{describe_value(path)} {problem}")
+    elif path and (problem := _system_dir_problem(posixpath.dirname(path))):
+        containerd.add_problem("runtimeSocket", f"{path} {problem}")
     return path
+
+
+def _system_dir_problem(directory: str) -> str:
+    from kata_node.settings.system_dirs import runtime_dir_problem
+
+    return runtime_dir_problem(directory)
 
 
 def _read_setup(snapshotter: ValuesReader) -> tuple[str, ...]:

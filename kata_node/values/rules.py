@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 
 from kata_node.settings.selection import select_enabled
 from kata_node.settings.shims import MACHINES, table
+from kata_node.settings.system_dirs import runtime_dir_problem
 from kata_node.settings.values import parse_yaml
 from kata_node.values.chart import Values, at, gone
 
@@ -139,14 +140,16 @@ def _paths(values: Values) -> Iterator[str]:
         path = str(at(values, f"containerd.{key}") or "").removeprefix("unix://")
         if path and key == "configDir":
             path = posixpath.normpath(path)
-        folder = path if key == "configDir" else posixpath.normpath(posixpath.dirname(path))
+        folder = path if key == "configDir" else posixpath.dirname(path)
         if path and not path.startswith("/"):
             yield f"containerd.{key}: {path} is not an absolute path; write a path that begins with /"
-        elif path and folder in ("/", "//"):
-            yield (
-                f"containerd.{key}: {path} would mount the root directory of the node into the pods; use a "
-                "path below another directory"
-            )
+        elif path and (problem := runtime_dir_problem(folder)):
+            yield f"containerd.{key}: {path} {problem}"
+    endpoint = str(at(values, "monitor.runtimeEndpoint") or "")
+    if at(values, "monitor.enabled") and endpoint:
+        socket_dir = posixpath.dirname(endpoint.removeprefix("unix://"))
+        if problem := runtime_dir_problem(socket_dir):
+            yield f"monitor.runtimeEndpoint: {endpoint} {problem}"
 
 
 def _runtime_classes(values: Values) -> Iterator[str]:

@@ -236,11 +236,24 @@ def expression(operator: str, *values: str) -> Document:
             id="k3s, crio",
         ),
         pytest.param({"containerd": {"configDir": "etc"}}, "not an absolute path", id="a relative path"),
-        pytest.param({"containerd": {"configDir": "/a/.."}}, "the root directory of the node", id="the root"),
+        pytest.param({"containerd": {"configDir": "/a/.."}}, "a directory of the system", id="the root"),
         pytest.param(
             {"containerd": {"runtimeSocket": "unix:///c.sock"}},
-            "the root directory of the node",
+            "a directory of the system",
             id="a socket there",
+        ),
+        *(
+            pytest.param(at(key, value), f"{key}: ", id=f"{key}={value}")
+            for key, value in (
+                *(("env.installationPrefix", each) for each in ("/", "//etc/", "/var", "/run/x", "/home/x")),
+                *(("containerd.configDir", each) for each in ("/etc/", "/opt", "/usr/lib/x", "/var/run")),
+                ("containerd.runtimeSocket", "unix:///var/run/c.sock"),
+            )
+        ),
+        pytest.param(
+            {"monitor": {"enabled": True, "runtimeEndpoint": "unix:///run/c.sock"}},
+            "monitor.runtimeEndpoint: unix:///run/c.sock would give the pods /run",
+            id="the socket of the monitor",
         ),
         pytest.param({"env": {"installationPrefix": "mnt"}}, "not an absolute path", id="a relative prefix"),
         pytest.param({"startupTaints": ["a:Never"]}, "neither `key` nor `key:effect`", id="an effect"),
