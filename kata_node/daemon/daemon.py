@@ -150,7 +150,7 @@ class Daemon:
                 return
             pause = self._pauses.after(child.code or 1, tries)
             why = self._failure_reason(child)
-            self._set_state(f"not installed, tried {_times(tries)}: {why}")
+            self._set_state(f"not installed, tried {_times(tries)}")
             log.warning("the install failed; retrying in %.0f s: %s", pause, why)
             self._wait_until(lambda: self._stopping, pause)
 
@@ -163,10 +163,10 @@ class Daemon:
             why = self._failure_reason(child)
             if child.code == UNFIT and self._is_unfit():
                 # A pod that is never ready would block every rolling update of the DaemonSet.
-                self._set_state(f"unfit: {why}", ready=self._unfit_is_ready)
+                self._set_state("unfit", ready=self._unfit_is_ready)
                 log.warning("this node is unfit, so Kata is not installed: %s", why)
                 return
-            self._set_state(f"not installed, no retry: {why}")
+            self._set_state("not installed, no retry")
             log.error("the install failed; no retry on this node until the pod is replaced: %s", why)
 
     def _shut_down(self) -> int:
@@ -215,7 +215,7 @@ class Daemon:
             log.info("reverted")
             return code
         why = self._failure_reason(child)
-        self._set_state(f"not reverted, tried {_times(tries)}: {why}")
+        self._set_state(f"not reverted, tried {_times(tries)}")
         if code in (UNFIT, USAGE):
             log.error("the revert failed; run `kata-node revert` on this node: %s", why)
         else:

@@ -69,6 +69,13 @@ def read_user_drop_in(values: ValuesReader) -> str:
     Report a problem if it is not valid TOML, or if a value has a type with which no containerd starts.
     """
     problems_before = len(values.problems)
+    with values.section("userDropInSecret") as secret:
+        secret.skip("key", "digest")
+        if secret.text("name"):
+            secret.add_problem(
+                "name",
+                "is a Secret, which only the pods of the chart have; give its content with --user-drop-in",
+            )
     text = read_toml(values, "userDropIn")
     if text.strip() and len(values.problems) == problems_before:
         from kata_node.toml.parse import parse

@@ -32,6 +32,7 @@ def problems(values: Values) -> Iterator[str]:
     yield from _images(values)
     yield from _job(values)
     yield from _paths(values)
+    yield from _user_drop_in(values)
     yield from _runtime_classes(values)
     yield from _verification(values)
 
@@ -150,6 +151,14 @@ def _paths(values: Values) -> Iterator[str]:
         socket_dir = posixpath.dirname(endpoint.removeprefix("unix://"))
         if problem := runtime_dir_problem(socket_dir):
             yield f"monitor.runtimeEndpoint: {endpoint} {problem}"
+
+
+def _user_drop_in(values: Values) -> Iterator[str]:
+    if at(values, "containerd.userDropInSecret.name") and at(values, "containerd.userDropIn"):
+        yield (
+            "containerd.userDropInSecret.name: containerd.userDropIn is set too, and only one of both can be "
+            "the drop-in; remove one"
+        )
 
 
 def _runtime_classes(values: Values) -> Iterator[str]:

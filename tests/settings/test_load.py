@@ -740,18 +740,10 @@ def test_a_prefix_that_would_need_quoting_is_refused(prefix: str, tmp_path: Path
 @pytest.mark.parametrize(
     "prefix",
     [
-        "/",
-        "//",
-        "/etc",
-        "/etc/",
-        "//etc//kata",
-        "/./usr/",
-        "/var",
-        "/var/lib",
-        "/var/lib/kubelet/x",
-        "/run/kata",
-    ]
-    + ["/var/run/kata", "/boot", "/proc/1", "/sys", "/dev/shm", "/root/kata", "/home", "/tmp/kata", "/lib"],
+        *("/", "//", "/etc", "/etc/", "//etc//kata", "/./usr/", "/var", "/var/lib", "/var/lib/kubelet/x"),
+        *("/run/kata", "/var/run/kata", "/boot", "/proc/1", "/sys", "/dev/shm", "/root/kata", "/home"),
+        *("/tmp/kata", "/lib"),
+    ],
 )
 def test_a_directory_of_the_system_is_refused_as_prefix(prefix: str, tmp_path: Path) -> None:
     (problem,) = problems(f"env: {{installationPrefix: '{prefix}'}}", tmp_path=tmp_path)
