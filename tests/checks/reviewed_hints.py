@@ -89,6 +89,7 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "install the container runtime again",
     ),
     "It is about the cluster or its API server. The scratch node has none.": (
+        "run `helm upgrade` after a change of the {}, with its new digest in the values if they have one",
         "restart the pod",
         "set a port, for example --listen :8090",
         ("stop the program that listens there, or set another port here and in the probes of the pod"),
@@ -260,6 +261,19 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "; set {} = true instead",
     ),
     "tests/cli/test_status.py follows it.": ("systemctl start {}",),
+    "tests/settings follow it.": (
+        "leave it empty for /opt/kata, or use a directory of your own, for example /srv/kata",
+        "use a directory that has only the files of the container runtime",
+        (
+            "name a readable file; in a cluster, create the Secret that containerd.userDropInSecret "
+            "names, with its key"
+        ),
+        "remove one of them",
+        "save it as UTF-8",
+    ),
+    "tests/plan/test_install_dir.py follows it.": (
+        "remove the symlink at {} or above it, or set env.installationPrefix to another directory",
+    ),
     "tests/pipeline/test_refused_config.py follows it.": (
         (
             "change the value that the refusal is about, for example containerd.userDropIn; to try the "
