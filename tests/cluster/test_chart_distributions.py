@@ -199,6 +199,20 @@ def test_the_jobs_install_kata_and_an_uninstall_leaves_nothing(
     assert tuple(changes(before, host.snapshot())) == host.left
 
 
+def test_below_a_prefix_an_uninstall_leaves_nothing_either(
+    cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
+) -> None:
+    values = {"env": {"installationPrefix": "/srv/kata", "multiInstallSuffix": "blue"}}
+    release = documents(cluster, JOB, FEW, values)
+    host = debian("forky")(boot_node)
+    host.node.run(["mkdir", "/srv/kata"])
+    before = host.node.snapshot(*WATCHED, "/srv")
+    run_all(NodeJob(host, release, "install.yaml", payload, tmp_path), *INSTALL)
+    assert any(path.startswith("/srv/kata/opt/kata-blue/bin/") for path in host.node.snapshot("/srv"))
+    run_all(NodeJob(host, release, "cleanup.yaml", payload, tmp_path), *REVERT)
+    assert changes(before, host.node.snapshot(*WATCHED, "/srv")) == []
+
+
 def test_a_node_of_another_distribution_has_another_error_than_a_stopped_runtime(
     cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
 ) -> None:
