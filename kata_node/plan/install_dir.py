@@ -19,7 +19,9 @@ def require_own_directory(root: Root, install_dir: str) -> None:
     found = [real] if real != install_dir else []
     if not root.is_whole():
         mounted = mounted_directory(root.resolve(install_dir))
-        found += [mounted] if mounted not in ("", "/") and not _has_same_name(mounted, install_dir) else []
+        if mounted not in ("", "/") and posixpath.basename(mounted) != posixpath.basename(install_dir):
+            # The path begins with the subvolume if there is one: with btrfs, Fedora names that of / `root`.
+            found.append(mounted.removeprefix("/root") or "/root")
     if not found:
         return
     from kata_node.settings.system_dirs import is_system_dir
@@ -32,7 +34,3 @@ def require_own_directory(root: Root, install_dir: str) -> None:
                 hint=f"remove the symlink at {install_dir} or above it, or set env.installationPrefix to "
                 "another directory",
             )
-
-
-def _has_same_name(mounted: str, install_dir: str) -> bool:
-    return posixpath.basename(mounted) == posixpath.basename(install_dir)

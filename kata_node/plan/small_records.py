@@ -23,17 +23,27 @@ def load_record(root: Root, where: str, record: type[Record]) -> Record | None:
     kata-node writes regular files of at most :data:`SIZE_LIMIT` bytes, which no other user can write. The
     texts in the record are as in the file.
     """
+    try:
+        raw = _read(root, where)
+    except KataNodeError as error:
+        log.debug("%s cannot be read: %s", where, error)
+        return None
+    if raw is None:
+        return None
     import msgspec.json
 
     try:
-        info = root.lstat(where)
-        if info is None:
-            return None
-        if not stat.S_ISREG(info.st_mode) or info.st_size > SIZE_LIMIT or first_untrusted(root, [where]):
-            log.debug("%s is no record of kata-node", where)
-            return None
-        raw = root.read(where)
-        return None if raw is None else msgspec.json.decode(raw, type=record)
-    except (KataNodeError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        log.debug("%s cannot be read: %s", where, error)
+        return msgspec.json.decode(raw, type=record)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        log.debug("%s is damaged: %s", where, error)
         return None
+
+
+def _read(root: Root, where: str) -> bytes | None:
+    info = root.lstat(where)
+    if info is None:
+        return None
+    if not stat.S_ISREG(info.st_mode) or info.st_size > SIZE_LIMIT or first_untrusted(root, [where]):
+        log.debug("%s is no record of kata-node", where)
+        return None
+    return root.read(where)

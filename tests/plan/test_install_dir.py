@@ -46,7 +46,17 @@ def test_a_symlink_to_a_directory_of_ones_own_is_allowed(root: Root) -> None:
     require_own_directory(root, INSTALL_DIR)
 
 
-@pytest.mark.parametrize(("mounted", "is_refused"), [("/etc", True), ("/var/opt/kata", False), ("/", False)])
+@pytest.mark.parametrize(
+    ("mounted", "is_refused"),
+    [
+        ("/etc", True),
+        ("/root/etc", True),
+        ("/root/srv/mine", False),
+        ("/root/opt/kata", False),
+        ("/var/opt/kata", False),
+        ("/", False),
+    ],
+)
 def test_a_container_asks_the_kernel_what_the_kubelet_mounted(
     root: Root, monkeypatch: pytest.MonkeyPatch, mounted: str, *, is_refused: bool
 ) -> None:
