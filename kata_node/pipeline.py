@@ -23,6 +23,7 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, Plan, RemoveReceipt, WriteReceipt
 from kata_node.plan.blocking_pods import BlockingPods
 from kata_node.plan.context import Options, StageContext
+from kata_node.plan.install_dir import require_own_directory
 from kata_node.plan.last_run import Invocation
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Outcome, Problem, StageReport, problem_of_findings
@@ -222,8 +223,10 @@ def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
 def _load_receipt(stage: Stage, run: Run) -> Receipt:
     """Return the receipt, with the version of this program; an empty receipt if there is none.
 
-    Raises :class:`IneligibleNodeError` if another user can write it. host-check reports this as a finding.
+    Raises :class:`IneligibleNodeError` if the install dir leads to a directory of the system, or if another
+    user can write the receipt. host-check reports the latter as a finding.
     """
+    require_own_directory(run.clients.root, run.settings.install_dir)
     if untrusted := receipts.untrusted(run.clients.root, run.settings.install_dir):
         if stage.NAME != HOST_CHECK:
             raise untrusted.error()

@@ -63,6 +63,7 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
     made_dirs = (
         *((install_dir,) if facts.has_removable_dir else ()),
         *(reversed(before.made_dirs) if before else ()),
+        *facts.mount_dirs,
     )
     if made_dirs:
         actions.append(RemoveDirs(tuple(dict.fromkeys(made_dirs))))

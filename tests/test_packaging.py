@@ -118,7 +118,7 @@ def test_the_wheel_has_only_the_programs_and_their_data(wheel: zipfile.ZipFile) 
         for path in (CHECKOUT / package).rglob("*")
         if path.suffix in {".py", ".typed"}
     }
-    chart = ("files/gone.json", "values.schema.json", "values.yaml")
+    chart = ("files/gone.json", "files/system-dirs.json", "values.schema.json", "values.yaml")
     data = ("kata-keys.toml", "shims.toml", *(f"chart/kata-deploy/{name}" for name in chart))
     pages = ("reference/exit-codes.md", "troubleshooting.md")
     expected |= {f"kata_node/docs/{name}" for name in pages}

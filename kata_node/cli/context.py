@@ -29,6 +29,7 @@ def settings_of(common: Common) -> Settings:
         },
         arch=kernel.arch(),
         digest=common.config_digest,
+        user_drop_in=str(common.user_drop_in or ""),
     )
 
 
@@ -63,7 +64,7 @@ def _progress(total: int, title: str) -> contextlib.AbstractContextManager[Calla
 
 
 _REPEATED_OPTIONS = (
-    *("config", "host_root", "payload", "offline", "runtime", "shims", "installation_prefix"),
+    *("config", "user_drop_in", "host_root", "payload", "offline", "runtime", "shims", "installation_prefix"),
     *("multi_install_suffix", "k8s_distribution", "cri_socket", "node_name"),
 )
 """The options that decide what is installed where, and the Node. A command that is repeated needs them."""

@@ -72,7 +72,7 @@ def exec_daemon(
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    os.execve(command[0], command, environment(common, daemon_options))  # noqa: S606 - this very interpreter
+    os.execve(command[0], command, environment(common, daemon_options))  # noqa: S606 - itself  # nosec B606
 
 
 def environment(common: Common, daemon_options: Mapping[str, Any]) -> dict[str, str]:

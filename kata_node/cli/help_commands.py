@@ -78,6 +78,10 @@ def register(app: typer.Typer) -> None:
         from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
         print_result(
-            get_completion_script(prog_name=PROGRAM_NAME, complete_var=COMPLETION_VARIABLE, shell=shell)
+            get_completion_script(
+                prog_name=PROGRAM_NAME,
+                complete_var=COMPLETION_VARIABLE,
+                shell=shell,  # the name of a shell, nothing is run  # nosec B604
+            )
         )
         return 0

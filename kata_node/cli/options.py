@@ -149,6 +149,9 @@ class Common:
             WHAT, "config-digest", "SHA256", "The digest of the values file. Refuse a file with another one."
         ),
     ] = ""
+    user_drop_in: Annotated[
+        Path | None, _path_option(WHAT, "user-drop-in", "FILE", "A file in place of containerd.userDropIn.")
+    ] = None
     payload: Annotated[
         Path, _path_option(WHAT, "payload", "DIR", "The directory with the Kata files to install.")
     ] = DEFAULT_PAYLOAD
@@ -313,7 +316,7 @@ _CHANGES = (
     *("expected_machine_id", "lock_timeout", "restart_timeout", "wait_for_pods", "ignore_pods"),
     *("label_timeout", "label_stable_for", "termination_log"),
 )
-_PLACING = ("payload", "shims", "ignore_unread_config", "retry_refused")
+_PLACING = ("user_drop_in", "payload", "shims", "ignore_unread_config", "retry_refused")
 _PLANNING = ("dry_run", "verbose")
 COMMAND_OPTIONS = {
     "install": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLACING, *_PLANNING),

@@ -107,14 +107,14 @@ class Daemon:
                 continue  # what changed before the watch is seen by the next question
             unknown = unknown + 1 if found.state == UNKNOWN else 0
             if found.state == NOT_SERVED or unknown >= PATIENCE:
-                self._set_state(f"{NOT_SERVED}: {found.reason}")
+                self._set_state(NOT_SERVED)
             if found.state == UNKNOWN:
                 self._wait_for_change(self._pauses.after(1, unknown))
             elif self._state.ready and (found.state == SERVED or found.reason == accepted):
                 self._wait_for_change()
             elif delay := 0 if found.state == SERVED else limit.delay(time.monotonic()):
                 self._set_state(
-                    f"{found.state}: {found.reason}; repaired {_times(limit.repairs)}, and changed again",
+                    f"{found.state}, repaired {_times(limit.repairs)}, and changed again",
                     ready=self._state.ready,
                 )
                 log.warning(
@@ -170,7 +170,7 @@ class Daemon:
                 return child.code == DONE
             pause = self._pauses.after(child.code or 1, tries)
             why = failure_reason(self._termination_log, child.code or 0)
-            self._set_state(f"not installed, tried {_times(tries)}: {why}")
+            self._set_state(f"not installed, tried {_times(tries)}")
             log.warning("the install failed; retrying in %.0f s: %s", pause, why)
             self._wait_until(lambda: self._stopping, pause)
         return False
@@ -184,10 +184,10 @@ class Daemon:
             why = failure_reason(self._termination_log, child.code or 0)
             if child.code == UNFIT and says_unfit(self._termination_log):
                 # A pod that is never ready would block every rolling update of the DaemonSet.
-                self._set_state(f"unfit: {why}", ready=self._unfit_is_ready)
+                self._set_state("unfit", ready=self._unfit_is_ready)
                 log.warning("this node is unfit, so Kata is not installed: %s", why)
                 return
-            self._set_state(f"not installed, no retry: {why}")
+            self._set_state("not installed, no retry")
             log.error("the install failed; no retry on this node until the pod is replaced: %s", why)
 
     def _shut_down(self) -> int:
@@ -236,7 +236,7 @@ class Daemon:
             log.info("reverted")
             return code
         why = failure_reason(self._termination_log, child.code or 0)
-        self._set_state(f"not reverted, tried {_times(tries)}: {why}")
+        self._set_state(f"not reverted, tried {_times(tries)}")
         if code in (UNFIT, USAGE):
             log.error("the revert failed; run `kata-node revert` on this node: %s", why)
         else:

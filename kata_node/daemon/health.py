@@ -26,7 +26,10 @@ MAX_CLIENTS = 32
 
 
 class HealthState:
-    """The state of the daemon. ``text`` is the body of the answers, which anyone on the network can read."""
+    """The state of the daemon. ``text`` is the body of the answers.
+
+    Everyone who reaches the port can read it, so it is a fixed text and never the text of an error.
+    """
 
     def __init__(self, ready: bool, text: str) -> None:
         self.ready = ready

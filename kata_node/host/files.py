@@ -294,9 +294,16 @@ class Root:
 
         Raises :class:`HostError` when ``path`` is not a directory.
         """
+        self._set_mode(path, mode, os.O_DIRECTORY)
+
+    def set_file_mode(self, path: str, mode: int) -> None:
+        """Give the file at ``path``, which is no symlink, the permission bits ``mode``."""
+        self._set_mode(path, mode, os.O_NONBLOCK)
+
+    def _set_mode(self, path: str, mode: int, flags: int) -> None:
         real = self.resolve(path, follow_last=False)
         with host_errors(path):
-            fd = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags)
             try:
                 os.fchmod(fd, mode)
                 os.fsync(fd)

@@ -27,6 +27,19 @@ def mount_id(path: Path) -> str:
         os.close(fd)
 
 
+def mounted_directory(path: Path) -> str:
+    """Return which path of its file system is mounted at ``path``; ``""`` if ``path`` is no mount point.
+
+    For a directory of the node in a container, this is where symlinks on the node lead to, as far as they
+    stay on the root file system.
+    """
+    for line in reversed(kernel.read("/proc/self/mountinfo").splitlines()):
+        fields = line.split(" ")
+        if fields[4] == str(path):
+            return fields[3]
+    return ""
+
+
 def file_system(fd: int) -> str:
     """Return the type of the file system of an open file, such as ``ext4``; ``""`` if it is not known.
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def _random() -> float:
     import random  # imported late: lightkube loads it anyway, other commands do not need it
 
-    return random.random()  # noqa: S311 - spreads the retries of many nodes, no security purpose
+    return random.random()  # noqa: S311 - spreads the retries of many nodes  # nosec B311
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from kata_node.plan.context import StageContext
 from kata_node.plan.effects import MAX_TEXT_SIZE
 from kata_node.plan.receipt import STATE_DIR, ArtifactsRecord, dirs_of_other_installations
 from kata_node.settings.handlers import handlers
+from kata_node.settings.model import DEFAULT_INSTALL_DIR
 from kata_node.snapshotters import mapping
 from kata_node.text import foreign_words
 
@@ -203,6 +204,8 @@ class RemovalFacts:
     """All files and links below the install dir, except those of the receipt."""
     open_dirs: tuple[tuple[str, int], ...] = ()
     """Recorded directories that other users can write, and the modes that end this, parents first."""
+    mount_dirs: tuple[str, ...] = ()
+    """Directories above the install dir that the kubelet makes to mount it, innermost first."""
 
 
 def gather_removal_facts(context: StageContext) -> RemovalFacts:
@@ -225,7 +228,16 @@ def gather_removal_facts(context: StageContext) -> RemovalFacts:
             for path, observed in observe_files(root, install_dir, sorted(recorded_dirs)).items()
             if observed.kind == "dir" and observed.mode & 0o022
         ),
+        mount_dirs=_mount_dirs(root, install_dir),
     )
+
+
+def _mount_dirs(root: Root, install_dir: str) -> tuple[str, ...]:
+    """Return ``<prefix>/opt`` in a container. /opt itself is of the node, and so is the prefix."""
+    parent = posixpath.dirname(install_dir)
+    if root.is_whole() or parent == posixpath.dirname(DEFAULT_INSTALL_DIR) or not root.can_remove_dir(parent):
+        return ()
+    return (parent,)
 
 
 def observe_files(root: Root, install_dir: str, paths: Iterable[str]) -> dict[str, ObservedFile]:

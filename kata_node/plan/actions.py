@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHANGED_BY_OTHERS_HINT = "find the program that changes this path at the same time, then run kata-node again"
+DEFAULT_MODE = 0o644
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ class WriteFile:
 
     path: str
     content: bytes
-    mode: int = 0o644
+    mode: int = DEFAULT_MODE
     owner: tuple[int, int] | None = None
     mtime: int | None = None
     before: bytes | None = field(default=None, repr=False)

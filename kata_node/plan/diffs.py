@@ -32,11 +32,11 @@ _DIGEST = re.compile(r"\0[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def file_diff(path: str, before: bytes | None, after: bytes | None) -> str:
+def file_diff(path: str, before: bytes | None, after: bytes | None, *, is_secret: bool = False) -> str:
     """Return a change of a text file as ``diff -u`` shows it. ``None`` stands for a missing file.
 
     Secrets are masked. Bytes that are not UTF-8 and control characters become escapes. For content that is
-    not text or is too large, the result says that instead.
+    not text or is too large, the result says that instead. With ``is_secret`` all strings are masked.
     """
     contents = [content for content in (before, after) if content is not None]
     old, new = ("/dev/null" if content is None else path for content in (before, after))
@@ -45,10 +45,11 @@ def file_diff(path: str, before: bytes | None, after: bytes | None) -> str:
     counts = [(content or b"").count(b"\n") for content in (before, after)]
     if sum(counts) > MAX_LINES or any(len(content) > MAX_TEXT_SIZE for content in contents):
         return f"--- {old}\n+++ {new}\n{counts[0]} lines become {counts[1]}: too large for a diff\n"
-    return _DIGEST.sub("", unified_diff(path, _masked(before), _masked(after)))
+    shown = (_masked(content, is_secret=is_secret) for content in (before, after))
+    return _DIGEST.sub("", unified_diff(path, *shown))
 
 
-def _masked(content: bytes | None) -> bytes | None:
+def _masked(content: bytes | None, *, is_secret: bool) -> bytes | None:
     """Return the content without secrets and control characters.
 
     A masked line has the digest of the original in it, behind a zero byte, so that the diff shows a change.
@@ -59,7 +60,7 @@ def _masked(content: bytes | None) -> bytes | None:
     masked: list[str] = []
     end = ""  # what ends a secret value of several lines
     for line in re.split(r"(?<=\n)", text):
-        shown, end = _mask_line(line, end)
+        shown, end = _mask_line(line, end, is_secret=is_secret)
         if shown != line:
             body, newline, _ = shown.partition("\n")
             shown = f"{body}\0{hashlib.sha256(line.encode()).hexdigest()}{newline}"
@@ -67,7 +68,7 @@ def _masked(content: bytes | None) -> bytes | None:
     return "".join(masked).encode()
 
 
-def _mask_line(line: str, end: str) -> tuple[str, str]:
+def _mask_line(line: str, end: str, *, is_secret: bool) -> tuple[str, str]:
     """Return the line without secrets, and what ends the secret value that continues in the next line."""
     newline = "\n" if line.endswith("\n") else ""
     if len(line) > MAX_LINE_LENGTH:
@@ -76,7 +77,7 @@ def _mask_line(line: str, end: str) -> tuple[str, str]:
         return f"(masked){newline}", _still_open(line, end)
     done, rest = "", _USER_IN_URL.sub("://(masked)@", line)
     while found := _KEY.search(rest):
-        is_shown = _is_shown(found["name"]) or _NO_SECRET.match(rest, found.end())
+        is_shown = (not is_secret and _is_shown(found["name"])) or _NO_SECRET.match(rest, found.end())
         done, rest = done + rest[: found.end()], rest[found.end() :]
         if is_shown:
             continue

@@ -147,7 +147,7 @@ def _all_diffs(previews: Sequence[Preview], *, verbose: bool) -> Iterator[str]:
     for change in sorted(whole.paths, key=lambda each: not whole.is_configuration(each)):
         if not _has_diff(change, whole, verbose=verbose):
             continue
-        diff = file_diff(change.path, change.before, change.after).rstrip("\n")
+        diff = file_diff(change.path, change.before, change.after, is_secret=change.is_secret).rstrip("\n")
         if not diff:  # only the mode or the time of the file changes
             continue
         lines = diff.split("\n")

@@ -34,6 +34,8 @@ class PathEffect(Effect):
     """The new content of a text file; ``None`` if there is none, or if it comes from the payload."""
     is_configuration: bool = False
     """Whether the container runtime reads this file."""
+    is_secret: bool = False
+    """Whether any value in it can be a password, so that a diff shows no string."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,12 @@ class LabelEffect(Effect):
 
 
 def written_file(
-    path: str, before: bytes | None, after: bytes, *, is_configuration: bool = False
+    path: str,
+    before: bytes | None,
+    after: bytes,
+    *,
+    is_configuration: bool = False,
+    is_secret: bool = False,
 ) -> PathEffect:
     """Return the effect of writing a small file. ``before`` is ``None`` for a new file."""
     change: Change = "add" if before is None else "change"
@@ -71,10 +78,13 @@ def written_file(
         before=before,
         after=after,
         is_configuration=is_configuration,
+        is_secret=is_secret,
     )
 
 
-def removed_file(path: str, before: bytes, *, is_configuration: bool = False) -> PathEffect:
+def removed_file(
+    path: str, before: bytes, *, is_configuration: bool = False, is_secret: bool = False
+) -> PathEffect:
     """Return the effect of removing a small file."""
     return PathEffect(
         f"remove {path}",
@@ -83,4 +93,5 @@ def removed_file(path: str, before: bytes, *, is_configuration: bool = False) ->
         size=len(before),
         before=before,
         is_configuration=is_configuration,
+        is_secret=is_secret,
     )

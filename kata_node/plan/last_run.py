@@ -22,16 +22,15 @@ from kata_node.errors import KataNodeError
 from kata_node.host import reserve
 from kata_node.host.files import Root
 from kata_node.host.lock import LOCK_DIR
-from kata_node.host.ownership import first_untrusted
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
+from kata_node.plan.small_records import load_record
 
 NAME = "last-run.json"
 SCHEMA = 1
 TEXT_LIMIT = 600  # characters of each text
 OPTIONS_LIMIT = 40
 STAGES_LIMIT = 4
-SIZE_LIMIT = 256 << 10  # bytes; more than any record within these limits
 
 STAGES_BEFORE: Mapping[str, tuple[str, ...]] = {
     "artifacts": (),
@@ -163,32 +162,8 @@ def load(root: Root, install_dir: str) -> LastRun | None:
 
 
 def _load(root: Root, where: str) -> LastRun | None:
-    try:
-        raw = _read(root, where)
-    except KataNodeError as error:
-        log.debug("the record of the last run cannot be read: %s", error)
-        return None
-    if raw is None:
-        return None
-    import msgspec.json
-
-    try:
-        found = msgspec.json.decode(raw, type=LastRun)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        log.debug("the record of the last run is damaged: %s", error)
-        return None
-    return _bounded(found) if found.schema == SCHEMA else None
-
-
-def _read(root: Root, where: str) -> bytes | None:
-    """Return the content of the record; ``None`` for what kata-node did not write."""
-    info = root.lstat(where)
-    if info is None:
-        return None
-    if not stat.S_ISREG(info.st_mode) or info.st_size > SIZE_LIMIT or first_untrusted(root, [where]):
-        log.debug("%s is no record of kata-node", where)
-        return None
-    return root.read(where)
+    found = load_record(root, where, LastRun)
+    return _bounded(found) if found is not None and found.schema == SCHEMA else None
 
 
 def _bounded(run: LastRun) -> LastRun:

@@ -10,12 +10,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kata_node.errors import KataNodeError, RolledBackError
 from kata_node.host.files import Root
 from kata_node.plan import last_run
 from kata_node.plan import receipt as receipts
+from kata_node.plan.small_records import load_record
 from kata_node.text import foreign_words
 
 NAME = "refused.json"
@@ -73,15 +74,10 @@ def path(install_dir: str) -> str:
 
 def load(root: Root, install_dir: str) -> Refusal | None:
     """Return the recorded refusal; ``None`` if there is none, or it cannot be read."""
-    import msgspec.json
-
-    try:
-        raw = root.read(path(install_dir))
-        found = None if raw is None else msgspec.json.decode(raw, type=Refusal)
-    except (KataNodeError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        log.debug("the record of a refused configuration cannot be read: %s", error)
-        return None
-    return found
+    found = load_record(root, path(install_dir), Refusal)
+    return found and replace(
+        found, reason=foreign_words(found.reason, TEXT_LIMIT), at=foreign_words(found.at)
+    )
 
 
 def save(root: Root, install_dir: str, config: TriedConfig, reason: str) -> None:

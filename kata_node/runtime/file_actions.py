@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import reserve
 from kata_node.host.files import FileState
-from kata_node.plan.actions import Clients, RemoveFile, WriteFile
-from kata_node.plan.effects import Effect, removed_file, written_file
+from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients, RemoveFile, WriteFile
+from kata_node.plan.effects import Effect, PathEffect, removed_file, written_file
+from kata_node.runtime.model.config import is_user_drop_in
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,11 @@ class WriteConfig(WriteFile):
 
     def effects(self) -> tuple[Effect, ...]:
         """Return the file with both contents."""
-        return (written_file(self.path, self.before, self.content, is_configuration=True),)
+        is_secret = is_user_drop_in(self.path)
+        effect = written_file(
+            self.path, self.before, self.content, is_configuration=True, is_secret=is_secret
+        )
+        return (effect,)
 
     def apply(self, clients: Clients) -> None:
         """Write the file."""
@@ -66,11 +72,56 @@ class RemoveConfig(RemoveFile):
 
     def effects(self) -> tuple[Effect, ...]:
         """Return the file with its content."""
-        return (removed_file(self.path, self.before, is_configuration=True),)
+        is_secret = is_user_drop_in(self.path)
+        return (removed_file(self.path, self.before, is_configuration=True, is_secret=is_secret),)
 
     def apply(self, clients: Clients) -> None:
         """Remove the file."""
         reserve.remove(clients.root, self.path, previous=self.previous)
+
+
+SECRET_MODE = 0o600
+"""The mode of a file that can have passwords. The runtimes run as root."""
+
+
+@dataclass(frozen=True)
+class MakePrivate:
+    """Give files that can have passwords their mode. The runtime does not see this change."""
+
+    paths: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return the action as one line."""
+        return f"let only root read {', '.join(self.paths)}"
+
+    def effects(self) -> tuple[Effect, ...]:
+        """Return the files."""
+        return tuple(
+            PathEffect(f"set mode {SECRET_MODE:04o} of {path}", path, "change") for path in self.paths
+        )
+
+    def apply(self, clients: Clients) -> None:
+        """Set the modes."""
+        for path in self.paths:
+            clients.root.set_file_mode(path, SECRET_MODE)
+
+    def check(self, clients: Clients) -> None:
+        """Raise :class:`HostError` unless each file has its mode."""
+        for path in self.paths:
+            state = clients.root.read_state(path)
+            if state is not None and state.mode != SECRET_MODE:
+                raise HostError(
+                    "other users can read the file after its mode was set",
+                    where=path,
+                    hint=CHANGED_BY_OTHERS_HINT,
+                )
+
+
+def make_private(files: Mapping[str, FileState], paths: Iterable[str]) -> tuple[MakePrivate, ...]:
+    """Return the action for those of ``paths`` that an earlier release let others read."""
+    states = ((path, files.get(path)) for path in paths if is_user_drop_in(path))
+    found = tuple(path for path, state in states if state is not None and state.mode != SECRET_MODE)
+    return (MakePrivate(found),) if found else ()
 
 
 @dataclass(frozen=True)

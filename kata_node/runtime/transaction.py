@@ -15,6 +15,7 @@ from kata_node.host.files import FileState
 from kata_node.plan import blocking_pods
 from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import (
+    DEFAULT_MODE,
     Action,
     MakeDirs,
     Plan,
@@ -26,8 +27,14 @@ from kata_node.plan.actions import (
 from kata_node.plan.receipt import ArtifactsRecord, CriRecord, Receipt
 from kata_node.runtime import file_records
 from kata_node.runtime.facts import RuntimeFacts
-from kata_node.runtime.file_actions import RemoveConfig, RemoveReserves, WriteConfig
-from kata_node.runtime.model.config import FileChange, is_drop_in
+from kata_node.runtime.file_actions import (
+    SECRET_MODE,
+    RemoveConfig,
+    RemoveReserves,
+    WriteConfig,
+    make_private,
+)
+from kata_node.runtime.model.config import FileChange, is_drop_in, is_user_drop_in
 from kata_node.runtime.restart import RestartPolicy, RestartRuntime
 from kata_node.runtime.rollback import (
     ConfigChecks,
@@ -55,7 +62,7 @@ def install(
     cri = receipt.cri
     pending_changes = file_records.pending_changes(facts, changes)
     if not pending_changes and cri is not None and _is_served(cri, facts, changes, handlers):
-        return Plan(_summary(facts, handlers))
+        return Plan(_summary(facts, handlers), make_private(facts.files, [each.path for each in changes]))
     start = TransactionStart.of(cri, facts, changes)
     load_method = start.load_method(facts, changes)
     written = [change for change in changes if change.content is not None]
@@ -328,15 +335,22 @@ def _writes(
     """Yield the changes of the files; ``receipt_path`` only for a revert."""
     for change in pending_changes:
         path, current = change.path, facts.files.get(change.path)
+        mode = SECRET_MODE if is_user_drop_in(path) else None
         if change.content is None:
             yield RemoveConfig(path, current.content if current else b"", previous.get(path))
         elif current is None:
-            yield WriteConfig(path, change.content, previous=previous.get(path), receipt_path=receipt_path)
+            yield WriteConfig(
+                path,
+                change.content,
+                mode or DEFAULT_MODE,
+                previous=previous.get(path),
+                receipt_path=receipt_path,
+            )
         else:
             yield WriteConfig(
                 path,
                 change.content,
-                current.mode,
+                mode or current.mode,
                 (current.uid, current.gid),
                 before=current.content,
                 previous=previous.get(path),

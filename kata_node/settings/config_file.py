@@ -27,13 +27,19 @@ log = logging.getLogger(__name__)
 
 
 def read_config_file(
-    path: Path, digest: str = "", *, timeout: float = PROPAGATION_TIMEOUT, interval: float = POLL_INTERVAL
+    path: Path,
+    digest: str = "",
+    *,
+    timeout: float = PROPAGATION_TIMEOUT,
+    interval: float = POLL_INTERVAL,
+    source: str = "ConfigMap",
 ) -> bytes:
     """Return the content of a file.
 
     ``digest`` is the sha256 of the expected content as 64 hex digits; empty: any content. With a digest, wait
-    up to ``timeout`` seconds until the file has this content. Raises :class:`OSError`, :class:`UsageError`
-    for an invalid digest, and :class:`SettingsError` for other content.
+    up to ``timeout`` seconds until the file has this content. ``source`` is the kind of object that has it in
+    a cluster. Raises :class:`OSError`, :class:`UsageError` for an invalid digest, and :class:`SettingsError`
+    for other content.
     """
     if digest and not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise UsageError(
@@ -59,5 +65,8 @@ def read_config_file(
         "the content is not the one that this pod was made for: "
         f"its sha256 is {found}, the expected one is {digest}",
         where=str(path),
-        hint="do not edit the ConfigMap; change the Helm values and run `helm upgrade`, which restores it",
+        hint="do not edit the ConfigMap; change the Helm values and run `helm upgrade`, which restores it"
+        if source == "ConfigMap"
+        else f"run `helm upgrade` after a change of the {source}, with its new digest in the values if they "
+        "have one",
     )

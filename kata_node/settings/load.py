@@ -62,6 +62,7 @@ CHART_ONLY_KEYS = (
     "logLevel",
     "monitor",
     "nameOverride",
+    "networkPolicy",
     "node-feature-discovery",
     "nodeBinaries",
     "nodeFeatureRules",
@@ -125,18 +126,25 @@ _TAINT_KEY = re.compile(
 log = logging.getLogger(__name__)
 
 
-def load(path: str | None, *, overrides: Mapping[str, str], arch: str, digest: str = "") -> Settings:
+def load(
+    path: str | None, *, overrides: Mapping[str, str], arch: str, digest: str = "", user_drop_in: str = ""
+) -> Settings:
     """Return the settings for a node of the machine type ``arch`` (as ``uname -m`` prints it).
 
     ``path`` is the values file; without it, all values have their defaults. ``digest`` is the expected
     sha256 of the file, see :func:`kata_node.settings.config_file.read_config_file`. The keys of
-    ``overrides`` are those of :data:`OVERRIDE_KEYS`; an empty value counts as not given. Raises
+    ``overrides`` are those of :data:`OVERRIDE_KEYS`; an empty value counts as not given. ``user_drop_in`` is
+    the path of a file with the content of ``containerd.userDropIn``. Raises
     :class:`~kata_node.errors.SettingsError` with all problems of the file and the overrides, each with its
     key.
     """
     if unknown := overrides.keys() - set(OVERRIDE_KEYS):
         raise ValueError(f"unknown overrides: {unknown}")
     values = read_yaml(path, digest) if path else {}
+    if user_drop_in:
+        from kata_node.settings.user_drop_in import with_user_drop_in
+
+        values = with_user_drop_in(values, user_drop_in)
     settings, problems = read_settings(values, overrides=overrides, arch=arch)
     if problems:
         raise SettingsError(
@@ -246,6 +254,12 @@ def _prefix(values: ValuesReader, key: str, prefix: str) -> str:
     if problem := path_problem(prefix):
         values.add_problem(key, f"{describe_value(prefix)} {problem}")
         return ""
+    if prefix:
+        from kata_node.settings.system_dirs import prefix_problem
+
+        if problem := prefix_problem(prefix):
+            values.add_problem(key, f"{prefix} {problem}")
+            return ""
     return posixpath.normpath(f"/{prefix.strip('/')}").rstrip("/")
 
 

@@ -69,6 +69,13 @@ def read_user_drop_in(values: ValuesReader) -> str:
     Report a problem if it is not valid TOML, or if a value has a type with which no containerd starts.
     """
     problems_before = len(values.problems)
+    with values.section("userDropInSecret") as secret:
+        secret.skip("key", "digest")
+        if secret.text("name"):
+            secret.add_problem(
+                "name",
+                "is a Secret, which only the pods of the chart have; give its content with --user-drop-in",
+            )
     text = read_toml(values, "userDropIn")
     if text.strip() and len(values.problems) == problems_before:
         from kata_node.toml.parse import parse
@@ -118,6 +125,8 @@ def _read_config_dir(containerd: ValuesReader) -> str:
         containerd.add_problem("configDir", f"{describe_value(path)} is not an absolute path")
     elif problem := path_problem(path):
         containerd.add_problem("configDir", f"{describe_value(path)} {problem}")
+    elif path and (problem := _system_dir_problem(path)):
+        containerd.add_problem("configDir", f"{posixpath.normpath(path)} {problem}")
     return posixpath.normpath(path) if path else ""
 
 
@@ -139,7 +148,15 @@ def _read_socket(containerd: ValuesReader) -> str:
         )
     elif problem := path_problem(path):
         containerd.add_problem("runtimeSocket", f"{describe_value(path)} {problem}")
+    elif path and (problem := _system_dir_problem(posixpath.dirname(path))):
+        containerd.add_problem("runtimeSocket", f"{path} {problem}")
     return path
+
+
+def _system_dir_problem(directory: str) -> str:
+    from kata_node.settings.system_dirs import runtime_dir_problem
+
+    return runtime_dir_problem(directory)
 
 
 def _read_setup(snapshotter: ValuesReader) -> tuple[str, ...]:

@@ -54,6 +54,10 @@ def merged(given: Mapping[Any, Any], below: Values | None = None) -> dict[str, A
 def node_values(values: Values) -> dict[str, Any]:
     """Return what the chart renders of merged ``values`` for the nodes."""
     result = {key: values[key] for key in NODE_KEYS if values.get(key) is not None}
+    if isinstance(containerd := result.get("containerd"), dict):
+        digest = at(containerd, "userDropInSecret.digest") if at(containerd, "userDropInSecret.name") else ""
+        own = {key: value for key, value in containerd.items() if key != "userDropInSecret"}
+        result["containerd"] = {**own, "userDropInSecret": {"digest": digest}} if digest else own
     result["k8sDistribution"] = values.get("k8sDistribution") or "k8s"
     given = values.get("shims")
     shims = given if isinstance(given, dict) else {}

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 
 from kata_node.settings.selection import select_enabled
 from kata_node.settings.shims import MACHINES, table
+from kata_node.settings.system_dirs import runtime_dir_problem
 from kata_node.settings.values import parse_yaml
 from kata_node.values.chart import Values, at, gone
 
@@ -31,6 +32,7 @@ def problems(values: Values) -> Iterator[str]:
     yield from _images(values)
     yield from _job(values)
     yield from _paths(values)
+    yield from _user_drop_in(values)
     yield from _runtime_classes(values)
     yield from _verification(values)
 
@@ -136,14 +138,24 @@ def _paths(values: Values) -> Iterator[str]:
         path = str(at(values, f"containerd.{key}") or "").removeprefix("unix://")
         if path and key == "configDir":
             path = posixpath.normpath(path)
-        folder = path if key == "configDir" else posixpath.normpath(posixpath.dirname(path))
+        folder = path if key == "configDir" else posixpath.dirname(path)
         if path and not path.startswith("/"):
             yield f"containerd.{key}: {path} is not an absolute path; write a path that begins with /"
-        elif path and folder in ("/", "//"):
-            yield (
-                f"containerd.{key}: {path} would mount the root directory of the node into the pods; use a "
-                "path below another directory"
-            )
+        elif path and (problem := runtime_dir_problem(folder)):
+            yield f"containerd.{key}: {path} {problem}"
+    endpoint = str(at(values, "monitor.runtimeEndpoint") or "")
+    if at(values, "monitor.enabled") and endpoint:
+        socket_dir = posixpath.dirname(endpoint.removeprefix("unix://"))
+        if problem := runtime_dir_problem(socket_dir):
+            yield f"monitor.runtimeEndpoint: {endpoint} {problem}"
+
+
+def _user_drop_in(values: Values) -> Iterator[str]:
+    if at(values, "containerd.userDropInSecret.name") and at(values, "containerd.userDropIn"):
+        yield (
+            "containerd.userDropInSecret.name: containerd.userDropIn is set too, and only one of both can be "
+            "the drop-in; remove one"
+        )
 
 
 def _runtime_classes(values: Values) -> Iterator[str]:

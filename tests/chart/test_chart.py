@@ -35,6 +35,7 @@ OTHER_DEFAULTS = {
     "shims.qemu-runtime-rs.supportedArches": "older releases had no ppc64le",
     "nodeFeatureRules.create": "keys are booked only if somebody asks for it",
     "kubectlImage.tag": "the image is the same without a tag, and a digest needs none",
+    "monitor.listenAddress": "the IP of the pod",
     "monitor.logLevel": "the log level of the chart applies",
     "monitor.runtimeEndpoint": "the CRI socket of the distribution applies",
     "resources.requests.memory": "the memory that kata-node needs",

@@ -96,6 +96,7 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "run without --release to see all releases; `helm list --all-namespaces` shows them too",
         "remove it, or name another one with --file",
         "name a new file in a directory that you can write to with --file",
+        "run `helm upgrade` after a change of the {}, with its new digest in the values if they have one",
         "restart the pod",
         "set a port, for example --listen :8090",
         ("stop the program that listens there, or set another port here and in the probes of the pod"),
@@ -274,6 +275,19 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "; set {} = true instead",
     ),
     "tests/cli/test_status.py follows it.": ("systemctl start {}",),
+    "tests/settings follow it.": (
+        "leave it empty for /opt/kata, or use a directory of your own, for example /srv/kata",
+        "use a directory that has only the files of the container runtime",
+        (
+            "name a readable file; in a cluster, create the Secret that containerd.userDropInSecret "
+            "names, with its key"
+        ),
+        "remove one of them",
+        "save it as UTF-8",
+    ),
+    "tests/plan/test_install_dir.py follows it.": (
+        "remove the symlink at {} or above it, or set env.installationPrefix to another directory",
+    ),
     "tests/pipeline/test_refused_config.py follows it.": (
         (
             "change the value that the refusal is about, for example containerd.userDropIn; to try the "

@@ -199,6 +199,20 @@ def test_the_jobs_install_kata_and_an_uninstall_leaves_nothing(
     assert tuple(changes(before, host.snapshot())) == host.left
 
 
+def test_below_a_prefix_an_uninstall_leaves_nothing_either(
+    cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
+) -> None:
+    values = {"env": {"installationPrefix": "/srv/kata", "multiInstallSuffix": "blue"}}
+    release = documents(cluster, JOB, FEW, values)
+    host = debian("forky")(boot_node)
+    host.node.run(["mkdir", "/srv/kata"])
+    before = host.node.snapshot(*WATCHED, "/srv")
+    run_all(NodeJob(host, release, "install.yaml", payload, tmp_path), *INSTALL)
+    assert any(path.startswith("/srv/kata/opt/kata-blue/bin/") for path in host.node.snapshot("/srv"))
+    run_all(NodeJob(host, release, "cleanup.yaml", payload, tmp_path), *REVERT)
+    assert changes(before, host.node.snapshot(*WATCHED, "/srv")) == []
+
+
 def test_a_node_of_another_distribution_has_another_error_than_a_stopped_runtime(
     cluster: Cluster, boot_node: BootNode, payload: Path, tmp_path: Path
 ) -> None:
@@ -209,8 +223,8 @@ def test_a_node_of_another_distribution_has_another_error_than_a_stopped_runtime
     error = json.loads(done.stdout)["error"]
     assert "the settings are for k8s, but this node runs k3s.service" in error["what"]
     assert error["hint"] == "set k8sDistribution: k3s"
-    # The kubelet creates this directory before the container can report the error.
-    assert changes(before, host.snapshot()) == ["+ /etc/containerd"]
+    # The kubelet creates these directories before the container can report the error.
+    assert changes(before, host.snapshot()) == ["+ /etc/containerd", "+ /opt/kata"]
 
 
 def test_with_the_default_values_a_payload_without_nydus_leaves_out_the_shims_that_need_it(
@@ -224,7 +238,7 @@ def test_with_the_default_values_a_payload_without_nydus_leaves_out_the_shims_th
     [left_out] = [each for each in stage["checks"] if each["name"] == "left-out"]
     assert left_out["status"] == "warn"
     assert "qemu-coco-dev needs another snapshotter: the payload has no nydus" in left_out["reason"]
-    assert changes(before, host.snapshot(), times=True) == []
+    assert changes(before, host.snapshot()) == ["+ /opt/kata"]  # the kubelet's
 
 
 def test_with_the_default_values_crio_ignores_nydus(

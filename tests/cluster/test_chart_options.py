@@ -25,6 +25,7 @@ from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART
 from node.commands import CommandFailed
 
+SECRET = {"name": "mine", "digest": "0" * 64}
 NAME_IS_WORKER = {"key": "metadata.name", "operator": "In", "values": ["worker-1"]}
 
 FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
@@ -78,6 +79,11 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "monitor.image.reference": ({"monitor": {"enabled": True}}, "example.org/monitor"),
     "monitor.image.tag": ({"monitor": {"enabled": True}}, "4.1.0"),
     "monitor.listenAddress": ({"monitor": {"enabled": True}}, "127.0.0.1:8090"),
+    "networkPolicy.enabled": ({"monitor": {"enabled": True}}, True),
+    "networkPolicy.scrapers": (
+        {"monitor": {"enabled": True}, "networkPolicy": {"enabled": True}},
+        [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+    ),
     "monitor.runtimeEndpoint": ({"monitor": {"enabled": True}}, "unix:///run/crio/crio.sock"),
     "monitor.logLevel": ({"monitor": {"enabled": True}}, "debug"),
     "monitor.port": ({"monitor": {"enabled": True}}, 8091),
@@ -91,6 +97,9 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "containerd.configFileName": ({}, "mine.toml"),
     "containerd.runtimeSocket": ({}, "unix:///run/mine/containerd.sock"),
     "containerd.userDropIn": ({}, "a = 1"),
+    "containerd.userDropInSecret.name": ({"containerd": {"userDropInSecret": {"digest": "0" * 64}}}, "mine"),
+    "containerd.userDropInSecret.key": ({"containerd": {"userDropInSecret": SECRET}}, "other.toml"),
+    "containerd.userDropInSecret.digest": ({"containerd": {"userDropInSecret": SECRET}}, "1" * 64),
     "containerd.extraPodAnnotations": ({}, ["example.org/*"]),
     "nodeSelector": (JOB, {"a": "b"}),
     "tolerations": (JOB, [{"key": "a", "operator": "Equal", "value": "b", "effect": "NoSchedule"}]),
@@ -239,13 +248,31 @@ def expression(operator: str, *values: str) -> Document:
             id="k3s, crio",
         ),
         pytest.param({"containerd": {"configDir": "etc"}}, "not an absolute path", id="a relative path"),
-        pytest.param({"containerd": {"configDir": "/a/.."}}, "the root directory of the node", id="the root"),
+        pytest.param({"containerd": {"configDir": "/a/.."}}, "a directory of the system", id="the root"),
         pytest.param(
             {"containerd": {"runtimeSocket": "unix:///c.sock"}},
-            "the root directory of the node",
+            "a directory of the system",
             id="a socket there",
         ),
+        *(
+            pytest.param(at(key, value), f"{key}: ", id=f"{key}={value}")
+            for key, value in (
+                *(("env.installationPrefix", each) for each in ("/", "//etc/", "/var", "/run/x", "/home/x")),
+                *(("containerd.configDir", each) for each in ("/etc/", "/opt", "/usr/lib/x", "/var/run")),
+                ("containerd.runtimeSocket", "unix:///var/run/c.sock"),
+            )
+        ),
+        pytest.param(
+            {"monitor": {"enabled": True, "runtimeEndpoint": "unix:///run/c.sock"}},
+            "monitor.runtimeEndpoint: unix:///run/c.sock would give the pods /run",
+            id="the socket of the monitor",
+        ),
         pytest.param({"env": {"installationPrefix": "mnt"}}, "not an absolute path", id="a relative prefix"),
+        pytest.param(
+            {"containerd": {"userDropIn": "a = 1", "userDropInSecret": SECRET}},
+            "containerd.userDropInSecret.name: containerd.userDropIn is set too",
+            id="two drop-ins",
+        ),
         pytest.param({"startupTaints": ["a:Never"]}, "neither `key` nor `key:effect`", id="an effect"),
         pytest.param(
             {"resources": {"limits": {"memory": "1Gb"}}}, "resources/limits/memory", id="a quantity"

@@ -141,9 +141,12 @@ def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall
 
 def test_a_daemonset_installs_in_ci_and_survives_a_rolling_restart(ci_cluster: CiCluster) -> None:
     prepared_node, kubectl = ci_cluster.prepared_node, ci_cluster.joined.cluster.kubectl
-    values = merge(COMMON, {"containerd": {"userDropIn": AS_RUNC}})
+    # helm reads the digest of the Secret in the cluster.
+    values = merge(COMMON, {"containerd": {"userDropInSecret": {"name": "drop-in"}}})
     before = prepared_node.snapshot()
     where = f"--namespace={NAMESPACE}"
+    kubectl("create", "namespace", NAMESPACE, check=False)
+    kubectl("create", "secret", "generic", "drop-in", where, f"--from-literal=userDropIn.toml={AS_RUNC}")
 
     done = ci_cluster.releases.install_checked(values)
     assert "daemonset/kata-deploy: 1 of 1 pods ready, 1 of this revision" in done.stderr
@@ -151,6 +154,9 @@ def test_a_daemonset_installs_in_ci_and_survives_a_rolling_restart(ci_cluster: C
     assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
     assert "check ok: 1 node" in ci_cluster.releases.test().stdout
     install_checked, invocation = prepared_node.snapshot(), prepared_node.invocation
+    [drop_in] = (prepared_node.node.root / "opt/kata").rglob("zz-kata-deploy-user.toml")
+    assert (drop_in.read_text().strip(), drop_in.stat().st_mode & 0o777) == (AS_RUNC.strip(), 0o600)
+    assert AS_RUNC.strip().splitlines()[-1] not in kubectl("get", "configmaps", where, "--output=yaml").stdout
 
     kubectl("rollout", "restart", "daemonset/kata-deploy", where)
     kubectl("rollout", "status", "daemonset/kata-deploy", where, f"--timeout={LIMIT}s")

@@ -86,7 +86,7 @@ def test_a_program_that_undoes_each_repair_is_named_and_repaired_less_often(
         watched.unlink()
         it.child("install").ends(0)
         it.says("something changes it again: find that program")
-        assert it.get("/readyz") == (503, "not served: no kata-qemu; repaired once, and changed again")
+        assert it.get("/readyz") == (503, "not served, repaired once, and changed again")
         # When somebody else repairs the node, only the labels are set again.
         it.verify_says("served", "", watched)
         watched.touch()
@@ -187,7 +187,7 @@ def test_on_a_node_that_cannot_run_kata_it_gives_the_reason_and_does_not_retry(t
         it.child("install").ends(3, failure("host-check", "hardware: no /dev/kvm", "/dev", "turn it on"))
         why = "host-check: hardware: no /dev/kvm (/dev); turn it on"
         it.says(f"no retry on this node until the pod is replaced: {why}")
-        assert it.get("/readyz") == (503, f"not installed, no retry: {why}")
+        assert it.get("/readyz") == (503, "not installed, no retry")
         assert it.get("/healthz")[0] == 200
         it.terminate()
         it.child("wanted").ends(0)
@@ -201,7 +201,7 @@ def test_on_an_unfit_node_it_is_ready_unless_the_values_say_otherwise_and_still_
     with daemon(tmp_path, unfit_is_ready=unfit_is_ready) as it:
         it.child("install").ends(3, failure("host-check", "kvm: no /dev/kvm", hint="turn it on", unfit=True))
         it.says("this node is unfit, so Kata is not installed: host-check: kvm: no /dev/kvm; turn it on")
-        assert it.get("/readyz") == (code, "unfit: host-check: kvm: no /dev/kvm; turn it on")
+        assert it.get("/readyz") == (code, "unfit")
         it.terminate()
         it.child("wanted").ends(10)
         it.child("revert").ends(0)
@@ -212,7 +212,7 @@ def test_with_wrong_settings_it_gives_the_reason_and_stays_to_revert(tmp_path: P
     with daemon(tmp_path) as it:
         it.child("install").ends(2, failure("install", "no shim qmeu"))
         it.says("no retry on this node until the pod is replaced: install: no shim qmeu")
-        assert it.get("/readyz") == (503, "not installed, no retry: install: no shim qmeu")
+        assert it.get("/readyz") == (503, "not installed, no retry")
         assert it.get("/healthz")[0] == 200
         it.terminate()
         it.child("wanted").ends(10)
@@ -250,7 +250,7 @@ def test_with_wrong_settings_an_absent_release_is_not_reverted_again(tmp_path: P
     with daemon(tmp_path, absent=True) as it:
         it.child("revert").ends(2, failure("revert", "no shim qmeu"))
         it.says("run `kata-node revert` on this node: revert: no shim qmeu")
-        assert it.get("/readyz") == (503, "not reverted, tried once: revert: no shim qmeu")
+        assert it.get("/readyz") == (503, "not reverted, tried once")
         it.terminate()
         assert it.exit_code() == 2
 
@@ -284,8 +284,8 @@ def test_between_two_tries_it_gives_the_reason_and_can_be_stopped(tmp_path: Path
     with daemon(tmp_path, NEVER_AGAIN) as it:
         it.child("install").ends(1, failure("artifacts", "no space left on device", "/opt"))
         it.says("retrying in 10000 s")
-        state = "not installed, tried once: artifacts: no space left on device (/opt)"
-        assert it.get("/readyz") == (503, state)
+        # Everyone on the network can read it, so the error is only in the log.
+        assert it.get("/readyz") == (503, "not installed, tried once")
         it.terminate()
         it.child("wanted").ends(0)
         assert it.exit_code() == 0
@@ -381,7 +381,7 @@ def test_the_reason_of_a_failed_revert_is_shown(tmp_path: Path) -> None:
         it.child("revert").ends(1, failure("revert-cri", "pods run on kata-qemu", hint="end them"))
         why = "revert-cri: pods run on kata-qemu; end them"
         it.says(f"in 10000 s; if the pod ends before that, run `kata-node revert` on this node: {why}")
-        assert it.get("/readyz") == (503, f"not reverted, tried once: {why}")
+        assert it.get("/readyz") == (503, "not reverted, tried once")
 
 
 def test_with_wrong_settings_it_reverts_by_prefix_and_suffix(tmp_path: Path) -> None:

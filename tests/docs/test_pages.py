@@ -145,3 +145,9 @@ def test_every_path_of_the_code_that_a_page_names_exists() -> None:
     assert {each for each in folders if not (CHECKOUT / "kata_node" / each).exists()} == {
         "tests/test_layers.py"
     }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_test_that_a_page_names_exists(name: str) -> None:
+    for path, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", Page(name).text):
+        assert f"def {test}(" in (CHECKOUT / path).read_text(), f"{name}: {path} has no {test}"

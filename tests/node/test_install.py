@@ -195,6 +195,14 @@ def test_a_broken_update_is_rolled_back_to_the_previous_handlers(ready: Node) ->
 def test_a_user_drop_in_is_loaded_and_removed_with_its_value(ready: Node) -> None:
     install(ready, containerd={"userDropIn": EXTRA})
     assert "extra" in ready.cri_handlers()
+    # It can have passwords. An earlier release let every user read it.
+    (drop_in,) = (path for path in (ready.root / "opt/kata").rglob("zz-kata-deploy-user.toml"))
+    assert drop_in.stat().st_mode & 0o777 == 0o600
+    drop_in.chmod(0o644)
+    invocation = ready.unit(UNIT).invocation
+    install(ready, containerd={"userDropIn": EXTRA})
+    assert drop_in.stat().st_mode & 0o777 == 0o600
+    assert ready.unit(UNIT).invocation == invocation
     install(ready)
     assert "extra" not in ready.cri_handlers()
     assert kata_handlers(ready) == HANDLERS

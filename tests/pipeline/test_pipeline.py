@@ -56,6 +56,7 @@ EXTRA = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.extra]\nrun
 WITH_CONF_D = b'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
 KATA_DEPLOY = b"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata-qemu]\nruntime_type = 'x'\n"
 DROP_IN = "/opt/kata/containerd/config.d/99-kata-deploy.toml"
+SECRET = b"hunter2"
 USER_DROP_IN = "/opt/kata/containerd/config.d/zz-kata-deploy-user.toml"
 CONF_D = "/etc/containerd/conf.d/99-kata-deploy.toml"
 
@@ -1210,3 +1211,21 @@ def test_a_revert_needs_neither_the_payload_nor_the_settings_of_the_install(
     assert errors(run(node, INSTALL, payload, shims="qemu,clh", user_drop_in=EXTRA)) == []
     assert errors(run(node, REVERT, tmp_path / "no-payload", shims="remote")) == []
     assert snapshot(node) == before
+
+
+def test_only_root_can_read_the_drop_in_of_the_user(node: FakeNode, payload: Path) -> None:
+    def others() -> list[str]:
+        found = (path for path in node.root.base.rglob("*") if path.is_file() and SECRET in path.read_bytes())
+        return [str(path) for path in found if path.stat().st_mode & 0o077]
+
+    for text in (f'a = "{SECRET.decode()}"\n', f'b = "{SECRET.decode()}"\n'):  # the second has a backup
+        assert errors(run(node, INSTALL, payload, user_drop_in=text)) == []
+        assert others() == []
+    drop_in, restarts = node.root.resolve(USER_DROP_IN), node.restarts
+    drop_in.chmod(0o644)  # as an earlier release left it
+    assert errors(run(node, INSTALL, payload, user_drop_in=text)) == []
+    assert (others(), node.restarts) == ([], restarts)
+    reports = run(node, INSTALL, payload, user_drop_in=text)
+    assert {each.outcome for each in reports} == {"skipped"} | {each.outcome for each in reports[:1]}
+    assert errors(run(node, REVERT, payload)) == []
+    assert not [path for path in node.root.base.rglob("*") if path.is_file() and SECRET in path.read_bytes()]

@@ -141,3 +141,19 @@ def test_a_damaged_record_counts_as_none(node: FakeNode, payload: Path, content:
     node.root.write(refusal.path("/opt/kata"), content)
     again = try_once(node, payload)
     assert NOT_TRIED not in str(again[-1].error)
+
+
+@pytest.mark.parametrize("what", ["too large", "a symlink", "of every user"])
+def test_a_record_that_kata_node_did_not_write_counts_as_none(
+    node: FakeNode, payload: Path, what: str
+) -> None:
+    try_once(node, payload)
+    record = node.root.resolve(refusal.path("/opt/kata"))
+    if what == "too large":
+        record.write_bytes(record.read_bytes().rstrip() + b" " * (1 << 20))
+    elif what == "a symlink":
+        record.rename(record.with_suffix(".moved"))
+        record.symlink_to("refused.moved")
+    else:
+        record.chmod(0o666)
+    assert refusal.load(node.root, "/opt/kata") is None

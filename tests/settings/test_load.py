@@ -428,7 +428,7 @@ containerd:
   userDropIn: "[debug]\\n"
   configDir: /etc/mine
   configFileName: mine.toml
-  runtimeSocket: unix:///run/mine.sock
+  runtimeSocket: unix:///run/mine/c.sock
   extraPodAnnotations: [a.example.com/*]
 snapshotter: {setup: [nydus], erofsMergeMode: merged, erofsSnapshotterMode: disk, erofsDmverity: true}
 shims:
@@ -464,7 +464,7 @@ defaultShim: {amd64: qemu-nvidia-gpu-runtime-rs}
     assert settings.user_drop_in == "[debug]\n"
     assert settings.startup_taints == ("example.com/kata", "example.com/kata:NoSchedule")
     assert settings.containerd == ContainerdSettings(
-        "/etc/mine", "mine.toml", "/run/mine.sock", ("a.example.com/*",)
+        "/etc/mine", "mine.toml", "/run/mine/c.sock", ("a.example.com/*",)
     )
     assert settings.snapshotter == SnapshotterSettings(("nydus",), "merged", "disk", True)
     assert settings.shim_settings["qemu-nvidia-gpu-runtime-rs"] == ShimSettings(
@@ -711,10 +711,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     ("prefix", "suffix", "install_dir"),
     [
         pytest.param("", "", "/opt/kata", id="neither"),
-        pytest.param("/", "", "/opt/kata", id="the-root"),
         pytest.param("", "blue-2", "/opt/kata-blue-2", id="suffix"),
         pytest.param("//var//lib/./k_8+s/", "", "/var/lib/k_8+s/opt/kata", id="prefix-normalised"),
-        pytest.param("/var/lib", "x", "/var/lib/opt/kata-x", id="both"),
+        pytest.param("/srv", "x", "/srv/opt/kata-x", id="both"),
     ],
 )
 def test_the_install_dir_comes_from_prefix_and_suffix(
@@ -736,6 +735,31 @@ def test_the_install_dir_comes_from_prefix_and_suffix(
 def test_a_prefix_that_would_need_quoting_is_refused(prefix: str, tmp_path: Path) -> None:
     (problem,) = problems("", tmp_path=tmp_path, installation_prefix=prefix)
     assert problem.startswith("--installation-prefix: the string ")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("/", "//", "/etc", "/etc/", "//etc//kata", "/./usr/", "/var", "/var/lib", "/var/lib/kubelet/x"),
+        *("/run/kata", "/var/run/kata", "/boot", "/proc/1", "/sys", "/dev/shm", "/root/kata", "/home"),
+        *("/tmp/kata", "/lib"),
+    ],
+)
+def test_a_directory_of_the_system_is_refused_as_prefix(prefix: str, tmp_path: Path) -> None:
+    (problem,) = problems(f"env: {{installationPrefix: '{prefix}'}}", tmp_path=tmp_path)
+    assert problem.startswith(f"env.installationPrefix: {prefix} would give the pods /")
+    (problem,) = problems("", tmp_path=tmp_path, installation_prefix=prefix)
+    assert problem.startswith("--installation-prefix: ")
+
+
+@pytest.mark.parametrize(
+    "directory", ["/", "//etc", "/etc/", "/run/.", "/x/../usr", "/opt", "/dev/x", "/var/run"]
+)
+def test_a_directory_of_the_system_is_refused_for_the_runtimes_files(directory: str, tmp_path: Path) -> None:
+    for key, path in (("configDir", directory), ("runtimeSocket", f"unix://{directory}/c.sock")):
+        (problem,) = problems(f"containerd: {{{key}: '{path}'}}", tmp_path=tmp_path)
+        assert problem.startswith(f"containerd.{key}: /")
+        assert "a directory of the system" in problem
 
 
 @pytest.mark.parametrize("suffix", ["A", "-a", "a-", "a.b", "a_b", "a/b", "a b", "ä", "default"])

@@ -200,6 +200,11 @@ def is_drop_in(path: str) -> bool:
     return posixpath.basename(path).startswith((DROP_IN_NAME, USER_DROP_IN_NAME))
 
 
+def is_user_drop_in(path: str) -> bool:
+    """Return whether a file has ``containerd.userDropIn``, judged by its name. It can have passwords."""
+    return posixpath.basename(path).startswith(USER_DROP_IN_NAME)
+
+
 def is_drop_in_of(install_dir: str, drop_in: bytes) -> bool:
     """Return whether a drop-in with handlers belongs to the installation in ``install_dir``.
 

@@ -34,8 +34,29 @@ reports. A pod of the DaemonSet lists its host paths before it is on a node, so 
 {{- end -}}
 
 {{- /*
-Host paths of a runtime, as {"opt": ..., "config": ..., "socket": ...}. kata-node looks for them in the same places.
-Takes (list $ "containerd" or "crio").
+Refuses a directory of the system, which no pod may have. files/system-dirs.json lists them: `trees` with all that is below
+them, `directories` alone, `prefixTrees` and `sharedDirectories` for some values only. kata-node reads the same file. Takes
+(list $ "key of the values" "given path" "directory that is mounted").
+*/ -}}
+{{- define "kata-deploy.checkSystemDir" -}}
+{{- $root := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- $list := $root.Files.Get "files/system-dirs.json" | fromJson -}}
+{{- $isPrefix := eq $key "env.installationPrefix" -}}
+{{- $path := regexReplaceAll "^/var/run(/|$)" (clean (index . 3)) "/run$1" -}}
+{{- $found := has $path (concat $list.directories (ternary list $list.sharedDirectories $isPrefix)) -}}
+{{- range concat $list.trees (ternary $list.prefixTrees list $isPrefix) -}}
+{{- $found = or $found (hasPrefix (printf "%s/" .) (printf "%s/" $path)) -}}
+{{- end -}}
+{{- if $found -}}
+{{- $remedy := ternary "leave it empty for /opt/kata, or use a directory of your own, for example /srv/kata" "use a directory that has only the files of the container runtime" $isPrefix -}}
+{{- include "kata-deploy.refuse" (list $root (printf "%s: %s would give the pods %s, a directory of the system; %s" $key (index . 2) $path $remedy)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+Host paths of a runtime, as {"installDir": ..., "removalDir": ..., "config": ..., "socket": ...}. kata-node looks for them
+in the same places. Takes (list $ "containerd" or "crio").
 */ -}}
 {{- define "kata-deploy.hostPaths" -}}
 {{- $root := index . 0 -}}
@@ -58,18 +79,22 @@ Takes (list $ "containerd" or "crio").
 {{- if not (hasPrefix "/" $path) -}}
 {{- include "kata-deploy.refuse" (list $root (printf "containerd.%s: %s is not an absolute path; write a path that begins with /" $key $path)) -}}
 {{- end -}}
-{{- if has "/" (list $path (ternary (dir $path) "" (eq $key "runtimeSocket"))) -}}
-{{- include "kata-deploy.refuse" (list $root (printf "containerd.%s: %s would mount the root directory of the node into the pods; use a path below another directory" $key $path)) -}}
-{{- end -}}
+{{- include "kata-deploy.checkSystemDir" (list $root (printf "containerd.%s" $key) $path (ternary (dir $path) $path (eq $key "runtimeSocket"))) -}}
 {{- end -}}
 {{- $paths = dict "config" $config "socket" $socket -}}
 {{- end -}}
-{{- $given := (.Values.env).installationPrefix | default "/" -}}
-{{- if or (not (hasPrefix "/" $given)) (has ".." (splitList "/" $given)) -}}
-{{- include "kata-deploy.refuse" (list . (printf "env.installationPrefix: %s is not an absolute path without ..; write a path that begins with / and has no .." $given)) -}}
+{{- $prefix := "" -}}
+{{- with (.Values.env).installationPrefix -}}
+{{- if or (not (hasPrefix "/" .)) (has ".." (splitList "/" .)) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "env.installationPrefix: %s is not an absolute path without ..; write a path that begins with / and has no .." .)) -}}
+{{- else -}}
+{{- include "kata-deploy.checkSystemDir" (list $root "env.installationPrefix" . .) -}}
 {{- end -}}
-{{- $prefix := clean $given -}}
-{{- toJson (merge (dict "opt" (ternary "/opt" $prefix (eq $prefix "/"))) $paths) -}}
+{{- $prefix = clean . -}}
+{{- end -}}
+{{- $suffix := include "kata-deploy.suffix" . -}}
+{{- $installDir := printf "%s/opt/kata%s" $prefix (ternary "" (printf "-%s" $suffix) (empty $suffix)) -}}
+{{- toJson (merge (dict "installDir" $installDir "removalDir" ($prefix | default "/opt")) $paths) -}}
 {{- end -}}
 {{- end -}}
 
@@ -82,9 +107,12 @@ Host paths by stage, as {"host-check": [...], "artifacts": [...], "cri": [...], 
 {{- $nydus := eq "true" (include "kata-deploy.once" (list (index . 0) "kata-deploy.state") | fromJson).nydus -}}
 {{- $socket := dir $paths.socket -}}
 {{- $id := "/etc/machine-id" -}}
-{{- $check := list $paths.opt $paths.config $id $socket "/run/dbus" "/dev" "/run/kata-node" -}}
-{{- $artifacts := list $paths.opt $id "/run/kata-node" -}}
-{{- $cri := list $paths.opt $paths.config $id $socket "/run/dbus" "/run/kata-node" -}}
+{{- /* A container cannot remove the directory that is mounted in it, so only the stage that removes it has the directory
+above. Of a prefix it removes the directory opt as well. */ -}}
+{{- $check := list $paths.installDir $paths.config $id $socket "/run/dbus" "/dev" "/run/kata-node" -}}
+{{- $artifacts := list $paths.installDir $id "/run/kata-node" -}}
+{{- $removal := list $paths.removalDir $id "/run/kata-node" -}}
+{{- $cri := list $paths.installDir $paths.config $id $socket "/run/dbus" "/run/kata-node" -}}
 {{- /* nydus needs a systemd unit. CRI-O has no snapshotters. */ -}}
 {{- if and $nydus (ne (index . 1) "crio") -}}
 {{- $check = append $check "/etc/systemd/system" -}}
@@ -92,7 +120,7 @@ Host paths by stage, as {"host-check": [...], "artifacts": [...], "cri": [...], 
 {{- end -}}
 {{- $check = uniq $check -}}
 {{- $cri = uniq $cri -}}
-{{- dict "host-check" $check "artifacts" $artifacts "cri" $cri "remove-artifacts" $artifacts "revert-cri" $cri "check-pods" $cri | toJson -}}
+{{- dict "host-check" $check "artifacts" $artifacts "cri" $cri "remove-artifacts" $removal "revert-cri" $cri "check-pods" $cri | toJson -}}
 {{- end -}}
 
 {{- /* The volume name of a host path. */ -}}
@@ -103,14 +131,14 @@ Host paths by stage, as {"host-check": [...], "artifacts": [...], "cri": [...], 
 
 {{- /* hostPath volumes. Takes (list $ $paths). */ -}}
 {{- define "kata-deploy.hostVolumes" -}}
-{{- $opt := (include "kata-deploy.hostPaths" (list (index . 0) "containerd") | fromJson).opt -}}
+{{- $paths := include "kata-deploy.hostPaths" (list (index . 0) "containerd") | fromJson -}}
 {{- range index . 1 | uniq | sortAlpha }}
 - name: {{ include "kata-deploy.volumeName" . }}
   hostPath:
     path: {{ . }}
     {{- if eq . "/etc/machine-id" }}
     type: File
-    {{- else if or (eq . $opt) (hasPrefix "/run/" .) (has . (list "/etc/containerd" "/etc/crio")) }}
+    {{- else if or (has . (list $paths.installDir $paths.removalDir)) (hasPrefix "/run/" .) (has . (list "/etc/containerd" "/etc/crio")) }}
     # A pod with a volume that cannot be mounted waits without an error. The kubelet creates the directory, so
     # host-check runs and reports what is wrong. An empty directory in /run disappears at the next boot.
     type: DirectoryOrCreate

@@ -135,6 +135,11 @@ seccompProfile:
       value: "@MACHINE_ID@"
     - name: KATA_NODE_REPORTS
       value: /run/reports
+    {{- /* The Secret with containerd's drop-in is for the stages that check and write it. CRI-O has no such drop-in. */ -}}
+    {{- $secret := and (include "kata-deploy.userDropIn.secret" $root) (has $stage (list "host-check" "cri")) (ne (index . 2) "crio") }}
+    {{- if $secret }}
+    {{- include "kata-deploy.userDropIn.env" $root | nindent 4 }}
+    {{- end }}
     {{- if has $stage (list "cri" "revert-cri" "check-pods") }}
     {{- include "kata-deploy.runningPodsEnv" $root | trim | nindent 4 }}
     {{- end }}
@@ -167,6 +172,9 @@ seccompProfile:
       readOnly: true
     - name: reports
       mountPath: /run/reports
+    {{- if $secret }}
+    {{- include "kata-deploy.userDropIn.mount" $root | nindent 4 }}
+    {{- end }}
     {{- range $paths }}
     - name: {{ include "kata-deploy.volumeName" . }}
       mountPath: /host{{ . }}
@@ -268,6 +276,9 @@ spec:
         {{- include "kata-deploy.credentialsVolume" 3600 | trim | nindent 8 }}
         - name: reports
           emptyDir: {}
+        {{- if and (include "kata-deploy.userDropIn.secret" $root) (has "cri" .stages) (ne $runtime "crio") }}
+        {{- include "kata-deploy.userDropIn.volume" $root | nindent 8 }}
+        {{- end }}
         {{- include "kata-deploy.hostVolumes" (list $root $paths) | trim | nindent 8 }}
 {{- end -}}
 
