@@ -149,7 +149,10 @@ class Common:
         ),
     ] = ""
     payload: Annotated[
-        Path, _path_option(WHAT, "payload", "DIR", "The directory with the Kata files to install.")
+        Path,
+        _path_option(
+            WHAT, "payload", "DIR", "The Kata files to install: a directory, or a release's archive."
+        ),
     ] = DEFAULT_PAYLOAD
     shims: Annotated[
         str,

@@ -82,7 +82,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     Raises :class:`PayloadError`, :class:`UsageError` and :class:`HostError`.
     """
     from kata_node.payload import index
-    from kata_node.payload.manifest import select
+    from kata_node.payload.selection import select
 
     root = context.clients.root
     settings = context.settings
@@ -107,7 +107,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
             return ArtifactFacts(
                 inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
             )
-    payload = index.load(context.options.payload)
+    payload = index.load(context.options.payload, lambda outline: offer.needed_archives(settings, outline))
     settings = offer.with_payload(settings, payload.manifest)
     components = offer.required_components(settings, payload.manifest)
     shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
@@ -163,7 +163,7 @@ def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> Artifact
         raise UsageError(
             f"the payload directory does not exist, and {reason} on this node yet",
             where=str(directory),
-            hint="set --payload to the directory with the Kata files",
+            hint="set --payload to the directory with the Kata files, or to an archive of a Kata release",
         )
     return ArtifactFacts(
         placed.inputs,
