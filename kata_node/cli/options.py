@@ -154,6 +154,9 @@ class Common:
             WHAT, "payload", "DIR", "The Kata files to install: a directory, or a release's archive."
         ),
     ] = DEFAULT_PAYLOAD
+    payload_release: Annotated[
+        str, _option(WHAT, "payload-release", "NAME", "The release of Kata, if the payload does not name it.")
+    ] = ""
     shims: Annotated[
         str,
         _option(
@@ -315,7 +318,7 @@ _CHANGES = (
     *("expected_machine_id", "lock_timeout", "restart_timeout", "wait_for_pods", "ignore_pods"),
     *("label_timeout", "label_stable_for", "termination_log"),
 )
-_PLACING = ("payload", "shims", "ignore_unread_config", "retry_refused")
+_PLACING = ("payload", "payload_release", "shims", "ignore_unread_config", "retry_refused")
 _PLANNING = ("dry_run", "verbose")
 COMMAND_OPTIONS = {
     "install": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLACING, *_PLANNING),

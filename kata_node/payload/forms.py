@@ -10,6 +10,8 @@ root. It has one of three forms:
   image of the public kata-deploy has this form;
 - ``release``: archives of a Kata release as they are published, ``kata-static-<version>-<arch>.tar.zst``
   and ``kata-go-static-<version>-<arch>.tar.zst``. The payload is one such file, or a directory with them.
+
+If the root directory of an image is mounted, the payload is in a directory of it, see :func:`find_payload`.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ FILES_BESIDE = {
 RELEASE_PREFIXES = {"go": "kata-go-static", "runtime-rs": "kata-static"}
 """The archive of a Kata release, from 4.1 on, with the shims of each runtime."""
 
+IMAGE_DIRS = ("opt/kata-artifacts", "opt/kata-payload")
+"""Where images have the payload: that of the public project, and those of our Containerfile."""
+
 _RELEASE_NAME = re.compile(
     rf"(?P<prefix>{'|'.join(RELEASE_PREFIXES.values())})-(?P<version>[0-9][\w.+~-]*)-(?P<arch>{'|'.join(MACHINES)})"
 )
@@ -71,6 +76,11 @@ def parse_release_name(name: str) -> ReleaseArchive | None:
     if found is None:
         return None
     return ReleaseArchive(name, found["prefix"], found["version"], MACHINES[found["arch"]])
+
+
+def find_payload(path: Path) -> Path:
+    """Return the payload at ``path``: a directory of :data:`IMAGE_DIRS` below it, or ``path`` itself."""
+    return next((found for name in IMAGE_DIRS if (found := path / name).is_dir()), path)
 
 
 def detect_form(payload: Path) -> Form:

@@ -65,6 +65,7 @@ CHART_ONLY_KEYS = (
     "node-feature-discovery",
     "nodeBinaries",
     "nodeFeatureRules",
+    "nodeImage",
     "nodeSelector",
     "podAnnotations",
     "podLabels",

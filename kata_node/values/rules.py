@@ -86,6 +86,7 @@ def _shims(values: Values) -> Iterator[str]:
 def _images(values: Values) -> Iterator[str]:
     job = values.get("deploymentMode") == "job"
     keys = ["image"]
+    keys += ["nodeImage"] if at(values, "nodeImage.reference") else []
     keys += ["job.dispatcherImage"] if job else []
     keys += ["kubectlImage"] if not job or at(values, "job.reconcileSchedule") else []
     keys += ["monitor.image"] if at(values, "monitor.enabled") else []
@@ -93,6 +94,8 @@ def _images(values: Values) -> Iterator[str]:
         reference = str(at(values, f"{key}.reference") or "").strip()
         tag = str(at(values, f"{key}.tag") or "").strip()
         whole = "@" in reference or ":" in reference.rpartition("/")[2]
+        if not reference and key == "job.dispatcherImage":
+            continue  # It has no default, and can come from the command line of helm.
         if not reference:
             example = "quay.io/kata-containers/kata-deploy"
             yield f"{key}.reference: is empty; set it to an image, for example {example}"

@@ -66,6 +66,34 @@ the token in seconds.
       fieldPath: spec.nodeName
 {{- end -}}
 
+{{- /* The volume with the payload, if it is not in the image of kata-node. */ -}}
+{{- define "kata-deploy.payloadVolume" }}
+{{- if include "kata-deploy.once" (list . "kata-deploy.hasPayloadVolume") }}
+- name: payload
+  image:
+    reference: {{ include "kata-deploy.payloadImage" . }}
+    pullPolicy: {{ .Values.imagePullPolicy | default "Always" }}
+{{- end }}
+{{- end -}}
+
+{{- /* The public image does not name its release in a file. */ -}}
+{{- define "kata-deploy.payloadEnv" }}
+{{- if include "kata-deploy.once" (list . "kata-deploy.hasPayloadVolume") }}
+{{- with include "kata-deploy.kataRelease" . }}
+- name: KATA_NODE_PAYLOAD_RELEASE
+  value: {{ quote . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "kata-deploy.payloadMount" }}
+{{- if include "kata-deploy.once" (list . "kata-deploy.hasPayloadVolume") }}
+- name: payload
+  mountPath: /opt/kata-payload
+  readOnly: true
+{{- end }}
+{{- end -}}
+
 {{- define "kata-deploy.runningPodsEnv" }}
 - name: KATA_NODE_WAIT_FOR_PODS
   value: {{ (.Values.runningPods).waitSeconds | default 0 | quote }}
@@ -147,7 +175,7 @@ seccompProfile:
 {{- $stage := index . 1 -}}
 {{- $paths := get (include "kata-deploy.once" (list $root "kata-deploy.stageHostPaths" (index . 2)) | fromJson) $stage | default list -}}
 - name: {{ $stage }}
-  image: {{ include "kata-deploy.image" (list $root $root.Values.image "image" $root.Chart.AppVersion) }}
+  image: {{ include "kata-deploy.nodeImage" $root }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
   args: [stage, {{ $stage }}]
   env:
@@ -156,6 +184,11 @@ seccompProfile:
       value: "@MACHINE_ID@"
     - name: KATA_NODE_REPORTS
       value: /run/reports
+    {{- if has $stage (list "host-check" "artifacts") }}
+    {{- with include "kata-deploy.payloadEnv" $root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- end }}
     {{- if has $stage (list "cri" "revert-cri") }}
     {{- include "kata-deploy.runningPodsEnv" $root | trim | nindent 4 }}
     {{- end }}
@@ -187,6 +220,11 @@ seccompProfile:
       readOnly: true
     - name: reports
       mountPath: /run/reports
+    {{- if has $stage (list "host-check" "artifacts") }}
+    {{- with include "kata-deploy.payloadMount" $root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- end }}
     {{- range $paths }}
     - name: {{ include "kata-deploy.volumeName" . }}
       mountPath: /host{{ . }}
@@ -275,6 +313,11 @@ spec:
         {{- include "kata-deploy.credentialsVolume" 3600 | trim | nindent 8 }}
         - name: reports
           emptyDir: {}
+        {{- if has "artifacts" .stages }}
+        {{- with include "kata-deploy.payloadVolume" $root | trim }}
+        {{- . | nindent 8 }}
+        {{- end }}
+        {{- end }}
         {{- include "kata-deploy.hostVolumes" (list $root $paths) | trim | nindent 8 }}
 {{- end -}}
 
