@@ -43,10 +43,10 @@ def no_template(runtime: str) -> TaskResult:
     )
     if not mounts_images(runtime):
         what = f"its container runtime {quote_foreign(runtime)} cannot mount the payload, which is an image"
-        oldest = " and ".join(f"{name} {a}.{b}" for name, (a, b) in FIRST_WITH_IMAGE_VOLUMES.items())
+        oldest = " or ".join(f"{name} {a}.{b}" for name, (a, b) in FIRST_WITH_IMAGE_VOLUMES.items())
         hint = (
-            f"use {oldest} or later, or build one image of kata-node and the payload, name it in nodeImage "
-            "and set image.volume: never"
+            f"use {oldest}, or a later one, or build one image of kata-node and the payload, name it in "
+            "nodeImage and set image.volume: never"
         )
     if not runtime:
         what = "its Node does not name its container runtime"
