@@ -16,7 +16,7 @@ code  meaning
 
 from __future__ import annotations
 
-PULL_IMAGE_HINT = "pull the image again; if you built the image, build it again"
+PULL_IMAGE_HINT = "pull the image, or download the archive, again; if you built the image, build it again"
 """The hint for a damaged payload."""
 
 

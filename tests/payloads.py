@@ -234,6 +234,14 @@ def tarballs(
     return directory
 
 
+def release_archive(
+    directory: Path, name: str = "kata-go-static-4.1.0-amd64", files: Mapping[str, Content] = FILES
+) -> Path:
+    """Create an archive of a Kata release, and return its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return archive(directory / f"{name}.tar.zst", members(files))
+
+
 def archive_path(directory: Path, component: str) -> Path:
     return directory / f"tarballs/kata-static-{component}.tar.zst"
 

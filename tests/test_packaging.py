@@ -192,7 +192,9 @@ def test_the_image_of_the_dispatcher_has_only_the_modules_that_it_needs(wheel: z
 
 def test_the_image_with_a_payload_adds_only_the_payload_and_its_manifest() -> None:
     assert [word for word, _ in stages()["program-with-payload"]] == ["FROM", "ARG", "COPY", "RUN"]
-    assert stages()[""] == [("FROM", "program${PAYLOAD:+-with-payload}")]
+    assert [word for word, _ in stages()["program-with-payload-image"]] == ["FROM", "COPY", "RUN"]
+    chosen = "program${PAYLOAD:+-with-payload}${PAYLOAD_IMAGE:+-with-payload-image}"
+    assert stages()[""] == [("FROM", chosen)]
 
 
 def test_a_compiler_is_installed_only_in_the_build_stage() -> None:

@@ -186,7 +186,7 @@ def _missing_files(
 ) -> dict[str, tuple[str, ...]]:
     if isinstance(artifacts, KataNodeError) or artifacts.desired_files is None or artifacts.by_record:
         return {}
-    from kata_node.payload.manifest import missing_paths
+    from kata_node.payload.selection import missing_paths
 
     settings = artifacts.settings or context.settings
     shims = {handler.shim.name: handler.shim for handler in handlers(settings)}

@@ -99,7 +99,8 @@ def _payload(settings: Settings, facts: HostCheckFacts) -> Finding:
             "payload",
             "fail",
             "the payload is not complete: " + "; ".join(missing),
-            "use an image that contains these files, or set shims.<shim>.enabled: false for these shims",
+            "use an image, or an archive of a Kata release, that has these files, or set "
+            "shims.<shim>.enabled: false for these shims",
         )
     if facts.artifacts.desired_files is None:
         return Finding("payload", "pass", "already placed on this node")

@@ -39,6 +39,7 @@ def options_of(common: Common) -> Options:
 
     return Options(
         payload=common.payload,
+        payload_release=common.payload_release,
         payload_is_optional=common.dry_run and common.payload == DEFAULT_PAYLOAD,
         offline=common.offline,
         runtime=common.runtime,

@@ -153,8 +153,11 @@ class Common:
         Path | None, _path_option(WHAT, "user-drop-in", "FILE", "A file in place of containerd.userDropIn.")
     ] = None
     payload: Annotated[
-        Path, _path_option(WHAT, "payload", "DIR", "The directory with the Kata files to install.")
+        Path, _path_option(WHAT, "payload", "DIR", "The Kata files: a directory, or a release's archive.")
     ] = DEFAULT_PAYLOAD
+    payload_release: Annotated[
+        str, _option(WHAT, "payload-release", "NAME", "The release of Kata, if the payload does not name it.")
+    ] = ""
     shims: Annotated[
         str,
         _option(
@@ -316,7 +319,7 @@ _CHANGES = (
     *("expected_machine_id", "lock_timeout", "restart_timeout", "wait_for_pods", "ignore_pods"),
     *("label_timeout", "label_stable_for", "termination_log"),
 )
-_PLACING = ("user_drop_in", "payload", "shims", "ignore_unread_config", "retry_refused")
+_PLACING = ("user_drop_in", "payload", "payload_release", "shims", "ignore_unread_config", "retry_refused")
 _PLANNING = ("dry_run", "verbose")
 COMMAND_OPTIONS = {
     "install": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLACING, *_PLANNING),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kata_node.dispatcher.failures import NodeProblem
-from kata_node.dispatcher.kubernetes_objects import Action
+from kata_node.dispatcher.kubernetes_objects import FIRST_WITH_IMAGE_VOLUMES, Action, mounts_images
 from kata_node.dispatcher.nodes import Selection
 from kata_node.dispatcher.rollout import Outcome
 from kata_node.text import quote_foreign
@@ -32,12 +32,22 @@ def taint_not_tolerated(taint: str) -> TaskResult:
 
 
 def no_template(runtime: str) -> TaskResult:
-    """Return the result of a node whose ``runtime`` (for example ``docker://28.1``) has no Job template."""
+    """Return the result of a node for whose ``runtime`` (for example ``docker://28.1``) there is no Job.
+
+    The runtime has no template, or it is too old to mount the payload.
+    """
     where = "status.nodeInfo.containerRuntimeVersion"
     what, hint = (
         f"there is no Job template for the container runtime {quote_foreign(runtime)}",
         "correct k8sDistribution or containerRuntime in the values, or exclude this node from the selection",
     )
+    if not mounts_images(runtime):
+        what = f"its container runtime {quote_foreign(runtime)} cannot mount the payload, which is an image"
+        oldest = " or ".join(f"{name} {a}.{b}" for name, (a, b) in FIRST_WITH_IMAGE_VOLUMES.items())
+        hint = (
+            f"use {oldest}, or a later one, or build one image of kata-node and the payload, name it in "
+            "nodeImage and set image.volume: never"
+        )
     if not runtime:
         what = "its Node does not name its container runtime"
         hint = "check its kubelet, and run the helm command again when the Node names its runtime"

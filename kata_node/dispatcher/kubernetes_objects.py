@@ -6,6 +6,7 @@ changed fields of newer Kubernetes releases cause no error.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Literal
 
@@ -95,6 +96,19 @@ class _NodeSpec(_ApiObject):
     taints: list[Taint] = []
 
 
+FIRST_WITH_IMAGE_VOLUMES = {"containerd": (2, 1), "cri-o": (1, 33)}
+"""The oldest container runtimes that mount an image as a volume of a pod."""
+
+
+def mounts_images(runtime: str) -> bool:
+    """Return whether ``runtime``, for example ``containerd://2.0.5``, can mount an image as a volume."""
+    name, _, version = runtime.partition("://")
+    numbers = re.match(r"v?(\d{1,6})\.(\d{1,6})", version)
+    if name not in FIRST_WITH_IMAGE_VOLUMES or numbers is None:
+        return True
+    return (int(numbers[1]), int(numbers[2])) >= FIRST_WITH_IMAGE_VOLUMES[name]
+
+
 class NodeInfo(_ApiObject):
     """The ``status.nodeInfo`` of a Node, reported by its kubelet."""
 
@@ -106,6 +120,11 @@ class NodeInfo(_ApiObject):
         """The name of the container runtime: ``cri-o`` for ``cri-o://1.36.1``; empty when not reported."""
         name, separator, _ = self.container_runtime_version.partition("://")
         return name if separator else ""
+
+    @property
+    def mounts_images(self) -> bool:
+        """Whether the container runtime can mount an image as a volume. An unknown version can."""
+        return mounts_images(self.container_runtime_version)
 
 
 class _RuntimeHandler(_ApiObject):

@@ -42,7 +42,8 @@ class Selection:
     unready: tuple[tuple[Target, str], ...] = ()
     """Selected nodes, each with the taint of :data:`CONDITION_TAINTS` that alone blocks them for now."""
     without_template: tuple[tuple[Target, str], ...] = ()
-    """Selected nodes without a template for their runtime, each with ``containerRuntimeVersion``."""
+    """Selected nodes whose runtime has no template, or cannot run its Pods. Each has the
+    ``containerRuntimeVersion``."""
     serving: tuple[Target, ...] = ()
     """Selected nodes that are skipped because they are proven to serve, see :mod:`drift`."""
     not_proven: Mapping[str, Serving] = field(default_factory=dict)
@@ -140,7 +141,7 @@ def select(
             tainted.append((target, str(taint)))
         elif not matches:
             unlabeled.append(target)
-        elif not template:
+        elif not template or (template.mounts_images and not info.mounts_images):
             without_template.append((target, info.container_runtime_version))
         elif taint:
             unready.append((target, str(taint)))

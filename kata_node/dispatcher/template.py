@@ -94,6 +94,12 @@ class Template:
         pod = _submapping(self._manifest, "spec", "template", "spec")
         return msgspec.convert(pod.get("tolerations") or [], tuple[Toleration, ...])
 
+    @functools.cached_property
+    def mounts_images(self) -> bool:
+        """Whether its Pods mount an image as a volume, which not every container runtime can."""
+        volumes = _submapping(self._manifest, "spec", "template", "spec").get("volumes") or []
+        return any(isinstance(volume, dict) and "image" in volume for volume in volumes)
+
     def tolerating_everything(self) -> Template:
         """Return the template with a toleration of every taint, in addition to its own."""
         manifest = msgspec.json.decode(self._text)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from kata_node.errors import PayloadError
+from kata_node.errors import PULL_IMAGE_HINT, PayloadError
 
 if sys.version_info >= (3, 14):
     import tarfile
@@ -130,7 +130,7 @@ class Archive:
 
     @contextlib.contextmanager
     def _payload_errors(self) -> Iterator[None]:
-        hint = "pull the image again; if you built the image, build it again"
+        hint = PULL_IMAGE_HINT
         try:
             yield
         except FileNotFoundError as error:

@@ -83,15 +83,17 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     Raises :class:`PayloadError`, :class:`UsageError` and :class:`HostError`.
     """
     from kata_node.payload import index
-    from kata_node.payload.manifest import select
+    from kata_node.payload.forms import find_payload
+    from kata_node.payload.selection import select
 
     root = context.clients.root
     settings = context.settings
     placed = context.receipt.artifacts
     if context.options.payload_is_optional and placed and not context.options.payload.exists():
         return _facts_by_record(context, placed)
-    fingerprint = index.fingerprint(context.options.payload)
-    inputs = _inputs(fingerprint, settings)
+    path = find_payload(context.options.payload)
+    fingerprint = index.fingerprint(path)
+    inputs = _inputs(fingerprint, settings, context.options.payload_release)
     changed_made_dirs = find_changed_made_dirs(root, settings.install_dir, placed)
     if placed and placed.state == "placed" and placed.inputs == inputs and not changed_made_dirs:
         observed_files = observe_files(root, settings.install_dir, placed.files)
@@ -108,7 +110,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
             return ArtifactFacts(
                 inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
             )
-    payload = index.load(context.options.payload)
+    payload = index.load(path, lambda outline: offer.needed_archives(settings, outline))
     settings = offer.with_payload(settings, payload.manifest)
     components = offer.required_components(settings, payload.manifest)
     shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
@@ -119,7 +121,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
     unknown = (path for path in observed_files if path not in known and observed_files[path].kind == "file")
     log.debug(
         "%s files below %s compared with the payload %s, %s of them in the receipt",
-        *(len(desired_files), settings.install_dir, context.options.payload, len(known)),
+        *(len(desired_files), settings.install_dir, path, len(known)),
     )
     digests = {
         path: file_digest(root.resolve(f"{settings.install_dir}/{path}", follow_last=False))
@@ -142,7 +144,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         ),
         _dirs_to_remove_at_revert(root, settings.install_dir),
         settings,
-        payload.manifest.release,
+        payload.manifest.release or context.options.payload_release,
         kata_warnings(entries, settings, desired_files),
         payload=lambda: payload,
     )
@@ -164,7 +166,7 @@ def _facts_by_record(context: StageContext, placed: ArtifactsRecord) -> Artifact
         raise UsageError(
             f"the payload directory does not exist, and {reason} on this node yet",
             where=str(directory),
-            hint="set --payload to the directory with the Kata files",
+            hint="set --payload to the directory with the Kata files, or to an archive of a Kata release",
         )
     return ArtifactFacts(
         placed.inputs,
@@ -310,12 +312,12 @@ def _kind(mode: int) -> Literal["file", "link", "dir", "other"]:
     return "dir" if stat.S_ISDIR(mode) else "other"
 
 
-def _inputs(fingerprint: str, settings: Settings) -> str:
+def _inputs(fingerprint: str, settings: Settings, release: str) -> str:
     components = mapping.required_components(settings)
     text = "\n".join(
         (
             *(_RULES, __version__, fingerprint, settings.arch, drop_ins.digest_inputs(settings)),
-            *(*components, f"debug: {settings.debug}"),
+            *(*components, f"debug: {settings.debug}", release),
         )
     )
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,16 +1,10 @@
-"""Reads and writes the index of a payload directory.
+"""Reads and writes the index of a payload, which has one of the forms of :mod:`kata_node.payload.forms`.
 
-The index comes from the payload's manifest. Without a manifest, every file of the payload is read.
-
-The directory is part of the image, so its path is not relative to the host root. It has one of two forms:
-
-- a tree, ``opt/kata/**``;
-- archives, ``tarballs/kata-static-<component>.tar.zst``, with Kata's ``shim-components.json`` beside
-  them or in the payload directory. Of the archives that this file does not list, only the
-  :data:`EXTRA_COMPONENTS` are used. The :data:`FILES_BESIDE` can be at the same two places.
+The index comes from the payload's manifest. Without a manifest, the files of the payload are read: all of a
+tree, and of archives only those that the caller needs.
 
 The release is read from ``opt/kata/VERSION``, or from a ``VERSION`` file beside the archives or in the
-payload directory.
+payload directory, or from the names of the archives of a release.
 """
 
 from __future__ import annotations
@@ -19,30 +13,38 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kata_node.bounded_read import read_bounded
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError, UsageError
-from kata_node.kata import devkit
+from kata_node.payload.forms import (
+    FILES_BESIDE,
+    SHIM_COMPONENTS_FILE,
+    TARBALLS_DIR,
+    TREE_DIR,
+    detect_form,
+    find_component_archives,
+    find_files_beside,
+    find_release_archives,
+    parse_release_name,
+    paths_beside_archives,
+)
 from kata_node.payload.manifest import (
-    BUILTIN_PREFIX,
-    KATA_CTL,
     SCHEMA,
     Archive,
     Entry,
+    Form,
     Manifest,
-    ShimFiles,
     from_json,
     parse_shim_components,
-    select,
     to_json,
     validate,
 )
+from kata_node.payload.selection import ShimFiles, select
 from kata_node.payload.validation import VERSION_FILE, check_path, member_path, wrap_read_errors
-from kata_node.snapshotters.mapping import NYDUS_COMPONENT
 
 if TYPE_CHECKING:
     from kata_node.host.archive import Digest
@@ -50,28 +52,20 @@ if TYPE_CHECKING:
 __all__ = ["Payload", "build_manifest", "fingerprint", "load", "write_manifest"]
 
 MANIFEST_FILE = "manifest.json"
-SHIM_COMPONENTS_FILE = "shim-components.json"
-TREE_DIR = BUILTIN_PREFIX.removeprefix("/")
-TARBALLS_DIR = "tarballs"
-EXTRA_COMPONENTS = (KATA_CTL, devkit.COMPONENT, NYDUS_COMPONENT)
-"""The components that no shim needs, but some settings do."""
-
-FILES_BESIDE = {
-    "versions.yaml": "",
-    f"{NYDUS_COMPONENT}/containerd-nydus-grpc": NYDUS_COMPONENT,
-    f"{NYDUS_COMPONENT}/nydus-overlayfs": NYDUS_COMPONENT,
-}
-"""Files that the public image has beside the archives: path in the install dir, and component."""
 MAX_MANIFEST_SIZE = 256 << 20  # bytes; the manifest of a payload with 10,000 files has about 4 MiB
+
+Needs = Callable[[Manifest], Collection[str]]
+"""Returns the names of the archives to read. Its argument has all archives, and no entry of them."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Payload:
-    """A payload directory and its manifest."""
+    """A payload and its manifest."""
 
-    directory: Path
+    path: Path
+    """The directory, or the archive of a release."""
     manifest: Manifest
 
     def select(self, shims: Iterable[ShimFiles], arch: str) -> tuple[Entry, ...]:
@@ -81,12 +75,12 @@ class Payload:
     def file(self, path: str) -> Path:
         """Return the real path of a file that is in no archive; ``path`` is relative to the install dir."""
         if self.manifest.form == "tree":
-            return self.directory / TREE_DIR / path
-        first, second = _beside_archives(self.directory, path)
+            return self.path / TREE_DIR / path
+        first, second = paths_beside_archives(self.path, path)
         return first if first.exists() else second
 
     def archive(self, component: str) -> tuple[Path, Digest] | None:
-        """Return the real path of a component's archive, and its size and digest from the manifest.
+        """Return the real path of an archive, and its size and digest from the manifest.
 
         ``None`` if the files of the component are in no archive.
         """
@@ -95,7 +89,7 @@ class Payload:
         archive = self.manifest.archives.get(component)
         if archive is None:
             return None
-        return self.directory / archive.file, Digest(archive.size, archive.sha256)
+        return _archive_dir(self.path) / archive.file, Digest(archive.size, archive.sha256)
 
     def member(self, component: str, name: str) -> Entry | None:
         """Return the manifest entry of the file ``name`` in an archive, or ``None`` if there is none."""
@@ -107,45 +101,86 @@ class Payload:
         return {(entry.component, entry.path): entry for entry in entries if entry.kind == "file"}
 
 
-def build_manifest(directory: Path) -> Manifest:
-    """Read every file of the payload in ``directory`` and return its manifest.
+def build_manifest(payload: Path, needs: Needs | None = None) -> Manifest:
+    """Read the files of ``payload`` and return its manifest.
 
-    Logs a warning if two components have the same path with different content.
+    With ``needs``, only the archives that it names are read. The manifest has the others without their
+    entries and digests. Logs a warning if two archives have the same path with different content.
     Raises :class:`PayloadError`.
     """
     from kata_node.payload.scan import map_in_threads, scan_archive, scan_tree
 
-    if _detect_form(directory) == "tree":
-        entries = validate(scan_tree(directory / TREE_DIR))
-        return Manifest(SCHEMA, "tree", _release(directory, entries), entries, {}, {})
-    shims = _components(directory)
-    archives = _archives(directory, shims)
+    form = detect_form(payload)
+    if form == "tree":
+        entries = validate(scan_tree(payload / TREE_DIR))
+        return Manifest(SCHEMA, form, _release(payload, entries), entries, {}, {})
+    outline, archives = _outline(payload)
+    wanted = archives.keys() if needs is None else needs(outline)
     # Start with the largest archive, so that it does not run alone at the end.
-    names = sorted(archives, key=lambda name: -archives[name].stat().st_size)
+    names = sorted(archives.keys() & wanted, key=lambda name: -outline.archives[name].size)
     scans = map_in_threads(lambda name: scan_archive(archives[name], name), names)
     packed = [entry for found, _ in scans for entry in validate(found)]
     paths = {entry.path for entry in packed}
-    packed += [entry for entry in _entries_beside(directory) if entry.path not in paths]
+    packed += [entry for entry in _entries_beside(payload) if entry.path not in paths]
     entries = tuple(sorted(packed, key=lambda entry: (entry.path, entry.component)))
     try:
         validate(entries)
     except PayloadError as error:
-        # This matters only if the enabled shims need both components; `select` refuses that case.
+        # This matters only if the enabled shims need both archives; `select` refuses that case.
         log.warning("some shims of this payload cannot be installed together: %s", error)
-    digests = {
-        name: Archive(f"{TARBALLS_DIR}/{archives[name].name}", digest.size, digest.sha256)
-        for name, (_, digest) in sorted(zip(names, scans, strict=True))
+    read = {
+        name: replace(outline.archives[name], size=digest.size, sha256=digest.sha256)
+        for name, (_, digest) in zip(names, scans, strict=True)
     }
-    return Manifest(SCHEMA, "tarballs", _release(directory, entries), entries, shims, digests)
+    return replace(
+        outline,
+        release=outline.release or _release(payload, entries),
+        entries=entries,
+        archives={**outline.archives, **read},
+    )
+
+
+def _outline(payload: Path) -> tuple[Manifest, dict[str, Path]]:
+    """Return the manifest of archives of which none was read, and the real paths of the archives."""
+    form = detect_form(payload)
+    shims: Mapping[str, Mapping[str, tuple[str, ...]]] = {}
+    beside: tuple[Entry, ...] = ()
+    if form == "release":
+        archives = find_release_archives(payload)
+    else:
+        shims = _components(payload)
+        archives = dict(sorted(find_component_archives(payload, shims).items()))
+        names = find_files_beside(payload)
+        beside = tuple(Entry(name, "file", 0, component=FILES_BESIDE[name]) for name in names)
+    release = next((each.version for name in archives if (each := parse_release_name(name))), "")
+    base = _archive_dir(payload)
+    with wrap_read_errors(payload):
+        found = {
+            name: Archive(str(path.relative_to(base)), path.stat().st_size, "")
+            for name, path in archives.items()
+        }
+    return Manifest(SCHEMA, form, release, beside, shims, found), archives
+
+
+def _archive_dir(payload: Path) -> Path:
+    """Return the directory that the paths of the archives are relative to."""
+    return payload.parent if payload.is_file() else payload
 
 
 def write_manifest(directory: Path) -> Path:
     """Write the manifest of the payload in ``directory`` and return its path.
 
-    The bytes depend only on the payload. Raises :class:`PayloadError`.
+    The bytes depend only on the payload. Raises :class:`PayloadError`, and :class:`UsageError` for the
+    archives of a release.
     """
     from kata_node.host.atomic_replace import finish, replacing
 
+    if detect_form(directory) == "release":
+        raise UsageError(
+            "the archives of a Kata release get no manifest, because they are not part of an image",
+            where=str(directory),
+            hint="install from them without a manifest, or unpack them and index the directory",
+        )
     content = to_json(build_manifest(directory))
     path = directory / MANIFEST_FILE
     try:
@@ -163,77 +198,86 @@ def write_manifest(directory: Path) -> Path:
     return path
 
 
-def load(directory: Path) -> Payload:
-    """Return the payload in ``directory``, from its manifest or, without one, by reading every file.
+def load(payload: Path, needs: Needs | None = None) -> Payload:
+    """Return the payload in ``payload``, from its manifest or, without one, by reading its files.
 
+    Without a manifest, only the archives that ``needs`` names are read; see :func:`build_manifest`.
     Raises :class:`PayloadError`, also if the names or sizes of files differ from the manifest.
     A difference in content is found when the files are placed.
     """
-    form = _detect_form(directory)
-    path = directory / MANIFEST_FILE
-    raw = _read(path)
+    form = detect_form(payload)
+    path = payload / MANIFEST_FILE
+    raw = None if form == "release" else _read(path)
     if raw is None:
-        return Payload(directory, _cached_manifest(directory, fingerprint(directory)))
+        return Payload(payload, _scanned(payload, needs))
     manifest = from_json(raw, where=str(path))
     if manifest.form != form:
         raise _mismatch_error(path, f"the manifest describes {manifest.form}, the directory has {form}")
     if form == "tree":
-        _check_tree(directory, manifest, path)
+        _check_tree(payload, manifest, path)
     else:
-        _check_archives(directory, manifest, path)
-    return Payload(directory, manifest)
+        _check_archives(payload, manifest, path)
+    return Payload(payload, manifest)
+
+
+def _scanned(payload: Path, needs: Needs | None) -> Manifest:
+    """Return the manifest of a payload without a manifest file."""
+    wanted = None
+    if needs is not None and detect_form(payload) != "tree":
+        wanted = frozenset(needs(_outline(payload)[0]))
+    return _cached_manifest(payload, fingerprint(payload), wanted)
 
 
 @functools.lru_cache(maxsize=1)
-def _cached_manifest(directory: Path, fingerprint: str) -> Manifest:
-    """Return the manifest of a payload that has no manifest file. Cached, because several stages ask."""
-    log.info("reading every file of %s, which has no %s", directory, MANIFEST_FILE)
-    return build_manifest(directory)
+def _cached_manifest(payload: Path, fingerprint: str, wanted: frozenset[str] | None) -> Manifest:
+    """Return the manifest of a payload without a manifest file. Cached, because several stages ask.
+
+    ``wanted`` are the archives to read; ``None`` means every file.
+    """
+    if wanted is None:
+        log.info("reading every file of %s, which has no %s", payload, MANIFEST_FILE)
+        return build_manifest(payload)
+    log.info("reading archives of %s: %s", payload, ", ".join(sorted(wanted)) or "none")
+    return build_manifest(payload, lambda _: wanted)
 
 
-def fingerprint(directory: Path) -> str:
+def fingerprint(payload: Path) -> str:
     """Return a text that changes whenever the payload changes, without reading the payload.
 
-    It is the digest of the manifest. Without a manifest, it is a digest of the name, size, times and
-    inode of every file. Raises :class:`UsageError` if ``directory`` has no payload, and
+    It is the digest of the manifest. Without a manifest, it is a digest of the name, size and time of every
+    archive. In a tree, where files of the same size and time are more likely, the change time and the inode
+    of every file count too. Raises :class:`UsageError` if ``payload`` has no payload, and
     :class:`PayloadError` if it cannot be read.
     """
-    form = _detect_form(directory)
-    manifest = _read(directory / MANIFEST_FILE)
+    form = detect_form(payload)
+    manifest = None if form == "release" else _read(payload / MANIFEST_FILE)
     if manifest is not None:
         return hashlib.sha256(manifest).hexdigest()
     digest = hashlib.sha256()
-    with wrap_read_errors(directory):
-        paths = _files_below(directory, TREE_DIR if form == "tree" else TARBALLS_DIR)
-        for path in (*paths, *_files_beside(directory).values()):
-            info = path.lstat()
-            stat_fields = (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
-            digest.update(os.fsencode(f"{path.relative_to(directory)}\0{stat_fields}\0"))
-    for name in (SHIM_COMPONENTS_FILE, VERSION_FILE):
-        digest.update(_read(directory / name) or b"\0")
+    base = _archive_dir(payload)
+    with wrap_read_errors(payload):
+        for path in _files_of(payload, form):
+            info = path.lstat() if form == "tree" else path.stat()
+            stat_fields = [info.st_size, info.st_mtime_ns]
+            if form == "tree":
+                stat_fields += [info.st_ctime_ns, info.st_ino, info.st_dev]
+            digest.update(os.fsencode(f"{path.relative_to(base)}\0{stat_fields}\0"))
+    for name in () if form == "release" else (SHIM_COMPONENTS_FILE, VERSION_FILE):
+        digest.update(_read(payload / name) or b"\0")
     return digest.hexdigest()
 
 
-def _detect_form(directory: Path) -> Literal["tree", "tarballs"]:
-    tree, tarballs = (directory / TREE_DIR).is_dir(), (directory / TARBALLS_DIR).is_dir()
-    if tree != tarballs:
-        return "tree" if tree else "tarballs"
-    if not directory.is_dir():
-        raise UsageError(
-            f"the payload {'is not a directory' if directory.exists() else 'directory does not exist'}",
-            where=str(directory),
-            hint="set --payload to the directory with the Kata files",
-        )
-    raise UsageError(
-        f"the payload has {'both' if tree else 'neither'} a directory {TREE_DIR} "
-        f"{'and' if tree else 'nor'} a directory {TARBALLS_DIR}",
-        where=str(directory),
-        hint="set --payload to a directory that has exactly one of the two",
-    )
+def _files_of(payload: Path, form: Form) -> Iterable[Path]:
+    """Return the real paths of the files that make up the payload."""
+    if form == "release":
+        return find_release_archives(payload).values()
+    directory = payload / (TREE_DIR if form == "tree" else TARBALLS_DIR)
+    below = sorted(Path(base, file) for base, _, files in os.walk(directory) for file in files)
+    return (*below, *find_files_beside(payload).values())
 
 
 def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
-    for path in _beside_archives(directory, SHIM_COMPONENTS_FILE):
+    for path in paths_beside_archives(directory, SHIM_COMPONENTS_FILE):
         if (raw := _read(path)) is not None:
             return parse_shim_components(raw, where=str(path))
     raise UnusablePayloadError(
@@ -243,33 +287,9 @@ def _components(directory: Path) -> dict[str, dict[str, tuple[str, ...]]]:
     )
 
 
-def _archives(directory: Path, shims: Mapping[str, Mapping[str, Iterable[str]]]) -> dict[str, Path]:
-    """Return the existing archives, by component: those that ``shims`` lists for any architecture, and the
-    :data:`EXTRA_COMPONENTS`."""
-    names = {name for arches in shims.values() for needs in arches.values() for name in needs}
-    names.update(EXTRA_COMPONENTS)
-    paths = {name: directory / TARBALLS_DIR / f"kata-static-{name}.tar.zst" for name in names}
-    return {name: path for name, path in paths.items() if path.is_file()}
-
-
-def _beside_archives(directory: Path, name: str) -> tuple[Path, Path]:
-    """Return the paths of the file ``name`` beside the archives. If both exist, the first one counts."""
-    return directory / TARBALLS_DIR / name, directory / name
-
-
-def _files_beside(directory: Path) -> dict[str, Path]:
-    """Return the real paths of the files beside the archives, by their paths in the install dir."""
-    found: dict[str, Path] = {}
-    for name in FILES_BESIDE:
-        for path in _beside_archives(directory, name):
-            if path.is_file() and not path.is_symlink():
-                found.setdefault(name, path)
-    return found
-
-
 def _entries_beside(directory: Path) -> Iterator[Entry]:
     """Yield the entries of the files beside the archives."""
-    for name, path in _files_beside(directory).items():
+    for name, path in find_files_beside(directory).items():
         component = FILES_BESIDE[name]
         with wrap_read_errors(path), path.open("rb") as file:
             info = os.fstat(file.fileno())
@@ -281,7 +301,7 @@ def _entries_beside(directory: Path) -> Iterator[Entry]:
 def _release(directory: Path, entries: Iterable[Entry]) -> str:
     """Return the release of the payload, or ``""`` if it has no VERSION file."""
     inside = [entry.content for entry in entries if entry.path == VERSION_FILE]
-    beside = [_read(path) for path in _beside_archives(directory, VERSION_FILE)]
+    beside = [_read(path) for path in paths_beside_archives(directory, VERSION_FILE)]
     texts = [*inside, *(raw.decode(errors="replace") for raw in beside if raw)]
     first_line = texts[0].strip().partition("\n")[0] if texts else ""
     return first_line if first_line.isprintable() else ""
@@ -298,13 +318,13 @@ def _check_tree(directory: Path, manifest: Manifest, path: Path) -> None:
 def _check_archives(directory: Path, manifest: Manifest, path: Path) -> None:
     if _components(directory) != manifest.shim_components:
         raise _mismatch_error(path, f"{SHIM_COMPONENTS_FILE} differs")
-    beside = _files_beside(directory)
+    beside = find_files_beside(directory)
     for entry in manifest.entries:
         if entry.kind == "file" and entry.component not in manifest.archives:
             with wrap_read_errors(directory):
                 if entry.path not in beside or beside[entry.path].stat().st_size != entry.size:
                     raise _mismatch_error(path, f"{entry.path} differs")
-    found = _archives(directory, manifest.shim_components)
+    found = find_component_archives(directory, manifest.shim_components)
     if unknown := sorted(found.keys() - manifest.archives.keys()):
         raise _mismatch_error(path, f"the manifest does not list the archives of {', '.join(unknown)}")
     for name, archive in manifest.archives.items():
@@ -322,10 +342,6 @@ def _check_archives(directory: Path, manifest: Manifest, path: Path) -> None:
                 hint=f"{PULL_IMAGE_HINT}; if you replaced the archive on purpose, "
                 f"run `kata-node payload index {directory}`",
             )
-
-
-def _files_below(directory: Path, name: str) -> list[Path]:
-    return sorted(Path(base, file) for base, _, files in os.walk(directory / name) for file in files)
 
 
 def _read(path: Path) -> bytes | None:

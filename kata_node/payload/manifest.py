@@ -1,4 +1,4 @@
-"""The manifest of a payload, and the selection of the entries that the enabled shims need. Pure.
+"""The manifest of a payload. Pure.
 
 Paths are relative to the install dir. After :func:`validate`, no entry and no link leads out of the
 install dir.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError
 from kata_node.payload.validation import MAX_FILE_SIZE, PayloadSymlinks, check_path, untrusted_payload
@@ -21,13 +21,11 @@ __all__ = [
     "SCHEMA",
     "Archive",
     "Entry",
+    "Form",
     "Manifest",
-    "ShimFiles",
     "from_json",
     "has_component",
-    "missing_paths",
     "parse_shim_components",
-    "select",
     "to_json",
     "validate",
 ]
@@ -35,25 +33,11 @@ __all__ = [
 SCHEMA = 1
 KATA_CTL = "kata-ctl"
 """The component with the program kata-ctl, which opens the debug console of a guest."""
-_VIRTIO_FS_PREFIX = "virtio-fs"
-"""Kata uses the ``virtio_fs_daemon`` if the value of ``shared_fs`` starts with this."""
 _MTIMES = range(-(2**31), 2**31 + 2**33)  # what ext4 stores, in seconds since 1970
 
 
-class ShimFiles(Protocol):
-    """The properties of a shim that this module needs; :class:`kata_node.settings.shims.Shim` has them."""
-
-    @property
-    def name(self) -> str:
-        """The name of the shim, as ``qemu-snp``."""
-
-    @property
-    def shim_binary(self) -> str:
-        """The path of the program that the runtime starts."""
-
-    @property
-    def base_config(self) -> str:
-        """The path of the payload's configuration for this shim."""
+Form = Literal["tree", "tarballs", "release"]
+"""The form of a payload, see :mod:`kata_node.payload.forms`."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +57,15 @@ class Entry:
     link: str = ""
     """The target as written; links only."""
     component: str = ""
-    """The component that has the entry; empty in a tree, and for a file of no component."""
+    """The component that has the entry, or the archive of a release. Empty in a tree, and for a file of no
+    component."""
     content: str = ""
     """The text of files that kata-node reads, see :mod:`kata_node.payload.scan`; empty for other files."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The ``tar.zst`` archive of one component; size in bytes and digest are those of the compressed file."""
+    """A ``tar.zst`` archive; size in bytes and digest are those of the compressed file."""
 
     file: str
     """Path relative to the payload directory."""
@@ -93,12 +78,13 @@ class Manifest:
     """The content of a payload.
 
     ``entries`` are sorted by path, then component; several components can have the same path.
-    ``shim_components`` maps shim, then architecture, to components. ``archives`` are by component. Both
-    are empty for a tree.
+    ``shim_components`` maps shim, then architecture, to components; it is empty unless the form is
+    ``tarballs``. ``archives`` are by component, and of a release by the name of the archive. They are empty
+    for a tree. Archives whose entries were not read have no digest.
     """
 
     schema: int
-    form: Literal["tree", "tarballs"]
+    form: Form
     release: str
     entries: tuple[Entry, ...]
     shim_components: Mapping[str, Mapping[str, tuple[str, ...]]]
@@ -197,7 +183,7 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         ):
             raise _conflict_error(earlier, checked)
     for path in list(found):
-        for parent in _parents(path):
+        for parent in parents(path):
             above = found.get(parent)
             if above is None:
                 found[parent] = Entry(parent, "dir", 0o755, component=found[path].component)
@@ -211,99 +197,9 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(found[path] for path in sorted(found))
 
 
-def select(
-    manifest: Manifest, shims: Iterable[ShimFiles], arch: str, components: Iterable[str] = ()
-) -> tuple[Entry, ...]:
-    """Return the validated entries that ``shims`` need on the architecture ``arch``.
-
-    The entries of ``components``, and those of no component, are added. For a tree, all entries are
-    returned. Raises :class:`PayloadError` if the payload does not have a component or does not list a shim.
-    """
-    if manifest.form == "tree":
-        return validate(manifest.entries)
-    needed = {"", *(component for shim in shims for component in _components(manifest, shim, arch))}
-    for component in components:
-        if not has_component(manifest, component):
-            raise UnusablePayloadError(
-                f"the payload does not have the component {component}, which the settings need",
-                where=f"kata-static-{component}.tar.zst",
-                hint="use an image that has this component, or remove the snapshotter that needs it from "
-                "snapshotter.setup",
-            )
-        needed.add(component)
-    return validate(entry for entry in manifest.entries if entry.component in needed)
-
-
 def has_component(manifest: Manifest, component: str) -> bool:
     """Return whether the payload has files of ``component``: an archive, or files beside the archives."""
     return component in manifest.archives or any(entry.component == component for entry in manifest.entries)
-
-
-def _components(manifest: Manifest, shim: ShimFiles, arch: str) -> tuple[str, ...]:
-    arches = manifest.shim_components.get(shim.name, {})
-    if arch not in arches:
-        raise UnusablePayloadError(
-            f"the payload does not say which components the shim {shim.name} needs on {arch}",
-            where="shim-components.json",
-            hint=f"disable the shim {shim.name}, or use an image with its components",
-        )
-    for component in arches[arch]:
-        if component not in manifest.archives:
-            raise UnusablePayloadError(
-                f"the payload does not have the component {component}, which the shim {shim.name} needs",
-                where=f"kata-static-{component}.tar.zst",
-                hint=f"disable the shim {shim.name}, or use an image that has this component",
-            )
-    return arches[arch]
-
-
-def missing_paths(entries: Iterable[Entry], shim: ShimFiles) -> list[str]:
-    """Return the paths that ``shim`` needs and ``entries`` do not have.
-
-    A shim needs its program, its configuration, and every payload file that the configuration names.
-    Raises :class:`PayloadError` if the configuration is not valid TOML.
-    """
-    found = {entry.path: entry for entry in entries}
-    links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
-    needed = [shim.shim_binary, shim.base_config]
-    config = found.get(links.resolve(shim.base_config))
-    if config is not None:
-        needed += _payload_paths_in(config)
-    return [path for path in dict.fromkeys(needed) if links.resolve(path) not in found]
-
-
-def _payload_paths_in(config: Entry) -> Iterator[str]:
-    """Yield the payload paths that a Kata configuration names, relative to the install dir."""
-    import tomllib
-
-    from kata_node.toml.parse import parse
-
-    try:
-        data = parse(config.content)
-    except tomllib.TOMLDecodeError as error:
-        raise UnusablePayloadError(
-            f"the Kata configuration is not valid TOML: {error}", where=config.path, hint=PULL_IMAGE_HINT
-        ) from error
-    for value in _strings(data):
-        if value.startswith(f"{BUILTIN_PREFIX}/"):
-            yield posixpath.normpath(value).removeprefix(f"{BUILTIN_PREFIX}/")
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield the strings in a parsed configuration that can be the path of a needed file."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-    elif isinstance(value, dict):
-        # Confidential guests share no file system. Their configurations still name virtiofsd, but
-        # their components do not have it.
-        needs_virtiofsd = str(value.get("shared_fs", _VIRTIO_FS_PREFIX)).startswith(_VIRTIO_FS_PREFIX)
-        for key, item in value.items():
-            # `valid_…` keys list paths that pods can choose by annotation; they need not exist.
-            if not key.startswith("valid_") and (needs_virtiofsd or key != "virtio_fs_daemon"):
-                yield from _strings(item)
 
 
 def _normalize(entry: Entry) -> Entry:
@@ -340,7 +236,7 @@ def _conflict_error(one: Entry, other: Entry) -> PayloadError:
     )
 
 
-def _parents(path: str) -> Iterator[str]:
+def parents(path: str) -> Iterator[str]:
     """Yield the directories above ``path``, the nearest first."""
     while path := posixpath.dirname(path):
         yield path

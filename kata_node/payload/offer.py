@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 
 from kata_node.errors import UnusablePayloadError
 from kata_node.kata import devkit
+from kata_node.payload.forms import RELEASE_PREFIXES
 from kata_node.payload.manifest import KATA_CTL, Manifest, has_component
 from kata_node.payload.validation import PayloadSymlinks
 from kata_node.settings.handlers import handlers, is_asked_for
@@ -19,8 +20,28 @@ from kata_node.settings.shims import Shim, table
 from kata_node.snapshotters import mapping
 from kata_node.snapshotters.mapping import NYDUS
 
-ARCHIVES = {"go": "kata-go-static", "runtime-rs": "kata-static"}
-"""The archive of a Kata release, from 4.1 on, with the shims of each runtime."""
+
+def needed_archives(settings: Settings, outline: Manifest) -> tuple[str, ...]:
+    """Return the archives that the settings need, of those that ``outline`` has.
+
+    ``outline`` is the manifest of a payload whose archives were not read. Raises
+    :class:`UnusablePayloadError` if no archive is for the architecture of the node.
+    """
+    if outline.form == "release":
+        from kata_node.payload.selection import release_archives
+
+        shims = [handler.shim for handler in handlers(settings)]
+        if settings.is_fallback:
+            shims = [table()[name] for name in FALLBACK_SHIMS]
+        return release_archives(outline.archives, shims, settings.arch)
+    served = with_payload(settings, outline)
+    components = [
+        name
+        for handler in handlers(served)
+        for name in outline.shim_components.get(handler.shim.name, {}).get(settings.arch, ())
+    ]
+    wanted = dict.fromkeys((*components, *required_components(served, outline)))
+    return tuple(name for name in wanted if name in outline.archives)
 
 
 def with_payload(settings: Settings, manifest: Manifest) -> Settings:
@@ -59,7 +80,7 @@ def required_components(settings: Settings, manifest: Manifest) -> tuple[str, ..
     if settings.debug and KATA_CTL in manifest.archives:
         required += (KATA_CTL,)
     if devkit.is_wanted(settings):
-        if all(entry.path != devkit.IMAGE for entry in manifest.entries):
+        if not _has_devkit(manifest):
             raise UnusablePayloadError(
                 "the payload does not have the image of the devkit",
                 where=devkit.IMAGE,
@@ -68,6 +89,13 @@ def required_components(settings: Settings, manifest: Manifest) -> tuple[str, ..
         if manifest.form == "tarballs":
             required += (devkit.COMPONENT,)
     return required
+
+
+def _has_devkit(manifest: Manifest) -> bool:
+    archive = manifest.archives.get(devkit.COMPONENT)
+    if archive is not None and not archive.sha256:  # its entries were not read
+        return True
+    return any(entry.path == devkit.IMAGE for entry in manifest.entries)
 
 
 def named_snapshotters(settings: Settings) -> frozenset[str]:
@@ -81,7 +109,7 @@ def missing_shim_reason(shim: Shim, path: str) -> str:
         return f"is not in the payload: Kata {shim.withdrawn} and later do not have it"
     return (
         f"is not in the payload, which has no {path}; a release of Kata has its {shim.runtime} shims in the "
-        f"archive {ARCHIVES[shim.runtime]}"
+        f"archive {RELEASE_PREFIXES[shim.runtime]}"
     )
 
 

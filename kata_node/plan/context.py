@@ -17,7 +17,9 @@ class Options:
     """How a run works, as opposed to the settings, which say what it installs. Times are in seconds."""
 
     payload: Path
-    """The directory with the payload; not relative to the host root."""
+    """The directory with the payload, or the archive of a release; not relative to the host root."""
+    payload_release: str = ""
+    """The release of a payload that does not name it."""
     payload_is_optional: bool = False
     """Whether a plan is made from the receipt alone if there is no payload."""
     offline: bool = False

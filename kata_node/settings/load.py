@@ -66,6 +66,7 @@ CHART_ONLY_KEYS = (
     "node-feature-discovery",
     "nodeBinaries",
     "nodeFeatureRules",
+    "nodeImage",
     "nodeSelector",
     "podAnnotations",
     "podLabels",

@@ -87,11 +87,14 @@ def _shims(values: Values) -> Iterator[str]:
 
 def _images(values: Values) -> Iterator[str]:
     keys = ["image", "job.dispatcherImage"]
+    keys += ["nodeImage"] if at(values, "nodeImage.reference") else []
     keys += ["monitor.image"] if at(values, "monitor.enabled") else []
     for key in keys:
         reference = str(at(values, f"{key}.reference") or "").strip()
         tag = str(at(values, f"{key}.tag") or "").strip()
         whole = "@" in reference or ":" in reference.rpartition("/")[2]
+        if not reference and key == "job.dispatcherImage":
+            continue  # It has no default, and can come from the command line of helm.
         if not reference:
             example = "quay.io/kata-containers/kata-deploy"
             yield f"{key}.reference: is empty; set it to an image, for example {example}"

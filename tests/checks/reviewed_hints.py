@@ -63,10 +63,14 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
             "enable {} in the firmware and the kernel, or select nodes with {} in "
             "shims.<shim>.runtimeClass.nodeSelector"
         ),
-        "pull the image again; if you built the image, build it again",
+        "pull the image, or download the archive, again; if you built the image, build it again",
         ("pull the image again; if you built the image, run `kata-node payload index` again in its build"),
         "remove the symlink, then run again; only the install dir may be a symlink",
         "set --payload to a directory that has exactly one of the two",
+        "unpack it with `tar -xf {} -C DIR` into an empty directory, and set --payload to DIR",
+        "keep the archives of one release in the directory, or set --payload to one archive",
+        "download the archives of the release for the architecture of this node",
+        "install from them without a manifest, or unpack them and index the directory",
         "run `kata-node payload index {}` when you build the image, or pull the image again",
         (
             "run `kata-node payload index {}` when you build the image, as a user who can write to "

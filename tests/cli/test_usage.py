@@ -105,7 +105,7 @@ def options_of(name: str) -> list[Any]:
 
 
 HARMLESS = ("dry_run", "restart_timeout", "wait_for_pods", "ignore_pods", "label_timeout", "label_stable_for")
-PLACING = ("user_drop_in", "payload", "shims", "ignore_unread_config", "retry_refused")
+PLACING = ("user_drop_in", "payload", "payload_release", "shims", "ignore_unread_config", "retry_refused")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from urllib.parse import quote
 from cluster import cluster_records, flags, programs
 from cluster.cluster_records import Record
 from node.boot import program_path
-from node.cache import NodeError
+from node.cache import CHECKOUT, NodeError
 from node.commands import WAIT_TIMEOUT, CommandResult, checked
 from node.node_records import Process
 
@@ -47,6 +47,10 @@ _USERS: Mapping[str, Sequence[str]] = {
 _SERVICE_ACCOUNT = "system:serviceaccount:"
 _POLL = 0.02  # seconds between two checks of a starting server
 _LOG_LINES = 40
+
+CHART = CHECKOUT / "assets/chart/kata-deploy"
+IMAGES = CHECKOUT / "tests/chart/images.yaml"
+"""The values with the images that the chart has no default for."""
 
 _ENDED = "Read the last lines of its log below, then start the cluster again"
 _LATE = "Start the cluster again when the machine is less busy. The last lines of every log are below"
@@ -180,7 +184,14 @@ class Cluster:
     def helm(
         self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN
     ) -> CommandResult:
-        """Run helm as ``who``, without the user's own helm settings; build helm if it is not cached."""
+        """Run helm as ``who``, without the user's own helm settings; build helm if it is not cached.
+
+        The chart of this checkout gets the names of images, because it has no default for them. Values of the
+        caller win.
+        """
+        if str(CHART) in args:
+            at = args.index(str(CHART)) + 1
+            args = (*args[:at], f"--values={IMAGES}", *args[at:])
         return self._run("helm", args, text=text, check=check, who=who)
 
     def _run(

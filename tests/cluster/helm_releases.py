@@ -42,6 +42,9 @@ COMMON: Mapping[str, Any] = {
 JOBS: Mapping[str, Any] = merge(
     COMMON, {"deploymentMode": "job", "job": {"waitForNodesSeconds": 0, "backoffLimit": 0}}
 )
+WITH_ALL: Mapping[str, str] = {"HELM_IMAGE_REFERENCE": WITH_PAYLOAD}
+"""One image of kata-node and the payload."""
+
 LIMIT = "600"
 """Timeout of helm, and of the wait after it, in seconds."""
 
@@ -110,20 +113,24 @@ class Releases:
     directory: Path
 
     def start(
-        self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy"
+        self,
+        values: Mapping[str, Any],
+        *options: str,
+        release: str = "kata-deploy",
+        environment: Mapping[str, str] = WITH_ALL,
     ) -> subprocess.Popen[str]:
-        """Start scripts/helm-install without waiting."""
+        """Start scripts/helm-install without waiting; ``environment`` has the variables of the images."""
         file = self.directory / f"{release}.values.yaml"
         file.write_text(json.dumps(values))
         command = [sys.executable, str(CHECKOUT / "scripts/helm-install"), str(file)]
         programs = [str(parts.program(name).parent) for name in ("helm", "kubectl")]
-        environment = self.cluster.environment()
+        inherited = self.cluster.environment()
         return subprocess.Popen(
             [*command, f"--release={release}", f"--namespace={NAMESPACE}", "--interval=0.2", *options],
             env={
+                **inherited,
+                "PATH": ":".join([*programs, inherited.get("PATH", os.defpath)]),
                 **environment,
-                "PATH": ":".join([*programs, environment.get("PATH", os.defpath)]),
-                "HELM_IMAGE_REFERENCE": WITH_PAYLOAD,
                 "HELM_JOB_DISPATCHER_IMAGE_REFERENCE": DISPATCHER,
                 "HELM_KUBECTL_IMAGE_REFERENCE": KUBECTL,
                 "KATA_DEPLOY_WAIT_TIMEOUT": LIMIT,
@@ -135,16 +142,25 @@ class Releases:
         )
 
     def install(
-        self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy"
+        self,
+        values: Mapping[str, Any],
+        *options: str,
+        release: str = "kata-deploy",
+        environment: Mapping[str, str] = WITH_ALL,
     ) -> CommandResult:
         """Run scripts/helm-install and wait for its end."""
-        return ended(self.start(values, *options, release=release))
+        return ended(self.start(values, *options, release=release, environment=environment))
 
     def install_checked(
-        self, values: Mapping[str, Any], *options: str, release: str = "kata-deploy"
+        self,
+        values: Mapping[str, Any],
+        *options: str,
+        release: str = "kata-deploy",
+        environment: Mapping[str, str] = WITH_ALL,
     ) -> CommandResult:
         """Run scripts/helm-install, and fail the test with its output if it fails."""
-        return checked(self.install(values, *options, release=release), check=True)
+        done = self.install(values, *options, release=release, environment=environment)
+        return checked(done, check=True)
 
     def uninstall(self, release: str = "kata-deploy", *options: str, check: bool = True) -> CommandResult:
         return self._helm("uninstall", release, *options, check=check)
@@ -175,10 +191,11 @@ class CiCluster:
         return self.prepared_node.joined
 
     @contextmanager
-    def join_another(self) -> Iterator[PreparedNode]:
-        """Boot a second node and join it to the cluster."""
+    def join_another(self, containerd: str = "") -> Iterator[PreparedNode]:
+        """Boot a second node and join it to the cluster; ``containerd`` is its release, as in a boot."""
+        name = f"late-{os.getpid()}"
         with (
-            Node.boot(name=f"late-{os.getpid()}", packages=PACKAGES) as node,
+            Node.boot(name=name, packages=PACKAGES, containerd=containerd) as node,
             JoinedNode(self.joined.cluster, node, number=2) as joined,
         ):
             yield self.images.on(joined)

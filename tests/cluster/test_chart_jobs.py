@@ -30,9 +30,10 @@ from node.snapshot import changes
 
 NAMESPACE = "kata-system"
 REFERENCE, _, TAG = KATA_NODE.rpartition(":")
-RELEASE = {
+RELEASE: dict[str, Any] = {
     "deploymentMode": "job",
     "image": {"reference": REFERENCE, "tag": TAG},
+    "nodeImage": None,
     "imagePullPolicy": "Never",
     "snapshotter": {"setup": []},
     "shims": {"disableAll": True, **VALUES["shims"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from cluster.chart_objects import (
     Document,
     documents,
     dry_run,
+    merge,
     node_jobs,
     one,
 )
@@ -74,6 +76,9 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "image.reference": ({}, f"example.org/kata@{DIGEST}"),
     "image.tag": ({}, "4.1.0"),
     "image.kataVersion": ({}, "4.1.0"),
+    "image.volume": (JOB, "never"),
+    "nodeImage.reference": (JOB, f"example.org/kata-node@{DIGEST}"),
+    "nodeImage.tag": ({}, "0.2.0"),
     "devkit": ({"debug": True}, True),
     "monitor.enabled": ({}, True),
     "monitor.image.reference": ({"monitor": {"enabled": True}}, "example.org/monitor"),
@@ -239,6 +244,18 @@ def expression(operator: str, *values: str) -> Document:
             id="selectors",
         ),
         pytest.param({"image": {"reference": ""}}, "image.reference: is empty", id="no image"),
+        pytest.param(
+            {"nodeImage": {"reference": ""}},
+            r"nodeImage\.reference: is empty, and quay\.io/kata-containers/kata-deploy has the Kata files "
+            r"but not kata-node; build it with `scripts/image --tag REGISTRY/kata-node:",
+            id="the public image alone",
+        ),
+        pytest.param(
+            {**JOB, "job": {"dispatcherImage": {"reference": ""}}},
+            r"job\.dispatcherImage\.reference: is empty; build it with `scripts/image --target dispatcher",
+            id="no dispatcher",
+        ),
+        pytest.param({"image": {"volume": "yes"}}, "image/volume|image.volume", id="a wrong volume"),
         pytest.param({"image": {"reference": "a:b", "tag": "c"}}, "remove the tag c", id="two tags"),
         pytest.param({"image": {"reference": f"a@{DIGEST}", "tag": "b"}}, "remove the tag b", id="both"),
         pytest.param({"image": {"tag": "sha256:12"}}, "is not a complete digest", id="half a digest"),
@@ -342,6 +359,40 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
 def test_an_image_can_be_given_in_one_key_or_two(cluster: Cluster, image: Document, expected: str) -> None:
     stop = one(documents(cluster, {"job": {"dispatcherImage": image}}, online=True), "Job", "stop")
     assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
+
+
+OLD_CLUSTER = "--kube-version=1.34.0"
+
+
+@pytest.mark.parametrize(
+    ("values", "version", "mounts"),
+    [
+        pytest.param({}, "--kube-version=1.35.0", True, id="1.35"),
+        pytest.param({"image": {"volume": "always"}}, OLD_CLUSTER, True, id="the feature gate is on"),
+        pytest.param({"image": {"volume": "never"}}, OLD_CLUSTER, False, id="one image of both"),
+        pytest.param(
+            {"nodeImage": None, "image": {"reference": "r.example.org/both"}},
+            OLD_CLUSTER,
+            False,
+            id="no nodeImage",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", [{}, JOB], ids=["daemonset", "job"])
+def test_the_pods_mount_the_payload_if_it_is_another_image(
+    cluster: Cluster, mode: Document, values: Document, version: str, mounts: bool
+) -> None:
+    text = json.dumps(merge(mode, values))
+    rendered = cluster.helm("template", "kata", str(CHART), version, "--values=-", text=text).stdout
+    assert ("mountPath: /opt/kata-payload" in rendered) is mounts
+    assert ("reference: quay.io/kata-containers/kata-deploy:4.1.0" in rendered) is mounts
+
+
+def test_a_cluster_that_mounts_no_images_is_refused_with_both_ways(cluster: Cluster) -> None:
+    done = cluster.helm("template", "kata", str(CHART), OLD_CLUSTER, check=False)
+    assert done.returncode
+    for way in ("scripts/image --payload-image", "image.volume: never", "image.volume: always"):
+        assert way in done.stderr
 
 
 def test_settings_of_a_disabled_shim_are_accepted(cluster: Cluster) -> None:

@@ -721,3 +721,33 @@ def test_nothing_is_removed_after_the_rollout_has_stopped(api: FakeApiServer) ->
     api.on_create = lambda job: api.fail(job["metadata"]["name"])
     result = dispatch(api, replace(REMOVING, max_failures=IntOrPercent(0)))
     assert outcomes(result) == {"in": "failed", "out": "not started"}
+
+
+WITH_IMAGE_VOLUME = replace(
+    CONFIG,
+    templates=for_all_runtimes(template(volumes=[{"name": "payload", "image": {"reference": "r/kata"}}])),
+)
+
+
+@pytest.mark.parametrize(
+    "runtime", ["containerd://2.1.0", "containerd://v2.4.2-k3s1", "cri-o://1.33.0", "containerd://unknown"]
+)
+def test_a_node_whose_runtime_can_mount_the_payload_gets_a_job(api: FakeApiServer, runtime: str) -> None:
+    api.node("a", runtime=runtime)
+    assert outcomes(dispatch(api, WITH_IMAGE_VOLUME)) == {"a": "done"}
+
+
+@pytest.mark.parametrize("runtime", ["containerd://1.7.24", "containerd://2.0.14-k3s1", "cri-o://1.32.9"])
+def test_a_node_whose_runtime_is_too_old_to_mount_the_payload_gets_no_job_that_would_hang(
+    api: FakeApiServer, runtime: str
+) -> None:
+    api.node("a", runtime=runtime)
+    api.node("b")
+    result = dispatch(api, WITH_IMAGE_VOLUME)
+    assert outcomes(result) == {"a": "failed", "b": "done"}
+    assert api.made == ["b"]
+    (problem,) = [task.problem for task in result.tasks if task.problem]
+    assert f'its container runtime "{runtime}" cannot mount the payload' in problem.what
+    assert "use containerd 2.1 or cri-o 1.33, or a later one" in problem.hint
+    # A Job that mounts no image runs there.
+    assert outcomes(dispatch(api)) == {"a": "done", "b": "done"}

@@ -433,7 +433,7 @@ def test_all_files_are_on_the_disk_before_the_first_rename(
 
 
 def harm_tree(payload: Payload, path: str, harm: Callable[[Path], object]) -> None:
-    harm(payload.directory / "opt/kata" / path)
+    harm(payload.path / "opt/kata" / path)
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,7 @@ def test_an_archive_that_does_not_match_its_manifest_is_an_error(
     tmp_path: Path, node: Path, harm: Callable[[Path], object], says: str
 ) -> None:
     payload = index.load(payloads.tarballs(tmp_path / "payload"))
-    path = archive_path(payload.directory, "virtiofsd")
+    path = archive_path(payload.path, "virtiofsd")
     harm(path)
     with pytest.raises(PayloadError, match=says) as caught:
         install(node, payload)
@@ -489,7 +489,7 @@ def test_an_archive_that_does_not_match_its_manifest_is_an_error(
 
 def test_a_component_that_is_not_needed_is_not_read(tmp_path: Path, node: Path) -> None:
     payload = index.load(payloads.tarballs(tmp_path / "payload"))
-    archive_path(payload.directory, "kernel").write_bytes(b"broken")
+    archive_path(payload.path, "kernel").write_bytes(b"broken")
     base = install(node, payload, only(payload, "libexec/virtiofsd"))
     assert (base / "libexec/virtiofsd").exists()
 

@@ -164,6 +164,17 @@ def with_payload(payload: Path, target: Path) -> Path:
     return target
 
 
+def payload(directory: Path, target: Path, name: str) -> Path:
+    """Write the archive of an image ``name`` with the payload ``directory`` at the place of the public image.
+
+    It has no program, like that image; pods can only mount it.
+    """
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.add(directory, "opt/kata-artifacts")
+    return archive(target, [name], content.getvalue(), {})
+
+
 def kubectl(program: Path, target: Path) -> Path:
     """Write the archive of :data:`KUBECTL` to ``target``; it contains only the static ``program``."""
     content = layer({"usr/bin/kubectl": program.read_bytes()}, {})

@@ -15,7 +15,8 @@ import payloads
 from kata_node.errors import PayloadError, UsageError
 from kata_node.host import archive
 from kata_node.payload import index, validation
-from kata_node.payload.manifest import Entry, missing_paths
+from kata_node.payload.manifest import Entry
+from kata_node.payload.selection import missing_paths
 from payloads import CONFIG, FILES, MTIME, QEMU, Member, archive_path, tarfile
 
 
@@ -323,7 +324,7 @@ def test_the_error_names_a_damaged_archive(tmp_path: Path, harm: Callable[[Path]
     with pytest.raises(PayloadError, match="damaged") as caught:
         index.load(payload)
     assert caught.value.where == str(archive_path(payload, "kernel"))
-    assert "pull the image again" in caught.value.hint
+    assert "pull the image, or download" in caught.value.hint
 
 
 def test_the_error_names_a_missing_archive(tmp_path: Path) -> None:

@@ -14,12 +14,11 @@ from kata_node.payload.manifest import (
     Entry,
     Manifest,
     from_json,
-    missing_paths,
     parse_shim_components,
-    select,
     to_json,
     validate,
 )
+from kata_node.payload.selection import missing_paths, select
 from payloads import CONFIG, FILES, QEMU, QEMU_RS, entry
 
 

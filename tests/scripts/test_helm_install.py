@@ -236,6 +236,7 @@ def test_environment_variables_set_the_images(
 ) -> None:
     places: Mapping[str, Callable[[Any], Any]] = {
         "HELM_IMAGE": lambda own: own["image"],
+        "HELM_NODE_IMAGE": lambda own: own["nodeImage"],
         "HELM_JOB_DISPATCHER_IMAGE": lambda own: own["job"]["dispatcherImage"],
         "HELM_KUBECTL_IMAGE": lambda own: own["kubectlImage"],
         "HELM_MONITOR_IMAGE": lambda own: own["monitor"]["image"],
@@ -245,7 +246,7 @@ def test_environment_variables_set_the_images(
     }
     done = fake_helm.run("deploymentMode: job\n", env=env, get_nodes=[NODES])
     assert done.code == 0, done.text
-    assert [place(done.own) for place in places.values()] == [image] * 4
+    assert [place(done.own) for place in places.values()] == [image] * len(places)
     assert done.own["job"]["nodeSelectorExpressions"] == []
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from kata_node.kata.documented_keys import documented_keys
 from kata_node.payload import index
-from kata_node.payload.manifest import missing_paths
+from kata_node.payload.selection import missing_paths
 from kata_node.settings.shims import MACHINES, table
 
 if sys.version_info >= (3, 14):

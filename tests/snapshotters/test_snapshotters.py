@@ -17,7 +17,8 @@ from kata_node.errors import HostError, IneligibleNodeError, PayloadError, Syste
 from kata_node.host import kernel
 from kata_node.host.files import FileState, Root
 from kata_node.host.systemd import Unit
-from kata_node.payload.manifest import SCHEMA, Archive, Entry, Manifest, select
+from kata_node.payload.manifest import SCHEMA, Archive, Entry, Manifest
+from kata_node.payload.selection import select
 from kata_node.plan.actions import Action, Clients
 from kata_node.plan.context import Options, StageContext
 from kata_node.plan.effects import PathEffect

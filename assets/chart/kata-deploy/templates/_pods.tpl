@@ -66,6 +66,34 @@ the token in seconds.
       fieldPath: spec.nodeName
 {{- end -}}
 
+{{- /* The volume with the payload, if it is not in the image of kata-node. */ -}}
+{{- define "kata-deploy.payloadVolume" }}
+{{- if include "kata-deploy.once" (list . "kata-deploy.hasPayloadVolume") }}
+- name: payload
+  image:
+    reference: {{ include "kata-deploy.payloadImage" . }}
+    pullPolicy: {{ .Values.imagePullPolicy | default "Always" }}
+{{- end }}
+{{- end -}}
+
+{{- /* The public image does not name its release in a file. */ -}}
+{{- define "kata-deploy.payloadEnv" }}
+{{- if include "kata-deploy.once" (list . "kata-deploy.hasPayloadVolume") }}
+{{- with include "kata-deploy.kataRelease" . }}
+- name: KATA_NODE_PAYLOAD_RELEASE
+  value: {{ quote . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "kata-deploy.payloadMount" }}
+{{- if include "kata-deploy.once" (list . "kata-deploy.hasPayloadVolume") }}
+- name: payload
+  mountPath: /opt/kata-payload
+  readOnly: true
+{{- end }}
+{{- end -}}
+
 {{- define "kata-deploy.runningPodsEnv" }}
 - name: KATA_NODE_WAIT_FOR_PODS
   value: {{ (.Values.runningPods).waitSeconds | default 0 | quote }}
@@ -126,7 +154,7 @@ seccompProfile:
 {{- $stage := index . 1 -}}
 {{- $paths := get (include "kata-deploy.once" (list $root "kata-deploy.stageHostPaths" (index . 2)) | fromJson) $stage | default list -}}
 - name: {{ $stage }}
-  image: {{ include "kata-deploy.image" (list $root $root.Values.image "image" $root.Chart.AppVersion) }}
+  image: {{ include "kata-deploy.nodeImage" $root }}
   imagePullPolicy: {{ $root.Values.imagePullPolicy | default "Always" }}
   args: [stage, {{ $stage }}]
   env:
@@ -139,6 +167,11 @@ seccompProfile:
     {{- $secret := and (include "kata-deploy.userDropIn.secret" $root) (has $stage (list "host-check" "cri")) (ne (index . 2) "crio") }}
     {{- if $secret }}
     {{- include "kata-deploy.userDropIn.env" $root | nindent 4 }}
+    {{- end }}
+    {{- if has $stage (list "host-check" "artifacts") }}
+    {{- with include "kata-deploy.payloadEnv" $root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
     {{- end }}
     {{- if has $stage (list "cri" "revert-cri" "check-pods") }}
     {{- include "kata-deploy.runningPodsEnv" $root | trim | nindent 4 }}
@@ -174,6 +207,11 @@ seccompProfile:
       mountPath: /run/reports
     {{- if $secret }}
     {{- include "kata-deploy.userDropIn.mount" $root | nindent 4 }}
+    {{- end }}
+    {{- if has $stage (list "host-check" "artifacts") }}
+    {{- with include "kata-deploy.payloadMount" $root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
     {{- end }}
     {{- range $paths }}
     - name: {{ include "kata-deploy.volumeName" . }}
@@ -278,6 +316,11 @@ spec:
           emptyDir: {}
         {{- if and (include "kata-deploy.userDropIn.secret" $root) (has "cri" .stages) (ne $runtime "crio") }}
         {{- include "kata-deploy.userDropIn.volume" $root | nindent 8 }}
+        {{- end }}
+        {{- if has "artifacts" .stages }}
+        {{- with include "kata-deploy.payloadVolume" $root | trim }}
+        {{- . | nindent 8 }}
+        {{- end }}
         {{- end }}
         {{- include "kata-deploy.hostVolumes" (list $root $paths) | trim | nindent 8 }}
 {{- end -}}

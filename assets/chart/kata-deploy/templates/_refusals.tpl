@@ -16,8 +16,13 @@ to them. Otherwise the render fails at once.
 {{- /* Makes every check of the values, also those of templates that need the value. */ -}}
 {{- define "kata-deploy.checkAll" -}}
 {{- $job := .Values.job | default dict -}}
-{{- $parts := list "checkValues" "checkConflicts" "state" "tolerations.install" "admission.hasPolicies" "userDropIn.digest" "runtimeClasses" "verification" -}}
+{{- $parts := list "checkValues" "checkConflicts" "state" "tolerations.install" "admission.hasPolicies" "hasPayloadVolume" "userDropIn.digest" "runtimeClasses" "verification" -}}
 {{- $images := dict "image" .Values.image -}}
+{{- if (.Values.nodeImage).reference -}}
+{{- $images = set $images "nodeImage" .Values.nodeImage -}}
+{{- else if regexMatch "(^|/)kata-containers/kata-deploy(-ci)?([:@]|$)" ((.Values.image).reference | default "" | toString | trim) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "nodeImage.reference: is empty, and %s has the Kata files but not kata-node; %s" .Values.image.reference (include "kata-deploy.buildCommands" (list "" "kata-node" .Chart.AppVersion "nodeImage")))) -}}
+{{- end -}}
 {{- if include "kata-deploy.isJobMode" . -}}
 {{- $parts = concat $parts (list "dispatcher.rollout" "nodeJobTTL") -}}
 {{- $images = set $images "job.dispatcherImage" $job.dispatcherImage -}}
@@ -48,6 +53,11 @@ to them. Otherwise the render fails at once.
 {{- range include "kata-deploy.runtimes" . | fromJsonArray -}}
 {{- $_ := include "kata-deploy.hostPaths" (list $ .) -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* How to get an image of this project. Takes (list "option of scripts/image" "repository" "tag" "key"). */ -}}
+{{- define "kata-deploy.buildCommands" -}}
+{{- printf "build it with `scripts/image %s--tag REGISTRY/%s:%s`, push it with `buildah push REGISTRY/%s:%s`, and set %s.reference to REGISTRY/%s" (index . 0) (index . 1) (index . 2) (index . 1) (index . 2) (index . 3) (index . 1) -}}
 {{- end -}}
 
 {{- /* Refuses keys of other charts, and for features that this release does not have. */ -}}

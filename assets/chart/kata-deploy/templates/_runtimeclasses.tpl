@@ -83,12 +83,16 @@ true
 {{- end -}}
 
 {{- /*
-The annotation with the version of Kata in the image of the nodes; empty if the values do not tell it, because the image
-has a digest and no tag.
+The release of Kata in the image with the payload; empty if the values do not tell it, because the image has a digest and
+no tag.
 */ -}}
+{{- define "kata-deploy.kataRelease" -}}
+{{- $image := include "kata-deploy.payloadImage" . | splitList "@" | first | splitList "/" | last -}}
+{{- (.Values.image).kataVersion | default (contains ":" $image | ternary (splitList ":" $image | last) "") -}}
+{{- end -}}
+
 {{- define "kata-deploy.kataVersion" -}}
-{{- $image := include "kata-deploy.image" (list . .Values.image "image" .Chart.AppVersion) | splitList "@" | first | splitList "/" | last -}}
-{{- with (.Values.image).kataVersion | default (contains ":" $image | ternary (splitList ":" $image | last) "") -}}
+{{- with include "kata-deploy.kataRelease" . -}}
 katacontainers.io/kata-version: {{ quote . }}
 {{- end -}}
 {{- end -}}

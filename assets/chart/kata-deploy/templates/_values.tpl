@@ -35,7 +35,9 @@ The text of a named template, which one render makes once. Takes (list $ "name")
 {{- $tag := $image.tag | default "" | toString | trim -}}
 {{- /* Only a colon after the last slash is a tag: a registry may have a port. */ -}}
 {{- $whole := or (contains "@" $reference) (contains ":" (splitList "/" $reference | last)) -}}
-{{- if not $reference -}}
+{{- if and (not $reference) (eq $key "job.dispatcherImage") -}}
+{{- include "kata-deploy.refuse" (list $root (printf "job.dispatcherImage.reference: is empty; %s" (include "kata-deploy.buildCommands" (list "--target dispatcher " "kata-deploy-job-dispatcher" $root.Chart.AppVersion $key)))) -}}
+{{- else if not $reference -}}
 {{- include "kata-deploy.refuse" (list $root (printf "%s.reference: is empty; set it to an image, for example quay.io/kata-containers/kata-deploy" $key)) -}}
 {{- else if and $whole $tag -}}
 {{- include "kata-deploy.refuse" (list $root (printf "%s.tag: the reference %s already has a tag or a digest; remove the tag %s, or remove it from the reference" $key $reference $tag)) -}}
@@ -48,6 +50,40 @@ The text of a named template, which one render makes once. Takes (list $ "name")
 {{- printf "%s@%s" $reference $tag -}}
 {{- else -}}
 {{- printf "%s:%s" $reference ($tag | default (index . 3)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+The image with the payload. If it is not the image of kata-node as well, its default tag is the release of Kata that this
+chart was tested with.
+*/ -}}
+{{- define "kata-deploy.payloadImage" -}}
+{{- $tag := ternary (index .Chart.Annotations "katacontainers.io/kata-version") .Chart.AppVersion (not (empty (.Values.nodeImage).reference)) -}}
+{{- include "kata-deploy.image" (list . .Values.image "image" $tag) -}}
+{{- end -}}
+
+{{- /* The image of kata-node, which runs on the nodes. */ -}}
+{{- define "kata-deploy.nodeImage" -}}
+{{- if (.Values.nodeImage).reference -}}
+{{- include "kata-deploy.image" (list . .Values.nodeImage "nodeImage" .Chart.AppVersion) -}}
+{{- else -}}
+{{- include "kata-deploy.payloadImage" . -}}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+`true` if the pods mount `image` as a volume, with the payload; else empty. The API server has the feature on by default
+from Kubernetes 1.35. Before, it drops the field, and the pods do not start.
+*/ -}}
+{{- define "kata-deploy.hasPayloadVolume" -}}
+{{- $wanted := (.Values.image).volume | default "auto" -}}
+{{- if not (has $wanted (list "auto" "always" "never")) -}}
+{{- include "kata-deploy.refuse" (list . (printf "image.volume: %v is none of auto, always, never; set one of these" $wanted)) -}}
+{{- else if and (.Values.nodeImage).reference (ne $wanted "never") -}}
+{{- if and (eq $wanted "auto") (semverCompare "<1.35.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- include "kata-deploy.refuse" (list . (printf "nodeImage: Kubernetes %s does not mount images as volumes by default; build one image of both with `scripts/image --payload-image`, name it in nodeImage and set image.volume: never; if the feature gate ImageVolume is on, set image.volume: always; with `helm template`, name the version of the cluster with --kube-version" .Capabilities.KubeVersion.Version)) -}}
+{{- end -}}
+true
 {{- end -}}
 {{- end -}}
 
