@@ -70,6 +70,10 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "unpack it with `tar -xf {} -C DIR` into an empty directory, and set --payload to DIR",
         "keep the archives of one release in the directory, or set --payload to one archive",
         "download the archives of the release for the architecture of this node",
+        (
+            "use {}, or a later one, or build one image of kata-node and the payload, name it in "
+            "nodeImage and set image.volume: never"
+        ),
         "install from them without a manifest, or unpack them and index the directory",
         "run `kata-node payload index {}` when you build the image, or pull the image again",
         (

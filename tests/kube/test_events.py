@@ -14,6 +14,7 @@ from kata_node.cluster.events import EventRecorder, event_of
 from kata_node.errors import KubeError
 from kata_node.kube import credentials
 from kata_node.kube.events import MESSAGE_LIMIT, Event
+from kata_node.kube.node_status import outcome_label
 from kata_node.plan import report
 from kata_node.plan.context import Options
 from kata_node.plan.report import Problem, StageReport
@@ -117,7 +118,8 @@ def test_labels_are_false_and_an_event_says_why_while_a_node_that_lost_its_handl
 
     node.restart = see_labels  # type: ignore[method-assign]
     assert errors(carry_out(node, INSTALL, payload)) == []
-    assert seen == [{**labels, SHARED_LABEL: "false", LABEL: "false"}]
+    repaired = {SHARED_LABEL: "false", LABEL: "false", outcome_label("default"): "installing"}
+    assert seen == [{**labels, **repaired}]
     assert events_of(node)[2:] == [("Warning", "KataNotServed"), ("Normal", "KataInstalled")]
     assert "the container runtime does not serve kata-qemu" in str(node.kube.events[2]["message"])
     assert node.kube.labels == labels
