@@ -221,7 +221,7 @@ def test_each_stage_mounts_the_directories_that_it_works_in(cluster: Cluster, ho
     [cri] = [each for each in pod["initContainers"] if each["name"] == "cri"]
     seen = [each["mountPath"].removeprefix("/host") for each in cri["volumeMounts"]]
     for path in (home.config, home.socket, *home.template.values(), *home.drop_in_dirs.values(), "/opt/kata"):
-        assert any(path.startswith(f"{each}/") for each in seen), path
+        assert any(f"{path}/".startswith(f"{each}/") for each in seen), path
     assert {"/run/kata-node", "/etc/machine-id", "/run/dbus"} <= set(seen)
     others = {other.config.rpartition("/")[0] for other in DISTRIBUTION_RUNTIMES} - {
         home.config.rpartition("/")[0]

@@ -142,6 +142,8 @@ class NodeJob:
         root, context = env.pop("KATA_NODE_HOST_ROOT"), container["securityContext"]
         assert (context["privileged"], context["capabilities"]["drop"]) == (False, ["ALL"])
         places = {"values": Path(env["KATA_NODE_CONFIG"]).parent, "reports": Path(env["KATA_NODE_REPORTS"])}
+        if name in ("host-check", "artifacts"):
+            places["payload"] = Path("/opt/kata-payload")
         mounts = []
         for mount in container["volumeMounts"]:
             host_path = self._volumes[mount["name"]].get("hostPath")

@@ -74,8 +74,8 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "imagePullPolicy": ({}, "IfNotPresent"),
     "imagePullSecrets": (JOB, [{"name": "secret"}]),
     "image.reference": ({}, f"example.org/kata@{DIGEST}"),
-    "image.tag": ({}, "4.1.0"),
-    "image.kataVersion": ({}, "4.1.0"),
+    "image.tag": ({}, "4.2.0"),
+    "image.kataVersion": ({}, "4.2.0"),
     "image.volume": (JOB, "never"),
     "nodeImage.reference": (JOB, f"example.org/kata-node@{DIGEST}"),
     "nodeImage.tag": ({}, "0.2.0"),
@@ -346,8 +346,8 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        pytest.param({}, "quay.io/kata-containers/kata-deploy-job-dispatcher:0.1.0", id="by default"),
-        pytest.param({"tag": "1.37"}, "quay.io/kata-containers/kata-deploy-job-dispatcher:1.37", id="a tag"),
+        pytest.param({}, "registry.example.org/kata-deploy-job-dispatcher:0.1.0", id="by default"),
+        pytest.param({"tag": "1.37"}, "registry.example.org/kata-deploy-job-dispatcher:1.37", id="a tag"),
         pytest.param(
             {"reference": "r.example.org:5000/kubectl"}, "r.example.org:5000/kubectl:0.1.0", id="a port"
         ),

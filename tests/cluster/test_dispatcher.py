@@ -278,7 +278,7 @@ def test_a_stopped_dispatcher_leaves_running_jobs_and_starts_no_other(site: Site
         wait_until(lambda: len(site.jobs()) == 1, "a Job runs")
         process.send_signal(signal.SIGTERM)
         run = ended(process)
-    assert (run.code, run.result["outcome"]) == (1, "interrupted")
+    assert (run.code, run.result["outcome"]) == (143, "interrupted")
     assert run.outcomes == dict(zip(names, ("running", "not started", "not started"), strict=True))
     (job,) = site.jobs()
     assert "deletionTimestamp" not in job["metadata"]

@@ -84,7 +84,7 @@ def test_the_policies_are_rendered_unless_disabled(
 
 
 def test_an_old_cluster_is_refused_unless_the_policies_are_disabled(cluster: Cluster) -> None:
-    old = ("--kube-version=1.29.0", "--set=deploymentMode=job")
+    old = ("--kube-version=1.29.0", "--set=deploymentMode=job", "--set=image.volume=never")
     refused = cluster.helm("template", "kata", str(CHART), *old, check=False)
     assert refused.returncode != 0
     assert "rbac.admissionPolicy: Kubernetes v1.29.0 has no ValidatingAdmissionPolicy" in refused.stderr

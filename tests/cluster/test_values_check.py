@@ -118,14 +118,24 @@ NEEDS_A_CLUSTER = (
     "was installed by another chart",
     "already has the installation",
     "the cluster already has a worker",
+    "does not mount images as volumes by default",
+    "helm finds no key",
 )
-"""Parts of the refusals that ask the cluster. The tests of releases have them."""
+"""Parts of the refusals that ask the cluster. Tests of releases and of options have them."""
+
+FROM_THE_COMMAND_LINE = ("has the Kata files but not kata-node", "job.dispatcherImage.reference: is empty")
+"""Parts of the refusals of images that have no default. Their names often come from the command line of helm,
+so the check does not ask a file for them."""
 
 
 def cases(test: Any) -> list[Any]:
     """Return the parameters of a test as pairs of values and a part of helm's message."""
     [found] = [mark.args[1] for mark in test.pytestmark if mark.args[0] == ("values", "says")]
-    return [pytest.param(*each.values[:1], id=each.id) for each in found]
+    return [
+        pytest.param(*each.values[:1], id=each.id)
+        for each in found
+        if each.id not in ("the public image alone", "no dispatcher")
+    ]
 
 
 def errors(values: Document) -> list[str]:
@@ -210,7 +220,7 @@ def test_every_refusal_of_the_templates_is_compared(cluster: Cluster) -> None:
     never = [
         text
         for text in written
-        if not any(part in text for part in NEEDS_A_CLUSTER)
+        if not any(part in text for part in (*NEEDS_A_CLUSTER, *FROM_THE_COMMAND_LINE))
         and not any(re.fullmatch(re.sub(r"%[sdvq]", ".*", re.escape(text)), each) for each in said)
     ]
     assert never == [], never

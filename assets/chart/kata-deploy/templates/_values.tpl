@@ -77,9 +77,7 @@ from Kubernetes 1.35. Before, it drops the field, and the pods do not start.
 */ -}}
 {{- define "kata-deploy.hasPayloadVolume" -}}
 {{- $wanted := (.Values.image).volume | default "auto" -}}
-{{- if not (has $wanted (list "auto" "always" "never")) -}}
-{{- include "kata-deploy.refuse" (list . (printf "image.volume: %v is none of auto, always, never; set one of these" $wanted)) -}}
-{{- else if and (.Values.nodeImage).reference (ne $wanted "never") -}}
+{{- if and (.Values.nodeImage).reference (ne $wanted "never") -}}
 {{- if and (eq $wanted "auto") (semverCompare "<1.35.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- include "kata-deploy.refuse" (list . (printf "nodeImage: Kubernetes %s does not mount images as volumes by default; build one image of both with `scripts/image --payload-image`, name it in nodeImage and set image.volume: never; if the feature gate ImageVolume is on, set image.volume: always; with `helm template`, name the version of the cluster with --kube-version" .Capabilities.KubeVersion.Version)) -}}
 {{- end -}}
