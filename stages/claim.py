@@ -22,7 +22,9 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     if not facts.name:
         return Plan(f"nothing to claim: {facts.reason}")
     # No restart has happened yet that could undo the labels, so they need not be watched.
-    actions = plan_labels(facts, settings.instance, "claimed", stable_for=0)
-    if actions and facts.not_served and is_labeled_as_serving(facts, settings.instance):
+    withdraws = bool(facts.not_served) and is_labeled_as_serving(facts, settings.instance)
+    reason = facts.not_served if withdraws else ""
+    actions = plan_labels(facts, settings.instance, "claimed", stable_for=0, reason=reason)
+    if actions and withdraws:
         return Plan(withdrawal_summary(facts), actions, not_served=facts.not_served)
     return Plan(f"Node {facts.name} is {'' if actions else 'already '}claimed", actions)

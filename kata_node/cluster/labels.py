@@ -153,6 +153,8 @@ def _status_changes(goal: Goal, node: NodeState, instance: str, status: NodeStat
                 status,
                 kata_version=status.kata_version or before.kata_version,
                 handlers=status.handlers or before.handlers,
+                # Why the labels were withdrawn stays until the repair has ended.
+                reason=status.reason or (before.reason if before.outcome == status.outcome else ""),
             )
     return node_status.changes(node.labels, node.annotations, instance, status)
 
