@@ -99,7 +99,7 @@ def _withdraw(settings: Settings, options: Options, clients: Clients, reason: st
     from kata_node.plan.receipt import Receipt
 
     receipt = Receipt(settings.instance, settings.install_dir, __version__)
-    options = replace(options, label_timeout=LABEL_TIMEOUT)
+    options = replace(options, label_timeout=LABEL_TIMEOUT, settings_digest=settings.digest())
     report = withdraw_not_served(StageContext(settings, receipt, clients, options), reason)
     if report is not None:
         recorder = EventRecorder(clients, options.node_name, settings.instance, os.uname().nodename)
