@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 FOREIGN_LIMIT = 600
 """Maximum characters of one text that does not come from kata-node."""
 TERMINATION_MESSAGE_LIMIT = 4096
 """Maximum bytes of the termination message of a container. The kubelet cuts what is longer."""
+
+
+def utc(seconds: float) -> str:
+    """Return a time since the epoch as ``2026-10-03T08:12:44Z``."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def escape_unprintable(text: str, keep: str = "") -> str:

@@ -348,13 +348,14 @@ def _run_stages(
     with open_tools(common) as clients:
         has_host_root = not pipeline.READ_ONLY_STAGES.issuperset(names)
         settings = settings_of(common)
-        options = dataclasses.replace(options_of(common), settings_digest=settings.digest())
+        options = dataclasses.replace(
+            options_of(common), settings_digest=settings.digest(), has_host_root=has_host_root
+        )
         if common.reports is not None and names == (StageName.LABEL,):
             # This container cannot read the receipt, which says what the stage cri left out.
             cri = report.read_shared_reports(common.reports, (StageName.CRI,))
             absent = {name for each in cri for name in each.left_out} - settings.named
             settings = settings.without(dict.fromkeys(absent, "is left out on this node"))
-        options = dataclasses.replace(options, has_host_root=has_host_root)
         receipt = Receipt(settings.instance, settings.install_dir, __version__)
         context = StageContext(settings, receipt, clients, options)
         reporter = os.uname().nodename

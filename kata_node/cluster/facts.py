@@ -12,7 +12,7 @@ from kata_node.kube.failures import NoSuchNodeError
 from kata_node.plan import receipt as receipts
 from kata_node.plan import report as reports
 from kata_node.plan.context import StageContext
-from kata_node.plan.last_run import utc
+from kata_node.text import utc
 
 if TYPE_CHECKING:
     from kata_node.kube.node import NodeFacts

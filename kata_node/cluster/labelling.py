@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from kata_node import __version__, signals
@@ -169,9 +169,14 @@ def _mark(context: StageContext, instance: str, goal: Goal, outcome: Outcome, re
     options = replace(context.options, label_timeout=MARK_TIMEOUT)
     facts = gather_facts(replace(context, options=options, since=time.monotonic()))
     if facts.name and (facts.node or goal == "unfit"):
-        for action in plan_labels(facts, instance, goal, stable_for=0, outcome=outcome, reason=reason):
-            log.info("%s", action.describe())
-            action.apply(context.clients)
+        actions = plan_labels(facts, instance, goal, stable_for=0, outcome=outcome, reason=reason)
+        _apply(actions, context.clients)
+
+
+def _apply(actions: Iterable[EnsureLabels], clients: Clients) -> None:
+    for action in actions:
+        log.info("%s", action.describe())
+        action.apply(clients)
 
 
 def withdraw_not_served(context: StageContext, reason: str) -> StageReport | None:
@@ -184,9 +189,7 @@ def withdraw_not_served(context: StageContext, reason: str) -> StageReport | Non
         facts = replace(gather_facts(context), not_served=reason)
         if not is_labeled_as_serving(facts, instance):
             return None
-        for action in plan_labels(facts, instance, "claimed", stable_for=0, reason=reason):
-            log.info("%s", action.describe())
-            action.apply(context.clients)
+        _apply(plan_labels(facts, instance, "claimed", stable_for=0, reason=reason), context.clients)
     except KataNodeError as error:
         log.warning("cannot withdraw the label %s: %s", labels.installation_label(instance), error)
         return None

@@ -45,6 +45,9 @@ HANDLED_SIGNALS = (*STOP_SIGNALS, signal.SIGCHLD, SIGNAL)
 PATIENCE = 3
 """Answers in a row that nobody knows whether the node serves, until the pod is no longer ready."""
 
+_QUESTIONS = ("wanted", "verify")
+"""The commands that leave the termination message of the last install or revert as it is."""
+
 log = logging.getLogger("kata_node.daemon.daemon")  # __name__ is "__main__" in the daemon's process
 
 
@@ -169,7 +172,7 @@ class Daemon:
                 self._report_install(child)
                 return child.code == DONE
             pause = self._pauses.after(child.code or 1, tries)
-            why = failure_reason(self._termination_log, child.code or 0)
+            why = self._why_failed(child)
             self._set_state(f"not installed, tried {_times(tries)}")
             log.warning("the install failed; retrying in %.0f s: %s", pause, why)
             self._wait_until(lambda: self._stopping, pause)
@@ -181,7 +184,7 @@ class Daemon:
             log.info("installed; waiting for the signal to stop")
         elif child.code is not None:
             # The pod stays: an older installation may be on the node, and this pod has to revert it.
-            why = failure_reason(self._termination_log, child.code or 0)
+            why = self._why_failed(child)
             if child.code == UNFIT and says_unfit(self._termination_log):
                 # A pod that is never ready would block every rolling update of the DaemonSet.
                 self._set_state("unfit", ready=self._unfit_is_ready)
@@ -235,7 +238,7 @@ class Daemon:
             self._set_state("reverted", ready=self._absent)
             log.info("reverted")
             return code
-        why = failure_reason(self._termination_log, child.code or 0)
+        why = self._why_failed(child)
         self._set_state(f"not reverted, tried {_times(tries)}")
         if code in (UNFIT, USAGE):
             log.error("the revert failed; run `kata-node revert` on this node: %s", why)
@@ -264,7 +267,7 @@ class Daemon:
         if child.code == USAGE and self._fallback_env:
             log.warning(
                 "reverting by prefix and suffix alone: %s",
-                failure_reason(self._termination_log, child.code or 0),
+                self._why_failed(child),
             )
             child = self._run("revert", self._fallback_env)
         return child
@@ -289,10 +292,7 @@ class Daemon:
         self, subcommand: str, variables: Mapping[str, str] | None = None, output: int | None = None
     ) -> ChildProcess:
         """Start a child. ``output`` is the descriptor of its stdout, by default that of the daemon."""
-        if subcommand not in (
-            "wanted",
-            "verify",
-        ):  # the termination message stays that of the last install or revert
+        if subcommand not in _QUESTIONS:
             with contextlib.suppress(OSError):
                 os.truncate(self._termination_log, 0)
         child = start_child([*self._program, subcommand], variables or {}, output)
@@ -332,6 +332,9 @@ class Daemon:
                 child = self._children.pop(ended[0], None)
                 if child is not None:  # otherwise it is an orphan that process 1 inherited
                     child.code = os.waitstatus_to_exitcode(ended[1])
+
+    def _why_failed(self, child: ChildProcess) -> str:
+        return failure_reason(self._termination_log, child.code or 0)
 
     def _set_state(self, text: str, *, ready: bool = False) -> None:
         self._state = HealthState(ready, text)

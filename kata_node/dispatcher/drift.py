@@ -11,7 +11,7 @@ from typing import Literal
 
 from kata_node.dispatcher.kubernetes_objects import Node
 from kata_node.kube import node_status
-from kata_node.kube.node import SHARED_LABEL, is_same_machine
+from kata_node.kube.node import SHARED_LABEL
 from kata_node.text import foreign_words
 
 SERVING, UNFIT = "true", "unfit"
@@ -46,7 +46,7 @@ def serving_state(node: Node, installation_label: str) -> Serving:
     if record is None:
         return Serving("unproven", "its Node has no record of the installation")
     machine_id = node.status.node_info.machine_id
-    if record.machine_id and machine_id and not is_same_machine(record.machine_id, machine_id):
+    if node_status.is_of_other_machine(record, machine_id):
         found = foreign_words(machine_id)
         reason = f"its machine has the id {found}, and Kata was installed on {record.machine_id}"
         return Serving("not served", reason, has_drifted=True)

@@ -31,10 +31,8 @@ from kata_node.dispatcher.rollout import Outcome, Task
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner
 from kata_node.errors import KataNodeError, KubeError
-from kata_node.text import foreign_words
-
-ROLLOUT_KEY, RECONCILE_KEY = "lastRollout", "lastReconcile"
-"""Keys of the ConfigMap's data. A run that only looks for nodes without Kata does not replace the other."""
+from kata_node.kube.release_state import RECONCILE_KEY, ROLLOUT_KEY
+from kata_node.text import foreign_words, utc
 
 SIZE_LIMITS: Mapping[str, int] = {ROLLOUT_KEY: 416 << 10, RECONCILE_KEY: 92 << 10}
 """Bytes of each document, 508 KiB together; a ConfigMap has at most 1 MiB."""
@@ -111,7 +109,7 @@ class RolloutRecorder:
             "job": owner.name if owner else "",
             "generation": config.generation,
             "program": __version__,
-            "begun": _now(),
+            "begun": utc(time.time()),
         }
 
     def __enter__(self) -> RolloutRecorder:
@@ -134,7 +132,8 @@ class RolloutRecorder:
         self._end(end_of(result), result.tasks)
 
     def _end(self, end: Mapping[str, Any], tasks: Sequence[Task]) -> None:
-        self._write(encode({**self._document, "ended": _now(), **end}, tasks, SIZE_LIMITS[self._key]))
+        document = {**self._document, "ended": utc(time.time()), **end}
+        self._write(encode(document, tasks, SIZE_LIMITS[self._key]))
 
     def _write(self, value: str) -> None:
         body = msgspec.json.encode({"data": {self._key: value}})
@@ -144,7 +143,3 @@ class RolloutRecorder:
             )
         except KubeError as error:
             log.warning("the rollout could not be recorded in the state of the release: %s", error)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

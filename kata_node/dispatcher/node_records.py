@@ -14,11 +14,13 @@ from dataclasses import replace
 import msgspec
 
 from kata_node.dispatcher.api import ApiClient, RefusedError, is_rbac_denial
+from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.kubernetes_objects import Node, NodePage
 from kata_node.dispatcher.rollout import Task
 from kata_node.errors import KubeError, RolledBackError
 from kata_node.kube import node_status
 from kata_node.kube.node_status import NodeStatus, Outcome
+from kata_node.text import utc
 
 TIMEOUT = 5.0
 """Seconds for each of the two requests for one Node."""
@@ -32,9 +34,9 @@ log = logging.getLogger(__name__)
 class NodeRecorder:
     """Record failures on Nodes, with one try for each. A failed request is only logged."""
 
-    def __init__(self, api: ApiClient, installation_label: str) -> None:
+    def __init__(self, api: ApiClient, config: Config) -> None:
         self._api = api
-        self._label = installation_label
+        self._label, self._installation = config.installation_label, config.installation
         self._consecutive_failures = 0
 
     def record_failure(self, task: Task) -> None:
@@ -62,13 +64,12 @@ class NodeRecorder:
         return next(iter(msgspec.json.decode(content, type=NodePage).items or ()), None)
 
     def _write(self, node: Node, task: Task) -> None:
-        installation = self._label.rpartition("/")[2]
+        installation = self._installation
         metadata, problem = node.metadata, task.problem
         assert problem is not None
         outcome: Outcome = "rolled-back" if problem.exit_code == RolledBackError.exit_code else "failed"
         before = node_status.read(metadata.annotations, installation) or NodeStatus(outcome)
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        status = replace(before, outcome=outcome, reason=str(problem), since=now)
+        status = replace(before, outcome=outcome, reason=str(problem), since=utc(time.time()))
         changes = node_status.changes(metadata.labels, metadata.annotations, installation, status)
         if not changes:
             return

@@ -143,7 +143,7 @@ def _run_on_nodes(
 def _failure_recorder(config: Config, api: ApiClient, reporter: str) -> Callable[[Task], None]:
     """Return a function that records a task where it outlives the Job, if the task has failed."""
     events = EventRecorder(api, config.installation, reporter) if config.events else None
-    records = NodeRecorder(api, config.installation_label)
+    records = NodeRecorder(api, config)
 
     def record(task: Task) -> None:
         if task.outcome is not Outcome.FAILED:

@@ -5,13 +5,13 @@ Stages record them if they have credentials. For stages without credentials the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from kata_node.errors import RolledBackError
-from kata_node.text import foreign_words
+from kata_node.text import foreign_words, utc
 
 NAMESPACE = "default"
 """The namespace for Events of objects that have no namespace."""
@@ -41,7 +41,7 @@ class Event:
         """
         import secrets
 
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = utc(time.time())
         return {
             "apiVersion": "v1",
             "kind": "Event",

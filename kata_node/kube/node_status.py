@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, cast, get_args
 
-from kata_node.kube.node import MetadataChanges
+from kata_node.kube.node import MetadataChanges, is_same_machine
 from kata_node.text import foreign_words
 
 STATUS_ANNOTATION_PREFIX = "status.kata-deploy.katacontainers.io/"
@@ -61,6 +61,11 @@ class NodeStatus:
     machine_id: str = ""
     handlers: tuple[str, ...] = ()
     """The handlers that this installation serves on the Node; empty unless it is ``installed``."""
+
+
+def is_of_other_machine(record: NodeStatus, machine_id: str) -> bool:
+    """Return whether the record is of another machine than ``machine_id``. An unknown id matches any."""
+    return bool(record.machine_id and machine_id) and not is_same_machine(record.machine_id, machine_id)
 
 
 def annotation(installation: str) -> str:

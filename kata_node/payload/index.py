@@ -69,7 +69,7 @@ class Payload:
     manifest: Manifest
 
     def select(self, shims: Iterable[ShimFiles], arch: str) -> tuple[Entry, ...]:
-        """Return the entries that ``shims`` need, see :func:`kata_node.payload.manifest.select`."""
+        """Return the entries that ``shims`` need, see :func:`kata_node.payload.selection.select`."""
         return select(self.manifest, shims, arch)
 
     def file(self, path: str) -> Path:
@@ -101,10 +101,10 @@ class Payload:
         return {(entry.component, entry.path): entry for entry in entries if entry.kind == "file"}
 
 
-def build_manifest(payload: Path, needs: Needs | None = None) -> Manifest:
+def build_manifest(payload: Path, wanted: Collection[str] | None = None) -> Manifest:
     """Read the files of ``payload`` and return its manifest.
 
-    With ``needs``, only the archives that it names are read. The manifest has the others without their
+    With ``wanted``, only the archives of these names are read. The manifest has the others without their
     entries and digests. Logs a warning if two archives have the same path with different content.
     Raises :class:`PayloadError`.
     """
@@ -115,9 +115,9 @@ def build_manifest(payload: Path, needs: Needs | None = None) -> Manifest:
         entries = validate(scan_tree(payload / TREE_DIR))
         return Manifest(SCHEMA, form, _release(payload, entries), entries, {}, {})
     outline, archives = _outline(payload)
-    wanted = archives.keys() if needs is None else needs(outline)
     # Start with the largest archive, so that it does not run alone at the end.
-    names = sorted(archives.keys() & wanted, key=lambda name: -outline.archives[name].size)
+    read_names = archives if wanted is None else archives.keys() & wanted
+    names = sorted(read_names, key=lambda name: -outline.archives[name].size)
     scans = map_in_threads(lambda name: scan_archive(archives[name], name), names)
     packed = [entry for found, _ in scans for entry in validate(found)]
     paths = {entry.path for entry in packed}
@@ -209,7 +209,8 @@ def load(payload: Path, needs: Needs | None = None) -> Payload:
     path = payload / MANIFEST_FILE
     raw = None if form == "release" else _read(path)
     if raw is None:
-        return Payload(payload, _scanned(payload, needs))
+        wanted = None if needs is None or form == "tree" else frozenset(needs(_outline(payload)[0]))
+        return Payload(payload, _cached_manifest(payload, fingerprint(payload), wanted))
     manifest = from_json(raw, where=str(path))
     if manifest.form != form:
         raise _mismatch_error(path, f"the manifest describes {manifest.form}, the directory has {form}")
@@ -218,14 +219,6 @@ def load(payload: Path, needs: Needs | None = None) -> Payload:
     else:
         _check_archives(payload, manifest, path)
     return Payload(payload, manifest)
-
-
-def _scanned(payload: Path, needs: Needs | None) -> Manifest:
-    """Return the manifest of a payload without a manifest file."""
-    wanted = None
-    if needs is not None and detect_form(payload) != "tree":
-        wanted = frozenset(needs(_outline(payload)[0]))
-    return _cached_manifest(payload, fingerprint(payload), wanted)
 
 
 @functools.lru_cache(maxsize=1)
@@ -238,7 +231,7 @@ def _cached_manifest(payload: Path, fingerprint: str, wanted: frozenset[str] | N
         log.info("reading every file of %s, which has no %s", payload, MANIFEST_FILE)
         return build_manifest(payload)
     log.info("reading archives of %s: %s", payload, ", ".join(sorted(wanted)) or "none")
-    return build_manifest(payload, lambda _: wanted)
+    return build_manifest(payload, wanted)
 
 
 def fingerprint(payload: Path) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "from_json",
     "has_component",
     "parse_shim_components",
+    "symlinks_of",
     "to_json",
     "validate",
 ]
@@ -191,10 +192,15 @@ def validate(entries: Iterable[Entry]) -> tuple[Entry, ...]:
                 break  # the parents of that directory are checked too
             else:
                 raise untrusted_payload(path, f"the parent {parent} of this path is a {above.kind}")
-    links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
+    links = symlinks_of(found.values())
     for path in links.targets:
         links.resolve(path)
     return tuple(found[path] for path in sorted(found))
+
+
+def symlinks_of(entries: Iterable[Entry]) -> PayloadSymlinks:
+    """Return the symlinks among ``entries``."""
+    return PayloadSymlinks({entry.path: entry.link for entry in entries if entry.kind == "link"})
 
 
 def has_component(manifest: Manifest, component: str) -> bool:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection
 from kata_node.errors import UnusablePayloadError
 from kata_node.kata import devkit
 from kata_node.payload.forms import RELEASE_PREFIXES
-from kata_node.payload.manifest import KATA_CTL, Manifest, has_component
-from kata_node.payload.validation import PayloadSymlinks
+from kata_node.payload.manifest import KATA_CTL, Manifest, has_component, symlinks_of
 from kata_node.settings.handlers import handlers, is_asked_for
 from kata_node.settings.model import Settings
 from kata_node.settings.selection import FALLBACK_SHIMS
@@ -47,7 +46,7 @@ def needed_archives(settings: Settings, outline: Manifest) -> tuple[str, ...]:
 def with_payload(settings: Settings, manifest: Manifest) -> Settings:
     """Return the settings with the shims that the payload has, see :func:`_serve`."""
     paths = {entry.path for entry in manifest.entries if entry.kind != "dir"}
-    links = PayloadSymlinks({each.path: each.link for each in manifest.entries if each.kind == "link"})
+    links = symlinks_of(manifest.entries)
 
     def missing(shim: Shim) -> str:
         if manifest.form == "tarballs":

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from kata_node.errors import PULL_IMAGE_HINT, UnusablePayloadError
 from kata_node.payload.forms import RELEASE_PREFIXES, parse_release_name
-from kata_node.payload.manifest import Entry, Manifest, has_component, parents, validate
+from kata_node.payload.manifest import Entry, Manifest, has_component, parents, symlinks_of, validate
 from kata_node.payload.validation import PayloadSymlinks
 from kata_node.settings.shims import BUILTIN_PREFIX, table
 
@@ -93,7 +93,7 @@ def without_other_shims(entries: Sequence[Entry], shims: Iterable[ShimFiles]) ->
     Files that no shim names stay, for example the firmware in QEMU's own directory.
     """
     found = {entry.path: entry for entry in entries}
-    links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
+    links = symlinks_of(found.values())
     wanted = tuple(shims)
     kept = {path for shim in wanted for path in _needed_paths(found, links, shim)}
     names = {shim.name for shim in wanted}
@@ -145,7 +145,7 @@ def missing_paths(entries: Iterable[Entry], shim: ShimFiles) -> list[str]:
     Raises :class:`PayloadError` if the configuration is not valid TOML.
     """
     found = {entry.path: entry for entry in entries}
-    links = PayloadSymlinks({path: entry.link for path, entry in found.items() if entry.kind == "link"})
+    links = symlinks_of(found.values())
     needed = _named_paths(found, links, shim)
     return [path for path in needed if links.resolve(path) not in found]
 

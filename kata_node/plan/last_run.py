@@ -25,6 +25,7 @@ from kata_node.host.lock import LOCK_DIR
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
 from kata_node.plan.small_records import load_record
+from kata_node.text import utc
 
 NAME = "last-run.json"
 SCHEMA = 1
@@ -111,11 +112,6 @@ class LastRun:
     def invocation(self) -> Invocation:
         """How it was started."""
         return Invocation(self.command, self.options)
-
-
-def utc(seconds: float) -> str:
-    """Return a time since the epoch as ``2026-10-03T08:12:44Z``."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def path(install_dir: str) -> str:

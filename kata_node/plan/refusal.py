@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 
 from kata_node.errors import KataNodeError, RolledBackError
 from kata_node.host.files import Root
-from kata_node.plan import last_run
 from kata_node.plan import receipt as receipts
 from kata_node.plan.small_records import load_record
-from kata_node.text import foreign_words
+from kata_node.text import foreign_words, utc
 
 NAME = "refused.json"
 TEXT_LIMIT = 1000
@@ -84,7 +83,7 @@ def save(root: Root, install_dir: str, config: TriedConfig, reason: str) -> None
     """Record that the runtime refused ``config``. A failure is only logged: the next run tries again then."""
     import msgspec.json
 
-    refusal = Refusal(config, foreign_words(reason, TEXT_LIMIT), last_run.utc(time.time()))
+    refusal = Refusal(config, foreign_words(reason, TEXT_LIMIT), utc(time.time()))
     try:
         root.make_dirs(receipts.directory(install_dir), mode=0o700)
         root.write(path(install_dir), msgspec.json.encode(refusal) + b"\n", mode=0o600)

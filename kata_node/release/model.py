@@ -10,12 +10,8 @@ from typing import Any
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SERVING, installation_label
 from kata_node.kube import node_status
 from kata_node.kube.node import SHARED_LABEL, NodeFacts
+from kata_node.kube.release_state import RECONCILE_KEY, ROLLOUT_KEY, STATE_PREFIX
 from kata_node.text import foreign_words
-
-STATE_PREFIX = "kata-deploy-state."
-"""The beginning of the name of the ConfigMap with the state of a release. The release follows."""
-
-ROLLOUT_KEY, RECONCILE_KEY = "lastRollout", "lastReconcile"
 
 
 @dataclass(frozen=True)
@@ -191,7 +187,7 @@ def _row(node: NodeFacts, installation: str, releases: Sequence[Release]) -> Row
 
 def _drift(node: NodeFacts, record: node_status.NodeStatus, serving: str) -> tuple[str, ...]:
     found = []
-    if record.machine_id and node.machine_id and record.machine_id != node.machine_id:
+    if node_status.is_of_other_machine(record, node.machine_id):
         found.append("another machine has the name of the Node now")
     if serving == SERVING:
         if missing := node.missing(record.handlers):

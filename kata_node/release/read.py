@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from kata_node.errors import KubeError, UsageError
 from kata_node.kube.node import NodeFacts
 from kata_node.kube.reader import Reader
-from kata_node.release.model import STATE_PREFIX, ClusterStatus, Release, release_of, status_of
+from kata_node.kube.release_state import STATE_PREFIX
+from kata_node.release.model import ClusterStatus, Release, release_of, status_of
 
 log = logging.getLogger(__name__)
 

@@ -34,6 +34,7 @@ from kata_node.status import runtime as runtimes
 from kata_node.status.model import InstallationStatus, NodeLabels, NodeStatus, RecordedState, RuntimeStatus
 from kata_node.status.runtime import NodeRuntime
 from kata_node.status.verdict import STATE_TEXTS, Caller, judge
+from kata_node.text import utc
 from kata_node.versions import Runtime, parse_version
 
 T = TypeVar("T")
@@ -271,7 +272,7 @@ def _interrupted(root: Root, status: InstallationStatus) -> str:
         return ""
     ended = root.lstat(last_run.path(status.install_dir)) if status.last_run else None
     is_later = ended is None or written.st_mtime_ns > ended.st_mtime_ns
-    return last_run.utc(written.st_mtime) if is_later else ""
+    return utc(written.st_mtime) if is_later else ""
 
 
 def _cri_drift(root: Root, receipt: Receipt) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kata_node.host.lock import Holder
-from kata_node.plan.last_run import LastRun, utc
+from kata_node.plan.last_run import LastRun
 from kata_node.status.model import InstallationStatus, NodeLabels, NodeStatus, RuntimeStatus
 from kata_node.status.verdict import STATE_TEXTS
-from kata_node.text import pluralize
+from kata_node.text import pluralize, utc
 
 MAX_DRIFT_LINES = 20
 

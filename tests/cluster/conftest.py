@@ -15,6 +15,7 @@ from cluster import programs
 from cluster.control_plane import Cluster
 from cluster.helm_releases import CONTROL_PLANE, CiCluster, Images, Releases
 from cluster.joined_node import JoinedNode, kubelets_user
+from cluster.simulated_release import NODES
 from cluster.stage_runner import StageRunner
 from node import images
 from node.cache import missing_prerequisites
@@ -62,6 +63,16 @@ def stage_runner(cluster: Cluster, tmp_path: Path) -> Iterator[StageRunner]:
 def own_cluster(machine: None) -> Iterator[Cluster]:
     """A control plane of this test alone, which the test may damage."""
     with Cluster.start() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def workers(machine: None) -> Iterator[Cluster]:
+    """A control plane with two Nodes without machines, for the simulated releases of one module."""
+    with Cluster.start() as cluster:
+        for name in sorted(NODES):
+            info = {"containerRuntimeVersion": "containerd://2.3.4", "machineID": "0" * 32}
+            cluster.node(name, labels={"kubernetes.io/os": "linux"}, status={"nodeInfo": info})
         yield cluster
 
 

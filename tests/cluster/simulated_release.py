@@ -30,6 +30,8 @@ from node.commands import wait_until
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 DISPATCHERS = "app.kubernetes.io/component=dispatcher"
+NODES = {"worker-1", "worker-2"}
+"""The Nodes of the fixture `workers`."""
 
 Document = dict[str, Any]
 

@@ -16,6 +16,7 @@ from cluster.fake_kubelet import failed
 from cluster.simulated_release import (
     DISPATCHERS,
     INSTALLATION_LABEL,
+    NODES,
     SHARED_LABEL,
     SimulatedRelease,
     with_annotation,
@@ -29,18 +30,7 @@ JOB: dict[str, Any] = {
     "shims": {"disableAll": True, "qemu": {"enabled": True}},
 }
 DAEMONSET: dict[str, Any] = {**JOB, "deploymentMode": "daemonset"}
-NODES = {"worker-1", "worker-2"}
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def workers(machine: None) -> Iterator[Cluster]:
-    """A control plane with two Nodes without machines."""
-    with Cluster.start() as cluster:
-        for name in sorted(NODES):
-            info = {"containerRuntimeVersion": "containerd://2.3.4", "machineID": "0" * 32}
-            cluster.node(name, labels={"kubernetes.io/os": "linux"}, status={"nodeInfo": info})
-        yield cluster
 
 
 @pytest.fixture

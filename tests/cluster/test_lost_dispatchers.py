@@ -21,18 +21,7 @@ VALUES: dict[str, Any] = {
     "job": {"waitForNodesSeconds": 0, "nodeSettleSeconds": 0, "backoffLimit": 0},
     "shims": {"disableAll": True, "qemu": {"enabled": True}},
 }
-NODES = {"worker-1", "worker-2"}
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def workers(machine: None) -> Iterator[Cluster]:
-    """A control plane with two Nodes without machines."""
-    with Cluster.start() as cluster:
-        for name in sorted(NODES):
-            info = {"containerRuntimeVersion": "containerd://2.3.4", "machineID": "0" * 32}
-            cluster.node(name, labels={"kubernetes.io/os": "linux"}, status={"nodeInfo": info})
-        yield cluster
 
 
 @pytest.fixture

@@ -11,19 +11,14 @@ import pytest
 from dispatcher.fake_api_server import FakeApiServer, FakeClock, Fault
 from dispatcher.harness import CONFIG, INSTALLATION_LABEL, dispatch, workers
 from kata_node.dispatcher.failures import NodeProblem
-from kata_node.dispatcher.last_rollout import (
-    RECONCILE_KEY,
-    ROLLOUT_KEY,
-    SIZE_LIMITS,
-    encode,
-    end_of,
-)
+from kata_node.dispatcher.last_rollout import SIZE_LIMITS, encode, end_of
 from kata_node.dispatcher.progress import build_result
 from kata_node.dispatcher.rollout import Outcome, Task
 from kata_node.dispatcher.run import run
 from kata_node.dispatcher.template import Owner, Target
 from kata_node.kube import node_status
 from kata_node.kube.node_status import NodeStatus
+from kata_node.kube.release_state import RECONCILE_KEY, ROLLOUT_KEY
 
 STATE = "kata-deploy-state.mine"
 WITH_STATE = replace(CONFIG, state_config_map=STATE)
