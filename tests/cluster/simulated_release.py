@@ -24,7 +24,7 @@ from cluster.chart_objects import merge
 from cluster.control_plane import ADMIN, Cluster
 from cluster.fake_kubelet import Server
 from cluster.helm_chart import CHART
-from node.cache import CHECKOUT
+from node.cache import CHECKOUT, NodeError
 from node.commands import wait_until
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
@@ -90,7 +90,12 @@ class SimulatedRelease:
     def apply(self, manifests: str) -> None:
         """Apply manifests as ordinary objects, and wait until all dispatchers have ended."""
         self.cluster.kubectl("apply", "--filename=-", text=manifests)
-        wait_until(self._is_settled, "all dispatchers have ended")
+        try:
+            wait_until(self._is_settled, "all dispatchers have ended")
+        except NodeError as error:
+            error.add_note(self.kubectl("get", "jobs,pods", "--output=wide"))
+            error.add_note(json.dumps(self.logs, indent=2))
+            raise
 
     def delete(self, manifests: str) -> None:
         """Delete the objects of manifests without hooks."""
@@ -160,7 +165,16 @@ class SimulatedRelease:
         if pod["status"]["phase"] != "Pending":
             return
         if (status := run(server, pod, path)) is not None:
-            server.call("PATCH", f"{path}/status", {"status": status})
+            self._report(server, path, status)
+
+    def _report(self, server: Server, path: str, status: Mapping[str, Any]) -> None:
+        """Patch the status of a pod until the API server takes it, as a kubelet does."""
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                if server.call("PATCH", f"{path}/status", {"status": status})[0] in (200, 404):
+                    return
+            if self._ended.wait(0.2):
+                return
 
     def _bind_daemon(self, server: Server, pod: Document, path: str) -> None:
         """Bind the pod of a DaemonSet to its Node, as a scheduler does; its container never starts."""

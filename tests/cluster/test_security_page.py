@@ -71,7 +71,7 @@ def test_only_the_stage_that_removes_the_install_dir_sees_the_directory_above_it
     whole = {name for name, paths in found.items() if "/mnt/data" in paths}
     assert whole == {"remove-artifacts"}
     narrow = {name for name, paths in found.items() if paths == {"/mnt/data/opt/kata-blue"}}
-    assert narrow == {"host-check", "artifacts", "cri", "revert-cri"}
+    assert narrow == {"host-check", "artifacts", "cri", "check-pods", "revert-cri"}
 
 
 def test_the_secret_is_only_in_the_containers_that_need_it(cluster: Cluster) -> None:
