@@ -171,8 +171,10 @@ class SimulatedRelease:
         """Patch the status of a pod until the API server takes it, as a kubelet does."""
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                if server.call("PATCH", f"{path}/status", {"status": status})[0] in (200, 404):
+                code, answer = server.call("PATCH", f"{path}/status", {"status": status})
+                if code in (200, 404):
                     return
+                self.logs[path] = json.dumps(answer)
             if self._ended.wait(0.2):
                 return
 
