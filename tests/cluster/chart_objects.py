@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from cluster.control_plane import Cluster
-from cluster.helm_chart import CHART, apply, render
+from cluster.helm_chart import CHART, apply, load_manifests, render
 
 NAMESPACE = "kata-chart"
 GATE = {"katacontainers.io/kata-runtime": "true", "kata-deploy.katacontainers.io/default": "true"}
@@ -70,7 +70,7 @@ def documents(cluster: Cluster, *values: Mapping[str, Any], online: bool = False
     for each in values:
         merged = merge(merged, each)
     text = render(cluster, "kata", NAMESPACE, values=merged, online=online)
-    return [each for each in yaml.safe_load_all(text) if each]
+    return load_manifests(text)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def one(documents: list[Document], which: str, part: str = "") -> Document:
 def dispatcher_configs(documents: list[Document]) -> dict[str, Document]:
     """Return file name -> configuration of the dispatcher."""
     data = one(documents, "ConfigMap", "-dispatcher")["data"]
-    return {name: yaml.safe_load(text) for name, text in data.items()}
+    return {name: yaml.load(text, yaml.CSafeLoader) for name, text in data.items()}
 
 
 def job_for(config: Document, runtime: str = "containerd") -> Document:
@@ -124,8 +124,8 @@ def node_jobs(documents: list[Document]) -> Iterator[Document]:
 def dry_run(cluster: Cluster, objects: Sequence[Document]) -> None:
     """Validate the objects with a dry run of the API server; fails on a warning."""
     prepare(cluster)
-    objects = [_without_account(each) for each in objects]
-    text = "---\n".join(yaml.safe_dump(each) for each in objects)
+    items = [_without_account(each) for each in objects]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
     done = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", text=text)
     assert "Warning" not in done.stderr, done.stderr
 

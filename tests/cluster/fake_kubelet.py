@@ -208,7 +208,7 @@ class FakeKubelet:
                 code, _ = server.call("DELETE", f"{path}?gracePeriodSeconds=0")
         except (OSError, http.client.HTTPException, ValueError):
             return False
-        return code < 500 and code not in (401, 403, 429)
+        return code < 500 and code not in (401, 403, 409, 429)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ import yaml
 from cluster.chart_objects import merge
 from cluster.control_plane import ADMIN, Cluster
 from cluster.fake_kubelet import Server
-from cluster.helm_chart import CHART
+from cluster.helm_chart import CHART, load_manifests
 from node.cache import CHECKOUT, NodeError
 from node.commands import wait_until
 
@@ -289,11 +289,7 @@ def _run_while(
 def with_annotation(manifests: str, key: str, value: str) -> tuple[str, str]:
     """Return the manifests without and with an annotation."""
     parts: tuple[list[Document], list[Document]] = ([], [])
-    for each in _objects(manifests):
+    for each in load_manifests(manifests):
         parts[(each["metadata"].get("annotations") or {}).get(key) == value].append(each)
     without, having = ("---\n".join(yaml.safe_dump(each) for each in part) for part in parts)
     return without, having
-
-
-def _objects(manifests: str) -> Iterator[Document]:
-    return (each for each in yaml.safe_load_all(manifests) if each)

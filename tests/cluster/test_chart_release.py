@@ -15,7 +15,7 @@ import yaml
 
 from cluster.chart_objects import JOB, Document, documents, kind, merge, one, pods
 from cluster.control_plane import Cluster
-from cluster.helm_chart import CHART, apply, render
+from cluster.helm_chart import CHART, apply, load_manifests, render
 from node.cache import CHECKOUT
 
 
@@ -199,7 +199,7 @@ def test_the_hook_that_stops_the_daemonset_may_delete_only_this_daemonset(
     cluster.kubectl("create", "namespace", namespace)
     suffix = {"env": {"multiInstallSuffix": namespace}}  # no Node of another test has this label
     text = render(cluster, "kata", namespace, values=suffix, only=("stop.yaml",))
-    stop = [each for each in yaml.safe_load_all(text) if each]
+    stop = load_manifests(text)
     [job] = kind(stop, "Job")
     apply(cluster, "---\n".join(yaml.safe_dump(each) for each in stop if each is not job))
     pod = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a", "image": "a"}]}}

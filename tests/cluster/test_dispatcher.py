@@ -329,7 +329,7 @@ def test_a_deleted_job_is_created_again(site: Site) -> None:
         wait_until(lambda: len(site.jobs()) == 1, "the Job runs")
         site.cluster.kubectl("delete", "job", "--all", f"--namespace={site.name}", "--wait=false")
         wait_until(lambda: "creating it again" in site.logged(), "the loss is noticed")
-        kubelets.default_status = {"phase": "Succeeded"}
+        kubelets.answer(name, {"phase": "Succeeded"})
         run = ended(process)
     assert run.outcomes == {name: "done"}
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster.control_plane import Cluster
-from cluster.helm_chart import MERGE, ApiCaller, ApiResponse, admin, apply, render, unbound
+from cluster.helm_chart import MERGE, ApiCaller, ApiResponse, admin, apply, load_manifests, render, unbound
 from kata_node.dispatcher import config
 from kata_node.dispatcher.template import JobIdentity, Owner, Target, owner_reference
 from node.commands import wait_until
@@ -82,7 +81,7 @@ class DispatcherRelease:
         """
         path = self.directory / ("cleanup.yaml" if file == "check" else file)
         if not path.exists():
-            (made,) = [each for each in yaml.safe_load_all(self.render(TEMPLATES[2:])) if each]
+            (made,) = load_manifests(self.render(TEMPLATES[2:]))
             for name, text in made["data"].items():
                 (self.directory / name).write_text(text)
         loaded = config.load(path)
@@ -440,5 +439,5 @@ def test_a_node_that_is_not_claimed_stays_as_it_is(
 def test_without_policies_the_dispatcher_may_not_change_nodes(release: DispatcherRelease) -> None:
     values = {**VALUES, "rbac": {"admissionPolicy": "never"}}
     rendered = render(release.cluster, RELEASE, NAMESPACE, values=values, only=TEMPLATES[:1], online=False)
-    (role,) = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] == "ClusterRole"]
+    (role,) = [each for each in load_manifests(rendered) if each["kind"] == "ClusterRole"]
     assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]

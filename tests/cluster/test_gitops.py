@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster.control_plane import Cluster
 from cluster.fake_kubelet import failed
+from cluster.helm_chart import load_manifests
 from cluster.simulated_release import (
     DISPATCHERS,
     INSTALLATION_LABEL,
@@ -259,7 +259,7 @@ def test_argos_hooks_remove_kata_after_everything_else_was_deleted(
     release.apply(post_delete)
     assert actions(release) == {"cleanup": NODES}
     assert release.labeled == set()
-    for each in yaml.safe_load_all(post_delete):
+    for each in load_manifests(post_delete):
         annotations = each["metadata"]["annotations"]
         assert annotations["argocd.argoproj.io/hook-delete-policy"] == "HookSucceeded"
         assert not [key for key in annotations if key.startswith("helm.sh/hook")]

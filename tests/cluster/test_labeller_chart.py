@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster.control_plane import Cluster
-from cluster.helm_chart import CHART, render
+from cluster.helm_chart import CHART, load_manifests, render
 from cluster.labeller import TEMPLATES, LabellerRelease
 from node.commands import CommandFailed, wait_until
 
@@ -22,7 +21,7 @@ def installation(cluster: Cluster) -> LabellerRelease:
 def test_releases_share_no_object_unless_they_have_the_same_namespace_and_suffix(cluster: Cluster) -> None:
     def objects(release: str, namespace: str, suffix: str = "") -> set[tuple[str, ...]]:
         values = {"env": {"multiInstallSuffix": suffix}}
-        documents = yaml.safe_load_all(render(cluster, release, namespace, values=values, only=TEMPLATES))
+        documents = load_manifests(render(cluster, release, namespace, values=values, only=TEMPLATES))
         return {
             (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"])
             for each in documents
@@ -76,7 +75,7 @@ def test_the_policies_are_rendered_unless_disabled(
     cluster: Cluster, setting: str, online: bool, there: bool
 ) -> None:
     rendered = render(cluster, "kata", "kata", values={"rbac": {"admissionPolicy": setting}}, online=online)
-    made = [each for each in yaml.safe_load_all(rendered) if each]
+    made = load_manifests(rendered)
     kinds = [each["kind"] for each in made if each["metadata"]["name"].startswith("kata-deploy-labeller")]
     assert kinds.count("ValidatingAdmissionPolicy") == (3 if there else 0)
     assert kinds.count("ValidatingAdmissionPolicyBinding") == (3 if there else 0)

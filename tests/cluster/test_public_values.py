@@ -16,7 +16,7 @@ import yaml
 from cluster import values_table
 from cluster.chart_objects import JOB, dry_run, kind, node_jobs, one
 from cluster.control_plane import Cluster
-from cluster.helm_chart import CHART
+from cluster.helm_chart import CHART, load_manifests
 from kata_node.settings.load import read_settings
 from node.cache import CHECKOUT
 from node.commands import CommandResult
@@ -37,7 +37,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def template(cluster: Cluster, path: Path, *more: str) -> list[dict[str, Any]]:
     """Return the objects that helm renders from the file as it is, with its nulls."""
     text = cluster.helm("template", "kata", str(CHART), f"--values={path}", *more).stdout
-    return [each for each in yaml.safe_load_all(text) if each]
+    return load_manifests(text)
 
 
 def run_node(root: Path, payload: Path, values: Path, runtime: str, command: str) -> dict[str, Any]:

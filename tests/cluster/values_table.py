@@ -92,12 +92,12 @@ def rows(name: str, text: str, *, helm: Helm, nodes: Nodes) -> Iterator[str]:
         else:
             configs = {
                 each["metadata"]["name"].rpartition("-")[2]: each["data"]
-                for each in yaml.safe_load_all(done.stdout)
+                for each in yaml.load_all(done.stdout, yaml.CSafeLoader)
                 if each and each["kind"] == "ConfigMap"
             }
             runtimes = {"containerd"}
             if "dispatcher" in configs:
-                templates = yaml.safe_load(configs["dispatcher"]["install.yaml"])["templates"]
+                templates = yaml.load(configs["dispatcher"]["install.yaml"], yaml.CSafeLoader)["templates"]
                 runtimes = {each["runtime"] for each in templates}
             cells = ["renders"]
             for runtime in NODES.values():
