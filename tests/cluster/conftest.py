@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -23,11 +24,27 @@ from node.debian_node import Node
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this directory ``cluster``, and ``commands`` because they start programs."""
+    """Mark every test of this directory ``cluster``, and ``commands`` because they start programs.
+
+    Files with real nodes alternate with the others, from the largest to the smallest. The former mostly wait,
+    and the latter compute, so that tests which run side by side use the machine evenly.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
             item.add_marker(pytest.mark.commands)
+            files.setdefault(item.path, []).append(item)
+    largest_first = sorted(files.values(), key=len, reverse=True)
+    waiting = [tests for tests in largest_first if any(_has_node(test) for test in tests)]
+    computing = [tests for tests in largest_first if tests not in waiting]
+    pairs = itertools.zip_longest(waiting, computing, fillvalue=())
+    ordered = [test for pair in pairs for tests in pair for test in tests]
+    items[:] = [*(item for item in items if item.path not in files), *ordered]
+
+
+def _has_node(test: pytest.Item) -> bool:
+    return "needs_nodes" in getattr(test, "fixturenames", ())
 
 
 def skip_if_missing(reason: str) -> None:
