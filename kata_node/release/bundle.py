@@ -14,7 +14,7 @@ from kata_node.kube.reader import NotFoundError, Reader
 from kata_node.release import text
 from kata_node.release.masking import mask_object, mask_text
 from kata_node.release.model import Release, status_of
-from kata_node.release.read import Wanted, find_releases
+from kata_node.release.read import Wanted, find_releases, with_pods
 
 LOG_LIMIT = 1 << 20
 """Bytes of the end of each log."""
@@ -132,7 +132,8 @@ class _Collection:
             return sorted(found, key=lambda each: str(each["name"]))
 
         if self.attempt("nodes.json", read) is not None:
-            status = status_of(facts, list(releases))
+            notes: list[str] = []
+            status = status_of(facts, with_pods(self._reader, list(releases), notes), notes=notes)
             self.contents["status.json"] = _json(text.to_json(status))
             self.add_text("status.txt", text.to_text(status) + "\n")
         self.attempt(

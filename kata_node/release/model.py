@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,10 +31,28 @@ class RolloutRecord:
     omitted: int = 0
     """How many such nodes ``nodes`` does not have."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether a node that ``nodes`` does not name was as wanted at the end."""
+        return bool(self.ended) and self.outcome != "interrupted" and not self.omitted
+
+
+@dataclass(frozen=True)
+class DaemonSetPods:
+    """The pods of a DaemonSet: how many are wanted and ready, and why pods on nodes are not ready."""
+
+    name: str
+    wanted: int
+    ready: int
+    not_ready: Mapping[str, str] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class Release:
-    """A release of the chart. ``rollout`` is ``None`` if none is recorded."""
+    """A release of the chart. ``rollout`` is ``None`` if none is recorded.
+
+    ``pods`` is ``None`` unless its ``deployment_mode`` is ``daemonset``, and its DaemonSet can be read.
+    """
 
     name: str
     namespace: str
@@ -42,6 +60,19 @@ class Release:
     desired_state: str = ""
     rollout: RolloutRecord | None = None
     reconcile: RolloutRecord | None = None
+    deployment_mode: str = ""
+    pods: DaemonSetPods | None = None
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether Kata is not wanted on any node."""
+        return self.desired_state == "absent"
+
+    @property
+    def has_unfinished_work(self) -> bool:
+        """Whether a rollout is under way or lost, or a pod of the DaemonSet is not ready."""
+        under_way = self.rollout is not None and not self.rollout.ended
+        return under_way or (self.pods is not None and self.pods.ready < self.pods.wanted)
 
 
 @dataclass(frozen=True)
@@ -61,7 +92,9 @@ class Row:
     """The value of the installation label; empty without it."""
     reason: str = ""
     drift: tuple[str, ...] = ()
-    """What contradicts the labels or the record, each as a sentence without a full stop."""
+    """What contradicts the labels, the record or ``desiredState``, as sentences without a full stop."""
+    left: str = ""
+    """What the last run left undone on a node with an older installation, or why its pod is not ready."""
 
     @property
     def is_healthy(self) -> bool:
@@ -69,7 +102,7 @@ class Row:
 
         A release says with ``job.unfitNodes`` whether unfit nodes make it fail.
         """
-        if self.drift:
+        if self.drift or self.left:
             return False
         return self.outcome == "unfit" or (self.serving == SERVING and self.outcome in ("", "installed"))
 
@@ -85,9 +118,14 @@ class ClusterStatus:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether there is an installation, all of them are healthy, and no rollout is under way or lost."""
-        unfinished = any(each.rollout and not each.rollout.ended for each in self.releases)
-        return bool(self.rows) and all(each.is_healthy for each in self.rows) and not unfinished
+        """Whether every node is as its release wants it, and no release has unfinished work.
+
+        Without a node with Kata, every release must want it absent.
+        """
+        if not self.rows and not (self.releases and all(each.is_absent for each in self.releases)):
+            return False
+        unfinished = any(each.has_unfinished_work for each in self.releases)
+        return all(each.is_healthy for each in self.rows) and not unfinished
 
 
 def release_of(config_map: Mapping[str, Any]) -> Release | None:
@@ -103,6 +141,7 @@ def release_of(config_map: Mapping[str, Any]) -> Release | None:
         foreign_words(data.get("desiredState", "")),
         _rollout(data.get(ROLLOUT_KEY, "")),
         _rollout(data.get(RECONCILE_KEY, "")),
+        foreign_words(data.get("deploymentMode", "")),
     )
 
 
@@ -121,7 +160,7 @@ def _rollout(text: str) -> RolloutRecord | None:
             for name, reason in reasons.items()
         }
         return RolloutRecord(**texts, counts=counts, nodes=nodes, omitted=int(found.get("omitted", 0)))
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 
@@ -134,28 +173,81 @@ def status_of(
 ) -> ClusterStatus:
     """Return the status of all installations, or of those named in ``only``."""
     rows: list[Row] = []
+    names: set[str] = set()
     without = 0
     for node in sorted(nodes, key=lambda each: each.name):
         found = [_row(node, each, releases) for each in _installations(node, releases, only)]
         rows += found
         without += not found
-    return ClusterStatus(tuple(releases), tuple(rows), without, tuple(notes))
+        names.add(node.name)
+    gone = [note for each in releases if (note := _note_on_missing_nodes(each, names))]
+    return ClusterStatus(tuple(releases), tuple(rows), without, (*notes, *gone))
 
 
 def _installations(node: NodeFacts, releases: Sequence[Release], only: Collection[str] | None) -> list[str]:
-    """Return the installations that the Node, or the last rollout of a release, names."""
+    """Return the installations that the Node, the last run or the DaemonSet of a release names."""
     marked = {
         key.removeprefix(INSTALLATION_LABEL_PREFIX)
         for key in node.labels
         if key.startswith(INSTALLATION_LABEL_PREFIX)
     }
-    told = {each.installation for each in releases if each.rollout and node.name in each.rollout.nodes}
+    told = {
+        each.installation
+        for each in releases
+        if _told(each, node.name) or (each.pods and node.name in each.pods.not_ready)
+    }
     found = marked | told | set(node_status.installations(node.annotations))
     return sorted(found if only is None else found & set(only))
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What a run of the dispatcher recorded about a node that was not as wanted."""
+
+    action: str
+    outcome: str
+    reason: str
+    ended: str
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.outcome}{f': {self.reason}' if self.reason else ''}"
+
+
+def _told(release: Release, node: str) -> _Told | None:
+    """Return what the newest run that knows the node recorded about it; ``None`` if it was as wanted.
+
+    A node that is not of the release is as wanted, too.
+    """
+    for run in _newest_first(release):
+        if node in run.nodes:
+            told = _Told(run.action, *run.nodes[node], run.ended)
+            return None if told.outcome == "not ours" else told
+        if run.is_complete:
+            return None
+    return None
+
+
+def _newest_first(release: Release) -> Iterator[RolloutRecord]:
+    runs = [run for run in (release.rollout, release.reconcile) if run is not None and run.ended]
+    yield from sorted(runs, key=lambda run: run.ended, reverse=True)
+
+
+def _note_on_missing_nodes(release: Release, names: Collection[str]) -> str:
+    """Return a sentence about the nodes that the last run names and the cluster does not have."""
+    run = next(_newest_first(release), None)
+    missing = sorted(set(run.nodes) - set(names)) if run else []
+    if run is None or not missing:
+        return ""
+    first = missing[0]
+    more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+    told = _Told(run.action, *run.nodes[first], run.ended)
+    return f"the cluster has no Node {foreign_words(first)} (the last run: {told}){more}"
+
+
 def _row(node: NodeFacts, installation: str, releases: Sequence[Release]) -> Row:
-    release = next((each for each in releases if each.installation == installation), None)
+    candidates = [each for each in releases if each.installation == installation]
+    # The state of a release that was removed can outlive it.
+    release = min(candidates, key=lambda each: each.is_absent, default=None)
     record = node_status.read(node.annotations, installation)
     row = Row(
         node.name,
@@ -173,15 +265,29 @@ def _row(node: NodeFacts, installation: str, releases: Sequence[Release]) -> Row
             reason=record.reason,
             drift=_drift(node, record, row.serving),
         )
-    rollout = release.rollout if release else None
-    told = rollout.nodes.get(node.name) if rollout else None
-    # Where the dispatcher may not change Nodes, a failed node keeps the record of its begin.
-    if (
-        rollout
-        and told
-        and (record is None or (record.outcome == "installing" and record.since <= rollout.ended))
-    ):
-        row = replace(row, outcome=told[0], reason=told[1], since=row.since or rollout.ended)
+    elif node_status.annotation(installation) in node.annotations:
+        row = replace(row, drift=("the record on the Node cannot be read",))
+    elif row.serving == SERVING:
+        row = replace(row, reason="the Node has no record of the installation")
+    return _with_release(row, node, release) if release else row
+
+
+def _with_release(row: Row, node: NodeFacts, release: Release) -> Row:
+    """Return the row with what the release says about the node."""
+    told = _told(release, node.name)
+    pod = release.pods.not_ready.get(node.name, "") if release.pods else ""
+    # A record from after the run knows more. The record of a failure says why itself.
+    if told and row.since <= told.ended and row.outcome not in ("failed", "rolled-back", "unfit"):
+        if row.outcome == "installed":
+            # Nothing was begun on it, or the dispatcher may not change Nodes.
+            row = replace(row, left=str(told))
+        else:
+            # Where the dispatcher may not change Nodes, a failed node keeps the record of its begin.
+            row = replace(row, outcome=told.outcome, reason=told.reason, since=row.since or told.ended)
+    elif pod:
+        row = replace(row, left=pod)
+    if release.is_absent and (row.outcome or row.serving):
+        row = replace(row, drift=(*row.drift, "Kata is not wanted here, because desiredState is absent"))
     return row
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from cluster.simulated_release import (
     with_annotation,
 )
 from kata_node.kube.events import failure_event
+from node.cache import CHECKOUT
 from node.commands import wait_until
 
 JOB: dict[str, Any] = {
@@ -233,8 +236,28 @@ def test_a_daemonset_of_an_absent_release_selects_the_nodes_that_still_have_kata
     assert daemonset["metadata"]["generation"] == 2
     label(release.cluster, "worker-1", value=None)
     wait_until(lambda: wanted() == 0, "no Node is selected")
+    assert cluster_status(release)["outcome"] == "healthy"
     release.apply(release.render())
     wait_until(lambda: wanted() == len(NODES), "all Nodes are selected")
+
+    # The pods never become ready, and nothing is on their Nodes.
+    status = cluster_status(release)
+    assert status["outcome"] == "not healthy"
+    assert {each["node"] for each in status["nodes"] if "is not ready" in each["left"]} == NODES
+
+
+def cluster_status(release: SimulatedRelease) -> dict[str, Any]:
+    """Return what `kata-node cluster status` says of the release."""
+    command = [sys.executable, "-m", "kata_node", "cluster", "status", "--release=kata", "--output=json"]
+    environment = {**release.cluster.environment(), "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(
+        [*command, f"--namespace={release.namespace}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return dict(json.loads(done.stdout))
 
 
 @pytest.mark.parametrize("values", [JOB, DAEMONSET], ids=["job", "daemonset"])
