@@ -232,6 +232,7 @@ def test_a_daemonset_of_an_absent_release_selects_the_nodes_that_still_have_kata
     for _ in range(2):
         release.apply(absent)
         wait_until(lambda: wanted() == 1, "only the Node with the label is selected")
+        assert release.kubectl("get", "runtimeclasses", "--output=name")
     [daemonset] = release.items("daemonsets")
     assert daemonset["metadata"]["generation"] == 2
     label(release.cluster, "worker-1", value=None)
@@ -244,6 +245,10 @@ def test_a_daemonset_of_an_absent_release_selects_the_nodes_that_still_have_kata
     status = cluster_status(release)
     assert status["outcome"] == "not healthy"
     assert {each["node"] for each in status["nodes"] if "is not ready" in each["left"]} == NODES
+
+    # `kubectl apply` has left what `absent` does not render.
+    release.delete(f"{absent}\n---\n{release.render()}")
+    assert not release.kubectl("get", "daemonsets,runtimeclasses", "--output=name")
 
 
 def cluster_status(release: SimulatedRelease) -> dict[str, Any]:
