@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,7 @@ from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SERVING, install
 from kata_node.kube import node_status
 from kata_node.kube.node import SHARED_LABEL, NodeFacts
 from kata_node.kube.release_state import RECONCILE_KEY, ROLLOUT_KEY, STATE_PREFIX
-from kata_node.text import foreign_words
+from kata_node.text import foreign_words, pluralize
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,35 @@ def status_of(
         without += not found
         names.add(node.name)
     gone = [note for each in releases if (note := _note_on_missing_nodes(each, names))]
-    return ClusterStatus(tuple(releases), tuple(rows), without, (*notes, *gone))
+    return ClusterStatus(
+        tuple(releases), tuple(rows), without, (*notes, *_shared_installations(releases), *gone)
+    )
+
+
+def notes_on_left_installations(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return a sentence for each installation of no release. The rows must be those of all releases."""
+    counts = Counter(row.installation for row in rows if not row.release)
+    return tuple(
+        f"no release has the installation {foreign_words(installation)}, which is on "
+        f"{pluralize(count, 'node')}: it was installed by hand, or its release is gone; to remove it, "
+        "install the chart with this suffix, and uninstall it"
+        for installation, count in counts.items()
+    )
+
+
+def _shared_installations(releases: Sequence[Release]) -> Iterator[str]:
+    """Yield a sentence for each installation that several releases want."""
+    owners: dict[str, list[str]] = {}
+    for each in releases:
+        if not each.is_absent:
+            owners.setdefault(each.installation, []).append(f"{each.namespace}/{each.name}")
+    for installation, names in owners.items():
+        if len(names) > 1:
+            yield (
+                f"several releases have the installation {foreign_words(installation)}: {', '.join(names)}; "
+                "--namespace or --release shows what one of them says; uninstall the others, or give each a "
+                "suffix of its own"
+            )
 
 
 def _installations(node: NodeFacts, releases: Sequence[Release], only: Collection[str] | None) -> list[str]:

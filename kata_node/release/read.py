@@ -11,7 +11,14 @@ from kata_node.errors import KubeError, UsageError
 from kata_node.kube.node import NodeFacts
 from kata_node.kube.reader import Reader
 from kata_node.kube.release_state import STATE_PREFIX
-from kata_node.release.model import ClusterStatus, DaemonSetPods, Release, release_of, status_of
+from kata_node.release.model import (
+    ClusterStatus,
+    DaemonSetPods,
+    Release,
+    notes_on_left_installations,
+    release_of,
+    status_of,
+)
 from kata_node.text import foreign_words
 
 REASON_LIMIT = 256
@@ -141,4 +148,7 @@ def read_status(reader: Reader, wanted: Wanted) -> ClusterStatus:
     # Nodes without Kata are counted only.
     nodes = (NodeFacts.of(each) for each in reader.list("/api/v1/nodes"))
     only = {each.installation for each in releases} if is_limited else None
-    return status_of(nodes, releases, only=only, notes=notes)
+    status = status_of(nodes, releases, only=only, notes=notes)
+    if known and only is None:
+        status = replace(status, notes=(*status.notes, *notes_on_left_installations(status.rows)))
+    return status

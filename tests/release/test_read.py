@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import pytest
+
 from kata_node.errors import KubeError
 from kata_node.kube.reader import Reader
 from kata_node.release import text
@@ -100,3 +102,18 @@ def test_a_daemonset_that_cannot_be_read_is_told_and_the_rest_is_shown() -> None
     shown = text.to_text(found)
     assert "release kata in ns: the DaemonSet cannot be read" in shown
     assert "note: the DaemonSet of the release kata is not known: the API server answered 403" in shown
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [pytest.param(Wanted(), True, id="all"), pytest.param(Wanted("kata"), False, id="one")],
+)
+def test_an_installation_that_no_release_has_is_told(wanted: Wanted, told: bool) -> None:
+    """The state of the release was deleted, and another suffix applied."""
+    old = {"kata-deploy.katacontainers.io/old": "true", "katacontainers.io/kata-runtime": "true"}
+    state = {**STATE, "data": {"deploymentMode": "job"}}
+    found = status({"configmaps": [state], "nodes": [node("a", MARK), node("b", old)]}, wanted)
+    assert (
+        any("no release has the installation old, which is on 1 node:" in each for each in found.notes)
+        == told
+    )

@@ -203,6 +203,14 @@ def test_the_state_of_a_removed_release_does_not_take_the_nodes_of_another_one()
     assert found.is_healthy
 
 
+def test_several_releases_of_one_installation_are_told() -> None:
+    others = [release("blue", suffix="blue"), absent(), release("a"), release("b")]
+    found = status_of([node("a")], others)
+    assert [each.partition(";")[0] for each in found.notes] == [
+        "several releases have the installation default: kube-system/a, kube-system/b"
+    ]
+
+
 def test_a_record_that_cannot_be_read_is_told() -> None:
     key = "status.kata-deploy.katacontainers.io/default"
     damaged = replace(node("a"), annotations={key: '{"outcome":"of the future"}'})
