@@ -176,15 +176,31 @@ def status_of(
     rows: list[Row] = []
     names: set[str] = set()
     without = 0
+    unlabeled: list[str] = []
     for node in sorted(nodes, key=lambda each: each.name):
         found = [_row(node, each, releases) for each in _installations(node, releases, only)]
         rows += found
         without += not found
         names.add(node.name)
+        if not found and any(map(_is_of_kata, node.handlers or ())):
+            unlabeled += [] if _installations(node, releases, None) else [node.name]
     gone = [note for each in releases if (note := _note_on_missing_nodes(each, names))]
-    return ClusterStatus(
-        tuple(releases), tuple(rows), without, (*notes, *_shared_installations(releases), *gone)
-    )
+    more = (*_shared_installations(releases), *_notes_on_unlabeled(unlabeled), *gone)
+    return ClusterStatus(tuple(releases), tuple(rows), without, (*notes, *more))
+
+
+def _is_of_kata(handler: str) -> bool:
+    return handler == "kata" or handler.startswith("kata-")
+
+
+def _notes_on_unlabeled(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        first = f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        yield (
+            f"{pluralize(len(names), 'node')} without a label of an installation report handlers of Kata: "
+            f"{first}; another program installed it there, or the Node was deleted and registered again; "
+            "`helm upgrade` labels selected nodes again"
+        )
 
 
 def notes_on_left_installations(rows: Iterable[Row]) -> tuple[str, ...]:

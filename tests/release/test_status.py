@@ -203,6 +203,16 @@ def test_the_state_of_a_removed_release_does_not_take_the_nodes_of_another_one()
     assert found.is_healthy
 
 
+def test_a_node_that_was_registered_again_without_its_labels_is_told() -> None:
+    found = status_of(
+        [node("a", None, serving=None), node("b"), node("c", None, serving=None, handlers=())], []
+    )
+    assert [each.partition(";")[0] for each in found.notes] == [
+        "1 node without a label of an installation report handlers of Kata: a"
+    ]
+    assert found.nodes_without_kata == 2
+
+
 def test_several_releases_of_one_installation_are_told() -> None:
     others = [release("blue", suffix="blue"), absent(), release("a"), release("b")]
     found = status_of([node("a")], others)
@@ -238,7 +248,7 @@ def test_installations_side_by_side_have_a_column() -> None:
 
 
 def test_no_node_with_kata_is_not_healthy() -> None:
-    found = status_of([node("a", None, serving=None)], [])
+    found = status_of([node("a", None, serving=None, handlers=("runc",))], [])
     assert not found.is_healthy
     assert text.to_text(found) == "not healthy: 0 nodes with Kata; 1 node without Kata"
 
