@@ -66,3 +66,14 @@ def test_a_node_without_labels_gets_none(cli_runner: CliRunner, kube: FakeKube) 
     kube.labels.clear()
     assert cli_runner.online("install", *OPTIONS).code == 3
     assert outcome(kube) == ({}, "", ["KataInstallFailed"])
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_labels_stay_while_the_runtime_serves_the_handlers_of_another_install_dir(
+    cli_runner: CliRunner, kube: FakeKube, served: bool
+) -> None:
+    kube.host.handlers = ("runc", "kata-qemu") if served else ("runc",)
+    (cli_runner.host / "dev/vhost-vsock").unlink()
+    done = cli_runner.online("install", "--shims=qemu", "--label-stable-for=0", "--installation-prefix=/srv")
+    assert "/dev/vhost-vsock does not exist" in done.out
+    assert kube.marks == ({SHARED_LABEL: "true", LABEL: "true"} if served else WITHDRAWN)
