@@ -11,6 +11,7 @@ from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.runtime.facts import RuntimeFacts
 from kata_node.runtime.not_served import why_not_served
+from kata_node.settings.handlers import handler_names
 from kata_node.settings.model import Settings
 
 __all__ = ["NAME", "gather_facts", "plan"]
@@ -28,7 +29,9 @@ def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
     if counts["fail"]:
         summary += f", {counts['fail']} failed"
     served = facts.runtime.handlers if isinstance(facts.runtime, RuntimeFacts) else None
-    not_served = "" if facts.offline or facts.untrusted else why_not_served(receipt, served)
+    not_served = (
+        "" if facts.offline or facts.untrusted else why_not_served(receipt, served, handler_names(settings))
+    )
     recorded = receipt.artifacts.release if receipt.artifacts else ""
     offered = facts.artifacts.release if isinstance(facts.artifacts, ArtifactFacts) else ""
     return Plan(summary, checks=checks, kata_version=offered or recorded, not_served=not_served)

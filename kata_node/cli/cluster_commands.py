@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Show one table over all nodes with Kata. Exit code: 0 if all is healthy, 10 if not.
 
-        It reads the Nodes and the states of the releases with your kubeconfig, and changes nothing.
+        It reads Nodes, the states of releases and their DaemonSets with your kubeconfig. It changes nothing.
         """
         from kata_node.cli import cluster
 

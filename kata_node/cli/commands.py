@@ -325,7 +325,7 @@ def _run_stages(
     writes_termination_message: bool = True,
 ) -> int:
     from kata_node import pipeline
-    from kata_node.cli.unfit import leave_to_claim, unfitness
+    from kata_node.cli.left_to_claim import failure_before, leave_to_claim
     from kata_node.cluster import events
     from kata_node.plan import report
     from kata_node.plan.context import StageContext
@@ -367,21 +367,25 @@ def _run_stages(
         run = pipeline.Run(
             settings, options, clients, common.lock_timeout, common.dry_run, report_stage, invocation
         )
-        unfit = unfitness(common, names, settings)
-        if unfit is not None:
-            reports = [report.StageReport(StageName.HOST_CHECK, "failed", unfit.what, error=unfit)]
-            report_stage(reports[0])
+        earlier = failure_before(common, names, settings)
+        if earlier is not None:
+            reports = [earlier]
+            report_stage(earlier)
         else:
             reports = pipeline.run(modules, run)
         failed = next((done for done in reports if done.error), None)
         tells = names != (StageName.HOST_CHECK,) and not (common.dry_run or common.offline)
         if failed and failed.error and tells:
-            from kata_node.cluster.labelling import mark_failed, mark_unfit
+            from kata_node.cluster.labelling import mark_failed, mark_unfit, withdraw_not_served
 
             context = dataclasses.replace(context, earlier=tuple(reports))
             if failed.error.unfit and StageName.CLAIM in names:
                 mark_unfit(context, settings.instance, failed.error.what)
             else:
+                # The stage claim, which withdraws them otherwise, is not reached.
+                not_served = failed.not_served if failed.stage == StageName.HOST_CHECK else ""
+                if not_served and (withdrawn := withdraw_not_served(context, not_served)):
+                    recorder.add(withdrawn)
                 mark_failed(context, settings.instance, failed)
     with signals.held():  # half a document would be of no use
         print_run(reports, clients.root, settings.install_dir, common)

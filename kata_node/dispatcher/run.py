@@ -45,11 +45,9 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
     """
     state = read_state(api, config)
     if reason := find_reason_to_do_nothing(api, config, state, owner):
-        log.warning("%s", reason)
-        return Result(config.action, "ok", reason, [], 0.0, api.requests)
+        return _nothing(config, api, reason)
     check_installed(config, state)
     began = api.clock.now()
-    recorder = RolloutRecorder(api, config, owner) if state is not None else None
     set_deadline(api, config, owner)
     config = _tolerate_all_if_named(config)
     if config.action == "cleanup":
@@ -58,6 +56,11 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
         if not config.skip_serving:
             delete_superseded_dispatchers(api, config, owner)
         config = replace(config, generation=owner.uid)
+        # An apply during the wait above found the Jobs of the other dispatchers, and made no new one.
+        state = read_state(api, config)
+        if reason := find_reason_to_do_nothing(api, config, state, owner):
+            return _nothing(config, api, reason)
+    recorder = RolloutRecorder(api, config, owner) if state is not None else None
     with recorder or contextlib.nullcontext():
         result = _run_on_nodes(config, api, owner, reporter, began, state)
     if recorder:
@@ -65,6 +68,11 @@ def run(config: Config, api: ApiClient, *, owner: Owner | None = None, reporter:
     if config.action == "cleanup" and result.outcome == "ok":
         forget_installed(api, config, state)
     return result
+
+
+def _nothing(config: Config, api: ApiClient, reason: str) -> Result:
+    log.warning("%s", reason)
+    return Result(config.action, "ok", reason, [], 0.0, api.requests)
 
 
 def _run_on_nodes(

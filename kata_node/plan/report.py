@@ -211,18 +211,28 @@ def write_shared_report(directory: Path, report: StageReport) -> None:
 
 def read_shared_reports(directory: Path, stages: Sequence[str]) -> list[StageReport]:
     """Return the reports of ``stages``, in this order. Missing and invalid reports are skipped."""
-    found = (_read_shared_report(directory / f"{stage}.json", stage) for stage in stages)
+    found = (_report_of(_read_document(directory / f"{stage}.json"), stage) for stage in stages)
     return [report for report in found if report is not None]
 
 
-def read_unfit(directory: Path) -> Problem | None:
-    """Return the error of the shared report of host-check, if it says that the node is unfit."""
+def read_failure_for_claim(directory: Path) -> StageReport | None:
+    """Return the shared report of host-check, if it has failed and claim must change the labels.
+
+    The node is unfit, or does not serve the installation.
+    """
     document = _read_document(directory / "host-check.json")
+    found = _report_of(document, "host-check")
     error = document.get("error") if document else None
-    if not isinstance(error, dict) or error.get("unfit") is not True:
+    if found is None or not isinstance(error, dict):
         return None
+    unfit = error.get("unfit") is True
+    if not unfit and not found.not_served:
+        return None
+    kinds = (UnfitNodeError,) if unfit else (KataNodeError, UsageError, IneligibleNodeError)
+    codes = [kind.exit_code for kind in kinds]
+    code = error["exit_code"] if error.get("exit_code") in codes else codes[0]
     what, where, hint = (foreign_words(str(error.get(key, ""))) for key in ("what", "where", "hint"))
-    return Problem(what, where, hint, UnfitNodeError.exit_code, unfit=True)
+    return dataclasses.replace(found, outcome="failed", error=Problem(what, where, hint, code, unfit=unfit))
 
 
 def _read_document(path: Path) -> dict[str, Any] | None:
@@ -238,8 +248,8 @@ def _read_document(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _read_shared_report(path: Path, stage: str) -> StageReport | None:
-    document = _read_document(path)
+def _report_of(document: dict[str, Any] | None, stage: str) -> StageReport | None:
+    """Return the report in a shared document; ``None`` if it is not valid."""
     if document is None:
         return None
     try:
@@ -256,7 +266,7 @@ def _read_shared_report(path: Path, stage: str) -> StageReport | None:
             stage, outcome, summary, (), notes, (), left_out, others, version, not_served=not_served
         )
     except (LookupError, TypeError, ValueError) as error:
-        log.debug("%s is not a stage report: %s", path, error)
+        log.debug("not a stage report of %s: %s", stage, error)
         return None
 
 

@@ -14,10 +14,13 @@ from kata_node.kube.reader import NotFoundError, Reader
 from kata_node.release import text
 from kata_node.release.masking import mask_object, mask_text
 from kata_node.release.model import Release, status_of
-from kata_node.release.read import Wanted, find_releases
+from kata_node.release.read import Wanted, find_releases, with_pods
 
 LOG_LIMIT = 1 << 20
-"""Bytes of the end of each log."""
+"""Characters of the end of each log."""
+
+MAX_PODS_WITH_LOGS = 500
+"""Pods whose logs are read. After a rollout to thousands of nodes, reading all of them would take hours."""
 
 NAMESPACED = {
     "configmaps": "/api/v1/namespaces/{namespace}/configmaps",
@@ -84,9 +87,13 @@ class _Collection:
         for kind, path in (*NAMESPACED.items(), *CLUSTER_WIDE.items()):
             read = partial(self._objects, path.format(namespace=release.namespace), query)
             found[kind] = self.attempt(f"{directory}/{kind}.json", read)
-        pods = found["pods"] or ()
-        for pod in pods:
+        pods = sorted(found["pods"] or (), key=_rank_of_log)
+        for pod in pods[:MAX_PODS_WITH_LOGS]:
             self._add_logs(directory, pod)
+        if left_out := len(pods[MAX_PODS_WITH_LOGS:]):
+            self.missing.append(
+                f"{directory}/logs: the logs of {left_out} more pods; `kubectl logs` shows them"
+            )
         names = {each["metadata"]["name"] for objects in found.values() for each in objects or ()}
 
         def is_ours(event: Mapping[str, Any]) -> bool:
@@ -111,11 +118,12 @@ class _Collection:
                 continue  # it has no log yet
             tries = (("", "false"), ("-previous", "true")) if each.get("restartCount") else (("", "false"),)
             for suffix, previous in tries:
-                query = {"container": each["name"], "previous": previous, "limitBytes": str(LOG_LIMIT)}
+                # The limit of bytes of the API would cut the end.
+                query = {"container": each["name"], "previous": previous, "tailLines": "20000"}
                 path = f"/api/v1/namespaces/{namespace}/pods/{name}/log"
                 file = f"{directory}/logs/{name}/{each['name']}{suffix}.log"
                 try:
-                    self.add_text(file, self._reader.text(path, {**query, "tailLines": "20000"}))
+                    self.add_text(file, self._reader.text(path, query)[-LOG_LIMIT:])
                 except NotFoundError:
                     self.missing.append(f"{file}: the log does not exist any more")
                 except KubeError as error:
@@ -132,7 +140,8 @@ class _Collection:
             return sorted(found, key=lambda each: str(each["name"]))
 
         if self.attempt("nodes.json", read) is not None:
-            status = status_of(facts, list(releases))
+            notes: list[str] = []
+            status = status_of(facts, with_pods(self._reader, list(releases), notes), notes=notes)
             self.contents["status.json"] = _json(text.to_json(status))
             self.add_text("status.txt", text.to_text(status) + "\n")
         self.attempt(
@@ -141,6 +150,14 @@ class _Collection:
                 each for each in self._objects(NODE_EVENTS) if str(each.get("reason", "")).startswith("Kata")
             ],
         )
+
+
+def _rank_of_log(pod: Mapping[str, Any]) -> int:
+    """Return how soon the log of a pod is read: first what tells most."""
+    component = (pod["metadata"].get("labels") or {}).get("app.kubernetes.io/component")
+    if component != "node-job":
+        return 0
+    return {"Failed": 1, "Running": 2}.get((pod.get("status") or {}).get("phase", ""), 3)
 
 
 def _node(node: Mapping[str, Any]) -> dict[str, Any]:

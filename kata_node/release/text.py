@@ -33,8 +33,12 @@ def to_json(status: ClusterStatus) -> dict[str, Any]:
 
 
 def _release_line(release: Release) -> str:
-    wanted = f", desiredState {release.desired_state}" if release.desired_state == "absent" else ""
+    wanted = ", desiredState absent" if release.is_absent else ""
     rollout = _rollout_text(release.rollout) if release.rollout else "no rollout is recorded"
+    if release.pods:
+        rollout = f"DaemonSet {release.pods.name}: {release.pods.ready} of {release.pods.wanted} pods ready"
+    elif release.deployment_mode == "daemonset":
+        rollout = "the DaemonSet cannot be read"
     return f"release {release.name} in {release.namespace}{wanted}: {rollout}"
 
 
@@ -59,7 +63,7 @@ def _table(rows: tuple[Row, ...]) -> list[str]:
         [
             *(row.node, row.installation, row.kata_version, row.program_version, row.outcome, row.serving),
             row.since,
-            "; ".join([*(f"drift: {each}" for each in row.drift), *([row.reason] if row.reason else [])]),
+            "; ".join([*(f"drift: {each}" for each in row.drift), *filter(None, (row.left, row.reason))]),
         ]
         for row in rows
     ]

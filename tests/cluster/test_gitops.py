@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from cluster.simulated_release import (
     with_annotation,
 )
 from kata_node.kube.events import failure_event
+from node.cache import CHECKOUT
 from node.commands import wait_until
 
 JOB: dict[str, Any] = {
@@ -56,6 +59,14 @@ def actions(release: SimulatedRelease) -> dict[str, set[str]]:
     """Return action -> Nodes of the node Jobs that ran and changed the Node."""
     changed = [(action, node) for action, node in release.history if action != "check"]
     return {action: {node for made, node in changed if made == action} for action, _ in changed}
+
+
+def cluster_status(release: SimulatedRelease, *options: str) -> dict[str, Any]:
+    """Return what `kata-node cluster status` says."""
+    command = [sys.executable, "-m", "kata_node", "cluster", "status", "--output=json", *options]
+    environment = {**release.cluster.environment(), "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return dict(json.loads(done.stdout))
 
 
 def dispatchers(release: SimulatedRelease) -> set[str]:
@@ -190,6 +201,8 @@ def test_kata_is_removed_after_the_objects_were_deleted_without_hooks(release: S
     release.apply(manifests)
     release.delete(manifests)
     assert release.labeled == NODES
+    [note] = cluster_status(release)["notes"]
+    assert note.startswith("no release has the installation default, which is on 2 nodes")
     absent = release.render(desiredState="absent")
     release.apply(absent)
     assert release.labeled == set()
@@ -229,12 +242,23 @@ def test_a_daemonset_of_an_absent_release_selects_the_nodes_that_still_have_kata
     for _ in range(2):
         release.apply(absent)
         wait_until(lambda: wanted() == 1, "only the Node with the label is selected")
+        assert release.kubectl("get", "runtimeclasses", "--output=name")
     [daemonset] = release.items("daemonsets")
     assert daemonset["metadata"]["generation"] == 2
     label(release.cluster, "worker-1", value=None)
     wait_until(lambda: wanted() == 0, "no Node is selected")
+    assert cluster_status(release, "--release=kata")["outcome"] == "healthy"
     release.apply(release.render())
     wait_until(lambda: wanted() == len(NODES), "all Nodes are selected")
+
+    # The pods never become ready, and nothing is on their Nodes.
+    status = cluster_status(release, "--release=kata")
+    assert status["outcome"] == "not healthy"
+    assert {each["node"] for each in status["nodes"] if "is not ready" in each["left"]} == NODES
+
+    # `kubectl apply` has left what `absent` does not render.
+    release.delete(f"{absent}\n---\n{release.render()}")
+    assert not release.kubectl("get", "daemonsets,runtimeclasses", "--output=name")
 
 
 @pytest.mark.parametrize("values", [JOB, DAEMONSET], ids=["job", "daemonset"])

@@ -65,8 +65,15 @@ def test_a_node_on_which_no_enabled_shim_runs_is_unfit(stage_runner: StageRunner
 def test_a_node_that_still_serves_keeps_its_labels(stage_runner: StageRunner, reports: Path) -> None:
     stage_runner.run("label").succeeded()
     stage_runner.run("host-check", f"--reports={reports}").succeeded()
+    # This machine has nothing. A machine with an earlier installation that the runtime serves says no more.
+    rebuilt = json.loads((reports / "host-check.json").read_text())
+    serving = {key: value for key, value in rebuilt.items() if key != "not_served"}
+    (reports / "host-check.json").write_text(json.dumps(serving))
     stage_runner.run("claim", f"--reports={reports}").failed(3)
     assert stage_runner.labels == LABELED
+    stage_runner.run("host-check", f"--reports={reports}").succeeded()
+    stage_runner.run("claim", f"--reports={reports}").failed(3)
+    assert stage_runner.labels == UNFIT
 
 
 def test_an_unfit_node_that_becomes_fit_is_claimed_and_labeled(
@@ -77,6 +84,33 @@ def test_an_unfit_node_that_becomes_fit_is_claimed_and_labeled(
     stage_runner.run("claim").succeeded()
     stage_runner.run("label").succeeded()
     assert stage_runner.labels == LABELED
+
+
+def test_a_node_that_does_not_serve_loses_its_labels_when_host_check_fails(
+    stage_runner: StageRunner,
+) -> None:
+    """The machine was rebuilt under its old Node, and has no runtime."""
+    stage_runner.register()
+    reports = stage_runner.directory / "reports"
+    reports.mkdir()
+    shared = (f"--reports={reports}",)
+    # Without labels that are true, claim has nothing to withdraw, and ends the install all the same.
+    stage_runner.run("host-check", *shared).succeeded()
+    assert "systemd answers neither on" in stage_runner.run("claim", *shared).failed(3).text
+    assert (stage_runner.labels, stage_runner.record()) == ({}, None)
+
+    stage_runner.run("label").succeeded()
+    for _ in range(2):
+        stage_runner.run("host-check", *shared).succeeded()
+        stage_runner.run("claim", *shared).failed(3)
+        assert set(stage_runner.labels.values()) == {"false"}
+        record = stage_runner.record()
+        assert record is not None
+        assert (record.outcome, record.reason.split(":")[0]) == ("failed", "host-check")
+    described = stage_runner.cluster.kubectl("describe", "node", stage_runner.name).stdout
+    assert "Warning  KataNotServed" in described
+    assert "Kata is not installed on this machine" in described
+    assert "Warning  KataInstallFailed" in described
 
 
 def test_label_does_not_wait_for_the_handlers_that_the_stage_cri_left_out(

@@ -198,3 +198,16 @@ def test_a_reconciling_run_deletes_no_dispatcher_job(api: FakeApiServer) -> None
     config = replace(CONFIG, generation="", skip_serving=True)
     dispatch(api, config, owner=Owner("reconcile", api.dispatcher("reconcile", LABELS)))
     assert "install-a" in api.jobs
+
+
+def test_a_cleanup_changes_nothing_when_kata_is_wanted_again_while_it_waits(api: FakeApiServer) -> None:
+    """The apply finds the Job of the last install, which has ended, and so makes no new one."""
+    api.node("n")
+    put_state(api, "absent")
+    api.dispatcher("reconcile-dispatcher", LABELS)
+    api.time.after(0.5, lambda: put_state(api, "present"))
+    config = replace(CLEANUP, generation="", state_config_map=STATE)
+    result = dispatch(api, config, owner=own_job(api))
+    assert (result.exit_code, api.made) == (0, [])
+    assert "says that Kata is wanted on the nodes" in progress.summary(result)
+    assert "lastRollout" not in api.config_maps[STATE]["data"]

@@ -63,9 +63,10 @@ def test_a_report_of_another_container_has_only_printable_lines(tmp_path: Path) 
     }
     (tmp_path / "host-check.json").write_text(json.dumps(document))
     (shared,) = report.read_shared_reports(tmp_path, ["host-check"])
-    unfit = report.read_unfit(tmp_path)
+    unfit = report.read_failure_for_claim(tmp_path)
     assert unfit is not None
-    for shown in (shared.summary, *shared.notes, unfit.what):
+    assert unfit.error is not None
+    for shown in (shared.summary, *shared.notes, unfit.error.what):
         assert shown.startswith(r"\x1b[2Jno hint: xyyy")
         assert len(shown) == 600
 

@@ -125,9 +125,110 @@ def test_the_last_rollout_tells_what_the_nodes_cannot() -> None:
 
 def test_a_node_that_was_mended_since_the_last_rollout_is_as_its_record_says() -> None:
     rollout = {**ENDED, "outcome": "failed", "nodes": {"failed": {"a": "cri: broke"}}}
-    found = status_of([node("a")], [release(**rollout)])
+    found = status_of([node("a", replace(SERVED, since="2026-11-30T05:00:01Z"))], [release(**rollout)])
     assert found.rows[0].outcome == "installed"
     assert found.is_healthy
+
+
+def test_an_older_installation_that_the_last_rollout_did_not_replace_is_not_healthy() -> None:
+    rollout = {**ENDED, "outcome": "interrupted", "nodes": {"not started": {"a": "the deadline has passed"}}}
+    found = status_of([node("a"), node("b")], [release(**rollout)])
+    assert [(row.outcome, row.left, row.is_healthy) for row in found.rows] == [
+        ("installed", "install not started: the deadline has passed", False),
+        ("installed", "", True),
+    ]
+    assert "install not started: the deadline has passed" in text.to_text(found)
+
+
+LATER = {**ENDED, "begun": "2026-11-30T06:00:00Z", "ended": "2026-11-30T06:10:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("reconcile", "shown"),
+    [
+        pytest.param({**LATER, "outcome": "ok"}, "installed", id="mended"),
+        pytest.param({**LATER, "outcome": "interrupted"}, "failed", id="not finished"),
+        pytest.param({**LATER, "outcome": "failed", "omitted": 2}, "failed", id="some left out"),
+        pytest.param({"action": "install", "begun": LATER["begun"]}, "failed", id="under way"),
+        pytest.param(
+            {**LATER, "outcome": "failed", "nodes": {"not ready": {"a": "it has a taint"}}},
+            "not ready",
+            id="newer",
+        ),
+    ],
+)
+def test_the_newest_run_that_knows_a_node_tells_what_became_of_it(
+    reconcile: dict[str, Any], shown: str
+) -> None:
+    rollout = {**ENDED, "outcome": "failed", "nodes": {"failed": {"a": "cri: broke"}}}
+    data = {"lastRollout": json.dumps(rollout), "lastReconcile": json.dumps(reconcile)}
+    metadata = {"name": "kata-deploy-state.kata", "namespace": "kube-system"}
+    one = release_of({"metadata": metadata, "data": data})
+    assert one is not None
+    [row] = status_of([node("a")], [one]).rows
+    assert (row.left.split(":")[0] or f"install {row.outcome}") == f"install {shown}"
+
+
+def test_nodes_that_the_cluster_does_not_have_are_told() -> None:
+    rollout = {**ENDED, "outcome": "failed", "nodes": {"failed": {"x": "no Node has this name", "y": ""}}}
+    found = status_of([node("a")], [release(**rollout)])
+    note = "the cluster has no Node x (the last run: install failed: no Node has this name), and 1 more"
+    assert f"note: {note}" in text.to_text(found)
+
+
+def absent(**rollout: Any) -> Release:
+    return replace(release(**rollout), desired_state="absent")
+
+
+def test_a_node_with_kata_is_not_healthy_when_its_release_wants_it_absent() -> None:
+    blocked = {**ENDED, "action": "cleanup", "outcome": "stopped", "nodes": {"failed": {"a": "pods run"}}}
+    found = status_of([node("a"), node("b", None, serving=None)], [absent(**blocked)])
+    assert not found.is_healthy
+    assert [row.node for row in found.rows] == ["a"]
+    assert "drift: Kata is not wanted here, because desiredState is absent; cleanup failed: pods run" in (
+        text.to_text(found)
+    )
+
+
+def test_a_release_that_wants_kata_absent_is_healthy_without_it() -> None:
+    done = {**ENDED, "action": "cleanup", "outcome": "ok", "nodes": {"not ours": {"b": "not ours"}}}
+    found = status_of([node("a", None, serving=None), node("b", None, serving=None)], [absent(**done)])
+    assert found.is_healthy
+    assert found.nodes_without_kata == 2
+
+
+def test_the_state_of_a_removed_release_does_not_take_the_nodes_of_another_one() -> None:
+    found = status_of([node("a")], [absent(), release("new")])
+    assert found.rows[0].release == "kube-system/new"
+    assert found.is_healthy
+
+
+def test_a_node_that_was_registered_again_without_its_labels_is_told() -> None:
+    found = status_of(
+        [node("a", None, serving=None), node("b"), node("c", None, serving=None, handlers=())], []
+    )
+    assert [each.partition(";")[0] for each in found.notes] == [
+        "1 node without a label of an installation report handlers of Kata: a"
+    ]
+    assert found.nodes_without_kata == 2
+
+
+def test_several_releases_of_one_installation_are_told() -> None:
+    others = [release("blue", suffix="blue"), absent(), release("a"), release("b")]
+    found = status_of([node("a")], others)
+    assert [each.partition(";")[0] for each in found.notes] == [
+        "several releases have the installation default: kube-system/a, kube-system/b"
+    ]
+
+
+def test_a_record_that_cannot_be_read_is_told() -> None:
+    key = "status.kata-deploy.katacontainers.io/default"
+    damaged = replace(node("a"), annotations={key: '{"outcome":"of the future"}'})
+    found = status_of([damaged, node("b", None)], [])
+    assert [(row.drift, row.reason) for row in found.rows] == [
+        (("the record on the Node cannot be read",), ""),
+        ((), "the Node has no record of the installation"),
+    ]
 
 
 def test_a_rollout_without_an_end_is_told() -> None:
@@ -147,12 +248,14 @@ def test_installations_side_by_side_have_a_column() -> None:
 
 
 def test_no_node_with_kata_is_not_healthy() -> None:
-    found = status_of([node("a", None, serving=None)], [])
+    found = status_of([node("a", None, serving=None, handlers=("runc",))], [])
     assert not found.is_healthy
     assert text.to_text(found) == "not healthy: 0 nodes with Kata; 1 node without Kata"
 
 
-@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"nodes": 3}', '{"counts": {"a": "b"}}', "[" * 9999])
+@pytest.mark.parametrize(
+    "damaged", ["", "{", "[]", '{"omitted": Infinity}', '{"nodes": 3}', '{"counts": {"a": "b"}}', "[" * 9999]
+)
 def test_a_damaged_rollout_counts_as_none(damaged: str) -> None:
     metadata = {"name": "kata-deploy-state.kata", "namespace": "x"}
     found = release_of({"metadata": metadata, "data": {"lastRollout": damaged}})

@@ -53,3 +53,16 @@ def test_an_installation_is_served_if_the_runtime_lists_its_handlers(
     receipt: Receipt, served: tuple[str, ...] | None, reason: str
 ) -> None:
     assert why_not_served(receipt, served) == reason
+
+
+@pytest.mark.parametrize(
+    ("served", "reason"),
+    [
+        pytest.param(("runc", "kata-qemu"), "", id="below another prefix, or by another program"),
+        pytest.param(
+            ("runc", "kata-qemu-blue"), "Kata is not installed on this machine", id="another suffix"
+        ),
+    ],
+)
+def test_without_a_receipt_the_handlers_of_the_settings_tell(served: tuple[str, ...], reason: str) -> None:
+    assert why_not_served(Receipt("default", "/opt/kata", "1"), served, ("kata-clh", "kata-qemu")) == reason
