@@ -182,9 +182,16 @@ class Cluster:
         return self._run("kubectl", args, text=text, check=check, who=who)
 
     def helm(
-        self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN
+        self,
+        *args: str,
+        text: str | None = None,
+        check: bool = True,
+        who: str = ADMIN,
+        path: Path | None = None,
     ) -> CommandResult:
         """Run helm as ``who``, without the user's own helm settings; build helm if it is not cached.
+
+        ``path`` is another helm than that of ``go.mod``.
 
         The chart of this checkout gets the names of images, because it has no default for them. Values of the
         caller win.
@@ -192,13 +199,20 @@ class Cluster:
         if str(CHART) in args:
             at = args.index(str(CHART)) + 1
             args = (*args[:at], f"--values={IMAGES}", *args[at:])
-        return self._run("helm", args, text=text, check=check, who=who)
+        return self._run("helm", args, text=text, check=check, who=who, path=path)
 
     def _run(
-        self, name: str, args: Sequence[str], *, text: str | None, check: bool, who: str
+        self,
+        name: str,
+        args: Sequence[str],
+        *,
+        text: str | None,
+        check: bool,
+        who: str,
+        path: Path | None = None,
     ) -> CommandResult:
         done = subprocess.run(
-            [str(programs.program(name)), *args],
+            [str(path or programs.program(name)), *args],
             env=self.environment(who),
             input=text or "",
             capture_output=True,

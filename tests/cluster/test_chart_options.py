@@ -84,7 +84,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "devkit": ({"debug": True}, True),
     "monitor.enabled": ({}, True),
     "monitor.image.reference": ({"monitor": {"enabled": True}}, "example.org/monitor"),
-    "monitor.image.tag": ({"monitor": {"enabled": True}}, "4.1.0"),
+    "monitor.image.tag": ({"monitor": {"enabled": True}}, "4.2.0"),
     "monitor.listenAddress": ({"monitor": {"enabled": True}}, "127.0.0.1:8090"),
     "networkPolicy.enabled": ({"monitor": {"enabled": True}}, True),
     "networkPolicy.scrapers": (
