@@ -49,8 +49,8 @@ _POLL = 0.02  # seconds between two checks of a starting server
 _LOG_LINES = 40
 
 CHART = CHECKOUT / "assets/chart/kata-deploy"
-IMAGES = CHECKOUT / "tests/chart/images.yaml"
-"""The values with the images that the chart has no default for."""
+IMAGES = CHECKOUT / "tests/chart"
+"""The directory of the values with the images that the chart has no default for."""
 
 _ENDED = "Read the last lines of its log below, then start the cluster again"
 _LATE = "Start the cluster again when the machine is less busy. The last lines of every log are below"
@@ -198,7 +198,9 @@ class Cluster:
         """
         if str(CHART) in args:
             at = args.index(str(CHART)) + 1
-            args = (*args[:at], f"--values={IMAGES}", *args[at:])
+            mounts = tuple(map(int, self.kubernetes.removeprefix("v").split(".")[:2])) >= (1, 35)
+            values = IMAGES / ("images.yaml" if mounts else "image_of_both.yaml")
+            args = (*args[:at], f"--values={values}", *args[at:])
         return self._run("helm", args, text=text, check=check, who=who, path=path)
 
     def _run(
