@@ -53,7 +53,7 @@ TOO_MUCH = {
 ANYTHING = {
     *("ls", "cat", "mkdir", "find", "diff", "rm", ".", "cp", "kubectl", "buildah", "git", "echo", "cd"),
     *("awk", "grep", "sort", "tr"),
-    *("curl", "ctr"),
+    *("curl", "ctr", "pip", "python3"),
 }
 """Programs of the machine or of a cluster, with options of their own."""
 
