@@ -249,12 +249,14 @@ def expression(operator: str, *values: str) -> Document:
         pytest.param(
             {"nodeImage": {"reference": ""}},
             r"nodeImage\.reference: is empty, and quay\.io/kata-containers/kata-deploy has the Kata files "
-            r"but not kata-node; build it with `scripts/image --tag REGISTRY/kata-node:",
+            r"but not kata-node; build and push the images with `scripts/image --push REGISTRY`, and set "
+            r"nodeImage.reference to REGISTRY/kata-node",
             id="the public image alone",
         ),
         pytest.param(
             {**JOB, "job": {"dispatcherImage": {"reference": ""}}},
-            r"job\.dispatcherImage\.reference: is empty; build it with `scripts/image --target dispatcher",
+            r"job\.dispatcherImage\.reference: is empty; build and push the images with "
+            r"`scripts/image --push REGISTRY`, and set job\.dispatcherImage\.reference to REGISTRY/kata-deploy-job-dispatcher",
             id="no dispatcher",
         ),
         pytest.param({"image": {"registry": "https://r.example.org"}}, "/image/registry", id="a URL"),

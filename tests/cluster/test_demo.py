@@ -37,7 +37,7 @@ def start(name: str) -> subprocess.Popen[str]:
     )
 
 
-def test_the_demo_installs_runs_a_pod_and_removes_everything(needs_nodes: None, image: Path, name: str) -> None:
+def test_the_demo_runs_a_pod_and_removes_everything(needs_nodes: None, image: Path, name: str) -> None:
     demo = start(name)
     shown, _ = demo.communicate()
     assert demo.returncode == 0, shown

@@ -22,7 +22,7 @@ to them. Otherwise the render fails at once.
 {{- if include "kata-deploy.nodeReference" . -}}
 {{- $_ := include "kata-deploy.nodeImage" . -}}
 {{- else if include "kata-deploy.isPublicPayload" . -}}
-{{- include "kata-deploy.refuse" (list $ (printf "nodeImage.reference: is empty, and %s has the Kata files but not kata-node; %s" .Values.image.reference (include "kata-deploy.buildCommands" (list "" "kata-node" .Chart.AppVersion "nodeImage")))) -}}
+{{- include "kata-deploy.refuse" (list $ (printf "nodeImage.reference: is empty, and %s has the Kata files but not kata-node; %s" .Values.image.reference (include "kata-deploy.buildCommands" (list "nodeImage" "kata-node")))) -}}
 {{- end -}}
 {{- if include "kata-deploy.isJobMode" . -}}
 {{- $parts = concat $parts (list "dispatcher.rollout" "nodeJobTTL") -}}
@@ -56,9 +56,9 @@ to them. Otherwise the render fails at once.
 {{- end -}}
 {{- end -}}
 
-{{- /* How to get an image of this project. Takes (list "option of scripts/image" "repository" "tag" "key"). */ -}}
+{{- /* How to get an image of this project. Takes (list "key" "repository"). */ -}}
 {{- define "kata-deploy.buildCommands" -}}
-{{- printf "build it with `scripts/image %s--tag REGISTRY/%s:%s`, push it with `buildah push REGISTRY/%s:%s`, and set %s.reference to REGISTRY/%s" (index . 0) (index . 1) (index . 2) (index . 1) (index . 2) (index . 3) (index . 1) -}}
+{{- printf "build and push the images with `scripts/image --push REGISTRY`, and set %s.reference to REGISTRY/%s, or image.registry to a registry with all images" (index . 0) (index . 1) -}}
 {{- end -}}
 
 {{- /* Refuses keys of other charts, and for features that this release does not have. */ -}}

@@ -55,7 +55,7 @@ it has a dot or a port, or is localhost. Takes (list $ "reference").
 {{- /* Only a colon after the last slash is a tag: a registry may have a port. */ -}}
 {{- $whole := or (contains "@" $reference) (contains ":" (splitList "/" $reference | last)) -}}
 {{- if and (not $reference) (eq $key "job.dispatcherImage") -}}
-{{- include "kata-deploy.refuse" (list $root (printf "job.dispatcherImage.reference: is empty; %s" (include "kata-deploy.buildCommands" (list "--target dispatcher " "kata-deploy-job-dispatcher" $root.Chart.AppVersion $key)))) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "job.dispatcherImage.reference: is empty; %s" (include "kata-deploy.buildCommands" (list $key "kata-deploy-job-dispatcher")))) -}}
 {{- else if not $reference -}}
 {{- include "kata-deploy.refuse" (list $root (printf "%s.reference: is empty; set it to an image, for example quay.io/kata-containers/kata-deploy" $key)) -}}
 {{- else if and $whole $tag -}}
