@@ -256,7 +256,7 @@ def expression(operator: str, *values: str) -> Document:
         pytest.param(
             {**JOB, "job": {"dispatcherImage": {"reference": ""}}},
             r"job\.dispatcherImage\.reference: is empty; build and push the images with "
-            r"`scripts/image --push REGISTRY`, and set job\.dispatcherImage\.reference to REGISTRY/kata-deploy",
+            r"`scripts/image --push REGISTRY`, and set job\.dispatcherImage\.reference to REGISTRY/",
             id="no dispatcher",
         ),
         pytest.param({"image": {"registry": "https://r.example.org"}}, "/image/registry", id="a URL"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,8 +27,10 @@ def name() -> Iterator[str]:
     assert [each for each in names if each.startswith(name)] == []
 
 
-def start(name: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def demo(name: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the demo. If the test ends first, interrupt it as Ctrl-C does, and wait until it has cleaned up."""
+    process = subprocess.Popen(
         [CHECKOUT / "scripts/demo", f"--name={name}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -35,12 +38,18 @@ def start(name: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            process.communicate()
 
 
 def test_the_demo_runs_a_pod_and_removes_everything(needs_nodes: None, image: Path, name: str) -> None:
-    demo = start(name)
-    shown, _ = demo.communicate()
-    assert demo.returncode == 0, shown
+    with demo(name) as process:
+        shown, _ = process.communicate()
+    assert process.returncode == 0, shown
     assert f"Kata 4.1.0 is the payload of this release, installed by kata-node {__version__} from" in shown
     assert f"\n$ kubectl logs in-kata\n{os.uname().release}\n" in shown
     assert "this sample has no VM" in shown
@@ -48,12 +57,11 @@ def test_the_demo_runs_a_pod_and_removes_everything(needs_nodes: None, image: Pa
 
 
 def test_an_interrupted_demo_leaves_nothing(needs_nodes: None, name: str) -> None:
-    demo = start(name)
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        if f"{name}-worker: joined {name}" in line:
-            break
-    os.killpg(demo.pid, signal.SIGINT)
-    rest, _ = demo.communicate()
+    with demo(name) as process:
+        assert process.stdout is not None
+        joined = any(f"{name}-worker: joined {name}" in line for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)
+        rest, _ = process.communicate()
+    assert joined
     assert "Removing the cluster" in rest
-    assert demo.returncode == 130
+    assert process.returncode == 130
