@@ -3,7 +3,7 @@
 They are built from one module of the tests, not each from its own module: Kubernetes cannot be built alone
 outside its repository, and common packages are compiled only once. ``go.sum`` holds the digests of all
 downloads. With ``KATA_NODE_TEST_KUBERNETES=1.30`` the programs of Kubernetes are those that the module in the
-directory ``kubernetes-1.30`` pins, the oldest supported release.
+directory ``kubernetes-1.30`` pins, the oldest supported release. kubectl is a tool of the tests and stays.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def directory_of(module: str) -> Path:
     return directory
 
 
-def version_of(module: str) -> str:
-    """Return the version of ``module`` in its ``go.mod``, for example v1.37.2."""
-    pins = directory_of(module) / "go.mod"
+def version_of(module: str, directory: Path | None = None) -> str:
+    """Return the version of ``module`` in its ``go.mod``, or that of ``directory``; for example v1.37.2."""
+    pins = (directory or directory_of(module)) / "go.mod"
     found = re.search(rf"^(?:require)?\s+{re.escape(module)} (v\S+)", pins.read_text(), re.MULTILINE)
     if found is None:
         raise NodeError(f"{pins} does not require {module}")
@@ -69,16 +69,25 @@ class BuiltProgram:
     module: str
 
     @property
+    def directory(self) -> Path:
+        """The directory of the ``go.mod`` that pins it."""
+        return HERE if self.name == "kubectl" else directory_of(self.module)
+
+    @property
+    def version(self) -> str:
+        return version_of(self.module, self.directory)
+
+    @property
     def path(self) -> Path:
         """Its path in the cache, whether it exists yet or not."""
-        pinned = [(directory_of(self.module) / name).read_text() for name in ("go.mod", "go.sum")]
+        pinned = [(self.directory / name).read_text() for name in ("go.mod", "go.sum")]
         key = key_of(self.name, self.package, self.ldflags, *pinned, GO, platform.machine())
-        return cache_dir() / "go" / f"{self.name}-{version_of(self.module)}-{key}" / self.name
+        return cache_dir() / "go" / f"{self.name}-{self.version}-{key}" / self.name
 
     @property
     def ldflags(self) -> str:
         """Linker flags that set its version, as upstream's builds do; etcd has its version in the source."""
-        version = version_of(self.module)
+        version = self.version
         values = {}
         if self.module == KUBERNETES:
             major, minor, _ = version.removeprefix("v").split(".", 2)
@@ -136,7 +145,7 @@ def program(name: str) -> Path:
         source = directory / "source"
         source.mkdir()
         for file in ("go.mod", "go.sum"):
-            shutil.copy(directory_of(part.module) / file, source)
+            shutil.copy(part.directory / file, source)
         flags = ["-trimpath", "-buildvcs=false", "-mod=readonly", f"-ldflags={part.ldflags}"]
         command = ["nice", toolchain(), "build", *flags, "-o", str(directory / name), part.package]
         output(run(command, source, {"CGO_ENABLED": "0"}))
