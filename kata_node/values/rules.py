@@ -88,9 +88,13 @@ def _shims(values: Values) -> Iterator[str]:
 def _images(values: Values) -> Iterator[str]:
     keys = ["image", "job.dispatcherImage"]
     keys += ["nodeImage"] if at(values, "nodeImage.reference") else []
+    moved = bool(at(values, "image.registry"))
     keys += ["monitor.image"] if at(values, "monitor.enabled") else []
     for key in keys:
         reference = str(at(values, f"{key}.reference") or "").strip()
+        foreign = key == "job.dispatcherImage" and _PUBLIC_DISPATCHER.search(reference)
+        if foreign and moved:
+            continue  # The chart takes the dispatcher of that registry.
         tag = str(at(values, f"{key}.tag") or "").strip()
         whole = "@" in reference or ":" in reference.rpartition("/")[2]
         if not reference and key == "job.dispatcherImage":
@@ -105,7 +109,7 @@ def _images(values: Values) -> Iterator[str]:
             )
         elif tag.startswith("sha256:") and not _DIGEST.fullmatch(tag):
             yield f"{key}.tag: {tag} is not a complete digest; write sha256: and 64 hexadecimal digits"
-        if key == "job.dispatcherImage" and _PUBLIC_DISPATCHER.search(reference):
+        if foreign:
             yield (
                 f"{key}.reference: {reference} is the dispatcher of the public chart, which cannot read the "
                 f"configuration of this chart; set {key} to the image of kata-deploy-job-dispatcher"

@@ -49,8 +49,8 @@ _POLL = 0.02  # seconds between two checks of a starting server
 _LOG_LINES = 40
 
 CHART = CHECKOUT / "assets/chart/kata-deploy"
-IMAGES = CHECKOUT / "tests/chart/images.yaml"
-"""The values with the images that the chart has no default for."""
+IMAGES = CHECKOUT / "tests/chart"
+"""The directory of the values with the images that the chart has no default for."""
 
 _ENDED = "Read the last lines of its log below, then start the cluster again"
 _LATE = "Start the cluster again when the machine is less busy. The last lines of every log are below"
@@ -182,23 +182,39 @@ class Cluster:
         return self._run("kubectl", args, text=text, check=check, who=who)
 
     def helm(
-        self, *args: str, text: str | None = None, check: bool = True, who: str = ADMIN
+        self,
+        *args: str,
+        text: str | None = None,
+        check: bool = True,
+        who: str = ADMIN,
+        path: Path | None = None,
     ) -> CommandResult:
         """Run helm as ``who``, without the user's own helm settings; build helm if it is not cached.
+
+        ``path`` is another helm than that of ``go.mod``.
 
         The chart of this checkout gets the names of images, because it has no default for them. Values of the
         caller win.
         """
         if str(CHART) in args:
             at = args.index(str(CHART)) + 1
-            args = (*args[:at], f"--values={IMAGES}", *args[at:])
-        return self._run("helm", args, text=text, check=check, who=who)
+            mounts = tuple(map(int, self.kubernetes.removeprefix("v").split(".")[:2])) >= (1, 35)
+            values = IMAGES / ("images.yaml" if mounts else "image_of_both.yaml")
+            args = (*args[:at], f"--values={values}", *args[at:])
+        return self._run("helm", args, text=text, check=check, who=who, path=path)
 
     def _run(
-        self, name: str, args: Sequence[str], *, text: str | None, check: bool, who: str
+        self,
+        name: str,
+        args: Sequence[str],
+        *,
+        text: str | None,
+        check: bool,
+        who: str,
+        path: Path | None = None,
     ) -> CommandResult:
         done = subprocess.run(
-            [str(programs.program(name)), *args],
+            [str(path or programs.program(name)), *args],
             env=self.environment(who),
             input=text or "",
             capture_output=True,

@@ -2,11 +2,13 @@
 
 They are built from one module of the tests, not each from its own module: Kubernetes cannot be built alone
 outside its repository, and common packages are compiled only once. ``go.sum`` holds the digests of all
-downloads.
+downloads. With ``KATA_NODE_TEST_KUBERNETES=1.30`` the programs of Kubernetes are those that the module in the
+directory ``kubernetes-1.30`` pins, the oldest supported release. kubectl is a tool of the tests and stays.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.cache import NodeError, cache_dir, key_of, made_once
-from node.gomodule import GO, missing_go, output, run, toolchain
+from node.gomodule import GO, Program, missing_go, output, run, toolchain
 
 HERE = Path(__file__).resolve().parent
 
@@ -25,12 +27,36 @@ HELM = "helm.sh/helm/v4"
 
 SCHEDULER = "kube-scheduler"
 
+HELM_3 = Program(
+    "helm.sh/helm/v3",
+    "v3.22.0",
+    "./cmd/helm",
+    ldflags="-s -w -X helm.sh/helm/v3/internal/version.version=v3.22.0",
+)
+"""The newest helm 3, beside the helm 4 of ``go.mod``."""
 
-def version_of(module: str) -> str:
-    """Return the version of ``module`` in ``go.mod``, for example v1.37.2."""
-    found = re.search(rf"^\s+{re.escape(module)} (v\S+)", (HERE / "go.mod").read_text(), re.MULTILINE)
+OTHER_KUBERNETES = "KATA_NODE_TEST_KUBERNETES"
+"""The variable that names another release of Kubernetes than that of ``go.mod`` here, for example 1.30."""
+
+
+def directory_of(module: str) -> Path:
+    """Return the directory of the ``go.mod`` that pins ``module``."""
+    other = os.environ.get(OTHER_KUBERNETES, "") if module == KUBERNETES else ""
+    directory = HERE / f"kubernetes-{other}" if other else HERE
+    if not (directory / "go.mod").is_file():
+        known = ", ".join(path.name.removeprefix("kubernetes-") for path in HERE.glob("kubernetes-*"))
+        raise NodeError(
+            f"{OTHER_KUBERNETES} is {other}, and there is no {directory}/go.mod; set it to: {known}"
+        )
+    return directory
+
+
+def version_of(module: str, directory: Path | None = None) -> str:
+    """Return the version of ``module`` in its ``go.mod``, or that of ``directory``; for example v1.37.2."""
+    pins = (directory or directory_of(module)) / "go.mod"
+    found = re.search(rf"^(?:require)?\s+{re.escape(module)} (v\S+)", pins.read_text(), re.MULTILINE)
     if found is None:
-        raise NodeError(f"{HERE / 'go.mod'} does not require {module}")
+        raise NodeError(f"{pins} does not require {module}")
     return found[1]
 
 
@@ -43,16 +69,25 @@ class BuiltProgram:
     module: str
 
     @property
+    def directory(self) -> Path:
+        """The directory of the ``go.mod`` that pins it."""
+        return HERE if self.name == "kubectl" else directory_of(self.module)
+
+    @property
+    def version(self) -> str:
+        return version_of(self.module, self.directory)
+
+    @property
     def path(self) -> Path:
         """Its path in the cache, whether it exists yet or not."""
-        pinned = [(HERE / name).read_text() for name in ("go.mod", "go.sum")]
+        pinned = [(self.directory / name).read_text() for name in ("go.mod", "go.sum")]
         key = key_of(self.name, self.package, self.ldflags, *pinned, GO, platform.machine())
-        return cache_dir() / "go" / f"{self.name}-{version_of(self.module)}-{key}" / self.name
+        return cache_dir() / "go" / f"{self.name}-{self.version}-{key}" / self.name
 
     @property
     def ldflags(self) -> str:
         """Linker flags that set its version, as upstream's builds do; etcd has its version in the source."""
-        version = version_of(self.module)
+        version = self.version
         values = {}
         if self.module == KUBERNETES:
             major, minor, _ = version.removeprefix("v").split(".", 2)
@@ -110,7 +145,7 @@ def program(name: str) -> Path:
         source = directory / "source"
         source.mkdir()
         for file in ("go.mod", "go.sum"):
-            shutil.copy(HERE / file, source)
+            shutil.copy(part.directory / file, source)
         flags = ["-trimpath", "-buildvcs=false", "-mod=readonly", f"-ldflags={part.ldflags}"]
         command = ["nice", toolchain(), "build", *flags, "-o", str(directory / name), part.package]
         output(run(command, source, {"CGO_ENABLED": "0"}))

@@ -50,6 +50,8 @@ class SimulatedRelease:
     """Name of a dispatcher Job -> what its pods wrote."""
     held: set[str] = field(default_factory=set)
     """Nodes on which the pods of node Jobs do not start yet."""
+    helm_path: Path | None = None
+    """Another helm than that of the clusters."""
     answers: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     """Node -> the statuses with which the next pods of its Jobs end, before one succeeds."""
 
@@ -80,7 +82,8 @@ class SimulatedRelease:
         chart = [] if command in ("uninstall", "status") else [str(CHART), "--values=-"]
         text = json.dumps(merge(self.values, values)) if chart else None
         where = f"--namespace={self.namespace}"
-        done = self.cluster.helm(command, "kata", *chart, where, *options, text=text, check=check)
+        arguments = (command, "kata", *chart, where, *options)
+        done = self.cluster.helm(*arguments, text=text, check=check, path=self.helm_path)
         return done.stdout if check else done.stdout + done.stderr
 
     def render(self, **values: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -77,12 +78,13 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "image.tag": ({}, "4.2.0"),
     "image.kataVersion": ({}, "4.2.0"),
     "image.volume": (JOB, "never"),
+    "image.registry": ({}, "mirror.example.org"),
     "nodeImage.reference": (JOB, f"example.org/kata-node@{DIGEST}"),
     "nodeImage.tag": ({}, "0.2.0"),
     "devkit": ({"debug": True}, True),
     "monitor.enabled": ({}, True),
     "monitor.image.reference": ({"monitor": {"enabled": True}}, "example.org/monitor"),
-    "monitor.image.tag": ({"monitor": {"enabled": True}}, "4.1.0"),
+    "monitor.image.tag": ({"monitor": {"enabled": True}}, "4.2.0"),
     "monitor.listenAddress": ({"monitor": {"enabled": True}}, "127.0.0.1:8090"),
     "networkPolicy.enabled": ({"monitor": {"enabled": True}}, True),
     "networkPolicy.scrapers": (
@@ -247,14 +249,17 @@ def expression(operator: str, *values: str) -> Document:
         pytest.param(
             {"nodeImage": {"reference": ""}},
             r"nodeImage\.reference: is empty, and quay\.io/kata-containers/kata-deploy has the Kata files "
-            r"but not kata-node; build it with `scripts/image --tag REGISTRY/kata-node:",
+            r"but not kata-node; build and push the images with `scripts/image --push REGISTRY`, and set "
+            r"nodeImage.reference to REGISTRY/kata-node",
             id="the public image alone",
         ),
         pytest.param(
             {**JOB, "job": {"dispatcherImage": {"reference": ""}}},
-            r"job\.dispatcherImage\.reference: is empty; build it with `scripts/image --target dispatcher",
+            r"job\.dispatcherImage\.reference: is empty; build and push the images with "
+            r"`scripts/image --push REGISTRY`, and set job\.dispatcherImage\.reference to REGISTRY/",
             id="no dispatcher",
         ),
+        pytest.param({"image": {"registry": "https://r.example.org"}}, "/image/registry", id="a URL"),
         pytest.param({"image": {"volume": "yes"}}, "image/volume|image.volume", id="a wrong volume"),
         pytest.param({"image": {"reference": "a:b", "tag": "c"}}, "remove the tag c", id="two tags"),
         pytest.param({"image": {"reference": f"a@{DIGEST}", "tag": "b"}}, "remove the tag b", id="both"),
@@ -359,6 +364,56 @@ def test_values_that_cannot_work_are_refused_with_the_key_and_the_remedy(
 def test_an_image_can_be_given_in_one_key_or_two(cluster: Cluster, image: Document, expected: str) -> None:
     stop = one(documents(cluster, {"job": {"dispatcherImage": image}}, online=True), "Job", "stop")
     assert stop["spec"]["template"]["spec"]["containers"][0]["image"] == expected
+
+
+NO_REFERENCES = {"nodeImage": {"reference": ""}, "job": {"dispatcherImage": {"reference": ""}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "images"),
+    [
+        pytest.param(
+            {**NO_REFERENCES, "monitor": {"enabled": True}},
+            [
+                "m.example.org:5000/team/kata-containers/kata-deploy:4.1.0",
+                "m.example.org:5000/team/kata-containers/kata-monitor:4.1.0",
+                "m.example.org:5000/team/kata-deploy-job-dispatcher:0.1.0",
+                "m.example.org:5000/team/kata-node:0.1.0",
+            ],
+            id="the registry alone",
+        ),
+        pytest.param(
+            {
+                "nodeImage": {"reference": "kata-node", "tag": DIGEST},
+                "image": {"reference": f"localhost/a/kata@{DIGEST}"},
+                "job": {"dispatcherImage": {"reference": "r.example.org:5000/a/dispatcher:1"}},
+            },
+            [
+                "m.example.org:5000/team/a/dispatcher:1",
+                f"m.example.org:5000/team/a/kata@{DIGEST}",
+                f"m.example.org:5000/team/kata-node@{DIGEST}",
+            ],
+            id="digests and ports",
+        ),
+        pytest.param(
+            {
+                "nodeImage": {"reference": ""},
+                "image": {"reference": "team/both", "tag": "1"},
+                "job": {"dispatcherImage": {"reference": "r.example.org/k8s-job-dispatcher", "tag": "2"}},
+            },
+            [
+                "m.example.org:5000/team/kata-deploy-job-dispatcher:0.1.0",
+                "m.example.org:5000/team/team/both:1",
+            ],
+            id="one image of both, and the dispatcher of the public chart",
+        ),
+    ],
+)
+def test_one_registry_moves_all_images(cluster: Cluster, values: Document, images: list[str]) -> None:
+    registry = {"image": {"registry": "m.example.org:5000/team/"}}
+    text = json.dumps(merge(merge(JOB, registry), values))
+    rendered = cluster.helm("template", "kata", str(CHART), "--values=-", text=text).stdout
+    assert sorted(set(re.findall(r"(?m)^ *(?:image|reference): +(\S+)$", rendered))) == images
 
 
 OLD_CLUSTER = "--kube-version=1.34.0"

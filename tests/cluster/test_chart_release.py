@@ -91,6 +91,11 @@ def test_a_release_keeps_its_mode_and_its_suffix_until_it_is_uninstalled(cluster
     assert not helm("upgrade", small)
     notes = cluster.helm("status", "kept", f"--namespace={namespace}", "--output=table").stdout
     assert "NOTES" in notes
+    assert "Kata 4.1.0 is the payload of this release, installed by kata-node 0.1.0 from" in notes
+    assert (
+        "    quay.io/kata-containers/kata-deploy:4.1.0\n    registry.example.org/kata-node:0.1.0\n" in notes
+    )
+    assert f"kubectl get nodes -l kata-deploy.katacontainers.io/{suffix}=true" in notes
     assert "kubectl get nodes -L kata-deploy.katacontainers.io/" in notes
     assert ",outcome.kata-deploy.katacontainers.io/" in notes
     assert f"kubectl kata status --release kept --namespace {namespace}" in notes

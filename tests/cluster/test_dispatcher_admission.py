@@ -290,7 +290,12 @@ def test_no_other_job_is_created(release: DispatcherRelease, name: str, file: st
     change, says = FORBIDDEN[name]
     job = copy.deepcopy(release.job(file))
     change(job)
-    assert says in refusal(release.token.call("POST", JOBS, job))
+    answer = release.token.call("POST", JOBS, job)
+    if name == "all of /proc" and answer.status == 201:
+        # An API server before 1.33 replaces the value by the default, because its feature gate is off.
+        assert "Unmasked" not in json.dumps(answer.body)
+        return
+    assert says in refusal(answer)
     # The API server itself accepts the Job: only the policy refuses it.
     made = admin(release.cluster).call("POST", JOBS, job, dry=True)
     assert made.status == 201, made.message

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cluster import programs
 from cluster.control_plane import Cluster
 from cluster.fake_kubelet import failed
 from cluster.helm_chart import load_manifests
@@ -26,6 +27,7 @@ from cluster.simulated_release import (
 from kata_node.kube.events import failure_event
 from node.cache import CHECKOUT
 from node.commands import wait_until
+from node.gomodule import built
 
 JOB: dict[str, Any] = {
     "deploymentMode": "job",
@@ -303,3 +305,17 @@ def test_another_prefix_is_refused_by_the_dispatcher_until_kata_is_removed(relea
     release.apply(release.render(**moved))
     assert actions(release) == {"cleanup": NODES, "install": NODES}
     assert json.loads(release.state["installed"])["installationPrefix"] == "/srv"
+
+
+def test_helm_3_installs_upgrades_and_uninstalls(release: SimulatedRelease) -> None:
+    release.helm_path = built(programs.HELM_3)
+    label(release.cluster, *NODES, value=None)
+    release.forget()
+    assert "kubectl kata status" in release.helm("install")
+    assert release.labeled == NODES
+    release.helm("upgrade", debug=True)
+    assert actions(release) == {"install": NODES}
+    assert release.history.count(("install", "worker-1")) == 2
+    release.helm("uninstall")
+    assert release.labeled == set()
+    assert release.items("configmaps", "--selector=app.kubernetes.io/instance=kata") == []

@@ -93,6 +93,11 @@ MORE: dict[str, Document] = {
 """Values for the refusals that no other test has."""
 
 ACCEPTED: dict[str, Document] = {
+    "the dispatcher of the public chart, and a registry with ours": {
+        **JOB,
+        "image": {"registry": "r.example.org"},
+        "job": {"dispatcherImage": {"reference": "q.example.org/k8s-job-dispatcher", "tag": "sha256:1"}},
+    },
     "null for labels": {
         **{key: {"a": None} for key in ("nodeSelector", "podLabels", "podAnnotations")},
         "job": {"nodeSelector": {"a": None}, "cleanup": {"nodeSelector": {"a": None}}},

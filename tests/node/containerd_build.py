@@ -12,6 +12,13 @@ from node import gomodule
 from node.gomodule import Program
 
 NEWEST = "2.4.2"
+OLDEST = "2.0.14"
+"""The newest patch of the oldest 2.x."""
+WITH_CONF_D = "2.2.9"
+"""The oldest release line that reads conf.d, and the newest that migrates all files together."""
+
+DEBIAN = {"bookworm": "1.6.20", "trixie": "1.7.24", "forky": "2.1.9"}
+"""Debian suite -> the release of containerd that its package has."""
 
 PROGRAM = "/usr/bin/containerd"
 """The path in the unit of Debian's package."""

@@ -42,6 +42,7 @@ KATA_NODE = "localhost/kata-node:test"
 WITH_PAYLOAD = "localhost/kata-node-with-payload:test"
 DISPATCHER = "localhost/kata-deploy-job-dispatcher:test"
 KUBECTL = "localhost/kubectl:test"
+PAYLOAD = "localhost/kata-payload:4.1.0"
 
 _APPLETS = (
     *("cat", "date", "echo", "env", "false", "grep", "id", "kill", "ls", "mkdir", "nc", "ps", "rm", "sh"),

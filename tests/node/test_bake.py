@@ -14,7 +14,7 @@ import pytest
 
 from node.cache import CHECKOUT, remove_tree
 from node.conftest import BootNode
-from node.containerd_build import NEWEST
+from node.containerd_build import DEBIAN, NEWEST
 from node.installation import (
     HANDLERS,
     MAIN,
@@ -44,9 +44,7 @@ class NodeSetup(NamedTuple):
 
 @pytest.fixture(
     params=[
-        pytest.param(NodeSetup("bookworm", "1.6.20"), id="1.6"),
-        pytest.param(NodeSetup("trixie", "1.7.24"), id="1.7"),
-        pytest.param(NodeSetup("forky", "2.1.9"), id="2.1"),
+        *(pytest.param(NodeSetup(suite, version), id=suite) for suite, version in DEBIAN.items()),
         pytest.param(NodeSetup("forky", NEWEST, NEWEST), id="newest"),
         pytest.param(
             NodeSetup("forky", NEWEST, NEWEST, 'version = 4\nimports = ["/etc/containerd/conf.d/*.toml"]\n'),

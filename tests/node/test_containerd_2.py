@@ -7,7 +7,7 @@ import re
 import pytest
 
 from node.conftest import BootNode
-from node.containerd_build import NEWEST
+from node.containerd_build import NEWEST, OLDEST, WITH_CONF_D
 from node.debian_node import Node
 from node.installation import (
     HANDLERS,
@@ -22,10 +22,6 @@ from node.installation import (
     main_file,
 )
 from node.snapshot import changes
-
-OLDEST = "2.0.14"
-WITH_CONF_D = "2.2.9"
-"""The oldest release line that reads conf.d, and the newest that migrates all files together."""
 
 CONF_D = 'imports = ["/etc/containerd/conf.d/*.toml"]\n'
 IMPORT_ENTRY = b"/opt/kata/containerd/config.d/*.toml"

@@ -268,7 +268,7 @@ priorityClassName: {{ . | quote }}
 {{- end -}}
 
 {{- define "kata-deploy.dispatcher.image" }}
-image: {{ include "kata-deploy.image" (list . (.Values.job).dispatcherImage "job.dispatcherImage" .Chart.AppVersion) }}
+image: {{ include "kata-deploy.dispatcherImage" . }}
 imagePullPolicy: {{ .Values.imagePullPolicy | default "Always" }}
 {{- end -}}
 

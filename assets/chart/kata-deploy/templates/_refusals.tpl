@@ -18,15 +18,16 @@ to them. Otherwise the render fails at once.
 {{- $job := .Values.job | default dict -}}
 {{- $parts := list "checkValues" "checkConflicts" "state" "tolerations.install" "admission.hasPolicies" "hasPayloadVolume" "userDropIn.digest" "runtimeClasses" "verification" -}}
 {{- $images := dict "image" .Values.image -}}
-{{- if (.Values.nodeImage).reference -}}
-{{- $images = set $images "nodeImage" .Values.nodeImage -}}
-{{- else if regexMatch "(^|/)kata-containers/kata-deploy(-ci)?([:@]|$)" ((.Values.image).reference | default "" | toString | trim) -}}
-{{- include "kata-deploy.refuse" (list $ (printf "nodeImage.reference: is empty, and %s has the Kata files but not kata-node; %s" .Values.image.reference (include "kata-deploy.buildCommands" (list "" "kata-node" .Chart.AppVersion "nodeImage")))) -}}
+{{- $dispatcher := false -}}
+{{- if include "kata-deploy.nodeReference" . -}}
+{{- $_ := include "kata-deploy.nodeImage" . -}}
+{{- else if include "kata-deploy.isPublicPayload" . -}}
+{{- include "kata-deploy.refuse" (list $ (printf "nodeImage.reference: is empty, and %s has the Kata files but not kata-node; %s" .Values.image.reference (include "kata-deploy.buildCommands" (list "nodeImage" "kata-node")))) -}}
 {{- end -}}
 {{- if include "kata-deploy.isJobMode" . -}}
 {{- $parts = concat $parts (list "dispatcher.rollout" "nodeJobTTL") -}}
-{{- $images = set $images "job.dispatcherImage" $job.dispatcherImage -}}
-{{- if regexMatch "(^|/)k8s-job-dispatcher([:@]|$)" (($job.dispatcherImage).reference | default "" | toString | trim) -}}
+{{- $dispatcher = true -}}
+{{- if and (include "kata-deploy.isPublicDispatcher" .) (not (include "kata-deploy.registry" .)) -}}
 {{- include "kata-deploy.refuse" (list $ (printf "job.dispatcherImage.reference: %s is the dispatcher of the public chart, which cannot read the configuration of this chart; set job.dispatcherImage to the image of kata-deploy-job-dispatcher" $job.dispatcherImage.reference)) -}}
 {{- end -}}
 {{- range list "job" "job.cleanup" -}}
@@ -35,8 +36,8 @@ to them. Otherwise the render fails at once.
 {{- else -}}
 {{- $parts = append $parts "affinity" -}}
 {{- end -}}
-{{- if include "kata-deploy.isArgo" . -}}
-{{- $images = set $images "job.dispatcherImage" $job.dispatcherImage -}}
+{{- if or $dispatcher (include "kata-deploy.isArgo" .) -}}
+{{- $_ := include "kata-deploy.dispatcherImage" . -}}
 {{- end -}}
 {{- if or $job.reconcileSchedule (not (include "kata-deploy.isJobMode" .)) -}}
 {{- $images = set $images "kubectlImage" .Values.kubectlImage -}}
@@ -55,9 +56,9 @@ to them. Otherwise the render fails at once.
 {{- end -}}
 {{- end -}}
 
-{{- /* How to get an image of this project. Takes (list "option of scripts/image" "repository" "tag" "key"). */ -}}
+{{- /* How to get an image of this project. Takes (list "key" "repository"). */ -}}
 {{- define "kata-deploy.buildCommands" -}}
-{{- printf "build it with `scripts/image %s--tag REGISTRY/%s:%s`, push it with `buildah push REGISTRY/%s:%s`, and set %s.reference to REGISTRY/%s" (index . 0) (index . 1) (index . 2) (index . 1) (index . 2) (index . 3) (index . 1) -}}
+{{- printf "build and push the images with `scripts/image --push REGISTRY`, and set %s.reference to REGISTRY/%s, or image.registry to a registry with all images" (index . 0) (index . 1) -}}
 {{- end -}}
 
 {{- /* Refuses keys of other charts, and for features that this release does not have. */ -}}

@@ -26,17 +26,36 @@ The text of a named template, which one render makes once. Takes (list $ "name")
 {{- if eq (include "kata-deploy.mode" .) "job" -}}true{{- end -}}
 {{- end -}}
 
+{{- /* image.registry of the values, without a slash at its end. */ -}}
+{{- define "kata-deploy.registry" -}}
+{{- (.Values.image).registry | default "" | trimSuffix "/" -}}
+{{- end -}}
+
+{{- /*
+A reference with the registry of image.registry, if that is set. As for Docker, the first part of a reference is a registry if
+it has a dot or a port, or is localhost. Takes (list $ "reference").
+*/ -}}
+{{- define "kata-deploy.withRegistry" -}}
+{{- $reference := index . 1 -}}
+{{- $registry := include "kata-deploy.registry" (index . 0) -}}
+{{- if and $registry $reference -}}
+{{- printf "%s/%s" $registry (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $reference "") -}}
+{{- else -}}
+{{- $reference -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* An image. Takes (list $ $image "job.dispatcherImage" "default tag"). */ -}}
 {{- define "kata-deploy.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 | default dict -}}
 {{- $key := index . 2 -}}
-{{- $reference := $image.reference | default "" | toString | trim -}}
+{{- $reference := include "kata-deploy.withRegistry" (list $root ($image.reference | default "" | toString | trim)) -}}
 {{- $tag := $image.tag | default "" | toString | trim -}}
 {{- /* Only a colon after the last slash is a tag: a registry may have a port. */ -}}
 {{- $whole := or (contains "@" $reference) (contains ":" (splitList "/" $reference | last)) -}}
 {{- if and (not $reference) (eq $key "job.dispatcherImage") -}}
-{{- include "kata-deploy.refuse" (list $root (printf "job.dispatcherImage.reference: is empty; %s" (include "kata-deploy.buildCommands" (list "--target dispatcher " "kata-deploy-job-dispatcher" $root.Chart.AppVersion $key)))) -}}
+{{- include "kata-deploy.refuse" (list $root (printf "job.dispatcherImage.reference: is empty; %s" (include "kata-deploy.buildCommands" (list $key "kata-deploy-job-dispatcher")))) -}}
 {{- else if not $reference -}}
 {{- include "kata-deploy.refuse" (list $root (printf "%s.reference: is empty; set it to an image, for example quay.io/kata-containers/kata-deploy" $key)) -}}
 {{- else if and $whole $tag -}}
@@ -53,19 +72,54 @@ The text of a named template, which one render makes once. Takes (list $ "name")
 {{- end -}}
 {{- end -}}
 
+{{- /* The release of Kata that this chart was tested with. */ -}}
+{{- define "kata-deploy.testedKata" -}}
+{{- index .Chart.Annotations "katacontainers.io/kata-version" -}}
+{{- end -}}
+
+{{- /* `true` if `image` is that of the public project, which has the Kata files but not kata-node. */ -}}
+{{- define "kata-deploy.isPublicPayload" -}}
+{{- if regexMatch "(^|/)kata-containers/kata-deploy(-ci)?([:@]|$)" ((.Values.image).reference | default "" | toString | trim) -}}true{{- end -}}
+{{- end -}}
+
+{{- /* `true` if `job.dispatcherImage` is the dispatcher of the public chart, which cannot read our configuration. */ -}}
+{{- define "kata-deploy.isPublicDispatcher" -}}
+{{- if regexMatch "(^|/)k8s-job-dispatcher([:@]|$)" (((.Values.job).dispatcherImage).reference | default "" | toString | trim) -}}true{{- end -}}
+{{- end -}}
+
 {{- /*
 The image with the payload. If it is not the image of kata-node as well, its default tag is the release of Kata that this
 chart was tested with.
 */ -}}
 {{- define "kata-deploy.payloadImage" -}}
-{{- $tag := ternary (index .Chart.Annotations "katacontainers.io/kata-version") .Chart.AppVersion (not (empty (.Values.nodeImage).reference)) -}}
+{{- $own := include "kata-deploy.nodeReference" . -}}
+{{- $tag := ternary (include "kata-deploy.testedKata" .) .Chart.AppVersion (ne $own "") -}}
 {{- include "kata-deploy.image" (list . .Values.image "image" $tag) -}}
+{{- end -}}
+
+{{- /*
+The reference of the image of kata-node; empty if that is `image`, which then has both. With image.registry it is not needed
+in the values.
+*/ -}}
+{{- define "kata-deploy.nodeReference" -}}
+{{- $ours := and (include "kata-deploy.registry" .) (include "kata-deploy.isPublicPayload" .) -}}
+{{- (.Values.nodeImage).reference | default (ternary "kata-node" "" (not (empty $ours))) -}}
+{{- end -}}
+
+{{- /* The image of the dispatcher. With image.registry its reference is not needed in the values. */ -}}
+{{- define "kata-deploy.dispatcherImage" -}}
+{{- $image := (.Values.job).dispatcherImage | default dict -}}
+{{- if and (include "kata-deploy.registry" .) (or (not $image.reference) (include "kata-deploy.isPublicDispatcher" .)) -}}
+{{- $tag := ternary "" $image.tag (eq "true" (include "kata-deploy.isPublicDispatcher" .)) -}}
+{{- $image = dict "reference" "kata-deploy-job-dispatcher" "tag" $tag -}}
+{{- end -}}
+{{- include "kata-deploy.image" (list . $image "job.dispatcherImage" .Chart.AppVersion) -}}
 {{- end -}}
 
 {{- /* The image of kata-node, which runs on the nodes. */ -}}
 {{- define "kata-deploy.nodeImage" -}}
-{{- if (.Values.nodeImage).reference -}}
-{{- include "kata-deploy.image" (list . .Values.nodeImage "nodeImage" .Chart.AppVersion) -}}
+{{- with include "kata-deploy.nodeReference" . -}}
+{{- include "kata-deploy.image" (list $ (dict "reference" . "tag" ($.Values.nodeImage).tag) "nodeImage" $.Chart.AppVersion) -}}
 {{- else -}}
 {{- include "kata-deploy.payloadImage" . -}}
 {{- end -}}
@@ -77,7 +131,7 @@ from Kubernetes 1.35. Before, it drops the field, and the pods do not start.
 */ -}}
 {{- define "kata-deploy.hasPayloadVolume" -}}
 {{- $wanted := (.Values.image).volume | default "auto" -}}
-{{- if and (.Values.nodeImage).reference (ne $wanted "never") -}}
+{{- if and (include "kata-deploy.nodeReference" .) (ne $wanted "never") -}}
 {{- if and (eq $wanted "auto") (semverCompare "<1.35.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- include "kata-deploy.refuse" (list . (printf "nodeImage: Kubernetes %s does not mount images as volumes by default; build one image of both with `scripts/image --payload-image`, name it in nodeImage and set image.volume: never; if the feature gate ImageVolume is on, set image.volume: always; with `helm template`, name the version of the cluster with --kube-version" .Capabilities.KubeVersion.Version)) -}}
 {{- end -}}
