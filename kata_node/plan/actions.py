@@ -103,6 +103,8 @@ class Plan:
     """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
     not_served: str = ""
     """Why the runtime does not serve the installation, before the plan; empty if it does or nobody knows."""
+    handlers: tuple[str, ...] = ()
+    """The handlers of the installation that the runtime serves after the plan, if the stage makes it."""
 
     @property
     def changes(self) -> tuple[str, ...]:

@@ -438,7 +438,7 @@ def test_a_node_that_is_not_claimed_stays_as_it_is(
 
 
 def test_without_policies_the_dispatcher_may_not_change_nodes(release: DispatcherRelease) -> None:
-    values = {**VALUES, "rbac": {"admissionPolicy": "never"}}
+    values = {**VALUES, "rbac": {"admissionPolicy": "never", "labelsBy": "node"}}
     rendered = render(release.cluster, RELEASE, NAMESPACE, values=values, only=TEMPLATES[:1], online=False)
     (role,) = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] == "ClusterRole"]
     assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]

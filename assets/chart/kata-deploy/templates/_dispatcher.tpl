@@ -18,14 +18,14 @@ tolerations.
 {{- end -}}
 
 {{- define "kata-deploy.dispatcher.installTemplates" }}
-{{- $stages := list "host-check" "claim" "artifacts" "cri" "label" -}}
+{{- $stages := ternary (list "host-check" "artifacts" "cri") (list "host-check" "claim" "artifacts" "cri" "label") (not (empty (include "kata-deploy.dispatcherLabels" .))) -}}
 {{- $tolerations := concat (include "kata-deploy.tolerations.install" . | fromJsonArray) (include "kata-deploy.tolerations.nodeConditions" . | fromJsonArray) -}}
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" $tolerations) -}}
 {{- end -}}
 
 {{- /* The Job must run on every node with Kata, so it tolerates all taints. */ -}}
 {{- define "kata-deploy.dispatcher.cleanupTemplates" }}
-{{- $stages := list "unlabel" "revert-cri" "remove-artifacts" "unclaim" -}}
+{{- $stages := ternary (list "revert-cri" "remove-artifacts") (list "unlabel" "revert-cri" "remove-artifacts" "unclaim") (not (empty (include "kata-deploy.dispatcherLabels" .))) -}}
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" (list (dict "operator" "Exists"))) -}}
 {{- end -}}
 
@@ -100,6 +100,15 @@ unfitNodes: fail
 events: true
 {{- end }}
 mark: {{ include "kata-deploy.installationLabel" $root }}
+{{- if include "kata-deploy.dispatcherLabels" $root }}
+labelNodes:
+  settings: {{ include "kata-deploy.once" (list $root "kata-deploy.node.values") | sha256sum | trunc 12 | quote }}
+  timeoutSeconds: {{ include "kata-deploy.labelTimeout" $root }}
+  {{- with include "kata-deploy.labeller.startupTaints" $root | fromJsonArray }}
+  startupTaints:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
 {{- end -}}
 
 {{- /*
