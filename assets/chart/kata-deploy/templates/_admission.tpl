@@ -242,3 +242,40 @@ the account may change. `foreignLabels`, `foreignAnnotations` and `otherMetadata
   message: this account may remove only the taints of a Node that startupTaints lists
   reason: Forbidden
 {{- end -}}
+
+{{- /* Variables of a policy for Events. */ -}}
+{{- define "kata-deploy.admission.eventVariables" -}}
+# dyn() skips the type check, because these fields have other names in events.k8s.io. Requests in that format are
+# converted to this one.
+- name: event
+  expression: dyn(object)
+- name: components
+  expression: >-
+    [variables.event.?source.?component.orValue(""), variables.event.?reportingComponent.orValue("")]
+    .filter(name, name != "")
+# The API server limits some of these, and only in the format of events.k8s.io.
+- name: otherTexts
+  expression: >-
+    [variables.event.?reason, variables.event.?type, variables.event.?action, variables.event.?reportingInstance,
+    variables.event.?source.?host, variables.event.involvedObject.?apiVersion, variables.event.involvedObject.?fieldPath,
+    variables.event.involvedObject.?namespace, variables.event.involvedObject.?resourceVersion]
+{{- end -}}
+
+{{- /* Rules for the Events of an account. Takes (list $ "component"). */ -}}
+{{- define "kata-deploy.admission.eventValidations" }}
+- expression: object.metadata.namespace == "default"
+  message: this account may record Events only in the namespace default
+  reason: Forbidden
+- expression: variables.components.size() > 0 && variables.components.all(name, name == {{ index . 1 | squote }})
+  message: this account may record Events only as the component {{ index . 1 }}
+  reason: Forbidden
+- expression: >-
+    size(variables.event.?message.orValue("")) <= 1024 && variables.otherTexts.all(text, size(text.orValue("")) <= 256)
+    && variables.event.metadata.?annotations.orValue({}).size() == 0
+    && variables.event.metadata.?labels.orValue({}).size() == 0
+    && !has(variables.event.metadata.finalizers)
+  message: >-
+    this account may record Events with messages of up to 1024 characters, with other texts of up to 256 characters, and
+    without labels, annotations and finalizers
+  reason: Forbidden
+{{- end -}}
