@@ -238,7 +238,8 @@ spec:
 {{- /* The fields of a pod with the image of the dispatcher. Takes the root. */ -}}
 {{- define "kata-deploy.dispatcher.podFields" }}
 restartPolicy: Never
-automountServiceAccountToken: true
+# The token that Kubernetes would mount lasts up to a year, as long as its pod is not deleted.
+automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
@@ -345,7 +346,9 @@ spec:
         - name: config
           mountPath: /etc/kata-dispatcher
           readOnly: true
+        {{- include "kata-deploy.credentialsMount" $root | trim | nindent 8 }}
   volumes:
+    {{- include "kata-deploy.credentialsVolume" (include "kata-deploy.tokenSeconds" $root) | trim | nindent 4 }}
     - name: config
       configMap:
         name: {{ include "kata-deploy.dispatcher.name" $root }}

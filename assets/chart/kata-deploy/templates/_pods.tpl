@@ -35,6 +35,11 @@ the token in seconds.
                 fieldPath: metadata.namespace
 {{- end -}}
 
+{{- /* The life time of a token in seconds, the shortest that Kubernetes allows. The kubelet renews the token of a running pod. */ -}}
+{{- define "kata-deploy.tokenSeconds" -}}
+600
+{{- end -}}
+
 {{- define "kata-deploy.credentialsMount" }}
 - name: credentials
   mountPath: /var/run/secrets/kubernetes.io/serviceaccount
@@ -321,7 +326,7 @@ spec:
       volumes:
         {{- include "kata-deploy.valuesVolume" $root | trim | nindent 8 }}
         {{- if not (include "kata-deploy.dispatcherLabels" $root) }}
-        {{- include "kata-deploy.credentialsVolume" 3600 | trim | nindent 8 }}
+        {{- include "kata-deploy.credentialsVolume" (include "kata-deploy.tokenSeconds" $root) | trim | nindent 8 }}
         - name: reports
           emptyDir: {}
         {{- end }}
