@@ -195,6 +195,7 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         ),
         "look at the kubelet's log on the node, then run again",
         "find what else changes this Node's taints, or remove them with `kubectl taint node`",
+        "find what else changes this Node; metadata.managedFields of the Node names the writers",
         (
             "find what else changes this Node's labels (a kubelet that keeps restarting, a cloud "
             "controller, another installer); metadata.managedFields of the Node names the writers"
