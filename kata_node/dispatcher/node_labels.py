@@ -150,9 +150,12 @@ class NodeLabeler:
             labeling.conflicts += 1
             return POLL_INTERVAL
         log.info("Node %s: %s", name, changes)
-        labeling.has_changed, labeling.changed_at = True, now
-        # Nothing decides by the record alone, so it need not be watched.
-        return STABLE_FOR if labels.changes(goal, state, self._installation) else 0.0
+        labeling.has_changed = True
+        if not labels.changes(goal, state, self._installation):
+            self._finish(task, labeling, node)  # nothing decides by the record, so it need not be watched
+            return None
+        labeling.changed_at = now
+        return STABLE_FOR
 
     def _goal(self, task: Task, labeling: Labeling, node: NodeFacts) -> tuple[Goal, NodeState]:
         if task.action == "install":

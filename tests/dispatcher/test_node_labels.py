@@ -138,6 +138,17 @@ def test_a_node_that_does_not_report_the_handlers_in_time_fails_and_gets_no_labe
     assert reasons(api) == ["KataInstalling", "KataInstallFailed"]
 
 
+def test_a_change_of_the_record_alone_is_not_watched(api: FakeApiServer) -> None:
+    workers(api, 1)
+    serve(api, "n0")
+    succeed(api, CHECKED, PLACED, SERVED)
+    result = dispatch(api, INSTALL)
+    found = record(api, "n0")
+    assert found is not None
+    assert (found.outcome, found.settings) == ("installed", "0123456789ab")
+    assert result.tasks[0].seconds < STABLE_FOR
+
+
 def test_a_cleanup_withdraws_the_labels_and_removes_them_after_its_job(api: FakeApiServer) -> None:
     workers(api, 1)
     serve(api, "n0")
