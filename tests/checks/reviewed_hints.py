@@ -118,10 +118,10 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "run `helm test`; the Helm chart renders this option",
         "check that the ServiceAccount of the dispatcher still exists",
         (
-            "give the dispatcher's ServiceAccount these rights: list on nodes; in its own namespace "
-            "list on pods, create, get, list, watch, patch and delete on jobs (API group batch), get and "
-            "patch on the ConfigMap of the release's state; for Events, create on events in the "
-            "namespace default"
+            "give the dispatcher's ServiceAccount these rights: list and patch on nodes; in its own "
+            "namespace list on pods, create, get, list, watch, patch and delete on jobs (API group "
+            "batch), get and patch on the ConfigMap of the release's state; for Events, create on "
+            "events in the namespace default"
         ),
         "to install Kata, set desiredState: present in the values, and apply them",
         (
