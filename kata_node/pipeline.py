@@ -208,6 +208,7 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
         plan.kata_version,
         error=error,
         not_served=plan.not_served,
+        handlers=plan.handlers,
     )
 
 

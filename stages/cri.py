@@ -108,6 +108,7 @@ def plan(settings: Settings, facts: RuntimeFacts, receipt: Receipt) -> Plan:
             *settings.left_out_since(asked),
         ),
         left_out=tuple(shim.name for shim in asked.shims if shim not in settings.shims),
+        handlers=desired_config.handlers,
     )
 
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Literal
 from kata_node.kube import credentials, events
 from kata_node.kube.events import Event
 from kata_node.plan import report as reports
-from kata_node.plan.actions import Clients
 from kata_node.plan.report import StageReport
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from kata_node.plan.actions import Clients
 
 COMPONENT = "kata-node"
 

@@ -295,10 +295,10 @@ def _hint(failure: RequestFailure) -> str:
             return "check that the ServiceAccount of the dispatcher still exists"
         case 403 if is_rbac_denial(failure):
             return (
-                "give the dispatcher's ServiceAccount these rights: list on nodes; in its own namespace list "
-                "on pods, create, get, list, watch, patch and delete on jobs (API group batch), get and "
-                "patch on the ConfigMap of the release's state; for Events, create on events in the "
-                "namespace default"
+                "give the dispatcher's ServiceAccount these rights: list and patch on nodes; in its own "
+                "namespace list on pods, create, get, list, watch, patch and delete on jobs (API group "
+                "batch), get and patch on the ConfigMap of the release's state; for Events, create on "
+                "events in the namespace default"
             )
         case 403:
             return "change the quota or the admission rule that forbids this request"

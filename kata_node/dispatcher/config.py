@@ -27,6 +27,11 @@ The Helm chart renders it into a ConfigMap. It is YAML or JSON. The dispatcher r
     nodeSettleSeconds: 15            # how long the set must stay unchanged. For named nodes there is no such
                                      # wait; the run begins when all of them exist
     mark: kata-deploy.katacontainers.io/default    # the installation label
+    labelNodes:                      # the dispatcher labels the Nodes, and its Jobs have no token.
+                                     # Without it, stages of the Jobs label them
+      settings: 0123456789ab         # the beginning of the digest of the settings, for the record on the Node
+      timeoutSeconds: 300            # how long to wait until a Node is Ready and keeps its labels
+      startupTaints: [a.b/c]         # taints to remove from a Node that serves: `key` or `key:effect`
     skipServing: false               # skip nodes that are proven to serve, see `drift`, and run the Job on
                                      # all others even if it succeeded before; for the reconciling CronJob
     rollout:                         # without it, all nodes are one wave and failures do not stop it
@@ -81,7 +86,9 @@ from kata_node.dispatcher.affinity import LABEL_KEY, read_terms
 from kata_node.dispatcher.config_parts import (
     PREFIX_LIMIT,
     IntOrPercent,
+    LabelConfig,
     read_int_or_percent,
+    read_label_config,
     read_labels,
     read_name,
     read_templates,
@@ -145,6 +152,8 @@ class Config:
     max_failures: IntOrPercent | None = None
     deadline: int = 0
     retries_failed_nodes: bool = False
+    label_nodes: LabelConfig | None = None
+    """How to label the Nodes; ``None`` if stages of the Jobs do it."""
     removed: OtherJobsConfig | None = None
     check: OtherJobsConfig | None = None
 
@@ -240,6 +249,9 @@ def _read(values: ValuesReader) -> Config:
         canary = None if rollout.value("canary") == "auto" else rollout.number("canary")
         wave_size = read_int_or_percent(rollout, "waveSize", least=1)
         max_failures = read_int_or_percent(rollout, "maxFailures", least=0)
+    label_nodes = read_label_config(values)
+    if label_nodes and not installation_label:
+        values.add_problem("labelNodes", "needs the key mark, the installation label")
     removed = _other_jobs(values, "removed", action, "install", prefix)
     if removed and not installation_label:
         values.add_problem("removed", "needs the key mark, the installation label")
@@ -280,6 +292,7 @@ def _read(values: ValuesReader) -> Config:
         max_failures=max_failures,
         deadline=values.number("deadlineSeconds"),
         retries_failed_nodes=values.flag("retryFailedNodes"),
+        label_nodes=label_nodes,
         removed=removed,
         check=check,
     )

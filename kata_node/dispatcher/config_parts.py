@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kata_node.dispatcher.affinity import LABEL_KEY
 from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX
 from kata_node.dispatcher.template import Template, Templates
+from kata_node.kube.node import STABLE_FOR
 from kata_node.settings.values import ValuesReader, describe_value, first_json_problem
 
 PREFIX_LIMIT = 40
@@ -28,6 +29,30 @@ class IntOrPercent:
     def scaled(self, total: int) -> int:
         """Return the number of nodes out of ``total``; a percentage is rounded down."""
         return total * self.number // 100 if self.percent else self.number
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """The key ``labelNodes``: how the dispatcher labels the Nodes."""
+
+    settings: str = ""
+    """What the record on a Node says about the settings."""
+    timeout: int = 300
+    """Seconds after the Job within which a Node must be Ready, report its handlers and keep its labels."""
+    startup_taints: tuple[str, ...] = ()
+    """The taints to remove from a Node that serves: ``key`` or ``key:effect``."""
+
+
+def read_label_config(values: ValuesReader) -> LabelConfig | None:
+    """Return what the key ``labelNodes`` has; ``None`` if it is not set."""
+    given = values.has("labelNodes")
+    with values.section("labelNodes") as section:
+        config = LabelConfig(
+            section.text("settings"),
+            section.number("timeoutSeconds", LabelConfig.timeout, least=int(STABLE_FOR) + 1),
+            tuple(section.text_list("startupTaints") or ()),
+        )
+    return config if given else None
 
 
 def read_name(values: ValuesReader, key: str, limit: int) -> str:

@@ -18,10 +18,12 @@ from kata_node.dispatcher.failures import (
     diagnose,
     found_nothing,
     not_ready_problem,
+    stage_reports,
 )
 from kata_node.dispatcher.job_watch import JobChange, JobWatch
 from kata_node.dispatcher.kubernetes_objects import Job, JobState
 from kata_node.dispatcher.node_jobs import NodeJobs
+from kata_node.dispatcher.node_labels import NodeLabeler, NotLabeledError
 from kata_node.dispatcher.node_readiness import NodeReadiness
 from kata_node.dispatcher.nodes import Nodes
 from kata_node.dispatcher.progress import interim_text
@@ -29,6 +31,8 @@ from kata_node.dispatcher.recheck import NodeRecheck
 from kata_node.dispatcher.rollout import Outcome, Rollout, Task
 from kata_node.dispatcher.stuck_pods import StuckPodMonitor
 from kata_node.dispatcher.template import Owner
+from kata_node.errors import IneligibleNodeError
+from kata_node.kube.failures import NoSuchNodeError
 
 FIRST_NODE_CHECK, MAX_NODE_CHECK_INTERVAL = 60.0, 1200.0
 """Seconds until the first check whether the Node of a Job still exists, and the longest interval between two
@@ -60,7 +64,10 @@ log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Run a rollout. ``on_task_change`` is called after each start and each end of a task."""
+    """Run a rollout. ``on_task_change`` is called after each start and each end of a task.
+
+    ``labeler`` labels the Nodes, if their Jobs do not.
+    """
 
     def __init__(
         self,
@@ -70,6 +77,7 @@ class Dispatcher:
         rollout: Rollout,
         *,
         owner: Owner | None,
+        labeler: NodeLabeler | None = None,
         on_task_change: Callable[[Task], None],
     ) -> None:
         self._config = config
@@ -79,7 +87,9 @@ class Dispatcher:
         self._stop = api.stop
         self._on_task_change = on_task_change
         self._job_watch = JobWatch(api, config.namespace, config.job_selector())
-        self._node_jobs = NodeJobs(api, config, nodes, owner)
+        self._labeler = labeler
+        prepare = labeler.prepare if labeler else lambda _: None
+        self._node_jobs = NodeJobs(api, config, nodes, owner, prepare)
         self._readiness = NodeReadiness(api)
         self._stuck_pods = StuckPodMonitor(
             self._node_jobs.jobs, self._readiness, config.job_selector(), api.clock
@@ -128,7 +138,10 @@ class Dispatcher:
                 self._end(task, end.outcome, end.problem, note=end.note)
             elif not task.unready and task.absent_since is None:
                 if end := self._node_jobs.ensure_job(task):
-                    self._end(task, end.outcome, end.problem, note=end.note)
+                    if job := self._node_jobs.job(task):  # it was done by an earlier dispatcher
+                        self._succeed(task, job, end.outcome, end.note)
+                    else:
+                        self._end(task, end.outcome, end.problem, note=end.note)
                 elif task.uid:
                     self._stuck_pods.job_started(task)
                     self._on_task_change(task)
@@ -139,6 +152,8 @@ class Dispatcher:
             # These errors are the same for every node.
             if is_rbac_denial(error.failure) or error.failure.status in (401, 404, 422):
                 self._rollout.stop(f"no node can get a Job: {error.what}")
+        except (IneligibleNodeError, NotLabeledError) as error:
+            self._end(task, Outcome.FAILED, NodeProblem(error.what, where=error.where, hint=error.hint))
 
     def _is_stopped(self) -> bool:
         return bool(self._rollout.stopped) or self._stop.requested
@@ -168,12 +183,14 @@ class Dispatcher:
             self._ensure_job(task)
 
     def _handle_own_job(self, task: Task, job: Job, *, deleted: bool) -> None:
+        if task.labeling is not None:
+            return  # the Job has succeeded, and what happens to it afterwards does not matter
         if job.state is JobState.SUCCEEDED:
             if self._is_not_ours(task, job):
                 note = "nothing of this installation is on it, and it was not changed"
-                self._end(task, Outcome.NOT_OURS, note=note)
+                self._succeed(task, job, Outcome.NOT_OURS, note)
             else:
-                self._end(task, Outcome.DONE, note=task.cause)
+                self._succeed(task, job, Outcome.DONE, task.cause)
         elif job.state is JobState.RUNNING:
             if deleted:
                 self._handle_lost_job(task)
@@ -190,6 +207,32 @@ class Dispatcher:
                 task.failing_since = self._clock.now()
                 task.next_node_check = task.failing_since + self._termination_timeout(task)
 
+    def _succeed(self, task: Task, job: Job, outcome: Outcome, note: str) -> None:
+        """End a task whose Job has succeeded, as soon as its Node has its labels."""
+        if self._labeler is None:
+            self._end(task, outcome, note=note)
+        else:
+            self._labeler.begin(task, self._node_jobs.jobs.pods(job), outcome, note)
+            self._label(task)
+
+    def _label(self, task: Task) -> None:
+        """Continue to label the Node of a Job that has succeeded."""
+        labeling, now = task.labeling, self._clock.now()
+        assert labeling is not None
+        assert self._labeler is not None
+        try:
+            pause = self._labeler.proceed(task)
+        except NoSuchNodeError:
+            self._handle_absent_node(task, now)
+        except (RefusedError, IneligibleNodeError, NotLabeledError) as error:
+            self._end(task, Outcome.FAILED, NodeProblem(error.what, where=error.where, hint=error.hint))
+        else:
+            task.absent_since = None
+            if pause is None:
+                self._end(task, labeling.outcome, note=labeling.note)
+            else:
+                task.next_node_check = now + pause
+
     def _is_not_ours(self, task: Task, job: Job) -> bool:
         """Return whether a cleanup has found nothing of this installation.
 
@@ -200,7 +243,9 @@ class Dispatcher:
         return found_nothing(self._stuck_pods.pods(job) or [])
 
     def _diagnose(self, task: Task, job: Job) -> NodeProblem:
-        problem, before = diagnose(job, self._stuck_pods.pods(job) or []), task.problem
+        pods = self._stuck_pods.pods(job) or []
+        task.not_served = next((each.not_served for each in stage_reports(pods) if each.not_served), "")
+        problem, before = diagnose(job, pods), task.problem
         if problem.exit_code is None and not self._readiness.is_ready(task.target.name):
             # Its Pod shows only how far it was.
             condition = job.condition
@@ -261,6 +306,9 @@ class Dispatcher:
         for task in self._rollout.running():
             now = self._clock.now()
             if now < task.next_node_check or task.outcome is not Outcome.RUNNING:
+                continue
+            if task.labeling is not None:
+                self._label(task)
                 continue
             if task.unready or (self._needs_polling(task) and now - task.began < self._blocked_timeout(task)):
                 self._ensure_job(task)
@@ -336,7 +384,7 @@ class Dispatcher:
         self, task: Task, outcome: Outcome, problem: NodeProblem | None = None, *, note: str = ""
     ) -> None:
         task.problem = problem or task.problem
-        task.note = ""
+        task.note, task.labeling = "", None
         self._rollout.end(task, outcome, self._clock.now(), note=note)
         self._node_jobs.forget(task.target.name)
         self._on_task_change(task)

@@ -1,7 +1,7 @@
 """Record failures as Events on the Node; ``kubectl describe node`` shows them.
 
-The dispatcher records them because only the label stages of a node Job have credentials, and because a
-deleted Pod shows nothing.
+The dispatcher records them because the stages of a node Job that work on the node have no credentials, and
+because a deleted Pod shows nothing. If it labels the Nodes, it also records the Events of the label stages.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def event_of(task: Task, installation: str) -> Event | None:
     if problem is None or not task.target.uid:
         return None
     message = "; ".join((f"{installation}: {problem}", *problem.hints))
+    if problem.unfit and task.action == "install":
+        return Event("Warning", "KataNodeUnfit", message)
     return failure_event(message, removing=task.action == "cleanup", exit_code=problem.exit_code)
 
 
@@ -46,10 +48,13 @@ class EventRecorder:
 
     def record_failure(self, task: Task) -> None:
         """Record the failure of a task as an Event on its Node."""
-        event = event_of(task, self._installation)
-        if event is None or self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+        if (event := event_of(task, self._installation)) is not None:
+            self.record(event, task.target.name)
+
+    def record(self, event: Event, name: str) -> None:
+        """Record an Event on the Node ``name``."""
+        if self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
             return
-        name = task.target.name
         event_object = event.as_object(name, component=COMPONENT, reporter=self._reporter, on_node=False)
         path = f"/api/v1/namespaces/{NAMESPACE}/events"
         try:

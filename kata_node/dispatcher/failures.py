@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
-from kata_node.plan.report import NOT_OURS
+from kata_node.plan.report import NOT_OURS, StageReport, parse_termination_message
 from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words, quote_foreign
 
 KILLED_EXIT_CODES = (137, 143)
@@ -105,6 +105,17 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
     return NodeProblem(
         f"its Job failed ({reason}), and none of its Pods shows the cause", hint=_inspect_hint(job)
     )
+
+
+def stage_reports(pods: Sequence[Pod]) -> tuple[StageReport, ...]:
+    """Return what the ended containers of the newest Pod have reported, in their order."""
+    found = (
+        parse_termination_message(container.state.terminated.message, container.name)
+        for pod in _newest_first(pods)[:1]
+        for container in pod.containers
+        if container.state.terminated
+    )
+    return tuple(report for report in found if report is not None)
 
 
 def found_nothing(pods: Sequence[Pod]) -> bool:

@@ -14,10 +14,32 @@ from kata_node.dispatcher.template import Owner, owner_reference
 LIVE_PODS_SELECTOR = "status.phase!=Succeeded,status.phase!=Failed"
 
 POLICY_TIMEOUT, POLICY_INTERVAL = 20.0, 1.0
-"""Seconds. For that long after the first denial by an admission policy, denied Jobs are created again. After
+"""Seconds. For that long after the first denial by an admission policy, denied requests are sent again. After
 an upgrade an API server can still enforce the policy of the previous release."""
 
 log = logging.getLogger(__name__)
+
+
+class PolicyGrace:
+    """Waits after denials by admission policies, for :data:`POLICY_TIMEOUT` after the first one."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+        self._deadline: float | None = None
+
+    def wait(self, error: RefusedError) -> bool:
+        """Wait a moment if an admission policy denied a request; return whether a retry makes sense."""
+        if error.failure.status != 403 or "ValidatingAdmissionPolicy" not in error.failure.message:
+            return False
+        now = self._api.clock.now()
+        if self._deadline is None:
+            what = error.what
+            log.info("an admission policy denies a request, trying again for %g s: %s", POLICY_TIMEOUT, what)
+            self._deadline = now + POLICY_TIMEOUT
+        if now >= self._deadline:
+            return False
+        self._api.sleep(POLICY_INTERVAL)
+        return True
 
 
 class Jobs:
@@ -27,7 +49,7 @@ class Jobs:
         self._api = api
         self._path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
         self._pods = f"/api/v1/namespaces/{namespace}/pods"
-        self._policy_deadline: float | None = None
+        self._policy_grace = PolicyGrace(api)
 
     def create(self, manifest: bytes) -> Job | None:
         """Create a Job and return it; ``None`` when a Job with this name already exists."""
@@ -38,25 +60,10 @@ class Jobs:
                 # Concurrent updates of a quota also give 409, with the reason Conflict.
                 if error.failure.status == 409 and error.failure.reason in ("AlreadyExists", ""):
                     return None
-                if not self._wait_for_policy(error):
+                if not self._policy_grace.wait(error):
                     raise
             else:
                 return msgspec.json.decode(answer, type=Job)
-
-    def _wait_for_policy(self, error: RefusedError) -> bool:
-        """Wait a moment if an admission policy denied a request; return whether a retry makes sense."""
-        if error.failure.status != 403 or "ValidatingAdmissionPolicy" not in error.failure.message:
-            return False
-        now = self._api.clock.now()
-        if self._policy_deadline is None:
-            log.info(
-                "an admission policy denies the Job, trying again for %g s: %s", POLICY_TIMEOUT, error.what
-            )
-            self._policy_deadline = now + POLICY_TIMEOUT
-        if now >= self._policy_deadline:
-            return False
-        self._api.sleep(POLICY_INTERVAL)
-        return True
 
     def get(self, name: str) -> Job | None:
         """Return the Job with this name; ``None`` when there is none."""

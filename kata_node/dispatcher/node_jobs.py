@@ -8,7 +8,7 @@ deleted, the garbage collector deletes its node Jobs, and their Pods keep runnin
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from kata_node.dispatcher.adoption import DesiredJob, JobDecision, decide
 from kata_node.dispatcher.api import ApiClient, RefusedError
@@ -30,7 +30,16 @@ log = logging.getLogger(__name__)
 class NodeJobs:
     """The Jobs and orphaned Pods of the nodes that have no result yet."""
 
-    def __init__(self, api: ApiClient, config: Config, nodes: Nodes, owner: Owner | None) -> None:
+    def __init__(
+        self,
+        api: ApiClient,
+        config: Config,
+        nodes: Nodes,
+        owner: Owner | None,
+        before_create: Callable[[Task], None],
+    ) -> None:
+        """``before_create`` is called before the Job of a task is created."""
+        self._before_create = before_create
         self.jobs = Jobs(api, config.namespace)
         self._config = config
         self._nodes = nodes
@@ -118,6 +127,7 @@ class NodeJobs:
             end = self._handle_existing_jobs(task, desired)
             if end or task.uid or task.note:
                 return end
+            self._before_create(task)
             manifest = self.template(task).render(task.job, task.action, task.target, self._identity)
             if made := self.jobs.create(manifest):
                 self.note(made)
@@ -162,7 +172,7 @@ class NodeJobs:
         for job in existing:
             match decisions[job.metadata.uid]:
                 case JobDecision.DONE | JobDecision.FAILED if not (others or task.rerun):
-                    return self._earlier_result(job)
+                    return self._earlier_result(task, job)
                 case JobDecision.ADOPT:
                     self._adopt(task, job)
                     return None
@@ -177,8 +187,9 @@ class NodeJobs:
                 self._jobs_by_node[task.target.name].pop(job.metadata.uid, None)
         return None
 
-    def _earlier_result(self, job: Job) -> TaskResult:
+    def _earlier_result(self, task: Task, job: Job) -> TaskResult:
         if job.state is JobState.SUCCEEDED:
+            task.uid = job.metadata.uid
             return TaskResult(Outcome.UNCHANGED, note="done by an earlier run")
         try:
             problem = diagnose(job, self.jobs.pods(job))

@@ -1,8 +1,9 @@
 """Record on a Node that its Job failed, see :mod:`kata_node.kube.node_status`.
 
-The stages that work on the node have no credentials to do so. The account of the dispatcher may patch Nodes
-only where an admission policy limits it to this record. Elsewhere the Node keeps the record of the last stage
-that had credentials, and the state of the release says what failed.
+The stages that work on the node have no credentials to do so. If other stages label the Nodes, the account of
+the dispatcher may patch Nodes only where an admission policy limits it to this record. Elsewhere the Node
+keeps the record of the last stage that had credentials, and the state of the release says what failed. If the
+dispatcher labels the Nodes, it also labels the unfit ones, and withdraws labels that the Job found wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import replace
 
 import msgspec
 
+from kata_node.cluster import labels as node_labels
+from kata_node.cluster.labels import NodeState
 from kata_node.dispatcher.api import ApiClient, RefusedError, is_rbac_denial
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.kubernetes_objects import Node, NodePage
@@ -37,6 +40,7 @@ class NodeRecorder:
     def __init__(self, api: ApiClient, config: Config) -> None:
         self._api = api
         self._label, self._installation = config.installation_label, config.installation
+        self._labels_nodes = config.label_nodes is not None
         self._consecutive_failures = 0
 
     def record_failure(self, task: Task) -> None:
@@ -67,20 +71,27 @@ class NodeRecorder:
         installation = self._installation
         metadata, problem = node.metadata, task.problem
         assert problem is not None
-        outcome: Outcome = "rolled-back" if problem.exit_code == RolledBackError.exit_code else "failed"
+        unfit = problem.unfit and task.action == "install"
+        rolled_back = problem.exit_code == RolledBackError.exit_code
+        outcome: Outcome = "unfit" if unfit else "rolled-back" if rolled_back else "failed"
         before = node_status.read(metadata.annotations, installation) or NodeStatus(outcome)
         status = replace(before, outcome=outcome, reason=str(problem), since=utc(time.time()))
         changes = node_status.changes(metadata.labels, metadata.annotations, installation, status)
-        if not changes:
-            return
         # The label of the version is the stages' own, and nothing is known about the version here.
         own = node_status.outcome_label(installation)
-        labels = {key: value for key, value in changes.labels.items() if key == own}
+        labels: node_labels.Changes = {key: value for key, value in changes.labels.items() if key == own}
+        annotations = dict(changes.annotations)
+        if self._labels_nodes and task.action == "install":
+            state = NodeState(metadata.labels, metadata.annotations, is_served=not task.not_served)
+            more = node_labels.changes("unfit" if unfit else "claimed", state, installation)
+            labels, annotations = {**labels, **more.labels}, {**annotations, **more.annotations}
+        if not labels and not annotations:
+            return
         patch = {
             "metadata": {
                 "resourceVersion": metadata.resource_version,
                 "labels": labels,
-                "annotations": dict(changes.annotations),
+                "annotations": annotations,
             }
         }
         self._api.call_once(

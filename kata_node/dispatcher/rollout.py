@@ -12,6 +12,7 @@ from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.template import Target
 from kata_node.errors import RolledBackError
+from kata_node.plan.report import StageReport
 
 
 class Outcome(StrEnum):
@@ -38,6 +39,24 @@ SUCCESSFUL_OUTCOMES = frozenset(
     }
 )
 """The outcomes that do not make the run fail. Unfit nodes do if the plan says so, or if no node has Kata."""
+
+
+@dataclass(slots=True)
+class Labeling:
+    """What is left to do on the Node of a Job that has ended, see :mod:`kata_node.dispatcher.node_labels`."""
+
+    reports: tuple[StageReport, ...]
+    """What the stages of the Job have reported."""
+    outcome: Outcome
+    note: str
+    """The outcome of the node when its Node has the labels, and the reason."""
+    deadline: float
+    changed_at: float | None = None
+    """When the labels were changed last; ``None`` if the Node has not had them since then."""
+    has_changed: bool = False
+    overwritten: int = 0
+    """How often another program undid the changes."""
+    conflicts: int = 0
 
 
 @dataclass(slots=True)
@@ -77,6 +96,12 @@ class Task:
     stuck_reason: NodeProblem | None = None
     """What its Job waits for, or why it was retried, as reported last."""
     problem: NodeProblem | None = None
+    not_served: str = ""
+    """Why the runtime of its node did not serve the installation, as the stage host-check found."""
+    claim: StageReport | None = None
+    """What the dispatcher changed on the Node before the Job, if the dispatcher labels the Nodes."""
+    labeling: Labeling | None = None
+    """What is left to do after its Job; ``None`` while the Job runs, or if the Job labels its Node itself."""
     cause: str = ""
     """Why a reconciling run gives it a Job, see :mod:`kata_node.dispatcher.drift`."""
     note: str = ""

@@ -22,6 +22,7 @@ from kata_node.dispatcher.failures import NodeProblem
 from kata_node.dispatcher.installed import check_installed, forget_installed, record_installed
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.last_rollout import RolloutRecorder
+from kata_node.dispatcher.node_labels import NodeLabeler
 from kata_node.dispatcher.node_records import NodeRecorder
 from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.progress import Result, build_result, task_line
@@ -105,7 +106,8 @@ def _run_on_nodes(
         return Result(config.action, "stopped", reason, tasks, seconds, api.requests)
     rollout = Rollout(tasks, plan, removed)
     _log_plan(config, selection, removed)
-    record_failure = _failure_recorder(config, api, reporter)
+    events = EventRecorder(api, config.installation, reporter) if config.events else None
+    record_failure = _failure_recorder(config, api, events)
     for task in tasks_without_job:
         record_failure(task)
     stopped = ""
@@ -124,7 +126,11 @@ def _run_on_nodes(
         if tasks and config.action == "install":
             record_installed(api, config, state)
         if rollout.tasks:
-            Dispatcher(api, config, nodes, rollout, owner=owner, on_task_change=on_task_change).run()
+            how = config.label_nodes
+            labeler = NodeLabeler(api, config, how, events) if how else None
+            Dispatcher(
+                api, config, nodes, rollout, owner=owner, labeler=labeler, on_task_change=on_task_change
+            ).run()
     except ShutdownRequested:
         interrupted = api.stop.reason
     except KubeError as error:
@@ -148,13 +154,16 @@ def _run_on_nodes(
     )
 
 
-def _failure_recorder(config: Config, api: ApiClient, reporter: str) -> Callable[[Task], None]:
-    """Return a function that records a task where it outlives the Job, if the task has failed."""
-    events = EventRecorder(api, config.installation, reporter) if config.events else None
+def _failure_recorder(config: Config, api: ApiClient, events: EventRecorder | None) -> Callable[[Task], None]:
+    """Return a function that records a task where it outlives the Job, if the task has failed.
+
+    Unfit nodes are recorded by their Jobs, if these have credentials.
+    """
     records = NodeRecorder(api, config)
+    recorded = (Outcome.FAILED, Outcome.UNFIT) if config.label_nodes else (Outcome.FAILED,)
 
     def record(task: Task) -> None:
-        if task.outcome is not Outcome.FAILED:
+        if task.outcome not in recorded:
             return
         if events:
             events.record_failure(task)

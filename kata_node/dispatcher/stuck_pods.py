@@ -143,4 +143,5 @@ class StuckPodMonitor:
 
 
 def _is_running(task: Task) -> bool:
-    return bool(task.uid) and task.failing_since is None and task.absent_since is None
+    has_ended = task.failing_since is not None or task.labeling is not None
+    return bool(task.uid) and not has_ended and task.absent_since is None

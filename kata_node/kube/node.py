@@ -13,6 +13,9 @@ SHARED_LABEL = "katacontainers.io/kata-runtime"
 """The label that RuntimeClasses select. ``true``: an installation serves Kata handlers on this node. Other
 programs can set and remove it."""
 
+STABLE_FOR = 10.0
+"""Seconds that changed labels must stay unchanged. A kubelet that registers again restores old labels."""
+
 Taint = Mapping[str, str]
 """A taint as in the API: ``key`` and ``effect``, and optionally ``value`` and ``timeAdded``."""
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kata_node.settings.model import Settings
 
 
-_RULES = "3"
+_RULES = "4"
 """Changes when other files or modes follow from the same inputs; then each node is compared again."""
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.kata import devkit
-from kata_node.kata.drop_ins import drop_in_warnings, drop_ins, parse
+from kata_node.kata.drop_ins import USER_DROP_IN, drop_in_warnings, drop_ins, parse
 from kata_node.kata.merge import Table, section
 from kata_node.plan.receipt import PlacedFile
 from kata_node.settings.handlers import handlers
@@ -36,6 +36,10 @@ CONFIG_HEADER = b"""\
 # Put changes of your own into a file in config.d/ beside this one.
 
 """
+
+DEFAULT_MODE = 0o644
+USER_DROP_IN_MODE = 0o600
+"""A user's drop-in can have passwords. Kata's shim reads it as root, also when the VMM is not root."""
 
 Kind = Literal["file", "link", "dir"]
 
@@ -180,7 +184,8 @@ def _handler_files(
     for name, content in drop_ins(
         handler, settings, config.table, config.texts, devkit_verity=devkit_verity
     ).items():
-        yield _from_content(f"{handler.drop_in_dir}/{name}", content, entry.mtime)
+        mode = USER_DROP_IN_MODE if name == USER_DROP_IN else DEFAULT_MODE
+        yield _from_content(f"{handler.drop_in_dir}/{name}", content, entry.mtime, mode)
     shim = handler.shim
     if handler.own_config == shim.own_config:
         yield DesiredFile(shim.base_config, "link", link=shim.own_config.removeprefix(f"{shim.config_dir}/"))
@@ -202,10 +207,10 @@ def _qemu_bundle(base: Table) -> Iterator[DesiredFile]:
         above = posixpath.dirname(above)
 
 
-def _from_content(path: str, content: bytes, mtime: int) -> DesiredFile:
+def _from_content(path: str, content: bytes, mtime: int, mode: int = DEFAULT_MODE) -> DesiredFile:
     """Return a file made by kata-node, with the mtime of the configuration that it belongs to."""
     digest = hashlib.sha256(content).hexdigest()
-    return DesiredFile(path, "file", 0o644, len(content), mtime, digest, content=content)
+    return DesiredFile(path, "file", mode, len(content), mtime, digest, content=content)
 
 
 def _resolve_links(payload_files: Mapping[str, DesiredFile], path: str) -> Entry | None:

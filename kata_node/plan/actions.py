@@ -103,6 +103,8 @@ class Plan:
     """Whether the summary of the next plan replaces that of this one, because it knows what is served."""
     not_served: str = ""
     """Why the runtime does not serve the installation, before the plan; empty if it does or nobody knows."""
+    handlers: tuple[str, ...] = ()
+    """The handlers of the installation that the runtime serves after the plan, if the stage makes it."""
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -298,8 +300,9 @@ class WriteFile:
         return f"{'write' if self.before is None else 'change'} {self.path}"
 
     def effects(self) -> tuple[Effect, ...]:
-        """Return the file with both contents."""
-        return (written_file(self.path, self.before, self.content),)
+        """Return the file with both contents. What only its owner may read is not shown either."""
+        is_secret = not self.mode & 0o077
+        return (written_file(self.path, self.before, self.content, is_secret=is_secret),)
 
     def apply(self, clients: Clients) -> None:
         """Write the file."""

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kata_node.kube.node import STABLE_FOR
 from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import StageReport
@@ -30,7 +31,7 @@ class Options:
     """The path of the CRI socket; if empty, that of the settings or the distribution."""
     restart_timeout: float = 120.0
     label_timeout: float = 300.0
-    stable_for: float = 10.0
+    stable_for: float = STABLE_FOR
     wait_for_pods: float = 0.0
     """How long to wait for the end of pods on handlers that would be removed."""
     ignore_pods: bool = False

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -107,6 +107,8 @@ class StageReport:
     """What a dry run would change; see :mod:`kata_node.plan.dry_run`, which shows it."""
     not_served: str = ""
     """Why the runtime does not serve the installation. host-check finds out, claim withdraws the labels."""
+    handlers: tuple[str, ...] = ()
+    """The handlers that the stage cri has made the runtime serve."""
 
     @property
     def exit_code(self) -> int:
@@ -248,10 +250,25 @@ def _read_document(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _report_of(document: dict[str, Any] | None, stage: str) -> StageReport | None:
-    """Return the report in a shared document; ``None`` if it is not valid."""
-    if document is None:
+def _report_of(document: Mapping[str, Any] | None, stage: str) -> StageReport | None:
+    return None if document is None else _parse_document(document, stage)
+
+
+def parse_termination_message(text: str, stage: str) -> StageReport | None:
+    """Return what the termination message of ``stage`` says, without its error; ``None`` if it is not one.
+
+    Its texts are printable, whatever the message has.
+    """
+    if len(text) > TERMINATION_MESSAGE_LIMIT:  # no kubelet passes on so much, and no stage writes it
         return None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return _parse_document(document, stage) if isinstance(document, dict) else None
+
+
+def _parse_document(document: Mapping[str, Any], stage: str) -> StageReport | None:
     try:
         outcome = document["outcome"]
         if outcome not in get_args(Outcome):
@@ -262,11 +279,14 @@ def _report_of(document: dict[str, Any] | None, stage: str) -> StageReport | Non
         summary = foreign_words(str(document["summary"]))
         version = foreign_words(str(document.get("kata_version", "")))
         not_served = foreign_words(str(document.get("not_served", "")))
+        handlers = tuple(foreign_words(str(each)) for each in document.get("handlers", ()))
         return StageReport(
-            stage, outcome, summary, (), notes, (), left_out, others, version, not_served=not_served
+            *(stage, outcome, summary, (), notes, (), left_out, others, version),
+            not_served=not_served,
+            handlers=handlers,
         )
     except (LookupError, TypeError, ValueError) as error:
-        log.debug("not a stage report of %s: %s", stage, error)
+        log.debug("this is not a report of %s: %s", stage, error)
         return None
 
 
@@ -290,6 +310,8 @@ def termination_message(report: StageReport) -> bytes:
         message["kata_version"] = report.kata_version
     if report.not_served:
         message["not_served"] = report.not_served
+    if report.handlers:
+        message["handlers"] = list(report.handlers)
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed
@@ -301,6 +323,8 @@ def termination_message(report: StageReport) -> bytes:
         if limit <= MIN_TEXT_LIMIT:
             message.pop("failed", None)  # the error names the failed checks as well
             message.pop("notes", None)
+        if limit < MIN_TEXT_LIMIT // 2:
+            message.pop("handlers", None)
     return text
 
 

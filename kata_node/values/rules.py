@@ -131,6 +131,14 @@ def _job(values: Values) -> Iterator[str]:
     policy = at(values, "rbac.admissionPolicy") or "auto"
     if policy not in ("auto", "always", "never"):
         yield f"rbac.admissionPolicy: {policy} is none of auto, always, never; set one of these"
+    labels_by = at(values, "rbac.labelsBy") or "auto"
+    if labels_by not in ("auto", "node", "dispatcher"):
+        yield f"rbac.labelsBy: {labels_by} is none of auto, node, dispatcher; set one of these"
+    elif labels_by == "dispatcher" and values.get("deploymentMode") != "job":
+        yield (
+            "rbac.labelsBy: the mode daemonset has no dispatcher; set deploymentMode: job, or remove "
+            "rbac.labelsBy"
+        )
 
 
 def _paths(values: Values) -> Iterator[str]:

@@ -118,10 +118,10 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "run `helm test`; the Helm chart renders this option",
         "check that the ServiceAccount of the dispatcher still exists",
         (
-            "give the dispatcher's ServiceAccount these rights: list on nodes; in its own namespace "
-            "list on pods, create, get, list, watch, patch and delete on jobs (API group batch), get and "
-            "patch on the ConfigMap of the release's state; for Events, create on events in the "
-            "namespace default"
+            "give the dispatcher's ServiceAccount these rights: list and patch on nodes; in its own "
+            "namespace list on pods, create, get, list, watch, patch and delete on jobs (API group "
+            "batch), get and patch on the ConfigMap of the release's state; for Events, create on "
+            "events in the namespace default"
         ),
         "to install Kata, set desiredState: present in the values, and apply them",
         (
@@ -195,6 +195,7 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         ),
         "look at the kubelet's log on the node, then run again",
         "find what else changes this Node's taints, or remove them with `kubectl taint node`",
+        "find what else changes this Node; metadata.managedFields of the Node names the writers",
         (
             "find what else changes this Node's labels (a kubelet that keeps restarting, a cloud "
             "controller, another installer); metadata.managedFields of the Node names the writers"

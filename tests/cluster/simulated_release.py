@@ -1,7 +1,8 @@
 """A release of the chart in a control plane whose Nodes have no machines.
 
 The pods of the dispatcher really run, as processes with the rights of their account. A pod that is deleted
-gets SIGTERM. The node Jobs succeed at once, with the labels that their stages would leave on the Node.
+gets SIGTERM. The node Jobs succeed at once, with the labels that their stages would leave on the Node. Jobs
+without these stages leave the termination messages for the dispatcher, which labels the Nodes.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from cluster.chart_objects import merge
 from cluster.control_plane import ADMIN, Cluster
 from cluster.fake_kubelet import Server
 from cluster.helm_chart import CHART, load_manifests
+from kata_node.plan.report import StageReport, termination_message
 from node.cache import CHECKOUT, NodeError
 from node.commands import wait_until
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
 DISPATCHERS = "app.kubernetes.io/component=dispatcher"
+HANDLERS = ("kata-qemu",)
+"""What the stage `cri` of a simulated node Job reports."""
 NODES = {"worker-1", "worker-2"}
 """The Nodes of the fixture `workers`."""
 
@@ -202,10 +206,11 @@ class SimulatedRelease:
         if self.answers.get(node):
             return self.answers[node].pop(0)
         stages = [each["name"] for each in pod["spec"]["containers"]]
-        action = {"label": "install", "check-pods": "check"}.get(stages[-1], "cleanup")
-        if action == "check":
+        actions = {"label": "install", "cri": "install", "check-pods": "check"}
+        action = actions.get(stages[-1], "cleanup")
+        if stages[-1] in ("cri", "remove-artifacts", "check-pods"):
             self.history.append((action, node))
-            return {"phase": "Succeeded"}
+            return _succeeded(pod)
         label = "true" if action == "install" else None
         labels = {SHARED_LABEL: label, INSTALLATION_LABEL: label}
         code, _ = server.call("PATCH", f"/api/v1/nodes/{node}", {"metadata": {"labels": labels}})
@@ -263,6 +268,21 @@ class SimulatedRelease:
         for pod in server.call("GET", f"/api/v1/namespaces/{self.namespace}/pods")[1]["items"]:
             if not _is_dispatcher(pod) or pod["status"]["phase"] in ("Succeeded", "Failed"):
                 self._run_pod(server, pod)
+
+
+def _succeeded(pod: Document) -> Document:
+    """Return the status of a pod whose stages have succeeded, with their termination messages."""
+    statuses: dict[str, list[Document]] = {}
+    for kind in ("initContainers", "containers"):
+        for container in pod["spec"].get(kind, ()):
+            name = container["name"]
+            handlers = HANDLERS if name == "cri" else ()
+            report = StageReport(name, "done", f"{name} was done", kata_version="4.1.0", handlers=handlers)
+            ended = {"exitCode": 0, "message": termination_message(report).decode()}
+            status = {"name": name, "state": {"terminated": ended}, "image": "", "imageID": ""}
+            key = f"{kind.removesuffix('s')}Statuses"
+            statuses.setdefault(key, []).append({**status, "ready": False, "restartCount": 0})
+    return {"phase": "Succeeded", **statuses}
 
 
 def _is_dispatcher(pod: Document) -> bool:

@@ -162,6 +162,7 @@ FLIPS: dict[str, tuple[Mapping[str, Any], Any]] = {
     "selinux.type": (JOB, "spc_t"),
     "appArmor.type": (JOB, "Unconfined"),
     "rbac.admissionPolicy": ({}, "never"),
+    "rbac.labelsBy": (JOB, "dispatcher"),
 }
 
 REFUSED = {"env.hostOS": "cbl-mariner"}

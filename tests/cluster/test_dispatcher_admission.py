@@ -14,8 +14,11 @@ import pytest
 
 from cluster.control_plane import Cluster
 from cluster.helm_chart import MERGE, ApiCaller, ApiResponse, admin, apply, load_manifests, render, unbound
+from cluster.labeller import EVENTS
 from kata_node.dispatcher import config
+from kata_node.dispatcher.events import COMPONENT
 from kata_node.dispatcher.template import JobIdentity, Owner, Target, owner_reference
+from kata_node.kube.events import failure_event
 from node.commands import wait_until
 
 NAMESPACE, RELEASE = "dispatching", "kata"
@@ -169,6 +172,18 @@ FIELDS = "only Jobs with the pod fields that the chart renders"
 VOLUMES = "only Jobs with the volumes that the chart renders"
 ONE_POD = "only Jobs with one pod on a named node"
 LABELS = "only Jobs with the labels of the release"
+JOB_FIELDS = "only Jobs with the fields that the chart renders"
+METADATA = "neither a Job nor its pods finalizers or other metadata"
+
+
+def add_source(job: Any, **source: Any) -> None:
+    spec(job)["volumes"].append({"name": "extra", **source})
+
+
+def claim_device(job: Any) -> None:
+    spec(job)["resourceClaims"] = [{"name": "gpu", "resourceClaimName": "gpu"}]
+    on_host(job)["resources"] = {"claims": [{"name": "gpu"}]}
+
 
 FORBIDDEN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "another image": (lambda job: first(job).update(image="example.org/evil"), CONTAINERS),
@@ -255,6 +270,69 @@ FORBIDDEN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "another runtime": (lambda job: spec(job).update(runtimeClassName="other"), FIELDS),
     "other groups": (lambda job: spec(job).update(securityContext={"supplementalGroups": [0]}), FIELDS),
     "a selector of nodes": (lambda job: spec(job).update(nodeSelector={"a": "b"}), FIELDS),
+    "a device by name": (
+        lambda job: on_host(job)["resources"].update(limits={"example.org/kvm": "1"}),
+        CONTAINERS,
+    ),
+    "too little memory": (
+        lambda job: on_host(job)["resources"].update(limits={"memory": "1Ki"}, requests={}),
+        CONTAINERS,
+    ),
+    "a device by a claim": (claim_device, CONTAINERS),
+    "resources of the pod": (lambda job: spec(job).update(resources={"limits": {"cpu": "1"}}), FIELDS),
+    "a sidecar": (lambda job: first(job).update(restartPolicy="Always"), CONTAINERS),
+    "a terminal": (lambda job: first(job).update(stdin=True, tty=True), CONTAINERS),
+    "a host port": (
+        lambda job: first(job).update(ports=[{"containerPort": 80, "hostPort": 80}]),
+        CONTAINERS,
+    ),
+    "another message path": (
+        lambda job: on_host(job).update(terminationMessagePath="/host/etc/containerd/config.toml"),
+        CONTAINERS,
+    ),
+    "a user namespace": (lambda job: spec(job).update(hostUsers=False), FIELDS),
+    "another scheduler": (lambda job: spec(job).update(schedulerName="mine"), FIELDS),
+    "a priority": (lambda job: spec(job).update(priorityClassName="system-cluster-critical"), FIELDS),
+    "names of hosts": (
+        lambda job: spec(job).update(hostAliases=[{"ip": "203.0.113.1", "hostnames": ["registry"]}]),
+        FIELDS,
+    ),
+    "a name server": (
+        lambda job: spec(job).update(dnsPolicy="None", dnsConfig={"nameservers": ["203.0.113.1"]}),
+        FIELDS,
+    ),
+    "a scheduling gate": (
+        lambda job: (spec(job).pop("nodeName"), spec(job).update(schedulingGates=[{"name": "a.b/c"}])),
+        ONE_POD,
+    ),
+    "an image as a volume": (
+        lambda job: add_source(job, image={"reference": "example.org/evil", "pullPolicy": "Always"}),
+        VOLUMES,
+    ),
+    "a driver's volume": (lambda job: add_source(job, csi={"driver": "example.org"}), VOLUMES),
+    "a claimed volume": (
+        lambda job: add_source(job, persistentVolumeClaim={"claimName": "other"}),
+        VOLUMES,
+    ),
+    "a server's volume": (lambda job: add_source(job, nfs={"server": "203.0.113.1", "path": "/"}), VOLUMES),
+    "a Secret in a projected volume": (
+        lambda job: add_source(job, projected={"sources": [{"secret": {"name": "other"}}]}),
+        VOLUMES,
+    ),
+    "a host path of another type": (
+        lambda job: next(each for each in spec(job)["volumes"] if "hostPath" in each)["hostPath"].update(
+            type="Socket"
+        ),
+        VOLUMES,
+    ),
+    "another controller": (lambda job: job["spec"].update(managedBy="example.org/evil"), JOB_FIELDS),
+    "suspended": (lambda job: job["spec"].update(suspend=True), JOB_FIELDS),
+    "an index": (lambda job: job["spec"].update(completionMode="Indexed", completions=1), JOB_FIELDS),
+    "a finalizer": (lambda job: job["metadata"].update(finalizers=["example.org/stays"]), METADATA),
+    "a finalizer of the pod": (
+        lambda job: job["spec"]["template"]["metadata"].update(finalizers=["example.org/stays"]),
+        METADATA,
+    ),
     "no node": (lambda job: spec(job).pop("nodeName"), ONE_POD),
     "several pods": (lambda job: job["spec"].update(parallelism=5, completions=5), ONE_POD),
     "no label of the release": (
@@ -333,6 +411,11 @@ def test_a_job_of_another_program_is_neither_deleted_nor_changed(
         pytest.param(
             {"spec": {"ttlSecondsAfterFinished": 1}}, "only the metadata of a Job", id="time to live"
         ),
+        pytest.param(
+            {"metadata": {"finalizers": ["example.org/stays"]}},
+            "neither a Job nor its pods",
+            id="a finalizer",
+        ),
     ],
 )
 def test_only_the_metadata_of_a_node_job_is_changed(
@@ -344,8 +427,9 @@ def test_only_the_metadata_of_a_node_job_is_changed(
     assert says in refusal(release.token.call("PATCH", path, patch, kind=MERGE))
 
 
-def test_the_api_server_reports_no_type_error_in_the_policy(release: DispatcherRelease) -> None:
-    name = f"kata-deploy-dispatcher-jobs.{NAMESPACE}.{RELEASE}"
+@pytest.mark.parametrize("policy", ["jobs", "node", "event"])
+def test_the_api_server_reports_no_type_error_in_the_policy(release: DispatcherRelease, policy: str) -> None:
+    name = f"kata-deploy-dispatcher-{policy}.{NAMESPACE}.{RELEASE}"
 
     def read() -> Any:
         found = release.cluster.kubectl("get", "validatingadmissionpolicy", name, "--output=json")
@@ -356,6 +440,42 @@ def test_the_api_server_reports_no_type_error_in_the_policy(release: DispatcherR
         "the types were checked",
     )
     assert not read()["status"]["typeChecking"].get("expressionWarnings"), read()["status"]
+
+
+# --- Events -----------------------------------------------------------------------------------------
+
+
+def about_node(node: str = "worker-1", **fields: Any) -> dict[str, Any]:
+    """Return an Event as the dispatcher records it; ``fields`` replace its fields."""
+    made = failure_event("default: cri: no", removing=False, exit_code=1)
+    return {**made.as_object(node, component=COMPONENT, reporter="pod", on_node=False), **fields}
+
+
+def test_the_dispatcher_records_a_failure_as_an_event(release: DispatcherRelease) -> None:
+    answer = release.token.call("POST", EVENTS, about_node())
+    assert answer.status == 201, answer.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        pytest.param(
+            {"involvedObject": {"kind": "Pod", "name": "a", "namespace": "default"}},
+            "only about Nodes",
+            id="about a pod",
+        ),
+        pytest.param({"reportingComponent": "kubelet"}, "only as the component", id="as the kubelet"),
+        pytest.param({"source": {"component": "kata-node"}}, "only as the component", id="as a stage"),
+        pytest.param({"message": "m" * 1025}, "up to 1024 characters", id="a long message"),
+        pytest.param({"action": "a" * 100_000}, "up to 256 characters", id="a long action"),
+        pytest.param({"related": {"kind": "Pod", "name": "a"}}, "without related", id="a related object"),
+    ],
+)
+def test_the_dispatcher_records_no_other_event(
+    release: DispatcherRelease, fields: dict[str, Any], says: str
+) -> None:
+    answer = release.token.call("POST", EVENTS, about_node(**fields))
+    assert says in refusal(answer)
 
 
 # --- the record on a Node ---------------------------------------------------------------------------
@@ -442,7 +562,7 @@ def test_a_node_that_is_not_claimed_stays_as_it_is(
 
 
 def test_without_policies_the_dispatcher_may_not_change_nodes(release: DispatcherRelease) -> None:
-    values = {**VALUES, "rbac": {"admissionPolicy": "never"}}
+    values = {**VALUES, "rbac": {"admissionPolicy": "never", "labelsBy": "node"}}
     rendered = render(release.cluster, RELEASE, NAMESPACE, values=values, only=TEMPLATES[:1], online=False)
     (role,) = [each for each in load_manifests(rendered) if each["kind"] == "ClusterRole"]
     assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}]

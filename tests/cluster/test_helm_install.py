@@ -20,6 +20,7 @@ from cluster.helm_releases import (
 from cluster.jobs import Job, container, job
 from cluster.lost_handlers import lose_handlers, record, reported_handlers
 from cluster.test_stages import AS_RUNC, SHARED_LABEL, SHIM, events
+from kata_node.kube import node_status
 from node.commands import checked, wait_until
 from node.installation import HANDLERS, UNIT
 from node.snapshot import changes
@@ -174,8 +175,10 @@ def test_two_releases_share_a_node_and_are_uninstalled_one_after_the_other(ci_cl
     before = prepared_node.snapshot()
     served: dict[str, set[str]] = {}
     for name in ("one", "two"):
+        # One by the stages of its Jobs, the other by its dispatcher: both understand the same labels.
+        rbac = {"admissionPolicy": "never" if name == "two" else "auto"}
         ci_cluster.releases.install_checked(
-            merge(JOBS, {"env": {"multiInstallSuffix": name}}), release=f"kata-{name}"
+            merge(JOBS, {"env": {"multiInstallSuffix": name}, "rbac": rbac}), release=f"kata-{name}"
         )
         served[name] = {f"{handler}-{name}" for handler in HANDLERS}
     assert {*prepared_node.handlers} == served["one"] | served["two"]
@@ -194,11 +197,11 @@ def test_two_releases_share_a_node_and_are_uninstalled_one_after_the_other(ci_cl
     assert prepared_node.is_clean
 
 
-def test_a_dispatcher_that_is_evicted_and_killed_completes_the_rollout(
+def test_a_dispatcher_that_is_evicted_and_killed_completes_the_rollout_and_labels_the_nodes(
     ci_cluster: CiCluster,
 ) -> None:
     cluster = ci_cluster.joined.cluster
-    values = merge(JOBS, {"job": {"parallelism": 1}})
+    values = merge(JOBS, {"job": {"parallelism": 1}, "rbac": {"labelsBy": "dispatcher"}})
 
     def dispatchers() -> list[str]:
         which = ("--selector=app.kubernetes.io/component=dispatcher", "--field-selector=status.phase=Running")
@@ -225,6 +228,15 @@ def test_a_dispatcher_that_is_evicted_and_killed_completes_the_rollout(
                 f"{INSTALLATION_LABEL_PREFIX}default": "true",
             }
             assert prepared_node.node.activations(UNIT) == 2, "one restart"
+            which = ("node", prepared_node.node.name, "--output=json")
+            annotations = json.loads(cluster.kubectl("get", *which).stdout)["metadata"]["annotations"]
+            seen = node_status.read(annotations, "default")
+            assert seen is not None
+            assert (seen.outcome, {*seen.handlers}) == ("installed", {*HANDLERS})
+        where = ("--selector=app.kubernetes.io/component=node-job", f"--namespace={NAMESPACE}")
+        pods = json.loads(cluster.kubectl("get", "pods", *where, "--output=json").stdout)["items"]
+        assert {each["spec"]["nodeName"] for each in pods} == {each.node.name for each in machines}
+        assert not [each for each in pods if 'serviceAccountToken"' in json.dumps(each["spec"])]
 
         ci_cluster.releases.uninstall()
         assert all(prepared_node.is_clean for prepared_node in machines)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from cluster.control_plane import Cluster
 from cluster.helm_chart import CHART, load_manifests, render
@@ -82,13 +83,61 @@ def test_the_policies_are_rendered_unless_disabled(
     assert kinds.count("ClusterRole") == 1
 
 
-def test_an_old_cluster_is_refused_unless_the_policies_are_disabled(cluster: Cluster) -> None:
-    old = ("--kube-version=1.29.0", "--set=deploymentMode=job", "--set=image.volume=never")
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param("deploymentMode=daemonset", id="daemonset"),
+        pytest.param("deploymentMode=job,rbac.labelsBy=node", id="job, with a token on each node"),
+    ],
+)
+def test_an_old_cluster_is_refused_unless_the_policies_are_disabled(cluster: Cluster, values: str) -> None:
+    old = ("--kube-version=1.29.0", f"--set={values}", "--set=image.volume=never")
     refused = cluster.helm("template", "kata", str(CHART), *old, check=False)
     assert refused.returncode != 0
     assert "rbac.admissionPolicy: Kubernetes v1.29.0 has no ValidatingAdmissionPolicy" in refused.stderr
     rendered = cluster.helm("template", "kata", str(CHART), *old, "--set=rbac.admissionPolicy=never").stdout
     assert "kind: ValidatingAdmissionPolicy" not in rendered
+
+
+@pytest.mark.parametrize(
+    ("version", "values", "by_dispatcher"),
+    [
+        pytest.param("1.29.0", {}, True, id="before 1.30"),
+        pytest.param("1.30.0", {}, False, id="1.30"),
+        pytest.param("1.37.0", {"admissionPolicy": "never"}, True, id="never"),
+        pytest.param("1.29.0", {"admissionPolicy": "always"}, False, id="always"),
+        pytest.param("1.37.0", {"labelsBy": "dispatcher"}, True, id="asked for"),
+        pytest.param("1.29.0", {"labelsBy": "node", "admissionPolicy": "never"}, False, id="risk accepted"),
+    ],
+)
+def test_where_no_policy_limits_a_token_no_pod_on_a_node_has_one(
+    cluster: Cluster, version: str, values: dict[str, str], by_dispatcher: bool
+) -> None:
+    given = {"deploymentMode": "job", "image": {"volume": "never"}, "rbac": values}
+    how = (f"--kube-version={version}", "--values=-", "--namespace=kata")
+    rendered = cluster.helm("template", "kata", str(CHART), *how, text=json.dumps(given)).stdout
+    made = load_manifests(rendered)
+    [files] = [
+        each["data"]
+        for each in made
+        if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "kata-deploy-dispatcher"
+    ]
+    for text in files.values():
+        assert ("labelNodes" in yaml.safe_load(text)) is by_dispatcher
+        assert ("serviceAccountToken" in text) is not by_dispatcher
+    rights = {
+        each["metadata"]["name"].split(".")[0]: {
+            verb
+            for rule in each["rules"]
+            if rule["resources"] == ["nodes"] and rule["apiGroups"] == [""]
+            for verb in rule["verbs"]
+        }
+        for each in made
+        if each["kind"] == "ClusterRole"
+    }
+    assert rights["kata-deploy-labeller"] == (set() if by_dispatcher else {"get", "patch"})
+    has_policies = "kind: ValidatingAdmissionPolicy" in rendered
+    assert ("patch" in rights["kata-deploy-dispatcher"]) is (by_dispatcher or has_policies)
 
 
 @pytest.mark.parametrize(

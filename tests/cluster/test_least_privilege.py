@@ -287,6 +287,7 @@ ONLY_ANNOTATION = (
     f"this account may change only the annotation {SETTER_ANNOTATION} of a Node, and its record, not "
 )
 ONLY_AS_KATA_NODE = "only as the component kata-node"
+TEXTS = "other texts of up to 256 characters"
 NO_NEW_TAINTS = "this account may not add or change taints of a Node"
 ONLY_STARTUP = "this account may remove only the taints of a Node that startupTaints lists"
 ONLY_TAINTS = "this account may change only the taints in a Node's spec, not "
@@ -487,9 +488,18 @@ def test_a_token_that_is_bound_to_no_node_changes_nothing(
             id="related to another Node",
         ),
         pytest.param({"message": "m" * 1025}, "messages of up to 1024 characters", id="a long message"),
+        pytest.param({"action": "a" * 100_000}, TEXTS, id="a long action"),
+        pytest.param({"reportingInstance": "a" * 100_000}, TEXTS, id="a long reporter"),
+        pytest.param({"source": {"component": "kata-node", "host": "a" * 100_000}}, TEXTS, id="a long host"),
+        pytest.param({"type": "a" * 100_000}, TEXTS, id="a long type"),
+        pytest.param(
+            {"metadata": {"generateName": "e.", "namespace": "default", "finalizers": ["example.org/stays"]}},
+            "without labels, annotations and finalizers",
+            id="a finalizer",
+        ),
         pytest.param(
             {"metadata": {"generateName": "a.", "namespace": "default", "annotations": {"a": "n" * 9000}}},
-            "without labels and annotations",
+            "without labels, annotations and finalizers",
             id="annotations",
         ),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import pytest
+
 from cluster.chart_objects import JOB, Document, documents, pods
 from cluster.control_plane import Cluster
 from node.cache import CHECKOUT
@@ -60,6 +62,39 @@ def test_every_container_has_its_row(cluster: Cluster) -> None:
                 assert page.get(name) == found, f"docs/security.md, row of {name}"
                 seen[name] = found
     assert page.keys() == seen.keys()
+
+
+def token_seconds(spec: Document, container: Document) -> int:
+    """Return the life time of the token that a container sees; 0 if it sees none."""
+    assert spec["automountServiceAccountToken"] is False
+    mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
+    found = [
+        source["serviceAccountToken"]["expirationSeconds"]
+        for volume in spec.get("volumes", ())
+        if volume["name"] in mounted
+        for source in volume.get("projected", {}).get("sources", ())
+        if "serviceAccountToken" in source
+    ]
+    return max(found, default=0)
+
+
+@pytest.mark.parametrize("labels_by", ["node", "dispatcher"])
+def test_no_container_with_host_paths_sees_a_token_in_the_mode_job_and_a_token_lasts_minutes(
+    cluster: Cluster, labels_by: str
+) -> None:
+    values = {**EVERYTHING, "rbac": {"labelsBy": labels_by}, "containerRuntime": "auto"}
+    with_token = set()
+    for template in pods(documents(cluster, values, JOB, online=True)).values():
+        spec = template["spec"]
+        paths = {each["name"] for each in spec.get("volumes", ()) if "hostPath" in each}
+        for each in (*spec.get("initContainers", ()), *spec["containers"]):
+            seconds = token_seconds(spec, each)
+            has_paths = bool(paths & {mount["name"] for mount in each.get("volumeMounts", ())})
+            assert not (seconds and has_paths), each["name"]
+            assert seconds in (0, 600)
+            with_token |= {each["name"]} if seconds else set()
+    on_nodes = {"claim", "label", "unlabel", "unclaim"} if labels_by == "node" else set()
+    assert with_token - {"check"} == {"dispatcher", "stop", *on_nodes}
 
 
 def test_only_the_stage_that_removes_the_install_dir_sees_the_directory_above_it(cluster: Cluster) -> None:

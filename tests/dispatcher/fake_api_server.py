@@ -162,11 +162,17 @@ class FakeApiServer:
     ) -> None:
         """Add or replace a Node; taints are ``key:effect``."""
         spec = {"taints": [dict(zip(("key", "effect"), each.split(":"), strict=True)) for each in taints]}
-        metadata = {"name": name, "uid": f"uid-of-{name}", "labels": dict(labels or {})}
+        metadata = {
+            "name": name,
+            "uid": f"uid-of-{name}",
+            "labels": dict(labels or {}),
+            "resourceVersion": str(self.version),
+        }
         info = {"machineID": f"machine-{name}", "odd": [1]} | (
             {"containerRuntimeVersion": runtime} if runtime else {}
         )
-        self.nodes[name] = {"metadata": metadata, "spec": spec, "status": {"nodeInfo": info}}
+        status = {"nodeInfo": info, "conditions": [{"type": "Ready", "status": "True"}]}
+        self.nodes[name] = {"metadata": metadata, "spec": spec, "status": status}
 
     def set_ready(self, name: str, *, ready: bool) -> None:
         """Let a Node become Ready or NotReady."""
@@ -193,8 +199,8 @@ class FakeApiServer:
             self.pod(job, stage, {"terminated": {"exitCode": code, "message": message, "reason": "Error"}})
         self.finish(name, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
 
-    def pod(self, job: Object, stage: str, state: Object) -> None:
-        """Add a Pod to a Job; its container ``stage`` is in ``state``."""
+    def pod(self, job: Object, stage: str, state: Object, **others: Object) -> None:
+        """Add a Pod to a Job; its container ``stage`` is in ``state``, and ``others`` are before it."""
         number = len(self.pods)
         metadata = {
             "name": f"pod-{number}",
@@ -206,7 +212,9 @@ class FakeApiServer:
                 "batch.kubernetes.io/job-name": job["metadata"]["name"],
             },
         }
-        status = {"phase": "Running", "initContainerStatuses": [{"name": stage, "state": state}]}
+        states = [*others.items(), (stage, state)]
+        statuses = [{"name": name.replace("_", "-"), "state": each} for name, each in states]
+        status = {"phase": "Running", "initContainerStatuses": statuses}
         spec = {"nodeName": job["spec"]["template"]["spec"]["nodeName"]}
         self.pods.append({"metadata": metadata, "spec": spec, "status": status})
 
@@ -269,10 +277,7 @@ class FakeApiServer:
                 self.events.append(body)
                 return 201, body
             if method == "PATCH" and path.startswith(f"{NODES}/"):
-                node = self.nodes[path.removeprefix(f"{NODES}/")]["metadata"]
-                for key in ("labels", "annotations"):
-                    node[key] = {**node.get(key, {}), **body["metadata"][key]}
-                return 200, copy.deepcopy(self.nodes[node["name"]])
+                return self._patch_node(self.nodes[path.removeprefix(f"{NODES}/")], body)
             if path.startswith(CONFIG_MAPS):
                 return self._config_map(method, path.removeprefix(CONFIG_MAPS), body)
             name = path.removeprefix(f"{JOBS}/")
@@ -294,6 +299,18 @@ class FakeApiServer:
                 job["metadata"] |= body["metadata"]
                 self._changed("MODIFIED", job)
             return 200, copy.deepcopy(job)
+
+    def _patch_node(self, node: Object, change: Any) -> tuple[int, Object]:
+        metadata = node["metadata"]
+        if change["metadata"].get("resourceVersion") not in (None, metadata["resourceVersion"]):
+            return 409, _status(409, "the object has been modified", "Conflict")
+        for key in ("labels", "annotations"):
+            merged = {**metadata.get(key, {}), **change["metadata"].get(key, {})}
+            metadata[key] = {name: value for name, value in merged.items() if value is not None}
+        node["spec"] |= change.get("spec", {})
+        self.version += 1
+        metadata["resourceVersion"] = str(self.version)
+        return 200, copy.deepcopy(node)
 
     def _config_map(self, method: str, name: str, change: Any) -> tuple[int, Object]:
         found = self.config_maps.get(name)

@@ -189,6 +189,12 @@ BOTH = [{"runtime": "containerd", "template": JOB}, {"runtime": "cri-o", "templa
         ),
         pytest.param({"mark": "a b"}, "mark: ", id="no label"),
         pytest.param({"skipServing": True}, "skipServing: needs the key mark", id="serving without a mark"),
+        pytest.param({"labelNodes": {}}, "labelNodes: needs the key mark", id="labels without a mark"),
+        pytest.param(
+            {"labelNodes": {"timeoutSeconds": 10}, "mark": INSTALLATION_LABEL},
+            "labelNodes.timeoutSeconds: ",
+            id="no time to watch the labels",
+        ),
         pytest.param({"rollout": {"waveSize": 0}}, "rollout.waveSize: expected a number", id="an empty wave"),
         pytest.param({"rollout": {"maxFailures": "200%"}}, "rollout.maxFailures: ", id="more than all"),
         pytest.param({"maxNotReady": "150%"}, "maxNotReady: ", id="more than all that are not ready"),

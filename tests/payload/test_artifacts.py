@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ import payloads
 from kata_node import pipeline
 from kata_node.host.files import Root
 from kata_node.payload import index
+from kata_node.plan import dry_run
 from kata_node.plan.actions import Clients
 from kata_node.plan.context import Options
 from kata_node.plan.report import StageReport
@@ -63,16 +65,17 @@ def no_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
-def run(root: Root, payload: Path, wanted: Settings, stage: Any = artifacts) -> StageReport:
+def run(
+    root: Root, payload: Path, wanted: Settings, stage: Any = artifacts, *, dry: bool = False
+) -> StageReport:
     """Run the stage offline; it fails if it connects to systemd, CRI or API server."""
 
     def unused(*args: object) -> NoReturn:
         raise AssertionError("this stage must only access files")
 
     clients = Clients(root, unused, unused, unused, no_progress)
-    (report,) = pipeline.run(
-        [stage], pipeline.Run(wanted, Options(payload, offline=True), clients, lock_timeout=1)
-    )
+    options = Options(payload, offline=True)
+    (report,) = pipeline.run([stage], pipeline.Run(wanted, options, clients, lock_timeout=1, dry_run=dry))
     return report
 
 
@@ -142,6 +145,31 @@ def test_a_setting_for_the_runtime_alone_does_not_read_the_payload(
 
     monkeypatch.setattr(index, "load", load)
     assert run(root, payload, settings("qemu", user_drop_in="a = 1\n")).outcome == "skipped"
+
+
+def test_only_root_can_read_the_drop_ins_of_the_user_and_a_plan_shows_no_string_of_them(
+    root: Root, payload: Path
+) -> None:
+    values = ShimSettings(drop_in='[hypervisor.qemu]\nkernel_params = "agent.log=hush"\n')
+    mine = replace(MINE, drop_in='[runtime]\nprompt = "hush"\n')
+    wanted = settings("qemu", values=values, custom_runtimes=(mine,))
+    base = root.resolve("/opt/kata")
+
+    def readable_by_others() -> list[Path]:
+        found = (path for path in base.rglob("*") if path.is_file() and b"hush" in path.read_bytes())
+        return [path for path in found if path.stat().st_mode & 0o077]
+
+    shown = dry_run.to_text([run(root, payload, wanted, dry=True)], None, verbose=True)
+    assert shown.count('+kernel_params = "(masked)"') == 1
+    assert shown.count('+prompt = "(masked)"') == 1
+    assert "hush" not in shown
+    assert run(root, payload, wanted).error is None
+    drop_in = base / f"{SHARE}/runtimes/qemu/config.d/50-user-overrides.toml"
+    assert (readable_by_others(), drop_in.stat().st_mode & 0o777) == ([], 0o600)
+    drop_in.chmod(0o644)
+    assert run(root, payload, wanted).outcome == "done"
+    assert readable_by_others() == []
+    assert run(root, payload, wanted).outcome == "skipped"
 
 
 def test_a_drop_in_that_names_a_missing_file_is_noted_in_the_report(root: Root, payload: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_debug_variant_has_its_own_directory_and_the_usual_path_points_to_the_
 def test_drop_ins_are_in_config_d_with_the_time_of_the_configuration() -> None:
     wanted = layout(PAYLOAD, on(RUST, drop_in="a = 1\n"))
     path = f"{RUST.own_dir}/config.d/50-user-overrides.toml"
-    assert wanted[path] == DesiredFile(path, "file", 0o644, 6, 200, sha("a = 1\n"), content=b"a = 1\n")
+    assert wanted[path] == DesiredFile(path, "file", 0o600, 6, 200, sha("a = 1\n"), content=b"a = 1\n")
 
 
 def test_a_custom_runtime_does_not_need_its_shim_to_be_enabled() -> None:

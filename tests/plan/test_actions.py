@@ -103,7 +103,7 @@ def test_a_changed_file_gets_the_given_mode(root: Root, clients: Clients) -> Non
     assert (root.read(MAIN), mode_of(root, MAIN)) == (b"b\n", 0o600)
     assert action.describe() == f"change {MAIN}"
     assert action.effects() == (
-        PathEffect(f"change {MAIN}", MAIN, "change", size=2, before=b"a\n", after=b"b\n"),
+        PathEffect(f"change {MAIN}", MAIN, "change", size=2, before=b"a\n", after=b"b\n", is_secret=True),
     )
 
 

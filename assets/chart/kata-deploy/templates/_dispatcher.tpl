@@ -18,14 +18,14 @@ tolerations.
 {{- end -}}
 
 {{- define "kata-deploy.dispatcher.installTemplates" }}
-{{- $stages := list "host-check" "claim" "artifacts" "cri" "label" -}}
+{{- $stages := ternary (list "host-check" "artifacts" "cri") (list "host-check" "claim" "artifacts" "cri" "label") (not (empty (include "kata-deploy.dispatcherLabels" .))) -}}
 {{- $tolerations := concat (include "kata-deploy.tolerations.install" . | fromJsonArray) (include "kata-deploy.tolerations.nodeConditions" . | fromJsonArray) -}}
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" $tolerations) -}}
 {{- end -}}
 
 {{- /* The Job must run on every node with Kata, so it tolerates all taints. */ -}}
 {{- define "kata-deploy.dispatcher.cleanupTemplates" }}
-{{- $stages := list "unlabel" "revert-cri" "remove-artifacts" "unclaim" -}}
+{{- $stages := ternary (list "revert-cri" "remove-artifacts") (list "unlabel" "revert-cri" "remove-artifacts" "unclaim") (not (empty (include "kata-deploy.dispatcherLabels" .))) -}}
 {{- include "kata-deploy.dispatcher.templates" (dict "root" . "stages" $stages "tolerations" (list (dict "operator" "Exists"))) -}}
 {{- end -}}
 
@@ -100,6 +100,15 @@ unfitNodes: fail
 events: true
 {{- end }}
 mark: {{ include "kata-deploy.installationLabel" $root }}
+{{- if include "kata-deploy.dispatcherLabels" $root }}
+labelNodes:
+  settings: {{ include "kata-deploy.once" (list $root "kata-deploy.node.values") | sha256sum | trunc 12 | quote }}
+  timeoutSeconds: {{ include "kata-deploy.labelTimeout" $root }}
+  {{- with include "kata-deploy.labeller.startupTaints" $root | fromJsonArray }}
+  startupTaints:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
 {{- end -}}
 
 {{- /*
@@ -229,7 +238,8 @@ spec:
 {{- /* The fields of a pod with the image of the dispatcher. Takes the root. */ -}}
 {{- define "kata-deploy.dispatcher.podFields" }}
 restartPolicy: Never
-automountServiceAccountToken: true
+# The token that Kubernetes would mount lasts up to a year, as long as its pod is not deleted.
+automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
@@ -336,7 +346,9 @@ spec:
         - name: config
           mountPath: /etc/kata-dispatcher
           readOnly: true
+        {{- include "kata-deploy.credentialsMount" $root | trim | nindent 8 }}
   volumes:
+    {{- include "kata-deploy.credentialsVolume" (include "kata-deploy.tokenSeconds" $root) | trim | nindent 4 }}
     - name: config
       configMap:
         name: {{ include "kata-deploy.dispatcher.name" $root }}

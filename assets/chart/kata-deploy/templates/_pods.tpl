@@ -35,6 +35,11 @@ the token in seconds.
                 fieldPath: metadata.namespace
 {{- end -}}
 
+{{- /* The life time of a token in seconds, the shortest that Kubernetes allows. The kubelet renews the token of a running pod. */ -}}
+{{- define "kata-deploy.tokenSeconds" -}}
+600
+{{- end -}}
+
 {{- define "kata-deploy.credentialsMount" }}
 - name: credentials
   mountPath: /var/run/secrets/kubernetes.io/serviceaccount
@@ -148,6 +153,12 @@ seccompProfile:
 {{- list "CHOWN" "DAC_OVERRIDE" "FOWNER" | toJson -}}
 {{- end -}}
 
+{{- /* Seconds within which a Node must be Ready, report its handlers and keep its labels. */ -}}
+{{- define "kata-deploy.labelTimeout" -}}
+{{- $ready := (.Values.job).waitNodeReadySeconds -}}
+{{- max 30 (ternary 300 $ready (kindIs "invalid" $ready)) -}}
+{{- end -}}
+
 {{- /* The container of one stage. Takes (list $ "stage" "containerd" or "crio"). */ -}}
 {{- define "kata-deploy.stageContainer" }}
 {{- $root := index . 0 -}}
@@ -161,8 +172,10 @@ seccompProfile:
     {{- include "kata-deploy.kataNodeEnv" $root | trim | nindent 4 }}
     - name: KATA_NODE_EXPECTED_MACHINE_ID
       value: "@MACHINE_ID@"
+    {{- if not (include "kata-deploy.dispatcherLabels" $root) }}
     - name: KATA_NODE_REPORTS
       value: /run/reports
+    {{- end }}
     {{- /* The Secret with containerd's drop-in is for the stages that check and write it. CRI-O has no such drop-in. */ -}}
     {{- $secret := and (include "kata-deploy.userDropIn.secret" $root) (has $stage (list "host-check" "cri")) (ne (index . 2) "crio") }}
     {{- if $secret }}
@@ -177,10 +190,9 @@ seccompProfile:
     {{- include "kata-deploy.runningPodsEnv" $root | trim | nindent 4 }}
     {{- end }}
     {{- if eq $stage "label" }}
-    {{- $ready := ($root.Values.job).waitNodeReadySeconds }}
     # The labels must also stay unchanged for a while.
     - name: KATA_NODE_LABEL_TIMEOUT
-      value: {{ max 30 (ternary 300 $ready (kindIs "invalid" $ready)) | quote }}
+      value: {{ include "kata-deploy.labelTimeout" $root | quote }}
     {{- end }}
     {{- if $paths }}
     - name: KATA_NODE_HOST_ROOT
@@ -203,8 +215,10 @@ seccompProfile:
     - name: values
       mountPath: /etc/kata-node
       readOnly: true
+    {{- if not (include "kata-deploy.dispatcherLabels" $root) }}
     - name: reports
       mountPath: /run/reports
+    {{- end }}
     {{- if $secret }}
     {{- include "kata-deploy.userDropIn.mount" $root | nindent 4 }}
     {{- end }}
@@ -311,9 +325,11 @@ spec:
         {{- include "kata-deploy.stageContainer" (list $root (last .stages) $runtime) | trim | nindent 8 }}
       volumes:
         {{- include "kata-deploy.valuesVolume" $root | trim | nindent 8 }}
-        {{- include "kata-deploy.credentialsVolume" 3600 | trim | nindent 8 }}
+        {{- if not (include "kata-deploy.dispatcherLabels" $root) }}
+        {{- include "kata-deploy.credentialsVolume" (include "kata-deploy.tokenSeconds" $root) | trim | nindent 8 }}
         - name: reports
           emptyDir: {}
+        {{- end }}
         {{- if and (include "kata-deploy.userDropIn.secret" $root) (has "cri" .stages) (ne $runtime "crio") }}
         {{- include "kata-deploy.userDropIn.volume" $root | nindent 8 }}
         {{- end }}

@@ -16,7 +16,7 @@ to them. Otherwise the render fails at once.
 {{- /* Makes every check of the values, also those of templates that need the value. */ -}}
 {{- define "kata-deploy.checkAll" -}}
 {{- $job := .Values.job | default dict -}}
-{{- $parts := list "checkValues" "checkConflicts" "state" "tolerations.install" "admission.hasPolicies" "hasPayloadVolume" "userDropIn.digest" "runtimeClasses" "verification" -}}
+{{- $parts := list "checkValues" "checkConflicts" "state" "tolerations.install" "labelsBy" "admission.hasPolicies" "hasPayloadVolume" "userDropIn.digest" "runtimeClasses" "verification" -}}
 {{- $images := dict "image" .Values.image -}}
 {{- $dispatcher := false -}}
 {{- if include "kata-deploy.nodeReference" . -}}
