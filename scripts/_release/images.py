@@ -1,0 +1,70 @@
+"""The images of the program and of the dispatcher, each as an OCI layout with one index."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _release.commands import output, run
+from _release.errors import ReleaseError
+from _release.oci import Layout
+from _release.source import Source
+
+TARGETS: Mapping[str, str] = {"kata-node": "", "kata-deploy-job-dispatcher": "dispatcher"}
+"""The images -> the target of the Containerfile."""
+
+DEFAULT_BASES = ("docker.io/library/debian:trixie-slim", "localhost/kata-node-base:trixie")
+"""The base images that scripts/image uses: pulled, or made where it cannot be pulled."""
+
+ARCHITECTURES = ("amd64", "arm64")
+"""The architectures for which all libraries have wheels."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the builder may choose; an empty ``base`` is the one that scripts/image chooses."""
+
+    architectures: Sequence[str] = ARCHITECTURES
+    base: str = ""
+    apt_sources: Path | None = None
+
+
+def build(export: Path, source: Source, options: BuildOptions, directory: Path) -> dict[str, Layout]:
+    """Build the images into ``directory``, and return the layout of each."""
+    return {name: _build(export, source, options, name, Layout(directory / name)) for name in sorted(TARGETS)}
+
+
+def _build(export: Path, source: Source, options: BuildOptions, name: str, layout: Layout) -> Layout:
+    unique = f"localhost/{name}-release-{os.getpid()}"
+    tags = [f"{unique}:{architecture}" for architecture in options.architectures]
+    try:
+        for architecture, tag in zip(options.architectures, tags, strict=True):
+            run(
+                *(sys.executable, export / "scripts/image", f"--tag={tag}", f"--target={TARGETS[name]}"),
+                *(f"--architecture={architecture}", f"--timestamp={source.epoch}", "--debian-pins"),
+                *([f"--base={options.base}"] if options.base else []),
+                *([f"--apt-sources={options.apt_sources}"] if options.apt_sources else []),
+                hint="If a pinned Debian package is not found, run `scripts/lock --debian` and commit the "
+                "result, or name a snapshot of Debian with --apt-sources",
+            )
+        run("buildah", "manifest", "create", unique, *tags)
+        run("buildah", "manifest", "push", "--all", unique, f"oci:{layout.directory}:{source.version}")
+    finally:
+        for tag in (unique, *tags):
+            with contextlib.suppress(ReleaseError):
+                output("buildah", "rmi", tag)
+    return layout
+
+
+def bases(base: str) -> list[dict[str, Any]]:
+    """Return the base image as a material: ``base``, or the one that scripts/image has chosen."""
+    for name in [base] if base else DEFAULT_BASES:
+        with contextlib.suppress(ReleaseError):
+            digest = output("buildah", "inspect", "--type=image", "--format={{.FromImageDigest}}", name)
+            return [{"name": "base image", "uri": f"docker://{name}", "digest": dict([digest.split(":")])}]
+    raise ReleaseError(f"buildah has no base image {base}", "name it with --base")
