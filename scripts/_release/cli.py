@@ -52,7 +52,11 @@ def main(arguments: Sequence[str] | None = None, *, description: str = "") -> in
                 "a signature names the place of the image, which is not known", "give --registry or --push"
             )
         build = images.BuildOptions(
-            options.architecture or images.ARCHITECTURES, options.base, options.apt_sources
+            options.architecture or images.ARCHITECTURES,
+            options.base,
+            options.apt_sources,
+            options.check,
+            options.no_cache,
         )
         request = Request(released, options.push or options.registry, build, key)
         if not directory.exists():
@@ -105,6 +109,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         choices=images.ARCHITECTURES,
         help=f"architecture of the images; repeatable (default: {', '.join(images.ARCHITECTURES)})",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="run the images, those of other architectures with qemu; needs root",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="build all layers again")
     parser.add_argument("--base", default="", help="base image of the build, best by its digest")
     parser.add_argument(
         "--apt-sources", type=Path, help="more sources of Debian packages, for example a snapshot"

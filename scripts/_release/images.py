@@ -32,6 +32,8 @@ class BuildOptions:
     architectures: Sequence[str] = ARCHITECTURES
     base: str = ""
     apt_sources: Path | None = None
+    check: bool = False
+    no_cache: bool = False
 
 
 def build(export: Path, source: Source, options: BuildOptions, directory: Path) -> dict[str, Layout]:
@@ -47,6 +49,8 @@ def _build(export: Path, source: Source, options: BuildOptions, name: str, layou
             run(
                 *(sys.executable, export / "scripts/image", f"--tag={tag}", f"--target={TARGETS[name]}"),
                 *(f"--architecture={architecture}", f"--timestamp={source.epoch}", "--debian-pins"),
+                *(["--check"] if options.check else []),
+                *(["--no-cache"] if options.no_cache else []),
                 *([f"--base={options.base}"] if options.base else []),
                 *([f"--apt-sources={options.apt_sources}"] if options.apt_sources else []),
                 hint="If a pinned Debian package is not found, run `scripts/lock --debian` and commit the "

@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+from packageurl import PackageURL
 
 from _release.checksums import sha256
 from _release.source import Source
@@ -68,7 +71,7 @@ def debian(pins: str) -> list[dict[str, Any]]:
     """Return the packages of requirements/debian.txt as materials."""
     return [
         {
-            "uri": f"pkg:deb/debian/{name}@{version}?arch={architecture}",
+            "uri": PackageURL("deb", "debian", name, unquote(version), {"arch": architecture}).to_string(),
             "digest": {"sha256": digest},
         }
         for digest, name, version, architecture in _PINNED.findall(pins)

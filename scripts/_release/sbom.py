@@ -11,7 +11,7 @@ from email.parser import HeaderParser
 from importlib.metadata import distributions
 from pathlib import Path, PurePosixPath
 
-from cyclonedx.factory.license import LicenseFactory
+from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import Property
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType

@@ -11,12 +11,13 @@ from urllib.parse import urlsplit, urlunsplit
 from _release.commands import output
 from _release.errors import ReleaseError
 
+_SCP = re.compile(r"^([\w.-]+@[\w.-]+):(?!/)(.+)$")
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A commit: its version, its full hash, its time in seconds, and its repository's public URL or ``""``."""
+    """A commit: its version, its full hash, its time in seconds, and its public URL or ``""``."""
 
     version: str
     commit: str
@@ -78,7 +79,7 @@ def remote(checkout: Path) -> str:
 
 def public_url(url: str) -> str:
     """Return ``url`` without credentials, or ``""`` if it is a path or a URL of this machine."""
-    parts = urlsplit(url)
+    parts = urlsplit(_SCP.sub(r"ssh://\1/\2", url))
     if parts.scheme not in ("https", "http", "ssh", "git") or not parts.hostname:
         return ""
     host = parts.hostname + (f":{parts.port}" if parts.port else "")

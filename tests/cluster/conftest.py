@@ -23,10 +23,11 @@ from node.debian_node import Node
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this directory ``cluster``, and ``commands`` because they start programs."""
+    """Mark every test of this directory ``cluster`` or ``release``, and ``commands``: they start programs."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.cluster)
+            if item.get_closest_marker("release") is None:
+                item.add_marker(pytest.mark.cluster)
             item.add_marker(pytest.mark.commands)
 
 
@@ -90,11 +91,13 @@ def needs_nodes(machine: None) -> None:
 
 
 @contextmanager
-def boot_joined_node(name: str, *others: str, scheduler: bool = False) -> Iterator[JoinedNode]:
+def boot_joined_node(
+    name: str, *others: str, scheduler: bool = False, containerd: str = ""
+) -> Iterator[JoinedNode]:
     """Boot a node in a new cluster; the nodes ``others`` may join the cluster later."""
     with (
         Cluster.start(users=kubelets_user(name, *others), scheduler=scheduler) as cluster,
-        Node.boot(name=name, packages=images.PACKAGES) as node,
+        Node.boot(name=name, packages=images.PACKAGES, containerd=containerd) as node,
         JoinedNode(cluster, node) as joined,
     ):
         yield joined
