@@ -88,6 +88,7 @@ def artifact(archive: Path, source: Source, layout: Layout) -> str:
     created = datetime.fromtimestamp(source.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     config = layout.write(_CONFIG, json.dumps(metadata, sort_keys=True).encode())
     annotations = {
+        **metadata.get("annotations", {}),
         "org.opencontainers.image.created": created,
         "org.opencontainers.image.description": metadata["description"],
         "org.opencontainers.image.title": metadata["name"],
