@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,11 @@ class BuildOptions:
 
 def build(export: Path, source: Source, options: BuildOptions, directory: Path) -> dict[str, Layout]:
     """Build the images into ``directory``, and return the layout of each."""
-    return {name: _build(export, source, options, name, Layout(directory / name)) for name in sorted(TARGETS)}
+    layouts = {}
+    for name in TARGETS:
+        layouts[name] = _build(export, source, options, name, Layout(directory / name))
+        options = replace(options, no_cache=False)  # the images have their first layers in common
+    return layouts
 
 
 def _build(export: Path, source: Source, options: BuildOptions, name: str, layout: Layout) -> Layout:
@@ -56,6 +60,7 @@ def _build(export: Path, source: Source, options: BuildOptions, name: str, layou
                 hint="If a pinned Debian package is not found, run `scripts/lock --debian` and commit the "
                 "result, or name a snapshot of Debian with --apt-sources",
             )
+        layout.directory.mkdir(parents=True)
         run("buildah", "manifest", "create", unique, *tags)
         run("buildah", "manifest", "push", "--all", unique, f"oci:{layout.directory}:{source.version}")
     finally:
