@@ -46,27 +46,22 @@ def build(export: Path, source: Source, options: BuildOptions, directory: Path) 
 
 
 def _build(export: Path, source: Source, options: BuildOptions, name: str, layout: Layout) -> Layout:
-    unique = f"localhost/{name}-release-{os.getpid()}"
-    tags = [f"{unique}:{architecture}" for architecture in options.architectures]
-    try:
-        for architecture, tag in zip(options.architectures, tags, strict=True):
-            run(
-                *(sys.executable, export / "scripts/image", f"--tag={tag}", f"--target={TARGETS[name]}"),
-                *(f"--architecture={architecture}", f"--timestamp={source.epoch}", "--debian-pins"),
-                *(["--check"] if options.check else []),
-                *(["--no-cache"] if options.no_cache else []),
-                *([f"--base={options.base}"] if options.base else []),
-                *([f"--apt-sources={options.apt_sources}"] if options.apt_sources else []),
-                hint="If a pinned Debian package is not found, run `scripts/lock --debian` and commit the "
-                "result, or name a snapshot of Debian with --apt-sources",
-            )
-        layout.directory.mkdir(parents=True)
-        run("buildah", "manifest", "create", unique, *tags)
-        run("buildah", "manifest", "push", "--all", unique, f"oci:{layout.directory}:{source.version}")
-    finally:
-        for tag in (unique, *tags):
-            with contextlib.suppress(ReleaseError):
-                output("buildah", "rmi", tag)
+    layout.directory.mkdir(parents=True)
+    for architecture in options.architectures:
+        tag = f"localhost/{name}-release-{os.getpid()}:{architecture}"
+        run(
+            *(sys.executable, export / "scripts/image", f"--tag={tag}", f"--target={TARGETS[name]}"),
+            *(f"--architecture={architecture}", f"--timestamp={source.epoch}", "--debian-pins"),
+            *(["--check"] if options.check else []),
+            *(["--no-cache"] if options.no_cache else []),
+            *([f"--base={options.base}"] if options.base else []),
+            *([f"--apt-sources={options.apt_sources}"] if options.apt_sources else []),
+            hint="If a pinned Debian package is not found, run `scripts/lock --debian` and commit the "
+            "result, or name a snapshot of Debian with --apt-sources",
+        )
+        run("buildah", "push", "--format=oci", tag, f"oci:{layout.directory}:{architecture}")
+        run("buildah", "rmi", tag)
+    layout.name({source.version: layout.write_index(layout.named())})
     return layout
 
 

@@ -50,6 +50,17 @@ class Layout:
             manifest["annotations"] = annotations
         return self.write(MANIFEST, encoded(manifest))
 
+    def write_index(self, images: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Write an index of images (architecture -> descriptor), and return its descriptor."""
+        manifests = [
+            {
+                **{key: image[key] for key in ("mediaType", "digest", "size")},
+                "platform": {"os": "linux", "architecture": architecture},
+            }
+            for architecture, image in sorted(images.items())
+        ]
+        return self.write(INDEX, encoded({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}))
+
     def name(self, manifests: Mapping[str, Mapping[str, Any]]) -> None:
         """Give manifests their names (name -> descriptor); no other manifest has a name then."""
         named = [{**each, "annotations": {NAME: name}} for name, each in sorted(manifests.items())]
@@ -65,10 +76,14 @@ class Layout:
         """Return the path of a blob."""
         return self.directory / "blobs" / digest.replace(":", "/")
 
+    def named(self) -> dict[str, dict[str, Any]]:
+        """Return the named manifests: name -> descriptor."""
+        index = json.loads((self.directory / "index.json").read_bytes())
+        return {each["annotations"][NAME]: each for each in index["manifests"]}
+
     def names(self) -> dict[str, str]:
         """Return the named manifests: name -> digest."""
-        index = json.loads((self.directory / "index.json").read_bytes())
-        return {each["annotations"][NAME]: each["digest"] for each in index["manifests"]}
+        return {name: each["digest"] for name, each in self.named().items()}
 
     def images(self, digest: str) -> dict[str, str]:
         """Return the images of an index: architecture -> digest of the manifest. A manifest has none."""
