@@ -56,6 +56,8 @@ class Repository:
     def git(self, *arguments: str) -> None:
         who = {"GIT_AUTHOR_NAME": "A", "GIT_COMMITTER_NAME": "A"}
         who |= {"GIT_AUTHOR_EMAIL": "a@example.org", "GIT_COMMITTER_EMAIL": "a@example.org"}
+        # Always the same time, so that the next run of the tests finds the first layers in buildah's cache.
+        who |= {"GIT_AUTHOR_DATE": "2026-11-30T09:00:00Z", "GIT_COMMITTER_DATE": "2026-11-30T09:00:00Z"}
         subprocess.run(["git", *arguments], cwd=self.directory, env={**os.environ, **who}, check=True)
 
     def commit(self, version: str) -> None:
