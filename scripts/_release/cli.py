@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None, *, description: str = "") -> in
     try:
         directory = options.output or CHECKOUT / "dist" / f"kata-node-{options.version}"
         require_place(options.push or options.registry)
+        require(["git", *(["skopeo"] if options.push else [])])
         released = source.released(CHECKOUT, options.version)
         key = Key.read(options.key) if options.key else None
         if key and not (options.push or options.registry):
@@ -68,7 +69,6 @@ def main(arguments: Sequence[str] | None = None, *, description: str = "") -> in
                 f"{directory} exists", "remove it, push it with --push, or name another with --output"
             )
         if options.push:
-            require(["skopeo"])
             publish.push(directory, options.push, plain_http=options.plain_http)
             print(f"\n{options.version} is in {options.push}")
     except ReleaseError as error:
@@ -149,7 +149,7 @@ def require_same(request: Request, directory: Path) -> None:
 
 def make(request: Request, directory: Path) -> None:
     """Make the release in a directory beside ``directory``, and rename it when it is complete."""
-    require(["git", "buildah", "helm"])
+    require(["buildah", "helm"])
     chart.require_helm()
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as name:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from _release import chart, checksums, provenance, sbom, signatures, source
+from _release import chart, checksums, cli, images, provenance, sbom, signatures, source
 from _release.errors import ReleaseError
 from _release.oci import Layout
 from _release.signatures import Key
@@ -234,6 +235,33 @@ def test_another_key_is_refused_with_the_command_that_makes_one(
     with pytest.raises(ReleaseError, match=says) as refused:
         Key.read(tmp_path / "key")
     assert "openssl genpkey" in str(refused.value)
+
+
+def release_in(directory: Path, registry: str, key: Key) -> Path:
+    """Write what :func:`cli.require_same` reads of a release."""
+    parameters = {"registry": registry}
+    statement = provenance.statement(SOURCE, {}, parameters, [], {})
+    (directory / cli.PROVENANCE).write_text(json.dumps(statement))
+    (directory / cli.PUBLIC_KEY).write_bytes(key.public())
+    checksums.write(directory)
+    return directory
+
+
+def test_only_the_same_release_is_pushed_without_making_it_again(tmp_path: Path, key: Key) -> None:
+    directory = release_in(tmp_path, "registry.example.org", key)
+    wanted = cli.Request(SOURCE, "registry.example.org", images.BuildOptions(), key)
+    cli.require_same(wanted, directory)
+    other_key = Key(ec.generate_private_key(ec.SECP256R1()))
+    for other, says in (
+        (replace(wanted, source=replace(SOURCE, commit="e" * 40)), "another commit"),
+        (replace(wanted, registry="mirror.example.org"), "another registry"),
+        (replace(wanted, key=other_key), "not signed with this key"),
+    ):
+        with pytest.raises(ReleaseError, match=says):
+            cli.require_same(other, directory)
+    (directory / "added").write_text("")
+    with pytest.raises(ReleaseError, match="not as it was made"):
+        cli.require_same(wanted, directory)
 
 
 @pytest.fixture
