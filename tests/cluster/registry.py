@@ -15,7 +15,13 @@ from urllib.request import urlopen
 from cluster.joined_node import JoinedNode
 from node.commands import wait_until
 
-PROGRAMS = {"docker-registry": "docker-registry", "skopeo": "skopeo", "openssl": "openssl", "git": "git"}
+PROGRAMS = {
+    "docker-registry": "docker-registry",
+    "git": "git",
+    "openssl": "openssl",
+    "qemu-aarch64-static": "qemu-user-static",
+    "skopeo": "skopeo",
+}
 """The programs that the tests of a release use -> the Debian package of each."""
 
 
