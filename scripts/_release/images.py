@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +47,8 @@ def build(export: Path, source: Source, options: BuildOptions, directory: Path) 
 def _build(export: Path, source: Source, options: BuildOptions, name: str, layout: Layout) -> Layout:
     layout.directory.mkdir(parents=True)
     for architecture in options.architectures:
-        tag = f"localhost/{name}-release-{os.getpid()}:{architecture}"
+        # buildah writes this name into the history of the image, so it is the same in every run.
+        tag = f"localhost/{name}:{source.version}-{architecture}"
         run(
             *(sys.executable, export / "scripts/image", f"--tag={tag}", f"--target={TARGETS[name]}"),
             *(f"--architecture={architecture}", f"--timestamp={source.epoch}", "--debian-pins"),
