@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -105,8 +106,7 @@ class Published:
         """Return the digest of an image in the registry."""
         show = ["skopeo", "inspect", "--tls-verify=false", "--raw", f"docker://{self.place}/{name}:{version}"]
         raw = subprocess.run(show, capture_output=True, check=True).stdout
-        digest = subprocess.run(["sha256sum"], input=raw, capture_output=True, check=True).stdout
-        return f"sha256:{digest.decode().split()[0]}"
+        return f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def node(published: Published, needs_nodes: None, tmp_path: Path) -> Iterator[Jo
         yield joined
 
 
-def running_images(joined: JoinedNode) -> set[str]:
+def pulled_images(joined: JoinedNode) -> set[str]:
     """Return the images that the node has pulled from the registry, by their digests."""
     done = joined.node.run(["ctr", "--namespace=k8s.io", "images", "list", "--quiet"])
     return {line for line in done.stdout.splitlines() if "@sha256:" in line and line.startswith("127.")}
@@ -223,16 +223,15 @@ def test_a_release_is_installed_from_the_registry_upgraded_and_uninstalled(
     assert prepared.handlers == HANDLERS
     assert prepared.labels["katacontainers.io/kata-runtime"] == "true"
     pulled = {f"{published.place}/{name}@{published.digest(name)}" for name in IMAGES}
-    assert pulled <= running_images(node)
+    assert pulled <= pulled_images(node)
 
     published.repository.commit(VERSIONS[1])
     published.publish(VERSIONS[1], "--architecture=amd64")
-    before, invocation = prepared.snapshot(), prepared.invocation
+    invocation = prepared.invocation
     helm("upgrade", VERSIONS[1])
-    assert f"{published.place}/kata-node@{published.digest('kata-node', VERSIONS[1])}" in running_images(node)
+    assert f"{published.place}/kata-node@{published.digest('kata-node', VERSIONS[1])}" in pulled_images(node)
     assert prepared.handlers == HANDLERS
-    assert prepared.invocation == invocation
-    assert before
+    assert prepared.invocation == invocation  # the payload is the same, so containerd was not restarted
 
     node.cluster.helm("uninstall", "kata-deploy", *where)
     assert prepared.is_clean
