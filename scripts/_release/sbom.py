@@ -54,8 +54,16 @@ def unpack(layout: Layout, digest: str, root: Path) -> None:
                     raise ReleaseError(
                         f"a layer of {digest} removes {path}", "let the image be one layer: COPY into scratch"
                     )
-                if path.parent == STATUS or path == OS_RELEASE or _is_metadata(path):
-                    tar.extract(entry, root, filter="data")
+                content = tar.extractfile(entry) if entry.isfile() and _tells_packages(path) else None
+                if content is not None:
+                    (root / path).parent.mkdir(parents=True, exist_ok=True)
+                    (root / path).write_bytes(content.read())
+
+
+def _tells_packages(path: PurePosixPath) -> bool:
+    if ".." in path.parts or path.is_absolute():
+        return False
+    return path.parent == STATUS or path == OS_RELEASE or _is_metadata(path)
 
 
 def _is_metadata(path: PurePosixPath) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -91,7 +90,8 @@ def export(checkout: Path, source: Source, directory: Path) -> Path:
     archive = directory.with_suffix(".tar")
     command = ("git", "-c", "tar.umask=022", "archive", "--format=tar", f"--output={archive}", source.commit)
     output(*command, directory=checkout)
-    with tarfile.open(archive) as tar:
-        tar.extractall(directory, filter="tar")
+    directory.mkdir()
+    extract = ("tar", "--extract", "--no-same-owner", "--preserve-permissions")
+    output(*extract, f"--file={archive}", f"--directory={directory}")
     archive.unlink()
     return directory
