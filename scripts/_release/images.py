@@ -61,8 +61,16 @@ def _build(export: Path, source: Source, options: BuildOptions, name: str, layou
         )
         run("buildah", "push", "--format=oci", tag, f"oci:{layout.directory}:{architecture}")
         run("buildah", "rmi", tag)
-    layout.name({source.version: layout.write_index(layout.named())})
+    images = {name: _without_annotations(layout, found) for name, found in layout.names().items()}
+    layout.name({source.version: layout.write_index(images)})
     return layout
+
+
+def _without_annotations(layout: Layout, digest: str) -> dict[str, Any]:
+    """Write the manifest again without what buildah adds: the digest of its own image before the last step."""
+    manifest = layout.read(digest)
+    layout.blob(digest).unlink()
+    return layout.write_manifest(manifest["config"], manifest["layers"])
 
 
 def bases(base: str) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ class Layout:
         """Write an index of images (architecture -> descriptor), and return its descriptor."""
         manifests = [
             {
-                **{key: image[key] for key in ("mediaType", "digest", "size")},
+                **image,
                 "platform": {"os": "linux", "architecture": architecture},
             }
             for architecture, image in sorted(images.items())
@@ -76,14 +76,10 @@ class Layout:
         """Return the path of a blob."""
         return self.directory / "blobs" / digest.replace(":", "/")
 
-    def named(self) -> dict[str, dict[str, Any]]:
-        """Return the named manifests: name -> descriptor."""
-        index = json.loads((self.directory / "index.json").read_bytes())
-        return {each["annotations"][NAME]: each for each in index["manifests"]}
-
     def names(self) -> dict[str, str]:
         """Return the named manifests: name -> digest."""
-        return {name: each["digest"] for name, each in self.named().items()}
+        index = json.loads((self.directory / "index.json").read_bytes())
+        return {each["annotations"][NAME]: each["digest"] for each in index["manifests"]}
 
     def images(self, digest: str) -> dict[str, str]:
         """Return the images of an index: architecture -> digest of the manifest. A manifest has none."""
