@@ -67,7 +67,7 @@ def _build(export: Path, source: Source, options: BuildOptions, name: str, layou
 
 
 def _without_annotations(layout: Layout, digest: str) -> dict[str, Any]:
-    """Write the manifest again without what buildah adds: the digest of its own image before the last step."""
+    """Write the manifest again without the digest of the image before the last step, which buildah adds."""
     manifest = layout.read(digest)
     layout.blob(digest).unlink()
     return layout.write_manifest(manifest["config"], manifest["layers"])
