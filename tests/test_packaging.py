@@ -197,11 +197,21 @@ def test_the_image_with_a_payload_adds_only_the_payload_and_its_manifest() -> No
     assert stages()[""] == [("FROM", chosen)]
 
 
-def test_a_compiler_is_installed_only_in_the_build_stage() -> None:
+def test_a_compiler_is_installed_only_in_the_stage_of_the_packages() -> None:
     compilers = re.compile(r"\b(gcc|g\+\+|clang|build-essential|make|binutils)\b")
     assert [name for name, lines in stages().items() if any(compilers.search(rest) for _, rest in lines)] == [
-        "build"
+        "packages"
     ]
+
+
+def test_the_debian_packages_of_the_image_are_pinned_for_each_architecture_of_a_release() -> None:
+    [names] = re.findall(r'packages="([^"]+)"', (CHECKOUT / "Containerfile").read_text())
+    pinned = (CHECKOUT / "requirements/debian.txt").read_text()
+    python = re.findall(r" (python3\.\d+)-minimal_", pinned)[0]
+    wanted = set(re.sub(r"\\\n", " ", names).replace("$python", python).split())
+    for architecture in ("amd64", "arm64"):
+        found = re.findall(rf"^[0-9a-f]{{64}}  ([^_]+)_[^_]+_{architecture}\.deb$", pinned, re.MULTILINE)
+        assert set(found) == wanted, "run scripts/lock --debian"
 
 
 def test_the_files_of_the_image_build_exist_and_are_not_ignored() -> None:

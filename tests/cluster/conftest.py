@@ -24,7 +24,7 @@ from node.debian_node import Node
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this directory ``cluster``, and ``commands`` because they start programs.
+    """Mark every test of this directory ``cluster`` or ``release``, and ``commands``: they start programs.
 
     Files with real nodes alternate with the others, from the largest to the smallest. The former mostly wait,
     and the latter compute, so that tests which run side by side use the machine evenly.
@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.cluster)
+            if item.get_closest_marker("release") is None:
+                item.add_marker(pytest.mark.cluster)
             item.add_marker(pytest.mark.commands)
             files.setdefault(item.path, []).append(item)
     largest_first = sorted(files.values(), key=len, reverse=True)
@@ -107,11 +108,13 @@ def needs_nodes(machine: None) -> None:
 
 
 @contextmanager
-def boot_joined_node(name: str, *others: str, scheduler: bool = False) -> Iterator[JoinedNode]:
+def boot_joined_node(
+    name: str, *others: str, scheduler: bool = False, containerd: str = ""
+) -> Iterator[JoinedNode]:
     """Boot a node in a new cluster; the nodes ``others`` may join the cluster later."""
     with (
         Cluster.start(users=kubelets_user(name, *others), scheduler=scheduler) as cluster,
-        Node.boot(name=name, packages=images.PACKAGES) as node,
+        Node.boot(name=name, packages=images.PACKAGES, containerd=containerd) as node,
         JoinedNode(cluster, node) as joined,
     ):
         yield joined
