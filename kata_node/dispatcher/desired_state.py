@@ -29,6 +29,8 @@ APPLYING_MANAGERS = ("kubectl", "argocd", "kustomize-controller")
 
 class _ManagedFields(msgspec.Struct):
     manager: str = ""
+    operation: str = ""
+    subresource: str = ""
 
 
 class _JobMetadata(ObjectMeta):
@@ -53,6 +55,8 @@ class JobOrigin:
     annotations: Mapping[str, str]
     managers: Collection[str]
     """The field managers of the Job."""
+    appliers: Collection[str] = ()
+    """Those among them that have applied the Job on the server's side."""
 
     @property
     def is_helm_hook(self) -> bool:
@@ -61,6 +65,8 @@ class JobOrigin:
             HELM_HOOK_ANNOTATION in self.annotations
             and not any(key in self.annotations for key in APPLIED_ANNOTATIONS)
             and not any(manager.startswith(APPLYING_MANAGERS) for manager in self.managers)
+            # helm, too, can apply on the server's side. Other programs may have any name there.
+            and all("helm" in manager.lower() for manager in self.appliers)
         )
 
 
@@ -123,7 +129,9 @@ def _read_origin(api: ApiClient, config: Config, owner: Owner) -> JobOrigin | No
     metadata = msgspec.json.decode(content, type=_Job).metadata
     if metadata.uid != owner.uid:
         return None
-    return JobOrigin(metadata.annotations, [each.manager for each in metadata.managed_fields])
+    managed = [each for each in metadata.managed_fields if not each.subresource]
+    appliers = [each.manager for each in managed if each.operation == "Apply"]
+    return JobOrigin(metadata.annotations, [each.manager for each in managed], appliers)
 
 
 def get_object(api: ApiClient, path: str, what: str) -> bytes | None:

@@ -17,7 +17,7 @@ from _release.source import Source
 TARGETS: Mapping[str, str] = {"kata-node": "", "kata-deploy-job-dispatcher": "dispatcher"}
 """The images -> the target of the Containerfile."""
 
-DEFAULT_BASES = ("docker.io/library/debian:trixie-slim", "localhost/kata-node-base:trixie")
+DEFAULT_BASES = ("debian:trixie-slim", "localhost/kata-node-base:trixie")
 """The base images that scripts/image uses: pulled, or made where it cannot be pulled."""
 
 ARCHITECTURES = ("amd64", "arm64")

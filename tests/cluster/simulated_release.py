@@ -94,9 +94,9 @@ class SimulatedRelease:
         """Return the manifests that tools without helm's hooks apply."""
         return self.helm("template", f"--kube-version={self.cluster.kubernetes}", **values)
 
-    def apply(self, manifests: str) -> None:
+    def apply(self, manifests: str, *options: str) -> None:
         """Apply manifests as ordinary objects, and wait until all dispatchers have ended."""
-        self.cluster.kubectl("apply", "--filename=-", text=manifests)
+        self.cluster.kubectl("apply", *options, "--filename=-", text=manifests)
         try:
             wait_until(self._is_settled, "all dispatchers have ended")
         except NodeError as error:

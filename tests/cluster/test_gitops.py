@@ -101,12 +101,13 @@ def test_an_apply_on_a_release_of_helm_takes_nothing_away(release: SimulatedRele
     # A rendering with the cluster has helm's hooks.
     with_hooks = release.helm("template", "--dry-run=server")
     assert "kata-deploy-cleanup-dispatcher" in with_hooks
-    release.apply(with_hooks)
-    assert "says that Kata is wanted on the nodes" in release.logs["kata-deploy-cleanup-dispatcher"]
-    assert actions(release) == {"install": NODES}
-    assert "STATUS: deployed" in release.helm("status")
+    for how in ((), ("--server-side", "--force-conflicts", "--field-manager=ci")):
+        release.apply(with_hooks, *how)
+        assert "says that Kata is wanted on the nodes" in release.logs.pop("kata-deploy-cleanup-dispatcher")
+        assert actions(release) == {"install": NODES}
+        assert "STATUS: deployed" in release.helm("status")
+        release.kubectl("delete", "job", "kata-deploy-cleanup-dispatcher")
 
-    release.kubectl("delete", "job", "kata-deploy-cleanup-dispatcher")
     release.helm("uninstall")
     assert actions(release) == {"install": NODES, "cleanup": NODES}
     assert release.labeled == set()

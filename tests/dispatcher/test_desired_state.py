@@ -44,6 +44,16 @@ def state(wanted: str | None, *, helm: bool = True, deleting: bool = False) -> S
         pytest.param("cleanup", state("present"), BY_HELM, True, id="helm uninstall"),
         pytest.param("cleanup", state(None), BY_HELM, True, id="helm uninstall of an older release"),
         pytest.param("cleanup", state("present"), JobOrigin(HOOK, ["helm-controller"]), True, id="Flux"),
+        pytest.param(
+            "cleanup", state("present"), JobOrigin(HOOK, ["helm"], ["helm"]), True, id="helm applies it"
+        ),
+        pytest.param(
+            "cleanup",
+            state("present"),
+            JobOrigin(HOOK, ["ci"], ["ci"]),
+            False,
+            id="another program applies it",
+        ),
         pytest.param("cleanup", state("present"), None, False, id="no Job of its own"),
         pytest.param("cleanup", state("present", helm=False), BY_HELM, False, id="helm does not manage it"),
         pytest.param("cleanup", state("present"), JobOrigin({}, ["helm"]), False, id="not a hook"),
@@ -96,10 +106,23 @@ def test_an_applied_cleanup_leaves_the_nodes_and_other_dispatchers_alone(api: Fa
     assert "says that Kata is wanted on the nodes; to remove Kata, set" in progress.summary(result)
 
 
-def test_the_cleanup_of_helm_uninstall_works(api: FakeApiServer) -> None:
+def test_a_cleanup_that_another_program_applies_on_the_servers_side_changes_nothing(
+    api: FakeApiServer,
+) -> None:
     api.node("n")
     put_state(api, "present")
-    owner = own_job(api, annotations=HOOK, managedFields=[{"manager": "helm", "operation": "Update"}])
+    owner = own_job(api, annotations=HOOK, managedFields=[{"manager": "ci", "operation": "Apply"}])
+    assert outcomes(dispatch(api, replace(CLEANUP, state_config_map=STATE), owner=owner)) == {}
+
+
+@pytest.mark.parametrize("operation", ["Update", "Apply"])
+def test_the_cleanup_of_helm_uninstall_works(api: FakeApiServer, operation: str) -> None:
+    api.node("n")
+    put_state(api, "present")
+    status = {"manager": "kube-controller-manager", "operation": "Apply", "subresource": "status"}
+    owner = own_job(
+        api, annotations=HOOK, managedFields=[{"manager": "helm", "operation": operation}, status]
+    )
     assert outcomes(dispatch(api, replace(CLEANUP, state_config_map=STATE), owner=owner)) == {"n": "done"}
 
 
