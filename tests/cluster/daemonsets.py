@@ -14,7 +14,7 @@ from cluster.control_plane import Cluster
 from node.commands import wait_until
 
 NAME = "kata-deploy"
-ZONE = "example.org/zone"
+RACK = "example.org/rack"
 
 RIGHTS = """\
 apiVersion: v1
@@ -85,9 +85,9 @@ class DaemonSetFixture:
         """Run kubectl as the administrator and return its output."""
         return self.cluster.kubectl(*arguments, text=text).stdout
 
-    def register(self, zone: str) -> None:
-        """Set the zone label of the Node; the DaemonSet selects zone ``a``."""
-        self.kubectl("label", "node", self.node, f"{ZONE}={zone}", "--overwrite")
+    def register(self, rack: str) -> None:
+        """Set the label `rack` of the Node; the DaemonSet selects rack ``a``."""
+        self.kubectl("label", "node", self.node, f"{RACK}={rack}", "--overwrite")
 
     def deploy(self, image: str = "one", **pod: Any) -> None:
         """Apply the DaemonSet; ``pod`` is added to the pod spec."""
@@ -95,7 +95,7 @@ class DaemonSetFixture:
         spec = {
             "containers": [{"name": "kata", "image": f"example.org/{image}"}],
             "tolerations": [{"operator": "Exists"}],
-            **({"nodeSelector": {ZONE: "a"}} | pod),
+            **({"nodeSelector": {RACK: "a"}} | pod),
         }
         template = {"metadata": {"labels": labels}, "spec": spec}
         daemonset = {

@@ -27,7 +27,7 @@ from cluster.fake_kubelet import Server
 from cluster.helm_chart import CHART, load_manifests
 from kata_node.plan.report import StageReport, termination_message
 from node.cache import CHECKOUT, NodeError
-from node.commands import wait_until
+from node.commands import CommandFailed, wait_until
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
 INSTALLATION_LABEL = "kata-deploy.katacontainers.io/default"
@@ -87,7 +87,11 @@ class SimulatedRelease:
         text = json.dumps(merge(self.values, values)) if chart else None
         where = f"--namespace={self.namespace}"
         arguments = (command, "kata", *chart, where, *options)
-        done = self.cluster.helm(*arguments, text=text, check=check, path=self.helm_path)
+        try:
+            done = self.cluster.helm(*arguments, text=text, check=check, path=self.helm_path)
+        except CommandFailed as error:
+            error.add_note(json.dumps(self.logs, indent=2))
+            raise
         return done.stdout if check else done.stdout + done.stderr
 
     def render(self, **values: Any) -> str:

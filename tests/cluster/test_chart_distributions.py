@@ -99,12 +99,21 @@ LAYOUTS = (
     microk8s(),
     microk8s(suite="trixie"),
 )
+FIRST_LAYOUTS = {layout.name: layout for layout in reversed(LAYOUTS)}
 HOSTS = [
     *(pytest.param("k8s", debian(suite), id=suite) for suite in ("bookworm", "trixie", "forky")),
     pytest.param("k8s", debian("trixie", CLOSED), id="trixie-where-files-are-closed-to-root"),
     pytest.param("k8s", unconfigured, id="forky-without-configuration"),
     pytest.param("k8s", with_crio, id="crio"),
-    *(pytest.param(layout.name, stood_in(layout), id=layout.id()) for layout in LAYOUTS),
+    *(
+        pytest.param(
+            *(layout.name, stood_in(layout)),
+            id=layout.id(),
+            # tests/node has the stages on each of these. One of each distribution goes through the Jobs here.
+            marks=() if layout in FIRST_LAYOUTS.values() else pytest.mark.extended,
+        )
+        for layout in LAYOUTS
+    ),
 ]
 
 

@@ -34,6 +34,7 @@ def test_a_helm_rollback_restores_the_previous_state_of_the_nodes(ci_cluster: Ci
     assert prepared_node.is_clean
 
 
+@pytest.mark.extended
 def test_a_failed_install_can_be_repaired_by_an_upgrade_or_uninstalled(ci_cluster: CiCluster) -> None:
     prepared_node = ci_cluster.prepared_node
     before = prepared_node.snapshot()
@@ -56,7 +57,9 @@ def test_a_failed_install_can_be_repaired_by_an_upgrade_or_uninstalled(ci_cluste
     assert prepared_node.is_clean
 
 
-@pytest.mark.parametrize("values", [JOBS, COMMON], ids=["job", "daemonset"])
+@pytest.mark.parametrize(
+    "values", [pytest.param(JOBS, id="job", marks=pytest.mark.extended), pytest.param(COMMON, id="daemonset")]
+)
 def test_leftovers_of_an_uninstall_without_hooks_are_found_by_the_next_release(
     ci_cluster: CiCluster, values: object
 ) -> None:

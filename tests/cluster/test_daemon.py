@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.control_plane import Cluster
-from cluster.daemonsets import NAME, ZONE, DaemonSetFixture, WantedAnswer
+from cluster.daemonsets import NAME, RACK, DaemonSetFixture, WantedAnswer
 from daemon.daemon_process import DaemonProcess, daemon
 from node.commands import wait_until
 
@@ -31,7 +31,7 @@ def daemonset_fixture(cluster: Cluster, request: pytest.FixtureRequest) -> Itera
 
 
 def affinity(operator: str, *values: str) -> Mapping[str, Any]:
-    term = {"matchExpressions": [{"key": ZONE, "operator": operator, "values": list(values)}]}
+    term = {"matchExpressions": [{"key": RACK, "operator": operator, "values": list(values)}]}
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
     return {"nodeAffinity": required}
 
@@ -50,7 +50,7 @@ def test_kata_is_still_wanted_during_a_rolling_restart(daemonset_fixture: Daemon
 @pytest.mark.parametrize(
     ("pod", "wanted"),
     [
-        pytest.param({"nodeSelector": {ZONE: "b"}}, False, id="another value"),
+        pytest.param({"nodeSelector": {RACK: "b"}}, False, id="another value"),
         pytest.param({"nodeSelector": {"example.org/none": ""}}, False, id="a label of no node"),
         pytest.param({"nodeSelector": {}}, True, id="all nodes"),
         pytest.param({"affinity": affinity("In", "a", "c")}, True, id="affinity"),
@@ -74,7 +74,7 @@ def test_kata_is_not_wanted_while_the_labels_of_the_node_do_not_match(
     daemonset_fixture.register("b")
     answer = daemonset_fixture.ask_wanted()
     assert answer.code == 10
-    assert f"selects nodes with {ZONE}=a, and this one has {ZONE}=b" in answer.text
+    assert f"selects nodes with {RACK}=a, and this one has {RACK}=b" in answer.text
     daemonset_fixture.register("a")
     assert daemonset_fixture.ask_wanted().code == 0
 
@@ -181,7 +181,7 @@ def pod(daemonset_fixture: DaemonSetFixture, tmp_path: Path) -> Iterator[DaemonP
     [
         pytest.param(lambda daemonset_fixture: daemonset_fixture.delete(), id="deleted"),
         pytest.param(
-            lambda daemonset_fixture: daemonset_fixture.deploy(nodeSelector={ZONE: "b"}), id="selects others"
+            lambda daemonset_fixture: daemonset_fixture.deploy(nodeSelector={RACK: "b"}), id="selects others"
         ),
         pytest.param(lambda daemonset_fixture: daemonset_fixture.register("b"), id="the node changed"),
     ],

@@ -16,6 +16,8 @@ from kata_node import __version__
 from node import node_records
 from node.cache import CHECKOUT
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.fixture
 def name() -> Iterator[str]:

@@ -49,6 +49,7 @@ def release(workers: Cluster, tmp_path: Path) -> Iterator[SimulatedRelease]:
                 workers.kubectl("delete", kinds, "--all")
             workers.kubectl("delete", "clusterroles,clusterrolebindings", "-lapp.kubernetes.io/instance=kata")
             label(workers, *NODES, value=None)
+            release.kubectl("delete", "configmaps", "--all")
 
 
 def label(cluster: Cluster, *nodes: str, value: str | None) -> None:

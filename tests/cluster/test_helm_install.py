@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from cluster.chart_objects import merge
 from cluster.helm_releases import (
     COMMON,
@@ -170,6 +172,7 @@ def test_a_daemonset_installs_in_ci_and_survives_a_rolling_restart(ci_cluster: C
     assert prepared_node.is_clean
 
 
+@pytest.mark.extended
 def test_two_releases_share_a_node_and_are_uninstalled_one_after_the_other(ci_cluster: CiCluster) -> None:
     prepared_node = ci_cluster.prepared_node
     before = prepared_node.snapshot()
@@ -242,6 +245,7 @@ def test_a_dispatcher_that_is_evicted_and_killed_completes_the_rollout_and_label
         assert all(prepared_node.is_clean for prepared_node in machines)
 
 
+@pytest.mark.extended
 def test_a_node_that_cannot_run_kata_is_reported_with_the_reason(ci_cluster: CiCluster) -> None:
     prepared_node, node = ci_cluster.prepared_node, ci_cluster.joined.node
     node.run(["rm", "/dev/kvm"])
