@@ -17,12 +17,12 @@ from cluster.simulated_release import HANDLERS, SHARED_LABEL, SimulatedRelease
 from kata_node.cluster.labels import SETTER_ANNOTATION
 from kata_node.kube import node_status
 
-NODES = ("blue-1", "blue-2")
-MARK = "kata-deploy.katacontainers.io/blue"
+NODES = ("teal-1", "teal-2")
+MARK = "kata-deploy.katacontainers.io/teal"
 STARTUP = "example.org/kata"
 VALUES: dict[str, Any] = {
     "deploymentMode": "job",
-    "env": {"multiInstallSuffix": "blue"},
+    "env": {"multiInstallSuffix": "teal"},
     # The cluster has Nodes of other tests.
     "job": {"waitForNodesSeconds": 0, "nodeSettleSeconds": 0, "nodes": list(NODES), "backoffLimit": 0},
     "shims": {"disableAll": True, "qemu": {"enabled": True}},
@@ -51,7 +51,7 @@ def machines(cluster: Cluster) -> Cluster:
 def limited(machines: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedRelease]:
     """An installed release whose policies limit the token of its dispatcher."""
     values = {**VALUES, "rbac": {"labelsBy": "dispatcher"}}
-    with SimulatedRelease(machines, "blue-limited", tmp_path_factory.mktemp("blue"), values) as release:
+    with SimulatedRelease(machines, "teal-limited", tmp_path_factory.mktemp("teal"), values) as release:
         release.helm("install")
         yield release
         release.helm("uninstall", "--no-hooks")
@@ -72,12 +72,12 @@ def labels(release: SimulatedRelease) -> list[tuple[str | None, str | None]]:
 def reasons(release: SimulatedRelease, name: str) -> list[str]:
     which = f"--field-selector=involvedObject.name={name}"
     read = release.cluster.kubectl("get", "events", "--namespace=default", which, "--output=json")
-    found = [each for each in json.loads(read.stdout)["items"] if each["message"].startswith("blue: ")]
+    found = [each for each in json.loads(read.stdout)["items"] if each["message"].startswith("teal: ")]
     return [each["reason"] for each in sorted(found, key=lambda each: each["firstTimestamp"])]
 
 
 def outcome(release: SimulatedRelease, name: str) -> node_status.NodeStatus:
-    found = node_status.read(node(release, name)["metadata"]["annotations"], "blue")
+    found = node_status.read(node(release, name)["metadata"]["annotations"], "teal")
     assert found is not None
     return found
 
@@ -129,20 +129,20 @@ def test_the_dispatcher_may_change_nothing_but_the_labels_of_its_installation(
     limited: SimulatedRelease, what: str
 ) -> None:
     change, says = FORBIDDEN[what]
-    caller = unbound(limited.cluster, limited.namespace, "kata-deploy-blue-dispatcher")
-    assert says in refusal(caller.patch("blue-1", change))
+    caller = unbound(limited.cluster, limited.namespace, "kata-deploy-teal-dispatcher")
+    assert says in refusal(caller.patch("teal-1", change))
 
 
 def test_the_account_of_the_node_jobs_has_no_rights(limited: SimulatedRelease) -> None:
-    caller = unbound(limited.cluster, limited.namespace, "kata-deploy-blue-labeller")
+    caller = unbound(limited.cluster, limited.namespace, "kata-deploy-teal-labeller")
     for method, path, body in (
-        ("GET", "/api/v1/nodes/blue-1", None),
-        ("PATCH", "/api/v1/nodes/blue-1", label(own="true")),
+        ("GET", "/api/v1/nodes/teal-1", None),
+        ("PATCH", "/api/v1/nodes/teal-1", label(own="true")),
         ("POST", "/api/v1/namespaces/default/events", {"metadata": {"name": "x"}}),
         ("GET", f"/api/v1/namespaces/{limited.namespace}/secrets", None),
     ):
         answer = caller.call(method, path, body, kind=MERGE if method == "PATCH" else "application/json")
-        assert (answer.status, "kata-deploy-blue-labeller" in answer.message) == (403, True), answer
+        assert (answer.status, "kata-deploy-teal-labeller" in answer.message) == (403, True), answer
 
 
 def test_without_policies_a_failed_node_keeps_its_label_and_an_uninstall_removes_all(
@@ -152,25 +152,25 @@ def test_without_policies_a_failed_node_keeps_its_label_and_an_uninstall_removes
     rbac = {"admissionPolicy": "never"}
     values = {
         **VALUES,
-        "env": {"multiInstallSuffix": "red"},
+        "env": {"multiInstallSuffix": "coral"},
         "rbac": rbac,
         "runtimeClasses": {"enabled": False},
     }
-    own = MARK.replace("blue", "red")
-    with SimulatedRelease(machines, "red", tmp_path, values) as release:
-        release.answers["blue-1"] = [failed("artifacts", 4, "no space")]
+    own = MARK.replace("teal", "coral")
+    with SimulatedRelease(machines, "coral", tmp_path, values) as release:
+        release.answers["teal-1"] = [failed("artifacts", 4, "no space")]
         release.helm("install", check=False)
         found = [node(release, name)["metadata"] for name in NODES]
         assert [each["labels"].get(own) for each in found] == ["false", "true"]
-        record = node_status.read(found[0]["annotations"], "red")
+        record = node_status.read(found[0]["annotations"], "coral")
         assert record is not None
         assert (record.outcome, "no space" in record.reason) == ("rolled-back", True)
         release.helm("uninstall")
-        assert ("cleanup", "blue-1") in release.history
+        assert ("cleanup", "teal-1") in release.history
         for name in NODES:
             metadata = node(release, name)["metadata"]
             keys = (*metadata["labels"], *metadata["annotations"])
-            assert [each for each in keys if each.endswith("/red")] == []
+            assert [each for each in keys if each.endswith("/coral")] == []
     # The other installation keeps what it has.
     assert labels(limited) == [("true", "true")] * 2
     assert [outcome(limited, name).outcome for name in NODES] == ["installed"] * 2

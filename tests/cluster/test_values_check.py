@@ -37,6 +37,8 @@ MORE: dict[str, Document] = {
     "kernel modules": {"shims": {"qemu": {"kernelModulesImages": [{"path": "/a"}]}}},
     "another dispatcher": {**JOB, "job": {"dispatcherImage": {"reference": "r/k8s-job-dispatcher:1"}}},
     "no policy of this name": {"rbac": {"admissionPolicy": "sometimes"}},
+    "nobody who labels": {**JOB, "rbac": {"labelsBy": "kubelet"}},
+    "a DaemonSet without a dispatcher that labels": {"rbac": {"labelsBy": "dispatcher"}},
     "the name of an installation without a suffix": {"env": {"multiInstallSuffix": "default"}},
     "a suffix with a dot": {"env": {"multiInstallSuffix": "a.b"}},
     "a suffix that is too long for a label": {"env": {"multiInstallSuffix": "a" * 64}},
