@@ -92,18 +92,18 @@ class RecordingRelease(SimulatedRelease):
 
 
 @pytest.fixture(scope="module")
-def nodes(cluster: Cluster) -> list[str]:
-    """Three Nodes of this module in the shared cluster, whose other Nodes have other installations."""
+def nodes(workers: Cluster) -> list[str]:
+    """Three Nodes in a cluster of this module: an uninstall goes to all Nodes of the cluster with Kata."""
     names = [f"seen-{number}" for number in range(3)]
     for name in names:
         info = {"containerRuntimeVersion": "containerd://2.3.4", "machineID": "ab" * 16}
         handlers = [{"name": "kata-qemu-seen"}, {"name": "runc"}]
-        cluster.node(name, status={"nodeInfo": info, "runtimeHandlers": handlers})
+        workers.node(name, status={"nodeInfo": info, "runtimeHandlers": handlers})
     return names
 
 
 @pytest.fixture
-def release(cluster: Cluster, nodes: list[str], tmp_path: Path) -> Iterator[RecordingRelease]:
+def release(workers: Cluster, nodes: list[str], tmp_path: Path) -> Iterator[RecordingRelease]:
     values: dict[str, Any] = {
         "deploymentMode": "job",
         "env": {"multiInstallSuffix": INSTANCE},
@@ -111,17 +111,17 @@ def release(cluster: Cluster, nodes: list[str], tmp_path: Path) -> Iterator[Reco
         "shims": {"disableAll": True, "qemu": {"enabled": True, "agent": {"httpsProxy": PROXY}}},
         "containerd": {"userDropIn": SECRET_TOML},
     }
-    with RecordingRelease(cluster, f"seen-{next(_numbers)}", tmp_path, values) as release:
+    with RecordingRelease(workers, f"seen-{next(_numbers)}", tmp_path, values) as release:
         try:
             yield release
         finally:
             kinds = (
                 "validatingadmissionpolicies,validatingadmissionpolicybindings,runtimeclasses,clusterroles"
             )
-            cluster.kubectl("delete", f"{kinds},clusterrolebindings", "-lapp.kubernetes.io/instance=kata")
+            workers.kubectl("delete", f"{kinds},clusterrolebindings", "-lapp.kubernetes.io/instance=kata")
             removed = [f"{each}-" for each in (LABEL, VERSION, OUTCOME, SHARED_LABEL)]
-            cluster.kubectl("label", "node", *nodes, *removed)
-            cluster.kubectl("annotate", "node", *nodes, f"{STATUS}-", f"{labels.SETTER_ANNOTATION}-")
+            workers.kubectl("label", "node", *nodes, *removed)
+            workers.kubectl("annotate", "node", *nodes, f"{STATUS}-", f"{labels.SETTER_ANNOTATION}-")
 
 
 def kubectl_kata(release: RecordingRelease, *arguments: str, directory: Path | None = None) -> CommandResult:

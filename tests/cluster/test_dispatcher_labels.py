@@ -23,7 +23,6 @@ STARTUP = "example.org/kata"
 VALUES: dict[str, Any] = {
     "deploymentMode": "job",
     "env": {"multiInstallSuffix": "teal"},
-    # The cluster has Nodes of other tests.
     "job": {"waitForNodesSeconds": 0, "nodeSettleSeconds": 0, "nodes": list(NODES), "backoffLimit": 0},
     "shims": {"disableAll": True, "qemu": {"enabled": True}},
     "startupTaints": [STARTUP],
@@ -31,20 +30,20 @@ VALUES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def machines(cluster: Cluster) -> Cluster:
-    """The cluster with two Nodes that are Ready and report a handler of the release."""
+def machines(workers: Cluster) -> Cluster:
+    """A cluster with two more Nodes, which are Ready and report a handler of the release."""
     for name in NODES:
         info = {"containerRuntimeVersion": "containerd://2.3.4", "machineID": "0" * 32}
         ready = [{"type": "Ready", "status": "True"}]
         handlers = [{"name": each} for each in ("", "runc", *HANDLERS)]
         status = {"nodeInfo": info, "conditions": ready, "runtimeHandlers": handlers}
-        cluster.node(name, labels={"kubernetes.io/os": "linux"}, status=status)
+        workers.node(name, labels={"kubernetes.io/os": "linux"}, status=status)
         taints = [
             {"key": STARTUP, "effect": "NoSchedule"},
             {"key": "example.org/gpu", "effect": "NoSchedule"},
         ]
-        assert admin(cluster).patch(name, {"spec": {"taints": taints}}).status == 200
-    return cluster
+        assert admin(workers).patch(name, {"spec": {"taints": taints}}).status == 200
+    return workers
 
 
 @pytest.fixture(scope="module")
