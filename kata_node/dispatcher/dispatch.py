@@ -31,7 +31,7 @@ from kata_node.dispatcher.recheck import NodeRecheck
 from kata_node.dispatcher.rollout import Outcome, Rollout, Task
 from kata_node.dispatcher.stuck_pods import StuckPodMonitor
 from kata_node.dispatcher.template import Owner
-from kata_node.errors import IneligibleNodeError
+from kata_node.errors import IneligibleNodeError, KataNodeError
 from kata_node.kube.failures import NoSuchNodeError
 
 FIRST_NODE_CHECK, MAX_NODE_CHECK_INTERVAL = 60.0, 1200.0
@@ -153,7 +153,7 @@ class Dispatcher:
             if is_rbac_denial(error.failure) or error.failure.status in (401, 404, 422):
                 self._rollout.stop(f"no node can get a Job: {error.what}")
         except (IneligibleNodeError, NotLabeledError) as error:
-            self._end(task, Outcome.FAILED, NodeProblem(error.what, where=error.where, hint=error.hint))
+            self._fail(task, error)
 
     def _is_stopped(self) -> bool:
         return bool(self._rollout.stopped) or self._stop.requested
@@ -225,7 +225,7 @@ class Dispatcher:
         except NoSuchNodeError:
             self._handle_absent_node(task, now)
         except (RefusedError, IneligibleNodeError, NotLabeledError) as error:
-            self._end(task, Outcome.FAILED, NodeProblem(error.what, where=error.where, hint=error.hint))
+            self._fail(task, error)
         else:
             task.absent_since = None
             if pause is None:
@@ -379,6 +379,9 @@ class Dispatcher:
             self._node_jobs.jobs.delete(job)
         task.problem = None
         self._end(task, Outcome.GONE, note="its Node no longer exists")
+
+    def _fail(self, task: Task, error: KataNodeError) -> None:
+        self._end(task, Outcome.FAILED, NodeProblem(error.what, where=error.where, hint=error.hint))
 
     def _end(
         self, task: Task, outcome: Outcome, problem: NodeProblem | None = None, *, note: str = ""

@@ -31,6 +31,14 @@ JOB_UID_LABEL, JOB_NAME_LABEL = "batch.kubernetes.io/controller-uid", "batch.kub
 """Labels that the Job controller sets on a Pod: uid and name of its Job."""
 
 
+NODES = "/api/v1/nodes"
+
+
+def only_node(name: str) -> dict[str, str]:
+    """Return the query by which a list of Nodes has the Node ``name`` alone, or none if it is missing."""
+    return {"fieldSelector": f"metadata.name={name}", "limit": "1"}
+
+
 class _ApiObject(msgspec.Struct, rename="camel"):
     pass
 

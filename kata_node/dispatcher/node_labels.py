@@ -26,7 +26,7 @@ from kata_node.dispatcher.drift import serving_state
 from kata_node.dispatcher.events import EventRecorder
 from kata_node.dispatcher.failures import stage_reports
 from kata_node.dispatcher.jobs import PolicyGrace
-from kata_node.dispatcher.kubernetes_objects import Node, Pod
+from kata_node.dispatcher.kubernetes_objects import NODES, Node, Pod, only_node
 from kata_node.dispatcher.rollout import Labeling, Outcome, Task
 from kata_node.errors import KataNodeError, KubeError
 from kata_node.kube import node_status
@@ -43,8 +43,6 @@ from kata_node.kube.node import (
 from kata_node.kube.node_status import NodeStatus
 from kata_node.plan.report import StageReport
 from kata_node.text import utc
-
-NODES = "/api/v1/nodes"
 
 POLL_INTERVAL = 5.0
 """Seconds between two reads of a Node that is not Ready, or after a conflict."""
@@ -245,8 +243,7 @@ class NodeLabeler:
             self._events.record(event, name)
 
     def _read(self, name: str) -> Mapping[str, Any] | None:
-        query = {"fieldSelector": f"metadata.name={name}", "limit": "1"}
-        content = self._api.call("GET", NODES, "read a node", query=query)
+        content = self._api.call("GET", NODES, "read a node", query=only_node(name))
         found: Mapping[str, Any] = msgspec.json.decode(content)
         return next(iter(found.get("items") or ()), None)
 

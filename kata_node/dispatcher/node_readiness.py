@@ -11,11 +11,10 @@ import logging
 import msgspec
 
 from kata_node.dispatcher.api import AS_TABLE, ApiClient, ExpiredError
-from kata_node.dispatcher.kubernetes_objects import TablePage
+from kata_node.dispatcher.kubernetes_objects import NODES, TablePage
 from kata_node.errors import KubeError
 from kata_node.kube.failures import classify_error
 
-NODES = "/api/v1/nodes"
 WITHOUT_OBJECTS = {"includeObject": "None"}
 NOT_READY = "NotReady"
 """A word in the column STATUS. Beside it there can be ``SchedulingDisabled``."""

@@ -18,7 +18,7 @@ from kata_node.cluster import labels as node_labels
 from kata_node.cluster.labels import NodeState
 from kata_node.dispatcher.api import ApiClient, RefusedError, is_rbac_denial
 from kata_node.dispatcher.config import Config
-from kata_node.dispatcher.kubernetes_objects import Node, NodePage
+from kata_node.dispatcher.kubernetes_objects import NODES, Node, NodePage, only_node
 from kata_node.dispatcher.rollout import Task
 from kata_node.errors import KubeError, RolledBackError
 from kata_node.kube import node_status
@@ -63,8 +63,7 @@ class NodeRecorder:
             self._consecutive_failures = 0
 
     def _read(self, name: str) -> Node | None:
-        query = {"fieldSelector": f"metadata.name={name}", "limit": "1"}
-        content = self._api.call_once("GET", "/api/v1/nodes", "list nodes", query=query, timeout=TIMEOUT)
+        content = self._api.call_once("GET", NODES, "list nodes", query=only_node(name), timeout=TIMEOUT)
         return next(iter(msgspec.json.decode(content, type=NodePage).items or ()), None)
 
     def _write(self, node: Node, task: Task) -> None:
@@ -95,7 +94,7 @@ class NodeRecorder:
             }
         }
         self._api.call_once(
-            *("PATCH", f"/api/v1/nodes/{metadata.name}", "patch a node"),
+            *("PATCH", f"{NODES}/{metadata.name}", "patch a node"),
             body=msgspec.json.encode(patch),
             timeout=TIMEOUT,
         )

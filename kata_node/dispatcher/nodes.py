@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from kata_node.dispatcher.api import ApiClient, ExpiredError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.drift import Serving, serving_state
-from kata_node.dispatcher.kubernetes_objects import Node, NodePage, Taint, Toleration
+from kata_node.dispatcher.kubernetes_objects import NODES, Node, NodePage, Taint, Toleration
 from kata_node.dispatcher.template import Target, Templates
 from kata_node.kube.node_affinity import Term, any_term_matches, features_are_missing
 
@@ -231,7 +231,7 @@ class Nodes:
 
     def first_page(self) -> tuple[list[Node], int]:
         """Return the Nodes of the first page of all Nodes, and the number of Nodes in the cluster."""
-        page = next(self._api.pages("/api/v1/nodes", "list nodes", NodePage, {}))
+        page = next(self._api.pages(NODES, "list nodes", NodePage, {}))
         nodes = page.items or []
         return nodes, len(nodes) + (page.metadata.remaining_item_count or 0)
 
@@ -243,7 +243,7 @@ class Nodes:
         seen: set[str] = set()
         while True:
             try:
-                for page in self._api.pages("/api/v1/nodes", what, NodePage, query):
+                for page in self._api.pages(NODES, what, NodePage, query):
                     for node in page.items or ():
                         if node.metadata.name not in seen:
                             seen.add(node.metadata.name)

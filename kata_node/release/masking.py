@@ -108,13 +108,16 @@ def _mask_document(key: str, text: str) -> Any:
 def _is_masked(key: str, value: Any) -> bool:
     if not isinstance(value, str):
         return False
-    return _is_name_of_secret(key) or key.lower().replace("_", "").replace("-", "") in MASKED_KEYS
+    return _is_name_of_secret(key) or _plain(key) in MASKED_KEYS
 
 
 def _is_secret(name: str) -> bool:
     """Return whether the environment variable ``name`` can have a secret."""
-    plain = name.lower().replace("_", "").replace("-", "")
-    return _is_name_of_secret(name) or any(word in plain for word in SECRET_WORDS)
+    return _is_name_of_secret(name) or any(word in _plain(name) for word in SECRET_WORDS)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def _is_name_of_secret(name: str) -> bool:
