@@ -5,6 +5,7 @@ An archive is an OCI image layout that contains the image names, so ``ctr images
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -156,12 +157,14 @@ def dispatcher() -> Path:
 
 def with_payload(payload: Path, target: Path) -> Path:
     """Write the archive of :data:`WITH_PAYLOAD` to ``target``: :data:`KATA_NODE` plus the ``payload``."""
-    name = _said(["buildah", "from", "--quiet", f"docker-archive:{kata_node()}"]).strip()
-    try:
-        _said(["buildah", "copy", "--quiet", name, str(payload), "/opt/kata-payload"])
-        _said(["buildah", "commit", "--quiet", name, f"docker-archive:{target}:{WITH_PAYLOAD}"])
-    finally:
-        _said(["buildah", "rm", name])
+    archive = kata_node()
+    with _images_of_buildah():
+        name = _said(["buildah", "from", "--quiet", f"docker-archive:{archive}"]).strip()
+        try:
+            _said(["buildah", "copy", "--quiet", name, str(payload), "/opt/kata-payload"])
+            _said(["buildah", "commit", "--quiet", name, f"docker-archive:{target}:{WITH_PAYLOAD}"])
+        finally:
+            _said(["buildah", "rm", name])
     return target
 
 
@@ -191,11 +194,19 @@ def _built(name: str, tag: str, *options: str) -> Path:
         # Every change of the sources makes another archive, so keep only the last three.
         for old in sorted(directory.parent.glob(f"{name}-*"), key=lambda path: path.stat().st_mtime)[:-3]:
             remove_tree(old)
-        with locked(directory.parent / f".{name}.lock"):  # another checkout builds an image with this tag
+        with _images_of_buildah():
             _said([sys.executable, str(CHECKOUT / "scripts/image"), f"--tag={tag}", *options])
             _said(["buildah", "push", "--quiet", tag, f"docker-archive:{target}:{tag}"])
 
     return made_once(cache_dir() / "images" / f"{name}-{key}", make) / f"{name}.tar"
+
+
+def _images_of_buildah() -> contextlib.AbstractContextManager[None]:
+    """Hold the lock for this machine's images of buildah.
+
+    A build reads layers that another process may remove. Another checkout builds images with the same names.
+    """
+    return locked(cache_dir() / "images" / ".buildah.lock")
 
 
 def _sources() -> list[str]:

@@ -16,18 +16,30 @@ BUILDAH = """\
 #!/bin/sh
 echo "$*" >>"$COMMANDS"
 [ "$1" != push ] || exit "$PUSH"
+case $1 in
+    build)
+        if [ "$(grep -c '^build' "$COMMANDS")" -le "$BUSY" ]; then
+            echo "Close_Fd sealing memfd copy: Device or resource busy" >&2
+            exit 1
+        fi ;;
+esac
 """
 pytestmark = pytest.mark.commands
 
 
 def image(
-    directory: Path, *options: str, push: int = 0
+    directory: Path, *options: str, push: int = 0, busy: int = 0
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run scripts/image, and return the result and the commands of buildah that it ran."""
     program, commands = directory / "buildah", directory / "commands"
     program.write_text(BUILDAH)
     program.chmod(0o755)
-    own = {"PATH": f"{directory}:{os.environ['PATH']}", "COMMANDS": str(commands), "PUSH": str(push)}
+    own = {
+        "PATH": f"{directory}:{os.environ['PATH']}",
+        "COMMANDS": str(commands),
+        "PUSH": str(push),
+        "BUSY": str(busy),
+    }
     command = [sys.executable, str(CHECKOUT / "scripts/image"), *options]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     return done, commands.read_text().splitlines() if commands.exists() else []
@@ -78,3 +90,16 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_built(
     done, commands = image(tmp_path, *options)
     assert (done.returncode, commands) == (2, [])
     assert says in done.stderr
+
+
+def test_a_buildah_that_the_kernel_keeps_from_starting_is_run_again(tmp_path: Path) -> None:
+    done, commands = image(tmp_path, "--base=base", busy=2)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in commands] == ["build", "build", "build"]
+    assert done.stderr.count("sealing memfd copy") == 2
+
+
+def test_any_other_failure_of_buildah_ends_the_script_at_once(tmp_path: Path) -> None:
+    done, commands = image(tmp_path, "--push=r.example.org", "--base=base", push=1)
+    assert done.returncode == 1
+    assert [line.split()[0] for line in commands] == ["build", "push"]
