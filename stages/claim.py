@@ -7,7 +7,13 @@ repair.
 from __future__ import annotations
 
 from kata_node.cluster.facts import LabelFacts, gather_facts
-from kata_node.cluster.labelling import is_labeled_as_serving, plan_labels, withdrawal_summary
+from kata_node.cluster.labelling import (
+    check_release,
+    check_suffix,
+    is_labeled_as_serving,
+    plan_labels,
+    withdrawal_summary,
+)
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
@@ -18,9 +24,15 @@ NAME = "claim"
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
-    """Set both labels to ``false``. One that is ``true`` stays, unless host-check found it wrong."""
+    """Set both labels to ``false``. One that is ``true`` stays, unless host-check found it wrong.
+
+    Raises :class:`~kata_node.errors.SettingsError` on a Node of another release, or if this one has another
+    suffix there.
+    """
     if not facts.name:
         return Plan(f"nothing to claim: {facts.reason}")
+    check_release(facts, settings.instance)
+    check_suffix(facts, settings.instance)
     # No restart has happened yet that could undo the labels, so they need not be watched.
     withdraws = bool(facts.not_served) and is_labeled_as_serving(facts, settings.instance)
     reason = facts.not_served if withdraws else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kata_node.cluster.facts import OFFLINE, LabelFacts, gather_facts
-from kata_node.cluster.labelling import plan_labels, why_not_ours
+from kata_node.cluster.labelling import check_release, plan_labels, why_not_ours
 from kata_node.cluster.labels import installation_label
 from kata_node.kube.node import SHARED_LABEL
 from kata_node.plan.actions import Plan
@@ -19,7 +19,8 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     """Set the installation label to ``false``, and the shared label too when no other installation serves.
 
     The labels stay until the node is clean, so that an unfinished revert can be found by them. A shared label
-    that another program set keeps its value.
+    that another program set keeps its value. Raises :class:`~kata_node.errors.SettingsError` on a Node of
+    another release, so that nothing of it is reverted.
     """
     if not facts.name:
         notes = (
@@ -28,6 +29,7 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
             else (_manual_removal_note(receipt.instance, facts.has_other_installations),)
         )
         return Plan(f"nothing to unlabel: {facts.reason}", notes=notes)
+    check_release(facts, receipt.instance)
     actions = plan_labels(facts, receipt.instance, "withdrawn")
     if reason := why_not_ours(facts, receipt.instance):
         return Plan(reason)

@@ -47,7 +47,7 @@ CONFINED = {
     "kata_node.dispatcher.*": (
         *("kata_node", "kata_node.dispatcher.*", "kata_node.kube.*", "kata_node.plan.report"),
         *("kata_node.settings.values", "kata_node.settings.config_file", "kata_node.bounded_read"),
-        *("kata_node.cluster.events", "kata_node.cluster.labels", "kata_node.cluster.taints"),
+        *(f"kata_node.cluster.{each}" for each in ("events", "labels", "ownership", "taints")),
         *("kata_node.errors", "kata_node.log", "kata_node.text"),
     ),
     # It keeps running on the node, so it must stay small. Its child processes do the work.
@@ -104,6 +104,7 @@ TOUCHES_FILES = {
 PURE = (
     "kata_node.checks.table",
     "kata_node.cluster.labels",
+    "kata_node.cluster.ownership",
     "kata_node.cluster.taints",
     "kata_node.daemon.daemonset",
     "kata_node.dispatcher.adoption",

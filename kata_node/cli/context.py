@@ -53,6 +53,7 @@ def options_of(common: Common) -> Options:
         stable_for=common.label_stable_for,
         node_name=common.node_name,
         expected_machine_id=common.expected_machine_id,
+        helm_release=common.helm_release,
         reports=common.reports,
     )
 

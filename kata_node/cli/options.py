@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -218,6 +218,15 @@ class Common:
     expected_machine_id: Annotated[
         str, _option(WHERE, "expected-machine-id", "ID", "Refuse to work on a node with another machine id.")
     ] = ""
+    helm_release: Annotated[
+        str,
+        _option(
+            WHERE,
+            "helm-release",
+            "NAMESPACE/NAME",
+            "The Helm release that installs, for the record on the Node.",
+        ),
+    ] = ""
     lock_timeout: Annotated[
         float,
         _seconds_option("lock-timeout", "How long to wait while another run holds the node's lock.", least=0),
@@ -316,7 +325,14 @@ _INSTALLATION = (
     *("host_root", "offline", "runtime", "cri_socket", "node_name"),
 )
 _CHANGES = (
-    *("expected_machine_id", "lock_timeout", "restart_timeout", "wait_for_pods", "ignore_pods"),
+    *(
+        "expected_machine_id",
+        "helm_release",
+        "lock_timeout",
+        "restart_timeout",
+        "wait_for_pods",
+        "ignore_pods",
+    ),
     *("label_timeout", "label_stable_for", "termination_log"),
 )
 _PLACING = ("user_drop_in", "payload", "payload_release", "shims", "ignore_unread_config", "retry_refused")
@@ -382,18 +398,3 @@ def raw_option_value(arguments: Sequence[str], option: str) -> str:
         if name == f"--{option}":
             value = text if equals else "".join(arguments[at + 1 : at + 2])
     return value
-
-
-def misspelled_variables() -> dict[str, str]:
-    """Return the set variables that belong to no option, each with the similar variable of an option."""
-    known = {env_variable(field.name) for field in fields(Common)}
-    # Kubernetes sets KATA_NODE_PORT and others in pods when there is a Service named kata-node.
-    set_variables = (name for name in os.environ if name.startswith(PREFIX) and not name.endswith("_PORT"))
-    unknown = [name for name in set_variables if name not in known]
-    if not unknown:
-        return {}
-    import difflib
-
-    # Ignore names that resemble no option: they may be variables of such a Service too.
-    close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.9) for name in unknown}
-    return {name: found[0] for name, found in close.items() if found}

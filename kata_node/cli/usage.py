@@ -6,11 +6,11 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import typer
 
-from kata_node.cli.options import ONLINE_ONLY_OPTIONS, Common, misspelled_variables
+from kata_node.cli.options import ONLINE_ONLY_OPTIONS, PREFIX, Common, env_variable
 from kata_node.errors import HostError, UsageError
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def check_usage(context: typer.Context, common: Common) -> None:
     """Refuse options that contradict each other. Warn of environment variables with unknown names."""
-    for unknown_variable, suggestion in misspelled_variables().items():
+    for unknown_variable, suggestion in _misspelled_variables().items():
         log.warning("the variable %s is not an option; did you mean %s?", unknown_variable, suggestion)
     for name in ONLINE_ONLY_OPTIONS if common.offline else ():
         if _is_on_command_line(context, name):
@@ -103,3 +103,18 @@ def check_rights(common: Common, names: Sequence[str]) -> None:
             "a run that changes a live node needs root",
             hint="run it as root, or use --offline --host-root DIR with a directory of your own",
         )
+
+
+def _misspelled_variables() -> dict[str, str]:
+    """Return the set variables that belong to no option, each with the similar variable of an option."""
+    known = {env_variable(field.name) for field in fields(Common)}
+    # Kubernetes sets KATA_NODE_PORT and others in pods when there is a Service named kata-node.
+    set_variables = (name for name in os.environ if name.startswith(PREFIX) and not name.endswith("_PORT"))
+    unknown = [name for name in set_variables if name not in known]
+    if not unknown:
+        return {}
+    import difflib
+
+    # Ignore names that resemble no option: they may be variables of such a Service too.
+    close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.9) for name in unknown}
+    return {name: found[0] for name, found in close.items() if found}

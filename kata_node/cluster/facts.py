@@ -56,6 +56,8 @@ class LabelFacts:
     """The version of Kata that the payload has, or else the receipt; empty if neither can be read here."""
     settings: str = ""
     """The beginning of the digest of the settings."""
+    helm_release: str = ""
+    """The release that installs, as ``NAMESPACE/NAME``; empty for a run by hand."""
     now: str = ""
     """The time in UTC, as ``2026-10-03T08:12:44Z``."""
     not_served: str = ""
@@ -95,6 +97,7 @@ def gather_facts(context: StageContext) -> LabelFacts:
         any(report.other_install_dirs for report in removals),
         _kata_version(context),
         options.settings_digest[:_DIGEST_LENGTH],
+        options.helm_release,
         utc(time.time()),
         next((report.not_served for report in _reports(context, ("host-check",))), ""),
     )

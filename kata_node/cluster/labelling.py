@@ -11,6 +11,12 @@ from kata_node import __version__, signals
 from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labels import Goal, NodeState
+from kata_node.cluster.ownership import (
+    check_installations,
+    check_releases,
+    find_other_installation,
+    find_other_release,
+)
 from kata_node.errors import KataNodeError, LockedError, RolledBackError
 from kata_node.kube import credentials, node_status
 from kata_node.kube.node import SHARED_LABEL, MetadataChanges, NodeFacts, check_host, check_machine_id
@@ -101,7 +107,22 @@ def _status(facts: LabelFacts, outcome: Outcome, reason: str, handlers: tuple[st
         reason,
         facts.node.machine_id if facts.node else "",
         tuple(sorted(handlers)),
+        facts.helm_release,
     )
+
+
+def check_release(facts: LabelFacts, instance: str) -> None:
+    """Raise :class:`~kata_node.errors.SettingsError` if another release has ``instance`` on the Node."""
+    if facts.node:
+        other = find_other_release(facts.node.annotations, instance, facts.helm_release)
+        check_releases({facts.name: other}, instance, facts.helm_release)
+
+
+def check_suffix(facts: LabelFacts, instance: str) -> None:
+    """Raise :class:`~kata_node.errors.SettingsError` if the release has another installation on the Node."""
+    if node := facts.node:
+        other = find_other_installation(node.labels, node.annotations, instance, facts.helm_release)
+        check_installations({facts.name: other}, instance, facts.helm_release)
 
 
 def is_labeled_as_serving(facts: LabelFacts, instance: str) -> bool:

@@ -153,6 +153,7 @@ def _status_changes(goal: Goal, node: NodeState, instance: str, status: NodeStat
                 status,
                 kata_version=status.kata_version or before.kata_version,
                 handlers=status.handlers or before.handlers,
+                release=status.release or before.release,
                 # Why the labels were withdrawn stays until the repair has ended.
                 reason=status.reason or (before.reason if before.outcome == status.outcome else ""),
             )
@@ -166,6 +167,7 @@ def _is_served(before: NodeStatus, status: NodeStatus, node: NodeState, instance
         and node.is_served
         and node.labels.get(installation_label(instance)) == SERVING
         and before.kata_version == (status.kata_version or before.kata_version)
+        and before.release == (status.release or before.release)
         and (before.program_version, before.settings, before.machine_id)
         == (status.program_version, status.settings, status.machine_id)
     )

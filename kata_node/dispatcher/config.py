@@ -163,6 +163,12 @@ class Config:
         return self.installation_label.rpartition("/")[2] or "kata"
 
     @property
+    def release(self) -> str:
+        """The release, as ``NAMESPACE/NAME``; empty if its labels do not name it."""
+        name = self.labels.get("app.kubernetes.io/instance", "")
+        return f"{self.namespace}/{name}" if name else ""
+
+    @property
     def unfit_fails(self) -> bool:
         """Whether a node that cannot run Kata counts as failed."""
         return self.fail_unfit_nodes or bool(self.nodes)

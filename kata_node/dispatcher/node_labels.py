@@ -69,6 +69,7 @@ class NodeLabeler:
     ) -> None:
         self._api = api
         self._installation, self._label = config.installation, config.installation_label
+        self._release = config.release
         self._how = how
         self._events = events
         self._policy_grace = PolicyGrace(api)
@@ -190,6 +191,7 @@ class NodeLabeler:
             reason,
             node.machine_id,
             tuple(sorted(handlers)),
+            self._release,
         )
 
     def _finish(self, task: Task, labeling: Labeling, node: NodeFacts) -> None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from kata_node.cluster.ownership import find_other_installation, find_other_release
 from kata_node.dispatcher.api import ApiClient, ExpiredError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.drift import Serving, serving_state
@@ -52,6 +53,11 @@ class Selection:
     """Nodes without a label of node-feature-discovery, which may be selected when they have its labels."""
     missing: tuple[str, ...] = ()
     """Configured names without a Node."""
+    other_installations: Mapping[str, str] = field(default_factory=dict)
+    """Names of nodes -> another installation that this release has there."""
+    other_releases: Mapping[str, tuple[Target, str]] = field(default_factory=dict)
+    """Names of nodes -> the node, and the other release that has this installation there. These nodes are in
+    no other group."""
 
     def only(self, name: str) -> Selection:
         """Return the selection of one node; empty when this one does not have the node."""
@@ -101,11 +107,13 @@ def select(
     terms: Collection[Term] = (),
     serving_label: str = "",
     installation_label: str = "",
+    release: str = "",
 ) -> Selection:
     """Sort ``nodes`` into the groups of a :class:`Selection`.
 
     If ``named`` or ``terms`` are not empty, ignore nodes with other names, or that no term matches. With a
-    ``serving_label``, the installation label, nodes that are proven to serve go to ``serving``.
+    ``serving_label``, the installation label, nodes that are proven to serve go to ``serving``. With a
+    ``release``, nodes where another one has the installation go to ``other_releases``.
     """
     eligible: list[Target] = []
     unlabeled: list[Target] = []
@@ -114,6 +122,9 @@ def select(
     tainted: list[tuple[Target, str]] = []
     unready: list[tuple[Target, str]] = []
     without_template: list[tuple[Target, str]] = []
+    other_installations: dict[str, str] = {}
+    other_releases: dict[str, tuple[Target, str]] = {}
+    installation = installation_label.rpartition("/")[2]
     names = frozenset(named)
     missing = set(names)
     for node in nodes:
@@ -128,6 +139,12 @@ def select(
         info = node.status.node_info
         marked = not installation_label or installation_label in labels
         target = Target(name, node.metadata.uid, info.machine_id, info.runtime, marked)
+        annotations = node.metadata.annotations
+        if other := find_other_release(annotations, installation, release):
+            other_releases[name] = (target, other)
+            continue
+        if other := find_other_installation(labels, annotations, installation, release):
+            other_installations[name] = other
         if serving_label:
             found = serving_state(node, serving_label)
             if found.state == "served":
@@ -156,6 +173,8 @@ def select(
         not_proven=not_proven,
         unlabeled=_sorted(unlabeled),
         missing=tuple(sorted(missing)),
+        other_installations=other_installations,
+        other_releases=other_releases,
     )
 
 
@@ -191,12 +210,14 @@ class Nodes:
             terms=config.terms,
             serving_label=label,
             installation_label=config.installation_label,
+            release=config.release,
         )
 
     def deselected(self, selected: Collection[str], templates: Templates) -> Selection:
         """Return the nodes that have the installation label, with any value, and are not ``selected``."""
-        found = self._list(self._config.installation_label)
-        return select((node for node in found if node.metadata.name not in selected), templates)
+        label = self._config.installation_label
+        found = (node for node in self._list(label) if node.metadata.name not in selected)
+        return select(found, templates, installation_label=label, release=self._config.release)
 
     def reselect(self, name: str, templates: Templates, *, selected: bool = False) -> Selection:
         """Read one Node again and return the selection of it; empty when it does not exist.

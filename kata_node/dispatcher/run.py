@@ -215,6 +215,9 @@ def _deselected_tasks(config: Config, nodes: Nodes, selection: Selection) -> tup
 def _tasks_without_job(config: Config, selection: Selection) -> list[Task]:
     """Return finished tasks for the selected nodes that get no Job."""
     tasks = _ineligible_tasks(config.action, selection)
+    for target, release in selection.other_releases.values():
+        note = f"its installation is of the release {release}"
+        tasks.append(Task(target, config.action, "", outcome=Outcome.NOT_OURS, note=note))
     for target in selection.serving:
         task = Task(
             target,

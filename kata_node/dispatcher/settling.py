@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from kata_node.cluster.ownership import check_installations, check_releases
 from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.nodes import Nodes, Selection
@@ -23,11 +24,21 @@ def settled_selection(nodes: Nodes, config: Config, api: ApiClient) -> Selection
     """Return the configured selection; with ``waitForNodesSeconds``, wait until it is stable.
 
     Nodes that the configuration names are waited for until all exist, and no longer. Raises
-    :class:`KubeError` when no node is eligible after the wait.
+    :class:`KubeError` when no node is eligible after the wait, and :class:`SettingsError` when nodes have
+    another installation of this release, or this installation of another release.
     """
+
+    def look() -> Selection:
+        found = nodes.selection()
+        if config.action == "install":
+            releases = {name: other for name, (_, other) in found.other_releases.items()}
+            check_releases(releases, config.installation, config.release)
+            check_installations(found.other_installations, config.installation, config.release)
+        return found
+
     if not config.wait_for_nodes:
-        return nodes.selection()
-    found = _wait_until_stable(nodes.selection, config, api)
+        return look()
+    found = _wait_until_stable(look, config, api)
     if found.eligible or found.serving or (config.nodes and not found.missing):
         return found
     raise _no_node_error(nodes, config, found)

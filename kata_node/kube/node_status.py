@@ -31,6 +31,9 @@ REASON_LIMIT = 256
 TEXT_LIMIT = 64
 """Characters of each other text."""
 
+RELEASE_LIMIT = 128
+"""Characters of :attr:`NodeStatus.release`. The name of a namespace has at most 63, that of a release 53."""
+
 HANDLERS_LIMIT = 40
 """Handlers in a record. With more than these it has none, because a part of them would mislead."""
 
@@ -49,6 +52,7 @@ class NodeStatus:
     ``kata_version`` is that of Kata's files, empty if it is not known. ``program_version`` is that of
     kata-node. ``settings`` is the beginning of the sha256 of the settings. ``since`` is the time in UTC at
     which any other field changed, as ``2026-10-03T08:12:44Z``. ``machine_id`` is what the Node reported.
+    ``release`` is the one that installs, as ``NAMESPACE/NAME``; empty for an install by hand.
     """
 
     outcome: Outcome
@@ -61,6 +65,7 @@ class NodeStatus:
     machine_id: str = ""
     handlers: tuple[str, ...] = ()
     """The handlers that this installation serves on the Node; empty unless it is ``installed``."""
+    release: str = ""
 
 
 def is_of_other_machine(record: NodeStatus, machine_id: str) -> bool:
@@ -105,7 +110,7 @@ def parse(text: str) -> NodeStatus | None:
         return None
     texts = {
         key: found.get(key, "")
-        for key in ("kata_version", "program_version", "settings", "since", "reason", "machine_id")
+        for key in ("kata_version", "program_version", "settings", "since", "reason", "machine_id", "release")
     }
     handlers = found.get("handlers", [])
     if not isinstance(handlers, list) or not all(
@@ -174,4 +179,5 @@ def _bounded(status: NodeStatus) -> NodeStatus:
         reason=foreign_words(status.reason, REASON_LIMIT),
         machine_id=foreign_words(status.machine_id, TEXT_LIMIT),
         handlers=handlers if len(handlers) <= HANDLERS_LIMIT else (),
+        release=foreign_words(status.release, RELEASE_LIMIT),
     )

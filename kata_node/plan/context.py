@@ -42,6 +42,8 @@ class Options:
     """Whether to try a configuration again that the runtime of this node refused."""
     node_name: str = ""
     expected_machine_id: str = ""
+    helm_release: str = ""
+    """The release that installs, as ``NAMESPACE/NAME``; empty for a run by hand."""
     settings_digest: str = ""
     """The sha256 of all settings, also of those that a stage leaves out on this node."""
     reports: Path | None = None

@@ -96,6 +96,8 @@ class Row:
     """What contradicts the labels, the record or ``desiredState``, as sentences without a full stop."""
     left: str = ""
     """What the last run left undone on a node with an older installation, or why its pod is not ready."""
+    installed_by: str = ""
+    """The release that the record on the Node names, as ``namespace/name``; empty if it names none."""
 
     @property
     def is_healthy(self) -> bool:
@@ -203,14 +205,17 @@ def _notes_on_unlabeled(names: Sequence[str]) -> Iterator[str]:
         )
 
 
+_MADE_BY_HAND = "it was installed by hand, or its release is gone"
+
+
 def notes_on_left_installations(rows: Iterable[Row]) -> tuple[str, ...]:
     """Return a sentence for each installation of no release. The rows must be those of all releases."""
-    counts = Counter(row.installation for row in rows if not row.release)
+    counts = Counter((row.installation, row.installed_by) for row in rows if not row.release)
     return tuple(
         f"no release has the installation {foreign_words(installation)}, which is on "
-        f"{pluralize(count, 'node')}: it was installed by hand, or its release is gone; to remove it, "
-        "install the chart with this suffix, and uninstall it"
-        for installation, count in counts.items()
+        f"{pluralize(count, 'node')}: {'its release is gone' if by else _MADE_BY_HAND}; to remove it, "
+        f"install the chart with this suffix{f' as the release {by}' if by else ''}, and uninstall it"
+        for (installation, by), count in counts.items()
     )
 
 
@@ -308,13 +313,23 @@ def _row(node: NodeFacts, installation: str, releases: Sequence[Release]) -> Row
             outcome=record.outcome,
             since=record.since,
             reason=record.reason,
-            drift=_drift(node, record, row.serving),
+            drift=(*_drift(node, record, row.serving), *_foreign(record.release, row.release)),
+            installed_by=record.release,
         )
     elif node_status.annotation(installation) in node.annotations:
         row = replace(row, drift=("the record on the Node cannot be read",))
     elif row.serving == SERVING:
         row = replace(row, reason="the Node has no record of the installation")
     return _with_release(row, node, release) if release else row
+
+
+def _foreign(installed_by: str, release: str) -> tuple[str, ...]:
+    """Return that another release installed Kata, if the record and a known release differ."""
+    return (
+        (f"the release {installed_by} installed it",)
+        if installed_by and release not in ("", installed_by)
+        else ()
+    )
 
 
 def _with_release(row: Row, node: NodeFacts, release: Release) -> Row:

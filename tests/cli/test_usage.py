@@ -111,8 +111,11 @@ PLACING = ("user_drop_in", "payload", "payload_release", "shims", "ignore_unread
 @pytest.mark.parametrize(
     ("command", "lacks"),
     [
-        ("plan", (*HARMLESS, "reports", "termination_log")),
-        ("status", (*HARMLESS, "reports", "termination_log", "verbose", *PLACING, "lock_timeout")),
+        ("plan", (*HARMLESS, "helm_release", "reports", "termination_log")),
+        (
+            "status",
+            (*HARMLESS, "helm_release", "reports", "termination_log", "verbose", *PLACING, "lock_timeout"),
+        ),
         ("revert", (*PLACING, "reports")),
         ("install", ("reports",)),
         ("daemon", ("dry_run", "verbose", "reports", "quiet")),

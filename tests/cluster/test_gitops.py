@@ -24,7 +24,9 @@ from cluster.simulated_release import (
     SimulatedRelease,
     with_annotation,
 )
+from kata_node.kube import node_status
 from kata_node.kube.events import failure_event
+from kata_node.kube.node_status import NodeStatus
 from node.cache import CHECKOUT
 from node.commands import wait_until
 from node.gomodule import built
@@ -307,6 +309,29 @@ def test_another_prefix_is_refused_by_the_dispatcher_until_kata_is_removed(relea
     release.apply(release.render(**moved))
     assert actions(release) == {"cleanup": NODES, "install": NODES}
     assert json.loads(release.state["installed"])["installationPrefix"] == "/srv"
+
+
+def test_another_suffix_is_refused_although_somebody_deleted_the_state_of_the_release(
+    release: SimulatedRelease,
+) -> None:
+    release.apply(release.render())
+    # The pods of this test are not run, and write no records.
+    record = NodeStatus("installed", release=f"{release.namespace}/kata")
+    for node in NODES:
+        release.kubectl(
+            "annotate", "node", node, f"{node_status.annotation('default')}={node_status.encode(record)}"
+        )
+    release.forget()
+    release.kubectl("delete", "configmap", "kata-deploy-state.kata")
+    try:
+        release.apply(release.render(env={"multiInstallSuffix": "blue"}))
+    finally:
+        for node in NODES:
+            release.kubectl("annotate", "node", node, f"{node_status.annotation('default')}-")
+    assert release.history == []
+    [log] = [log for log in release.logs.values() if "cannot change to blue" in log]
+    assert "env.multiInstallSuffix" in log
+    assert "the Nodes worker-1, worker-2" in log
 
 
 def test_helm_3_installs_upgrades_and_uninstalls(release: SimulatedRelease) -> None:

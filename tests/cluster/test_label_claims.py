@@ -136,6 +136,35 @@ def test_unclaim_goes_by_what_the_stages_on_the_node_found(
     assert stage_runner.labels == ({SHARED_LABEL: "true"} if others else {})
 
 
+def test_a_node_of_another_release_is_neither_claimed_nor_reverted(stage_runner: StageRunner) -> None:
+    stage_runner.register({})
+    for stage in ("claim", "label"):
+        stage_runner.run(stage, AT_ONCE, "--helm-release=kata-system/kata").succeeded()
+    version = stage_runner.version
+    for stage in ("claim", "unlabel"):
+        failed = stage_runner.run(stage, AT_ONCE, "--helm-release=tenants/kata").failed(2)
+        assert "is of the release kata-system/kata, not of tenants/kata" in failed.text
+    assert (stage_runner.labels, stage_runner.version) == (LABELED, version)
+
+
+def test_another_suffix_of_the_release_is_refused_until_the_first_one_is_reverted(
+    stage_runner: StageRunner,
+) -> None:
+    stage_runner.register({})
+    own = (AT_ONCE, "--helm-release=kata-system/kata")
+    stage_runner.run("claim", *own).succeeded()
+    failed = stage_runner.run("claim", *own, "--multi-install-suffix=blue").failed(2)
+    assert "has the installation default" in failed.text
+    assert stage_runner.labels == CLAIMED
+    stage_runner.run(
+        "claim", AT_ONCE, "--helm-release=tenants/kata", "--multi-install-suffix=blue"
+    ).succeeded()
+    for stage in ("unlabel", "unclaim"):
+        stage_runner.run(stage, *own).succeeded()
+    failed = stage_runner.run("claim", *own, "--multi-install-suffix=blue").failed(2)
+    assert "is of the release tenants/kata" in failed.text
+
+
 def test_labels_that_are_restored_after_their_removal_are_removed_again(stage_runner: StageRunner) -> None:
     stage_runner.register(CLAIMED)
     stage_runner.proxy.inject(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -117,3 +118,16 @@ def test_an_installation_that_no_release_has_is_told(wanted: Wanted, told: bool)
         any("no release has the installation old, which is on 1 node:" in each for each in found.notes)
         == told
     )
+
+
+def test_the_release_that_installed_is_named_if_it_is_gone_or_another_one_is_there() -> None:
+    record = json.dumps({"outcome": "installed", "release": "tenants/kata"})
+    nodes = []
+    for name, installation in (("a", "default"), ("b", "old")):
+        label = f"kata-deploy.katacontainers.io/{installation}"
+        nodes.append(node(name, {label: "true", "katacontainers.io/kata-runtime": "true"}))
+        nodes[-1]["metadata"]["annotations"] = {f"status.{label}": record}
+    found = status({"configmaps": [{**STATE, "data": {"deploymentMode": "job"}}], "nodes": nodes})
+    assert "the release tenants/kata installed it" in found.rows[0].drift
+    [note] = found.notes
+    assert "install the chart with this suffix as the release tenants/kata, and uninstall it" in note

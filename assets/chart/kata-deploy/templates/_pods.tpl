@@ -63,6 +63,8 @@ the token in seconds.
   value: {{ include "kata-deploy.once" (list . "kata-deploy.node.values") | sha256sum }}
 - name: KATA_NODE_LOG_LEVEL
   value: {{ include "kata-deploy.logLevel" . }}
+- name: KATA_NODE_HELM_RELEASE
+  value: {{ .Release.Namespace }}/{{ .Release.Name }}
 - name: NODE_NAME
   valueFrom:
     fieldRef:

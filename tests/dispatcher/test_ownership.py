@@ -1,0 +1,90 @@
+"""Nodes on which the release has another installation, or another release has this one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dispatcher.fake_api_server import FakeApiServer
+from dispatcher.harness import (
+    CLEANUP,
+    CONFIG,
+    INSTALLATION_LABEL,
+    LABELS,
+    dispatch,
+    outcomes,
+    template,
+    workers,
+)
+from kata_node.dispatcher.config import Config, OtherJobsConfig
+from kata_node.dispatcher.template import Templates
+from kata_node.errors import SettingsError
+from kata_node.kube import node_status
+
+MINE = f"{CONFIG.namespace}/{LABELS['app.kubernetes.io/instance']}"
+OTHER = "tenants/kata"
+
+
+def install(api: FakeApiServer, node: str, installation: str, release: str) -> None:
+    """Give a Node the label and the record of an installation."""
+    metadata = api.nodes[node]["metadata"]
+    metadata["labels"]["kata-deploy.katacontainers.io/" + installation] = "true"
+    record = node_status.encode(node_status.NodeStatus("installed", release=release))
+    metadata.setdefault("annotations", {})[node_status.annotation(installation)] = record
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(CONFIG, wait_for_nodes=60), replace(CONFIG, skip_serving=True)]
+)
+def test_another_suffix_of_the_same_release_is_refused_before_the_first_job(
+    api: FakeApiServer, config: Config
+) -> None:
+    workers(api, 3)
+    install(api, "n1", "blue", MINE)
+    with pytest.raises(SettingsError, match="has the installation blue on the Node n1") as caught:
+        dispatch(api, config)
+    assert 'set it to "blue"' in caught.value.hint
+    assert (api.made, api.jobs) == ([], {})
+
+
+def test_the_same_suffix_of_another_release_is_refused_before_the_first_job(api: FakeApiServer) -> None:
+    workers(api, 2)
+    for node in ("n0", "n1"):
+        install(api, node, "default", OTHER)
+    with pytest.raises(SettingsError, match=f"the Nodes n0, n1 is of the release {OTHER}"):
+        dispatch(api, replace(CONFIG, wait_for_nodes=60))
+    assert api.made == []
+
+
+def test_installations_beside_this_one_are_no_hindrance(api: FakeApiServer) -> None:
+    workers(api, 3)
+    install(api, "n0", "blue", OTHER)
+    install(api, "n1", "blue", "")
+    install(api, "n2", "default", MINE)
+    assert set(outcomes(dispatch(api)).values()) == {"done"}
+
+
+def test_a_cleanup_leaves_the_nodes_of_another_release(api: FakeApiServer) -> None:
+    workers(api, 2)
+    install(api, "n0", "default", OTHER)
+    install(api, "n1", "default", MINE)
+    result = dispatch(api, CLEANUP)
+    assert outcomes(result) == {"n0": "not ours", "n1": "done"}
+    assert [task.note for task in result.tasks if task.target.name == "n0"] == [
+        f"its installation is of the release {OTHER}"
+    ]
+    assert (api.made, result.outcome) == (["n1"], "ok")
+
+
+def test_a_node_of_another_release_is_not_cleaned_as_one_that_is_no_longer_selected(
+    api: FakeApiServer,
+) -> None:
+    for name, labels in (("n0", {"pool": "mine"}), ("n1", {}), ("n2", {})):
+        api.node(name, labels=labels)
+    install(api, "n1", "default", OTHER)
+    install(api, "n2", "default", MINE)
+    removed = OtherJobsConfig("removed", Templates(template("cleanup")))
+    dispatch(api, replace(CONFIG, selector="pool=mine", removed=removed))
+    assert INSTALLATION_LABEL in api.nodes["n1"]["metadata"]["labels"]
+    assert api.made == ["n0", "n2"]
