@@ -21,7 +21,7 @@ from kata_node.dispatcher.failures import (
     stage_reports,
 )
 from kata_node.dispatcher.job_watch import JobChange, JobWatch
-from kata_node.dispatcher.kubernetes_objects import Job, JobState
+from kata_node.dispatcher.kubernetes_objects import Job, JobState, Pod
 from kata_node.dispatcher.node_jobs import NodeJobs
 from kata_node.dispatcher.node_labels import NodeLabeler, NotLabeledError
 from kata_node.dispatcher.node_readiness import NodeReadiness
@@ -186,11 +186,7 @@ class Dispatcher:
         if task.labeling is not None:
             return  # the Job has succeeded, and what happens to it afterwards does not matter
         if job.state is JobState.SUCCEEDED:
-            if self._is_not_ours(task, job):
-                note = "nothing of this installation is on it, and it was not changed"
-                self._succeed(task, job, Outcome.NOT_OURS, note)
-            else:
-                self._succeed(task, job, Outcome.DONE, task.cause)
+            self._succeed(task, job, Outcome.DONE, task.cause)
         elif job.state is JobState.RUNNING:
             if deleted:
                 self._handle_lost_job(task)
@@ -209,10 +205,24 @@ class Dispatcher:
 
     def _succeed(self, task: Task, job: Job, outcome: Outcome, note: str) -> None:
         """End a task whose Job has succeeded, as soon as its Node has its labels."""
+        # Few of the Nodes that a cleanup selects have no installation label.
+        is_unmarked = task.action == "cleanup" and not task.target.marked
+        pods: list[Pod] = []
+        if is_unmarked or self._labeler is not None:
+            try:
+                pods = self._node_jobs.jobs.pods(job)
+            except RefusedError as error:
+                if self._labeler is not None:  # without the reports of the stages there is nothing to write
+                    self._fail(task, error)
+                    return
+                log.warning("%s", error)
+        if is_unmarked and outcome is Outcome.DONE and found_nothing(pods):
+            outcome = Outcome.NOT_OURS
+            note = "nothing of this installation is on it, and it was not changed"
         if self._labeler is None:
             self._end(task, outcome, note=note)
         else:
-            self._labeler.begin(task, self._node_jobs.jobs.pods(job), outcome, note)
+            self._labeler.begin(task, pods, outcome, note)
             self._label(task)
 
     def _label(self, task: Task) -> None:
@@ -232,15 +242,6 @@ class Dispatcher:
                 self._end(task, labeling.outcome, note=labeling.note)
             else:
                 task.next_node_check = now + pause
-
-    def _is_not_ours(self, task: Task, job: Job) -> bool:
-        """Return whether a cleanup has found nothing of this installation.
-
-        Few of the selected Nodes have no installation label, and only their Pods are read.
-        """
-        if task.action != "cleanup" or task.target.marked:
-            return False
-        return found_nothing(self._stuck_pods.pods(job) or [])
 
     def _diagnose(self, task: Task, job: Job) -> NodeProblem:
         pods = self._stuck_pods.pods(job) or []

@@ -94,6 +94,18 @@ def test_a_node_is_claimed_before_its_job_and_labeled_after_it(api: FakeApiServe
     assert "handlers kata-clh, kata-qemu served" in api.events[-1]["message"]
 
 
+def test_a_node_whose_pods_cannot_be_read_fails_alone(api: FakeApiServer) -> None:
+    workers(api, 3)
+    succeed(api, CHECKED, PLACED, SERVED)
+    refusal = Fault("GET", "/pods", 400, message="pods are not to be had")
+    api.time.after(0.5, lambda: api.faults.append(refusal))
+    result = dispatch(api, INSTALL)
+    assert sorted(outcomes(result).values()) == ["done", "done", "failed"]
+    [failed] = [task for task in result.tasks if task.problem]
+    assert "pods are not to be had" in str(failed.problem)
+    assert labels(api, failed.target.name) == ("false", "false")
+
+
 def test_the_wait_for_one_node_delays_no_other_and_the_labels_are_proven_to_stay(api: FakeApiServer) -> None:
     workers(api, 3)
     succeed(api, SERVED)
