@@ -21,6 +21,7 @@ from _release.source import Source
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROVENANCE = "provenance.intoto.json"
+SIGNED_PROVENANCE = "provenance.intoto.jsonl"
 PUBLIC_KEY = "cosign.pub"
 
 
@@ -185,6 +186,8 @@ def fill(request: Request, export: Path, target: Path, scratch: Path) -> None:
     statement = provenance.statement(released, subjects, request.parameters, materials, tools())
     (target / PROVENANCE).write_bytes(encoded(statement) + b"\n")
     if request.key:
+        signed = signatures.envelope(encoded(statement), request.key)
+        (target / SIGNED_PROVENANCE).write_bytes(signed + b"\n")
         for name, layout in layouts.items():
             place = Layout(target / "signatures" / name)
             signatures.write(place, layout, f"{registry}/{name}", digests[name], request.key)

@@ -19,6 +19,7 @@ PASSWORD = "RELEASE_KEY_PASSWORD"
 
 ANNOTATION = "dev.cosignproject.cosign/signature"
 _PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
+_STATEMENT = "application/vnd.in-toto+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 
 
@@ -62,6 +63,21 @@ class Key:
         """Return the signature in base64. The same key and data give the same signature (RFC 6979)."""
         algorithm = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
         return base64.b64encode(self.private.sign(data, algorithm)).decode()
+
+
+def envelope(statement: bytes, key: Key) -> bytes:
+    """Return a signed in-toto statement as a DSSE envelope, which `cosign verify-blob-attestation` takes.
+
+    The DSSE protocol says that the type and the statement are signed together, each with its length.
+    """
+    signed = b"DSSEv1 %d %s %d %s" % (len(_STATEMENT), _STATEMENT.encode(), len(statement), statement)
+    return encoded(
+        {
+            "payloadType": _STATEMENT,
+            "payload": base64.b64encode(statement).decode(),
+            "signatures": [{"sig": key.sign(signed)}],
+        }
+    )
 
 
 def payload(reference: str, digest: str) -> bytes:

@@ -202,6 +202,19 @@ def test_the_signature_of_an_index_and_of_its_images_is_what_cosign_looks_for(
     assert config["rootfs"]["diff_ids"] == [found["digest"]]
 
 
+def test_the_envelope_signs_the_statement_with_its_type(key: Key) -> None:
+    statement = b'{"predicateType":"https://slsa.dev/provenance/v1"}'
+    found = json.loads(signatures.envelope(statement, key))
+    assert base64.b64decode(found["payload"]) == statement
+    # As the protocol writes it for a payload of 50 bytes.
+    signed = b"DSSEv1 28 application/vnd.in-toto+json 50 " + statement
+    public = serialization.load_pem_public_key(key.public())
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    [each] = found["signatures"]
+    public.verify(base64.b64decode(each["sig"]), signed, ec.ECDSA(hashes.SHA256()))
+    assert found["payloadType"] == "application/vnd.in-toto+json"
+
+
 def pem(key: Any, password: bytes = b"") -> bytes:
     form = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     return bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, form))
