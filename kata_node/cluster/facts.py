@@ -73,8 +73,11 @@ def gather_facts(context: StageContext) -> LabelFacts:
         reason = "no cluster: neither NODE_NAME nor credentials for an API server are set"
     else:
         name = options.node_name
-        with contextlib.suppress(NoSuchNodeError):
-            node = context.clients.kube().node(name, deadline)
+        kube = context.clients.kube()
+        node = kube.last_answer(name) if context.proves else None
+        if node is None:
+            with contextlib.suppress(NoSuchNodeError):
+                node = kube.node(name, deadline)
     host = ""
     if options.has_host_root and name:
         from kata_node.host.machine_id import machine_id

@@ -2,7 +2,8 @@
 
 It uses ``get`` and ``patch`` on ``nodes``, and ``create`` on ``events`` to record Events; an account
 needs no other permission. It polls a Node instead of watching it: a watch needs the permission to list
-every Node of the cluster.
+every Node of the cluster. The answer to each request has the whole Node. A change begins with the last
+answer and not with a read, because its ``resourceVersion`` makes it fail if the Node has changed since.
 
 A deadline is a value of :func:`time.monotonic`. After it no request is repeated or waited for, see
 :mod:`kata_node.kube.retry`.
@@ -14,7 +15,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,8 +60,12 @@ __all__ = [
 EVENT_TIMEOUT, EVENT_TIMEOUT_WHEN_STOPPING = 5.0, 0.5
 """Seconds to wait until an Event is recorded."""
 
-POLL_INTERVAL = 1.0
-"""Seconds between two reads of a Node."""
+FIRST_PAUSE, MAX_PAUSE = 2.0, 5.0
+"""Seconds between the first two reads of a Node that is waited for; they double up to the maximum. A kubelet
+looks for changes every ten seconds, so more reads would find nothing new."""
+
+MAX_CONFLICT_PAUSE = 1.0
+"""The maximum of seconds until a Node is read again because its change met a conflict."""
 
 NODE_ABSENCE_TIMEOUT = 30.0
 """Seconds that a Node may be missing: some distributions delete it and register it again on a restart."""
@@ -86,6 +91,7 @@ class KubeClient:
         self._client = client
         self._resource = _node_resource()
         self._merge = PatchType.MERGE
+        self._last_answer: NodeFacts | None = None
 
     @classmethod
     def connect(cls, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT) -> KubeClient:
@@ -146,6 +152,11 @@ class KubeClient:
         with signals.interruptible():
             return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
 
+    def last_answer(self, name: str) -> NodeFacts | None:
+        """Return the Node as the last answer had it; ``None`` if the last answer had no such Node."""
+        last = self._last_answer
+        return last if last and last.name == name else None
+
     def patch_metadata(
         self, name: str, changes: MetadataChanges, resource_version: str, deadline: float
     ) -> NodeFacts:
@@ -163,7 +174,6 @@ class KubeClient:
         *,
         timeout: float,
         expected_machine_id: str | None = None,
-        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
         """Remove the taints that ``remaining`` does not return. It gets the current taints.
 
@@ -172,8 +182,8 @@ class KubeClient:
         """
         deadline = self.deadline_after(timeout)
         conflicts = 0
+        facts = self._latest(name, deadline, expected_machine_id)
         while True:
-            facts = self._read_node(name, deadline, expected_machine_id, poll)
             kept = remaining(facts.taints)
             if len(kept) == len(facts.taints):
                 return facts
@@ -186,7 +196,8 @@ class KubeClient:
             left = deadline - self.clock.now()
             if left <= 0:
                 raise taints_not_removed(name, timeout, conflicts)
-            self.clock.sleep(min(poll, left, conflict_backoff(conflicts, self.clock)))
+            self.clock.sleep(min(left, self._conflict_pause(conflicts)))
+            facts = self._read_node(name, deadline, expected_machine_id)
 
     def record_event(self, event: Mapping[str, Any]) -> None:
         """Create an Event of the core group in the namespace that it names.
@@ -215,7 +226,6 @@ class KubeClient:
         timeout: float,
         deadline: float = math.inf,
         expected_machine_id: str | None = None,
-        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
         """Wait until the Node is Ready and reports all of ``handlers``; return it.
 
@@ -225,8 +235,9 @@ class KubeClient:
         """
         deadline = min(deadline, self.deadline_after(timeout))
         last_state: object = None
+        pauses = _pauses()
+        facts = self._latest(name, deadline, expected_machine_id)
         while True:
-            facts = self._read_node(name, deadline, expected_machine_id, poll)
             missing = facts.missing(handlers)
             if facts.ready and not missing:
                 return facts
@@ -235,7 +246,8 @@ class KubeClient:
                 raise node_not_ready(facts, missing, timeout)
             if last_state != (last_state := (facts.ready, missing)):
                 log.info("waiting for Node %s: %s", name, waiting_for(facts, missing))
-            self.clock.sleep(min(poll, left))
+            self.clock.sleep(min(next(pauses), left))
+            facts = self._read_node(name, deadline, expected_machine_id)
 
     def ensure_labels(
         self,
@@ -247,12 +259,11 @@ class KubeClient:
         timeout: float,
         deadline: float = math.inf,
         expected_machine_id: str | None = None,
-        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
-        """Make the changes that ``change`` returns, until it has returned none for ``window`` seconds.
+        """Make the changes that ``change`` returns, and prove that it returns none ``window`` seconds later.
 
-        A kubelet that registers again restores old labels, so a single read does not prove that a
-        change lasts. When that happens, the changes are made again and the window starts again. There is
+        A kubelet that registers again restores old labels, so an answer with the changes does not prove that
+        they last. When that happens, the changes are made again and the window starts again. There is
         no change while the Node reports handlers but not all of ``required_handlers``. Raises
         :class:`KubeError` after ``timeout`` seconds or at ``deadline``, whichever is earlier, and
         :class:`IneligibleNodeError`, before any change, when the Node has another machine id than
@@ -266,12 +277,13 @@ class KubeClient:
         deadline = min(deadline, self.deadline_after(timeout))
         since: float | None = None  # since when the labels have their wanted values
         overwritten = conflicts = 0
+        pauses = _pauses()
+        facts = self._latest(name, deadline, expected_machine_id)
         while True:
-            facts = self._read_node(name, deadline, expected_machine_id, poll)
-            now, changes, pause = self.clock.now(), change(facts), poll
+            now, changes = self.clock.now(), change(facts)
             if missing := facts.missing(required_handlers):
                 # The labels would promise handlers that the runtime no longer serves, so do not set them.
-                since = None
+                since, pause = None, next(pauses)
                 log.debug("waiting for Node %s: %s", name, waiting_for(facts, missing))
             elif changes:
                 if since is not None:
@@ -282,21 +294,26 @@ class KubeClient:
                     log.info("Node %s: %s", name, changes)
                     if not window:
                         return facts
-                    since = self.clock.now()
+                    since, pause = self.clock.now(), window
                 except (ConflictError, NoSuchNodeError) as error:
-                    since, conflicts = None, conflicts + 1
-                    pause = min(poll, conflict_backoff(conflicts, self.clock))
+                    conflicts += 1
+                    since, pause = None, self._conflict_pause(conflicts)
                     log.debug("reading Node %s again: %s", name, error.what)
-            elif since is None:
-                since = now
-            elif now - since >= window:
+            elif since is not None and now - since >= window:
                 return facts
+            else:
+                since = now if since is None else since
+                pause = since + window - now
             left = deadline - self.clock.now()
             if left <= 0 and missing:
                 raise node_not_ready(facts, missing, timeout)
             if left <= 0:
                 raise labels_not_stable(name, window, timeout, overwritten, conflicts)
-            self.clock.sleep(min(pause, left, since + window - now if since is not None else left))
+            self.clock.sleep(min(pause, left))
+            facts = self._read_node(name, deadline, expected_machine_id)
+
+    def _conflict_pause(self, conflicts: int) -> float:
+        return min(MAX_CONFLICT_PAUSE, conflict_backoff(conflicts, self.clock))
 
     def _patch(
         self, name: str, change: Mapping[str, Any], resource_version: str, deadline: float
@@ -312,9 +329,18 @@ class KubeClient:
             lambda: self._client.patch(self._resource, name, patch, patch_type=self._merge),
         )
 
-    def _read_node(self, name: str, deadline: float, machine_id: str | None, poll: float) -> NodeFacts:
+    def _latest(self, name: str, deadline: float, machine_id: str | None) -> NodeFacts:
+        """Return the Node as the last answer had it, or else read it; check its machine id."""
+        facts = self.last_answer(name)
+        if facts is None:
+            return self._read_node(name, deadline, machine_id)
+        check_machine_id(facts, machine_id)
+        return facts
+
+    def _read_node(self, name: str, deadline: float, machine_id: str | None) -> NodeFacts:
         """Return the Node and check its machine id. Wait for some time while the Node does not exist."""
         absence_deadline = min(deadline, self.deadline_after(NODE_ABSENCE_TIMEOUT))
+        pauses = _pauses()
         while True:
             try:
                 facts = self.node(name, deadline)
@@ -324,7 +350,7 @@ class KubeClient:
                 if left <= 0:
                     raise
                 log.info("waiting up to %.0f s for the kubelet to register Node %s", left, name)
-            self.clock.sleep(min(poll, left))
+            self.clock.sleep(min(next(pauses), left))
         check_machine_id(facts, machine_id)
         return facts
 
@@ -337,6 +363,7 @@ class KubeClient:
             with timed(log, f"{verb} node/{name} at {self.server}"):
                 return request()
 
+        self._last_answer = None
         answer = self.send(
             lambda _: timed_request(),
             deadline,
@@ -344,7 +371,16 @@ class KubeClient:
         )
         if answer.get("kind") != "Node":
             raise KubeError("the answer is not a Node", where=self.server, hint=NOT_KUBERNETES_HINT)
-        return NodeFacts.of(answer)
+        self._last_answer = NodeFacts.of(answer)
+        return self._last_answer
+
+
+def _pauses() -> Iterator[float]:
+    """Yield the seconds between the reads of a Node that is waited for."""
+    pause = FIRST_PAUSE
+    while True:
+        yield pause
+        pause = min(2 * pause, MAX_PAUSE)
 
 
 @functools.cache  # lightkube allows a process to register a resource of the core group only once
