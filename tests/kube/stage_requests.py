@@ -5,11 +5,11 @@ stages have no credentials.
 """
 
 FRESH_INSTALL = {
-    "claim": ("GET", "PATCH", "POST"),
+    "claim": ("GET", "PATCH"),
     "label": ("GET", "PATCH", "GET", "POST"),
 }
 """An install on a new node, whose kubelet reports the handlers when ``label`` begins. The second GET of
-``label`` proves that the labels have stayed. The POSTs are Events."""
+``label`` proves that the labels have stayed. The POST is the Event."""
 
 NOTHING_TO_DO = {
     "claim": ("GET",),
