@@ -209,6 +209,7 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
         error=error,
         not_served=plan.not_served,
         handlers=plan.handlers,
+        is_new=plan.is_new,
     )
 
 

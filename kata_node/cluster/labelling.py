@@ -77,6 +77,7 @@ def plan_labels(
             serves_others=facts.serves_others,
             is_served=not facts.not_served,
             status=status,
+            is_unread=facts.is_unread,
         ),
     )
 
@@ -99,7 +100,7 @@ def _status(facts: LabelFacts, outcome: Outcome, reason: str, handlers: tuple[st
         facts.settings,
         facts.now,
         reason,
-        facts.node.machine_id if facts.node else "",
+        facts.node.machine_id if facts.node else facts.expected_machine_id,
         tuple(sorted(handlers)),
     )
 
@@ -260,6 +261,8 @@ class EnsureLabels:
     """All three as in :class:`~kata_node.cluster.labels.NodeState`."""
     status: NodeStatus | None = None
     """What the record of the installation shall say."""
+    is_unread: bool = False
+    """Whether the Node was not read, because it should have nothing of the installation."""
 
     def describe(self) -> str:
         """Return a line."""
@@ -289,7 +292,12 @@ class EnsureLabels:
 
     def apply(self, clients: Clients) -> None:
         """Change the labels. Raise :class:`~kata_node.errors.KubeError` when they do not stay unchanged."""
-        clients.kube().ensure_labels(
+        kube = clients.kube()
+        if self.is_unread and kube.add_metadata(
+            self.name, self.changes, self.expected_machine_id, self.deadline
+        ):
+            return
+        kube.ensure_labels(
             self.name,
             self._changes,
             required_handlers=self.handlers,

@@ -11,11 +11,9 @@ A deadline is a value of :func:`time.monotonic`. After it no request is repeated
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +23,7 @@ from kata_node.kube.credentials import open_client
 from kata_node.kube.failures import (
     NOT_KUBERNETES_HINT,
     ConflictError,
+    InvalidChangeError,
     NoSuchNodeError,
     RequestFailure,
     classify_error,
@@ -36,17 +35,26 @@ from kata_node.kube.node import (
     NodeFacts,
     Taint,
     check_machine_id,
+    check_name,
     labels_not_stable,
     node_not_ready,
     taints_not_removed,
     waiting_for,
 )
-from kata_node.kube.retry import REAL_CLOCK, REQUEST_TIMEOUT, Clock, conflict_backoff, retry_until, within
+from kata_node.kube.resources import event_resource, node_resource
+from kata_node.kube.retry import (
+    REAL_CLOCK,
+    REQUEST_TIMEOUT,
+    Clock,
+    conflict_backoff,
+    read_pauses,
+    retry_until,
+    within,
+)
 from kata_node.log import timed
 
 if TYPE_CHECKING:
     from lightkube import Client
-    from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource
 
 __all__ = [
     "REAL_CLOCK",
@@ -60,10 +68,6 @@ __all__ = [
 EVENT_TIMEOUT, EVENT_TIMEOUT_WHEN_STOPPING = 5.0, 0.5
 """Seconds to wait until an Event is recorded."""
 
-FIRST_PAUSE, MAX_PAUSE = 2.0, 5.0
-"""Seconds between the first two reads of a Node that is waited for; they double up to the maximum. A kubelet
-looks for changes every ten seconds, so more reads would find nothing new."""
-
 MAX_CONFLICT_PAUSE = 1.0
 """The maximum of seconds until a Node is read again because its change met a conflict."""
 
@@ -71,8 +75,6 @@ NODE_ABSENCE_TIMEOUT = 30.0
 """Seconds that a Node may be missing: some distributions delete it and register it again on a restart."""
 
 T = TypeVar("T")
-
-_NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +91,8 @@ class KubeClient:
         self.request_timeout = request_timeout
         self.server = client.config.cluster.server
         self._client = client
-        self._resource = _node_resource()
-        self._merge = PatchType.MERGE
+        self._resource = node_resource()
+        self._merge, self._json_patch = PatchType.MERGE, PatchType.JSON
         self._last_answer: NodeFacts | None = None
 
     @classmethod
@@ -136,26 +138,13 @@ class KubeClient:
         Raises :class:`NoSuchNodeError` when there is no such Node, and :class:`KubeError` when the API
         server refuses or does not answer until ``deadline``.
         """
-        if not name:
-            raise UsageError(
-                "NODE_NAME is not set, and there are credentials of a cluster",
-                where="NODE_NAME",
-                hint="set NODE_NAME to metadata.name of the Node, or unset KUBECONFIG to keep the labels as "
-                "they are",
-            )
-        if not _NODE_NAME.fullmatch(name):
-            raise UsageError(
-                f"{name!r} is not a valid name of a Node",
-                where="NODE_NAME",
-                hint="set NODE_NAME to metadata.name of the Node; in a pod, take it from spec.nodeName",
-            )
+        check_name(name)
         with signals.interruptible():
             return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
 
     def last_answer(self, name: str) -> NodeFacts | None:
         """Return the Node as the last answer had it; ``None`` if the last answer had no such Node."""
-        last = self._last_answer
-        return last if last and last.name == name else None
+        return last if (last := self._last_answer) and last.name == name else None
 
     def patch_metadata(
         self, name: str, changes: MetadataChanges, resource_version: str, deadline: float
@@ -166,6 +155,29 @@ class KubeClient:
         ``resource_version``. Raises the errors of :meth:`node`.
         """
         return self._patch(name, {"metadata": changes.patch()}, resource_version, deadline)
+
+    def add_metadata(
+        self, name: str, additions: MetadataChanges, machine_id: str, deadline: float
+    ) -> NodeFacts | None:
+        """Add labels and annotations to a Node that has none of their keys; return the changed Node.
+
+        One request tests and changes the Node. Returns ``None``, without a change, if the Node has one of
+        the keys, reports another machine id than ``machine_id``, or does not exist. Raises the errors of
+        :meth:`node`.
+        """
+        check_name(name)
+        patch = [{"op": "test", "path": "/status/nodeInfo/machineID", "value": machine_id}]
+        patch += additions.json_patch()
+        try:
+            return self._call(
+                "patch",
+                name,
+                deadline,
+                lambda: self._client.patch(self._resource, name, patch, patch_type=self._json_patch),
+            )
+        except (InvalidChangeError, NoSuchNodeError) as error:
+            log.debug("Node %s is not as expected: %s", name, error.what)
+            return None
 
     def remove_taints(
         self,
@@ -182,7 +194,9 @@ class KubeClient:
         """
         deadline = self.deadline_after(timeout)
         conflicts = 0
-        facts = self._latest(name, deadline, expected_machine_id)
+        facts = self._latest(
+            name, deadline, expected_machine_id, lambda last: len(remaining(last.taints)) < len(last.taints)
+        )
         while True:
             kept = remaining(facts.taints)
             if len(kept) == len(facts.taints):
@@ -205,7 +219,7 @@ class KubeClient:
         Raises :class:`KubeError` when that fails. There is no second attempt, because an Event is not
         worth the wait.
         """
-        event_object = _event_resource().from_dict(dict(event))
+        event_object = event_resource().from_dict(dict(event))
         try:
             with timed(log, f"create an event at {self.server}"):
                 within(
@@ -235,8 +249,10 @@ class KubeClient:
         """
         deadline = min(deadline, self.deadline_after(timeout))
         last_state: object = None
-        pauses = _pauses()
-        facts = self._latest(name, deadline, expected_machine_id)
+        pauses = read_pauses()
+        facts = self._latest(
+            name, deadline, expected_machine_id, lambda last: not last.ready or last.missing(handlers)
+        )
         while True:
             missing = facts.missing(handlers)
             if facts.ready and not missing:
@@ -277,8 +293,8 @@ class KubeClient:
         deadline = min(deadline, self.deadline_after(timeout))
         since: float | None = None  # since when the labels have their wanted values
         overwritten = conflicts = 0
-        pauses = _pauses()
-        facts = self._latest(name, deadline, expected_machine_id)
+        pauses = read_pauses()
+        facts = self._latest(name, deadline, expected_machine_id, change)
         while True:
             now, changes = self.clock.now(), change(facts)
             if missing := facts.missing(required_handlers):
@@ -299,10 +315,10 @@ class KubeClient:
                     conflicts += 1
                     since, pause = None, self._conflict_pause(conflicts)
                     log.debug("reading Node %s again: %s", name, error.what)
-            elif since is not None and now - since >= window:
-                return facts
             else:
                 since = now if since is None else since
+                if now - since >= window:
+                    return facts
                 pause = since + window - now
             left = deadline - self.clock.now()
             if left <= 0 and missing:
@@ -329,10 +345,12 @@ class KubeClient:
             lambda: self._client.patch(self._resource, name, patch, patch_type=self._merge),
         )
 
-    def _latest(self, name: str, deadline: float, machine_id: str | None) -> NodeFacts:
-        """Return the Node as the last answer had it, or else read it; check its machine id."""
+    def _latest(
+        self, name: str, deadline: float, machine_id: str | None, has_work: Callable[[NodeFacts], object]
+    ) -> NodeFacts:
+        """Return the Node as the last answer had it if there ``has_work`` to be done, or else read it."""
         facts = self.last_answer(name)
-        if facts is None:
+        if facts is None or not has_work(facts):
             return self._read_node(name, deadline, machine_id)
         check_machine_id(facts, machine_id)
         return facts
@@ -340,7 +358,7 @@ class KubeClient:
     def _read_node(self, name: str, deadline: float, machine_id: str | None) -> NodeFacts:
         """Return the Node and check its machine id. Wait for some time while the Node does not exist."""
         absence_deadline = min(deadline, self.deadline_after(NODE_ABSENCE_TIMEOUT))
-        pauses = _pauses()
+        pauses = read_pauses()
         while True:
             try:
                 facts = self.node(name, deadline)
@@ -373,30 +391,3 @@ class KubeClient:
             raise KubeError("the answer is not a Node", where=self.server, hint=NOT_KUBERNETES_HINT)
         self._last_answer = NodeFacts.of(answer)
         return self._last_answer
-
-
-def _pauses() -> Iterator[float]:
-    """Yield the seconds between the reads of a Node that is waited for."""
-    pause = FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(2 * pause, MAX_PAUSE)
-
-
-@functools.cache  # lightkube allows a process to register a resource of the core group only once
-def _node_resource() -> type[GenericGlobalResource]:
-    """Return a resource class that gives a Node as a plain mapping.
-
-    lightkube's typed class refuses the whole Node when any field, even an unused one, differs from its
-    model.
-    """
-    from lightkube.generic_resource import create_global_resource
-
-    return create_global_resource("", "v1", "Node", "nodes")
-
-
-@functools.cache
-def _event_resource() -> type[GenericNamespacedResource]:
-    from lightkube.generic_resource import create_namespaced_resource
-
-    return create_namespaced_resource("", "v1", "Event", "events")

@@ -14,6 +14,8 @@ from cluster.faulty_proxy import UNLIMITED, Fault
 from cluster.node_writers import NodeHistory
 from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, LABELED, SHARED_LABEL, StageRunner
 from kata_node.cluster.labels import SETTER_ANNOTATION
+from kata_node.plan import report
+from kata_node.plan.report import StageReport
 from node.cache import CHECKOUT
 from node.commands import RunningCommand, describe_result
 
@@ -190,6 +192,26 @@ def test_a_stage_with_work_sends_few_requests(
     assert stage_runner.proxy.count("PATCH") == 1
     assert stage_runner.proxy.count("POST") == events
     assert stage_runner.proxy.count("GET") == looks
+
+
+def test_a_new_node_is_claimed_with_one_request_and_a_claimed_one_as_before(
+    stage_runner: StageRunner, tmp_path: Path
+) -> None:
+    new = StageReport("host-check", "done", "3 passed", is_new=True)
+    report.write_shared_report(tmp_path, new)
+    machine = "0123456789abcdef" * 2
+    options = (f"--reports={tmp_path}", f"--expected-machine-id={machine}")
+    stage_runner.register(nodeInfo={"machineID": machine})
+    stage_runner.run("claim", *options).succeeded()
+    assert stage_runner.labels == CLAIMED
+    begun = stage_runner.record()
+    assert begun is not None
+    assert (begun.outcome, begun.machine_id) == ("installing", machine)
+    assert stage_runner.proxy.count() == 1
+    stage_runner.node_writer.label(stage_runner.name, LABELED)
+    stage_runner.run("claim", *options).succeeded()
+    assert stage_runner.labels == LABELED, "the claim withdraws nothing"
+    assert (stage_runner.proxy.count("PATCH", 422), stage_runner.proxy.count("GET")) == (1, 1)
 
 
 # --- concurrent installations -----------------------------------------------------------------------

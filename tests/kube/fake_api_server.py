@@ -120,6 +120,8 @@ class Api:
             return 404, status_object(404, f'nodes "{path}" not found', "NotFound")
         if method == "GET":
             return 200, self.node()
+        if content_type == "application/json-patch+json":
+            return self.apply_json_patch(json.loads(body))
         if content_type != "application/merge-patch+json":
             return 415, status_object(415, content_type)
         metadata = json.loads(body)["metadata"]
@@ -129,6 +131,23 @@ class Api:
         annotations = {**self.annotations, **metadata.get("annotations", {})}
         self.annotations = {key: value for key, value in annotations.items() if value is not None}
         self.write(metadata.get("labels", {}))
+        return 200, self.node()
+
+    def apply_json_patch(self, operations: list[dict[str, Any]]) -> tuple[int, bytes]:
+        node: dict[str, Any] = json.loads(self.node())
+        added: dict[str, dict[str, str]] = {"labels": {}, "annotations": {}}
+        for each in operations:
+            *parents, key = [part.replace("~1", "/") for part in each["path"].split("/")[1:]]
+            parent: dict[str, Any] | None = node
+            for name in parents:
+                parent = (parent or {}).get(name)
+            if parent is None or (each["op"] == "test" and parent.get(key) != each["value"]):
+                return 422, status_object(422, f"{each['path']} is not as in the patch", "Invalid")
+            if each["op"] == "add":
+                added[parents[-1]][key] = each["value"]
+        self.writes += 1
+        self.annotations = self.annotations | added["annotations"]
+        self.write(added["labels"])
         return 200, self.node()
 
 

@@ -5,7 +5,7 @@ stages have no credentials.
 """
 
 FRESH_INSTALL = {
-    "claim": ("GET", "PATCH"),
+    "claim": ("PATCH",),
     "label": ("GET", "PATCH", "GET", "POST"),
 }
 """An install on a new node, whose kubelet reports the handlers when ``label`` begins. The second GET of
