@@ -140,7 +140,7 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
             return _plan(stage, run, _load_receipt(stage, run), since)
 
     def prove() -> Plan:
-        found = _plan(stage, run, _load_receipt(stage, run), since)
+        found = _plan(stage, run, _load_receipt(stage, run), since, proves=True)
         # After a restart of the runtime the Node can be not Ready for a moment. This is not a difference.
         if any(not isinstance(action, WaitForNode) or action.missing for action in found.actions):
             raise KataNodeError(
@@ -209,12 +209,13 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
         error=error,
         not_served=plan.not_served,
         handlers=plan.handlers,
+        is_new=plan.is_new,
     )
 
 
-def _plan(stage: Stage, run: Run, receipt: Receipt, since: float) -> Plan:
+def _plan(stage: Stage, run: Run, receipt: Receipt, since: float, *, proves: bool = False) -> Plan:
     with timed(log, f"{stage.NAME}: look at the node"):
-        context = StageContext(run.settings, receipt, run.clients, run.options, since, run.earlier)
+        context = StageContext(run.settings, receipt, run.clients, run.options, since, run.earlier, proves)
         facts = stage.gather_facts(context)
     plan = stage.plan(run.settings, facts, receipt)
     log.debug("%s: decided: %s; %s", stage.NAME, plan.summary, "; ".join(plan.changes) or "no changes")

@@ -6,21 +6,23 @@ repair.
 
 from __future__ import annotations
 
-from kata_node.cluster.facts import LabelFacts, gather_facts
-from kata_node.cluster.labelling import (
-    check_release,
-    check_suffix,
-    is_labeled_as_serving,
-    plan_labels,
-    withdrawal_summary,
-)
+from kata_node.cluster import facts as label_facts
+from kata_node.cluster.facts import LabelFacts
+from kata_node.cluster.labelling import is_labeled_as_serving, plan_labels, withdrawal_summary
+from kata_node.cluster.ownership import check_node
 from kata_node.plan.actions import Plan
+from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
 from kata_node.settings.model import Settings
 
 __all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "claim"
+
+
+def gather_facts(context: StageContext) -> LabelFacts:
+    """Read the Node. That of a new node is not read, because its labels can be added without that."""
+    return label_facts.gather_facts(context, reads_new_node=False)
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
@@ -31,8 +33,8 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     """
     if not facts.name:
         return Plan(f"nothing to claim: {facts.reason}")
-    check_release(facts, settings.instance)
-    check_suffix(facts, settings.instance)
+    if facts.node:
+        check_node(facts.node, settings.instance, facts.helm_release)
     # No restart has happened yet that could undo the labels, so they need not be watched.
     withdraws = bool(facts.not_served) and is_labeled_as_serving(facts, settings.instance)
     reason = facts.not_served if withdraws else ""

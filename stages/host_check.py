@@ -34,4 +34,7 @@ def plan(settings: Settings, facts: HostCheckFacts, receipt: Receipt) -> Plan:
     )
     recorded = receipt.artifacts.release if receipt.artifacts else ""
     offered = facts.artifacts.release if isinstance(facts.artifacts, ArtifactFacts) else ""
-    return Plan(summary, checks=checks, kata_version=offered or recorded, not_served=not_served)
+    is_new = receipt.artifacts is None and receipt.cri is None
+    return Plan(
+        summary, checks=checks, kata_version=offered or recorded, not_served=not_served, is_new=is_new
+    )

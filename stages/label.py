@@ -36,7 +36,7 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     node_taints = node.taints if node else ()
     return Plan(
         f"Node {facts.name} is {'' if label_actions else 'already '}labeled",
-        (*(() if ready and not label_actions else wait_actions), *label_actions),
+        (*(() if ready else wait_actions), *label_actions),
         # One action for each taint, so that a failure leaves no other taint behind.
         best_effort=tuple(
             RemoveTaint(facts.name, taints.name(each), facts.expected_machine_id)

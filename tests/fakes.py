@@ -292,6 +292,20 @@ class FakeKube:
             annotations=dict(self.annotations),
         )
 
+    def last_answer(self, name: str) -> NodeFacts:
+        """Return the current state of the Node."""
+        return self.node(name, 0)
+
+    def add_metadata(self, name: str, additions: MetadataChanges, *_: object) -> NodeFacts | None:
+        """Add labels and annotations if none of their keys is there."""
+        if (
+            self.labels.keys() & additions.labels.keys()
+            or self.annotations.keys() & additions.annotations.keys()
+        ):
+            return None
+        self.ensure_labels(name, lambda _: additions)
+        return self.node(name, 0)
+
     def wait_ready(self, name: str, handlers: Collection[str], *, timeout: float, **_: object) -> None:
         """Wait until the Node is back; raise an error unless it is Ready with all ``handlers``."""
         self.away = 0

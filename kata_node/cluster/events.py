@@ -27,7 +27,7 @@ COMPONENT = "kata-node"
 
 _INSTALL_STAGES = ("host-check", "claim", "artifacts", "cri", "label")
 _REVERT_STAGES = ("unlabel", "revert-cri", "remove-artifacts", "unclaim")
-_START_REASONS = {"claim": "KataInstalling", "unlabel": "KataRemoving"}
+_FIRST_STAGES = ("claim", "unlabel")
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
     """Return the Event for the last report of ``run``; ``None`` if that report needs no Event.
 
-    Events are for the first change of an install or revert, for its end, for each failure, and for labels
-    that were withdrawn because the node does not serve. An Event that
-    nothing changed requires the reports of all stages except host-check.
+    Events are for the end of an install or revert, for each failure, and for labels that were withdrawn
+    because the node does not serve. That a run has begun is in its record on the Node, which ``claim`` and
+    ``unlabel`` write. An Event that nothing changed requires the reports of all stages except host-check.
     """
     last = run[-1]
     stages = _REVERT_STAGES if last.stage in _REVERT_STAGES else _INSTALL_STAGES
@@ -45,12 +45,10 @@ def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
         return _failed(last, instance)
     if last.not_served and last.stage != "host-check":
         return Event("Warning", "KataNotServed", f"{instance}: {last.summary}")
-    if last.stage in _START_REASONS and last.outcome == "done":
-        return Event("Normal", _START_REASONS[last.stage], f"{instance}: {last.summary}")
     if last.stage != stages[-1]:
         return None
     changed = [report for report in run if report.outcome == "done" and report.stage != "host-check"]
-    summaries = [report.summary for report in changed if report.stage not in _START_REASONS] or [last.summary]
+    summaries = [report.summary for report in changed if report.stage not in _FIRST_STAGES] or [last.summary]
     notes = [note for report in run for note in report.notes]
     message = f"{instance}: " + "; ".join([*summaries, *notes])
     if not changed:

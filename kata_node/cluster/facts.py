@@ -62,12 +62,18 @@ class LabelFacts:
     """The time in UTC, as ``2026-10-03T08:12:44Z``."""
     not_served: str = ""
     """Why the runtime does not serve the installation, as ``host-check`` found; empty if it does."""
+    is_unread: bool = False
+    """Whether there is no ``node`` because it was not read."""
 
 
-def gather_facts(context: StageContext) -> LabelFacts:
-    """Read the Node, unless the run is offline or has neither NODE_NAME nor credentials."""
+def gather_facts(context: StageContext, *, reads_new_node: bool = True) -> LabelFacts:
+    """Read the Node, unless the run is offline or has neither NODE_NAME nor credentials.
+
+    Without ``reads_new_node``, do not read it in a node Job if host-check found a new node.
+    """
     options = context.options
     reason, node, name = "", None, ""
+    is_unread = False
     deadline = context.since + options.label_timeout
     if options.offline:
         reason = OFFLINE
@@ -75,8 +81,12 @@ def gather_facts(context: StageContext) -> LabelFacts:
         reason = "no cluster: neither NODE_NAME nor credentials for an API server are set"
     else:
         name = options.node_name
-        with contextlib.suppress(NoSuchNodeError):
-            node = context.clients.kube().node(name, deadline)
+        kube = context.clients.kube()
+        node = kube.last_answer(name) if context.proves else None
+        is_unread = node is None and not reads_new_node and _is_new(context)
+        if node is None and not is_unread:
+            with contextlib.suppress(NoSuchNodeError):
+                node = kube.node(name, deadline)
     host = ""
     if options.has_host_root and name:
         from kata_node.host.machine_id import machine_id
@@ -100,7 +110,14 @@ def gather_facts(context: StageContext) -> LabelFacts:
         options.helm_release,
         utc(time.time()),
         next((report.not_served for report in _reports(context, ("host-check",))), ""),
+        is_unread,
     )
+
+
+def _is_new(context: StageContext) -> bool:
+    """Return whether host-check, in another container of the node Job for this machine, found a new node."""
+    in_job = context.options.reports is not None and context.options.expected_machine_id
+    return bool(in_job) and any(report.is_new for report in _reports(context, ("host-check",)))
 
 
 def _reports(context: StageContext, stages: tuple[str, ...]) -> list[StageReport]:

@@ -11,12 +11,7 @@ from kata_node import __version__, signals
 from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labels import Goal, NodeState
-from kata_node.cluster.ownership import (
-    check_installations,
-    check_releases,
-    find_other_installation,
-    find_other_release,
-)
+from kata_node.cluster.ownership import check_node
 from kata_node.errors import KataNodeError, LockedError, RolledBackError
 from kata_node.kube import credentials, node_status
 from kata_node.kube.node import SHARED_LABEL, MetadataChanges, NodeFacts, check_host, check_machine_id
@@ -83,6 +78,7 @@ def plan_labels(
             serves_others=facts.serves_others,
             is_served=not facts.not_served,
             status=status,
+            is_unread=facts.is_unread,
         ),
     )
 
@@ -105,24 +101,10 @@ def _status(facts: LabelFacts, outcome: Outcome, reason: str, handlers: tuple[st
         facts.settings,
         facts.now,
         reason,
-        facts.node.machine_id if facts.node else "",
+        facts.node.machine_id if facts.node else facts.expected_machine_id,
         tuple(sorted(handlers)),
         facts.helm_release,
     )
-
-
-def check_release(facts: LabelFacts, instance: str) -> None:
-    """Raise :class:`~kata_node.errors.SettingsError` if another release has ``instance`` on the Node."""
-    if facts.node:
-        other = find_other_release(facts.node.annotations, instance, facts.helm_release)
-        check_releases({facts.name: other}, instance, facts.helm_release)
-
-
-def check_suffix(facts: LabelFacts, instance: str) -> None:
-    """Raise :class:`~kata_node.errors.SettingsError` if the release has another installation on the Node."""
-    if node := facts.node:
-        other = find_other_installation(node.labels, node.annotations, instance, facts.helm_release)
-        check_installations({facts.name: other}, instance, facts.helm_release)
 
 
 def is_labeled_as_serving(facts: LabelFacts, instance: str) -> bool:
@@ -281,6 +263,8 @@ class EnsureLabels:
     """All three as in :class:`~kata_node.cluster.labels.NodeState`."""
     status: NodeStatus | None = None
     """What the record of the installation shall say."""
+    is_unread: bool = False
+    """Whether the Node was not read, because it should have nothing of the installation."""
 
     def describe(self) -> str:
         """Return a line."""
@@ -310,7 +294,12 @@ class EnsureLabels:
 
     def apply(self, clients: Clients) -> None:
         """Change the labels. Raise :class:`~kata_node.errors.KubeError` when they do not stay unchanged."""
-        clients.kube().ensure_labels(
+        kube = clients.kube()
+        if self.is_unread and kube.add_metadata(
+            self.name, self.changes, self.expected_machine_id, self.deadline
+        ):
+            return
+        kube.ensure_labels(
             self.name,
             self._changes,
             required_handlers=self.handlers,
@@ -321,6 +310,8 @@ class EnsureLabels:
         )
 
     def _changes(self, node: NodeFacts) -> MetadataChanges:
+        if self.is_unread and self.status:
+            check_node(node, self.instance, self.status.release)
         state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others, self.is_served)
         status = self.status and replace(self.status, machine_id=node.machine_id)
         return labels.changes(self.goal, state, self.instance, status)

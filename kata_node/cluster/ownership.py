@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, other_installation_labels
 from kata_node.errors import SettingsError
 from kata_node.kube import node_status
+from kata_node.kube.node import NodeFacts
 
 MAX_NAMED_NODES = 5
 """Nodes that an error names."""
@@ -71,6 +72,15 @@ def check_releases(others: Mapping[str, str], installation: str, release: str) -
             hint=f"set a suffix that no other release has, or uninstall {other} first; if that release no "
             f"longer exists, take its nodes over: `kubectl annotate nodes --all {key}-`",
         )
+
+
+def check_node(node: NodeFacts, installation: str, release: str) -> None:
+    """Raise :class:`SettingsError` if another suffix of ``release``, or another release, is on the Node."""
+    check_releases(
+        {node.name: find_other_release(node.annotations, installation, release)}, installation, release
+    )
+    other = find_other_installation(node.labels, node.annotations, installation, release)
+    check_installations({node.name: other}, installation, release)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ class Dispatcher:
         self._stuck_pods = StuckPodMonitor(
             self._node_jobs.jobs, self._readiness, config.job_selector(), api.clock
         )
-        self._recheck = NodeRecheck(config, nodes, self._node_jobs, api.clock, count=len(rollout.tasks))
+        self._recheck = NodeRecheck(config, nodes, self._node_jobs, api.clock, rollout)
         self._last_progress = api.clock.now()
 
     def run(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kata_node.cluster.ownership import find_other_installation, find_other_release
@@ -19,6 +19,8 @@ SINGLE_GET_LIMIT = 20
 
 UNREACHABLE = "node.kubernetes.io/unreachable"
 """The taint of a Node with a dead kubelet. No Pod starts or ends there, even if it tolerates the taint."""
+
+HOSTNAME = "kubernetes.io/hostname"
 
 BLOCKING_EFFECTS = ("NoSchedule", "NoExecute")
 
@@ -138,7 +140,10 @@ def select(
             continue
         info = node.status.node_info
         marked = not installation_label or installation_label in labels
-        target = Target(name, node.metadata.uid, info.machine_id, info.runtime, marked)
+        hostname = labels.get(HOSTNAME, "")
+        # Usually both are the same. Keep one copy then: there can be many nodes.
+        hostname = name if hostname == name else hostname
+        target = Target(name, node.metadata.uid, info.machine_id, info.runtime, marked, hostname)
         annotations = node.metadata.annotations
         if other := find_other_release(annotations, installation, release):
             other_releases[name] = (target, other)
@@ -193,16 +198,13 @@ class Nodes:
         self._api = api
         self._config = config
 
-    def selection(self, *, skip_serving: bool = True) -> Selection:
-        """Return the configured selection, as it is now.
-
-        ``skip_serving`` applies only if the configuration has it, too.
-        """
+    def selection(self) -> Selection:
+        """Return the configured selection, as it is now."""
         config = self._config
         found = self._list(config.selector)
         if config.nodes and len(config.nodes) <= SINGLE_GET_LIMIT:
             found = itertools.chain.from_iterable(self._list(name=name) for name in config.nodes)
-        label = config.installation_label if config.skip_serving and skip_serving else ""
+        label = config.installation_label if config.skip_serving else ""
         return select(
             found,
             config.templates,
@@ -230,6 +232,18 @@ class Nodes:
         found = self._list(config.selector, name)
         return select(found, templates, terms=config.terms, installation_label=label)
 
+    def select_again(self, targets: Sequence[Target]) -> Selection:
+        """Return the configured selection of these nodes, from one list. Each must have a ``hostname``.
+
+        The API server answers from its cache: the selector would make it read all Nodes from its database.
+        """
+        config = self._config
+        hostnames = ",".join(each.hostname for each in targets if each.hostname)
+        selector = f"{config.selector}," if config.selector else ""
+        found = self._list(f"{selector}{HOSTNAME} in ({hostnames})", cached=True)
+        label = config.installation_label
+        return select(found, config.templates, terms=config.terms, installation_label=label)
+
     def with_label(self, key: str) -> list[str]:
         """Return the names of the Nodes that have a label, with any value."""
         return sorted(node.metadata.name for node in self._list(key))
@@ -256,8 +270,10 @@ class Nodes:
         nodes = page.items or []
         return nodes, len(nodes) + (page.metadata.remaining_item_count or 0)
 
-    def _list(self, selector: str = "", name: str = "") -> Iterator[Node]:
+    def _list(self, selector: str = "", name: str = "", *, cached: bool = False) -> Iterator[Node]:
         query = {"labelSelector": selector} if selector else {}
+        if cached:
+            query["resourceVersion"] = "0"
         if name:
             query["fieldSelector"] = f"metadata.name={name}"
         what = "read a node" if name else "list nodes"

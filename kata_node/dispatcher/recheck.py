@@ -1,8 +1,8 @@
 """Read a Node again before it gets its Job.
 
 Hours can pass between the selection and the Job of a node. Meanwhile its Node can get a taint, lose its
-labels, or be registered again for another machine. In a small cluster, one list of the selected Nodes serves
-all Jobs of the next seconds. In a large one it would be longer than all reads of single Nodes together.
+labels, or be registered again for another machine. One list of the Nodes that come next serves all Jobs of
+the next seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.eligibility import TaskResult, no_longer_selected, not_labeled, unready_result
 from kata_node.dispatcher.node_jobs import NodeJobs
 from kata_node.dispatcher.nodes import UNREACHABLE, Nodes, Selection
-from kata_node.dispatcher.rollout import Task
+from kata_node.dispatcher.rollout import Rollout, Task
 from kata_node.dispatcher.template import Target
 from kata_node.kube.retry import Clock
 
@@ -21,10 +21,10 @@ FRESH = 15.0
 """Seconds for which the first nodes of a run need not be read again. They were selected just before."""
 
 LIST_MAX_AGE = 5.0
-"""Seconds for which one list of the selected Nodes is used."""
+"""Seconds for which one list of Nodes is used."""
 
-LIST_MAX_NODES = 250
-"""Up to this many nodes, the selected Nodes are listed; for more nodes, each Node is read alone."""
+LIST_MAX_NODES = 100
+"""The maximum of Nodes in one list. Its request names them, and a long request can be refused."""
 
 POLL_INTERVAL = 5.0
 """Seconds between two reads of a Node that is not ready."""
@@ -36,17 +36,19 @@ class NodeRecheck:
     """Checks whether a node can get its Job now."""
 
     def __init__(
-        self, config: Config, nodes: Nodes, node_jobs: NodeJobs, clock: Clock, *, count: int
+        self, config: Config, nodes: Nodes, node_jobs: NodeJobs, clock: Clock, rollout: Rollout
     ) -> None:
-        """``count`` is the number of nodes of the run."""
         self._config = config
         self._nodes = nodes
         self._node_jobs = node_jobs
         self._clock = clock
         self._fresh_until = clock.now() + FRESH
-        self._lists = count <= LIST_MAX_NODES and not config.nodes
-        self._listed: Selection | None = None
+        self._rollout = rollout
+        self._listed = Selection()
+        self._listed_names: frozenset[str] = frozenset()
         self._listed_at = 0.0
+        self._used = LIST_MAX_NODES
+        """How many Nodes of the last list were used."""
         self._ready_deadline = clock.now() + config.wait_for_ready
 
     def expire(self) -> None:
@@ -81,13 +83,22 @@ class NodeRecheck:
     def _read(self, task: Task, now: float) -> Selection:
         """Return the selection of one node, from a list that is new enough or from a read of its Node."""
         name, configured = task.target.name, task.action == self._config.action
-        if self._lists and configured and not task.unready and task.absent_since is None:
-            if self._listed is None or now - self._listed_at > LIST_MAX_AGE:
-                self._listed, self._listed_at = self._nodes.selection(skip_serving=False), now
+        has_list = configured and task.target.hostname and not self._config.nodes
+        if has_list and not task.unready and task.absent_since is None:
+            if name not in self._listed_names or now - self._listed_at > LIST_MAX_AGE:
+                self._list(task.target, now)
             if (found := self._listed.only(name)).selected:
+                self._used += 1
                 return found
         install = configured and task.action == "install"
         return self._nodes.reselect(name, self._node_jobs.templates(task), selected=install)
+
+    def _list(self, first: Target, now: float) -> None:
+        """List the Nodes that come next, about as many as get a Job while the list is used."""
+        count = min(max(2, 2 * self._used), LIST_MAX_NODES)
+        targets = [first, *self._rollout.next_targets(count - 1)]
+        self._listed, self._listed_at = self._nodes.select_again(targets), now
+        self._listed_names, self._used = frozenset(each.name for each in targets), 0
 
     def _wait(self, task: Task, found: Selection, now: float) -> TaskResult | None:
         """Make a node wait that is not ready, or that does not exist at the moment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,11 @@ class Rollout:
         task.began = now
         self._set_outcome(task, Outcome.RUNNING)
         return task
+
+    def next_targets(self, count: int) -> list[Target]:
+        """Return the nodes that :meth:`start_next` starts next, at most ``count``, of the current wave."""
+        queue = self._queues[self.wave] if self.wave < len(self._queues) else ()
+        return [task.target for task in itertools.islice(queue, count)]
 
     def end(self, task: Task, outcome: Outcome, now: float, *, note: str = "") -> None:
         """Record the outcome of a task; stop the rollout when too many tasks have failed."""

@@ -42,6 +42,8 @@ class Target:
     """The name of its container runtime, see :class:`Templates`; empty when the Node does not name it."""
     marked: bool = True
     """Whether the Node has the installation label, or it is not known."""
+    hostname: str = ""
+    """The value of its label ``kubernetes.io/hostname``, by which several Nodes can be listed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 It uses ``get`` and ``patch`` on ``nodes``, and ``create`` on ``events`` to record Events; an account
 needs no other permission. It polls a Node instead of watching it: a watch needs the permission to list
-every Node of the cluster.
+every Node of the cluster. The answer to each request has the whole Node. A change begins with the last
+answer and not with a read, because its ``resourceVersion`` makes it fail if the Node has changed since.
 
 A deadline is a value of :func:`time.monotonic`. After it no request is repeated or waited for, see
 :mod:`kata_node.kube.retry`.
@@ -10,10 +11,8 @@ A deadline is a value of :func:`time.monotonic`. After it no request is repeated
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +23,7 @@ from kata_node.kube.credentials import open_client
 from kata_node.kube.failures import (
     NOT_KUBERNETES_HINT,
     ConflictError,
+    InvalidChangeError,
     NoSuchNodeError,
     RequestFailure,
     classify_error,
@@ -35,17 +35,26 @@ from kata_node.kube.node import (
     NodeFacts,
     Taint,
     check_machine_id,
+    check_name,
     labels_not_stable,
     node_not_ready,
     taints_not_removed,
     waiting_for,
 )
-from kata_node.kube.retry import REAL_CLOCK, REQUEST_TIMEOUT, Clock, conflict_backoff, retry_until, within
+from kata_node.kube.resources import event_resource, node_resource
+from kata_node.kube.retry import (
+    REAL_CLOCK,
+    REQUEST_TIMEOUT,
+    Clock,
+    conflict_backoff,
+    read_pauses,
+    retry_until,
+    within,
+)
 from kata_node.log import timed
 
 if TYPE_CHECKING:
     from lightkube import Client
-    from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource
 
 __all__ = [
     "REAL_CLOCK",
@@ -59,15 +68,13 @@ __all__ = [
 EVENT_TIMEOUT, EVENT_TIMEOUT_WHEN_STOPPING = 5.0, 0.5
 """Seconds to wait until an Event is recorded."""
 
-POLL_INTERVAL = 1.0
-"""Seconds between two reads of a Node."""
+MAX_CONFLICT_PAUSE = 1.0
+"""The maximum of seconds until a Node is read again because its change met a conflict."""
 
 NODE_ABSENCE_TIMEOUT = 30.0
 """Seconds that a Node may be missing: some distributions delete it and register it again on a restart."""
 
 T = TypeVar("T")
-
-_NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +91,9 @@ class KubeClient:
         self.request_timeout = request_timeout
         self.server = client.config.cluster.server
         self._client = client
-        self._resource = _node_resource()
-        self._merge = PatchType.MERGE
+        self._resource = node_resource()
+        self._merge, self._json_patch = PatchType.MERGE, PatchType.JSON
+        self._last_answer: NodeFacts | None = None
 
     @classmethod
     def connect(cls, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT) -> KubeClient:
@@ -130,21 +138,13 @@ class KubeClient:
         Raises :class:`NoSuchNodeError` when there is no such Node, and :class:`KubeError` when the API
         server refuses or does not answer until ``deadline``.
         """
-        if not name:
-            raise UsageError(
-                "NODE_NAME is not set, and there are credentials of a cluster",
-                where="NODE_NAME",
-                hint="set NODE_NAME to metadata.name of the Node, or unset KUBECONFIG to keep the labels as "
-                "they are",
-            )
-        if not _NODE_NAME.fullmatch(name):
-            raise UsageError(
-                f"{name!r} is not a valid name of a Node",
-                where="NODE_NAME",
-                hint="set NODE_NAME to metadata.name of the Node; in a pod, take it from spec.nodeName",
-            )
+        check_name(name)
         with signals.interruptible():
             return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
+
+    def last_answer(self, name: str) -> NodeFacts | None:
+        """Return the Node as the last answer had it; ``None`` if the last answer had no such Node."""
+        return last if (last := self._last_answer) and last.name == name else None
 
     def patch_metadata(
         self, name: str, changes: MetadataChanges, resource_version: str, deadline: float
@@ -156,6 +156,29 @@ class KubeClient:
         """
         return self._patch(name, {"metadata": changes.patch()}, resource_version, deadline)
 
+    def add_metadata(
+        self, name: str, additions: MetadataChanges, machine_id: str, deadline: float
+    ) -> NodeFacts | None:
+        """Add labels and annotations to a Node that has none of their keys; return the changed Node.
+
+        One request tests and changes the Node. Returns ``None``, without a change, if the Node has one of
+        the keys, reports another machine id than ``machine_id``, or does not exist. Raises the errors of
+        :meth:`node`.
+        """
+        check_name(name)
+        patch = [{"op": "test", "path": "/status/nodeInfo/machineID", "value": machine_id}]
+        patch += additions.json_patch()
+        try:
+            return self._call(
+                "patch",
+                name,
+                deadline,
+                lambda: self._client.patch(self._resource, name, patch, patch_type=self._json_patch),
+            )
+        except (InvalidChangeError, NoSuchNodeError) as error:
+            log.debug("Node %s is not as expected: %s", name, error.what)
+            return None
+
     def remove_taints(
         self,
         name: str,
@@ -163,7 +186,6 @@ class KubeClient:
         *,
         timeout: float,
         expected_machine_id: str | None = None,
-        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
         """Remove the taints that ``remaining`` does not return. It gets the current taints.
 
@@ -172,8 +194,10 @@ class KubeClient:
         """
         deadline = self.deadline_after(timeout)
         conflicts = 0
+        facts = self._latest(
+            name, deadline, expected_machine_id, lambda last: len(remaining(last.taints)) < len(last.taints)
+        )
         while True:
-            facts = self._read_node(name, deadline, expected_machine_id, poll)
             kept = remaining(facts.taints)
             if len(kept) == len(facts.taints):
                 return facts
@@ -186,7 +210,8 @@ class KubeClient:
             left = deadline - self.clock.now()
             if left <= 0:
                 raise taints_not_removed(name, timeout, conflicts)
-            self.clock.sleep(min(poll, left, conflict_backoff(conflicts, self.clock)))
+            self.clock.sleep(min(left, self._conflict_pause(conflicts)))
+            facts = self._read_node(name, deadline, expected_machine_id)
 
     def record_event(self, event: Mapping[str, Any]) -> None:
         """Create an Event of the core group in the namespace that it names.
@@ -194,7 +219,7 @@ class KubeClient:
         Raises :class:`KubeError` when that fails. There is no second attempt, because an Event is not
         worth the wait.
         """
-        event_object = _event_resource().from_dict(dict(event))
+        event_object = event_resource().from_dict(dict(event))
         try:
             with timed(log, f"create an event at {self.server}"):
                 within(
@@ -215,7 +240,6 @@ class KubeClient:
         timeout: float,
         deadline: float = math.inf,
         expected_machine_id: str | None = None,
-        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
         """Wait until the Node is Ready and reports all of ``handlers``; return it.
 
@@ -225,8 +249,11 @@ class KubeClient:
         """
         deadline = min(deadline, self.deadline_after(timeout))
         last_state: object = None
+        pauses = read_pauses()
+        facts = self._latest(
+            name, deadline, expected_machine_id, lambda last: not last.ready or last.missing(handlers)
+        )
         while True:
-            facts = self._read_node(name, deadline, expected_machine_id, poll)
             missing = facts.missing(handlers)
             if facts.ready and not missing:
                 return facts
@@ -235,7 +262,8 @@ class KubeClient:
                 raise node_not_ready(facts, missing, timeout)
             if last_state != (last_state := (facts.ready, missing)):
                 log.info("waiting for Node %s: %s", name, waiting_for(facts, missing))
-            self.clock.sleep(min(poll, left))
+            self.clock.sleep(min(next(pauses), left))
+            facts = self._read_node(name, deadline, expected_machine_id)
 
     def ensure_labels(
         self,
@@ -247,12 +275,11 @@ class KubeClient:
         timeout: float,
         deadline: float = math.inf,
         expected_machine_id: str | None = None,
-        poll: float = POLL_INTERVAL,
     ) -> NodeFacts:
-        """Make the changes that ``change`` returns, until it has returned none for ``window`` seconds.
+        """Make the changes that ``change`` returns, and prove that it returns none ``window`` seconds later.
 
-        A kubelet that registers again restores old labels, so a single read does not prove that a
-        change lasts. When that happens, the changes are made again and the window starts again. There is
+        A kubelet that registers again restores old labels, so an answer with the changes does not prove that
+        they last. When that happens, the changes are made again and the window starts again. There is
         no change while the Node reports handlers but not all of ``required_handlers``. Raises
         :class:`KubeError` after ``timeout`` seconds or at ``deadline``, whichever is earlier, and
         :class:`IneligibleNodeError`, before any change, when the Node has another machine id than
@@ -266,12 +293,13 @@ class KubeClient:
         deadline = min(deadline, self.deadline_after(timeout))
         since: float | None = None  # since when the labels have their wanted values
         overwritten = conflicts = 0
+        pauses = read_pauses()
+        facts = self._latest(name, deadline, expected_machine_id, change)
         while True:
-            facts = self._read_node(name, deadline, expected_machine_id, poll)
-            now, changes, pause = self.clock.now(), change(facts), poll
+            now, changes = self.clock.now(), change(facts)
             if missing := facts.missing(required_handlers):
                 # The labels would promise handlers that the runtime no longer serves, so do not set them.
-                since = None
+                since, pause = None, next(pauses)
                 log.debug("waiting for Node %s: %s", name, waiting_for(facts, missing))
             elif changes:
                 if since is not None:
@@ -282,21 +310,26 @@ class KubeClient:
                     log.info("Node %s: %s", name, changes)
                     if not window:
                         return facts
-                    since = self.clock.now()
+                    since, pause = self.clock.now(), window
                 except (ConflictError, NoSuchNodeError) as error:
-                    since, conflicts = None, conflicts + 1
-                    pause = min(poll, conflict_backoff(conflicts, self.clock))
+                    conflicts += 1
+                    since, pause = None, self._conflict_pause(conflicts)
                     log.debug("reading Node %s again: %s", name, error.what)
-            elif since is None:
-                since = now
-            elif now - since >= window:
-                return facts
+            else:
+                since = now if since is None else since
+                if now - since >= window:
+                    return facts
+                pause = since + window - now
             left = deadline - self.clock.now()
             if left <= 0 and missing:
                 raise node_not_ready(facts, missing, timeout)
             if left <= 0:
                 raise labels_not_stable(name, window, timeout, overwritten, conflicts)
-            self.clock.sleep(min(pause, left, since + window - now if since is not None else left))
+            self.clock.sleep(min(pause, left))
+            facts = self._read_node(name, deadline, expected_machine_id)
+
+    def _conflict_pause(self, conflicts: int) -> float:
+        return min(MAX_CONFLICT_PAUSE, conflict_backoff(conflicts, self.clock))
 
     def _patch(
         self, name: str, change: Mapping[str, Any], resource_version: str, deadline: float
@@ -312,9 +345,20 @@ class KubeClient:
             lambda: self._client.patch(self._resource, name, patch, patch_type=self._merge),
         )
 
-    def _read_node(self, name: str, deadline: float, machine_id: str | None, poll: float) -> NodeFacts:
+    def _latest(
+        self, name: str, deadline: float, machine_id: str | None, has_work: Callable[[NodeFacts], object]
+    ) -> NodeFacts:
+        """Return the Node as the last answer had it if there ``has_work`` to be done, or else read it."""
+        facts = self.last_answer(name)
+        if facts is None or not has_work(facts):
+            return self._read_node(name, deadline, machine_id)
+        check_machine_id(facts, machine_id)
+        return facts
+
+    def _read_node(self, name: str, deadline: float, machine_id: str | None) -> NodeFacts:
         """Return the Node and check its machine id. Wait for some time while the Node does not exist."""
         absence_deadline = min(deadline, self.deadline_after(NODE_ABSENCE_TIMEOUT))
+        pauses = read_pauses()
         while True:
             try:
                 facts = self.node(name, deadline)
@@ -324,7 +368,7 @@ class KubeClient:
                 if left <= 0:
                     raise
                 log.info("waiting up to %.0f s for the kubelet to register Node %s", left, name)
-            self.clock.sleep(min(poll, left))
+            self.clock.sleep(min(next(pauses), left))
         check_machine_id(facts, machine_id)
         return facts
 
@@ -337,6 +381,7 @@ class KubeClient:
             with timed(log, f"{verb} node/{name} at {self.server}"):
                 return request()
 
+        self._last_answer = None
         answer = self.send(
             lambda _: timed_request(),
             deadline,
@@ -344,23 +389,5 @@ class KubeClient:
         )
         if answer.get("kind") != "Node":
             raise KubeError("the answer is not a Node", where=self.server, hint=NOT_KUBERNETES_HINT)
-        return NodeFacts.of(answer)
-
-
-@functools.cache  # lightkube allows a process to register a resource of the core group only once
-def _node_resource() -> type[GenericGlobalResource]:
-    """Return a resource class that gives a Node as a plain mapping.
-
-    lightkube's typed class refuses the whole Node when any field, even an unused one, differs from its
-    model.
-    """
-    from lightkube.generic_resource import create_global_resource
-
-    return create_global_resource("", "v1", "Node", "nodes")
-
-
-@functools.cache
-def _event_resource() -> type[GenericNamespacedResource]:
-    from lightkube.generic_resource import create_namespaced_resource
-
-    return create_namespaced_resource("", "v1", "Event", "events")
+        self._last_answer = NodeFacts.of(answer)
+        return self._last_answer

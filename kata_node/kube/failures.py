@@ -18,6 +18,10 @@ class ConflictError(KubeError):
     """The Node changed after it was read, so the API server refused the change."""
 
 
+class InvalidChangeError(KubeError):
+    """The change cannot be applied to the Node: a test in it failed, or the result would be invalid."""
+
+
 class NoSuchNodeError(KubeError):
     """The cluster has no Node of this name. Its kubelet may still register it."""
 
@@ -120,6 +124,8 @@ def request_error(failure: RequestFailure, verb: str, name: str, server: str, tr
             )
         case 409, _:
             return ConflictError(what, where=f"node/{name}", hint="run again")
+        case 422, _:
+            return InvalidChangeError(what, where=f"node/{name} at {server}")
         case 401, _:
             hint = "use a token that is valid; in a pod, check that its ServiceAccount still exists"
         case 403, _ if f"cannot {verb} " in failure.message:

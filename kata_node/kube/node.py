@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kata_node.errors import IneligibleNodeError, KubeError
+from kata_node.errors import IneligibleNodeError, KubeError, UsageError
 from kata_node.text import foreign_words, quote_foreign
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
@@ -15,6 +16,8 @@ programs can set and remove it."""
 
 STABLE_FOR = 10.0
 """Seconds that changed labels must stay unchanged. A kubelet that registers again restores old labels."""
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 
 Taint = Mapping[str, str]
 """A taint as in the API: ``key`` and ``effect``, and optionally ``value`` and ``timeAdded``."""
@@ -43,6 +46,17 @@ class MetadataChanges:
             for key, changes in (("labels", self.labels), ("annotations", self.annotations))
             if changes
         }
+
+    def json_patch(self) -> list[dict[str, Any]]:
+        """Return the operations of a JSON patch, which fails if one of the keys exists."""
+        operations: list[dict[str, Any]] = []
+        for section, changes in self.patch().items():
+            for key, value in changes.items():
+                path = f"/metadata/{section}/{key.replace('~', '~0').replace('/', '~1')}"
+                # For the API server, null is also the value of a missing key.
+                operations.append({"op": "test", "path": path, "value": None})
+                operations.append({"op": "add", "path": path, "value": value})
+        return operations
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,23 @@ class NodeFacts:
     def missing(self, handlers: Collection[str]) -> tuple[str, ...]:
         """Return the ``handlers`` that the Node does not report, sorted; none if it reports no handlers."""
         return () if self.handlers is None else tuple(sorted(set(handlers) - set(self.handlers)))
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`UsageError` unless ``name`` can be the name of a Node."""
+    if not name:
+        raise UsageError(
+            "NODE_NAME is not set, and there are credentials of a cluster",
+            where="NODE_NAME",
+            hint="set NODE_NAME to metadata.name of the Node, or unset KUBECONFIG to keep the labels as "
+            "they are",
+        )
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a valid name of a Node",
+            where="NODE_NAME",
+            hint="set NODE_NAME to metadata.name of the Node; in a pod, take it from spec.nodeName",
+        )
 
 
 def check_machine_id(facts: NodeFacts, expected: str | None) -> None:

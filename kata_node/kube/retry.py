@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +25,10 @@ not loaded its ServiceAccounts and roles yet is refused for only some seconds.""
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.5, 10.0
 CONFLICT_BACKOFF = 0.1
+
+FIRST_READ_PAUSE, MAX_READ_PAUSE = 2.0, 5.0
+"""Seconds between the first two reads of a Node that is waited for; they double up to the maximum. A kubelet
+looks for changes every ten seconds, so more reads would find nothing new."""
 
 T = TypeVar("T")
 
@@ -77,6 +81,14 @@ def retry_until(
                 raise make_error(failure, tries) from error
         log.warning("the API server %s; trying again in %.1f s", failure.what, pause)
         clock.sleep(pause)
+
+
+def read_pauses() -> Iterator[float]:
+    """Yield the seconds between the reads of a Node that is waited for."""
+    pause = FIRST_READ_PAUSE
+    while True:
+        yield pause
+        pause = min(2 * pause, MAX_READ_PAUSE)
 
 
 def conflict_backoff(conflicts: int, clock: Clock) -> float:

@@ -105,6 +105,8 @@ class Plan:
     """Why the runtime does not serve the installation, before the plan; empty if it does or nobody knows."""
     handlers: tuple[str, ...] = ()
     """The handlers of the installation that the runtime serves after the plan, if the stage makes it."""
+    is_new: bool = False
+    """Whether nothing of the installation is on the node before the plan, if the stage looks for it."""
 
     @property
     def changes(self) -> tuple[str, ...]:

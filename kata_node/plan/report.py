@@ -109,6 +109,8 @@ class StageReport:
     """Why the runtime does not serve the installation. host-check finds out, claim withdraws the labels."""
     handlers: tuple[str, ...] = ()
     """The handlers that the stage cri has made the runtime serve."""
+    is_new: bool = False
+    """Whether nothing of the installation was on the node, as host-check found."""
 
     @property
     def exit_code(self) -> int:
@@ -154,7 +156,7 @@ def _stage_document(report: StageReport) -> dict[str, Any]:
         {key: value for key, value in check.items() if key not in optional or value}
         for check in data["checks"]
     )
-    fields = {key: value for key, value in data.items() if value not in ((), "", None)}
+    fields = {key: value for key, value in data.items() if value not in ((), "", None, False)}
     return fields | {"seconds": round(report.seconds, 3)}
 
 
@@ -284,6 +286,7 @@ def _parse_document(document: Mapping[str, Any], stage: str) -> StageReport | No
             *(stage, outcome, summary, (), notes, (), left_out, others, version),
             not_served=not_served,
             handlers=handlers,
+            is_new=document.get("is_new") is True,
         )
     except (LookupError, TypeError, ValueError) as error:
         log.debug("this is not a report of %s: %s", stage, error)
@@ -302,16 +305,9 @@ def termination_message(report: StageReport) -> bytes:
     }
     if report.error:
         message["error"] = report.error.to_json()
-    if report.left_out:
-        message["left_out"] = list(report.left_out)
-    if report.other_install_dirs:
-        message["other_install_dirs"] = list(report.other_install_dirs)
-    if report.kata_version:
-        message["kata_version"] = report.kata_version
-    if report.not_served:
-        message["not_served"] = report.not_served
-    if report.handlers:
-        message["handlers"] = list(report.handlers)
+    for key in ("left_out", "other_install_dirs", "kata_version", "not_served", "handlers", "is_new"):
+        if value := getattr(report, key):
+            message[key] = list(value) if isinstance(value, tuple) else value
     failed = [f"{check.name}: {check.reason}" for check in report.checks if check.status == "fail"]
     if failed:
         message["failed"] = failed

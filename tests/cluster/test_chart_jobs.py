@@ -86,7 +86,7 @@ def test_the_jobs_of_a_release_install_kata_and_an_uninstall_leaves_nothing(
     assert list(installed.states()) == ["host-check", "claim", "artifacts", "cri", "label"]
     assert node.activations(UNIT) == 2
     assert labels(joined) == {SHARED_LABEL: "true", INSTALLATION_LABEL: "true"}
-    assert events(joined) == ["KataInstalling", "KataInstalled"]
+    assert events(joined) == ["KataInstalled"]
     metadata = json.loads(cluster.kubectl("get", "node", node.name, "--output=json").stdout)["metadata"]
     record = node_status.read(metadata["annotations"], "default")
     assert record is not None

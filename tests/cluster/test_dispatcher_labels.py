@@ -91,7 +91,7 @@ def test_the_dispatcher_labels_the_nodes_and_no_pod_on_a_node_has_a_token(limite
         assert found["metadata"]["annotations"][SETTER_ANNOTATION] == "kata-node"
         assert {each["key"] for each in found["spec"]["taints"]} >= {"example.org/gpu"}
         assert STARTUP not in {each["key"] for each in found["spec"]["taints"]}
-        assert reasons(limited, name)[-2:] == ["KataInstalling", "KataInstalled"]
+        assert reasons(limited, name)[-1:] == ["KataInstalled"]
     # The pods as the API server has completed them.
     pods = limited.items("pods", "--selector=app.kubernetes.io/component=node-job")
     assert {each["spec"]["nodeName"] for each in pods} == set(NODES)

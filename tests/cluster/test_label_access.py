@@ -263,7 +263,7 @@ def register_to_be_replaced(stage_runner: StageRunner, when: str, machine: str) 
     stage_runner.register(nodeInfo=node_info(MACHINE), conditions=STARTING if waiting else READY)
     replace_node = registered_again(stage_runner, machine)
     if waiting:
-        stage_runner.proxy.inject(Fault(first=replace_node), method="GET", after=2)
+        stage_runner.proxy.inject(Fault(first=replace_node), method="GET", after=1)
     else:
         stage_runner.proxy.inject(Fault(then=replace_node), method="PATCH")
 

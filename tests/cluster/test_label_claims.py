@@ -14,6 +14,8 @@ from cluster.faulty_proxy import UNLIMITED, Fault
 from cluster.node_writers import NodeHistory
 from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, LABELED, SHARED_LABEL, StageRunner
 from kata_node.cluster.labels import SETTER_ANNOTATION
+from kata_node.plan import report
+from kata_node.plan.report import StageReport
 from node.cache import CHECKOUT
 from node.commands import RunningCommand, describe_result
 
@@ -202,23 +204,56 @@ def test_a_stage_without_work_sends_one_request(
 
 
 @pytest.mark.parametrize(
-    ("stage", "before", "looks"),
+    ("stage", "before", "looks", "events"),
     [
-        # One read, one write, and reads that check that the labels are stable.
-        pytest.param("claim", {}, 3, id="claim"),  # does not wait until the labels are stable
-        pytest.param("label", CLAIMED, 5, id="label"),  # waits for the Node first
-        pytest.param("unlabel", LABELED, 4, id="unlabel"),
-        pytest.param("unclaim", CLAIMED, 4, id="unclaim"),
+        # One read, one write, and one read that checks that the labels have stayed.
+        pytest.param("claim", {}, 1, 0, id="claim"),  # does not wait until the labels are stable
+        pytest.param("label", CLAIMED, 2, 1, id="label"),
+        pytest.param("unlabel", LABELED, 2, 0, id="unlabel"),
+        pytest.param("unclaim", CLAIMED, 2, 1, id="unclaim"),
     ],
 )
 def test_a_stage_with_work_sends_few_requests(
-    stage_runner: StageRunner, stage: str, before: Mapping[str, str], looks: int
+    stage_runner: StageRunner, stage: str, before: Mapping[str, str], looks: int, events: int
 ) -> None:
     stage_runner.register(before)
     assert stage_runner.run(stage).succeeded().outcome == "done"
     assert stage_runner.proxy.count("PATCH") == 1
-    assert stage_runner.proxy.count("POST") == 1  # the Event
-    assert stage_runner.proxy.count("GET") <= looks
+    assert stage_runner.proxy.count("POST") == events
+    assert stage_runner.proxy.count("GET") == looks
+
+
+def test_a_new_node_is_claimed_with_one_request_and_a_claimed_one_as_before(
+    stage_runner: StageRunner, tmp_path: Path
+) -> None:
+    new = StageReport("host-check", "done", "3 passed", is_new=True)
+    report.write_shared_report(tmp_path, new)
+    machine = "0123456789abcdef" * 2
+    options = (f"--reports={tmp_path}", f"--expected-machine-id={machine}")
+    stage_runner.register(nodeInfo={"machineID": machine})
+    stage_runner.run("claim", *options).succeeded()
+    assert stage_runner.labels == CLAIMED
+    begun = stage_runner.record()
+    assert begun is not None
+    assert (begun.outcome, begun.machine_id) == ("installing", machine)
+    assert stage_runner.proxy.count() == 1
+    stage_runner.node_writer.label(stage_runner.name, LABELED)
+    stage_runner.run("claim", *options).succeeded()
+    assert stage_runner.labels == LABELED, "the claim withdraws nothing"
+    assert (stage_runner.proxy.count("PATCH", 422), stage_runner.proxy.count("GET")) == (1, 1)
+
+
+def test_a_claim_that_finds_the_node_not_new_refuses_another_suffix_of_the_release(
+    stage_runner: StageRunner, tmp_path: Path
+) -> None:
+    machine = "0123456789abcdef" * 2
+    stage_runner.register(nodeInfo={"machineID": machine})
+    stage_runner.run("claim", "--helm-release=kata-system/kata").succeeded()
+    report.write_shared_report(tmp_path, StageReport("host-check", "done", "3 passed", is_new=True))
+    new = (f"--reports={tmp_path}", f"--expected-machine-id={machine}", "--multi-install-suffix=blue")
+    failed = stage_runner.run("claim", *new, "--helm-release=kata-system/kata").failed(2)
+    assert "has the installation default" in failed.text
+    assert stage_runner.labels == CLAIMED
 
 
 # --- concurrent installations -----------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_a_node_is_labeled_only_after_it_is_ready(stage_runner: StageRunner) -> 
         seen.append(stage_runner.labels)
         stage_runner.node_writer.report(stage_runner.name, conditions=ready("True"))
 
-    stage_runner.proxy.inject(Fault(first=comes_up), method="GET", after=3)
+    stage_runner.proxy.inject(Fault(first=comes_up), method="GET", after=1)
     done = stage_runner.run("label").succeeded()
     assert seen == [{}]
     assert stage_runner.labels == LABELED
@@ -128,7 +128,7 @@ def test_label_waits_until_the_kubelet_reports_the_kata_handlers(stage_runner: S
             stage_runner.name, runtimeHandlers=reported("", "runc", "kata-clh", "kata-qemu")
         )
 
-    stage_runner.proxy.inject(Fault(first=catches_up), method="GET", after=3)
+    stage_runner.proxy.inject(Fault(first=catches_up), method="GET", after=1)
     done = stage_runner.run("label", "--shims=qemu,clh").succeeded()
     assert seen == [{}]
     assert stage_runner.labels == LABELED
@@ -175,8 +175,8 @@ def test_labels_that_are_removed_late_start_the_whole_stable_time_again(stage_ru
     def remove_labels() -> None:  # a kubelet that registers again keeps only its own labels
         stage_runner.node_writer.label(stage_runner.name, dict.fromkeys(stage_runner.labels))
 
-    # Three reads before the write, one that finds the labels, and then the one that does not.
-    stage_runner.proxy.inject(Fault(first=remove_labels), method="GET", after=4)
+    # One read before the write, and then the one at the end of the stable time.
+    stage_runner.proxy.inject(Fault(first=remove_labels), method="GET", after=1)
     stage_runner.run("label", "--label-stable-for=2.5").succeeded()
     assert stage_runner.labels == LABELED
     assert stage_runner.proxy.count("PATCH") == 2

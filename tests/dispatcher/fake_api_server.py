@@ -165,7 +165,7 @@ class FakeApiServer:
         metadata = {
             "name": name,
             "uid": f"uid-of-{name}",
-            "labels": dict(labels or {}),
+            "labels": {"kubernetes.io/hostname": name, **(labels or {})},
             "resourceVersion": str(self.version),
         }
         info = {"machineID": f"machine-{name}", "odd": [1]} | (
@@ -403,7 +403,11 @@ class FakeApiServer:
 
 def _matches(item: Object, query: Mapping[str, str]) -> bool:
     labels = item["metadata"].get("labels", {})
-    for term in query.get("labelSelector", "").split(","):
+    for term in re.split(r",(?![^(]*\))", query.get("labelSelector", "")):
+        if in_set := re.fullmatch(r"(\S+) in \((.*)\)", term):
+            if labels.get(in_set[1]) not in in_set[2].split(","):
+                return False
+            continue
         key, equals, value = term.partition("=")
         absent = term.startswith("!")
         if term and (labels.get(key) != value if equals else (key.lstrip("!") in labels) == absent):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -22,9 +22,10 @@ from dispatcher.harness import (
 )
 from kata_node.dispatcher.config import Config, IntOrPercent, OtherJobsConfig
 from kata_node.dispatcher.kubernetes_objects import TEMPLATE_DIGEST_LABEL
+from kata_node.dispatcher.nodes import Nodes, Selection
 from kata_node.dispatcher.progress import summary
 from kata_node.dispatcher.rollout import Outcome
-from kata_node.dispatcher.template import Templates
+from kata_node.dispatcher.template import Target, Templates
 from kata_node.errors import KubeError
 
 # --- the selection ----------------------------------------------------------------------------------
@@ -213,13 +214,42 @@ def test_a_taint_that_was_added_after_the_selection_is_seen_before_the_job_is_ma
     assert api.made == ["n0"]
 
 
-def test_the_nodes_of_a_small_cluster_are_read_again_together(api: FakeApiServer, time: FakeClock) -> None:
+def test_the_nodes_that_come_next_are_read_again_together(api: FakeApiServer, time: FakeClock) -> None:
     workers(api, 100)
     api.on_create = lambda job: time.after(3, lambda: api.finish(job["metadata"]["name"]))
     result = dispatch(api, replace(CONFIG, parallelism=5))
     assert set(outcomes(result).values()) == {"done"}
     assert result.requests["read a node"] == 0
     assert result.requests["list nodes"] <= 1 + time.passed / 5
+
+
+def test_a_slow_rollout_does_not_read_many_nodes_again_for_each_job(
+    api: FakeApiServer, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers(api, 30)
+    api.on_create = lambda job: time.after(20, lambda: api.finish(job["metadata"]["name"]))
+    read: list[int] = []
+    select_again = Nodes.select_again
+
+    def spy(self: Nodes, targets: Sequence[Target]) -> Selection:
+        read.append(len(targets))
+        return select_again(self, targets)
+
+    monkeypatch.setattr(Nodes, "select_again", spy)
+    assert set(outcomes(dispatch(api, ONE_BY_ONE)).values()) == {"done"}
+    assert read == [29, *[2] * 27, 1]
+
+
+def test_a_node_with_another_hostname_and_one_without_are_read_again(api: FakeApiServer) -> None:
+    for name, hostname in (("n0", "n0"), ("n1", "ip-10-0-0-1"), ("n2", "")):
+        api.node(name, labels={"kubernetes.io/hostname": hostname})
+
+    def change() -> None:
+        for name in ("n1", "n2"):
+            api.node(name, taints=("dedicated:NoSchedule",))
+
+    before_second_job(api, change)
+    assert outcomes(dispatch(api, ONE_BY_ONE)) == {"n0": "done", "n1": "skipped", "n2": "skipped"}
 
 
 def test_a_node_that_became_not_ready_after_the_selection_is_waited_for(

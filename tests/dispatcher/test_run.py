@@ -352,8 +352,8 @@ def test_a_large_successful_rollout_costs_few_requests_besides_its_jobs(
     assert set(outcomes(result).values()) == {"done"}
     assert result.requests["create a job"] == 300
     assert result.requests["list pods"] < 5 + time.passed / 60
-    assert result.requests["list nodes"] == 2
-    assert result.requests["read a node"] == 280, "the first 20 were listed just before"
+    assert result.requests["list nodes"] <= 2 + time.passed / 5
+    assert result.requests["read a node"] == 0
 
 
 def test_a_stuck_job_is_reported_within_76_s_after_the_startup_period(

@@ -919,6 +919,7 @@ def test_all_requests_of_a_stage_have_the_same_deadline(
 
     for name in ("wait_ready", "ensure_labels"):
         spied(name)
+    cluster.away = 1
     assert errors(run(node, (label,), payload, node_name="n1")) == []
     first, second = deadlines
     assert first == second
