@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Protocol
 
 from kata_node import __version__, signals
@@ -27,6 +27,7 @@ from kata_node.plan.install_dir import require_own_directory
 from kata_node.plan.last_run import Invocation
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Outcome, Problem, StageReport, problem_of_findings
+from kata_node.records import dataclass
 from kata_node.runtime.file_actions import RemoveReserves
 from kata_node.runtime.restart import RestartRuntime
 from kata_node.settings.model import Settings

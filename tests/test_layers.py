@@ -37,7 +37,7 @@ ORDER = (
     ("versions",),
     ("toml", "assets", "log", "bounded_read", "signals"),
     ("text",),
-    ("errors",),
+    ("errors", "records"),
 )
 LEVEL = {folder: level for level, row in enumerate(ORDER) for folder in row}
 
@@ -48,7 +48,7 @@ CONFINED = {
         *("kata_node", "kata_node.dispatcher.*", "kata_node.kube.*", "kata_node.plan.report"),
         *("kata_node.settings.values", "kata_node.settings.config_file", "kata_node.bounded_read"),
         *("kata_node.cluster.events", "kata_node.cluster.labels", "kata_node.cluster.taints"),
-        *("kata_node.errors", "kata_node.log", "kata_node.text"),
+        *("kata_node.errors", "kata_node.log", "kata_node.records", "kata_node.text"),
     ),
     # It keeps running on the node, so it must stay small. Its child processes do the work.
     "kata_node.daemon.*": (
@@ -60,7 +60,7 @@ MAX_LINES = 400
 
 # Modules that only some of ours may import, because they leave this process or cost start-up time.
 RESERVED = {
-    "stages": ("kata_node.cli.commands",),
+    "stages": ("kata_node.cli.run_stages",),
     "typer": ("kata_node.cli.*",),
     "yaml": ("kata_node.settings.yaml_parse", "kata_node.values.yaml_text"),
     "psutil": ("kata_node.checks.hardware",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kata_node import __version__, signals
 from kata_node.cluster import labels, taints
@@ -19,6 +19,7 @@ from kata_node.plan.actions import Clients
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import Effect, LabelEffect
 from kata_node.plan.report import StageReport
+from kata_node.records import dataclass
 
 log = logging.getLogger(__name__)
 

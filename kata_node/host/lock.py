@@ -17,7 +17,6 @@ import signal
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from kata_node import signals
@@ -25,6 +24,7 @@ from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.host.files import Root, host_error
 from kata_node.host.host_errors import host_errors
 from kata_node.host.ownership import is_trusted_owner
+from kata_node.records import dataclass
 from kata_node.text import foreign_words
 
 LOCK_PATH = "/run/kata-node/lock"

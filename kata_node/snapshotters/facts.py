@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kata_node.host import kernel
 from kata_node.host.files import Root
 from kata_node.plan.context import StageContext
+from kata_node.records import dataclass
 from kata_node.snapshotters import mapping, nydus
 from kata_node.snapshotters.mapping import NYDUS, UNIT_DIR, NydusInstance
 from kata_node.snapshotters.nydus import NydusFacts

@@ -197,7 +197,7 @@ def test_a_stage_with_work_sends_few_requests(
 # Run random stages repeatedly in one process, which avoids the start of a process for each stage.
 AT_RANDOM = """
 import random, sys, time
-from kata_node.cli.commands import run
+from kata_node.cli.main import run
 
 seed, seconds, *options = sys.argv[1:]
 chance, end, mark = random.Random(seed), time.monotonic() + float(seconds), None
