@@ -18,7 +18,9 @@ from kata_node.cli.output import print_run, print_text_result
 from kata_node.cli.usage import check_host_root, check_reports, check_rights
 
 if TYPE_CHECKING:
+    from kata_node.cluster.events import EventRecorder
     from kata_node.pipeline import Stage
+    from kata_node.plan.context import StageContext
     from kata_node.plan.report import StageReport
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,6 @@ def run_stages(
     """Run the stages ``names`` in this order. Print the result and return the exit code."""
     from kata_node import pipeline
     from kata_node.cli.left_to_claim import failure_before, leave_to_claim
-    from kata_node.cluster import events
     from kata_node.plan import report
     from kata_node.plan.context import StageContext
     from kata_node.plan.receipt import Receipt
@@ -59,7 +60,7 @@ def run_stages(
         if common.output is Output.TEXT and not common.dry_run:
             # The run has already logged each change.
             print_text_result(common, report.to_text(dataclasses.replace(done, changes=())))
-        if not common.dry_run and not common.offline:
+        if recorder is not None:
             recorder.add(done)
 
     with open_tools(common) as clients:
@@ -75,10 +76,12 @@ def run_stages(
             settings = settings.without(dict.fromkeys(absent, "is left out on this node"))
         receipt = Receipt(settings.instance, settings.install_dir, __version__)
         context = StageContext(settings, receipt, clients, options)
-        reporter = os.uname().nodename
-        recorder = events.EventRecorder(
-            clients, common.node_name, settings.instance, reporter, common.reports
-        )
+        recorder = None
+        if not common.dry_run and not common.offline:
+            from kata_node.cluster.events import EventRecorder
+
+            reporter = os.uname().nodename
+            recorder = EventRecorder(clients, common.node_name, settings.instance, reporter, common.reports)
         command = {INSTALL: "install", REVERT: "revert"}.get(names, f"stage {names[0]}")
         invocation = invocation_of(common, command)
         run = pipeline.Run(
@@ -91,19 +94,8 @@ def run_stages(
         else:
             reports = pipeline.run(modules, run)
         failed = next((done for done in reports if done.error), None)
-        tells = names != (StageName.HOST_CHECK,) and not (common.dry_run or common.offline)
-        if failed and failed.error and tells:
-            from kata_node.cluster.labelling import mark_failed, mark_unfit, withdraw_not_served
-
-            context = dataclasses.replace(context, earlier=tuple(reports))
-            if failed.error.unfit and StageName.CLAIM in names:
-                mark_unfit(context, settings.instance, failed.error.what)
-            else:
-                # The stage claim, which withdraws them otherwise, is not reached.
-                not_served = failed.not_served if failed.stage == StageName.HOST_CHECK else ""
-                if not_served and (withdrawn := withdraw_not_served(context, not_served)):
-                    recorder.add(withdrawn)
-                mark_failed(context, settings.instance, failed)
+        if failed and recorder is not None and names != (StageName.HOST_CHECK,):
+            _tell_failure(dataclasses.replace(context, earlier=tuple(reports)), names, failed, recorder)
     with signals.held():  # half a document would be of no use
         print_run(reports, clients.root, settings.install_dir, common)
     if failed and (told_later := leave_to_claim(common, names, reports)):
@@ -112,3 +104,20 @@ def run_stages(
     if failed:
         return failed.exit_code
     return exit_code_if_planned if any(done.outcome == "planned" for done in reports) else 0
+
+
+def _tell_failure(
+    context: StageContext, names: tuple[StageName, ...], failed: StageReport, recorder: EventRecorder
+) -> None:
+    """Change the labels of the Node, and its record, after the failure of a stage."""
+    from kata_node.cluster.labelling import mark_failed, mark_unfit, withdraw_not_served
+
+    instance = context.settings.instance
+    if failed.error and failed.error.unfit and StageName.CLAIM in names:
+        mark_unfit(context, instance, failed.error.what)
+        return
+    # The stage claim, which withdraws them otherwise, is not reached.
+    not_served = failed.not_served if failed.stage == StageName.HOST_CHECK else ""
+    if not_served and (withdrawn := withdraw_not_served(context, not_served)):
+        recorder.add(withdrawn)
+    mark_failed(context, instance, failed)

@@ -12,7 +12,6 @@ import fcntl
 import json
 import logging
 import os
-import platform
 import signal
 import stat
 import time
@@ -58,7 +57,7 @@ def hold(root: Root, command: str, timeout: float) -> Iterator[None]:
         holder = {
             "stage": command,  # the key of earlier releases, which may wait for this run
             "pid": os.getpid(),
-            "host": platform.node(),
+            "host": os.uname().nodename,
             "since": int(time.time()),
             "made_run": made_run,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from dataclasses import field
 
 from kata_node.host import kernel
@@ -113,5 +113,5 @@ def _mkfs(root: Root) -> MkfsErofs | None:
 
 
 def _has_erofs_module(root: Root) -> bool:
-    directory = f"/lib/modules/{platform.release()}/kernel/fs/erofs"
+    directory = f"/lib/modules/{os.uname().release}/kernel/fs/erofs"
     return any(name.startswith("erofs.ko") for name in root.list_dir(directory))
