@@ -77,7 +77,7 @@ def env_variable(option: str) -> str:
 
 @dataclass(frozen=True)
 class Option:
-    """What typer needs to know of an option. :mod:`kata_node.cli.registration` hands it over."""
+    """An option, as :mod:`kata_node.cli.registration` passes it to typer."""
 
     group: str
     name: str
@@ -87,9 +87,9 @@ class Option:
     parser: Callable[[str], Any] | None = None
     """Returns the value, or raises :class:`ValueError` with a sentence. Without it, the type decides."""
     variables: tuple[str, ...] = ()
-    """The environment variables after that of :func:`env_variable`."""
+    """More environment variables, read if that of :func:`env_variable` is not set."""
     complete: Callable[[str], list[str]] | None = None
-    """Returns the values that begin with a text, for the completion of the shells."""
+    """Returns the values that begin with a text. The shells complete with it."""
     show_default: bool = True
 
 
