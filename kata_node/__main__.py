@@ -25,7 +25,7 @@ def main() -> None:
 
         handle_signals()
     try:
-        from kata_node.cli.commands import run
+        from kata_node.cli.main import run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt as error:  # it came before the command line could report it

@@ -9,11 +9,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Protocol
 
 from kata_node import __version__, signals
-from kata_node.cluster.labelling import WaitForNode
 from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, RolledBackError
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
@@ -27,8 +26,7 @@ from kata_node.plan.install_dir import require_own_directory
 from kata_node.plan.last_run import Invocation
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Outcome, Problem, StageReport, problem_of_findings
-from kata_node.runtime.file_actions import RemoveReserves
-from kata_node.runtime.restart import RestartRuntime
+from kata_node.records import dataclass
 from kata_node.settings.model import Settings
 from kata_node.stage_lock import StageLock, plan_beside_other_runs
 
@@ -140,6 +138,8 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
             return _plan(stage, run, _load_receipt(stage, run), since)
 
     def prove() -> Plan:
+        from kata_node.cluster.labelling import WaitForNode
+
         found = _plan(stage, run, _load_receipt(stage, run), since, proves=True)
         # After a restart of the runtime the Node can be not Ready for a moment. This is not a difference.
         if any(not isinstance(action, WaitForNode) or action.missing for action in found.actions):
@@ -168,6 +168,7 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
 
 def _dry_run(stage: Stage, run: Run, predicted_receipt: Receipt | None) -> tuple[StageReport, Receipt]:
     from kata_node.plan.dry_run import preview
+    from kata_node.runtime.restart import RestartRuntime
 
     since = time.monotonic()
     receipt = predicted_receipt or _empty_receipt(run)
@@ -311,6 +312,9 @@ def _roll_back(actions: Sequence[Action], clients: Clients) -> list[str]:
 
     After a failure the receipt is not changed any more, so that the next run continues from it.
     """
+    from kata_node.runtime.file_actions import RemoveReserves
+    from kata_node.runtime.restart import RestartRuntime
+
     failures: list[str] = []
     for action in actions:
         if failures and isinstance(action, WriteReceipt | RemoveReceipt | RemoveReserves):

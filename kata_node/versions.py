@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from kata_node.errors import KataNodeError, SettingsError
+from kata_node.records import dataclass
 from kata_node.toml.parse import parse
 
 RUNTIMES = ("containerd", "cri-o")

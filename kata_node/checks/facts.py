@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from kata_node.payload.ownership import find_untrusted
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
+from kata_node.records import dataclass
 from kata_node.runtime import facts as runtime_facts
 from kata_node.runtime.containerd.read import is_glob, resolved_imports
 from kata_node.runtime.facts import RuntimeFacts

@@ -12,10 +12,10 @@ import posixpath
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import KataNodeError
+from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root

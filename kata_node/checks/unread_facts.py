@@ -7,11 +7,11 @@ import logging
 import posixpath
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError, SystemdError
 from kata_node.host import go_glob
+from kata_node.records import dataclass
 from kata_node.runtime.configured_paths import program_of
 from kata_node.runtime.containerd.read import resolved_imports
 

@@ -1,21 +1,16 @@
-"""The commands of ``kata-node``. This is the only module that imports ``stages``."""
+"""The commands of ``kata-node``, as typer makes them."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import logging
-import os
-import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
-from kata_node import __version__, signals
-from kata_node import log as logs
+from kata_node import __version__
 from kata_node.cli import cluster_commands, help_commands
 from kata_node.cli.context import invocation_of, open_tools, options_of, settings_of
 from kata_node.cli.options import (
@@ -26,7 +21,6 @@ from kata_node.cli.options import (
     DaemonSetTimeout,
     DesiredState,
     Listen,
-    LogLevel,
     Output,
     StageName,
     UnfitNodes,
@@ -35,31 +29,21 @@ from kata_node.cli.options import (
 )
 from kata_node.cli.output import (
     PROGRAM_NAME,
-    TyperUsageError,
-    escape_unencodable,
-    has_color,
     print_error,
     print_json_result,
     print_result,
-    print_run,
     print_text_result,
-    report_error,
-    usage_error,
 )
 from kata_node.cli.registration import command
-from kata_node.cli.usage import check_host_root, check_reports, check_rights, require_read_access
-from kata_node.errors import KataNodeError, UsageError
-
-if TYPE_CHECKING:
-    from kata_node.pipeline import Stage
-    from kata_node.plan.report import StageReport
+from kata_node.cli.run_stages import INSTALL, REVERT, run_stages
+from kata_node.cli.typer_errors import TyperUsageError, usage_error
+from kata_node.cli.usage import check_host_root, check_rights, require_read_access
+from kata_node.errors import UsageError
 
 EXIT_PLANNED = 10
 """The exit code of ``plan`` when something would change."""
 EXIT_NOT_HEALTHY = 10
 """The exit code of ``status`` unless everything on the node is healthy."""
-
-log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name=PROGRAM_NAME,
@@ -96,34 +80,17 @@ class Direction(StrEnum):
     REVERT = "revert"
 
 
-INSTALL = (
-    StageName.HOST_CHECK,
-    StageName.CLAIM,
-    StageName.ARTIFACTS,
-    StageName.CRI,
-    StageName.LABEL,
-)
-REVERT = (StageName.UNLABEL, StageName.REVERT_CRI, StageName.REMOVE_ARTIFACTS, StageName.UNCLAIM)
-
-
 def run(arguments: Sequence[str]) -> int:
-    """Execute a command line and return the exit code. Report every error; raise none.
+    """Execute a command line and return the exit code.
 
-    With the variable of the shells' completion, print completions instead.
+    With the variable of the shells' completion, print completions instead. Raises what the command raises,
+    and :class:`UsageError` for wrong usage.
     """
-    escape_unencodable()
-    logs.configure_logging(LogLevel.INFO, color=has_color(sys.stderr))
     help_commands.enable_completion()
     try:
         return app(list(arguments), prog_name=PROGRAM_NAME, standalone_mode=False) or 0
-    except KataNodeError as error:
-        return report_error(arguments, error)
     except TyperUsageError as error:
-        return report_error(arguments, usage_error(arguments, error))
-    except Exception as error:
-        from kata_node import pipeline
-
-        return report_error(arguments, pipeline.as_kata_node_error(error, where=PROGRAM_NAME))
+        raise usage_error(arguments, error) from error
 
 
 @app.callback(invoke_without_command=True)
@@ -142,13 +109,13 @@ def _main(
 @command(app, "install")
 def install(common: Common) -> int:
     """Install Kata on this node. Runs the stages host-check, claim, artifacts, cri and label."""
-    return _run_stages(common, INSTALL)
+    return run_stages(common, INSTALL)
 
 
 @command(app, "revert")
 def revert(common: Common) -> int:
     """Remove Kata from this node. Runs the stages unlabel, revert-cri, remove-artifacts and unclaim."""
-    return _run_stages(common, REVERT)
+    return run_stages(common, REVERT)
 
 
 @command(app, "plan")
@@ -171,7 +138,7 @@ def plan(
     seconds. It has its own root directory and its own sockets, and it reads the node without changing it.
     """
     names = INSTALL if direction is Direction.INSTALL else REVERT
-    return _run_stages(
+    return run_stages(
         dataclasses.replace(common, dry_run=True),
         names,
         exit_code_if_planned=EXIT_PLANNED,
@@ -212,7 +179,7 @@ def stage(
     name: Annotated[StageName, typer.Argument(metavar="STAGE", help=f"One of {', '.join(StageName)}.")],
 ) -> int:
     """Run one stage. Each container of a node Job runs one stage."""
-    return _run_stages(common, (name,))
+    return run_stages(common, (name,))
 
 
 @command(app, "daemon")
@@ -315,83 +282,3 @@ def values_convert(
 
 cluster_commands.register(app)
 help_commands.register(app)
-
-
-def _run_stages(
-    common: Common,
-    names: tuple[StageName, ...],
-    *,
-    exit_code_if_planned: int = 0,
-    writes_termination_message: bool = True,
-) -> int:
-    from kata_node import pipeline
-    from kata_node.cli.left_to_claim import failure_before, leave_to_claim
-    from kata_node.cluster import events
-    from kata_node.plan import report
-    from kata_node.plan.context import StageContext
-    from kata_node.plan.receipt import Receipt
-
-    check_host_root(common)
-    check_rights(common, names)
-    check_reports(common)
-    modules = [cast("Stage", importlib.import_module(f"stages.{name.replace('-', '_')}")) for name in names]
-
-    def report_stage(done: StageReport) -> None:
-        if writes_termination_message:
-            report.write_termination_message(common.termination_log, done)
-        if common.output is Output.TEXT and not common.dry_run:
-            # The run has already logged each change.
-            print_text_result(common, report.to_text(dataclasses.replace(done, changes=())))
-        if not common.dry_run and not common.offline:
-            recorder.add(done)
-
-    with open_tools(common) as clients:
-        has_host_root = not pipeline.READ_ONLY_STAGES.issuperset(names)
-        settings = settings_of(common)
-        options = dataclasses.replace(
-            options_of(common), settings_digest=settings.digest(), has_host_root=has_host_root
-        )
-        if common.reports is not None and names == (StageName.LABEL,):
-            # This container cannot read the receipt, which says what the stage cri left out.
-            cri = report.read_shared_reports(common.reports, (StageName.CRI,))
-            absent = {name for each in cri for name in each.left_out} - settings.named
-            settings = settings.without(dict.fromkeys(absent, "is left out on this node"))
-        receipt = Receipt(settings.instance, settings.install_dir, __version__)
-        context = StageContext(settings, receipt, clients, options)
-        reporter = os.uname().nodename
-        recorder = events.EventRecorder(
-            clients, common.node_name, settings.instance, reporter, common.reports
-        )
-        command = {INSTALL: "install", REVERT: "revert"}.get(names, f"stage {names[0]}")
-        invocation = invocation_of(common, command)
-        run = pipeline.Run(
-            settings, options, clients, common.lock_timeout, common.dry_run, report_stage, invocation
-        )
-        earlier = failure_before(common, names, settings)
-        if earlier is not None:
-            reports = [earlier]
-            report_stage(earlier)
-        else:
-            reports = pipeline.run(modules, run)
-        failed = next((done for done in reports if done.error), None)
-        tells = names != (StageName.HOST_CHECK,) and not (common.dry_run or common.offline)
-        if failed and failed.error and tells:
-            from kata_node.cluster.labelling import mark_failed, mark_unfit, withdraw_not_served
-
-            context = dataclasses.replace(context, earlier=tuple(reports))
-            if failed.error.unfit and StageName.CLAIM in names:
-                mark_unfit(context, settings.instance, failed.error.what)
-            else:
-                # The stage claim, which withdraws them otherwise, is not reached.
-                not_served = failed.not_served if failed.stage == StageName.HOST_CHECK else ""
-                if not_served and (withdrawn := withdraw_not_served(context, not_served)):
-                    recorder.add(withdrawn)
-                mark_failed(context, settings.instance, failed)
-    with signals.held():  # half a document would be of no use
-        print_run(reports, clients.root, settings.install_dir, common)
-    if failed and (told_later := leave_to_claim(common, names, reports)):
-        log.info("%s", told_later)
-        return 0
-    if failed:
-        return failed.exit_code
-    return exit_code_if_planned if any(done.outcome == "planned" for done in reports) else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import typer
 
@@ -13,6 +12,7 @@ from kata_node.assets import page
 from kata_node.cli.options import Output
 from kata_node.cli.output import PROGRAM_NAME, print_json_result, print_result
 from kata_node.errors import UsageError
+from kata_node.records import dataclass
 
 TROUBLESHOOTING, EXIT_CODES = "troubleshooting.md", "reference/exit-codes.md"
 

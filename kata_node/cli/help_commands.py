@@ -14,9 +14,7 @@ import typer
 from kata_node.cli.options import Common
 from kata_node.cli.output import PROGRAM_NAME, print_result
 from kata_node.cli.registration import command
-
-COMPLETION_VARIABLE = "_KATA_NODE_COMPLETE"
-"""The variable of the completion scripts."""
+from kata_node.cli.variables import COMPLETION_VARIABLE
 
 
 class Shell(StrEnum):

@@ -6,14 +6,12 @@ variable counts as not set, so that the template of a pod can leave it empty.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from kata_node.records import dataclass
 
 PREFIX = "KATA_NODE_"
 DEFAULT_PAYLOAD = Path("/opt/kata-payload")
@@ -77,9 +75,27 @@ def env_variable(option: str) -> str:
     return PREFIX + option.upper().replace("-", "_")
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option, as :mod:`kata_node.cli.registration` passes it to typer."""
+
+    group: str
+    name: str
+    """The name without its leading dashes."""
+    metavar: str | None
+    text: str
+    parser: Callable[[str], Any] | None = None
+    """Returns the value, or raises :class:`ValueError` with a sentence. Without it, the type decides."""
+    variables: tuple[str, ...] = ()
+    """More environment variables, read if that of :func:`env_variable` is not set."""
+    complete: Callable[[str], list[str]] | None = None
+    """Returns the values that begin with a text. The shells complete with it."""
+    show_default: bool = True
+
+
 def _path(text: str | Path) -> Path:
     if not str(text):  # Path() would make it the current directory
-        raise typer.BadParameter("expected a path, got nothing")
+        raise ValueError("expected a path, got nothing")
     return Path(text)
 
 
@@ -90,38 +106,18 @@ def _seconds(least: float) -> Callable[[str | float], float]:
         except ValueError:
             value = -1.0
         if not least <= value < float("inf"):
-            raise typer.BadParameter(f"expected a number of seconds, {least:g} or more, got {text}")
+            raise ValueError(f"expected a number of seconds, {least:g} or more, got {text}")
         return value
 
     return seconds
 
 
-def _option(
-    group: str,
-    name: str,
-    metavar: str | None,
-    text: str,
-    *,
-    extra_variables: tuple[str, ...] = (),
-    **more: Any,
-) -> Any:
-    return typer.Option(
-        f"--{name}",
-        rich_help_panel=group,
-        metavar=metavar,
-        help=text,
-        envvar=[env_variable(name), *extra_variables],
-        show_envvar=False,
-        **more,
-    )
+def _path_option(group: str, name: str, metavar: str, text: str) -> Option:
+    return Option(group, name, metavar, text, parser=_path)
 
 
-def _path_option(group: str, name: str, metavar: str, text: str) -> Any:
-    return _option(group, name, metavar, text, parser=_path)
-
-
-def _seconds_option(name: str, text: str, *, least: float) -> Any:
-    return _option(WAITING, name, "SECONDS", text, parser=_seconds(least))
+def _seconds_option(name: str, text: str, *, least: float) -> Option:
+    return Option(WAITING, name, "SECONDS", text, parser=_seconds(least))
 
 
 def _complete_shims(incomplete: str) -> list[str]:
@@ -145,7 +141,7 @@ class Common:
     ] = None
     config_digest: Annotated[
         str,
-        _option(
+        Option(
             WHAT, "config-digest", "SHA256", "The digest of the values file. Refuse a file with another one."
         ),
     ] = ""
@@ -156,40 +152,40 @@ class Common:
         Path, _path_option(WHAT, "payload", "DIR", "The Kata files: a directory, or a release's archive.")
     ] = DEFAULT_PAYLOAD
     payload_release: Annotated[
-        str, _option(WHAT, "payload-release", "NAME", "The release of Kata, if the payload does not name it.")
+        str, Option(WHAT, "payload-release", "NAME", "The release of Kata, if the payload does not name it.")
     ] = ""
     shims: Annotated[
         str,
-        _option(
+        Option(
             WHAT,
             "shims",
             "NAMES",
             "Enable these shims (a,b,c) instead of those of the values.",
-            autocompletion=_complete_shims,
+            complete=_complete_shims,
         ),
     ] = ""
     installation_prefix: Annotated[
-        str, _option(WHAT, "installation-prefix", "DIR", "Override env.installationPrefix of the values.")
+        str, Option(WHAT, "installation-prefix", "DIR", "Override env.installationPrefix of the values.")
     ] = ""
     multi_install_suffix: Annotated[
-        str, _option(WHAT, "multi-install-suffix", "NAME", "Override env.multiInstallSuffix of the values.")
+        str, Option(WHAT, "multi-install-suffix", "NAME", "Override env.multiInstallSuffix of the values.")
     ] = ""
     k8s_distribution: Annotated[
-        str, _option(WHAT, "k8s-distribution", "NAME", "Override k8sDistribution of the values.")
+        str, Option(WHAT, "k8s-distribution", "NAME", "Override k8sDistribution of the values.")
     ] = ""
-    dry_run: Annotated[
-        bool, _option(WHAT, "dry-run", None, "Show what would change, but change nothing.")
-    ] = False
+    dry_run: Annotated[bool, Option(WHAT, "dry-run", None, "Show what would change, but change nothing.")] = (
+        False
+    )
     host_root: Annotated[
         Path, _path_option(WHERE, "host-root", "DIR", "The directory with the root file system of the node.")
     ] = Path("/")
     offline: Annotated[
         bool,
-        _option(WHERE, "offline", None, "Only write files. Use no systemd, no CRI socket and no cluster."),
+        Option(WHERE, "offline", None, "Only write files. Use no systemd, no CRI socket and no cluster."),
     ] = False
     runtime: Annotated[
         str,
-        _option(
+        Option(
             WHERE,
             "runtime",
             "NAME://VERSION",
@@ -198,7 +194,7 @@ class Common:
     ] = ""
     cri_socket: Annotated[
         str,
-        _option(
+        Option(
             WHERE,
             "cri-socket",
             "PATH",
@@ -207,20 +203,17 @@ class Common:
     ] = ""
     node_name: Annotated[
         str,
-        _option(
-            WHERE,
-            "node-name",
-            "NAME",
-            "The Node to label. Also read from NODE_NAME.",
-            extra_variables=("NODE_NAME",),
+        Option(
+            *(WHERE, "node-name", "NAME", "The Node to label. Also read from NODE_NAME."),
+            variables=("NODE_NAME",),
         ),
     ] = ""
     expected_machine_id: Annotated[
-        str, _option(WHERE, "expected-machine-id", "ID", "Refuse to work on a node with another machine id.")
+        str, Option(WHERE, "expected-machine-id", "ID", "Refuse to work on a node with another machine id.")
     ] = ""
     helm_release: Annotated[
         str,
-        _option(
+        Option(
             WHERE,
             "helm-release",
             "NAMESPACE/NAME",
@@ -244,11 +237,11 @@ class Common:
         ),
     ] = 0
     ignore_pods: Annotated[
-        bool, _option(WAITING, "ignore-pods", None, "Remove handlers even if pods run on them.")
+        bool, Option(WAITING, "ignore-pods", None, "Remove handlers even if pods run on them.")
     ] = False
     ignore_unread_config: Annotated[
         bool,
-        _option(
+        Option(
             WHAT,
             "ignore-unread-config",
             None,
@@ -257,7 +250,7 @@ class Common:
     ] = False
     retry_refused: Annotated[
         bool,
-        _option(
+        Option(
             WHAT,
             "retry-refused",
             None,
@@ -273,20 +266,20 @@ class Common:
     label_stable_for: Annotated[
         float, _seconds_option("label-stable-for", "How long the labels must stay unchanged.", least=0)
     ] = 10
-    output: Annotated[Output, _option(OUTPUT, "output", None, "The format of the result on stdout.")] = (
+    output: Annotated[Output, Option(OUTPUT, "output", None, "The format of the result on stdout.")] = (
         Output.TEXT
     )
     verbose: Annotated[
         bool,
-        _option(OUTPUT, "verbose", None, "With a dry run: list every file, and show every diff in full."),
+        Option(OUTPUT, "verbose", None, "With a dry run: list every file, and show every diff in full."),
     ] = False
     quiet: Annotated[
         bool,
-        _option(OUTPUT, "quiet", None, "Print only warnings and errors. The exit code tells the result."),
+        Option(OUTPUT, "quiet", None, "Print only warnings and errors. The exit code tells the result."),
     ] = False
     log_level: Annotated[
         LogLevel,
-        _option(
+        Option(
             OUTPUT,
             "log-level",
             "LEVEL",
@@ -361,19 +354,19 @@ DEFAULT_DAEMONSET_TIMEOUT = 30.0
 
 Listen = Annotated[
     str,
-    _option(
+    Option(
         WHERE, "listen", "[HOST]:PORT", "The address for /healthz and /readyz. Without HOST: all addresses."
     ),
 ]
 DaemonSet = Annotated[
-    str, _option(WHERE, "daemonset", "NAMESPACE/NAME", "The DaemonSet of this pod.", show_default=False)
+    str, Option(WHERE, "daemonset", "NAMESPACE/NAME", "The DaemonSet of this pod.", show_default=False)
 ]
 DaemonSetTimeout = Annotated[
     float, _seconds_option("daemonset-timeout", "How long to ask the API server for the DaemonSet.", least=1)
 ]
 UnfitNodes = Annotated[
     UnfitPolicy,
-    _option(
+    Option(
         OUTPUT,
         "unfit-nodes",
         "report|fail",
@@ -382,19 +375,9 @@ UnfitNodes = Annotated[
 ]
 DesiredState = Annotated[
     WantedState,
-    _option(WHERE, "desired-state", "present|absent", "Whether the pod installs Kata or removes it."),
+    Option(WHERE, "desired-state", "present|absent", "Whether the pod installs Kata or removes it."),
 ]
 """These options belong only to the commands that the pod of a DaemonSet runs."""
 
 ONLINE_ONLY_OPTIONS = ("node_name", "cri_socket")
 """Options that cannot be combined with ``--offline``."""
-
-
-def raw_option_value(arguments: Sequence[str], option: str) -> str:
-    """Return the value of an option from a command line that may be invalid; empty when it has none."""
-    value = os.environ.get(env_variable(option), "")
-    for at, argument in enumerate(arguments):
-        name, equals, text = argument.partition("=")
-        if name == f"--{option}":
-            value = text if equals else "".join(arguments[at + 1 : at + 2])
-    return value

@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-from kata_node import log as logs
-from kata_node import signals
-from kata_node.cli.options import COMMAND_OPTIONS, EPILOG, LOGGING, Common
-from kata_node.cli.output import has_color
-from kata_node.cli.usage import check_usage, without_overruled_variables
+from kata_node.cli.options import COMMAND_OPTIONS, EPILOG, LOGGING, Common, Option, env_variable
+from kata_node.cli.usage import call_checked
 
-COMMON_PARAMETERS = [
-    each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-    for each in inspect.signature(Common, eval_str=True).parameters.values()
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """Return a keyword parameter for typer, which has no use for an :class:`Option`."""
+    kind, *metadata = get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
+    if metadata and isinstance(metadata[0], Option):
+        annotation = Annotated[kind, _for_typer(metadata[0])]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _for_typer(option: Option) -> Any:
+    parse = option.parser
+
+    def parser(text: str) -> Any:
+        assert parse is not None
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return typer.Option(
+        f"--{option.name}",
+        rich_help_panel=option.group,
+        metavar=option.metavar,
+        help=option.text,
+        envvar=[env_variable(option.name), *option.variables],
+        show_envvar=False,
+        parser=parser if parse else None,
+        autocompletion=option.complete,
+        show_default=option.show_default,
+    )
+
+
+_COMMON_PARAMETERS = [
+    _parameter(each.name, annotation, each.default)
+    for each, annotation in zip(
+        fields(Common), get_type_hints(Common, include_extras=True).values(), strict=True
+    )
 ]
 """The common options as function parameters; typer makes command line options of them."""
 
@@ -39,6 +70,11 @@ class _GroupedCommand(TyperCommand):
                     formatter.write_dl(records)
 
 
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def command(
     target: typer.Typer, name: str, *, group: str = "", hidden: bool = False
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -48,22 +84,20 @@ def command(
     options that :data:`COMMAND_OPTIONS` has for it, or for its ``group``.
     """
     options = COMMAND_OPTIONS.get(group or name, LOGGING)
-    shared = [each for each in COMMON_PARAMETERS if each.name in options]
+    shared = [each for each in _COMMON_PARAMETERS if each.name in options]
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         signature = inspect.signature(function, eval_str=True)
-        own = list(signature.parameters.values())[1:]
+        own = [
+            _parameter(each.name, each.annotation, each.default)
+            for each in list(signature.parameters.values())[1:]
+        ]
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
         def call(context: typer.Context, **values: Any) -> int:
-            given = Common(**{each.name: values.pop(each.name) for each in shared})
-            common = without_overruled_variables(context, given)
-            logs.configure_logging(common.effective_log_level, color=has_color(sys.stderr))
-            check_usage(context, common)
-            try:
-                return function(common, **values)
-            except KeyboardInterrupt as error:
-                raise signals.stopped_error(error) from None
+            common = Common(**{each.name: values.pop(each.name) for each in shared})
+            typed = [name for name in context.params if _is_typed(context, name)]
+            return call_checked(lambda common: function(common, **values), common, typed)
 
         call.__doc__ = function.__doc__
         parameters = [*own, *shared, context]

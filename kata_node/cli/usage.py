@@ -5,30 +5,47 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 
-import typer
-
-from kata_node.cli.options import ONLINE_ONLY_OPTIONS, PREFIX, Common, env_variable
+from kata_node import log as logs
+from kata_node import signals
+from kata_node.cli.options import ONLINE_ONLY_OPTIONS, Common
+from kata_node.cli.output import has_color
+from kata_node.cli.variables import misspelled_variables
 from kata_node.errors import HostError, UsageError
 
 log = logging.getLogger(__name__)
 
 
-def check_usage(context: typer.Context, common: Common) -> None:
+def call_checked(function: Callable[[Common], int], common: Common, typed: Collection[str]) -> int:
+    """Check the options, then call ``function`` and return its exit code.
+
+    ``typed`` has the names of those that are on the command line. The others come from variables.
+    """
+    common = _without_overruled_variables(common, typed)
+    logs.configure_logging(common.effective_log_level, color=has_color(sys.stderr))
+    _check_options(common, typed)
+    try:
+        return function(common)
+    except KeyboardInterrupt as error:
+        raise signals.stopped_error(error) from None
+
+
+def _check_options(common: Common, typed: Collection[str]) -> None:
     """Refuse options that contradict each other. Warn of environment variables with unknown names."""
-    for unknown_variable, suggestion in _misspelled_variables().items():
+    for unknown_variable, suggestion in misspelled_variables().items():
         log.warning("the variable %s is not an option; did you mean %s?", unknown_variable, suggestion)
     for name in ONLINE_ONLY_OPTIONS if common.offline else ():
-        if _is_on_command_line(context, name):
+        if name in typed:
             raise UsageError(
                 "it cannot be combined with --offline, which uses neither the CRI socket nor a cluster",
                 where=f"--{name.replace('_', '-')}",
                 hint=f"remove either --{name.replace('_', '-')} or --offline",
             )
-    if common.effective_log_level != common.log_level and _is_on_command_line(context, "log_level"):
-        # A variable sets no --quiet here: see without_overruled_variables.
+    if common.effective_log_level != common.log_level and "log_level" in typed:
+        # A variable sets no --quiet here: see _without_overruled_variables.
         raise UsageError(
             f"it cannot be combined with --log-level {common.log_level}",
             where="--quiet",
@@ -46,17 +63,12 @@ def check_usage(context: typer.Context, common: Common) -> None:
         runtime_version(common.runtime)
 
 
-def without_overruled_variables(context: typer.Context, common: Common) -> Common:
+def _without_overruled_variables(common: Common, typed: Collection[str]) -> Common:
     """Return the options without the variable for ``--quiet`` if ``--log-level`` asks for more than it."""
-    if not common.quiet or _is_on_command_line(context, "quiet"):
+    if not common.quiet or "quiet" in typed:
         return common
     is_louder = common.effective_log_level != common.log_level
-    return replace(common, quiet=False) if is_louder and _is_on_command_line(context, "log_level") else common
-
-
-def _is_on_command_line(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return replace(common, quiet=False) if is_louder and "log_level" in typed else common
 
 
 def check_host_root(common: Common) -> None:
@@ -103,18 +115,3 @@ def check_rights(common: Common, names: Sequence[str]) -> None:
             "a run that changes a live node needs root",
             hint="run it as root, or use --offline --host-root DIR with a directory of your own",
         )
-
-
-def _misspelled_variables() -> dict[str, str]:
-    """Return the set variables that belong to no option, each with the similar variable of an option."""
-    known = {env_variable(field.name) for field in fields(Common)}
-    # Kubernetes sets KATA_NODE_PORT and others in pods when there is a Service named kata-node.
-    set_variables = (name for name in os.environ if name.startswith(PREFIX) and not name.endswith("_PORT"))
-    unknown = [name for name in set_variables if name not in known]
-    if not unknown:
-        return {}
-    import difflib
-
-    # Ignore names that resemble no option: they may be variables of such a Service too.
-    close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.9) for name in unknown}
-    return {name: found[0] for name, found in close.items() if found}

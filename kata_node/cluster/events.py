@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.kube import credentials, events
@@ -71,19 +70,19 @@ def _failed(report: StageReport, instance: str) -> Event:
     return events.failure_event(message, removing=removing, exit_code=error.exit_code)
 
 
-@dataclass
 class EventRecorder:
-    """Records an Event for each report that needs one. A failure to do so is only logged.
+    """Records an Event for each report that needs one. A failure to do so is only logged."""
 
-    ``shared`` is the directory in which the containers of a node Job share their reports.
-    """
-
-    clients: Clients
-    node: str
-    instance: str
-    reporter: str
-    shared: Path | None = None
-    run: dict[str, StageReport] = field(default_factory=dict)
+    def __init__(
+        self, clients: Clients, node: str, instance: str, reporter: str, shared: Path | None = None
+    ) -> None:
+        """``shared`` is the directory in which the containers of a node Job share their reports."""
+        self.clients = clients
+        self.node = node
+        self.instance = instance
+        self.reporter = reporter
+        self.shared = shared
+        self.run: dict[str, StageReport] = {}
 
     def add(self, report: StageReport) -> None:
         """Add the report of an ended stage, and record its Event. A stage of no run has none."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.kube import credentials
@@ -12,6 +11,7 @@ from kata_node.kube.failures import NoSuchNodeError
 from kata_node.plan import receipt as receipts
 from kata_node.plan import report as reports
 from kata_node.plan.context import StageContext
+from kata_node.records import dataclass
 from kata_node.text import utc
 
 if TYPE_CHECKING:

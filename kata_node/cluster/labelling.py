@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kata_node import __version__, signals
 from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labels import Goal, NodeState
-from kata_node.cluster.ownership import check_node
 from kata_node.errors import KataNodeError, LockedError, RolledBackError
 from kata_node.kube import credentials, node_status
 from kata_node.kube.node import SHARED_LABEL, MetadataChanges, NodeFacts, check_host, check_machine_id
@@ -20,6 +19,7 @@ from kata_node.plan.actions import Clients
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import Effect, LabelEffect
 from kata_node.plan.report import StageReport
+from kata_node.records import dataclass
 
 log = logging.getLogger(__name__)
 
@@ -311,6 +311,8 @@ class EnsureLabels:
 
     def _changes(self, node: NodeFacts) -> MetadataChanges:
         if self.is_unread and self.status:
+            from kata_node.cluster.ownership import check_node
+
             check_node(node, self.instance, self.status.release)
         state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others, self.is_served)
         status = self.status and replace(self.status, machine_id=node.machine_id)

@@ -23,12 +23,13 @@ has changed since, compute it again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal, cast, get_args
 
 from kata_node.kube import node_status
 from kata_node.kube.node import SHARED_LABEL, MetadataChanges
 from kata_node.kube.node_status import NodeStatus
+from kata_node.records import dataclass
 
 SETTER_ANNOTATION = "katacontainers.io/kata-runtime-set-by"
 """The annotation that says who set the shared label, see :data:`Setter`."""

@@ -12,11 +12,11 @@ import hashlib
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError
+from kata_node.records import dataclass
 
 if sys.version_info >= (3, 14):
     import tarfile

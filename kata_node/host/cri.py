@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from kata_node.host.files import Root
 from kata_node.host.protobuf import DecodeError, Message
 from kata_node.host.sockets import Stream, describe_os_error
 from kata_node.log import timed
+from kata_node.records import dataclass
 from kata_node.text import foreign_words
 
 T = TypeVar("T")

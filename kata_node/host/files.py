@@ -15,7 +15,6 @@ import errno
 import os
 import posixpath
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from kata_node.bounded_read import read_bounded, require_plain_file
@@ -32,6 +31,7 @@ from kata_node.host.atomic_replace import (
 from kata_node.host.host_errors import host_error, host_errors
 from kata_node.host.mounts import is_mount_point
 from kata_node.host.real_paths import is_dir, link_target, make_dir, remove_empty_dir, stat_of
+from kata_node.records import dataclass
 
 __all__ = ["MAX_SYMLINKS", "FileState", "Root", "finish", "fsync_dir", "host_error", "temp_sibling"]
 

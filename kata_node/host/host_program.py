@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.host.files import Root
+from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.dbus import Connection

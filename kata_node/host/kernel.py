@@ -6,14 +6,14 @@ kernel of its node. With ``--offline`` they describe the machine that builds an 
 
 from __future__ import annotations
 
-import platform
+import os
 import re
 from pathlib import Path
 
 
 def arch() -> str:
     """Return the architecture as ``uname -m`` names it: x86_64, aarch64, s390x or ppc64le."""
-    return platform.machine()
+    return os.uname().machine
 
 
 def boot_id() -> str:
@@ -63,6 +63,8 @@ def selinux() -> str:
 
 def release() -> tuple[int, int]:
     """Return the first two numbers of the kernel's release, such as ``(6, 1)``; ``(0, 0)`` without them."""
+    import platform
+
     found = re.match(r"(\d+)\.(\d+)", platform.release())
     return (int(found[1]), int(found[2])) if found else (0, 0)
 

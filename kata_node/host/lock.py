@@ -12,12 +12,10 @@ import fcntl
 import json
 import logging
 import os
-import platform
 import signal
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from kata_node import signals
@@ -25,6 +23,7 @@ from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.host.files import Root, host_error
 from kata_node.host.host_errors import host_errors
 from kata_node.host.ownership import is_trusted_owner
+from kata_node.records import dataclass
 from kata_node.text import foreign_words
 
 LOCK_PATH = "/run/kata-node/lock"
@@ -58,7 +57,7 @@ def hold(root: Root, command: str, timeout: float) -> Iterator[None]:
         holder = {
             "stage": command,  # the key of earlier releases, which may wait for this run
             "pid": os.getpid(),
-            "host": platform.node(),
+            "host": os.uname().nodename,
             "since": int(time.time()),
             "made_run": made_run,
         }

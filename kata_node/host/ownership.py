@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from kata_node.errors import IneligibleNodeError
 from kata_node.host.files import Root
+from kata_node.records import dataclass
 
 
 @dataclass(frozen=True)

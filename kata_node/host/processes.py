@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from kata_node.bounded_read import open_plain
 from kata_node.errors import HostError
 from kata_node.host.files import Root
+from kata_node.records import dataclass
 
 _LIMIT = 1 << 20  # bytes; the kernel allows more, but no runtime has such a command line
 

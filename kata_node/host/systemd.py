@@ -10,7 +10,6 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kata_node.errors import SystemdError
@@ -20,6 +19,7 @@ from kata_node.host.dbus import Connection, DBusError
 from kata_node.host.files import Root
 from kata_node.host.journal import journal_command
 from kata_node.host.sockets import describe_os_error
+from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.host_program import HostProgram, ProgramOutput

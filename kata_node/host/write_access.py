@@ -5,16 +5,15 @@ from __future__ import annotations
 import array
 import fcntl
 import os
-import platform
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from kata_node.bounded_read import NotPlainFileError, require_plain_file
 from kata_node.host.files import Root, host_error
 from kata_node.host.mounts import mount_id
+from kata_node.records import dataclass
 
-_GET_FLAGS = 0x40086601 if platform.machine().startswith("ppc") else 0x80086601  # FS_IOC_GETFLAGS
+_GET_FLAGS = 0x40086601 if os.uname().machine.startswith("ppc") else 0x80086601  # FS_IOC_GETFLAGS
 _IMMUTABLE, _APPEND_ONLY = 0x10, 0x20
 
 

@@ -24,7 +24,6 @@ Facts from Kata's source and configuration files:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import PULL_IMAGE_HINT, SettingsError, UnusablePayloadError
@@ -42,6 +41,7 @@ from kata_node.kata.merge import (
     section,
 )
 from kata_node.kata.user_drop_in import GUEST_PULL_FEATURE, GUEST_PULL_KEY, find_problems
+from kata_node.records import dataclass
 from kata_node.settings.handlers import Handler, handlers
 from kata_node.settings.shims import BUILTIN_PREFIX
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from kata_node.errors import RolledBackError
+from kata_node.records import dataclass
 from kata_node.text import foreign_words, utc
 
 NAMESPACE = "default"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import KubeError
+from kata_node.records import dataclass
 from kata_node.text import foreign_words, quote_foreign
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from kata_node.errors import IneligibleNodeError, KubeError, UsageError
+from kata_node.records import dataclass
 from kata_node.text import foreign_words, quote_foreign
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"

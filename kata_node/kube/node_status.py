@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Literal, cast, get_args
 
 from kata_node.kube.node import MetadataChanges, is_same_machine
+from kata_node.records import dataclass
 from kata_node.text import foreign_words
 
 STATUS_ANNOTATION_PREFIX = "status.kata-deploy.katacontainers.io/"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from kata_node import signals
 from kata_node.errors import KataNodeError
 from kata_node.kube.failures import RequestFailure, classify_error
+from kata_node.records import dataclass
 
 REQUEST_TIMEOUT = 35.0
 """Seconds for a whole request, from the name lookup to the last byte of the answer. An admission webhook

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError
 from kata_node.host import files
 from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients
 from kata_node.plan.effects import Effect, PathEffect
+from kata_node.records import dataclass
 from kata_node.text import human_size, pluralize
 
 if TYPE_CHECKING:

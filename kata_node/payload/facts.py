@@ -9,7 +9,7 @@ import posixpath
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal
 
 from kata_node import __version__
@@ -25,6 +25,7 @@ from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import MAX_TEXT_SIZE
 from kata_node.plan.receipt import STATE_DIR, ArtifactsRecord, dirs_of_other_installations
+from kata_node.records import dataclass
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR
 from kata_node.snapshotters import mapping

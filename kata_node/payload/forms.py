@@ -19,13 +19,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from kata_node.errors import UsageError
 from kata_node.kata import devkit
 from kata_node.payload.manifest import KATA_CTL, Form
 from kata_node.payload.validation import wrap_read_errors
+from kata_node.records import dataclass
 from kata_node.settings.shims import BUILTIN_PREFIX, MACHINES
 from kata_node.snapshotters.mapping import NYDUS_COMPONENT
 

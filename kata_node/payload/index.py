@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ from kata_node.payload.manifest import (
 )
 from kata_node.payload.selection import ShimFiles, select
 from kata_node.payload.validation import VERSION_FILE, check_path, member_path, wrap_read_errors
+from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.archive import Digest

@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.kata import devkit
 from kata_node.kata.drop_ins import USER_DROP_IN, drop_in_warnings, drop_ins, parse
 from kata_node.kata.merge import Table, section
 from kata_node.plan.receipt import PlacedFile
+from kata_node.records import dataclass
 from kata_node.settings.handlers import handlers
 from kata_node.settings.shims import BUILTIN_PREFIX
 from kata_node.text import pluralize

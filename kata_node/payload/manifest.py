@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError
 from kata_node.payload.validation import MAX_FILE_SIZE, PayloadSymlinks, check_path, untrusted_payload
+from kata_node.records import dataclass
 from kata_node.settings.shims import BUILTIN_PREFIX
 
 __all__ = [

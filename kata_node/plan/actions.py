@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from kata_node.errors import HostError, NoSpaceError
@@ -20,6 +20,7 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.effects import Effect, PathEffect, removed_file, written_file
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding
+from kata_node.records import dataclass
 from kata_node.text import human_size as human_size
 from kata_node.text import pluralize as pluralize
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import PodsRunError
+from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from kata_node.kube.node import STABLE_FOR
 from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import StageReport
+from kata_node.records import dataclass
 from kata_node.settings.model import Settings
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from kata_node.records import dataclass
 
 MAX_TEXT_SIZE = 1 << 20
 """Bytes of the largest file whose content is read only to show a change."""

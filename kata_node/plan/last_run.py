@@ -14,7 +14,7 @@ import logging
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from kata_node import __version__
@@ -25,6 +25,7 @@ from kata_node.host.lock import LOCK_DIR
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
 from kata_node.plan.small_records import load_record
+from kata_node.records import dataclass
 from kata_node.text import utc
 
 NAME = "last-run.json"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.plan.effects import Effect, LabelEffect, PathEffect, UnitEffect
+from kata_node.records import dataclass
 from kata_node.text import human_size, pluralize
 
 if TYPE_CHECKING:

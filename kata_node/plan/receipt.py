@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from kata_node.errors import HostError, ReceiptError, UntrustedReceiptError
@@ -24,6 +23,7 @@ from kata_node.host import reserve
 from kata_node.host.files import Root
 from kata_node.host.ownership import Untrusted, first_untrusted
 from kata_node.plan import receipt_rules as rules
+from kata_node.records import dataclass
 
 SCHEMA = 1
 STATE_DIR = ".kata-node"

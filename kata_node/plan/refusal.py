@@ -10,12 +10,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kata_node.errors import KataNodeError, RolledBackError
 from kata_node.host.files import Root
 from kata_node.plan import receipt as receipts
 from kata_node.plan.small_records import load_record
+from kata_node.records import dataclass
 from kata_node.text import foreign_words, utc
 
 NAME = "refused.json"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kata_node.errors import HostError
 from kata_node.host import removal
 from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients
 from kata_node.plan.effects import Effect, PathEffect
+from kata_node.records import dataclass
 from kata_node.text import pluralize
 
 

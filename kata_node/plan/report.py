@@ -9,11 +9,11 @@ import logging
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from kata_node.errors import IneligibleNodeError, KataNodeError, PodsRunError, UnfitNodeError, UsageError
+from kata_node.records import dataclass
 from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words
 
 if TYPE_CHECKING:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SERVING, installation_label
 from kata_node.kube import node_status
 from kata_node.kube.node import SHARED_LABEL, NodeFacts
 from kata_node.kube.release_state import RECONCILE_KEY, ROLLOUT_KEY, STATE_PREFIX
+from kata_node.records import dataclass
 from kata_node.text import foreign_words, pluralize
 
 

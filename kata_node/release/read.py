@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from kata_node.errors import KubeError, UsageError
 from kata_node.kube.node import NodeFacts
 from kata_node.kube.reader import Reader
 from kata_node.kube.release_state import STATE_PREFIX
+from kata_node.records import dataclass
 from kata_node.release.model import (
     ClusterStatus,
     DaemonSetPods,

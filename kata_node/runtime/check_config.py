@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from kata_node.errors import HostError
 from kata_node.host import go_glob
 from kata_node.plan.actions import Clients
 from kata_node.plan.effects import Effect
+from kata_node.records import dataclass
 from kata_node.runtime.correction import correction
 from kata_node.runtime.model.config import CriConfig, StartProblem
 

@@ -11,12 +11,12 @@ import posixpath
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError, IneligibleNodeError, SystemdError
 from kata_node.host.processes import is_script, process_of_unit
 from kata_node.plan.context import StageContext
+from kata_node.records import dataclass
 from kata_node.runtime import unit_command
 from kata_node.runtime.containerd import command_line
 from kata_node.runtime.model.go_flags import flag_values

@@ -35,10 +35,10 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
+from kata_node.records import dataclass
 from kata_node.runtime.crio_read import (
     BUILT_IN_HANDLERS,
     BYTE_ORDER_MARK,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import HostError
+from kata_node.records import dataclass
 from kata_node.runtime.model.config import ReadFile, StartProblem
 from kata_node.toml import edit as toml_edit
 

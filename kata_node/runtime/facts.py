@@ -6,7 +6,7 @@ import hashlib
 import logging
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from kata_node.errors import CriError
@@ -16,6 +16,7 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan import refusal as refusals
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
+from kata_node.records import dataclass
 from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
 from kata_node.runtime.configured_paths import ConfiguredPaths, command_search_path
 from kata_node.runtime.containerd.config import ContainerdConfig

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import posixpath
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import reserve
 from kata_node.host.files import FileState
 from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients, RemoveFile, WriteFile
 from kata_node.plan.effects import Effect, PathEffect, removed_file, written_file
+from kata_node.records import dataclass
 from kata_node.runtime.model.config import is_user_drop_in
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.errors import CriError, HostError, SystemdError
@@ -16,6 +15,7 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, continued_on_a_full_disk
 from kata_node.plan.effects import Effect, UnitEffect, UnitOperation
 from kata_node.plan.receipt import Receipt
+from kata_node.records import dataclass
 from kata_node.runtime.served_programs import SEARCH_PATH, handlers_below
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kata_node.plan.actions import (
@@ -12,6 +12,7 @@ from kata_node.plan.actions import (
     WriteReceipt,
 )
 from kata_node.plan.receipt import Backup, CriRecord, PreviousFile, Receipt
+from kata_node.records import dataclass
 from kata_node.runtime import file_records
 from kata_node.runtime.check_config import CheckConfig
 from kata_node.runtime.facts import RuntimeFacts

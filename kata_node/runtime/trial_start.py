@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.errors import KataNodeError
 from kata_node.host.host_program import HostProgram, ProgramOutput
+from kata_node.records import dataclass
 from kata_node.runtime.unit_log import LIMIT, error_lines
 from kata_node.text import quote_foreign
 

@@ -10,7 +10,9 @@ import itertools
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+
+from kata_node.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ names. Each handler has its own Kata configuration directory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings

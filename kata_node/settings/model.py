@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 
+from kata_node.records import dataclass
 from kata_node.settings.runtime import ContainerdSettings, SnapshotterSettings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
 from kata_node.settings.shims import Shim

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from kata_node.records import dataclass
 from kata_node.settings.selection import read_toml
 from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, path_problem
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+from kata_node.records import dataclass
 from kata_node.settings.shims import MACHINES, Shim, table
 from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, parse_yaml
 

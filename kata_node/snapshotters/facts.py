@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import platform
-from dataclasses import dataclass, field
+import os
+from dataclasses import field
 
 from kata_node.host import kernel
 from kata_node.host.files import Root
 from kata_node.plan.context import StageContext
+from kata_node.records import dataclass
 from kata_node.snapshotters import mapping, nydus
 from kata_node.snapshotters.mapping import NYDUS, UNIT_DIR, NydusInstance
 from kata_node.snapshotters.nydus import NydusFacts
@@ -112,5 +113,5 @@ def _mkfs(root: Root) -> MkfsErofs | None:
 
 
 def _has_erofs_module(root: Root) -> bool:
-    directory = f"/lib/modules/{platform.release()}/kernel/fs/erofs"
+    directory = f"/lib/modules/{os.uname().release}/kernel/fs/erofs"
     return any(name.startswith("erofs.ko") for name in root.list_dir(directory))

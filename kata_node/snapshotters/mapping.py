@@ -37,9 +37,10 @@ Facts from the source of containerd 1.7.30 to 2.4.2, measured on 2.1.9, 2.3.4 an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.settings.handlers import Handler

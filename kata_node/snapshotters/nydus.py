@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import IneligibleNodeError, PayloadError
 from kata_node.plan.actions import Action, MakeDirs, MakeLinks, RemoveDirs, RemoveFile, WriteFile
 from kata_node.plan.remove_files import RemoveFiles
+from kata_node.records import dataclass
 from kata_node.snapshotters import mapping
 from kata_node.snapshotters.mapping import NYDUS, NYDUS_COMPONENT, UNIT_DIR, NydusInstance
 from kata_node.snapshotters.unit_actions import DaemonReload, StartUnit, StopUnit

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kata_node.errors import SystemdError
 from kata_node.host.journal import journal_command
 from kata_node.plan.actions import Clients
 from kata_node.plan.effects import Effect, UnitEffect
+from kata_node.records import dataclass
 
 TIMEOUT = 120.0  # seconds for one action
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from kata_node.host.lock import Holder
 from kata_node.plan.last_run import LastRun
+from kata_node.records import dataclass
 
 Verdict = Literal["healthy", "absent", "unknown", "drifted", "degraded", "broken"]
 

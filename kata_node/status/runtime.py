@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from kata_node.errors import KataNodeError
 from kata_node.host.journal import journal_command
 from kata_node.plan.context import StageContext
+from kata_node.records import dataclass
 from kata_node.runtime.config_selection import config_for
 from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.install_dirs import named_install_dirs

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from kata_node.host.lock import Holder
 from kata_node.plan.last_run import Invocation
+from kata_node.records import dataclass
 from kata_node.status.model import VERDICTS, InstallationStatus, RuntimeStatus, Verdict
 from kata_node.text import pluralize
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from kata_node.records import dataclass
 from kata_node.toml.edit import TOKEN
 
 KeyPath = tuple[str, ...]

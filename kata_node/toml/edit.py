@@ -20,10 +20,10 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import HostError, UnusableFileError
+from kata_node.records import dataclass
 from kata_node.toml.parse import parse
 
 ADDED_LINE_COMMENT = "# added by kata-node"

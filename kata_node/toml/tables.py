@@ -21,10 +21,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import HostError, UnusableFileError
+from kata_node.records import dataclass
 from kata_node.toml import cut
 from kata_node.toml.cut import KeyPath
 from kata_node.toml.edit import load, quote

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from kata_node.records import dataclass
 from kata_node.settings.load import read_settings
 from kata_node.settings.shims import MACHINES, table
 from kata_node.settings.unsupported import unsupported

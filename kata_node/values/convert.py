@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from kata_node.errors import SettingsError
+from kata_node.records import dataclass
 from kata_node.settings.values import parse_values
 from kata_node.values import yaml_text
 from kata_node.values.old_keys import Change, conversion

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from kata_node.kube.node_affinity import NAME_FIELD, OPERATORS
+from kata_node.records import dataclass
 from kata_node.values.chart import Values, at, defaults
 
 CONTROL_PLANE = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")

@@ -19,7 +19,7 @@ from cli.cli_runner import preserve_logging, run_as
 from fakes import FakeNode
 from kata_node import pipeline
 from kata_node.checks import facts, hardware
-from kata_node.cli import commands
+from kata_node.cli import commands, main, run_stages
 from kata_node.errors import KataNodeError
 from kata_node.host import kernel
 from kata_node.host.cri import CriCallError, Reason
@@ -127,12 +127,13 @@ class Scene:
         ):
             for name in [each for each in os.environ if each.startswith("KATA_NODE_")]:
                 patched.delenv(name)
-            patched.setattr(commands, "report_error", keep)
-            patched.setattr(commands, "open_tools", lambda common: contextlib.nullcontext(self.clients()))
+            patched.setattr(main, "report_error", keep)
+            for module in (commands, run_stages):
+                patched.setattr(module, "open_tools", lambda common: contextlib.nullcontext(self.clients()))
             patched.setattr(kernel, "arch", lambda: "x86_64")
             patched.setattr(read_yaml, "__kwdefaults__", {"timeout": 0})  # for a ConfigMap to change
             run_as(patched, self.uid)
-            code = commands.run([each.replace("HOST", str(self.node.root.base)) for each in self.command])
+            code = main.run([each.replace("HOST", str(self.node.root.base)) for each in self.command])
         assert caught or code in (0, 10), (self.command, code)
         return (caught[0].what, caught[0].hint) if caught else ("", "")
 

@@ -17,7 +17,7 @@ import pytest
 
 import payloads
 from fakes import DEVICES, FakeNode
-from kata_node.cli import commands
+from kata_node.cli import commands, main, run_stages
 from kata_node.cli.options import COMMAND_OPTIONS
 from kata_node.host import kernel, ownership
 from kata_node.host.files import Root
@@ -75,7 +75,7 @@ class CliRunner:
 
     def run(self, *arguments: str | Path) -> Result:
         """Run a command line."""
-        code = commands.run([str(argument) for argument in arguments])
+        code = main.run([str(argument) for argument in arguments])
         return Result(code, *self.capsys.readouterr())
 
     def offline(self, *arguments: str | Path) -> Result:
@@ -130,7 +130,8 @@ def run_as(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
 
 def use_clients(monkeypatch: pytest.MonkeyPatch, clients: Clients) -> None:
     """Make the commands use ``clients`` instead of the real systemd and CRI."""
-    monkeypatch.setattr(commands, "open_tools", lambda common: nullcontext(clients))
+    for module in (commands, run_stages):
+        monkeypatch.setattr(module, "open_tools", lambda common: nullcontext(clients))
 
 
 def make_live(cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> FakeNode:

@@ -224,7 +224,7 @@ def test_the_daemon_command_blocks_signals_before_it_loads_the_commands(
         calls.append("run")
         return 0
 
-    monkeypatch.setattr("kata_node.cli.commands.run", run)
+    monkeypatch.setattr("kata_node.cli.main.run", run)
     for arguments, expected in ((["daemon", "--help"], ["block_signals", "run"]), (["install"], ["run"])):
         calls.clear()
         monkeypatch.setattr("sys.argv", ["kata-node", *arguments])

@@ -261,7 +261,7 @@ def test_a_claim_that_finds_the_node_not_new_refuses_another_suffix_of_the_relea
 # Run random stages repeatedly in one process, which avoids the start of a process for each stage.
 AT_RANDOM = """
 import random, sys, time
-from kata_node.cli.commands import run
+from kata_node.cli.main import run
 
 seed, seconds, *options = sys.argv[1:]
 chance, end, mark = random.Random(seed), time.monotonic() + float(seconds), None

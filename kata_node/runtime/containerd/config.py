@@ -36,10 +36,10 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kata_node.errors import HostError, IneligibleNodeError
+from kata_node.records import dataclass
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read

@@ -11,10 +11,10 @@ containerd.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_node.errors import HostError
+from kata_node.records import dataclass
 from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.containerd.copies import merged_copies

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from kata_node.records import dataclass
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read

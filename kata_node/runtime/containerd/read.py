@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kata_node.errors import HostError
 from kata_node.host.go_glob import is_malformed, matches
+from kata_node.records import dataclass
 from kata_node.runtime.model.config import Glob, ReadFile, StartProblem, handler_conflict
 from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml import edit as toml_edit

@@ -41,10 +41,11 @@ CRI-O
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from kata_node.errors import IneligibleNodeError, SettingsError
+from kata_node.records import dataclass
 from kata_node.settings.model import Settings
 
 LoadMethod = Literal["restart", "watch", "signal"]
