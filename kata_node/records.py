@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(*, frozen):
-        """Return a decorator that makes a class a dataclass without ``__post_init__``. ``frozen`` is true."""
+        """Return the decorator. ``frozen`` is true; for another dataclass, use the standard library."""
         assert frozen
         return _make
 
@@ -28,6 +28,7 @@ _set = object.__setattr__
 
 
 def _make(cls: Any) -> Any:
+    assert not hasattr(cls, "__post_init__"), "nothing would call it"
     _read_fields(cls)
     found = fields(cls)
     compared = [each.name for each in found if each.compare]
