@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -86,7 +86,7 @@ CASES: dict[str, Callable[[Any, Any], Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_record_behaves_like_a_frozen_dataclass(case: str) -> None:
-    found, expected = (outcome(functools.partial(CASES[case], *made)) for made in MADE.values())
+    found, expected = (outcome(partial(CASES[case], *made)) for made in MADE.values())
     assert found == expected
 
 

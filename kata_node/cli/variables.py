@@ -12,6 +12,8 @@ from kata_node.cli.options import COMMAND_OPTIONS, PREFIX, Common, env_variable
 COMPLETION_VARIABLE = "_KATA_NODE_COMPLETE"
 """The variable of the completion scripts."""
 
+_FLAGS = {"1": True, "true": True, "0": False, "false": False}
+
 
 def common_of_variables(command: str) -> Common | None:
     """Return the options of a command line that has none, from the variables.
@@ -34,9 +36,6 @@ def common_of_variables(command: str) -> Common | None:
         except (LookupError, ValueError):
             return None
     return Common(**values)
-
-
-_FLAGS = {"1": True, "true": True, "0": False, "false": False}
 
 
 def raw_option_value(arguments: Sequence[str], option: str) -> str:
