@@ -233,9 +233,9 @@ class Nodes:
         return select(found, templates, terms=config.terms, installation_label=label)
 
     def select_again(self, targets: Sequence[Target]) -> Selection:
-        """Return the configured selection of these nodes, from one list. Each must have a ``hostname``.
+        """Return the configured selection of these nodes from one list; it lacks those without ``hostname``.
 
-        The API server answers from its cache: the selector would make it read all Nodes from its database.
+        The API server answers from its cache. Otherwise the selector could make it read all Nodes from etcd.
         """
         config = self._config
         hostnames = ",".join(each.hostname for each in targets if each.hostname)

@@ -83,8 +83,8 @@ class NodeRecheck:
     def _read(self, task: Task, now: float) -> Selection:
         """Return the selection of one node, from a list that is new enough or from a read of its Node."""
         name, configured = task.target.name, task.action == self._config.action
-        has_list = configured and task.target.hostname and not self._config.nodes
-        if has_list and not task.unready and task.absent_since is None:
+        can_list = configured and task.target.hostname and not self._config.nodes
+        if can_list and not task.unready and task.absent_since is None:
             if name not in self._listed_names or now - self._listed_at > LIST_MAX_AGE:
                 self._list(task.target, now)
             if (found := self._listed.only(name)).selected:
@@ -94,7 +94,7 @@ class NodeRecheck:
         return self._nodes.reselect(name, self._node_jobs.templates(task), selected=install)
 
     def _list(self, first: Target, now: float) -> None:
-        """List the Nodes that come next, about as many as get a Job while the list is used."""
+        """List the Nodes that come next, twice as many as the last list was used for."""
         count = min(max(2, 2 * self._used), LIST_MAX_NODES)
         targets = [first, *self._rollout.next_targets(count - 1)]
         self._listed, self._listed_at = self._nodes.select_again(targets), now

@@ -271,6 +271,19 @@ def test_the_next_run_adopts_the_running_jobs_of_a_killed_dispatcher(site: Site)
     assert before <= {job["metadata"]["uid"] for job in site.jobs()}
 
 
+def test_nodes_that_change_while_they_wait_for_their_job_are_seen_in_one_list(site: Site) -> None:
+    first, second, tainted, moved = site.nodes(4)
+    with site.kubelets(idle=True) as kubelets:
+        process = site.start(parallelism=1)
+        wait_until(lambda: len(site.jobs()) == 1, "a Job runs")
+        site.cluster.kubectl("taint", "node", tainted, "dedicated=x:NoSchedule")
+        site.cluster.kubectl("label", "node", moved, "pool-")
+        kubelets.default_status = {"phase": "Succeeded"}
+        kubelets.answer(first, {"phase": "Succeeded"})
+        run = ended(process)
+    assert run.outcomes == {first: "done", second: "done", tainted: "skipped", moved: "skipped"}
+
+
 def test_a_stopped_dispatcher_leaves_running_jobs_and_starts_no_other(site: Site) -> None:
     names = site.nodes(3)
     with site.kubelets(idle=True):
