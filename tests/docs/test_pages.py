@@ -84,7 +84,7 @@ def test_every_fenced_block_says_what_is_in_it(name: str) -> None:
 
 
 @pytest.mark.commands
-@pytest.mark.parametrize("script", ["scripts/cli-docs", "scripts/versions-docs"])
+@pytest.mark.parametrize("script", ["scripts/cli-docs", "scripts/versions-docs", "scripts/plot"])
 def test_the_generated_parts_of_the_reference_are_up_to_date(script: str) -> None:
     command = [sys.executable, str(CHECKOUT / script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
