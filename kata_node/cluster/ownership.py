@@ -13,6 +13,7 @@ from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, other_installati
 from kata_node.errors import SettingsError
 from kata_node.kube import node_status
 from kata_node.kube.node import NodeFacts
+from kata_node.records import dataclass
 
 MAX_NAMED_NODES = 5
 """Nodes that an error names."""
@@ -21,6 +22,18 @@ DEFAULT_INSTALLATION = "default"
 """The installation without a suffix."""
 
 _WHERE = "env.multiInstallSuffix"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """What keeps a release from a Node: one of the two.
+
+    ``installation`` is one that the release itself has there, under another suffix. ``release`` is another
+    one that has the installation there.
+    """
+
+    installation: str = ""
+    release: str = ""
 
 
 def find_other_installation(
@@ -32,8 +45,7 @@ def find_other_installation(
     """
     for key in sorted(other_installation_labels(labels, installation)) if release else ():
         name = key.removeprefix(INSTALLATION_LABEL_PREFIX)
-        record = node_status.read(annotations, name)
-        if record and record.release == release:
+        if is_of(annotations, name, release):
             return name
     return ""
 
@@ -47,40 +59,50 @@ def find_other_release(annotations: Mapping[str, str], installation: str, releas
     return record.release if record and record.release != release else ""
 
 
-def check_installations(others: Mapping[str, str], installation: str, release: str) -> None:
-    """Raise :class:`SettingsError` if ``others``, Node -> :func:`find_other_installation`, has one."""
-    for other in sorted({*others.values()} - {""}):
-        nodes = _listed([name for name, found in others.items() if found == other])
-        suffix = json.dumps("" if other == DEFAULT_INSTALLATION else other)
-        raise SettingsError(
-            f"the release {release} has the installation {other} on {nodes} and cannot change to "
-            f"{installation}, because nothing would revert it",
-            where=_WHERE,
-            hint=f"set it to {suffix}; to change it, remove Kata first (desiredState: absent, or "
-            "`helm uninstall`), or install a second release",
-        )
+def is_of(annotations: Mapping[str, str], installation: str, release: str) -> bool:
+    """Return whether the record of ``installation`` on a Node names ``release``."""
+    record = node_status.read(annotations, installation) if release else None
+    return record is not None and record.release == release
 
 
-def check_releases(others: Mapping[str, str], installation: str, release: str) -> None:
-    """Raise :class:`SettingsError` if ``others``, Node -> :func:`find_other_release`, has one."""
-    for other in sorted({*others.values()} - {""}):
-        nodes = _listed([name for name, found in others.items() if found == other])
+def find_conflict(
+    labels: Mapping[str, str], annotations: Mapping[str, str], installation: str, release: str
+) -> Conflict | None:
+    """Return what keeps ``release`` from having ``installation`` on a Node; ``None`` if nothing does."""
+    if other := find_other_release(annotations, installation, release):
+        return Conflict(release=other)
+    if other := find_other_installation(labels, annotations, installation, release):
+        return Conflict(installation=other)
+    return None
+
+
+def conflict_error(
+    conflict: Conflict, nodes: Sequence[str], installation: str, release: str
+) -> SettingsError:
+    """Return the error for the Nodes with this conflict."""
+    if conflict.release:
         key = node_status.annotation(installation)
-        raise SettingsError(
-            f"the installation {installation} on {nodes} is of the release {other}, not of {release}",
+        return SettingsError(
+            f"the installation {installation} on {_listed(nodes)} is of the release {conflict.release}, not "
+            f"of {release}",
             where=_WHERE,
-            hint=f"set a suffix that no other release has, or uninstall {other} first; if that release no "
-            f"longer exists, take its nodes over: `kubectl annotate nodes --all {key}-`",
+            hint=f"set a suffix that no other release has, or uninstall {conflict.release} first; if that "
+            f"release no longer exists, take its nodes over: `kubectl annotate nodes --all {key}-`",
         )
+    suffix = json.dumps("" if conflict.installation == DEFAULT_INSTALLATION else conflict.installation)
+    return SettingsError(
+        f"the release {release} has the installation {conflict.installation} on {_listed(nodes)} and cannot "
+        f"change to {installation}, because nothing would revert it",
+        where=_WHERE,
+        hint=f"set it to {suffix}; to change it, remove Kata first (desiredState: absent, or "
+        "`helm uninstall`), or install a second release",
+    )
 
 
 def check_node(node: NodeFacts, installation: str, release: str) -> None:
-    """Raise :class:`SettingsError` if another suffix of ``release``, or another release, is on the Node."""
-    check_releases(
-        {node.name: find_other_release(node.annotations, installation, release)}, installation, release
-    )
-    other = find_other_installation(node.labels, node.annotations, installation, release)
-    check_installations({node.name: other}, installation, release)
+    """Raise :class:`SettingsError` if something keeps ``release`` from having ``installation`` on a Node."""
+    if conflict := find_conflict(node.labels, node.annotations, installation, release):
+        raise conflict_error(conflict, [node.name], installation, release)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ import msgspec
 
 from kata_node.cluster import labels as node_labels
 from kata_node.cluster.labels import NodeState
+from kata_node.cluster.ownership import find_other_release
 from kata_node.dispatcher.api import ApiClient, RefusedError, is_rbac_denial
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.kubernetes_objects import NODES, Node, NodePage, only_node
@@ -40,6 +41,7 @@ class NodeRecorder:
     def __init__(self, api: ApiClient, config: Config) -> None:
         self._api = api
         self._label, self._installation = config.installation_label, config.installation
+        self._release = config.release
         self._labels_nodes = config.label_nodes is not None
         self._consecutive_failures = 0
 
@@ -50,7 +52,7 @@ class NodeRecorder:
             return
         try:
             node = self._read(task.target.name)
-            if node is not None and self._label in node.metadata.labels:
+            if node is not None and self._label in node.metadata.labels and not self._is_of_another(node):
                 self._write(node, task)
         except KubeError as error:
             self._consecutive_failures += 1
@@ -61,6 +63,9 @@ class NodeRecorder:
             log.warning("the failure could not be recorded on the Node %s: %s", task.target.name, error)
         else:
             self._consecutive_failures = 0
+
+    def _is_of_another(self, node: Node) -> bool:
+        return bool(find_other_release(node.metadata.annotations, self._installation, self._release))
 
     def _read(self, name: str) -> Node | None:
         content = self._api.call_once("GET", NODES, "list nodes", query=only_node(name), timeout=TIMEOUT)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kata_node.cluster.ownership import find_other_installation, find_other_release
+from kata_node.cluster.ownership import Conflict, find_conflict, is_of
 from kata_node.dispatcher.api import ApiClient, ExpiredError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.drift import Serving, serving_state
@@ -55,11 +55,10 @@ class Selection:
     """Nodes without a label of node-feature-discovery, which may be selected when they have its labels."""
     missing: tuple[str, ...] = ()
     """Configured names without a Node."""
-    other_installations: Mapping[str, str] = field(default_factory=dict)
-    """Names of nodes -> another installation that this release has there."""
-    other_releases: Mapping[str, tuple[Target, str]] = field(default_factory=dict)
-    """Names of nodes -> the node, and the other release that has this installation there. These nodes are in
-    no other group."""
+    conflicting: tuple[tuple[Target, Conflict], ...] = ()
+    """Selected nodes from which something keeps the release."""
+    is_installed: bool = False
+    """Whether a selected node has this installation of this release."""
 
     def only(self, name: str) -> Selection:
         """Return the selection of one node; empty when this one does not have the node."""
@@ -110,12 +109,14 @@ def select(
     serving_label: str = "",
     installation_label: str = "",
     release: str = "",
+    installs: bool = False,
 ) -> Selection:
     """Sort ``nodes`` into the groups of a :class:`Selection`.
 
     If ``named`` or ``terms`` are not empty, ignore nodes with other names, or that no term matches. With a
     ``serving_label``, the installation label, nodes that are proven to serve go to ``serving``. With a
-    ``release``, nodes where another one has the installation go to ``other_releases``.
+    ``release``, nodes where another one has the installation go to ``conflicting``; if it ``installs``, also
+    those on which it has another installation.
     """
     eligible: list[Target] = []
     unlabeled: list[Target] = []
@@ -124,8 +125,8 @@ def select(
     tainted: list[tuple[Target, str]] = []
     unready: list[tuple[Target, str]] = []
     without_template: list[tuple[Target, str]] = []
-    other_installations: dict[str, str] = {}
-    other_releases: dict[str, tuple[Target, str]] = {}
+    conflicting: list[tuple[Target, Conflict]] = []
+    is_installed = False
     installation = installation_label.rpartition("/")[2]
     names = frozenset(named)
     missing = set(names)
@@ -145,11 +146,11 @@ def select(
         hostname = name if hostname == name else hostname
         target = Target(name, node.metadata.uid, info.machine_id, info.runtime, marked, hostname)
         annotations = node.metadata.annotations
-        if other := find_other_release(annotations, installation, release):
-            other_releases[name] = (target, other)
+        conflict = find_conflict(labels, annotations, installation, release)
+        if conflict and (installs or conflict.release):
+            conflicting.append((target, conflict))
             continue
-        if other := find_other_installation(labels, annotations, installation, release):
-            other_installations[name] = other
+        is_installed = is_installed or is_of(annotations, installation, release)
         if serving_label:
             found = serving_state(node, serving_label)
             if found.state == "served":
@@ -178,8 +179,8 @@ def select(
         not_proven=not_proven,
         unlabeled=_sorted(unlabeled),
         missing=tuple(sorted(missing)),
-        other_installations=other_installations,
-        other_releases=other_releases,
+        conflicting=tuple(sorted(conflicting, key=lambda each: each[0].name)),
+        is_installed=is_installed,
     )
 
 
@@ -213,6 +214,7 @@ class Nodes:
             serving_label=label,
             installation_label=config.installation_label,
             release=config.release,
+            installs=config.action == "install",
         )
 
     def deselected(self, selected: Collection[str], templates: Templates) -> Selection:

@@ -43,6 +43,7 @@ UNKNOWN = "unknown"
 
 Outcome = Literal["installing", "installed", "failed", "rolled-back", "unfit", "removing"]
 
+_RELEASE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -120,6 +121,8 @@ def parse(text: str) -> NodeStatus | None:
         return None
     if texts["since"] and not _SINCE.fullmatch(texts["since"]):
         return None
+    if not _RELEASE.fullmatch(texts["release"]):
+        texts["release"] = ""  # a hint may name it, and whoever can change the Node can write it
     return _bounded(NodeStatus(cast("Outcome", found["outcome"]), **texts, handlers=tuple(handlers)))
 
 

@@ -57,6 +57,23 @@ def test_the_same_suffix_of_another_release_is_refused_before_the_first_job(api:
     assert api.made == []
 
 
+@pytest.mark.parametrize(("installation", "release"), [("blue", MINE), ("default", OTHER)])
+def test_a_compromised_node_keeps_the_release_only_from_itself(
+    api: FakeApiServer, installation: str, release: str
+) -> None:
+    workers(api, 3)
+    for node in ("n0", "n1", "n2"):
+        install(api, node, "default", MINE)
+    install(api, "n1", installation, release)
+    result = dispatch(api)
+    assert outcomes(result) == {"n0": "done", "n1": "failed", "n2": "done"}
+    [failed] = [task for task in result.tasks if task.problem]
+    assert "the Node n1" in str(failed.problem)
+    found = node_status.read(api.nodes["n1"]["metadata"]["annotations"], installation)
+    assert found is not None
+    assert (found.release, found.outcome) == (release, "installed")
+
+
 def test_installations_beside_this_one_are_no_hindrance(api: FakeApiServer) -> None:
     workers(api, 3)
     install(api, "n0", "blue", OTHER)

