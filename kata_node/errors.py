@@ -78,6 +78,10 @@ class RolledBackError(KataNodeError):
     exit_code = 4
 
 
+class OutdatedPlanError(KataNodeError):
+    """The node is not as it was taken to be when the plan was made. Nothing was changed; plan again."""
+
+
 class LockedError(KataNodeError):
     """Another run holds the node's lock and did not finish within the lock timeout."""
 

@@ -13,7 +13,7 @@ from dataclasses import field, replace
 from typing import Any, Protocol
 
 from kata_node import __version__, signals
-from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, RolledBackError
+from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, OutdatedPlanError, RolledBackError
 from kata_node.host.files import host_error
 from kata_node.host.machine_id import is_same_machine_id, machine_id
 from kata_node.log import timed
@@ -137,10 +137,13 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
         with signals.interruptible():
             return _plan(stage, run, _load_receipt(stage, run), since)
 
+    def plan_again() -> Plan:
+        return _plan(stage, run, _load_receipt(stage, run), since, plans_again=True)
+
     def prove() -> Plan:
         from kata_node.cluster.labelling import WaitForNode
 
-        found = _plan(stage, run, _load_receipt(stage, run), since, proves=True)
+        found = plan_again()
         # After a restart of the runtime the Node can be not Ready for a moment. This is not a difference.
         if any(not isinstance(action, WaitForNode) or action.missing for action in found.actions):
             raise KataNodeError(
@@ -155,7 +158,12 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
         run.options,
     )
     signals.check()
-    next_plan = _apply_plan(plan, run.clients, run.settings.install_dir, prove) if plan.actions else plan
+    try:
+        next_plan = _apply_plan(plan, run.clients, run.settings.install_dir, prove) if plan.actions else plan
+    except OutdatedPlanError as error:
+        log.info("%s: planning again: %s: %s", stage.NAME, error.where, error.what)
+        plan = plan_again()
+        next_plan = _apply_plan(plan, run.clients, run.settings.install_dir, prove) if plan.actions else plan
     tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
     observed = replace(plan, summary=next_plan.summary) if plan.is_forecast else plan
     report = _report(stage, observed, "done" if plan.actions or tried else "skipped")
@@ -214,9 +222,11 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
     )
 
 
-def _plan(stage: Stage, run: Run, receipt: Receipt, since: float, *, proves: bool = False) -> Plan:
+def _plan(stage: Stage, run: Run, receipt: Receipt, since: float, *, plans_again: bool = False) -> Plan:
     with timed(log, f"{stage.NAME}: look at the node"):
-        context = StageContext(run.settings, receipt, run.clients, run.options, since, run.earlier, proves)
+        context = StageContext(
+            run.settings, receipt, run.clients, run.options, since, run.earlier, plans_again
+        )
         facts = stage.gather_facts(context)
     plan = stage.plan(run.settings, facts, receipt)
     log.debug("%s: decided: %s; %s", stage.NAME, plan.summary, "; ".join(plan.changes) or "no changes")

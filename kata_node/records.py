@@ -31,6 +31,9 @@ def _make(cls: Any) -> Any:
     assert not hasattr(cls, "__post_init__"), "nothing would call it"
     _read_fields(cls)
     found = fields(cls)
+    optional = [each.default is not MISSING or each.default_factory is not MISSING for each in found]
+    assert optional == sorted(optional), "a field without a default is after one with a default"
+    assert all(each.init and not each.kw_only and each.hash is None for each in found), "not supported"
     compared = [each.name for each in found if each.compare]
     cls._compared = property(attrgetter(*compared) if compared else lambda self: ())
     methods = {

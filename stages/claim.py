@@ -21,8 +21,8 @@ NAME = "claim"
 
 
 def gather_facts(context: StageContext) -> LabelFacts:
-    """Read the Node. That of a new node is not read, because its labels can be added without that."""
-    return label_facts.gather_facts(context, reads_new_node=False)
+    """Read the Node, except that of a new node: its labels can be added without that."""
+    return label_facts.gather_facts(context, unread_if_new=True)
 
 
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:

@@ -6,6 +6,7 @@ variable counts as not set, so that the template of a pod can leave it empty.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -70,6 +71,9 @@ class StageName(StrEnum):
     CHECK_PODS = "check-pods"
 
 
+_RELEASE = re.compile(r"[a-z0-9][-a-z0-9]*/[a-z0-9][-a-z0-9.]*")
+
+
 def env_variable(option: str) -> str:
     """Return the environment variable of an option, which is named without its leading dashes."""
     return PREFIX + option.upper().replace("-", "_")
@@ -110,6 +114,12 @@ def _seconds(least: float) -> Callable[[str | float], float]:
         return value
 
     return seconds
+
+
+def _release(text: str) -> str:
+    if text and not _RELEASE.fullmatch(text):
+        raise ValueError(f"expected NAMESPACE/NAME of a release, got {text}")
+    return text
 
 
 def _path_option(group: str, name: str, metavar: str, text: str) -> Option:
@@ -218,6 +228,7 @@ class Common:
             "helm-release",
             "NAMESPACE/NAME",
             "The Helm release that installs, for the record on the Node.",
+            parser=_release,
         ),
     ] = ""
     lock_timeout: Annotated[
@@ -333,7 +344,10 @@ _PLANNING = ("dry_run", "verbose")
 COMMAND_OPTIONS = {
     "install": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLACING, *_PLANNING),
     "revert": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLANNING),
-    "plan": (*_INSTALLATION, *LOGGING, *_PLACING, "verbose", "expected_machine_id", "lock_timeout"),
+    "plan": (
+        *(*_INSTALLATION, *LOGGING, *_PLACING),
+        *("verbose", "expected_machine_id", "helm_release", "lock_timeout"),
+    ),
     "status": (*_INSTALLATION, *LOGGING),
     "stage": (*_INSTALLATION, *_CHANGES, *LOGGING, *_PLACING, *_PLANNING, "reports"),
     # It runs install and revert itself, and applies what they plan.

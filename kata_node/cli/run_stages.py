@@ -95,7 +95,9 @@ def run_stages(
             reports = pipeline.run(modules, run)
         failed = next((done for done in reports if done.error), None)
         if failed and recorder is not None and names != (StageName.HOST_CHECK,):
-            _tell_failure(dataclasses.replace(context, earlier=tuple(reports)), names, failed, recorder)
+            _record_failure_on_node(
+                dataclasses.replace(context, earlier=tuple(reports)), names, failed, recorder
+            )
     with signals.held():  # half a document would be of no use
         print_run(reports, clients.root, settings.install_dir, common)
     if failed and (told_later := leave_to_claim(common, names, reports)):
@@ -106,7 +108,7 @@ def run_stages(
     return exit_code_if_planned if any(done.outcome == "planned" for done in reports) else 0
 
 
-def _tell_failure(
+def _record_failure_on_node(
     context: StageContext, names: tuple[StageName, ...], failed: StageReport, recorder: EventRecorder
 ) -> None:
     """Change the labels of the Node, and its record, after the failure of a stage."""

@@ -35,8 +35,8 @@ def event_of(run: Sequence[StageReport], instance: str) -> Event | None:
     """Return the Event for the last report of ``run``; ``None`` if that report needs no Event.
 
     Events are for the end of an install or revert, for each failure, and for labels that were withdrawn
-    because the node does not serve. That a run has begun is in its record on the Node, which ``claim`` and
-    ``unlabel`` write. An Event that nothing changed requires the reports of all stages except host-check.
+    because the node does not serve. The record on the Node says that a run has begun; ``claim`` and
+    ``unlabel`` write it. An Event that nothing changed requires the reports of all stages except host-check.
     """
     last = run[-1]
     stages = _REVERT_STAGES if last.stage in _REVERT_STAGES else _INSTALL_STAGES

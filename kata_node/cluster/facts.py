@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kata_node.kube import credentials
 from kata_node.kube.failures import NoSuchNodeError
+from kata_node.kube.node import check_name
 from kata_node.plan import receipt as receipts
 from kata_node.plan import report as reports
 from kata_node.plan.context import StageContext
@@ -63,13 +64,14 @@ class LabelFacts:
     not_served: str = ""
     """Why the runtime does not serve the installation, as ``host-check`` found; empty if it does."""
     is_unread: bool = False
-    """Whether there is no ``node`` because it was not read."""
+    """Whether there is no ``node`` because it was not read: ``host-check`` found a new node."""
 
 
-def gather_facts(context: StageContext, *, reads_new_node: bool = True) -> LabelFacts:
+def gather_facts(context: StageContext, *, unread_if_new: bool = False) -> LabelFacts:
     """Read the Node, unless the run is offline or has neither NODE_NAME nor credentials.
 
-    Without ``reads_new_node``, do not read it in a node Job if host-check found a new node.
+    With ``unread_if_new``, the first plan of a node Job is made without the Node if host-check found a new
+    node. Raises :class:`~kata_node.errors.UsageError` if NODE_NAME cannot be the name of a Node.
     """
     options = context.options
     reason, node, name = "", None, ""
@@ -82,8 +84,9 @@ def gather_facts(context: StageContext, *, reads_new_node: bool = True) -> Label
     else:
         name = options.node_name
         kube = context.clients.kube()
-        node = kube.last_answer(name) if context.proves else None
-        is_unread = node is None and not reads_new_node and _is_new(context)
+        check_name(name)
+        node = kube.last_answer(name) if context.plans_again else None
+        is_unread = unread_if_new and not context.plans_again and _is_new(context)
         if node is None and not is_unread:
             with contextlib.suppress(NoSuchNodeError):
                 node = kube.node(name, deadline)

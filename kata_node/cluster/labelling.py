@@ -11,7 +11,7 @@ from kata_node import __version__, signals
 from kata_node.cluster import labels, taints
 from kata_node.cluster.facts import LabelFacts, gather_facts
 from kata_node.cluster.labels import Goal, NodeState
-from kata_node.errors import KataNodeError, LockedError, RolledBackError
+from kata_node.errors import KataNodeError, LockedError, OutdatedPlanError, RolledBackError
 from kata_node.kube import credentials, node_status
 from kata_node.kube.node import SHARED_LABEL, MetadataChanges, NodeFacts, check_host, check_machine_id
 from kata_node.kube.node_status import NodeStatus, Outcome
@@ -171,9 +171,21 @@ def mark_failed(context: StageContext, instance: str, report: StageReport) -> No
 def _mark(context: StageContext, instance: str, goal: Goal, outcome: Outcome, reason: str) -> None:
     options = replace(context.options, label_timeout=MARK_TIMEOUT)
     facts = gather_facts(replace(context, options=options, since=time.monotonic()))
+    if _has_conflict(facts, instance):
+        return
     if facts.name and (facts.node or goal == "unfit"):
         actions = plan_labels(facts, instance, goal, stable_for=0, outcome=outcome, reason=reason)
         _apply(actions, context.clients)
+
+
+def _has_conflict(facts: LabelFacts, instance: str) -> bool:
+    """Return whether the Node belongs to another release, or has another suffix of this one."""
+    from kata_node.cluster.ownership import find_conflict
+
+    node = facts.node
+    return node is not None and bool(
+        find_conflict(node.labels, node.annotations, instance, facts.helm_release)
+    )
 
 
 def _apply(actions: Iterable[EnsureLabels], clients: Clients) -> None:
@@ -190,7 +202,7 @@ def withdraw_not_served(context: StageContext, reason: str) -> StageReport | Non
     instance = context.settings.instance
     try:
         facts = replace(gather_facts(context), not_served=reason)
-        if not is_labeled_as_serving(facts, instance):
+        if not is_labeled_as_serving(facts, instance) or _has_conflict(facts, instance):
             return None
         _apply(plan_labels(facts, instance, "claimed", stable_for=0, reason=reason), context.clients)
     except KataNodeError as error:
@@ -264,7 +276,7 @@ class EnsureLabels:
     status: NodeStatus | None = None
     """What the record of the installation shall say."""
     is_unread: bool = False
-    """Whether the Node was not read, because it should have nothing of the installation."""
+    """Whether the plan was made without the Node, because it should have nothing of the installation."""
 
     def describe(self) -> str:
         """Return a line."""
@@ -293,11 +305,14 @@ class EnsureLabels:
         return {key: value for key, value in self.changes.labels.items() if key not in recorded}
 
     def apply(self, clients: Clients) -> None:
-        """Change the labels. Raise :class:`~kata_node.errors.KubeError` when they do not stay unchanged."""
+        """Change the labels. Raise :class:`~kata_node.errors.KubeError` when they do not stay unchanged.
+
+        Raises :class:`~kata_node.errors.OutdatedPlanError` if the Node was not read, and is not new.
+        """
         kube = clients.kube()
-        if self.is_unread and kube.add_metadata(
-            self.name, self.changes, self.expected_machine_id, self.deadline
-        ):
+        if self.is_unread:
+            if not kube.add_metadata(self.name, self.changes, self.expected_machine_id, self.deadline):
+                raise OutdatedPlanError("it is not new", where=f"node/{self.name}")
             return
         kube.ensure_labels(
             self.name,
@@ -310,10 +325,6 @@ class EnsureLabels:
         )
 
     def _changes(self, node: NodeFacts) -> MetadataChanges:
-        if self.is_unread and self.status:
-            from kata_node.cluster.ownership import check_node
-
-            check_node(node, self.instance, self.status.release)
         state = NodeState(node.labels, node.annotations, self.has_record, self.serves_others, self.is_served)
         status = self.status and replace(self.status, machine_id=node.machine_id)
         return labels.changes(self.goal, state, self.instance, status)

@@ -1,4 +1,4 @@
-"""Whose the installations on a Node are: the record of each names the release that installed it. Pure.
+"""Which release owns each installation on a Node. The record of an installation names its release. Pure.
 
 The state object of a release can be deleted, and applied manifests know nothing of other releases. So the
 Nodes themselves are asked before the first change.
@@ -26,10 +26,10 @@ _WHERE = "env.multiInstallSuffix"
 
 @dataclass(frozen=True)
 class Conflict:
-    """What keeps a release from a Node: one of the two.
+    """Why a release may not install on a Node. Exactly one field is set.
 
-    ``installation`` is one that the release itself has there, under another suffix. ``release`` is another
-    one that has the installation there.
+    ``installation``: the release has this installation there, under another suffix. ``release``: this other
+    release has the installation there.
     """
 
     installation: str = ""
@@ -45,7 +45,7 @@ def find_other_installation(
     """
     for key in sorted(other_installation_labels(labels, installation)) if release else ():
         name = key.removeprefix(INSTALLATION_LABEL_PREFIX)
-        if is_of(annotations, name, release):
+        if belongs_to(annotations, name, release):
             return name
     return ""
 
@@ -59,7 +59,7 @@ def find_other_release(annotations: Mapping[str, str], installation: str, releas
     return record.release if record and record.release != release else ""
 
 
-def is_of(annotations: Mapping[str, str], installation: str, release: str) -> bool:
+def belongs_to(annotations: Mapping[str, str], installation: str, release: str) -> bool:
     """Return whether the record of ``installation`` on a Node names ``release``."""
     record = node_status.read(annotations, installation) if release else None
     return record is not None and record.release == release
@@ -83,8 +83,8 @@ def conflict_error(
     if conflict.release:
         key = node_status.annotation(installation)
         return SettingsError(
-            f"the installation {installation} on {_listed(nodes)} is of the release {conflict.release}, not "
-            f"of {release}",
+            f"the installation {installation} on {_listed(nodes)} belongs to the release "
+            f"{conflict.release}, not to {release}",
             where=_WHERE,
             hint=f"set a suffix that no other release has, or uninstall {conflict.release} first; if that "
             f"release no longer exists, take its nodes over: `kubectl annotate nodes --all {key}-`",

@@ -19,6 +19,7 @@ from kata_node import __version__
 from kata_node.cluster import labels, taints
 from kata_node.cluster.events import event_of
 from kata_node.cluster.labels import Goal, NodeState
+from kata_node.cluster.ownership import conflict_error, find_conflict
 from kata_node.dispatcher.api import ApiClient, RefusedError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.config_parts import LabelConfig
@@ -86,6 +87,7 @@ class NodeLabeler:
                 return
             node = NodeFacts.of(found)
             check_machine_id(node, task.target.machine_id)
+            self._check_ownership(node, install=install)
             serving = serving_state(msgspec.convert(found, Node), self._label)
             why = serving.reason if install and serving.has_drifted else ""
             state = NodeState(node.labels, node.annotations, is_served=not why)
@@ -100,6 +102,13 @@ class NodeLabeler:
             where=f"node/{name}",
             hint="find what else changes this Node; metadata.managedFields of the Node names the writers",
         )
+
+    def _check_ownership(self, node: NodeFacts, *, install: bool) -> None:
+        """Raise :class:`NotLabeledError` if the Node got another release, or another suffix, meanwhile."""
+        conflict = find_conflict(node.labels, node.annotations, self._installation, self._release)
+        if conflict and (install or conflict.release):
+            error = conflict_error(conflict, [node.name], self._installation, self._release)
+            raise NotLabeledError(error.what, where=error.where, hint=error.hint)
 
     def begin(self, task: Task, pods: Sequence[Pod], outcome: Outcome, note: str) -> None:
         """Begin to label the Node of a Job that has succeeded. ``outcome`` is the node's after that."""

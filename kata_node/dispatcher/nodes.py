@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kata_node.cluster.ownership import Conflict, find_conflict, is_of
+from kata_node.cluster.ownership import Conflict, belongs_to, find_conflict
 from kata_node.dispatcher.api import ApiClient, ExpiredError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.drift import Serving, serving_state
@@ -82,6 +82,7 @@ class Selection:
             for each in (
                 *(*self.eligible, *self.serving, *self.unlabeled),
                 *(node for node, _ in (*self.tainted, *self.unready, *self.without_template)),
+                *(node for node, _ in self.conflicting),
             )
         )
 
@@ -150,7 +151,7 @@ def select(
         if conflict and (installs or conflict.release):
             conflicting.append((target, conflict))
             continue
-        is_installed = is_installed or is_of(annotations, installation, release)
+        is_installed = is_installed or belongs_to(annotations, installation, release)
         if serving_label:
             found = serving_state(node, serving_label)
             if found.state == "served":
@@ -193,7 +194,7 @@ def _by_name(found: Iterable[tuple[Target, str]]) -> tuple[tuple[Target, str], .
 
 
 class Nodes:
-    """Reads the Nodes of the cluster. Nothing is cached."""
+    """Reads the Nodes of the cluster, each time anew."""
 
     def __init__(self, api: ApiClient, config: Config) -> None:
         self._api = api

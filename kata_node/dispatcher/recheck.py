@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+from kata_node.dispatcher.api import RefusedError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.eligibility import TaskResult, no_longer_selected, not_labeled, unready_result
 from kata_node.dispatcher.node_jobs import NodeJobs
@@ -24,7 +25,10 @@ LIST_MAX_AGE = 5.0
 """Seconds for which one list of Nodes is used."""
 
 LIST_MAX_NODES = 100
-"""The maximum of Nodes in one list. Its request names them, and a long request can be refused."""
+"""The most Nodes in one list. Its request names them."""
+
+TOO_LONG = (400, 414, 431)
+"""How a proxy before the API server refuses a long request."""
 
 POLL_INTERVAL = 5.0
 """Seconds between two reads of a Node that is not ready."""
@@ -48,7 +52,8 @@ class NodeRecheck:
         self._listed_names: frozenset[str] = frozenset()
         self._listed_at = 0.0
         self._used = LIST_MAX_NODES
-        """How many Nodes of the last list were used."""
+        """How many Nodes of the last list were used. The first list is as long as possible."""
+        self._longest = LIST_MAX_NODES
         self._ready_deadline = clock.now() + config.wait_for_ready
 
     def expire(self) -> None:
@@ -83,11 +88,13 @@ class NodeRecheck:
     def _read(self, task: Task, now: float) -> Selection:
         """Return the selection of one node, from a list that is new enough or from a read of its Node."""
         name, configured = task.target.name, task.action == self._config.action
-        can_list = configured and task.target.hostname and not self._config.nodes
+        can_list = configured and task.target.hostname and self._longest and not self._config.nodes
         if can_list and not task.unready and task.absent_since is None:
             if name not in self._listed_names or now - self._listed_at > LIST_MAX_AGE:
                 self._list(task.target, now)
-            if (found := self._listed.only(name)).selected:
+            found, target = self._listed.only(name), None
+            # The cache of another API server may still have the machine before the last registration.
+            if found.selected and (target := _target(found)) and target.uid == task.target.uid:
                 self._used += 1
                 return found
         install = configured and task.action == "install"
@@ -95,10 +102,17 @@ class NodeRecheck:
 
     def _list(self, first: Target, now: float) -> None:
         """List the Nodes that come next, twice as many as the last list was used for."""
-        count = min(max(2, 2 * self._used), LIST_MAX_NODES)
+        count = min(max(2, 2 * self._used), self._longest)
         targets = [first, *self._rollout.next_targets(count - 1)]
-        self._listed, self._listed_at = self._nodes.select_again(targets), now
-        self._listed_names, self._used = frozenset(each.name for each in targets), 0
+        self._listed_names, self._listed_at = frozenset(each.name for each in targets), now
+        self._used = 0
+        try:
+            self._listed = self._nodes.select_again(targets)
+        except RefusedError as error:
+            if error.failure.status not in TOO_LONG:
+                raise
+            log.info("reading each Node alone, because the list of %d was refused: %s", len(targets), error)
+            self._listed, self._longest = Selection(), 0
 
     def _wait(self, task: Task, found: Selection, now: float) -> TaskResult | None:
         """Make a node wait that is not ready, or that does not exist at the moment."""

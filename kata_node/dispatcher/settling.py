@@ -25,8 +25,8 @@ def settled_selection(nodes: Nodes, config: Config, api: ApiClient) -> Selection
 
     Nodes that the configuration names are waited for until all exist, and no longer. Raises
     :class:`KubeError` when no node is eligible after the wait. Raises :class:`SettingsError` when a conflict
-    keeps the release from nodes, unless a node has its installation: then not the release has changed, and
-    one compromised node must not stop the others.
+    keeps the release from nodes, unless a node has its installation: then the conflict is no changed suffix,
+    and one compromised node must not stop the others.
     """
 
     def look() -> Selection:

@@ -69,7 +69,7 @@ EVENT_TIMEOUT, EVENT_TIMEOUT_WHEN_STOPPING = 5.0, 0.5
 """Seconds to wait until an Event is recorded."""
 
 MAX_CONFLICT_PAUSE = 1.0
-"""The maximum of seconds until a Node is read again because its change met a conflict."""
+"""The longest pause, in seconds, before a Node is read again after a conflict."""
 
 NODE_ABSENCE_TIMEOUT = 30.0
 """Seconds that a Node may be missing: some distributions delete it and register it again on a restart."""
@@ -175,7 +175,7 @@ class KubeClient:
                 deadline,
                 lambda: self._client.patch(self._resource, name, patch, patch_type=self._json_patch),
             )
-        except (InvalidChangeError, NoSuchNodeError) as error:
+        except (ConflictError, InvalidChangeError, NoSuchNodeError) as error:
             log.debug("Node %s is not as expected: %s", name, error.what)
             return None
 

@@ -43,7 +43,9 @@ UNKNOWN = "unknown"
 
 Outcome = Literal["installing", "installed", "failed", "rolled-back", "unfit", "removing"]
 
-_RELEASE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+RELEASE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+"""The form of :attr:`NodeStatus.release`."""
+
 _SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -121,7 +123,7 @@ def parse(text: str) -> NodeStatus | None:
         return None
     if texts["since"] and not _SINCE.fullmatch(texts["since"]):
         return None
-    if not _RELEASE.fullmatch(texts["release"]):
+    if not RELEASE.fullmatch(texts["release"]):
         texts["release"] = ""  # a hint may name it, and whoever can change the Node can write it
     return _bounded(NodeStatus(cast("Outcome", found["outcome"]), **texts, handlers=tuple(handlers)))
 

@@ -65,6 +65,6 @@ class StageContext:
     """The start of the stage, from :func:`time.monotonic`."""
     earlier: tuple[StageReport, ...] = ()
     """The reports of the stages that ran before this one in the same process."""
-    proves: bool = False
-    """Whether the facts are for the plan that proves the changes of the stage. The last answer of the API
-    server has the Node after these changes, so it is not read again."""
+    plans_again: bool = False
+    """Whether the facts are for a later plan of the same stage, which proves its changes or replaces an
+    outdated plan. If the last answer of the API server has the Node, it is not read again."""

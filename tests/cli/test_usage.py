@@ -111,7 +111,7 @@ PLACING = ("user_drop_in", "payload", "payload_release", "shims", "ignore_unread
 @pytest.mark.parametrize(
     ("command", "lacks"),
     [
-        ("plan", (*HARMLESS, "helm_release", "reports", "termination_log")),
+        ("plan", (*HARMLESS, "reports", "termination_log")),
         (
             "status",
             (*HARMLESS, "helm_release", "reports", "termination_log", "verbose", *PLACING, "lock_timeout"),

@@ -33,8 +33,9 @@ VALUES = {
 def value_for(field: dataclasses.Field[object]) -> str:
     if field.name in ("output", "log_level"):
         return {"output": "json", "log_level": "debug"}[field.name]
-    if field.name in ("runtime", "cri_socket"):  # these are checked
-        return {"runtime": "containerd://2.0.1", "cri_socket": "/run/x.sock"}[field.name]
+    checked = {"runtime": "containerd://2.0.1", "cri_socket": "/run/x.sock", "helm_release": "a-b/c"}
+    if field.name in checked:
+        return checked[field.name]
     return next(text for kind, text in VALUES.items() if kind.__name__ in str(field.type).partition(",")[0])
 
 

@@ -145,7 +145,7 @@ def test_a_node_of_another_release_is_neither_claimed_nor_reverted(stage_runner:
     version = stage_runner.version
     for stage in ("claim", "unlabel"):
         failed = stage_runner.run(stage, AT_ONCE, "--helm-release=tenants/kata").failed(2)
-        assert "is of the release kata-system/kata, not of tenants/kata" in failed.text
+        assert "belongs to the release kata-system/kata, not to tenants/kata" in failed.text
     assert (stage_runner.labels, stage_runner.version) == (LABELED, version)
 
 
@@ -164,7 +164,7 @@ def test_another_suffix_of_the_release_is_refused_until_the_first_one_is_reverte
     for stage in ("unlabel", "unclaim"):
         stage_runner.run(stage, *own).succeeded()
     failed = stage_runner.run("claim", *own, "--multi-install-suffix=blue").failed(2)
-    assert "is of the release tenants/kata" in failed.text
+    assert "belongs to the release tenants/kata" in failed.text
 
 
 def test_labels_that_are_restored_after_their_removal_are_removed_again(stage_runner: StageRunner) -> None:

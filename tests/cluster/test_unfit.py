@@ -48,6 +48,17 @@ def test_a_node_job_labels_an_unfit_node_and_records_the_reason(
     assert stage_runner.labels == {}
 
 
+def test_a_release_that_cannot_install_changes_nothing_on_the_node_of_another_one(
+    stage_runner: StageRunner, reports: Path
+) -> None:
+    for stage in ("claim", "label"):
+        stage_runner.run(stage, "--label-stable-for=0", "--helm-release=kata-system/kata").succeeded()
+    version = stage_runner.version
+    stage_runner.run("host-check", f"--reports={reports}", env={"KUBECONFIG": "/nowhere"}).succeeded()
+    stage_runner.run("claim", f"--reports={reports}", "--helm-release=tenants/kata").failed(3)
+    assert (stage_runner.labels, stage_runner.version) == (LABELED, version)
+
+
 def test_a_node_on_which_no_enabled_shim_runs_is_unfit(stage_runner: StageRunner, reports: Path) -> None:
     values = stage_runner.directory / "values.yaml"
     values.write_text("shims: {qemu: {supportedArches: []}}\n")

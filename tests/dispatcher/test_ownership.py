@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from dispatcher.harness import (
     workers,
 )
 from kata_node.dispatcher.config import Config, OtherJobsConfig
+from kata_node.dispatcher.config_parts import LabelConfig
 from kata_node.dispatcher.template import Templates
 from kata_node.errors import SettingsError
 from kata_node.kube import node_status
@@ -52,7 +54,7 @@ def test_the_same_suffix_of_another_release_is_refused_before_the_first_job(api:
     workers(api, 2)
     for node in ("n0", "n1"):
         install(api, node, "default", OTHER)
-    with pytest.raises(SettingsError, match=f"the Nodes n0, n1 is of the release {OTHER}"):
+    with pytest.raises(SettingsError, match=f"the Nodes n0, n1 belongs to the release {OTHER}"):
         dispatch(api, replace(CONFIG, wait_for_nodes=60))
     assert api.made == []
 
@@ -65,7 +67,9 @@ def test_a_compromised_node_keeps_the_release_only_from_itself(
     for node in ("n0", "n1", "n2"):
         install(api, node, "default", MINE)
     install(api, "n1", installation, release)
-    result = dispatch(api)
+    removed = OtherJobsConfig("removed", Templates(template("cleanup")))
+    result = dispatch(api, replace(CONFIG, removed=removed))
+    assert sorted(api.made) == ["n0", "n2"]
     assert outcomes(result) == {"n0": "done", "n1": "failed", "n2": "done"}
     [failed] = [task for task in result.tasks if task.problem]
     assert "the Node n1" in str(failed.problem)
@@ -105,3 +109,26 @@ def test_a_node_of_another_release_is_not_cleaned_as_one_that_is_no_longer_selec
     dispatch(api, replace(CONFIG, selector="pool=mine", removed=removed))
     assert INSTALLATION_LABEL in api.nodes["n1"]["metadata"]["labels"]
     assert api.made == ["n0", "n2"]
+
+
+@pytest.mark.parametrize(("installation", "release"), [("blue", MINE), ("default", OTHER)])
+def test_a_dispatcher_that_labels_sees_who_took_a_node_after_the_selection(
+    api: FakeApiServer, installation: str, release: str
+) -> None:
+    workers(api, 2)
+
+    def take(job: dict[str, Any]) -> None:
+        if len(api.made) == 1:
+            other = ({"n0", "n1"} - set(api.made)).pop()
+            install(api, other, installation, release)
+        api.time.after(1, lambda: api.finish(job["metadata"]["name"]))
+
+    api.on_create = take
+    how = LabelConfig("0123456789ab", 60, ())
+    result = dispatch(api, replace(CONFIG, label_nodes=how, parallelism=1))
+    assert sorted(outcomes(result).values()) == ["done", "failed"]
+    assert len(api.made) == 1
+    taken = ({"n0", "n1"} - set(api.made)).pop()
+    found = node_status.read(api.nodes[taken]["metadata"]["annotations"], installation)
+    assert found is not None
+    assert (found.release, found.outcome) == (release, "installed")

@@ -11,6 +11,12 @@ FRESH_INSTALL = {
 """An install on a new node, whose kubelet reports the handlers when ``label`` begins. The second GET of
 ``label`` proves that the labels have stayed. The POST is the Event."""
 
+UPGRADE = {
+    "claim": ("GET", "PATCH"),
+    "label": ("GET", "PATCH", "POST"),
+}
+"""An install of another version of Kata on a node that serves. Its labels do not change."""
+
 NOTHING_TO_DO = {
     "claim": ("GET",),
     "label": ("GET", "POST"),

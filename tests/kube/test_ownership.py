@@ -71,7 +71,7 @@ def test_the_errors_name_the_nodes_and_the_way_out() -> None:
     assert "on the Nodes n0, n1, n2, n3, n4 and 2 more" in error.what
     assert 'set it to ""; ' in error.hint
     error = conflict_error(Conflict(release=OTHER), ["n1"], "blue", MINE)
-    assert "on the Node n1 is of the release tenants/kata, not of kata-system/kata" in error.what
+    assert "on the Node n1 belongs to the release tenants/kata, not to kata-system/kata" in error.what
     assert f"`kubectl annotate nodes --all {node_status.annotation('blue')}-`" in error.hint
 
 

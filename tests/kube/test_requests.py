@@ -73,7 +73,9 @@ def run_stage(cli_runner: CliRunner, api: Api, stage: str, reports: Path) -> tup
     return tuple(api.requests)
 
 
-def node_job(cli_runner: CliRunner, api: Api, reports: Path, *, is_new: bool) -> dict[str, tuple[str, ...]]:
+def node_job(
+    cli_runner: CliRunner, api: Api, reports: Path, *, is_new: bool, version: str = ""
+) -> dict[str, tuple[str, ...]]:
     """Run the stages of a node Job that label; return the requests of each. The others leave reports."""
     reports.mkdir()
     sent: dict[str, tuple[str, ...]] = {}
@@ -81,16 +83,17 @@ def node_job(cli_runner: CliRunner, api: Api, reports: Path, *, is_new: bool) ->
         if stage in ("claim", "label"):
             sent[stage] = run_stage(cli_runner, api, stage, reports)
         else:
-            leave_report(reports, stage, is_new=is_new)
+            leave_report(reports, stage, is_new=is_new, version=version)
     return sent
 
 
-def leave_report(reports: Path, stage: str, *, is_new: bool) -> None:
-    found = StageReport(stage, "done" if is_new else "skipped", stage, is_new=is_new)
+def leave_report(reports: Path, stage: str, *, is_new: bool, version: str = "") -> None:
+    outcome: report.Outcome = "done" if is_new or version else "skipped"
+    found = StageReport(stage, outcome, stage, is_new=is_new, kata_version=version)
     report.write_shared_report(reports, found)
 
 
-def test_a_node_job_that_installs_and_one_that_finds_nothing_to_do_send_these_requests(
+def test_node_jobs_that_install_find_nothing_to_do_and_upgrade_send_these_requests(
     cli_runner: CliRunner, api: Api, clock: FakeClock, tmp_path: Path
 ) -> None:
     api.report(runtimeHandlers=HANDLERS)
@@ -99,6 +102,8 @@ def test_a_node_job_that_installs_and_one_that_finds_nothing_to_do_send_these_re
     assert clock.passed >= 10, "the labels were watched"
     assert [event["reason"] for event in api.events] == ["KataInstalled"]
     assert node_job(cli_runner, api, tmp_path / "2", is_new=False) == stage_requests.NOTHING_TO_DO
+    upgrade = node_job(cli_runner, api, tmp_path / "3", is_new=False, version="4.2.0")
+    assert upgrade == stage_requests.UPGRADE
 
 
 def test_a_claim_sends_the_same_as_the_one_that_reads_the_node_first(
@@ -143,6 +148,31 @@ def test_a_new_node_whose_node_object_is_not_as_expected_is_read(
     claimed = {SHARED_LABEL: "false", OWN_LABEL: "false"} | labels
     assert api.labels.items() >= (claimed.items() if machine == MACHINE else {}.items())
     assert machine == MACHINE or not api.labels
+
+
+def test_a_rebuilt_machine_whose_node_is_still_labeled_is_told_as_not_served(
+    cli_runner: CliRunner, api: Api, tmp_path: Path
+) -> None:
+    api.labels = {SHARED_LABEL: "true", OWN_LABEL: "true"}
+    why = "Kata is not installed on this machine"
+    report.write_shared_report(tmp_path, StageReport("host-check", "done", "", not_served=why, is_new=True))
+    run_stage(cli_runner, api, "claim", tmp_path)
+    assert api.labels.items() >= {SHARED_LABEL: "false", OWN_LABEL: "false"}.items()
+    assert [event["reason"] for event in api.events] == ["KataNotServed"]
+    record = node_status.read(api.annotations, "default")
+    assert record is not None
+    assert record.reason == why
+
+
+def test_the_claim_of_a_new_node_needs_its_name(
+    cli_runner: CliRunner, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_NAME", "")
+    leave_report(tmp_path, "host-check", is_new=True)
+    api.requests.clear()
+    result = cli_runner.run("stage", "claim", "--shims=qemu", f"--reports={tmp_path}", "--output=json")
+    assert (result.code, api.requests) == (2, [])
+    assert "NODE_NAME is not set" in result.json["stages"][0]["error"]["what"]
 
 
 def test_a_kubelet_that_reports_the_handlers_late_costs_one_read_each_five_seconds(
