@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dispatcher.fake_api_server import FakeApiServer, FakeClock, Object
+from dispatcher.fake_api_server import FakeApiServer, FakeClock, Fault, Object
 from dispatcher.harness import (
     CLEANUP,
     CONFIG,
@@ -221,6 +221,17 @@ def test_the_nodes_that_come_next_are_read_again_together(api: FakeApiServer, ti
     assert set(outcomes(result).values()) == {"done"}
     assert result.requests["read a node"] == 0
     assert result.requests["list nodes"] <= 1 + time.passed / 5
+
+
+def test_nodes_are_read_one_by_one_behind_a_proxy_that_refuses_a_long_request(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    workers(api, 12)
+    time.after(15, lambda: api.faults.append(Fault("GET", "/api/v1/nodes", 414)))
+    api.on_create = lambda job: time.after(3, lambda: api.finish(job["metadata"]["name"]))
+    result = dispatch(api, ONE_BY_ONE)
+    assert set(outcomes(result).values()) == {"done"}
+    assert result.requests["read a node"] == 7  # all nodes after the refusal, each alone
 
 
 def test_a_slow_rollout_does_not_read_many_nodes_again_for_each_job(
