@@ -9,7 +9,7 @@ from __future__ import annotations
 from kata_node.cluster import facts as label_facts
 from kata_node.cluster.facts import LabelFacts
 from kata_node.cluster.labelling import is_labeled_as_serving, plan_labels, withdrawal_summary
-from kata_node.cluster.ownership import check_node
+from kata_node.cluster.ownership import check_suffix
 from kata_node.plan.actions import Plan
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
@@ -28,13 +28,13 @@ def gather_facts(context: StageContext) -> LabelFacts:
 def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     """Set both labels to ``false``. One that is ``true`` stays, unless host-check found it wrong.
 
-    Raises :class:`~kata_node.errors.SettingsError` on a Node of another release, or if this one has another
-    suffix there.
+    Raises :class:`~kata_node.errors.SettingsError` if the release has another suffix there. The installation
+    of another release is taken over: the release may be gone.
     """
     if not facts.name:
         return Plan(f"nothing to claim: {facts.reason}")
     if facts.node:
-        check_node(facts.node, settings.instance, facts.helm_release)
+        check_suffix(facts.node, settings.instance, facts.helm_release)
     # No restart has happened yet that could undo the labels, so they need not be watched.
     withdraws = bool(facts.not_served) and is_labeled_as_serving(facts, settings.instance)
     reason = facts.not_served if withdraws else ""

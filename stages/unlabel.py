@@ -5,8 +5,7 @@ from __future__ import annotations
 from kata_node.cluster.facts import OFFLINE, LabelFacts, gather_facts
 from kata_node.cluster.labelling import plan_labels, why_not_ours
 from kata_node.cluster.labels import installation_label
-from kata_node.cluster.ownership import Conflict, conflict_error, find_other_release
-from kata_node.errors import SettingsError
+from kata_node.cluster.ownership import find_other_release, release_error
 from kata_node.kube.node import SHARED_LABEL
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt
@@ -34,12 +33,7 @@ def plan(settings: Settings, facts: LabelFacts, receipt: Receipt) -> Plan:
     if node := facts.node:
         other = find_other_release(node.annotations, receipt.instance, facts.helm_release)
         if other:
-            error = conflict_error(Conflict(release=other), [node.name], receipt.instance, facts.helm_release)
-            raise SettingsError(
-                error.what,
-                where=error.where,
-                hint=f"to remove it from this node, uninstall the release {other}",
-            )
+            raise release_error(other, node.name, receipt.instance, facts.helm_release)
     actions = plan_labels(facts, receipt.instance, "withdrawn")
     if reason := why_not_ours(facts, receipt.instance):
         return Plan(reason)

@@ -180,12 +180,12 @@ def _mark(context: StageContext, instance: str, goal: Goal, outcome: Outcome, re
 
 def _has_conflict(facts: LabelFacts, instance: str) -> bool:
     """Return whether the Node belongs to another release, or has another suffix of this one."""
-    from kata_node.cluster.ownership import find_conflict
+    from kata_node.cluster.ownership import find_other_installation, find_other_release
 
-    node = facts.node
-    return node is not None and bool(
-        find_conflict(node.labels, node.annotations, instance, facts.helm_release)
-    )
+    if (node := facts.node) is None:
+        return False
+    other = find_other_installation(node.labels, node.annotations, instance, facts.helm_release)
+    return bool(other or find_other_release(node.annotations, instance, facts.helm_release))
 
 
 def _apply(actions: Iterable[EnsureLabels], clients: Clients) -> None:

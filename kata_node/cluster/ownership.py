@@ -13,7 +13,6 @@ from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, other_installati
 from kata_node.errors import SettingsError
 from kata_node.kube import node_status
 from kata_node.kube.node import NodeFacts
-from kata_node.records import dataclass
 
 MAX_NAMED_NODES = 5
 """Nodes that an error names."""
@@ -22,18 +21,6 @@ DEFAULT_INSTALLATION = "default"
 """The installation without a suffix."""
 
 _WHERE = "env.multiInstallSuffix"
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Why a release may not install on a Node. Exactly one field is set.
-
-    ``installation``: the release has this installation there, under another suffix. ``release``: this other
-    release has the installation there.
-    """
-
-    installation: str = ""
-    release: str = ""
 
 
 def find_other_installation(
@@ -53,7 +40,7 @@ def find_other_installation(
 def find_other_release(annotations: Mapping[str, str], installation: str, release: str) -> str:
     """Return the other release that has ``installation`` on a Node; empty if there is none.
 
-    An install by hand has no release. It keeps no release from the Node, and no release keeps it from there.
+    An install by hand has no release, and belongs to none.
     """
     record = node_status.read(annotations, installation) if release else None
     return record.release if record and record.release != release else ""
@@ -65,44 +52,32 @@ def belongs_to(annotations: Mapping[str, str], installation: str, release: str) 
     return record is not None and record.release == release
 
 
-def find_conflict(
-    labels: Mapping[str, str], annotations: Mapping[str, str], installation: str, release: str
-) -> Conflict | None:
-    """Return what keeps ``release`` from having ``installation`` on a Node; ``None`` if nothing does."""
-    if other := find_other_release(annotations, installation, release):
-        return Conflict(release=other)
-    if other := find_other_installation(labels, annotations, installation, release):
-        return Conflict(installation=other)
-    return None
-
-
-def conflict_error(
-    conflict: Conflict, nodes: Sequence[str], installation: str, release: str
-) -> SettingsError:
-    """Return the error for the Nodes with this conflict."""
-    if conflict.release:
-        key = node_status.annotation(installation)
-        return SettingsError(
-            f"the installation {installation} on {_listed(nodes)} belongs to the release "
-            f"{conflict.release}, not to {release}",
-            where=_WHERE,
-            hint=f"set a suffix that no other release has, or uninstall {conflict.release} first; if that "
-            f"release no longer exists, take its nodes over: `kubectl annotate nodes --all {key}-`",
-        )
-    suffix = json.dumps("" if conflict.installation == DEFAULT_INSTALLATION else conflict.installation)
+def suffix_error(other: str, nodes: Sequence[str], installation: str, release: str) -> SettingsError:
+    """Return the error for Nodes on which the release has the ``other`` installation."""
+    suffix = json.dumps("" if other == DEFAULT_INSTALLATION else other)
     return SettingsError(
-        f"the release {release} has the installation {conflict.installation} on {_listed(nodes)} and cannot "
-        f"change to {installation}, because nothing would revert it",
+        f"the release {release} has the installation {other} on {_listed(nodes)} and cannot change to "
+        f"{installation}, because nothing would revert it",
         where=_WHERE,
         hint=f"set it to {suffix}; to change it, remove Kata first (desiredState: absent, or "
         "`helm uninstall`), or install a second release",
     )
 
 
-def check_node(node: NodeFacts, installation: str, release: str) -> None:
-    """Raise :class:`SettingsError` if something keeps ``release`` from having ``installation`` on a Node."""
-    if conflict := find_conflict(node.labels, node.annotations, installation, release):
-        raise conflict_error(conflict, [node.name], installation, release)
+def release_error(other: str, node: str, installation: str, release: str) -> SettingsError:
+    """Return the error for a revert by ``release`` on a Node whose installation belongs to ``other``."""
+    return SettingsError(
+        f"the installation {installation} on the Node {node} belongs to the release {other}, not to "
+        f"{release}",
+        where=_WHERE,
+        hint=f"to remove it from this node, uninstall the release {other}",
+    )
+
+
+def check_suffix(node: NodeFacts, installation: str, release: str) -> None:
+    """Raise :class:`SettingsError` if ``release`` has another installation on a Node."""
+    if other := find_other_installation(node.labels, node.annotations, installation, release):
+        raise suffix_error(other, [node.name], installation, release)
 
 
 def _listed(names: Sequence[str]) -> str:

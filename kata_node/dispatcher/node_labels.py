@@ -19,7 +19,12 @@ from kata_node import __version__
 from kata_node.cluster import labels, taints
 from kata_node.cluster.events import event_of
 from kata_node.cluster.labels import Goal, NodeState
-from kata_node.cluster.ownership import conflict_error, find_conflict
+from kata_node.cluster.ownership import (
+    find_other_installation,
+    find_other_release,
+    release_error,
+    suffix_error,
+)
 from kata_node.dispatcher.api import ApiClient, RefusedError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.config_parts import LabelConfig
@@ -104,10 +109,14 @@ class NodeLabeler:
         )
 
     def _check_ownership(self, node: NodeFacts, *, install: bool) -> None:
-        """Raise :class:`NotLabeledError` if the Node got another release, or another suffix, meanwhile."""
-        conflict = find_conflict(node.labels, node.annotations, self._installation, self._release)
-        if conflict and (install or conflict.release):
-            error = conflict_error(conflict, [node.name], self._installation, self._release)
+        """Raise :class:`NotLabeledError` for another suffix or, before a revert, another release."""
+        error = None
+        if install:
+            other = find_other_installation(node.labels, node.annotations, self._installation, self._release)
+            error = other and suffix_error(other, [node.name], self._installation, self._release)
+        elif other := find_other_release(node.annotations, self._installation, self._release):
+            error = release_error(other, node.name, self._installation, self._release)
+        if error:
             raise NotLabeledError(error.what, where=error.where, hint=error.hint)
 
     def begin(self, task: Task, pods: Sequence[Pod], outcome: Outcome, note: str) -> None:

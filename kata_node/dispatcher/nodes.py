@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kata_node.cluster.ownership import Conflict, belongs_to, find_conflict
+from kata_node.cluster.ownership import belongs_to, find_other_installation, find_other_release
 from kata_node.dispatcher.api import ApiClient, ExpiredError
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.drift import Serving, serving_state
@@ -55,8 +55,10 @@ class Selection:
     """Nodes without a label of node-feature-discovery, which may be selected when they have its labels."""
     missing: tuple[str, ...] = ()
     """Configured names without a Node."""
-    conflicting: tuple[tuple[Target, Conflict], ...] = ()
-    """Selected nodes from which something keeps the release."""
+    other_installations: tuple[tuple[Target, str], ...] = ()
+    """For an install: selected nodes, each with another installation that the release has there."""
+    other_releases: tuple[tuple[Target, str], ...] = ()
+    """For a cleanup: selected nodes, each with the other release that has the installation there."""
     is_installed: bool = False
     """Whether a selected node has this installation of this release."""
 
@@ -82,7 +84,7 @@ class Selection:
             for each in (
                 *(*self.eligible, *self.serving, *self.unlabeled),
                 *(node for node, _ in (*self.tainted, *self.unready, *self.without_template)),
-                *(node for node, _ in self.conflicting),
+                *(node for node, _ in (*self.other_installations, *self.other_releases)),
             )
         )
 
@@ -116,8 +118,7 @@ def select(
 
     If ``named`` or ``terms`` are not empty, ignore nodes with other names, or that no term matches. With a
     ``serving_label``, the installation label, nodes that are proven to serve go to ``serving``. With a
-    ``release``, nodes where another one has the installation go to ``conflicting``; if it ``installs``, also
-    those on which it has another installation.
+    ``release``, nodes go to ``other_installations`` if it ``installs``, or else to ``other_releases``.
     """
     eligible: list[Target] = []
     unlabeled: list[Target] = []
@@ -126,7 +127,8 @@ def select(
     tainted: list[tuple[Target, str]] = []
     unready: list[tuple[Target, str]] = []
     without_template: list[tuple[Target, str]] = []
-    conflicting: list[tuple[Target, Conflict]] = []
+    other_installations: list[tuple[Target, str]] = []
+    other_releases: list[tuple[Target, str]] = []
     is_installed = False
     installation = installation_label.rpartition("/")[2]
     names = frozenset(named)
@@ -147,9 +149,11 @@ def select(
         hostname = name if hostname == name else hostname
         target = Target(name, node.metadata.uid, info.machine_id, info.runtime, marked, hostname)
         annotations = node.metadata.annotations
-        conflict = find_conflict(labels, annotations, installation, release)
-        if conflict and (installs or conflict.release):
-            conflicting.append((target, conflict))
+        if installs and (other := find_other_installation(labels, annotations, installation, release)):
+            other_installations.append((target, other))
+            continue
+        if not installs and (other := find_other_release(annotations, installation, release)):
+            other_releases.append((target, other))
             continue
         is_installed = is_installed or belongs_to(annotations, installation, release)
         if serving_label:
@@ -180,7 +184,8 @@ def select(
         not_proven=not_proven,
         unlabeled=_sorted(unlabeled),
         missing=tuple(sorted(missing)),
-        conflicting=tuple(sorted(conflicting, key=lambda each: each[0].name)),
+        other_installations=_by_name(other_installations),
+        other_releases=_by_name(other_releases),
         is_installed=is_installed,
     )
 

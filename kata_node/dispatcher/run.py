@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from kata_node.cluster.ownership import conflict_error
+from kata_node.cluster.ownership import suffix_error
 from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.competing_dispatchers import (
     delete_superseded_dispatchers,
@@ -216,15 +216,13 @@ def _deselected_tasks(config: Config, nodes: Nodes, selection: Selection) -> tup
 def _tasks_without_job(config: Config, selection: Selection) -> list[Task]:
     """Return finished tasks for the selected nodes that get no Job."""
     tasks = _ineligible_tasks(config.action, selection)
-    for target, conflict in selection.conflicting:
-        task = Task(target, config.action, "", outcome=Outcome.NOT_OURS)
-        if config.action == "cleanup":
-            task.note = f"its installation is of the release {conflict.release}"
-        else:
-            error = conflict_error(conflict, [target.name], config.installation, config.release)
-            task.outcome = Outcome.FAILED
-            task.problem = NodeProblem(error.what, where=error.where, hint=error.hint)
-        tasks.append(task)
+    for target, release in selection.other_releases:
+        note = f"its installation belongs to the release {release}"
+        tasks.append(Task(target, config.action, "", outcome=Outcome.NOT_OURS, note=note))
+    for target, other in selection.other_installations:
+        error = suffix_error(other, [target.name], config.installation, config.release)
+        problem = NodeProblem(error.what, where=error.where, hint=error.hint)
+        tasks.append(Task(target, config.action, "", outcome=Outcome.FAILED, problem=problem))
     for target in selection.serving:
         task = Task(
             target,

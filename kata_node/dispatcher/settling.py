@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from kata_node.cluster.ownership import conflict_error
+from kata_node.cluster.ownership import suffix_error
 from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.config import Config
 from kata_node.dispatcher.nodes import Nodes, Selection
@@ -24,17 +24,17 @@ def settled_selection(nodes: Nodes, config: Config, api: ApiClient) -> Selection
     """Return the configured selection; with ``waitForNodesSeconds``, wait until it is stable.
 
     Nodes that the configuration names are waited for until all exist, and no longer. Raises
-    :class:`KubeError` when no node is eligible after the wait. Raises :class:`SettingsError` when a conflict
-    keeps the release from nodes, unless a node has its installation: then the conflict is no changed suffix,
-    and one compromised node must not stop the others.
+    :class:`KubeError` when no node is eligible after the wait. Raises :class:`SettingsError` when the release
+    has another installation on nodes, unless a node has this one: then the suffix has not changed, and one
+    compromised node must not stop the others.
     """
 
     def look() -> Selection:
         found = nodes.selection()
-        if config.action == "install" and found.conflicting and not found.is_installed:
-            first = found.conflicting[0][1]
-            names = [target.name for target, conflict in found.conflicting if conflict == first]
-            raise conflict_error(first, names, config.installation, config.release)
+        if found.other_installations and not found.is_installed:
+            first = found.other_installations[0][1]
+            names = [target.name for target, other in found.other_installations if other == first]
+            raise suffix_error(first, names, config.installation, config.release)
         return found
 
     if not config.wait_for_nodes:

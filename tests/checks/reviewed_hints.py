@@ -128,10 +128,7 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
             "set it to {}; to change it, remove Kata first (desiredState: absent, or `helm uninstall`), "
             "or install a second release"
         ),
-        (
-            "set a suffix that no other release has, or uninstall {} first; if that release no longer "
-            "exists, take its nodes over: `kubectl annotate nodes --all {}-`"
-        ),
+        "to remove it from this node, uninstall the release {}",
         "change the quota or the admission rule that forbids this request",
         "correct the Helm values; the chart renders the Job template from them",
         "check the API server, then run the helm command again; running Jobs continue meanwhile",

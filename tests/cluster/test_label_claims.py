@@ -138,15 +138,17 @@ def test_unclaim_goes_by_what_the_stages_on_the_node_found(
     assert stage_runner.labels == ({SHARED_LABEL: "true"} if others else {})
 
 
-def test_a_node_of_another_release_is_neither_claimed_nor_reverted(stage_runner: StageRunner) -> None:
+def test_a_node_of_another_release_is_not_reverted_and_can_be_taken_over(stage_runner: StageRunner) -> None:
     stage_runner.register({})
     for stage in ("claim", "label"):
         stage_runner.run(stage, AT_ONCE, "--helm-release=kata-system/kata").succeeded()
     version = stage_runner.version
-    for stage in ("claim", "unlabel"):
-        failed = stage_runner.run(stage, AT_ONCE, "--helm-release=tenants/kata").failed(2)
-        assert "belongs to the release kata-system/kata, not to tenants/kata" in failed.text
+    failed = stage_runner.run("unlabel", AT_ONCE, "--helm-release=tenants/kata").failed(2)
+    assert "belongs to the release kata-system/kata, not to tenants/kata" in failed.text
     assert (stage_runner.labels, stage_runner.version) == (LABELED, version)
+    stage_runner.run("claim", AT_ONCE, "--helm-release=tenants/kata").succeeded()
+    stage_runner.run("unlabel", AT_ONCE, "--helm-release=kata-system/kata").failed(2)
+    assert stage_runner.labels == LABELED
 
 
 def test_another_suffix_of_the_release_is_refused_until_the_first_one_is_reverted(
@@ -158,13 +160,9 @@ def test_another_suffix_of_the_release_is_refused_until_the_first_one_is_reverte
     failed = stage_runner.run("claim", *own, "--multi-install-suffix=blue").failed(2)
     assert "has the installation default" in failed.text
     assert stage_runner.labels == CLAIMED
-    stage_runner.run(
-        "claim", AT_ONCE, "--helm-release=tenants/kata", "--multi-install-suffix=blue"
-    ).succeeded()
     for stage in ("unlabel", "unclaim"):
         stage_runner.run(stage, *own).succeeded()
-    failed = stage_runner.run("claim", *own, "--multi-install-suffix=blue").failed(2)
-    assert "belongs to the release tenants/kata" in failed.text
+    stage_runner.run("claim", *own, "--multi-install-suffix=blue").succeeded()
 
 
 def test_labels_that_are_restored_after_their_removal_are_removed_again(stage_runner: StageRunner) -> None:

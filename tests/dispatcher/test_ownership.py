@@ -50,32 +50,24 @@ def test_another_suffix_of_the_same_release_is_refused_before_the_first_job(
     assert (api.made, api.jobs) == ([], {})
 
 
-def test_the_same_suffix_of_another_release_is_refused_before_the_first_job(api: FakeApiServer) -> None:
+def test_nodes_of_another_release_with_the_same_suffix_are_taken_over(api: FakeApiServer) -> None:
+    """The other release may be gone: nothing else could revert these nodes."""
     workers(api, 2)
-    for node in ("n0", "n1"):
-        install(api, node, "default", OTHER)
-    with pytest.raises(SettingsError, match=f"the Nodes n0, n1 belongs to the release {OTHER}"):
-        dispatch(api, replace(CONFIG, wait_for_nodes=60))
-    assert api.made == []
+    install(api, "n0", "default", OTHER)
+    assert set(outcomes(dispatch(api)).values()) == {"done"}
 
 
-@pytest.mark.parametrize(("installation", "release"), [("blue", MINE), ("default", OTHER)])
-def test_a_compromised_node_keeps_the_release_only_from_itself(
-    api: FakeApiServer, installation: str, release: str
-) -> None:
+def test_a_compromised_node_keeps_the_release_only_from_itself(api: FakeApiServer) -> None:
     workers(api, 3)
     for node in ("n0", "n1", "n2"):
         install(api, node, "default", MINE)
-    install(api, "n1", installation, release)
+    install(api, "n1", "blue", MINE)
     removed = OtherJobsConfig("removed", Templates(template("cleanup")))
     result = dispatch(api, replace(CONFIG, removed=removed))
     assert sorted(api.made) == ["n0", "n2"]
     assert outcomes(result) == {"n0": "done", "n1": "failed", "n2": "done"}
     [failed] = [task for task in result.tasks if task.problem]
     assert "the Node n1" in str(failed.problem)
-    found = node_status.read(api.nodes["n1"]["metadata"]["annotations"], installation)
-    assert found is not None
-    assert (found.release, found.outcome) == (release, "installed")
 
 
 def test_installations_beside_this_one_are_no_hindrance(api: FakeApiServer) -> None:
@@ -93,7 +85,7 @@ def test_a_cleanup_leaves_the_nodes_of_another_release(api: FakeApiServer) -> No
     result = dispatch(api, CLEANUP)
     assert outcomes(result) == {"n0": "not ours", "n1": "done"}
     assert [task.note for task in result.tasks if task.target.name == "n0"] == [
-        f"its installation is of the release {OTHER}"
+        f"its installation belongs to the release {OTHER}"
     ]
     assert (api.made, result.outcome) == (["n1"], "ok")
 
@@ -111,9 +103,11 @@ def test_a_node_of_another_release_is_not_cleaned_as_one_that_is_no_longer_selec
     assert api.made == ["n0", "n2"]
 
 
-@pytest.mark.parametrize(("installation", "release"), [("blue", MINE), ("default", OTHER)])
+@pytest.mark.parametrize(
+    ("config", "installation", "release"), [(CONFIG, "blue", MINE), (CLEANUP, "default", OTHER)]
+)
 def test_a_dispatcher_that_labels_sees_who_took_a_node_after_the_selection(
-    api: FakeApiServer, installation: str, release: str
+    api: FakeApiServer, config: Config, installation: str, release: str
 ) -> None:
     workers(api, 2)
 
@@ -125,8 +119,8 @@ def test_a_dispatcher_that_labels_sees_who_took_a_node_after_the_selection(
 
     api.on_create = take
     how = LabelConfig("0123456789ab", 60, ())
-    result = dispatch(api, replace(CONFIG, label_nodes=how, parallelism=1))
-    assert sorted(outcomes(result).values()) == ["done", "failed"]
+    result = dispatch(api, replace(config, label_nodes=how, parallelism=1))
+    assert "failed" in outcomes(result).values()
     assert len(api.made) == 1
     taken = ({"n0", "n1"} - set(api.made)).pop()
     found = node_status.read(api.nodes[taken]["metadata"]["annotations"], installation)

