@@ -152,6 +152,9 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
             )
         return found
 
+    def apply(plan: Plan) -> Plan:
+        return _apply_plan(plan, run.clients, run.settings.install_dir, prove) if plan.actions else plan
+
     plan = plan_when_unblocked(
         lambda: plan_beside_other_runs(plan_now, run.clients.root, run.lock_timeout),
         stage_lock.release,
@@ -159,11 +162,11 @@ def _run_stage(stage: Stage, run: Run, stage_lock: StageLock) -> StageReport:
     )
     signals.check()
     try:
-        next_plan = _apply_plan(plan, run.clients, run.settings.install_dir, prove) if plan.actions else plan
+        next_plan = apply(plan)
     except OutdatedPlanError as error:
         log.info("%s: planning again: %s: %s", stage.NAME, error.where, error.what)
         plan = plan_again()
-        next_plan = _apply_plan(plan, run.clients, run.settings.install_dir, prove) if plan.actions else plan
+        next_plan = apply(plan)
     tried, failures = _apply_best_effort(next_plan.best_effort, run.clients)
     observed = replace(plan, summary=next_plan.summary) if plan.is_forecast else plan
     report = _report(stage, observed, "done" if plan.actions or tried else "skipped")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
 
 FOREIGN_LIMIT = 600
 """Maximum characters of one text that does not come from kata-node."""
 TERMINATION_MESSAGE_LIMIT = 4096
 """Maximum bytes of the termination message of a container. The kubelet cuts what is longer."""
+
+
+RELEASE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+"""The form of a Helm release, ``NAMESPACE/NAME``."""
 
 
 def utc(seconds: float) -> str:
@@ -78,6 +84,12 @@ def unified_diff(path: str, before: bytes | None, after: bytes | None) -> str:
 def pluralize(number: int, one: str, many: str = "") -> str:
     """Return a count with its noun: ``1 file``, ``2 files``. ``many`` is the plural if it is not one + s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def first_of(names: Sequence[object], limit: int) -> str:
+    """Return the first names, and how many more there are: ``a, b and 3 more``."""
+    more = len(names) - limit
+    return ", ".join(map(str, names[:limit])) + (f" and {more} more" if more > 0 else "")
 
 
 def human_size(size: int) -> str:

@@ -6,13 +6,13 @@ variable counts as not set, so that the template of a pod can leave it empty.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 from kata_node.records import dataclass
+from kata_node.text import RELEASE
 
 PREFIX = "KATA_NODE_"
 DEFAULT_PAYLOAD = Path("/opt/kata-payload")
@@ -71,9 +71,6 @@ class StageName(StrEnum):
     CHECK_PODS = "check-pods"
 
 
-_RELEASE = re.compile(r"[a-z0-9][-a-z0-9]*/[a-z0-9][-a-z0-9.]*")
-
-
 def env_variable(option: str) -> str:
     """Return the environment variable of an option, which is named without its leading dashes."""
     return PREFIX + option.upper().replace("-", "_")
@@ -117,7 +114,7 @@ def _seconds(least: float) -> Callable[[str | float], float]:
 
 
 def _release(text: str) -> str:
-    if text and not _RELEASE.fullmatch(text):
+    if text and not RELEASE.fullmatch(text):
         raise ValueError(f"expected NAMESPACE/NAME of a release, got {text}")
     return text
 

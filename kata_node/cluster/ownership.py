@@ -13,6 +13,7 @@ from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, other_installati
 from kata_node.errors import SettingsError
 from kata_node.kube import node_status
 from kata_node.kube.node import NodeFacts
+from kata_node.text import first_of
 
 MAX_NAMED_NODES = 5
 """Nodes that an error names."""
@@ -81,6 +82,4 @@ def check_suffix(node: NodeFacts, installation: str, release: str) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMED_NODES
-    nodes = "the Node " if len(names) == 1 else "the Nodes "
-    return nodes + ", ".join(names[:MAX_NAMED_NODES]) + (f" and {more} more" if more > 0 else "")
+    return f"the Node{'' if len(names) == 1 else 's'} {first_of(names, MAX_NAMED_NODES)}"

@@ -92,9 +92,10 @@ class NodeRecheck:
         if can_list and not task.unready and task.absent_since is None:
             if name not in self._listed_names or now - self._listed_at > LIST_MAX_AGE:
                 self._list(task.target, now)
-            found, target = self._listed.only(name), None
+            found = self._listed.only(name)
+            target = _target(found)
             # The cache of another API server may still have the machine before the last registration.
-            if found.selected and (target := _target(found)) and target.uid == task.target.uid:
+            if target and target.uid == task.target.uid:
                 self._used += 1
                 return found
         install = configured and task.action == "install"

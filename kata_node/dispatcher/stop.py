@@ -21,7 +21,7 @@ from kata_node.dispatcher.nodes import Nodes
 from kata_node.dispatcher.shutdown import ShutdownRequested
 from kata_node.dispatcher.template import Owner
 from kata_node.errors import KataNodeError
-from kata_node.text import quote_foreign
+from kata_node.text import first_of, quote_foreign
 
 KINDS = {"daemonset": "apps/v1", "cronjob": "batch/v1"}
 POLL_INTERVAL, REPORT_INTERVAL = 2.0, 30.0
@@ -85,7 +85,8 @@ def stop(api: ApiClient, config: Config, target: Target, owner: Owner | None) ->
     if target.kind == "daemonset" and (left := Nodes(api, config).with_label(config.installation_label)):
         reasons = "; ".join(_last_failures(api, left))
         raise KataNodeError(
-            f"these nodes still have Kata: {_named(left)}" + (f" ({reasons})" if reasons else ""),
+            f"these nodes still have Kata: {first_of(left, MAX_NAMED)}"
+            + (f" ({reasons})" if reasons else ""),
             hint="run `kata-node revert` on these nodes, or delete the Nodes of machines that are gone; then "
             "run the helm command again",
         )
@@ -126,7 +127,7 @@ def _waiting(api: ApiClient, config: Config, target: Target) -> str:
     pods: list[Pod] = Jobs(api, config.namespace).live_pods(target.pod_selector)
     names = [f"{pod.metadata.name} on {pod.spec.node_name or 'no node'}" for pod in pods]
     reasons = _last_failures(api, [pod.spec.node_name for pod in pods if pod.spec.node_name])
-    return "; ".join([f"{len(pods)} pods: {_named(names)}", *reasons])
+    return "; ".join([f"{len(pods)} pods: {first_of(names, MAX_NAMED)}", *reasons])
 
 
 def _last_failures(api: ApiClient, nodes: Sequence[str]) -> Iterator[str]:
@@ -141,8 +142,3 @@ def _last_failures(api: ApiClient, nodes: Sequence[str]) -> Iterator[str]:
         found = msgspec.json.decode(answer, type=_Events).items or []
         if newest := max(found, key=lambda event: event.last_timestamp or "", default=None):
             yield f"{node} says {quote_foreign(newest.message)}"
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

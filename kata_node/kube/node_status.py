@@ -15,7 +15,7 @@ from typing import Literal, cast, get_args
 
 from kata_node.kube.node import MetadataChanges, is_same_machine
 from kata_node.records import dataclass
-from kata_node.text import foreign_words
+from kata_node.text import RELEASE, foreign_words
 
 STATUS_ANNOTATION_PREFIX = "status.kata-deploy.katacontainers.io/"
 """The prefix of the annotations with the records. The name of the installation follows, as in the labels."""
@@ -42,9 +42,6 @@ UNKNOWN = "unknown"
 """The value of the label of the version when the version is not known."""
 
 Outcome = Literal["installing", "installed", "failed", "rolled-back", "unfit", "removing"]
-
-RELEASE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-"""The form of :attr:`NodeStatus.release`."""
 
 _SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 

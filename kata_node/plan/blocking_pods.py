@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kata_node.errors import PodsRunError
 from kata_node.records import dataclass
+from kata_node.text import first_of
 
 if TYPE_CHECKING:
     from kata_node.host.cri_sandboxes import Pod
@@ -43,8 +44,7 @@ class BlockingPods:
     @property
     def names(self) -> str:
         """The first pods, each as ``namespace/name (handler)``, and the number of further pods."""
-        more = len(self.pods) - MAX_NAMED_PODS
-        return ", ".join(map(str, self.pods[:MAX_NAMED_PODS])) + (f" and {more} more" if more > 0 else "")
+        return first_of(self.pods, MAX_NAMED_PODS)
 
     def refusal(self, waited: float) -> PodsRunError:
         """Return the error of a stage that changed nothing after it waited ``waited`` seconds."""

@@ -16,12 +16,13 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 
+from fake_http import RequestHandler
 from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.jobs import LIVE_PODS_SELECTOR
 from kata_node.kube.client import Clock
@@ -422,34 +423,8 @@ def _status(code: int, message: str, reason: str = "") -> Object:
     return {"kind": "Status", "apiVersion": "v1", "code": code, "message": message, "reason": reason}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(RequestHandler):
     owner: FakeApiServer
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1
-
-    def setup(self) -> None:
-        super().setup()
-        self.owner._connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.owner._connections.discard(self.connection)
-        with contextlib.suppress(OSError):
-            super().finish()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-    def do_GET(self) -> None:
-        self._handle("GET")
-
-    def do_POST(self) -> None:
-        self._handle("POST")
-
-    def do_PATCH(self) -> None:
-        self._handle("PATCH")
-
-    def do_DELETE(self) -> None:
-        self._handle("DELETE")
 
     def _handle(self, method: str) -> None:
         api = self.owner

@@ -8,9 +8,10 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
+from fake_http import RequestHandler
 from kata_node.kube.client import Clock
 
 MACHINE = "0123456789abcdef0123456789abcdef"
@@ -151,30 +152,8 @@ class Api:
         return 200, self.node()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(RequestHandler):
     owner: Api
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # send an answer in one packet: two packets cause a delayed acknowledgment
-
-    def setup(self) -> None:
-        super().setup()
-        self.owner._connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.owner._connections.discard(self.connection)
-        super().finish()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-    def do_GET(self) -> None:
-        self._handle("GET")
-
-    def do_POST(self) -> None:
-        self._handle("POST")
-
-    def do_PATCH(self) -> None:
-        self._handle("PATCH")
 
     def _handle(self, method: str) -> None:
         api = self.owner
