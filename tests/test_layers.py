@@ -67,6 +67,8 @@ RESERVED = {
     "psutil": ("kata_node.checks.hardware",),
     "lightkube": ("kata_node.kube.*",),
     "httpx2": ("kata_node.kube.*", "kata_node.dispatcher.api"),
+    "http": ("kata_node.kube.session",),
+    "ssl": ("kata_node.kube.*",),
     "jeepney": ("kata_node.host.dbus",),
     "h2": ("kata_node.host.grpc",),
     "backports": ("kata_node.host.*",),

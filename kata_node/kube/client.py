@@ -11,15 +11,16 @@ A deadline is a value of :func:`time.monotonic`. After it no request is repeated
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from kata_node import signals
 from kata_node.errors import KubeError, UsageError
-from kata_node.kube.credentials import open_client
+from kata_node.kube.credentials import open_session
 from kata_node.kube.failures import (
     NOT_KUBERNETES_HINT,
     ConflictError,
@@ -41,7 +42,6 @@ from kata_node.kube.node import (
     taints_not_removed,
     waiting_for,
 )
-from kata_node.kube.resources import event_resource, node_resource
 from kata_node.kube.retry import (
     REAL_CLOCK,
     REQUEST_TIMEOUT,
@@ -54,7 +54,7 @@ from kata_node.kube.retry import (
 from kata_node.log import timed
 
 if TYPE_CHECKING:
-    from lightkube import Client
+    from kata_node.kube.session import Session
 
 __all__ = [
     "REAL_CLOCK",
@@ -74,7 +74,7 @@ MAX_CONFLICT_PAUSE = 1.0
 NODE_ABSENCE_TIMEOUT = 30.0
 """Seconds that a Node may be missing: some distributions delete it and register it again on a restart."""
 
-T = TypeVar("T")
+FIELD_MANAGER = "kata-node"
 
 log = logging.getLogger(__name__)
 
@@ -83,16 +83,12 @@ class KubeClient:
     """A connection to the API server. Close it, or use it as a context manager."""
 
     def __init__(
-        self, client: Client, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT
+        self, session: Session, *, clock: Clock = REAL_CLOCK, request_timeout: float = REQUEST_TIMEOUT
     ) -> None:
-        from lightkube.types import PatchType
-
         self.clock = clock
         self.request_timeout = request_timeout
-        self.server = client.config.cluster.server
-        self._client = client
-        self._resource = node_resource()
-        self._merge, self._json_patch = PatchType.MERGE, PatchType.JSON
+        self.server = session.server
+        self._session = session
         self._last_answer: NodeFacts | None = None
 
     @classmethod
@@ -103,11 +99,11 @@ class KubeClient:
         used. In a pod the client ignores proxy settings of the environment, because the API server is in
         the same cluster.
         """
-        return cls(open_client(request_timeout), clock=clock, request_timeout=request_timeout)
+        return cls(open_session(request_timeout), clock=clock, request_timeout=request_timeout)
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._session.close()
 
     def __enter__(self) -> KubeClient:
         return self
@@ -121,15 +117,12 @@ class KubeClient:
         """Return the deadline in ``seconds`` from now."""
         return self.clock.now() + seconds
 
-    def send(
-        self,
-        request: Callable[[Client], T],
-        deadline: float,
-        make_error: Callable[[RequestFailure, int], KubeError],
-    ) -> T:
-        """Return the result of ``request(client)``; see :func:`kata_node.kube.retry.retry_until`."""
+    def get(
+        self, path: str, deadline: float, make_error: Callable[[RequestFailure, int], KubeError]
+    ) -> Mapping[str, Any]:
+        """Return the object at ``path`` of the API; see :func:`kata_node.kube.retry.retry_until`."""
         return retry_until(
-            lambda: request(self._client), deadline, self.clock, self.request_timeout, make_error
+            lambda: self._request("GET", path), deadline, self.clock, self.request_timeout, make_error
         )
 
     def node(self, name: str, deadline: float) -> NodeFacts:
@@ -140,7 +133,7 @@ class KubeClient:
         """
         check_name(name)
         with signals.interruptible():
-            return self._call("get", name, deadline, lambda: self._client.get(self._resource, name))
+            return self._call("get", name, deadline, lambda: self._request("GET", _path(name)))
 
     def last_answer(self, name: str) -> NodeFacts | None:
         """Return the Node as the last answer had it; ``None`` if the last answer had no such Node."""
@@ -173,7 +166,7 @@ class KubeClient:
                 "patch",
                 name,
                 deadline,
-                lambda: self._client.patch(self._resource, name, patch, patch_type=self._json_patch),
+                lambda: self._request("PATCH", _path(name), patch, "json-patch+json"),
             )
         except (ConflictError, InvalidChangeError, NoSuchNodeError) as error:
             log.debug("Node %s is not as expected: %s", name, error.what)
@@ -219,12 +212,12 @@ class KubeClient:
         Raises :class:`KubeError` when that fails. There is no second attempt, because an Event is not
         worth the wait.
         """
-        event_object = event_resource().from_dict(dict(event))
+        path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
         try:
             with timed(log, f"create an event at {self.server}"):
                 within(
                     EVENT_TIMEOUT_WHEN_STOPPING if signals.is_stopping() else EVENT_TIMEOUT,
-                    lambda: self._client.create(event_object, namespace=event["metadata"]["namespace"]),
+                    lambda: self._request("POST", path, event),
                 )
         except Exception as error:
             failure = classify_error(error)
@@ -342,7 +335,7 @@ class KubeClient:
             "patch",
             name,
             deadline,
-            lambda: self._client.patch(self._resource, name, patch, patch_type=self._merge),
+            lambda: self._request("PATCH", _path(name), patch, "merge-patch+json"),
         )
 
     def _latest(
@@ -382,12 +375,25 @@ class KubeClient:
                 return request()
 
         self._last_answer = None
-        answer = self.send(
-            lambda _: timed_request(),
+        answer = retry_until(
+            timed_request,
             deadline,
+            self.clock,
+            self.request_timeout,
             lambda failure, tries: request_error(failure, verb, name, self.server, tries),
         )
         if answer.get("kind") != "Node":
             raise KubeError("the answer is not a Node", where=self.server, hint=NOT_KUBERNETES_HINT)
         self._last_answer = NodeFacts.of(answer)
         return self._last_answer
+
+    def _request(self, method: str, path: str, body: object = None, subtype: str = "json") -> Any:
+        """Send one request, with a body of type ``application/SUBTYPE``. Return the object in the answer."""
+        if body is None:
+            return json.loads(self._session.request(method, path))
+        path, data = f"{path}?fieldManager={FIELD_MANAGER}", json.dumps(body).encode()
+        return json.loads(self._session.request(method, path, data, f"application/{subtype}"))
+
+
+def _path(name: str) -> str:
+    return f"/api/v1/nodes/{name}"

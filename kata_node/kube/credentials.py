@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx2
-    from lightkube import Client
     from lightkube.config.kubeconfig import SingleConfig
+
+    from kata_node.kube.session import Session
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to connect. The timeout for an answer is longer."""
@@ -39,30 +40,39 @@ def find_credentials() -> str | None:
     return str(default) if default.is_file() else None
 
 
-def open_client(request_timeout: float) -> Client:
-    """Return a client that uses the credentials of :func:`find_credentials`. It sends no request.
+def open_session(request_timeout: float) -> Session:
+    """Return a session that uses the credentials of :func:`find_credentials`. It sends no request.
 
     ``request_timeout`` is in seconds, for every step of a request; see :mod:`kata_node.kube.retry`
-    for what it does not cover. When the API server refuses a token from a file, lightkube reads the file
-    again. Raises :class:`KubeError` when there are no credentials or they cannot be used.
+    for what it does not cover. Raises :class:`KubeError` when there are no credentials, or none that can be
+    used.
     """
-    from lightkube import Client
+    from kata_node.kube import session
 
-    with _credentials() as (config, transport):
-        return Client(
-            config, timeout=_timeout(request_timeout), transport=transport, field_manager="kata-node"
-        )
+    source = _source()
+    if source == SERVICE_ACCOUNT:
+        with _credentials_of(source):
+            return session.PodSession(
+                host=os.environ["KUBERNETES_SERVICE_HOST"],
+                port=int(os.environ["KUBERNETES_SERVICE_PORT"]),
+                token_file=f"{source}/token",
+                context=_ssl_context(f"{source}/ca.crt"),
+                timeout=request_timeout,
+                connect_timeout=min(request_timeout, CONNECT_TIMEOUT),
+            )
+    return session.KubeconfigSession(open_http_client(request_timeout))
 
 
 def open_http_client(request_timeout: float, *, kubeconfig: str = "", context: str = "") -> httpx2.Client:
     """Return an HTTP client with the same credentials, for requests that lightkube's client cannot make.
 
     It takes paths of the API, like ``/api/v1/nodes``. ``kubeconfig`` is used in place of the credentials that
-    are found, and ``context`` in place of the current context. Raises the errors of :func:`open_client`.
+    are found, and ``context`` in place of the current context. When the API server refuses a token from a
+    file, lightkube reads the file again. Raises the errors of :func:`open_session`.
     """
     from lightkube.config import client_adapter
 
-    with _credentials(kubeconfig, context) as (config, transport):
+    with _config(kubeconfig, context) as (config, transport):
         parameters = client_adapter.ConnectionParams(timeout=_timeout(request_timeout), transport=transport)
         return client_adapter.Client(config, parameters)
 
@@ -73,24 +83,26 @@ def _timeout(request_timeout: float) -> httpx2.Timeout:
     return httpx2.Timeout(request_timeout, connect=min(request_timeout, CONNECT_TIMEOUT))
 
 
-@contextlib.contextmanager
-def _credentials(
-    kubeconfig: str = "", context: str = ""
-) -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]:
-    """Yield the configuration for the credentials, and in a pod the transport to its cluster.
-
-    An exception in the body becomes a :class:`KubeError` that names the credentials.
-    """
-    source = kubeconfig or find_credentials()
+def _source() -> str:
+    source = find_credentials()
     if source is None:
         raise KubeError(
             "there are no credentials for an API server",
             hint="run in a pod with a ServiceAccount, set KUBECONFIG, or use --offline",
         )
+    return source
+
+
+@contextlib.contextmanager
+def _config(
+    kubeconfig: str = "", context: str = ""
+) -> Iterator[tuple[SingleConfig, httpx2.BaseTransport | None]]:
+    """Yield the configuration for the credentials, and in a pod the transport to its cluster."""
+    source = kubeconfig or _source()
     import httpx2
     from lightkube import KubeConfig
 
-    try:
+    with _credentials_of(source):
         transport = None
         if source == SERVICE_ACCOUNT:
             config = KubeConfig.from_service_account(source).get()
@@ -99,6 +111,13 @@ def _credentials(
             config = KubeConfig.from_file(source).get(context or None)
         assert config is not None  # without a current context, get() raises
         yield config, transport
+
+
+@contextlib.contextmanager
+def _credentials_of(source: str) -> Iterator[None]:
+    """Turn an exception in the body into a :class:`KubeError` that names the credentials."""
+    try:
+        yield
     except Exception as error:  # a broken file can raise almost any class
         raise KubeError(
             f"the credentials cannot be used ({one_line(error)})",

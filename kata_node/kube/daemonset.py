@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from kata_node.errors import KubeError
 from kata_node.kube.failures import NOT_KUBERNETES_HINT, RequestFailure
 
 if TYPE_CHECKING:
-    from lightkube.generic_resource import GenericNamespacedResource
-
     from kata_node.kube.client import KubeClient
 
 
@@ -26,6 +24,7 @@ def find_daemonset(kube: KubeClient, namespace: str, name: str, deadline: float)
     time of the clock of ``kube``. A refused permission is an error too: it does not mean that the
     DaemonSet is gone.
     """
+    path = f"/apis/apps/v1/namespaces/{quote(namespace, safe='')}/daemonsets/{quote(name, safe='')}"
     where = f"daemonset/{name} in {namespace} at {kube.server}"
 
     def refused(failure: RequestFailure, tries: int) -> KubeError:
@@ -36,9 +35,7 @@ def find_daemonset(kube: KubeClient, namespace: str, name: str, deadline: float)
         return KubeError(what, where=where, hint=_HINTS.get(failure.status, _HINTS[0]))
 
     try:
-        found = kube.send(
-            lambda client: client.get(_resource(), name, namespace=namespace), deadline, refused
-        )
+        found = kube.get(path, deadline, refused)
     except _NoSuchDaemonSetError:
         return None
     if found.get("kind") != "DaemonSet":
@@ -53,10 +50,3 @@ _HINTS = {
     "until the pods that use the account are gone",
     404: NOT_KUBERNETES_HINT,
 }
-
-
-@functools.cache  # see kata_node.kube.client
-def _resource() -> type[GenericNamespacedResource]:
-    from lightkube.generic_resource import create_namespaced_resource
-
-    return create_namespaced_resource("apps", "v1", "DaemonSet", "daemonsets")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
 
 from kata_node.errors import KubeError
 from kata_node.records import dataclass
 from kata_node.text import foreign_words, quote_foreign
-
-if TYPE_CHECKING:
-    import httpx2
 
 NOT_KUBERNETES_HINT = "check that this is the address of a Kubernetes API server"
 
@@ -24,6 +21,30 @@ class InvalidChangeError(KubeError):
 
 class NoSuchNodeError(KubeError):
     """The cluster has no Node of this name. Its kubelet may still register it."""
+
+
+class NoAnswerError(Exception):
+    """A connection failed before there was a whole answer. The cause is the error of the connection.
+
+    ``is_permanent`` says that the next attempt would fail, too.
+    """
+
+    def __init__(self, cause: Exception, *, is_permanent: bool) -> None:
+        super().__init__(one_line(cause))
+        self.is_permanent = is_permanent
+
+
+class RefusedError(Exception):
+    """The answer to a request is not a success."""
+
+    def __init__(self, status: int, reason: str, retry_after: str, body: bytes) -> None:
+        super().__init__(f"{status} {reason}")
+        self.status = status
+        self.reason = reason
+        """The phrase in the status line."""
+        self.retry_after = retry_after
+        """The header ``Retry-After``, or empty."""
+        self.body = body
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,18 @@ class RequestFailure:
 
 def classify_error(error: Exception) -> RequestFailure | None:
     """Return the failure that ``error`` stands for; ``None`` when it is a bug in this program."""
+    if isinstance(error, RefusedError):
+        return _refusal(error.status, error.reason, error.retry_after, error.body)
+    if isinstance(error, NoAnswerError):
+        return RequestFailure(f"gave no answer ({error})", retryable=not error.is_permanent)
+    if isinstance(error, TimeoutError):
+        return RequestFailure(f"gave no answer ({foreign_words(str(error))})", retryable=True)
+    if isinstance(error, UnicodeDecodeError | json.JSONDecodeError | RecursionError):
+        return RequestFailure(f"gave an answer that is not JSON ({one_line(error)})", retryable=False)
+    return _failure_of_httpx(error)
+
+
+def _failure_of_httpx(error: Exception) -> RequestFailure | None:
     import ssl
 
     import httpx2
@@ -56,11 +89,11 @@ def classify_error(error: Exception) -> RequestFailure | None:
     chain = _error_chain(error)
     for each in chain:
         if isinstance(each, httpx2.HTTPStatusError):
-            return _http_failure(each.response)
-    if isinstance(error, TimeoutError):
-        return RequestFailure(f"gave no answer ({foreign_words(str(error))})", retryable=True)
+            answer = each.response
+            wait = answer.headers.get("Retry-After", "")
+            return _refusal(answer.status_code, answer.reason_phrase, wait, answer.content)
     if isinstance(error, httpx2.TransportError):
-        permanent = isinstance(error, httpx2.UnsupportedProtocol) or any(
+        permanent = isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError) or any(
             isinstance(each, ssl.SSLCertVerificationError) for each in chain
         )
         return RequestFailure(f"gave no answer ({one_line(error)})", retryable=not permanent)
@@ -71,21 +104,18 @@ def classify_error(error: Exception) -> RequestFailure | None:
     return None
 
 
-def _http_failure(response: httpx2.Response) -> RequestFailure:
+def _refusal(status: int, phrase: str, wait: str, body: bytes) -> RequestFailure:
     try:
-        status = response.json()
-        message, reason = str(status["message"]), str(status.get("reason", ""))
+        answer = json.loads(body)
+        message, reason = str(answer["message"]), str(answer.get("reason", ""))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        message, reason = response.reason_phrase, ""
-    wait = response.headers.get("Retry-After", "")
+        message, reason = phrase, ""
     return RequestFailure(
-        f"answered {response.status_code}: {quote_foreign(message)}"
-        if message
-        else f"answered {response.status_code}",
-        retryable=response.status_code in (401, 408, 429)
-        or response.status_code >= 500
-        or (response.status_code == 403 and _may_be_unsynced_rbac(message)),
-        status=response.status_code,
+        f"answered {status}: {quote_foreign(message)}" if message else f"answered {status}",
+        retryable=status in (401, 408, 429)
+        or status >= 500
+        or (status == 403 and _may_be_unsynced_rbac(message)),
+        status=status,
         reason=reason,
         message=message,
         retry_after=float(wait) if wait.isdecimal() else 0.0,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import lightkube
 import pytest
 
 from cli.cli_runner import CliRunner, open_cli_runner, run_as
@@ -18,6 +17,7 @@ from kata_node.daemon import daemon, health
 from kata_node.errors import KubeError
 from kata_node.kube import daemonset
 from kata_node.kube.client import Clock, KubeClient
+from kata_node.kube.session import KubeconfigSession
 
 POD = ("--daemonset=kube-system/kata-deploy", "--node-name=n1")
 
@@ -275,12 +275,8 @@ def api_server(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], list[str]
             return httpx2.Response(code, json=body)
 
         def connect() -> KubeClient:
-            config = lightkube.KubeConfig.from_one(
-                cluster=lightkube.config.models.Cluster(server="https://127.0.0.1:1"),
-                user=lightkube.config.models.User(token="t"),
-            )
-            client = lightkube.Client(config, transport=httpx2.MockTransport(serve))
-            return KubeClient(client, clock=Clock(lambda: now[0], pass_time, lambda: 0.0))
+            client = httpx2.Client(transport=httpx2.MockTransport(serve), base_url="https://127.0.0.1:1")
+            return KubeClient(KubeconfigSession(client), clock=Clock(lambda: now[0], pass_time, lambda: 0.0))
 
         def pass_time(seconds: float) -> None:
             now[0] += seconds

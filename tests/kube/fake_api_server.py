@@ -67,6 +67,10 @@ class Api:
         self._connections: set[socket.socket] = set()
 
     @property
+    def port(self) -> int:
+        return self._port
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
