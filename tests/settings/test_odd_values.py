@@ -41,6 +41,49 @@ def refusal(tmp_path: Path, text: str) -> str:
     return caught.value.what
 
 
+# --- JSON, which the chart writes for the node -----------------------------------------------------------
+
+
+def outcome(text: str) -> tuple[str, object]:
+    """Return the value of a text and its type, or the refusal without the place."""
+    try:
+        value = yaml_parse.parse(text, unique_keys=True, as_helm=True)
+    except ValueError as error:
+        return "refused", str(error).partition(": ")[2]
+    return "value", (value, repr(value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param('{"a": 1, "b": [true, false, null, "x"], "c": {}}', id="each-type"),
+        pytest.param('{"a": -0, "b": 2.5, "c": 1e+06, "d": 1E6, "e": 1e-7}', id="numbers"),
+        pytest.param('{"a": 1e400}', id="infinite"),
+        pytest.param('{"a": NaN, "b": -Infinity}', id="no-JSON-numbers"),
+        pytest.param('{"a": 18446744073709551615}', id="64-bits"),
+        pytest.param('{"a": 18446744073709551616}', id="65-bits"),
+        pytest.param('{"a": "yes", "b": "2025-01-01", "c": "1e6", "d": "~"}', id="strings-like-other-types"),
+        pytest.param(r'{"a": "\u003c\n\t\"\\ \u00e9 ü"}', id="escapes"),
+        pytest.param(r'{"a": "\ud800"}', id="half-a-character"),
+        pytest.param(r'{"a": "\uD83D\uDE00"}', id="two-halves"),
+        pytest.param('{"a": 1, "a": 2}', id="twice"),
+        pytest.param('{"a": {"b": 1, "b": 2}}', id="twice-below"),
+        pytest.param("{}", id="empty"),
+        pytest.param("{a: b}", id="YAML"),
+        pytest.param('{"a": 1} # end', id="comment"),
+        pytest.param('{"a": 1}\n---\n{"b": 1}', id="two-documents"),
+        pytest.param('{"a": ' * 99 + "1" + "}" * 99, id="deep"),
+        pytest.param('{"a": ' * 101 + "1" + "}" * 101, id="too-deep"),
+        pytest.param('{"a": ' * BRACKETS + "1" + "}" * BRACKETS, id="far-too-deep"),
+        pytest.param('{"a": [' + "[" * 200 + "]" * 200 + "]}", id="lists-too-deep"),
+        pytest.param('{"a": 1', id="cut"),
+        pytest.param('{"a": "\x01"}', id="control-character"),
+    ],
+)
+def test_json_is_read_as_yaml_would_be(text: str) -> None:
+    assert outcome(text) == outcome(f"\n{text}")
+
+
 # --- YAML -------------------------------------------------------------------------------------------
 
 
