@@ -228,7 +228,7 @@ def _report(stage: Stage, plan: Plan, outcome: Outcome) -> StageReport:
 def _plan(stage: Stage, run: Run, receipt: Receipt, since: float, *, plans_again: bool = False) -> Plan:
     with timed(log, f"{stage.NAME}: look at the node"):
         context = StageContext(
-            run.settings, receipt, run.clients, run.options, since, run.earlier, plans_again
+            run.settings, receipt, run.clients, run.options, since, run.earlier, plans_again, run.dry_run
         )
         facts = stage.gather_facts(context)
     plan = stage.plan(run.settings, facts, receipt)

@@ -116,7 +116,8 @@ class Disk:
         return fd
 
     def _make(self, name: str, *arguments: Any, **more: Any) -> None:
-        where = _absolute(arguments[0] if name == "mkdir" else arguments[1], more.get("dir_fd"))
+        directory = more.get("dst_dir_fd" if name == "link" else "dir_fd")
+        where = _absolute(arguments[0] if name == "mkdir" else arguments[1], directory)
         with self._lock:
             self._count(name)
             getattr(_REAL, name)(*arguments, **more)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 from kata_node.errors import HostError, PayloadError
 from kata_node.host import barrier
@@ -27,64 +27,17 @@ from kata_node.host.archive import Archive, Digest
 from kata_node.host.cores import usable_cores
 from kata_node.host.files import Root, host_error
 from kata_node.host.open_dirs import OpenDirs, by_directory, lstat_at, names_in
+from kata_node.host.payload_source import PayloadSource, PlacedEntry
 from kata_node.host.sparse_copy import SMALL_SIZE, ProgressCallback, SparseWriter, copy
 from kata_node.host.temp_files import TempFiles
 
 MAX_THREADS = 8
 CHUNK_FILES = 64
 """The number of small files that a thread takes at a time."""
+SPOOLED_FILES = 8
+"""The number of spooled files that a thread takes at a time. It only waits until they are on the disk."""
 
-
-class PlacedEntry(Protocol):
-    """A file, link or directory to place; :class:`kata_node.payload.manifest.Entry` is one."""
-
-    @property
-    def path(self) -> str:
-        """The path relative to the install dir; it must not lead outside."""
-
-    @property
-    def kind(self) -> str:
-        """``file``, ``link`` or ``dir``."""
-
-    @property
-    def mode(self) -> int:
-        """Permission bits."""
-
-    @property
-    def size(self) -> int:
-        """The size in bytes."""
-
-    @property
-    def mtime(self) -> int:
-        """The modification time in whole seconds."""
-
-    @property
-    def sha256(self) -> str:
-        """The digest of the content."""
-
-    @property
-    def link(self) -> str:
-        """The target of a link."""
-
-    @property
-    def component(self) -> str:
-        """The component that has the file; empty if none has it."""
-
-
-class PayloadSource(Protocol):
-    """The source of the content; :class:`kata_node.payload.index.Payload` is one."""
-
-    def file(self, path: str) -> Path:
-        """Return the real path of a file that is in no archive."""
-
-    def archive(self, component: str) -> tuple[Path, Digest] | None:
-        """Return the real path of a component's archive, and its digest in the manifest.
-
-        ``None`` if the files of the component are in no archive.
-        """
-
-    def member(self, component: str, name: str) -> PlacedEntry | None:
-        """Return the manifest's entry for the member ``name`` of an archive; ``None`` if it has none."""
+T = TypeVar("T")
 
 
 def place(
@@ -209,11 +162,14 @@ class _Placement:
         for file in files:
             files_by_component.setdefault(file.component, []).append(file)
         archives: list[tuple[str, Path, Digest, list[PlacedEntry]]] = []
+        spooled_files: list[PlacedEntry] = []
         for component, wanted in files_by_component.items():
-            if component and (archive := self.payload.archive(component)):
-                archives.append((component, *archive, wanted))
-            else:
+            if not component or not (archive := self.payload.archive(component)):
                 unpacked_files += wanted
+            elif (spool := self.payload.spool) and spool.has((file.sha256, file.size) for file in wanted):
+                spooled_files += wanted
+            else:
+                archives.append((component, *archive, wanted))
         # The largest first, so that the threads finish at about the same time.
         small_files = [file for file in unpacked_files if file.size <= SMALL_SIZE]
         large_files = sorted(
@@ -222,6 +178,10 @@ class _Placement:
         archives.sort(key=lambda archive: -sum(file.size for file in archive[3]))
         chunks = [*([file] for file in large_files), *_chunks(small_files)]
         self.run_all([partial(self.copy_files, chunk) for chunk in chunks])
+        same_content = list(_by_content(spooled_files).values())
+        self.run_all([partial(self.place_spooled, chunk) for chunk in _chunks(same_content, SPOOLED_FILES)])
+        if spool := self.payload.spool:
+            spool.discard()  # before an archive is unpacked, which needs the space
         self.run_all([partial(self.unpack, *archive) for archive in archives])
 
     def copy_files(self, files: Iterable[PlacedEntry]) -> None:
@@ -249,6 +209,24 @@ class _Placement:
         finally:
             os.close(fd)
 
+    def place_spooled(self, groups: Iterable[Sequence[PlacedEntry]]) -> None:
+        """Give the files of the spool their names. Each group has the same content."""
+        spool = self.payload.spool
+        assert spool is not None
+        with self.dirs.again() as dirs:
+            for first, *others in groups:
+                fd = spool.take((first.sha256, first.size))
+                try:
+                    if self.temps.adopt(dirs, first.path, fd, first.mode, first.mtime):
+                        self.advance(first.size)
+                    else:
+                        others.append(first)
+                    for file in others:
+                        with self.new_file(dirs, file) as target:
+                            copy(fd, target, file.size, self.advance)
+                finally:
+                    os.close(fd)
+
     def unpack(self, component: str, path: Path, digest: Digest, wanted: Iterable[PlacedEntry]) -> None:
         """Write the wanted files of one archive, and check the archive against the manifest.
 
@@ -256,9 +234,7 @@ class _Placement:
         and is as strict. Files are matched by their content, because a hard link comes after the member
         that has its content. Identical files are read once.
         """
-        pending: dict[tuple[str, int], list[PlacedEntry]] = {}
-        for file in wanted:
-            pending.setdefault((file.sha256, file.size), []).append(file)
+        pending = _by_content(wanted)
         with contextlib.closing(Archive(path)) as archive, self.dirs.again() as dirs:
             for member in archive.members():
                 self.advance(0)
@@ -372,6 +348,13 @@ def _parents(paths: Iterable[str]) -> set[str]:
     return found
 
 
-def _chunks(files: Sequence[PlacedEntry]) -> Iterator[Sequence[PlacedEntry]]:
-    for start in range(0, len(files), CHUNK_FILES):
-        yield files[start : start + CHUNK_FILES]
+def _by_content(files: Iterable[PlacedEntry]) -> dict[tuple[str, int], list[PlacedEntry]]:
+    found: dict[tuple[str, int], list[PlacedEntry]] = {}
+    for file in files:
+        found.setdefault((file.sha256, file.size), []).append(file)
+    return found
+
+
+def _chunks(files: Sequence[T], size: int = CHUNK_FILES) -> Iterator[Sequence[T]]:
+    for start in range(0, len(files), size):
+        yield files[start : start + size]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from kata_node.host.atomic_replace import finish, sibling_path
 from kata_node.host.host_errors import host_error, host_errors
 from kata_node.host.open_dirs import OpenDirs, by_directory
+from kata_node.host.spool import link
 
 
 class TempFiles:
@@ -40,11 +41,26 @@ class TempFiles:
                 fd = os.open(name, flags, 0o600, dir_fd=directory)
             try:
                 yield fd
-                # Another file system can be mounted on a directory below the base.
-                sync = self._synced_later is None or os.fstat(fd).st_dev != self._synced_later
-                finish(fd, mode, mtime=mtime, sync=sync)
+                self._finish(fd, mode, mtime)
             finally:
                 os.close(fd)
+
+    def adopt(self, dirs: OpenDirs, path: str, fd: int, mode: int, mtime: int) -> bool:
+        """Make the unnamed file ``fd`` the one for ``path``; return whether the kernel did."""
+        with host_errors(f"{self._base}/{path}"):
+            directory, name = self._add(dirs, path)
+            with contextlib.suppress(FileNotFoundError):  # of an interrupted run
+                os.unlink(name, dir_fd=directory)
+            if not link(fd, directory, name):
+                self._paths.remove(path)
+                return False
+            self._finish(fd, mode, mtime)
+            return True
+
+    def _finish(self, fd: int, mode: int, mtime: int) -> None:
+        # Another file system can be mounted on a directory below the base.
+        sync = self._synced_later is None or os.fstat(fd).st_dev != self._synced_later
+        finish(fd, mode, mtime=mtime, sync=sync)
 
     def new_link(self, dirs: OpenDirs, path: str, target: str) -> None:
         """Make a symlink for ``path``."""

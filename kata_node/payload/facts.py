@@ -32,6 +32,7 @@ from kata_node.snapshotters import mapping
 from kata_node.text import foreign_words
 
 if TYPE_CHECKING:
+    from kata_node.host.spool import Spool
     from kata_node.payload.index import Payload
     from kata_node.payload.manifest import Entry
     from kata_node.settings.model import Settings
@@ -111,7 +112,9 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
             return ArtifactFacts(
                 inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
             )
-    payload = index.load(path, lambda outline: offer.needed_archives(settings, outline))
+    payload = index.load(
+        path, lambda outline: offer.needed_archives(settings, outline), _spool(context, placed)
+    )
     settings = offer.with_payload(settings, payload.manifest)
     components = offer.required_components(settings, payload.manifest)
     shims = {handler.shim.name: handler.shim for handler in handlers(settings)}
@@ -148,6 +151,20 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
         payload.manifest.release or context.options.payload_release,
         kata_warnings(entries, settings, desired_files),
         payload=lambda: payload,
+    )
+
+
+def _spool(context: StageContext, placed: ArtifactsRecord | None) -> Spool | None:
+    """Return where the files of archives go while they are read. A plan places nothing, so it has none."""
+    if context.is_dry_run or context.plans_again:
+        return None
+    from kata_node.host.spool import Spool
+
+    known = {path: (each.size, each.mtime) for path, each in placed.files.items()} if placed else {}
+    return Spool.open(
+        context.clients.root,
+        context.settings.install_dir,
+        lambda path, size, mtime: known.get(path) == (size, mtime),
     )
 
 

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.archive import Digest
+    from kata_node.host.spool import Spool
 
 __all__ = ["Payload", "build_manifest", "fingerprint", "load", "write_manifest"]
 
@@ -68,6 +69,8 @@ class Payload:
     path: Path
     """The directory, or the archive of a release."""
     manifest: Manifest
+    spool: Spool | None = field(default=None, repr=False, compare=False)
+    """The content of files that was written on the host while the archives were read."""
 
     def select(self, shims: Iterable[ShimFiles], arch: str) -> tuple[Entry, ...]:
         """Return the entries that ``shims`` need, see :func:`kata_node.payload.selection.select`."""
@@ -102,8 +105,10 @@ class Payload:
         return {(entry.component, entry.path): entry for entry in entries if entry.kind == "file"}
 
 
-def build_manifest(payload: Path, wanted: Collection[str] | None = None) -> Manifest:
-    """Read the files of ``payload`` and return its manifest.
+def build_manifest(
+    payload: Path, wanted: Collection[str] | None = None, spool: Spool | None = None
+) -> Manifest:
+    """Read the files of ``payload`` and return its manifest. ``spool`` gets the files of archives.
 
     With ``wanted``, only the archives of these names are read. The manifest has the others without their
     entries and digests. Logs a warning if two archives have the same path with different content.
@@ -119,7 +124,7 @@ def build_manifest(payload: Path, wanted: Collection[str] | None = None) -> Mani
     # Start with the largest archive, so that it does not run alone at the end.
     read_names = archives if wanted is None else archives.keys() & wanted
     names = sorted(read_names, key=lambda name: -outline.archives[name].size)
-    scans = map_in_threads(lambda name: scan_archive(archives[name], name), names)
+    scans = map_in_threads(lambda name: scan_archive(archives[name], name, spool), names)
     packed = [entry for found, _ in scans for entry in validate(found)]
     paths = {entry.path for entry in packed}
     packed += [entry for entry in _entries_beside(payload) if entry.path not in paths]
@@ -199,10 +204,11 @@ def write_manifest(directory: Path) -> Path:
     return path
 
 
-def load(payload: Path, needs: Needs | None = None) -> Payload:
+def load(payload: Path, needs: Needs | None = None, spool: Spool | None = None) -> Payload:
     """Return the payload in ``payload``, from its manifest or, without one, by reading its files.
 
-    Without a manifest, only the archives that ``needs`` names are read; see :func:`build_manifest`.
+    Without a manifest, only the archives that ``needs`` names are read; see :func:`build_manifest`. Their
+    files go into ``spool``, and the payload takes them from there when they are placed.
     Raises :class:`PayloadError`, also if the names or sizes of files differ from the manifest.
     A difference in content is found when the files are placed.
     """
@@ -211,7 +217,7 @@ def load(payload: Path, needs: Needs | None = None) -> Payload:
     raw = None if form == "release" else _read(path)
     if raw is None:
         wanted = None if needs is None or form == "tree" else frozenset(needs(_outline(payload)[0]))
-        return Payload(payload, _cached_manifest(payload, fingerprint(payload), wanted))
+        return Payload(payload, _cached_manifest(payload, wanted, spool), spool)
     manifest = from_json(raw, where=str(path))
     if manifest.form != form:
         raise _mismatch_error(path, f"the manifest describes {manifest.form}, the directory has {form}")
@@ -222,17 +228,24 @@ def load(payload: Path, needs: Needs | None = None) -> Payload:
     return Payload(payload, manifest)
 
 
-@functools.lru_cache(maxsize=1)
-def _cached_manifest(payload: Path, fingerprint: str, wanted: frozenset[str] | None) -> Manifest:
-    """Return the manifest of a payload without a manifest file. Cached, because several stages ask.
+_cache: dict[tuple[Path, str, frozenset[str] | None], Manifest] = {}
 
-    ``wanted`` are the archives to read; ``None`` means every file.
+
+def _cached_manifest(payload: Path, wanted: frozenset[str] | None, spool: Spool | None) -> Manifest:
+    """Return the manifest of a payload without a manifest file. Cached, because a stage asks again.
+
+    ``wanted`` are the archives to read; ``None`` means every file. ``spool`` gets nothing from the cache.
     """
-    if wanted is None:
-        log.info("reading every file of %s, which has no %s", payload, MANIFEST_FILE)
-        return build_manifest(payload)
-    log.info("reading archives of %s: %s", payload, ", ".join(sorted(wanted)) or "none")
-    return build_manifest(payload, wanted)
+    key = (payload, fingerprint(payload), wanted)
+    if key not in _cache:
+        if wanted is None:
+            log.info("reading every file of %s, which has no %s", payload, MANIFEST_FILE)
+        else:
+            log.info("reading archives of %s: %s", payload, ", ".join(sorted(wanted)) or "none")
+        found = build_manifest(payload, wanted, spool)
+        _cache.clear()
+        _cache[key] = found
+    return _cache[key]
 
 
 def fingerprint(payload: Path) -> str:

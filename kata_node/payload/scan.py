@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kata_node.host.archive import Archive, Digest, Member
 from kata_node.host.cores import usable_cores
@@ -22,6 +22,9 @@ from kata_node.payload.validation import (
     untrusted_payload,
     wrap_read_errors,
 )
+
+if TYPE_CHECKING:
+    from kata_node.host.spool import Spool
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,9 +48,10 @@ def scan_tree(base: Path) -> list[Entry]:
     return map_in_threads(scan, list(_walk(base)))
 
 
-def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
+def scan_archive(path: Path, component: str, spool: Spool | None = None) -> tuple[list[Entry], Digest]:
     """Return the entries of an archive, and the size and digest of the archive.
 
+    The files also go into ``spool``, as far as it takes them.
     Raises :class:`PayloadError` if the archive is damaged, or has a member that no payload may have.
     """
     entries: list[Entry] = []
@@ -62,7 +66,7 @@ def scan_archive(path: Path, component: str) -> tuple[list[Entry], Digest]:
                 if member.kind != "dir":
                     raise untrusted_payload(member.name, f"this path is a {member.kind}, not a directory")
             elif member.kind == "file":
-                files[relative_path] = _packed_file(archive, member, relative_path, component)
+                files[relative_path] = _packed_file(archive, member, relative_path, component, spool)
                 entries.append(files[relative_path])
             elif member.kind == "hard link":
                 files[relative_path] = _hard_link(member, relative_path, files)
@@ -127,14 +131,25 @@ def _tree_entry(path: Path, relative_path: str) -> Entry:
     return Entry(relative_path, "file", mode, info.st_size, int(info.st_mtime), digest, content=text)
 
 
-def _packed_file(archive: Archive, member: Member, relative_path: str, component: str) -> Entry:
+def _packed_file(
+    archive: Archive, member: Member, relative_path: str, component: str, spool: Spool | None
+) -> Entry:
     digest = hashlib.sha256()
     keeps_content = _keeps_content(relative_path)
     content = bytearray()
-    for piece in _content_with_holes(archive, member.size):
-        digest.update(piece)
-        if keeps_content and len(content) <= MAX_CONTENT_SIZE:
-            content += piece
+    output = spool.create(relative_path, member.size, member.mtime) if spool else None
+    with contextlib.closing(output) if output else contextlib.nullcontext():
+        end = 0
+        for offset, piece in _content_to_the_end(archive, member.size):
+            for part in (*_zeros(offset - end), piece):
+                digest.update(part)
+                if keeps_content and len(content) <= MAX_CONTENT_SIZE:
+                    content += part
+            end = offset + len(piece)
+            if output:
+                output.write(offset, piece)
+        if output:
+            output.keep(digest.hexdigest())
     return Entry(
         relative_path,
         "file",
@@ -176,14 +191,10 @@ def _decode_content(relative_path: str, content: bytes) -> str:
         raise untrusted_payload(relative_path, f"this file is not UTF-8 text: {error}") from error
 
 
-def _content_with_holes(archive: Archive, size: int) -> Iterator[memoryview]:
-    """Yield the content of the current member, which has ``size`` bytes, with zeros for its holes."""
-    end = 0
-    for offset, piece in archive.content():
-        yield from _zeros(offset - end)
-        yield piece
-        end = offset + len(piece)
-    yield from _zeros(size - end)
+def _content_to_the_end(archive: Archive, size: int) -> Iterator[tuple[int, memoryview]]:
+    """Yield the content of the current member, and at its end, if it has ``size`` bytes, an empty piece."""
+    yield from archive.content()
+    yield size, memoryview(b"")
 
 
 def _zeros(length: int) -> Iterator[memoryview]:

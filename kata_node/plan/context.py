@@ -68,3 +68,5 @@ class StageContext:
     plans_again: bool = False
     """Whether the facts are for a later plan of the same stage, which proves its changes or replaces an
     outdated plan. If the last answer of the API server has the Node, it is not read again."""
+    is_dry_run: bool = False
+    """Whether the plan is only shown."""

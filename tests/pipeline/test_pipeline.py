@@ -14,16 +14,19 @@ from typing import Any
 
 import pytest
 
+import payloads
 from fakes import MAIN, FakeKube, FakeNode
 from kata_node import __version__
 from kata_node.checks import facts
 from kata_node.checks.unread_facts import UnreadConfig
 from kata_node.errors import HostError, KubeError, LockedError
-from kata_node.host import lock, reserve
+from kata_node.host import archive, lock, reserve
 from kata_node.host.files import FileState, Root
 from kata_node.host.journal import journal_command
+from kata_node.host.spool import Spool
 from kata_node.kube import node_status as records
 from kata_node.kube.node_status import NodeStatus
+from kata_node.payload import index
 from kata_node.plan import receipt as receipts
 from kata_node.runtime import restart
 from kata_node.runtime.check_config import CheckConfig
@@ -71,6 +74,33 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def node(tmp_path: Path) -> FakeNode:
     return make_node(tmp_path / "host")
+
+
+def test_archives_without_a_manifest_are_decompressed_once_and_a_plan_writes_nothing(
+    node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives, opened, spools = payloads.tarballs(tmp_path / "archives"), list[str](), list[object]()
+    read, spool = archive.Archive.__init__, Spool.open
+
+    def open_archive(self: archive.Archive, path: Path) -> None:
+        opened.append(path.name)
+        read(self, path)
+
+    def open_spool(*arguments: Any) -> Spool | None:
+        spools.append(arguments)
+        return spool(*arguments)
+
+    monkeypatch.setattr(archive.Archive, "__init__", open_archive)
+    monkeypatch.setattr(Spool, "open", open_spool)
+    before = snapshot(node)
+    assert errors(run(node, (artifacts,), archives, dry_run=True)) == []
+    assert (len(opened), spools, snapshot(node)) == (len(payloads.COMPONENTS), [], before)
+    index._cache.clear()
+    opened.clear()
+    assert outcomes(run(node, (artifacts,), archives)) == ["artifacts done"]
+    assert sorted(opened) == sorted(set(opened))
+    assert outcomes(run(node, (artifacts,), archives)) == ["artifacts skipped"]
+    assert len(opened) == len(payloads.COMPONENTS)
 
 
 def write(node: FakeNode, path: str, content: bytes) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from fakes import FakeNode
 from kata_node.host import barrier
-from pipeline.harness import errors, make_node, outcomes, run, small_payload, snapshot
+from payloads import members, tarballs
+from pipeline.harness import SMALL, errors, make_node, outcomes, run, small_payload, snapshot
 from power_cut import SURVIVALS, Disk, PowerCut, Survival
 from stages import artifacts, remove_artifacts
 
@@ -21,6 +22,13 @@ EMPTY_DIRS = {"opt/kata/.kata-node", "opt/kata/.kata-node/backups"}
 @pytest.fixture
 def payload(tmp_path: Path) -> Path:
     return small_payload(tmp_path / "payload")
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    """A payload without a manifest, so that its files are unnamed on the node before they are placed."""
+    shims = {name: {"x86_64": ["all"]} for name in ("qemu", "clh")}
+    return tarballs(tmp_path / "archives", {"all": members(SMALL)}, shims)
 
 
 @pytest.fixture(autouse=True, params=["each file by itself", "all files at once"])
@@ -56,7 +64,11 @@ def every_power_cut(
 
 
 @pytest.mark.slow
-def test_after_a_power_cut_the_next_install_places_all_files(tmp_path: Path, payload: Path) -> None:
+@pytest.mark.parametrize("form", ["payload", "archives"])
+def test_after_a_power_cut_the_next_install_places_all_files(
+    tmp_path: Path, form: str, request: pytest.FixtureRequest
+) -> None:
+    payload = request.getfixturevalue(form)
     done = make_node(tmp_path / "done")
     assert errors(run(done, (artifacts,), payload)) == []
     wanted = files_in(done)

@@ -1,0 +1,165 @@
+"""Archives without a manifest are decompressed once. Where that does not work, twice, to the same end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import payloads
+from kata_node.host import archive, spool
+from kata_node.host.files import Root
+from kata_node.host.place import place
+from kata_node.host.spool import Spool
+from kata_node.payload import index
+from payloads import FILES, QEMU, tarballs
+
+INSTALL_DIR = "/opt/kata"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    (tmp_path / "node/opt").mkdir(parents=True)
+    return tmp_path / "node"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the archives that were opened."""
+    names: list[str] = []
+    real = archive.Archive.__init__
+
+    def init(self: archive.Archive, path: Path) -> None:
+        names.append(path.name)
+        real(self, path)
+
+    monkeypatch.setattr(archive.Archive, "__init__", init)
+    return names
+
+
+def install(tmp_path: Path, node: Path, is_known: Callable[[str, int, int], bool] = lambda *_: False) -> None:
+    """Place a payload of archives, and compare what is placed with what is in them."""
+    directory = tmp_path / "payload"
+    if not directory.exists():
+        tarballs(directory)
+    index._cache.clear()
+    payload = index.load(directory, spool=Spool.open(Root(node), INSTALL_DIR, is_known))
+    place(Root(node), payload, payload.select([QEMU], "x86_64"), INSTALL_DIR)
+    placed = {
+        path: found for path, found in payloads.snapshot(node / "opt/kata").items() if found[0] != "dir"
+    }
+    assert {path: found[-2] if found[0] == "file" else found[1] for path, found in placed.items()} == FILES
+    assert {found[1] for found in placed.values() if found[0] == "file"} <= {"0o100644", "0o100755"}
+
+
+def fail_with(code: int) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def test_each_archive_is_decompressed_once(tmp_path: Path, node: Path, opened: list[str]) -> None:
+    install(tmp_path, node)
+    assert sorted(opened) == sorted(path.name for path in (tmp_path / "payload/tarballs").glob("*.zst"))
+
+
+def test_nothing_is_seen_before_it_is_placed_or_after_it_is_given_up(tmp_path: Path, node: Path) -> None:
+    before, descriptors = payloads.snapshot(node), len(os.listdir("/proc/self/fd"))
+    kept = Spool.open(Root(node), INSTALL_DIR, lambda *_: False)
+    assert kept
+    index.build_manifest(tarballs(tmp_path / "payload"), spool=kept)
+    assert len(os.listdir("/proc/self/fd")) > descriptors + 5
+    assert payloads.snapshot(node) == before
+    del kept
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_without_unnamed_files_the_archives_are_decompressed_twice(
+    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spool, "_unnamed", fail_with(errno.EOPNOTSUPP))
+    assert Spool.open(Root(node), INSTALL_DIR, lambda *_: False) is None
+    install(tmp_path, node)
+    assert len(opened) == 2 * len(set(opened))
+
+
+@pytest.mark.parametrize("code", spool.NOT_LINKABLE)
+def test_a_file_that_can_get_no_name_is_copied(
+    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(os, "link", fail_with(code))
+    install(tmp_path, node)
+    assert len(opened) == len(set(opened))
+
+
+def test_a_disk_that_would_be_nearly_full_gets_no_unnamed_files(
+    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "LEFT_FREE", 1.0)
+    install(tmp_path, node)
+    assert len(opened) == 2 * len(set(opened))
+
+
+@pytest.mark.parametrize("writes", [0, 1, 5])
+def test_a_disk_that_gets_full_meanwhile_is_no_error_of_the_scan(
+    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    real, count = os.pwrite, iter(range(10**6))
+
+    def pwrite(*arguments: Any) -> int:
+        if next(count) >= writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    kept = Spool.open(Root(node), INSTALL_DIR, lambda *_: False)
+    assert kept
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        manifest = index.build_manifest(tarballs(tmp_path / "payload"), spool=kept)
+    assert manifest == index.build_manifest(tmp_path / "payload")
+    payload = index.Payload(tmp_path / "payload", manifest, kept)
+    place(Root(node), payload, payload.select([QEMU], "x86_64"), INSTALL_DIR)
+    assert (node / "opt/kata/bin/qemu-system-x86_64").read_bytes() == FILES["bin/qemu-system-x86_64"]
+
+
+def test_few_descriptors_are_enough(
+    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = (spool.SPARE_DESCRIPTORS + 2, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    install(tmp_path, node)
+    assert len(opened) > len(set(opened))
+
+
+def test_files_that_the_node_has_are_not_written_before_they_differ(
+    tmp_path: Path, node: Path, opened: list[str]
+) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def is_known(path: str, size: int, mtime: int) -> bool:
+        asked.append((path, size, mtime))
+        return path.startswith("bin/")
+
+    install(tmp_path, node, is_known)
+    qemu = FILES["bin/qemu-system-x86_64"]
+    assert ("bin/qemu-system-x86_64", len(qemu), payloads.MTIME) in asked
+    assert opened.count("kata-static-qemu.tar.zst") == 2
+    assert opened.count("kata-static-virtiofsd.tar.zst") == 1
+
+
+def test_a_file_that_two_archives_have_is_placed_from_one(tmp_path: Path, node: Path) -> None:
+    same = {"bin/one": b"same" * 1000, "bin/two": b"same" * 1000}
+    one, two = ({path: same[path]} for path in same)
+    packed = {"a": payloads.members(one), "b": payloads.members(two)}
+    directory = tarballs(tmp_path / "payload", packed, {"qemu": {"x86_64": ["a", "b"]}})
+    payload = index.load(directory, spool=Spool.open(Root(node), INSTALL_DIR, lambda *_: False))
+    place(Root(node), payload, payload.manifest.entries, INSTALL_DIR)
+    placed = [(node / "opt/kata" / path) for path in same]
+    assert [path.read_bytes() for path in placed] == list(same.values())
+    assert placed[0].stat().st_ino != placed[1].stat().st_ino
