@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kata_node.errors import IneligibleNodeError
+from kata_node.payload import facts as artifact_facts
 from kata_node.payload import layout
 from kata_node.payload.actions import PlaceFiles, SetDirModes
-from kata_node.payload.facts import ArtifactFacts, gather_facts
+from kata_node.payload.facts import ArtifactFacts
 from kata_node.payload.ownership import MADE_DIR_MODE
 from kata_node.plan.actions import (
     Action,
@@ -20,6 +21,7 @@ from kata_node.plan.actions import (
     WriteFile,
     WriteReceipt,
 )
+from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import ArtifactsRecord, Receipt
 from kata_node.plan.remove_files import RemoveFiles
 from kata_node.settings.handlers import handler_names
@@ -29,6 +31,12 @@ from kata_node.text import human_size, pluralize
 __all__ = ["NAME", "gather_facts", "plan"]
 
 NAME = "artifacts"
+
+
+def gather_facts(context: StageContext) -> ArtifactFacts:
+    """Return the facts, see :func:`kata_node.payload.facts.gather_facts`."""
+    will_place = not (context.is_dry_run or context.plans_again)
+    return artifact_facts.gather_facts(context, will_place=will_place)
 
 
 def plan(settings: Settings, facts: ArtifactFacts, receipt: Receipt) -> Plan:

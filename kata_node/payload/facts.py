@@ -78,10 +78,11 @@ class ArtifactFacts:
     payload: Callable[[], Payload] = field(default=lambda: _payload_not_read(), repr=False, compare=False)
 
 
-def gather_facts(context: StageContext) -> ArtifactFacts:
+def gather_facts(context: StageContext, *, will_place: bool = False) -> ArtifactFacts:
     """Return the facts for the artifacts stage.
 
-    Files in the receipt are compared by stat. Other files are hashed if they have the wanted size.
+    ``will_place`` says that the files may be written already, without a name. Files in the receipt are
+    compared by stat. Other files are hashed if they have the wanted size.
     Raises :class:`PayloadError`, :class:`UsageError` and :class:`HostError`.
     """
     from kata_node.payload import index
@@ -113,7 +114,9 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
                 inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
             )
     payload = index.load(
-        path, lambda outline: offer.needed_archives(settings, outline), _spool(context, placed)
+        path,
+        lambda outline: offer.needed_archives(settings, outline),
+        _spool(context, placed) if will_place else None,
     )
     settings = offer.with_payload(settings, payload.manifest)
     components = offer.required_components(settings, payload.manifest)
@@ -155,9 +158,7 @@ def gather_facts(context: StageContext) -> ArtifactFacts:
 
 
 def _spool(context: StageContext, placed: ArtifactsRecord | None) -> Spool | None:
-    """Return where the files of archives go while they are read. A plan places nothing, so it has none."""
-    if context.is_dry_run or context.plans_again:
-        return None
+    """Return where the files of archives go while they are read."""
     from kata_node.host.spool import Spool
 
     known = {path: (each.size, each.mtime) for path, each in placed.files.items()} if placed else {}

@@ -76,7 +76,7 @@ def node(tmp_path: Path) -> FakeNode:
     return make_node(tmp_path / "host")
 
 
-def test_archives_without_a_manifest_are_decompressed_once_and_a_plan_writes_nothing(
+def test_archives_without_a_manifest_are_decompressed_once_and_a_look_writes_nothing(
     node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archives, opened, spools = payloads.tarballs(tmp_path / "archives"), list[str](), list[object]()
@@ -93,8 +93,11 @@ def test_archives_without_a_manifest_are_decompressed_once_and_a_plan_writes_not
     monkeypatch.setattr(archive.Archive, "__init__", open_archive)
     monkeypatch.setattr(Spool, "open", open_spool)
     before = snapshot(node)
-    assert errors(run(node, (artifacts,), archives, dry_run=True)) == []
-    assert (len(opened), spools, snapshot(node)) == (len(payloads.COMPONENTS), [], before)
+    for stages, dry_run in (((artifacts,), True), ((host_check,), False)):
+        index._cache.clear()
+        opened.clear()
+        assert errors(run(node, stages, archives, dry_run=dry_run)) == []
+        assert (len(opened), spools, snapshot(node)) == (len(payloads.COMPONENTS), [], before)
     index._cache.clear()
     opened.clear()
     assert outcomes(run(node, (artifacts,), archives)) == ["artifacts done"]
