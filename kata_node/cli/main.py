@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def _run(arguments: Sequence[str]) -> int:
     # Importing typer takes as long as a stage that has nothing to do.
     from kata_node.cli import commands
 
+    gc.enable()
     return commands.run(arguments)
 
 

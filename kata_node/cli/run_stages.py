@@ -6,6 +6,7 @@ This is the only module that imports ``stages``.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import logging
 import os
@@ -53,6 +54,9 @@ def run_stages(
     check_rights(common, names)
     check_reports(common)
     modules = [cast("Stage", importlib.import_module(f"stages.{name.replace('-', '_')}")) for name in names]
+    if not gc.isenabled():  # see kata_node.__main__
+        gc.freeze()
+        gc.enable()
 
     def report_stage(done: StageReport) -> None:
         if writes_termination_message:

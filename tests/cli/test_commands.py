@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,9 +170,9 @@ def test_a_payload_without_a_manifest_is_read_once_for_all_stages(
     reads: list[Path] = []
     build_manifest = payload_index.build_manifest
 
-    def read(directory: Path) -> Manifest:
+    def read(directory: Path, *more: Any) -> Manifest:
         reads.append(directory)
-        return build_manifest(directory)
+        return build_manifest(directory, *more)
 
     monkeypatch.setattr(payload_index, "build_manifest", read)
     assert cli_runner.offline("install").code == 0

@@ -49,10 +49,17 @@ def cli_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[C
 
 
 RUN = """
-import atexit, sys
+import atexit, gc, sys
 from kata_node.__main__ import main
 
-atexit.register(lambda: print(*sys.modules, sep="\\n", file=sys.stderr))
+
+def report():
+    print(*sys.modules, sep="\\n", file=sys.stderr)
+    # Until the stage begins, nothing looks for garbage. After that, something does.
+    print("gc", gc.isenabled(), gc.get_freeze_count() > 1000, file=sys.stderr)
+
+
+atexit.register(report)
 main()
 """
 
@@ -80,6 +87,7 @@ def test_a_stage_with_nothing_to_do_loads_few_modules(cli_runner: CliRunner) -> 
         )
         assert done.returncode == 0, done.stderr
         loaded = set(done.stderr.splitlines())
+        assert "gc True True" in loaded
         found[str(name)] = sum(each.partition(".")[0] in ("kata_node", "stages") for each in loaded)
         forbidden = NEVER | {each for each, stages in NOT_OF.items() if name in stages}
         wrong += [f"{name}: {each}" for each in sorted(loaded & forbidden)]
