@@ -34,8 +34,8 @@ class NoAnswerError(Exception):
         self.is_permanent = is_permanent
 
 
-class RefusedError(Exception):
-    """The answer to a request is not a success."""
+class HttpError(Exception):
+    """The answer to a request has an HTTP status that is no success."""
 
     def __init__(self, status: int, reason: str, retry_after: str, body: bytes) -> None:
         super().__init__(f"{status} {reason}")
@@ -66,7 +66,7 @@ class RequestFailure:
 
 def classify_error(error: Exception) -> RequestFailure | None:
     """Return the failure that ``error`` stands for; ``None`` when it is a bug in this program."""
-    if isinstance(error, RefusedError):
+    if isinstance(error, HttpError):
         return _refusal(error.status, error.reason, error.retry_after, error.body)
     if isinstance(error, NoAnswerError):
         return RequestFailure(f"gave no answer ({error})", retryable=not error.is_permanent)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kata_node import __version__
-from kata_node.kube.failures import NoAnswerError, RefusedError
+from kata_node.kube.failures import HttpError, NoAnswerError
 
 if TYPE_CHECKING:
     import httpx2
@@ -85,7 +85,7 @@ class PodSession:
         self._idle.append(connection)
         if answer.status >= http.HTTPStatus.MULTIPLE_CHOICES:
             wait = answer.getheader("Retry-After", "")
-            raise RefusedError(answer.status, answer.reason, wait, content)
+            raise HttpError(answer.status, answer.reason, wait, content)
         return content
 
     def close(self) -> None:
