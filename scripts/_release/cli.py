@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,17 +173,19 @@ def fill(request: Request, export: Path, target: Path, scratch: Path) -> None:
     archive = chart.package(export, released, registry, digests, target)
     layouts = {**built, chart.NAME: Layout(target / "charts" / chart.NAME)}
     digests[chart.NAME] = chart.artifact(archive, released, layouts[chart.NAME])
+    compilers: set[str] = set()
     for name, layout in built.items():
         for architecture, digest in layout.images(digests[name]).items():
             image = sbom.Image(name, released.version, architecture, digest, released.epoch)
             bill = target / f"{name}-{released.version}-{architecture}.cdx.json"
             sbom.write(layout, image, scratch / "roots" / digest, bill)
+            compilers |= sbom.compilers(scratch / "roots" / digest)
     subjects = {path.name: checksums.sha256(path) for path in target.iterdir() if path.is_file()}
     subjects |= {
         f"{registry}/{name}".lstrip("/"): digest.partition(":")[2] for name, digest in digests.items()
     }
     materials = [*provenance.locks(export), *images.bases(request.options.base)]
-    statement = provenance.statement(released, subjects, request.parameters, materials, tools())
+    statement = provenance.statement(released, subjects, request.parameters, materials, tools(compilers))
     (target / PROVENANCE).write_bytes(encoded(statement) + b"\n")
     if request.key:
         signed = signatures.envelope(encoded(statement), request.key)
@@ -197,10 +199,11 @@ def fill(request: Request, export: Path, target: Path, scratch: Path) -> None:
         (target / checksums.SIGNATURE).write_text(request.key.sign(sums.read_bytes()) + "\n")
 
 
-def tools() -> dict[str, str]:
-    """Return the versions of the programs whose output is in the release."""
+def tools(compilers: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the programs whose output is in the release, those of gcc as ``compilers``."""
     return {
         "buildah": output("buildah", "--version"),
+        **({"gcc": found} if (found := ", ".join(sorted(compilers))) else {}),
         "helm": output(program("helm"), "version", "--template={{.Version}}"),
         "python": sys.version.split()[0],
     }

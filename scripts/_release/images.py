@@ -20,8 +20,8 @@ TARGETS: Mapping[str, str] = {"kata-node": "", "kata-deploy-job-dispatcher": "di
 DEFAULT_BASES = ("debian:trixie-slim", "localhost/kata-node-base:trixie")
 """The base images that scripts/image uses: pulled, or made where it cannot be pulled."""
 
-ARCHITECTURES = ("amd64", "arm64")
-"""The architectures for which all libraries have wheels."""
+ARCHITECTURES = ("amd64", "arm64", "ppc64le", "s390x")
+"""The architectures of an index, as images call them."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ PROVENANCE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:kata-node:scripts-release:v1"
 LOCKS = (
     "requirements/build.txt",
+    "requirements/compile.txt",
     "requirements/debian.txt",
     "requirements/dev.txt",
     "requirements/runtime.txt",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.parser import HeaderParser
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePosixPath
 
 from cyclonedx.contrib.license.factories import LicenseFactory
@@ -25,6 +26,12 @@ from _release.oci import Layout
 STATUS = PurePosixPath("var/lib/dpkg/status.d")
 OS_RELEASE = PurePosixPath("usr/lib/os-release")
 LIBRARIES = "usr/lib/kata-node/lib/python3*/site-packages"
+COMPILER = "kata-node:compiler"
+"""The property of a distribution that was compiled for the image."""
+_COMPILED = re.compile(r"^Tag: .*-linux_", re.MULTILINE)
+"""In the metadata of a wheel that was made here; those of an index have manylinux or musllinux."""
+_COMMENT = re.compile(rb"GCC: \(([^)]+)\)")
+"""What the compiler says about itself in a library: ``GCC: (Debian 14.2.0-19) 14.2.0``."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def write(layout: Layout, image: Image, scratch: Path, target: Path) -> None:
 
 
 def unpack(layout: Layout, digest: str, root: Path) -> None:
-    """Unpack what tells the packages of an image: the control data of dpkg, and the metadata of Python's."""
+    """Unpack what tells the packages of an image: dpkg's control data, metadata and libraries of Python."""
     for layer in layout.read(digest)["layers"]:
         with tarfile.open(layout.blob(layer["digest"])) as tar:
             for entry in tar:
@@ -63,11 +70,13 @@ def unpack(layout: Layout, digest: str, root: Path) -> None:
 def _tells_packages(path: PurePosixPath) -> bool:
     if ".." in path.parts or path.is_absolute():
         return False
-    return path.parent == STATUS or path == OS_RELEASE or _is_metadata(path)
+    return path.parent == STATUS or path == OS_RELEASE or _is_of_a_distribution(path)
 
 
-def _is_metadata(path: PurePosixPath) -> bool:
-    return path.name == "METADATA" and path.parent.suffix == ".dist-info"
+def _is_of_a_distribution(path: PurePosixPath) -> bool:
+    if "site-packages" not in path.parts:
+        return False
+    return path.suffix == ".so" or (path.parent.suffix == ".dist-info" and path.name.isupper())
 
 
 def bill(root: Path, image: Image) -> str:
@@ -117,10 +126,31 @@ def python_packages(root: Path) -> Iterator[Component]:
         name = found.metadata["Name"]
         expression = (found.metadata.get_all("License-Expression") or [""])[0]
         purl = PackageURL("pypi", None, name.lower().replace("_", "-"), found.version)
+        compiler = compiler_of(found)
         yield Component(
             name=name,
             version=found.version,
             purl=purl,
             bom_ref=purl.to_string(),
             licenses=[factory.make_from_string(expression)] if expression else [],
+            properties=[Property(name=COMPILER, value=compiler)] if compiler else [],
         )
+
+
+def compiler_of(found: Distribution) -> str:
+    """Return the version of the gcc that compiled a distribution for the image, or ``""`` if it has none."""
+    if not _COMPILED.search(found.read_text("WHEEL") or ""):
+        return ""
+    libraries = [Path(str(file.locate())) for file in found.files or () if file.suffix == ".so"]
+    comments = {match[1].decode() for path in libraries for match in _COMMENT.finditer(path.read_bytes())}
+    if not comments:
+        raise ReleaseError(
+            f"no library of {found.name} says which compiler made it", "let its strip keep .comment"
+        )
+    return ", ".join(sorted(comments))
+
+
+def compilers(root: Path) -> set[str]:
+    """Return the versions of gcc that compiled distributions for the image."""
+    paths = [str(path) for path in root.glob(LIBRARIES)]
+    return {compiler for found in distributions(path=paths) if (compiler := compiler_of(found))}

@@ -83,6 +83,40 @@ def test_a_bill_of_materials_has_the_packages_that_are_in_the_image(tmp_path: Pa
     assert bill["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
 
 
+PSUTIL = "usr/lib/kata-node/lib/python3.13/site-packages/psutil"
+COMPILED = {
+    f"{PSUTIL}/_psutil_linux.abi3.so": "\x7fELF GCC: (Debian 14.2.0-19) 14.2.0",
+    f"{PSUTIL}-7.2.2.dist-info/METADATA": "Metadata-Version: 2.4\nName: psutil\nVersion: 7.2.2\n",
+    f"{PSUTIL}-7.2.2.dist-info/RECORD": "psutil/_psutil_linux.abi3.so,,\n",
+    f"{PSUTIL}-7.2.2.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: cp36-abi3-linux_s390x\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("tag", "compiler"), [("linux_s390x", "Debian 14.2.0-19"), ("manylinux_2_28_x86_64", "")]
+)
+def test_the_bill_names_the_compiler_of_what_was_compiled_for_the_image(
+    tmp_path: Path, tag: str, compiler: str
+) -> None:
+    files = {name: text.replace("linux_s390x", tag) for name, text in COMPILED.items()}
+    layout, digest = image(tmp_path / "layout", LAYER, layer(files))
+    root, target = tmp_path / "root", tmp_path / "bill.json"
+    sbom.write(layout, sbom.Image(**{**vars(IMAGE), "digest": digest}), root, target)
+    found = {
+        each["name"]: each.get("properties", []) for each in json.loads(target.read_bytes())["components"]
+    }
+    expected = [{"name": "kata-node:compiler", "value": compiler}] if compiler else []
+    assert found == {"libc6": [], "psutil": expected, "PyYAML": []}
+    assert sbom.compilers(root) == ({compiler} if compiler else set())
+
+
+def test_a_compiled_library_that_does_not_tell_its_compiler_is_refused(tmp_path: Path) -> None:
+    files = {name: text.replace("GCC:", "") for name, text in COMPILED.items()}
+    layout, digest = image(tmp_path / "layout", LAYER, layer(files))
+    with pytest.raises(ReleaseError, match="no library of psutil says which compiler made it"):
+        sbom.write(layout, replace(IMAGE, digest=digest), tmp_path / "root", tmp_path / "bill.json")
+
+
 def test_a_layer_that_removes_files_is_refused(tmp_path: Path) -> None:
     layout, digest = image(tmp_path / "layout", LAYER, layer({"usr/lib/.wh.os-release": ""}))
     with pytest.raises(ReleaseError, match="removes"):
