@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster import programs
 from cluster.chart_objects import (
     CUSTOM,
     DIGEST,
@@ -449,6 +450,19 @@ def test_a_cluster_that_mounts_no_images_is_refused_with_both_ways(cluster: Clus
     assert done.returncode
     for way in ("scripts/image --payload-image", "image.volume: never", "image.volume: always"):
         assert way in done.stderr
+
+
+def test_helm_asks_the_cluster_whether_it_mounts_images(cluster: Cluster) -> None:
+    # On a cluster before 1.35 the harness sets image.volume: never.
+    auto = ("--dry-run=server", "--set=image.volume=auto")
+    done = cluster.helm("template", "kata", str(CHART), *auto, check=False)
+    if programs.kubernetes_release() >= (1, 35):
+        assert "reference: quay.io/kata-containers/kata-deploy:4.1.0" in done.stdout
+    else:
+        assert f"Kubernetes {cluster.kubernetes} does not mount images as volumes by default" in done.stderr
+        assert "set image.volume: never" in done.stderr
+        done = cluster.helm("template", "kata", str(CHART), "--dry-run=server")
+        assert "reference: quay.io" not in done.stdout
 
 
 def test_settings_of_a_disabled_shim_are_accepted(cluster: Cluster) -> None:
