@@ -18,6 +18,7 @@ from node.snapshot import changes
 
 PAYLOADS = ("localhost/kata-payload:4.1.0", "localhost/kata-payload:4.2.0")
 NEXT_PROGRAM = "localhost/kata-node:next"
+MOUNTS_IMAGES = programs.kubernetes_release() >= (1, 35)
 
 
 def made(directory: Path) -> tuple[Path, ...]:
@@ -48,6 +49,9 @@ def release_on(node: PreparedNode) -> str:
     return str(receipt["artifacts"]["release"])
 
 
+@pytest.mark.skipif(
+    not MOUNTS_IMAGES, reason="Kubernetes before 1.35 does not mount images as volumes by default"
+)
 def test_program_and_payload_are_upgraded_separately(
     ci_cluster: CiCluster, image: Path, tmp_path: Path
 ) -> None:
@@ -87,7 +91,7 @@ def test_program_and_payload_are_upgraded_separately(
 @pytest.mark.extended
 def test_pods_without_a_payload_say_which_image_they_need(ci_cluster: CiCluster, image: Path) -> None:
     # Kubernetes before 1.35 drops the source of the volume, and the pods start with an empty one.
-    volume = "never" if programs.kubernetes_release() >= (1, 35) else "always"
+    volume = "never" if MOUNTS_IMAGES else "always"
     node, releases = ci_cluster.prepared_node, ci_cluster.releases
     node.joined.import_image(image)
     before = node.snapshot()
