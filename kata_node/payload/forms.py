@@ -115,7 +115,7 @@ def detect_form(payload: Path) -> Form:
         what = "the payload directory does not exist"
     hint = "set --payload to the directory with the Kata files, or to an archive of a Kata release"
     if payload == PLACE_IN_PODS:
-        # The image has no payload. Or the API server dropped the source of the volume, which is empty then.
+        # The image has no payload, or an API server before 1.31 dropped the source of the volume.
         hint += (
             "; in a pod, name an image of both kata-node and the payload in nodeImage and set image.volume: "
             "never, because Kubernetes before 1.35 does not mount images"
