@@ -196,12 +196,12 @@ class Dispatcher:
             # The Pods show the cause. A Job deletes them at its deadline, so read them as early as possible.
             if task.problem is None or not task.problem.stage:
                 task.problem = self._diagnose(task, job)
-            if job.finished or deleted:
+            if deleted or (job.finished and not self._stuck_pods.is_ending(job)):
                 self._handle_failed_job(task)
             elif task.failing_since is None:
                 log.info("%s: its Job fails, waiting for its Pod to end: %s", task.target.name, task.problem)
                 task.failing_since = self._clock.now()
-                task.next_node_check = task.failing_since + self._termination_timeout(task)
+                self._wait_for_pods(task, job, self._termination_timeout(task))
 
     def _succeed(self, task: Task, job: Job, outcome: Outcome, note: str) -> None:
         """End a task whose Job has succeeded, as soon as its Node has its labels."""
@@ -353,16 +353,20 @@ class Dispatcher:
         self._end(task, Outcome.FAILED, NodeProblem(what, hint=hint))
 
     def _handle_failing_task(self, task: Task, seconds: float) -> None:
-        if seconds < self._termination_timeout(task):
-            task.next_node_check = self._clock.now() + self._termination_timeout(task) - seconds
-            return
-        why = task.problem or NodeProblem("its Job has failed")
-        what = f"{why.what}; its Pod has still not ended"
-        self._end(
-            task,
-            Outcome.FAILED,
-            replace(why, what=what, hint=why.hint or check_kubelet_hint(task.target.name)),
-        )
+        job, left = self._node_jobs.job(task), self._termination_timeout(task) - seconds
+        if job and job.finished and not self._stuck_pods.is_ending(job):
+            self._handle_failed_job(task)
+        elif left > 0:
+            self._wait_for_pods(task, job, left)
+        else:
+            why = task.problem or NodeProblem("its Job has failed")
+            what, hint = f"{why.what}; its Pod has still not ended", check_kubelet_hint(task.target.name)
+            self._end(task, Outcome.FAILED, replace(why, what=what, hint=why.hint or hint))
+
+    def _wait_for_pods(self, task: Task, job: Job | None, left: float) -> None:
+        # No change of a Job that has failed already tells when its Pods have ended.
+        pause = min(left, POLL_INTERVAL) if job and job.finished else left
+        task.next_node_check = self._clock.now() + pause
 
     def _blocked_timeout(self, task: Task) -> float:
         return self._node_jobs.template(task).deadline or BLOCKED_TIMEOUT

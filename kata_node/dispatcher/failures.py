@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kata_node.dispatcher.kubernetes_objects import ContainerStatus, Job, Pod, Terminated
+from kata_node.dispatcher.kubernetes_objects import DEADLINE_EXCEEDED, ContainerStatus, Job, Pod, Terminated
 from kata_node.plan.report import NOT_OURS, StageReport, parse_termination_message
 from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words, quote_foreign
 
@@ -84,7 +84,7 @@ def diagnose(job: Job, pods: Sequence[Pod]) -> NodeProblem:
     """Return the problem of the failed ``job``, taken from the newest Pod that shows one."""
     newest_first = _newest_first(pods)
     condition = job.condition
-    deadline_exceeded = condition is not None and condition.reason == "DeadlineExceeded"
+    deadline_exceeded = condition is not None and condition.reason == DEADLINE_EXCEEDED
     for pod in newest_first:
         problem = _pod_problem(pod)
         # A Job kills its Pods at its deadline, so these exit codes are not the cause.

@@ -185,6 +185,9 @@ class _JobStatus(_ApiObject):
     failed: int = 0
 
 
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+"""The reason of the condition of a Job that has exceeded its deadline."""
+
 _STATES = {"Complete": JobState.SUCCEEDED, "Failed": JobState.FAILED, "FailureTarget": JobState.FAILING}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from kata_node.dispatcher.api import RefusedError
 from kata_node.dispatcher.failures import NodeProblem, not_ready_problem, retry_reason, stuck_reason
 from kata_node.dispatcher.jobs import Jobs
-from kata_node.dispatcher.kubernetes_objects import Job, Pod
+from kata_node.dispatcher.kubernetes_objects import DEADLINE_EXCEEDED, Job, Pod
 from kata_node.dispatcher.node_readiness import CHECK_INTERVAL as NODE_CHECK_INTERVAL
 from kata_node.dispatcher.node_readiness import FIRST_CHECK as FIRST_NODE_CHECK
 from kata_node.dispatcher.node_readiness import NodeReadiness
@@ -123,6 +123,15 @@ class StuckPodMonitor:
         except RefusedError as error:
             log.warning("%s", error)
             return None
+
+    def is_ending(self, job: Job) -> bool:
+        """Return whether a failed Job still has Pods, which it deleted at its deadline.
+
+        From Kubernetes 1.31 on it fails only when they have ended.
+        """
+        if job.condition is None or job.condition.reason != DEADLINE_EXCEEDED:
+            return False
+        return any(pod.live for pod in self.pods(job) or ())
 
     def _list_live_pods(self) -> dict[str, list[Pod]] | None:
         """Return the Pods that have not ended by the uid of their Job; ``None`` when they cannot be read."""

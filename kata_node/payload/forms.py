@@ -48,6 +48,9 @@ RELEASE_PREFIXES = {"go": "kata-go-static", "runtime-rs": "kata-static"}
 IMAGE_DIRS = ("opt/kata-artifacts", "opt/kata-payload")
 """Where images have the payload: that of the public project, and those of our Containerfile."""
 
+PLACE_IN_PODS = Path("/") / IMAGE_DIRS[1]
+"""Where the pods of the chart have the payload: in their image, or as a volume."""
+
 _RELEASE_NAME = re.compile(
     rf"(?P<prefix>{'|'.join(RELEASE_PREFIXES.values())})-(?P<version>[0-9][\w.+~-]*)-(?P<arch>{'|'.join(MACHINES)})"
 )
@@ -110,11 +113,14 @@ def detect_form(payload: Path) -> Form:
         what = f"the name of the payload is not that of an archive of a Kata release, {_NAMES}"
     else:
         what = "the payload directory does not exist"
-    raise UsageError(
-        what,
-        where=str(payload),
-        hint="set --payload to the directory with the Kata files, or to an archive of a Kata release",
-    )
+    hint = "set --payload to the directory with the Kata files, or to an archive of a Kata release"
+    if payload == PLACE_IN_PODS:
+        # The image has no payload, or an API server before 1.31 dropped the source of the volume.
+        hint += (
+            "; in a pod, name an image of both kata-node and the payload in nodeImage and set image.volume: "
+            "never, because Kubernetes before 1.35 does not mount images"
+        )
+    raise UsageError(what, where=str(payload), hint=hint)
 
 
 def find_release_archives(payload: Path) -> dict[str, Path]:

@@ -69,6 +69,10 @@ REVIEWED: Mapping[str, tuple[str, ...]] = {
         "set --payload to a directory that has exactly one of the two",
         "unpack it with `tar -xf {} -C DIR` into an empty directory, and set --payload to DIR",
         "keep the archives of one release in the directory, or set --payload to one archive",
+        (
+            "; in a pod, name an image of both kata-node and the payload in nodeImage and set image.volume: "
+            "never, because Kubernetes before 1.35 does not mount images"
+        ),
         "download the archives of the release for the architecture of this node",
         (
             "use {}, or a later one, or build one image of kata-node and the payload, name it in "

@@ -193,13 +193,15 @@ class Cluster:
 
         ``path`` is another helm than that of ``go.mod``.
 
-        The chart of this checkout gets the names of images, because it has no default for them. Values of the
-        caller win.
+        The chart of this checkout gets the names of images, because it has no default for them: those for
+        this cluster, unless ``args`` name the version of another one. Values of the caller win.
         """
         if str(CHART) in args:
             at = args.index(str(CHART)) + 1
             mounts = tuple(map(int, self.kubernetes.removeprefix("v").split(".")[:2])) >= (1, 35)
-            values = IMAGES / ("images.yaml" if mounts else "image_of_both.yaml")
+            versions = [each for each in args if each.startswith("--kube-version=")]
+            other = versions not in ([], [f"--kube-version={self.kubernetes}"])
+            values = IMAGES / ("images.yaml" if mounts or other else "image_of_both.yaml")
             args = (*args[:at], f"--values={values}", *args[at:])
         return self._run("helm", args, text=text, check=check, who=who, path=path)
 

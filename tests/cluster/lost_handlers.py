@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from cluster import programs
 from cluster.joined_node import JoinedNode
 from kata_node.kube.node_status import NodeStatus, annotation, encode
 from node.commands import wait_until
 from node.installation import HANDLERS, UNIT
+
+REPORTS_HANDLERS = programs.kubernetes_release() >= (1, 31)
+"""Whether the kubelet reports its handlers, and the API server keeps them in the Node."""
+
+nodes_report_handlers = pytest.mark.skipif(
+    not REPORTS_HANDLERS, reason="Kubernetes before 1.31 has no status.runtimeHandlers of a Node"
+)
 
 
 def reported_handlers(joined: JoinedNode) -> set[str]:

@@ -2,8 +2,9 @@
 
 They are built from one module of the tests, not each from its own module: Kubernetes cannot be built alone
 outside its repository, and common packages are compiled only once. ``go.sum`` holds the digests of all
-downloads. With ``KATA_NODE_TEST_KUBERNETES=1.30`` the programs of Kubernetes are those that the module in the
-directory ``kubernetes-1.30`` pins, the oldest supported release. kubectl is a tool of the tests and stays.
+downloads. With ``KATA_NODE_TEST_KUBERNETES=1.30`` the programs of Kubernetes, the kubelet too, are those that
+the module in the directory ``kubernetes-1.30`` pins, the oldest supported release. kubectl is a tool of the
+tests and stays.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ def version_of(module: str, directory: Path | None = None) -> str:
     if found is None:
         raise NodeError(f"{pins} does not require {module}")
     return found[1]
+
+
+def kubernetes_release() -> tuple[int, int]:
+    """Return the major and minor version of the Kubernetes of the tests, for example (1, 37)."""
+    major, minor, _ = version_of(KUBERNETES).removeprefix("v").split(".", 2)
+    return int(major), int(minor)
 
 
 @dataclass(frozen=True)

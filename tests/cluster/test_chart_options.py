@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster import programs
 from cluster.chart_objects import (
     CUSTOM,
     DIGEST,
@@ -200,7 +201,12 @@ def test_the_table_covers_every_key_of_the_values() -> None:
     ]
 
 
-WITHOUT_EFFECT = ("verification.daemonsetTimeout", "kubectlImage.reference", "kubectlImage.tag")
+NEW_CLUSTER, OLD_CLUSTER = "--kube-version=1.35.0", "--kube-version=1.34.0"
+"""Clusters that mount images as volumes, and that do not."""
+
+WITHOUT_EFFECT = ["verification.daemonsetTimeout", "kubectlImage.reference", "kubectlImage.tag"]
+if programs.kubernetes_release() < (1, 35):
+    WITHOUT_EFFECT.append("image.volume")  # the harness sets it to `never` there
 
 
 @pytest.mark.parametrize("path", FLIPS)
@@ -413,17 +419,14 @@ NO_REFERENCES = {"nodeImage": {"reference": ""}, "job": {"dispatcherImage": {"re
 def test_one_registry_moves_all_images(cluster: Cluster, values: Document, images: list[str]) -> None:
     registry = {"image": {"registry": "m.example.org:5000/team/"}}
     text = json.dumps(merge(merge(JOB, registry), values))
-    rendered = cluster.helm("template", "kata", str(CHART), "--values=-", text=text).stdout
+    rendered = cluster.helm("template", "kata", str(CHART), NEW_CLUSTER, "--values=-", text=text).stdout
     assert sorted(set(re.findall(r"(?m)^ *(?:image|reference): +(\S+)$", rendered))) == images
-
-
-OLD_CLUSTER = "--kube-version=1.34.0"
 
 
 @pytest.mark.parametrize(
     ("values", "version", "mounts"),
     [
-        pytest.param({}, "--kube-version=1.35.0", True, id="1.35"),
+        pytest.param({}, NEW_CLUSTER, True, id="1.35"),
         pytest.param({"image": {"volume": "always"}}, OLD_CLUSTER, True, id="the feature gate is on"),
         pytest.param({"image": {"volume": "never"}}, OLD_CLUSTER, False, id="one image of both"),
         pytest.param(
@@ -449,6 +452,19 @@ def test_a_cluster_that_mounts_no_images_is_refused_with_both_ways(cluster: Clus
     assert done.returncode
     for way in ("scripts/image --payload-image", "image.volume: never", "image.volume: always"):
         assert way in done.stderr
+
+
+def test_helm_asks_the_cluster_whether_it_mounts_images(cluster: Cluster) -> None:
+    # On a cluster before 1.35 the harness sets image.volume: never.
+    auto = ("--dry-run=server", "--set=image.volume=auto")
+    done = cluster.helm("template", "kata", str(CHART), *auto, check=False)
+    if programs.kubernetes_release() >= (1, 35):
+        assert "reference: quay.io/kata-containers/kata-deploy:4.1.0" in done.stdout
+    else:
+        assert f"Kubernetes {cluster.kubernetes} does not mount images as volumes by default" in done.stderr
+        assert "set image.volume: never" in done.stderr
+        done = cluster.helm("template", "kata", str(CHART), "--dry-run=server")
+        assert "reference: quay.io" not in done.stdout
 
 
 def test_settings_of_a_disabled_shim_are_accepted(cluster: Cluster) -> None:

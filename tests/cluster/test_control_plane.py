@@ -52,9 +52,9 @@ def test_an_unknown_token_is_refused(cluster: Cluster) -> None:
 
 
 def test_a_node_is_registered_ready_and_keeps_what_is_patched(cluster: Cluster) -> None:
-    handlers = [{"name": "kata-qemu"}]
-    node = cluster.node("worker", labels={"example.org/a": "1"}, status={"runtimeHandlers": handlers})
-    assert node["status"]["runtimeHandlers"] == handlers
+    info = {"machineID": "0" * 32}
+    node = cluster.node("worker", labels={"example.org/a": "1"}, status={"nodeInfo": info})
+    assert node["status"]["nodeInfo"]["machineID"] == info["machineID"]
     assert "taints" not in node["spec"]
     cluster.kubectl("label", "node", "worker", "example.org/b=2")
     cluster.kubectl("label", "node", "worker", "example.org/a=2", "--overwrite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.lost_handlers import REPORTS_HANDLERS
 from cluster.test_dispatcher import Site, site
 from kata_node.kube.node import SHARED_LABEL
 from kata_node.kube.node_status import NodeStatus, annotation, encode
@@ -37,10 +38,13 @@ def test_a_reconciling_run_repairs_a_rebuilt_machine_and_lost_handlers(site: Sit
     config: dict[str, Any] = {"skipServing": True, "mark": f"kata-deploy.katacontainers.io/{site.name}"}
     with site.kubelets():
         run = site.run(**config)
-    assert run.outcomes == {served: "unchanged", rebuilt: "done", lost: "done", old: "done"}
+    # Kubernetes before 1.31 does not keep the handlers, so each node gets a Job that looks at it.
+    unproven = "its kubelet reports no handlers"
+    outcome = "unchanged" if REPORTS_HANDLERS else "done"
+    assert run.outcomes == {served: outcome, rebuilt: "done", lost: "done", old: "done"}
     notes = {each["node"]: each["note"] for each in run.result["nodes"]}
     assert notes[rebuilt] == f"its machine has the id {OTHER_MACHINE}, and Kata was installed on {MACHINE}"
-    assert notes[lost] == "its Node does not report kata-qemu"
-    assert notes[old] == "its kubelet reports no handlers"
+    assert notes[lost] == ("its Node does not report kata-qemu" if REPORTS_HANDLERS else unproven)
+    assert notes[old] == unproven
     jobs = {each["spec"]["template"]["spec"]["nodeName"] for each in site.jobs()}
-    assert jobs == {rebuilt, lost, old}
+    assert jobs == {rebuilt, lost, old} | (set() if REPORTS_HANDLERS else {served})

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from cluster.faulty_proxy import Fault
+from cluster.lost_handlers import nodes_report_handlers
 from cluster.stage_runner import StageRunner
 
 
@@ -31,6 +32,7 @@ def test_the_node_has_an_event_for_the_install_and_one_for_the_revert(stage_runn
     assert "Warning" not in events
 
 
+@nodes_report_handlers
 def test_a_failed_stage_records_its_reason_as_an_event(stage_runner: StageRunner) -> None:
     stage_runner.node_writer.report(stage_runner.name, runtimeHandlers=[{"name": "runc"}])
     stage_runner.run("label", "--label-timeout=1").failed()

@@ -20,7 +20,7 @@ from cluster.helm_releases import (
     evict,
 )
 from cluster.jobs import Job, container, job
-from cluster.lost_handlers import lose_handlers, record, reported_handlers
+from cluster.lost_handlers import REPORTS_HANDLERS, lose_handlers, record, reported_handlers
 from cluster.test_stages import AS_RUNC, SHARED_LABEL, SHIM, events
 from kata_node.kube import node_status
 from node.commands import checked, wait_until
@@ -41,19 +41,27 @@ def guest(prepared_node: PreparedNode) -> Job:
 
 
 def repair(ci_cluster: CiCluster) -> None:
-    """Lose the handlers of the node, and see a reconciling run repair it, with the labels false meanwhile."""
+    """Lose the handlers of the node, and see a reconciling run repair it, with the labels false meanwhile.
+
+    A kubelet before 1.31 reports no handlers: `helm test` cannot see the loss, and the Jobs look at the node.
+    """
     prepared_node, joined = ci_cluster.prepared_node, ci_cluster.joined
     kubectl, where = joined.cluster.kubectl, f"--namespace={NAMESPACE}"
+    assert bool(reported_handlers(joined)) is REPORTS_HANDLERS
     before = prepared_node.snapshot()
     record(joined)
     lose_handlers(joined)
     wait_until(lambda: not reported_handlers(joined) & {*HANDLERS}, "the Node reports no Kata handler")
     assert prepared_node.labels[SHARED_LABEL] == "true"
-    failed = ci_cluster.releases.test(check=False)
-    assert failed.returncode
-    shown = f"its Node does not report {', '.join(sorted(HANDLERS))}"
-    assert shown in failed.stdout
-    assert "check failed (1 of 1 nodes do not serve Kata)" in failed.stdout
+    tested = ci_cluster.releases.test(check=False)
+    shown = "its kubelet reports no handlers"
+    if REPORTS_HANDLERS:
+        shown = f"its Node does not report {', '.join(sorted(HANDLERS))}"
+        assert tested.returncode
+        assert "check failed (1 of 1 nodes do not serve Kata)" in tested.stdout
+    else:
+        assert "check ok: 1 node: 1 unproven" in tested.stdout
+    assert shown in tested.stdout
     activations = prepared_node.node.activations(UNIT)
 
     kubectl("create", "job", "mend", "--from=cronjob/kata-deploy-reconcile", where)
@@ -65,11 +73,13 @@ def repair(ci_cluster: CiCluster) -> None:
     assert prepared_node.node.activations(UNIT) == activations + 1
     assert prepared_node.labels == {SHARED_LABEL: "true", f"{INSTALLATION_LABEL_PREFIX}default": "true"}
     assert events(joined)[1:3] == ["KataNotServed", "KataInstalled"]
-    # The Node proves now that it serves, so the next run gives it no Job.
+    # If the Node proves now that it serves, the next run gives it no Job. Else its Job changes nothing.
     record(joined)
     kubectl("create", "job", "mended", "--from=cronjob/kata-deploy-reconcile", where)
     kubectl("wait", "--for=condition=Complete", "job/mended", where, f"--timeout={LIMIT}s")
-    assert "install ok: 1 node: 1 unchanged" in kubectl("logs", "job/mended", where).stdout
+    outcome = "unchanged" if REPORTS_HANDLERS else "done"
+    assert f"install ok: 1 node: 1 {outcome}" in kubectl("logs", "job/mended", where).stdout
+    assert prepared_node.node.activations(UNIT) == activations + 1
     kubectl("delete", "job", "mend", "mended", where, "--cascade=foreground", "--ignore-not-found")
 
 
@@ -91,7 +101,8 @@ def test_jobs_install_in_ci_an_upgrade_works_only_on_a_new_node_and_an_uninstall
     assert prepared_node.invocation != invocation
     assert "check ok: 1 node" in ci_cluster.releases.test().stdout
     repair(ci_cluster)
-    assert "check ok: 1 node: 1 served" in ci_cluster.releases.test().stdout
+    state = "served" if REPORTS_HANDLERS else "unproven"
+    assert f"check ok: 1 node: 1 {state}" in ci_cluster.releases.test().stdout
     kubectl("delete", "pod", "kata-deploy-check", f"--namespace={NAMESPACE}")
     # The uninstall leaves nothing.
     running = ("--field-selector=status.phase=Running", f"--namespace={NAMESPACE}", "--output=name")

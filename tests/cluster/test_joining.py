@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.control_plane import Cluster
 from cluster.joined_node import JoinedNode
+from cluster.lost_handlers import nodes_report_handlers
 from node.cache import CHECKOUT
 from node.commands import wait_until
 from node.debian_node import Node
@@ -32,13 +33,18 @@ def reported(joined: JoinedNode) -> set[str]:
     return {each["name"] for each in seen(joined)["status"]["runtimeHandlers"]} - {""}
 
 
-def test_a_joined_node_reports_its_machine_id_and_handlers(shared_node: JoinedNode) -> None:
+def test_a_joined_node_reports_its_machine_id_and_its_kubelet(shared_node: JoinedNode) -> None:
     info = seen(shared_node)["status"]["nodeInfo"]
     assert info["machineID"] == (shared_node.node.root / "etc/machine-id").read_text().strip()
     assert info["kubeletVersion"] == shared_node.cluster.kubernetes
+
+
+@nodes_report_handlers
+def test_a_joined_node_reports_its_handlers(shared_node: JoinedNode) -> None:
     assert reported(shared_node) == {"runc"}
 
 
+@nodes_report_handlers
 def test_the_kubelet_reports_the_handlers_and_the_node_is_labeled_until_the_revert(
     joined: JoinedNode, tmp_path: Path
 ) -> None:

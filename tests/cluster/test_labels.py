@@ -10,6 +10,7 @@ import pytest
 
 from cluster.control_plane import Cluster
 from cluster.faulty_proxy import UNLIMITED, Fault
+from cluster.lost_handlers import nodes_report_handlers
 from cluster.node_writers import NodeWriter, RepeatingWriter
 from cluster.stage_runner import CLAIMED, INSTALLATION_LABEL_PREFIX, LABELED, SHARED_LABEL, StageRunner
 
@@ -118,6 +119,7 @@ def test_a_kubelet_that_does_not_report_handlers_is_not_waited_for(
     assert stage_runner.labels == LABELED
 
 
+@nodes_report_handlers
 def test_label_waits_until_the_kubelet_reports_the_kata_handlers(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=[{"name": ""}, *reported("runc", "kata-clh")])
     seen: list[dict[str, str]] = []
@@ -135,6 +137,7 @@ def test_label_waits_until_the_kubelet_reports_the_kata_handlers(stage_runner: S
     assert "it does not report kata-qemu (it reports runc, kata-clh)" in done.log
 
 
+@nodes_report_handlers
 def test_a_node_that_never_reports_the_kata_handlers_is_not_labeled(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=reported("", "runc"))
     failed = stage_runner.run("label", "--shims=qemu,clh", "--label-timeout=2").failed()
@@ -143,6 +146,7 @@ def test_a_node_that_never_reports_the_kata_handlers_is_not_labeled(stage_runner
     assert stage_runner.proxy.count("PATCH") == 0
 
 
+@nodes_report_handlers
 def test_an_installation_waits_for_the_handlers_with_its_suffix(stage_runner: StageRunner) -> None:
     stage_runner.register(runtimeHandlers=reported("kata-qemu"))
     failed = stage_runner.run("label", "--label-timeout=2", instance="blue").failed()

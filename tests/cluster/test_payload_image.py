@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from cluster import programs
+from cluster.chart_objects import merge
 from cluster.helm_releases import JOBS, CiCluster, PreparedNode
 from node import images
 from node.containerd_build import NEWEST
@@ -14,6 +18,7 @@ from node.snapshot import changes
 
 PAYLOADS = ("localhost/kata-payload:4.1.0", "localhost/kata-payload:4.2.0")
 NEXT_PROGRAM = "localhost/kata-node:next"
+MOUNTS_IMAGES = programs.kubernetes_release() >= (1, 35)
 
 
 def made(directory: Path) -> tuple[Path, ...]:
@@ -44,6 +49,9 @@ def release_on(node: PreparedNode) -> str:
     return str(receipt["artifacts"]["release"])
 
 
+@pytest.mark.skipif(
+    not MOUNTS_IMAGES, reason="Kubernetes before 1.35 does not mount images as volumes by default"
+)
 def test_program_and_payload_are_upgraded_separately(
     ci_cluster: CiCluster, image: Path, tmp_path: Path
 ) -> None:
@@ -78,3 +86,24 @@ def test_program_and_payload_are_upgraded_separately(
             [],
         ]
         assert all(node.is_clean for node in nodes)
+
+
+@pytest.mark.extended
+def test_pods_without_a_payload_say_which_image_they_need(ci_cluster: CiCluster, image: Path) -> None:
+    # Kubernetes before 1.31 drops the source of the volume, and the pods start with an empty one.
+    volume = "never" if MOUNTS_IMAGES else "always"
+    node, releases = ci_cluster.prepared_node, ci_cluster.releases
+    node.joined.import_image(image)
+    before = node.snapshot()
+    values = merge(JOBS, {"image": {"volume": volume}})
+    done = releases.install(values, environment=of(KATA_NODE, PAYLOADS[0]))
+    assert done.returncode == 1
+    assert "/opt/kata-payload" in done.stderr
+    assert (
+        "an image of both kata-node and the payload in nodeImage and set image.volume: never" in done.stderr
+    )
+    assert node.handlers == ()
+    # The kubelet has made the directory that host-check mounts. No other stage has begun.
+    assert changes(before, node.snapshot()) == ["+ /opt/kata"]
+    releases.uninstall()
+    assert node.is_clean

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.lost_handlers import nodes_report_handlers
 from cluster.stage_runner import INSTALLATION_LABEL_PREFIX, LABELED, SHARED_LABEL, StageRunner
 
 UNFIT = {SHARED_LABEL: "false", f"{INSTALLATION_LABEL_PREFIX}default": "unfit"}
@@ -124,6 +125,7 @@ def test_a_node_that_does_not_serve_loses_its_labels_when_host_check_fails(
     assert "Warning  KataInstallFailed" in described
 
 
+@nodes_report_handlers
 def test_label_does_not_wait_for_the_handlers_that_the_stage_cri_left_out(
     stage_runner: StageRunner, reports: Path
 ) -> None:

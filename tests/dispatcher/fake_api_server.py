@@ -182,13 +182,15 @@ class FakeApiServer:
             self.version += 1
             self._changed_nodes.append((self.version, name))
 
-    def finish(self, name: str, kind: str = "Complete", reason: str = "", message: str = "") -> None:
-        """Add a condition to a Job; ``Complete`` and ``Failed`` also end its Pods."""
+    def finish(
+        self, name: str, kind: str = "Complete", reason: str = "", message: str = "", *, ends: bool = True
+    ) -> None:
+        """Add a condition to a Job; ``Complete`` and ``Failed`` also end its Pods, with ``ends``."""
         with self._lock:
             job = self.jobs[name]
             conditions = job.setdefault("status", {}).setdefault("conditions", [])
             conditions.append({"type": kind, "status": "True", "reason": reason, "message": message})
-            if kind in ("Complete", "Failed"):
+            if ends and kind in ("Complete", "Failed"):
                 for pod in self._pods_of(job):
                     pod["status"]["phase"] = "Succeeded" if kind == "Complete" else "Failed"
             self._changed("MODIFIED", job)

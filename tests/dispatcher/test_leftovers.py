@@ -404,15 +404,16 @@ def test_the_wait_for_the_pods_of_a_deleted_job_has_a_limit(api: FakeApiServer, 
     assert 1800 <= time.passed < 4000
 
 
+@pytest.mark.parametrize("kind", ["FailureTarget", pytest.param("Failed", id="Kubernetes before 1.31")])
 def test_a_node_fails_when_its_pod_does_not_end_after_the_deadline(
-    api: FakeApiServer, time: FakeClock
+    api: FakeApiServer, time: FakeClock, kind: str
 ) -> None:
     api.node("n")
 
     def created(job: Object) -> None:
         api.pod(job, "cri", {"running": {}})
-        late = ("FailureTarget", "DeadlineExceeded", "too long")
-        time.after(100, lambda: api.finish("install-n", *late))
+        late = (kind, "DeadlineExceeded", "too long")
+        time.after(100, lambda: api.finish("install-n", *late, ends=False))
 
     api.on_create = created
     slow = template(terminationGracePeriodSeconds=300)

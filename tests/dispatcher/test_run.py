@@ -212,6 +212,26 @@ def test_the_cause_of_a_missed_deadline_is_read_while_the_pod_still_exists(
     assert time.passed >= 35, "the node has a result only when its Pod has ended"
 
 
+def test_a_node_whose_job_failed_before_its_pod_ended_has_its_result_with_the_end_of_the_pod(
+    api: FakeApiServer, time: FakeClock
+) -> None:
+    """A Job of Kubernetes before 1.31 fails at its deadline, when it has only asked its Pods to end."""
+    api.node("n")
+
+    def created(job: Object) -> None:
+        late = ("Failed", "DeadlineExceeded", "too long")
+        api.pod(job, "cri", {"running": {}})
+        time.after(5, lambda: api.finish(job["metadata"]["name"], *late, ends=False))
+        time.after(35, api.pods.clear)
+
+    api.on_create = created
+    result = dispatch(api)
+    assert outcomes(result) == {"n": "failed"}
+    assert "cri: its Job exceeded its deadline" in str(result.tasks[0].problem)
+    assert "still not ended" not in str(result.tasks[0].problem)
+    assert 35 <= time.passed < 50
+
+
 def test_a_failed_job_is_reported_even_if_its_pods_cannot_be_read(api: FakeApiServer) -> None:
     api.node("n")
     refused = Fault("GET", "/pods", 403, 'User "x" cannot list resource "pods"', times=9)

@@ -14,7 +14,7 @@ import pytest
 import payloads
 from kata_node.errors import PayloadError, UsageError
 from kata_node.host import archive
-from kata_node.payload import index, validation
+from kata_node.payload import forms, index, validation
 from kata_node.payload.manifest import Entry
 from kata_node.payload.selection import missing_paths
 from payloads import CONFIG, FILES, MTIME, QEMU, Member, archive_path, tarfile
@@ -426,6 +426,23 @@ def test_a_directory_with_both_forms_or_neither_is_refused(tmp_path: Path, form:
             read(payload)
         assert "--payload" in caught.value.hint
         assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["an empty volume", "no volume"])
+def test_a_pod_without_a_payload_says_which_image_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
+) -> None:
+    payload = tmp_path / "payload"
+    monkeypatch.setattr(forms, "PLACE_IN_PODS", payload)
+    if empty:
+        payload.mkdir()
+    with pytest.raises(UsageError) as caught:
+        index.load(payload)
+    for word in ("--payload", "nodeImage", "image.volume: never", "Kubernetes before 1.35"):
+        assert word in caught.value.hint
+    with pytest.raises(UsageError) as caught:
+        index.load(tmp_path / "another")
+    assert "nodeImage" not in caught.value.hint
 
 
 @pytest.mark.parametrize("content", [pytest.param(None, id="missing"), pytest.param("", id="empty")])

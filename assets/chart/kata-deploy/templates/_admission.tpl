@@ -263,7 +263,7 @@ the account may change. `foreignLabels`, `foreignAnnotations` and `otherMetadata
 
 {{- /* Rules for the Events of an account. Takes (list $ "component"). */ -}}
 {{- define "kata-deploy.admission.eventValidations" }}
-- expression: object.metadata.namespace == "default"
+- expression: request.namespace == "default"
   message: this account may record Events only in the namespace default
   reason: Forbidden
 - expression: variables.components.size() > 0 && variables.components.all(name, name == {{ index . 1 | squote }})

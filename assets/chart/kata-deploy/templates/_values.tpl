@@ -127,7 +127,7 @@ in the values.
 
 {{- /*
 `true` if the pods mount `image` as a volume, with the payload; else empty. The API server has the feature on by default
-from Kubernetes 1.35. Before, it drops the field, and the pods do not start.
+from Kubernetes 1.35. Before, it drops the field: it refuses the pods, or before 1.31 they have an empty volume.
 */ -}}
 {{- define "kata-deploy.hasPayloadVolume" -}}
 {{- $wanted := (.Values.image).volume | default "auto" -}}
