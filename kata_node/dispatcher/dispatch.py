@@ -322,12 +322,12 @@ class Dispatcher:
                 self._handle_absent_node(task, now)
                 continue
             came_back, task.absent_since = task.absent_since is not None, None
-            if came_back and task.problem is not None:
+            if task.uid and task.failing_since is not None:
+                self._handle_failing_task(task, now - task.failing_since)
+            elif came_back and task.problem is not None:
                 self._end(task, Outcome.FAILED)
             elif not task.uid:
                 self._handle_blocked_task(task, now)
-            elif task.failing_since is not None:
-                self._handle_failing_task(task, now - task.failing_since)
         running = [(task, self._node_jobs.job(task)) for task in self._rollout.running()]
         self._stuck_pods.check_jobs(
             (task, job) for task, job in running if job and job.state is JobState.RUNNING

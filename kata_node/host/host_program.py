@@ -146,9 +146,11 @@ def _read(reader: int, output: bytearray, deadline: float, until: bytes) -> bool
     """
     import select
 
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(reader, select.POLLIN)
     while len(output) < OUTPUT_LIMIT:
         remaining = deadline - time.monotonic()
-        if remaining <= 0 or not select.select([reader], [], [], remaining)[0]:
+        if remaining <= 0 or not poll.poll(remaining * 1000):
             return False
         data = os.read(reader, _READ_BYTES)
         if not data:

@@ -60,14 +60,18 @@ def place(
     existing file of that path are of different kinds (directory, file, symlink). Raises
     :class:`PayloadError` when the payload is damaged or does not match its manifest.
     """
-    made = root.make_dirs(install_dir)
     try:
-        _Placement(root, payload, install_dir, progress or (lambda _: None)).run(entries)
-    except BaseException:
-        for directory in reversed(made):
-            with contextlib.suppress(HostError):
-                root.remove_dir(directory)
-        raise
+        made = root.make_dirs(install_dir)
+        try:
+            _Placement(root, payload, install_dir, progress or (lambda _: None)).run(entries)
+        except BaseException:
+            for directory in reversed(made):
+                with contextlib.suppress(HostError):
+                    root.remove_dir(directory)
+            raise
+    finally:
+        if payload.spool:
+            payload.spool.discard()  # a rollback may need the space
 
 
 class _Cancelled(Exception):  # noqa: N818 - not an error itself: another thread failed

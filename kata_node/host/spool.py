@@ -49,6 +49,10 @@ class Spool:
         self._most = min(MAX_FILES, limit - SPARE_DESCRIPTORS) if limit > 0 else MAX_FILES
         self._lock = threading.Lock()
         self._open = 0
+        self._promised = 0
+        """Bytes of files that are being written."""
+        self._refused: set[str] = set()
+        """Components of archives that will be decompressed again."""
         self._kept: dict[Content, int] = {}
 
     @classmethod
@@ -74,23 +78,20 @@ class Spool:
         self.discard()
         self._dirs.close()
 
-    def create(self, path: str, size: int, mtime: int) -> SpoolFile | None:
-        """Return a new file for ``path``; ``None`` if it is not worth it, or if there is no space."""
-        if self._is_known(path, size, mtime):
+    def create(self, component: str, path: str, size: int, mtime: int) -> SpoolFile | None:
+        """Return a new file for ``path`` of an archive; ``None`` if it is known, or if there is no space.
+
+        Without space for one file of an archive there is none for the others, because the archive has to be
+        decompressed again for all of them.
+        """
+        if component in self._refused or self._is_known(path, size, mtime):
             return None
         with self._lock:
-            if self._open >= self._most:
-                return None
-            try:
-                fd = self._unnamed(path)
-            except OSError as error:
-                log.debug("no unnamed file for %s: %s", path, error.strerror)
+            if self._open >= self._most or (fd := self._unnamed_with_space(path, size)) is None:
+                self._refused.add(component)
                 return None
             self._open += 1
-        space = os.fstatvfs(fd)
-        if space.f_bavail * space.f_frsize - size < LEFT_FREE * space.f_blocks * space.f_frsize:
-            self._drop(fd)
-            return None
+            self._promised += size
         return SpoolFile(self, fd, size)
 
     def has(self, contents: Iterable[Content]) -> bool:
@@ -108,17 +109,33 @@ class Spool:
         for content in tuple(self._kept):
             os.close(self.take(content))
 
-    def _keep(self, fd: int, content: Content) -> None:
-        if self._kept.setdefault(content, fd) != fd:
-            self._drop(fd)
-
-    def _drop(self, fd: int) -> None:
-        os.close(fd)
-        self._release()
+    def _end(self, fd: int, size: int, sha256: str) -> None:
+        """Keep a file under its content; without a digest, or if there is one already, give it up."""
+        with self._lock:
+            self._promised -= size
+        if not sha256 or self._kept.setdefault((sha256, size), fd) != fd:
+            os.close(fd)
+            self._release()
 
     def _release(self) -> None:
         with self._lock:
             self._open -= 1
+
+    def _unnamed_with_space(self, path: str, size: int) -> int | None:
+        try:
+            fd = self._unnamed(path)
+        except OSError as error:
+            log.debug("no unnamed file for %s: %s", path, error.strerror)
+            return None
+        try:
+            space = os.fstatvfs(fd)
+            free = space.f_bavail * space.f_frsize - self._promised - size
+            if free >= LEFT_FREE * space.f_blocks * space.f_frsize:
+                return fd
+        except OSError as error:
+            log.debug("the free space is not known: %s", error.strerror)
+        os.close(fd)
+        return None
 
     def _unnamed(self, path: str) -> int:
         """Open a file in the nearest directory that exists, so that SELinux labels it as one made there."""
@@ -150,15 +167,16 @@ class SpoolFile:
         if self._fd is not None:
             with self._gives_up():
                 self._writer.finish()
-        if self._fd is not None:
-            self._spool._keep(self._fd, (sha256, self._size))
-            self._fd = None
+        self._end(sha256)
 
     def close(self) -> None:
         """Give up the file, unless it is kept."""
+        self._end("")
+
+    def _end(self, sha256: str) -> None:
         if self._fd is not None:
-            self._spool._drop(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None
+            self._spool._end(fd, self._size, sha256)
 
     @contextlib.contextmanager
     def _gives_up(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import stat
 from collections.abc import Iterator
 
 from kata_node.host.atomic_replace import finish, sibling_path
@@ -41,12 +42,18 @@ class TempFiles:
                 fd = os.open(name, flags, 0o600, dir_fd=directory)
             try:
                 yield fd
-                self._finish(fd, mode, mtime)
+                # Another file system can be mounted on a directory below the base.
+                sync = self._synced_later is None or os.fstat(fd).st_dev != self._synced_later
+                finish(fd, mode, mtime=mtime, sync=sync)
             finally:
                 os.close(fd)
 
     def adopt(self, dirs: OpenDirs, path: str, fd: int, mode: int, mtime: int) -> bool:
-        """Make the unnamed file ``fd`` the one for ``path``; return whether the kernel did."""
+        """Make the unnamed file ``fd`` the one for ``path``; return whether the kernel did.
+
+        It is always forced to the disk here. It may have been written before the caller opened what it
+        forces at once, and only this descriptor is sure to report the errors since then.
+        """
         with host_errors(f"{self._base}/{path}"):
             directory, name = self._add(dirs, path)
             with contextlib.suppress(FileNotFoundError):  # of an interrupted run
@@ -54,13 +61,13 @@ class TempFiles:
             if not link(fd, directory, name):
                 self._paths.remove(path)
                 return False
-            self._finish(fd, mode, mtime)
+            parent = os.fstat(directory)
+            # The group that a file made in this directory has.
+            group = parent.st_gid if parent.st_mode & stat.S_ISGID else os.getegid()
+            if os.fstat(fd).st_gid != group:
+                os.fchown(fd, -1, group)
+            finish(fd, mode, mtime=mtime)
             return True
-
-    def _finish(self, fd: int, mode: int, mtime: int) -> None:
-        # Another file system can be mounted on a directory below the base.
-        sync = self._synced_later is None or os.fstat(fd).st_dev != self._synced_later
-        finish(fd, mode, mtime=mtime, sync=sync)
 
     def new_link(self, dirs: OpenDirs, path: str, target: str) -> None:
         """Make a symlink for ``path``."""

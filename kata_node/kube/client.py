@@ -28,6 +28,7 @@ from kata_node.kube.failures import (
     NoSuchNodeError,
     RequestFailure,
     classify_error,
+    decode,
     event_not_recorded,
     request_error,
 )
@@ -390,9 +391,9 @@ class KubeClient:
     def _request(self, method: str, path: str, body: object = None, subtype: str = "json") -> Any:
         """Send one request, with a body of type ``application/SUBTYPE``. Return the object in the answer."""
         if body is None:
-            return json.loads(self._session.request(method, path))
+            return decode(self._session.request(method, path))
         path, data = f"{path}?fieldManager={FIELD_MANAGER}", json.dumps(body).encode()
-        return json.loads(self._session.request(method, path, data, f"application/{subtype}"))
+        return decode(self._session.request(method, path, data, f"application/{subtype}"))
 
 
 def _path(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from kata_node.errors import KubeError
 from kata_node.records import dataclass
@@ -47,6 +48,19 @@ class HttpError(Exception):
         self.body = body
 
 
+class NotJsonError(Exception):
+    """The answer to a request is not JSON."""
+
+
+def decode(answer: bytes) -> dict[str, Any]:
+    """Return the object in an answer, empty if it is another value. Raises :class:`NotJsonError`."""
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        raise NotJsonError(one_line(error)) from error
+    return found if isinstance(found, dict) else {}
+
+
 @dataclass(frozen=True)
 class RequestFailure:
     """Why a request failed.
@@ -72,8 +86,8 @@ def classify_error(error: Exception) -> RequestFailure | None:
         return RequestFailure(f"gave no answer ({error})", retryable=not error.is_permanent)
     if isinstance(error, TimeoutError):
         return RequestFailure(f"gave no answer ({foreign_words(str(error))})", retryable=True)
-    if isinstance(error, UnicodeDecodeError | json.JSONDecodeError | RecursionError):
-        return RequestFailure(f"gave an answer that is not JSON ({one_line(error)})", retryable=False)
+    if isinstance(error, NotJsonError):
+        return RequestFailure(f"gave an answer that is not JSON ({error})", retryable=False)
     return _failure_of_httpx(error)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import select
 import ssl
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     import httpx2
 
 USER_AGENT = f"kata-node/{__version__}"
+
+MAX_IDLE = 5.0
+"""Seconds after which a connection is not used again: a machine in between may have forgotten it."""
+
+_PERMANENT = (ssl.SSLCertVerificationError, http.client.InvalidURL, UnicodeError)
+"""Errors of a connection that the next attempt has, too. The last two are of an invalid address."""
 
 
 class Session(Protocol):
@@ -57,7 +64,7 @@ class PodSession:
         self._context = context
         self._timeout, self._connect_timeout = timeout, connect_timeout
         # A request that timed out may go on in its thread. So a connection is here only while it is not used.
-        self._idle: list[http.client.HTTPSConnection] = []
+        self._idle: list[tuple[http.client.HTTPSConnection, float]] = []
         self._read_token()
 
     def request(self, method: str, path: str, body: bytes | None = None, content_type: str = "") -> bytes:
@@ -69,20 +76,17 @@ class PodSession:
         }
         if content_type:
             headers["Content-Type"] = content_type
-        connection = self._idle_connection() or http.client.HTTPSConnection(
-            self._host, self._port, timeout=self._connect_timeout, context=self._context
-        )
+        connection = None
         try:
-            if not connection.sock:
-                self._connect(connection)
+            connection = self._idle_connection() or self._connect()
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            untrusted = isinstance(error, ssl.SSLCertVerificationError)
-            raise NoAnswerError(error, is_permanent=untrusted) from error
-        self._idle.append(connection)
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            if connection:
+                connection.close()
+            raise NoAnswerError(error, is_permanent=isinstance(error, _PERMANENT)) from error
+        self._idle.append((connection, time.monotonic()))
         if answer.status >= http.HTTPStatus.MULTIPLE_CHOICES:
             wait = answer.getheader("Retry-After", "")
             raise HttpError(answer.status, answer.reason, wait, content)
@@ -91,20 +95,29 @@ class PodSession:
     def close(self) -> None:
         """See :class:`Session`."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[0].close()
 
-    def _connect(self, connection: http.client.HTTPSConnection) -> None:
+    def _connect(self) -> http.client.HTTPSConnection:
+        connection = http.client.HTTPSConnection(
+            self._host, self._port, timeout=self._connect_timeout, context=self._context
+        )
         connection.connect()
         connection.sock.settimeout(self._timeout)
+        return connection
 
     def _idle_connection(self) -> http.client.HTTPSConnection | None:
         try:
-            connection = self._idle.pop()
+            connection, since = self._idle.pop()
         except IndexError:
             return None
+        if connection.sock is None:  # the last answer closed it
+            return None
         # Nothing is to be read between two requests, unless the server has closed the connection.
-        if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
+        poll = select.poll()
+        poll.register(connection.sock, select.POLLIN)
+        if time.monotonic() - since > MAX_IDLE or poll.poll(0):
             connection.close()
+            return None
         return connection
 
     def _read_token(self) -> str:

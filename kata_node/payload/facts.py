@@ -113,11 +113,13 @@ def gather_facts(context: StageContext, *, will_place: bool = False) -> Artifact
             return ArtifactFacts(
                 inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
             )
-    payload = index.load(
-        path,
-        lambda outline: offer.needed_archives(settings, outline),
-        _spool(context, placed) if will_place else None,
-    )
+    spool = _spool(context, placed) if will_place else None
+    try:
+        payload = index.load(path, lambda outline: offer.needed_archives(settings, outline), spool)
+    except BaseException:
+        if spool:
+            spool.discard()  # the error can keep the spool until the run ends
+        raise
     settings = offer.with_payload(settings, payload.manifest)
     components = offer.required_components(settings, payload.manifest)
     shims = {handler.shim.name: handler.shim for handler in handlers(settings)}

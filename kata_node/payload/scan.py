@@ -137,7 +137,7 @@ def _packed_file(
     digest = hashlib.sha256()
     keeps_content = _keeps_content(relative_path)
     content = bytearray()
-    output = spool.create(relative_path, member.size, member.mtime) if spool else None
+    output = spool.create(component, relative_path, member.size, member.mtime) if spool else None
     with contextlib.closing(output) if output else contextlib.nullcontext():
         end = 0
         for offset, piece in _content_to_the_end(archive, member.size):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import payloads
+from kata_node.errors import HostError
 from kata_node.host import archive, spool
 from kata_node.host.files import Root
 from kata_node.host.place import place
@@ -151,6 +152,47 @@ def test_files_that_the_node_has_are_not_written_before_they_differ(
     assert ("bin/qemu-system-x86_64", len(qemu), payloads.MTIME) in asked
     assert opened.count("kata-static-qemu.tar.zst") == 2
     assert opened.count("kata-static-virtiofsd.tar.zst") == 1
+
+
+@pytest.mark.parametrize("setgid", [False, True])
+def test_a_file_gets_the_group_that_a_new_one_there_would_have(
+    tmp_path: Path, node: Path, setgid: bool
+) -> None:
+    """As below /usr/local, which has the mode 2775 on some distributions."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a directory another group")
+    os.chown(node / "opt", -1, 50)
+    (node / "opt").chmod(0o2775 if setgid else 0o775)
+    (node / "opt/kata").mkdir()
+    (node / "opt/kata").chmod(0o755)
+    install(tmp_path, node)
+    assert {path.lstat().st_gid for path in (node / "opt/kata").rglob("*")} == {0}
+
+
+def test_a_failed_placement_gives_up_the_space(tmp_path: Path, node: Path) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    kept = Spool.open(Root(node), INSTALL_DIR, lambda *_: False)
+    payload = index.load(tarballs(tmp_path / "payload"), spool=kept)
+    (node / "opt/kata/bin/qemu-system-x86_64").mkdir(parents=True)
+    with pytest.raises(HostError):
+        place(Root(node), payload, payload.select([QEMU], "x86_64"), INSTALL_DIR)
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1, "its directory alone is open"
+
+
+def test_without_space_for_one_file_none_of_its_archive_is_written(
+    tmp_path: Path, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tried = Spool._unnamed_with_space, list[str]()
+
+    def refuse(self: Spool, path: str, size: int) -> int | None:
+        tried.append(path)
+        return None if path == "share/kata-containers/vmlinux-6.18" else real(self, path, size)
+
+    monkeypatch.setattr(Spool, "_unnamed_with_space", refuse)
+    files = {"share/kata-containers/vmlinux-6.18": b"kernel", "bin/other": b"other"}
+    directory = tarballs(tmp_path / "payload", {"a": payloads.members(files)}, {"qemu": {"x86_64": ["a"]}})
+    index.load(directory, spool=Spool.open(Root(node), INSTALL_DIR, lambda *_: False))
+    assert tried == ["share/kata-containers/vmlinux-6.18"]
 
 
 def test_a_file_that_two_archives_have_is_placed_from_one(tmp_path: Path, node: Path) -> None:

@@ -741,11 +741,11 @@ def test_a_certificate_without_key_identifiers_is_trusted_in_a_pod(
 
     def spy(*address: object, timeout: float, context: ssl.SSLContext) -> None:
         contexts.append(context)
-        raise http.client.HTTPException
+        raise RuntimeError("seen")
 
     monkeypatch.setattr(ssl, "create_default_context", strict)
     monkeypatch.setattr(http.client, "HTTPSConnection", spy)
-    with KubeClient.connect() as kube, pytest.raises(http.client.HTTPException):
+    with KubeClient.connect() as kube, pytest.raises(RuntimeError, match="seen"):
         kube.node("n1", kube.deadline_after(5))
     (context,) = contexts
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT
@@ -867,6 +867,37 @@ def test_a_connection_is_used_again_until_the_server_closes_it(
     first.shutdown(socket.SHUT_RDWR)
     kube.node("n1", deadline)
     assert (time.slept, len(api.requests)) == ([], 3)
+
+
+@pytest.mark.parametrize("kube", ["pod"], indirect=True)
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    kube: KubeClient, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kube.node("n1", kube.deadline_after(60))
+    (first,) = api._connections
+    monkeypatch.setattr("kata_node.kube.session.MAX_IDLE", -1.0)
+    kube.node("n1", kube.deadline_after(60))
+    assert api._connections != {first}
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 300 + ".b", "a b"])
+def test_an_invalid_address_of_the_api_server_is_an_error_at_once(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, time: FakeClock, host: str
+) -> None:
+    pretend_pod(environment, monkeypatch, host, 443)
+    with KubeClient.connect(clock=time.clock()) as kube, pytest.raises(KubeError, match="no answer"):
+        kube.node("n1", kube.deadline_after(60))
+    assert time.slept == []
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"1", b'"text"', b"9" * 5000, b"[" * 100_000, b"\xff"])
+def test_an_answer_that_is_no_object_is_an_error_at_once(
+    kube: KubeClient, api: Api, time: FakeClock, answer: bytes
+) -> None:
+    api.faults = [Fault(200, answer)]
+    with pytest.raises(KubeError, match=r"not JSON|not a Node"):
+        kube.node("n1", kube.deadline_after(60))
+    assert time.slept == []
 
 
 # --- secrets ----------------------------------------------------------------------------------------
