@@ -158,3 +158,19 @@ def api(time: FakeClock) -> Iterator[FakeApiServer]:
 
     with FakeApiServer(time) as api:
         yield api
+
+
+@pytest.fixture
+def opened_archives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the archives that the test opens, each as often as it is opened."""
+    from kata_node.host.archive import Archive
+
+    names: list[str] = []
+    real = Archive.__init__
+
+    def init(self: Archive, path: Path) -> None:
+        names.append(path.name)
+        real(self, path)
+
+    monkeypatch.setattr(Archive, "__init__", init)
+    return names

@@ -64,9 +64,7 @@ class TempFiles:
             parent = os.fstat(directory)
             # The group that a file made in this directory has.
             group = parent.st_gid if parent.st_mode & stat.S_ISGID else os.getegid()
-            if os.fstat(fd).st_gid != group:
-                os.fchown(fd, -1, group)
-            finish(fd, mode, mtime=mtime)
+            finish(fd, mode, owner=(os.geteuid(), group), mtime=mtime)
             return True
 
     def new_link(self, dirs: OpenDirs, path: str, target: str) -> None:

@@ -120,10 +120,12 @@ def _failure_of_httpx(error: Exception) -> RequestFailure | None:
 
 def _refusal(status: int, phrase: str, wait: str, body: bytes) -> RequestFailure:
     try:
-        answer = json.loads(body)
+        answer = decode(body)
+    except NotJsonError:
+        answer = {}
+    message, reason = phrase, ""
+    if "message" in answer:
         message, reason = str(answer["message"]), str(answer.get("reason", ""))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        message, reason = phrase, ""
     return RequestFailure(
         f"answered {status}: {quote_foreign(message)}" if message else f"answered {status}",
         retryable=status in (401, 408, 429)

@@ -14,10 +14,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from host.faults import fail_with
 from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.host import lock
 from kata_node.host.files import Root
@@ -95,13 +95,6 @@ def waiting_log() -> Iterator[WaitingLog]:
     yield handler
     logger.removeHandler(handler)
     logger.setLevel(logging.NOTSET)
-
-
-def fail_with(error: int) -> Callable[..., Any]:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(error, os.strerror(error))
-
-    return fail
 
 
 def everything(root: Root) -> list[str]:

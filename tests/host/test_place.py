@@ -15,6 +15,7 @@ from typing import cast
 import pytest
 
 import payloads
+from host.faults import fail_with
 from kata_node.errors import HostError, PayloadError
 from kata_node.host.files import Root
 from kata_node.host.place import place
@@ -102,13 +103,6 @@ def test_progress_adds_up_to_the_size_of_all_entries(node: Path, payload: Payloa
 
     place(Root(node), payload, entries, INSTALL_DIR, progress=count)
     assert done[0] == sum(entry.size for entry in entries)
-
-
-def fail_with(code: int) -> Callable[..., int]:
-    def fail(*_: object) -> int:
-        raise OSError(code, os.strerror(code))
-
-    return fail
 
 
 @pytest.fixture(

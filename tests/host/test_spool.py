@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import payloads
+from host.faults import fail_with
 from kata_node.errors import HostError
-from kata_node.host import archive, spool
+from kata_node.host import spool
 from kata_node.host.files import Root
 from kata_node.host.place import place
 from kata_node.host.spool import Spool
@@ -27,20 +28,6 @@ INSTALL_DIR = "/opt/kata"
 def node(tmp_path: Path) -> Path:
     (tmp_path / "node/opt").mkdir(parents=True)
     return tmp_path / "node"
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the archives that were opened."""
-    names: list[str] = []
-    real = archive.Archive.__init__
-
-    def init(self: archive.Archive, path: Path) -> None:
-        names.append(path.name)
-        real(self, path)
-
-    monkeypatch.setattr(archive.Archive, "__init__", init)
-    return names
 
 
 def install(tmp_path: Path, node: Path, is_known: Callable[[str, int, int], bool] = lambda *_: False) -> None:
@@ -58,16 +45,11 @@ def install(tmp_path: Path, node: Path, is_known: Callable[[str, int, int], bool
     assert {found[1] for found in placed.values() if found[0] == "file"} <= {"0o100644", "0o100755"}
 
 
-def fail_with(code: int) -> Callable[..., Any]:
-    def fail(*_: object, **__: object) -> Any:
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-def test_each_archive_is_decompressed_once(tmp_path: Path, node: Path, opened: list[str]) -> None:
+def test_each_archive_is_decompressed_once(tmp_path: Path, node: Path, opened_archives: list[str]) -> None:
     install(tmp_path, node)
-    assert sorted(opened) == sorted(path.name for path in (tmp_path / "payload/tarballs").glob("*.zst"))
+    assert sorted(opened_archives) == sorted(
+        path.name for path in (tmp_path / "payload/tarballs").glob("*.zst")
+    )
 
 
 def test_nothing_is_seen_before_it_is_placed_or_after_it_is_given_up(tmp_path: Path, node: Path) -> None:
@@ -82,34 +64,34 @@ def test_nothing_is_seen_before_it_is_placed_or_after_it_is_given_up(tmp_path: P
 
 
 def test_without_unnamed_files_the_archives_are_decompressed_twice(
-    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, node: Path, opened_archives: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Spool, "_unnamed", fail_with(errno.EOPNOTSUPP))
     assert Spool.open(Root(node), INSTALL_DIR, lambda *_: False) is None
     install(tmp_path, node)
-    assert len(opened) == 2 * len(set(opened))
+    assert len(opened_archives) == 2 * len(set(opened_archives))
 
 
 @pytest.mark.parametrize("code", spool.NOT_LINKABLE)
 def test_a_file_that_can_get_no_name_is_copied(
-    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, code: int
+    tmp_path: Path, node: Path, opened_archives: list[str], monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     monkeypatch.setattr(os, "link", fail_with(code))
     install(tmp_path, node)
-    assert len(opened) == len(set(opened))
+    assert len(opened_archives) == len(set(opened_archives))
 
 
 def test_a_disk_that_would_be_nearly_full_gets_no_unnamed_files(
-    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, node: Path, opened_archives: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "LEFT_FREE", 1.0)
     install(tmp_path, node)
-    assert len(opened) == 2 * len(set(opened))
+    assert len(opened_archives) == 2 * len(set(opened_archives))
 
 
 @pytest.mark.parametrize("writes", [0, 1, 5])
 def test_a_disk_that_gets_full_meanwhile_is_no_error_of_the_scan(
-    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, writes: int
+    tmp_path: Path, node: Path, opened_archives: list[str], monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     real, count = os.pwrite, iter(range(10**6))
 
@@ -130,16 +112,16 @@ def test_a_disk_that_gets_full_meanwhile_is_no_error_of_the_scan(
 
 
 def test_few_descriptors_are_enough(
-    tmp_path: Path, node: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, node: Path, opened_archives: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = (spool.SPARE_DESCRIPTORS + 2, resource.RLIM_INFINITY)
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     install(tmp_path, node)
-    assert len(opened) > len(set(opened))
+    assert len(opened_archives) > len(set(opened_archives))
 
 
 def test_files_that_the_node_has_are_not_written_before_they_differ(
-    tmp_path: Path, node: Path, opened: list[str]
+    tmp_path: Path, node: Path, opened_archives: list[str]
 ) -> None:
     asked: list[tuple[str, int, int]] = []
 
@@ -150,8 +132,8 @@ def test_files_that_the_node_has_are_not_written_before_they_differ(
     install(tmp_path, node, is_known)
     qemu = FILES["bin/qemu-system-x86_64"]
     assert ("bin/qemu-system-x86_64", len(qemu), payloads.MTIME) in asked
-    assert opened.count("kata-static-qemu.tar.zst") == 2
-    assert opened.count("kata-static-virtiofsd.tar.zst") == 1
+    assert opened_archives.count("kata-static-qemu.tar.zst") == 2
+    assert opened_archives.count("kata-static-virtiofsd.tar.zst") == 1
 
 
 @pytest.mark.parametrize("setgid", [False, True])
