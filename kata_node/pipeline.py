@@ -9,8 +9,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import field, replace
 from typing import Any, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kata_node import __version__, signals
 from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, OutdatedPlanError, RolledBackError
@@ -26,7 +28,6 @@ from kata_node.plan.install_dir import require_own_directory
 from kata_node.plan.last_run import Invocation
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Outcome, Problem, StageReport, problem_of_findings
-from kata_node.records import dataclass
 from kata_node.settings.model import Settings
 from kata_node.stage_lock import StageLock, plan_beside_other_runs
 
@@ -54,8 +55,7 @@ POLL = 1.0  # seconds between two checks for blocking pods
 REMINDER_INTERVAL = 30.0  # seconds until the same blocking pods are logged again
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Struct, frozen=True):
     """The parameters of one run."""
 
     settings: Settings

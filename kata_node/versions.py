@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from msgspec import Struct
+
 from kata_node.errors import KataNodeError, SettingsError
-from kata_node.records import dataclass
 from kata_node.toml.parse import parse
 
 RUNTIMES = ("containerd", "cri-o")
@@ -22,8 +23,7 @@ FIRST_WITH_SCHEMA = {3: "2.0.0", 4: "2.3.0"}
 _VERSION = re.compile(r"(?:\d+:)?v?(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?(?:[-+~.][-+~.:\w]*)?", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(Struct, frozen=True):
     """A runtime's version: three numbers, and the text they were parsed from."""
 
     major: int
@@ -39,8 +39,7 @@ class Version:
         return (self.major, self.minor) >= (major, minor)
 
 
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(Struct, frozen=True):
     """A container runtime: its name, one of :data:`RUNTIMES`, and its version."""
 
     name: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kata_node.errors import IneligibleNodeError
 from kata_node.payload import facts as artifact_facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from kata_node.checks.served import served_settings
 from kata_node.errors import IneligibleNodeError, KataNodeError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from kata_node.errors import KataNodeError
 from kata_node.payload.actions import SetDirModes

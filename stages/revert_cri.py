@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kata_node.plan.actions import Plan
 from kata_node.plan.receipt import Receipt

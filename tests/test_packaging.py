@@ -186,7 +186,7 @@ def test_the_image_of_the_dispatcher_has_only_the_modules_that_it_needs(wheel: z
     assert removed - there == set()
     assert there - removed == {
         *("__init__.py", "__main__.py", "py.typed"),
-        *("bounded_read.py", "errors.py", "log.py", "records.py", "signals.py", "text.py", "versions.py"),
+        *("bounded_read.py", "errors.py", "log.py", "signals.py", "text.py", "versions.py"),
         "assets.py",
         *("dispatcher", "kube", "plan", "settings"),
     }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from functools import partial
 from typing import TypeVar
+
+from msgspec import Struct, field
 
 from kata_node.checks.hardware import HardwareFacts, gather_hardware_facts
 from kata_node.checks.kata_configurations import kata_configurations
@@ -27,7 +28,6 @@ from kata_node.payload.ownership import find_untrusted
 from kata_node.plan import receipt as receipts
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt
-from kata_node.records import dataclass
 from kata_node.runtime import facts as runtime_facts
 from kata_node.runtime.containerd.read import is_glob, resolved_imports
 from kata_node.runtime.facts import RuntimeFacts
@@ -46,8 +46,7 @@ RESTART_GRACE_PERIOD = 3.0
 RESTART_POLL = 0.2  # seconds
 
 
-@dataclass(frozen=True)
-class HostCheckFacts:
+class HostCheckFacts(Struct, frozen=True):
     """The facts of one node. A field holds an error if its facts could not be gathered."""
 
     offline: bool

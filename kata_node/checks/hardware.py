@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from msgspec import Struct
+
 from kata_node.host import kernel
 from kata_node.host.devices import NUMBERS, DeviceState, device_state
 from kata_node.host.machine_id import machine_id
 from kata_node.plan.context import StageContext
-from kata_node.records import dataclass
 
 SYSTEMD_SOCKETS = ("/run/systemd/private", "/run/dbus/system_bus_socket")
 MODULES = ("vhost_net", "vhost_vsock")
 
 
-@dataclass(frozen=True)
-class HardwareFacts:
+class HardwareFacts(Struct, frozen=True):
     """The facts about hardware and kernel. host-check uses only some of them offline."""
 
     root_user: bool

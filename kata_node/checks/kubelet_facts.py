@@ -14,8 +14,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from kata_node.errors import KataNodeError
-from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.files import Root
@@ -35,8 +36,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-@dataclass(frozen=True)
-class RequestTimeout:
+class RequestTimeout(Struct, frozen=True):
     """How long the kubelet waits for the runtime."""
 
     seconds: float
@@ -44,8 +44,7 @@ class RequestTimeout:
     """Where it is set, or can be set: a path, or the flag."""
 
 
-@dataclass(frozen=True)
-class _Flags:
+class _Flags(Struct, frozen=True):
     timeout: str = ""
     config: str = ""
     config_dir: str = ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kata_node.checks import devices, kubelet, memory, paths, snapshotters, unread
 from kata_node.checks.facts import HostCheckFacts

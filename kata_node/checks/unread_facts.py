@@ -9,9 +9,10 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from kata_node.errors import HostError, SystemdError
 from kata_node.host import go_glob
-from kata_node.records import dataclass
 from kata_node.runtime.configured_paths import program_of
 from kata_node.runtime.containerd.read import resolved_imports
 
@@ -28,8 +29,7 @@ _ABOUT_COMMAND = (b"ExecStart", b"Environment")
 """Settings of a unit that can name another configuration file."""
 
 
-@dataclass(frozen=True)
-class UnreadConfig:
+class UnreadConfig(Struct, frozen=True):
     """The files of a runtime's configuration that changed after it started."""
 
     started: float

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from kata_node import __version__
 from kata_node.cli import cluster_commands, help_commands
@@ -139,7 +139,7 @@ def plan(
     """
     names = INSTALL if direction is Direction.INSTALL else REVERT
     return run_stages(
-        dataclasses.replace(common, dry_run=True),
+        replace(common, dry_run=True),
         names,
         exit_code_if_planned=EXIT_PLANNED,
         writes_termination_message=False,

@@ -81,9 +81,10 @@ def invocation_of(common: Common, command: str) -> Invocation:
     from kata_node.plan.last_run import Invocation
 
     options: list[str] = []
+    defaults = Common()
     for name in _REPEATED_OPTIONS:
         value = getattr(common, name)
-        if value == getattr(Common, name):
+        if value == getattr(defaults, name):
             continue
         text = str(value.absolute()) if isinstance(value, Path) else str(value)
         options += [f"--{name.replace('_', '-')}", *(() if value is True else (text,))]

@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from msgspec.structs import asdict
 
 from kata_node.cli.options import Common, Output, env_variable
 from kata_node.cli.output import print_json_result, print_result
@@ -80,7 +81,7 @@ def environment(common: Common, daemon_options: Mapping[str, Any]) -> dict[str, 
 
     A variable is left out when its option is empty or off.
     """
-    values = {**{each.name: getattr(common, each.name) for each in fields(common)}, **daemon_options}
+    values = {**asdict(common), **daemon_options}
     variables = {env_variable(name) for name in values}
     result = {name: text for name, text in os.environ.items() if name not in variables}
     for name, value in values.items():

@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 import typer
+from msgspec import Struct
 
 from kata_node.assets import page
 from kata_node.cli.options import Output
 from kata_node.cli.output import PROGRAM_NAME, print_json_result, print_result
 from kata_node.errors import UsageError
-from kata_node.records import dataclass
 
 TROUBLESHOOTING, EXIT_CODES = "troubleshooting.md", "reference/exit-codes.md"
 
@@ -27,8 +27,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([^)]*)\)")
 _CELL_END = re.compile(r"(?<!\\)\|")
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(Struct, frozen=True):
     """A part of the guide in Markdown. ``see`` are the names of further parts."""
 
     title: str
@@ -36,8 +35,7 @@ class Explanation:
     see: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Guide:
+class Guide(Struct, frozen=True):
     """What can be explained, by name. The name of a topic is the anchor of its heading.
 
     In the name of a check, ``…`` stands for any text.

@@ -11,7 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from kata_node.records import dataclass
+from msgspec import Struct
+
 from kata_node.text import RELEASE
 
 PREFIX = "KATA_NODE_"
@@ -76,8 +77,7 @@ def env_variable(option: str) -> str:
     return PREFIX + option.upper().replace("-", "_")
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(Struct, frozen=True):
     """An option, as :mod:`kata_node.cli.registration` passes it to typer."""
 
     group: str
@@ -135,8 +135,7 @@ def _complete_shims(incomplete: str) -> list[str]:
     return [f"{before}{comma}{name}" for name in shims.table() if name not in before.split(",")]
 
 
-@dataclass(frozen=True)
-class Common:
+class Common(Struct, frozen=True):
     """The values of the common options. Each field is named like its option.
 
     A command has some of them, see :data:`COMMAND_OPTIONS`; the others keep their defaults.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from msgspec.structs import fields
 from typer.core import TyperCommand
 
 from kata_node.cli.options import COMMAND_OPTIONS, EPILOG, LOGGING, Common, Option, env_variable

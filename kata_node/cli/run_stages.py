@@ -5,12 +5,13 @@ This is the only module that imports ``stages``.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import importlib
 import logging
 import os
 from typing import TYPE_CHECKING, cast
+
+from msgspec.structs import replace
 
 from kata_node import __version__, signals
 from kata_node.cli.context import invocation_of, open_tools, options_of, settings_of
@@ -63,16 +64,14 @@ def run_stages(
             report.write_termination_message(common.termination_log, done)
         if common.output is Output.TEXT and not common.dry_run:
             # The run has already logged each change.
-            print_text_result(common, report.to_text(dataclasses.replace(done, changes=())))
+            print_text_result(common, report.to_text(replace(done, changes=())))
         if recorder is not None:
             recorder.add(done)
 
     with open_tools(common) as clients:
         has_host_root = not pipeline.READ_ONLY_STAGES.issuperset(names)
         settings = settings_of(common)
-        options = dataclasses.replace(
-            options_of(common), settings_digest=settings.digest(), has_host_root=has_host_root
-        )
+        options = replace(options_of(common), settings_digest=settings.digest(), has_host_root=has_host_root)
         if common.reports is not None and names == (StageName.LABEL,):
             # This container cannot read the receipt, which says what the stage cri left out.
             cri = report.read_shared_reports(common.reports, (StageName.CRI,))
@@ -99,9 +98,7 @@ def run_stages(
             reports = pipeline.run(modules, run)
         failed = next((done for done in reports if done.error), None)
         if failed and recorder is not None and names != (StageName.HOST_CHECK,):
-            _record_failure_on_node(
-                dataclasses.replace(context, earlier=tuple(reports)), names, failed, recorder
-            )
+            _record_failure_on_node(replace(context, earlier=tuple(reports)), names, failed, recorder)
     with signals.held():  # half a document would be of no use
         print_run(reports, clients.root, settings.install_dir, common)
     if failed and (told_later := leave_to_claim(common, names, reports)):

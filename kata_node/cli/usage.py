@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kata_node import log as logs
 from kata_node import signals

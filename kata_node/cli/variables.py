@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import get_args, get_type_hints
 
 from kata_node.cli.options import COMMAND_OPTIONS, PREFIX, Common, env_variable
@@ -50,7 +49,7 @@ def raw_option_value(arguments: Sequence[str], option: str) -> str:
 
 def misspelled_variables() -> dict[str, str]:
     """Return the set variables that belong to no option, each with the similar variable of an option."""
-    known = {env_variable(field.name) for field in fields(Common)}
+    known = {env_variable(name) for name in Common.__struct_fields__}
     # Kubernetes sets KATA_NODE_PORT and others in pods when there is a Service named kata-node.
     set_variables = (name for name in os.environ if name.startswith(PREFIX) and not name.endswith("_PORT"))
     unknown = [name for name in set_variables if name not in known]

@@ -6,13 +6,14 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from kata_node.kube import credentials
 from kata_node.kube.failures import NoSuchNodeError
 from kata_node.kube.node import check_name
 from kata_node.plan import receipt as receipts
 from kata_node.plan import report as reports
 from kata_node.plan.context import StageContext
-from kata_node.records import dataclass
 from kata_node.text import utc
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ _READING_STAGES = ("host-check", "artifacts")
 _DIGEST_LENGTH = 12
 
 
-@dataclass(frozen=True)
-class LabelFacts:
+class LabelFacts(Struct, frozen=True):
     """The Node to label. Without a ``name`` there is none, and ``reason`` says why.
 
     ``node`` is ``None`` while the cluster has no Node with this name: some distributions delete their Node

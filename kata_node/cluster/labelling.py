@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node import __version__, signals
 from kata_node.cluster import labels, taints
@@ -19,7 +21,6 @@ from kata_node.plan.actions import Clients
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import Effect, LabelEffect
 from kata_node.plan.report import StageReport
-from kata_node.records import dataclass
 
 log = logging.getLogger(__name__)
 
@@ -216,8 +217,7 @@ def withdrawal_summary(facts: LabelFacts) -> str:
     return f"Node {facts.name} is no longer labeled as serving, until it is repaired: {facts.not_served}"
 
 
-@dataclass(frozen=True)
-class WaitForNode:
+class WaitForNode(Struct, frozen=True):
     """Wait until the Node is Ready and reports ``handlers``. If it reports none at all, Ready is enough."""
 
     name: str
@@ -250,8 +250,7 @@ class WaitForNode:
         """Check nothing: the wait has seen the Node Ready."""
 
 
-@dataclass(frozen=True)
-class EnsureLabels:
+class EnsureLabels(Struct, frozen=True):
     """Change the labels of the Node, and prove that they stay unchanged for ``stable_for`` seconds.
 
     An annotation that records who set the shared label changes with them. ``changes`` are those that were
@@ -333,8 +332,7 @@ class EnsureLabels:
         """Check nothing: :meth:`apply` has seen the labels stay."""
 
 
-@dataclass(frozen=True)
-class RemoveTaint:
+class RemoveTaint(Struct, frozen=True):
     """Remove the startup taint ``key:effect`` from the Node."""
 
     name: str

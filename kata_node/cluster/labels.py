@@ -23,13 +23,14 @@ has changed since, compute it again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
 from typing import Literal, cast, get_args
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kata_node.kube import node_status
 from kata_node.kube.node import SHARED_LABEL, MetadataChanges
 from kata_node.kube.node_status import NodeStatus
-from kata_node.records import dataclass
 
 SETTER_ANNOTATION = "katacontainers.io/kata-runtime-set-by"
 """The annotation that says who set the shared label, see :data:`Setter`."""
@@ -48,8 +49,7 @@ installation of kata-node."""
 Changes = dict[str, str | None]
 
 
-@dataclass(frozen=True)
-class NodeState:
+class NodeState(Struct, frozen=True):
     """Labels and annotations of a Node, and what is known about the node itself."""
 
     labels: Mapping[str, str]

@@ -7,14 +7,14 @@ drain, a shutdown of the node and a rolling restart do not mean that Kata should
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from kata_node.kube.node_affinity import Labels, any_term_matches, features_are_missing
 
 
-@dataclass(frozen=True)
-class WantedResult:
+class WantedResult(Struct, frozen=True):
     """The decision and its reason, a sentence without a full stop.
 
     ``permanent`` means that no label of the Node can change the decision.

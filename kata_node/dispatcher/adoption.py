@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
+
+from msgspec import Struct
 
 from kata_node.dispatcher.kubernetes_objects import (
     ACTION_LABEL,
@@ -38,8 +39,7 @@ class JobDecision(Enum):
     """Report the node as failed; a Job of another owner has the name."""
 
 
-@dataclass(frozen=True, slots=True)
-class DesiredJob:
+class DesiredJob(Struct, frozen=True):
     """The Job that a node is to get."""
 
     name: str

@@ -10,10 +10,10 @@ Its nodes are those that an install selects. The option ``--nodes`` describes th
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct
 
 from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.config import Config
@@ -45,8 +45,7 @@ class _Nodes(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     tolerations: list[dict[str, Any]] = []
 
 
-@dataclass(frozen=True)
-class CheckedNode:
+class CheckedNode(Struct, frozen=True):
     """A row of the table."""
 
     name: str
@@ -54,8 +53,7 @@ class CheckedNode:
     detail: str
 
 
-@dataclass(frozen=True)
-class CheckResult:
+class CheckResult(Struct, frozen=True):
     """The result of a check. ``problem`` is a sentence without a full stop; empty if it has passed."""
 
     nodes: tuple[CheckedNode, ...]

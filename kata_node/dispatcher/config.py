@@ -78,9 +78,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
+
+from msgspec import Struct, field
 
 from kata_node.dispatcher.affinity import LABEL_KEY, read_terms
 from kata_node.dispatcher.config_parts import (
@@ -112,16 +113,14 @@ DEFAULT_WAIT_FOR_READY = 120
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
-@dataclass(frozen=True)
-class OtherJobsConfig:
+class OtherJobsConfig(Struct, frozen=True):
     """The keys ``removed`` and ``check``: Jobs of another kind than those of ``templates``."""
 
     name_prefix: str
     templates: Templates
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Struct, frozen=True):
     """The validated configuration. The docstring of this module explains the keys."""
 
     action: Action

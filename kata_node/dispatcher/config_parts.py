@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kata_node.dispatcher.affinity import LABEL_KEY
 from kata_node.dispatcher.kubernetes_objects import JOB_PREFIX
@@ -19,8 +20,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
-@dataclass(frozen=True)
-class IntOrPercent:
+class IntOrPercent(Struct, frozen=True):
     """A number of nodes, or a percentage of all nodes."""
 
     number: int
@@ -31,8 +31,7 @@ class IntOrPercent:
         return total * self.number // 100 if self.percent else self.number
 
 
-@dataclass(frozen=True)
-class LabelConfig:
+class LabelConfig(Struct, frozen=True):
     """The key ``labelNodes``: how the dispatcher labels the Nodes."""
 
     settings: str = ""
@@ -49,7 +48,7 @@ def read_label_config(values: ValuesReader) -> LabelConfig | None:
     with values.section("labelNodes") as section:
         config = LabelConfig(
             section.text("settings"),
-            section.number("timeoutSeconds", LabelConfig.timeout, least=int(STABLE_FOR) + 1),
+            section.number("timeoutSeconds", LabelConfig().timeout, least=int(STABLE_FOR) + 1),
             tuple(section.text_list("startupTaints") or ()),
         )
     return config if given else None

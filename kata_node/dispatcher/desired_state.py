@@ -7,9 +7,9 @@ does not mean that somebody wants its work. The ConfigMap ``kata-deploy-state.<r
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from kata_node.dispatcher.api import ApiClient, RefusedError
 from kata_node.dispatcher.config import Config
@@ -48,8 +48,7 @@ class StateObject(msgspec.Struct):
     data: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class JobOrigin:
+class JobOrigin(Struct, frozen=True):
     """Where the dispatcher's own Job comes from."""
 
     annotations: Mapping[str, str]

@@ -6,8 +6,9 @@ is compared with what its kubelet reports now.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from kata_node.dispatcher.kubernetes_objects import Node
 from kata_node.kube import node_status
@@ -19,8 +20,7 @@ SERVING, UNFIT = "true", "unfit"
 State = Literal["served", "unproven", "unfit", "not served"]
 
 
-@dataclass(frozen=True)
-class Serving:
+class Serving(Struct, frozen=True):
     """Whether a Node serves Kata.
 
     ``unfit``: its label says that it cannot run Kata. ``unproven``: its labels say that it serves, and

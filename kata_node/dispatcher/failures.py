@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from kata_node.dispatcher.kubernetes_objects import DEADLINE_EXCEEDED, ContainerStatus, Job, Pod, Terminated
 from kata_node.plan.report import NOT_OURS, StageReport, parse_termination_message
@@ -21,8 +21,7 @@ FAILED_MOUNT_HINT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class NodeWords:
+class NodeWords(Struct, frozen=True):
     """The error in a termination message. Each text is one safe line, but the node can say what it likes."""
 
     what: str
@@ -30,8 +29,7 @@ class NodeWords:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeProblem:
+class NodeProblem(Struct, frozen=True):
     """A problem on a node. ``stage`` is the container, ``exit_code`` its exit code if it has ended.
 
     In ``what``, the words of the node are in quotes. ``where`` and ``hint`` are never the node's.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from kata_node.dispatcher.api import ApiClient, ExpiredError, RetryPolicy
 from kata_node.dispatcher.kubernetes_objects import Job, JobPage, Status
@@ -18,8 +18,7 @@ MIN_WATCH_INTERVAL = 1.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class JobChange:
+class JobChange(Struct, frozen=True):
     """The current state of a Job, or its last known state when it was deleted."""
 
     job: Job

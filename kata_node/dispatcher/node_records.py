@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from kata_node.cluster import labels as node_labels
 from kata_node.cluster.labels import NodeState

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from kata_node.cluster.ownership import belongs_to, find_other_installation, find_other_release
 from kata_node.dispatcher.api import ApiClient, ExpiredError
@@ -35,8 +36,7 @@ CONDITION_TAINTS = frozenset(
 program has set all other taints on purpose."""
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(Struct, frozen=True):
     """The selected nodes, sorted into groups. Each group is ordered by node name."""
 
     eligible: tuple[Target, ...] = ()

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from msgspec import Struct, to_builtins
 
 from kata_node.dispatcher.kubernetes_objects import Action
 from kata_node.dispatcher.rollout import FINAL_OUTCOMES, SUCCESSFUL_OUTCOMES, Outcome, Rollout, Task
@@ -38,8 +39,7 @@ WORST_FIRST = (
 )
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(Struct, frozen=True):
     """The result of a run. ``requests`` counts the requests to the API server by description."""
 
     action: Action
@@ -260,7 +260,7 @@ def _node(task: Task) -> dict[str, Any]:
     if task.note:
         node["note"] = task.note
     if task.problem:
-        node["error"] = asdict(task.problem)
+        node["error"] = to_builtins(task.problem)
         for key in ("unfit", "pods_run", "node_words"):
             if not node["error"][key]:
                 del node["error"][key]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from kata_node.dispatcher.config import IntOrPercent
 from kata_node.dispatcher.failures import NodeProblem
@@ -42,8 +43,7 @@ SUCCESSFUL_OUTCOMES = frozenset(
 """The outcomes that do not make the run fail. Unfit nodes do if the plan says so, or if no node has Kata."""
 
 
-@dataclass(slots=True)
-class Labeling:
+class Labeling(Struct):
     """What is left to do on the Node of a Job that has ended, see :mod:`kata_node.dispatcher.node_labels`."""
 
     reports: tuple[StageReport, ...]
@@ -60,8 +60,7 @@ class Labeling:
     conflicts: int = 0
 
 
-@dataclass(slots=True)
-class Task:
+class Task(Struct):
     """One node and its Job."""
 
     target: Target
@@ -109,8 +108,7 @@ class Task:
     """Why it was skipped, or what it waits for."""
 
 
-@dataclass(frozen=True)
-class RolloutPlan:
+class RolloutPlan(Struct, frozen=True):
     """The settings of a rollout."""
 
     parallelism: int

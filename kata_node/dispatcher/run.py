@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kata_node.cluster.ownership import suffix_error
 from kata_node.dispatcher.api import ApiClient

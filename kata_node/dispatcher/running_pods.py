@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kata_node.dispatcher.api import ApiClient
 from kata_node.dispatcher.config import Config, OtherJobsConfig

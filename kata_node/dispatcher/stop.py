@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from kata_node.dispatcher.api import ApiClient, RefusedError
 from kata_node.dispatcher.config import Config
@@ -35,8 +35,7 @@ EVENTS = "/api/v1/namespaces/default/events"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """The object to delete."""
 
     kind: str

@@ -6,10 +6,10 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from kata_node.dispatcher.kubernetes_objects import (
     ACTION_LABEL,
@@ -31,8 +31,7 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _HASH_LENGTH = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """The properties of a Node that its Job needs."""
 
     name: str
@@ -46,16 +45,14 @@ class Target:
     """The value of its label ``kubernetes.io/hostname``, by which several Nodes can be listed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Struct, frozen=True):
     """The Job in which the dispatcher runs."""
 
     name: str
     uid: str
 
 
-@dataclass(frozen=True, slots=True)
-class JobIdentity:
+class JobIdentity(Struct, frozen=True):
     """The metadata that all Jobs of a run share."""
 
     namespace: str
@@ -183,8 +180,7 @@ class Template:
         return msgspec.json.encode(job)
 
 
-@dataclass(frozen=True)
-class Templates:
+class Templates(Struct, frozen=True):
     """One template for all nodes, or one for each container runtime."""
 
     common: Template | None = None

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast
 
+from msgspec import Struct
+
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError
-from kata_node.records import dataclass
 
 if sys.version_info >= (3, 14):
     import tarfile
@@ -43,8 +44,7 @@ _DAMAGE_ERRORS = (
 Kind = Literal["file", "link", "dir", "hard link", "device, pipe or unknown thing"]
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(Struct, frozen=True):
     """One member of an archive, as its header describes it."""
 
     name: str
@@ -57,8 +57,7 @@ class Member:
     """The target of a symlink, or for a hard link the name of the earlier member."""
 
 
-@dataclass(frozen=True)
-class Digest:
+class Digest(Struct, frozen=True):
     """Size in bytes and sha256 of a compressed archive."""
 
     size: int

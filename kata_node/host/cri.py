@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from enum import StrEnum
 from typing import Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node.errors import CriError
 from kata_node.host import cri_sandboxes
@@ -18,7 +20,6 @@ from kata_node.host.files import Root
 from kata_node.host.protobuf import DecodeError, Message
 from kata_node.host.sockets import Stream, describe_os_error
 from kata_node.log import timed
-from kata_node.records import dataclass
 from kata_node.text import foreign_words
 
 T = TypeVar("T")
@@ -78,8 +79,7 @@ _HINTS = {
 }
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(Struct, frozen=True):
     """The runtime's answer to ``Version``."""
 
     runtime_name: str
@@ -90,8 +90,7 @@ class Version:
     """The version of the CRI: ``v1``."""
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(Struct, frozen=True):
     """One of the runtime's conditions: ``RuntimeReady``, ``NetworkReady``, …"""
 
     type: str
@@ -100,8 +99,7 @@ class Condition:
     message: str
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(Struct, frozen=True):
     """The runtime's conditions, and the handlers it serves."""
 
     runtime_ready: bool

@@ -7,7 +7,7 @@ status of one sandbox, as an annotation in its OCI runtime spec.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from kata_node.host.protobuf import DecodeError, Message
 from kata_node.text import foreign_words
@@ -21,8 +21,7 @@ LIST_READY_REQUEST = b"\x0a\x02\x12\x00"
 _ANNOTATION = "io.kubernetes.cri-o.RuntimeHandler"
 
 
-@dataclass(frozen=True, order=True)
-class Pod:
+class Pod(Struct, frozen=True, order=True):
     """A pod with a running sandbox."""
 
     namespace: str

@@ -17,6 +17,8 @@ import posixpath
 import stat
 from pathlib import Path
 
+from msgspec import Struct
+
 from kata_node.bounded_read import read_bounded, require_plain_file
 from kata_node.errors import HostError, UnusablePathError
 from kata_node.host import go_glob
@@ -31,15 +33,13 @@ from kata_node.host.atomic_replace import (
 from kata_node.host.host_errors import host_error, host_errors
 from kata_node.host.mounts import is_mount_point
 from kata_node.host.real_paths import is_dir, link_target, make_dir, remove_empty_dir, stat_of
-from kata_node.records import dataclass
 
 __all__ = ["MAX_SYMLINKS", "FileState", "Root", "finish", "fsync_dir", "host_error", "temp_sibling"]
 
 MAX_SYMLINKS = 40  # the same limit as in the kernel
 
 
-@dataclass(frozen=True)
-class FileState:
+class FileState(Struct, frozen=True):
     """The content, mode and owner of a small file, enough to restore it."""
 
     content: bytes

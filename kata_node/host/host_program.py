@@ -12,8 +12,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from kata_node.host.files import Root
-from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.dbus import Connection
@@ -35,8 +36,7 @@ _READ_ONLY: tuple[tuple[str, tuple[str, object]], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class HostProgram:
+class HostProgram(Struct, frozen=True):
     """A program to run. It can read the node, and change nothing on it."""
 
     argv: tuple[str, ...]
@@ -52,8 +52,7 @@ class HostProgram:
     """Text in the output after which it is stopped, for a program that does not end by itself."""
 
 
-@dataclass(frozen=True)
-class ProgramOutput:
+class ProgramOutput(Struct, frozen=True):
     """What a program did."""
 
     text: str

@@ -18,12 +18,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from msgspec import Struct
+
 from kata_node import signals
 from kata_node.errors import HostError, IneligibleNodeError, LockedError
 from kata_node.host.files import Root, host_error
 from kata_node.host.host_errors import host_errors
 from kata_node.host.ownership import is_trusted_owner
-from kata_node.records import dataclass
 from kata_node.text import foreign_words
 
 LOCK_PATH = "/run/kata-node/lock"
@@ -69,8 +70,7 @@ def hold(root: Root, command: str, timeout: float) -> Iterator[None]:
         _release(root, fd, made_run)
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(Struct, frozen=True):
     """The run that holds the lock. A run on a full disk cannot say who it is: then all is empty."""
 
     command: str = ""

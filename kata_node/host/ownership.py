@@ -10,13 +10,13 @@ import os
 import stat
 from collections.abc import Iterable
 
+from msgspec import Struct
+
 from kata_node.errors import IneligibleNodeError
 from kata_node.host.files import Root
-from kata_node.records import dataclass
 
 
-@dataclass(frozen=True)
-class Untrusted:
+class Untrusted(Struct, frozen=True):
     """A path that another user can write, or belongs to another user."""
 
     path: str

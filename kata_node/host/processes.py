@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from msgspec import Struct
+
 from kata_node.bounded_read import open_plain
 from kata_node.errors import HostError
 from kata_node.host.files import Root
-from kata_node.records import dataclass
 
 _LIMIT = 1 << 20  # bytes; the kernel allows more, but no runtime has such a command line
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(Struct, frozen=True):
     """A running process. A part that this process may not see is empty."""
 
     argv: tuple[str, ...]

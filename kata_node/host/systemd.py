@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from msgspec import Struct
+
 from kata_node.errors import SystemdError
 from kata_node.host import systemd_calls as calls
 from kata_node.host import systemd_connect
@@ -19,7 +21,6 @@ from kata_node.host.dbus import Connection, DBusError
 from kata_node.host.files import Root
 from kata_node.host.journal import journal_command
 from kata_node.host.sockets import describe_os_error
-from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.host_program import HostProgram, ProgramOutput
@@ -49,8 +50,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ExecEnvironment:
+class ExecEnvironment(Struct, frozen=True):
     """The settings of a service that decide what its ``ExecStart`` means; see systemd.exec(5)."""
 
     assignments: tuple[str, ...] = ()
@@ -67,8 +67,7 @@ class ExecEnvironment:
     """Whether systemd expands variables. The prefix ``:`` of the command turns that off."""
 
 
-@dataclass(frozen=True)
-class UnitProcess:
+class UnitProcess(Struct, frozen=True):
     """A process of a unit, as systemd sees it."""
 
     pid: int
@@ -77,8 +76,7 @@ class UnitProcess:
     """The arguments as one line, quoted like in a shell. systemd before 248 does not quote them."""
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(Struct, frozen=True):
     """The state of a unit, in the words of ``systemctl show``."""
 
     name: str

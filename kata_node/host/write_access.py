@@ -8,17 +8,17 @@ import os
 import stat
 from pathlib import Path
 
+from msgspec import Struct
+
 from kata_node.bounded_read import NotPlainFileError, require_plain_file
 from kata_node.host.files import Root, host_error
 from kata_node.host.mounts import mount_id
-from kata_node.records import dataclass
 
 _GET_FLAGS = 0x40086601 if os.uname().machine.startswith("ppc") else 0x80086601  # FS_IOC_GETFLAGS
 _IMMUTABLE, _APPEND_ONLY = 0x10, 0x20
 
 
-@dataclass(frozen=True)
-class WriteAccess:
+class WriteAccess(Struct, frozen=True):
     """The facts about one host path. Only the real path counts: with every symlink followed."""
 
     path: str

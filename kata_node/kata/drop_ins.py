@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from kata_node.errors import PULL_IMAGE_HINT, SettingsError, UnusablePayloadError
 from kata_node.kata import devkit
 from kata_node.kata.annotations import pattern_problems
@@ -41,7 +43,6 @@ from kata_node.kata.merge import (
     section,
 )
 from kata_node.kata.user_drop_in import GUEST_PULL_FEATURE, GUEST_PULL_KEY, find_problems
-from kata_node.records import dataclass
 from kata_node.settings.handlers import Handler, handlers
 from kata_node.settings.shims import BUILTIN_PREFIX
 
@@ -62,8 +63,7 @@ DCGM_PARAM = "nvrc.dcgm=on"
 """Makes the init process of NVIDIA guests start the GPU metrics (DCGM)."""
 
 
-@dataclass(frozen=True)
-class HandlerOverrides:
+class HandlerOverrides(Struct, frozen=True):
     """The settings that decide one handler's Kata configuration. Its ``repr`` is part of a digest's input."""
 
     install_dir: str

@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from msgspec import Struct
+
 from kata_node.errors import RolledBackError
-from kata_node.records import dataclass
 from kata_node.text import foreign_words, utc
 
 NAMESPACE = "default"
@@ -23,8 +24,7 @@ _NODE_NAME_LIMIT = 230
 """Characters of the Node's name (up to 253) that fit in the name of an Event."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(Struct, frozen=True):
     """An Event. ``reason`` is one word in CamelCase, like the reasons of Kubernetes."""
 
     type: Literal["Normal", "Warning"]

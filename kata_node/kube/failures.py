@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from msgspec import Struct
+
 from kata_node.errors import KubeError
-from kata_node.records import dataclass
 from kata_node.text import foreign_words, quote_foreign
 
 NOT_KUBERNETES_HINT = "check that this is the address of a Kubernetes API server"
@@ -61,8 +62,7 @@ def decode(answer: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-@dataclass(frozen=True)
-class RequestFailure:
+class RequestFailure(Struct, frozen=True):
     """Why a request failed.
 
     ``what`` continues a sentence that begins with "the API server". ``retryable`` says whether the

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import field
 from typing import Any
 
+from msgspec import Struct, field
+
 from kata_node.errors import IneligibleNodeError, KubeError, UsageError
-from kata_node.records import dataclass
 from kata_node.text import foreign_words, quote_foreign
 
 SHARED_LABEL = "katacontainers.io/kata-runtime"
@@ -24,8 +24,7 @@ Taint = Mapping[str, str]
 """A taint as in the API: ``key`` and ``effect``, and optionally ``value`` and ``timeAdded``."""
 
 
-@dataclass(frozen=True)
-class MetadataChanges:
+class MetadataChanges(Struct, frozen=True):
     """Changes of a Node's labels and annotations; ``None`` removes a key. False without a change."""
 
     labels: Mapping[str, str | None] = field(default_factory=dict)
@@ -60,8 +59,7 @@ class MetadataChanges:
         return operations
 
 
-@dataclass(frozen=True)
-class NodeFacts:
+class NodeFacts(Struct, frozen=True):
     """The state of a Node at one ``resource_version``.
 
     ``handlers`` is ``None`` when the kubelet reports none at all, because it or the runtime is too old

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from typing import Literal, cast, get_args
 
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
+
 from kata_node.kube.node import MetadataChanges, is_same_machine
-from kata_node.records import dataclass
 from kata_node.text import RELEASE, foreign_words
 
 STATUS_ANNOTATION_PREFIX = "status.kata-deploy.katacontainers.io/"
@@ -46,8 +47,7 @@ Outcome = Literal["installing", "installed", "failed", "rolled-back", "unfit", "
 _SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
-@dataclass(frozen=True)
-class NodeStatus:
+class NodeStatus(Struct, frozen=True):
     """What became of the last install or revert of one installation on one Node.
 
     ``kata_version`` is that of Kata's files, empty if it is not known. ``program_version`` is that of
@@ -91,7 +91,7 @@ def outcome_label(installation: str) -> str:
 
 def encode(status: NodeStatus) -> str:
     """Return the record as compact JSON of at most :data:`SIZE_LIMIT` characters, without empty fields."""
-    fields = {key: value for key, value in asdict(_bounded(status)).items() if value not in ("", ())}
+    fields = {key: value for key, value in to_builtins(_bounded(status)).items() if value not in ("", ())}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
     return text if len(text) <= SIZE_LIMIT else encode(replace(status, handlers=()))
 

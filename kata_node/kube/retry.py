@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from msgspec import Struct
+
 from kata_node import signals
 from kata_node.errors import KataNodeError
 from kata_node.kube.failures import RequestFailure, classify_error
-from kata_node.records import dataclass
 
 REQUEST_TIMEOUT = 35.0
 """Seconds for a whole request, from the name lookup to the last byte of the answer. An admission webhook
@@ -41,8 +42,7 @@ def _random() -> float:
     return random.random()  # noqa: S311 - spreads the retries of many nodes  # nosec B311
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(Struct, frozen=True):
     """Time for retries: a monotonic clock and a sleep, both in seconds, and a random number in [0, 1)."""
 
     now: Callable[[], float] = time.monotonic

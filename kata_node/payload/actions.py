@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection
-from dataclasses import field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kata_node.errors import HostError
 from kata_node.host import files
 from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients
 from kata_node.plan.effects import Effect, PathEffect
-from kata_node.records import dataclass
 from kata_node.text import human_size, pluralize
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from kata_node.payload.manifest import Entry
 
 
-@dataclass(frozen=True)
-class SetDirModes:
+class SetDirModes(Struct, frozen=True):
     """Give existing directories their modes; ``modes`` are pairs of host path and mode, parents first.
 
     This comes before other changes: from then on no other user can exchange a path in these directories.
@@ -57,14 +56,13 @@ class SetDirModes:
                 )
 
 
-@dataclass(frozen=True)
-class PlaceFiles:
+class PlaceFiles(Struct, frozen=True):
     """Copy or unpack payload entries below the install dir."""
 
     install_dir: str
     entries: tuple[Entry, ...]
-    payload: Payload = field(repr=False, compare=False)
-    existing: Collection[str] = field(default=(), repr=False)
+    payload: Payload
+    existing: Collection[str] = ()
     """The paths, relative to the install dir, that exist already; only a plan shows the difference."""
 
     @property

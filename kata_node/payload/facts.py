@@ -9,8 +9,9 @@ import posixpath
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import field
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct, field
 
 from kata_node import __version__
 from kata_node.bounded_read import file_digest
@@ -25,7 +26,6 @@ from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import MAX_TEXT_SIZE
 from kata_node.plan.receipt import STATE_DIR, ArtifactsRecord, dirs_of_other_installations
-from kata_node.records import dataclass
 from kata_node.settings.handlers import handlers
 from kata_node.settings.model import DEFAULT_INSTALL_DIR
 from kata_node.snapshotters import mapping
@@ -42,8 +42,7 @@ _RULES = "4"
 """Changes when other files or modes follow from the same inputs; then each node is compared again."""
 
 
-@dataclass(frozen=True)
-class ArtifactFacts:
+class ArtifactFacts(Struct, frozen=True):
     """Facts for the artifacts stage.
 
     ``desired_files`` is ``None`` when the inputs equal those of the last completed run and no placed
@@ -56,7 +55,7 @@ class ArtifactFacts:
     """The payload entries for the enabled shims, before :func:`~kata_node.payload.layout.layout`."""
     observed_files: Mapping[str, ObservedFile] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
-    contents: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    contents: Mapping[str, bytes] = field(default_factory=dict)
     """The present content of the files that kata-node itself makes and would change, for a diff."""
     changed_made_dirs: tuple[str, ...] = ()
     """The install dir and its parents, as far as this installation made them, with a changed mode."""
@@ -75,7 +74,7 @@ class ArtifactFacts:
     """Sentences about drop-in settings that are valid but probably have no effect."""
     by_record: bool = False
     """Whether ``desired_files`` are those of the receipt, because a dry run has no payload."""
-    payload: Callable[[], Payload] = field(default=lambda: _payload_not_read(), repr=False, compare=False)
+    payload: Callable[[], Payload] = lambda: _payload_not_read()
 
 
 def gather_facts(context: StageContext, *, will_place: bool = False) -> ArtifactFacts:
@@ -215,8 +214,7 @@ Copies that an administrator made do not match.
 """
 
 
-@dataclass(frozen=True)
-class RemovalFacts:
+class RemovalFacts(Struct, frozen=True):
     """Facts for the stage remove-artifacts."""
 
     has_removable_dir: bool

@@ -21,11 +21,12 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from msgspec import Struct
+
 from kata_node.errors import UsageError
 from kata_node.kata import devkit
 from kata_node.payload.manifest import KATA_CTL, Form
 from kata_node.payload.validation import wrap_read_errors
-from kata_node.records import dataclass
 from kata_node.settings.shims import BUILTIN_PREFIX, MACHINES
 from kata_node.snapshotters.mapping import NYDUS_COMPONENT
 
@@ -60,8 +61,7 @@ _OLD_SUFFIX = ".tar.xz"
 """How older releases are compressed."""
 
 
-@dataclass(frozen=True)
-class ReleaseArchive:
+class ReleaseArchive(Struct, frozen=True):
     """What the name of a release's archive says."""
 
     name: str

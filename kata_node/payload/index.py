@@ -14,9 +14,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node.bounded_read import read_bounded
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError, UsageError
@@ -45,7 +47,6 @@ from kata_node.payload.manifest import (
 )
 from kata_node.payload.selection import ShimFiles, select
 from kata_node.payload.validation import VERSION_FILE, check_path, member_path, wrap_read_errors
-from kata_node.records import dataclass
 
 if TYPE_CHECKING:
     from kata_node.host.archive import Digest
@@ -62,14 +63,13 @@ Needs = Callable[[Manifest], Collection[str]]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(Struct, frozen=True, dict=True):
     """A payload and its manifest."""
 
     path: Path
     """The directory, or the archive of a release."""
     manifest: Manifest
-    spool: Spool | None = field(default=None, repr=False, compare=False)
+    spool: Spool | None = None
     """The content of files that was written on the host while the archives were read."""
 
     def select(self, shims: Iterable[ShimFiles], arch: str) -> tuple[Entry, ...]:

@@ -15,14 +15,15 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import field, replace
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node.kata import devkit
 from kata_node.kata.drop_ins import USER_DROP_IN, drop_in_warnings, drop_ins, parse
 from kata_node.kata.merge import Table, section
 from kata_node.plan.receipt import PlacedFile
-from kata_node.records import dataclass
 from kata_node.settings.handlers import handlers
 from kata_node.settings.shims import BUILTIN_PREFIX
 from kata_node.text import pluralize
@@ -45,8 +46,7 @@ USER_DROP_IN_MODE = 0o600
 Kind = Literal["file", "link", "dir"]
 
 
-@dataclass(frozen=True)
-class DesiredFile:
+class DesiredFile(Struct, frozen=True):
     """One wanted file, link or directory below the install dir.
 
     It comes from the payload (``entry`` is set) or from kata-node (``content`` is set for a file).
@@ -61,15 +61,14 @@ class DesiredFile:
     sha256: str = ""
     link: str = ""
     content: bytes | None = None
-    entry: Entry | None = field(default=None, repr=False)
+    entry: Entry | None = None
 
     def placed(self, *, pending: bool) -> PlacedFile:
         """Return its record for the receipt."""
         return PlacedFile(self.kind, self.mode, self.size, self.mtime, self.sha256, self.link, pending)
 
 
-@dataclass(frozen=True)
-class ObservedFile:
+class ObservedFile(Struct, frozen=True):
     """The state of an existing path below the install dir.
 
     The kind ``other`` is neither a file, a link nor a directory.
@@ -138,8 +137,7 @@ def kata_warnings(
     return tuple(dict.fromkeys(found))
 
 
-@dataclass(frozen=True)
-class _Configuration:
+class _Configuration(Struct, frozen=True):
     """The payload's configuration of a shim."""
 
     entry: Entry
@@ -234,8 +232,7 @@ def _from_payload_entry(entry: Entry) -> DesiredFile:
     )
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """The differences between the wanted and the existing files. All paths are sorted."""
 
     missing: tuple[DesiredFile, ...]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import field, replace
 from typing import Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kata_node.errors import PULL_IMAGE_HINT, PayloadError, UnusablePayloadError
 from kata_node.payload.validation import MAX_FILE_SIZE, PayloadSymlinks, check_path, untrusted_payload
-from kata_node.records import dataclass
 from kata_node.settings.shims import BUILTIN_PREFIX
 
 __all__ = [
@@ -42,8 +43,7 @@ Form = Literal["tree", "tarballs", "release"]
 """The form of a payload, see :mod:`kata_node.payload.forms`."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One file, link or directory of a payload."""
 
     path: str
@@ -65,8 +65,7 @@ class Entry:
     """The text of files that kata-node reads, see :mod:`kata_node.payload.scan`; empty for other files."""
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(Struct, frozen=True):
     """A ``tar.zst`` archive; size in bytes and digest are those of the compressed file."""
 
     file: str
@@ -75,8 +74,7 @@ class Archive:
     sha256: str
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """The content of a payload.
 
     ``entries`` are sorted by path, then component; several components can have the same path.
@@ -126,8 +124,7 @@ def from_json(raw: bytes, where: str) -> Manifest:
     )
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(Struct, frozen=True):
     schema: int
 
 
@@ -158,8 +155,7 @@ def parse_shim_components(raw: bytes, where: str) -> dict[str, dict[str, tuple[s
     return shims
 
 
-@dataclass(frozen=True)
-class _ShimComponents:
+class _ShimComponents(Struct, frozen=True):
     shims: dict[str, dict[str, tuple[str, ...]]]
     requiredComponents: dict[str, tuple[str, ...]] = field(default_factory=dict)  # noqa: N815 - the file's key
     """Components that every shim needs, by architecture. Not every release of Kata has this key."""

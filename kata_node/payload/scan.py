@@ -7,9 +7,10 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec.structs import replace
 
 from kata_node.host.archive import Archive, Digest, Member
 from kata_node.host.cores import usable_cores

@@ -10,8 +10,10 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import field, replace
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import files, reserve
@@ -20,7 +22,6 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.effects import Effect, PathEffect, removed_file, written_file
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import Finding
-from kata_node.records import dataclass
 from kata_node.text import human_size as human_size
 from kata_node.text import pluralize as pluralize
 
@@ -38,8 +39,7 @@ CHANGED_BY_OTHERS_HINT = "find the program that changes this path at the same ti
 DEFAULT_MODE = 0o644
 
 
-@dataclass(frozen=True)
-class Clients:
+class Clients(Struct, frozen=True):
     """Everything that an action can access. systemd, CRI and API server are connected on first use.
 
     ``cri`` takes the path of the CRI socket. ``progress(total, title)`` yields a function that is called
@@ -69,8 +69,7 @@ class Action(Protocol):
         """Raise :class:`~kata_node.errors.KataNodeError` unless the change is on the node after ``apply``."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """The actions of a stage. Without actions, ``summary`` says why there is nothing to do."""
 
     summary: str
@@ -115,7 +114,7 @@ class Plan:
         return tuple(line for action in (*self.actions, *self.best_effort) if (line := action.describe()))
 
 
-class _Bookkeeping:
+class _Bookkeeping(Struct, frozen=True):
     """An action that the report does not show and that has no check; the next run reads its result."""
 
     def describe(self) -> str:
@@ -128,8 +127,7 @@ class _Bookkeeping:
         pass
 
 
-@dataclass(frozen=True)
-class WriteReceipt(_Bookkeeping):
+class WriteReceipt(_Bookkeeping, frozen=True):
     """Write the receipt and the backups that it refers to."""
 
     receipt: Receipt
@@ -181,8 +179,7 @@ def continued_on_a_full_disk(condition: bool) -> Iterator[None]:
         log.warning("%s: %s; continuing without this record", error.where, error.what)
 
 
-@dataclass(frozen=True)
-class ForgetObsoleteFiles(_Bookkeeping):
+class ForgetObsoleteFiles(_Bookkeeping, frozen=True):
     """Remove the obsolete files from the receipt, after they were removed from the node."""
 
     install_dir: str
@@ -196,8 +193,7 @@ class ForgetObsoleteFiles(_Bookkeeping):
         receipts.save(clients.root, replace(receipt, artifacts=replace(receipt.artifacts, files=files)))
 
 
-@dataclass(frozen=True)
-class RemoveLeftovers(_Bookkeeping):
+class RemoveLeftovers(_Bookkeeping, frozen=True):
     """Remove the temporary files that an interrupted run left beside ``paths``.
 
     A write of the same file would also remove them, but this run need not write it.
@@ -211,8 +207,7 @@ class RemoveLeftovers(_Bookkeeping):
             clients.root.sweep(path)
 
 
-@dataclass(frozen=True)
-class RemoveReceipt(_Bookkeeping):
+class RemoveReceipt(_Bookkeeping, frozen=True):
     """Remove the records of the last run and of a refusal, the backups, and the receipt with its reserve."""
 
     install_dir: str
@@ -228,8 +223,7 @@ class RemoveReceipt(_Bookkeeping):
         clients.root.remove_dir(receipts.directory(self.install_dir))
 
 
-@dataclass(frozen=True)
-class MakeDirs:
+class MakeDirs(Struct, frozen=True):
     """Create a directory and its missing parents."""
 
     path: str
@@ -257,8 +251,7 @@ class MakeDirs:
             )
 
 
-@dataclass(frozen=True)
-class RemoveDirs:
+class RemoveDirs(Struct, frozen=True):
     """Remove directories if they are empty, in the given order."""
 
     paths: tuple[str, ...]
@@ -283,8 +276,7 @@ class RemoveDirs:
         """Check nothing: a directory that is not empty stays on purpose."""
 
 
-@dataclass(frozen=True)
-class WriteFile:
+class WriteFile(Struct, frozen=True):
     """Create or replace a small file.
 
     ``before`` is the previous content for the diff, or ``None`` for a new file. ``owner`` is uid and gid.
@@ -296,7 +288,7 @@ class WriteFile:
     mode: int = DEFAULT_MODE
     owner: tuple[int, int] | None = None
     mtime: int | None = None
-    before: bytes | None = field(default=None, repr=False)
+    before: bytes | None = None
 
     def describe(self) -> str:
         """Return the action as one line."""
@@ -321,12 +313,11 @@ class WriteFile:
             )
 
 
-@dataclass(frozen=True)
-class RemoveFile:
+class RemoveFile(Struct, frozen=True):
     """Remove one small file. If the path is a symlink, its target is removed and the symlink stays."""
 
     path: str
-    before: bytes = field(default=b"", repr=False)
+    before: bytes = b""
 
     def describe(self) -> str:
         """Return the action as one line."""
@@ -348,8 +339,7 @@ class RemoveFile:
             )
 
 
-@dataclass(frozen=True)
-class MakeLinks:
+class MakeLinks(Struct, frozen=True):
     """Create or replace symlinks; ``links`` are pairs of path and target."""
 
     links: tuple[tuple[str, str], ...]

@@ -12,8 +12,9 @@ import logging
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from kata_node.errors import PodsRunError
-from kata_node.records import dataclass
 from kata_node.text import first_of
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ ORPHANED_POD_WARNING = (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class BlockingPods:
+class BlockingPods(Struct, frozen=True):
     """Pods on handlers that a change would remove; at least one."""
 
     pods: tuple[Pod, ...]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from kata_node.kube.node import STABLE_FOR
 from kata_node.plan.actions import Clients
 from kata_node.plan.receipt import Receipt
 from kata_node.plan.report import StageReport
-from kata_node.records import dataclass
 from kata_node.settings.model import Settings
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True):
     """How a run works, as opposed to the settings, which say what it installs. Times are in seconds."""
 
     payload: Path
@@ -53,8 +52,7 @@ class Options:
     """Whether the node's root directory is mounted; the container that sets labels does not have it."""
 
 
-@dataclass(frozen=True)
-class StageContext:
+class StageContext(Struct, frozen=True):
     """Everything a stage needs to gather its facts."""
 
     settings: Settings

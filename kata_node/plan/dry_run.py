@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from kata_node.plan import report as reports
 from kata_node.plan.diffs import file_diff

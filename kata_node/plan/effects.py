@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Literal
 
-from kata_node.records import dataclass
+from msgspec import Struct
 
 MAX_TEXT_SIZE = 1 << 20
 """Bytes of the largest file whose content is read only to show a change."""
@@ -14,15 +13,13 @@ Change = Literal["add", "change", "remove"]
 UnitOperation = Literal["restart", "reload", "wait for", "start", "stop"]
 
 
-@dataclass(frozen=True)
-class Effect:
+class Effect(Struct, frozen=True):
     """One change, as a line for people. The subclasses have its parts."""
 
     line: str
 
 
-@dataclass(frozen=True)
-class PathEffect(Effect):
+class PathEffect(Effect, frozen=True):
     """The change of one path on the node."""
 
     path: str
@@ -30,9 +27,9 @@ class PathEffect(Effect):
     kind: Literal["file", "link", "dir"] = "file"
     size: int = 0
     """The bytes of a file that is written, or that a removal frees."""
-    before: bytes | None = field(default=None, repr=False)
+    before: bytes | None = None
     """The previous content of a text file; ``None`` if there is none, or if it is not known."""
-    after: bytes | None = field(default=None, repr=False)
+    after: bytes | None = None
     """The new content of a text file; ``None`` if there is none, or if it comes from the payload."""
     is_configuration: bool = False
     """Whether the container runtime reads this file."""
@@ -40,8 +37,7 @@ class PathEffect(Effect):
     """Whether any value in it can be a password, so that a diff shows no string."""
 
 
-@dataclass(frozen=True)
-class UnitEffect(Effect):
+class UnitEffect(Effect, frozen=True):
     """A systemd unit that is started, stopped or restarted.
 
     ``reload`` and ``wait for`` restart the unit only if it does not load the change by itself.
@@ -53,8 +49,7 @@ class UnitEffect(Effect):
     only_if_running: bool = False
 
 
-@dataclass(frozen=True)
-class LabelEffect(Effect):
+class LabelEffect(Effect, frozen=True):
     """A label of the Node; ``value`` is ``None`` for a label that is removed."""
 
     key: str

@@ -14,8 +14,10 @@ import logging
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node import __version__
 from kata_node.errors import KataNodeError
@@ -25,7 +27,6 @@ from kata_node.host.lock import LOCK_DIR
 from kata_node.plan import receipt as receipts
 from kata_node.plan.report import StageReport
 from kata_node.plan.small_records import load_record
-from kata_node.records import dataclass
 from kata_node.text import utc
 
 NAME = "last-run.json"
@@ -50,8 +51,7 @@ LAST_STAGES = frozenset({"cri", "remove-artifacts"})
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(Struct, frozen=True):
     """A command as it can be typed again: ``install``, ``revert`` or ``stage NAME``, and its options."""
 
     command: str = ""
@@ -63,8 +63,7 @@ class Invocation:
         return self.options[self.options.index(flag) + 1] if flag in self.options[:-1] else ""
 
 
-@dataclass(frozen=True)
-class StageRun:
+class StageRun(Struct, frozen=True):
     """How one stage ended. Times are in UTC, as :func:`utc` formats them."""
 
     stage: str
@@ -76,8 +75,7 @@ class StageRun:
     """The first line of the error, with its place."""
 
 
-@dataclass(frozen=True)
-class LastRun:
+class LastRun(Struct, frozen=True):
     """The stages of the last run, in their order, and how the latest one of them was started."""
 
     command: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from kata_node.plan.effects import Effect, LabelEffect, PathEffect, UnitEffect
-from kata_node.records import dataclass
 from kata_node.text import human_size, pluralize
 
 if TYPE_CHECKING:
@@ -22,16 +23,14 @@ RUNTIME_OPERATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """One action: its line, and what it would change."""
 
     line: str
     effects: tuple[Effect, ...]
 
 
-@dataclass(frozen=True)
-class Preview:
+class Preview(Struct, frozen=True):
     """What a stage, or several stages together, would change."""
 
     install_dir: str
@@ -166,8 +165,7 @@ class Preview:
         return {each.key: each.value for each in self.effects if isinstance(each, LabelEffect)}
 
 
-@dataclass(frozen=True)
-class Space:
+class Space(Struct, frozen=True):
     """The bytes that are free on the file system of ``directory``."""
 
     directory: str

@@ -18,12 +18,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
+from msgspec import Struct
+
 from kata_node.errors import HostError, ReceiptError, UntrustedReceiptError
 from kata_node.host import reserve
 from kata_node.host.files import Root
 from kata_node.host.ownership import Untrusted, first_untrusted
 from kata_node.plan import receipt_rules as rules
-from kata_node.records import dataclass
 
 SCHEMA = 1
 STATE_DIR = ".kata-node"
@@ -36,8 +37,7 @@ ArtifactsState = Literal["placing", "placed", "removing"]
 CriState = Literal["writing", "restarting", "serving", "reverting", "unloading"]
 
 
-@dataclass(frozen=True)
-class PlacedFile:
+class PlacedFile(Struct, frozen=True):
     """The record of one file, link or directory below the install dir. ``mtime`` is in whole seconds."""
 
     kind: Literal["file", "link", "dir"]
@@ -52,8 +52,7 @@ class PlacedFile:
     """True if it is no longer wanted, and stays until the runtime serves no handler that can need it."""
 
 
-@dataclass(frozen=True)
-class ArtifactsRecord:
+class ArtifactsRecord(Struct, frozen=True):
     """The files that the artifacts stage placed. Keys of ``files`` are paths relative to the install dir."""
 
     state: ArtifactsState
@@ -70,8 +69,7 @@ class ArtifactsRecord:
         return sum(placed.kind != "dir" for placed in self.files.values())
 
 
-@dataclass(frozen=True)
-class Backup:
+class Backup(Struct, frozen=True):
     """The previous state of a file. Its content is in ``backups/<sha256>`` beside the receipt."""
 
     sha256: str
@@ -80,8 +78,7 @@ class Backup:
     gid: int
 
 
-@dataclass(frozen=True)
-class CriFile:
+class CriFile(Struct, frozen=True):
     """A configuration file of the runtime that this installation wrote."""
 
     path: str
@@ -91,8 +88,7 @@ class CriFile:
     """sha256 of the content that this installation wrote."""
 
 
-@dataclass(frozen=True)
-class PreviousFile:
+class PreviousFile(Struct, frozen=True):
     """The state of a file before the current transaction, which a rollback restores."""
 
     path: str
@@ -100,8 +96,7 @@ class PreviousFile:
     """``None`` if it did not exist."""
 
 
-@dataclass(frozen=True)
-class CriRecord:
+class CriRecord(Struct, frozen=True):
     """The record of the transaction on the runtime's configuration. ``state`` is one of:
 
     ``writing``     files are being written; ``invocation`` is that of the unit before the first write
@@ -153,8 +148,7 @@ class CriRecord:
         yield from self.fallback.backups() if self.fallback else ()
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(Struct, frozen=True):
     """The record of one installation on this node."""
 
     instance: str
@@ -361,8 +355,7 @@ def parse(raw: bytes, where: str) -> Receipt:
     return receipt
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(Struct, frozen=True):
     schema: int
 
 

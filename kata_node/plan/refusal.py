@@ -10,13 +10,14 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node.errors import KataNodeError, RolledBackError
 from kata_node.host.files import Root
 from kata_node.plan import receipt as receipts
 from kata_node.plan.small_records import load_record
-from kata_node.records import dataclass
 from kata_node.text import foreign_words, utc
 
 NAME = "refused.json"
@@ -26,8 +27,7 @@ TEXT_LIMIT = 1000
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TriedConfig:
+class TriedConfig(Struct, frozen=True):
     """A configuration that a change gives to a runtime.
 
     ``digest`` is the sha256 of all its files, and of what the artifacts stage placed for it.
@@ -46,8 +46,7 @@ class TriedConfig:
         return cls(runtime, version, digest.hexdigest())
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """A configuration with which the runtime did not start or did not serve, while it serves without it."""
 
     config: TriedConfig

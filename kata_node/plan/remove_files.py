@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+
+from msgspec import Struct, field
 
 from kata_node.errors import HostError
 from kata_node.host import removal
 from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients
 from kata_node.plan.effects import Effect, PathEffect
-from kata_node.records import dataclass
 from kata_node.text import pluralize
 
 
-@dataclass(frozen=True)
-class RemoveFiles:
+class RemoveFiles(Struct, frozen=True):
     """Remove files and links below the install dir."""
 
     install_dir: str
     paths: tuple[str, ...]
-    sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     """The bytes of the files by path, as far as they are known; only a plan shows them."""
 
     def describe(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -12,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
+
 from kata_node.errors import IneligibleNodeError, KataNodeError, PodsRunError, UnfitNodeError, UsageError
-from kata_node.records import dataclass
 from kata_node.text import TERMINATION_MESSAGE_LIMIT, foreign_words
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ A character takes at most six bytes of JSON.
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One finding of host-check. ``permanent`` is True if a retry cannot succeed."""
 
     name: str
@@ -51,8 +51,7 @@ class Finding:
     """Whether a run that works on the node now can be the cause of a failure, also of a permanent one."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """An error as data."""
 
     what: str
@@ -79,14 +78,13 @@ class Problem:
     def to_json(self) -> dict[str, Any]:
         """Return the error as a JSON object. The optional keys are there only with a value."""
         optional = ("unfit", "unit_log", "pods_run")
-        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in optional}
+        return {key: value for key, value in to_builtins(self).items() if value or key not in optional}
 
     def __str__(self) -> str:
         return str(KataNodeError(self.what, where=self.where, hint=self.hint, unit_log=self.unit_log))
 
 
-@dataclass(frozen=True)
-class StageReport:
+class StageReport(Struct, frozen=True):
     """The result of one stage. ``changes`` are one line per action."""
 
     stage: str
@@ -148,7 +146,7 @@ def failure_document(error: Problem) -> dict[str, Any]:
 
 
 def _stage_document(report: StageReport) -> dict[str, Any]:
-    data = dataclasses.asdict(dataclasses.replace(report, preview=None))
+    data = to_builtins(replace(report, preview=None))
     if report.error:
         data["error"] = report.error.to_json()
     optional = ("unfit", "usage", "depends_on_other_runs")
@@ -236,7 +234,7 @@ def read_failure_for_claim(directory: Path) -> StageReport | None:
     codes = [kind.exit_code for kind in kinds]
     code = error["exit_code"] if error.get("exit_code") in codes else codes[0]
     what, where, hint = (foreign_words(str(error.get(key, ""))) for key in ("what", "where", "hint"))
-    return dataclasses.replace(found, outcome="failed", error=Problem(what, where, hint, code, unfit=unfit))
+    return replace(found, outcome="failed", error=Problem(what, where, hint, code, unfit=unfit))
 
 
 def _read_document(path: Path) -> dict[str, Any] | None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX, SERVING, installation_label
 from kata_node.kube import node_status
 from kata_node.kube.node import SHARED_LABEL, NodeFacts
 from kata_node.kube.release_state import RECONCILE_KEY, ROLLOUT_KEY, STATE_PREFIX
-from kata_node.records import dataclass
 from kata_node.text import foreign_words, pluralize
 
 
-@dataclass(frozen=True)
-class RolloutRecord:
+class RolloutRecord(Struct, frozen=True):
     """What the dispatcher recorded about a run; empty texts for what it did not record."""
 
     action: str = ""
@@ -39,8 +39,7 @@ class RolloutRecord:
         return bool(self.ended) and self.outcome != "interrupted" and not self.omitted
 
 
-@dataclass(frozen=True)
-class DaemonSetPods:
+class DaemonSetPods(Struct, frozen=True):
     """The pods of a DaemonSet: how many are wanted and ready, and why pods on nodes are not ready."""
 
     name: str
@@ -49,8 +48,7 @@ class DaemonSetPods:
     not_ready: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Release:
+class Release(Struct, frozen=True):
     """A release of the chart. ``rollout`` is ``None`` if none is recorded.
 
     ``pods`` is ``None`` unless its ``deployment_mode`` is ``daemonset``, and its DaemonSet can be read.
@@ -77,8 +75,7 @@ class Release:
         return under_way or (self.pods is not None and self.pods.ready < self.pods.wanted)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Struct, frozen=True):
     """One installation on one node."""
 
     node: str
@@ -111,8 +108,7 @@ class Row:
         return self.outcome == "unfit" or (self.serving == SERVING and self.outcome in ("", "installed"))
 
 
-@dataclass(frozen=True)
-class ClusterStatus:
+class ClusterStatus(Struct, frozen=True):
     """All installations on all nodes. ``notes`` say what could not be read."""
 
     releases: tuple[Release, ...]
@@ -251,8 +247,7 @@ def _installations(node: NodeFacts, releases: Sequence[Release], only: Collectio
     return sorted(found if only is None else found & set(only))
 
 
-@dataclass(frozen=True)
-class _Told:
+class _Told(Struct, frozen=True):
     """What a run of the dispatcher recorded about a node that was not as wanted."""
 
     action: str

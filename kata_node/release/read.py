@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node.errors import KubeError, UsageError
 from kata_node.kube.node import NodeFacts
 from kata_node.kube.reader import Reader
 from kata_node.kube.release_state import STATE_PREFIX
-from kata_node.records import dataclass
 from kata_node.release.model import (
     ClusterStatus,
     DaemonSetPods,
@@ -28,8 +29,7 @@ REASON_LIMIT = 256
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """Which releases a command is about: all, those of a namespace, or one."""
 
     release: str = ""

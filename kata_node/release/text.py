@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
+
+from msgspec import to_builtins
 
 from kata_node.release.model import ClusterStatus, Release, RolloutRecord, Row
 from kata_node.text import pluralize
@@ -25,8 +26,8 @@ def to_json(status: ClusterStatus) -> dict[str, Any]:
     """Return the document of ``--output json``."""
     return {
         "outcome": "healthy" if status.is_healthy else "not healthy",
-        "releases": [asdict(each) for each in status.releases],
-        "nodes": [{**asdict(each), "healthy": each.is_healthy} for each in status.rows],
+        "releases": [to_builtins(each) for each in status.releases],
+        "nodes": [{**to_builtins(each), "healthy": each.is_healthy} for each in status.rows],
         "nodes_without_kata": status.nodes_without_kata,
         "notes": list(status.notes),
     }

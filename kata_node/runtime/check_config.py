@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kata_node.errors import HostError
 from kata_node.host import go_glob
 from kata_node.plan.actions import Clients
 from kata_node.plan.effects import Effect
-from kata_node.records import dataclass
 from kata_node.runtime.correction import correction
 from kata_node.runtime.model.config import CriConfig, StartProblem
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from kata_node.host.files import Root
 
 
-@dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(Struct, frozen=True):
     """Check the configuration that the runtime will read, before it is restarted."""
 
     config: CriConfig
@@ -28,11 +27,11 @@ class CheckConfig:
     handlers: tuple[str, ...]
     labels: Mapping[str, str]
     """Path of a file -> the setting that its content comes from (``containerd.userDropIn``)."""
-    planned: Mapping[str, bytes | None] = field(default_factory=dict, repr=False)
+    planned: Mapping[str, bytes | None] = field(default_factory=dict)
     """Content that is not yet written; ``None`` for a file to remove.
 
     Content that fails this check never reaches the disk, so the runtime starts even after a power cut."""
-    before: Mapping[str, bytes | None] | None = field(default=None, repr=False)
+    before: Mapping[str, bytes | None] | None = None
     """The content of the changed files before the change. Problems that were there before do not count."""
     is_old: bool = False
     """Whether the files served before. Then only what keeps the runtime from starting is a problem."""

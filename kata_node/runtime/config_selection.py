@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from kata_node.runtime.containerd.config import ContainerdConfig
 from kata_node.runtime.model.distributions import DISTRIBUTION_RUNTIMES, k0s_manages

@@ -13,10 +13,11 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from kata_node.errors import HostError, IneligibleNodeError, SystemdError
 from kata_node.host.processes import is_script, process_of_unit
 from kata_node.plan.context import StageContext
-from kata_node.records import dataclass
 from kata_node.runtime import unit_command
 from kata_node.runtime.containerd import command_line
 from kata_node.runtime.model.go_flags import flag_values
@@ -38,8 +39,7 @@ _SET_BY_SYSTEMD = frozenset(("HOME", "INVOCATION_ID", "LOGNAME", "MAINPID", "SHE
 _SPECIAL_DIRECTORY = re.compile(r"(RUNTIME|STATE|CACHE|LOGS|CONFIGURATION|CREDENTIALS)_DIRECTORY\Z")
 
 
-@dataclass(frozen=True)
-class ConfiguredPaths:
+class ConfiguredPaths(Struct, frozen=True):
     """The configuration files that a runtime reads."""
 
     main: str = ""

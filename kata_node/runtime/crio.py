@@ -37,8 +37,9 @@ import posixpath
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from kata_node.errors import HostError
-from kata_node.records import dataclass
 from kata_node.runtime.crio_read import (
     BUILT_IN_HANDLERS,
     BYTE_ORDER_MARK,
@@ -88,8 +89,7 @@ RUNTIME_ROOT = "/run/vc"
 """The directory where Kata keeps the state of its sandboxes and CRI-O expects that of the shim."""
 
 
-@dataclass(frozen=True)
-class CrioConfig:
+class CrioConfig(Struct, frozen=True):
     """One installation on a CRI-O that reads ``main_path`` and ``drop_in_dir``."""
 
     install_dir: str

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from kata_node.errors import HostError
-from kata_node.records import dataclass
 from kata_node.runtime.model.config import ReadFile, StartProblem
 from kata_node.toml import edit as toml_edit
 
@@ -68,8 +69,7 @@ def read_file(read: ReadFile, path: str) -> bytes | None:
         raise
 
 
-@dataclass(frozen=True)
-class ParsedFile:
+class ParsedFile(Struct, frozen=True):
     """The relevant settings of one configuration file."""
 
     path: str

@@ -6,8 +6,10 @@ import hashlib
 import logging
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kata_node.errors import CriError
 from kata_node.host import kernel, reserve
@@ -16,7 +18,6 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan import refusal as refusals
 from kata_node.plan.context import StageContext
 from kata_node.plan.receipt import Receipt, dirs_of_other_installations
-from kata_node.records import dataclass
 from kata_node.runtime.config_selection import config_for, without_unread_drop_ins
 from kata_node.runtime.configured_paths import ConfiguredPaths, command_search_path
 from kata_node.runtime.containerd.config import ContainerdConfig
@@ -54,8 +55,7 @@ if TYPE_CHECKING:
 LIST_TIMEOUT = 30.0  # seconds to list the pods of a node, at most some hundreds
 
 
-@dataclass(frozen=True)
-class RuntimeFacts:
+class RuntimeFacts(Struct, frozen=True):
     """The state of the container runtime. Offline, only what the files of the root show."""
 
     runtime: Runtime
@@ -65,9 +65,9 @@ class RuntimeFacts:
     """How the distribution runs it, with the paths and the socket of this node."""
     config: CriConfig
     """How this installation configures it."""
-    files: Mapping[str, FileState] = field(repr=False)
+    files: Mapping[str, FileState]
     """By path: the files that the runtime reads, and those that this installation has or may have written."""
-    backups: Mapping[str, bytes] = field(repr=False)
+    backups: Mapping[str, bytes]
     """The content of the receipt's backups, by sha256; without missing and damaged ones."""
     missing_dirs: tuple[str, ...]
     """Missing directories that our drop-ins need."""

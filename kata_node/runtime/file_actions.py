@@ -5,24 +5,23 @@ from __future__ import annotations
 import logging
 import posixpath
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+
+from msgspec import Struct
 
 from kata_node.errors import HostError, NoSpaceError
 from kata_node.host import reserve
 from kata_node.host.files import FileState
 from kata_node.plan.actions import CHANGED_BY_OTHERS_HINT, Clients, RemoveFile, WriteFile
 from kata_node.plan.effects import Effect, PathEffect, removed_file, written_file
-from kata_node.records import dataclass
 from kata_node.runtime.model.config import is_user_drop_in
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class WriteConfig(WriteFile):
+class WriteConfig(WriteFile, frozen=True):
     """Create or replace a configuration file, and keep the previous one as its reserve."""
 
-    previous: FileState | None = field(default=None, repr=False)
+    previous: FileState | None = None
     """What a rollback restores; ``None`` if the file did not exist."""
     receipt_path: str = ""
     """For a revert, which needs no space: the receipt, which has a reserve that can be given up."""
@@ -64,11 +63,10 @@ class WriteConfig(WriteFile):
         )
 
 
-@dataclass(frozen=True)
-class RemoveConfig(RemoveFile):
+class RemoveConfig(RemoveFile, frozen=True):
     """Remove a configuration file, and keep it as its reserve."""
 
-    previous: FileState | None = field(default=None, repr=False)
+    previous: FileState | None = None
     """What a rollback restores; ``None`` if the file did not exist."""
 
     def effects(self) -> tuple[Effect, ...]:
@@ -85,8 +83,7 @@ SECRET_MODE = 0o600
 """The mode of a file that can have passwords. The runtimes run as root."""
 
 
-@dataclass(frozen=True)
-class MakePrivate:
+class MakePrivate(Struct, frozen=True):
     """Give files that can have passwords their mode. The runtime does not see this change."""
 
     paths: tuple[str, ...]
@@ -125,8 +122,7 @@ def make_private(files: Mapping[str, FileState], paths: Iterable[str]) -> tuple[
     return (MakePrivate(found),) if found else ()
 
 
-@dataclass(frozen=True)
-class RestoreFile:
+class RestoreFile(Struct, frozen=True):
     """Restore the previous state of a file."""
 
     path: str
@@ -161,8 +157,7 @@ class RestoreFile:
             raise HostError("the file could not be restored", where=self.path)
 
 
-@dataclass(frozen=True)
-class RemoveReserves:
+class RemoveReserves(Struct, frozen=True):
     """Remove the reserves of configuration files."""
 
     paths: tuple[str, ...]

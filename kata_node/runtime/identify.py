@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from kata_node.errors import CriError, IneligibleNodeError, KataNodeError, UsageError
 from kata_node.plan.context import StageContext

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node.errors import CriError, HostError, SystemdError
 from kata_node.host import kernel
@@ -15,7 +17,6 @@ from kata_node.plan import receipt as receipts
 from kata_node.plan.actions import Action, Clients, continued_on_a_full_disk
 from kata_node.plan.effects import Effect, UnitEffect, UnitOperation
 from kata_node.plan.receipt import Receipt
-from kata_node.records import dataclass
 from kata_node.runtime.served_programs import SEARCH_PATH, handlers_below
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ WATCH_TIMEOUT = 30.0
 containerd and starts it again."""
 
 
-@dataclass(frozen=True)
-class RestartRuntime:
+class RestartRuntime(Struct, frozen=True):
     """Restart the runtime's unit. Prove that it serves all expected and no removed handlers.
 
     If the runtime can load a change without a restart, it gets time to do so. Only if that fails is the unit
@@ -136,7 +136,7 @@ class RestartRuntime:
                 raise
             previous_invocation = before.invocation_id
         elif self.restart == "if-read":
-            proof = dataclasses.replace(self, expected_handlers=(), removed_handlers=())
+            proof = replace(self, expected_handlers=(), removed_handlers=())
         after = proof._wait_for_proof(
             clients, deadline, PATIENCE, previous_invocation=previous_invocation, started=started
         )
@@ -361,8 +361,8 @@ def _handler_error(
 def _save_receipt(clients: Clients, receipt: Receipt | None, invocation: str) -> None:
     """Save ``receipt``, if any, with ``invocation`` and the current boot id."""
     if receipt is not None and receipt.cri is not None:
-        cri = dataclasses.replace(receipt.cri, invocation=invocation, boot=kernel.boot_id())
-        receipt = dataclasses.replace(receipt, cri=cri)
+        cri = replace(receipt.cri, invocation=invocation, boot=kernel.boot_id())
+        receipt = replace(receipt, cri=cri)
     if receipt is not None:
         receipts.save(clients.root, receipt)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kata_node.plan.actions import (
     Action,
@@ -12,7 +14,6 @@ from kata_node.plan.actions import (
     WriteReceipt,
 )
 from kata_node.plan.receipt import Backup, CriRecord, PreviousFile, Receipt
-from kata_node.records import dataclass
 from kata_node.runtime import file_records
 from kata_node.runtime.check_config import CheckConfig
 from kata_node.runtime.facts import RuntimeFacts
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from kata_node.runtime.model.distributions import LoadMethod
 
 
-@dataclass(frozen=True)
-class ConfigChecks:
+class ConfigChecks(Struct, frozen=True):
     """The checks of the configuration in one transaction."""
 
     planned: Action
@@ -37,8 +37,7 @@ class ConfigChecks:
     """Of the files that a rollback restored, before the restart."""
 
 
-@dataclass(frozen=True)
-class TransactionStart:
+class TransactionStart(Struct, frozen=True):
     """The state at the start of the transaction, which an interrupted run may have begun."""
 
     previous: tuple[PreviousFile, ...]

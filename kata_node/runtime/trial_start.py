@@ -26,9 +26,10 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from msgspec import Struct
+
 from kata_node.errors import KataNodeError
 from kata_node.host.host_program import HostProgram, ProgramOutput
-from kata_node.records import dataclass
 from kata_node.runtime.unit_log import LIMIT, error_lines
 from kata_node.text import quote_foreign
 
@@ -63,8 +64,7 @@ _OF_THE_TRIAL = re.compile(
 """What can happen only because the trial sees no data, no network and no devices."""
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(Struct, frozen=True):
     """What a trial start showed."""
 
     verdict: Verdict

@@ -10,13 +10,12 @@ import itertools
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import field, replace
 
-from kata_node.records import dataclass
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(Struct, frozen=True):
     """A command line that begins with its program."""
 
     argv: tuple[str, ...]
@@ -25,8 +24,7 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Wrapper:
+class _Wrapper(Struct, frozen=True):
     short: str = ""
     """Short options that have a value, which can be in the same word: ``-n5``."""
     long: str = ""

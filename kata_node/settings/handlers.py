@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kata_node.records import dataclass
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings
     from kata_node.settings.shims import Shim, Variant
 
 
-@dataclass(frozen=True)
-class Handler:
+class Handler(Struct, frozen=True):
     """One handler. Paths are relative to the install dir."""
 
     name: str

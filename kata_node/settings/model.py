@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, field, replace
 
-from kata_node.records import dataclass
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
+
 from kata_node.settings.runtime import ContainerdSettings, SnapshotterSettings
 from kata_node.settings.selection import CustomRuntime, ShimSettings
 from kata_node.settings.shims import Shim
@@ -20,8 +21,7 @@ DEFAULT_INSTALL_DIR = "/opt/kata"
 DEFAULT_INSTANCE = "default"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """The settings that the stages on a node use."""
 
     shims: tuple[Shim, ...]
@@ -97,7 +97,7 @@ class Settings:
         """
         import hashlib
 
-        digested = asdict(self)
+        digested = to_builtins(self)
         for name in (
             "skipped",
             "named",

@@ -6,7 +6,8 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kata_node.records import dataclass
+from msgspec import Struct
+
 from kata_node.settings.selection import read_toml
 from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, path_problem
 
@@ -27,8 +28,7 @@ _CONFIG_SHAPE: Mapping[str, Any] = {
 """The types of keys that are the same in every version of containerd's configuration. A dict is a table."""
 
 
-@dataclass(frozen=True)
-class ContainerdSettings:
+class ContainerdSettings(Struct, frozen=True):
     """The paths of containerd that differ from those of the distribution, and annotations it passes on.
 
     An empty path means that of the distribution.
@@ -42,8 +42,7 @@ class ContainerdSettings:
     """Globs of pod annotations that containerd passes to every shim."""
 
 
-@dataclass(frozen=True)
-class SnapshotterSettings:
+class SnapshotterSettings(Struct, frozen=True):
     """The snapshotters to set up on the node, and the options of erofs."""
 
     setup: tuple[str, ...] = ()

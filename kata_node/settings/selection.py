@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from kata_node.records import dataclass
+from msgspec import Struct
+
 from kata_node.settings.shims import MACHINES, Shim, table
 from kata_node.settings.values import ValuesReader, describe_value, did_you_mean, parse_yaml
 
@@ -21,8 +22,7 @@ _KERNEL_PARAM_VALUE = re.compile(r"[!#-&(-~]*")
 _K8S_NAMES = {machine: name for name, machine in MACHINES.items()}
 
 
-@dataclass(frozen=True)
-class ShimSettings:
+class ShimSettings(Struct, frozen=True):
     """The values of one shim, without ``enabled`` and ``supportedArches``."""
 
     drop_in: str = ""
@@ -40,8 +40,7 @@ class ShimSettings:
     enable_dcgm: bool = False
 
 
-@dataclass(frozen=True)
-class CustomRuntime:
+class CustomRuntime(Struct, frozen=True):
     """A handler that the user defines, with the configuration of a shim as its base."""
 
     name: str
@@ -54,8 +53,7 @@ class CustomRuntime:
     crio_pull_type: str = ""
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(Struct, frozen=True):
     """The shims of one node, in fields of :class:`~kata_node.settings.model.Settings`."""
 
     shims: tuple[Shim, ...]
@@ -68,8 +66,7 @@ class Selection:
     """Why no enabled shim and no custom runtime runs on this architecture; empty if one does."""
 
 
-@dataclass(frozen=True)
-class _ShimEntry:
+class _ShimEntry(Struct, frozen=True):
     """One entry of ``shims``."""
 
     enabled: bool | None

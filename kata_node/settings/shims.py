@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from kata_node.records import dataclass
+from msgspec import Struct
 
 MACHINES: Mapping[str, str] = MappingProxyType(
     {"amd64": "x86_64", "arm64": "aarch64", "s390x": "s390x", "ppc64le": "ppc64le"}
@@ -27,16 +27,14 @@ BUILTIN_PREFIX = "/opt/kata"
 """The install dir that Kata is built for. Paths in its archives and configuration files begin with it."""
 
 
-@dataclass(frozen=True)
-class Overhead:
+class Overhead(Struct, frozen=True):
     """The pod overhead of a RuntimeClass, as Kubernetes quantities."""
 
     memory: str
     cpu: str
 
 
-@dataclass(frozen=True)
-class Shim:
+class Shim(Struct, frozen=True):
     """One Kata shim. All paths are relative to the install dir."""
 
     name: str

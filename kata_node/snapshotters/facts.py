@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import field
+
+from msgspec import Struct
 
 from kata_node.host import kernel
 from kata_node.host.files import Root
 from kata_node.plan.context import StageContext
-from kata_node.records import dataclass
 from kata_node.snapshotters import mapping, nydus
 from kata_node.snapshotters.mapping import NYDUS, UNIT_DIR, NydusInstance
 from kata_node.snapshotters.nydus import NydusFacts
@@ -58,8 +58,7 @@ def gather_nydus_facts(context: StageContext, units: tuple[str, ...]) -> NydusFa
     )
 
 
-@dataclass(frozen=True)
-class MkfsErofs:
+class MkfsErofs(Struct, frozen=True):
     """The ``mkfs.erofs`` that a unit would run."""
 
     path: str
@@ -67,8 +66,7 @@ class MkfsErofs:
     """The options in :data:`MKFS_FLAGS` that it does not know."""
 
 
-@dataclass(frozen=True)
-class SnapshotterFacts:
+class SnapshotterFacts(Struct, frozen=True):
     """Facts about snapshotters for host-check."""
 
     nydus: NydusFacts
@@ -81,7 +79,7 @@ class SnapshotterFacts:
     """Whether the running kernel has an erofs module that can be loaded. False if this is not visible."""
     dm_verity: bool
     """Whether the running kernel has dm-verity."""
-    offline: bool = field(default=False)
+    offline: bool = False
 
 
 def gather_facts(context: StageContext, units: tuple[str, ...]) -> SnapshotterFacts:

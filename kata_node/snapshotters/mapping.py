@@ -40,7 +40,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from kata_node.records import dataclass
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from kata_node.settings.handlers import Handler
@@ -75,8 +75,7 @@ EROFS_DISK_SIZE, EROFS_MEMORY_SIZE = "10G", "0"
 """``default_size`` of erofs: the writable layer of a container as a disk image of this size, or in memory."""
 
 
-@dataclass(frozen=True)
-class NydusInstance:
+class NydusInstance(Struct, frozen=True):
     """The names and paths of one installation's nydus-snapshotter on the node."""
 
     install_dir: str

@@ -21,10 +21,11 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from kata_node.errors import IneligibleNodeError, PayloadError
 from kata_node.plan.actions import Action, MakeDirs, MakeLinks, RemoveDirs, RemoveFile, WriteFile
 from kata_node.plan.remove_files import RemoveFiles
-from kata_node.records import dataclass
 from kata_node.snapshotters import mapping
 from kata_node.snapshotters.mapping import NYDUS, NYDUS_COMPONENT, UNIT_DIR, NydusInstance
 from kata_node.snapshotters.unit_actions import DaemonReload, StartUnit, StopUnit
@@ -36,8 +37,7 @@ PROGRAM_PATH = f"{NYDUS_COMPONENT}/containerd-nydus-grpc"
 """The path of the snapshotter's program in the payload."""
 
 
-@dataclass(frozen=True)
-class NydusFacts:
+class NydusFacts(Struct, frozen=True):
     """The state of the unit with this installation's name, whoever made it, and of its other files."""
 
     unit: bytes | None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from kata_node.errors import SystemdError
 from kata_node.host.journal import journal_command
 from kata_node.plan.actions import Clients
 from kata_node.plan.effects import Effect, UnitEffect
-from kata_node.records import dataclass
 
 TIMEOUT = 120.0  # seconds for one action
 
 
-@dataclass(frozen=True)
-class DaemonReload:
+class DaemonReload(Struct, frozen=True):
     """Let systemd reload its unit files. No unit stops or starts."""
 
     timeout: float = TIMEOUT
@@ -33,8 +33,7 @@ class DaemonReload:
         """Check nothing: systemd answers after the reload is complete."""
 
 
-@dataclass(frozen=True)
-class StartUnit:
+class StartUnit(Struct, frozen=True):
     """Start a unit, unless it runs."""
 
     unit: str
@@ -64,8 +63,7 @@ class StartUnit:
             )
 
 
-@dataclass(frozen=True)
-class StopUnit:
+class StopUnit(Struct, frozen=True):
     """Stop a unit, if it exists and runs."""
 
     unit: str

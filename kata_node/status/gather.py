@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from kata_node.bounded_read import file_digest
 from kata_node.cluster.labels import INSTALLATION_LABEL_PREFIX

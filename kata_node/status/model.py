@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Literal
+
+from msgspec import Struct, field
 
 from kata_node.host.lock import Holder
 from kata_node.plan.last_run import LastRun
-from kata_node.records import dataclass
 
 Verdict = Literal["healthy", "absent", "unknown", "drifted", "degraded", "broken"]
 
@@ -26,8 +26,7 @@ VERDICTS: tuple[Verdict, ...] = ("healthy", "absent", "unknown", "drifted", "deg
 """
 
 
-@dataclass(frozen=True)
-class RuntimeStatus:
+class RuntimeStatus(Struct, frozen=True):
     """What systemd and the CRI say of the node's container runtime now. Offline, all is empty."""
 
     unit: str = ""
@@ -49,8 +48,7 @@ class RuntimeStatus:
     """What is wrong in the runtime's configuration, and what to do about it."""
 
 
-@dataclass(frozen=True)
-class RecordedState:
+class RecordedState(Struct, frozen=True):
     """What the receipt says of an installation. The words are those of the receipt; empty: not recorded."""
 
     artifacts: str = ""
@@ -59,8 +57,7 @@ class RecordedState:
     unit: str = ""
 
 
-@dataclass(frozen=True)
-class InstallationStatus:
+class InstallationStatus(Struct, frozen=True):
     """The status of one installation. All is what is seen now, except ``recorded`` and ``last_run``."""
 
     instance: str
@@ -102,8 +99,7 @@ class InstallationStatus:
     """What to do; a command if one is enough. Empty if there is nothing to do."""
 
 
-@dataclass(frozen=True)
-class NodeLabels:
+class NodeLabels(Struct, frozen=True):
     """The Kata labels of the Node ``name``. ``error`` says why they are not known."""
 
     name: str
@@ -111,8 +107,7 @@ class NodeLabels:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class NodeStatus:
+class NodeStatus(Struct, frozen=True):
     """The status of a node."""
 
     installations: tuple[InstallationStatus, ...]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kata_node.errors import KataNodeError
 from kata_node.host.journal import journal_command
 from kata_node.plan.context import StageContext
-from kata_node.records import dataclass
 from kata_node.runtime.config_selection import config_for
 from kata_node.runtime.identify import find_distribution_runtime, find_unit
 from kata_node.runtime.install_dirs import named_install_dirs
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 CRI_TIMEOUT = 5.0  # seconds
 
 
-@dataclass(frozen=True)
-class NodeRuntime:
+class NodeRuntime(Struct, frozen=True):
     """The status of the runtime, with what belongs to it."""
 
     status: RuntimeStatus

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from msgspec import to_builtins
 
 from kata_node.host.lock import Holder
 from kata_node.plan.last_run import LastRun
@@ -17,14 +18,14 @@ MAX_DRIFT_LINES = 20
 
 def to_json(node: NodeStatus) -> dict[str, Any]:
     """Return the JSON document of the command ``status``."""
-    document: dict[str, Any] = {"outcome": node.outcome, "runtime": dataclasses.asdict(node.runtime)}
+    document: dict[str, Any] = {"outcome": node.outcome, "runtime": to_builtins(node.runtime)}
     if node.run_in_progress:
         holder = node.run_in_progress
-        document["run_in_progress"] = dataclasses.asdict(holder) | {"since": _time(holder)}
-    document["installations"] = [dataclasses.asdict(each) for each in node.installations]
+        document["run_in_progress"] = to_builtins(holder) | {"since": _time(holder)}
+    document["installations"] = [to_builtins(each) for each in node.installations]
     if node.foreign:
         document["foreign"] = list(node.foreign)
-    return document | ({"node": dataclasses.asdict(node.labels)} if node.labels else {})
+    return document | ({"node": to_builtins(node.labels)} if node.labels else {})
 
 
 def to_text(node: NodeStatus) -> str:

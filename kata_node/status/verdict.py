@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kata_node.host.lock import Holder
 from kata_node.plan.last_run import Invocation
-from kata_node.records import dataclass
 from kata_node.status.model import VERDICTS, InstallationStatus, RuntimeStatus, Verdict
 from kata_node.text import pluralize
 
@@ -25,8 +26,7 @@ STATE_TEXTS = {**UNFINISHED_ARTIFACTS, **UNFINISHED_CRI}
 OFFLINE_ADVICE = "run `kata-node status` on the node when it runs"
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """How ``kata-node status`` was called, to name commands that work from there."""
 
     invocation: Invocation = field(default_factory=Invocation)

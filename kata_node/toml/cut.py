@@ -11,7 +11,8 @@ import tomllib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from kata_node.records import dataclass
+from msgspec import Struct
+
 from kata_node.toml.edit import TOKEN
 
 KeyPath = tuple[str, ...]
@@ -20,8 +21,7 @@ KeyPath = tuple[str, ...]
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class _Statement:
+class _Statement(Struct, frozen=True):
     """A table header, or ``key = value``. ``start`` and ``end`` are those of its lines."""
 
     start: int
@@ -119,8 +119,7 @@ def _key_path(key: str) -> KeyPath:
     return tuple(path)
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     """One ``key = value`` of an inline table; ``next`` is the start of the next one, if there is one."""
 
     start: int

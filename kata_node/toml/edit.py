@@ -22,8 +22,9 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from kata_node.errors import HostError, UnusableFileError
-from kata_node.records import dataclass
 from kata_node.toml.parse import parse
 
 ADDED_LINE_COMMENT = "# added by kata-node"
@@ -185,8 +186,7 @@ def _split_array(table: Mapping[str, Any], name: str) -> tuple[list[str], dict[s
     return list(string_array(table, name, "")), rest
 
 
-@dataclass(frozen=True)
-class _Statement:
+class _Statement(Struct, frozen=True):
     """A line ``key = value`` above the first table. ``value`` has the span of each token of the value."""
 
     start: int
@@ -195,8 +195,7 @@ class _Statement:
     value: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class _Element:
+class _Element(Struct, frozen=True):
     """A string in the array: its span, and the end of the comma behind it."""
 
     start: int
@@ -204,8 +203,7 @@ class _Element:
     comma: int | None
 
 
-@dataclass(frozen=True)
-class _Array:
+class _Array(Struct, frozen=True):
     start: int
     """The start of its key."""
     end: int

@@ -23,8 +23,9 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from kata_node.errors import HostError, UnusableFileError
-from kata_node.records import dataclass
 from kata_node.toml import cut
 from kata_node.toml.cut import KeyPath
 from kata_node.toml.edit import load, quote
@@ -183,8 +184,7 @@ def _manual_edit_error(name: str, where: str) -> UnusableFileError:
 # --- the block and its markers -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Block:
+class _Block(Struct, frozen=True):
     """A managed block: the start of its first marker, and the end of the line of its second one."""
 
     start: int

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from kata_node.records import dataclass
+from msgspec import Struct
+
 from kata_node.settings.load import read_settings
 from kata_node.settings.shims import MACHINES, table
 from kata_node.settings.unsupported import unsupported
@@ -21,8 +22,7 @@ OLDER_KEY = "is a key of an older chart"
 """What the chart and the nodes say of a key that ``values convert`` replaces."""
 
 
-@dataclass(frozen=True)
-class ValuesFinding:
+class ValuesFinding(Struct, frozen=True):
     """A sentence about the values. Only an error stops ``helm`` or a node."""
 
     level: Literal["error", "note"]
@@ -32,8 +32,7 @@ class ValuesFinding:
     """The architectures of the nodes that say so, as Kubernetes names them; empty for the chart."""
 
 
-@dataclass(frozen=True)
-class CheckResult:
+class CheckResult(Struct, frozen=True):
     """All findings, and for each architecture the shims that its nodes install and skip."""
 
     findings: tuple[ValuesFinding, ...]

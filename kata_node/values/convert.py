@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import Struct
+
 from kata_node.errors import SettingsError
-from kata_node.records import dataclass
 from kata_node.settings.values import parse_values
 from kata_node.values import yaml_text
 from kata_node.values.old_keys import Change, conversion
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(Struct, frozen=True):
     """The converted text, and what a person should look at."""
 
     text: str

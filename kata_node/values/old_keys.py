@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from kata_node.settings.shims import MACHINES, table
 from kata_node.settings.values import describe_value, did_you_mean
@@ -51,8 +52,7 @@ MARINER_SHIMS = {"clh": "clh-azure", "clh-runtime-rs": "clh-azure-runtime-rs"}
 _TRUE = ("true", "yes", "1")
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(Struct, frozen=True):
     """What replaces one old key: it is removed, and other keys are set."""
 
     old: Path
@@ -61,8 +61,7 @@ class Change:
     """The new name of the key, which keeps its value."""
 
 
-@dataclass
-class Conversion:
+class Conversion(Struct):
     """The changes in the order of the file, and what a person should look at."""
 
     changes: list[Change] = field(default_factory=list)
@@ -97,8 +96,7 @@ def conversion(values: Mapping[Any, Any]) -> Conversion:
     return result
 
 
-@dataclass(frozen=True)
-class _Enabled:
+class _Enabled(Struct, frozen=True):
     """The shims that the old keys name, and their architectures if there is a list for one of these."""
 
     names: tuple[str, ...] = ()
@@ -107,8 +105,7 @@ class _Enabled:
     """Whether Kata has none of the shims. Without the old keys, all shims would be enabled then."""
 
 
-@dataclass(frozen=True)
-class _Reading:
+class _Reading(Struct, frozen=True):
     """One old key with all that its meaning depends on."""
 
     texts: Mapping[str, str]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from msgspec import Struct
+
 from kata_node.kube.node_affinity import NAME_FIELD, OPERATORS
-from kata_node.records import dataclass
 from kata_node.values.chart import Values, at, defaults
 
 CONTROL_PLANE = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
@@ -20,8 +21,7 @@ REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 
 
-@dataclass(frozen=True)
-class Requirement:
+class Requirement(Struct, frozen=True):
     """One requirement on a label or field of a node."""
 
     key: str

@@ -9,11 +9,12 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
+from msgspec.structs import replace
 
 from cli.cli_runner import preserve_logging, run_as
 from fakes import FakeNode

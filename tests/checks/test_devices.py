@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from checks.test_table import MACHINE
 from kata_node.checks.devices import checks
@@ -31,7 +31,7 @@ def findings(
     shims: str, lacking: Mapping[str, str], configurations: Mapping[str, Any] | None = None, **machine: Any
 ) -> dict[str, Finding]:
     loaded = settings.load(None, overrides={"shims": shims}, arch="x86_64")
-    facts = replace(MACHINE, devices={**MACHINE.devices, **lacking}, **machine)  # type: ignore[dict-item]
+    facts = replace(MACHINE, devices={**MACHINE.devices, **lacking}, **machine)
     return {finding.name: finding for finding in checks(loaded, facts, configurations or {})}
 
 

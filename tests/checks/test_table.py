@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.checks.facts import HostCheckFacts
 from kata_node.checks.hardware import HardwareFacts

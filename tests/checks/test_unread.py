@@ -6,11 +6,11 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from checks.test_table import RECEIPT, RUNTIME
 from kata_node.checks import unread

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import payloads
 from cli.cli_runner import (
@@ -589,9 +590,7 @@ def test_a_node_without_a_cri_socket_is_refused(
 ) -> None:
     run_as(monkeypatch, 0)
     root = Root(cli_runner.host)
-    use_clients(
-        monkeypatch, dataclasses.replace(FakeNode(root).clients(), cri=lambda socket: Cri(root, socket))
-    )
+    use_clients(monkeypatch, replace(FakeNode(root).clients(), cri=lambda socket: Cri(root, socket)))
     before = cli_runner.files()
     refused(cli_runner, cli_runner.online("install"), 1, "/run/containerd/containerd.sock", "no CRI socket")
     assert cli_runner.files() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from msgspec.structs import fields
 
 from cli.cli_runner import MAIN, CliRunner, Result, open_cli_runner
 from kata_node import __main__, __version__
@@ -124,7 +124,7 @@ PLACING = ("user_drop_in", "payload", "payload_release", "shims", "ignore_unread
 def test_a_command_has_only_options_that_mean_something(command: str, lacks: tuple[str, ...]) -> None:
     names = {each.name for each in options_of(command)}
     assert names & set(lacks) == set()
-    assert names >= {each.name for each in dataclasses.fields(Common)} - set(lacks) - {
+    assert names >= {each.name for each in fields(Common)} - set(lacks) - {
         *HARMLESS,
         *("expected_machine_id", "lock_timeout"),
     }
@@ -193,7 +193,7 @@ def test_the_termination_message_of_a_pod_is_not_that_of_a_command_that_only_loo
 
 def test_every_option_has_a_variable() -> None:
     options = {option.name: option for option in options_of("stage")}
-    assert [each.name for each in dataclasses.fields(Common)] == list(options)
+    assert [each.name for each in fields(Common)] == list(options)
     for name, option in options.items():
         assert option.opts == [f"--{name.replace('_', '-')}"]
         assert option.envvar[0] == env_variable(name) == f"KATA_NODE_{name.upper()}"

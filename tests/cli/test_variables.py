@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import FieldInfo, fields
 
 from cli.cli_runner import CliRunner, open_cli_runner
 from kata_node.cli import commands, main
@@ -30,7 +30,7 @@ VALUES = {
 """A value that is not the default, by the type of the option."""
 
 
-def value_for(field: dataclasses.Field[object]) -> str:
+def value_for(field: FieldInfo) -> str:
     if field.name in ("output", "log_level"):
         return {"output": "json", "log_level": "debug"}[field.name]
     checked = {"runtime": "containerd://2.0.1", "cri_socket": "/run/x.sock", "helm_release": "a-b/c"}
@@ -59,11 +59,11 @@ def test_variables_mean_the_same_without_typer(monkeypatch: pytest.MonkeyPatch, 
     assert common_of_variables(command[0]) == by_typer(monkeypatch, command) == Common()
     monkeypatch.setenv("NODE_NAME", "one")
     assert common_of_variables(command[0]) == by_typer(monkeypatch, command) == Common(node_name="one")
-    for field in dataclasses.fields(Common):
+    for field in fields(Common):
         monkeypatch.setenv(env_variable(field.name), value_for(field))
     found = common_of_variables(command[0])
     assert found == by_typer(monkeypatch, command)
-    changed = {each.name for each in dataclasses.fields(Common) if getattr(found, each.name) != each.default}
+    changed = {each.name for each in fields(Common) if getattr(found, each.name) != each.default}
     assert changed == set(COMMAND_OPTIONS[command[0]])
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from dispatcher.fake_api_server import FakeApiServer
 from kata_node.dispatcher.config import Config

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dispatcher.fake_api_server import FakeApiServer, Object
 from dispatcher.harness import CLEANUP, CONFIG, INSTALLATION_LABEL, LABELS, dispatch, outcomes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dispatcher.fake_api_server import FakeApiServer
 from dispatcher.harness import CONFIG, HANDLERS, SERVING, dispatch, outcomes, serve

@@ -3,10 +3,10 @@
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dispatcher.fake_api_server import FakeApiServer, FakeClock, Fault
 from dispatcher.harness import CONFIG, INSTALLATION_LABEL, dispatch, workers

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from dispatcher.fake_api_server import FakeApiServer, FakeClock, Fault, Object
 from dispatcher.harness import (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from dispatcher.fake_api_server import FakeApiServer, FakeClock, Fault, Object
 from dispatcher.harness import (

@@ -1,9 +1,9 @@
 import json
 import random
 import re
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.kube import node_status
 from kata_node.kube.node_status import NodeStatus
@@ -55,7 +55,7 @@ def test_nothing_is_written_when_only_the_time_is_another() -> None:
 )
 def test_a_change_of_anything_else_is_written_with_its_time(new: dict[str, str]) -> None:
     annotations = {ANNOTATION: node_status.encode(SERVED)}
-    wanted = replace(SERVED, since="2026-12-24T00:00:00Z", **new)  # type: ignore[arg-type]
+    wanted = replace(SERVED, since="2026-12-24T00:00:00Z", **new)
     changes = node_status.changes(LABELS, annotations, "blue", wanted)
     assert node_status.parse(changes.annotations[ANNOTATION] or "") == wanted
 

@@ -6,10 +6,10 @@ import functools
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cli.cli_runner import CliRunner, open_cli_runner
 from kata_node.kube import credentials, node_status

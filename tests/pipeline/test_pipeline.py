@@ -8,11 +8,11 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import payloads
 from fakes import MAIN, FakeKube, FakeNode

@@ -7,11 +7,11 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.errors import HostError, ReceiptError
 from kata_node.host.files import Root

@@ -1,9 +1,9 @@
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.kube import node_status
 from kata_node.kube.node import NodeFacts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.errors import HostError
 from kata_node.runtime.containerd import read as containerd_read

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.errors import HostError, KataNodeError
 from kata_node.runtime.containerd import main as containerd_main

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.host.atomic_replace import temp_sibling
 from kata_node.host.files import Root

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.host.cri_sandboxes import Pod
 from kata_node.host.files import FileState
@@ -50,7 +51,7 @@ class FakeCheck:
     def check(self, clients: Clients) -> None: ...
 
 
-class OneDropIn(ContainerdConfig):
+class OneDropIn(ContainerdConfig, frozen=True):
     """A configuration with one drop-in, which defines the handlers whatever its content is."""
 
     def defined_handlers(self, files: Mapping[str, bytes]) -> frozenset[str]:

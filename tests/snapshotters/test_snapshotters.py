@@ -6,11 +6,12 @@ import configparser
 import contextlib
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kata_node.checks.snapshotters import checks
 from kata_node.errors import HostError, IneligibleNodeError, PayloadError, SystemdError

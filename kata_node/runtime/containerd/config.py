@@ -38,8 +38,9 @@ import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
+from msgspec import Struct
+
 from kata_node.errors import HostError, IneligibleNodeError
-from kata_node.records import dataclass
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
@@ -76,8 +77,7 @@ if TYPE_CHECKING:
 Mode = Literal["import", "conf.d", "main"]
 
 
-@dataclass(frozen=True)
-class ContainerdConfig:
+class ContainerdConfig(Struct, frozen=True):
     """One installation on a containerd of ``version`` that runs as ``distribution_runtime``."""
 
     install_dir: str

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from kata_node.errors import HostError
-from kata_node.records import dataclass
 from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
 from kata_node.runtime.containerd.copies import merged_copies
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
     from kata_node.versions import Version
 
 
-@dataclass(frozen=True)
-class K0sConfig:
+class K0sConfig(Struct, frozen=True):
     """One installation on a k0s that manages ``main_path`` and reads the drop-ins in ``drop_in_dir``."""
 
     install_dir: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Mapping
 
-from kata_node.records import dataclass
+from msgspec import Struct
+
 from kata_node.runtime.containerd import main as containerd_main
 from kata_node.runtime.containerd import own_tables
 from kata_node.runtime.containerd import read as containerd_read
@@ -28,8 +29,7 @@ def dangling_imports(
     )
 
 
-@dataclass(frozen=True)
-class ContainerdEntry:
+class ContainerdEntry(Struct, frozen=True):
     """The entry of one installation.
 
     Its methods raise :class:`~kata_node.errors.HostError` for a file that is broken or not safe to edit.

@@ -10,9 +10,10 @@ import posixpath
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from kata_node.errors import HostError
 from kata_node.host.go_glob import is_malformed, matches
-from kata_node.records import dataclass
 from kata_node.runtime.model.config import Glob, ReadFile, StartProblem, handler_conflict
 from kata_node.runtime.model.programs import programs, uses
 from kata_node.toml import edit as toml_edit
@@ -196,8 +197,7 @@ def default_handler(files: Mapping[str, bytes]) -> str:
     return found
 
 
-@dataclass(frozen=True)
-class _ParsedFile:
+class _ParsedFile(Struct, frozen=True):
     path: str
     name: str
     """The path, and the setting that the content comes from."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from kata_node.records import dataclass
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from kata_node.settings.model import Settings
@@ -34,22 +33,20 @@ class StartProblem(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class FileChange:
+class FileChange(Struct, frozen=True):
     """The content that one configuration file is to have."""
 
     path: str
-    content: bytes | None = field(repr=False)
+    content: bytes | None
     """``None`` when the file must not exist."""
-    content_without_entry: bytes | None = field(repr=False, default=None)
+    content_without_entry: bytes | None = None
     """The current content without the entry of this installation; ``None`` when the whole file is ours."""
 
 
 CopyState = Literal["same", "outdated", "different", "incomplete"]
 
 
-@dataclass(frozen=True)
-class HandlerCopy:
+class HandlerCopy(Struct, frozen=True):
     """Handlers of an installation that a file of another program defines as well."""
 
     path: str
@@ -61,8 +58,7 @@ class HandlerCopy:
     """The program that wrote the file, as messages name it."""
 
 
-@dataclass(frozen=True)
-class DesiredConfig:
+class DesiredConfig(Struct, frozen=True):
     """The configuration that one installation needs."""
 
     mode: str
@@ -77,8 +73,7 @@ class DesiredConfig:
     """Copies of our handlers in files of other programs. ``changes`` removes the outdated ones."""
 
 
-@dataclass(frozen=True)
-class DropInLocation:
+class DropInLocation(Struct, frozen=True):
     """The drop-ins of an installation in one directory."""
 
     drop_in: str

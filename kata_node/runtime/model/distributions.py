@@ -41,11 +41,11 @@ CRI-O
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import field
 from typing import Literal
 
+from msgspec import Struct, field
+
 from kata_node.errors import IneligibleNodeError, SettingsError
-from kata_node.records import dataclass
 from kata_node.settings.model import Settings
 
 LoadMethod = Literal["restart", "watch", "signal"]
@@ -59,8 +59,7 @@ BASE_TEMPLATE_LINE = '{{ template "base" . }}\n'
 K0S_MANAGED_LINE = "# k0s_managed=true"
 
 
-@dataclass(frozen=True)
-class DistributionRuntime:
+class DistributionRuntime(Struct, frozen=True):
     """A container runtime as one distribution runs it."""
 
     distribution: str
