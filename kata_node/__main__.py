@@ -27,6 +27,7 @@ def main() -> None:
         from kata_node.signals import handle_signals
 
         handle_signals()
+        _load_msgspec()
     try:
         from kata_node.cli.main import run
 
@@ -36,6 +37,19 @@ def main() -> None:
 
         sys.exit(f"error: {stopped_error(error)}")
     sys.exit(code)
+
+
+def _load_msgspec() -> None:
+    """Load msgspec without typing_extensions.
+
+    msgspec takes three names from it if it is there, and from typing if not: since Python 3.11 they are the
+    same. To load typing_extensions, and inspect and ast with it, takes a seventh of a short stage.
+    """
+    if "typing_extensions" not in sys.modules:
+        sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+        import msgspec  # noqa: F401
+
+        del sys.modules["typing_extensions"]
 
 
 def kubectl_kata() -> None:

@@ -4,8 +4,6 @@ The command line wins over the variable ``KATA_NODE_<OPTION>``, which wins over 
 variable counts as not set, so that the template of a pod can leave it empty.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path

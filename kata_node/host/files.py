@@ -68,6 +68,7 @@ class Root:
     def __init__(self, base: Path) -> None:
         # Not resolved: that would turn /proc/PID/root, the root of another mount namespace, into our own.
         self.base = Path(os.path.abspath(base))
+        self._prefix = str(self.base).rstrip("/")
 
     def __repr__(self) -> str:
         return f"Root({str(self.base)!r})"
@@ -107,7 +108,7 @@ class Root:
             target = None
             if pending_parts or follow_last:
                 with host_errors(path):
-                    target = link_target(self.base.joinpath(*resolved_parts, part))
+                    target = link_target("/".join((self._prefix, *resolved_parts, part)))
             if target is None:
                 resolved_parts.append(part)
                 continue

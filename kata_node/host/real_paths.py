@@ -27,7 +27,7 @@ def is_dir(real: Path) -> bool:
     return info is not None and stat.S_ISDIR(info.st_mode)
 
 
-def link_target(real: Path) -> str | None:
+def link_target(real: Path | str) -> str | None:
     """Return the target of the symlink ``real``; ``None`` when it is not a symlink."""
     try:
         return os.readlink(real)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from kata_node.toml import render as toml
+
 Table = Mapping[str, Any]
 
 
@@ -105,33 +107,4 @@ def all_strings(value: Any) -> Iterator[str]:
 
 def render(content: Table, header_comment: str) -> bytes:
     """Return ``content`` as the TOML of a drop-in. ``header_comment`` is its second line."""
-    import tomlkit
-
-    document = tomlkit.document()
-    document.add(tomlkit.comment("Managed by kata-node, changes here are lost."))
-    document.add(tomlkit.comment(header_comment))
-    document.add(tomlkit.nl())
-    for key, value in content.items():
-        document.add(key, _toml_item(value))
-    return document.as_string().encode()
-
-
-def _toml_item(value: Any) -> Any:
-    """Return ``value`` as a tomlkit item. A table that has only tables in it gets no header."""
-    import tomlkit
-
-    if _is_list_of_tables(value):
-        tables = tomlkit.aot()
-        for item in value:
-            tables.append(_toml_item(item))
-        return tables
-    if not isinstance(value, Mapping):
-        return tomlkit.item(value)
-    table = tomlkit.table(is_super_table=all(isinstance(item, Mapping) for item in value.values()))
-    for key, item in value.items():
-        table.add(key, _toml_item(item))
-    return table
-
-
-def _is_list_of_tables(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+    return toml.render(content, ("Managed by kata-node, changes here are lost.", header_comment))

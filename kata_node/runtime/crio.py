@@ -73,9 +73,11 @@ from kata_node.runtime.model.config import (
 from kata_node.runtime.model.programs import programs, uses
 from kata_node.settings.handlers import handlers as handlers_of
 from kata_node.toml import edit as toml_edit
+from kata_node.toml import render as toml
 from kata_node.toml import tables as toml_tables
 
 if TYPE_CHECKING:
+    from kata_node.settings.handlers import Handler
     from kata_node.settings.model import Settings
 
 CONFIG_DIR = "/etc/crio"
@@ -276,33 +278,23 @@ class CrioConfig(Struct, frozen=True):
 
 def render(settings: Settings, *, with_storage_option: bool = True) -> bytes:
     """Return the drop-in with the handlers."""
-    import tomlkit
-
-    document = tomlkit.document()
-    document.add(
-        tomlkit.comment(f"Managed by kata-node (instance {settings.instance}). Changes here are lost.")
-    )
-    document.add(tomlkit.nl())
-    crio = tomlkit.table(is_super_table=not with_storage_option)
+    tables = {handler.name: _handler_table(settings, handler) for handler in handlers_of(settings)}
+    comments = [f"Managed by kata-node (instance {settings.instance}). Changes here are lost."]
     if with_storage_option:
-        crio.add(tomlkit.comment("Without it a shim cannot see the root file system of a container."))
-        crio["storage_option"] = [STORAGE_OPTION]
-    runtimes = tomlkit.table(is_super_table=True)
-    for handler in handlers_of(settings):
-        table = tomlkit.table()
-        table["runtime_path"] = f"{settings.install_dir}/{handler.shim.shim_binary}"
-        table["runtime_type"] = "vm"
-        table["runtime_root"] = RUNTIME_ROOT
-        table["runtime_config_path"] = f"{settings.install_dir}/{handler.own_config}"
-        table["privileged_without_host_devices"] = True
-        if handler.guest_pull:
-            table["runtime_pull_image"] = True
-        runtimes[handler.name] = table
-    runtime = tomlkit.table(is_super_table=True)
-    runtime["runtimes"] = runtimes
-    crio["runtime"] = runtime
-    document["crio"] = crio
-    return document.as_string().encode()
+        comments.append("Without the storage option a shim cannot see the root file system of a container.")
+    option = {"storage_option": [STORAGE_OPTION]} if with_storage_option else {}
+    return toml.render({"crio": {**option, "runtime": {"runtimes": tables}}}, tuple(comments))
+
+
+def _handler_table(settings: Settings, handler: Handler) -> dict[str, Any]:
+    return {
+        "runtime_path": f"{settings.install_dir}/{handler.shim.shim_binary}",
+        "runtime_type": "vm",
+        "runtime_root": RUNTIME_ROOT,
+        "runtime_config_path": f"{settings.install_dir}/{handler.own_config}",
+        "privileged_without_host_devices": True,
+        **({"runtime_pull_image": True} if handler.guest_pull else {}),
+    }
 
 
 def render_debug(settings: Settings) -> bytes:

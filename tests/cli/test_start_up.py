@@ -28,13 +28,14 @@ MODULES = {
 """The most modules of ours that each stage loads. Before you raise a number, look whether an import can wait
 until a run has something to do."""
 NEVER = {
-    *("typer", "rich", "yaml", "lightkube", "httpx2", "ssl", "psutil", "jeepney", "h2"),
+    *("typer", "rich", "yaml", "lightkube", "httpx2", "ssl", "psutil", "jeepney", "h2", "tomlkit"),
+    *("dataclasses", "inspect", "typing_extensions"),
     *("subprocess", "shutil", "tempfile", "difflib", "backports.zstd", "compression.zstd"),
     *("kata_node.cli.commands", "kata_node.daemon", "kata_node.dispatcher", "kata_node.status"),
     *("kata_node.release", "kata_node.values", "kata_node.plan.dry_run", "kata_node.plan.preview"),
 }
 NOT_OF = {
-    "tomlkit": ("claim", "artifacts", "label", "unlabel", "revert-cri", "remove-artifacts", "unclaim"),
+    "tomli_w": ("claim", "artifacts", "label", "unlabel", "remove-artifacts", "unclaim"),
     "kata_node.checks": ("claim", "artifacts", "label", "unlabel", "remove-artifacts", "unclaim"),
     "kata_node.payload": ("claim", "label", "unlabel", "unclaim", "check-pods"),
     "kata_node.runtime": ("claim", "label", "unlabel", "unclaim", "artifacts"),

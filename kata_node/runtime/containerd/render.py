@@ -14,6 +14,7 @@ from kata_node.runtime.containerd.main import RUNC, RUNC_TYPE
 from kata_node.runtime.containerd.read import HANDLER_PLUGINS
 from kata_node.settings.handlers import Handler, handlers
 from kata_node.snapshotters import mapping
+from kata_node.toml import render as toml
 from kata_node.toml import tables as toml_tables
 
 if TYPE_CHECKING:
@@ -29,19 +30,16 @@ def render(settings: Settings, main_schema: int, version: Version, *, with_log_l
 
     ``with_log_level`` says whether the settings may change the log level of containerd.
     """
-    import tomlkit
-
     schema = min(main_schema, NEWEST_SCHEMA)
-    document = tomlkit.document()
-    document.add(
-        tomlkit.comment(f"Managed by kata-node (instance {settings.instance}). Changes here are lost:")
-    )
-    document.add(tomlkit.comment("put your own into the setting containerd.userDropIn."))
-    document["version"] = schema
     # containerd 2 ignores the plugin name of schema 1.
     tables = content(settings, 3 if schema == 1 else schema, version)
-    _add_tables(document, tables | (_log_level(settings) if with_log_level else {}))
-    return document.as_string().encode()
+    return toml.render(
+        {"version": schema, **tables, **(_log_level(settings) if with_log_level else {})},
+        (
+            f"Managed by kata-node (instance {settings.instance}). Changes here are lost:",
+            "put your own into the setting containerd.userDropIn.",
+        ),
+    )
 
 
 def render_block(
@@ -61,8 +59,6 @@ def render_block(
     since may need it. Raises :class:`IneligibleNodeError` when a setting must go into an existing table of
     the file.
     """
-    import tomlkit
-
     schema = min(schema, NEWEST_SCHEMA)
     desired = content(settings, schema, version)
     missing = _missing_settings(desired, existing_config, (), where)
@@ -75,9 +71,7 @@ def render_block(
     # A log level in the file is the administrator's. A template is not parsed, and may have one.
     if existing_config and "debug" not in existing_config:
         missing |= _log_level(settings)
-    document = tomlkit.document()
-    _add_tables(document, missing)
-    return document.as_string().encode()
+    return toml.render(missing)
 
 
 def content(settings: Settings, schema: int, version: Version) -> dict[str, Any]:
@@ -139,11 +133,6 @@ def toml_value(value: object) -> str:
     return tomlkit.item(value).as_string()
 
 
-def _add_tables(document: Any, tables: Mapping[str, Any]) -> None:
-    for key in sorted(tables):
-        document[key] = _toml_table(tables[key])
-
-
 def runtimes(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the table of each handler, by its name."""
     return {handler.name: _handler_table(settings, handler) for handler in handlers(settings)}
@@ -171,13 +160,3 @@ def _handler_table(settings: Settings, handler: Handler) -> dict[str, Any]:
 
 def _runtime_type_name(handler: Handler) -> str:
     return f"kata-{handler.shim.name}"
-
-
-def _toml_table(content: dict[str, Any]) -> Any:
-    """Return nested tables; one that holds only tables gets no header."""
-    import tomlkit
-
-    table = tomlkit.table(is_super_table=all(isinstance(value, dict) for value in content.values()))
-    for key, value in content.items():
-        table[key] = _toml_table(value) if isinstance(value, dict) else value
-    return table
