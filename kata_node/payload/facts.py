@@ -77,11 +77,14 @@ class ArtifactFacts(Struct, frozen=True):
     payload: Callable[[], Payload] = lambda: _payload_not_read()
 
 
-def gather_facts(context: StageContext, *, will_place: bool = False) -> ArtifactFacts:
+def gather_facts(
+    context: StageContext, *, will_place: bool = False, with_digests: bool = False
+) -> ArtifactFacts:
     """Return the facts for the artifacts stage.
 
     ``will_place`` says that the files may be written already, without a name. Files in the receipt are
-    compared by stat. Other files are hashed if they have the wanted size.
+    compared by stat. Other files are hashed if they have the wanted size. The files of a payload without a
+    manifest have digests only ``with_digests``, or if they are placed or compared.
     Raises :class:`PayloadError`, :class:`UsageError` and :class:`HostError`.
     """
     from kata_node.payload import index
@@ -113,8 +116,11 @@ def gather_facts(context: StageContext, *, will_place: bool = False) -> Artifact
                 inputs, untrusted=find_untrusted(root, settings.install_dir, placed.files, ())
             )
     spool = _spool(context, placed) if will_place else None
+    with_digests |= will_place or placed is not None
     try:
-        payload = index.load(path, lambda outline: offer.needed_archives(settings, outline), spool)
+        payload = index.load(
+            path, lambda outline: offer.needed_archives(settings, outline), spool, digests=with_digests
+        )
     except BaseException:
         if spool:
             spool.discard()  # the error can keep the spool until the run ends
@@ -126,7 +132,13 @@ def gather_facts(context: StageContext, *, will_place: bool = False) -> Artifact
     desired_files = layout(entries, settings)
     known = placed.files if placed else {}
     observed_files = observe_files(root, settings.install_dir, {**desired_files, **known})
-    unknown = (path for path in observed_files if path not in known and observed_files[path].kind == "file")
+    unknown = [
+        path
+        for path, observed in observed_files.items()
+        if path not in known and observed.kind == "file" and observed.size == desired_files[path].size
+    ]
+    if unknown and not with_digests:
+        return gather_facts(context, with_digests=True)
     log.debug(
         "%s files below %s compared with the payload %s, %s of them in the receipt",
         *(len(desired_files), settings.install_dir, path, len(known)),
@@ -134,7 +146,6 @@ def gather_facts(context: StageContext, *, will_place: bool = False) -> Artifact
     digests = {
         path: file_digest(root.resolve(f"{settings.install_dir}/{path}", follow_last=False))
         for path in unknown
-        if observed_files[path].size == desired_files[path].size
     }
     return ArtifactFacts(
         inputs,

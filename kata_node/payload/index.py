@@ -106,25 +106,36 @@ class Payload(Struct, frozen=True, dict=True):
 
 
 def build_manifest(
-    payload: Path, wanted: Collection[str] | None = None, spool: Spool | None = None
+    payload: Path,
+    wanted: Collection[str] | None = None,
+    spool: Spool | None = None,
+    *,
+    digests: bool = True,
 ) -> Manifest:
     """Read the files of ``payload`` and return its manifest. ``spool`` gets the files of archives.
 
     With ``wanted``, only the archives of these names are read. The manifest has the others without their
-    entries and digests. Logs a warning if two archives have the same path with different content.
+    entries and digests. Without ``digests``, only those archives are hashed that have a path of another one,
+    because the digests tell whether they agree. Logs a warning if two archives have the same path with
+    different content.
     Raises :class:`PayloadError`.
     """
     from kata_node.payload.scan import map_in_threads, scan_archive, scan_tree
 
     form = detect_form(payload)
     if form == "tree":
-        entries = validate(scan_tree(payload / TREE_DIR))
+        entries = validate(scan_tree(payload / TREE_DIR, digests=digests))
         return Manifest(SCHEMA, form, _release(payload, entries), entries, {}, {})
     outline, archives = _outline(payload)
     # Start with the largest archive, so that it does not run alone at the end.
     read_names = archives if wanted is None else archives.keys() & wanted
     names = sorted(read_names, key=lambda name: -outline.archives[name].size)
-    scans = map_in_threads(lambda name: scan_archive(archives[name], name, spool), names)
+    scans = map_in_threads(lambda name: scan_archive(archives[name], name, spool, digests=digests), names)
+    if not digests:
+        shared = _components_with_shared_files(found for found, _ in scans)
+        for at, name in enumerate(names):
+            if name in shared:
+                scans[at] = scan_archive(archives[name], name)
     packed = [entry for found, _ in scans for entry in validate(found)]
     paths = {entry.path for entry in packed}
     packed += [entry for entry in _entries_beside(payload) if entry.path not in paths]
@@ -144,6 +155,17 @@ def build_manifest(
         entries=entries,
         archives={**outline.archives, **read},
     )
+
+
+def _components_with_shared_files(scans: Iterable[Iterable[Entry]]) -> set[str]:
+    """Return the components that have a file at the path of another file."""
+    first: dict[str, str] = {}
+    shared: set[str] = set()
+    for entry in (entry for found in scans for entry in found if entry.kind == "file"):
+        if entry.path in first:
+            shared |= {entry.component, first[entry.path]}
+        first[entry.path] = entry.component
+    return shared
 
 
 def _outline(payload: Path) -> tuple[Manifest, dict[str, Path]]:
@@ -204,11 +226,14 @@ def write_manifest(directory: Path) -> Path:
     return path
 
 
-def load(payload: Path, needs: Needs | None = None, spool: Spool | None = None) -> Payload:
+def load(
+    payload: Path, needs: Needs | None = None, spool: Spool | None = None, *, digests: bool = True
+) -> Payload:
     """Return the payload in ``payload``, from its manifest or, without one, by reading its files.
 
     Without a manifest, only the archives that ``needs`` names are read; see :func:`build_manifest`. Their
-    files go into ``spool``, and the payload takes them from there when they are placed.
+    files go into ``spool``, and the payload takes them from there when they are placed. Nothing can be placed
+    of a payload without ``digests``.
     Raises :class:`PayloadError`, also if the names or sizes of files differ from the manifest.
     A difference in content is found when the files are placed.
     """
@@ -217,7 +242,7 @@ def load(payload: Path, needs: Needs | None = None, spool: Spool | None = None) 
     raw = None if form == "release" else _read(path)
     if raw is None:
         wanted = None if needs is None or form == "tree" else frozenset(needs(_outline(payload)[0]))
-        return Payload(payload, _cached_manifest(payload, wanted, spool), spool)
+        return Payload(payload, _cached_manifest(payload, wanted, spool, digests), spool)
     manifest = from_json(raw, where=str(path))
     if manifest.form != form:
         raise _mismatch_error(path, f"the manifest describes {manifest.form}, the directory has {form}")
@@ -228,21 +253,23 @@ def load(payload: Path, needs: Needs | None = None, spool: Spool | None = None) 
     return Payload(payload, manifest)
 
 
-_cache: dict[tuple[Path, str, frozenset[str] | None], Manifest] = {}
+_cache: dict[tuple[Path, str, frozenset[str] | None, bool], Manifest] = {}
 
 
-def _cached_manifest(payload: Path, wanted: frozenset[str] | None, spool: Spool | None) -> Manifest:
+def _cached_manifest(
+    payload: Path, wanted: frozenset[str] | None, spool: Spool | None, digests: bool
+) -> Manifest:
     """Return the manifest of a payload without a manifest file. Cached, because a stage asks again.
 
     ``wanted`` are the archives to read; ``None`` means every file. ``spool`` gets nothing from the cache.
     """
-    key = (payload, fingerprint(payload), wanted)
+    key = (payload, fingerprint(payload), wanted, digests)
     if key not in _cache:
         if wanted is None:
             log.info("reading every file of %s, which has no %s", payload, MANIFEST_FILE)
         else:
             log.info("reading archives of %s: %s", payload, ", ".join(sorted(wanted)) or "none")
-        found = build_manifest(payload, wanted, spool)
+        found = build_manifest(payload, wanted, spool, digests=digests)
         _cache.clear()
         _cache[key] = found
     return _cache[key]

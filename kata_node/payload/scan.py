@@ -1,4 +1,4 @@
-"""Reads every byte of a payload once, to list its entries with their digests."""
+"""Reads a payload once, to list its entries: with their digests, or without, which takes half as long."""
 
 from __future__ import annotations
 
@@ -35,24 +35,28 @@ MAX_CONTENT_SIZE = 1024 * 1024
 _ZEROS = bytes(256 * 1024)
 
 
-def scan_tree(base: Path) -> list[Entry]:
+def scan_tree(base: Path, *, digests: bool = True) -> list[Entry]:
     """Return the entries below the directory ``base``; files are hashed in threads.
 
+    Without ``digests`` only files are read whose content the manifest keeps.
     Raises :class:`PayloadError` if a path cannot be read, or is neither a file, a link nor a directory.
     """
 
     def scan(path: Path) -> Entry:
         with wrap_read_errors(path):
-            return _tree_entry(path, str(path.relative_to(base)))
+            return _tree_entry(path, str(path.relative_to(base)), digests=digests)
 
     # All names and sizes first: no file is read of a payload that is refused.
     return map_in_threads(scan, list(_walk(base)))
 
 
-def scan_archive(path: Path, component: str, spool: Spool | None = None) -> tuple[list[Entry], Digest]:
+def scan_archive(
+    path: Path, component: str, spool: Spool | None = None, *, digests: bool = True
+) -> tuple[list[Entry], Digest]:
     """Return the entries of an archive, and the size and digest of the archive.
 
-    The files also go into ``spool``, as far as it takes them.
+    The files also go into ``spool``, as far as it takes them. Without ``digests`` only files are hashed whose
+    content the manifest keeps, and ``spool`` gets no others.
     Raises :class:`PayloadError` if the archive is damaged, or has a member that no payload may have.
     """
     entries: list[Entry] = []
@@ -67,7 +71,13 @@ def scan_archive(path: Path, component: str, spool: Spool | None = None) -> tupl
                 if member.kind != "dir":
                     raise untrusted_payload(member.name, f"this path is a {member.kind}, not a directory")
             elif member.kind == "file":
-                files[relative_path] = _packed_file(archive, member, relative_path, component, spool)
+                if digests or _keeps_content(relative_path):
+                    entry = _packed_file(archive, member, relative_path, component, spool)
+                else:
+                    entry = Entry(
+                        *(relative_path, "file", member.mode, member.size, member.mtime), component=component
+                    )
+                files[relative_path] = entry
                 entries.append(files[relative_path])
             elif member.kind == "hard link":
                 files[relative_path] = _hard_link(member, relative_path, files)
@@ -112,7 +122,7 @@ def _walk(base: Path) -> Iterator[Path]:
                     directories.append(path)
 
 
-def _tree_entry(path: Path, relative_path: str) -> Entry:
+def _tree_entry(path: Path, relative_path: str, *, digests: bool) -> Entry:
     info = path.lstat()
     mode = stat.S_IMODE(info.st_mode)
     if stat.S_ISLNK(info.st_mode):
@@ -121,8 +131,11 @@ def _tree_entry(path: Path, relative_path: str) -> Entry:
         return Entry(relative_path, "dir", mode)
     if not stat.S_ISREG(info.st_mode):
         raise untrusted_payload(str(path), "this path is neither a file, a link nor a directory")
+    keeps_content = _keeps_content(relative_path)
+    if not digests and not keeps_content:
+        return Entry(relative_path, "file", mode, info.st_size, int(info.st_mtime))
     with path.open("rb", buffering=0) as file:
-        if _keeps_content(relative_path):
+        if keeps_content:
             content = file.read(MAX_CONTENT_SIZE + 1)
             digest = hashlib.sha256(content).hexdigest()
             text = _decode_content(relative_path, content)

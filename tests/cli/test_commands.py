@@ -165,19 +165,29 @@ def test_each_stage_runs_alone_as_in_a_job(cli_runner: CliRunner) -> None:
     assert cli_runner.offline("stage", "cri").outcomes == ["cri done"]
 
 
-def test_a_payload_without_a_manifest_is_read_once_for_all_stages(
+def test_a_payload_without_a_manifest_is_hashed_once_for_all_stages(
     cli_runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[Path] = []
+    reads: list[bool] = []
     build_manifest = payload_index.build_manifest
 
-    def read(directory: Path, *more: Any) -> Manifest:
-        reads.append(directory)
-        return build_manifest(directory, *more)
+    def read(*given: Any, digests: bool) -> Manifest:
+        reads.append(digests)
+        return build_manifest(*given, digests=digests)
 
     monkeypatch.setattr(payload_index, "build_manifest", read)
     assert cli_runner.offline("install").code == 0
-    assert reads == [cli_runner.payload]
+    assert reads == [False, True]
+
+
+def test_the_host_check_compares_what_is_there_already(cli_runner: CliRunner) -> None:
+    there = cli_runner.host / "opt/kata/libexec/virtiofsd"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(FILES["libexec/virtiofsd"])
+    there.chmod(0o755)
+    assert "no foreign files" in cli_runner.offline("stage", "host-check").out
+    there.write_bytes(bytes(there.stat().st_size))
+    assert "libexec/virtiofsd" in cli_runner.offline("stage", "host-check").out
 
 
 def test_status_shows_a_half_installed_node(cli_runner: CliRunner) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import payloads
 from kata_node.errors import PayloadError, UsageError
@@ -55,6 +56,27 @@ def test_a_tree_and_its_tarballs_have_the_same_entries(tmp_path: Path) -> None:
     selected = tarballs.select([QEMU], "x86_64")
     assert [(entry.path, entry.sha256, entry.link, entry.content) for entry in selected] == plain
     assert missing_paths(selected, QEMU) == []
+
+
+def test_files_are_hashed_only_on_request(payload: Path) -> None:
+    whole = index.build_manifest(payload)
+    listed = index.build_manifest(payload, digests=False)
+    assert [replace(entry, sha256="") for entry in listed.entries] == [
+        replace(entry, sha256="") for entry in whole.entries
+    ]
+    hashed = [entry.path for entry in listed.entries if entry.sha256]
+    assert sorted(hashed) == sorted(entry.path for entry in whole.entries if entry.content)
+
+
+@pytest.mark.parametrize("other", [b"same", b"else"])
+def test_archives_with_the_same_path_are_compared_by_content(tmp_path: Path, other: bytes) -> None:
+    packed = {"one": [payloads.file("x", b"same")], "two": [payloads.file("x", other)]}
+    payload = payloads.tarballs(tmp_path / "payload", packed, {"qemu": {"x86_64": ["one", "two"]}})
+    manifest = index.build_manifest(payload, digests=False)
+    assert manifest.entries == index.build_manifest(payload).entries
+    if other == b"else":
+        with pytest.raises(PayloadError, match="differ"):
+            index.load(payload, digests=False).select([QEMU], "x86_64")
 
 
 def test_the_manifest_keeps_the_content_of_configurations_and_version_only(payload: Path) -> None:
