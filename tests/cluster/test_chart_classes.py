@@ -51,6 +51,12 @@ def test_there_is_a_runtime_class_for_each_served_handler_and_no_other(
     assert {each["metadata"]["name"] for each in classes} == served
 
 
+def test_every_character_of_a_value_reaches_the_node(cluster: Cluster) -> None:
+    text = "".join(map(chr, (*range(1, 0x100), 0x2028, 0xFEFF, 0xFFFE, 0xFFFF)))
+    config = one(documents(cluster, {"containerd": {"userDropIn": text}}), "ConfigMap", "-node")
+    assert json.loads(config["data"]["values.yaml"])["containerd"]["userDropIn"] == text
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -29,8 +29,13 @@
 {{- $_ := set $shims "disableAll" true -}}
 {{- end -}}
 {{- $_ := set $values "shims" $shims -}}
-{{- /* JSON, because a stage starts faster without a parser for YAML. */ -}}
-{{- toPrettyJson $values -}}
+{{- /* JSON, because a stage starts faster without a parser for YAML. toYaml writes nothing at all for a text with
+       one of these characters, which JSON allows. */ -}}
+{{- $text := toPrettyJson $values -}}
+{{- range concat (untilStep 0x7f 0xa0 1) (list 0xfffe 0xffff) -}}
+{{- $text = replace (printf "%c" .) (printf "\\u%04x" .) $text -}}
+{{- end -}}
+{{- $text -}}
 {{- end -}}
 
 {{- /* The Secret with containerd's drop-in; empty if there is none. */ -}}
