@@ -4,8 +4,6 @@ Paths are relative to the install dir. After :func:`validate`, no entry and no l
 install dir.
 """
 
-from __future__ import annotations
-
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal

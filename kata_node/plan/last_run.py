@@ -7,8 +7,6 @@ a failed run, such as a first install that was rolled back, has its record in ``
 succeeds, or until a reboot. Offline it has none.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import stat

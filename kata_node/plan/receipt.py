@@ -11,8 +11,6 @@ mode that no release of kata-node writes is refused as well. Which files the run
 :mod:`kata_node.runtime.recorded_paths`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -119,7 +117,7 @@ class CriRecord(Struct, frozen=True):
     made_dirs: tuple[str, ...] = ()
     previous: tuple[PreviousFile, ...] = ()
     """The state of each file of this transaction at its start; empty in the state ``serving``."""
-    fallback: CriRecord | None = None
+    fallback: "CriRecord | None" = None
     """The record before this transaction, if there was one."""
     config: str = ""
     """The runtime's main file; empty in the record of an earlier version."""

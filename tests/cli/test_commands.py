@@ -183,7 +183,9 @@ def test_a_payload_without_a_manifest_is_hashed_once_for_all_stages(
 def test_the_host_check_compares_what_is_there_already(cli_runner: CliRunner) -> None:
     there = cli_runner.host / "opt/kata/libexec/virtiofsd"
     there.parent.mkdir(parents=True)
-    there.write_bytes(FILES["libexec/virtiofsd"])
+    content = FILES["libexec/virtiofsd"]
+    assert isinstance(content, bytes)
+    there.write_bytes(content)
     there.chmod(0o755)
     assert "no foreign files" in cli_runner.offline("stage", "host-check").out
     there.write_bytes(bytes(there.stat().st_size))

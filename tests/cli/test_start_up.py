@@ -27,6 +27,9 @@ MODULES = {
 }
 """The most modules of ours that each stage loads. Before you raise a number, look whether an import can wait
 until a run has something to do."""
+MOST_ANNOTATIONS = 8
+"""The most annotations that a stage may compile. msgspec compiles those of records that it decodes, unless
+their module has the annotations as objects: without ``from __future__ import annotations``."""
 NEVER = {
     *("typer", "rich", "yaml", "lightkube", "httpx2", "ssl", "psutil", "jeepney", "h2", "tomlkit"),
     *("dataclasses", "inspect", "typing_extensions"),
@@ -54,12 +57,22 @@ import atexit, gc, sys
 from kata_node.__main__ import main
 
 
+annotations = []
+
+
+def count(event, details):
+    if event == "compile" and details[1] == "<string>" and b"lambda" not in details[0]:  # not a named tuple
+        annotations.append(details[0])
+
+
 def report():
     print(*sys.modules, sep="\\n", file=sys.stderr)
+    print("compiled", len(annotations), file=sys.stderr)
     # Until the stage begins, nothing looks for garbage. After that, something does.
     print("gc", gc.isenabled(), gc.get_freeze_count() > 1000, file=sys.stderr)
 
 
+sys.addaudithook(count)
 atexit.register(report)
 main()
 """
@@ -89,6 +102,8 @@ def test_a_stage_with_nothing_to_do_loads_few_modules(cli_runner: CliRunner) -> 
         assert done.returncode == 0, done.stderr
         loaded = set(done.stderr.splitlines())
         assert "gc True True" in loaded
+        (compiled,) = (int(line.split()[1]) for line in loaded if line.startswith("compiled "))
+        assert compiled <= MOST_ANNOTATIONS, name
         found[str(name)] = sum(each.partition(".")[0] in ("kata_node", "stages") for each in loaded)
         forbidden = NEVER | {each for each, stages in NOT_OF.items() if name in stages}
         wrong += [f"{name}: {each}" for each in sorted(loaded & forbidden)]
