@@ -146,6 +146,7 @@ class Disk:
         source, where = _absolute(path, src_dir_fd), _absolute(target, dst_dir_fd)
         with self._lock:
             self._count("rename")
+            self._require_forced(source)
             put_back = self._keep(where)
             _rename(path, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
@@ -154,6 +155,16 @@ class Disk:
                 put_back()
 
             self._changed(where, undo)
+
+    def _require_forced(self, directory: str) -> None:
+        """Fail if what is in a directory that gets another name may be lost."""
+        pending = [
+            each.directory for each in self._changes if f"{each.directory}/".startswith(f"{directory}/")
+        ]
+        unforced = [path for path in Path(directory).rglob("*") if path.is_file() and not path.is_symlink()]
+        unforced = [path for path in unforced if path.lstat().st_ino not in self._forced]
+        assert not pending, f"renamed before its directories are on the disk: {pending}"
+        assert not unforced, f"renamed before its files are on the disk: {unforced}"
 
     def _fsync(self, fd: int) -> None:
         with self._lock:

@@ -52,7 +52,7 @@ class PayloadSource(Protocol):
     def spool(self) -> Spool | None:
         """The content of files of archives, as far as it is on the host already."""
 
-    def file(self, path: str) -> Path:
+    def file(self, path: str) -> str:
         """Return the real path of a file that is in no archive."""
 
     def archive(self, component: str) -> tuple[Path, Digest] | None:

@@ -1,9 +1,9 @@
 """Place many files below the install dir: all of them, durably, or none.
 
 All files are first written under temporary names, in parallel, and forced to the disk. Then they are
-renamed one by one, and their directories are forced to the disk. A full disk, a damaged archive or a kill
-before the renames leaves the previous files unchanged. A running VM keeps the files that it has open. This
-needs space for the previous and the new files at the same time.
+renamed one by one, a new directory with all that is in it, and their directories are forced to the disk. A
+full disk, a damaged archive or a kill before the renames leaves the previous files unchanged. A running VM
+keeps the files that it has open. This needs space for the previous and the new files at the same time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kata_node.host.temp_files import TempFiles
 
 MAX_THREADS = 8
 CHUNK_FILES = 64
-"""The number of small files that a thread takes at a time."""
+"""The number of files that a thread takes at a time to force them to the disk."""
 SPOOLED_FILES = 8
 """The number of spooled files that a thread takes at a time. It only waits until they are on the disk."""
 
@@ -88,7 +88,6 @@ class _Placement:
         self.progress = progress
         self.cores = usable_cores()
         self.stop = threading.Event()
-        self.made: list[str] = []
 
     def run(self, entries: Sequence[PlacedEntry]) -> None:
         targets = [entry for entry in entries if entry.kind != "dir"]
@@ -97,6 +96,8 @@ class _Placement:
             syncs_at_once = barrier.is_possible(file_system, len(files))
             device = os.fstat(file_system).st_dev if syncs_at_once else None
             self.temps = TempFiles(self.install_dir, synced_later=device)
+            # If none waits for the disk, more than cores only take the interpreter's lock from each other.
+            self.small_copies = threading.Semaphore(self.cores if syncs_at_once else MAX_THREADS)
             try:
                 modes = self.make_directories(entries)
                 self.check_targets(targets)
@@ -105,10 +106,11 @@ class _Placement:
                     if target.kind == "link":
                         self.temps.new_link(self.dirs, target.path, target.link)
                 if syncs_at_once:
-                    self.force_files(file_system, files)
+                    syncs_at_once = self.force_files(file_system, files)
+                self.temps.force_dirs(self.dirs, files_are_forced=syncs_at_once)
                 self.commit(modes)
             except BaseException:
-                self.clean_up()
+                self.temps.remove(self.dirs)
                 raise
 
     @contextlib.contextmanager
@@ -128,14 +130,14 @@ class _Placement:
         paths = {*modes, *_parents(entry.path for entry in entries)}
         for path in sorted(paths, key=lambda path: path.split("/")):
             mode = modes.get(path, 0o755)
-            parent, name = posixpath.split(path)
+            info = None
+            if not self.temps.is_in_new_dir(path):
+                parent, name = posixpath.split(path)
+                with self.host_errors(path):
+                    info = lstat_at(self.dirs.open(parent), name)
             with self.host_errors(path):
-                fd = self.dirs.open(parent)
-                info = lstat_at(fd, name)
                 if info is None:
-                    os.mkdir(name, 0o700, dir_fd=fd)
-                    self.made.append(path)
-                    os.fchmod(self.dirs.open(path), mode | 0o700)  # the umask limits the mode of mkdir
+                    self.temps.new_dir(self.dirs, path, mode)
                     if mode | 0o700 != mode:
                         final_modes[path] = mode
                 elif stat.S_ISLNK(info.st_mode):
@@ -149,8 +151,7 @@ class _Placement:
         return final_modes
 
     def check_targets(self, targets: Iterable[PlacedEntry]) -> None:
-        new_dirs = set(self.made)
-        kinds = {each.path: each.kind for each in targets if posixpath.dirname(each.path) not in new_dirs}
+        kinds = {each.path: each.kind for each in targets if not self.temps.is_in_new_dir(each.path)}
         for directory, names in by_directory(kinds):
             with self.host_errors(directory):
                 existing_dirs = names_in(self.dirs.open(directory), directories=True)
@@ -175,43 +176,58 @@ class _Placement:
             else:
                 archives.append((component, *archive, wanted))
         # The largest first, so that the threads finish at about the same time.
-        small_files = [file for file in unpacked_files if file.size <= SMALL_SIZE]
+        small_files = {file.path: file for file in unpacked_files if file.size <= SMALL_SIZE}
         large_files = sorted(
             (file for file in unpacked_files if file.size > SMALL_SIZE), key=lambda file: -file.size
         )
         archives.sort(key=lambda archive: -sum(file.size for file in archive[3]))
-        chunks = [*([file] for file in large_files), *_chunks(small_files)]
-        self.run_all([partial(self.copy_files, chunk) for chunk in chunks])
+        directories = [
+            [small_files[posixpath.join(directory, name)] for name in names]
+            for directory, names in by_directory(small_files)
+        ]
+        self.run_all(
+            [
+                *(partial(self.copy_large_file, file) for file in large_files),
+                # A thread takes a directory, because the kernel lets only one at a time make files in it.
+                *(partial(self.copy_small_files, chunk) for chunk in directories),
+            ]
+        )
         same_content = list(_by_content(spooled_files).values())
         self.run_all([partial(self.place_spooled, chunk) for chunk in _chunks(same_content, SPOOLED_FILES)])
         if spool := self.payload.spool:
             spool.discard()  # before an archive is unpacked, which needs the space
         self.run_all([partial(self.unpack, *archive) for archive in archives])
 
-    def copy_files(self, files: Iterable[PlacedEntry]) -> None:
-        with self.dirs.again() as dirs:
-            for file in files:
-                self.copy_file(dirs, file)
-
-    def copy_file(self, dirs: OpenDirs, file: PlacedEntry) -> None:
+    def copy_large_file(self, file: PlacedEntry) -> None:
         source = self.payload.file(file.path)
+        fd = _open(source, file.size)
         try:
-            fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise _payload_mismatch(source, f"it cannot be read: {error.strerror}") from error
-        try:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode) or info.st_size != file.size:
-                raise _payload_mismatch(source, "its size differs from the one in the manifest")
-            with self.new_file(dirs, file) as target:
+            with self.dirs.again() as dirs, self.new_file(dirs, file) as target:
                 digest = hashlib.sha256()
                 copy(fd, target, file.size, self.advance, digest)
                 if digest.hexdigest() != file.sha256:
-                    raise _payload_mismatch(source, "its digest differs from the one in the manifest")
+                    raise _payload_mismatch(source, _OTHER_DIGEST)
         except EOFError as error:
-            raise _payload_mismatch(source, "it became shorter while it was copied") from error
+            raise _payload_mismatch(source, _SHORTER) from error
         finally:
             os.close(fd)
+
+    def copy_small_files(self, files: Sequence[PlacedEntry]) -> None:
+        """Copy files that are read whole, so that they are compared before they are written."""
+        with self.small_copies, self.dirs.again() as dirs:
+            for file in files:
+                source = self.payload.file(file.path)
+                fd = _open(source, file.size)
+                try:
+                    content = os.pread(fd, file.size, 0)
+                finally:
+                    os.close(fd)
+                if len(content) < file.size:
+                    raise _payload_mismatch(source, _SHORTER)
+                if hashlib.sha256(content).hexdigest() != file.sha256:
+                    raise _payload_mismatch(source, _OTHER_DIGEST)
+                self.temps.write(dirs, file.path, file.mode, file.mtime, content)
+                self.advance(file.size)
 
     def place_spooled(self, groups: Iterable[Sequence[PlacedEntry]]) -> None:
         """Give the files of the spool their names. Each group has the same content."""
@@ -255,7 +271,7 @@ class _Placement:
                 if not pending:
                     break
             if archive.digest() != digest or pending:
-                raise _payload_mismatch(path, "its digest differs from the one in the manifest")
+                raise _payload_mismatch(path, _OTHER_DIGEST)
 
     def write_member(self, dirs: OpenDirs, archive: Archive, identical_files: Sequence[PlacedEntry]) -> None:
         """Write the current member of the archive to all files with its content."""
@@ -272,12 +288,16 @@ class _Placement:
     def new_file(self, dirs: OpenDirs, file: PlacedEntry) -> contextlib.AbstractContextManager[int]:
         return self.temps.new_file(dirs, file.path, file.mode, file.mtime)
 
-    def force_files(self, file_system: int, files: Sequence[PlacedEntry]) -> None:
-        """Force all temporary files to the disk: together, or each by itself if that is not possible."""
+    def force_files(self, file_system: int, files: Sequence[PlacedEntry]) -> bool:
+        """Force all temporary files to the disk: together, or each by itself if that is not possible.
+
+        Return whether it was together, which includes new directories.
+        """
         with self.host_errors(""):
             if barrier.sync_file_system(file_system, sum(file.size for file in files)):
-                return
+                return True
         self.run_all([partial(self.force_each, chunk) for chunk in _chunks(files)])
+        return False
 
     def force_each(self, files: Iterable[PlacedEntry]) -> None:
         with self.dirs.again() as dirs:
@@ -288,22 +308,13 @@ class _Placement:
 
     def commit(self, modes: Mapping[str, int]) -> None:
         """Rename all files to their final paths, set directory modes, and force directories to the disk."""
-        changed_dirs = {*self.made, *(posixpath.dirname(path) for path in self.made)}
-        changed_dirs |= self.temps.rename(self.dirs)
+        changed_dirs = self.temps.rename(self.dirs) | modes.keys()
         for directory, mode in modes.items():
             with self.host_errors(directory):
                 os.fchmod(self.dirs.open(directory), mode)
         for directory in sorted(changed_dirs):
             with self.host_errors(directory):
                 os.fsync(self.dirs.open(directory))
-
-    def clean_up(self) -> None:
-        """Remove the temporary files, and the new directories that are empty."""
-        self.temps.remove(self.dirs)
-        for path in reversed(self.made):
-            directory, name = posixpath.split(path)
-            with contextlib.suppress(OSError):  # not empty: a file was already renamed into it
-                os.rmdir(name, dir_fd=self.dirs.open(directory))
 
     def advance(self, size: int) -> None:
         if self.stop.is_set():
@@ -335,7 +346,24 @@ class _Placement:
             raise host_error(f"{self.install_dir}/{path}".rstrip("/"), error) from error
 
 
-def _payload_mismatch(path: Path, reason: str) -> PayloadError:
+_OTHER_DIGEST = "its digest differs from the one in the manifest"
+_SHORTER = "it became shorter while it was copied"
+
+
+def _open(source: str, size: int) -> int:
+    """Open a file of the payload that must have ``size`` bytes."""
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _payload_mismatch(source, f"it cannot be read: {error.strerror}") from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+        os.close(fd)
+        raise _payload_mismatch(source, "its size differs from the one in the manifest")
+    return fd
+
+
+def _payload_mismatch(path: Path | str, reason: str) -> PayloadError:
     return PayloadError(
         f"the payload does not match its manifest: {reason}",
         where=str(path),

@@ -65,3 +65,16 @@ def remove_empty_dir(real: Path) -> bool:
             raise
         return False
     return True
+
+
+def remove_tree(path: str, *, dir_fd: int | None = None) -> bool:
+    """Remove a file, a symlink, or a directory with all that is in it; return whether there was one."""
+    try:
+        os.unlink(path, dir_fd=dir_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except IsADirectoryError:
+        import shutil
+
+        shutil.rmtree(path, dir_fd=dir_fd)
+    return True

@@ -16,7 +16,7 @@ from kata_node.host.atomic_replace import fsync_dir, sibling_path
 from kata_node.host.files import Root
 from kata_node.host.host_errors import host_errors
 from kata_node.host.open_dirs import OpenDirs, by_directory, names_in
-from kata_node.host.real_paths import remove_empty_dir
+from kata_node.host.real_paths import remove_empty_dir, remove_tree
 
 
 def remove_files(root: Root, base: str, paths: Iterable[str]) -> None:
@@ -49,11 +49,16 @@ def existing_files(root: Root, base: str, paths: Iterable[str]) -> list[str]:
 
 
 def remove_dirs(root: Root, paths: Iterable[str]) -> None:
-    """Remove directories in this order, each like :meth:`Root.remove_dir`. Raises :class:`HostError`."""
+    """Remove directories in this order, each like :meth:`Root.remove_dir`. Raises :class:`HostError`.
+
+    What an interrupted run wrote to become a directory is removed with its content.
+    """
     changed: dict[Path, str] = {}
     for path in paths:
         real = root.resolve(path, follow_last=False)
         with host_errors(path):
+            if remove_tree(sibling_path(str(real))):
+                changed[real.parent] = path
             if remove_empty_dir(real):
                 changed.pop(real, None)
                 changed[real.parent] = path

@@ -66,10 +66,10 @@ class SparseWriter:
         while start < len(view):
             end = min(start + _BLOCK_SIZE - (offset + start) % _BLOCK_SIZE, len(view))
             if _is_zeros(view[start:end]):
-                _write(self._fd, offset + pending, view[pending:start])
+                write_all(self._fd, offset + pending, view[pending:start])
                 pending = end
             start = end
-        _write(self._fd, offset + pending, view[pending:])
+        write_all(self._fd, offset + pending, view[pending:])
         self.advance_to(offset + len(view))
 
     def finish(self) -> None:
@@ -135,7 +135,7 @@ def _copy_whole(source: int, target: int, size: int, hasher: Hasher | None) -> N
         raise EOFError
     if hasher is not None:
         hasher.update(data)
-    _write(target, 0, memoryview(data))
+    write_all(target, 0, memoryview(data))
 
 
 def _hash_file(fd: int, size: int, hasher: Hasher) -> None:
@@ -220,7 +220,8 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
-def _write(fd: int, offset: int, data: memoryview) -> None:
+def write_all(fd: int, offset: int, data: memoryview) -> None:
+    """Write ``data`` at ``offset``."""
     while data:
         written = os.pwrite(fd, data, offset)
         offset += written

@@ -223,6 +223,8 @@ _RECEIPT_FILES = re.compile(
 
 Copies that an administrator made do not match.
 """
+_LEFTOVERS = re.compile(r"(^|/)\.[^/]+\.kata-node-tmp(/|$)")
+"""Paths of files that an interrupted run wrote and did not rename. They go with what they are for."""
 
 
 class RemovalFacts(Struct, frozen=True):
@@ -233,7 +235,7 @@ class RemovalFacts(Struct, frozen=True):
     has_leftover: bool
     """Whether the install dir can be removed and is empty, or has only files of the receipt."""
     found: tuple[str, ...]
-    """All files and links below the install dir, except those of the receipt."""
+    """All files and links below the install dir, except those of the receipt and :data:`_LEFTOVERS`."""
     open_dirs: tuple[tuple[str, int], ...] = ()
     """Recorded directories that other users can write, and the modes that end this, parents first."""
     mount_dirs: tuple[str, ...] = ()
@@ -244,7 +246,11 @@ def gather_removal_facts(context: StageContext) -> RemovalFacts:
     """Return the facts for the stage remove-artifacts, with foreign files."""
     root, install_dir = context.clients.root, context.receipt.install_dir
     placed = context.receipt.artifacts
-    found = tuple(path for path in walk(root, install_dir) if not _RECEIPT_FILES.fullmatch(path))
+    found = tuple(
+        path
+        for path in walk(root, install_dir)
+        if not (_RECEIPT_FILES.fullmatch(path) or _LEFTOVERS.search(path))
+    )
     names = root.list_dir(install_dir)
     has_removable_dir = root.can_remove_dir(install_dir)
     has_leftover = (not names and has_removable_dir) or (

@@ -76,12 +76,12 @@ class Payload(Struct, frozen=True, dict=True):
         """Return the entries that ``shims`` need, see :func:`kata_node.payload.selection.select`."""
         return select(self.manifest, shims, arch)
 
-    def file(self, path: str) -> Path:
+    def file(self, path: str) -> str:
         """Return the real path of a file that is in no archive; ``path`` is relative to the install dir."""
         if self.manifest.form == "tree":
-            return self.path / TREE_DIR / path
+            return os.path.join(self.path, TREE_DIR, path)
         first, second = paths_beside_archives(self.path, path)
-        return first if first.exists() else second
+        return str(first if first.exists() else second)
 
     def archive(self, component: str) -> tuple[Path, Digest] | None:
         """Return the real path of an archive, and its size and digest from the manifest.

@@ -128,7 +128,10 @@ def kata_warnings(
 
     ``desired_files`` is the result of :func:`layout` for ``entries`` and ``settings``.
     """
-    payload_files = {entry.path: _from_payload_entry(entry) for entry in entries}
+    # Only configurations have their content in the manifest, and links lead to them.
+    payload_files = {
+        entry.path: _from_payload_entry(entry) for entry in entries if entry.content or entry.kind == "link"
+    }
     found = (
         warning
         for handler, config in _configurations(payload_files, settings)
@@ -348,10 +351,6 @@ def record_before_placing(difference: Difference, placed: Mapping[str, PlacedFil
 
     Files and links that will be written are marked pending. Stale paths are still in the record.
     """
-    paths_to_write = {desired.path for desired in difference.missing}
+    pending = {each.path: each.placed(pending=True) for each in difference.missing if each.kind != "dir"}
     old = {path: placed[path] for path in (*difference.stale, *difference.stale_dirs)}
-    new = {
-        path: replace(record, pending=True) if path in paths_to_write and record.kind != "dir" else record
-        for path, record in difference.resulting_record.items()
-    }
-    return dict(sorted((old | new).items()))
+    return dict(sorted((old | {**difference.resulting_record, **pending}).items()))

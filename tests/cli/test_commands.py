@@ -33,7 +33,7 @@ from cli.cli_runner import (
 )
 from fakes import FakeNode
 from kata_node.cli.options import COMMAND_OPTIONS
-from kata_node.host import lock, place, sparse_copy
+from kata_node.host import lock, sparse_copy, temp_files
 from kata_node.host.cri import Cri
 from kata_node.host.files import Root
 from kata_node.payload import index as payload_index
@@ -550,15 +550,15 @@ def test_a_disk_failure_during_the_copy_leaves_the_node_unchanged(
 def fail_after(monkeypatch: pytest.MonkeyPatch, copies: int, error: BaseException) -> None:
     """Let ``copies`` files be copied, and raise ``error`` in the middle of the next one."""
     left = iter(range(copies))
-    copy = sparse_copy.copy
+    write_all = sparse_copy.write_all
 
-    def failing(source: int, target: int, *args: object) -> None:
+    def failing(target: int, offset: int, data: memoryview) -> None:
         if next(left, None) is None:
             os.write(target, b"half")
             raise error
-        copy(source, target, *args)  # type: ignore[arg-type]
+        write_all(target, offset, data)
 
-    monkeypatch.setattr(place, "copy", failing)
+    monkeypatch.setattr(temp_files, "write_all", failing)
 
 
 def test_a_second_run_waits_for_the_first_and_names_it(cli_runner: CliRunner) -> None:

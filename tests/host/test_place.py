@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -129,7 +130,7 @@ def test_zeros_in_the_payload_become_a_hole(
 ) -> None:
     path = "bin/qemu-system-x86_64"
     if payload.manifest.form == "tree":
-        payload.file(path).write_bytes(cast("bytes", FILES[path]))
+        Path(payload.file(path)).write_bytes(cast("bytes", FILES[path]))
     monkeypatch.setattr("fcntl.ioctl", fail_with(errno.EXDEV))
     monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
     placed = install(node, payload, only(payload, path)) / path
@@ -241,6 +242,16 @@ def test_the_leftover_of_a_killed_run_is_overwritten(node: Path, payload: Payloa
     (node / "opt/kata/libexec").mkdir(parents=True)
     (node / "opt/kata/libexec/.virtiofsd.kata-node-tmp").write_bytes(b"half")
     base = install(node, payload)
+    assert [path.name for path in (base / "libexec").iterdir()] == ["virtiofsd"]
+
+
+def test_the_leftover_directory_of_a_killed_run_is_replaced(node: Path, payload: Payload) -> None:
+    leftover = node / "opt/kata/.libexec.kata-node-tmp"
+    (leftover / "deep").mkdir(parents=True)
+    (leftover / "deep/half").write_bytes(b"half")
+    (leftover / "virtiofsd").symlink_to("/etc/passwd")
+    base = install(node, payload)
+    assert not leftover.exists()
     assert [path.name for path in (base / "libexec").iterdir()] == ["virtiofsd"]
 
 
@@ -404,7 +415,9 @@ def test_one_error_stops_the_other_copies(
         written[0] += len(data)
         return pwrite(fd, data, offset)
 
-    monkeypatch.setattr("kata_node.host.place.threading", SimpleNamespace(Event=Stop))
+    monkeypatch.setattr(
+        "kata_node.host.place.threading", SimpleNamespace(Event=Stop, Semaphore=threading.Semaphore)
+    )
     monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
     monkeypatch.setattr(os, "pwrite", write)
     with pytest.raises(HostError, match="No space left"):
@@ -426,13 +439,39 @@ def test_all_files_are_on_the_disk_before_the_first_rename(
         events.append("rename")
         rename(path, target, **directories)
 
-    install(node, payload, ())
+    base = install(node, payload, ())
     monkeypatch.setattr(os, "fsync", log_fsync)
     monkeypatch.setattr(os, "rename", log_rename)
-    base = install(node, payload)
-    files = [path for path, content in FILES.items() if isinstance(content, bytes)]
-    directories = [base, *(path for path in base.rglob("*") if path.is_dir())]
-    assert events == ["file"] * len(files) + ["rename"] * len(FILES) + ["directory"] * len(directories)
+    install(node, payload)
+    files = ["file" for content in FILES.values() if isinstance(content, bytes)]
+    new_dirs = ["directory" for path in base.rglob("*") if path.is_dir()]
+    assert events == files + new_dirs + ["rename" for _ in base.iterdir()] + ["directory"]
+    events.clear()
+    install(node, payload)
+    with_files = {posixpath.dirname(path) for path in FILES}
+    assert events == files + ["rename"] * len(FILES) + ["directory"] * len(with_files)
+
+
+def test_a_new_directory_appears_with_all_its_files(
+    node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = install(node, payload, ())
+    (base / "share").mkdir()
+    seen: list[set[str]] = []
+    rename = os.rename
+
+    def look(path: str, target: str, **directories: int) -> None:
+        rename(path, target, **directories)
+        seen.append({str(each.relative_to(base)) for each in base.rglob("*")} & FILES.keys())
+
+    monkeypatch.setattr(os, "rename", look)
+    install(node, payload)
+    new_dirs = {f"{path.split('/')[0]}/" for path in FILES if not path.startswith("share/")}
+    for names in seen:
+        for directory in new_dirs:
+            files = {path for path in FILES if path.startswith(directory)}
+            assert names & files in (set(), files)
+    assert seen[-1] == set(FILES)
 
 
 def harm_tree(payload: Payload, path: str, harm: Callable[[Path], object]) -> None:
@@ -452,10 +491,10 @@ def test_a_tree_that_does_not_match_its_manifest_is_an_error(
     tmp_path: Path, node: Path, harm: Callable[[Path], object]
 ) -> None:
     payload = index.load(payloads.tree(tmp_path / "payload"))
-    harm(payload.file(IMAGE))
+    harm(Path(payload.file(IMAGE)))
     with pytest.raises(PayloadError, match="payload index") as caught:
         install(node, payload)
-    assert caught.value.where == str(payload.file(IMAGE))
+    assert caught.value.where == payload.file(IMAGE)
     assert list(payloads.snapshot(node)) == ["opt"]
 
 

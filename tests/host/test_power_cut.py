@@ -43,7 +43,7 @@ def content(base: Path) -> Content:
     return {
         str(path.relative_to(base)): path.readlink() if path.is_symlink() else path.read_bytes()
         for path in base.rglob("*")
-        if (path.is_symlink() or path.is_file()) and not path.name.endswith(".kata-node-tmp")
+        if (path.is_symlink() or path.is_file()) and ".kata-node-tmp" not in str(path)
     }
 
 
@@ -77,6 +77,30 @@ def each_cut(tmp_path: Path, prepare: Callable[[Path], object], act: Callable[[P
             continue
         return disks
     pytest.fail("the run did not end")
+
+
+@pytest.mark.parametrize("survival", SURVIVALS)
+@pytest.mark.usefixtures("barrier_kind")
+def test_after_a_power_cut_a_new_directory_is_missing_or_complete(
+    tmp_path: Path, payload: Payload, survival: Survival
+) -> None:
+    entries = tuple(entry for entry in payload.select([QEMU], "x86_64") if entry.size <= 4096)
+    new = new_files(entries)
+
+    def act(base: Path) -> None:
+        place(Root(base), payload, entries, INSTALL_DIR)
+
+    disks = each_cut(tmp_path, lambda _: None, act)
+    for number, disk in enumerate(disks):
+        base = tmp_path / f"node-{number}"
+        disk.come_back(survival)
+        found = content(base / "opt/kata")
+        tops = {path.split("/")[0] for path in found}
+        assert found == {path: new[path] for path in new if path.split("/")[0] in tops}, disk.operations
+        if disk is disks[-1]:
+            assert found == new, "what a finished placement placed survives"
+        act(base)
+        assert content(base) == {f"opt/kata/{path}": new[path] for path in new}
 
 
 @pytest.mark.parametrize("survival", SURVIVALS)

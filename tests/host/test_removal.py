@@ -135,3 +135,9 @@ def test_the_directory_that_had_the_removed_ones_is_forced_once(root: Root, sync
     put(root, "used/file")
     remove_dirs(root, [f"{BASE}/{path}" for path in ("used", "share/deep", "share", "bin", "gone")])
     assert syncs == ["remove deep", "remove share", "remove bin", "force kata"]
+
+
+def test_what_an_interrupted_run_wrote_for_a_directory_is_removed(root: Root) -> None:
+    put(root, "share/.new.kata-node-tmp/deep/half", "share/theirs")
+    remove_dirs(root, [f"{BASE}/share/new", f"{BASE}/share"])
+    assert {path.name for path in root.resolve(f"{BASE}/share").iterdir()} == {"theirs"}

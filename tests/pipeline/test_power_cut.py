@@ -97,6 +97,23 @@ def test_after_a_power_cut_the_next_revert_removes_all_files(
         assert left == {"opt/kata", "opt/kata/bin", "opt/kata/bin/theirs"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["payload", "archives"])
+def test_after_a_power_cut_while_placing_the_next_revert_leaves_nothing(
+    tmp_path: Path, form: str, request: pytest.FixtureRequest
+) -> None:
+    payload = request.getfixturevalue(form)
+    for node in every_power_cut(
+        tmp_path, payload, lambda _: None, artifacts, lambda number: SURVIVALS[number % 3]
+    ):
+        began = (node.root.base / "opt/kata/.kata-node/receipt.json").exists()
+        report = run(node, (remove_artifacts,), payload)
+        assert errors(report) == []
+        assert "not placed by kata-node" not in str(report)
+        if began:
+            assert snapshot(node, "opt").keys() <= {"opt"}
+
+
 def files_in(node: FakeNode) -> dict[str, tuple[object, ...]]:
     """Return all paths below the install dir except those of the receipt."""
     return {path: each for path, each in snapshot(node, "opt").items() if ".kata-node" not in path}
