@@ -49,13 +49,13 @@ def plan(settings: Settings, facts: RemovalFacts, receipt: Receipt) -> Plan:
         return Plan(summary, notes=left)
     actions: list[Action] = []
     if before is not None:
-        dirs = tuple(f"{install_dir}/{path}" for path in sorted(files, reverse=True) if path not in own)
+        dirs = tuple(path for path in sorted(files, reverse=True) if path not in own)
         actions = [
             # On a full disk the next run removes these files without this record too.
             WriteReceipt(replace(receipt, artifacts=replace(before, state="removing")), optional=True),
             *((SetDirModes(facts.open_dirs),) if facts.open_dirs else ()),
-            RemoveFiles(install_dir, paths, sizes={path: files[path].size for path in paths}),
-            RemoveDirs(dirs),
+            RemoveFiles(install_dir, paths, {path: files[path].size for path in paths}, dirs),
+            RemoveDirs(tuple(f"{install_dir}/{path}" for path in dirs)),
         ]
     actions.append(RemoveReceipt(install_dir))
     # The install dir is removed if it is empty, also if an interrupted run already removed the receipt that

@@ -55,7 +55,8 @@ def handled_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Handle signals in this process as kata-node does, and forget the received ones after the test."""
     for name in ("_remembered", "_has_raised", "_section"):
         monkeypatch.setattr(signals, name, getattr(signals, name))
-    before = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
+    # A shell starts a program in the background with some of them ignored.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in signals.STOP_SIGNALS}
     signals.handle_signals()
     yield
     for number, handler in before.items():

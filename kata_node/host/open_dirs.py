@@ -106,6 +106,15 @@ def by_directory(paths: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     yield from sorted(names.items(), key=lambda item: item[0].split("/"))
 
 
+def parents_of(paths: Iterable[str]) -> set[str]:
+    """Return all directories above ``paths``, below the base."""
+    found: set[str] = set()
+    for path in paths:
+        while (path := posixpath.dirname(path)) and path not in found:
+            found.add(path)
+    return found
+
+
 def stat_below(root: Root, base: str, paths: Iterable[str]) -> Iterator[tuple[str, os.stat_result | None]]:
     """Yield each of ``paths`` below the host directory ``base`` with its status; ``None`` if it is missing.
 

@@ -26,7 +26,7 @@ from kata_node.host import barrier
 from kata_node.host.archive import Archive, Digest
 from kata_node.host.cores import usable_cores
 from kata_node.host.files import Root, host_error
-from kata_node.host.open_dirs import OpenDirs, by_directory, lstat_at, names_in
+from kata_node.host.open_dirs import OpenDirs, by_directory, lstat_at, names_in, parents_of
 from kata_node.host.payload_source import PayloadSource, PlacedEntry
 from kata_node.host.sparse_copy import SMALL_SIZE, ProgressCallback, SparseWriter, copy
 from kata_node.host.temp_files import TempFiles
@@ -53,8 +53,8 @@ def place(
     When this returns, all files survive a power cut. When it raises, no file has changed, unless one of
     the final renames failed. Files get their mode and mtime, and the user of this process owns them.
     Missing directories are created, even if ``entries`` does not list them. Existing directories do not
-    change. ``progress`` is called from several threads with numbers of bytes; their sum is the size of
-    all ``entries``.
+    change, except an empty one that another program makes meanwhile at the path of a new one. ``progress`` is
+    called from several threads with numbers of bytes; their sum is the size of all ``entries``.
 
     Raises :class:`HostError` when the operating system refuses an operation, or when an entry and the
     existing file of that path are of different kinds (directory, file, symlink). Raises
@@ -127,7 +127,7 @@ class _Placement:
         """Create missing directories; return the modes that can be set only after their files are written."""
         modes = {entry.path: entry.mode for entry in entries if entry.kind == "dir"}
         final_modes: dict[str, int] = {}
-        paths = {*modes, *_parents(entry.path for entry in entries)}
+        paths = {*modes, *parents_of(entry.path for entry in entries)}
         for path in sorted(paths, key=lambda path: path.split("/")):
             mode = modes.get(path, 0o755)
             info = None
@@ -369,15 +369,6 @@ def _payload_mismatch(path: Path | str, reason: str) -> PayloadError:
         where=str(path),
         hint="pull the image again; if you built the image, run `kata-node payload index` again in its build",
     )
-
-
-def _parents(paths: Iterable[str]) -> set[str]:
-    """Return all directories above ``paths``."""
-    found: set[str] = set()
-    for path in paths:
-        while (path := posixpath.dirname(path)) and path not in found:
-            found.add(path)
-    return found
 
 
 def _by_content(files: Iterable[PlacedEntry]) -> dict[tuple[str, int], list[PlacedEntry]]:

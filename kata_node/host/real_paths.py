@@ -67,14 +67,23 @@ def remove_empty_dir(real: Path) -> bool:
     return True
 
 
-def remove_tree(path: str, *, dir_fd: int | None = None) -> bool:
-    """Remove a file, a symlink, or a directory with all that is in it; return whether there was one."""
+def remove_tree(name: str, dir_fd: int) -> bool:
+    """Remove a file, a symlink, or a directory with all that is in it; return whether there was one.
+
+    No symlink is followed. Another file system that is mounted on a directory stays, which is an error.
+    """
     try:
-        os.unlink(path, dir_fd=dir_fd)
-    except (FileNotFoundError, NotADirectoryError):
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
         return False
     except IsADirectoryError:
-        import shutil
-
-        shutil.rmtree(path, dir_fd=dir_fd)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            if os.fstat(fd).st_dev != os.fstat(dir_fd).st_dev:
+                raise OSError(errno.EBUSY, "another file system is mounted on it") from None
+            for each in os.listdir(fd):
+                remove_tree(each, fd)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=dir_fd)
     return True

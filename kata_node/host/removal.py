@@ -9,24 +9,26 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from kata_node.host.atomic_replace import fsync_dir, sibling_path
 from kata_node.host.files import Root
 from kata_node.host.host_errors import host_errors
-from kata_node.host.open_dirs import OpenDirs, by_directory, names_in
+from kata_node.host.open_dirs import OpenDirs, by_directory, names_in, parents_of
 from kata_node.host.real_paths import remove_empty_dir, remove_tree
 
 
-def remove_files(root: Root, base: str, paths: Iterable[str]) -> None:
-    """Remove the files and links ``paths`` below the host directory ``base``, and their temporary files.
+def remove_files(root: Root, base: str, paths: Collection[str], directories: Iterable[str] = ()) -> None:
+    """Remove the files and links ``paths`` below the host directory ``base``, and what was to become them.
 
-    A directory at one of the paths is foreign and stays, and so does what a symlink in place of a directory
-    below ``base`` leads to. Missing files are no error. Raises :class:`HostError`.
+    These are their temporary files, and the temporary directories, with all that is in them, of
+    ``directories`` and of those above the paths. A directory at one of the paths is foreign and stays, and so
+    does what a symlink in place of a directory below ``base`` leads to. Missing files are no error. Raises
+    :class:`HostError`.
     """
-    changed: list[str] = []
     with OpenDirs(root, base) as dirs:
+        changed = _remove_temp_dirs(dirs, base, {*directories, *parents_of(paths)})
         for directory, fd, names in _existing_files(dirs, base, _with_temps(paths)):
             for name in names:
                 where = posixpath.join(base, directory, name)
@@ -49,22 +51,36 @@ def existing_files(root: Root, base: str, paths: Iterable[str]) -> list[str]:
 
 
 def remove_dirs(root: Root, paths: Iterable[str]) -> None:
-    """Remove directories in this order, each like :meth:`Root.remove_dir`. Raises :class:`HostError`.
-
-    What an interrupted run wrote to become a directory is removed with its content.
-    """
+    """Remove directories in this order, each like :meth:`Root.remove_dir`. Raises :class:`HostError`."""
     changed: dict[Path, str] = {}
     for path in paths:
         real = root.resolve(path, follow_last=False)
         with host_errors(path):
-            if remove_tree(sibling_path(str(real))):
-                changed[real.parent] = path
             if remove_empty_dir(real):
                 changed.pop(real, None)
                 changed[real.parent] = path
     for parent, path in changed.items():
         with host_errors(path), contextlib.suppress(FileNotFoundError):
             fsync_dir(parent)
+
+
+def temp_paths(paths: Collection[str]) -> set[str]:
+    """Return the paths of what an interrupted run may have left of ``paths``: files and directories."""
+    return {sibling_path(path) for path in {*paths, *parents_of(paths)}}
+
+
+def _remove_temp_dirs(dirs: OpenDirs, base: str, paths: Iterable[str]) -> list[str]:
+    """Remove the temporary directories of the directories ``paths``; return those that they were in."""
+    changed: list[str] = []
+    for directory, names in by_directory(map(sibling_path, paths)):
+        with host_errors(posixpath.join(base, directory).rstrip("/")):
+            fd = dirs.find(directory)
+            found = names_in(fd, directories=True).intersection(names) if fd is not None else ()
+        for name in found:
+            with host_errors(posixpath.join(base, directory, name)):
+                remove_tree(name, dirs.open(directory))
+            changed.append(directory)
+    return changed
 
 
 def _with_temps(paths: Iterable[str]) -> Iterator[str]:

@@ -41,7 +41,7 @@ class TempFiles:
             temp = self._temp(path)
             directory, name = self._find(dirs, path)
             if not self.is_in_new_dir(path):
-                remove_tree(name, dir_fd=directory)  # of an interrupted run
+                self._remove_leftover(directory, name, temp)
             self._new_dirs[path] = temp
             os.mkdir(name, 0o700, dir_fd=directory)
             os.fchmod(dirs.open(temp), mode | 0o700)  # the umask limits the mode of mkdir
@@ -84,8 +84,7 @@ class TempFiles:
         """
         with host_errors(f"{self._base}/{path}"):
             directory, name = self._add(dirs, path)
-            with contextlib.suppress(FileNotFoundError):  # of an interrupted run
-                os.unlink(name, dir_fd=directory)
+            self._remove_leftover(directory, name, self._temp(path))
             if not link(fd, directory, name):
                 return False
             parent = os.fstat(directory)
@@ -98,8 +97,7 @@ class TempFiles:
         """Make a symlink for ``path``."""
         with host_errors(f"{self._base}/{path}"):
             directory, name = self._add(dirs, path)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=directory)
+            self._remove_leftover(directory, name, self._temp(path))
             os.symlink(target, name, dir_fd=directory)
 
     @contextlib.contextmanager
@@ -146,16 +144,21 @@ class TempFiles:
             if not self.is_in_new_dir(path):
                 with contextlib.suppress(OSError):
                     directory, name = self._find(dirs, path)
-                    remove_tree(name, dir_fd=directory)
+                    remove_tree(name, directory)
 
     def _create(self, dirs: OpenDirs, path: str) -> int:
         directory, name = self._add(dirs, path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             return os.open(name, flags, 0o600, dir_fd=directory)
-        except FileExistsError:  # of an interrupted run
-            os.unlink(name, dir_fd=directory)
+        except FileExistsError:
+            self._remove_leftover(directory, name, self._temp(path))
             return os.open(name, flags, 0o600, dir_fd=directory)
+
+    def _remove_leftover(self, directory: int, name: str, temp: str) -> None:
+        """Remove what an interrupted run left at the temporary path ``temp``."""
+        with host_errors(f"{self._base}/{temp}"):
+            remove_tree(name, directory)
 
     def _is_synced_later(self, fd: int) -> bool:
         # Another file system can be mounted on a directory below the base.

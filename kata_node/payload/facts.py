@@ -19,9 +19,11 @@ from kata_node.errors import UsageError
 from kata_node.host.files import Root, missing_dirs
 from kata_node.host.follow import real_path
 from kata_node.host.ownership import Untrusted, is_trusted_owner
+from kata_node.host.removal import temp_paths
 from kata_node.kata import drop_ins
 from kata_node.payload import offer
 from kata_node.payload.layout import DesiredFile, ObservedFile, kata_warnings, layout, recorded_files
+from kata_node.payload.manifest import parents
 from kata_node.payload.ownership import find_changed_made_dirs, find_untrusted
 from kata_node.plan.context import StageContext
 from kata_node.plan.effects import MAX_TEXT_SIZE
@@ -223,8 +225,6 @@ _RECEIPT_FILES = re.compile(
 
 Copies that an administrator made do not match.
 """
-_LEFTOVERS = re.compile(r"(^|/)\.[^/]+\.kata-node-tmp(/|$)")
-"""Paths of files that an interrupted run wrote and did not rename. They go with what they are for."""
 
 
 class RemovalFacts(Struct, frozen=True):
@@ -235,7 +235,8 @@ class RemovalFacts(Struct, frozen=True):
     has_leftover: bool
     """Whether the install dir can be removed and is empty, or has only files of the receipt."""
     found: tuple[str, ...]
-    """All files and links below the install dir, except those of the receipt and :data:`_LEFTOVERS`."""
+    """All files and links below the install dir, except those of the receipt, and except what an interrupted
+    run wrote for recorded paths, which is removed with them."""
     open_dirs: tuple[tuple[str, int], ...] = ()
     """Recorded directories that other users can write, and the modes that end this, parents first."""
     mount_dirs: tuple[str, ...] = ()
@@ -246,11 +247,10 @@ def gather_removal_facts(context: StageContext) -> RemovalFacts:
     """Return the facts for the stage remove-artifacts, with foreign files."""
     root, install_dir = context.clients.root, context.receipt.install_dir
     placed = context.receipt.artifacts
-    found = tuple(
-        path
-        for path in walk(root, install_dir)
-        if not (_RECEIPT_FILES.fullmatch(path) or _LEFTOVERS.search(path))
-    )
+    found = tuple(path for path in walk(root, install_dir) if not _RECEIPT_FILES.fullmatch(path))
+    if placed and any(".kata-node-tmp" in path for path in found):
+        temps = temp_paths(placed.files)
+        found = tuple(path for path in found if temps.isdisjoint((path, *parents(path))))
     names = root.list_dir(install_dir)
     has_removable_dir = root.can_remove_dir(install_dir)
     has_leftover = (not names and has_removable_dir) or (

@@ -20,6 +20,8 @@ class RemoveFiles(Struct, frozen=True):
     paths: tuple[str, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
     """The bytes of the files by path, as far as they are known; only a plan shows them."""
+    directories: tuple[str, ...] = ()
+    """Directories that stay. What an interrupted run wrote to become them is removed."""
 
     def describe(self) -> str:
         """Return the action as one line."""
@@ -36,7 +38,7 @@ class RemoveFiles(Struct, frozen=True):
         A directory at one of the paths is foreign and stays, and so does what a symlink in place of one of
         our directories leads to.
         """
-        removal.remove_files(clients.root, self.install_dir, self.paths)
+        removal.remove_files(clients.root, self.install_dir, self.paths, self.directories)
 
     def check(self, clients: Clients) -> None:
         """Raise :class:`HostError` if one of the files exists."""

@@ -5,7 +5,7 @@ the place. The standard library's parser then checks the result: :func:`add` and
 an error that asks for an edit by hand when the edit changes anything other than the one string, or
 when removing the string again would not give the same bytes.
 
-tomlkit, which writes our own files, is not exact enough for this (0.15.2): after the string is
+tomlkit is not exact enough for this (0.15.2): after the string is
 removed again a trailing comma is gone or added, an array with a comment before its bracket raises a
 ValueError, and a file of 1 MB takes 5 s.
 

@@ -255,6 +255,34 @@ def test_the_leftover_directory_of_a_killed_run_is_replaced(node: Path, payload:
     assert [path.name for path in (base / "libexec").iterdir()] == ["virtiofsd"]
 
 
+@pytest.mark.parametrize("name", ["VERSION", "libexec"])
+@pytest.mark.parametrize("is_dir", [False, True], ids=["file", "directory"])
+def test_the_leftover_of_another_payload_is_replaced(
+    node: Path, payload: Payload, name: str, is_dir: bool
+) -> None:
+    leftover = node / f"opt/kata/.{name}.kata-node-tmp"
+    leftover.parent.mkdir()
+    if is_dir:
+        leftover.mkdir()
+        (leftover / "half").write_bytes(b"half")
+    else:
+        leftover.write_bytes(b"half")
+    base = install(node, payload)
+    assert not list(base.rglob(".*.kata-node-tmp"))
+    assert (base / "VERSION").read_bytes() == FILES["VERSION"]
+
+
+def test_a_leftover_that_cannot_be_removed_is_named(
+    node: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leftover = node / "opt/kata/.libexec.kata-node-tmp"
+    leftover.mkdir(parents=True)
+    monkeypatch.setattr(os, "rmdir", fail_with(errno.EPERM))
+    with pytest.raises(HostError) as caught:
+        install(node, payload)
+    assert caught.value.where == "/opt/kata/.libexec.kata-node-tmp"
+
+
 def directory_is_a_link(base: Path) -> None:
     (base / "elsewhere").mkdir()
     (base / "bin").symlink_to("elsewhere")

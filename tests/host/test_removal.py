@@ -138,6 +138,18 @@ def test_the_directory_that_had_the_removed_ones_is_forced_once(root: Root, sync
 
 
 def test_what_an_interrupted_run_wrote_for_a_directory_is_removed(root: Root) -> None:
-    put(root, "share/.new.kata-node-tmp/deep/half", "share/theirs")
-    remove_dirs(root, [f"{BASE}/share/new", f"{BASE}/share"])
-    assert {path.name for path in root.resolve(f"{BASE}/share").iterdir()} == {"theirs"}
+    put(root, "share/.new.kata-node-tmp/deep/half", ".empty.kata-node-tmp/half", "share/theirs")
+    (root.base / "opt/kata/share/.new.kata-node-tmp/link").symlink_to(root.base)
+    remove_files(root, BASE, ["share/new/deep/half"], ["empty"])
+    assert files(root) == ["opt/kata/share/theirs"]
+    assert {path.name for path in root.resolve(BASE).iterdir()} == {"share"}
+
+
+def test_a_directory_with_a_temporary_name_stays_where_no_placed_one_is(root: Root) -> None:
+    put(root, "etc/.containerd.kata-node-tmp/theirs", ".other.kata-node-tmp/theirs")
+    (root.base / "srv/.ovmf.kata-node-tmp").mkdir(parents=True)
+    (root.base / "opt/kata/share").symlink_to("/srv")
+    before = {str(path) for path in root.base.rglob("*")}
+    remove_files(root, BASE, ["share/ovmf/code", "etc/x"])
+    remove_dirs(root, [f"{BASE}/etc/containerd", f"{BASE}/other", f"{BASE}/share/ovmf"])
+    assert {str(path) for path in root.base.rglob("*")} == before
