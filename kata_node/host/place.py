@@ -29,6 +29,7 @@ from kata_node.host.files import Root, host_error
 from kata_node.host.open_dirs import OpenDirs, by_directory, lstat_at, names_in, parents_of
 from kata_node.host.payload_source import PayloadSource, PlacedEntry
 from kata_node.host.sparse_copy import SMALL_SIZE, ProgressCallback, SparseWriter, copy
+from kata_node.host.spool import Content
 from kata_node.host.temp_files import TempFiles
 
 MAX_THREADS = 8
@@ -130,12 +131,10 @@ class _Placement:
         paths = {*modes, *parents_of(entry.path for entry in entries)}
         for path in sorted(paths, key=lambda path: path.split("/")):
             mode = modes.get(path, 0o755)
-            info = None
-            if not self.temps.is_in_new_dir(path):
-                parent, name = posixpath.split(path)
-                with self.host_errors(path):
-                    info = lstat_at(self.dirs.open(parent), name)
+            parent, name = posixpath.split(path)
             with self.host_errors(path):
+                is_new = self.temps.is_in_new_dir(path)
+                info = None if is_new else lstat_at(self.dirs.open(parent), name)
                 if info is None:
                     self.temps.new_dir(self.dirs, path, mode)
                     if mode | 0o700 != mode:
@@ -163,36 +162,30 @@ class _Placement:
     def prepare_files(self, files: Iterable[PlacedEntry]) -> None:
         """Write all files under their temporary names."""
         unpacked_files: list[PlacedEntry] = []
-        files_by_component: dict[str, list[PlacedEntry]] = {}
-        for file in files:
-            files_by_component.setdefault(file.component, []).append(file)
         archives: list[tuple[str, Path, Digest, list[PlacedEntry]]] = []
         spooled_files: list[PlacedEntry] = []
-        for component, wanted in files_by_component.items():
+        for component, wanted in _grouped(files, lambda file: file.component).items():
             if not component or not (archive := self.payload.archive(component)):
                 unpacked_files += wanted
-            elif (spool := self.payload.spool) and spool.has((file.sha256, file.size) for file in wanted):
+            elif (spool := self.payload.spool) and spool.has(map(_content, wanted)):
                 spooled_files += wanted
             else:
                 archives.append((component, *archive, wanted))
         # The largest first, so that the threads finish at about the same time.
-        small_files = {file.path: file for file in unpacked_files if file.size <= SMALL_SIZE}
+        small_files = [file for file in unpacked_files if file.size <= SMALL_SIZE]
         large_files = sorted(
             (file for file in unpacked_files if file.size > SMALL_SIZE), key=lambda file: -file.size
         )
         archives.sort(key=lambda archive: -sum(file.size for file in archive[3]))
-        directories = [
-            [small_files[posixpath.join(directory, name)] for name in names]
-            for directory, names in by_directory(small_files)
-        ]
+        directories = _grouped(small_files, lambda file: posixpath.dirname(file.path))
         self.run_all(
             [
                 *(partial(self.copy_large_file, file) for file in large_files),
                 # A thread takes a directory, because the kernel lets only one at a time make files in it.
-                *(partial(self.copy_small_files, chunk) for chunk in directories),
+                *(partial(self.copy_small_files, together) for together in directories.values()),
             ]
         )
-        same_content = list(_by_content(spooled_files).values())
+        same_content = list(_grouped(spooled_files, _content).values())
         self.run_all([partial(self.place_spooled, chunk) for chunk in _chunks(same_content, SPOOLED_FILES)])
         if spool := self.payload.spool:
             spool.discard()  # before an archive is unpacked, which needs the space
@@ -235,7 +228,7 @@ class _Placement:
         assert spool is not None
         with self.dirs.again() as dirs:
             for first, *others in groups:
-                fd = spool.take((first.sha256, first.size))
+                fd = spool.take(_content(first))
                 try:
                     if self.temps.adopt(dirs, first.path, fd, first.mode, first.mtime):
                         self.advance(first.size)
@@ -254,18 +247,14 @@ class _Placement:
         and is as strict. Files are matched by their content, because a hard link comes after the member
         that has its content. Identical files are read once.
         """
-        pending = _by_content(wanted)
+        pending = _grouped(wanted, _content)
         with contextlib.closing(Archive(path)) as archive, self.dirs.again() as dirs:
             for member in archive.members():
                 self.advance(0)
                 manifest_entry = (
                     self.payload.member(component, member.name) if member.kind == "file" else None
                 )
-                identical_files = (
-                    pending.pop((manifest_entry.sha256, manifest_entry.size), None)
-                    if manifest_entry
-                    else None
-                )
+                identical_files = pending.pop(_content(manifest_entry), None) if manifest_entry else None
                 if identical_files:
                     self.write_member(dirs, archive, identical_files)
                 if not pending:
@@ -371,10 +360,14 @@ def _payload_mismatch(path: Path | str, reason: str) -> PayloadError:
     )
 
 
-def _by_content(files: Iterable[PlacedEntry]) -> dict[tuple[str, int], list[PlacedEntry]]:
-    found: dict[tuple[str, int], list[PlacedEntry]] = {}
+def _content(file: PlacedEntry) -> Content:
+    return file.sha256, file.size
+
+
+def _grouped(files: Iterable[PlacedEntry], key: Callable[[PlacedEntry], T]) -> dict[T, list[PlacedEntry]]:
+    found: dict[T, list[PlacedEntry]] = {}
     for file in files:
-        found.setdefault((file.sha256, file.size), []).append(file)
+        found.setdefault(key(file), []).append(file)
     return found
 
 

@@ -67,15 +67,15 @@ def remove_empty_dir(real: Path) -> bool:
     return True
 
 
-def remove_tree(name: str, dir_fd: int) -> bool:
-    """Remove a file, a symlink, or a directory with all that is in it; return whether there was one.
+def remove_tree(name: str, dir_fd: int) -> None:
+    """Remove a file, a symlink, or a directory with all that is in it, if there is one.
 
     No symlink is followed. Another file system that is mounted on a directory stays, which is an error.
     """
     try:
         os.unlink(name, dir_fd=dir_fd)
     except FileNotFoundError:
-        return False
+        return
     except IsADirectoryError:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
@@ -86,4 +86,3 @@ def remove_tree(name: str, dir_fd: int) -> bool:
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=dir_fd)
-    return True

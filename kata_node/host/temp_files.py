@@ -41,7 +41,7 @@ class TempFiles:
             temp = self._temp(path)
             directory, name = self._find(dirs, path)
             if not self.is_in_new_dir(path):
-                self._remove_leftover(directory, name, temp)
+                self._remove_leftover(directory, temp)
             self._new_dirs[path] = temp
             os.mkdir(name, 0o700, dir_fd=directory)
             os.fchmod(dirs.open(temp), mode | 0o700)  # the umask limits the mode of mkdir
@@ -84,7 +84,7 @@ class TempFiles:
         """
         with host_errors(f"{self._base}/{path}"):
             directory, name = self._add(dirs, path)
-            self._remove_leftover(directory, name, self._temp(path))
+            self._remove_leftover(directory, self._temp(path))
             if not link(fd, directory, name):
                 return False
             parent = os.fstat(directory)
@@ -97,7 +97,7 @@ class TempFiles:
         """Make a symlink for ``path``."""
         with host_errors(f"{self._base}/{path}"):
             directory, name = self._add(dirs, path)
-            self._remove_leftover(directory, name, self._temp(path))
+            self._remove_leftover(directory, self._temp(path))
             os.symlink(target, name, dir_fd=directory)
 
     @contextlib.contextmanager
@@ -152,13 +152,13 @@ class TempFiles:
         try:
             return os.open(name, flags, 0o600, dir_fd=directory)
         except FileExistsError:
-            self._remove_leftover(directory, name, self._temp(path))
+            self._remove_leftover(directory, self._temp(path))
             return os.open(name, flags, 0o600, dir_fd=directory)
 
-    def _remove_leftover(self, directory: int, name: str, temp: str) -> None:
-        """Remove what an interrupted run left at the temporary path ``temp``."""
+    def _remove_leftover(self, directory: int, temp: str) -> None:
+        """Remove what an interrupted run left at the temporary path ``temp`` in the open ``directory``."""
         with host_errors(f"{self._base}/{temp}"):
-            remove_tree(name, directory)
+            remove_tree(posixpath.basename(temp), directory)
 
     def _is_synced_later(self, fd: int) -> bool:
         # Another file system can be mounted on a directory below the base.

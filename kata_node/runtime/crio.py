@@ -279,7 +279,7 @@ class CrioConfig(Struct, frozen=True):
 def render(settings: Settings, *, with_storage_option: bool = True) -> bytes:
     """Return the drop-in with the handlers."""
     tables = {handler.name: _handler_table(settings, handler) for handler in handlers_of(settings)}
-    comments = [f"Managed by kata-node (instance {settings.instance}). Changes here are lost."]
+    comments = [_managed_by(settings)]
     if with_storage_option:
         comments.append("Without the storage option a shim cannot see the root file system of a container.")
     option = {"storage_option": [STORAGE_OPTION]} if with_storage_option else {}
@@ -299,7 +299,8 @@ def _handler_table(settings: Settings, handler: Handler) -> dict[str, Any]:
 
 def render_debug(settings: Settings) -> bytes:
     """Return the drop-in with the log level of ``debug: true``."""
-    return (
-        f"# Managed by kata-node (instance {settings.instance}). Changes here are lost.\n\n"
-        '[crio.runtime]\nlog_level = "debug"\n'
-    ).encode()
+    return toml.render({"crio": {"runtime": {"log_level": "debug"}}}, (_managed_by(settings),))
+
+
+def _managed_by(settings: Settings) -> str:
+    return f"Managed by kata-node (instance {settings.instance}). Changes here are lost."

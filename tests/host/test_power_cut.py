@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,6 @@ from kata_node.host.files import Root
 from kata_node.host.place import place
 from kata_node.payload import index
 from kata_node.payload.index import Payload
-from kata_node.payload.manifest import Entry
 from payloads import QEMU
 from power_cut import SURVIVALS, Disk, PowerCut, Survival
 
@@ -47,12 +46,15 @@ def content(base: Path) -> Content:
     }
 
 
-def new_files(entries: Iterable[Entry]) -> Content:
-    return {
+def placing(payload: Payload) -> tuple[Content, Callable[[Path], None]]:
+    """Return the small files of ``payload``, and a function that places them."""
+    entries = tuple(entry for entry in payload.select([QEMU], "x86_64") if entry.size <= 4096)
+    new: Content = {
         entry.path: Path(entry.link) if entry.kind == "link" else payloads.FILES[entry.path]
         for entry in entries
         if entry.kind != "dir"
     }
+    return new, lambda base: place(Root(base), payload, entries, INSTALL_DIR)
 
 
 def put_old_files(base: Path, new: Content) -> Content:
@@ -84,11 +86,7 @@ def each_cut(tmp_path: Path, prepare: Callable[[Path], object], act: Callable[[P
 def test_after_a_power_cut_a_new_directory_is_missing_or_complete(
     tmp_path: Path, payload: Payload, survival: Survival
 ) -> None:
-    entries = tuple(entry for entry in payload.select([QEMU], "x86_64") if entry.size <= 4096)
-    new = new_files(entries)
-
-    def act(base: Path) -> None:
-        place(Root(base), payload, entries, INSTALL_DIR)
+    new, act = placing(payload)
 
     disks = each_cut(tmp_path, lambda _: None, act)
     for number, disk in enumerate(disks):
@@ -108,15 +106,11 @@ def test_after_a_power_cut_a_new_directory_is_missing_or_complete(
 def test_after_a_power_cut_each_file_is_the_previous_or_the_new_one(
     tmp_path: Path, payload: Payload, survival: Survival
 ) -> None:
-    entries = tuple(entry for entry in payload.select([QEMU], "x86_64") if entry.size <= 4096)
-    new = new_files(entries)
+    new, act = placing(payload)
     old: Content = {}
 
     def prepare(base: Path) -> None:
         old.update(put_old_files(base / "opt/kata", new))
-
-    def act(base: Path) -> None:
-        place(Root(base), payload, entries, INSTALL_DIR)
 
     disks = each_cut(tmp_path, prepare, act)
     for number, disk in enumerate(disks):
@@ -128,5 +122,5 @@ def test_after_a_power_cut_each_file_is_the_previous_or_the_new_one(
         assert wrong == [], f"after {disk.operations}"
         if disk is disks[-1]:
             assert found == new, "what a finished placement placed survives"
-        place(Root(base), payload, entries, INSTALL_DIR)
+        act(base)
         assert content(base / "opt/kata") == new

@@ -37,6 +37,12 @@ def barrier_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(barrier, "MAX_FOREIGN_DIRTY", 1 << 60)
 
 
+@pytest.fixture(params=["payload", "archives"])
+def any_payload(request: pytest.FixtureRequest) -> Path:
+    payload: Path = request.getfixturevalue(request.param)
+    return payload
+
+
 def every_power_cut(
     tmp_path: Path,
     payload: Path,
@@ -64,19 +70,15 @@ def every_power_cut(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["payload", "archives"])
-def test_after_a_power_cut_the_next_install_places_all_files(
-    tmp_path: Path, form: str, request: pytest.FixtureRequest
-) -> None:
-    payload = request.getfixturevalue(form)
+def test_after_a_power_cut_the_next_install_places_all_files(tmp_path: Path, any_payload: Path) -> None:
     done = make_node(tmp_path / "done")
-    assert errors(run(done, (artifacts,), payload)) == []
+    assert errors(run(done, (artifacts,), any_payload)) == []
     wanted = files_in(done)
     found: list[str] = []
     for node in every_power_cut(
-        tmp_path, payload, lambda _: None, artifacts, lambda number: SURVIVALS[number % 3]
+        tmp_path, any_payload, lambda _: None, artifacts, lambda number: SURVIVALS[number % 3]
     ):
-        found = outcomes(run(node, (artifacts,), payload))
+        found = outcomes(run(node, (artifacts,), any_payload))
         assert found in (["artifacts done"], ["artifacts skipped"])
         assert files_in(node) == wanted
     assert found == ["artifacts skipped"], "what a finished stage placed survives"
@@ -98,16 +100,14 @@ def test_after_a_power_cut_the_next_revert_removes_all_files(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["payload", "archives"])
 def test_after_a_power_cut_while_placing_the_next_revert_leaves_nothing(
-    tmp_path: Path, form: str, request: pytest.FixtureRequest
+    tmp_path: Path, any_payload: Path
 ) -> None:
-    payload = request.getfixturevalue(form)
     for node in every_power_cut(
-        tmp_path, payload, lambda _: None, artifacts, lambda number: SURVIVALS[number % 3]
+        tmp_path, any_payload, lambda _: None, artifacts, lambda number: SURVIVALS[number % 3]
     ):
         began = (node.root.base / "opt/kata/.kata-node/receipt.json").exists()
-        report = run(node, (remove_artifacts,), payload)
+        report = run(node, (remove_artifacts,), any_payload)
         assert errors(report) == []
         assert "not placed by kata-node" not in str(report)
         if began:
